@@ -1,0 +1,402 @@
+//! Every error a caller can meet.
+//!
+//! Layers return [`BoxError`], as Tower's own do; the [`Executor`](crate::Executor) returns [`Error`], which answers
+//! questions (`is_closed()`, `is_panicked()`, …) by walking the chain of sources, so that nobody has to downcast.
+
+use crate::redact;
+use std::{
+    any::{Any, type_name},
+    borrow::Cow,
+    error::Error as StdError,
+    fmt,
+};
+
+/// An error of any type: the same alias as Tower's.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// A setting that makes no sense, found when a limit, a layer or an executor is built.
+///
+/// ```
+/// use tower_outbound::{Limits, Rate, RateLimiter};
+///
+/// let error = RateLimiter::new(Limits::new().requests(Rate::per_second(0))).unwrap_err();
+/// assert_eq!(error.field(), "requests.amount");
+/// assert_eq!(error.to_string(), "invalid requests.amount: must be above zero, is 0");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidConfig {
+    field: Cow<'static, str>,
+    problem: String,
+}
+
+/// The queue takes no more calls: it was closed, or its workers are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closed(());
+
+/// The call was ended before there was a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cancelled(());
+
+/// The call panicked. Only this call failed; whatever carried it goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Panicked {
+    message: String,
+}
+
+/// The call costs more than a bucket can ever hold, so that waiting would never end. Nothing was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CostExceedsBurst {
+    budget: &'static str,
+    cost: u64,
+    burst: u64,
+}
+
+/// The queue is full (or closed); the request comes back.
+pub struct Refused<Req> {
+    request: Req,
+    closed: bool,
+}
+
+/// What went wrong with an [`Executor`](crate::Executor) or one of its calls.
+///
+/// A call's own failure is passed on: `Display` and [`source`](StdError::source) are those of the client's error, except
+/// that secrets in URLs are redacted in the text.
+pub struct Error {
+    inner: BoxError,
+}
+
+/// An error whose type was known when it was boxed. Only between the layers: callers get the error itself.
+#[derive(Debug)]
+pub(crate) struct Typed {
+    kind: &'static str,
+    error: BoxError,
+}
+
+/// Reasons of the executor itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lifecycle {
+    NotRunning,
+    AlreadyRunning,
+    NoRuntime,
+}
+
+// === impl InvalidConfig ===
+
+impl InvalidConfig {
+    pub(crate) fn new(field: impl Into<Cow<'static, str>>, problem: impl Into<String>) -> Self {
+        Self { field: field.into(), problem: problem.into() }
+    }
+
+    pub(crate) fn positive(field: &'static str, value: usize) -> Result<usize, Self> {
+        if value == 0 { Err(Self::new(field, "must be above zero, is 0")) } else { Ok(value) }
+    }
+
+    pub(crate) fn renamed(self, field: String) -> Self {
+        Self { field: field.into(), ..self }
+    }
+
+    /// The setting, as it is named in the builder or the config.
+    #[must_use]
+    pub fn field(&self) -> &str {
+        &self.field
+    }
+}
+
+impl fmt::Display for InvalidConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "invalid {}: {}", self.field, self.problem)
+    }
+}
+
+impl StdError for InvalidConfig {}
+
+// === impl Closed ===
+
+impl Closed {
+    pub(crate) const fn new() -> Self {
+        Self(())
+    }
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the queue is closed")
+    }
+}
+
+impl StdError for Closed {}
+
+// === impl Cancelled ===
+
+impl Cancelled {
+    pub(crate) const fn new() -> Self {
+        Self(())
+    }
+}
+
+impl fmt::Display for Cancelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the call was cancelled")
+    }
+}
+
+impl StdError for Cancelled {}
+
+// === impl Panicked ===
+
+impl Panicked {
+    pub(crate) fn from_payload(payload: &(dyn Any + Send)) -> Self {
+        let text = payload
+            .downcast_ref::<&'static str>()
+            .copied()
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("a value that is no text");
+        Self { message: redact::text(text).into_owned() }
+    }
+
+    /// The panic's message.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the call panicked: {}", self.message)
+    }
+}
+
+impl StdError for Panicked {}
+
+// === impl CostExceedsBurst ===
+
+impl CostExceedsBurst {
+    pub(crate) const fn new(budget: &'static str, cost: u64, burst: u64) -> Self {
+        Self { budget, cost, burst }
+    }
+
+    /// What the call would have taken.
+    #[must_use]
+    pub const fn cost(&self) -> u64 {
+        self.cost
+    }
+
+    /// The most the bucket can hold.
+    #[must_use]
+    pub const fn burst(&self) -> u64 {
+        self.burst
+    }
+
+    /// Which budget: `requests` or `tokens`.
+    #[must_use]
+    pub const fn budget(&self) -> &'static str {
+        self.budget
+    }
+}
+
+impl fmt::Display for CostExceedsBurst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { budget, cost, burst } = self;
+        write!(f, "the call costs {cost} {budget}, more than the burst of {burst}")
+    }
+}
+
+impl StdError for CostExceedsBurst {}
+
+// === impl Refused ===
+
+impl<Req> Refused<Req> {
+    pub(crate) const fn full(request: Req) -> Self {
+        Self { request, closed: false }
+    }
+
+    pub(crate) const fn closed(request: Req) -> Self {
+        Self { request, closed: true }
+    }
+
+    /// Whether the queue was closed, rather than full.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether the queue was full: it may have a place later.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        !self.closed
+    }
+
+    /// The request, unharmed.
+    #[must_use]
+    pub fn into_request(self) -> Req {
+        self.request
+    }
+}
+
+impl<Req> fmt::Debug for Refused<Req> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refused").field("closed", &self.closed).finish_non_exhaustive()
+    }
+}
+
+impl<Req> fmt::Display for Refused<Req> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.closed { "the queue is closed" } else { "the queue is full" })
+    }
+}
+
+impl<Req> StdError for Refused<Req> {}
+
+// === impl Error ===
+
+impl Error {
+    pub(crate) fn new(error: impl Into<BoxError>) -> Self {
+        let error = match error.into().downcast::<Typed>() {
+            Ok(typed) => typed.error,
+            Err(error) => error,
+        };
+        match error.downcast::<Self>() {
+            Ok(same) => *same,
+            Err(inner) => Self { inner },
+        }
+    }
+
+    pub(crate) fn not_running() -> Self {
+        Self::new(Lifecycle::NotRunning)
+    }
+
+    pub(crate) fn already_running() -> Self {
+        Self::new(Lifecycle::AlreadyRunning)
+    }
+
+    pub(crate) fn no_runtime() -> Self {
+        Self::new(Lifecycle::NoRuntime)
+    }
+
+    /// The executor was not started, or has been stopped.
+    #[must_use]
+    pub fn is_not_running(&self) -> bool {
+        self.find::<Lifecycle>() == Some(&Lifecycle::NotRunning)
+    }
+
+    /// The executor runs already, or is still stopping.
+    #[must_use]
+    pub fn is_already_running(&self) -> bool {
+        self.find::<Lifecycle>() == Some(&Lifecycle::AlreadyRunning)
+    }
+
+    /// The queue was closed before it had a place for the call.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.find::<Closed>().is_some()
+    }
+
+    /// The call was cancelled: by its handle, or by a stop that did not wait.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.find::<Cancelled>().is_some()
+    }
+
+    /// The call panicked.
+    #[must_use]
+    pub fn is_panicked(&self) -> bool {
+        self.find::<Panicked>().is_some()
+    }
+
+    /// The call costs more than a burst allows.
+    #[must_use]
+    pub fn is_cost_exceeds_burst(&self) -> bool {
+        self.find::<CostExceedsBurst>().is_some()
+    }
+
+    /// The first error of type `E` in the chain of sources.
+    #[must_use]
+    pub fn find<E: StdError + 'static>(&self) -> Option<&E> {
+        let mut next: Option<&(dyn StdError + 'static)> = Some(&*self.inner);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            next = error.source();
+        }
+        None
+    }
+
+    /// The client's own error, untouched: its text may hold secrets.
+    #[must_use]
+    pub fn into_inner(self) -> BoxError {
+        self.inner
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({})", redact::text(&format!("{:?}", self.inner)))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&redact::text(&self.inner.to_string()))
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.inner.source()
+    }
+}
+
+impl From<InvalidConfig> for Error {
+    fn from(error: InvalidConfig) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<CostExceedsBurst> for Error {
+    fn from(error: CostExceedsBurst) -> Self {
+        Self::new(error)
+    }
+}
+
+// === impl Typed ===
+
+impl Typed {
+    pub(crate) fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
+        let kind = type_name::<E>();
+        let error = error.into();
+        if kind == type_name::<BoxError>() { error } else { Box::new(Self { kind, error }) }
+    }
+
+    pub(crate) const fn kind(&self) -> &'static str {
+        self.kind
+    }
+}
+
+/// As the error it holds.
+impl fmt::Display for Typed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl StdError for Typed {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error.source()
+    }
+}
+
+// === impl Lifecycle ===
+
+impl fmt::Display for Lifecycle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotRunning => "the executor is not running: call start first",
+            Self::AlreadyRunning => "the executor is already running",
+            Self::NoRuntime => "the executor has to be started inside a Tokio runtime",
+        })
+    }
+}
+
+impl StdError for Lifecycle {}

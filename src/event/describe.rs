@@ -1,0 +1,373 @@
+//! What to record of a request and of what came back: [`Describe`].
+//!
+//! [`Http`] does it for http requests and responses, [`Nothing`] for any types; your own types are described by your own
+//! [`Describe`]. Everything goes through setters that redact, so that no description can record a secret by accident.
+
+use super::{
+    record::{NetworkRequestEvent, RequestId},
+    value::{Value, redacted_fields},
+};
+use crate::{
+    error::{BoxError, Cancelled, Closed, CostExceedsBurst, Panicked, Typed},
+    redact,
+    tokens::ApiTokens,
+};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
+use std::{any::type_name, collections::BTreeMap, sync::Arc, time::SystemTime};
+use tracing::Span;
+
+/// Tells what to record of a request and its response.
+///
+/// ```
+/// use tower_outbound::event::{Describe, EventLayer, RequestDetails, ResponseDetails};
+///
+/// struct Prompt(String);
+///
+/// #[derive(Clone)]
+/// struct Prompts;
+///
+/// impl Describe<Prompt, String> for Prompts {
+///     fn request(&self, prompt: &Prompt, details: &mut RequestDetails) {
+///         details.payload(prompt.0.as_str());
+///     }
+///     fn response(&self, answer: &String, details: &mut ResponseDetails) {
+///         details.body(answer.as_str());
+///     }
+/// }
+///
+/// let layer = EventLayer::queued().describe(Prompts);
+/// ```
+pub trait Describe<Req, Res> {
+    /// What to record of a request, when its event is opened.
+    fn request(&self, req: &Req, details: &mut RequestDetails);
+
+    /// What to record of a response, and whether it is a failure.
+    fn response(&self, res: &Res, details: &mut ResponseDetails);
+}
+
+/// Http requests and responses: method, URL, headers and status code, and what the request's extensions say:
+/// [`ApiTokens`], [`RequestId`], [`Metadata`] and [`Payload`]. Bodies are not recorded.
+#[derive(Clone, Debug, Default)]
+pub struct Http {
+    redacted: Arc<[HeaderName]>,
+    is_failure: Option<fn(StatusCode) -> bool>,
+}
+
+/// [`Http`], and the response's body: see [`Http::response_body`].
+#[derive(Clone, Debug)]
+pub struct HttpWithBody<F> {
+    http: Http,
+    body: F,
+}
+
+/// Requests and responses of any type, of which nothing is recorded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nothing;
+
+/// Keys and values of the caller's own, for the event: an extension of an http request.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metadata(pub BTreeMap<String, Value>);
+
+/// The body as it is to be recorded in the event: an extension of an http request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Payload(pub Value);
+
+/// The request's method is only there because a request has to have one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NoMethod;
+
+/// What is recorded of a request.
+#[derive(Debug, Default)]
+pub struct RequestDetails {
+    request_id: Option<RequestId>,
+    method: Option<Method>,
+    host: Option<String>,
+    endpoint_url: Option<String>,
+    headers: HeaderMap,
+    payload: Option<Value>,
+    api_tokens: u64,
+    metadata: BTreeMap<String, Value>,
+}
+
+/// What is recorded of a response.
+#[derive(Debug, Default)]
+pub struct ResponseDetails {
+    pub(super) status_code: Option<u16>,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Option<Value>,
+    pub(super) failure: Option<Failure>,
+    /// Of one attempt among others only the code is kept.
+    code_only: bool,
+}
+
+/// A response that counts as a failure.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) kind: String,
+    pub(super) message: String,
+}
+
+/// What is recorded of an error.
+#[derive(Debug)]
+pub(crate) struct ErrorDetails {
+    pub(super) kind: String,
+    pub(super) kind_is_known: bool,
+    pub(super) message: String,
+    pub(super) details: Option<String>,
+}
+
+// === impl Http ===
+
+impl Http {
+    /// The value of this header is not recorded, in addition to those whose name says that they are secret.
+    #[must_use]
+    pub fn redact(mut self, header: HeaderName) -> Self {
+        self.redacted = self.redacted.iter().cloned().chain([header]).collect();
+        self
+    }
+
+    /// Responses with such a status make the event FAILED. Default: none does; a response is a response.
+    ///
+    /// ```
+    /// use tower_outbound::event::{EventLayer, Http};
+    ///
+    /// let layer = EventLayer::processing().describe(Http::default().fail_on(|status| status.is_server_error()));
+    /// ```
+    #[must_use]
+    pub const fn fail_on(mut self, is_failure: fn(StatusCode) -> bool) -> Self {
+        self.is_failure = Some(is_failure);
+        self
+    }
+
+    /// Records the response's body as `body` tells it, too.
+    ///
+    /// ```
+    /// use tower_outbound::event::Http;
+    ///
+    /// let describe = Http::default().response_body(|body: &String| body.as_str().into());
+    /// ```
+    #[must_use]
+    pub const fn response_body<R, F: Fn(&R) -> Value>(self, body: F) -> HttpWithBody<F> {
+        HttpWithBody { http: self, body }
+    }
+}
+
+impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
+    fn request(&self, req: &http::Request<B>, details: &mut RequestDetails) {
+        let extensions = req.extensions();
+        if extensions.get::<NoMethod>().is_none() {
+            details.method(req.method());
+        }
+        details.url(req.uri());
+        details.headers = redact::headers(req.headers(), &self.redacted);
+        if let Some(ApiTokens(tokens)) = extensions.get() {
+            details.api_tokens = *tokens;
+        }
+        if let Some(id) = extensions.get::<RequestId>() {
+            details.request_id = Some(id.clone());
+        }
+        if let Some(Metadata(metadata)) = extensions.get() {
+            details.metadata(metadata.clone());
+        }
+        if let Some(Payload(payload)) = extensions.get() {
+            details.payload(payload.clone());
+        }
+    }
+
+    fn response(&self, res: &http::Response<R>, details: &mut ResponseDetails) {
+        details.status_code(res.status());
+        if !details.code_only {
+            details.headers = redact::headers(res.headers(), &self.redacted);
+        }
+        if self.is_failure.is_some_and(|is_failure| is_failure(res.status())) {
+            details.failure("HttpStatus", res.status().to_string());
+        }
+    }
+}
+
+impl<B, R, F: Fn(&R) -> Value> Describe<http::Request<B>, http::Response<R>> for HttpWithBody<F> {
+    fn request(&self, req: &http::Request<B>, details: &mut RequestDetails) {
+        Describe::<_, http::Response<R>>::request(&self.http, req, details);
+    }
+
+    fn response(&self, res: &http::Response<R>, details: &mut ResponseDetails) {
+        Describe::<http::Request<B>, _>::response(&self.http, res, details);
+        if !details.code_only {
+            details.body((self.body)(res.body()));
+        }
+    }
+}
+
+impl<Req, Res> Describe<Req, Res> for Nothing {
+    fn request(&self, _: &Req, _: &mut RequestDetails) {}
+
+    fn response(&self, _: &Res, _: &mut ResponseDetails) {}
+}
+
+// === impl RequestDetails ===
+
+impl RequestDetails {
+    pub(crate) fn of<Req, Res>(describe: &(impl Describe<Req, Res> + ?Sized), req: &Req) -> Self {
+        let mut details = Self::default();
+        describe.request(req, &mut details);
+        details
+    }
+
+    /// The call's name. Default: a random one.
+    pub fn request_id(&mut self, id: impl Into<RequestId>) -> &mut Self {
+        self.request_id = Some(id.into());
+        self
+    }
+
+    /// The method.
+    pub fn method(&mut self, method: &Method) -> &mut Self {
+        self.method = Some(method.clone());
+        self
+    }
+
+    /// The URL; user info and secret query values are left out.
+    pub fn url(&mut self, url: &Uri) -> &mut Self {
+        self.host = url.host().map(str::to_owned);
+        self.endpoint_url = Some(redact::uri(url)).filter(|url| url != "/" && !url.is_empty());
+        self
+    }
+
+    /// The headers; values of secret ones are left out.
+    pub fn headers(&mut self, headers: &HeaderMap) -> &mut Self {
+        self.headers = redact::headers(headers, &[]);
+        self
+    }
+
+    /// The body; values of secret fields are left out.
+    pub fn payload(&mut self, payload: impl Into<Value>) -> &mut Self {
+        self.payload = Some(payload.into().redacted());
+        self
+    }
+
+    /// How many of the API's tokens it will need.
+    pub const fn api_tokens(&mut self, tokens: u64) -> &mut Self {
+        self.api_tokens = tokens;
+        self
+    }
+
+    /// Keys and values of the caller's own; values of secret fields are left out.
+    pub fn metadata(&mut self, metadata: BTreeMap<String, Value>) -> &mut Self {
+        self.metadata.extend(redacted_fields(metadata));
+        self
+    }
+
+    pub(super) fn span(&mut self) -> Span {
+        let span = tracing::info_span!(
+            target: "tower_outbound",
+            "outbound_call",
+            request_id = tracing::field::Empty,
+            "http.request.method" = tracing::field::Empty,
+            "server.address" = tracing::field::Empty,
+            "http.response.status_code" = tracing::field::Empty,
+            "error.type" = tracing::field::Empty,
+            status = tracing::field::Empty,
+        );
+        if !span.is_disabled() {
+            let id = self.request_id.get_or_insert_with(RequestId::random);
+            span.record("request_id", tracing::field::display(&*id));
+            if let Some(method) = &self.method {
+                span.record("http.request.method", method.as_str());
+            }
+            if let Some(host) = &self.host {
+                span.record("server.address", host.as_str());
+            }
+        }
+        span
+    }
+
+    pub(super) fn into_event(self, created_at: SystemTime) -> NetworkRequestEvent {
+        let request_id = self.request_id.unwrap_or_else(RequestId::random);
+        let mut event = NetworkRequestEvent::new(request_id, created_at);
+        event.method = self.method.map(|method| method.as_str().to_owned());
+        event.endpoint_url = self.endpoint_url;
+        event.headers = self.headers;
+        event.payload = self.payload;
+        event.api_tokens = self.api_tokens;
+        event.metadata = self.metadata;
+        event
+    }
+}
+
+// === impl ResponseDetails ===
+
+impl ResponseDetails {
+    pub(super) fn of<Req, Res>(describe: &impl Describe<Req, Res>, res: &Res, code_only: bool) -> Self {
+        let mut details = Self { code_only, ..Self::default() };
+        describe.response(res, &mut details);
+        details
+    }
+
+    /// The status code.
+    pub const fn status_code(&mut self, code: StatusCode) -> &mut Self {
+        self.status_code = Some(code.as_u16());
+        self
+    }
+
+    /// The headers; values of secret ones are left out.
+    pub fn headers(&mut self, headers: &HeaderMap) -> &mut Self {
+        self.headers = redact::headers(headers, &[]);
+        self
+    }
+
+    /// The body; values of secret fields are left out.
+    pub fn body(&mut self, body: impl Into<Value>) -> &mut Self {
+        self.body = Some(body.into().redacted());
+        self
+    }
+
+    /// The response counts as a failure: the event will be FAILED, with this error.
+    pub fn failure(&mut self, error_type: impl Into<String>, message: impl AsRef<str>) -> &mut Self {
+        self.failure =
+            Some(Failure { kind: error_type.into(), message: redact::text(message.as_ref()).into_owned() });
+        self
+    }
+}
+
+// === impl ErrorDetails ===
+
+impl ErrorDetails {
+    /// Of an error whose type may have been lost in a box.
+    pub(crate) fn of(error: &BoxError) -> Self {
+        Self::with_kind(error, None)
+    }
+
+    /// Of an error that was an `E`, which may itself be a box.
+    pub(super) fn of_type<E: 'static>(error: &BoxError) -> Self {
+        let boxed = type_name::<E>() == type_name::<BoxError>();
+        Self::with_kind(error, (!boxed).then(type_name::<E>))
+    }
+
+    pub(super) fn panicked(message: &str) -> Self {
+        Self { kind: "Panicked".into(), kind_is_known: true, message: message.into(), details: None }
+    }
+
+    fn with_kind(error: &BoxError, kind: Option<&'static str>) -> Self {
+        let typed = error.downcast_ref::<Typed>().map(|typed| typed.kind());
+        let own = [
+            (error.is::<Closed>(), "Closed"),
+            (error.is::<Cancelled>(), "Cancelled"),
+            (error.is::<Panicked>(), "Panicked"),
+            (error.is::<CostExceedsBurst>(), "CostExceedsBurst"),
+        ];
+        let own = own.into_iter().find_map(|(is, name)| is.then_some(name));
+        let kind = typed.or(own).or(kind);
+
+        let mut causes = Vec::new();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            causes.push(redact::text(&cause.to_string()).into_owned());
+            source = cause.source();
+        }
+        Self {
+            kind: kind.unwrap_or("dyn Error").to_owned(),
+            kind_is_known: kind.is_some(),
+            message: redact::text(&error.to_string()).into_owned(),
+            details: (!causes.is_empty()).then(|| causes.join("\n")),
+        }
+    }
+}

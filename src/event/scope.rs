@@ -1,0 +1,128 @@
+//! The current event, as tracing has a current span.
+//!
+//! The layer that opens an event makes it *current* while it calls and polls what is inside. Layers further in find it
+//! there: no request has to carry it, so every layer works for requests of any type.
+//!
+//! A layer joins the current event only if it stands further in than whoever made it current. So a call that is made from
+//! inside another call (from its closure, say) is a call of its own.
+//!
+//! Whoever spawns inside a layer carries the event over, as with a span:
+//!
+//! ```
+//! use tower_outbound::event;
+//!
+//! # fn main() {
+//! if let Some(event) = event::current() {
+//!     std::thread::spawn(move || event.in_scope(|| event.log("carried over")));
+//! }
+//! # }
+//! ```
+
+use super::{
+    describe::ErrorDetails,
+    handle::{EventHandle, Outcome, Writer},
+    record::RequestStatus,
+};
+use crate::error::BoxError;
+use std::{cell::RefCell, future::Future, pin::pin};
+use tracing::Span;
+
+/// How far in the stack something stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    Queued,
+    Processing,
+    Calling,
+}
+
+/// A call's event and span, to be carried to where the call goes on.
+///
+/// Dropped before the call is over, it counts as one who gave up: see [`Writer`].
+#[derive(Debug)]
+pub(crate) struct Scope {
+    event: Option<Writer>,
+    span: Span,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Writer>> = const { RefCell::new(None) };
+}
+
+/// The event of the call that is being made or polled right now, if there is one.
+#[must_use]
+pub fn current() -> Option<EventHandle> {
+    CURRENT.with_borrow(|current| current.as_ref().map(|writer| writer.handle().clone()))
+}
+
+impl EventHandle {
+    /// Runs `f` with this event as the current one.
+    pub fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
+        Scope { event: Some(Writer::of(self)), span: Span::none() }.enter(f)
+    }
+
+    /// Polls `future` with this event as the current one.
+    pub async fn instrument<F: Future>(self, future: F) -> F::Output {
+        let mut scope = Scope { event: Some(Writer::of(&self)), span: Span::none() };
+        let mut future = pin!(future);
+        std::future::poll_fn(|cx| scope.enter(|| future.as_mut().poll(cx))).await
+    }
+}
+
+impl Scope {
+    pub(crate) const fn new(event: Writer, span: Span) -> Self {
+        Self { event: Some(event), span }
+    }
+
+    /// The event and the span that are current here.
+    pub(crate) fn capture() -> Self {
+        let event = CURRENT.with_borrow(|current| current.as_ref().map(|writer| Writer::of(writer.handle())));
+        Self { event, span: Span::current() }
+    }
+
+    pub(crate) fn enter<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        /// Puts things back, also when `f` panics.
+        struct Restore<'a> {
+            inner: &'a mut Option<Writer>,
+            outer: Option<Writer>,
+        }
+        impl Drop for Restore<'_> {
+            fn drop(&mut self) {
+                *self.inner = CURRENT.replace(self.outer.take());
+            }
+        }
+        let outer = CURRENT.replace(self.event.take());
+        let restore = Restore { inner: &mut self.event, outer };
+        let result = self.span.in_scope(f);
+        drop(restore);
+        result
+    }
+
+    /// The call has a place in the queue.
+    pub(crate) fn queued(&self) {
+        if let Some(event) = &self.event {
+            event.handle().mark(RequestStatus::Queued);
+        }
+    }
+
+    /// The call failed before anybody further in could know.
+    pub(crate) fn fail(&self, error: &BoxError) {
+        if let Some(event) = &self.event {
+            event.handle().finish(Outcome::Error(ErrorDetails::of(error)));
+        }
+    }
+
+    /// The call is not going to be made, or not to its end.
+    pub(crate) fn cancel(&self) {
+        if let Some(event) = &self.event {
+            event.handle().finish(Outcome::Cancelled);
+        }
+    }
+}
+
+/// The current event, if a layer at `stage` belongs to it.
+pub(super) fn join(stage: Stage) -> Option<EventHandle> {
+    CURRENT.with_borrow(|current| {
+        let handle = current.as_ref()?.handle();
+        (handle.stage() < stage).then(|| handle.at_stage(stage))
+    })
+}

@@ -1,0 +1,197 @@
+//! [`Value`]: what JSON can say, for metadata, payloads and bodies.
+
+use crate::redact;
+use std::{collections::BTreeMap, fmt};
+
+/// A JSON-like value. With the feature `serde` it is one: `serde_json::from_value` and `to_value` convert.
+///
+/// ```
+/// use tower_outbound::event::Value;
+///
+/// let value = Value::from([("id", Value::from(7)), ("tags", Value::from(vec!["a", "b"]))]);
+/// assert_eq!(value.to_string(), r#"{"id":7,"tags":["a","b"]}"#);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(untagged))]
+pub enum Value {
+    /// `null`
+    #[default]
+    Null,
+    /// `true` or `false`
+    Bool(bool),
+    /// An integer that fits an `i64`.
+    Integer(i64),
+    /// A larger one.
+    Unsigned(u64),
+    /// A number with a fraction.
+    Float(f64),
+    /// A text.
+    String(String),
+    /// A list.
+    Array(Vec<Value>),
+    /// Fields by name.
+    Object(BTreeMap<String, Value>),
+}
+
+impl Value {
+    /// The text, if it is one.
+    #[must_use]
+    pub fn as_str(&self) -> Option<&str> {
+        if let Self::String(text) = self { Some(text) } else { None }
+    }
+
+    /// The integer, if it is one that fits.
+    #[must_use]
+    pub fn as_i64(&self) -> Option<i64> {
+        if let Self::Integer(integer) = self { Some(*integer) } else { None }
+    }
+
+    /// A field of an object.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Self> {
+        if let Self::Object(fields) = self { fields.get(name) } else { None }
+    }
+
+    /// Without the values of fields whose names say that they are secret, and without the secrets of URLs in texts.
+    pub(super) fn redacted(self) -> Self {
+        match self {
+            Self::String(text) => Self::String(redact::text(&text).into_owned()),
+            Self::Array(values) => Self::Array(values.into_iter().map(Self::redacted).collect()),
+            Self::Object(fields) => Self::Object(redacted_fields(fields)),
+            Self::Null | Self::Bool(_) | Self::Integer(_) | Self::Unsigned(_) | Self::Float(_) => self,
+        }
+    }
+}
+
+pub(super) fn redacted_fields(fields: BTreeMap<String, Value>) -> BTreeMap<String, Value> {
+    let redacted = |(name, value): (String, Value)| {
+        let value = if redact::is_secret(&name) { redact::REDACTED.into() } else { value.redacted() };
+        (name, value)
+    };
+    fields.into_iter().map(redacted).collect()
+}
+
+/// As JSON.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::Bool(yes) => yes.fmt(f),
+            Self::Integer(integer) => integer.fmt(f),
+            Self::Unsigned(integer) => integer.fmt(f),
+            // JSON has no word for those.
+            Self::Float(number) if !number.is_finite() => f.write_str("null"),
+            Self::Float(number) => write!(f, "{number:?}"),
+            Self::String(text) => quoted(text, f),
+            Self::Array(values) => {
+                f.write_str("[")?;
+                for (index, value) in values.iter().enumerate() {
+                    let comma = if index > 0 { "," } else { "" };
+                    write!(f, "{comma}{value}")?;
+                }
+                f.write_str("]")
+            }
+            Self::Object(fields) => {
+                f.write_str("{")?;
+                for (index, (name, value)) in fields.iter().enumerate() {
+                    f.write_str(if index > 0 { "," } else { "" })?;
+                    quoted(name, f)?;
+                    write!(f, ":{value}")?;
+                }
+                f.write_str("}")
+            }
+        }
+    }
+}
+
+fn quoted(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    f.write_str("\"")?;
+    for letter in text.chars() {
+        match letter {
+            '"' => f.write_str("\\\"")?,
+            '\\' => f.write_str("\\\\")?,
+            '\n' => f.write_str("\\n")?,
+            letter if letter.is_control() => write!(f, "\\u{:04x}", u32::from(letter))?,
+            letter => write!(f, "{letter}")?,
+        }
+    }
+    f.write_str("\"")
+}
+
+impl From<bool> for Value {
+    fn from(yes: bool) -> Self {
+        Self::Bool(yes)
+    }
+}
+
+impl From<i32> for Value {
+    fn from(integer: i32) -> Self {
+        Self::Integer(integer.into())
+    }
+}
+
+impl From<u32> for Value {
+    fn from(integer: u32) -> Self {
+        Self::Integer(integer.into())
+    }
+}
+
+impl From<i64> for Value {
+    fn from(integer: i64) -> Self {
+        Self::Integer(integer)
+    }
+}
+
+impl From<u64> for Value {
+    fn from(integer: u64) -> Self {
+        i64::try_from(integer).map_or(Self::Unsigned(integer), Self::Integer)
+    }
+}
+
+impl From<usize> for Value {
+    fn from(integer: usize) -> Self {
+        (integer as u64).into()
+    }
+}
+
+impl From<f64> for Value {
+    fn from(number: f64) -> Self {
+        Self::Float(number)
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::String(text.to_owned())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::String(text)
+    }
+}
+
+impl<T: Into<Self>> From<Vec<T>> for Value {
+    fn from(values: Vec<T>) -> Self {
+        Self::Array(values.into_iter().map(Into::into).collect())
+    }
+}
+
+impl<T: Into<Self>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Null, Into::into)
+    }
+}
+
+impl<K: Into<String>, const N: usize> From<[(K, Self); N]> for Value {
+    fn from(fields: [(K, Self); N]) -> Self {
+        Self::Object(fields.into_iter().map(|(name, value)| (name.into(), value)).collect())
+    }
+}
+
+impl From<BTreeMap<String, Self>> for Value {
+    fn from(fields: BTreeMap<String, Self>) -> Self {
+        Self::Object(fields)
+    }
+}

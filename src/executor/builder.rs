@@ -1,0 +1,229 @@
+//! [`ExecutorBuilder`]: the defaults and the checks.
+
+use super::{
+    Executor,
+    closure::{Closure, ClosureClient},
+    stack::{Limited, Stack},
+};
+use crate::{
+    concurrency::Concurrency,
+    error::{BoxError, InvalidConfig},
+    event::{Describe, Event, Events, Http},
+    rate::{ByExtension, Limits, Rate, RateLimiter, RequestCost},
+};
+use http::{Request, Response};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+use tower::layer::util::{Identity, Stack as Pair};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// Builds an [`Executor`].
+///
+/// | setting | default |
+/// |---|---|
+/// | [`queue_capacity`](Self::queue_capacity) | 1000 |
+/// | [`concurrency_limit`](Self::concurrency_limit) | 10 |
+/// | [`requests`](Self::requests) | 10 a second, burst 10 |
+/// | [`tokens`](Self::tokens) | not limited |
+/// | [`workers`](Self::workers) | 1 |
+///
+/// ```
+/// use tower_outbound::{Executor, Rate};
+///
+/// let executor = Executor::builder()
+///     .queue_capacity(500)
+///     .concurrency_limit(5)
+///     .requests(Rate::per_second(10))
+///     .tokens(Rate::per_minute(10_000))
+///     .build_for_closures::<String>()?;
+/// # Ok::<_, tower_outbound::error::InvalidConfig>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it builds"]
+pub struct ExecutorBuilder<L = Identity, D = Http, K = ByExtension> {
+    queue_capacity: usize,
+    workers: usize,
+    concurrency: Permits,
+    rates: Rates,
+    layer: L,
+    describe: D,
+    cost: K,
+}
+
+#[derive(Clone, Debug)]
+enum Permits {
+    Own(usize),
+    Shared(Concurrency),
+}
+
+#[derive(Clone, Debug)]
+enum Rates {
+    Own { requests: Rate, tokens: Option<Rate> },
+    Given(Limits),
+    Shared(RateLimiter),
+}
+
+impl ExecutorBuilder {
+    /// All defaults.
+    pub fn new() -> Self {
+        Self {
+            queue_capacity: 1_000,
+            workers: 1,
+            concurrency: Permits::Own(10),
+            rates: Rates::Own { requests: Rate::new(10, Duration::from_secs(1)), tokens: None },
+            layer: Identity::new(),
+            describe: Http::default(),
+            cost: ByExtension,
+        }
+    }
+}
+
+impl Default for ExecutorBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<L, D, K> ExecutorBuilder<L, D, K> {
+    /// Places in the queue. Default: 1000.
+    pub fn queue_capacity(mut self, capacity: usize) -> Self {
+        self.queue_capacity = capacity;
+        self
+    }
+
+    /// Calls in flight at once. Default: 10.
+    pub fn concurrency_limit(mut self, limit: usize) -> Self {
+        self.concurrency = Permits::Own(limit);
+        self
+    }
+
+    /// Shares the concurrency limit with others.
+    pub fn concurrency(mut self, limit: Concurrency) -> Self {
+        self.concurrency = Permits::Shared(limit);
+        self
+    }
+
+    /// The rate of requests. Default: 10 a second.
+    pub fn requests(mut self, rate: Rate) -> Self {
+        let tokens = if let Rates::Own { tokens, .. } = self.rates { tokens } else { None };
+        self.rates = Rates::Own { requests: rate, tokens };
+        self
+    }
+
+    /// The rate of the API's tokens. Default: not limited.
+    pub fn tokens(mut self, rate: Rate) -> Self {
+        let default = Rate::new(10, Duration::from_secs(1));
+        let requests = if let Rates::Own { requests, .. } = self.rates { requests } else { default };
+        self.rates = Rates::Own { requests, tokens: Some(rate) };
+        self
+    }
+
+    /// Any number of rates at once, instead of [`requests`](Self::requests) and [`tokens`](Self::tokens); or none at all.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.rates = Rates::Given(limits);
+        self
+    }
+
+    /// Shares a limiter with others, instead of having limits of its own.
+    pub fn limiter(mut self, limiter: RateLimiter) -> Self {
+        self.rates = Rates::Shared(limiter);
+        self
+    }
+
+    /// How many tasks drive the calls. Default: one, which can drive any number of them. It never caps concurrency; more
+    /// workers let the calls' own computing spread over several threads.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// Puts a layer around the limits: see [`stack`](super::stack). The last one added is the outermost.
+    pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Pair<L, N>, D, K> {
+        let Self { queue_capacity, workers, concurrency, rates, layer: inner, describe, cost } = self;
+        let layer = Pair::new(inner, layer);
+        ExecutorBuilder { queue_capacity, workers, concurrency, rates, layer, describe, cost }
+    }
+
+    /// What to record of requests and responses. Default: [`Http`].
+    pub fn describe<N>(self, describe: N) -> ExecutorBuilder<L, N, K> {
+        let Self { queue_capacity, workers, concurrency, rates, layer, cost, .. } = self;
+        ExecutorBuilder { queue_capacity, workers, concurrency, rates, layer, describe, cost }
+    }
+
+    /// What a request costs. Default: one request, and the tokens of its extension [`ApiTokens`](crate::ApiTokens).
+    pub fn cost<N>(self, cost: N) -> ExecutorBuilder<L, D, N> {
+        let Self { queue_capacity, workers, concurrency, rates, layer, describe, .. } = self;
+        ExecutorBuilder { queue_capacity, workers, concurrency, rates, layer, describe, cost }
+    }
+
+    /// An executor that makes its calls with `client`: any service from http requests to http responses.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] names the setting that makes no sense.
+    pub fn build<C, B, R>(self, client: C) -> Result<Executor<B, R>, InvalidConfig>
+    where
+        C: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+        C::Error: Into<BoxError> + 'static,
+        L: Layer<Limited<C, D, K>> + Send + Sync + 'static,
+        L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
+        Event<L::Service, D>:
+            Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
+        D: Describe<Request<B>, Response<R>> + Clone + Send + Sync + 'static,
+        K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
+        B: Send + 'static,
+        R: Send + 'static,
+    {
+        let stack = Stack {
+            queue_capacity: InvalidConfig::positive("queue_capacity", self.queue_capacity)?,
+            workers: InvalidConfig::positive("workers", self.workers)?,
+            layer: self.layer,
+            concurrency: match self.concurrency {
+                Permits::Own(limit) => Concurrency::new(limit)?,
+                Permits::Shared(limit) => limit,
+            },
+            limiter: match self.rates {
+                Rates::Own { requests, tokens: None } => RateLimiter::new(Limits::new().requests(requests))?,
+                Rates::Own { requests, tokens: Some(tokens) } => {
+                    RateLimiter::new(Limits::new().requests(requests).tokens(tokens))?
+                }
+                Rates::Given(limits) => RateLimiter::new(limits)?,
+                Rates::Shared(limiter) => limiter,
+            },
+            cost: self.cost,
+            describe: self.describe,
+        };
+        let (limiter, concurrency) = (stack.limiter.clone(), stack.concurrency.clone());
+        let (describe, cost) = (stack.describe.clone(), stack.cost.clone());
+        // So that a client need not be `Sync`: it is only cloned here, once for every start.
+        let client = Mutex::new(client);
+        let start = move || {
+            let client = client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            stack.around(client)
+        };
+        Ok(Executor::new(Box::new(start), limiter, concurrency, Events::new(), Box::new(describe), Box::new(cost)))
+    }
+
+    /// An executor whose calls are closures: see [`Call::new`](super::Call::new).
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] names the setting that makes no sense.
+    pub fn build_for_closures<R>(self) -> Result<Executor<Closure<R>, R>, InvalidConfig>
+    where
+        L: Layer<Limited<ClosureClient<R>, D, K>> + Send + Sync + 'static,
+        L::Service: Service<Request<Closure<R>>, Response = Response<R>, Error: Into<BoxError>, Future: Send>
+            + Send
+            + 'static,
+        Event<L::Service, D>:
+            Service<Request<Closure<R>>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
+        D: Describe<Request<Closure<R>>, Response<R>> + Clone + Send + Sync + 'static,
+        K: RequestCost<Request<Closure<R>>> + Clone + Send + Sync + 'static,
+        R: Send + 'static,
+    {
+        self.build(ClosureClient::new())
+    }
+}

@@ -1,0 +1,235 @@
+//! [`Call`]: what is submitted. [`CallHandle`]: what comes back for it.
+
+use super::closure::{Closure, IntoResponse};
+use crate::{
+    error::{BoxError, Error},
+    event::{EventHandle, Metadata, NoMethod, Payload, RequestId, Value},
+    queue,
+    tokens::ApiTokens,
+};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+/// A call to be made: an http request, with what the executor should know of it.
+///
+/// Any [`http::Request`] is one. What is set here is kept in the request's extensions ([`ApiTokens`], [`Metadata`],
+/// [`RequestId`], [`Payload`]), which can be set there just as well.
+///
+/// ```
+/// use tower_outbound::Call;
+///
+/// let request = http::Request::post("http://localhost/v1/chat").body(String::from("{}"))?;
+/// let call = Call::from(request).tokens(1_200).metadata("task_id", 7).request_id("task-7");
+/// # Ok::<_, http::Error>(())
+/// ```
+///
+/// A closure is one, too: see [`Call::new`].
+#[must_use = "a call does nothing until it is submitted"]
+pub struct Call<B> {
+    request: Result<Request<B>, http::Error>,
+}
+
+/// A submitted call: its [event](Self::event) at once, and its response when awaited.
+///
+/// # Errors
+///
+/// Awaited, the client's own error; or [`is_cancelled`](Error::is_cancelled), [`is_panicked`](Error::is_panicked).
+///
+/// # Cancel safety
+///
+/// Dropping it lets the call run on; [`cancel`](Self::cancel) ends it.
+#[must_use = "a future: await it for the response, or drop it explicitly to let the call run on"]
+pub struct CallHandle<B, R> {
+    event: EventHandle,
+    response: Option<queue::ResponseFuture<Request<B>, Response<R>>>,
+}
+
+// === impl Call ===
+
+impl<R> Call<Closure<R>> {
+    /// A call that is made by a closure, for an executor
+    /// [built for closures](super::ExecutorBuilder::build_for_closures).
+    ///
+    /// It returns `(status, headers, body)`, `(status, body)` or an [`http::Response`], or any error, whose type, message and
+    /// chain of sources are recorded. It is called once for each attempt.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_outbound::{Call, Executor};
+    ///
+    /// let executor = Executor::builder().build_for_closures::<String>()?;
+    /// executor.start()?;
+    ///
+    /// let fetch = || async { Ok::<_, std::io::Error>((200, [("content-type", "text/plain")], String::from("hello"))) };
+    /// let call = Call::new(fetch).url("http://localhost/data").method("GET").tokens(5).metadata("task_id", 1);
+    /// let response = executor.submit(call).await?.await?;
+    /// assert_eq!(response.body(), "hello");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn new<F, Fut, T, E>(call: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        T: IntoResponse<R>,
+        E: Into<BoxError> + 'static,
+    {
+        Self::from(Request::new(Closure::new(call))).extension(NoMethod)
+    }
+}
+
+impl<B> Call<B> {
+    /// How many of the API's tokens the call will need. Default: none.
+    pub fn tokens(self, tokens: u64) -> Self {
+        self.extension(ApiTokens(tokens))
+    }
+
+    /// A key and value of the caller's own, for the event.
+    pub fn metadata(self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.change(|request| {
+            let Metadata(metadata) = request.extensions_mut().get_or_insert_default();
+            metadata.insert(key.into(), value.into());
+        })
+    }
+
+    /// The call's name. Default: a random UUID.
+    pub fn request_id(self, id: impl Into<RequestId>) -> Self {
+        self.extension(id.into())
+    }
+
+    /// The body as it is to be recorded in the event. Default: none is recorded.
+    pub fn payload(self, payload: impl Into<Value>) -> Self {
+        self.extension(Payload(payload.into()))
+    }
+
+    /// The URL. One that is malformed is refused when the call is submitted.
+    pub fn url<U: TryInto<Uri, Error: Into<http::Error>>>(self, url: U) -> Self {
+        self.try_change(|request| {
+            *request.uri_mut() = url.try_into().map_err(Into::into)?;
+            Ok(())
+        })
+    }
+
+    /// The method. One that is malformed is refused when the call is submitted.
+    pub fn method<M: TryInto<Method, Error: Into<http::Error>>>(self, method: M) -> Self {
+        self.try_change(|request| {
+            *request.method_mut() = method.try_into().map_err(Into::into)?;
+            request.extensions_mut().remove::<NoMethod>();
+            Ok(())
+        })
+    }
+
+    /// Adds a header. One that is malformed is refused when the call is submitted.
+    pub fn header<K, V>(self, name: K, value: V) -> Self
+    where
+        K: TryInto<HeaderName, Error: Into<http::Error>>,
+        V: TryInto<HeaderValue, Error: Into<http::Error>>,
+    {
+        self.try_change(|request| {
+            let (name, value) = (name.try_into().map_err(Into::into)?, value.try_into().map_err(Into::into)?);
+            request.headers_mut().append(name, value);
+            Ok(())
+        })
+    }
+
+    fn extension<T: Clone + Send + Sync + 'static>(self, extension: T) -> Self {
+        self.change(|request| {
+            request.extensions_mut().insert(extension);
+        })
+    }
+
+    fn change(mut self, change: impl FnOnce(&mut Request<B>)) -> Self {
+        if let Ok(request) = &mut self.request {
+            change(request);
+        }
+        self
+    }
+
+    fn try_change(self, change: impl FnOnce(&mut Request<B>) -> Result<(), http::Error>) -> Self {
+        let request = self.request.and_then(|mut request| change(&mut request).map(|()| request));
+        Self { request }
+    }
+
+    /// The request.
+    ///
+    /// # Errors
+    ///
+    /// What was malformed first: the URL, the method or a header.
+    pub fn into_request(self) -> Result<Request<B>, http::Error> {
+        self.request
+    }
+}
+
+impl<B> From<Request<B>> for Call<B> {
+    fn from(request: Request<B>) -> Self {
+        Self { request: Ok(request) }
+    }
+}
+
+impl<B> fmt::Debug for Call<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Call");
+        match &self.request {
+            Ok(request) => debug.field("method", request.method()).field("host", &request.uri().host()),
+            Err(error) => debug.field("error", error),
+        };
+        debug.finish_non_exhaustive()
+    }
+}
+
+// === impl CallHandle ===
+
+impl<B, R> CallHandle<B, R> {
+    pub(super) const fn new(event: EventHandle, response: queue::ResponseFuture<Request<B>, Response<R>>) -> Self {
+        Self { event, response: Some(response) }
+    }
+
+    /// The call's event.
+    #[must_use]
+    pub const fn event(&self) -> &EventHandle {
+        &self.event
+    }
+
+    /// The call's name.
+    #[must_use]
+    pub fn request_id(&self) -> RequestId {
+        self.event.request_id()
+    }
+
+    /// Ends the call: if it is queued, its place is free at once; if it runs, it is dropped. The event ends as CANCELLED,
+    /// unless the call was over already.
+    pub fn cancel(&self) {
+        if let Some(response) = &self.response {
+            response.cancel();
+        }
+    }
+}
+
+impl<B, R> Future for CallHandle<B, R> {
+    type Output = Result<Response<R>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = self.response.as_mut().expect("a future is not polled after it was dropped");
+        Pin::new(response).poll(cx).map_err(Error::new)
+    }
+}
+
+impl<B, R> Drop for CallHandle<B, R> {
+    fn drop(&mut self) {
+        if let Some(response) = self.response.take() {
+            response.detach();
+        }
+    }
+}
+
+impl<B, R> fmt::Debug for CallHandle<B, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallHandle").field("event", &self.event).finish_non_exhaustive()
+    }
+}

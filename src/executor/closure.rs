@@ -1,0 +1,213 @@
+//! Calls that are closures: the request's body is the function that makes the call.
+
+use crate::error::{BoxError, Typed};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    future::Future,
+    marker::PhantomData,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tower_service::Service;
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// A function that makes a call and returns its response: the body of a request to a [`ClosureClient`].
+///
+/// Cloned for a retry, it is called again.
+pub struct Closure<R> {
+    call: Arc<dyn Fn() -> BoxFuture<Result<Response<R>, BoxError>> + Send + Sync>,
+}
+
+/// The client for [`Closure`]s: it calls them.
+pub struct ClosureClient<R> {
+    response: PhantomData<fn() -> R>,
+}
+
+/// What a closure may return: `(status, headers, body)`, `(status, body)` or an [`http::Response`].
+///
+/// The status is a number or a [`StatusCode`]; the headers are a [`HeaderMap`], or pairs in an array, a vector or a map.
+pub trait IntoResponse<R> {
+    /// The response.
+    ///
+    /// # Errors
+    ///
+    /// If the status is no status, or a header is none.
+    fn into_response(self) -> Result<Response<R>, http::Error>;
+}
+
+/// Headers as a closure may return them.
+pub trait IntoHeaders {
+    /// The headers.
+    ///
+    /// # Errors
+    ///
+    /// If a name or value is none.
+    fn into_headers(self) -> Result<HeaderMap, http::Error>;
+}
+
+// === impl Closure ===
+
+impl<R> Closure<R> {
+    pub(super) fn new<F, Fut, T, E>(call: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        T: IntoResponse<R>,
+        E: Into<BoxError> + 'static,
+    {
+        let call = move || -> BoxFuture<Result<Response<R>, BoxError>> {
+            let future = call();
+            Box::pin(async move { future.await.map_err(Typed::boxed)?.into_response().map_err(Typed::boxed) })
+        };
+        Self { call: Arc::new(call) }
+    }
+}
+
+impl<R> Clone for Closure<R> {
+    fn clone(&self) -> Self {
+        Self { call: self.call.clone() }
+    }
+}
+
+impl<R> fmt::Debug for Closure<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Closure")
+    }
+}
+
+// === impl ClosureClient ===
+
+impl<R> ClosureClient<R> {
+    /// The client.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { response: PhantomData }
+    }
+}
+
+impl<R> Service<Request<Closure<R>>> for ClosureClient<R> {
+    type Response = Response<R>;
+    type Error = BoxError;
+    type Future = BoxFuture<Result<Response<R>, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, req: Request<Closure<R>>) -> Self::Future {
+        (req.body().call)()
+    }
+}
+
+impl<R> Clone for ClosureClient<R> {
+    fn clone(&self) -> Self {
+        Self::new()
+    }
+}
+
+impl<R> Default for ClosureClient<R> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<R> fmt::Debug for ClosureClient<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClosureClient")
+    }
+}
+
+// === impl IntoResponse ===
+
+impl<R> IntoResponse<R> for Response<R> {
+    fn into_response(self) -> Result<Self, http::Error> {
+        Ok(self)
+    }
+}
+
+impl<S, R> IntoResponse<R> for (S, R)
+where
+    S: TryInto<StatusCode, Error: Into<http::Error>>,
+{
+    fn into_response(self) -> Result<Response<R>, http::Error> {
+        (self.0, HeaderMap::new(), self.1).into_response()
+    }
+}
+
+impl<S, H, R> IntoResponse<R> for (S, H, R)
+where
+    S: TryInto<StatusCode, Error: Into<http::Error>>,
+    H: IntoHeaders,
+{
+    fn into_response(self) -> Result<Response<R>, http::Error> {
+        let (status, headers, body) = self;
+        let mut response = Response::new(body);
+        *response.status_mut() = status.try_into().map_err(Into::into)?;
+        *response.headers_mut() = headers.into_headers()?;
+        Ok(response)
+    }
+}
+
+// === impl IntoHeaders ===
+
+impl IntoHeaders for HeaderMap {
+    fn into_headers(self) -> Result<HeaderMap, http::Error> {
+        Ok(self)
+    }
+}
+
+impl<K, V, const N: usize> IntoHeaders for [(K, V); N]
+where
+    K: TryInto<HeaderName, Error: Into<http::Error>>,
+    V: TryInto<HeaderValue, Error: Into<http::Error>>,
+{
+    fn into_headers(self) -> Result<HeaderMap, http::Error> {
+        collect(self)
+    }
+}
+
+impl<K, V> IntoHeaders for Vec<(K, V)>
+where
+    K: TryInto<HeaderName, Error: Into<http::Error>>,
+    V: TryInto<HeaderValue, Error: Into<http::Error>>,
+{
+    fn into_headers(self) -> Result<HeaderMap, http::Error> {
+        collect(self)
+    }
+}
+
+impl<K, V, S> IntoHeaders for HashMap<K, V, S>
+where
+    K: TryInto<HeaderName, Error: Into<http::Error>>,
+    V: TryInto<HeaderValue, Error: Into<http::Error>>,
+{
+    fn into_headers(self) -> Result<HeaderMap, http::Error> {
+        collect(self)
+    }
+}
+
+impl<K, V> IntoHeaders for BTreeMap<K, V>
+where
+    K: TryInto<HeaderName, Error: Into<http::Error>>,
+    V: TryInto<HeaderValue, Error: Into<http::Error>>,
+{
+    fn into_headers(self) -> Result<HeaderMap, http::Error> {
+        collect(self)
+    }
+}
+
+fn collect<K, V>(pairs: impl IntoIterator<Item = (K, V)>) -> Result<HeaderMap, http::Error>
+where
+    K: TryInto<HeaderName, Error: Into<http::Error>>,
+    V: TryInto<HeaderValue, Error: Into<http::Error>>,
+{
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs {
+        headers.append(name.try_into().map_err(Into::into)?, value.try_into().map_err(Into::into)?);
+    }
+    Ok(headers)
+}

@@ -1,0 +1,144 @@
+//! [`Config`]: an executor's settings as plain values, as they stand in a file.
+
+use super::builder::ExecutorBuilder;
+use crate::{
+    error::InvalidConfig,
+    rate::{Limits, Rate},
+};
+use std::time::Duration;
+
+/// An executor's settings as plain values: with the feature `serde`, from JSON or any other format.
+///
+/// Every field has a default. Numbers are checked when a builder is made of it.
+///
+/// ```
+/// # #[cfg(feature = "serde")] {
+/// use tower_outbound::{Executor, executor::Config};
+///
+/// let config: Config = serde_json::from_str(r#"{ "requests_rate": 50, "tokens_rate": 30000 }"#)?;
+/// let executor = config.into_builder()?.build_for_closures::<String>()?;
+/// # }
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
+pub struct Config {
+    /// Places in the queue. Default: 1000.
+    pub queue_capacity: usize,
+    /// Calls in flight at once. Default: 10.
+    pub concurrency_limit: usize,
+    /// Requests in each period. Default: 10.
+    pub requests_rate: f64,
+    /// The period, in seconds. Default: 1.
+    pub requests_period_secs: f64,
+    /// Requests that can go at one instant. Default: the rate.
+    pub requests_burst: Option<f64>,
+    /// The API's tokens in each period. Default: not limited.
+    pub tokens_rate: Option<f64>,
+    /// The period, in seconds. Default: 60.
+    pub tokens_period_secs: f64,
+    /// Tokens that can go at one instant. Default: the rate.
+    pub tokens_burst: Option<f64>,
+    /// Tasks that drive the calls. Default: 1.
+    pub workers: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            queue_capacity: 1_000,
+            concurrency_limit: 10,
+            requests_rate: 10.0,
+            requests_period_secs: 1.0,
+            requests_burst: None,
+            tokens_rate: None,
+            tokens_period_secs: 60.0,
+            tokens_burst: None,
+            workers: 1,
+        }
+    }
+}
+
+impl Config {
+    /// A builder with these settings.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] names the field whose number makes no sense: zero, negative, none, a burst below one.
+    pub fn into_builder(self) -> Result<ExecutorBuilder, InvalidConfig> {
+        InvalidConfig::positive("queue_capacity", self.queue_capacity)?;
+        InvalidConfig::positive("concurrency_limit", self.concurrency_limit)?;
+        InvalidConfig::positive("workers", self.workers)?;
+
+        let requests = rate("requests", self.requests_rate, self.requests_period_secs, self.requests_burst)?;
+        check(Limits::new().requests(requests))?;
+        let builder = ExecutorBuilder::new()
+            .queue_capacity(self.queue_capacity)
+            .concurrency_limit(self.concurrency_limit)
+            .workers(self.workers)
+            .requests(requests);
+
+        let Some(tokens) = self.tokens_rate else { return Ok(builder) };
+        let tokens = rate("tokens", tokens, self.tokens_period_secs, self.tokens_burst)?;
+        check(Limits::new().tokens(tokens))?;
+        Ok(builder.tokens(tokens))
+    }
+}
+
+fn rate(budget: &str, amount: f64, period_secs: f64, burst: Option<f64>) -> Result<Rate, InvalidConfig> {
+    let period = Duration::try_from_secs_f64(period_secs)
+        .map_err(|_| InvalidConfig::new(format!("{budget}_period_secs"), format!("must be above zero, is {period_secs}")))?;
+    let rate = Rate::new(amount, period);
+    Ok(burst.map_or(rate, |burst| rate.burst(burst)))
+}
+
+/// Checks the numbers, and names the field as it is named here.
+fn check(limits: Limits) -> Result<(), InvalidConfig> {
+    limits.check().map_err(|error| {
+        let field = error.field().replace(".amount", "_rate").replace(".period", "_period_secs").replace('.', "_");
+        error.renamed(field)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(change: impl FnOnce(&mut Config)) -> Config {
+        let mut config = Config::default();
+        change(&mut config);
+        config
+    }
+
+    #[test]
+    fn numbers_that_make_no_sense_are_refused_by_name() {
+        let bad: [(&str, Config); 17] = [
+            ("queue_capacity", with(|c| c.queue_capacity = 0)),
+            ("concurrency_limit", with(|c| c.concurrency_limit = 0)),
+            ("workers", with(|c| c.workers = 0)),
+            ("requests_rate", with(|c| c.requests_rate = 0.0)),
+            ("requests_rate", with(|c| c.requests_rate = -1.0)),
+            ("requests_rate", with(|c| c.requests_rate = f64::NAN)),
+            ("requests_rate", with(|c| c.requests_rate = f64::INFINITY)),
+            ("requests_rate", with(|c| c.requests_rate = 1e-9)),
+            ("requests_period_secs", with(|c| c.requests_period_secs = 0.0)),
+            ("requests_period_secs", with(|c| c.requests_period_secs = -1.0)),
+            ("requests_period_secs", with(|c| c.requests_period_secs = f64::NAN)),
+            ("requests_period_secs", with(|c| c.requests_period_secs = 1e15)),
+            ("requests_burst", with(|c| c.requests_burst = Some(0.5))),
+            ("requests_burst", with(|c| c.requests_burst = Some(-3.0))),
+            ("tokens_rate", with(|c| c.tokens_rate = Some(0.0))),
+            ("tokens_period_secs", with(|c| (c.tokens_rate, c.tokens_period_secs) = (Some(1.0), 0.0))),
+            ("tokens_burst", with(|c| (c.tokens_rate, c.tokens_burst) = (Some(1.0), Some(0.0)))),
+        ];
+        for (field, config) in bad {
+            assert_eq!(config.clone().into_builder().err().map(|error| error.field().to_owned()).as_deref(), Some(field));
+        }
+        assert!(Config::default().into_builder().is_ok());
+        assert!(with(|c| c.requests_rate = 0.5).into_builder().is_ok());
+    }
+}

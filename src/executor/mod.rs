@@ -1,0 +1,481 @@
+//! The whole stack behind one handle: start, submit, stop.
+//!
+//! An [`Executor`] makes http calls with a client, in order, under a concurrency limit and under rates of requests and
+//! tokens, and keeps an [event](crate::event) for each of them. The [stack](stack) shows the layers and their order.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use http::{Request, Response};
+//! use tower_outbound::{Call, Executor, Rate, executor::Shutdown};
+//!
+//! // Any client that is a service: hyper's, reqwest's, or a function.
+//! let client = tower::service_fn(async |_: Request<String>| Ok::<_, std::io::Error>(Response::new("hello")));
+//!
+//! let executor = Executor::builder()
+//!     .concurrency_limit(5)
+//!     .requests(Rate::per_second(10))
+//!     .tokens(Rate::per_minute(10_000))
+//!     .build(client)?;
+//! executor.start()?;
+//!
+//! let request = Request::post("http://localhost/v1/chat").body(String::from("{}"))?;
+//! let call = executor.submit(Call::from(request).tokens(500)).await?;
+//! println!("submitted {}", call.request_id());
+//! assert_eq!(*call.await?.body(), "hello");
+//!
+//! let report = executor.stop(Shutdown::Graceful).await;
+//! assert_eq!(report.cancelled, 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It is a Tower service itself, from `Request<B>` to `Response<R>`, for whoever takes one. There, dropping the response
+//! future cancels the call.
+
+mod builder;
+mod call;
+mod closure;
+mod config;
+mod monitor;
+pub mod stack;
+
+pub use builder::ExecutorBuilder;
+pub use call::{Call, CallHandle};
+pub use closure::{Closure, ClosureClient, IntoHeaders, IntoResponse};
+pub use config::Config;
+pub use monitor::Monitor;
+
+use crate::{
+    concurrency::Concurrency,
+    error::{Error, InvalidConfig, Refused},
+    event::{Describe, EventHandle, Events, RequestDetails, Scope, Stage, Writer},
+    queue::{self, Queue},
+    rate::{RateLimiter, RequestCost},
+};
+use http::{Request, Response};
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{runtime::Handle, time};
+use tower_service::Service;
+
+/// Makes calls: queued, limited, paced and recorded. See the [module docs](self).
+///
+/// Its clones share everything. Dropping the last one aborts what is queued or in flight.
+pub struct Executor<B, R> {
+    shared: Arc<Shared<B, R>>,
+    /// This clone's own handle, when it is used as a service: made ready by `poll_ready`, used by `call`.
+    ready: Option<Queue<Request<B>, Response<R>>>,
+}
+
+struct Shared<B, R> {
+    /// Spawns the workers and returns the queue in front of them. Here the types of the client and of all layers end.
+    start: Box<dyn Fn() -> Result<Queue<Request<B>, Response<R>>, InvalidConfig> + Send + Sync>,
+    describe: Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>,
+    cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
+    monitor: Monitor,
+    state: Mutex<State<B, R>>,
+}
+
+enum State<B, R> {
+    Stopped,
+    Running(Queue<Request<B>, Response<R>>),
+    /// Takes no more calls; may still have some.
+    Stopping(Queue<Request<B>, Response<R>>),
+}
+
+/// How to [stop](Executor::stop) an executor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Take no more calls, and finish all that were accepted, however long it takes.
+    Graceful,
+    /// The same, but only for so long; then cancel what is left.
+    Within(Duration),
+    /// Cancel everything now.
+    Immediate,
+}
+
+/// What ended while an executor was stopped, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StopReport {
+    /// Calls that ended with a response.
+    pub completed: u64,
+    /// Calls that ended with an error.
+    pub failed: u64,
+    /// Calls that were cancelled.
+    pub cancelled: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// The response to a call made through the executor as a service.
+///
+/// # Cancel safety
+///
+/// Dropping it cancels the call.
+#[must_use = "dropping it cancels the call"]
+pub struct ResponseFuture<B, R> {
+    call: Result<queue::ResponseFuture<Request<B>, Response<R>>, Option<Error>>,
+}
+
+// === impl Executor ===
+
+impl Executor<(), ()> {
+    /// A builder with all defaults.
+    pub fn builder() -> ExecutorBuilder {
+        ExecutorBuilder::new()
+    }
+}
+
+impl<B, R> Executor<B, R> {
+    fn new(
+        start: Box<dyn Fn() -> Result<Queue<Request<B>, Response<R>>, InvalidConfig> + Send + Sync>,
+        limiter: RateLimiter,
+        concurrency: Concurrency,
+        events: Events,
+        describe: Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>,
+        cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
+    ) -> Self {
+        let monitor = Monitor::new(limiter, concurrency, events);
+        let shared = Shared { start, describe, cost, monitor, state: Mutex::new(State::Stopped) };
+        Self { shared: Arc::new(shared), ready: None }
+    }
+
+    /// Starts to take calls. An executor that was stopped can be started again; its limits go on where they were.
+    ///
+    /// # Errors
+    ///
+    /// [`is_already_running`](Error::is_already_running) if it runs, or has not stopped yet. Also outside a Tokio runtime.
+    pub fn start(&self) -> Result<(), Error> {
+        Handle::try_current().map_err(|_| Error::no_runtime())?;
+        let mut state = self.shared.lock();
+        match &*state {
+            State::Running(queue) | State::Stopping(queue) if !queue.is_ended() => {
+                return Err(Error::already_running());
+            }
+            State::Running(_) | State::Stopping(_) | State::Stopped => {}
+        }
+        let queue = (self.shared.start)()?;
+        self.shared.monitor.watch(queue.places());
+        *state = State::Running(queue);
+        Ok(())
+    }
+
+    /// Whether it takes calls.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.shared.queue().is_ok()
+    }
+
+    /// Submits a call, and waits until there is a place for it in the queue. Who waits is served in order.
+    ///
+    /// # Errors
+    ///
+    /// [`is_not_running`](Error::is_not_running) before `start` and after `stop`; [`is_closed`](Error::is_closed) if it is
+    /// stopped before there is a place; [`is_cost_exceeds_burst`](Error::is_cost_exceeds_burst) if no limit could ever let
+    /// the call pass; an [`http::Error`] if the call's URL, method or a header is malformed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped while it waits, the call is not made; its event ends as CANCELLED.
+    pub async fn submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, Error> {
+        let mut queue = self.shared.queue()?;
+        let request = self.shared.check(call.into())?;
+        let (event, mut scope) = self.shared.open(&request);
+        let mut response = scope.enter(|| queue.call(request));
+        drop(scope);
+        response.accepted().await.map_err(Error::new)?;
+        Ok(CallHandle::new(event, response))
+    }
+
+    /// Submits a call if there is a place for it in the queue now.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit). If the queue is full or closed, the error is [`Refused`](TrySubmitError::Refused) and has
+    /// the request in it. A call that is refused leaves no event.
+    pub fn try_submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
+        let mut queue = self.shared.queue()?;
+        let request = self.shared.check(call.into())?;
+        let place = match queue.try_place() {
+            Ok(Some(place)) => place,
+            Ok(None) => return Err(TrySubmitError::Refused(Refused::full(request))),
+            Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
+        };
+        let (event, mut scope) = self.shared.open(&request);
+        let response = scope.enter(|| queue.call_at(place, request)).map_err(TrySubmitError::Refused)?;
+        Ok(CallHandle::new(event, response))
+    }
+
+    /// Stops to take calls, deals with those that are there, and waits until the last one is over.
+    ///
+    /// Whoever waits in `submit` for a place is refused. Stopping an executor that does not run does nothing. A second,
+    /// harder stop while a first one waits takes effect at once.
+    ///
+    /// A call of this executor must not wait for it: it would wait for itself.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the stop goes on without anybody waiting for it, except that [`Shutdown::Within`] no longer cancels what is
+    /// left.
+    pub async fn stop(&self, how: Shutdown) -> StopReport {
+        let queue = {
+            let mut state = self.shared.lock();
+            match mem::replace(&mut *state, State::Stopped) {
+                State::Stopped => return StopReport::default(),
+                State::Running(queue) | State::Stopping(queue) => {
+                    *state = State::Stopping(queue.clone());
+                    queue
+                }
+            }
+        };
+        let begun = time::Instant::now();
+        let before = self.shared.monitor.totals();
+        queue.close();
+        match how {
+            Shutdown::Graceful => {}
+            Shutdown::Within(limit) => {
+                if time::timeout(limit, queue.ended()).await.is_err() {
+                    queue.abort();
+                }
+            }
+            Shutdown::Immediate => queue.abort(),
+        }
+        queue.ended().await;
+        {
+            let mut state = self.shared.lock();
+            if matches!(&*state, State::Stopping(stopping) if stopping.is_same(&queue)) {
+                *state = State::Stopped;
+            }
+        }
+        let after = self.shared.monitor.totals();
+        StopReport {
+            completed: after.completed - before.completed,
+            failed: after.failed - before.failed,
+            cancelled: after.cancelled - before.cancelled,
+            elapsed: begun.elapsed(),
+        }
+    }
+
+    /// Starts, runs `work` with this executor, and stops gracefully.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_outbound::{Call, Executor};
+    /// # let executor = Executor::builder().build_for_closures::<String>()?;
+    /// let event = executor
+    ///     .run(async |executor| {
+    ///         let hello = || async { Ok::<_, std::io::Error>((200, String::from("hello"))) };
+    ///         executor.submit(Call::new(hello)).await.map(|call| call.event().clone())
+    ///     })
+    ///     .await??;
+    /// assert_eq!(event.status().to_string(), "COMPLETED");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, or if `work` panics, everything that was submitted is cancelled.
+    pub async fn run<F, Fut>(&self, work: F) -> Result<Fut::Output, Error>
+    where
+        F: FnOnce(Self) -> Fut,
+        Fut: Future,
+    {
+        self.start()?;
+        let abort = AbortOnDrop(Some(self.shared.clone()));
+        let result = work(self.clone()).await;
+        abort.disarm();
+        self.stop(Shutdown::Graceful).await;
+        Ok(result)
+    }
+
+    /// A handle to watch it by: queue depth, calls in flight, limits, totals by outcome, all events.
+    #[must_use]
+    pub fn monitor(&self) -> Monitor {
+        self.shared.monitor.clone()
+    }
+}
+
+impl<B, R> Service<Request<B>> for Executor<B, R> {
+    type Response = Response<R>;
+    type Error = Error;
+    type Future = ResponseFuture<B, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        let queue = self.shared.queue()?;
+        let ready = match self.ready.take() {
+            Some(ready) if ready.is_same(&queue) => ready,
+            _ => queue,
+        };
+        self.ready.insert(ready).poll_ready(cx).map_err(Error::new)
+    }
+
+    fn call(&mut self, req: Request<B>) -> Self::Future {
+        let queue = self.ready.take().map_or_else(|| self.shared.queue(), Ok);
+        let call = queue.and_then(|mut queue| {
+            let request = self.shared.check(req.into())?;
+            let (_, mut scope) = self.shared.open(&request);
+            let response = scope.enter(|| queue.call(request));
+            self.ready = Some(queue);
+            Ok(response)
+        });
+        ResponseFuture { call: call.map_err(Some) }
+    }
+}
+
+impl<B, R> Clone for Executor<B, R> {
+    fn clone(&self) -> Self {
+        // A place in line belongs to one handle alone.
+        Self { shared: self.shared.clone(), ready: None }
+    }
+}
+
+impl<B, R> fmt::Debug for Executor<B, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &*self.shared.lock() {
+            State::Stopped => "stopped",
+            State::Running(_) => "running",
+            State::Stopping(_) => "stopping",
+        };
+        f.debug_struct("Executor").field("state", &state).field("monitor", &self.shared.monitor).finish()
+    }
+}
+
+// === impl Shared ===
+
+impl<B, R> Shared<B, R> {
+    fn lock(&self) -> MutexGuard<'_, State<B, R>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue(&self) -> Result<Queue<Request<B>, Response<R>>, Error> {
+        match &*self.lock() {
+            State::Running(queue) if !queue.is_closed() => Ok(queue.clone()),
+            State::Running(_) | State::Stopping(_) | State::Stopped => Err(Error::not_running()),
+        }
+    }
+
+    /// Refuses at once what could never be made.
+    fn check(&self, call: Call<B>) -> Result<Request<B>, Error> {
+        let request = call.into_request().map_err(Error::new)?;
+        self.monitor.limiter().check(self.cost.cost(&request))?;
+        Ok(request)
+    }
+
+    fn open(&self, request: &Request<B>) -> (EventHandle, Scope) {
+        let details = RequestDetails::of(&*self.describe, request);
+        let writer = Writer::open(details, Some(self.monitor.events().clone()), Stage::Queued);
+        let span = writer.span();
+        (writer.handle().clone(), Scope::new(writer, span))
+    }
+
+    fn abort(&self) {
+        if let State::Running(queue) | State::Stopping(queue) = &*self.lock() {
+            queue.abort();
+        }
+    }
+}
+
+impl<B, R> Drop for Shared<B, R> {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+/// Aborts an executor whose work is dropped, or panics.
+struct AbortOnDrop<B, R>(Option<Arc<Shared<B, R>>>);
+
+impl<B, R> AbortOnDrop<B, R> {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl<B, R> Drop for AbortOnDrop<B, R> {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.abort();
+        }
+    }
+}
+
+// === impl TrySubmitError ===
+
+/// Why [`try_submit`](Executor::try_submit) did not submit.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TrySubmitError<B> {
+    /// There was no place in the queue; the request comes back.
+    Refused(Refused<Request<B>>),
+    /// Any other reason.
+    Other(Error),
+}
+
+impl<B> TrySubmitError<B> {
+    /// Whether the queue was full.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Refused(refused) if refused.is_full())
+    }
+
+    /// The request, if the queue had no place for it.
+    #[must_use]
+    pub fn into_request(self) -> Option<Request<B>> {
+        match self {
+            Self::Refused(refused) => Some(refused.into_request()),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl<B> From<Error> for TrySubmitError<B> {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl<B> fmt::Display for TrySubmitError<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refused) => refused.fmt(f),
+            Self::Other(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<B: fmt::Debug> std::error::Error for TrySubmitError<B> {}
+
+// === impl ResponseFuture ===
+
+impl<B, R> Future for ResponseFuture<B, R> {
+    type Output = Result<Response<R>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.call {
+            Ok(response) => Pin::new(response).poll(cx).map_err(Error::new),
+            Err(error) => Poll::Ready(Err(error.take().expect("a future is not polled after it was ready"))),
+        }
+    }
+}
+
+impl<B, R> fmt::Debug for ResponseFuture<B, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("executor::ResponseFuture").finish_non_exhaustive()
+    }
+}

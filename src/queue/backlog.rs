@@ -1,0 +1,218 @@
+//! [`Backlog`]: the accepted calls, in order, and the life of those who work on them.
+
+use super::slot::{Queued, Slot};
+use crate::{event::Scope, line::count::{Count, Held}};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+use tokio::{sync::Notify, task::AbortHandle};
+
+/// Shared by the queue's handles and its workers.
+pub(super) struct Backlog<Req, Res> {
+    places: Count,
+    state: Mutex<State<Req, Res>>,
+    in_flight: AtomicUsize,
+    ended: Notify,
+}
+
+struct State<Req, Res> {
+    calls: VecDeque<Arc<Slot<Req, Res>>>,
+    /// How many of `calls` were cancelled at most. Their requests are gone; their shells are swept out now and then.
+    stale: usize,
+    closed: bool,
+    /// The worker that waits for a call: one at a time does.
+    consumer: Option<Waker>,
+    workers: Vec<AbortHandle>,
+    working: usize,
+}
+
+/// A call is in flight as long as this lives.
+pub(super) struct InFlight<Req, Res>(Arc<Backlog<Req, Res>>);
+
+/// A worker is at work as long as this lives. When the last one goes, nothing is left waiting.
+pub(super) struct AtWork<Req, Res>(pub(super) Arc<Backlog<Req, Res>>);
+
+/// Shells are swept out when there are more than these, and more than there are calls.
+const MANY_STALE: usize = 64;
+
+// === impl Backlog ===
+
+impl<Req, Res> Backlog<Req, Res> {
+    pub(super) fn new(places: Count) -> Arc<Self> {
+        let state = State {
+            calls: VecDeque::new(),
+            stale: 0,
+            closed: false,
+            consumer: None,
+            workers: Vec::new(),
+            working: 0,
+        };
+        Arc::new(Self { places, state: Mutex::new(state), in_flight: AtomicUsize::new(0), ended: Notify::new() })
+    }
+
+    pub(super) const fn places(&self) -> &Count {
+        &self.places
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    pub(super) fn employ(&self, worker: AbortHandle) {
+        self.lock().workers.push(worker);
+    }
+
+    /// Accepts a call, which has its place. If the queue was closed meanwhile, the request comes back.
+    pub(super) fn push(&self, req: Req, scope: Scope, place: Held) -> Result<Arc<Slot<Req, Res>>, (Req, Scope)> {
+        let mut state = self.lock();
+        if state.closed {
+            drop(state);
+            drop(place);
+            return Err((req, scope));
+        }
+        scope.queued();
+        let slot = Slot::new(Queued { req, scope, place });
+        state.calls.push_back(slot.clone());
+        let consumer = state.consumer.take();
+        drop(state);
+        if let Some(consumer) = consumer {
+            consumer.wake();
+        }
+        Ok(slot)
+    }
+
+    /// The next call in order; `None` once the backlog is closed and empty.
+    ///
+    /// # Cancel safety
+    ///
+    /// A call is only taken when it is returned.
+    pub(super) async fn next(&self) -> Option<Arc<Slot<Req, Res>>> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Arc<Slot<Req, Res>>>> {
+        let mut state = self.lock();
+        while let Some(slot) = state.calls.pop_front() {
+            if slot.is_queued() {
+                return Poll::Ready(Some(slot));
+            }
+            state.stale = state.stale.saturating_sub(1);
+        }
+        if state.closed {
+            return Poll::Ready(None);
+        }
+        state.consumer = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Cancels one call, queued or running.
+    pub(super) fn cancel(&self, slot: &Slot<Req, Res>) {
+        if slot.cancel() {
+            let mut state = self.lock();
+            state.stale += 1;
+            if state.stale > MANY_STALE && state.stale > state.calls.len() / 2 {
+                state.calls.retain(|slot| slot.is_queued());
+                state.stale = 0;
+            }
+        }
+    }
+
+    /// Takes no more calls. The workers finish what is there, and go.
+    pub(super) fn close(&self) {
+        let consumer = {
+            let mut state = self.lock();
+            state.closed = true;
+            state.consumer.take()
+        };
+        self.places.close();
+        if let Some(consumer) = consumer {
+            consumer.wake();
+        }
+    }
+
+    /// Takes no more calls and cancels those that are there. The workers drop what they drive, and go.
+    pub(super) fn abort(&self) {
+        self.close();
+        self.cancel_all();
+        let workers = mem::take(&mut self.lock().workers);
+        workers.iter().for_each(AbortHandle::abort);
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        self.lock().working == 0
+    }
+
+    /// Waits until the last worker is gone.
+    pub(super) async fn ended(&self) {
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            if self.is_ended() {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    fn cancel_all(&self) {
+        let calls = mem::take(&mut self.lock().calls);
+        calls.iter().for_each(|slot| {
+            slot.cancel();
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<Req, Res>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl InFlight ===
+
+impl<Req, Res> InFlight<Req, Res> {
+    pub(super) fn enter(backlog: &Arc<Backlog<Req, Res>>) -> Self {
+        backlog.in_flight.fetch_add(1, Ordering::AcqRel);
+        Self(backlog.clone())
+    }
+}
+
+impl<Req, Res> Drop for InFlight<Req, Res> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+// === impl AtWork ===
+
+impl<Req, Res> AtWork<Req, Res> {
+    pub(super) fn enter(backlog: &Arc<Backlog<Req, Res>>) -> Self {
+        backlog.lock().working += 1;
+        Self(backlog.clone())
+    }
+}
+
+impl<Req, Res> Drop for AtWork<Req, Res> {
+    fn drop(&mut self) {
+        let last = {
+            let mut state = self.0.lock();
+            state.working -= 1;
+            state.working == 0
+        };
+        if last {
+            self.0.close();
+            self.0.cancel_all();
+            self.0.ended.notify_waiters();
+        }
+    }
+}

@@ -1,0 +1,480 @@
+//! [`RateLimiter`]: the shared limiter that makes callers wait, first come first served.
+
+use super::{
+    bucket::Bucket,
+    rate::{Budget, Cost, Limits},
+};
+use crate::{
+    error::{CostExceedsBurst, InvalidConfig},
+    line::{Clock, Gate, Line, Opens, Ticket},
+};
+use std::{
+    fmt,
+    future::poll_fn,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// How far the limiter looks back for a waiter that was woken late: it is admitted *as of* the moment its tokens were
+/// there, but not further back than this.
+///
+/// It makes up for timers, which are a millisecond coarse, without letting a runtime that stood still come back as a
+/// burst.
+pub(super) const CATCH_UP: Duration = Duration::from_millis(5);
+
+/// A limiter of requests and tokens, shared by its clones.
+///
+/// A caller gets all it asks for at one instant, or waits and takes nothing. Callers are admitted in the order in which
+/// they came: nobody is overtaken, however much it asks for.
+///
+/// In any time window of length T at most `burst + rate x T` is admitted, plus what [catching up](self#catching-up) allows.
+///
+/// # Catching up
+///
+/// Timers are coarse (a millisecond in Tokio) and tasks are late. A waiter is admitted as of the instant its tokens were
+/// there, so that lateness costs no throughput, even at 20,000 a second with a burst of one. At most 5 ms are made up for.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_outbound::{Cost, Limits, Rate, RateLimiter};
+///
+/// let limiter = RateLimiter::new(
+///     Limits::new().requests(Rate::per_second(10).burst(1)).tokens(Rate::per_minute(6_000)),
+/// )?;
+///
+/// limiter.acquire(Cost::tokens(500)).await?;          // one request and 500 tokens, at once
+/// limiter.acquire(Cost::tokens(500)).await?;          // 100 ms later
+///
+/// let later = limiter.try_acquire(Cost::tokens(500)).unwrap_err();
+/// assert_eq!(later.retry_after(), Some(std::time::Duration::from_millis(100)));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RateLimiter {
+    line: Line<Buckets>,
+}
+
+/// What is left, at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Available {
+    /// Requests that could go at once: the least of all request rates. `None`: not limited.
+    pub requests: Option<u64>,
+    /// Tokens that could go at once: the least of all token rates. `None`: not limited.
+    pub tokens: Option<u64>,
+    /// When a pause ends, if there is one.
+    pub paused_until: Option<Instant>,
+}
+
+/// Why [`try_acquire`](RateLimiter::try_acquire) took nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TryAcquireError {
+    /// Not yet: come back in this time. Others may be waiting until then; they are counted.
+    NotYet(Duration),
+    /// Never.
+    CostExceedsBurst(CostExceedsBurst),
+}
+
+/// A cost that was charged on trust, to be [settled](Self::settle) when the true one is known.
+///
+/// Dropped without that, the estimate stands.
+#[must_use = "dropped, the estimate stands: use `acquire` if that is what you want"]
+pub struct Estimate {
+    limiter: RateLimiter,
+    cost: Cost,
+}
+
+/// A stand in the limiter's line, for those who poll.
+#[derive(Clone, Debug)]
+pub(super) struct Admission {
+    ticket: Ticket<Buckets>,
+}
+
+/// All buckets of a limiter, and what happens between them: all or nothing, pauses, catching up.
+struct Buckets {
+    buckets: Vec<(Budget, Bucket)>,
+    epoch: Instant,
+    /// Nanoseconds since `epoch` that the buckets have seen.
+    at: u64,
+    paused_until: u64,
+    /// When a waiter was last admitted, and how late that was.
+    late: (u64, u64),
+    /// What those in line will take.
+    ahead: (u128, u128),
+}
+
+#[derive(Clone, Copy)]
+struct Ask {
+    cost: Cost,
+    estimate: bool,
+}
+
+// === impl RateLimiter ===
+
+impl RateLimiter {
+    /// A limiter with these limits; with none it admits everybody.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] names the field: an amount or period of zero, a number that is negative or none, a burst below
+    /// one, an initial fill above the burst.
+    #[allow(clippy::needless_pass_by_value)]
+    pub fn new(limits: Limits) -> Result<Self, InvalidConfig> {
+        let buckets = Buckets {
+            buckets: limits.buckets()?,
+            epoch: Instant::now(),
+            at: 0,
+            paused_until: 0,
+            late: (0, 0),
+            ahead: (0, 0),
+        };
+        Ok(Self { line: Line::new(buckets) })
+    }
+
+    /// Waits until `cost` can be taken, and takes it.
+    ///
+    /// # Errors
+    ///
+    /// [`CostExceedsBurst`], at once, if a bucket can never hold that much. Also for those who wait, when the limits are
+    /// [changed](Self::set_limits) so that they could wait forever.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime with its timer enabled, if it has to wait.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped while it waits, it loses its place in line and has taken nothing.
+    pub async fn acquire(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
+        let mut admission = self.admission();
+        poll_fn(|cx| admission.poll(cost, cx)).await
+    }
+
+    /// Like [`acquire`](Self::acquire), for a cost that is only estimated.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_outbound::{Cost, Limits, Rate, RateLimiter};
+    ///
+    /// let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_minute(1_000)))?;
+    /// let estimate = limiter.acquire_estimate(Cost::tokens(800)).await?;
+    /// // … the response says that 300 were used:
+    /// estimate.settle(Cost::tokens(300));
+    /// assert_eq!(limiter.available().tokens, Some(700));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, CostExceedsBurst> {
+        let mut ticket = self.line.ticket();
+        poll_fn(|cx| ticket.poll_pass(&Ask { cost, estimate: true }, cx)).await?;
+        Ok(Estimate { limiter: self.clone(), cost })
+    }
+
+    /// Takes `cost` if that is possible at once, without overtaking those who wait.
+    ///
+    /// # Errors
+    ///
+    /// [`TryAcquireError::NotYet`] says when to come back, [`TryAcquireError::CostExceedsBurst`] that it is of no use.
+    /// Nothing was taken.
+    pub fn try_acquire(&self, cost: Cost) -> Result<(), TryAcquireError> {
+        let ask = Ask { cost, estimate: false };
+        match self.line.try_pass(&ask) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(TryAcquireError::NotYet(self.line.peek(|buckets, clock| buckets.wait(cost, clock)))),
+            Err(never) => Err(TryAcquireError::CostExceedsBurst(never)),
+        }
+    }
+
+    /// What could go now if nobody waited.
+    #[must_use]
+    pub fn available(&self) -> Available {
+        self.line.peek(|buckets, clock| buckets.available(clock))
+    }
+
+    /// Whether `cost` could pass at all.
+    ///
+    /// # Errors
+    ///
+    /// [`CostExceedsBurst`] if it could not.
+    pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
+        self.line.peek(|buckets, _| buckets.refuses(&Ask { cost, estimate: false }).map_or(Ok(()), Err))
+    }
+
+    /// Replaces the limits, at once also for those who wait.
+    ///
+    /// What is in a bucket stays there, up to the new burst: the first rate of requests takes over from the first, and so
+    /// on. A rate that is new starts with its initial fill.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`], as [`new`](Self::new); nothing is changed then.
+    #[allow(clippy::needless_pass_by_value)]
+    pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
+        let new = limits.buckets()?;
+        self.line.change_for_all(|buckets, clock| buckets.replace(new, clock));
+        Ok(())
+    }
+
+    /// Admits nobody for this long. Only ever extends a pause.
+    pub fn pause_for(&self, pause: Duration) {
+        self.line.change(|buckets, clock| {
+            let until = clock.now().checked_add(pause);
+            buckets.pause(until);
+        });
+    }
+
+    /// Admits nobody until then. Only ever extends a pause.
+    pub fn pause_until(&self, until: Instant) {
+        self.line.change(|buckets, _| buckets.pause(Some(until)));
+    }
+
+    pub(super) fn admission(&self) -> Admission {
+        Admission { ticket: self.line.ticket() }
+    }
+
+    /// Corrects a charge: credits what was not used, or debits what was used on top, at once also for those who wait.
+    ///
+    /// After a debit a balance may be negative: it is paid off before anybody else gets tokens. A credit never lets more
+    /// than `burst + rate x T` of true usage through: what would have been spilled from a full bucket in the meantime is
+    /// not given back. (The same as [`Estimate::settle`].)
+    pub fn settle(&self, estimate: Estimate, used: Cost) {
+        estimate.settle(used);
+    }
+}
+
+impl fmt::Debug for RateLimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimiter").field("available", &self.available()).finish_non_exhaustive()
+    }
+}
+
+// === impl TryAcquireError ===
+
+impl TryAcquireError {
+    /// When to come back; `None` if it is of no use.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::NotYet(wait) => Some(*wait),
+            Self::CostExceedsBurst(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for TryAcquireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotYet(wait) => write!(f, "the limit is reached for another {wait:?}"),
+            Self::CostExceedsBurst(never) => never.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for TryAcquireError {}
+
+// === impl Estimate ===
+
+impl Estimate {
+    /// What was charged.
+    #[must_use]
+    pub const fn cost(&self) -> Cost {
+        self.cost
+    }
+
+    /// Corrects the charge to what was really used: see [`RateLimiter::settle`].
+    pub fn settle(mut self, used: Cost) {
+        self.correct(used);
+        self.cost = Cost::default();
+    }
+
+    fn correct(&self, used: Cost) {
+        self.limiter.line.change(|buckets, clock| buckets.settle(self.cost, used, clock));
+    }
+}
+
+impl Drop for Estimate {
+    fn drop(&mut self) {
+        if self.cost != Cost::default() {
+            self.correct(self.cost);
+        }
+    }
+}
+
+impl fmt::Debug for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Estimate").field("cost", &self.cost).finish_non_exhaustive()
+    }
+}
+
+// === impl Admission ===
+
+impl Admission {
+    pub(super) fn poll(&mut self, cost: Cost, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
+        self.ticket.poll_pass(&Ask { cost, estimate: false }, cx)
+    }
+}
+
+// === impl Buckets ===
+
+impl Buckets {
+    fn nanos(&self, instant: Instant) -> u64 {
+        u64::try_from(instant.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn advance_to(&mut self, at: u64) {
+        if let Some(elapsed) = at.checked_sub(self.at).filter(|elapsed| *elapsed > 0) {
+            self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
+            self.at = at;
+        }
+    }
+
+    /// The moment as of which `cost` is admitted, given that nobody is before it.
+    fn admits(&self, cost: Cost, now: u64) -> u64 {
+        let from = self.at.max(now.saturating_sub(CATCH_UP.as_nanos() as u64));
+        let gap = from - self.at;
+        let filled = self
+            .buckets
+            .iter()
+            .map(|(budget, bucket)| bucket.wait(cost.of(*budget).into()))
+            .fold(0, u64::max)
+            .max(gap);
+        self.at.saturating_add(filled).max(self.paused_until)
+    }
+
+    /// How long a newcomer would wait.
+    fn wait(&mut self, cost: Cost, clock: &mut Clock) -> Duration {
+        let now = self.nanos(clock.now());
+        let filled = self.buckets.iter().map(|(budget, bucket)| {
+            let ahead = match budget {
+                Budget::Requests => self.ahead.0,
+                Budget::Tokens => self.ahead.1,
+            };
+            bucket.wait(ahead + u128::from(cost.of(*budget)))
+        });
+        let at = self.at.saturating_add(filled.fold(0, u64::max)).max(self.paused_until);
+        // Whoever is before us has yet to go, even if its tokens are there.
+        Duration::from_nanos(at.saturating_sub(now))
+    }
+
+    fn available(&mut self, clock: &mut Clock) -> Available {
+        let elapsed = self.nanos(clock.now()).saturating_sub(self.at);
+        let least = |budget| {
+            let left = self.buckets.iter().filter(|(of, _)| *of == budget).map(|(_, bucket)| {
+                let mut bucket = bucket.clone();
+                bucket.advance(elapsed);
+                bucket.available()
+            });
+            left.min()
+        };
+        let paused = self.epoch.checked_add(Duration::from_nanos(self.paused_until));
+        Available {
+            requests: least(Budget::Requests),
+            tokens: least(Budget::Tokens),
+            paused_until: paused.filter(|until| *until > clock.now()),
+        }
+    }
+
+    fn replace(&mut self, mut new: Vec<(Budget, Bucket)>, clock: &mut Clock) {
+        let now = self.nanos(clock.now());
+        self.advance_to(now);
+        for budget in [Budget::Requests, Budget::Tokens] {
+            let old = self.buckets.iter().filter(|(of, _)| *of == budget);
+            let new = new.iter_mut().filter(|(of, _)| *of == budget);
+            for ((_, new), (_, old)) in new.zip(old) {
+                new.resize(old);
+            }
+        }
+        self.buckets = new;
+    }
+
+    fn pause(&mut self, until: Option<Instant>) {
+        let until = until.map_or(u64::MAX, |until| self.nanos(until));
+        self.paused_until = self.paused_until.max(until);
+    }
+
+    fn settle(&mut self, estimate: Cost, used: Cost, clock: &mut Clock) {
+        // Those who wait are not advanced: they may be owed a moment that has passed.
+        if self.ahead == (0, 0) {
+            self.idle(clock);
+        }
+        for (budget, bucket) in &mut self.buckets {
+            bucket.settle(estimate.of(*budget), used.of(*budget));
+        }
+    }
+}
+
+impl Gate for Buckets {
+    type Ask = Ask;
+    type Refusal = CostExceedsBurst;
+
+    fn refuses(&self, ask: &Ask) -> Option<CostExceedsBurst> {
+        self.buckets.iter().find_map(|(budget, bucket)| {
+            let cost = ask.cost.of(*budget);
+            (!bucket.can_hold(cost)).then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
+        })
+    }
+
+    fn opens(&mut self, ask: &Ask, clock: &mut Clock) -> Opens {
+        let now = self.nanos(clock.now());
+        let at = self.admits(ask.cost, now);
+        if at <= now {
+            return Opens::Now;
+        }
+        // A moment that cannot be told is a very long time away.
+        let far = || clock_far(self.epoch);
+        Opens::At(self.epoch.checked_add(Duration::from_nanos(at)).unwrap_or_else(far))
+    }
+
+    fn pass(&mut self, ask: &Ask, waited: bool, clock: &mut Clock) {
+        let now = self.nanos(clock.now());
+        let at = self.admits(ask.cost, now);
+        self.advance_to(at);
+        for (budget, bucket) in &mut self.buckets {
+            bucket.take(ask.cost.of(*budget), ask.estimate);
+        }
+        if waited {
+            self.late = (now, now.saturating_sub(at));
+        }
+    }
+
+    /// Time in which nobody waited fills the buckets and is gone. Only a caller that comes right back after having been
+    /// woken late may still use what that lateness kept from it, or a few callers in a loop would never reach the rate.
+    fn idle(&mut self, clock: &mut Clock) {
+        let now = self.nanos(clock.now());
+        let (woken, late) = self.late;
+        let recent = now.saturating_sub(woken) <= CATCH_UP.as_nanos() as u64;
+        let owed = if recent { late.min(CATCH_UP.as_nanos() as u64) } else { 0 };
+        self.advance_to(now.saturating_sub(owed));
+    }
+
+    fn joined(&mut self, ask: &Ask) {
+        self.ahead.0 += u128::from(ask.cost.requests);
+        self.ahead.1 += u128::from(ask.cost.tokens);
+    }
+
+    fn left(&mut self, ask: &Ask) {
+        self.ahead.0 -= u128::from(ask.cost.requests);
+        self.ahead.1 -= u128::from(ask.cost.tokens);
+    }
+}
+
+fn clock_far(epoch: Instant) -> Instant {
+    epoch.checked_add(Duration::from_secs(60 * 60 * 24 * 365)).unwrap_or(epoch)
+}
