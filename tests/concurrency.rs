@@ -1,0 +1,256 @@
+//! The promises of `ConcurrencyLimit`, poll by poll.
+
+mod support;
+
+use support::{client, ms, pass, request, settle};
+use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
+use tower::{Layer, Service, ServiceExt};
+use tower_outbound::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer};
+use tower_test::{assert_request_eq, mock};
+
+type Handle = mock::Handle<&'static str, &'static str>;
+type Limited = ConcurrencyLimit<mock::Mock<&'static str, &'static str>>;
+
+fn limited(limit: usize) -> (Limited, Concurrency, Handle) {
+    let (service, handle) = mock::pair();
+    let layer = ConcurrencyLimitLayer::new(limit).unwrap();
+    (layer.layer(service), layer.limit().clone(), handle)
+}
+
+/// Made ready and called, and polled once.
+macro_rules! call {
+    ($service:expr, $name:expr) => {{
+        assert_ready_ok!(task::spawn($service.ready()).poll());
+        let mut call = task::spawn($service.call($name));
+        assert_pending!(call.poll());
+        call
+    }};
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_most_n_are_in_flight_over_all_clones() {
+    let (client, arrivals) = client(ms(100));
+    let service = ConcurrencyLimitLayer::new(3).unwrap().layer(client);
+    let calls: Vec<_> = (0..10).map(|_| tokio::spawn(service.clone().oneshot(request("call")))).collect();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    let expected: Vec<_> = (0..10).map(|call| ms(100 * (call / 3))).collect();
+    assert_eq!(arrivals.times(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_waits_for_a_permit_and_is_woken_by_one() {
+    let (mut service, limit, mut handle) = limited(1);
+    handle.allow(10);
+    let mut first = call!(service, "first");
+    assert_request_eq!(handle, "first").send_response("done");
+    let mut other = service.clone();
+    let mut ready = task::spawn(other.ready());
+    assert_pending!(ready.poll());
+    assert_eq!(limit.in_flight(), 1);
+
+    assert_ready_ok!(first.poll());
+    assert_eq!(limit.in_flight(), 0);
+    assert!(ready.is_woken());
+    assert_ready_ok!(ready.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_is_free_when_the_call_is_done_failed_dropped_or_panicked() {
+    let (mut service, limit, mut handle) = limited(1);
+    handle.allow(10);
+
+    let mut done = call!(service, "done");
+    assert_eq!(limit.in_flight(), 1);
+    assert_request_eq!(handle, "done").send_response("");
+    assert_ready_ok!(done.poll());
+    assert_eq!(limit.in_flight(), 0);
+
+    let mut failed = call!(service, "failed");
+    assert_eq!(limit.in_flight(), 1);
+    assert_request_eq!(handle, "failed").send_error("no");
+    assert_ready_err!(failed.poll());
+    assert_eq!(limit.in_flight(), 0);
+
+    let dropped = call!(service, "dropped");
+    assert_eq!(limit.in_flight(), 1);
+    drop(dropped);
+    assert_eq!(limit.in_flight(), 0);
+
+    let panics = tower::service_fn(|()| async { panic!("at the disco") as Result<(), std::io::Error> });
+    let mut panics = ConcurrencyLimitLayer::with_limit(limit.clone()).layer(panics);
+    let call = tokio::spawn(async move { panics.ready().await.unwrap().call(()).await });
+    assert!(call.await.unwrap_err().is_panic());
+    assert_eq!(limit.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_that_is_kept_keeps_no_permit() {
+    let (mut service, limit, mut handle) = limited(1);
+    handle.allow(1);
+    let mut call = call!(service, "call");
+    assert_request_eq!(handle, "call").send_response("");
+    assert_ready_ok!(call.poll());
+    // The future is still there.
+    assert_eq!(limit.in_flight(), 0);
+    drop(call);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_readied_clone_that_is_never_called_starves_nobody() {
+    let (service, limit, mut handle) = limited(1);
+    handle.allow(10);
+    let mut idle: Vec<_> = (0..5).map(|_| service.clone()).collect();
+    for service in &mut idle {
+        assert_ready_ok!(task::spawn(service.ready()).poll());
+    }
+    assert_eq!(limit.in_flight(), 0);
+    let mut busy = service.clone();
+    let _call = call!(busy, "busy");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_that_waited_and_was_made_ready_but_is_never_called_holds_up_nobody_for_long() {
+    let (service, _, mut handle) = limited(1);
+    handle.allow(10);
+    let (mut first, mut idle, mut next) = (service.clone(), service.clone(), service.clone());
+    let mut running = call!(first, "first");
+    let mut idle_ready = task::spawn(idle.ready());
+    let mut next_ready = task::spawn(next.ready());
+    assert_pending!(idle_ready.poll());
+    assert_pending!(next_ready.poll());
+
+    assert_request_eq!(handle, "first").send_response("");
+    assert_ready_ok!(running.poll());
+    assert!(idle_ready.is_woken() && !next_ready.is_woken());
+    assert_ready_ok!(idle_ready.poll());
+    pass(ms(4)).await;
+    assert!(!next_ready.is_woken());
+    pass(ms(2)).await;
+    assert!(next_ready.is_woken());
+    assert_ready_ok!(next_ready.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_future_that_is_never_polled_delays_nobody() {
+    let (mut service, limit, mut handle) = limited(1);
+    handle.allow(10);
+    assert_ready_ok!(task::spawn(service.ready()).poll());
+    let _never = service.call("never");
+    let mut other = service.clone();
+    let _call = call!(other, "other");
+    assert_eq!(limit.in_flight(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_finds_no_permit_left_waits_for_one_in_order() {
+    let (service, _, mut handle) = limited(1);
+    handle.allow(10);
+    // Ready all at once: only one of them can have the permit.
+    let mut clones: Vec<_> = (0..3).map(|_| service.clone()).collect();
+    for service in &mut clones {
+        assert_ready_ok!(task::spawn(service.ready()).poll());
+    }
+    let mut calls: Vec<_> = clones.iter_mut().zip(["a", "b", "c"]).map(|(s, name)| task::spawn(s.call(name))).collect();
+    calls.iter_mut().for_each(|call| assert_pending!(call.poll()));
+    for name in ["a", "b", "c"] {
+        assert_request_eq!(handle, name).send_response("");
+        let mut first = calls.remove(0);
+        assert_ready_ok!(first.poll());
+        if let Some(next) = calls.first_mut() {
+            assert!(next.is_woken());
+            assert_pending!(next.poll());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limit_can_be_changed_while_calls_run_and_wait() {
+    let (service, limit, mut handle) = limited(2);
+    handle.allow(10);
+    let mut service = service;
+    let _first = call!(service, "1");
+    let second = call!(service, "2");
+    let mut waiting = service.clone();
+    let mut waiting = task::spawn(waiting.ready());
+    assert_pending!(waiting.poll());
+
+    limit.set(3).unwrap();
+    assert!(waiting.is_woken());
+    assert_ready_ok!(waiting.poll());
+
+    limit.set(1).unwrap();
+    assert_eq!((limit.get(), limit.in_flight()), (1, 2));
+    drop(second);
+    let mut other = service.clone();
+    assert_pending!(task::spawn(other.ready()).poll());
+    assert_eq!(limit.set(0).unwrap_err().field(), "concurrency_limit");
+    assert_eq!(limit.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_limit_can_stand_over_several_services() {
+    let limit = Concurrency::new(1).unwrap();
+    let layer = ConcurrencyLimitLayer::with_limit(limit);
+    let ((a, _ha), (b, _hb)) = (mock::pair::<&str, &str>(), mock::pair::<&str, &str>());
+    let (mut a, mut b) = (layer.layer(a), layer.layer(b));
+    let (mut ha, mut hb) = (_ha, _hb);
+    ha.allow(1);
+    hb.allow(1);
+    let _call = call!(a, "a");
+    assert_pending!(task::spawn(b.ready()).poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_service_that_was_ready_is_the_one_that_is_called() {
+    /// Ready once, for the one instance that was asked.
+    #[derive(Default)]
+    struct Once(bool);
+    impl Clone for Once {
+        fn clone(&self) -> Self {
+            Self(false)
+        }
+    }
+    impl Service<()> for Once {
+        type Response = ();
+        type Error = std::convert::Infallible;
+        type Future = std::future::Ready<Result<(), Self::Error>>;
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+            self.0 = true;
+            std::task::Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            assert!(self.0, "called without having been ready");
+            std::future::ready(Ok(()))
+        }
+    }
+    let mut service = ConcurrencyLimitLayer::new(1).unwrap().layer(Once::default());
+    for _ in 0..3 {
+        service.ready().await.unwrap().call(()).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_waiter_lets_the_next_one_go() {
+    let (service, _, mut handle) = limited(1);
+    handle.allow(10);
+    let (mut first, mut second, mut third) = (service.clone(), service.clone(), service.clone());
+    let mut running = call!(first, "first");
+    let mut gives_up = task::spawn(async move { second.ready().await.map(drop) });
+    let mut waits = task::spawn(third.ready());
+    assert_pending!(gives_up.poll());
+    assert_pending!(waits.poll());
+    assert_request_eq!(handle, "first").send_response("");
+    assert_ready!(running.poll()).unwrap();
+    assert!(gives_up.is_woken());
+    drop(gives_up);
+    settle().await;
+    assert!(waits.is_woken());
+    assert_ready_ok!(waits.poll());
+}
+
+#[test]
+fn a_limit_of_zero_is_refused_by_name() {
+    assert_eq!(ConcurrencyLimitLayer::new(0).unwrap_err().to_string(), "invalid concurrency_limit: must be above zero, is 0");
+}

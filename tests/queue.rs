@@ -1,0 +1,502 @@
+//! The promises of `Queue`.
+
+mod support;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use support::{Scripted, client, ms, pass, request, settle};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
+use tower_outbound::{
+    Queue, QueueLayer,
+    error::{Cancelled, Closed, Panicked},
+};
+use tower_test::{assert_request_eq, mock};
+
+type Mocked = (Queue<&'static str, &'static str>, mock::Handle<&'static str, &'static str>);
+
+fn queue(capacity: usize) -> Mocked {
+    let (service, handle) = mock::pair();
+    (QueueLayer::new(capacity).unwrap().layer(service), handle)
+}
+
+/// A service that is not ready until it is opened.
+#[derive(Clone, Default)]
+struct Door {
+    open: Arc<AtomicBool>,
+    waker: Arc<Mutex<Option<Waker>>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Door {
+    fn open(&self) {
+        self.open.store(true, Ordering::SeqCst);
+        if let Some(waker) = self.waker.lock().unwrap().take() {
+            waker.wake();
+        }
+    }
+
+    fn service(&self) -> impl Service<&'static str, Response = &'static str, Error = BoxError, Future: Send> + Clone + Send + use<> {
+        let door = self.clone();
+        Scripted {
+            ready: move |cx: &mut Context<'_>| {
+                door.asked.fetch_add(1, Ordering::SeqCst);
+                if door.open.load(Ordering::SeqCst) {
+                    return Poll::Ready(Ok::<_, BoxError>(()));
+                }
+                *door.waker.lock().unwrap() = Some(cx.waker().clone());
+                Poll::Pending
+            },
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_begin_in_the_order_in_which_they_came_with_any_number_of_workers() {
+    for workers in [1, 2, 5, 50] {
+        let begun = Arc::new(Mutex::new(Vec::new()));
+        let notes = begun.clone();
+        let service = service_fn(move |number: usize| {
+            notes.lock().unwrap().push(number);
+            async move {
+                sleep(Duration::from_millis((number as u64 * 7) % 13)).await;
+                Ok::<_, BoxError>(number)
+            }
+        });
+        let mut queue = QueueLayer::new(1_000).unwrap().workers(workers).unwrap().layer(service);
+        let mut calls = Vec::new();
+        for number in 0..200 {
+            calls.push(queue.ready().await.unwrap().call(number));
+        }
+        for (number, call) in calls.into_iter().enumerate() {
+            assert_eq!(call.await.unwrap(), number);
+        }
+        assert_eq!(*begun.lock().unwrap(), (0..200).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_makes_the_caller_wait_until_there_is_a_place() {
+    let door = Door::default();
+    let mut queue = QueueLayer::new(2).unwrap().layer(door.service());
+    let a = queue.ready().await.unwrap().call("a");
+    let b = queue.ready().await.unwrap().call("b");
+    settle().await;
+    assert_eq!((queue.depth(), queue.capacity()), (2, 2));
+    let mut other = queue.clone();
+    let mut ready = task::spawn(other.ready());
+    assert_pending!(ready.poll());
+    door.open();
+    settle().await;
+    assert!(ready.is_woken());
+    assert_ready_ok!(ready.poll());
+    assert_eq!((a.await.unwrap(), b.await.unwrap()), ("a", "b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_refuses_and_hands_the_request_back() {
+    let door = Door::default();
+    let mut queue = QueueLayer::new(1).unwrap().layer(door.service());
+    let _a = queue.try_call("a").unwrap();
+    let refused = queue.try_call("b").unwrap_err();
+    assert!(refused.is_full() && !refused.is_closed());
+    assert_eq!(refused.to_string(), "the queue is full");
+    assert_eq!(refused.into_request(), "b");
+    queue.close();
+    let refused = queue.try_call("c").unwrap_err();
+    assert!(refused.is_closed());
+    assert_eq!(refused.into_request(), "c");
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_thousand_callers_at_a_full_queue_lose_nothing() {
+    let (client, arrivals) = client(ms(1));
+    let queue = QueueLayer::new(10).unwrap().layer(client);
+    let calls: Vec<_> = (0..3_000).map(|_| tokio::spawn(queue.clone().oneshot(request("call")))).collect();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(arrivals.times().len(), 3_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_never_holds_more_than_it_has_places() {
+    let door = Door::default();
+    let queue = QueueLayer::new(3).unwrap().layer(door.service());
+    // All made ready while there was room, and called only then.
+    let mut clones: Vec<_> = (0..10).map(|_| queue.clone()).collect();
+    for clone in &mut clones {
+        clone.ready().await.unwrap();
+    }
+    let mut calls: Vec<_> = clones.iter_mut().map(|clone| task::spawn(clone.call("call"))).collect();
+    for call in &mut calls {
+        assert_pending!(call.poll());
+    }
+    assert_eq!(queue.depth(), 3);
+    door.open();
+    for call in calls {
+        assert_eq!(call.into_inner().await.unwrap(), "call");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_readied_handle_that_is_never_called_starves_nobody() {
+    let door = Door::default();
+    let queue = QueueLayer::new(1).unwrap().layer(door.service());
+    let mut idle: Vec<_> = (0..5).map(|_| queue.clone()).collect();
+    for handle in &mut idle {
+        handle.ready().await.unwrap();
+    }
+    let mut busy = queue.clone();
+    let call = busy.ready().await.unwrap().call("busy");
+    // And one that had to wait for its turn, got it, and does not use it.
+    let mut late = queue.clone();
+    let mut late = task::spawn(late.ready());
+    assert_pending!(late.poll());
+    door.open();
+    assert_eq!(call.await.unwrap(), "busy");
+    assert!(late.is_woken());
+    assert_ready_ok!(late.poll());
+    let start = Instant::now();
+    assert_eq!(queue.clone().oneshot("next").await.unwrap(), "next");
+    assert!(start.elapsed() <= ms(6), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_future_that_nobody_polls_stalls_nobody() {
+    let (client, arrivals) = client(ms(10));
+    let mut queue = QueueLayer::new(10).unwrap().layer(client);
+    let held = queue.ready().await.unwrap().call(request("held"));
+    let mut calls = Vec::new();
+    for _ in 0..5 {
+        calls.push(queue.ready().await.unwrap().call(request("call")));
+    }
+    for call in calls {
+        call.await.unwrap();
+    }
+    assert_eq!(arrivals.names(), ["held", "call", "call", "call", "call", "call"]);
+    // It was driven all the same.
+    let start = Instant::now();
+    held.await.unwrap();
+    assert_eq!(start.elapsed(), ms(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_call_frees_its_place_at_once() {
+    let door = Door::default();
+    let mut queue = QueueLayer::new(5).unwrap().layer(door.service());
+    let mut calls = Vec::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        calls.push(queue.ready().await.unwrap().call(name));
+    }
+    settle().await;
+    assert_eq!(queue.depth(), 5);
+    assert_pending!(task::spawn(queue.clone().ready()).poll());
+    drop(calls);
+    // No task has run since.
+    assert_eq!(queue.depth(), 0);
+    let next = queue.try_call("f").unwrap();
+    door.open();
+    assert_eq!(next.await.unwrap(), "f");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_come_and_go_behind_a_stalled_service_leave_nothing_behind() {
+    let alive = Arc::new(());
+    let door = Door::default();
+    let stalled = door.clone();
+    let service = tower::ServiceBuilder::new().map_request(|_: Arc<()>| "call").service(stalled.service());
+    let mut queue = QueueLayer::new(10).unwrap().layer(service);
+    for _ in 0..10_000 {
+        let call = queue.ready().await.unwrap().call(alive.clone());
+        drop(call);
+    }
+    assert_eq!(Arc::strong_count(&alive), 1);
+    assert_eq!(queue.depth(), 0);
+}
+
+/// A future that says when it is gone.
+struct Watched(Arc<AtomicUsize>);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_in_flight_is_dropped_with_its_future_unless_it_is_detached() {
+    let gone = Arc::new(AtomicUsize::new(0));
+    let watch = gone.clone();
+    let service = service_fn(move |takes: Duration| {
+        let watched = Watched(watch.clone());
+        async move {
+            sleep(takes).await;
+            drop(watched);
+            Ok::<_, BoxError>(())
+        }
+    });
+    let mut queue = QueueLayer::new(10).unwrap().layer(service);
+    let call = queue.ready().await.unwrap().call(ms(1_000));
+    pass(ms(10)).await;
+    assert_eq!((queue.in_flight(), gone.load(Ordering::SeqCst)), (1, 0));
+    drop(call);
+    settle().await;
+    assert_eq!((queue.in_flight(), gone.load(Ordering::SeqCst)), (0, 1));
+
+    queue.ready().await.unwrap().call(ms(1_000)).detach();
+    pass(ms(999)).await;
+    assert_eq!((queue.in_flight(), gone.load(Ordering::SeqCst)), (1, 1));
+    pass(ms(1)).await;
+    assert_eq!((queue.in_flight(), gone.load(Ordering::SeqCst)), (0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_call_tells_who_waits_for_it() {
+    let (client, _) = client(ms(1_000));
+    let mut queue = QueueLayer::new(10).unwrap().layer(client);
+    let mut call = task::spawn(queue.ready().await.unwrap().call(request("call")));
+    assert_pending!(call.poll());
+    settle().await;
+    call.cancel();
+    assert!(call.is_woken());
+    assert!(assert_ready_err!(call.poll()).is::<Cancelled>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_is_asked_for_only_when_a_call_is_there_to_use_it() {
+    let door = Door::default();
+    door.open();
+    let mut queue = QueueLayer::new(10).unwrap().layer(door.service());
+    settle().await;
+    assert_eq!(door.asked.load(Ordering::SeqCst), 0);
+    queue.ready().await.unwrap().call("call").await.unwrap();
+    settle().await;
+    assert_eq!(door.asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_from_readiness_fails_one_call_and_the_next_succeeds() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let service = Scripted {
+        ready: move |_: &mut Context<'_>| match asked.fetch_add(1, Ordering::SeqCst) {
+            0 => Poll::Ready(Err(std::io::Error::other("not now"))),
+            _ => Poll::Ready(Ok(())),
+        },
+    };
+    let mut queue = QueueLayer::new(10).unwrap().layer(service);
+    let (first, second) = (queue.ready().await.unwrap().call("first"), queue.ready().await.unwrap().call("second"));
+    assert_eq!(first.await.unwrap_err().to_string(), "not now");
+    assert_eq!(second.await.unwrap(), "second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_readiness_call_or_future_fails_that_call_and_no_other() {
+    struct Fragile {
+        asked: usize,
+    }
+    impl Service<&'static str> for Fragile {
+        type Response = &'static str;
+        type Error = BoxError;
+        type Future = Pin<Box<dyn Future<Output = Result<&'static str, BoxError>> + Send>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+            self.asked += 1;
+            assert_ne!(self.asked, 2, "readiness fell over");
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, req: &'static str) -> Self::Future {
+            assert_ne!(req, "call", "the call fell over");
+            Box::pin(async move {
+                sleep(ms(1)).await;
+                assert_ne!(req, "future", "the future fell over: {}", "https://u:p@h/?key=s");
+                Ok(req)
+            })
+        }
+    }
+    for workers in [1, 3] {
+        let mut queue = QueueLayer::new(10).unwrap().workers(workers).unwrap().layer(Fragile { asked: 0 });
+        let mut calls = Vec::new();
+        for name in ["fine", "readiness", "call", "future", "fine again"] {
+            calls.push(queue.ready().await.unwrap().call(name));
+        }
+        let mut results = Vec::new();
+        for call in calls {
+            results.push(call.await);
+        }
+        assert_eq!(results[0].as_ref().unwrap(), &"fine");
+        for (result, message) in results[1..4].iter().zip(["readiness fell over", "the call fell over", "the future fell over"]) {
+            let panicked = result.as_ref().unwrap_err().downcast_ref::<Panicked>().unwrap();
+            assert!(panicked.message().contains(message), "{panicked}");
+            assert!(!panicked.message().contains("key=s"));
+        }
+        assert_eq!(results[4].as_ref().unwrap(), &"fine again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_when_a_future_or_a_response_is_dropped_hurts_no_other_call() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    enum Kind {
+        Future,
+        Response,
+        Fine,
+    }
+    let service = service_fn(|kind: Kind| async move {
+        match kind {
+            Kind::Future => {
+                let _bomb = Bomb;
+                sleep(ms(1_000_000)).await;
+                Ok(None)
+            }
+            Kind::Response => Ok(Some(Bomb)),
+            Kind::Fine => Ok::<_, BoxError>(None),
+        }
+    });
+    let mut queue = QueueLayer::new(10).unwrap().layer(service);
+    let call = queue.ready().await.unwrap().call(Kind::Future);
+    settle().await;
+    drop(call);
+    queue.ready().await.unwrap().call(Kind::Response).detach();
+    settle().await;
+    assert!(queue.ready().await.unwrap().call(Kind::Fine).await.unwrap().is_none());
+    assert_eq!(queue.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_takes_no_more_and_finishes_everything_accepted() {
+    let (client, arrivals) = client(ms(10));
+    let mut queue = QueueLayer::new(100).unwrap().layer(client);
+    for _ in 0..100 {
+        queue.try_call(request("call")).unwrap().detach();
+    }
+    queue.close();
+    assert!(queue.is_closed());
+    assert!(queue.clone().oneshot(request("late")).await.unwrap_err().is::<Closed>());
+    queue.ended().await;
+    assert_eq!(arrivals.times().len(), 100);
+    assert_eq!((queue.depth(), queue.in_flight()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_tells_those_who_wait_for_a_place() {
+    let door = Door::default();
+    let mut queue = QueueLayer::new(1).unwrap().layer(door.service());
+    let _a = queue.try_call("a").unwrap();
+    let mut other = queue.clone();
+    let mut ready = task::spawn(other.ready());
+    assert_pending!(ready.poll());
+    let mut calling = task::spawn(queue.call("b"));
+    assert_pending!(calling.poll());
+    queue.close();
+    assert!(ready.is_woken() && calling.is_woken());
+    assert!(ready.poll().map(|ready| ready.is_err_and(|error| error.is::<Closed>())) == Poll::Ready(true));
+    assert!(assert_ready_err!(calling.poll()).is::<Closed>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn abort_cancels_everything_and_tells_every_waiter() {
+    let (client, _) = client(ms(1_000));
+    let limited = tower_outbound::ConcurrencyLimitLayer::new(2).unwrap().layer(client);
+    let mut queue = QueueLayer::new(10).unwrap().workers(2).unwrap().layer(limited);
+    let calls: Vec<_> = (0..6).map(|_| queue.try_call(request("call")).unwrap()).collect();
+    settle().await;
+    assert_eq!((queue.in_flight(), queue.depth()), (2, 4));
+    queue.abort();
+    queue.ended().await;
+    assert_eq!((queue.in_flight(), queue.depth()), (0, 0));
+    for call in calls {
+        assert!(timeout(ms(1), call).await.unwrap().unwrap_err().is::<Cancelled>());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_handle_that_goes_closes_the_queue_and_accepted_calls_are_finished() {
+    let (client, arrivals) = client(ms(10));
+    let mut queue = QueueLayer::new(10).unwrap().layer(client);
+    let waiting = queue.try_call(request("waiting")).unwrap();
+    queue.try_call(request("detached")).unwrap().detach();
+    drop(queue);
+    waiting.await.unwrap();
+    settle().await;
+    assert_eq!(arrivals.names(), ["waiting", "detached"]);
+}
+
+#[test]
+fn a_runtime_that_ends_cancels_what_is_left_and_tells_every_waiter() {
+    let build = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = build();
+    let (queued, running, queue) = first.block_on(async {
+        let service = service_fn(async |_: ()| std::future::pending::<Result<(), BoxError>>().await);
+        let limited = tower_outbound::ConcurrencyLimitLayer::new(1).unwrap().layer(service);
+        let mut queue = QueueLayer::new(10).unwrap().layer(limited);
+        let running = queue.try_call(()).unwrap();
+        settle().await;
+        let queued = queue.try_call(()).unwrap();
+        (queued, running, queue)
+    });
+    drop(first);
+    build().block_on(async {
+        assert!(queued.await.unwrap_err().is::<Cancelled>());
+        assert!(running.await.unwrap_err().is::<Cancelled>());
+        assert!(queue.clone().oneshot(()).await.unwrap_err().is::<Closed>());
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_no_clone_can_be_queued() {
+    let (service, mut handle) = mock::pair::<&'static str, &'static str>();
+    handle.allow(1);
+    /// Takes away `Clone`.
+    struct Unique<S>(S);
+    impl<S: Service<R>, R> Service<R> for Unique<S> {
+        type Response = S::Response;
+        type Error = S::Error;
+        type Future = S::Future;
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+            self.0.poll_ready(cx)
+        }
+        fn call(&mut self, req: R) -> S::Future {
+            self.0.call(req)
+        }
+    }
+    let mut queue = QueueLayer::new(1).unwrap().layer(Unique(service));
+    let call = queue.ready().await.unwrap().call("call");
+    settle().await;
+    assert_request_eq!(handle, "call").send_response("done");
+    assert_eq!(call.await.unwrap(), "done");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wire_sees_a_call_only_when_it_is_ready() {
+    let (mut queue, mut handle) = queue(10);
+    handle.allow(0);
+    let call = queue.try_call("call").unwrap();
+    settle().await;
+    assert_pending!(task::spawn(handle.next_request()).poll());
+    handle.allow(1);
+    settle().await;
+    assert_request_eq!(handle, "call").send_response("done");
+    assert_eq!(call.await.unwrap(), "done");
+}
+
+#[test]
+fn a_capacity_or_a_number_of_workers_of_zero_is_refused_by_name() {
+    assert_eq!(QueueLayer::<()>::new(0).unwrap_err().field(), "queue_capacity");
+    assert_eq!(QueueLayer::<()>::new(1).unwrap().workers(0).unwrap_err().field(), "workers");
+}

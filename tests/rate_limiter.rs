@@ -1,0 +1,598 @@
+//! The promises of `RateLimiter`, on the paused clock.
+
+mod support;
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use support::{ms, pass, settle};
+use tokio::time::{Instant, advance, sleep};
+use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
+use tower_outbound::{Cost, Limits, Rate, RateLimiter, rate::TryAcquireError};
+
+const ONE: Cost = Cost::request();
+
+fn requests(rate: Rate) -> RateLimiter {
+    RateLimiter::new(Limits::new().requests(rate)).unwrap()
+}
+
+fn tokens(rate: Rate) -> RateLimiter {
+    RateLimiter::new(Limits::new().tokens(rate)).unwrap()
+}
+
+/// So many greedy callers, for so long: when each was admitted.
+async fn greedy(limiter: &RateLimiter, callers: usize, run: Duration, cost: impl Fn(usize) -> Cost) -> Vec<(Duration, Cost)> {
+    let start = Instant::now();
+    let admitted = Mutex::new(Vec::new());
+    let callers: FuturesUnordered<_> = (0..callers)
+        .map(|caller| {
+            let (admitted, cost) = (&admitted, cost(caller));
+            async move {
+                while start.elapsed() < run {
+                    limiter.acquire(cost).await.unwrap();
+                    admitted.lock().unwrap().push((start.elapsed(), cost));
+                    tokio::task::yield_now().await;
+                }
+            }
+        })
+        .collect();
+    let _: Vec<()> = callers.collect().await;
+    let mut admitted = admitted.into_inner().unwrap();
+    admitted.retain(|(at, _)| *at <= run);
+    admitted
+}
+
+/// The largest of admitted - rate x T over all windows: what the burst looks like from outside.
+fn empirical_burst(admitted: &[(Duration, u64)], per_second: f64) -> f64 {
+    let mut sum = 0.0;
+    let mut least = f64::MAX;
+    let mut most: f64 = 0.0;
+    for (at, cost) in admitted {
+        let line = per_second * at.as_secs_f64();
+        least = f64::min(least, sum - line);
+        sum += *cost as f64;
+        most = most.max(sum - line - least);
+    }
+    most
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_goes_at_once_and_the_rest_at_the_rate() {
+    let limiter = requests(Rate::per_second(10).burst(3));
+    let start = Instant::now();
+    let mut times = Vec::new();
+    for _ in 0..6 {
+        limiter.acquire(ONE).await.unwrap();
+        times.push(start.elapsed());
+    }
+    assert_eq!(times, [ms(0), ms(0), ms(0), ms(100), ms(200), ms(300)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_initial_fill_can_be_less_than_the_burst() {
+    let limiter = requests(Rate::per_second(10).burst(3).initial(0));
+    let start = Instant::now();
+    limiter.acquire(ONE).await.unwrap();
+    assert_eq!(start.elapsed(), ms(100));
+    sleep(ms(10_000)).await;
+    assert_eq!(limiter.available().requests, Some(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_window_sees_more_than_burst_and_rate_and_the_rate_is_reached() {
+    for (per_second, burst) in [(100_u64, 1_u64), (100, 10), (1_000, 1), (1_000, 100), (20_000, 1), (20_000, 200)] {
+        let limiter = requests(Rate::per_second(per_second).burst(burst));
+        let run = Duration::from_secs(4);
+        let admitted = greedy(&limiter, 64, run, |_| ONE).await;
+        let counted: Vec<_> = admitted.iter().map(|(at, _)| (*at, 1)).collect();
+
+        let achieved = admitted.len() as f64 / (burst as f64 + per_second as f64 * run.as_secs_f64());
+        assert!(achieved > 0.995, "{per_second}/s, burst {burst}: reached {achieved:.4} of the rate");
+        let seen = empirical_burst(&counted, per_second as f64);
+        let allowed = burst as f64 + 1.0 + per_second as f64 * 0.002;
+        assert!(seen <= allowed, "{per_second}/s, burst {burst}: a burst of {seen:.1} was seen, {allowed:.1} allowed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_few_callers_in_a_loop_reach_a_rate_finer_than_the_timer() {
+    for callers in [1, 3, 10] {
+        let limiter = requests(Rate::per_second(20_000).burst(1));
+        let run = Duration::from_secs(1);
+        let admitted = greedy(&limiter, callers, run, |_| ONE).await;
+        let achieved = admitted.len() as f64 / 20_000.0;
+        assert!(achieved > 0.995, "{callers} callers reached {achieved:.4} of the rate");
+        let counted: Vec<_> = admitted.iter().map(|(at, _)| (*at, 1)).collect();
+        assert!(empirical_burst(&counted, 20_000.0) <= 1.0 + 1.0 + 20_000.0 * 0.002);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_budgets_hold_at_once_whichever_binds() {
+    // 100 requests/s; tokens bind when calls take more than 10 each.
+    for cost in [1, 10, 37, 1_000] {
+        let limiter = RateLimiter::new(
+            Limits::new().requests(Rate::per_second(100).burst(5)).tokens(Rate::per_second(1_000).burst(1_000)),
+        )
+        .unwrap();
+        let run = Duration::from_secs(20);
+        let admitted = greedy(&limiter, 16, run, |_| Cost::tokens(cost)).await;
+        let requests: Vec<_> = admitted.iter().map(|(at, _)| (*at, 1)).collect();
+        let spent: Vec<_> = admitted.iter().map(|(at, cost)| (*at, cost.tokens)).collect();
+        assert!(empirical_burst(&requests, 100.0) <= 5.0 + 1.0 + 0.2);
+        assert!(empirical_burst(&spent, 1_000.0) <= 1_000.0 + cost as f64 + 2.0);
+        let calls = admitted.len() as f64;
+        let by_requests = calls / (5.0 + 2_000.0);
+        let by_tokens = calls * cost as f64 / (1_000.0 + 20_000.0);
+        assert!(f64::max(by_requests, by_tokens) > 0.98, "{cost}: {by_requests:.3} {by_tokens:.3}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_per_second_and_one_per_day_hold_together() {
+    let limiter =
+        RateLimiter::new(Limits::new().requests(Rate::per_second(2).burst(2)).requests(Rate::per_day(5))).unwrap();
+    let start = Instant::now();
+    for _ in 0..5 {
+        limiter.acquire(ONE).await.unwrap();
+    }
+    assert_eq!(start.elapsed(), ms(1_500));
+    limiter.acquire(ONE).await.unwrap();
+    assert_eq!(start.elapsed(), Duration::from_secs(86_400) / 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_tokens_takes_no_request() {
+    let limiter = RateLimiter::new(
+        Limits::new().requests(Rate::per_second(1).burst(5)).tokens(Rate::per_second(1).burst(10).initial(0)),
+    )
+    .unwrap();
+    let mut waiting = task::spawn(limiter.acquire(Cost::tokens(10)));
+    assert_pending!(waiting.poll());
+    settle().await;
+    assert_eq!(limiter.available().requests, Some(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_order_is_arrival_order() {
+    let limiter = requests(Rate::per_second(100).burst(1));
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let callers: Vec<_> = (0..50)
+        .map(|caller| {
+            let (limiter, order) = (limiter.clone(), order.clone());
+            tokio::spawn(async move {
+                limiter.acquire(ONE).await.unwrap();
+                order.lock().unwrap().push(caller);
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    assert_eq!(*order.lock().unwrap(), (0..50).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_is_not_overtaken_by_newcomers_at_the_refill_instant() {
+    for _ in 0..20 {
+        let limiter = requests(Rate::per_second(10).burst(1));
+        limiter.acquire(ONE).await.unwrap();
+        let waiter = tokio::spawn({
+            let limiter = limiter.clone();
+            async move {
+                limiter.acquire(ONE).await.unwrap();
+                Instant::now()
+            }
+        });
+        settle().await;
+        let newcomers: Vec<_> = (0..8)
+            .map(|_| {
+                let limiter = limiter.clone();
+                tokio::spawn(async move {
+                    sleep(ms(100)).await;
+                    limiter.acquire(ONE).await.unwrap();
+                    Instant::now()
+                })
+            })
+            .collect();
+        let served = waiter.await.unwrap();
+        for newcomer in newcomers {
+            assert!(newcomer.await.unwrap() > served);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heavy_call_is_served_in_its_turn_among_endless_light_ones() {
+    let limiter = tokens(Rate::per_second(10).burst(20));
+    limiter.acquire(Cost::tokens(20)).await.unwrap();
+    let start = Instant::now();
+    let light = |limiter: RateLimiter| async move {
+        loop {
+            limiter.acquire(Cost::tokens(1)).await.unwrap();
+        }
+    };
+    let before: Vec<_> = (0..4).map(|_| tokio::spawn(light(limiter.clone()))).collect();
+    settle().await;
+    // Four light ones are before it: 0.4 s, then 2 s for its own 20 tokens.
+    limiter.acquire(Cost::tokens(20)).await.unwrap();
+    assert_eq!(start.elapsed(), ms(2_400));
+    before.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_waiter_has_taken_nothing_and_the_next_moves_up_at_once() {
+    let limiter = tokens(Rate::per_second(10).burst(10));
+    limiter.acquire(Cost::tokens(10)).await.unwrap();
+    let start = Instant::now();
+    let mut heavy = task::spawn(limiter.acquire(Cost::tokens(10)));
+    let mut light = task::spawn(limiter.acquire(Cost::tokens(1)));
+    assert_pending!(heavy.poll());
+    assert_pending!(light.poll());
+    pass(ms(300)).await;
+    assert!(!light.is_woken());
+    drop(heavy);
+    assert!(light.is_woken(), "its token is there since 100 ms");
+    assert_ready_ok!(light.poll());
+    assert_eq!(start.elapsed(), ms(300));
+    assert_eq!(limiter.available().tokens, Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_cancelled_in_the_instant_of_their_turn_take_nothing() {
+    let limiter = requests(Rate::per_second(10).burst(1));
+    limiter.acquire(ONE).await.unwrap();
+    let waiters: Vec<_> = (0..5)
+        .map(|_| {
+            let mut waiter = task::spawn(limiter.acquire(ONE));
+            assert_pending!(waiter.poll());
+            waiter
+        })
+        .collect();
+    pass(ms(100)).await;
+    assert!(waiters[0].is_woken());
+    drop(waiters);
+    assert_eq!(limiter.available().requests, Some(1));
+    limiter.try_acquire(ONE).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_nobody_polls_stalls_nobody() {
+    let limiter = requests(Rate::per_second(10).burst(1));
+    limiter.acquire(ONE).await.unwrap();
+    let mut held: Vec<_> = (0..3).map(|_| task::spawn(limiter.acquire(ONE))).collect();
+    for waiter in &mut held {
+        assert_pending!(waiter.poll());
+    }
+    let start = Instant::now();
+    limiter.acquire(ONE).await.unwrap();
+    // Due at 100 ms; each of the three silent ones before it had 5 ms to answer.
+    assert_eq!(start.elapsed(), ms(115));
+    // From now on they are known to be silent and delay nobody.
+    limiter.acquire(ONE).await.unwrap();
+    assert_eq!(start.elapsed(), ms(210));
+    // And they have not lost their turn: who answers goes first.
+    let mut newcomer = task::spawn(limiter.acquire(ONE));
+    assert_pending!(newcomer.poll());
+    assert_pending!(held[0].poll());
+    pass(ms(100)).await;
+    assert!(held[0].is_woken());
+    assert_ready_ok!(held[0].poll());
+    assert_pending!(newcomer.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_future_that_was_never_polled_is_not_in_line() {
+    let limiter = requests(Rate::per_second(10).burst(1));
+    let _never = limiter.acquire(ONE);
+    assert_eq!(limiter.try_acquire(ONE), Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cost_above_the_burst_is_refused_at_once_and_takes_nothing() {
+    let limiter =
+        RateLimiter::new(Limits::new().requests(Rate::per_second(1)).tokens(Rate::per_second(10).burst(50))).unwrap();
+    let mut waiting = task::spawn(limiter.acquire(Cost::tokens(50)));
+    assert_ready_ok!(waiting.poll());
+    let mut waiting = task::spawn(limiter.acquire(Cost::tokens(50)));
+    assert_pending!(waiting.poll());
+    // Also when others are in line.
+    let error = assert_ready_err!(task::spawn(limiter.acquire(Cost::tokens(51))).poll());
+    assert_eq!((error.budget(), error.cost(), error.burst()), ("tokens", 51, 50));
+    assert_eq!(error.to_string(), "the call costs 51 tokens, more than the burst of 50");
+    assert!(matches!(limiter.try_acquire(Cost::tokens(u64::MAX)), Err(TryAcquireError::CostExceedsBurst(_))));
+    let many = Cost { requests: 2, tokens: 0 };
+    assert_eq!(limiter.check(many).unwrap_err().budget(), "requests");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_says_when_to_come_back() {
+    let limiter = requests(Rate::per_second(10).burst(1));
+    limiter.try_acquire(ONE).unwrap();
+    assert_eq!(limiter.try_acquire(ONE), Err(TryAcquireError::NotYet(ms(100))));
+    pass(ms(30)).await;
+    let later = limiter.try_acquire(ONE).unwrap_err();
+    assert_eq!(later.retry_after(), Some(ms(70)));
+    assert_eq!(later.to_string(), "the limit is reached for another 70ms");
+    // Those in line are counted, and not overtaken.
+    let mut waiting = task::spawn(limiter.acquire(ONE));
+    assert_pending!(waiting.poll());
+    assert_eq!(limiter.try_acquire(ONE), Err(TryAcquireError::NotYet(ms(170))));
+    pass(ms(70)).await;
+    assert!(limiter.try_acquire(ONE).is_err());
+    assert_ready_ok!(waiting.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_holds_everybody_and_is_only_ever_extended() {
+    let limiter = requests(Rate::per_second(10).burst(2));
+    let start = Instant::now();
+    limiter.pause_for(ms(500));
+    limiter.pause_for(ms(200));
+    assert_eq!(limiter.available().paused_until, Some(start + ms(500)));
+    limiter.acquire(ONE).await.unwrap();
+    assert_eq!(start.elapsed(), ms(500));
+    // Also those who wait already.
+    limiter.acquire(ONE).await.unwrap();
+    let mut waiting = task::spawn(limiter.acquire(ONE));
+    assert_pending!(waiting.poll());
+    limiter.pause_until(start + ms(2_000));
+    pass(ms(1_499)).await;
+    assert!(!waiting.is_woken());
+    pass(ms(1)).await;
+    assert!(waiting.is_woken());
+    assert_ready_ok!(waiting.poll());
+    assert_eq!(limiter.available().paused_until, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_limits_act_at_once_on_those_who_wait() {
+    let limiter = requests(Rate::per_hour(1));
+    limiter.acquire(ONE).await.unwrap();
+    let start = Instant::now();
+    let mut waiting = task::spawn(limiter.acquire(ONE));
+    assert_pending!(waiting.poll());
+    pass(ms(1_000)).await;
+    limiter.set_limits(Limits::new().requests(Rate::per_second(2).burst(1))).unwrap();
+    assert!(waiting.is_woken());
+    assert_pending!(waiting.poll());
+    pass(ms(500)).await;
+    assert!(waiting.is_woken());
+    assert_ready_ok!(waiting.poll());
+    assert_eq!(start.elapsed(), ms(1_500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_limits_refuse_at_once_who_could_wait_forever() {
+    let limiter = tokens(Rate::per_second(10).burst(100).initial(0));
+    let mut heavy = task::spawn(limiter.acquire(Cost::tokens(100)));
+    let mut behind = task::spawn(limiter.acquire(Cost::tokens(80)));
+    assert_pending!(heavy.poll());
+    assert_pending!(behind.poll());
+    limiter.set_limits(Limits::new().tokens(Rate::per_second(10).burst(50))).unwrap();
+    for waiter in [&mut heavy, &mut behind] {
+        assert!(waiter.is_woken());
+        assert_eq!(assert_ready_err!(waiter.poll()).burst(), 50);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_limits_keep_what_is_in_the_buckets() {
+    let limiter = requests(Rate::per_second(10).burst(10));
+    limiter.acquire(Cost { requests: 6, tokens: 0 }).await.unwrap();
+    limiter.set_limits(Limits::new().requests(Rate::per_minute(7).burst(100))).unwrap();
+    assert_eq!(limiter.available().requests, Some(4));
+    limiter.set_limits(Limits::new().requests(Rate::per_minute(7).burst(2))).unwrap();
+    assert_eq!(limiter.available().requests, Some(2));
+    // Bad ones change nothing.
+    limiter.set_limits(Limits::new().requests(Rate::per_minute(0))).unwrap_err();
+    assert_eq!(limiter.available().requests, Some(2));
+    limiter.set_limits(Limits::new()).unwrap();
+    assert_eq!(limiter.available().requests, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_that_change_every_second_lose_no_fraction() {
+    let limiter = requests(Rate::per_minute(1).initial(0));
+    let start = Instant::now();
+    let acquire = tokio::spawn({
+        let limiter = limiter.clone();
+        async move { limiter.acquire(ONE).await }
+    });
+    for second in 0..60_u64 {
+        let burst = 1 + second % 3;
+        limiter.set_limits(Limits::new().requests(Rate::per_minute(1).burst(burst))).unwrap();
+        sleep(ms(1_000)).await;
+    }
+    acquire.await.unwrap().unwrap();
+    assert_eq!(start.elapsed(), Duration::from_secs(60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_debit_can_go_below_zero_and_is_paid_before_anybody_gets_tokens() {
+    let limiter = tokens(Rate::per_second(10).burst(10));
+    let estimate = limiter.acquire_estimate(Cost::tokens(10)).await.unwrap();
+    let mut waiting = task::spawn(limiter.acquire(Cost::tokens(1)));
+    assert_pending!(waiting.poll());
+    estimate.settle(Cost::tokens(30));
+    assert_eq!(limiter.available().tokens, Some(0));
+    pass(ms(2_099)).await;
+    assert!(!waiting.is_woken());
+    pass(ms(1)).await;
+    assert!(waiting.is_woken());
+    assert_ready_ok!(waiting.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credit_lets_those_who_wait_go_at_once() {
+    let limiter = tokens(Rate::per_second(10).burst(10));
+    let estimate = limiter.acquire_estimate(Cost::tokens(10)).await.unwrap();
+    let mut waiting = task::spawn(limiter.acquire(Cost::tokens(6)));
+    assert_pending!(waiting.poll());
+    limiter.settle(estimate, Cost::tokens(3));
+    assert!(waiting.is_woken());
+    assert_ready_ok!(waiting.poll());
+    assert_eq!(limiter.available().tokens, Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credit_gives_nothing_back_that_a_full_bucket_would_have_spilled() {
+    let limiter = tokens(Rate::per_second(10).burst(10));
+    let estimate = limiter.acquire_estimate(Cost::tokens(8)).await.unwrap();
+    // Had the true cost of 0 been known, the bucket would have been full all the time.
+    sleep(ms(10_000)).await;
+    limiter.acquire(Cost::tokens(10)).await.unwrap();
+    estimate.settle(Cost { requests: 1, tokens: 0 });
+    assert_eq!(limiter.available().tokens, Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_estimate_that_is_dropped_stands() {
+    let limiter = tokens(Rate::per_second(10).burst(10));
+    drop(limiter.acquire_estimate(Cost::tokens(8)).await.unwrap());
+    assert_eq!(limiter.available().tokens, Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_year_at_an_odd_rate_the_count_is_exact() {
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::new(7, ms(13_003)).burst(100_000_000).initial(0))).unwrap();
+    let year = Duration::from_secs(365 * 86_400);
+    for _ in 0..1_000 {
+        advance(year / 1_000).await;
+        // Looks change nothing.
+        let _ = limiter.available();
+    }
+    let expected = year.as_millis() * 7 / 13_003;
+    assert_eq!(u128::from(limiter.available().requests.unwrap()), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_stood_still_does_not_come_back_as_a_burst() {
+    let limiter = requests(Rate::per_second(1_000).burst(1));
+    let admitted = Arc::new(Mutex::new(0));
+    for _ in 0..64 {
+        let (limiter, admitted) = (limiter.clone(), admitted.clone());
+        tokio::spawn(async move {
+            loop {
+                limiter.acquire(ONE).await.unwrap();
+                *admitted.lock().unwrap() += 1;
+            }
+        });
+    }
+    sleep(ms(10)).await;
+    settle().await;
+    *admitted.lock().unwrap() = 0;
+    // 200 ms in which nothing runs.
+    advance(ms(200)).await;
+    settle().await;
+    let burst = *admitted.lock().unwrap();
+    assert!((5..=6).contains(&burst), "{burst} went at once; 5 ms are made up for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_wakes_nobody_before_its_turn() {
+    let limiter = requests(Rate::per_second(1).burst(1));
+    limiter.acquire(ONE).await.unwrap();
+    let mut waiters: Vec<_> = (0..100).map(|_| task::spawn(limiter.acquire(ONE))).collect();
+    for waiter in &mut waiters {
+        assert_pending!(waiter.poll());
+    }
+    pass(ms(999)).await;
+    assert!(waiters.iter().all(|waiter| !waiter.is_woken()));
+    pass(ms(1)).await;
+    let woken: Vec<_> = waiters.iter().map(|waiter| waiter.is_woken()).collect();
+    assert!(woken[0] && !woken[1..].contains(&true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_limits_everybody_passes() {
+    let limiter = RateLimiter::new(Limits::new()).unwrap();
+    for _ in 0..1_000 {
+        limiter.try_acquire(Cost::tokens(u64::MAX)).unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rates_that_make_no_sense_are_refused_by_name_when_built() {
+    let second = Duration::from_secs(1);
+    for (rate, field) in [
+        (Rate::per_second(0), "amount"),
+        (Rate::per_second(-1), "amount"),
+        (Rate::per_second(f64::NAN), "amount"),
+        (Rate::per_second(-0.5), "amount"),
+        (Rate::per_second(f64::INFINITY), "amount"),
+        (Rate::new(1, Duration::ZERO), "period"),
+        (Rate::new(1, Duration::MAX), "period"),
+        (Rate::per_second(1).burst(0), "burst"),
+        (Rate::per_second(1).burst(0.9), "burst"),
+        (Rate::per_second(1).burst(-2), "burst"),
+        (Rate::per_second(1).initial(2), "initial"),
+        (Rate::per_second(1).initial(-1), "initial"),
+    ] {
+        let error = RateLimiter::new(Limits::new().requests(rate)).unwrap_err();
+        assert_eq!(error.field(), format!("requests.{field}"), "{rate:?}");
+        let error = RateLimiter::new(Limits::new().requests(Rate::new(1, second)).tokens(rate)).unwrap_err();
+        assert_eq!(error.field(), format!("tokens.{field}"), "{rate:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_largest_and_the_smallest_numbers_do_not_overflow() {
+    let century = Duration::from_secs(100 * 365 * 86_400);
+    for rate in [
+        Rate::new(u64::MAX, Duration::from_nanos(1)),
+        Rate::new(u64::MAX, century),
+        Rate::new(1, Duration::from_nanos(1)),
+        Rate::new(1, century),
+        Rate::new(u64::MAX - 58, century - Duration::from_nanos(7)),
+    ] {
+        let limiter = RateLimiter::new(Limits::new().tokens(rate)).unwrap();
+        let available = limiter.available().tokens.unwrap();
+        limiter.try_acquire(Cost::tokens(available)).unwrap();
+        advance(Duration::from_secs(1_000_000)).await;
+        assert!(limiter.available().tokens.unwrap() <= available);
+        let _ = limiter.try_acquire(Cost::tokens(available));
+        limiter.set_limits(Limits::new().tokens(Rate::per_second(3))).unwrap();
+        assert!(limiter.available().tokens.unwrap() <= 3);
+    }
+    let limiter = requests(Rate::new(1, century));
+    limiter.acquire(ONE).await.unwrap();
+    assert_eq!(limiter.try_acquire(ONE).unwrap_err().retry_after(), Some(century));
+    limiter.pause_for(Duration::MAX);
+    assert!(limiter.try_acquire(ONE).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn fractions_of_a_request_are_exact() {
+    let limiter = requests(Rate::per_second(0.5));
+    let start = Instant::now();
+    for _ in 0..3 {
+        limiter.acquire(ONE).await.unwrap();
+    }
+    assert_eq!(start.elapsed(), ms(4_000));
+}
+
+#[test]
+fn a_limiter_shared_by_two_runtimes_serves_the_one_that_lives() {
+    let limiter = requests(Rate::per_second(50).burst(1));
+    let build = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (first, second) = (build(), build());
+    // The first runtime gets a waiter, and is never run again.
+    first.block_on(async {
+        limiter.acquire(ONE).await.unwrap();
+        let limiter = limiter.clone();
+        tokio::spawn(async move { limiter.acquire(ONE).await });
+        settle().await;
+    });
+    second.block_on(async {
+        limiter.acquire(ONE).await.unwrap();
+        limiter.acquire(ONE).await.unwrap();
+    });
+    drop(first);
+    second.block_on(async {
+        limiter.acquire(ONE).await.unwrap();
+        assert_ready!(task::spawn(async {}).poll());
+    });
+}
