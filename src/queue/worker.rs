@@ -102,7 +102,10 @@ where
         let in_flight = InFlight::enter(backlog);
         let called = ready.and_then(|()| guarded(|| scope.enter(|| service.call(req))));
         match called {
-            Ok(future) => return Some(Drive { future: Some(future), call: Driven { slot: slot.clone(), scope, in_flight } }),
+            Ok(future) => {
+                let call = Driven { slot: slot.clone(), scope, in_flight };
+                return Some(Drive { future: Some(future), call: Some(call) });
+            }
             Err(error) => {
                 scope.fail(&error);
                 slot.finish(Err(error));
@@ -132,26 +135,41 @@ pin_project! {
     struct Drive<F, Req, Res> {
         #[pin]
         future: Option<F>,
-        call: Driven<Req, Res>,
+        call: Option<Driven<Req, Res>>,
     }
 
     impl<F, Req, Res> PinnedDrop for Drive<F, Req, Res> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            if this.future.is_some() {
+            if let Some(call) = this.call.take() {
                 let _ = guarded(|| this.future.set(None));
-                this.call.scope.cancel();
-                this.call.slot.cancel();
+                call.end(None);
             }
         }
     }
 }
 
+/// A call that has begun.
 struct Driven<Req, Res> {
     slot: Arc<Slot<Req, Res>>,
     scope: Scope,
-    #[allow(dead_code, reason = "held for its drop")]
     in_flight: InFlight<Req, Res>,
+}
+
+impl<Req, Res> Driven<Req, Res> {
+    /// The call is over: with a result, or cancelled.
+    fn end(self, result: Option<Result<Res, BoxError>>) {
+        let Self { slot, scope, in_flight } = self;
+        drop(in_flight);
+        // With the slot may go a response that nobody waits for. What it does when it is dropped is its own affair.
+        let _ = guarded(move || match result {
+            Some(result) => slot.finish(result),
+            None => {
+                scope.cancel();
+                slot.cancel();
+            }
+        });
+    }
 }
 
 impl<F, Req, Res, E> Future for Drive<F, Req, Res>
@@ -163,29 +181,24 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        let Driven { slot, scope, .. } = this.call;
-        let Some(future) = this.future.as_mut().as_pin_mut() else { return Poll::Ready(()) };
-
-        let result = if slot.poll_wanted(cx) {
-            match guarded(|| scope.enter(|| future.poll(cx))) {
+        let (Some(future), Some(call)) = (this.future.as_mut().as_pin_mut(), this.call.as_mut()) else {
+            return Poll::Ready(());
+        };
+        let mut result = None;
+        if call.slot.poll_wanted(cx) {
+            match guarded(|| call.scope.enter(|| future.poll(cx))) {
                 Ok(Poll::Pending) => return Poll::Pending,
-                Ok(Poll::Ready(result)) => Some(result.map_err(Into::into)),
+                Ok(Poll::Ready(done)) => result = Some(done.map_err(Into::into)),
                 Err(panic) => {
-                    scope.fail(&panic);
-                    Some(Err(panic))
+                    call.scope.fail(&panic);
+                    result = Some(Err(panic));
                 }
             }
-        } else {
-            None
-        };
-
-        // The call is gone before anybody hears of its end, and what it does when it is dropped is its own affair.
+        }
+        // The call is gone, and its permit is free, before anybody hears of its end.
         let _ = guarded(|| this.future.set(None));
-        match result {
-            Some(result) => {
-                let _ = guarded(|| slot.finish(result));
-            }
-            None => scope.cancel(),
+        if let Some(call) = this.call.take() {
+            call.end(result);
         }
         Poll::Ready(())
     }

@@ -1,0 +1,448 @@
+//! The promises of events, seen through `EventLayer`.
+
+mod support;
+
+use http::{Request, Response, StatusCode};
+use std::{error::Error, fmt, time::Duration};
+use support::{ms, pass, settle};
+use tokio::time::sleep;
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, retry::Policy, service_fn};
+use tower_outbound::{
+    ApiTokens, EventLayer, Limits, NetworkRequestEvent, QueueLayer, Rate, RateLimitLayer, RateLimiter, RequestId,
+    RequestStatus,
+    event::{self, Describe, Events, Http, Metadata, Nothing, Payload, RequestDetails, ResponseDetails, Value},
+};
+
+fn get(url: &str) -> Request<()> {
+    Request::get(url).body(()).unwrap()
+}
+
+/// The record of the only call these events have seen.
+async fn only(events: &mut event::Subscription) -> NetworkRequestEvent {
+    events.recv().await.unwrap().event.finished().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_of_the_three_alone_around_a_client_is_a_complete_recorder() {
+    for layer in [EventLayer::queued(), EventLayer::processing(), EventLayer::calling()] {
+        let events = Events::new();
+        let mut updates = events.subscribe();
+        let client = service_fn(async |_: Request<()>| {
+            sleep(ms(70)).await;
+            Ok::<_, BoxError>(Response::builder().status(201).header("x-a", "b").body(()).unwrap())
+        });
+        let mut service = ServiceBuilder::new().layer(layer.report_to(&events)).service(client);
+        let request = Request::post("http://localhost:8080/path?page=2").header("accept", "*/*").body(()).unwrap();
+        service.ready().await.unwrap().call(request).await.unwrap();
+
+        let event = only(&mut updates).await;
+        assert_eq!(event.status, RequestStatus::Completed);
+        assert_eq!(event.method.as_deref(), Some("POST"));
+        assert_eq!(event.endpoint_url.as_deref(), Some("http://localhost:8080/path?page=2"));
+        assert_eq!(event.headers["accept"], "*/*");
+        assert_eq!(event.response_status_code, Some(201));
+        assert_eq!(event.response_headers["x-a"], "b");
+        assert_eq!((event.payload.clone(), event.response_body.clone()), (None, None));
+        assert_eq!(event.time_total(), Some(ms(70)));
+        assert_eq!(event.error_type, None);
+        assert_eq!((events.totals().opened, events.totals().completed), (1, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http_request_says_its_tokens_name_metadata_and_payload_in_its_extensions() {
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
+    let service = EventLayer::calling().report_to(&events).layer(client);
+    let request = Request::get("http://localhost/")
+        .extension(ApiTokens(12))
+        .extension(RequestId::from("my-own"))
+        .extension(Metadata([("task".to_owned(), Value::from(7))].into()))
+        .extension(Payload(Value::from("the body")))
+        .body(())
+        .unwrap();
+    service.oneshot(request).await.unwrap();
+    let event = only(&mut updates).await;
+    assert_eq!(event.request_id.to_string(), "my-own");
+    assert_eq!(event.api_tokens, 12);
+    assert_eq!(event.metadata["task"], Value::from(7));
+    assert_eq!(event.payload, Some(Value::from("the body")));
+}
+
+#[derive(Debug)]
+struct Outer(std::io::Error);
+
+impl fmt::Display for Outer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("could not send to http://u:p@h/?token=s3")
+    }
+}
+
+impl Error for Outer {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_leaves_its_type_message_and_chain_of_sources() {
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let client = service_fn(async |_: Request<()>| Err::<Response<()>, _>(Outer(std::io::Error::other("refused"))));
+    // The outer layer sees a box, the inner one the error itself.
+    let service = ServiceBuilder::new()
+        .layer(EventLayer::queued().report_to(&events))
+        .layer(EventLayer::processing())
+        .layer(EventLayer::calling())
+        .service(client);
+    service.oneshot(get("http://h/")).await.unwrap_err();
+    let event = only(&mut updates).await;
+    assert_eq!(event.status, RequestStatus::Failed);
+    assert!(event.error_type.as_deref().unwrap().ends_with("::Outer"), "{:?}", event.error_type);
+    assert_eq!(event.error_message.as_deref(), Some("could not send to http://h/?token=[redacted]"));
+    assert_eq!(event.error_details.as_deref(), Some("refused"));
+    assert_eq!(event.response_status_code, None);
+    assert_eq!(event.attempts[0].error_message, event.error_message);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_stages_of_one_call_write_one_event_whose_status_only_moves_forward() {
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let client = service_fn(async |_: Request<()>| {
+        sleep(ms(30)).await;
+        Ok::<_, BoxError>(Response::new(()))
+    });
+    let mut service = ServiceBuilder::new()
+        .layer(EventLayer::queued().report_to(&events))
+        .layer(QueueLayer::new(10).unwrap())
+        .layer(EventLayer::processing())
+        .map_future(|call| async {
+            sleep(ms(20)).await;
+            call.await
+        })
+        .layer(EventLayer::calling())
+        .service(client);
+    // Queued for 10 ms: the queue's worker has no turn before.
+    let call = service.ready().await.unwrap().call(get("http://h/"));
+    tokio::time::advance(ms(10)).await;
+    call.await.unwrap();
+
+    let mut seen = Vec::new();
+    loop {
+        let update = updates.recv().await.unwrap();
+        seen.push(update.status);
+        if update.status.is_terminal() {
+            break;
+        }
+    }
+    use RequestStatus::{Calling, Completed, Pending, Processing, Queued};
+    assert_eq!(seen, [Pending, Queued, Processing, Calling, Completed]);
+    assert_eq!(events.totals().opened, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn durations_are_told_apart_and_exact() {
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let client = service_fn(async |_: Request<()>| {
+        sleep(ms(30)).await;
+        Ok::<_, BoxError>(Response::new(()))
+    });
+    let rate = Rate::per_second(50).burst(1).initial(0);
+    let limiter = RateLimiter::new(Limits::new().requests(rate)).unwrap();
+    let mut service = ServiceBuilder::new()
+        .layer(EventLayer::queued().report_to(&events))
+        .layer(QueueLayer::new(10).unwrap())
+        .layer(tower_outbound::ConcurrencyLimitLayer::new(1).unwrap())
+        .layer(EventLayer::processing())
+        .layer(RateLimitLayer::new(limiter))
+        .layer(EventLayer::calling())
+        .service(client);
+    let first = service.ready().await.unwrap().call(get("http://h/"));
+    let second = service.ready().await.unwrap().call(get("http://h/"));
+    let (first_event, second_event) = (first.event().clone(), second.event().clone());
+    first.await.unwrap();
+    second.await.unwrap();
+    for (event, in_queue, waiting) in [(first_event, ms(0), ms(20)), (second_event, ms(50), ms(0))] {
+        let event = event.finished().await;
+        assert_eq!(event.time_pending(), Some(ms(0)));
+        assert_eq!(event.time_in_queue(), Some(in_queue));
+        assert_eq!(event.time_waiting(), Some(waiting));
+        assert_eq!(event.time_calling(), Some(ms(30)));
+        assert_eq!(event.time_total(), Some(in_queue + waiting + ms(30)));
+        assert_eq!(event.completed_at.unwrap().duration_since(event.created_at).ok(), event.time_total());
+    }
+    drop(updates.recv().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_outcome_is_there_even_if_the_caller_never_polls() {
+    let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
+    let mut service = ServiceBuilder::new()
+        .layer(EventLayer::queued())
+        .layer(QueueLayer::new(10).unwrap())
+        .layer(EventLayer::processing())
+        .service(client);
+    let call = service.ready().await.unwrap().call(get("http://h/"));
+    assert_eq!(call.event().finished().await.status, RequestStatus::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_dropped_ends_cancelled_wherever_it_is() {
+    let client = service_fn(async |_: Request<()>| {
+        sleep(ms(1_000)).await;
+        Ok::<_, BoxError>(Response::new(()))
+    });
+    let mut service = ServiceBuilder::new()
+        .layer(EventLayer::queued())
+        .layer(QueueLayer::new(10).unwrap())
+        .layer(tower_outbound::ConcurrencyLimitLayer::new(1).unwrap())
+        .layer(EventLayer::processing())
+        .layer(EventLayer::calling())
+        .service(client);
+    let calling = service.ready().await.unwrap().call(get("http://h/"));
+    let queued = service.ready().await.unwrap().call(get("http://h/"));
+    pass(ms(100)).await;
+    let events = [calling.event().clone(), queued.event().clone()];
+    assert_eq!(events.each_ref().map(event::EventHandle::status), [RequestStatus::Calling, RequestStatus::Queued]);
+    drop(queued);
+    assert_eq!(events[1].status(), RequestStatus::Cancelled);
+    drop(calling);
+    settle().await;
+    let event = events[0].snapshot();
+    assert_eq!(event.status, RequestStatus::Cancelled);
+    assert_eq!(event.time_total(), Some(ms(100)));
+    assert_eq!(event.attempts[0].ended_at, event.completed_at);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_detached_call_keeps_its_event() {
+    let client = service_fn(async |_: Request<()>| {
+        sleep(ms(10)).await;
+        Ok::<_, BoxError>(Response::new(()))
+    });
+    let mut service = ServiceBuilder::new()
+        .layer(EventLayer::queued())
+        .layer(QueueLayer::new(10).unwrap())
+        .layer(EventLayer::processing())
+        .service(client);
+    let call = service.ready().await.unwrap().call(get("http://h/"));
+    let event = call.event().clone();
+    call.into_inner().detach();
+    assert_eq!(event.finished().await.status, RequestStatus::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_ends_the_event_as_failed_with_and_without_a_queue() {
+    let panics = || service_fn(async |_: Request<()>| -> Result<Response<()>, BoxError> { panic!("at the disco") });
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let alone = EventLayer::calling().report_to(&events).layer(panics());
+    tokio::spawn(alone.oneshot(get("http://h/"))).await.unwrap_err();
+    let event = only(&mut updates).await;
+    assert_eq!((event.status, event.error_type.as_deref()), (RequestStatus::Failed, Some("Panicked")));
+
+    let mut queued = ServiceBuilder::new()
+        .layer(EventLayer::queued())
+        .layer(QueueLayer::new(10).unwrap())
+        .layer(EventLayer::processing())
+        .layer(EventLayer::calling())
+        .service(panics());
+    let call = queued.ready().await.unwrap().call(get("http://h/"));
+    let event = call.event().finished().await;
+    assert_eq!((event.status, event.error_type.as_deref()), (RequestStatus::Failed, Some("Panicked")));
+    assert_eq!(event.error_message.as_deref(), Some("the call panicked: at the disco"));
+    call.await.unwrap_err();
+}
+
+#[derive(Clone)]
+struct Twice(u8);
+
+impl Policy<Request<()>, Response<()>, BoxError> for Twice {
+    type Future = std::future::Ready<()>;
+
+    fn retry(&mut self, _: &mut Request<()>, result: &mut Result<Response<()>, BoxError>) -> Option<Self::Future> {
+        let again = self.0 > 0 && result.as_ref().is_ok_and(|response| response.status().is_server_error());
+        self.0 = self.0.saturating_sub(1);
+        again.then(|| std::future::ready(()))
+    }
+
+    fn clone_request(&mut self, request: &Request<()>) -> Option<Request<()>> {
+        Some(request.clone())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_retried_is_one_event_with_several_attempts() {
+    let mut answers = [503, 500, 200].into_iter();
+    let client = service_fn(move |_: Request<()>| {
+        let status = answers.next().unwrap();
+        async move {
+            sleep(ms(10)).await;
+            Ok::<_, BoxError>(Response::builder().status(status).body(()).unwrap())
+        }
+    });
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let client = tower::buffer::Buffer::new(client, 10);
+    let service = ServiceBuilder::new()
+        .layer(EventLayer::processing().report_to(&events))
+        .retry(Twice(2))
+        .layer(EventLayer::calling())
+        .service(client);
+    service.oneshot(get("http://h/")).await.unwrap();
+    let event = only(&mut updates).await;
+    assert_eq!(event.status, RequestStatus::Completed);
+    assert_eq!(event.response_status_code, Some(200));
+    let codes: Vec<_> = event.attempts.iter().map(|attempt| attempt.status_code.unwrap()).collect();
+    assert_eq!(codes, [503, 500, 200]);
+    assert_eq!(event.call_started_at, Some(event.attempts[0].started_at));
+    assert_eq!(event.time_calling(), Some(ms(30)));
+    assert_eq!(events.totals().opened, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_made_from_inside_a_call_is_a_call_of_its_own() {
+    let events = Events::new();
+    let layer = || {
+        ServiceBuilder::new()
+            .layer(EventLayer::processing().report_to(&events))
+            .layer(EventLayer::calling().report_to(&events))
+    };
+    let inner = layer().service(service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(()))));
+    let outer = layer().service(service_fn(move |request: Request<()>| inner.clone().oneshot(request)));
+    outer.oneshot(get("http://h/")).await.unwrap();
+    assert_eq!((events.totals().opened, events.totals().completed), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_classifier_may_make_a_response_a_failure() {
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let client = service_fn(async |_: Request<()>| {
+        Ok::<_, BoxError>(Response::builder().status(StatusCode::BAD_GATEWAY).body(()).unwrap())
+    });
+    let layer = EventLayer::calling().describe(Http::default().fail_on(|status| status.is_server_error()));
+    layer.report_to(&events).layer(client).oneshot(get("http://h/")).await.unwrap();
+    let event = only(&mut updates).await;
+    assert_eq!(event.status, RequestStatus::Failed);
+    assert_eq!(event.response_status_code, Some(502));
+    assert_eq!(event.error_type.as_deref(), Some("HttpStatus"));
+    assert_eq!(event.error_message.as_deref(), Some("502 Bad Gateway"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_of_any_type_can_be_recorded() {
+    #[derive(Clone)]
+    struct Words;
+    impl Describe<&'static str, usize> for Words {
+        fn request(&self, words: &&'static str, details: &mut RequestDetails) {
+            details.request_id("words").payload(*words).api_tokens(3);
+        }
+        fn response(&self, count: &usize, details: &mut ResponseDetails) {
+            details.body(*count);
+        }
+    }
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let count = || service_fn(async |words: &'static str| Ok::<_, BoxError>(words.split(' ').count()));
+    EventLayer::queued().describe(Words).report_to(&events).layer(count()).oneshot("a b c").await.unwrap();
+    let event = only(&mut updates).await;
+    assert_eq!((event.payload, event.response_body), (Some(Value::from("a b c")), Some(Value::from(3))));
+    assert_eq!((event.request_id.to_string().as_str(), event.api_tokens), ("words", 3));
+    EventLayer::queued().describe(Nothing).layer(count()).oneshot("a b c").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_current_event_can_be_logged_to_and_carried_over() {
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let client = service_fn(async |_: Request<()>| {
+        event::current().unwrap().log("in the call, to https://u:p@h/");
+        let carried = event::current().unwrap();
+        tokio::spawn(carried.instrument(async {
+            sleep(ms(1)).await;
+            event::current().unwrap().log("in a task");
+        }))
+        .await?;
+        Ok::<_, BoxError>(Response::new(()))
+    });
+    assert!(event::current().is_none());
+    EventLayer::calling().report_to(&events).layer(client).oneshot(get("http://h/")).await.unwrap();
+    assert!(event::current().is_none());
+    let logs: Vec<_> = only(&mut updates).await.logs.into_iter().map(|entry| entry.message).collect();
+    assert_eq!(logs, ["in the call, to https://h/", "in a task"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_is_told_about_every_change_and_waits_without_polling() {
+    let client = service_fn(async |_: Request<()>| {
+        sleep(ms(10)).await;
+        Ok::<_, BoxError>(Response::new(()))
+    });
+    let mut service = ServiceBuilder::new()
+        .layer(EventLayer::queued())
+        .layer(QueueLayer::new(10).unwrap())
+        .layer(EventLayer::calling())
+        .service(client);
+    let call = service.ready().await.unwrap().call(get("http://h/"));
+    let mut event = call.event().clone();
+    assert_eq!(event.changed().await, RequestStatus::Queued);
+    assert_eq!(event.changed().await, RequestStatus::Calling);
+    let watcher = tokio::spawn({
+        let event = event.clone();
+        async move { event.finished().await.status }
+    });
+    settle().await;
+    assert!(!watcher.is_finished());
+    call.await.unwrap();
+    assert_eq!(event.changed().await, RequestStatus::Completed);
+    assert_eq!(event.changed().await, RequestStatus::Completed, "at once, once the call is over");
+    assert_eq!(watcher.await.unwrap(), RequestStatus::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_that_does_not_read_lags_and_is_told_so() {
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
+    let service = EventLayer::calling().report_to(&events).layer(client);
+    for _ in 0..2_000 {
+        service.clone().oneshot(get("http://h/")).await.unwrap();
+    }
+    let lagged = updates.recv().await.unwrap_err();
+    assert_eq!(lagged.missed(), 2_000 * 3 - 4_096);
+    updates.recv().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_is_bounded() {
+    let client = service_fn(async |_: Request<()>| {
+        for number in 0..5_000 {
+            event::current().unwrap().log(format!("{number}"));
+        }
+        Ok::<_, BoxError>(Response::new(()))
+    });
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    EventLayer::calling().report_to(&events).layer(client).oneshot(get("http://h/")).await.unwrap();
+    let logs = only(&mut updates).await.logs;
+    assert_eq!(logs.len(), 1_000);
+    assert_eq!(logs.last().unwrap().message, "4001 more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn times_of_one_event_are_monotonic_and_in_utc() {
+    let before = std::time::SystemTime::now() - Duration::from_secs(120);
+    let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    EventLayer::calling().report_to(&events).layer(client).oneshot(get("http://h/")).await.unwrap();
+    let event = only(&mut updates).await;
+    assert!(event.created_at > before && event.created_at < before + Duration::from_secs(240));
+    assert!(event.created_at <= event.call_started_at.unwrap());
+    assert!(event.call_started_at <= event.completed_at);
+    assert_eq!(event.updated_at, event.completed_at.unwrap());
+}

@@ -1,0 +1,168 @@
+//! No secret comes out: not in events, errors, spans, log lines, or the `Debug` of anything public.
+
+mod support;
+
+use http::{HeaderValue, Request, Response};
+use std::{
+    fmt::Write,
+    sync::{Arc, Mutex},
+};
+use support::{ms, pass};
+use tower::{BoxError, ServiceExt, service_fn};
+use tower_outbound::{Call, Executor, RequestStatus, Shutdown, event::{Http, Value}};
+use tracing::{Subscriber, field::{Field, Visit}, span};
+use tracing_subscriber::{Layer, layer::{Context, SubscriberExt}, registry::LookupSpan};
+
+const SECRET: &str = "s3cr3t";
+
+/// Writes down everything that tracing is told.
+#[derive(Clone, Default)]
+struct Everything(Arc<Mutex<String>>);
+
+impl Everything {
+    fn text(&self) -> String {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+struct Fields<'a>(&'a mut String);
+
+impl Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        write!(self.0, " {field}={value:?}").unwrap();
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Everything {
+    fn on_new_span(&self, attributes: &span::Attributes<'_>, _: &span::Id, _: Context<'_, S>) {
+        let mut text = self.0.lock().unwrap();
+        write!(text, "\nspan {}", attributes.metadata().name()).unwrap();
+        attributes.record(&mut Fields(&mut text));
+    }
+
+    fn on_record(&self, _: &span::Id, values: &span::Record<'_>, _: Context<'_, S>) {
+        values.record(&mut Fields(&mut self.0.lock().unwrap()));
+    }
+
+    fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
+        let mut text = self.0.lock().unwrap();
+        let inside = context.event_span(event).map_or("nothing", |span| span.name());
+        write!(text, "\nin {inside}:").unwrap();
+        event.record(&mut Fields(&mut text));
+    }
+
+    fn on_close(&self, _: span::Id, _: Context<'_, S>) {
+        self.0.lock().unwrap().push_str("\nclosed");
+    }
+}
+
+fn secrets_everywhere() -> Request<String> {
+    let mut marked = HeaderValue::from_static(SECRET);
+    marked.set_sensitive(true);
+    let mut request = Request::post(format!(
+        "https://user:{SECRET}@api.example.com/v1?api_key={SECRET}&key={SECRET}&token={SECRET}&X-Amz-Signature={SECRET}&page=2"
+    ));
+    for name in ["authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie", "proxy-authorization", "x-auth-token"] {
+        request = request.header(name, format!("Bearer {SECRET}"));
+    }
+    request
+        .header("x-marked", marked)
+        .header("x-own", SECRET)
+        .header("referer", format!("https://u:{SECRET}@h/?sig={SECRET}"))
+        .body(SECRET.to_owned())
+        .unwrap()
+}
+
+fn call() -> Call<String> {
+    Call::from(secrets_everywhere())
+        .payload(Value::from([("api_key", Value::from(SECRET)), ("text", Value::from(format!("http://u:{SECRET}@h/")))]))
+        .metadata("callback", format!("https://h/?access_token={SECRET}"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_secret_comes_out_of_a_call_whatever_becomes_of_it() {
+    let everything = Everything::default();
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
+
+    let client = service_fn(async |request: Request<String>| {
+        let url = request.uri().clone();
+        tokio::time::sleep(ms(10)).await;
+        match request.headers().get("then").map(HeaderValue::as_bytes) {
+            Some(b"fail") => Err(BoxError::from(format!("error sending request for url ({url}): Bearer {SECRET} refused"))),
+            Some(b"panic") => panic!("could not reach {url}"),
+            Some(b"hang") => std::future::pending().await,
+            _ => Ok(Response::builder()
+                .header("set-cookie", format!("session={SECRET}"))
+                .header("location", format!("https://h/?token={SECRET}"))
+                .body(format!("{SECRET} in the body"))
+                .unwrap()),
+        }
+    });
+    let executor = Executor::builder()
+        .describe(Http::default().redact("x-own".parse().unwrap()))
+        .build(client)
+        .unwrap();
+    executor.start().unwrap();
+
+    let mut seen = String::new();
+    let mut errors = 0;
+    for (then, status) in [
+        ("answer", RequestStatus::Completed),
+        ("fail", RequestStatus::Failed),
+        ("panic", RequestStatus::Failed),
+        ("hang", RequestStatus::Cancelled),
+    ] {
+        let handle = executor.submit(call().header("then", then)).await.unwrap();
+        pass(ms(20)).await;
+        handle.cancel();
+        let event = handle.event().finished().await;
+        assert_eq!(event.status, status);
+        write!(seen, "\n{event:?} {handle:?} {:?}", handle.event()).unwrap();
+        if let Err(error) = handle.await {
+            errors += 1;
+            write!(seen, "\n{error} {error:?}").unwrap();
+        }
+    }
+    assert_eq!(errors, 3);
+    write!(seen, "\n{:?} {executor:?} {:?}", call(), executor.monitor()).unwrap();
+    let too_many = executor.submit(call().tokens(u64::MAX)).await.unwrap();
+    too_many.await.unwrap();
+    executor.stop(Shutdown::Graceful).await;
+    let refused = executor.try_submit(call()).unwrap_err();
+    write!(seen, "\n{refused}").unwrap();
+    seen.push_str(&everything.text());
+
+    assert!(!seen.contains(SECRET), "{}", seen.lines().find(|line| line.contains(SECRET)).unwrap());
+    // And what is no secret is there.
+    for known in ["page=2", "api.example.com", "POST", "error sending request", "could not reach"] {
+        assert!(seen.contains(known), "{known}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_call_has_a_span_that_follows_it_over_the_queue_and_says_how_it_ended() {
+    let everything = Everything::default();
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
+    let client = service_fn(async |_: Request<()>| {
+        tracing::info!("in the client");
+        Ok::<_, BoxError>(Response::builder().status(202).body(()).unwrap())
+    });
+    let executor = Executor::builder().build(client).unwrap();
+    executor.start().unwrap();
+    let request = || Request::get("http://api.example.com/").body(()).unwrap();
+    let handle = executor.submit(Call::from(request()).request_id("my-own")).await.unwrap();
+    let event = handle.event().clone();
+    handle.await.unwrap();
+    pass(ms(1)).await;
+    let text = everything.text();
+    let lines: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(lines[0], "span outbound_call request_id=my-own http.request.method=\"GET\" server.address=\"api.example.com\"");
+    assert!(lines[1].starts_with("in outbound_call: message=in the client"), "{}", lines[1]);
+    assert!(lines[1].ends_with("status=\"COMPLETED\" http.response.status_code=202"), "{}", lines[1]);
+    // The span ends with the call, although somebody still holds the event.
+    assert_eq!(lines[2], "closed");
+    drop(event);
+    // As a service, too.
+    executor.clone().oneshot(request()).await.unwrap();
+    assert_eq!(everything.text().matches("span outbound_call").count(), 2);
+}
