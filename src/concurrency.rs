@@ -118,7 +118,10 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
     type Service = ConcurrencyLimit<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ConcurrencyLimit { inner, turn: self.limit.permits.turn() }
+        ConcurrencyLimit {
+            inner,
+            turn: self.limit.permits.turn(),
+        }
     }
 }
 
@@ -131,7 +134,9 @@ impl Concurrency {
     ///
     /// [`InvalidConfig`] if the limit is zero.
     pub fn new(limit: usize) -> Result<Self, InvalidConfig> {
-        Ok(Self { permits: Count::new(InvalidConfig::positive("concurrency_limit", limit)?) })
+        Ok(Self {
+            permits: Count::new(InvalidConfig::positive("concurrency_limit", limit)?),
+        })
     }
 
     /// The limit.
@@ -152,14 +157,18 @@ impl Concurrency {
     ///
     /// [`InvalidConfig`] if the limit is zero; nothing is changed then.
     pub fn set(&self, limit: usize) -> Result<(), InvalidConfig> {
-        self.permits.set_total(InvalidConfig::positive("concurrency_limit", limit)?);
+        self.permits
+            .set_total(InvalidConfig::positive("concurrency_limit", limit)?);
         Ok(())
     }
 }
 
 impl fmt::Debug for Concurrency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Concurrency").field("limit", &self.get()).field("in_flight", &self.in_flight()).finish()
+        f.debug_struct("Concurrency")
+            .field("limit", &self.get())
+            .field("in_flight", &self.in_flight())
+            .finish()
     }
 }
 
@@ -185,7 +194,13 @@ where
         let ready = mem::replace(&mut self.inner, fresh);
         let next = self.turn.clone();
         let turn = mem::replace(&mut self.turn, next);
-        ResponseFuture { state: State::Waiting { turn, call: Some((ready, req)) }, permit: None }
+        ResponseFuture {
+            state: State::Waiting {
+                turn,
+                call: Some((ready, req)),
+            },
+            permit: None,
+        }
     }
 }
 
@@ -204,7 +219,9 @@ where
                 StateProj::Waiting { turn, call } => {
                     // Permits are never closed.
                     *this.permit = ready!(turn.poll_take(cx)).ok();
-                    let (mut inner, req) = call.take().expect("a future is not polled after it was ready");
+                    let (mut inner, req) = call
+                        .take()
+                        .expect("a future is not polled after it was ready");
                     let future = inner.call(req);
                     this.state.set(State::Calling { future });
                 }
@@ -222,6 +239,8 @@ where
 
 impl<S: Service<Req>, Req> fmt::Debug for ResponseFuture<S, Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("concurrency::ResponseFuture").field("permit", &self.permit).finish_non_exhaustive()
+        f.debug_struct("concurrency::ResponseFuture")
+            .field("permit", &self.permit)
+            .finish_non_exhaustive()
     }
 }

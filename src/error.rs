@@ -84,15 +84,25 @@ enum Lifecycle {
 
 impl InvalidConfig {
     pub(crate) fn new(field: impl Into<Cow<'static, str>>, problem: impl Into<String>) -> Self {
-        Self { field: field.into(), problem: problem.into() }
+        Self {
+            field: field.into(),
+            problem: problem.into(),
+        }
     }
 
     pub(crate) fn positive(field: &'static str, value: usize) -> Result<usize, Self> {
-        if value == 0 { Err(Self::new(field, "must be above zero, is 0")) } else { Ok(value) }
+        if value == 0 {
+            Err(Self::new(field, "must be above zero, is 0"))
+        } else {
+            Ok(value)
+        }
     }
 
     pub(crate) fn renamed(self, field: String) -> Self {
-        Self { field: field.into(), ..self }
+        Self {
+            field: field.into(),
+            ..self
+        }
     }
 
     /// The setting, as it is named in the builder or the config.
@@ -151,7 +161,9 @@ impl Panicked {
             .copied()
             .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
             .unwrap_or("a value that is no text");
-        Self { message: redact::text(text).into_owned() }
+        Self {
+            message: redact::text(text).into_owned(),
+        }
     }
 
     /// The panic's message.
@@ -173,7 +185,11 @@ impl StdError for Panicked {}
 
 impl CostExceedsBurst {
     pub(crate) const fn new(budget: &'static str, cost: u64, burst: u64) -> Self {
-        Self { budget, cost, burst }
+        Self {
+            budget,
+            cost,
+            burst,
+        }
     }
 
     /// What the call would have taken.
@@ -197,8 +213,15 @@ impl CostExceedsBurst {
 
 impl fmt::Display for CostExceedsBurst {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { budget, cost, burst } = self;
-        write!(f, "the call costs {cost} {budget}, more than the burst of {burst}")
+        let Self {
+            budget,
+            cost,
+            burst,
+        } = self;
+        write!(
+            f,
+            "the call costs {cost} {budget}, more than the burst of {burst}"
+        )
     }
 }
 
@@ -208,11 +231,17 @@ impl StdError for CostExceedsBurst {}
 
 impl<Req> Refused<Req> {
     pub(crate) const fn full(request: Req) -> Self {
-        Self { request, closed: false }
+        Self {
+            request,
+            closed: false,
+        }
     }
 
     pub(crate) const fn closed(request: Req) -> Self {
-        Self { request, closed: true }
+        Self {
+            request,
+            closed: true,
+        }
     }
 
     /// Whether the queue was closed, rather than full.
@@ -236,13 +265,19 @@ impl<Req> Refused<Req> {
 
 impl<Req> fmt::Debug for Refused<Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Refused").field("closed", &self.closed).finish_non_exhaustive()
+        f.debug_struct("Refused")
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
     }
 }
 
 impl<Req> fmt::Display for Refused<Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.closed { "the queue is closed" } else { "the queue is full" })
+        f.write_str(if self.closed {
+            "the queue is closed"
+        } else {
+            "the queue is full"
+        })
     }
 }
 
@@ -366,7 +401,11 @@ impl Typed {
     pub(crate) fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
         let kind = type_name::<E>();
         let error = error.into();
-        if kind == type_name::<BoxError>() { error } else { Box::new(Self { kind, error }) }
+        if kind == type_name::<BoxError>() {
+            error
+        } else {
+            Box::new(Self { kind, error })
+        }
     }
 
     pub(crate) const fn kind(&self) -> &'static str {

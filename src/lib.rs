@@ -1,5 +1,78 @@
+//! Tower middleware for **outbound** API calls: it queues them, caps how many run at once, paces requests *and* API tokens,
+//! and keeps a record of every call.
+//!
+//! Providers of metered APIs, of language models above all, give an account so many requests and so many tokens a minute.
+//! Send too fast, and calls come back as 429s; too slowly, and quota is wasted. This crate sends exactly as fast as
+//! allowed, in order, and loses nothing:
+//!
+//! ```text
+//!   Executor::submit                  opens the event: PENDING, then QUEUED
+//!     QueueLayer                      bounded, first in first out; its workers drive the calls
+//!       EventLayer::processing()      PROCESSING on the way in; COMPLETED | FAILED | CANCELLED on the way out
+//!         (your layer: retry, timeout, …)
+//!           ConcurrencyLimitLayer     at most n in flight
+//!             RateLimitLayer          requests and tokens, both or neither
+//!               EventLayer::calling() CALLING on the way in; what came back on the way out
+//!                 your client         reqwest, hyper, a closure
+//! ```
+//!
+//! # A first call
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use http::{Request, Response};
+//! use tower_outbound::{Call, Executor, Rate, Shutdown};
+//!
+//! // Any service from http requests to http responses is a client.
+//! let client = tower::service_fn(async |_: Request<String>| Ok::<_, std::io::Error>(Response::new("hello")));
+//!
+//! let executor = Executor::builder()
+//!     .concurrency_limit(5)
+//!     .requests(Rate::per_minute(500).burst(10))
+//!     .tokens(Rate::per_minute(30_000))
+//!     .build(client)?;
+//! executor.start()?;
+//!
+//! let request = Request::post("http://localhost/v1/chat").body(String::from("{}"))?;
+//! let call = executor.submit(Call::from(request).tokens(1_200)).await?;
+//! let event = call.event().clone();
+//! assert_eq!(*call.await?.body(), "hello");
+//! assert_eq!(event.status().to_string(), "COMPLETED");
+//!
+//! executor.stop(Shutdown::Graceful).await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is here
+//!
+//! | | |
+//! |---|---|
+//! | [`Executor`] | the whole stack behind one handle: [start, submit, stop](executor) |
+//! | [`QueueLayer`] | a bounded [queue] whose workers drive the calls |
+//! | [`ConcurrencyLimitLayer`] | a cap on calls in flight that can be watched and changed: [`concurrency`] |
+//! | [`RateLimitLayer`], [`RateLimiter`] | [rates](rate) of requests and tokens, any number at once |
+//! | [`EventLayer`], [`EventHandle`] | the [record](event) of each call |
+//!
+//! Each layer works alone, in any `tower::ServiceBuilder`. Clones of a service share its limits and hold nothing while they
+//! are idle.
+//!
+//! # Order
+//!
+//! The order of the layers is written once, in [`executor::stack`], with the reason for each place. The one that is easily
+//! got wrong: the concurrency limit stands *outside* the rate limit. The budget is taken last, next to the wire; the other
+//! way round, calls that have paid would pile up behind a full limit, and leave as a burst.
+//!
+//! # Features
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `serde` | events and [`Config`](executor::Config) as JSON, or any other format of serde |
+//! | `full` | all of them |
+//!
+//! No feature is on by default. The oldest Rust that works is named in `Cargo.toml`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
-//! x
 
 pub mod concurrency;
 pub mod error;
@@ -12,7 +85,13 @@ mod redact;
 mod tokens;
 
 pub use concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer};
+pub use error::{BoxError, Error};
 pub use event::{EventHandle, EventLayer, NetworkRequestEvent, RequestId, RequestStatus};
 pub use executor::{Call, CallHandle, Executor, ExecutorBuilder, Shutdown};
 pub use queue::{Queue, QueueLayer};
 pub use rate::{ApiTokens, Cost, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter};
+
+/// The README's examples are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -35,7 +35,16 @@ const SECRET_WORDS: [&str; 21] = [
 ];
 
 /// Words that make `key` a credential's: `api-key`, `x-goog-api-key`, `subscription_key`.
-const KEY_WORDS: [&str; 8] = ["access", "account", "api", "auth", "private", "secret", "shared", "subscription"];
+const KEY_WORDS: [&str; 8] = [
+    "access",
+    "account",
+    "api",
+    "auth",
+    "private",
+    "secret",
+    "shared",
+    "subscription",
+];
 
 /// Whether a header, query parameter or JSON field of this name holds a credential.
 pub(crate) fn is_secret(name: &str) -> bool {
@@ -64,7 +73,10 @@ fn words(name: &str) -> Vec<String> {
         }
         after_lower = letter.is_lowercase() || letter.is_numeric();
         if letter.is_alphanumeric() {
-            words.last_mut().expect("never empty").extend(letter.to_lowercase());
+            words
+                .last_mut()
+                .expect("never empty")
+                .extend(letter.to_lowercase());
         }
     }
     words
@@ -120,8 +132,12 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
     }
     let mut clean = String::with_capacity(text.len());
     let mut after_scheme_word = false;
-    for piece in text.split_inclusive(|letter: char| letter.is_whitespace() || "\"'<>`()[]{},".contains(letter)) {
-        let word = piece.trim_end_matches(|letter: char| letter.is_whitespace() || "\"'<>`()[]{},".contains(letter));
+    for piece in text
+        .split_inclusive(|letter: char| letter.is_whitespace() || "\"'<>`()[]{},".contains(letter))
+    {
+        let word = piece.trim_end_matches(|letter: char| {
+            letter.is_whitespace() || "\"'<>`()[]{},".contains(letter)
+        });
         let border = &piece[word.len()..];
         if after_scheme_word && !word.is_empty() {
             clean.push_str(REDACTED);
@@ -132,7 +148,11 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
         }
         clean.push_str(border);
     }
-    if clean == text { Cow::Borrowed(text) } else { Cow::Owned(clean) }
+    if clean == text {
+        Cow::Borrowed(text)
+    } else {
+        Cow::Owned(clean)
+    }
 }
 
 /// `Bearer` and `Basic`: the credential is the next word.
@@ -142,7 +162,8 @@ fn is_scheme_word(word: &str) -> bool {
 }
 
 fn has_scheme_word(text: &str) -> bool {
-    text.split(|letter: char| !letter.is_ascii_alphanumeric()).any(is_scheme_word)
+    text.split(|letter: char| !letter.is_ascii_alphanumeric())
+        .any(is_scheme_word)
 }
 
 /// A word that may be a URL, or a relative one with a query.
@@ -167,17 +188,29 @@ fn url(word: &str) -> Cow<'_, str> {
     };
     match after {
         Some(after) => {
-            let (parameters, fragment) = after.split_once('#').map_or((after, None), |(query, rest)| (query, Some(rest)));
-            let fragment = fragment.map(|fragment| format!("#{}", query(fragment))).unwrap_or_default();
-            Cow::Owned(format!("{start}{before_query}?{}{fragment}", query(parameters)))
+            let (parameters, fragment) = after
+                .split_once('#')
+                .map_or((after, None), |(query, rest)| (query, Some(rest)));
+            let fragment = fragment
+                .map(|fragment| format!("#{}", query(fragment)))
+                .unwrap_or_default();
+            Cow::Owned(format!(
+                "{start}{before_query}?{}{fragment}",
+                query(parameters)
+            ))
         }
-        None if start.len() + before_query.len() < word.len() => Cow::Owned(format!("{start}{before_query}")),
+        None if start.len() + before_query.len() < word.len() => {
+            Cow::Owned(format!("{start}{before_query}"))
+        }
         None => Cow::Borrowed(word),
     }
 }
 
 fn query(query: &str) -> Cow<'_, str> {
-    let is_hidden = |pair: &str| pair.split_once('=').is_some_and(|(name, _)| is_secret_parameter(name));
+    let is_hidden = |pair: &str| {
+        pair.split_once('=')
+            .is_some_and(|(name, _)| is_secret_parameter(name))
+    };
     if !query.split(['&', ';']).any(is_hidden) {
         return Cow::Borrowed(query);
     }
@@ -198,7 +231,9 @@ fn query(query: &str) -> Cow<'_, str> {
 }
 
 fn without_user_info(authority: &str) -> &str {
-    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
+    authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host)
 }
 
 /// Only for names: `api%5Fkey` is `api_key`.
@@ -209,7 +244,9 @@ fn percent_decoded(name: &str) -> Cow<'_, str> {
     let mut bytes = Vec::with_capacity(name.len());
     let mut rest = name.as_bytes();
     while let [first, tail @ ..] = rest {
-        let digits = tail.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = tail
+            .get(..2)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
         match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
             Some(byte) if *first == b'%' => {
                 bytes.push(byte);
@@ -274,10 +311,16 @@ mod tests {
     #[test]
     fn a_url_loses_its_secrets_and_nothing_else() {
         for (url, clean) in [
-            ("https://u:p@h.example:8443/a?b=1&api_key=s3&c=2", "https://h.example:8443/a?b=1&api_key=[redacted]&c=2"),
+            (
+                "https://u:p@h.example:8443/a?b=1&api_key=s3&c=2",
+                "https://h.example:8443/a?b=1&api_key=[redacted]&c=2",
+            ),
             ("http://h/a?key=s3", "http://h/a?key=[redacted]"),
             ("http://h/a?api%5Fkey=s3", "http://h/a?api%5Fkey=[redacted]"),
-            ("http://h/?max_tokens=3&sig=s3", "http://h/?max_tokens=3&sig=[redacted]"),
+            (
+                "http://h/?max_tokens=3&sig=s3",
+                "http://h/?max_tokens=3&sig=[redacted]",
+            ),
             ("/relative?token=s3", "/relative?token=[redacted]"),
             ("http://h/plain?x=1", "http://h/plain?x=1"),
         ] {
@@ -293,9 +336,15 @@ mod tests {
                 "error sending request for url (http://u:p@h/?token=s3): refused",
                 "error sending request for url (http://h/?token=[redacted]): refused",
             ),
-            ("sent Authorization: Bearer s3cret, got 401", "sent Authorization: Bearer [redacted], got 401"),
+            (
+                "sent Authorization: Bearer s3cret, got 401",
+                "sent Authorization: Bearer [redacted], got 401",
+            ),
             ("https://u:p%40s@h", "https://h"),
-            ("#frag http://h/?a=1#access_token=s3", "#frag http://h/?a=1#access_token=[redacted]"),
+            (
+                "#frag http://h/?a=1#access_token=s3",
+                "#frag http://h/?a=1#access_token=[redacted]",
+            ),
             ("is this a question?", "is this a question?"),
             ("nothing to see", "nothing to see"),
         ] {
@@ -308,7 +357,10 @@ mod tests {
         let mut map = HeaderMap::new();
         map.insert("authorization", HeaderValue::from_static("Bearer s3"));
         map.insert("x-mine", HeaderValue::from_static("s3"));
-        map.insert("location", HeaderValue::from_static("https://u:p@h/?sig=s3"));
+        map.insert(
+            "location",
+            HeaderValue::from_static("https://u:p@h/?sig=s3"),
+        );
         map.insert("accept", HeaderValue::from_static("*/*"));
         map.append("x-odd", HeaderValue::from_bytes(b"\xff").unwrap());
         let mut marked = HeaderValue::from_static("s3");

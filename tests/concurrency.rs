@@ -31,7 +31,9 @@ macro_rules! call {
 async fn at_most_n_are_in_flight_over_all_clones() {
     let (client, arrivals) = client(ms(100));
     let service = ConcurrencyLimitLayer::new(3).unwrap().layer(client);
-    let calls: Vec<_> = (0..10).map(|_| tokio::spawn(service.clone().oneshot(request("call")))).collect();
+    let calls: Vec<_> = (0..10)
+        .map(|_| tokio::spawn(service.clone().oneshot(request("call"))))
+        .collect();
     for call in calls {
         call.await.unwrap().unwrap();
     }
@@ -78,7 +80,8 @@ async fn a_permit_is_free_when_the_call_is_done_failed_dropped_or_panicked() {
     drop(dropped);
     assert_eq!(limit.in_flight(), 0);
 
-    let panics = tower::service_fn(|()| async { panic!("at the disco") as Result<(), std::io::Error> });
+    let panics =
+        tower::service_fn(|()| async { panic!("at the disco") as Result<(), std::io::Error> });
     let mut panics = ConcurrencyLimitLayer::with_limit(limit.clone()).layer(panics);
     let call = tokio::spawn(async move { panics.ready().await.unwrap().call(()).await });
     assert!(call.await.unwrap_err().is_panic());
@@ -152,8 +155,14 @@ async fn a_call_that_finds_no_permit_left_waits_for_one_in_order() {
     for service in &mut clones {
         assert_ready_ok!(task::spawn(service.ready()).poll());
     }
-    let mut calls: Vec<_> = clones.iter_mut().zip(["a", "b", "c"]).map(|(s, name)| task::spawn(s.call(name))).collect();
-    calls.iter_mut().for_each(|call| assert_pending!(call.poll()));
+    let mut calls: Vec<_> = clones
+        .iter_mut()
+        .zip(["a", "b", "c"])
+        .map(|(s, name)| task::spawn(s.call(name)))
+        .collect();
+    calls
+        .iter_mut()
+        .for_each(|call| assert_pending!(call.poll()));
     for name in ["a", "b", "c"] {
         assert_request_eq!(handle, name).send_response("");
         let mut first = calls.remove(0);
@@ -216,7 +225,10 @@ async fn the_service_that_was_ready_is_the_one_that_is_called() {
         type Response = ();
         type Error = std::convert::Infallible;
         type Future = std::future::Ready<Result<(), Self::Error>>;
-        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        fn poll_ready(
+            &mut self,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Result<(), Self::Error>> {
             self.0 = true;
             std::task::Poll::Ready(Ok(()))
         }
@@ -225,7 +237,9 @@ async fn the_service_that_was_ready_is_the_one_that_is_called() {
             std::future::ready(Ok(()))
         }
     }
-    let mut service = ConcurrencyLimitLayer::new(1).unwrap().layer(Once::default());
+    let mut service = ConcurrencyLimitLayer::new(1)
+        .unwrap()
+        .layer(Once::default());
     for _ in 0..3 {
         service.ready().await.unwrap().call(()).await.unwrap();
     }
@@ -252,5 +266,8 @@ async fn a_cancelled_waiter_lets_the_next_one_go() {
 
 #[test]
 fn a_limit_of_zero_is_refused_by_name() {
-    assert_eq!(ConcurrencyLimitLayer::new(0).unwrap_err().to_string(), "invalid concurrency_limit: must be above zero, is 0");
+    assert_eq!(
+        ConcurrencyLimitLayer::new(0).unwrap_err().to_string(),
+        "invalid concurrency_limit: must be above zero, is 0"
+    );
 }

@@ -15,7 +15,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_test::{assert_pending, task};
 use tower::{BoxError, Service, ServiceExt, service_fn};
 use tower_outbound::{
-    ApiTokens, Call, Executor, ExecutorBuilder, Limits, NetworkRequestEvent, Rate, RequestStatus, Shutdown,
+    ApiTokens, Call, Executor, ExecutorBuilder, Limits, NetworkRequestEvent, Rate, RequestStatus,
+    Shutdown,
     error::CostExceedsBurst,
     event::{Http, Value},
 };
@@ -40,28 +41,72 @@ async fn the_defaults_are_a_queue_of_1000_ten_at_once_and_ten_a_second_with_a_bu
     let executor = started(Executor::builder(), client);
     let monitor = executor.monitor();
     assert_eq!(monitor.concurrency().get(), 10);
-    assert_eq!((monitor.limiter().available().requests, monitor.limiter().available().tokens), (Some(10), None));
+    assert_eq!(
+        (
+            monitor.limiter().available().requests,
+            monitor.limiter().available().tokens
+        ),
+        (Some(10), None)
+    );
     for _ in 0..1_000 {
         drop(executor.try_submit(request("call")).unwrap());
     }
-    assert!(executor.try_submit(request("one too many")).unwrap_err().is_full());
+    assert!(
+        executor
+            .try_submit(request("one too many"))
+            .unwrap_err()
+            .is_full()
+    );
     pass(ms(900)).await;
     assert_eq!(arrivals.times().len(), 10 + 9);
 }
 
 #[tokio::test]
 async fn settings_that_make_no_sense_are_refused_by_name_when_built() {
-    let field = |builder: ExecutorBuilder| builder.build_for_closures::<()>().unwrap_err().field().to_owned();
-    assert_eq!(field(Executor::builder().queue_capacity(0)), "queue_capacity");
-    assert_eq!(field(Executor::builder().concurrency_limit(0)), "concurrency_limit");
+    let field = |builder: ExecutorBuilder| {
+        builder
+            .build_for_closures::<()>()
+            .unwrap_err()
+            .field()
+            .to_owned()
+    };
+    assert_eq!(
+        field(Executor::builder().queue_capacity(0)),
+        "queue_capacity"
+    );
+    assert_eq!(
+        field(Executor::builder().concurrency_limit(0)),
+        "concurrency_limit"
+    );
     assert_eq!(field(Executor::builder().workers(0)), "workers");
-    assert_eq!(field(Executor::builder().requests(Rate::per_second(0))), "requests.amount");
-    assert_eq!(field(Executor::builder().requests(Rate::per_second(-1))), "requests.amount");
-    assert_eq!(field(Executor::builder().requests(Rate::per_second(f64::NAN))), "requests.amount");
-    assert_eq!(field(Executor::builder().requests(Rate::new(1, Duration::ZERO))), "requests.period");
-    assert_eq!(field(Executor::builder().tokens(Rate::per_minute(0))), "tokens.amount");
-    assert_eq!(field(Executor::builder().tokens(Rate::new(1, Duration::ZERO))), "tokens.period");
-    assert_eq!(field(Executor::builder().tokens(Rate::per_minute(5).burst(0))), "tokens.burst");
+    assert_eq!(
+        field(Executor::builder().requests(Rate::per_second(0))),
+        "requests.amount"
+    );
+    assert_eq!(
+        field(Executor::builder().requests(Rate::per_second(-1))),
+        "requests.amount"
+    );
+    assert_eq!(
+        field(Executor::builder().requests(Rate::per_second(f64::NAN))),
+        "requests.amount"
+    );
+    assert_eq!(
+        field(Executor::builder().requests(Rate::new(1, Duration::ZERO))),
+        "requests.period"
+    );
+    assert_eq!(
+        field(Executor::builder().tokens(Rate::per_minute(0))),
+        "tokens.amount"
+    );
+    assert_eq!(
+        field(Executor::builder().tokens(Rate::new(1, Duration::ZERO))),
+        "tokens.period"
+    );
+    assert_eq!(
+        field(Executor::builder().tokens(Rate::per_minute(5).burst(0))),
+        "tokens.burst"
+    );
 }
 
 // --- life ---
@@ -77,23 +122,59 @@ async fn starting_twice_is_an_error() {
 #[test]
 fn starting_outside_a_runtime_is_an_error() {
     let executor = Executor::builder().build_for_closures::<()>().unwrap();
-    assert!(executor.start().unwrap_err().to_string().contains("inside a Tokio runtime"));
+    assert!(
+        executor
+            .start()
+            .unwrap_err()
+            .to_string()
+            .contains("inside a Tokio runtime")
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn submitting_before_start_or_after_stop_is_an_error_and_a_stopped_executor_can_start_again() {
+async fn submitting_before_start_or_after_stop_is_an_error_and_a_stopped_executor_can_start_again()
+{
     let executor = Executor::builder().build(client(ms(0)).0).unwrap();
-    assert!(executor.submit(request("early")).await.unwrap_err().is_not_running());
-    assert!(executor.clone().oneshot(request("early")).await.unwrap_err().is_not_running());
+    assert!(
+        executor
+            .submit(request("early"))
+            .await
+            .unwrap_err()
+            .is_not_running()
+    );
+    assert!(
+        executor
+            .clone()
+            .oneshot(request("early"))
+            .await
+            .unwrap_err()
+            .is_not_running()
+    );
     executor.start().unwrap();
-    executor.submit(request("call")).await.unwrap().await.unwrap();
+    executor
+        .submit(request("call"))
+        .await
+        .unwrap()
+        .await
+        .unwrap();
     assert_eq!(executor.stop(Shutdown::Graceful).await.completed, 0);
     assert!(!executor.is_running());
-    assert!(executor.submit(request("late")).await.unwrap_err().is_not_running());
+    assert!(
+        executor
+            .submit(request("late"))
+            .await
+            .unwrap_err()
+            .is_not_running()
+    );
     assert!(executor.try_submit(request("late")).is_err());
 
     executor.start().unwrap();
-    executor.submit(request("again")).await.unwrap().await.unwrap();
+    executor
+        .submit(request("again"))
+        .await
+        .unwrap()
+        .await
+        .unwrap();
     // The limits went on where they were.
     assert_eq!(executor.monitor().limiter().available().requests, Some(8));
     assert_eq!(executor.monitor().totals().completed, 2);
@@ -105,13 +186,27 @@ async fn a_graceful_stop_loses_none_of_a_thousand() {
     let executor = started(unlimited(), client);
     let mut events = Vec::new();
     for _ in 0..1_000 {
-        events.push(executor.submit(request("call")).await.unwrap().event().clone());
+        events.push(
+            executor
+                .submit(request("call"))
+                .await
+                .unwrap()
+                .event()
+                .clone(),
+        );
     }
     let report = executor.stop(Shutdown::Graceful).await;
-    assert_eq!((report.completed, report.failed, report.cancelled), (1_000, 0, 0));
+    assert_eq!(
+        (report.completed, report.failed, report.cancelled),
+        (1_000, 0, 0)
+    );
     assert_eq!(report.elapsed, ms(1_000 / 10 * 50));
     assert_eq!(arrivals.times().len(), 1_000);
-    assert!(events.iter().all(|event| event.status() == RequestStatus::Completed));
+    assert!(
+        events
+            .iter()
+            .all(|event| event.status() == RequestStatus::Completed)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -121,7 +216,14 @@ async fn a_full_queue_loses_none_of_three_thousand_concurrent_submits() {
     let calls: Vec<_> = (0..3_000)
         .map(|_| {
             let executor = executor.clone();
-            tokio::spawn(async move { executor.submit(request("call")).await.unwrap().await.unwrap() })
+            tokio::spawn(async move {
+                executor
+                    .submit(request("call"))
+                    .await
+                    .unwrap()
+                    .await
+                    .unwrap()
+            })
         })
         .collect();
     for call in calls {
@@ -141,7 +243,10 @@ async fn an_immediate_stop_leaves_every_event_cancelled_with_its_time() {
     }
     pass(ms(300)).await;
     let report = executor.stop(Shutdown::Immediate).await;
-    assert_eq!((report.completed, report.failed, report.cancelled), (0, 0, 100));
+    assert_eq!(
+        (report.completed, report.failed, report.cancelled),
+        (0, 0, 100)
+    );
     assert_eq!(report.elapsed, ms(0));
     assert_eq!(arrivals.times().len(), 5);
     for call in calls {
@@ -150,7 +255,13 @@ async fn an_immediate_stop_leaves_every_event_cancelled_with_its_time() {
         assert_eq!(event.time_total(), Some(ms(300)));
         assert!(call.await.unwrap_err().is_cancelled());
     }
-    assert_eq!((executor.monitor().in_flight(), executor.monitor().queue_depth()), (0, 0));
+    assert_eq!(
+        (
+            executor.monitor().in_flight(),
+            executor.monitor().queue_depth()
+        ),
+        (0, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -161,7 +272,10 @@ async fn a_stop_bounded_by_a_deadline_finishes_what_it_can_and_cancels_the_rest(
         drop(executor.submit(request("call")).await.unwrap());
     }
     let report = executor.stop(Shutdown::Within(ms(350))).await;
-    assert_eq!((report.completed, report.failed, report.cancelled), (3, 0, 7));
+    assert_eq!(
+        (report.completed, report.failed, report.cancelled),
+        (3, 0, 7)
+    );
     assert_eq!(report.elapsed, ms(350));
     executor.start().unwrap();
     drop(executor.submit(request("call")).await.unwrap());
@@ -180,13 +294,22 @@ async fn a_second_harder_stop_takes_effect_at_once_and_both_return() {
     });
     settle().await;
     assert!(executor.start().unwrap_err().is_already_running());
-    assert!(executor.submit(request("late")).await.unwrap_err().is_not_running());
+    assert!(
+        executor
+            .submit(request("late"))
+            .await
+            .unwrap_err()
+            .is_not_running()
+    );
     let start = Instant::now();
     assert_eq!(executor.stop(Shutdown::Immediate).await.cancelled, 1);
     assert_eq!(gentle.await.unwrap().cancelled, 1);
     assert_eq!(start.elapsed(), ms(0));
     assert!(call.await.unwrap_err().is_cancelled());
-    assert_eq!(executor.stop(Shutdown::Graceful).await, tower_outbound::executor::StopReport::default());
+    assert_eq!(
+        executor.stop(Shutdown::Graceful).await,
+        tower_outbound::executor::StopReport::default()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -211,14 +334,24 @@ async fn stopping_refuses_those_who_wait_for_a_place() {
             last.push(update.status);
         }
     }
-    assert_eq!(last, [RequestStatus::Cancelled, RequestStatus::Completed, RequestStatus::Completed]);
+    assert_eq!(
+        last,
+        [
+            RequestStatus::Cancelled,
+            RequestStatus::Completed,
+            RequestStatus::Completed
+        ]
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn dropping_the_last_executor_aborts() {
     let (client, _) = client(ms(10_000));
     let executor = started(unlimited().concurrency_limit(1), client);
-    let calls = [executor.submit(request("a")).await.unwrap(), executor.submit(request("b")).await.unwrap()];
+    let calls = [
+        executor.submit(request("a")).await.unwrap(),
+        executor.submit(request("b")).await.unwrap(),
+    ];
     let clone = executor.clone();
     drop(executor);
     settle().await;
@@ -238,12 +371,20 @@ async fn run_starts_works_and_stops_gracefully() {
     let event = executor
         .run(async |executor| {
             assert!(executor.is_running());
-            executor.submit(request("call")).await.unwrap().event().clone()
+            executor
+                .submit(request("call"))
+                .await
+                .unwrap()
+                .event()
+                .clone()
         })
         .await
         .unwrap();
     assert!(!executor.is_running());
-    assert_eq!((event.status(), arrivals.times().len()), (RequestStatus::Completed, 1));
+    assert_eq!(
+        (event.status(), arrivals.times().len()),
+        (RequestStatus::Completed, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -278,12 +419,19 @@ async fn run_that_is_dropped_or_panics_cancels_what_was_submitted() {
 async fn a_handle_has_its_event_at_once_and_the_response_when_awaited() {
     let (client, _) = client(ms(100));
     let executor = started(unlimited(), client);
-    let call = Call::from(request("call")).tokens(7).metadata("task_id", 3).request_id("mine").payload("text");
+    let call = Call::from(request("call"))
+        .tokens(7)
+        .metadata("task_id", 3)
+        .request_id("mine")
+        .payload("text");
     let call = executor.submit(call).await.unwrap();
     let event = call.event().snapshot();
     assert_eq!(event.status, RequestStatus::Queued);
     assert_eq!(call.request_id().to_string(), "mine");
-    assert_eq!((event.api_tokens, &event.metadata["task_id"]), (7, &Value::from(3)));
+    assert_eq!(
+        (event.api_tokens, &event.metadata["task_id"]),
+        (7, &Value::from(3))
+    );
     assert_eq!(event.payload, Some(Value::from("text")));
     let event = call.event().clone();
     assert_eq!(*call.await.unwrap().body(), "done");
@@ -314,7 +462,9 @@ async fn a_submit_that_is_dropped_while_it_waits_makes_no_call() {
     drop(executor.submit(request("flies")).await.unwrap());
     settle().await;
     drop(executor.submit(request("queued")).await.unwrap());
-    timeout(ms(10), executor.submit(request("given up"))).await.unwrap_err();
+    timeout(ms(10), executor.submit(request("given up")))
+        .await
+        .unwrap_err();
     assert_eq!(executor.monitor().totals().cancelled, 1);
     executor.stop(Shutdown::Graceful).await;
     assert_eq!(arrivals.names(), ["flies", "queued"]);
@@ -324,16 +474,27 @@ async fn a_submit_that_is_dropped_while_it_waits_makes_no_call() {
 async fn dropping_the_handle_lets_the_call_run_and_cancel_ends_it() {
     let (client, _) = client(ms(100));
     let executor = started(unlimited().concurrency_limit(2), client);
-    let event = executor.submit(request("dropped")).await.unwrap().event().clone();
+    let event = executor
+        .submit(request("dropped"))
+        .await
+        .unwrap()
+        .event()
+        .clone();
     let flies = executor.submit(request("flies")).await.unwrap();
     let queued = executor.submit(request("queued")).await.unwrap();
     pass(ms(50)).await;
     assert_eq!(executor.monitor().queue_depth(), 1);
     queued.cancel();
-    assert_eq!((queued.event().status(), executor.monitor().queue_depth()), (RequestStatus::Cancelled, 0));
+    assert_eq!(
+        (queued.event().status(), executor.monitor().queue_depth()),
+        (RequestStatus::Cancelled, 0)
+    );
     flies.cancel();
     settle().await;
-    assert_eq!((flies.event().status(), executor.monitor().in_flight()), (RequestStatus::Cancelled, 1));
+    assert_eq!(
+        (flies.event().status(), executor.monitor().in_flight()),
+        (RequestStatus::Cancelled, 1)
+    );
     assert!(flies.await.unwrap_err().is_cancelled());
     assert!(queued.await.unwrap_err().is_cancelled());
     assert_eq!(event.finished().await.status, RequestStatus::Completed);
@@ -354,7 +515,17 @@ async fn try_submit_refuses_when_full_and_returns_the_request_and_leaves_no_even
 async fn as_a_tower_service_a_dropped_call_is_cancelled() {
     let (client, _) = client(ms(100));
     let mut executor = started(unlimited(), client);
-    assert_eq!(*executor.ready().await.unwrap().call(request("call")).await.unwrap().body(), "done");
+    assert_eq!(
+        *executor
+            .ready()
+            .await
+            .unwrap()
+            .call(request("call"))
+            .await
+            .unwrap()
+            .body(),
+        "done"
+    );
     let call = executor.ready().await.unwrap().call(request("dropped"));
     settle().await;
     drop(call);
@@ -364,22 +535,51 @@ async fn as_a_tower_service_a_dropped_call_is_cancelled() {
     executor.ready().await.unwrap();
     executor.stop(Shutdown::Graceful).await;
     executor.start().unwrap();
-    executor.ready().await.unwrap().call(request("again")).await.unwrap();
+    executor
+        .ready()
+        .await
+        .unwrap()
+        .call(request("again"))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_cost_above_the_burst_answers_at_once_even_behind_a_long_queue() {
     let (client, _) = client(ms(1_000));
-    let executor = started(Executor::builder().concurrency_limit(1).tokens(Rate::per_minute(600)), client);
+    let executor = started(
+        Executor::builder()
+            .concurrency_limit(1)
+            .tokens(Rate::per_minute(600)),
+        client,
+    );
     for _ in 0..100 {
-        drop(executor.submit(Call::from(request("call")).tokens(6)).await.unwrap());
+        drop(
+            executor
+                .submit(Call::from(request("call")).tokens(6))
+                .await
+                .unwrap(),
+        );
     }
     let start = Instant::now();
-    let error = executor.submit(Call::from(request("heavy")).tokens(601)).await.unwrap_err();
+    let error = executor
+        .submit(Call::from(request("heavy")).tokens(601))
+        .await
+        .unwrap_err();
     assert!(error.is_cost_exceeds_burst());
     assert_eq!(error.find::<CostExceedsBurst>().unwrap().burst(), 600);
-    let heavy = Request::get("/").extension(ApiTokens(601)).body("heavy").unwrap();
-    assert!(executor.clone().oneshot(heavy).await.unwrap_err().is_cost_exceeds_burst());
+    let heavy = Request::get("/")
+        .extension(ApiTokens(601))
+        .body("heavy")
+        .unwrap();
+    assert!(
+        executor
+            .clone()
+            .oneshot(heavy)
+            .await
+            .unwrap_err()
+            .is_cost_exceeds_burst()
+    );
     assert_eq!(start.elapsed(), ms(0));
 }
 
@@ -392,7 +592,14 @@ async fn a_malformed_url_method_or_header_is_refused_when_submitted() {
         Call::from(request("header")).header("na me", "value"),
         Call::from(request("header")).header("name", "va\nlue"),
     ] {
-        assert!(executor.submit(call).await.unwrap_err().find::<http::Error>().is_some());
+        assert!(
+            executor
+                .submit(call)
+                .await
+                .unwrap_err()
+                .find::<http::Error>()
+                .is_some()
+        );
     }
     assert_eq!(executor.monitor().totals().opened, 0);
 }
@@ -400,7 +607,10 @@ async fn a_malformed_url_method_or_header_is_refused_when_submitted() {
 #[tokio::test(start_paused = true)]
 async fn calls_begin_in_order_and_at_the_rate() {
     let (client, arrivals) = client(ms(0));
-    let executor = started(Executor::builder().requests(Rate::per_second(10).burst(1)), client);
+    let executor = started(
+        Executor::builder().requests(Rate::per_second(10).burst(1)),
+        client,
+    );
     let names = ["a", "b", "c", "d", "e"];
     for name in names {
         drop(executor.submit(request(name)).await.unwrap());
@@ -436,16 +646,26 @@ async fn workers_never_cap_concurrency() {
         drop(executor.submit(request("call")).await.unwrap());
     }
     pass(ms(10)).await;
-    assert_eq!((arrivals.times().len(), executor.monitor().in_flight()), (50, 50));
+    assert_eq!(
+        (arrivals.times().len(), executor.monitor().in_flight()),
+        (50, 50)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn tokens_hold_back_calls_that_requests_would_let_go() {
     let (client, arrivals) = client(ms(0));
-    let builder = Executor::builder().requests(Rate::per_second(100)).tokens(Rate::per_minute(600).burst(100));
+    let builder = Executor::builder()
+        .requests(Rate::per_second(100))
+        .tokens(Rate::per_minute(600).burst(100));
     let executor = started(builder, client);
     for _ in 0..4 {
-        drop(executor.submit(Call::from(request("call")).tokens(50)).await.unwrap());
+        drop(
+            executor
+                .submit(Call::from(request("call")).tokens(50))
+                .await
+                .unwrap(),
+        );
     }
     executor.stop(Shutdown::Graceful).await;
     assert_eq!(arrivals.times(), [ms(0), ms(0), ms(5_000), ms(10_000)]);
@@ -478,15 +698,26 @@ async fn a_panicking_call_and_one_that_is_aborted_leave_the_workers_alive() {
     call.await.unwrap_err();
     assert!(event.snapshot().error_type.unwrap().ends_with("JoinError"));
 
-    let cancelled = executor.submit(Call::new(|| std::future::pending::<Result<(u16, ()), BoxError>>())).await.unwrap();
+    let cancelled = executor
+        .submit(Call::new(|| {
+            std::future::pending::<Result<(u16, ()), BoxError>>()
+        }))
+        .await
+        .unwrap();
     settle().await;
     cancelled.cancel();
     cancelled.await.unwrap_err();
 
-    let fine = executor.submit(Call::new(|| async { Ok::<_, BoxError>((200, ())) })).await.unwrap();
+    let fine = executor
+        .submit(Call::new(|| async { Ok::<_, BoxError>((200, ())) }))
+        .await
+        .unwrap();
     assert_eq!(fine.await.unwrap().status(), 200);
     let totals = executor.monitor().totals();
-    assert_eq!((totals.completed, totals.failed, totals.cancelled), (1, 2, 1));
+    assert_eq!(
+        (totals.completed, totals.failed, totals.cancelled),
+        (1, 2, 1)
+    );
 }
 
 // --- closures ---
@@ -494,7 +725,10 @@ async fn a_panicking_call_and_one_that_is_aborted_leave_the_workers_alive() {
 #[tokio::test(start_paused = true)]
 async fn a_closure_is_a_call_with_all_that_is_known_of_it() {
     let describe = Http::default().response_body(|body: &String| body.as_str().into());
-    let executor = unlimited().describe(describe).build_for_closures::<String>().unwrap();
+    let executor = unlimited()
+        .describe(describe)
+        .build_for_closures::<String>()
+        .unwrap();
     executor.start().unwrap();
     let called = Arc::new(AtomicUsize::new(0));
     let count = called.clone();
@@ -506,23 +740,48 @@ async fn a_closure_is_a_call_with_all_that_is_known_of_it() {
     .method("POST")
     .header("authorization", "Bearer s3")
     .header("accept", "*/*")
-    .payload(Value::from([("prompt", Value::from("hi")), ("api_key", Value::from("s3"))]))
+    .payload(Value::from([
+        ("prompt", Value::from("hi")),
+        ("api_key", Value::from("s3")),
+    ]))
     .tokens(5)
     .metadata("task_id", 1);
     let call = executor.submit(call).await.unwrap();
     let event = call.event().clone();
     let response = call.await.unwrap();
-    assert_eq!((response.status().as_u16(), &response.headers()["x-a"], response.body().as_str()), (201, &"b".parse().unwrap(), "the body"));
+    assert_eq!(
+        (
+            response.status().as_u16(),
+            &response.headers()["x-a"],
+            response.body().as_str()
+        ),
+        (201, &"b".parse().unwrap(), "the body")
+    );
     assert_eq!(called.load(Ordering::SeqCst), 1);
 
     let event: NetworkRequestEvent = event.snapshot();
     assert_eq!(event.status, RequestStatus::Completed);
-    assert_eq!(event.endpoint_url.as_deref(), Some("https://api.example.com/data?api_key=[redacted]"));
+    assert_eq!(
+        event.endpoint_url.as_deref(),
+        Some("https://api.example.com/data?api_key=[redacted]")
+    );
     assert_eq!(event.method.as_deref(), Some("POST"));
-    assert_eq!((&event.headers["authorization"], &event.headers["accept"]), (&"[redacted]".parse().unwrap(), &"*/*".parse().unwrap()));
-    assert_eq!(event.payload.unwrap().to_string(), r#"{"api_key":"[redacted]","prompt":"hi"}"#);
-    assert_eq!((event.api_tokens, &event.metadata["task_id"]), (5, &Value::from(1)));
-    assert_eq!((event.response_status_code, &event.response_headers["x-a"]), (Some(201), &"b".parse().unwrap()));
+    assert_eq!(
+        (&event.headers["authorization"], &event.headers["accept"]),
+        (&"[redacted]".parse().unwrap(), &"*/*".parse().unwrap())
+    );
+    assert_eq!(
+        event.payload.unwrap().to_string(),
+        r#"{"api_key":"[redacted]","prompt":"hi"}"#
+    );
+    assert_eq!(
+        (event.api_tokens, &event.metadata["task_id"]),
+        (5, &Value::from(1))
+    );
+    assert_eq!(
+        (event.response_status_code, &event.response_headers["x-a"]),
+        (Some(201), &"b".parse().unwrap())
+    );
     assert_eq!(event.response_body, Some(Value::from("the body")));
 }
 
@@ -530,9 +789,22 @@ async fn a_closure_is_a_call_with_all_that_is_known_of_it() {
 async fn a_closure_that_says_nothing_of_itself_has_nothing_recorded_but_its_outcome() {
     let executor = unlimited().build_for_closures::<String>().unwrap();
     executor.start().unwrap();
-    let call = executor.submit(Call::new(|| async { Ok::<_, BoxError>((200, "secret".to_owned())) })).await.unwrap();
+    let call = executor
+        .submit(Call::new(|| async {
+            Ok::<_, BoxError>((200, "secret".to_owned()))
+        }))
+        .await
+        .unwrap();
     let event = call.event().finished().await;
-    assert_eq!((event.endpoint_url, event.method, event.payload, event.response_body), (None, None, None, None));
+    assert_eq!(
+        (
+            event.endpoint_url,
+            event.method,
+            event.payload,
+            event.response_body
+        ),
+        (None, None, None, None)
+    );
     assert_eq!(event.response_status_code, Some(200));
 }
 
@@ -542,25 +814,47 @@ async fn the_error_of_a_closure_may_be_of_any_type() {
     executor.start().unwrap();
 
     let call = Call::new(|| async {
-        Err::<(u16, ()), _>(std::io::Error::new(std::io::ErrorKind::TimedOut, std::fmt::Error))
+        Err::<(u16, ()), _>(std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            std::fmt::Error,
+        ))
     });
     let call = executor.submit(call).await.unwrap();
     let event = call.event().clone();
     let error = call.await.unwrap_err();
-    assert!(error.find::<std::io::Error>().is_some(), "the caller gets the error itself");
+    assert!(
+        error.find::<std::io::Error>().is_some(),
+        "the caller gets the error itself"
+    );
     let event = event.snapshot();
     assert_eq!(event.status, RequestStatus::Failed);
     assert_eq!(event.error_type.as_deref(), Some("std::io::error::Error"));
-    assert_eq!(event.error_message.as_deref(), Some(std::fmt::Error.to_string().as_str()));
+    assert_eq!(
+        event.error_message.as_deref(),
+        Some(std::fmt::Error.to_string().as_str())
+    );
     assert_eq!(event.attempts.len(), 1);
 
-    let call = executor.submit(Call::new(|| async { Err::<(u16, ()), _>("just a text") })).await.unwrap();
+    let call = executor
+        .submit(Call::new(|| async { Err::<(u16, ()), _>("just a text") }))
+        .await
+        .unwrap();
     let event = call.event().finished().await;
     assert_eq!(event.error_message.as_deref(), Some("just a text"));
     assert_eq!(event.error_type.as_deref(), Some("&str"));
 
-    let call = executor.submit(Call::new(|| async { Ok::<_, BoxError>((1_000, ())) })).await.unwrap();
-    assert!(call.event().finished().await.error_message.unwrap().contains("status"));
+    let call = executor
+        .submit(Call::new(|| async { Ok::<_, BoxError>((1_000, ())) }))
+        .await
+        .unwrap();
+    assert!(
+        call.event()
+            .finished()
+            .await
+            .error_message
+            .unwrap()
+            .contains("status")
+    );
 }
 
 // --- watching ---
@@ -581,7 +875,10 @@ async fn depth_flight_limits_and_totals_can_be_read_and_changed() {
     settle().await;
     assert_eq!((monitor.queue_depth(), monitor.in_flight()), (1, 4));
     executor.stop(Shutdown::Graceful).await;
-    assert_eq!((monitor.totals().completed, monitor.totals().open()), (5, 0));
+    assert_eq!(
+        (monitor.totals().completed, monitor.totals().open()),
+        (5, 0)
+    );
     drop(executor);
     assert_eq!(monitor.totals().ended(), 5);
 }
@@ -589,9 +886,14 @@ async fn depth_flight_limits_and_totals_can_be_read_and_changed() {
 #[tokio::test(start_paused = true)]
 async fn one_limiter_and_one_concurrency_limit_can_be_shared_by_two_executors() {
     let (client, arrivals) = client(ms(0));
-    let first = started(Executor::builder().requests(Rate::per_second(10).burst(1)), client.clone());
+    let first = started(
+        Executor::builder().requests(Rate::per_second(10).burst(1)),
+        client.clone(),
+    );
     let monitor = first.monitor();
-    let shared = Executor::builder().limiter(monitor.limiter().clone()).concurrency(monitor.concurrency().clone());
+    let shared = Executor::builder()
+        .limiter(monitor.limiter().clone())
+        .concurrency(monitor.concurrency().clone());
     let second = started(shared, client);
     for executor in [&first, &second, &first, &second] {
         drop(executor.submit(request("call")).await.unwrap());
@@ -607,7 +909,11 @@ async fn a_layer_around_the_limits_sees_a_call_once_and_one_around_the_client_ev
     struct Again;
     impl tower::retry::Policy<Request<&'static str>, Response<&'static str>, BoxError> for Again {
         type Future = std::future::Ready<()>;
-        fn retry(&mut self, req: &mut Request<&'static str>, _: &mut Result<Response<&'static str>, BoxError>) -> Option<Self::Future> {
+        fn retry(
+            &mut self,
+            req: &mut Request<&'static str>,
+            _: &mut Result<Response<&'static str>, BoxError>,
+        ) -> Option<Self::Future> {
             let again = req.body() == &"again";
             *req.body_mut() = "last";
             again.then(|| std::future::ready(()))
@@ -634,7 +940,12 @@ async fn a_layer_around_the_limits_sees_a_call_once_and_one_around_the_client_ev
     // And the timeout counts the waiting.
     executor.monitor().limiter().pause_for(ms(1_000));
     let call = executor.submit(request("call")).await.unwrap();
-    assert!(call.await.unwrap_err().find::<tower::timeout::error::Elapsed>().is_some());
+    assert!(
+        call.await
+            .unwrap_err()
+            .find::<tower::timeout::error::Elapsed>()
+            .is_some()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -646,6 +957,9 @@ async fn a_client_that_is_not_sync_and_requests_that_are_not_can_be_used() {
     });
     let executor = unlimited().build(client).unwrap();
     executor.start().unwrap();
-    let call = executor.submit(Request::new(std::cell::Cell::new(2))).await.unwrap();
+    let call = executor
+        .submit(Request::new(std::cell::Cell::new(2)))
+        .await
+        .unwrap();
     assert_eq!(*call.await.unwrap().body(), 3);
 }

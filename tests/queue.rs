@@ -22,7 +22,10 @@ use tower_outbound::{
 };
 use tower_test::{assert_request_eq, mock};
 
-type Mocked = (Queue<&'static str, &'static str>, mock::Handle<&'static str, &'static str>);
+type Mocked = (
+    Queue<&'static str, &'static str>,
+    mock::Handle<&'static str, &'static str>,
+);
 
 fn queue(capacity: usize) -> Mocked {
     let (service, handle) = mock::pair();
@@ -45,7 +48,12 @@ impl Door {
         }
     }
 
-    fn service(&self) -> impl Service<&'static str, Response = &'static str, Error = BoxError, Future: Send> + Clone + Send + use<> {
+    fn service(
+        &self,
+    ) -> impl Service<&'static str, Response = &'static str, Error = BoxError, Future: Send>
+    + Clone
+    + Send
+    + use<> {
         let door = self.clone();
         Scripted {
             ready: move |cx: &mut Context<'_>| {
@@ -72,7 +80,11 @@ async fn calls_begin_in_the_order_in_which_they_came_with_any_number_of_workers(
                 Ok::<_, BoxError>(number)
             }
         });
-        let mut queue = QueueLayer::new(1_000).unwrap().workers(workers).unwrap().layer(service);
+        let mut queue = QueueLayer::new(1_000)
+            .unwrap()
+            .workers(workers)
+            .unwrap()
+            .layer(service);
         let mut calls = Vec::new();
         for number in 0..200 {
             calls.push(queue.ready().await.unwrap().call(number));
@@ -121,7 +133,9 @@ async fn a_full_queue_refuses_and_hands_the_request_back() {
 async fn three_thousand_callers_at_a_full_queue_lose_nothing() {
     let (client, arrivals) = client(ms(1));
     let queue = QueueLayer::new(10).unwrap().layer(client);
-    let calls: Vec<_> = (0..3_000).map(|_| tokio::spawn(queue.clone().oneshot(request("call")))).collect();
+    let calls: Vec<_> = (0..3_000)
+        .map(|_| tokio::spawn(queue.clone().oneshot(request("call"))))
+        .collect();
     for call in calls {
         call.await.unwrap().unwrap();
     }
@@ -137,7 +151,10 @@ async fn the_queue_never_holds_more_than_it_has_places() {
     for clone in &mut clones {
         clone.ready().await.unwrap();
     }
-    let mut calls: Vec<_> = clones.iter_mut().map(|clone| task::spawn(clone.call("call"))).collect();
+    let mut calls: Vec<_> = clones
+        .iter_mut()
+        .map(|clone| task::spawn(clone.call("call")))
+        .collect();
     for call in &mut calls {
         assert_pending!(call.poll());
     }
@@ -183,7 +200,10 @@ async fn a_response_future_that_nobody_polls_stalls_nobody() {
     for call in calls {
         call.await.unwrap();
     }
-    assert_eq!(arrivals.names(), ["held", "call", "call", "call", "call", "call"]);
+    assert_eq!(
+        arrivals.names(),
+        ["held", "call", "call", "call", "call", "call"]
+    );
     // It was driven all the same.
     let start = Instant::now();
     held.await.unwrap();
@@ -214,7 +234,9 @@ async fn calls_that_come_and_go_behind_a_stalled_service_leave_nothing_behind() 
     let alive = Arc::new(());
     let door = Door::default();
     let stalled = door.clone();
-    let service = tower::ServiceBuilder::new().map_request(|_: Arc<()>| "call").service(stalled.service());
+    let service = tower::ServiceBuilder::new()
+        .map_request(|_: Arc<()>| "call")
+        .service(stalled.service());
     let mut queue = QueueLayer::new(10).unwrap().layer(service);
     for _ in 0..10_000 {
         let call = queue.ready().await.unwrap().call(alive.clone());
@@ -294,7 +316,10 @@ async fn an_error_from_readiness_fails_one_call_and_the_next_succeeds() {
         },
     };
     let mut queue = QueueLayer::new(10).unwrap().layer(service);
-    let (first, second) = (queue.ready().await.unwrap().call("first"), queue.ready().await.unwrap().call("second"));
+    let (first, second) = (
+        queue.ready().await.unwrap().call("first"),
+        queue.ready().await.unwrap().call("second"),
+    );
     assert_eq!(first.await.unwrap_err().to_string(), "not now");
     assert_eq!(second.await.unwrap(), "second");
 }
@@ -319,13 +344,21 @@ async fn a_panic_in_readiness_call_or_future_fails_that_call_and_no_other() {
             assert_ne!(req, "call", "the call fell over");
             Box::pin(async move {
                 sleep(ms(1)).await;
-                assert_ne!(req, "future", "the future fell over: {}", "https://u:p@h/?key=s");
+                assert_ne!(
+                    req, "future",
+                    "the future fell over: {}",
+                    "https://u:p@h/?key=s"
+                );
                 Ok(req)
             })
         }
     }
     for workers in [1, 3] {
-        let mut queue = QueueLayer::new(10).unwrap().workers(workers).unwrap().layer(Fragile { asked: 0 });
+        let mut queue = QueueLayer::new(10)
+            .unwrap()
+            .workers(workers)
+            .unwrap()
+            .layer(Fragile { asked: 0 });
         let mut calls = Vec::new();
         for name in ["fine", "readiness", "call", "future", "fine again"] {
             calls.push(queue.ready().await.unwrap().call(name));
@@ -335,8 +368,16 @@ async fn a_panic_in_readiness_call_or_future_fails_that_call_and_no_other() {
             results.push(call.await);
         }
         assert_eq!(results[0].as_ref().unwrap(), &"fine");
-        for (result, message) in results[1..4].iter().zip(["readiness fell over", "the call fell over", "the future fell over"]) {
-            let panicked = result.as_ref().unwrap_err().downcast_ref::<Panicked>().unwrap();
+        for (result, message) in results[1..4].iter().zip([
+            "readiness fell over",
+            "the call fell over",
+            "the future fell over",
+        ]) {
+            let panicked = result
+                .as_ref()
+                .unwrap_err()
+                .downcast_ref::<Panicked>()
+                .unwrap();
             assert!(panicked.message().contains(message), "{panicked}");
             assert!(!panicked.message().contains("key=s"));
         }
@@ -374,7 +415,16 @@ async fn a_panic_when_a_future_or_a_response_is_dropped_hurts_no_other_call() {
     drop(call);
     queue.ready().await.unwrap().call(Kind::Response).detach();
     settle().await;
-    assert!(queue.ready().await.unwrap().call(Kind::Fine).await.unwrap().is_none());
+    assert!(
+        queue
+            .ready()
+            .await
+            .unwrap()
+            .call(Kind::Fine)
+            .await
+            .unwrap()
+            .is_none()
+    );
     assert_eq!(queue.in_flight(), 0);
 }
 
@@ -387,7 +437,14 @@ async fn close_takes_no_more_and_finishes_everything_accepted() {
     }
     queue.close();
     assert!(queue.is_closed());
-    assert!(queue.clone().oneshot(request("late")).await.unwrap_err().is::<Closed>());
+    assert!(
+        queue
+            .clone()
+            .oneshot(request("late"))
+            .await
+            .unwrap_err()
+            .is::<Closed>()
+    );
     queue.ended().await;
     assert_eq!(arrivals.times().len(), 100);
     assert_eq!((queue.depth(), queue.in_flight()), (0, 0));
@@ -405,23 +462,42 @@ async fn close_tells_those_who_wait_for_a_place() {
     assert_pending!(calling.poll());
     queue.close();
     assert!(ready.is_woken() && calling.is_woken());
-    assert!(ready.poll().map(|ready| ready.is_err_and(|error| error.is::<Closed>())) == Poll::Ready(true));
+    assert!(
+        ready
+            .poll()
+            .map(|ready| ready.is_err_and(|error| error.is::<Closed>()))
+            == Poll::Ready(true)
+    );
     assert!(assert_ready_err!(calling.poll()).is::<Closed>());
 }
 
 #[tokio::test(start_paused = true)]
 async fn abort_cancels_everything_and_tells_every_waiter() {
     let (client, _) = client(ms(1_000));
-    let limited = tower_outbound::ConcurrencyLimitLayer::new(2).unwrap().layer(client);
-    let mut queue = QueueLayer::new(10).unwrap().workers(2).unwrap().layer(limited);
-    let calls: Vec<_> = (0..6).map(|_| queue.try_call(request("call")).unwrap()).collect();
+    let limited = tower_outbound::ConcurrencyLimitLayer::new(2)
+        .unwrap()
+        .layer(client);
+    let mut queue = QueueLayer::new(10)
+        .unwrap()
+        .workers(2)
+        .unwrap()
+        .layer(limited);
+    let calls: Vec<_> = (0..6)
+        .map(|_| queue.try_call(request("call")).unwrap())
+        .collect();
     settle().await;
     assert_eq!((queue.in_flight(), queue.depth()), (2, 4));
     queue.abort();
     queue.ended().await;
     assert_eq!((queue.in_flight(), queue.depth()), (0, 0));
     for call in calls {
-        assert!(timeout(ms(1), call).await.unwrap().unwrap_err().is::<Cancelled>());
+        assert!(
+            timeout(ms(1), call)
+                .await
+                .unwrap()
+                .unwrap_err()
+                .is::<Cancelled>()
+        );
     }
 }
 
@@ -439,11 +515,19 @@ async fn the_last_handle_that_goes_closes_the_queue_and_accepted_calls_are_finis
 
 #[test]
 fn a_runtime_that_ends_cancels_what_is_left_and_tells_every_waiter() {
-    let build = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let build = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
     let first = build();
     let (queued, running, queue) = first.block_on(async {
-        let service = service_fn(async |_: ()| std::future::pending::<Result<(), BoxError>>().await);
-        let limited = tower_outbound::ConcurrencyLimitLayer::new(1).unwrap().layer(service);
+        let service =
+            service_fn(async |_: ()| std::future::pending::<Result<(), BoxError>>().await);
+        let limited = tower_outbound::ConcurrencyLimitLayer::new(1)
+            .unwrap()
+            .layer(service);
         let mut queue = QueueLayer::new(10).unwrap().layer(limited);
         let running = queue.try_call(()).unwrap();
         settle().await;
@@ -497,6 +581,16 @@ async fn the_wire_sees_a_call_only_when_it_is_ready() {
 
 #[test]
 fn a_capacity_or_a_number_of_workers_of_zero_is_refused_by_name() {
-    assert_eq!(QueueLayer::<()>::new(0).unwrap_err().field(), "queue_capacity");
-    assert_eq!(QueueLayer::<()>::new(1).unwrap().workers(0).unwrap_err().field(), "workers");
+    assert_eq!(
+        QueueLayer::<()>::new(0).unwrap_err().field(),
+        "queue_capacity"
+    );
+    assert_eq!(
+        QueueLayer::<()>::new(1)
+            .unwrap()
+            .workers(0)
+            .unwrap_err()
+            .field(),
+        "workers"
+    );
 }

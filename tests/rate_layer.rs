@@ -7,7 +7,9 @@ use support::{client, ms, pass, request};
 use tokio::time::Instant;
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt};
-use tower_outbound::{ApiTokens, Cost, Limits, Rate, RateLimitLayer, RateLimiter, error::CostExceedsBurst};
+use tower_outbound::{
+    ApiTokens, Cost, Limits, Rate, RateLimitLayer, RateLimiter, error::CostExceedsBurst,
+};
 use tower_test::mock;
 
 fn limiter(limits: Limits) -> RateLimiter {
@@ -19,7 +21,9 @@ async fn calls_are_paced() {
     let (client, arrivals) = client(ms(0));
     let limiter = limiter(Limits::new().requests(Rate::per_second(10).burst(2)));
     let service = RateLimitLayer::new(limiter).layer(client);
-    let calls: Vec<_> = (0..5).map(|_| tokio::spawn(service.clone().oneshot(request("call")))).collect();
+    let calls: Vec<_> = (0..5)
+        .map(|_| tokio::spawn(service.clone().oneshot(request("call"))))
+        .collect();
     for call in calls {
         call.await.unwrap().unwrap();
     }
@@ -35,12 +39,18 @@ async fn tokens_come_from_a_function_or_the_extension_or_there_are_none() {
     let service = RateLimitLayer::new(limiter.clone()).layer(client.clone());
     service.clone().oneshot(request("none")).await.unwrap();
     assert_eq!(left(), 100);
-    let with_tokens = || Request::get("/").extension(ApiTokens(30)).body("30").unwrap();
+    let with_tokens = || {
+        Request::get("/")
+            .extension(ApiTokens(30))
+            .body("30")
+            .unwrap()
+    };
     service.oneshot(with_tokens()).await.unwrap();
     assert_eq!(left(), 70);
 
     // A function comes first.
-    let service = RateLimitLayer::with_cost(limiter.clone(), |_: &Request<&str>| Cost::tokens(5)).layer(client);
+    let service = RateLimitLayer::with_cost(limiter.clone(), |_: &Request<&str>| Cost::tokens(5))
+        .layer(client);
     service.oneshot(with_tokens()).await.unwrap();
     assert_eq!(left(), 65);
 }
@@ -50,8 +60,11 @@ async fn requests_of_any_type_can_be_paced() {
     let (service, mut handle) = mock::pair::<u32, ()>();
     handle.allow(1);
     let limiter = limiter(Limits::new().tokens(Rate::per_second(1).burst(10)));
-    let mut service =
-        ServiceBuilder::new().layer(RateLimitLayer::with_cost(limiter.clone(), |n: &u32| Cost::tokens((*n).into()))).service(service);
+    let mut service = ServiceBuilder::new()
+        .layer(RateLimitLayer::with_cost(limiter.clone(), |n: &u32| {
+            Cost::tokens((*n).into())
+        }))
+        .service(service);
     let mut call = task::spawn(service.ready().await.unwrap().call(7));
     assert_pending!(call.poll());
     let (request, respond) = handle.next_request().await.unwrap();
@@ -65,10 +78,15 @@ async fn requests_of_any_type_can_be_paced() {
 async fn a_dropped_call_has_taken_nothing_from_either_bucket() {
     let (client, arrivals) = client(ms(0));
     let limiter = limiter(
-        Limits::new().requests(Rate::per_second(1).burst(10)).tokens(Rate::per_second(10).burst(100).initial(50)),
+        Limits::new()
+            .requests(Rate::per_second(1).burst(10))
+            .tokens(Rate::per_second(10).burst(100).initial(50)),
     );
     let mut service = RateLimitLayer::new(limiter.clone()).layer(client);
-    let heavy = Request::get("/").extension(ApiTokens(100)).body("heavy").unwrap();
+    let heavy = Request::get("/")
+        .extension(ApiTokens(100))
+        .body("heavy")
+        .unwrap();
     let mut call = task::spawn(service.ready().await.unwrap().call(heavy));
     assert_pending!(call.poll());
     pass(ms(1_000)).await;
@@ -83,7 +101,10 @@ async fn a_cost_above_the_burst_answers_at_once() {
     let (client, _) = client(ms(0));
     let limiter = limiter(Limits::new().tokens(Rate::per_second(10)));
     let mut service = RateLimitLayer::new(limiter).layer(client);
-    let heavy = Request::get("/").extension(ApiTokens(11)).body("heavy").unwrap();
+    let heavy = Request::get("/")
+        .extension(ApiTokens(11))
+        .body("heavy")
+        .unwrap();
     let error = assert_ready_err!(task::spawn(service.ready().await.unwrap().call(heavy)).poll());
     assert!(error.is::<CostExceedsBurst>());
 }
@@ -95,14 +116,22 @@ async fn a_held_but_never_polled_call_delays_nobody() {
     let mut service = RateLimitLayer::new(limiter).layer(client);
     let start = Instant::now();
     let _never = service.ready().await.unwrap().call(request("never"));
-    service.ready().await.unwrap().call(request("call")).await.unwrap();
+    service
+        .ready()
+        .await
+        .unwrap()
+        .call(request("call"))
+        .await
+        .unwrap();
     assert_eq!(start.elapsed(), ms(0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_limiter_can_stand_over_several_services() {
     let (client, arrivals) = client(ms(0));
-    let layer = RateLimitLayer::new(limiter(Limits::new().requests(Rate::per_second(10).burst(1))));
+    let layer = RateLimitLayer::new(limiter(
+        Limits::new().requests(Rate::per_second(10).burst(1)),
+    ));
     let (a, b) = (layer.layer(client.clone()), layer.layer(client));
     let (a, b) = tokio::join!(a.oneshot(request("a")), b.oneshot(request("b")));
     a.unwrap();

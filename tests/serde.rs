@@ -6,20 +6,42 @@ mod support;
 use http::{Request, Response};
 use support::ms;
 use tower::{BoxError, service_fn};
-use tower_outbound::{Call, Executor, NetworkRequestEvent, RequestId, RequestStatus, event::Value, executor::Config};
+use tower_outbound::{
+    Call, Executor, NetworkRequestEvent, RequestId, RequestStatus, event::Value, executor::Config,
+};
 
 #[tokio::test(start_paused = true)]
 async fn an_event_is_json_and_reads_back_as_it_was() {
     let client = service_fn(async |_: Request<()>| {
         tokio::time::sleep(ms(5)).await;
         tower_outbound::event::current().unwrap().log("noted");
-        Ok::<_, BoxError>(Response::builder().header("x-many", "1").header("x-many", "2").header("x-one", "1").body(()).unwrap())
+        Ok::<_, BoxError>(
+            Response::builder()
+                .header("x-many", "1")
+                .header("x-many", "2")
+                .header("x-one", "1")
+                .body(())
+                .unwrap(),
+        )
     });
     let executor = Executor::builder().build(client).unwrap();
     executor.start().unwrap();
-    let request = Request::get("http://localhost/").header("authorization", "Bearer s3").body(()).unwrap();
-    let call = Call::from(request).request_id("mine").tokens(5).metadata("task", 7).payload(vec![1, 2]);
-    let event = executor.submit(call).await.unwrap().event().finished().await;
+    let request = Request::get("http://localhost/")
+        .header("authorization", "Bearer s3")
+        .body(())
+        .unwrap();
+    let call = Call::from(request)
+        .request_id("mine")
+        .tokens(5)
+        .metadata("task", 7)
+        .payload(vec![1, 2]);
+    let event = executor
+        .submit(call)
+        .await
+        .unwrap()
+        .event()
+        .finished()
+        .await;
 
     let json = serde_json::to_value(&event).unwrap();
     assert_eq!(json["request_id"], "mine");
@@ -28,7 +50,10 @@ async fn an_event_is_json_and_reads_back_as_it_was() {
     assert_eq!(json["metadata"]["task"], 7);
     assert_eq!(json["payload"], serde_json::json!([1, 2]));
     assert_eq!(json["headers"]["authorization"], "[redacted]");
-    assert_eq!(json["response_headers"]["x-many"], serde_json::json!(["1", "2"]));
+    assert_eq!(
+        json["response_headers"]["x-many"],
+        serde_json::json!(["1", "2"])
+    );
     assert_eq!(json["response_headers"]["x-one"], "1");
     assert_eq!(json["logs"][0]["message"], "noted");
     assert!(json["created_at"].as_str().unwrap().ends_with('Z'));
@@ -43,9 +68,16 @@ async fn an_event_is_json_and_reads_back_as_it_was() {
 fn statuses_and_names_are_texts() {
     for status in RequestStatus::ALL {
         assert_eq!(serde_json::to_value(status).unwrap(), status.as_str());
-        assert_eq!(serde_json::from_value::<RequestStatus>(status.as_str().into()).unwrap(), status);
+        assert_eq!(
+            serde_json::from_value::<RequestStatus>(status.as_str().into()).unwrap(),
+            status
+        );
     }
-    for id in [RequestId::random(), RequestId::from("own"), RequestId::from("A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11")] {
+    for id in [
+        RequestId::random(),
+        RequestId::from("own"),
+        RequestId::from("A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"),
+    ] {
         let json = serde_json::to_value(&id).unwrap();
         assert_eq!(json, id.to_string());
         assert_eq!(serde_json::from_value::<RequestId>(json).unwrap(), id);
@@ -64,21 +96,35 @@ fn a_value_says_what_json_says() {
 fn a_config_has_defaults_for_all_it_does_not_say_and_knows_its_fields() {
     let config: Config = serde_json::from_str("{}").unwrap();
     assert_eq!(config, Config::default());
-    assert_eq!(serde_json::from_str::<Config>(&serde_json::to_string(&config).unwrap()).unwrap(), config);
+    assert_eq!(
+        serde_json::from_str::<Config>(&serde_json::to_string(&config).unwrap()).unwrap(),
+        config
+    );
 
     let config: Config = serde_json::from_str(
         r#"{ "queue_capacity": 500, "concurrency_limit": 5, "requests_rate": 10.0, "requests_period_secs": 1.0,
              "tokens_rate": 10000.0, "tokens_period_secs": 60.0, "workers": 3 }"#,
     )
     .unwrap();
-    let executor = config.into_builder().unwrap().build_for_closures::<()>().unwrap();
+    let executor = config
+        .into_builder()
+        .unwrap()
+        .build_for_closures::<()>()
+        .unwrap();
     let available = executor.monitor().limiter().available();
-    assert_eq!((available.requests, available.tokens), (Some(10), Some(10_000)));
+    assert_eq!(
+        (available.requests, available.tokens),
+        (Some(10), Some(10_000))
+    );
     assert_eq!(executor.monitor().concurrency().get(), 5);
 
     let error = serde_json::from_str::<Config>(r#"{ "request_rate": 1 }"#).unwrap_err();
     assert!(error.to_string().contains("unknown field `request_rate`"));
-    for bad in [r#"{ "queue_capacity": -1 }"#, r#"{ "workers": 1.5 }"#, r#"{ "requests_rate": "fast" }"#] {
+    for bad in [
+        r#"{ "queue_capacity": -1 }"#,
+        r#"{ "workers": 1.5 }"#,
+        r#"{ "requests_rate": "fast" }"#,
+    ] {
         serde_json::from_str::<Config>(bad).unwrap_err();
     }
 }

@@ -179,7 +179,10 @@ impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
         if !details.code_only {
             details.headers = redact::headers(res.headers(), &self.redacted);
         }
-        if self.is_failure.is_some_and(|is_failure| is_failure(res.status())) {
+        if self
+            .is_failure
+            .is_some_and(|is_failure| is_failure(res.status()))
+        {
             details.failure("HttpStatus", res.status().to_string());
         }
     }
@@ -296,8 +299,15 @@ impl RequestDetails {
 // === impl ResponseDetails ===
 
 impl ResponseDetails {
-    pub(super) fn of<Req, Res>(describe: &impl Describe<Req, Res>, res: &Res, code_only: bool) -> Self {
-        let mut details = Self { code_only, ..Self::default() };
+    pub(super) fn of<Req, Res>(
+        describe: &impl Describe<Req, Res>,
+        res: &Res,
+        code_only: bool,
+    ) -> Self {
+        let mut details = Self {
+            code_only,
+            ..Self::default()
+        };
         describe.response(res, &mut details);
         details
     }
@@ -321,9 +331,15 @@ impl ResponseDetails {
     }
 
     /// The response counts as a failure: the event will be FAILED, with this error.
-    pub fn failure(&mut self, error_type: impl Into<String>, message: impl AsRef<str>) -> &mut Self {
-        self.failure =
-            Some(Failure { kind: error_type.into(), message: redact::text(message.as_ref()).into_owned() });
+    pub fn failure(
+        &mut self,
+        error_type: impl Into<String>,
+        message: impl AsRef<str>,
+    ) -> &mut Self {
+        self.failure = Some(Failure {
+            kind: error_type.into(),
+            message: redact::text(message.as_ref()).into_owned(),
+        });
         self
     }
 }
@@ -343,7 +359,12 @@ impl ErrorDetails {
     }
 
     pub(super) fn panicked(message: &str) -> Self {
-        Self { kind: "Panicked".into(), kind_is_known: true, message: message.into(), details: None }
+        Self {
+            kind: "Panicked".into(),
+            kind_is_known: true,
+            message: message.into(),
+            details: None,
+        }
     }
 
     fn with_kind(error: &BoxError, kind: Option<&'static str>) -> Self {

@@ -141,8 +141,15 @@ impl EventHandle {
             if logs.len() < MOST_LOGS {
                 logs.push(LogEntry { at, message });
             } else if let Some(last) = logs.last_mut() {
-                let more = last.message.strip_suffix(" more").and_then(|count| count.parse().ok()).unwrap_or(1_u64);
-                *last = LogEntry { at, message: format!("{} more", more + 1) };
+                let more = last
+                    .message
+                    .strip_suffix(" more")
+                    .and_then(|count| count.parse().ok())
+                    .unwrap_or(1_u64);
+                *last = LogEntry {
+                    at,
+                    message: format!("{} more", more + 1),
+                };
             }
         });
     }
@@ -164,7 +171,10 @@ impl EventHandle {
     }
 
     pub(crate) fn at_stage(&self, stage: Stage) -> Self {
-        Self { stage, ..self.clone() }
+        Self {
+            stage,
+            ..self.clone()
+        }
     }
 
     /// Moves the status forward; never back.
@@ -213,9 +223,15 @@ impl EventHandle {
     }
 
     /// What came back from the wire; `None`: nothing, the attempt was dropped.
-    pub(super) fn attempt_ended(&self, index: usize, came_back: Option<&Result<ResponseDetails, ErrorDetails>>) {
+    pub(super) fn attempt_ended(
+        &self,
+        index: usize,
+        came_back: Option<&Result<ResponseDetails, ErrorDetails>>,
+    ) {
         self.write(|state, at| {
-            let Some(attempt) = state.event.attempts.get_mut(index) else { return };
+            let Some(attempt) = state.event.attempts.get_mut(index) else {
+                return;
+            };
             attempt.ended_at.get_or_insert(at);
             match came_back {
                 Some(Ok(response)) => attempt.status_code = response.status_code,
@@ -257,7 +273,10 @@ impl EventHandle {
                 }
                 Outcome::Error(error) => {
                     // Nearer to the wire the type was still known.
-                    let wire = event.attempts.last().filter(|last| last.error_message.as_ref() == Some(&error.message));
+                    let wire = event
+                        .attempts
+                        .last()
+                        .filter(|last| last.error_message.as_ref() == Some(&error.message));
                     let kind = match wire.and_then(|last| last.error_type.clone()) {
                         Some(kind) if !error.kind_is_known => kind,
                         _ => error.kind,
@@ -321,10 +340,25 @@ impl Writer {
         let opened = Instant::now();
         let span = details.span();
         let event = details.into_event(utc(opened));
-        let state = State { event, opened, version: 0, span };
-        let shared =
-            Shared { state: Mutex::new(state), writers: AtomicUsize::new(1), changed: Notify::new(), events };
-        let writer = Self { handle: EventHandle { shared: Arc::new(shared), stage, seen: 0 } };
+        let state = State {
+            event,
+            opened,
+            version: 0,
+            span,
+        };
+        let shared = Shared {
+            state: Mutex::new(state),
+            writers: AtomicUsize::new(1),
+            changed: Notify::new(),
+            events,
+        };
+        let writer = Self {
+            handle: EventHandle {
+                shared: Arc::new(shared),
+                stage,
+                seen: 0,
+            },
+        };
         if let Some(events) = &writer.handle.shared.events {
             events.opened();
         }
@@ -334,7 +368,9 @@ impl Writer {
 
     pub(crate) fn of(handle: &EventHandle) -> Self {
         handle.shared.writers.fetch_add(1, Ordering::Relaxed);
-        Self { handle: handle.clone() }
+        Self {
+            handle: handle.clone(),
+        }
     }
 
     pub(crate) const fn handle(&self) -> &EventHandle {
@@ -348,7 +384,9 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if self.handle.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1 && !self.handle.status().is_terminal() {
+        if self.handle.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1
+            && !self.handle.status().is_terminal()
+        {
             self.handle.finish(if thread::panicking() {
                 Outcome::Error(ErrorDetails::panicked("the call panicked"))
             } else {

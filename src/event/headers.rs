@@ -11,11 +11,17 @@ enum Values {
     Many(Vec<String>),
 }
 
-pub(super) fn serialize<S: Serializer>(headers: &HeaderMap, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn serialize<S: Serializer>(
+    headers: &HeaderMap,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(Some(headers.keys_len()))?;
     for name in headers.keys() {
-        let values: Vec<Cow<'_, str>> =
-            headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        let values: Vec<Cow<'_, str>> = headers
+            .get_all(name)
+            .iter()
+            .map(|value| String::from_utf8_lossy(value.as_bytes()))
+            .collect();
         match values.as_slice() {
             [one] => map.serialize_entry(name.as_str(), one)?,
             many => map.serialize_entry(name.as_str(), many)?,
@@ -24,7 +30,9 @@ pub(super) fn serialize<S: Serializer>(headers: &HeaderMap, serializer: S) -> Re
     map.end()
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderMap, D::Error> {
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<HeaderMap, D::Error> {
     let mut headers = HeaderMap::new();
     for (name, values) in BTreeMap::<String, Values>::deserialize(deserializer)? {
         let name: HeaderName = name.parse().map_err(D::Error::custom)?;
@@ -33,7 +41,10 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
             Values::Many(values) => values,
         };
         for value in values {
-            headers.append(&name, HeaderValue::from_bytes(value.as_bytes()).map_err(D::Error::custom)?);
+            headers.append(
+                &name,
+                HeaderValue::from_bytes(value.as_bytes()).map_err(D::Error::custom)?,
+            );
         }
     }
     Ok(headers)

@@ -80,7 +80,9 @@ impl Events {
             subscribers: AtomicUsize::new(0),
             updates: broadcast::Sender::new(BEHIND),
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// The counts by outcome.
@@ -90,7 +92,12 @@ impl Events {
         let completed = self.shared.completed.load(Ordering::Acquire);
         let failed = self.shared.failed.load(Ordering::Acquire);
         let cancelled = self.shared.cancelled.load(Ordering::Acquire);
-        Totals { opened: self.shared.opened.load(Ordering::Acquire), completed, failed, cancelled }
+        Totals {
+            opened: self.shared.opened.load(Ordering::Acquire),
+            completed,
+            failed,
+            cancelled,
+        }
     }
 
     /// Every change of a status from now on. A subscriber that falls more than 4,096 behind misses the oldest, and is told
@@ -98,7 +105,10 @@ impl Events {
     #[must_use]
     pub fn subscribe(&self) -> Subscription {
         self.shared.subscribers.fetch_add(1, Ordering::AcqRel);
-        Subscription { updates: self.shared.updates.subscribe(), events: self.clone() }
+        Subscription {
+            updates: self.shared.updates.subscribe(),
+            events: self.clone(),
+        }
     }
 
     pub(super) fn opened(&self) {
@@ -117,7 +127,10 @@ impl Events {
     pub(super) fn publish(&self, status: RequestStatus, event: &EventHandle) {
         if self.shared.subscribers.load(Ordering::Acquire) > 0 {
             // Fails if the last subscriber has just left.
-            let _ = self.shared.updates.send(EventUpdate { status, event: event.clone() });
+            let _ = self.shared.updates.send(EventUpdate {
+                status,
+                event: event.clone(),
+            });
         }
     }
 }
@@ -130,7 +143,9 @@ impl Default for Events {
 
 impl fmt::Debug for Events {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").field("totals", &self.totals()).finish_non_exhaustive()
+        f.debug_struct("Events")
+            .field("totals", &self.totals())
+            .finish_non_exhaustive()
     }
 }
 
@@ -167,14 +182,19 @@ impl Subscription {
             Ok(update) => Ok(update),
             Err(broadcast::error::RecvError::Lagged(missed)) => Err(Lagged { missed }),
             // The sender lives in `self.events`.
-            Err(broadcast::error::RecvError::Closed) => unreachable!("a subscription keeps its source alive"),
+            Err(broadcast::error::RecvError::Closed) => {
+                unreachable!("a subscription keeps its source alive")
+            }
         }
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.events.shared.subscribers.fetch_sub(1, Ordering::AcqRel);
+        self.events
+            .shared
+            .subscribers
+            .fetch_sub(1, Ordering::AcqRel);
     }
 }
 

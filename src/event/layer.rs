@@ -85,7 +85,11 @@ impl EventLayer {
     }
 
     fn at(stage: Stage) -> Self {
-        Self { stage, describe: Http::default(), events: None }
+        Self {
+            stage,
+            describe: Http::default(),
+            events: None,
+        }
     }
 }
 
@@ -93,7 +97,11 @@ impl<D> EventLayer<D> {
     /// Records what `describe` tells of requests and responses. Default: [`Http`].
     #[must_use]
     pub fn describe<E>(self, describe: E) -> EventLayer<E> {
-        EventLayer { stage: self.stage, describe, events: self.events }
+        EventLayer {
+            stage: self.stage,
+            describe,
+            events: self.events,
+        }
     }
 
     /// The events this layer opens are counted by `events`, and its subscribers are told about them.
@@ -108,7 +116,10 @@ impl<S, D: Clone> Layer<S> for EventLayer<D> {
     type Service = Event<S, D>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Event { inner, layer: self.clone() }
+        Event {
+            inner,
+            layer: self.clone(),
+        }
     }
 }
 
@@ -129,11 +140,16 @@ where
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
-        let EventLayer { stage, describe, events } = &self.layer;
+        let EventLayer {
+            stage,
+            describe,
+            events,
+        } = &self.layer;
         let joined = join(*stage).map(|event| Writer::of(&event));
         let opens = joined.is_none();
-        let writer =
-            joined.unwrap_or_else(|| Writer::open(RequestDetails::of(describe, &req), events.clone(), *stage));
+        let writer = joined.unwrap_or_else(|| {
+            Writer::open(RequestDetails::of(describe, &req), events.clone(), *stage)
+        });
         let span = if opens { writer.span() } else { Span::none() };
         let event = writer.handle().clone();
         let mut scope = Scope::new(writer, span);
@@ -144,7 +160,10 @@ where
             Stage::Processing => event.mark(RequestStatus::Processing),
             Stage::Calling => {
                 let index = event.attempt_started();
-                attempt = Some(OpenAttempt { event: event.clone(), index });
+                attempt = Some(OpenAttempt {
+                    event: event.clone(),
+                    index,
+                });
             }
         }
         let future = scope.enter(|| self.inner.call(req));
@@ -203,7 +222,9 @@ where
             Err(error) => Err(ErrorDetails::of_type::<E>(error)),
         };
         if let Some(attempt) = this.attempt.take() {
-            attempt.event.attempt_ended(attempt.index, Some(&details(true)));
+            attempt
+                .event
+                .attempt_ended(attempt.index, Some(&details(true)));
         }
         if *this.ends {
             this.event.finish(match details(false) {
@@ -217,7 +238,9 @@ where
 
 impl<F, D, Req> fmt::Debug for ResponseFuture<F, D, Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("event::ResponseFuture").field("event", &self.event).finish_non_exhaustive()
+        f.debug_struct("event::ResponseFuture")
+            .field("event", &self.event)
+            .finish_non_exhaustive()
     }
 }
 

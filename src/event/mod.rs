@@ -66,11 +66,15 @@ mod scope;
 mod time;
 mod value;
 
-pub use describe::{Describe, Http, HttpWithBody, Metadata, Nothing, Payload, RequestDetails, ResponseDetails};
+pub use describe::{
+    Describe, Http, HttpWithBody, Metadata, Nothing, Payload, RequestDetails, ResponseDetails,
+};
 pub use handle::EventHandle;
-pub use hub::{Events, EventUpdate, Lagged, Subscription, Totals};
+pub use hub::{EventUpdate, Events, Lagged, Subscription, Totals};
 pub use layer::{Event, EventLayer, ResponseFuture};
-pub use record::{Attempt, LogEntry, NetworkRequestEvent, ParseStatusError, RequestId, RequestStatus};
+pub use record::{
+    Attempt, LogEntry, NetworkRequestEvent, ParseStatusError, RequestId, RequestStatus,
+};
 pub use scope::current;
 pub use value::Value;
 

@@ -15,7 +15,11 @@ use uuid::Uuid;
 ///
 /// `Display` and `FromStr` use the names in capitals: `PENDING`, `QUEUED`, …
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "UPPERCASE"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "UPPERCASE")
+)]
 pub enum RequestStatus {
     /// Made, and waiting for a place in the queue.
     #[default]
@@ -196,7 +200,9 @@ impl FromStr for RequestStatus {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let status = Self::ALL.into_iter().find(|status| status.as_str() == text);
-        status.ok_or_else(|| ParseStatusError { text: text.chars().take(64).collect() })
+        status.ok_or_else(|| ParseStatusError {
+            text: text.chars().take(64).collect(),
+        })
     }
 }
 
@@ -262,7 +268,10 @@ impl serde::Serialize for RequestId {
 impl<'de> serde::Deserialize<'de> for RequestId {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        Ok(Uuid::try_parse(&name).ok().filter(|uuid| uuid.to_string() == name).map_or_else(|| name.into(), Self::from))
+        Ok(Uuid::try_parse(&name)
+            .ok()
+            .filter(|uuid| uuid.to_string() == name)
+            .map_or_else(|| name.into(), Self::from))
     }
 }
 
@@ -347,12 +356,25 @@ mod tests {
             assert_eq!(status.to_string().parse(), Ok(status));
         }
         assert_eq!("CALLING".parse(), Ok(RequestStatus::Calling));
-        assert_eq!("calling".parse::<RequestStatus>().unwrap_err().to_string(), "no request status: \"calling\"");
+        assert_eq!(
+            "calling".parse::<RequestStatus>().unwrap_err().to_string(),
+            "no request status: \"calling\""
+        );
     }
 
     #[test]
     fn three_statuses_are_the_end() {
-        let ends: Vec<_> = RequestStatus::ALL.into_iter().filter(|status| status.is_terminal()).collect();
-        assert_eq!(ends, [RequestStatus::Completed, RequestStatus::Failed, RequestStatus::Cancelled]);
+        let ends: Vec<_> = RequestStatus::ALL
+            .into_iter()
+            .filter(|status| status.is_terminal())
+            .collect();
+        assert_eq!(
+            ends,
+            [
+                RequestStatus::Completed,
+                RequestStatus::Failed,
+                RequestStatus::Cancelled
+            ]
+        );
     }
 }

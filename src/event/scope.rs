@@ -57,12 +57,19 @@ pub fn current() -> Option<EventHandle> {
 impl EventHandle {
     /// Runs `f` with this event as the current one.
     pub fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
-        Scope { event: Some(Writer::of(self)), span: Span::none() }.enter(f)
+        Scope {
+            event: Some(Writer::of(self)),
+            span: Span::none(),
+        }
+        .enter(f)
     }
 
     /// Polls `future` with this event as the current one.
     pub async fn instrument<F: Future>(self, future: F) -> F::Output {
-        let mut scope = Scope { event: Some(Writer::of(&self)), span: Span::none() };
+        let mut scope = Scope {
+            event: Some(Writer::of(&self)),
+            span: Span::none(),
+        };
         let mut future = pin!(future);
         std::future::poll_fn(|cx| scope.enter(|| future.as_mut().poll(cx))).await
     }
@@ -70,13 +77,20 @@ impl EventHandle {
 
 impl Scope {
     pub(crate) const fn new(event: Writer, span: Span) -> Self {
-        Self { event: Some(event), span }
+        Self {
+            event: Some(event),
+            span,
+        }
     }
 
     /// The event and the span that are current here.
     pub(crate) fn capture() -> Self {
-        let event = CURRENT.with_borrow(|current| current.as_ref().map(|writer| Writer::of(writer.handle())));
-        Self { event, span: Span::current() }
+        let event = CURRENT
+            .with_borrow(|current| current.as_ref().map(|writer| Writer::of(writer.handle())));
+        Self {
+            event,
+            span: Span::current(),
+        }
     }
 
     pub(crate) fn enter<T>(&mut self, f: impl FnOnce() -> T) -> T {
@@ -91,7 +105,10 @@ impl Scope {
             }
         }
         let outer = CURRENT.replace(self.event.take());
-        let restore = Restore { inner: &mut self.event, outer };
+        let restore = Restore {
+            inner: &mut self.event,
+            outer,
+        };
         let result = self.span.in_scope(f);
         drop(restore);
         result
@@ -107,7 +124,9 @@ impl Scope {
     /// The call failed before anybody further in could know.
     pub(crate) fn fail(&self, error: &BoxError) {
         if let Some(event) = &self.event {
-            event.handle().finish(Outcome::Error(ErrorDetails::of(error)));
+            event
+                .handle()
+                .finish(Outcome::Error(ErrorDetails::of(error)));
         }
     }
 

@@ -12,7 +12,11 @@ use std::{collections::BTreeMap, fmt};
 /// assert_eq!(value.to_string(), r#"{"id":7,"tags":["a","b"]}"#);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(untagged))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(untagged)
+)]
 pub enum Value {
     /// `null`
     #[default]
@@ -28,28 +32,40 @@ pub enum Value {
     /// A text.
     String(String),
     /// A list.
-    Array(Vec<Value>),
+    Array(Vec<Self>),
     /// Fields by name.
-    Object(BTreeMap<String, Value>),
+    Object(BTreeMap<String, Self>),
 }
 
 impl Value {
     /// The text, if it is one.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
-        if let Self::String(text) = self { Some(text) } else { None }
+        if let Self::String(text) = self {
+            Some(text)
+        } else {
+            None
+        }
     }
 
     /// The integer, if it is one that fits.
     #[must_use]
     pub fn as_i64(&self) -> Option<i64> {
-        if let Self::Integer(integer) = self { Some(*integer) } else { None }
+        if let Self::Integer(integer) = self {
+            Some(*integer)
+        } else {
+            None
+        }
     }
 
     /// A field of an object.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Self> {
-        if let Self::Object(fields) = self { fields.get(name) } else { None }
+        if let Self::Object(fields) = self {
+            fields.get(name)
+        } else {
+            None
+        }
     }
 
     /// Without the values of fields whose names say that they are secret, and without the secrets of URLs in texts.
@@ -58,14 +74,20 @@ impl Value {
             Self::String(text) => Self::String(redact::text(&text).into_owned()),
             Self::Array(values) => Self::Array(values.into_iter().map(Self::redacted).collect()),
             Self::Object(fields) => Self::Object(redacted_fields(fields)),
-            Self::Null | Self::Bool(_) | Self::Integer(_) | Self::Unsigned(_) | Self::Float(_) => self,
+            Self::Null | Self::Bool(_) | Self::Integer(_) | Self::Unsigned(_) | Self::Float(_) => {
+                self
+            }
         }
     }
 }
 
 pub(super) fn redacted_fields(fields: BTreeMap<String, Value>) -> BTreeMap<String, Value> {
     let redacted = |(name, value): (String, Value)| {
-        let value = if redact::is_secret(&name) { redact::REDACTED.into() } else { value.redacted() };
+        let value = if redact::is_secret(&name) {
+            redact::REDACTED.into()
+        } else {
+            value.redacted()
+        };
         (name, value)
     };
     fields.into_iter().map(redacted).collect()
@@ -186,7 +208,12 @@ impl<T: Into<Self>> From<Option<T>> for Value {
 
 impl<K: Into<String>, const N: usize> From<[(K, Self); N]> for Value {
     fn from(fields: [(K, Self); N]) -> Self {
-        Self::Object(fields.into_iter().map(|(name, value)| (name.into(), value)).collect())
+        Self::Object(
+            fields
+                .into_iter()
+                .map(|(name, value)| (name.into(), value))
+                .collect(),
+        )
     }
 }
 

@@ -61,7 +61,10 @@ enum Permits {
 
 #[derive(Clone, Debug)]
 enum Rates {
-    Own { requests: Rate, tokens: Option<Rate> },
+    Own {
+        requests: Rate,
+        tokens: Option<Rate>,
+    },
     Given(Limits),
     Shared(RateLimiter),
 }
@@ -73,7 +76,10 @@ impl ExecutorBuilder {
             queue_capacity: 1_000,
             workers: 1,
             concurrency: Permits::Own(10),
-            rates: Rates::Own { requests: Rate::new(10, Duration::from_secs(1)), tokens: None },
+            rates: Rates::Own {
+                requests: Rate::new(10, Duration::from_secs(1)),
+                tokens: None,
+            },
             layer: Identity::new(),
             describe: Http::default(),
             cost: ByExtension,
@@ -108,16 +114,30 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
 
     /// The rate of requests. Default: 10 a second.
     pub fn requests(mut self, rate: Rate) -> Self {
-        let tokens = if let Rates::Own { tokens, .. } = self.rates { tokens } else { None };
-        self.rates = Rates::Own { requests: rate, tokens };
+        let tokens = if let Rates::Own { tokens, .. } = self.rates {
+            tokens
+        } else {
+            None
+        };
+        self.rates = Rates::Own {
+            requests: rate,
+            tokens,
+        };
         self
     }
 
     /// The rate of the API's tokens. Default: not limited.
     pub fn tokens(mut self, rate: Rate) -> Self {
         let default = Rate::new(10, Duration::from_secs(1));
-        let requests = if let Rates::Own { requests, .. } = self.rates { requests } else { default };
-        self.rates = Rates::Own { requests, tokens: Some(rate) };
+        let requests = if let Rates::Own { requests, .. } = self.rates {
+            requests
+        } else {
+            default
+        };
+        self.rates = Rates::Own {
+            requests,
+            tokens: Some(rate),
+        };
         self
     }
 
@@ -142,21 +162,69 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
 
     /// Puts a layer around the limits: see [`stack`](super::stack). The last one added is the outermost.
     pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Pair<L, N>, D, K> {
-        let Self { queue_capacity, workers, concurrency, rates, layer: inner, describe, cost } = self;
+        let Self {
+            queue_capacity,
+            workers,
+            concurrency,
+            rates,
+            layer: inner,
+            describe,
+            cost,
+        } = self;
         let layer = Pair::new(inner, layer);
-        ExecutorBuilder { queue_capacity, workers, concurrency, rates, layer, describe, cost }
+        ExecutorBuilder {
+            queue_capacity,
+            workers,
+            concurrency,
+            rates,
+            layer,
+            describe,
+            cost,
+        }
     }
 
     /// What to record of requests and responses. Default: [`Http`].
     pub fn describe<N>(self, describe: N) -> ExecutorBuilder<L, N, K> {
-        let Self { queue_capacity, workers, concurrency, rates, layer, cost, .. } = self;
-        ExecutorBuilder { queue_capacity, workers, concurrency, rates, layer, describe, cost }
+        let Self {
+            queue_capacity,
+            workers,
+            concurrency,
+            rates,
+            layer,
+            cost,
+            ..
+        } = self;
+        ExecutorBuilder {
+            queue_capacity,
+            workers,
+            concurrency,
+            rates,
+            layer,
+            describe,
+            cost,
+        }
     }
 
     /// What a request costs. Default: one request, and the tokens of its extension [`ApiTokens`](crate::ApiTokens).
     pub fn cost<N>(self, cost: N) -> ExecutorBuilder<L, D, N> {
-        let Self { queue_capacity, workers, concurrency, rates, layer, describe, .. } = self;
-        ExecutorBuilder { queue_capacity, workers, concurrency, rates, layer, describe, cost }
+        let Self {
+            queue_capacity,
+            workers,
+            concurrency,
+            rates,
+            layer,
+            describe,
+            ..
+        } = self;
+        ExecutorBuilder {
+            queue_capacity,
+            workers,
+            concurrency,
+            rates,
+            layer,
+            describe,
+            cost,
+        }
     }
 
     /// An executor that makes its calls with `client`: any service from http requests to http responses.
@@ -169,9 +237,12 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
         C: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
         C::Error: Into<BoxError> + 'static,
         L: Layer<Limited<C, D, K>> + Send + Sync + 'static,
-        L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
-        Event<L::Service, D>:
-            Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
+        L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send>
+            + Send
+            + 'static,
+        Event<L::Service, D>: Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send>
+            + Send
+            + 'static,
         D: Describe<Request<B>, Response<R>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
         B: Send + 'static,
@@ -186,10 +257,14 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
                 Permits::Shared(limit) => limit,
             },
             limiter: match self.rates {
-                Rates::Own { requests, tokens: None } => RateLimiter::new(Limits::new().requests(requests))?,
-                Rates::Own { requests, tokens: Some(tokens) } => {
-                    RateLimiter::new(Limits::new().requests(requests).tokens(tokens))?
-                }
+                Rates::Own {
+                    requests,
+                    tokens: None,
+                } => RateLimiter::new(Limits::new().requests(requests))?,
+                Rates::Own {
+                    requests,
+                    tokens: Some(tokens),
+                } => RateLimiter::new(Limits::new().requests(requests).tokens(tokens))?,
                 Rates::Given(limits) => RateLimiter::new(limits)?,
                 Rates::Shared(limiter) => limiter,
             },
@@ -201,10 +276,20 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
         // So that a client need not be `Sync`: it is only cloned here, once for every start.
         let client = Mutex::new(client);
         let start = move || {
-            let client = client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let client = client
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
             stack.around(client)
         };
-        Ok(Executor::new(Box::new(start), limiter, concurrency, Events::new(), Box::new(describe), Box::new(cost)))
+        Ok(Executor::new(
+            Box::new(start),
+            limiter,
+            concurrency,
+            Events::new(),
+            Box::new(describe),
+            Box::new(cost),
+        ))
     }
 
     /// An executor whose calls are closures: see [`Call::new`](super::Call::new).
@@ -215,11 +300,16 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
     pub fn build_for_closures<R>(self) -> Result<Executor<Closure<R>, R>, InvalidConfig>
     where
         L: Layer<Limited<ClosureClient<R>, D, K>> + Send + Sync + 'static,
-        L::Service: Service<Request<Closure<R>>, Response = Response<R>, Error: Into<BoxError>, Future: Send>
+        L::Service: Service<
+                Request<Closure<R>>,
+                Response = Response<R>,
+                Error: Into<BoxError>,
+                Future: Send,
+            > + Send
+            + 'static,
+        Event<L::Service, D>: Service<Request<Closure<R>>, Response = Response<R>, Error = BoxError, Future: Send>
             + Send
             + 'static,
-        Event<L::Service, D>:
-            Service<Request<Closure<R>>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<Closure<R>>, Response<R>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<Closure<R>>> + Clone + Send + Sync + 'static,
         R: Send + 'static,

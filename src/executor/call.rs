@@ -132,7 +132,10 @@ impl<B> Call<B> {
         V: TryInto<HeaderValue, Error: Into<http::Error>>,
     {
         self.try_change(|request| {
-            let (name, value) = (name.try_into().map_err(Into::into)?, value.try_into().map_err(Into::into)?);
+            let (name, value) = (
+                name.try_into().map_err(Into::into)?,
+                value.try_into().map_err(Into::into)?,
+            );
             request.headers_mut().append(name, value);
             Ok(())
         })
@@ -152,7 +155,9 @@ impl<B> Call<B> {
     }
 
     fn try_change(self, change: impl FnOnce(&mut Request<B>) -> Result<(), http::Error>) -> Self {
-        let request = self.request.and_then(|mut request| change(&mut request).map(|()| request));
+        let request = self
+            .request
+            .and_then(|mut request| change(&mut request).map(|()| request));
         Self { request }
     }
 
@@ -168,7 +173,9 @@ impl<B> Call<B> {
 
 impl<B> From<Request<B>> for Call<B> {
     fn from(request: Request<B>) -> Self {
-        Self { request: Ok(request) }
+        Self {
+            request: Ok(request),
+        }
     }
 }
 
@@ -176,7 +183,9 @@ impl<B> fmt::Debug for Call<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Call");
         match &self.request {
-            Ok(request) => debug.field("method", request.method()).field("host", &request.uri().host()),
+            Ok(request) => debug
+                .field("method", request.method())
+                .field("host", &request.uri().host()),
             Err(error) => debug.field("error", error),
         };
         debug.finish_non_exhaustive()
@@ -186,8 +195,14 @@ impl<B> fmt::Debug for Call<B> {
 // === impl CallHandle ===
 
 impl<B, R> CallHandle<B, R> {
-    pub(super) const fn new(event: EventHandle, response: queue::ResponseFuture<Request<B>, Response<R>>) -> Self {
-        Self { event, response: Some(response) }
+    pub(super) const fn new(
+        event: EventHandle,
+        response: queue::ResponseFuture<Request<B>, Response<R>>,
+    ) -> Self {
+        Self {
+            event,
+            response: Some(response),
+        }
     }
 
     /// The call's event.
@@ -215,7 +230,10 @@ impl<B, R> Future for CallHandle<B, R> {
     type Output = Result<Response<R>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = self.response.as_mut().expect("a future is not polled after it was dropped");
+        let response = self
+            .response
+            .as_mut()
+            .expect("a future is not polled after it was dropped");
         Pin::new(response).poll(cx).map_err(Error::new)
     }
 }
@@ -230,6 +248,8 @@ impl<B, R> Drop for CallHandle<B, R> {
 
 impl<B, R> fmt::Debug for CallHandle<B, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CallHandle").field("event", &self.event).finish_non_exhaustive()
+        f.debug_struct("CallHandle")
+            .field("event", &self.event)
+            .finish_non_exhaustive()
     }
 }

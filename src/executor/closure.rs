@@ -61,15 +61,25 @@ impl<R> Closure<R> {
     {
         let call = move || -> BoxFuture<Result<Response<R>, BoxError>> {
             let future = call();
-            Box::pin(async move { future.await.map_err(Typed::boxed)?.into_response().map_err(Typed::boxed) })
+            Box::pin(async move {
+                future
+                    .await
+                    .map_err(Typed::boxed)?
+                    .into_response()
+                    .map_err(Typed::boxed)
+            })
         };
-        Self { call: Arc::new(call) }
+        Self {
+            call: Arc::new(call),
+        }
     }
 }
 
 impl<R> Clone for Closure<R> {
     fn clone(&self) -> Self {
-        Self { call: self.call.clone() }
+        Self {
+            call: self.call.clone(),
+        }
     }
 }
 
@@ -85,7 +95,9 @@ impl<R> ClosureClient<R> {
     /// The client.
     #[must_use]
     pub const fn new() -> Self {
-        Self { response: PhantomData }
+        Self {
+            response: PhantomData,
+        }
     }
 }
 
@@ -207,7 +219,10 @@ where
 {
     let mut headers = HeaderMap::new();
     for (name, value) in pairs {
-        headers.append(name.try_into().map_err(Into::into)?, value.try_into().map_err(Into::into)?);
+        headers.append(
+            name.try_into().map_err(Into::into)?,
+            value.try_into().map_err(Into::into)?,
+        );
     }
     Ok(headers)
 }

@@ -74,32 +74,52 @@ impl Config {
         InvalidConfig::positive("concurrency_limit", self.concurrency_limit)?;
         InvalidConfig::positive("workers", self.workers)?;
 
-        let requests = rate("requests", self.requests_rate, self.requests_period_secs, self.requests_burst)?;
-        check(Limits::new().requests(requests))?;
+        let requests = rate(
+            "requests",
+            self.requests_rate,
+            self.requests_period_secs,
+            self.requests_burst,
+        )?;
+        check(&Limits::new().requests(requests))?;
         let builder = ExecutorBuilder::new()
             .queue_capacity(self.queue_capacity)
             .concurrency_limit(self.concurrency_limit)
             .workers(self.workers)
             .requests(requests);
 
-        let Some(tokens) = self.tokens_rate else { return Ok(builder) };
+        let Some(tokens) = self.tokens_rate else {
+            return Ok(builder);
+        };
         let tokens = rate("tokens", tokens, self.tokens_period_secs, self.tokens_burst)?;
-        check(Limits::new().tokens(tokens))?;
+        check(&Limits::new().tokens(tokens))?;
         Ok(builder.tokens(tokens))
     }
 }
 
-fn rate(budget: &str, amount: f64, period_secs: f64, burst: Option<f64>) -> Result<Rate, InvalidConfig> {
-    let period = Duration::try_from_secs_f64(period_secs)
-        .map_err(|_| InvalidConfig::new(format!("{budget}_period_secs"), format!("must be above zero, is {period_secs}")))?;
+fn rate(
+    budget: &str,
+    amount: f64,
+    period_secs: f64,
+    burst: Option<f64>,
+) -> Result<Rate, InvalidConfig> {
+    let period = Duration::try_from_secs_f64(period_secs).map_err(|_| {
+        InvalidConfig::new(
+            format!("{budget}_period_secs"),
+            format!("must be above zero, is {period_secs}"),
+        )
+    })?;
     let rate = Rate::new(amount, period);
     Ok(burst.map_or(rate, |burst| rate.burst(burst)))
 }
 
 /// Checks the numbers, and names the field as it is named here.
-fn check(limits: Limits) -> Result<(), InvalidConfig> {
+fn check(limits: &Limits) -> Result<(), InvalidConfig> {
     limits.check().map_err(|error| {
-        let field = error.field().replace(".amount", "_rate").replace(".period", "_period_secs").replace('.', "_");
+        let field = error
+            .field()
+            .replace(".amount", "_rate")
+            .replace(".period", "_period_secs")
+            .replace('.', "_");
         error.renamed(field)
     })
 }
@@ -125,18 +145,44 @@ mod tests {
             ("requests_rate", with(|c| c.requests_rate = f64::NAN)),
             ("requests_rate", with(|c| c.requests_rate = f64::INFINITY)),
             ("requests_rate", with(|c| c.requests_rate = 1e-9)),
-            ("requests_period_secs", with(|c| c.requests_period_secs = 0.0)),
-            ("requests_period_secs", with(|c| c.requests_period_secs = -1.0)),
-            ("requests_period_secs", with(|c| c.requests_period_secs = f64::NAN)),
-            ("requests_period_secs", with(|c| c.requests_period_secs = 1e15)),
+            (
+                "requests_period_secs",
+                with(|c| c.requests_period_secs = 0.0),
+            ),
+            (
+                "requests_period_secs",
+                with(|c| c.requests_period_secs = -1.0),
+            ),
+            (
+                "requests_period_secs",
+                with(|c| c.requests_period_secs = f64::NAN),
+            ),
+            (
+                "requests_period_secs",
+                with(|c| c.requests_period_secs = 1e15),
+            ),
             ("requests_burst", with(|c| c.requests_burst = Some(0.5))),
             ("requests_burst", with(|c| c.requests_burst = Some(-3.0))),
             ("tokens_rate", with(|c| c.tokens_rate = Some(0.0))),
-            ("tokens_period_secs", with(|c| (c.tokens_rate, c.tokens_period_secs) = (Some(1.0), 0.0))),
-            ("tokens_burst", with(|c| (c.tokens_rate, c.tokens_burst) = (Some(1.0), Some(0.0)))),
+            (
+                "tokens_period_secs",
+                with(|c| (c.tokens_rate, c.tokens_period_secs) = (Some(1.0), 0.0)),
+            ),
+            (
+                "tokens_burst",
+                with(|c| (c.tokens_rate, c.tokens_burst) = (Some(1.0), Some(0.0))),
+            ),
         ];
         for (field, config) in bad {
-            assert_eq!(config.clone().into_builder().err().map(|error| error.field().to_owned()).as_deref(), Some(field));
+            assert_eq!(
+                config
+                    .clone()
+                    .into_builder()
+                    .err()
+                    .map(|error| error.field().to_owned())
+                    .as_deref(),
+                Some(field)
+            );
         }
         assert!(Config::default().into_builder().is_ok());
         assert!(with(|c| c.requests_rate = 0.5).into_builder().is_ok());

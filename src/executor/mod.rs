@@ -147,8 +147,17 @@ impl<B, R> Executor<B, R> {
         cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
     ) -> Self {
         let monitor = Monitor::new(limiter, concurrency, events);
-        let shared = Shared { start, describe, cost, monitor, state: Mutex::new(State::Stopped) };
-        Self { shared: Arc::new(shared), ready: None }
+        let shared = Shared {
+            start,
+            describe,
+            cost,
+            monitor,
+            state: Mutex::new(State::Stopped),
+        };
+        Self {
+            shared: Arc::new(shared),
+            ready: None,
+        }
     }
 
     /// Starts to take calls. An executor that was stopped can be started again; its limits go on where they were.
@@ -204,7 +213,11 @@ impl<B, R> Executor<B, R> {
     ///
     /// As [`submit`](Self::submit). If the queue is full or closed, the error is [`Refused`](TrySubmitError::Refused) and has
     /// the request in it. A call that is refused leaves no event.
-    pub fn try_submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
+    #[allow(clippy::result_large_err, reason = "it hands the request back")]
+    pub fn try_submit(
+        &self,
+        call: impl Into<Call<B>>,
+    ) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
         let mut queue = self.shared.queue()?;
         let request = self.shared.check(call.into())?;
         let place = match queue.try_place() {
@@ -213,7 +226,9 @@ impl<B, R> Executor<B, R> {
             Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
         };
         let (event, mut scope) = self.shared.open(&request);
-        let response = scope.enter(|| queue.call_at(place, request)).map_err(TrySubmitError::Refused)?;
+        let response = scope
+            .enter(|| queue.call_at(place, request))
+            .map_err(TrySubmitError::Refused)?;
         Ok(CallHandle::new(event, response))
     }
 
@@ -335,14 +350,19 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
             self.ready = Some(queue);
             Ok(response)
         });
-        ResponseFuture { call: call.map_err(Some) }
+        ResponseFuture {
+            call: call.map_err(Some),
+        }
     }
 }
 
 impl<B, R> Clone for Executor<B, R> {
     fn clone(&self) -> Self {
         // A place in line belongs to one handle alone.
-        Self { shared: self.shared.clone(), ready: None }
+        Self {
+            shared: self.shared.clone(),
+            ready: None,
+        }
     }
 }
 
@@ -353,7 +373,10 @@ impl<B, R> fmt::Debug for Executor<B, R> {
             State::Running(_) => "running",
             State::Stopping(_) => "stopping",
         };
-        f.debug_struct("Executor").field("state", &state).field("monitor", &self.shared.monitor).finish()
+        f.debug_struct("Executor")
+            .field("state", &state)
+            .field("monitor", &self.shared.monitor)
+            .finish()
     }
 }
 
@@ -420,6 +443,7 @@ impl<B, R> Drop for AbortOnDrop<B, R> {
 /// Why [`try_submit`](Executor::try_submit) did not submit.
 #[derive(Debug)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "it hands the request back")]
 pub enum TrySubmitError<B> {
     /// There was no place in the queue; the request comes back.
     Refused(Refused<Request<B>>),
@@ -469,13 +493,16 @@ impl<B, R> Future for ResponseFuture<B, R> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.call {
             Ok(response) => Pin::new(response).poll(cx).map_err(Error::new),
-            Err(error) => Poll::Ready(Err(error.take().expect("a future is not polled after it was ready"))),
+            Err(error) => Poll::Ready(Err(error
+                .take()
+                .expect("a future is not polled after it was ready"))),
         }
     }
 }
 
 impl<B, R> fmt::Debug for ResponseFuture<B, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("executor::ResponseFuture").finish_non_exhaustive()
+        f.debug_struct("executor::ResponseFuture")
+            .finish_non_exhaustive()
     }
 }

@@ -31,7 +31,12 @@ pub struct Monitor {
 
 impl Monitor {
     pub(super) fn new(limiter: RateLimiter, concurrency: Concurrency, events: Events) -> Self {
-        Self { limiter, concurrency, events, places: Arc::default() }
+        Self {
+            limiter,
+            concurrency,
+            events,
+            places: Arc::default(),
+        }
     }
 
     pub(super) fn watch(&self, places: Count) {
@@ -45,7 +50,11 @@ impl Monitor {
     /// Calls in the queue: those that have a place and have not begun.
     #[must_use]
     pub fn queue_depth(&self) -> usize {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, Count::held)
+        self.places
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map_or(0, Count::held)
     }
 
     /// Calls that hold a permit: in flight, or next to it, waiting for their rate.

@@ -35,11 +35,20 @@ pub(crate) struct Units {
 
 impl Count {
     pub(crate) fn new(total: usize) -> Self {
-        Self { line: Line::new(Units { total, held: 0, closed: false }) }
+        Self {
+            line: Line::new(Units {
+                total,
+                held: 0,
+                closed: false,
+            }),
+        }
     }
 
     pub(crate) fn turn(&self) -> Turn {
-        Turn { ticket: self.line.ticket(), count: self.clone() }
+        Turn {
+            ticket: self.line.ticket(),
+            count: self.clone(),
+        }
     }
 
     pub(crate) fn total(&self) -> usize {
@@ -71,11 +80,15 @@ impl Turn {
     /// A unit, if there is one and it is this one's turn.
     pub(crate) fn try_take(&mut self) -> Result<Option<Held>, Closed> {
         let taken = self.ticket.try_pass(&())?;
-        Ok(taken.then(|| Held { count: self.count.clone() }))
+        Ok(taken.then(|| Held {
+            count: self.count.clone(),
+        }))
     }
 
     pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<Held, Closed>> {
-        self.ticket.poll_pass(&(), cx).map_ok(|()| Held { count: self.count.clone() })
+        self.ticket.poll_pass(&(), cx).map_ok(|()| Held {
+            count: self.count.clone(),
+        })
     }
 }
 
@@ -104,7 +117,11 @@ impl Gate for Units {
     }
 
     fn opens(&mut self, (): &(), _: &mut Clock) -> Opens {
-        if self.held < self.total { Opens::Now } else { Opens::OnReturn }
+        if self.held < self.total {
+            Opens::Now
+        } else {
+            Opens::OnReturn
+        }
     }
 
     fn pass(&mut self, (): &(), _waited: bool, _: &mut Clock) {

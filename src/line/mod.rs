@@ -140,17 +140,27 @@ impl<G: Gate> Line<G> {
             armed: None,
             drivers: Vec::new(),
         };
-        Self { shared: Arc::new(Shared { state: Mutex::new(state), moved: Notify::new() }) }
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(state),
+                moved: Notify::new(),
+            }),
+        }
     }
 
     pub(crate) fn ticket(&self) -> Ticket<G> {
-        Ticket { shared: self.shared.clone(), number: None }
+        Ticket {
+            shared: self.shared.clone(),
+            number: None,
+        }
     }
 
     /// Passes if that is possible at once and without overtaking anybody.
     pub(crate) fn try_pass(&self, ask: &G::Ask) -> Result<bool, G::Refusal> {
         // Nobody's turn has come by a newcomer's passing: there is nobody in line.
-        self.shared.lock().try_pass(None, ask, &mut Clock::default())
+        self.shared
+            .lock()
+            .try_pass(None, ask, &mut Clock::default())
     }
 
     /// Looks at the gate.
@@ -176,7 +186,12 @@ impl<G: Gate> Line<G> {
         let done = self.change(change);
         let wakers: Vec<_> = {
             let state = self.shared.lock();
-            state.waiting.values().chain(state.silent.values()).map(|waiter| waiter.waker.clone()).collect()
+            state
+                .waiting
+                .values()
+                .chain(state.silent.values())
+                .map(|waiter| waiter.waker.clone())
+                .collect()
         };
         wakers.into_iter().for_each(Waker::wake);
         done
@@ -185,13 +200,17 @@ impl<G: Gate> Line<G> {
 
 impl<G: Gate> Clone for Line<G> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone() }
+        Self {
+            shared: self.shared.clone(),
+        }
     }
 }
 
 impl<G: Gate> fmt::Debug for Line<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line").field("waiting", &self.shared.lock().waiting.len()).finish()
+        f.debug_struct("Line")
+            .field("waiting", &self.shared.lock().waiting.len())
+            .finish()
     }
 }
 
@@ -200,12 +219,20 @@ impl<G: Gate> fmt::Debug for Line<G> {
 impl<G: Gate> Ticket<G> {
     /// Ready when it is this waiter's turn. Takes nothing; the turn lapses if it is not [used](Self::poll_pass) within
     /// [`GRACE`].
-    pub(crate) fn poll_turn(&mut self, ask: &G::Ask, cx: &mut Context<'_>) -> Poll<Result<(), G::Refusal>> {
+    pub(crate) fn poll_turn(
+        &mut self,
+        ask: &G::Ask,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), G::Refusal>> {
         self.poll(ask, cx, false)
     }
 
     /// Ready when this waiter has taken what it asks for.
-    pub(crate) fn poll_pass(&mut self, ask: &G::Ask, cx: &mut Context<'_>) -> Poll<Result<(), G::Refusal>> {
+    pub(crate) fn poll_pass(
+        &mut self,
+        ask: &G::Ask,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), G::Refusal>> {
         self.poll(ask, cx, true)
     }
 
@@ -223,7 +250,12 @@ impl<G: Gate> Ticket<G> {
         passed
     }
 
-    fn poll(&mut self, ask: &G::Ask, cx: &mut Context<'_>, pass: bool) -> Poll<Result<(), G::Refusal>> {
+    fn poll(
+        &mut self,
+        ask: &G::Ask,
+        cx: &mut Context<'_>,
+        pass: bool,
+    ) -> Poll<Result<(), G::Refusal>> {
         let mut clock = Clock::default();
         let mut state = self.shared.lock();
         let done = if pass {
@@ -250,7 +282,10 @@ impl<G: Gate> Ticket<G> {
 /// Another waiter: a number belongs to one waiter alone.
 impl<G: Gate> Clone for Ticket<G> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone(), number: None }
+        Self {
+            shared: self.shared.clone(),
+            number: None,
+        }
     }
 }
 
@@ -265,7 +300,9 @@ impl<G: Gate> Drop for Ticket<G> {
 
 impl<G: Gate> fmt::Debug for Ticket<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ticket").field("number", &self.number).finish()
+        f.debug_struct("Ticket")
+            .field("number", &self.number)
+            .finish()
     }
 }
 
@@ -282,7 +319,12 @@ impl<G: Gate> Shared<G> {
 
 impl<G: Gate> State<G> {
     /// Whether it is this one's turn.
-    fn turn(&mut self, number: Option<u64>, ask: &G::Ask, clock: &mut Clock) -> Result<bool, G::Refusal> {
+    fn turn(
+        &mut self,
+        number: Option<u64>,
+        ask: &G::Ask,
+        clock: &mut Clock,
+    ) -> Result<bool, G::Refusal> {
         if let Some(refusal) = self.gate.refuses(ask) {
             return Err(refusal);
         }
@@ -295,7 +337,12 @@ impl<G: Gate> State<G> {
         Ok(self.gate.opens(ask, clock) == Opens::Now)
     }
 
-    fn try_pass(&mut self, number: Option<u64>, ask: &G::Ask, clock: &mut Clock) -> Result<bool, G::Refusal> {
+    fn try_pass(
+        &mut self,
+        number: Option<u64>,
+        ask: &G::Ask,
+        clock: &mut Clock,
+    ) -> Result<bool, G::Refusal> {
         let passes = self.turn(number, ask, clock)?;
         if passes {
             self.gate.pass(ask, number.is_some(), clock);
@@ -305,29 +352,50 @@ impl<G: Gate> State<G> {
 
     /// Whether nobody stands before this number, or before a newcomer without one.
     fn is_first(&mut self, number: Option<u64>) -> bool {
-        let Some(number) = number else { return self.waiting.is_empty() };
+        let Some(number) = number else {
+            return self.waiting.is_empty();
+        };
         if let Some(back) = self.silent.remove(&number) {
             self.waiting.insert(number, back);
         }
-        self.waiting.first_key_value().is_some_and(|(first, _)| *first == number)
+        self.waiting
+            .first_key_value()
+            .is_some_and(|(first, _)| *first == number)
     }
 
-    fn wait(&mut self, number: &mut Option<u64>, ask: &G::Ask, waker: &Waker, clock: &mut Clock) -> After {
+    fn wait(
+        &mut self,
+        number: &mut Option<u64>,
+        ask: &G::Ask,
+        waker: &Waker,
+        clock: &mut Clock,
+    ) -> After {
         match number.and_then(|number| self.waiting.get_mut(&number)) {
             Some(waiter) => waiter.waker.clone_from(waker),
             None => {
                 let new = *number.insert(self.next_number);
                 self.next_number += 1;
                 self.gate.joined(ask);
-                self.waiting.insert(new, Waiter { ask: ask.clone(), waker: waker.clone() });
+                self.waiting.insert(
+                    new,
+                    Waiter {
+                        ask: ask.clone(),
+                        waker: waker.clone(),
+                    },
+                );
             }
         }
         self.advance(clock)
     }
 
     fn leave(&mut self, number: Option<u64>, clock: &mut Clock) -> After {
-        let Some(number) = number else { return After::default() };
-        let waiter = self.waiting.remove(&number).or_else(|| self.silent.remove(&number));
+        let Some(number) = number else {
+            return After::default();
+        };
+        let waiter = self
+            .waiting
+            .remove(&number)
+            .or_else(|| self.silent.remove(&number));
         if let Some(waiter) = &waiter {
             self.gate.left(&waiter.ask);
         }
@@ -383,7 +451,9 @@ impl<G: Gate> State<G> {
             (None, Some(armed)) => {
                 after.move_drivers = self.waiting.is_empty() && armed > clock.now() + GRACE;
             }
-            (None, None) => after.move_drivers = self.waiting.is_empty() && !self.drivers.is_empty(),
+            (None, None) => {
+                after.move_drivers = self.waiting.is_empty() && !self.drivers.is_empty()
+            }
         }
         if self.deadline.is_some() {
             if let Ok(runtime) = Handle::try_current() {
@@ -404,7 +474,10 @@ impl After {
     fn run<G: Gate>(self, shared: &Arc<Shared<G>>) {
         if self.start_driver {
             let runtime = Handle::current();
-            let driver = Driver { shared: shared.clone(), runtime: Some(runtime.id()) };
+            let driver = Driver {
+                shared: shared.clone(),
+                runtime: Some(runtime.id()),
+            };
             runtime.spawn(drive(driver));
         } else if self.move_drivers {
             shared.moved.notify_waiters();

@@ -1,7 +1,10 @@
 //! [`Backlog`]: the accepted calls, in order, and the life of those who work on them.
 
 use super::slot::{Queued, Slot};
-use crate::{event::Scope, line::count::{Count, Held}};
+use crate::{
+    event::Scope,
+    line::count::{Count, Held},
+};
 use std::{
     collections::VecDeque,
     future::poll_fn,
@@ -54,7 +57,12 @@ impl<Req, Res> Backlog<Req, Res> {
             workers: Vec::new(),
             working: 0,
         };
-        Arc::new(Self { places, state: Mutex::new(state), in_flight: AtomicUsize::new(0), ended: Notify::new() })
+        Arc::new(Self {
+            places,
+            state: Mutex::new(state),
+            in_flight: AtomicUsize::new(0),
+            ended: Notify::new(),
+        })
     }
 
     pub(super) const fn places(&self) -> &Count {
@@ -74,7 +82,12 @@ impl<Req, Res> Backlog<Req, Res> {
     }
 
     /// Accepts a call, which has its place. If the queue was closed meanwhile, the request comes back.
-    pub(super) fn push(&self, req: Req, scope: Scope, place: Held) -> Result<Arc<Slot<Req, Res>>, (Req, Scope)> {
+    pub(super) fn push(
+        &self,
+        req: Req,
+        scope: Scope,
+        place: Held,
+    ) -> Result<Arc<Slot<Req, Res>>, (Req, Scope)> {
         let mut state = self.lock();
         if state.closed {
             drop(state);

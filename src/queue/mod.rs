@@ -99,9 +99,16 @@ pub struct ResponseFuture<Req, Res> {
 
 enum State<Req, Res> {
     /// Has no place yet.
-    Entering { turn: Turn, call: Option<(Req, Scope)>, backlog: Arc<Backlog<Req, Res>> },
+    Entering {
+        turn: Turn,
+        call: Option<(Req, Scope)>,
+        backlog: Arc<Backlog<Req, Res>>,
+    },
     /// Queued or running; `None` once it is detached.
-    Accepted { slot: Arc<Slot<Req, Res>>, backlog: Arc<Backlog<Req, Res>> },
+    Accepted {
+        slot: Arc<Slot<Req, Res>>,
+        backlog: Arc<Backlog<Req, Res>>,
+    },
     /// Given up, or detached.
     Gone,
 }
@@ -116,7 +123,11 @@ impl<Req> QueueLayer<Req> {
     /// [`InvalidConfig`] if the capacity is zero.
     pub fn new(capacity: usize) -> Result<Self, InvalidConfig> {
         let capacity = InvalidConfig::positive("queue_capacity", capacity)?;
-        Ok(Self { capacity, workers: 1, request: PhantomData })
+        Ok(Self {
+            capacity,
+            workers: 1,
+            request: PhantomData,
+        })
     }
 
     /// How many tasks drive the calls. Default: one, which can drive any number of them.
@@ -150,7 +161,10 @@ where
         let places = Count::new(self.capacity);
         let backlog = Backlog::new(places.clone());
         worker::spawn(inner, self.workers, &backlog);
-        Queue { handle: Arc::new(Handle { backlog }), turn: places.turn() }
+        Queue {
+            handle: Arc::new(Handle { backlog }),
+            turn: places.turn(),
+        }
     }
 }
 
@@ -162,7 +176,10 @@ impl<Req> Clone for QueueLayer<Req> {
 
 impl<Req> fmt::Debug for QueueLayer<Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueueLayer").field("capacity", &self.capacity).field("workers", &self.workers).finish()
+        f.debug_struct("QueueLayer")
+            .field("capacity", &self.capacity)
+            .field("workers", &self.workers)
+            .finish()
     }
 }
 
@@ -187,10 +204,19 @@ impl<Req, Res> Queue<Req, Res> {
         self.turn.try_take()
     }
 
-    pub(crate) fn call_at(&self, place: Held, req: Req) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
+    pub(crate) fn call_at(
+        &self,
+        place: Held,
+        req: Req,
+    ) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
         let backlog = &self.handle.backlog;
         match backlog.push(req, Scope::capture(), place) {
-            Ok(slot) => Ok(ResponseFuture { state: State::Accepted { slot, backlog: backlog.clone() } }),
+            Ok(slot) => Ok(ResponseFuture {
+                state: State::Accepted {
+                    slot,
+                    backlog: backlog.clone(),
+                },
+            }),
             Err((req, scope)) => {
                 scope.cancel();
                 Err(Refused::closed(req))
@@ -272,7 +298,13 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
         let backlog = self.handle.backlog.clone();
         let next = self.turn.clone();
         let turn = mem::replace(&mut self.turn, next);
-        let mut response = ResponseFuture { state: State::Entering { turn, call: Some((req, scope)), backlog } };
+        let mut response = ResponseFuture {
+            state: State::Entering {
+                turn,
+                call: Some((req, scope)),
+                backlog,
+            },
+        };
         response.try_enter();
         response
     }
@@ -280,7 +312,10 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
 
 impl<Req, Res> Clone for Queue<Req, Res> {
     fn clone(&self) -> Self {
-        Self { handle: self.handle.clone(), turn: self.turn.clone() }
+        Self {
+            handle: self.handle.clone(),
+            turn: self.turn.clone(),
+        }
     }
 }
 
@@ -340,7 +375,12 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     }
 
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        while let State::Entering { turn, call, backlog } = &mut self.state {
+        while let State::Entering {
+            turn,
+            call,
+            backlog,
+        } = &mut self.state
+        {
             let place = match ready!(turn.poll_take(cx)) {
                 Ok(place) => place,
                 Err(closed) => {
@@ -363,7 +403,14 @@ impl<Req, Res> ResponseFuture<Req, Res> {
 
     /// Takes a place if there is one, without waiting.
     fn try_enter(&mut self) {
-        let State::Entering { turn, call, backlog } = &mut self.state else { return };
+        let State::Entering {
+            turn,
+            call,
+            backlog,
+        } = &mut self.state
+        else {
+            return;
+        };
         if let Ok(Some(place)) = turn.try_take() {
             let (req, scope) = call.take().expect("a call that waits for a place is there");
             let backlog = backlog.clone();
@@ -385,7 +432,9 @@ impl<Req, Res> Future for ResponseFuture<Req, Res> {
         }
         match &self.state {
             State::Accepted { slot, .. } => slot.poll_response(cx),
-            State::Entering { .. } | State::Gone => panic!("a future is not polled after it was ready"),
+            State::Entering { .. } | State::Gone => {
+                panic!("a future is not polled after it was ready")
+            }
         }
     }
 }

@@ -47,8 +47,14 @@ pub(super) struct Queued<Req> {
 
 impl<Req, Res> Slot<Req, Res> {
     pub(super) fn new(queued: Queued<Req>) -> Arc<Self> {
-        let state = State { stage: Stage::Queued(queued), caller: None, worker: None };
-        Arc::new(Self { state: Mutex::new(state) })
+        let state = State {
+            stage: Stage::Queued(queued),
+            caller: None,
+            worker: None,
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+        })
     }
 
     /// The caller waits.
@@ -59,7 +65,10 @@ impl<Req, Res> Slot<Req, Res> {
                 return Poll::Ready(result);
             }
         }
-        assert!(!matches!(state.stage, Stage::Over), "a future is not polled after it was ready");
+        assert!(
+            !matches!(state.stage, Stage::Over),
+            "a future is not polled after it was ready"
+        );
         remember(&mut state.caller, cx.waker());
         Poll::Pending
     }

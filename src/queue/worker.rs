@@ -97,14 +97,28 @@ where
         });
         // None: cancelled while it waited.
         let Some(ready) = ready.await else { continue };
-        let Some(Queued { req, mut scope, place }) = slot.begin() else { continue };
+        let Some(Queued {
+            req,
+            mut scope,
+            place,
+        }) = slot.begin()
+        else {
+            continue;
+        };
         drop(place);
         let in_flight = InFlight::enter(backlog);
         let called = ready.and_then(|()| guarded(|| scope.enter(|| service.call(req))));
         match called {
             Ok(future) => {
-                let call = Driven { slot: slot.clone(), scope, in_flight };
-                return Some(Drive { future: Some(future), call: Some(call) });
+                let call = Driven {
+                    slot: slot.clone(),
+                    scope,
+                    in_flight,
+                };
+                return Some(Drive {
+                    future: Some(future),
+                    call: Some(call),
+                });
             }
             Err(error) => {
                 scope.fail(&error);
@@ -159,7 +173,11 @@ struct Driven<Req, Res> {
 impl<Req, Res> Driven<Req, Res> {
     /// The call is over: with a result, or cancelled.
     fn end(self, result: Option<Result<Res, BoxError>>) {
-        let Self { slot, scope, in_flight } = self;
+        let Self {
+            slot,
+            scope,
+            in_flight,
+        } = self;
         drop(in_flight);
         // With the slot may go a response that nobody waits for. What it does when it is dropped is its own affair.
         let _ = guarded(move || match result {
@@ -181,7 +199,8 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        let (Some(future), Some(call)) = (this.future.as_mut().as_pin_mut(), this.call.as_mut()) else {
+        let (Some(future), Some(call)) = (this.future.as_mut().as_pin_mut(), this.call.as_mut())
+        else {
             return Poll::Ready(());
         };
         let mut result = None;

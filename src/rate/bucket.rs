@@ -38,7 +38,12 @@ pub(super) struct Bucket {
 
 impl Bucket {
     pub(super) const fn new(size: Size) -> Self {
-        Self { size, balance: size.initial, estimated: 0, withheld: 0 }
+        Self {
+            size,
+            balance: size.initial,
+            estimated: 0,
+            withheld: 0,
+        }
     }
 
     /// The most that can go at once.
@@ -58,7 +63,12 @@ impl Bucket {
 
     /// Lets `elapsed` nanoseconds pass.
     pub(super) fn advance(&mut self, elapsed: u64) {
-        let room = self.size.capacity.saturating_sub(self.balance).max(0).cast_unsigned();
+        let room = self
+            .size
+            .capacity
+            .saturating_sub(self.balance)
+            .max(0)
+            .cast_unsigned();
         let gained = u128::from(elapsed) * u128::from(self.size.fill);
         self.balance += gained.min(room).cast_signed();
         self.withhold();
@@ -69,7 +79,11 @@ impl Bucket {
         if amount == 0 {
             return 0;
         }
-        let needed = amount.checked_mul(self.size.unit).map_or(i128::MAX, |units| units.min(i128::MAX as u128).cast_signed());
+        let needed = amount
+            .checked_mul(self.size.unit)
+            .map_or(i128::MAX, |units| {
+                units.min(i128::MAX as u128).cast_signed()
+            });
         if needed <= self.balance {
             return 0;
         }
@@ -95,7 +109,10 @@ impl Bucket {
             let refund = estimate - used;
             let kept = refund.min(self.withheld);
             self.withheld -= kept;
-            self.balance = self.balance.saturating_add(refund - kept).min(self.size.capacity);
+            self.balance = self
+                .balance
+                .saturating_add(refund - kept)
+                .min(self.size.capacity);
         }
         self.estimated = self.estimated.saturating_sub(estimate).max(0);
         self.withheld = self.withheld.min(self.estimated);
@@ -128,10 +145,163 @@ impl Bucket {
     fn units(&self, amount: u64) -> i128 {
         u128::from(amount)
             .checked_mul(self.size.unit)
-            .map_or(i128::MAX, |units| units.min(i128::MAX.cast_unsigned()).cast_signed())
+            .map_or(i128::MAX, |units| {
+                units.min(i128::MAX.cast_unsigned()).cast_signed()
+            })
     }
 }
 
 fn whole(units: i128, unit: u128) -> u64 {
     u64::try_from(units.cast_unsigned() / unit).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 3 tokens in 7 ns; a unit is a seventh of a token.
+    fn odd(burst: i128) -> Bucket {
+        Bucket::new(Size {
+            fill: 3,
+            unit: 7,
+            capacity: burst * 7,
+            initial: burst * 7,
+        })
+    }
+
+    /// Small, seeded, and good enough to shake a bucket.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: u64) -> u64 {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % sides
+        }
+    }
+
+    #[test]
+    fn a_bucket_waits_exactly_as_long_as_it_takes() {
+        // (nanoseconds later, amount, wait before it can be taken)
+        let story = [
+            (0, 5, 0),  // the burst
+            (0, 1, 3),  // 7 units at 3 a nanosecond, rounded up
+            (3, 1, 0),  // 9 units: one token, 2 left
+            (0, 1, 2),  // 5 missing
+            (2, 1, 0),  // 1 left
+            (0, 5, 12), // 34 missing
+            (12, 5, 0), // 2 left
+            (1_000, 5, 0),
+            (0, 1, 3), // never more than the burst
+        ];
+        let mut bucket = odd(5);
+        for (step, (later, amount, wait)) in story.into_iter().enumerate() {
+            bucket.advance(later);
+            assert_eq!(bucket.wait(amount.into()), wait, "step {step}");
+            if wait == 0 {
+                bucket.take(amount, false);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_asked_for_nothing_even_of_a_debtor() {
+        let mut bucket = odd(5);
+        bucket.take(5, true);
+        bucket.settle(5, 10);
+        assert_eq!((bucket.available(), bucket.wait(0)), (0, 0));
+        // 35 units of debt and 7 for the token.
+        assert_eq!(bucket.wait(1), 14);
+    }
+
+    #[test]
+    fn no_window_sees_more_than_the_burst_and_what_came_in() {
+        let mut dice = Dice(1);
+        for _ in 0..2_000 {
+            let burst = 1 + dice.roll(20);
+            let mut bucket = odd(burst.into());
+            let mut now = 0_u64;
+            let mut taken: Vec<(u64, u64)> = Vec::new();
+            for _ in 0..60 {
+                let step = dice.roll(30);
+                now += step;
+                bucket.advance(step);
+                let amount = 1 + dice.roll(burst);
+                if bucket.wait(amount.into()) == 0 {
+                    bucket.take(amount, false);
+                    taken.push((now, amount));
+                }
+            }
+            for first in 0..taken.len() {
+                let mut sum = 0;
+                for (at, amount) in &taken[first..] {
+                    sum += amount;
+                    let came_in = (at - taken[first].0) * 3;
+                    assert!(sum * 7 <= burst * 7 + came_in, "{taken:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_given_back_never_lets_more_true_usage_through_than_the_promise() {
+        let mut dice = Dice(2);
+        let mut given_back = 0;
+        for _ in 0..2_000 {
+            let burst = 5 + dice.roll(20);
+            let mut bucket = odd(burst.into());
+            // Knows the true cost from the start. Its balance must never be below that of the other.
+            let mut ideal = odd(burst.into());
+            let mut open: Vec<(u64, u64)> = Vec::new();
+            for _ in 0..80 {
+                let step = dice.roll(12);
+                bucket.advance(step);
+                ideal.advance(step);
+                let estimate = 1 + dice.roll(burst);
+                if bucket.wait(estimate.into()) == 0 {
+                    let used = dice.roll(estimate + 1);
+                    bucket.take(estimate, true);
+                    ideal.take(used, false);
+                    open.push((estimate, used));
+                }
+                if !open.is_empty() && dice.roll(2) == 0 {
+                    let (estimate, used) =
+                        open.swap_remove(usize::try_from(dice.roll(open.len() as u64)).unwrap());
+                    let before = bucket.balance;
+                    bucket.settle(estimate, used);
+                    given_back += bucket.balance - before;
+                }
+                assert!(bucket.balance <= ideal.balance, "{bucket:?} {ideal:?}");
+            }
+        }
+        assert!(given_back > 0);
+    }
+
+    #[test]
+    fn a_new_size_keeps_tokens_fractions_and_debts() {
+        let mut old = odd(5);
+        old.take(3, false);
+        old.advance(1);
+        // 2 tokens and 3 sevenths are there.
+        let mut new = Bucket::new(Size {
+            fill: 1,
+            unit: 14,
+            capacity: 140,
+            initial: 140,
+        });
+        new.resize(&old);
+        assert_eq!(new.balance, 2 * 14 + 6);
+        old.take(5, true);
+        old.settle(5, 6);
+        let mut new = Bucket::new(Size {
+            fill: 1,
+            unit: 14,
+            capacity: 140,
+            initial: 140,
+        });
+        new.resize(&old);
+        assert_eq!(new.balance, 2 * (2 * 7 + 3 - 6 * 7));
+    }
 }

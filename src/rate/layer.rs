@@ -76,7 +76,10 @@ impl RateLimitLayer {
     /// Clones of the limiter share their limits, so one limiter can serve many stacks.
     #[must_use]
     pub const fn new(limiter: RateLimiter) -> Self {
-        Self { limiter, cost: ByExtension }
+        Self {
+            limiter,
+            cost: ByExtension,
+        }
     }
 }
 
@@ -99,7 +102,11 @@ impl<S, C: Clone> Layer<S> for RateLimitLayer<C> {
     type Service = RateLimit<S, C>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        RateLimit { inner, limiter: self.limiter.clone(), cost: self.cost.clone() }
+        RateLimit {
+            inner,
+            limiter: self.limiter.clone(),
+            cost: self.cost.clone(),
+        }
     }
 }
 
@@ -126,7 +133,13 @@ where
         let ready = mem::replace(&mut self.inner, fresh);
         let cost = self.cost.cost(&req);
         let admission = self.limiter.admission();
-        ResponseFuture { state: State::Waiting { admission, cost, call: Some((ready, req)) } }
+        ResponseFuture {
+            state: State::Waiting {
+                admission,
+                cost,
+                call: Some((ready, req)),
+            },
+        }
     }
 }
 
@@ -134,7 +147,11 @@ where
 
 impl<B> RequestCost<http::Request<B>> for ByExtension {
     fn cost(&self, req: &http::Request<B>) -> Cost {
-        Cost::tokens(req.extensions().get::<ApiTokens>().map_or(0, |tokens| tokens.0))
+        Cost::tokens(
+            req.extensions()
+                .get::<ApiTokens>()
+                .map_or(0, |tokens| tokens.0),
+        )
     }
 }
 
@@ -157,11 +174,17 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Waiting { admission, cost, call } => {
+                StateProj::Waiting {
+                    admission,
+                    cost,
+                    call,
+                } => {
                     if let Err(never) = ready!(admission.poll(*cost, cx)) {
                         return Poll::Ready(Err(never.into()));
                     }
-                    let (mut inner, req) = call.take().expect("a future is not polled after it was ready");
+                    let (mut inner, req) = call
+                        .take()
+                        .expect("a future is not polled after it was ready");
                     let future = inner.call(req);
                     this.state.set(State::Calling { future });
                 }
@@ -173,6 +196,7 @@ where
 
 impl<S: Service<Req>, Req> std::fmt::Debug for ResponseFuture<S, Req> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("rate::ResponseFuture").finish_non_exhaustive()
+        f.debug_struct("rate::ResponseFuture")
+            .finish_non_exhaustive()
     }
 }

@@ -134,7 +134,9 @@ impl RateLimiter {
             late: (0, 0),
             ahead: (0, 0),
         };
-        Ok(Self { line: Line::new(buckets) })
+        Ok(Self {
+            line: Line::new(buckets),
+        })
     }
 
     /// Waits until `cost` can be taken, and takes it.
@@ -183,8 +185,20 @@ impl RateLimiter {
     /// ```
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, CostExceedsBurst> {
         let mut ticket = self.line.ticket();
-        poll_fn(|cx| ticket.poll_pass(&Ask { cost, estimate: true }, cx)).await?;
-        Ok(Estimate { limiter: self.clone(), cost })
+        poll_fn(|cx| {
+            ticket.poll_pass(
+                &Ask {
+                    cost,
+                    estimate: true,
+                },
+                cx,
+            )
+        })
+        .await?;
+        Ok(Estimate {
+            limiter: self.clone(),
+            cost,
+        })
     }
 
     /// Takes `cost` if that is possible at once, without overtaking those who wait.
@@ -194,10 +208,15 @@ impl RateLimiter {
     /// [`TryAcquireError::NotYet`] says when to come back, [`TryAcquireError::CostExceedsBurst`] that it is of no use.
     /// Nothing was taken.
     pub fn try_acquire(&self, cost: Cost) -> Result<(), TryAcquireError> {
-        let ask = Ask { cost, estimate: false };
+        let ask = Ask {
+            cost,
+            estimate: false,
+        };
         match self.line.try_pass(&ask) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(TryAcquireError::NotYet(self.line.peek(|buckets, clock| buckets.wait(cost, clock)))),
+            Ok(false) => Err(TryAcquireError::NotYet(
+                self.line.peek(|buckets, clock| buckets.wait(cost, clock)),
+            )),
             Err(never) => Err(TryAcquireError::CostExceedsBurst(never)),
         }
     }
@@ -214,7 +233,14 @@ impl RateLimiter {
     ///
     /// [`CostExceedsBurst`] if it could not.
     pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        self.line.peek(|buckets, _| buckets.refuses(&Ask { cost, estimate: false }).map_or(Ok(()), Err))
+        self.line.peek(|buckets, _| {
+            buckets
+                .refuses(&Ask {
+                    cost,
+                    estimate: false,
+                })
+                .map_or(Ok(()), Err)
+        })
     }
 
     /// Replaces the limits, at once also for those who wait.
@@ -228,7 +254,8 @@ impl RateLimiter {
     #[allow(clippy::needless_pass_by_value)]
     pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
         let new = limits.buckets()?;
-        self.line.change_for_all(|buckets, clock| buckets.replace(new, clock));
+        self.line
+            .change_for_all(|buckets, clock| buckets.replace(new, clock));
         Ok(())
     }
 
@@ -246,7 +273,9 @@ impl RateLimiter {
     }
 
     pub(super) fn admission(&self) -> Admission {
-        Admission { ticket: self.line.ticket() }
+        Admission {
+            ticket: self.line.ticket(),
+        }
     }
 
     /// Corrects a charge: credits what was not used, or debits what was used on top, at once also for those who wait.
@@ -261,7 +290,9 @@ impl RateLimiter {
 
 impl fmt::Debug for RateLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RateLimiter").field("available", &self.available()).finish_non_exhaustive()
+        f.debug_struct("RateLimiter")
+            .field("available", &self.available())
+            .finish_non_exhaustive()
     }
 }
 
@@ -305,7 +336,9 @@ impl Estimate {
     }
 
     fn correct(&self, used: Cost) {
-        self.limiter.line.change(|buckets, clock| buckets.settle(self.cost, used, clock));
+        self.limiter
+            .line
+            .change(|buckets, clock| buckets.settle(self.cost, used, clock));
     }
 }
 
@@ -319,15 +352,27 @@ impl Drop for Estimate {
 
 impl fmt::Debug for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Estimate").field("cost", &self.cost).finish_non_exhaustive()
+        f.debug_struct("Estimate")
+            .field("cost", &self.cost)
+            .finish_non_exhaustive()
     }
 }
 
 // === impl Admission ===
 
 impl Admission {
-    pub(super) fn poll(&mut self, cost: Cost, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
-        self.ticket.poll_pass(&Ask { cost, estimate: false }, cx)
+    pub(super) fn poll(
+        &mut self,
+        cost: Cost,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), CostExceedsBurst>> {
+        self.ticket.poll_pass(
+            &Ask {
+                cost,
+                estimate: false,
+            },
+            cx,
+        )
     }
 }
 
@@ -340,7 +385,9 @@ impl Buckets {
 
     fn advance_to(&mut self, at: u64) {
         if let Some(elapsed) = at.checked_sub(self.at).filter(|elapsed| *elapsed > 0) {
-            self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
+            self.buckets
+                .iter_mut()
+                .for_each(|(_, bucket)| bucket.advance(elapsed));
             self.at = at;
         }
     }
@@ -368,7 +415,10 @@ impl Buckets {
             };
             bucket.wait(ahead + u128::from(cost.of(*budget)))
         });
-        let at = self.at.saturating_add(filled.fold(0, u64::max)).max(self.paused_until);
+        let at = self
+            .at
+            .saturating_add(filled.fold(0, u64::max))
+            .max(self.paused_until);
         // Whoever is before us has yet to go, even if its tokens are there.
         Duration::from_nanos(at.saturating_sub(now))
     }
@@ -376,14 +426,20 @@ impl Buckets {
     fn available(&mut self, clock: &mut Clock) -> Available {
         let elapsed = self.nanos(clock.now()).saturating_sub(self.at);
         let least = |budget| {
-            let left = self.buckets.iter().filter(|(of, _)| *of == budget).map(|(_, bucket)| {
-                let mut bucket = bucket.clone();
-                bucket.advance(elapsed);
-                bucket.available()
-            });
+            let left = self
+                .buckets
+                .iter()
+                .filter(|(of, _)| *of == budget)
+                .map(|(_, bucket)| {
+                    let mut bucket = bucket.clone();
+                    bucket.advance(elapsed);
+                    bucket.available()
+                });
             left.min()
         };
-        let paused = self.epoch.checked_add(Duration::from_nanos(self.paused_until));
+        let paused = self
+            .epoch
+            .checked_add(Duration::from_nanos(self.paused_until));
         Available {
             requests: least(Budget::Requests),
             tokens: least(Budget::Tokens),
@@ -427,7 +483,8 @@ impl Gate for Buckets {
     fn refuses(&self, ask: &Ask) -> Option<CostExceedsBurst> {
         self.buckets.iter().find_map(|(budget, bucket)| {
             let cost = ask.cost.of(*budget);
-            (!bucket.can_hold(cost)).then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
+            (!bucket.can_hold(cost))
+                .then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
         })
     }
 
@@ -439,7 +496,11 @@ impl Gate for Buckets {
         }
         // A moment that cannot be told is a very long time away.
         let far = || clock_far(self.epoch);
-        Opens::At(self.epoch.checked_add(Duration::from_nanos(at)).unwrap_or_else(far))
+        Opens::At(
+            self.epoch
+                .checked_add(Duration::from_nanos(at))
+                .unwrap_or_else(far),
+        )
     }
 
     fn pass(&mut self, ask: &Ask, waited: bool, clock: &mut Clock) {
@@ -460,7 +521,11 @@ impl Gate for Buckets {
         let now = self.nanos(clock.now());
         let (woken, late) = self.late;
         let recent = now.saturating_sub(woken) <= CATCH_UP.as_nanos() as u64;
-        let owed = if recent { late.min(CATCH_UP.as_nanos() as u64) } else { 0 };
+        let owed = if recent {
+            late.min(CATCH_UP.as_nanos() as u64)
+        } else {
+            0
+        };
         self.advance_to(now.saturating_sub(owed));
     }
 
@@ -476,5 +541,7 @@ impl Gate for Buckets {
 }
 
 fn clock_far(epoch: Instant) -> Instant {
-    epoch.checked_add(Duration::from_secs(60 * 60 * 24 * 365)).unwrap_or(epoch)
+    epoch
+        .checked_add(Duration::from_secs(60 * 60 * 24 * 365))
+        .unwrap_or(epoch)
 }

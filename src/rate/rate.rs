@@ -76,7 +76,12 @@ impl Rate {
     /// `amount` in every `period`.
     #[must_use]
     pub fn new(amount: impl Into<Amount>, period: Duration) -> Self {
-        Self { amount: amount.into(), period, burst: None, initial: None }
+        Self {
+            amount: amount.into(),
+            period,
+            burst: None,
+            initial: None,
+        }
     }
 
     /// `amount` a second.
@@ -121,28 +126,46 @@ impl Rate {
     fn size(&self, budget: Budget) -> Result<Size, InvalidConfig> {
         let name = budget.name();
         let field = |part| format!("{name}.{part}");
-        let (amount, scale) = self.amount.parts().map_err(|problem| InvalidConfig::new(field("amount"), problem))?;
+        let (amount, scale) = self
+            .amount
+            .parts()
+            .map_err(|problem| InvalidConfig::new(field("amount"), problem))?;
         if amount == 0 {
-            return Err(InvalidConfig::new(field("amount"), "must be above zero, is 0"));
+            return Err(InvalidConfig::new(
+                field("amount"),
+                "must be above zero, is 0",
+            ));
         }
         if self.period.is_zero() {
-            return Err(InvalidConfig::new(field("period"), "must be above zero, is 0"));
+            return Err(InvalidConfig::new(
+                field("period"),
+                "must be above zero, is 0",
+            ));
         }
         // 292 years. Beyond that an instant could not be told any more.
         let period = u128::from(
             u64::try_from(self.period.as_nanos())
                 .ok()
                 .filter(|nanos| *nanos <= i64::MAX as u64)
-                .ok_or_else(|| InvalidConfig::new(field("period"), format!("is too long: {:?}", self.period)))?,
+                .ok_or_else(|| {
+                    InvalidConfig::new(field("period"), format!("is too long: {:?}", self.period))
+                })?,
         ) * u128::from(scale);
 
         let divisor = gcd(u128::from(amount), period);
         let fill = amount / u64::try_from(divisor).unwrap_or(u64::MAX);
         let unit = period / divisor;
-        let too_large = |part| InvalidConfig::new(field(part), "is too large for this rate to be counted exactly");
+        let too_large = |part| {
+            InvalidConfig::new(
+                field(part),
+                "is too large for this rate to be counted exactly",
+            )
+        };
 
         let units = |part: &'static str, amount: &Amount| -> Result<i128, InvalidConfig> {
-            let (value, scale) = amount.parts().map_err(|problem| InvalidConfig::new(field(part), problem))?;
+            let (value, scale) = amount
+                .parts()
+                .map_err(|problem| InvalidConfig::new(field(part), problem))?;
             u128::from(value)
                 .checked_mul(unit)
                 .map(|product| product / u128::from(scale))
@@ -158,16 +181,27 @@ impl Rate {
             None => units("amount", &self.amount)?.max(unit.cast_signed()),
         };
         if capacity < unit.cast_signed() {
-            return Err(InvalidConfig::new(field("burst"), "must be at least 1, or no call could ever pass"));
+            return Err(InvalidConfig::new(
+                field("burst"),
+                "must be at least 1, or no call could ever pass",
+            ));
         }
         let initial = match &self.initial {
             Some(initial) => units("initial", initial)?,
             None => capacity,
         };
         if initial > capacity {
-            return Err(InvalidConfig::new(field("initial"), "must not be above the burst"));
+            return Err(InvalidConfig::new(
+                field("initial"),
+                "must not be above the burst",
+            ));
         }
-        Ok(Size { fill, unit, capacity, initial })
+        Ok(Size {
+            fill,
+            unit,
+            capacity,
+            initial,
+        })
     }
 }
 
@@ -192,9 +226,15 @@ impl Amount {
         match self.0 {
             Number::Whole(amount) => Ok((amount, 1)),
             Number::Negative(amount) => Err(format!("must be above zero, is {amount}")),
-            Number::Fraction(amount) if !amount.is_finite() => Err(format!("must be a number, is {amount}")),
-            Number::Fraction(amount) if amount < 0.0 => Err(format!("must be above zero, is {amount}")),
-            Number::Fraction(amount) if amount > u64::MAX as f64 / SCALE as f64 => Err(format!("is too large: {amount}")),
+            Number::Fraction(amount) if !amount.is_finite() => {
+                Err(format!("must be a number, is {amount}"))
+            }
+            Number::Fraction(amount) if amount < 0.0 => {
+                Err(format!("must be above zero, is {amount}"))
+            }
+            Number::Fraction(amount) if amount > u64::MAX as f64 / SCALE as f64 => {
+                Err(format!("is too large: {amount}"))
+            }
             Number::Fraction(amount) if amount.fract() == 0.0 => Ok((amount as u64, 1)),
             Number::Fraction(amount) => match (amount * SCALE as f64).round() as u64 {
                 0 => Err(format!("must be at least a millionth, is {amount}")),
@@ -270,7 +310,10 @@ impl Limits {
     }
 
     pub(super) fn buckets(&self) -> Result<Vec<(Budget, Bucket)>, InvalidConfig> {
-        self.rates.iter().map(|(budget, rate)| Ok((*budget, Bucket::new(rate.size(*budget)?)))).collect()
+        self.rates
+            .iter()
+            .map(|(budget, rate)| Ok((*budget, Bucket::new(rate.size(*budget)?))))
+            .collect()
     }
 }
 
@@ -291,13 +334,19 @@ impl Cost {
     /// One request, no tokens.
     #[must_use]
     pub const fn request() -> Self {
-        Self { requests: 1, tokens: 0 }
+        Self {
+            requests: 1,
+            tokens: 0,
+        }
     }
 
     /// One request and so many tokens.
     #[must_use]
     pub const fn tokens(tokens: u64) -> Self {
-        Self { requests: 1, tokens }
+        Self {
+            requests: 1,
+            tokens,
+        }
     }
 
     pub(super) const fn of(&self, budget: Budget) -> u64 {

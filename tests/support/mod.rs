@@ -24,25 +24,50 @@ pub struct Arrivals {
 
 impl Arrivals {
     pub fn new() -> Self {
-        Self { start: Instant::now(), times: Arc::default() }
+        Self {
+            start: Instant::now(),
+            times: Arc::default(),
+        }
     }
 
     pub fn note(&self, name: &'static str) {
-        self.times.lock().unwrap().push((self.start.elapsed(), name));
+        self.times
+            .lock()
+            .unwrap()
+            .push((self.start.elapsed(), name));
     }
 
     pub fn times(&self) -> Vec<Duration> {
-        self.times.lock().unwrap().iter().map(|(at, _)| *at).collect()
+        self.times
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(at, _)| *at)
+            .collect()
     }
 
     pub fn names(&self) -> Vec<&'static str> {
-        self.times.lock().unwrap().iter().map(|(_, name)| *name).collect()
+        self.times
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(_, name)| *name)
+            .collect()
     }
 
     /// The largest number that arrived within any window of this length.
     pub fn most_within(&self, window: Duration) -> usize {
         let times = self.times();
-        times.iter().map(|from| times.iter().filter(|at| *at >= from && **at < *from + window).count()).max().unwrap_or(0)
+        times
+            .iter()
+            .map(|from| {
+                times
+                    .iter()
+                    .filter(|at| *at >= from && **at < *from + window)
+                    .count()
+            })
+            .max()
+            .unwrap_or(0)
     }
 }
 
