@@ -50,7 +50,7 @@ const KEY_WORDS: [&str; 8] = [
 pub(crate) fn is_secret(name: &str) -> bool {
     let words = words(name);
     words.iter().any(|word| SECRET_WORDS.contains(&word.as_str()))
-        || (words.iter().any(|word| word == "key") && words.iter().any(|word| KEY_WORDS.contains(&word.as_str())))
+        || (words.iter().any(|word| word == "key") && words.iter().any(|word| KEY_WORDS.iter().any(|end| word.ends_with(end))))
         // Written without any border: `accesstoken`, `myapikey`, `awsaccesskeyid`.
         || words.iter().any(|word| {
             ["token", "secret", "password", "apikey", "accesskey", "accesskeyid"].iter().any(|end| word.ends_with(end))
@@ -84,6 +84,9 @@ fn words(name: &str) -> Vec<String> {
 
 /// A copy without secrets: those of secret name, those marked as sensitive, and those in `also`.
 pub(crate) fn headers(headers: &HeaderMap, also: &[HeaderName]) -> HeaderMap {
+    if headers.is_empty() {
+        return HeaderMap::new();
+    }
     let hidden = || {
         let mut value = HeaderValue::from_static(REDACTED);
         value.set_sensitive(true);

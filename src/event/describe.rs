@@ -13,7 +13,7 @@ use crate::{
     tokens::ApiTokens,
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
-use std::{any::type_name, collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{any::type_name, collections::BTreeMap, fmt, sync::Arc, time::SystemTime};
 use tracing::Span;
 
 /// Tells what to record of a request and its response.
@@ -77,12 +77,12 @@ pub struct Payload(pub Value);
 pub(crate) struct NoMethod;
 
 /// What is recorded of a request.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct RequestDetails {
     request_id: Option<RequestId>,
-    method: Option<Method>,
-    host: Option<String>,
-    endpoint_url: Option<String>,
+    pub(super) method: Option<Method>,
+    /// As it came: it is redacted whenever it is told.
+    pub(super) url: Option<Uri>,
     headers: HeaderMap,
     payload: Option<Value>,
     api_tokens: u64,
@@ -230,8 +230,7 @@ impl RequestDetails {
 
     /// The URL; user info and secret query values are left out.
     pub fn url(&mut self, url: &Uri) -> &mut Self {
-        self.host = url.host().map(str::to_owned);
-        self.endpoint_url = Some(redact::uri(url)).filter(|url| url != "/" && !url.is_empty());
+        self.url = Some(url.clone()).filter(|url| *url != Uri::default());
         self
     }
 
@@ -276,8 +275,8 @@ impl RequestDetails {
             if let Some(method) = &self.method {
                 span.record("http.request.method", method.as_str());
             }
-            if let Some(host) = &self.host {
-                span.record("server.address", host.as_str());
+            if let Some(host) = self.url.as_ref().and_then(Uri::host) {
+                span.record("server.address", host);
             }
         }
         span
@@ -286,13 +285,22 @@ impl RequestDetails {
     pub(super) fn into_event(self, created_at: SystemTime) -> NetworkRequestEvent {
         let request_id = self.request_id.unwrap_or_else(RequestId::random);
         let mut event = NetworkRequestEvent::new(request_id, created_at);
-        event.method = self.method.map(|method| method.as_str().to_owned());
-        event.endpoint_url = self.endpoint_url;
         event.headers = self.headers;
         event.payload = self.payload;
         event.api_tokens = self.api_tokens;
         event.metadata = self.metadata;
         event
+    }
+}
+
+impl fmt::Debug for RequestDetails {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestDetails")
+            .field("request_id", &self.request_id)
+            .field("method", &self.method)
+            .field("url", &self.url.as_ref().map(redact::uri))
+            .field("api_tokens", &self.api_tokens)
+            .finish_non_exhaustive()
     }
 }
 

@@ -8,16 +8,20 @@ use super::{
     value::{Value, redacted_fields},
 };
 use crate::redact;
+use http::{Method, Uri};
 use std::{
     fmt,
+    future::poll_fn,
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Poll, Waker},
     thread,
     time::{Duration, SystemTime},
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 use tracing::Span;
 
 /// A view of one call's event while it happens, and afterwards. Cheap to clone; it keeps nothing but the event alive.
@@ -54,14 +58,18 @@ pub(crate) struct Writer {
 struct Shared {
     state: Mutex<State>,
     writers: AtomicUsize,
-    changed: Notify,
     events: Option<Events>,
 }
 
 struct State {
+    /// All but the method and the URL, which are told from those below when somebody looks.
     event: NetworkRequestEvent,
+    method: Option<Method>,
+    url: Option<Uri>,
     opened: Instant,
     version: u64,
+    /// Those who wait for a change.
+    watchers: Vec<Waker>,
     /// Until the outcome is there, so that a handle that is kept does not keep the span open.
     span: Span,
 }
@@ -82,7 +90,13 @@ impl EventHandle {
     /// The record as it stands now.
     #[must_use]
     pub fn snapshot(&self) -> NetworkRequestEvent {
-        self.lock().event.clone()
+        let (mut event, method, url) = {
+            let state = self.lock();
+            (state.event.clone(), state.method.clone(), state.url.clone())
+        };
+        event.method = method.map(|method| method.as_str().to_owned());
+        event.endpoint_url = url.map(|url| redact::uri(&url));
+        event
     }
 
     /// Where the call is now.
@@ -106,20 +120,23 @@ impl EventHandle {
     ///
     /// Nothing is lost: a change that was not returned is returned the next time.
     pub async fn changed(&mut self) -> RequestStatus {
-        let shared = self.shared.clone();
-        loop {
-            let changed = shared.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            {
-                let state = shared.lock();
-                if state.version != self.seen || state.event.is_terminal() {
-                    self.seen = state.version;
-                    return state.event.status;
+        poll_fn(|cx| {
+            let mut state = self.shared.lock();
+            if state.version == self.seen && !state.event.is_terminal() {
+                // A task that comes again before there was a change is there already.
+                if !state
+                    .watchers
+                    .iter()
+                    .any(|watcher| watcher.will_wake(cx.waker()))
+                {
+                    state.watchers.push(cx.waker().clone());
                 }
+                return Poll::Pending;
             }
-            changed.await;
-        }
+            self.seen = state.version;
+            Poll::Ready(state.event.status)
+        })
+        .await
     }
 
     /// Waits until the call is over, and returns its record.
@@ -288,7 +305,7 @@ impl EventHandle {
                 Outcome::Cancelled => {}
             }
             record_end(&state.span, event);
-            std::mem::replace(&mut state.span, Span::none())
+            mem::replace(&mut state.span, Span::none())
         });
         drop(span);
         if status.is_terminal() {
@@ -312,8 +329,9 @@ impl EventHandle {
         state.event.updated_at = at;
         state.version += 1;
         let result = change(&mut state, at);
+        let watchers = mem::take(&mut state.watchers);
         drop(state);
-        self.shared.changed.notify_waiters();
+        watchers.into_iter().for_each(Waker::wake);
         result
     }
 
@@ -339,17 +357,20 @@ impl Writer {
     pub(crate) fn open(mut details: RequestDetails, events: Option<Events>, stage: Stage) -> Self {
         let opened = Instant::now();
         let span = details.span();
+        let (method, url) = (details.method.take(), details.url.take());
         let event = details.into_event(utc(opened));
         let state = State {
             event,
+            method,
+            url,
             opened,
             version: 0,
+            watchers: Vec::new(),
             span,
         };
         let shared = Shared {
             state: Mutex::new(state),
             writers: AtomicUsize::new(1),
-            changed: Notify::new(),
             events,
         };
         let writer = Self {

@@ -17,7 +17,6 @@ pub(crate) struct Count {
 #[derive(Clone, Debug)]
 pub(crate) struct Turn {
     ticket: Ticket<Units>,
-    count: Count,
 }
 
 /// One unit, given back when dropped.
@@ -47,7 +46,6 @@ impl Count {
     pub(crate) fn turn(&self) -> Turn {
         Turn {
             ticket: self.line.ticket(),
-            count: self.clone(),
         }
     }
 
@@ -81,13 +79,19 @@ impl Turn {
     pub(crate) fn try_take(&mut self) -> Result<Option<Held>, Closed> {
         let taken = self.ticket.try_pass(&())?;
         Ok(taken.then(|| Held {
-            count: self.count.clone(),
+            count: self.count(),
         }))
+    }
+
+    fn count(&self) -> Count {
+        Count {
+            line: self.ticket.line(),
+        }
     }
 
     pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<Held, Closed>> {
         self.ticket.poll_pass(&(), cx).map_ok(|()| Held {
-            count: self.count.clone(),
+            count: self.count(),
         })
     }
 }

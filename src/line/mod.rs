@@ -227,6 +227,12 @@ impl<G: Gate> Ticket<G> {
         self.poll(ask, cx, false)
     }
 
+    pub(crate) fn line(&self) -> Line<G> {
+        Line {
+            shared: self.shared.clone(),
+        }
+    }
+
     /// Ready when this waiter has taken what it asks for.
     pub(crate) fn poll_pass(
         &mut self,

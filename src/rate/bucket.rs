@@ -29,6 +29,7 @@ pub(super) struct Size {
 #[derive(Clone, Debug)]
 pub(super) struct Bucket {
     size: Size,
+    burst: u64,
     balance: i128,
     /// Charged, but not yet settled.
     estimated: i128,
@@ -37,9 +38,11 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    pub(super) const fn new(size: Size) -> Self {
+    pub(super) fn new(size: Size) -> Self {
+        let burst = whole(size.capacity, size.unit);
         Self {
             size,
+            burst,
             balance: size.initial,
             estimated: 0,
             withheld: 0,
@@ -47,8 +50,8 @@ impl Bucket {
     }
 
     /// The most that can go at once.
-    pub(super) fn burst(&self) -> u64 {
-        whole(self.size.capacity, self.size.unit)
+    pub(super) const fn burst(&self) -> u64 {
+        self.burst
     }
 
     /// What could go now. A bucket in debt has nothing.
@@ -56,9 +59,9 @@ impl Bucket {
         whole(self.balance.max(0), self.size.unit)
     }
 
-    /// Whether so many could ever go at once.
-    pub(super) fn can_hold(&self, amount: u64) -> bool {
-        self.units(amount) <= self.size.capacity
+    /// Whether so many are there now.
+    pub(super) fn has(&self, amount: u64) -> bool {
+        amount == 0 || self.units(amount) <= self.balance
     }
 
     /// Lets `elapsed` nanoseconds pass.

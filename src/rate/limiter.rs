@@ -21,7 +21,7 @@ use tokio::time::Instant;
 ///
 /// It makes up for timers, which are a millisecond coarse, without letting a runtime that stood still come back as a
 /// burst.
-pub(super) const CATCH_UP: Duration = Duration::from_millis(5);
+const CATCH_UP_NANOS: u64 = 5_000_000;
 
 /// A limiter of requests and tokens, shared by its clones.
 ///
@@ -107,6 +107,8 @@ struct Buckets {
     late: (u64, u64),
     /// What those in line will take.
     ahead: (u128, u128),
+    /// The moment as of which the last one was found to be admitted.
+    admitted: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -133,6 +135,7 @@ impl RateLimiter {
             paused_until: 0,
             late: (0, 0),
             ahead: (0, 0),
+            admitted: 0,
         };
         Ok(Self {
             line: Line::new(buckets),
@@ -380,7 +383,11 @@ impl Admission {
 
 impl Buckets {
     fn nanos(&self, instant: Instant) -> u64 {
-        u64::try_from(instant.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
+        let since = instant.saturating_duration_since(self.epoch);
+        since
+            .as_secs()
+            .saturating_mul(1_000_000_000)
+            .saturating_add(since.subsec_nanos().into())
     }
 
     fn advance_to(&mut self, at: u64) {
@@ -394,15 +401,22 @@ impl Buckets {
 
     /// The moment as of which `cost` is admitted, given that nobody is before it.
     fn admits(&self, cost: Cost, now: u64) -> u64 {
-        let from = self.at.max(now.saturating_sub(CATCH_UP.as_nanos() as u64));
-        let gap = from - self.at;
-        let filled = self
+        let earliest = self
+            .at
+            .max(now.saturating_sub(CATCH_UP_NANOS))
+            .max(self.paused_until);
+        if self
             .buckets
             .iter()
-            .map(|(budget, bucket)| bucket.wait(cost.of(*budget).into()))
-            .fold(0, u64::max)
-            .max(gap);
-        self.at.saturating_add(filled).max(self.paused_until)
+            .all(|(budget, bucket)| bucket.has(cost.of(*budget)))
+        {
+            return earliest;
+        }
+        let waits = self
+            .buckets
+            .iter()
+            .map(|(budget, bucket)| bucket.wait(cost.of(*budget).into()));
+        earliest.max(self.at.saturating_add(waits.fold(0, u64::max)))
     }
 
     /// How long a newcomer would wait.
@@ -483,7 +497,7 @@ impl Gate for Buckets {
     fn refuses(&self, ask: &Ask) -> Option<CostExceedsBurst> {
         self.buckets.iter().find_map(|(budget, bucket)| {
             let cost = ask.cost.of(*budget);
-            (!bucket.can_hold(cost))
+            (cost > bucket.burst())
                 .then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
         })
     }
@@ -491,6 +505,7 @@ impl Gate for Buckets {
     fn opens(&mut self, ask: &Ask, clock: &mut Clock) -> Opens {
         let now = self.nanos(clock.now());
         let at = self.admits(ask.cost, now);
+        self.admitted = at;
         if at <= now {
             return Opens::Now;
         }
@@ -504,13 +519,14 @@ impl Gate for Buckets {
     }
 
     fn pass(&mut self, ask: &Ask, waited: bool, clock: &mut Clock) {
-        let now = self.nanos(clock.now());
-        let at = self.admits(ask.cost, now);
+        // `opens` has just found out.
+        let at = self.admitted;
         self.advance_to(at);
         for (budget, bucket) in &mut self.buckets {
             bucket.take(ask.cost.of(*budget), ask.estimate);
         }
         if waited {
+            let now = self.nanos(clock.now());
             self.late = (now, now.saturating_sub(at));
         }
     }
@@ -520,12 +536,8 @@ impl Gate for Buckets {
     fn idle(&mut self, clock: &mut Clock) {
         let now = self.nanos(clock.now());
         let (woken, late) = self.late;
-        let recent = now.saturating_sub(woken) <= CATCH_UP.as_nanos() as u64;
-        let owed = if recent {
-            late.min(CATCH_UP.as_nanos() as u64)
-        } else {
-            0
-        };
+        let recent = now.saturating_sub(woken) <= CATCH_UP_NANOS;
+        let owed = if recent { late.min(CATCH_UP_NANOS) } else { 0 };
         self.advance_to(now.saturating_sub(owed));
     }
 
