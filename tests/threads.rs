@@ -1,0 +1,192 @@
+//! The same promises with several threads, where the paused clock cannot be: bounded work, and no assertion about time.
+
+mod support;
+
+use http::{Request, Response};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::timeout;
+use tower::{BoxError, ServiceExt, service_fn};
+use tower_outbound::{
+    Call, ConcurrencyLimitLayer, Cost, Executor, Limits, Rate, RateLimiter, Shutdown,
+};
+
+/// Far more than it takes; only there so that a hang is a failure.
+const HANG: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_limiter_admits_all_who_wait_while_others_give_up() {
+    let limiter =
+        RateLimiter::new(Limits::new().requests(Rate::per_second(20_000).burst(1))).unwrap();
+    let admitted = Arc::new(AtomicUsize::new(0));
+    let tasks: Vec<_> = (0..64_u64)
+        .map(|task| {
+            let (limiter, admitted) = (limiter.clone(), admitted.clone());
+            tokio::spawn(async move {
+                for round in 0..150_u64 {
+                    if (task + round) % 5 == 0 {
+                        let _ = timeout(
+                            Duration::from_micros(round * 50),
+                            limiter.acquire(Cost::request()),
+                        )
+                        .await;
+                    } else {
+                        limiter.acquire(Cost::request()).await.unwrap();
+                        admitted.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        timeout(HANG, task).await.expect("no hang").unwrap();
+    }
+    assert_eq!(admitted.load(Ordering::Relaxed), 64 * 120);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn never_more_than_the_limit_are_in_flight_while_calls_come_and_go() {
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (count, highest) = (now.clone(), most.clone());
+    let client = service_fn(move |yields: usize| {
+        let (count, highest) = (count.clone(), highest.clone());
+        async move {
+            struct Gone(Arc<AtomicUsize>);
+            impl Drop for Gone {
+                fn drop(&mut self) {
+                    self.0.fetch_sub(1, Ordering::SeqCst);
+                }
+            }
+            highest.fetch_max(count.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            let _gone = Gone(count);
+            for _ in 0..yields {
+                tokio::task::yield_now().await;
+            }
+            Ok::<_, BoxError>(())
+        }
+    });
+    let layer = ConcurrencyLimitLayer::new(7).unwrap();
+    let limit = layer.limit().clone();
+    let service = tower::ServiceBuilder::new().layer(layer).service(client);
+    let tasks: Vec<_> = (0..64_usize)
+        .map(|task| {
+            let service = service.clone();
+            tokio::spawn(async move {
+                for round in 0..200 {
+                    let call = service.clone().oneshot((task + round) % 4);
+                    if (task + round) % 6 == 0 {
+                        let _ = timeout(Duration::from_micros(20), call).await;
+                    } else {
+                        call.await.unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        timeout(HANG, task).await.expect("no hang").unwrap();
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 7);
+    assert_eq!((now.load(Ordering::SeqCst), limit.in_flight()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_executor_accounts_for_every_call_whatever_is_done_to_it() {
+    for workers in [1, 3] {
+        let client = service_fn(async |req: Request<usize>| {
+            for _ in 0..req.body() % 5 {
+                tokio::task::yield_now().await;
+            }
+            assert_ne!(req.body() % 97, 13, "one of those that panic");
+            if req.body() % 89 == 7 {
+                Err(BoxError::from("no"))
+            } else {
+                Ok(Response::new(*req.body()))
+            }
+        });
+        let executor = Executor::builder()
+            .limits(Limits::new())
+            .queue_capacity(20)
+            .concurrency_limit(8)
+            .workers(workers);
+        let executor = executor.build(client).unwrap();
+        executor.start().unwrap();
+        let tasks: Vec<_> = (0..32_usize)
+            .map(|task| {
+                let executor = executor.clone();
+                tokio::spawn(async move {
+                    for round in 0..200 {
+                        let number = task * 200 + round;
+                        let call = executor
+                            .submit(Call::from(Request::new(number)))
+                            .await
+                            .unwrap();
+                        match number % 7 {
+                            0 => call.cancel(),
+                            1 => drop(call),
+                            2 => drop(executor.clone().oneshot(Request::new(number))),
+                            _ => {
+                                if let Ok(response) = call.await {
+                                    assert_eq!(*response.body(), number);
+                                }
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            timeout(HANG, task).await.expect("no hang").unwrap();
+        }
+        timeout(HANG, executor.stop(Shutdown::Graceful))
+            .await
+            .expect("no hang");
+        let (monitor, totals) = (executor.monitor(), executor.monitor().totals());
+        assert_eq!(totals.opened, 32 * 200);
+        assert_eq!(totals.open(), 0, "{totals:?}");
+        assert_eq!((monitor.in_flight(), monitor.queue_depth()), (0, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stop_that_races_with_submits_loses_nothing_without_a_word() {
+    let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
+    let executor = Executor::builder()
+        .limits(Limits::new())
+        .queue_capacity(4)
+        .build(client)
+        .unwrap();
+    for round in 0..500 {
+        executor.start().unwrap();
+        let tasks: Vec<_> = (0..4)
+            .map(|_| {
+                let executor = executor.clone();
+                tokio::spawn(async move {
+                    let mut told = 0;
+                    for _ in 0..4 {
+                        if let Ok(call) = executor.submit(Request::new(())).await {
+                            let _ = call.await;
+                        }
+                        told += 1;
+                    }
+                    told
+                })
+            })
+            .collect();
+        let how = if round % 2 == 0 {
+            Shutdown::Graceful
+        } else {
+            Shutdown::Immediate
+        };
+        timeout(HANG, executor.stop(how)).await.expect("no hang");
+        for task in tasks {
+            assert_eq!(timeout(HANG, task).await.expect("no hang").unwrap(), 4);
+        }
+        assert_eq!(executor.monitor().totals().open(), 0);
+    }
+}
