@@ -14,7 +14,7 @@ use tower_outbound::{
     event::{Http, Value},
 };
 use tracing::{
-    Subscriber,
+    Instrument, Subscriber,
     field::{Field, Visit},
     span,
 };
@@ -215,4 +215,24 @@ async fn each_call_has_a_span_that_follows_it_over_the_queue_and_says_how_it_end
     // As a service, too.
     executor.clone().oneshot(request()).await.unwrap();
     assert_eq!(everything.text().matches("span outbound_call").count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_span_of_the_caller_follows_a_call_over_the_queue() {
+    let everything = Everything::default();
+    let _guard =
+        tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
+    let client = service_fn(async |_: ()| {
+        tracing::info!("before");
+        tokio::time::sleep(ms(1)).await;
+        tracing::info!("after");
+        Ok::<_, BoxError>(())
+    });
+    let queue = tower::ServiceBuilder::new()
+        .layer(tower_outbound::QueueLayer::new(1).unwrap())
+        .service(client);
+    let caller = tracing::info_span!("the_caller");
+    queue.oneshot(()).instrument(caller).await.unwrap();
+    assert!(everything.text().contains("in the_caller: message=before"));
+    assert!(everything.text().contains("in the_caller: message=after"));
 }

@@ -271,8 +271,11 @@ impl<G: Gate> Ticket<G> {
         };
         let after = match done {
             Ok(false) => state.wait(&mut self.number, ask, cx.waker(), &mut clock),
-            // It keeps its number, and with it the turn it has not used.
-            Ok(true) if !pass => After::default(),
+            // It keeps its number, and the turn it has not used counts from now if it does not count yet.
+            Ok(true) if !pass => After {
+                wake: None,
+                ..state.advance(&mut clock)
+            },
             Ok(true) | Err(_) => state.leave(self.number.take(), &mut clock),
         };
         drop(state);

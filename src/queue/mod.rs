@@ -375,24 +375,23 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     }
 
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        while let State::Entering {
+        if let State::Entering {
             turn,
             call,
             backlog,
         } = &mut self.state
         {
-            let place = match ready!(turn.poll_take(cx)) {
-                Ok(place) => place,
-                Err(closed) => {
-                    self.state = State::Gone;
-                    return Poll::Ready(Err(closed));
-                }
-            };
+            let place = ready!(turn.poll_take(cx));
             let backlog = backlog.clone();
             let (req, scope) = call.take().expect("a call that waits for a place is there");
-            match backlog.push(req, scope, place) {
+            let pushed = match place {
+                Ok(place) => backlog.push(req, scope, place),
+                Err(_) => Err((req, scope)),
+            };
+            match pushed {
                 Ok(slot) => self.state = State::Accepted { slot, backlog },
-                Err(_) => {
+                Err((_, scope)) => {
+                    scope.cancel();
                     self.state = State::Gone;
                     return Poll::Ready(Err(Closed::new()));
                 }
