@@ -28,7 +28,7 @@ const CATCH_UP_NANOS: u64 = 5_000_000;
 /// A caller gets all it asks for at one instant, or waits and takes nothing. Callers are admitted in the order in which
 /// they came: nobody is overtaken, however much it asks for.
 ///
-/// In any time window of length T at most `burst + rate x T` is admitted, plus what [catching up](self#catching-up) allows.
+/// In any time window of length T at most `burst + rate x T` is admitted, plus what [catching up](Self#catching-up) allows.
 ///
 /// # Catching up
 ///
