@@ -62,7 +62,7 @@ async fn main() -> anyhow::Result<()> {
         );
         Err::<(u16, String), _>(SdkError(cause))
     });
-    let hangs = Call::new(|| std::future::pending::<Result<(u16, String), SdkError>>());
+    let hangs = Call::new(std::future::pending::<Result<(u16, String), SdkError>>);
 
     let answers = executor.submit(answers).await?;
     let fails = executor.submit(fails.request_id("fails")).await?;
