@@ -249,7 +249,7 @@ impl EventHandle {
             let Some(attempt) = state.event.attempts.get_mut(index) else {
                 return;
             };
-            attempt.ended_at.get_or_insert(at);
+            attempt.ended_at = Some(at);
             match came_back {
                 Some(Ok(response)) => attempt.status_code = response.status_code,
                 Some(Err(error)) => {

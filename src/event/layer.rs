@@ -56,10 +56,11 @@ pin_project! {
     }
 }
 
-/// A call on the wire. Dropped, it is not there any more.
+/// A call on the wire. Dropped before anything came back, it is not there any more.
 struct OpenAttempt {
     event: EventHandle,
     index: usize,
+    ended: bool,
 }
 
 // === impl EventLayer ===
@@ -163,6 +164,7 @@ where
                 attempt = Some(OpenAttempt {
                     event: event.clone(),
                     index,
+                    ended: false,
                 });
             }
         }
@@ -221,10 +223,8 @@ where
             Ok(response) => Ok(ResponseDetails::of(this.describe, response, code_only)),
             Err(error) => Err(ErrorDetails::of_type::<E>(error)),
         };
-        if let Some(attempt) = this.attempt.take() {
-            attempt
-                .event
-                .attempt_ended(attempt.index, Some(&details(true)));
+        if let Some(attempt) = this.attempt.as_mut() {
+            attempt.end(Some(&details(true)));
         }
         if *this.ends {
             this.event.finish(match details(false) {
@@ -246,8 +246,17 @@ impl<F, D, Req> fmt::Debug for ResponseFuture<F, D, Req> {
 
 // === impl OpenAttempt ===
 
+impl OpenAttempt {
+    fn end(&mut self, came_back: Option<&Result<ResponseDetails, ErrorDetails>>) {
+        if !self.ended {
+            self.ended = true;
+            self.event.attempt_ended(self.index, came_back);
+        }
+    }
+}
+
 impl Drop for OpenAttempt {
     fn drop(&mut self) {
-        self.event.attempt_ended(self.index, None);
+        self.end(None);
     }
 }
