@@ -1,25 +1,21 @@
 //! What a call costs around a service that does nothing, side by side with Tower's own layers.
 //!
-//! `cargo bench --bench overhead`. Each figure is the median of several rounds, ours and the peer's in turn; compare the
-//! ratios, not the times. The last lines are for machines: `ratio <ours>/<peer> <callers> <runtime> = x.xx`.
+//! `cargo bench --bench overhead`. Each figure is the median of several rounds, ours and the peer's in turn; compare
+//! the ratios, not the times. The last lines are for machines: `ratio <ours>/<peer> <callers> <runtime> = x.xx`.
 
 use http::{Request, Response};
 use std::{convert::Infallible, future::Future, hint::black_box, time::Duration};
 use tokio::{runtime, time::Instant};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_outbound::{
-    ConcurrencyLimitLayer, Cost, EventLayer, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter,
-};
+use tower_outbound::{ConcurrencyLimitLayer, Cost, EventLayer, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter};
 
 const ROUNDS: usize = 9;
 const CALLS: usize = 40_000;
 /// Never reached.
 const PLENTY: u64 = 1_000_000_000_000;
 
-fn client() -> impl Service<Request<()>, Response = Response<()>, Error = Infallible, Future: Send>
-+ Clone
-+ Send
-+ Sync {
+fn client() -> impl Service<Request<()>, Response = Response<()>, Error = Infallible, Future: Send> + Clone + Send + Sync
+{
     service_fn(async |_: Request<()>| Ok(Response::new(())))
 }
 
@@ -39,10 +35,7 @@ fn limiter() -> RateLimiter {
 /// Nanoseconds a call, with so many callers each of which makes one call after the other.
 async fn measure<S, Req>(service: S, callers: usize, request: fn() -> Req) -> f64
 where
-    S: Service<Req, Future: Send, Response: Send, Error: std::fmt::Debug + Send>
-        + Clone
-        + Send
-        + 'static,
+    S: Service<Req, Future: Send, Response: Send, Error: std::fmt::Debug + Send> + Clone + Send + 'static,
     Req: Send + 'static,
 {
     let each = CALLS / callers;
@@ -127,21 +120,11 @@ async fn all(runtime: &str, lines: &mut Vec<String>) {
         };
         let concurrency = || async move {
             let layer = ConcurrencyLimitLayer::new(1_024).expect("a limit");
-            measure(
-                ServiceBuilder::new().layer(layer).service(client()),
-                callers,
-                request,
-            )
-            .await
+            measure(ServiceBuilder::new().layer(layer).service(client()), callers, request).await
         };
         let tower_concurrency = || async move {
             let layer = tower::limit::GlobalConcurrencyLimitLayer::new(1_024);
-            measure(
-                ServiceBuilder::new().layer(layer).service(client()),
-                callers,
-                request,
-            )
-            .await
+            measure(ServiceBuilder::new().layer(layer).service(client()), callers, request).await
         };
         let peer = "tower-buffer+concurrency+rate";
         compare(
@@ -187,15 +170,7 @@ async fn all(runtime: &str, lines: &mut Vec<String>) {
         }
         start.elapsed().as_nanos() as f64 / CALLS as f64
     };
-    compare(
-        "try_acquire-two-budgets/instant-now",
-        1,
-        runtime,
-        acquire,
-        now,
-        lines,
-    )
-    .await;
+    compare("try_acquire-two-budgets/instant-now", 1, runtime, acquire, now, lines).await;
 }
 
 fn main() {

@@ -1,7 +1,7 @@
 //! Calls that are closures, for whatever is no HTTP client: an SDK, a database, a command.
 //!
-//! Watch: the timeline of every event, the error's type and causes, a note taken inside a call, and a body that is recorded
-//! because it was asked for.
+//! Watch: the timeline of every event, the error's type and causes, a note taken inside a call, and a body that is
+//! recorded because it was asked for.
 //!
 //! `cargo run --example closures`
 
@@ -56,10 +56,7 @@ async fn main() -> anyhow::Result<()> {
         .tokens(12)
         .request_id("answers");
     let fails = Call::new(|| async {
-        let cause = std::io::Error::new(
-            std::io::ErrorKind::ConnectionReset,
-            "connection reset by peer",
-        );
+        let cause = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "connection reset by peer");
         Err::<(u16, String), _>(SdkError(cause))
     });
     let hangs = Call::new(std::future::pending::<Result<(u16, String), SdkError>>);
@@ -67,11 +64,7 @@ async fn main() -> anyhow::Result<()> {
     let answers = executor.submit(answers).await?;
     let fails = executor.submit(fails.request_id("fails")).await?;
     let hangs = executor.submit(hangs.request_id("hangs")).await?;
-    let events = [
-        answers.event().clone(),
-        fails.event().clone(),
-        hangs.event().clone(),
-    ];
+    let events = [answers.event().clone(), fails.event().clone(), hangs.event().clone()];
 
     println!("answered: {}", answers.await?.body());
     println!("failed:   {}", fails.await.expect_err("it fails"));
@@ -80,10 +73,7 @@ async fn main() -> anyhow::Result<()> {
 
     let [answers, fails, hangs] = events.map(|event| event.snapshot());
     println!("note:     {}", answers.logs[0].message);
-    println!(
-        "body:     {}",
-        answers.response_body.clone().unwrap_or_default()
-    );
+    println!("body:     {}", answers.response_body.clone().unwrap_or_default());
     println!(
         "error:    {:?} {:?}",
         fails.error_type.as_deref(),

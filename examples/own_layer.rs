@@ -62,11 +62,7 @@ struct Again;
 impl<R> Policy<Request<String>, Response<R>, BoxError> for Again {
     type Future = future::Ready<()>;
 
-    fn retry(
-        &mut self,
-        _: &mut Request<String>,
-        result: &mut Result<Response<R>, BoxError>,
-    ) -> Option<Self::Future> {
+    fn retry(&mut self, _: &mut Request<String>, result: &mut Result<Response<R>, BoxError>) -> Option<Self::Future> {
         result
             .as_ref()
             .is_ok_and(|response| response.status() == 503)
@@ -95,18 +91,11 @@ async fn main() -> anyhow::Result<()> {
         )?;
     executor.start()?;
     for _ in 0..6 {
-        drop(
-            executor
-                .submit(Request::get(&url).body(String::new())?)
-                .await?,
-        );
+        drop(executor.submit(Request::get(&url).body(String::new())?).await?);
     }
     let report = executor.stop(Shutdown::Graceful).await;
 
-    let (calls, attempts) = (
-        calls.0.load(Ordering::Relaxed),
-        attempts.0.load(Ordering::Relaxed),
-    );
+    let (calls, attempts) = (calls.0.load(Ordering::Relaxed), attempts.0.load(Ordering::Relaxed));
     println!("{calls} calls, {attempts} attempts, {report:?}");
     anyhow::ensure!(
         calls == 6 && attempts == 8 && report.completed == 6,

@@ -57,10 +57,7 @@ async fn main() -> anyhow::Result<()> {
                 event.error_message.as_deref().unwrap_or("?")
             ),
         }
-        anyhow::ensure!(
-            event.response_status_code == Some(200),
-            "task {task} was not answered"
-        );
+        anyhow::ensure!(event.response_status_code == Some(200), "task {task} was not answered");
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The layers one by one around hyper's client, with tracing.
 //!
-//! Watch: twenty a second, five of them at once in the beginning; and every line of the client's own trace is in the span
-//! `outbound_call` of its call, although a worker makes it.
+//! Watch: twenty a second, five of them at once in the beginning; and every line of the client's own trace is in the
+//! span `outbound_call` of its call, although a worker makes it.
 //!
 //! `cargo run --example service_builder_hyper`
 
@@ -14,8 +14,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 use tower_http::trace::TraceLayer;
 use tower_outbound::{
-    ApiTokens, ConcurrencyLimitLayer, EventLayer, Limits, QueueLayer, Rate, RateLimitLayer,
-    RateLimiter,
+    ApiTokens, ConcurrencyLimitLayer, EventLayer, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter,
 };
 use tracing::Level;
 use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
@@ -54,9 +53,7 @@ async fn main() -> Result<(), BoxError> {
 
     let mut calls = Vec::new();
     for _ in 0..9 {
-        let request = Request::post(&url)
-            .extension(ApiTokens(100))
-            .body(Full::from("{}"))?;
+        let request = Request::post(&url).extension(ApiTokens(100)).body(Full::from("{}"))?;
         calls.push(service.ready().await?.call(request));
     }
     let events: Vec<_> = calls.iter().map(|call| call.event().clone()).collect();
@@ -73,9 +70,6 @@ async fn main() -> Result<(), BoxError> {
     }
     println!("left: {:?}", limiter.available());
     // Five at once, and then one every 50 ms.
-    assert!(
-        waits[4] < 40 && waits[5] >= 45 && waits[8] >= 195,
-        "{waits:?}"
-    );
+    assert!(waits[4] < 40 && waits[5] >= 45 && waits[8] >= 195, "{waits:?}");
     Ok(())
 }

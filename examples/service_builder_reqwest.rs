@@ -1,7 +1,7 @@
 //! The layers one by one around reqwest, among Tower's and tower-http's own.
 //!
-//! Watch: every fourth answer is a 503; the call is made again, and each attempt pays its own rate. The key is sent, and is
-//! nowhere in the record.
+//! Watch: every fourth answer is a 503; the call is made again, and each attempt pays its own rate. The key is sent,
+//! and is nowhere in the record.
 //!
 //! `cargo run --example service_builder_reqwest`
 
@@ -12,8 +12,7 @@ use std::{future, time::Duration};
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, retry::Policy};
 use tower_http::set_header::SetRequestHeaderLayer;
 use tower_outbound::{
-    ConcurrencyLimitLayer, EventLayer, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter,
-    event::Events,
+    ConcurrencyLimitLayer, EventLayer, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter, event::Events,
 };
 
 /// Once more after a 503, at most so many times.
@@ -23,15 +22,8 @@ struct Again(u32);
 impl<R> Policy<Request<String>, Response<R>, BoxError> for Again {
     type Future = future::Ready<()>;
 
-    fn retry(
-        &mut self,
-        _: &mut Request<String>,
-        result: &mut Result<Response<R>, BoxError>,
-    ) -> Option<Self::Future> {
-        let again = self.0 > 0
-            && result
-                .as_ref()
-                .is_ok_and(|response| response.status() == 503);
+    fn retry(&mut self, _: &mut Request<String>, result: &mut Result<Response<R>, BoxError>) -> Option<Self::Future> {
+        let again = self.0 > 0 && result.as_ref().is_ok_and(|response| response.status() == 503);
         self.0 = self.0.saturating_sub(1);
         again.then(|| future::ready(()))
     }
@@ -73,13 +65,7 @@ async fn main() -> anyhow::Result<()> {
     let mut calls = Vec::new();
     for _ in 0..8 {
         let request = Request::get(&url).body(String::new())?;
-        calls.push(
-            service
-                .ready()
-                .await
-                .map_err(anyhow::Error::from_boxed)?
-                .call(request),
-        );
+        calls.push(service.ready().await.map_err(anyhow::Error::from_boxed)?.call(request));
     }
     for (number, call) in calls.into_iter().enumerate() {
         let event = call.event().clone();
@@ -94,10 +80,7 @@ async fn main() -> anyhow::Result<()> {
             "call {number}: {status} after {codes:?}, waited {:?}",
             event.time_waiting().unwrap_or_default()
         );
-        anyhow::ensure!(
-            status == 200 && !format!("{event:?}").contains("secret"),
-            "{event:?}"
-        );
+        anyhow::ensure!(status == 200 && !format!("{event:?}").contains("secret"), "{event:?}");
     }
     println!("{:?}", events.totals());
     Ok(())

@@ -1,8 +1,8 @@
 //! At most so many calls in flight.
 //!
-//! [`ConcurrencyLimitLayer`] differs from Tower's in three points: the limit can be changed at run time, it can be watched,
-//! and a service that was made ready but is never called holds no permit, so that it starves nobody. A permit is taken when
-//! the call's future is first polled, and given back when that future is done or dropped.
+//! [`ConcurrencyLimitLayer`] differs from Tower's in three points: the limit can be changed at run time, it can be
+//! watched, and a service that was made ready but is never called holds no permit, so that it starves nobody. A permit
+//! is taken when the call's future is first polled, and given back when that future is done or dropped.
 //!
 //! # Examples
 //!
@@ -219,9 +219,7 @@ where
                 StateProj::Waiting { turn, call } => {
                     // Permits are never closed.
                     *this.permit = ready!(turn.poll_take(cx)).ok();
-                    let (mut inner, req) = call
-                        .take()
-                        .expect("a future is not polled after it was ready");
+                    let (mut inner, req) = call.take().expect("a future is not polled after it was ready");
                     let future = inner.call(req);
                     this.state.set(State::Calling { future });
                 }

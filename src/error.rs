@@ -59,8 +59,8 @@ pub struct Refused<Req> {
 
 /// What went wrong with an [`Executor`](crate::Executor) or one of its calls.
 ///
-/// A call's own failure is passed on: `Display` and [`source`](StdError::source) are those of the client's error, except
-/// that secrets in URLs are redacted in the text.
+/// A call's own failure is passed on: `Display` and [`source`](StdError::source) are those of the client's error,
+/// except that secrets in URLs are redacted in the text.
 pub struct Error {
     inner: BoxError,
 }
@@ -185,11 +185,7 @@ impl StdError for Panicked {}
 
 impl CostExceedsBurst {
     pub(crate) const fn new(budget: &'static str, cost: u64, burst: u64) -> Self {
-        Self {
-            budget,
-            cost,
-            burst,
-        }
+        Self { budget, cost, burst }
     }
 
     /// What the call would have taken.
@@ -213,15 +209,8 @@ impl CostExceedsBurst {
 
 impl fmt::Display for CostExceedsBurst {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            budget,
-            cost,
-            burst,
-        } = self;
-        write!(
-            f,
-            "the call costs {cost} {budget}, more than the burst of {burst}"
-        )
+        let Self { budget, cost, burst } = self;
+        write!(f, "the call costs {cost} {budget}, more than the burst of {burst}")
     }
 }
 
@@ -231,17 +220,11 @@ impl StdError for CostExceedsBurst {}
 
 impl<Req> Refused<Req> {
     pub(crate) const fn full(request: Req) -> Self {
-        Self {
-            request,
-            closed: false,
-        }
+        Self { request, closed: false }
     }
 
     pub(crate) const fn closed(request: Req) -> Self {
-        Self {
-            request,
-            closed: true,
-        }
+        Self { request, closed: true }
     }
 
     /// Whether the queue was closed, rather than full.

@@ -1,9 +1,9 @@
-//! Tower middleware for **outbound** API calls: it queues them, caps how many run at once, paces requests *and* API tokens,
-//! and keeps a record of every call.
+//! Tower middleware for **outbound** API calls: it queues them, caps how many run at once, paces requests *and* API
+//! tokens, and keeps a record of every call.
 //!
-//! Providers of metered APIs, of language models above all, give an account so many requests and so many tokens a minute.
-//! Send too fast, and calls come back as 429s; too slowly, and quota is wasted. This crate sends exactly as fast as
-//! allowed, in order, and loses nothing:
+//! Providers of metered APIs, of language models above all, give an account so many requests and so many tokens a
+//! minute. Send too fast, and calls come back as 429s; too slowly, and quota is wasted. This crate sends exactly as
+//! fast as allowed, in order, and loses nothing:
 //!
 //! ```text
 //!   Executor::submit                  opens the event: PENDING, then QUEUED
@@ -55,14 +55,14 @@
 //! | [`RateLimitLayer`], [`RateLimiter`] | [rates](rate) of requests and tokens, any number at once |
 //! | [`EventLayer`], [`EventHandle`] | the [record](event) of each call |
 //!
-//! Each layer works alone, in any `tower::ServiceBuilder`. Clones of a service share its limits and hold nothing while they
-//! are idle.
+//! Each layer works alone, in any `tower::ServiceBuilder`. Clones of a service share its limits and hold nothing while
+//! they are idle.
 //!
 //! # Order
 //!
-//! The order of the layers is written once, in [`executor::stack`], with the reason for each place. The one that is easily
-//! got wrong: the concurrency limit stands *outside* the rate limit. The budget is taken last, next to the wire; the other
-//! way round, calls that have paid would pile up behind a full limit, and leave as a burst.
+//! The order of the layers is written once, in [`executor::stack`], with the reason for each place. The one that is
+//! easily got wrong: the concurrency limit stands *outside* the rate limit. The budget is taken last, next to the wire;
+//! the other way round, calls that have paid would pile up behind a full limit, and leave as a burst.
 //!
 //! # Features
 //!

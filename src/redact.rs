@@ -73,10 +73,7 @@ fn words(name: &str) -> Vec<String> {
         }
         after_lower = letter.is_lowercase() || letter.is_numeric();
         if letter.is_alphanumeric() {
-            words
-                .last_mut()
-                .expect("never empty")
-                .extend(letter.to_lowercase());
+            words.last_mut().expect("never empty").extend(letter.to_lowercase());
         }
     }
     words
@@ -135,12 +132,8 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
     }
     let mut clean = String::with_capacity(text.len());
     let mut after_scheme_word = false;
-    for piece in text
-        .split_inclusive(|letter: char| letter.is_whitespace() || "\"'<>`()[]{},".contains(letter))
-    {
-        let word = piece.trim_end_matches(|letter: char| {
-            letter.is_whitespace() || "\"'<>`()[]{},".contains(letter)
-        });
+    for piece in text.split_inclusive(|letter: char| letter.is_whitespace() || "\"'<>`()[]{},".contains(letter)) {
+        let word = piece.trim_end_matches(|letter: char| letter.is_whitespace() || "\"'<>`()[]{},".contains(letter));
         let border = &piece[word.len()..];
         if after_scheme_word && !word.is_empty() {
             clean.push_str(REDACTED);
@@ -197,23 +190,15 @@ fn url(word: &str) -> Cow<'_, str> {
             let fragment = fragment
                 .map(|fragment| format!("#{}", query(fragment)))
                 .unwrap_or_default();
-            Cow::Owned(format!(
-                "{start}{before_query}?{}{fragment}",
-                query(parameters)
-            ))
+            Cow::Owned(format!("{start}{before_query}?{}{fragment}", query(parameters)))
         }
-        None if start.len() + before_query.len() < word.len() => {
-            Cow::Owned(format!("{start}{before_query}"))
-        }
+        None if start.len() + before_query.len() < word.len() => Cow::Owned(format!("{start}{before_query}")),
         None => Cow::Borrowed(word),
     }
 }
 
 fn query(query: &str) -> Cow<'_, str> {
-    let is_hidden = |pair: &str| {
-        pair.split_once('=')
-            .is_some_and(|(name, _)| is_secret_parameter(name))
-    };
+    let is_hidden = |pair: &str| pair.split_once('=').is_some_and(|(name, _)| is_secret_parameter(name));
     if !query.split(['&', ';']).any(is_hidden) {
         return Cow::Borrowed(query);
     }
@@ -234,9 +219,7 @@ fn query(query: &str) -> Cow<'_, str> {
 }
 
 fn without_user_info(authority: &str) -> &str {
-    authority
-        .rsplit_once('@')
-        .map_or(authority, |(_, host)| host)
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
 }
 
 /// Only for names: `api%5Fkey` is `api_key`.
@@ -247,9 +230,7 @@ fn percent_decoded(name: &str) -> Cow<'_, str> {
     let mut bytes = Vec::with_capacity(name.len());
     let mut rest = name.as_bytes();
     while let [first, tail @ ..] = rest {
-        let digits = tail
-            .get(..2)
-            .and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = tail.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
         match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
             Some(byte) if *first == b'%' => {
                 bytes.push(byte);
@@ -320,10 +301,7 @@ mod tests {
             ),
             ("http://h/a?key=s3", "http://h/a?key=[redacted]"),
             ("http://h/a?api%5Fkey=s3", "http://h/a?api%5Fkey=[redacted]"),
-            (
-                "http://h/?max_tokens=3&sig=s3",
-                "http://h/?max_tokens=3&sig=[redacted]",
-            ),
+            ("http://h/?max_tokens=3&sig=s3", "http://h/?max_tokens=3&sig=[redacted]"),
             ("/relative?token=s3", "/relative?token=[redacted]"),
             ("http://h/plain?x=1", "http://h/plain?x=1"),
         ] {
@@ -360,10 +338,7 @@ mod tests {
         let mut map = HeaderMap::new();
         map.insert("authorization", HeaderValue::from_static("Bearer s3"));
         map.insert("x-mine", HeaderValue::from_static("s3"));
-        map.insert(
-            "location",
-            HeaderValue::from_static("https://u:p@h/?sig=s3"),
-        );
+        map.insert("location", HeaderValue::from_static("https://u:p@h/?sig=s3"));
         map.insert("accept", HeaderValue::from_static("*/*"));
         map.append("x-odd", HeaderValue::from_bytes(b"\xff").unwrap());
         let mut marked = HeaderValue::from_static("s3");

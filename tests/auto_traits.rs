@@ -3,9 +3,8 @@
 use http::{Request, Response};
 use tower::{Service, service_fn};
 use tower_outbound::{
-    Call, CallHandle, Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer, EventHandle,
-    EventLayer, Executor, NetworkRequestEvent, Queue, QueueLayer, RateLimit, RateLimitLayer,
-    RateLimiter,
+    Call, CallHandle, Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer, EventHandle, EventLayer, Executor,
+    NetworkRequestEvent, Queue, QueueLayer, RateLimit, RateLimitLayer, RateLimiter,
     error::{Closed, CostExceedsBurst, Error, InvalidConfig, Panicked},
     event::{Event, Events, Subscription},
     executor::{Closure, Monitor},
@@ -71,18 +70,14 @@ struct Api {
 
 #[tokio::test]
 async fn an_executor_fits_into_a_struct_and_a_spawned_task() {
-    let client = service_fn(async |req: Request<String>| {
-        Ok::<_, std::io::Error>(Response::new(req.into_body()))
-    });
+    let client = service_fn(async |req: Request<String>| Ok::<_, std::io::Error>(Response::new(req.into_body())));
     let api = Api {
         executor: Executor::builder().build(client).unwrap(),
     };
     api.executor.start().unwrap();
     let mut service = api.executor.clone();
     let answer = tokio::spawn(async move {
-        std::future::poll_fn(|cx| service.poll_ready(cx))
-            .await
-            .unwrap();
+        std::future::poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
         service
             .call(Request::new("hello".to_owned()))
             .await

@@ -80,8 +80,7 @@ async fn a_permit_is_free_when_the_call_is_done_failed_dropped_or_panicked() {
     drop(dropped);
     assert_eq!(limit.in_flight(), 0);
 
-    let panics =
-        tower::service_fn(|()| async { panic!("at the disco") as Result<(), std::io::Error> });
+    let panics = tower::service_fn(|()| async { panic!("at the disco") as Result<(), std::io::Error> });
     let mut panics = ConcurrencyLimitLayer::with_limit(limit.clone()).layer(panics);
     let call = tokio::spawn(async move { panics.ready().await.unwrap().call(()).await });
     assert!(call.await.unwrap_err().is_panic());
@@ -160,9 +159,7 @@ async fn a_call_that_finds_no_permit_left_waits_for_one_in_order() {
         .zip(["a", "b", "c"])
         .map(|(s, name)| task::spawn(s.call(name)))
         .collect();
-    calls
-        .iter_mut()
-        .for_each(|call| assert_pending!(call.poll()));
+    calls.iter_mut().for_each(|call| assert_pending!(call.poll()));
     for name in ["a", "b", "c"] {
         assert_request_eq!(handle, name).send_response("");
         let mut first = calls.remove(0);
@@ -225,10 +222,7 @@ async fn the_service_that_was_ready_is_the_one_that_is_called() {
         type Response = ();
         type Error = std::convert::Infallible;
         type Future = std::future::Ready<Result<(), Self::Error>>;
-        fn poll_ready(
-            &mut self,
-            _: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<Result<(), Self::Error>> {
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
             self.0 = true;
             std::task::Poll::Ready(Ok(()))
         }
@@ -237,9 +231,7 @@ async fn the_service_that_was_ready_is_the_one_that_is_called() {
             std::future::ready(Ok(()))
         }
     }
-    let mut service = ConcurrencyLimitLayer::new(1)
-        .unwrap()
-        .layer(Once::default());
+    let mut service = ConcurrencyLimitLayer::new(1).unwrap().layer(Once::default());
     for _ in 0..3 {
         service.ready().await.unwrap().call(()).await.unwrap();
     }

@@ -8,12 +8,9 @@ use support::{ms, pass, settle};
 use tokio::time::sleep;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, retry::Policy, service_fn};
 use tower_outbound::{
-    ApiTokens, EventLayer, Limits, NetworkRequestEvent, QueueLayer, Rate, RateLimitLayer,
-    RateLimiter, RequestId, RequestStatus,
-    event::{
-        self, Describe, Events, Http, Metadata, Nothing, Payload, RequestDetails, ResponseDetails,
-        Value,
-    },
+    ApiTokens, EventLayer, Limits, NetworkRequestEvent, QueueLayer, Rate, RateLimitLayer, RateLimiter, RequestId,
+    RequestStatus,
+    event::{self, Describe, Events, Http, Metadata, Nothing, Payload, RequestDetails, ResponseDetails, Value},
 };
 
 fn get(url: &str) -> Request<()> {
@@ -27,26 +24,14 @@ async fn only(events: &mut event::Subscription) -> NetworkRequestEvent {
 
 #[tokio::test(start_paused = true)]
 async fn each_of_the_three_alone_around_a_client_is_a_complete_recorder() {
-    for layer in [
-        EventLayer::queued(),
-        EventLayer::processing(),
-        EventLayer::calling(),
-    ] {
+    for layer in [EventLayer::queued(), EventLayer::processing(), EventLayer::calling()] {
         let events = Events::new();
         let mut updates = events.subscribe();
         let client = service_fn(async |_: Request<()>| {
             sleep(ms(70)).await;
-            Ok::<_, BoxError>(
-                Response::builder()
-                    .status(201)
-                    .header("x-a", "b")
-                    .body(())
-                    .unwrap(),
-            )
+            Ok::<_, BoxError>(Response::builder().status(201).header("x-a", "b").body(()).unwrap())
         });
-        let mut service = ServiceBuilder::new()
-            .layer(layer.report_to(&events))
-            .service(client);
+        let mut service = ServiceBuilder::new().layer(layer.report_to(&events)).service(client);
         let request = Request::post("http://localhost:8080/path?page=2")
             .header("accept", "*/*")
             .body(())
@@ -56,17 +41,11 @@ async fn each_of_the_three_alone_around_a_client_is_a_complete_recorder() {
         let event = only(&mut updates).await;
         assert_eq!(event.status, RequestStatus::Completed);
         assert_eq!(event.method.as_deref(), Some("POST"));
-        assert_eq!(
-            event.endpoint_url.as_deref(),
-            Some("http://localhost:8080/path?page=2")
-        );
+        assert_eq!(event.endpoint_url.as_deref(), Some("http://localhost:8080/path?page=2"));
         assert_eq!(event.headers["accept"], "*/*");
         assert_eq!(event.response_status_code, Some(201));
         assert_eq!(event.response_headers["x-a"], "b");
-        assert_eq!(
-            (event.payload.clone(), event.response_body.clone()),
-            (None, None)
-        );
+        assert_eq!((event.payload.clone(), event.response_body.clone()), (None, None));
         assert_eq!(event.time_total(), Some(ms(70)));
         assert_eq!(event.error_type, None);
         assert_eq!((events.totals().opened, events.totals().completed), (1, 1));
@@ -113,9 +92,7 @@ impl Error for Outer {
 async fn an_error_leaves_its_type_message_and_chain_of_sources() {
     let events = Events::new();
     let mut updates = events.subscribe();
-    let client = service_fn(async |_: Request<()>| {
-        Err::<Response<()>, _>(Outer(std::io::Error::other("refused")))
-    });
+    let client = service_fn(async |_: Request<()>| Err::<Response<()>, _>(Outer(std::io::Error::other("refused"))));
     // The outer layer sees a box, the inner one the error itself.
     let service = ServiceBuilder::new()
         .layer(EventLayer::queued().report_to(&events))
@@ -198,8 +175,7 @@ async fn durations_are_told_apart_and_exact() {
     let (first_event, second_event) = (first.event().clone(), second.event().clone());
     first.await.unwrap();
     second.await.unwrap();
-    for (event, in_queue, waiting) in [(first_event, ms(0), ms(20)), (second_event, ms(50), ms(0))]
-    {
+    for (event, in_queue, waiting) in [(first_event, ms(0), ms(20)), (second_event, ms(50), ms(0))] {
         let event = event.finished().await;
         assert_eq!(event.time_pending(), Some(ms(0)));
         assert_eq!(event.time_in_queue(), Some(in_queue));
@@ -207,11 +183,7 @@ async fn durations_are_told_apart_and_exact() {
         assert_eq!(event.time_calling(), Some(ms(30)));
         assert_eq!(event.time_total(), Some(in_queue + waiting + ms(30)));
         assert_eq!(
-            event
-                .completed_at
-                .unwrap()
-                .duration_since(event.created_at)
-                .ok(),
+            event.completed_at.unwrap().duration_since(event.created_at).ok(),
             event.time_total()
         );
     }
@@ -227,10 +199,7 @@ async fn the_outcome_is_there_even_if_the_caller_never_polls() {
         .layer(EventLayer::processing())
         .service(client);
     let call = service.ready().await.unwrap().call(get("http://h/"));
-    assert_eq!(
-        call.event().finished().await.status,
-        RequestStatus::Completed
-    );
+    assert_eq!(call.event().finished().await.status, RequestStatus::Completed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -283,17 +252,11 @@ async fn a_detached_call_keeps_its_event() {
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_ends_the_event_as_failed_with_and_without_a_queue() {
-    let panics = || {
-        service_fn(async |_: Request<()>| -> Result<Response<()>, BoxError> {
-            panic!("at the disco")
-        })
-    };
+    let panics = || service_fn(async |_: Request<()>| -> Result<Response<()>, BoxError> { panic!("at the disco") });
     let events = Events::new();
     let mut updates = events.subscribe();
     let alone = EventLayer::calling().report_to(&events).layer(panics());
-    tokio::spawn(alone.oneshot(get("http://h/")))
-        .await
-        .unwrap_err();
+    tokio::spawn(alone.oneshot(get("http://h/"))).await.unwrap_err();
     let event = only(&mut updates).await;
     assert_eq!(
         (event.status, event.error_type.as_deref()),
@@ -312,10 +275,7 @@ async fn a_panic_ends_the_event_as_failed_with_and_without_a_queue() {
         (event.status, event.error_type.as_deref()),
         (RequestStatus::Failed, Some("Panicked"))
     );
-    assert_eq!(
-        event.error_message.as_deref(),
-        Some("the call panicked: at the disco")
-    );
+    assert_eq!(event.error_message.as_deref(), Some("the call panicked: at the disco"));
     call.await.unwrap_err();
 }
 
@@ -325,11 +285,7 @@ struct Twice(u8);
 impl Policy<Request<()>, Response<()>, BoxError> for Twice {
     type Future = std::future::Ready<()>;
 
-    fn retry(
-        &mut self,
-        _: &mut Request<()>,
-        result: &mut Result<Response<()>, BoxError>,
-    ) -> Option<Self::Future> {
+    fn retry(&mut self, _: &mut Request<()>, result: &mut Result<Response<()>, BoxError>) -> Option<Self::Future> {
         let again = self.0 > 0
             && result
                 .as_ref()
@@ -384,12 +340,8 @@ async fn a_call_made_from_inside_a_call_is_a_call_of_its_own() {
             .layer(EventLayer::processing().report_to(&events))
             .layer(EventLayer::calling().report_to(&events))
     };
-    let inner = layer().service(service_fn(async |_: Request<()>| {
-        Ok::<_, BoxError>(Response::new(()))
-    }));
-    let outer = layer().service(service_fn(move |request: Request<()>| {
-        inner.clone().oneshot(request)
-    }));
+    let inner = layer().service(service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(()))));
+    let outer = layer().service(service_fn(move |request: Request<()>| inner.clone().oneshot(request)));
     outer.oneshot(get("http://h/")).await.unwrap();
     assert_eq!((events.totals().opened, events.totals().completed), (2, 2));
 }
@@ -399,15 +351,9 @@ async fn a_classifier_may_make_a_response_a_failure() {
     let events = Events::new();
     let mut updates = events.subscribe();
     let client = service_fn(async |_: Request<()>| {
-        Ok::<_, BoxError>(
-            Response::builder()
-                .status(StatusCode::BAD_GATEWAY)
-                .body(())
-                .unwrap(),
-        )
+        Ok::<_, BoxError>(Response::builder().status(StatusCode::BAD_GATEWAY).body(()).unwrap())
     });
-    let layer =
-        EventLayer::calling().describe(Http::default().fail_on(|status| status.is_server_error()));
+    let layer = EventLayer::calling().describe(Http::default().fail_on(|status| status.is_server_error()));
     layer
         .report_to(&events)
         .layer(client)
@@ -435,8 +381,7 @@ async fn requests_of_any_type_can_be_recorded() {
     }
     let events = Events::new();
     let mut updates = events.subscribe();
-    let count =
-        || service_fn(async |words: &'static str| Ok::<_, BoxError>(words.split(' ').count()));
+    let count = || service_fn(async |words: &'static str| Ok::<_, BoxError>(words.split(' ').count()));
     EventLayer::queued()
         .describe(Words)
         .report_to(&events)
@@ -449,10 +394,7 @@ async fn requests_of_any_type_can_be_recorded() {
         (event.payload, event.response_body),
         (Some(Value::from("a b c")), Some(Value::from(3)))
     );
-    assert_eq!(
-        (event.request_id.to_string().as_str(), event.api_tokens),
-        ("words", 3)
-    );
+    assert_eq!((event.request_id.to_string().as_str(), event.api_tokens), ("words", 3));
     EventLayer::queued()
         .describe(Nothing)
         .layer(count())
@@ -466,9 +408,7 @@ async fn the_current_event_can_be_logged_to_and_carried_over() {
     let events = Events::new();
     let mut updates = events.subscribe();
     let client = service_fn(async |_: Request<()>| {
-        event::current()
-            .unwrap()
-            .log("in the call, to https://u:p@h/");
+        event::current().unwrap().log("in the call, to https://u:p@h/");
         let carried = event::current().unwrap();
         tokio::spawn(carried.instrument(async {
             sleep(ms(1)).await;

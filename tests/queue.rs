@@ -50,10 +50,8 @@ impl Door {
 
     fn service(
         &self,
-    ) -> impl Service<&'static str, Response = &'static str, Error = BoxError, Future: Send>
-    + Clone
-    + Send
-    + use<> {
+    ) -> impl Service<&'static str, Response = &'static str, Error = BoxError, Future: Send> + Clone + Send + use<>
+    {
         let door = self.clone();
         Scripted {
             ready: move |cx: &mut Context<'_>| {
@@ -80,11 +78,7 @@ async fn calls_begin_in_the_order_in_which_they_came_with_any_number_of_workers(
                 Ok::<_, BoxError>(number)
             }
         });
-        let mut queue = QueueLayer::new(1_000)
-            .unwrap()
-            .workers(workers)
-            .unwrap()
-            .layer(service);
+        let mut queue = QueueLayer::new(1_000).unwrap().workers(workers).unwrap().layer(service);
         let mut calls = Vec::new();
         for number in 0..200 {
             calls.push(queue.ready().await.unwrap().call(number));
@@ -151,10 +145,7 @@ async fn the_queue_never_holds_more_than_it_has_places() {
     for clone in &mut clones {
         clone.ready().await.unwrap();
     }
-    let mut calls: Vec<_> = clones
-        .iter_mut()
-        .map(|clone| task::spawn(clone.call("call")))
-        .collect();
+    let mut calls: Vec<_> = clones.iter_mut().map(|clone| task::spawn(clone.call("call"))).collect();
     for call in &mut calls {
         assert_pending!(call.poll());
     }
@@ -200,10 +191,7 @@ async fn a_response_future_that_nobody_polls_stalls_nobody() {
     for call in calls {
         call.await.unwrap();
     }
-    assert_eq!(
-        arrivals.names(),
-        ["held", "call", "call", "call", "call", "call"]
-    );
+    assert_eq!(arrivals.names(), ["held", "call", "call", "call", "call", "call"]);
     // It was driven all the same.
     let start = Instant::now();
     held.await.unwrap();
@@ -344,11 +332,7 @@ async fn a_panic_in_readiness_call_or_future_fails_that_call_and_no_other() {
             assert_ne!(req, "call", "the call fell over");
             Box::pin(async move {
                 sleep(ms(1)).await;
-                assert_ne!(
-                    req, "future",
-                    "the future fell over: {}",
-                    "https://u:p@h/?key=s"
-                );
+                assert_ne!(req, "future", "the future fell over: {}", "https://u:p@h/?key=s");
                 Ok(req)
             })
         }
@@ -368,16 +352,12 @@ async fn a_panic_in_readiness_call_or_future_fails_that_call_and_no_other() {
             results.push(call.await);
         }
         assert_eq!(results[0].as_ref().unwrap(), &"fine");
-        for (result, message) in results[1..4].iter().zip([
-            "readiness fell over",
-            "the call fell over",
-            "the future fell over",
-        ]) {
-            let panicked = result
-                .as_ref()
-                .unwrap_err()
-                .downcast_ref::<Panicked>()
-                .unwrap();
+        for (result, message) in
+            results[1..4]
+                .iter()
+                .zip(["readiness fell over", "the call fell over", "the future fell over"])
+        {
+            let panicked = result.as_ref().unwrap_err().downcast_ref::<Panicked>().unwrap();
             assert!(panicked.message().contains(message), "{panicked}");
             assert!(!panicked.message().contains("key=s"));
         }
@@ -415,16 +395,7 @@ async fn a_panic_when_a_future_or_a_response_is_dropped_hurts_no_other_call() {
     drop(call);
     queue.ready().await.unwrap().call(Kind::Response).detach();
     settle().await;
-    assert!(
-        queue
-            .ready()
-            .await
-            .unwrap()
-            .call(Kind::Fine)
-            .await
-            .unwrap()
-            .is_none()
-    );
+    assert!(queue.ready().await.unwrap().call(Kind::Fine).await.unwrap().is_none());
     assert_eq!(queue.in_flight(), 0);
 }
 
@@ -437,14 +408,7 @@ async fn close_takes_no_more_and_finishes_everything_accepted() {
     }
     queue.close();
     assert!(queue.is_closed());
-    assert!(
-        queue
-            .clone()
-            .oneshot(request("late"))
-            .await
-            .unwrap_err()
-            .is::<Closed>()
-    );
+    assert!(queue.clone().oneshot(request("late")).await.unwrap_err().is::<Closed>());
     queue.ended().await;
     assert_eq!(arrivals.times().len(), 100);
     assert_eq!((queue.depth(), queue.in_flight()), (0, 0));
@@ -462,42 +426,23 @@ async fn close_tells_those_who_wait_for_a_place() {
     assert_pending!(calling.poll());
     queue.close();
     assert!(ready.is_woken() && calling.is_woken());
-    assert!(
-        ready
-            .poll()
-            .map(|ready| ready.is_err_and(|error| error.is::<Closed>()))
-            == Poll::Ready(true)
-    );
+    assert!(ready.poll().map(|ready| ready.is_err_and(|error| error.is::<Closed>())) == Poll::Ready(true));
     assert!(assert_ready_err!(calling.poll()).is::<Closed>());
 }
 
 #[tokio::test(start_paused = true)]
 async fn abort_cancels_everything_and_tells_every_waiter() {
     let (client, _) = client(ms(1_000));
-    let limited = tower_outbound::ConcurrencyLimitLayer::new(2)
-        .unwrap()
-        .layer(client);
-    let mut queue = QueueLayer::new(10)
-        .unwrap()
-        .workers(2)
-        .unwrap()
-        .layer(limited);
-    let calls: Vec<_> = (0..6)
-        .map(|_| queue.try_call(request("call")).unwrap())
-        .collect();
+    let limited = tower_outbound::ConcurrencyLimitLayer::new(2).unwrap().layer(client);
+    let mut queue = QueueLayer::new(10).unwrap().workers(2).unwrap().layer(limited);
+    let calls: Vec<_> = (0..6).map(|_| queue.try_call(request("call")).unwrap()).collect();
     settle().await;
     assert_eq!((queue.in_flight(), queue.depth()), (2, 4));
     queue.abort();
     queue.ended().await;
     assert_eq!((queue.in_flight(), queue.depth()), (0, 0));
     for call in calls {
-        assert!(
-            timeout(ms(1), call)
-                .await
-                .unwrap()
-                .unwrap_err()
-                .is::<Cancelled>()
-        );
+        assert!(timeout(ms(1), call).await.unwrap().unwrap_err().is::<Cancelled>());
     }
 }
 
@@ -523,11 +468,8 @@ fn a_runtime_that_ends_cancels_what_is_left_and_tells_every_waiter() {
     };
     let first = build();
     let (queued, running, queue) = first.block_on(async {
-        let service =
-            service_fn(async |_: ()| std::future::pending::<Result<(), BoxError>>().await);
-        let limited = tower_outbound::ConcurrencyLimitLayer::new(1)
-            .unwrap()
-            .layer(service);
+        let service = service_fn(async |_: ()| std::future::pending::<Result<(), BoxError>>().await);
+        let limited = tower_outbound::ConcurrencyLimitLayer::new(1).unwrap().layer(service);
         let mut queue = QueueLayer::new(10).unwrap().layer(limited);
         let running = queue.try_call(()).unwrap();
         settle().await;
@@ -581,16 +523,9 @@ async fn the_wire_sees_a_call_only_when_it_is_ready() {
 
 #[test]
 fn a_capacity_or_a_number_of_workers_of_zero_is_refused_by_name() {
+    assert_eq!(QueueLayer::<()>::new(0).unwrap_err().field(), "queue_capacity");
     assert_eq!(
-        QueueLayer::<()>::new(0).unwrap_err().field(),
-        "queue_capacity"
-    );
-    assert_eq!(
-        QueueLayer::<()>::new(1)
-            .unwrap()
-            .workers(0)
-            .unwrap_err()
-            .field(),
+        QueueLayer::<()>::new(1).unwrap().workers(0).unwrap_err().field(),
         "workers"
     );
 }

@@ -7,9 +7,7 @@ use support::{client, ms, pass, request};
 use tokio::time::Instant;
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt};
-use tower_outbound::{
-    ApiTokens, Cost, Limits, Rate, RateLimitLayer, RateLimiter, error::CostExceedsBurst,
-};
+use tower_outbound::{ApiTokens, Cost, Limits, Rate, RateLimitLayer, RateLimiter, error::CostExceedsBurst};
 use tower_test::mock;
 
 fn limiter(limits: Limits) -> RateLimiter {
@@ -39,18 +37,12 @@ async fn tokens_come_from_a_function_or_the_extension_or_there_are_none() {
     let service = RateLimitLayer::new(limiter.clone()).layer(client.clone());
     service.clone().oneshot(request("none")).await.unwrap();
     assert_eq!(left(), 100);
-    let with_tokens = || {
-        Request::get("/")
-            .extension(ApiTokens(30))
-            .body("30")
-            .unwrap()
-    };
+    let with_tokens = || Request::get("/").extension(ApiTokens(30)).body("30").unwrap();
     service.oneshot(with_tokens()).await.unwrap();
     assert_eq!(left(), 70);
 
     // A function comes first.
-    let service = RateLimitLayer::with_cost(limiter.clone(), |_: &Request<&str>| Cost::tokens(5))
-        .layer(client);
+    let service = RateLimitLayer::with_cost(limiter.clone(), |_: &Request<&str>| Cost::tokens(5)).layer(client);
     service.oneshot(with_tokens()).await.unwrap();
     assert_eq!(left(), 65);
 }
@@ -83,10 +75,7 @@ async fn a_dropped_call_has_taken_nothing_from_either_bucket() {
             .tokens(Rate::per_second(10).burst(100).initial(50)),
     );
     let mut service = RateLimitLayer::new(limiter.clone()).layer(client);
-    let heavy = Request::get("/")
-        .extension(ApiTokens(100))
-        .body("heavy")
-        .unwrap();
+    let heavy = Request::get("/").extension(ApiTokens(100)).body("heavy").unwrap();
     let mut call = task::spawn(service.ready().await.unwrap().call(heavy));
     assert_pending!(call.poll());
     pass(ms(1_000)).await;
@@ -101,10 +90,7 @@ async fn a_cost_above_the_burst_answers_at_once() {
     let (client, _) = client(ms(0));
     let limiter = limiter(Limits::new().tokens(Rate::per_second(10)));
     let mut service = RateLimitLayer::new(limiter).layer(client);
-    let heavy = Request::get("/")
-        .extension(ApiTokens(11))
-        .body("heavy")
-        .unwrap();
+    let heavy = Request::get("/").extension(ApiTokens(11)).body("heavy").unwrap();
     let error = assert_ready_err!(task::spawn(service.ready().await.unwrap().call(heavy)).poll());
     assert!(error.is::<CostExceedsBurst>());
 }
@@ -116,22 +102,14 @@ async fn a_held_but_never_polled_call_delays_nobody() {
     let mut service = RateLimitLayer::new(limiter).layer(client);
     let start = Instant::now();
     let _never = service.ready().await.unwrap().call(request("never"));
-    service
-        .ready()
-        .await
-        .unwrap()
-        .call(request("call"))
-        .await
-        .unwrap();
+    service.ready().await.unwrap().call(request("call")).await.unwrap();
     assert_eq!(start.elapsed(), ms(0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_limiter_can_stand_over_several_services() {
     let (client, arrivals) = client(ms(0));
-    let layer = RateLimitLayer::new(limiter(
-        Limits::new().requests(Rate::per_second(10).burst(1)),
-    ));
+    let layer = RateLimitLayer::new(limiter(Limits::new().requests(Rate::per_second(10).burst(1))));
     let (a, b) = (layer.layer(client.clone()), layer.layer(client));
     let (a, b) = tokio::join!(a.oneshot(request("a")), b.oneshot(request("b")));
     a.unwrap();

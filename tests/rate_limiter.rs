@@ -100,8 +100,7 @@ async fn no_window_sees_more_than_burst_and_rate_and_the_rate_is_reached() {
         let admitted = greedy(&limiter, 64, run, |_| ONE).await;
         let counted: Vec<_> = admitted.iter().map(|(at, _)| (*at, 1)).collect();
 
-        let achieved =
-            admitted.len() as f64 / (burst as f64 + per_second as f64 * run.as_secs_f64());
+        let achieved = admitted.len() as f64 / (burst as f64 + per_second as f64 * run.as_secs_f64());
         assert!(
             achieved > 0.995,
             "{per_second}/s, burst {burst}: reached {achieved:.4} of the rate"
@@ -122,10 +121,7 @@ async fn a_few_callers_in_a_loop_reach_a_rate_finer_than_the_timer() {
         let run = Duration::from_secs(1);
         let admitted = greedy(&limiter, callers, run, |_| ONE).await;
         let achieved = admitted.len() as f64 / 20_000.0;
-        assert!(
-            achieved > 0.995,
-            "{callers} callers reached {achieved:.4} of the rate"
-        );
+        assert!(achieved > 0.995, "{callers} callers reached {achieved:.4} of the rate");
         let counted: Vec<_> = admitted.iter().map(|(at, _)| (*at, 1)).collect();
         assert!(empirical_burst(&counted, 20_000.0) <= 1.0 + 1.0 + 20_000.0 * 0.002);
     }
@@ -144,10 +140,7 @@ async fn both_budgets_hold_at_once_whichever_binds() {
         let run = Duration::from_secs(20);
         let admitted = greedy(&limiter, 16, run, |_| Cost::tokens(cost)).await;
         let requests: Vec<_> = admitted.iter().map(|(at, _)| (*at, 1)).collect();
-        let spent: Vec<_> = admitted
-            .iter()
-            .map(|(at, cost)| (*at, cost.tokens))
-            .collect();
+        let spent: Vec<_> = admitted.iter().map(|(at, cost)| (*at, cost.tokens)).collect();
         assert!(empirical_burst(&requests, 100.0) <= 5.0 + 1.0 + 0.2);
         assert!(empirical_burst(&spent, 1_000.0) <= 1_000.0 + cost as f64 + 2.0);
         let calls = admitted.len() as f64;
@@ -250,9 +243,7 @@ async fn a_heavy_call_is_served_in_its_turn_among_endless_light_ones() {
             limiter.acquire(Cost::tokens(1)).await.unwrap();
         }
     };
-    let before: Vec<_> = (0..4)
-        .map(|_| tokio::spawn(light(limiter.clone())))
-        .collect();
+    let before: Vec<_> = (0..4).map(|_| tokio::spawn(light(limiter.clone()))).collect();
     settle().await;
     // Four light ones are before it: 0.4 s, then 2 s for its own 20 tokens.
     limiter.acquire(Cost::tokens(20)).await.unwrap();
@@ -342,22 +333,13 @@ async fn a_cost_above_the_burst_is_refused_at_once_and_takes_nothing() {
     assert_pending!(waiting.poll());
     // Also when others are in line.
     let error = assert_ready_err!(task::spawn(limiter.acquire(Cost::tokens(51))).poll());
-    assert_eq!(
-        (error.budget(), error.cost(), error.burst()),
-        ("tokens", 51, 50)
-    );
-    assert_eq!(
-        error.to_string(),
-        "the call costs 51 tokens, more than the burst of 50"
-    );
+    assert_eq!((error.budget(), error.cost(), error.burst()), ("tokens", 51, 50));
+    assert_eq!(error.to_string(), "the call costs 51 tokens, more than the burst of 50");
     assert!(matches!(
         limiter.try_acquire(Cost::tokens(u64::MAX)),
         Err(TryAcquireError::CostExceedsBurst(_))
     ));
-    let many = Cost {
-        requests: 2,
-        tokens: 0,
-    };
+    let many = Cost { requests: 2, tokens: 0 };
     assert_eq!(limiter.check(many).unwrap_err().budget(), "requests");
 }
 
@@ -365,10 +347,7 @@ async fn a_cost_above_the_burst_is_refused_at_once_and_takes_nothing() {
 async fn a_refusal_says_when_to_come_back() {
     let limiter = requests(Rate::per_second(10).burst(1));
     limiter.try_acquire(ONE).unwrap();
-    assert_eq!(
-        limiter.try_acquire(ONE),
-        Err(TryAcquireError::NotYet(ms(100)))
-    );
+    assert_eq!(limiter.try_acquire(ONE), Err(TryAcquireError::NotYet(ms(100))));
     pass(ms(30)).await;
     let later = limiter.try_acquire(ONE).unwrap_err();
     assert_eq!(later.retry_after(), Some(ms(70)));
@@ -376,10 +355,7 @@ async fn a_refusal_says_when_to_come_back() {
     // Those in line are counted, and not overtaken.
     let mut waiting = task::spawn(limiter.acquire(ONE));
     assert_pending!(waiting.poll());
-    assert_eq!(
-        limiter.try_acquire(ONE),
-        Err(TryAcquireError::NotYet(ms(170)))
-    );
+    assert_eq!(limiter.try_acquire(ONE), Err(TryAcquireError::NotYet(ms(170))));
     pass(ms(70)).await;
     assert!(limiter.try_acquire(ONE).is_err());
     assert_ready_ok!(waiting.poll());
@@ -445,13 +421,7 @@ async fn new_limits_refuse_at_once_who_could_wait_forever() {
 #[tokio::test(start_paused = true)]
 async fn new_limits_keep_what_is_in_the_buckets() {
     let limiter = requests(Rate::per_second(10).burst(10));
-    limiter
-        .acquire(Cost {
-            requests: 6,
-            tokens: 0,
-        })
-        .await
-        .unwrap();
+    limiter.acquire(Cost { requests: 6, tokens: 0 }).await.unwrap();
     limiter
         .set_limits(Limits::new().requests(Rate::per_minute(7).burst(100)))
         .unwrap();
@@ -522,10 +492,7 @@ async fn a_credit_gives_nothing_back_that_a_full_bucket_would_have_spilled() {
     // Had the true cost of 0 been known, the bucket would have been full all the time.
     sleep(ms(10_000)).await;
     limiter.acquire(Cost::tokens(10)).await.unwrap();
-    estimate.settle(Cost {
-        requests: 1,
-        tokens: 0,
-    });
+    estimate.settle(Cost { requests: 1, tokens: 0 });
     assert_eq!(limiter.available().tokens, Some(0));
 }
 
@@ -538,10 +505,8 @@ async fn an_estimate_that_is_dropped_stands() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_year_at_an_odd_rate_the_count_is_exact() {
-    let limiter = RateLimiter::new(
-        Limits::new().requests(Rate::new(7, ms(13_003)).burst(100_000_000).initial(0)),
-    )
-    .unwrap();
+    let limiter =
+        RateLimiter::new(Limits::new().requests(Rate::new(7, ms(13_003)).burst(100_000_000).initial(0))).unwrap();
     let year = Duration::from_secs(365 * 86_400);
     for _ in 0..1_000 {
         advance(year / 1_000).await;
@@ -572,19 +537,14 @@ async fn a_runtime_that_stood_still_does_not_come_back_as_a_burst() {
     advance(ms(200)).await;
     settle().await;
     let burst = *admitted.lock().unwrap();
-    assert!(
-        (5..=6).contains(&burst),
-        "{burst} went at once; 5 ms are made up for"
-    );
+    assert!((5..=6).contains(&burst), "{burst} went at once; 5 ms are made up for");
 }
 
 #[tokio::test(start_paused = true)]
 async fn waiting_wakes_nobody_before_its_turn() {
     let limiter = requests(Rate::per_second(1).burst(1));
     limiter.acquire(ONE).await.unwrap();
-    let mut waiters: Vec<_> = (0..100)
-        .map(|_| task::spawn(limiter.acquire(ONE)))
-        .collect();
+    let mut waiters: Vec<_> = (0..100).map(|_| task::spawn(limiter.acquire(ONE))).collect();
     for waiter in &mut waiters {
         assert_pending!(waiter.poll());
     }
@@ -622,8 +582,7 @@ async fn rates_that_make_no_sense_are_refused_by_name_when_built() {
     ] {
         let error = RateLimiter::new(Limits::new().requests(rate)).unwrap_err();
         assert_eq!(error.field(), format!("requests.{field}"), "{rate:?}");
-        let error = RateLimiter::new(Limits::new().requests(Rate::new(1, second)).tokens(rate))
-            .unwrap_err();
+        let error = RateLimiter::new(Limits::new().requests(Rate::new(1, second)).tokens(rate)).unwrap_err();
         assert_eq!(error.field(), format!("tokens.{field}"), "{rate:?}");
     }
 }
@@ -644,17 +603,12 @@ async fn the_largest_and_the_smallest_numbers_do_not_overflow() {
         advance(Duration::from_secs(1_000_000)).await;
         assert!(limiter.available().tokens.unwrap() <= available);
         let _ = limiter.try_acquire(Cost::tokens(available));
-        limiter
-            .set_limits(Limits::new().tokens(Rate::per_second(3)))
-            .unwrap();
+        limiter.set_limits(Limits::new().tokens(Rate::per_second(3))).unwrap();
         assert!(limiter.available().tokens.unwrap() <= 3);
     }
     let limiter = requests(Rate::new(1, century));
     limiter.acquire(ONE).await.unwrap();
-    assert_eq!(
-        limiter.try_acquire(ONE).unwrap_err().retry_after(),
-        Some(century)
-    );
+    assert_eq!(limiter.try_acquire(ONE).unwrap_err().retry_after(), Some(century));
     limiter.pause_for(Duration::MAX);
     assert!(limiter.try_acquire(ONE).is_err());
 }

@@ -57,9 +57,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Everything {
 
     fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
         let mut text = self.0.lock().unwrap();
-        let inside = context
-            .event_span(event)
-            .map_or("nothing", |span| span.name());
+        let inside = context.event_span(event).map_or("nothing", |span| span.name());
         write!(text, "\nin {inside}:").unwrap();
         event.record(&mut Fields(&mut text));
     }
@@ -106,8 +104,7 @@ fn call() -> Call<String> {
 #[tokio::test(start_paused = true)]
 async fn no_secret_comes_out_of_a_call_whatever_becomes_of_it() {
     let everything = Everything::default();
-    let _guard =
-        tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
 
     let client = service_fn(async |request: Request<String>| {
         let url = request.uri().clone();
@@ -177,8 +174,7 @@ async fn no_secret_comes_out_of_a_call_whatever_becomes_of_it() {
 #[tokio::test(start_paused = true)]
 async fn each_call_has_a_span_that_follows_it_over_the_queue_and_says_how_it_ended() {
     let everything = Everything::default();
-    let _guard =
-        tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
     let client = service_fn(async |_: Request<()>| {
         tracing::info!("in the client");
         Ok::<_, BoxError>(Response::builder().status(202).body(()).unwrap())
@@ -220,8 +216,7 @@ async fn each_call_has_a_span_that_follows_it_over_the_queue_and_says_how_it_end
 #[tokio::test(start_paused = true)]
 async fn the_span_of_the_caller_follows_a_call_over_the_queue() {
     let everything = Everything::default();
-    let _guard =
-        tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
     let client = service_fn(async |_: ()| {
         tracing::info!("before");
         tokio::time::sleep(ms(1)).await;

@@ -6,9 +6,7 @@ mod support;
 use http::{Request, Response};
 use support::ms;
 use tower::{BoxError, service_fn};
-use tower_outbound::{
-    Call, Executor, NetworkRequestEvent, RequestId, RequestStatus, event::Value, executor::Config,
-};
+use tower_outbound::{Call, Executor, NetworkRequestEvent, RequestId, RequestStatus, event::Value, executor::Config};
 
 #[tokio::test(start_paused = true)]
 async fn an_event_is_json_and_reads_back_as_it_was() {
@@ -35,13 +33,7 @@ async fn an_event_is_json_and_reads_back_as_it_was() {
         .tokens(5)
         .metadata("task", 7)
         .payload(vec![1, 2]);
-    let event = executor
-        .submit(call)
-        .await
-        .unwrap()
-        .event()
-        .finished()
-        .await;
+    let event = executor.submit(call).await.unwrap().event().finished().await;
 
     let json = serde_json::to_value(&event).unwrap();
     assert_eq!(json["request_id"], "mine");
@@ -50,10 +42,7 @@ async fn an_event_is_json_and_reads_back_as_it_was() {
     assert_eq!(json["metadata"]["task"], 7);
     assert_eq!(json["payload"], serde_json::json!([1, 2]));
     assert_eq!(json["headers"]["authorization"], "[redacted]");
-    assert_eq!(
-        json["response_headers"]["x-many"],
-        serde_json::json!(["1", "2"])
-    );
+    assert_eq!(json["response_headers"]["x-many"], serde_json::json!(["1", "2"]));
     assert_eq!(json["response_headers"]["x-one"], "1");
     assert_eq!(json["logs"][0]["message"], "noted");
     assert!(json["created_at"].as_str().unwrap().ends_with('Z'));
@@ -106,16 +95,9 @@ fn a_config_has_defaults_for_all_it_does_not_say_and_knows_its_fields() {
              "tokens_rate": 10000.0, "tokens_period_secs": 60.0, "workers": 3 }"#,
     )
     .unwrap();
-    let executor = config
-        .into_builder()
-        .unwrap()
-        .build_for_closures::<()>()
-        .unwrap();
+    let executor = config.into_builder().unwrap().build_for_closures::<()>().unwrap();
     let available = executor.monitor().limiter().available();
-    assert_eq!(
-        (available.requests, available.tokens),
-        (Some(10), Some(10_000))
-    );
+    assert_eq!((available.requests, available.tokens), (Some(10), Some(10_000)));
     assert_eq!(executor.monitor().concurrency().get(), 5);
 
     let error = serde_json::from_str::<Config>(r#"{ "request_rate": 1 }"#).unwrap_err();

@@ -12,17 +12,14 @@ use std::{
 };
 use tokio::time::timeout;
 use tower::{BoxError, ServiceExt, service_fn};
-use tower_outbound::{
-    Call, ConcurrencyLimitLayer, Cost, Executor, Limits, Rate, RateLimiter, Shutdown,
-};
+use tower_outbound::{Call, ConcurrencyLimitLayer, Cost, Executor, Limits, Rate, RateLimiter, Shutdown};
 
 /// Far more than it takes; only there so that a hang is a failure.
 const HANG: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_limiter_admits_all_who_wait_while_others_give_up() {
-    let limiter =
-        RateLimiter::new(Limits::new().requests(Rate::per_second(20_000).burst(1))).unwrap();
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(20_000).burst(1))).unwrap();
     let admitted = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..64_u64)
         .map(|task| {
@@ -30,11 +27,7 @@ async fn a_limiter_admits_all_who_wait_while_others_give_up() {
             tokio::spawn(async move {
                 for round in 0..150_u64 {
                     if (task + round) % 5 == 0 {
-                        let _ = timeout(
-                            Duration::from_micros(round * 50),
-                            limiter.acquire(Cost::request()),
-                        )
-                        .await;
+                        let _ = timeout(Duration::from_micros(round * 50), limiter.acquire(Cost::request())).await;
                     } else {
                         limiter.acquire(Cost::request()).await.unwrap();
                         admitted.fetch_add(1, Ordering::Relaxed);
@@ -122,10 +115,7 @@ async fn an_executor_accounts_for_every_call_whatever_is_done_to_it() {
                 tokio::spawn(async move {
                     for round in 0..200 {
                         let number = task * 200 + round;
-                        let call = executor
-                            .submit(Call::from(Request::new(number)))
-                            .await
-                            .unwrap();
+                        let call = executor.submit(Call::from(Request::new(number))).await.unwrap();
                         match number % 7 {
                             0 => call.cancel(),
                             1 => drop(call),
@@ -143,9 +133,7 @@ async fn an_executor_accounts_for_every_call_whatever_is_done_to_it() {
         for task in tasks {
             timeout(HANG, task).await.expect("no hang").unwrap();
         }
-        timeout(HANG, executor.stop(Shutdown::Graceful))
-            .await
-            .expect("no hang");
+        timeout(HANG, executor.stop(Shutdown::Graceful)).await.expect("no hang");
         let (monitor, totals) = (executor.monitor(), executor.monitor().totals());
         assert_eq!(totals.opened, 32 * 200);
         assert_eq!(totals.open(), 0, "{totals:?}");

@@ -40,12 +40,9 @@ pub async fn server(every: Option<usize>) -> anyhow::Result<String> {
 }
 
 /// A reqwest client as a service from http requests to http responses.
-pub fn reqwest_client() -> impl tower::Service<
-    http::Request<String>,
-    Response = http::Response<reqwest::Body>,
-    Error = reqwest::Error,
-    Future: Send,
-> + Clone
+pub fn reqwest_client()
+-> impl tower::Service<http::Request<String>, Response = http::Response<reqwest::Body>, Error = reqwest::Error, Future: Send>
++ Clone
 + Send
 + Sync {
     let client = reqwest::Client::new();

@@ -1,7 +1,8 @@
 //! What to record of a request and of what came back: [`Describe`].
 //!
-//! [`Http`] does it for http requests and responses, [`Nothing`] for any types; your own types are described by your own
-//! [`Describe`]. Everything goes through setters that redact, so that no description can record a secret by accident.
+//! [`Http`] does it for http requests and responses, [`Nothing`] for any types; your own types are described by your
+//! own [`Describe`]. Everything goes through setters that redact, so that no description can record a secret by
+//! accident.
 
 use super::{
     record::{NetworkRequestEvent, RequestId},
@@ -179,10 +180,7 @@ impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
         if !details.code_only {
             details.headers = redact::headers(res.headers(), &self.redacted);
         }
-        if self
-            .is_failure
-            .is_some_and(|is_failure| is_failure(res.status()))
-        {
+        if self.is_failure.is_some_and(|is_failure| is_failure(res.status())) {
             details.failure("HttpStatus", res.status().to_string());
         }
     }
@@ -307,11 +305,7 @@ impl fmt::Debug for RequestDetails {
 // === impl ResponseDetails ===
 
 impl ResponseDetails {
-    pub(super) fn of<Req, Res>(
-        describe: &impl Describe<Req, Res>,
-        res: &Res,
-        code_only: bool,
-    ) -> Self {
+    pub(super) fn of<Req, Res>(describe: &impl Describe<Req, Res>, res: &Res, code_only: bool) -> Self {
         let mut details = Self {
             code_only,
             ..Self::default()
@@ -339,11 +333,7 @@ impl ResponseDetails {
     }
 
     /// The response counts as a failure: the event will be FAILED, with this error.
-    pub fn failure(
-        &mut self,
-        error_type: impl Into<String>,
-        message: impl AsRef<str>,
-    ) -> &mut Self {
+    pub fn failure(&mut self, error_type: impl Into<String>, message: impl AsRef<str>) -> &mut Self {
         self.failure = Some(Failure {
             kind: error_type.into(),
             message: redact::text(message.as_ref()).into_owned(),

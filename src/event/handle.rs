@@ -111,8 +111,8 @@ impl EventHandle {
         self.lock().event.request_id.clone()
     }
 
-    /// Waits until the record has changed since this handle was made or last asked, and returns the status. Once the call
-    /// is over, at once.
+    /// Waits until the record has changed since this handle was made or last asked, and returns the status. Once the
+    /// call is over, at once.
     ///
     /// Changes in quick succession may be seen as one.
     ///
@@ -124,11 +124,7 @@ impl EventHandle {
             let mut state = self.shared.lock();
             if state.version == self.seen && !state.event.is_terminal() {
                 // A task that comes again before there was a change is there already.
-                if !state
-                    .watchers
-                    .iter()
-                    .any(|watcher| watcher.will_wake(cx.waker()))
-                {
+                if !state.watchers.iter().any(|watcher| watcher.will_wake(cx.waker())) {
                     state.watchers.push(cx.waker().clone());
                 }
                 return Poll::Pending;
@@ -188,10 +184,7 @@ impl EventHandle {
     }
 
     pub(crate) fn at_stage(&self, stage: Stage) -> Self {
-        Self {
-            stage,
-            ..self.clone()
-        }
+        Self { stage, ..self.clone() }
     }
 
     /// Moves the status forward; never back.
@@ -240,11 +233,7 @@ impl EventHandle {
     }
 
     /// What came back from the wire; `None`: nothing, the attempt was dropped.
-    pub(super) fn attempt_ended(
-        &self,
-        index: usize,
-        came_back: Option<&Result<ResponseDetails, ErrorDetails>>,
-    ) {
+    pub(super) fn attempt_ended(&self, index: usize, came_back: Option<&Result<ResponseDetails, ErrorDetails>>) {
         self.write(|state, at| {
             let Some(attempt) = state.event.attempts.get_mut(index) else {
                 return;
@@ -389,9 +378,7 @@ impl Writer {
 
     pub(crate) fn of(handle: &EventHandle) -> Self {
         handle.shared.writers.fetch_add(1, Ordering::Relaxed);
-        Self {
-            handle: handle.clone(),
-        }
+        Self { handle: handle.clone() }
     }
 
     pub(crate) const fn handle(&self) -> &EventHandle {
@@ -405,9 +392,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if self.handle.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1
-            && !self.handle.status().is_terminal()
-        {
+        if self.handle.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1 && !self.handle.status().is_terminal() {
             self.handle.finish(if thread::panicking() {
                 Outcome::Error(ErrorDetails::panicked("the call panicked"))
             } else {
@@ -453,8 +438,8 @@ fn record_end(span: &Span, event: &NetworkRequestEvent) {
     }
 }
 
-/// An instant in UTC. The system's clock is read once a minute at most: often enough to follow it when it is set, or when
-/// the machine has slept.
+/// An instant in UTC. The system's clock is read once a minute at most: often enough to follow it when it is set, or
+/// when the machine has slept.
 fn utc(now: Instant) -> SystemTime {
     const KEEP: Duration = Duration::from_secs(60);
     static ANCHOR: Mutex<Option<(Instant, SystemTime)>> = Mutex::new(None);

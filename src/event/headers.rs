@@ -11,10 +11,7 @@ enum Values {
     Many(Vec<String>),
 }
 
-pub(super) fn serialize<S: Serializer>(
-    headers: &HeaderMap,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+pub(super) fn serialize<S: Serializer>(headers: &HeaderMap, serializer: S) -> Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(Some(headers.keys_len()))?;
     for name in headers.keys() {
         let values: Vec<Cow<'_, str>> = headers
@@ -30,9 +27,7 @@ pub(super) fn serialize<S: Serializer>(
     map.end()
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<HeaderMap, D::Error> {
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderMap, D::Error> {
     let mut headers = HeaderMap::new();
     for (name, values) in BTreeMap::<String, Values>::deserialize(deserializer)? {
         let name: HeaderName = name.parse().map_err(D::Error::custom)?;

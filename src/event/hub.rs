@@ -57,7 +57,8 @@ pub struct Subscription {
     events: Events,
 }
 
-/// The subscriber was too slow, and so many updates are lost to it. The calls were not slowed; the next update is there.
+/// The subscriber was too slow, and so many updates are lost to it. The calls were not slowed; the next update is
+/// there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lagged {
     missed: u64,
@@ -100,8 +101,8 @@ impl Events {
         }
     }
 
-    /// Every change of a status from now on. A subscriber that falls more than 4,096 behind misses the oldest, and is told
-    /// so; it never slows the calls.
+    /// Every change of a status from now on. A subscriber that falls more than 4,096 behind misses the oldest, and is
+    /// told so; it never slows the calls.
     #[must_use]
     pub fn subscribe(&self) -> Subscription {
         self.shared.subscribers.fetch_add(1, Ordering::AcqRel);
@@ -191,10 +192,7 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.events
-            .shared
-            .subscribers
-            .fetch_sub(1, Ordering::AcqRel);
+        self.events.shared.subscribers.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -66,8 +66,8 @@ struct OpenAttempt {
 // === impl EventLayer ===
 
 impl EventLayer {
-    /// Outermost, above the queue: opens the event, PENDING until the [queue](crate::queue) below has a place for the call,
-    /// and QUEUED from then on.
+    /// Outermost, above the queue: opens the event, PENDING until the [queue](crate::queue) below has a place for the
+    /// call, and QUEUED from then on.
     #[must_use]
     pub fn queued() -> Self {
         Self::at(Stage::Queued)
@@ -148,9 +148,7 @@ where
         } = &self.layer;
         let joined = join(*stage).map(|event| Writer::of(&event));
         let opens = joined.is_none();
-        let writer = joined.unwrap_or_else(|| {
-            Writer::open(RequestDetails::of(describe, &req), events.clone(), *stage)
-        });
+        let writer = joined.unwrap_or_else(|| Writer::open(RequestDetails::of(describe, &req), events.clone(), *stage));
         let span = if opens { writer.span() } else { Span::none() };
         let event = writer.handle().clone();
         let mut scope = Scope::new(writer, span);

@@ -9,9 +9,10 @@
 //! Statuses only move forward, and every call ends in exactly one of the last three, however it ends: answered, failed,
 //! dropped, aborted or panicked. A status can be skipped: a call that is refused fails without having been on the wire.
 //!
-//! [`EventLayer`] writes the record. There is one type of it for three places in a stack, and one rule: *on the way in it
-//! writes its status, on the way out what came back*. The outcome is written once, by the layer that opened the event or
-//! the one below the queue, whichever is first. Alone around a client, any of the three is a complete recorder.
+//! [`EventLayer`] writes the record. There is one type of it for three places in a stack, and one rule: *on the way in
+//! it writes its status, on the way out what came back*. The outcome is written once, by the layer that opened the
+//! event or the one below the queue, whichever is first. Alone around a client, any of the three is a complete
+//! recorder.
 //!
 //! A call's event is *current* while the call is made and polled, as a tracing span is: [`current`] finds it, so that a
 //! closure or a layer of one's own can [`log`](EventHandle::log) to it.
@@ -24,9 +25,9 @@
 //!
 //! # The span
 //!
-//! Each event opens a tracing span `outbound_call` (level INFO, target `tower_outbound`), which is current with it. Fields:
-//! `request_id`, `http.request.method`, `server.address`, and at the end `status`, `http.response.status_code` and
-//! `error.type`.
+//! Each event opens a tracing span `outbound_call` (level INFO, target `tower_outbound`), which is current with it.
+//! Fields: `request_id`, `http.request.method`, `server.address`, and at the end `status`, `http.response.status_code`
+//! and `error.type`.
 //!
 //! # Examples
 //!
@@ -66,15 +67,11 @@ mod scope;
 mod time;
 mod value;
 
-pub use describe::{
-    Describe, Http, HttpWithBody, Metadata, Nothing, Payload, RequestDetails, ResponseDetails,
-};
+pub use describe::{Describe, Http, HttpWithBody, Metadata, Nothing, Payload, RequestDetails, ResponseDetails};
 pub use handle::EventHandle;
 pub use hub::{EventUpdate, Events, Lagged, Subscription, Totals};
 pub use layer::{Event, EventLayer, ResponseFuture};
-pub use record::{
-    Attempt, LogEntry, NetworkRequestEvent, ParseStatusError, RequestId, RequestStatus,
-};
+pub use record::{Attempt, LogEntry, NetworkRequestEvent, ParseStatusError, RequestId, RequestStatus};
 pub use scope::current;
 pub use value::Value;
 

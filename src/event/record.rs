@@ -58,8 +58,9 @@ enum Name {
 
 /// The record of one call, as it stands at one moment.
 ///
-/// Secrets in URLs, headers, texts and bodies were redacted before they were recorded. Times are the process's monotonic
-/// clock, told in UTC: differences between the times of one event are exact, whatever is done to the system's clock.
+/// Secrets in URLs, headers, texts and bodies were redacted before they were recorded. Times are the process's
+/// monotonic clock, told in UTC: differences between the times of one event are exact, whatever is done to the system's
+/// clock.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]

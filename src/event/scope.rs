@@ -3,8 +3,8 @@
 //! The layer that opens an event makes it *current* while it calls and polls what is inside. Layers further in find it
 //! there: no request has to carry it, so every layer works for requests of any type.
 //!
-//! A layer joins the current event only if it stands further in than whoever made it current. So a call that is made from
-//! inside another call (from its closure, say) is a call of its own.
+//! A layer joins the current event only if it stands further in than whoever made it current. So a call that is made
+//! from inside another call (from its closure, say) is a call of its own.
 //!
 //! Whoever spawns inside a layer carries the event over, as with a span:
 //!
@@ -85,8 +85,7 @@ impl Scope {
 
     /// The event and the span that are current here.
     pub(crate) fn capture() -> Self {
-        let event = CURRENT
-            .with_borrow(|current| current.as_ref().map(|writer| Writer::of(writer.handle())));
+        let event = CURRENT.with_borrow(|current| current.as_ref().map(|writer| Writer::of(writer.handle())));
         Self {
             event,
             span: Span::current(),
@@ -124,9 +123,7 @@ impl Scope {
     /// The call failed before anybody further in could know.
     pub(crate) fn fail(&self, error: &BoxError) {
         if let Some(event) = &self.event {
-            event
-                .handle()
-                .finish(Outcome::Error(ErrorDetails::of(error)));
+            event.handle().finish(Outcome::Error(ErrorDetails::of(error)));
         }
     }
 

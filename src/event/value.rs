@@ -12,11 +12,7 @@ use std::{collections::BTreeMap, fmt};
 /// assert_eq!(value.to_string(), r#"{"id":7,"tags":["a","b"]}"#);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(untagged)
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(untagged))]
 pub enum Value {
     /// `null`
     #[default]
@@ -74,9 +70,7 @@ impl Value {
             Self::String(text) => Self::String(redact::text(&text).into_owned()),
             Self::Array(values) => Self::Array(values.into_iter().map(Self::redacted).collect()),
             Self::Object(fields) => Self::Object(redacted_fields(fields)),
-            Self::Null | Self::Bool(_) | Self::Integer(_) | Self::Unsigned(_) | Self::Float(_) => {
-                self
-            }
+            Self::Null | Self::Bool(_) | Self::Integer(_) | Self::Unsigned(_) | Self::Float(_) => self,
         }
     }
 }
@@ -208,12 +202,7 @@ impl<T: Into<Self>> From<Option<T>> for Value {
 
 impl<K: Into<String>, const N: usize> From<[(K, Self); N]> for Value {
     fn from(fields: [(K, Self); N]) -> Self {
-        Self::Object(
-            fields
-                .into_iter()
-                .map(|(name, value)| (name.into(), value))
-                .collect(),
-        )
+        Self::Object(fields.into_iter().map(|(name, value)| (name.into(), value)).collect())
     }
 }
 

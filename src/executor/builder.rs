@@ -61,10 +61,7 @@ enum Permits {
 
 #[derive(Clone, Debug)]
 enum Rates {
-    Own {
-        requests: Rate,
-        tokens: Option<Rate>,
-    },
+    Own { requests: Rate, tokens: Option<Rate> },
     Given(Limits),
     Shared(RateLimiter),
 }
@@ -119,10 +116,7 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
         } else {
             None
         };
-        self.rates = Rates::Own {
-            requests: rate,
-            tokens,
-        };
+        self.rates = Rates::Own { requests: rate, tokens };
         self
     }
 
@@ -141,7 +135,8 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
         self
     }
 
-    /// Any number of rates at once, instead of [`requests`](Self::requests) and [`tokens`](Self::tokens); or none at all.
+    /// Any number of rates at once, instead of [`requests`](Self::requests) and [`tokens`](Self::tokens); or none at
+    /// all.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.rates = Rates::Given(limits);
         self
@@ -153,8 +148,8 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
         self
     }
 
-    /// How many tasks drive the calls. Default: one, which can drive any number of them. It never caps concurrency; more
-    /// workers let the calls' own computing spread over several threads.
+    /// How many tasks drive the calls. Default: one, which can drive any number of them. It never caps concurrency;
+    /// more workers let the calls' own computing spread over several threads.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
@@ -237,12 +232,9 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
         C: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
         C::Error: Into<BoxError> + 'static,
         L: Layer<Limited<C, D, K>> + Send + Sync + 'static,
-        L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send>
-            + Send
-            + 'static,
-        Event<L::Service, D>: Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send>
-            + Send
-            + 'static,
+        L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
+        Event<L::Service, D>:
+            Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<B>, Response<R>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
         B: Send + 'static,
@@ -257,10 +249,7 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
                 Permits::Shared(limit) => limit,
             },
             limiter: match self.rates {
-                Rates::Own {
-                    requests,
-                    tokens: None,
-                } => RateLimiter::new(Limits::new().requests(requests))?,
+                Rates::Own { requests, tokens: None } => RateLimiter::new(Limits::new().requests(requests))?,
                 Rates::Own {
                     requests,
                     tokens: Some(tokens),
@@ -276,10 +265,7 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
         // So that a client need not be `Sync`: it is only cloned here, once for every start.
         let client = Mutex::new(client);
         let start = move || {
-            let client = client
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
+            let client = client.lock().unwrap_or_else(PoisonError::into_inner).clone();
             stack.around(client)
         };
         Ok(Executor::new(
@@ -300,16 +286,10 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
     pub fn build_for_closures<R>(self) -> Result<Executor<Closure<R>, R>, InvalidConfig>
     where
         L: Layer<Limited<ClosureClient<R>, D, K>> + Send + Sync + 'static,
-        L::Service: Service<
-                Request<Closure<R>>,
-                Response = Response<R>,
-                Error: Into<BoxError>,
-                Future: Send,
-            > + Send
-            + 'static,
-        Event<L::Service, D>: Service<Request<Closure<R>>, Response = Response<R>, Error = BoxError, Future: Send>
-            + Send
-            + 'static,
+        L::Service:
+            Service<Request<Closure<R>>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
+        Event<L::Service, D>:
+            Service<Request<Closure<R>>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<Closure<R>>, Response<R>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<Closure<R>>> + Clone + Send + Sync + 'static,
         R: Send + 'static,

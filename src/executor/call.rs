@@ -55,8 +55,8 @@ impl<R> Call<Closure<R>> {
     /// A call that is made by a closure, for an executor
     /// [built for closures](super::ExecutorBuilder::build_for_closures).
     ///
-    /// It returns `(status, headers, body)`, `(status, body)` or an [`http::Response`], or any error, whose type, message and
-    /// chain of sources are recorded. It is called once for each attempt.
+    /// It returns `(status, headers, body)`, `(status, body)` or an [`http::Response`], or any error, whose type,
+    /// message and chain of sources are recorded. It is called once for each attempt.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -173,9 +173,7 @@ impl<B> Call<B> {
 
 impl<B> From<Request<B>> for Call<B> {
     fn from(request: Request<B>) -> Self {
-        Self {
-            request: Ok(request),
-        }
+        Self { request: Ok(request) }
     }
 }
 
@@ -195,10 +193,7 @@ impl<B> fmt::Debug for Call<B> {
 // === impl CallHandle ===
 
 impl<B, R> CallHandle<B, R> {
-    pub(super) const fn new(
-        event: EventHandle,
-        response: queue::ResponseFuture<Request<B>, Response<R>>,
-    ) -> Self {
+    pub(super) const fn new(event: EventHandle, response: queue::ResponseFuture<Request<B>, Response<R>>) -> Self {
         Self {
             event,
             response: Some(response),
@@ -217,8 +212,8 @@ impl<B, R> CallHandle<B, R> {
         self.event.request_id()
     }
 
-    /// Ends the call: if it is queued, its place is free at once; if it runs, it is dropped. The event ends as CANCELLED,
-    /// unless the call was over already.
+    /// Ends the call: if it is queued, its place is free at once; if it runs, it is dropped. The event ends as
+    /// CANCELLED, unless the call was over already.
     pub fn cancel(&self) {
         if let Some(response) = &self.response {
             response.cancel();

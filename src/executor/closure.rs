@@ -29,7 +29,8 @@ pub struct ClosureClient<R> {
 
 /// What a closure may return: `(status, headers, body)`, `(status, body)` or an [`http::Response`].
 ///
-/// The status is a number or a [`StatusCode`]; the headers are a [`HeaderMap`], or pairs in an array, a vector or a map.
+/// The status is a number or a [`StatusCode`]; the headers are a [`HeaderMap`], or pairs in an array, a vector or a
+/// map.
 pub trait IntoResponse<R> {
     /// The response.
     ///
@@ -69,9 +70,7 @@ impl<R> Closure<R> {
                     .map_err(Typed::boxed)
             })
         };
-        Self {
-            call: Arc::new(call),
-        }
+        Self { call: Arc::new(call) }
     }
 }
 
@@ -95,9 +94,7 @@ impl<R> ClosureClient<R> {
     /// The client.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            response: PhantomData,
-        }
+        Self { response: PhantomData }
     }
 }
 

@@ -96,12 +96,7 @@ impl Config {
     }
 }
 
-fn rate(
-    budget: &str,
-    amount: f64,
-    period_secs: f64,
-    burst: Option<f64>,
-) -> Result<Rate, InvalidConfig> {
+fn rate(budget: &str, amount: f64, period_secs: f64, burst: Option<f64>) -> Result<Rate, InvalidConfig> {
     let period = Duration::try_from_secs_f64(period_secs).map_err(|_| {
         InvalidConfig::new(
             format!("{budget}_period_secs"),
@@ -145,22 +140,10 @@ mod tests {
             ("requests_rate", with(|c| c.requests_rate = f64::NAN)),
             ("requests_rate", with(|c| c.requests_rate = f64::INFINITY)),
             ("requests_rate", with(|c| c.requests_rate = 1e-9)),
-            (
-                "requests_period_secs",
-                with(|c| c.requests_period_secs = 0.0),
-            ),
-            (
-                "requests_period_secs",
-                with(|c| c.requests_period_secs = -1.0),
-            ),
-            (
-                "requests_period_secs",
-                with(|c| c.requests_period_secs = f64::NAN),
-            ),
-            (
-                "requests_period_secs",
-                with(|c| c.requests_period_secs = 1e15),
-            ),
+            ("requests_period_secs", with(|c| c.requests_period_secs = 0.0)),
+            ("requests_period_secs", with(|c| c.requests_period_secs = -1.0)),
+            ("requests_period_secs", with(|c| c.requests_period_secs = f64::NAN)),
+            ("requests_period_secs", with(|c| c.requests_period_secs = 1e15)),
             ("requests_burst", with(|c| c.requests_burst = Some(0.5))),
             ("requests_burst", with(|c| c.requests_burst = Some(-3.0))),
             ("tokens_rate", with(|c| c.tokens_rate = Some(0.0))),

@@ -32,8 +32,8 @@
 //! # }
 //! ```
 //!
-//! It is a Tower service itself, from `Request<B>` to `Response<R>`, for whoever takes one. There, dropping the response
-//! future cancels the call.
+//! It is a Tower service itself, from `Request<B>` to `Response<R>`, for whoever takes one. There, dropping the
+//! response future cancels the call.
 
 mod builder;
 mod call;
@@ -164,7 +164,8 @@ impl<B, R> Executor<B, R> {
     ///
     /// # Errors
     ///
-    /// [`is_already_running`](Error::is_already_running) if it runs, or has not stopped yet. Also outside a Tokio runtime.
+    /// [`is_already_running`](Error::is_already_running) if it runs, or has not stopped yet. Also outside a Tokio
+    /// runtime.
     pub fn start(&self) -> Result<(), Error> {
         Handle::try_current().map_err(|_| Error::no_runtime())?;
         let mut state = self.shared.lock();
@@ -190,9 +191,9 @@ impl<B, R> Executor<B, R> {
     ///
     /// # Errors
     ///
-    /// [`is_not_running`](Error::is_not_running) before `start` and after `stop`; [`is_closed`](Error::is_closed) if it is
-    /// stopped before there is a place; [`is_cost_exceeds_burst`](Error::is_cost_exceeds_burst) if no limit could ever let
-    /// the call pass; an [`http::Error`] if the call's URL, method or a header is malformed.
+    /// [`is_not_running`](Error::is_not_running) before `start` and after `stop`; [`is_closed`](Error::is_closed) if it
+    /// is stopped before there is a place; [`is_cost_exceeds_burst`](Error::is_cost_exceeds_burst) if no limit could
+    /// ever let the call pass; an [`http::Error`] if the call's URL, method or a header is malformed.
     ///
     /// # Cancel safety
     ///
@@ -211,13 +212,10 @@ impl<B, R> Executor<B, R> {
     ///
     /// # Errors
     ///
-    /// As [`submit`](Self::submit). If the queue is full or closed, the error is [`Refused`](TrySubmitError::Refused) and has
-    /// the request in it. A call that is refused leaves no event.
+    /// As [`submit`](Self::submit). If the queue is full or closed, the error is [`Refused`](TrySubmitError::Refused)
+    /// and has the request in it. A call that is refused leaves no event.
     #[allow(clippy::result_large_err, reason = "it hands the request back")]
-    pub fn try_submit(
-        &self,
-        call: impl Into<Call<B>>,
-    ) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
+    pub fn try_submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
         let mut queue = self.shared.queue()?;
         let request = self.shared.check(call.into())?;
         let place = match queue.try_place() {
@@ -241,8 +239,8 @@ impl<B, R> Executor<B, R> {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, the stop goes on without anybody waiting for it, except that [`Shutdown::Within`] no longer cancels what is
-    /// left.
+    /// Dropped, the stop goes on without anybody waiting for it, except that [`Shutdown::Within`] no longer cancels
+    /// what is left.
     pub async fn stop(&self, how: Shutdown) -> StopReport {
         let queue = {
             let mut state = self.shared.lock();
@@ -493,16 +491,13 @@ impl<B, R> Future for ResponseFuture<B, R> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.call {
             Ok(response) => Pin::new(response).poll(cx).map_err(Error::new),
-            Err(error) => Poll::Ready(Err(error
-                .take()
-                .expect("a future is not polled after it was ready"))),
+            Err(error) => Poll::Ready(Err(error.take().expect("a future is not polled after it was ready"))),
         }
     }
 }
 
 impl<B, R> fmt::Debug for ResponseFuture<B, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("executor::ResponseFuture")
-            .finish_non_exhaustive()
+        f.debug_struct("executor::ResponseFuture").finish_non_exhaustive()
     }
 }

@@ -19,10 +19,10 @@
 //!
 //! There are two places for it, and both take any Tower layer:
 //!
-//! - *Around the limits*, with [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer): what happens once for a call that may
-//!   go to the wire several times (retry), or has to count the waiting (timeout).
-//! - *Around the client*: wrap it before you give it to [`build`](super::ExecutorBuilder::build). What happens each time a call
-//!   goes to the wire (set a header, sign, trace).
+//! - *Around the limits*, with [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer): what happens once for a call
+//!   that may go to the wire several times (retry), or has to count the waiting (timeout).
+//! - *Around the client*: wrap it before you give it to [`build`](super::ExecutorBuilder::build). What happens each
+//!   time a call goes to the wire (set a header, sign, trace).
 
 use crate::{
     concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer},
@@ -53,22 +53,16 @@ pub(super) struct Stack<L, D, K> {
 
 impl<L, D, K> Stack<L, D, K> {
     /// Spawns the workers.
-    pub(super) fn around<C, B, R>(
-        &self,
-        client: C,
-    ) -> Result<Queue<Request<B>, Response<R>>, InvalidConfig>
+    pub(super) fn around<C, B, R>(&self, client: C) -> Result<Queue<Request<B>, Response<R>>, InvalidConfig>
     where
         C: Service<Request<B>, Response = Response<R>>,
         C::Error: Into<BoxError> + 'static,
         L: Layer<Limited<C, D, K>>,
-        L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send>
-            + Send
-            + 'static,
+        L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
         D: Describe<Request<B>, Response<R>> + Clone,
         K: RequestCost<Request<B>> + Clone,
-        Event<L::Service, D>: Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send>
-            + Send
-            + 'static,
+        Event<L::Service, D>:
+            Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         B: Send + 'static,
         R: Send + 'static,
     {
@@ -83,10 +77,7 @@ impl<L, D, K> Stack<L, D, K> {
             // would pile up behind a full limit and leave as a burst.
             .layer(ConcurrencyLimitLayer::with_limit(self.concurrency.clone()))
             // Requests and tokens, both or neither.
-            .layer(RateLimitLayer::with_cost(
-                self.limiter.clone(),
-                self.cost.clone(),
-            ))
+            .layer(RateLimitLayer::with_cost(self.limiter.clone(), self.cost.clone()))
             // Next to the wire: from here on the call is really being made.
             .layer(EventLayer::calling().describe(self.describe.clone()))
             .service(client))

@@ -78,9 +78,7 @@ impl Turn {
     /// A unit, if there is one and it is this one's turn.
     pub(crate) fn try_take(&mut self) -> Result<Option<Held>, Closed> {
         let taken = self.ticket.try_pass(&())?;
-        Ok(taken.then(|| Held {
-            count: self.count(),
-        }))
+        Ok(taken.then(|| Held { count: self.count() }))
     }
 
     fn count(&self) -> Count {
@@ -90,9 +88,7 @@ impl Turn {
     }
 
     pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<Held, Closed>> {
-        self.ticket.poll_pass(&(), cx).map_ok(|()| Held {
-            count: self.count(),
-        })
+        self.ticket.poll_pass(&(), cx).map_ok(|()| Held { count: self.count() })
     }
 }
 

@@ -6,8 +6,8 @@
 //! 2. **Who waits holds nothing.** Whoever is next is *called* (woken); only when it answers (is polled) does it take
 //!    what it came for. So a waiter that is dropped has nothing to give back.
 //! 3. **One waiter is woken at a time**, and only when there is something for it.
-//! 4. **Silence stalls nobody.** A waiter that is called and does not answer within [`GRACE`] is passed over. It keeps its
-//!    number, and goes first as soon as it answers.
+//! 4. **Silence stalls nobody.** A waiter that is called and does not answer within [`GRACE`] is passed over. It keeps
+//!    its number, and goes first as soon as it answers.
 //!
 //! What is limited, and when there is some of it, is the [`Gate`]'s to say; this file only knows about order.
 //!
@@ -158,9 +158,7 @@ impl<G: Gate> Line<G> {
     /// Passes if that is possible at once and without overtaking anybody.
     pub(crate) fn try_pass(&self, ask: &G::Ask) -> Result<bool, G::Refusal> {
         // Nobody's turn has come by a newcomer's passing: there is nobody in line.
-        self.shared
-            .lock()
-            .try_pass(None, ask, &mut Clock::default())
+        self.shared.lock().try_pass(None, ask, &mut Clock::default())
     }
 
     /// Looks at the gate.
@@ -219,11 +217,7 @@ impl<G: Gate> fmt::Debug for Line<G> {
 impl<G: Gate> Ticket<G> {
     /// Ready when it is this waiter's turn. Takes nothing; the turn lapses if it is not [used](Self::poll_pass) within
     /// [`GRACE`].
-    pub(crate) fn poll_turn(
-        &mut self,
-        ask: &G::Ask,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), G::Refusal>> {
+    pub(crate) fn poll_turn(&mut self, ask: &G::Ask, cx: &mut Context<'_>) -> Poll<Result<(), G::Refusal>> {
         self.poll(ask, cx, false)
     }
 
@@ -234,11 +228,7 @@ impl<G: Gate> Ticket<G> {
     }
 
     /// Ready when this waiter has taken what it asks for.
-    pub(crate) fn poll_pass(
-        &mut self,
-        ask: &G::Ask,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), G::Refusal>> {
+    pub(crate) fn poll_pass(&mut self, ask: &G::Ask, cx: &mut Context<'_>) -> Poll<Result<(), G::Refusal>> {
         self.poll(ask, cx, true)
     }
 
@@ -256,12 +246,7 @@ impl<G: Gate> Ticket<G> {
         passed
     }
 
-    fn poll(
-        &mut self,
-        ask: &G::Ask,
-        cx: &mut Context<'_>,
-        pass: bool,
-    ) -> Poll<Result<(), G::Refusal>> {
+    fn poll(&mut self, ask: &G::Ask, cx: &mut Context<'_>, pass: bool) -> Poll<Result<(), G::Refusal>> {
         let mut clock = Clock::default();
         let mut state = self.shared.lock();
         let done = if pass {
@@ -309,9 +294,7 @@ impl<G: Gate> Drop for Ticket<G> {
 
 impl<G: Gate> fmt::Debug for Ticket<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ticket")
-            .field("number", &self.number)
-            .finish()
+        f.debug_struct("Ticket").field("number", &self.number).finish()
     }
 }
 
@@ -328,12 +311,7 @@ impl<G: Gate> Shared<G> {
 
 impl<G: Gate> State<G> {
     /// Whether it is this one's turn.
-    fn turn(
-        &mut self,
-        number: Option<u64>,
-        ask: &G::Ask,
-        clock: &mut Clock,
-    ) -> Result<bool, G::Refusal> {
+    fn turn(&mut self, number: Option<u64>, ask: &G::Ask, clock: &mut Clock) -> Result<bool, G::Refusal> {
         if let Some(refusal) = self.gate.refuses(ask) {
             return Err(refusal);
         }
@@ -346,12 +324,7 @@ impl<G: Gate> State<G> {
         Ok(self.gate.opens(ask, clock) == Opens::Now)
     }
 
-    fn try_pass(
-        &mut self,
-        number: Option<u64>,
-        ask: &G::Ask,
-        clock: &mut Clock,
-    ) -> Result<bool, G::Refusal> {
+    fn try_pass(&mut self, number: Option<u64>, ask: &G::Ask, clock: &mut Clock) -> Result<bool, G::Refusal> {
         let passes = self.turn(number, ask, clock)?;
         if passes {
             self.gate.pass(ask, number.is_some(), clock);
@@ -372,13 +345,7 @@ impl<G: Gate> State<G> {
             .is_some_and(|(first, _)| *first == number)
     }
 
-    fn wait(
-        &mut self,
-        number: &mut Option<u64>,
-        ask: &G::Ask,
-        waker: &Waker,
-        clock: &mut Clock,
-    ) -> After {
+    fn wait(&mut self, number: &mut Option<u64>, ask: &G::Ask, waker: &Waker, clock: &mut Clock) -> After {
         match number.and_then(|number| self.waiting.get_mut(&number)) {
             Some(waiter) => waiter.waker.clone_from(waker),
             None => {
@@ -401,10 +368,7 @@ impl<G: Gate> State<G> {
         let Some(number) = number else {
             return After::default();
         };
-        let waiter = self
-            .waiting
-            .remove(&number)
-            .or_else(|| self.silent.remove(&number));
+        let waiter = self.waiting.remove(&number).or_else(|| self.silent.remove(&number));
         if let Some(waiter) = &waiter {
             self.gate.left(&waiter.ask);
         }
@@ -460,9 +424,7 @@ impl<G: Gate> State<G> {
             (None, Some(armed)) => {
                 after.move_drivers = self.waiting.is_empty() && armed > clock.now() + GRACE;
             }
-            (None, None) => {
-                after.move_drivers = self.waiting.is_empty() && !self.drivers.is_empty()
-            }
+            (None, None) => after.move_drivers = self.waiting.is_empty() && !self.drivers.is_empty(),
         }
         if self.deadline.is_some() {
             if let Ok(runtime) = Handle::try_current() {

@@ -82,12 +82,7 @@ impl<Req, Res> Backlog<Req, Res> {
     }
 
     /// Accepts a call, which has its place. If the queue was closed meanwhile, the request comes back.
-    pub(super) fn push(
-        &self,
-        req: Req,
-        scope: Scope,
-        place: Held,
-    ) -> Result<Arc<Slot<Req, Res>>, (Req, Scope)> {
+    pub(super) fn push(&self, req: Req, scope: Scope, place: Held) -> Result<Arc<Slot<Req, Res>>, (Req, Scope)> {
         let mut state = self.lock();
         if state.closed {
             drop(state);

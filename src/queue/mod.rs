@@ -1,22 +1,22 @@
 //! A bounded queue whose workers drive the calls.
 //!
-//! [`QueueLayer`] puts it in front of any service, clone or not, and makes it a cheap handle that can be cloned at will:
-//! calls wait in order, and *workers*, tasks of the queue's own, make them and drive them to their end. So a response future
-//! that nobody polls stalls nobody, and a call can run on without anybody waiting for it.
+//! [`QueueLayer`] puts it in front of any service, clone or not, and makes it a cheap handle that can be cloned at
+//! will: calls wait in order, and *workers*, tasks of the queue's own, make them and drive them to their end. So a
+//! response future that nobody polls stalls nobody, and a call can run on without anybody waiting for it.
 //!
 //! # What is promised
 //!
 //! - **Bounded.** When all places are taken, `poll_ready` waits, or [`try_call`](Queue::try_call) refuses and hands the
 //!   request back. Nothing is lost.
 //! - **In order.** Calls begin in the order in which they came.
-//! - **Cancel.** Dropping the [response future](ResponseFuture) cancels the call: if it is queued, its place is free at once;
-//!   if it runs, it is dropped. [`detach`](ResponseFuture::detach) lets it run on.
+//! - **Cancel.** Dropping the [response future](ResponseFuture) cancels the call: if it is queued, its place is free at
+//!   once; if it runs, it is dropped. [`detach`](ResponseFuture::detach) lets it run on.
 //! - **Fair.** A handle that was made ready but is not called holds no place for longer than 5 ms, so that it starves
 //!   nobody. If another takes the place first, `call` waits for one, before all who came later.
-//! - **Contained.** A panic below, in `poll_ready`, `call` or the future, fails [that call](crate::error::Panicked) and no
-//!   other; so does an error from `poll_ready`.
-//! - **An end.** [`close`](Queue::close) takes no more and finishes what was accepted; so does dropping the last handle.
-//!   [`abort`](Queue::abort) cancels everything. Whoever waits is told.
+//! - **Contained.** A panic below, in `poll_ready`, `call` or the future, fails [that call](crate::error::Panicked) and
+//!   no other; so does an error from `poll_ready`.
+//! - **An end.** [`close`](Queue::close) takes no more and finishes what was accepted; so does dropping the last
+//!   handle. [`abort`](Queue::abort) cancels everything. Whoever waits is told.
 //! - The caller's tracing span, and its [event](crate::event), follow the call over the queue.
 //!
 //! # Examples
@@ -204,11 +204,7 @@ impl<Req, Res> Queue<Req, Res> {
         self.turn.try_take()
     }
 
-    pub(crate) fn call_at(
-        &self,
-        place: Held,
-        req: Req,
-    ) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
+    pub(crate) fn call_at(&self, place: Held, req: Req) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
         let backlog = &self.handle.backlog;
         match backlog.push(req, Scope::capture(), place) {
             Ok(slot) => Ok(ResponseFuture {
@@ -375,12 +371,7 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     }
 
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        if let State::Entering {
-            turn,
-            call,
-            backlog,
-        } = &mut self.state
-        {
+        if let State::Entering { turn, call, backlog } = &mut self.state {
             let place = ready!(turn.poll_take(cx));
             let backlog = backlog.clone();
             let (req, scope) = call.take().expect("a call that waits for a place is there");
@@ -402,12 +393,7 @@ impl<Req, Res> ResponseFuture<Req, Res> {
 
     /// Takes a place if there is one, without waiting.
     fn try_enter(&mut self) {
-        let State::Entering {
-            turn,
-            call,
-            backlog,
-        } = &mut self.state
-        else {
+        let State::Entering { turn, call, backlog } = &mut self.state else {
             return;
         };
         if let Ok(Some(place)) = turn.try_take() {

@@ -1,8 +1,8 @@
 //! The workers: they take the next call when the service is ready for it, and drive it to its end.
 //!
-//! One worker at a time has the service, and with it the turn: it waits for a call, asks the service to be ready *for that
-//! call*, calls it, and passes the service on. So calls start in the order in which they came, however many workers there
-//! are, and nobody holds a service ready without a call to use it.
+//! One worker at a time has the service, and with it the turn: it waits for a call, asks the service to be ready *for
+//! that call*, calls it, and passes the service on. So calls start in the order in which they came, however many
+//! workers there are, and nobody holds a service ready without a call to use it.
 //!
 //! What is below may panic. That fails the one call it happened in.
 
@@ -73,7 +73,8 @@ where
     }
 }
 
-/// Waits for the turn, a call, and the service to be ready for it, and makes the call. `None` when there will be no more.
+/// Waits for the turn, a call, and the service to be ready for it, and makes the call. `None` when there will be no
+/// more.
 async fn next_call<S, Req>(
     turn: Arc<Mutex<S>>,
     backlog: &Arc<Backlog<Req, S::Response>>,
@@ -97,12 +98,7 @@ where
         });
         // None: cancelled while it waited.
         let Some(ready) = ready.await else { continue };
-        let Some(Queued {
-            req,
-            mut scope,
-            place,
-        }) = slot.begin()
-        else {
+        let Some(Queued { req, mut scope, place }) = slot.begin() else {
             continue;
         };
         drop(place);
@@ -128,7 +124,8 @@ where
     }
 }
 
-/// Turns a panic into an error. What panicked is used again: a service that cannot bear that says so by panicking again.
+/// Turns a panic into an error. What panicked is used again: a service that cannot bear that says so by panicking
+/// again.
 fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, BoxError> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|payload| Panicked::from_payload(&*payload).into())
 }
@@ -173,11 +170,7 @@ struct Driven<Req, Res> {
 impl<Req, Res> Driven<Req, Res> {
     /// The call is over: with a result, or cancelled.
     fn end(self, result: Option<Result<Res, BoxError>>) {
-        let Self {
-            slot,
-            scope,
-            in_flight,
-        } = self;
+        let Self { slot, scope, in_flight } = self;
         drop(in_flight);
         // With the slot may go a response that nobody waits for. What it does when it is dropped is its own affair.
         let _ = guarded(move || match result {
@@ -199,8 +192,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        let (Some(future), Some(call)) = (this.future.as_mut().as_pin_mut(), this.call.as_mut())
-        else {
+        let (Some(future), Some(call)) = (this.future.as_mut().as_pin_mut(), this.call.as_mut()) else {
             return Poll::Ready(());
         };
         let mut result = None;

@@ -6,11 +6,11 @@
 //!
 //! # Settling estimates
 //!
-//! A call may be charged an estimate first and what it really used later. To give back the difference is less simple than
-//! to add it: had the true cost been known from the start, the bucket might have been full in the meantime, and would have
-//! spilled what is now to be given back. So the bucket keeps two sums: the estimates still out, and how much of them would
-//! have been spilled by now in the worst case, which is *withheld* from refunds. What is given back never lets more
-//! through than `burst + rate x T` of true usage.
+//! A call may be charged an estimate first and what it really used later. To give back the difference is less simple
+//! than to add it: had the true cost been known from the start, the bucket might have been full in the meantime, and
+//! would have spilled what is now to be given back. So the bucket keeps two sums: the estimates still out, and how much
+//! of them would have been spilled by now in the worst case, which is *withheld* from refunds. What is given back never
+//! lets more through than `burst + rate x T` of true usage.
 
 /// A rate in units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,12 +66,7 @@ impl Bucket {
 
     /// Lets `elapsed` nanoseconds pass.
     pub(super) fn advance(&mut self, elapsed: u64) {
-        let room = self
-            .size
-            .capacity
-            .saturating_sub(self.balance)
-            .max(0)
-            .cast_unsigned();
+        let room = self.size.capacity.saturating_sub(self.balance).max(0).cast_unsigned();
         let gained = u128::from(elapsed) * u128::from(self.size.fill);
         self.balance += gained.min(room).cast_signed();
         self.withhold();
@@ -84,9 +79,7 @@ impl Bucket {
         }
         let needed = amount
             .checked_mul(self.size.unit)
-            .map_or(i128::MAX, |units| {
-                units.min(i128::MAX as u128).cast_signed()
-            });
+            .map_or(i128::MAX, |units| units.min(i128::MAX as u128).cast_signed());
         if needed <= self.balance {
             return 0;
         }
@@ -112,10 +105,7 @@ impl Bucket {
             let refund = estimate - used;
             let kept = refund.min(self.withheld);
             self.withheld -= kept;
-            self.balance = self
-                .balance
-                .saturating_add(refund - kept)
-                .min(self.size.capacity);
+            self.balance = self.balance.saturating_add(refund - kept).min(self.size.capacity);
         }
         self.estimated = self.estimated.saturating_sub(estimate).max(0);
         self.withheld = self.withheld.min(self.estimated);
@@ -148,9 +138,7 @@ impl Bucket {
     fn units(&self, amount: u64) -> i128 {
         u128::from(amount)
             .checked_mul(self.size.unit)
-            .map_or(i128::MAX, |units| {
-                units.min(i128::MAX.cast_unsigned()).cast_signed()
-            })
+            .map_or(i128::MAX, |units| units.min(i128::MAX.cast_unsigned()).cast_signed())
     }
 }
 
@@ -270,8 +258,7 @@ mod tests {
                     open.push((estimate, used));
                 }
                 if !open.is_empty() && dice.roll(2) == 0 {
-                    let (estimate, used) =
-                        open.swap_remove(usize::try_from(dice.roll(open.len() as u64)).unwrap());
+                    let (estimate, used) = open.swap_remove(usize::try_from(dice.roll(open.len() as u64)).unwrap());
                     let before = bucket.balance;
                     bucket.settle(estimate, used);
                     given_back += bucket.balance - before;

@@ -147,11 +147,7 @@ where
 
 impl<B> RequestCost<http::Request<B>> for ByExtension {
     fn cost(&self, req: &http::Request<B>) -> Cost {
-        Cost::tokens(
-            req.extensions()
-                .get::<ApiTokens>()
-                .map_or(0, |tokens| tokens.0),
-        )
+        Cost::tokens(req.extensions().get::<ApiTokens>().map_or(0, |tokens| tokens.0))
     }
 }
 
@@ -174,17 +170,11 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Waiting {
-                    admission,
-                    cost,
-                    call,
-                } => {
+                StateProj::Waiting { admission, cost, call } => {
                     if let Err(never) = ready!(admission.poll(*cost, cx)) {
                         return Poll::Ready(Err(never.into()));
                     }
-                    let (mut inner, req) = call
-                        .take()
-                        .expect("a future is not polled after it was ready");
+                    let (mut inner, req) = call.take().expect("a future is not polled after it was ready");
                     let future = inner.call(req);
                     this.state.set(State::Calling { future });
                 }
@@ -196,7 +186,6 @@ where
 
 impl<S: Service<Req>, Req> std::fmt::Debug for ResponseFuture<S, Req> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("rate::ResponseFuture")
-            .finish_non_exhaustive()
+        f.debug_struct("rate::ResponseFuture").finish_non_exhaustive()
     }
 }

@@ -28,12 +28,14 @@ const CATCH_UP_NANOS: u64 = 5_000_000;
 /// A caller gets all it asks for at one instant, or waits and takes nothing. Callers are admitted in the order in which
 /// they came: nobody is overtaken, however much it asks for.
 ///
-/// In any time window of length T at most `burst + rate x T` is admitted, plus what [catching up](Self#catching-up) allows.
+/// In any time window of length T at most `burst + rate x T` is admitted, plus what [catching up](Self#catching-up)
+/// allows.
 ///
 /// # Catching up
 ///
-/// Timers are coarse (a millisecond in Tokio) and tasks are late. A waiter is admitted as of the instant its tokens were
-/// there, so that lateness costs no throughput, even at 20,000 a second with a burst of one. At most 5 ms are made up for.
+/// Timers are coarse (a millisecond in Tokio) and tasks are late. A waiter is admitted as of the instant its tokens
+/// were there, so that lateness costs no throughput, even at 20,000 a second with a burst of one. At most 5 ms are made
+/// up for.
 ///
 /// # Examples
 ///
@@ -146,8 +148,8 @@ impl RateLimiter {
     ///
     /// # Errors
     ///
-    /// [`CostExceedsBurst`], at once, if a bucket can never hold that much. Also for those who wait, when the limits are
-    /// [changed](Self::set_limits) so that they could wait forever.
+    /// [`CostExceedsBurst`], at once, if a bucket can never hold that much. Also for those who wait, when the limits
+    /// are [changed](Self::set_limits) so that they could wait forever.
     ///
     /// # Panics
     ///
@@ -188,16 +190,7 @@ impl RateLimiter {
     /// ```
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, CostExceedsBurst> {
         let mut ticket = self.line.ticket();
-        poll_fn(|cx| {
-            ticket.poll_pass(
-                &Ask {
-                    cost,
-                    estimate: true,
-                },
-                cx,
-            )
-        })
-        .await?;
+        poll_fn(|cx| ticket.poll_pass(&Ask { cost, estimate: true }, cx)).await?;
         Ok(Estimate {
             limiter: self.clone(),
             cost,
@@ -211,10 +204,7 @@ impl RateLimiter {
     /// [`TryAcquireError::NotYet`] says when to come back, [`TryAcquireError::CostExceedsBurst`] that it is of no use.
     /// Nothing was taken.
     pub fn try_acquire(&self, cost: Cost) -> Result<(), TryAcquireError> {
-        let ask = Ask {
-            cost,
-            estimate: false,
-        };
+        let ask = Ask { cost, estimate: false };
         match self.line.try_pass(&ask) {
             Ok(true) => Ok(()),
             Ok(false) => Err(TryAcquireError::NotYet(
@@ -236,20 +226,14 @@ impl RateLimiter {
     ///
     /// [`CostExceedsBurst`] if it could not.
     pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        self.line.peek(|buckets, _| {
-            buckets
-                .refuses(&Ask {
-                    cost,
-                    estimate: false,
-                })
-                .map_or(Ok(()), Err)
-        })
+        self.line
+            .peek(|buckets, _| buckets.refuses(&Ask { cost, estimate: false }).map_or(Ok(()), Err))
     }
 
     /// Replaces the limits, at once also for those who wait.
     ///
-    /// What is in a bucket stays there, up to the new burst: the first rate of requests takes over from the first, and so
-    /// on. A rate that is new starts with its initial fill.
+    /// What is in a bucket stays there, up to the new burst: the first rate of requests takes over from the first, and
+    /// so on. A rate that is new starts with its initial fill.
     ///
     /// # Errors
     ///
@@ -257,8 +241,7 @@ impl RateLimiter {
     #[allow(clippy::needless_pass_by_value)]
     pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
         let new = limits.buckets()?;
-        self.line
-            .change_for_all(|buckets, clock| buckets.replace(new, clock));
+        self.line.change_for_all(|buckets, clock| buckets.replace(new, clock));
         Ok(())
     }
 
@@ -283,9 +266,9 @@ impl RateLimiter {
 
     /// Corrects a charge: credits what was not used, or debits what was used on top, at once also for those who wait.
     ///
-    /// After a debit a balance may be negative: it is paid off before anybody else gets tokens. A credit never lets more
-    /// than `burst + rate x T` of true usage through: what would have been spilled from a full bucket in the meantime is
-    /// not given back. (The same as [`Estimate::settle`].)
+    /// After a debit a balance may be negative: it is paid off before anybody else gets tokens. A credit never lets
+    /// more than `burst + rate x T` of true usage through: what would have been spilled from a full bucket in the
+    /// meantime is not given back. (The same as [`Estimate::settle`].)
     pub fn settle(&self, estimate: Estimate, used: Cost) {
         estimate.settle(used);
     }
@@ -364,18 +347,8 @@ impl fmt::Debug for Estimate {
 // === impl Admission ===
 
 impl Admission {
-    pub(super) fn poll(
-        &mut self,
-        cost: Cost,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), CostExceedsBurst>> {
-        self.ticket.poll_pass(
-            &Ask {
-                cost,
-                estimate: false,
-            },
-            cx,
-        )
+    pub(super) fn poll(&mut self, cost: Cost, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
+        self.ticket.poll_pass(&Ask { cost, estimate: false }, cx)
     }
 }
 
@@ -392,24 +365,15 @@ impl Buckets {
 
     fn advance_to(&mut self, at: u64) {
         if let Some(elapsed) = at.checked_sub(self.at).filter(|elapsed| *elapsed > 0) {
-            self.buckets
-                .iter_mut()
-                .for_each(|(_, bucket)| bucket.advance(elapsed));
+            self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
             self.at = at;
         }
     }
 
     /// The moment as of which `cost` is admitted, given that nobody is before it.
     fn admits(&self, cost: Cost, now: u64) -> u64 {
-        let earliest = self
-            .at
-            .max(now.saturating_sub(CATCH_UP_NANOS))
-            .max(self.paused_until);
-        if self
-            .buckets
-            .iter()
-            .all(|(budget, bucket)| bucket.has(cost.of(*budget)))
-        {
+        let earliest = self.at.max(now.saturating_sub(CATCH_UP_NANOS)).max(self.paused_until);
+        if self.buckets.iter().all(|(budget, bucket)| bucket.has(cost.of(*budget))) {
             return earliest;
         }
         let waits = self
@@ -429,10 +393,7 @@ impl Buckets {
             };
             bucket.wait(ahead + u128::from(cost.of(*budget)))
         });
-        let at = self
-            .at
-            .saturating_add(filled.fold(0, u64::max))
-            .max(self.paused_until);
+        let at = self.at.saturating_add(filled.fold(0, u64::max)).max(self.paused_until);
         // Whoever is before us has yet to go, even if its tokens are there.
         Duration::from_nanos(at.saturating_sub(now))
     }
@@ -440,20 +401,14 @@ impl Buckets {
     fn available(&mut self, clock: &mut Clock) -> Available {
         let elapsed = self.nanos(clock.now()).saturating_sub(self.at);
         let least = |budget| {
-            let left = self
-                .buckets
-                .iter()
-                .filter(|(of, _)| *of == budget)
-                .map(|(_, bucket)| {
-                    let mut bucket = bucket.clone();
-                    bucket.advance(elapsed);
-                    bucket.available()
-                });
+            let left = self.buckets.iter().filter(|(of, _)| *of == budget).map(|(_, bucket)| {
+                let mut bucket = bucket.clone();
+                bucket.advance(elapsed);
+                bucket.available()
+            });
             left.min()
         };
-        let paused = self
-            .epoch
-            .checked_add(Duration::from_nanos(self.paused_until));
+        let paused = self.epoch.checked_add(Duration::from_nanos(self.paused_until));
         Available {
             requests: least(Budget::Requests),
             tokens: least(Budget::Tokens),
@@ -497,8 +452,7 @@ impl Gate for Buckets {
     fn refuses(&self, ask: &Ask) -> Option<CostExceedsBurst> {
         self.buckets.iter().find_map(|(budget, bucket)| {
             let cost = ask.cost.of(*budget);
-            (cost > bucket.burst())
-                .then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
+            (cost > bucket.burst()).then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
         })
     }
 
@@ -511,11 +465,7 @@ impl Gate for Buckets {
         }
         // A moment that cannot be told is a very long time away.
         let far = || clock_far(self.epoch);
-        Opens::At(
-            self.epoch
-                .checked_add(Duration::from_nanos(at))
-                .unwrap_or_else(far),
-        )
+        Opens::At(self.epoch.checked_add(Duration::from_nanos(at)).unwrap_or_else(far))
     }
 
     fn pass(&mut self, ask: &Ask, waited: bool, clock: &mut Clock) {

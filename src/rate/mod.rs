@@ -1,13 +1,13 @@
 //! Pacing: requests and tokens, both or neither.
 //!
-//! A provider gives an account so many requests and so many tokens a minute. [`RateLimiter`] keeps both budgets in buckets
-//! that fill continuously, and makes callers wait until *all* of them have what a call costs; [`RateLimitLayer`] puts it in
-//! front of a service.
+//! A provider gives an account so many requests and so many tokens a minute. [`RateLimiter`] keeps both budgets in
+//! buckets that fill continuously, and makes callers wait until *all* of them have what a call costs;
+//! [`RateLimitLayer`] puts it in front of a service.
 //!
 //! # What is promised
 //!
-//! - **Exact.** In any window of length T at most `burst + rate x T` is admitted (and what a late timer is made up for, 5 ms
-//!   at most). Integers throughout: no drift.
+//! - **Exact.** In any window of length T at most `burst + rate x T` is admitted (and what a late timer is made up for,
+//!   5 ms at most). Integers throughout: no drift.
 //! - **All or nothing.** A call that has to wait for tokens takes no request meanwhile.
 //! - **In order.** First come, first served. A heavy call is not starved by light ones.
 //! - **Nothing is taken before admission**, so a call that is dropped while it waits has nothing to give back.

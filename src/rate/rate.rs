@@ -6,8 +6,8 @@ use std::time::Duration;
 
 /// An amount per period, with a burst and an initial fill.
 ///
-/// A bucket of this rate fills continuously: `per_minute(60)` gives one every second, not sixty once a minute. It holds at
-/// most its *burst*, so at most that many can go at one instant after a time of rest.
+/// A bucket of this rate fills continuously: `per_minute(60)` gives one every second, not sixty once a minute. It holds
+/// at most its *burst*, so at most that many can go at one instant after a time of rest.
 ///
 /// Providers that count in slices (60 per minute enforced as 1 per second) want a small burst.
 ///
@@ -131,36 +131,23 @@ impl Rate {
             .parts()
             .map_err(|problem| InvalidConfig::new(field("amount"), problem))?;
         if amount == 0 {
-            return Err(InvalidConfig::new(
-                field("amount"),
-                "must be above zero, is 0",
-            ));
+            return Err(InvalidConfig::new(field("amount"), "must be above zero, is 0"));
         }
         if self.period.is_zero() {
-            return Err(InvalidConfig::new(
-                field("period"),
-                "must be above zero, is 0",
-            ));
+            return Err(InvalidConfig::new(field("period"), "must be above zero, is 0"));
         }
         // 292 years. Beyond that an instant could not be told any more.
         let period = u128::from(
             u64::try_from(self.period.as_nanos())
                 .ok()
                 .filter(|nanos| *nanos <= i64::MAX as u64)
-                .ok_or_else(|| {
-                    InvalidConfig::new(field("period"), format!("is too long: {:?}", self.period))
-                })?,
+                .ok_or_else(|| InvalidConfig::new(field("period"), format!("is too long: {:?}", self.period)))?,
         ) * u128::from(scale);
 
         let divisor = gcd(u128::from(amount), period);
         let fill = amount / u64::try_from(divisor).unwrap_or(u64::MAX);
         let unit = period / divisor;
-        let too_large = |part| {
-            InvalidConfig::new(
-                field(part),
-                "is too large for this rate to be counted exactly",
-            )
-        };
+        let too_large = |part| InvalidConfig::new(field(part), "is too large for this rate to be counted exactly");
 
         let units = |part: &'static str, amount: &Amount| -> Result<i128, InvalidConfig> {
             let (value, scale) = amount
@@ -191,10 +178,7 @@ impl Rate {
             None => capacity,
         };
         if initial > capacity {
-            return Err(InvalidConfig::new(
-                field("initial"),
-                "must not be above the burst",
-            ));
+            return Err(InvalidConfig::new(field("initial"), "must not be above the burst"));
         }
         Ok(Size {
             fill,
@@ -226,12 +210,8 @@ impl Amount {
         match self.0 {
             Number::Whole(amount) => Ok((amount, 1)),
             Number::Negative(amount) => Err(format!("must be above zero, is {amount}")),
-            Number::Fraction(amount) if !amount.is_finite() => {
-                Err(format!("must be a number, is {amount}"))
-            }
-            Number::Fraction(amount) if amount < 0.0 => {
-                Err(format!("must be above zero, is {amount}"))
-            }
+            Number::Fraction(amount) if !amount.is_finite() => Err(format!("must be a number, is {amount}")),
+            Number::Fraction(amount) if amount < 0.0 => Err(format!("must be above zero, is {amount}")),
             Number::Fraction(amount) if amount > u64::MAX as f64 / SCALE as f64 => {
                 Err(format!("is too large: {amount}"))
             }
@@ -334,19 +314,13 @@ impl Cost {
     /// One request, no tokens.
     #[must_use]
     pub const fn request() -> Self {
-        Self {
-            requests: 1,
-            tokens: 0,
-        }
+        Self { requests: 1, tokens: 0 }
     }
 
     /// One request and so many tokens.
     #[must_use]
     pub const fn tokens(tokens: u64) -> Self {
-        Self {
-            requests: 1,
-            tokens,
-        }
+        Self { requests: 1, tokens }
     }
 
     pub(super) const fn of(&self, budget: Budget) -> u64 {

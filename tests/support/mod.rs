@@ -31,28 +31,15 @@ impl Arrivals {
     }
 
     pub fn note(&self, name: &'static str) {
-        self.times
-            .lock()
-            .unwrap()
-            .push((self.start.elapsed(), name));
+        self.times.lock().unwrap().push((self.start.elapsed(), name));
     }
 
     pub fn times(&self) -> Vec<Duration> {
-        self.times
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(at, _)| *at)
-            .collect()
+        self.times.lock().unwrap().iter().map(|(at, _)| *at).collect()
     }
 
     pub fn names(&self) -> Vec<&'static str> {
-        self.times
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(_, name)| *name)
-            .collect()
+        self.times.lock().unwrap().iter().map(|(_, name)| *name).collect()
     }
 
     /// The largest number that arrived within any window of this length.
@@ -60,12 +47,7 @@ impl Arrivals {
         let times = self.times();
         times
             .iter()
-            .map(|from| {
-                times
-                    .iter()
-                    .filter(|at| *at >= from && **at < *from + window)
-                    .count()
-            })
+            .map(|from| times.iter().filter(|at| *at >= from && **at < *from + window).count())
             .max()
             .unwrap_or(0)
     }
