@@ -15,9 +15,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_test::{assert_pending, task};
 use tower::{BoxError, Service, ServiceExt, service_fn};
 use tower_outbound::{
-    ApiTokens, Call, Executor, ExecutorBuilder, Limits, NetworkRequestEvent, Rate, RequestStatus, Shutdown,
+    ApiTokens, Call, Cost, Executor, ExecutorBuilder, Limits, NetworkRequestEvent, Rate, RequestStatus, Shutdown,
     error::CostExceedsBurst,
     event::{Http, Value},
+    executor::Config,
 };
 
 type Plain = Executor<&'static str, &'static str>;
@@ -53,6 +54,22 @@ async fn the_defaults_are_a_queue_of_1000_ten_at_once_and_ten_a_second_with_a_bu
     assert!(executor.try_submit(request("one too many")).unwrap_err().is_full());
     pass(ms(900)).await;
     assert_eq!(arrivals.times().len(), 10 + 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_given_without_a_period_are_per_minute() {
+    let config = Config {
+        tokens_rate: Some(600.0),
+        ..Config::default()
+    };
+    let executor = config.into_builder().unwrap().build_for_closures::<()>().unwrap();
+    let limiter = executor.monitor().limiter().clone();
+    assert_eq!(limiter.available().tokens, Some(600));
+    limiter.try_acquire(Cost::tokens(600)).unwrap();
+    assert_eq!(
+        limiter.try_acquire(Cost::tokens(1)).unwrap_err().retry_after(),
+        Some(ms(100))
+    );
 }
 
 #[tokio::test]
