@@ -584,7 +584,7 @@ async fn a_panicking_call_and_one_that_is_aborted_leave_the_workers_alive() {
     assert!(event.snapshot().error_type.unwrap().ends_with("JoinError"));
 
     let cancelled = executor
-        .submit(Call::new(|| std::future::pending::<Result<(u16, ()), BoxError>>()))
+        .submit(Call::new(std::future::pending::<Result<(u16, ()), BoxError>>))
         .await
         .unwrap();
     settle().await;
@@ -724,13 +724,17 @@ async fn depth_flight_limits_and_totals_can_be_read_and_changed() {
         drop(executor.submit(request("call")).await.unwrap());
     }
     settle().await;
-    assert_eq!((monitor.queue_depth(), monitor.in_flight()), (3, 2));
+    assert_eq!(
+        (monitor.queue_depth(), monitor.in_flight(), monitor.calling()),
+        (3, 2, 2)
+    );
     assert_eq!(monitor.limiter().available().requests, Some(8));
     assert_eq!((monitor.totals().opened, monitor.totals().open()), (5, 5));
     monitor.concurrency().set(4).unwrap();
     settle().await;
     assert_eq!((monitor.queue_depth(), monitor.in_flight()), (1, 4));
     executor.stop(Shutdown::Graceful).await;
+    assert_eq!((monitor.in_flight(), monitor.calling()), (0, 0));
     assert_eq!((monitor.totals().completed, monitor.totals().open()), (5, 0));
     drop(executor);
     assert_eq!(monitor.totals().ended(), 5);

@@ -226,6 +226,9 @@ impl EventHandle {
             });
             (first, event.attempts.len() - 1)
         });
+        if let Some(events) = &self.shared.events {
+            events.attempt_started();
+        }
         if first {
             self.publish(RequestStatus::Calling);
         }
@@ -234,6 +237,9 @@ impl EventHandle {
 
     /// What came back from the wire; `None`: nothing, the attempt was dropped.
     pub(super) fn attempt_ended(&self, index: usize, came_back: Option<&Result<ResponseDetails, ErrorDetails>>) {
+        if let Some(events) = &self.shared.events {
+            events.attempt_ended();
+        }
         self.write(|state, at| {
             let Some(attempt) = state.event.attempts.get_mut(index) else {
                 return;

@@ -22,6 +22,7 @@ struct Shared {
     completed: AtomicU64,
     failed: AtomicU64,
     cancelled: AtomicU64,
+    calling: AtomicUsize,
     subscribers: AtomicUsize,
     updates: broadcast::Sender<EventUpdate>,
 }
@@ -78,6 +79,7 @@ impl Events {
             completed: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
+            calling: AtomicUsize::new(0),
             subscribers: AtomicUsize::new(0),
             updates: broadcast::Sender::new(BEHIND),
         };
@@ -101,6 +103,12 @@ impl Events {
         }
     }
 
+    /// How many calls are on the wire now.
+    #[must_use]
+    pub fn calling(&self) -> usize {
+        self.shared.calling.load(Ordering::Acquire)
+    }
+
     /// Every change of a status from now on. A subscriber that falls more than 4,096 behind misses the oldest, and is
     /// told so; it never slows the calls.
     #[must_use]
@@ -114,6 +122,14 @@ impl Events {
 
     pub(super) fn opened(&self) {
         self.shared.opened.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn attempt_started(&self) {
+        self.shared.calling.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn attempt_ended(&self) {
+        self.shared.calling.fetch_sub(1, Ordering::AcqRel);
     }
 
     pub(super) fn ended(&self, status: RequestStatus) {

@@ -77,9 +77,11 @@ pub struct Executor<B, R> {
     ready: Option<Queue<Request<B>, Response<R>>>,
 }
 
+/// Spawns the workers and returns the queue in front of them. Here the types of the client and of all layers end.
+type Start<B, R> = Box<dyn Fn() -> Result<Queue<Request<B>, Response<R>>, InvalidConfig> + Send + Sync>;
+
 struct Shared<B, R> {
-    /// Spawns the workers and returns the queue in front of them. Here the types of the client and of all layers end.
-    start: Box<dyn Fn() -> Result<Queue<Request<B>, Response<R>>, InvalidConfig> + Send + Sync>,
+    start: Start<B, R>,
     describe: Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>,
     cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
     monitor: Monitor,
@@ -139,7 +141,7 @@ impl Executor<(), ()> {
 
 impl<B, R> Executor<B, R> {
     fn new(
-        start: Box<dyn Fn() -> Result<Queue<Request<B>, Response<R>>, InvalidConfig> + Send + Sync>,
+        start: Start<B, R>,
         limiter: RateLimiter,
         concurrency: Concurrency,
         events: Events,

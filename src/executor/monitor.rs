@@ -57,10 +57,16 @@ impl Monitor {
             .map_or(0, Count::held)
     }
 
-    /// Calls that hold a permit: in flight, or next to it, waiting for their rate.
+    /// Calls that hold a permit: on the wire, or next to it, waiting for their rate.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.concurrency.in_flight()
+    }
+
+    /// Calls on the wire.
+    #[must_use]
+    pub fn calling(&self) -> usize {
+        self.events.calling()
     }
 
     /// How many calls there were, by outcome, since the executor was built.

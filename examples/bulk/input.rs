@@ -1,0 +1,223 @@
+//! The file of requests: read line by line, as long as it may be.
+
+use anyhow::Context;
+use hyper::body::Bytes;
+use serde_json::{Map, Value};
+use std::path::Path;
+use tokio::{
+    fs::File,
+    io::{AsyncBufReadExt, BufReader},
+};
+
+/// One line of the file.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) line: u64,
+    pub(crate) custom_id: Option<Value>,
+    /// A hash of the line, by which a later run knows the request again.
+    pub(crate) hash: u64,
+    pub(crate) tokens: u64,
+    pub(crate) body: Bytes,
+}
+
+/// A line that is no request, and why.
+#[derive(Debug)]
+pub(crate) struct Malformed {
+    pub(crate) line: u64,
+    pub(crate) reason: String,
+}
+
+/// Where a request says how many tokens it needs.
+#[derive(Clone, Debug)]
+pub(crate) enum Tokens {
+    Estimate,
+    /// A JSON pointer.
+    Field(String),
+}
+
+/// Reads a file's requests. Empty lines are none.
+pub(crate) struct Requests {
+    file: BufReader<File>,
+    line: u64,
+    tokens: Tokens,
+}
+
+impl Requests {
+    pub(crate) async fn open(path: &Path, tokens: Tokens) -> anyhow::Result<Self> {
+        let file = File::open(path)
+            .await
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self {
+            file: BufReader::new(file),
+            line: 0,
+            tokens,
+        })
+    }
+
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Result<Request, Malformed>>> {
+        let mut bytes = Vec::new();
+        loop {
+            bytes.clear();
+            if self
+                .file
+                .read_until(b'\n', &mut bytes)
+                .await
+                .context("cannot read the input")?
+                == 0
+            {
+                return Ok(None);
+            }
+            self.line += 1;
+            let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes).trim_ascii();
+            if !text.is_empty() {
+                let line = self.line;
+                return Ok(Some(
+                    parse(line, text, &self.tokens).map_err(|reason| Malformed { line, reason }),
+                ));
+            }
+        }
+    }
+}
+
+impl Tokens {
+    pub(crate) fn new(path: Option<&str>) -> Self {
+        path.map_or(Self::Estimate, |path| {
+            let pointer = path.replace('~', "~0").replace('/', "~1").replace('.', "/");
+            Self::Field(format!("/{pointer}"))
+        })
+    }
+
+    fn of(&self, whole: &Value, body: &Map<String, Value>) -> Result<u64, String> {
+        match self {
+            Self::Estimate => Ok(estimate(body)),
+            Self::Field(pointer) => whole
+                .pointer(pointer)
+                .and_then(Value::as_u64)
+                .ok_or_else(|| format!("no number of tokens at {}", pointer[1..].replace('/', "."))),
+        }
+    }
+}
+
+fn parse(line: u64, text: &[u8], tokens: &Tokens) -> Result<Request, String> {
+    let mut whole: Value = serde_json::from_slice(text).map_err(|error| {
+        let reason = error.to_string();
+        // The parser's own line number would always be 1.
+        let reason = reason.split(" at line ").next().unwrap_or_default();
+        format!("{reason}, at column {}", error.column())
+    })?;
+    let fields = whole.as_object().ok_or("not a JSON object")?;
+    // A body of its own, as in batch files; otherwise the line is the body.
+    let body = fields.get("body").and_then(Value::as_object);
+    let tokens = tokens.of(&whole, body.unwrap_or(fields))?;
+
+    let custom_id = whole.as_object_mut().and_then(|fields| fields.remove("custom_id"));
+    let body = whole
+        .get("body")
+        .filter(|body| body.is_object())
+        .unwrap_or(&whole)
+        .to_string();
+    Ok(Request {
+        line,
+        custom_id,
+        hash: hash(text),
+        tokens,
+        body: body.into(),
+    })
+}
+
+/// What the large providers charge before they know better: about a token for four characters, and all of the answer
+/// that was asked for.
+fn estimate(body: &Map<String, Value>) -> u64 {
+    let messages = body
+        .get("messages")
+        .and_then(Value::as_array)
+        .map_or(&[][..], Vec::as_slice);
+    let characters: usize = messages
+        .iter()
+        .filter_map(|message| message.get("content"))
+        .map(characters)
+        .sum();
+    let answer = ["max_tokens", "max_completion_tokens"]
+        .iter()
+        .find_map(|name| body.get(*name)?.as_u64());
+    (characters as u64).div_ceil(4).saturating_add(answer.unwrap_or(0))
+}
+
+/// Of a text, or of a list of parts some of which are texts.
+fn characters(content: &Value) -> usize {
+    match content {
+        Value::String(text) => text.chars().count(),
+        Value::Array(parts) => parts.iter().filter_map(|part| part.get("text")).map(characters).sum(),
+        _ => 0,
+    }
+}
+
+/// FNV-1a: small, and the same in every version of every program.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(text: &str, tokens: Option<&str>) -> Result<Request, String> {
+        parse(7, text.as_bytes(), &Tokens::new(tokens))
+    }
+
+    #[test]
+    fn the_line_is_the_body_without_its_name() {
+        let request = request(
+            r#"{"custom_id":"a","max_tokens":64,"messages":[{"content":"12345"}]}"#,
+            None,
+        )
+        .unwrap();
+        assert_eq!(request.custom_id, Some("a".into()));
+        assert_eq!(request.body, r#"{"max_tokens":64,"messages":[{"content":"12345"}]}"#);
+        assert_eq!((request.line, request.tokens), (7, 66));
+    }
+
+    #[test]
+    fn a_body_of_its_own_is_the_body() {
+        let text = r#"{"custom_id":1,"url":"/v1","tokens":9,"body":{"max_tokens":5}}"#;
+        assert_eq!(request(text, None).unwrap().body, r#"{"max_tokens":5}"#);
+        assert_eq!(request(text, None).unwrap().tokens, 5);
+        assert_eq!(request(text, Some("tokens")).unwrap().tokens, 9);
+        // One that is no object is a field like any other.
+        assert_eq!(
+            request(r#"{"body":"hello"}"#, None).unwrap().body,
+            r#"{"body":"hello"}"#
+        );
+    }
+
+    #[test]
+    fn the_estimate_counts_characters_of_all_messages() {
+        let text = r#"{"messages":[{"role":"system","content":"äöüß"},{"content":[{"type":"text","text":"1234"},{"type":"image"}]}]}"#;
+        assert_eq!(request(text, None).unwrap().tokens, 2);
+        assert_eq!(request(r#"{"max_completion_tokens":10}"#, None).unwrap().tokens, 10);
+        assert_eq!(request("{}", None).unwrap().tokens, 0);
+    }
+
+    #[test]
+    fn a_field_is_found_by_its_path() {
+        assert_eq!(request(r#"{"a":{"b/c":[4,5]}}"#, Some("a.b/c.1")).unwrap().tokens, 5);
+        for text in [r#"{"a":{}}"#, r#"{"a":{"b":"5"}}"#, r#"{"a":{"b":-5}}"#] {
+            assert_eq!(request(text, Some("a.b")).unwrap_err(), "no number of tokens at a.b");
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_malformed() {
+        assert_eq!(request("[]", None).unwrap_err(), "not a JSON object");
+        assert_eq!(request(r#"{"a":}"#, None).unwrap_err(), "expected value, at column 6");
+        assert!(parse(1, b"{\"a\":\"\xff\"}", &Tokens::Estimate).is_err());
+    }
+
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        assert_eq!(hash(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(hash(b"foobar"), 0x8594_4171_f739_67e8);
+    }
+}

@@ -1,0 +1,189 @@
+//! One line of results.
+
+use crate::input::Request;
+use hyper::body::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::time::{Duration, SystemTime};
+use tower_outbound::{
+    NetworkRequestEvent, RequestStatus,
+    error::{CostExceedsBurst, Error},
+};
+
+/// A request that is over.
+pub(crate) struct Finished {
+    request: Request,
+    end: End,
+}
+
+enum End {
+    /// The executor took it.
+    Event {
+        event: Box<NetworkRequestEvent>,
+        body: Option<Bytes>,
+    },
+    /// The executor did not: it could never have been sent.
+    Refused { kind: &'static str, message: String },
+}
+
+/// What is written. Times are in UTC.
+#[derive(Serialize)]
+struct Line<'a> {
+    line: u64,
+    custom_id: Option<&'a Value>,
+    hash: String,
+    request_id: Option<String>,
+    /// The host that answered: a run of the demonstration knows its own results by it.
+    host: &'a str,
+    status: &'static str,
+    http_status: Option<u16>,
+    attempts: usize,
+    error: Option<Problem>,
+    tokens: u64,
+    created_at: Option<String>,
+    queued_at: Option<String>,
+    processing_started_at: Option<String>,
+    call_started_at: Option<String>,
+    completed_at: Option<String>,
+    in_queue_ms: Option<f64>,
+    waiting_ms: Option<f64>,
+    calling_ms: Option<f64>,
+    response: Option<Value>,
+}
+
+/// What went wrong.
+#[derive(Serialize)]
+pub(crate) struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+    pub(crate) message: String,
+}
+
+/// What is read again when a run goes on.
+#[derive(Deserialize)]
+pub(crate) struct Known {
+    pub(crate) hash: String,
+    pub(crate) host: String,
+    status: String,
+}
+
+// === impl Finished ===
+
+impl Finished {
+    pub(crate) fn made(request: Request, event: NetworkRequestEvent, body: Option<Bytes>) -> Self {
+        Self {
+            request,
+            end: End::Event {
+                event: Box::new(event),
+                body,
+            },
+        }
+    }
+
+    pub(crate) fn refused(request: Request, error: &Error) -> Self {
+        let kind = if error.find::<CostExceedsBurst>().is_some() {
+            "CostExceedsBurst"
+        } else {
+            "Refused"
+        };
+        Self {
+            request,
+            end: End::Refused {
+                kind,
+                message: error.to_string(),
+            },
+        }
+    }
+
+    pub(crate) fn status(&self) -> RequestStatus {
+        self.event().map_or(RequestStatus::Failed, |event| event.status)
+    }
+
+    pub(crate) const fn tokens(&self) -> u64 {
+        self.request.tokens
+    }
+
+    pub(crate) fn event(&self) -> Option<&NetworkRequestEvent> {
+        match &self.end {
+            End::Event { event, .. } => Some(event),
+            End::Refused { .. } => None,
+        }
+    }
+
+    /// As JSON, without the end of the line.
+    pub(crate) fn to_json(&self, host: &str) -> serde_json::Result<Vec<u8>> {
+        let event = self.event();
+        let at = |time: fn(&NetworkRequestEvent) -> Option<SystemTime>| {
+            event
+                .and_then(time)
+                .map(|time| humantime::format_rfc3339_micros(time).to_string())
+        };
+        let took = |time: fn(&NetworkRequestEvent) -> Option<Duration>| event.and_then(time).map(milliseconds);
+        serde_json::to_vec(&Line {
+            line: self.request.line,
+            custom_id: self.request.custom_id.as_ref(),
+            hash: hex(self.request.hash),
+            request_id: event.map(|event| event.request_id.to_string()),
+            host,
+            status: self.status().as_str(),
+            http_status: event.and_then(|event| event.response_status_code),
+            attempts: event.map_or(0, |event| event.attempts.len()),
+            error: self.problem(),
+            tokens: self.request.tokens,
+            created_at: at(|event| Some(event.created_at)),
+            queued_at: at(|event| event.queued_at),
+            processing_started_at: at(|event| event.processing_started_at),
+            call_started_at: at(|event| event.call_started_at),
+            completed_at: at(|event| event.completed_at),
+            in_queue_ms: took(NetworkRequestEvent::time_in_queue),
+            waiting_ms: took(NetworkRequestEvent::time_waiting),
+            calling_ms: took(NetworkRequestEvent::time_calling),
+            response: self.response(),
+        })
+    }
+
+    pub(crate) fn problem(&self) -> Option<Problem> {
+        match &self.end {
+            End::Event { event, .. } => event.error_type.clone().map(|kind| {
+                // The causes, too: "error sending request" alone helps nobody.
+                let causes = event.error_details.iter().flat_map(|details| details.lines());
+                let message: Vec<_> = event.error_message.as_deref().into_iter().chain(causes).collect();
+                Problem {
+                    kind,
+                    message: message.join(": "),
+                }
+            }),
+            End::Refused { kind, message } => Some(Problem {
+                kind: (*kind).to_owned(),
+                message: message.clone(),
+            }),
+        }
+    }
+
+    /// As JSON if it is, as text otherwise.
+    fn response(&self) -> Option<Value> {
+        let End::Event { body: Some(body), .. } = &self.end else {
+            return None;
+        };
+        let text = || Value::String(String::from_utf8_lossy(body).into_owned());
+        (!body.is_empty()).then(|| serde_json::from_slice(body).unwrap_or_else(|_| text()))
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    pub(crate) fn is_completed(&self) -> bool {
+        self.status == RequestStatus::Completed.as_str()
+    }
+}
+
+/// As a request's hash is written. (As a number, many a reader of JSON would round it.)
+pub(crate) fn hex(hash: u64) -> String {
+    format!("{hash:016x}")
+}
+
+/// To the microsecond.
+fn milliseconds(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1_000.0
+}
