@@ -1,12 +1,12 @@
 //! Calls that are closures, for whatever is no HTTP client: an SDK, a database, a command.
 //!
-//! Watch: the timeline of every event, the error's type and causes, a note taken inside a call, and a body that is
-//! recorded because it was asked for.
+//! Watch: the timeline of all calls, one of them cancelled while it waits for its turn; the error's type and causes,
+//! its URL without the secrets; a note taken inside a call; a body that is recorded because it was asked for.
 //!
 //! `cargo run --example closures`
 
 use std::{error::Error, fmt, time::Duration};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tower_outbound::{
     Call, Executor, Rate, RequestStatus, Shutdown,
     event::{self, Http},
@@ -35,12 +35,18 @@ async fn main() -> anyhow::Result<()> {
         .build_for_closures::<String>()?;
     executor.start()?;
 
-    // Every change of every call, as it happens.
+    // Every change of every call, as it happens, until all three are over.
     let mut updates = executor.monitor().subscribe();
-    tokio::spawn(async move {
-        while let Ok(update) = updates.recv().await {
-            println!("  {:<10} {}", update.status, update.event.request_id());
+    let begun = Instant::now();
+    let timeline = tokio::spawn(async move {
+        let mut open = 3;
+        while open > 0 {
+            let update = updates.recv().await?;
+            let id = update.event.request_id();
+            println!("  {:>3} ms {:<10} {id}", begun.elapsed().as_millis(), update.status);
+            open -= usize::from(update.status.is_terminal());
         }
+        anyhow::Ok(())
     });
 
     let answers = Call::new(|| async {
@@ -69,25 +75,23 @@ async fn main() -> anyhow::Result<()> {
     println!("answered: {}", answers.await?.body());
     println!("failed:   {}", fails.await.expect_err("it fails"));
     hangs.cancel();
-    println!("report:   {:?}", executor.stop(Shutdown::Graceful).await);
+    executor.stop(Shutdown::Graceful).await;
+    timeline.await??;
+    println!("totals:   {:?}", executor.monitor().totals());
 
     let [answers, fails, hangs] = events.map(|event| event.snapshot());
     println!("note:     {}", answers.logs[0].message);
-    println!("body:     {}", answers.response_body.clone().unwrap_or_default());
-    println!(
-        "error:    {:?} {:?}",
-        fails.error_type.as_deref(),
-        fails.error_message.as_deref()
-    );
-    println!("cause:    {:?}", fails.error_details.as_deref());
+    println!("body:     {:?}", answers.response_body);
+    println!("error:    {:?}: {:?}", fails.error_type, fails.error_message);
+    println!("cause:    {:?}", fails.error_details);
+    use RequestStatus::{Cancelled, Completed, Failed};
     let ends = [answers.status, fails.status, hangs.status];
+    anyhow::ensure!(ends == [Completed, Failed, Cancelled], "{ends:?}");
+    anyhow::ensure!(answers.response_body == Some("42".into()), "{answers:?}");
     anyhow::ensure!(
-        ends == [
-            RequestStatus::Completed,
-            RequestStatus::Failed,
-            RequestStatus::Cancelled
-        ],
-        "{ends:?}"
+        fails.error_details.as_deref() == Some("connection reset by peer"),
+        "{fails:?}"
     );
+    anyhow::ensure!(!format!("{fails:?}").contains("secret"), "{fails:?}");
     Ok(())
 }

@@ -1,23 +1,22 @@
-//! A layer of your own, in the two places an executor has for it: see `src/executor/stack.rs`.
+//! A layer of your own, in the two places an executor has for it: `src/executor/stack.rs` tells which is for what.
 //!
-//! Watch: around the limits, the layer sees a call once, however often it goes to the wire; around the client, it sees
-//! every attempt.
+//! Watch: the same layer, twice. Around the limits and the retry it sees a call once, however often that goes to the
+//! wire; around the client it sees every attempt. Every third answer is a 503.
 //!
 //! `cargo run --example own_layer`
 
 mod support;
 
-use http::{Request, Response};
+use http::Request;
 use std::{
-    future,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
-use tower::{BoxError, Layer, Service, ServiceBuilder, retry::Policy, retry::RetryLayer};
-use tower_outbound::{Executor, Shutdown};
+use tower::{Layer, Service, retry::RetryLayer};
+use tower_outbound::Executor;
 
 /// Counts what passes.
 #[derive(Clone, Default)]
@@ -55,25 +54,6 @@ impl<S: Service<Req>, Req> Service<Req> for Count<S> {
     }
 }
 
-/// Again, until it is no 503.
-#[derive(Clone)]
-struct Again;
-
-impl<R> Policy<Request<String>, Response<R>, BoxError> for Again {
-    type Future = future::Ready<()>;
-
-    fn retry(&mut self, _: &mut Request<String>, result: &mut Result<Response<R>, BoxError>) -> Option<Self::Future> {
-        result
-            .as_ref()
-            .is_ok_and(|response| response.status() == 503)
-            .then(|| future::ready(()))
-    }
-
-    fn clone_request(&mut self, request: &Request<String>) -> Option<Request<String>> {
-        Some(request.clone())
-    }
-}
-
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let url = support::server(Some(3)).await?;
@@ -81,25 +61,35 @@ async fn main() -> anyhow::Result<()> {
 
     let executor = Executor::builder()
         // Around the limits; the last one is the outermost.
-        .layer(RetryLayer::new(Again))
+        .layer(RetryLayer::new(support::Again(2)))
         .layer(calls.clone())
         // Around the client, inside the limits.
-        .build(
-            ServiceBuilder::new()
-                .layer(attempts.clone())
-                .service(support::reqwest_client()),
-        )?;
-    executor.start()?;
-    for _ in 0..6 {
-        drop(executor.submit(Request::get(&url).body(String::new())?).await?);
-    }
-    let report = executor.stop(Shutdown::Graceful).await;
+        .build(attempts.layer(support::reqwest_client()))?;
 
-    let (calls, attempts) = (calls.0.load(Ordering::Relaxed), attempts.0.load(Ordering::Relaxed));
-    println!("{calls} calls, {attempts} attempts, {report:?}");
-    anyhow::ensure!(
-        calls == 6 && attempts == 8 && report.completed == 6,
-        "every third attempt is a 503"
-    );
+    let events = executor
+        .run(async move |executor| {
+            let mut events = Vec::new();
+            for _ in 0..6 {
+                let call = executor.submit(Request::get(&url).body(String::new())?).await?;
+                events.push(call.event().clone());
+            }
+            anyhow::Ok(events)
+        })
+        .await??;
+
+    // `run` has stopped the executor gracefully: every call is over.
+    for (number, event) in events.iter().enumerate() {
+        let event = event.snapshot();
+        let codes: Vec<_> = event
+            .attempts
+            .iter()
+            .filter_map(|attempt| attempt.status_code)
+            .collect();
+        println!("call {number}: {} {codes:?}", event.status);
+        anyhow::ensure!(event.response_status_code == Some(200), "{event:?}");
+    }
+    let seen = (calls.0.load(Ordering::Relaxed), attempts.0.load(Ordering::Relaxed));
+    println!("seen around the limits: {}, around the client: {}", seen.0, seen.1);
+    anyhow::ensure!(seen == (6, 8), "six calls, two of them twice: {seen:?}");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Ten calls through an executor, with request and token limits.
 //!
-//! Watch: each call has a name at once, the tenth waits for nobody's polling, and the results come in order.
+//! Watch: each call has a name as soon as it is submitted; the end of each is awaited, with no loop that asks again and
+//! again; the results come in the order of the tasks.
 //!
 //! `cargo run --example quickstart`
 

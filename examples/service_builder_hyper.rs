@@ -1,7 +1,7 @@
 //! The layers one by one around hyper's client, with tracing.
 //!
-//! Watch: twenty a second, five of them at once in the beginning; and every line of the client's own trace is in the
-//! span `outbound_call` of its call, although a worker makes it.
+//! Watch: twenty a second, five of them at once in the beginning; and every line that is traced around the client is in
+//! the span `outbound_call` of its call, although a worker makes it. When the span closes it knows how the call ended.
 //!
 //! `cargo run --example service_builder_hyper`
 
@@ -11,22 +11,22 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use std::time::{Duration, SystemTime};
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
-use tower_http::trace::TraceLayer;
+use tower_http::trace::{DefaultOnResponse, TraceLayer};
 use tower_outbound::{
-    ApiTokens, ConcurrencyLimitLayer, EventLayer, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter,
+    ApiTokens, ConcurrencyLimitLayer, EventLayer, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter, RequestId,
 };
-use tracing::Level;
-use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing::{Level, Span};
+use tracing_subscriber::fmt::format::FmtSpan;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let only = Targets::new()
-        .with_target("tower_outbound", Level::INFO)
-        .with_target("tower_http", Level::DEBUG);
-    tracing_subscriber::registry()
-        .with(fmt::layer().compact().without_time())
-        .with(only)
+    tracing_subscriber::fmt()
+        .compact()
+        .without_time()
+        .with_ansi(false)
+        .with_span_events(FmtSpan::CLOSE)
         .init();
     let url = support::server(None).await?;
     let limits = Limits::new()
@@ -47,29 +47,43 @@ async fn main() -> Result<(), BoxError> {
         .layer(RateLimitLayer::new(limiter.clone()))
         // Records the attempt.
         .layer(EventLayer::calling())
-        // Traces what goes to the wire.
-        .layer(TraceLayer::new_for_http())
+        // A line for what comes back, in the call's own span.
+        .layer(
+            TraceLayer::new_for_http()
+                .make_span_with(|_: &Request<Full<Bytes>>| Span::current())
+                .on_response(DefaultOnResponse::new().level(Level::INFO)),
+        )
         .service(client);
 
     let mut calls = Vec::new();
-    for _ in 0..9 {
-        let request = Request::post(&url).extension(ApiTokens(100)).body(Full::from("{}"))?;
+    for number in 0..9 {
+        let request = Request::post(&url)
+            .extension(RequestId::from(format!("call-{number}")))
+            .extension(ApiTokens(100))
+            .body(Full::from("{}"))?;
         calls.push(service.ready().await?.call(request));
     }
-    let events: Vec<_> = calls.iter().map(|call| call.event().clone()).collect();
-    let mut waits = Vec::new();
-    for (call, event) in calls.into_iter().zip(events) {
+    let mut begun = None;
+    let mut sent = Vec::new();
+    for call in calls {
+        let event = call.event().clone();
         let body = call.await?.into_body().collect().await?.to_bytes();
         let event = event.snapshot();
-        let waited = event.time_waiting().unwrap_or_default();
+        let begun = *begun.get_or_insert(event.created_at);
+        let since = |at: Option<SystemTime>| at.and_then(|at| at.duration_since(begun).ok()).unwrap_or_default();
+        let (called, ended) = (since(event.call_started_at), since(event.completed_at));
         println!(
-            "waited {waited:>12.3?}, called {:>12.3?}: {body:?}",
-            event.time_calling().unwrap_or_default()
+            "{}: called after {called:.0?}, ended after {ended:.0?}: {body:?}",
+            event.request_id
         );
-        waits.push(waited.as_millis());
+        sent.push(called);
     }
     println!("left: {:?}", limiter.available());
-    // Five at once, and then one every 50 ms.
-    assert!(waits[4] < 40 && waits[5] >= 45 && waits[8] >= 195, "{waits:?}");
+    // Five at once, and then one every 50 ms; a late timer is made up for by 5 ms at most.
+    for (number, called) in sent.iter().enumerate().skip(5) {
+        let earliest = Duration::from_millis(50 * (number as u64 - 4) - 5);
+        assert!(*called >= earliest, "call {number} is too early: {sent:?}");
+    }
+    assert!(sent[4] < sent[5], "the burst goes first: {sent:?}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A small HTTP server of the examples' own, on 127.0.0.1.
+//! What the examples share: a small HTTP server on 127.0.0.1, a reqwest client as a service, a retry policy.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -8,14 +8,16 @@ use axum::{
     routing::any,
 };
 use std::{
+    future,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
+use tower::{BoxError, retry::Policy};
 
-/// Answers every request after 50 ms with a line of JSON. With `every`, each so many-th request is answered 503.
+/// Answers every request after 50 ms with its number and how many keys it had. With `every`, each so many-th request is answered 503.
 pub async fn server(every: Option<usize>) -> anyhow::Result<String> {
     let seen = Arc::new(AtomicUsize::new(0));
     let answer = move |headers: HeaderMap| async move {
@@ -27,11 +29,11 @@ pub async fn server(every: Option<usize>) -> anyhow::Result<String> {
         } else {
             StatusCode::OK
         };
-        let authorized = headers.contains_key("authorization");
-        (
-            status,
-            Json(serde_json::json!({ "request": number, "authorized": authorized })),
-        )
+        let keys = ["authorization", "x-api-key"]
+            .iter()
+            .filter(|key| headers.contains_key(**key))
+            .count();
+        (status, Json(serde_json::json!({ "request": number, "keys": keys })))
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -53,4 +55,26 @@ pub fn reqwest_client()
             Ok(client.execute(request).await?.into())
         }
     })
+}
+
+/// Once more after a 503, at most so many times. Each call has a clone of its own to count with.
+#[derive(Clone)]
+pub struct Again(pub u32);
+
+impl<R> Policy<http::Request<String>, http::Response<R>, BoxError> for Again {
+    type Future = future::Ready<()>;
+
+    fn retry(
+        &mut self,
+        _: &mut http::Request<String>,
+        result: &mut Result<http::Response<R>, BoxError>,
+    ) -> Option<Self::Future> {
+        let again = self.0 > 0 && result.as_ref().is_ok_and(|response| response.status() == 503);
+        self.0 = self.0.saturating_sub(1);
+        again.then(|| future::ready(()))
+    }
+
+    fn clone_request(&mut self, request: &http::Request<String>) -> Option<http::Request<String>> {
+        Some(request.clone())
+    }
 }

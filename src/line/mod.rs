@@ -18,7 +18,7 @@ pub(crate) mod count;
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
@@ -114,6 +114,8 @@ struct Waiter<A> {
 #[derive(Default)]
 struct After {
     wake: Option<Waker>,
+    /// Nobody's any more. To drop a waker can drop a task, and with it another ticket of this line.
+    discard: Option<Waker>,
     move_drivers: bool,
     start_driver: bool,
 }
@@ -346,22 +348,22 @@ impl<G: Gate> State<G> {
     }
 
     fn wait(&mut self, number: &mut Option<u64>, ask: &G::Ask, waker: &Waker, clock: &mut Clock) -> After {
-        match number.and_then(|number| self.waiting.get_mut(&number)) {
-            Some(waiter) => waiter.waker.clone_from(waker),
+        let discard = match number.and_then(|number| self.waiting.get_mut(&number)) {
+            Some(waiter) if waiter.waker.will_wake(waker) => None,
+            Some(waiter) => Some(mem::replace(&mut waiter.waker, waker.clone())),
             None => {
                 let new = *number.insert(self.next_number);
                 self.next_number += 1;
                 self.gate.joined(ask);
-                self.waiting.insert(
-                    new,
-                    Waiter {
-                        ask: ask.clone(),
-                        waker: waker.clone(),
-                    },
-                );
+                let (ask, waker) = (ask.clone(), waker.clone());
+                self.waiting.insert(new, Waiter { ask, waker });
+                None
             }
+        };
+        After {
+            discard,
+            ..self.advance(clock)
         }
-        self.advance(clock)
     }
 
     fn leave(&mut self, number: Option<u64>, clock: &mut Clock) -> After {
@@ -369,10 +371,14 @@ impl<G: Gate> State<G> {
             return After::default();
         };
         let waiter = self.waiting.remove(&number).or_else(|| self.silent.remove(&number));
-        if let Some(waiter) = &waiter {
+        let discard = waiter.map(|waiter| {
             self.gate.left(&waiter.ask);
+            waiter.waker
+        });
+        After {
+            discard,
+            ..self.advance(clock)
         }
-        self.advance(clock)
     }
 
     fn dismiss(&mut self, driver: Option<Id>) {
@@ -456,6 +462,7 @@ impl After {
         if let Some(waker) = self.wake {
             waker.wake();
         }
+        drop(self.discard);
     }
 }
 

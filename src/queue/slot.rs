@@ -69,7 +69,9 @@ impl<Req, Res> Slot<Req, Res> {
             !matches!(state.stage, Stage::Over),
             "a future is not polled after it was ready"
         );
-        remember(&mut state.caller, cx.waker());
+        let before = remember(&mut state.caller, cx.waker());
+        drop(state);
+        drop(before);
         Poll::Pending
     }
 
@@ -99,11 +101,13 @@ impl<Req, Res> Slot<Req, Res> {
     /// A worker has the call in hand: whether it is still wanted, now and until the waker says otherwise.
     pub(super) fn poll_wanted(&self, cx: &Context<'_>) -> bool {
         let mut state = self.lock();
-        let wanted = matches!(state.stage, Stage::Queued(_) | Stage::Running);
-        if wanted {
-            remember(&mut state.worker, cx.waker());
+        if !matches!(state.stage, Stage::Queued(_) | Stage::Running) {
+            return false;
         }
-        wanted
+        let before = remember(&mut state.worker, cx.waker());
+        drop(state);
+        drop(before);
+        true
     }
 
     /// A worker begins the call, unless it has been cancelled.
@@ -149,9 +153,10 @@ impl<Req, Res> fmt::Debug for Slot<Req, Res> {
     }
 }
 
-fn remember(slot: &mut Option<Waker>, waker: &Waker) {
+/// Returns the waker that stood there before, to be dropped without the lock: it may drop a task, and with it this call.
+fn remember(slot: &mut Option<Waker>, waker: &Waker) -> Option<Waker> {
     match slot {
-        Some(known) => known.clone_from(waker),
-        None => *slot = Some(waker.clone()),
+        Some(known) if known.will_wake(waker) => None,
+        _ => slot.replace(waker.clone()),
     }
 }
