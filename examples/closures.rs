@@ -35,16 +35,14 @@ async fn main() -> anyhow::Result<()> {
         .build_for_closures::<String>()?;
     executor.start()?;
 
-    // Every change of every call, as it happens, until all three are over.
+    // Every change of every call, as it happens, until the executor is gone.
     let mut updates = executor.monitor().subscribe();
     let begun = Instant::now();
     let timeline = tokio::spawn(async move {
-        let mut open = 3;
-        while open > 0 {
-            let update = updates.recv().await?;
+        while let Some(update) = updates.recv().await {
+            let update = update?;
             let id = update.event.request_id();
             println!("  {:>3} ms {:<10} {id}", begun.elapsed().as_millis(), update.status);
-            open -= usize::from(update.status.is_terminal());
         }
         anyhow::Ok(())
     });
@@ -75,11 +73,13 @@ async fn main() -> anyhow::Result<()> {
     println!("answered: {}", answers.await?.body());
     println!("failed:   {}", fails.await.expect_err("it fails"));
     hangs.cancel();
+    drop(hangs);
     executor.stop(Shutdown::Graceful).await;
-    timeline.await??;
     println!("totals:   {:?}", executor.monitor().totals());
 
     let [answers, fails, hangs] = events.map(|event| event.snapshot());
+    drop(executor);
+    timeline.await??;
     println!("note:     {}", answers.logs[0].message);
     println!("body:     {:?}", answers.response_body);
     println!("error:    {:?}: {:?}", fails.error_type, fails.error_message);

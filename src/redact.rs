@@ -49,6 +49,13 @@ const KEY_WORDS: [&str; 8] = [
 /// Whether a header, query parameter or JSON field of this name holds a credential.
 pub(crate) fn is_secret(name: &str) -> bool {
     let words = words(name);
+    // About tokens, and none: `token_count`, `token_type`, `x-token-limit`.
+    if words
+        .last()
+        .is_some_and(|last| ["count", "limit", "type", "usage"].contains(&last.as_str()))
+    {
+        return false;
+    }
     words.iter().any(|word| SECRET_WORDS.contains(&word.as_str()))
         || (words.iter().any(|word| word == "key") && words.iter().any(|word| KEY_WORDS.iter().any(|end| word.ends_with(end))))
         // Written without any border: `accesstoken`, `myapikey`, `awsaccesskeyid`.
@@ -287,6 +294,9 @@ mod tests {
             "author",
             "x-request-id",
             "monkey",
+            "token_count",
+            "promptTokenCount",
+            "token_type",
         ] {
             assert!(!is_secret(name), "{name}");
         }

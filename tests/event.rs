@@ -19,7 +19,7 @@ fn get(url: &str) -> Request<()> {
 
 /// The record of the only call these events have seen.
 async fn only(events: &mut event::Subscription) -> NetworkRequestEvent {
-    events.recv().await.unwrap().event.finished().await
+    events.recv().await.unwrap().unwrap().event.finished().await
 }
 
 #[tokio::test(start_paused = true)]
@@ -141,7 +141,7 @@ async fn the_stages_of_one_call_write_one_event_whose_status_only_moves_forward(
 
     let mut seen = Vec::new();
     loop {
-        let update = updates.recv().await.unwrap();
+        let update = updates.recv().await.unwrap().unwrap();
         seen.push(update.status);
         if update.status.is_terminal() {
             break;
@@ -474,9 +474,9 @@ async fn a_subscriber_that_does_not_read_lags_and_is_told_so() {
     for _ in 0..2_000 {
         service.clone().oneshot(get("http://h/")).await.unwrap();
     }
-    let lagged = updates.recv().await.unwrap_err();
+    let lagged = updates.recv().await.unwrap().unwrap_err();
     assert_eq!(lagged.missed(), 2_000 * 3 - 4_096);
-    updates.recv().await.unwrap();
+    updates.recv().await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -517,4 +517,82 @@ async fn times_of_one_event_are_monotonic_and_in_utc() {
     assert!(event.created_at <= event.call_started_at.unwrap());
     assert!(event.call_started_at <= event.completed_at);
     assert_eq!(event.updated_at, event.completed_at.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_ends_when_nothing_can_report_any_more() {
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
+    let service = EventLayer::calling().report_to(&events).layer(client);
+    drop(events);
+    service.oneshot(get("http://h/")).await.unwrap();
+    let mut seen = 0;
+    while let Some(update) = updates.recv().await {
+        update.unwrap();
+        seen += 1;
+    }
+    assert_eq!(seen, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_times_out_says_so_and_how_long_it_waited() {
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let client = service_fn(async |_: Request<()>| std::future::pending::<Result<Response<()>, BoxError>>().await);
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(20).burst(1).initial(0))).unwrap();
+    let service = ServiceBuilder::new()
+        .layer(EventLayer::processing().report_to(&events))
+        .timeout(ms(70))
+        .layer(RateLimitLayer::new(limiter))
+        .layer(EventLayer::calling())
+        .service(client);
+    let calls = [
+        tokio::spawn(service.clone().oneshot(get("http://h/"))),
+        tokio::spawn(service.oneshot(get("http://h/"))),
+    ];
+    let first = updates.recv().await.unwrap().unwrap().event.finished().await;
+    assert_eq!(
+        (first.status, first.error_type.as_deref()),
+        (RequestStatus::Failed, Some("Elapsed"))
+    );
+    assert_eq!(
+        (first.time_waiting(), first.time_calling()),
+        (Some(ms(50)), Some(ms(20)))
+    );
+    assert_eq!(first.attempts[0].error_type.as_deref(), Some("Cancelled"));
+    for call in calls {
+        call.await.unwrap().unwrap_err();
+    }
+    // The second never came to the wire.
+    let mut last = None;
+    drop(events);
+    while let Some(update) = updates.recv().await {
+        last = Some(update.unwrap().event.snapshot());
+    }
+    let second = last.unwrap();
+    assert_eq!((second.time_waiting(), second.time_calling()), (Some(ms(70)), None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn counts_of_tokens_are_no_secrets() {
+    let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
+    let events = Events::new();
+    let mut updates = events.subscribe();
+    let usage = Value::from([
+        ("token_count", 12.into()),
+        ("token", Value::from("s3")),
+        ("sig", Value::from(3)),
+    ]);
+    let request = Request::get("/").extension(Payload(usage)).body(()).unwrap();
+    EventLayer::calling()
+        .report_to(&events)
+        .layer(client)
+        .oneshot(request)
+        .await
+        .unwrap();
+    assert_eq!(
+        only(&mut updates).await.payload.unwrap().to_string(),
+        r#"{"sig":3,"token":"[redacted]","token_count":12}"#
+    );
 }

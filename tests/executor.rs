@@ -266,7 +266,7 @@ async fn stopping_refuses_those_who_wait_for_a_place() {
     assert!(waiting.await.unwrap().unwrap_err().is_closed());
     assert_eq!((report.completed, report.cancelled), (2, 1));
     let mut last = Vec::new();
-    while let Ok(Ok(update)) = timeout(ms(1), updates.recv()).await {
+    while let Ok(Some(Ok(update))) = timeout(ms(1), updates.recv()).await {
         if update.status.is_terminal() {
             last.push(update.status);
         }
@@ -374,7 +374,7 @@ async fn a_call_that_waits_for_a_place_is_pending_and_then_queued() {
     let mut updates = executor.monitor().subscribe();
     let mut submit = task::spawn(executor.submit(Call::from(request("waits"))));
     assert_pending!(submit.poll());
-    let waits = updates.recv().await.unwrap().event;
+    let waits = updates.recv().await.unwrap().unwrap().event;
     assert_eq!(waits.status(), RequestStatus::Pending);
     sleep(ms(100)).await;
     let call = submit.await.unwrap();

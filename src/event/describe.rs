@@ -375,6 +375,7 @@ impl ErrorDetails {
         ];
         let own = own.into_iter().find_map(|(is, name)| is.then_some(name));
         let kind = typed.or(own).or(kind);
+        let told = kind.is_none().then(|| told_by_debug(error)).flatten();
 
         let mut causes = Vec::new();
         let mut source = error.source();
@@ -383,10 +384,22 @@ impl ErrorDetails {
             source = cause.source();
         }
         Self {
-            kind: kind.unwrap_or("dyn Error").to_owned(),
+            kind: kind
+                .map(str::to_owned)
+                .or(told)
+                .unwrap_or_else(|| "dyn Error".to_owned()),
             kind_is_known: kind.is_some(),
             message: redact::text(&error.to_string()).into_owned(),
             details: (!causes.is_empty()).then(|| causes.join("\n")),
         }
     }
+}
+
+/// The type's name as a derived `Debug` begins with it: `Elapsed(…)`, `Error { … }`. Nothing else of that text is used.
+fn told_by_debug(error: &BoxError) -> Option<String> {
+    let text = format!("{error:?}");
+    let end = text.find(|letter: char| !letter.is_ascii_alphanumeric() && !"_:".contains(letter))?;
+    let (name, rest) = text.split_at(end);
+    let is_name = name.starts_with(|letter: char| letter.is_ascii_uppercase()) || name.contains("::");
+    (is_name && end < 100 && (rest.starts_with('(') || rest.starts_with(" {"))).then(|| name.to_owned())
 }

@@ -251,7 +251,7 @@ impl EventHandle {
                     attempt.error_type = Some(error.kind.clone());
                     attempt.error_message = Some(error.message.clone());
                 }
-                None => {}
+                None => attempt.error_type = Some("Cancelled".to_owned()),
             }
         });
     }

@@ -23,7 +23,7 @@ struct Shared {
     failed: AtomicU64,
     cancelled: AtomicU64,
     calling: AtomicUsize,
-    subscribers: AtomicUsize,
+    subscribers: Arc<AtomicUsize>,
     updates: broadcast::Sender<EventUpdate>,
 }
 
@@ -55,7 +55,7 @@ pub struct EventUpdate {
 #[derive(Debug)]
 pub struct Subscription {
     updates: broadcast::Receiver<EventUpdate>,
-    events: Events,
+    subscribers: Arc<AtomicUsize>,
 }
 
 /// The subscriber was too slow, and so many updates are lost to it. The calls were not slowed; the next update is
@@ -80,7 +80,7 @@ impl Events {
             failed: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
             calling: AtomicUsize::new(0),
-            subscribers: AtomicUsize::new(0),
+            subscribers: Arc::default(),
             updates: broadcast::Sender::new(BEHIND),
         };
         Self {
@@ -116,7 +116,7 @@ impl Events {
         self.shared.subscribers.fetch_add(1, Ordering::AcqRel);
         Subscription {
             updates: self.shared.updates.subscribe(),
-            events: self.clone(),
+            subscribers: self.shared.subscribers.clone(),
         }
     }
 
@@ -185,30 +185,28 @@ impl Totals {
 // === impl Subscription ===
 
 impl Subscription {
-    /// The next update, when there is one.
+    /// The next update, when there is one; `None` when there will be no more: what reported is gone (an executor, say, with
+    /// its monitors), and so are all handles to its events.
     ///
     /// # Errors
     ///
-    /// [`Lagged`] says how many updates were missed.
+    /// [`Lagged`] says how many updates were missed; the next one follows.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost.
-    pub async fn recv(&mut self) -> Result<EventUpdate, Lagged> {
+    pub async fn recv(&mut self) -> Option<Result<EventUpdate, Lagged>> {
         match self.updates.recv().await {
-            Ok(update) => Ok(update),
-            Err(broadcast::error::RecvError::Lagged(missed)) => Err(Lagged { missed }),
-            // The sender lives in `self.events`.
-            Err(broadcast::error::RecvError::Closed) => {
-                unreachable!("a subscription keeps its source alive")
-            }
+            Ok(update) => Some(Ok(update)),
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(Err(Lagged { missed })),
+            Err(broadcast::error::RecvError::Closed) => None,
         }
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.events.shared.subscribers.fetch_sub(1, Ordering::AcqRel);
+        self.subscribers.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -29,6 +29,9 @@
 //! Fields: `request_id`, `http.request.method`, `server.address`, and at the end `status`, `http.response.status_code`
 //! and `error.type`.
 //!
+//! Layers of others may be less discreet. tower-http's `TraceLayer`, for one, opens a span with the whole URL in it; with
+//! `.make_span_with(|_: &_| tracing::Span::current())` it uses this one instead.
+//!
 //! # Examples
 //!
 //! ```
@@ -47,7 +50,7 @@
 //! let request = Request::get("http://user:password@localhost/?key=secret&page=2").body(())?;
 //! service.ready().await?.call(request).await?;
 //!
-//! let event = updates.recv().await?.event.finished().await;
+//! let event = updates.recv().await.expect("an update")?.event.finished().await;
 //! assert_eq!(event.status.to_string(), "COMPLETED");
 //! assert_eq!(event.endpoint_url.as_deref(), Some("http://localhost/?key=[redacted]&page=2"));
 //! assert_eq!(events.totals().completed, 1);

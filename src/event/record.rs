@@ -137,7 +137,7 @@ pub struct Attempt {
     pub ended_at: Option<SystemTime>,
     /// The status code that came back.
     pub status_code: Option<u16>,
-    /// The type of the error that came instead.
+    /// The type of the error that came instead; `Cancelled` if the attempt was dropped before anything came.
     pub error_type: Option<String>,
     /// What that error says.
     pub error_message: Option<String>,
@@ -312,22 +312,22 @@ impl NetworkRequestEvent {
         self.status.is_terminal()
     }
 
-    /// How long it waited for a place in the queue: `None` until it has one.
+    /// How long it waited for a place in the queue: `None` until it has one, or is over.
     #[must_use]
     pub fn time_pending(&self) -> Option<Duration> {
-        between(Some(self.created_at), self.queued_at)
+        between(Some(self.created_at), self.queued_at.or(self.completed_at))
     }
 
-    /// How long it was in the queue: `None` until it is taken from there.
+    /// How long it was in the queue: `None` until it is taken from there, or is over.
     #[must_use]
     pub fn time_in_queue(&self) -> Option<Duration> {
-        between(self.queued_at, self.processing_started_at)
+        between(self.queued_at, self.processing_started_at.or(self.completed_at))
     }
 
-    /// How long it waited for its limits: `None` until it goes to the wire.
+    /// How long it waited for its limits: `None` until it goes to the wire, or is over.
     #[must_use]
     pub fn time_waiting(&self) -> Option<Duration> {
-        between(self.processing_started_at, self.call_started_at)
+        between(self.processing_started_at, self.call_started_at.or(self.completed_at))
     }
 
     /// How long the call itself took, retries and the waits between them included: `None` until it is over.

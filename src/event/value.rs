@@ -77,7 +77,9 @@ impl Value {
 
 pub(super) fn redacted_fields(fields: BTreeMap<String, Value>) -> BTreeMap<String, Value> {
     let redacted = |(name, value): (String, Value)| {
-        let value = if redact::is_secret(&name) {
+        // A number is no credential: `token_count` stays.
+        let can_be_secret = matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_));
+        let value = if can_be_secret && redact::is_secret(&name) {
             redact::REDACTED.into()
         } else {
             value.redacted()

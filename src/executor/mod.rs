@@ -106,7 +106,8 @@ pub enum Shutdown {
     Immediate,
 }
 
-/// What ended while an executor was stopped, and how.
+/// What ended *while* an executor was stopped, and how: the calls that were still there when the stop began. What ended
+/// since the executor was built is told by [`Monitor::totals`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StopReport {
