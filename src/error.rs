@@ -4,12 +4,7 @@
 //! questions (`is_closed()`, `is_panicked()`, …) by walking the chain of sources, so that nobody has to downcast.
 
 use crate::redact;
-use std::{
-    any::{Any, type_name},
-    borrow::Cow,
-    error::Error as StdError,
-    fmt,
-};
+use std::{any::Any, borrow::Cow, error::Error as StdError, fmt};
 
 /// An error of any type: the same alias as Tower's.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -59,17 +54,18 @@ pub struct Refused<Req> {
 
 /// What went wrong with an [`Executor`](crate::Executor) or one of its calls.
 ///
-/// A call's own failure is passed on: `Display` and [`source`](StdError::source) are those of the client's error,
-/// except that secrets in URLs are redacted in the text.
+/// A call's own failure is passed on: `Display` and the chain of [sources](StdError::source) say what the client's error
+/// says, except that secrets are redacted. The error itself is to be had with [`find`](Self::find) and
+/// [`into_inner`](Self::into_inner).
 pub struct Error {
     inner: BoxError,
+    causes: Option<Cause>,
 }
 
-/// An error whose type was known when it was boxed. Only between the layers: callers get the error itself.
-#[derive(Debug)]
-pub(crate) struct Typed {
-    kind: &'static str,
-    error: BoxError,
+/// What a source said, without secrets.
+struct Cause {
+    text: String,
+    source: Option<Box<Self>>,
 }
 
 /// Reasons of the executor itself.
@@ -270,13 +266,12 @@ impl<Req> StdError for Refused<Req> {}
 
 impl Error {
     pub(crate) fn new(error: impl Into<BoxError>) -> Self {
-        let error = match error.into().downcast::<Typed>() {
-            Ok(typed) => typed.error,
-            Err(error) => error,
-        };
-        match error.downcast::<Self>() {
+        match error.into().downcast::<Self>() {
             Ok(same) => *same,
-            Err(inner) => Self { inner },
+            Err(inner) => Self {
+                causes: Cause::of(inner.source()),
+                inner,
+            },
         }
     }
 
@@ -362,7 +357,7 @@ impl fmt::Display for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.inner.source()
+        self.causes.as_ref().map(|cause| cause as _)
     }
 }
 
@@ -378,34 +373,34 @@ impl From<CostExceedsBurst> for Error {
     }
 }
 
-// === impl Typed ===
+// === impl Cause ===
 
-impl Typed {
-    pub(crate) fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
-        let kind = type_name::<E>();
-        let error = error.into();
-        if kind == type_name::<BoxError>() {
-            error
-        } else {
-            Box::new(Self { kind, error })
-        }
-    }
-
-    pub(crate) const fn kind(&self) -> &'static str {
-        self.kind
+impl Cause {
+    fn of(error: Option<&(dyn StdError + 'static)>) -> Option<Self> {
+        let error = error?;
+        let text = redact::text(&error.to_string()).into_owned();
+        Some(Self {
+            text,
+            source: Self::of(error.source()).map(Box::new),
+        })
     }
 }
 
-/// As the error it holds.
-impl fmt::Display for Typed {
+impl fmt::Debug for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
+        f.write_str(&self.text)
     }
 }
 
-impl StdError for Typed {
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl StdError for Cause {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.error.source()
+        self.source.as_ref().map(|cause| &**cause as _)
     }
 }
 

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 pub(crate) const REDACTED: &str = "[redacted]";
 
 /// Words that make a name a credential's wherever they stand in it: `x-auth-token`, `clientSecret`, `set-cookie`.
-const SECRET_WORDS: [&str; 21] = [
+const SECRET_WORDS: [&str; 24] = [
     "auth",
     "authorization",
     "authentication",
@@ -19,7 +19,10 @@ const SECRET_WORDS: [&str; 21] = [
     "credential",
     "credentials",
     "jwt",
+    "hmac",
     "otp",
+    "pass",
+    "passcode",
     "passwd",
     "password",
     "passphrase",
@@ -34,16 +37,21 @@ const SECRET_WORDS: [&str; 21] = [
     "apikey",
 ];
 
-/// Words that make `key` a credential's: `api-key`, `x-goog-api-key`, `subscription_key`.
-const KEY_WORDS: [&str; 8] = [
-    "access",
-    "account",
-    "api",
-    "auth",
-    "private",
-    "secret",
-    "shared",
-    "subscription",
+/// Keys that open nothing: `idempotency-key`, `sort_key`. Any other `…-key` is a credential: `api-key`, `x-functions-key`.
+const HARMLESS_KEYS: [&str; 13] = [
+    "cache",
+    "foreign",
+    "idempotency",
+    "index",
+    "message",
+    "object",
+    "partition",
+    "primary",
+    "public",
+    "routing",
+    "sort",
+    "surrogate",
+    "websocket",
 ];
 
 /// Whether a header, query parameter or JSON field of this name holds a credential.
@@ -56,8 +64,9 @@ pub(crate) fn is_secret(name: &str) -> bool {
     {
         return false;
     }
+    let has_key = words.len() > 1 && words.iter().any(|word| word == "key");
     words.iter().any(|word| SECRET_WORDS.contains(&word.as_str()))
-        || (words.iter().any(|word| word == "key") && words.iter().any(|word| KEY_WORDS.iter().any(|end| word.ends_with(end))))
+        || (has_key && !words.iter().any(|word| HARMLESS_KEYS.contains(&word.as_str())))
         // Written without any border: `accesstoken`, `myapikey`, `awsaccesskeyid`.
         || words.iter().any(|word| {
             ["token", "secret", "password", "apikey", "accesskey", "accesskeyid"].iter().any(|end| word.ends_with(end))
@@ -107,7 +116,10 @@ pub(crate) fn headers(headers: &HeaderMap, also: &[HeaderName]) -> HeaderMap {
                     Cow::Borrowed(_) => value.clone(),
                     Cow::Owned(clean) => HeaderValue::from_str(&clean).unwrap_or_else(|_| hidden()),
                 },
-                Err(_) => value.clone(),
+                Err(_) => match self::text(&String::from_utf8_lossy(value.as_bytes())) {
+                    Cow::Borrowed(_) => value.clone(),
+                    Cow::Owned(_) => hidden(),
+                },
             };
             (name.clone(), value)
         })
@@ -132,97 +144,165 @@ pub(crate) fn uri(uri: &Uri) -> String {
     url
 }
 
-/// A text in which every URL, and every bearer credential, is redacted.
+/// A text in which every URL, every credential after `Bearer` or `Basic`, and every secret field of JSON is redacted.
 pub(crate) fn text(text: &str) -> Cow<'_, str> {
-    if !text.contains("://") && !text.contains('?') && !has_scheme_word(text) {
+    if !text.contains(['/', '?', '=', '#', '"', ' ']) {
         return Cow::Borrowed(text);
     }
     let mut clean = String::with_capacity(text.len());
-    let mut after_scheme_word = false;
-    for piece in text.split_inclusive(|letter: char| letter.is_whitespace() || "\"'<>`()[]{},".contains(letter)) {
-        let word = piece.trim_end_matches(|letter: char| letter.is_whitespace() || "\"'<>`()[]{},".contains(letter));
-        let border = &piece[word.len()..];
-        if after_scheme_word && !word.is_empty() {
-            clean.push_str(REDACTED);
-            after_scheme_word = false;
-        } else {
-            after_scheme_word |= is_scheme_word(word);
-            clean.push_str(&url(word));
+    let mut after_scheme: Option<Scheme> = None;
+    // These end a URL wherever they stand; other signs of punctuation can be part of one.
+    let border = |letter: char| letter.is_whitespace() || "\"<>`".contains(letter);
+    for piece in text.split_inclusive(border) {
+        let word = piece.trim_end_matches(border);
+        let (before, core, after) = trimmed(word);
+        let scheme = Scheme::of(core);
+        match after_scheme.take() {
+            Some(scheme) if scheme.precedes(core) => clean.extend([before, REDACTED, after]),
+            _ => {
+                clean.push_str(before);
+                clean.push_str(&url(core));
+                clean.push_str(after);
+                after_scheme = scheme;
+            }
         }
-        clean.push_str(border);
+        clean.push_str(&piece[word.len()..]);
     }
-    if clean == text {
+    let fields = json_fields(&clean);
+    if fields == text {
         Cow::Borrowed(text)
+    } else {
+        Cow::Owned(fields.into_owned())
+    }
+}
+
+/// A word without the brackets and stops around it.
+fn trimmed(word: &str) -> (&str, &str, &str) {
+    let core = word.trim_start_matches(|letter| "([{'".contains(letter));
+    let before = &word[..word.len() - core.len()];
+    let inner = core.trim_end_matches(|letter| ")]}'.,:;".contains(letter));
+    (before, inner, &core[inner.len()..])
+}
+
+/// What the next word is, after `Bearer` or `Basic`: a credential, or just a word.
+enum Scheme {
+    Bearer,
+    Basic,
+}
+
+impl Scheme {
+    fn of(word: &str) -> Option<Self> {
+        if word.eq_ignore_ascii_case("bearer") {
+            Some(Self::Bearer)
+        } else if word.eq_ignore_ascii_case("basic") {
+            Some(Self::Basic)
+        } else {
+            None
+        }
+    }
+
+    /// Whether this word is the credential. After `basic` it has to look like one: `dXNlcjpwYXNz`, not `question`.
+    fn precedes(&self, word: &str) -> bool {
+        let encoded = |letter: char| letter.is_ascii_uppercase() || letter.is_ascii_digit() || letter == '=';
+        match self {
+            Self::Bearer => !word.is_empty(),
+            Self::Basic => word.len() >= 4 && word.chars().any(encoded),
+        }
+    }
+}
+
+/// Texts that hold JSON: `"api_key": "…"` loses its value.
+fn json_fields(text: &str) -> Cow<'_, str> {
+    let mut clean = String::new();
+    let mut done = 0;
+    let mut quotes = text.match_indices('"').map(|(at, _)| at).peekable();
+    while let (Some(open), Some(close)) = (quotes.next(), quotes.peek().copied()) {
+        let rest = text[close + 1..].trim_start();
+        let Some(value) = rest
+            .strip_prefix(':')
+            .map(str::trim_start)
+            .and_then(|value| value.strip_prefix('"'))
+        else {
+            continue;
+        };
+        if !is_secret(&text[open + 1..close]) {
+            continue;
+        }
+        let start = text.len() - value.len();
+        let mut escaped = false;
+        let end = value.find(|letter| {
+            let ends = letter == '"' && !escaped;
+            escaped = letter == '\\' && !escaped;
+            ends
+        });
+        let end = end.map_or(text.len(), |length| start + length);
+        clean.push_str(&text[done..start]);
+        clean.push_str(REDACTED);
+        done = end;
+        while quotes.peek().is_some_and(|at| *at <= end) {
+            quotes.next();
+        }
+    }
+    if done == 0 {
+        return Cow::Borrowed(text);
+    }
+    clean.push_str(&text[done..]);
+    Cow::Owned(clean)
+}
+
+/// A word that may be a URL, a relative one with a query, or a form.
+fn url(word: &str) -> Cow<'_, str> {
+    let (start, rest) = match word.find("//") {
+        Some(at) if at == 0 || word[..at].ends_with(':') => word.split_at(at + 2),
+        _ => ("", word),
+    };
+    let (rest, fragment) = match rest.split_once('#') {
+        Some((rest, fragment)) => (rest, Some(fragment)),
+        None => (rest, None),
+    };
+    let (path, parameters) = match rest.split_once('?') {
+        Some((path, parameters)) => (path, Some(parameters)),
+        None if start.is_empty() && rest.contains('=') => ("", Some(rest)),
+        None => (rest, None),
+    };
+    let is_form = start.is_empty() && !rest.contains('?');
+    // User info ends at the last `@` before the path.
+    let authority = path.find('/').unwrap_or(path.len());
+    let path = match path[..authority].rfind('@') {
+        Some(at) if !start.is_empty() => &path[at + 1..],
+        _ => path,
+    };
+    let mut clean = format!("{start}{path}");
+    if let Some(parameters) = parameters {
+        clean.push_str(if is_form { "" } else { "?" });
+        clean.push_str(&query(parameters));
+    }
+    if let Some(fragment) = fragment {
+        clean.push('#');
+        clean.push_str(&query(fragment));
+    }
+    if clean == word {
+        Cow::Borrowed(word)
     } else {
         Cow::Owned(clean)
     }
 }
 
-/// `Bearer` and `Basic`: the credential is the next word.
-fn is_scheme_word(word: &str) -> bool {
-    let word = word.trim_end_matches(':');
-    word.eq_ignore_ascii_case("bearer") || word.eq_ignore_ascii_case("basic")
-}
-
-fn has_scheme_word(text: &str) -> bool {
-    text.split(|letter: char| !letter.is_ascii_alphanumeric())
-        .any(is_scheme_word)
-}
-
-/// A word that may be a URL, or a relative one with a query.
-fn url(word: &str) -> Cow<'_, str> {
-    let (start, rest) = match word.find("://") {
-        Some(at) => word.split_at(at + 3),
-        None => ("", word),
-    };
-    let (before_query, after) = match rest.find('?') {
-        Some(at) => (&rest[..at], Some(&rest[at + 1..])),
-        None => (rest, None),
-    };
-    let before_query = if start.is_empty() {
-        before_query
-    } else {
-        // User info ends at the last `@` before the path.
-        let path = before_query.find('/').unwrap_or(before_query.len());
-        match before_query[..path].rfind('@') {
-            Some(at) => &before_query[at + 1..],
-            None => before_query,
-        }
-    };
-    match after {
-        Some(after) => {
-            let (parameters, fragment) = after
-                .split_once('#')
-                .map_or((after, None), |(query, rest)| (query, Some(rest)));
-            let fragment = fragment
-                .map(|fragment| format!("#{}", query(fragment)))
-                .unwrap_or_default();
-            Cow::Owned(format!("{start}{before_query}?{}{fragment}", query(parameters)))
-        }
-        None if start.len() + before_query.len() < word.len() => Cow::Owned(format!("{start}{before_query}")),
-        None => Cow::Borrowed(word),
-    }
-}
-
 fn query(query: &str) -> Cow<'_, str> {
-    let is_hidden = |pair: &str| pair.split_once('=').is_some_and(|(name, _)| is_secret_parameter(name));
-    if !query.split(['&', ';']).any(is_hidden) {
+    let hidden = |pair: &str| {
+        pair.split_once('=').is_some_and(|(name, value)| {
+            let nested = percent_decoded(value);
+            is_secret_parameter(name) || (nested.contains("//") && matches!(url(&nested), Cow::Owned(_)))
+        })
+    };
+    if !query.split('&').any(hidden) {
         return Cow::Borrowed(query);
     }
-    let mut clean = String::with_capacity(query.len());
-    for piece in query.split_inclusive(['&', ';']) {
-        let pair = piece.trim_end_matches(['&', ';']);
-        match pair.split_once('=') {
-            Some((name, _)) if is_hidden(pair) => {
-                clean.push_str(name);
-                clean.push('=');
-                clean.push_str(REDACTED);
-            }
-            _ => clean.push_str(pair),
-        }
-        clean.push_str(&piece[pair.len()..]);
-    }
-    Cow::Owned(clean)
+    let clean = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, _)) if hidden(pair) => Cow::Owned(format!("{name}={REDACTED}")),
+        _ => Cow::Borrowed(pair),
+    });
+    Cow::Owned(clean.collect::<Vec<_>>().join("&"))
 }
 
 fn without_user_info(authority: &str) -> &str {
@@ -272,6 +352,9 @@ mod tests {
             "access_token",
             "accessToken",
             "X-Amz-Signature",
+            "dd-application-key",
+            "x-functions-key",
+            "pass",
             "X-Amz-Credential",
             "x-amz-security-token",
             "AWSAccessKeyId",
@@ -294,6 +377,8 @@ mod tests {
             "author",
             "x-request-id",
             "monkey",
+            "key",
+            "sec-websocket-key",
             "token_count",
             "promptTokenCount",
             "token_type",
@@ -340,6 +425,44 @@ mod tests {
             ("nothing to see", "nothing to see"),
         ] {
             assert_eq!(super::text(text), clean);
+        }
+    }
+
+    #[test]
+    fn no_secret_hides_behind_punctuation_in_fragments_or_in_nested_urls() {
+        for text in [
+            "https://app/cb#access_token=s3",
+            "https://h/?token=ab,s3",
+            "https://u:a,s3@h/",
+            "https://h/?token[]=s3",
+            "http://h/?token=abc;s3",
+            "http://h/?next=https://u:s3@h/",
+            "http://h/?next=https%3A%2F%2Fh%2F%3Ftoken%3Ds3",
+            "//u:s3@h/path",
+            "?pass=s3",
+            "grant_type=password&client_secret=s3",
+            r#"{"api_key":"s3"}"#,
+            r#"{"a": [{"access_token" : "x\"s3", "b": 1}]}"#,
+            "Authorization: Basic dXM6czM=s3",
+        ] {
+            let clean = super::text(text);
+            assert!(
+                !clean.contains("s3") && clean.contains(REDACTED) || clean == "//h/path" || clean == "https://h/",
+                "{clean}"
+            );
+        }
+        assert_eq!(
+            uri(&"http://h/?next=https://u:s3@h/&a=1".parse().unwrap()),
+            "http://h/?next=[redacted]&a=1"
+        );
+        for text in [
+            "a basic question",
+            r#"{"tokens": 3, "token_count": "4"}"#,
+            "a = b, c == d",
+            "x=1&y=2",
+            "mail me@h.example",
+        ] {
+            assert_eq!(super::text(text), text);
         }
     }
 

@@ -263,3 +263,29 @@ fn a_limit_of_zero_is_refused_by_name() {
         "invalid concurrency_limit: must be above zero, is 0"
     );
 }
+
+/// The first in line is called, and answers only after the next one could have been. Its late answer once swallowed the
+/// wake-up of the next, which then waited forever.
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_does_not_swallow_the_call_of_the_next() {
+    let (service, limit, mut handle) = limited(3);
+    handle.allow(10);
+    let mut busy: Vec<_> = (0..3).map(|_| service.clone()).collect();
+    let mut running: Vec<_> = busy.iter_mut().map(|service| call!(service, "busy")).collect();
+    let mut clones: Vec<_> = (0..3).map(|_| service.clone()).collect();
+    let mut waiting: Vec<_> = clones.iter_mut().map(|service| task::spawn(service.ready())).collect();
+    waiting.iter_mut().for_each(|ready| assert_pending!(ready.poll()));
+    drop(running.pop());
+    tokio::time::advance(ms(2)).await;
+    drop(running);
+    assert_eq!(limit.in_flight(), 0);
+    // Nothing runs for longer than a turn lasts; then the first one answers.
+    tokio::time::advance(ms(12)).await;
+    assert!(waiting[0].is_woken());
+    assert_ready_ok!(waiting[0].poll());
+    pass(ms(12)).await;
+    assert!(waiting[1].is_woken());
+    assert_ready_ok!(waiting[1].poll());
+    pass(ms(12)).await;
+    assert!(waiting[2].is_woken());
+}

@@ -317,6 +317,66 @@ async fn run_starts_works_and_stops_gracefully() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn run_that_is_dropped_while_it_drains_cancels_what_is_left() {
+    let (client, _) = client(ms(100_000));
+    let executor = unlimited().build(client).unwrap();
+    let run = executor.run(async |executor| drop(executor.submit(request("call")).await.unwrap()));
+    timeout(ms(1_000), run).await.unwrap_err();
+    settle().await;
+    assert_eq!(executor.monitor().totals().cancelled, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_dropped_by_an_abort_may_use_the_executor() {
+    struct Asks(Plain);
+    impl Drop for Asks {
+        fn drop(&mut self) {
+            assert!(!self.0.is_running());
+        }
+    }
+    let (client, _) = client(ms(1_000));
+    let other = started(unlimited().concurrency_limit(1), client);
+    let watched = other.clone();
+    let executor = unlimited().concurrency_limit(1).build_for_closures::<()>().unwrap();
+    let run = executor.run(async |executor| {
+        for _ in 0..3 {
+            let asks = Asks(watched.clone());
+            let call = Call::new(move || {
+                let _asks = &asks;
+                std::future::pending::<Result<(u16, ()), BoxError>>()
+            });
+            drop(executor.submit(call).await.unwrap());
+        }
+        watched.stop(Shutdown::Immediate).await;
+        std::future::pending::<()>().await;
+    });
+    timeout(ms(100), run).await.unwrap_err();
+    settle().await;
+    assert_eq!(executor.monitor().totals().cancelled, 3);
+}
+
+#[tokio::test]
+async fn settings_that_contradict_each_other_are_refused_or_added_up() {
+    let limits = Limits::new().requests(Rate::per_minute(500));
+    let executor = Executor::builder()
+        .limits(limits)
+        .tokens(Rate::per_minute(1_000))
+        .build_for_closures::<()>()
+        .unwrap();
+    let available = executor.monitor().limiter().available();
+    assert_eq!((available.requests, available.tokens), (Some(500), Some(1_000)));
+    let shared = Executor::builder()
+        .limiter(executor.monitor().limiter().clone())
+        .tokens(Rate::per_minute(1));
+    assert_eq!(shared.build_for_closures::<()>().unwrap_err().field(), "limiter");
+    let config = Config {
+        tokens_burst: Some(5.0),
+        ..Config::default()
+    };
+    assert_eq!(config.into_builder().unwrap_err().field(), "tokens_rate");
+}
+
+#[tokio::test(start_paused = true)]
 async fn run_that_is_dropped_or_panics_cancels_what_was_submitted() {
     let (client, _) = client(ms(100_000));
     let executor = unlimited().build(client).unwrap();

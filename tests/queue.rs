@@ -529,3 +529,20 @@ fn a_capacity_or_a_number_of_workers_of_zero_is_refused_by_name() {
         "workers"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_call_can_be_cancelled_before_it_has_a_place() {
+    let (client, arrivals) = client(ms(10));
+    let limited = tower_outbound::ConcurrencyLimitLayer::new(1).unwrap().layer(client);
+    let mut queue = QueueLayer::new(1).unwrap().layer(limited);
+    queue.try_call(request("flies")).unwrap().detach();
+    settle().await;
+    queue.try_call(request("queued")).unwrap().detach();
+    let mut entering = queue.call(request("entering"));
+    assert!(!entering.is_accepted());
+    entering.cancel();
+    assert!(entering.await.unwrap_err().is::<Cancelled>());
+    queue.close();
+    queue.ended().await;
+    assert_eq!(arrivals.names(), ["flies", "queued"]);
+}

@@ -650,3 +650,52 @@ fn a_limiter_shared_by_two_runtimes_serves_the_one_that_lives() {
         assert_ready!(task::spawn(async {}).poll());
     });
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_credit_gives_nothing_to_a_bucket_that_was_not_charged() {
+    let limiter = RateLimiter::new(Limits::new()).unwrap();
+    let estimate = limiter.acquire_estimate(Cost::tokens(800)).await.unwrap();
+    limiter.set_limits(Limits::new().tokens(Rate::per_hour(1_000))).unwrap();
+    limiter.try_acquire(Cost::tokens(1_000)).unwrap();
+    estimate.settle(Cost::tokens(0));
+    assert_eq!(limiter.available().tokens, Some(0));
+}
+
+#[test]
+fn a_change_made_from_another_runtime_reaches_those_who_wait() {
+    let limiter = tokens(Rate::per_second(10).burst(10_000).initial(0));
+    let build = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    build().block_on(async {
+        // 100 tokens: due in 10 s.
+        let mut waiting = task::spawn(limiter.acquire(Cost::tokens(100)));
+        assert_pending!(waiting.poll());
+        settle().await;
+        let other = limiter.clone();
+        std::thread::spawn(move || {
+            build().block_on(async { other.set_limits(Limits::new().tokens(Rate::per_second(1_000).burst(10_000))) })
+        })
+        .join()
+        .unwrap()
+        .unwrap();
+        tokio::time::timeout(Duration::from_secs(5), waiting)
+            .await
+            .expect("due in 0.1 s by now")
+            .unwrap();
+    });
+}
+
+#[test]
+fn waiting_without_a_timer_panics_where_it_is_seen() {
+    let limiter = requests(Rate::per_second(1));
+    limiter.try_acquire(ONE).unwrap();
+    let no_timer = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let wait = || no_timer.block_on(limiter.acquire(ONE));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(wait)).is_err());
+    let mut nowhere = task::spawn(limiter.acquire(ONE));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| nowhere.poll().is_pending())).is_err());
+}

@@ -92,6 +92,30 @@ fn secrets_everywhere() -> Request<String> {
         .unwrap()
 }
 
+fn failed(url: &http::Uri) -> BoxError {
+    let cause = std::io::Error::other(format!("could not connect to {url}"));
+    let error = std::io::Error::other(Outer(
+        format!("error sending request for url ({url}): Bearer {SECRET} refused"),
+        cause,
+    ));
+    error.into()
+}
+
+#[derive(Debug)]
+struct Outer(String, std::io::Error);
+
+impl std::fmt::Display for Outer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Outer {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.1)
+    }
+}
+
 fn call() -> Call<String> {
     Call::from(secrets_everywhere())
         .payload(Value::from([
@@ -110,9 +134,7 @@ async fn no_secret_comes_out_of_a_call_whatever_becomes_of_it() {
         let url = request.uri().clone();
         tokio::time::sleep(ms(10)).await;
         match request.headers().get("then").map(HeaderValue::as_bytes) {
-            Some(b"fail") => Err(BoxError::from(format!(
-                "error sending request for url ({url}): Bearer {SECRET} refused"
-            ))),
+            Some(b"fail") => Err(failed(&url)),
             Some(b"panic") => panic!("could not reach {url}"),
             Some(b"hang") => std::future::pending().await,
             _ => Ok(Response::builder()
@@ -145,6 +167,11 @@ async fn no_secret_comes_out_of_a_call_whatever_becomes_of_it() {
         if let Err(error) = handle.await {
             errors += 1;
             write!(seen, "\n{error} {error:?}").unwrap();
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                write!(seen, "\n{cause} {cause:?}").unwrap();
+                source = cause.source();
+            }
         }
     }
     assert_eq!(errors, 3);

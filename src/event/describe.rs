@@ -9,7 +9,7 @@ use super::{
     value::{Value, redacted_fields},
 };
 use crate::{
-    error::{BoxError, Cancelled, Closed, CostExceedsBurst, Panicked, Typed},
+    error::{BoxError, Cancelled, Closed, CostExceedsBurst, Panicked},
     redact,
     tokens::ApiTokens,
 };
@@ -366,7 +366,6 @@ impl ErrorDetails {
     }
 
     fn with_kind(error: &BoxError, kind: Option<&'static str>) -> Self {
-        let typed = error.downcast_ref::<Typed>().map(|typed| typed.kind());
         let own = [
             (error.is::<Closed>(), "Closed"),
             (error.is::<Cancelled>(), "Cancelled"),
@@ -374,7 +373,7 @@ impl ErrorDetails {
             (error.is::<CostExceedsBurst>(), "CostExceedsBurst"),
         ];
         let own = own.into_iter().find_map(|(is, name)| is.then_some(name));
-        let kind = typed.or(own).or(kind);
+        let kind = own.or(kind);
         let told = kind.is_none().then(|| told_by_debug(error)).flatten();
 
         let mut causes = Vec::new();

@@ -7,9 +7,10 @@ use super::{
     scope::Stage,
     value::{Value, redacted_fields},
 };
-use crate::redact;
+use crate::{error::BoxError, redact};
 use http::{Method, Uri};
 use std::{
+    any::type_name,
     fmt,
     future::poll_fn,
     mem,
@@ -70,6 +71,8 @@ struct State {
     version: u64,
     /// Those who wait for a change.
     watchers: Vec<Waker>,
+    /// The type of the error that is just coming back, if whoever made the call could tell.
+    error_type: Option<&'static str>,
     /// Until the outcome is there, so that a handle that is kept does not keep the span open.
     span: Span,
 }
@@ -208,6 +211,13 @@ impl EventHandle {
         }
     }
 
+    /// The type of the error that is about to come back in a box.
+    pub(crate) fn tell_error_type(&self, name: &'static str) {
+        if name != type_name::<BoxError>() {
+            self.lock().error_type = Some(name);
+        }
+    }
+
     /// The call goes to the wire, again perhaps. Returns the attempt's number.
     pub(super) fn attempt_started(&self) -> usize {
         let (first, index) = self.write(|state, at| {
@@ -241,6 +251,7 @@ impl EventHandle {
             events.attempt_ended();
         }
         self.write(|state, at| {
+            let told = state.error_type.take();
             let Some(attempt) = state.event.attempts.get_mut(index) else {
                 return;
             };
@@ -248,7 +259,10 @@ impl EventHandle {
             match came_back {
                 Some(Ok(response)) => attempt.status_code = response.status_code,
                 Some(Err(error)) => {
-                    attempt.error_type = Some(error.kind.clone());
+                    attempt.error_type = Some(
+                        told.filter(|_| !error.kind_is_known)
+                            .map_or_else(|| error.kind.clone(), str::to_owned),
+                    );
                     attempt.error_message = Some(error.message.clone());
                 }
                 None => attempt.error_type = Some("Cancelled".to_owned()),
@@ -264,6 +278,7 @@ impl EventHandle {
             Outcome::Cancelled => RequestStatus::Cancelled,
         };
         let span = self.write(|state, at| {
+            let told = state.error_type.take();
             let event = &mut state.event;
             if event.is_terminal() {
                 status = RequestStatus::Pending;
@@ -289,7 +304,10 @@ impl EventHandle {
                         .attempts
                         .last()
                         .filter(|last| last.error_message.as_ref() == Some(&error.message));
-                    let kind = match wire.and_then(|last| last.error_type.clone()) {
+                    let kind = match wire
+                        .and_then(|last| last.error_type.clone())
+                        .or_else(|| told.map(str::to_owned))
+                    {
                         Some(kind) if !error.kind_is_known => kind,
                         _ => error.kind,
                     };
@@ -299,9 +317,12 @@ impl EventHandle {
                 }
                 Outcome::Cancelled => {}
             }
-            record_end(&state.span, event);
             mem::replace(&mut state.span, Span::none())
         });
+        // Without the lock: whoever records spans may look at the event.
+        if !span.is_disabled() {
+            record_end(&span, &self.snapshot());
+        }
         drop(span);
         if status.is_terminal() {
             if let Some(events) = &self.shared.events {
@@ -348,10 +369,11 @@ impl fmt::Debug for EventHandle {
 // === impl Writer ===
 
 impl Writer {
-    /// Opens an event for a call that is about to be made.
-    pub(crate) fn open(mut details: RequestDetails, events: Option<Events>, stage: Stage) -> Self {
+    /// Opens an event, and its span, for a call that is about to be made.
+    pub(crate) fn open(mut details: RequestDetails, events: Option<Events>, stage: Stage) -> (Self, Span) {
         let opened = Instant::now();
         let span = details.span();
+        let current = span.clone();
         let (method, url) = (details.method.take(), details.url.take());
         let event = details.into_event(utc(opened));
         let state = State {
@@ -361,6 +383,7 @@ impl Writer {
             opened,
             version: 0,
             watchers: Vec::new(),
+            error_type: None,
             span,
         };
         let shared = Shared {
@@ -379,7 +402,7 @@ impl Writer {
             events.opened();
         }
         writer.handle.publish(RequestStatus::Pending);
-        writer
+        (writer, current)
     }
 
     pub(crate) fn of(handle: &EventHandle) -> Self {
@@ -389,10 +412,6 @@ impl Writer {
 
     pub(crate) const fn handle(&self) -> &EventHandle {
         &self.handle
-    }
-
-    pub(crate) fn span(&self) -> Span {
-        self.handle.lock().span.clone()
     }
 }
 
@@ -432,9 +451,6 @@ impl State {
 }
 
 fn record_end(span: &Span, event: &NetworkRequestEvent) {
-    if span.is_disabled() {
-        return;
-    }
     span.record("status", event.status.as_str());
     if let Some(code) = event.response_status_code {
         span.record("http.response.status_code", code);

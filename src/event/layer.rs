@@ -146,10 +146,12 @@ where
             describe,
             events,
         } = &self.layer;
-        let joined = join(*stage).map(|event| Writer::of(&event));
+        let joined = join(*stage);
         let opens = joined.is_none();
-        let writer = joined.unwrap_or_else(|| Writer::open(RequestDetails::of(describe, &req), events.clone(), *stage));
-        let span = if opens { writer.span() } else { Span::none() };
+        let (writer, span) = match joined {
+            Some(event) => (Writer::of(&event), Span::none()),
+            None => Writer::open(RequestDetails::of(describe, &req), events.clone(), *stage),
+        };
         let event = writer.handle().clone();
         let mut scope = Scope::new(writer, span);
 
@@ -199,7 +201,8 @@ impl<F, D, Req> ResponseFuture<F, D, Req> {
         &self.event
     }
 
-    /// The future inside, which goes on with the same event.
+    /// The future inside. This layer has no more part in the event: it goes on if somebody else carries the call on, as a
+    /// queue does, and ends as CANCELLED otherwise.
     pub fn into_inner(self) -> F {
         self.future
     }

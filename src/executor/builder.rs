@@ -61,9 +61,14 @@ enum Permits {
 
 #[derive(Clone, Debug)]
 enum Rates {
-    Own { requests: Rate, tokens: Option<Rate> },
+    Own {
+        requests: Rate,
+        tokens: Option<Rate>,
+    },
     Given(Limits),
     Shared(RateLimiter),
+    /// A shared limiter, and rates of its own: which of them?
+    Conflict,
 }
 
 impl ExecutorBuilder {
@@ -109,28 +114,25 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
         self
     }
 
-    /// The rate of requests. Default: 10 a second.
+    /// The rate of requests. Default: 10 a second. After [`limits`](Self::limits), one more of them.
     pub fn requests(mut self, rate: Rate) -> Self {
-        let tokens = if let Rates::Own { tokens, .. } = self.rates {
-            tokens
-        } else {
-            None
+        self.rates = match self.rates {
+            Rates::Own { tokens, .. } => Rates::Own { requests: rate, tokens },
+            Rates::Given(limits) => Rates::Given(limits.requests(rate)),
+            Rates::Shared(_) | Rates::Conflict => Rates::Conflict,
         };
-        self.rates = Rates::Own { requests: rate, tokens };
         self
     }
 
-    /// The rate of the API's tokens. Default: not limited.
+    /// The rate of the API's tokens. Default: not limited. After [`limits`](Self::limits), one more of them.
     pub fn tokens(mut self, rate: Rate) -> Self {
-        let default = Rate::new(10, Duration::from_secs(1));
-        let requests = if let Rates::Own { requests, .. } = self.rates {
-            requests
-        } else {
-            default
-        };
-        self.rates = Rates::Own {
-            requests,
-            tokens: Some(rate),
+        self.rates = match self.rates {
+            Rates::Own { requests, .. } => Rates::Own {
+                requests,
+                tokens: Some(rate),
+            },
+            Rates::Given(limits) => Rates::Given(limits.tokens(rate)),
+            Rates::Shared(_) | Rates::Conflict => Rates::Conflict,
         };
         self
     }
@@ -256,6 +258,12 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
                 } => RateLimiter::new(Limits::new().requests(requests).tokens(tokens))?,
                 Rates::Given(limits) => RateLimiter::new(limits)?,
                 Rates::Shared(limiter) => limiter,
+                Rates::Conflict => {
+                    return Err(InvalidConfig::new(
+                        "limiter",
+                        "is shared, and has its own rates: set those with set_limits",
+                    ));
+                }
             },
             cost: self.cost,
             describe: self.describe,

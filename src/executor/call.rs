@@ -216,7 +216,7 @@ impl<B, R> CallHandle<B, R> {
     /// CANCELLED, unless the call was over already.
     pub fn cancel(&self) {
         if let Some(response) = &self.response {
-            response.cancel();
+            response.cancel_accepted();
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Calls that are closures: the request's body is the function that makes the call.
 
-use crate::error::{BoxError, Typed};
+use crate::{error::BoxError, event};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use std::{
+    any::type_name,
     collections::{BTreeMap, HashMap},
     fmt,
     future::Future,
@@ -62,13 +63,7 @@ impl<R> Closure<R> {
     {
         let call = move || -> BoxFuture<Result<Response<R>, BoxError>> {
             let future = call();
-            Box::pin(async move {
-                future
-                    .await
-                    .map_err(Typed::boxed)?
-                    .into_response()
-                    .map_err(Typed::boxed)
-            })
+            Box::pin(async move { future.await.map_err(boxed)?.into_response().map_err(boxed) })
         };
         Self { call: Arc::new(call) }
     }
@@ -86,6 +81,14 @@ impl<R> fmt::Debug for Closure<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Closure")
     }
+}
+
+/// Leaves the name of the error's type with the event, since it is lost in the box.
+fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
+    if let Some(event) = event::current() {
+        event.tell_error_type(type_name::<E>());
+    }
+    error.into()
 }
 
 // === impl ClosureClient ===

@@ -88,7 +88,9 @@ impl Config {
             .requests(requests);
 
         let Some(tokens) = self.tokens_rate else {
-            return Ok(builder);
+            let unused = self.tokens_burst.is_some() || self.tokens_period_secs != Self::default().tokens_period_secs;
+            let error = || InvalidConfig::new("tokens_rate", "is missing, but its period or burst is given");
+            return if unused { Err(error()) } else { Ok(builder) };
         };
         let tokens = rate("tokens", tokens, self.tokens_period_secs, self.tokens_burst)?;
         check(&Limits::new().tokens(tokens))?;

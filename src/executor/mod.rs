@@ -86,6 +86,7 @@ struct Shared<B, R> {
     cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
     monitor: Monitor,
     state: Mutex<State<B, R>>,
+    starting: Mutex<()>,
 }
 
 enum State<B, R> {
@@ -156,6 +157,7 @@ impl<B, R> Executor<B, R> {
             cost,
             monitor,
             state: Mutex::new(State::Stopped),
+            starting: Mutex::new(()),
         };
         Self {
             shared: Arc::new(shared),
@@ -171,8 +173,9 @@ impl<B, R> Executor<B, R> {
     /// runtime.
     pub fn start(&self) -> Result<(), Error> {
         Handle::try_current().map_err(|_| Error::no_runtime())?;
-        let mut state = self.shared.lock();
-        match &*state {
+        // One start at a time; the client and the layers are cloned without the lock that everybody needs.
+        let _starting = self.shared.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*self.shared.lock() {
             State::Running(queue) | State::Stopping(queue) if !queue.is_ended() => {
                 return Err(Error::already_running());
             }
@@ -180,7 +183,8 @@ impl<B, R> Executor<B, R> {
         }
         let queue = (self.shared.start)()?;
         self.shared.monitor.watch(queue.places());
-        *state = State::Running(queue);
+        let before = mem::replace(&mut *self.shared.lock(), State::Running(queue));
+        drop(before);
         Ok(())
     }
 
@@ -316,8 +320,8 @@ impl<B, R> Executor<B, R> {
         self.start()?;
         let abort = AbortOnDrop(Some(self.shared.clone()));
         let result = work(self.clone()).await;
-        abort.disarm();
         self.stop(Shutdown::Graceful).await;
+        abort.disarm();
         Ok(result)
     }
 
@@ -404,15 +408,17 @@ impl<B, R> Shared<B, R> {
 
     fn open(&self, request: &Request<B>) -> (EventHandle, Scope) {
         let details = RequestDetails::of(&*self.describe, request);
-        let writer = Writer::open(details, Some(self.monitor.events().clone()), Stage::Queued);
-        let span = writer.span();
+        let (writer, span) = Writer::open(details, Some(self.monitor.events().clone()), Stage::Queued);
         (writer.handle().clone(), Scope::new(writer, span))
     }
 
     fn abort(&self) {
-        if let State::Running(queue) | State::Stopping(queue) = &*self.lock() {
-            queue.abort();
-        }
+        let queue = match &*self.lock() {
+            State::Running(queue) | State::Stopping(queue) => queue.clone(),
+            State::Stopped => return,
+        };
+        // Without the lock: requests are dropped and callers are woken.
+        queue.abort();
     }
 }
 

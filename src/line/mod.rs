@@ -102,6 +102,8 @@ struct State<G: Gate> {
     armed: Option<Instant>,
     /// One driver for each runtime that has waiters here.
     drivers: Vec<Id>,
+    /// A waiter's runtime, for when a driver has to be started from outside any.
+    runtime: Option<Handle>,
 }
 
 struct Waiter<A> {
@@ -117,7 +119,9 @@ struct After {
     /// Nobody's any more. To drop a waker can drop a task, and with it another ticket of this line.
     discard: Option<Waker>,
     move_drivers: bool,
-    start_driver: bool,
+    start_driver: Option<Handle>,
+    /// The first in line waits for a moment in time.
+    needs_timer: bool,
 }
 
 // === impl Clock ===
@@ -141,6 +145,7 @@ impl<G: Gate> Line<G> {
             deadline: None,
             armed: None,
             drivers: Vec::new(),
+            runtime: None,
         };
         Self {
             shared: Arc::new(Shared {
@@ -258,14 +263,29 @@ impl<G: Gate> Ticket<G> {
         };
         let after = match done {
             Ok(false) => state.wait(&mut self.number, ask, cx.waker(), &mut clock),
-            // It keeps its number, and the turn it has not used counts from now if it does not count yet.
-            Ok(true) if !pass => After {
-                wake: None,
-                ..state.advance(&mut clock)
-            },
+            Ok(true) if !pass => {
+                // It keeps its number. The turn it has not used counts from now, if it does not count yet.
+                if let Some(number) = self.number {
+                    if state.called.is_none_or(|(called, _)| called != number) {
+                        state.called = Some((number, clock.now()));
+                    }
+                }
+                state.advance(&mut clock)
+            }
             Ok(true) | Err(_) => state.leave(self.number.take(), &mut clock),
         };
         drop(state);
+        if after.needs_timer && (after.start_driver.is_some() || Handle::try_current().is_err()) {
+            // Panics here, where it is seen, if there is no timer that could end the waiting.
+            let registered = after.start_driver.as_ref().map(|runtime| Driver {
+                shared: self.shared.clone(),
+                runtime: Some(runtime.id()),
+            });
+            drop(tokio::time::sleep(Duration::ZERO));
+            if let Some(mut driver) = registered {
+                driver.runtime = None;
+            }
+        }
         after.run(&self.shared);
         match done {
             Ok(true) => Poll::Ready(Ok(())),
@@ -355,6 +375,9 @@ impl<G: Gate> State<G> {
                 let new = *number.insert(self.next_number);
                 self.next_number += 1;
                 self.gate.joined(ask);
+                if self.drivers.is_empty() {
+                    self.runtime = Handle::try_current().ok();
+                }
                 let (ask, waker) = (ask.clone(), waker.clone());
                 self.waiting.insert(new, Waiter { ask, waker });
                 None
@@ -383,9 +406,8 @@ impl<G: Gate> State<G> {
 
     fn dismiss(&mut self, driver: Option<Id>) {
         self.drivers.retain(|id| Some(*id) != driver);
-        if self.drivers.is_empty() {
-            self.armed = None;
-        }
+        // What the others are armed for may have been told to this one alone.
+        self.armed = None;
     }
 
     /// Calls the first in line if the gate is open for it, and passes over whoever was called and kept silent.
@@ -415,6 +437,7 @@ impl<G: Gate> State<G> {
                 },
                 Opens::At(instant) => {
                     self.called = None;
+                    after.needs_timer = true;
                     break Some(instant);
                 }
                 Opens::OnReturn => {
@@ -433,13 +456,14 @@ impl<G: Gate> State<G> {
             (None, None) => after.move_drivers = self.waiting.is_empty() && !self.drivers.is_empty(),
         }
         if self.deadline.is_some() {
-            if let Ok(runtime) = Handle::try_current() {
-                let id = runtime.id();
-                if !self.drivers.contains(&id) {
-                    self.drivers.push(id);
-                    after.start_driver = true;
-                }
+            let runtime = Handle::try_current().ok().or_else(|| self.runtime.clone());
+            if let Some(runtime) = runtime.filter(|runtime| !self.drivers.contains(&runtime.id())) {
+                self.drivers.push(runtime.id());
+                after.start_driver = Some(runtime);
             }
+        }
+        if self.waiting.is_empty() {
+            self.runtime = None;
         }
         after
     }
@@ -449,14 +473,14 @@ impl<G: Gate> State<G> {
 
 impl After {
     fn run<G: Gate>(self, shared: &Arc<Shared<G>>) {
-        if self.start_driver {
-            let runtime = Handle::current();
+        if let Some(runtime) = self.start_driver {
             let driver = Driver {
                 shared: shared.clone(),
                 runtime: Some(runtime.id()),
             };
             runtime.spawn(drive(driver));
-        } else if self.move_drivers {
+        }
+        if self.move_drivers {
             shared.moved.notify_waiters();
         }
         if let Some(waker) = self.wake {
@@ -511,5 +535,6 @@ async fn drive<G: Gate>(mut driver: Driver<G>) {
 impl<G: Gate> Drop for Driver<G> {
     fn drop(&mut self) {
         self.shared.lock().dismiss(self.runtime);
+        self.shared.moved.notify_waiters();
     }
 }

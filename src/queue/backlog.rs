@@ -83,13 +83,14 @@ impl<Req, Res> Backlog<Req, Res> {
 
     /// Accepts a call, which has its place. If the queue was closed meanwhile, the request comes back.
     pub(super) fn push(&self, req: Req, scope: Scope, place: Held) -> Result<Arc<Slot<Req, Res>>, (Req, Scope)> {
+        // It has its place. Told without the lock: others may be listening.
+        scope.queued();
         let mut state = self.lock();
         if state.closed {
             drop(state);
             drop(place);
             return Err((req, scope));
         }
-        scope.queued();
         let slot = Slot::new(Queued { req, scope, place });
         state.calls.push_back(slot.clone());
         let consumer = state.consumer.take();

@@ -12,7 +12,7 @@
 //! - **Cancel.** Dropping the [response future](ResponseFuture) cancels the call: if it is queued, its place is free at
 //!   once; if it runs, it is dropped. [`detach`](ResponseFuture::detach) lets it run on.
 //! - **Fair.** A handle that was made ready but is not called holds no place for longer than 5 ms, so that it starves
-//!   nobody. If another takes the place first, `call` waits for one, before all who came later.
+//!   nobody. If another takes the place first, the call waits for one in its future.
 //! - **Contained.** A panic below, in `poll_ready`, `call` or the future, fails [that call](crate::error::Panicked) and
 //!   no other; so does an error from `poll_ready`.
 //! - **An end.** [`close`](Queue::close) takes no more and finishes what was accepted; so does dropping the last
@@ -46,7 +46,7 @@ mod slot;
 mod worker;
 
 use crate::{
-    error::{BoxError, Closed, InvalidConfig, Refused},
+    error::{BoxError, Cancelled, Closed, InvalidConfig, Refused},
     event::Scope,
     line::count::{Count, Held, Turn},
 };
@@ -109,6 +109,8 @@ enum State<Req, Res> {
         slot: Arc<Slot<Req, Res>>,
         backlog: Arc<Backlog<Req, Res>>,
     },
+    /// Cancelled before it had a place.
+    Cancelled,
     /// Given up, or detached.
     Gone,
 }
@@ -133,7 +135,7 @@ impl<Req> QueueLayer<Req> {
     /// How many tasks drive the calls. Default: one, which can drive any number of them.
     ///
     /// More workers let the calls' own computing spread over several threads. They do not change how many calls run at
-    /// once, nor their order.
+    /// once, nor the order in which they begin; two that begin in the same moment may reach the wire in either order.
     ///
     /// # Errors
     ///
@@ -364,7 +366,17 @@ impl<Req, Res> ResponseFuture<Req, Res> {
 
     /// Ends the call: if it is queued, its place is free at once; if it runs, it is dropped. The future then returns
     /// [`Cancelled`](crate::error::Cancelled), unless the response was there already.
-    pub fn cancel(&self) {
+    pub fn cancel(&mut self) {
+        if let State::Entering { call, .. } = &mut self.state {
+            if let Some((_, scope)) = call.take() {
+                scope.cancel();
+            }
+            self.state = State::Cancelled;
+        }
+        self.cancel_accepted();
+    }
+
+    pub(crate) fn cancel_accepted(&self) {
         if let State::Accepted { slot, backlog } = &self.state {
             backlog.cancel(slot);
         }
@@ -417,6 +429,7 @@ impl<Req, Res> Future for ResponseFuture<Req, Res> {
         }
         match &self.state {
             State::Accepted { slot, .. } => slot.poll_response(cx),
+            State::Cancelled => Poll::Ready(Err(Cancelled::new().into())),
             State::Entering { .. } | State::Gone => {
                 panic!("a future is not polled after it was ready")
             }
@@ -429,7 +442,7 @@ impl<Req, Res> Unpin for ResponseFuture<Req, Res> {}
 
 impl<Req, Res> Drop for ResponseFuture<Req, Res> {
     fn drop(&mut self) {
-        self.cancel();
+        self.cancel_accepted();
     }
 }
 
@@ -439,6 +452,7 @@ impl<Req, Res> fmt::Debug for ResponseFuture<Req, Res> {
         match &self.state {
             State::Entering { .. } => debug.field(&"Entering"),
             State::Accepted { slot, .. } => debug.field(slot),
+            State::Cancelled => debug.field(&"Cancelled"),
             State::Gone => debug.field(&"Gone"),
         };
         debug.finish()

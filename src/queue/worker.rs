@@ -103,7 +103,13 @@ where
         };
         drop(place);
         let in_flight = InFlight::enter(backlog);
-        let called = ready.and_then(|()| guarded(|| scope.enter(|| service.call(req))));
+        let called = match ready {
+            Ok(()) => guarded(|| scope.enter(|| service.call(req))),
+            Err(error) => {
+                let _ = guarded(|| drop(req));
+                Err(error)
+            }
+        };
         match called {
             Ok(future) => {
                 let call = Driven {

@@ -102,7 +102,8 @@ impl Bucket {
         if used >= estimate {
             self.balance = self.balance.saturating_sub(used - estimate);
         } else {
-            let refund = estimate - used;
+            // Not more than is out: the limits may have been replaced since it was charged.
+            let refund = (estimate - used).min(self.estimated);
             let kept = refund.min(self.withheld);
             self.withheld -= kept;
             self.balance = self.balance.saturating_add(refund - kept).min(self.size.capacity);

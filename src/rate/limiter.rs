@@ -23,10 +23,14 @@ use tokio::time::Instant;
 /// burst.
 const CATCH_UP_NANOS: u64 = 5_000_000;
 
+/// When to come back if it is only a matter of order.
+const SOON: Duration = Duration::from_millis(1);
+
 /// A limiter of requests and tokens, shared by its clones.
 ///
 /// A caller gets all it asks for at one instant, or waits and takes nothing. Callers are admitted in the order in which
-/// they came: nobody is overtaken, however much it asks for.
+/// they came: nobody is overtaken, however much it asks for. (Only a waiter whose turn has come and whose future is not
+/// polled for 5 ms is passed over, until it is polled again.)
 ///
 /// In any time window of length T at most `burst + rate x T` is admitted, plus what [catching up](Self#catching-up)
 /// allows.
@@ -207,9 +211,11 @@ impl RateLimiter {
         let ask = Ask { cost, estimate: false };
         match self.line.try_pass(&ask) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(TryAcquireError::NotYet(
-                self.line.peek(|buckets, clock| buckets.wait(cost, clock)),
-            )),
+            Ok(false) => {
+                let wait = self.line.peek(|buckets, clock| buckets.wait(cost, clock));
+                // Those before may be about to go this very moment.
+                Err(TryAcquireError::NotYet(if wait.is_zero() { SOON } else { wait }))
+            }
             Err(never) => Err(TryAcquireError::CostExceedsBurst(never)),
         }
     }
