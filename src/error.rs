@@ -54,8 +54,8 @@ pub struct Refused<Req> {
 
 /// What went wrong with an [`Executor`](crate::Executor) or one of its calls.
 ///
-/// A call's own failure is passed on: `Display` and the chain of [sources](StdError::source) say what the client's error
-/// says, except that secrets are redacted. The error itself is to be had with [`find`](Self::find) and
+/// A call's own failure is passed on: `Display` and the chain of [sources](StdError::source) say what the client's
+/// error says, except that secrets are redacted. The error itself is to be had with [`find`](Self::find) and
 /// [`into_inner`](Self::into_inner).
 pub struct Error {
     inner: BoxError,

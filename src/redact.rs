@@ -37,7 +37,8 @@ const SECRET_WORDS: [&str; 24] = [
     "apikey",
 ];
 
-/// Keys that open nothing: `idempotency-key`, `sort_key`. Any other `…-key` is a credential: `api-key`, `x-functions-key`.
+/// Keys that open nothing: `idempotency-key`, `sort_key`. Any other `…-key` is a credential: `api-key`,
+/// `x-functions-key`.
 const HARMLESS_KEYS: [&str; 13] = [
     "cache",
     "foreign",

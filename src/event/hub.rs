@@ -185,8 +185,8 @@ impl Totals {
 // === impl Subscription ===
 
 impl Subscription {
-    /// The next update, when there is one; `None` when there will be no more: what reported is gone (an executor, say, with
-    /// its monitors), and so are all handles to its events.
+    /// The next update, when there is one; `None` when there will be no more: what reported is gone (an executor, say,
+    /// with its monitors), and so are all handles to its events.
     ///
     /// # Errors
     ///

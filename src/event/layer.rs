@@ -201,8 +201,8 @@ impl<F, D, Req> ResponseFuture<F, D, Req> {
         &self.event
     }
 
-    /// The future inside. This layer has no more part in the event: it goes on if somebody else carries the call on, as a
-    /// queue does, and ends as CANCELLED otherwise.
+    /// The future inside. This layer has no more part in the event: it goes on if somebody else carries the call on, as
+    /// a queue does, and ends as CANCELLED otherwise.
     pub fn into_inner(self) -> F {
         self.future
     }

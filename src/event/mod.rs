@@ -29,8 +29,8 @@
 //! Fields: `request_id`, `http.request.method`, `server.address`, and at the end `status`, `http.response.status_code`
 //! and `error.type`.
 //!
-//! Layers of others may be less discreet. tower-http's `TraceLayer`, for one, opens a span with the whole URL in it; with
-//! `.make_span_with(|_: &_| tracing::Span::current())` it uses this one instead.
+//! Layers of others may be less discreet. tower-http's `TraceLayer`, for one, opens a span with the whole URL in it;
+//! with `.make_span_with(|_: &_| tracing::Span::current())` it uses this one instead.
 //!
 //! # Examples
 //!

@@ -86,7 +86,7 @@ struct Handle<Req, Res> {
 ///
 /// # Errors
 ///
-/// What the service below returned, or [`Closed`], [`Cancelled`](crate::error::Cancelled) or
+/// What the service below returned, or [`Closed`], [`Cancelled`] or
 /// [`Panicked`](crate::error::Panicked).
 ///
 /// # Cancel safety
@@ -365,7 +365,7 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     }
 
     /// Ends the call: if it is queued, its place is free at once; if it runs, it is dropped. The future then returns
-    /// [`Cancelled`](crate::error::Cancelled), unless the response was there already.
+    /// [`Cancelled`], unless the response was there already.
     pub fn cancel(&mut self) {
         if let State::Entering { call, .. } = &mut self.state {
             if let Some((_, scope)) = call.take() {

@@ -153,7 +153,8 @@ impl<Req, Res> fmt::Debug for Slot<Req, Res> {
     }
 }
 
-/// Returns the waker that stood there before, to be dropped without the lock: it may drop a task, and with it this call.
+/// Returns the waker that stood there before, to be dropped without the lock: it may drop a task, and with it this
+/// call.
 fn remember(slot: &mut Option<Waker>, waker: &Waker) -> Option<Waker> {
     match slot {
         Some(known) if known.will_wake(waker) => None,
