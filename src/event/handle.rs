@@ -1,6 +1,7 @@
 //! Who may write an event, and who watches it: [`Writer`] and [`EventHandle`].
 
 use super::{
+    clock::utc,
     describe::{ErrorDetails, RequestDetails, ResponseDetails},
     hub::Events,
     record::{Attempt, LogEntry, NetworkRequestEvent, RequestId, RequestStatus},
@@ -20,7 +21,7 @@ use std::{
     },
     task::{Poll, Waker},
     thread,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 use tokio::time::Instant;
 use tracing::Span;
@@ -457,21 +458,5 @@ fn record_end(span: &Span, event: &NetworkRequestEvent) {
     }
     if let Some(kind) = &event.error_type {
         span.record("error.type", kind.as_str());
-    }
-}
-
-/// An instant in UTC. The system's clock is read once a minute at most: often enough to follow it when it is set, or
-/// when the machine has slept.
-fn utc(now: Instant) -> SystemTime {
-    const KEEP: Duration = Duration::from_secs(60);
-    static ANCHOR: Mutex<Option<(Instant, SystemTime)>> = Mutex::new(None);
-    let mut anchor = ANCHOR.lock().unwrap_or_else(PoisonError::into_inner);
-    match *anchor {
-        Some((at, utc)) if now >= at && now - at < KEEP => utc + (now - at),
-        _ => {
-            let utc = SystemTime::now();
-            *anchor = Some((now, utc));
-            utc
-        }
     }
 }

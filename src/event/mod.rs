@@ -58,6 +58,7 @@
 //! # }
 //! ```
 
+mod clock;
 mod describe;
 mod handle;
 #[cfg(feature = "serde")]

@@ -11,11 +11,13 @@
 //!
 //! What is limited, and when there is some of it, is the [`Gate`]'s to say; this file only knows about order.
 //!
-//! A task of our own, the line's [driver](drive), keeps the time: it calls the first in line when the gate opens, and
+//! A task of our own, the line's [driver], keeps the time: it calls the first in line when the gate opens, and
 //! passes over the silent. It lives only while somebody waits for a moment in time.
 
 pub(crate) mod count;
+mod driver;
 
+use driver::Driver;
 use std::{
     collections::BTreeMap,
     fmt, mem,
@@ -277,13 +279,13 @@ impl<G: Gate> Ticket<G> {
         drop(state);
         if after.needs_timer && (after.start_driver.is_some() || Handle::try_current().is_err()) {
             // Panics here, where it is seen, if there is no timer that could end the waiting.
-            let registered = after.start_driver.as_ref().map(|runtime| Driver {
-                shared: self.shared.clone(),
-                runtime: Some(runtime.id()),
-            });
+            let registered = after
+                .start_driver
+                .as_ref()
+                .map(|runtime| Driver::new(self.shared.clone(), runtime));
             drop(tokio::time::sleep(Duration::ZERO));
-            if let Some(mut driver) = registered {
-                driver.runtime = None;
+            if let Some(driver) = registered {
+                driver.forget();
             }
         }
         after.run(&self.shared);
@@ -474,11 +476,7 @@ impl<G: Gate> State<G> {
 impl After {
     fn run<G: Gate>(self, shared: &Arc<Shared<G>>) {
         if let Some(runtime) = self.start_driver {
-            let driver = Driver {
-                shared: shared.clone(),
-                runtime: Some(runtime.id()),
-            };
-            runtime.spawn(drive(driver));
+            Driver::new(shared.clone(), &runtime).start(&runtime);
         }
         if self.move_drivers {
             shared.moved.notify_waiters();
@@ -487,54 +485,5 @@ impl After {
             waker.wake();
         }
         drop(self.discard);
-    }
-}
-
-// === the driver ===
-
-/// A driver's registration; taken back when it ends, however it ends.
-struct Driver<G: Gate> {
-    shared: Arc<Shared<G>>,
-    runtime: Option<Id>,
-}
-
-async fn drive<G: Gate>(mut driver: Driver<G>) {
-    let shared = driver.shared.clone();
-    loop {
-        let moved = shared.moved.notified();
-        tokio::pin!(moved);
-        moved.as_mut().enable();
-
-        let deadline = {
-            let mut state = shared.lock();
-            let after = state.advance(&mut Clock::default());
-            if state.waiting.is_empty() {
-                // Under the lock, so that whoever joins next starts a new driver.
-                state.dismiss(driver.runtime.take());
-                return;
-            }
-            let deadline = state.deadline;
-            state.armed = deadline;
-            drop(state);
-            after.run(&shared);
-            deadline
-        };
-
-        match deadline {
-            Some(deadline) => {
-                tokio::select! {
-                    () = tokio::time::sleep_until(deadline) => {}
-                    () = moved => {}
-                }
-            }
-            None => moved.await,
-        }
-    }
-}
-
-impl<G: Gate> Drop for Driver<G> {
-    fn drop(&mut self) {
-        self.shared.lock().dismiss(self.runtime);
-        self.shared.moved.notify_waiters();
     }
 }
