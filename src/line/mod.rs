@@ -277,17 +277,7 @@ impl<G: Gate> Ticket<G> {
             Ok(true) | Err(_) => state.leave(self.number.take(), &mut clock),
         };
         drop(state);
-        if after.needs_timer && (after.start_driver.is_some() || Handle::try_current().is_err()) {
-            // Panics here, where it is seen, if there is no timer that could end the waiting.
-            let registered = after
-                .start_driver
-                .as_ref()
-                .map(|runtime| Driver::new(self.shared.clone(), runtime));
-            drop(tokio::time::sleep(Duration::ZERO));
-            if let Some(driver) = registered {
-                driver.forget();
-            }
-        }
+        after.check_timer(&self.shared);
         after.run(&self.shared);
         match done {
             Ok(true) => Poll::Ready(Ok(())),
@@ -474,6 +464,20 @@ impl<G: Gate> State<G> {
 // === impl After ===
 
 impl After {
+    /// Panics here, in the waiter, where it is seen, if there is no timer that could end the waiting.
+    fn check_timer<G: Gate>(&self, shared: &Arc<Shared<G>>) {
+        if self.needs_timer && (self.start_driver.is_some() || Handle::try_current().is_err()) {
+            let registered = self
+                .start_driver
+                .as_ref()
+                .map(|runtime| Driver::new(shared.clone(), runtime));
+            drop(tokio::time::sleep(Duration::ZERO));
+            if let Some(driver) = registered {
+                driver.forget();
+            }
+        }
+    }
+
     fn run<G: Gate>(self, shared: &Arc<Shared<G>>) {
         if let Some(runtime) = self.start_driver {
             Driver::new(shared.clone(), &runtime).start(&runtime);

@@ -104,7 +104,7 @@ enum State<Req, Res> {
         call: Option<(Req, Scope)>,
         backlog: Arc<Backlog<Req, Res>>,
     },
-    /// Queued or running; `None` once it is detached.
+    /// Queued, running or done.
     Accepted {
         slot: Arc<Slot<Req, Res>>,
         backlog: Arc<Backlog<Req, Res>>,

@@ -212,7 +212,7 @@ where
                 }
             }
         }
-        // The call is gone, and its permit is free, before anybody hears of its end.
+        // The call is gone, and its permit is free, before anybody hears what came of it.
         let _ = guarded(|| this.future.set(None));
         if let Some(call) = this.call.take() {
             call.end(result);
