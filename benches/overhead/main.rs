@@ -1,0 +1,140 @@
+//! What a call costs around a service that does nothing: ours, and every peer, side by side.
+//!
+//! `cargo bench --bench overhead [-- FILTER]`
+//!
+//! All contenders of a group take turns in every round, so that whatever else the machine does hits them alike; a
+//! figure is the median of the rounds, a ratio the median of the rounds' ratios. Compare the ratios, not the times.
+//! Allocations are counted in a run of their own, on one thread. The last lines are for machines:
+//! `ratio <ours>/<peer> <callers> <runtime> = x.xx`.
+
+mod contenders;
+mod measure;
+
+use contenders::Contender;
+use measure::{Figures, Pool};
+
+const ROUNDS: usize = 11;
+
+/// Contenders that take turns, and who is compared with whom.
+struct Group {
+    callers: &'static [usize],
+    contenders: &'static [Contender],
+    pairs: &'static [(&'static str, &'static str)],
+}
+
+const GROUPS: [Group; 4] = [
+    Group {
+        callers: &[1, 64, 512],
+        contenders: &[
+            contenders::EXECUTOR,
+            contenders::STACK_WITH_EVENTS,
+            contenders::STACK_WITHOUT_EVENTS,
+            contenders::TOWER_STACK,
+            contenders::RESILIENCE_STACK,
+        ],
+        pairs: &[
+            ("executor", "tower-stack"),
+            ("stack-with-events", "tower-stack"),
+            ("stack-without-events", "tower-stack"),
+            ("executor", "tower-resilience-stack"),
+            ("stack-with-events", "tower-resilience-stack"),
+            ("stack-without-events", "tower-resilience-stack"),
+        ],
+    },
+    Group {
+        callers: &[1, 64, 512],
+        contenders: &[
+            contenders::QUEUE,
+            contenders::TOWER_BUFFER,
+            contenders::CONCURRENCY,
+            contenders::TOWER_CONCURRENCY,
+            contenders::RESILIENCE_BULKHEAD,
+            contenders::RATE,
+            contenders::RESILIENCE_RATE,
+            contenders::EVENT,
+            contenders::TOWER_HTTP_TRACE,
+        ],
+        pairs: &[
+            ("queue", "tower-buffer"),
+            ("concurrency", "tower-concurrency"),
+            ("concurrency", "tower-resilience-bulkhead"),
+            ("rate", "tower-resilience-rate"),
+            ("event", "tower-http-trace"),
+        ],
+    },
+    // Tower's rate limit has no clones, and so no second caller.
+    Group {
+        callers: &[1],
+        contenders: &[contenders::RATE, contenders::TOWER_RATE],
+        pairs: &[("rate", "tower-rate")],
+    },
+    Group {
+        callers: &[1],
+        contenders: &[
+            contenders::TRY_ACQUIRE,
+            contenders::GOVERNOR_CHECK,
+            contenders::INSTANT_NOW,
+            contenders::ACQUIRE,
+            contenders::GOVERNOR_UNTIL_READY,
+            contenders::LEAKY_BUCKET_ACQUIRE,
+        ],
+        pairs: &[
+            ("try-acquire", "governor-check"),
+            ("try-acquire", "tokio-instant-now"),
+            ("acquire", "governor-until-ready"),
+            ("acquire", "leaky-bucket-acquire"),
+        ],
+    },
+];
+
+fn main() {
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let wanted = |pair: &(&str, &str)| {
+        let name = format!("{}/{}", pair.0, pair.1);
+        filter.as_ref().is_none_or(|filter| name.contains(filter))
+    };
+    let mut lines = Vec::new();
+    println!(
+        "{:<52} {:>8} {:>8} {:>12} {:>13}",
+        "", "callers", "threads", "ns a call", "allocations"
+    );
+    for group in &GROUPS {
+        let pairs: Vec<_> = group.pairs.iter().copied().filter(wanted).collect();
+        if pairs.is_empty() {
+            continue;
+        }
+        let contenders: Vec<_> = group
+            .contenders
+            .iter()
+            .filter(|contender| {
+                pairs
+                    .iter()
+                    .any(|(ours, peer)| [*ours, *peer].contains(&contender.name))
+            })
+            .collect();
+        for pool in Pool::ALL {
+            for &callers in group.callers {
+                let figures = measure::in_turns(&contenders, pool, callers, ROUNDS);
+                for (contender, figures) in contenders.iter().zip(&figures) {
+                    println!(
+                        "{:<52} {callers:>8} {:>8} {:>12.0} {:>13.1}",
+                        contender.name,
+                        pool.name(),
+                        figures.median_ns(),
+                        figures.allocations
+                    );
+                }
+                let of = |name: &str| -> &Figures {
+                    let at = contenders.iter().position(|contender| contender.name == name);
+                    &figures[at.expect("a pair's contenders are in its group")]
+                };
+                for (ours, peer) in &pairs {
+                    let ratio = of(ours).ratio(of(peer));
+                    lines.push(format!("ratio {ours}/{peer} {callers} {} = {ratio:.2}", pool.name()));
+                }
+                println!();
+            }
+        }
+    }
+    lines.iter().for_each(|line| println!("{line}"));
+}
