@@ -192,11 +192,9 @@ where
         // The inner service that was made ready goes along; a fresh clone stays here. So does the place in line.
         let fresh = self.inner.clone();
         let ready = mem::replace(&mut self.inner, fresh);
-        let next = self.turn.clone();
-        let turn = mem::replace(&mut self.turn, next);
         ResponseFuture {
             state: State::Waiting {
-                turn,
+                turn: self.turn.replace(),
                 call: Some((ready, req)),
             },
             permit: None,

@@ -1,22 +1,30 @@
 //! A counted thing behind a [line](super): permits to be in flight, places in a queue.
+//!
+//! While nobody waits, a unit is taken and given back by one atomic operation, without the line and its lock. The first
+//! who has to wait bars that way, so that nobody can overtake; the last to leave the line opens it again.
 
 use super::{Clock, Gate, Line, Opens, Ticket};
 use crate::error::Closed;
 use std::{
-    fmt,
+    fmt, mem,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
 /// So many of a thing, each of which one holder at a time can have.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Count {
-    line: Line<Units>,
+    shared: Arc<Shared>,
 }
 
 /// A stand in the line for one unit.
-#[derive(Clone, Debug)]
 pub(crate) struct Turn {
-    ticket: Ticket<Units>,
+    count: Count,
+    /// Once it had to go to the line.
+    ticket: Option<Ticket<Units>>,
 }
 
 /// One unit, given back when dropped.
@@ -24,46 +32,89 @@ pub(crate) struct Held {
     count: Count,
 }
 
+struct Shared {
+    tally: Arc<Tally>,
+    line: Line<Units>,
+}
+
+/// What can be told and changed without the line's lock.
+struct Tally {
+    total: AtomicUsize,
+    /// How many units are held, doubled; and [`BARRED`], if units are to be had in line only.
+    held: AtomicUsize,
+}
+
+/// The gate of the line.
 pub(crate) struct Units {
-    total: usize,
-    held: usize,
+    tally: Arc<Tally>,
+    waiting: usize,
     closed: bool,
 }
+
+const BARRED: usize = 1;
+const UNIT: usize = 2;
 
 // === impl Count ===
 
 impl Count {
     pub(crate) fn new(total: usize) -> Self {
+        let tally = Arc::new(Tally {
+            total: AtomicUsize::new(total),
+            held: AtomicUsize::new(0),
+        });
+        let units = Units {
+            tally: tally.clone(),
+            waiting: 0,
+            closed: false,
+        };
         Self {
-            line: Line::new(Units {
-                total,
-                held: 0,
-                closed: false,
+            shared: Arc::new(Shared {
+                tally,
+                line: Line::new(units),
             }),
         }
     }
 
     pub(crate) fn turn(&self) -> Turn {
         Turn {
-            ticket: self.line.ticket(),
+            count: self.clone(),
+            ticket: None,
         }
     }
 
     pub(crate) fn total(&self) -> usize {
-        self.line.peek(|units, _| units.total)
+        self.tally().total.load(Ordering::Acquire)
     }
 
     pub(crate) fn held(&self) -> usize {
-        self.line.peek(|units, _| units.held)
+        self.tally().held.load(Ordering::Acquire) / UNIT
     }
 
     pub(crate) fn set_total(&self, total: usize) {
-        self.line.change(|units, _| units.total = total);
+        self.shared
+            .line
+            .change(|units, _| units.tally.total.store(total, Ordering::Release));
     }
 
     /// Refuses everybody from now on, those who wait included.
     pub(crate) fn close(&self) {
-        self.line.change_for_all(|units, _| units.closed = true);
+        self.shared.line.change_for_all(|units, _| {
+            units.closed = true;
+            units.tally.bar();
+        });
+    }
+
+    fn tally(&self) -> &Tally {
+        &self.shared.tally
+    }
+}
+
+impl fmt::Debug for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Count")
+            .field("total", &self.total())
+            .field("held", &self.held())
+            .finish()
     }
 }
 
@@ -72,23 +123,58 @@ impl Count {
 impl Turn {
     /// Ready when there is a unit and it is this one's turn; takes nothing.
     pub(crate) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        self.ticket.poll_turn(&(), cx)
+        if self.ticket.is_none() && self.count.tally().has_free() {
+            return Poll::Ready(Ok(()));
+        }
+        self.ticket().poll_turn(&(), cx)
     }
 
     /// A unit, if there is one and it is this one's turn.
     pub(crate) fn try_take(&mut self) -> Result<Option<Held>, Closed> {
-        let taken = self.ticket.try_pass(&())?;
-        Ok(taken.then(|| Held { count: self.count() }))
+        let taken = self.take_free() || self.ticket().try_pass(&())?;
+        Ok(taken.then(|| self.held()))
     }
 
-    fn count(&self) -> Count {
-        Count {
-            line: self.ticket.line(),
+    /// Ready with a unit when it is this one's turn.
+    pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<Held, Closed>> {
+        if self.take_free() {
+            return Poll::Ready(Ok(self.held()));
+        }
+        self.ticket().poll_pass(&(), cx).map_ok(|()| self.held())
+    }
+
+    /// Leaves this stand to the caller, and a new one in its place.
+    pub(crate) fn replace(&mut self) -> Self {
+        mem::replace(self, self.count.turn())
+    }
+
+    fn take_free(&self) -> bool {
+        self.ticket.is_none() && self.count.tally().take_free()
+    }
+
+    fn ticket(&mut self) -> &mut Ticket<Units> {
+        self.ticket.get_or_insert_with(|| self.count.shared.line.ticket())
+    }
+
+    fn held(&mut self) -> Held {
+        // Whoever has taken a unit is not in line any more.
+        self.ticket = None;
+        Held {
+            count: self.count.clone(),
         }
     }
+}
 
-    pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<Held, Closed>> {
-        self.ticket.poll_pass(&(), cx).map_ok(|()| Held { count: self.count() })
+/// Another waiter: a stand belongs to one waiter alone.
+impl Clone for Turn {
+    fn clone(&self) -> Self {
+        self.count.turn()
+    }
+}
+
+impl fmt::Debug for Turn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Turn").field("ticket", &self.ticket).finish()
     }
 }
 
@@ -96,13 +182,52 @@ impl Turn {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.count.line.change(|units, _| units.held -= 1);
+        if self.count.tally().give_back() {
+            // Somebody may be waiting for it.
+            self.count.shared.line.change(|_, _| ());
+        }
     }
 }
 
 impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Held")
+    }
+}
+
+// === impl Tally ===
+
+impl Tally {
+    /// Whether there is a unit to be had without the line.
+    fn has_free(&self) -> bool {
+        let held = self.held.load(Ordering::Acquire);
+        held & BARRED == 0 && held / UNIT < self.total.load(Ordering::Acquire)
+    }
+
+    /// Takes a unit without the line, if that is not barred.
+    fn take_free(&self) -> bool {
+        self.take(|held| held & BARRED == 0)
+    }
+
+    fn take(&self, may: impl Fn(usize) -> bool) -> bool {
+        let total = self.total.load(Ordering::Acquire);
+        let take = |held| (may(held) && held / UNIT < total).then_some(held + UNIT);
+        self.held
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
+            .is_ok()
+    }
+
+    /// Returns whether the line has to be told.
+    fn give_back(&self) -> bool {
+        self.held.fetch_sub(UNIT, Ordering::AcqRel) & BARRED != 0
+    }
+
+    fn bar(&self) {
+        self.held.fetch_or(BARRED, Ordering::AcqRel);
+    }
+
+    fn unbar(&self) {
+        self.held.fetch_and(!BARRED, Ordering::AcqRel);
     }
 }
 
@@ -117,14 +242,28 @@ impl Gate for Units {
     }
 
     fn opens(&mut self, (): &(), _: &mut Clock) -> Opens {
-        if self.held < self.total {
+        if self.tally.held.load(Ordering::Acquire) / UNIT < self.tally.total.load(Ordering::Acquire) {
             Opens::Now
         } else {
             Opens::OnReturn
         }
     }
 
-    fn pass(&mut self, (): &(), _waited: bool, _: &mut Clock) {
-        self.held += 1;
+    fn pass(&mut self, (): &(), _waited: bool, _: &mut Clock) -> bool {
+        self.tally.take(|_| true)
+    }
+
+    fn joined(&mut self, (): &()) {
+        self.waiting += 1;
+        // The line looks at the gate once more after this: what was given back before is seen then, and who gives
+        // something back from now on tells the line.
+        self.tally.bar();
+    }
+
+    fn left(&mut self, (): &()) {
+        self.waiting -= 1;
+        if self.waiting == 0 && !self.closed {
+            self.tally.unbar();
+        }
     }
 }

@@ -47,8 +47,9 @@ pub(crate) trait Gate: Send + 'static {
     /// When `ask` can be met, if it is the next one.
     fn opens(&mut self, ask: &Self::Ask, clock: &mut Clock) -> Opens;
 
-    /// Takes what was asked for. Only called when [`opens`](Gate::opens) just said `Now`.
-    fn pass(&mut self, ask: &Self::Ask, waited: bool, clock: &mut Clock);
+    /// Takes what was asked for, if it is still there. Only called when [`opens`](Gate::opens) just said `Now`; that
+    /// can only have changed if the gate also lets others through while nobody is in line.
+    fn pass(&mut self, ask: &Self::Ask, waited: bool, clock: &mut Clock) -> bool;
 
     /// Nobody was waiting until now.
     fn idle(&mut self, _clock: &mut Clock) {}
@@ -230,12 +231,6 @@ impl<G: Gate> Ticket<G> {
         self.poll(ask, cx, false)
     }
 
-    pub(crate) fn line(&self) -> Line<G> {
-        Line {
-            shared: self.shared.clone(),
-        }
-    }
-
     /// Ready when this waiter has taken what it asks for.
     pub(crate) fn poll_pass(&mut self, ask: &G::Ask, cx: &mut Context<'_>) -> Poll<Result<(), G::Refusal>> {
         self.poll(ask, cx, true)
@@ -339,11 +334,7 @@ impl<G: Gate> State<G> {
     }
 
     fn try_pass(&mut self, number: Option<u64>, ask: &G::Ask, clock: &mut Clock) -> Result<bool, G::Refusal> {
-        let passes = self.turn(number, ask, clock)?;
-        if passes {
-            self.gate.pass(ask, number.is_some(), clock);
-        }
-        Ok(passes)
+        Ok(self.turn(number, ask, clock)? && self.gate.pass(ask, number.is_some(), clock))
     }
 
     /// Whether nobody stands before this number, or before a newcomer without one.

@@ -56,7 +56,6 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     marker::PhantomData,
-    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -294,11 +293,9 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
     fn call(&mut self, req: Req) -> Self::Future {
         let scope = Scope::capture();
         let backlog = self.handle.backlog.clone();
-        let next = self.turn.clone();
-        let turn = mem::replace(&mut self.turn, next);
         let mut response = ResponseFuture {
             state: State::Entering {
-                turn,
+                turn: self.turn.replace(),
                 call: Some((req, scope)),
                 backlog,
             },

@@ -474,7 +474,7 @@ impl Gate for Buckets {
         Opens::At(self.epoch.checked_add(Duration::from_nanos(at)).unwrap_or_else(far))
     }
 
-    fn pass(&mut self, ask: &Ask, waited: bool, clock: &mut Clock) {
+    fn pass(&mut self, ask: &Ask, waited: bool, clock: &mut Clock) -> bool {
         // `opens` has just found out.
         let at = self.admitted;
         self.advance_to(at);
@@ -485,6 +485,7 @@ impl Gate for Buckets {
             let now = self.nanos(clock.now());
             self.late = (now, now.saturating_sub(at));
         }
+        true
     }
 
     /// Time in which nobody waited fills the buckets and is gone. Only a caller that comes right back after having been
