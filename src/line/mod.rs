@@ -39,7 +39,7 @@ pub(crate) trait Gate: Send + 'static {
     /// What a waiter asks for.
     type Ask: Clone + Send + 'static;
     /// Why an ask can never be met.
-    type Refusal;
+    type Refusal: PartialEq;
 
     /// Whether `ask` can never be met.
     fn refuses(&self, ask: &Self::Ask) -> Option<Self::Refusal>;
@@ -53,6 +53,12 @@ pub(crate) trait Gate: Send + 'static {
 
     /// Nobody was waiting until now.
     fn idle(&mut self, _clock: &mut Clock) {}
+
+    /// Nobody is in line: takes what is asked for if it is there. The way of most, so it is worth a shortcut.
+    fn pass_at_once(&mut self, ask: &Self::Ask, clock: &mut Clock) -> bool {
+        self.idle(clock);
+        self.opens(ask, clock) == Opens::Now && self.pass(ask, false, clock)
+    }
 
     /// `ask` has joined the line.
     fn joined(&mut self, _ask: &Self::Ask) {}
@@ -72,7 +78,11 @@ pub(crate) enum Opens {
 
 /// Tokio's clock, read once at most and only by those who need it: a read costs more than the rest of a decision.
 #[derive(Debug, Default)]
-pub(crate) struct Clock(Option<Instant>);
+pub(crate) struct Clock {
+    now: Option<Instant>,
+    /// Since the gate's epoch.
+    nanos: Option<u64>,
+}
 
 /// A line in front of a gate.
 pub(crate) struct Line<G: Gate> {
@@ -130,9 +140,31 @@ struct After {
 // === impl Clock ===
 
 impl Clock {
-    pub(crate) fn now(&mut self) -> Instant {
-        *self.0.get_or_insert_with(Instant::now)
+    /// A reading taken before, so that nobody else waits for the lock meanwhile.
+    pub(crate) const fn read_at(now: Instant) -> Self {
+        Self {
+            now: Some(now),
+            nanos: None,
+        }
     }
+
+    pub(crate) fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
+    }
+
+    /// Now, in nanoseconds since an instant of the gate's own, always the same one.
+    pub(crate) fn nanos_since(&mut self, epoch: Instant) -> u64 {
+        let now = self.now();
+        *self.nanos.get_or_insert_with(|| nanos_between(epoch, now))
+    }
+}
+
+pub(crate) fn nanos_between(start: Instant, end: Instant) -> u64 {
+    let between = end.saturating_duration_since(start);
+    between
+        .as_secs()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(between.subsec_nanos().into())
 }
 
 // === impl Line ===
@@ -166,9 +198,9 @@ impl<G: Gate> Line<G> {
     }
 
     /// Passes if that is possible at once and without overtaking anybody.
-    pub(crate) fn try_pass(&self, ask: &G::Ask) -> Result<bool, G::Refusal> {
+    pub(crate) fn try_pass(&self, ask: &G::Ask, mut clock: Clock) -> Result<bool, G::Refusal> {
         // Nobody's turn has come by a newcomer's passing: there is nobody in line.
-        self.shared.lock().try_pass(None, ask, &mut Clock::default())
+        self.shared.lock().try_pass(None, ask, &mut clock)
     }
 
     /// Looks at the gate.
@@ -258,6 +290,10 @@ impl<G: Gate> Ticket<G> {
         } else {
             state.turn(self.number, ask, &mut clock)
         };
+        if self.number.is_none() && done != Ok(false) {
+            // Who need not wait was never in line.
+            return Poll::Ready(done.map(drop));
+        }
         let after = match done {
             Ok(false) => state.wait(&mut self.number, ask, cx.waker(), &mut clock),
             Ok(true) if !pass => {
@@ -334,7 +370,13 @@ impl<G: Gate> State<G> {
     }
 
     fn try_pass(&mut self, number: Option<u64>, ask: &G::Ask, clock: &mut Clock) -> Result<bool, G::Refusal> {
-        Ok(self.turn(number, ask, clock)? && self.gate.pass(ask, number.is_some(), clock))
+        if number.is_none() && self.waiting.is_empty() {
+            return match self.gate.refuses(ask) {
+                Some(refusal) => Err(refusal),
+                None => Ok(self.gate.pass_at_once(ask, clock)),
+            };
+        }
+        Ok(self.turn(number, ask, clock)? && self.gate.pass(ask, true, clock))
     }
 
     /// Whether nobody stands before this number, or before a newcomer without one.

@@ -37,6 +37,9 @@ pub(super) struct Bucket {
     withheld: i128,
 }
 
+/// Deeper debts are not counted: they would take longer to pay off than an instant can tell.
+const MOST_DEBT: i128 = 1 << 126;
+
 impl Bucket {
     pub(super) fn new(size: Size) -> Self {
         let burst = whole(size.capacity, size.unit);
@@ -61,14 +64,20 @@ impl Bucket {
 
     /// Whether so many are there now.
     pub(super) fn has(&self, amount: u64) -> bool {
-        amount == 0 || self.units(amount) <= self.balance
+        // Up to the burst nothing overflows.
+        amount == 0 || (amount <= self.burst && self.units_of(amount) <= self.balance)
     }
 
     /// Lets `elapsed` nanoseconds pass.
     pub(super) fn advance(&mut self, elapsed: u64) {
-        let room = self.size.capacity.saturating_sub(self.balance).max(0).cast_unsigned();
         let gained = u128::from(elapsed) * u128::from(self.size.fill);
-        self.balance += gained.min(room).cast_signed();
+        // Exact: the balance is between -2^126 and the capacity.
+        let room = (self.size.capacity - self.balance).cast_unsigned();
+        self.balance = if gained < room {
+            self.balance + gained.cast_signed()
+        } else {
+            self.size.capacity
+        };
         self.withhold();
     }
 
@@ -87,10 +96,10 @@ impl Bucket {
         u64::try_from(missing.div_ceil(u128::from(self.size.fill))).unwrap_or(u64::MAX)
     }
 
-    /// Takes `amount`, for good or as an estimate.
+    /// Takes `amount`, which is there, for good or as an estimate.
     pub(super) fn take(&mut self, amount: u64, estimate: bool) {
-        let units = self.units(amount);
-        self.balance = self.balance.saturating_sub(units);
+        let units = self.units_of(amount);
+        self.balance -= units;
         if estimate {
             self.estimated = self.estimated.saturating_add(units);
         }
@@ -100,7 +109,7 @@ impl Bucket {
     pub(super) fn settle(&mut self, estimate: u64, used: u64) {
         let (estimate, used) = (self.units(estimate), self.units(used));
         if used >= estimate {
-            self.balance = self.balance.saturating_sub(used - estimate);
+            self.debit(used - estimate);
         } else {
             // Not more than is out: the limits may have been replaced since it was charged.
             let refund = (estimate - used).min(self.estimated);
@@ -122,7 +131,7 @@ impl Bucket {
             let part = units.rem_euclid(from).cast_unsigned().saturating_mul(to) / old.size.unit;
             whole.saturating_add(part.cast_signed())
         };
-        self.balance = convert(old.balance).min(self.size.capacity);
+        self.balance = convert(old.balance).clamp(-MOST_DEBT, self.size.capacity);
         self.estimated = convert(old.estimated);
         self.withheld = convert(old.withheld);
         self.withhold();
@@ -134,6 +143,15 @@ impl Bucket {
             let room = self.size.capacity.saturating_sub(self.balance);
             self.withheld = self.withheld.max(self.estimated.saturating_sub(room));
         }
+    }
+
+    fn debit(&mut self, units: i128) {
+        self.balance = self.balance.saturating_sub(units).max(-MOST_DEBT);
+    }
+
+    /// Of an amount up to the burst.
+    fn units_of(&self, amount: u64) -> i128 {
+        (u128::from(amount) * self.size.unit).cast_signed()
     }
 
     fn units(&self, amount: u64) -> i128 {

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     error::{CostExceedsBurst, InvalidConfig},
-    line::{Clock, Gate, Line, Opens, Ticket},
+    line::{Clock, Gate, Line, Opens, Ticket, nanos_between},
 };
 use std::{
     fmt,
@@ -209,7 +209,7 @@ impl RateLimiter {
     /// Nothing was taken.
     pub fn try_acquire(&self, cost: Cost) -> Result<(), TryAcquireError> {
         let ask = Ask { cost, estimate: false };
-        match self.line.try_pass(&ask) {
+        match self.line.try_pass(&ask, Clock::read_at(Instant::now())) {
             Ok(true) => Ok(()),
             Ok(false) => {
                 let wait = self.line.peek(|buckets, clock| buckets.wait(cost, clock));
@@ -361,25 +361,29 @@ impl Admission {
 // === impl Buckets ===
 
 impl Buckets {
-    fn nanos(&self, instant: Instant) -> u64 {
-        let since = instant.saturating_duration_since(self.epoch);
-        since
-            .as_secs()
-            .saturating_mul(1_000_000_000)
-            .saturating_add(since.subsec_nanos().into())
-    }
-
     fn advance_to(&mut self, at: u64) {
-        if let Some(elapsed) = at.checked_sub(self.at).filter(|elapsed| *elapsed > 0) {
+        if at > self.at {
+            let elapsed = at - self.at;
             self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
             self.at = at;
+        }
+    }
+
+    /// Whether `cost` is there, in all buckets.
+    fn have(&self, cost: Cost) -> bool {
+        self.buckets.iter().all(|(budget, bucket)| bucket.has(cost.of(*budget)))
+    }
+
+    fn take(&mut self, ask: &Ask) {
+        for (budget, bucket) in &mut self.buckets {
+            bucket.take(ask.cost.of(*budget), ask.estimate);
         }
     }
 
     /// The moment as of which `cost` is admitted, given that nobody is before it.
     fn admits(&self, cost: Cost, now: u64) -> u64 {
         let earliest = self.at.max(now.saturating_sub(CATCH_UP_NANOS)).max(self.paused_until);
-        if self.buckets.iter().all(|(budget, bucket)| bucket.has(cost.of(*budget))) {
+        if self.have(cost) {
             return earliest;
         }
         let waits = self
@@ -391,7 +395,7 @@ impl Buckets {
 
     /// How long a newcomer would wait.
     fn wait(&mut self, cost: Cost, clock: &mut Clock) -> Duration {
-        let now = self.nanos(clock.now());
+        let now = clock.nanos_since(self.epoch);
         let filled = self.buckets.iter().map(|(budget, bucket)| {
             let ahead = match budget {
                 Budget::Requests => self.ahead.0,
@@ -405,7 +409,7 @@ impl Buckets {
     }
 
     fn available(&mut self, clock: &mut Clock) -> Available {
-        let elapsed = self.nanos(clock.now()).saturating_sub(self.at);
+        let elapsed = clock.nanos_since(self.epoch).saturating_sub(self.at);
         let least = |budget| {
             let left = self.buckets.iter().filter(|(of, _)| *of == budget).map(|(_, bucket)| {
                 let mut bucket = bucket.clone();
@@ -423,7 +427,7 @@ impl Buckets {
     }
 
     fn replace(&mut self, mut new: Vec<(Budget, Bucket)>, clock: &mut Clock) {
-        let now = self.nanos(clock.now());
+        let now = clock.nanos_since(self.epoch);
         self.advance_to(now);
         for budget in [Budget::Requests, Budget::Tokens] {
             let old = self.buckets.iter().filter(|(of, _)| *of == budget);
@@ -436,7 +440,7 @@ impl Buckets {
     }
 
     fn pause(&mut self, until: Option<Instant>) {
-        let until = until.map_or(u64::MAX, |until| self.nanos(until));
+        let until = until.map_or(u64::MAX, |until| nanos_between(self.epoch, until));
         self.paused_until = self.paused_until.max(until);
     }
 
@@ -463,7 +467,7 @@ impl Gate for Buckets {
     }
 
     fn opens(&mut self, ask: &Ask, clock: &mut Clock) -> Opens {
-        let now = self.nanos(clock.now());
+        let now = clock.nanos_since(self.epoch);
         let at = self.admits(ask.cost, now);
         self.admitted = at;
         if at <= now {
@@ -478,11 +482,9 @@ impl Gate for Buckets {
         // `opens` has just found out.
         let at = self.admitted;
         self.advance_to(at);
-        for (budget, bucket) in &mut self.buckets {
-            bucket.take(ask.cost.of(*budget), ask.estimate);
-        }
+        self.take(ask);
         if waited {
-            let now = self.nanos(clock.now());
+            let now = clock.nanos_since(self.epoch);
             self.late = (now, now.saturating_sub(at));
         }
         true
@@ -491,11 +493,23 @@ impl Gate for Buckets {
     /// Time in which nobody waited fills the buckets and is gone. Only a caller that comes right back after having been
     /// woken late may still use what that lateness kept from it, or a few callers in a loop would never reach the rate.
     fn idle(&mut self, clock: &mut Clock) {
-        let now = self.nanos(clock.now());
+        let now = clock.nanos_since(self.epoch);
         let (woken, late) = self.late;
-        let recent = now.saturating_sub(woken) <= CATCH_UP_NANOS;
-        let owed = if recent { late.min(CATCH_UP_NANOS) } else { 0 };
+        let owed = if late > 0 && now.saturating_sub(woken) <= CATCH_UP_NANOS {
+            late.min(CATCH_UP_NANOS)
+        } else {
+            0
+        };
         self.advance_to(now.saturating_sub(owed));
+    }
+
+    fn pass_at_once(&mut self, ask: &Ask, clock: &mut Clock) -> bool {
+        self.idle(clock);
+        if self.paused_until <= self.at && self.have(ask.cost) {
+            self.take(ask);
+            return true;
+        }
+        self.opens(ask, clock) == Opens::Now && self.pass(ask, false, clock)
     }
 
     fn joined(&mut self, ask: &Ask) {
