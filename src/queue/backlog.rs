@@ -7,11 +7,10 @@ use crate::{
 };
 use std::{
     collections::VecDeque,
-    future::poll_fn,
     mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
 };
@@ -20,6 +19,7 @@ use tokio::{sync::Notify, task::AbortHandle};
 /// Shared by the queue's handles and its workers.
 pub(super) struct Backlog<Req, Res> {
     places: Count,
+    closed: AtomicBool,
     state: Mutex<State<Req, Res>>,
     in_flight: AtomicUsize,
     ended: Notify,
@@ -29,7 +29,6 @@ struct State<Req, Res> {
     calls: VecDeque<Arc<Slot<Req, Res>>>,
     /// How many of `calls` were cancelled at most. Their requests are gone; their shells are swept out now and then.
     stale: usize,
-    closed: bool,
     /// The worker that waits for a call: one at a time does.
     consumer: Option<Waker>,
     workers: Vec<AbortHandle>,
@@ -37,7 +36,7 @@ struct State<Req, Res> {
 }
 
 /// A call is in flight as long as this lives.
-pub(super) struct InFlight<Req, Res>(Arc<Backlog<Req, Res>>);
+pub(super) struct InFlight<Req, Res>(Option<Arc<Slot<Req, Res>>>);
 
 /// A worker is at work as long as this lives. When the last one goes, nothing is left waiting.
 pub(super) struct AtWork<Req, Res>(pub(super) Arc<Backlog<Req, Res>>);
@@ -52,13 +51,13 @@ impl<Req, Res> Backlog<Req, Res> {
         let state = State {
             calls: VecDeque::new(),
             stale: 0,
-            closed: false,
             consumer: None,
             workers: Vec::new(),
             working: 0,
         };
         Arc::new(Self {
             places,
+            closed: AtomicBool::new(false),
             state: Mutex::new(state),
             in_flight: AtomicUsize::new(0),
             ended: Notify::new(),
@@ -74,7 +73,7 @@ impl<Req, Res> Backlog<Req, Res> {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.lock().closed
+        self.closed.load(Ordering::Acquire)
     }
 
     pub(super) fn employ(&self, worker: AbortHandle) {
@@ -82,16 +81,23 @@ impl<Req, Res> Backlog<Req, Res> {
     }
 
     /// Accepts a call, which has its place. If the queue was closed meanwhile, the request comes back.
-    pub(super) fn push(&self, req: Req, scope: Scope, place: Held) -> Result<Arc<Slot<Req, Res>>, (Req, Scope)> {
+    pub(super) fn push(self: &Arc<Self>, req: Req, scope: Scope, place: Held) -> Result<Arc<Slot<Req, Res>>, (Req, Scope)> {
         // It has its place. Told without the lock: others may be listening.
         scope.queued();
-        let mut state = self.lock();
-        if state.closed {
-            drop(state);
+        if self.is_closed() {
             drop(place);
             return Err((req, scope));
         }
-        let slot = Slot::new(Queued { req, scope, place });
+        let slot = Slot::new(self.clone(), Queued { req, scope, place });
+        let mut state = self.lock();
+        if self.is_closed() {
+            // Just now.
+            drop(state);
+            return match slot.begin() {
+                Some(Queued { req, scope, .. }) => Err((req, scope)),
+                None => Ok(slot),
+            };
+        }
         state.calls.push_back(slot.clone());
         let consumer = state.consumer.take();
         drop(state);
@@ -102,23 +108,15 @@ impl<Req, Res> Backlog<Req, Res> {
     }
 
     /// The next call in order; `None` once the backlog is closed and empty.
-    ///
-    /// # Cancel safety
-    ///
-    /// A call is only taken when it is returned.
-    pub(super) async fn next(&self) -> Option<Arc<Slot<Req, Res>>> {
-        poll_fn(|cx| self.poll_next(cx)).await
-    }
-
-    fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Arc<Slot<Req, Res>>>> {
+    pub(super) fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Arc<Slot<Req, Res>>>> {
         let mut state = self.lock();
         while let Some(slot) = state.calls.pop_front() {
-            if slot.is_queued() {
+            if slot.is_wanted() {
                 return Poll::Ready(Some(slot));
             }
             state.stale = state.stale.saturating_sub(1);
         }
-        if state.closed {
+        if self.is_closed() {
             return Poll::Ready(None);
         }
         state.consumer = Some(cx.waker().clone());
@@ -131,7 +129,7 @@ impl<Req, Res> Backlog<Req, Res> {
             let mut state = self.lock();
             state.stale += 1;
             if state.stale > MANY_STALE && state.stale > state.calls.len() / 2 {
-                state.calls.retain(|slot| slot.is_queued());
+                state.calls.retain(|slot| slot.is_wanted());
                 state.stale = 0;
             }
         }
@@ -141,7 +139,7 @@ impl<Req, Res> Backlog<Req, Res> {
     pub(super) fn close(&self) {
         let consumer = {
             let mut state = self.lock();
-            state.closed = true;
+            self.closed.store(true, Ordering::Release);
             state.consumer.take()
         };
         self.places.close();
@@ -190,15 +188,29 @@ impl<Req, Res> Backlog<Req, Res> {
 // === impl InFlight ===
 
 impl<Req, Res> InFlight<Req, Res> {
-    pub(super) fn enter(backlog: &Arc<Backlog<Req, Res>>) -> Self {
-        backlog.in_flight.fetch_add(1, Ordering::AcqRel);
-        Self(backlog.clone())
+    pub(super) fn enter(call: Arc<Slot<Req, Res>>) -> Self {
+        call.backlog().in_flight.fetch_add(1, Ordering::AcqRel);
+        Self(Some(call))
+    }
+
+    pub(super) fn call(&self) -> &Slot<Req, Res> {
+        self.0.as_ref().expect("it is in flight until it leaves")
+    }
+
+    pub(super) fn leave(mut self) -> Arc<Slot<Req, Res>> {
+        self.end().expect("it is in flight until it leaves")
+    }
+
+    fn end(&mut self) -> Option<Arc<Slot<Req, Res>>> {
+        let call = self.0.take()?;
+        call.backlog().in_flight.fetch_sub(1, Ordering::AcqRel);
+        Some(call)
     }
 }
 
 impl<Req, Res> Drop for InFlight<Req, Res> {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.end();
     }
 }
 

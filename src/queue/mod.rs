@@ -42,6 +42,8 @@
 //! ```
 
 mod backlog;
+mod baton;
+mod running;
 mod slot;
 mod worker;
 
@@ -104,10 +106,7 @@ enum State<Req, Res> {
         backlog: Arc<Backlog<Req, Res>>,
     },
     /// Queued, running or done.
-    Accepted {
-        slot: Arc<Slot<Req, Res>>,
-        backlog: Arc<Backlog<Req, Res>>,
-    },
+    Accepted { slot: Arc<Slot<Req, Res>> },
     /// Cancelled before it had a place.
     Cancelled,
     /// Given up, or detached.
@@ -209,10 +208,7 @@ impl<Req, Res> Queue<Req, Res> {
         let backlog = &self.handle.backlog;
         match backlog.push(req, Scope::capture(), place) {
             Ok(slot) => Ok(ResponseFuture {
-                state: State::Accepted {
-                    slot,
-                    backlog: backlog.clone(),
-                },
+                state: State::Accepted { slot },
             }),
             Err((req, scope)) => {
                 scope.cancel();
@@ -292,16 +288,26 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
     /// Never panics: called without having been ready, the call waits for its place in its future.
     fn call(&mut self, req: Req) -> Self::Future {
         let scope = Scope::capture();
-        let backlog = self.handle.backlog.clone();
-        let mut response = ResponseFuture {
-            state: State::Entering {
-                turn: self.turn.replace(),
-                call: Some((req, scope)),
-                backlog,
+        let backlog = &self.handle.backlog;
+        let call = match self.turn.try_take() {
+            Ok(Some(place)) => match backlog.push(req, scope, place) {
+                Ok(slot) => {
+                    return ResponseFuture {
+                        state: State::Accepted { slot },
+                    };
+                }
+                // Closed: told when it is polled.
+                Err(call) => call,
             },
+            Ok(None) | Err(_) => (req, scope),
         };
-        response.try_enter();
-        response
+        ResponseFuture {
+            state: State::Entering {
+                backlog: backlog.clone(),
+                turn: self.turn.replace(),
+                call: Some(call),
+            },
+        }
     }
 }
 
@@ -374,22 +380,21 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     }
 
     pub(crate) fn cancel_accepted(&self) {
-        if let State::Accepted { slot, backlog } = &self.state {
-            backlog.cancel(slot);
+        if let State::Accepted { slot } = &self.state {
+            slot.backlog().cancel(slot);
         }
     }
 
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         if let State::Entering { turn, call, backlog } = &mut self.state {
             let place = ready!(turn.poll_take(cx));
-            let backlog = backlog.clone();
             let (req, scope) = call.take().expect("a call that waits for a place is there");
             let pushed = match place {
                 Ok(place) => backlog.push(req, scope, place),
                 Err(_) => Err((req, scope)),
             };
             match pushed {
-                Ok(slot) => self.state = State::Accepted { slot, backlog },
+                Ok(slot) => self.state = State::Accepted { slot },
                 Err((_, scope)) => {
                     scope.cancel();
                     self.state = State::Gone;
@@ -398,22 +403,6 @@ impl<Req, Res> ResponseFuture<Req, Res> {
             }
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// Takes a place if there is one, without waiting.
-    fn try_enter(&mut self) {
-        let State::Entering { turn, call, backlog } = &mut self.state else {
-            return;
-        };
-        if let Ok(Some(place)) = turn.try_take() {
-            let (req, scope) = call.take().expect("a call that waits for a place is there");
-            let backlog = backlog.clone();
-            match backlog.push(req, scope, place) {
-                Ok(slot) => self.state = State::Accepted { slot, backlog },
-                // Closed: told when it is polled.
-                Err(returned) => *call = Some(returned),
-            }
-        }
     }
 }
 
@@ -425,7 +414,11 @@ impl<Req, Res> Future for ResponseFuture<Req, Res> {
             return Poll::Ready(Err(closed.into()));
         }
         match &self.state {
-            State::Accepted { slot, .. } => slot.poll_response(cx),
+            State::Accepted { slot } => {
+                let result = ready!(slot.poll_response(cx));
+                self.state = State::Gone;
+                Poll::Ready(result)
+            }
             State::Cancelled => Poll::Ready(Err(Cancelled::new().into())),
             State::Entering { .. } | State::Gone => {
                 panic!("a future is not polled after it was ready")
@@ -448,7 +441,7 @@ impl<Req, Res> fmt::Debug for ResponseFuture<Req, Res> {
         let mut debug = f.debug_tuple("queue::ResponseFuture");
         match &self.state {
             State::Entering { .. } => debug.field(&"Entering"),
-            State::Accepted { slot, .. } => debug.field(slot),
+            State::Accepted { slot } => debug.field(slot),
             State::Cancelled => debug.field(&"Cancelled"),
             State::Gone => debug.field(&"Gone"),
         };

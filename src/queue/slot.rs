@@ -1,5 +1,6 @@
 //! [`Slot`]: one accepted call, between the caller who waits for it and the worker who drives it.
 
+use super::backlog::Backlog;
 use crate::{
     error::{BoxError, Cancelled},
     event::Scope,
@@ -7,12 +8,17 @@ use crate::{
 };
 use std::{
     fmt, mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
 /// Shared by the caller's future, the backlog and the worker.
 pub(super) struct Slot<Req, Res> {
+    backlog: Arc<Backlog<Req, Res>>,
+    cancelled: AtomicBool,
     state: Mutex<State<Req, Res>>,
 }
 
@@ -24,15 +30,14 @@ struct State<Req, Res> {
     worker: Option<Waker>,
 }
 
+/// The options are there to be taken out of their place.
 enum Stage<Req, Res> {
     /// In the backlog, or in a worker's hands until the service is ready for it.
-    Queued(Queued<Req>),
+    Queued(Option<Queued<Req>>),
     /// Called; a worker drives it.
     Running,
-    /// The response waits to be fetched.
-    Done(Result<Res, BoxError>),
-    /// Fetched.
-    Over,
+    /// The response waits to be fetched, or was.
+    Done(Option<Result<Res, BoxError>>),
 }
 
 /// All that a call brings along.
@@ -46,29 +51,28 @@ pub(super) struct Queued<Req> {
 // === impl Slot ===
 
 impl<Req, Res> Slot<Req, Res> {
-    pub(super) fn new(queued: Queued<Req>) -> Arc<Self> {
-        let state = State {
-            stage: Stage::Queued(queued),
-            caller: None,
-            worker: None,
-        };
+    pub(super) fn new(backlog: Arc<Backlog<Req, Res>>, queued: Queued<Req>) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::new(state),
+            backlog,
+            cancelled: AtomicBool::new(false),
+            state: Mutex::new(State {
+                stage: Stage::Queued(Some(queued)),
+                caller: None,
+                worker: None,
+            }),
         })
+    }
+
+    pub(super) const fn backlog(&self) -> &Arc<Backlog<Req, Res>> {
+        &self.backlog
     }
 
     /// The caller waits.
     pub(super) fn poll_response(&self, cx: &mut Context<'_>) -> Poll<Result<Res, BoxError>> {
         let mut state = self.lock();
-        if let Stage::Done(_) = state.stage {
-            if let Stage::Done(result) = mem::replace(&mut state.stage, Stage::Over) {
-                return Poll::Ready(result);
-            }
+        if let Stage::Done(result) = &mut state.stage {
+            return Poll::Ready(result.take().expect("a future is not polled after it was ready"));
         }
-        assert!(
-            !matches!(state.stage, Stage::Over),
-            "a future is not polled after it was ready"
-        );
         let before = remember(&mut state.caller, cx.waker());
         drop(state);
         drop(before);
@@ -78,30 +82,33 @@ impl<Req, Res> Slot<Req, Res> {
     /// The call is not wanted any more. Returns whether it was still queued; if it runs, its worker drops it.
     pub(super) fn cancel(&self) -> bool {
         let mut state = self.lock();
-        if !matches!(state.stage, Stage::Queued(_) | Stage::Running) {
+        if matches!(state.stage, Stage::Done(_)) {
             return false;
         }
-        let stage = mem::replace(&mut state.stage, Stage::Done(Err(Cancelled::new().into())));
+        let stage = mem::replace(&mut state.stage, Stage::Done(Some(Err(Cancelled::new().into()))));
         let wakers = [state.caller.take(), state.worker.take()];
+        self.cancelled.store(true, Ordering::Release);
         drop(state);
         wakers.into_iter().flatten().for_each(Waker::wake);
         match stage {
-            Stage::Queued(queued) => {
+            Stage::Queued(Some(queued)) => {
                 queued.scope.cancel();
                 true
             }
-            Stage::Running | Stage::Done(_) | Stage::Over => false,
+            Stage::Queued(None) | Stage::Running | Stage::Done(_) => false,
         }
     }
 
-    pub(super) fn is_queued(&self) -> bool {
-        matches!(self.lock().stage, Stage::Queued(_))
+    /// Whether somebody still wants the call.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.cancelled.load(Ordering::Acquire)
     }
 
-    /// A worker has the call in hand: whether it is still wanted, now and until the waker says otherwise.
+    /// A worker has the call in hand and cannot go on: whether it is still wanted, now and until the waker says
+    /// otherwise.
     pub(super) fn poll_wanted(&self, cx: &Context<'_>) -> bool {
         let mut state = self.lock();
-        if !matches!(state.stage, Stage::Queued(_) | Stage::Running) {
+        if matches!(state.stage, Stage::Done(_)) {
             return false;
         }
         let before = remember(&mut state.worker, cx.waker());
@@ -113,27 +120,29 @@ impl<Req, Res> Slot<Req, Res> {
     /// A worker begins the call, unless it has been cancelled.
     pub(super) fn begin(&self) -> Option<Queued<Req>> {
         let mut state = self.lock();
-        if !matches!(state.stage, Stage::Queued(_)) {
+        let Stage::Queued(queued) = &mut state.stage else {
             return None;
-        }
-        match mem::replace(&mut state.stage, Stage::Running) {
-            Stage::Queued(queued) => Some(queued),
-            Stage::Running | Stage::Done(_) | Stage::Over => None,
-        }
+        };
+        let queued = queued.take();
+        state.stage = Stage::Running;
+        queued
     }
 
     /// The worker is done with the call. If it was cancelled meanwhile, that stays.
     pub(super) fn finish(&self, result: Result<Res, BoxError>) {
         let mut state = self.lock();
-        if matches!(state.stage, Stage::Queued(_) | Stage::Running) {
-            let before = mem::replace(&mut state.stage, Stage::Done(result));
-            let caller = state.caller.take();
-            // Neither a request nor a response is dropped under the lock.
+        if !matches!(state.stage, Stage::Running) {
+            // What came too late is not dropped under the lock.
             drop(state);
-            drop(before);
-            if let Some(caller) = caller {
-                caller.wake();
-            }
+            drop(result);
+            return;
+        }
+        state.stage = Stage::Done(Some(result));
+        let wakers = [state.caller.take(), state.worker.take()];
+        drop(state);
+        let [caller, _] = wakers;
+        if let Some(caller) = caller {
+            caller.wake();
         }
     }
 
@@ -147,8 +156,8 @@ impl<Req, Res> fmt::Debug for Slot<Req, Res> {
         f.write_str(match self.lock().stage {
             Stage::Queued(_) => "Queued",
             Stage::Running => "Running",
-            Stage::Done(_) => "Done",
-            Stage::Over => "Over",
+            Stage::Done(Some(_)) => "Done",
+            Stage::Done(None) => "Over",
         })
     }
 }

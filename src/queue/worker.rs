@@ -8,22 +8,22 @@
 
 use super::{
     backlog::{AtWork, Backlog, InFlight},
+    baton::{Baton, InHand},
+    running::Running,
     slot::{Queued, Slot},
 };
 use crate::{
     error::{BoxError, Panicked},
     event::Scope,
 };
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use pin_project_lite::pin_project;
 use std::{
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
-use tokio::sync::Mutex;
 use tower_service::Service;
 
 /// Spawns `workers` tasks that work on the backlog until it is closed and empty.
@@ -39,70 +39,101 @@ where
     S::Response: Send + 'static,
     Req: Send + 'static,
 {
-    let turn = Arc::new(Mutex::new(service));
+    let baton = Baton::new(service);
     for _ in 0..workers {
-        let at_work = AtWork::enter(backlog);
-        let task = tokio::spawn(work(turn.clone(), at_work));
+        let mut worker = Worker {
+            running: Running::new(),
+            taken: None,
+            in_hand: None,
+            baton: baton.clone(),
+            is_alone: workers == 1,
+            at_work: AtWork::enter(backlog),
+        };
+        let task = tokio::spawn(poll_fn(move |cx| worker.poll(cx)));
         backlog.employ(task.abort_handle());
     }
 }
 
-async fn work<S, Req>(turn: Arc<Mutex<S>>, at_work: AtWork<Req, S::Response>)
+/// Dropped, it first drops the calls it drives, then the one it was about to begin, then the service.
+struct Worker<S, Req>
 where
     S: Service<Req>,
-    S::Error: Into<BoxError>,
 {
-    let backlog = &at_work.0;
-    let mut calls = FuturesUnordered::new();
-    let mut next = pin!(next_call(turn.clone(), backlog));
-    let mut more = true;
-    while more || !calls.is_empty() {
-        // `next` is kept when a call ends first: the call in its hands is not lost. Running calls come first, so that a
-        // call has had its first poll, and taken its permit, before the next one is begun.
-        tokio::select! {
-            biased;
-            Some(()) = calls.next(), if !calls.is_empty() => {}
-            call = next.as_mut(), if more => match call {
-                Some(call) => {
-                    calls.push(call);
-                    next.set(next_call(turn.clone(), backlog));
-                }
-                None => more = false,
-            },
-        }
-    }
+    running: Running<Drive<S::Future, Req, S::Response>>,
+    taken: Option<Taken<Req, S::Response>>,
+    in_hand: Option<InHand<S>>,
+    baton: Baton<S>,
+    /// Nobody else wants the service.
+    is_alone: bool,
+    at_work: AtWork<Req, S::Response>,
 }
 
-/// Waits for the turn, a call, and the service to be ready for it, and makes the call. `None` when there will be no
-/// more.
-async fn next_call<S, Req>(
-    turn: Arc<Mutex<S>>,
-    backlog: &Arc<Backlog<Req, S::Response>>,
-) -> Option<Drive<S::Future, Req, S::Response>>
+/// So many calls are begun before the worker lets other tasks run.
+const AT_A_STRETCH: usize = 128;
+
+impl<S, Req> Worker<S, Req>
 where
     S: Service<Req>,
     S::Error: Into<BoxError>,
 {
-    let mut service = turn.lock().await;
-    loop {
-        let taken = Taken(backlog.next().await?);
-        let slot = &taken.0;
-        let ready = poll_fn(|cx| {
-            if !slot.poll_wanted(cx) {
-                return Poll::Ready(None);
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..AT_A_STRETCH {
+            self.running.poll(cx);
+            match self.poll_begin(cx) {
+                Poll::Ready(Some(())) => {}
+                Poll::Ready(None) if self.running.is_empty() => return Poll::Ready(()),
+                Poll::Ready(None) | Poll::Pending => return Poll::Pending,
             }
-            guarded(|| service.poll_ready(cx)).map_or_else(
-                |panic| Poll::Ready(Some(Err(panic))),
-                |poll| poll.map(|ready| Some(ready.map_err(Into::into))),
-            )
-        });
-        // None: cancelled while it waited.
-        let Some(ready) = ready.await else { continue };
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Waits for the turn, a call, and the service to be ready for it, and begins the call. `None` when there will be
+    /// no more.
+    fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<Option<()>> {
+        let mut in_hand = match self.in_hand.take() {
+            Some(in_hand) => in_hand,
+            None => ready!(self.baton.poll_take(cx)),
+        };
+        let begun = self.poll_begin_with(in_hand.service(), cx);
+        // Who waits keeps the turn; so does who is alone.
+        if begun.is_pending() || self.is_alone {
+            self.in_hand = Some(in_hand);
+        }
+        begun
+    }
+
+    fn poll_begin_with(&mut self, service: &mut S, cx: &mut Context<'_>) -> Poll<Option<()>> {
+        let taken = match self.taken.take() {
+            Some(taken) => taken,
+            None => match ready!(self.at_work.0.poll_next(cx)) {
+                Some(slot) => Taken(Some(slot)),
+                None => return Poll::Ready(None),
+            },
+        };
+        // Not asked to be ready for a call that is not wanted any more.
+        if !taken.call().is_wanted() {
+            return Poll::Ready(Some(()));
+        }
+        let ready = match guarded(|| service.poll_ready(cx)) {
+            Ok(Poll::Ready(ready)) => ready.map_err(Into::into),
+            Ok(Poll::Pending) => {
+                // If it was cancelled meanwhile, its waker is not there to say so.
+                if !taken.call().poll_wanted(cx) {
+                    return Poll::Ready(Some(()));
+                }
+                self.taken = Some(taken);
+                return Poll::Pending;
+            }
+            Err(panic) => Err(panic),
+        };
+        let slot = taken.begin();
         let Some(Queued { req, mut scope, place }) = slot.begin() else {
-            continue;
+            return Poll::Ready(Some(()));
         };
         drop(place);
-        let in_flight = InFlight::enter(backlog);
+        let in_flight = InFlight::enter(slot);
         let called = match ready {
             Ok(()) => guarded(|| scope.enter(|| service.call(req))),
             Err(error) => {
@@ -111,22 +142,17 @@ where
             }
         };
         match called {
-            Ok(future) => {
-                let call = Driven {
-                    slot: slot.clone(),
-                    scope,
-                    in_flight,
-                };
-                return Some(Drive {
-                    future: Some(future),
-                    call: Some(call),
-                });
-            }
+            Ok(future) => self.running.start(Drive {
+                future: Some(future),
+                is_watched: false,
+                call: Some(Driven { scope, in_flight }),
+            }),
             Err(error) => {
                 scope.fail(&error);
-                slot.finish(Err(error));
+                in_flight.leave().finish(Err(error));
             }
         }
+        Poll::Ready(Some(()))
     }
 }
 
@@ -137,12 +163,22 @@ fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, BoxError> {
 }
 
 /// A call in a worker's hands. Dropped before it begins, with the worker, it is cancelled.
-struct Taken<Req, Res>(Arc<Slot<Req, Res>>);
+struct Taken<Req, Res>(Option<Arc<Slot<Req, Res>>>);
+
+impl<Req, Res> Taken<Req, Res> {
+    fn call(&self) -> &Slot<Req, Res> {
+        self.0.as_ref().expect("it is taken until it begins")
+    }
+
+    fn begin(mut self) -> Arc<Slot<Req, Res>> {
+        self.0.take().expect("it is taken until it begins")
+    }
+}
 
 impl<Req, Res> Drop for Taken<Req, Res> {
     fn drop(&mut self) {
-        if self.0.is_queued() {
-            self.0.cancel();
+        if let Some(slot) = &self.0 {
+            slot.cancel();
         }
     }
 }
@@ -152,6 +188,8 @@ pin_project! {
     struct Drive<F, Req, Res> {
         #[pin]
         future: Option<F>,
+        // Whether the caller can wake us to say that it has cancelled.
+        is_watched: bool,
         call: Option<Driven<Req, Res>>,
     }
 
@@ -168,7 +206,6 @@ pin_project! {
 
 /// A call that has begun.
 struct Driven<Req, Res> {
-    slot: Arc<Slot<Req, Res>>,
     scope: Scope,
     in_flight: InFlight<Req, Res>,
 }
@@ -176,8 +213,8 @@ struct Driven<Req, Res> {
 impl<Req, Res> Driven<Req, Res> {
     /// The call is over: with a result, or cancelled.
     fn end(self, result: Option<Result<Res, BoxError>>) {
-        let Self { slot, scope, in_flight } = self;
-        drop(in_flight);
+        let Self { scope, in_flight } = self;
+        let slot = in_flight.leave();
         // With the slot may go a response that nobody waits for. What it does when it is dropped is its own affair.
         let _ = guarded(move || match result {
             Some(result) => slot.finish(result),
@@ -202,9 +239,15 @@ where
             return Poll::Ready(());
         };
         let mut result = None;
-        if call.slot.poll_wanted(cx) {
+        if call.in_flight.call().is_wanted() {
             match guarded(|| call.scope.enter(|| future.poll(cx))) {
-                Ok(Poll::Pending) => return Poll::Pending,
+                Ok(Poll::Pending) => {
+                    // A call keeps its seat, and so its waker: once is enough.
+                    if *this.is_watched || call.in_flight.call().poll_wanted(cx) {
+                        *this.is_watched = true;
+                        return Poll::Pending;
+                    }
+                }
                 Ok(Poll::Ready(done)) => result = Some(done.map_err(Into::into)),
                 Err(panic) => {
                     call.scope.fail(&panic);

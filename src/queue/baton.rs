@@ -1,0 +1,81 @@
+//! [`Baton`]: the service, which one worker at a time has.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+/// Where the service lies when nobody has it.
+pub(super) struct Baton<S> {
+    rest: Arc<Mutex<Rest<S>>>,
+}
+
+struct Rest<S> {
+    service: Option<S>,
+    /// Those who come next, in order.
+    waiting: VecDeque<Waker>,
+}
+
+/// The service, in hand. Dropped, it goes to the next.
+pub(super) struct InHand<S> {
+    service: Option<S>,
+    baton: Baton<S>,
+}
+
+impl<S> Baton<S> {
+    pub(super) fn new(service: S) -> Self {
+        let rest = Rest {
+            service: Some(service),
+            waiting: VecDeque::new(),
+        };
+        Self {
+            rest: Arc::new(Mutex::new(rest)),
+        }
+    }
+
+    pub(super) fn poll_take(&self, cx: &Context<'_>) -> Poll<InHand<S>> {
+        let mut rest = self.lock();
+        if let Some(service) = rest.service.take() {
+            return Poll::Ready(InHand {
+                service: Some(service),
+                baton: self.clone(),
+            });
+        }
+        if !rest.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            rest.waiting.push_back(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rest<S>> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S> Clone for Baton<S> {
+    fn clone(&self) -> Self {
+        Self {
+            rest: self.rest.clone(),
+        }
+    }
+}
+
+impl<S> InHand<S> {
+    pub(super) const fn service(&mut self) -> &mut S {
+        self.service.as_mut().expect("it is in hand until it is dropped")
+    }
+}
+
+impl<S> Drop for InHand<S> {
+    fn drop(&mut self) {
+        let next = {
+            let mut rest = self.baton.lock();
+            rest.service = self.service.take();
+            rest.waiting.pop_front()
+        };
+        if let Some(next) = next {
+            next.wake();
+        }
+    }
+}
