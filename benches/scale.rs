@@ -6,12 +6,13 @@
 //! warms up. Figures are for one call, and times are the thread's CPU time, counting its allocations included. The last
 //! lines are for machines: `scale <section>-<column> <n> = <figure>`.
 //!
-//! - *Bytes* are live while the call is queued: the handle that the caller keeps is one of them, the request is not.
+//! - *Bytes* and *allocations* are those live while the calls are queued: with the handle that the caller keeps, without
+//!   the request.
 //! - *Submit* includes making the request. *Drain* is from the moment the first call may end to the last one's outcome.
 //! - *Faults* are page faults. In the *first* round, which is the warm-up, memory may be new to the process.
 //! - *Ratio* is the time at the largest size to that at the smallest.
 
-use allocation_counter::measure;
+use allocation_counter::{AllocationInfo, measure};
 use clap::Parser;
 use cpu_time::ThreadTime;
 use http::{Request, Response};
@@ -47,6 +48,13 @@ const PLENTY: u64 = 1_000_000_000_000;
 const CALLS_PER_ROUND: usize = 100_000;
 const CANCEL_ROUNDS: usize = 3;
 const WATCH: Duration = Duration::from_secs(3);
+
+const BYTES: Bar = Bar {
+    most: 768.0,
+    aim: 512.0,
+};
+const RATIO: Bar = Bar { most: 1.5, aim: 1.2 };
+const NONE: Bar = Bar { most: 0.0, aim: 0.0 };
 
 type Section = fn(&Scale, &mut Table);
 
@@ -222,8 +230,7 @@ async fn fill<S: Subject>(subject: &mut S, n: usize, keep: bool) -> Vec<S::Call>
 
 /// One size in one round, for one call.
 struct Queued {
-    bytes: f64,
-    allocations: f64,
+    memory: Memory,
     submit_ns: f64,
     drain_ns: f64,
     page_faults: f64,
@@ -235,18 +242,37 @@ impl Queued {
     }
 }
 
+/// What there is of it when all calls are queued, for one of them.
+struct Memory {
+    bytes: f64,
+    allocations: f64,
+}
+
+impl Memory {
+    fn each(counted: &AllocationInfo, n: usize) -> Self {
+        Self {
+            bytes: counted.bytes_current as f64 / n as f64,
+            allocations: counted.count_current as f64 / n as f64,
+        }
+    }
+}
+
 /// Calls whose handles the caller keeps, or drops at once.
 fn queued<S: Subject, const KEEP: bool>(scale: &Scale, table: &mut Table) {
     let runtime = current_thread();
     let round = || scale.sizes.map(|n| queue_and_drain::<S>(&runtime, n, KEEP));
     let first = round();
     let rounds: Vec<_> = iter::repeat_with(round).take(scale.rounds).collect();
-    let request_bytes = request_bytes(scale.sizes[0]);
+    let request = request_alone(scale.sizes[0]);
 
     for (size, n) in scale.sizes.into_iter().enumerate() {
         let median = |figure: fn(&Queued) -> f64| median(rounds.iter().map(|sizes| figure(&sizes[size])));
-        table.add("bytes", n, median(|queued| queued.bytes) - request_bytes);
-        table.add("allocations", n, median(|queued| queued.allocations));
+        table.add("bytes", n, median(|queued| queued.memory.bytes) - request.bytes);
+        table.add(
+            "allocations",
+            n,
+            median(|queued| queued.memory.allocations) - request.allocations,
+        );
         table.add("submit-ns", n, median(|queued| queued.submit_ns));
         table.add("drain-ns", n, median(|queued| queued.drain_ns));
         table.add("total-ns", n, median(Queued::total_ns));
@@ -259,15 +285,8 @@ fn queued<S: Subject, const KEEP: bool>(scale: &Scale, table: &mut Table) {
     table.add("submit-ratio", most, ratio(|queued| queued.submit_ns));
     table.add("drain-ratio", most, ratio(|queued| queued.drain_ns));
     table.add("total-ratio", most, ratio(Queued::total_ns));
-    table.bar(
-        "bytes",
-        most,
-        Bar {
-            most: 768.0,
-            aim: 512.0,
-        },
-    );
-    table.bar("total-ratio", most, Bar { most: 1.5, aim: 1.2 });
+    table.bar("bytes", most, BYTES);
+    table.bar("total-ratio", most, RATIO);
 }
 
 /// Queues `n` calls and lets them run, as often as makes a round. The memory is that of the first time.
@@ -285,7 +304,7 @@ fn queue_and_drain<S: Subject>(runtime: &Runtime, n: usize, keep: bool) -> Queue
         let counted = measure(|| calls = runtime.block_on(fill(&mut subject, n, keep)));
         submit += begun.elapsed();
         assert_eq!(subject.depth(), n, "all are queued");
-        memory.get_or_insert(counted);
+        memory.get_or_insert(Memory::each(&counted, n));
 
         let begun = ThreadTime::now();
         runtime.block_on(async {
@@ -299,11 +318,9 @@ fn queue_and_drain<S: Subject>(runtime: &Runtime, n: usize, keep: bool) -> Queue
         assert_eq!(gate.made(), time * (n + 1), "each was made once");
         runtime.block_on(gate.close());
     }
-    let memory = memory.expect("there was a first time");
     let calls = (times * n) as f64;
     Queued {
-        bytes: memory.bytes_current as f64 / n as f64,
-        allocations: memory.count_total as f64 / n as f64,
+        memory: memory.expect("there was a first time"),
         submit_ns: submit.as_nanos() as f64 / calls,
         drain_ns: drain.as_nanos() as f64 / calls,
         page_faults: page_faults().saturating_sub(faults_before) as f64 / calls,
@@ -311,11 +328,11 @@ fn queue_and_drain<S: Subject>(runtime: &Runtime, n: usize, keep: bool) -> Queue
 }
 
 /// What a request takes by itself.
-fn request_bytes(n: usize) -> f64 {
+fn request_alone(n: usize) -> Memory {
     let mut requests = Vec::new();
     let counted = measure(|| requests = iter::repeat_with(request).take(n).collect());
     assert_eq!(black_box(requests).capacity(), n);
-    counted.bytes_current as f64 / n as f64
+    Memory::each(&counted, n)
 }
 
 // === Cancelling ===
@@ -474,7 +491,7 @@ fn idle(_: &Scale, table: &mut Table) {
         table.add("wake-ups/s", callers, a_second((after.wakeups - before.wakeups) as f64));
         table.add("parks/s", callers, a_second(parks as f64));
         table.add("cpu-us/s", callers, a_second(cpu));
-        table.bar("wake-ups/s", callers, Bar { most: 0.0, aim: 0.0 });
+        table.bar("wake-ups/s", callers, NONE);
         runtime.shutdown_background();
     }
 }
@@ -558,6 +575,14 @@ struct Bar {
 }
 
 impl Table {
+    const fn new(section: &'static str) -> Self {
+        Self {
+            section,
+            figures: Vec::new(),
+            bars: Vec::new(),
+        }
+    }
+
     fn add(&mut self, column: &'static str, n: usize, figure: f64) {
         self.figures.push((column, n, figure));
     }
@@ -644,11 +669,7 @@ fn main() {
     let mut tables = Vec::new();
     for (section, measure) in SECTIONS {
         if options.filter.as_ref().is_none_or(|filter| section.contains(filter)) {
-            let mut table = Table {
-                section,
-                figures: Vec::new(),
-                bars: Vec::new(),
-            };
+            let mut table = Table::new(section);
             measure(&scale, &mut table);
             table.print();
             tables.push(table);
