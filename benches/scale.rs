@@ -2,12 +2,12 @@
 //! what it costs to wait.
 //!
 //! `cargo bench --bench scale`, with `-- --quick` for a tenth of the calls, and with part of a section's name for that
-//! one alone. The sizes take turns in every round, and each figure is the median of the rounds; the first round only
-//! warms up. Figures are for one call, and times are the thread's CPU time, counting its allocations included. The last
-//! lines are for machines: `scale <section>-<column> <n> = <figure>`.
+//! one alone. The sizes of a queue take turns in every round, and each figure is the median of the rounds; the first
+//! only warms up. Figures are for one call, and times are the thread's CPU time, counting its allocations included. The
+//! last lines are for machines: `scale <section>-<column> <n> = <figure>`.
 //!
-//! - *Bytes* and *allocations* are those live while the calls are queued: with the handle that the caller keeps, without
-//!   the request.
+//! - *Bytes* and *allocations* are those live while the calls are queued: with the handle that the caller keeps,
+//!   without the request.
 //! - *Submit* includes making the request. *Drain* is from the moment the first call may end to the last one's outcome.
 //! - *Faults* are page faults. In the *first* round, which is the warm-up, memory may be new to the process.
 //! - *Ratio* is the time at the largest size to that at the smallest.
@@ -46,7 +46,8 @@ const URL: &str = "https://api.example.com/v1/chat/completions";
 const PLENTY: u64 = 1_000_000_000_000;
 /// In each round a small size is repeated until there were so many calls.
 const CALLS_PER_ROUND: usize = 100_000;
-const CANCEL_ROUNDS: usize = 3;
+/// Where no ratio is told.
+const FEW_ROUNDS: usize = 3;
 const WATCH: Duration = Duration::from_secs(3);
 
 const BYTES: Bar = Bar {
@@ -359,7 +360,7 @@ fn cancelled<S: Subject>(n: usize, cancel: impl AsyncFn(S, Gate, Vec<S::Call>) -
             elapsed.as_nanos() as f64 / n as f64
         })
     };
-    median(iter::repeat_with(round).take(CANCEL_ROUNDS + 1).skip(1))
+    median(iter::repeat_with(round).take(FEW_ROUNDS + 1).skip(1))
 }
 
 /// Each call by its handle, which is dropped.
@@ -421,7 +422,7 @@ fn line(scale: &Scale, table: &mut Table) {
     let runtime = current_thread();
     for n in scale.sizes {
         let round = || runtime.block_on(async { join_and_leave(n) });
-        let rounds: Vec<_> = iter::repeat_with(round).take(scale.rounds + 1).skip(1).collect();
+        let rounds: Vec<_> = iter::repeat_with(round).take(FEW_ROUNDS + 1).skip(1).collect();
         for (figure, column) in ["bytes", "join-ns", "leave-ns"].into_iter().enumerate() {
             table.add(column, n, median(rounds.iter().map(|round| round[figure] / n as f64)));
         }
