@@ -5,7 +5,7 @@
 //! accident.
 
 use super::{
-    record::{NetworkRequestEvent, RequestId},
+    record::RequestId,
     value::{Value, redacted_fields},
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     tokens::ApiTokens,
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
-use std::{any::type_name, collections::BTreeMap, fmt, sync::Arc, time::SystemTime};
+use std::{any::type_name, collections::BTreeMap, fmt, sync::Arc};
 use tracing::Span;
 
 /// Tells what to record of a request and its response.
@@ -50,7 +50,7 @@ pub trait Describe<Req, Res> {
 /// [`ApiTokens`], [`RequestId`], [`Metadata`] and [`Payload`]. Bodies are not recorded.
 #[derive(Clone, Debug, Default)]
 pub struct Http {
-    redacted: Arc<[HeaderName]>,
+    redacted: Option<Arc<[HeaderName]>>,
     is_failure: Option<fn(StatusCode) -> bool>,
 }
 
@@ -80,32 +80,38 @@ pub(crate) struct NoMethod;
 /// What is recorded of a request.
 #[derive(Default)]
 pub struct RequestDetails {
-    request_id: Option<RequestId>,
+    pub(super) request_id: Option<RequestId>,
     pub(super) method: Option<Method>,
     /// As it came: it is redacted whenever it is told.
     pub(super) url: Option<Uri>,
-    headers: HeaderMap,
-    payload: Option<Value>,
-    api_tokens: u64,
-    metadata: BTreeMap<String, Value>,
+    pub(super) api_tokens: u64,
+    pub(super) rest: Option<Box<RequestRest>>,
+}
+
+/// What many requests do not have.
+#[derive(Default)]
+pub(super) struct RequestRest {
+    pub(super) headers: HeaderMap,
+    pub(super) payload: Option<Value>,
+    pub(super) metadata: BTreeMap<String, Value>,
 }
 
 /// What is recorded of a response.
 #[derive(Debug, Default)]
 pub struct ResponseDetails {
     pub(super) status_code: Option<u16>,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Option<Value>,
-    pub(super) failure: Option<Failure>,
     /// Of one attempt among others only the code is kept.
     code_only: bool,
+    pub(super) rest: Option<Box<ResponseRest>>,
 }
 
-/// A response that counts as a failure.
-#[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) kind: String,
-    pub(super) message: String,
+/// What many responses do not have.
+#[derive(Debug, Default)]
+pub(super) struct ResponseRest {
+    pub(super) headers: HeaderMap,
+    pub(super) body: Option<Value>,
+    /// The response counts as a failure.
+    pub(super) failure: Option<ErrorDetails>,
 }
 
 /// What is recorded of an error.
@@ -123,7 +129,7 @@ impl Http {
     /// The value of this header is not recorded, in addition to those whose name says that they are secret.
     #[must_use]
     pub fn redact(mut self, header: HeaderName) -> Self {
-        self.redacted = self.redacted.iter().cloned().chain([header]).collect();
+        self.redacted = Some(self.redacted().iter().cloned().chain([header]).collect());
         self
     }
 
@@ -151,6 +157,10 @@ impl Http {
     pub const fn response_body<R, F: Fn(&R) -> Value>(self, body: F) -> HttpWithBody<F> {
         HttpWithBody { http: self, body }
     }
+
+    fn redacted(&self) -> &[HeaderName] {
+        self.redacted.as_deref().unwrap_or_default()
+    }
 }
 
 impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
@@ -160,7 +170,10 @@ impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
             details.method(req.method());
         }
         details.url(req.uri());
-        details.headers = redact::headers(req.headers(), &self.redacted);
+        details.headers_without(req.headers(), self.redacted());
+        if extensions.is_empty() {
+            return;
+        }
         if let Some(ApiTokens(tokens)) = extensions.get() {
             details.api_tokens = *tokens;
         }
@@ -178,7 +191,7 @@ impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
     fn response(&self, res: &http::Response<R>, details: &mut ResponseDetails) {
         details.status_code(res.status());
         if !details.code_only {
-            details.headers = redact::headers(res.headers(), &self.redacted);
+            details.headers_without(res.headers(), self.redacted());
         }
         if self.is_failure.is_some_and(|is_failure| is_failure(res.status())) {
             details.failure("HttpStatus", res.status().to_string());
@@ -228,19 +241,26 @@ impl RequestDetails {
 
     /// The URL; user info and secret query values are left out.
     pub fn url(&mut self, url: &Uri) -> &mut Self {
-        self.url = Some(url.clone()).filter(|url| *url != Uri::default());
+        let is_default = url.host().is_none() && url.path() == "/" && url.query().is_none();
+        self.url = (!is_default).then(|| url.clone());
         self
     }
 
     /// The headers; values of secret ones are left out.
     pub fn headers(&mut self, headers: &HeaderMap) -> &mut Self {
-        self.headers = redact::headers(headers, &[]);
+        self.headers_without(headers, &[]);
         self
+    }
+
+    fn headers_without(&mut self, headers: &HeaderMap, redacted: &[HeaderName]) {
+        if !headers.is_empty() || self.rest.is_some() {
+            self.rest().headers = redact::headers(headers, redacted);
+        }
     }
 
     /// The body; values of secret fields are left out.
     pub fn payload(&mut self, payload: impl Into<Value>) -> &mut Self {
-        self.payload = Some(payload.into().redacted());
+        self.rest().payload = Some(payload.into().redacted());
         self
     }
 
@@ -252,8 +272,12 @@ impl RequestDetails {
 
     /// Keys and values of the caller's own; values of secret fields are left out.
     pub fn metadata(&mut self, metadata: BTreeMap<String, Value>) -> &mut Self {
-        self.metadata.extend(redacted_fields(metadata));
+        self.rest().metadata.extend(redacted_fields(metadata));
         self
+    }
+
+    pub(super) fn rest(&mut self) -> &mut RequestRest {
+        self.rest.get_or_insert_default()
     }
 
     pub(super) fn span(&mut self) -> Span {
@@ -278,16 +302,6 @@ impl RequestDetails {
             }
         }
         span
-    }
-
-    pub(super) fn into_event(self, created_at: SystemTime) -> NetworkRequestEvent {
-        let request_id = self.request_id.unwrap_or_else(RequestId::random);
-        let mut event = NetworkRequestEvent::new(request_id, created_at);
-        event.headers = self.headers;
-        event.payload = self.payload;
-        event.api_tokens = self.api_tokens;
-        event.metadata = self.metadata;
-        event
     }
 }
 
@@ -322,23 +336,39 @@ impl ResponseDetails {
 
     /// The headers; values of secret ones are left out.
     pub fn headers(&mut self, headers: &HeaderMap) -> &mut Self {
-        self.headers = redact::headers(headers, &[]);
+        self.headers_without(headers, &[]);
         self
+    }
+
+    fn headers_without(&mut self, headers: &HeaderMap, redacted: &[HeaderName]) {
+        if !headers.is_empty() || self.rest.is_some() {
+            self.rest().headers = redact::headers(headers, redacted);
+        }
     }
 
     /// The body; values of secret fields are left out.
     pub fn body(&mut self, body: impl Into<Value>) -> &mut Self {
-        self.body = Some(body.into().redacted());
+        self.rest().body = Some(body.into().redacted());
         self
     }
 
     /// The response counts as a failure: the event will be FAILED, with this error.
     pub fn failure(&mut self, error_type: impl Into<String>, message: impl AsRef<str>) -> &mut Self {
-        self.failure = Some(Failure {
+        self.rest().failure = Some(ErrorDetails {
             kind: error_type.into(),
+            kind_is_known: true,
             message: redact::text(message.as_ref()).into_owned(),
+            details: None,
         });
         self
+    }
+
+    pub(super) fn is_failure(&self) -> bool {
+        self.rest.as_ref().is_some_and(|rest| rest.failure.is_some())
+    }
+
+    fn rest(&mut self) -> &mut ResponseRest {
+        self.rest.get_or_insert_default()
     }
 }
 

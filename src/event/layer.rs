@@ -2,12 +2,13 @@
 
 use super::{
     describe::{Describe, ErrorDetails, Http, RequestDetails, ResponseDetails},
-    handle::{EventHandle, Outcome, Writer},
+    handle::{EventHandle, Writer},
     hub::Events,
     record::RequestStatus,
     scope::{Scope, Stage, join},
+    state::Outcome,
 };
-use crate::error::BoxError;
+use crate::{clock, error::BoxError};
 use pin_project_lite::pin_project;
 use std::{
     fmt,
@@ -43,24 +44,22 @@ pin_project! {
     /// Dropping it drops the call. If nobody else carries the call on, its event ends as CANCELLED.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, D, Req> {
-        // Before the scope: the call is gone before its event ends.
+        // Before the record: the call is gone before its event ends.
         #[pin]
         future: F,
-        attempt: Option<OpenAttempt>,
-        scope: Scope,
-        event: EventHandle,
-        // Whether this layer writes the outcome.
-        ends: bool,
+        record: Record,
         describe: D,
         request: PhantomData<fn(Req)>,
     }
 }
 
-/// A call on the wire. Dropped before anything came back, it is not there any more.
-struct OpenAttempt {
-    event: EventHandle,
-    index: usize,
-    ended: bool,
+/// This layer's part in the event of one call.
+struct Record {
+    scope: Scope,
+    /// The number of the attempt, while the call is on the wire.
+    attempt: Option<usize>,
+    /// Whether this layer writes the outcome.
+    ends: bool,
 }
 
 // === impl EventLayer ===
@@ -146,38 +145,34 @@ where
             describe,
             events,
         } = &self.layer;
-        let joined = join(*stage);
-        let opens = joined.is_none();
-        let (writer, span) = match joined {
-            Some(event) => (Writer::of(&event), Span::none()),
-            None => Writer::open(RequestDetails::of(describe, &req), events.clone(), *stage),
-        };
-        let event = writer.handle().clone();
-        let mut scope = Scope::new(writer, span);
-
-        let mut attempt = None;
-        match stage {
-            Stage::Queued => {}
-            Stage::Processing => event.mark(RequestStatus::Processing),
-            Stage::Calling => {
-                let index = event.attempt_started();
-                attempt = Some(OpenAttempt {
-                    event: event.clone(),
-                    index,
-                    ended: false,
-                });
+        clock::shared(|| {
+            let joined = join(*stage);
+            let opens = joined.is_none();
+            let (writer, span) = match joined {
+                Some(writer) => (writer, Span::none()),
+                None => Writer::open(RequestDetails::of(describe, &req), events.clone(), *stage),
+            };
+            let attempt = match stage {
+                Stage::Queued => None,
+                Stage::Processing => {
+                    writer.handle().mark(RequestStatus::Processing);
+                    None
+                }
+                Stage::Calling => Some(writer.handle().attempt_started()),
+            };
+            let mut record = Record {
+                scope: Scope::new(writer, span),
+                attempt,
+                ends: opens || *stage == Stage::Processing,
+            };
+            let future = record.enter(|| self.inner.call(req));
+            ResponseFuture {
+                future,
+                record,
+                describe: describe.clone(),
+                request: PhantomData,
             }
-        }
-        let future = scope.enter(|| self.inner.call(req));
-        ResponseFuture {
-            future,
-            attempt,
-            scope,
-            event,
-            ends: opens || *stage == Stage::Processing,
-            describe: describe.clone(),
-            request: PhantomData,
-        }
+        })
     }
 }
 
@@ -197,8 +192,9 @@ impl<S, D> Event<S, D> {
 
 impl<F, D, Req> ResponseFuture<F, D, Req> {
     /// The call's event.
-    pub const fn event(&self) -> &EventHandle {
-        &self.event
+    #[allow(clippy::missing_panics_doc, reason = "it is only away while the future is polled")]
+    pub fn event(&self) -> &EventHandle {
+        self.record.event().expect("nobody looks while it is polled")
     }
 
     /// The future inside. This layer has no more part in the event: it goes on if somebody else carries the call on, as
@@ -218,46 +214,63 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = ready!(this.scope.enter(|| this.future.poll(cx))).map_err(Into::into);
-
-        let details = |code_only| match &result {
-            Ok(response) => Ok(ResponseDetails::of(this.describe, response, code_only)),
-            Err(error) => Err(ErrorDetails::of_type::<E>(error)),
-        };
-        if let Some(attempt) = this.attempt.as_mut() {
-            attempt.end(Some(&details(true)));
-        }
-        if *this.ends {
-            this.event.finish(match details(false) {
-                Ok(response) => Outcome::Response(response),
-                Err(error) => Outcome::Error(error),
+        clock::shared(|| {
+            let result = ready!(this.record.enter(|| this.future.poll(cx))).map_err(Into::into);
+            this.record.write(match &result {
+                // Of one attempt among others only the code is kept.
+                Ok(response) => Ok(ResponseDetails::of(this.describe, response, !this.record.ends)),
+                Err(error) => Err(ErrorDetails::of_type::<E>(error)),
             });
-        }
-        Poll::Ready(result)
+            Poll::Ready(result)
+        })
     }
 }
 
 impl<F, D, Req> fmt::Debug for ResponseFuture<F, D, Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("event::ResponseFuture")
-            .field("event", &self.event)
+            .field("event", &self.record.event())
             .finish_non_exhaustive()
     }
 }
 
-// === impl OpenAttempt ===
+// === impl Record ===
 
-impl OpenAttempt {
-    fn end(&mut self, came_back: Option<&Result<ResponseDetails, ErrorDetails>>) {
-        if !self.ended {
-            self.ended = true;
-            self.event.attempt_ended(self.index, came_back);
+impl Record {
+    fn event(&self) -> Option<&EventHandle> {
+        self.scope.event()
+    }
+
+    /// Calls or polls what is inside: others' code, from the layer around the client on.
+    fn enter<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        let scope = &mut self.scope;
+        if self.attempt.is_some() {
+            clock::apart(|| scope.enter(f))
+        } else {
+            clock::around(|| scope.enter(f))
+        }
+    }
+
+    /// Writes what came back: to the attempt, and, if that is this layer's, to the call.
+    fn write(&mut self, details: Result<ResponseDetails, ErrorDetails>) {
+        let attempt = self.attempt.take();
+        let Some(event) = self.event() else { return };
+        if let Some(index) = attempt {
+            event.attempt_ended(index, Some(&details));
+        }
+        if self.ends {
+            event.finish(match details {
+                Ok(response) => Outcome::Response(response),
+                Err(error) => Outcome::Error(error),
+            });
         }
     }
 }
 
-impl Drop for OpenAttempt {
+impl Drop for Record {
     fn drop(&mut self) {
-        self.end(None);
+        if let (Some(index), Some(event)) = (self.attempt, self.event()) {
+            event.attempt_ended(index, None);
+        }
     }
 }

@@ -58,7 +58,6 @@
 //! # }
 //! ```
 
-mod clock;
 mod describe;
 mod handle;
 #[cfg(feature = "serde")]
@@ -67,8 +66,10 @@ mod hub;
 mod layer;
 mod record;
 mod scope;
+mod state;
 #[cfg(feature = "serde")]
 mod time;
+mod utc;
 mod value;
 
 pub use describe::{Describe, Http, HttpWithBody, Metadata, Nothing, Payload, RequestDetails, ResponseDetails};

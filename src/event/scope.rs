@@ -20,8 +20,9 @@
 
 use super::{
     describe::ErrorDetails,
-    handle::{EventHandle, Outcome, Writer},
+    handle::{EventHandle, Writer},
     record::RequestStatus,
+    state::Outcome,
 };
 use crate::error::BoxError;
 use std::{cell::RefCell, future::Future, pin::pin};
@@ -41,7 +42,8 @@ pub(crate) enum Stage {
 #[derive(Debug)]
 pub(crate) struct Scope {
     event: Option<Writer>,
-    span: Span,
+    /// If there is one: mostly nobody listens to spans.
+    span: Option<Box<Span>>,
 }
 
 thread_local! {
@@ -57,39 +59,40 @@ pub fn current() -> Option<EventHandle> {
 impl EventHandle {
     /// Runs `f` with this event as the current one.
     pub fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
-        Scope {
-            event: Some(Writer::of(self)),
-            span: Span::none(),
-        }
-        .enter(f)
+        Scope::new(Writer::of(self, self.stage()), Span::none()).enter(f)
     }
 
     /// Polls `future` with this event as the current one.
     pub async fn instrument<F: Future>(self, future: F) -> F::Output {
-        let mut scope = Scope {
-            event: Some(Writer::of(&self)),
-            span: Span::none(),
-        };
+        let mut scope = Scope::new(Writer::of(&self, self.stage()), Span::none());
         let mut future = pin!(future);
         std::future::poll_fn(|cx| scope.enter(|| future.as_mut().poll(cx))).await
     }
 }
 
 impl Scope {
-    pub(crate) const fn new(event: Writer, span: Span) -> Self {
+    pub(crate) fn new(event: Writer, span: Span) -> Self {
         Self {
             event: Some(event),
-            span,
+            span: (!span.is_disabled()).then(|| Box::new(span)),
         }
     }
 
     /// The event and the span that are current here.
     pub(crate) fn capture() -> Self {
-        let event = CURRENT.with_borrow(|current| current.as_ref().map(|writer| Writer::of(writer.handle())));
+        let span = Span::current();
         Self {
-            event,
-            span: Span::current(),
+            event: CURRENT.with_borrow(|current| {
+                let handle = current.as_ref()?.handle();
+                Some(Writer::of(handle, handle.stage()))
+            }),
+            span: (!span.is_disabled()).then(|| Box::new(span)),
         }
+    }
+
+    /// The event; `None` while it is the current one.
+    pub(super) fn event(&self) -> Option<&EventHandle> {
+        self.event.as_ref().map(Writer::handle)
     }
 
     pub(crate) fn enter<T>(&mut self, f: impl FnOnce() -> T) -> T {
@@ -108,37 +111,40 @@ impl Scope {
             inner: &mut self.event,
             outer,
         };
-        let result = self.span.in_scope(f);
+        let result = match &self.span {
+            Some(span) => span.in_scope(f),
+            None => f(),
+        };
         drop(restore);
         result
     }
 
     /// The call has a place in the queue.
     pub(crate) fn queued(&self) {
-        if let Some(event) = &self.event {
-            event.handle().mark(RequestStatus::Queued);
+        if let Some(event) = self.event() {
+            event.mark(RequestStatus::Queued);
         }
     }
 
     /// The call failed before anybody further in could know.
     pub(crate) fn fail(&self, error: &BoxError) {
-        if let Some(event) = &self.event {
-            event.handle().finish(Outcome::Error(ErrorDetails::of(error)));
+        if let Some(event) = self.event() {
+            event.finish(Outcome::Error(ErrorDetails::of(error)));
         }
     }
 
     /// The call is not going to be made, or not to its end.
     pub(crate) fn cancel(&self) {
-        if let Some(event) = &self.event {
-            event.handle().finish(Outcome::Cancelled);
+        if let Some(event) = self.event() {
+            event.finish(Outcome::Cancelled);
         }
     }
 }
 
 /// The current event, if a layer at `stage` belongs to it.
-pub(super) fn join(stage: Stage) -> Option<EventHandle> {
+pub(super) fn join(stage: Stage) -> Option<Writer> {
     CURRENT.with_borrow(|current| {
         let handle = current.as_ref()?.handle();
-        (handle.stage() < stage).then(|| handle.at_stage(stage))
+        (handle.stage() < stage).then(|| Writer::of(handle, stage))
     })
 }

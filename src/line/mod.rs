@@ -260,12 +260,22 @@ impl<G: Gate> Ticket<G> {
     /// Ready when it is this waiter's turn. Takes nothing; the turn lapses if it is not [used](Self::poll_pass) within
     /// [`GRACE`].
     pub(crate) fn poll_turn(&mut self, ask: &G::Ask, cx: &mut Context<'_>) -> Poll<Result<(), G::Refusal>> {
-        self.poll(ask, cx, false)
+        self.poll(ask, cx, false, Clock::default())
     }
 
     /// Ready when this waiter has taken what it asks for.
     pub(crate) fn poll_pass(&mut self, ask: &G::Ask, cx: &mut Context<'_>) -> Poll<Result<(), G::Refusal>> {
-        self.poll(ask, cx, true)
+        self.poll(ask, cx, true, Clock::default())
+    }
+
+    /// The same, with a reading of the clock.
+    pub(crate) fn poll_pass_at(
+        &mut self,
+        ask: &G::Ask,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> Poll<Result<(), G::Refusal>> {
+        self.poll(ask, cx, true, Clock::read_at(now))
     }
 
     /// Passes if it is this one's turn; does not join the line otherwise.
@@ -282,8 +292,13 @@ impl<G: Gate> Ticket<G> {
         passed
     }
 
-    fn poll(&mut self, ask: &G::Ask, cx: &mut Context<'_>, pass: bool) -> Poll<Result<(), G::Refusal>> {
-        let mut clock = Clock::default();
+    fn poll(
+        &mut self,
+        ask: &G::Ask,
+        cx: &mut Context<'_>,
+        pass: bool,
+        mut clock: Clock,
+    ) -> Poll<Result<(), G::Refusal>> {
         let mut state = self.shared.lock();
         let done = if pass {
             state.try_pass(self.number, ask, &mut clock)

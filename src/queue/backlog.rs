@@ -81,7 +81,12 @@ impl<Req, Res> Backlog<Req, Res> {
     }
 
     /// Accepts a call, which has its place. If the queue was closed meanwhile, the request comes back.
-    pub(super) fn push(self: &Arc<Self>, req: Req, scope: Scope, place: Held) -> Result<Arc<Slot<Req, Res>>, (Req, Scope)> {
+    pub(super) fn push(
+        self: &Arc<Self>,
+        req: Req,
+        scope: Scope,
+        place: Held,
+    ) -> Result<Arc<Slot<Req, Res>>, (Req, Scope)> {
         // It has its place. Told without the lock: others may be listening.
         scope.queued();
         if self.is_closed() {

@@ -99,18 +99,21 @@ pub struct ResponseFuture<Req, Res> {
 }
 
 enum State<Req, Res> {
-    /// Has no place yet.
-    Entering {
-        turn: Turn,
-        call: Option<(Req, Scope)>,
-        backlog: Arc<Backlog<Req, Res>>,
-    },
+    /// Has no place yet. In a box, so that the future of the others is small.
+    Entering(Box<Entering<Req, Res>>),
     /// Queued, running or done.
     Accepted { slot: Arc<Slot<Req, Res>> },
     /// Cancelled before it had a place.
     Cancelled,
     /// Given up, or detached.
     Gone,
+}
+
+/// A call that waits for a place.
+struct Entering<Req, Res> {
+    turn: Turn,
+    call: Option<(Req, Scope)>,
+    backlog: Arc<Backlog<Req, Res>>,
 }
 
 // === impl QueueLayer ===
@@ -302,11 +305,11 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
             Ok(None) | Err(_) => (req, scope),
         };
         ResponseFuture {
-            state: State::Entering {
+            state: State::Entering(Box::new(Entering {
                 backlog: backlog.clone(),
                 turn: self.turn.replace(),
                 call: Some(call),
-            },
+            })),
         }
     }
 }
@@ -370,8 +373,8 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     /// Ends the call: if it is queued, its place is free at once; if it runs, it is dropped. The future then returns
     /// [`Cancelled`], unless the response was there already.
     pub fn cancel(&mut self) {
-        if let State::Entering { call, .. } = &mut self.state {
-            if let Some((_, scope)) = call.take() {
+        if let State::Entering(entering) = &mut self.state {
+            if let Some((_, scope)) = entering.call.take() {
                 scope.cancel();
             }
             self.state = State::Cancelled;
@@ -386,7 +389,8 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     }
 
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        if let State::Entering { turn, call, backlog } = &mut self.state {
+        if let State::Entering(entering) = &mut self.state {
+            let Entering { turn, call, backlog } = &mut **entering;
             let place = ready!(turn.poll_take(cx));
             let (req, scope) = call.take().expect("a call that waits for a place is there");
             let pushed = match place {
@@ -420,7 +424,7 @@ impl<Req, Res> Future for ResponseFuture<Req, Res> {
                 Poll::Ready(result)
             }
             State::Cancelled => Poll::Ready(Err(Cancelled::new().into())),
-            State::Entering { .. } | State::Gone => {
+            State::Entering(_) | State::Gone => {
                 panic!("a future is not polled after it was ready")
             }
         }
@@ -440,7 +444,7 @@ impl<Req, Res> fmt::Debug for ResponseFuture<Req, Res> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_tuple("queue::ResponseFuture");
         match &self.state {
-            State::Entering { .. } => debug.field(&"Entering"),
+            State::Entering(_) => debug.field(&"Entering"),
             State::Accepted { slot } => debug.field(slot),
             State::Cancelled => debug.field(&"Cancelled"),
             State::Gone => debug.field(&"Gone"),

@@ -56,9 +56,7 @@ impl<F: Future<Output = ()>> Running<F> {
         Self {
             seats: Vec::new(),
             free: Vec::new(),
-            desk: Arc::new(Desk {
-                rung: Mutex::default(),
-            }),
+            desk: Arc::new(Desk { rung: Mutex::default() }),
             serving: Vec::new(),
         }
     }

@@ -13,6 +13,7 @@ use super::{
     slot::{Queued, Slot},
 };
 use crate::{
+    clock,
     error::{BoxError, Panicked},
     event::Scope,
 };
@@ -129,11 +130,24 @@ where
             Err(panic) => Err(panic),
         };
         let slot = taken.begin();
-        let Some(Queued { req, mut scope, place }) = slot.begin() else {
+        let Some(Queued { req, scope, place }) = slot.begin() else {
             return Poll::Ready(Some(()));
         };
         drop(place);
         let in_flight = InFlight::enter(slot);
+        // From here to the wire, or to where it has to wait, the call goes at one go.
+        clock::shared(|| self.begin(service, req, ready, scope, in_flight));
+        Poll::Ready(Some(()))
+    }
+
+    fn begin(
+        &mut self,
+        service: &mut S,
+        req: Req,
+        ready: Result<(), BoxError>,
+        mut scope: Scope,
+        in_flight: InFlight<Req, S::Response>,
+    ) {
         let called = match ready {
             Ok(()) => guarded(|| scope.enter(|| service.call(req))),
             Err(error) => {
@@ -152,7 +166,6 @@ where
                 in_flight.leave().finish(Err(error));
             }
         }
-        Poll::Ready(Some(()))
     }
 }
 

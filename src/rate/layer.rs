@@ -4,7 +4,7 @@ use super::{
     limiter::{Admission, RateLimiter},
     rate::Cost,
 };
-use crate::{error::BoxError, tokens::ApiTokens};
+use crate::{clock, error::BoxError, tokens::ApiTokens};
 use pin_project_lite::pin_project;
 use std::{
     future::Future,
@@ -175,10 +175,10 @@ where
                         return Poll::Ready(Err(never.into()));
                     }
                     let (mut inner, req) = call.take().expect("a future is not polled after it was ready");
-                    let future = inner.call(req);
+                    let future = clock::around(|| inner.call(req));
                     this.state.set(State::Calling { future });
                 }
-                StateProj::Calling { future } => return future.poll(cx).map_err(Into::into),
+                StateProj::Calling { future } => return clock::around(|| future.poll(cx)).map_err(Into::into),
             }
         }
     }

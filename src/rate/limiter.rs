@@ -5,6 +5,7 @@ use super::{
     rate::{Budget, Cost, Limits},
 };
 use crate::{
+    clock,
     error::{CostExceedsBurst, InvalidConfig},
     line::{Clock, Gate, Line, Opens, Ticket, nanos_between},
 };
@@ -354,7 +355,8 @@ impl fmt::Debug for Estimate {
 
 impl Admission {
     pub(super) fn poll(&mut self, cost: Cost, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
-        self.ticket.poll_pass(&Ask { cost, estimate: false }, cx)
+        self.ticket
+            .poll_pass_at(&Ask { cost, estimate: false }, cx, clock::now())
     }
 }
 

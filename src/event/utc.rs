@@ -1,0 +1,24 @@
+//! The monotonic clock, told in UTC.
+
+use std::{
+    cell::Cell,
+    time::{Duration, SystemTime},
+};
+use tokio::time::Instant;
+
+/// An instant in UTC. Each thread reads the system's clock once a second at most: often enough to follow it when it is
+/// set, or when the machine has slept.
+pub(super) fn utc(now: Instant) -> SystemTime {
+    const KEEP: Duration = Duration::from_secs(1);
+    thread_local! {
+        static ANCHOR: Cell<Option<(Instant, SystemTime)>> = const { Cell::new(None) };
+    }
+    match ANCHOR.get() {
+        Some((at, utc)) if now >= at && now - at < KEEP => utc + (now - at),
+        _ => {
+            let utc = SystemTime::now();
+            ANCHOR.set(Some((now, utc)));
+            utc
+        }
+    }
+}
