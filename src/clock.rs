@@ -36,41 +36,63 @@ pub(crate) fn now() -> Instant {
     }
 }
 
-/// All that is done in `f` happens at one moment, or at the outer one that is shared already.
-pub(crate) fn shared<T>(f: impl FnOnce() -> T) -> T {
-    if MOMENT.get() != Moment::Unshared {
-        return f();
-    }
-    let _end = End(Moment::Unshared);
-    MOMENT.set(Moment::Unread);
-    f()
+/// Until it is dropped, all happens at one moment; in an outer one that is shared already, at that.
+#[must_use = "the moment ends when this is dropped"]
+pub(crate) struct Shared {
+    opened: bool,
 }
 
-/// `f` belongs to this moment, but may take its time: no reading from before is used after it.
-pub(crate) fn around<T>(f: impl FnOnce() -> T) -> T {
-    let before = MOMENT.get();
-    let result = f();
-    if before != Moment::Unshared && MOMENT.get() == before {
+pub(crate) fn shared() -> Shared {
+    let opened = MOMENT.get() == Moment::Unshared;
+    if opened {
         MOMENT.set(Moment::Unread);
     }
-    result
+    Shared { opened }
 }
 
-/// `f` is none of ours: it does not see this moment, and nothing that follows it belongs to the same.
-pub(crate) fn apart<T>(f: impl FnOnce() -> T) -> T {
-    let _end = End(match MOMENT.replace(Moment::Unshared) {
-        Moment::Unshared => Moment::Unshared,
-        Moment::Unread | Moment::Read(_) => Moment::Unread,
-    });
-    f()
-}
-
-/// Also when `f` panics.
-struct End(Moment);
-
-impl Drop for End {
+impl Drop for Shared {
     fn drop(&mut self) {
-        MOMENT.set(self.0);
+        if self.opened {
+            MOMENT.set(Moment::Unshared);
+        }
+    }
+}
+
+/// What is done until it is dropped belongs to this moment, but may take its time: no reading from before is used after.
+#[must_use = "this is for what is done before it is dropped"]
+pub(crate) struct Around {
+    before: Moment,
+}
+
+pub(crate) fn around() -> Around {
+    Around { before: MOMENT.get() }
+}
+
+impl Drop for Around {
+    fn drop(&mut self) {
+        if self.before != Moment::Unshared && MOMENT.get() == self.before {
+            MOMENT.set(Moment::Unread);
+        }
+    }
+}
+
+/// What is done until it is dropped is none of ours: it does not see this moment, and no reading from before is used
+/// after.
+#[must_use = "this is for what is done before it is dropped"]
+pub(crate) struct Apart {
+    is_shared: bool,
+}
+
+pub(crate) fn apart() -> Apart {
+    let is_shared = MOMENT.replace(Moment::Unshared) != Moment::Unshared;
+    Apart { is_shared }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        if self.is_shared {
+            MOMENT.set(Moment::Unread);
+        }
     }
 }
 
@@ -86,31 +108,48 @@ mod tests {
 
     #[test]
     fn a_shared_moment_has_one_reading_until_others_have_run() {
-        let (first, second, client, third, fourth) = shared(|| {
-            let (first, second) = (later(), shared(later));
-            let client = apart(|| (later(), later()));
-            let third = later();
-            (first, second, client, third, around(later))
-        });
-        assert_eq!(first, second);
-        assert!(second < client.0 && client.0 < client.1 && client.1 < third);
-        assert_eq!(third, fourth);
-        assert!(shared(|| (later(), around(|| ()), later())).0 < later());
+        let moment = shared();
+        let first = later();
+        {
+            let _inner = shared();
+            assert_eq!(later(), first);
+        }
+        let client = {
+            let _apart = apart();
+            let client = later();
+            assert!(first < client && client < later());
+            client
+        };
+        let second = later();
+        assert!(client < second);
+        assert_eq!(later(), second);
+        drop(moment);
+        assert!(second < later());
     }
 
     #[test]
     fn a_reading_from_before_is_not_used_after() {
-        let (before, after) = shared(|| {
-            let before = later();
-            around(|| ());
-            (before, later())
-        });
+        let _moment = shared();
+        let before = later();
+        let around_nothing = around();
+        assert_eq!(later(), before);
+        drop(around_nothing);
+        let after = later();
         assert!(before < after);
     }
 
     #[test]
+    fn a_reading_from_within_is_used_after() {
+        let _moment = shared();
+        let layer = around();
+        let within = later();
+        drop(layer);
+        assert_eq!(later(), within);
+    }
+
+    #[test]
     fn outside_nothing_is_shared() {
+        let (_around, _apart) = (around(), apart());
         assert!(later() < later());
-        assert!(around(later) < apart(later));
     }
 }

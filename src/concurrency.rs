@@ -218,8 +218,9 @@ where
                     // Permits are never closed.
                     *this.permit = ready!(turn.poll_take(cx)).ok();
                     let (mut inner, req) = call.take().expect("a future is not polled after it was ready");
-                    let future = inner.call(req);
-                    this.state.set(State::Calling { future });
+                    this.state.set(State::Calling {
+                        future: inner.call(req),
+                    });
                 }
                 StateProj::Calling { future } => {
                     let result = ready!(future.poll(cx));

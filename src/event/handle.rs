@@ -51,7 +51,9 @@ pub struct EventHandle {
 /// The right to end an event. When the last one is dropped and there was no outcome, there will be none: the call was
 /// cancelled, or it panicked.
 pub(crate) struct Writer {
-    handle: EventHandle,
+    shared: Arc<Shared>,
+    /// How far in the stack it stands.
+    stage: Stage,
 }
 
 struct Shared {
@@ -120,33 +122,25 @@ impl EventHandle {
     pub fn log(&self, message: impl AsRef<str>) {
         let message = redact::text(message.as_ref()).into_owned();
         let now = Instant::now();
-        self.write(|state| state.log(message, now));
+        self.shared.write(|state| state.log(message, now));
     }
 
     /// Adds a key and value of the caller's own.
     pub fn set_metadata(&self, key: impl Into<String>, value: impl Into<Value>) {
         let fields = redacted_fields([(key.into(), value.into())].into());
         let now = Instant::now();
-        self.write(|state| state.set_metadata(fields, now));
+        self.shared.write(|state| state.set_metadata(fields, now));
     }
 
     /// Records the response's body, which is never done silently.
     pub fn set_response_body(&self, body: impl Into<Value>) {
         let body = body.into().redacted();
         let now = Instant::now();
-        self.write(|state| state.set_response_body(body, now));
+        self.shared.write(|state| state.set_response_body(body, now));
     }
 
-    pub(super) const fn stage(&self) -> Stage {
-        self.stage
-    }
-
-    /// Moves the status forward; never back.
-    pub(crate) fn mark(&self, status: RequestStatus) {
-        let now = clock::now();
-        if self.write(|state| state.mark(status, now)) {
-            self.publish(status);
-        }
+    pub(super) fn writer(&self) -> Writer {
+        Writer::new(&self.shared, self.stage)
     }
 
     /// The type of the error that is about to come back in a box.
@@ -154,61 +148,6 @@ impl EventHandle {
         if name != type_name::<BoxError>() {
             self.lock().tell_error_type(name);
         }
-    }
-
-    /// The call goes to the wire, again perhaps. Returns the attempt's number.
-    pub(super) fn attempt_started(&self) -> usize {
-        let now = clock::now();
-        let (first, index) = self.write(|state| state.attempt_started(now));
-        if let Some(events) = &self.shared.events {
-            events.attempt_started();
-        }
-        if first {
-            self.publish(RequestStatus::Calling);
-        }
-        index
-    }
-
-    /// What came back from the wire; `None`: nothing, the attempt was dropped.
-    pub(super) fn attempt_ended(&self, index: usize, came_back: Option<&Result<ResponseDetails, ErrorDetails>>) {
-        if let Some(events) = &self.shared.events {
-            events.attempt_ended();
-        }
-        let now = clock::now();
-        self.write(|state| state.attempt_ended(index, came_back, now));
-    }
-
-    /// Writes how the call ended, if that has not been written yet.
-    pub(crate) fn finish(&self, outcome: Outcome) {
-        let status = outcome.status();
-        let now = clock::now();
-        let Some(span) = self.write(|state| state.finish(outcome, now)) else {
-            return;
-        };
-        if let Some(span) = span {
-            // Without the lock: whoever records spans may look at the event.
-            record_end(&span, &self.snapshot());
-        }
-        if let Some(events) = &self.shared.events {
-            events.ended(status);
-        }
-        self.publish(status);
-    }
-
-    fn publish(&self, status: RequestStatus) {
-        if let Some(events) = &self.shared.events {
-            events.publish(status, self);
-        }
-    }
-
-    fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.lock();
-        state.version += 1;
-        let result = change(&mut state);
-        let watchers = state.take_watchers();
-        drop(state);
-        watchers.into_iter().for_each(Waker::wake);
-        result
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -239,39 +178,101 @@ impl Writer {
             events,
         };
         let writer = Self {
-            handle: EventHandle {
-                shared: Arc::new(shared),
-                stage,
-                seen: 0,
-            },
+            shared: Arc::new(shared),
+            stage,
         };
-        if let Some(events) = &writer.handle.shared.events {
+        if let Some(events) = &writer.shared.events {
             events.opened();
         }
-        writer.handle.publish(RequestStatus::Pending);
+        writer.publish(RequestStatus::Pending);
         (writer, span)
     }
 
-    /// One more, for a handle that is taken at `stage`.
-    pub(crate) fn of(handle: &EventHandle, stage: Stage) -> Self {
-        handle.shared.writers.fetch_add(1, Ordering::Relaxed);
+    fn new(shared: &Arc<Shared>, stage: Stage) -> Self {
+        shared.writers.fetch_add(1, Ordering::Relaxed);
         Self {
-            handle: EventHandle {
-                stage,
-                ..handle.clone()
-            },
+            shared: shared.clone(),
+            stage,
         }
     }
 
-    pub(crate) const fn handle(&self) -> &EventHandle {
-        &self.handle
+    /// One more, for a layer at `stage`, if that stands further in than this.
+    pub(super) fn at(&self, stage: Stage) -> Option<Self> {
+        (self.stage < stage).then(|| Self::new(&self.shared, stage))
+    }
+
+    pub(crate) fn handle(&self) -> EventHandle {
+        EventHandle {
+            shared: self.shared.clone(),
+            stage: self.stage,
+            seen: 0,
+        }
+    }
+
+    /// Moves the status forward; never back.
+    pub(crate) fn mark(&self, status: RequestStatus) {
+        let now = clock::now();
+        if self.shared.write(|state| state.mark(status, now)) {
+            self.publish(status);
+        }
+    }
+
+    /// The call goes to the wire, again perhaps. Returns the attempt's number.
+    pub(super) fn attempt_started(&self) -> usize {
+        let now = clock::now();
+        let (first, index) = self.shared.write(|state| state.attempt_started(now));
+        if let Some(events) = &self.shared.events {
+            events.attempt_started();
+        }
+        if first {
+            self.publish(RequestStatus::Calling);
+        }
+        index
+    }
+
+    /// What came back from the wire; `None`: nothing, the attempt was dropped.
+    pub(super) fn attempt_ended(&self, index: usize, came_back: Option<&Result<ResponseDetails, ErrorDetails>>) {
+        if let Some(events) = &self.shared.events {
+            events.attempt_ended();
+        }
+        let now = clock::now();
+        self.shared.write(|state| state.attempt_ended(index, came_back, now));
+    }
+
+    /// Writes how the call ended, if that has not been written yet.
+    pub(crate) fn finish(&self, outcome: Outcome) {
+        let status = outcome.status();
+        let now = clock::now();
+        let Some(span) = self.shared.write(|state| state.finish(outcome, now)) else {
+            return;
+        };
+        if let Some(span) = span {
+            // Without the lock: whoever records spans may look at the event.
+            record_end(&span, &self.handle().snapshot());
+        }
+        if let Some(events) = &self.shared.events {
+            events.ended(status);
+        }
+        self.publish(status);
+    }
+
+    fn publish(&self, status: RequestStatus) {
+        if let Some(events) = &self.shared.events {
+            events.publish(status, || self.handle());
+        }
+    }
+}
+
+impl Clone for Writer {
+    fn clone(&self) -> Self {
+        Self::new(&self.shared, self.stage)
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if self.handle.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1 && !self.handle.status().is_terminal() {
-            self.handle.finish(if thread::panicking() {
+        if self.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1 && !self.shared.lock().status.is_terminal() {
+            self.finish(if thread::panicking() {
                 Outcome::Error(ErrorDetails::panicked("the call panicked"))
             } else {
                 Outcome::Cancelled
@@ -282,13 +283,23 @@ impl Drop for Writer {
 
 impl fmt::Debug for Writer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.handle.fmt(f)
+        self.handle().fmt(f)
     }
 }
 
 // === impl Shared ===
 
 impl Shared {
+    fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        state.version += 1;
+        let result = change(&mut state);
+        let watchers = state.take_watchers();
+        drop(state);
+        watchers.into_iter().for_each(Waker::wake);
+        result
+    }
+
     /// No code but ours runs under this lock, so a poisoned one is as good as any.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -141,13 +141,10 @@ impl Events {
         counter.fetch_add(1, Ordering::AcqRel);
     }
 
-    pub(super) fn publish(&self, status: RequestStatus, event: &EventHandle) {
+    pub(super) fn publish(&self, status: RequestStatus, event: impl FnOnce() -> EventHandle) {
         if self.shared.subscribers.load(Ordering::Acquire) > 0 {
             // Fails if the last subscriber has just left.
-            let _ = self.shared.updates.send(EventUpdate {
-                status,
-                event: event.clone(),
-            });
+            let _ = self.shared.updates.send(EventUpdate { status, event: event() });
         }
     }
 }

@@ -5,10 +5,13 @@ use super::{
     handle::{EventHandle, Writer},
     hub::Events,
     record::RequestStatus,
-    scope::{Scope, Stage, join},
+    scope::{Entered, Scope, Stage, join},
     state::Outcome,
 };
-use crate::{clock, error::BoxError};
+use crate::{
+    clock::{self, Apart, Around},
+    error::BoxError,
+};
 use pin_project_lite::pin_project;
 use std::{
     fmt,
@@ -145,34 +148,36 @@ where
             describe,
             events,
         } = &self.layer;
-        clock::shared(|| {
-            let joined = join(*stage);
-            let opens = joined.is_none();
-            let (writer, span) = match joined {
-                Some(writer) => (writer, Span::none()),
-                None => Writer::open(RequestDetails::of(describe, &req), events.clone(), *stage),
-            };
-            let attempt = match stage {
-                Stage::Queued => None,
-                Stage::Processing => {
-                    writer.handle().mark(RequestStatus::Processing);
-                    None
-                }
-                Stage::Calling => Some(writer.handle().attempt_started()),
-            };
-            let mut record = Record {
-                scope: Scope::new(writer, span),
-                attempt,
-                ends: opens || *stage == Stage::Processing,
-            };
-            let future = record.enter(|| self.inner.call(req));
-            ResponseFuture {
-                future,
-                record,
-                describe: describe.clone(),
-                request: PhantomData,
+        let _moment = clock::shared();
+        let joined = join(*stage);
+        let opens = joined.is_none();
+        let (writer, span) = match joined {
+            Some(writer) => (writer, Span::none()),
+            None => Writer::open(RequestDetails::of(describe, &req), events.clone(), *stage),
+        };
+        let attempt = match stage {
+            Stage::Queued => None,
+            Stage::Processing => {
+                writer.mark(RequestStatus::Processing);
+                None
             }
-        })
+            Stage::Calling => Some(writer.attempt_started()),
+        };
+        let mut record = Record {
+            scope: Scope::new(writer, span),
+            attempt,
+            ends: opens || *stage == Stage::Processing,
+        };
+        let describe = describe.clone();
+        let entered = record.enter();
+        let future = self.inner.call(req);
+        drop(entered);
+        ResponseFuture {
+            future,
+            record,
+            describe,
+            request: PhantomData,
+        }
     }
 }
 
@@ -193,8 +198,8 @@ impl<S, D> Event<S, D> {
 impl<F, D, Req> ResponseFuture<F, D, Req> {
     /// The call's event.
     #[allow(clippy::missing_panics_doc, reason = "it is only away while the future is polled")]
-    pub fn event(&self) -> &EventHandle {
-        self.record.event().expect("nobody looks while it is polled")
+    pub fn event(&self) -> EventHandle {
+        self.record.event().expect("nobody looks while it is polled").handle()
     }
 
     /// The future inside. This layer has no more part in the event: it goes on if somebody else carries the call on, as
@@ -214,15 +219,16 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        clock::shared(|| {
-            let result = ready!(this.record.enter(|| this.future.poll(cx))).map_err(Into::into);
-            this.record.write(match &result {
-                // Of one attempt among others only the code is kept.
-                Ok(response) => Ok(ResponseDetails::of(this.describe, response, !this.record.ends)),
-                Err(error) => Err(ErrorDetails::of_type::<E>(error)),
-            });
-            Poll::Ready(result)
-        })
+        let _moment = clock::shared();
+        let entered = this.record.enter();
+        let result = ready!(this.future.poll(cx)).map_err(Into::into);
+        drop(entered);
+        this.record.write(match &result {
+            // Of one attempt among others only the code is kept.
+            Ok(response) => Ok(ResponseDetails::of(this.describe, response, !this.record.ends)),
+            Err(error) => Err(ErrorDetails::of_type::<E>(error)),
+        });
+        Poll::Ready(result)
     }
 }
 
@@ -237,18 +243,18 @@ impl<F, D, Req> fmt::Debug for ResponseFuture<F, D, Req> {
 // === impl Record ===
 
 impl Record {
-    fn event(&self) -> Option<&EventHandle> {
+    const fn event(&self) -> Option<&Writer> {
         self.scope.event()
     }
 
-    /// Calls or polls what is inside: others' code, from the layer around the client on.
-    fn enter<T>(&mut self, f: impl FnOnce() -> T) -> T {
-        let scope = &mut self.scope;
-        if self.attempt.is_some() {
-            clock::apart(|| scope.enter(f))
-        } else {
-            clock::around(|| scope.enter(f))
-        }
+    /// For calling or polling what is inside: others' code, from the layer around the client on.
+    fn enter(&mut self) -> (Entered<'_>, Option<Around>, Option<Apart>) {
+        let is_client = self.attempt.is_some();
+        (
+            self.scope.enter(),
+            (!is_client).then(clock::around),
+            is_client.then(clock::apart),
+        )
     }
 
     /// Writes what came back: to the attempt, and, if that is this layer's, to the call.

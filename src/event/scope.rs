@@ -25,7 +25,7 @@ use super::{
     state::Outcome,
 };
 use crate::error::BoxError;
-use std::{cell::RefCell, future::Future, pin::pin};
+use std::{cell::Cell, future::Future, pin::pin};
 use tracing::Span;
 
 /// How far in the stack something stands.
@@ -46,27 +46,56 @@ pub(crate) struct Scope {
     span: Option<Box<Span>>,
 }
 
+/// Dropped, the event and the span that were current before are so again.
+#[must_use = "the scope is left when this is dropped"]
+pub(crate) struct Entered<'a> {
+    event: &'a mut Option<Writer>,
+    outer: Option<Writer>,
+    _span: Option<tracing::span::Entered<'a>>,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        *self.event = CURRENT.replace(self.outer.take());
+    }
+}
+
 thread_local! {
-    static CURRENT: RefCell<Option<Writer>> = const { RefCell::new(None) };
+    static CURRENT: Cell<Option<Writer>> = const { Cell::new(None) };
 }
 
 /// The event of the call that is being made or polled right now, if there is one.
 #[must_use]
 pub fn current() -> Option<EventHandle> {
-    CURRENT.with_borrow(|current| current.as_ref().map(|writer| writer.handle().clone()))
+    with_current(|writer| writer.handle())
+}
+
+fn with_current<T>(look: impl FnOnce(&Writer) -> T) -> Option<T> {
+    CURRENT.with(|current| {
+        let writer = current.take();
+        let seen = writer.as_ref().map(look);
+        current.set(writer);
+        seen
+    })
 }
 
 impl EventHandle {
     /// Runs `f` with this event as the current one.
     pub fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
-        Scope::new(Writer::of(self, self.stage()), Span::none()).enter(f)
+        let mut scope = Scope::new(self.writer(), Span::none());
+        let _entered = scope.enter();
+        f()
     }
 
     /// Polls `future` with this event as the current one.
     pub async fn instrument<F: Future>(self, future: F) -> F::Output {
-        let mut scope = Scope::new(Writer::of(&self, self.stage()), Span::none());
+        let mut scope = Scope::new(self.writer(), Span::none());
         let mut future = pin!(future);
-        std::future::poll_fn(|cx| scope.enter(|| future.as_mut().poll(cx))).await
+        std::future::poll_fn(|cx| {
+            let _entered = scope.enter();
+            future.as_mut().poll(cx)
+        })
+        .await
     }
 }
 
@@ -82,41 +111,23 @@ impl Scope {
     pub(crate) fn capture() -> Self {
         let span = Span::current();
         Self {
-            event: CURRENT.with_borrow(|current| {
-                let handle = current.as_ref()?.handle();
-                Some(Writer::of(handle, handle.stage()))
-            }),
+            event: with_current(Writer::clone),
             span: (!span.is_disabled()).then(|| Box::new(span)),
         }
     }
 
     /// The event; `None` while it is the current one.
-    pub(super) fn event(&self) -> Option<&EventHandle> {
-        self.event.as_ref().map(Writer::handle)
+    pub(super) const fn event(&self) -> Option<&Writer> {
+        self.event.as_ref()
     }
 
-    pub(crate) fn enter<T>(&mut self, f: impl FnOnce() -> T) -> T {
-        /// Puts things back, also when `f` panics.
-        struct Restore<'a> {
-            inner: &'a mut Option<Writer>,
-            outer: Option<Writer>,
+    /// Makes event and span current, until this is dropped.
+    pub(crate) fn enter(&mut self) -> Entered<'_> {
+        Entered {
+            outer: CURRENT.replace(self.event.take()),
+            event: &mut self.event,
+            _span: self.span.as_ref().map(|span| span.enter()),
         }
-        impl Drop for Restore<'_> {
-            fn drop(&mut self) {
-                *self.inner = CURRENT.replace(self.outer.take());
-            }
-        }
-        let outer = CURRENT.replace(self.event.take());
-        let restore = Restore {
-            inner: &mut self.event,
-            outer,
-        };
-        let result = match &self.span {
-            Some(span) => span.in_scope(f),
-            None => f(),
-        };
-        drop(restore);
-        result
     }
 
     /// The call has a place in the queue.
@@ -143,8 +154,5 @@ impl Scope {
 
 /// The current event, if a layer at `stage` belongs to it.
 pub(super) fn join(stage: Stage) -> Option<Writer> {
-    CURRENT.with_borrow(|current| {
-        let handle = current.as_ref()?.handle();
-        (handle.stage() < stage).then(|| Writer::of(handle, stage))
-    })
+    with_current(|writer| writer.at(stage)).flatten()
 }

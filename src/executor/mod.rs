@@ -49,6 +49,7 @@ pub use config::Config;
 pub use monitor::Monitor;
 
 use crate::{
+    clock,
     concurrency::Concurrency,
     error::{Error, InvalidConfig, Refused},
     event::{Describe, EventHandle, Events, RequestDetails, Scope, Stage, Writer},
@@ -208,9 +209,7 @@ impl<B, R> Executor<B, R> {
     pub async fn submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, Error> {
         let mut queue = self.shared.queue()?;
         let request = self.shared.check(call.into())?;
-        let (event, mut scope) = self.shared.open(&request);
-        let mut response = scope.enter(|| queue.call(request));
-        drop(scope);
+        let (event, mut response) = self.shared.call(&mut queue, request);
         response.accepted().await.map_err(Error::new)?;
         Ok(CallHandle::new(event, response))
     }
@@ -230,10 +229,10 @@ impl<B, R> Executor<B, R> {
             Ok(None) => return Err(TrySubmitError::Refused(Refused::full(request))),
             Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
         };
+        let _moment = clock::shared();
         let (event, mut scope) = self.shared.open(&request);
-        let response = scope
-            .enter(|| queue.call_at(place, request))
-            .map_err(TrySubmitError::Refused)?;
+        let _entered = scope.enter();
+        let response = queue.call_at(place, request).map_err(TrySubmitError::Refused)?;
         Ok(CallHandle::new(event, response))
     }
 
@@ -350,8 +349,7 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
         let queue = self.ready.take().map_or_else(|| self.shared.queue(), Ok);
         let call = queue.and_then(|mut queue| {
             let request = self.shared.check(req.into())?;
-            let (_, mut scope) = self.shared.open(&request);
-            let response = scope.enter(|| queue.call(request));
+            let (_, response) = self.shared.call(&mut queue, request);
             self.ready = Some(queue);
             Ok(response)
         });
@@ -406,10 +404,22 @@ impl<B, R> Shared<B, R> {
         Ok(request)
     }
 
+    /// Opens the event and makes the call, at one moment.
+    fn call(
+        &self,
+        queue: &mut Queue<Request<B>, Response<R>>,
+        request: Request<B>,
+    ) -> (EventHandle, queue::ResponseFuture<Request<B>, Response<R>>) {
+        let _moment = clock::shared();
+        let (event, mut scope) = self.open(&request);
+        let _entered = scope.enter();
+        (event, queue.call(request))
+    }
+
     fn open(&self, request: &Request<B>) -> (EventHandle, Scope) {
         let details = RequestDetails::of(&*self.describe, request);
         let (writer, span) = Writer::open(details, Some(self.monitor.events().clone()), Stage::Queued);
-        (writer.handle().clone(), Scope::new(writer, span))
+        (writer.handle(), Scope::new(writer, span))
     }
 
     fn abort(&self) {

@@ -130,26 +130,18 @@ where
             Err(panic) => Err(panic),
         };
         let slot = taken.begin();
-        let Some(Queued { req, scope, place }) = slot.begin() else {
+        let Some(Queued { req, mut scope, place }) = slot.begin() else {
             return Poll::Ready(Some(()));
         };
         drop(place);
         let in_flight = InFlight::enter(slot);
         // From here to the wire, or to where it has to wait, the call goes at one go.
-        clock::shared(|| self.begin(service, req, ready, scope, in_flight));
-        Poll::Ready(Some(()))
-    }
-
-    fn begin(
-        &mut self,
-        service: &mut S,
-        req: Req,
-        ready: Result<(), BoxError>,
-        mut scope: Scope,
-        in_flight: InFlight<Req, S::Response>,
-    ) {
+        let _moment = clock::shared();
         let called = match ready {
-            Ok(()) => guarded(|| scope.enter(|| service.call(req))),
+            Ok(()) => guarded(|| {
+                let _entered = scope.enter();
+                service.call(req)
+            }),
             Err(error) => {
                 let _ = guarded(|| drop(req));
                 Err(error)
@@ -166,6 +158,7 @@ where
                 in_flight.leave().finish(Err(error));
             }
         }
+        Poll::Ready(Some(()))
     }
 }
 
@@ -253,7 +246,11 @@ where
         };
         let mut result = None;
         if call.in_flight.call().is_wanted() {
-            match guarded(|| call.scope.enter(|| future.poll(cx))) {
+            let polled = guarded(|| {
+                let _entered = call.scope.enter();
+                future.poll(cx)
+            });
+            match polled {
                 Ok(Poll::Pending) => {
                     // A call keeps its seat, and so its waker: once is enough.
                     if *this.is_watched || call.in_flight.call().poll_wanted(cx) {

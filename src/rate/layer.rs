@@ -175,10 +175,15 @@ where
                         return Poll::Ready(Err(never.into()));
                     }
                     let (mut inner, req) = call.take().expect("a future is not polled after it was ready");
-                    let future = clock::around(|| inner.call(req));
-                    this.state.set(State::Calling { future });
+                    let _around = clock::around();
+                    this.state.set(State::Calling {
+                        future: inner.call(req),
+                    });
                 }
-                StateProj::Calling { future } => return clock::around(|| future.poll(cx)).map_err(Into::into),
+                StateProj::Calling { future } => {
+                    let _around = clock::around();
+                    return future.poll(cx).map_err(Into::into);
+                }
             }
         }
     }
