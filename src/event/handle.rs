@@ -196,9 +196,18 @@ impl Writer {
         }
     }
 
-    /// One more, for a layer at `stage`, if that stands further in than this.
-    pub(super) fn at(&self, stage: Stage) -> Option<Self> {
-        (self.stage < stage).then(|| Self::new(&self.shared, stage))
+    /// One more, for a layer at `stage`.
+    pub(super) fn at(&self, stage: Stage) -> Self {
+        Self::new(&self.shared, stage)
+    }
+
+    pub(super) const fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Tells events that are alive apart.
+    pub(super) fn address(&self) -> usize {
+        Arc::as_ptr(&self.shared).addr()
     }
 
     pub(crate) fn handle(&self) -> EventHandle {
@@ -263,12 +272,6 @@ impl Writer {
     }
 }
 
-impl Clone for Writer {
-    fn clone(&self) -> Self {
-        Self::new(&self.shared, self.stage)
-    }
-}
-
 impl Drop for Writer {
     fn drop(&mut self) {
         if self.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1 && !self.shared.lock().status.is_terminal() {
@@ -296,7 +299,9 @@ impl Shared {
         let result = change(&mut state);
         let watchers = state.take_watchers();
         drop(state);
-        watchers.into_iter().for_each(Waker::wake);
+        if let Some(watchers) = watchers {
+            watchers.into_iter().for_each(Waker::wake);
+        }
         result
     }
 

@@ -49,25 +49,41 @@ pub(crate) struct Scope {
 /// Dropped, the event and the span that were current before are so again.
 #[must_use = "the scope is left when this is dropped"]
 pub(crate) struct Entered<'a> {
-    event: &'a mut Option<Writer>,
-    outer: Option<Writer>,
+    outer: Option<Place>,
+    /// Where the event came from, and the one it is for now; `None` if it was current already.
+    swapped: Option<(&'a mut Option<Writer>, Option<Writer>)>,
     _span: Option<tracing::span::Entered<'a>>,
 }
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        *self.event = CURRENT.replace(self.outer.take());
+        if let Some((event, outer)) = &mut self.swapped {
+            **event = CURRENT.replace(outer.take());
+        }
+        HERE.set(self.outer);
     }
+}
+
+/// A place in a stack: in which call, and how far in. The call is told by the address of its event, which is alive as
+/// long as it is current.
+#[derive(Clone, Copy, PartialEq)]
+struct Place {
+    event: usize,
+    stage: Stage,
 }
 
 thread_local! {
     static CURRENT: Cell<Option<Writer>> = const { Cell::new(None) };
+    static HERE: Cell<Option<Place>> = const { Cell::new(None) };
 }
 
 /// The event of the call that is being made or polled right now, if there is one.
 #[must_use]
 pub fn current() -> Option<EventHandle> {
-    with_current(|writer| writer.handle())
+    with_current(|writer| {
+        let stage = HERE.get().map_or(writer.stage(), |here| here.stage);
+        writer.at(stage).handle()
+    })
 }
 
 fn with_current<T>(look: impl FnOnce(&Writer) -> T) -> Option<T> {
@@ -111,7 +127,7 @@ impl Scope {
     pub(crate) fn capture() -> Self {
         let span = Span::current();
         Self {
-            event: with_current(Writer::clone),
+            event: HERE.get().and_then(|here| with_current(|writer| writer.at(here.stage))),
             span: (!span.is_disabled()).then(|| Box::new(span)),
         }
     }
@@ -123,9 +139,21 @@ impl Scope {
 
     /// Makes event and span current, until this is dropped.
     pub(crate) fn enter(&mut self) -> Entered<'_> {
+        let outer = HERE.get();
+        let here = self.event.as_ref().map(|writer| Place {
+            event: writer.address(),
+            stage: writer.stage(),
+        });
+        HERE.set(here);
+        // Mostly an outer layer of the same call has been here: then only the stage is another.
+        let is_current = outer.map(|place| place.event) == here.map(|place| place.event);
+        let swapped = (!is_current).then(|| {
+            let outer = CURRENT.replace(self.event.take());
+            (&mut self.event, outer)
+        });
         Entered {
-            outer: CURRENT.replace(self.event.take()),
-            event: &mut self.event,
+            outer,
+            swapped,
             _span: self.span.as_ref().map(|span| span.enter()),
         }
     }
@@ -154,5 +182,6 @@ impl Scope {
 
 /// The current event, if a layer at `stage` belongs to it.
 pub(super) fn join(stage: Stage) -> Option<Writer> {
-    with_current(|writer| writer.at(stage)).flatten()
+    let is_further_in = HERE.get().is_some_and(|here| here.stage < stage);
+    is_further_in.then(|| with_current(|writer| writer.at(stage))).flatten()
 }

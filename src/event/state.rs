@@ -224,10 +224,8 @@ impl State {
         }
     }
 
-    pub(super) fn take_watchers(&mut self) -> Vec<Waker> {
-        self.rest
-            .as_mut()
-            .map_or_else(Vec::new, |rest| mem::take(&mut rest.watchers))
+    pub(super) fn take_watchers(&mut self) -> Option<Vec<Waker>> {
+        self.rest.as_mut().map(|rest| mem::take(&mut rest.watchers))
     }
 
     /// The record as it stands; the method and the URL as they came, to be told without the lock.

@@ -14,11 +14,15 @@ pub(super) fn utc(now: Instant) -> SystemTime {
         static ANCHOR: Cell<Option<(Instant, SystemTime)>> = const { Cell::new(None) };
     }
     match ANCHOR.get() {
-        Some((at, utc)) if now >= at && now - at < KEEP => utc + (now - at),
-        _ => {
-            let utc = SystemTime::now();
-            ANCHOR.set(Some((now, utc)));
-            utc
-        }
+        Some((at, utc)) => now
+            .checked_duration_since(at)
+            .filter(|since| *since < KEEP)
+            .map(|since| utc + since),
+        None => None,
     }
+    .unwrap_or_else(|| {
+        let utc = SystemTime::now();
+        ANCHOR.set(Some((now, utc)));
+        utc
+    })
 }

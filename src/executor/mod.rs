@@ -230,9 +230,8 @@ impl<B, R> Executor<B, R> {
             Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
         };
         let _moment = clock::shared();
-        let (event, mut scope) = self.shared.open(&request);
-        let _entered = scope.enter();
-        let response = queue.call_at(place, request).map_err(TrySubmitError::Refused)?;
+        let (event, scope) = self.shared.open(&request);
+        let response = queue.call_at(place, request, scope).map_err(TrySubmitError::Refused)?;
         Ok(CallHandle::new(event, response))
     }
 
@@ -337,21 +336,14 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
     type Future = ResponseFuture<B, R>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let queue = self.shared.queue()?;
-        let ready = match self.ready.take() {
-            Some(ready) if ready.is_same(&queue) => ready,
-            _ => queue,
-        };
-        self.ready.insert(ready).poll_ready(cx).map_err(Error::new)
+        let queue = self.shared.handle(&mut self.ready)?;
+        queue.poll_ready(cx).map_err(Error::new)
     }
 
     fn call(&mut self, req: Request<B>) -> Self::Future {
-        let queue = self.ready.take().map_or_else(|| self.shared.queue(), Ok);
-        let call = queue.and_then(|mut queue| {
-            let request = self.shared.check(req.into())?;
-            let (_, response) = self.shared.call(&mut queue, request);
-            self.ready = Some(queue);
-            Ok(response)
+        let call = self.shared.handle(&mut self.ready).and_then(|queue| {
+            self.shared.affords(&req)?;
+            Ok(self.shared.call(queue, req).1)
         });
         ResponseFuture {
             call: call.map_err(Some),
@@ -397,11 +389,24 @@ impl<B, R> Shared<B, R> {
         }
     }
 
+    /// A clone's own handle, for as long as its queue takes calls.
+    fn handle<'a>(
+        &self,
+        own: &'a mut Option<Queue<Request<B>, Response<R>>>,
+    ) -> Result<&'a mut Queue<Request<B>, Response<R>>, Error> {
+        let known = own.take().filter(|queue| !queue.is_closed());
+        Ok(own.insert(known.map_or_else(|| self.queue(), Ok)?))
+    }
+
     /// Refuses at once what could never be made.
     fn check(&self, call: Call<B>) -> Result<Request<B>, Error> {
         let request = call.into_request().map_err(Error::new)?;
-        self.monitor.limiter().check(self.cost.cost(&request))?;
+        self.affords(&request)?;
         Ok(request)
+    }
+
+    fn affords(&self, request: &Request<B>) -> Result<(), Error> {
+        Ok(self.monitor.limiter().check(self.cost.cost(request))?)
     }
 
     /// Opens the event and makes the call, at one moment.
@@ -411,9 +416,8 @@ impl<B, R> Shared<B, R> {
         request: Request<B>,
     ) -> (EventHandle, queue::ResponseFuture<Request<B>, Response<R>>) {
         let _moment = clock::shared();
-        let (event, mut scope) = self.open(&request);
-        let _entered = scope.enter();
-        (event, queue.call(request))
+        let (event, scope) = self.open(&request);
+        (event, queue.call_in(scope, request))
     }
 
     fn open(&self, request: &Request<B>) -> (EventHandle, Scope) {

@@ -196,7 +196,7 @@ impl<Req, Res> Queue<Req, Res> {
     /// [`Refused`] if the queue is full, or others wait for a place, or it is closed; it holds the request.
     pub fn try_call(&mut self, req: Req) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
         match self.try_place() {
-            Ok(Some(place)) => self.call_at(place, req),
+            Ok(Some(place)) => self.call_at(place, req, Scope::capture()),
             Ok(None) => Err(Refused::full(req)),
             Err(_) => Err(Refused::closed(req)),
         }
@@ -207,9 +207,13 @@ impl<Req, Res> Queue<Req, Res> {
         self.turn.try_take()
     }
 
-    pub(crate) fn call_at(&self, place: Held, req: Req) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
-        let backlog = &self.handle.backlog;
-        match backlog.push(req, Scope::capture(), place) {
+    pub(crate) fn call_at(
+        &self,
+        place: Held,
+        req: Req,
+        scope: Scope,
+    ) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
+        match self.handle.backlog.push(req, scope, place) {
             Ok(slot) => Ok(ResponseFuture {
                 state: State::Accepted { slot },
             }),
@@ -217,6 +221,30 @@ impl<Req, Res> Queue<Req, Res> {
                 scope.cancel();
                 Err(Refused::closed(req))
             }
+        }
+    }
+
+    /// Makes a call in a scope of its own.
+    pub(crate) fn call_in(&mut self, scope: Scope, req: Req) -> ResponseFuture<Req, Res> {
+        let backlog = &self.handle.backlog;
+        let call = match self.turn.try_take() {
+            Ok(Some(place)) => match backlog.push(req, scope, place) {
+                Ok(slot) => {
+                    return ResponseFuture {
+                        state: State::Accepted { slot },
+                    };
+                }
+                // Closed: told when it is polled.
+                Err(call) => call,
+            },
+            Ok(None) | Err(_) => (req, scope),
+        };
+        ResponseFuture {
+            state: State::Entering(Box::new(Entering {
+                backlog: backlog.clone(),
+                turn: self.turn.replace(),
+                call: Some(call),
+            })),
         }
     }
 
@@ -290,27 +318,7 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
 
     /// Never panics: called without having been ready, the call waits for its place in its future.
     fn call(&mut self, req: Req) -> Self::Future {
-        let scope = Scope::capture();
-        let backlog = &self.handle.backlog;
-        let call = match self.turn.try_take() {
-            Ok(Some(place)) => match backlog.push(req, scope, place) {
-                Ok(slot) => {
-                    return ResponseFuture {
-                        state: State::Accepted { slot },
-                    };
-                }
-                // Closed: told when it is polled.
-                Err(call) => call,
-            },
-            Ok(None) | Err(_) => (req, scope),
-        };
-        ResponseFuture {
-            state: State::Entering(Box::new(Entering {
-                backlog: backlog.clone(),
-                turn: self.turn.replace(),
-                call: Some(call),
-            })),
-        }
+        self.call_in(Scope::capture(), req)
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Wake, Waker},
+    task::{Context, Poll, Wake, Waker},
 };
 
 pub(super) struct Running<F> {
@@ -65,11 +65,11 @@ impl<F: Future<Output = ()>> Running<F> {
         self.free.len() == self.seats.len()
     }
 
-    /// Seats a call, and polls it.
-    pub(super) fn start(&mut self, call: F) {
+    /// Seats a call, which `begin` makes and polls for the first time.
+    pub(super) fn start(&mut self, call: F, begin: impl FnOnce(Pin<&mut F>, &mut Context<'_>) -> Poll<()>) {
         let at = self.free.pop().unwrap_or_else(|| self.add_seat());
         self.seats[at].call.set(Some(call));
-        self.serve(at);
+        self.serve(at, begin);
     }
 
     /// Polls the calls that were woken. The worker is woken when there are more.
@@ -88,12 +88,12 @@ impl<F: Future<Output = ()>> Running<F> {
         drop(before);
         let mut serving = mem::take(&mut self.serving);
         for at in serving.drain(..) {
-            self.serve(at);
+            self.serve(at, F::poll);
         }
         self.serving = serving;
     }
 
-    fn serve(&mut self, at: usize) {
+    fn serve(&mut self, at: usize, poll: impl FnOnce(Pin<&mut F>, &mut Context<'_>) -> Poll<()>) {
         // Both may be gone: bells can ring late.
         let Some(seat) = self.seats.get_mut(at) else { return };
         // Before the poll: from now on it may ring again.
@@ -101,7 +101,7 @@ impl<F: Future<Output = ()>> Running<F> {
         let Some(call) = seat.call.as_mut().as_pin_mut() else {
             return;
         };
-        if call.poll(&mut Context::from_waker(&seat.waker)).is_ready() {
+        if poll(call, &mut Context::from_waker(&seat.waker)).is_ready() {
             seat.call.set(None);
             self.free.push(at);
             self.shrink();

@@ -130,34 +130,27 @@ where
             Err(panic) => Err(panic),
         };
         let slot = taken.begin();
-        let Some(Queued { req, mut scope, place }) = slot.begin() else {
+        let Some(Queued { req, scope, place }) = slot.begin() else {
             return Poll::Ready(Some(()));
         };
         drop(place);
-        let in_flight = InFlight::enter(slot);
+        let call = Drive {
+            future: None,
+            is_watched: false,
+            call: Some(Driven {
+                scope,
+                in_flight: InFlight::enter(slot),
+            }),
+        };
         // From here to the wire, or to where it has to wait, the call goes at one go.
         let _moment = clock::shared();
-        let called = match ready {
-            Ok(()) => guarded(|| {
-                let _entered = scope.enter();
-                service.call(req)
-            }),
+        self.running.start(call, |call, cx| match ready {
+            Ok(()) => call.begin(|| service.call(req), cx),
             Err(error) => {
                 let _ = guarded(|| drop(req));
-                Err(error)
+                call.fail(error)
             }
-        };
-        match called {
-            Ok(future) => self.running.start(Drive {
-                future: Some(future),
-                is_watched: false,
-                call: Some(Driven { scope, in_flight }),
-            }),
-            Err(error) => {
-                scope.fail(&error);
-                in_flight.leave().finish(Err(error));
-            }
-        }
+        });
         Poll::Ready(Some(()))
     }
 }
@@ -232,6 +225,68 @@ impl<Req, Res> Driven<Req, Res> {
     }
 }
 
+impl<F, Req, Res, E> Drive<F, Req, Res>
+where
+    F: Future<Output = Result<Res, E>>,
+    E: Into<BoxError>,
+{
+    /// Makes the call, and polls it for the first time.
+    fn begin(mut self: Pin<&mut Self>, make: impl FnOnce() -> F, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.as_mut().project();
+        let Some(call) = this.call.as_mut() else {
+            return Poll::Ready(());
+        };
+        let polled = guarded(|| {
+            let _entered = call.scope.enter();
+            this.future.set(Some(make()));
+            this.future.as_mut().as_pin_mut().map(|future| future.poll(cx))
+        });
+        self.come_back(polled, cx)
+    }
+
+    /// The call could not be made.
+    fn fail(self: Pin<&mut Self>, error: BoxError) -> Poll<()> {
+        if let Some(call) = self.project().call.take() {
+            call.scope.fail(&error);
+            call.end(Some(Err(error)));
+        }
+        Poll::Ready(())
+    }
+
+    fn come_back(
+        self: Pin<&mut Self>,
+        polled: Result<Option<Poll<Result<Res, E>>>, BoxError>,
+        cx: &Context<'_>,
+    ) -> Poll<()> {
+        let mut this = self.project();
+        let Some(call) = this.call.as_mut() else {
+            return Poll::Ready(());
+        };
+        let result = match polled {
+            Ok(Some(Poll::Pending)) => {
+                // A call keeps its seat, and so its waker: once is enough.
+                if *this.is_watched || call.in_flight.call().poll_wanted(cx) {
+                    *this.is_watched = true;
+                    return Poll::Pending;
+                }
+                None
+            }
+            Ok(Some(Poll::Ready(result))) => Some(result.map_err(Into::into)),
+            Ok(None) => None,
+            Err(panic) => {
+                call.scope.fail(&panic);
+                Some(Err(panic))
+            }
+        };
+        // The call is gone, and its permit is free, before anybody hears what came of it.
+        let _ = guarded(|| this.future.set(None));
+        if let Some(call) = this.call.take() {
+            call.end(result);
+        }
+        Poll::Ready(())
+    }
+}
+
 impl<F, Req, Res, E> Future for Drive<F, Req, Res>
 where
     F: Future<Output = Result<Res, E>>,
@@ -239,37 +294,19 @@ where
 {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
-        let (Some(future), Some(call)) = (this.future.as_mut().as_pin_mut(), this.call.as_mut()) else {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.as_mut().project();
+        let Some(call) = this.call.as_mut() else {
             return Poll::Ready(());
         };
-        let mut result = None;
-        if call.in_flight.call().is_wanted() {
-            let polled = guarded(|| {
+        let polled = if call.in_flight.call().is_wanted() {
+            guarded(|| {
                 let _entered = call.scope.enter();
-                future.poll(cx)
-            });
-            match polled {
-                Ok(Poll::Pending) => {
-                    // A call keeps its seat, and so its waker: once is enough.
-                    if *this.is_watched || call.in_flight.call().poll_wanted(cx) {
-                        *this.is_watched = true;
-                        return Poll::Pending;
-                    }
-                }
-                Ok(Poll::Ready(done)) => result = Some(done.map_err(Into::into)),
-                Err(panic) => {
-                    call.scope.fail(&panic);
-                    result = Some(Err(panic));
-                }
-            }
-        }
-        // The call is gone, and its permit is free, before anybody hears what came of it.
-        let _ = guarded(|| this.future.set(None));
-        if let Some(call) = this.call.take() {
-            call.end(result);
-        }
-        Poll::Ready(())
+                this.future.as_mut().as_pin_mut().map(|future| future.poll(cx))
+            })
+        } else {
+            Ok(None)
+        };
+        self.come_back(polled, cx)
     }
 }
