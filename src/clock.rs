@@ -24,6 +24,7 @@ thread_local! {
 }
 
 /// Now; within a [`shared`] moment, what the first one read.
+#[inline]
 pub(crate) fn now() -> Instant {
     match MOMENT.get() {
         Moment::Unshared => Instant::now(),
@@ -42,6 +43,7 @@ pub(crate) struct Shared {
     opened: bool,
 }
 
+#[inline]
 pub(crate) fn shared() -> Shared {
     let opened = MOMENT.get() == Moment::Unshared;
     if opened {
@@ -51,6 +53,7 @@ pub(crate) fn shared() -> Shared {
 }
 
 impl Drop for Shared {
+    #[inline]
     fn drop(&mut self) {
         if self.opened {
             MOMENT.set(Moment::Unshared);
@@ -58,39 +61,35 @@ impl Drop for Shared {
     }
 }
 
-/// What is done until it is dropped belongs to this moment, but may take its time: no reading from before is used after.
+/// Until it is dropped, code runs that may take its time: no reading from before is used after.
 #[must_use = "this is for what is done before it is dropped"]
-pub(crate) struct Around {
+pub(crate) struct Others {
     before: Moment,
+    are_apart: bool,
 }
 
-pub(crate) fn around() -> Around {
-    Around { before: MOMENT.get() }
-}
-
-impl Drop for Around {
-    fn drop(&mut self) {
-        if self.before != Moment::Unshared && MOMENT.get() == self.before {
-            MOMENT.set(Moment::Unread);
-        }
+/// For a layer's inner service, which belongs to this moment: its readings are used after.
+#[inline]
+pub(crate) fn around() -> Others {
+    Others {
+        before: MOMENT.get(),
+        are_apart: false,
     }
 }
 
-/// What is done until it is dropped is none of ours: it does not see this moment, and no reading from before is used
-/// after.
-#[must_use = "this is for what is done before it is dropped"]
-pub(crate) struct Apart {
-    is_shared: bool,
+/// For code that is none of ours, and does not see this moment.
+#[inline]
+pub(crate) fn apart() -> Others {
+    Others {
+        before: MOMENT.replace(Moment::Unshared),
+        are_apart: true,
+    }
 }
 
-pub(crate) fn apart() -> Apart {
-    let is_shared = MOMENT.replace(Moment::Unshared) != Moment::Unshared;
-    Apart { is_shared }
-}
-
-impl Drop for Apart {
+impl Drop for Others {
+    #[inline]
     fn drop(&mut self) {
-        if self.is_shared {
+        if self.before != Moment::Unshared && (self.are_apart || MOMENT.get() == self.before) {
             MOMENT.set(Moment::Unread);
         }
     }

@@ -221,12 +221,6 @@ impl<Req, Res> Describe<Req, Res> for Nothing {
 // === impl RequestDetails ===
 
 impl RequestDetails {
-    pub(crate) fn of<Req, Res>(describe: &(impl Describe<Req, Res> + ?Sized), req: &Req) -> Self {
-        let mut details = Self::default();
-        describe.request(req, &mut details);
-        details
-    }
-
     /// The call's name. Default: a random one.
     pub fn request_id(&mut self, id: impl Into<RequestId>) -> &mut Self {
         self.request_id = Some(id.into());

@@ -169,18 +169,25 @@ impl fmt::Debug for EventHandle {
 
 impl Writer {
     /// Opens an event, and its span, for a call that is about to be made.
-    pub(crate) fn open(mut details: RequestDetails, events: Option<Events>, stage: Stage) -> (Self, Span) {
-        let now = clock::now();
-        let span = details.span();
-        let shared = Shared {
-            state: Mutex::new(State::new(details, &span, now)),
+    #[inline]
+    pub(crate) fn open(
+        describe: impl FnOnce(&mut RequestDetails),
+        events: Option<Events>,
+        stage: Stage,
+    ) -> (Self, Option<Box<Span>>) {
+        let mut shared = Arc::new(Shared {
+            state: Mutex::new(State::new(clock::now())),
             writers: AtomicUsize::new(1),
             events,
-        };
-        let writer = Self {
-            shared: Arc::new(shared),
-            stage,
-        };
+        });
+        // Described where it stays: it is not small.
+        let mut span = None;
+        if let Some(Shared { state, .. }) = Arc::get_mut(&mut shared) {
+            let state = state.get_mut().unwrap_or_else(PoisonError::into_inner);
+            describe(&mut state.request);
+            span = state.open_span();
+        }
+        let writer = Self { shared, stage };
         if let Some(events) = &writer.shared.events {
             events.opened();
         }
@@ -197,6 +204,7 @@ impl Writer {
     }
 
     /// One more, for a layer at `stage`.
+    #[inline]
     pub(super) fn at(&self, stage: Stage) -> Self {
         Self::new(&self.shared, stage)
     }
@@ -210,6 +218,7 @@ impl Writer {
         Arc::as_ptr(&self.shared).addr()
     }
 
+    #[inline]
     pub(crate) fn handle(&self) -> EventHandle {
         EventHandle {
             shared: self.shared.clone(),
@@ -219,6 +228,7 @@ impl Writer {
     }
 
     /// Moves the status forward; never back.
+    #[inline]
     pub(crate) fn mark(&self, status: RequestStatus) {
         let now = clock::now();
         if self.shared.write(|state| state.mark(status, now)) {
@@ -227,6 +237,7 @@ impl Writer {
     }
 
     /// The call goes to the wire, again perhaps. Returns the attempt's number.
+    #[inline]
     pub(super) fn attempt_started(&self) -> usize {
         let now = clock::now();
         let (first, index) = self.shared.write(|state| state.attempt_started(now));
@@ -240,6 +251,7 @@ impl Writer {
     }
 
     /// What came back from the wire; `None`: nothing, the attempt was dropped.
+    #[inline]
     pub(super) fn attempt_ended(&self, index: usize, came_back: Option<&Result<ResponseDetails, ErrorDetails>>) {
         if let Some(events) = &self.shared.events {
             events.attempt_ended();
@@ -265,6 +277,7 @@ impl Writer {
         self.publish(status);
     }
 
+    #[inline]
     fn publish(&self, status: RequestStatus) {
         if let Some(events) = &self.shared.events {
             events.publish(status, || self.handle());
@@ -293,6 +306,7 @@ impl fmt::Debug for Writer {
 // === impl Shared ===
 
 impl Shared {
+    #[inline]
     fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         state.version += 1;

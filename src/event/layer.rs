@@ -1,7 +1,7 @@
 //! [`EventLayer`]: a status on the way in, what came back on the way out.
 
 use super::{
-    describe::{Describe, ErrorDetails, Http, RequestDetails, ResponseDetails},
+    describe::{Describe, ErrorDetails, Http, ResponseDetails},
     handle::{EventHandle, Writer},
     hub::Events,
     record::RequestStatus,
@@ -9,7 +9,7 @@ use super::{
     state::Outcome,
 };
 use crate::{
-    clock::{self, Apart, Around},
+    clock::{self, Others},
     error::BoxError,
 };
 use pin_project_lite::pin_project;
@@ -22,7 +22,6 @@ use std::{
 };
 use tower_layer::Layer;
 use tower_service::Service;
-use tracing::Span;
 
 /// Records calls. See the [module docs](super).
 #[derive(Clone, Debug)]
@@ -152,8 +151,8 @@ where
         let joined = join(*stage);
         let opens = joined.is_none();
         let (writer, span) = match joined {
-            Some(writer) => (writer, Span::none()),
-            None => Writer::open(RequestDetails::of(describe, &req), events.clone(), *stage),
+            Some(writer) => (writer, None),
+            None => Writer::open(|details| describe.request(&req, details), events.clone(), *stage),
         };
         let attempt = match stage {
             Stage::Queued => None,
@@ -248,13 +247,14 @@ impl Record {
     }
 
     /// For calling or polling what is inside: others' code, from the layer around the client on.
-    fn enter(&mut self) -> (Entered<'_>, Option<Around>, Option<Apart>) {
-        let is_client = self.attempt.is_some();
-        (
-            self.scope.enter(),
-            (!is_client).then(clock::around),
-            is_client.then(clock::apart),
-        )
+    #[inline]
+    fn enter(&mut self) -> (Entered<'_>, Others) {
+        let others = if self.attempt.is_some() {
+            clock::apart()
+        } else {
+            clock::around()
+        };
+        (self.scope.enter(), others)
     }
 
     /// Writes what came back: to the attempt, and, if that is this layer's, to the call.

@@ -56,6 +56,7 @@ pub(crate) struct Entered<'a> {
 }
 
 impl Drop for Entered<'_> {
+    #[inline]
     fn drop(&mut self) {
         if let Some((event, outer)) = &mut self.swapped {
             **event = CURRENT.replace(outer.take());
@@ -86,6 +87,7 @@ pub fn current() -> Option<EventHandle> {
     })
 }
 
+#[inline]
 fn with_current<T>(look: impl FnOnce(&Writer) -> T) -> Option<T> {
     CURRENT.with(|current| {
         let writer = current.take();
@@ -98,14 +100,14 @@ fn with_current<T>(look: impl FnOnce(&Writer) -> T) -> Option<T> {
 impl EventHandle {
     /// Runs `f` with this event as the current one.
     pub fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
-        let mut scope = Scope::new(self.writer(), Span::none());
+        let mut scope = Scope::new(self.writer(), None);
         let _entered = scope.enter();
         f()
     }
 
     /// Polls `future` with this event as the current one.
     pub async fn instrument<F: Future>(self, future: F) -> F::Output {
-        let mut scope = Scope::new(self.writer(), Span::none());
+        let mut scope = Scope::new(self.writer(), None);
         let mut future = pin!(future);
         std::future::poll_fn(|cx| {
             let _entered = scope.enter();
@@ -116,14 +118,16 @@ impl EventHandle {
 }
 
 impl Scope {
-    pub(crate) fn new(event: Writer, span: Span) -> Self {
+    #[inline]
+    pub(crate) const fn new(event: Writer, span: Option<Box<Span>>) -> Self {
         Self {
             event: Some(event),
-            span: (!span.is_disabled()).then(|| Box::new(span)),
+            span,
         }
     }
 
     /// The event and the span that are current here.
+    #[inline]
     pub(crate) fn capture() -> Self {
         let span = Span::current();
         Self {
@@ -138,6 +142,7 @@ impl Scope {
     }
 
     /// Makes event and span current, until this is dropped.
+    #[inline]
     pub(crate) fn enter(&mut self) -> Entered<'_> {
         let outer = HERE.get();
         let here = self.event.as_ref().map(|writer| Place {
@@ -181,6 +186,7 @@ impl Scope {
 }
 
 /// The current event, if a layer at `stage` belongs to it.
+#[inline]
 pub(super) fn join(stage: Stage) -> Option<Writer> {
     let is_further_in = HERE.get().is_some_and(|here| here.stage < stage);
     is_further_in.then(|| with_current(|writer| writer.at(stage))).flatten()

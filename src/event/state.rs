@@ -16,7 +16,7 @@ use tracing::Span;
 
 pub(super) struct State {
     pub(super) status: RequestStatus,
-    request: RequestDetails,
+    pub(super) request: RequestDetails,
     created_at: SystemTime,
     opened: Instant,
     queued: Option<Instant>,
@@ -68,10 +68,11 @@ pub(crate) enum Outcome {
 const MOST_LOGS: usize = 1_000;
 
 impl State {
-    pub(super) fn new(request: RequestDetails, span: &Span, now: Instant) -> Self {
+    #[inline]
+    pub(super) fn new(now: Instant) -> Self {
         Self {
             status: RequestStatus::Pending,
-            request,
+            request: RequestDetails::default(),
             created_at: utc(now),
             opened: now,
             queued: None,
@@ -82,8 +83,16 @@ impl State {
             first_try: None,
             rest: None,
             version: 0,
-            span: (!span.is_disabled()).then(|| Box::new(span.clone())),
+            span: None,
         }
+    }
+
+    /// The span, if anybody listens.
+    pub(super) fn open_span(&mut self) -> Option<Box<Span>> {
+        self.span = Some(self.request.span())
+            .filter(|span| !span.is_disabled())
+            .map(Box::new);
+        self.span.clone()
     }
 
     /// A random one is only made for those who look.

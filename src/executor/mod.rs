@@ -394,8 +394,10 @@ impl<B, R> Shared<B, R> {
         &self,
         own: &'a mut Option<Queue<Request<B>, Response<R>>>,
     ) -> Result<&'a mut Queue<Request<B>, Response<R>>, Error> {
-        let known = own.take().filter(|queue| !queue.is_closed());
-        Ok(own.insert(known.map_or_else(|| self.queue(), Ok)?))
+        if own.as_ref().is_none_or(Queue::is_closed) {
+            *own = Some(self.queue()?);
+        }
+        own.as_mut().ok_or_else(Error::not_running)
     }
 
     /// Refuses at once what could never be made.
@@ -421,8 +423,8 @@ impl<B, R> Shared<B, R> {
     }
 
     fn open(&self, request: &Request<B>) -> (EventHandle, Scope) {
-        let details = RequestDetails::of(&*self.describe, request);
-        let (writer, span) = Writer::open(details, Some(self.monitor.events().clone()), Stage::Queued);
+        let describe = |details: &mut RequestDetails| self.describe.request(request, details);
+        let (writer, span) = Writer::open(describe, Some(self.monitor.events().clone()), Stage::Queued);
         (writer.handle(), Scope::new(writer, span))
     }
 

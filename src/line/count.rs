@@ -75,6 +75,7 @@ impl Count {
         }
     }
 
+    #[inline]
     pub(crate) fn turn(&self) -> Turn {
         Turn {
             count: self.clone(),
@@ -122,6 +123,7 @@ impl fmt::Debug for Count {
 
 impl Turn {
     /// Ready when there is a unit and it is this one's turn; takes nothing.
+    #[inline]
     pub(crate) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         if self.ticket.is_none() && self.count.tally().has_free() {
             return Poll::Ready(Ok(()));
@@ -130,12 +132,14 @@ impl Turn {
     }
 
     /// A unit, if there is one and it is this one's turn.
+    #[inline]
     pub(crate) fn try_take(&mut self) -> Result<Option<Held>, Closed> {
         let taken = self.take_free() || self.ticket().try_pass(&())?;
         Ok(taken.then(|| self.held()))
     }
 
     /// Ready with a unit when it is this one's turn.
+    #[inline]
     pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<Held, Closed>> {
         if self.take_free() {
             return Poll::Ready(Ok(self.held()));
@@ -144,6 +148,7 @@ impl Turn {
     }
 
     /// Leaves this stand to the caller, and a new one in its place.
+    #[inline]
     pub(crate) fn replace(&mut self) -> Self {
         mem::replace(self, self.count.turn())
     }
@@ -167,6 +172,7 @@ impl Turn {
 
 /// Another waiter: a stand belongs to one waiter alone.
 impl Clone for Turn {
+    #[inline]
     fn clone(&self) -> Self {
         self.count.turn()
     }
@@ -181,6 +187,7 @@ impl fmt::Debug for Turn {
 // === impl Held ===
 
 impl Drop for Held {
+    #[inline]
     fn drop(&mut self) {
         if self.count.tally().give_back() {
             // Somebody may be waiting for it.

@@ -72,6 +72,7 @@ impl<Req, Res> Backlog<Req, Res> {
         self.in_flight.load(Ordering::Acquire)
     }
 
+    #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
@@ -81,6 +82,7 @@ impl<Req, Res> Backlog<Req, Res> {
     }
 
     /// Accepts a call, which has its place. If the queue was closed meanwhile, the request comes back.
+    #[inline]
     pub(super) fn push(
         self: &Arc<Self>,
         req: Req,
@@ -93,7 +95,8 @@ impl<Req, Res> Backlog<Req, Res> {
             drop(place);
             return Err((req, scope));
         }
-        let slot = Slot::new(self.clone(), Queued { req, scope, place });
+        let slot = Slot::empty(self.clone());
+        slot.put(req, scope, place);
         let mut state = self.lock();
         if self.is_closed() {
             // Just now.
@@ -113,6 +116,7 @@ impl<Req, Res> Backlog<Req, Res> {
     }
 
     /// The next call in order; `None` once the backlog is closed and empty.
+    #[inline]
     pub(super) fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Arc<Slot<Req, Res>>>> {
         let mut state = self.lock();
         while let Some(slot) = state.calls.pop_front() {
@@ -193,6 +197,7 @@ impl<Req, Res> Backlog<Req, Res> {
 // === impl InFlight ===
 
 impl<Req, Res> InFlight<Req, Res> {
+    #[inline]
     pub(super) fn enter(call: Arc<Slot<Req, Res>>) -> Self {
         call.backlog().in_flight.fetch_add(1, Ordering::AcqRel);
         Self(Some(call))
@@ -202,6 +207,7 @@ impl<Req, Res> InFlight<Req, Res> {
         self.0.as_ref().expect("it is in flight until it leaves")
     }
 
+    #[inline]
     pub(super) fn leave(mut self) -> Arc<Slot<Req, Res>> {
         self.end().expect("it is in flight until it leaves")
     }

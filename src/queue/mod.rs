@@ -225,6 +225,7 @@ impl<Req, Res> Queue<Req, Res> {
     }
 
     /// Makes a call in a scope of its own.
+    #[inline]
     pub(crate) fn call_in(&mut self, scope: Scope, req: Req) -> ResponseFuture<Req, Res> {
         let backlog = &self.handle.backlog;
         let call = match self.turn.try_take() {

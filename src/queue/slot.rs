@@ -51,16 +51,22 @@ pub(super) struct Queued<Req> {
 // === impl Slot ===
 
 impl<Req, Res> Slot<Req, Res> {
-    pub(super) fn new(backlog: Arc<Backlog<Req, Res>>, queued: Queued<Req>) -> Arc<Self> {
+    /// Without its call, which is put where it stays: a request is not small.
+    pub(super) fn empty(backlog: Arc<Backlog<Req, Res>>) -> Arc<Self> {
         Arc::new(Self {
             backlog,
             cancelled: AtomicBool::new(false),
             state: Mutex::new(State {
-                stage: Stage::Queued(Some(queued)),
+                stage: Stage::Queued(None),
                 caller: None,
                 worker: None,
             }),
         })
+    }
+
+    #[inline]
+    pub(super) fn put(&self, req: Req, scope: Scope, place: Held) {
+        self.lock().stage = Stage::Queued(Some(Queued { req, scope, place }));
     }
 
     pub(super) const fn backlog(&self) -> &Arc<Backlog<Req, Res>> {
