@@ -341,13 +341,16 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
     }
 
     fn call(&mut self, req: Request<B>) -> Self::Future {
-        let call = self.shared.handle(&mut self.ready).and_then(|queue| {
-            self.shared.affords(&req)?;
-            Ok(self.shared.call(queue, req).1)
-        });
-        ResponseFuture {
-            call: call.map_err(Some),
+        let refused = |error| ResponseFuture { call: Err(Some(error)) };
+        let queue = match self.shared.handle(&mut self.ready) {
+            Ok(queue) => queue,
+            Err(error) => return refused(error),
+        };
+        if let Err(error) = self.shared.affords(&req) {
+            return refused(error);
         }
+        let (_, response) = self.shared.call(queue, req);
+        ResponseFuture { call: Ok(response) }
     }
 }
 

@@ -88,12 +88,12 @@ impl<Req, Res> Backlog<Req, Res> {
         req: Req,
         scope: Scope,
         place: Held,
-    ) -> Result<Arc<Slot<Req, Res>>, (Req, Scope)> {
+    ) -> Result<Arc<Slot<Req, Res>>, Box<(Req, Scope)>> {
         // It has its place. Told without the lock: others may be listening.
         scope.queued();
         if self.is_closed() {
             drop(place);
-            return Err((req, scope));
+            return Err(Box::new((req, scope)));
         }
         let slot = Slot::empty(self.clone());
         slot.put(req, scope, place);
@@ -102,7 +102,7 @@ impl<Req, Res> Backlog<Req, Res> {
             // Just now.
             drop(state);
             return match slot.begin() {
-                Some(Queued { req, scope, .. }) => Err((req, scope)),
+                Some(Queued { req, scope, .. }) => Err(Box::new((req, scope))),
                 None => Ok(slot),
             };
         }

@@ -99,8 +99,8 @@ pub struct ResponseFuture<Req, Res> {
 }
 
 enum State<Req, Res> {
-    /// Has no place yet. In a box, so that the future of the others is small.
-    Entering(Box<Entering<Req, Res>>),
+    /// Has no place yet.
+    Entering(Entering<Req, Res>),
     /// Queued, running or done.
     Accepted { slot: Arc<Slot<Req, Res>> },
     /// Cancelled before it had a place.
@@ -112,7 +112,8 @@ enum State<Req, Res> {
 /// A call that waits for a place.
 struct Entering<Req, Res> {
     turn: Turn,
-    call: Option<(Req, Scope)>,
+    /// In a box, so that the future of the others is small.
+    call: Option<Box<(Req, Scope)>>,
     backlog: Arc<Backlog<Req, Res>>,
 }
 
@@ -217,7 +218,8 @@ impl<Req, Res> Queue<Req, Res> {
             Ok(slot) => Ok(ResponseFuture {
                 state: State::Accepted { slot },
             }),
-            Err((req, scope)) => {
+            Err(call) => {
+                let (req, scope) = *call;
                 scope.cancel();
                 Err(Refused::closed(req))
             }
@@ -238,14 +240,14 @@ impl<Req, Res> Queue<Req, Res> {
                 // Closed: told when it is polled.
                 Err(call) => call,
             },
-            Ok(None) | Err(_) => (req, scope),
+            Ok(None) | Err(_) => Box::new((req, scope)),
         };
         ResponseFuture {
-            state: State::Entering(Box::new(Entering {
+            state: State::Entering(Entering {
                 backlog: backlog.clone(),
                 turn: self.turn.replace(),
                 call: Some(call),
-            })),
+            }),
         }
     }
 
@@ -383,8 +385,8 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     /// [`Cancelled`], unless the response was there already.
     pub fn cancel(&mut self) {
         if let State::Entering(entering) = &mut self.state {
-            if let Some((_, scope)) = entering.call.take() {
-                scope.cancel();
+            if let Some(call) = entering.call.take() {
+                call.1.cancel();
             }
             self.state = State::Cancelled;
         }
@@ -399,17 +401,17 @@ impl<Req, Res> ResponseFuture<Req, Res> {
 
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         if let State::Entering(entering) = &mut self.state {
-            let Entering { turn, call, backlog } = &mut **entering;
+            let Entering { turn, call, backlog } = entering;
             let place = ready!(turn.poll_take(cx));
-            let (req, scope) = call.take().expect("a call that waits for a place is there");
+            let call = call.take().expect("a call that waits for a place is there");
             let pushed = match place {
-                Ok(place) => backlog.push(req, scope, place),
-                Err(_) => Err((req, scope)),
+                Ok(place) => backlog.push(call.0, call.1, place),
+                Err(_) => Err(call),
             };
             match pushed {
                 Ok(slot) => self.state = State::Accepted { slot },
-                Err((_, scope)) => {
-                    scope.cancel();
+                Err(call) => {
+                    call.1.cancel();
                     self.state = State::Gone;
                     return Poll::Ready(Err(Closed::new()));
                 }
