@@ -81,7 +81,7 @@ pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
         /// In line for a permit, with the inner service that was ready.
-        Waiting { turn: Turn, call: Option<(S, Req)> },
+        Waiting { turn: Turn, ready: S, req: Option<Req> },
         /// In flight.
         Calling { #[pin] future: F },
         /// Over.
@@ -195,7 +195,8 @@ where
         ResponseFuture {
             state: State::Waiting {
                 turn: self.turn.replace(),
-                call: Some((ready, req)),
+                ready,
+                req: Some(req),
             },
             permit: None,
         }
@@ -214,13 +215,12 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Waiting { turn, call } => {
+                StateProj::Waiting { turn, ready, req } => {
                     // Permits are never closed.
                     *this.permit = ready!(turn.poll_take(cx)).ok();
-                    let (mut inner, req) = call.take().expect("a future is not polled after it was ready");
-                    this.state.set(State::Calling {
-                        future: inner.call(req),
-                    });
+                    let req = req.take().expect("a future is not polled after it was ready");
+                    let future = ready.call(req);
+                    this.state.set(State::Calling { future });
                 }
                 StateProj::Calling { future } => {
                     let result = ready!(future.poll(cx));

@@ -168,11 +168,11 @@ where
             ends: opens || *stage == Stage::Processing,
         };
         let describe = describe.clone();
-        let entered = record.enter();
-        let future = self.inner.call(req);
-        drop(entered);
         ResponseFuture {
-            future,
+            future: {
+                let _entered = record.enter();
+                self.inner.call(req)
+            },
             record,
             describe,
             request: PhantomData,

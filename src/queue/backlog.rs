@@ -1,6 +1,6 @@
 //! [`Backlog`]: the accepted calls, in order, and the life of those who work on them.
 
-use super::slot::{Queued, Slot};
+use super::slot::Slot;
 use crate::{
     event::Scope,
     line::count::{Count, Held},
@@ -95,14 +95,13 @@ impl<Req, Res> Backlog<Req, Res> {
             drop(place);
             return Err(Box::new((req, scope)));
         }
-        let slot = Slot::empty(self.clone());
-        slot.put(req, scope, place);
+        let slot = Slot::new(self.clone(), req, scope, place);
         let mut state = self.lock();
         if self.is_closed() {
             // Just now.
             drop(state);
             return match slot.begin() {
-                Some(Queued { req, scope, .. }) => Err(Box::new((req, scope))),
+                Some(call) => Err(Box::new(call)),
                 None => Ok(slot),
             };
         }

@@ -15,6 +15,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
+/// The default of an `F` is an empty one: no call sits there. Empty is also what it is when it is done.
 pub(super) struct Running<F> {
     seats: Vec<Seat<F>>,
     /// Those without a call.
@@ -25,7 +26,8 @@ pub(super) struct Running<F> {
 }
 
 struct Seat<F> {
-    call: Pin<Box<Option<F>>>,
+    call: Pin<Box<F>>,
+    is_taken: bool,
     bell: Arc<Bell>,
     waker: Waker,
 }
@@ -51,7 +53,7 @@ struct Bell {
 /// So many free seats are kept for calls to come, beside as many as are taken.
 const SPARE: usize = 64;
 
-impl<F: Future<Output = ()>> Running<F> {
+impl<F: Future<Output = ()> + Default> Running<F> {
     pub(super) fn new() -> Self {
         Self {
             seats: Vec::new(),
@@ -65,10 +67,11 @@ impl<F: Future<Output = ()>> Running<F> {
         self.free.len() == self.seats.len()
     }
 
-    /// Seats a call, which `begin` makes and polls for the first time.
-    pub(super) fn start(&mut self, call: F, begin: impl FnOnce(Pin<&mut F>, &mut Context<'_>) -> Poll<()>) {
+    /// Takes a seat for a call, which `begin` makes there and polls for the first time.
+    #[inline]
+    pub(super) fn start(&mut self, begin: impl FnOnce(Pin<&mut F>, &mut Context<'_>) -> Poll<()>) {
         let at = self.free.pop().unwrap_or_else(|| self.add_seat());
-        self.seats[at].call.set(Some(call));
+        self.seats[at].is_taken = true;
         self.serve(at, begin);
     }
 
@@ -93,16 +96,17 @@ impl<F: Future<Output = ()>> Running<F> {
         self.serving = serving;
     }
 
+    #[inline]
     fn serve(&mut self, at: usize, poll: impl FnOnce(Pin<&mut F>, &mut Context<'_>) -> Poll<()>) {
         // Both may be gone: bells can ring late.
         let Some(seat) = self.seats.get_mut(at) else { return };
         // Before the poll: from now on it may ring again.
         seat.bell.rung.store(false, Ordering::Release);
-        let Some(call) = seat.call.as_mut().as_pin_mut() else {
+        if !seat.is_taken {
             return;
-        };
-        if poll(call, &mut Context::from_waker(&seat.waker)).is_ready() {
-            seat.call.set(None);
+        }
+        if poll(seat.call.as_mut(), &mut Context::from_waker(&seat.waker)).is_ready() {
+            seat.is_taken = false;
             self.free.push(at);
             self.shrink();
         }
@@ -116,7 +120,8 @@ impl<F: Future<Output = ()>> Running<F> {
             rung: AtomicBool::new(false),
         });
         self.seats.push(Seat {
-            call: Box::pin(None),
+            call: Box::pin(F::default()),
+            is_taken: false,
             waker: Waker::from(bell.clone()),
             bell,
         });

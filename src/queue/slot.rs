@@ -23,50 +23,52 @@ pub(super) struct Slot<Req, Res> {
 }
 
 struct State<Req, Res> {
-    stage: Stage<Req, Res>,
+    stage: Stage,
+    body: Body<Req, Res>,
+    /// As long as it is queued.
+    scope: Option<Scope>,
+    place: Option<Held>,
     /// Who waits for the response.
     caller: Option<Waker>,
     /// Who has to know when the caller cancels.
     worker: Option<Waker>,
 }
 
-/// The options are there to be taken out of their place.
-enum Stage<Req, Res> {
+#[derive(Clone, Copy, PartialEq)]
+enum Stage {
     /// In the backlog, or in a worker's hands until the service is ready for it.
-    Queued(Option<Queued<Req>>),
+    Queued,
     /// Called; a worker drives it.
     Running,
     /// The response waits to be fetched, or was.
-    Done(Option<Result<Res, BoxError>>),
+    Done,
 }
 
-/// All that a call brings along.
-pub(super) struct Queued<Req> {
-    pub(super) req: Req,
-    pub(super) scope: Scope,
-    /// Given back when the call begins.
-    pub(super) place: Held,
+/// What goes in and comes out. Neither is small, and neither is moved more than it must be.
+///
+/// The options are there to be taken out of their place.
+enum Body<Req, Res> {
+    Request(Option<Req>),
+    Response(Option<Result<Res, BoxError>>),
 }
 
 // === impl Slot ===
 
 impl<Req, Res> Slot<Req, Res> {
-    /// Without its call, which is put where it stays: a request is not small.
-    pub(super) fn empty(backlog: Arc<Backlog<Req, Res>>) -> Arc<Self> {
+    #[inline]
+    pub(super) fn new(backlog: Arc<Backlog<Req, Res>>, req: Req, scope: Scope, place: Held) -> Arc<Self> {
         Arc::new(Self {
             backlog,
             cancelled: AtomicBool::new(false),
             state: Mutex::new(State {
-                stage: Stage::Queued(None),
+                stage: Stage::Queued,
+                body: Body::Request(Some(req)),
+                scope: Some(scope),
+                place: Some(place),
                 caller: None,
                 worker: None,
             }),
         })
-    }
-
-    #[inline]
-    pub(super) fn put(&self, req: Req, scope: Scope, place: Held) {
-        self.lock().stage = Stage::Queued(Some(Queued { req, scope, place }));
     }
 
     pub(super) const fn backlog(&self) -> &Arc<Backlog<Req, Res>> {
@@ -76,8 +78,12 @@ impl<Req, Res> Slot<Req, Res> {
     /// The caller waits.
     pub(super) fn poll_response(&self, cx: &mut Context<'_>) -> Poll<Result<Res, BoxError>> {
         let mut state = self.lock();
-        if let Stage::Done(result) = &mut state.stage {
-            return Poll::Ready(result.take().expect("a future is not polled after it was ready"));
+        if state.stage == Stage::Done {
+            let result = match &mut state.body {
+                Body::Response(result) => result.take(),
+                Body::Request(_) => None,
+            };
+            return Poll::Ready(result.expect("a future is not polled after it was ready"));
         }
         let before = remember(&mut state.caller, cx.waker());
         drop(state);
@@ -88,21 +94,23 @@ impl<Req, Res> Slot<Req, Res> {
     /// The call is not wanted any more. Returns whether it was still queued; if it runs, its worker drops it.
     pub(super) fn cancel(&self) -> bool {
         let mut state = self.lock();
-        if matches!(state.stage, Stage::Done(_)) {
+        let stage = mem::replace(&mut state.stage, Stage::Done);
+        if stage == Stage::Done {
             return false;
         }
-        let stage = mem::replace(&mut state.stage, Stage::Done(Some(Err(Cancelled::new().into()))));
+        let body = mem::replace(&mut state.body, Body::Response(Some(Err(Cancelled::new().into()))));
+        let (scope, place) = (state.scope.take(), state.place.take());
         let wakers = [state.caller.take(), state.worker.take()];
         self.cancelled.store(true, Ordering::Release);
         drop(state);
+        // Nothing of others' is dropped or woken under the lock.
+        drop(place);
         wakers.into_iter().flatten().for_each(Waker::wake);
-        match stage {
-            Stage::Queued(Some(queued)) => {
-                queued.scope.cancel();
-                true
-            }
-            Stage::Queued(None) | Stage::Running | Stage::Done(_) => false,
+        if let Some(scope) = scope {
+            scope.cancel();
         }
+        drop(body);
+        stage == Stage::Queued
     }
 
     /// Whether somebody still wants the call.
@@ -114,7 +122,7 @@ impl<Req, Res> Slot<Req, Res> {
     /// otherwise.
     pub(super) fn poll_wanted(&self, cx: &Context<'_>) -> bool {
         let mut state = self.lock();
-        if matches!(state.stage, Stage::Done(_)) {
+        if state.stage == Stage::Done {
             return false;
         }
         let before = remember(&mut state.worker, cx.waker());
@@ -123,30 +131,38 @@ impl<Req, Res> Slot<Req, Res> {
         true
     }
 
-    /// A worker begins the call, unless it has been cancelled.
-    pub(super) fn begin(&self) -> Option<Queued<Req>> {
+    /// A worker begins the call, unless it has been cancelled. Its place is free.
+    #[inline]
+    pub(super) fn begin(&self) -> Option<(Req, Scope)> {
         let mut state = self.lock();
-        let Stage::Queued(queued) = &mut state.stage else {
+        if state.stage != Stage::Queued {
+            return None;
+        }
+        state.stage = Stage::Running;
+        let (scope, place) = (state.scope.take()?, state.place.take());
+        let Body::Request(req) = &mut state.body else {
             return None;
         };
-        let queued = queued.take();
-        state.stage = Stage::Running;
-        queued
+        let req = req.take()?;
+        drop(state);
+        drop(place);
+        Some((req, scope))
     }
 
     /// The worker is done with the call. If it was cancelled meanwhile, that stays.
     pub(super) fn finish(&self, result: Result<Res, BoxError>) {
         let mut state = self.lock();
-        if !matches!(state.stage, Stage::Running) {
+        if state.stage != Stage::Running {
             // What came too late is not dropped under the lock.
             drop(state);
             drop(result);
             return;
         }
-        state.stage = Stage::Done(Some(result));
-        let wakers = [state.caller.take(), state.worker.take()];
+        state.stage = Stage::Done;
+        state.body = Body::Response(Some(result));
+        let (caller, worker) = (state.caller.take(), state.worker.take());
         drop(state);
-        let [caller, _] = wakers;
+        drop(worker);
         if let Some(caller) = caller {
             caller.wake();
         }
@@ -159,11 +175,12 @@ impl<Req, Res> Slot<Req, Res> {
 
 impl<Req, Res> fmt::Debug for Slot<Req, Res> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.lock().stage {
-            Stage::Queued(_) => "Queued",
-            Stage::Running => "Running",
-            Stage::Done(Some(_)) => "Done",
-            Stage::Done(None) => "Over",
+        let state = self.lock();
+        f.write_str(match (state.stage, &state.body) {
+            (Stage::Queued, _) => "Queued",
+            (Stage::Running, _) => "Running",
+            (Stage::Done, Body::Response(Some(_))) => "Done",
+            (Stage::Done, _) => "Over",
         })
     }
 }

@@ -10,7 +10,7 @@ use super::{
     backlog::{AtWork, Backlog, InFlight},
     baton::{Baton, InHand},
     running::Running,
-    slot::{Queued, Slot},
+    slot::Slot,
 };
 use crate::{
     clock,
@@ -130,27 +130,9 @@ where
             Err(panic) => Err(panic),
         };
         let slot = taken.begin();
-        let Some(Queued { req, scope, place }) = slot.begin() else {
-            return Poll::Ready(Some(()));
-        };
-        drop(place);
-        let call = Drive {
-            future: None,
-            is_watched: false,
-            call: Some(Driven {
-                scope,
-                in_flight: InFlight::enter(slot),
-            }),
-        };
         // From here to the wire, or to where it has to wait, the call goes at one go.
         let _moment = clock::shared();
-        self.running.start(call, |call, cx| match ready {
-            Ok(()) => call.begin(|| service.call(req), cx),
-            Err(error) => {
-                let _ = guarded(|| drop(req));
-                call.fail(error)
-            }
-        });
+        self.running.start(|drive, cx| drive.begin(slot, ready, service, cx));
         Poll::Ready(Some(()))
     }
 }
@@ -183,7 +165,7 @@ impl<Req, Res> Drop for Taken<Req, Res> {
 }
 
 pin_project! {
-    /// Drives one call. Dropped before the end, with the worker, the call is cancelled.
+    /// Drives one call, if there is one. Dropped before the end, with the worker, the call is cancelled.
     struct Drive<F, Req, Res> {
         #[pin]
         future: Option<F>,
@@ -225,32 +207,54 @@ impl<Req, Res> Driven<Req, Res> {
     }
 }
 
+impl<F, Req, Res> Default for Drive<F, Req, Res> {
+    fn default() -> Self {
+        Self {
+            future: None,
+            is_watched: false,
+            call: None,
+        }
+    }
+}
+
 impl<F, Req, Res, E> Drive<F, Req, Res>
 where
     F: Future<Output = Result<Res, E>>,
     E: Into<BoxError>,
 {
-    /// Makes the call, and polls it for the first time.
-    fn begin(mut self: Pin<&mut Self>, make: impl FnOnce() -> F, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.as_mut().project();
-        let Some(call) = this.call.as_mut() else {
+    /// Makes the call, if it is still wanted, and polls it for the first time.
+    #[inline]
+    fn begin<S>(
+        mut self: Pin<&mut Self>,
+        slot: Arc<Slot<Req, Res>>,
+        ready: Result<(), BoxError>,
+        service: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<()>
+    where
+        S: Service<Req, Future = F>,
+    {
+        let Some((req, scope)) = slot.begin() else {
             return Poll::Ready(());
         };
-        let polled = guarded(|| {
-            let _entered = call.scope.enter();
-            this.future.set(Some(make()));
-            this.future.as_mut().as_pin_mut().map(|future| future.poll(cx))
+        let mut this = self.as_mut().project();
+        *this.is_watched = false;
+        let call = this.call.insert(Driven {
+            scope,
+            in_flight: InFlight::enter(slot),
         });
+        let polled = match ready {
+            Ok(()) => guarded(|| {
+                let _entered = call.scope.enter();
+                this.future.set(Some(service.call(req)));
+                this.future.as_mut().as_pin_mut().map(|future| future.poll(cx))
+            }),
+            Err(error) => {
+                let _ = guarded(|| drop(req));
+                Err(error)
+            }
+        };
         self.come_back(polled, cx)
-    }
-
-    /// The call could not be made.
-    fn fail(self: Pin<&mut Self>, error: BoxError) -> Poll<()> {
-        if let Some(call) = self.project().call.take() {
-            call.scope.fail(&error);
-            call.end(Some(Err(error)));
-        }
-        Poll::Ready(())
     }
 
     fn come_back(
@@ -273,9 +277,10 @@ where
             }
             Ok(Some(Poll::Ready(result))) => Some(result.map_err(Into::into)),
             Ok(None) => None,
-            Err(panic) => {
-                call.scope.fail(&panic);
-                Some(Err(panic))
+            // It panicked, or could not be made.
+            Err(error) => {
+                call.scope.fail(&error);
+                Some(Err(error))
             }
         };
         // The call is gone, and its permit is free, before anybody hears what came of it.

@@ -62,7 +62,7 @@ pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
         /// In the limiter's line, with the inner service that was ready.
-        Waiting { admission: Admission, cost: Cost, call: Option<(S, Req)> },
+        Waiting { admission: Admission, cost: Cost, ready: S, req: Option<Req> },
         /// Admitted.
         Calling { #[pin] future: F },
     }
@@ -137,7 +137,8 @@ where
             state: State::Waiting {
                 admission,
                 cost,
-                call: Some((ready, req)),
+                ready,
+                req: Some(req),
             },
         }
     }
@@ -170,15 +171,14 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Waiting { admission, cost, call } => {
+                StateProj::Waiting { admission, cost, ready, req } => {
                     if let Err(never) = ready!(admission.poll(*cost, cx)) {
                         return Poll::Ready(Err(never.into()));
                     }
-                    let (mut inner, req) = call.take().expect("a future is not polled after it was ready");
+                    let req = req.take().expect("a future is not polled after it was ready");
                     let _around = clock::around();
-                    this.state.set(State::Calling {
-                        future: inner.call(req),
-                    });
+                    let future = ready.call(req);
+                    this.state.set(State::Calling { future });
                 }
                 StateProj::Calling { future } => {
                     let _around = clock::around();
