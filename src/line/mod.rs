@@ -54,10 +54,13 @@ pub(crate) trait Gate: Send + 'static {
     /// Nobody was waiting until now.
     fn idle(&mut self, _clock: &mut Clock) {}
 
-    /// Nobody is in line: takes what is asked for if it is there. The way of most, so it is worth a shortcut.
-    fn pass_at_once(&mut self, ask: &Self::Ask, clock: &mut Clock) -> bool {
+    /// Nobody is in line: takes what is asked for if it is there. The way of most, so a gate may know a shorter one.
+    fn pass_at_once(&mut self, ask: &Self::Ask, clock: &mut Clock) -> Result<bool, Self::Refusal> {
+        if let Some(refusal) = self.refuses(ask) {
+            return Err(refusal);
+        }
         self.idle(clock);
-        self.opens(ask, clock) == Opens::Now && self.pass(ask, false, clock)
+        Ok(self.opens(ask, clock) == Opens::Now && self.pass(ask, false, clock))
     }
 
     /// `ask` has joined the line.
@@ -386,10 +389,7 @@ impl<G: Gate> State<G> {
 
     fn try_pass(&mut self, number: Option<u64>, ask: &G::Ask, clock: &mut Clock) -> Result<bool, G::Refusal> {
         if number.is_none() && self.waiting.is_empty() {
-            return match self.gate.refuses(ask) {
-                Some(refusal) => Err(refusal),
-                None => Ok(self.gate.pass_at_once(ask, clock)),
-            };
+            return self.gate.pass_at_once(ask, clock);
         }
         Ok(self.turn(number, ask, clock)? && self.gate.pass(ask, true, clock))
     }

@@ -371,6 +371,24 @@ impl Buckets {
         }
     }
 
+    /// Moves on to now, and returns the nanoseconds by which the buckets are to follow.
+    ///
+    /// Time in which nobody waited fills the buckets and is gone. Only a caller that comes right back after having been
+    /// woken late may still use what that lateness kept from it, or a few callers in a loop would never reach the rate.
+    fn elapsed_idle(&mut self, clock: &mut Clock) -> u64 {
+        let now = clock.nanos_since(self.epoch);
+        let (woken, late) = self.late;
+        let owed = if late > 0 && now.saturating_sub(woken) <= CATCH_UP_NANOS {
+            late.min(CATCH_UP_NANOS)
+        } else {
+            0
+        };
+        let until = now.saturating_sub(owed).max(self.at);
+        let elapsed = until - self.at;
+        self.at = until;
+        elapsed
+    }
+
     /// Whether `cost` is there, in all buckets.
     fn have(&self, cost: Cost) -> bool {
         self.buckets.iter().all(|(budget, bucket)| bucket.has(cost.of(*budget)))
@@ -492,26 +510,26 @@ impl Gate for Buckets {
         true
     }
 
-    /// Time in which nobody waited fills the buckets and is gone. Only a caller that comes right back after having been
-    /// woken late may still use what that lateness kept from it, or a few callers in a loop would never reach the rate.
     fn idle(&mut self, clock: &mut Clock) {
-        let now = clock.nanos_since(self.epoch);
-        let (woken, late) = self.late;
-        let owed = if late > 0 && now.saturating_sub(woken) <= CATCH_UP_NANOS {
-            late.min(CATCH_UP_NANOS)
-        } else {
-            0
-        };
-        self.advance_to(now.saturating_sub(owed));
+        let elapsed = self.elapsed_idle(clock);
+        self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
     }
 
-    fn pass_at_once(&mut self, ask: &Ask, clock: &mut Clock) -> bool {
-        self.idle(clock);
-        if self.paused_until <= self.at && self.have(ask.cost) {
-            self.take(ask);
-            return true;
+    fn pass_at_once(&mut self, ask: &Ask, clock: &mut Clock) -> Result<bool, CostExceedsBurst> {
+        let elapsed = self.elapsed_idle(clock);
+        let mut have = self.paused_until <= self.at;
+        for (budget, bucket) in &mut self.buckets {
+            bucket.advance(elapsed);
+            have &= bucket.has(ask.cost.of(*budget));
         }
-        self.opens(ask, clock) == Opens::Now && self.pass(ask, false, clock)
+        if have {
+            self.take(ask);
+            return Ok(true);
+        }
+        match self.refuses(ask) {
+            Some(refusal) => Err(refusal),
+            None => Ok(self.opens(ask, clock) == Opens::Now && self.pass(ask, false, clock)),
+        }
     }
 
     fn joined(&mut self, ask: &Ask) {
