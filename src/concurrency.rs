@@ -81,7 +81,7 @@ pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
         /// In line for a permit, with the inner service that was ready.
-        Waiting { turn: Turn, ready: S, req: Option<Req> },
+        Waiting { turn: Option<Turn>, ready: S, req: Option<Req> },
         /// In flight.
         Calling { #[pin] future: F },
         /// Over.
@@ -194,7 +194,7 @@ where
         let ready = mem::replace(&mut self.inner, fresh);
         ResponseFuture {
             state: State::Waiting {
-                turn: self.turn.replace(),
+                turn: Some(self.turn.replace()),
                 ready,
                 req: Some(req),
             },
@@ -217,7 +217,7 @@ where
             match this.state.as_mut().project() {
                 StateProj::Waiting { turn, ready, req } => {
                     // Permits are never closed.
-                    *this.permit = ready!(turn.poll_take(cx)).ok();
+                    *this.permit = ready!(Turn::poll_take(turn, cx)).ok();
                     let req = req.take().expect("a future is not polled after it was ready");
                     let future = ready.call(req);
                     this.state.set(State::Calling { future });

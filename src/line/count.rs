@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 /// So many of a thing, each of which one holder at a time can have.
@@ -138,13 +138,15 @@ impl Turn {
         Ok(taken.then(|| self.held()))
     }
 
-    /// Ready with a unit when it is this one's turn.
+    /// Ready with a unit when it is this one's turn. The stand is used up by that.
     #[inline]
-    pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<Held, Closed>> {
-        if self.take_free() {
-            return Poll::Ready(Ok(self.held()));
+    pub(crate) fn poll_take(stand: &mut Option<Self>, cx: &mut Context<'_>) -> Poll<Result<Held, Closed>> {
+        let turn = stand.as_mut().expect("a stand is not used twice");
+        if !turn.take_free() {
+            ready!(turn.ticket().poll_pass(&(), cx))?;
         }
-        self.ticket().poll_pass(&(), cx).map_ok(|()| self.held())
+        let turn = stand.take().expect("it was there just now");
+        Poll::Ready(Ok(Held { count: turn.count }))
     }
 
     /// Leaves this stand to the caller, and a new one in its place.

@@ -111,7 +111,7 @@ enum State<Req, Res> {
 
 /// A call that waits for a place.
 struct Entering<Req, Res> {
-    turn: Turn,
+    turn: Option<Turn>,
     /// In a box, so that the future of the others is small.
     call: Option<Box<(Req, Scope)>>,
     backlog: Arc<Backlog<Req, Res>>,
@@ -245,7 +245,7 @@ impl<Req, Res> Queue<Req, Res> {
         ResponseFuture {
             state: State::Entering(Entering {
                 backlog: backlog.clone(),
-                turn: self.turn.replace(),
+                turn: Some(self.turn.replace()),
                 call: Some(call),
             }),
         }
@@ -402,7 +402,7 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         if let State::Entering(entering) = &mut self.state {
             let Entering { turn, call, backlog } = entering;
-            let place = ready!(turn.poll_take(cx));
+            let place = ready!(Turn::poll_take(turn, cx));
             let call = call.take().expect("a call that waits for a place is there");
             let pushed = match place {
                 Ok(place) => backlog.push(call.0, call.1, place),
