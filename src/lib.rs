@@ -74,7 +74,8 @@
 //! No feature is on by default. The oldest Rust that works is named in `Cargo.toml`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-pub mod clock;
+pub mod alone;
+mod clock;
 mod concurrency;
 pub mod error;
 pub mod event;

@@ -1,6 +1,7 @@
 //! [`Events`]: all events of an executor or a stack, counted and to be subscribed to.
 
 use super::{handle::EventHandle, record::RequestStatus};
+use crate::alone::Alone;
 use std::{
     fmt,
     sync::{
@@ -18,13 +19,20 @@ pub struct Events {
 }
 
 struct Shared {
-    opened: AtomicU64,
+    /// Counted by callers.
+    opened: Alone<AtomicU64>,
+    /// Counted by those who drive the calls.
+    driven: Alone<Driven>,
+    subscribers: Arc<AtomicUsize>,
+    updates: broadcast::Sender<EventUpdate>,
+}
+
+#[derive(Default)]
+struct Driven {
     completed: AtomicU64,
     failed: AtomicU64,
     cancelled: AtomicU64,
     calling: AtomicUsize,
-    subscribers: Arc<AtomicUsize>,
-    updates: broadcast::Sender<EventUpdate>,
 }
 
 /// How many calls there were, by outcome.
@@ -75,11 +83,8 @@ impl Events {
     #[must_use]
     pub fn new() -> Self {
         let shared = Shared {
-            opened: AtomicU64::new(0),
-            completed: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            cancelled: AtomicU64::new(0),
-            calling: AtomicUsize::new(0),
+            opened: Alone::default(),
+            driven: Alone::default(),
             subscribers: Arc::default(),
             updates: broadcast::Sender::new(BEHIND),
         };
@@ -92,9 +97,9 @@ impl Events {
     #[must_use]
     pub fn totals(&self) -> Totals {
         // Outcomes first: so `opened` is never behind their sum.
-        let completed = self.shared.completed.load(Ordering::Acquire);
-        let failed = self.shared.failed.load(Ordering::Acquire);
-        let cancelled = self.shared.cancelled.load(Ordering::Acquire);
+        let completed = self.shared.driven.completed.load(Ordering::Acquire);
+        let failed = self.shared.driven.failed.load(Ordering::Acquire);
+        let cancelled = self.shared.driven.cancelled.load(Ordering::Acquire);
         Totals {
             opened: self.shared.opened.load(Ordering::Acquire),
             completed,
@@ -106,7 +111,7 @@ impl Events {
     /// How many calls are on the wire now.
     #[must_use]
     pub fn calling(&self) -> usize {
-        self.shared.calling.load(Ordering::Acquire)
+        self.shared.driven.calling.load(Ordering::Acquire)
     }
 
     /// Every change of a status from now on. A subscriber that falls more than 4,096 behind misses the oldest, and is
@@ -125,18 +130,18 @@ impl Events {
     }
 
     pub(super) fn attempt_started(&self) {
-        self.shared.calling.fetch_add(1, Ordering::AcqRel);
+        self.shared.driven.calling.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(super) fn attempt_ended(&self) {
-        self.shared.calling.fetch_sub(1, Ordering::AcqRel);
+        self.shared.driven.calling.fetch_sub(1, Ordering::AcqRel);
     }
 
     pub(super) fn ended(&self, status: RequestStatus) {
         let counter = match status {
-            RequestStatus::Completed => &self.shared.completed,
-            RequestStatus::Failed => &self.shared.failed,
-            _ => &self.shared.cancelled,
+            RequestStatus::Completed => &self.shared.driven.completed,
+            RequestStatus::Failed => &self.shared.driven.failed,
+            _ => &self.shared.driven.cancelled,
         };
         counter.fetch_add(1, Ordering::AcqRel);
     }

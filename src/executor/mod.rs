@@ -54,7 +54,7 @@ use crate::{
     error::{Error, InvalidConfig, Refused},
     event::{Describe, EventHandle, Events, RequestDetails, Scope, Stage, Writer},
     queue::{self, Queue},
-    rate::{RateLimiter, RequestCost},
+    rate::{Bursts, RateLimiter, RequestCost},
 };
 use http::{Request, Response};
 use std::{
@@ -86,6 +86,7 @@ struct Shared<B, R> {
     describe: Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>,
     cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
     monitor: Monitor,
+    bursts: Arc<Bursts>,
     state: Mutex<State<B, R>>,
     starting: Mutex<()>,
 }
@@ -151,12 +152,14 @@ impl<B, R> Executor<B, R> {
         describe: Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>,
         cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
     ) -> Self {
+        let bursts = limiter.bursts();
         let monitor = Monitor::new(limiter, concurrency, events);
         let shared = Shared {
             start,
             describe,
             cost,
             monitor,
+            bursts,
             state: Mutex::new(State::Stopped),
             starting: Mutex::new(()),
         };
@@ -411,7 +414,7 @@ impl<B, R> Shared<B, R> {
     }
 
     fn affords(&self, request: &Request<B>) -> Result<(), Error> {
-        Ok(self.monitor.limiter().check(self.cost.cost(request))?)
+        Ok(self.bursts.check(self.cost.cost(request))?)
     }
 
     /// Opens the event and makes the call, at one moment.

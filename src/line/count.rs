@@ -4,7 +4,7 @@
 //! who has to wait bars that way, so that nobody can overtake; the last to leave the line opens it again.
 
 use super::{Clock, Gate, Line, Opens, Ticket};
-use crate::error::Closed;
+use crate::{alone::Alone, error::Closed};
 use std::{
     fmt, mem,
     sync::{
@@ -41,7 +41,7 @@ struct Shared {
 struct Tally {
     total: AtomicUsize,
     /// How many units are held, doubled; and [`BARRED`], if units are to be had in line only.
-    held: AtomicUsize,
+    held: Alone<AtomicUsize>,
 }
 
 /// The gate of the line.
@@ -60,7 +60,7 @@ impl Count {
     pub(crate) fn new(total: usize) -> Self {
         let tally = Arc::new(Tally {
             total: AtomicUsize::new(total),
-            held: AtomicUsize::new(0),
+            held: Alone::default(),
         });
         let units = Units {
             tally: tally.clone(),

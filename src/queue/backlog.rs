@@ -2,6 +2,7 @@
 
 use super::slot::Slot;
 use crate::{
+    alone::Alone,
     event::Scope,
     line::count::{Count, Held},
 };
@@ -20,8 +21,8 @@ use tokio::{sync::Notify, task::AbortHandle};
 pub(super) struct Backlog<Req, Res> {
     places: Count,
     closed: AtomicBool,
-    state: Mutex<State<Req, Res>>,
-    in_flight: AtomicUsize,
+    state: Alone<Mutex<State<Req, Res>>>,
+    in_flight: Alone<AtomicUsize>,
     ended: Notify,
 }
 
@@ -58,8 +59,8 @@ impl<Req, Res> Backlog<Req, Res> {
         Arc::new(Self {
             places,
             closed: AtomicBool::new(false),
-            state: Mutex::new(state),
-            in_flight: AtomicUsize::new(0),
+            state: Alone(Mutex::new(state)),
+            in_flight: Alone::default(),
             ended: Notify::new(),
         })
     }

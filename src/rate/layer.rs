@@ -171,7 +171,12 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Waiting { admission, cost, ready, req } => {
+                StateProj::Waiting {
+                    admission,
+                    cost,
+                    ready,
+                    req,
+                } => {
                     if let Err(never) = ready!(admission.poll(*cost, cx)) {
                         return Poll::Ready(Err(never.into()));
                     }

@@ -12,6 +12,10 @@ use crate::{
 use std::{
     fmt,
     future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -103,8 +107,16 @@ pub(super) struct Admission {
     ticket: Ticket<Buckets>,
 }
 
+/// The most a call may cost, to be told without the limiter's lock.
+#[derive(Debug, Default)]
+pub(crate) struct Bursts {
+    requests: AtomicU64,
+    tokens: AtomicU64,
+}
+
 /// All buckets of a limiter, and what happens between them: all or nothing, pauses, catching up.
 struct Buckets {
+    bursts: Arc<Bursts>,
     buckets: Vec<(Budget, Bucket)>,
     epoch: Instant,
     /// Nanoseconds since `epoch` that the buckets have seen.
@@ -135,8 +147,10 @@ impl RateLimiter {
     /// one, an initial fill above the burst.
     #[allow(clippy::needless_pass_by_value)]
     pub fn new(limits: Limits) -> Result<Self, InvalidConfig> {
+        let buckets = limits.buckets()?;
         let buckets = Buckets {
-            buckets: limits.buckets()?,
+            bursts: Arc::new(Bursts::of(&buckets)),
+            buckets,
             epoch: Instant::now(),
             at: 0,
             paused_until: 0,
@@ -233,8 +247,12 @@ impl RateLimiter {
     ///
     /// [`CostExceedsBurst`] if it could not.
     pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        self.line
-            .peek(|buckets, _| buckets.refuses(&Ask { cost, estimate: false }).map_or(Ok(()), Err))
+        self.bursts().check(cost)
+    }
+
+    /// The most a call may cost, now and after every change of the limits.
+    pub(crate) fn bursts(&self) -> Arc<Bursts> {
+        self.line.peek(|buckets, _| buckets.bursts.clone())
     }
 
     /// Replaces the limits, at once also for those who wait.
@@ -360,6 +378,39 @@ impl Admission {
     }
 }
 
+// === impl Bursts ===
+
+impl Bursts {
+    fn of(buckets: &[(Budget, Bucket)]) -> Self {
+        let bursts = Self::default();
+        bursts.set(buckets);
+        bursts
+    }
+
+    fn set(&self, buckets: &[(Budget, Bucket)]) {
+        let least = |budget| {
+            let bursts = buckets
+                .iter()
+                .filter(|(of, _)| *of == budget)
+                .map(|(_, bucket)| bucket.burst());
+            bursts.min().unwrap_or(u64::MAX)
+        };
+        self.requests.store(least(Budget::Requests), Ordering::Release);
+        self.tokens.store(least(Budget::Tokens), Ordering::Release);
+    }
+
+    /// Whether `cost` could pass at all.
+    pub(crate) fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
+        for (budget, burst) in [(Budget::Requests, &self.requests), (Budget::Tokens, &self.tokens)] {
+            let burst = burst.load(Ordering::Acquire);
+            if cost.of(budget) > burst {
+                return Err(CostExceedsBurst::new(budget.name(), cost.of(budget), burst));
+            }
+        }
+        Ok(())
+    }
+}
+
 // === impl Buckets ===
 
 impl Buckets {
@@ -456,6 +507,7 @@ impl Buckets {
                 new.resize(old);
             }
         }
+        self.bursts.set(&new);
         self.buckets = new;
     }
 

@@ -52,5 +52,6 @@ mod rate;
 
 pub use crate::tokens::ApiTokens;
 pub use layer::{ByExtension, RateLimit, RateLimitLayer, RequestCost, ResponseFuture};
+pub(crate) use limiter::Bursts;
 pub use limiter::{Available, Estimate, RateLimiter, TryAcquireError};
 pub use rate::{Amount, Cost, Limits, Rate};
