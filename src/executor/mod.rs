@@ -131,7 +131,7 @@ pub struct StopReport {
 /// Dropping it cancels the call.
 #[must_use = "dropping it cancels the call"]
 pub struct ResponseFuture<B, R> {
-    call: Result<queue::ResponseFuture<Request<B>, Response<R>>, Option<Error>>,
+    call: Result<(queue::ResponseFuture<Request<B>, Response<R>>, EventHandle), Option<Error>>,
 }
 
 // === impl Executor ===
@@ -352,8 +352,10 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
         if let Err(error) = self.shared.affords(&req) {
             return refused(error);
         }
-        let (_, response) = self.shared.call(queue, req);
-        ResponseFuture { call: Ok(response) }
+        let (event, response) = self.shared.call(queue, req);
+        ResponseFuture {
+            call: Ok((response, event)),
+        }
     }
 }
 
@@ -516,12 +518,20 @@ impl<B: fmt::Debug> std::error::Error for TrySubmitError<B> {}
 
 // === impl ResponseFuture ===
 
+impl<B, R> ResponseFuture<B, R> {
+    /// The call's event; `None` if the call was refused at once.
+    #[must_use]
+    pub fn event(&self) -> Option<&EventHandle> {
+        self.call.as_ref().ok().map(|(_, event)| event)
+    }
+}
+
 impl<B, R> Future for ResponseFuture<B, R> {
     type Output = Result<Response<R>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.call {
-            Ok(response) => Pin::new(response).poll(cx).map_err(Error::new),
+            Ok((response, _)) => Pin::new(response).poll(cx).map_err(Error::new),
             Err(error) => Poll::Ready(Err(error.take().expect("a future is not polled after it was ready"))),
         }
     }

@@ -198,7 +198,11 @@ impl<Req, Res> Driven<Req, Res> {
         let slot = in_flight.leave();
         // With the slot may go a response that nobody waits for. What it does when it is dropped is its own affair.
         let _ = guarded(move || match result {
-            Some(result) => slot.finish(result),
+            Some(result) => {
+                // First: whoever hears of the result is the last to know the event, and frees it where it was made.
+                drop(scope);
+                slot.finish(result);
+            }
             None => {
                 scope.cancel();
                 slot.cancel();
