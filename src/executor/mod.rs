@@ -420,6 +420,7 @@ impl<B, R> Shared<B, R> {
     }
 
     /// Opens the event and makes the call, at one moment.
+    #[inline]
     fn call(
         &self,
         queue: &mut Queue<Request<B>, Response<R>>,
@@ -427,7 +428,7 @@ impl<B, R> Shared<B, R> {
     ) -> (EventHandle, queue::ResponseFuture<Request<B>, Response<R>>) {
         let _moment = clock::shared();
         let (event, scope) = self.open(&request);
-        (event, queue.call_in(scope, request))
+        (event, queue.call_in(scope, &mut Some(request)))
     }
 
     fn open(&self, request: &Request<B>) -> (EventHandle, Scope) {

@@ -82,29 +82,28 @@ impl<Req, Res> Backlog<Req, Res> {
         self.lock().workers.push(worker);
     }
 
-    /// Accepts a call, which has its place. If the queue was closed meanwhile, the request comes back.
+    /// Accepts a call, which has its place. If the queue was closed meanwhile, the request stays where it is, and the
+    /// scope comes back.
     #[inline]
     pub(super) fn push(
         self: &Arc<Self>,
-        req: Req,
+        req: &mut Option<Req>,
         scope: Scope,
         place: Held,
-    ) -> Result<Arc<Slot<Req, Res>>, Box<(Req, Scope)>> {
+    ) -> Result<Arc<Slot<Req, Res>>, Scope> {
         // It has its place. Told without the lock: others may be listening.
         scope.queued();
         if self.is_closed() {
-            drop(place);
-            return Err(Box::new((req, scope)));
+            return Err(scope);
         }
         let slot = Slot::new(self.clone(), req, scope, place);
         let mut state = self.lock();
         if self.is_closed() {
             // Just now.
             drop(state);
-            return match slot.begin() {
-                Some(call) => Err(Box::new(call)),
-                None => Ok(slot),
-            };
+            let (back, scope) = slot.begin().expect("nobody else knows of it");
+            *req = Some(back);
+            return Err(scope);
         }
         state.calls.push_back(slot.clone());
         let consumer = state.consumer.take();

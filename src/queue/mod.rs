@@ -113,7 +113,7 @@ enum State<Req, Res> {
 struct Entering<Req, Res> {
     turn: Option<Turn>,
     /// In a box, so that the future of the others is small.
-    call: Option<Box<(Req, Scope)>>,
+    call: Option<Box<(Option<Req>, Scope)>>,
     backlog: Arc<Backlog<Req, Res>>,
 }
 
@@ -214,23 +214,23 @@ impl<Req, Res> Queue<Req, Res> {
         req: Req,
         scope: Scope,
     ) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
-        match self.handle.backlog.push(req, scope, place) {
+        let mut req = Some(req);
+        match self.handle.backlog.push(&mut req, scope, place) {
             Ok(slot) => Ok(ResponseFuture {
                 state: State::Accepted { slot },
             }),
-            Err(call) => {
-                let (req, scope) = *call;
+            Err(scope) => {
                 scope.cancel();
-                Err(Refused::closed(req))
+                Err(Refused::closed(req.expect("it was refused")))
             }
         }
     }
 
-    /// Makes a call in a scope of its own.
+    /// Makes a call in a scope of its own. Takes the request.
     #[inline]
-    pub(crate) fn call_in(&mut self, scope: Scope, req: Req) -> ResponseFuture<Req, Res> {
+    pub(crate) fn call_in(&mut self, scope: Scope, req: &mut Option<Req>) -> ResponseFuture<Req, Res> {
         let backlog = &self.handle.backlog;
-        let call = match self.turn.try_take() {
+        let scope = match self.turn.try_take() {
             Ok(Some(place)) => match backlog.push(req, scope, place) {
                 Ok(slot) => {
                     return ResponseFuture {
@@ -238,15 +238,15 @@ impl<Req, Res> Queue<Req, Res> {
                     };
                 }
                 // Closed: told when it is polled.
-                Err(call) => call,
+                Err(scope) => scope,
             },
-            Ok(None) | Err(_) => Box::new((req, scope)),
+            Ok(None) | Err(_) => scope,
         };
         ResponseFuture {
             state: State::Entering(Entering {
                 backlog: backlog.clone(),
                 turn: Some(self.turn.replace()),
-                call: Some(call),
+                call: Some(Box::new((req.take(), scope))),
             }),
         }
     }
@@ -321,7 +321,7 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
 
     /// Never panics: called without having been ready, the call waits for its place in its future.
     fn call(&mut self, req: Req) -> Self::Future {
-        self.call_in(Scope::capture(), req)
+        self.call_in(Scope::capture(), &mut Some(req))
     }
 }
 
@@ -403,15 +403,15 @@ impl<Req, Res> ResponseFuture<Req, Res> {
         if let State::Entering(entering) = &mut self.state {
             let Entering { turn, call, backlog } = entering;
             let place = ready!(Turn::poll_take(turn, cx));
-            let call = call.take().expect("a call that waits for a place is there");
+            let (mut req, scope) = *call.take().expect("a call that waits for a place is there");
             let pushed = match place {
-                Ok(place) => backlog.push(call.0, call.1, place),
-                Err(_) => Err(call),
+                Ok(place) => backlog.push(&mut req, scope, place),
+                Err(_) => Err(scope),
             };
             match pushed {
                 Ok(slot) => self.state = State::Accepted { slot },
-                Err(call) => {
-                    call.1.cancel();
+                Err(scope) => {
+                    scope.cancel();
                     self.state = State::Gone;
                     return Poll::Ready(Err(Closed::new()));
                 }

@@ -55,20 +55,25 @@ enum Body<Req, Res> {
 // === impl Slot ===
 
 impl<Req, Res> Slot<Req, Res> {
+    /// The request is taken from where it is to where it stays.
     #[inline]
-    pub(super) fn new(backlog: Arc<Backlog<Req, Res>>, req: Req, scope: Scope, place: Held) -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn new(backlog: Arc<Backlog<Req, Res>>, req: &mut Option<Req>, scope: Scope, place: Held) -> Arc<Self> {
+        let mut slot = Arc::new(Self {
             backlog,
             cancelled: AtomicBool::new(false),
             state: Mutex::new(State {
                 stage: Stage::Queued,
-                body: Body::Request(Some(req)),
+                body: Body::Request(None),
                 scope: Some(scope),
                 place: Some(place),
                 caller: None,
                 worker: None,
             }),
-        })
+        });
+        if let Some(Self { state, .. }) = Arc::get_mut(&mut slot) {
+            state.get_mut().unwrap_or_else(PoisonError::into_inner).body = Body::Request(req.take());
+        }
+        slot
     }
 
     pub(super) const fn backlog(&self) -> &Arc<Backlog<Req, Res>> {
