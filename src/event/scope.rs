@@ -49,7 +49,7 @@ pub(crate) struct Scope {
 /// Dropped, the event and the span that were current before are so again.
 #[must_use = "the scope is left when this is dropped"]
 pub(crate) struct Entered<'a> {
-    outer: Option<Place>,
+    outer: Place,
     /// Where the event came from, and the one it is for now; `None` if it was current already.
     swapped: Option<(&'a mut Option<Writer>, Option<Writer>)>,
     _span: Option<tracing::span::Entered<'a>>,
@@ -65,30 +65,35 @@ impl Drop for Entered<'_> {
     }
 }
 
-/// A place in a stack: in which call, and how far in. The call is told by the address of its event, which is alive as
-/// long as it is current.
-#[derive(Clone, Copy, PartialEq)]
+/// A place in a stack: in which call, and how far in.
+#[derive(Clone, Copy)]
 struct Place {
+    /// The address of the call's event, which is alive as long as it is current. Zero: no call.
     event: usize,
     stage: Stage,
 }
 
+const NOWHERE: Place = Place {
+    event: 0,
+    stage: Stage::Calling,
+};
+
 thread_local! {
     static CURRENT: Cell<Option<Writer>> = const { Cell::new(None) };
-    static HERE: Cell<Option<Place>> = const { Cell::new(None) };
+    static HERE: Cell<Place> = const { Cell::new(NOWHERE) };
 }
 
 /// The event of the call that is being made or polled right now, if there is one.
 #[must_use]
 pub fn current() -> Option<EventHandle> {
-    with_current(|writer| {
-        let stage = HERE.get().map_or(writer.stage(), |here| here.stage);
-        writer.at(stage).handle()
-    })
+    with_current(|writer| writer.at(HERE.get().stage).handle())
 }
 
 #[inline]
 fn with_current<T>(look: impl FnOnce(&Writer) -> T) -> Option<T> {
+    if HERE.get().event == 0 {
+        return None;
+    }
     CURRENT.with(|current| {
         let writer = current.take();
         let seen = writer.as_ref().map(look);
@@ -131,7 +136,7 @@ impl Scope {
     pub(crate) fn capture() -> Self {
         let span = Span::current();
         Self {
-            event: HERE.get().and_then(|here| with_current(|writer| writer.at(here.stage))),
+            event: with_current(|writer| writer.at(HERE.get().stage)),
             span: (!span.is_disabled()).then(|| Box::new(span)),
         }
     }
@@ -144,15 +149,16 @@ impl Scope {
     /// Makes event and span current, until this is dropped.
     #[inline]
     pub(crate) fn enter(&mut self) -> Entered<'_> {
-        let outer = HERE.get();
-        let here = self.event.as_ref().map(|writer| Place {
-            event: writer.address(),
-            stage: writer.stage(),
-        });
-        HERE.set(here);
+        let here = match &self.event {
+            Some(writer) => Place {
+                event: writer.address(),
+                stage: writer.stage(),
+            },
+            None => NOWHERE,
+        };
+        let outer = HERE.replace(here);
         // Mostly an outer layer of the same call has been here: then only the stage is another.
-        let is_current = outer.map(|place| place.event) == here.map(|place| place.event);
-        let swapped = (!is_current).then(|| {
+        let swapped = (outer.event != here.event).then(|| {
             let outer = CURRENT.replace(self.event.take());
             (&mut self.event, outer)
         });
@@ -188,6 +194,9 @@ impl Scope {
 /// The current event, if a layer at `stage` belongs to it.
 #[inline]
 pub(super) fn join(stage: Stage) -> Option<Writer> {
-    let is_further_in = HERE.get().is_some_and(|here| here.stage < stage);
-    is_further_in.then(|| with_current(|writer| writer.at(stage))).flatten()
+    // Nobody is further in than nowhere.
+    if HERE.get().stage >= stage {
+        return None;
+    }
+    with_current(|writer| writer.at(stage))
 }
