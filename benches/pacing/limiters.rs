@@ -1,0 +1,174 @@
+//! The limiters: ours, and every peer that makes its callers wait, each set up as close to the bucket as it can be.
+
+use crate::figures::Budget;
+use governor::{DefaultDirectRateLimiter, Quota};
+use std::{convert::Infallible, fmt, future::Future, num::NonZero, sync::Arc, time::Duration};
+use tokio::time::Instant;
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_outbound::{Cost, Limits, Rate, RateLimiter};
+use tower_resilience::ratelimiter::RateLimiterLayer;
+
+/// More tokens than any run could use.
+pub(crate) const PLENTY: Budget = Budget::new(1_000_000_000_000, 1_000_000_000_000);
+
+/// Places in the buffer in front of Tower's limit: more than there are callers.
+const BUFFER: usize = 1_024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limiter {
+    Ours,
+    Governor,
+    LeakyBucket,
+    TowerResilience,
+    Tower,
+}
+
+/// What one caller holds.
+pub(crate) trait Pacer: Clone + Send + 'static {
+    /// Waits for one request and so many tokens, and tells when it got them.
+    fn admit(&mut self, tokens: u64) -> impl Future<Output = Instant> + Send;
+}
+
+/// A service behind a limit, which answers with the time at which it was called.
+#[derive(Clone)]
+pub(crate) struct Behind<S>(S);
+
+// === impl Limiter ===
+
+impl Limiter {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Ours,
+        Self::Governor,
+        Self::LeakyBucket,
+        Self::TowerResilience,
+        Self::Tower,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "tower-outbound",
+            Self::Governor => "governor",
+            Self::LeakyBucket => "leaky-bucket",
+            Self::TowerResilience => "tower-resilience",
+            Self::Tower => "tower",
+        }
+    }
+
+    /// How it is set up for a rate and a burst.
+    pub(crate) const fn setup(self) -> &'static str {
+        match self {
+            Self::Ours => {
+                "RateLimiter::acquire; requests at this rate and burst, and tokens, of which there are plenty"
+            }
+            Self::Governor => "until_ready; Quota::per_second(rate).allow_burst(burst)",
+            Self::LeakyBucket => {
+                "fair; it refills at intervals: a burst every burst / rate, at 20000/s burst 1 20 every ms (it cannot do less)"
+            }
+            Self::TowerResilience => "token bucket that holds a burst; a timeout of an hour, so that it waits",
+            Self::Tower => "behind Buffer; it has windows and no burst: a burst in every burst / rate",
+        }
+    }
+}
+
+impl fmt::Display for Limiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+// === Ours ===
+
+pub(crate) fn ours(requests: Budget, tokens: Budget) -> RateLimiter {
+    let rate = |budget: Budget| Rate::per_second(budget.rate).burst(budget.burst);
+    RateLimiter::new(Limits::new().requests(rate(requests)).tokens(rate(tokens))).expect("the limits make sense")
+}
+
+impl Pacer for RateLimiter {
+    async fn admit(&mut self, tokens: u64) -> Instant {
+        self.acquire(Cost::tokens(tokens)).await.expect("the cost can pass");
+        Instant::now()
+    }
+}
+
+// === governor ===
+
+pub(crate) fn governor(requests: Budget) -> Arc<DefaultDirectRateLimiter> {
+    let whole = |amount| u32::try_from(amount).ok().and_then(NonZero::new).expect("above zero");
+    let quota = Quota::per_second(whole(requests.rate)).allow_burst(whole(requests.burst));
+    Arc::new(DefaultDirectRateLimiter::direct(quota))
+}
+
+impl Pacer for Arc<DefaultDirectRateLimiter> {
+    async fn admit(&mut self, _: u64) -> Instant {
+        self.until_ready().await;
+        Instant::now()
+    }
+}
+
+// === leaky-bucket ===
+
+pub(crate) fn leaky_bucket(requests: Budget) -> Arc<leaky_bucket::RateLimiter> {
+    // Its timer is a millisecond coarse, so an interval must not be shorter.
+    let refill = requests.burst.max(requests.rate / 1_000);
+    let whole = |amount| usize::try_from(amount).expect("small enough");
+    Arc::new(
+        leaky_bucket::RateLimiter::builder()
+            .fair(true)
+            .initial(whole(requests.burst))
+            .max(whole(refill))
+            .refill(whole(refill))
+            .interval(time_for(refill, requests))
+            .build(),
+    )
+}
+
+impl Pacer for Arc<leaky_bucket::RateLimiter> {
+    async fn admit(&mut self, _: u64) -> Instant {
+        self.acquire_one().await;
+        Instant::now()
+    }
+}
+
+// === tower-resilience ===
+
+pub(crate) fn tower_resilience(requests: Budget) -> impl Pacer {
+    let layer = RateLimiterLayer::builder()
+        .limit_for_period(usize::try_from(requests.burst).expect("small enough"))
+        .refresh_period(time_for(requests.burst, requests))
+        // On top of a period's worth.
+        .burst_size(0)
+        .timeout_duration(Duration::from_secs(3_600))
+        .build()
+        .expect("the limit makes sense");
+    Behind(layer.layer(clock()))
+}
+
+// === tower ===
+
+pub(crate) fn tower(requests: Budget) -> impl Pacer {
+    let service = ServiceBuilder::new()
+        .buffer(BUFFER)
+        .rate_limit(requests.burst, time_for(requests.burst, requests))
+        .service(clock());
+    Behind(service)
+}
+
+// === impl Behind ===
+
+impl<S> Pacer for Behind<S>
+where
+    S: Service<(), Response = Instant, Error: Into<BoxError> + Send, Future: Send> + Clone + Send + 'static,
+{
+    async fn admit(&mut self, _: u64) -> Instant {
+        let called = async { self.0.ready().await?.call(()).await };
+        called.await.map_err(Into::into).expect("the limit waits")
+    }
+}
+
+fn clock() -> impl Service<(), Response = Instant, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {
+    service_fn(async |()| Ok(Instant::now()))
+}
+
+fn time_for(amount: u64, budget: Budget) -> Duration {
+    Duration::from_secs(amount) / u32::try_from(budget.rate).expect("small enough")
+}

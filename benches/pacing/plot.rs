@@ -1,0 +1,278 @@
+//! The picture: what each limiter admitted over time, against what its bucket would have admitted at most.
+//!
+//! One call, a pause in which the bucket fills up, and then more callers than it can serve. A limit that counts in
+//! windows has most of its first window left when they come, and opens the next one right after.
+
+use crate::{
+    figures::{Budget, Call, admissions, empirical_burst, envelope},
+    limiters::{Limiter, PLENTY},
+    load::Load,
+};
+use anyhow::{Context, anyhow};
+use plotters::{
+    coord::Shift,
+    prelude::*,
+    style::{
+        register_font,
+        text_anchor::{HPos, Pos, VPos},
+    },
+};
+use std::{env, fs, path::PathBuf, time::Duration};
+
+const LOAD: Load = Load {
+    requests: Budget::new(200, 20),
+    tokens: PLENTY,
+    most_tokens: 1,
+    quiet: Duration::from_millis(90),
+    length: Duration::from_millis(600),
+};
+
+const SIZE: (u32, u32) = (1_200, 800);
+const TITLE_HEIGHT: u32 = 70;
+const HEAD_HEIGHT: u32 = 62;
+const COLUMNS: usize = 3;
+
+const INK: RGBColor = RGBColor(31, 41, 51);
+const FAINT: RGBColor = RGBColor(97, 110, 124);
+const GRID: RGBColor = RGBColor(228, 231, 235);
+const ALLOWED: RGBColor = RGBColor(225, 236, 246);
+const EDGE: RGBColor = RGBColor(130, 165, 198);
+const ADMITTED: RGBColor = RGBColor(16, 72, 124);
+const EXCESS: RGBColor = RGBColor(207, 17, 36);
+
+struct Panel {
+    limiter: Limiter,
+    admissions: Vec<Call>,
+}
+
+/// A piece of the admitted count, and whether it is more than the envelope allows.
+struct Piece {
+    points: Vec<(f64, f64)>,
+    excess: bool,
+}
+
+pub(crate) fn draw() -> anyhow::Result<()> {
+    for (style, font) in [
+        (FontStyle::Normal, dejavu::sans::regular()),
+        (FontStyle::Bold, dejavu::sans::bold()),
+    ] {
+        register_font("sans-serif", style, font).map_err(|_| anyhow!("the font cannot be read"))?;
+    }
+    let panels = Limiter::ALL.map(|limiter| Panel {
+        limiter,
+        admissions: admissions(&LOAD.run(limiter).calls),
+    });
+    let target = PathBuf::from(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
+    fs::create_dir_all(&target).with_context(|| format!("creating {}", target.display()))?;
+    let (svg, png) = (target.join("pacing.svg"), target.join("pacing.png"));
+    draw_on(&SVGBackend::new(&svg, SIZE).into_drawing_area(), &panels)?;
+    draw_on(&BitMapBackend::new(&png, SIZE).into_drawing_area(), &panels)?;
+    println!("{}\n{}", svg.display(), png.display());
+    Ok(())
+}
+
+fn draw_on<B>(root: &DrawingArea<B, Shift>, panels: &[Panel]) -> anyhow::Result<()>
+where
+    B: DrawingBackend<ErrorType: 'static>,
+{
+    let Budget { rate, burst } = LOAD.requests;
+    root.fill(&WHITE)?;
+    let (title, below) = root.split_vertically(TITLE_HEIGHT);
+    write_on(
+        &title,
+        (24, 20),
+        bold(24),
+        &format!("A limit of {rate} calls a second with a burst of {burst}"),
+    )?;
+    let story = format!(
+        "One call at 0 ms; from {} ms on, 64 callers that each make one call after the other.",
+        LOAD.quiet.as_millis()
+    );
+    write_on(&title, (24, 50), plain(16, FAINT), &story)?;
+
+    let rows = panels.len().div_ceil(COLUMNS);
+    let cells = below.split_evenly((rows, COLUMNS));
+    for (cell, panel) in cells.iter().zip(panels) {
+        panel.draw_on(cell)?;
+    }
+    if let Some(cell) = cells.get(panels.len()) {
+        draw_key(cell)?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+fn draw_key<B>(cell: &DrawingArea<B, Shift>) -> anyhow::Result<()>
+where
+    B: DrawingBackend<ErrorType: 'static>,
+{
+    let lines = [
+        (ADMITTED, "calls admitted"),
+        (EXCESS, "more than the limit allows"),
+        (EDGE, "the most that the limit allows"),
+    ];
+    for (line, (color, text)) in (0..).zip(lines) {
+        let y = HEAD_HEIGHT as i32 + 30 + 34 * line;
+        let swatch = if color == EDGE {
+            cell.draw(&Rectangle::new([(64, y - 10), (100, y + 10)], ALLOWED.filled()))?;
+            PathElement::new([(64, y - 10), (100, y - 10)], EDGE.stroke_width(2))
+        } else {
+            PathElement::new([(64, y), (100, y)], color.stroke_width(3))
+        };
+        cell.draw(&swatch)?;
+        write_on(cell, (114, y), plain(16, INK), text)?;
+    }
+    let notes = [
+        "The bucket holds a burst and fills at the rate.",
+        "Below its edge, calls wait longer than they need to.",
+    ];
+    for (line, note) in (0..).zip(notes) {
+        let y = HEAD_HEIGHT as i32 + 150 + 24 * line;
+        write_on(cell, (64, y), plain(14, FAINT), note)?;
+    }
+    Ok(())
+}
+
+// === impl Panel ===
+
+impl Panel {
+    fn draw_on<B>(&self, cell: &DrawingArea<B, Shift>) -> anyhow::Result<()>
+    where
+        B: DrawingBackend<ErrorType: 'static>,
+    {
+        let (head, body) = cell.split_vertically(HEAD_HEIGHT);
+        write_on(&head, (64, 18), bold(19), self.limiter.name())?;
+        let burst = empirical_burst(&self.admissions, LOAD.requests, Call::one);
+        let figures = format!(
+            "{} of {} calls; burst {burst:.1}",
+            self.admissions.len(),
+            Self::possible()
+        );
+        let color = if exceeds(burst, LOAD.requests.burst as f64) {
+            EXCESS
+        } else {
+            FAINT
+        };
+        write_on(&head, (64, 44), plain(15, color), &figures)?;
+
+        let end = LOAD.length.as_secs_f64() * 1e3;
+        let mut chart = ChartBuilder::on(&body)
+            .margin_right(24)
+            .margin_bottom(12)
+            .x_label_area_size(34)
+            .y_label_area_size(64)
+            .build_cartesian_2d(0.0..end, 0.0..f64::from(Self::possible()) * 1.1)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(GRID)
+            .label_style(plain(14, FAINT))
+            .x_labels(7)
+            .y_labels(6)
+            .x_label_formatter(&|at| if *at == 0.0 { "0 ms".into() } else { format!("{at:.0}") })
+            .y_label_formatter(&|count| format!("{count:.0}"))
+            .draw()?;
+        let edge = self.edge();
+        chart.draw_series(AreaSeries::new(edge.iter().copied(), 0.0, ALLOWED))?;
+        chart.draw_series(LineSeries::new(edge.iter().copied(), EDGE.stroke_width(1)))?;
+        for Piece { points, excess } in self.pieces() {
+            let style = if excess {
+                EXCESS.stroke_width(3)
+            } else {
+                ADMITTED.stroke_width(2)
+            };
+            chart.draw_series(LineSeries::new(points, style))?;
+        }
+        Ok(())
+    }
+
+    /// What an exact limiter admits: the first call, then a full bucket and all that comes in.
+    fn possible() -> u32 {
+        let busy = LOAD.requests.income(LOAD.length - LOAD.quiet);
+        1 + LOAD.requests.burst as u32 + busy as u32
+    }
+
+    /// The envelope's corners in milliseconds.
+    fn edge(&self) -> Vec<(f64, f64)> {
+        let corners = envelope(&self.admissions, LOAD.requests, LOAD.length);
+        corners.into_iter().map(|(at, allowed)| (millis(at), allowed)).collect()
+    }
+
+    /// The admitted count as steps, cut where it crosses the envelope.
+    fn pieces(&self) -> Vec<Piece> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut add = |from: (f64, f64), to: (f64, f64), excess: bool| match pieces.last_mut() {
+            Some(piece) if piece.excess == excess => piece.points.push(to),
+            _ => pieces.push(Piece {
+                points: vec![from, to],
+                excess,
+            }),
+        };
+        let per_milli = LOAD.requests.rate as f64 / 1e3;
+        let (mut corner, mut allowed) = ((0.0, 0.0), 0.0);
+        let mut edge = self.edge().into_iter().peekable();
+        let ends = self
+            .admissions
+            .iter()
+            .skip(1)
+            .map(|call| call.left)
+            .chain([LOAD.length]);
+        for (count, (call, end)) in (1..).map(f64::from).zip(self.admissions.iter().zip(ends)) {
+            let (at, end) = (millis(call.left), millis(end));
+            while let Some((_, most)) = edge.next_if(|(moment, _)| *moment <= at) {
+                allowed = most;
+            }
+            let excess = exceeds(count, allowed);
+            add(corner, (at, corner.1), false);
+            add((at, corner.1), (at, count), excess);
+            let back = at + (count - allowed) / per_milli;
+            if excess && back < end {
+                add((at, count), (back, count), true);
+                add((back, count), (end, count), false);
+            } else {
+                add((at, count), (end, count), excess);
+            }
+            corner = (end, count);
+        }
+        pieces
+    }
+}
+
+// === Details ===
+
+/// By a call or more: a caller notes the time a little after it was admitted.
+fn exceeds(count: f64, allowed: f64) -> bool {
+    count >= allowed + 1.0
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn plain(size: u32, color: RGBColor) -> TextStyle<'static> {
+    let middle = Pos::new(HPos::Left, VPos::Center);
+    ("sans-serif", size).into_font().color(&color).pos(middle)
+}
+
+fn bold(size: u32) -> TextStyle<'static> {
+    let middle = Pos::new(HPos::Left, VPos::Center);
+    ("sans-serif", size)
+        .into_font()
+        .style(FontStyle::Bold)
+        .color(&INK)
+        .pos(middle)
+}
+
+fn write_on<B>(
+    area: &DrawingArea<B, Shift>,
+    at: (i32, i32),
+    style: TextStyle<'static>,
+    text: &str,
+) -> anyhow::Result<()>
+where
+    B: DrawingBackend<ErrorType: 'static>,
+{
+    area.draw(&Text::new(text.to_owned(), at, style))?;
+    Ok(())
+}

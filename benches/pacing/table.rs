@@ -1,0 +1,154 @@
+//! What is printed: a table for people, then a line for each row for machines.
+
+use crate::{
+    Setting,
+    figures::{Budget, Figures},
+    limiters::Limiter,
+};
+use std::time::Duration;
+
+/// How much lateness ours makes up for.
+const CATCH_UP: Duration = Duration::from_millis(5);
+const ACHIEVED: f64 = 99.0;
+const TAIL: f64 = 1.2;
+const CPU: f64 = 15.0;
+
+/// One limiter's figures for one setting.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    limiter: Limiter,
+    setting: String,
+    figures: Figures,
+    weighted: bool,
+    /// Ours only.
+    bars: Option<Bars>,
+}
+
+#[derive(Clone, Debug)]
+struct Bars {
+    requests: f64,
+    tokens: f64,
+    missed: Vec<&'static str>,
+}
+
+// === impl Row ===
+
+impl Row {
+    pub(crate) fn new(limiter: Limiter, setting: &Setting, figures: Figures) -> Self {
+        Self {
+            limiter,
+            setting: setting.name.clone(),
+            figures,
+            weighted: setting.is_weighted(),
+            bars: (limiter == Limiter::Ours).then(|| Bars::new(setting, &figures)),
+        }
+    }
+
+    fn print(&self) {
+        let Figures {
+            achieved,
+            requests,
+            waits,
+            cpu,
+            overtaken,
+            ..
+        } = self.figures;
+        print!(
+            "  {:<16} {achieved:>8.2} % {requests:>9.1}{} {:>8.1} {:>8.1} {:>8.1} {:>7.2} {cpu:>6.1} % {overtaken:>9.0}",
+            self.limiter,
+            self.bars
+                .as_ref()
+                .map_or(" ".repeat(10), |bars| format!(" <= {:<6.1}", bars.requests)),
+            waits.p50,
+            waits.p99,
+            waits.max,
+            waits.tail(),
+        );
+        if let Some(bars) = &self.bars {
+            if bars.missed.is_empty() {
+                print!("  ok");
+            } else {
+                print!("  miss: {}", bars.missed.join(", "));
+            }
+            if self.weighted {
+                print!(
+                    "\n  {:<26} {:>10.1} <= {:.1}",
+                    "  tokens", self.figures.tokens, bars.tokens
+                );
+            }
+        }
+        println!();
+    }
+
+    fn print_for_machines(&self) {
+        let Figures {
+            achieved,
+            requests,
+            tokens,
+            waits,
+            cpu,
+            overtaken,
+        } = self.figures;
+        print!(
+            "pacing {} {}: achieved = {achieved:.2}, burst = {requests:.1}",
+            self.limiter, self.setting
+        );
+        if self.weighted {
+            print!(", tokens burst = {tokens:.1}");
+        }
+        println!(
+            ", p50 = {:.2}, p99 = {:.2}, max = {:.2}, cpu = {cpu:.1}, overtaken = {overtaken:.0}",
+            waits.p50, waits.p99, waits.max,
+        );
+    }
+}
+
+// === impl Bars ===
+
+impl Bars {
+    fn new(setting: &Setting, figures: &Figures) -> Self {
+        let bound = |budget: Budget| budget.burst as f64 + 1.0 + budget.income(CATCH_UP);
+        let (requests, tokens) = (bound(setting.requests), bound(setting.tokens));
+        let rate = setting.requests.rate;
+        let bars = [
+            ("achieved", figures.achieved >= ACHIEVED),
+            ("burst", figures.requests <= requests && figures.tokens <= tokens),
+            // Where calls differ in weight, so do the lines they stand in.
+            (
+                "p99/p50",
+                setting.is_weighted() || rate > 1_000 || figures.waits.tail() <= TAIL,
+            ),
+            ("cpu", rate < 20_000 || setting.requests.burst > 1 || figures.cpu <= CPU),
+        ];
+        let missed = bars.into_iter().filter(|(_, met)| !met).map(|(name, _)| name);
+        Self {
+            requests,
+            tokens,
+            missed: missed.collect(),
+        }
+    }
+}
+
+// === Printing ===
+
+pub(crate) fn print_head() {
+    for limiter in Limiter::ALL {
+        println!("{:<16} {}", limiter, limiter.setup());
+    }
+    println!(
+        "\n  {:<16} {:>10} {:>9}{:10} {:>8} {:>8} {:>8} {:>7} {:>8} {:>9}",
+        "waits in ms", "achieved", "burst", "", "p50", "p99", "max", "p99/p50", "cpu", "overtaken"
+    );
+}
+
+pub(crate) fn print_setting(setting: &Setting, rows: &[Row]) {
+    if !rows.is_empty() {
+        println!("{}", setting.name);
+        rows.iter().for_each(Row::print);
+    }
+}
+
+pub(crate) fn print_foot(rows: &[Row]) {
+    println!();
+    rows.iter().for_each(Row::print_for_machines);
+}

@@ -1,0 +1,159 @@
+//! The arithmetic of the pacing bench.
+
+#[path = "../benches/pacing/figures.rs"]
+#[allow(dead_code)]
+mod figures;
+
+use figures::{Budget, Call, achieved, admissions, empirical_burst, envelope, overtakings, waits};
+use std::time::Duration;
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn call(arrived: u64, left: u64) -> Call {
+    Call {
+        arrived: ms(arrived),
+        left: ms(left),
+        admitted: true,
+        tokens: 1,
+    }
+}
+
+fn still_waiting(arrived: u64, end: u64) -> Call {
+    Call {
+        admitted: false,
+        ..call(arrived, end)
+    }
+}
+
+fn admitted_at(moments: &[u64]) -> Vec<Call> {
+    moments.iter().map(|moment| call(0, *moment)).collect()
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() < 1e-6
+}
+
+#[test]
+fn admissions_are_in_order_and_without_those_still_waiting() {
+    let calls = [call(0, 30), still_waiting(0, 40), call(5, 10)];
+    let moments: Vec<_> = admissions(&calls).iter().map(|call| call.left).collect();
+    assert_eq!(moments, [ms(10), ms(30)]);
+}
+
+#[test]
+fn the_empirical_burst_is_the_bucket_that_would_have_done() {
+    let budget = Budget::new(100, 1);
+    // (admissions in milliseconds, burst at one every 10 ms)
+    let table: [(&[u64], f64); 7] = [
+        (&[], 0.0),
+        (&[5], 1.0),
+        (&[0, 10, 20, 30], 1.0),
+        (&[0, 0, 0], 3.0),
+        // A rest saves nothing up: the worst window is the last.
+        (&[0, 1_000, 1_000, 1_001], 2.9),
+        // The worst window is longer than any gap in it.
+        (&[0, 5, 10, 15, 20], 3.0),
+        // And may lie in the middle.
+        (&[0, 100, 101, 102, 200], 2.8),
+    ];
+    for (moments, burst) in table {
+        let found = empirical_burst(&admitted_at(moments), budget, Call::one);
+        assert!(close(found, burst), "{moments:?}: {found}");
+    }
+}
+
+#[test]
+fn the_empirical_burst_is_the_largest_of_all_windows() {
+    let mut dice = fastrand::Rng::with_seed(1);
+    for _ in 0..200 {
+        let budget = Budget::new(dice.u64(1..2_000), 1);
+        let mut calls: Vec<_> = (0..40).map(|_| call(0, dice.u64(0..100))).collect();
+        calls.iter_mut().for_each(|call| call.tokens = dice.u64(1..100));
+        let calls = admissions(&calls);
+        let windows = (0..calls.len()).flat_map(|first| (first..calls.len()).map(move |last| (first, last)));
+        let excess = windows.map(|(first, last)| {
+            let sum: u64 = calls[first..=last].iter().map(Call::tokens).sum();
+            sum as f64 - budget.income(calls[last].left - calls[first].left)
+        });
+        let largest = excess.fold(0.0, f64::max);
+        assert!(close(empirical_burst(&calls, budget, Call::tokens), largest));
+    }
+}
+
+#[test]
+fn achieved_is_what_went_beyond_the_burst_of_what_came_in() {
+    let calls = admitted_at(&[0, 0, 10, 20, 30]);
+    // Three beyond the burst in 40 ms, in which four came in.
+    let requests = (Budget::new(100, 2), Call::one as _);
+    assert!(close(achieved(&calls, &[requests], ms(40)), 75.0));
+    assert!(close(achieved(&calls, &[requests], ms(30)), 100.0));
+    assert!(close(achieved(&[], &[requests], ms(30)), 0.0));
+}
+
+#[test]
+fn with_two_budgets_each_call_waits_for_the_slower_one() {
+    let mut calls = admitted_at(&[0, 10, 50, 60]);
+    let tokens = [1, 1, 5, 1];
+    calls
+        .iter_mut()
+        .zip(tokens)
+        .for_each(|(call, tokens)| call.tokens = tokens);
+    let requests = (Budget::new(100, 1), Call::one as _);
+    let tokens = (Budget::new(100, 5), Call::tokens as _);
+    // After 10 ms four of five tokens are there, after 20 ms the heavy call can go; its successor waits for a request.
+    assert!(close(
+        achieved(&calls, &[requests, tokens], ms(60)),
+        100.0 * 30.0 / 60.0
+    ));
+}
+
+#[test]
+fn whoever_goes_before_an_earlier_arrival_overtakes() {
+    // (calls, overtakings)
+    let table: [(&[Call], usize); 6] = [
+        (&[], 0),
+        (&[call(0, 100), call(10, 110), call(20, 120)], 0),
+        // One waits long, two go before it.
+        (&[call(0, 100), call(10, 50), call(20, 60), call(30, 130)], 2),
+        // A millisecond is no order, neither of arrivals nor of admissions.
+        (&[call(0, 100), call(1, 50)], 0),
+        (&[call(0, 100), call(10, 99)], 0),
+        // Whoever is never admitted is overtaken too.
+        (&[call(5, 50), still_waiting(0, 100)], 1),
+    ];
+    for (calls, expected) in table {
+        assert_eq!(overtakings(calls), expected, "{calls:?}");
+    }
+}
+
+#[test]
+fn waits_leave_out_the_warm_up_but_not_the_longest() {
+    let calls = [call(0, 9), call(10, 30), call(20, 40), still_waiting(5, 100)];
+    let waits = waits(&calls, ms(10));
+    assert!(
+        (waits.p50 - 20.0).abs() < 0.1 && (waits.p99 - 20.0).abs() < 0.1,
+        "{waits:?}"
+    );
+    assert!(close(waits.max, 95.0));
+}
+
+#[test]
+fn the_envelope_rises_at_the_rate_and_stops_a_burst_above_the_count() {
+    let corners = envelope(&admitted_at(&[0, 50, 60]), Budget::new(100, 2), ms(100));
+    let expected = [
+        (ms(0), 2.0),
+        (ms(0), 2.0),
+        // Full again after 10 ms.
+        (ms(10), 3.0),
+        (ms(50), 3.0),
+        (ms(60), 4.0),
+        (ms(70), 5.0),
+        (ms(100), 5.0),
+    ];
+    assert_eq!(corners.len(), expected.len(), "{corners:?}");
+    for (found, expected) in corners.iter().zip(expected) {
+        assert!(found.0 == expected.0 && close(found.1, expected.1), "{corners:?}");
+    }
+}
