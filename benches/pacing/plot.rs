@@ -8,14 +8,15 @@ use crate::{
     limiters::{Limiter, PLENTY},
     load::Load,
 };
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use plotters::{
     coord::Shift,
     prelude::*,
-    style::{
-        register_font,
-        text_anchor::{HPos, Pos, VPos},
-    },
+    style::text_anchor::{HPos, Pos, VPos},
+};
+use resvg::{
+    tiny_skia::{Pixmap, Transform},
+    usvg::{Options, Tree},
 };
 use std::{env, fs, path::PathBuf, time::Duration};
 
@@ -52,12 +53,6 @@ struct Piece {
 }
 
 pub(crate) fn draw() -> anyhow::Result<()> {
-    for (style, font) in [
-        (FontStyle::Normal, dejavu::sans::regular()),
-        (FontStyle::Bold, dejavu::sans::bold()),
-    ] {
-        register_font("sans-serif", style, font).map_err(|_| anyhow!("the font cannot be read"))?;
-    }
     let panels = Limiter::ALL.map(|limiter| Panel {
         limiter,
         admissions: admissions(&LOAD.run(limiter).calls),
@@ -65,10 +60,25 @@ pub(crate) fn draw() -> anyhow::Result<()> {
     let target = PathBuf::from(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
     fs::create_dir_all(&target).with_context(|| format!("creating {}", target.display()))?;
     let (svg, png) = (target.join("pacing.svg"), target.join("pacing.png"));
-    draw_on(&SVGBackend::new(&svg, SIZE).into_drawing_area(), &panels)?;
-    draw_on(&BitMapBackend::new(&png, SIZE).into_drawing_area(), &panels)?;
+    let mut drawing = String::new();
+    draw_on(&SVGBackend::with_string(&mut drawing, SIZE).into_drawing_area(), &panels)?;
+    fs::write(&svg, &drawing).with_context(|| format!("writing {}", svg.display()))?;
+    rasterize(&drawing)?.save_png(&png).with_context(|| format!("writing {}", png.display()))?;
     println!("{}\n{}", svg.display(), png.display());
     Ok(())
+}
+
+/// At twice the size, and with a font of our own: there may be none on the machine.
+fn rasterize(drawing: &str) -> anyhow::Result<Pixmap> {
+    let mut options = Options::default();
+    let fonts = options.fontdb_mut();
+    fonts.load_font_data(dejavu::sans::regular().to_vec());
+    fonts.load_font_data(dejavu::sans::bold().to_vec());
+    fonts.set_sans_serif_family("DejaVu Sans");
+    let tree = Tree::from_str(drawing, &options)?;
+    let mut pixels = Pixmap::new(2 * SIZE.0, 2 * SIZE.1).context("the picture has a size")?;
+    resvg::render(&tree, Transform::from_scale(2.0, 2.0), &mut pixels.as_mut());
+    Ok(pixels)
 }
 
 fn draw_on<B>(root: &DrawingArea<B, Shift>, panels: &[Panel]) -> anyhow::Result<()>
