@@ -62,11 +62,22 @@ impl Limiter {
             }
             Self::Governor => "until_ready; Quota::per_second(rate).allow_burst(burst)",
             Self::LeakyBucket => {
-                "fair; it refills at intervals: a burst every burst / rate, at 20000/s burst 1 20 every ms (it cannot do less)"
+                "fair; it refills at intervals: a burst every burst / rate, but at 20000/s burst 1 twenty every ms"
             }
             Self::TowerResilience => "token bucket that holds a burst; a timeout of an hour, so that it waits",
             Self::Tower => "behind Buffer; it has windows and no burst: a burst in every burst / rate",
         }
+    }
+
+    /// How much it adds at a time, and how often, if it does not do so continuously.
+    pub(crate) fn interval(self, requests: Budget) -> Option<(u64, Duration)> {
+        let amount = match self {
+            Self::Ours | Self::Governor | Self::TowerResilience => return None,
+            // Its timer is a millisecond coarse, so an interval must not be shorter.
+            Self::LeakyBucket => requests.burst.max(requests.rate / 1_000),
+            Self::Tower => requests.burst,
+        };
+        Some((amount, time_for(amount, requests)))
     }
 }
 
@@ -108,8 +119,7 @@ impl Pacer for Arc<DefaultDirectRateLimiter> {
 // === leaky-bucket ===
 
 pub(crate) fn leaky_bucket(requests: Budget) -> Arc<leaky_bucket::RateLimiter> {
-    // Its timer is a millisecond coarse, so an interval must not be shorter.
-    let refill = requests.burst.max(requests.rate / 1_000);
+    let (refill, interval) = Limiter::LeakyBucket.interval(requests).expect("it has one");
     let whole = |amount| usize::try_from(amount).expect("small enough");
     Arc::new(
         leaky_bucket::RateLimiter::builder()
@@ -117,7 +127,7 @@ pub(crate) fn leaky_bucket(requests: Budget) -> Arc<leaky_bucket::RateLimiter> {
             .initial(whole(requests.burst))
             .max(whole(refill))
             .refill(whole(refill))
-            .interval(time_for(refill, requests))
+            .interval(interval)
             .build(),
     )
 }
@@ -146,9 +156,10 @@ pub(crate) fn tower_resilience(requests: Budget) -> impl Pacer {
 // === tower ===
 
 pub(crate) fn tower(requests: Budget) -> impl Pacer {
+    let (amount, window) = Limiter::Tower.interval(requests).expect("it has one");
     let service = ServiceBuilder::new()
         .buffer(BUFFER)
-        .rate_limit(requests.burst, time_for(requests.burst, requests))
+        .rate_limit(amount, window)
         .service(clock());
     Behind(service)
 }

@@ -4,7 +4,7 @@
 //! windows has most of its first window left when they come, and opens the next one right after.
 
 use crate::{
-    figures::{Budget, Call, admissions, empirical_burst, envelope},
+    figures::{Budget, Call, admissions, empirical_burst, envelope, overtakings, waits},
     limiters::{Limiter, PLENTY},
     load::Load,
 };
@@ -28,9 +28,9 @@ const LOAD: Load = Load {
     length: Duration::from_millis(600),
 };
 
-const SIZE: (u32, u32) = (1_200, 800);
+const SIZE: (u32, u32) = (1_200, 820);
 const TITLE_HEIGHT: u32 = 70;
-const HEAD_HEIGHT: u32 = 62;
+const HEAD_HEIGHT: u32 = 86;
 const COLUMNS: usize = 3;
 
 const INK: RGBColor = RGBColor(31, 41, 51);
@@ -43,6 +43,7 @@ const EXCESS: RGBColor = RGBColor(207, 17, 36);
 
 struct Panel {
     limiter: Limiter,
+    calls: Vec<Call>,
     admissions: Vec<Call>,
 }
 
@@ -53,17 +54,27 @@ struct Piece {
 }
 
 pub(crate) fn draw() -> anyhow::Result<()> {
-    let panels = Limiter::ALL.map(|limiter| Panel {
-        limiter,
-        admissions: admissions(&LOAD.run(limiter).calls),
+    let panels = Limiter::ALL.map(|limiter| {
+        let calls = LOAD.run(limiter).calls;
+        let admissions = admissions(&calls);
+        Panel {
+            limiter,
+            calls,
+            admissions,
+        }
     });
     let target = PathBuf::from(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
     fs::create_dir_all(&target).with_context(|| format!("creating {}", target.display()))?;
     let (svg, png) = (target.join("pacing.svg"), target.join("pacing.png"));
     let mut drawing = String::new();
-    draw_on(&SVGBackend::with_string(&mut drawing, SIZE).into_drawing_area(), &panels)?;
+    draw_on(
+        &SVGBackend::with_string(&mut drawing, SIZE).into_drawing_area(),
+        &panels,
+    )?;
     fs::write(&svg, &drawing).with_context(|| format!("writing {}", svg.display()))?;
-    rasterize(&drawing)?.save_png(&png).with_context(|| format!("writing {}", png.display()))?;
+    rasterize(&drawing)?
+        .save_png(&png)
+        .with_context(|| format!("writing {}", png.display()))?;
     println!("{}\n{}", svg.display(), png.display());
     Ok(())
 }
@@ -151,19 +162,22 @@ impl Panel {
         B: DrawingBackend<ErrorType: 'static>,
     {
         let (head, body) = cell.split_vertically(HEAD_HEIGHT);
-        write_on(&head, (64, 18), bold(19), self.limiter.name())?;
+        write_on(&head, (64, 18), bold(19), &self.title())?;
         let burst = empirical_burst(&self.admissions, LOAD.requests, Call::one);
-        let figures = format!(
-            "{} of {} calls; burst {burst:.1}",
+        let excess = exceeds(burst, LOAD.requests.burst as f64);
+        let color = if excess { EXCESS } else { FAINT };
+        let calls = format!(
+            "{} of {} calls, largest burst {burst:.1}",
             self.admissions.len(),
             Self::possible()
         );
-        let color = if exceeds(burst, LOAD.requests.burst as f64) {
-            EXCESS
-        } else {
-            FAINT
-        };
-        write_on(&head, (64, 44), plain(15, color), &figures)?;
+        write_on(&head, (64, 45), plain(15, color), &calls)?;
+        let order = format!(
+            "longest wait {:.0} ms, {} calls overtook",
+            waits(&self.calls, Duration::ZERO).max,
+            overtakings(&self.calls)
+        );
+        write_on(&head, (64, 67), plain(15, FAINT), &order)?;
 
         let end = LOAD.length.as_secs_f64() * 1e3;
         let mut chart = ChartBuilder::on(&body)
@@ -197,10 +211,17 @@ impl Panel {
         Ok(())
     }
 
-    /// What an exact limiter admits: the first call, then a full bucket and all that comes in.
+    fn title(&self) -> String {
+        match self.limiter.interval(LOAD.requests) {
+            Some((amount, interval)) => format!("{}: {amount} every {} ms", self.limiter, interval.as_millis()),
+            None => self.limiter.to_string(),
+        }
+    }
+
+    /// What an exact limiter admits: the first call, then a full bucket, and all that comes in before the end.
     fn possible() -> u32 {
         let busy = LOAD.requests.income(LOAD.length - LOAD.quiet);
-        1 + LOAD.requests.burst as u32 + busy as u32
+        LOAD.requests.burst as u32 + busy.ceil() as u32
     }
 
     /// The envelope's corners in milliseconds.
