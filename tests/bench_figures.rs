@@ -129,14 +129,26 @@ fn whoever_goes_before_an_earlier_arrival_overtakes() {
 }
 
 #[test]
-fn waits_leave_out_the_warm_up_but_not_the_longest() {
-    let calls = [call(0, 9), call(10, 30), call(20, 40), still_waiting(5, 100)];
-    let waits = waits(&calls, ms(10));
-    assert!(
-        (waits.p50 - 20.0).abs() < 0.1 && (waits.p99 - 20.0).abs() < 0.1,
-        "{waits:?}"
-    );
-    assert!(close(waits.max, 95.0));
+fn waits_are_those_of_a_full_line_and_of_the_forgotten() {
+    let settled = [call(10, 30), call(20, 40), call(30, 50)];
+    let first_and_last = [call(0, 9), still_waiting(95, 100)];
+    let forgotten = [still_waiting(5, 100)];
+    let all = [&settled[..], &first_and_last, &forgotten].concat();
+    // (calls, p50, p99, max)
+    let table = [
+        (&all[..3], 20.0, 20.0, 20.0),
+        (&all[..5], 20.0, 20.0, 20.0),
+        (&all[..], 20.0, 95.0, 95.0),
+        (&first_and_last[..], 0.0, 0.0, 9.0),
+    ];
+    for (calls, p50, p99, max) in table {
+        let waits = waits(calls, ms(10));
+        let near = |found: f64, expected: f64| (found - expected).abs() < 0.1;
+        assert!(
+            near(waits.p50, p50) && near(waits.p99, p99) && near(waits.max, max),
+            "{calls:?}: {waits:?}"
+        );
+    }
 }
 
 #[test]

@@ -60,6 +60,10 @@ impl Call {
     pub(crate) fn tokens(&self) -> u64 {
         self.tokens
     }
+
+    fn wait(&self) -> Duration {
+        self.left - self.arrived
+    }
 }
 
 // === impl Budget ===
@@ -163,19 +167,21 @@ pub(crate) fn empirical_burst(admissions: &[Call], budget: Budget, cost: CostOf)
     largest
 }
 
-/// The waits of those that were admitted after `warm_up`, when the line is as long as it will be. The longest one is
-/// that of all calls, also of those that were still waiting in the end.
+/// The waits of those that were admitted after `warm_up`, when the line is as long as it will be, and of those still
+/// waiting in the end who had waited longer than that. The longest one is that of all calls.
 pub(crate) fn waits(calls: &[Call], warm_up: Duration) -> Waits {
     let mut histogram = Histogram::<u64>::new(3).expect("three digits are possible");
-    for call in calls.iter().filter(|call| call.admitted && call.left >= warm_up) {
-        histogram += micros(call.left - call.arrived);
+    let counts = |call: &&Call| call.left >= warm_up && (call.admitted || call.wait() > warm_up);
+    for call in calls.iter().filter(counts) {
+        histogram += micros(call.wait());
     }
-    let longest = calls.iter().map(|call| call.left - call.arrived).max();
-    let quantile = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
+    let longest = micros(calls.iter().map(Call::wait).max().unwrap_or_default());
+    // The histogram rounds up.
+    let quantile = |quantile| histogram.value_at_quantile(quantile).min(longest) as f64 / 1e3;
     Waits {
         p50: quantile(0.5),
         p99: quantile(0.99),
-        max: micros(longest.unwrap_or_default()) as f64 / 1e3,
+        max: longest as f64 / 1e3,
     }
 }
 

@@ -6,7 +6,7 @@
 use crate::{
     figures::{Budget, Call, admissions, empirical_burst, envelope, overtakings, waits},
     limiters::{Limiter, PLENTY},
-    load::Load,
+    load::{CALLERS, Load},
 };
 use anyhow::Context;
 use plotters::{
@@ -40,6 +40,8 @@ const ALLOWED: RGBColor = RGBColor(225, 236, 246);
 const EDGE: RGBColor = RGBColor(130, 165, 198);
 const ADMITTED: RGBColor = RGBColor(16, 72, 124);
 const EXCESS: RGBColor = RGBColor(207, 17, 36);
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 struct Panel {
     limiter: Limiter,
@@ -92,10 +94,7 @@ fn rasterize(drawing: &str) -> anyhow::Result<Pixmap> {
     Ok(pixels)
 }
 
-fn draw_on<B>(root: &DrawingArea<B, Shift>, panels: &[Panel]) -> anyhow::Result<()>
-where
-    B: DrawingBackend<ErrorType: 'static>,
-{
+fn draw_on(root: &Area<'_>, panels: &[Panel]) -> anyhow::Result<()> {
     let Budget { rate, burst } = LOAD.requests;
     root.fill(&WHITE)?;
     let (title, below) = root.split_vertically(TITLE_HEIGHT);
@@ -106,7 +105,7 @@ where
         &format!("A limit of {rate} calls a second with a burst of {burst}"),
     )?;
     let story = format!(
-        "One call at 0 ms; from {} ms on, 64 callers that each make one call after the other.",
+        "One call at 0 ms; from {} ms on, {CALLERS} callers that each make one call after the other.",
         LOAD.quiet.as_millis()
     );
     write_on(&title, (24, 50), plain(16, FAINT), &story)?;
@@ -123,10 +122,7 @@ where
     Ok(())
 }
 
-fn draw_key<B>(cell: &DrawingArea<B, Shift>) -> anyhow::Result<()>
-where
-    B: DrawingBackend<ErrorType: 'static>,
-{
+fn draw_key(cell: &Area<'_>) -> anyhow::Result<()> {
     let lines = [
         (ADMITTED, "calls admitted"),
         (EXCESS, "more than the limit allows"),
@@ -157,10 +153,7 @@ where
 // === impl Panel ===
 
 impl Panel {
-    fn draw_on<B>(&self, cell: &DrawingArea<B, Shift>) -> anyhow::Result<()>
-    where
-        B: DrawingBackend<ErrorType: 'static>,
-    {
+    fn draw_on(&self, cell: &Area<'_>) -> anyhow::Result<()> {
         let (head, body) = cell.split_vertically(HEAD_HEIGHT);
         write_on(&head, (64, 18), bold(19), &self.title())?;
         let burst = empirical_burst(&self.admissions, LOAD.requests, Call::one);
@@ -295,15 +288,7 @@ fn bold(size: u32) -> TextStyle<'static> {
         .pos(middle)
 }
 
-fn write_on<B>(
-    area: &DrawingArea<B, Shift>,
-    at: (i32, i32),
-    style: TextStyle<'static>,
-    text: &str,
-) -> anyhow::Result<()>
-where
-    B: DrawingBackend<ErrorType: 'static>,
-{
+fn write_on(area: &Area<'_>, at: (i32, i32), style: TextStyle<'static>, text: &str) -> anyhow::Result<()> {
     area.draw(&Text::new(text.to_owned(), at, style))?;
     Ok(())
 }

@@ -53,17 +53,11 @@ impl Row {
             overtaken,
             ..
         } = self.figures;
-        print!(
-            "  {:<16} {achieved:>8.2} % {requests:>9.1}{} {:>8.1} {:>8.1} {:>8.1} {:>7.2} {cpu:>6.1} % {overtaken:>9.0}",
-            self.limiter,
-            self.bars
-                .as_ref()
-                .map_or(" ".repeat(10), |bars| format!(" <= {:<6.1}", bars.requests)),
-            waits.p50,
-            waits.p99,
-            waits.max,
-            waits.tail(),
-        );
+        let bound = self.bars.as_ref().map(|bars| format!("<= {:.1}", bars.requests));
+        let (limiter, bound, tail) = (self.limiter, bound.unwrap_or_default(), waits.tail());
+        print!("  {limiter:<16} {achieved:>8.2} % {requests:>9.1} {bound:<9} ");
+        print!("{:>8.1} {:>8.1} {:>8.1} {tail:>7.2} ", waits.p50, waits.p99, waits.max);
+        print!("{cpu:>6.1} % {overtaken:>9.0}");
         if let Some(bars) = &self.bars {
             if bars.missed.is_empty() {
                 print!("  ok");
