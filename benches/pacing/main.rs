@@ -11,8 +11,8 @@
 //!   of b never shows more than b. A caller can only note the time after it was woken, so what a thread is held up
 //!   between two notes is added.
 //! - **p50, p99**: waits of calls that were admitted once all callers had been in line (64 / rate), and of those that
-//!   were still waiting in the end, if for longer than that. First come, first served, all wait equally long. **max** is
-//!   the longest of all.
+//!   were still waiting in the end, if for longer than that. First come, first served, all wait equally long. **max**
+//!   is the longest of all.
 //! - **cpu**: processor time of the whole process in percent of one core.
 //! - **overtaken**: calls admitted while one that had arrived more than a millisecond earlier was still waiting, and
 //!   waited for more than a millisecond longer.
