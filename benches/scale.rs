@@ -14,7 +14,6 @@
 
 use allocation_counter::{AllocationInfo, measure};
 use clap::Parser;
-use cpu_time::ThreadTime;
 use http::{Request, Response};
 use std::{
     convert::Infallible,
@@ -680,4 +679,29 @@ fn main() {
     tables.iter().for_each(Table::print_verdicts);
     println!();
     tables.iter().for_each(Table::print_for_machines);
+}
+
+/// This thread's processor time.
+struct ThreadTime(Duration);
+
+impl ThreadTime {
+    #[cfg(unix)]
+    fn now() -> Self {
+        use rustix::time::{ClockId, clock_gettime};
+
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        let seconds = u64::try_from(time.tv_sec).expect("not negative");
+        let nanos = u32::try_from(time.tv_nsec).expect("below a second");
+        Self(Duration::new(seconds, nanos))
+    }
+
+    /// Not measured.
+    #[cfg(not(unix))]
+    fn now() -> Self {
+        Self(Duration::ZERO)
+    }
+
+    fn elapsed(&self) -> Duration {
+        Self::now().0 - self.0
+    }
 }

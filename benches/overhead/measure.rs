@@ -1,8 +1,11 @@
 //! The stopwatch: contenders in turns, nanoseconds and allocations a call.
 
 use crate::contenders::Contender;
-use std::{future::Future, hint::black_box, pin::Pin, time::Instant};
-use tokio::runtime::{Builder, Runtime};
+use std::{future::Future, hint::black_box, pin::Pin};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::Instant,
+};
 use tower::{Service, ServiceExt};
 
 /// Calls in one measurement.

@@ -131,7 +131,8 @@ pub struct StopReport {
 /// Dropping it cancels the call.
 #[must_use = "dropping it cancels the call"]
 pub struct ResponseFuture<B, R> {
-    call: Result<(queue::ResponseFuture<Request<B>, Response<R>>, EventHandle), Option<Error>>,
+    call: Result<queue::ResponseFuture<Request<B>, Response<R>>, Option<Error>>,
+    event: Option<EventHandle>,
 }
 
 // === impl Executor ===
@@ -344,7 +345,10 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
     }
 
     fn call(&mut self, req: Request<B>) -> Self::Future {
-        let refused = |error| ResponseFuture { call: Err(Some(error)) };
+        let refused = |error| ResponseFuture {
+            call: Err(Some(error)),
+            event: None,
+        };
         let queue = match self.shared.handle(&mut self.ready) {
             Ok(queue) => queue,
             Err(error) => return refused(error),
@@ -354,7 +358,8 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
         }
         let (event, response) = self.shared.call(queue, req);
         ResponseFuture {
-            call: Ok((response, event)),
+            call: Ok(response),
+            event: Some(event),
         }
     }
 }
@@ -522,8 +527,8 @@ impl<B: fmt::Debug> std::error::Error for TrySubmitError<B> {}
 impl<B, R> ResponseFuture<B, R> {
     /// The call's event; `None` if the call was refused at once.
     #[must_use]
-    pub fn event(&self) -> Option<&EventHandle> {
-        self.call.as_ref().ok().map(|(_, event)| event)
+    pub const fn event(&self) -> Option<&EventHandle> {
+        self.event.as_ref()
     }
 }
 
@@ -532,7 +537,7 @@ impl<B, R> Future for ResponseFuture<B, R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.call {
-            Ok((response, _)) => Pin::new(response).poll(cx).map_err(Error::new),
+            Ok(response) => Pin::new(response).poll(cx).map_err(Error::new),
             Err(error) => Poll::Ready(Err(error.take().expect("a future is not polled after it was ready"))),
         }
     }
