@@ -74,9 +74,9 @@
 //! No feature is on by default. The oldest Rust that works is named in `Cargo.toml`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-pub mod alone;
+mod alone;
 mod clock;
-mod concurrency;
+pub mod concurrency;
 pub mod error;
 pub mod event;
 pub mod executor;
