@@ -2,10 +2,10 @@
 //!
 //! To read the clock costs more than most of what is done with the reading. What a call goes through at one go (it is
 //! taken from the queue, gets its permit, is admitted, goes to the wire) happens at one moment, so one reading serves
-//! for all of it. [`shared`] opens such a moment, [`now`] reads the clock once in it.
+//! for all of it: [`shared`] opens such a moment, and [`now`] reads the clock once in it.
 //!
-//! A reading is never used after code of others has run: [`apart`] is around the client, [`around`] around whatever else
-//! a layer calls.
+//! Only our own code runs in a moment. Before a layer of ours calls or polls something that may be another's, it steps
+//! out with [`apart`]; what follows is another moment.
 
 use std::cell::Cell;
 use tokio::time::Instant;
@@ -61,35 +61,23 @@ impl Drop for Shared {
     }
 }
 
-/// Until it is dropped, code runs that may take its time: no reading from before is used after.
+/// Until it is dropped, others' code runs. It sees no moment, and what follows is a new one.
 #[must_use = "this is for what is done before it is dropped"]
-pub(crate) struct Others {
-    before: Moment,
-    are_apart: bool,
+pub(crate) struct Apart {
+    is_shared: bool,
 }
 
-/// For a layer's inner service, which belongs to this moment: its readings are used after.
 #[inline]
-pub(crate) fn around() -> Others {
-    Others {
-        before: MOMENT.get(),
-        are_apart: false,
+pub(crate) fn apart() -> Apart {
+    Apart {
+        is_shared: MOMENT.replace(Moment::Unshared) != Moment::Unshared,
     }
 }
 
-/// For code that is none of ours, and does not see this moment.
-#[inline]
-pub(crate) fn apart() -> Others {
-    Others {
-        before: MOMENT.replace(Moment::Unshared),
-        are_apart: true,
-    }
-}
-
-impl Drop for Others {
+impl Drop for Apart {
     #[inline]
     fn drop(&mut self) {
-        if self.before != Moment::Unshared && (self.are_apart || MOMENT.get() == self.before) {
+        if self.is_shared {
             MOMENT.set(Moment::Unread);
         }
     }
@@ -127,28 +115,8 @@ mod tests {
     }
 
     #[test]
-    fn a_reading_from_before_is_not_used_after() {
-        let _moment = shared();
-        let before = later();
-        let around_nothing = around();
-        assert_eq!(later(), before);
-        drop(around_nothing);
-        let after = later();
-        assert!(before < after);
-    }
-
-    #[test]
-    fn a_reading_from_within_is_used_after() {
-        let _moment = shared();
-        let layer = around();
-        let within = later();
-        drop(layer);
-        assert_eq!(later(), within);
-    }
-
-    #[test]
     fn outside_nothing_is_shared() {
-        let (_around, _apart) = (around(), apart());
+        let _apart = apart();
         assert!(later() < later());
     }
 }

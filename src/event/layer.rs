@@ -9,7 +9,7 @@ use super::{
     state::Outcome,
 };
 use crate::{
-    clock::{self, Others},
+    clock::{self, Apart},
     error::BoxError,
 };
 use pin_project_lite::pin_project;
@@ -29,6 +29,8 @@ pub struct EventLayer<D = Http> {
     stage: Stage,
     describe: D,
     events: Option<Events>,
+    /// Down to the next event layer all is ours: see [`clock`].
+    is_above_ours: bool,
 }
 
 /// A service whose calls are recorded. See the [module docs](super).
@@ -62,6 +64,7 @@ struct Record {
     attempt: Option<usize>,
     /// Whether this layer writes the outcome.
     ends: bool,
+    is_above_ours: bool,
 }
 
 // === impl EventLayer ===
@@ -91,6 +94,7 @@ impl EventLayer {
             stage,
             describe: Http::default(),
             events: None,
+            is_above_ours: false,
         }
     }
 }
@@ -103,6 +107,7 @@ impl<D> EventLayer<D> {
             stage: self.stage,
             describe,
             events: self.events,
+            is_above_ours: self.is_above_ours,
         }
     }
 
@@ -110,6 +115,12 @@ impl<D> EventLayer<D> {
     #[must_use]
     pub fn report_to(mut self, events: &Events) -> Self {
         self.events = Some(events.clone());
+        self
+    }
+
+    /// Down to the next event layer there are only layers of ours, so that what they do can share its moments.
+    pub(crate) const fn above_ours(mut self, is_above_ours: bool) -> Self {
+        self.is_above_ours = is_above_ours;
         self
     }
 }
@@ -146,6 +157,7 @@ where
             stage,
             describe,
             events,
+            is_above_ours,
         } = &self.layer;
         let _moment = clock::shared();
         let joined = join(*stage);
@@ -166,6 +178,7 @@ where
             scope: Scope::new(writer, span),
             attempt,
             ends: opens || *stage == Stage::Processing,
+            is_above_ours: *is_above_ours,
         };
         let describe = describe.clone();
         ResponseFuture {
@@ -246,15 +259,11 @@ impl Record {
         self.scope.event()
     }
 
-    /// For calling or polling what is inside: others' code, from the layer around the client on.
+    /// For calling or polling what is inside.
     #[inline]
-    fn enter(&mut self) -> (Entered<'_>, Others) {
-        let others = if self.attempt.is_some() {
-            clock::apart()
-        } else {
-            clock::around()
-        };
-        (self.scope.enter(), others)
+    fn enter(&mut self) -> (Entered<'_>, Option<Apart>) {
+        let apart = (!self.is_above_ours).then(clock::apart);
+        (self.scope.enter(), apart)
     }
 
     /// Writes what came back: to the attempt, and, if that is this layer's, to the call.

@@ -49,7 +49,7 @@ pub(crate) struct Scope {
 /// Dropped, the event and the span that were current before are so again.
 #[must_use = "the scope is left when this is dropped"]
 pub(crate) struct Entered<'a> {
-    outer: Place,
+    outer: Here,
     /// Where the event came from, and the one it is for now; `None` if it was current already.
     swapped: Option<(&'a mut Option<Writer>, Option<Writer>)>,
     _span: Option<tracing::span::Entered<'a>>,
@@ -65,22 +65,22 @@ impl Drop for Entered<'_> {
     }
 }
 
-/// A place in a stack: in which call, and how far in.
+/// Where in a stack the thread is: in which call, and how far in.
 #[derive(Clone, Copy)]
-struct Place {
+struct Here {
     /// The address of the call's event, which is alive as long as it is current. Zero: no call.
     event: usize,
     stage: Stage,
 }
 
-const NOWHERE: Place = Place {
+const NOWHERE: Here = Here {
     event: 0,
     stage: Stage::Calling,
 };
 
 thread_local! {
     static CURRENT: Cell<Option<Writer>> = const { Cell::new(None) };
-    static HERE: Cell<Place> = const { Cell::new(NOWHERE) };
+    static HERE: Cell<Here> = const { Cell::new(NOWHERE) };
 }
 
 /// The event of the call that is being made or polled right now, if there is one.
@@ -100,6 +100,10 @@ fn with_current<T>(look: impl FnOnce(&Writer) -> T) -> Option<T> {
         current.set(writer);
         seen
     })
+}
+
+fn current_span() -> Option<Box<Span>> {
+    Some(Span::current()).filter(|span| !span.is_disabled()).map(Box::new)
 }
 
 impl EventHandle {
@@ -134,11 +138,15 @@ impl Scope {
     /// The event and the span that are current here.
     #[inline]
     pub(crate) fn capture() -> Self {
-        let span = Span::current();
         Self {
             event: with_current(|writer| writer.at(HERE.get().stage)),
-            span: (!span.is_disabled()).then(|| Box::new(span)),
+            span: current_span(),
         }
+    }
+
+    /// The same, with an event that has just been opened and its span, if that is recorded.
+    pub(crate) fn capture_with(event: Writer, span: Option<Box<Span>>) -> Self {
+        Self::new(event, span.or_else(current_span))
     }
 
     /// The event; `None` while it is the current one.
@@ -149,8 +157,10 @@ impl Scope {
     /// Makes event and span current, until this is dropped.
     #[inline]
     pub(crate) fn enter(&mut self) -> Entered<'_> {
+        // First, because others' code runs here.
+        let span = self.span.as_ref().map(|span| span.enter());
         let here = match &self.event {
-            Some(writer) => Place {
+            Some(writer) => Here {
                 event: writer.address(),
                 stage: writer.stage(),
             },
@@ -165,7 +175,7 @@ impl Scope {
         Entered {
             outer,
             swapped,
-            _span: self.span.as_ref().map(|span| span.enter()),
+            _span: span,
         }
     }
 

@@ -278,17 +278,20 @@ impl State {
     }
 
     fn updated(&self) -> Instant {
-        let last = self.last_try();
+        let rest = self.rest.as_deref();
+        let tries = self.first_try.iter().chain(rest.iter().flat_map(|rest| &rest.tries));
         let times = [
             self.queued,
             self.processing,
             self.calling,
             self.completed,
-            last.map(|last| last.started),
-            last.and_then(|last| last.ended),
-            self.rest.as_ref().and_then(|rest| rest.touched),
+            rest.and_then(|rest| rest.touched),
         ];
-        times.into_iter().flatten().fold(self.opened, Instant::max)
+        times
+            .into_iter()
+            .chain(tries.flat_map(|attempt| [Some(attempt.started), attempt.ended]))
+            .flatten()
+            .fold(self.opened, Instant::max)
     }
 
     fn last_try(&self) -> Option<&Try> {

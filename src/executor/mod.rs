@@ -223,7 +223,8 @@ impl<B, R> Executor<B, R> {
     /// # Errors
     ///
     /// As [`submit`](Self::submit). If the queue is full or closed, the error is [`Refused`](TrySubmitError::Refused)
-    /// and has the request in it. A call that is refused leaves no event.
+    /// and has the request in it. A call that is refused leaves no event, unless the executor is stopped at this very moment:
+    /// then it ends as CANCELLED.
     #[allow(clippy::result_large_err, reason = "it hands the request back")]
     pub fn try_submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
         let mut queue = self.shared.queue()?;
@@ -439,7 +440,7 @@ impl<B, R> Shared<B, R> {
     fn open(&self, request: &Request<B>) -> (EventHandle, Scope) {
         let describe = |details: &mut RequestDetails| self.describe.request(request, details);
         let (writer, span) = Writer::open(describe, Some(self.monitor.events().clone()), Stage::Queued);
-        (writer.handle(), Scope::new(writer, span))
+        (writer.handle(), Scope::capture_with(writer, span))
     }
 
     fn abort(&self) {

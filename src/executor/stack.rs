@@ -32,7 +32,8 @@ use crate::{
     rate::{RateLimit, RateLimitLayer, RateLimiter, RequestCost},
 };
 use http::{Request, Response};
-use tower::ServiceBuilder;
+use std::any::TypeId;
+use tower::{ServiceBuilder, layer::util::Identity};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -57,7 +58,7 @@ impl<L, D, K> Stack<L, D, K> {
     where
         C: Service<Request<B>, Response = Response<R>>,
         C::Error: Into<BoxError> + 'static,
-        L: Layer<Limited<C, D, K>>,
+        L: Layer<Limited<C, D, K>> + 'static,
         L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
         D: Describe<Request<B>, Response<R>> + Clone,
         K: RequestCost<Request<B>> + Clone,
@@ -70,7 +71,11 @@ impl<L, D, K> Stack<L, D, K> {
             // Bounded, so that callers feel the limits; and its workers drive the calls, whether or not somebody waits.
             .layer(QueueLayer::new(self.queue_capacity)?.workers(self.workers)?)
             // Below the queue: so the outcome is written even if the caller never looks.
-            .layer(EventLayer::processing().describe(self.describe.clone()))
+            .layer(
+                EventLayer::processing()
+                    .describe(self.describe.clone())
+                    .above_ours(TypeId::of::<L>() == TypeId::of::<Identity>()),
+            )
             // Yours. A retry belongs here, so that every attempt takes its own permit and pays its own rate.
             .layer(&self.layer)
             // Outside the rate: the budget is taken last, next to the wire. The other way round, calls that have paid

@@ -13,11 +13,11 @@ pub(super) struct Baton<S> {
 
 struct Rest<S> {
     service: Option<S>,
-    /// Those who come next, in order.
+    /// Those who wait, in order.
     waiting: VecDeque<Waker>,
 }
 
-/// The service, in hand. Dropped, it goes to the next.
+/// The service, in hand. Dropped, it is laid down, and the next who waits is told.
 pub(super) struct InHand<S> {
     service: Option<S>,
     baton: Baton<S>,

@@ -219,10 +219,8 @@ impl<Req, Res> Queue<Req, Res> {
             Ok(slot) => Ok(ResponseFuture {
                 state: State::Accepted { slot },
             }),
-            Err(scope) => {
-                scope.cancel();
-                Err(Refused::closed(req.expect("it was refused")))
-            }
+            // Who was refused may try elsewhere: the scope is dropped, not cancelled.
+            Err(_) => Err(Refused::closed(req.expect("it was refused"))),
         }
     }
 

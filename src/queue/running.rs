@@ -18,15 +18,18 @@ use std::{
 /// The default of an `F` is an empty one: no call sits there. Empty is also what it is when it is done.
 pub(super) struct Running<F> {
     seats: Vec<Seat<F>>,
-    /// Those without a call.
+    /// Those without a call: first those without room, which are used last.
     free: Vec<usize>,
+    /// How many of the free ones have room.
+    roomy: usize,
     desk: Arc<Desk>,
     /// Seats that have rung and are being served.
     serving: Vec<usize>,
 }
 
 struct Seat<F> {
-    call: Pin<Box<F>>,
+    /// An empty one, or none, if the seat is not taken.
+    call: Option<Pin<Box<F>>>,
     is_taken: bool,
     bell: Arc<Bell>,
     waker: Waker,
@@ -50,7 +53,7 @@ struct Bell {
     rung: AtomicBool,
 }
 
-/// So many free seats are kept for calls to come, beside as many as are taken.
+/// So many free seats keep their room for calls to come, beside as many as there are calls.
 const SPARE: usize = 64;
 
 impl<F: Future<Output = ()> + Default> Running<F> {
@@ -58,6 +61,7 @@ impl<F: Future<Output = ()> + Default> Running<F> {
         Self {
             seats: Vec::new(),
             free: Vec::new(),
+            roomy: 0,
             desk: Arc::new(Desk { rung: Mutex::default() }),
             serving: Vec::new(),
         }
@@ -67,12 +71,17 @@ impl<F: Future<Output = ()> + Default> Running<F> {
         self.free.len() == self.seats.len()
     }
 
-    /// Takes a seat for a call, which `begin` makes there and polls for the first time.
-    #[inline]
-    pub(super) fn start(&mut self, begin: impl FnOnce(Pin<&mut F>, &mut Context<'_>) -> Poll<()>) {
+    /// Takes a seat for a call, which `make` makes there; `None` if it is over at once. To be [served](Self::serve) next.
+    pub(super) fn seat(&mut self, make: impl FnOnce(Pin<&mut F>) -> Poll<()>) -> Option<usize> {
         let at = self.free.pop().unwrap_or_else(|| self.add_seat());
+        self.roomy = self.roomy.saturating_sub(1);
+        let call = self.seats[at].call.get_or_insert_with(|| Box::pin(F::default()));
+        if make(call.as_mut()).is_ready() {
+            self.leave(at);
+            return None;
+        }
         self.seats[at].is_taken = true;
-        self.serve(at, begin);
+        Some(at)
     }
 
     /// Polls the calls that were woken. The worker is woken when there are more.
@@ -91,24 +100,43 @@ impl<F: Future<Output = ()> + Default> Running<F> {
         drop(before);
         let mut serving = mem::take(&mut self.serving);
         for at in serving.drain(..) {
-            self.serve(at, F::poll);
+            self.serve(at);
         }
         self.serving = serving;
     }
 
+    /// Polls the call in this seat, if there is one: bells can ring late.
     #[inline]
-    fn serve(&mut self, at: usize, poll: impl FnOnce(Pin<&mut F>, &mut Context<'_>) -> Poll<()>) {
-        // Both may be gone: bells can ring late.
+    pub(super) fn serve(&mut self, at: usize) {
         let Some(seat) = self.seats.get_mut(at) else { return };
-        // Before the poll: from now on it may ring again.
-        seat.bell.rung.store(false, Ordering::Release);
-        if !seat.is_taken {
+        // Before the poll, and not a mere store: what the poll reads must not be older than a bell that was not heard.
+        seat.bell.rung.swap(false, Ordering::AcqRel);
+        let Some(call) = seat.call.as_mut().filter(|_| seat.is_taken) else {
             return;
-        }
-        if poll(seat.call.as_mut(), &mut Context::from_waker(&seat.waker)).is_ready() {
+        };
+        if call.as_mut().poll(&mut Context::from_waker(&seat.waker)).is_ready() {
             seat.is_taken = false;
-            self.free.push(at);
-            self.shrink();
+            self.leave(at);
+        }
+    }
+
+    /// The seat is free for another call. After a rush, its room is given back.
+    fn leave(&mut self, at: usize) {
+        self.free.push(at);
+        self.roomy += 1;
+        let taken = self.seats.len() - self.free.len();
+        while self.roomy > SPARE + taken {
+            let oldest = self.free[self.free.len() - self.roomy];
+            self.seats[oldest].call = None;
+            self.roomy -= 1;
+        }
+        if taken == 0 && self.seats.len() > SPARE {
+            // Only when nobody sits: the others' bells know their seat by its number.
+            self.seats.truncate(SPARE);
+            self.seats.shrink_to_fit();
+            self.free.retain(|at| *at < SPARE);
+            self.free.shrink_to_fit();
+            self.roomy = self.seats.iter().filter(|seat| seat.call.is_some()).count();
         }
     }
 
@@ -120,21 +148,12 @@ impl<F: Future<Output = ()> + Default> Running<F> {
             rung: AtomicBool::new(false),
         });
         self.seats.push(Seat {
-            call: Box::pin(F::default()),
+            call: None,
             is_taken: false,
             waker: Waker::from(bell.clone()),
             bell,
         });
         seat
-    }
-
-    /// After a rush, gives back what it took. Only when nobody sits: the others' bells know their seat by its number.
-    fn shrink(&mut self) {
-        if self.seats.len() > SPARE && self.is_empty() {
-            self.seats.truncate(SPARE);
-            self.free.clear();
-            self.free.extend(0..SPARE);
-        }
     }
 }
 
@@ -161,5 +180,86 @@ impl Wake for Bell {
         if let Some(worker) = worker {
             worker.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{hint, sync::atomic::AtomicU64, thread};
+
+    #[repr(align(128))]
+    #[derive(Default)]
+    struct Alone(AtomicU64);
+
+    #[derive(Default)]
+    struct Shared {
+        said: Alone,
+        heard: Alone,
+        is_over: AtomicBool,
+        waker: Mutex<Option<Waker>>,
+    }
+
+    /// Says what it last heard. Like most futures that are polled again, it only reads.
+    #[derive(Default)]
+    struct Listener(Option<Arc<Shared>>);
+
+    impl Future for Listener {
+        type Output = ();
+
+        fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+            if let Some(shared) = &self.0 {
+                let said = shared.said.0.load(Ordering::Acquire);
+                if shared.heard.0.swap(said, Ordering::Release) == 0 {
+                    *shared.waker.lock().unwrap() = Some(cx.waker().clone());
+                }
+            }
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn a_bell_that_rings_while_its_seat_is_served_is_heard() {
+        let shared = Arc::new(Shared::default());
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let mut running = Running::<Listener>::new();
+                let seat = running.seat(|mut call| {
+                    call.set(Listener(Some(shared.clone())));
+                    Poll::Pending
+                });
+                running.serve(seat.unwrap());
+                let cx = Context::from_waker(Waker::noop());
+                while !shared.is_over.load(Ordering::Relaxed) {
+                    running.poll(&cx);
+                }
+            }
+        });
+        let waker = loop {
+            if let Some(waker) = shared.waker.lock().unwrap().take() {
+                break waker;
+            }
+            thread::yield_now();
+        };
+        for round in 1..=20_000_u64 {
+            // Rung before there is anything to hear, so that the second ring comes while the seat is served.
+            waker.wake_by_ref();
+            (0..round * 7_919 % 300).for_each(|step| {
+                hint::black_box(step);
+            });
+            shared.said.0.store(round, Ordering::Release);
+            waker.wake_by_ref();
+            let mut spins = 0_u64;
+            while shared.heard.0.load(Ordering::Acquire) != round {
+                spins += 1;
+                assert!(spins < 1_000_000_000, "round {round} was not heard");
+                if spins.is_multiple_of(1_000) {
+                    thread::yield_now();
+                }
+            }
+        }
+        shared.is_over.store(true, Ordering::Relaxed);
+        worker.join().unwrap();
     }
 }

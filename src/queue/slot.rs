@@ -18,6 +18,7 @@ use std::{
 /// Shared by the caller's future, the backlog and the worker.
 pub(super) struct Slot<Req, Res> {
     backlog: Arc<Backlog<Req, Res>>,
+    /// The stage is Done because of that: to be told without the lock.
     cancelled: AtomicBool,
     state: Mutex<State<Req, Res>>,
 }

@@ -13,7 +13,6 @@ use super::{
     slot::Slot,
 };
 use crate::{
-    clock,
     error::{BoxError, Panicked},
     event::Scope,
 };
@@ -69,6 +68,16 @@ where
     at_work: AtWork<Req, S::Response>,
 }
 
+/// What a worker goes on with.
+enum Next {
+    /// The call in this seat, which has been made.
+    Call(usize),
+    /// A call that was cancelled, or could not be made.
+    Nothing,
+    /// There will be no more.
+    End,
+}
+
 /// So many calls are begun before the worker lets other tasks run.
 const AT_A_STRETCH: usize = 128;
 
@@ -80,49 +89,50 @@ where
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..AT_A_STRETCH {
             self.running.poll(cx);
-            match self.poll_begin(cx) {
-                Poll::Ready(Some(())) => {}
-                Poll::Ready(None) if self.running.is_empty() => return Poll::Ready(()),
-                Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+            match self.poll_next(cx) {
+                Poll::Ready(Next::Call(seat)) => self.running.serve(seat),
+                Poll::Ready(Next::Nothing) => {}
+                Poll::Ready(Next::End) if self.running.is_empty() => return Poll::Ready(()),
+                Poll::Ready(Next::End) | Poll::Pending => return Poll::Pending,
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Waits for the turn, a call, and the service to be ready for it, and begins the call. `None` when there will be
-    /// no more.
-    fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<Option<()>> {
+    /// Waits for the turn, a call, and the service to be ready for it, and makes the call. Its first poll is for when
+    /// the service has been passed on: it may compute.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         let mut in_hand = match self.in_hand.take() {
             Some(in_hand) => in_hand,
             None => ready!(self.baton.poll_take(cx)),
         };
-        let begun = self.poll_begin_with(in_hand.service(), cx);
+        let next = self.poll_make(in_hand.service(), cx);
         // Who waits keeps the turn; so does who is alone.
-        if begun.is_pending() || self.is_alone {
+        if next.is_pending() || self.is_alone {
             self.in_hand = Some(in_hand);
         }
-        begun
+        next
     }
 
-    fn poll_begin_with(&mut self, service: &mut S, cx: &mut Context<'_>) -> Poll<Option<()>> {
+    fn poll_make(&mut self, service: &mut S, cx: &mut Context<'_>) -> Poll<Next> {
         let taken = match self.taken.take() {
             Some(taken) => taken,
             None => match ready!(self.at_work.0.poll_next(cx)) {
                 Some(slot) => Taken(Some(slot)),
-                None => return Poll::Ready(None),
+                None => return Poll::Ready(Next::End),
             },
         };
         // Not asked to be ready for a call that is not wanted any more.
         if !taken.call().is_wanted() {
-            return Poll::Ready(Some(()));
+            return Poll::Ready(Next::Nothing);
         }
-        let ready = match guarded(|| service.poll_ready(cx)) {
-            Ok(Poll::Ready(ready)) => ready.map_err(Into::into),
+        let ready = match guarded(|| service.poll_ready(cx).map_err(Into::into)) {
+            Ok(Poll::Ready(ready)) => ready,
             Ok(Poll::Pending) => {
                 // If it was cancelled meanwhile, its waker is not there to say so.
                 if !taken.call().poll_wanted(cx) {
-                    return Poll::Ready(Some(()));
+                    return Poll::Ready(Next::Nothing);
                 }
                 self.taken = Some(taken);
                 return Poll::Pending;
@@ -130,10 +140,8 @@ where
             Err(panic) => Err(panic),
         };
         let slot = taken.begin();
-        // From here to the wire, or to where it has to wait, the call goes at one go.
-        let _moment = clock::shared();
-        self.running.start(|drive, cx| drive.begin(slot, ready, service, cx));
-        Poll::Ready(Some(()))
+        let seat = self.running.seat(|drive| drive.make(slot, ready, service));
+        Poll::Ready(seat.map_or(Next::Nothing, Next::Call))
     }
 }
 
@@ -196,18 +204,21 @@ impl<Req, Res> Driven<Req, Res> {
     fn end(self, result: Option<Result<Res, BoxError>>) {
         let Self { scope, in_flight } = self;
         let slot = in_flight.leave();
-        // With the slot may go a response that nobody waits for. What it does when it is dropped is its own affair.
-        let _ = guarded(move || match result {
+        // With the slot may go a response that nobody waits for, and with the scope a span. What they do when they are
+        // dropped is their own affair.
+        match result {
             Some(result) => {
-                // First: whoever hears of the result is the last to know the event, and frees it where it was made.
-                drop(scope);
-                slot.finish(result);
+                // First the scope: whoever hears of the result is the last to know the event, and frees it where it was
+                // made.
+                let _ = guarded(move || drop(scope));
+                let _ = guarded(move || slot.finish(result));
             }
             None => {
-                scope.cancel();
-                slot.cancel();
+                let _ = guarded(|| scope.cancel());
+                let _ = guarded(move || slot.cancel());
+                let _ = guarded(move || drop(scope));
             }
-        });
+        }
     }
 }
 
@@ -226,14 +237,12 @@ where
     F: Future<Output = Result<Res, E>>,
     E: Into<BoxError>,
 {
-    /// Makes the call, if it is still wanted, and polls it for the first time.
-    #[inline]
-    fn begin<S>(
+    /// Makes the call, if it is still wanted. Ready if it is over already.
+    fn make<S>(
         mut self: Pin<&mut Self>,
         slot: Arc<Slot<Req, Res>>,
         ready: Result<(), BoxError>,
         service: &mut S,
-        cx: &mut Context<'_>,
     ) -> Poll<()>
     where
         S: Service<Req, Future = F>,
@@ -247,47 +256,28 @@ where
             scope,
             in_flight: InFlight::enter(slot),
         });
-        let polled = match ready {
+        let made = match ready {
             Ok(()) => guarded(|| {
                 let _entered = call.scope.enter();
                 this.future.set(Some(service.call(req)));
-                this.future.as_mut().as_pin_mut().map(|future| future.poll(cx))
             }),
             Err(error) => {
                 let _ = guarded(|| drop(req));
                 Err(error)
             }
         };
-        self.come_back(polled, cx)
-    }
-
-    fn come_back(
-        self: Pin<&mut Self>,
-        polled: Result<Option<Poll<Result<Res, E>>>, BoxError>,
-        cx: &Context<'_>,
-    ) -> Poll<()> {
-        let mut this = self.project();
-        let Some(call) = this.call.as_mut() else {
-            return Poll::Ready(());
-        };
-        let result = match polled {
-            Ok(Some(Poll::Pending)) => {
-                // A call keeps its seat, and so its waker: once is enough.
-                if *this.is_watched || call.in_flight.call().poll_wanted(cx) {
-                    *this.is_watched = true;
-                    return Poll::Pending;
-                }
-                None
-            }
-            Ok(Some(Poll::Ready(result))) => Some(result.map_err(Into::into)),
-            Ok(None) => None,
-            // It panicked, or could not be made.
+        match made {
+            Ok(()) => Poll::Pending,
             Err(error) => {
                 call.scope.fail(&error);
-                Some(Err(error))
+                self.conclude(Some(Err(error)))
             }
-        };
-        // The call is gone, and its permit is free, before anybody hears what came of it.
+        }
+    }
+
+    /// The call is gone, and its permit is free, before anybody hears what came of it.
+    fn conclude(self: Pin<&mut Self>, result: Option<Result<Res, BoxError>>) -> Poll<()> {
+        let mut this = self.project();
         let _ = guarded(|| this.future.set(None));
         if let Some(call) = this.call.take() {
             call.end(result);
@@ -305,17 +295,31 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.as_mut().project();
-        let Some(call) = this.call.as_mut() else {
+        let (Some(future), Some(call)) = (this.future.as_mut().as_pin_mut(), this.call.as_mut()) else {
             return Poll::Ready(());
         };
-        let polled = if call.in_flight.call().is_wanted() {
-            guarded(|| {
-                let _entered = call.scope.enter();
-                this.future.as_mut().as_pin_mut().map(|future| future.poll(cx))
-            })
-        } else {
-            Ok(None)
+        if !call.in_flight.call().is_wanted() {
+            return self.conclude(None);
+        }
+        let polled = guarded(|| {
+            let _entered = call.scope.enter();
+            future.poll(cx).map_err(Into::into)
+        });
+        let result = match polled {
+            Ok(Poll::Ready(result)) => result,
+            Ok(Poll::Pending) => {
+                // A call keeps its seat, and so its waker: once is enough.
+                if *this.is_watched || call.in_flight.call().poll_wanted(cx) {
+                    *this.is_watched = true;
+                    return Poll::Pending;
+                }
+                return self.conclude(None);
+            }
+            Err(panic) => {
+                call.scope.fail(&panic);
+                Err(panic)
+            }
         };
-        self.come_back(polled, cx)
+        self.conclude(Some(result))
     }
 }

@@ -71,8 +71,8 @@ impl Bucket {
     /// Lets `elapsed` nanoseconds pass.
     pub(super) fn advance(&mut self, elapsed: u64) {
         let gained = u128::from(elapsed) * u128::from(self.size.fill);
-        // Exact: the balance is between -2^126 and the capacity.
-        let room = (self.size.capacity - self.balance).cast_unsigned();
+        // The balance is never above the capacity.
+        let room = self.size.capacity.abs_diff(self.balance);
         self.balance = if gained < room {
             self.balance + gained.cast_signed()
         } else {

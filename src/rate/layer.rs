@@ -177,18 +177,14 @@ where
                     ready,
                     req,
                 } => {
-                    if let Err(never) = ready!(admission.poll(*cost, cx)) {
+                    if let Err(never) = ready!(admission.poll(*cost, clock::now(), cx)) {
                         return Poll::Ready(Err(never.into()));
                     }
                     let req = req.take().expect("a future is not polled after it was ready");
-                    let _around = clock::around();
                     let future = ready.call(req);
                     this.state.set(State::Calling { future });
                 }
-                StateProj::Calling { future } => {
-                    let _around = clock::around();
-                    return future.poll(cx).map_err(Into::into);
-                }
+                StateProj::Calling { future } => return future.poll(cx).map_err(Into::into),
             }
         }
     }

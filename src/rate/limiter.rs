@@ -5,7 +5,6 @@ use super::{
     rate::{Budget, Cost, Limits},
 };
 use crate::{
-    clock,
     error::{CostExceedsBurst, InvalidConfig},
     line::{Clock, Gate, Line, Opens, Ticket, nanos_between},
 };
@@ -179,7 +178,7 @@ impl RateLimiter {
     /// Dropped while it waits, it loses its place in line and has taken nothing.
     pub async fn acquire(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
         let mut admission = self.admission();
-        poll_fn(|cx| admission.poll(cost, cx)).await
+        poll_fn(|cx| admission.poll(cost, Instant::now(), cx)).await
     }
 
     /// Like [`acquire`](Self::acquire), for a cost that is only estimated.
@@ -372,9 +371,13 @@ impl fmt::Debug for Estimate {
 // === impl Admission ===
 
 impl Admission {
-    pub(super) fn poll(&mut self, cost: Cost, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
-        self.ticket
-            .poll_pass_at(&Ask { cost, estimate: false }, cx, clock::now())
+    pub(super) fn poll(
+        &mut self,
+        cost: Cost,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), CostExceedsBurst>> {
+        self.ticket.poll_pass_at(&Ask { cost, estimate: false }, cx, now)
     }
 }
 

@@ -1,0 +1,317 @@
+//! Corners: what stands between the layers, what others' code may do there, and what is given back afterwards.
+
+use http::{Request, Response};
+use std::{
+    error::Error,
+    future::{Future, pending},
+    hint::black_box,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::{self, sleep},
+    time::Duration,
+};
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    task::{block_in_place, yield_now},
+    time,
+};
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_outbound::{
+    Concurrency, ConcurrencyLimitLayer, Cost, EventLayer, Executor, Limits, QueueLayer, Rate, RateLimiter,
+    event::Nothing,
+};
+
+const MS: Duration = Duration::from_millis(1);
+
+type Client = tower::util::BoxCloneService<(), (), BoxError>;
+
+fn client() -> Client {
+    Client::new(service_fn(async |(): ()| Ok(())))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn two_workers_compute_two_calls_side_by_side() -> Result<(), BoxError> {
+    let met = Arc::new((Mutex::new(0), Condvar::new()));
+    let meets = service_fn(move |(): ()| {
+        let met = met.clone();
+        async move {
+            // In its first poll, and without an await.
+            let mut here = met.0.lock().unwrap();
+            *here += 1;
+            met.1.notify_all();
+            let (here, _) = met.1.wait_timeout_while(here, 5_000 * MS, |here| *here < 2).unwrap();
+            Ok::<_, BoxError>(*here)
+        }
+    });
+    let queue = ServiceBuilder::new()
+        .layer(QueueLayer::new(4)?.workers(2)?)
+        .service(meets);
+    let (first, second) = tokio::try_join!(queue.clone().oneshot(()), queue.clone().oneshot(()))?;
+    assert_eq!((first, second), (2, 2));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_client_may_block_on_a_limiter_of_its_own() -> Result<(), BoxError> {
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(20).burst(1)))?;
+    let polls = Arc::new(AtomicUsize::new(0));
+    let blocks = {
+        let polls = polls.clone();
+        service_fn(move |(): ()| {
+            let (limiter, polls) = (limiter.clone(), polls.clone());
+            async move {
+                block_in_place(|| {
+                    Handle::current().block_on(async {
+                        for _ in 0..2 {
+                            let mut turn = Box::pin(limiter.acquire(Cost::request()));
+                            std::future::poll_fn(|cx| {
+                                polls.fetch_add(1, Ordering::Relaxed);
+                                turn.as_mut().poll(cx)
+                            })
+                            .await?;
+                        }
+                        Ok::<_, BoxError>(())
+                    })
+                })
+            }
+        })
+    };
+    let queue = ServiceBuilder::new().layer(QueueLayer::new(4)?).service(blocks);
+    time::timeout(5_000 * MS, queue.oneshot(())).await??;
+    assert!(polls.load(Ordering::Relaxed) < 10, "it waits, and does not spin");
+    Ok(())
+}
+
+#[tokio::test]
+async fn times_tell_what_a_layer_of_ones_own_takes() -> Result<(), BoxError> {
+    let calling = EventLayer::calling().describe(Nothing).layer(client());
+    let twice = service_fn(move |(): ()| {
+        let (mut first, mut second) = (calling.clone(), calling.clone());
+        async move {
+            sleep(20 * MS);
+            first.call(()).await?;
+            sleep(20 * MS);
+            second.call(()).await?;
+            sleep(20 * MS);
+            Ok::<_, BoxError>(())
+        }
+    });
+    let call = EventLayer::processing().describe(Nothing).layer(twice).call(());
+    let event = call.event();
+    call.await?;
+
+    let told = event.snapshot();
+    let [first, second] = &told.attempts[..] else {
+        panic!("two attempts")
+    };
+    let least = |earlier: Option<_>, later: Option<std::time::SystemTime>| {
+        let between = later.unwrap().duration_since(earlier.unwrap()).unwrap();
+        assert!(between >= 20 * MS, "{between:?}");
+    };
+    least(told.processing_started_at, told.call_started_at);
+    least(first.ended_at, Some(second.started_at));
+    least(second.ended_at, told.completed_at);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_callers_span_follows_also_if_the_events_own_is_filtered_out() -> Result<(), Box<dyn Error>> {
+    use tracing::Instrument;
+    use tracing_subscriber::{
+        filter::{LevelFilter, Targets},
+        layer::SubscriberExt,
+    };
+    let filter = Targets::new()
+        .with_default(LevelFilter::INFO)
+        .with_target("tower_outbound", LevelFilter::OFF);
+    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(filter));
+    let executor = Executor::builder().build(service_fn(async |_: Request<()>| {
+        let span = tracing::Span::current().metadata().map(|metadata| metadata.name());
+        Ok::<_, BoxError>(Response::new(span))
+    }))?;
+    executor.start()?;
+    let call = executor.submit(Request::get("http://localhost/").body(())?);
+    let call = call.instrument(tracing::info_span!("caller")).await?;
+    assert_eq!(*call.await?.body(), Some("caller"));
+    Ok(())
+}
+
+#[test]
+fn a_span_that_panics_when_it_closes_hangs_nobody() {
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+    struct Panics;
+    impl<S: tracing::Subscriber> Layer<S> for Panics {
+        fn on_close(&self, _: tracing::span::Id, _: Context<'_, S>) {
+            assert!(
+                thread::current().name() != Some("worker") || thread::panicking(),
+                "closed"
+            );
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("worker")
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut queue = ServiceBuilder::new()
+            .layer(QueueLayer::new(4).unwrap())
+            .service(client());
+        let dispatch = tracing::Dispatch::new(tracing_subscriber::registry().with(Panics));
+        let response = tracing::dispatcher::with_default(&dispatch, || {
+            let _entered = tracing::info_span!("caller").entered();
+            queue.call(())
+        });
+        time::timeout(5_000 * MS, response).await.expect("an answer").unwrap();
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_ends_after_a_later_one_is_a_change_too() {
+    let waits = service_fn(async |seconds: u64| {
+        time::sleep(Duration::from_secs(seconds)).await;
+        Ok::<_, BoxError>(())
+    });
+    let calling = EventLayer::calling().describe(Nothing).layer(waits);
+    let both = service_fn(move |(): ()| {
+        let (mut first, mut second) = (calling.clone(), calling.clone());
+        async move {
+            let _ = tokio::join!(first.call(2), second.call(1));
+            pending::<Result<(), BoxError>>().await
+        }
+    });
+    let call = EventLayer::processing().describe(Nothing).layer(both).call(());
+    let event = call.event();
+    let _ = time::timeout(Duration::from_secs(50), call).await;
+    let told = event.snapshot();
+    assert_eq!(
+        told.attempts[0].ended_at,
+        Some(told.created_at + Duration::from_secs(2))
+    );
+    assert!(told.updated_at >= told.created_at + Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deepest_debt_of_the_largest_bucket_is_counted() -> Result<(), Box<dyn Error>> {
+    let rate = Rate::new(0.5, Duration::from_nanos(1 << 62)).burst(1_u64 << 63);
+    let limiter = RateLimiter::new(Limits::new().tokens(rate))?;
+    let nothing = Cost { requests: 0, tokens: 0 };
+    for _ in 0..3 {
+        let estimate = limiter.acquire_estimate(nothing).await?;
+        estimate.settle(Cost {
+            requests: 0,
+            tokens: u64::MAX,
+        });
+        time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(limiter.available().tokens, Some(0));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_error_whose_conversion_panics_fails_that_call_alone() {
+    #[derive(Debug)]
+    struct Bad;
+    impl From<Bad> for BoxError {
+        fn from(_: Bad) -> Self {
+            panic!("no conversion")
+        }
+    }
+    let queue = ServiceBuilder::new()
+        .layer(QueueLayer::new(4).unwrap())
+        .service(service_fn(async |bad: bool| {
+            time::sleep(if bad { MS } else { 20 * MS }).await;
+            if bad { Err(Bad) } else { Ok(()) }
+        }));
+    let (good, bad) = tokio::join!(queue.clone().oneshot(false), queue.clone().oneshot(true));
+    good.unwrap();
+    assert!(bad.unwrap_err().to_string().contains("no conversion"));
+}
+
+#[test]
+fn what_a_rush_took_is_given_back_while_one_call_goes_on() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut kept = None;
+    let counted = allocation_counter::measure(|| {
+        kept = Some(runtime.block_on(async {
+            let gate = Arc::new(Semaphore::new(0));
+            let opens = gate.clone();
+            let mut queue = ServiceBuilder::new()
+                .layer(QueueLayer::new(3_000).unwrap())
+                .service(service_fn(move |is_long: bool| {
+                    let gate = gate.clone();
+                    async move {
+                        let large = [1_u8; 4_096];
+                        if is_long {
+                            pending::<()>().await;
+                        }
+                        drop(gate.acquire().await);
+                        black_box(&large);
+                        Ok::<_, BoxError>(())
+                    }
+                }));
+            let long = queue.call(true);
+            let rush: Vec<_> = (0..2_000).map(|_| queue.call(false)).collect();
+            while queue.in_flight() < 2_001 {
+                yield_now().await;
+            }
+            opens.add_permits(2_000);
+            for call in rush {
+                call.await.unwrap();
+            }
+            assert_eq!(queue.in_flight(), 1);
+            (queue, long)
+        }));
+    });
+    assert!(
+        counted.bytes_current < 1_000_000,
+        "{} bytes are kept",
+        counted.bytes_current
+    );
+    drop(kept);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn permits_add_up_after_callers_that_gave_up_and_limits_that_changed() -> Result<(), BoxError> {
+    let limit = Concurrency::new(3)?;
+    let service = ServiceBuilder::new()
+        .layer(ConcurrencyLimitLayer::with_limit(limit.clone()))
+        .service(service_fn(async |turns: u64| {
+            for _ in 0..turns % 3 {
+                yield_now().await;
+            }
+            Ok::<_, BoxError>(())
+        }));
+    let callers: Vec<_> = (0..12_u64)
+        .map(|caller| {
+            let (service, limit) = (service.clone(), limit.clone());
+            tokio::spawn(async move {
+                for turn in 0..1_000_u64 {
+                    let call = service.clone().oneshot(turn);
+                    if (caller * 31 + turn).is_multiple_of(7) {
+                        let _ = time::timeout(Duration::from_micros(turn % 50), call).await;
+                    } else {
+                        call.await?;
+                    }
+                    if turn.is_multiple_of(50) {
+                        limit.set(1 + usize::try_from((caller + turn) % 4)?)?;
+                    }
+                }
+                Ok::<_, BoxError>(())
+            })
+        })
+        .collect();
+    for caller in callers {
+        time::timeout(60_000 * MS, caller).await.expect("no hang")??;
+    }
+    assert_eq!(limit.in_flight(), 0);
+    Ok(())
+}
