@@ -271,14 +271,18 @@ impl<G: Gate> Ticket<G> {
         self.poll(ask, cx, true, Clock::default())
     }
 
-    /// The same, with a reading of the clock.
+    /// The same, with a reading of the clock for who comes anew. Who waits is admitted by the clock as it is then.
     pub(crate) fn poll_pass_at(
         &mut self,
         ask: &G::Ask,
         cx: &mut Context<'_>,
         now: Instant,
     ) -> Poll<Result<(), G::Refusal>> {
-        self.poll(ask, cx, true, Clock::read_at(now))
+        let clock = match self.number {
+            Some(_) => Clock::default(),
+            None => Clock::read_at(now),
+        };
+        self.poll(ask, cx, true, clock)
     }
 
     /// Passes if it is this one's turn; does not join the line otherwise.
