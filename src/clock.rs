@@ -4,8 +4,8 @@
 //! taken from the queue, gets its permit, is admitted, goes to the wire) happens at one moment, so one reading serves
 //! for all of it: [`shared`] opens such a moment, and [`now`] reads the clock once in it.
 //!
-//! Only our own code runs in a moment. Before a layer of ours calls or polls something that may be another's, it steps
-//! out with [`apart`]; what follows is another moment.
+//! Only our own code runs in a moment, and the functions that tell what a request is and costs. Before a layer of ours
+//! calls or polls something that may be another's, it steps out with [`apart`]; what follows is another moment.
 
 use std::cell::Cell;
 use tokio::time::Instant;

@@ -2,7 +2,7 @@
 //!
 //! Each has a seat, and each seat a bell: a call that is woken rings it, and only calls that have rung are polled. Seats
 //! are used again by the calls that follow, so that a call costs no allocation here; and a call is polled in its seat at
-//! once, so that it has taken its permit, and its stand in a line, before the next one begins.
+//! once, so that it has taken its permit, or its stand in a line, before the worker begins the next one.
 
 use std::{
     future::Future,
