@@ -84,11 +84,6 @@ impl<F: Future<Output = ()> + Default> Running<F> {
         Some(at)
     }
 
-    /// Has the call in this seat polled with those that are woken.
-    pub(super) fn ring(&self, at: usize) {
-        self.seats[at].bell.wake_by_ref();
-    }
-
     /// Polls the calls that were woken. The worker is woken when there are more.
     pub(super) fn poll(&mut self, cx: &Context<'_>) {
         if self.is_empty() {

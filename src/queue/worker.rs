@@ -90,13 +90,7 @@ where
         for _ in 0..AT_A_STRETCH {
             self.running.poll(cx);
             match self.poll_next(cx) {
-                Poll::Ready(Next::Call(seat)) if self.is_alone => self.running.serve(seat),
-                // The one who was just told that it has the turn is next on this thread. It has to run before the call
-                // is polled, which may compute.
-                Poll::Ready(Next::Call(seat)) => {
-                    self.running.ring(seat);
-                    break;
-                }
+                Poll::Ready(Next::Call(seat)) => self.running.serve(seat),
                 Poll::Ready(Next::Nothing) => {}
                 Poll::Ready(Next::End) if self.running.is_empty() => return Poll::Ready(()),
                 Poll::Ready(Next::End) | Poll::Pending => return Poll::Pending,
