@@ -39,11 +39,13 @@ async fn two_workers_compute_two_calls_side_by_side() -> Result<(), BoxError> {
         let met = met.clone();
         async move {
             // In its first poll, and without an await.
-            let mut here = met.0.lock().unwrap();
-            *here += 1;
-            met.1.notify_all();
-            let (here, _) = met.1.wait_timeout_while(here, 5_000 * MS, |here| *here < 2).unwrap();
-            Ok::<_, BoxError>(*here)
+            Ok::<_, BoxError>(block_in_place(|| {
+                let mut here = met.0.lock().unwrap();
+                *here += 1;
+                met.1.notify_all();
+                let (here, _) = met.1.wait_timeout_while(here, 5_000 * MS, |here| *here < 2).unwrap();
+                *here
+            }))
         }
     });
     let queue = ServiceBuilder::new()
