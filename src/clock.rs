@@ -1,8 +1,8 @@
-//! Tokio's clock, and readings that are shared.
+//! Tokio's clock, and readings that are shared: to read it costs more than most of what is done with the reading.
 //!
-//! To read the clock costs more than most of what is done with the reading. What a call goes through at one go (it is
-//! taken from the queue, gets its permit, is admitted, goes to the wire) happens at one moment, so one reading serves
-//! for all of it: [`shared`] opens such a moment, and [`now`] reads the clock once in it.
+//! One decision reads it once, as a [`Reading`]. And what a call goes through at one go (it is taken from the queue, gets
+//! its permit, is admitted, goes to the wire) happens at one moment, so one reading serves for all of it: [`shared`]
+//! opens such a moment, and [`now`] reads the clock once in it.
 //!
 //! Only our own code runs in a moment, and the functions that tell what a request is and costs. Before a layer of ours
 //! calls or polls something that may be another's, it steps out with [`apart`]; what follows is another moment.
@@ -83,40 +83,78 @@ impl Drop for Apart {
     }
 }
 
+/// A reading taken once at most, and only by those who need it. It is handed down through all that one decision does.
+#[derive(Debug, Default)]
+pub(crate) struct Reading {
+    now: Option<Instant>,
+    /// Since the epoch of whoever asks.
+    nanos: Option<u64>,
+}
+
+impl Reading {
+    /// A reading taken before, so that nobody else waits for a lock meanwhile.
+    pub(crate) const fn at(now: Instant) -> Self {
+        Self {
+            now: Some(now),
+            nanos: None,
+        }
+    }
+
+    pub(crate) fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
+    }
+
+    /// Now, in nanoseconds since an instant that is always the same one.
+    pub(crate) fn nanos_since(&mut self, epoch: Instant) -> u64 {
+        let now = self.now();
+        *self.nanos.get_or_insert_with(|| nanos_between(epoch, now))
+    }
+}
+
+/// At most what a `u64` holds, which is 584 years.
+pub(crate) fn nanos_between(start: Instant, end: Instant) -> u64 {
+    let between = end.saturating_duration_since(start);
+    between
+        .as_secs()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(between.subsec_nanos().into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{thread::sleep, time::Duration};
+    use std::time::Duration;
+    use tokio::time;
 
-    fn later() -> Instant {
-        sleep(Duration::from_micros(10));
+    async fn later() -> Instant {
+        time::advance(Duration::from_nanos(1)).await;
         now()
     }
 
-    #[test]
-    fn a_shared_moment_has_one_reading_until_others_have_run() {
+    #[tokio::test(start_paused = true)]
+    async fn a_shared_moment_has_one_reading_until_others_have_run() {
         let moment = shared();
-        let first = later();
+        let first = later().await;
         {
             let _inner = shared();
-            assert_eq!(later(), first);
+            assert_eq!(later().await, first);
         }
         let client = {
             let _apart = apart();
-            let client = later();
-            assert!(first < client && client < later());
+            let client = later().await;
+            assert!(first < client && client < later().await);
             client
         };
-        let second = later();
+        let second = later().await;
         assert!(client < second);
-        assert_eq!(later(), second);
+        assert_eq!(later().await, second);
         drop(moment);
-        assert!(second < later());
+        assert!(second < later().await);
     }
 
-    #[test]
-    fn outside_nothing_is_shared() {
+    #[tokio::test(start_paused = true)]
+    async fn outside_nothing_is_shared() {
         let _apart = apart();
-        assert!(later() < later());
+        assert!(later().await < later().await);
     }
 }

@@ -149,7 +149,7 @@ impl Scope {
         Self::new(event, span.or_else(current_span))
     }
 
-    /// The event; `None` while it is the current one.
+    /// The event; may be `None` while it is the current one.
     pub(super) const fn event(&self) -> Option<&Writer> {
         self.event.as_ref()
     }

@@ -1,8 +1,8 @@
-//! [`Call`]: what is submitted. [`CallHandle`]: what comes back for it.
+//! [`Call`]: what is submitted. [`CallHandle`]: what comes back for it, or a [`TrySubmitError`].
 
 use super::closure::{Closure, IntoResponse};
 use crate::{
-    error::{BoxError, Error},
+    error::{BoxError, Error, Refused},
     event::{EventHandle, Metadata, NoMethod, Payload, RequestId, Value},
     queue,
     tokens::ApiTokens,
@@ -47,6 +47,17 @@ pub struct Call<B> {
 pub struct CallHandle<B, R> {
     event: EventHandle,
     response: Option<queue::ResponseFuture<Request<B>, Response<R>>>,
+}
+
+/// Why [`try_submit`](super::Executor::try_submit) did not submit.
+#[derive(Debug)]
+#[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "it hands the request back")]
+pub enum TrySubmitError<B> {
+    /// There was no place in the queue; the request comes back.
+    Refused(Refused<Request<B>>),
+    /// Any other reason.
+    Other(Error),
 }
 
 // === impl Call ===
@@ -246,5 +257,48 @@ impl<B, R> fmt::Debug for CallHandle<B, R> {
         f.debug_struct("CallHandle")
             .field("event", &self.event)
             .finish_non_exhaustive()
+    }
+}
+
+// === impl TrySubmitError ===
+
+impl<B> TrySubmitError<B> {
+    /// Whether the queue was full.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Refused(refused) if refused.is_full())
+    }
+
+    /// The request, if the queue had no place for it.
+    #[must_use]
+    pub fn into_request(self) -> Option<Request<B>> {
+        match self {
+            Self::Refused(refused) => Some(refused.into_request()),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl<B> From<Error> for TrySubmitError<B> {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl<B> fmt::Display for TrySubmitError<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refused) => refused.fmt(f),
+            Self::Other(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<B: fmt::Debug> std::error::Error for TrySubmitError<B> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Refused(_) => None,
+            Self::Other(error) => error.source(),
+        }
     }
 }

@@ -40,13 +40,15 @@ mod call;
 mod closure;
 mod config;
 mod monitor;
+mod service;
 pub mod stack;
 
 pub use builder::ExecutorBuilder;
-pub use call::{Call, CallHandle};
+pub use call::{Call, CallHandle, TrySubmitError};
 pub use closure::{Closure, ClosureClient, IntoHeaders, IntoResponse};
 pub use config::Config;
 pub use monitor::Monitor;
+pub use service::ResponseFuture;
 
 use crate::{
     clock,
@@ -61,13 +63,10 @@ use std::{
     fmt,
     future::Future,
     mem,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{runtime::Handle, time};
-use tower_service::Service;
 
 /// Makes calls: queued, limited, paced and recorded. See the [module docs](self).
 ///
@@ -122,17 +121,6 @@ pub struct StopReport {
     pub cancelled: u64,
     /// How long it took.
     pub elapsed: Duration,
-}
-
-/// The response to a call made through the executor as a service.
-///
-/// # Cancel safety
-///
-/// Dropping it cancels the call.
-#[must_use = "dropping it cancels the call"]
-pub struct ResponseFuture<B, R> {
-    call: Result<queue::ResponseFuture<Request<B>, Response<R>>, Option<Error>>,
-    event: Option<EventHandle>,
 }
 
 // === impl Executor ===
@@ -335,36 +323,6 @@ impl<B, R> Executor<B, R> {
     }
 }
 
-impl<B, R> Service<Request<B>> for Executor<B, R> {
-    type Response = Response<R>;
-    type Error = Error;
-    type Future = ResponseFuture<B, R>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let queue = self.shared.handle(&mut self.ready)?;
-        queue.poll_ready(cx).map_err(Error::new)
-    }
-
-    fn call(&mut self, req: Request<B>) -> Self::Future {
-        let refused = |error| ResponseFuture {
-            call: Err(Some(error)),
-            event: None,
-        };
-        let queue = match self.shared.handle(&mut self.ready) {
-            Ok(queue) => queue,
-            Err(error) => return refused(error),
-        };
-        if let Err(error) = self.shared.affords(&req) {
-            return refused(error);
-        }
-        let (event, response) = self.shared.call(queue, req);
-        ResponseFuture {
-            call: Ok(response),
-            event: Some(event),
-        }
-    }
-}
-
 impl<B, R> Clone for Executor<B, R> {
     fn clone(&self) -> Self {
         // A place in line belongs to one handle alone.
@@ -401,17 +359,6 @@ impl<B, R> Shared<B, R> {
             State::Running(queue) if !queue.is_closed() => Ok(queue.clone()),
             State::Running(_) | State::Stopping(_) | State::Stopped => Err(Error::not_running()),
         }
-    }
-
-    /// A clone's own handle, for as long as its queue takes calls.
-    fn handle<'a>(
-        &self,
-        own: &'a mut Option<Queue<Request<B>, Response<R>>>,
-    ) -> Result<&'a mut Queue<Request<B>, Response<R>>, Error> {
-        if own.as_ref().is_none_or(Queue::is_closed) {
-            *own = Some(self.queue()?);
-        }
-        own.as_mut().ok_or_else(Error::not_running)
     }
 
     /// Refuses at once what could never be made.
@@ -473,79 +420,5 @@ impl<B, R> Drop for AbortOnDrop<B, R> {
         if let Some(shared) = &self.0 {
             shared.abort();
         }
-    }
-}
-
-// === impl TrySubmitError ===
-
-/// Why [`try_submit`](Executor::try_submit) did not submit.
-#[derive(Debug)]
-#[non_exhaustive]
-#[allow(clippy::large_enum_variant, reason = "it hands the request back")]
-pub enum TrySubmitError<B> {
-    /// There was no place in the queue; the request comes back.
-    Refused(Refused<Request<B>>),
-    /// Any other reason.
-    Other(Error),
-}
-
-impl<B> TrySubmitError<B> {
-    /// Whether the queue was full.
-    #[must_use]
-    pub const fn is_full(&self) -> bool {
-        matches!(self, Self::Refused(refused) if refused.is_full())
-    }
-
-    /// The request, if the queue had no place for it.
-    #[must_use]
-    pub fn into_request(self) -> Option<Request<B>> {
-        match self {
-            Self::Refused(refused) => Some(refused.into_request()),
-            Self::Other(_) => None,
-        }
-    }
-}
-
-impl<B> From<Error> for TrySubmitError<B> {
-    fn from(error: Error) -> Self {
-        Self::Other(error)
-    }
-}
-
-impl<B> fmt::Display for TrySubmitError<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused(refused) => refused.fmt(f),
-            Self::Other(error) => error.fmt(f),
-        }
-    }
-}
-
-impl<B: fmt::Debug> std::error::Error for TrySubmitError<B> {}
-
-// === impl ResponseFuture ===
-
-impl<B, R> ResponseFuture<B, R> {
-    /// The call's event; `None` if the call was refused at once.
-    #[must_use]
-    pub const fn event(&self) -> Option<&EventHandle> {
-        self.event.as_ref()
-    }
-}
-
-impl<B, R> Future for ResponseFuture<B, R> {
-    type Output = Result<Response<R>, Error>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.call {
-            Ok(response) => Pin::new(response).poll(cx).map_err(Error::new),
-            Err(error) => Poll::Ready(Err(error.take().expect("a future is not polled after it was ready"))),
-        }
-    }
-}
-
-impl<B, R> fmt::Debug for ResponseFuture<B, R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("executor::ResponseFuture").finish_non_exhaustive()
     }
 }

@@ -3,8 +3,8 @@
 //! While nobody waits, a unit is taken and given back by one atomic operation, without the line and its lock. The first
 //! who has to wait bars that way, so that nobody can overtake; the last to leave the line opens it again.
 
-use super::{Clock, Gate, Line, Opens, Ticket};
-use crate::{alone::Alone, error::Closed};
+use super::{Gate, Line, Opens, Ticket};
+use crate::{alone::Alone, clock::Reading, error::Closed};
 use std::{
     fmt, mem,
     sync::{
@@ -128,13 +128,13 @@ impl Turn {
         if self.ticket.is_none() && self.count.tally().has_free() {
             return Poll::Ready(Ok(()));
         }
-        self.ticket().poll_turn(&(), cx)
+        self.go_to_line().poll_turn(&(), cx)
     }
 
     /// A unit, if there is one and it is this one's turn.
     #[inline]
     pub(crate) fn try_take(&mut self) -> Result<Option<Held>, Closed> {
-        let taken = self.take_free() || self.ticket().try_pass(&())?;
+        let taken = self.take_free() || self.go_to_line().try_pass(&())?;
         Ok(taken.then(|| self.held()))
     }
 
@@ -143,7 +143,7 @@ impl Turn {
     pub(crate) fn poll_take(stand: &mut Option<Self>, cx: &mut Context<'_>) -> Poll<Result<Held, Closed>> {
         let turn = stand.as_mut().expect("a stand is not used twice");
         if !turn.take_free() {
-            ready!(turn.ticket().poll_pass(&(), cx))?;
+            ready!(turn.go_to_line().poll_pass(&(), cx))?;
         }
         let turn = stand.take().expect("it was there just now");
         Poll::Ready(Ok(Held { count: turn.count }))
@@ -159,7 +159,7 @@ impl Turn {
         self.ticket.is_none() && self.count.tally().take_free()
     }
 
-    fn ticket(&mut self) -> &mut Ticket<Units> {
+    fn go_to_line(&mut self) -> &mut Ticket<Units> {
         self.ticket.get_or_insert_with(|| self.count.shared.line.ticket())
     }
 
@@ -250,7 +250,7 @@ impl Gate for Units {
         self.closed.then(Closed::new)
     }
 
-    fn opens(&mut self, (): &(), _: &mut Clock) -> Opens {
+    fn opens(&mut self, (): &(), _: &mut Reading) -> Opens {
         if self.tally.held.load(Ordering::Acquire) / UNIT < self.tally.total.load(Ordering::Acquire) {
             Opens::Now
         } else {
@@ -258,7 +258,7 @@ impl Gate for Units {
         }
     }
 
-    fn pass(&mut self, (): &(), _waited: bool, _: &mut Clock) -> bool {
+    fn pass(&mut self, (): &(), _waited: bool, _: &mut Reading) -> bool {
         self.tally.take(|_| true)
     }
 

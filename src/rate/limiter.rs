@@ -1,31 +1,22 @@
 //! [`RateLimiter`]: the shared limiter that makes callers wait, first come first served.
 
 use super::{
-    bucket::Bucket,
-    rate::{Budget, Cost, Limits},
+    buckets::{Ask, Available, Buckets, Bursts},
+    rate::{Cost, Limits},
 };
 use crate::{
+    clock::Reading,
     error::{CostExceedsBurst, InvalidConfig},
-    line::{Clock, Gate, Line, Opens, Ticket, nanos_between},
+    line::{Line, Ticket},
 };
 use std::{
     fmt,
     future::poll_fn,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 use tokio::time::Instant;
-
-/// How far the limiter looks back for a waiter that was woken late: it is admitted *as of* the moment its tokens were
-/// there, but not further back than this.
-///
-/// It makes up for timers, which are a millisecond coarse, without letting a runtime that stood still come back as a
-/// burst.
-const CATCH_UP_NANOS: u64 = 5_000_000;
 
 /// When to come back if it is only a matter of order.
 const SOON: Duration = Duration::from_millis(1);
@@ -69,18 +60,6 @@ pub struct RateLimiter {
     line: Line<Buckets>,
 }
 
-/// What is left, at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Available {
-    /// Requests that could go at once: the least of all request rates. `None`: not limited.
-    pub requests: Option<u64>,
-    /// Tokens that could go at once: the least of all token rates. `None`: not limited.
-    pub tokens: Option<u64>,
-    /// When a pause ends, if there is one.
-    pub paused_until: Option<Instant>,
-}
-
 /// Why [`try_acquire`](RateLimiter::try_acquire) took nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -106,35 +85,6 @@ pub(super) struct Admission {
     ticket: Ticket<Buckets>,
 }
 
-/// The most a call may cost, to be told without the limiter's lock.
-#[derive(Debug, Default)]
-pub(crate) struct Bursts {
-    requests: AtomicU64,
-    tokens: AtomicU64,
-}
-
-/// All buckets of a limiter, and what happens between them: all or nothing, pauses, catching up.
-struct Buckets {
-    bursts: Arc<Bursts>,
-    buckets: Vec<(Budget, Bucket)>,
-    epoch: Instant,
-    /// Nanoseconds since `epoch` that the buckets have seen.
-    at: u64,
-    paused_until: u64,
-    /// When a waiter was last admitted, and how late that was.
-    late: (u64, u64),
-    /// What those in line will take.
-    ahead: (u128, u128),
-    /// The moment as of which the last one was found to be admitted.
-    admitted: u64,
-}
-
-#[derive(Clone, Copy)]
-struct Ask {
-    cost: Cost,
-    estimate: bool,
-}
-
 // === impl RateLimiter ===
 
 impl RateLimiter {
@@ -146,19 +96,8 @@ impl RateLimiter {
     /// one, an initial fill above the burst.
     #[allow(clippy::needless_pass_by_value)]
     pub fn new(limits: Limits) -> Result<Self, InvalidConfig> {
-        let buckets = limits.buckets()?;
-        let buckets = Buckets {
-            bursts: Arc::new(Bursts::of(&buckets)),
-            buckets,
-            epoch: Instant::now(),
-            at: 0,
-            paused_until: 0,
-            late: (0, 0),
-            ahead: (0, 0),
-            admitted: 0,
-        };
         Ok(Self {
-            line: Line::new(buckets),
+            line: Line::new(Buckets::new(limits.buckets()?)),
         })
     }
 
@@ -223,7 +162,7 @@ impl RateLimiter {
     /// Nothing was taken.
     pub fn try_acquire(&self, cost: Cost) -> Result<(), TryAcquireError> {
         let ask = Ask { cost, estimate: false };
-        match self.line.try_pass(&ask, Clock::read_at(Instant::now())) {
+        match self.line.try_pass(&ask, Reading::at(Instant::now())) {
             Ok(true) => Ok(()),
             Ok(false) => {
                 let wait = self.line.peek(|buckets, clock| buckets.wait(cost, clock));
@@ -251,7 +190,7 @@ impl RateLimiter {
 
     /// The most a call may cost, now and after every change of the limits.
     pub(crate) fn bursts(&self) -> Arc<Bursts> {
-        self.line.peek(|buckets, _| buckets.bursts.clone())
+        self.line.peek(|buckets, _| buckets.bursts().clone())
     }
 
     /// Replaces the limits, at once also for those who wait.
@@ -379,227 +318,4 @@ impl Admission {
     ) -> Poll<Result<(), CostExceedsBurst>> {
         self.ticket.poll_pass_at(&Ask { cost, estimate: false }, cx, now)
     }
-}
-
-// === impl Bursts ===
-
-impl Bursts {
-    fn of(buckets: &[(Budget, Bucket)]) -> Self {
-        let bursts = Self::default();
-        bursts.set(buckets);
-        bursts
-    }
-
-    fn set(&self, buckets: &[(Budget, Bucket)]) {
-        let least = |budget| {
-            let bursts = buckets
-                .iter()
-                .filter(|(of, _)| *of == budget)
-                .map(|(_, bucket)| bucket.burst());
-            bursts.min().unwrap_or(u64::MAX)
-        };
-        self.requests.store(least(Budget::Requests), Ordering::Release);
-        self.tokens.store(least(Budget::Tokens), Ordering::Release);
-    }
-
-    /// Whether `cost` could pass at all.
-    pub(crate) fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        for (budget, burst) in [(Budget::Requests, &self.requests), (Budget::Tokens, &self.tokens)] {
-            let burst = burst.load(Ordering::Acquire);
-            if cost.of(budget) > burst {
-                return Err(CostExceedsBurst::new(budget.name(), cost.of(budget), burst));
-            }
-        }
-        Ok(())
-    }
-}
-
-// === impl Buckets ===
-
-impl Buckets {
-    fn advance_to(&mut self, at: u64) {
-        if at > self.at {
-            let elapsed = at - self.at;
-            self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
-            self.at = at;
-        }
-    }
-
-    /// Moves on to now, and returns the nanoseconds by which the buckets are to follow.
-    ///
-    /// Time in which nobody waited fills the buckets and is gone. Only a caller that comes right back after having been
-    /// woken late may still use what that lateness kept from it, or a few callers in a loop would never reach the rate.
-    fn elapsed_idle(&mut self, clock: &mut Clock) -> u64 {
-        let now = clock.nanos_since(self.epoch);
-        let (woken, late) = self.late;
-        let owed = if late > 0 && now.saturating_sub(woken) <= CATCH_UP_NANOS {
-            late.min(CATCH_UP_NANOS)
-        } else {
-            0
-        };
-        let until = now.saturating_sub(owed).max(self.at);
-        let elapsed = until - self.at;
-        self.at = until;
-        elapsed
-    }
-
-    /// Whether `cost` is there, in all buckets.
-    fn have(&self, cost: Cost) -> bool {
-        self.buckets.iter().all(|(budget, bucket)| bucket.has(cost.of(*budget)))
-    }
-
-    fn take(&mut self, ask: &Ask) {
-        for (budget, bucket) in &mut self.buckets {
-            bucket.take(ask.cost.of(*budget), ask.estimate);
-        }
-    }
-
-    /// The moment as of which `cost` is admitted, given that nobody is before it.
-    fn admits(&self, cost: Cost, now: u64) -> u64 {
-        let earliest = self.at.max(now.saturating_sub(CATCH_UP_NANOS)).max(self.paused_until);
-        if self.have(cost) {
-            return earliest;
-        }
-        let waits = self
-            .buckets
-            .iter()
-            .map(|(budget, bucket)| bucket.wait(cost.of(*budget).into()));
-        earliest.max(self.at.saturating_add(waits.fold(0, u64::max)))
-    }
-
-    /// How long a newcomer would wait.
-    fn wait(&mut self, cost: Cost, clock: &mut Clock) -> Duration {
-        let now = clock.nanos_since(self.epoch);
-        let filled = self.buckets.iter().map(|(budget, bucket)| {
-            let ahead = match budget {
-                Budget::Requests => self.ahead.0,
-                Budget::Tokens => self.ahead.1,
-            };
-            bucket.wait(ahead + u128::from(cost.of(*budget)))
-        });
-        let at = self.at.saturating_add(filled.fold(0, u64::max)).max(self.paused_until);
-        // Whoever is before us has yet to go, even if its tokens are there.
-        Duration::from_nanos(at.saturating_sub(now))
-    }
-
-    fn available(&mut self, clock: &mut Clock) -> Available {
-        let elapsed = clock.nanos_since(self.epoch).saturating_sub(self.at);
-        let least = |budget| {
-            let left = self.buckets.iter().filter(|(of, _)| *of == budget).map(|(_, bucket)| {
-                let mut bucket = bucket.clone();
-                bucket.advance(elapsed);
-                bucket.available()
-            });
-            left.min()
-        };
-        let paused = self.epoch.checked_add(Duration::from_nanos(self.paused_until));
-        Available {
-            requests: least(Budget::Requests),
-            tokens: least(Budget::Tokens),
-            paused_until: paused.filter(|until| *until > clock.now()),
-        }
-    }
-
-    fn replace(&mut self, mut new: Vec<(Budget, Bucket)>, clock: &mut Clock) {
-        let now = clock.nanos_since(self.epoch);
-        self.advance_to(now);
-        for budget in [Budget::Requests, Budget::Tokens] {
-            let old = self.buckets.iter().filter(|(of, _)| *of == budget);
-            let new = new.iter_mut().filter(|(of, _)| *of == budget);
-            for ((_, new), (_, old)) in new.zip(old) {
-                new.resize(old);
-            }
-        }
-        self.bursts.set(&new);
-        self.buckets = new;
-    }
-
-    fn pause(&mut self, until: Option<Instant>) {
-        let until = until.map_or(u64::MAX, |until| nanos_between(self.epoch, until));
-        self.paused_until = self.paused_until.max(until);
-    }
-
-    fn settle(&mut self, estimate: Cost, used: Cost, clock: &mut Clock) {
-        // Those who wait are not advanced: they may be owed a moment that has passed.
-        if self.ahead == (0, 0) {
-            self.idle(clock);
-        }
-        for (budget, bucket) in &mut self.buckets {
-            bucket.settle(estimate.of(*budget), used.of(*budget));
-        }
-    }
-}
-
-impl Gate for Buckets {
-    type Ask = Ask;
-    type Refusal = CostExceedsBurst;
-
-    fn refuses(&self, ask: &Ask) -> Option<CostExceedsBurst> {
-        self.buckets.iter().find_map(|(budget, bucket)| {
-            let cost = ask.cost.of(*budget);
-            (cost > bucket.burst()).then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
-        })
-    }
-
-    fn opens(&mut self, ask: &Ask, clock: &mut Clock) -> Opens {
-        let now = clock.nanos_since(self.epoch);
-        let at = self.admits(ask.cost, now);
-        self.admitted = at;
-        if at <= now {
-            return Opens::Now;
-        }
-        // A moment that cannot be told is a very long time away.
-        let far = || clock_far(self.epoch);
-        Opens::At(self.epoch.checked_add(Duration::from_nanos(at)).unwrap_or_else(far))
-    }
-
-    fn pass(&mut self, ask: &Ask, waited: bool, clock: &mut Clock) -> bool {
-        // `opens` has just found out.
-        let at = self.admitted;
-        self.advance_to(at);
-        self.take(ask);
-        if waited {
-            let now = clock.nanos_since(self.epoch);
-            self.late = (now, now.saturating_sub(at));
-        }
-        true
-    }
-
-    fn idle(&mut self, clock: &mut Clock) {
-        let elapsed = self.elapsed_idle(clock);
-        self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
-    }
-
-    fn pass_at_once(&mut self, ask: &Ask, clock: &mut Clock) -> Result<bool, CostExceedsBurst> {
-        let elapsed = self.elapsed_idle(clock);
-        let mut have = self.paused_until <= self.at;
-        for (budget, bucket) in &mut self.buckets {
-            bucket.advance(elapsed);
-            have &= bucket.has(ask.cost.of(*budget));
-        }
-        if have {
-            self.take(ask);
-            return Ok(true);
-        }
-        match self.refuses(ask) {
-            Some(refusal) => Err(refusal),
-            None => Ok(self.opens(ask, clock) == Opens::Now && self.pass(ask, false, clock)),
-        }
-    }
-
-    fn joined(&mut self, ask: &Ask) {
-        self.ahead.0 += u128::from(ask.cost.requests);
-        self.ahead.1 += u128::from(ask.cost.tokens);
-    }
-
-    fn left(&mut self, ask: &Ask) {
-        self.ahead.0 -= u128::from(ask.cost.requests);
-        self.ahead.1 -= u128::from(ask.cost.tokens);
-    }
-}
-
-fn clock_far(epoch: Instant) -> Instant {
-    epoch
-        .checked_add(Duration::from_secs(60 * 60 * 24 * 365))
-        .unwrap_or(epoch)
 }

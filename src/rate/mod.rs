@@ -45,13 +45,15 @@
 //! ```
 
 mod bucket;
+mod buckets;
 mod layer;
 mod limiter;
 #[allow(clippy::module_inception)]
 mod rate;
 
 pub use crate::tokens::ApiTokens;
+pub use buckets::Available;
+pub(crate) use buckets::Bursts;
 pub use layer::{ByExtension, RateLimit, RateLimitLayer, RequestCost, ResponseFuture};
-pub(crate) use limiter::Bursts;
-pub use limiter::{Available, Estimate, RateLimiter, TryAcquireError};
+pub use limiter::{Estimate, RateLimiter, TryAcquireError};
 pub use rate::{Amount, Cost, Limits, Rate};
