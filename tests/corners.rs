@@ -3,12 +3,15 @@
 use http::{Request, Response};
 use std::{
     error::Error,
-    future::{Future, pending},
+    fmt,
+    future::{Future, Ready, pending, ready},
     hint::black_box,
+    mem,
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     thread::{self, sleep},
     time::Duration,
 };
@@ -21,7 +24,7 @@ use tokio::{
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_outbound::{
     Concurrency, ConcurrencyLimitLayer, Cost, EventLayer, Executor, Limits, QueueLayer, Rate, RateLimiter,
-    event::Nothing,
+    event::{Nothing, RequestStatus},
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -89,6 +92,7 @@ async fn a_client_may_block_on_a_limiter_of_its_own() -> Result<(), BoxError> {
 
 #[tokio::test]
 async fn times_tell_what_a_layer_of_ones_own_takes() -> Result<(), BoxError> {
+    // In real time: a layer that computes blocks its thread, and a paused clock stands still meanwhile.
     let calling = EventLayer::calling().describe(Nothing).layer(client());
     let twice = service_fn(move |(): ()| {
         let (mut first, mut second) = (calling.clone(), calling.clone());
@@ -215,7 +219,7 @@ async fn the_deepest_debt_of_the_largest_bucket_is_counted() -> Result<(), Box<d
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_error_whose_conversion_panics_fails_that_call_alone() {
     #[derive(Debug)]
     struct Bad;
@@ -233,6 +237,46 @@ async fn an_error_whose_conversion_panics_fails_that_call_alone() {
     let (good, bad) = tokio::join!(queue.clone().oneshot(false), queue.clone().oneshot(true));
     good.unwrap();
     assert!(bad.unwrap_err().to_string().contains("no conversion"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_panics_when_it_is_asked_what_it_says_fails_that_call_alone() {
+    #[derive(Debug)]
+    struct Bad;
+    impl fmt::Display for Bad {
+        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+            panic!("no words")
+        }
+    }
+    impl Error for Bad {}
+    #[derive(Clone)]
+    struct NotReadyAtFirst(bool);
+    impl Service<()> for NotReadyAtFirst {
+        type Response = ();
+        type Error = BoxError;
+        type Future = Ready<Result<(), BoxError>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+            match mem::replace(&mut self.0, true) {
+                true => Poll::Ready(Ok(())),
+                false => Poll::Ready(Err(Bad.into())),
+            }
+        }
+
+        fn call(&mut self, (): ()) -> Self::Future {
+            ready(Ok(()))
+        }
+    }
+    let mut queue = ServiceBuilder::new()
+        .layer(EventLayer::queued().describe(Nothing))
+        .layer(QueueLayer::new(4).unwrap())
+        .service(NotReadyAtFirst(false));
+    let (bad, good) = (queue.call(()), queue.call(()));
+    let (bad_event, good_event) = (bad.event(), good.event());
+    good.await.unwrap();
+    assert_eq!(good_event.status(), RequestStatus::Completed);
+    assert_eq!(bad_event.status(), RequestStatus::Failed);
+    assert!(bad_event.snapshot().error_message.unwrap().contains("no words"));
 }
 
 #[test]

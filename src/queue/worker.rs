@@ -200,6 +200,14 @@ struct Driven<Req, Res> {
 }
 
 impl<Req, Res> Driven<Req, Res> {
+    /// The event's outcome, if a layer below has not written one.
+    fn record(&self, error: &BoxError) {
+        // An error may panic when it is asked what it says.
+        if let Err(panic) = guarded(|| self.scope.fail(error)) {
+            self.scope.fail(&panic);
+        }
+    }
+
     /// The call is over: with a result, or cancelled.
     fn end(self, result: Option<Result<Res, BoxError>>) {
         let Self { scope, in_flight } = self;
@@ -269,7 +277,7 @@ where
         match made {
             Ok(()) => Poll::Pending,
             Err(error) => {
-                call.scope.fail(&error);
+                call.record(&error);
                 self.conclude(Some(Err(error)))
             }
         }
@@ -316,7 +324,7 @@ where
                 return self.conclude(None);
             }
             Err(panic) => {
-                call.scope.fail(&panic);
+                call.record(&panic);
                 Err(panic)
             }
         };
