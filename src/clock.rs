@@ -27,14 +27,27 @@ thread_local! {
 #[inline]
 pub(crate) fn now() -> Instant {
     match MOMENT.get() {
-        Moment::Unshared => Instant::now(),
+        Moment::Unshared => read(),
         Moment::Unread => {
-            let now = Instant::now();
+            let now = read();
             MOMENT.set(Moment::Read(now));
             now
         }
         Moment::Read(now) => now,
     }
+}
+
+#[cfg(not(tower_outbound_loom))]
+#[inline]
+fn read() -> Instant {
+    Instant::now()
+}
+
+/// Time stands still where interleavings are tried out, or they would not be the same again.
+#[cfg(tower_outbound_loom)]
+fn read() -> Instant {
+    static NOW: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    *NOW
 }
 
 /// Until it is dropped, all happens at one moment; in an outer one that is shared already, at that.
@@ -101,7 +114,7 @@ impl Reading {
     }
 
     pub(crate) fn now(&mut self) -> Instant {
-        *self.now.get_or_insert_with(Instant::now)
+        *self.now.get_or_insert_with(read)
     }
 
     /// Now, in nanoseconds since an instant that is always the same one.

@@ -84,6 +84,7 @@ mod line;
 pub mod queue;
 pub mod rate;
 mod redact;
+mod sync;
 mod tokens;
 
 pub use concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer};

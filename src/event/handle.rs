@@ -8,15 +8,20 @@ use super::{
     state::{Outcome, State},
     value::{Value, redacted_fields},
 };
-use crate::{clock, error::BoxError, redact};
+use crate::{
+    clock,
+    error::BoxError,
+    redact,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 use std::{
     any::type_name,
     fmt,
     future::poll_fn,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError},
     task::{Poll, Waker},
     thread,
 };

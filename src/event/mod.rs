@@ -63,6 +63,8 @@ mod handle;
 #[cfg(feature = "serde")]
 mod headers;
 mod hub;
+#[cfg(all(test, tower_outbound_loom))]
+mod interleavings;
 mod layer;
 mod record;
 mod scope;

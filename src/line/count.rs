@@ -4,13 +4,15 @@
 //! who has to wait bars that way, so that nobody can overtake; the last to leave the line opens it again.
 
 use super::{Gate, Line, Opens, Ticket};
-use crate::{alone::Alone, clock::Reading, error::Closed};
+use crate::{
+    alone::Alone,
+    clock::Reading,
+    error::Closed,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 use std::{
     fmt, mem,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 

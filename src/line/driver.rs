@@ -7,9 +7,12 @@ use super::{
     gate::Gate,
     order::{After, State},
 };
-use crate::clock::Reading;
+use crate::{
+    clock::Reading,
+    sync::{Mutex, MutexGuard},
+};
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 use tokio::{

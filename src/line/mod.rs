@@ -17,6 +17,8 @@
 pub(crate) mod count;
 mod driver;
 mod gate;
+#[cfg(all(test, tower_outbound_loom))]
+mod interleavings;
 mod order;
 
 pub(crate) use gate::{Gate, Opens};

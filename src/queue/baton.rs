@@ -1,8 +1,9 @@
 //! [`Baton`]: the service, which one worker at a time has.
 
+use crate::sync::{Mutex, MutexGuard};
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     task::{Context, Poll, Waker},
 };
 

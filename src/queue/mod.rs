@@ -43,6 +43,8 @@
 
 mod backlog;
 mod baton;
+#[cfg(all(test, tower_outbound_loom))]
+mod interleavings;
 mod running;
 mod slot;
 mod worker;

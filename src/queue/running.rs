@@ -4,14 +4,15 @@
 //! are used again by the calls that follow, so that a call costs no allocation here; and a call is polled in its seat at
 //! once, so that it has taken its permit, or its stand in a line, before the worker begins the next one.
 
+use crate::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicBool, Ordering},
+};
 use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError},
     task::{Context, Poll, Wake, Waker},
 };
 

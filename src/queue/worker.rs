@@ -41,21 +41,14 @@ where
 {
     let baton = Baton::new(service);
     for _ in 0..workers {
-        let mut worker = Worker {
-            running: Running::new(),
-            taken: None,
-            in_hand: None,
-            baton: baton.clone(),
-            is_alone: workers == 1,
-            at_work: AtWork::enter(backlog),
-        };
+        let mut worker = Worker::new(&baton, workers == 1, backlog);
         let task = tokio::spawn(poll_fn(move |cx| worker.poll(cx)));
         backlog.employ(task.abort_handle());
     }
 }
 
 /// Dropped, it first drops the calls it drives, then the one it was about to begin, then the service.
-struct Worker<S, Req>
+pub(super) struct Worker<S, Req>
 where
     S: Service<Req>,
 {
@@ -86,7 +79,18 @@ where
     S: Service<Req>,
     S::Error: Into<BoxError>,
 {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn new(baton: &Baton<S>, is_alone: bool, backlog: &Arc<Backlog<Req, S::Response>>) -> Self {
+        Self {
+            running: Running::new(),
+            taken: None,
+            in_hand: None,
+            baton: baton.clone(),
+            is_alone,
+            at_work: AtWork::enter(backlog),
+        }
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..AT_A_STRETCH {
             self.running.poll(cx);
             match self.poll_next(cx) {
