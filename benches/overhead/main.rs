@@ -10,10 +10,30 @@
 mod contenders;
 mod measure;
 
+use clap::Parser;
 use contenders::Contender;
 use measure::{Figures, Pool};
 
 const ROUNDS: usize = 11;
+
+/// What a call costs around a service that does nothing: ours, and every peer, side by side.
+#[derive(Parser)]
+struct Options {
+    /// Only pairs whose name, as in `executor/tower-stack`, has this in it.
+    filter: Option<String>,
+    /// Runs this contender alone, on one thread, for whoever looks on from outside: a profiler, say.
+    #[arg(long, value_name = "NAME")]
+    alone: Option<String>,
+    /// So many callers for the one that runs alone.
+    #[arg(long, default_value_t = 64)]
+    callers: usize,
+    /// So many times 40,000 calls for the one that runs alone.
+    #[arg(long, default_value_t = 1)]
+    times: usize,
+    /// Passed by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
 
 /// Contenders that take turns, and who is compared with whom.
 struct Group {
@@ -88,7 +108,18 @@ const GROUPS: [Group; 4] = [
 ];
 
 fn main() {
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let options = Options::parse();
+    if let Some(name) = &options.alone {
+        let all = GROUPS.iter().flat_map(|group| group.contenders);
+        let Some(contender) = all.into_iter().find(|contender| contender.name == name) else {
+            eprintln!("there is no contender called {name}");
+            std::process::exit(2);
+        };
+        let calls = measure::alone(contender, options.callers, options.times);
+        println!("{calls} calls of {name}");
+        return;
+    }
+    let filter = options.filter;
     let wanted = |pair: &(&str, &str)| {
         let name = format!("{}/{}", pair.0, pair.1);
         filter.as_ref().is_none_or(|filter| name.contains(filter))

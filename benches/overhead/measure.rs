@@ -77,6 +77,15 @@ pub(crate) fn in_turns(contenders: &[&Contender], pool: Pool, callers: usize, ro
     figures
 }
 
+/// Runs it and nothing else. Returns how many calls were made.
+pub(crate) fn alone(contender: &Contender, callers: usize, times: usize) -> usize {
+    let runtime = Pool::CurrentThread.build();
+    for _ in 0..times {
+        runtime.block_on((contender.run)(callers));
+    }
+    CALLS / callers * callers * times
+}
+
 fn allocations(contender: &Contender, callers: usize) -> f64 {
     let runtime = Pool::CurrentThread.build();
     let counted = allocation_counter::measure(|| {
