@@ -24,7 +24,7 @@ use tokio::{
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_outbound::{
     Concurrency, ConcurrencyLimitLayer, Cost, EventLayer, Executor, Limits, QueueLayer, Rate, RateLimiter,
-    event::{Nothing, RequestStatus},
+    event::{Events, Nothing, RequestStatus},
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -175,6 +175,33 @@ fn a_span_that_panics_when_it_closes_hangs_nobody() {
         });
         time::timeout(5_000 * MS, response).await.expect("an answer").unwrap();
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_span_that_panics_when_it_is_told_the_outcome_takes_no_call_out_of_the_totals() {
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+    struct Panics;
+    impl<S: tracing::Subscriber> Layer<S> for Panics {
+        fn on_record(&self, _: &tracing::span::Id, record: &tracing::span::Record<'_>, _: Context<'_, S>) {
+            let mut names = Vec::new();
+            record.record(&mut |field: &tracing::field::Field, _: &dyn fmt::Debug| names.push(field.name()));
+            assert!(!names.contains(&"status"), "no outcomes, please");
+        }
+    }
+    let _subscribed = tracing::subscriber::set_default(tracing_subscriber::registry().with(Panics));
+    let events = Events::new();
+    let mut queue = ServiceBuilder::new()
+        .layer(EventLayer::queued().describe(Nothing).report_to(&events))
+        .layer(QueueLayer::new(4).unwrap())
+        .layer(EventLayer::processing().describe(Nothing))
+        .service(client());
+    for call in [queue.call(()), queue.call(())] {
+        let event = call.event();
+        assert!(call.await.unwrap_err().to_string().contains("no outcomes, please"));
+        assert_eq!(event.status(), RequestStatus::Completed);
+    }
+    assert_eq!((events.totals().completed, events.totals().open()), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -272,14 +272,14 @@ impl Writer {
         let Some(span) = self.shared.write(|state| state.finish(outcome, now)) else {
             return;
         };
-        if let Some(span) = span {
-            // Without the lock: whoever records spans may look at the event.
-            record_end(&span, &self.handle().snapshot());
-        }
         if let Some(events) = &self.shared.events {
             events.ended(status);
         }
         self.publish(status);
+        if let Some(span) = span {
+            // Last and without the lock: whoever records spans may look at the event, or panic.
+            record_end(&span, &self.handle().snapshot());
+        }
     }
 
     #[inline]
