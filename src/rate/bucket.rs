@@ -226,11 +226,12 @@ mod tests {
         assert_eq!(bucket.wait(1), 14);
     }
 
+    const ROUNDS: usize = if cfg!(miri) { 20 } else { 2_000 };
+
     #[test]
     fn no_window_sees_more_than_the_burst_and_what_came_in() {
         let mut dice = Dice(1);
-        let rounds = if cfg!(miri) { 20 } else { 2_000 };
-        for _ in 0..rounds {
+        for _ in 0..ROUNDS {
             let burst = 1 + dice.roll(20);
             let mut bucket = odd(burst.into());
             let mut now = 0_u64;
@@ -260,7 +261,7 @@ mod tests {
     fn what_is_given_back_never_lets_more_true_usage_through_than_the_promise() {
         let mut dice = Dice(2);
         let mut given_back = 0;
-        for _ in 0..2_000 {
+        for _ in 0..ROUNDS {
             let burst = 5 + dice.roll(20);
             let mut bucket = odd(burst.into());
             // Knows the true cost from the start. Its balance must never be below that of the other.
