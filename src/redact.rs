@@ -4,7 +4,7 @@
 //! kept. Names decide: a header or a query parameter whose name says that it is a credential loses its value.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 /// Stands where a secret was.
 pub(crate) const REDACTED: &str = "[redacted]";
@@ -76,7 +76,7 @@ pub(crate) fn is_secret(name: &str) -> bool {
 
 /// The same for query parameters, where a plain `key` or `code` is one, too.
 fn is_secret_parameter(name: &str) -> bool {
-    let name = percent_decoded(name);
+    let Some(name) = decoded(name) else { return true };
     is_secret(&name) || name.eq_ignore_ascii_case("key") || name.eq_ignore_ascii_case("code")
 }
 
@@ -290,27 +290,81 @@ fn url(word: &str) -> Cow<'_, str> {
 }
 
 fn query(query: &str) -> Cow<'_, str> {
-    let hidden = |pair: &str| {
-        pair.split_once('=').is_some_and(|(name, value)| {
-            let nested = percent_decoded(value);
-            is_secret_parameter(name) || (nested.contains("//") && matches!(url(&nested), Cow::Owned(_)))
-        })
-    };
-    if !query.split('&').any(hidden) {
-        return Cow::Borrowed(query);
+    let mut pairs: Vec<_> = query.split('&').map(Cow::Borrowed).collect();
+    let mut is_clean = true;
+    for pair in &mut pairs {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let clean = if holds_secret(name) {
+            REDACTED.to_owned()
+        } else if !value.is_empty() && (is_secret_parameter(name) || holds_secret(value)) {
+            format!("{name}={REDACTED}")
+        } else {
+            continue;
+        };
+        *pair = Cow::Owned(clean);
+        is_clean = false;
     }
-    let clean = query.split('&').map(|pair| match pair.split_once('=') {
-        Some((name, _)) if hidden(pair) => Cow::Owned(format!("{name}={REDACTED}")),
-        _ => Cow::Borrowed(pair),
-    });
-    Cow::Owned(clean.collect::<Vec<_>>().join("&"))
+    if is_clean {
+        Cow::Borrowed(query)
+    } else {
+        Cow::Owned(pairs.join("&"))
+    }
+}
+
+/// Whether there is a secret in what stands in a parameter: a URL, a form, a header or JSON, however often encoded.
+///
+/// It is looked for in one pass and not cleaned: what a server sends may be nested as deep as it likes.
+fn holds_secret(value: &str) -> bool {
+    let Some(value) = decoded(value) else { return true };
+    let ends_name = |letter: char| !letter.is_alphanumeric() && !"-_.[]".contains(letter);
+    // What is followed by a `=`.
+    let mut before = value.split('=').rev().skip(1);
+    let mut scheme = None;
+    before.any(|text| text.rsplit(ends_name).next().is_some_and(is_secret_parameter))
+        || user_infos(&value).next().is_some()
+        || matches!(json_fields(&value), Cow::Owned(_))
+        || value.split_whitespace().any(|word| {
+            let follows = scheme.take().is_some_and(|scheme: Scheme| scheme.precedes(word));
+            scheme = Scheme::of(word);
+            follows
+        })
+}
+
+/// After every `//` that begins an authority, the part up to its last `@`.
+fn user_infos(text: &str) -> impl Iterator<Item = Range<usize>> {
+    text.match_indices("//").filter_map(|(at, _)| {
+        // In the middle of a path, as in `a//b`, it begins none.
+        if text[..at].ends_with(|letter: char| letter.is_alphanumeric() || letter == '/') {
+            return None;
+        }
+        let rest = text[at..].trim_start_matches('/');
+        let start = text.len() - rest.len();
+        let length = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        rest[..length].rfind('@').map(|sign| start..start + sign + 1)
+    })
 }
 
 fn without_user_info(authority: &str) -> &str {
     authority.rsplit_once('@').map_or(authority, |(_, host)| host)
 }
 
-/// Only for names: `api%5Fkey` is `api_key`.
+/// Only for looking: `api%5Fkey` is `api_key`, and so is `api%255Fkey`. `None` if it is encoded more often than anybody
+/// does who has nothing to hide.
+fn decoded(text: &str) -> Option<Cow<'_, str>> {
+    let mut text = if text.contains('+') {
+        Cow::Owned(text.replace('+', " "))
+    } else {
+        Cow::Borrowed(text)
+    };
+    for _ in 0..4 {
+        match percent_decoded(&text) {
+            Cow::Owned(next) if next != text => text = Cow::Owned(next),
+            _ => return Some(text),
+        }
+    }
+    None
+}
+
 fn percent_decoded(name: &str) -> Cow<'_, str> {
     if !name.contains('%') {
         return Cow::Borrowed(name);

@@ -1,6 +1,9 @@
 //! No secret comes out: not in events, errors, spans, log lines, or the `Debug` of anything public.
 
+mod recorded;
+#[path = "../support/mod.rs"]
 mod support;
+mod texts;
 
 use http::{HeaderValue, Request, Response};
 use std::{

@@ -1,0 +1,47 @@
+//! What is left of something once it was recorded.
+
+use http::{HeaderMap, Request, Response};
+use std::convert::Infallible;
+use tower::{Layer, Service, service_fn};
+use tower_outbound::{
+    EventHandle, EventLayer,
+    event::{Metadata, Payload, Value},
+};
+
+/// An event of which nothing is known but its request.
+pub(crate) fn event(request: Request<()>) -> EventHandle {
+    let client = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(())));
+    EventLayer::calling().layer(client).call(request).event()
+}
+
+/// A text, as a log, an error and a header tell it.
+pub(crate) fn text(text: &str) -> String {
+    let event = event(Request::new(()));
+    event.log(text);
+    event.snapshot().logs.remove(0).message
+}
+
+/// A URL as an event tells it; `None` if it is none.
+pub(crate) fn url(url: &str) -> Option<String> {
+    let request = Request::get(url).body(()).ok()?;
+    event(request).snapshot().endpoint_url
+}
+
+pub(crate) fn headers(name: &'static str, value: &[u8]) -> HeaderMap {
+    let request = Request::get("http://h/").header(name, value).body(()).unwrap();
+    event(request).snapshot().headers
+}
+
+pub(crate) fn payload(value: Value) -> Value {
+    let mut request = Request::new(());
+    request.extensions_mut().insert(Payload(value));
+    event(request).snapshot().payload.unwrap()
+}
+
+pub(crate) fn metadata(name: &str, value: Value) -> Metadata {
+    let mut request = Request::new(());
+    request
+        .extensions_mut()
+        .insert(Metadata([(name.to_owned(), value)].into()));
+    Metadata(event(request).snapshot().metadata)
+}

@@ -1,0 +1,87 @@
+//! Where in a text, a URL or a name a secret can hide, and that what is none stays.
+
+use crate::recorded;
+
+/// What is left of each of these shows that something was there, and not what. In them `s3cr3t` is the secret.
+fn check(texts: &[&str], record: impl Fn(&str) -> String) {
+    let told = texts.iter().map(|text| (text, record(text)));
+    let leaks = told.filter(|(_, clean)| clean.contains("s3cr3t") || !clean.contains("[redacted]"));
+    let leaks: Vec<_> = leaks.map(|(text, clean)| format!("{text}  is  {clean}")).collect();
+    assert!(leaks.is_empty(), "{leaks:#?}");
+}
+
+/// As the URL of a request, and as one in a text.
+fn check_urls(urls: &[&str]) {
+    check(urls, recorded::text);
+    check(urls, |url| recorded::url(url).expect("a URL"));
+}
+
+fn check_untouched(texts: &[&str]) {
+    for text in texts {
+        assert_eq!(recorded::text(text), *text);
+    }
+}
+
+#[test]
+fn a_parameter_hides_what_stands_in_its_value_or_its_name_however_often_encoded() {
+    check_urls(&[
+        "http://h/?api%255Fkey=s3cr3t",
+        "http://h/?%2574%256f%256b%2565%256e=s3cr3t",
+        "http://h/?next=%2Fcb%3Ftoken%3Ds3cr3t",
+        "http://h/?next=/cb?token=s3cr3t",
+        "http://h/?next=https%253A%252F%252Fh%252F%253Ftoken%253Ds3cr3t",
+        "http://h/?next=https%253A%252F%252Fu%253As3cr3t%2540h%252F",
+        "http://h/?next=https:%2F%2F%2Fu:s3cr3t%40h",
+        "http://h/?next=%2525252525252574oken=s3cr3t",
+        "http://h/?data=%7B%22api_key%22%3A%22s3cr3t%22%7D",
+        "http://h/?header=Bearer%20s3cr3t",
+        "http://h/?header=Authorization:+Bearer+s3cr3t",
+        "http://h/?token%3Ds3cr3t",
+        "http://h/?a&token%3Ds3cr3t=&b",
+        "http://h/fetch?https://u:s3cr3t@h/",
+        "http://h/?a=1%26token%3Ds3cr3t",
+    ]);
+    check_untouched(&[
+        "http://h/?next=%2Fcb%3Fpage%3D2&data=YWJjZA==&q=a+basic+question",
+        "http://h/?q=100%25&a//b@c&token=",
+        "a==b, ===== c ===== d",
+    ]);
+}
+
+#[test]
+fn a_parameter_is_told_from_the_next_by_any_sign() {
+    check_urls(&[
+        "http://h/?a=1;token=s3cr3t",
+        "http://h/?a=1;token=ab;s3cr3t&b=2",
+        "http://h/?a=1,token=s3cr3t",
+        "http://h/?a=1|token=s3cr3t",
+        "http://h/?a=1%3Btoken=s3cr3t",
+    ]);
+    assert_eq!(
+        recorded::url("http://h/?a=1;token=s3cr3t&b=2").as_deref(),
+        Some("http://h/?a=[redacted]&b=2")
+    );
+}
+
+/// On a small stack, which any recursion would overrun; and a search that doubles with every level would not end.
+#[test]
+fn a_server_can_nest_urls_as_deep_as_it_likes() {
+    let check = || {
+        for nested in [
+            "a=//?",
+            "a=",
+            "//?",
+            "{\"a\":[",
+            "Bearer ",
+            "%25",
+            "'",
+            "//a:b@",
+            "token=%3D",
+        ] {
+            let text = format!("//?{}token=s3cr3t", nested.repeat(20_000));
+            assert!(!recorded::text(&text).contains("s3cr3t"), "{nested}");
+        }
+    };
+    let small = std::thread::Builder::new().stack_size(256 * 1024);
+    small.spawn(check).unwrap().join().unwrap();
+}
