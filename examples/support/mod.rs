@@ -23,7 +23,7 @@ pub async fn server(every: Option<usize>) -> anyhow::Result<String> {
     let answer = move |headers: HeaderMap| async move {
         let number = seen.fetch_add(1, Ordering::Relaxed) + 1;
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let fails = every.is_some_and(|every| number.is_multiple_of(every));
+        let fails = every.is_some_and(|every| number % every == 0);
         let status = if fails {
             StatusCode::SERVICE_UNAVAILABLE
         } else {

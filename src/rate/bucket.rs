@@ -74,7 +74,7 @@ impl Bucket {
         // The balance is never above the capacity.
         let room = self.size.capacity.abs_diff(self.balance);
         self.balance = if gained < room {
-            self.balance + gained.cast_signed()
+            self.balance + gained as i128
         } else {
             self.size.capacity
         };
@@ -88,11 +88,11 @@ impl Bucket {
         }
         let needed = amount
             .checked_mul(self.size.unit)
-            .map_or(i128::MAX, |units| units.min(i128::MAX as u128).cast_signed());
+            .map_or(i128::MAX, |units| units.min(i128::MAX as u128) as i128);
         if needed <= self.balance {
             return 0;
         }
-        let missing = needed.saturating_sub(self.balance).cast_unsigned();
+        let missing = needed.saturating_sub(self.balance) as u128;
         u64::try_from(missing.div_ceil(u128::from(self.size.fill))).unwrap_or(u64::MAX)
     }
 
@@ -125,11 +125,11 @@ impl Bucket {
     /// Changes the rate. What is in the bucket stays, up to the new burst; so do debts.
     pub(super) fn resize(&mut self, old: &Self) {
         let convert = |units: i128| -> i128 {
-            let (from, to) = (old.size.unit.cast_signed(), self.size.unit);
-            let whole = units.div_euclid(from).saturating_mul(to.cast_signed());
+            let (from, to) = (old.size.unit as i128, self.size.unit);
+            let whole = units.div_euclid(from).saturating_mul(to as i128);
             // Both factors are below the unit's bound, so this fits where the units themselves do.
-            let part = units.rem_euclid(from).cast_unsigned().saturating_mul(to) / old.size.unit;
-            whole.saturating_add(part.cast_signed())
+            let part = (units.rem_euclid(from) as u128).saturating_mul(to) / old.size.unit;
+            whole.saturating_add(part as i128)
         };
         self.balance = convert(old.balance).clamp(-MOST_DEBT, self.size.capacity);
         self.estimated = convert(old.estimated);
@@ -151,18 +151,18 @@ impl Bucket {
 
     /// Of an amount up to the burst.
     fn units_of(&self, amount: u64) -> i128 {
-        (u128::from(amount) * self.size.unit).cast_signed()
+        (u128::from(amount) * self.size.unit) as i128
     }
 
     fn units(&self, amount: u64) -> i128 {
         u128::from(amount)
             .checked_mul(self.size.unit)
-            .map_or(i128::MAX, |units| units.min(i128::MAX.cast_unsigned()).cast_signed())
+            .map_or(i128::MAX, |units| units.min(i128::MAX as u128) as i128)
     }
 }
 
 fn whole(units: i128, unit: u128) -> u64 {
-    u64::try_from(units.cast_unsigned() / unit).unwrap_or(u64::MAX)
+    u64::try_from(units as u128 / unit).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -157,7 +157,7 @@ impl Rate {
                 .checked_mul(unit)
                 .map(|product| product / u128::from(scale))
                 .filter(|units| *units <= MOST_UNITS)
-                .map(|units| units.cast_signed())
+                .map(|units| units as i128)
                 .ok_or_else(|| too_large(part))
         };
         if unit > MOST_UNITS {
@@ -165,9 +165,9 @@ impl Rate {
         }
         let capacity = match &self.burst {
             Some(burst) => units("burst", burst)?,
-            None => units("amount", &self.amount)?.max(unit.cast_signed()),
+            None => units("amount", &self.amount)?.max(unit as i128),
         };
-        if capacity < unit.cast_signed() {
+        if capacity < unit as i128 {
             return Err(InvalidConfig::new(
                 field("burst"),
                 "must be at least 1, or no call could ever pass",
