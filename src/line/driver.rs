@@ -122,12 +122,8 @@ async fn drive<G: Gate>(mut driver: Driver<G>) {
         };
 
         match deadline {
-            Some(deadline) => {
-                tokio::select! {
-                    () = time::sleep_until(deadline) => {}
-                    () = moved => {}
-                }
-            }
+            // Whichever comes first.
+            Some(deadline) => drop(time::timeout_at(deadline, moved).await),
             None => moved.await,
         }
     }
