@@ -259,7 +259,7 @@ impl RequestDetails {
     }
 
     /// How many of the API's tokens it will need.
-    pub const fn api_tokens(&mut self, tokens: u64) -> &mut Self {
+    pub fn api_tokens(&mut self, tokens: u64) -> &mut Self {
         self.api_tokens = tokens;
         self
     }
@@ -323,7 +323,7 @@ impl ResponseDetails {
     }
 
     /// The status code.
-    pub const fn status_code(&mut self, code: StatusCode) -> &mut Self {
+    pub fn status_code(&mut self, code: StatusCode) -> &mut Self {
         self.status_code = Some(code.as_u16());
         self
     }
