@@ -65,6 +65,7 @@ fn statuses_and_names_are_texts() {
     for id in [
         RequestId::random(),
         RequestId::from("own"),
+        RequestId::from("67e55044-10b1-426f-9247-bb680e5fe0c8"),
         RequestId::from("A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"),
     ] {
         let json = serde_json::to_value(&id).unwrap();

@@ -225,15 +225,16 @@ impl RequestId {
     }
 }
 
+/// A name is its text: one that is written as a UUID is that UUID.
 impl From<&str> for RequestId {
     fn from(name: &str) -> Self {
-        Self(Name::Given(name.into()))
+        Self(uuid_of(name).map_or_else(|| Name::Given(name.into()), Name::Random))
     }
 }
 
 impl From<String> for RequestId {
     fn from(name: String) -> Self {
-        Self(Name::Given(name.into()))
+        name.as_str().into()
     }
 }
 
@@ -268,12 +269,15 @@ impl serde::Serialize for RequestId {
 #[cfg(feature = "serde")]
 impl<'de> serde::Deserialize<'de> for RequestId {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        Ok(Uuid::try_parse(&name)
-            .ok()
-            .filter(|uuid| uuid.to_string() == name)
-            .map_or_else(|| name.into(), Self::from))
+        String::deserialize(deserializer).map(Self::from)
     }
+}
+
+/// The UUID, if the text is just as one is written here.
+fn uuid_of(text: &str) -> Option<Uuid> {
+    let uuid = Uuid::try_parse(text).ok()?;
+    let mut written = Uuid::encode_buffer();
+    (*uuid.hyphenated().encode_lower(&mut written) == *text).then_some(uuid)
 }
 
 // === impl NetworkRequestEvent ===
@@ -350,6 +354,7 @@ fn between(start: Option<SystemTime>, end: Option<SystemTime>) -> Option<Duratio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     #[test]
     fn every_status_reads_what_it_writes() {
@@ -361,6 +366,20 @@ mod tests {
             "calling".parse::<RequestStatus>().unwrap_err().to_string(),
             "no request status: \"calling\""
         );
+    }
+
+    #[test]
+    fn names_are_equal_when_their_texts_are() {
+        let text = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+        let uuid = RequestId::from(text.parse::<Uuid>().unwrap());
+        assert_eq!(RequestId::from(text), uuid);
+        assert!(HashSet::from([uuid.clone()]).contains(&RequestId::from(text.to_owned())));
+        // Another text for the same UUID is another name, and stays as it is.
+        for other in [text.to_uppercase(), text.replace('-', ""), format!("{{{text}}}")] {
+            let id = RequestId::from(other.as_str());
+            assert_eq!(id.to_string(), other);
+            assert_ne!(id, uuid);
+        }
     }
 
     #[test]
