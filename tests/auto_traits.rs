@@ -5,10 +5,10 @@ use tower::{Service, service_fn};
 use tower_outbound::{
     Call, CallHandle, Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer, EventHandle, EventLayer, Executor,
     NetworkRequestEvent, Queue, QueueLayer, RateLimit, RateLimitLayer, RateLimiter,
-    error::{Closed, CostExceedsBurst, Error, InvalidConfig, Panicked},
-    event::{Event, Events, Subscription},
-    executor::{Closure, Monitor},
-    rate::Estimate,
+    error::{Cancelled, Closed, CostExceedsBurst, Error, InvalidConfig, Panicked, Refused},
+    event::{Event, Events, Lagged, ParseStatusError, Subscription},
+    executor::{Closure, Monitor, TrySubmitError},
+    rate::{Estimate, TryAcquireError},
 };
 
 fn send<T: Send>() {}
@@ -61,6 +61,14 @@ fn errors_are_errors_that_can_be_sent_and_shared() {
     error::<Closed>();
     error::<CostExceedsBurst>();
     error::<Panicked>();
+    error::<Cancelled>();
+    error::<Lagged>();
+    error::<ParseStatusError>();
+    error::<TryAcquireError>();
+    // Whatever the body: it need not be `Debug`.
+    struct Plain;
+    error::<Refused<Plain>>();
+    error::<TrySubmitError<Plain>>();
 }
 
 /// In a struct field, without naming the client's type.

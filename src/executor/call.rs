@@ -50,7 +50,6 @@ pub struct CallHandle<B, R> {
 }
 
 /// Why [`try_submit`](super::Executor::try_submit) did not submit.
-#[derive(Debug)]
 #[non_exhaustive]
 #[allow(clippy::large_enum_variant, reason = "it hands the request back")]
 pub enum TrySubmitError<B> {
@@ -294,7 +293,16 @@ impl<B> fmt::Display for TrySubmitError<B> {
     }
 }
 
-impl<B: fmt::Debug> std::error::Error for TrySubmitError<B> {
+impl<B> fmt::Debug for TrySubmitError<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refused) => f.debug_tuple("Refused").field(refused).finish(),
+            Self::Other(error) => f.debug_tuple("Other").field(error).finish(),
+        }
+    }
+}
+
+impl<B> std::error::Error for TrySubmitError<B> {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Refused(_) => None,
