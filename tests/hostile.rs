@@ -1,0 +1,841 @@
+//! Hostile input: the largest and the smallest numbers, texts made to be hard, and code of others that misbehaves.
+//! Nothing here may panic where it is not said so, hang, or harm any other call.
+
+mod support;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    error::Error as StdError,
+    fmt,
+    future::{Future, pending},
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread,
+    time::{Duration, SystemTime},
+};
+use support::{client, ms, request, settle};
+use tokio::time::{self, Instant, timeout};
+use tokio_test::task;
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
+use tower_outbound::{
+    ApiTokens, Call, Concurrency, Cost, EventLayer, Executor, ExecutorBuilder, Limits, NetworkRequestEvent, QueueLayer,
+    Rate, RateLimiter, RequestStatus, Shutdown,
+    event::{self, Http, Metadata, Value},
+    executor::Config,
+    rate::Amount,
+};
+
+/// Far more than it takes; only there so that a hang is a failure.
+const HANG: Duration = Duration::from_secs(60);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const MEGA: usize = 1_000_000;
+
+fn unlimited() -> ExecutorBuilder {
+    Executor::builder().limits(Limits::new())
+}
+
+/// Runs `work` on a thread of its own, and fails if it does not come to an end.
+fn within_a_minute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, told) = mpsc::channel();
+    let worker = thread::spawn(move || {
+        let result = work();
+        let _ = done.send(());
+        result
+    });
+    if told.recv_timeout(HANG) == Err(mpsc::RecvTimeoutError::Timeout) {
+        panic!("a hang");
+    }
+    worker.join().unwrap()
+}
+
+/// The record of a call that gets this response header, and fails with this text.
+async fn recorded(request: Request<()>, answer: Result<Response<()>, BoxError>) -> NetworkRequestEvent {
+    let answer = Mutex::new(Some(answer));
+    let service = service_fn(move |_: Request<()>| std::future::ready(answer.lock().unwrap().take().unwrap()));
+    let call = EventLayer::calling().layer(service).call(request);
+    let event = call.event();
+    let _ = call.await;
+    event.snapshot()
+}
+
+// --- numbers ---
+
+/// Amounts that are easily got wrong.
+fn amounts() -> Vec<Amount> {
+    let whole = [0, 1, 3, 1_000_003, 1 << 63, u64::MAX - 1, u64::MAX].map(Amount::from);
+    let negative = [-1, i64::MIN].map(Amount::from);
+    let fractions = [
+        f64::NAN,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::MIN_POSITIVE,
+        f64::MAX,
+        f64::EPSILON,
+        -0.0,
+        -1.0,
+        0.000_000_4,
+        0.000_001,
+        0.5,
+        1.5,
+        18_446_744_073_709.0,
+        18_446_744_073_710.5,
+    ]
+    .map(Amount::from);
+    whole.into_iter().chain(negative).chain(fractions).collect()
+}
+
+fn periods() -> [Duration; 8] {
+    [
+        Duration::ZERO,
+        Duration::from_nanos(1),
+        Duration::from_nanos(999_999_937),
+        Duration::from_secs(60),
+        100 * YEAR,
+        Duration::from_nanos(i64::MAX as u64),
+        Duration::from_nanos(i64::MAX as u64 + 1),
+        Duration::MAX,
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_oddest_rates_are_counted_or_refused_by_name() {
+    let (mut counted, mut refused) = (0, 0);
+    let mut limiters: Vec<(Limits, u64, RateLimiter)> = Vec::new();
+    let some = |amounts: Vec<Amount>| -> Vec<Option<Amount>> { amounts.into_iter().map(Some).chain([None]).collect() };
+    for amount in amounts() {
+        for period in periods() {
+            for burst in some(amounts()) {
+                for initial in [
+                    None,
+                    Some(Amount::from(0)),
+                    Some(Amount::from(u64::MAX)),
+                    Some(Amount::from(0.5)),
+                ] {
+                    let rate = Rate::new(amount, period);
+                    let rate = burst.map_or(rate, |burst| rate.burst(burst));
+                    let rate = initial.map_or(rate, |initial| rate.initial(initial));
+                    let limits = Limits::new().tokens(rate);
+                    let limiter = match RateLimiter::new(limits.clone()) {
+                        Ok(limiter) => limiter,
+                        Err(error) => {
+                            let field = error.field();
+                            assert!(
+                                ["tokens.amount", "tokens.period", "tokens.burst", "tokens.initial"].contains(&field),
+                                "{rate:?}: {error}"
+                            );
+                            refused += 1;
+                            continue;
+                        }
+                    };
+                    counted += 1;
+                    let burst = match limiter.check(Cost::tokens(u64::MAX)) {
+                        Err(never) => never.burst(),
+                        Ok(()) => u64::MAX,
+                    };
+                    let start = limiter.available().tokens.unwrap();
+                    assert!((1..=u64::MAX).contains(&burst) && start <= burst, "{rate:?}");
+                    // Nothing is nothing; all there is can go at once, and then nothing more.
+                    limiter
+                        .try_acquire(Cost {
+                            requests: u64::MAX,
+                            tokens: 0,
+                        })
+                        .unwrap();
+                    limiter.try_acquire(Cost::tokens(start)).unwrap();
+                    assert_eq!(limiter.available().tokens, Some(0), "{rate:?}");
+                    let later = limiter.try_acquire(Cost::tokens(1)).unwrap_err().retry_after();
+                    assert!(later.is_some_and(|later| !later.is_zero()), "{rate:?}");
+                    // The worst that can come back, and the best.
+                    for used in [u64::MAX, 0, 1] {
+                        let nothing = limiter.acquire_estimate(Cost { requests: 0, tokens: 0 }).await.unwrap();
+                        nothing.settle(Cost {
+                            requests: u64::MAX,
+                            tokens: used,
+                        });
+                        assert_eq!(limiter.available().tokens, Some(0), "{rate:?}");
+                    }
+                    if limiters.len() < 64 || counted % 97 == 0 {
+                        limiters.push((limits, burst, limiter));
+                    }
+                }
+            }
+        }
+    }
+    assert!(counted > 500 && refused > 5_000, "{counted} {refused}");
+    // Each turns into each, with its debts, while time passes.
+    limiters.truncate(100);
+    for (_, _, limiter) in &limiters {
+        for (limits, burst, _) in &limiters {
+            limiter.set_limits(limits.clone()).unwrap();
+            let never = limiter.check(Cost::tokens(u64::MAX)).err();
+            assert_eq!(never.map_or(u64::MAX, |never| never.burst()), *burst);
+            time::advance(Duration::from_nanos(1)).await;
+            assert!(limiter.available().tokens.unwrap() <= *burst);
+            let _ = limiter.try_acquire(Cost::tokens(1));
+        }
+    }
+    time::advance(100 * YEAR).await;
+    for (_, _, limiter) in &limiters {
+        let _ = (limiter.available(), limiter.try_acquire(Cost::tokens(1)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_a_nanosecond_and_one_in_a_hundred_years_are_exact() {
+    let fast = Rate::new(u64::MAX, Duration::from_nanos(1)).burst(1);
+    let limiter = RateLimiter::new(Limits::new().tokens(fast)).unwrap();
+    for _ in 0..3 {
+        limiter.try_acquire(Cost::tokens(1)).unwrap();
+        assert_eq!(limiter.available().tokens, Some(0));
+        time::advance(Duration::from_nanos(1)).await;
+        assert_eq!(limiter.available().tokens, Some(1));
+    }
+    let slow = Rate::new(1, 100 * YEAR);
+    let limiter = RateLimiter::new(Limits::new().tokens(slow)).unwrap();
+    limiter.try_acquire(Cost::tokens(1)).unwrap();
+    let later = limiter.try_acquire(Cost::tokens(1)).unwrap_err().retry_after();
+    assert_eq!(later, Some(100 * YEAR));
+    time::advance(100 * YEAR - Duration::from_nanos(1)).await;
+    let later = limiter.try_acquire(Cost::tokens(1)).unwrap_err().retry_after();
+    assert_eq!(later, Some(Duration::from_nanos(1)));
+    time::advance(Duration::from_nanos(1)).await;
+    limiter.try_acquire(Cost::tokens(1)).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_estimate_settled_at_the_extremes_leaves_a_debt_that_is_paid_off() {
+    for used in [0, 1, 1_000, u64::MAX - 1, u64::MAX] {
+        let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_second(1_000))).unwrap();
+        let estimate = limiter.acquire_estimate(Cost::tokens(1_000)).await.unwrap();
+        estimate.settle(Cost::tokens(used));
+        let later = limiter
+            .try_acquire(Cost::tokens(1_000))
+            .err()
+            .and_then(|error| error.retry_after());
+        // A thousand a second, and what cannot be told is very long.
+        let debt = Duration::from_millis(used);
+        let expected = (used > 0).then(|| debt.min(Duration::from_nanos(u64::MAX)));
+        assert_eq!(later, expected, "{used}");
+        if used == 1_000 {
+            time::advance(ms(1_000)).await;
+            limiter.try_acquire(Cost::tokens(1_000)).unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_to_the_end_of_time_is_a_long_pause() {
+    let far = Instant::now() + 100 * YEAR;
+    for until in [Some(far), None] {
+        let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(10))).unwrap();
+        match until {
+            Some(until) => limiter.pause_until(until),
+            None => limiter.pause_for(Duration::MAX),
+        }
+        // Only ever extended.
+        limiter.pause_for(ms(1));
+        limiter.pause_until(Instant::now());
+        assert!(limiter.available().paused_until.is_some_and(|until| until >= far));
+        let later = limiter.try_acquire(Cost::request()).unwrap_err().retry_after();
+        assert!(later.is_some_and(|later| later >= 99 * YEAR), "{later:?}");
+        timeout(YEAR, limiter.acquire(Cost::request())).await.unwrap_err();
+        // A call that waits for it can still be stopped.
+        let executor = Executor::builder().limiter(limiter).build(client(ms(0)).0).unwrap();
+        executor.start().unwrap();
+        let call = executor.submit(request("call")).await.unwrap();
+        let report = executor.stop(Shutdown::Within(YEAR)).await;
+        assert_eq!((report.cancelled, report.elapsed), (1, YEAR));
+        assert!(call.await.unwrap_err().is_cancelled());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_million_limits_hold_at_once() {
+    let limits = (0..MEGA).fold(Limits::new(), |limits, number| {
+        let burst = if number == MEGA / 2 { 2 } else { 3 };
+        limits.requests(Rate::per_second(1).burst(burst))
+    });
+    let limiter = RateLimiter::new(limits).unwrap();
+    assert_eq!(limiter.available().requests, Some(2));
+    limiter.try_acquire(Cost::request()).unwrap();
+    limiter.try_acquire(Cost::request()).unwrap();
+    let later = limiter.try_acquire(Cost::request()).unwrap_err().retry_after();
+    assert_eq!(later, Some(ms(1_000)));
+    limiter.acquire(Cost::request()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_costs_nothing_passes_and_one_that_costs_everything_is_refused() {
+    let limits = Limits::new().requests(Rate::per_second(1)).tokens(Rate::per_second(1));
+    let (client, arrivals) = client(ms(0));
+    let executor = Executor::builder()
+        .limits(limits)
+        .cost(|req: &Request<&'static str>| {
+            let tokens = req.extensions().get::<ApiTokens>().map_or(0, |tokens| tokens.0);
+            Cost {
+                requests: tokens,
+                tokens,
+            }
+        })
+        .build(client)
+        .unwrap();
+    executor.start().unwrap();
+    for _ in 0..100 {
+        executor.submit(request("nothing")).await.unwrap().await.unwrap();
+    }
+    assert_eq!(arrivals.times()[99], ms(0));
+    for cost in [2, u64::MAX] {
+        let heavy = || Call::from(request("heavy")).tokens(cost);
+        assert!(executor.submit(heavy()).await.unwrap_err().is_cost_exceeds_burst());
+        assert!(!executor.try_submit(heavy()).unwrap_err().is_full());
+    }
+    // Without a limit it passes.
+    executor.monitor().limiter().set_limits(Limits::new()).unwrap();
+    let heavy = Call::from(request("heavy")).tokens(u64::MAX);
+    let call = executor.submit(heavy).await.unwrap();
+    assert_eq!(call.event().snapshot().api_tokens, u64::MAX);
+    call.await.unwrap();
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn a_config_of_garbage_is_an_error_and_never_a_panic() {
+    for value in [
+        r#""1000000000000000y""#,
+        r#""-1s""#,
+        r#""NaN""#,
+        "null",
+        "-1",
+        "1e400",
+        "[]",
+        "{}",
+        "true",
+        "18446744073709551616",
+        "99999999999999999999999999999999999999999999",
+    ] {
+        for field in ["queue_capacity", "workers", "requests_rate", "tokens_period_secs"] {
+            let json = format!(r#"{{ "{field}": {value} }}"#);
+            let built = serde_json::from_str::<Config>(&json)
+                .map_err(|error| error.to_string())
+                .and_then(|config| config.into_builder().map_err(|error| error.to_string()))
+                .and_then(|builder| builder.build_for_closures::<()>().map_err(|error| error.to_string()));
+            let error = built.map(drop).unwrap_err();
+            assert!(!error.is_empty(), "{json}");
+        }
+    }
+    let unknown = serde_json::from_str::<Config>(r#"{ "requests_rat": 1 }"#).unwrap_err();
+    assert!(unknown.to_string().contains("requests_rat"));
+}
+
+// --- texts ---
+
+#[test]
+fn a_large_header_is_shared_with_its_record_and_not_copied() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let value = HeaderValue::from_str(&"a b/c?d=e".repeat(MEGA / 9)).unwrap();
+    let mut kept = Vec::new();
+    let counted = allocation_counter::measure(|| {
+        for _ in 0..2 {
+            let request = Request::builder().header("x-large", value.clone()).body(()).unwrap();
+            let call = EventLayer::calling()
+                .layer(service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(()))))
+                .call(request);
+            kept.push(call.event());
+            runtime.block_on(call).unwrap();
+        }
+    });
+    assert_eq!(kept[0].snapshot().headers["x-large"], value);
+    assert!(
+        counted.bytes_current < 100_000,
+        "{} bytes are kept",
+        counted.bytes_current
+    );
+    // To look for secrets takes some room, for a moment.
+    assert!(counted.bytes_max < 8 * MEGA as u64, "{} bytes", counted.bytes_max);
+}
+
+#[tokio::test]
+async fn as_many_headers_as_there_can_be_are_recorded() {
+    let mut headers = HeaderMap::new();
+    for _ in 0..50_000 {
+        headers.append("x-0", HeaderValue::from_static("http://u:s3cret@h/"));
+    }
+    for number in 0.. {
+        let name = HeaderName::from_bytes(format!("x-{number}").as_bytes()).unwrap();
+        if headers.try_append(name, HeaderValue::from_static("a/b")).is_err() {
+            break;
+        }
+    }
+    assert!(headers.len() > 10_000);
+    let mut request = Request::new(());
+    *request.headers_mut() = headers.clone();
+    let mut response = Response::new(());
+    *response.headers_mut() = headers.clone();
+    let event = recorded(request, Ok(response)).await;
+    assert_eq!(
+        (event.headers.len(), event.response_headers.len()),
+        (headers.len(), headers.len())
+    );
+    assert!(!format!("{event:?}").contains("s3cret"));
+}
+
+#[tokio::test]
+async fn values_that_are_no_text_and_urls_that_are_none_are_recorded_as_they_are() {
+    let mut headers = HeaderMap::new();
+    headers.append("x-bytes", HeaderValue::from_bytes(b"\xff\xfe\x80 plain").unwrap());
+    headers.append(
+        "x-bytes",
+        HeaderValue::from_bytes(b"\xc3\x28 http://u:s3cret@h/").unwrap(),
+    );
+    headers.append("cookie", HeaderValue::from_bytes(b"\xffs3cret").unwrap());
+    headers.append("x-empty", HeaderValue::from_static(""));
+    let mut request = Request::new(());
+    *request.headers_mut() = headers;
+    let event = recorded(request, Ok(Response::new(()))).await;
+    let bytes: Vec<_> = event
+        .headers
+        .get_all("x-bytes")
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    assert_eq!(bytes, [&b"\xff\xfe\x80 plain"[..], b"[redacted]"]);
+    assert!(!format!("{event:?}").contains("s3cret"));
+    #[cfg(feature = "serde")]
+    assert!(!serde_json::to_string(&event).unwrap().contains("s3cret"));
+
+    for (url, told) in [
+        ("*", Some("*")),
+        ("h:443", Some("h:443")),
+        ("u:s3cret@h:443", Some("h:443")),
+        ("/", None),
+        ("/?", Some("/?")),
+        ("/?%", Some("/?%")),
+        ("/?%=%&%2=%zz&%ff%fe=x", Some("/?%=%&%2=%zz&%ff%fe=x")),
+        ("/?%74oken=s3cret", Some("/?%74oken=[redacted]")),
+        ("/?token=%", Some("/?token=[redacted]")),
+        ("/?&&==&", Some("/?&&==&")),
+        (
+            "http://[::1]:8080/?sig=s3cret",
+            Some("http://[::1]:8080/?sig=[redacted]"),
+        ),
+        ("http://u%40:s3cret@[::1]/", Some("http://[::1]/")),
+    ] {
+        let request = Request::get(url).body(()).unwrap();
+        let event = recorded(request, Ok(Response::new(()))).await;
+        assert_eq!(event.endpoint_url.as_deref(), told, "{url}");
+    }
+    // What http itself refuses comes back as that.
+    let executor = unlimited().build(client(ms(0)).0).unwrap();
+    executor.start().unwrap();
+    for url in [
+        "".to_owned(),
+        "http://".into(),
+        "http://h:99999999/".into(),
+        "not a url".into(),
+        "http://h/\u{0}".into(),
+        "http://h/é".into(),
+        "a".repeat(MEGA),
+    ] {
+        let call = Call::from(support::request("call")).url(url.as_str());
+        if let Err(error) = executor.submit(call).await {
+            assert!(error.find::<http::Error>().is_some(), "{url:.20}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_oddest_statuses_are_codes_or_errors() {
+    let executor = unlimited().build_for_closures::<()>().unwrap();
+    executor.start().unwrap();
+    for status in [0_u16, 1, 99, 100, 199, 200, 418, 599, 600, 999, 1_000, u16::MAX] {
+        let call = executor
+            .submit(Call::new(move || async move { Ok::<_, BoxError>((status, ())) }))
+            .await
+            .unwrap();
+        let event = call.event().finished().await;
+        if (100..1_000).contains(&status) {
+            assert_eq!(
+                (event.status, event.response_status_code),
+                (RequestStatus::Completed, Some(status))
+            );
+        } else {
+            assert_eq!(
+                (event.status, event.response_status_code),
+                (RequestStatus::Failed, None)
+            );
+        }
+    }
+}
+
+// --- floods ---
+
+#[test]
+fn a_subscriber_that_never_reads_costs_no_memory_and_is_told_how_much_it_missed() {
+    const CALLS: u64 = 20_000;
+    const UPDATES: u64 = 5;
+    const BEHIND: u64 = 4_096;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
+    let executor = unlimited().build(client).unwrap();
+    let mut never_reads = executor.monitor().subscribe();
+    let calls = |number: u64| {
+        runtime.block_on(async {
+            for _ in 0..number {
+                let call = Call::from(Request::new(())).metadata("text", "x".repeat(1_000));
+                executor.submit(call).await.unwrap().await.unwrap();
+            }
+        });
+    };
+    runtime.block_on(async { executor.start().unwrap() });
+    // As many as are kept for it, and then many more.
+    calls(BEHIND);
+    let counted = allocation_counter::measure(|| calls(CALLS));
+    assert!(counted.bytes_current < 10_000, "{} bytes more", counted.bytes_current);
+    assert_eq!(executor.monitor().totals().completed, BEHIND + CALLS);
+    runtime.block_on(async {
+        let lagged = never_reads.recv().await.unwrap().unwrap_err();
+        assert_eq!(lagged.missed(), (BEHIND + CALLS) * UPDATES - BEHIND);
+        for _ in 0..BEHIND {
+            never_reads.recv().await.unwrap().unwrap();
+        }
+        assert!(timeout(ms(1), never_reads.recv()).await.is_err(), "and no more");
+    });
+}
+
+// --- code of others ---
+
+/// Panics while `armed`, in that part of what describes and pays for calls.
+#[derive(Clone)]
+struct Describes {
+    armed: Arc<AtomicBool>,
+    at_response: bool,
+}
+
+impl Describes {
+    fn may_panic(&self, is_response: bool) {
+        if self.at_response == is_response && self.armed.swap(false, Ordering::SeqCst) {
+            panic!("no description");
+        }
+    }
+}
+
+impl<B, R> event::Describe<Request<B>, Response<R>> for Describes {
+    fn request(&self, _: &Request<B>, _: &mut event::RequestDetails) {
+        self.may_panic(false);
+    }
+
+    fn response(&self, _: &Response<R>, _: &mut event::ResponseDetails) {
+        self.may_panic(true);
+    }
+}
+
+/// A panic of the caller's own code comes back to the caller.
+async fn panics<T>(future: impl Future<Output = T>) -> bool {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| {
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(_)) => Poll::Ready(false),
+            Err(_) => Poll::Ready(true),
+        }
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_describes_classifies_or_prices_a_call_may_panic_and_fails_that_call_alone() {
+    for at_response in [false, true] {
+        let armed = Arc::new(AtomicBool::new(false));
+        let describe = Describes {
+            armed: armed.clone(),
+            at_response,
+        };
+        let builder = unlimited().queue_capacity(1).describe(describe);
+        let executor = builder.build(client(ms(0)).0).unwrap();
+        executor.start().unwrap();
+        armed.store(true, Ordering::SeqCst);
+        if at_response {
+            let call = executor.submit(request("call")).await.unwrap();
+            let event = call.event().clone();
+            assert!(call.await.unwrap_err().is_panicked());
+            assert_eq!(event.status(), RequestStatus::Failed);
+        } else {
+            assert!(panics(executor.submit(request("call"))).await);
+            armed.store(true, Ordering::SeqCst);
+            assert!(panics(async { drop(executor.try_submit(request("call"))) }).await);
+        }
+        // Nothing is held by what did not come to be: its place is free.
+        let fine = executor.try_submit(request("fine")).unwrap();
+        fine.await.unwrap();
+        let report = executor.stop(Shutdown::Graceful).await;
+        assert_eq!((report.failed, report.cancelled), (0, 0));
+        assert_eq!(executor.monitor().totals().open(), 0);
+        assert_eq!((executor.monitor().in_flight(), executor.monitor().calling()), (0, 0));
+    }
+
+    let fails = Http::default().fail_on(|status| if status == 418 { panic!("no teapots") } else { false });
+    let executor = unlimited().describe(fails).build_for_closures::<()>().unwrap();
+    executor.start().unwrap();
+    for (status, is_fine) in [(418, false), (200, true)] {
+        let call = executor
+            .submit(Call::new(move || async move { Ok::<_, BoxError>((status, ())) }))
+            .await
+            .unwrap();
+        let event = call.event().clone();
+        assert_eq!(call.await.is_ok(), is_fine);
+        assert_eq!(event.status() == RequestStatus::Completed, is_fine);
+    }
+    assert_eq!((executor.monitor().in_flight(), executor.monitor().calling()), (0, 0));
+
+    // The cost is asked for when the call is submitted, and again when it pays.
+    for at in [0, 1] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let executor = Executor::builder()
+            .queue_capacity(1)
+            .cost(move |_: &Request<&'static str>| {
+                assert_ne!(asked.fetch_add(1, Ordering::SeqCst), at, "priceless");
+                Cost::request()
+            })
+            .build(client(ms(0)).0)
+            .unwrap();
+        executor.start().unwrap();
+        if at == 0 {
+            assert!(panics(executor.submit(request("call"))).await);
+        } else {
+            assert!(
+                executor
+                    .submit(request("call"))
+                    .await
+                    .unwrap()
+                    .await
+                    .unwrap_err()
+                    .is_panicked()
+            );
+        }
+        executor.try_submit(request("fine")).unwrap().await.unwrap();
+        assert_eq!(executor.monitor().limiter().available().requests, Some(9));
+        assert_eq!(executor.monitor().in_flight(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_panics_when_it_is_cloned_fails_the_start_or_the_call() {
+    struct Unique(Arc<AtomicUsize>);
+    impl Clone for Unique {
+        fn clone(&self) -> Self {
+            if self.0.fetch_sub(1, Ordering::SeqCst) == 1 {
+                panic!("no copies");
+            }
+            Self(self.0.clone())
+        }
+    }
+    impl Service<Request<()>> for Unique {
+        type Response = Response<()>;
+        type Error = BoxError;
+        type Future = std::future::Ready<Result<Response<()>, BoxError>>;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, _: Request<()>) -> Self::Future {
+            std::future::ready(Ok(Response::new(())))
+        }
+    }
+    // Each clone on the way to the wire, and one more.
+    let mut failed = 0;
+    for copies in 1..10 {
+        let left = Arc::new(AtomicUsize::new(usize::MAX));
+        let executor = unlimited().concurrency_limit(1).build(Unique(left.clone())).unwrap();
+        left.store(1, Ordering::SeqCst);
+        assert!(panics(async { drop(executor.start()) }).await);
+        assert!(!executor.is_running());
+        left.store(usize::MAX, Ordering::SeqCst);
+        executor.start().unwrap();
+        left.store(copies, Ordering::SeqCst);
+        let calls = [
+            executor.submit(Request::new(())).await.unwrap(),
+            executor.submit(Request::new(())).await.unwrap(),
+            executor.submit(Request::new(())).await.unwrap(),
+        ];
+        for call in calls {
+            if let Err(error) = timeout(HANG, call).await.expect("no hang") {
+                assert!(error.is_panicked());
+                failed += 1;
+            }
+        }
+        let report = executor.stop(Shutdown::Graceful).await;
+        assert_eq!(report.cancelled, 0);
+        assert_eq!(executor.monitor().in_flight(), 0);
+    }
+    assert!(failed > 1, "{failed}");
+}
+
+// --- wakers ---
+
+/// A waker that does something when it is woken.
+struct Does(Box<dyn Fn() + Send + Sync>);
+
+impl Wake for Does {
+    fn wake(self: Arc<Self>) {
+        thread_local!(static DOES: Cell<bool> = const { Cell::new(false) });
+        // What it does may wake others like it, and they it.
+        if !DOES.replace(true) {
+            (self.0)();
+            DOES.set(false);
+        }
+    }
+}
+
+#[test]
+fn a_waker_may_use_everything_when_it_is_woken() {
+    within_a_minute(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let limits = Limits::new().requests(Rate::per_second(10).burst(1));
+            let builder = Executor::builder()
+                .limits(limits)
+                .queue_capacity(2)
+                .concurrency_limit(1);
+            let mut executor = builder.build(client(ms(100)).0).unwrap();
+            executor.start().unwrap();
+            let limiter = executor.monitor().limiter().clone();
+            let mut calls = Vec::new();
+            for _ in 0..3 {
+                calls.push(executor.submit(request("call")).await.unwrap());
+                settle().await;
+            }
+            let event = calls[0].event().clone();
+            let woken = Arc::new(AtomicUsize::new(0));
+            // What is dropped by a waker: a call, one at the door, and one that waits for the limiter.
+            let prey = Arc::new(Mutex::new(Vec::<Box<dyn std::any::Any + Send>>::new()));
+            let (known, told) = (executor.clone(), event.clone());
+            let waker = || {
+                let (executor, limiter, event) = (known.clone(), limiter.clone(), told.clone());
+                let (woken, prey) = (woken.clone(), prey.clone());
+                Waker::from(Arc::new(Does(Box::new(move || {
+                    woken.fetch_add(1, Ordering::SeqCst);
+                    let dropped = prey.lock().unwrap().pop();
+                    drop(dropped);
+                    event.log("woken");
+                    event.set_metadata("woken", 1);
+                    let _ = (event.snapshot(), format!("{executor:?} {limiter:?} {event:?}"));
+                    let _ = limiter.try_acquire(Cost::request());
+                    limiter.pause_for(Duration::ZERO);
+                    limiter
+                        .set_limits(Limits::new().requests(Rate::per_second(10).burst(1)))
+                        .unwrap();
+                    executor.monitor().concurrency().set(1).unwrap();
+                    if let Ok(call) = executor.try_submit(request("from a waker")) {
+                        call.cancel();
+                    }
+                    let mut clone = executor.clone();
+                    let _ = clone.poll_ready(&mut Context::from_waker(Waker::noop()));
+                    drop(clone.call(request("from a waker")));
+                    let _ = executor.monitor().subscribe();
+                }))))
+            };
+            let wakes = |future: Pin<&mut dyn Future<Output = ()>>| {
+                let waker = waker();
+                assert!(future.poll(&mut Context::from_waker(&waker)).is_pending());
+            };
+            let mut waiting: Vec<Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
+            for call in calls {
+                waiting.push(Box::pin(async { drop(call.await) }));
+            }
+            for _ in 0..3 {
+                let call = executor.call(request("at the door"));
+                waiting.push(Box::pin(async { drop(call.await) }));
+                let limiter = limiter.clone();
+                waiting.push(Box::pin(
+                    async move { limiter.acquire(Cost::request()).await.unwrap_or(()) },
+                ));
+                let event = event.clone();
+                waiting.push(Box::pin(async move { drop(event.finished().await) }));
+                let mut door = task::spawn(executor.call(request("prey")));
+                assert!(door.poll().is_pending());
+                prey.lock().unwrap().push(Box::new(door));
+                let mut clone = executor.clone();
+                waiting.push(Box::pin(async move { drop(clone.ready().await.map(drop)) }));
+            }
+            for waits in &mut waiting {
+                wakes(waits.as_mut());
+            }
+            for _ in 0..20 {
+                time::sleep(ms(50)).await;
+            }
+            limiter.set_limits(Limits::new()).unwrap();
+            assert!(woken.load(Ordering::SeqCst) >= 5, "{woken:?}");
+            timeout(HANG, executor.stop(Shutdown::Within(ms(1_000))))
+                .await
+                .expect("no hang");
+            for mut waits in waiting {
+                timeout(HANG, waits.as_mut()).await.expect("no hang");
+            }
+            assert_eq!(executor.monitor().totals().open(), 0);
+            assert_eq!(
+                (executor.monitor().in_flight(), executor.monitor().queue_depth()),
+                (0, 0)
+            );
+        });
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_is_kept_and_rung_late_disturbs_no_later_call() {
+    let kept = Arc::new(Mutex::new(Vec::<Waker>::new()));
+    let keeps = kept.clone();
+    let polls = Arc::new(AtomicUsize::new(0));
+    let counts = polls.clone();
+    let client = service_fn(move |_: Request<&'static str>| {
+        let (keeps, counts) = (keeps.clone(), counts.clone());
+        async move {
+            let mut sleep = Box::pin(time::sleep(ms(10)));
+            std::future::poll_fn(|cx| {
+                keeps.lock().unwrap().push(cx.waker().clone());
+                counts.fetch_add(1, Ordering::SeqCst);
+                sleep.as_mut().poll(cx)
+            })
+            .await;
+            Ok::<_, BoxError>(Response::new(()))
+        }
+    });
+    let executor = unlimited().concurrency_limit(2).build(client).unwrap();
+    executor.start().unwrap();
+    for round in 0..50 {
+        let first = executor.submit(request("a")).await.unwrap();
+        let second = executor.submit(request("b")).await.unwrap();
+        settle().await;
+        if round % 2 == 0 {
+            first.cancel();
+        }
+        // All that were ever kept, those of calls that are over among them.
+        let wakers = kept.lock().unwrap().clone();
+        wakers.iter().for_each(Waker::wake_by_ref);
+        assert_eq!(first.await.is_ok(), round % 2 == 1);
+        second.await.unwrap();
+    }
+    assert_eq!(executor.stop(Shutdown::Graceful).await.cancelled, 0);
+    // After the end, and after the executor.
+    drop(executor);
+    let wakers = std::mem::take(&mut *kept.lock().unwrap());
+    let before = polls.load(Ordering::SeqCst);
+    wakers.into_iter().for_each(Waker::wake);
+    settle().await;
+    assert_eq!(polls.load(Ordering::SeqCst), before);
+}
