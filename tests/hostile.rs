@@ -517,6 +517,146 @@ fn a_subscriber_that_never_reads_costs_no_memory_and_is_told_how_much_it_missed(
 
 // --- code of others ---
 
+/// What an error does when it is asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Misdeed {
+    DisplayPanics,
+    DisplayFails,
+    DebugPanics,
+    DebugIsEndless,
+    SourcePanics,
+    /// Its source is itself.
+    Circle,
+}
+
+const MISDEEDS: [Misdeed; 4] = [
+    Misdeed::DisplayPanics,
+    Misdeed::DisplayFails,
+    Misdeed::DebugPanics,
+    Misdeed::SourcePanics,
+];
+
+struct Bad(Misdeed);
+
+impl fmt::Display for Bad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Misdeed::DisplayPanics => panic!("no text"),
+            Misdeed::DisplayFails => Err(fmt::Error),
+            _ => f.write_str("bad"),
+        }
+    }
+}
+
+impl fmt::Debug for Bad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Misdeed::DebugPanics => panic!("no debug text"),
+            Misdeed::DebugIsEndless => loop {
+                f.write_str("Bad(0, 1, 2, 3)")?;
+            },
+            _ => f.write_str("Bad"),
+        }
+    }
+}
+
+impl StdError for Bad {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self.0 {
+            Misdeed::SourcePanics => panic!("no source"),
+            Misdeed::Circle => Some(self),
+            _ => None,
+        }
+    }
+}
+
+/// Where a client fails, or panics.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Where {
+    Ready,
+    Call,
+    Future,
+}
+
+/// Does what `next` says, once; answers otherwise.
+#[derive(Clone)]
+struct Client {
+    next: Arc<Mutex<Option<(Where, Misdeed)>>>,
+}
+
+impl Client {
+    fn misdeed(&self, here: Where) -> Option<Misdeed> {
+        let mut next = self.next.lock().unwrap();
+        match *next {
+            Some((at, misdeed)) if at == here => {
+                *next = None;
+                Some(misdeed)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<B: Send + 'static> Service<Request<B>> for Client {
+    type Response = Response<()>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<()>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(
+            self.misdeed(Where::Ready)
+                .map_or(Ok(()), |misdeed| Err(Bad(misdeed).into())),
+        )
+    }
+
+    fn call(&mut self, _: Request<B>) -> Self::Future {
+        if self.misdeed(Where::Call).is_some() {
+            panic!("in the call");
+        }
+        let client = self.clone();
+        Box::pin(async move {
+            if let Some(misdeed) = client.misdeed(Where::Future) {
+                return Err(Bad(misdeed).into());
+            }
+            tokio::task::yield_now().await;
+            Ok(Response::new(()))
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_misbehaves_fails_its_call_and_no_other() {
+    for misdeed in MISDEEDS {
+        for at in [Where::Ready, Where::Call, Where::Future] {
+            let case = format!("{misdeed:?} {at:?}");
+            let next = Arc::new(Mutex::new(None));
+            let executor = unlimited().build(Client { next: next.clone() }).unwrap();
+            executor.start().unwrap();
+            // One that is on its way, one that misbehaves, and one behind it.
+            let before = executor.submit(Request::new(())).await.unwrap();
+            settle().await;
+            *next.lock().unwrap() = Some((at, misdeed));
+            let bad = executor.submit(Request::new(())).await.unwrap();
+            let event = bad.event().clone();
+            let behind = executor.submit(Request::new(())).await.unwrap();
+            let error = timeout(HANG, bad).await.expect(&case).unwrap_err();
+            assert!(!error.is_cancelled() && !error.is_closed(), "{case}");
+            timeout(HANG, before).await.expect(&case).expect(&case);
+            timeout(HANG, behind).await.expect(&case).expect(&case);
+            assert_eq!(event.status(), RequestStatus::Failed, "{case}");
+            // Its questions have an answer, too.
+            assert!(
+                !error.is_not_running() && error.find::<fmt::Error>().is_none(),
+                "{case}"
+            );
+            let report = executor.stop(Shutdown::Graceful).await;
+            assert_eq!(report.cancelled, 0, "{case}");
+            let totals = executor.monitor().totals();
+            assert_eq!((totals.completed, totals.failed), (2, 1), "{case}");
+        }
+    }
+}
+
 /// Panics while `armed`, in that part of what describes and pays for calls.
 #[derive(Clone)]
 struct Describes {

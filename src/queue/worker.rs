@@ -204,12 +204,15 @@ struct Driven<Req, Res> {
 }
 
 impl<Req, Res> Driven<Req, Res> {
-    /// The event's outcome, if a layer below has not written one.
-    fn record(&self, error: &BoxError) {
-        // An error may panic when it is asked what it says.
-        if let Err(panic) = guarded(|| self.scope.fail(error)) {
-            self.scope.fail(&panic);
-        }
+    /// Nobody further in could write this failure. The error may panic when it is asked what it says: then that is the
+    /// failure.
+    fn fail(&self, error: BoxError) -> BoxError {
+        let Err(panic) = guarded(|| self.scope.fail(&error)) else {
+            return error;
+        };
+        let _ = guarded(|| drop(error));
+        let _ = guarded(|| self.scope.fail(&panic));
+        panic
     }
 
     /// The call is over: with a result, or cancelled.
@@ -281,7 +284,7 @@ where
         match made {
             Ok(()) => Poll::Pending,
             Err(error) => {
-                call.record(&error);
+                let error = call.fail(error);
                 self.conclude(Some(Err(error)))
             }
         }
@@ -327,10 +330,7 @@ where
                 }
                 return self.conclude(None);
             }
-            Err(panic) => {
-                call.record(&panic);
-                Err(panic)
-            }
+            Err(panic) => Err(call.fail(panic)),
         };
         self.conclude(Some(result))
     }
