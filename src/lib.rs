@@ -80,6 +80,7 @@ pub mod concurrency;
 pub mod error;
 pub mod event;
 pub mod executor;
+mod guard;
 mod line;
 pub mod queue;
 pub mod rate;

@@ -822,6 +822,94 @@ async fn a_client_that_panics_when_it_is_cloned_fails_the_start_or_the_call() {
     assert!(failed > 1, "{failed}");
 }
 
+/// A request that panics when it is dropped.
+struct Grumbles(&'static str);
+
+impl Drop for Grumbles {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            panic!("dropped: {}", self.0);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_panic_when_they_are_dropped_harm_no_other_call() {
+    let client = service_fn(async |req: Request<Grumbles>| {
+        time::sleep(ms(100)).await;
+        drop(req);
+        Ok::<_, BoxError>(Response::new(()))
+    });
+    for how in [Shutdown::Graceful, Shutdown::Immediate] {
+        for workers in [1, 3] {
+            let builder = unlimited().concurrency_limit(2).workers(workers);
+            let executor = builder.build(client).unwrap();
+            executor.start().unwrap();
+            let mut calls = Vec::new();
+            for _ in 0..6 {
+                calls.push(executor.submit(Request::new(Grumbles("call"))).await.unwrap());
+            }
+            settle().await;
+            // One that is cancelled while it is queued: that panic is its canceller's.
+            assert!(panics(async { calls[5].cancel() }).await);
+            let report = timeout(HANG, executor.stop(how)).await.expect("no hang");
+            assert_eq!(report.completed + report.failed + report.cancelled, 5, "{report:?}");
+            for call in calls {
+                let event = call.event().clone();
+                let error = timeout(HANG, call).await.expect("no hang").unwrap_err();
+                assert!(error.is_cancelled() || error.is_panicked());
+                assert!(event.status().is_terminal());
+            }
+            assert_eq!(executor.monitor().totals().open(), 0);
+            assert_eq!(
+                (executor.monitor().in_flight(), executor.monitor().queue_depth()),
+                (0, 0)
+            );
+            executor.start().unwrap();
+            executor.stop(Shutdown::Graceful).await;
+        }
+    }
+}
+
+#[test]
+fn requests_that_panic_when_they_are_dropped_hold_up_no_end() {
+    let client = service_fn(async |_: Request<Grumbles>| pending::<Result<Response<()>, BoxError>>().await);
+    for runtime_first in [false, true] {
+        let build = || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+        };
+        let runtime = build();
+        let executor = unlimited().concurrency_limit(1).build(client).unwrap();
+        let calls: Vec<_> = runtime.block_on(async {
+            executor.start().unwrap();
+            let mut calls = Vec::new();
+            for _ in 0..4 {
+                calls.push(executor.submit(Request::new(Grumbles("call"))).await.unwrap());
+                settle().await;
+            }
+            calls
+        });
+        let monitor = executor.monitor();
+        if runtime_first {
+            drop(runtime);
+            drop(executor);
+        } else {
+            drop(executor);
+            drop(runtime);
+        }
+        build().block_on(async {
+            for call in calls {
+                let error = timeout(HANG, call).await.expect("no hang").unwrap_err();
+                assert!(error.is_cancelled());
+            }
+        });
+        assert_eq!(monitor.totals().open(), 0);
+    }
+}
+
 // --- wakers ---
 
 /// A waker that does something when it is woken.

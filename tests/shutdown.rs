@@ -994,3 +994,49 @@ async fn who_waits_for_a_place_when_it_is_stopped_is_not_let_in_by_the_next_star
     assert_eq!(began.elapsed(), ms(0));
     assert_eq!(executor.monitor().totals().cancelled, 3);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_panics_when_it_is_dropped_holds_up_no_stop() {
+    #[derive(Clone)]
+    struct Grumbles(Arc<AtomicBool>);
+    impl Drop for Grumbles {
+        fn drop(&mut self) {
+            if self.0.load(Ordering::SeqCst) && !thread::panicking() {
+                panic!("dropped");
+            }
+        }
+    }
+    for how in [Shutdown::Graceful, Shutdown::Immediate] {
+        for workers in [1, 3] {
+            let armed = Arc::new(AtomicBool::new(false));
+            let grumbles = Grumbles(armed.clone());
+            let client = service_fn(move |_: Request<&'static str>| {
+                let _grumbles = &grumbles;
+                async {
+                    time::sleep(ms(100)).await;
+                    Ok::<_, BoxError>(Response::new(()))
+                }
+            });
+            let executor = unlimited().workers(workers).build(client).unwrap();
+            executor.start().unwrap();
+            let calls = [
+                executor.submit(request("a")).await.unwrap(),
+                executor.submit(request("b")).await.unwrap(),
+            ];
+            settle().await;
+            armed.store(true, Ordering::SeqCst);
+            let report = timeout(HANG, executor.stop(how)).await.expect("no hang");
+            let completed = if how == Shutdown::Graceful { 2 } else { 0 };
+            assert_eq!(
+                (report.completed, report.cancelled),
+                (completed, 2 - completed),
+                "{report:?}"
+            );
+            for call in calls {
+                assert_eq!(call.await.is_ok(), how == Shutdown::Graceful);
+            }
+            armed.store(false, Ordering::SeqCst);
+            executor.start().unwrap();
+        }
+    }
+}

@@ -4,6 +4,7 @@ use super::slot::Slot;
 use crate::{
     alone::Alone,
     event::Scope,
+    guard::guarded,
     line::count::{Count, Held},
     sync::{
         Mutex, MutexGuard,
@@ -184,9 +185,10 @@ impl<Req, Res> Backlog<Req, Res> {
 
     fn cancel_all(&self) {
         let calls = mem::take(&mut self.lock().calls);
-        calls.iter().for_each(|slot| {
-            slot.cancel();
-        });
+        for slot in calls {
+            // With it goes its request. One that panics when it is dropped must not keep the others waiting.
+            let _ = guarded(|| slot.cancel());
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<Req, Res>> {

@@ -12,14 +12,10 @@ use super::{
     running::Running,
     slot::Slot,
 };
-use crate::{
-    error::{BoxError, Panicked},
-    event::Scope,
-};
+use crate::{error::BoxError, event::Scope, guard::guarded};
 use pin_project_lite::pin_project;
 use std::{
     future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -149,12 +145,6 @@ where
     }
 }
 
-/// Turns a panic into an error. What panicked is used again: a service that cannot bear that says so by panicking
-/// again.
-fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, BoxError> {
-    catch_unwind(AssertUnwindSafe(f)).map_err(|payload| Panicked::from_payload(&*payload).into())
-}
-
 /// A call in a worker's hands. Dropped before it begins, with the worker, it is cancelled.
 struct Taken<Req, Res>(Option<Arc<Slot<Req, Res>>>);
 
@@ -171,7 +161,7 @@ impl<Req, Res> Taken<Req, Res> {
 impl<Req, Res> Drop for Taken<Req, Res> {
     fn drop(&mut self) {
         if let Some(slot) = &self.0 {
-            slot.cancel();
+            let _ = guarded(|| slot.cancel());
         }
     }
 }
