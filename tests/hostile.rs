@@ -912,6 +912,120 @@ fn requests_that_panic_when_they_are_dropped_hold_up_no_end() {
 
 // --- wakers ---
 
+/// A waker that panics, as none should.
+struct Shrieks;
+
+impl Wake for Shrieks {
+    fn wake(self: Arc<Self>) {
+        if !thread::panicking() {
+            panic!("woken");
+        }
+    }
+}
+
+fn shrieks<F: Future + Unpin>(future: &mut F) {
+    let waker = Waker::from(Arc::new(Shrieks));
+    let polled = Pin::new(future).poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_panics_harms_nobody_else() {
+    for how in [None, Some(Shutdown::Graceful), Some(Shutdown::Immediate)] {
+        let builder = unlimited().queue_capacity(3).concurrency_limit(1);
+        let mut executor = builder.build(client(ms(100)).0).unwrap();
+        executor.start().unwrap();
+        let mut calls = Vec::new();
+        for _ in 0..4 {
+            calls.push(executor.submit(request("call")).await.unwrap());
+            settle().await;
+        }
+        let event = calls[0].event().clone();
+        let doors = (0..4).map(|_| executor.call(request("at the door")));
+        let watches = (0..4).map(|_| {
+            let event = event.clone();
+            async move { Ok(event.finished().await.status) }
+        });
+        // Whoever waits, and wherever: every other one with a waker that panics.
+        type Waits = Pin<Box<dyn Future<Output = Result<RequestStatus, tower_outbound::Error>> + Send>>;
+        let calls = calls
+            .into_iter()
+            .map(|call| -> Waits { Box::pin(async { call.await.map(|_| RequestStatus::Completed) }) });
+        let doors = doors.map(|call| -> Waits { Box::pin(async { call.await.map(|_| RequestStatus::Completed) }) });
+        let watches = watches.map(|watch| -> Waits { Box::pin(watch) });
+        let mut all: Vec<Waits> = calls.chain(doors).chain(watches).collect();
+        all.iter_mut().step_by(2).for_each(shrieks);
+        let mut odd = Vec::new();
+        let mut even = Vec::new();
+        for (index, waits) in all.into_iter().enumerate() {
+            if index % 2 == 0 {
+                odd.push(waits);
+            } else {
+                even.push(tokio::spawn(waits));
+            }
+        }
+        settle().await;
+        if let Some(how) = how {
+            let report = timeout(HANG, executor.stop(how)).await.expect("no hang");
+            let completed = if how == Shutdown::Graceful { 4 } else { 0 };
+            assert_eq!((report.completed, report.failed), (completed, 0), "{how:?}");
+        }
+        let mut told = Vec::new();
+        for waits in even {
+            told.push(timeout(HANG, waits).await.expect("no hang").unwrap());
+        }
+        // Those with the odd waker, once somebody asks.
+        for waits in odd {
+            told.push(timeout(HANG, waits).await.expect("no hang"));
+        }
+        let completed = told
+            .iter()
+            .filter(|told| matches!(told, Ok(RequestStatus::Completed)))
+            .count();
+        let expected = match how {
+            None => 12,
+            Some(Shutdown::Graceful) => 8,
+            _ => 0,
+        };
+        assert_eq!(completed, expected, "{how:?}: {told:?}");
+        assert_eq!(executor.monitor().totals().open(), 0);
+        assert_eq!(
+            (executor.monitor().in_flight(), executor.monitor().queue_depth()),
+            (0, 0)
+        );
+        if how.is_none() {
+            executor.submit(request("call")).await.unwrap().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limiter_serves_those_beside_a_waker_that_panics() {
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(10).burst(1).initial(0))).unwrap();
+    let mut waits: Vec<_> = (0..6).map(|_| Box::pin(limiter.acquire(Cost::request()))).collect();
+    waits.iter_mut().step_by(2).for_each(shrieks);
+    let mut fine: Vec<_> = Vec::new();
+    for index in 0..3 {
+        let limiter = limiter.clone();
+        fine.push(tokio::spawn(async move {
+            limiter.acquire(Cost::request()).await.map(|()| index)
+        }));
+    }
+    settle().await;
+    // Everybody looks again.
+    limiter
+        .set_limits(Limits::new().requests(Rate::per_second(100).burst(1)))
+        .unwrap();
+    for fine in fine {
+        timeout(HANG, fine).await.expect("no hang").unwrap().unwrap();
+    }
+    limiter.set_limits(Limits::new()).unwrap();
+    for waits in waits {
+        timeout(HANG, waits).await.expect("no hang").unwrap();
+    }
+    assert!(limiter.try_acquire(Cost::request()).is_ok());
+}
+
 /// A waker that does something when it is woken.
 struct Does(Box<dyn Fn() + Send + Sync>);
 

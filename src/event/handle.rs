@@ -11,7 +11,7 @@ use super::{
 use crate::{
     clock,
     error::BoxError,
-    redact,
+    guard, redact,
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
@@ -22,7 +22,7 @@ use std::{
     fmt,
     future::poll_fn,
     sync::{Arc, PoisonError},
-    task::{Poll, Waker},
+    task::Poll,
     thread,
 };
 use tokio::time::Instant;
@@ -319,7 +319,7 @@ impl Shared {
         let watchers = state.take_watchers();
         drop(state);
         if let Some(watchers) = watchers {
-            watchers.into_iter().for_each(Waker::wake);
+            watchers.into_iter().for_each(guard::wake);
         }
         result
     }

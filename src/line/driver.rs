@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     clock::Reading,
+    guard,
     sync::{Mutex, MutexGuard},
 };
 use std::{
@@ -72,7 +73,7 @@ impl<G: Gate> Shared<G> {
             self.moved.notify_waiters();
         }
         if let Some(waker) = after.wake {
-            waker.wake();
+            guard::wake(waker);
         }
         drop(after.discard);
     }

@@ -23,12 +23,12 @@ mod order;
 
 pub(crate) use gate::{Gate, Opens};
 
-use crate::clock::Reading;
+use crate::{clock::Reading, guard};
 use driver::Shared;
 use std::{
     fmt,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 use tokio::time::Instant;
 
@@ -95,7 +95,7 @@ impl<G: Gate> Line<G> {
                 .map(|waiter| waiter.waker.clone())
                 .collect()
         };
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.into_iter().for_each(guard::wake);
         done
     }
 }

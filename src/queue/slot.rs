@@ -4,6 +4,7 @@ use super::backlog::Backlog;
 use crate::{
     error::{BoxError, Cancelled},
     event::Scope,
+    guard,
     line::count::Held,
     sync::{
         Mutex, MutexGuard,
@@ -112,7 +113,7 @@ impl<Req, Res> Slot<Req, Res> {
         drop(state);
         // Nothing of others' is dropped or woken under the lock.
         drop(place);
-        wakers.into_iter().flatten().for_each(Waker::wake);
+        wakers.into_iter().flatten().for_each(guard::wake);
         if let Some(scope) = scope {
             scope.cancel();
         }
@@ -171,7 +172,7 @@ impl<Req, Res> Slot<Req, Res> {
         drop(state);
         drop(worker);
         if let Some(caller) = caller {
-            caller.wake();
+            guard::wake(caller);
         }
     }
 
