@@ -4,7 +4,7 @@
 //! questions (`is_closed()`, `is_panicked()`, …) by walking the chain of sources, so that nobody has to downcast.
 
 use crate::redact;
-use std::{any::Any, borrow::Cow, error::Error as StdError, fmt};
+use std::{any::Any, borrow::Cow, error::Error as StdError, fmt, iter::successors};
 
 /// An error of any type: the same alias as Tower's.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -67,6 +67,9 @@ struct Cause {
     text: String,
     source: Option<Box<Self>>,
 }
+
+/// So many sources of an error are looked at. A chain may be endless: an error can be its own source.
+const MOST_SOURCES: usize = 128;
 
 /// Reasons of the executor itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,7 +272,7 @@ impl Error {
         match error.into().downcast::<Self>() {
             Ok(same) => *same,
             Err(inner) => Self {
-                causes: Cause::of(inner.source()),
+                causes: Cause::of(&*inner),
                 inner,
             },
         }
@@ -323,17 +326,13 @@ impl Error {
         self.find::<CostExceedsBurst>().is_some()
     }
 
-    /// The first error of type `E` in the chain of sources.
+    /// The first error of type `E` in the chain of sources, whose first 128 are looked at.
     #[must_use]
     pub fn find<E: StdError + 'static>(&self) -> Option<&E> {
-        let mut next: Option<&(dyn StdError + 'static)> = Some(&*self.inner);
-        while let Some(error) = next {
-            if let Some(found) = error.downcast_ref() {
-                return Some(found);
-            }
-            next = error.source();
-        }
-        None
+        let inner: &(dyn StdError + 'static) = &*self.inner;
+        inner
+            .downcast_ref()
+            .or_else(|| sources(inner).find_map(|error| error.downcast_ref()))
     }
 
     /// The client's own error, untouched: its text may hold secrets.
@@ -375,13 +374,29 @@ impl From<CostExceedsBurst> for Error {
 
 // === impl Cause ===
 
+fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    successors(error.source(), |error| (*error).source()).take(MOST_SOURCES)
+}
+
+/// What the sources of an error say, without secrets. The last one is `…` if there are more than are looked at.
+pub(crate) fn causes(error: &(dyn StdError + 'static)) -> Vec<String> {
+    let mut causes: Vec<_> = sources(error)
+        .map(|source| redact::text(&source.to_string()).into_owned())
+        .collect();
+    if causes.len() == MOST_SOURCES {
+        causes.push("…".into());
+    }
+    causes
+}
+
 impl Cause {
-    fn of(error: Option<&(dyn StdError + 'static)>) -> Option<Self> {
-        let error = error?;
-        let text = redact::text(&error.to_string()).into_owned();
-        Some(Self {
-            text,
-            source: Self::of(error.source()).map(Box::new),
+    fn of(error: &(dyn StdError + 'static)) -> Option<Self> {
+        let innermost_first = causes(error).into_iter().rev();
+        innermost_first.fold(None, |source, text| {
+            Some(Self {
+                text,
+                source: source.map(Box::new),
+            })
         })
     }
 }

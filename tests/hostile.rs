@@ -529,11 +529,12 @@ enum Misdeed {
     Circle,
 }
 
-const MISDEEDS: [Misdeed; 4] = [
+const MISDEEDS: [Misdeed; 5] = [
     Misdeed::DisplayPanics,
     Misdeed::DisplayFails,
     Misdeed::DebugPanics,
     Misdeed::SourcePanics,
+    Misdeed::Circle,
 ];
 
 struct Bad(Misdeed);
@@ -654,6 +655,80 @@ async fn an_error_that_misbehaves_fails_its_call_and_no_other() {
             let totals = executor.monitor().totals();
             assert_eq!((totals.completed, totals.failed), (2, 1), "{case}");
         }
+    }
+}
+
+/// An error with a long chain of sources.
+#[derive(Debug)]
+struct Link {
+    number: usize,
+    source: Option<Box<Self>>,
+}
+
+impl Link {
+    fn chain(length: usize) -> Self {
+        (0..length).fold(
+            Self {
+                number: 0,
+                source: None,
+            },
+            |source, number| Self {
+                number: number + 1,
+                source: Some(Box::new(source)),
+            },
+        )
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "link {}", self.number)
+    }
+}
+
+impl StdError for Link {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_ref().map(|source| &**source as _)
+    }
+}
+
+/// Not by recursion: that is this error's own affair.
+impl Drop for Link {
+    fn drop(&mut self) {
+        let mut next = self.source.take();
+        while let Some(mut link) = next {
+            next = link.source.take();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_of_a_hundred_thousand_sources_is_told_up_to_a_point() {
+    for length in [0, 1, 30, 100_000] {
+        let executor = unlimited().build_for_closures::<()>().unwrap();
+        executor.start().unwrap();
+        let call = Call::new(move || async move { Err::<(u16, ()), _>(Link::chain(length)) });
+        let call = executor.submit(call).await.unwrap();
+        let event = call.event().clone();
+        let error = call.await.unwrap_err();
+        assert_eq!(error.to_string(), format!("link {length}"));
+        assert!(error.find::<Link>().is_some() && error.find::<fmt::Error>().is_none());
+        let mut told = 0;
+        let mut next = error.source();
+        while let Some(source) = next {
+            told += 1;
+            next = source.source();
+        }
+        let details = event.snapshot().error_details;
+        let lines = details.as_deref().map_or(0, |details| details.lines().count());
+        assert_eq!(told, lines);
+        if length <= 30 {
+            assert_eq!(told, length);
+        } else {
+            assert!((100..1_000).contains(&told), "{told}");
+            assert_eq!(details.unwrap().lines().last(), Some("…"));
+        }
+        drop(error.into_inner());
     }
 }
 

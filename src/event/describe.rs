@@ -9,7 +9,7 @@ use super::{
     value::{Value, redacted_fields},
 };
 use crate::{
-    error::{BoxError, Cancelled, Closed, CostExceedsBurst, Panicked},
+    error::{BoxError, Cancelled, Closed, CostExceedsBurst, Panicked, causes},
     redact,
     tokens::ApiTokens,
 };
@@ -400,12 +400,7 @@ impl ErrorDetails {
         let kind = own.or(kind);
         let told = kind.is_none().then(|| told_by_debug(error)).flatten();
 
-        let mut causes = Vec::new();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            causes.push(redact::text(&cause.to_string()).into_owned());
-            source = cause.source();
-        }
+        let causes = causes(&**error);
         Self {
             kind: kind
                 .map(str::to_owned)

@@ -113,7 +113,7 @@ pub struct NetworkRequestEvent {
     pub error_type: Option<String>,
     /// What the error says.
     pub error_message: Option<String>,
-    /// What caused the error: the chain of its sources, a line each.
+    /// What caused the error: the chain of its sources, a line each; the first 128 of them, and then `…`.
     pub error_details: Option<String>,
 
     /// Each time the call went to the wire: one, or more if it was retried.
