@@ -529,10 +529,11 @@ enum Misdeed {
     Circle,
 }
 
-const MISDEEDS: [Misdeed; 5] = [
+const MISDEEDS: [Misdeed; 6] = [
     Misdeed::DisplayPanics,
     Misdeed::DisplayFails,
     Misdeed::DebugPanics,
+    Misdeed::DebugIsEndless,
     Misdeed::SourcePanics,
     Misdeed::Circle,
 ];

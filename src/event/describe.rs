@@ -14,7 +14,12 @@ use crate::{
     tokens::ApiTokens,
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
-use std::{any::type_name, collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    any::type_name,
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    sync::Arc,
+};
 use tracing::Span;
 
 /// Tells what to record of a request and its response.
@@ -415,9 +420,30 @@ impl ErrorDetails {
 
 /// The type's name as a derived `Debug` begins with it: `Elapsed(…)`, `Error { … }`. Nothing else of that text is used.
 fn told_by_debug(error: &BoxError) -> Option<String> {
-    let text = format!("{error:?}");
+    let mut head = Head(String::new());
+    // Fails when there is enough.
+    let _ = write!(head, "{error:?}");
+    let text = head.0;
     let end = text.find(|letter: char| !letter.is_ascii_alphanumeric() && !"_:".contains(letter))?;
     let (name, rest) = text.split_at(end);
     let is_name = name.starts_with(|letter: char| letter.is_ascii_uppercase()) || name.contains("::");
-    (is_name && end < 100 && (rest.starts_with('(') || rest.starts_with(" {"))).then(|| name.to_owned())
+    (is_name && end < MOST_NAME && (rest.starts_with('(') || rest.starts_with(" {"))).then(|| name.to_owned())
+}
+
+/// Longer ones are no names of types.
+const MOST_NAME: usize = 100;
+
+/// The beginning of a text that may be very long: a body, say, that stands in an error.
+struct Head(String);
+
+impl fmt::Write for Head {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for letter in text.chars() {
+            if self.0.len() > MOST_NAME + 2 {
+                return Err(fmt::Error);
+            }
+            self.0.push(letter);
+        }
+        Ok(())
+    }
 }
