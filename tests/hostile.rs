@@ -337,6 +337,124 @@ fn a_config_of_garbage_is_an_error_and_never_a_panic() {
 // --- texts ---
 
 #[test]
+fn urls_inside_urls_are_redacted_however_deep_they_are() {
+    within_a_minute(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            for depth in [1, 2, 3, 5, 10, 40, 1_000, 10_000] {
+                let url = format!("http://h/{}?token=s3cret", "?x=http://h/".repeat(depth));
+                // Where URLs come from: a redirect, the text of an error, and the request itself.
+                let response = Response::builder().header("location", &url).body(()).unwrap();
+                let event = recorded(Request::new(()), Ok(response)).await;
+                assert!(!format!("{event:?}").contains("s3cret"), "depth {depth}");
+                let event = recorded(Request::new(()), Err(format!("redirected to {url}").into())).await;
+                assert!(!format!("{event:?}").contains("s3cret"), "depth {depth}");
+                if let Ok(request) = Request::get(&url).body(()) {
+                    let event = recorded(request, Ok(Response::new(()))).await;
+                    assert!(!format!("{event:?}").contains("s3cret"), "depth {depth}");
+                }
+                // The same without anything to hide stays as it is, as long as it can be looked through.
+                let harmless = format!("http://h/{}?page=2", "?x=http://h/".repeat(depth));
+                let event = recorded(Request::new(()), Err(harmless.clone().into())).await;
+                if depth <= 3 {
+                    assert_eq!(event.error_message, Some(harmless));
+                }
+            }
+            // In the fragment, encoded, and side by side.
+            let encoded = (0..6).fold("?token=s3cret".to_owned(), |inner, _| {
+                let inner = inner
+                    .replace('%', "%25")
+                    .replace('/', "%2F")
+                    .replace('?', "%3F")
+                    .replace('=', "%3D");
+                format!("?x=http%3A%2F%2Fh%2F{inner}&y=1")
+            });
+            for text in [
+                format!("http://h/#{}token=s3cret", "a=http://h/#".repeat(1_000)),
+                format!("http://h/{}", "?x=http://h/?token=s3cret&".repeat(1_000)),
+                format!("http://h/{encoded}"),
+            ] {
+                let event = recorded(Request::new(()), Err(text.into())).await;
+                let told = format!("{event:?}");
+                assert!(
+                    !told.contains("token=s3cret") && !told.contains("token%3Ds3cret"),
+                    "{told}"
+                );
+            }
+        });
+    });
+}
+
+#[test]
+fn long_texts_of_any_kind_are_recorded_without_a_hang() {
+    within_a_minute(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            for piece in [
+                "a",
+                " ",
+                "\"",
+                "\\\"",
+                "/",
+                "//",
+                "?",
+                "=",
+                "&",
+                "#",
+                "%",
+                "%2",
+                "%25",
+                "%zz",
+                "@",
+                ":",
+                "a@",
+                "?a=",
+                "&a=",
+                "bearer ",
+                "basic ",
+                "\":\"",
+                "\"token\":\"",
+                "\"token\" : ",
+                "{\"",
+                "([{'",
+                ")]}'",
+                "é",
+                "\u{0}",
+                "http://",
+                "//?x=",
+                "http://u:p@h/?a=b#c ",
+            ] {
+                // What takes longer than that with every letter would never end.
+                let text = piece.repeat(100_000 / piece.len());
+                let event = recorded(Request::new(()), Err(text.clone().into())).await;
+                assert!(event.error_message.is_some(), "{piece:?}");
+                if let Ok(value) = HeaderValue::from_str(&text) {
+                    let mut response = Response::new(());
+                    response.headers_mut().insert("location", value);
+                    let event = recorded(Request::new(()), Ok(response)).await;
+                    assert_eq!(event.response_headers.len(), 1, "{piece:?}");
+                }
+            }
+            // And names that are as long.
+            let secret = BTreeMap::from([
+                ("-".repeat(MEGA / 10) + "token", Value::from("s3cret")),
+                ("aB".repeat(MEGA / 10), Value::from("kept")),
+            ]);
+            let request = Request::builder().extension(Metadata(secret)).body(()).unwrap();
+            let event = recorded(request, Ok(Response::new(()))).await;
+            let told = format!("{:?}", event.metadata.values());
+            assert!(told.contains("kept") && !told.contains("s3cret"));
+        });
+    });
+}
+
+#[test]
 fn a_large_header_is_shared_with_its_record_and_not_copied() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
