@@ -97,6 +97,15 @@ impl InvalidConfig {
         }
     }
 
+    /// More than any machine has threads, and few enough to be spawned.
+    pub(crate) fn workers(value: usize) -> Result<usize, Self> {
+        const MOST: usize = 65_536;
+        if value > MOST {
+            return Err(Self::new("workers", format!("must be {MOST} at most, is {value}")));
+        }
+        Self::positive("workers", value)
+    }
+
     pub(crate) fn renamed(self, field: String) -> Self {
         Self {
             field: field.into(),

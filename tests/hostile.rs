@@ -304,6 +304,113 @@ async fn a_call_that_costs_nothing_passes_and_one_that_costs_everything_is_refus
     call.await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn places_permits_and_workers_are_many_or_refused_by_name() {
+    let field = |builder: ExecutorBuilder| {
+        let built = builder.build_for_closures::<()>();
+        built.err().map(|error| error.field().to_owned())
+    };
+    assert_eq!(field(unlimited().queue_capacity(usize::MAX)), None);
+    assert_eq!(field(unlimited().concurrency_limit(usize::MAX)), None);
+    assert_eq!(field(unlimited().workers(usize::MAX)).as_deref(), Some("workers"));
+    assert_eq!(QueueLayer::<()>::new(0).unwrap_err().field(), "queue_capacity");
+    assert_eq!(
+        QueueLayer::<()>::new(1)
+            .unwrap()
+            .workers(usize::MAX)
+            .unwrap_err()
+            .field(),
+        "workers"
+    );
+
+    let builder = unlimited().queue_capacity(usize::MAX).concurrency_limit(usize::MAX);
+    let executor = builder.build(client(ms(10)).0).unwrap();
+    executor.start().unwrap();
+    let limit = executor.monitor().concurrency().clone();
+    for _ in 0..10_000 {
+        drop(executor.try_submit(request("call")).unwrap());
+    }
+    settle().await;
+    assert_eq!(limit.in_flight(), 10_000);
+    // Down to one and up again, while they run and wait.
+    limit.set(1).unwrap();
+    assert_eq!(limit.set(0).unwrap_err().field(), "concurrency_limit");
+    assert_eq!(limit.get(), 1);
+    let waits = executor.submit(request("waits")).await.unwrap();
+    settle().await;
+    assert_eq!(executor.monitor().queue_depth(), 1);
+    limit.set(usize::MAX).unwrap();
+    settle().await;
+    assert_eq!((limit.in_flight(), executor.monitor().queue_depth()), (10_001, 0));
+    waits.await.unwrap();
+    assert_eq!(executor.stop(Shutdown::Graceful).await.cancelled, 0);
+    assert_eq!(limit.in_flight(), 0);
+    assert_eq!(Concurrency::new(0).unwrap_err().field(), "concurrency_limit");
+}
+
+#[test]
+fn the_oddest_configs_are_refused_by_name_or_make_an_executor() {
+    let floats = [
+        f64::NAN,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::MIN_POSITIVE,
+        f64::MAX,
+        f64::MIN,
+        -0.0,
+        0.0,
+        1e-9,
+        1e-6,
+        1.0,
+        1e9,
+        1e15,
+        1e300,
+    ];
+    let sizes = [0, 1, usize::MAX];
+    let with = |change: &dyn Fn(&mut Config)| {
+        let mut config = Config::default();
+        change(&mut config);
+        config
+    };
+    let named = |config: Config, fields: &[&str]| {
+        let built = config
+            .clone()
+            .into_builder()
+            .and_then(|builder| builder.build_for_closures::<()>());
+        match built {
+            Ok(_) => true,
+            Err(error) => {
+                assert!(fields.contains(&error.field()), "{config:?}: {error}");
+                false
+            }
+        }
+    };
+    let mut built = 0;
+    for size in sizes {
+        built += usize::from(named(with(&|c| c.queue_capacity = size), &["queue_capacity"]));
+        built += usize::from(named(with(&|c| c.concurrency_limit = size), &["concurrency_limit"]));
+        built += usize::from(named(with(&|c| c.workers = size), &["workers"]));
+    }
+    assert_eq!(built, 5);
+    for rate in floats {
+        for period in floats {
+            for burst in floats.map(Some).into_iter().chain([None]) {
+                let change = |config: &mut Config| {
+                    (config.requests_rate, config.requests_period_secs, config.requests_burst) = (rate, period, burst);
+                };
+                named(
+                    with(&change),
+                    &["requests_rate", "requests_period_secs", "requests_burst"],
+                );
+                let change = |config: &mut Config| {
+                    (config.tokens_rate, config.tokens_period_secs, config.tokens_burst) = (Some(rate), period, burst);
+                };
+                named(with(&change), &["tokens_rate", "tokens_period_secs", "tokens_burst"]);
+            }
+        }
+    }
+}
+
 #[cfg(feature = "serde")]
 #[test]
 fn a_config_of_garbage_is_an_error_and_never_a_panic() {

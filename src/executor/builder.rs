@@ -244,7 +244,7 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
     {
         let stack = Stack {
             queue_capacity: InvalidConfig::positive("queue_capacity", self.queue_capacity)?,
-            workers: InvalidConfig::positive("workers", self.workers)?,
+            workers: InvalidConfig::workers(self.workers)?,
             layer: self.layer,
             concurrency: match self.concurrency {
                 Permits::Own(limit) => Concurrency::new(limit)?,

@@ -72,7 +72,7 @@ impl Config {
     pub fn into_builder(self) -> Result<ExecutorBuilder, InvalidConfig> {
         InvalidConfig::positive("queue_capacity", self.queue_capacity)?;
         InvalidConfig::positive("concurrency_limit", self.concurrency_limit)?;
-        InvalidConfig::positive("workers", self.workers)?;
+        InvalidConfig::workers(self.workers)?;
 
         let requests = rate(
             "requests",

@@ -143,9 +143,9 @@ impl<Req> QueueLayer<Req> {
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] if it is zero.
+    /// [`InvalidConfig`] if it is zero, or above 65,536.
     pub fn workers(mut self, workers: usize) -> Result<Self, InvalidConfig> {
-        self.workers = InvalidConfig::positive("workers", workers)?;
+        self.workers = InvalidConfig::workers(workers)?;
         Ok(self)
     }
 }
