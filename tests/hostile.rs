@@ -740,6 +740,41 @@ fn a_subscriber_that_never_reads_costs_no_memory_and_is_told_how_much_it_missed(
     });
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_event_keeps_a_thousand_keys_and_says_how_many_more_there_were() {
+    let many: BTreeMap<_, _> = (0..5_000).map(|key| (format!("{key:05}"), Value::from(key))).collect();
+    let request = Request::builder().extension(Metadata(many)).body(()).unwrap();
+    let event = EventLayer::calling()
+        .layer(service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(()))))
+        .call(request)
+        .event();
+    let told = event.snapshot().metadata;
+    assert_eq!(told.len(), 1_001);
+    assert_eq!(
+        (&told["00999"], &told["[more]"]),
+        (&Value::from(999), &Value::from(4_000))
+    );
+
+    // However many come later; what is there can still be changed.
+    let counted = allocation_counter::measure(|| {
+        for key in 0..100_000 {
+            event.set_metadata(format!("later {key}"), key);
+        }
+    });
+    assert!(
+        counted.bytes_current < 10_000,
+        "{} bytes are kept",
+        counted.bytes_current
+    );
+    event.set_metadata("00007", "changed");
+    let told = event.snapshot().metadata;
+    assert_eq!(told.len(), 1_001);
+    assert_eq!(
+        (&told["00007"], &told["[more]"]),
+        (&Value::from("changed"), &Value::from(104_000))
+    );
+}
+
 // --- code of others ---
 
 /// What an error does when it is asked.

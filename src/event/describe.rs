@@ -128,6 +128,10 @@ pub(crate) struct ErrorDetails {
     pub(super) details: Option<String>,
 }
 
+/// The number of keys an event keeps; later ones are counted under [`MORE`].
+const MOST_METADATA: usize = 1_000;
+const MORE: &str = "[more]";
+
 // === impl Http ===
 
 impl Http {
@@ -269,9 +273,10 @@ impl RequestDetails {
         self
     }
 
-    /// Keys and values of the caller's own; values of secret fields are left out.
+    /// Keys and values of the caller's own; values of secret fields are left out. Beyond a thousand keys, further ones
+    /// are only counted, under the key `[more]`.
     pub fn metadata(&mut self, metadata: BTreeMap<String, Value>) -> &mut Self {
-        self.rest().metadata.extend(redacted_fields(metadata));
+        self.rest().keep(redacted_fields(metadata));
         self
     }
 
@@ -312,6 +317,20 @@ impl fmt::Debug for RequestDetails {
             .field("url", &self.url.as_ref().map(redact::uri))
             .field("api_tokens", &self.api_tokens)
             .finish_non_exhaustive()
+    }
+}
+
+impl RequestRest {
+    /// Adds metadata, and changes what is there.
+    pub(super) fn keep(&mut self, metadata: BTreeMap<String, Value>) {
+        for (key, value) in metadata {
+            if self.metadata.len() < MOST_METADATA || self.metadata.contains_key(&key) {
+                self.metadata.insert(key, value);
+            } else {
+                let more = self.metadata.entry(MORE.into()).or_insert(Value::Integer(0));
+                *more = Value::from(more.as_i64().unwrap_or(0).saturating_add(1));
+            }
+        }
     }
 }
 

@@ -130,7 +130,8 @@ impl EventHandle {
         self.shared.write(|state| state.log(message, now));
     }
 
-    /// Adds a key and value of the caller's own.
+    /// Adds a key and value of the caller's own. Beyond a thousand keys, further ones are only counted, under the key
+    /// `[more]`; what is there can still be changed.
     pub fn set_metadata(&self, key: impl Into<String>, value: impl Into<Value>) {
         let fields = redacted_fields([(key.into(), value.into())].into());
         let now = Instant::now();

@@ -120,7 +120,7 @@ pub struct NetworkRequestEvent {
     pub attempts: Vec<Attempt>,
     /// What was noted along the way.
     pub logs: Vec<LogEntry>,
-    /// The caller's own keys and values.
+    /// The caller's own keys and values: a thousand at most, and under `[more]` how many there were beyond.
     pub metadata: BTreeMap<String, Value>,
 }
 

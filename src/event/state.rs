@@ -212,7 +212,7 @@ impl State {
 
     pub(super) fn set_metadata(&mut self, fields: BTreeMap<String, Value>, now: Instant) {
         self.rest().touched = Some(now);
-        self.request.rest().metadata.extend(fields);
+        self.request.rest().keep(fields);
     }
 
     pub(super) fn set_response_body(&mut self, body: Value, now: Instant) {
