@@ -441,6 +441,33 @@ fn a_config_of_garbage_is_an_error_and_never_a_panic() {
     assert!(unknown.to_string().contains("requests_rat"));
 }
 
+#[cfg(feature = "serde")]
+#[tokio::test]
+async fn an_event_with_a_time_that_no_text_can_tell_is_an_error_and_never_a_panic() {
+    let event = recorded(Request::new(()), Ok(Response::new(()))).await;
+    let json = serde_json::to_value(&event).unwrap();
+    for time in [SystemTime::UNIX_EPOCH - YEAR, SystemTime::UNIX_EPOCH + 100_000 * YEAR] {
+        let mut odd = event.clone();
+        odd.created_at = time;
+        assert!(serde_json::to_string(&odd).is_err());
+        let mut odd = event.clone();
+        odd.completed_at = Some(time);
+        assert!(serde_json::to_string(&odd).is_err());
+    }
+    for text in [
+        "1000000000000000y",
+        "",
+        "NaN",
+        "-1",
+        "2026-13-40T25:61:61Z",
+        "99999-01-01T00:00:00Z",
+    ] {
+        let mut odd = json.clone();
+        odd["created_at"] = text.into();
+        assert!(serde_json::from_value::<NetworkRequestEvent>(odd).is_err(), "{text}");
+    }
+}
+
 // --- texts ---
 
 #[test]
