@@ -642,6 +642,44 @@ async fn as_many_headers_as_there_can_be_are_recorded() {
 }
 
 #[tokio::test]
+async fn a_secret_is_known_by_its_name_in_whatever_way_it_is_written() {
+    for name in [
+        "AUTHORIZATION",
+        "Proxy-Authorization",
+        "x-API-key",
+        "X_Api_Key",
+        "aPi-KeY",
+        "Ocp-Apim-Subscription-KEY",
+        "COOKIE",
+        "Set-Cookie",
+        "X-AMZ-Security-Token",
+        "X-Goog-API-Key",
+        "x-functions-key",
+        "AccessToken",
+        "client_SECRET",
+        "x-Hub-Signature-256",
+        "x--auth",
+        "-token-",
+        "PASSWORD",
+    ] {
+        let request = Request::get(format!("http://h/?a=1&{name}=s3cret&b=2"))
+            .header(name, "s3cret")
+            .extension(Metadata([(name.to_owned(), "s3cret".into())].into()))
+            .body(())
+            .unwrap();
+        let response = Response::builder().header(name, "s3cret").body(()).unwrap();
+        let event = recorded(request, Ok(response)).await;
+        assert!(!format!("{event:?}").contains("s3cret"), "{name}: {event:?}");
+        assert!(event.endpoint_url.unwrap().ends_with("&b=2"), "{name}");
+        // Each letter of the name as it might be encoded.
+        let encoded: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let request = Request::get(format!("/?{encoded}=s3cret")).body(()).unwrap();
+        let event = recorded(request, Err(format!("at /?{encoded}=s3cret and").into())).await;
+        assert!(!format!("{event:?}").contains("s3cret"), "{name}: {event:?}");
+    }
+}
+
+#[tokio::test]
 async fn values_that_are_no_text_and_urls_that_are_none_are_recorded_as_they_are() {
     let mut headers = HeaderMap::new();
     headers.append("x-bytes", HeaderValue::from_bytes(b"\xff\xfe\x80 plain").unwrap());
