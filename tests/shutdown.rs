@@ -591,6 +591,74 @@ async fn the_last_clone_can_be_dropped_by_a_call_of_its_own() {
     assert_eq!(monitor.totals().cancelled, 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_that_stops_its_own_executor_does_not_wait_for_itself() {
+    for how in [Shutdown::Graceful, Shutdown::Within(ms(500)), Shutdown::Immediate] {
+        let executor = unlimited()
+            .concurrency_limit(2)
+            .build_for_closures::<StopReport>()
+            .unwrap();
+        executor.start().unwrap();
+        let stops = |executor: Known| {
+            Call::new(move || {
+                let executor = executor.clone();
+                async move {
+                    time::sleep(ms(100)).await;
+                    let report = executor.stop(how).await;
+                    time::sleep(ms(100)).await;
+                    Ok::<_, BoxError>((200, report))
+                }
+            })
+        };
+        // Two that run, each of which stops it, and one that is queued.
+        let mut calls = Vec::new();
+        for _ in 0..2 {
+            calls.push(executor.submit(stops(executor.clone())).await.unwrap());
+        }
+        let fine = || async { Ok::<_, BoxError>((200, StopReport::default())) };
+        calls.push(executor.submit(Call::new(fine)).await.unwrap());
+        let began = Instant::now();
+        let mut answers = Vec::new();
+        for call in calls {
+            answers.push(timeout(HANG, call).await.expect("no hang"));
+        }
+        if how == Shutdown::Graceful {
+            for answer in &answers[..2] {
+                let report = answer.as_ref().unwrap().body();
+                assert_eq!((report.completed, report.left, report.elapsed), (0, 3, ms(0)));
+            }
+            assert!(answers[2].is_ok());
+            assert_eq!(began.elapsed(), ms(200));
+        } else {
+            assert!(answers.into_iter().all(|answer| answer.unwrap_err().is_cancelled()));
+            assert_eq!(
+                began.elapsed(),
+                if how == Shutdown::Immediate { ms(100) } else { ms(600) }
+            );
+        }
+        // Who waits outside does so until it is over, and it can start again.
+        assert_eq!(executor.stop(Shutdown::Graceful).await.left, 0);
+        assert!(!executor.is_running());
+        executor.start().unwrap();
+        assert_eq!(executor.monitor().totals().open(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_stops_another_executor_waits_for_it() {
+    let other = unlimited().build(client(ms(1_000)).0).unwrap();
+    other.start().unwrap();
+    drop(other.submit(request("call")).await.unwrap());
+    let executor = for_closures();
+    let call = Call::new(move || {
+        let other = other.clone();
+        async move { Ok::<_, BoxError>((200, other.stop(Shutdown::Graceful).await)) }
+    });
+    let response = executor.submit(call).await.unwrap().await.unwrap();
+    assert_eq!((response.body().completed, response.body().left), (1, 0));
+    assert_eq!(response.body().elapsed, ms(1_000));
+}
+
 // --- runtimes ---
 
 #[test]

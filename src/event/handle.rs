@@ -149,6 +149,10 @@ impl EventHandle {
         Writer::new(&self.shared, self.stage)
     }
 
+    pub(crate) fn reports_to(&self, events: &Events) -> bool {
+        self.shared.events.as_ref().is_some_and(|own| own.is_same(events))
+    }
+
     /// The type of the error that is about to come back in a box.
     pub(crate) fn tell_error_type(&self, name: &'static str) {
         if name != type_name::<BoxError>() {

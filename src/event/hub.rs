@@ -125,6 +125,10 @@ impl Events {
         }
     }
 
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     pub(super) fn opened(&self) {
         self.shared.opened.fetch_add(1, Ordering::AcqRel);
     }

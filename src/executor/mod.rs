@@ -54,7 +54,7 @@ use crate::{
     clock,
     concurrency::Concurrency,
     error::{Error, InvalidConfig, Refused},
-    event::{Describe, EventHandle, Events, RequestDetails, Scope, Stage, Writer},
+    event::{self, Describe, EventHandle, Events, RequestDetails, Scope, Stage, Totals, Writer},
     queue::{self, Queue},
     rate::{Bursts, RateLimiter, RequestCost},
 };
@@ -119,6 +119,9 @@ pub struct StopReport {
     pub failed: u64,
     /// Calls that were cancelled.
     pub cancelled: u64,
+    /// Calls that were not over yet. None, unless a call of the executor's own stopped it
+    /// [gracefully](Shutdown::Graceful): it does not wait for itself, nor for the others.
+    pub left: u64,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -233,7 +236,10 @@ impl<B, R> Executor<B, R> {
     /// Whoever waits in `submit` for a place is refused. Stopping an executor that does not run does nothing. A second,
     /// harder stop while a first one waits takes effect at once.
     ///
-    /// A call of this executor must not wait for it: it would wait for itself.
+    /// A call of this executor can stop it, too. It would wait for itself, so a graceful stop does not wait then: the
+    /// report says how many calls are [left](StopReport::left), and those are finished. Any other stop cancels the call
+    /// that waits for it. (The call is known by its [event](crate::event::current): a task that it spawns, and waits
+    /// for, has to carry that over, or it waits for ever.)
     ///
     /// # Cancel safety
     ///
@@ -254,6 +260,10 @@ impl<B, R> Executor<B, R> {
         let before = self.shared.monitor.totals();
         queue.close();
         match how {
+            Shutdown::Graceful if self.shared.is_calling() => {
+                let left = (queue.depth() + queue.in_flight()) as u64;
+                return self.shared.report(before, begun, left);
+            }
             Shutdown::Graceful => {}
             Shutdown::Within(limit) => {
                 if time::timeout(limit, queue.ended()).await.is_err() {
@@ -269,13 +279,7 @@ impl<B, R> Executor<B, R> {
                 *state = State::Stopped;
             }
         }
-        let after = self.shared.monitor.totals();
-        StopReport {
-            completed: after.completed - before.completed,
-            failed: after.failed - before.failed,
-            cancelled: after.cancelled - before.cancelled,
-            elapsed: begun.elapsed(),
-        }
+        self.shared.report(before, begun, 0)
     }
 
     /// Starts, runs `work` with this executor, and stops gracefully.
@@ -388,6 +392,22 @@ impl<B, R> Shared<B, R> {
         let describe = |details: &mut RequestDetails| self.describe.request(request, details);
         let (writer, span) = Writer::open(describe, Some(self.monitor.events().clone()), Stage::Queued);
         (writer.handle(), Scope::capture_with(writer, span))
+    }
+
+    /// Whether a call of this executor is being polled right now, and this is done by it.
+    fn is_calling(&self) -> bool {
+        event::current().is_some_and(|event| event.reports_to(self.monitor.events()))
+    }
+
+    fn report(&self, before: Totals, begun: time::Instant, left: u64) -> StopReport {
+        let after = self.monitor.totals();
+        StopReport {
+            completed: after.completed - before.completed,
+            failed: after.failed - before.failed,
+            cancelled: after.cancelled - before.cancelled,
+            left,
+            elapsed: begun.elapsed(),
+        }
     }
 
     fn abort(&self) {
