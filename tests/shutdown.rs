@@ -820,6 +820,18 @@ fn a_stop_may_come_from_another_runtime_or_from_none() {
     });
 }
 
+#[test]
+fn a_deadline_without_a_timer_panics_before_anything_is_stopped() {
+    let runtime = paused_runtime();
+    let executor = unlimited().build(client(ms(0)).0).unwrap();
+    runtime.block_on(async { executor.start().unwrap() });
+    let stop = || block_on(executor.stop(Shutdown::Within(ms(1))));
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(stop)).unwrap_err();
+    assert!(executor.is_running());
+    let answer = runtime.block_on(async { executor.submit(request("call")).await.unwrap().await });
+    assert!(answer.is_ok());
+}
+
 // --- races ---
 
 #[test]

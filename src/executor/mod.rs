@@ -241,11 +241,19 @@ impl<B, R> Executor<B, R> {
     /// that waits for it. (The call is known by its [event](crate::event::current): a task that it spawns, and waits
     /// for, has to carry that over, or it waits for ever.)
     ///
+    /// # Panics
+    ///
+    /// [`Shutdown::Within`], outside a Tokio runtime with its timer enabled. Nothing is stopped then.
+    ///
     /// # Cancel safety
     ///
     /// Dropped, the stop goes on without anybody waiting for it, except that [`Shutdown::Within`] no longer cancels
     /// what is left.
     pub async fn stop(&self, how: Shutdown) -> StopReport {
+        if let Shutdown::Within(_) = how {
+            // Panics here, where nothing has been changed, if there is no timer.
+            drop(time::sleep(Duration::ZERO));
+        }
         let queue = {
             let mut state = self.shared.lock();
             match mem::replace(&mut *state, State::Stopped) {
