@@ -666,11 +666,11 @@ fn an_executor_outlives_its_runtime_and_starts_again_in_another() {
     let executor = unlimited().build(client(TAKES).0).unwrap();
     for round in 1..=3 {
         let runtime = paused_runtime();
-        let call = runtime.block_on(async {
+        let [call] = runtime.block_on(async {
             executor.start().unwrap();
             let call = executor.submit(request("call")).await.unwrap();
             settle().await;
-            call
+            [call]
         });
         assert!(executor.is_running());
         drop(runtime);
@@ -694,10 +694,10 @@ fn an_executor_outlives_its_runtime_and_starts_again_in_another() {
 #[test]
 fn a_runtime_outlives_its_executor() {
     let runtime = paused_runtime();
-    let call = runtime.block_on(async {
+    let [call] = runtime.block_on(async {
         let executor = unlimited().build(client(TAKES).0).unwrap();
         executor.start().unwrap();
-        executor.submit(request("call")).await.unwrap()
+        [executor.submit(request("call")).await.unwrap()]
     });
     assert!(runtime.block_on(call).unwrap_err().is_cancelled());
     runtime.block_on(settle());
@@ -895,7 +895,7 @@ fn of_ten_thousand_stops_that_race_with_submits_each_accounts_for_every_call() {
             .build()
             .unwrap();
         let client = service_fn(async |req: Request<usize>| {
-            if req.body() % 3 == 0 {
+            if req.body().is_multiple_of(3) {
                 tokio::task::yield_now().await;
             }
             Ok::<_, BoxError>(Response::new(req.into_body()))
