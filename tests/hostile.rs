@@ -1572,6 +1572,11 @@ async fn a_waker_that_is_kept_and_rung_late_disturbs_no_later_call() {
         wakers.iter().for_each(Waker::wake_by_ref);
         assert_eq!(first.await.is_ok(), round % 2 == 1);
         second.await.unwrap();
+        // And where nobody sits at the moment.
+        let alone = executor.submit(request("alone")).await.unwrap();
+        settle().await;
+        wakers.iter().for_each(Waker::wake_by_ref);
+        alone.await.unwrap();
     }
     assert_eq!(executor.stop(Shutdown::Graceful).await.cancelled, 0);
     // After the end, and after the executor.
