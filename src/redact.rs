@@ -142,7 +142,7 @@ pub(crate) fn uri(uri: &Uri) -> String {
     if let Some(authority) = uri.authority() {
         url.push_str(without_user_info(authority.as_str()));
     }
-    url.push_str(uri.path());
+    url.push_str(&without_user_infos("", uri.path()));
     if let Some(query) = uri.query() {
         url.push('?');
         url.push_str(&self::query(query));
@@ -262,6 +262,9 @@ fn url(word: &str) -> Cow<'_, str> {
         Some(at) if at == 0 || word[..at].ends_with(':') => word.split_at(at + 2),
         _ => ("", word),
     };
+    if start.contains('=') && holds_secret(start) {
+        return Cow::Borrowed(REDACTED);
+    }
     let (rest, fragment) = match rest.split_once('#') {
         Some((rest, fragment)) => (rest, Some(fragment)),
         None => (rest, None),
@@ -272,13 +275,7 @@ fn url(word: &str) -> Cow<'_, str> {
         None => (rest, None),
     };
     let is_form = start.is_empty() && !rest.contains('?');
-    // User info ends at the last `@` before the path.
-    let authority = path.find('/').unwrap_or(path.len());
-    let path = match path[..authority].rfind('@') {
-        Some(at) if !start.is_empty() => &path[at + 1..],
-        _ => path,
-    };
-    let mut clean = format!("{start}{path}");
+    let mut clean = without_user_infos(start, path);
     if let Some(parameters) = parameters {
         clean.push_str(if is_form { "" } else { "?" });
         clean.push_str(&query(parameters));
@@ -347,6 +344,18 @@ fn user_infos(text: &str) -> impl Iterator<Item = Range<usize>> {
         let length = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         rest[..length].rfind('@').map(|sign| start..start + sign + 1)
     })
+}
+
+/// A URL's path may have other URLs in it, and one word may hold several.
+fn without_user_infos(start: &str, path: &str) -> String {
+    let text = format!("{start}{path}");
+    let mut clean = String::with_capacity(text.len());
+    let mut done = 0;
+    for user_info in user_infos(&text) {
+        clean.push_str(&text[done..user_info.start]);
+        done = user_info.end;
+    }
+    clean + &text[done..]
 }
 
 fn without_user_info(authority: &str) -> &str {

@@ -85,3 +85,23 @@ fn a_server_can_nest_urls_as_deep_as_it_likes() {
     let small = std::thread::Builder::new().stack_size(256 * 1024);
     small.spawn(check).unwrap().join().unwrap();
 }
+
+#[test]
+fn every_url_of_a_word_or_a_path_loses_its_user_info() {
+    for (text, clean) in [
+        ("https://a/web/https://u:s3cr3t@h/b", "https://a/web/https://h/b"),
+        ("https://a/,https://u:s3cr3t@h/", "https://a/,https://h/"),
+        ("http://u:s3cr3t@a|http://u:s3cr3t@b", "http://a|http://b"),
+        ("url=https://u:s3cr3t@h/", "url=https://h/"),
+        ("a//b:https://u:s3cr3t@h/", "a//b:https://h/"),
+        ("http:///u:s3cr3t@h/", "http:///h/"),
+        ("//u:s3cr3t@h/", "//h/"),
+        ("https://h/npm//@scope/name", "https://h/npm//@scope/name"),
+    ] {
+        assert_eq!(recorded::text(text), clean);
+        if let Some(url) = recorded::url(text) {
+            assert_eq!(url, clean);
+        }
+    }
+    check(&["password=ab://s3cr3t", "a=1&token=//s3cr3t"], recorded::text);
+}
