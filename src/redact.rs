@@ -10,7 +10,7 @@ use std::{borrow::Cow, ops::Range};
 pub(crate) const REDACTED: &str = "[redacted]";
 
 /// Words that make a name a credential's wherever they stand in it: `x-auth-token`, `clientSecret`, `set-cookie`.
-const SECRET_WORDS: [&str; 24] = [
+const SECRET_WORDS: [&str; 25] = [
     "auth",
     "authorization",
     "authentication",
@@ -20,6 +20,7 @@ const SECRET_WORDS: [&str; 24] = [
     "credentials",
     "jwt",
     "hmac",
+    "oauth",
     "otp",
     "pass",
     "passcode",
@@ -55,6 +56,23 @@ const HARMLESS_KEYS: [&str; 13] = [
     "websocket",
 ];
 
+/// What a name ends with that is written without any border: `accesstoken`, `myapikey`, `PHPSESSID`.
+const SECRET_ENDS: [&str; 13] = [
+    "accesskey",
+    "accesskeyid",
+    "apikey",
+    "authkey",
+    "passphrase",
+    "passwd",
+    "password",
+    "privatekey",
+    "secret",
+    "secretkey",
+    "sessid",
+    "sessionid",
+    "token",
+];
+
 /// Whether a header, query parameter or JSON field of this name holds a credential.
 pub(crate) fn is_secret(name: &str) -> bool {
     // Capitals may begin words (`accessToken`), and may stand anywhere (`aPi-KeY`).
@@ -70,13 +88,25 @@ fn is_secret_of(words: &[String]) -> bool {
     {
         return false;
     }
-    let has_key = words.len() > 1 && words.iter().any(|word| word == "key");
-    words.iter().any(|word| SECRET_WORDS.contains(&word.as_str()))
-        || (has_key && !words.iter().any(|word| HARMLESS_KEYS.contains(&word.as_str())))
-        // Written without any border: `accesstoken`, `myapikey`, `awsaccesskeyid`.
-        || words.iter().any(|word| {
-            ["token", "secret", "password", "apikey", "accesskey", "accesskeyid"].iter().any(|end| word.ends_with(end))
-        })
+    // Capitals may stand anywhere, and so be no borders: `ToKeN`.
+    are_secret(&words) || are_secret(&self::words(&name.to_lowercase()))
+}
+
+fn are_secret(words: &[String]) -> bool {
+    let words = || {
+        words
+            .iter()
+            .map(|word| word.trim_end_matches(|end: char| end.is_ascii_digit()))
+    };
+    let is_harmless = || words().any(|word| HARMLESS_KEYS.contains(&word));
+    words().any(|word| {
+        // Many of them are one, too; but `tokens` are the API's.
+        let one = word.strip_suffix('s').filter(|_| word != "tokens").unwrap_or(word);
+        SECRET_WORDS.contains(&word)
+            || SECRET_WORDS.contains(&one)
+            || SECRET_ENDS.iter().any(|end| word.ends_with(end))
+            || (one == "key" && words().len() > 1 && !is_harmless())
+    })
 }
 
 /// The same for query parameters, where a plain `key` or `code` is one, too.

@@ -1,6 +1,7 @@
 //! Where in a text, a URL or a name a secret can hide, and that what is none stays.
 
 use crate::recorded;
+use tower_outbound::event::Value;
 
 /// What is left of each of these shows that something was there, and not what. In them `s3cr3t` is the secret.
 fn check(texts: &[&str], record: impl Fn(&str) -> String) {
@@ -104,4 +105,47 @@ fn every_url_of_a_word_or_a_path_loses_its_user_info() {
         }
     }
     check(&["password=ab://s3cr3t", "a=1&token=//s3cr3t"], recorded::text);
+}
+
+#[test]
+fn a_name_is_known_in_odd_case_with_a_number_and_without_borders() {
+    for name in [
+        "ToKeN",
+        "aPi_KeY",
+        "pAssWord",
+        "SIGnature",
+        "api_key2",
+        "api-key-2",
+        "token1",
+        "x-secret-v2",
+        "api_keys",
+        "passwords",
+        "cookies",
+        "oauth",
+        "PHPSESSID",
+        "jsessionid",
+        "privatekey",
+        "dbpasswd",
+    ] {
+        check_urls(&[&format!("http://h/?{name}=s3cr3t")]);
+        check(&["s3cr3t"], |secret| {
+            recorded::payload(Value::from([(name, secret.into())])).to_string()
+        });
+    }
+    for name in [
+        "max_tokens",
+        "maxTokens",
+        "totaltokens",
+        "input_tokens2",
+        "x-ratelimit-remaining-tokens",
+        "promptTokenCount",
+        "sortKeys",
+        "monkeys",
+        "primary_key",
+        "sha256",
+        "compass",
+        "author",
+    ] {
+        check_untouched(&[&format!("http://h/?{name}=s3cr3t")]);
+    }
 }
