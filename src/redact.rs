@@ -180,16 +180,18 @@ pub(crate) fn uri(uri: &Uri) -> String {
     url
 }
 
-/// A text in which every URL, every credential after `Bearer` or `Basic`, and every secret field of JSON is redacted.
+/// A text in which every URL, every credential after `Bearer` or `Basic`, and every quoted field of secret name is
+/// redacted.
 pub(crate) fn text(text: &str) -> Cow<'_, str> {
-    if !text.contains(['/', '?', '=', '#', '"', ' ']) {
+    if !text.contains(|letter: char| letter.is_whitespace() || "/?=#\"':".contains(letter)) {
         return Cow::Borrowed(text);
     }
+    let fields = fields(text);
     let mut clean = String::with_capacity(text.len());
     let mut after_scheme: Option<Scheme> = None;
     // These end a URL wherever they stand; other signs of punctuation can be part of one.
     let border = |letter: char| letter.is_whitespace() || "\"<>`".contains(letter);
-    for piece in text.split_inclusive(border) {
+    for piece in fields.split_inclusive(border) {
         let word = piece.trim_end_matches(border);
         let (before, core, after) = trimmed(word);
         let scheme = Scheme::of(core);
@@ -204,11 +206,10 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
         }
         clean.push_str(&piece[word.len()..]);
     }
-    let fields = json_fields(&clean);
-    if fields == text {
+    if clean == text {
         Cow::Borrowed(text)
     } else {
-        Cow::Owned(fields.into_owned())
+        Cow::Owned(clean)
     }
 }
 
@@ -247,36 +248,28 @@ impl Scheme {
     }
 }
 
-/// Texts that hold JSON: `"api_key": "…"` loses its value.
-fn json_fields(text: &str) -> Cow<'_, str> {
+/// What is quoted or in brackets after a secret name: `"api_key": "…"` in JSON, and as Rust, Python or a log line tell
+/// it, `api_key: Some("…")`, `'api_key': '…'`, `api_key="…"`; also where the quotes are escaped, in a text in a text.
+fn fields(text: &str) -> Cow<'_, str> {
     let mut clean = String::new();
     let mut done = 0;
-    let mut quotes = text.match_indices('"').map(|(at, _)| at).peekable();
-    while let (Some(open), Some(close)) = (quotes.next(), quotes.peek().copied()) {
-        let rest = text[close + 1..].trim_start();
-        let Some(value) = rest
-            .strip_prefix(':')
-            .map(str::trim_start)
-            .and_then(|value| value.strip_prefix('"'))
-        else {
-            continue;
-        };
-        if !is_secret(&text[open + 1..close]) {
+    for (at, opening) in text.match_indices(['"', '\'', '[', '{']) {
+        if at < done {
             continue;
         }
-        let start = text.len() - value.len();
-        let mut escaped = false;
-        let end = value.find(|letter| {
-            let ends = letter == '"' && !escaped;
-            escaped = letter == '\\' && !escaped;
-            ends
-        });
-        let end = end.map_or(text.len(), |length| start + length);
-        clean.push_str(&text[done..start]);
-        clean.push_str(REDACTED);
-        done = end;
-        while quotes.peek().is_some_and(|at| *at <= end) {
-            quotes.next();
+        // The quote that closed one value may open another, if the quotes are not in order.
+        let before = text[..at].trim_end_matches('\\');
+        if !ends_with_secret_name(before) {
+            continue;
+        }
+        let (start, end) = match opening {
+            "[" | "{" => (at, end_of_brackets(text, at)),
+            quote => (at + 1, end_of_quoted(text, at, quote).0),
+        };
+        if start < end {
+            clean.push_str(&text[done..start]);
+            clean.push_str(REDACTED);
+            done = end;
         }
     }
     if done == 0 {
@@ -284,6 +277,63 @@ fn json_fields(text: &str) -> Cow<'_, str> {
     }
     clean.push_str(&text[done..]);
     Cow::Owned(clean)
+}
+
+/// Whether a value follows to which a secret name belongs.
+fn ends_with_secret_name(text: &str) -> bool {
+    // In front of a quote there may be `Some(`, or the `b` of bytes.
+    let text = text.trim_end_matches(|letter: char| letter.is_alphanumeric() || "_(".contains(letter));
+    let Some(text) = text.trim_end().strip_suffix([':', '=']) else {
+        return false;
+    };
+    let text = text.trim_end();
+    let name = match text.strip_suffix(['"', '\'']) {
+        Some(quoted) => quoted.trim_end_matches('\\').rsplit(&text[quoted.len()..]).next(),
+        None => text
+            .rsplit(|letter: char| !letter.is_alphanumeric() && !"-_.".contains(letter))
+            .next(),
+    };
+    name.is_some_and(is_secret)
+}
+
+/// Where the text ends whose quote opens at `at`, and where its closing quote does.
+fn end_of_quoted(text: &str, at: usize, quote: &str) -> (usize, usize) {
+    let escapes = |end: usize| end - text[..end].trim_end_matches('\\').len();
+    let opening = escapes(at);
+    let closing = text[at + 1..]
+        .match_indices(quote)
+        .map(|(end, _)| at + 1 + end)
+        .find(|end| {
+            let escapes = escapes(*end);
+            escapes <= opening || (opening == 0 && escapes % 2 == 0)
+        });
+    match closing {
+        Some(end) if opening > 0 => (end - escapes(end), end + 1),
+        Some(end) => (end, end + 1),
+        // It was cut off.
+        None => (text.len(), text.len()),
+    }
+}
+
+/// Behind the bracket that closes the one at `at`.
+fn end_of_brackets(text: &str, at: usize) -> usize {
+    let (mut end, mut depth) = (at, 0);
+    while let Some(next) = text[end..].find(['"', '[', ']', '{', '}']) {
+        end += next;
+        match text.as_bytes()[end] {
+            b'"' => {
+                end = end_of_quoted(text, end, "\"").1;
+                continue;
+            }
+            b'[' | b'{' => depth += 1,
+            _ => depth -= 1,
+        }
+        end += 1;
+        if depth == 0 {
+            return end;
+        }
+    }
+    text.len()
 }
 
 /// A word that may be a URL, a relative one with a query, or a form.
@@ -354,7 +404,7 @@ fn holds_secret(value: &str) -> bool {
     let mut scheme = None;
     before.any(|text| text.rsplit(ends_name).next().is_some_and(is_secret_parameter))
         || user_infos(&value).next().is_some()
-        || matches!(json_fields(&value), Cow::Owned(_))
+        || fields(&value) != *value
         || value.split_whitespace().any(|word| {
             let follows = scheme.take().is_some_and(|scheme: Scheme| scheme.precedes(word));
             scheme = Scheme::of(word);

@@ -149,3 +149,45 @@ fn a_name_is_known_in_odd_case_with_a_number_and_without_borders() {
         check_untouched(&[&format!("http://h/?{name}=s3cr3t")]);
     }
 }
+
+#[test]
+fn a_quoted_field_of_secret_name_is_redacted_however_it_is_written() {
+    check(
+        &[
+            r#"token="s3cr3t""#,
+            r#"token = "a b s3cr3t", b=1"#,
+            r#"{"token":["s3cr3t"]}"#,
+            r#"{"cookies": [{"a": "]}\"s3cr3t"}, "s3cr3t"], "b": 1}"#,
+            r#"{"token":{"a":{"b":["]s3cr3t"]}}}"#,
+            r#"{"token":["a","s3cr3t"#,
+            r#"{"token":"s3cr3t"#,
+            r#"{"token":"a\\\"s3cr3t"}"#,
+            r#"Error { body: "{\"api_key\":\"s3cr3t\"}" }"#,
+            r#"Error { body: "{\"api_key\" : \"a\\\"s3cr3t\"}" }"#,
+            r#"Error { body: "{\"token\":[\"a\",\"s3cr3t\"]}" }"#,
+            r#"\\\"api_key\\\":\\\"s3cr3t\\\""#,
+            r#"Error { api_key: "s3cr3t" }"#,
+            "Error {\n    api_key: \"s3cr3t\",\n}",
+            r#"Url { username: "u", password: Some("s3cr3t") }"#,
+            r#"Config { token: Some(Token(b"s3cr3t")) }"#,
+            r#"Config { token: ["s3cr3t"] }"#,
+            "{'api_key':'s3cr3t'}",
+            "{'api_key': b's3cr3t'}",
+            "api_key='a s3cr3t'",
+            "{'api_key': b0'} api_key='s3cr3t'",
+            r#"UsernameToken Username="u", PasswordDigest="s3cr3t""#,
+        ],
+        recorded::text,
+    );
+    check_untouched(&[
+        r#"{"a":"b","tokens":[1,2],"token_count":"3","next":{"sortKey":"x"}}"#,
+        r#"it's invalid: expected "," found "token", isn't it"#,
+        r#"invalid token "abc": no 'token' here"#,
+        r#"token="" token: """#,
+        "session: Session { id: 1 }",
+    ]);
+    assert_eq!(
+        recorded::text(r#"{"a":1,"token":["x",{"b":"]"}],"c":"d"}"#),
+        r#"{"a":1,"token":[redacted],"c":"d"}"#
+    );
+}
