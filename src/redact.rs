@@ -196,7 +196,13 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
         let (before, core, after) = trimmed(word);
         let scheme = Scheme::of(core);
         match after_scheme.take() {
-            Some(scheme) if scheme.precedes(core) => clean.extend([before, REDACTED, after]),
+            Some(waiting) if waiting.precedes(core) => {
+                clean.extend([before, REDACTED, after]);
+                // `Bearer Bearer …`, by mistake.
+                after_scheme = scheme;
+            }
+            // Two borders one after the other.
+            waiting if word.is_empty() => after_scheme = waiting,
             _ => {
                 clean.push_str(before);
                 clean.push_str(&url(core));
@@ -228,7 +234,9 @@ enum Scheme {
 }
 
 impl Scheme {
+    /// Also at the end of a word: `authorization:Bearer`.
     fn of(word: &str) -> Option<Self> {
+        let word = word.rsplit(|letter: char| !letter.is_alphanumeric()).next()?;
         if word.eq_ignore_ascii_case("bearer") {
             Some(Self::Bearer)
         } else if word.eq_ignore_ascii_case("basic") {

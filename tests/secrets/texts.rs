@@ -191,3 +191,27 @@ fn a_quoted_field_of_secret_name_is_redacted_however_it_is_written() {
         r#"{"a":1,"token":[redacted],"c":"d"}"#
     );
 }
+
+#[test]
+fn a_credential_is_known_by_its_scheme_whatever_stands_between() {
+    check(
+        &[
+            "Bearer s3cr3t",
+            "bEARER   s3cr3t",
+            "Bearer Bearer s3cr3t",
+            "Bearer\ts3cr3t",
+            "Bearer\ns3cr3t",
+            "Bearer \"s3cr3t\"",
+            "Bearer <s3cr3t>",
+            "(Bearer 's3cr3t')",
+            "Authorization:Bearer s3cr3t",
+            "authorization=Bearer s3cr3t",
+            "-H 'Authorization:Basic  s3cr3t='",
+        ],
+        recorded::text,
+    );
+    assert_eq!(
+        recorded::text(r#"{"token_type":"bearer","expires_in":"3600"}"#),
+        r#"{"token_type":"bearer","expires_in":"3600"}"#
+    );
+}
