@@ -219,12 +219,18 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A word without the brackets and stops around it.
+/// A word without the brackets and stops around it; but what was redacted before stays whole.
 fn trimmed(word: &str) -> (&str, &str, &str) {
-    let core = word.trim_start_matches(|letter| "([{'".contains(letter));
-    let before = &word[..word.len() - core.len()];
-    let inner = core.trim_end_matches(|letter| ")]}'.,:;".contains(letter));
-    (before, inner, &core[inner.len()..])
+    let mut start = word.len() - word.trim_start_matches(|letter| "([{'".contains(letter)).len();
+    if start > 0 && word[start - 1..].starts_with(REDACTED) {
+        start -= 1;
+    }
+    let core = &word[start..];
+    let mut end = core.trim_end_matches(|letter| ")]}'.,:;".contains(letter)).len();
+    if core.get(..=end).is_some_and(|core| core.ends_with(REDACTED)) {
+        end += 1;
+    }
+    (&word[..start], &core[..end], &core[end..])
 }
 
 /// What the next word is, after `Bearer` or `Basic`: a credential, or just a word.

@@ -215,3 +215,21 @@ fn a_credential_is_known_by_its_scheme_whatever_stands_between() {
         r#"{"token_type":"bearer","expires_in":"3600"}"#
     );
 }
+
+/// An error that was redacted stands in another one, and a panic's message in an error.
+#[test]
+fn what_was_redacted_is_told_again_as_it_is() {
+    for text in [
+        "Bearer s3cr3t",
+        "Basic s3cr3t=",
+        "(http://h/?token=s3cr3t).",
+        "[token=s3cr3t]",
+        "http://h/?token=s3cr3t&a=1#sig=s3cr3t",
+        r#"{"token":["s3cr3t"],"sig":"s3cr3t"}"#,
+        "http://h/?next=//u:s3cr3t@h",
+    ] {
+        let once = recorded::text(text);
+        assert!(once.contains("[redacted]"), "{once}");
+        assert_eq!(recorded::text(&once), once);
+    }
+}
