@@ -190,7 +190,7 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
     let mut clean = String::with_capacity(text.len());
     let mut after_scheme: Option<Scheme> = None;
     // These end a URL wherever they stand; other signs of punctuation can be part of one.
-    let border = |letter: char| letter.is_whitespace() || "\"<>`".contains(letter);
+    let border = |letter: char| letter.is_whitespace() || "\"<>".contains(letter);
     for piece in fields.split_inclusive(border) {
         let word = piece.trim_end_matches(border);
         let (before, core, after) = trimmed(word);
@@ -221,12 +221,12 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
 
 /// A word without the brackets and stops around it; but what was redacted before stays whole.
 fn trimmed(word: &str) -> (&str, &str, &str) {
-    let mut start = word.len() - word.trim_start_matches(|letter| "([{'".contains(letter)).len();
+    let mut start = word.len() - word.trim_start_matches(|letter| "([{'`".contains(letter)).len();
     if start > 0 && word[start - 1..].starts_with(REDACTED) {
         start -= 1;
     }
     let core = &word[start..];
-    let mut end = core.trim_end_matches(|letter| ")]}'.,:;".contains(letter)).len();
+    let mut end = core.trim_end_matches(|letter| ")]}'`.,:;".contains(letter)).len();
     if core.get(..=end).is_some_and(|core| core.ends_with(REDACTED)) {
         end += 1;
     }

@@ -233,3 +233,12 @@ fn what_was_redacted_is_told_again_as_it_is() {
         assert_eq!(recorded::text(&once), once);
     }
 }
+
+#[test]
+fn a_backtick_can_be_part_of_a_secret() {
+    check_urls(&["http://h/?token=ab`s3cr3t"]);
+    assert_eq!(
+        recorded::text("see `http://u:s3cr3t@h/?token=s3cr3t`, or `Bearer s3cr3t`"),
+        "see `http://h/?token=[redacted]`, or `Bearer [redacted]`"
+    );
+}
