@@ -84,7 +84,8 @@ pub(super) fn redacted_fields(fields: BTreeMap<String, Value>) -> BTreeMap<Strin
         } else {
             value.redacted()
         };
-        (name, value)
+        // A map may be kept by URL.
+        (redact::text(&name).into_owned(), value)
     };
     fields.into_iter().map(redacted).collect()
 }

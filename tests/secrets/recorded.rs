@@ -1,7 +1,7 @@
 //! What is left of something once it was recorded.
 
 use http::{HeaderMap, Request, Response};
-use std::convert::Infallible;
+use std::{collections::BTreeMap, convert::Infallible};
 use tower::{Layer, Service, service_fn};
 use tower_outbound::{
     EventHandle, EventLayer,
@@ -38,10 +38,10 @@ pub(crate) fn payload(value: Value) -> Value {
     event(request).snapshot().payload.unwrap()
 }
 
-pub(crate) fn metadata(name: &str, value: Value) -> Metadata {
+pub(crate) fn metadata(name: &str, value: Value) -> BTreeMap<String, Value> {
     let mut request = Request::new(());
     request
         .extensions_mut()
         .insert(Metadata([(name.to_owned(), value)].into()));
-    Metadata(event(request).snapshot().metadata)
+    event(request).snapshot().metadata
 }

@@ -242,3 +242,12 @@ fn a_backtick_can_be_part_of_a_secret() {
         "see `http://h/?token=[redacted]`, or `Bearer [redacted]`"
     );
 }
+
+#[test]
+fn the_name_of_a_field_can_be_a_url_too() {
+    let fields = || Value::from([("http://u:s3cr3t@h/?token=s3cr3t", Value::from(1))]);
+    let clean = r#"{"http://h/?token=[redacted]":1}"#;
+    assert_eq!(recorded::payload(fields()).to_string(), clean);
+    let metadata = recorded::metadata("http://u:s3cr3t@h/?token=s3cr3t", 1.into());
+    assert_eq!(Value::from(metadata).to_string(), clean);
+}
