@@ -71,11 +71,11 @@ pub struct HttpWithBody<F> {
 pub struct Nothing;
 
 /// Keys and values of the caller's own, for the event: an extension of an http request.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Metadata(pub BTreeMap<String, Value>);
 
 /// The body as it is to be recorded in the event: an extension of an http request.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Payload(pub Value);
 
 /// The request's method is only there because a request has to have one.
@@ -227,6 +227,23 @@ impl<Req, Res> Describe<Req, Res> for Nothing {
     fn response(&self, _: &Res, _: &mut ResponseDetails) {}
 }
 
+// === impl Metadata and Payload ===
+
+/// Told as they will be recorded.
+impl fmt::Debug for Metadata {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Metadata")
+            .field(&redacted_fields(self.0.clone()))
+            .finish()
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Payload").field(&self.0.clone().redacted()).finish()
+    }
+}
+
 // === impl RequestDetails ===
 
 impl RequestDetails {
@@ -373,7 +390,7 @@ impl ResponseDetails {
     /// The response counts as a failure: the event will be FAILED, with this error.
     pub fn failure(&mut self, error_type: impl Into<String>, message: impl AsRef<str>) -> &mut Self {
         self.rest().failure = Some(ErrorDetails {
-            kind: error_type.into(),
+            kind: redact::text(&error_type.into()).into_owned(),
             kind_is_known: true,
             message: redact::text(message.as_ref()).into_owned(),
             details: None,

@@ -1,7 +1,7 @@
 //! Where in a text, a URL or a name a secret can hide, and that what is none stays.
 
 use crate::recorded;
-use tower_outbound::event::Value;
+use tower_outbound::event::{Metadata, Payload, ResponseDetails, Value};
 
 /// What is left of each of these shows that something was there, and not what. In them `s3cr3t` is the secret.
 fn check(texts: &[&str], record: impl Fn(&str) -> String) {
@@ -250,4 +250,19 @@ fn the_name_of_a_field_can_be_a_url_too() {
     assert_eq!(recorded::payload(fields()).to_string(), clean);
     let metadata = recorded::metadata("http://u:s3cr3t@h/?token=s3cr3t", 1.into());
     assert_eq!(Value::from(metadata).to_string(), clean);
+}
+
+#[test]
+fn what_is_to_be_recorded_is_told_as_it_will_be() {
+    let fields = || Value::from([("token", Value::from("s3cr3t")), ("a", "http://u:s3cr3t@h".into())]);
+    let Value::Object(map) = fields() else { unreachable!() };
+    let mut details = ResponseDetails::default();
+    details.failure("http://u:s3cr3t@h/?token=s3cr3t", "Bearer s3cr3t");
+    for told in [
+        format!("{:?} {:#?}", Payload(fields()), Payload(fields())),
+        format!("{:?} {:#?}", Metadata(map.clone()), Metadata(map)),
+        format!("{details:?} {details:#?}"),
+    ] {
+        assert!(!told.contains("s3cr3t") && told.contains("[redacted]"), "{told}");
+    }
 }
