@@ -1,74 +1,26 @@
 //! No secret comes out: not in events, errors, spans, log lines, or the `Debug` of anything public.
 
+mod everything;
+mod public;
 mod recorded;
 #[path = "../support/mod.rs"]
 mod support;
+mod table;
 mod texts;
 
+use everything::Everything;
 use http::{HeaderValue, Request, Response};
-use std::{
-    fmt::Write,
-    sync::{Arc, Mutex},
-};
+use std::fmt::Write;
 use support::{ms, pass};
 use tower::{BoxError, ServiceExt, service_fn};
 use tower_outbound::{
     Call, Executor, RequestStatus, Shutdown,
     event::{Http, Value},
 };
-use tracing::{
-    Instrument, Subscriber,
-    field::{Field, Visit},
-    span,
-};
-use tracing_subscriber::{
-    Layer,
-    layer::{Context, SubscriberExt},
-    registry::LookupSpan,
-};
+use tracing::Instrument;
+use tracing_subscriber::layer::SubscriberExt;
 
 const SECRET: &str = "s3cr3t";
-
-/// Writes down everything that tracing is told.
-#[derive(Clone, Default)]
-struct Everything(Arc<Mutex<String>>);
-
-impl Everything {
-    fn text(&self) -> String {
-        self.0.lock().unwrap().clone()
-    }
-}
-
-struct Fields<'a>(&'a mut String);
-
-impl Visit for Fields<'_> {
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        write!(self.0, " {field}={value:?}").unwrap();
-    }
-}
-
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Everything {
-    fn on_new_span(&self, attributes: &span::Attributes<'_>, _: &span::Id, _: Context<'_, S>) {
-        let mut text = self.0.lock().unwrap();
-        write!(text, "\nspan {}", attributes.metadata().name()).unwrap();
-        attributes.record(&mut Fields(&mut text));
-    }
-
-    fn on_record(&self, _: &span::Id, values: &span::Record<'_>, _: Context<'_, S>) {
-        values.record(&mut Fields(&mut self.0.lock().unwrap()));
-    }
-
-    fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
-        let mut text = self.0.lock().unwrap();
-        let inside = context.event_span(event).map_or("nothing", |span| span.name());
-        write!(text, "\nin {inside}:").unwrap();
-        event.record(&mut Fields(&mut text));
-    }
-
-    fn on_close(&self, _: span::Id, _: Context<'_, S>) {
-        self.0.lock().unwrap().push_str("\nclosed");
-    }
-}
 
 fn secrets_everywhere() -> Request<String> {
     let mut marked = HeaderValue::from_static(SECRET);

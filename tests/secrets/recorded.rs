@@ -1,5 +1,7 @@
 //! What is left of something once it was recorded.
 
+#![allow(dead_code)]
+
 use http::{HeaderMap, Request, Response};
 use std::{collections::BTreeMap, convert::Infallible};
 use tower::{Layer, Service, service_fn};
