@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use std::path::Path;
 use tokio::{
     fs::File,
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
 };
 
 /// One line of the file.
@@ -36,8 +36,8 @@ pub(crate) enum Tokens {
 }
 
 /// Reads a file's requests. Empty lines are none.
-pub(crate) struct Requests {
-    file: BufReader<File>,
+pub(crate) struct Requests<R = File> {
+    file: BufReader<R>,
     line: u64,
     tokens: Tokens,
 }
@@ -47,11 +47,17 @@ impl Requests {
         let file = File::open(path)
             .await
             .with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self {
+        Ok(Self::new(file, tokens))
+    }
+}
+
+impl<R: AsyncRead + Unpin> Requests<R> {
+    pub(crate) fn new(file: R, tokens: Tokens) -> Self {
+        Self {
             file: BufReader::new(file),
             line: 0,
             tokens,
-        })
+        }
     }
 
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Result<Request, Malformed>>> {

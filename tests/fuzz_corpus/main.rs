@@ -1,0 +1,86 @@
+//! What the fuzzer checks (see `fuzz/`), over its seeds and over random texts: without a nightly compiler, every time.
+
+#[allow(dead_code)]
+#[path = "../../examples/bulk/args.rs"]
+mod args;
+#[allow(dead_code)]
+#[path = "../../examples/bulk/input.rs"]
+mod input;
+#[allow(dead_code)]
+#[path = "../../examples/bulk/limits.rs"]
+mod limits;
+#[path = "../secrets/recorded.rs"]
+mod recorded;
+mod targets;
+
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
+use std::{fs, path::Path};
+
+/// Each seed as it is, cut off anywhere, and with each of its bytes changed.
+fn over_the_seeds(name: &str, target: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let mut seeds = 0;
+    for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+        let seed = fs::read(entry.unwrap().path()).unwrap();
+        target(&seed);
+        for at in 0..seed.len() {
+            target(&seed[..at]);
+            let mut changed = seed.clone();
+            for byte in [b'"', b'\\', b'&', b'=', b'%', b'\n', 0xff, b'0'] {
+                changed[at] = byte;
+                target(&changed);
+            }
+        }
+        seeds += 1;
+    }
+    assert!((3..20).contains(&seeds), "{seeds} seeds in {}", folder.display());
+}
+
+/// Random texts, many of which are made of what means something to the target.
+fn over_random_texts(target: fn(&[u8]), words: &'static str) {
+    let config = ProptestConfig {
+        cases: 2_000,
+        failure_persistence: None::<Box<FileFailurePersistence>>.map(|never| never as _),
+        ..ProptestConfig::default()
+    };
+    let words = proptest::collection::vec(
+        prop_oneof![3 => proptest::sample::select(pieces(words)), 1 => ".{0,3}"],
+        0..12,
+    );
+    let texts = prop_oneof![3 => words.prop_map(|words| words.concat()), 1 => ".{0,40}"];
+    proptest!(config, |(text in texts)| target(text.as_bytes()));
+    proptest!(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() }, |(data: Vec<u8>)| target(&data));
+}
+
+fn pieces(words: &str) -> Vec<String> {
+    let signs = words
+        .chars()
+        .filter(|letter| letter.is_ascii_punctuation())
+        .map(String::from);
+    words
+        .split_whitespace()
+        .map(str::to_owned)
+        .chain(signs)
+        .chain([" ".to_owned()])
+        .collect()
+}
+
+macro_rules! targets {
+    ($($target:ident: $words:expr;)*) => {$(
+        #[test]
+        fn $target() {
+            over_the_seeds(stringify!($target), targets::$target);
+            over_random_texts(targets::$target, $words);
+        }
+    )*};
+}
+
+targets! {
+    bulk_args: "--url=http://h/ --header=a: --rpm=1 --tpm=off --timeout=0.1 --api-key-env=HOME --input=a \n \r\n 1e400 nan";
+    bulk_input: r#"{"custom_id":1} {"body": {"max_tokens":9, "messages":[{"content":" "text": 18446744073709551615 1e9 "}]} null [[[[[["#;
+    config: r#"{"queue_capacity": "workers": "requests_rate": "requests_period_secs": "requests_burst": "tokens_rate": "tokens_period_secs": "tokens_burst": 1e308 1e-6 0.5 18446744073709551615 null -1 , }"#;
+    status: "PENDING QUEUED PROCESSING CALLING COMPLETED FAILED CANCELLED pending";
+    text: r#"Bearer Basic token= api_key " ' \ [ ] { } ( ) : , ; // http://u:p@h/ ? # & % [redacted] Some( "sig":" \" ` <"#;
+    url: "http:// https:// u:p@ h.example / // ? & = ; # @ % %25 %3D %26 token sig key= api_key= next= [redacted] \\";
+    value: r#"{"token": {"a": " http://u:p@h/ [redacted] Bearer 1 -1 1e9 null true " [ ] { } , : \"#;
+}

@@ -1,0 +1,240 @@
+//! A function for everything that reads what others wrote: it may be given any bytes, and checks what must hold for all.
+
+#![allow(unreachable_pub)]
+
+use crate::{
+    args::Args,
+    input::{Requests, Tokens},
+    recorded,
+};
+use clap::Parser;
+use std::borrow::Cow;
+use tower_outbound::{Cost, NetworkRequestEvent, RequestStatus, event::Value, executor::Config};
+
+/// The secret that is planted. No input that has it says anything.
+const MARK: &str = "Zq9Xw7Kv";
+
+fn text_of(data: &[u8]) -> Option<Cow<'_, str>> {
+    let text = String::from_utf8_lossy(data);
+    (!text.to_ascii_lowercase().contains("zq9")).then_some(text)
+}
+
+/// The lines of a file of requests.
+pub fn bulk_input(data: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
+    let lines = data.split(|byte| *byte == b'\n').count() as u64;
+    for path in [None, Some("a.b/c~.0")] {
+        let mut requests = Requests::new(data, Tokens::new(path));
+        let mut last = 0;
+        while let Some(line) = runtime.block_on(requests.next()).expect("memory can be read") {
+            let number = match line {
+                Ok(request) => {
+                    let body: serde_json::Value = serde_json::from_slice(&request.body).expect("a body is JSON");
+                    assert!(body.is_object(), "{body}");
+                    // What is sent is a request of its own, with the same meaning.
+                    let mut again = Requests::new(&*request.body, Tokens::Estimate);
+                    let again = runtime.block_on(again.next()).expect("memory can be read");
+                    assert!(matches!(again, Some(Ok(_))), "{body}");
+                    request.line
+                }
+                Err(malformed) => {
+                    assert!(!malformed.reason.is_empty());
+                    malformed.line
+                }
+            };
+            assert!(number > last && number <= lines);
+            last = number;
+        }
+    }
+}
+
+/// The command line: a word for each line. What is said about a header or a URL never repeats it.
+pub fn bulk_args(data: &[u8]) {
+    let Some(text) = text_of(data) else { return };
+    if let Ok(args) = Args::try_parse_from(std::iter::once("bulk").chain(text.lines())) {
+        let _ = (args.input(), args.output(), args.is_demonstration());
+        let _ = args.target();
+    }
+    for planted in [
+        format!("--header=x: {text}{MARK}"),
+        format!("--header=x{text}{MARK}"),
+        format!("--url={text}{MARK}"),
+        format!("--url=http://u:{MARK}@{text}"),
+    ] {
+        let args = Args::try_parse_from(["bulk", &planted]).unwrap_or_else(|error| panic!("{error}"));
+        if let Err(error) = args.target() {
+            let told = format!("{error:#} {error:?}");
+            // A name in front of a value that cannot be sent is told; it is no value.
+            let is_name = planted.starts_with("--header=x") && text.contains(':');
+            assert!(is_name || !told.contains(MARK), "{planted:?}: {told}");
+        }
+    }
+}
+
+/// The names of statuses.
+pub fn status(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    match text.parse::<RequestStatus>() {
+        Ok(status) => assert_eq!(status.as_str(), text),
+        Err(error) => {
+            assert!(RequestStatus::ALL.iter().all(|status| status.as_str() != text));
+            assert!(error.to_string().len() < 1_000, "{error}");
+        }
+    }
+    let json = serde_json::Value::String(text.clone().into_owned());
+    let from_json = serde_json::from_value::<RequestStatus>(json).ok();
+    assert_eq!(from_json, text.parse().ok());
+}
+
+/// The URL of a request: what stands after a secret name, and before the host, never comes out.
+pub fn url(data: &[u8]) {
+    let Some(text) = text_of(data) else { return };
+    let text = text.trim_end_matches('\\');
+    if let Some(clean) = recorded::url(text) {
+        assert!(clean.len() <= 3 * text.len() + 32, "{text:?} became {clean:?}");
+        // Redacted again, it stays.
+        if let Some(again) = recorded::url(&clean) {
+            assert_eq!(again, clean, "of {text:?}");
+        }
+    }
+    let name = disguised("api_key", data);
+    for (planted, is_secret) in [
+        (format!("http://h/a?{text}&token={MARK}"), true),
+        (format!("http://h/a?{text}token={MARK}"), true),
+        (format!("http://h/a?{text}&{name}={MARK}{text}"), true),
+        (format!("http://h/a?sig={MARK}{text}"), !text.contains('&')),
+        (
+            format!("http://h/a?a={text}{name}={MARK}"),
+            text.ends_with([';', '&', ',', '?']),
+        ),
+        (format!("http://{text}:{MARK}@h/a"), !text.contains(['/', '?', '#'])),
+        (
+            format!("http://h/{text}/http://u:{MARK}@h/a"),
+            !text.contains(['?', '#']),
+        ),
+    ] {
+        if let Some(clean) = recorded::url(&planted).filter(|_| is_secret) {
+            assert!(!clean.contains(MARK), "{planted:?} became {clean:?}");
+        }
+    }
+    // What is harmless comes out.
+    let plain: String = text.chars().filter(char::is_ascii_lowercase).collect();
+    let harmless = format!("http://h/{plain}?page={MARK}&x=1");
+    assert_eq!(recorded::url(&harmless).as_deref(), Some(&*harmless));
+}
+
+/// The letters of a name, in odd case and encoded as the bytes say.
+fn disguised(name: &str, data: &[u8]) -> String {
+    let mut disguised = String::new();
+    for (index, letter) in name.chars().enumerate() {
+        let byte = data.get(index).copied().unwrap_or_default();
+        let letter = if byte & 1 == 0 {
+            letter
+        } else {
+            letter.to_ascii_uppercase()
+        };
+        match byte >> 1 & 3 {
+            0 | 1 => disguised.push(letter),
+            2 => disguised.push_str(&format!("%{:02x}", u32::from(letter))),
+            _ => disguised.push_str(&format!("%25{:02X}", u32::from(letter))),
+        }
+    }
+    disguised
+}
+
+/// Any text, and any header's value.
+pub fn text(data: &[u8]) {
+    let Some(text) = text_of(data) else { return };
+    let clean = recorded::text(&text);
+    assert!(clean.len() <= 3 * text.len() + 32, "{text:?} became {clean:?}");
+    assert_eq!(recorded::text(&clean), clean, "of {text:?}");
+    for planted in [
+        format!("{text} Bearer {MARK}"),
+        format!("{text} http://h/?token={MARK}{text}"),
+        format!("{text} http://u:{MARK}@h/{text}"),
+        format!("{text} {{\"api_key\":\"{MARK}{text}"),
+        format!("{text} {{\"api_key\":[\"{MARK}\"{text}"),
+        format!("{text} {{\\\"api_key\\\":\\\"{MARK}\\\"{text}"),
+        format!("{text} api_key='{MARK}' {text}"),
+    ] {
+        let clean = recorded::text(&planted);
+        assert!(!clean.contains(MARK), "{planted:?} became {clean:?}");
+    }
+    if http::HeaderValue::from_bytes(data).is_ok() {
+        let value = |name, value: &[u8]| recorded::headers(name, value)[name].as_bytes().to_vec();
+        assert_eq!(value("x-api-key", data), b"[redacted]");
+        let clean = value("x-plain", data);
+        assert_eq!(value("x-plain", &clean), clean);
+        let planted = [data, b" http://u:Zq9Xw7Kv@h/?token=Zq9Xw7Kv&", data].concat();
+        let clean = value("location", &planted);
+        assert!(
+            !String::from_utf8_lossy(&clean).contains(MARK),
+            "{text:?} became {clean:?}"
+        );
+    }
+}
+
+/// JSON: payloads, and events that were written down.
+pub fn value(data: &[u8]) {
+    if let Ok(value) = serde_json::from_slice::<Value>(data) {
+        let clean = recorded::payload(value.clone());
+        assert_eq!(
+            recorded::payload(clean.clone()).to_string(),
+            clean.to_string(),
+            "of {value}"
+        );
+        let is_text = matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_));
+        let inside = recorded::payload(Value::from([("client_secret", value)]));
+        if is_text {
+            assert_eq!(inside.to_string(), r#"{"client_secret":"[redacted]"}"#);
+        }
+        serde_json::from_str::<Value>(&clean.to_string()).expect("a value is told as JSON");
+    }
+    if let Ok(event) = serde_json::from_slice::<NetworkRequestEvent>(data) {
+        let json = serde_json::to_string(&event).expect("an event is JSON");
+        let again: NetworkRequestEvent = serde_json::from_str(&json).expect("what was written is read");
+        assert_eq!(again.to_owned().logs, event.logs);
+        let _ = (
+            event.time_total(),
+            event.time_calling(),
+            event.time_in_queue(),
+            event.time_waiting(),
+        );
+        let _ = format!("{event:?}");
+    }
+}
+
+/// The settings of an executor.
+pub fn config(data: &[u8]) {
+    let Ok(config) = serde_json::from_slice::<Config>(data) else {
+        return;
+    };
+    let json = serde_json::to_string(&config).expect("a config is JSON");
+    serde_json::from_str::<Config>(&json).expect("what was written is read");
+    let builder = match config.into_builder() {
+        Ok(builder) => builder,
+        Err(error) => {
+            let known = serde_json::to_value(Config::default()).expect("a config is JSON");
+            assert!(known.get(error.field()).is_some(), "{error}");
+            return;
+        }
+    };
+    let executor = builder.build_for_closures::<()>().expect("the numbers were checked");
+    let monitor = executor.monitor();
+    let limiter = monitor.limiter();
+    let _ = format!("{executor:?} {limiter:?}");
+    for cost in [
+        Cost::request(),
+        Cost::tokens(u64::MAX),
+        Cost {
+            requests: u64::MAX,
+            tokens: 1,
+        },
+    ] {
+        // Taken or refused, never more than a bucket holds.
+        assert!(limiter.try_acquire(cost).is_err() || limiter.check(cost).is_ok());
+    }
+    let _ = limiter.available();
+}
