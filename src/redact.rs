@@ -301,12 +301,12 @@ fn ends_with_secret_name(text: &str) -> bool {
         return false;
     };
     let text = text.trim_end();
-    let name = match text.strip_suffix(['"', '\'']) {
-        Some(quoted) => quoted.trim_end_matches('\\').rsplit(&text[quoted.len()..]).next(),
-        None => text
-            .rsplit(|letter: char| !letter.is_alphanumeric() && !"-_.".contains(letter))
-            .next(),
-    };
+    let quoted = text.strip_suffix(['"', '\'']).map(|name| name.trim_end_matches('\\'));
+    let also = if quoted.is_some() { "-_.[]% " } else { "-_." };
+    let name = quoted
+        .unwrap_or(text)
+        .rsplit(|letter: char| !letter.is_alphanumeric() && !also.contains(letter))
+        .next();
     name.is_some_and(is_secret)
 }
 

@@ -172,6 +172,7 @@ fn a_quoted_field_of_secret_name_is_redacted_however_it_is_written() {
             r#"Config { token: Some(Token(b"s3cr3t")) }"#,
             r#"Config { token: ["s3cr3t"] }"#,
             "{'api_key':'s3cr3t'}",
+            r#"{"auth/api key":"s3cr3t"}"#,
             "{'api_key': b's3cr3t'}",
             "api_key='a s3cr3t'",
             "{'api_key': b0'} api_key='s3cr3t'",
@@ -227,6 +228,7 @@ fn what_was_redacted_is_told_again_as_it_is() {
         "http://h/?token=s3cr3t&a=1#sig=s3cr3t",
         r#"{"token":["s3cr3t"],"sig":"s3cr3t"}"#,
         "http://h/?next=//u:s3cr3t@h",
+        "http://h/?token=s3cr3t'abc': refused'd",
     ] {
         let once = recorded::text(text);
         assert!(once.contains("[redacted]"), "{once}");
