@@ -13,7 +13,7 @@ mod limits;
 mod recorded;
 mod targets;
 
-use proptest::{prelude::*, test_runner::FileFailurePersistence};
+use proptest::prelude::*;
 use std::{fs, path::Path};
 
 /// Each seed as it is, cut off anywhere, and with each of its bytes changed.
@@ -36,20 +36,25 @@ fn over_the_seeds(name: &str, target: fn(&[u8])) {
     assert!((3..20).contains(&seeds), "{seeds} seeds in {}", folder.display());
 }
 
-/// Random texts, many of which are made of what means something to the target.
+/// Random texts, many of which are made of what means something to the target; and random bytes. `PROPTEST_CASES` asks
+/// for more of them.
 fn over_random_texts(target: fn(&[u8]), words: &'static str) {
+    let config = ProptestConfig::default();
     let config = ProptestConfig {
-        cases: 2_000,
-        failure_persistence: None::<Box<FileFailurePersistence>>.map(|never| never as _),
-        ..ProptestConfig::default()
+        cases: config.cases.max(2_000),
+        failure_persistence: None,
+        ..config
     };
     let words = proptest::collection::vec(
         prop_oneof![3 => proptest::sample::select(pieces(words)), 1 => ".{0,3}"],
         0..12,
     );
-    let texts = prop_oneof![3 => words.prop_map(|words| words.concat()), 1 => ".{0,40}"];
-    proptest!(config, |(text in texts)| target(text.as_bytes()));
-    proptest!(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() }, |(data: Vec<u8>)| target(&data));
+    let inputs = prop_oneof![
+        6 => words.prop_map(|words| words.concat().into_bytes()),
+        2 => ".{0,40}".prop_map(String::into_bytes),
+        1 => any::<Vec<u8>>(),
+    ];
+    proptest!(config, |(input in inputs)| target(&input));
 }
 
 fn pieces(words: &str) -> Vec<String> {
