@@ -70,9 +70,8 @@ impl Secrets {
             for (outlet, text) in outlets {
                 for form in forms(&secret(number)) {
                     if let Some(at) = text.find(&form) {
-                        let around =
-                            &text[text.floor_char_boundary(at.saturating_sub(60))..text.len().min(at + form.len())];
-                        leaks.push(format!("{place} comes out of {outlet} as {form}: …{around}"));
+                        let before = text[..at].rsplit('\n').next().unwrap_or_default();
+                        leaks.push(format!("{place} comes out of {outlet} as {form}: {before}{form}"));
                     }
                 }
             }
