@@ -497,6 +497,21 @@ async fn a_credit_gives_nothing_back_that_a_full_bucket_would_have_spilled() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rate_gives_nothing_back_that_it_never_charged() {
+    let limiter = RateLimiter::new(Limits::new()).unwrap();
+    let before = limiter.acquire_estimate(Cost::tokens(10)).await.unwrap();
+    limiter
+        .set_limits(Limits::new().tokens(Rate::per_hour(10).burst(10)))
+        .unwrap();
+    let after = limiter.acquire_estimate(Cost::tokens(10)).await.unwrap();
+    before.settle(Cost::tokens(0));
+    assert_eq!(limiter.available().tokens, Some(0));
+    // And what it did charge is still there to be given back.
+    after.settle(Cost::tokens(0));
+    assert_eq!(limiter.available().tokens, Some(10));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_estimate_that_is_dropped_stands() {
     let limiter = tokens(Rate::per_second(10).burst(10));
     drop(limiter.acquire_estimate(Cost::tokens(8)).await.unwrap());

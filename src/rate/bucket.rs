@@ -35,6 +35,8 @@ pub(super) struct Bucket {
     estimated: i128,
     /// The part of `estimated` that cannot be given back.
     withheld: i128,
+    /// The number of the limits it came with. Earlier estimates were not charged here.
+    since: u64,
 }
 
 /// Deeper debts are not counted: they would take longer to pay off than an instant can tell.
@@ -49,7 +51,13 @@ impl Bucket {
             balance: size.initial,
             estimated: 0,
             withheld: 0,
+            since: 0,
         }
+    }
+
+    /// It is new with the limits of this number.
+    pub(super) const fn came_with(&mut self, limits: u64) {
+        self.since = limits;
     }
 
     /// The most that can go at once.
@@ -105,13 +113,17 @@ impl Bucket {
         }
     }
 
-    /// An estimate turns out to have been `used` in truth.
-    pub(super) fn settle(&mut self, estimate: u64, used: u64) {
+    /// An estimate, charged under the limits of this number, turns out to have been `used` in truth.
+    pub(super) fn settle(&mut self, estimate: u64, used: u64, limits: u64) {
         let (estimate, used) = (self.units(estimate), self.units(used));
-        if used >= estimate {
+        if used > estimate {
             self.debit(used - estimate);
-        } else {
-            // Not more than is out: the limits may have been replaced since it was charged.
+        }
+        if limits < self.since {
+            // Never charged here: what is out is others'.
+            return;
+        }
+        if used < estimate {
             let refund = (estimate - used).min(self.estimated);
             let kept = refund.min(self.withheld);
             self.withheld -= kept;
@@ -134,6 +146,7 @@ impl Bucket {
         self.balance = convert(old.balance).clamp(-MOST_DEBT, self.size.capacity);
         self.estimated = convert(old.estimated);
         self.withheld = convert(old.withheld);
+        self.since = old.since;
         self.withhold();
     }
 
@@ -220,7 +233,7 @@ mod tests {
     fn nothing_is_asked_for_nothing_even_of_a_debtor() {
         let mut bucket = odd(5);
         bucket.take(5, true);
-        bucket.settle(5, 10);
+        bucket.settle(5, 10, 0);
         assert_eq!((bucket.available(), bucket.wait(0)), (0, 0));
         // 35 units of debt and 7 for the token.
         assert_eq!(bucket.wait(1), 14);
@@ -281,7 +294,7 @@ mod tests {
                 if !open.is_empty() && dice.roll(2) == 0 {
                     let (estimate, used) = open.swap_remove(usize::try_from(dice.roll(open.len() as u64)).unwrap());
                     let before = bucket.balance;
-                    bucket.settle(estimate, used);
+                    bucket.settle(estimate, used, 0);
                     given_back += bucket.balance - before;
                 }
                 assert!(bucket.balance <= ideal.balance, "{bucket:?} {ideal:?}");
@@ -305,7 +318,7 @@ mod tests {
         new.resize(&old);
         assert_eq!(new.balance, 2 * 14 + 6);
         old.take(5, true);
-        old.settle(5, 6);
+        old.settle(5, 6, 0);
         let mut new = Bucket::new(Size {
             fill: 1,
             unit: 14,

@@ -48,6 +48,8 @@ pub(crate) struct Bursts {
 pub(super) struct Buckets {
     bursts: Arc<Bursts>,
     buckets: Vec<(Budget, Bucket)>,
+    /// How often they were replaced.
+    replaced: u64,
     epoch: Instant,
     /// Nanoseconds since `epoch` that the buckets have seen.
     at: u64,
@@ -60,11 +62,11 @@ pub(super) struct Buckets {
     admitted: u64,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Ask {
     pub(super) cost: Cost,
-    /// Whether it will be settled.
-    pub(super) estimate: bool,
+    /// If it is an estimate: to be told the number of the limits that charge it.
+    pub(super) estimate: Option<Arc<AtomicU64>>,
 }
 
 // === impl Bursts ===
@@ -107,6 +109,7 @@ impl Buckets {
         Self {
             bursts: Arc::new(Bursts::of(&buckets)),
             buckets,
+            replaced: 0,
             epoch: Instant::now(),
             at: 0,
             paused_until: 0,
@@ -153,7 +156,10 @@ impl Buckets {
 
     fn take(&mut self, ask: &Ask) {
         for (budget, bucket) in &mut self.buckets {
-            bucket.take(ask.cost.of(*budget), ask.estimate);
+            bucket.take(ask.cost.of(*budget), ask.estimate.is_some());
+        }
+        if let Some(limits) = &ask.estimate {
+            limits.store(self.replaced, Ordering::Release);
         }
     }
 
@@ -206,6 +212,8 @@ impl Buckets {
     pub(super) fn replace(&mut self, mut new: Vec<(Budget, Bucket)>, clock: &mut Reading) {
         let now = clock.nanos_since(self.epoch);
         self.advance_to(now);
+        self.replaced += 1;
+        new.iter_mut().for_each(|(_, new)| new.came_with(self.replaced));
         for budget in [Budget::Requests, Budget::Tokens] {
             let old = self.buckets.iter().filter(|(of, _)| *of == budget);
             let new = new.iter_mut().filter(|(of, _)| *of == budget);
@@ -222,13 +230,14 @@ impl Buckets {
         self.paused_until = self.paused_until.max(until);
     }
 
-    pub(super) fn settle(&mut self, estimate: Cost, used: Cost, clock: &mut Reading) {
+    /// An estimate that was charged by the limits of this number turns out to have been `used`.
+    pub(super) fn settle(&mut self, estimate: Cost, limits: u64, used: Cost, clock: &mut Reading) {
         // Those who wait are not advanced: they may be owed a moment that has passed.
         if self.ahead == (0, 0) {
             self.idle(clock);
         }
         for (budget, bucket) in &mut self.buckets {
-            bucket.settle(estimate.of(*budget), used.of(*budget));
+            bucket.settle(estimate.of(*budget), used.of(*budget), limits);
         }
     }
 }

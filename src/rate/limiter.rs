@@ -12,7 +12,10 @@ use crate::{
 use std::{
     fmt,
     future::poll_fn,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -77,6 +80,8 @@ pub enum TryAcquireError {
 pub struct Estimate {
     limiter: RateLimiter,
     cost: Cost,
+    /// The number of the limits that charged it.
+    limits: u64,
 }
 
 /// A stand in the limiter's line, for those who poll.
@@ -147,10 +152,16 @@ impl RateLimiter {
     /// ```
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, CostExceedsBurst> {
         let mut ticket = self.line.ticket();
-        poll_fn(|cx| ticket.poll_pass(&Ask { cost, estimate: true }, cx)).await?;
+        let limits = Arc::new(AtomicU64::new(0));
+        let ask = Ask {
+            cost,
+            estimate: Some(limits.clone()),
+        };
+        poll_fn(|cx| ticket.poll_pass(&ask, cx)).await?;
         Ok(Estimate {
             limiter: self.clone(),
             cost,
+            limits: limits.load(Ordering::Acquire),
         })
     }
 
@@ -161,7 +172,7 @@ impl RateLimiter {
     /// [`TryAcquireError::NotYet`] says when to come back, [`TryAcquireError::CostExceedsBurst`] that it is of no use.
     /// Nothing was taken.
     pub fn try_acquire(&self, cost: Cost) -> Result<(), TryAcquireError> {
-        let ask = Ask { cost, estimate: false };
+        let ask = Ask { cost, estimate: None };
         match self.line.try_pass(&ask, Reading::at(Instant::now())) {
             Ok(true) => Ok(()),
             Ok(false) => {
@@ -287,7 +298,7 @@ impl Estimate {
     fn correct(&self, used: Cost) {
         self.limiter
             .line
-            .change(|buckets, clock| buckets.settle(self.cost, used, clock));
+            .change(|buckets, clock| buckets.settle(self.cost, self.limits, used, clock));
     }
 }
 
@@ -316,6 +327,6 @@ impl Admission {
         now: Instant,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), CostExceedsBurst>> {
-        self.ticket.poll_pass_at(&Ask { cost, estimate: false }, cx, now)
+        self.ticket.poll_pass_at(&Ask { cost, estimate: None }, cx, now)
     }
 }
