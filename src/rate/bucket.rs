@@ -143,9 +143,12 @@ impl Bucket {
             let part = (units.rem_euclid(from) as u128).saturating_mul(to) / old.size.unit;
             whole.saturating_add(part as i128)
         };
-        self.balance = convert(old.balance).clamp(-MOST_DEBT, self.size.capacity);
+        let balance = convert(old.balance);
+        self.balance = balance.clamp(-MOST_DEBT, self.size.capacity);
         self.estimated = convert(old.estimated);
-        self.withheld = convert(old.withheld);
+        // Rounded together with the balance: each for itself, the two would be a unit more than what was there.
+        let without = convert(old.balance.saturating_sub(old.withheld));
+        self.withheld = balance.saturating_sub(without).min(self.estimated);
         self.since = old.since;
         self.withhold();
     }
@@ -327,5 +330,24 @@ mod tests {
         });
         new.resize(&old);
         assert_eq!(new.balance, 2 * (2 * 7 + 3 - 6 * 7));
+    }
+
+    #[test]
+    fn a_new_size_never_makes_a_refund_larger() {
+        // Three were estimated and nothing was used. Had that been known, 31 units would be there.
+        let mut old = odd(5);
+        old.take(3, true);
+        old.advance(3);
+        old.take(1, false);
+        old.advance(1);
+        let mut new = Bucket::new(Size {
+            fill: 1,
+            unit: 2,
+            capacity: 20,
+            initial: 20,
+        });
+        new.resize(&old);
+        new.settle(3, 0, 0);
+        assert_eq!(new.balance, 31 * 2 / 7);
     }
 }
