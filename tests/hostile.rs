@@ -18,7 +18,7 @@ use std::{
     },
     task::{Context, Poll, Wake, Waker},
     thread,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use support::{client, ms, request, settle};
 use tokio::time::{self, Instant, timeout};
@@ -446,7 +446,10 @@ fn a_config_of_garbage_is_an_error_and_never_a_panic() {
 async fn an_event_with_a_time_that_no_text_can_tell_is_an_error_and_never_a_panic() {
     let event = recorded(Request::new(()), Ok(Response::new(()))).await;
     let json = serde_json::to_value(&event).unwrap();
-    for time in [SystemTime::UNIX_EPOCH - YEAR, SystemTime::UNIX_EPOCH + 100_000 * YEAR] {
+    for time in [
+        std::time::SystemTime::UNIX_EPOCH - YEAR,
+        std::time::SystemTime::UNIX_EPOCH + 100_000 * YEAR,
+    ] {
         let mut odd = event.clone();
         odd.created_at = time;
         assert!(serde_json::to_string(&odd).is_err());
