@@ -75,12 +75,7 @@ const SECRET_ENDS: [&str; 13] = [
 
 /// Whether a header, query parameter or JSON field of this name holds a credential.
 pub(crate) fn is_secret(name: &str) -> bool {
-    // Capitals may begin words (`accessToken`), and may stand anywhere (`aPi-KeY`).
-    let is_mixed = || name.chars().any(char::is_uppercase);
-    is_secret_of(&words(name)) || (is_mixed() && is_secret_of(&words(&name.to_lowercase())))
-}
-
-fn is_secret_of(words: &[String]) -> bool {
+    let words = words(name);
     // About tokens, and none: `token_count`, `token_type`, `x-token-limit`.
     if words
         .last()
