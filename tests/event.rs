@@ -3,9 +3,10 @@
 mod support;
 
 use http::{Request, Response, StatusCode};
-use std::{error::Error, fmt, time::Duration};
+use std::{collections::BTreeMap, error::Error, fmt, time::Duration};
 use support::{ms, pass, settle};
 use tokio::time::sleep;
+use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, retry::Policy, service_fn};
 use tower_outbound::{
     ApiTokens, EventLayer, Limits, NetworkRequestEvent, QueueLayer, Rate, RateLimitLayer, RateLimiter, RequestId,
@@ -466,6 +467,103 @@ async fn a_handle_is_told_about_every_change_and_waits_without_polling() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_handle_adds_to_the_record_wakes_who_watches_and_is_without_secrets() {
+    let client = service_fn(async |_: Request<()>| {
+        sleep(ms(10)).await;
+        // With a header, so that the layer has something to record of the response, too.
+        Ok::<_, BoxError>(Response::builder().header("x-a", "b").body(()).unwrap())
+    });
+    let mut service = EventLayer::calling().layer(client);
+    let call = service.call(get("http://h/"));
+    let handle = call.event();
+    let mut call = task::spawn(call);
+    assert_pending!(call.poll());
+
+    let mut watching = handle.clone();
+    assert_eq!(watching.changed().await, RequestStatus::Calling);
+    let mut change = task::spawn(watching.changed());
+    assert_pending!(change.poll());
+    handle.set_metadata("task", 7);
+    assert!(change.is_woken());
+    assert_eq!(assert_ready!(change.poll()), RequestStatus::Calling);
+    handle.set_metadata("api_key", "s3cret");
+    let body = [
+        ("text", Value::from("see http://u:s3cret@h/")),
+        ("token", Value::from("s3cret")),
+    ];
+    handle.set_response_body(body);
+
+    pass(ms(10)).await;
+    assert_ready_ok!(call.poll());
+    handle.set_metadata("late", true);
+    let event = handle.snapshot();
+    assert_eq!(event.metadata["task"], Value::from(7));
+    assert_eq!(event.metadata["late"], Value::from(true));
+    assert_eq!(event.response_headers["x-a"], "b");
+    let body = event.response_body.as_ref().unwrap();
+    assert_eq!(body.get("text").and_then(Value::as_str), Some("see http://h/"));
+    assert!(!format!("{event:?}").contains("s3cret"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_is_carried_to_another_thread_and_a_call_made_there_is_a_call_of_its_own() {
+    let events = Events::default();
+    let mut updates = events.subscribe();
+    let layer = EventLayer::calling().report_to(&events);
+    let inner = layer.layer(service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(()))));
+    let client = service_fn(move |_: Request<()>| {
+        let inner = inner.clone();
+        async move {
+            let event = event::current().unwrap();
+            let id = event.request_id();
+            let carried = std::thread::spawn(move || {
+                assert!(event::current().is_none());
+                let (seen, call) = event.in_scope(|| {
+                    (
+                        event::current().unwrap().request_id(),
+                        inner.clone().call(get("http://in/")),
+                    )
+                });
+                assert!(event::current().is_none());
+                assert_ne!(call.event().request_id(), seen);
+                seen
+            });
+            assert_eq!(carried.join().unwrap(), id);
+            Ok::<_, BoxError>(Response::new(()))
+        }
+    });
+    layer.layer(client).oneshot(get("http://out/")).await.unwrap();
+    let outer = only(&mut updates).await;
+    assert_eq!(outer.status, RequestStatus::Completed);
+    assert_eq!(outer.endpoint_url.as_deref(), Some("http://out/"));
+    // The one that was made inside was never polled.
+    let totals = events.totals();
+    assert_eq!((totals.opened, totals.completed, totals.cancelled), (2, 1, 1));
+}
+
+#[test]
+fn a_value_is_made_of_what_rust_has_and_read_back() {
+    assert_eq!(Value::from(u32::MAX), Value::Integer(4_294_967_295));
+    assert_eq!(Value::from(i64::MIN).as_i64(), Some(i64::MIN));
+    assert_eq!(Value::from(u64::MAX).as_i64(), None);
+    assert_eq!(Value::from(i64::MAX as u64), Value::Integer(i64::MAX));
+    assert_eq!(Value::from(true).to_string(), "true");
+    assert_eq!(Value::from(0.5).to_string(), "0.5");
+    assert_eq!(Value::from(f64::NAN).to_string(), "null");
+    assert_eq!(Value::from(None::<&str>), Value::Null);
+    assert_eq!(Value::from(Some("text")).as_str(), Some("text"));
+    assert_eq!(Value::from(7).as_str(), None);
+    let fields = Value::from(BTreeMap::from([("a".to_owned(), Value::from(vec![1.5]))]));
+    assert_eq!(fields.to_string(), r#"{"a":[1.5]}"#);
+    assert_eq!(fields.get("b"), None);
+    assert_eq!(
+        fields.get("a").and_then(|list| list.get("a")),
+        None,
+        "a list has no fields"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_subscriber_that_does_not_read_lags_and_is_told_so() {
     let events = Events::new();
     let mut updates = events.subscribe();
@@ -476,6 +574,7 @@ async fn a_subscriber_that_does_not_read_lags_and_is_told_so() {
     }
     let lagged = updates.recv().await.unwrap().unwrap_err();
     assert_eq!(lagged.missed(), 2_000 * 3 - 4_096);
+    assert_eq!(lagged.to_string(), "1904 updates were missed");
     updates.recv().await.unwrap().unwrap();
 }
 

@@ -2,8 +2,9 @@
 
 mod support;
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use std::{
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -18,7 +19,7 @@ use tower_outbound::{
     ApiTokens, Call, Cost, Executor, ExecutorBuilder, Limits, NetworkRequestEvent, Rate, RequestStatus, Shutdown,
     error::CostExceedsBurst,
     event::{Http, Value},
-    executor::Config,
+    executor::{Config, IntoResponse},
 };
 
 type Plain = Executor<&'static str, &'static str>;
@@ -369,6 +370,13 @@ async fn settings_that_contradict_each_other_are_refused_or_added_up() {
         .limiter(executor.monitor().limiter().clone())
         .tokens(Rate::per_minute(1));
     assert_eq!(shared.build_for_closures::<()>().unwrap_err().field(), "limiter");
+    let shared = Executor::builder()
+        .limiter(executor.monitor().limiter().clone())
+        .requests(Rate::per_minute(1));
+    assert_eq!(shared.build_for_closures::<()>().unwrap_err().field(), "limiter");
+    let two_rates = unlimited().requests(Rate::per_day(3)).requests(Rate::per_second(5));
+    let executor = two_rates.build_for_closures::<()>().unwrap();
+    assert_eq!(executor.monitor().limiter().available().requests, Some(3));
     let config = Config {
         tokens_burst: Some(5.0),
         ..Config::default()
@@ -488,6 +496,110 @@ async fn try_submit_refuses_when_full_and_returns_the_request_and_leaves_no_even
     assert!(error.is_full());
     assert_eq!(error.into_request().unwrap().into_body(), "b");
     assert_eq!(executor.monitor().totals().opened, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_a_tower_service_it_refuses_before_start_and_a_call_that_was_accepted_has_its_event() {
+    let mut executor = unlimited().build(client(ms(100)).0).unwrap();
+    let refused = executor.call(request("early"));
+    assert!(refused.event().is_none());
+    assert!(refused.await.unwrap_err().is_not_running());
+    assert!(executor.ready().await.unwrap_err().is_not_running());
+    assert_eq!(executor.monitor().totals().opened, 0);
+
+    executor.start().unwrap();
+    let call = executor.ready().await.unwrap().call(request("call"));
+    let event = call.event().unwrap().clone();
+    assert_eq!(call.await.unwrap().into_body(), "done");
+    assert_eq!(event.status(), RequestStatus::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn debug_tells_where_an_executor_is() {
+    let executor = unlimited().build(client(ms(100)).0).unwrap();
+    assert!(format!("{executor:?}").contains(r#"state: "stopped""#));
+    executor.start().unwrap();
+    assert!(format!("{executor:?}").contains(r#"state: "running""#));
+    drop(executor.submit(request("call")).await.unwrap());
+    let stop = tokio::spawn({
+        let executor = executor.clone();
+        async move { executor.stop(Shutdown::Graceful).await }
+    });
+    settle().await;
+    assert!(format!("{executor:?}").contains(r#"state: "stopping""#));
+    stop.await.unwrap();
+    assert!(format!("{executor:?}").contains(r#"state: "stopped""#));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_call_costs_can_be_told_by_a_function_and_counts_before_the_queue() {
+    let (client, arrivals) = client(ms(0));
+    let executor = unlimited()
+        .tokens(Rate::per_second(10))
+        .cost(|request: &Request<&'static str>| Cost::tokens(request.body().len() as u64))
+        .build(client)
+        .unwrap();
+    executor.start().unwrap();
+    let calls = [
+        executor.submit(request("eight888")).await,
+        executor.submit(request("seven77")).await,
+    ];
+    let refused = executor.submit(request("eleven11111")).await.unwrap_err();
+    assert_eq!(refused.find::<CostExceedsBurst>().unwrap().cost(), 11);
+    for call in calls {
+        call.unwrap().await.unwrap();
+    }
+    // Two of ten are left after the first; the other five are there after half a second.
+    assert_eq!(arrivals.times(), [ms(0), ms(500)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_executor_behind_an_executor_passes_its_errors_on_as_they_are() {
+    let (client, _) = client(ms(100));
+    let inner = started(unlimited(), client);
+    let outer = unlimited().build(inner.clone()).unwrap();
+    outer.start().unwrap();
+
+    let call = outer.submit(request("call")).await.unwrap();
+    settle().await;
+    inner.stop(Shutdown::Immediate).await;
+    let error = call.await.unwrap_err();
+    assert!(error.is_cancelled());
+    assert_eq!(error.to_string(), "the call was cancelled");
+    assert!(std::error::Error::source(&error).is_none(), "not wrapped a second time");
+
+    let call = outer.submit(request("late")).await.unwrap();
+    let error = call.await.unwrap_err();
+    assert!(error.is_not_running() && !error.is_cancelled());
+    assert!(outer.is_running());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_is_found_anywhere_in_its_chain_and_comes_out_as_it_was() {
+    #[derive(Debug)]
+    struct Outer(std::num::ParseIntError);
+    impl std::fmt::Display for Outer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("see http://u:s3cret@h/")
+        }
+    }
+    impl std::error::Error for Outer {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+    let client = service_fn(async |_: Request<()>| Err::<Response<()>, _>(Outer("x".parse::<u8>().unwrap_err())));
+    let executor = unlimited().build(client).unwrap();
+    executor.start().unwrap();
+    let call = executor.submit(Request::new(())).await.unwrap();
+    let error = call.await.unwrap_err();
+    assert!(error.find::<std::num::ParseIntError>().is_some());
+    assert!(error.find::<std::fmt::Error>().is_none());
+    assert_eq!(error.to_string(), "see http://h/");
+    assert_eq!(
+        error.into_inner().downcast::<Outer>().unwrap().to_string(),
+        "see http://u:s3cret@h/"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -733,6 +845,69 @@ async fn a_closure_that_says_nothing_of_itself_has_nothing_recorded_but_its_outc
         (None, None, None, None)
     );
     assert_eq!(event.response_status_code, Some(200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_response_of_a_closure_may_have_any_of_several_shapes() {
+    async fn response<T: IntoResponse<u8> + Send + 'static>(
+        shape: impl Fn() -> T + Send + Sync + 'static,
+    ) -> Response<u8> {
+        let executor = unlimited().build_for_closures::<u8>().unwrap();
+        executor.start().unwrap();
+        let call = Call::new(move || std::future::ready(Ok::<_, BoxError>(shape())));
+        executor.submit(call).await.unwrap().await.unwrap()
+    }
+    let whole = || Response::builder().status(202).header("x-a", "b").body(7).unwrap();
+    for response in [
+        response(whole).await,
+        response(|| (202, [("x-a", "b")], 7)).await,
+        response(|| (202, vec![("x-a", "b".to_owned())], 7)).await,
+        response(|| (202, HashMap::from([("x-a".to_owned(), "b")]), 7)).await,
+        response(|| (202, BTreeMap::from([("x-a", "b")]), 7)).await,
+        response(move || (StatusCode::ACCEPTED, whole().headers().clone(), 7)).await,
+    ] {
+        assert_eq!((response.status(), response.headers().len()), (StatusCode::ACCEPTED, 1));
+        assert_eq!(
+            (&response.headers()["x-a"], response.body()),
+            (&"b".parse().unwrap(), &7)
+        );
+    }
+    assert_eq!(response(|| (404, 7)).await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closure_that_is_retried_is_called_once_for_each_attempt() {
+    #[derive(Clone)]
+    struct OnError;
+    impl<B: Clone, R> tower::retry::Policy<Request<B>, Response<R>, BoxError> for OnError {
+        type Future = std::future::Ready<()>;
+        fn retry(&mut self, _: &mut Request<B>, result: &mut Result<Response<R>, BoxError>) -> Option<Self::Future> {
+            result.is_err().then(|| std::future::ready(()))
+        }
+        fn clone_request(&mut self, req: &Request<B>) -> Option<Request<B>> {
+            Some(req.clone())
+        }
+    }
+    let executor = unlimited()
+        .layer(tower::retry::RetryLayer::new(OnError))
+        .build_for_closures::<usize>()
+        .unwrap();
+    executor.start().unwrap();
+    let called = Arc::new(AtomicUsize::new(0));
+    let call = Call::new(move || {
+        let number = called.fetch_add(1, Ordering::SeqCst);
+        async move { if number < 2 { Err("not yet") } else { Ok((200, number)) } }
+    });
+    let call = executor.submit(call).await.unwrap();
+    let event = call.event().clone();
+    assert_eq!(*call.await.unwrap().body(), 2);
+    let errors: Vec<_> = event
+        .snapshot()
+        .attempts
+        .into_iter()
+        .map(|attempt| attempt.error_message)
+        .collect();
+    assert_eq!(errors, [Some("not yet".to_owned()), Some("not yet".to_owned()), None]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -120,7 +120,47 @@ async fn a_full_queue_refuses_and_hands_the_request_back() {
     queue.close();
     let refused = queue.try_call("c").unwrap_err();
     assert!(refused.is_closed());
+    assert_eq!(refused.to_string(), "the queue is closed");
     assert_eq!(refused.into_request(), "c");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_and_its_clone_make_queues_of_their_own() {
+    let layer = QueueLayer::new(1).unwrap().workers(2).unwrap();
+    assert_eq!(format!("{:?}", layer.clone()), "QueueLayer { capacity: 1, workers: 2 }");
+    let door = Door::default();
+    let (mut one, mut other) = (layer.layer(door.service()), layer.clone().layer(door.service()));
+    let _held = one.try_call("held").unwrap();
+    assert!(one.try_call("too many").unwrap_err().is_full());
+    let _free = other.try_call("free").unwrap();
+    one.close();
+    assert!(one.is_closed() && !other.is_closed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn debug_tells_how_far_a_call_is_and_shows_nothing_of_it() {
+    let (mut queue, mut handle) = queue(1);
+    let mut call = queue.try_call("s3cret").unwrap();
+    let entering = queue.call("s3cret");
+    let shown = |future: &dyn std::fmt::Debug| format!("{future:?}");
+    assert_eq!(shown(&call), "queue::ResponseFuture(Queued)");
+    assert_eq!(shown(&entering), r#"queue::ResponseFuture("Entering")"#);
+    assert_eq!(
+        shown(&queue),
+        "Queue { capacity: 1, depth: 1, in_flight: 0, closed: false }"
+    );
+    settle().await;
+    assert_eq!(shown(&call), "queue::ResponseFuture(Running)");
+    assert_request_eq!(handle, "s3cret").send_response("s3cret");
+    settle().await;
+    assert_eq!(shown(&call), "queue::ResponseFuture(Done)");
+    assert_eq!((&mut call).await.unwrap(), "s3cret");
+    assert_eq!(shown(&call), r#"queue::ResponseFuture("Gone")"#);
+    let refused = {
+        queue.close();
+        queue.try_call("s3cret").unwrap_err()
+    };
+    assert_eq!(shown(&refused), "Refused { closed: true, .. }");
 }
 
 #[tokio::test(start_paused = true)]

@@ -352,6 +352,9 @@ async fn a_refusal_says_when_to_come_back() {
     let later = limiter.try_acquire(ONE).unwrap_err();
     assert_eq!(later.retry_after(), Some(ms(70)));
     assert_eq!(later.to_string(), "the limit is reached for another 70ms");
+    let never = limiter.try_acquire(Cost { requests: 2, tokens: 0 }).unwrap_err();
+    assert_eq!(never.retry_after(), None);
+    assert_eq!(never.to_string(), "the call costs 2 requests, more than the burst of 1");
     // Those in line are counted, and not overtaken.
     let mut waiting = task::spawn(limiter.acquire(ONE));
     assert_pending!(waiting.poll());
@@ -588,6 +591,7 @@ async fn rates_that_make_no_sense_are_refused_by_name_when_built() {
         (Rate::per_second(-0.5), "amount"),
         (Rate::per_second(f64::INFINITY), "amount"),
         (Rate::new(1, Duration::ZERO), "period"),
+        (Rate::per_second(1e19), "amount"),
         (Rate::new(1, Duration::MAX), "period"),
         (Rate::per_second(1).burst(0), "burst"),
         (Rate::per_second(1).burst(0.9), "burst"),
@@ -626,6 +630,25 @@ async fn the_largest_and_the_smallest_numbers_do_not_overflow() {
     assert_eq!(limiter.try_acquire(ONE).unwrap_err().retry_after(), Some(century));
     limiter.pause_for(Duration::MAX);
     assert!(limiter.try_acquire(ONE).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_amount_may_be_of_any_type_of_number() {
+    for rate in [
+        Rate::per_second(7_i32),
+        Rate::per_second(7_u32),
+        Rate::per_second(7_i64),
+        Rate::per_second(7_u64),
+        Rate::per_second(7_usize),
+        Rate::per_second(7.0),
+    ] {
+        let limiter = requests(rate);
+        assert_eq!(limiter.available().requests, Some(7));
+        for _ in 0..8 {
+            limiter.acquire(ONE).await.unwrap();
+        }
+        assert_eq!(limiter.available().requests, Some(0));
+    }
 }
 
 #[tokio::test(start_paused = true)]
