@@ -19,7 +19,7 @@ use tower_outbound::{
     ApiTokens, Call, Cost, Executor, ExecutorBuilder, Limits, NetworkRequestEvent, Rate, RequestStatus, Shutdown,
     error::CostExceedsBurst,
     event::{Http, Value},
-    executor::{Config, IntoResponse},
+    executor::{Config, IntoResponse, TrySubmitError},
 };
 
 type Plain = Executor<&'static str, &'static str>;
@@ -494,6 +494,8 @@ async fn try_submit_refuses_when_full_and_returns_the_request_and_leaves_no_even
     drop(executor.try_submit(request("a")).unwrap());
     let error = executor.try_submit(request("b")).unwrap_err();
     assert!(error.is_full());
+    assert_eq!(error.to_string(), "the queue is full");
+    assert!(std::error::Error::source(&error).is_none());
     assert_eq!(error.into_request().unwrap().into_body(), "b");
     assert_eq!(executor.monitor().totals().opened, 1);
 }
@@ -596,6 +598,15 @@ async fn an_error_is_found_anywhere_in_its_chain_and_comes_out_as_it_was() {
     assert!(error.find::<std::num::ParseIntError>().is_some());
     assert!(error.find::<std::fmt::Error>().is_none());
     assert_eq!(error.to_string(), "see http://h/");
+
+    let error = TrySubmitError::<()>::from(error);
+    assert_eq!(error.to_string(), "see http://h/");
+    let cause = std::error::Error::source(&error).unwrap();
+    assert_eq!(cause.to_string(), "x".parse::<u8>().unwrap_err().to_string());
+    assert!(!error.is_full() && !format!("{error:?}").contains("s3cret"));
+    let TrySubmitError::Other(error) = error else {
+        unreachable!("made of an error");
+    };
     assert_eq!(
         error.into_inner().downcast::<Outer>().unwrap().to_string(),
         "see http://u:s3cret@h/"
