@@ -1,6 +1,7 @@
 //! Where in a text, a URL or a name a secret can hide, and that what is none stays.
 
 use crate::recorded;
+use http::Request;
 use tower_outbound::event::{Metadata, Payload, ResponseDetails, Value};
 
 /// What is left of each of these shows that something was there, and not what. In them `s3cr3t` is the secret.
@@ -267,4 +268,15 @@ fn what_is_to_be_recorded_is_told_as_it_will_be() {
     ] {
         assert!(!told.contains("s3cr3t") && told.contains("[redacted]"), "{told}");
     }
+}
+
+#[test]
+fn a_body_that_is_set_on_the_way_is_recorded_without_secrets() {
+    let event = recorded::event(Request::new(()));
+    event.set_response_body(Value::from([
+        ("token", Value::from("s3cr3t")),
+        ("a", "http://u:s3cr3t@h".into()),
+    ]));
+    let body = event.snapshot().response_body.unwrap();
+    assert_eq!(body.to_string(), r#"{"a":"http://h","token":"[redacted]"}"#);
 }
