@@ -111,13 +111,14 @@ impl<G: Gate> State<G> {
             Some(waiter) if waiter.waker.will_wake(waker) => None,
             Some(waiter) => Some(mem::replace(&mut waiter.waker, waker.clone())),
             None => {
+                // First, because others' code runs here.
+                let (ask, waker) = (ask.clone(), waker.clone());
                 let new = *number.insert(self.next_number);
                 self.next_number += 1;
-                self.gate.joined(ask);
+                self.gate.joined(&ask);
                 if self.drivers.is_empty() {
                     self.runtime = Handle::try_current().ok();
                 }
-                let (ask, waker) = (ask.clone(), waker.clone());
                 self.waiting.insert(new, Waiter { ask, waker });
                 None
             }
