@@ -1,0 +1,526 @@
+//! The soak: a million calls to a real server, with all that can go wrong going wrong at once.
+//!
+//! ```text
+//! cargo test --release --test soak -- --ignored --nocapture
+//! ```
+//!
+//! | variable | default | |
+//! |---|---|---|
+//! | `SOAK_CALLS` | 1000000 | so many calls |
+//! | `SOAK_SECONDS` | 3600 | or as many as can be made in this time |
+//! | `SOAK_SEED` | 1 | what each call does, and how executors are stopped, depends on this alone |
+//!
+//! Each call draws its fault by the seed and its number. Meanwhile limits change, threads stand still, and executors are
+//! stopped in every way, dropped, and replaced. Afterwards every call has ended once, all places, permits and tasks are
+//! back, tokens were charged for those who got through and for nobody else, no window saw more than was promised, and
+//! memory is where it was.
+
+#![cfg(target_os = "linux")]
+
+mod client;
+mod server;
+
+use client::{Answer, Client, Ledger, MEANT};
+use fastrand::Rng;
+use http::Request;
+use server::Server;
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    future::{Future, poll_fn},
+    io::Write,
+    panic::{self, AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Poll,
+    thread,
+    time::Duration,
+};
+use tokio::{
+    runtime,
+    task::{JoinSet, yield_now},
+    time::{Instant, sleep, timeout},
+};
+use tower_outbound::{
+    Call, CallHandle, Concurrency, Executor, Limits, Rate, RateLimiter, RequestStatus, Shutdown, event::Totals,
+};
+
+const MS: Duration = Duration::from_millis(1);
+const CALLERS: usize = 256;
+/// Tokens that do not come back within a soak: what is missing was charged.
+const TOKENS: u64 = 1_000_000_000_000;
+
+/// What a call runs into. Most run into nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fault {
+    None,
+    Slow,
+    /// Never answered: its caller cancels it.
+    Stuck,
+    Status,
+    Reset,
+    Half,
+    Malformed,
+    HangsUp,
+    PanicInCall,
+    PanicInFuture,
+    PanicInDrop,
+    /// Its caller polls it this often, and drops it.
+    Polled(u8),
+    /// Its caller drops it after so many milliseconds, wherever it is.
+    Dropped(u8),
+    /// Its caller never asks what came of it.
+    Detached,
+}
+
+impl Fault {
+    fn draw(dice: &mut Rng) -> Self {
+        match dice.u8(..100) {
+            0..2 => Self::Slow,
+            2..4 => Self::Stuck,
+            4..6 => Self::Status,
+            6..9 => Self::Reset,
+            9..12 => Self::Half,
+            12..15 => Self::Malformed,
+            15..17 => Self::HangsUp,
+            17..18 => Self::PanicInCall,
+            18..20 => Self::PanicInFuture,
+            20..22 => Self::PanicInDrop,
+            22..28 => Self::Polled(dice.u8(..6)),
+            28..34 => Self::Dropped(dice.u8(..40)),
+            34..37 => Self::Detached,
+            _ => Self::None,
+        }
+    }
+
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Slow => "/slow",
+            Self::Stuck => "/stuck",
+            Self::Status => "/status",
+            Self::Reset => "/reset",
+            Self::Half => "/half",
+            Self::Malformed => "/malformed",
+            Self::HangsUp => "/hangs-up",
+            _ => "/",
+        }
+    }
+
+    /// The row of the table it is counted in.
+    fn name(self) -> String {
+        format!("{self:?}").split('(').next().unwrap_or_default().to_owned()
+    }
+}
+
+/// All that the callers share.
+struct Soak {
+    seed: u64,
+    calls: u64,
+    until: Instant,
+    next: AtomicU64,
+    is_over: AtomicBool,
+    /// The one that takes calls now.
+    executor: RwLock<Executor<Fault, Answer>>,
+    limiter: RateLimiter,
+    /// Requests a second, and their burst.
+    rate: Mutex<(u64, u64)>,
+    concurrency: Concurrency,
+    client: Client,
+    /// Of the executors that are gone.
+    totals: Mutex<Vec<Totals>>,
+    /// By fault: how its calls ended.
+    outcomes: Mutex<BTreeMap<String, BTreeMap<String, u64>>>,
+    stops: Mutex<BTreeMap<&'static str, u64>>,
+    stalls: AtomicU64,
+    changes: AtomicU64,
+}
+
+fn variable(name: &str, default: u64) -> u64 {
+    env::var(name).map_or(default, |value| {
+        value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}"))
+    })
+}
+
+#[test]
+#[ignore = "takes minutes: see the top of this file"]
+fn a_million_calls_with_everything_going_wrong_lose_nothing_leak_nothing_and_stay_in_their_limits() {
+    let meant = Arc::new(AtomicU64::new(0));
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new({
+        let meant = meant.clone();
+        move |info| match info.payload_as_str() {
+            Some(text) if text.starts_with(MEANT) => drop(meant.fetch_add(1, Ordering::Relaxed)),
+            _ => usual(info),
+        }
+    }));
+
+    let server = Server::start();
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let soak = runtime.block_on(async { Arc::new(Soak::new(&server)) });
+    let longest = Duration::from_secs(variable("SOAK_SECONDS", 3_600)) + Duration::from_secs(120);
+    runtime.block_on(async {
+        timeout(longest, soak.run()).await.expect("nothing hangs");
+    });
+    println!("{} panics that were meant", meant.load(Ordering::Relaxed));
+}
+
+impl Soak {
+    fn new(server: &Server) -> Self {
+        let rate = (20_000, 100);
+        let limiter = RateLimiter::new(limits(rate)).unwrap();
+        let concurrency = Concurrency::new(32).unwrap();
+        let client = Client::new(server.address, Arc::new(Ledger::default()));
+        Self {
+            seed: variable("SOAK_SEED", 1),
+            calls: variable("SOAK_CALLS", 1_000_000),
+            until: Instant::now() + Duration::from_secs(variable("SOAK_SECONDS", 3_600)),
+            next: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
+            executor: RwLock::new(executor(&limiter, &concurrency, &client, 1)),
+            limiter,
+            rate: Mutex::new(rate),
+            concurrency,
+            client,
+            totals: Mutex::default(),
+            outcomes: Mutex::default(),
+            stops: Mutex::default(),
+            stalls: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+        }
+    }
+
+    async fn run(self: Arc<Self>) {
+        let tasks = runtime::Handle::current().metrics();
+        let before = tasks.num_alive_tasks();
+        let begun = Instant::now();
+
+        self.executor().start().unwrap();
+        let mut callers = JoinSet::new();
+        for _ in 0..CALLERS {
+            callers.spawn(self.clone().caller());
+        }
+        let mut troubles = JoinSet::new();
+        troubles.spawn(self.clone().stops_and_restarts());
+        troubles.spawn(self.clone().changes_of_limits());
+        troubles.spawn(self.clone().stalls());
+        let mut memory = Vec::new();
+        while !callers.is_empty() {
+            tokio::select! {
+                ended = callers.join_next() => ended.unwrap().unwrap(),
+                () = sleep(1_000 * MS) => {
+                    memory.push(resident());
+                    self.tell(begun);
+                }
+            }
+        }
+        self.is_over.store(true, Ordering::Release);
+        while let Some(ended) = troubles.join_next().await {
+            ended.unwrap();
+        }
+        let last = self.executor();
+        last.stop(Shutdown::Graceful).await;
+        self.totals.lock().unwrap().push(last.monitor().totals());
+        let monitor = last.monitor();
+        drop(last);
+        let elapsed = begun.elapsed();
+
+        // Nothing is lost: every call that was opened has ended, in one way.
+        let totals = self.totals.lock().unwrap().clone();
+        let opened: u64 = totals.iter().map(|totals| totals.opened).sum();
+        let ended: u64 = totals.iter().map(Totals::ended).sum();
+        assert_eq!(opened, ended, "{totals:?}");
+        let counted = |status: &str| -> u64 {
+            let outcomes = self.outcomes.lock().unwrap();
+            outcomes.values().filter_map(|by| by.get(status)).sum()
+        };
+        assert_eq!(
+            counted("COMPLETED"),
+            totals.iter().map(|totals| totals.completed).sum::<u64>()
+        );
+        assert_eq!(
+            counted("FAILED"),
+            totals.iter().map(|totals| totals.failed).sum::<u64>()
+        );
+        let cancelled: u64 = totals.iter().map(|totals| totals.cancelled).sum();
+        assert_eq!(counted("CANCELLED") + counted("not accepted"), cancelled);
+
+        // Nothing is kept.
+        assert_eq!(
+            (monitor.queue_depth(), monitor.in_flight(), monitor.calling()),
+            (0, 0, 0)
+        );
+        drop(monitor);
+
+        // Tokens charged are tokens admitted.
+        let ledger = &self.client.ledger;
+        let admitted = ledger.tokens.load(Ordering::Relaxed);
+        assert_eq!(self.limiter.available().tokens, Some(TOKENS - admitted));
+        self.check_window();
+
+        // Memory is flat: the second half needs no more than the first did.
+        let (early, late) = memory.split_at(memory.len() / 2);
+        let most = |samples: &[u64]| samples.iter().copied().max().unwrap_or(0);
+        assert!(most(late) <= most(early) + 32, "{memory:?} MiB");
+
+        self.tell_all(elapsed, most(&memory));
+        // No task is left, but for the connections the client keeps.
+        let Ok(soak) = Arc::try_unwrap(self) else {
+            panic!("somebody is still there")
+        };
+        drop(soak);
+        for _ in 0..1_000 {
+            if tasks.num_alive_tasks() == before {
+                break;
+            }
+            sleep(10 * MS).await;
+        }
+        assert_eq!(tasks.num_alive_tasks(), before);
+    }
+
+    fn executor(&self) -> Executor<Fault, Answer> {
+        self.executor.read().unwrap().clone()
+    }
+
+    // === Callers ===
+
+    async fn caller(self: Arc<Self>) {
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            if number >= self.calls || Instant::now() >= self.until {
+                return;
+            }
+            self.call(number).await;
+        }
+    }
+
+    async fn call(&self, number: u64) {
+        let mut dice = Rng::with_seed(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number);
+        let fault = Fault::draw(&mut dice);
+        let handle = loop {
+            let request = Request::get("http://localhost/").body(fault).unwrap();
+            let executor = self.executor();
+            match executor.submit(Call::from(request).tokens(dice.u64(..100))).await {
+                Ok(handle) => break handle,
+                // It has no event: there was nobody to open one.
+                Err(error) if error.is_not_running() => {}
+                // Stopped while it waited for a place.
+                Err(error) if error.is_closed() => self.count(fault, "not accepted"),
+                Err(error) => panic!("{error}"),
+            }
+            drop(executor);
+            sleep(MS).await;
+        };
+        let event = handle.event().clone();
+        if fault == Fault::Detached {
+            drop(handle);
+        } else {
+            self.wait(fault, handle).await;
+        }
+        let ended = event.finished().await;
+        assert!(ended.status.is_terminal(), "{ended:?}");
+        yield_now().await;
+        assert_eq!(event.status(), ended.status, "it is over, and stays so");
+        self.count(fault, ended.status.as_str());
+    }
+
+    /// Until there is a response, or as long as this caller waits. The outcome agrees with the event.
+    async fn wait(&self, fault: Fault, mut handle: CallHandle<Fault, Answer>) {
+        let event = handle.event().clone();
+        let result = match fault {
+            Fault::Polled(times) => {
+                let mut times = times;
+                let polled = poll_fn(|cx| {
+                    if times == 0 {
+                        return Poll::Ready(None);
+                    }
+                    times -= 1;
+                    Pin::new(&mut handle).poll(cx).map(Some)
+                });
+                timeout(100 * MS, polled).await.ok().flatten()
+            }
+            Fault::Dropped(after) => timeout(u32::from(after) * MS, &mut handle).await.ok(),
+            Fault::Stuck => timeout(30 * MS, &mut handle).await.ok(),
+            _ => Some((&mut handle).await),
+        };
+        match result {
+            Some(Ok(response)) => {
+                assert_eq!(event.finished().await.status, RequestStatus::Completed);
+                assert!(response.status() != 200 || response.body().text == "ok");
+                let dropped = catch_unwind(AssertUnwindSafe(|| drop(response)));
+                assert_eq!(dropped.is_err(), fault == Fault::PanicInDrop);
+            }
+            Some(Err(error)) if error.is_cancelled() => {
+                assert_eq!(event.finished().await.status, RequestStatus::Cancelled);
+            }
+            Some(Err(_)) => assert_eq!(event.finished().await.status, RequestStatus::Failed),
+            // A response that comes now is dropped where it is, and may panic there.
+            None => drop(catch_unwind(AssertUnwindSafe(|| handle.cancel()))),
+        }
+    }
+
+    fn count(&self, fault: Fault, outcome: &str) {
+        let mut outcomes = self.outcomes.lock().unwrap();
+        *outcomes
+            .entry(fault.name())
+            .or_default()
+            .entry(outcome.to_owned())
+            .or_default() += 1;
+    }
+
+    // === Troubles ===
+
+    async fn stops_and_restarts(self: Arc<Self>) {
+        let mut dice = Rng::with_seed(self.seed);
+        while self.goes_on(dice.u64(200..1_000)).await {
+            let executor = self.executor();
+            let (name, how) = match dice.u8(..5) {
+                0 => ("graceful", Some(Shutdown::Graceful)),
+                1 => ("within 50 ms", Some(Shutdown::Within(50 * MS))),
+                2 => ("within nothing", Some(Shutdown::Within(Duration::ZERO))),
+                3 => ("immediate", Some(Shutdown::Immediate)),
+                _ => ("dropped", None),
+            };
+            *self.stops.lock().unwrap().entry(name).or_default() += 1;
+            let Some(how) = how else {
+                let workers = dice.usize(1..4);
+                let next = crate::executor(&self.limiter, &self.concurrency, &self.client, workers);
+                next.start().unwrap();
+                *self.executor.write().unwrap() = next;
+                let monitor = executor.monitor();
+                drop(executor);
+                // Whoever is submitting has a clone.
+                while monitor.totals().open() > 0 {
+                    sleep(MS).await;
+                }
+                self.totals.lock().unwrap().push(monitor.totals());
+                continue;
+            };
+            let report = executor.stop(how).await;
+            assert_eq!(report.left, 0, "{report:?}");
+            assert!(!executor.is_running());
+            executor.start().unwrap();
+        }
+    }
+
+    async fn changes_of_limits(self: Arc<Self>) {
+        let mut dice = Rng::with_seed(self.seed ^ 1);
+        while self.goes_on(dice.u64(20..300)).await {
+            self.changes.fetch_add(1, Ordering::Relaxed);
+            self.concurrency.set(dice.usize(1..64)).unwrap();
+            if dice.bool() {
+                self.limiter.pause_for(dice.u32(..5) * MS);
+                continue;
+            }
+            let rate = (dice.u64(2_000..40_000), dice.u64(1..200));
+            self.limiter.set_limits(limits(rate)).unwrap();
+            self.check_window();
+            *self.rate.lock().unwrap() = rate;
+        }
+    }
+
+    /// A thread of the two that drive everything stands still.
+    async fn stalls(self: Arc<Self>) {
+        let mut dice = Rng::with_seed(self.seed ^ 2);
+        while self.goes_on(dice.u64(1_000..3_000)).await {
+            self.stalls.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(200 * MS);
+        }
+    }
+
+    async fn goes_on(&self, after: u64) -> bool {
+        sleep(after as u32 * MS).await;
+        !self.is_over.load(Ordering::Acquire)
+    }
+
+    // === Checks and the table ===
+
+    /// In no window since the limits were changed, more than promised: as a bucket that is told who was admitted.
+    fn check_window(&self) {
+        let (rate, burst) = *self.rate.lock().unwrap();
+        let mut admitted = self.client.ledger.admitted.lock().unwrap();
+        // What a late timer is made up for; and each of the two threads may be held up between admission and note, and
+        // across a change.
+        let most = burst as f64 + rate as f64 * 0.005 + 4.0;
+        let mut level = 0.0_f64;
+        let mut last = None;
+        for at in admitted.drain(..) {
+            let since = last.map_or(Duration::ZERO, |last| at.saturating_duration_since(last));
+            level = (level - since.as_secs_f64() * rate as f64).max(0.0) + 1.0;
+            last = Some(at);
+            assert!(level <= most, "{level} in a window at {rate}/s with a burst of {burst}");
+        }
+    }
+
+    fn tell(&self, begun: Instant) {
+        let made = self.next.load(Ordering::Relaxed).min(self.calls);
+        let _ = write!(
+            std::io::stderr(),
+            "\r{made} calls in {:?}, {} MiB  ",
+            Duration::from_secs(begun.elapsed().as_secs()),
+            resident()
+        );
+    }
+
+    fn tell_all(&self, elapsed: Duration, most: u64) {
+        let outcomes = self.outcomes.lock().unwrap();
+        let columns = ["COMPLETED", "FAILED", "CANCELLED", "not accepted"];
+        println!(
+            "\n{:<16}{:>12}{:>12}{:>12}{:>14}",
+            "", columns[0], columns[1], columns[2], columns[3]
+        );
+        for (fault, by) in &*outcomes {
+            let [a, b, c, d] = columns.map(|column| by.get(column).copied().unwrap_or(0));
+            println!("{fault:<16}{a:>12}{b:>12}{c:>12}{d:>14}");
+        }
+        let admitted = self.client.ledger.calls.load(Ordering::Relaxed);
+        println!("{admitted} calls were admitted, in {elapsed:.1?}; {most} MiB at most");
+        println!("executors were stopped: {:?}", self.stops.lock().unwrap());
+        println!(
+            "threads stood still for 200 ms {} times, limits changed {} times; seed {}",
+            self.stalls.load(Ordering::Relaxed),
+            self.changes.load(Ordering::Relaxed),
+            self.seed
+        );
+    }
+}
+
+fn limits((rate, burst): (u64, u64)) -> Limits {
+    let never_comes_back = Rate::new(1_u64, Duration::from_secs(100 * 365 * 86_400)).burst(TOKENS);
+    Limits::new()
+        .requests(Rate::per_second(rate).burst(burst))
+        .tokens(never_comes_back)
+}
+
+fn executor(
+    limiter: &RateLimiter,
+    concurrency: &Concurrency,
+    client: &Client,
+    workers: usize,
+) -> Executor<Fault, Answer> {
+    Executor::builder()
+        .queue_capacity(CALLERS / 2)
+        .workers(workers)
+        .limiter(limiter.clone())
+        .concurrency(concurrency.clone())
+        .build(client.clone())
+        .unwrap()
+}
+
+/// The memory of this process, in MiB.
+fn resident() -> u64 {
+    let pages: u64 = fs::read_to_string("/proc/self/statm")
+        .unwrap()
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
+    pages * 4_096 / (1 << 20)
+}

@@ -1,0 +1,105 @@
+//! A server on loopback that answers well, late, badly or not at all, as the path says.
+
+use std::{io, net::SocketAddr, thread, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    runtime,
+    sync::oneshot,
+    time::sleep,
+};
+
+/// On a thread and a runtime of its own, until it is dropped.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let thread = thread::spawn(move || {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let serve = async {
+                    let listener = TcpListener::from_std(listener).unwrap();
+                    while let Ok((stream, _)) = listener.accept().await {
+                        tokio::spawn(serve(stream));
+                    }
+                };
+                tokio::select! {
+                    () = serve => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self {
+            address,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+/// One connection. Requests have no body, so a request ends with its empty line.
+async fn serve(mut stream: TcpStream) -> io::Result<()> {
+    let mut read = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") {
+                break end + 4;
+            }
+            if stream.read_buf(&mut read).await? == 0 {
+                return Ok(());
+            }
+        };
+        let head = String::from_utf8_lossy(&read[..end]).into_owned();
+        read.drain(..end);
+        let path = head.split(' ').nth(1).unwrap_or_default();
+        match path {
+            "/slow" => {
+                sleep(Duration::from_millis(20)).await;
+                stream.write_all(WELL).await?;
+            }
+            // Until the client hangs up.
+            "/stuck" => while stream.read_buf(&mut read).await? > 0 {},
+            "/status" => {
+                stream
+                    .write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n")
+                    .await?
+            }
+            "/reset" => {
+                // What is closed with no time to linger is reset.
+                stream.set_zero_linger()?;
+                return Ok(());
+            }
+            "/half" => {
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\nhalf")
+                    .await?;
+                return stream.shutdown().await;
+            }
+            "/malformed" => {
+                stream.write_all(b"HTP/9.9 what? \x00\xff\r\n\r\n").await?;
+                return stream.shutdown().await;
+            }
+            "/hangs-up" => return Ok(()),
+            _ => stream.write_all(WELL).await?,
+        }
+    }
+}
+
+const WELL: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
