@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+pub mod model;
+
 use http::{Request, Response};
 use std::{
     convert::Infallible,
