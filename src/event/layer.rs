@@ -5,13 +5,10 @@ use super::{
     handle::{EventHandle, Writer},
     hub::Events,
     record::RequestStatus,
-    scope::{Entered, Scope, Stage, join},
+    scope::{Scope, Stage, join},
     state::Outcome,
 };
-use crate::{
-    clock::{self, Apart},
-    error::BoxError,
-};
+use crate::{clock, error::BoxError};
 use pin_project_lite::pin_project;
 use std::{
     fmt,
@@ -65,6 +62,8 @@ struct Record {
     /// Whether this layer writes the outcome.
     ends: bool,
     is_above_ours: bool,
+    /// What is inside is being called or polled; or was, and panicked.
+    is_inside: bool,
 }
 
 // === impl EventLayer ===
@@ -179,13 +178,11 @@ where
             attempt,
             ends: opens || *stage == Stage::Processing,
             is_above_ours: *is_above_ours,
+            is_inside: false,
         };
         let describe = describe.clone();
         ResponseFuture {
-            future: {
-                let _entered = record.enter();
-                self.inner.call(req)
-            },
+            future: record.inside(|| self.inner.call(req)),
             record,
             describe,
             request: PhantomData,
@@ -232,9 +229,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let _moment = clock::shared();
-        let entered = this.record.enter();
-        let result = ready!(this.future.poll(cx)).map_err(Into::into);
-        drop(entered);
+        let result = ready!(this.record.inside(|| this.future.poll(cx).map_err(Into::into)));
         this.record.write(match &result {
             // Of one attempt among others only the code is kept.
             Ok(response) => Ok(ResponseDetails::of(this.describe, response, !this.record.ends)),
@@ -259,11 +254,17 @@ impl Record {
         self.scope.event()
     }
 
-    /// For calling or polling what is inside.
+    /// Calls or polls what is inside.
     #[inline]
-    fn enter(&mut self) -> (Entered<'_>, Option<Apart>) {
-        let apart = (!self.is_above_ours).then(clock::apart);
-        (self.scope.enter(), apart)
+    fn inside<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        self.is_inside = true;
+        let done = {
+            let _apart = (!self.is_above_ours).then(clock::apart);
+            let _entered = self.scope.enter();
+            f()
+        };
+        self.is_inside = false;
+        done
     }
 
     /// Writes what came back: to the attempt, and, if that is this layer's, to the call.
@@ -284,8 +285,14 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if let (Some(index), Some(event)) = (self.attempt, self.event()) {
-            event.attempt_ended(index, None);
+        let Some(event) = self.event() else { return };
+        // Wherever the panic was caught, and whenever the call is dropped after it.
+        let panicked = || self.is_inside.then(|| ErrorDetails::panicked("the call panicked"));
+        if let Some(index) = self.attempt {
+            event.attempt_ended(index, panicked().map(Err).as_ref());
+        }
+        if let Some(panicked) = panicked().filter(|_| self.ends) {
+            event.finish(Outcome::Error(panicked));
         }
     }
 }
