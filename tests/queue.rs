@@ -323,6 +323,17 @@ async fn a_cancelled_call_tells_who_waits_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_cancelled_while_it_waits_for_a_place_tells_who_waits_for_it() {
+    let mut queue = QueueLayer::new(1).unwrap().layer(Door::default().service());
+    let _first = queue.try_call("first").unwrap();
+    let mut second = task::spawn(queue.call("second"));
+    assert_pending!(second.poll());
+    second.cancel();
+    assert!(second.is_woken());
+    assert!(assert_ready_err!(second.poll()).is::<Cancelled>());
+}
+
+#[tokio::test(start_paused = true)]
 async fn readiness_is_asked_for_only_when_a_call_is_there_to_use_it() {
     let door = Door::default();
     door.open();

@@ -62,7 +62,7 @@ use std::{
     marker::PhantomData,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 use tower_layer::Layer;
 use tower_service::Service;
@@ -115,8 +115,15 @@ enum State<Req, Res> {
 struct Entering<Req, Res> {
     turn: Option<Turn>,
     /// In a box, so that the future of the others is small.
-    call: Option<Box<(Option<Req>, Scope)>>,
+    call: Option<Box<Waiting<Req>>>,
     backlog: Arc<Backlog<Req, Res>>,
+}
+
+struct Waiting<Req> {
+    req: Option<Req>,
+    scope: Scope,
+    /// Who waits for the response.
+    caller: Option<Waker>,
 }
 
 // === impl QueueLayer ===
@@ -246,7 +253,11 @@ impl<Req, Res> Queue<Req, Res> {
             state: State::Entering(Entering {
                 backlog: backlog.clone(),
                 turn: Some(self.turn.replace()),
-                call: Some(Box::new((req.take(), scope))),
+                call: Some(Box::new(Waiting {
+                    req: req.take(),
+                    scope,
+                    caller: None,
+                })),
             }),
         }
     }
@@ -385,10 +396,12 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     /// [`Cancelled`], unless the response was there already.
     pub fn cancel(&mut self) {
         if let State::Entering(entering) = &mut self.state {
-            if let Some(call) = entering.call.take() {
-                call.1.cancel();
-            }
+            let call = entering.call.take();
             self.state = State::Cancelled;
+            if let Some(Waiting { scope, caller, .. }) = call.map(|call| *call) {
+                scope.cancel();
+                caller.into_iter().for_each(Waker::wake);
+            }
         }
         self.cancel_accepted();
     }
@@ -402,8 +415,14 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         if let State::Entering(entering) = &mut self.state {
             let Entering { turn, call, backlog } = entering;
-            let place = ready!(Turn::poll_take(turn, cx));
-            let (mut req, scope) = *call.take().expect("a call that waits for a place is there");
+            let Poll::Ready(place) = Turn::poll_take(turn, cx) else {
+                // It leaves the line when it is cancelled, and its waker with it.
+                if let Some(call) = call {
+                    call.caller = Some(cx.waker().clone());
+                }
+                return Poll::Pending;
+            };
+            let Waiting { mut req, scope, .. } = *call.take().expect("a call that waits for a place is there");
             let pushed = match place {
                 Ok(place) => backlog.push(&mut req, scope, place),
                 Err(_) => Err(scope),
