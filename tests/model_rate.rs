@@ -149,11 +149,11 @@ fn step() -> impl Strategy<Value = Step> {
         3 => any::<Index>().prop_map(Step::Settle),
         1 => any::<Index>().prop_map(Step::Forget),
         1 => later().prop_map(Step::PauseFor),
-        1 => (-20..200_i64).prop_map(|ms| Step::PauseUntil(ms * MS.cast_signed() + 7)),
+        1 => (-20..200_i64).prop_map(|ms| Step::PauseUntil(ms * MS as i64 + 7)),
         1 => vec(spec(), 0..4).prop_map(Step::SetLimits),
         5 => later().prop_map(Step::Pass),
         6 => prop_oneof![
-            Just(0), Just(-1), Just(1), Just(CATCH_UP.cast_signed()), 0..10 * MS.cast_signed()
+            Just(0), Just(-1), Just(1), Just(CATCH_UP as i64), 0..10 * MS as i64
         ].prop_map(Step::ToTurn),
     ]
 }
@@ -801,10 +801,12 @@ enum Nap {
     Pass(u64),
 }
 
+type Answer = Result<(), CostExceedsBurst>;
+
 struct Sleeper {
     cost: Cost,
     asleep_since: Option<u64>,
-    future: Spawn<Pin<Box<dyn Future<Output = Result<(), CostExceedsBurst>>>>>,
+    future: Spawn<Pin<Box<dyn Future<Output = Answer>>>>,
 }
 
 struct Dormitory {
