@@ -1,7 +1,7 @@
 //! The whole stack behind one handle: start, submit, stop.
 //!
 //! An [`Executor`] makes http calls with a client, in order, under a concurrency limit and under rates of requests and
-//! tokens, and keeps an [event](crate::event) for each of them. The [stack] shows the layers and their order.
+//! tokens, and keeps an [event] for each of them. The [stack] shows the layers and their order.
 //!
 //! # Examples
 //!
