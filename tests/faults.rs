@@ -382,8 +382,26 @@ impl World {
 struct Told {
     /// How often the watched call was polled.
     polls: usize,
-    /// When the others were on the wire.
+    /// When the watched call was dropped, and when the others were on the wire.
+    dropped: Duration,
+    /// Whether the watched call got to the wire, before it was dropped or since it ran on.
+    is_made: bool,
     arrivals: BTreeMap<&'static str, Duration>,
+}
+
+impl Told {
+    /// Who is dropped before it is on the wire is as if it had never been; the next moves up at once.
+    fn expected(&self, way: Way) -> BTreeMap<&'static str, Duration> {
+        let (third, behind) = match (way, self.is_made) {
+            (Way::PermitAlone, false) => (ms(40), [ms(40), ms(80)]),
+            (Way::PermitAlone, true) => (ms(40), [self.dropped, ms(80)]),
+            (_, false) => (ms(50), [ms(75), ms(100)]),
+            (_, true) => (ms(50), [ms(100), ms(125)]),
+        };
+        let second = if way == Way::PermitAlone { ms(0) } else { ms(25) };
+        let times = [ms(0), second, third].into_iter().chain(behind);
+        BEFORE.into_iter().chain(BEHIND).zip(times).collect()
+    }
 }
 
 /// Polls the watched call `polls` times, or until it is done, and drops it.
@@ -410,6 +428,7 @@ async fn dropped_after(way: Way, workers: usize, polls: usize) -> Told {
     let event = world.event(WATCHED);
     let before = event.as_ref().map(EventHandle::status);
     let was_on_the_wire = world.wire.arrivals().contains_key(WATCHED);
+    let dropped = world.wire.begun.elapsed();
     drop(watched);
     if polled <= 1 {
         others.extend(behind(&world));
@@ -450,33 +469,24 @@ async fn dropped_after(way: Way, workers: usize, polls: usize) -> Told {
     arrivals.remove(WATCHED);
     Told {
         polls: polled,
+        dropped,
+        is_made: was_on_the_wire || expected == Some(RequestStatus::Completed),
         arrivals,
     }
 }
 
 #[test]
-fn a_call_can_be_dropped_at_every_await_and_delays_nobody() {
+fn a_call_that_is_dropped_at_any_await_delays_nobody_and_the_next_moves_up_at_once() {
     for way in EVERY_WAY {
         for workers in [1, 3] {
             let whole = in_steps(dropped_after(way, workers, LONG));
             assert!(whole.polls < LONG, "{way:?}: it is done some time");
-            let expected = match way {
-                Way::PermitAlone => [0, 0, 40, 80, 80],
-                Way::RateAlone => [0, 25, 50, 100, 125],
-                _ => [0, 25, 50, 100, 125],
-            };
-            let names = BEFORE.into_iter().chain(BEHIND);
-            assert_eq!(whole.arrivals, names.zip(expected.map(ms)).collect(), "{way:?}");
+            assert!(whole.is_made);
+            assert_eq!(whole.arrivals, whole.expected(way), "{way:?}");
             for polls in 0..whole.polls {
                 let told = in_steps(dropped_after(way, workers, polls));
                 assert_eq!(told.polls, polls);
-                for (name, at) in &whole.arrivals {
-                    assert!(
-                        told.arrivals[name] <= *at,
-                        "{way:?}, {workers}, {polls}: {name} at {at:?}: {:?}",
-                        told.arrivals
-                    );
-                }
+                assert_eq!(told.arrivals, told.expected(way), "{way:?}, {workers}, {polls}");
             }
         }
     }
