@@ -18,14 +18,16 @@ use http::{Request, Response, StatusCode};
 use std::{
     collections::BTreeMap,
     fmt,
-    future::Future,
+    future::{Future, pending},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     task::{Context, Poll},
+    thread,
     time::Duration,
 };
 use support::ms;
@@ -986,4 +988,64 @@ fn a_client_that_panics_when_it_is_cloned_or_made_ready_at_any_moment_fails_one_
             in_steps(with_a_panic(panics, [1, 3][armed_after % 2], armed_after));
         }
     }
+}
+
+// --- ends ---
+
+/// Says when it is dropped, and takes until it may.
+struct Lingers {
+    dropped: mpsc::Sender<()>,
+    may: mpsc::Receiver<()>,
+}
+
+impl Drop for Lingers {
+    fn drop(&mut self) {
+        let _ = self.dropped.send(());
+        let _ = self.may.recv();
+    }
+}
+
+#[test]
+fn a_stop_waits_until_the_last_call_is_told_that_its_runtime_has_ended() {
+    let home = runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let executor = Executor::builder()
+        .limits(Limits::new())
+        .concurrency_limit(1)
+        .build(service_fn(async |_: Request<Option<Lingers>>| {
+            pending::<Result<Response<()>, BoxError>>().await
+        }))
+        .unwrap();
+    let (dropped, is_dropped) = mpsc::channel();
+    let (go, may) = mpsc::channel();
+    let mut lingers = Some(Lingers { dropped, may });
+    let calls = home.block_on(async {
+        executor.start().unwrap();
+        let mut calls = Vec::new();
+        // On the wire, in the worker's hands, and two in the queue.
+        for body in [None, None, lingers.take(), None] {
+            calls.push(executor.submit(Request::new(body)).await.unwrap());
+            while calls.len() == 1 && executor.monitor().calling() == 0 {
+                yield_now().await;
+            }
+        }
+        calls
+    });
+    let ends = thread::spawn(move || drop(home));
+    is_dropped.recv().unwrap();
+    let mut stop = task::spawn(executor.stop(Shutdown::Graceful));
+    let told = calls.last().unwrap().event().clone();
+    assert_eq!(told.status(), RequestStatus::Queued);
+    assert!(stop.poll().is_pending(), "the last call has not been told yet");
+    go.send(()).unwrap();
+    ends.join().unwrap();
+    assert!(stop.is_woken());
+    let Poll::Ready(report) = stop.poll() else {
+        panic!("everybody is told")
+    };
+    assert_eq!(told.status(), RequestStatus::Cancelled);
+    assert_eq!((report.cancelled, executor.monitor().totals().cancelled), (1, 4));
 }

@@ -36,6 +36,8 @@ struct State<Req, Res> {
     consumer: Option<Waker>,
     workers: Vec<AbortHandle>,
     working: usize,
+    /// The last worker is gone, and whoever waited for it has been told.
+    is_ended: bool,
 }
 
 /// A call is in flight as long as this lives.
@@ -57,6 +59,7 @@ impl<Req, Res> Backlog<Req, Res> {
             consumer: None,
             workers: Vec::new(),
             working: 0,
+            is_ended: false,
         };
         Arc::new(Self {
             places,
@@ -167,10 +170,10 @@ impl<Req, Res> Backlog<Req, Res> {
     }
 
     pub(super) fn is_ended(&self) -> bool {
-        self.lock().working == 0
+        self.lock().is_ended
     }
 
-    /// Waits until the last worker is gone.
+    /// Waits until the last worker is gone, and everybody has been told.
     pub(super) async fn ended(&self) {
         loop {
             let ended = self.ended.notified();
@@ -245,7 +248,9 @@ impl<Req, Res> Drop for AtWork<Req, Res> {
         };
         if last {
             self.0.close();
+            // Only then: whoever waits for the end must not find a call that does not know of it.
             self.0.cancel_all();
+            self.0.lock().is_ended = true;
             self.0.ended.notify_waiters();
         }
     }
