@@ -423,16 +423,34 @@ fn holds_secret(value: &str) -> bool {
 
 /// After every `//` that begins an authority, the part up to its last `@`.
 fn user_infos(text: &str) -> impl Iterator<Item = Range<usize>> {
-    text.match_indices("//").filter_map(|(at, _)| {
+    let mut done = 0;
+    text.match_indices("//").filter_map(move |(at, _)| {
         // In the middle of a path, as in `a//b`, it begins none.
-        if text[..at].ends_with(|letter: char| letter.is_alphanumeric() || letter == '/') {
+        if at < done || text[..at].ends_with(|letter: char| letter.is_alphanumeric() || letter == '/') {
             return None;
         }
-        let rest = text[at..].trim_start_matches('/');
-        let start = text.len() - rest.len();
-        let length = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        rest[..length].rfind('@').map(|sign| start..start + sign + 1)
+        let start = after_slashes(text, at);
+        let mut end = None;
+        let mut from = start;
+        // Where no host follows, as in `//u:p@/v:q@h`, what is behind the slashes stands in its place.
+        loop {
+            let length = text[from..].find(['/', '?', '#']).unwrap_or(text.len() - from);
+            let Some(sign) = text[from..from + length].rfind('@') else {
+                break;
+            };
+            done = from + sign + 1;
+            end = Some(done);
+            if sign + 1 < length || !text[done..].starts_with('/') {
+                break;
+            }
+            from = after_slashes(text, done);
+        }
+        end.map(|end| start..end)
     })
+}
+
+fn after_slashes(text: &str, at: usize) -> usize {
+    text.len() - text[at..].trim_start_matches('/').len()
 }
 
 /// A URL's path may have other URLs in it, and one word may hold several.
@@ -597,6 +615,7 @@ mod tests {
             "http://h/?next=https://u:s3@h/",
             "http://h/?next=https%3A%2F%2Fh%2F%3Ftoken%3Ds3",
             "//u:s3@h/path",
+            "//u:s3@/v:s3@h/path",
             "?pass=s3",
             "grant_type=password&client_secret=s3",
             r#"{"api_key":"s3"}"#,

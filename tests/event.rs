@@ -54,6 +54,28 @@ async fn each_of_the_three_alone_around_a_client_is_a_complete_recorder() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_panic_is_a_failure_wherever_its_event_was_opened() {
+    for layer in [EventLayer::processing(), EventLayer::calling()] {
+        let events = Events::new();
+        let mut updates = events.subscribe();
+        let client = service_fn(async |_: Request<()>| -> Result<Response<()>, BoxError> {
+            sleep(ms(70)).await;
+            panic!("it fell over")
+        });
+        // The queue catches it, and drops the call when nothing panics any more.
+        let queue = ServiceBuilder::new()
+            .layer(QueueLayer::new(1).unwrap())
+            .layer(layer.report_to(&events))
+            .service(client);
+        queue.oneshot(get("http://localhost/")).await.unwrap_err();
+        let event = only(&mut updates).await;
+        assert_eq!(event.status, RequestStatus::Failed);
+        assert_eq!(event.error_type.as_deref(), Some("Panicked"));
+        assert_eq!(event.error_message.as_deref(), Some("the call panicked: it fell over"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_http_request_says_its_tokens_name_metadata_and_payload_in_its_extensions() {
     let events = Events::new();
     let mut updates = events.subscribe();

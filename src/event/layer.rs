@@ -8,12 +8,16 @@ use super::{
     scope::{Scope, Stage, join},
     state::Outcome,
 };
-use crate::{clock, error::BoxError};
+use crate::{
+    clock,
+    error::{BoxError, Panicked},
+};
 use pin_project_lite::pin_project;
 use std::{
     fmt,
     future::Future,
     marker::PhantomData,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -62,8 +66,6 @@ struct Record {
     /// Whether this layer writes the outcome.
     ends: bool,
     is_above_ours: bool,
-    /// What is inside is being called or polled; or was, and panicked.
-    is_inside: bool,
 }
 
 // === impl EventLayer ===
@@ -178,7 +180,6 @@ where
             attempt,
             ends: opens || *stage == Stage::Processing,
             is_above_ours: *is_above_ours,
-            is_inside: false,
         };
         let describe = describe.clone();
         ResponseFuture {
@@ -254,17 +255,19 @@ impl Record {
         self.scope.event()
     }
 
-    /// Calls or polls what is inside.
+    /// Calls or polls what is inside. A panic is written at once: whoever catches it further out may drop the call when
+    /// nothing panics any more.
     #[inline]
     fn inside<T>(&mut self, f: impl FnOnce() -> T) -> T {
-        self.is_inside = true;
         let done = {
             let _apart = (!self.is_above_ours).then(clock::apart);
             let _entered = self.scope.enter();
-            f()
+            catch_unwind(AssertUnwindSafe(f))
         };
-        self.is_inside = false;
-        done
+        done.unwrap_or_else(|panic| {
+            self.write(Err(ErrorDetails::of(&Panicked::from_payload(&*panic).into())));
+            resume_unwind(panic)
+        })
     }
 
     /// Writes what came back: to the attempt, and, if that is this layer's, to the call.
@@ -285,14 +288,8 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Some(event) = self.event() else { return };
-        // Wherever the panic was caught, and whenever the call is dropped after it.
-        let panicked = || self.is_inside.then(|| ErrorDetails::panicked("the call panicked"));
-        if let Some(index) = self.attempt {
-            event.attempt_ended(index, panicked().map(Err).as_ref());
-        }
-        if let Some(panicked) = panicked().filter(|_| self.ends) {
-            event.finish(Outcome::Error(panicked));
+        if let (Some(index), Some(event)) = (self.attempt, self.event()) {
+            event.attempt_ended(index, None);
         }
     }
 }
