@@ -347,10 +347,9 @@ fn end_of_brackets(text: &str, at: usize) -> usize {
 
 /// A word that may be a URL, a relative one with a query, or a form.
 fn url(word: &str) -> Cow<'_, str> {
-    let (start, rest) = match word.find("//") {
-        Some(at) if at == 0 || word[..at].ends_with(':') => word.split_at(at + 2),
-        _ => ("", word),
-    };
+    let mut slashes = word.match_indices("//");
+    let authority = slashes.find(|(at, _)| *at == 0 || word[..*at].ends_with(':'));
+    let (start, rest) = authority.map_or(("", word), |(at, slashes)| word.split_at(at + slashes.len()));
     if start.contains('=') && holds_secret(start) {
         return Cow::Borrowed(REDACTED);
     }

@@ -38,6 +38,8 @@ impl<S> Baton<S> {
     pub(super) fn poll_take(&self, cx: &Context<'_>) -> Poll<InHand<S>> {
         let mut rest = self.lock();
         if let Some(service) = rest.service.take() {
+            // Who comes of itself waits no more: the next to be told is another.
+            rest.waiting.retain(|waker| !waker.will_wake(cx.waker()));
             return Poll::Ready(InHand {
                 service: Some(service),
                 baton: self.clone(),
@@ -78,5 +80,28 @@ impl<S> Drop for InHand<S> {
         if let Some(next) = next {
             next.wake();
         }
+    }
+}
+
+#[cfg(all(test, not(tower_outbound_loom)))]
+mod tests {
+    use super::*;
+    use tokio_test::task;
+
+    #[test]
+    fn who_comes_before_being_told_is_not_told_in_place_of_another() {
+        let baton = Baton::new(());
+        let (mut one, mut other) = (task::spawn(()), task::spawn(()));
+        let in_hand = baton.poll_take(&Context::from_waker(Waker::noop()));
+        assert!(one.enter(|cx, _| baton.poll_take(cx)).is_pending());
+        assert!(other.enter(|cx, _| baton.poll_take(cx)).is_pending());
+        drop(in_hand);
+        assert!(one.is_woken());
+        // The other was not told, but comes first. The one who was told waits again.
+        let in_hand = other.enter(|cx, _| baton.poll_take(cx));
+        assert!(in_hand.is_ready());
+        assert!(one.enter(|cx, _| baton.poll_take(cx)).is_pending());
+        drop(in_hand);
+        assert!(one.is_woken() && !other.is_woken());
     }
 }
