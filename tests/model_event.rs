@@ -19,7 +19,7 @@ use std::{
 };
 use support::model::{Outcome, check, turns};
 use tokio::{
-    task::JoinHandle,
+    task::{JoinHandle, unconstrained},
     time::{Instant, advance},
 };
 use tokio_test::task::{self, Spawn};
@@ -553,7 +553,8 @@ async fn watch(mut handle: EventHandle) -> Watched {
 
 fn drain(updates: &mut Subscription, mut tell: impl FnMut(usize, RequestStatus, EventHandle)) {
     loop {
-        let Poll::Ready(Some(update)) = task::spawn(updates.recv()).poll() else {
+        // A task may take only so many at one go, and this one has many to look at.
+        let Poll::Ready(Some(update)) = task::spawn(unconstrained(updates.recv())).poll() else {
             return;
         };
         let update = update.expect("nobody lags");
