@@ -46,6 +46,18 @@ pub struct CostExceedsBurst {
     burst: u64,
 }
 
+/// A response's body broke off. What the call's reader is told as it came, the call is told as this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BodyFailed {
+    message: String,
+}
+
+/// A response's body is larger than it may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BodyTooLarge {
+    limit: usize,
+}
+
 /// The queue is full (or closed); the request comes back.
 pub struct Refused<Req> {
     request: Req,
@@ -223,6 +235,57 @@ impl fmt::Display for CostExceedsBurst {
 }
 
 impl StdError for CostExceedsBurst {}
+
+// === impl BodyFailed ===
+
+impl BodyFailed {
+    #[cfg(feature = "http")]
+    pub(crate) fn new(error: &(dyn StdError + 'static)) -> Self {
+        let mut message = redact::text(&error.to_string()).into_owned();
+        for cause in causes(error) {
+            message.push_str(": ");
+            message.push_str(&cause);
+        }
+        Self { message }
+    }
+
+    /// What the body's error said, and its causes.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for BodyFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the response's body broke off: {}", self.message)
+    }
+}
+
+impl StdError for BodyFailed {}
+
+// === impl BodyTooLarge ===
+
+impl BodyTooLarge {
+    #[cfg(feature = "http")]
+    pub(crate) const fn new(limit: usize) -> Self {
+        Self { limit }
+    }
+
+    /// The most bytes it may have.
+    #[must_use]
+    pub const fn limit(&self) -> usize {
+        self.limit
+    }
+}
+
+impl fmt::Display for BodyTooLarge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the response's body is larger than {} bytes", self.limit)
+    }
+}
+
+impl StdError for BodyTooLarge {}
 
 // === impl Refused ===
 

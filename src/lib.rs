@@ -81,6 +81,9 @@ pub mod error;
 pub mod event;
 pub mod executor;
 mod guard;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub mod http;
 mod line;
 pub mod queue;
 pub mod rate;
@@ -93,7 +96,7 @@ pub use error::{BoxError, Error};
 pub use event::{EventHandle, EventLayer, NetworkRequestEvent, RequestId, RequestStatus};
 pub use executor::{Call, CallHandle, Executor, ExecutorBuilder, Shutdown};
 pub use queue::{Queue, QueueLayer};
-pub use rate::{ApiTokens, Cost, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter};
+pub use rate::{ApiTokens, ApiTokensUsed, Cost, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter};
 
 /// The README's examples are tests.
 #[cfg(doctest)]

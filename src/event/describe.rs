@@ -9,9 +9,9 @@ use super::{
     value::{Value, redacted_fields},
 };
 use crate::{
-    error::{BoxError, Cancelled, Closed, CostExceedsBurst, Panicked, causes},
+    error::{BodyFailed, BodyTooLarge, BoxError, Cancelled, Closed, CostExceedsBurst, Panicked, causes},
     redact,
-    tokens::ApiTokens,
+    tokens::{ApiTokens, ApiTokensUsed},
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 use std::{
@@ -51,8 +51,9 @@ pub trait Describe<Req, Res> {
     fn response(&self, res: &Res, details: &mut ResponseDetails);
 }
 
-/// Http requests and responses: method, URL, headers and status code, and what the request's extensions say:
-/// [`ApiTokens`], [`RequestId`], [`Metadata`] and [`Payload`]. Bodies are not recorded.
+/// Http requests and responses: method, URL, headers and status code, and what the request's extensions say
+/// ([`ApiTokens`], [`RequestId`], [`Metadata`] and [`Payload`]), and the response's ([`ApiTokensUsed`]). Bodies are not
+/// recorded.
 #[derive(Clone, Debug, Default)]
 pub struct Http {
     redacted: Option<Arc<[HeaderName]>>,
@@ -115,6 +116,7 @@ pub struct ResponseDetails {
 pub(super) struct ResponseRest {
     pub(super) headers: HeaderMap,
     pub(super) body: Option<Value>,
+    pub(super) api_tokens_used: Option<u64>,
     /// The response counts as a failure.
     pub(super) failure: Option<ErrorDetails>,
 }
@@ -201,6 +203,9 @@ impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
         details.status_code(res.status());
         if !details.code_only {
             details.headers_without(res.headers(), self.redacted());
+            if let Some(used) = res.extensions().get::<ApiTokensUsed>().and_then(ApiTokensUsed::get) {
+                details.api_tokens_used(used);
+            }
         }
         if self.is_failure.is_some_and(|is_failure| is_failure(res.status())) {
             details.failure("HttpStatus", res.status().to_string());
@@ -387,6 +392,12 @@ impl ResponseDetails {
         self
     }
 
+    /// How many of the API's tokens the call used.
+    pub fn api_tokens_used(&mut self, tokens: u64) -> &mut Self {
+        self.rest().api_tokens_used = Some(tokens);
+        self
+    }
+
     /// The response counts as a failure: the event will be FAILED, with this error.
     pub fn failure(&mut self, error_type: impl Into<String>, message: impl AsRef<str>) -> &mut Self {
         self.rest().failure = Some(ErrorDetails {
@@ -436,6 +447,8 @@ impl ErrorDetails {
             (error.is::<Cancelled>(), "Cancelled"),
             (error.is::<Panicked>(), "Panicked"),
             (error.is::<CostExceedsBurst>(), "CostExceedsBurst"),
+            (error.is::<BodyFailed>(), "BodyFailed"),
+            (error.is::<BodyTooLarge>(), "BodyTooLarge"),
         ];
         let own = own.into_iter().find_map(|(is, name)| is.then_some(name));
         let kind = own.or(kind);

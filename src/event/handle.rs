@@ -145,6 +145,18 @@ impl EventHandle {
         self.shared.write(|state| state.set_response_body(body, now));
     }
 
+    /// What came of the response's body.
+    #[cfg(feature = "http")]
+    pub(crate) fn set_bytes(&self, bytes: super::state::Bytes) {
+        self.shared.write(|state| state.set_bytes(bytes));
+    }
+
+    /// The call is given up by whoever made it.
+    #[cfg(feature = "http")]
+    pub(crate) fn cancel(&self) {
+        self.writer().finish(Outcome::Cancelled);
+    }
+
     pub(super) fn writer(&self) -> Writer {
         Writer::new(&self.shared, self.stage)
     }

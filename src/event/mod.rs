@@ -85,3 +85,5 @@ pub use value::Value;
 pub(crate) use describe::NoMethod;
 pub(crate) use handle::Writer;
 pub(crate) use scope::{Scope, Stage};
+#[cfg(feature = "http")]
+pub(crate) use state::Bytes;

@@ -108,6 +108,19 @@ pub struct NetworkRequestEvent {
     pub response_headers: HeaderMap,
     /// The response's body, if the caller asked for it to be recorded.
     pub response_body: Option<Value>,
+    /// How many of the API's tokens the response says were used.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub api_tokens_used: Option<u64>,
+
+    /// When the first byte of the response's body arrived, if the body was watched: see [`http`](crate::http).
+    #[cfg_attr(feature = "serde", serde(with = "super::time::option", default))]
+    pub first_byte_at: Option<SystemTime>,
+    /// When the last byte of it arrived that did.
+    #[cfg_attr(feature = "serde", serde(with = "super::time::option", default))]
+    pub last_byte_at: Option<SystemTime>,
+    /// How many bytes of it there were.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub response_bytes: Option<u64>,
 
     /// The type of the error.
     pub error_type: Option<String>,
@@ -301,6 +314,10 @@ impl NetworkRequestEvent {
             response_status_code: None,
             response_headers: HeaderMap::new(),
             response_body: None,
+            api_tokens_used: None,
+            first_byte_at: None,
+            last_byte_at: None,
+            response_bytes: None,
             error_type: None,
             error_message: None,
             error_details: None,
@@ -338,6 +355,18 @@ impl NetworkRequestEvent {
     #[must_use]
     pub fn time_calling(&self) -> Option<Duration> {
         between(self.call_started_at, self.completed_at)
+    }
+
+    /// How long it took from the wire to the first byte of the body: `None` if that was not watched.
+    #[must_use]
+    pub fn time_to_first_byte(&self) -> Option<Duration> {
+        between(self.call_started_at, self.first_byte_at)
+    }
+
+    /// The same, to the last byte.
+    #[must_use]
+    pub fn time_to_last_byte(&self) -> Option<Duration> {
+        between(self.call_started_at, self.last_byte_at)
     }
 
     /// How long everything took: `None` until it is over.

@@ -40,12 +40,22 @@ struct Rest {
     touched: Option<Instant>,
     response_headers: HeaderMap,
     response_body: Option<Value>,
+    api_tokens_used: Option<u64>,
+    bytes: Option<Bytes>,
     error: Option<ErrorDetails>,
     /// The type of the error that is just coming back, if whoever made the call could tell.
     error_type: Option<&'static str>,
     logs: Vec<(Instant, String)>,
     /// Those who wait for a change.
     watchers: Vec<Waker>,
+}
+
+/// What came of the response's body, and when.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bytes {
+    pub(crate) first: Option<Instant>,
+    pub(crate) last: Option<Instant>,
+    pub(crate) count: u64,
 }
 
 /// One time on the wire.
@@ -176,6 +186,7 @@ impl State {
                     if more.body.is_some() {
                         rest.response_body = more.body;
                     }
+                    rest.api_tokens_used = more.api_tokens_used;
                     rest.error = more.failure;
                 }
             }
@@ -221,6 +232,11 @@ impl State {
         rest.response_body = Some(body);
     }
 
+    /// Of the last attempt that had any.
+    pub(super) fn set_bytes(&mut self, bytes: Bytes) {
+        self.rest().bytes = Some(bytes);
+    }
+
     pub(super) fn tell_error_type(&mut self, name: &'static str) {
         self.rest().error_type = Some(name);
     }
@@ -244,6 +260,7 @@ impl State {
         let rest = self.rest.as_deref();
         let request = self.request.rest.as_deref();
         let error = rest.and_then(|rest| rest.error.as_ref());
+        let bytes = rest.and_then(|rest| rest.bytes);
         let tries = self.first_try.iter().chain(rest.iter().flat_map(|rest| &rest.tries));
         let event = NetworkRequestEvent {
             status: self.status,
@@ -259,6 +276,10 @@ impl State {
             response_status_code: self.response_status_code,
             response_headers: rest.map(|rest| rest.response_headers.clone()).unwrap_or_default(),
             response_body: rest.and_then(|rest| rest.response_body.clone()),
+            api_tokens_used: rest.and_then(|rest| rest.api_tokens_used),
+            first_byte_at: bytes.and_then(|bytes| bytes.first).map(utc),
+            last_byte_at: bytes.and_then(|bytes| bytes.last).map(utc),
+            response_bytes: bytes.map(|bytes| bytes.count),
             error_type: error.map(|error| error.kind.clone()),
             error_message: error.map(|error| error.message.clone()),
             error_details: error.and_then(|error| error.details.clone()),

@@ -2,14 +2,17 @@
 
 use super::{
     Executor,
+    answer::Offer,
     closure::{Closure, ClosureClient},
     stack::{Limited, Stack},
 };
+#[cfg(feature = "http")]
+use crate::http::{Bodies, BodyLayer, StreamBody, offer};
 use crate::{
     concurrency::Concurrency,
     error::{BoxError, InvalidConfig},
     event::{Describe, Event, Events, Http},
-    rate::{ByExtension, Limits, Rate, RateLimiter, RequestCost},
+    rate::{AsCharged, ByExtension, Limits, Rate, RateLimiter, RequestCost, UsedCost},
 };
 use http::{Request, Response};
 use std::{
@@ -43,14 +46,21 @@ use tower_service::Service;
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it builds"]
-pub struct ExecutorBuilder<L = Identity, D = Http, K = ByExtension> {
+pub struct ExecutorBuilder<L = Identity, D = Http, K = ByExtension, U = AsCharged> {
+    numbers: Numbers,
+    layer: L,
+    describe: D,
+    cost: K,
+    used: U,
+}
+
+/// What is the same whatever the layers are.
+#[derive(Clone, Debug)]
+struct Numbers {
     queue_capacity: usize,
     workers: usize,
     concurrency: Permits,
     rates: Rates,
-    layer: L,
-    describe: D,
-    cost: K,
 }
 
 #[derive(Clone, Debug)]
@@ -75,16 +85,19 @@ impl ExecutorBuilder {
     /// All defaults.
     pub fn new() -> Self {
         Self {
-            queue_capacity: 1_000,
-            workers: 1,
-            concurrency: Permits::Own(10),
-            rates: Rates::Own {
-                requests: Rate::new(10, Duration::from_secs(1)),
-                tokens: None,
+            numbers: Numbers {
+                queue_capacity: 1_000,
+                workers: 1,
+                concurrency: Permits::Own(10),
+                rates: Rates::Own {
+                    requests: Rate::new(10, Duration::from_secs(1)),
+                    tokens: None,
+                },
             },
             layer: Identity::new(),
             describe: Http::default(),
             cost: ByExtension,
+            used: AsCharged,
         }
     }
 }
@@ -95,28 +108,28 @@ impl Default for ExecutorBuilder {
     }
 }
 
-impl<L, D, K> ExecutorBuilder<L, D, K> {
+impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// Places in the queue. Default: 1000.
     pub fn queue_capacity(mut self, capacity: usize) -> Self {
-        self.queue_capacity = capacity;
+        self.numbers.queue_capacity = capacity;
         self
     }
 
     /// Calls in flight at once. Default: 10.
     pub fn concurrency_limit(mut self, limit: usize) -> Self {
-        self.concurrency = Permits::Own(limit);
+        self.numbers.concurrency = Permits::Own(limit);
         self
     }
 
     /// Shares the concurrency limit with others.
     pub fn concurrency(mut self, limit: Concurrency) -> Self {
-        self.concurrency = Permits::Shared(limit);
+        self.numbers.concurrency = Permits::Shared(limit);
         self
     }
 
     /// The rate of requests. Default: 10 a second. After [`limits`](Self::limits), one more of them.
     pub fn requests(mut self, rate: Rate) -> Self {
-        self.rates = match self.rates {
+        self.numbers.rates = match self.numbers.rates {
             Rates::Own { tokens, .. } => Rates::Own { requests: rate, tokens },
             Rates::Given(limits) => Rates::Given(limits.requests(rate)),
             Rates::Shared(_) | Rates::Conflict => Rates::Conflict,
@@ -126,7 +139,7 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
 
     /// The rate of the API's tokens. Default: not limited. After [`limits`](Self::limits), one more of them.
     pub fn tokens(mut self, rate: Rate) -> Self {
-        self.rates = match self.rates {
+        self.numbers.rates = match self.numbers.rates {
             Rates::Own { requests, .. } => Rates::Own {
                 requests,
                 tokens: Some(rate),
@@ -140,87 +153,65 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
     /// Any number of rates at once, instead of [`requests`](Self::requests) and [`tokens`](Self::tokens); or none at
     /// all.
     pub fn limits(mut self, limits: Limits) -> Self {
-        self.rates = Rates::Given(limits);
+        self.numbers.rates = Rates::Given(limits);
         self
     }
 
     /// Shares a limiter with others, instead of having limits of its own.
     pub fn limiter(mut self, limiter: RateLimiter) -> Self {
-        self.rates = Rates::Shared(limiter);
+        self.numbers.rates = Rates::Shared(limiter);
         self
     }
 
     /// How many tasks drive the calls. Default: one, which can drive any number of them. It never caps concurrency;
     /// more workers let the calls' own computing spread over several threads.
     pub fn workers(mut self, workers: usize) -> Self {
-        self.workers = workers;
+        self.numbers.workers = workers;
         self
     }
 
     /// Puts a layer around the limits: see [`stack`](super::stack). The last one added is the outermost.
-    pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Pair<L, N>, D, K> {
-        let Self {
-            queue_capacity,
-            workers,
-            concurrency,
-            rates,
-            layer: inner,
-            describe,
-            cost,
-        } = self;
-        let layer = Pair::new(inner, layer);
+    pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Pair<L, N>, D, K, U> {
         ExecutorBuilder {
-            queue_capacity,
-            workers,
-            concurrency,
-            rates,
-            layer,
-            describe,
-            cost,
+            numbers: self.numbers,
+            layer: Pair::new(self.layer, layer),
+            describe: self.describe,
+            cost: self.cost,
+            used: self.used,
         }
     }
 
     /// What to record of requests and responses. Default: [`Http`].
-    pub fn describe<N>(self, describe: N) -> ExecutorBuilder<L, N, K> {
-        let Self {
-            queue_capacity,
-            workers,
-            concurrency,
-            rates,
-            layer,
-            cost,
-            ..
-        } = self;
+    pub fn describe<N>(self, describe: N) -> ExecutorBuilder<L, N, K, U> {
         ExecutorBuilder {
-            queue_capacity,
-            workers,
-            concurrency,
-            rates,
-            layer,
+            numbers: self.numbers,
+            layer: self.layer,
             describe,
-            cost,
+            cost: self.cost,
+            used: self.used,
         }
     }
 
     /// What a request costs. Default: one request, and the tokens of its extension [`ApiTokens`](crate::ApiTokens).
-    pub fn cost<N>(self, cost: N) -> ExecutorBuilder<L, D, N> {
-        let Self {
-            queue_capacity,
-            workers,
-            concurrency,
-            rates,
-            layer,
-            describe,
-            ..
-        } = self;
+    pub fn cost<N>(self, cost: N) -> ExecutorBuilder<L, D, N, U> {
         ExecutorBuilder {
-            queue_capacity,
-            workers,
-            concurrency,
-            rates,
-            layer,
-            describe,
+            numbers: self.numbers,
+            layer: self.layer,
+            describe: self.describe,
             cost,
+            used: self.used,
+        }
+    }
+
+    /// What a call cost in truth, once it is over: what it was charged is corrected. Default: it stands. See
+    /// [`RateLimitLayer::settle`](crate::RateLimitLayer::settle).
+    pub fn settle<N>(self, used: N) -> ExecutorBuilder<L, D, K, N> {
+        ExecutorBuilder {
+            numbers: self.numbers,
+            layer: self.layer,
+            describe: self.describe,
+            cost: self.cost,
+            used,
         }
     }
 
@@ -233,24 +224,69 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
     where
         C: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
         C::Error: Into<BoxError> + 'static,
-        L: Layer<Limited<C, D, K>> + Send + Sync + 'static,
+        L: Layer<Limited<C, D, K, U>> + Send + Sync + 'static,
         L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
         Event<L::Service, D>:
             Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<B>, Response<R>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
+        U: UsedCost<Response<R>> + Clone + Send + Sync + 'static,
+        B: Send + 'static,
+        R: Send + 'static,
+    {
+        self.build_with(client, None)
+    }
+
+    /// An executor that returns each response as soon as its head is there, and whose calls go on until the body is over:
+    /// its permit is held, and its event open, until the last byte. See [`http`](crate::http#streams).
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build).
+    #[cfg(feature = "http")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+    pub fn build_streaming<C, B, R>(self, client: C) -> Result<Executor<B, StreamBody<R>>, InvalidConfig>
+    where
+        C: Service<Request<B>, Response = Response<R>, Future: Send> + Clone + Send + 'static,
+        C::Error: Into<BoxError>,
+        L: Layer<Limited<Bodies<C>, D, K, U>> + Send + Sync + 'static,
+        L::Service: Service<Request<B>, Response = Response<StreamBody<R>>, Error: Into<BoxError>, Future: Send>
+            + Send
+            + 'static,
+        Event<L::Service, D>:
+            Service<Request<B>, Response = Response<StreamBody<R>>, Error = BoxError, Future: Send> + Send + 'static,
+        D: Describe<Request<B>, Response<StreamBody<R>>> + Clone + Send + Sync + 'static,
+        K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
+        U: UsedCost<Response<StreamBody<R>>> + Clone + Send + Sync + 'static,
+        B: Send + 'static,
+        R: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        self.build_with(BodyLayer::new().layer(client), Some(offer))
+    }
+
+    fn build_with<C, B, R>(self, client: C, offer: Option<Offer<B, R>>) -> Result<Executor<B, R>, InvalidConfig>
+    where
+        C: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+        C::Error: Into<BoxError> + 'static,
+        L: Layer<Limited<C, D, K, U>> + Send + Sync + 'static,
+        L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
+        Event<L::Service, D>:
+            Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
+        D: Describe<Request<B>, Response<R>> + Clone + Send + Sync + 'static,
+        K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
+        U: UsedCost<Response<R>> + Clone + Send + Sync + 'static,
         B: Send + 'static,
         R: Send + 'static,
     {
         let stack = Stack {
-            queue_capacity: InvalidConfig::positive("queue_capacity", self.queue_capacity)?,
-            workers: InvalidConfig::workers(self.workers)?,
+            queue_capacity: InvalidConfig::positive("queue_capacity", self.numbers.queue_capacity)?,
+            workers: InvalidConfig::workers(self.numbers.workers)?,
             layer: self.layer,
-            concurrency: match self.concurrency {
+            concurrency: match self.numbers.concurrency {
                 Permits::Own(limit) => Concurrency::new(limit)?,
                 Permits::Shared(limit) => limit,
             },
-            limiter: match self.rates {
+            limiter: match self.numbers.rates {
                 Rates::Own { requests, tokens: None } => RateLimiter::new(Limits::new().requests(requests))?,
                 Rates::Own {
                     requests,
@@ -266,6 +302,7 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
                 }
             },
             cost: self.cost,
+            used: self.used,
             describe: self.describe,
         };
         let (limiter, concurrency) = (stack.limiter.clone(), stack.concurrency.clone());
@@ -278,6 +315,7 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
         };
         Ok(Executor::new(
             Box::new(start),
+            offer,
             limiter,
             concurrency,
             Events::new(),
@@ -293,13 +331,14 @@ impl<L, D, K> ExecutorBuilder<L, D, K> {
     /// [`InvalidConfig`] names the setting that makes no sense.
     pub fn build_for_closures<R>(self) -> Result<Executor<Closure<R>, R>, InvalidConfig>
     where
-        L: Layer<Limited<ClosureClient<R>, D, K>> + Send + Sync + 'static,
+        L: Layer<Limited<ClosureClient<R>, D, K, U>> + Send + Sync + 'static,
         L::Service:
             Service<Request<Closure<R>>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
         Event<L::Service, D>:
             Service<Request<Closure<R>>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<Closure<R>>, Response<R>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<Closure<R>>> + Clone + Send + Sync + 'static,
+        U: UsedCost<Response<R>> + Clone + Send + Sync + 'static,
         R: Send + 'static,
     {
         self.build(ClosureClient::new())

@@ -1,10 +1,12 @@
 //! [`Call`]: what is submitted. [`CallHandle`]: what comes back for it, or a [`TrySubmitError`].
 
-use super::closure::{Closure, IntoResponse};
+use super::{
+    answer::Answer,
+    closure::{Closure, IntoResponse},
+};
 use crate::{
     error::{BoxError, Error, Refused},
     event::{EventHandle, Metadata, NoMethod, Payload, RequestId, Value},
-    queue,
     tokens::ApiTokens,
 };
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
@@ -46,7 +48,7 @@ pub struct Call<B> {
 #[must_use = "a future: await it for the response, or drop it explicitly to let the call run on"]
 pub struct CallHandle<B, R> {
     event: EventHandle,
-    response: Option<queue::ResponseFuture<Request<B>, Response<R>>>,
+    answer: Option<Answer<B, R>>,
 }
 
 /// Why [`try_submit`](super::Executor::try_submit) did not submit.
@@ -203,10 +205,10 @@ impl<B> fmt::Debug for Call<B> {
 // === impl CallHandle ===
 
 impl<B, R> CallHandle<B, R> {
-    pub(super) const fn new(event: EventHandle, response: queue::ResponseFuture<Request<B>, Response<R>>) -> Self {
+    pub(super) const fn new(event: EventHandle, answer: Answer<B, R>) -> Self {
         Self {
             event,
-            response: Some(response),
+            answer: Some(answer),
         }
     }
 
@@ -222,11 +224,11 @@ impl<B, R> CallHandle<B, R> {
         self.event.request_id()
     }
 
-    /// Ends the call: if it is queued, its place is free at once; if it runs, it is dropped. The event ends as
-    /// CANCELLED, unless the call was over already.
+    /// Ends the call: if it is queued, its place is free at once; if it runs, it is dropped, and a body that is still on
+    /// its way breaks off. The event ends as CANCELLED, unless the call was over already.
     pub fn cancel(&self) {
-        if let Some(response) = &self.response {
-            response.cancel_accepted();
+        if let Some(answer) = &self.answer {
+            answer.cancel();
         }
     }
 }
@@ -235,18 +237,15 @@ impl<B, R> Future for CallHandle<B, R> {
     type Output = Result<Response<R>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = self
-            .response
-            .as_mut()
-            .expect("a future is not polled after it was dropped");
-        Pin::new(response).poll(cx).map_err(Error::new)
+        let answer = self.answer.as_mut().expect("it is there until this is dropped");
+        Pin::new(answer).poll(cx)
     }
 }
 
 impl<B, R> Drop for CallHandle<B, R> {
     fn drop(&mut self) {
-        if let Some(response) = self.response.take() {
-            response.detach();
+        if let Some(answer) = self.answer.take() {
+            answer.detach();
         }
     }
 }

@@ -35,6 +35,7 @@
 //! It is a Tower service itself, from `Request<B>` to `Response<R>`, for whoever takes one. There, dropping the
 //! response future cancels the call.
 
+mod answer;
 mod builder;
 mod call;
 mod closure;
@@ -55,9 +56,10 @@ use crate::{
     concurrency::Concurrency,
     error::{Error, InvalidConfig, Refused},
     event::{self, Describe, EventHandle, Events, RequestDetails, Scope, Stage, Totals, Writer},
-    queue::{self, Queue},
+    queue::Queue,
     rate::{Bursts, RateLimiter, RequestCost},
 };
+use answer::{Answer, Offer};
 use http::{Request, Response};
 use std::{
     fmt,
@@ -82,6 +84,8 @@ type Start<B, R> = Box<dyn Fn() -> Result<Queue<Request<B>, Response<R>>, Invali
 
 struct Shared<B, R> {
     start: Start<B, R>,
+    /// If responses are streamed.
+    offer: Option<Offer<B, R>>,
     describe: Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>,
     cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
     monitor: Monitor,
@@ -138,6 +142,7 @@ impl Executor<(), ()> {
 impl<B, R> Executor<B, R> {
     fn new(
         start: Start<B, R>,
+        offer: Option<Offer<B, R>>,
         limiter: RateLimiter,
         concurrency: Concurrency,
         events: Events,
@@ -148,6 +153,7 @@ impl<B, R> Executor<B, R> {
         let monitor = Monitor::new(limiter, concurrency, events);
         let shared = Shared {
             start,
+            offer,
             describe,
             cost,
             monitor,
@@ -204,9 +210,9 @@ impl<B, R> Executor<B, R> {
     pub async fn submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, Error> {
         let mut queue = self.shared.queue()?;
         let request = self.shared.check(call.into())?;
-        let (event, mut response) = self.shared.call(&mut queue, request);
-        response.accepted().await.map_err(Error::new)?;
-        Ok(CallHandle::new(event, response))
+        let (event, mut answer) = self.shared.call(&mut queue, request);
+        answer.accepted().await?;
+        Ok(CallHandle::new(event, answer))
     }
 
     /// Submits a call if there is a place for it in the queue now.
@@ -219,7 +225,7 @@ impl<B, R> Executor<B, R> {
     #[allow(clippy::result_large_err, reason = "it hands the request back")]
     pub fn try_submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
         let mut queue = self.shared.queue()?;
-        let request = self.shared.check(call.into())?;
+        let mut request = self.shared.check(call.into())?;
         let place = match queue.try_place() {
             Ok(Some(place)) => place,
             Ok(None) => return Err(TrySubmitError::Refused(Refused::full(request))),
@@ -227,8 +233,9 @@ impl<B, R> Executor<B, R> {
         };
         let _moment = clock::shared();
         let (event, scope) = self.shared.open(&request);
-        let response = queue.call_at(place, request, scope).map_err(TrySubmitError::Refused)?;
-        Ok(CallHandle::new(event, response))
+        let head = self.shared.offer.map(|offer| offer(&mut request));
+        let call = queue.call_at(place, request, scope).map_err(TrySubmitError::Refused)?;
+        Ok(CallHandle::new(event, Answer::new(call, head)))
     }
 
     /// Stops to take calls, deals with those that are there, and waits until the last one is over.
@@ -386,14 +393,11 @@ impl<B, R> Shared<B, R> {
 
     /// Opens the event and makes the call, at one moment.
     #[inline]
-    fn call(
-        &self,
-        queue: &mut Queue<Request<B>, Response<R>>,
-        request: Request<B>,
-    ) -> (EventHandle, queue::ResponseFuture<Request<B>, Response<R>>) {
+    fn call(&self, queue: &mut Queue<Request<B>, Response<R>>, mut request: Request<B>) -> (EventHandle, Answer<B, R>) {
         let _moment = clock::shared();
         let (event, scope) = self.open(&request);
-        (event, queue.call_in(scope, &mut Some(request)))
+        let head = self.offer.map(|offer| offer(&mut request));
+        (event, Answer::new(queue.call_in(scope, &mut Some(request)), head))
     }
 
     fn open(&self, request: &Request<B>) -> (EventHandle, Scope) {

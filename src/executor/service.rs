@@ -1,11 +1,7 @@
 //! The executor as a Tower service.
 
-use super::{Executor, Shared};
-use crate::{
-    error::Error,
-    event::EventHandle,
-    queue::{self, Queue},
-};
+use super::{Executor, Shared, answer::Answer};
+use crate::{error::Error, event::EventHandle, queue::Queue};
 use http::{Request, Response};
 use std::{
     fmt,
@@ -19,10 +15,10 @@ use tower_service::Service;
 ///
 /// # Cancel safety
 ///
-/// Dropping it cancels the call.
+/// Dropping it cancels the call, unless the response has come: then the body decides, if it is streamed.
 #[must_use = "dropping it cancels the call"]
 pub struct ResponseFuture<B, R> {
-    call: Result<queue::ResponseFuture<Request<B>, Response<R>>, Option<Error>>,
+    call: Result<Answer<B, R>, Option<Error>>,
     event: Option<EventHandle>,
 }
 
@@ -48,9 +44,9 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
         if let Err(error) = self.shared.affords(&req) {
             return refused(error);
         }
-        let (event, response) = self.shared.call(queue, req);
+        let (event, answer) = self.shared.call(queue, req);
         ResponseFuture {
-            call: Ok(response),
+            call: Ok(answer),
             event: Some(event),
         }
     }
@@ -84,7 +80,7 @@ impl<B, R> Future for ResponseFuture<B, R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.call {
-            Ok(response) => Pin::new(response).poll(cx).map_err(Error::new),
+            Ok(answer) => Pin::new(answer).poll(cx),
             Err(error) => Poll::Ready(Err(error.take().expect("a future is not polled after it was ready"))),
         }
     }

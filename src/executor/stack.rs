@@ -29,7 +29,7 @@ use crate::{
     error::{BoxError, InvalidConfig},
     event::{Describe, Event, EventLayer},
     queue::{Queue, QueueLayer},
-    rate::{RateLimit, RateLimitLayer, RateLimiter, RequestCost},
+    rate::{RateLimit, RateLimitLayer, RateLimiter, RequestCost, UsedCost},
 };
 use http::{Request, Response};
 use std::any::TypeId;
@@ -38,30 +38,32 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// The client with its limits: what a layer given to [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer) wraps.
-pub type Limited<C, D, K> = ConcurrencyLimit<RateLimit<Event<C, D>, K>>;
+pub type Limited<C, D, K, U> = ConcurrencyLimit<RateLimit<Event<C, D>, K, U>>;
 
 /// Everything but the client.
 #[derive(Clone, Debug)]
-pub(super) struct Stack<L, D, K> {
+pub(super) struct Stack<L, D, K, U> {
     pub(super) queue_capacity: usize,
     pub(super) workers: usize,
     pub(super) layer: L,
     pub(super) concurrency: Concurrency,
     pub(super) limiter: RateLimiter,
     pub(super) cost: K,
+    pub(super) used: U,
     pub(super) describe: D,
 }
 
-impl<L, D, K> Stack<L, D, K> {
+impl<L, D, K, U> Stack<L, D, K, U> {
     /// Spawns the workers.
     pub(super) fn around<C, B, R>(&self, client: C) -> Result<Queue<Request<B>, Response<R>>, InvalidConfig>
     where
         C: Service<Request<B>, Response = Response<R>>,
         C::Error: Into<BoxError> + 'static,
-        L: Layer<Limited<C, D, K>> + 'static,
+        L: Layer<Limited<C, D, K, U>> + 'static,
         L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
         D: Describe<Request<B>, Response<R>> + Clone,
         K: RequestCost<Request<B>> + Clone,
+        U: UsedCost<Response<R>> + Clone,
         Event<L::Service, D>:
             Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         B: Send + 'static,
@@ -82,7 +84,7 @@ impl<L, D, K> Stack<L, D, K> {
             // would pile up behind a full limit and leave as a burst.
             .layer(ConcurrencyLimitLayer::with_limit(self.concurrency.clone()))
             // Requests and tokens, both or neither.
-            .layer(RateLimitLayer::with_cost(self.limiter.clone(), self.cost.clone()))
+            .layer(RateLimitLayer::with_cost(self.limiter.clone(), self.cost.clone()).settle(self.used.clone()))
             // Next to the wire: from here on the call is really being made.
             .layer(EventLayer::calling().describe(self.describe.clone()))
             .service(client))

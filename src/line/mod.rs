@@ -119,6 +119,12 @@ impl<G: Gate> fmt::Debug for Line<G> {
 // === impl Ticket ===
 
 impl<G: Gate> Ticket<G> {
+    pub(crate) fn line(&self) -> Line<G> {
+        Line {
+            shared: self.shared.clone(),
+        }
+    }
+
     /// Ready when it is this waiter's turn. Takes nothing; the turn lapses if it is not [used](Self::poll_pass) within
     /// [`GRACE`](order::GRACE).
     pub(crate) fn poll_turn(&mut self, ask: &G::Ask, cx: &mut Context<'_>) -> Poll<Result<(), G::Refusal>> {

@@ -85,9 +85,11 @@ pub struct Estimate {
 }
 
 /// A stand in the limiter's line, for those who poll.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Admission {
     ticket: Ticket<Buckets>,
+    /// If what it asks for is an estimate: the number of the limits that charge it.
+    limits: Option<Arc<AtomicU64>>,
 }
 
 // === impl RateLimiter ===
@@ -121,8 +123,9 @@ impl RateLimiter {
     ///
     /// Dropped while it waits, it loses its place in line and has taken nothing.
     pub async fn acquire(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        let mut admission = self.admission();
-        poll_fn(|cx| admission.poll(cost, Instant::now(), cx)).await
+        let mut ticket = self.line.ticket();
+        let ask = Ask { cost, estimate: None };
+        poll_fn(|cx| ticket.poll_pass(&ask, cx)).await
     }
 
     /// Like [`acquire`](Self::acquire), for a cost that is only estimated.
@@ -151,18 +154,9 @@ impl RateLimiter {
     /// # }
     /// ```
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, CostExceedsBurst> {
-        let mut ticket = self.line.ticket();
-        let limits = Arc::new(AtomicU64::new(0));
-        let ask = Ask {
-            cost,
-            estimate: Some(limits.clone()),
-        };
-        poll_fn(|cx| ticket.poll_pass(&ask, cx)).await?;
-        Ok(Estimate {
-            limiter: self.clone(),
-            cost,
-            limits: limits.load(Ordering::Acquire),
-        })
+        let mut admission = self.admission(true);
+        poll_fn(|cx| admission.poll(cost, Instant::now(), cx)).await?;
+        Ok(admission.estimate(cost).expect("it is one"))
     }
 
     /// Takes `cost` if that is possible at once, without overtaking those who wait.
@@ -232,9 +226,10 @@ impl RateLimiter {
         self.line.change(|buckets, _| buckets.pause(Some(until)));
     }
 
-    pub(super) fn admission(&self) -> Admission {
+    pub(super) fn admission(&self, is_estimate: bool) -> Admission {
         Admission {
             ticket: self.line.ticket(),
+            limits: is_estimate.then(Arc::default),
         }
     }
 
@@ -327,6 +322,21 @@ impl Admission {
         now: Instant,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), CostExceedsBurst>> {
-        self.ticket.poll_pass_at(&Ask { cost, estimate: None }, cx, now)
+        let ask = Ask {
+            cost,
+            estimate: self.limits.clone(),
+        };
+        self.ticket.poll_pass_at(&ask, cx, now)
+    }
+
+    /// What was charged, to be settled, if it was an estimate.
+    pub(super) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
+        Some(Estimate {
+            limits: self.limits.take()?.load(Ordering::Acquire),
+            limiter: RateLimiter {
+                line: self.ticket.line(),
+            },
+            cost,
+        })
     }
 }

@@ -51,9 +51,9 @@ mod limiter;
 #[allow(clippy::module_inception)]
 mod rate;
 
-pub use crate::tokens::ApiTokens;
+pub use crate::tokens::{ApiTokens, ApiTokensUsed};
 pub use buckets::Available;
 pub(crate) use buckets::Bursts;
-pub use layer::{ByExtension, RateLimit, RateLimitLayer, RequestCost, ResponseFuture};
+pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
 pub use limiter::{Estimate, RateLimiter, TryAcquireError};
 pub use rate::{Amount, Cost, Limits, Rate};

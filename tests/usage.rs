@@ -1,0 +1,267 @@
+//! What responses say was used, and that it is settled.
+#![cfg(feature = "json")]
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody as Frames};
+use std::{convert::Infallible, io, time::Duration};
+use tokio::time::sleep;
+use tower::{BoxError, Layer, ServiceExt, service_fn};
+use tower_outbound::{
+    Call, Cost, Executor, Limits, Rate, RateLimitLayer, RateLimiter, RequestStatus,
+    http::{CollectLayer, UsageLayer},
+    rate::ByUsage,
+};
+
+const JSON: &str = "application/json";
+const EVENTS: &str = "text/event-stream; charset=utf-8";
+
+type Pieces = Frames<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
+
+/// A response in pieces of this size.
+fn response(kind: &'static str, text: &str, size: usize) -> Response<Pieces> {
+    let pieces: Vec<_> = text
+        .as_bytes()
+        .chunks(size)
+        .map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))))
+        .collect();
+    let body = Frames::new(futures_util::stream::iter(pieces));
+    Response::builder().header("content-type", kind).body(body).unwrap()
+}
+
+/// What the extension says when the body has gone by, in pieces of any size.
+async fn used(layer: UsageLayer, kind: &'static str, text: &str) -> Option<u64> {
+    let mut seen = Vec::new();
+    for size in [1, 2, 7, 1_000_000] {
+        let text = text.to_owned();
+        let client = service_fn(move |_: Request<()>| {
+            let response = response(kind, &text, size);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let response = layer.layer(client).oneshot(Request::new(())).await.unwrap();
+        let used = response
+            .extensions()
+            .get::<tower_outbound::ApiTokensUsed>()
+            .unwrap()
+            .clone();
+        assert_eq!(used.get(), None);
+        response.into_body().collect().await.unwrap();
+        seen.push(used.get());
+    }
+    assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{seen:?} of {text}");
+    seen[0]
+}
+
+#[tokio::test]
+async fn a_document_says_what_was_used_in_each_providers_words() {
+    for (text, tokens) in [
+        // OpenAI chat
+        (
+            r#"{"id":"a","choices":[],"usage":{"prompt_tokens":9,"completion_tokens":12,"total_tokens":21}}"#,
+            Some(21),
+        ),
+        (r#"{"usage":{"prompt_tokens":9,"completion_tokens":12}}"#, Some(21)),
+        // OpenAI responses
+        (
+            r#"{"object":"response","usage":{"input_tokens":36,"output_tokens":87,"total_tokens":123}}"#,
+            Some(123),
+        ),
+        // Anthropic: what is read from the cache does not count.
+        (
+            r#"{"type":"message","usage":{"input_tokens":10,"cache_creation_input_tokens":5,"cache_read_input_tokens":2000,"output_tokens":7}}"#,
+            Some(22),
+        ),
+        // Gemini
+        (
+            r#"{"usageMetadata":{"promptTokenCount":4,"candidatesTokenCount":6,"thoughtsTokenCount":20,"totalTokenCount":30}}"#,
+            Some(30),
+        ),
+        (
+            r#"{"usageMetadata":{"promptTokenCount":4,"candidatesTokenCount":6}}"#,
+            Some(10),
+        ),
+        // Embeddings
+        (r#"{"data":[],"usage":{"prompt_tokens":8,"total_tokens":8}}"#, Some(8)),
+        // Nothing that is known
+        ("{}", None),
+        ("", None),
+        ("usage: 3", None),
+        (r#"{"usage":null}"#, None),
+        (r#"{"usage":"3"}"#, None),
+        (r#"{"usage":{"total_tokens":-1}}"#, None),
+        (r#"{"usage":{"total_tokens":1.5}}"#, None),
+        (r#"{"usage":{"total_tokens":99999999999999999999}}"#, None),
+        (r#"{"usage":{"total_tokens":3}"#, None),
+    ] {
+        assert_eq!(used(UsageLayer::new(), JSON, text).await, tokens, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_events_says_it_at_its_end() {
+    for (text, tokens) in [
+        // OpenAI chat, with `include_usage`
+        (
+            "data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"}}],\"usage\":null}\n\ndata: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2,\"total_tokens\":7}}\n\ndata: [DONE]\n\n",
+            Some(7),
+        ),
+        // OpenAI responses
+        (
+            "event: response.created\r\ndata: {\"type\":\"response.created\",\"response\":{\"usage\":null}}\r\n\r\nevent: response.completed\r\ndata: {\"response\":{\"usage\":{\"input_tokens\":1,\"output_tokens\":2,\"total_tokens\":3}}}\r\n\r\n",
+            Some(3),
+        ),
+        // Anthropic: the input at the start, the output growing
+        (
+            "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":25,\"output_tokens\":1}}}\n\nevent: ping\ndata: {}\n\nevent: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":15}}\n\n",
+            Some(40),
+        ),
+        // Gemini: all of it every time
+        (
+            "data: {\"usageMetadata\":{\"promptTokenCount\":4,\"totalTokenCount\":5}}\n\ndata: {\"usageMetadata\":{\"promptTokenCount\":4,\"totalTokenCount\":9}}\n\n",
+            Some(9),
+        ),
+        // Data over several lines, and an end without an empty one
+        ("data: {\"usage\":\ndata: {\"total_tokens\":\ndata: 11}}", None),
+        ("data: {\"usage\":\ndata: {\"total_tokens\":\ndata: 11}}\n\n", Some(11)),
+        (": a comment\n\ndata: usage\n\nid: 1\n\n", None),
+    ] {
+        assert_eq!(used(UsageLayer::new(), EVENTS, text).await, tokens, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_function_of_ones_own_goes_first() {
+    let layer = UsageLayer::with(|body| body.starts_with(b"mine").then_some(5));
+    assert_eq!(used(layer, JSON, "mine").await, Some(5));
+    assert_eq!(used(layer, JSON, r#"{"usage":{"total_tokens":7}}"#).await, Some(7));
+}
+
+#[tokio::test]
+async fn mistrals_header_is_known_with_the_head() {
+    let client = service_fn(async |_: Request<()>| {
+        let mut response = response(JSON, "{}", 10);
+        response
+            .headers_mut()
+            .insert("x-ratelimit-tokens-query-cost", 52.into());
+        Ok::<_, Infallible>(response)
+    });
+    let response = UsageLayer::new().layer(client).oneshot(Request::new(())).await.unwrap();
+    let used = response.extensions().get::<tower_outbound::ApiTokensUsed>().unwrap();
+    assert_eq!(used.get(), Some(52));
+}
+
+#[tokio::test]
+async fn what_is_too_long_to_look_into_passes_by_all_the_same() {
+    let long = format!(r#"{{"pad":"{}","usage":{{"total_tokens":3}}}}"#, "x".repeat(9 << 20));
+    let client = service_fn(move |_: Request<()>| {
+        let response = response(JSON, &long, 1 << 16);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let response = UsageLayer::new().layer(client).oneshot(Request::new(())).await.unwrap();
+    let used = response
+        .extensions()
+        .get::<tower_outbound::ApiTokensUsed>()
+        .unwrap()
+        .clone();
+    assert!(response.into_body().collect().await.unwrap().to_bytes().len() > 9 << 20);
+    assert_eq!(used.get(), None);
+}
+
+fn limiter() -> RateLimiter {
+    RateLimiter::new(Limits::new().requests(Rate::per_day(100)).tokens(Rate::per_day(10_000))).unwrap()
+}
+
+fn left(limiter: &RateLimiter) -> (u64, u64) {
+    let left = limiter.available();
+    (left.requests.unwrap(), left.tokens.unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_is_charged_its_estimate_and_settled_at_its_end() {
+    let limiter = limiter();
+    let client = service_fn(async |_: Request<()>| {
+        sleep(Duration::from_secs(2)).await;
+        Ok::<_, Infallible>(response(JSON, r#"{"usage":{"total_tokens":300}}"#, 5))
+    });
+    let executor = Executor::builder()
+        .limiter(limiter.clone())
+        .settle(ByUsage::default())
+        .build(CollectLayer::new(1_000).layer(UsageLayer::new().layer(client)))
+        .unwrap();
+    executor.start().unwrap();
+    let call = executor
+        .submit(Call::from(Request::new(())).tokens(4_000))
+        .await
+        .unwrap();
+    let event = call.event().clone();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(left(&limiter), (99, 6_000));
+    call.await.unwrap();
+    assert_eq!(left(&limiter), (99, 9_700));
+    let event = event.finished().await;
+    assert_eq!((event.api_tokens, event.api_tokens_used), (4_000, Some(300)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_streamed_call_is_settled_when_its_body_ends_and_stays_charged_when_that_is_dropped() {
+    let limiter = limiter();
+    let client = service_fn(async |_: Request<()>| {
+        let text = "data: {\"usage\":{\"total_tokens\":250}}\n\n";
+        Ok::<_, Infallible>(response(EVENTS, text, 10))
+    });
+    let executor = Executor::builder()
+        .limiter(limiter.clone())
+        .settle(ByUsage::default())
+        .build_streaming(UsageLayer::new().layer(client))
+        .unwrap();
+    executor.start().unwrap();
+    let call = executor
+        .submit(Call::from(Request::new(())).tokens(1_000))
+        .await
+        .unwrap();
+    let event = call.event().clone();
+    let body = call.await.unwrap().into_body();
+    assert_eq!(left(&limiter), (99, 9_000));
+    body.collect().await.unwrap();
+    let event = event.finished().await;
+    assert_eq!(
+        (event.status, event.api_tokens_used),
+        (RequestStatus::Completed, Some(250))
+    );
+    assert_eq!(left(&limiter), (99, 9_750));
+
+    let call = executor
+        .submit(Call::from(Request::new(())).tokens(1_000))
+        .await
+        .unwrap();
+    let event = call.event().clone();
+    drop(call.await.unwrap());
+    event.finished().await;
+    assert_eq!(left(&limiter), (98, 8_750));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_sent_and_failed_stays_charged_and_what_was_never_sent_costs_nothing() {
+    let limiter = limiter();
+    let never_sent = |error: &BoxError| {
+        error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    };
+    let client = service_fn(async |kind: Request<io::ErrorKind>| Err::<Response<()>, _>(io::Error::from(*kind.body())));
+    let service = RateLimitLayer::with_cost(limiter.clone(), |_: &Request<io::ErrorKind>| Cost::tokens(500))
+        .settle(ByUsage::default().unless_sent(never_sent))
+        .layer(client);
+    service
+        .clone()
+        .oneshot(Request::new(io::ErrorKind::ConnectionRefused))
+        .await
+        .unwrap_err();
+    assert_eq!(left(&limiter), (100, 10_000));
+    service
+        .oneshot(Request::new(io::ErrorKind::ConnectionReset))
+        .await
+        .unwrap_err();
+    assert_eq!(left(&limiter), (99, 9_500));
+}
