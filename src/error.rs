@@ -4,7 +4,7 @@
 //! questions (`is_closed()`, `is_panicked()`, …) by walking the chain of sources, so that nobody has to downcast.
 
 use crate::redact;
-use std::{any::Any, borrow::Cow, error::Error as StdError, fmt, iter::successors};
+use std::{any::Any, borrow::Cow, error::Error as StdError, fmt, iter::successors, time::Duration};
 
 /// An error of any type: the same alias as Tower's.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -44,6 +44,13 @@ pub struct CostExceedsBurst {
     budget: &'static str,
     cost: u64,
     burst: u64,
+}
+
+/// The call could not be over by its deadline. If that was known from the start, it has taken nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeadlineExceeded {
+    wait: Duration,
+    left: Duration,
 }
 
 /// A response's body broke off. What the call's reader is told as it came, the call is told as this.
@@ -236,6 +243,42 @@ impl fmt::Display for CostExceedsBurst {
 
 impl StdError for CostExceedsBurst {}
 
+// === impl DeadlineExceeded ===
+
+impl DeadlineExceeded {
+    pub(crate) const fn new(wait: Duration, left: Duration) -> Self {
+        Self { wait, left }
+    }
+
+    /// How long it would have had to wait for its limits alone; zero if its time was up before that mattered.
+    #[must_use]
+    pub const fn wait(&self) -> Duration {
+        self.wait
+    }
+
+    /// How long it had left; zero if its time was up.
+    #[must_use]
+    pub const fn left(&self) -> Duration {
+        self.left
+    }
+}
+
+impl fmt::Display for DeadlineExceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { wait, left } = self;
+        if left.is_zero() {
+            f.write_str("the call's deadline has passed")
+        } else {
+            write!(
+                f,
+                "the call would have to wait {wait:?} and has only {left:?} until its deadline"
+            )
+        }
+    }
+}
+
+impl StdError for DeadlineExceeded {}
+
 // === impl BodyFailed ===
 
 impl BodyFailed {
@@ -398,6 +441,12 @@ impl Error {
         self.find::<CostExceedsBurst>().is_some()
     }
 
+    /// The call could not be over by its deadline.
+    #[must_use]
+    pub fn is_deadline_exceeded(&self) -> bool {
+        self.find::<DeadlineExceeded>().is_some()
+    }
+
     /// The first error of type `E` in the chain of sources, whose first 128 are looked at.
     #[must_use]
     pub fn find<E: StdError + 'static>(&self) -> Option<&E> {
@@ -434,6 +483,12 @@ impl StdError for Error {
 
 impl From<InvalidConfig> for Error {
     fn from(error: InvalidConfig) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<DeadlineExceeded> for Error {
+    fn from(error: DeadlineExceeded) -> Self {
         Self::new(error)
     }
 }

@@ -77,6 +77,7 @@
 mod alone;
 mod clock;
 pub mod concurrency;
+pub mod deadline;
 pub mod error;
 pub mod event;
 pub mod executor;
@@ -92,6 +93,7 @@ mod sync;
 mod tokens;
 
 pub use concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer};
+pub use deadline::{Deadline, DeadlineLayer};
 pub use error::{BoxError, Error};
 pub use event::{EventHandle, EventLayer, NetworkRequestEvent, RequestId, RequestStatus};
 pub use executor::{Call, CallHandle, Executor, ExecutorBuilder, Shutdown};

@@ -9,7 +9,9 @@ use super::{
     value::{Value, redacted_fields},
 };
 use crate::{
-    error::{BodyFailed, BodyTooLarge, BoxError, Cancelled, Closed, CostExceedsBurst, Panicked, causes},
+    error::{
+        BodyFailed, BodyTooLarge, BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked, causes,
+    },
     redact,
     tokens::{ApiTokens, ApiTokensUsed},
 };
@@ -447,6 +449,7 @@ impl ErrorDetails {
             (error.is::<Cancelled>(), "Cancelled"),
             (error.is::<Panicked>(), "Panicked"),
             (error.is::<CostExceedsBurst>(), "CostExceedsBurst"),
+            (error.is::<DeadlineExceeded>(), "DeadlineExceeded"),
             (error.is::<BodyFailed>(), "BodyFailed"),
             (error.is::<BodyTooLarge>(), "BodyTooLarge"),
         ];

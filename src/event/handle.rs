@@ -157,6 +157,11 @@ impl EventHandle {
         self.writer().finish(Outcome::Cancelled);
     }
 
+    /// The call failed before anybody further in could know.
+    pub(crate) fn fail(&self, error: &BoxError) {
+        self.writer().finish(Outcome::Error(ErrorDetails::of(error)));
+    }
+
     pub(super) fn writer(&self) -> Writer {
         Writer::new(&self.shared, self.stage)
     }

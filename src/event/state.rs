@@ -233,6 +233,7 @@ impl State {
     }
 
     /// Of the last attempt that had any.
+    #[cfg(feature = "http")]
     pub(super) fn set_bytes(&mut self, bytes: Bytes) {
         self.rest().bytes = Some(bytes);
     }

@@ -1,11 +1,11 @@
 //! [`Answer`]: what comes back for a call.
 
-use crate::{error::Error, queue};
+use crate::{deadline::Timer, error::Error, event::EventHandle, queue};
 use http::{Request, Response};
 use std::{
-    future::Future,
-    pin::Pin,
-    task::{Context, Poll},
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
 };
 use tokio::sync::oneshot;
 
@@ -13,9 +13,11 @@ use tokio::sync::oneshot;
 ///
 /// Dropped before that, the call is cancelled.
 pub(super) struct Answer<B, R> {
-    /// Until this is dropped.
+    /// Until this is dropped, or the time is up.
     call: Option<queue::ResponseFuture<Request<B>, Response<R>>>,
     head: Option<oneshot::Receiver<Response<R>>>,
+    /// The call is ended at its deadline, wherever it is. (On the wire, the layer for that does so in any case.)
+    timer: Option<(Timer, EventHandle)>,
     /// The call goes on without us: nobody waits for it, or the head came, and the body decides.
     is_detached: bool,
 }
@@ -27,19 +29,40 @@ impl<B, R> Answer<B, R> {
     pub(super) const fn new(
         call: queue::ResponseFuture<Request<B>, Response<R>>,
         head: Option<oneshot::Receiver<Response<R>>>,
+        timer: Option<(Timer, EventHandle)>,
     ) -> Self {
         Self {
             call: Some(call),
             head,
+            timer,
             is_detached: false,
         }
     }
 
+    /// Waits until the call has a place in the queue.
     pub(super) async fn accepted(&mut self) -> Result<(), Error> {
-        match &mut self.call {
-            Some(call) => call.accepted().await.map_err(Error::new),
-            None => Ok(()),
-        }
+        poll_fn(|cx| {
+            let Some(call) = &mut self.call else {
+                return Poll::Ready(Ok(()));
+            };
+            if let Poll::Ready(accepted) = pin!(call.accepted()).poll(cx) {
+                return Poll::Ready(accepted.map_err(Error::new));
+            }
+            self.poll_deadline(cx).map(Err)
+        })
+        .await
+    }
+
+    /// Ready when the time is up: the call is ended.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        let Some((timer, event)) = &mut self.timer else {
+            return Poll::Pending;
+        };
+        let error = ready!(timer.poll(cx));
+        event.fail(&error.into());
+        self.timer = None;
+        self.call = None;
+        Poll::Ready(error.into())
     }
 
     /// Ends the call, and with it the body that is still on its way.
@@ -71,8 +94,11 @@ impl<B, R> Future for Answer<B, R> {
                 Poll::Pending => {}
             }
         }
-        let call = self.call.as_mut().expect("it is there until this is dropped");
-        Pin::new(call).poll(cx).map_err(Error::new)
+        let call = self.call.as_mut().expect("a future is not polled after it was ready");
+        if let Poll::Ready(result) = Pin::new(call).poll(cx) {
+            return Poll::Ready(result.map_err(Error::new));
+        }
+        self.poll_deadline(cx).map(Err)
     }
 }
 

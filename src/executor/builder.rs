@@ -1,7 +1,7 @@
 //! [`ExecutorBuilder`]: the defaults and the checks.
 
 use super::{
-    Executor,
+    Executor, Plan,
     answer::Offer,
     closure::{Closure, ClosureClient},
     stack::{Limited, Stack},
@@ -10,8 +10,9 @@ use super::{
 use crate::http::{Bodies, BodyLayer, StreamBody, offer};
 use crate::{
     concurrency::Concurrency,
+    deadline::Deadlines,
     error::{BoxError, InvalidConfig},
-    event::{Describe, Event, Events, Http},
+    event::{Describe, Event, Http},
     rate::{AsCharged, ByExtension, Limits, Rate, RateLimiter, RequestCost, UsedCost},
 };
 use http::{Request, Response};
@@ -32,6 +33,7 @@ use tower_service::Service;
 /// | [`requests`](Self::requests) | 10 a second, burst 10 |
 /// | [`tokens`](Self::tokens) | not limited |
 /// | [`workers`](Self::workers) | 1 |
+/// | [`timeout`](Self::timeout) | none |
 ///
 /// ```
 /// use tower_outbound::{Executor, Rate};
@@ -61,6 +63,7 @@ struct Numbers {
     workers: usize,
     concurrency: Permits,
     rates: Rates,
+    timeout: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
@@ -93,6 +96,7 @@ impl ExecutorBuilder {
                     requests: Rate::new(10, Duration::from_secs(1)),
                     tokens: None,
                 },
+                timeout: None,
             },
             layer: Identity::new(),
             describe: Http::default(),
@@ -170,6 +174,16 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self
     }
 
+    /// How long a call may take, from when it is submitted until it is over: queue, limits, retries, call and body.
+    /// Default: as long as it takes. [`Call::timeout`](super::Call::timeout) sets it for one call.
+    ///
+    /// A call that would have to wait longer for its limits, behind all that were submitted before it, is refused at
+    /// once: [`DeadlineExceeded`](crate::error::DeadlineExceeded).
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.numbers.timeout = Some(timeout);
+        self
+    }
+
     /// Puts a layer around the limits: see [`stack`](super::stack). The last one added is the outermost.
     pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Pair<L, N>, D, K, U> {
         ExecutorBuilder {
@@ -226,7 +240,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         C::Error: Into<BoxError> + 'static,
         L: Layer<Limited<C, D, K, U>> + Send + Sync + 'static,
         L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
-        Event<L::Service, D>:
+        Event<Deadlines<L::Service, K>, D>:
             Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<B>, Response<R>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
@@ -253,7 +267,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         L::Service: Service<Request<B>, Response = Response<StreamBody<R>>, Error: Into<BoxError>, Future: Send>
             + Send
             + 'static,
-        Event<L::Service, D>:
+        Event<Deadlines<L::Service, K>, D>:
             Service<Request<B>, Response = Response<StreamBody<R>>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<B>, Response<StreamBody<R>>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
@@ -270,7 +284,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         C::Error: Into<BoxError> + 'static,
         L: Layer<Limited<C, D, K, U>> + Send + Sync + 'static,
         L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
-        Event<L::Service, D>:
+        Event<Deadlines<L::Service, K>, D>:
             Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<B>, Response<R>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
@@ -306,22 +320,22 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
             describe: self.describe,
         };
         let (limiter, concurrency) = (stack.limiter.clone(), stack.concurrency.clone());
-        let (describe, cost) = (stack.describe.clone(), stack.cost.clone());
+        let (describe, cost) = (Box::new(stack.describe.clone()), Box::new(stack.cost.clone()));
         // So that a client need not be `Sync`: it is only cloned here, once for every start.
         let client = Mutex::new(client);
         let start = move || {
             let client = client.lock().unwrap_or_else(PoisonError::into_inner).clone();
             stack.around(client)
         };
-        Ok(Executor::new(
-            Box::new(start),
+        Ok(Executor::new(Plan {
+            start: Box::new(start),
             offer,
+            describe,
+            cost,
+            timeout: self.numbers.timeout,
             limiter,
             concurrency,
-            Events::new(),
-            Box::new(describe),
-            Box::new(cost),
-        ))
+        }))
     }
 
     /// An executor whose calls are closures: see [`Call::new`](super::Call::new).
@@ -334,7 +348,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         L: Layer<Limited<ClosureClient<R>, D, K, U>> + Send + Sync + 'static,
         L::Service:
             Service<Request<Closure<R>>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
-        Event<L::Service, D>:
+        Event<Deadlines<L::Service, K>, D>:
             Service<Request<Closure<R>>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<Closure<R>>, Response<R>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<Closure<R>>> + Clone + Send + Sync + 'static,

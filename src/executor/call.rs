@@ -5,6 +5,7 @@ use super::{
     closure::{Closure, IntoResponse},
 };
 use crate::{
+    deadline::Deadline,
     error::{BoxError, Error, Refused},
     event::{EventHandle, Metadata, NoMethod, Payload, RequestId, Value},
     tokens::ApiTokens,
@@ -15,6 +16,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 /// A call to be made: an http request, with what the executor should know of it.
@@ -100,6 +102,16 @@ impl<B> Call<B> {
     /// How many of the API's tokens the call will need. Default: none.
     pub fn tokens(self, tokens: u64) -> Self {
         self.extension(ApiTokens(tokens))
+    }
+
+    /// How long the call may take, from now until it is over. Default: what the executor [says](super::ExecutorBuilder::timeout).
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.deadline(Deadline::after(timeout))
+    }
+
+    /// When the call has to be over.
+    pub fn deadline(self, deadline: Deadline) -> Self {
+        self.extension(deadline)
     }
 
     /// A key and value of the caller's own, for the event.

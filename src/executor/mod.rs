@@ -54,6 +54,7 @@ pub use service::ResponseFuture;
 use crate::{
     clock,
     concurrency::Concurrency,
+    deadline::{Ahead, Deadline, Timer},
     error::{Error, InvalidConfig, Refused},
     event::{self, Describe, EventHandle, Events, RequestDetails, Scope, Stage, Totals, Writer},
     queue::Queue,
@@ -68,7 +69,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{runtime::Handle, time};
+use tokio::{runtime::Handle, sync::oneshot, time};
 
 /// Makes calls: queued, limited, paced and recorded. See the [module docs](self).
 ///
@@ -88,10 +89,23 @@ struct Shared<B, R> {
     offer: Option<Offer<B, R>>,
     describe: Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>,
     cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
+    timeout: Option<Duration>,
+    ahead: Option<Arc<Ahead>>,
     monitor: Monitor,
     bursts: Arc<Bursts>,
     state: Mutex<State<B, R>>,
     starting: Mutex<()>,
+}
+
+/// What an executor is made of.
+struct Plan<B, R> {
+    start: Start<B, R>,
+    offer: Option<Offer<B, R>>,
+    describe: Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>,
+    cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
+    timeout: Option<Duration>,
+    limiter: RateLimiter,
+    concurrency: Concurrency,
 }
 
 enum State<B, R> {
@@ -140,23 +154,17 @@ impl Executor<(), ()> {
 }
 
 impl<B, R> Executor<B, R> {
-    fn new(
-        start: Start<B, R>,
-        offer: Option<Offer<B, R>>,
-        limiter: RateLimiter,
-        concurrency: Concurrency,
-        events: Events,
-        describe: Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>,
-        cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
-    ) -> Self {
-        let bursts = limiter.bursts();
-        let monitor = Monitor::new(limiter, concurrency, events);
+    fn new(plan: Plan<B, R>) -> Self {
+        let bursts = plan.limiter.bursts();
         let shared = Shared {
-            start,
-            offer,
-            describe,
-            cost,
-            monitor,
+            start: plan.start,
+            offer: plan.offer,
+            describe: plan.describe,
+            cost: plan.cost,
+            // Who waits for what is only of interest where calls have deadlines.
+            ahead: plan.timeout.map(|_| Arc::default()),
+            timeout: plan.timeout,
+            monitor: Monitor::new(plan.limiter, plan.concurrency, Events::new()),
             bursts,
             state: Mutex::new(State::Stopped),
             starting: Mutex::new(()),
@@ -202,7 +210,8 @@ impl<B, R> Executor<B, R> {
     ///
     /// [`is_not_running`](Error::is_not_running) before `start` and after `stop`; [`is_closed`](Error::is_closed) if it
     /// is stopped before there is a place; [`is_cost_exceeds_burst`](Error::is_cost_exceeds_burst) if no limit could
-    /// ever let the call pass; an [`http::Error`] if the call's URL, method or a header is malformed.
+    /// ever let the call pass; [`is_deadline_exceeded`](Error::is_deadline_exceeded) if it could not pass in time, or
+    /// there was no place in time; an [`http::Error`] if the call's URL, method or a header is malformed.
     ///
     /// # Cancel safety
     ///
@@ -233,9 +242,9 @@ impl<B, R> Executor<B, R> {
         };
         let _moment = clock::shared();
         let (event, scope) = self.shared.open(&request);
-        let head = self.shared.offer.map(|offer| offer(&mut request));
+        let (head, timer) = self.shared.expect(&mut request, &event);
         let call = queue.call_at(place, request, scope).map_err(TrySubmitError::Refused)?;
-        Ok(CallHandle::new(event, Answer::new(call, head)))
+        Ok(CallHandle::new(event, Answer::new(call, head, timer)))
     }
 
     /// Stops to take calls, deals with those that are there, and waits until the last one is over.
@@ -380,15 +389,26 @@ impl<B, R> Shared<B, R> {
         }
     }
 
-    /// Refuses at once what could never be made.
+    /// Refuses at once what could never be made, or not in time.
     fn check(&self, call: Call<B>) -> Result<Request<B>, Error> {
-        let request = call.into_request().map_err(Error::new)?;
-        self.affords(&request)?;
+        let mut request = call.into_request().map_err(Error::new)?;
+        self.affords(&mut request)?;
         Ok(request)
     }
 
-    fn affords(&self, request: &Request<B>) -> Result<(), Error> {
-        Ok(self.bursts.check(self.cost.cost(request))?)
+    fn affords(&self, request: &mut Request<B>) -> Result<(), Error> {
+        let cost = self.cost.cost(request);
+        self.bursts.check(cost)?;
+        let deadline = Deadline::of(request).or_else(|| self.timeout.map(Deadline::after));
+        if let Some(deadline) = deadline {
+            let ahead = self.ahead.as_ref().map_or((0, 0), |ahead| ahead.cost());
+            deadline.allows(self.monitor.limiter().wait(cost, ahead))?;
+            request.extensions_mut().insert(deadline);
+        }
+        if let Some(ahead) = &self.ahead {
+            request.extensions_mut().insert(ahead.add(cost));
+        }
+        Ok(())
     }
 
     /// Opens the event and makes the call, at one moment.
@@ -396,8 +416,23 @@ impl<B, R> Shared<B, R> {
     fn call(&self, queue: &mut Queue<Request<B>, Response<R>>, mut request: Request<B>) -> (EventHandle, Answer<B, R>) {
         let _moment = clock::shared();
         let (event, scope) = self.open(&request);
-        let head = self.offer.map(|offer| offer(&mut request));
-        (event, Answer::new(queue.call_in(scope, &mut Some(request)), head))
+        let (head, timer) = self.expect(&mut request, &event);
+        let call = queue.call_in(scope, &mut Some(request));
+        (event, Answer::new(call, head, timer))
+    }
+
+    /// By which way the response will come, and until when.
+    #[inline]
+    fn expect(
+        &self,
+        request: &mut Request<B>,
+        event: &EventHandle,
+    ) -> (Option<oneshot::Receiver<Response<R>>>, Option<(Timer, EventHandle)>) {
+        if request.extensions().is_empty() && self.offer.is_none() {
+            return (None, None);
+        }
+        let timer = Deadline::of(request).map(|deadline| (Timer::new(deadline), event.clone()));
+        (self.offer.map(|offer| offer(request)), timer)
     }
 
     fn open(&self, request: &Request<B>) -> (EventHandle, Scope) {

@@ -32,7 +32,7 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
         queue.poll_ready(cx).map_err(Error::new)
     }
 
-    fn call(&mut self, req: Request<B>) -> Self::Future {
+    fn call(&mut self, mut req: Request<B>) -> Self::Future {
         let refused = |error| ResponseFuture {
             call: Err(Some(error)),
             event: None,
@@ -41,7 +41,7 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
             Ok(queue) => queue,
             Err(error) => return refused(error),
         };
-        if let Err(error) = self.shared.affords(&req) {
+        if let Err(error) = self.shared.affords(&mut req) {
             return refused(error);
         }
         let (event, answer) = self.shared.call(queue, req);

@@ -6,6 +6,7 @@
 //! Executor::submit           opens the event: PENDING while it waits for a place, QUEUED once it has one
 //!   QueueLayer               bounded, first in first out; its workers drive the calls
 //!     EventLayer::processing PROCESSING on the way in; COMPLETED, FAILED or CANCELLED on the way out
+//!       DeadlineLayer        ends a call when its time is up; refuses one that cannot make it
 //!       your layer           around the limits: a retry here takes a permit and pays its rate for every attempt
 //!         ConcurrencyLimitLayer
 //!           RateLimitLayer   requests and tokens, both or neither
@@ -26,6 +27,7 @@
 
 use crate::{
     concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer},
+    deadline::{DeadlineLayer, Deadlines},
     error::{BoxError, InvalidConfig},
     event::{Describe, Event, EventLayer},
     queue::{Queue, QueueLayer},
@@ -64,7 +66,7 @@ impl<L, D, K, U> Stack<L, D, K, U> {
         D: Describe<Request<B>, Response<R>> + Clone,
         K: RequestCost<Request<B>> + Clone,
         U: UsedCost<Response<R>> + Clone,
-        Event<L::Service, D>:
+        Event<Deadlines<L::Service, K>, D>:
             Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         B: Send + 'static,
         R: Send + 'static,
@@ -78,6 +80,8 @@ impl<L, D, K, U> Stack<L, D, K, U> {
                     .describe(self.describe.clone())
                     .above_ours(TypeId::of::<L>() == TypeId::of::<Identity>()),
             )
+            // Over all that follows. The queue's part of it is the caller's handle's to see to.
+            .layer(DeadlineLayer::new().limiter(self.limiter.clone(), self.cost.clone()))
             // Yours. A retry belongs here, so that every attempt takes its own permit and pays its own rate.
             .layer(&self.layer)
             // Outside the rate: the budget is taken last, next to the wire. The other way round, calls that have paid

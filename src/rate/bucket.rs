@@ -113,6 +113,12 @@ impl Bucket {
         }
     }
 
+    /// There is no more than `amount` in it, says somebody who knows.
+    pub(super) fn lower(&mut self, amount: u64) {
+        self.balance = self.balance.min(self.units(amount));
+        self.withhold();
+    }
+
     /// An estimate, charged under the limits of this number, turns out to have been `used` in truth.
     pub(super) fn settle(&mut self, estimate: u64, used: u64, limits: u64) {
         let (estimate, used) = (self.units(estimate), self.units(used));

@@ -2,11 +2,11 @@
 
 use super::{
     bucket::Bucket,
-    rate::{Budget, Cost},
+    rate::{Budget, Cost, Limits},
 };
 use crate::{
     clock::{Reading, nanos_between},
-    error::CostExceedsBurst,
+    error::{CostExceedsBurst, InvalidConfig},
     line::{Gate, Opens},
 };
 use std::{
@@ -47,6 +47,8 @@ pub(crate) struct Bursts {
 /// All buckets of a limiter, and what happens between them: all or nothing, pauses, catching up.
 pub(super) struct Buckets {
     bursts: Arc<Bursts>,
+    limits: Limits,
+    /// One for each rate of the limits, in their order.
     buckets: Vec<(Budget, Bucket)>,
     /// How often they were replaced.
     replaced: u64,
@@ -105,9 +107,11 @@ impl Bursts {
 // === impl Buckets ===
 
 impl Buckets {
-    pub(super) fn new(buckets: Vec<(Budget, Bucket)>) -> Self {
-        Self {
+    pub(super) fn new(limits: Limits) -> Result<Self, InvalidConfig> {
+        let buckets = limits.buckets()?;
+        Ok(Self {
             bursts: Arc::new(Bursts::of(&buckets)),
+            limits,
             buckets,
             replaced: 0,
             epoch: Instant::now(),
@@ -116,7 +120,11 @@ impl Buckets {
             late: (0, 0),
             ahead: (0, 0),
             admitted: 0,
-        }
+        })
+    }
+
+    pub(super) const fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     pub(super) const fn bursts(&self) -> &Arc<Bursts> {
@@ -178,11 +186,16 @@ impl Buckets {
 
     /// How long a newcomer would wait.
     pub(super) fn wait(&mut self, cost: Cost, clock: &mut Reading) -> Duration {
+        self.wait_behind((0, 0), cost, clock)
+    }
+
+    /// How long it would wait behind others who will take so much, beside those in line.
+    pub(super) fn wait_behind(&mut self, others: (u128, u128), cost: Cost, clock: &mut Reading) -> Duration {
         let now = clock.nanos_since(self.epoch);
         let filled = self.buckets.iter().map(|(budget, bucket)| {
             let ahead = match budget {
-                Budget::Requests => self.ahead.0,
-                Budget::Tokens => self.ahead.1,
+                Budget::Requests => self.ahead.0 + others.0,
+                Budget::Tokens => self.ahead.1 + others.1,
             };
             bucket.wait(ahead + u128::from(cost.of(*budget)))
         });
@@ -209,7 +222,8 @@ impl Buckets {
         }
     }
 
-    pub(super) fn replace(&mut self, mut new: Vec<(Budget, Bucket)>, clock: &mut Reading) {
+    pub(super) fn replace(&mut self, limits: Limits, clock: &mut Reading) -> Result<(), InvalidConfig> {
+        let mut new = limits.buckets()?;
         let now = clock.nanos_since(self.epoch);
         self.advance_to(now);
         self.replaced += 1;
@@ -223,6 +237,17 @@ impl Buckets {
         }
         self.bursts.set(&new);
         self.buckets = new;
+        self.limits = limits;
+        Ok(())
+    }
+
+    /// What is said of a rate, by somebody who knows: there is no more left of it.
+    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64, clock: &mut Reading) {
+        self.catch_up(clock);
+        let said = self.limits.position(budget, period);
+        if let Some((_, bucket)) = said.and_then(|at| self.buckets.get_mut(at)) {
+            bucket.lower(left);
+        }
     }
 
     pub(super) fn pause(&mut self, until: Option<Instant>) {
@@ -230,12 +255,17 @@ impl Buckets {
         self.paused_until = self.paused_until.max(until);
     }
 
-    /// An estimate that was charged by the limits of this number turns out to have been `used`.
-    pub(super) fn settle(&mut self, estimate: Cost, limits: u64, used: Cost, clock: &mut Reading) {
-        // Those who wait are not advanced: they may be owed a moment that has passed.
+    /// Before a balance is changed from outside. While somebody waits, time is not moved on: a moment that has passed may
+    /// still be owed to the first in line.
+    fn catch_up(&mut self, clock: &mut Reading) {
         if self.ahead == (0, 0) {
             self.idle(clock);
         }
+    }
+
+    /// An estimate that was charged by the limits of this number turns out to have been `used`.
+    pub(super) fn settle(&mut self, estimate: Cost, limits: u64, used: Cost, clock: &mut Reading) {
+        self.catch_up(clock);
         for (budget, bucket) in &mut self.buckets {
             bucket.settle(estimate.of(*budget), used.of(*budget), limits);
         }

@@ -2,7 +2,7 @@
 
 use super::{
     buckets::{Ask, Available, Buckets, Bursts},
-    rate::{Cost, Limits},
+    rate::{Budget, Cost, Limits},
 };
 use crate::{
     clock::Reading,
@@ -101,10 +101,9 @@ impl RateLimiter {
     ///
     /// [`InvalidConfig`] names the field: an amount or period of zero, a number that is negative or none, a burst below
     /// one, an initial fill above the burst.
-    #[allow(clippy::needless_pass_by_value)]
     pub fn new(limits: Limits) -> Result<Self, InvalidConfig> {
         Ok(Self {
-            line: Line::new(Buckets::new(limits.buckets()?)),
+            line: Line::new(Buckets::new(limits)?),
         })
     }
 
@@ -178,6 +177,11 @@ impl RateLimiter {
         }
     }
 
+    /// How long a newcomer would wait behind those in line, and behind others who are on their way there.
+    pub(crate) fn wait(&self, cost: Cost, ahead: (u128, u128)) -> Duration {
+        self.line.peek(|buckets, clock| buckets.wait_behind(ahead, cost, clock))
+    }
+
     /// What could go now if nobody waited.
     #[must_use]
     pub fn available(&self) -> Available {
@@ -206,11 +210,59 @@ impl RateLimiter {
     /// # Errors
     ///
     /// [`InvalidConfig`], as [`new`](Self::new); nothing is changed then.
-    #[allow(clippy::needless_pass_by_value)]
     pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
-        let new = limits.buckets()?;
-        self.line.change_for_all(|buckets, clock| buckets.replace(new, clock));
-        Ok(())
+        // Checked first, so that nobody is bothered in vain.
+        limits.check()?;
+        self.line
+            .change_for_all(|buckets, clock| buckets.replace(limits, clock))
+    }
+
+    /// The limits, as they are now.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.line.peek(|buckets, _| buckets.limits().clone())
+    }
+
+    /// Somebody who knows, a provider for one, says what is left of a rate: what is in its bucket is lowered to that, at
+    /// once also for those who wait, and never raised.
+    ///
+    /// Which rate is told by its budget and its period. Where the period is not known, it is the only rate of that budget;
+    /// where there is no such rate, nothing is done.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_outbound::{Limits, Rate, RateLimiter, rate::Budget};
+    /// let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_minute(30_000)).tokens(Rate::per_day(1_000_000)))?;
+    /// limiter.lower(Budget::Tokens, Some(Duration::from_secs(60)), 12_000);
+    /// limiter.lower(Budget::Tokens, Some(Duration::from_secs(60)), 29_000);
+    /// assert_eq!(limiter.available().tokens, Some(12_000));
+    /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
+    /// ```
+    pub fn lower(&self, budget: Budget, period: Option<Duration>, left: u64) {
+        self.line
+            .change(|buckets, clock| buckets.lower(budget, period, left, clock));
+    }
+
+    /// Somebody who knows says what a rate is: its amount becomes that, and its burst is no more than that. Returns
+    /// whether anything has changed.
+    ///
+    /// Which rate is told as for [`lower`](Self::lower).
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`], as [`new`](Self::new), for an amount of zero; nothing is changed then.
+    pub fn adopt(&self, budget: Budget, period: Option<Duration>, amount: u64) -> Result<bool, InvalidConfig> {
+        let changed = |limits: &Limits| limits.with_amount(limits.position(budget, period)?, amount);
+        // Mostly it is known.
+        let Some(limits) = self.line.peek(|buckets, _| changed(buckets.limits())) else {
+            return Ok(false);
+        };
+        limits.check()?;
+        self.line
+            .change_for_all(|buckets, clock| match changed(buckets.limits()) {
+                Some(limits) => buckets.replace(limits, clock).map(|()| true),
+                None => Ok(false),
+            })
     }
 
     /// Admits nobody for this long. Only ever extends a pause.

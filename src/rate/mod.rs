@@ -56,4 +56,4 @@ pub use buckets::Available;
 pub(crate) use buckets::Bursts;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
 pub use limiter::{Estimate, RateLimiter, TryAcquireError};
-pub use rate::{Amount, Cost, Limits, Rate};
+pub use rate::{Amount, Budget, Cost, Limits, Rate};

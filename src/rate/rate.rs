@@ -55,9 +55,11 @@ pub struct Limits {
 }
 
 /// What a provider counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Budget {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Budget {
+    /// Requests.
     Requests,
+    /// The API's tokens.
     Tokens,
 }
 
@@ -120,6 +122,17 @@ impl Rate {
     pub fn initial(mut self, initial: impl Into<Amount>) -> Self {
         self.initial = Some(initial.into());
         self
+    }
+
+    /// The same, with another amount, which the burst must not exceed.
+    fn with_amount(self, amount: u64) -> Self {
+        let at_most = |burst: Amount| if burst.is_above(amount) { amount.into() } else { burst };
+        Self {
+            amount: amount.into(),
+            burst: self.burst.map(at_most),
+            initial: self.initial.map(at_most),
+            ..self
+        }
     }
 
     /// Checks everything and works it out in whole units: see [`bucket`](super::bucket).
@@ -205,6 +218,11 @@ fn gcd(mut a: u128, mut b: u128) -> u128 {
 const SCALE: u64 = 1_000_000;
 
 impl Amount {
+    fn is_above(&self, amount: u64) -> bool {
+        self.parts()
+            .is_ok_and(|(value, scale)| u128::from(value) > u128::from(amount) * u128::from(scale))
+    }
+
     /// As numerator and denominator.
     fn parts(&self) -> Result<(u64, u64), String> {
         match self.0 {
@@ -282,6 +300,26 @@ impl Limits {
     pub fn tokens(mut self, rate: Rate) -> Self {
         self.rates.push((Budget::Tokens, rate));
         self
+    }
+
+    /// Which of the rates is meant: that of this period; or the only one of its budget, if the period is not known.
+    pub(super) fn position(&self, budget: Budget, period: Option<Duration>) -> Option<usize> {
+        let mut own = (0..self.rates.len()).filter(|at| self.rates[*at].0 == budget);
+        match period {
+            Some(period) => own.find(|at| self.rates[*at].1.period == period),
+            None => own.next().filter(|_| own.next().is_none()),
+        }
+    }
+
+    /// The same, with another amount for one of the rates; `None` if it has that already.
+    pub(super) fn with_amount(&self, at: usize, amount: u64) -> Option<Self> {
+        let (_, rate) = self.rates.get(at)?;
+        if rate.amount == Amount::from(amount) {
+            return None;
+        }
+        let mut limits = self.clone();
+        limits.rates[at].1 = rate.with_amount(amount);
+        Some(limits)
     }
 
     /// Whether all numbers make sense.
