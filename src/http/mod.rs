@@ -1,6 +1,7 @@
 //! What metered APIs over http need.
 mod body;
 mod collect;
+mod feedback;
 #[cfg(feature = "json")]
 mod report;
 #[cfg(feature = "reqwest")]
@@ -10,6 +11,9 @@ mod stream;
 mod usage;
 pub use body::StreamBody;
 pub use collect::{Collect, CollectFuture, CollectLayer};
+pub use feedback::{
+    Feedback, FeedbackFuture, FeedbackLayer, Listens, ParseProviderError, Provider, Reset, Unit, Window,
+};
 #[cfg(feature = "reqwest")]
 pub use reqwest::{Reqwest, ReqwestFuture};
 pub(crate) use stream::offer;

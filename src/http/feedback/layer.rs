@@ -1,0 +1,186 @@
+//! [`FeedbackLayer`]: what a provider says of its limits is made known to ours.
+
+use super::{Feedback, Provider, Unit};
+use crate::rate::{Budget, RateLimiter};
+use http::{HeaderMap, Request, Response, StatusCode};
+use pin_project_lite::pin_project;
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::{Duration, SystemTime},
+};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// Around the client: listens to what a [`Provider`] says of its limits, and tells the [`RateLimiter`] that paces the
+/// calls.
+///
+/// - A 429, 503 or 529 that says when to come back pauses *everybody* who uses the limiter until then. A pause is only
+///   ever extended; one that is longer than [`max_pause`](Self::max_pause) is that long.
+/// - What is left of a limit lowers what is in our bucket, and never raises it.
+/// - If it is asked to [adopt](Self::adopt_limits) them, the provider's limits become ours.
+///
+/// Only requests and tokens as a whole are looked at; the limits are known by their [period](crate::rate::RateLimiter::lower).
+///
+/// ```
+/// use tower::{Layer, service_fn};
+/// use tower_outbound::{Executor, Limits, Rate, RateLimiter, http::{FeedbackLayer, Provider}};
+/// # let client = service_fn(async |_: http::Request<String>| Ok::<_, tower::BoxError>(http::Response::new(())));
+///
+/// let limiter = RateLimiter::new(Limits::new().requests(Rate::per_minute(500)).tokens(Rate::per_minute(30_000)))?;
+/// let client = FeedbackLayer::new(limiter.clone(), Provider::OpenAi).adopt_limits().layer(client);
+/// let executor = Executor::builder().limiter(limiter).build(client)?;
+/// # Ok::<_, tower_outbound::error::InvalidConfig>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct FeedbackLayer {
+    limiter: RateLimiter,
+    provider: Provider,
+    adopts: bool,
+    max_pause: Duration,
+}
+
+/// A client whose provider is listened to. See [`FeedbackLayer`].
+#[derive(Clone, Debug)]
+pub struct Listens<S> {
+    inner: S,
+    layer: FeedbackLayer,
+}
+
+pin_project! {
+    /// A call whose response is listened to.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the call.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct FeedbackFuture<F> {
+        #[pin]
+        future: F,
+        layer: FeedbackLayer,
+    }
+}
+
+// === impl FeedbackLayer ===
+
+impl FeedbackLayer {
+    /// Tells `limiter` what `provider` says.
+    #[must_use]
+    pub const fn new(limiter: RateLimiter, provider: Provider) -> Self {
+        Self {
+            limiter,
+            provider,
+            adopts: false,
+            max_pause: Duration::from_secs(60 * 60),
+        }
+    }
+
+    /// The provider's limits become the limiter's as soon as they are known. Bursts stay, as far as the limits allow.
+    /// Default: what was configured holds.
+    #[must_use]
+    pub const fn adopt_limits(mut self) -> Self {
+        self.adopts = true;
+        self
+    }
+
+    /// The longest pause that one response can cause. Default: an hour.
+    #[must_use]
+    pub const fn max_pause(mut self, pause: Duration) -> Self {
+        self.max_pause = pause;
+        self
+    }
+
+    fn listen(&self, status: StatusCode, headers: &HeaderMap) {
+        let feedback = self.provider.feedback(headers, SystemTime::now());
+        if is_too_much(self.provider, status, &feedback) {
+            if let Some(delay) = feedback.retry_after {
+                self.limiter.pause_for(delay.min(self.max_pause));
+            }
+        }
+        for window in feedback.windows {
+            let budget = match window.unit {
+                Unit::Requests => Budget::Requests,
+                Unit::Tokens => Budget::Tokens,
+                Unit::InputTokens | Unit::OutputTokens => continue,
+            };
+            if let Some(limit) = window.limit.filter(|limit| self.adopts && *limit > 0) {
+                // Fails for a limit that could not be counted: then ours holds.
+                let adopted = self.limiter.adopt(budget, window.period, limit);
+                if let Ok(true) = adopted {
+                    tracing::info!(target: "tower_outbound", ?budget, limit, "adopted the provider's limit");
+                }
+            }
+            if let Some(remaining) = window.remaining {
+                self.limiter.lower(budget, window.period, remaining);
+            }
+        }
+    }
+}
+
+/// Whether a response says that there was too much, or that the provider is overloaded.
+fn is_too_much(provider: Provider, status: StatusCode, feedback: &Feedback) -> bool {
+    let is_exhausted = || feedback.windows.iter().any(|window| window.remaining == Some(0));
+    match status.as_u16() {
+        429 | 503 | 529 => true,
+        // GitHub says so when a limit is reached.
+        403 => provider == Provider::GitHub && (is_exhausted() || feedback.retry_after.is_some()),
+        _ => false,
+    }
+}
+
+impl<S> Layer<S> for FeedbackLayer {
+    type Service = Listens<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Listens {
+            inner,
+            layer: self.clone(),
+        }
+    }
+}
+
+// === impl Listens ===
+
+impl<S, B, R> Service<Request<B>> for Listens<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = FeedbackFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, req: Request<B>) -> Self::Future {
+        FeedbackFuture {
+            future: self.inner.call(req),
+            layer: self.layer.clone(),
+        }
+    }
+}
+
+// === impl FeedbackFuture ===
+
+impl<F, R, E> Future for FeedbackFuture<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+{
+    type Output = Result<Response<R>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = ready!(this.future.poll(cx))?;
+        this.layer.listen(response.status(), response.headers());
+        Poll::Ready(Ok(response))
+    }
+}
+
+impl<F> fmt::Debug for FeedbackFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FeedbackFuture").finish_non_exhaustive()
+    }
+}

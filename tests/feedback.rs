@@ -1,0 +1,567 @@
+//! What providers' headers say, in their own words, and what is made of it.
+#![cfg(feature = "http")]
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use std::{
+    convert::Infallible,
+    time::{Duration, SystemTime},
+};
+use tokio::time::Instant;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_outbound::{
+    Cost, Limits, Rate, RateLimiter,
+    http::{Feedback, FeedbackLayer, Provider, Reset, Unit},
+    rate::Budget,
+};
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+    let pair = |(name, value): &(&str, &str)| {
+        (
+            HeaderName::from_bytes(name.as_bytes()).unwrap(),
+            HeaderValue::from_str(value).unwrap(),
+        )
+    };
+    pairs.iter().map(pair).collect()
+}
+
+/// 21 October 2026, 07:28:00 GMT.
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_792_567_680)
+}
+
+fn read(provider: Provider, pairs: &[(&str, &str)]) -> Feedback {
+    provider.feedback(&headers(pairs), now())
+}
+
+/// Unit, period in seconds, limit, remaining, reset.
+type Told = (Unit, Option<u64>, Option<u64>, Option<u64>, Option<Reset>);
+
+fn windows(provider: Provider, pairs: &[(&str, &str)]) -> Vec<Told> {
+    let told = read(provider, pairs).windows;
+    let seconds = |period: Duration| period.as_secs();
+    told.iter()
+        .map(|window| {
+            (
+                window.unit,
+                window.period.map(seconds),
+                window.limit,
+                window.remaining,
+                window.reset,
+            )
+        })
+        .collect()
+}
+
+fn full(millis: u64) -> Option<Reset> {
+    Some(Reset::Full(Duration::from_millis(millis)))
+}
+
+fn more(seconds: u64) -> Option<Reset> {
+    Some(Reset::More(Duration::from_secs(seconds)))
+}
+
+#[test]
+fn openai_tells_requests_and_tokens_and_when_they_are_full() {
+    let pairs = [
+        ("x-ratelimit-limit-requests", "60"),
+        ("x-ratelimit-limit-tokens", "150000"),
+        ("x-ratelimit-remaining-requests", "59"),
+        ("x-ratelimit-remaining-tokens", "149984"),
+        ("x-ratelimit-reset-requests", "1s"),
+        ("x-ratelimit-reset-tokens", "6m0s"),
+    ];
+    let told = [
+        (Unit::Requests, None, Some(60), Some(59), full(1_000)),
+        (Unit::Tokens, Some(MINUTE), Some(150_000), Some(149_984), full(360_000)),
+    ];
+    assert_eq!(windows(Provider::OpenAi, &pairs), told);
+
+    let project = [
+        ("x-ratelimit-limit-project-tokens", "1000000"),
+        ("x-ratelimit-remaining-project-tokens", "990000"),
+        ("x-ratelimit-reset-project-tokens", "250ms"),
+    ];
+    let told = [(Unit::Tokens, Some(MINUTE), Some(1_000_000), Some(990_000), full(250))];
+    assert_eq!(windows(Provider::OpenAi, &project), told);
+
+    let older = [
+        ("x-ratelimit-limit-tokens_usage_based", "160000"),
+        ("x-ratelimit-remaining-tokens_usage_based", "159976"),
+        ("x-ratelimit-reset-tokens_usage_based", "9ms"),
+    ];
+    let told = [(Unit::Tokens, Some(MINUTE), Some(160_000), Some(159_976), full(9))];
+    assert_eq!(windows(Provider::OpenAi, &older), told);
+
+    assert_eq!(read(Provider::OpenAi, &[]), Feedback::default());
+}
+
+#[test]
+fn openais_reset_is_the_time_until_all_is_there_again() {
+    // A real response: 5000 requests and 160000 tokens a minute.
+    let feedback = read(
+        Provider::OpenAi,
+        &[
+            ("x-ratelimit-limit-requests", "5000"),
+            ("x-ratelimit-remaining-requests", "4999"),
+            ("x-ratelimit-reset-requests", "12ms"),
+            ("x-ratelimit-limit-tokens", "160000"),
+            ("x-ratelimit-remaining-tokens", "159976"),
+            ("x-ratelimit-reset-tokens", "9ms"),
+        ],
+    );
+    for window in feedback.windows {
+        let Some(Reset::Full(reset)) = window.reset else {
+            panic!("{window:?}")
+        };
+        let (limit, missing) = (window.limit.unwrap(), window.limit.unwrap() - window.remaining.unwrap());
+        assert_eq!((missing as f64 / reset.as_secs_f64() * 60.0).round(), limit as f64);
+    }
+}
+
+#[test]
+fn openai_says_when_to_come_back_in_seconds_and_in_milliseconds() {
+    let feedback = read(Provider::OpenAi, &[("retry-after", "20")]);
+    assert_eq!(feedback.retry_after, Some(Duration::from_secs(20)));
+    let both = [
+        ("retry-after", "20"),
+        ("retry-after-ms", "4321"),
+        ("x-should-retry", "false"),
+    ];
+    let feedback = read(Provider::OpenAi, &both);
+    assert_eq!(feedback.retry_after, Some(Duration::from_millis(4_321)));
+    assert_eq!(feedback.should_retry, Some(false));
+    assert_eq!(
+        read(Provider::OpenAi, &[("x-should-retry", "true")]).should_retry,
+        Some(true)
+    );
+    assert_eq!(
+        read(Provider::OpenAi, &[("x-should-retry", "maybe")]).should_retry,
+        None
+    );
+}
+
+#[test]
+fn azure_tells_bare_seconds_and_minus_one_for_what_it_does_not_know() {
+    let pairs = [
+        ("x-ratelimit-limit-requests", "10"),
+        ("x-ratelimit-remaining-requests", "9"),
+        ("x-ratelimit-reset-requests", "10"),
+        ("x-ratelimit-limit-tokens", "1000"),
+        ("x-ratelimit-remaining-tokens", "900"),
+        ("x-ratelimit-reset-tokens", "300"),
+        ("retry-after-ms", "2000"),
+    ];
+    let told = [
+        (Unit::Requests, None, Some(10), Some(9), full(10_000)),
+        (Unit::Tokens, Some(MINUTE), Some(1_000), Some(900), full(300_000)),
+    ];
+    assert_eq!(windows(Provider::AzureOpenAi, &pairs), told);
+    assert_eq!(
+        read(Provider::AzureOpenAi, &pairs).retry_after,
+        Some(Duration::from_secs(2))
+    );
+    let unknown = [
+        ("x-ratelimit-limit-tokens", "-1"),
+        ("x-ratelimit-remaining-tokens", "-1"),
+        ("x-ratelimit-reset-tokens", "0"),
+    ];
+    assert_eq!(windows(Provider::AzureOpenAi, &unknown), []);
+}
+
+#[test]
+fn github_models_tells_the_period_too() {
+    let pairs = [
+        ("x-ratelimit-limit-requests", "150"),
+        ("x-ratelimit-renewalperiod-requests", "60"),
+        ("x-ratelimit-remaining-tokens", "7"),
+        ("x-ratelimit-renewalperiod-tokens", "86400"),
+    ];
+    let told = [
+        (Unit::Requests, Some(MINUTE), Some(150), None, None),
+        (Unit::Tokens, Some(DAY), None, Some(7), None),
+    ];
+    assert_eq!(windows(Provider::AzureOpenAi, &pairs), told);
+}
+
+#[test]
+fn anthropic_tells_moments_which_are_measured_by_its_own_clock() {
+    let pairs = [
+        ("date", "Wed, 25 Feb 2026 20:02:31 GMT"),
+        ("anthropic-ratelimit-requests-limit", "50"),
+        ("anthropic-ratelimit-requests-remaining", "49"),
+        ("anthropic-ratelimit-requests-reset", "2026-02-25T20:02:32Z"),
+        ("anthropic-ratelimit-input-tokens-limit", "30000"),
+        ("anthropic-ratelimit-input-tokens-remaining", "28000"),
+        ("anthropic-ratelimit-output-tokens-limit", "8000"),
+        ("anthropic-ratelimit-output-tokens-remaining", "8000"),
+        ("anthropic-ratelimit-tokens-limit", "38000"),
+        ("anthropic-ratelimit-tokens-remaining", "36000"),
+        // Other quotas.
+        ("anthropic-priority-input-tokens-limit", "1"),
+        ("anthropic-ratelimit-priority-input-tokens-limit", "1"),
+        ("anthropic-fast-input-tokens-remaining", "1"),
+        ("anthropic-ratelimit-unified-reset", "1772049752"),
+    ];
+    let told = [
+        (Unit::Requests, Some(MINUTE), Some(50), Some(49), full(1_000)),
+        (Unit::Tokens, Some(MINUTE), Some(38_000), Some(36_000), None),
+        (Unit::InputTokens, Some(MINUTE), Some(30_000), Some(28_000), None),
+        (Unit::OutputTokens, Some(MINUTE), Some(8_000), Some(8_000), None),
+    ];
+    assert_eq!(windows(Provider::Anthropic, &pairs), told);
+    assert_eq!(
+        read(Provider::Anthropic, &[("retry-after", "31")]).retry_after,
+        Some(Duration::from_secs(31))
+    );
+    // It was back before the response was sent.
+    let past = [
+        ("anthropic-ratelimit-requests-remaining", "49"),
+        ("anthropic-ratelimit-requests-reset", "2026-02-25T20:02:32Z"),
+    ];
+    assert_eq!(windows(Provider::Anthropic, &past)[0].4, full(0));
+}
+
+#[test]
+fn gemini_says_nothing_in_headers() {
+    assert_eq!(
+        read(Provider::Gemini, &[("x-ratelimit-limit-tokens", "5")]),
+        Feedback::default()
+    );
+}
+
+#[test]
+fn groq_counts_requests_by_the_day_and_writes_durations_with_fractions() {
+    let pairs = [
+        ("x-ratelimit-limit-requests", "14400"),
+        ("x-ratelimit-remaining-requests", "14399"),
+        ("x-ratelimit-reset-requests", "2m59.56s"),
+        ("x-ratelimit-limit-tokens", "18000"),
+        ("x-ratelimit-remaining-tokens", "17997"),
+        ("x-ratelimit-reset-tokens", "7.66s"),
+        ("retry-after", "2"),
+    ];
+    let told = [
+        (Unit::Requests, Some(DAY), Some(14_400), Some(14_399), full(179_560)),
+        (Unit::Tokens, Some(MINUTE), Some(18_000), Some(17_997), full(7_660)),
+    ];
+    assert_eq!(windows(Provider::Groq, &pairs), told);
+    assert_eq!(read(Provider::Groq, &pairs).retry_after, Some(Duration::from_secs(2)));
+}
+
+#[test]
+fn mistral_tells_no_reset_but_what_the_call_used() {
+    let pairs = [
+        ("x-ratelimit-limit-req-minute", "720"),
+        ("x-ratelimit-remaining-req-minute", "717"),
+        ("x-ratelimit-limit-tokens-minute", "5000000"),
+        ("x-ratelimit-remaining-tokens-minute", "4999911"),
+        ("x-ratelimit-tokens-query-cost", "52"),
+    ];
+    let told = [
+        (Unit::Requests, Some(MINUTE), Some(720), Some(717), None),
+        (Unit::Tokens, Some(MINUTE), Some(5_000_000), Some(4_999_911), None),
+    ];
+    assert_eq!(windows(Provider::Mistral, &pairs), told);
+    assert_eq!(read(Provider::Mistral, &pairs).tokens_used, Some(52));
+}
+
+#[test]
+fn cerebras_has_several_periods_at_once() {
+    let pairs = [
+        ("x-ratelimit-limit-requests-minute", "5"),
+        ("x-ratelimit-limit-requests-hour", "150"),
+        ("x-ratelimit-limit-requests-day", "2400"),
+        ("x-ratelimit-remaining-tokens-day", "999"),
+    ];
+    let told = [
+        (Unit::Requests, Some(MINUTE), Some(5), None, None),
+        (Unit::Requests, Some(HOUR), Some(150), None, None),
+        (Unit::Requests, Some(DAY), Some(2_400), None, None),
+        (Unit::Tokens, Some(DAY), None, Some(999), None),
+    ];
+    assert_eq!(windows(Provider::Cerebras, &pairs), told);
+}
+
+#[test]
+fn github_tells_the_moment_in_seconds_since_1970() {
+    let reset = "1792567740";
+    let pairs = [
+        ("x-ratelimit-limit", "5000"),
+        ("x-ratelimit-remaining", "0"),
+        ("x-ratelimit-used", "5000"),
+        ("x-ratelimit-reset", reset),
+        ("x-ratelimit-resource", "core"),
+    ];
+    let told = [(Unit::Requests, Some(HOUR), Some(5_000), Some(0), full(60_000))];
+    assert_eq!(windows(Provider::GitHub, &pairs), told);
+}
+
+#[test]
+fn retry_after_is_seconds_fractions_or_a_date_against_the_date_of_the_response() {
+    let at = |pairs: &[(&str, &str)]| read(Provider::Ietf, pairs).retry_after;
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    assert_eq!(at(&[("retry-after", "120")]), seconds(120));
+    assert_eq!(at(&[("retry-after", " 1.5 ")]), Some(Duration::from_millis(1_500)));
+    assert_eq!(at(&[("retry-after", "Wed, 21 Oct 2026 07:28:30 GMT")]), seconds(30));
+    // The server's clock is an hour slow.
+    let date = ("date", "Wed, 21 Oct 2026 06:28:00 GMT");
+    assert_eq!(
+        at(&[date, ("retry-after", "Wed, 21 Oct 2026 06:28:45 GMT")]),
+        seconds(45)
+    );
+    // The obsolete forms of RFC 9110.
+    assert_eq!(at(&[("retry-after", "Wednesday, 21-Oct-26 07:28:10 GMT")]), seconds(10));
+    assert_eq!(at(&[("retry-after", "Wed Oct 21 07:28:09 2026")]), seconds(9));
+    // It has passed.
+    assert_eq!(at(&[("retry-after", "Wed, 21 Oct 2026 07:00:00 GMT")]), seconds(0));
+    assert_eq!(at(&[("retry-after", "99999999999999999999999")]), seconds(366 * DAY));
+    for odd in [
+        "", "-1", "-5", "1e9", "NaN", "inf", "soon", "1,5", "+3", "0x10", ".5", "1.2.3",
+    ] {
+        assert_eq!(at(&[("retry-after", odd)]), None, "{odd}");
+    }
+}
+
+#[test]
+fn the_ietfs_fields_of_draft_10_belong_together_by_name() {
+    let pairs = [
+        ("ratelimit-policy", r#""burst";q=100;w=60,"daily";q=1000;w=86400"#),
+        ("ratelimit", r#""burst";r=50;t=30"#),
+    ];
+    let told = [
+        (Unit::Requests, Some(MINUTE), Some(100), Some(50), more(30)),
+        (Unit::Requests, Some(DAY), Some(1_000), None, None),
+    ];
+    assert_eq!(windows(Provider::Ietf, &pairs), told);
+    let alone = [("ratelimit", r#""default";r=50;t=30"#)];
+    assert_eq!(
+        windows(Provider::Ietf, &alone),
+        [(Unit::Requests, None, None, Some(50), more(30))]
+    );
+    let other = [(
+        "ratelimit-policy",
+        r#""a";q=5;qu="content-bytes";w=1, "b";q=7;qu="tokens";w=60;pk=:c2VjcmV0:, "c";q=3;qu="concurrent-requests""#,
+    )];
+    assert_eq!(
+        windows(Provider::Ietf, &other),
+        [(Unit::Tokens, Some(MINUTE), Some(7), None, None)]
+    );
+    // As the draft's own examples have it: a token, and no `r`.
+    assert_eq!(windows(Provider::Ietf, &[("ratelimit", "quota;t=1")]), []);
+    let token = [("ratelimit-policy", "quota;q=9;w=1"), ("ratelimit", r#""quota";r=1"#)];
+    assert_eq!(
+        windows(Provider::Ietf, &token),
+        [(Unit::Requests, Some(1), Some(9), Some(1), None)]
+    );
+}
+
+#[test]
+fn the_ietfs_older_drafts_are_understood() {
+    let seventh = [
+        ("ratelimit", "limit=10, remaining=9, reset=1"),
+        ("ratelimit-policy", "10;w=1"),
+    ];
+    assert_eq!(
+        windows(Provider::Ietf, &seventh),
+        [(Unit::Requests, Some(1), Some(10), Some(9), more(1))]
+    );
+    let third = [
+        ("ratelimit-limit", "100, 100;w=60, 1000;w=3600"),
+        ("ratelimit-remaining", "50"),
+        ("ratelimit-reset", "30"),
+    ];
+    let told = [(Unit::Requests, Some(MINUTE), Some(100), Some(50), more(30))];
+    assert_eq!(windows(Provider::Ietf, &third), told);
+    let fourth = [
+        ("ratelimit-limit", "100"),
+        ("ratelimit-remaining", "50"),
+        ("ratelimit-reset", "30"),
+        ("ratelimit-policy", "100;w=60"),
+    ];
+    assert_eq!(windows(Provider::Ietf, &fourth), told);
+}
+
+#[test]
+fn what_is_malformed_says_nothing() {
+    for odd in [
+        "",
+        "-1",
+        "-2",
+        "1e3",
+        "five",
+        "0x10",
+        "99999999999999999999999",
+        "1.5",
+        "1 2",
+        "\u{e9}",
+    ] {
+        for (provider, name) in [
+            (Provider::OpenAi, "x-ratelimit-remaining-tokens"),
+            (Provider::Anthropic, "anthropic-ratelimit-tokens-remaining"),
+            (Provider::Mistral, "x-ratelimit-remaining-req-minute"),
+            (Provider::GitHub, "x-ratelimit-remaining"),
+            (Provider::Ietf, "ratelimit-remaining"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_bytes(odd.as_bytes()).unwrap());
+            assert_eq!(provider.feedback(&headers, now()), Feedback::default(), "{name}: {odd}");
+        }
+    }
+    for odd in [
+        r#""a";r=-1"#,
+        r#""a";r=1.5"#,
+        r#""a";r="1""#,
+        r#""a""#,
+        "(\"a\" \"b\");r=1",
+        ",,,",
+        "\"",
+        "limit=x",
+    ] {
+        assert_eq!(windows(Provider::Ietf, &[("ratelimit", odd)]), [], "{odd}");
+    }
+    // Of one that comes twice, the first counts.
+    let twice = [
+        ("x-ratelimit-remaining-tokens", "7"),
+        ("x-ratelimit-remaining-tokens", "9"),
+    ];
+    assert_eq!(windows(Provider::OpenAi, &twice)[0].3, Some(7));
+}
+
+#[test]
+fn providers_are_known_by_name() {
+    for provider in Provider::ALL {
+        assert_eq!(provider.to_string().parse(), Ok(provider));
+    }
+    assert_eq!(
+        "OpenAI".parse::<Provider>().unwrap_err().to_string(),
+        "must be one of openai, azure-openai, anthropic, gemini, groq, mistral, cerebras, github, ietf"
+    );
+}
+
+// === The layer ===
+
+fn limiter() -> RateLimiter {
+    let limits = Limits::new()
+        .requests(Rate::per_minute(600).burst(10))
+        .tokens(Rate::per_minute(6_000));
+    RateLimiter::new(limits).unwrap()
+}
+
+async fn answer(layer: &FeedbackLayer, status: u16, pairs: &'static [(&'static str, &'static str)]) {
+    let client = service_fn(move |_: Request<()>| async move {
+        let mut response = Response::builder().status(status);
+        *response.headers_mut().unwrap() = headers(pairs);
+        Ok::<_, Infallible>(response.body(()).unwrap())
+    });
+    layer.layer(client).oneshot(Request::new(())).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_429_that_says_when_to_come_back_holds_everybody_and_only_ever_longer() {
+    let limiter = limiter();
+    let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi).max_pause(Duration::from_secs(100));
+    let begun = Instant::now();
+    // In line already.
+    let waiting = tokio::spawn({
+        let limiter = limiter.clone();
+        async move {
+            limiter.pause_for(Duration::from_secs(1));
+            limiter.acquire(Cost::request()).await.unwrap();
+            begun.elapsed()
+        }
+    });
+    tokio::task::yield_now().await;
+    answer(&layer, 429, &[("retry-after", "7")]).await;
+    answer(&layer, 503, &[("retry-after", "2")]).await;
+    answer(&layer, 200, &[("retry-after", "50")]).await;
+    answer(&layer, 429, &[]).await;
+    assert_eq!(waiting.await.unwrap(), Duration::from_secs(7));
+    limiter.acquire(Cost::request()).await.unwrap();
+    assert_eq!(begun.elapsed(), Duration::from_secs(7));
+    answer(&layer, 529, &[("retry-after", "1000")]).await;
+    limiter.acquire(Cost::request()).await.unwrap();
+    assert_eq!(begun.elapsed(), Duration::from_secs(107));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_provider_has_left_lowers_what_we_have_and_never_raises_it() {
+    let limiter = limiter();
+    let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi);
+    let left = || {
+        (
+            limiter.available().requests.unwrap(),
+            limiter.available().tokens.unwrap(),
+        )
+    };
+    answer(
+        &layer,
+        200,
+        &[
+            ("x-ratelimit-remaining-tokens", "2500"),
+            ("x-ratelimit-remaining-requests", "4"),
+        ],
+    )
+    .await;
+    assert_eq!(left(), (4, 2_500));
+    answer(
+        &layer,
+        200,
+        &[
+            ("x-ratelimit-remaining-tokens", "5000"),
+            ("x-ratelimit-remaining-requests", "9"),
+        ],
+    )
+    .await;
+    answer(
+        &layer,
+        200,
+        &[
+            ("x-ratelimit-remaining-tokens", "-1"),
+            ("x-ratelimit-limit-tokens", "1"),
+        ],
+    )
+    .await;
+    assert_eq!(left(), (4, 2_500));
+    // Limits by the day say nothing of ours.
+    let layer = FeedbackLayer::new(limiter.clone(), Provider::Groq);
+    answer(&layer, 200, &[("x-ratelimit-remaining-requests", "1")]).await;
+    assert_eq!(left(), (4, 2_500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_providers_limits_are_adopted_if_asked() {
+    let limiter = limiter();
+    let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi).adopt_limits();
+    answer(
+        &layer,
+        200,
+        &[
+            ("x-ratelimit-limit-tokens", "3000"),
+            ("x-ratelimit-limit-requests", "60"),
+        ],
+    )
+    .await;
+    let told = Limits::new()
+        .requests(Rate::per_minute(60_u64).burst(10))
+        .tokens(Rate::per_minute(3_000_u64));
+    assert_eq!(limiter.limits(), told);
+    answer(
+        &layer,
+        200,
+        &[("x-ratelimit-limit-requests", "6"), ("x-ratelimit-limit-tokens", "0")],
+    )
+    .await;
+    let told = Limits::new()
+        .requests(Rate::per_minute(6_u64).burst(6_u64))
+        .tokens(Rate::per_minute(3_000_u64));
+    assert_eq!(limiter.limits(), told);
+    assert_eq!(limiter.adopt(Budget::Tokens, None, 3_000), Ok(false));
+    assert_eq!(
+        limiter.adopt(Budget::Tokens, None, 0).unwrap_err().field(),
+        "tokens.amount"
+    );
+}
