@@ -53,6 +53,14 @@ pub struct DeadlineExceeded {
     left: Duration,
 }
 
+/// The server asks for more patience than there is: see [`RetryPolicy`](crate::http::RetryPolicy::max_delay).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryAfterTooLong {
+    delay: Duration,
+    ceiling: Duration,
+    status: http::StatusCode,
+}
+
 /// A response's body broke off. What the call's reader is told as it came, the call is told as this.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyFailed {
@@ -279,6 +287,42 @@ impl fmt::Display for DeadlineExceeded {
 
 impl StdError for DeadlineExceeded {}
 
+// === impl RetryAfterTooLong ===
+
+impl RetryAfterTooLong {
+    #[cfg(feature = "http")]
+    pub(crate) const fn new(delay: Duration, ceiling: Duration, status: http::StatusCode) -> Self {
+        Self { delay, ceiling, status }
+    }
+
+    /// When to come back, as the server says.
+    #[must_use]
+    pub const fn delay(&self) -> Duration {
+        self.delay
+    }
+
+    /// The longest delay that would have been waited for.
+    #[must_use]
+    pub const fn ceiling(&self) -> Duration {
+        self.ceiling
+    }
+
+    /// The status of the response that said so.
+    #[must_use]
+    pub const fn status(&self) -> http::StatusCode {
+        self.status
+    }
+}
+
+impl fmt::Display for RetryAfterTooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { delay, ceiling, status } = self;
+        write!(f, "{status}: come back in {delay:?}, which is more than {ceiling:?}")
+    }
+}
+
+impl StdError for RetryAfterTooLong {}
+
 // === impl BodyFailed ===
 
 impl BodyFailed {
@@ -501,7 +545,7 @@ impl From<CostExceedsBurst> for Error {
 
 // === impl Cause ===
 
-fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+pub(crate) fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     successors(error.source(), |error| (*error).source()).take(MOST_SOURCES)
 }
 

@@ -10,8 +10,8 @@ use tokio::time::sleep;
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 use tower_outbound::{
     Call, Cost, Executor, Limits, Rate, RateLimitLayer, RateLimiter, RequestStatus,
-    http::{CollectLayer, UsageLayer},
-    rate::ByUsage,
+    http::{AverageEstimate, CharacterEstimate, CollectLayer, UsageLayer},
+    rate::{ByUsage, RequestCost, UsedCost},
 };
 
 const JSON: &str = "application/json";
@@ -264,4 +264,58 @@ async fn what_was_sent_and_failed_stays_charged_and_what_was_never_sent_costs_no
         .await
         .unwrap_err();
     assert_eq!(left(&limiter), (99, 9_500));
+}
+
+#[test]
+fn an_estimate_is_a_quarter_of_the_characters_and_the_answer_that_is_allowed() {
+    for (body, tokens) in [
+        (
+            r#"{"model":"m","messages":[{"role":"user","content":"12345"}],"max_tokens":64}"#,
+            66,
+        ),
+        (
+            r#"{"messages":[{"content":[{"type":"text","text":"äöüß"},{"type":"image_url","image_url":{"url":"1234"}}]}],"max_completion_tokens":1}"#,
+            2,
+        ),
+        (r#"{"input":"12345678","max_output_tokens":10}"#, 12),
+        (r#"{"input":["1234","5678"]}"#, 502),
+        (r#"{"system":"1234","messages":[],"max_tokens":0}"#, 1),
+        (
+            r#"{"contents":[{"parts":[{"text":"12345678"}]}],"generationConfig":{"maxOutputTokens":7}}"#,
+            9,
+        ),
+        ("no JSON", 502),
+        ("", 500),
+        ("{}", 500),
+    ] {
+        let estimate = CharacterEstimate::new().default_answer(500);
+        assert_eq!(estimate.cost(&Request::new(body)), Cost::tokens(tokens), "{body}");
+    }
+    let mut request = Request::new("1234");
+    request.extensions_mut().insert(tower_outbound::ApiTokens(9));
+    assert_eq!(CharacterEstimate::new().cost(&request), Cost::tokens(9));
+    assert_eq!(AverageEstimate::new(5).cost(&request), Cost::tokens(9));
+}
+
+#[test]
+fn an_average_learns_from_what_answers_were() {
+    let estimate = AverageEstimate::new(1_000);
+    let mut charged = Vec::new();
+    for _ in 0..200 {
+        let cost = estimate.cost(&Request::new(r#"{"input":"12345678"}"#));
+        charged.push(cost.tokens);
+        let response = Response::builder()
+            .extension(tower_outbound::ApiTokensUsed::new(102))
+            .body(())
+            .unwrap();
+        assert_eq!(estimate.used(cost, Ok(&response)), Some(Cost::tokens(102)));
+    }
+    assert_eq!(charged[0], 1_002);
+    assert!((100..=104).contains(&charged[199]), "{charged:?}");
+    // No more than is allowed.
+    assert_eq!(estimate.cost(&Request::new(r#"{"max_tokens":5}"#)).tokens, 5);
+    // A failure teaches nothing.
+    let before = estimate.answer();
+    UsedCost::<Response<()>>::used(&estimate, Cost::tokens(9), Err(&BoxError::from("no")));
+    assert_eq!(estimate.answer(), before);
 }

@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     error::{
-        BodyFailed, BodyTooLarge, BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked, causes,
+        BodyFailed, BodyTooLarge, BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked,
+        RetryAfterTooLong, causes,
     },
     redact,
     tokens::{ApiTokens, ApiTokensUsed},
@@ -450,6 +451,7 @@ impl ErrorDetails {
             (error.is::<Panicked>(), "Panicked"),
             (error.is::<CostExceedsBurst>(), "CostExceedsBurst"),
             (error.is::<DeadlineExceeded>(), "DeadlineExceeded"),
+            (error.is::<RetryAfterTooLong>(), "RetryAfterTooLong"),
             (error.is::<BodyFailed>(), "BodyFailed"),
             (error.is::<BodyTooLarge>(), "BodyTooLarge"),
         ];

@@ -15,26 +15,26 @@ use tokio::sync::oneshot;
 pub(super) struct Answer<B, R> {
     /// Until this is dropped, or the time is up.
     call: Option<queue::ResponseFuture<Request<B>, Response<R>>>,
-    head: Option<oneshot::Receiver<Response<R>>>,
-    /// The call is ended at its deadline, wherever it is. (On the wire, the layer for that does so in any case.)
-    timer: Option<(Timer, EventHandle)>,
+    expected: Expected<R>,
     /// The call goes on without us: nobody waits for it, or the head came, and the body decides.
     is_detached: bool,
+}
+
+/// By which other way a response may come, and until when.
+pub(super) struct Expected<R> {
+    pub(super) head: Option<oneshot::Receiver<Response<R>>>,
+    /// The call is ended at its deadline, wherever it is. (On the wire, the layer for that does so in any case.)
+    pub(super) timer: Option<(Timer, EventHandle)>,
 }
 
 /// Lets the response of a request come by the shorter way.
 pub(super) type Offer<B, R> = fn(&mut Request<B>) -> oneshot::Receiver<Response<R>>;
 
 impl<B, R> Answer<B, R> {
-    pub(super) const fn new(
-        call: queue::ResponseFuture<Request<B>, Response<R>>,
-        head: Option<oneshot::Receiver<Response<R>>>,
-        timer: Option<(Timer, EventHandle)>,
-    ) -> Self {
+    pub(super) const fn new(call: queue::ResponseFuture<Request<B>, Response<R>>, expected: Expected<R>) -> Self {
         Self {
             call: Some(call),
-            head,
-            timer,
+            expected,
             is_detached: false,
         }
     }
@@ -55,12 +55,12 @@ impl<B, R> Answer<B, R> {
 
     /// Ready when the time is up: the call is ended.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        let Some((timer, event)) = &mut self.timer else {
+        let Some((timer, event)) = &mut self.expected.timer else {
             return Poll::Pending;
         };
         let error = ready!(timer.poll(cx));
         event.fail(&error.into());
-        self.timer = None;
+        self.expected.timer = None;
         self.call = None;
         Poll::Ready(error.into())
     }
@@ -82,15 +82,15 @@ impl<B, R> Future for Answer<B, R> {
     type Output = Result<Response<R>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(head) = &mut self.head {
+        if let Some(head) = &mut self.expected.head {
             match Pin::new(head).poll(cx) {
                 Poll::Ready(Ok(response)) => {
-                    self.head = None;
+                    self.expected.head = None;
                     self.is_detached = true;
                     return Poll::Ready(Ok(response));
                 }
                 // It comes by the queue.
-                Poll::Ready(Err(_)) => self.head = None,
+                Poll::Ready(Err(_)) => self.expected.head = None,
                 Poll::Pending => {}
             }
         }

@@ -60,7 +60,7 @@ use crate::{
     queue::Queue,
     rate::{Bursts, RateLimiter, RequestCost},
 };
-use answer::{Answer, Offer};
+use answer::{Answer, Expected, Offer};
 use http::{Request, Response};
 use std::{
     fmt,
@@ -69,7 +69,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{runtime::Handle, sync::oneshot, time};
+use tokio::{runtime::Handle, time};
 
 /// Makes calls: queued, limited, paced and recorded. See the [module docs](self).
 ///
@@ -242,9 +242,9 @@ impl<B, R> Executor<B, R> {
         };
         let _moment = clock::shared();
         let (event, scope) = self.shared.open(&request);
-        let (head, timer) = self.shared.expect(&mut request, &event);
+        let expected = self.shared.expect(&mut request, &event);
         let call = queue.call_at(place, request, scope).map_err(TrySubmitError::Refused)?;
-        Ok(CallHandle::new(event, Answer::new(call, head, timer)))
+        Ok(CallHandle::new(event, Answer::new(call, expected)))
     }
 
     /// Stops to take calls, deals with those that are there, and waits until the last one is over.
@@ -416,23 +416,22 @@ impl<B, R> Shared<B, R> {
     fn call(&self, queue: &mut Queue<Request<B>, Response<R>>, mut request: Request<B>) -> (EventHandle, Answer<B, R>) {
         let _moment = clock::shared();
         let (event, scope) = self.open(&request);
-        let (head, timer) = self.expect(&mut request, &event);
+        let expected = self.expect(&mut request, &event);
         let call = queue.call_in(scope, &mut Some(request));
-        (event, Answer::new(call, head, timer))
+        (event, Answer::new(call, expected))
     }
 
-    /// By which way the response will come, and until when.
     #[inline]
-    fn expect(
-        &self,
-        request: &mut Request<B>,
-        event: &EventHandle,
-    ) -> (Option<oneshot::Receiver<Response<R>>>, Option<(Timer, EventHandle)>) {
-        if request.extensions().is_empty() && self.offer.is_none() {
-            return (None, None);
+    fn expect(&self, request: &mut Request<B>, event: &EventHandle) -> Expected<R> {
+        let deadline = if request.extensions().is_empty() {
+            None
+        } else {
+            Deadline::of(request)
+        };
+        Expected {
+            head: self.offer.map(|offer| offer(request)),
+            timer: deadline.map(|deadline| (Timer::new(deadline), event.clone())),
         }
-        let timer = Deadline::of(request).map(|deadline| (Timer::new(deadline), event.clone()));
-        (self.offer.map(|offer| offer(request)), timer)
     }
 
     fn open(&self, request: &Request<B>) -> (EventHandle, Scope) {

@@ -24,7 +24,10 @@ use std::{
     future::{Future, poll_fn},
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 use tokio::{sync::oneshot, task::JoinHandle};
@@ -56,7 +59,14 @@ pub struct Streams<S> {
 const MOST_READ: usize = 64 * 1024;
 
 /// Where the caller waits for a response: an extension of the request.
-struct Offer<R>(Arc<Mutex<Option<oneshot::Sender<Response<R>>>>>);
+struct Offer<R> {
+    waiting: Arc<Mutex<Option<oneshot::Sender<Response<R>>>>>,
+    handed_over: HandedOver,
+}
+
+/// Whether the caller has the response of this request: another extension, to be asked without knowing its type.
+#[derive(Clone, Default)]
+struct HandedOver(Arc<AtomicBool>);
 
 /// The caller's end of it.
 pub(crate) type Head<R> = oneshot::Receiver<Response<R>>;
@@ -106,27 +116,38 @@ impl<R: Send + 'static> Offer<R> {
 
     /// Hands the response to whoever waits for it; back, if nobody does.
     fn accept(&self, response: Response<R>) -> Result<(), Response<R>> {
-        let waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match waiting {
-            Some(waiting) => waiting.send(response),
-            None => Err(response),
-        }
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(waiting) = waiting else { return Err(response) };
+        self.handed_over.0.store(true, Ordering::Release);
+        waiting.send(response)
     }
 }
 
 impl<R> Clone for Offer<R> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self {
+            waiting: self.waiting.clone(),
+            handed_over: self.handed_over.clone(),
+        }
     }
 }
 
 /// Lets a [`BodyLayer`] further down hand the response over as soon as its head is there.
 pub(crate) fn offer<B, R: Send + 'static>(request: &mut Request<B>) -> Head<R> {
     let (waiting, head) = oneshot::channel::<Response<R>>();
-    request
-        .extensions_mut()
-        .insert(Offer(Arc::new(Mutex::new(Some(waiting)))));
+    let handed_over = HandedOver::default();
+    request.extensions_mut().insert(handed_over.clone());
+    request.extensions_mut().insert(Offer {
+        waiting: Arc::new(Mutex::new(Some(waiting))),
+        handed_over,
+    });
     head
+}
+
+/// Whether the caller has the response: then it is too late to make the call again.
+pub(super) fn is_handed_over<B>(request: &Request<B>) -> bool {
+    let handed_over = request.extensions().get::<HandedOver>();
+    handed_over.is_some_and(|handed_over| handed_over.0.load(Ordering::Acquire))
 }
 
 // === impl BodyLayer ===

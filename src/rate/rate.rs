@@ -124,6 +124,18 @@ impl Rate {
         self
     }
 
+    /// The amount, to a millionth.
+    #[must_use]
+    pub fn amount(&self) -> f64 {
+        self.amount.value()
+    }
+
+    /// The period.
+    #[must_use]
+    pub const fn period(&self) -> Duration {
+        self.period
+    }
+
     /// The same, with another amount, which the burst must not exceed.
     fn with_amount(self, amount: u64) -> Self {
         let at_most = |burst: Amount| if burst.is_above(amount) { amount.into() } else { burst };
@@ -218,6 +230,14 @@ fn gcd(mut a: u128, mut b: u128) -> u128 {
 const SCALE: u64 = 1_000_000;
 
 impl Amount {
+    fn value(&self) -> f64 {
+        match self.0 {
+            Number::Whole(amount) => amount as f64,
+            Number::Negative(amount) => amount as f64,
+            Number::Fraction(amount) => amount,
+        }
+    }
+
     fn is_above(&self, amount: u64) -> bool {
         self.parts()
             .is_ok_and(|(value, scale)| u128::from(value) > u128::from(amount) * u128::from(scale))
@@ -300,6 +320,11 @@ impl Limits {
     pub fn tokens(mut self, rate: Rate) -> Self {
         self.rates.push((Budget::Tokens, rate));
         self
+    }
+
+    /// Each rate, with what it counts.
+    pub fn rates(&self) -> impl Iterator<Item = (Budget, Rate)> + '_ {
+        self.rates.iter().copied()
     }
 
     /// Which of the rates is meant: that of this period; or the only one of its budget, if the period is not known.

@@ -16,6 +16,8 @@ pub use layer::{FeedbackFuture, FeedbackLayer, Listens};
 
 use http::HeaderMap;
 use reader::Reader;
+#[cfg(feature = "json")]
+pub(super) use reader::duration;
 use std::{
     fmt,
     str::FromStr,
@@ -39,7 +41,7 @@ pub struct Feedback {
 }
 
 /// One of a provider's limits.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Window {
     /// What is counted.

@@ -91,18 +91,18 @@ impl<'a> Reader<'a> {
     /// How long until a moment in the form of RFC 3339.
     pub(super) fn until(&self, name: &'static str) -> Option<Duration> {
         let moment = self.parsed(name, |text| text.parse::<jiff::Timestamp>().ok())?;
-        Some(self.from_now(moment.into()))
+        Some(self.time_until(moment.into()))
     }
 
     /// How long until a moment in seconds since 1970.
     pub(super) fn until_epoch(&self, name: &'static str) -> Option<Duration> {
         let seconds = self.number(name)?;
         let moment = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
-        Some(moment.map_or(MOST, |moment| self.from_now(moment)))
+        Some(moment.map_or(MOST, |moment| self.time_until(moment)))
     }
 
     /// How long until a moment: nothing, if it has passed.
-    pub(super) fn from_now(&self, moment: SystemTime) -> Duration {
+    pub(super) fn time_until(&self, moment: SystemTime) -> Duration {
         moment.duration_since(self.now).unwrap_or_default().min(MOST)
     }
 }
@@ -122,7 +122,7 @@ pub(super) fn seconds(text: &str) -> Option<Duration> {
 }
 
 /// As Go writes it.
-fn duration(text: &str) -> Option<Duration> {
+pub(in crate::http) fn duration(text: &str) -> Option<Duration> {
     let duration: jiff::SignedDuration = text.parse().ok()?;
     Duration::try_from(duration).ok().map(|duration| duration.min(MOST))
 }

@@ -8,7 +8,7 @@ pub(super) fn read(reader: &Reader<'_>) -> Option<Duration> {
         reader.parsed("retry-after", |text| {
             seconds(text).or_else(|| {
                 let moment = httpdate::parse_http_date(text).ok()?;
-                Some(reader.from_now(moment))
+                Some(reader.time_until(moment))
             })
         })
     })
