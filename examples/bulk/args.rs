@@ -3,13 +3,14 @@
 use crate::limits::PerMinute;
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, ValueEnum};
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use std::{
     net::SocketAddr,
     num::{NonZeroU64, NonZeroUsize},
     path::{Path, PathBuf},
     time::Duration,
 };
+use tower_outbound::http::{ParseProviderError, Provider};
 
 /// Sends every request of a JSONL file to a metered API, under its limits, and writes a result line for each.
 ///
@@ -21,6 +22,10 @@ use std::{
 #[derive(Parser)]
 #[command(name = "bulk", after_help = AFTER_HELP)]
 pub(crate) struct Args {
+    /// Whose API it is: how the key is sent, and how limits, retries and usage are told in responses
+    #[arg(long, value_name = "NAME", default_value_t = Provider::OpenAi, value_parser = parse_provider)]
+    pub(crate) provider: Provider,
+
     /// Where to POST the requests [default: a local provider that enforces the limits]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
@@ -77,17 +82,33 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", help_heading = "Limits")]
     pub(crate) tokens_field: Option<String>,
 
+    /// Multiply what requests are estimated to need by this; what they turn out to need is settled in any case
+    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = factor, help_heading = "Limits")]
+    pub(crate) estimate_times: f64,
+
+    /// Keep to the limits given here, whatever the provider says of its own. (What it has left, and when to come back, is
+    /// always listened to)
+    #[arg(long, help_heading = "Limits")]
+    pub(crate) keep_limits: bool,
+
+    /// How often a request is made again that failed for a while: no connection, 408, 409, 429, 5xx
+    #[arg(long, value_name = "N", default_value = "8", help_heading = "Requests")]
+    pub(crate) retries: u32,
+
     /// A header to send with each request, e.g. "x-team: search". Repeatable. For keys see --api-key-env
     #[arg(long = "header", value_name = "NAME: VALUE", help_heading = "Requests")]
     headers: Vec<String>,
 
-    /// The environment variable that holds the API key. It is sent as `authorization: Bearer …` and never shown
+    /// The environment variable that holds the API key. It is sent as the provider wants it, and never shown
     #[arg(long, value_name = "VAR", help_heading = "Requests")]
     api_key_env: Option<String>,
 
     /// Seconds until a request fails, from its first byte out to its last byte in
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds, help_heading = "Requests")]
     pub(crate) timeout: Duration,
+
+    #[command(flatten)]
+    pub(crate) local: Local,
 
     /// Show no progress, only problems and the summary
     #[arg(long)]
@@ -96,6 +117,37 @@ pub(crate) struct Args {
     /// Send nothing: run the local provider at this address, to try the rest against, until Ctrl-C
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["url", "resume"])]
     pub(crate) serve: Option<SocketAddr>,
+}
+
+/// What the local provider does.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Local {
+    /// Requests per minute that it really allows [default: as told by --rpm]
+    #[arg(long, value_name = "N", help_heading = "Local provider")]
+    pub(crate) local_rpm: Option<PerMinute>,
+
+    /// Tokens per minute that it really allows [default: as told by --tpm]
+    #[arg(long, value_name = "N", help_heading = "Local provider")]
+    pub(crate) local_tpm: Option<PerMinute>,
+
+    /// How much of the tokens that were asked for it uses, in percent
+    #[arg(long, value_name = "PERCENT", default_value = "100", help_heading = "Local provider",
+          value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) local_usage: u8,
+
+    /// How many requests it answers with 503, in percent
+    #[arg(long, value_name = "PERCENT", default_value = "2", help_heading = "Local provider",
+          value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) local_faults: u8,
+
+    /// How many answers it sends slowly, in percent
+    #[arg(long, value_name = "PERCENT", default_value = "5", help_heading = "Local provider",
+          value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) local_slow: u8,
+
+    /// Which requests those are
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "Local provider")]
+    pub(crate) local_seed: u64,
 }
 
 const AFTER_HELP: &str = "\
@@ -160,9 +212,19 @@ impl Args {
         if let Some(variable) = &self.api_key_env {
             let key = std::env::var(variable).ok().filter(|key| !key.trim().is_empty());
             let key = key.with_context(|| format!("--api-key-env: the variable {variable} is not set, or empty"))?;
-            let value = sensitive(&format!("Bearer {}", key.trim()))
-                .with_context(|| format!("--api-key-env: the variable {variable}"))?;
-            headers.insert(AUTHORIZATION, value);
+            let (name, value) = match self.provider {
+                Provider::Anthropic => ("x-api-key", sensitive(key.trim())),
+                Provider::AzureOpenAi => ("api-key", sensitive(key.trim())),
+                Provider::Gemini => ("x-goog-api-key", sensitive(key.trim())),
+                _ => ("authorization", sensitive(&format!("Bearer {}", key.trim()))),
+            };
+            let value = value.with_context(|| format!("--api-key-env: the variable {variable}"))?;
+            headers.insert(HeaderName::from_static(name), value);
+        }
+        if self.provider == Provider::Anthropic {
+            // Without it nothing is answered.
+            let version = HeaderValue::from_static("2023-06-01");
+            headers.entry("anthropic-version").or_insert(version);
         }
         Ok(headers)
     }
@@ -192,6 +254,17 @@ fn sensitive(value: &str) -> anyhow::Result<HeaderValue> {
     let mut value = HeaderValue::from_str(value)?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+fn parse_provider(name: &str) -> Result<Provider, String> {
+    name.parse().map_err(|error: ParseProviderError| error.to_string())
+}
+
+fn factor(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(factor) if (0.01..=100.0).contains(&factor) => Ok(factor),
+        _ => Err("must be a number from 0.01 to 100".into()),
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -39,6 +39,17 @@ impl Bucket {
         (amount <= self.capacity).then(|| Duration::from_nanos(u64::try_from(missing).unwrap_or(u64::MAX)))
     }
 
+    /// What is there, in whole ones, as last seen. (The one more than the burst is not told.)
+    pub(crate) fn left(&self) -> u64 {
+        u64::try_from(self.level.saturating_sub(PARTS) / PARTS).unwrap_or(u64::MAX)
+    }
+
+    /// How long until it is full.
+    pub(crate) fn until_full(&self) -> Duration {
+        let missing = (self.capacity - self.level).div_ceil(self.per_minute);
+        Duration::from_nanos(u64::try_from(missing).unwrap_or(u64::MAX))
+    }
+
     /// Takes so much, which has to be there.
     pub(crate) fn take(&mut self, amount: u64) {
         self.level -= u128::from(amount) * PARTS;

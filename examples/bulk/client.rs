@@ -1,53 +1,53 @@
-//! A reqwest client as a Tower service.
+//! The client: reqwest as a Tower service, listened to, metered, and read to the last byte.
 
+use crate::args::Args;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use hyper::body::Bytes;
-use std::time::Duration;
-use tower::Service;
+use tower::{BoxError, Service, ServiceBuilder};
+use tower_outbound::{
+    RateLimiter,
+    http::{CollectLayer, FeedbackLayer, Provider, Reqwest, UsageLayer},
+};
 
-/// A client that collects the body inside the call, so that a call's permit and its event last until the answer is
-/// whole.
+/// No answer is longer.
+const MOST_BYTES: usize = 64 << 20;
+
+/// A client that collects the body inside the call, so that a call's permit and its event last until the answer is whole;
+/// and that tells the limiter what the provider says.
 pub(crate) fn service(
     client: reqwest::Client,
+    limiter: RateLimiter,
+    provider: Provider,
+    adopts_limits: bool,
 ) -> impl Service<
     Request<Bytes>,
     Response = Response<Bytes>,
-    Error = reqwest::Error,
-    Future = impl Future<Output = Result<Response<Bytes>, reqwest::Error>> + Send,
+    Error = BoxError,
+    Future = impl Future<Output = Result<Response<Bytes>, BoxError>> + Send,
 > + Clone
 + Send {
-    tower::service_fn(move |request: Request<Bytes>| {
-        let client = client.clone();
-        async move {
-            // Results and messages are no place for a URL: there may be a key in it.
-            send(&client, request).await.map_err(reqwest::Error::without_url)
-        }
-    })
-}
-
-async fn send(client: &reqwest::Client, request: Request<Bytes>) -> reqwest::Result<Response<Bytes>> {
-    let response = client.execute(request.try_into()?).await?;
-    let (status, headers) = (response.status(), response.headers().clone());
-    let mut whole = Response::new(response.bytes().await?);
-    *whole.status_mut() = status;
-    *whole.headers_mut() = headers;
-    Ok(whole)
+    let mut feedback = FeedbackLayer::new(limiter, provider);
+    if adopts_limits {
+        feedback = feedback.adopt_limits();
+    }
+    ServiceBuilder::new()
+        .layer(CollectLayer::new(MOST_BYTES))
+        .layer(feedback)
+        .layer(UsageLayer::new())
+        // Results and messages are no place for a URL: there may be a key in it.
+        .map_err(reqwest::Error::without_url)
+        .service(Reqwest::new(client))
 }
 
 /// The client itself. `headers` go with every request; the executor never sees them.
-pub(crate) fn reqwest(
-    mut headers: HeaderMap,
-    timeout: Duration,
-    url: &Uri,
-    local: bool,
-) -> reqwest::Result<reqwest::Client> {
+pub(crate) fn reqwest(mut headers: HeaderMap, args: &Args, url: &Uri, local: bool) -> reqwest::Result<reqwest::Client> {
     headers
         .entry(header::CONTENT_TYPE)
         .or_insert(HeaderValue::from_static("application/json"));
     let mut client = reqwest::Client::builder()
         .user_agent(concat!("tower-outbound-bulk/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
-        .timeout(timeout)
+        .timeout(args.timeout)
         // One call is one request, which is what is metered; and keys stay with the host they are meant for.
         .redirect(reqwest::redirect::Policy::none());
     if local {

@@ -2,12 +2,13 @@
 
 use anyhow::Context;
 use hyper::body::Bytes;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::path::Path;
 use tokio::{
     fs::File,
     io::{AsyncBufReadExt, AsyncRead, BufReader},
 };
+use tower_outbound::{http::CharacterEstimate, rate::RequestCost};
 
 /// One line of the file.
 #[derive(Debug)]
@@ -27,10 +28,11 @@ pub(crate) struct Malformed {
     pub(crate) reason: String,
 }
 
-/// Where a request says how many tokens it needs.
+/// Where a request says how many tokens it needs, if it does.
 #[derive(Clone, Debug)]
 pub(crate) enum Tokens {
-    Estimate,
+    /// They are estimated, times so much.
+    Estimate(f64),
     /// A JSON pointer.
     Field(String),
 }
@@ -86,16 +88,17 @@ impl<R: AsyncRead + Unpin> Requests<R> {
 }
 
 impl Tokens {
-    pub(crate) fn new(path: Option<&str>) -> Self {
-        path.map_or(Self::Estimate, |path| {
+    pub(crate) fn new(path: Option<&str>, times: f64) -> Self {
+        path.map_or(Self::Estimate(times), |path| {
             let pointer = path.replace('~', "~0").replace('/', "~1").replace('.', "/");
             Self::Field(format!("/{pointer}"))
         })
     }
 
-    fn of(&self, whole: &Value, body: &Map<String, Value>) -> Result<u64, String> {
+    /// What the line says; what its request needs otherwise.
+    fn of(&self, whole: &Value, request: &http::Request<Bytes>) -> Result<u64, String> {
         match self {
-            Self::Estimate => Ok(estimate(body)),
+            Self::Estimate(times) => Ok((CharacterEstimate::new().cost(request).tokens as f64 * times).ceil() as u64),
             Self::Field(pointer) => whole
                 .pointer(pointer)
                 .and_then(Value::as_u64)
@@ -111,51 +114,22 @@ fn parse(line: u64, text: &[u8], tokens: &Tokens) -> Result<Request, String> {
         let reason = reason.split(" at line ").next().unwrap_or_default();
         format!("{reason}, at column {}", error.column())
     })?;
-    let fields = whole.as_object().ok_or("not a JSON object")?;
-    // A body of its own, as in batch files; otherwise the line is the body.
-    let body = fields.get("body").and_then(Value::as_object);
-    let tokens = tokens.of(&whole, body.unwrap_or(fields))?;
-
+    whole.as_object().ok_or("not a JSON object")?;
     let custom_id = whole.as_object_mut().and_then(|fields| fields.remove("custom_id"));
+    // A body of its own, as in batch files; otherwise the line is the body.
     let body = whole
         .get("body")
         .filter(|body| body.is_object())
         .unwrap_or(&whole)
         .to_string();
+    let request = http::Request::new(Bytes::from(body));
     Ok(Request {
         line,
         custom_id,
         hash: hash(text),
-        tokens,
-        body: body.into(),
+        tokens: tokens.of(&whole, &request)?,
+        body: request.into_body(),
     })
-}
-
-/// What the large providers charge before they know better: about a token for four characters, and all of the answer
-/// that was asked for.
-fn estimate(body: &Map<String, Value>) -> u64 {
-    let messages = body
-        .get("messages")
-        .and_then(Value::as_array)
-        .map_or(&[][..], Vec::as_slice);
-    let characters: usize = messages
-        .iter()
-        .filter_map(|message| message.get("content"))
-        .map(characters)
-        .sum();
-    let answer = ["max_tokens", "max_completion_tokens"]
-        .iter()
-        .find_map(|name| body.get(*name)?.as_u64());
-    (characters as u64).div_ceil(4).saturating_add(answer.unwrap_or(0))
-}
-
-/// Of a text, or of a list of parts some of which are texts.
-fn characters(content: &Value) -> usize {
-    match content {
-        Value::String(text) => text.chars().count(),
-        Value::Array(parts) => parts.iter().filter_map(|part| part.get("text")).map(characters).sum(),
-        _ => 0,
-    }
 }
 
 /// FNV-1a: small, and the same in every version of every program.
@@ -170,7 +144,7 @@ mod tests {
     use super::*;
 
     fn request(text: &str, tokens: Option<&str>) -> Result<Request, String> {
-        parse(7, text.as_bytes(), &Tokens::new(tokens))
+        parse(7, text.as_bytes(), &Tokens::new(tokens, 1.0))
     }
 
     #[test]
@@ -218,7 +192,7 @@ mod tests {
     fn what_is_no_object_is_malformed() {
         assert_eq!(request("[]", None).unwrap_err(), "not a JSON object");
         assert_eq!(request(r#"{"a":}"#, None).unwrap_err(), "expected value, at column 6");
-        assert!(parse(1, b"{\"a\":\"\xff\"}", &Tokens::Estimate).is_err());
+        assert!(parse(1, b"{\"a\":\"\xff\"}", &Tokens::Estimate(1.0)).is_err());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The limits of a run: the same for the executor that keeps them and the local provider that checks.
 
-use crate::args::Args;
+use crate::args::{Args, Local};
 use anyhow::ensure;
 use std::{fmt, num::NonZeroU64, str::FromStr, time::Duration};
-use tower_outbound::{Limits, Rate};
+use tower_outbound::{Limits, Rate, rate::Budget};
 
 /// How many a minute; `None`: not limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,46 @@ impl Bounds {
             tokens: tpm.0.map(|tpm| pace(tpm, *tpm_burst, largest)),
             concurrency: args.concurrency.get(),
         })
+    }
+
+    /// What the local provider really allows.
+    pub(crate) fn of_local(&self, local: &Local, largest: u64) -> Self {
+        let real = |told: Option<Pace>, own: Option<PerMinute>, largest| match own {
+            Some(PerMinute(per_minute)) => per_minute.map(|per_minute| {
+                let burst = default_burst(per_minute, largest);
+                Pace {
+                    per_minute,
+                    burst,
+                    initial: burst,
+                }
+            }),
+            None => told,
+        };
+        Self {
+            requests: real(self.requests, local.local_rpm, 1),
+            tokens: real(self.tokens, local.local_tpm, largest),
+            ..*self
+        }
+    }
+
+    /// What they are by now: the provider may have said something else.
+    pub(crate) fn as_they_are(&self, limits: &Limits) -> Self {
+        let now = |told: Option<Pace>, budget| {
+            let rate = limits
+                .rates()
+                .find(|(of, _)| *of == budget)
+                .map(|(_, rate)| rate.amount() as u64);
+            told.zip(rate).map(|(pace, per_minute)| Pace {
+                per_minute,
+                burst: pace.burst.min(per_minute),
+                initial: pace.initial.min(per_minute),
+            })
+        };
+        Self {
+            requests: now(self.requests, Budget::Requests),
+            tokens: now(self.tokens, Budget::Tokens),
+            ..*self
+        }
     }
 
     pub(crate) fn limits(&self) -> Limits {

@@ -21,7 +21,14 @@ use tokio::{
     task::spawn_blocking,
     time::Instant,
 };
-use tower_outbound::{Call, CallHandle, Executor, Shutdown, event::Http, executor::Monitor};
+use tower::retry::RetryLayer;
+use tower_outbound::{
+    Call, CallHandle, Executor, RateLimiter, Shutdown,
+    event::Http,
+    executor::Monitor,
+    http::{RetryPolicy, never_sent},
+    rate::ByUsage,
+};
 
 const FAILED: u8 = 3;
 const LOST: u8 = 4;
@@ -29,7 +36,7 @@ const INTERRUPTED: u8 = 130;
 
 pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> {
     // Everything that can be wrong is found before anything is sent.
-    let tokens = Tokens::new(args.tokens_field.as_deref());
+    let tokens = Tokens::new(args.tokens_field.as_deref(), args.estimate_times);
     if args.serve.is_none() {
         Output::check(&args)?;
     }
@@ -45,7 +52,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     .await?;
     let bounds = Bounds::new(&args, survey.largest)?;
     if let Some(address) = args.serve {
-        return serve(address, &bounds).await;
+        return serve(address, &bounds.of_local(&args.local, survey.largest), &args).await;
     }
     ensure!(
         survey.malformed == 0 || args.on_malformed == OnMalformed::Skip,
@@ -55,16 +62,31 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     );
 
     let local = target.url.is_none();
-    let url = target.url.map_or_else(|| local_provider(&bounds), Ok)?;
+    let start = || local_provider(&bounds.of_local(&args.local, survey.largest), &args);
+    let url = target.url.map_or_else(start, Ok)?;
     let host = if local { LOCAL } else { url.host().unwrap_or_default() }.to_owned();
-    let client = client::reqwest(target.headers, args.timeout, &url, local).context("cannot make a client")?;
+    let client = client::reqwest(target.headers, &args, &url, local).context("cannot make a client")?;
+    let limiter = RateLimiter::new(bounds.limits())?;
+    // Every request is to be answered, however long that takes: nothing but their number limits retries.
+    let retries = RetryPolicy::new()
+        .provider(args.provider)
+        .max_retries(args.retries)
+        .budget(None);
     let executor = Executor::builder()
         .queue_capacity(args.queue.get())
         .concurrency_limit(bounds.concurrency)
-        .limits(bounds.limits())
+        .limiter(limiter.clone())
+        // What was charged is an estimate. When the answer says what was used, the difference is given back.
+        .settle(ByUsage::default().unless_sent(never_sent))
+        .layer(RetryLayer::new(retries))
         // Nobody wants a 429 or a 500 for an answer: such a request is to be done again.
         .describe(Http::default().fail_on(|status| !status.is_success()))
-        .build(client::service(client))?;
+        .build(client::service(
+            client,
+            limiter.clone(),
+            args.provider,
+            !args.keep_limits,
+        ))?;
     let output = Output::open(args.output(), done.as_ref(), host)?;
 
     let to_send = survey.requests - survey.skipped;
@@ -118,7 +140,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let summary = Summary {
         survey,
         tally,
-        bounds,
+        bounds: bounds.as_they_are(&limiter.limits()),
         elapsed: begun.elapsed(),
         not_sent,
     };
@@ -256,15 +278,15 @@ async fn listen_for_ctrl_c(stop: watch::Sender<Stop>, progress: Arc<Progress>, m
 }
 
 /// Starts the local provider, and returns its URL.
-fn local_provider(bounds: &Bounds) -> anyhow::Result<Uri> {
-    let provider = Provider::bind(SocketAddr::from(([127, 0, 0, 1], 0)), bounds)?;
+fn local_provider(bounds: &Bounds, args: &Args) -> anyhow::Result<Uri> {
+    let provider = Provider::bind(SocketAddr::from(([127, 0, 0, 1], 0)), bounds, args)?;
     let url = provider.url().parse()?;
     provider.serve_apart()?;
     Ok(url)
 }
 
-async fn serve(address: SocketAddr, bounds: &Bounds) -> anyhow::Result<ExitCode> {
-    let provider = Provider::bind(address, bounds).with_context(|| format!("cannot listen at {address}"))?;
+async fn serve(address: SocketAddr, bounds: &Bounds, args: &Args) -> anyhow::Result<ExitCode> {
+    let provider = Provider::bind(address, bounds, args).with_context(|| format!("cannot listen at {address}"))?;
     println!("{bounds}\ntry: bulk --url {}", provider.url());
     tokio::select! {
         served = provider.serve() => served?,

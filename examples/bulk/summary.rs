@@ -72,7 +72,8 @@ impl Summary {
         )?;
         for (name, count, meaning) in [
             ("failed", tally.failed, "no answer, or one that is no success"),
-            ("429s", tally.too_many, "answers that said so"),
+            ("429s", tally.too_many, "answers that said so, and were asked for again"),
+            ("other", tally.again, "attempts in vain: 503, no connection, …"),
             ("cancelled", tally.cancelled, "cut off by Ctrl-C"),
             ("skipped", survey.skipped, "completed by an earlier run"),
             ("not sent", self.not_sent, "left for --resume"),
@@ -80,6 +81,11 @@ impl Summary {
             ("lost", self.lost(), "requests without a result line"),
         ] {
             writeln!(f, "  {name:<10} {count:>8}  {meaning}")?;
+        }
+        if tally.used > 0 {
+            let off = 100.0 * (tally.estimated as f64 - tally.used as f64) / tally.used as f64;
+            let (estimated, used) = (tally.estimated, tally.used);
+            writeln!(f, "  tokens: {estimated} estimated, {used} used, {off:+.1} % settled")?;
         }
         let mut problems: Vec<_> = tally.problems.iter().collect();
         problems.sort_by_key(|(_, count)| std::cmp::Reverse(**count));

@@ -19,9 +19,14 @@ pub(crate) struct Tally {
     pub(crate) too_many: u64,
     /// How often, by what went wrong.
     pub(crate) problems: BTreeMap<String, u64>,
-    /// What went to the wire.
+    /// Other attempts that were in vain.
+    pub(crate) again: u64,
+    /// What was admitted: all but 429s.
     pub(crate) requests: u64,
     pub(crate) tokens: u64,
+    /// Of the answers that say what they used: how much that was, and how much was estimated.
+    pub(crate) used: u64,
+    pub(crate) estimated: u64,
     /// In microseconds.
     pub(crate) in_queue: Histogram<u64>,
     pub(crate) waiting: Histogram<u64>,
@@ -42,8 +47,11 @@ impl Default for Tally {
             cancelled: 0,
             too_many: 0,
             problems: BTreeMap::new(),
+            again: 0,
             requests: 0,
             tokens: 0,
+            used: 0,
+            estimated: 0,
             in_queue: histogram(),
             waiting: histogram(),
             calling: histogram(),
@@ -74,12 +82,25 @@ impl Tally {
         // `None` is less than any time.
         self.first_made = Some(self.first_made.unwrap_or(event.created_at).min(event.created_at));
         for attempt in &event.attempts {
-            self.requests += 1;
-            self.tokens += finished.tokens();
-            self.too_many += u64::from(attempt.status_code == Some(429));
+            let is_success = attempt.status_code.is_some_and(|code| (200..300).contains(&code));
+            match attempt.status_code {
+                Some(429) => self.too_many += 1,
+                _ => {
+                    self.again += u64::from(!is_success);
+                    self.requests += 1;
+                    // What failed stays charged, but nothing was used.
+                    if is_success {
+                        self.tokens += event.api_tokens_used.unwrap_or_else(|| finished.tokens());
+                    }
+                }
+            }
             self.last_sent = self.last_sent.max(Some(attempt.started_at));
             self.last_ended = self.last_ended.max(attempt.ended_at);
             self.on_wire += between(Some(attempt.started_at), attempt.ended_at);
+        }
+        if let Some(used) = event.api_tokens_used {
+            self.used += used;
+            self.estimated += finished.tokens();
         }
         for (histogram, time) in [
             (&mut self.in_queue, event.time_in_queue()),

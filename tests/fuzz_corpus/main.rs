@@ -1,5 +1,5 @@
 //! What the fuzzer checks (see `fuzz/`), over its seeds and over random texts: without a nightly compiler, every time.
-#![cfg(feature = "serde")]
+#![cfg(all(feature = "serde", feature = "json"))]
 
 #[allow(dead_code)]
 #[path = "../../examples/bulk/args.rs"]

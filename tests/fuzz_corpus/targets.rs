@@ -34,7 +34,7 @@ pub fn bulk_input(data: &[u8]) {
                     let body: serde_json::Value = serde_json::from_slice(&request.body).expect("a body is JSON");
                     assert!(body.is_object(), "{body}");
                     // What is sent is a request of its own, with the same meaning.
-                    let mut again = Requests::new(&*request.body, Tokens::Estimate);
+                    let mut again = Requests::new(&*request.body, Tokens::Estimate(1.0));
                     let again = runtime.block_on(again.next()).expect("memory can be read");
                     assert!(matches!(again, Some(Ok(_))), "{body}");
                     request.line
