@@ -565,3 +565,56 @@ async fn a_providers_limits_are_adopted_if_asked() {
         "tokens.amount"
     );
 }
+
+fn amounts(limiter: &RateLimiter) -> Vec<f64> {
+    limiter.limits().rates().map(|(_, rate)| rate.amount()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_that_nobody_tells_are_found_by_their_429s() {
+    let limiter = limiter();
+    let layer = FeedbackLayer::new(limiter.clone(), Provider::Gemini).adapt();
+    answer(&layer, 200, &[]).await;
+    assert_eq!(amounts(&limiter), [600.0, 6_000.0]);
+    answer(&layer, 429, &[]).await;
+    assert_eq!(amounts(&limiter), [540.0, 5_400.0]);
+    answer(&layer, 503, &[]).await;
+    answer(&layer, 429, &[]).await;
+    assert_eq!(amounts(&limiter), [486.0, 4_860.0]);
+    // They rise with time, and no higher than they were.
+    answer(&layer, 200, &[]).await;
+    assert_eq!(amounts(&limiter), [486.0, 4_860.0]);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    answer(&layer, 200, &[]).await;
+    assert_eq!(amounts(&limiter), [495.0, 4_957.0]);
+    tokio::time::advance(Duration::from_secs(1_000)).await;
+    answer(&layer, 200, &[]).await;
+    assert_eq!(amounts(&limiter), [600.0, 6_000.0]);
+    // Others may change them: then those are the ones to rise to.
+    limiter
+        .set_limits(Limits::new().requests(Rate::per_minute(100)))
+        .unwrap();
+    answer(&layer, 429, &[]).await;
+    answer(&layer, 429, &[]).await;
+    assert_eq!(amounts(&limiter), [90.0]);
+    for _ in 0..200 {
+        answer(&layer, 429, &[]).await;
+    }
+    assert_eq!(amounts(&limiter), [1.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_were_on_their_way_when_limits_were_lowered_do_not_lower_them_again() {
+    let limiter = limiter();
+    let layer = FeedbackLayer::new(limiter.clone(), Provider::Gemini).adapt();
+    let client = service_fn(async |after: Request<u64>| {
+        tokio::time::sleep(Duration::from_millis(*after.body())).await;
+        Ok::<_, Infallible>(Response::builder().status(429).body(()).unwrap())
+    });
+    let service = layer.layer(client);
+    let calls = (1..=20).map(|after| tokio::spawn(service.clone().oneshot(Request::new(after))));
+    for call in calls.collect::<Vec<_>>() {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(amounts(&limiter), [540.0, 5_400.0]);
+}

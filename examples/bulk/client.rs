@@ -28,7 +28,8 @@ pub(crate) fn service(
 + Send {
     let mut feedback = FeedbackLayer::new(limiter, provider);
     if adopts_limits {
-        feedback = feedback.adopt_limits();
+        // As it tells them; and where it does not, as its 429s show them.
+        feedback = feedback.adopt_limits().adapt();
     }
     ServiceBuilder::new()
         .layer(CollectLayer::new(MOST_BYTES))

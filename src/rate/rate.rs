@@ -137,10 +137,16 @@ impl Rate {
     }
 
     /// The same, with another amount, which the burst must not exceed.
-    fn with_amount(self, amount: u64) -> Self {
-        let at_most = |burst: Amount| if burst.is_above(amount) { amount.into() } else { burst };
+    fn with_amount(self, amount: Amount) -> Self {
+        // Less than one is no burst.
+        let most = if amount.value() < 1.0 {
+            Amount::from(1_u64)
+        } else {
+            amount
+        };
+        let at_most = |burst: Amount| if burst.value() > most.value() { most } else { burst };
         Self {
-            amount: amount.into(),
+            amount,
             burst: self.burst.map(at_most),
             initial: self.initial.map(at_most),
             ..self
@@ -236,11 +242,6 @@ impl Amount {
             Number::Negative(amount) => amount as f64,
             Number::Fraction(amount) => amount,
         }
-    }
-
-    fn is_above(&self, amount: u64) -> bool {
-        self.parts()
-            .is_ok_and(|(value, scale)| u128::from(value) > u128::from(amount) * u128::from(scale))
     }
 
     /// As numerator and denominator.
@@ -343,8 +344,24 @@ impl Limits {
             return None;
         }
         let mut limits = self.clone();
-        limits.rates[at].1 = rate.with_amount(amount);
+        limits.rates[at].1 = rate.with_amount(amount.into());
         Some(limits)
+    }
+
+    /// The same, with this part of each amount, which its burst must not exceed.
+    #[cfg(feature = "http")]
+    pub(crate) fn scaled(&self, factor: f64) -> Self {
+        let scaled = |rate: &Rate| {
+            let amount = rate.amount() * factor;
+            // Round numbers are counted in few units.
+            if amount >= 100.0 {
+                rate.with_amount(Amount::from(amount as u64))
+            } else {
+                rate.with_amount(Amount::from((amount * 1_000.0).ceil() / 1_000.0))
+            }
+        };
+        let rates = self.rates.iter().map(|(budget, rate)| (*budget, scaled(rate)));
+        Self { rates: rates.collect() }
     }
 
     /// Whether all numbers make sense.

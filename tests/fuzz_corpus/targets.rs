@@ -7,9 +7,26 @@ use crate::{
     input::{Requests, Tokens},
     recorded,
 };
+use bytes::Bytes;
 use clap::Parser;
-use std::borrow::Cow;
-use tower_outbound::{Cost, NetworkRequestEvent, RequestStatus, event::Value, executor::Config};
+use futures_util::{FutureExt, stream};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use std::{
+    borrow::Cow,
+    convert::Infallible,
+    future::ready,
+    time::{Duration, SystemTime},
+};
+use tower::{Layer, Service, retry::Policy, service_fn};
+use tower_outbound::{
+    ApiTokensUsed, Cost, NetworkRequestEvent, RequestStatus,
+    event::Value,
+    executor::Config,
+    http::{CharacterEstimate, Provider, RetryPolicy, UsageLayer},
+    rate::RequestCost,
+};
 
 /// The secret that is planted. No input that has it says anything.
 const MARK: &str = "Zq9Xw7Kv";
@@ -26,7 +43,7 @@ pub fn bulk_input(data: &[u8]) {
         .expect("a runtime");
     let lines = data.split(|byte| *byte == b'\n').count() as u64;
     for path in [None, Some("a.b/c~.0")] {
-        let mut requests = Requests::new(data, Tokens::new(path));
+        let mut requests = Requests::new(data, Tokens::new(path, 1.0));
         let mut last = 0;
         while let Some(line) = runtime.block_on(requests.next()).expect("memory can be read") {
             let number = match line {
@@ -123,6 +140,113 @@ pub fn url(data: &[u8]) {
     let plain: String = text.chars().filter(char::is_ascii_lowercase).collect();
     let harmless = format!("http://h/{plain}?page={MARK}&x=1");
     assert_eq!(recorded::url(&harmless).as_deref(), Some(&*harmless));
+}
+
+/// The headers a provider may send.
+const HEADERS: [&str; 24] = [
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "date",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
+    "x-ratelimit-renewalperiod-tokens",
+    "x-ratelimit-remaining-req-minute",
+    "x-ratelimit-tokens-query-cost",
+    "x-ratelimit-limit-requests-day",
+    "anthropic-ratelimit-requests-limit",
+    "anthropic-ratelimit-tokens-remaining",
+    "anthropic-ratelimit-tokens-reset",
+    "x-ratelimit-remaining",
+    "x-ratelimit-reset",
+    "ratelimit",
+    "ratelimit-policy",
+    "ratelimit-limit",
+    "ratelimit-remaining",
+    "ratelimit-reset",
+];
+
+/// What a provider says of its limits: a header for each line, whose first byte says which.
+pub fn feedback(data: &[u8]) {
+    let mut headers = HeaderMap::new();
+    for line in data.split(|byte| *byte == b'\n').take(32) {
+        let Some((which, value)) = line.split_first() else {
+            continue;
+        };
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            headers.append(HEADERS[usize::from(*which) % HEADERS.len()], value);
+        }
+    }
+    const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_792_567_680);
+    for provider in Provider::ALL {
+        let feedback = provider.feedback(&headers, now);
+        assert!(feedback.retry_after.is_none_or(|delay| delay <= YEAR), "{feedback:?}");
+        assert!(feedback.windows.len() <= 16, "{feedback:?}");
+        for window in &feedback.windows {
+            assert!(window.limit.is_some() || window.remaining.is_some(), "{window:?}");
+            assert_ne!(window.period, Some(Duration::ZERO));
+        }
+        assert_eq!(provider.feedback(&headers, now), feedback);
+    }
+}
+
+/// A body that may say what was used, or why there is none: in pieces of any size, it says the same.
+pub fn answer(data: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let provider = Provider::ALL[data.len() % Provider::ALL.len()];
+        let body = Bytes::copy_from_slice(data);
+        let mut request = Request::new(body.clone());
+        for kind in ["application/json", "text/event-stream"] {
+            let mut seen = [1, 3, usize::MAX].map(|size| used(kind, &body, size).ok()).into_iter();
+            let first = seen.next();
+            assert!(seen.all(|used| Some(used) == first));
+        }
+        for status in [429, 503] {
+            let mut policy = RetryPolicy::new().provider(provider);
+            let mut result = Ok(Response::builder()
+                .status(status)
+                .body(body.clone())
+                .expect("a response"));
+            let _ = Policy::retry(&mut policy, &mut request, &mut result);
+        }
+        let cost = CharacterEstimate::new().cost(&request);
+        assert_eq!(cost.requests, 1);
+    });
+}
+
+/// What a body of this kind says was used.
+fn used(kind: &'static str, body: &Bytes, size: usize) -> Result<Option<u64>, Infallible> {
+    let pieces: Vec<_> = body
+        .chunks(size)
+        .map(|piece| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(piece))))
+        .collect();
+    let mut pieces = Some(StreamBody::new(stream::iter(pieces)));
+    let client = service_fn(move |_: Request<()>| {
+        let body = pieces.take().expect("it is called once");
+        ready(Ok::<_, Infallible>(
+            Response::builder()
+                .header("content-type", kind)
+                .body(body)
+                .expect("a response"),
+        ))
+    });
+    let collected = async {
+        let response = UsageLayer::new().layer(client).call(Request::new(())).await?;
+        let used = response.extensions().get::<ApiTokensUsed>().cloned();
+        response.into_body().collect().await?;
+        Ok(used.and_then(|used| used.get()))
+    };
+    collected.now_or_never().expect("nothing is waited for")
 }
 
 /// The letters of a name, in odd case and encoded as the bytes say.

@@ -1,6 +1,6 @@
 //! [`FeedbackLayer`]: what a provider says of its limits is made known to ours.
 
-use super::{Feedback, Provider, Unit};
+use super::{Feedback, Provider, Unit, adapt::Adaptation};
 use crate::rate::{Budget, RateLimiter};
 use http::{HeaderMap, Request, Response, StatusCode};
 use pin_project_lite::pin_project;
@@ -8,9 +8,11 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
+use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -21,6 +23,7 @@ use tower_service::Service;
 ///   ever extended; one that is longer than [`max_pause`](Self::max_pause) is that long.
 /// - What is left of a limit lowers what is in our bucket, and never raises it.
 /// - If it is asked to [adopt](Self::adopt_limits) them, the provider's limits become ours.
+/// - If it is asked to [adapt](Self::adapt), limits that nobody tells are found by their 429s.
 ///
 /// Only requests and tokens as a whole are looked at; the limits are known by their [period](crate::rate::RateLimiter::lower).
 ///
@@ -34,11 +37,12 @@ use tower_service::Service;
 /// let executor = Executor::builder().limiter(limiter).build(client)?;
 /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct FeedbackLayer {
     limiter: RateLimiter,
     provider: Provider,
     adopts: bool,
+    adapts: Option<Arc<Adaptation>>,
     max_pause: Duration,
 }
 
@@ -60,6 +64,8 @@ pin_project! {
         #[pin]
         future: F,
         layer: FeedbackLayer,
+        // If that is of interest.
+        begun: Option<Instant>,
     }
 }
 
@@ -73,6 +79,7 @@ impl FeedbackLayer {
             limiter,
             provider,
             adopts: false,
+            adapts: None,
             max_pause: Duration::from_secs(60 * 60),
         }
     }
@@ -80,19 +87,34 @@ impl FeedbackLayer {
     /// The provider's limits become the limiter's as soon as they are known. Bursts stay, as far as the limits allow.
     /// Default: what was configured holds.
     #[must_use]
-    pub const fn adopt_limits(mut self) -> Self {
+    pub fn adopt_limits(mut self) -> Self {
         self.adopts = true;
+        self
+    }
+
+    /// Each 429 lowers all rates by a tenth, and each second without one raises them again by a hundredth, up to what was
+    /// configured: for providers that do not tell their limits, or share them among many. Default: they stay.
+    #[must_use]
+    pub fn adapt(mut self) -> Self {
+        self.adapts = Some(Arc::new(Adaptation::new(&self.limiter)));
         self
     }
 
     /// The longest pause that one response can cause. Default: an hour.
     #[must_use]
-    pub const fn max_pause(mut self, pause: Duration) -> Self {
+    pub fn max_pause(mut self, pause: Duration) -> Self {
         self.max_pause = pause;
         self
     }
 
-    fn listen(&self, status: StatusCode, headers: &HeaderMap) {
+    fn listen(&self, status: StatusCode, headers: &HeaderMap, begun: Option<Instant>) {
+        if let (Some(adapts), Some(begun)) = (&self.adapts, begun) {
+            match status {
+                StatusCode::TOO_MANY_REQUESTS => adapts.too_much(&self.limiter, begun),
+                _ if status.is_success() => adapts.went_well(&self.limiter),
+                _ => {}
+            }
+        }
         let feedback = self.provider.feedback(headers, SystemTime::now());
         if is_too_much(self.provider, status, &feedback) {
             if let Some(delay) = feedback.retry_after {
@@ -130,6 +152,17 @@ fn is_too_much(provider: Provider, status: StatusCode, feedback: &Feedback) -> b
     }
 }
 
+impl fmt::Debug for FeedbackLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FeedbackLayer")
+            .field("provider", &self.provider)
+            .field("adopts", &self.adopts)
+            .field("adapts", &self.adapts.is_some())
+            .field("max_pause", &self.max_pause)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<S> Layer<S> for FeedbackLayer {
     type Service = Listens<S>;
 
@@ -157,6 +190,7 @@ where
 
     fn call(&mut self, req: Request<B>) -> Self::Future {
         FeedbackFuture {
+            begun: self.layer.adapts.is_some().then(Instant::now),
             future: self.inner.call(req),
             layer: self.layer.clone(),
         }
@@ -174,7 +208,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.future.poll(cx))?;
-        this.layer.listen(response.status(), response.headers());
+        this.layer.listen(response.status(), response.headers(), *this.begun);
         Poll::Ready(Ok(response))
     }
 }

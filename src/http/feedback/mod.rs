@@ -4,6 +4,7 @@
 //! trusted carefully: what is absent, malformed or `-1` says nothing, and is told to `tracing` at level DEBUG, by the
 //! name of the header.
 
+mod adapt;
 mod anthropic;
 mod github;
 mod ietf;
