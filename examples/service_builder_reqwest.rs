@@ -3,7 +3,7 @@
 //! Watch: every fourth answer is a 503; the call is made again, and each attempt pays its own rate. The server gets the
 //! keys of both headers, and the record has neither: one was set below it, the other is redacted.
 //!
-//! `cargo run --example service_builder_reqwest`
+//! `cargo run --features reqwest --example service_builder_reqwest`
 
 mod support;
 
@@ -18,6 +18,7 @@ use tower_http::{
 };
 use tower_outbound::{
     ConcurrencyLimitLayer, EventLayer, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter, RequestId, event::Events,
+    http::Reqwest,
 };
 use tracing::{Level, Span};
 
@@ -59,7 +60,7 @@ async fn main() -> anyhow::Result<()> {
             AUTHORIZATION,
             HeaderValue::from_static("Bearer secret"),
         ))
-        .service(support::reqwest_client());
+        .service(Reqwest::default());
 
     let mut calls = Vec::new();
     for number in 0..8 {

@@ -54,6 +54,8 @@
 //! | [`ConcurrencyLimitLayer`] | a cap on calls in flight that can be watched and changed: [`concurrency`] |
 //! | [`RateLimitLayer`], [`RateLimiter`] | [rates](rate) of requests and tokens, any number at once |
 //! | [`EventLayer`], [`EventHandle`] | the [record](event) of each call |
+//! | [`DeadlineLayer`], [`Deadline`] | [until when](deadline) a call has to be over |
+//! | [`http`] | what metered APIs need: streams, usage, providers' headers, retries (feature `http`) |
 //!
 //! Each layer works alone, in any `tower::ServiceBuilder`. Clones of a service share its limits and hold nothing while
 //! they are idle.
@@ -69,6 +71,9 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `serde` | events and [`Config`](executor::Config) as JSON, or any other format of serde |
+//! | `http` | bodies, providers' headers, retries: the module [`http`] |
+//! | `json` | what was used, what is asked for and why it failed, as JSON bodies tell it; includes `http` |
+//! | `reqwest` | a reqwest client as a service; includes `http` |
 //! | `full` | all of them |
 //!
 //! No feature is on by default. The oldest Rust that works is named in `Cargo.toml`.
@@ -101,6 +106,6 @@ pub use queue::{Queue, QueueLayer};
 pub use rate::{ApiTokens, ApiTokensUsed, Cost, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter};
 
 /// The README's examples are tests.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "full"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

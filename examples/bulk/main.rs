@@ -1,8 +1,8 @@
 //! Sends every request of a file to a metered API: as fast as its limits allow, and no faster.
 //!
 //! ```text
-//! cargo run --release --example bulk                # 500 requests to a local provider
-//! cargo run --release --example bulk -- --help
+//! cargo run --release --features full --example bulk                # 500 requests to a local provider
+//! cargo run --release --features full --example bulk -- --help
 //! ```
 //!
 //! What to watch: the local provider answers 429 to whatever is above its limits, and never has to. The tokens a minute
@@ -11,7 +11,7 @@
 //! | file | what it is about |
 //! |---|---|
 //! | `run.rs` | the job from start to end: feed the executor, drain it, Ctrl-C |
-//! | `client.rs` | a reqwest client as a Tower service |
+//! | `client.rs` | the client: reqwest, listened to and metered |
 //! | `args.rs`, `limits.rs` | what was asked for |
 //! | `input.rs` | a line of the file, and how many tokens it needs |
 //! | `result.rs`, `output.rs` | a line of results, and the file they go to |
