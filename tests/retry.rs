@@ -136,6 +136,16 @@ async fn only_what_may_pass_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn errors_of_ones_own_can_be_tried_again_too() {
+    let denied = |error: &BoxError| {
+        let error = error.downcast_ref::<io::Error>();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    };
+    let answer = Answer::Fails(io::ErrorKind::PermissionDenied);
+    assert_eq!(attempts(policy().retry_errors(denied), answer).await, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_waiting_does_not_help_is_known_by_each_provider() {
     let of = |provider| policy().provider(provider);
     let quota = Answer::Code(

@@ -64,6 +64,7 @@ use tower::retry::{
 /// | [`max_retries`](Self::max_retries) | 5 |
 /// | [`backoff`](Self::backoff) | 500 ms, doubled up to 30 s |
 /// | [`max_delay`](Self::max_delay) | 60 s |
+/// | [`retry_errors`](Self::retry_errors) | none but those above |
 /// | [`budget`](Self::budget) | tower's: a fifth of the calls, and ten a second |
 ///
 /// Why and when a call is made again is noted in its event; its attempts are there with their codes.
@@ -82,6 +83,7 @@ struct Rules {
     base: Duration,
     cap: Duration,
     max_delay: Duration,
+    also: fn(&BoxError) -> bool,
     budget: Option<Arc<dyn Budget + Send + Sync>>,
     dice: Arc<Dice>,
 }
@@ -106,6 +108,7 @@ impl RetryPolicy {
                 base: Duration::from_millis(500),
                 cap: Duration::from_secs(30),
                 max_delay: Duration::from_secs(60),
+                also: |_| false,
                 budget: Some(Arc::new(TpsBudget::default())),
                 dice: Arc::new(Dice(AtomicU64::new(RandomState::new().hash_one(0)))),
             }),
@@ -142,6 +145,12 @@ impl RetryPolicy {
         self.with(|rules| rules.max_delay = delay)
     }
 
+    /// Errors for which this is true are worth another attempt, too: those of one's own client, say.
+    #[must_use]
+    pub fn retry_errors(self, also: fn(&BoxError) -> bool) -> Self {
+        self.with(|rules| rules.also = also)
+    }
+
     /// What keeps retries from making things worse: each call that succeeds puts something in, each retry takes
     /// something out. `None`: nothing does.
     #[must_use]
@@ -157,7 +166,7 @@ impl RetryPolicy {
 
     fn judge<R: WholeBody>(&self, result: &Result<Response<R>, BoxError>) -> Verdict {
         match result {
-            Err(error) if is_transient(error) => Verdict::Again(None),
+            Err(error) if is_transient(error) || (self.rules.also)(error) => Verdict::Again(None),
             Err(_) => Verdict::Final,
             Ok(response) => {
                 let provider = self.rules.provider;

@@ -2,8 +2,9 @@
 
 use super::Fault;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
+use http_body::{Body, Frame};
+use http_body_util::Empty;
+use hyper::body::{Bytes, Incoming};
 use hyper_util::{
     client::legacy::{Client as Hyper, connect::HttpConnector},
     rt::TokioExecutor,
@@ -20,7 +21,6 @@ use std::{
 };
 use tokio::time::Instant;
 use tower::{BoxError, Service};
-use tower_outbound::ApiTokens;
 
 /// All panics that are meant begin with this.
 pub(crate) const MEANT: &str = "meant:";
@@ -36,18 +36,30 @@ pub(crate) struct Client {
 #[derive(Default)]
 pub(crate) struct Ledger {
     pub(crate) calls: AtomicU64,
-    pub(crate) tokens: AtomicU64,
     /// Times the service was asked to be ready.
     readiness: AtomicU64,
     /// Since the limits were last changed.
     pub(crate) admitted: Mutex<Vec<Instant>>,
 }
 
-/// The body of a response. To drop it may panic.
+/// The body of a response, as it comes. To drop it may panic.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    pub(crate) text: Bytes,
+    body: Incoming,
     panics: bool,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
 }
 
 impl Drop for Answer {
@@ -84,9 +96,7 @@ impl Service<Request<Fault>> for Client {
     }
 
     fn call(&mut self, req: Request<Fault>) -> Self::Future {
-        let tokens = req.extensions().get::<ApiTokens>().map_or(0, |tokens| tokens.0);
         self.ledger.calls.fetch_add(1, Ordering::Relaxed);
-        self.ledger.tokens.fetch_add(tokens, Ordering::Relaxed);
         self.ledger.admitted.lock().unwrap().push(Instant::now());
 
         let fault = *req.body();
@@ -96,9 +106,8 @@ impl Service<Request<Fault>> for Client {
         Box::pin(async move {
             let (head, body) = sent.await?.into_parts();
             assert!(fault != Fault::PanicInFuture, "{MEANT} in the future");
-            let text = body.collect().await?.to_bytes();
             let panics = fault == Fault::PanicInDrop;
-            Ok(Response::from_parts(head, Answer { text, panics }))
+            Ok(Response::from_parts(head, Answer { body, panics }))
         })
     }
 }

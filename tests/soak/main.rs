@@ -1,7 +1,7 @@
 //! The soak: a million calls to a real server, with all that can go wrong going wrong at once.
 //!
 //! ```text
-//! cargo test --release --test soak -- --ignored --nocapture
+//! cargo test --release --all-features --test soak -- --ignored --nocapture
 //! ```
 //!
 //! | variable | default | |
@@ -11,18 +11,20 @@
 //! | `SOAK_SEED` | 1 | what each call does, and how executors are stopped, depends on this alone |
 //!
 //! Each call draws its fault by the seed and its number. Meanwhile limits change, threads stand still, and executors are
-//! stopped in every way, dropped, and replaced. Afterwards every call has ended once, all places, permits and tasks are
-//! back, tokens were charged for those who got through and for nobody else, no window saw more than was promised, and
-//! memory is where it was.
+//! stopped in every way, dropped, and replaced. Bodies are streamed, failures are tried again, and what was used is
+//! settled. Afterwards every call has ended once, all places, permits and tasks are back, tokens were charged for those
+//! who got through, and for what they used, and for nobody else, no window saw more than was promised, and memory is
+//! where it was.
 
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", feature = "json"))]
 
 mod client;
 mod server;
 
 use client::{Answer, Client, Ledger, MEANT};
 use fastrand::Rng;
-use http::Request;
+use http::{Request, Response};
+use http_body_util::BodyExt;
 use server::Server;
 use std::{
     collections::BTreeMap,
@@ -44,13 +46,21 @@ use tokio::{
     task::{JoinSet, yield_now},
     time::{Instant, sleep, timeout},
 };
+use tower::{Layer, retry::RetryLayer};
 use tower_outbound::{
-    Call, CallHandle, Concurrency, Executor, Limits, Rate, RateLimiter, RequestStatus, Shutdown, event::Totals,
+    Call, CallHandle, Concurrency, Executor, Limits, NetworkRequestEvent, Rate, RateLimiter, RequestStatus, Shutdown,
+    error::Cancelled,
+    event::Totals,
+    http::{MeteredBody, RetryPolicy, StreamBody, UsageLayer},
+    rate::ByUsage,
 };
+
+type Stream = StreamBody<MeteredBody<Answer>>;
 
 const MS: Duration = Duration::from_millis(1);
 const CALLERS: usize = 256;
-/// Tokens that do not come back within a soak: what is missing was charged.
+/// Tokens that do not come back within a soak: what is missing was charged. Half of them are there in the beginning, so
+/// that what is given back always has room.
 const TOKENS: u64 = 1_000_000_000_000;
 
 /// What a call runs into. Most run into nothing.
@@ -68,6 +78,10 @@ pub(crate) enum Fault {
     PanicInCall,
     PanicInFuture,
     PanicInDrop,
+    /// Answered word by word.
+    Stream,
+    /// The same; its caller drops the body unread, or after so many frames.
+    DropsBody(u8),
     /// Its caller polls it this often, and drops it.
     Polled(u8),
     /// Its caller drops it after so many milliseconds, wherever it is.
@@ -92,6 +106,8 @@ impl Fault {
             22..28 => Self::Polled(dice.u8(..6)),
             28..34 => Self::Dropped(dice.u8(..40)),
             34..37 => Self::Detached,
+            37..42 => Self::Stream,
+            42..47 => Self::DropsBody(dice.u8(..4)),
             _ => Self::None,
         }
     }
@@ -105,6 +121,7 @@ impl Fault {
             Self::Half => "/half",
             Self::Malformed => "/malformed",
             Self::HangsUp => "/hangs-up",
+            Self::Stream | Self::DropsBody(_) => "/stream",
             _ => "/",
         }
     }
@@ -123,12 +140,14 @@ struct Soak {
     next: AtomicU64,
     is_over: AtomicBool,
     /// The one that takes calls now.
-    executor: RwLock<Executor<Fault, Answer>>,
+    executor: RwLock<Executor<Fault, Stream>>,
     limiter: RateLimiter,
     /// Requests a second, and their burst.
     rate: Mutex<(u64, u64)>,
     concurrency: Concurrency,
     client: Client,
+    /// Attempts, and tokens, by what the events say.
+    charged: Mutex<(u64, u64)>,
     /// Of the executors that are gone.
     totals: Mutex<Vec<Totals>>,
     /// By fault: how its calls ended.
@@ -188,6 +207,7 @@ impl Soak {
             rate: Mutex::new(rate),
             concurrency,
             client,
+            charged: Mutex::default(),
             totals: Mutex::default(),
             outcomes: Mutex::default(),
             stops: Mutex::default(),
@@ -258,10 +278,10 @@ impl Soak {
         );
         drop(monitor);
 
-        // Tokens charged are tokens admitted.
-        let ledger = &self.client.ledger;
-        let admitted = ledger.tokens.load(Ordering::Relaxed);
-        assert_eq!(self.limiter.available().tokens, Some(TOKENS - admitted));
+        // Who got through is who was charged; and what was used, or is not known, is what was charged.
+        let (attempts, charged) = *self.charged.lock().unwrap();
+        assert_eq!(attempts, self.client.ledger.calls.load(Ordering::Relaxed));
+        assert_eq!(self.limiter.available().tokens, Some(TOKENS / 2 - charged));
         self.check_window();
 
         // Memory is flat: the second half needs no more than the first did.
@@ -284,7 +304,7 @@ impl Soak {
         assert_eq!(tasks.num_alive_tasks(), before);
     }
 
-    fn executor(&self) -> Executor<Fault, Answer> {
+    fn executor(&self) -> Executor<Fault, Stream> {
         self.executor.read().unwrap().clone()
     }
 
@@ -328,10 +348,22 @@ impl Soak {
         yield_now().await;
         assert_eq!(event.status(), ended.status, "it is over, and stays so");
         self.count(fault, ended.status.as_str());
+        self.account(&ended);
+    }
+
+    /// Every attempt was charged what was said; the one that told what it used, that.
+    fn account(&self, event: &NetworkRequestEvent) {
+        let attempts = event.attempts.len() as u64;
+        let said = attempts * event.api_tokens;
+        let charged = event
+            .api_tokens_used
+            .map_or(said, |used| said - event.api_tokens + used);
+        let mut sums = self.charged.lock().unwrap();
+        *sums = (sums.0 + attempts, sums.1 + charged);
     }
 
     /// Until there is a response, or as long as this caller waits. The outcome agrees with the event.
-    async fn wait(&self, fault: Fault, mut handle: CallHandle<Fault, Answer>) {
+    async fn wait(&self, fault: Fault, mut handle: CallHandle<Fault, Stream>) {
         let event = handle.event().clone();
         let result = match fault {
             Fault::Polled(times) => {
@@ -351,18 +383,58 @@ impl Soak {
         };
         match result {
             Some(Ok(response)) => {
-                assert_eq!(event.finished().await.status, RequestStatus::Completed);
-                assert!(response.status() != 200 || response.body().text == "ok");
-                let dropped = catch_unwind(AssertUnwindSafe(|| drop(response)));
-                assert_eq!(dropped.is_err(), fault == Fault::PanicInDrop);
+                let read = AssertUnwindSafe(Self::read(fault, response));
+                let text = futures_util::FutureExt::catch_unwind(read).await;
+                let status = event.finished().await.status;
+                match text {
+                    // Dropped, if it was not over before, or its drop panicked.
+                    Ok(None) | Err(_) => {
+                        assert!(status == RequestStatus::Cancelled || status == RequestStatus::Completed)
+                    }
+                    Ok(Some(Ok(text))) => {
+                        assert!(text.is_empty() || text.ends_with(b"}}") || text.ends_with(b"}}\n\n"));
+                        // It may have been stopped at the very end.
+                        assert_ne!(status, RequestStatus::Failed);
+                    }
+                    Ok(Some(Err(is_cancelled))) => {
+                        let expected = if is_cancelled {
+                            RequestStatus::Cancelled
+                        } else {
+                            RequestStatus::Failed
+                        };
+                        assert!(status == expected || status == RequestStatus::Cancelled);
+                    }
+                }
             }
             Some(Err(error)) if error.is_cancelled() => {
                 assert_eq!(event.finished().await.status, RequestStatus::Cancelled);
             }
             Some(Err(_)) => assert_eq!(event.finished().await.status, RequestStatus::Failed),
             // A response that comes now is dropped where it is, and may panic there.
-            None => drop(catch_unwind(AssertUnwindSafe(|| handle.cancel()))),
+            None => {
+                let _ = catch_unwind(AssertUnwindSafe(|| handle.cancel()));
+                drop(catch_unwind(AssertUnwindSafe(|| drop(handle))));
+            }
         }
+    }
+
+    /// The body; `None` if it is not wanted. Of an error, whether somebody ended the call.
+    async fn read(fault: Fault, response: Response<Stream>) -> Option<Result<Vec<u8>, bool>> {
+        let mut body = response.into_body();
+        let frames = match fault {
+            Fault::DropsBody(frames) => frames,
+            Fault::Polled(_) | Fault::Dropped(_) => 0,
+            _ => u8::MAX,
+        };
+        let mut text = Vec::new();
+        for _ in 0..frames {
+            match body.frame().await {
+                Some(Ok(frame)) => text.extend_from_slice(frame.data_ref()?),
+                Some(Err(error)) => return Some(Err(error.is::<Cancelled>())),
+                None => return Some(Ok(text)),
+            }
+        }
+        None
     }
 
     fn count(&self, fault: Fault, outcome: &str) {
@@ -492,7 +564,9 @@ impl Soak {
 }
 
 fn limits((rate, burst): (u64, u64)) -> Limits {
-    let never_comes_back = Rate::new(1_u64, Duration::from_secs(100 * 365 * 86_400)).burst(TOKENS);
+    let never_comes_back = Rate::new(1_u64, Duration::from_secs(100 * 365 * 86_400))
+        .burst(TOKENS)
+        .initial(TOKENS / 2);
     Limits::new()
         .requests(Rate::per_second(rate).burst(burst))
         .tokens(never_comes_back)
@@ -503,13 +577,17 @@ fn executor(
     concurrency: &Concurrency,
     client: &Client,
     workers: usize,
-) -> Executor<Fault, Answer> {
+) -> Executor<Fault, Stream> {
     Executor::builder()
         .queue_capacity(CALLERS / 2)
         .workers(workers)
         .limiter(limiter.clone())
         .concurrency(concurrency.clone())
-        .build(client.clone())
+        .settle(ByUsage::default())
+        .layer(RetryLayer::new(
+            RetryPolicy::new().max_retries(2).budget(None).backoff(MS, 5 * MS),
+        ))
+        .build_streaming(UsageLayer::new().layer(client.clone()))
         .unwrap()
 }
 

@@ -97,9 +97,22 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
                 return stream.shutdown().await;
             }
             "/hangs-up" => return Ok(()),
+            "/stream" => {
+                stream.write_all(STREAM).await?;
+                for _ in 0..5 {
+                    sleep(Duration::from_millis(2)).await;
+                    stream.write_all(PIECE).await?;
+                }
+                stream.write_all(END).await?;
+            }
             _ => stream.write_all(WELL).await?,
         }
     }
 }
 
-const WELL: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+/// Seven tokens were used.
+const WELL: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 28\r\n\r\n{\"usage\":{\"total_tokens\":7}}";
+
+const STREAM: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+const PIECE: &[u8] = b"c\r\ndata: word\n\n\r\n";
+const END: &[u8] = b"24\r\ndata: {\"usage\":{\"total_tokens\":9}}\n\n\r\n0\r\n\r\n";
