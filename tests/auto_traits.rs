@@ -40,6 +40,35 @@ fn services_layers_and_handles_are_clone_send_and_sync() {
     all::<Closure<Body>>();
 }
 
+#[cfg(feature = "full")]
+#[test]
+fn what_is_there_for_http_is_so_too() {
+    use tower_outbound::{
+        ApiTokensUsed,
+        deadline::{Deadline, DeadlineLayer, Deadlines},
+        error::{BodyFailed, BodyTooLarge, DeadlineExceeded, RetryAfterTooLong},
+        http::*,
+        rate::ByUsage,
+    };
+    fn error<T: std::error::Error + Clone + Send + Sync + 'static>() {}
+    all::<Executor<Body, StreamBody<Body>>>();
+    all::<(DeadlineLayer, Deadlines<()>, Deadline)>();
+    all::<(BodyLayer, Bodies<()>, StreamLayer, Streams<()>)>();
+    all::<(CollectLayer, Collect<()>, UsageLayer, Usage<()>)>();
+    all::<(FeedbackLayer, Listens<()>, Feedback, Provider)>();
+    all::<(RetryPolicy, CharacterEstimate, AverageEstimate, ByUsage, ApiTokensUsed)>();
+    all::<Reqwest>();
+    send::<(StreamFuture<Body>, ReqwestFuture, Wait)>();
+    // As reqwest wants the bodies it is given.
+    sync::<StreamBody<MeteredBody<reqwest::Body>>>();
+    send::<StreamBody<MeteredBody<reqwest::Body>>>();
+    error::<DeadlineExceeded>();
+    error::<RetryAfterTooLong>();
+    error::<BodyFailed>();
+    error::<BodyTooLarge>();
+    error::<ParseProviderError>();
+}
+
 #[test]
 fn futures_and_calls_can_be_sent() {
     send::<CallHandle<Body, Body>>();

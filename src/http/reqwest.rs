@@ -27,7 +27,7 @@ use tower_service::Service;
 /// # Errors
 ///
 /// Its own, among them a URL that is none. Their texts have the URL in them, which is redacted in events.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Reqwest {
     client: Client,
 }
@@ -59,6 +59,13 @@ impl Reqwest {
     #[must_use]
     pub const fn new(client: Client) -> Self {
         Self { client }
+    }
+}
+
+/// Without the client's default headers, which may be credentials.
+impl fmt::Debug for Reqwest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reqwest").finish_non_exhaustive()
     }
 }
 
