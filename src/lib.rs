@@ -9,6 +9,7 @@
 //!   Executor::submit                  opens the event: PENDING, then QUEUED
 //!     QueueLayer                      bounded, first in first out; its workers drive the calls
 //!       EventLayer::processing()      PROCESSING on the way in; COMPLETED | FAILED | CANCELLED on the way out
+//!         DeadlineLayer               ends a call in time; refuses one that cannot make it
 //!         (your layer: retry, timeout, …)
 //!           ConcurrencyLimitLayer     at most n in flight
 //!             RateLimitLayer          requests and tokens, both or neither

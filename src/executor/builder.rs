@@ -254,6 +254,8 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// An executor that returns each response as soon as its head is there, and whose calls go on until the body is over:
     /// its permit is held, and its event open, until the last byte. See [`http`](crate::http#streams).
     ///
+    /// Whoever neither reads a response nor drops it keeps its permit: a [timeout](Self::timeout) ends that.
+    ///
     /// # Errors
     ///
     /// As [`build`](Self::build).

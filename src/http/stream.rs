@@ -252,22 +252,10 @@ where
                     return Poll::Ready(Ok(Response::from_parts(parts, body)));
                 }
                 StateProj::Streaming { parts, end } => {
-                    let (passed, end) = match ready!(Pin::new(end).poll(cx)) {
-                        Ok(End::Whole(passed)) => (passed, Ok(())),
-                        Ok(End::Failed(passed, error)) => (passed, Err(error.into())),
-                        Ok(End::Dropped(passed)) => {
-                            // Whoever made the call has given it up.
-                            record(passed);
-                            if let Some(event) = event::current() {
-                                event.cancel();
-                            }
-                            return Poll::Ready(Err(Cancelled::new().into()));
-                        }
-                        Err(_) => (Passed::default(), Err(Cancelled::new().into())),
-                    };
-                    record(passed);
+                    // A body never goes without a word.
+                    let end = ready!(Pin::new(end).poll(cx)).unwrap_or(End::Dropped(Passed::default()));
                     let parts = parts.take().expect("a future is not polled after it was ready");
-                    return Poll::Ready(end.map(|()| Response::from_parts(parts, StreamBody::whole(Bytes::new()))));
+                    return Poll::Ready(ended(parts, end));
                 }
             };
             this.state.set(next);
@@ -290,6 +278,28 @@ fn hand_over<F, B: Send + 'static>(
             end,
         }),
         Err(response) => Err(response.map(StreamBody::left_alone)),
+    }
+}
+
+/// What becomes of a call whose body is over. Nobody looks at the response any more but the layers above.
+fn ended<B>(parts: Parts, end: End) -> Result<Response<StreamBody<B>>, BoxError> {
+    match end {
+        End::Whole(passed) => {
+            record(passed);
+            Ok(Response::from_parts(parts, StreamBody::whole(Bytes::new())))
+        }
+        End::Failed(passed, error) => {
+            record(passed);
+            Err(error.into())
+        }
+        End::Dropped(passed) => {
+            record(passed);
+            // Whoever made the call has given it up.
+            if let Some(event) = event::current() {
+                event.cancel();
+            }
+            Err(Cancelled::new().into())
+        }
     }
 }
 
