@@ -62,7 +62,7 @@ pin_project! {
     pub struct ResponseFuture<F> {
         #[pin]
         state: State<F>,
-        timer: Option<Timer>,
+        timer: Option<Box<Timer>>,
     }
 }
 
@@ -87,7 +87,7 @@ pub(crate) struct Ahead {
     tokens: AtomicU64,
 }
 
-/// One of them, until this is dropped: an extension of the request, which is taken out below the queue.
+/// One of them, until this is dropped: an extension of a request with a deadline, which is taken out below the queue.
 #[derive(Clone)]
 pub(crate) struct OnItsWay(#[allow(dead_code, reason = "it is there to be dropped")] Arc<Guard>);
 
@@ -119,8 +119,13 @@ impl Deadline {
         self.0
     }
 
+    #[inline]
     pub(crate) fn of<B>(request: &Request<B>) -> Option<Self> {
-        request.extensions().get().copied()
+        let extensions = request.extensions();
+        if extensions.is_empty() {
+            return None;
+        }
+        extensions.get().copied()
     }
 
     /// Whether a call that would have to wait so long can still make it.
@@ -201,11 +206,12 @@ where
 
     fn call(&mut self, mut req: Request<B>) -> Self::Future {
         let DeadlineLayer { limits, timeout } = &self.layer;
-        if !req.extensions().is_empty() {
+        let own = Deadline::of(&req);
+        if own.is_some() {
             // It has come to where the limiter sees it.
             req.extensions_mut().remove::<OnItsWay>();
         }
-        let deadline = Deadline::of(&req).or_else(|| timeout.map(Deadline::after));
+        let deadline = own.or_else(|| timeout.map(Deadline::after));
         let wait = |(limiter, cost): &(RateLimiter, K)| limiter.wait(cost.cost(&req), (0, 0));
         let allowed = deadline.map_or(Ok(()), |deadline| {
             deadline.allows(limits.as_ref().map_or(Duration::ZERO, wait))
@@ -217,7 +223,7 @@ where
                 },
                 Err(error) => State::Refused { error: Some(error) },
             },
-            timer: deadline.map(Timer::new),
+            timer: deadline.map(|deadline| Box::new(Timer::new(deadline))),
         }
     }
 }

@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 pub(super) struct Answer<B, R> {
     /// Until this is dropped, or the time is up.
     call: Option<queue::ResponseFuture<Request<B>, Response<R>>>,
-    expected: Expected<R>,
+    /// Mostly it comes by its queue, whenever that is.
+    expected: Option<Box<Expected<R>>>,
     /// The call goes on without us: nobody waits for it, or the head came, and the body decides.
     is_detached: bool,
 }
@@ -31,7 +32,10 @@ pub(super) struct Expected<R> {
 pub(super) type Offer<B, R> = fn(&mut Request<B>) -> oneshot::Receiver<Response<R>>;
 
 impl<B, R> Answer<B, R> {
-    pub(super) const fn new(call: queue::ResponseFuture<Request<B>, Response<R>>, expected: Expected<R>) -> Self {
+    pub(super) const fn new(
+        call: queue::ResponseFuture<Request<B>, Response<R>>,
+        expected: Option<Box<Expected<R>>>,
+    ) -> Self {
         Self {
             call: Some(call),
             expected,
@@ -55,14 +59,35 @@ impl<B, R> Answer<B, R> {
 
     /// Ready when the time is up: the call is ended.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        let Some((timer, event)) = &mut self.expected.timer else {
+        let timer = self.expected.as_mut().and_then(|expected| expected.timer.as_mut());
+        let Some((timer, event)) = timer else {
             return Poll::Pending;
         };
         let error = ready!(timer.poll(cx));
         event.fail(&error.into());
-        self.expected.timer = None;
+        self.expected = None;
         self.call = None;
         Poll::Ready(error.into())
+    }
+
+    /// Ready when the response has come by the shorter way.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Response<R>> {
+        let Some(expected) = &mut self.expected else {
+            return Poll::Pending;
+        };
+        let Some(head) = &mut expected.head else {
+            return Poll::Pending;
+        };
+        let came = ready!(Pin::new(head).poll(cx));
+        expected.head = None;
+        match came {
+            Ok(response) => {
+                self.is_detached = true;
+                Poll::Ready(response)
+            }
+            // It comes by the queue.
+            Err(_) => Poll::Pending,
+        }
     }
 
     /// Ends the call, and with it the body that is still on its way.
@@ -82,17 +107,8 @@ impl<B, R> Future for Answer<B, R> {
     type Output = Result<Response<R>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(head) = &mut self.expected.head {
-            match Pin::new(head).poll(cx) {
-                Poll::Ready(Ok(response)) => {
-                    self.expected.head = None;
-                    self.is_detached = true;
-                    return Poll::Ready(Ok(response));
-                }
-                // It comes by the queue.
-                Poll::Ready(Err(_)) => self.expected.head = None,
-                Poll::Pending => {}
-            }
+        if let Poll::Ready(response) = self.poll_head(cx) {
+            return Poll::Ready(Ok(response));
         }
         let call = self.call.as_mut().expect("a future is not polled after it was ready");
         if let Poll::Ready(result) = Pin::new(call).poll(cx) {

@@ -421,17 +421,17 @@ impl<B, R> Shared<B, R> {
         (event, Answer::new(call, expected))
     }
 
+    /// Mostly nothing.
     #[inline]
-    fn expect(&self, request: &mut Request<B>, event: &EventHandle) -> Expected<R> {
-        let deadline = if request.extensions().is_empty() {
-            None
-        } else {
-            Deadline::of(request)
-        };
-        Expected {
+    fn expect(&self, request: &mut Request<B>, event: &EventHandle) -> Option<Box<Expected<R>>> {
+        let deadline = Deadline::of(request);
+        if deadline.is_none() && self.offer.is_none() {
+            return None;
+        }
+        Some(Box::new(Expected {
             head: self.offer.map(|offer| offer(request)),
             timer: deadline.map(|deadline| (Timer::new(deadline), event.clone())),
-        }
+        }))
     }
 
     fn open(&self, request: &Request<B>) -> (EventHandle, Scope) {

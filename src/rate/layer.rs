@@ -98,7 +98,7 @@ pin_project! {
         /// In the limiter's line, with the inner service that was ready.
         Waiting { admission: Admission, cost: Cost, ready: S, req: Option<Req> },
         /// Admitted, and charged what may be an estimate.
-        Calling { #[pin] future: F, estimate: Option<Estimate> },
+        Calling { #[pin] future: F, estimate: Option<Box<Estimate>> },
     }
 }
 
@@ -285,7 +285,7 @@ where
                     if let Err(never) = ready!(admission.poll(*cost, clock::now(), cx)) {
                         return Poll::Ready(Err(never.into()));
                     }
-                    let estimate = admission.estimate(*cost);
+                    let estimate = admission.estimate(*cost).map(Box::new);
                     let req = req.take().expect("a future is not polled after it was ready");
                     let future = ready.call(req);
                     this.state.set(State::Calling { future, estimate });
