@@ -244,15 +244,10 @@ where
                 let error = error.take().expect("a future is not polled after it was ready");
                 Poll::Ready(Err(error.into()))
             }
-            StateProj::Calling { future } => {
-                if let Poll::Ready(result) = future.poll(cx) {
-                    return Poll::Ready(result.map_err(Into::into));
-                }
-                match this.timer {
-                    Some(timer) => timer.poll(cx).map(|error| Err(error.into())),
-                    None => Poll::Pending,
-                }
-            }
+            StateProj::Calling { future } => match (future.poll(cx), this.timer) {
+                (Poll::Pending, Some(timer)) => timer.poll(cx).map(|error| Err(error.into())),
+                (polled, _) => polled.map_err(Into::into),
+            },
         }
     }
 }

@@ -111,10 +111,10 @@ impl<B, R> Future for Answer<B, R> {
             return Poll::Ready(Ok(response));
         }
         let call = self.call.as_mut().expect("a future is not polled after it was ready");
-        if let Poll::Ready(result) = Pin::new(call).poll(cx) {
-            return Poll::Ready(result.map_err(Error::new));
+        match Pin::new(call).poll(cx) {
+            Poll::Pending if self.expected.is_some() => self.poll_deadline(cx).map(Err),
+            polled => polled.map_err(Error::new),
         }
-        self.poll_deadline(cx).map(Err)
     }
 }
 

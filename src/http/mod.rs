@@ -37,12 +37,11 @@
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use http_body_util::{BodyExt, Full};
-//! use tower_outbound::{Call, Executor};
-//!
-//! let client = tower::service_fn(async |_: http::Request<String>| {
-//!     Ok::<_, tower::BoxError>(http::Response::new(Full::new(bytes::Bytes::from("word by word"))))
-//! });
+//! # use http_body_util::{BodyExt, Full};
+//! # use tower_outbound::Executor;
+//! # let client = tower::service_fn(async |_: http::Request<String>| {
+//! #     Ok::<_, tower::BoxError>(http::Response::new(Full::new(bytes::Bytes::from("word by word"))))
+//! # });
 //! let executor = Executor::builder().concurrency_limit(5).build_streaming(client)?;
 //! executor.start()?;
 //!

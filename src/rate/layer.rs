@@ -285,12 +285,19 @@ where
                     if let Err(never) = ready!(admission.poll(*cost, clock::now(), cx)) {
                         return Poll::Ready(Err(never.into()));
                     }
-                    let estimate = admission.estimate(*cost).map(Box::new);
+                    let estimate = if U::SETTLES {
+                        admission.estimate(*cost).map(Box::new)
+                    } else {
+                        None
+                    };
                     let req = req.take().expect("a future is not polled after it was ready");
                     let future = ready.call(req);
                     this.state.set(State::Calling { future, estimate });
                 }
                 StateProj::Calling { future, estimate } => {
+                    if !U::SETTLES {
+                        return future.poll(cx).map_err(Into::into);
+                    }
                     let result = ready!(future.poll(cx)).map_err(Into::into);
                     if let Some(estimate) = estimate.take() {
                         if let Some(used) = this.used.used(estimate.cost(), result.as_ref()) {
