@@ -266,6 +266,18 @@ async fn what_was_sent_and_failed_stays_charged_and_what_was_never_sent_costs_no
     assert_eq!(left(&limiter), (99, 9_500));
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_estimate_is_told_by_the_event() {
+    let client = service_fn(async |_: Request<&'static str>| Ok::<_, Infallible>(Response::new(())));
+    let executor = Executor::builder()
+        .cost(CharacterEstimate::new())
+        .build(client)
+        .unwrap();
+    executor.start().unwrap();
+    let call = executor.submit(Request::new(r#"{"input":"12345678"}"#)).await.unwrap();
+    assert_eq!(call.event().finished().await.api_tokens, 2);
+}
+
 #[test]
 fn an_estimate_is_a_quarter_of_the_characters_and_the_answer_that_is_allowed() {
     for (body, tokens) in [

@@ -58,7 +58,7 @@ use crate::{
     error::{Error, InvalidConfig, Refused},
     event::{self, Describe, EventHandle, Events, RequestDetails, Scope, Stage, Totals, Writer},
     queue::Queue,
-    rate::{Bursts, RateLimiter, RequestCost},
+    rate::{ApiTokens, Bursts, RateLimiter, RequestCost},
 };
 use answer::{Answer, Expected, Offer};
 use http::{Request, Response};
@@ -399,6 +399,10 @@ impl<B, R> Shared<B, R> {
     fn affords(&self, request: &mut Request<B>) -> Result<(), Error> {
         let cost = self.cost.cost(request);
         self.bursts.check(cost)?;
+        if cost.tokens > 0 && request.extensions().get::<ApiTokens>().is_none() {
+            // So that the event knows it, and an estimate is made once.
+            request.extensions_mut().insert(ApiTokens(cost.tokens));
+        }
         let deadline = Deadline::of(request).or_else(|| self.timeout.map(Deadline::after));
         if let Some(deadline) = deadline {
             let ahead = self.ahead.as_ref().map_or((0, 0), |ahead| ahead.cost());
