@@ -138,6 +138,32 @@ async fn a_call_that_cannot_make_it_behind_the_others_is_refused_at_once_with_th
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_is_handed_back_is_as_it_came_and_nobody_waits_for_it() {
+    let made = Arc::default();
+    let builder = Executor::builder()
+        .limits(Limits::new().tokens(Rate::per_second(100)))
+        .concurrency_limit(1)
+        .queue_capacity(1)
+        .timeout(Duration::from_secs(10));
+    let executor = executor(builder, &made);
+    let _wire = executor.submit(call(ms(1_000))).await.unwrap();
+    sleep(ms(1)).await;
+    let queued = executor.submit(call(ms(1))).await.unwrap();
+    let mut kept = Vec::new();
+    for _ in 0..100 {
+        let refused = executor.try_submit(call(ms(1)).tokens(100)).unwrap_err();
+        kept.push(refused.into_request().unwrap());
+    }
+    assert!(
+        kept.iter()
+            .all(|request| request.extensions().get::<Deadline>().is_none())
+    );
+    queued.cancel();
+    // They would have been a hundred seconds ahead of it.
+    executor.try_submit(call(ms(1)).tokens(100)).unwrap().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deadline_that_has_passed_is_refused_at_once() {
     let made = Arc::default();
     let executor = executor(Executor::builder(), &made);

@@ -58,7 +58,7 @@ use crate::{
     error::{Error, InvalidConfig, Refused},
     event::{self, Describe, EventHandle, Events, RequestDetails, Scope, Stage, Totals, Writer},
     queue::Queue,
-    rate::{ApiTokens, Bursts, RateLimiter, RequestCost},
+    rate::{ApiTokens, Bursts, Cost, RateLimiter, RequestCost},
 };
 use answer::{Answer, Expected, Offer};
 use http::{Request, Response};
@@ -218,7 +218,9 @@ impl<B, R> Executor<B, R> {
     /// Dropped while it waits, the call is not made; its event ends as CANCELLED.
     pub async fn submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, Error> {
         let mut queue = self.shared.queue()?;
-        let request = self.shared.check(call.into())?;
+        let mut request = call.into().into_request().map_err(Error::new)?;
+        let cost = self.shared.check(&request)?;
+        self.shared.prepare(&mut request, cost)?;
         let (event, mut answer) = self.shared.call(&mut queue, request);
         answer.accepted().await?;
         Ok(CallHandle::new(event, answer))
@@ -234,12 +236,15 @@ impl<B, R> Executor<B, R> {
     #[allow(clippy::result_large_err, reason = "it hands the request back")]
     pub fn try_submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
         let mut queue = self.shared.queue()?;
-        let mut request = self.shared.check(call.into())?;
+        let mut request = call.into().into_request().map_err(Error::new)?;
+        let cost = self.shared.check(&request)?;
         let place = match queue.try_place() {
             Ok(Some(place)) => place,
             Ok(None) => return Err(TrySubmitError::Refused(Refused::full(request))),
             Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
         };
+        // Only now: a request that is handed back is as it came.
+        self.shared.prepare(&mut request, cost)?;
         let _moment = clock::shared();
         let (event, scope) = self.shared.open(&request);
         let expected = self.shared.expect(&mut request, &event);
@@ -389,16 +394,15 @@ impl<B, R> Shared<B, R> {
         }
     }
 
-    /// Refuses at once what could never be made, or not in time.
-    fn check(&self, call: Call<B>) -> Result<Request<B>, Error> {
-        let mut request = call.into_request().map_err(Error::new)?;
-        self.affords(&mut request)?;
-        Ok(request)
-    }
-
-    fn affords(&self, request: &mut Request<B>) -> Result<(), Error> {
+    /// Refuses at once what could never be made.
+    fn check(&self, request: &Request<B>) -> Result<Cost, Error> {
         let cost = self.cost.cost(request);
         self.bursts.check(cost)?;
+        Ok(cost)
+    }
+
+    /// Refuses at once what could not be made in time, and writes into the request what is known of it.
+    fn prepare(&self, request: &mut Request<B>, cost: Cost) -> Result<(), Error> {
         if cost.tokens > 0 && request.extensions().get::<ApiTokens>().is_none() {
             // So that the event knows it, and an estimate is made once.
             request.extensions_mut().insert(ApiTokens(cost.tokens));

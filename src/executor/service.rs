@@ -41,7 +41,11 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
             Ok(queue) => queue,
             Err(error) => return refused(error),
         };
-        if let Err(error) = self.shared.affords(&mut req) {
+        let prepared = self
+            .shared
+            .check(&req)
+            .and_then(|cost| self.shared.prepare(&mut req, cost));
+        if let Err(error) = prepared {
             return refused(error);
         }
         let (event, answer) = self.shared.call(queue, req);
