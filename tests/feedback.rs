@@ -601,6 +601,13 @@ async fn limits_that_nobody_tells_are_found_by_their_429s() {
         answer(&layer, 429, &[]).await;
     }
     assert_eq!(amounts(&limiter), [1.0]);
+    // Slow ones, too, and never above what was configured.
+    let limits = Limits::new().requests(Rate::per_second(1.0 / 3.0));
+    limiter.set_limits(limits.clone()).unwrap();
+    answer(&layer, 429, &[]).await;
+    assert_eq!(limiter.limits(), limits);
+    answer(&layer, 429, &[]).await;
+    assert_eq!(amounts(&limiter), [0.3]);
 }
 
 #[tokio::test(start_paused = true)]

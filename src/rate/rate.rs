@@ -351,13 +351,17 @@ impl Limits {
     /// The same, with this part of each amount, which its burst must not exceed.
     #[cfg(feature = "http")]
     pub(crate) fn scaled(&self, factor: f64) -> Self {
+        if factor >= 1.0 {
+            return self.clone();
+        }
         let scaled = |rate: &Rate| {
             let amount = rate.amount() * factor;
             // Round numbers are counted in few units.
             if amount >= 100.0 {
                 rate.with_amount(Amount::from(amount as u64))
             } else {
-                rate.with_amount(Amount::from((amount * 1_000.0).ceil() / 1_000.0))
+                let millionths = (amount * SCALE as f64).floor().max(1.0);
+                rate.with_amount(Amount::from(millionths / SCALE as f64))
             }
         };
         let rates = self.rates.iter().map(|(budget, rate)| (*budget, scaled(rate)));
