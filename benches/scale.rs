@@ -508,6 +508,8 @@ fn start_idle(callers: usize) -> Executor<(), ()> {
     let monitor = executor.monitor();
     monitor
         .limiter()
+        .local()
+        .expect("it is of this process")
         .try_acquire(Cost::request())
         .expect("the first is free");
     for _ in 0..callers {

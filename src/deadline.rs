@@ -5,7 +5,7 @@
 
 use crate::{
     error::{BoxError, DeadlineExceeded},
-    rate::{ByExtension, Cost, RateLimiter, RequestCost},
+    rate::{ByExtension, Cost, Limiter, RequestCost},
 };
 use http::Request;
 use pin_project_lite::pin_project;
@@ -41,7 +41,7 @@ pub struct Deadline(Instant);
 /// It stands around the limits, below the queue: what it ends is ended whether or not somebody waits.
 #[derive(Clone, Debug)]
 pub struct DeadlineLayer<K = ByExtension> {
-    limits: Option<(RateLimiter, K)>,
+    limits: Option<(Limiter, K)>,
     timeout: Option<Duration>,
 }
 
@@ -163,9 +163,9 @@ impl<K> DeadlineLayer<K> {
 
     /// Refuses calls that would have to wait for this limiter beyond their deadline. It costs what `cost` says.
     #[must_use]
-    pub fn limiter<N>(self, limiter: RateLimiter, cost: N) -> DeadlineLayer<N> {
+    pub fn limiter<N>(self, limiter: impl Into<Limiter>, cost: N) -> DeadlineLayer<N> {
         DeadlineLayer {
-            limits: Some((limiter, cost)),
+            limits: Some((limiter.into(), cost)),
             timeout: self.timeout,
         }
     }
@@ -212,7 +212,7 @@ where
             req.extensions_mut().remove::<OnItsWay>();
         }
         let deadline = own.or_else(|| timeout.map(Deadline::after));
-        let wait = |(limiter, cost): &(RateLimiter, K)| limiter.wait(cost.cost(&req), (0, 0));
+        let wait = |(limiter, cost): &(Limiter, K)| limiter.wait(cost.cost(&req), (0, 0));
         let allowed = deadline.map_or(Ok(()), |deadline| {
             deadline.allows(limits.as_ref().map_or(Duration::ZERO, wait))
         });

@@ -46,6 +46,23 @@ pub struct CostExceedsBurst {
     burst: u64,
 }
 
+/// The store that keeps shared limits does not answer, and waiting for it is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreUnavailable {
+    problem: Cow<'static, str>,
+    waited: Duration,
+}
+
+/// Why a limiter let a call not pass. It has taken nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AcquireError {
+    /// It could never pass.
+    CostExceedsBurst(CostExceedsBurst),
+    /// The limits are shared, and their store is lost.
+    StoreUnavailable(StoreUnavailable),
+}
+
 /// The call could not be over by its deadline. If that was known from the start, it has taken nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeadlineExceeded {
@@ -250,6 +267,62 @@ impl fmt::Display for CostExceedsBurst {
 }
 
 impl StdError for CostExceedsBurst {}
+
+// === impl StoreUnavailable ===
+
+impl StoreUnavailable {
+    #[cfg(feature = "redis")]
+    pub(crate) const fn new(problem: Cow<'static, str>, waited: Duration) -> Self {
+        Self { problem, waited }
+    }
+
+    /// How long the call has waited for it.
+    #[must_use]
+    pub const fn waited(&self) -> Duration {
+        self.waited
+    }
+}
+
+impl fmt::Display for StoreUnavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { problem, waited } = self;
+        write!(
+            f,
+            "the store of the shared limits is lost ({problem}), and was waited for {waited:?}"
+        )
+    }
+}
+
+impl StdError for StoreUnavailable {}
+
+// === impl AcquireError ===
+
+impl From<CostExceedsBurst> for AcquireError {
+    fn from(error: CostExceedsBurst) -> Self {
+        Self::CostExceedsBurst(error)
+    }
+}
+
+impl AcquireError {
+    /// The reason itself, so that it can be found by its type.
+    pub(crate) fn into_reason(self) -> BoxError {
+        match self {
+            Self::CostExceedsBurst(error) => error.into(),
+            Self::StoreUnavailable(error) => error.into(),
+        }
+    }
+}
+
+impl fmt::Display for AcquireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CostExceedsBurst(error) => error.fmt(f),
+            Self::StoreUnavailable(error) => error.fmt(f),
+        }
+    }
+}
+
+impl StdError for AcquireError {}
 
 // === impl DeadlineExceeded ===
 
@@ -483,6 +556,12 @@ impl Error {
     #[must_use]
     pub fn is_cost_exceeds_burst(&self) -> bool {
         self.find::<CostExceedsBurst>().is_some()
+    }
+
+    /// The store of shared limits was lost, and the call has waited for it long enough.
+    #[must_use]
+    pub fn is_store_unavailable(&self) -> bool {
+        self.find::<StoreUnavailable>().is_some()
     }
 
     /// The call could not be over by its deadline.

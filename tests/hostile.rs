@@ -1481,7 +1481,7 @@ fn a_waker_may_use_everything_when_it_is_woken() {
                     event.log("woken");
                     event.set_metadata("woken", 1);
                     let _ = (event.snapshot(), format!("{executor:?} {limiter:?} {event:?}"));
-                    let _ = limiter.try_acquire(Cost::request());
+                    let _ = limiter.local().unwrap().try_acquire(Cost::request());
                     limiter.pause_for(Duration::ZERO);
                     limiter
                         .set_limits(Limits::new().requests(Rate::per_second(10).burst(1)))

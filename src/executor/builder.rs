@@ -13,7 +13,7 @@ use crate::{
     deadline::Deadlines,
     error::{BoxError, InvalidConfig},
     event::{Describe, Event, Http},
-    rate::{AsCharged, ByExtension, Limits, Rate, RateLimiter, RequestCost, UsedCost},
+    rate::{AsCharged, ByExtension, Limiter, Limits, Rate, RateLimiter, RequestCost, UsedCost},
 };
 use http::{Request, Response};
 use std::{
@@ -79,7 +79,7 @@ enum Rates {
         tokens: Option<Rate>,
     },
     Given(Limits),
-    Shared(RateLimiter),
+    Shared(Limiter),
     /// A shared limiter, and rates of its own: which of them?
     Conflict,
 }
@@ -161,9 +161,9 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self
     }
 
-    /// Shares a limiter with others, instead of having limits of its own.
-    pub fn limiter(mut self, limiter: RateLimiter) -> Self {
-        self.numbers.rates = Rates::Shared(limiter);
+    /// Shares a limiter with others, in this process or in many, instead of having limits of its own.
+    pub fn limiter(mut self, limiter: impl Into<Limiter>) -> Self {
+        self.numbers.rates = Rates::Shared(limiter.into());
         self
     }
 
@@ -303,12 +303,12 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
                 Permits::Shared(limit) => limit,
             },
             limiter: match self.numbers.rates {
-                Rates::Own { requests, tokens: None } => RateLimiter::new(Limits::new().requests(requests))?,
+                Rates::Own { requests, tokens: None } => RateLimiter::new(Limits::new().requests(requests))?.into(),
                 Rates::Own {
                     requests,
                     tokens: Some(tokens),
-                } => RateLimiter::new(Limits::new().requests(requests).tokens(tokens))?,
-                Rates::Given(limits) => RateLimiter::new(limits)?,
+                } => RateLimiter::new(Limits::new().requests(requests).tokens(tokens))?.into(),
+                Rates::Given(limits) => RateLimiter::new(limits)?.into(),
                 Rates::Shared(limiter) => limiter,
                 Rates::Conflict => {
                     return Err(InvalidConfig::new(

@@ -58,7 +58,7 @@ use crate::{
     error::{Error, InvalidConfig, Refused},
     event::{self, Describe, EventHandle, Events, RequestDetails, Scope, Stage, Totals, Writer},
     queue::Queue,
-    rate::{ApiTokens, Bursts, Cost, RateLimiter, RequestCost},
+    rate::{ApiTokens, Bursts, Cost, Limiter, RequestCost},
 };
 use answer::{Answer, Expected, Offer};
 use http::{Request, Response};
@@ -104,7 +104,7 @@ struct Plan<B, R> {
     describe: Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>,
     cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
     timeout: Option<Duration>,
-    limiter: RateLimiter,
+    limiter: Limiter,
     concurrency: Concurrency,
 }
 

@@ -4,7 +4,7 @@ use crate::{
     concurrency::Concurrency,
     event::{Events, Subscription, Totals},
     line::count::Count,
-    rate::RateLimiter,
+    rate::Limiter,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Monitor {
-    limiter: RateLimiter,
+    limiter: Limiter,
     concurrency: Concurrency,
     events: Events,
     /// Those of the queue that was started last.
@@ -30,7 +30,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    pub(super) fn new(limiter: RateLimiter, concurrency: Concurrency, events: Events) -> Self {
+    pub(super) fn new(limiter: Limiter, concurrency: Concurrency, events: Events) -> Self {
         Self {
             limiter,
             concurrency,
@@ -83,7 +83,7 @@ impl Monitor {
 
     /// The rates: to see what is left, to change or pause them.
     #[must_use]
-    pub const fn limiter(&self) -> &RateLimiter {
+    pub const fn limiter(&self) -> &Limiter {
         &self.limiter
     }
 

@@ -31,7 +31,7 @@ use crate::{
     error::{BoxError, InvalidConfig},
     event::{Describe, Event, EventLayer},
     queue::{Queue, QueueLayer},
-    rate::{RateLimit, RateLimitLayer, RateLimiter, RequestCost, UsedCost},
+    rate::{Limiter, RateLimit, RateLimitLayer, RequestCost, UsedCost},
 };
 use http::{Request, Response};
 use std::any::TypeId;
@@ -49,7 +49,7 @@ pub(super) struct Stack<L, D, K, U> {
     pub(super) workers: usize,
     pub(super) layer: L,
     pub(super) concurrency: Concurrency,
-    pub(super) limiter: RateLimiter,
+    pub(super) limiter: Limiter,
     pub(super) cost: K,
     pub(super) used: U,
     pub(super) describe: D,

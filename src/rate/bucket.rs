@@ -23,6 +23,8 @@ pub(super) struct Size {
     pub(super) capacity: i128,
     /// Units in the beginning.
     pub(super) initial: i128,
+    /// Deeper debts are not counted: they would take longer to pay off than an instant can tell.
+    pub(super) most_debt: i128,
 }
 
 /// A bucket of tokens. Times are nanoseconds since an instant of the owner's choice.
@@ -39,15 +41,18 @@ pub(super) struct Bucket {
     since: u64,
 }
 
-/// Deeper debts are not counted: they would take longer to pay off than an instant can tell.
-const MOST_DEBT: i128 = 1 << 126;
+impl Size {
+    /// The most that can go at once.
+    pub(super) fn burst(&self) -> u64 {
+        whole(self.capacity, self.unit)
+    }
+}
 
 impl Bucket {
     pub(super) fn new(size: Size) -> Self {
-        let burst = whole(size.capacity, size.unit);
         Self {
             size,
-            burst,
+            burst: size.burst(),
             balance: size.initial,
             estimated: 0,
             withheld: 0,
@@ -121,7 +126,6 @@ impl Bucket {
 
     /// An estimate, charged under the limits of this number, turns out to have been `used` in truth.
     pub(super) fn settle(&mut self, estimate: u64, used: u64, limits: u64) {
-        let (estimate, used) = (self.units(estimate), self.units(used));
         if used > estimate {
             self.debit(used - estimate);
         }
@@ -130,13 +134,61 @@ impl Bucket {
             return;
         }
         if used < estimate {
-            let refund = (estimate - used).min(self.estimated);
-            let kept = refund.min(self.withheld);
-            self.withheld -= kept;
-            self.balance = self.balance.saturating_add(refund - kept).min(self.size.capacity);
+            self.credit(estimate - used);
         }
-        self.estimated = self.estimated.saturating_sub(estimate).max(0);
-        self.withheld = self.withheld.min(self.estimated);
+        let out = self.estimated.saturating_sub(self.units(estimate));
+        self.set_estimated(out.max(0));
+    }
+
+    /// So much more was used than was taken for it. It may have to be paid off.
+    pub(super) fn debit(&mut self, amount: u64) {
+        let units = self.units(amount);
+        self.balance = self.balance.saturating_sub(units).max(-self.size.most_debt);
+    }
+
+    /// So much was taken elsewhere, as one of so many shares; but no more than what such a share brings in so many
+    /// nanoseconds (or whatever is the unit of time), if that is given.
+    #[cfg(feature = "redis")]
+    pub(super) fn debit_share(&mut self, amount: u64, since: Option<u64>, shares: u64) {
+        let brought = since.map_or(i128::MAX, |since| {
+            let all = u128::from(since) * u128::from(self.size.fill);
+            all.div_ceil(u128::from(shares.max(1))) as i128
+        });
+        let units = self.units(amount).min(brought);
+        self.balance = self.balance.saturating_sub(units).max(-self.size.most_debt);
+    }
+
+    /// Gives back so much of what was estimated, but for what is withheld.
+    pub(super) fn credit(&mut self, amount: u64) {
+        let refund = self.units(amount).min(self.estimated);
+        let kept = refund.min(self.withheld);
+        self.withheld -= kept;
+        self.balance = self.balance.saturating_add(refund - kept).min(self.size.capacity);
+    }
+
+    /// So much is estimated now.
+    #[cfg(feature = "redis")]
+    pub(super) fn estimate(&mut self, amount: u64) {
+        self.set_estimated(self.units(amount).min(2 * self.size.most_debt));
+    }
+
+    /// What is there is gone; a debt stays.
+    #[cfg(feature = "redis")]
+    pub(super) fn empty(&mut self) {
+        self.balance = self.balance.min(0);
+    }
+
+    /// How long until it is full, if nobody takes anything.
+    #[cfg(feature = "redis")]
+    pub(super) fn until_full(&self) -> u64 {
+        let missing = self.size.capacity.abs_diff(self.balance);
+        u64::try_from(missing.div_ceil(u128::from(self.size.fill))).unwrap_or(u64::MAX)
+    }
+
+    /// So many units are estimated now.
+    fn set_estimated(&mut self, units: i128) {
+        self.estimated = units;
+        self.withheld = self.withheld.min(units);
         self.withhold();
     }
 
@@ -150,7 +202,7 @@ impl Bucket {
             whole.saturating_add(part as i128)
         };
         let balance = convert(old.balance);
-        self.balance = balance.clamp(-MOST_DEBT, self.size.capacity);
+        self.balance = balance.clamp(-self.size.most_debt, self.size.capacity);
         self.estimated = convert(old.estimated);
         // Rounded together with the balance: each for itself, the two would be a unit more than what was there.
         let without = convert(old.balance.saturating_sub(old.withheld));
@@ -165,10 +217,6 @@ impl Bucket {
             let room = self.size.capacity.saturating_sub(self.balance);
             self.withheld = self.withheld.max(self.estimated.saturating_sub(room));
         }
-    }
-
-    fn debit(&mut self, units: i128) {
-        self.balance = self.balance.saturating_sub(units).max(-MOST_DEBT);
     }
 
     /// Of an amount up to the burst.
@@ -198,6 +246,7 @@ mod tests {
             unit: 7,
             capacity: burst * 7,
             initial: burst * 7,
+            most_debt: 1 << 126,
         })
     }
 
@@ -323,6 +372,7 @@ mod tests {
             unit: 14,
             capacity: 140,
             initial: 140,
+            most_debt: 1 << 126,
         });
         new.resize(&old);
         assert_eq!(new.balance, 2 * 14 + 6);
@@ -333,6 +383,7 @@ mod tests {
             unit: 14,
             capacity: 140,
             initial: 140,
+            most_debt: 1 << 126,
         });
         new.resize(&old);
         assert_eq!(new.balance, 2 * (2 * 7 + 3 - 6 * 7));
@@ -351,6 +402,7 @@ mod tests {
             unit: 2,
             capacity: 20,
             initial: 20,
+            most_debt: 1 << 126,
         });
         new.resize(&old);
         new.settle(3, 0, 0);

@@ -76,16 +76,13 @@ pub(super) struct Ask {
 impl Bursts {
     fn of(buckets: &[(Budget, Bucket)]) -> Self {
         let bursts = Self::default();
-        bursts.set(buckets);
+        bursts.set(&buckets.iter().map(|(budget, bucket)| (*budget, bucket.burst())));
         bursts
     }
 
-    fn set(&self, buckets: &[(Budget, Bucket)]) {
+    pub(super) fn set(&self, all: &(impl Iterator<Item = (Budget, u64)> + Clone)) {
         let least = |budget| {
-            let bursts = buckets
-                .iter()
-                .filter(|(of, _)| *of == budget)
-                .map(|(_, bucket)| bucket.burst());
+            let bursts = all.clone().filter(|(of, _)| *of == budget).map(|(_, burst)| burst);
             bursts.min().unwrap_or(u64::MAX)
         };
         self.requests.store(least(Budget::Requests), Ordering::Release);
@@ -235,7 +232,8 @@ impl Buckets {
                 new.resize(old);
             }
         }
-        self.bursts.set(&new);
+        self.bursts
+            .set(&new.iter().map(|(budget, bucket)| (*budget, bucket.burst())));
         self.buckets = new;
         self.limits = limits;
         Ok(())

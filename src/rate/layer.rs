@@ -1,7 +1,8 @@
 //! [`RateLimitLayer`]: what does this call cost, wait for it, call, and settle what it cost in truth.
 
 use super::{
-    limiter::{Admission, Estimate, RateLimiter},
+    any::{Admission, Limiter},
+    limiter::Estimate,
     rate::Cost,
 };
 use crate::{
@@ -19,19 +20,19 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Paces calls by a [`RateLimiter`]. See the [module docs](crate::rate).
+/// Paces calls by a [`Limiter`]. See the [module docs](crate::rate).
 #[derive(Clone, Debug)]
 pub struct RateLimitLayer<C = ByExtension, U = AsCharged> {
-    limiter: RateLimiter,
+    limiter: Limiter,
     cost: C,
     used: U,
 }
 
-/// A service whose calls wait for a [`RateLimiter`]. See the [module docs](crate::rate).
+/// A service whose calls wait for a [`Limiter`]. See the [module docs](crate::rate).
 #[derive(Clone, Debug)]
 pub struct RateLimit<S, C = ByExtension, U = AsCharged> {
     inner: S,
-    limiter: RateLimiter,
+    limiter: Limiter,
     cost: C,
     used: U,
 }
@@ -107,9 +108,10 @@ pin_project! {
 impl RateLimitLayer {
     /// Paces http requests: each costs one request and as many tokens as its extension [`ApiTokens`] says.
     ///
-    /// Clones of the limiter share their limits, so one limiter can serve many stacks.
+    /// Clones of the limiter share their limits, so one limiter can serve many stacks. It is a
+    /// [`RateLimiter`](crate::RateLimiter), or one that many processes share: see [`Limiter`].
     #[must_use]
-    pub const fn new(limiter: RateLimiter) -> Self {
+    pub fn new(limiter: impl Into<Limiter>) -> Self {
         Self::with_cost(limiter, ByExtension)
     }
 }
@@ -124,9 +126,9 @@ impl<C> RateLimitLayer<C> {
     /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
     /// ```
     #[must_use]
-    pub const fn with_cost(limiter: RateLimiter, cost: C) -> Self {
+    pub fn with_cost(limiter: impl Into<Limiter>, cost: C) -> Self {
         Self {
-            limiter,
+            limiter: limiter.into(),
             cost,
             used: AsCharged,
         }
@@ -135,7 +137,7 @@ impl<C> RateLimitLayer<C> {
 
 impl<C, U> RateLimitLayer<C, U> {
     /// The charge is an estimate: when the call is over, `used` tells what it cost, and the difference is credited or
-    /// debited at once, as with [`RateLimiter::settle`].
+    /// debited at once, as with [`RateLimiter::settle`](crate::RateLimiter::settle).
     ///
     /// ```
     /// # use tower_outbound::{Limits, Rate, RateLimitLayer, RateLimiter, rate::ByUsage};
@@ -282,8 +284,8 @@ where
                     ready,
                     req,
                 } => {
-                    if let Err(never) = ready!(admission.poll(*cost, clock::now(), cx)) {
-                        return Poll::Ready(Err(never.into()));
+                    if let Err(refused) = ready!(admission.poll(*cost, clock::now(), cx)) {
+                        return Poll::Ready(Err(refused.into_reason()));
                     }
                     let estimate = if U::SETTLES {
                         admission.estimate(*cost).map(Box::new)

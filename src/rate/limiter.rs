@@ -78,10 +78,19 @@ pub enum TryAcquireError {
 /// Dropped without that, the estimate stands.
 #[must_use = "dropped, the estimate stands: use `acquire` if that is what you want"]
 pub struct Estimate {
-    limiter: RateLimiter,
     cost: Cost,
-    /// The number of the limits that charged it.
-    limits: u64,
+    charged: Charged,
+}
+
+/// By whom it was charged.
+enum Charged {
+    Here {
+        limiter: RateLimiter,
+        /// The number of the limits that charged it.
+        limits: u64,
+    },
+    #[cfg(feature = "redis")]
+    Elsewhere(Box<super::redis::Reserved>),
 }
 
 /// A stand in the limiter's line, for those who poll.
@@ -342,10 +351,22 @@ impl Estimate {
         self.cost = Cost::default();
     }
 
+    #[cfg(feature = "redis")]
+    pub(super) fn shared(cost: Cost, reserved: super::redis::Reserved) -> Self {
+        Self {
+            cost,
+            charged: Charged::Elsewhere(Box::new(reserved)),
+        }
+    }
+
     fn correct(&self, used: Cost) {
-        self.limiter
-            .line
-            .change(|buckets, clock| buckets.settle(self.cost, self.limits, used, clock));
+        match &self.charged {
+            Charged::Here { limiter, limits } => limiter
+                .line
+                .change(|buckets, clock| buckets.settle(self.cost, *limits, used, clock)),
+            #[cfg(feature = "redis")]
+            Charged::Elsewhere(reserved) => reserved.settle(self.cost, used),
+        }
     }
 }
 
@@ -383,12 +404,13 @@ impl Admission {
 
     /// What was charged, to be settled, if it was an estimate.
     pub(super) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
+        let limits = self.limits.take()?.load(Ordering::Acquire);
+        let limiter = RateLimiter {
+            line: self.ticket.line(),
+        };
         Some(Estimate {
-            limits: self.limits.take()?.load(Ordering::Acquire),
-            limiter: RateLimiter {
-                line: self.ticket.line(),
-            },
             cost,
+            charged: Charged::Here { limiter, limits },
         })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A provider gives an account so many requests and so many tokens a minute. [`RateLimiter`] keeps both budgets in
 //! buckets that fill continuously, and makes callers wait until *all* of them have what a call costs;
-//! [`RateLimitLayer`] puts it in front of a service.
+//! [`RateLimitLayer`] puts it in front of a service. A [`Limiter`] is that, or one whose buckets many processes share: see
+//! `rate::redis` (feature `redis`).
 //!
 //! # What is promised
 //!
@@ -44,14 +45,19 @@
 //! # Ok::<_, tower_outbound::error::InvalidConfig>(())
 //! ```
 
+mod any;
 mod bucket;
 mod buckets;
 mod layer;
 mod limiter;
 #[allow(clippy::module_inception)]
 mod rate;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub mod redis;
 
 pub use crate::tokens::{ApiTokens, ApiTokensUsed};
+pub use any::Limiter;
 pub use buckets::Available;
 pub(crate) use buckets::Bursts;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};

@@ -22,10 +22,10 @@ use std::time::Duration;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
-    amount: Amount,
-    period: Duration,
-    burst: Option<Amount>,
-    initial: Option<Amount>,
+    pub(super) amount: Amount,
+    pub(super) period: Duration,
+    pub(super) burst: Option<Amount>,
+    pub(super) initial: Option<Amount>,
 }
 
 /// A number of requests or tokens, as it is written: an integer, or a fraction, which is kept to a millionth.
@@ -216,6 +216,7 @@ impl Rate {
             unit,
             capacity,
             initial,
+            most_debt: MOST_UNITS as i128,
         })
     }
 }
@@ -260,6 +261,30 @@ impl Amount {
                 millionths => Ok((millionths, SCALE)),
             },
         }
+    }
+}
+
+/// As it was written.
+impl std::fmt::Display for Amount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Number::Whole(amount) => amount.fmt(f),
+            Number::Negative(amount) => amount.fmt(f),
+            // Read again, it is the same to the last bit.
+            Number::Fraction(amount) => write!(f, "{amount:?}"),
+        }
+    }
+}
+
+#[cfg(feature = "redis")]
+impl Amount {
+    /// The inverse of what it is displayed as.
+    pub(super) fn read(text: &str) -> Option<Self> {
+        let whole = || text.parse::<u64>().map(Self::from).ok();
+        let negative = || text.parse::<i64>().map(Self::from).ok();
+        whole()
+            .or_else(negative)
+            .or_else(|| text.parse::<f64>().map(Self::from).ok())
     }
 }
 
@@ -374,9 +399,14 @@ impl Limits {
     }
 
     pub(super) fn buckets(&self) -> Result<Vec<(Budget, Bucket)>, InvalidConfig> {
+        let sizes = self.sizes()?.into_iter();
+        Ok(sizes.map(|(budget, size)| (budget, Bucket::new(size))).collect())
+    }
+
+    pub(super) fn sizes(&self) -> Result<Vec<(Budget, Size)>, InvalidConfig> {
         self.rates
             .iter()
-            .map(|(budget, rate)| Ok((*budget, Bucket::new(rate.size(*budget)?))))
+            .map(|(budget, rate)| Ok((*budget, rate.size(*budget)?)))
             .collect()
     }
 }

@@ -347,7 +347,7 @@ pub fn config(data: &[u8]) {
     };
     let executor = builder.build_for_closures::<()>().expect("the numbers were checked");
     let monitor = executor.monitor();
-    let limiter = monitor.limiter();
+    let limiter = monitor.limiter().local().unwrap();
     let _ = format!("{executor:?} {limiter:?}");
     for cost in [
         Cost::request(),

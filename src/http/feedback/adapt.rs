@@ -5,7 +5,7 @@
 //! it says (additive increase and multiplicative decrease, as in TCP, but slower: a provider's limit does not change
 //! every second).
 
-use crate::rate::{Limits, RateLimiter};
+use crate::rate::{Limiter, Limits};
 use std::sync::{Mutex, PoisonError};
 use tokio::time::Instant;
 
@@ -30,7 +30,7 @@ struct State {
 }
 
 impl Adaptation {
-    pub(super) fn new(limiter: &RateLimiter) -> Self {
+    pub(super) fn new(limiter: &Limiter) -> Self {
         let told = limiter.limits();
         Self {
             state: Mutex::new(State {
@@ -43,7 +43,7 @@ impl Adaptation {
     }
 
     /// A call that began then was answered 429.
-    pub(super) fn too_much(&self, limiter: &RateLimiter, begun: Instant) {
+    pub(super) fn too_much(&self, limiter: &Limiter, begun: Instant) {
         self.change(limiter, |state| {
             // Those that were on their way when the limits were lowered say nothing of the new ones.
             (begun >= state.changed).then(|| (state.factor * LOWER).max(LEAST))
@@ -51,14 +51,14 @@ impl Adaptation {
     }
 
     /// A call succeeded.
-    pub(super) fn went_well(&self, limiter: &RateLimiter) {
+    pub(super) fn went_well(&self, limiter: &Limiter) {
         self.change(limiter, |state| {
             let seconds = state.changed.elapsed().as_secs_f64();
             (state.factor < 1.0 && seconds >= 1.0).then(|| (state.factor * RAISE.powf(seconds)).min(1.0))
         });
     }
 
-    fn change(&self, limiter: &RateLimiter, change: impl FnOnce(&State) -> Option<f64>) {
+    fn change(&self, limiter: &Limiter, change: impl FnOnce(&State) -> Option<f64>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(factor) = change(&state) else { return };
         let limits = limiter.limits();

@@ -1,7 +1,7 @@
 //! [`FeedbackLayer`]: what a provider says of its limits is made known to ours.
 
 use super::{Feedback, Provider, Unit, adapt::Adaptation};
-use crate::rate::{Budget, RateLimiter};
+use crate::rate::{Budget, Limiter};
 use http::{HeaderMap, Request, Response, StatusCode};
 use pin_project_lite::pin_project;
 use std::{
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Around the client: listens to what a [`Provider`] says of its limits, and tells the [`RateLimiter`] that paces the
+/// Around the client: listens to what a [`Provider`] says of its limits, and tells the [`Limiter`] that paces the
 /// calls.
 ///
 /// - A 429, 503 or 529 that says when to come back pauses *everybody* who uses the limiter until then. A pause is only
@@ -39,7 +39,7 @@ use tower_service::Service;
 /// ```
 #[derive(Clone)]
 pub struct FeedbackLayer {
-    limiter: RateLimiter,
+    limiter: Limiter,
     provider: Provider,
     adopts: bool,
     adapts: Option<Arc<Adaptation>>,
@@ -74,9 +74,9 @@ pin_project! {
 impl FeedbackLayer {
     /// Tells `limiter` what `provider` says.
     #[must_use]
-    pub const fn new(limiter: RateLimiter, provider: Provider) -> Self {
+    pub fn new(limiter: impl Into<Limiter>, provider: Provider) -> Self {
         Self {
-            limiter,
+            limiter: limiter.into(),
             provider,
             adopts: false,
             adapts: None,
