@@ -54,6 +54,7 @@
 //! | [`QueueLayer`] | a bounded [queue] whose workers drive the calls |
 //! | [`ConcurrencyLimitLayer`] | a cap on calls in flight that can be watched and changed: [`concurrency`] |
 //! | [`RateLimitLayer`], [`RateLimiter`] | [rates](rate) of requests and tokens, any number at once |
+//! | [`SharedRateLimiter`](rate::redis::SharedRateLimiter) | the same for [many processes](rate::redis) (feature `redis`) |
 //! | [`EventLayer`], [`EventHandle`] | the [record](event) of each call |
 //! | [`DeadlineLayer`], [`Deadline`] | [until when](deadline) a call has to be over |
 //! | [`http`] | what metered APIs need: streams, usage, providers' headers, retries (feature `http`) |
@@ -75,6 +76,8 @@
 //! | `http` | bodies, providers' headers, retries: the module [`http`] |
 //! | `json` | what was used, what is asked for and why it failed, as JSON bodies tell it; includes `http` |
 //! | `reqwest` | a reqwest client as a service; includes `http` |
+//! | `redis` | limits that many processes share, in Redis or Valkey: [`rate::redis`] |
+//! | `redis-tls` | the same over TLS; includes `redis` |
 //! | `full` | all of them |
 //!
 //! No feature is on by default. The oldest Rust that works is named in `Cargo.toml`.
