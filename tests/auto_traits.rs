@@ -69,6 +69,22 @@ fn what_is_there_for_http_is_so_too() {
     error::<ParseProviderError>();
 }
 
+#[cfg(feature = "redis")]
+#[test]
+fn what_is_shared_by_processes_is_so_too() {
+    use tower_outbound::{
+        error::{AcquireError, StoreUnavailable},
+        rate::{
+            Limiter,
+            redis::{Builder, OnStoreLoss, SharedRateLimiter, StoreStatus},
+        },
+    };
+    fn error<T: std::error::Error + Clone + Send + Sync + 'static>() {}
+    all::<(SharedRateLimiter, Builder, OnStoreLoss, StoreStatus, Limiter)>();
+    error::<AcquireError>();
+    error::<StoreUnavailable>();
+}
+
 #[test]
 fn futures_and_calls_can_be_sent() {
     send::<CallHandle<Body, Body>>();

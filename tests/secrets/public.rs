@@ -1,6 +1,8 @@
 //! The `Debug` and `Display` of everything public that a secret gets near to.
 
 #[cfg(feature = "full")]
+mod shared;
+#[cfg(feature = "full")]
 mod web;
 
 use crate::{
@@ -224,7 +226,10 @@ async fn no_public_type_tells_a_secret() {
     told.display(&behind);
 
     #[cfg(feature = "full")]
-    web::tell(&secrets, &mut told).await;
+    {
+        web::tell(&secrets, &mut told).await;
+        shared::tell(&secrets, &mut told).await;
+    }
 
     let leaks = secrets.leaks(&told.0);
     assert!(leaks.is_empty(), "{leaks:#?}");

@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod model;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use http::{Request, Response};
 use std::{

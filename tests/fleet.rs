@@ -1,0 +1,328 @@
+//! Four processes and one quota: what they admit together, replayed through an exact bucket.
+//!
+//! The test starts itself four times as a worker. Each worker writes down what it admitted, and when: by the server's
+//! clock, for which it was reserved, and by the machine's.
+#![cfg(all(feature = "redis", unix))]
+
+use std::{
+    fmt::Debug,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use support::redis::Server;
+use tokio::{task::JoinSet, time::Instant};
+use tower_outbound::{Cost, Limits, Rate, rate::redis::SharedRateLimiter};
+use tracing::field::{Field, Visit};
+
+mod support {
+    pub mod redis;
+}
+
+const PROCESSES: u64 = 4;
+
+/// One admission.
+#[derive(Clone, Copy, Debug, Default)]
+struct Admitted {
+    /// Microseconds of the server's clock.
+    at_store: i64,
+    /// Nanoseconds of the machine's monotonic clock.
+    at: i64,
+    requests: i64,
+    tokens: i64,
+}
+
+/// A quota, and what its calls cost.
+#[derive(Clone, Copy)]
+struct Quota {
+    name: &'static str,
+    /// A second, and at once.
+    requests: (i64, i64),
+    tokens: Option<(i64, i64)>,
+    tasks: u64,
+}
+
+const QUOTAS: [Quota; 3] = [
+    Quota {
+        name: "requests and tokens",
+        requests: (500, 100),
+        tokens: Some((600_000, 200_000)),
+        tasks: 400,
+    },
+    Quota {
+        name: "small burst",
+        requests: (2_000, 10),
+        tokens: None,
+        tasks: 64,
+    },
+    Quota {
+        name: "fast",
+        requests: (20_000, 200),
+        tokens: None,
+        tasks: 400,
+    },
+];
+
+impl Quota {
+    fn limits(&self) -> Limits {
+        let rate = |(amount, burst): (i64, i64)| Rate::per_second(amount).burst(burst);
+        let limits = Limits::new().requests(rate(self.requests));
+        match self.tokens {
+            Some(tokens) => limits.tokens(rate(tokens)),
+            None => limits,
+        }
+    }
+
+    fn cost(&self, dice: &mut fastrand::Rng) -> Cost {
+        match self.tokens {
+            Some(_) => Cost::tokens(dice.u64(200..=5_200)),
+            None => Cost::request(),
+        }
+    }
+}
+
+// === the worker
+
+#[test]
+#[ignore = "is what the other tests start"]
+fn worker() {
+    let Ok(url) = std::env::var("FLEET_URL") else { return };
+    let quota = QUOTAS[number("FLEET_QUOTA") as usize];
+    let millis = number("FLEET_MILLIS");
+    let seed = number("FLEET_SEED");
+    let log = Log::default();
+    tracing::subscriber::set_global_default(log.clone()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let limiter = SharedRateLimiter::connect(&url, quota.name, quota.limits()).unwrap();
+        // All at once.
+        let start = Duration::from_nanos(number("FLEET_START"));
+        tokio::time::sleep(start.saturating_sub(Duration::from_nanos(now() as u64))).await;
+        let until = Instant::now() + Duration::from_millis(millis);
+        let mut tasks = JoinSet::new();
+        for task in 0..quota.tasks {
+            let (limiter, mut dice) = (limiter.clone(), fastrand::Rng::with_seed(seed * 1_000 + task));
+            tasks.spawn(async move {
+                while Instant::now() < until {
+                    limiter.acquire(quota.cost(&mut dice)).await.unwrap();
+                }
+            });
+        }
+        tokio::time::sleep_until(until).await;
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+        eprintln!("{:?}", limiter.store());
+    });
+    let log = log.0.lock().unwrap();
+    let lines: String = log
+        .iter()
+        .map(|admitted| {
+            let Admitted {
+                at_store,
+                at,
+                requests,
+                tokens,
+            } = admitted;
+            format!("{at_store} {at} {requests} {tokens}\n")
+        })
+        .collect();
+    std::fs::write(std::env::var("FLEET_LOG").unwrap(), lines).unwrap();
+}
+
+fn number(name: &str) -> u64 {
+    std::env::var(name).unwrap().parse().unwrap()
+}
+
+/// Nanoseconds of the machine's monotonic clock.
+fn now() -> i64 {
+    let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    clock.tv_sec * 1_000_000_000 + clock.tv_nsec
+}
+
+/// Writes down admissions, and nothing else.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<Admitted>>>);
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("tower_outbound::rate::redis") && *metadata.level() == tracing::Level::TRACE
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut admitted = Admitted {
+            at: now(),
+            ..Admitted::default()
+        };
+        event.record(&mut admitted);
+        self.0.lock().unwrap().push(admitted);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+impl Visit for Admitted {
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        match field.name() {
+            "at_store" => self.at_store = value,
+            "requests" => self.requests = value,
+            "tokens" => self.tokens = value,
+            _ => {}
+        }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.record_i64(field, value as i64);
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn Debug) {}
+}
+
+// === the fleet
+
+struct Worker {
+    child: Child,
+    log: std::path::PathBuf,
+}
+
+fn start(server: &Server, quota: usize, seed: u64, millis: u64, begins: i64) -> Worker {
+    let log = std::env::temp_dir().join(format!("tower-outbound-fleet-{}-{quota}-{seed}", std::process::id()));
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["worker", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+        .env("FLEET_URL", server.url())
+        .env("FLEET_QUOTA", quota.to_string())
+        .env("FLEET_SEED", seed.to_string())
+        .env("FLEET_MILLIS", millis.to_string())
+        .env("FLEET_START", begins.to_string())
+        .env("FLEET_LOG", &log)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    Worker { child, log }
+}
+
+impl Worker {
+    fn log(mut self) -> Vec<Admitted> {
+        assert!(self.child.wait().unwrap().success());
+        let text = std::fs::read_to_string(&self.log).unwrap();
+        std::fs::remove_file(&self.log).unwrap();
+        let admitted = text.lines().map(|line| {
+            let mut numbers = line.split(' ').map(|number| number.parse().unwrap());
+            let mut next = || numbers.next().unwrap();
+            Admitted {
+                at_store: next(),
+                at: next(),
+                requests: next(),
+                tokens: next(),
+            }
+        });
+        admitted.collect()
+    }
+}
+
+/// By how many units a bucket that allows exactly this would have been exceeded; a second is `ticks` long.
+fn over(times_and_costs: impl Iterator<Item = (i64, i64)>, (rate, burst): (i64, i64), ticks: i128) -> f64 {
+    let (mut level, mut last, mut worst) = (0_i128, None, 0_i128);
+    for (at, cost) in times_and_costs {
+        let elapsed = i128::from(at - last.unwrap_or(at));
+        last = Some(at);
+        level = (level - elapsed * i128::from(rate)).max(0) + i128::from(cost) * ticks;
+        worst = worst.max(level - i128::from(burst) * ticks);
+    }
+    worst as f64 / ticks as f64
+}
+
+/// Prints what they did together, and checks it.
+fn check(quota: Quota, logs: &[Vec<Admitted>], seconds: f64) {
+    let mut all: Vec<_> = logs.iter().flatten().copied().collect();
+    let mut budgets = vec![(
+        quota.requests,
+        (|admitted| admitted.requests) as fn(&Admitted) -> i64,
+        "requests",
+    )];
+    if let Some(tokens) = quota.tokens {
+        budgets.push((tokens, |admitted| admitted.tokens, "tokens"));
+    }
+    let mut used = 0.0_f64;
+    for (rate, cost, name) in budgets {
+        all.sort_by_key(|admitted| admitted.at_store);
+        let on_server = over(
+            all.iter().map(|admitted| (admitted.at_store, cost(admitted))),
+            rate,
+            1_000_000,
+        );
+        let span = (all[all.len() - 1].at_store - all[0].at_store) as f64 / 1e6;
+        let sum: i64 = all.iter().map(cost).sum();
+        let allowed = rate.1 as f64 + rate.0 as f64 * span.min(seconds);
+        used = used.max(sum as f64 / allowed);
+        all.sort_by_key(|admitted| admitted.at);
+        let on_wall = over(
+            all.iter().map(|admitted| (admitted.at, cost(admitted))),
+            rate,
+            1_000_000_000,
+        );
+        let shares: Vec<i64> = logs.iter().map(|log| log.iter().map(cost).sum()).collect();
+        let uneven = *shares.iter().max().unwrap() as f64 / *shares.iter().min().unwrap() as f64 - 1.0;
+        println!(
+            "{:<20} {name:<9} {} admissions, {on_server} over by the server's clock, {on_wall:.2} over by the wall \
+             clock ({:.2} ms of the rate), {:.2} % of the quota, shares {:.1} % apart",
+            quota.name,
+            all.len(),
+            on_wall * 1e3 / rate.0 as f64,
+            100.0 * sum as f64 / allowed,
+            100.0 * uneven,
+        );
+        assert!(on_server <= 0.0, "{on_server} {name} over");
+        assert!(on_wall <= rate.0 as f64 * 0.005, "{on_wall} {name} over");
+        assert!(uneven <= 0.15, "{shares:?}");
+    }
+    assert!(used >= 0.99, "{used}");
+}
+
+#[test]
+#[ignore = "needs redis-server"]
+fn four_processes_share_a_quota_and_never_exceed_it() {
+    let millis = std::env::var("FLEET_SPAN").map_or(10_000, |millis| millis.parse().unwrap());
+    for (index, quota) in QUOTAS.into_iter().enumerate() {
+        let server = Server::start();
+        let begins = now() + 500_000_000;
+        let workers: Vec<_> = (0..PROCESSES)
+            .map(|seed| start(&server, index, seed, millis, begins))
+            .collect();
+        let logs: Vec<_> = workers.into_iter().map(Worker::log).collect();
+        check(quota, &logs, millis as f64 / 1e3);
+    }
+}
+
+#[test]
+#[ignore = "needs redis-server"]
+fn a_process_that_is_killed_while_it_waits_takes_nothing_from_the_others_for_long() {
+    let server = Server::start();
+    let mut victim = start(&server, 1, 0, 60_000, 0);
+    let others: Vec<_> = (1..PROCESSES).map(|seed| start(&server, 1, seed, 8_000, 0)).collect();
+    std::thread::sleep(Duration::from_secs(2));
+    victim.child.kill().unwrap();
+    victim.child.wait().unwrap();
+    let logs: Vec<_> = others.into_iter().map(Worker::log).collect();
+    // The last five of the eight seconds: what it had reserved is over, and all is theirs.
+    let all: Vec<_> = logs.iter().flatten().collect();
+    let last = all.iter().map(|admitted| admitted.at_store).max().unwrap();
+    let late = all
+        .iter()
+        .filter(|admitted| admitted.at_store > last - 4_000_000)
+        .count();
+    println!("{late} of 8,000 in four seconds");
+    assert!((7_920..=8_010).contains(&late), "{late}");
+}

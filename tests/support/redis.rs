@@ -1,0 +1,133 @@
+//! A `redis-server` of a test's own: on a free port of 127.0.0.1, with nothing on disk, ended when it is dropped.
+
+#![allow(dead_code, unreachable_pub)]
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+pub struct Server {
+    child: Option<Child>,
+    port: u16,
+    arguments: Vec<String>,
+    directory: std::path::PathBuf,
+}
+
+impl Server {
+    /// Panics without `redis-server`: tests that need one are ignored unless they are asked for.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With more arguments.
+    pub fn start_with(arguments: &[&str]) -> Self {
+        let port = free_port();
+        let directory = std::env::temp_dir().join(format!("tower-outbound-redis-{}-{port}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let mut server = Self {
+            child: None,
+            port,
+            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            directory,
+        };
+        server.restart();
+        server
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// As by `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it, again if it was killed, on the same port and with what it has saved.
+    pub fn restart(&mut self) {
+        self.kill();
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let mut child = Command::new(std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".into()))
+                .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+                .args(["--save", "", "--appendonly", "no", "--dir"])
+                .arg(&self.directory)
+                .args(&self.arguments)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("redis-server is installed (apt-get install redis-server), or named by REDIS_SERVER");
+            while Instant::now() < until && child.try_wait().unwrap().is_none() {
+                if self
+                    .try_command(&["PING"])
+                    .is_some_and(|answer| answer.starts_with("+PONG"))
+                {
+                    self.child = Some(child);
+                    return;
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+            assert!(Instant::now() < until, "redis-server does not start");
+        }
+    }
+
+    /// A command, over a connection of its own; what it answered.
+    pub fn command(&self, words: &[&str]) -> String {
+        self.try_command(words).expect("redis-server answers")
+    }
+
+    fn try_command(&self, words: &[&str]) -> Option<String> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        let mut command = format!("*{}\r\n", words.len());
+        for word in words {
+            command.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+        }
+        stream.write_all(command.as_bytes()).ok()?;
+        let mut answer = vec![0; 64 * 1024];
+        let read = stream.read(&mut answer).ok()?;
+        answer.truncate(read);
+        String::from_utf8(answer).ok()
+    }
+
+    /// Sends it a signal: `STOP` freezes it, `CONT` lets it go on.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &self.id().to_string()])
+            .status();
+        assert!(status.unwrap().success());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
