@@ -1,0 +1,111 @@
+//! Shared limits on a real `redis-server`, over one connection on one thread: what a call adds to a bare `PING`, and how
+//! many a second there can be. Run by `cargo bench --features redis --bench shared`.
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use std::time::Duration;
+use tokio::{task::JoinSet, time::Instant};
+use tower_outbound::{Cost, Limits, Rate, rate::redis::SharedRateLimiter};
+
+#[path = "../tests/support/redis.rs"]
+mod server;
+
+const ROUNDS: usize = 11;
+
+fn main() {
+    if std::env::args().any(|argument| argument == "--list") {
+        return;
+    }
+    let quick = std::env::args().any(|argument| argument == "--quick");
+    let rounds = if quick { 3 } else { ROUNDS };
+    let server = server::Server::start();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(measure(&server, rounds, if quick { 200 } else { 1_000 }));
+    if std::env::var("STATS").is_ok() {
+        println!("{}", server.command(&["INFO", "commandstats"]));
+    }
+}
+
+async fn measure(server: &server::Server, rounds: usize, millis: u64) {
+    let span = Duration::from_millis(millis);
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut pings = ConnectionManager::new_with_config(client, ConnectionManagerConfig::new())
+        .await
+        .unwrap();
+    // No limit is reached: it is the way there and back that is measured.
+    let limits = Limits::new()
+        .requests(Rate::per_second(100_000_000).burst(10_000_000))
+        .tokens(Rate::per_second(1_000_000_000).burst(1_000_000_000));
+    let limiter = SharedRateLimiter::connect(&server.url(), "bench", limits).unwrap();
+    limiter.acquire(Cost::tokens(10)).await.unwrap();
+
+    let (mut ratios, mut some, mut many) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bare, mut ours) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        // In turns, so that both see the same noise.
+        let ping = median(
+            &mut latencies(span, async || {
+                let _: String = redis::cmd("PING").query_async(&mut pings).await.unwrap();
+            })
+            .await,
+        );
+        let acquire = median(&mut latencies(span, async || limiter.acquire(Cost::tokens(10)).await.unwrap()).await);
+        bare.push(ping);
+        ours.push(acquire);
+        ratios.push(acquire / ping);
+        some.push(throughput(&limiter, 64, span).await);
+        many.push(throughput(&limiter, 1_000, span).await);
+    }
+    println!("{:<44}{:>12}{:>12}", "", "median", "bar");
+    println!("{:<44}{:>9.1} us", "PING, 1 in flight, p50", median(&mut bare) * 1e6);
+    println!("{:<44}{:>9.1} us", "acquire, 1 in flight, p50", median(&mut ours) * 1e6);
+    row("acquire / PING", median(&mut ratios), 1.5, false);
+    row("acquires/s, 64 in flight", median(&mut some), 60_000.0, true);
+    row("acquires/s, 1,000 waiting", median(&mut many), 300_000.0, true);
+}
+
+fn row(name: &str, figure: f64, bar: f64, more_is_better: bool) {
+    let reached = if (figure >= bar) == more_is_better {
+        "reached"
+    } else {
+        "MISS"
+    };
+    let digits = if bar < 10.0 { 2 } else { 0 };
+    println!("{name:<44}{figure:>12.digits$}{bar:>12.digits$}  {reached}");
+}
+
+async fn latencies(span: Duration, mut call: impl AsyncFnMut()) -> Vec<f64> {
+    let begun = Instant::now();
+    let mut times = Vec::new();
+    while begun.elapsed() < span / 2 {
+        let at = Instant::now();
+        call().await;
+        times.push(at.elapsed().as_secs_f64());
+    }
+    times
+}
+
+async fn throughput(limiter: &SharedRateLimiter, callers: usize, span: Duration) -> f64 {
+    let begun = Instant::now();
+    let mut tasks = JoinSet::new();
+    for _ in 0..callers {
+        let limiter = limiter.clone();
+        tasks.spawn(async move {
+            let mut calls = 0_u64;
+            while begun.elapsed() < span {
+                limiter.acquire(Cost::tokens(10)).await.unwrap();
+                calls += 1;
+            }
+            calls
+        });
+    }
+    let calls: u64 = tasks.join_all().await.into_iter().sum();
+    calls as f64 / begun.elapsed().as_secs_f64()
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
