@@ -390,7 +390,7 @@ impl Desk {
     /// The courier is gone, and with it what it carried. If it has panicked, the next one is not to do so at once.
     pub(super) fn abandoned(&mut self, has_panicked: bool, now: Instant) {
         if has_panicked {
-            self.breaker.failed(now);
+            self.missed(StoreError::new("asking it has panicked"), now);
         }
         for number in std::mem::take(&mut self.on_the_way) {
             self.seats.unanswered(number);
@@ -765,8 +765,6 @@ impl Desk {
 
     /// The store has not answered.
     pub(super) fn failed(&mut self, said: Said, error: StoreError, now: Instant) {
-        self.counts.failures += 1;
-        self.failing = self.failing.or(self.asked);
         self.on_the_way.clear();
         // It has tried.
         self.has_left = said.leaves;
@@ -777,6 +775,13 @@ impl Desk {
             // It is still said of these limits. The least is what counts.
             self.lower.extend(said.lower);
         }
+        self.missed(error, now);
+    }
+
+    /// Once more there was no answer.
+    fn missed(&mut self, error: StoreError, now: Instant) {
+        self.counts.failures += 1;
+        self.failing = self.failing.or(self.asked);
         if self.breaker.failed(now) {
             self.counts.losses += 1;
             tracing::warn!(
