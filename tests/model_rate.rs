@@ -192,7 +192,7 @@ impl Quantity {
 }
 
 fn limits(specs: &[RateSpec]) -> Limits {
-    specs.iter().fold(Limits::new(), |limits, rate_spec| {
+    specs.iter().fold(Limits::new(), |limits, spec| {
         let mut rate = Rate::new(spec.amount, Duration::from_nanos(spec.period));
         if let Some(burst) = spec.burst {
             rate = rate.burst(burst);

@@ -17,7 +17,7 @@ enum Number {
 }
 
 /// The denominator of fractions.
-pub(super) const SCALE: u64 = 1_000_000;
+const SCALE: u64 = 1_000_000;
 
 /// The largest float that is still below `u64::MAX` in millionths.
 const MAX_FLOAT: f64 = u64::MAX as f64 / SCALE as f64;
@@ -68,6 +68,21 @@ impl fmt::Display for Amount {
             Number::Negative(amount) => amount.fmt(f),
             // The debug format of a float parses back into the same float, and as a float.
             Number::Float(amount) => write!(f, "{amount:?}"),
+        }
+    }
+}
+
+#[cfg(feature = "http")]
+impl Amount {
+    /// Returns this amount multiplied by `factor` and rounded down: to an integer from 100 on, to a millionth below.
+    pub(super) fn scaled(&self, factor: f64) -> Self {
+        let amount = self.value() * factor;
+        if amount >= 100.0 {
+            // An integer needs fewer units than a fraction: a large burst can still be counted exactly.
+            Self::from(amount as u64)
+        } else {
+            let millionths = (amount * SCALE as f64).floor().max(1.0);
+            Self::from(millionths / SCALE as f64)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What is limited and what a call takes: [`Rate`], [`Limits`], [`Budget`], [`Cost`].
 
 use super::{
-    amount::{Amount, SCALE, gcd},
+    amount::{Amount, gcd},
     bucket::{Bucket, BucketSpec},
 };
 use crate::error::InvalidConfig;
@@ -282,23 +282,14 @@ impl Limits {
         Some(limits)
     }
 
-    /// Returns these limits with each amount multiplied by `factor`. Bursts are lowered to the new amounts. A factor of 1
-    /// or more changes nothing.
+    /// Returns these limits with each amount multiplied by `factor` and rounded down. Larger bursts are lowered to the new
+    /// amounts. A factor of 1 or more changes nothing.
     #[cfg(feature = "http")]
     pub(crate) fn scaled(&self, factor: f64) -> Self {
         if factor >= 1.0 {
             return self.clone();
         }
-        let scaled = |rate: &Rate| {
-            let amount = rate.amount() * factor;
-            // Whole numbers need smaller units than fractions, so that large bursts can still be counted exactly.
-            if amount >= 100.0 {
-                rate.with_amount(Amount::from(amount as u64))
-            } else {
-                let millionths = (amount * SCALE as f64).floor().max(1.0);
-                rate.with_amount(Amount::from(millionths / SCALE as f64))
-            }
-        };
+        let scaled = |rate: &Rate| rate.with_amount(rate.amount.scaled(factor));
         let rates = self.rates.iter().map(|(budget, rate)| (*budget, scaled(rate)));
         Self { rates: rates.collect() }
     }
