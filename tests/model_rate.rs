@@ -922,7 +922,8 @@ impl UnpolledHarness {
         }
     }
 
-    /// The polled waiters are admitted, however many are not polled; and so are those when they are polled again.
+    /// The waiters that are polled are admitted, however many are not polled. The others are admitted when they are polled
+    /// again.
     async fn finish(&mut self) -> Outcome {
         let full = self
             .model

@@ -30,7 +30,7 @@ const RETRY_SOON: Duration = Duration::from_millis(1);
 ///
 /// A call gets its whole cost at one instant, or waits and takes nothing. Calls are admitted in the order in which they
 /// began to wait, whatever they cost: no call overtakes another. There is one exception: a waiter whose turn has come and
-/// that is not polled within 5 ms is skipped. It keeps its place, and is admitted first when it is polled again.
+/// that is not polled within 5 ms is skipped. It keeps its place, and is admitted before all later calls when it is polled again.
 ///
 /// In any time window of length T, at most `burst + rate x T` is admitted, plus what [catching up](Self#catching-up)
 /// allows.
@@ -70,6 +70,7 @@ pub struct RateLimiter {
 #[non_exhaustive]
 pub enum TryAcquireError {
     /// The cost is not available yet. It will be after this time, which includes the costs of the calls that wait already.
+    /// The time is never zero.
     NotYet(Duration),
     /// The cost exceeds a burst: it will never be available.
     CostExceedsBurst(CostExceedsBurst),
@@ -276,7 +277,8 @@ impl RateLimiter {
             })
     }
 
-    /// Admits no call for the duration `pause`. A pause can only be extended: a shorter one changes nothing.
+    /// Admits no call for the duration `pause`. A pause can only be extended: a shorter one changes nothing. A pause whose
+    /// end is too far away to be represented does not end.
     pub fn pause_for(&self, pause: Duration) {
         self.queue.update(|buckets, now| {
             let until = now.now().checked_add(pause);

@@ -1,7 +1,7 @@
-//! Rate limits: at most so many requests and tokens per period.
+//! Rate limits: how many requests and tokens are admitted per period.
 //!
-//! A provider limits what an account may use: so many requests and so many tokens a minute, for example. Each of these
-//! *budgets* may have several [rates](Rate), such as one a minute and one a day. A [`RateLimiter`] keeps one bucket for
+//! A provider limits what an account may use, for example to 500 requests and 30,000 tokens a minute. Each of these
+//! *budgets* may have several [rates](Rate), such as one per minute and one per day. A [`RateLimiter`] keeps one bucket for
 //! each rate, which fills continuously, and makes calls wait until *all* buckets have what the call costs.
 //! [`RateLimitLayer`] puts a limiter in front of a service. The limiter is a [`RateLimiter`], whose buckets are in this
 //! process, or one that several processes share: see `rate::redis` (feature `redis`).
