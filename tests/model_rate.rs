@@ -1,9 +1,9 @@
 //! `RateLimiter` against a model of it: a list of waiters, and a balance per rate in whole fractions of a token.
 //!
-//! The limiter has a lock, a timer task, timers and wakers; the model has none of them. The model gets the same steps at
-//! the same times, and must agree to the nanosecond about which calls are admitted, what is left, and how long the next
-//! call would wait. In addition, two rules are checked that need no model: what any window may admit, and what a bucket
-//! would hold if it had been charged the true costs from the start.
+//! The limiter has a lock, a timer task, timers and wakers; the model has none of them. The model gets the same steps
+//! at the same times, and must agree to the nanosecond about which calls are admitted, what is left, and how long the
+//! next call would wait. In addition, two rules are checked that need no model: what any window may admit, and what a
+//! bucket would hold if it had been charged the true costs from the start.
 
 mod support;
 
@@ -811,8 +811,8 @@ fn the_limiter_agrees_with_the_model_to_the_nanosecond() {
 // === Waiters that are not polled ===
 
 /// A waiter that is woken and not polled is skipped. The model does not know when exactly. The rules are: not before
-/// `HANDOFF_TIMEOUT` is over, no other waiter is overtaken, and a skipped waiter that is polled again is admitted before
-/// all that came later.
+/// `HANDOFF_TIMEOUT` is over, no other waiter is overtaken, and a skipped waiter that is polled again is admitted
+/// before all that came later.
 #[derive(Clone, Debug)]
 enum UnpolledStep {
     Acquire(CostSpec),
@@ -922,8 +922,8 @@ impl UnpolledHarness {
         }
     }
 
-    /// The waiters that are polled are admitted, however many are not polled. The others are admitted when they are polled
-    /// again.
+    /// The waiters that are polled are admitted, however many are not polled. The others are admitted when they are
+    /// polled again.
     async fn finish(&mut self) -> Outcome {
         let full = self
             .model

@@ -22,7 +22,8 @@ fn tokens(rate: Rate) -> RateLimiter {
     RateLimiter::new(Limits::new().tokens(rate)).unwrap()
 }
 
-/// Runs `callers` loops that call without a break for the time `run`. Returns when each call was admitted, with its cost.
+/// Runs `callers` loops that call without a break for the time `run`. Returns when each call was admitted, with its
+/// cost.
 async fn run_callers(
     limiter: &RateLimiter,
     callers: usize,

@@ -21,9 +21,9 @@
 //! have lost those 5. A refund of 8 must therefore raise the balance by 3 only, to 10. If another call takes the 7
 //! before the settlement, the refund is still 3: without the estimate the bucket would hold `10 - 7 = 3`.
 //!
-//! So the bucket keeps two sums: `estimated`, the estimates that are not settled yet (8 in the example), and `withheld`,
-//! the part of them that would have overflowed by now if all of them had a true cost of 0 (5 in the example). A refund
-//! is reduced by what is withheld.
+//! So the bucket keeps two sums: `estimated`, the estimates that are not settled yet (8 in the example), and
+//! `withheld`, the part of them that would have overflowed by now if all of them had a true cost of 0 (5 in the
+//! example). A refund is reduced by what is withheld.
 
 /// A rate in the units of its bucket: see the [module docs](self).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +51,8 @@ pub(super) struct Bucket {
     estimated: i128,
     /// The part of `estimated`, in units, that is not refunded: see the [module docs](self).
     withheld: i128,
-    /// The version of the limits in which this rate was added. Estimates charged under earlier versions were not charged
-    /// to this bucket.
+    /// The version of the limits in which this rate was added. Estimates charged under earlier versions were not
+    /// charged to this bucket.
     limits_version: u64,
 }
 
@@ -109,8 +109,8 @@ impl Bucket {
         self.update_withheld();
     }
 
-    /// Returns the ticks until `amount` can be taken if nothing else is taken before. An amount of 0 does not wait, also
-    /// in debt. The amount may exceed the burst: it may be the sum of several calls.
+    /// Returns the ticks until `amount` can be taken if nothing else is taken before. An amount of 0 does not wait,
+    /// also in debt. The amount may exceed the burst: it may be the sum of several calls.
     pub(super) fn time_until(&self, amount: u128) -> u64 {
         if amount == 0 {
             return 0;
@@ -141,13 +141,14 @@ impl Bucket {
         self.update_withheld();
     }
 
-    /// Replaces an estimate by what was `used`. `limits_version` is the version of the limits that charged the estimate.
+    /// Replaces an estimate by what was `used`. `limits_version` is the version of the limits that charged the
+    /// estimate.
     pub(super) fn settle(&mut self, estimate: u64, used: u64, limits_version: u64) {
         if used > estimate {
             self.debit(used - estimate);
         }
         if limits_version < self.limits_version {
-            // The estimate was not charged to this bucket: there is nothing to refund, and `estimated` does not contain it.
+            // The estimate was not charged to this bucket: nothing is refunded, and `estimated` does not contain it.
             return;
         }
         if used < estimate {
@@ -221,9 +222,9 @@ impl Bucket {
 /// What only shared limits need.
 #[cfg(feature = "redis")]
 impl Bucket {
-    /// Debits `amount`, which a member admitted from its own share of the rate, one of `shares` equal ones, while it had
-    /// no store. `since_emptied` is set if the bucket was emptied during that time: the ticks since then. At most what
-    /// one share filled in those ticks is debited, because emptying the bucket has accounted for the rest.
+    /// Debits `amount`, which a member admitted from its own share of the rate, one of `shares` equal ones, while it
+    /// had no store. `since_emptied` is set if the bucket was emptied during that time: the ticks since then. At most
+    /// what one share filled in those ticks is debited, because emptying the bucket has accounted for the rest.
     pub(super) fn debit_share(&mut self, amount: u64, since_emptied: Option<u64>, shares: u64) {
         let filled = since_emptied.map_or(i128::MAX, |ticks| {
             let all = u128::from(ticks) * u128::from(self.spec.fill);

@@ -18,8 +18,8 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How far back the limiter admits a waiter that was woken late, in nanoseconds. The waiter is admitted *as of* the time
-/// at which its cost became available, but at most this long ago.
+/// How far back the limiter admits a waiter that was woken late, in nanoseconds. The waiter is admitted *as of* the
+/// time at which its cost became available, but at most this long ago.
 ///
 /// 5 ms compensate for timers, whose resolution is a millisecond, but do not let a runtime that was blocked for longer
 /// send everything it missed as one burst.
@@ -29,7 +29,8 @@ const MAX_CATCH_UP_NANOS: u64 = 5_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Available {
-    /// The requests that can be admitted at once: the minimum over all request rates. `None` if requests are not limited.
+    /// The requests that can be admitted at once: the minimum over all request rates. `None` if requests are not
+    /// limited.
     pub requests: Option<u64>,
     /// The tokens that can be admitted at once: the minimum over all token rates. `None` if tokens are not limited.
     pub tokens: Option<u64>,
@@ -147,8 +148,8 @@ impl Buckets {
         }
     }
 
-    /// Moves `filled_to` forward while no call waits, and returns by how many nanoseconds. The caller must advance every
-    /// bucket by that.
+    /// Moves `filled_to` forward while no call waits, and returns by how many nanoseconds. The caller must advance
+    /// every bucket by that.
     ///
     /// It moves to the present, except for 5 ms after a waiter was admitted late. The buckets are then filled up to the
     /// time as of which the waiter was admitted. Filling them up to the present would overflow a small burst and lose
@@ -280,8 +281,8 @@ impl Buckets {
         }
     }
 
-    /// Fills the buckets before their balance is changed from outside. While calls wait, the buckets are not filled: the
-    /// first waiter may still be admitted as of a time in the past.
+    /// Fills the buckets before their balance is changed from outside. While calls wait, the buckets are not filled:
+    /// the first waiter may still be admitted as of a time in the past.
     fn fill_if_idle(&mut self, now: &mut LazyNow) {
         if self.queued == Demand::default() {
             self.on_idle(now);

@@ -60,8 +60,8 @@ pub trait UsedCost<Res> {
     /// Whether charges are estimates. If `false`, [`used`](Self::used) is not called, and charges are final.
     const SETTLES: bool = true;
 
-    /// Returns the true cost of a call that was charged `charged`; `None` if the charge is right, or if the true cost is
-    /// not available.
+    /// Returns the true cost of a call that was charged `charged`; `None` if the charge is right, or if the true cost
+    /// is not available.
     ///
     /// It is not called for a call whose future is dropped before the call has ended. That call stays charged.
     fn used(&self, charged: Cost, result: Result<&Res, &BoxError>) -> Option<Cost>;
@@ -85,8 +85,8 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// A future that is dropped while it waits has taken nothing, and the next waiter moves up. A future that is dropped
-    /// during the inner call stays charged. It has no place in the limiter's queue before its first poll.
+    /// A future that is dropped while it waits has taken nothing, and the next waiter moves up. A future that is
+    /// dropped during the inner call stays charged. It has no place in the limiter's queue before its first poll.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, Req, U = AsCharged>
     where
@@ -193,7 +193,7 @@ where
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
-        // Only the instance that `poll_ready` has made ready may be called: the future takes it and leaves a clone here.
+        // Only the instance that `poll_ready` has made ready may be called. The future takes it; a clone stays here.
         let clone = self.inner.clone();
         let ready = mem::replace(&mut self.inner, clone);
         let cost = self.cost.cost(&req);

@@ -136,8 +136,8 @@ impl Limiter {
         either!(self, limiter => limiter.lower(budget, period, left));
     }
 
-    /// Replaces the amount of one rate, for example with the limit that the provider reports. Returns whether the limits
-    /// have changed. See [`RateLimiter::adopt`].
+    /// Replaces the amount of one rate, for example with the limit that the provider reports. Returns whether the
+    /// limits have changed. See [`RateLimiter::adopt`].
     ///
     /// # Errors
     ///

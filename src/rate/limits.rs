@@ -12,8 +12,8 @@ use std::{
 
 /// An amount per period, with a burst and an initial fill.
 ///
-/// The bucket of a rate fills continuously: `per_minute(60)` adds one every second, not sixty once a minute. It holds at
-/// most its [*burst*](Self::burst), so at most that many are admitted at one instant after an idle time.
+/// The bucket of a rate fills continuously: `per_minute(60)` adds one every second, not sixty once a minute. It holds
+/// at most its [*burst*](Self::burst), so at most that many are admitted at one instant after an idle time.
 ///
 /// For a provider that enforces a rate in slices (60 per minute as 1 per second), set a small burst.
 ///
@@ -139,7 +139,8 @@ impl Rate {
         self.period
     }
 
-    /// Returns this rate with another amount. The burst and the initial fill are lowered to the amount, but not below 1.
+    /// Returns this rate with another amount. A larger burst or initial fill is lowered to the amount, or to 1 if the
+    /// amount is less.
     fn with_amount(self, amount: Amount) -> Self {
         // A burst below 1 is invalid.
         let max = if amount.value() < 1.0 {
@@ -282,8 +283,8 @@ impl Limits {
         Some(limits)
     }
 
-    /// Returns these limits with each amount multiplied by `factor` and rounded down. Larger bursts are lowered to the new
-    /// amounts. A factor of 1 or more changes nothing.
+    /// Returns these limits with each amount multiplied by `factor` and rounded down. Larger bursts are lowered to the
+    /// new amounts. A factor of 1 or more changes nothing.
     #[cfg(feature = "http")]
     pub(crate) fn scaled(&self, factor: f64) -> Self {
         if factor >= 1.0 {

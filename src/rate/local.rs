@@ -29,8 +29,9 @@ const RETRY_SOON: Duration = Duration::from_millis(1);
 /// A limiter of requests and tokens, for the tasks of one process. Its clones share the limits.
 ///
 /// A call gets its whole cost at one instant, or waits and takes nothing. Calls are admitted in the order in which they
-/// began to wait, whatever they cost: no call overtakes another. There is one exception: a waiter whose turn has come and
-/// that is not polled within 5 ms is skipped. It keeps its place, and is admitted before all later calls when it is polled again.
+/// began to wait, whatever they cost: no call overtakes another. There is one exception: a waiter whose turn has come
+/// and that is not polled within 5 ms is skipped. It keeps its place, and is admitted before all later calls when it is
+/// polled again.
 ///
 /// In any time window of length T, at most `burst + rate x T` is admitted, plus what [catching up](Self#catching-up)
 /// allows.
@@ -69,8 +70,8 @@ pub struct RateLimiter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TryAcquireError {
-    /// The cost is not available yet. It will be after this time, which includes the costs of the calls that wait already.
-    /// The time is never zero.
+    /// The cost is not available yet. It will be after this time, which includes the costs of the calls that wait
+    /// already. The time is never zero.
     NotYet(Duration),
     /// The cost exceeds a burst: it will never be available.
     CostExceedsBurst(CostExceedsBurst),
@@ -98,8 +99,8 @@ impl RateLimiter {
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the invalid field: an amount or a period of 0, a number that is negative or not finite, a
-    /// period above 292 years, a burst below 1, an initial fill above the burst, or numbers too large to be counted
+    /// [`InvalidConfig`] names the invalid field: an amount or a period of 0, a number that is negative or not finite,
+    /// a period above 292 years, a burst below 1, an initial fill above the burst, or numbers too large to be counted
     /// exactly.
     pub fn new(limits: Limits) -> Result<Self, InvalidConfig> {
         Ok(Self {
@@ -120,8 +121,8 @@ impl RateLimiter {
     ///
     /// # Cancel safety
     ///
-    /// A future that is dropped while it waits loses its place in the queue and has taken nothing. It has no place in the
-    /// queue before its first poll.
+    /// A future that is dropped while it waits loses its place in the queue and has taken nothing. It has no place in
+    /// the queue before its first poll.
     pub async fn acquire(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
         let mut waiter = self.queue.waiter();
         let request = ChargeRequest {
@@ -170,8 +171,8 @@ impl RateLimiter {
     ///
     /// # Errors
     ///
-    /// [`TryAcquireError::NotYet`] with the time to retry after, or [`TryAcquireError::CostExceedsBurst`] if a retry cannot
-    /// succeed. Nothing is taken then.
+    /// [`TryAcquireError::NotYet`] with the time to retry after, or [`TryAcquireError::CostExceedsBurst`] if a retry
+    /// cannot succeed. Nothing is taken then.
     pub fn try_acquire(&self, cost: Cost) -> Result<(), TryAcquireError> {
         let request = ChargeRequest {
             cost,
@@ -243,7 +244,8 @@ impl RateLimiter {
     /// ```
     /// # use std::time::Duration;
     /// # use tower_outbound::{Limits, Rate, RateLimiter, rate::Budget};
-    /// let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_minute(30_000)).tokens(Rate::per_day(1_000_000)))?;
+    /// let limits = Limits::new().tokens(Rate::per_minute(30_000)).tokens(Rate::per_day(1_000_000));
+    /// let limiter = RateLimiter::new(limits)?;
     /// limiter.lower(Budget::Tokens, Some(Duration::from_secs(60)), 12_000);
     /// limiter.lower(Budget::Tokens, Some(Duration::from_secs(60)), 29_000);
     /// assert_eq!(limiter.available().tokens, Some(12_000));
@@ -257,8 +259,8 @@ impl RateLimiter {
     /// Replaces the amount of one rate, for example with the limit that the provider reports. A larger burst is lowered
     /// to the amount. Returns whether the limits have changed.
     ///
-    /// The rate is found as by [`lower`](Self::lower). Returns `false` if there is no such rate, or if it has this amount
-    /// already.
+    /// The rate is found as by [`lower`](Self::lower). Returns `false` if there is no such rate, or if it has this
+    /// amount already.
     ///
     /// # Errors
     ///
@@ -277,8 +279,8 @@ impl RateLimiter {
             })
     }
 
-    /// Admits no call for the duration `pause`. A pause can only be extended: a shorter one changes nothing. A pause whose
-    /// end is too far away to be represented does not end.
+    /// Admits no call for the duration `pause`. A pause can only be extended: a shorter one changes nothing. A pause
+    /// whose end is too far away to be represented does not end.
     pub fn pause_for(&self, pause: Duration) {
         self.queue.update(|buckets, now| {
             let until = now.now().checked_add(pause);
@@ -301,9 +303,9 @@ impl RateLimiter {
     /// Replaces an estimate by what was `used`: refunds what was not used, or debits what was used in addition. This
     /// applies at once, also to the calls that wait already. It is the same as [`Estimate::settle`].
     ///
-    /// A debit may leave a bucket in debt, which must be filled before the bucket admits another call. A refund never lets
-    /// more than `burst + rate x T` of true usage through in a window of length T: if the bucket would have been full in
-    /// the meantime without the estimate, what would have overflowed is not refunded.
+    /// A debit may leave a bucket in debt, which must be filled before the bucket admits another call. A refund never
+    /// lets more than `burst + rate x T` of true usage through in a window of length T: if the bucket would have been
+    /// full in the meantime without the estimate, what would have overflowed is not refunded.
     pub fn settle(&self, estimate: Estimate, used: Cost) {
         estimate.settle(used);
     }

@@ -1,8 +1,8 @@
 //! Rate limits: how many requests and tokens are admitted per period.
 //!
 //! A provider limits what an account may use, for example to 500 requests and 30,000 tokens a minute. Each of these
-//! *budgets* may have several [rates](Rate), such as one per minute and one per day. A [`RateLimiter`] keeps one bucket for
-//! each rate, which fills continuously, and makes calls wait until *all* buckets have what the call costs.
+//! *budgets* may have several [rates](Rate), such as one per minute and one per day. A [`RateLimiter`] keeps one bucket
+//! for each rate, which fills continuously, and makes calls wait until *all* buckets have what the call costs.
 //! [`RateLimitLayer`] puts a limiter in front of a service. The limiter is a [`RateLimiter`], whose buckets are in this
 //! process, or one that several processes share: see `rate::redis` (feature `redis`).
 //!
@@ -13,25 +13,25 @@
 //!   never drift.
 //! - **All or nothing.** A call takes its whole cost from all buckets at one instant. A call that waits for tokens does
 //!   not hold a request meanwhile.
-//! - **In order.** Calls are admitted in the order in which they began to wait. Calls of low cost do not starve a call of
-//!   high cost.
+//! - **In order.** Calls are admitted in the order in which they began to wait. Calls of low cost do not starve a call
+//!   of high cost.
 //! - **Nothing is taken before admission.** A call that is dropped while it waits has nothing to give back.
 //! - **No endless wait.** A cost above a burst could never be taken and is
 //!   [rejected at once](crate::error::CostExceedsBurst).
 //!
 //! # Catching up
 //!
-//! A timer is coarse (a millisecond in Tokio), and a woken task may run late. If that time were lost, a small burst would
-//! limit the throughput: the bucket of a rate with a burst of 1 is full after one interval and gains nothing more until
-//! the call runs. So a waiter is admitted *as of* the instant at which its cost became available, at most 5 ms ago, and
-//! the bucket counts on from there.
+//! A timer is coarse (a millisecond in Tokio), and a woken task may run late. If that time were lost, a small burst
+//! would limit the throughput: the bucket of a rate with a burst of 1 is full after one interval and gains nothing more
+//! until the call runs. So a waiter is admitted *as of* the instant at which its cost became available, at most 5 ms
+//! ago, and the bucket counts on from there.
 //!
 //! # Settlement
 //!
 //! The true number of tokens is often only known after the call. A cost can be charged as an [`Estimate`], which is
 //! *settled* when the response is there: the difference is refunded or debited at once, also for the calls that wait.
-//! [`RateLimitLayer::settle`] does this for every call. A debit may leave a bucket in debt; a refund never lets more than
-//! `burst + rate x T` of true usage through.
+//! [`RateLimitLayer::settle`] does this for every call. A debit may leave a bucket in debt; a refund never lets more
+//! than `burst + rate x T` of true usage through.
 //!
 //! # Examples
 //!
