@@ -5,7 +5,7 @@
 
 use crate::{
     error::{BoxError, DeadlineExceeded},
-    rate::{ByExtension, Cost, Limiter, RequestCost},
+    rate::{ByExtension, Cost, Demand, Limiter, RequestCost},
 };
 use http::Request;
 use pin_project_lite::pin_project;
@@ -212,7 +212,7 @@ where
             req.extensions_mut().remove::<PendingDemandGuard>();
         }
         let deadline = own.or_else(|| timeout.map(Deadline::after));
-        let wait = |(limiter, cost): &(Limiter, K)| limiter.wait(cost.cost(&req), (0, 0));
+        let wait = |(limiter, cost): &(Limiter, K)| limiter.wait(cost.cost(&req), Demand::default());
         let allowed = deadline.map_or(Ok(()), |deadline| {
             deadline.allows(limits.as_ref().map_or(Duration::ZERO, wait))
         });
@@ -288,9 +288,12 @@ impl PendingDemand {
         }))
     }
 
-    pub(crate) fn cost(&self) -> (u128, u128) {
+    pub(crate) fn cost(&self) -> Demand {
         let load = |number: &AtomicU64| number.load(Ordering::Acquire).into();
-        (load(&self.requests), load(&self.tokens))
+        Demand {
+            requests: load(&self.requests),
+            tokens: load(&self.tokens),
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! What every limiter promises, wherever its buckets live: one list of cases, run on the limiter of this process and on
-//! the one that many processes share.
+//! What both limiters guarantee: one list of cases, run with the local limiter and with the one that several processes
+//! share.
 
 mod support;
 
@@ -18,50 +18,52 @@ use tower_outbound::{
     rate::{Budget, Limiter},
 };
 
-/// Makes a limiter of its own for a case.
+/// Creates a new limiter for a case.
 type Make<'a> = &'a (dyn Fn(Limits) -> Limiter + Sync);
 type Case = for<'a> fn(Make<'a>) -> LocalBoxFuture<'a, ()>;
 
 const CASES: &[(&str, Case)] = &[
-    ("a burst goes at once, the rest is paced", |make| {
+    ("a burst is admitted at once, the rest is paced", |make| {
         paced(make).boxed_local()
     }),
-    ("requests and tokens are taken both or neither", |make| {
-        both_or_neither(make).boxed_local()
+    ("requests and tokens are taken together or not at all", |make| {
+        all_or_nothing(make).boxed_local()
     }),
     ("first come, first served", |make| in_order(make).boxed_local()),
     ("a heavy call is not starved by light ones", |make| {
         heavy(make).boxed_local()
     }),
-    ("a cost above a burst is refused at once", |make| {
-        refused(make).boxed_local()
+    ("a cost above a burst is rejected at once", |make| {
+        rejected(make).boxed_local()
     }),
-    ("who leaves takes nothing", |make| leaves(make).boxed_local()),
-    ("an estimate is settled both ways", |make| settled(make).boxed_local()),
-    ("a pause holds all and is only ever extended", |make| {
+    ("a dropped waiter takes nothing", |make| dropped(make).boxed_local()),
+    ("an estimate is settled up and down", |make| settled(make).boxed_local()),
+    ("a pause holds every call and can only be extended", |make| {
         paused(make).boxed_local()
     }),
-    ("limits are changed also for those who wait", |make| {
-        changed(make).boxed_local()
-    }),
-    ("what is said to be left lowers and never raises", |make| {
+    ("new limits apply to waiters too", |make| changed(make).boxed_local()),
+    ("a reported remainder lowers a bucket and never raises it", |make| {
         lowered(make).boxed_local()
     }),
-    ("a limit that is told is adopted", |make| adopted(make).boxed_local()),
-    ("several rates hold at once", |make| several(make).boxed_local()),
-    ("no limit admits everybody", |make| unlimited(make).boxed_local()),
-    ("it paces a layer", |make| layer(make).boxed_local()),
-    ("it paces an executor, and its deadlines", |make| {
+    ("a reported limit is adopted", |make| adopted(make).boxed_local()),
+    ("several rates hold at the same time", |make| {
+        several(make).boxed_local()
+    }),
+    ("without limits every call is admitted", |make| {
+        unlimited(make).boxed_local()
+    }),
+    ("a limiter paces a layer", |make| layer(make).boxed_local()),
+    ("a limiter paces an executor, and deadlines include its wait", |make| {
         executor(make).boxed_local()
     }),
 ];
 
-/// Never early; and late by no more than a busy machine makes it.
+/// Never early (but for 2 ms), and late by at most 250 ms, which allow for a busy machine.
 fn assert_took(since: Instant, expected: Duration) {
     let took = since.elapsed();
     let early = ms(2);
-    assert!(took + early >= expected, "took {took:?}, and not {expected:?}");
-    assert!(took < expected + ms(250), "took {took:?}, and not {expected:?}");
+    assert!(took + early >= expected, "took {took:?} instead of {expected:?}");
+    assert!(took < expected + ms(250), "took {took:?} instead of {expected:?}");
 }
 
 async fn paced(make: Make<'_>) {
@@ -77,7 +79,7 @@ async fn paced(make: Make<'_>) {
     assert_took(start, ms(500));
 }
 
-async fn both_or_neither(make: Make<'_>) {
+async fn all_or_nothing(make: Make<'_>) {
     let limits = Limits::new()
         .requests(Rate::per_second(10).burst(2))
         .tokens(Rate::per_second(100).burst(100));
@@ -86,7 +88,7 @@ async fn both_or_neither(make: Make<'_>) {
     let start = Instant::now();
     limiter.acquire(Cost::tokens(40)).await.unwrap();
     assert_took(start, ms(400));
-    // Both requests were there again by then; one is left.
+    // By then both requests were available again. One is left.
     limiter.acquire(Cost::request()).await.unwrap();
     assert_took(start, ms(400));
 }
@@ -102,11 +104,11 @@ async fn in_order(make: Make<'_>) {
         });
         tokio::task::yield_now().await;
     }
-    let mut went = Vec::new();
+    let mut admitted = Vec::new();
     while let Some(number) = calls.join_next().await {
-        went.push(number.unwrap());
+        admitted.push(number.unwrap());
     }
-    assert!(went.is_sorted(), "{went:?}");
+    assert!(admitted.is_sorted(), "{admitted:?}");
 }
 
 async fn heavy(make: Make<'_>) {
@@ -127,33 +129,34 @@ async fn heavy(make: Make<'_>) {
     assert_took(start, ms(700));
 }
 
-async fn refused(make: Make<'_>) {
+async fn rejected(make: Make<'_>) {
     let limiter = make(
         Limits::new()
             .requests(Rate::per_second(1))
             .tokens(Rate::per_second(100)),
     );
     let error = limiter.acquire(Cost::tokens(101)).await.unwrap_err();
-    assert!(matches!(error, AcquireError::CostExceedsBurst(never) if never.burst() == 100));
+    assert!(matches!(error, AcquireError::CostExceedsBurst(error) if error.burst() == 100));
     assert!(limiter.check(Cost::tokens(101)).is_err() && limiter.check(Cost::tokens(100)).is_ok());
     let start = Instant::now();
     limiter.acquire(Cost::tokens(100)).await.unwrap();
     assert_took(start, ms(0));
 }
 
-async fn leaves(make: Make<'_>) {
+async fn dropped(make: Make<'_>) {
     let limiter = make(Limits::new().tokens(Rate::per_second(100).burst(100)));
     limiter.acquire(Cost::tokens(100)).await.unwrap();
     let start = Instant::now();
-    let leaves = limiter.clone();
-    let leaves = tokio::spawn(async move { leaves.acquire(Cost::tokens(90)).await });
+    let dropped = limiter.clone();
+    let dropped = tokio::spawn(async move { dropped.acquire(Cost::tokens(90)).await });
     sleep(ms(50)).await;
-    let stays = limiter.clone();
-    let stays = tokio::spawn(async move { stays.acquire(Cost::tokens(10)).await });
+    let behind = limiter.clone();
+    let behind = tokio::spawn(async move { behind.acquire(Cost::tokens(10)).await });
     sleep(ms(50)).await;
-    leaves.abort();
-    stays.await.unwrap().unwrap();
-    // A reservation that was made behind another one stays where it is; what that one had is there for the next.
+    dropped.abort();
+    behind.await.unwrap().unwrap();
+    // With a shared limiter, the reservation behind the dropped one keeps its time. The tokens of the dropped one are
+    // available to the next call.
     limiter.acquire(Cost::tokens(80)).await.unwrap();
     assert!(start.elapsed() < ms(1_300), "{:?}", start.elapsed());
 }
@@ -166,7 +169,7 @@ async fn settled(make: Make<'_>) {
     let start = Instant::now();
     let estimate = limiter.acquire_estimate(Cost::tokens(700)).await.unwrap();
     assert_took(start, ms(0));
-    // A debt is paid first.
+    // The debt of 50 tokens is filled before the next call is admitted.
     limiter.settle(estimate, Cost::tokens(750));
     sleep(ms(50)).await;
     let start = Instant::now();
@@ -189,18 +192,18 @@ async fn changed(make: Make<'_>) {
     let limiter = make(Limits::new().requests(Rate::per_second(1).burst(1)));
     limiter.acquire(Cost::request()).await.unwrap();
     let start = Instant::now();
-    let waits = limiter.clone();
-    let waits = tokio::spawn(async move {
+    let waiting = limiter.clone();
+    let waiting = tokio::spawn(async move {
         for _ in 0..10 {
-            waits.acquire(Cost::request()).await.unwrap();
+            waiting.acquire(Cost::request()).await.unwrap();
         }
     });
     sleep(ms(100)).await;
     let faster = Limits::new().requests(Rate::per_second(100).burst(1));
     limiter.set_limits(faster.clone()).unwrap();
     assert_eq!(limiter.limits(), faster);
-    // What was reserved before is where it was: one a second, two seconds ahead.
-    timeout(ms(3_500), waits).await.unwrap().unwrap();
+    // With a shared limiter, the reservations made before keep their times: one a second, up to two seconds ahead.
+    timeout(ms(3_500), waiting).await.unwrap().unwrap();
     assert!(start.elapsed() < ms(3_500));
     let error = limiter
         .set_limits(Limits::new().requests(Rate::per_second(0)))
@@ -249,7 +252,7 @@ async fn several(make: Make<'_>) {
     for _ in 0..16 {
         limiter.acquire(Cost::request()).await.unwrap();
     }
-    // Ten at once, two in 20 ms, and then one in 100 ms.
+    // 10 at once, 2 after 10 ms each, and then one every 100 ms.
     assert!(start.elapsed() >= ms(300), "{:?}", start.elapsed());
     assert!(start.elapsed() < ms(700), "{:?}", start.elapsed());
 }
@@ -288,16 +291,16 @@ async fn executor(make: Make<'_>) {
     assert_took(start, ms(300));
     executor.monitor().limiter().pause_for(Duration::from_secs(60));
     let call = Call::from(Request::get("http://localhost/").body("late").unwrap()).timeout(ms(200));
-    let ended = match executor.submit(call).await {
+    let error = match executor.submit(call).await {
         Ok(call) => call.await.unwrap_err(),
         Err(error) => error,
     };
-    assert!(ended.is_deadline_exceeded(), "{ended}");
+    assert!(error.is_deadline_exceeded(), "{error}");
     executor.stop(Shutdown::Immediate).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_limiter_of_this_process() {
+async fn the_local_limiter() {
     for (name, case) in CASES {
         println!("{name}");
         case(&|limits| RateLimiter::new(limits).unwrap().into()).await;
@@ -307,7 +310,7 @@ async fn the_limiter_of_this_process() {
 #[cfg(feature = "redis")]
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn the_limiter_that_many_processes_share() {
+async fn the_shared_limiter() {
     use std::sync::atomic::{AtomicU32, Ordering};
     use tower_outbound::rate::redis::SharedRateLimiter;
 

@@ -1,8 +1,9 @@
-//! `RateLimiter` against a model of it: a list of waiters and a balance per rate, in whole fractions of a token.
+//! `RateLimiter` against a model of it: a list of waiters, and a balance per rate in whole fractions of a token.
 //!
-//! The limiter has a lock, a driver, timers and wakers; the model has none. It is told what is done and when, and has
-//! to agree to the nanosecond about who passes, what is left, and how long the next one would wait. Beside it stand
-//! rules that need no model: what any window may see, and what a bucket that had known the truth would hold.
+//! The limiter has a lock, a timer task, timers and wakers; the model has none of them. The model gets the same steps
+//! at the same times, and must agree to the nanosecond about which calls are admitted, what is left, and how long the
+//! next call would wait. In addition, two rules are checked that need no model: what any window may admit, and what a
+//! bucket would hold if it had been charged the true costs from the start.
 
 mod support;
 
@@ -18,63 +19,65 @@ use tower_outbound::{
 };
 
 const MS: u64 = 1_000_000;
-const CATCH_UP: u64 = 5 * MS;
+const MAX_CATCH_UP: u64 = 5 * MS;
 
-// === What is done ===
+// === Steps ===
 
 #[derive(Clone, Copy, Debug)]
-struct Spec {
+struct RateSpec {
     of_tokens: bool,
     amount: u64,
     period: u64,
     burst: Option<u64>,
-    /// Of the burst.
-    initial: Option<Share>,
+    /// In relation to the burst.
+    initial: Option<Quantity>,
 }
 
-/// So many thousandths of what there could be, or just so many.
+/// An amount, as a number or as thousandths of the largest amount that is possible.
 #[derive(Clone, Copy, Debug)]
-enum Share {
-    Just(u64),
+enum Quantity {
+    Absolute(u64),
     Thousandths(u64),
 }
 
+/// In relation to the smallest burst.
 #[derive(Clone, Copy, Debug)]
-struct Asked {
-    requests: Share,
-    tokens: Share,
+struct CostSpec {
+    requests: Quantity,
+    tokens: Quantity,
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    Acquire(Asked),
-    /// What is used in truth is known to the test from the start.
-    Estimate(Asked, Asked),
-    Try(Asked),
+    Acquire(CostSpec),
+    /// The second cost is the true one, which the test knows from the start.
+    AcquireEstimate(CostSpec, CostSpec),
+    TryAcquire(CostSpec),
     Cancel(Index),
-    /// Somebody is polled without having been woken.
+    /// Polls a waiter without a wake-up.
     Poll(Index),
     Settle(Index),
-    /// Dropped without being settled.
-    Forget(Index),
+    /// Drops an estimate without settling it.
+    DropEstimate(Index),
     PauseFor(u64),
     PauseUntil(i64),
-    SetLimits(Vec<Spec>),
-    Pass(u64),
-    /// To the moment at which the first in line may go, or this much before or after it.
-    ToTurn(i64),
+    SetLimits(Vec<RateSpec>),
+    Advance(u64),
+    /// Advances to the time at which the first waiter can be admitted, or this much before or after it.
+    AdvanceToAdmission(i64),
 }
 
 #[derive(Clone, Debug)]
 struct Case {
+    /// How long after a tick of the timer the limiter is created, in nanoseconds.
     phase: u64,
-    limits: Vec<Spec>,
+    limits: Vec<RateSpec>,
     steps: Vec<Step>,
-    /// Who is polled first when several are woken.
+    /// Whether the last waiter is polled first when several are woken.
     last_first: bool,
 }
 
-fn spec() -> impl Strategy<Value = Spec> {
+fn rate_spec() -> impl Strategy<Value = RateSpec> {
     let amount = prop_oneof![
         1..10_u64,
         Just(7),
@@ -92,8 +95,8 @@ fn spec() -> impl Strategy<Value = Spec> {
         1..50 * MS,
     ];
     let burst = option::of(prop_oneof![Just(1), 1..10_u64, 1..5_000_u64]);
-    (any::<bool>(), amount, period, burst, option::of(share())).prop_map(
-        |(of_tokens, amount, period, burst, initial)| Spec {
+    (any::<bool>(), amount, period, burst, option::of(quantity())).prop_map(
+        |(of_tokens, amount, period, burst, initial)| RateSpec {
             of_tokens,
             amount,
             period,
@@ -103,36 +106,36 @@ fn spec() -> impl Strategy<Value = Spec> {
     )
 }
 
-fn share() -> impl Strategy<Value = Share> {
+fn quantity() -> impl Strategy<Value = Quantity> {
     prop_oneof![
-        (0..4_u64).prop_map(Share::Just),
-        (0..=1_000_u64).prop_map(Share::Thousandths),
+        (0..4_u64).prop_map(Quantity::Absolute),
+        (0..=1_000_u64).prop_map(Quantity::Thousandths),
     ]
 }
 
-fn asked() -> impl Strategy<Value = Asked> {
+fn cost_spec() -> impl Strategy<Value = CostSpec> {
     let requests = prop_oneof![
-        6 => Just(Share::Just(1)),
-        1 => Just(Share::Just(0)),
-        2 => (0..1_020_u64).prop_map(Share::Thousandths),
+        6 => Just(Quantity::Absolute(1)),
+        1 => Just(Quantity::Absolute(0)),
+        2 => (0..1_020_u64).prop_map(Quantity::Thousandths),
     ];
     let tokens = prop_oneof![
-        2 => Just(Share::Just(0)),
-        2 => (1..4_u64).prop_map(Share::Just),
-        6 => (0..1_020_u64).prop_map(Share::Thousandths),
+        2 => Just(Quantity::Absolute(0)),
+        2 => (1..4_u64).prop_map(Quantity::Absolute),
+        6 => (0..1_020_u64).prop_map(Quantity::Thousandths),
     ];
-    (requests, tokens).prop_map(|(requests, tokens)| Asked { requests, tokens })
+    (requests, tokens).prop_map(|(requests, tokens)| CostSpec { requests, tokens })
 }
 
-fn later() -> impl Strategy<Value = u64> {
+fn nanos() -> impl Strategy<Value = u64> {
     prop_oneof![
         Just(1),
         Just(MS - 1),
         Just(MS),
         Just(MS + 1),
-        Just(CATCH_UP - 1),
-        Just(CATCH_UP),
-        Just(CATCH_UP + 1),
+        Just(MAX_CATCH_UP - 1),
+        Just(MAX_CATCH_UP),
+        Just(MAX_CATCH_UP + 1),
         1..20 * MS,
         1..2_000 * MS,
         1..100_000 * MS,
@@ -141,52 +144,54 @@ fn later() -> impl Strategy<Value = u64> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => asked().prop_map(Step::Acquire),
-        4 => (asked(), asked()).prop_map(|(charged, used)| Step::Estimate(charged, used)),
-        3 => asked().prop_map(Step::Try),
+        8 => cost_spec().prop_map(Step::Acquire),
+        4 => (cost_spec(), cost_spec()).prop_map(|(charged, used)| Step::AcquireEstimate(charged, used)),
+        3 => cost_spec().prop_map(Step::TryAcquire),
         2 => any::<Index>().prop_map(Step::Cancel),
         3 => any::<Index>().prop_map(Step::Poll),
         3 => any::<Index>().prop_map(Step::Settle),
-        1 => any::<Index>().prop_map(Step::Forget),
-        1 => later().prop_map(Step::PauseFor),
+        1 => any::<Index>().prop_map(Step::DropEstimate),
+        1 => nanos().prop_map(Step::PauseFor),
         1 => (-20..200_i64).prop_map(|ms| Step::PauseUntil(ms * MS as i64 + 7)),
-        1 => vec(spec(), 0..4).prop_map(Step::SetLimits),
-        5 => later().prop_map(Step::Pass),
+        1 => vec(rate_spec(), 0..4).prop_map(Step::SetLimits),
+        5 => nanos().prop_map(Step::Advance),
         6 => prop_oneof![
-            Just(0), Just(-1), Just(1), Just(CATCH_UP as i64), 0..10 * MS as i64
-        ].prop_map(Step::ToTurn),
+            Just(0), Just(-1), Just(1), Just(MAX_CATCH_UP as i64), 0..10 * MS as i64
+        ].prop_map(Step::AdvanceToAdmission),
     ]
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    (0..MS, vec(spec(), 0..4), vec(step(), 1..60), any::<bool>()).prop_map(|(phase, limits, steps, last_first)| Case {
-        phase,
-        limits,
-        steps,
-        last_first,
+    (0..MS, vec(rate_spec(), 0..4), vec(step(), 1..60), any::<bool>()).prop_map(|(phase, limits, steps, last_first)| {
+        Case {
+            phase,
+            limits,
+            steps,
+            last_first,
+        }
     })
 }
 
-impl Spec {
+impl RateSpec {
     fn burst(&self) -> u64 {
         self.burst.unwrap_or(self.amount)
     }
 
     fn initial(&self) -> u64 {
-        self.initial.map_or(self.burst(), |share| share.of(self.burst()))
+        self.initial.map_or(self.burst(), |quantity| quantity.of(self.burst()))
     }
 }
 
-impl Share {
+impl Quantity {
     fn of(self, whole: u64) -> u64 {
         match self {
-            Self::Just(amount) => amount.min(whole + 1),
+            Self::Absolute(amount) => amount.min(whole + 1),
             Self::Thousandths(part) => whole * part / 1_000,
         }
     }
 }
 
-fn limits(specs: &[Spec]) -> Limits {
+fn limits(specs: &[RateSpec]) -> Limits {
     specs.iter().fold(Limits::new(), |limits, spec| {
         let mut rate = Rate::new(spec.amount, Duration::from_nanos(spec.period));
         if let Some(burst) = spec.burst {
@@ -205,7 +210,7 @@ fn limits(specs: &[Spec]) -> Limits {
 
 // === The model ===
 
-/// One token is `unit` grains, and each nanosecond brings `fill` of them.
+/// A rate in units: one token is `unit` units, and each nanosecond adds `fill` units.
 #[derive(Clone, Debug)]
 struct Bucket {
     of_tokens: bool,
@@ -215,21 +220,21 @@ struct Bucket {
     balance: i128,
     estimated: i128,
     withheld: i128,
-    /// What would be there had the truth been known from the start.
+    /// The balance if the true costs had been charged from the start.
     ideal: i128,
-    /// Which estimates it has charged: those from this number on.
-    since: usize,
+    /// The number of the first estimate that was charged to this bucket.
+    first_estimate: usize,
 }
 
 #[derive(Clone, Debug)]
 struct Waiting {
     id: usize,
     cost: Cost,
-    /// The truth, if the cost is an estimate.
+    /// The true cost, if `cost` is an estimate.
     used: Option<Cost>,
 }
 
-/// Somebody who was admitted, and when; what it used in truth as far as the limiter can know.
+/// A call that was admitted, and when. The cost is the true one, but not more than was charged.
 #[derive(Clone, Debug)]
 struct Admitted {
     at: u64,
@@ -239,15 +244,16 @@ struct Admitted {
 #[derive(Debug)]
 struct Model {
     buckets: Vec<Bucket>,
-    /// The moment up to which the buckets have been filled.
-    at: u64,
+    /// The time up to which the buckets are filled.
+    filled_to: u64,
     now: u64,
-    paused: u64,
-    /// When a waiter was last admitted, and how late.
-    late: (u64, u64),
-    line: Vec<Waiting>,
-    /// Those admitted since the limits were set.
+    paused_until: u64,
+    /// When a waiter was last admitted, and how much earlier its cost was available.
+    last_admission: (u64, u64),
+    queue: Vec<Waiting>,
+    /// The calls admitted since the limits were set.
     admitted: Vec<Admitted>,
+    /// How many estimates have been charged.
     estimates: usize,
 }
 
@@ -256,7 +262,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 }
 
 impl Bucket {
-    fn new(spec: &Spec, since: usize) -> Self {
+    fn new(spec: &RateSpec, first_estimate: usize) -> Self {
         let divisor = gcd(spec.amount, spec.period);
         let unit = i128::from(spec.period / divisor);
         let initial = i128::from(spec.initial().min(spec.burst())) * unit;
@@ -269,126 +275,130 @@ impl Bucket {
             estimated: 0,
             withheld: 0,
             ideal: initial,
-            since,
+            first_estimate,
         }
     }
 
-    fn grains(&self, cost: Cost) -> i128 {
+    fn units(&self, cost: Cost) -> i128 {
         i128::from(if self.of_tokens { cost.tokens } else { cost.requests }) * self.unit
     }
 
-    fn refuses(&self, cost: Cost) -> bool {
-        self.grains(cost) > self.capacity
+    fn can_never_hold(&self, cost: Cost) -> bool {
+        self.units(cost) > self.capacity
     }
 
-    /// Until so many grains are there.
-    fn wait(&self, grains: i128) -> u64 {
-        let missing = if grains == 0 { 0 } else { (grains - self.balance).max(0) };
+    /// The nanoseconds until `units` are available.
+    fn time_until(&self, units: i128) -> u64 {
+        let missing = if units == 0 { 0 } else { (units - self.balance).max(0) };
         u64::try_from((missing + self.fill - 1) / self.fill).unwrap()
     }
 
-    fn pass(&mut self, nanos: u64) {
+    fn advance(&mut self, nanos: u64) {
         let gained = i128::from(nanos) * self.fill;
         self.balance = (self.balance + gained).min(self.capacity);
         self.ideal = (self.ideal + gained).min(self.capacity);
-        self.withhold();
+        self.update_withheld();
     }
 
     fn take(&mut self, cost: Cost, used: Option<Cost>) {
-        let charged = self.grains(cost);
+        let charged = self.units(cost);
         self.balance -= charged;
-        self.ideal -= used.map_or(charged, |used| self.grains(used).min(charged));
+        self.ideal -= used.map_or(charged, |used| self.units(used).min(charged));
         if used.is_some() {
             self.estimated += charged;
         }
     }
 
-    /// A rate that is younger than the estimate has charged nothing that it could give back.
-    fn settle(&mut self, cost: Cost, used: Cost, has_charged: bool) {
-        let (charged, used) = (self.grains(cost), self.grains(used));
+    /// `was_charged` is `false` if the bucket is newer than the estimate. It refunds nothing then.
+    fn settle(&mut self, cost: Cost, used: Cost, was_charged: bool) {
+        let (charged, used) = (self.units(cost), self.units(used));
         if used > charged {
             self.balance -= used - charged;
             self.ideal -= used - charged;
-        } else if has_charged {
+        } else if was_charged {
             let refund = charged - used;
             let kept = refund.min(self.withheld);
             self.withheld -= kept;
             self.balance = (self.balance + refund - kept).min(self.capacity);
         }
-        if has_charged {
+        if was_charged {
             self.estimated -= charged;
         }
         self.withheld = self.withheld.min(self.estimated);
-        self.withhold();
+        self.update_withheld();
     }
 
-    /// Of the estimates that are out, this much would be spilled had they been nothing.
-    fn withhold(&mut self) {
+    /// Raises `withheld` to what would have overflowed by now if all estimates had a true cost of 0.
+    fn update_withheld(&mut self) {
         self.withheld = self.withheld.max(self.estimated + self.balance - self.capacity);
     }
 
-    fn take_over(&mut self, old: &Self) {
-        let convert = |grains: i128| (grains * self.unit).div_euclid(old.unit);
+    fn carry_over(&mut self, old: &Self) {
+        let convert = |units: i128| (units * self.unit).div_euclid(old.unit);
         let (balance, ideal) = (convert(old.balance), convert(old.ideal));
         self.balance = balance.min(self.capacity);
         self.ideal = ideal.min(self.capacity);
         self.estimated = convert(old.estimated);
-        // What is there beside what is withheld is rounded down, not each of the two.
+        // The balance without the withheld part is rounded down, not each of the two by itself.
         self.withheld = balance - convert(old.balance - old.withheld);
-        self.since = old.since;
-        self.withhold();
+        self.first_estimate = old.first_estimate;
+        self.update_withheld();
     }
 }
 
 impl Model {
-    fn new(specs: &[Spec]) -> Self {
+    fn new(specs: &[RateSpec]) -> Self {
         Self {
             buckets: specs.iter().map(|spec| Bucket::new(spec, 0)).collect(),
-            at: 0,
+            filled_to: 0,
             now: 0,
-            paused: 0,
-            late: (0, 0),
-            line: Vec::new(),
+            paused_until: 0,
+            last_admission: (0, 0),
+            queue: Vec::new(),
             admitted: Vec::new(),
             estimates: 0,
         }
     }
 
-    fn refusal(&self, cost: Cost) -> Option<(bool, u64, u64)> {
-        let refusing = self.buckets.iter().find(|bucket| bucket.refuses(cost))?;
-        let asked = if refusing.of_tokens { cost.tokens } else { cost.requests };
-        let burst = u64::try_from(refusing.capacity / refusing.unit).unwrap();
-        Some((refusing.of_tokens, asked, burst))
+    /// The burst that the cost exceeds, if any: whether it limits tokens, the cost, and the burst.
+    fn rejection(&self, cost: Cost) -> Option<(bool, u64, u64)> {
+        let exceeded = self.buckets.iter().find(|bucket| bucket.can_never_hold(cost))?;
+        let cost = if exceeded.of_tokens { cost.tokens } else { cost.requests };
+        let burst = u64::try_from(exceeded.capacity / exceeded.unit).unwrap();
+        Some((exceeded.of_tokens, cost, burst))
     }
 
-    /// As of when the first one passes.
-    fn turn(&self, cost: Cost) -> u64 {
-        let filled = self.buckets.iter().map(|bucket| bucket.wait(bucket.grains(cost)));
-        let filled = self.at + filled.max().unwrap_or(0);
-        filled.max(self.now.saturating_sub(CATCH_UP)).max(self.paused)
+    /// The time as of which the first waiter is admitted.
+    fn time_of_admission(&self, cost: Cost) -> u64 {
+        let waits = self.buckets.iter().map(|bucket| bucket.time_until(bucket.units(cost)));
+        let available = self.filled_to + waits.max().unwrap_or(0);
+        available
+            .max(self.now.saturating_sub(MAX_CATCH_UP))
+            .max(self.paused_until)
     }
 
-    /// Nobody was waiting: what would have come in is there, but for the lateness of whoever has just been admitted.
-    fn idle(&mut self) {
-        let (woken, late) = self.late;
-        let owed = if self.now - woken <= CATCH_UP {
-            late.min(CATCH_UP)
+    /// Fills the buckets while no call waits: up to the present, but for the lateness of a waiter that has just been
+    /// admitted.
+    fn fill_idle(&mut self) {
+        let (admitted, lateness) = self.last_admission;
+        let behind = if self.now - admitted <= MAX_CATCH_UP {
+            lateness.min(MAX_CATCH_UP)
         } else {
             0
         };
-        self.fill_to(self.now.saturating_sub(owed));
+        self.fill_to(self.now.saturating_sub(behind));
     }
 
-    fn fill_to(&mut self, at: u64) {
-        if at > self.at {
-            let passed = at - self.at;
-            self.buckets.iter_mut().for_each(|bucket| bucket.pass(passed));
-            self.at = at;
+    fn fill_to(&mut self, time: u64) {
+        if time > self.filled_to {
+            let elapsed = time - self.filled_to;
+            self.buckets.iter_mut().for_each(|bucket| bucket.advance(elapsed));
+            self.filled_to = time;
         }
     }
 
     fn admit(&mut self, cost: Cost, used: Option<Cost>) {
-        self.fill_to(self.turn(cost));
+        self.fill_to(self.time_of_admission(cost));
         let estimate = self.estimates;
         for bucket in &mut self.buckets {
             bucket.take(cost, used);
@@ -396,125 +406,128 @@ impl Model {
         if used.is_some() {
             self.estimates = estimate + 1;
         }
-        let least = used.unwrap_or(cost);
+        let used = used.unwrap_or(cost);
         self.admitted.push(Admitted {
             at: self.now,
             cost: Cost {
-                requests: cost.requests.min(least.requests),
-                tokens: cost.tokens.min(least.tokens),
+                requests: cost.requests.min(used.requests),
+                tokens: cost.tokens.min(used.tokens),
             },
         });
     }
 
-    /// A newcomer; whether it passes.
+    /// A call arrives. Returns whether it is admitted at once.
     fn arrive(&mut self, cost: Cost, used: Option<Cost>) -> bool {
-        if !self.line.is_empty() {
+        if !self.queue.is_empty() {
             return false;
         }
-        self.idle();
-        let passes = self.refusal(cost).is_none() && self.turn(cost) <= self.now;
-        if passes {
+        self.fill_idle();
+        let is_admitted = self.rejection(cost).is_none() && self.time_of_admission(cost) <= self.now;
+        if is_admitted {
             self.admit(cost, used);
         }
-        passes
+        is_admitted
     }
 
-    /// A waiter that is polled; whether it passes.
-    fn answer(&mut self, id: usize) -> bool {
-        let first = self.line[0].clone();
-        let passes = first.id == id && self.turn(first.cost) <= self.now;
-        if passes {
-            let at = self.turn(first.cost);
+    /// A waiter is polled. Returns whether it is admitted.
+    fn poll(&mut self, id: usize) -> bool {
+        let first = self.queue[0].clone();
+        let is_admitted = first.id == id && self.time_of_admission(first.cost) <= self.now;
+        if is_admitted {
+            let admission = self.time_of_admission(first.cost);
             self.admit(first.cost, first.used);
-            self.late = (self.now, self.now - at);
-            self.line.remove(0);
+            self.last_admission = (self.now, self.now - admission);
+            self.queue.remove(0);
         }
-        passes
+        is_admitted
     }
 
     fn leave(&mut self, id: usize) {
-        self.line.retain(|waiting| waiting.id != id);
+        self.queue.retain(|waiting| waiting.id != id);
     }
 
-    /// How long a newcomer that cannot pass is told to wait.
+    /// The time to retry after for a call that is not admitted at once.
     fn retry_after(&self, cost: Cost) -> Duration {
         let waits = self.buckets.iter().map(|bucket| {
-            let ahead: i128 = self.line.iter().map(|waiting| bucket.grains(waiting.cost)).sum();
-            bucket.wait(ahead + bucket.grains(cost))
+            let ahead: i128 = self.queue.iter().map(|waiting| bucket.units(waiting.cost)).sum();
+            bucket.time_until(ahead + bucket.units(cost))
         });
-        let at = (self.at + waits.max().unwrap_or(0)).max(self.paused);
-        match at.saturating_sub(self.now) {
+        let admission = (self.filled_to + waits.max().unwrap_or(0)).max(self.paused_until);
+        match admission.saturating_sub(self.now) {
             0 => Duration::from_millis(1),
             wait => Duration::from_nanos(wait),
         }
     }
 
     fn settle(&mut self, estimate: usize, cost: Cost, used: Cost) {
-        // While somebody waits for a moment that may have passed, what is given back counts as of before.
-        if self.line.iter().all(|waiting| waiting.cost == Cost::default()) {
-            self.idle();
+        // While a call waits, the buckets are not filled: it may still be admitted as of a time in the past.
+        if self.queue.iter().all(|waiting| waiting.cost == Cost::default()) {
+            self.fill_idle();
         }
         for bucket in &mut self.buckets {
-            bucket.settle(cost, used, estimate >= bucket.since);
+            bucket.settle(cost, used, estimate >= bucket.first_estimate);
         }
     }
 
-    fn set_limits(&mut self, specs: &[Spec]) {
+    fn set_limits(&mut self, specs: &[RateSpec]) {
         self.fill_to(self.now);
         let mut new: Vec<_> = specs.iter().map(|spec| Bucket::new(spec, self.estimates)).collect();
         for of_tokens in [false, true] {
             let new = new.iter_mut().filter(|bucket| bucket.of_tokens == of_tokens);
             let old = self.buckets.iter().filter(|bucket| bucket.of_tokens == of_tokens);
-            new.zip(old).for_each(|(new, old)| new.take_over(old));
+            new.zip(old).for_each(|(new, old)| new.carry_over(old));
         }
         self.buckets = new;
         self.admitted.clear();
     }
 
     fn available(&self, of_tokens: bool) -> Option<u64> {
-        let passed = self.now.saturating_sub(self.at);
+        let elapsed = self.now.saturating_sub(self.filled_to);
         let buckets = self.buckets.iter().filter(|bucket| bucket.of_tokens == of_tokens);
         let left = buckets.map(|bucket| {
             let mut bucket = bucket.clone();
-            bucket.pass(passed);
+            bucket.advance(elapsed);
             u64::try_from(bucket.balance.max(0) / bucket.unit).unwrap()
         });
         left.min()
     }
 
-    /// The most a call may ask for.
-    fn most(&self, of_tokens: bool) -> u64 {
+    /// The largest cost that a call may have.
+    fn max_cost(&self, of_tokens: bool) -> u64 {
         let buckets = self.buckets.iter().filter(|bucket| bucket.of_tokens == of_tokens);
         let bursts = buckets.map(|bucket| u64::try_from(bucket.capacity / bucket.unit).unwrap());
         bursts.min().unwrap_or(1_000)
     }
 
-    fn cost(&self, asked: Asked) -> Cost {
+    fn cost(&self, spec: CostSpec) -> Cost {
         Cost {
-            requests: asked.requests.of(self.most(false)),
-            tokens: asked.tokens.of(self.most(true)),
+            requests: spec.requests.of(self.max_cost(false)),
+            tokens: spec.tokens.of(self.max_cost(true)),
         }
     }
 
-    /// No bucket holds more than if it had known the truth from the start.
-    fn check_truth(&self) -> Outcome {
+    /// No bucket holds more than if the true costs had been charged from the start.
+    fn check_true_usage(&self) -> Outcome {
         for bucket in &self.buckets {
-            prop_assert!(bucket.balance <= bucket.ideal, "more than the truth allows: {bucket:?}");
+            prop_assert!(
+                bucket.balance <= bucket.ideal,
+                "more than the true usage allows: {bucket:?}"
+            );
         }
         Ok(())
     }
 
-    /// In no window was more admitted than the burst, what came in meanwhile, and what catching up allows.
+    /// No window admitted more than the burst, the fill of that time, and what catching up allows.
     fn check_windows(&self) -> Outcome {
         for bucket in &self.buckets {
             for (first, from) in self.admitted.iter().enumerate() {
                 let mut sum = 0;
                 for admitted in &self.admitted[first..] {
-                    sum += bucket.grains(admitted.cost);
-                    let length = i128::from(admitted.at - from.at + CATCH_UP);
+                    sum += bucket.units(admitted.cost);
+                    let length = i128::from(admitted.at - from.at + MAX_CATCH_UP);
                     prop_assert!(
                         sum <= bucket.capacity + bucket.fill * length,
-                        "too much from {} to {}: {bucket:?}",
+                        "too much was admitted from {} to {}: {bucket:?}",
                         from.at,
                         admitted.at
                     );
@@ -525,7 +538,7 @@ impl Model {
     }
 }
 
-// === The limiter beside it ===
+// === The limiter and the model side by side ===
 
 type Acquiring = Pin<Box<dyn Future<Output = Result<Option<Estimate>, CostExceedsBurst>>>>;
 
@@ -536,30 +549,33 @@ struct Caller {
     future: Spawn<Acquiring>,
 }
 
-struct Charged {
+struct ChargedEstimate {
+    /// How many estimates were charged before.
     number: usize,
     estimate: Estimate,
     used: Cost,
 }
 
-struct Bench {
+struct Harness {
     limiter: RateLimiter,
     model: Model,
+    /// When the limiter was created: time 0 of the model.
     start: Instant,
+    /// Time 0 of Tokio's clock: timers fire at whole milliseconds from here.
     origin: Instant,
     callers: Vec<Caller>,
-    charged: Vec<Charged>,
-    next: usize,
+    charged: Vec<ChargedEstimate>,
+    next_id: usize,
     last_first: bool,
 }
 
-fn same_refusal(refusal: &CostExceedsBurst, expected: Option<(bool, u64, u64)>) -> Outcome {
-    let told = (refusal.budget() == "tokens", refusal.cost(), refusal.burst());
-    prop_assert_eq!(Some(told), expected);
+fn check_rejection(rejection: &CostExceedsBurst, expected: Option<(bool, u64, u64)>) -> Outcome {
+    let actual = (rejection.budget() == "tokens", rejection.cost(), rejection.burst());
+    prop_assert_eq!(Some(actual), expected);
     Ok(())
 }
 
-impl Bench {
+impl Harness {
     async fn start(case: &Case) -> Self {
         let origin = Instant::now();
         advance(Duration::from_nanos(case.phase)).await;
@@ -570,7 +586,7 @@ impl Bench {
             origin,
             callers: Vec::new(),
             charged: Vec::new(),
-            next: 0,
+            next_id: 0,
             last_first: case.last_first,
         }
     }
@@ -579,34 +595,37 @@ impl Bench {
         self.start + Duration::from_nanos(nanos)
     }
 
-    async fn pass(&mut self, nanos: u64) {
+    async fn advance(&mut self, nanos: u64) {
         advance(Duration::from_nanos(nanos)).await;
         self.model.now += nanos;
     }
 
-    /// Does one thing. Returns whether the line was looked at.
+    /// Runs one step. Returns whether the limiter has checked during the step whether its first waiter is to be woken.
     async fn step(&mut self, step: &Step) -> Result<bool, TestCaseError> {
         match step {
-            Step::Acquire(asked) => return self.acquire(self.model.cost(*asked), None),
-            Step::Estimate(asked, used) => {
+            Step::Acquire(spec) => return self.acquire(self.model.cost(*spec), None),
+            Step::AcquireEstimate(spec, used) => {
                 let used = self.model.cost(*used);
-                return self.acquire(self.model.cost(*asked), Some(used));
+                return self.acquire(self.model.cost(*spec), Some(used));
             }
-            Step::Try(asked) => {
-                let cost = self.model.cost(*asked);
-                let expected = self.model.refusal(cost);
+            Step::TryAcquire(spec) => {
+                let cost = self.model.cost(*spec);
+                let expected = self.model.rejection(cost);
                 prop_assert_eq!(self.limiter.check(cost).is_err(), expected.is_some());
-                let passes = self.model.arrive(cost, None);
+                let is_admitted = self.model.arrive(cost, None);
                 match self.limiter.try_acquire(cost) {
-                    Ok(()) => prop_assert!(passes, "passed too early"),
+                    Ok(()) => prop_assert!(is_admitted, "admitted too early"),
                     Err(TryAcquireError::NotYet(wait)) => {
-                        prop_assert!(!passes && expected.is_none(), "should have passed: wait {wait:?}");
+                        prop_assert!(
+                            !is_admitted && expected.is_none(),
+                            "should have been admitted: retry in {wait:?}"
+                        );
                         prop_assert_eq!(wait, self.model.retry_after(cost));
                     }
-                    Err(TryAcquireError::CostExceedsBurst(refusal)) => same_refusal(&refusal, expected)?,
+                    Err(TryAcquireError::CostExceedsBurst(rejection)) => check_rejection(&rejection, expected)?,
                     Err(other) => prop_assert!(false, "{other}"),
                 }
-                // It is not in line.
+                // `try_acquire` does not join the queue.
                 return Ok(false);
             }
             Step::Cancel(index) if !self.callers.is_empty() => {
@@ -621,7 +640,7 @@ impl Bench {
                 self.model.settle(charged.number, cost, charged.used);
                 self.limiter.settle(charged.estimate, charged.used);
             }
-            Step::Forget(index) if !self.charged.is_empty() => {
+            Step::DropEstimate(index) if !self.charged.is_empty() => {
                 let charged = self.charged.swap_remove(index.index(self.charged.len()));
                 let cost = charged.estimate.cost();
                 if cost == Cost::default() {
@@ -632,25 +651,25 @@ impl Bench {
             }
             Step::PauseFor(nanos) => {
                 self.limiter.pause_for(Duration::from_nanos(*nanos));
-                self.model.paused = self.model.paused.max(self.model.now + nanos);
+                self.model.paused_until = self.model.paused_until.max(self.model.now + nanos);
             }
             Step::PauseUntil(offset) => {
                 let until = self.model.now.saturating_add_signed(*offset);
                 self.limiter.pause_until(self.at(until));
-                self.model.paused = self.model.paused.max(until);
+                self.model.paused_until = self.model.paused_until.max(until);
             }
             Step::SetLimits(specs) => {
                 self.limiter.set_limits(limits(specs)).unwrap();
                 self.model.set_limits(specs);
             }
-            Step::Pass(nanos) => {
-                self.pass(*nanos).await;
+            Step::Advance(nanos) => {
+                self.advance(*nanos).await;
                 return Ok(false);
             }
-            Step::ToTurn(offset) => {
-                if let Some(first) = self.model.line.first() {
-                    let turn = self.model.turn(first.cost).saturating_add_signed(*offset);
-                    self.pass(turn.saturating_sub(self.model.now)).await;
+            Step::AdvanceToAdmission(offset) => {
+                if let Some(first) = self.model.queue.first() {
+                    let time = self.model.time_of_admission(first.cost).saturating_add_signed(*offset);
+                    self.advance(time.saturating_sub(self.model.now)).await;
                 }
                 return Ok(false);
             }
@@ -666,62 +685,62 @@ impl Bench {
             None => Box::pin(async move { limiter.acquire(cost).await.map(|()| None) }),
         };
         let mut future = task::spawn(future);
-        let refusal = self.model.refusal(cost);
+        let rejection = self.model.rejection(cost);
         let number = self.model.estimates;
-        let passes = self.model.arrive(cost, used);
-        let id = self.next;
-        self.next += 1;
+        let is_admitted = self.model.arrive(cost, used);
+        let id = self.next_id;
+        self.next_id += 1;
         match future.poll() {
             Poll::Ready(Ok(estimate)) => {
-                prop_assert!(passes, "passed too early");
+                prop_assert!(is_admitted, "admitted too early");
                 self.charge(number, estimate, used);
             }
-            Poll::Ready(Err(told)) => same_refusal(&told, refusal)?,
+            Poll::Ready(Err(error)) => check_rejection(&error, rejection)?,
             Poll::Pending => {
-                prop_assert!(!passes, "should have passed");
-                prop_assert_eq!(refusal, None);
-                self.model.line.push(Waiting { id, cost, used });
+                prop_assert!(!is_admitted, "should have been admitted");
+                prop_assert_eq!(rejection, None);
+                self.model.queue.push(Waiting { id, cost, used });
                 self.callers.push(Caller { id, cost, used, future });
                 return Ok(true);
             }
         }
-        // Who need not wait does not look at the line.
+        // A call that need not wait does not check the queue.
         Ok(false)
     }
 
     fn charge(&mut self, number: usize, estimate: Option<Estimate>, used: Option<Cost>) {
         if let (Some(estimate), Some(used)) = (estimate, used) {
-            self.charged.push(Charged { number, estimate, used });
+            self.charged.push(ChargedEstimate { number, estimate, used });
         }
     }
 
     fn poll(&mut self, index: usize) -> Outcome {
         let caller = &mut self.callers[index];
         let (id, used) = (caller.id, caller.used);
-        let refusal = self.model.refusal(caller.cost);
+        let rejection = self.model.rejection(caller.cost);
         let number = self.model.estimates;
-        let passes = refusal.is_none() && self.model.answer(id);
+        let is_admitted = rejection.is_none() && self.model.poll(id);
         match caller.future.poll() {
             Poll::Ready(Ok(estimate)) => {
-                prop_assert!(passes, "passed too early, or before its turn");
+                prop_assert!(is_admitted, "admitted too early, or before an earlier waiter");
                 self.charge(number, estimate, used);
                 self.callers.remove(index);
             }
-            Poll::Ready(Err(told)) => {
-                same_refusal(&told, refusal)?;
+            Poll::Ready(Err(error)) => {
+                check_rejection(&error, rejection)?;
                 self.model.leave(id);
                 self.callers.remove(index);
             }
             Poll::Pending => {
-                prop_assert!(!passes, "should have passed");
-                prop_assert_eq!(refusal, None);
+                prop_assert!(!is_admitted, "should have been admitted");
+                prop_assert_eq!(rejection, None);
             }
         }
         Ok(())
     }
 
-    /// Polls whoever is woken, until nobody is.
-    async fn serve(&mut self) -> Outcome {
+    /// Polls the waiters that are woken, until none is.
+    async fn poll_woken(&mut self) -> Outcome {
         loop {
             turns(2).await;
             let mut woken = self.callers.iter().enumerate();
@@ -736,34 +755,37 @@ impl Bench {
         }
     }
 
-    fn check(&self, looked: bool) -> Outcome {
+    fn check(&self, queue_checked: bool) -> Outcome {
         let available = self.limiter.available();
         prop_assert_eq!(available.requests, self.model.available(false));
         prop_assert_eq!(available.tokens, self.model.available(true));
-        let paused = (self.model.paused > self.model.now).then(|| self.at(self.model.paused));
-        prop_assert_eq!(available.paused_until, paused);
-        self.model.check_truth()?;
-        if let Some(first) = self.model.line.first() {
+        let paused_until = (self.model.paused_until > self.model.now).then(|| self.at(self.model.paused_until));
+        prop_assert_eq!(available.paused_until, paused_until);
+        self.model.check_true_usage()?;
+        if let Some(first) = self.model.queue.first() {
             // A timer fires on the first whole millisecond of the clock.
-            let turn = self.model.turn(first.cost);
-            let since = (self.at(turn) - self.origin).as_nanos().div_ceil(MS.into());
-            let fired = (self.at(self.model.now) - self.origin).as_nanos() >= since * u128::from(MS);
-            prop_assert!(turn > self.model.now || !(looked || fired), "{first:?} was not woken");
+            let admission = self.model.time_of_admission(first.cost);
+            let tick = (self.at(admission) - self.origin).as_nanos().div_ceil(MS.into());
+            let fired = (self.at(self.model.now) - self.origin).as_nanos() >= tick * u128::from(MS);
+            prop_assert!(
+                admission > self.model.now || !(queue_checked || fired),
+                "{first:?} was not woken"
+            );
         }
         Ok(())
     }
 
-    /// Whoever still waits is admitted when its time comes, by being woken alone.
+    /// Every remaining waiter is admitted when its cost is available, without a poll before it is woken.
     async fn finish(&mut self) -> Outcome {
-        while let Some(first) = self.model.line.first() {
-            let turn = self.at(self.model.turn(first.cost)) - self.origin;
-            let tick = u64::try_from(turn.as_nanos().div_ceil(MS.into())).unwrap() * MS;
+        while let Some(first) = self.model.queue.first() {
+            let admission = self.at(self.model.time_of_admission(first.cost)) - self.origin;
+            let tick = u64::try_from(admission.as_nanos().div_ceil(MS.into())).unwrap() * MS;
             let (tick, waiting) = (self.origin + Duration::from_nanos(tick), self.callers.len());
             let nanos = tick.saturating_duration_since(self.at(self.model.now)).as_nanos();
-            self.pass(u64::try_from(nanos).unwrap()).await;
-            self.serve().await?;
+            self.advance(u64::try_from(nanos).unwrap()).await;
+            self.poll_woken().await?;
             self.check(false)?;
-            prop_assert!(self.callers.len() < waiting, "nobody was admitted");
+            prop_assert!(self.callers.len() < waiting, "no waiter was admitted");
         }
         prop_assert!(self.callers.is_empty());
         self.model.check_windows()
@@ -771,132 +793,137 @@ impl Bench {
 }
 
 #[test]
-fn the_limiter_does_to_the_nanosecond_what_a_list_and_a_balance_do() {
+fn the_limiter_agrees_with_the_model_to_the_nanosecond() {
     check(file!(), &case(), |case| async move {
-        let mut bench = Bench::start(&case).await;
+        let mut harness = Harness::start(&case).await;
         for step in &case.steps {
             if matches!(step, Step::SetLimits(_)) {
-                bench.model.check_windows()?;
+                harness.model.check_windows()?;
             }
-            let looked = bench.step(step).await?;
-            bench.serve().await?;
-            bench.check(looked)?;
+            let queue_checked = harness.step(step).await?;
+            harness.poll_woken().await?;
+            harness.check(queue_checked)?;
         }
-        bench.finish().await
+        harness.finish().await
     });
 }
 
-// === Those who sleep ===
+// === Waiters that are not polled ===
 
-/// Somebody whose turn comes and who is not polled is passed over. When exactly is the driver's affair; the rules are:
-/// not before the grace is over, nobody else is overtaken, and who comes back goes before all who came later.
+/// A waiter that is woken and not polled is skipped. The model does not know when exactly. The rules are: not before
+/// `HANDOFF_TIMEOUT` is over, no other waiter is overtaken, and a skipped waiter that is polled again is admitted
+/// before all that came later.
 #[derive(Clone, Debug)]
-enum Nap {
-    Acquire(Asked),
-    /// Is not polled any more, though it be woken.
-    Sleep(Index),
-    /// Is polled, and again whenever it is woken.
-    Return(Index),
+enum UnpolledStep {
+    Acquire(CostSpec),
+    /// From now on, the waiter is not polled even if it is woken.
+    StopPolling(Index),
+    /// Polls the waiter, and again whenever it is woken.
+    ResumePolling(Index),
     Cancel(Index),
-    Pass(u64),
+    Advance(u64),
 }
 
-type Answer = Result<(), CostExceedsBurst>;
+type Acquired = Result<(), CostExceedsBurst>;
 
-struct Sleeper {
+struct UnpolledCaller {
     cost: Cost,
-    asleep_since: Option<u64>,
-    future: Spawn<Pin<Box<dyn Future<Output = Answer>>>>,
+    unpolled_since: Option<u64>,
+    future: Spawn<Pin<Box<dyn Future<Output = Acquired>>>>,
 }
 
-struct Dormitory {
+struct UnpolledHarness {
     limiter: RateLimiter,
-    /// Only for what it costs, and for the windows.
+    /// Used only for the costs and to check the windows.
     model: Model,
-    sleepers: Vec<Sleeper>,
+    callers: Vec<UnpolledCaller>,
 }
 
-const GRACE: u64 = 5 * MS;
+const HANDOFF_TIMEOUT: u64 = 5 * MS;
 
-fn nap() -> impl Strategy<Value = Nap> {
+fn unpolled_step() -> impl Strategy<Value = UnpolledStep> {
     prop_oneof![
-        6 => asked().prop_map(Nap::Acquire),
-        3 => any::<Index>().prop_map(Nap::Sleep),
-        2 => any::<Index>().prop_map(Nap::Return),
-        1 => any::<Index>().prop_map(Nap::Cancel),
-        6 => prop_oneof![Just(MS), Just(GRACE), 1..8 * MS, 1..1_000 * MS].prop_map(Nap::Pass),
+        6 => cost_spec().prop_map(UnpolledStep::Acquire),
+        3 => any::<Index>().prop_map(UnpolledStep::StopPolling),
+        2 => any::<Index>().prop_map(UnpolledStep::ResumePolling),
+        1 => any::<Index>().prop_map(UnpolledStep::Cancel),
+        6 => prop_oneof![Just(MS), Just(HANDOFF_TIMEOUT), 1..8 * MS, 1..1_000 * MS].prop_map(UnpolledStep::Advance),
     ]
 }
 
-impl Dormitory {
-    async fn step(&mut self, step: &Nap) -> Outcome {
+impl UnpolledHarness {
+    async fn step(&mut self, step: &UnpolledStep) -> Outcome {
         let now = self.model.now;
         match step {
-            Nap::Acquire(asked) => {
-                let cost = self.model.cost(*asked);
-                if self.model.refusal(cost).is_none() {
+            UnpolledStep::Acquire(spec) => {
+                let cost = self.model.cost(*spec);
+                if self.model.rejection(cost).is_none() {
                     let limiter = self.limiter.clone();
                     let future = task::spawn(Box::pin(async move { limiter.acquire(cost).await }) as _);
-                    self.sleepers.push(Sleeper {
+                    self.callers.push(UnpolledCaller {
                         cost,
-                        asleep_since: None,
+                        unpolled_since: None,
                         future,
                     });
-                    self.poll(self.sleepers.len() - 1)?;
+                    self.poll(self.callers.len() - 1)?;
                 }
             }
-            Nap::Sleep(index) if !self.sleepers.is_empty() => {
-                let index = index.index(self.sleepers.len());
-                let sleeper = &mut self.sleepers[index];
-                sleeper.asleep_since = sleeper.asleep_since.or(Some(now));
+            UnpolledStep::StopPolling(index) if !self.callers.is_empty() => {
+                let index = index.index(self.callers.len());
+                let caller = &mut self.callers[index];
+                caller.unpolled_since = caller.unpolled_since.or(Some(now));
             }
-            Nap::Return(index) if !self.sleepers.is_empty() => {
-                let index = index.index(self.sleepers.len());
-                self.sleepers[index].asleep_since = None;
+            UnpolledStep::ResumePolling(index) if !self.callers.is_empty() => {
+                let index = index.index(self.callers.len());
+                self.callers[index].unpolled_since = None;
                 self.poll(index)?;
             }
-            Nap::Cancel(index) if !self.sleepers.is_empty() => {
-                self.sleepers.remove(index.index(self.sleepers.len()));
+            UnpolledStep::Cancel(index) if !self.callers.is_empty() => {
+                self.callers.remove(index.index(self.callers.len()));
             }
-            Nap::Pass(nanos) => self.pass(*nanos).await,
+            UnpolledStep::Advance(nanos) => self.advance(*nanos).await,
             _ => {}
         }
-        self.serve().await
+        self.poll_woken().await
     }
 
-    async fn pass(&mut self, nanos: u64) {
+    async fn advance(&mut self, nanos: u64) {
         advance(Duration::from_nanos(nanos)).await;
         self.model.now += nanos;
     }
 
     fn poll(&mut self, index: usize) -> Outcome {
-        if self.sleepers[index].future.poll().is_pending() {
+        if self.callers[index].future.poll().is_pending() {
             return Ok(());
         }
-        let passed = self.sleepers.remove(index);
-        for before in &self.sleepers[..index] {
-            let slept = before.asleep_since.map(|since| self.model.now - since);
-            prop_assert!(slept >= Some(GRACE), "overtook one that slept for {slept:?}");
+        let admitted = self.callers.remove(index);
+        for before in &self.callers[..index] {
+            let unpolled = before.unpolled_since.map(|since| self.model.now - since);
+            prop_assert!(
+                unpolled >= Some(HANDOFF_TIMEOUT),
+                "overtook a waiter that was not polled for {unpolled:?}"
+            );
         }
         self.model.admitted.push(Admitted {
             at: self.model.now,
-            cost: passed.cost,
+            cost: admitted.cost,
         });
         Ok(())
     }
 
-    async fn serve(&mut self) -> Outcome {
+    async fn poll_woken(&mut self) -> Outcome {
         loop {
             turns(2).await;
-            let awake = |sleeper: &Sleeper| sleeper.asleep_since.is_none() && sleeper.future.is_woken();
-            let Some(index) = self.sleepers.iter().position(awake) else {
+            let is_due = |caller: &UnpolledCaller| caller.unpolled_since.is_none() && caller.future.is_woken();
+            let Some(index) = self.callers.iter().position(is_due) else {
                 return Ok(());
             };
             self.poll(index)?;
         }
     }
 
-    /// However many sleep, the others are served; and so are these when they come back.
+    /// The waiters that are polled are admitted, however many are not polled. The others are admitted when they are
+    /// polled again.
     async fn finish(&mut self) -> Outcome {
         let full = self
             .model
@@ -904,39 +931,39 @@ impl Dormitory {
             .iter()
             .map(|bucket| bucket.capacity / bucket.fill + 1);
         let full = u64::try_from(full.max().unwrap_or(0)).unwrap();
-        for _ in 0..=self.sleepers.len() {
-            self.pass(full).await;
-            for _ in 0..=self.sleepers.len() {
-                self.serve().await?;
-                self.pass(GRACE + 2 * MS).await;
+        for _ in 0..=self.callers.len() {
+            self.advance(full).await;
+            for _ in 0..=self.callers.len() {
+                self.poll_woken().await?;
+                self.advance(HANDOFF_TIMEOUT + 2 * MS).await;
             }
-            self.serve().await?;
+            self.poll_woken().await?;
         }
-        prop_assert!(self.sleepers.iter().all(|sleeper| sleeper.asleep_since.is_some()));
-        while !self.sleepers.is_empty() {
-            // The last first: it is nobody's turn but its own, for the others are silent.
-            let last = self.sleepers.len() - 1;
-            self.sleepers[last].asleep_since = None;
+        prop_assert!(self.callers.iter().all(|caller| caller.unpolled_since.is_some()));
+        while !self.callers.is_empty() {
+            // The last one first: all waiters before it are skipped, so it is the first in the queue.
+            let last = self.callers.len() - 1;
+            self.callers[last].unpolled_since = None;
             self.poll(last)?;
-            prop_assert_eq!(self.sleepers.len(), last, "it came back and could not go");
-            self.pass(full).await;
+            prop_assert_eq!(self.callers.len(), last, "it was polled again and not admitted");
+            self.advance(full).await;
         }
         self.model.check_windows()
     }
 }
 
 #[test]
-fn who_sleeps_through_its_turn_stalls_nobody_and_loses_nothing() {
-    let cases = (vec(spec(), 0..3), vec(nap(), 1..50));
+fn a_waiter_that_is_not_polled_stalls_no_other_and_keeps_its_place() {
+    let cases = (vec(rate_spec(), 0..3), vec(unpolled_step(), 1..50));
     check(file!(), &cases, |(specs, steps)| async move {
-        let mut dormitory = Dormitory {
+        let mut harness = UnpolledHarness {
             limiter: RateLimiter::new(limits(&specs)).unwrap(),
             model: Model::new(&specs),
-            sleepers: Vec::new(),
+            callers: Vec::new(),
         };
         for step in &steps {
-            dormitory.step(step).await?;
+            harness.step(step).await?;
         }
-        dormitory.finish().await
+        harness.finish().await
     });
 }

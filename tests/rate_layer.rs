@@ -1,4 +1,4 @@
-//! The promises of `RateLimitLayer`.
+//! The guarantees of `RateLimitLayer`.
 
 mod support;
 
@@ -29,7 +29,7 @@ async fn calls_are_paced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_come_from_a_function_or_the_extension_or_there_are_none() {
+async fn tokens_come_from_a_function_or_the_extension_or_are_zero() {
     let (client, _) = client(ms(0));
     let limiter = limiter(Limits::new().tokens(Rate::per_second(1).burst(100)));
     let left = || limiter.available().tokens.unwrap();
@@ -41,7 +41,7 @@ async fn tokens_come_from_a_function_or_the_extension_or_there_are_none() {
     service.oneshot(with_tokens()).await.unwrap();
     assert_eq!(left(), 70);
 
-    // A function comes first.
+    // A function replaces the extension.
     let service = RateLimitLayer::with_cost(limiter.clone(), |_: &Request<&str>| Cost::tokens(5)).layer(client);
     service.oneshot(with_tokens()).await.unwrap();
     assert_eq!(left(), 65);
@@ -67,7 +67,7 @@ async fn requests_of_any_type_can_be_paced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_call_has_taken_nothing_from_either_bucket() {
+async fn a_dropped_call_has_taken_nothing_from_any_bucket() {
     let (client, arrivals) = client(ms(0));
     let limiter = limiter(
         Limits::new()
@@ -86,7 +86,7 @@ async fn a_dropped_call_has_taken_nothing_from_either_bucket() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cost_above_the_burst_answers_at_once() {
+async fn a_cost_above_the_burst_fails_at_once() {
     let (client, _) = client(ms(0));
     let limiter = limiter(Limits::new().tokens(Rate::per_second(10)));
     let mut service = RateLimitLayer::new(limiter).layer(client);
@@ -96,7 +96,7 @@ async fn a_cost_above_the_burst_answers_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_held_but_never_polled_call_delays_nobody() {
+async fn a_call_that_was_never_polled_delays_no_other() {
     let (client, _) = client(ms(0));
     let limiter = limiter(Limits::new().requests(Rate::per_second(10).burst(1)));
     let mut service = RateLimitLayer::new(limiter).layer(client);
@@ -107,7 +107,7 @@ async fn a_held_but_never_polled_call_delays_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_limiter_can_stand_over_several_services() {
+async fn one_limiter_can_pace_several_services() {
     let (client, arrivals) = client(ms(0));
     let layer = RateLimitLayer::new(limiter(Limits::new().requests(Rate::per_second(10).burst(1))));
     let (a, b) = (layer.layer(client.clone()), layer.layer(client));

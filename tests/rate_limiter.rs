@@ -1,4 +1,4 @@
-//! The promises of `RateLimiter`, on the paused clock.
+//! The guarantees of `RateLimiter`, on the paused clock.
 
 mod support;
 
@@ -22,8 +22,9 @@ fn tokens(rate: Rate) -> RateLimiter {
     RateLimiter::new(Limits::new().tokens(rate)).unwrap()
 }
 
-/// So many greedy callers, for so long: when each was admitted.
-async fn greedy(
+/// Runs `callers` loops that call without a break for the time `run`. Returns when each call was admitted, with its
+/// cost.
+async fn run_callers(
     limiter: &RateLimiter,
     callers: usize,
     run: Duration,
@@ -49,22 +50,22 @@ async fn greedy(
     admitted
 }
 
-/// The largest of admitted - rate x T over all windows: what the burst looks like from outside.
+/// The largest value of `admitted - rate x T` over all windows of any length T: the burst as observed from outside.
 fn empirical_burst(admitted: &[(Duration, u64)], per_second: f64) -> f64 {
     let mut sum = 0.0;
-    let mut least = f64::MAX;
-    let mut most: f64 = 0.0;
+    let mut min = f64::MAX;
+    let mut max: f64 = 0.0;
     for (at, cost) in admitted {
-        let line = per_second * at.as_secs_f64();
-        least = f64::min(least, sum - line);
+        let filled = per_second * at.as_secs_f64();
+        min = f64::min(min, sum - filled);
         sum += *cost as f64;
-        most = most.max(sum - line - least);
+        max = max.max(sum - filled - min);
     }
-    most
+    max
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_burst_goes_at_once_and_the_rest_at_the_rate() {
+async fn a_burst_is_admitted_at_once_and_the_rest_at_the_rate() {
     let limiter = requests(Rate::per_second(10).burst(3));
     let start = Instant::now();
     let mut times = Vec::new();
@@ -86,7 +87,7 @@ async fn the_initial_fill_can_be_less_than_the_burst() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_window_sees_more_than_burst_and_rate_and_the_rate_is_reached() {
+async fn no_window_admits_more_than_burst_and_rate_and_the_rate_is_reached() {
     for (per_second, burst) in [
         (100_u64, 1_u64),
         (100, 10),
@@ -97,7 +98,7 @@ async fn no_window_sees_more_than_burst_and_rate_and_the_rate_is_reached() {
     ] {
         let limiter = requests(Rate::per_second(per_second).burst(burst));
         let run = Duration::from_secs(4);
-        let admitted = greedy(&limiter, 64, run, |_| ONE).await;
+        let admitted = run_callers(&limiter, 64, run, |_| ONE).await;
         let counted: Vec<_> = admitted.iter().map(|(at, _)| (*at, 1)).collect();
 
         let achieved = admitted.len() as f64 / (burst as f64 + per_second as f64 * run.as_secs_f64());
@@ -105,11 +106,11 @@ async fn no_window_sees_more_than_burst_and_rate_and_the_rate_is_reached() {
             achieved > 0.995,
             "{per_second}/s, burst {burst}: reached {achieved:.4} of the rate"
         );
-        let seen = empirical_burst(&counted, per_second as f64);
+        let observed = empirical_burst(&counted, per_second as f64);
         let allowed = burst as f64 + 1.0 + per_second as f64 * 0.002;
         assert!(
-            seen <= allowed,
-            "{per_second}/s, burst {burst}: a burst of {seen:.1} was seen, {allowed:.1} allowed"
+            observed <= allowed,
+            "{per_second}/s, burst {burst}: observed a burst of {observed:.1}, {allowed:.1} is allowed"
         );
     }
 }
@@ -119,7 +120,7 @@ async fn a_few_callers_in_a_loop_reach_a_rate_finer_than_the_timer() {
     for callers in [1, 3, 10] {
         let limiter = requests(Rate::per_second(20_000).burst(1));
         let run = Duration::from_secs(1);
-        let admitted = greedy(&limiter, callers, run, |_| ONE).await;
+        let admitted = run_callers(&limiter, callers, run, |_| ONE).await;
         let achieved = admitted.len() as f64 / 20_000.0;
         assert!(achieved > 0.995, "{callers} callers reached {achieved:.4} of the rate");
         let counted: Vec<_> = admitted.iter().map(|(at, _)| (*at, 1)).collect();
@@ -128,8 +129,8 @@ async fn a_few_callers_in_a_loop_reach_a_rate_finer_than_the_timer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn both_budgets_hold_at_once_whichever_binds() {
-    // 100 requests/s; tokens bind when calls take more than 10 each.
+async fn both_budgets_hold_at_once_whichever_is_the_tighter() {
+    // 100 requests a second. The tokens are the tighter limit when a call takes more than 10.
     for cost in [1, 10, 37, 1_000] {
         let limiter = RateLimiter::new(
             Limits::new()
@@ -138,7 +139,7 @@ async fn both_budgets_hold_at_once_whichever_binds() {
         )
         .unwrap();
         let run = Duration::from_secs(20);
-        let admitted = greedy(&limiter, 16, run, |_| Cost::tokens(cost)).await;
+        let admitted = run_callers(&limiter, 16, run, |_| Cost::tokens(cost)).await;
         let requests: Vec<_> = admitted.iter().map(|(at, _)| (*at, 1)).collect();
         let spent: Vec<_> = admitted.iter().map(|(at, cost)| (*at, cost.tokens)).collect();
         assert!(empirical_burst(&requests, 100.0) <= 5.0 + 1.0 + 0.2);
@@ -148,7 +149,7 @@ async fn both_budgets_hold_at_once_whichever_binds() {
         let by_tokens = calls * cost as f64 / (1_000.0 + 20_000.0);
         assert!(
             f64::max(by_requests, by_tokens) > 0.98,
-            "{cost}: {by_requests:.3} {by_tokens:.3}"
+            "{cost} tokens a call: {by_requests:.3} of the requests and {by_tokens:.3} of the tokens"
         );
     }
 }
@@ -226,15 +227,15 @@ async fn a_waiter_is_not_overtaken_by_newcomers_at_the_refill_instant() {
                 })
             })
             .collect();
-        let served = waiter.await.unwrap();
+        let admitted = waiter.await.unwrap();
         for newcomer in newcomers {
-            assert!(newcomer.await.unwrap() > served);
+            assert!(newcomer.await.unwrap() > admitted);
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_heavy_call_is_served_in_its_turn_among_endless_light_ones() {
+async fn a_heavy_call_is_admitted_in_order_among_endless_light_ones() {
     let limiter = tokens(Rate::per_second(10).burst(20));
     limiter.acquire(Cost::tokens(20)).await.unwrap();
     let start = Instant::now();
@@ -245,14 +246,14 @@ async fn a_heavy_call_is_served_in_its_turn_among_endless_light_ones() {
     };
     let before: Vec<_> = (0..4).map(|_| tokio::spawn(light(limiter.clone()))).collect();
     settle().await;
-    // Four light ones are before it: 0.4 s, then 2 s for its own 20 tokens.
+    // Four light calls are before it: 0.4 s. Then its 20 tokens take 2 s.
     limiter.acquire(Cost::tokens(20)).await.unwrap();
     assert_eq!(start.elapsed(), ms(2_400));
     before.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancelled_waiter_has_taken_nothing_and_the_next_moves_up_at_once() {
+async fn a_dropped_waiter_has_taken_nothing_and_the_next_moves_up_at_once() {
     let limiter = tokens(Rate::per_second(10).burst(10));
     limiter.acquire(Cost::tokens(10)).await.unwrap();
     let start = Instant::now();
@@ -263,14 +264,14 @@ async fn a_cancelled_waiter_has_taken_nothing_and_the_next_moves_up_at_once() {
     pass(ms(300)).await;
     assert!(!light.is_woken());
     drop(heavy);
-    assert!(light.is_woken(), "its token is there since 100 ms");
+    assert!(light.is_woken(), "its token has been available since 100 ms");
     assert_ready_ok!(light.poll());
     assert_eq!(start.elapsed(), ms(300));
     assert_eq!(limiter.available().tokens, Some(2));
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiters_cancelled_in_the_instant_of_their_turn_take_nothing() {
+async fn waiters_dropped_at_the_instant_of_their_admission_take_nothing() {
     let limiter = requests(Rate::per_second(10).burst(1));
     limiter.acquire(ONE).await.unwrap();
     let waiters: Vec<_> = (0..5)
@@ -288,7 +289,7 @@ async fn waiters_cancelled_in_the_instant_of_their_turn_take_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_that_nobody_polls_stalls_nobody() {
+async fn a_waiter_that_is_not_polled_stalls_no_other() {
     let limiter = requests(Rate::per_second(10).burst(1));
     limiter.acquire(ONE).await.unwrap();
     let mut held: Vec<_> = (0..3).map(|_| task::spawn(limiter.acquire(ONE))).collect();
@@ -297,12 +298,12 @@ async fn a_waiter_that_nobody_polls_stalls_nobody() {
     }
     let start = Instant::now();
     limiter.acquire(ONE).await.unwrap();
-    // Due at 100 ms; each of the three silent ones before it had 5 ms to answer.
+    // Its request is available at 100 ms. Each of the three waiters before it was notified and had 5 ms to be polled.
     assert_eq!(start.elapsed(), ms(115));
-    // From now on they are known to be silent and delay nobody.
+    // From now on the three are skipped and delay no other call.
     limiter.acquire(ONE).await.unwrap();
     assert_eq!(start.elapsed(), ms(210));
-    // And they have not lost their turn: who answers goes first.
+    // They have kept their places: a skipped waiter that is polled again is admitted before a new call.
     let mut newcomer = task::spawn(limiter.acquire(ONE));
     assert_pending!(newcomer.poll());
     assert_pending!(held[0].poll());
@@ -313,14 +314,14 @@ async fn a_waiter_that_nobody_polls_stalls_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_future_that_was_never_polled_is_not_in_line() {
+async fn a_future_that_was_never_polled_is_not_in_the_queue() {
     let limiter = requests(Rate::per_second(10).burst(1));
     let _never = limiter.acquire(ONE);
     assert_eq!(limiter.try_acquire(ONE), Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cost_above_the_burst_is_refused_at_once_and_takes_nothing() {
+async fn a_cost_above_the_burst_is_rejected_at_once_and_takes_nothing() {
     let limiter = RateLimiter::new(
         Limits::new()
             .requests(Rate::per_second(1))
@@ -331,7 +332,7 @@ async fn a_cost_above_the_burst_is_refused_at_once_and_takes_nothing() {
     assert_ready_ok!(waiting.poll());
     let mut waiting = task::spawn(limiter.acquire(Cost::tokens(50)));
     assert_pending!(waiting.poll());
-    // Also when others are in line.
+    // Also while other calls wait.
     let error = assert_ready_err!(task::spawn(limiter.acquire(Cost::tokens(51))).poll());
     assert_eq!((error.budget(), error.cost(), error.burst()), ("tokens", 51, 50));
     assert_eq!(error.to_string(), "the call costs 51 tokens, more than the burst of 50");
@@ -344,18 +345,18 @@ async fn a_cost_above_the_burst_is_refused_at_once_and_takes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_says_when_to_come_back() {
+async fn a_rejection_has_the_time_to_retry_after() {
     let limiter = requests(Rate::per_second(10).burst(1));
     limiter.try_acquire(ONE).unwrap();
     assert_eq!(limiter.try_acquire(ONE), Err(TryAcquireError::NotYet(ms(100))));
     pass(ms(30)).await;
     let later = limiter.try_acquire(ONE).unwrap_err();
     assert_eq!(later.retry_after(), Some(ms(70)));
-    assert_eq!(later.to_string(), "the limit is reached for another 70ms");
-    let never = limiter.try_acquire(Cost { requests: 2, tokens: 0 }).unwrap_err();
-    assert_eq!(never.retry_after(), None);
-    assert_eq!(never.to_string(), "the call costs 2 requests, more than the burst of 1");
-    // Those in line are counted, and not overtaken.
+    assert_eq!(later.to_string(), "the rate limit is reached: retry in 70ms");
+    let error = limiter.try_acquire(Cost { requests: 2, tokens: 0 }).unwrap_err();
+    assert_eq!(error.retry_after(), None);
+    assert_eq!(error.to_string(), "the call costs 2 requests, more than the burst of 1");
+    // The costs of waiters are included, and waiters are not overtaken.
     let mut waiting = task::spawn(limiter.acquire(ONE));
     assert_pending!(waiting.poll());
     assert_eq!(limiter.try_acquire(ONE), Err(TryAcquireError::NotYet(ms(170))));
@@ -365,7 +366,7 @@ async fn a_refusal_says_when_to_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_holds_everybody_and_is_only_ever_extended() {
+async fn a_pause_holds_every_call_and_can_only_be_extended() {
     let limiter = requests(Rate::per_second(10).burst(2));
     let start = Instant::now();
     limiter.pause_for(ms(500));
@@ -373,7 +374,7 @@ async fn a_pause_holds_everybody_and_is_only_ever_extended() {
     assert_eq!(limiter.available().paused_until, Some(start + ms(500)));
     limiter.acquire(ONE).await.unwrap();
     assert_eq!(start.elapsed(), ms(500));
-    // Also those who wait already.
+    // Also the calls that wait already.
     limiter.acquire(ONE).await.unwrap();
     let mut waiting = task::spawn(limiter.acquire(ONE));
     assert_pending!(waiting.poll());
@@ -387,7 +388,7 @@ async fn a_pause_holds_everybody_and_is_only_ever_extended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_limits_act_at_once_on_those_who_wait() {
+async fn new_limits_apply_at_once_to_waiters() {
     let limiter = requests(Rate::per_hour(1));
     limiter.acquire(ONE).await.unwrap();
     let start = Instant::now();
@@ -406,7 +407,7 @@ async fn new_limits_act_at_once_on_those_who_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_limits_refuse_at_once_who_could_wait_forever() {
+async fn new_limits_reject_at_once_waiters_that_exceed_them() {
     let limiter = tokens(Rate::per_second(10).burst(100).initial(0));
     let mut heavy = task::spawn(limiter.acquire(Cost::tokens(100)));
     let mut behind = task::spawn(limiter.acquire(Cost::tokens(80)));
@@ -422,7 +423,7 @@ async fn new_limits_refuse_at_once_who_could_wait_forever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_limits_keep_what_is_in_the_buckets() {
+async fn new_limits_keep_what_the_buckets_hold() {
     let limiter = requests(Rate::per_second(10).burst(10));
     limiter.acquire(Cost { requests: 6, tokens: 0 }).await.unwrap();
     limiter
@@ -433,7 +434,7 @@ async fn new_limits_keep_what_is_in_the_buckets() {
         .set_limits(Limits::new().requests(Rate::per_minute(7).burst(2)))
         .unwrap();
     assert_eq!(limiter.available().requests, Some(2));
-    // Bad ones change nothing.
+    // Invalid limits change nothing.
     limiter
         .set_limits(Limits::new().requests(Rate::per_minute(0)))
         .unwrap_err();
@@ -462,7 +463,7 @@ async fn limits_that_change_every_second_lose_no_fraction() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_debit_can_go_below_zero_and_is_paid_before_anybody_gets_tokens() {
+async fn a_debit_can_leave_a_debt_that_is_filled_before_the_next_admission() {
     let limiter = tokens(Rate::per_second(10).burst(10));
     let estimate = limiter.acquire_estimate(Cost::tokens(10)).await.unwrap();
     let mut waiting = task::spawn(limiter.acquire(Cost::tokens(1)));
@@ -477,7 +478,7 @@ async fn a_debit_can_go_below_zero_and_is_paid_before_anybody_gets_tokens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_credit_lets_those_who_wait_go_at_once() {
+async fn a_refund_admits_waiters_at_once() {
     let limiter = tokens(Rate::per_second(10).burst(10));
     let estimate = limiter.acquire_estimate(Cost::tokens(10)).await.unwrap();
     let mut waiting = task::spawn(limiter.acquire(Cost::tokens(6)));
@@ -489,10 +490,10 @@ async fn a_credit_lets_those_who_wait_go_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_credit_gives_nothing_back_that_a_full_bucket_would_have_spilled() {
+async fn a_refund_leaves_out_what_would_have_overflowed() {
     let limiter = tokens(Rate::per_second(10).burst(10));
     let estimate = limiter.acquire_estimate(Cost::tokens(8)).await.unwrap();
-    // Had the true cost of 0 been known, the bucket would have been full all the time.
+    // If the true cost of 0 had been charged, the bucket would have been full all the time.
     sleep(ms(10_000)).await;
     limiter.acquire(Cost::tokens(10)).await.unwrap();
     estimate.settle(Cost { requests: 1, tokens: 0 });
@@ -500,7 +501,7 @@ async fn a_credit_gives_nothing_back_that_a_full_bucket_would_have_spilled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rate_gives_nothing_back_that_it_never_charged() {
+async fn a_new_rate_refunds_no_estimate_that_it_did_not_charge() {
     let limiter = RateLimiter::new(Limits::new()).unwrap();
     let before = limiter.acquire_estimate(Cost::tokens(10)).await.unwrap();
     limiter
@@ -509,13 +510,13 @@ async fn a_rate_gives_nothing_back_that_it_never_charged() {
     let after = limiter.acquire_estimate(Cost::tokens(10)).await.unwrap();
     before.settle(Cost::tokens(0));
     assert_eq!(limiter.available().tokens, Some(0));
-    // And what it did charge is still there to be given back.
+    // The estimate that it did charge is still refunded.
     after.settle(Cost::tokens(0));
     assert_eq!(limiter.available().tokens, Some(10));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_estimate_that_is_dropped_stands() {
+async fn an_estimate_that_is_dropped_stays_charged() {
     let limiter = tokens(Rate::per_second(10).burst(10));
     drop(limiter.acquire_estimate(Cost::tokens(8)).await.unwrap());
     assert_eq!(limiter.available().tokens, Some(2));
@@ -528,7 +529,7 @@ async fn after_a_year_at_an_odd_rate_the_count_is_exact() {
     let year = Duration::from_secs(365 * 86_400);
     for _ in 0..1_000 {
         advance(year / 1_000).await;
-        // Looks change nothing.
+        // Reading changes nothing.
         let _ = limiter.available();
     }
     let expected = year.as_millis() * 7 / 13_003;
@@ -536,7 +537,7 @@ async fn after_a_year_at_an_odd_rate_the_count_is_exact() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_runtime_that_stood_still_does_not_come_back_as_a_burst() {
+async fn a_blocked_runtime_does_not_catch_up_with_a_burst() {
     let limiter = requests(Rate::per_second(1_000).burst(1));
     let admitted = Arc::new(Mutex::new(0));
     for _ in 0..64 {
@@ -551,15 +552,18 @@ async fn a_runtime_that_stood_still_does_not_come_back_as_a_burst() {
     sleep(ms(10)).await;
     settle().await;
     *admitted.lock().unwrap() = 0;
-    // 200 ms in which nothing runs.
+    // 200 ms in which no task runs.
     advance(ms(200)).await;
     settle().await;
     let burst = *admitted.lock().unwrap();
-    assert!((5..=6).contains(&burst), "{burst} went at once; 5 ms are made up for");
+    assert!(
+        (5..=6).contains(&burst),
+        "{burst} were admitted at once, but 5 ms are worth 5"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_wakes_nobody_before_its_turn() {
+async fn only_the_first_waiter_is_woken_and_not_before_its_time() {
     let limiter = requests(Rate::per_second(1).burst(1));
     limiter.acquire(ONE).await.unwrap();
     let mut waiters: Vec<_> = (0..100).map(|_| task::spawn(limiter.acquire(ONE))).collect();
@@ -574,7 +578,7 @@ async fn waiting_wakes_nobody_before_its_turn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_limits_everybody_passes() {
+async fn without_limits_every_call_is_admitted() {
     let limiter = RateLimiter::new(Limits::new()).unwrap();
     for _ in 0..1_000 {
         limiter.try_acquire(Cost::tokens(u64::MAX)).unwrap();
@@ -582,7 +586,7 @@ async fn without_limits_everybody_passes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rates_that_make_no_sense_are_refused_by_name_when_built() {
+async fn invalid_rates_are_rejected_by_field_name_when_built() {
     let second = Duration::from_secs(1);
     for (rate, field) in [
         (Rate::per_second(0), "amount"),
@@ -633,7 +637,7 @@ async fn the_largest_and_the_smallest_numbers_do_not_overflow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_amount_may_be_of_any_type_of_number() {
+async fn an_amount_may_be_of_any_number_type() {
     for rate in [
         Rate::per_second(7_i32),
         Rate::per_second(7_u32),
@@ -662,7 +666,7 @@ async fn fractions_of_a_request_are_exact() {
 }
 
 #[test]
-fn a_limiter_shared_by_two_runtimes_serves_the_one_that_lives() {
+fn a_limiter_of_two_runtimes_serves_the_one_that_still_runs() {
     let limiter = requests(Rate::per_second(50).burst(1));
     let build = || {
         tokio::runtime::Builder::new_current_thread()
@@ -690,7 +694,7 @@ fn a_limiter_shared_by_two_runtimes_serves_the_one_that_lives() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_credit_gives_nothing_to_a_bucket_that_was_not_charged() {
+async fn a_refund_raises_no_bucket_that_was_not_charged() {
     let limiter = RateLimiter::new(Limits::new()).unwrap();
     let estimate = limiter.acquire_estimate(Cost::tokens(800)).await.unwrap();
     limiter.set_limits(Limits::new().tokens(Rate::per_hour(1_000))).unwrap();
@@ -700,7 +704,7 @@ async fn a_credit_gives_nothing_to_a_bucket_that_was_not_charged() {
 }
 
 #[test]
-fn a_change_made_from_another_runtime_reaches_those_who_wait() {
+fn a_change_made_from_another_runtime_reaches_waiters() {
     let limiter = tokens(Rate::per_second(10).burst(10_000).initial(0));
     let build = || {
         tokio::runtime::Builder::new_current_thread()
@@ -709,7 +713,7 @@ fn a_change_made_from_another_runtime_reaches_those_who_wait() {
             .unwrap()
     };
     build().block_on(async {
-        // 100 tokens: due in 10 s.
+        // 100 tokens are available in 10 s.
         let mut waiting = task::spawn(limiter.acquire(Cost::tokens(100)));
         assert_pending!(waiting.poll());
         settle().await;
@@ -722,18 +726,18 @@ fn a_change_made_from_another_runtime_reaches_those_who_wait() {
         .unwrap();
         tokio::time::timeout(Duration::from_secs(5), waiting)
             .await
-            .expect("due in 0.1 s by now")
+            .expect("its tokens are available after 0.1 s")
             .unwrap();
     });
 }
 
 #[test]
-fn waiting_without_a_timer_panics_where_it_is_seen() {
-    let limiter = requests(Rate::per_second(1));
+fn waiting_without_a_timer_panics_in_the_caller() {
+    let limiter = requests(Rate::per_hour(1));
     limiter.try_acquire(ONE).unwrap();
     let no_timer = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let wait = || no_timer.block_on(limiter.acquire(ONE));
     assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(wait)).is_err());
-    let mut nowhere = task::spawn(limiter.acquire(ONE));
-    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| nowhere.poll().is_pending())).is_err());
+    let mut no_runtime = task::spawn(limiter.acquire(ONE));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| no_runtime.poll().is_pending())).is_err());
 }

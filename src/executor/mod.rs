@@ -409,7 +409,7 @@ impl<B, R> Shared<B, R> {
         }
         let deadline = Deadline::of(request).or_else(|| self.timeout.map(Deadline::after));
         if let Some(deadline) = deadline {
-            let demand = self.demand.as_ref().map_or((0, 0), |demand| demand.cost());
+            let demand = self.demand.as_ref().map(|demand| demand.cost()).unwrap_or_default();
             deadline.allows(self.monitor.limiter().wait(cost, demand))?;
             request.extensions_mut().insert(deadline);
         }

@@ -1,236 +1,257 @@
-//! The arithmetic of one bucket, exact to the unit. It is told the time and holds no lock, clock or timer.
+//! The arithmetic of one bucket. It counts in integers and has no clock, lock or timer: the owner passes the time that
+//! has elapsed.
 //!
-//! A rate of `amount` per `period` is counted in units so small that everything is an integer. With
-//! `g = gcd(amount, period in ns)`, one token is `period / g` units and each nanosecond brings `amount / g` of them. So
-//! nothing is ever rounded: after a year at an odd rate the count is what it should be.
+//! # Units
 //!
-//! # Settling estimates
+//! Time is counted in ticks: nanoseconds in a [`RateLimiter`](super::RateLimiter), microseconds in a shared limiter.
+//! A rate of `amount` per `period` is counted in units so small that every quantity is an integer: with
+//! `g = gcd(amount, period in ticks)`, one request or token is `period / g` units, and each tick adds `amount / g`
+//! units. At 500 requests a minute, for example, one request is 120,000,000 units, and each nanosecond adds 1 unit.
+//! So the fill is never rounded: after a year at any rate the balance is exact.
 //!
-//! A call may be charged an estimate first and what it really used later. To give back the difference is less simple
-//! than to add it: had the true cost been known from the start, the bucket might have been full in the meantime, and
-//! would have spilled what is now to be given back. So the bucket keeps two sums: the estimates still out, and how much
-//! of them would have been spilled by now in the worst case, which is *withheld* from refunds. What is given back never
-//! lets more through than `burst + rate x T` of true usage.
+//! # Refunds and the withheld part
+//!
+//! A call may be charged an estimate, which is settled later with the cost it really had. Debiting a difference is
+//! simple. Refunding one is not: had the true cost been charged from the start, the bucket might have been full in the
+//! meantime and would have overflowed, and what overflows is lost. A refund must not bring that back, or more than
+//! `burst + rate x T` of true usage could pass in a window of length T.
+//!
+//! For example, a full bucket of capacity 10 is charged an estimate of 8, which leaves a balance of 2. The bucket gains
+//! 5, so the balance is 7. If the true cost turns out to be 0, the bucket would have been full all the time and would
+//! have lost those 5. A refund of 8 must therefore raise the balance by 3 only, to 10. If another call takes the 7
+//! before the settlement, the refund is still 3: without the estimate the bucket would hold `10 - 7 = 3`.
+//!
+//! So the bucket keeps two sums: `estimated`, the estimates that are not settled yet (8 in the example), and
+//! `withheld`, the part of them that would have overflowed by now if all of them had a true cost of 0 (5 in the
+//! example). A refund is reduced by what is withheld.
 
-/// A rate in units.
+/// A rate in the units of its bucket: see the [module docs](self).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Size {
-    /// Units a nanosecond brings.
+pub(super) struct BucketSpec {
+    /// Units that one tick adds.
     pub(super) fill: u64,
     /// Units in one request or token.
     pub(super) unit: u128,
     /// Units in a full bucket.
     pub(super) capacity: i128,
-    /// Units in the beginning.
+    /// Units in a new bucket.
     pub(super) initial: i128,
-    /// Deeper debts are not counted: they would take longer to pay off than an instant can tell.
-    pub(super) most_debt: i128,
+    /// The largest debt in units. Debts are capped here so that the arithmetic does not overflow.
+    pub(super) max_debt: i128,
 }
 
-/// A bucket of tokens. Times are nanoseconds since an instant of the owner's choice.
+/// A bucket of requests or tokens. Its balance is negative while it is in debt.
 #[derive(Clone, Debug)]
 pub(super) struct Bucket {
-    size: Size,
+    spec: BucketSpec,
+    /// The capacity in whole requests or tokens.
     burst: u64,
     balance: i128,
-    /// Charged, but not yet settled.
+    /// The sum of the estimates that are charged and not settled yet, in units.
     estimated: i128,
-    /// The part of `estimated` that cannot be given back.
+    /// The part of `estimated`, in units, that is not refunded: see the [module docs](self).
     withheld: i128,
-    /// The number of the limits it came with. Earlier estimates were not charged here.
-    since: u64,
+    /// The version of the limits in which this rate was added. Estimates charged under earlier versions were not
+    /// charged to this bucket.
+    limits_version: u64,
 }
 
-impl Size {
-    /// The most that can go at once.
+impl BucketSpec {
+    /// The capacity in whole requests or tokens.
     pub(super) fn burst(&self) -> u64 {
         whole(self.capacity, self.unit)
     }
 }
 
 impl Bucket {
-    pub(super) fn new(size: Size) -> Self {
+    pub(super) fn new(spec: BucketSpec) -> Self {
         Self {
-            size,
-            burst: size.burst(),
-            balance: size.initial,
+            spec,
+            burst: spec.burst(),
+            balance: spec.initial,
             estimated: 0,
             withheld: 0,
-            since: 0,
+            limits_version: 0,
         }
     }
 
-    /// It is new with the limits of this number.
-    pub(super) const fn came_with(&mut self, limits: u64) {
-        self.since = limits;
+    /// Sets the version of the limits in which this rate was added. Default: 0, the first version.
+    pub(super) const fn set_limits_version(&mut self, version: u64) {
+        self.limits_version = version;
     }
 
-    /// The most that can go at once.
+    /// The capacity in whole requests or tokens.
     pub(super) const fn burst(&self) -> u64 {
         self.burst
     }
 
-    /// What could go now. A bucket in debt has nothing.
+    /// The balance in whole requests or tokens; 0 in debt.
     pub(super) fn available(&self) -> u64 {
-        whole(self.balance.max(0), self.size.unit)
+        whole(self.balance.max(0), self.spec.unit)
     }
 
-    /// Whether so many are there now.
+    /// Whether `amount` can be taken now. An amount of 0 always can, also in debt.
     pub(super) fn has(&self, amount: u64) -> bool {
-        // Up to the burst nothing overflows.
+        // An amount up to the burst cannot overflow.
         amount == 0 || (amount <= self.burst && self.units_of(amount) <= self.balance)
     }
 
-    /// Lets `elapsed` nanoseconds pass.
+    /// Adds what `elapsed` ticks bring, up to the capacity.
     pub(super) fn advance(&mut self, elapsed: u64) {
-        let gained = u128::from(elapsed) * u128::from(self.size.fill);
+        let gained = u128::from(elapsed) * u128::from(self.spec.fill);
         // The balance is never above the capacity.
-        let room = self.size.capacity.abs_diff(self.balance);
+        let room = self.spec.capacity.abs_diff(self.balance);
         self.balance = if gained < room {
             self.balance + gained as i128
         } else {
-            self.size.capacity
+            self.spec.capacity
         };
-        self.withhold();
+        self.update_withheld();
     }
 
-    /// Nanoseconds until `amount` is there. Who asks for nothing does not wait, not even for a debt to be paid.
-    pub(super) fn wait(&self, amount: u128) -> u64 {
+    /// Returns the ticks until `amount` can be taken if nothing else is taken before. An amount of 0 does not wait,
+    /// also in debt. The amount may exceed the burst: it may be the sum of several calls.
+    pub(super) fn time_until(&self, amount: u128) -> u64 {
         if amount == 0 {
             return 0;
         }
         let needed = amount
-            .checked_mul(self.size.unit)
+            .checked_mul(self.spec.unit)
             .map_or(i128::MAX, |units| units.min(i128::MAX as u128) as i128);
         if needed <= self.balance {
             return 0;
         }
         let missing = needed.saturating_sub(self.balance) as u128;
-        u64::try_from(missing.div_ceil(u128::from(self.size.fill))).unwrap_or(u64::MAX)
+        u64::try_from(missing.div_ceil(u128::from(self.spec.fill))).unwrap_or(u64::MAX)
     }
 
-    /// Takes `amount`, which is there, for good or as an estimate.
-    pub(super) fn take(&mut self, amount: u64, estimate: bool) {
+    /// Takes `amount`, which must be available: see [`has`](Self::has). If it is an estimate, [`settle`](Self::settle)
+    /// must follow.
+    pub(super) fn take(&mut self, amount: u64, is_estimate: bool) {
         let units = self.units_of(amount);
         self.balance -= units;
-        if estimate {
+        if is_estimate {
             self.estimated = self.estimated.saturating_add(units);
         }
     }
 
-    /// There is no more than `amount` in it, says somebody who knows.
+    /// Lowers the balance to `amount`; never raises it.
     pub(super) fn lower(&mut self, amount: u64) {
-        self.balance = self.balance.min(self.units(amount));
-        self.withhold();
+        self.balance = self.balance.min(self.saturating_units(amount));
+        self.update_withheld();
     }
 
-    /// An estimate, charged under the limits of this number, turns out to have been `used` in truth.
-    pub(super) fn settle(&mut self, estimate: u64, used: u64, limits: u64) {
+    /// Replaces an estimate by what was `used`. `limits_version` is the version of the limits that charged the
+    /// estimate.
+    pub(super) fn settle(&mut self, estimate: u64, used: u64, limits_version: u64) {
         if used > estimate {
             self.debit(used - estimate);
         }
-        if limits < self.since {
-            // Never charged here: what is out is others'.
+        if limits_version < self.limits_version {
+            // The estimate was not charged to this bucket: nothing is refunded, and `estimated` does not contain it.
             return;
         }
         if used < estimate {
             self.credit(estimate - used);
         }
-        let out = self.estimated.saturating_sub(self.units(estimate));
-        self.set_estimated(out.max(0));
+        let remaining = self.estimated.saturating_sub(self.saturating_units(estimate));
+        self.set_estimated_units(remaining.max(0));
     }
 
-    /// So much more was used than was taken for it. It may have to be paid off.
+    /// Takes `amount`, which has been used already. The balance may become negative: a debt.
     pub(super) fn debit(&mut self, amount: u64) {
-        let units = self.units(amount);
-        self.balance = self.balance.saturating_sub(units).max(-self.size.most_debt);
+        let units = self.saturating_units(amount);
+        self.balance = self.balance.saturating_sub(units).max(-self.spec.max_debt);
     }
 
-    /// So much was taken elsewhere, as one of so many shares; but no more than what such a share brings in so many
-    /// nanoseconds (or whatever is the unit of time), if that is given.
-    #[cfg(feature = "redis")]
-    pub(super) fn debit_share(&mut self, amount: u64, since: Option<u64>, shares: u64) {
-        let brought = since.map_or(i128::MAX, |since| {
-            let all = u128::from(since) * u128::from(self.size.fill);
-            all.div_ceil(u128::from(shares.max(1))) as i128
-        });
-        let units = self.units(amount).min(brought);
-        self.balance = self.balance.saturating_sub(units).max(-self.size.most_debt);
-    }
-
-    /// Gives back so much of what was estimated, but for what is withheld.
+    /// Refunds `amount` of the estimates, less what is withheld.
     pub(super) fn credit(&mut self, amount: u64) {
-        let refund = self.units(amount).min(self.estimated);
+        let refund = self.saturating_units(amount).min(self.estimated);
         let kept = refund.min(self.withheld);
         self.withheld -= kept;
-        self.balance = self.balance.saturating_add(refund - kept).min(self.size.capacity);
+        self.balance = self.balance.saturating_add(refund - kept).min(self.spec.capacity);
     }
 
-    /// So much is estimated now.
-    #[cfg(feature = "redis")]
-    pub(super) fn estimate(&mut self, amount: u64) {
-        self.set_estimated(self.units(amount).min(2 * self.size.most_debt));
-    }
-
-    /// What is there is gone; a debt stays.
-    #[cfg(feature = "redis")]
-    pub(super) fn empty(&mut self) {
-        self.balance = self.balance.min(0);
-    }
-
-    /// How long until it is full, if nobody takes anything.
-    #[cfg(feature = "redis")]
-    pub(super) fn until_full(&self) -> u64 {
-        let missing = self.size.capacity.abs_diff(self.balance);
-        u64::try_from(missing.div_ceil(u128::from(self.size.fill))).unwrap_or(u64::MAX)
-    }
-
-    /// So many units are estimated now.
-    fn set_estimated(&mut self, units: i128) {
-        self.estimated = units;
-        self.withheld = self.withheld.min(units);
-        self.withhold();
-    }
-
-    /// Changes the rate. What is in the bucket stays, up to the new burst; so do debts.
-    pub(super) fn resize(&mut self, old: &Self) {
+    /// Takes over the balance, the debt and the estimates of `old`, the bucket of the rate that this one replaces. A
+    /// balance above the new capacity is cut off.
+    pub(super) fn carry_over(&mut self, old: &Self) {
         let convert = |units: i128| -> i128 {
-            let (from, to) = (old.size.unit as i128, self.size.unit);
+            let (from, to) = (old.spec.unit as i128, self.spec.unit);
             let whole = units.div_euclid(from).saturating_mul(to as i128);
-            // Both factors are below the unit's bound, so this fits where the units themselves do.
-            let part = (units.rem_euclid(from) as u128).saturating_mul(to) / old.size.unit;
+            // Both factors are at most the largest unit, so the product fits wherever the units themselves do.
+            let part = (units.rem_euclid(from) as u128).saturating_mul(to) / old.spec.unit;
             whole.saturating_add(part as i128)
         };
         let balance = convert(old.balance);
-        self.balance = balance.clamp(-self.size.most_debt, self.size.capacity);
+        self.balance = balance.clamp(-self.spec.max_debt, self.spec.capacity);
         self.estimated = convert(old.estimated);
-        // Rounded together with the balance: each for itself, the two would be a unit more than what was there.
+        // Converting the withheld part by itself could round it down and make a refund one unit too large. So the
+        // balance without it is converted, and the withheld part is the difference.
         let without = convert(old.balance.saturating_sub(old.withheld));
         self.withheld = balance.saturating_sub(without).min(self.estimated);
-        self.since = old.since;
-        self.withhold();
+        self.limits_version = old.limits_version;
+        self.update_withheld();
     }
 
-    /// What would have been spilled had all that is estimated never been taken.
-    fn withhold(&mut self) {
+    fn set_estimated_units(&mut self, units: i128) {
+        self.estimated = units;
+        self.withheld = self.withheld.min(units);
+        self.update_withheld();
+    }
+
+    /// Raises `withheld` to what would have overflowed by now if all estimates had a true cost of 0.
+    fn update_withheld(&mut self) {
         if self.estimated > 0 {
-            let room = self.size.capacity.saturating_sub(self.balance);
+            let room = self.spec.capacity.saturating_sub(self.balance);
             self.withheld = self.withheld.max(self.estimated.saturating_sub(room));
         }
     }
 
-    /// Of an amount up to the burst.
+    /// The units of an amount up to the burst, which cannot overflow.
     fn units_of(&self, amount: u64) -> i128 {
-        (u128::from(amount) * self.size.unit) as i128
+        (u128::from(amount) * self.spec.unit) as i128
     }
 
-    fn units(&self, amount: u64) -> i128 {
+    fn saturating_units(&self, amount: u64) -> i128 {
         u128::from(amount)
-            .checked_mul(self.size.unit)
+            .checked_mul(self.spec.unit)
             .map_or(i128::MAX, |units| units.min(i128::MAX as u128) as i128)
     }
 }
 
+/// What only shared limits need.
+#[cfg(feature = "redis")]
+impl Bucket {
+    /// Debits `amount`, which a member admitted from its own share of the rate, one of `shares` equal ones, while it
+    /// had no store. `since_emptied` is set if the bucket was emptied during that time: the ticks since then. At most
+    /// what one share filled in those ticks is debited, because emptying the bucket has accounted for the rest.
+    pub(super) fn debit_share(&mut self, amount: u64, since_emptied: Option<u64>, shares: u64) {
+        let filled = since_emptied.map_or(i128::MAX, |ticks| {
+            let all = u128::from(ticks) * u128::from(self.spec.fill);
+            all.div_ceil(u128::from(shares.max(1))) as i128
+        });
+        let units = self.saturating_units(amount).min(filled);
+        self.balance = self.balance.saturating_sub(units).max(-self.spec.max_debt);
+    }
+
+    /// Sets the sum of the estimates that are not settled yet.
+    pub(super) fn set_estimated(&mut self, amount: u64) {
+        self.set_estimated_units(self.saturating_units(amount).min(2 * self.spec.max_debt));
+    }
+
+    /// Removes the balance, but not a debt.
+    pub(super) fn empty(&mut self) {
+        self.balance = self.balance.min(0);
+    }
+
+    /// Returns the ticks until the bucket is full if nothing is taken.
+    pub(super) fn until_full(&self) -> u64 {
+        let missing = self.spec.capacity.abs_diff(self.balance);
+        u64::try_from(missing.div_ceil(u128::from(self.spec.fill))).unwrap_or(u64::MAX)
+    }
+}
+
+/// The whole requests or tokens in `units`, which must not be negative.
 fn whole(units: i128, unit: u128) -> u64 {
     u64::try_from(units as u128 / unit).unwrap_or(u64::MAX)
 }
@@ -239,48 +260,47 @@ fn whole(units: i128, unit: u128) -> u64 {
 mod tests {
     use super::*;
 
-    /// 3 tokens in 7 ns; a unit is a seventh of a token.
-    fn odd(burst: i128) -> Bucket {
-        Bucket::new(Size {
+    /// A full bucket of 3 tokens in 7 ticks: a unit is a seventh of a token.
+    fn sevenths(burst: i128) -> Bucket {
+        Bucket::new(BucketSpec {
             fill: 3,
             unit: 7,
             capacity: burst * 7,
             initial: burst * 7,
-            most_debt: 1 << 126,
+            max_debt: 1 << 126,
         })
     }
 
-    /// Small, seeded, and good enough to shake a bucket.
-    struct Dice(u64);
-
-    impl Dice {
-        fn roll(&mut self, sides: u64) -> u64 {
-            self.0 = self
-                .0
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (self.0 >> 33) % sides
-        }
+    /// A full bucket of 10 tokens at a token in `unit` ticks.
+    fn bucket_of_ten(unit: u128) -> Bucket {
+        let capacity = 10 * unit as i128;
+        Bucket::new(BucketSpec {
+            fill: 1,
+            unit,
+            capacity,
+            initial: capacity,
+            max_debt: 1 << 126,
+        })
     }
 
     #[test]
-    fn a_bucket_waits_exactly_as_long_as_it_takes() {
-        // (nanoseconds later, amount, wait before it can be taken)
-        let story = [
+    fn the_time_until_an_amount_is_available_is_exact() {
+        // (elapsed ticks, amount, ticks until it can be taken)
+        let steps = [
             (0, 5, 0),  // the burst
-            (0, 1, 3),  // 7 units at 3 a nanosecond, rounded up
-            (3, 1, 0),  // 9 units: one token, 2 left
-            (0, 1, 2),  // 5 missing
-            (2, 1, 0),  // 1 left
-            (0, 5, 12), // 34 missing
-            (12, 5, 0), // 2 left
+            (0, 1, 3),  // 7 units missing, at 3 a tick, rounded up
+            (3, 1, 0),  // 9 units: one token, 2 units left
+            (0, 1, 2),  // 5 units missing
+            (2, 1, 0),  // 1 unit left
+            (0, 5, 12), // 34 units missing
+            (12, 5, 0), // 2 units left
             (1_000, 5, 0),
-            (0, 1, 3), // never more than the burst
+            (0, 1, 3), // the bucket held no more than the burst
         ];
-        let mut bucket = odd(5);
-        for (step, (later, amount, wait)) in story.into_iter().enumerate() {
-            bucket.advance(later);
-            assert_eq!(bucket.wait(amount.into()), wait, "step {step}");
+        let mut bucket = sevenths(5);
+        for (step, (elapsed, amount, wait)) in steps.into_iter().enumerate() {
+            bucket.advance(elapsed);
+            assert_eq!(bucket.time_until(amount.into()), wait, "step {step}");
             if wait == 0 {
                 bucket.take(amount, false);
             }
@@ -288,31 +308,46 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_asked_for_nothing_even_of_a_debtor() {
-        let mut bucket = odd(5);
+    fn an_amount_of_zero_never_waits_even_in_debt() {
+        let mut bucket = sevenths(5);
         bucket.take(5, true);
         bucket.settle(5, 10, 0);
-        assert_eq!((bucket.available(), bucket.wait(0)), (0, 0));
-        // 35 units of debt and 7 for the token.
-        assert_eq!(bucket.wait(1), 14);
+        assert_eq!((bucket.available(), bucket.time_until(0)), (0, 0));
+        // 35 units of debt and 7 for the token, at 3 a tick.
+        assert_eq!(bucket.time_until(1), 14);
+    }
+
+    #[test]
+    fn the_example_of_the_module_docs() {
+        for taken_before in [false, true] {
+            let mut bucket = bucket_of_ten(1);
+            bucket.take(8, true);
+            bucket.advance(5);
+            assert_eq!((bucket.balance, bucket.withheld), (7, 5));
+            if taken_before {
+                bucket.take(7, false);
+            }
+            bucket.settle(8, 0, 0);
+            assert_eq!(bucket.balance, if taken_before { 3 } else { 10 });
+        }
     }
 
     const ROUNDS: usize = if cfg!(miri) { 20 } else { 2_000 };
 
     #[test]
-    fn no_window_sees_more_than_the_burst_and_what_came_in() {
-        let mut dice = Dice(1);
+    fn no_window_admits_more_than_the_burst_and_the_fill() {
+        let mut rng = fastrand::Rng::with_seed(1);
         for _ in 0..ROUNDS {
-            let burst = 1 + dice.roll(20);
-            let mut bucket = odd(burst.into());
+            let burst = rng.u64(1..=20);
+            let mut bucket = sevenths(burst.into());
             let mut now = 0_u64;
             let mut taken: Vec<(u64, u64)> = Vec::new();
             for _ in 0..60 {
-                let step = dice.roll(30);
-                now += step;
-                bucket.advance(step);
-                let amount = 1 + dice.roll(burst);
-                if bucket.wait(amount.into()) == 0 {
+                let elapsed = rng.u64(0..30);
+                now += elapsed;
+                bucket.advance(elapsed);
+                let amount = rng.u64(1..=burst);
+                if bucket.time_until(amount.into()) == 0 {
                     bucket.take(amount, false);
                     taken.push((now, amount));
                 }
@@ -321,90 +356,72 @@ mod tests {
                 let mut sum = 0;
                 for (at, amount) in &taken[first..] {
                     sum += amount;
-                    let came_in = (at - taken[first].0) * 3;
-                    assert!(sum * 7 <= burst * 7 + came_in, "{taken:?}");
+                    let filled = (at - taken[first].0) * 3;
+                    assert!(sum * 7 <= burst * 7 + filled, "{taken:?}");
                 }
             }
         }
     }
 
     #[test]
-    fn what_is_given_back_never_lets_more_true_usage_through_than_the_promise() {
-        let mut dice = Dice(2);
-        let mut given_back = 0;
+    fn a_refund_never_leaves_more_than_charging_the_true_costs_would_have() {
+        let mut rng = fastrand::Rng::with_seed(2);
+        let mut refunded = 0;
         for _ in 0..ROUNDS {
-            let burst = 5 + dice.roll(20);
-            let mut bucket = odd(burst.into());
-            // Knows the true cost from the start. Its balance must never be below that of the other.
-            let mut ideal = odd(burst.into());
-            let mut open: Vec<(u64, u64)> = Vec::new();
+            let burst = rng.u64(5..25);
+            let mut bucket = sevenths(burst.into());
+            // Charged the true costs from the start. `bucket` must never hold more than this one.
+            let mut ideal = sevenths(burst.into());
+            let mut unsettled: Vec<(u64, u64)> = Vec::new();
             for _ in 0..80 {
-                let step = dice.roll(12);
-                bucket.advance(step);
-                ideal.advance(step);
-                let estimate = 1 + dice.roll(burst);
-                if bucket.wait(estimate.into()) == 0 {
-                    let used = dice.roll(estimate + 1);
+                let elapsed = rng.u64(0..12);
+                bucket.advance(elapsed);
+                ideal.advance(elapsed);
+                let estimate = rng.u64(1..=burst);
+                if bucket.time_until(estimate.into()) == 0 {
+                    let used = rng.u64(0..=estimate);
                     bucket.take(estimate, true);
                     ideal.take(used, false);
-                    open.push((estimate, used));
+                    unsettled.push((estimate, used));
                 }
-                if !open.is_empty() && dice.roll(2) == 0 {
-                    let (estimate, used) = open.swap_remove(usize::try_from(dice.roll(open.len() as u64)).unwrap());
+                if !unsettled.is_empty() && rng.bool() {
+                    let (estimate, used) = unsettled.swap_remove(rng.usize(0..unsettled.len()));
                     let before = bucket.balance;
                     bucket.settle(estimate, used, 0);
-                    given_back += bucket.balance - before;
+                    refunded += bucket.balance - before;
                 }
                 assert!(bucket.balance <= ideal.balance, "{bucket:?} {ideal:?}");
             }
         }
-        assert!(given_back > 0);
+        assert!(refunded > 0);
     }
 
     #[test]
-    fn a_new_size_keeps_tokens_fractions_and_debts() {
-        let mut old = odd(5);
+    fn a_new_rate_keeps_tokens_fractions_and_debts() {
+        let mut old = sevenths(5);
         old.take(3, false);
         old.advance(1);
-        // 2 tokens and 3 sevenths are there.
-        let mut new = Bucket::new(Size {
-            fill: 1,
-            unit: 14,
-            capacity: 140,
-            initial: 140,
-            most_debt: 1 << 126,
-        });
-        new.resize(&old);
+        // The balance is 2 tokens and 3 sevenths.
+        let mut new = bucket_of_ten(14);
+        new.carry_over(&old);
         assert_eq!(new.balance, 2 * 14 + 6);
         old.take(5, true);
         old.settle(5, 6, 0);
-        let mut new = Bucket::new(Size {
-            fill: 1,
-            unit: 14,
-            capacity: 140,
-            initial: 140,
-            most_debt: 1 << 126,
-        });
-        new.resize(&old);
+        let mut new = bucket_of_ten(14);
+        new.carry_over(&old);
         assert_eq!(new.balance, 2 * (2 * 7 + 3 - 6 * 7));
     }
 
     #[test]
-    fn a_new_size_never_makes_a_refund_larger() {
-        // Three were estimated and nothing was used. Had that been known, 31 units would be there.
-        let mut old = odd(5);
+    fn a_new_rate_never_makes_a_refund_larger() {
+        // 3 were estimated and nothing was used. Charged with the true cost, the bucket would hold 31 units.
+        let mut old = sevenths(5);
         old.take(3, true);
         old.advance(3);
         old.take(1, false);
         old.advance(1);
-        let mut new = Bucket::new(Size {
-            fill: 1,
-            unit: 2,
-            capacity: 20,
-            initial: 20,
-            most_debt: 1 << 126,
-        });
-        new.resize(&old);
+        let mut new = bucket_of_ten(2);
+        new.carry_over(&old);
         new.settle(3, 0, 0);
         assert_eq!(new.balance, 31 * 2 / 7);
     }

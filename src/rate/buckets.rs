@@ -1,8 +1,8 @@
-//! All buckets of a limiter, and what happens between them: all or nothing, pauses, catching up.
+//! [`Buckets`]: all buckets of one limiter. It charges all of them or none, and implements pauses and catching up.
 
 use super::{
     bucket::Bucket,
-    limits::{Budget, Cost, Limits},
+    limits::{Budget, Cost, Demand, Limits},
 };
 use crate::{
     clock::{LazyNow, nanos_between},
@@ -18,57 +18,67 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How far the limiter looks back for a waiter that was woken late: it is admitted *as of* the moment its tokens were
-/// there, but not further back than this.
+/// How far back the limiter admits a waiter that was woken late, in nanoseconds. The waiter is admitted *as of* the
+/// time at which its cost became available, but at most this long ago.
 ///
-/// It makes up for timers, which are a millisecond coarse, without letting a runtime that stood still come back as a
-/// burst.
-const CATCH_UP_NANOS: u64 = 5_000_000;
+/// 5 ms compensate for timers, whose resolution is a millisecond, but do not let a runtime that was blocked for longer
+/// send everything it missed as one burst.
+const MAX_CATCH_UP_NANOS: u64 = 5_000_000;
 
-/// What is left, at one moment.
+/// What a limiter has left at one instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Available {
-    /// Requests that could go at once: the least of all request rates. `None`: not limited.
+    /// The requests that can be admitted at once: the minimum over all request rates. `None` if requests are not
+    /// limited.
     pub requests: Option<u64>,
-    /// Tokens that could go at once: the least of all token rates. `None`: not limited.
+    /// The tokens that can be admitted at once: the minimum over all token rates. `None` if tokens are not limited.
     pub tokens: Option<u64>,
-    /// When a pause ends, if there is one.
+    /// The end of the current pause. `None` without a pause.
     pub paused_until: Option<Instant>,
 }
 
-/// The most a call may cost, to be told without the limiter's lock.
+/// The largest cost that one call may have, per budget. It is read without the limiter's lock.
 #[derive(Debug, Default)]
 pub(crate) struct Bursts {
     requests: AtomicU64,
     tokens: AtomicU64,
 }
 
-/// All buckets of a limiter, and what happens between them: all or nothing, pauses, catching up.
+/// All buckets of a limiter, as the resource of its wait queue. Times are nanoseconds since `epoch`.
 pub(super) struct Buckets {
     bursts: Arc<Bursts>,
     limits: Limits,
-    /// One for each rate of the limits, in their order.
+    /// One bucket for each rate of `limits`, in the same order.
     buckets: Vec<(Budget, Bucket)>,
-    /// How often they were replaced.
-    replaced: u64,
+    /// How often the limits have been replaced.
+    limits_version: u64,
     epoch: Instant,
-    /// Nanoseconds since `epoch` that the buckets have seen.
-    at: u64,
+    /// The time up to which the buckets are filled. While calls wait, it is behind the present.
+    filled_to: u64,
     paused_until: u64,
-    /// When a waiter was last admitted, and how late that was.
-    late: (u64, u64),
-    /// What those in queue will take.
-    ahead: (u128, u128),
-    /// The moment as of which the last one was found to be admitted.
-    admitted: u64,
+    last_admission: Admitted,
+    /// The sum of the costs of all waiters in the queue.
+    queued: Demand,
+    /// The time as of which `try_take` will admit, as computed by the last call of `availability`.
+    admission_time: u64,
 }
 
+/// The last admission of a call that had to wait.
+#[derive(Clone, Copy, Default)]
+struct Admitted {
+    /// When it was admitted.
+    at: u64,
+    /// How much earlier its cost was available.
+    lateness: u64,
+}
+
+/// What one call wants to be charged.
 #[derive(Clone)]
 pub(super) struct ChargeRequest {
     pub(super) cost: Cost,
-    /// If it is an estimate: to be told the number of the limits that charge it.
-    pub(super) estimate: Option<Arc<AtomicU64>>,
+    /// Present if the cost is an estimate: receives the version of the limits that charge it.
+    pub(super) limits_version: Option<Arc<AtomicU64>>,
 }
 
 // === impl Bursts ===
@@ -80,16 +90,17 @@ impl Bursts {
         bursts
     }
 
+    /// Replaces the bursts by the smallest one of each budget in `all`.
     pub(super) fn set(&self, all: &(impl Iterator<Item = (Budget, u64)> + Clone)) {
-        let least = |budget| {
+        let min = |budget| {
             let bursts = all.clone().filter(|(of, _)| *of == budget).map(|(_, burst)| burst);
             bursts.min().unwrap_or(u64::MAX)
         };
-        self.requests.store(least(Budget::Requests), Ordering::Release);
-        self.tokens.store(least(Budget::Tokens), Ordering::Release);
+        self.requests.store(min(Budget::Requests), Ordering::Release);
+        self.tokens.store(min(Budget::Tokens), Ordering::Release);
     }
 
-    /// Whether `cost` could try_take at all.
+    /// Checks that `cost` does not exceed a burst.
     pub(crate) fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
         for (budget, burst) in [(Budget::Requests, &self.requests), (Budget::Tokens, &self.tokens)] {
             let burst = burst.load(Ordering::Acquire);
@@ -110,13 +121,13 @@ impl Buckets {
             bursts: Arc::new(Bursts::of(&buckets)),
             limits,
             buckets,
-            replaced: 0,
+            limits_version: 0,
             epoch: Instant::now(),
-            at: 0,
+            filled_to: 0,
             paused_until: 0,
-            late: (0, 0),
-            ahead: (0, 0),
-            admitted: 0,
+            last_admission: Admitted::default(),
+            queued: Demand::default(),
+            admission_time: 0,
         })
     }
 
@@ -128,108 +139,116 @@ impl Buckets {
         &self.bursts
     }
 
-    fn advance_to(&mut self, at: u64) {
-        if at > self.at {
-            let elapsed = at - self.at;
+    /// Fills the buckets up to `time`.
+    fn fill_to(&mut self, time: u64) {
+        if time > self.filled_to {
+            let elapsed = time - self.filled_to;
             self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
-            self.at = at;
+            self.filled_to = time;
         }
     }
 
-    /// Moves on to now, and returns the nanoseconds by which the buckets are to follow.
+    /// Moves `filled_to` forward while no call waits, and returns by how many nanoseconds. The caller must advance
+    /// every bucket by that.
     ///
-    /// Time in which nobody waited fills the buckets and is gone. Only a caller that comes right back after having been
-    /// woken late may still use what that lateness kept from it, or a few callers in a loop would never reach the rate.
-    fn elapsed_idle(&mut self, clock: &mut LazyNow) -> u64 {
-        let now = clock.nanos_since(self.epoch);
-        let (woken, late) = self.late;
-        let owed = if late > 0 && now.saturating_sub(woken) <= CATCH_UP_NANOS {
-            late.min(CATCH_UP_NANOS)
+    /// It moves to the present, except for 5 ms after a waiter was admitted late. The buckets are then filled up to the
+    /// time as of which the waiter was admitted. Filling them up to the present would overflow a small burst and lose
+    /// what the lateness is worth. So `filled_to` stays behind by the lateness, and a caller that returns at once is
+    /// admitted as of the time that it missed. Without this, a few callers in a loop would not reach the rate.
+    fn advance_idle(&mut self, now: &mut LazyNow) -> u64 {
+        let now = now.nanos_since(self.epoch);
+        let Admitted { at, lateness } = self.last_admission;
+        let behind = if lateness > 0 && now.saturating_sub(at) <= MAX_CATCH_UP_NANOS {
+            lateness.min(MAX_CATCH_UP_NANOS)
         } else {
             0
         };
-        let until = now.saturating_sub(owed).max(self.at);
-        let elapsed = until - self.at;
-        self.at = until;
+        let filled_to = now.saturating_sub(behind).max(self.filled_to);
+        let elapsed = filled_to - self.filled_to;
+        self.filled_to = filled_to;
         elapsed
     }
 
-    /// Whether `cost` is there, in all buckets.
-    fn have(&self, cost: Cost) -> bool {
+    /// Whether every bucket has `cost`.
+    fn has(&self, cost: Cost) -> bool {
         self.buckets.iter().all(|(budget, bucket)| bucket.has(cost.of(*budget)))
     }
 
-    fn take(&mut self, request: &ChargeRequest) {
+    /// Charges every bucket, which must have the cost.
+    fn charge(&mut self, request: &ChargeRequest) {
         for (budget, bucket) in &mut self.buckets {
-            bucket.take(request.cost.of(*budget), request.estimate.is_some());
+            bucket.take(request.cost.of(*budget), request.limits_version.is_some());
         }
-        if let Some(limits) = &request.estimate {
-            limits.store(self.replaced, Ordering::Release);
+        if let Some(version) = &request.limits_version {
+            version.store(self.limits_version, Ordering::Release);
         }
     }
 
-    /// The moment as of which `cost` is admitted, given that nobody is before it.
-    fn admits(&self, cost: Cost, now: u64) -> u64 {
-        let earliest = self.at.max(now.saturating_sub(CATCH_UP_NANOS)).max(self.paused_until);
-        if self.have(cost) {
+    /// Returns the time as of which `cost` is admitted if no call is before it: when every bucket has it and no pause
+    /// holds, but at most 5 ms ago.
+    fn time_of_admission(&self, cost: Cost, now: u64) -> u64 {
+        let earliest = self
+            .filled_to
+            .max(now.saturating_sub(MAX_CATCH_UP_NANOS))
+            .max(self.paused_until);
+        if self.has(cost) {
             return earliest;
         }
         let waits = self
             .buckets
             .iter()
-            .map(|(budget, bucket)| bucket.wait(cost.of(*budget).into()));
-        earliest.max(self.at.saturating_add(waits.fold(0, u64::max)))
+            .map(|(budget, bucket)| bucket.time_until(cost.of(*budget).into()));
+        earliest.max(self.filled_to.saturating_add(waits.fold(0, u64::max)))
     }
 
-    /// How long a newcomer would wait.
-    pub(super) fn wait(&mut self, cost: Cost, clock: &mut LazyNow) -> Duration {
-        self.wait_behind((0, 0), cost, clock)
-    }
-
-    /// How long it would wait behind others who will take so much, beside those in queue.
-    pub(super) fn wait_behind(&mut self, others: (u128, u128), cost: Cost, clock: &mut LazyNow) -> Duration {
-        let now = clock.nanos_since(self.epoch);
-        let filled = self.buckets.iter().map(|(budget, bucket)| {
-            let ahead = match budget {
-                Budget::Requests => self.ahead.0 + others.0,
-                Budget::Tokens => self.ahead.1 + others.1,
-            };
-            bucket.wait(ahead + u128::from(cost.of(*budget)))
+    /// Returns how long a new call of this cost would wait, behind the waiters in the queue and behind `ahead`, the
+    /// calls that will join the queue before it.
+    pub(super) fn wait(&mut self, cost: Cost, ahead: Demand, now: &mut LazyNow) -> Duration {
+        let now = now.nanos_since(self.epoch);
+        let waits = self.buckets.iter().map(|(budget, bucket)| {
+            let before = self.queued.of(*budget) + ahead.of(*budget);
+            bucket.time_until(before + u128::from(cost.of(*budget)))
         });
-        let at = self.at.saturating_add(filled.fold(0, u64::max)).max(self.paused_until);
-        // Whoever is before us has yet to go, even if its tokens are there.
-        Duration::from_nanos(at.saturating_sub(now))
+        // The waiters in the queue have not been charged, even if their costs are available by now. So the wait begins
+        // at `filled_to`.
+        let admission = self
+            .filled_to
+            .saturating_add(waits.fold(0, u64::max))
+            .max(self.paused_until);
+        Duration::from_nanos(admission.saturating_sub(now))
     }
 
-    pub(super) fn available(&mut self, clock: &mut LazyNow) -> Available {
-        let elapsed = clock.nanos_since(self.epoch).saturating_sub(self.at);
-        let least = |budget| {
-            let left = self.buckets.iter().filter(|(of, _)| *of == budget).map(|(_, bucket)| {
+    pub(super) fn available(&mut self, now: &mut LazyNow) -> Available {
+        let elapsed = now.nanos_since(self.epoch).saturating_sub(self.filled_to);
+        let min = |budget| {
+            let available = self.buckets.iter().filter(|(of, _)| *of == budget).map(|(_, bucket)| {
                 let mut bucket = bucket.clone();
                 bucket.advance(elapsed);
                 bucket.available()
             });
-            left.min()
+            available.min()
         };
-        let paused = self.epoch.checked_add(Duration::from_nanos(self.paused_until));
+        let paused_until = self.epoch.checked_add(Duration::from_nanos(self.paused_until));
         Available {
-            requests: least(Budget::Requests),
-            tokens: least(Budget::Tokens),
-            paused_until: paused.filter(|until| *until > clock.now()),
+            requests: min(Budget::Requests),
+            tokens: min(Budget::Tokens),
+            paused_until: paused_until.filter(|until| *until > now.now()),
         }
     }
 
-    pub(super) fn replace(&mut self, limits: Limits, clock: &mut LazyNow) -> Result<(), InvalidConfig> {
+    /// Replaces the limits. The first new rate of a budget takes over the bucket of its first old rate, and so on.
+    pub(super) fn set_limits(&mut self, limits: Limits, now: &mut LazyNow) -> Result<(), InvalidConfig> {
         let mut new = limits.buckets()?;
-        let now = clock.nanos_since(self.epoch);
-        self.advance_to(now);
-        self.replaced += 1;
-        new.iter_mut().for_each(|(_, new)| new.came_with(self.replaced));
+        let now = now.nanos_since(self.epoch);
+        self.fill_to(now);
+        self.limits_version += 1;
+        new.iter_mut()
+            .for_each(|(_, new)| new.set_limits_version(self.limits_version));
         for budget in [Budget::Requests, Budget::Tokens] {
             let old = self.buckets.iter().filter(|(of, _)| *of == budget);
             let new = new.iter_mut().filter(|(of, _)| *of == budget);
             for ((_, new), (_, old)) in new.zip(old) {
-                new.resize(old);
+                new.carry_over(old);
             }
         }
         self.bursts
@@ -239,33 +258,34 @@ impl Buckets {
         Ok(())
     }
 
-    /// What is said of a rate, by somebody who knows: there is no more left of it.
-    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64, clock: &mut LazyNow) {
-        self.catch_up(clock);
-        let said = self.limits.position(budget, period);
-        if let Some((_, bucket)) = said.and_then(|at| self.buckets.get_mut(at)) {
+    /// Lowers the balance of one rate to `left`; never raises it. Does nothing if there is no such rate.
+    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64, now: &mut LazyNow) {
+        self.fill_if_idle(now);
+        let index = self.limits.index_of(budget, period);
+        if let Some((_, bucket)) = index.and_then(|index| self.buckets.get_mut(index)) {
             bucket.lower(left);
         }
     }
 
+    /// Extends the pause to `until`; never shortens it. `None` is an instant too far away to be represented.
     pub(super) fn pause(&mut self, until: Option<Instant>) {
         let until = until.map_or(u64::MAX, |until| nanos_between(self.epoch, until));
         self.paused_until = self.paused_until.max(until);
     }
 
-    /// Before a balance is changed from outside. While somebody waits, time is not moved on: a moment that has passed may
-    /// still be owed to the first in queue.
-    fn catch_up(&mut self, clock: &mut LazyNow) {
-        if self.ahead == (0, 0) {
-            self.on_idle(clock);
+    /// Replaces the cost `estimate`, which the limits of `limits_version` charged, by what was `used`.
+    pub(super) fn settle(&mut self, estimate: Cost, limits_version: u64, used: Cost, now: &mut LazyNow) {
+        self.fill_if_idle(now);
+        for (budget, bucket) in &mut self.buckets {
+            bucket.settle(estimate.of(*budget), used.of(*budget), limits_version);
         }
     }
 
-    /// An estimate that was charged by the limits of this number turns out to have been `used`.
-    pub(super) fn settle(&mut self, estimate: Cost, limits: u64, used: Cost, clock: &mut LazyNow) {
-        self.catch_up(clock);
-        for (budget, bucket) in &mut self.buckets {
-            bucket.settle(estimate.of(*budget), used.of(*budget), limits);
+    /// Fills the buckets before their balance is changed from outside. While calls wait, the buckets are not filled:
+    /// the first waiter may still be admitted as of a time in the past.
+    fn fill_if_idle(&mut self, now: &mut LazyNow) {
+        if self.queued == Demand::default() {
+            self.on_idle(now);
         }
     }
 }
@@ -281,64 +301,64 @@ impl Resource for Buckets {
         })
     }
 
-    fn availability(&mut self, request: &ChargeRequest, clock: &mut LazyNow) -> Availability {
-        let now = clock.nanos_since(self.epoch);
-        let at = self.admits(request.cost, now);
-        self.admitted = at;
-        if at <= now {
+    fn availability(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Availability {
+        let now = now.nanos_since(self.epoch);
+        self.admission_time = self.time_of_admission(request.cost, now);
+        if self.admission_time <= now {
             return Availability::Now;
         }
-        // A moment that cannot be told is a very long time away.
-        let far = || clock_far(self.epoch);
-        Availability::At(self.epoch.checked_add(Duration::from_nanos(at)).unwrap_or_else(far))
+        let admission = self.epoch.checked_add(Duration::from_nanos(self.admission_time));
+        Availability::At(admission.unwrap_or_else(|| far_future(self.epoch)))
     }
 
-    fn try_take(&mut self, request: &ChargeRequest, waited: bool, clock: &mut LazyNow) -> bool {
-        // `availability` has just found out.
-        let at = self.admitted;
-        self.advance_to(at);
-        self.take(request);
+    fn try_take(&mut self, request: &ChargeRequest, waited: bool, now: &mut LazyNow) -> bool {
+        // The queue has just called `availability` with this request, which set `admission_time`.
+        self.fill_to(self.admission_time);
+        self.charge(request);
         if waited {
-            let now = clock.nanos_since(self.epoch);
-            self.late = (now, now.saturating_sub(at));
+            let now = now.nanos_since(self.epoch);
+            self.last_admission = Admitted {
+                at: now,
+                lateness: now.saturating_sub(self.admission_time),
+            };
         }
         true
     }
 
-    fn on_idle(&mut self, clock: &mut LazyNow) {
-        let elapsed = self.elapsed_idle(clock);
+    fn on_idle(&mut self, now: &mut LazyNow) {
+        let elapsed = self.advance_idle(now);
         self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
     }
 
-    fn try_take_uncontended(&mut self, request: &ChargeRequest, clock: &mut LazyNow) -> Result<bool, CostExceedsBurst> {
-        let elapsed = self.elapsed_idle(clock);
-        let mut have = self.paused_until <= self.at;
+    fn try_take_uncontended(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, CostExceedsBurst> {
+        // The fast path fills and checks the buckets in one pass.
+        let elapsed = self.advance_idle(now);
+        let mut is_available = self.paused_until <= self.filled_to;
         for (budget, bucket) in &mut self.buckets {
             bucket.advance(elapsed);
-            have &= bucket.has(request.cost.of(*budget));
+            is_available &= bucket.has(request.cost.of(*budget));
         }
-        if have {
-            self.take(request);
+        if is_available {
+            self.charge(request);
             return Ok(true);
         }
         match self.rejection(request) {
-            Some(refusal) => Err(refusal),
-            None => Ok(self.availability(request, clock) == Availability::Now && self.try_take(request, false, clock)),
+            Some(rejection) => Err(rejection),
+            None => Ok(self.availability(request, now) == Availability::Now && self.try_take(request, false, now)),
         }
     }
 
     fn on_enqueue(&mut self, request: &ChargeRequest) {
-        self.ahead.0 += u128::from(request.cost.requests);
-        self.ahead.1 += u128::from(request.cost.tokens);
+        self.queued += request.cost;
     }
 
     fn on_dequeue(&mut self, request: &ChargeRequest) {
-        self.ahead.0 -= u128::from(request.cost.requests);
-        self.ahead.1 -= u128::from(request.cost.tokens);
+        self.queued -= request.cost;
     }
 }
 
-fn clock_far(epoch: Instant) -> Instant {
+/// An instant for an admission that is too far away to be represented: a year after `epoch`.
+fn far_future(epoch: Instant) -> Instant {
     epoch
         .checked_add(Duration::from_secs(60 * 60 * 24 * 365))
         .unwrap_or(epoch)

@@ -1,19 +1,19 @@
-//! [`Estimate`]: a cost that was charged before the true one is known.
+//! [`Estimate`]: a cost that was charged before the true cost is known.
 
 use super::limits::Cost;
 use std::fmt;
 
 /// A cost that was charged as an estimate, to be [settled](Self::settle) when the true cost is known.
 ///
-/// Dropped without that, the estimate stands as the final charge.
-#[must_use = "dropped, the estimate stands: use `acquire` if that is what you want"]
+/// An estimate that is dropped without being settled becomes the final charge.
+#[must_use = "an estimate that is dropped becomes the final charge: if that is intended, use `acquire`"]
 pub struct Estimate {
     cost: Cost,
-    charge: Box<dyn Charge>,
+    charge: Box<dyn Settle>,
 }
 
-/// A charge that can be corrected by the limiter that made it.
-pub(super) trait Charge: Send + Sync {
+/// A charge that the limiter which made it can correct.
+pub(super) trait Settle: Send + Sync {
     /// Replaces the estimate `charged` by what was `used`.
     fn settle(&self, charged: Cost, used: Cost);
 }
@@ -21,23 +21,25 @@ pub(super) trait Charge: Send + Sync {
 // === impl Estimate ===
 
 impl Estimate {
-    pub(super) fn new(cost: Cost, charge: impl Charge + 'static) -> Self {
+    pub(super) fn new(cost: Cost, charge: impl Settle + 'static) -> Self {
         Self {
             cost,
             charge: Box::new(charge),
         }
     }
 
-    /// The cost that was charged.
+    /// Returns the cost that was charged.
     #[must_use]
     pub const fn cost(&self) -> Cost {
         self.cost
     }
 
-    /// Corrects the charge to what was really used: see [`RateLimiter::settle`](super::RateLimiter::settle).
+    /// Replaces the charge by what was `used`: refunds what was not used, or debits what was used in addition.
+    ///
+    /// See [`RateLimiter::settle`](super::RateLimiter::settle).
     pub fn settle(mut self, used: Cost) {
         self.charge.settle(self.cost, used);
-        // Nothing is left for `drop` to settle.
+        // Keeps `drop` from settling again.
         self.cost = Cost::default();
     }
 }

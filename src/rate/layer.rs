@@ -1,4 +1,5 @@
-//! [`RateLimitLayer`]: what does this call cost, wait for it, call, and settle what it cost in truth.
+//! [`RateLimitLayer`]: computes the cost of a call, waits until the limiter admits it, makes the call, and settles what
+//! the call really cost.
 
 use super::{
     estimate::Estimate,
@@ -12,6 +13,7 @@ use crate::{
 };
 use pin_project_lite::pin_project;
 use std::{
+    fmt,
     future::Future,
     mem,
     pin::Pin,
@@ -20,7 +22,7 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Paces calls by a [`Limiter`]. See the [module docs](crate::rate).
+/// Paces the calls of a service with a [`Limiter`]. See the [module docs](crate::rate).
 #[derive(Clone, Debug)]
 pub struct RateLimitLayer<C = ByExtension, U = AsCharged> {
     limiter: Limiter,
@@ -37,51 +39,54 @@ pub struct RateLimit<S, C = ByExtension, U = AsCharged> {
     used: U,
 }
 
-/// What a request costs.
+/// Computes what a request costs.
 ///
-/// Any `Fn(&Req) -> Cost` will do; [`ByExtension`] is the default.
+/// Implemented for every `Fn(&Req) -> Cost`. The default of a [`RateLimitLayer`] is [`ByExtension`].
 pub trait RequestCost<Req> {
-    /// The cost of one request.
+    /// Returns the cost of `req`.
     fn cost(&self, req: &Req) -> Cost;
 }
 
-/// One request, and as many tokens as the request's extension [`ApiTokens`] says, or none.
+/// A [`RequestCost`] for http requests: one request, and the tokens of the request's extension [`ApiTokens`], or none
+/// without that extension.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByExtension;
 
-/// What a call cost in truth, told when it is over: see [`RateLimitLayer::settle`].
+/// Determines what a call really cost, after it has ended: see [`RateLimitLayer::settle`].
 ///
-/// [`ByUsage`] is for http; for other types, any `Fn(Cost, Result<&Res, &BoxError>) -> Option<Cost>` will do.
+/// [`ByUsage`] does so for http responses. For other types, the trait is implemented for every
+/// `Fn(Cost, Result<&Res, &BoxError>) -> Option<Cost>`.
 pub trait UsedCost<Res> {
-    /// Whether there is anything to settle at all.
+    /// Whether charges are estimates. If `false`, [`used`](Self::used) is not called, and charges are final.
     const SETTLES: bool = true;
 
-    /// The true cost of a call that was charged so much; `None`: what was charged.
+    /// Returns the true cost of a call that was charged `charged`; `None` if the charge is right, or if the true cost
+    /// is not available.
     ///
-    /// It is not asked for calls that are dropped on the wire: they stay charged.
+    /// It is not called for a call whose future is dropped before the call has ended. That call stays charged.
     fn used(&self, charged: Cost, result: Result<&Res, &BoxError>) -> Option<Cost>;
 }
 
-/// Nothing is settled: what was charged stands.
+/// A [`UsedCost`] that settles nothing: every charge is final. The default of a [`RateLimitLayer`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AsCharged;
 
-/// The tokens that the http response's extension [`ApiTokensUsed`] says.
+/// A [`UsedCost`] for http responses: the tokens of the response's extension [`ApiTokensUsed`].
 ///
-/// Without one, the call stays charged; so does one that failed, because providers count those, too (OpenAI and Azure
-/// say so). Only what was [never sent](Self::unless_sent) costs nothing.
+/// A call without that extension stays charged. So does a call that failed, because providers count those as well, as
+/// OpenAI and Azure document. Only a request that was [never sent](Self::unless_sent) costs nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct ByUsage {
     never_sent: fn(&BoxError) -> bool,
 }
 
 pin_project! {
-    /// The call: first it waits for its tokens, then it is the inner call.
+    /// The future of [`RateLimit`]: waits until the call is admitted, then makes the inner call.
     ///
     /// # Cancel safety
     ///
-    /// Dropped while it waits, it has taken nothing and the next in line moves up. Dropped after that, it stays
-    /// charged. Never polled, it is not in line.
+    /// A future that is dropped while it waits has taken nothing, and the next waiter moves up. A future that is
+    /// dropped during the inner call stays charged. It has no place in the limiter's queue before its first poll.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, Req, U = AsCharged>
     where
@@ -96,9 +101,9 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
-        /// In the limiter's line, with the inner service that was ready.
+        /// Waiting for the limiter. `ready` is the inner service that `poll_ready` has made ready.
         Waiting { admission: Admission, cost: Cost, ready: S, req: Option<Req> },
-        /// Admitted, and charged what may be an estimate.
+        /// Admitted and charged; the inner call runs. `estimate` is present if the charge is to be settled.
         Calling { #[pin] future: F, estimate: Option<Estimate> },
     }
 }
@@ -106,10 +111,10 @@ pin_project! {
 // === impl RateLimitLayer ===
 
 impl RateLimitLayer {
-    /// Paces http requests: each costs one request and as many tokens as its extension [`ApiTokens`] says.
+    /// Creates a layer that paces http requests. Each costs one request, and the tokens of its extension [`ApiTokens`].
     ///
-    /// Clones of the limiter share their limits, so one limiter can serve many stacks. It is a
-    /// [`RateLimiter`](crate::RateLimiter), or one that many processes share: see [`Limiter`].
+    /// `limiter` is a [`RateLimiter`](crate::RateLimiter), or a limiter that several processes share: see [`Limiter`].
+    /// Clones of a limiter share its limits, so one limiter can serve several stacks.
     #[must_use]
     pub fn new(limiter: impl Into<Limiter>) -> Self {
         Self::with_cost(limiter, ByExtension)
@@ -117,7 +122,7 @@ impl RateLimitLayer {
 }
 
 impl<C> RateLimitLayer<C> {
-    /// Paces requests of any type: `cost` tells what each of them costs.
+    /// Creates a layer that paces requests of any type. `cost` computes what each of them costs.
     ///
     /// ```
     /// # use tower_outbound::{Cost, Limits, Rate, RateLimitLayer, RateLimiter};
@@ -136,8 +141,9 @@ impl<C> RateLimitLayer<C> {
 }
 
 impl<C, U> RateLimitLayer<C, U> {
-    /// The charge is an estimate: when the call is over, `used` tells what it cost, and the difference is credited or
-    /// debited at once, as with [`RateLimiter::settle`](crate::RateLimiter::settle).
+    /// Treats every charge as an estimate: when the call has ended, `used` determines what it really cost, and the
+    /// difference is refunded or debited at once, as by [`RateLimiter::settle`](crate::RateLimiter::settle). Default:
+    /// charges are final.
     ///
     /// ```
     /// # use tower_outbound::{Limits, Rate, RateLimitLayer, RateLimiter, rate::ByUsage};
@@ -182,14 +188,14 @@ where
     type Future = ResponseFuture<S, Req, U>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // What a call costs is known with the call: the waiting is done in its future.
+        // The cost depends on the request, which is not available yet: its future waits for the limiter.
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
-        // The inner service that was made ready goes along; a fresh clone stays here.
-        let fresh = self.inner.clone();
-        let ready = mem::replace(&mut self.inner, fresh);
+        // Only the instance that `poll_ready` has made ready may be called. The future takes it; a clone stays here.
+        let clone = self.inner.clone();
+        let ready = mem::replace(&mut self.inner, clone);
         let cost = self.cost.cost(&req);
         let admission = self.limiter.admission(U::SETTLES);
         ResponseFuture {
@@ -237,8 +243,8 @@ impl<Res, F: Fn(Cost, Result<&Res, &BoxError>) -> Option<Cost>> UsedCost<Res> fo
 // === impl ByUsage ===
 
 impl ByUsage {
-    /// Failures for which this is true were never on the wire, and cost nothing, neither tokens nor a request. Default:
-    /// none of them.
+    /// Refunds the whole cost, the request and its tokens, of a call that failed with an error for which `never_sent`
+    /// returns `true`: its request never reached the provider. Default: no error is refunded.
     #[must_use]
     pub const fn unless_sent(mut self, never_sent: fn(&BoxError) -> bool) -> Self {
         self.never_sent = never_sent;
@@ -284,11 +290,11 @@ where
                     ready,
                     req,
                 } => {
-                    if let Err(refused) = ready!(admission.poll(*cost, clock::now(), cx)) {
-                        return Poll::Ready(Err(refused.into_reason()));
+                    if let Err(error) = ready!(admission.poll(*cost, clock::now(), cx)) {
+                        return Poll::Ready(Err(error.into_reason()));
                     }
                     let estimate = if U::SETTLES { admission.estimate(*cost) } else { None };
-                    let req = req.take().expect("a future is not polled after it was ready");
+                    let req = req.take().expect("the future was polled after it had completed");
                     let future = ready.call(req);
                     this.state.set(State::Calling { future, estimate });
                 }
@@ -309,8 +315,8 @@ where
     }
 }
 
-impl<S: Service<Req>, Req, U> std::fmt::Debug for ResponseFuture<S, Req, U> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<S: Service<Req>, Req, U> fmt::Debug for ResponseFuture<S, Req, U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("rate::ResponseFuture").finish_non_exhaustive()
     }
 }

@@ -1,11 +1,11 @@
-//! [`Limiter`]: a limiter, wherever its buckets live.
+//! [`Limiter`]: a local or a shared limiter.
 
 #[cfg(feature = "redis")]
 use super::redis::{SharedAdmission, SharedRateLimiter};
 use super::{
     buckets::{Available, Bursts},
     estimate::Estimate,
-    limits::{Budget, Cost, Limits},
+    limits::{Budget, Cost, Demand, Limits},
     local::{LocalAdmission, RateLimiter},
 };
 use crate::error::{AcquireError, CostExceedsBurst, InvalidConfig};
@@ -16,23 +16,23 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// A limiter, wherever its buckets live: a [`RateLimiter`] of this process, or one that many processes share
+/// A limiter whose buckets are in this process ([`RateLimiter`]), or one that several processes share
 /// (`rate::redis::SharedRateLimiter`, feature `redis`).
 ///
-/// Layers and executors take either, by `Into<Limiter>`, and nothing else about them changes. What both can do is here;
-/// it is described where they are.
+/// Layers and executors accept either, as `impl Into<Limiter>`, and work the same with both. This type has the methods
+/// that both limiters have; the two types document them in detail.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Limiter {
-    /// Of this process.
+    /// A limiter of this process.
     Local(RateLimiter),
-    /// Of many.
+    /// A limiter that several processes share.
     #[cfg(feature = "redis")]
     #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
     Shared(SharedRateLimiter),
 }
 
-/// A stand in a limiter's line, for those who poll.
+/// The wait of one call for its admission, as a state to poll.
 #[derive(Debug)]
 pub(super) enum Admission {
     Local(LocalAdmission),
@@ -40,38 +40,47 @@ pub(super) enum Admission {
     Shared(Box<SharedAdmission>),
 }
 
-/// Calls the same of whichever it is.
+/// Evaluates the same expression with the local or the shared limiter. The two have methods of the same names, but no
+/// common trait.
 macro_rules! either {
-    ($limiter:expr, $one:ident => $call:expr) => {
+    ($limiter:expr, $inner:ident => $call:expr) => {
         match $limiter {
-            Limiter::Local($one) => $call,
+            Limiter::Local($inner) => $call,
             #[cfg(feature = "redis")]
-            Limiter::Shared($one) => $call,
+            Limiter::Shared($inner) => $call,
         }
     };
 }
 
+// === impl Limiter ===
+
 impl Limiter {
-    /// Waits until `cost` can be taken, and takes it: [`RateLimiter::acquire`].
+    /// Waits until `cost` is available in every bucket, and takes it. See [`RateLimiter::acquire`].
     ///
     /// # Errors
     ///
-    /// [`AcquireError`]: it could never be taken, or the limits are shared and their store is lost.
+    /// [`AcquireError`] if the cost exceeds a burst, or if the limits are shared and their store is unavailable.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime with its timer enabled, if it has to wait.
+    /// A local limiter, when it has to wait outside a Tokio runtime with its timer enabled. A shared limiter, outside a
+    /// Tokio runtime with its timer and its I/O enabled.
     ///
     /// # Cancel safety
     ///
-    /// Dropped while it waits, it loses its place in line and has taken nothing, or gives it back.
+    /// A future that is dropped while it waits loses its place in the queue. It has taken nothing, or what a shared
+    /// limiter has reserved for it is given back.
     pub async fn acquire(&self, cost: Cost) -> Result<(), AcquireError> {
-        either!(self, one => Ok(one.acquire(cost).await?))
+        either!(self, limiter => Ok(limiter.acquire(cost).await?))
     }
 
-    /// The same for a cost that is only estimated: [`RateLimiter::acquire_estimate`].
+    /// Like [`acquire`](Self::acquire), for a cost that is an estimate. See [`RateLimiter::acquire_estimate`].
     ///
     /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Panics
     ///
     /// As [`acquire`](Self::acquire).
     ///
@@ -79,10 +88,10 @@ impl Limiter {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
-        either!(self, one => Ok(one.acquire_estimate(cost).await?))
+        either!(self, limiter => Ok(limiter.acquire_estimate(cost).await?))
     }
 
-    /// The limiter, if it is of this process: it can say at once whether a call may go.
+    /// Returns the local limiter, which also has [`try_acquire`](RateLimiter::try_acquire); `None` if it is shared.
     #[must_use]
     pub const fn local(&self) -> Option<&RateLimiter> {
         match self {
@@ -92,73 +101,75 @@ impl Limiter {
         }
     }
 
-    /// What could go now if nobody waited: [`RateLimiter::available`].
+    /// Returns what the buckets hold. See [`RateLimiter::available`].
     #[must_use]
     pub fn available(&self) -> Available {
-        either!(self, one => one.available())
+        either!(self, limiter => limiter.available())
     }
 
-    /// Whether `cost` could pass at all.
+    /// Checks that `cost` does not exceed a burst. Takes nothing.
     ///
     /// # Errors
     ///
-    /// [`CostExceedsBurst`] if it could not.
+    /// [`CostExceedsBurst`] if a bucket can never hold that much.
     pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        either!(self, one => one.check(cost))
+        either!(self, limiter => limiter.check(cost))
     }
 
-    /// The limits, as they are now.
+    /// Returns the current limits.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        either!(self, one => one.limits())
+        either!(self, limiter => limiter.limits())
     }
 
-    /// Replaces the limits, at once also for those who wait: [`RateLimiter::set_limits`].
+    /// Replaces the limits, also for the calls that wait already. See [`RateLimiter::set_limits`].
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the field; nothing is changed then.
+    /// [`InvalidConfig`] names the invalid field. Nothing is changed then.
     pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
-        either!(self, one => one.set_limits(limits))
+        either!(self, limiter => limiter.set_limits(limits))
     }
 
-    /// Somebody who knows says what is left of a rate: [`RateLimiter::lower`].
+    /// Lowers what the bucket of one rate holds, for example to what the provider reports. See [`RateLimiter::lower`].
     pub fn lower(&self, budget: Budget, period: Option<Duration>, left: u64) {
-        either!(self, one => one.lower(budget, period, left));
+        either!(self, limiter => limiter.lower(budget, period, left));
     }
 
-    /// Somebody who knows says what a rate is: [`RateLimiter::adopt`].
+    /// Replaces the amount of one rate, for example with the limit that the provider reports. Returns whether the
+    /// limits have changed. See [`RateLimiter::adopt`].
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] for an amount of zero; nothing is changed then.
+    /// [`InvalidConfig`] for an amount that is not valid, such as 0. Nothing is changed then.
     pub fn adopt(&self, budget: Budget, period: Option<Duration>, amount: u64) -> Result<bool, InvalidConfig> {
-        either!(self, one => one.adopt(budget, period, amount))
+        either!(self, limiter => limiter.adopt(budget, period, amount))
     }
 
-    /// Admits nobody for this long. Only ever extends a pause.
+    /// Admits no call for the duration `pause`. A pause can only be extended: a shorter one changes nothing.
     pub fn pause_for(&self, pause: Duration) {
-        either!(self, one => one.pause_for(pause));
+        either!(self, limiter => limiter.pause_for(pause));
     }
 
-    /// Admits nobody until then. Only ever extends a pause.
+    /// Admits no call until `until`. A pause can only be extended: an earlier end changes nothing.
     pub fn pause_until(&self, until: Instant) {
-        either!(self, one => one.pause_until(until));
+        either!(self, limiter => limiter.pause_until(until));
     }
 
-    /// Corrects a charge: [`RateLimiter::settle`].
+    /// Replaces an estimate by what was `used`. See [`RateLimiter::settle`].
     pub fn settle(&self, estimate: Estimate, used: Cost) {
         estimate.settle(used);
     }
 
-    /// How long a newcomer would wait behind those in line, and behind others who are on their way there.
-    pub(crate) fn wait(&self, cost: Cost, ahead: (u128, u128)) -> Duration {
-        either!(self, one => one.wait(cost, ahead))
+    /// Returns how long a new call of this cost would wait, behind the waiters in the queue and behind `ahead`, the
+    /// calls that will join the queue before it.
+    pub(crate) fn wait(&self, cost: Cost, ahead: Demand) -> Duration {
+        either!(self, limiter => limiter.wait(cost, ahead))
     }
 
-    /// The most a call may cost, now and after every change of the limits.
+    /// Returns the bursts, which follow every change of the limits.
     pub(crate) fn bursts(&self) -> Arc<Bursts> {
-        either!(self, one => one.bursts())
+        either!(self, limiter => limiter.bursts())
     }
 
     pub(super) fn admission(&self, is_estimate: bool) -> Admission {
@@ -186,6 +197,7 @@ impl From<SharedRateLimiter> for Limiter {
 // === impl Admission ===
 
 impl Admission {
+    /// Ready when `cost`, which must be the same in every poll, has been charged. `now` is the current time.
     pub(super) fn poll(&mut self, cost: Cost, now: Instant, cx: &mut Context<'_>) -> Poll<Result<(), AcquireError>> {
         match self {
             Self::Local(local) => local.poll(cost, now, cx).map_err(AcquireError::from),
@@ -194,7 +206,7 @@ impl Admission {
         }
     }
 
-    /// What was charged, to be settled, if it was an estimate.
+    /// Returns the charge of an admitted estimate, to be settled. `None` if the cost is not an estimate.
     pub(super) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
         match self {
             Self::Local(local) => local.estimate(cost),

@@ -1,17 +1,23 @@
-//! How much in what time: [`Rate`], [`Limits`], [`Cost`].
+//! What is limited and what a call takes: [`Rate`], [`Limits`], [`Budget`], [`Cost`].
 
-use super::bucket::{Bucket, Size};
+use super::{
+    amount::{Amount, gcd},
+    bucket::{Bucket, BucketSpec},
+};
 use crate::error::InvalidConfig;
-use std::time::Duration;
+use std::{
+    ops::{AddAssign, SubAssign},
+    time::Duration,
+};
 
 /// An amount per period, with a burst and an initial fill.
 ///
-/// A bucket of this rate fills continuously: `per_minute(60)` gives one every second, not sixty once a minute. It holds
-/// at most its *burst*, so at most that many can go at one instant after a time of rest.
+/// The bucket of a rate fills continuously: `per_minute(60)` adds one every second, not sixty once a minute. It holds
+/// at most its [*burst*](Self::burst), so at most that many are admitted at one instant after an idle time.
 ///
-/// Providers that count in slices (60 per minute enforced as 1 per second) want a small burst.
+/// For a provider that enforces a rate in slices (60 per minute as 1 per second), set a small burst.
 ///
-/// Values are checked when a [`RateLimiter`](crate::RateLimiter) is built from them.
+/// The values are checked when a [`RateLimiter`](crate::RateLimiter) is built from them.
 ///
 /// ```
 /// use tower_outbound::Rate;
@@ -28,18 +34,7 @@ pub struct Rate {
     pub(super) initial: Option<Amount>,
 }
 
-/// A number of requests or tokens, as it is written: an integer, or a fraction, which is kept to a millionth.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Amount(Number);
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Number {
-    Whole(u64),
-    Negative(i64),
-    Fraction(f64),
-}
-
-/// Any number of request rates and token rates, all of which hold at once.
+/// Any number of request rates and token rates, all of which hold at the same time.
 ///
 /// ```
 /// use tower_outbound::{Limits, Rate};
@@ -54,7 +49,7 @@ pub struct Limits {
     rates: Vec<(Budget, Rate)>,
 }
 
-/// What a provider counts.
+/// What a rate limits: what a provider counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Budget {
     /// Requests.
@@ -63,7 +58,7 @@ pub enum Budget {
     Tokens,
 }
 
-/// What one call takes: so many requests (nearly always one) and so many of the API's tokens.
+/// What one call takes of each budget. Most calls take one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
     /// Requests.
@@ -72,10 +67,17 @@ pub struct Cost {
     pub tokens: u64,
 }
 
+/// The sum of the costs of calls that have not been admitted yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Demand {
+    pub(crate) requests: u128,
+    pub(crate) tokens: u128,
+}
+
 // === impl Rate ===
 
 impl Rate {
-    /// `amount` in every `period`.
+    /// Creates a rate of `amount` in every `period`. Both must be above zero, and the period at most 292 years.
     #[must_use]
     pub fn new(amount: impl Into<Amount>, period: Duration) -> Self {
         Self {
@@ -86,65 +88,67 @@ impl Rate {
         }
     }
 
-    /// `amount` a second.
+    /// Creates a rate of `amount` a second.
     #[must_use]
     pub fn per_second(amount: impl Into<Amount>) -> Self {
         Self::new(amount, Duration::from_secs(1))
     }
 
-    /// `amount` a minute.
+    /// Creates a rate of `amount` a minute.
     #[must_use]
     pub fn per_minute(amount: impl Into<Amount>) -> Self {
         Self::new(amount, Duration::from_secs(60))
     }
 
-    /// `amount` an hour.
+    /// Creates a rate of `amount` an hour.
     #[must_use]
     pub fn per_hour(amount: impl Into<Amount>) -> Self {
         Self::new(amount, Duration::from_secs(60 * 60))
     }
 
-    /// `amount` a day of 24 hours.
+    /// Creates a rate of `amount` a day of 24 hours.
     #[must_use]
     pub fn per_day(amount: impl Into<Amount>) -> Self {
         Self::new(amount, Duration::from_secs(24 * 60 * 60))
     }
 
-    /// The most that can go at one instant. Default: the amount, and never less than one.
+    /// Sets the capacity of the bucket: the most that is admitted at one instant, in requests or tokens. It must be at
+    /// least 1. Default: the amount, or 1 if the amount is less.
     #[must_use]
     pub fn burst(mut self, burst: impl Into<Amount>) -> Self {
         self.burst = Some(burst.into());
         self
     }
 
-    /// What can go at once in the beginning. Default: the burst. Zero starts empty.
+    /// Sets what the bucket holds when the limiter is built, from 0 (empty) to the burst. Default: the burst.
     #[must_use]
     pub fn initial(mut self, initial: impl Into<Amount>) -> Self {
         self.initial = Some(initial.into());
         self
     }
 
-    /// The amount, to a millionth.
+    /// Returns the amount per period. An amount above 2^53 is rounded.
     #[must_use]
     pub fn amount(&self) -> f64 {
         self.amount.value()
     }
 
-    /// The period.
+    /// Returns the period.
     #[must_use]
     pub const fn period(&self) -> Duration {
         self.period
     }
 
-    /// The same, with another amount, which the burst must not exceed.
+    /// Returns this rate with another amount. A larger burst or initial fill is lowered to the amount, or to 1 if the
+    /// amount is less.
     fn with_amount(self, amount: Amount) -> Self {
-        // Less than one is no burst.
-        let most = if amount.value() < 1.0 {
+        // A burst below 1 is invalid.
+        let max = if amount.value() < 1.0 {
             Amount::from(1_u64)
         } else {
             amount
         };
-        let at_most = |burst: Amount| if burst.value() > most.value() { most } else { burst };
+        let at_most = |burst: Amount| if burst.value() > max.value() { max } else { burst };
         Self {
             amount,
             burst: self.burst.map(at_most),
@@ -153,13 +157,13 @@ impl Rate {
         }
     }
 
-    /// Checks everything and works it out in whole units: see [`bucket`](super::bucket).
-    fn size(&self, budget: Budget) -> Result<Size, InvalidConfig> {
+    /// Checks all values and converts them to units, with ticks of a nanosecond: see [`bucket`](super::bucket).
+    fn bucket_spec(&self, budget: Budget) -> Result<BucketSpec, InvalidConfig> {
         let name = budget.name();
         let field = |part| format!("{name}.{part}");
         let (amount, scale) = self
             .amount
-            .parts()
+            .fraction()
             .map_err(|problem| InvalidConfig::new(field("amount"), problem))?;
         if amount == 0 {
             return Err(InvalidConfig::new(field("amount"), "must be above zero, is 0"));
@@ -167,12 +171,17 @@ impl Rate {
         if self.period.is_zero() {
             return Err(InvalidConfig::new(field("period"), "must be above zero, is 0"));
         }
-        // 292 years. Beyond that an instant could not be told any more.
+        // 292 years: an `Instant` may not be able to represent longer waits.
         let period = u128::from(
             u64::try_from(self.period.as_nanos())
                 .ok()
                 .filter(|nanos| *nanos <= i64::MAX as u64)
-                .ok_or_else(|| InvalidConfig::new(field("period"), format!("is too long: {:?}", self.period)))?,
+                .ok_or_else(|| {
+                    InvalidConfig::new(
+                        field("period"),
+                        format!("must be at most 292 years, is {:?}", self.period),
+                    )
+                })?,
         ) * u128::from(scale);
 
         let divisor = gcd(u128::from(amount), period);
@@ -182,16 +191,16 @@ impl Rate {
 
         let units = |part: &'static str, amount: &Amount| -> Result<i128, InvalidConfig> {
             let (value, scale) = amount
-                .parts()
+                .fraction()
                 .map_err(|problem| InvalidConfig::new(field(part), problem))?;
             u128::from(value)
                 .checked_mul(unit)
                 .map(|product| product / u128::from(scale))
-                .filter(|units| *units <= MOST_UNITS)
+                .filter(|units| *units <= MAX_UNITS)
                 .map(|units| units as i128)
                 .ok_or_else(|| too_large(part))
         };
-        if unit > MOST_UNITS {
+        if unit > MAX_UNITS {
             return Err(too_large("period"));
         }
         let capacity = match &self.burst {
@@ -201,7 +210,7 @@ impl Rate {
         if capacity < unit as i128 {
             return Err(InvalidConfig::new(
                 field("burst"),
-                "must be at least 1, or no call could ever pass",
+                "must be at least 1, or no call could ever be admitted",
             ));
         }
         let initial = match &self.initial {
@@ -211,124 +220,23 @@ impl Rate {
         if initial > capacity {
             return Err(InvalidConfig::new(field("initial"), "must not be above the burst"));
         }
-        Ok(Size {
+        Ok(BucketSpec {
             fill,
             unit,
             capacity,
             initial,
-            most_debt: MOST_UNITS as i128,
+            max_debt: MAX_UNITS as i128,
         })
     }
 }
 
-/// Leaves room for debts of the same size in an `i128`.
-const MOST_UNITS: u128 = 1 << 126;
-
-fn gcd(mut a: u128, mut b: u128) -> u128 {
-    while b != 0 {
-        (a, b) = (b, a % b);
-    }
-    a
-}
-
-// === impl Amount ===
-
-/// Fractions are kept to a millionth.
-const SCALE: u64 = 1_000_000;
-
-impl Amount {
-    fn value(&self) -> f64 {
-        match self.0 {
-            Number::Whole(amount) => amount as f64,
-            Number::Negative(amount) => amount as f64,
-            Number::Fraction(amount) => amount,
-        }
-    }
-
-    /// As numerator and denominator.
-    fn parts(&self) -> Result<(u64, u64), String> {
-        match self.0 {
-            Number::Whole(amount) => Ok((amount, 1)),
-            Number::Negative(amount) => Err(format!("must be above zero, is {amount}")),
-            Number::Fraction(amount) if !amount.is_finite() => Err(format!("must be a number, is {amount}")),
-            Number::Fraction(amount) if amount < 0.0 => Err(format!("must be above zero, is {amount}")),
-            Number::Fraction(amount) if amount > u64::MAX as f64 / SCALE as f64 => {
-                Err(format!("is too large: {amount}"))
-            }
-            Number::Fraction(amount) if amount.fract() == 0.0 => Ok((amount as u64, 1)),
-            Number::Fraction(amount) => match (amount * SCALE as f64).round() as u64 {
-                0 => Err(format!("must be at least a millionth, is {amount}")),
-                millionths => Ok((millionths, SCALE)),
-            },
-        }
-    }
-}
-
-/// As it was written.
-impl std::fmt::Display for Amount {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Number::Whole(amount) => amount.fmt(f),
-            Number::Negative(amount) => amount.fmt(f),
-            // Read again, it is the same to the last bit.
-            Number::Fraction(amount) => write!(f, "{amount:?}"),
-        }
-    }
-}
-
-#[cfg(feature = "redis")]
-impl Amount {
-    /// The inverse of what it is displayed as.
-    pub(super) fn read(text: &str) -> Option<Self> {
-        let whole = || text.parse::<u64>().map(Self::from).ok();
-        let negative = || text.parse::<i64>().map(Self::from).ok();
-        whole()
-            .or_else(negative)
-            .or_else(|| text.parse::<f64>().map(Self::from).ok())
-    }
-}
-
-impl From<u64> for Amount {
-    fn from(amount: u64) -> Self {
-        Self(Number::Whole(amount))
-    }
-}
-
-impl From<u32> for Amount {
-    fn from(amount: u32) -> Self {
-        Self(Number::Whole(amount.into()))
-    }
-}
-
-impl From<usize> for Amount {
-    fn from(amount: usize) -> Self {
-        Self(Number::Whole(amount as u64))
-    }
-}
-
-/// Integer literals are `i32`; a negative one is refused when the limiter is built.
-impl From<i32> for Amount {
-    fn from(amount: i32) -> Self {
-        i64::from(amount).into()
-    }
-}
-
-impl From<i64> for Amount {
-    fn from(amount: i64) -> Self {
-        Self(u64::try_from(amount).map_or(Number::Negative(amount), Number::Whole))
-    }
-}
-
-impl From<f64> for Amount {
-    fn from(amount: f64) -> Self {
-        Self(Number::Fraction(amount))
-    }
-}
+/// The largest capacity in units. An `i128` holds it together with a debt of the same size.
+const MAX_UNITS: u128 = 1 << 126;
 
 // === impl Limits ===
 
 impl Limits {
-    /// No limit at all, to begin with.
+    /// Creates limits without any rate, which admit every call.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -348,65 +256,61 @@ impl Limits {
         self
     }
 
-    /// Each rate, with what it counts.
+    /// Returns the rates with their budgets, in the order in which they were added.
     pub fn rates(&self) -> impl Iterator<Item = (Budget, Rate)> + '_ {
         self.rates.iter().copied()
     }
 
-    /// Which of the rates is meant: that of this period; or the only one of its budget, if the period is not known.
-    pub(super) fn position(&self, budget: Budget, period: Option<Duration>) -> Option<usize> {
-        let mut own = (0..self.rates.len()).filter(|at| self.rates[*at].0 == budget);
+    /// Returns the index of the first rate of this budget and period. Without a period, it is the only rate of the
+    /// budget, and `None` if there are several.
+    pub(super) fn index_of(&self, budget: Budget, period: Option<Duration>) -> Option<usize> {
+        let mut of_budget = (0..self.rates.len()).filter(|index| self.rates[*index].0 == budget);
         match period {
-            Some(period) => own.find(|at| self.rates[*at].1.period == period),
-            None => own.next().filter(|_| own.next().is_none()),
+            Some(period) => of_budget.find(|index| self.rates[*index].1.period == period),
+            None => of_budget.next().filter(|_| of_budget.next().is_none()),
         }
     }
 
-    /// The same, with another amount for one of the rates; `None` if it has that already.
-    pub(super) fn with_amount(&self, at: usize, amount: u64) -> Option<Self> {
-        let (_, rate) = self.rates.get(at)?;
+    /// Returns these limits with another amount for the rate at `index`. `None` if there is no such rate, or if it has
+    /// this amount already.
+    pub(super) fn with_amount(&self, index: usize, amount: u64) -> Option<Self> {
+        let (_, rate) = self.rates.get(index)?;
         if rate.amount == Amount::from(amount) {
             return None;
         }
         let mut limits = self.clone();
-        limits.rates[at].1 = rate.with_amount(amount.into());
+        limits.rates[index].1 = rate.with_amount(amount.into());
         Some(limits)
     }
 
-    /// The same, with this part of each amount, which its burst must not exceed.
+    /// Returns these limits with each amount multiplied by `factor` and rounded down. Larger bursts are lowered to the
+    /// new amounts. A factor of 1 or more changes nothing.
     #[cfg(feature = "http")]
     pub(crate) fn scaled(&self, factor: f64) -> Self {
         if factor >= 1.0 {
             return self.clone();
         }
-        let scaled = |rate: &Rate| {
-            let amount = rate.amount() * factor;
-            // Round numbers are counted in few units.
-            if amount >= 100.0 {
-                rate.with_amount(Amount::from(amount as u64))
-            } else {
-                let millionths = (amount * SCALE as f64).floor().max(1.0);
-                rate.with_amount(Amount::from(millionths / SCALE as f64))
-            }
-        };
+        let scaled = |rate: &Rate| rate.with_amount(rate.amount.scaled(factor));
         let rates = self.rates.iter().map(|(budget, rate)| (*budget, scaled(rate)));
         Self { rates: rates.collect() }
     }
 
-    /// Whether all numbers make sense.
+    /// Checks all values.
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
         self.buckets().map(drop)
     }
 
+    /// Creates a bucket for each rate, in the order of the rates.
     pub(super) fn buckets(&self) -> Result<Vec<(Budget, Bucket)>, InvalidConfig> {
-        let sizes = self.sizes()?.into_iter();
-        Ok(sizes.map(|(budget, size)| (budget, Bucket::new(size))).collect())
+        let specs = self.bucket_specs()?.into_iter();
+        Ok(specs.map(|(budget, spec)| (budget, Bucket::new(spec))).collect())
     }
 
-    pub(super) fn sizes(&self) -> Result<Vec<(Budget, Size)>, InvalidConfig> {
+    /// Converts each rate to units, with ticks of a nanosecond.
+    pub(super) fn bucket_specs(&self) -> Result<Vec<(Budget, BucketSpec)>, InvalidConfig> {
         self.rates
             .iter()
-            .map(|(budget, rate)| Ok((*budget, rate.size(*budget)?)))
+            .map(|(budget, rate)| Ok((*budget, rate.bucket_spec(*budget)?)))
             .collect()
     }
 }
@@ -414,6 +318,7 @@ impl Limits {
 // === impl Budget ===
 
 impl Budget {
+    /// The name in errors and in the text form of shared limits.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Requests => "requests",
@@ -425,13 +330,13 @@ impl Budget {
 // === impl Cost ===
 
 impl Cost {
-    /// One request, no tokens.
+    /// Returns the cost of one request and no tokens.
     #[must_use]
     pub const fn request() -> Self {
         Self { requests: 1, tokens: 0 }
     }
 
-    /// One request and so many tokens.
+    /// Returns the cost of one request and `tokens` API tokens.
     #[must_use]
     pub const fn tokens(tokens: u64) -> Self {
         Self { requests: 1, tokens }
@@ -442,5 +347,30 @@ impl Cost {
             Budget::Requests => self.requests,
             Budget::Tokens => self.tokens,
         }
+    }
+}
+
+// === impl Demand ===
+
+impl Demand {
+    pub(super) const fn of(&self, budget: Budget) -> u128 {
+        match budget {
+            Budget::Requests => self.requests,
+            Budget::Tokens => self.tokens,
+        }
+    }
+}
+
+impl AddAssign<Cost> for Demand {
+    fn add_assign(&mut self, cost: Cost) {
+        self.requests += u128::from(cost.requests);
+        self.tokens += u128::from(cost.tokens);
+    }
+}
+
+impl SubAssign<Cost> for Demand {
+    fn sub_assign(&mut self, cost: Cost) {
+        self.requests -= u128::from(cost.requests);
+        self.tokens -= u128::from(cost.tokens);
     }
 }

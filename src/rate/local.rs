@@ -1,9 +1,9 @@
-//! [`RateLimiter`]: the shared limiter that makes callers wait, first come first served.
+//! [`RateLimiter`]: the limiter whose buckets are in this process. Its callers wait in order of arrival.
 
 use super::{
     buckets::{Available, Buckets, Bursts, ChargeRequest},
-    estimate::{Charge, Estimate},
-    limits::{Budget, Cost, Limits},
+    estimate::{Estimate, Settle},
+    limits::{Budget, Cost, Demand, Limits},
 };
 use crate::{
     clock::LazyNow,
@@ -22,23 +22,25 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// When to come back if it is only a matter of order.
-const SOON: Duration = Duration::from_millis(1);
+/// What `try_acquire` returns as the time to retry after when the cost is available and only earlier waiters, which are
+/// about to be admitted, are in the way.
+const RETRY_SOON: Duration = Duration::from_millis(1);
 
-/// A limiter of requests and tokens, shared by its clones.
+/// A limiter of requests and tokens, for the tasks of one process. Its clones share the limits.
 ///
-/// A caller gets all it asks for at one instant, or waits and takes nothing. Callers are admitted in the order in which
-/// they came: nobody is overtaken, however much it asks for. (Only a waiter whose turn has come and whose future is not
-/// polled for 5 ms is passed over, until it is polled again.)
+/// A call gets its whole cost at one instant, or waits and takes nothing. Calls are admitted in the order in which they
+/// began to wait, whatever they cost: no call overtakes another. There is one exception: a waiter whose turn has come
+/// and that is not polled within 5 ms is skipped. It keeps its place, and is admitted before all later calls when it is
+/// polled again.
 ///
-/// In any time window of length T at most `burst + rate x T` is admitted, plus what [catching up](Self#catching-up)
+/// In any time window of length T, at most `burst + rate x T` is admitted, plus what [catching up](Self#catching-up)
 /// allows.
 ///
 /// # Catching up
 ///
-/// Timers are coarse (a millisecond in Tokio) and tasks are late. A waiter is admitted as of the instant its tokens
-/// were there, so that lateness costs no throughput, even at 20,000 a second with a burst of one. At most 5 ms are made
-/// up for.
+/// A timer is coarse (a millisecond in Tokio), and a woken task may run late. So a waiter is admitted as of the instant
+/// at which its cost became available, not as of the instant at which it runs: lateness costs no throughput, even at
+/// 20,000 a second with a burst of 1. At most 5 ms are caught up, so a window may admit up to `rate x 5 ms` more.
 ///
 /// # Examples
 ///
@@ -51,8 +53,8 @@ const SOON: Duration = Duration::from_millis(1);
 ///     Limits::new().requests(Rate::per_second(10).burst(1)).tokens(Rate::per_minute(6_000)),
 /// )?;
 ///
-/// limiter.acquire(Cost::tokens(500)).await?;          // one request and 500 tokens, at once
-/// limiter.acquire(Cost::tokens(500)).await?;          // 100 ms later
+/// limiter.acquire(Cost::tokens(500)).await?;          // takes one request and 500 tokens at once
+/// limiter.acquire(Cost::tokens(500)).await?;          // takes them 100 ms later
 ///
 /// let later = limiter.try_acquire(Cost::tokens(500)).unwrap_err();
 /// assert_eq!(later.retry_after(), Some(std::time::Duration::from_millis(100)));
@@ -68,65 +70,75 @@ pub struct RateLimiter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TryAcquireError {
-    /// Not yet: come back in this time. Others may be waiting until then; they are counted.
+    /// The cost is not available yet. It will be after this time, which includes the costs of the calls that wait
+    /// already. The time is never zero.
     NotYet(Duration),
-    /// Never.
+    /// The cost exceeds a burst: it will never be available.
     CostExceedsBurst(CostExceedsBurst),
 }
 
-/// What a [`RateLimiter`] has charged as an estimate.
+/// An estimate that a [`RateLimiter`] has charged.
 struct LocalCharge {
     limiter: RateLimiter,
-    /// The number of the limits that charged it.
-    limits: u64,
+    /// The version of the limits that charged it.
+    limits_version: u64,
 }
 
-/// A stand in the limiter's queue, for those who poll.
+/// The wait of one call for its admission, as a state to poll.
 #[derive(Debug)]
 pub(super) struct LocalAdmission {
     waiter: Waiter<Buckets>,
-    /// If what it asks for is an estimate: the number of the limits that charge it.
-    limits: Option<Arc<AtomicU64>>,
+    /// Present if the cost is an estimate: the version of the limits that charge it.
+    limits_version: Option<Arc<AtomicU64>>,
 }
 
 // === impl RateLimiter ===
 
 impl RateLimiter {
-    /// A limiter with these limits; with none it admits everybody.
+    /// Creates a limiter. Limits without any rate admit every call.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the field: an amount or period of zero, a number that is negative or none, a burst below
-    /// one, an initial fill above the burst.
+    /// [`InvalidConfig`] names the invalid field: an amount or a period of 0, a number that is negative or not finite,
+    /// a period above 292 years, a burst below 1, an initial fill above the burst, or numbers too large to be counted
+    /// exactly.
     pub fn new(limits: Limits) -> Result<Self, InvalidConfig> {
         Ok(Self {
             queue: WaitQueue::new(Buckets::new(limits)?),
         })
     }
 
-    /// Waits until `cost` can be taken, and takes it.
+    /// Waits until `cost` is available in every bucket, and takes it from all of them at one instant.
     ///
     /// # Errors
     ///
-    /// [`CostExceedsBurst`], at once, if a bucket can never hold that much. Also for those who wait, when the limits
-    /// are [changed](Self::set_limits) so that they could wait forever.
+    /// [`CostExceedsBurst`], at once, if a bucket can never hold that much. A call that waits already gets this error
+    /// when [`set_limits`](Self::set_limits) lowers a burst below its cost.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime with its timer enabled, if it has to wait.
+    /// When it has to wait outside a Tokio runtime with its timer enabled.
     ///
     /// # Cancel safety
     ///
-    /// Dropped while it waits, it loses its place in queue and has taken nothing.
+    /// A future that is dropped while it waits loses its place in the queue and has taken nothing. It has no place in
+    /// the queue before its first poll.
     pub async fn acquire(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
         let mut waiter = self.queue.waiter();
-        let request = ChargeRequest { cost, estimate: None };
+        let request = ChargeRequest {
+            cost,
+            limits_version: None,
+        };
         poll_fn(|cx| waiter.poll_acquire(&request, cx)).await
     }
 
-    /// Like [`acquire`](Self::acquire), for a cost that is only estimated.
+    /// Like [`acquire`](Self::acquire), for a cost that is an estimate. [`Estimate::settle`] corrects it later.
     ///
     /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Panics
     ///
     /// As [`acquire`](Self::acquire).
     ///
@@ -143,7 +155,7 @@ impl RateLimiter {
     ///
     /// let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_minute(1_000)))?;
     /// let estimate = limiter.acquire_estimate(Cost::tokens(800)).await?;
-    /// // … the response says that 300 were used:
+    /// // The response reports that 300 were used.
     /// estimate.settle(Cost::tokens(300));
     /// assert_eq!(limiter.available().tokens, Some(700));
     /// # Ok(())
@@ -152,85 +164,88 @@ impl RateLimiter {
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, CostExceedsBurst> {
         let mut admission = self.admission(true);
         poll_fn(|cx| admission.poll(cost, Instant::now(), cx)).await?;
-        Ok(admission.estimate(cost).expect("it is one"))
+        Ok(admission.estimate(cost).expect("the admission is of an estimate"))
     }
 
-    /// Takes `cost` if that is possible at once, without overtaking those who wait.
+    /// Takes `cost` if it is available now and no other call waits.
     ///
     /// # Errors
     ///
-    /// [`TryAcquireError::NotYet`] says when to come back, [`TryAcquireError::CostExceedsBurst`] that it is of no use.
-    /// Nothing was taken.
+    /// [`TryAcquireError::NotYet`] with the time to retry after, or [`TryAcquireError::CostExceedsBurst`] if a retry
+    /// cannot succeed. Nothing is taken then.
     pub fn try_acquire(&self, cost: Cost) -> Result<(), TryAcquireError> {
-        let request = ChargeRequest { cost, estimate: None };
+        let request = ChargeRequest {
+            cost,
+            limits_version: None,
+        };
         match self.queue.try_acquire(&request, LazyNow::at(Instant::now())) {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let wait = self.queue.inspect(|buckets, clock| buckets.wait(cost, clock));
-                // Those before may be about to go this very moment.
-                Err(TryAcquireError::NotYet(if wait.is_zero() { SOON } else { wait }))
+                let wait = self.wait(cost, Demand::default());
+                Err(TryAcquireError::NotYet(if wait.is_zero() { RETRY_SOON } else { wait }))
             }
-            Err(never) => Err(TryAcquireError::CostExceedsBurst(never)),
+            Err(error) => Err(TryAcquireError::CostExceedsBurst(error)),
         }
     }
 
-    /// How long a newcomer would wait behind those in queue, and behind others who are on their way there.
-    pub(crate) fn wait(&self, cost: Cost, ahead: (u128, u128)) -> Duration {
-        self.queue
-            .inspect(|buckets, clock| buckets.wait_behind(ahead, cost, clock))
+    /// Returns how long a new call of this cost would wait, behind the waiters in the queue and behind `ahead`, the
+    /// calls that will join the queue before it.
+    pub(super) fn wait(&self, cost: Cost, ahead: Demand) -> Duration {
+        self.queue.inspect(|buckets, now| buckets.wait(cost, ahead, now))
     }
 
-    /// What could go now if nobody waited.
+    /// Returns what the buckets hold now: what could be admitted at once if no call waited.
     #[must_use]
     pub fn available(&self) -> Available {
-        self.queue.inspect(|buckets, clock| buckets.available(clock))
+        self.queue.inspect(|buckets, now| buckets.available(now))
     }
 
-    /// Whether `cost` could try_take at all.
+    /// Checks that `cost` does not exceed a burst. Takes nothing.
     ///
     /// # Errors
     ///
-    /// [`CostExceedsBurst`] if it could not.
+    /// [`CostExceedsBurst`] if a bucket can never hold that much.
     pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
         self.bursts().check(cost)
     }
 
-    /// The most a call may cost, now and after every update of the limits.
-    pub(crate) fn bursts(&self) -> Arc<Bursts> {
+    /// Returns the bursts, which follow every change of the limits.
+    pub(super) fn bursts(&self) -> Arc<Bursts> {
         self.queue.inspect(|buckets, _| buckets.bursts().clone())
     }
 
-    /// Replaces the limits, at once also for those who wait.
+    /// Replaces the limits. They apply at once, also to the calls that wait already.
     ///
-    /// What is in a bucket stays there, up to the new burst: the first rate of requests takes over from the first, and
-    /// so on. A rate that is new starts with its initial fill.
+    /// A bucket keeps what it holds, up to the new burst, and its debt: the first new rate of requests takes over the
+    /// bucket of the first old rate of requests, and so on. An additional rate starts with its initial fill.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`], as [`new`](Self::new); nothing is changed then.
+    /// [`InvalidConfig`], as [`new`](Self::new). Nothing is changed then.
     pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
-        // Checked first, so that nobody is bothered in vain.
+        // Checked before the update, which wakes every waiter.
         limits.check()?;
         self.queue
-            .update_and_wake_all(|buckets, clock| buckets.replace(limits, clock))
+            .update_and_wake_all(|buckets, now| buckets.set_limits(limits, now))
     }
 
-    /// The limits, as they are now.
+    /// Returns the current limits.
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.queue.inspect(|buckets, _| buckets.limits().clone())
     }
 
-    /// Somebody who knows, a provider for one, says what is left of a rate: what is in its bucket is lowered to that, at
-    /// once also for those who wait, and never raised.
+    /// Lowers what the bucket of one rate holds to `left`, for example to what the provider reports as remaining. Never
+    /// raises it. This applies at once, also to the calls that wait already.
     ///
-    /// Which rate is told by its budget and its period. Where the period is not known, it is the only rate of that budget;
-    /// where there is no such rate, nothing is done.
+    /// The rate is the first one with this budget and period. Without a period, it is the only rate of the budget. Does
+    /// nothing if there is no such rate, or if there are several rates and no period is given.
     ///
     /// ```
     /// # use std::time::Duration;
     /// # use tower_outbound::{Limits, Rate, RateLimiter, rate::Budget};
-    /// let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_minute(30_000)).tokens(Rate::per_day(1_000_000)))?;
+    /// let limits = Limits::new().tokens(Rate::per_minute(30_000)).tokens(Rate::per_day(1_000_000));
+    /// let limiter = RateLimiter::new(limits)?;
     /// limiter.lower(Budget::Tokens, Some(Duration::from_secs(60)), 12_000);
     /// limiter.lower(Budget::Tokens, Some(Duration::from_secs(60)), 29_000);
     /// assert_eq!(limiter.available().tokens, Some(12_000));
@@ -238,40 +253,42 @@ impl RateLimiter {
     /// ```
     pub fn lower(&self, budget: Budget, period: Option<Duration>, left: u64) {
         self.queue
-            .update(|buckets, clock| buckets.lower(budget, period, left, clock));
+            .update(|buckets, now| buckets.lower(budget, period, left, now));
     }
 
-    /// Somebody who knows says what a rate is: its amount becomes that, and its burst is no more than that. Returns
-    /// whether anything has changed.
+    /// Replaces the amount of one rate, for example with the limit that the provider reports. A larger burst is lowered
+    /// to the amount. Returns whether the limits have changed.
     ///
-    /// Which rate is told as for [`lower`](Self::lower).
+    /// The rate is found as by [`lower`](Self::lower). Returns `false` if there is no such rate, or if it has this
+    /// amount already.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`], as [`new`](Self::new), for an amount of zero; nothing is changed then.
+    /// [`InvalidConfig`], as [`new`](Self::new), for an amount that is not valid, such as 0. Nothing is changed then.
     pub fn adopt(&self, budget: Budget, period: Option<Duration>, amount: u64) -> Result<bool, InvalidConfig> {
-        let changed = |limits: &Limits| limits.with_amount(limits.position(budget, period)?, amount);
-        // Mostly it is known.
+        let changed = |limits: &Limits| limits.with_amount(limits.index_of(budget, period)?, amount);
+        // Providers report the same limit with every response: the usual case changes nothing and wakes no waiter.
         let Some(limits) = self.queue.inspect(|buckets, _| changed(buckets.limits())) else {
             return Ok(false);
         };
         limits.check()?;
         self.queue
-            .update_and_wake_all(|buckets, clock| match changed(buckets.limits()) {
-                Some(limits) => buckets.replace(limits, clock).map(|()| true),
+            .update_and_wake_all(|buckets, now| match changed(buckets.limits()) {
+                Some(limits) => buckets.set_limits(limits, now).map(|()| true),
                 None => Ok(false),
             })
     }
 
-    /// Admits nobody for this long. Only ever extends a pause.
+    /// Admits no call for the duration `pause`. A pause can only be extended: a shorter one changes nothing. A pause
+    /// whose end is too far away to be represented does not end.
     pub fn pause_for(&self, pause: Duration) {
-        self.queue.update(|buckets, clock| {
-            let until = clock.now().checked_add(pause);
+        self.queue.update(|buckets, now| {
+            let until = now.now().checked_add(pause);
             buckets.pause(until);
         });
     }
 
-    /// Admits nobody until then. Only ever extends a pause.
+    /// Admits no call until `until`. A pause can only be extended: an earlier end changes nothing.
     pub fn pause_until(&self, until: Instant) {
         self.queue.update(|buckets, _| buckets.pause(Some(until)));
     }
@@ -279,15 +296,16 @@ impl RateLimiter {
     pub(super) fn admission(&self, is_estimate: bool) -> LocalAdmission {
         LocalAdmission {
             waiter: self.queue.waiter(),
-            limits: is_estimate.then(Arc::default),
+            limits_version: is_estimate.then(Arc::default),
         }
     }
 
-    /// Corrects a charge: credits what was not used, or debits what was used on top, at once also for those who wait.
+    /// Replaces an estimate by what was `used`: refunds what was not used, or debits what was used in addition. This
+    /// applies at once, also to the calls that wait already. It is the same as [`Estimate::settle`].
     ///
-    /// After a debit a balance may be negative: it is paid off before anybody else gets tokens. A credit never lets
-    /// more than `burst + rate x T` of true usage through: what would have been spilled from a full bucket in the
-    /// meantime is not given back. (The same as [`Estimate::settle`].)
+    /// A debit may leave a bucket in debt, which must be filled before the bucket admits another call. A refund never
+    /// lets more than `burst + rate x T` of true usage through in a window of length T: if the bucket would have been
+    /// full in the meantime without the estimate, what would have overflowed is not refunded.
     pub fn settle(&self, estimate: Estimate, used: Cost) {
         estimate.settle(used);
     }
@@ -304,7 +322,7 @@ impl fmt::Debug for RateLimiter {
 // === impl TryAcquireError ===
 
 impl TryAcquireError {
-    /// When to come back; `None` if it is of no use.
+    /// Returns the time to retry after; `None` if a retry cannot succeed.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -317,8 +335,8 @@ impl TryAcquireError {
 impl fmt::Display for TryAcquireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotYet(wait) => write!(f, "the limit is reached for another {wait:?}"),
-            Self::CostExceedsBurst(never) => never.fmt(f),
+            Self::NotYet(wait) => write!(f, "the rate limit is reached: retry in {wait:?}"),
+            Self::CostExceedsBurst(error) => error.fmt(f),
         }
     }
 }
@@ -327,17 +345,18 @@ impl std::error::Error for TryAcquireError {}
 
 // === impl LocalCharge ===
 
-impl Charge for LocalCharge {
+impl Settle for LocalCharge {
     fn settle(&self, charged: Cost, used: Cost) {
         self.limiter
             .queue
-            .update(|buckets, now| buckets.settle(charged, self.limits, used, now));
+            .update(|buckets, now| buckets.settle(charged, self.limits_version, used, now));
     }
 }
 
 // === impl LocalAdmission ===
 
 impl LocalAdmission {
+    /// Ready when `cost`, which must be the same in every poll, has been charged. `now` is the current time.
     pub(super) fn poll(
         &mut self,
         cost: Cost,
@@ -346,17 +365,23 @@ impl LocalAdmission {
     ) -> Poll<Result<(), CostExceedsBurst>> {
         let request = ChargeRequest {
             cost,
-            estimate: self.limits.clone(),
+            limits_version: self.limits_version.clone(),
         };
         self.waiter.poll_acquire_at(&request, cx, now)
     }
 
-    /// What was charged, to be settled, if it was an estimate.
+    /// Returns the charge of an admitted estimate, to be settled. `None` if the cost is not an estimate.
     pub(super) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
-        let limits = self.limits.take()?.load(Ordering::Acquire);
+        let limits_version = self.limits_version.take()?.load(Ordering::Acquire);
         let limiter = RateLimiter {
             queue: self.waiter.queue(),
         };
-        Some(Estimate::new(cost, LocalCharge { limiter, limits }))
+        Some(Estimate::new(
+            cost,
+            LocalCharge {
+                limiter,
+                limits_version,
+            },
+        ))
     }
 }

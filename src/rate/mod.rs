@@ -1,18 +1,37 @@
-//! Pacing: requests and tokens, both or neither.
+//! Rate limits: how many requests and tokens are admitted per period.
 //!
-//! A provider gives an account so many requests and so many tokens a minute. [`RateLimiter`] keeps both budgets in
-//! buckets that fill continuously, and makes callers wait until *all* of them have what a call costs;
-//! [`RateLimitLayer`] puts it in front of a service. A [`Limiter`] is that, or one whose buckets many processes share: see
-//! `rate::redis` (feature `redis`).
+//! A provider limits what an account may use, for example to 500 requests and 30,000 tokens a minute. Each of these
+//! *budgets* may have several [rates](Rate), such as one per minute and one per day. A [`RateLimiter`] keeps one bucket
+//! for each rate, which fills continuously, and makes calls wait until *all* buckets have what the call costs.
+//! [`RateLimitLayer`] puts a limiter in front of a service. The limiter is a [`RateLimiter`], whose buckets are in this
+//! process, or one that several processes share: see `rate::redis` (feature `redis`).
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! - **Exact.** In any window of length T at most `burst + rate x T` is admitted (and what a late timer is made up for,
-//!   5 ms at most). Integers throughout: no drift.
-//! - **All or nothing.** A call that has to wait for tokens takes no request meanwhile.
-//! - **In order.** First come, first served. A heavy call is not starved by light ones.
-//! - **Nothing is taken before admission**, so a call that is dropped while it waits has nothing to give back.
-//! - **Never a hang.** A cost above a burst is [refused at once](crate::error::CostExceedsBurst).
+//! - **Exact.** In any window of length T, at most `burst + rate x T` is admitted, and at most `rate x 5 ms` more by
+//!   catching up (see below). The [burst](Rate::burst) is the capacity of the bucket. All counts are integers, so they
+//!   never drift.
+//! - **All or nothing.** A call takes its whole cost from all buckets at one instant. A call that waits for tokens does
+//!   not hold a request meanwhile.
+//! - **In order.** Calls are admitted in the order in which they began to wait. Calls of low cost do not starve a call
+//!   of high cost.
+//! - **Nothing is taken before admission.** A call that is dropped while it waits has nothing to give back.
+//! - **No endless wait.** A cost above a burst could never be taken and is
+//!   [rejected at once](crate::error::CostExceedsBurst).
+//!
+//! # Catching up
+//!
+//! A timer is coarse (a millisecond in Tokio), and a woken task may run late. If that time were lost, a small burst
+//! would limit the throughput: the bucket of a rate with a burst of 1 is full after one interval and gains nothing more
+//! until the call runs. So a waiter is admitted *as of* the instant at which its cost became available, at most 5 ms
+//! ago, and the bucket counts on from there.
+//!
+//! # Settlement
+//!
+//! The true number of tokens is often only known after the call. A cost can be charged as an [`Estimate`], which is
+//! *settled* when the response is there: the difference is refunded or debited at once, also for the calls that wait.
+//! [`RateLimitLayer::settle`] does this for every call. A debit may leave a bucket in debt; a refund never lets more
+//! than `burst + rate x T` of true usage through.
 //!
 //! # Examples
 //!
@@ -36,7 +55,7 @@
 //! # }
 //! ```
 //!
-//! With requests of another type, or to estimate tokens from the request, give the layer a function:
+//! For requests of another type, or to estimate the tokens from the request, a function computes the cost:
 //!
 //! ```
 //! # use tower_outbound::{Cost, Limits, Rate, RateLimitLayer, RateLimiter};
@@ -45,6 +64,7 @@
 //! # Ok::<_, tower_outbound::error::InvalidConfig>(())
 //! ```
 
+mod amount;
 mod bucket;
 mod buckets;
 mod estimate;
@@ -57,10 +77,12 @@ mod local;
 pub mod redis;
 
 pub use crate::tokens::{ApiTokens, ApiTokensUsed};
+pub use amount::Amount;
 pub use buckets::Available;
 pub(crate) use buckets::Bursts;
 pub use estimate::Estimate;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
 pub use limiter::Limiter;
-pub use limits::{Amount, Budget, Cost, Limits, Rate};
+pub(crate) use limits::Demand;
+pub use limits::{Budget, Cost, Limits, Rate};
 pub use local::{RateLimiter, TryAcquireError};

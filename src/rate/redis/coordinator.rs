@@ -14,7 +14,7 @@ use crate::{
     error::{AcquireError, CostExceedsBurst, StoreUnavailable},
     rate::{
         Bursts,
-        limits::{Budget, Cost},
+        limits::{Budget, Cost, Demand},
     },
 };
 use std::{sync::Arc, task::Waker};
@@ -291,7 +291,7 @@ impl Coordinator {
     }
 
     pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64) {
-        if let Some(at) = self.config.limits().position(budget, period) {
+        if let Some(at) = self.config.limits().index_of(budget, period) {
             self.lower.push((at, left));
         }
     }
@@ -342,9 +342,9 @@ impl Coordinator {
 
     /// How long a newcomer would wait behind those here, and behind others who are on their way. Other members are not
     /// counted, but for what they have reserved.
-    pub(super) fn wait(&self, cost: Cost, ahead: (u128, u128), now: Instant) -> Duration {
+    pub(super) fn wait(&self, cost: Cost, ahead: Demand, now: Instant) -> Duration {
         let from = now.max(self.frontier.unwrap_or(now)).max(self.paused.unwrap_or(now));
-        let mut queued = [ahead.0, ahead.1];
+        let mut queued = [ahead.requests, ahead.tokens];
         for (_, cost) in self.seats.queued() {
             queued[0] += u128::from(cost.requests);
             queued[1] += u128::from(cost.tokens);

@@ -4,8 +4,9 @@
 use crate::{
     error::InvalidConfig,
     rate::{
-        bucket::Size,
-        limits::{Amount, Budget, Limits, Rate},
+        amount::{Amount, gcd},
+        bucket::BucketSpec,
+        limits::{Budget, Limits, Rate},
     },
 };
 use std::{fmt::Write, time::Duration};
@@ -18,7 +19,7 @@ pub(super) const MOST_UNITS: i128 = 1 << 51;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct QuotaConfig {
     limits: Limits,
-    sizes: Vec<(Budget, Size)>,
+    sizes: Vec<(Budget, BucketSpec)>,
     text: String,
 }
 
@@ -27,7 +28,7 @@ const MOST_RATES: usize = 100;
 
 impl QuotaConfig {
     pub(super) fn new(limits: Limits) -> Result<Self, InvalidConfig> {
-        let sizes = limits.sizes()?;
+        let sizes = limits.bucket_specs()?;
         if sizes.len() > MOST_RATES {
             return Err(InvalidConfig::new(
                 "limits",
@@ -54,7 +55,7 @@ impl QuotaConfig {
         &self.limits
     }
 
-    pub(super) fn sizes(&self) -> &[(Budget, Size)] {
+    pub(super) fn sizes(&self) -> &[(Budget, BucketSpec)] {
         &self.sizes
     }
 
@@ -64,13 +65,13 @@ impl QuotaConfig {
 
     /// One of so many equal shares of it: the same, but that it fills as much slower.
     pub(super) fn share(&self, members: u64) -> Self {
-        let shared = |(budget, size): &(Budget, Size)| {
+        let shared = |(budget, size): &(Budget, BucketSpec)| {
             let members = i128::from(members.max(1));
-            let size = Size {
+            let size = BucketSpec {
                 unit: size.unit * members as u128,
                 capacity: size.capacity * members,
                 initial: 0,
-                most_debt: size.most_debt * members,
+                max_debt: size.max_debt * members,
                 ..*size
             };
             (*budget, size)
@@ -84,7 +85,7 @@ impl QuotaConfig {
 }
 
 /// The same rate, counted by the microsecond. A fraction of a burst that cannot be told any more is left out.
-fn by_microsecond(budget: Budget, size: Size) -> Result<Size, InvalidConfig> {
+fn by_microsecond(budget: Budget, size: BucketSpec) -> Result<BucketSpec, InvalidConfig> {
     let fill = u128::from(size.fill) * 1_000;
     let divisor = gcd(fill, size.unit);
     let (fill, unit) = (fill / divisor, size.unit / divisor);
@@ -95,20 +96,13 @@ fn by_microsecond(budget: Budget, size: Size) -> Result<Size, InvalidConfig> {
             "is too large, together with this amount and period, to be counted exactly by a Redis script",
         ));
     }
-    Ok(Size {
+    Ok(BucketSpec {
         fill: fill as u64,
         unit,
         capacity,
         initial: size.initial / divisor as i128,
-        most_debt: MOST_UNITS,
+        max_debt: MOST_UNITS,
     })
-}
-
-fn gcd(mut a: u128, mut b: u128) -> u128 {
-    while b != 0 {
-        (a, b) = (b, a % b);
-    }
-    a
 }
 
 /// One rate a word: budget, amount, period in nanoseconds, burst, initial fill.

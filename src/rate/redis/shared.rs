@@ -7,8 +7,8 @@ use crate::{
     rate::{
         Bursts,
         buckets::Available,
-        estimate::{Charge, Estimate},
-        limits::{Budget, Cost, Limits},
+        estimate::{Estimate, Settle},
+        limits::{Budget, Cost, Demand, Limits},
     },
 };
 use std::{
@@ -217,7 +217,7 @@ impl SharedRateLimiter {
     pub fn adopt(&self, budget: Budget, period: Option<Duration>, amount: u64) -> Result<bool, InvalidConfig> {
         let limits = self.limits();
         let Some(changed) = limits
-            .position(budget, period)
+            .index_of(budget, period)
             .and_then(|at| limits.with_amount(at, amount))
         else {
             return Ok(false);
@@ -259,7 +259,7 @@ impl SharedRateLimiter {
         })
     }
 
-    pub(in crate::rate) fn wait(&self, cost: Cost, ahead: (u128, u128)) -> Duration {
+    pub(in crate::rate) fn wait(&self, cost: Cost, ahead: Demand) -> Duration {
         self.look(|coordinator| coordinator.wait(cost, ahead, Instant::now()))
     }
 
@@ -363,7 +363,7 @@ impl fmt::Debug for SharedAdmission {
 
 // === impl ReservedCharge ===
 
-impl Charge for ReservedCharge {
+impl Settle for ReservedCharge {
     fn settle(&self, reserved: Cost, used: Cost) {
         let office = &self.limiter.handle.office;
         office.look(|coordinator| coordinator.settle(self.grant, reserved, used));

@@ -193,7 +193,7 @@ impl VirtualSchedule {
             let waits = state
                 .buckets
                 .iter()
-                .map(|(budget, bucket)| bucket.wait(of(*budget).into()));
+                .map(|(budget, bucket)| bucket.time_until(of(*budget).into()));
             let go = from.max(state.last + waits.fold(0, u64::max) as i64);
             state.advance_to(go);
             let cost = [cost.requests, cost.tokens];
@@ -310,7 +310,7 @@ impl State {
             let mut old = self.buckets.iter().filter(|(of, _)| *of == budget);
             for (_, new) in new.iter_mut().filter(|(of, _)| *of == budget) {
                 match old.next() {
-                    Some((_, old)) => new.resize(old),
+                    Some((_, old)) => new.carry_over(old),
                     None => more = true,
                 }
             }
@@ -332,7 +332,7 @@ impl State {
     fn set_estimated(&mut self, estimated: [u64; 2]) {
         self.estimated = estimated;
         for (budget, bucket) in &mut self.buckets {
-            bucket.estimate(estimated[index(*budget)]);
+            bucket.set_estimated(estimated[index(*budget)]);
         }
     }
 
