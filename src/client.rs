@@ -11,11 +11,11 @@ use std::{
 };
 use tower_service::Service;
 
-/// A [`reqwest::Client`] as a service from [`http::Request`] to [`http::Response`], for the [`Executor`](crate::Executor) and
-/// for any layer that takes such a service.
+/// A [`reqwest::Client`] as a service from [`http::Request`] to [`http::Response`], for the
+/// [`Executor`](crate::Executor) and for any layer that takes such a service.
 ///
-/// The body of a request is anything that reqwest can send: `String`, `Vec<u8>`, `Bytes`, [`reqwest::Body`]. The body of a
-/// response is a [`reqwest::Body`], which is read from the connection as it is polled.
+/// The body of a request is anything that reqwest can send: `String`, `Vec<u8>`, `Bytes`, [`reqwest::Body`]. The body
+/// of a response is a [`reqwest::Body`], which is read from the connection as it is polled.
 ///
 /// Other clients need no adapter if they are services of these types, as hyper's are.
 ///
@@ -28,8 +28,8 @@ use tower_service::Service;
 ///
 /// # Errors
 ///
-/// The errors of reqwest, also for a request that reqwest cannot send, such as one without a host in its URL. Their texts
-/// contain the URL, which is redacted in events.
+/// The errors of reqwest, also for a request that reqwest cannot send, such as one without a host in its URL. Their
+/// texts contain the URL, which is redacted in events.
 #[derive(Clone, Default)]
 pub struct Reqwest {
     client: Client,

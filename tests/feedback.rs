@@ -503,7 +503,7 @@ async fn the_remaining_amount_lowers_the_bucket_and_never_raises_it() {
             limiter.available().tokens.unwrap(),
         )
     };
-    answer(
+    respond(
         &layer,
         200,
         &[
@@ -513,7 +513,7 @@ async fn the_remaining_amount_lowers_the_bucket_and_never_raises_it() {
     )
     .await;
     assert_eq!(remaining(), (4, 2_500));
-    answer(
+    respond(
         &layer,
         200,
         &[
@@ -522,7 +522,7 @@ async fn the_remaining_amount_lowers_the_bucket_and_never_raises_it() {
         ],
     )
     .await;
-    answer(
+    respond(
         &layer,
         200,
         &[
@@ -542,7 +542,7 @@ async fn the_remaining_amount_lowers_the_bucket_and_never_raises_it() {
 async fn a_providers_limits_are_adopted_if_configured() {
     let limiter = limiter();
     let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi).adopt_limits();
-    answer(
+    respond(
         &layer,
         200,
         &[
@@ -555,7 +555,7 @@ async fn a_providers_limits_are_adopted_if_configured() {
         .requests(Rate::per_minute(60_u64).burst(10))
         .tokens(Rate::per_minute(3_000_u64));
     assert_eq!(limiter.limits(), expected);
-    answer(
+    respond(
         &layer,
         200,
         &[("x-ratelimit-limit-requests", "6"), ("x-ratelimit-limit-tokens", "0")],

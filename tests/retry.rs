@@ -39,7 +39,7 @@ const fn with(code: u16, headers: &'static [(&'static str, &'static str)]) -> An
     Answer::Status(code, headers, "")
 }
 
-/// Treats attempts as the list says, in order, and responds to further ones with 200. Keeps the times of all attempts.
+/// Treats attempts in the order of the list, and responds to further ones with 200. Keeps the times of all attempts.
 #[derive(Clone)]
 struct Server {
     answers: Arc<Mutex<Vec<Answer>>>,

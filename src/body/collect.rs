@@ -21,7 +21,8 @@ use tower_service::Service;
 /// Reads the body of each response to its end, up to a number of bytes, and returns it as [`Bytes`]. Placed around the
 /// client, so that the permit is held and the event is open until the last byte.
 ///
-/// There is no default limit: [`new`](Self::new) takes it. A body is not recorded unless [`record`](Self::record) is set.
+/// There is no default limit: [`new`](Self::new) takes it. A body is not recorded unless [`record`](Self::record) is
+/// set.
 ///
 /// ```
 /// use tower::{Layer, service_fn};
@@ -76,8 +77,8 @@ pin_project! {
 // === impl CollectLayer ===
 
 impl CollectLayer {
-    /// Reads bodies of at most `limit` bytes. The call fails with [`BodyTooLarge`] as soon as a body is seen to be larger:
-    /// before it is read, if its head says so, or at the first byte above the limit.
+    /// Reads bodies of at most `limit` bytes. The call fails with [`BodyTooLarge`] as soon as a body is seen to be
+    /// larger: before it is read, if its head says so, or at the first byte above the limit.
     #[must_use]
     pub const fn new(limit: usize) -> Self {
         Self {
@@ -86,8 +87,8 @@ impl CollectLayer {
         }
     }
 
-    /// Records each body in the event of its call, with secrets redacted. Of a body that is not UTF-8, only the length is
-    /// recorded. Default: bodies are not recorded, only their size and times.
+    /// Records each body in the event of its call, with secrets redacted. Of a body that is not UTF-8, only the length
+    /// is recorded. Default: bodies are not recorded, only their size and times.
     #[must_use]
     pub const fn record(mut self) -> Self {
         self.is_recorded = true;

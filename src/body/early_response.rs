@@ -1,8 +1,8 @@
 //! The early-response channel: hands a response to the caller before the call has ended.
 //!
 //! [`open_early_response`] puts the sending side into the request's extensions and returns the receiver. The request
-//! carries the sender through all layers down to [`BodyService`](super::BodyService), which sends the response as soon as
-//! its head has arrived, past the layers in between. The call itself ends later, with the body.
+//! carries the sender through all layers down to [`BodyService`](super::BodyService), which sends the response as soon
+//! as its head has arrived, past the layers in between. The call itself ends later, with the body.
 //!
 //! A second extension, [`Delivered`], records whether the response was sent. A retry policy reads it with
 //! [`is_delivered`], without knowing the type of the response.

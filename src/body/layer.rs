@@ -44,8 +44,8 @@ pub struct BodyLayer(());
 ///
 /// # Errors
 ///
-/// Besides the errors of the client: [`BodyFailed`](crate::error::BodyFailed) if the body fails, and [`Cancelled`] if the
-/// caller drops the body before its end.
+/// Besides the errors of the client: [`BodyFailed`](crate::error::BodyFailed) if the body fails, and [`Cancelled`] if
+/// the caller drops the body before its end.
 #[derive(Clone, Debug)]
 pub struct BodyService<S> {
     inner: S,
@@ -78,8 +78,8 @@ pin_project! {
     }
 }
 
-/// How many bytes are read of a response that is not a success. Error documents are shorter; a bound keeps a server that
-/// never ends its body from holding the call.
+/// How many bytes are read of a response that is not a success. Error documents are shorter; a bound keeps a server
+/// that never ends its body from holding the call.
 const MAX_FAILURE_BYTES: usize = 64 * 1024;
 
 // === impl BodyLayer ===

@@ -18,10 +18,10 @@
 //! A streamed call works as follows:
 //!
 //! - The caller has the response, with a [`StreamBody`], as soon as its head has arrived.
-//! - The call goes on until that body has ended. Until then its permit is held and its event is open, and a graceful stop
-//!   waits for it.
-//! - A deadline, a cancellation or an immediate stop of the executor ends the call. The next frame of the body is then the
-//!   error [`Cancelled`](crate::error::Cancelled).
+//! - The call goes on until that body has ended. Until then its permit is held and its event is open, and a graceful
+//!   stop waits for it.
+//! - A deadline, a cancellation or an immediate stop of the executor ends the call. The next frame of the body is then
+//!   the error [`Cancelled`](crate::error::Cancelled).
 //! - A body that is dropped before its end cancels the call. A body that fails, fails the call with
 //!   [`BodyFailed`](crate::error::BodyFailed).
 //! - The event records the number of bytes and the times of the first and the last one.

@@ -30,8 +30,8 @@ pub struct StreamLayer(());
 ///
 /// # Errors
 ///
-/// Besides the errors of the inner service: [`Panicked`] if the call panics before the head has arrived, and [`Cancelled`]
-/// if its runtime shuts down before that.
+/// Besides the errors of the inner service: [`Panicked`] if the call panics before the head has arrived, and
+/// [`Cancelled`] if its runtime shuts down before that.
 #[derive(Clone, Debug)]
 pub struct StreamService<S> {
     inner: S,

@@ -19,8 +19,8 @@ pin_project! {
     ///
     /// # Errors
     ///
-    /// The errors of the client's body are passed on unchanged. When the call is ended by a cancellation, a deadline or an
-    /// immediate stop of its executor, the next frame is the error [`Cancelled`]. The body is empty after an error.
+    /// The errors of the client's body are passed on unchanged. When the call is ended by a cancellation, a deadline or
+    /// an immediate stop of its executor, the next frame is the error [`Cancelled`]. The body is empty after an error.
     ///
     /// # Cancel safety
     ///

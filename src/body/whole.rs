@@ -12,7 +12,7 @@ pub trait WholeBody {
     fn whole(&self) -> Option<&[u8]>;
 }
 
-/// An empty body says nothing: `None`.
+/// Always `None`: there is nothing to look at.
 impl WholeBody for () {
     fn whole(&self) -> Option<&[u8]> {
         None

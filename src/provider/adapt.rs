@@ -14,8 +14,8 @@ use tokio::time::Instant;
 const DECREASE: f64 = 0.9;
 /// The factor of a second without a 429.
 const INCREASE_PER_SECOND: f64 = 1.01;
-/// The lowest amounts, as a part of the configured ones. Without it, a long outage that is answered with 429s would lower
-/// the rates without bound.
+/// The lowest amounts, as a part of the configured ones. Without it, a long outage that is answered with 429s would
+/// lower the rates without bound.
 const MIN_FACTOR: f64 = 0.01;
 
 /// The state of the adaptation of one limiter, shared by all clones of a [`FeedbackLayer`](super::FeedbackLayer).
@@ -70,8 +70,8 @@ impl Adaptation {
         let Some(factor) = change(&state) else { return };
         let limits = limiter.limits();
         if limits != state.applied {
-            // User code has set other limits. They are the configured ones from now on, and the factor that was found for
-            // the previous ones does not apply to them.
+            // User code has set other limits. They are the configured ones from now on, and the factor that was found
+            // for the previous ones does not apply to them.
             state.configured = limits;
             state.factor = 1.0;
         } else {

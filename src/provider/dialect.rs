@@ -66,8 +66,9 @@ impl Provider {
 
     /// Reads the rate-limit headers of a response.
     ///
-    /// Dates are compared with the `Date` header of the response, so that a wrong clock at either end does not matter, or
-    /// with `now` if the response has none. What is absent or malformed is `None`: see the [module docs](super#headers).
+    /// Dates are compared with the `Date` header of the response, so that a wrong clock at either end does not matter,
+    /// or with `now` if the response has none. What is absent or malformed is `None`: see the
+    /// [module docs](super#headers).
     ///
     /// ```
     /// use http::HeaderMap;

@@ -36,12 +36,12 @@ pub struct CharacterEstimate {
     default_answer: u64,
 }
 
-/// Estimates a call at a token for four characters of the prompt, and the average answer of earlier calls, or the longest
-/// answer that the request allows, if that is shorter.
+/// Estimates a call at a token for four characters of the prompt, and the average answer of earlier calls, or the
+/// longest answer that the request allows, if that is shorter.
 ///
 /// The average is an exponential moving average with weight 1/16 of the tokens that successful calls used beyond the
-/// estimate of their prompts. It is learned from the extension [`ApiTokensUsed`](crate::ApiTokensUsed) of their responses,
-/// so the estimate is given to both `cost` and `settle`. Its clones share the average.
+/// estimate of their prompts. It is learned from the extension [`ApiTokensUsed`](crate::ApiTokensUsed) of their
+/// responses, so the estimate is given to both `cost` and `settle`. Its clones share the average.
 ///
 /// The cost of a request with the extension [`ApiTokens`] is the declared number of tokens. How a prompt is counted is
 /// described in the [module docs](super#estimates).
@@ -68,7 +68,8 @@ const AVERAGE_LENGTH: i64 = 16;
 /// The largest body that is parsed. Larger ones count with their bytes.
 const MAX_BODY_BYTES: usize = 8 << 20;
 
-/// The bound for the numbers that the average is computed from. Larger ones are no real usage, and could overflow the sums.
+/// The bound for the numbers that the average is computed from. Larger ones are no real usage, and could overflow the
+/// sums.
 const MAX_LEARNED_TOKENS: u64 = 1 << 40;
 
 // === impl CharacterEstimate ===
@@ -215,8 +216,8 @@ impl PromptSize {
     }
 }
 
-/// The fields of a request that have what the model reads: of OpenAI (chat, responses, completions, embeddings), Anthropic,
-/// Mistral and Gemini.
+/// The fields of a request that have what the model reads: of OpenAI (chat, responses, completions, embeddings),
+/// Anthropic, Mistral and Gemini.
 const PROMPT_FIELDS: [&str; 8] = [
     "messages",
     "input",
@@ -231,8 +232,8 @@ const PROMPT_FIELDS: [&str; 8] = [
 /// The fields of a request that bound its answer, in tokens. Gemini has the bound in a nested field.
 const MAX_ANSWER_FIELDS: [&str; 3] = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
 
-/// Fields inside a prompt whose strings the model does not read as text: names of roles and kinds, identifiers, images and
-/// other files.
+/// Fields inside a prompt whose strings the model does not read as text: names of roles and kinds, identifiers, images
+/// and other files.
 const NON_TEXT_FIELDS: [&str; 10] = [
     "role",
     "type",

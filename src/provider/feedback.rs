@@ -20,17 +20,17 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Reads the rate-limit headers of each response in the dialect of a [`Provider`], and applies them to the [`Limiter`] that
-/// paces the calls. Placed around the client, below the limits.
+/// Reads the rate-limit headers of each response in the dialect of a [`Provider`], and applies them to the [`Limiter`]
+/// that paces the calls. Placed around the client, below the limits.
 ///
-/// - A 429, 503 or 529 with a delay (`Retry-After`) pauses the limiter for *all* its users. So does a 403 of GitHub that
-///   reports a limit. A pause is only ever extended, and is at most [`max_pause`](Self::max_pause) long.
+/// - A 429, 503 or 529 with a delay (`Retry-After`) pauses the limiter for *all* its users. So does a 403 of GitHub
+///   that reports a limit. A pause is only ever extended, and is at most [`max_pause`](Self::max_pause) long.
 /// - The remaining amount of a limit lowers the bucket of the limiter to it, and never raises it.
 /// - With [`adopt_limits`](Self::adopt_limits), the limiter takes over the provider's limits. Default: it does not.
 /// - With [`adapt`](Self::adapt), limits that no header reports are found by their 429s. Default: they are not.
 ///
-/// Limits of requests and of tokens are applied; separate limits of input tokens and of output tokens are not. A limit of
-/// the provider and a rate of the limiter belong together if they have the same budget and the same period: see
+/// Limits of requests and of tokens are applied; separate limits of input tokens and of output tokens are not. A limit
+/// of the provider and a rate of the limiter belong together if they have the same budget and the same period: see
 /// [`RateLimiter::lower`](crate::rate::RateLimiter::lower).
 ///
 /// Responses and errors are passed on unchanged.
@@ -92,8 +92,8 @@ impl FeedbackLayer {
         }
     }
 
-    /// Replaces the amounts of the limiter's rates by those that the provider reports, as soon as a response has them. A
-    /// burst above the new amount is lowered to it. Default: the configured limits stay.
+    /// Replaces the amounts of the limiter's rates by those that the provider reports, as soon as a response has them.
+    /// A burst above the new amount is lowered to it. Default: the configured limits stay.
     #[must_use]
     pub fn adopt_limits(mut self) -> Self {
         self.adopts = true;
@@ -101,11 +101,11 @@ impl FeedbackLayer {
     }
 
     /// Lowers all rates by a tenth at each 429, to a hundredth of the configured amounts at least, and raises them by a
-    /// hundredth for each second without one, up to the configured amounts. For providers that do not report their limits,
-    /// or share them among many accounts. Default: the configured limits stay.
+    /// hundredth for each second without one, up to the configured amounts. For providers that do not report their
+    /// limits, or share them among many accounts. Default: the configured limits stay.
     ///
-    /// The 429 of a call that was in flight when the limits were last changed does not lower them again. Limits that are
-    /// [set](Limiter::set_limits) meanwhile are the configured ones from then on.
+    /// The 429 of a call that was in flight when the limits were last changed does not lower them again. Limits that
+    /// are [set](Limiter::set_limits) meanwhile are the configured ones from then on.
     #[must_use]
     pub fn adapt(mut self) -> Self {
         self.adapts = Some(Arc::new(Adaptation::new(&self.limiter)));
@@ -144,7 +144,7 @@ impl FeedbackLayer {
                 // Fails for an amount that the limiter cannot represent: the configured one stays.
                 let adopted = self.limiter.adopt(budget, window.period, limit);
                 if let Ok(true) = adopted {
-                    tracing::info!(target: "tower_outbound", ?budget, limit, "Adopted the limit that the provider reports");
+                    tracing::info!(target: "tower_outbound", ?budget, limit, "Adopted the provider's limit");
                 }
             }
             if let Some(remaining) = window.remaining {
@@ -154,7 +154,8 @@ impl FeedbackLayer {
     }
 }
 
-/// Whether a response reports that a limit was exceeded, or that the provider is overloaded (503, and 529 of Anthropic).
+/// Whether a response reports that a limit was exceeded, or that the provider is overloaded (503, and 529 of
+/// Anthropic).
 fn is_throttled(provider: Provider, status: StatusCode, info: &RateLimitInfo) -> bool {
     match status.as_u16() {
         429 | 503 | 529 => true,

@@ -7,8 +7,8 @@ use std::time::Duration;
 #[non_exhaustive]
 pub struct RateLimitInfo {
     /// The delay before the next attempt: `retry-after-ms`, or else `Retry-After`
-    /// ([RFC 9110, section 10.2.3](https://www.rfc-editor.org/rfc/rfc9110#field.retry-after)) in seconds, with a fraction
-    /// if there is one, or as a date, which is compared with the `Date` of the response.
+    /// ([RFC 9110](https://www.rfc-editor.org/rfc/rfc9110#field.retry-after)) in seconds, with a fraction if there is one,
+    /// or as a date, which is compared with the `Date` of the response.
     pub retry_after: Option<Duration>,
     /// Whether another attempt is of use, in the opinion of the server: `x-should-retry`, which OpenAI sends.
     pub should_retry: Option<bool>,
@@ -51,8 +51,8 @@ pub enum Unit {
 /// When a limit allows more again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// After this time the whole amount is available. OpenAI, for example, refills continuously: half of what is missing is
-    /// available after half the time.
+    /// After this time the whole amount is available. OpenAI, for example, refills continuously: half of what is
+    /// missing is available after half the time.
     Full(Duration),
     /// After this time more is available than now, but not necessarily the whole amount.
     More(Duration),
@@ -61,8 +61,8 @@ pub enum Reset {
 // === impl RateLimitInfo ===
 
 impl RateLimitInfo {
-    /// Whether a limit is used up, or the response has a delay before the next attempt. GitHub reports so with a 403 that it
-    /// is a limit, rather than a missing permission.
+    /// Whether a limit is used up, or the response has a delay before the next attempt. GitHub reports so with a 403
+    /// that it is a limit, rather than a missing permission.
     pub(crate) fn is_limited(&self) -> bool {
         self.windows.iter().any(|window| window.remaining == Some(0)) || self.retry_after.is_some()
     }

@@ -21,10 +21,9 @@ use tower_service::Service;
 /// client, inside a [`BodyLayer`](crate::body::BodyLayer) or a [`CollectLayer`](crate::body::CollectLayer).
 ///
 /// The formats of OpenAI (chat and responses), Anthropic, Gemini, Mistral and APIs that copy them are read, in a JSON
-/// document or in a stream of
-/// [server-sent events](https://html.spec.whatwg.org/multipage/server-sent-events.html). Mistral's header
-/// `x-ratelimit-tokens-query-cost` is read with the head. Tokens that Anthropic reads from its cache are not counted, as
-/// they do not count towards its limits.
+/// document or in a stream of [server-sent events](https://html.spec.whatwg.org/multipage/server-sent-events.html).
+/// Mistral's header `x-ratelimit-tokens-query-cost` is read with the head. Tokens that Anthropic reads from its cache
+/// are not counted, as they do not count towards its limits.
 ///
 /// The body is passed on unchanged while it is read. No usage is found in
 ///
@@ -100,8 +99,8 @@ impl UsageLayer {
         Self { read: |_| None }
     }
 
-    /// Reads another format first: `read` is called with each document, or the data of each event, be it JSON or not, and
-    /// returns the number of tokens that the call has used so far. Where it returns `None`, the formats listed
+    /// Reads another format first: `read` is called with each document, or the data of each event, be it JSON or not,
+    /// and returns the number of tokens that the call has used so far. Where it returns `None`, the formats listed
     /// [above](Self) are tried.
     ///
     /// ```

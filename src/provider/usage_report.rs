@@ -27,8 +27,8 @@ struct Nested {
     usage: Option<Value>,
 }
 
-/// The numbers of tokens that the documents of one response have reported so far. A later number replaces an earlier one:
-/// in a stream the counts grow, or are sent once at the end.
+/// The numbers of tokens that the documents of one response have reported so far. A later number replaces an earlier
+/// one: in a stream the counts grow, or are sent once at the end.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct UsageTotals {
     total: Option<u64>,

@@ -1,10 +1,10 @@
 //! [`RetryPolicy`]: which calls are retried, and after which delay.
 //!
-//! A policy for tower's [`RetryLayer`](tower::retry::RetryLayer), made for metered APIs: it reads the provider's headers and
-//! error documents, waits as long as the server requests, and notes the reason for each retry in the event of the call.
-//! Where it is placed in the stack is shown in [`provider`](crate::provider#order).
+//! A policy for tower's [`RetryLayer`](tower::retry::RetryLayer), made for metered APIs: it reads the provider's
+//! headers and error documents, waits as long as the server requests, and notes the reason for each retry in the event
+//! of the call. Where it is placed in the stack is shown in [`provider`](crate::provider#order).
 //!
-//! [`never_sent`] tells failures that have cost nothing, because the request did not reach the server, from others.
+//! [`never_sent`] recognizes failures that have cost nothing, because the request did not reach the server.
 
 mod transient;
 mod verdict;
@@ -56,17 +56,17 @@ use verdict::{ResponseView, Verdict};
 ///   [`retry_errors`](Self::retry_errors) accepts.
 /// - Responses with the status 408, 409, 429 or 5xx, and a 403 of GitHub that reports a limit.
 ///
-/// The header `x-should-retry` takes precedence over the status. A 429 that does not pass by waiting is returned like any
-/// other response: OpenAI's `insufficient_quota`, Anthropic's spend limit (a 429 without `retry-after`), and Gemini's limits
-/// per day or of zero. OpenAI's and Gemini's are found in the body, with the feature `json`, if the body is
-/// [in memory](WholeBody) and at most 64 KiB long.
+/// The header `x-should-retry` takes precedence over the status. A 429 that does not pass by waiting is returned like
+/// any other response: OpenAI's `insufficient_quota`, Anthropic's spend limit (a 429 without `retry-after`), and
+/// Gemini's limits per day or of zero. OpenAI's and Gemini's are found in the body, with the feature `json`, if the
+/// body is [in memory](WholeBody) and at most 64 KiB long.
 ///
 /// A call whose response was [streamed](crate::body#streams) to the caller is not retried.
 ///
 /// # When
 ///
-/// The delay that the server requests is waited in full. If it is above [`max_delay`](Self::max_delay), the call fails at
-/// once.
+/// The delay that the server requests is waited in full. If it is above [`max_delay`](Self::max_delay), the call fails
+/// at once.
 ///
 /// If the server requests none, the delay is a random part of a time that doubles with each retry
 /// ([full jitter](https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)).
@@ -84,8 +84,8 @@ use verdict::{ResponseView, Verdict};
 ///
 /// # Errors
 ///
-/// [`RetryAfterTooLong`] replaces the response if the requested delay is above the maximum. When a call is not retried any
-/// more for another reason, its last response or error is returned.
+/// [`RetryAfterTooLong`] replaces the response if the requested delay is above the maximum. When a call is not retried
+/// any more for another reason, its last response or error is returned.
 #[derive(Clone)]
 pub struct RetryPolicy {
     rules: Arc<Rules>,
@@ -151,8 +151,8 @@ impl RetryPolicy {
         self.with(|rules| rules.max_retries = retries)
     }
 
-    /// Sets the backoff, for retries without a delay that the server requests: `base` at the first retry, doubled with each
-    /// retry up to `cap`. A random part of it is waited. Default: 500 ms and 30 s.
+    /// Sets the backoff, for retries without a delay that the server requests: `base` at the first retry, doubled with
+    /// each retry up to `cap`. A random part of it is waited. Default: 500 ms and 30 s.
     #[must_use]
     pub fn backoff(self, base: Duration, cap: Duration) -> Self {
         self.with(|rules| (rules.base, rules.cap) = (base, cap))
@@ -171,16 +171,16 @@ impl RetryPolicy {
         self.with(|rules| rules.is_retryable = is_retryable)
     }
 
-    /// Sets the budget that bounds the retries of all calls together: each success adds to it, each retry takes from it. So
-    /// retries do not multiply the load of a provider that fails all calls. Default: [`TpsBudget::default`]. `None`: no
-    /// bound but [`max_retries`](Self::max_retries).
+    /// Sets the budget that bounds the retries of all calls together: each success adds to it, each retry takes from
+    /// it. So retries do not multiply the load of a provider that fails all calls. Default: [`TpsBudget::default`].
+    /// `None`: no bound but [`max_retries`](Self::max_retries).
     #[must_use]
     pub fn budget(self, budget: Option<Arc<dyn Budget + Send + Sync>>) -> Self {
         self.with(|rules| rules.budget = budget)
     }
 
-    /// Seeds the random delays, for tests. The same seed gives the same delays within one version of this crate. Default: a
-    /// random seed.
+    /// Seeds the random delays, for tests. The same seed gives the same delays within one version of this crate.
+    /// Default: a random seed.
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {
         self.with(|rules| rules.rng = Arc::new(Mutex::new(Rng::with_seed(seed))))

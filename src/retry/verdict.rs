@@ -33,7 +33,8 @@ struct ErrorDocument {
 // === impl ResponseView ===
 
 impl ResponseView<'_> {
-    /// The delay in the headers takes precedence over that in the body, and `x-should-retry` over the status and the body.
+    /// The delay in the headers takes precedence over that in the body, and `x-should-retry` over the status and the
+    /// body.
     pub(super) fn verdict(&self) -> Verdict {
         let document = ErrorDocument::read(self);
         let delay = self.info.retry_after.or(document.delay);

@@ -1,5 +1,6 @@
-//! Anthropic's headers ([rate limits](https://docs.anthropic.com/en/api/rate-limits)): `anthropic-ratelimit-tokens-limit`
-//! and so on. All limits are per minute, and a reset is a date as RFC 3339 writes it.
+//! Anthropic's headers ([rate limits](https://docs.anthropic.com/en/api/rate-limits)):
+//! `anthropic-ratelimit-tokens-limit` and so on. All limits are per minute, and a reset is a date as RFC 3339 writes
+//! it.
 //!
 //! The headers of separate quotas (priority tier, fast mode, subscriptions) are not read: their limits are not those of
 //! ordinary calls.

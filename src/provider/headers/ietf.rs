@@ -17,7 +17,8 @@ const LIMIT: &str = "ratelimit-limit";
 const POLICY: &str = "ratelimit-policy";
 const RATE_LIMIT: &str = "ratelimit";
 
-/// How many windows are read of one response. Real responses have a few; a bound keeps a hostile one from growing the list.
+/// How many windows are read of one response. Real responses have a few; a bound keeps a hostile one from growing the
+/// list.
 const MAX_WINDOWS: usize = 16;
 
 pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) {

@@ -1,5 +1,5 @@
-//! OpenAI's headers ([rate limits](https://platform.openai.com/docs/guides/rate-limits)), `x-ratelimit-limit-tokens` and
-//! so on, and those of the providers that use the same pattern of names.
+//! OpenAI's headers ([rate limits](https://platform.openai.com/docs/guides/rate-limits)), `x-ratelimit-limit-tokens`
+//! and so on, and those of the providers that use the same pattern of names.
 
 use super::Reader;
 use crate::provider::info::{Reset, Unit, Window};
@@ -26,7 +26,8 @@ const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 const HOUR: Option<Duration> = Some(Duration::from_secs(60 * 60));
 const DAY: Option<Duration> = Some(Duration::from_secs(24 * 60 * 60));
 
-/// The period of the limit of requests is a minute or a day, depending on the account; no header has it, so it is `None`.
+/// The period of the limit of requests is a minute or a day, depending on the account; no header has it, so it is
+/// `None`.
 ///
 /// `project-tokens` is the limit of a project, `tokens_usage_based` an older name that some accounts receive.
 pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) {
