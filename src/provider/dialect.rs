@@ -9,8 +9,8 @@ use std::{fmt, str::FromStr, time::SystemTime};
 
 /// The provider whose dialect the headers of a response are written in.
 ///
-/// All of them are read for `Retry-After`, `retry-after-ms` and `x-should-retry`. They differ in the names and the
-/// formats of their limits.
+/// `Retry-After`, `retry-after-ms` and `x-should-retry` are read for every provider. The providers differ in the names and
+/// the formats of their limits.
 ///
 /// `Display` and `FromStr` use lower-case names: `openai`, `azure-openai`, `anthropic`, `gemini`, `groq`, `mistral`,
 /// `cerebras`, `github`, `ietf`.
