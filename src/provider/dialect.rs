@@ -9,8 +9,8 @@ use std::{fmt, str::FromStr, time::SystemTime};
 
 /// The provider whose dialect the headers of a response are written in.
 ///
-/// `Retry-After`, `retry-after-ms` and `x-should-retry` are read for every provider. The providers differ in the names and
-/// the formats of their limits.
+/// `Retry-After`, `retry-after-ms` and `x-should-retry` are read for every provider. The providers differ in the names
+/// and the formats of their limits.
 ///
 /// `Display` and `FromStr` use lower-case names: `openai`, `azure-openai`, `anthropic`, `gemini`, `groq`, `mistral`,
 /// `cerebras`, `github`, `ietf`.
@@ -39,8 +39,8 @@ pub enum Provider {
     /// ([rate limits](https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api)).
     GitHub,
     /// The IETF's `RateLimit` and `RateLimit-Policy`
-    /// ([draft 10](https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-10)), and the fields of its
-    /// drafts 02 to 09.
+    /// ([draft 10](https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-10)), and the fields of
+    /// its drafts 02 to 09.
     Ietf,
 }
 
