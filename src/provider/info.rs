@@ -6,9 +6,9 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct RateLimitInfo {
-    /// The delay before the next attempt: `retry-after-ms`, or else `Retry-After`
-    /// ([RFC 9110](https://www.rfc-editor.org/rfc/rfc9110#field.retry-after)) in seconds, with a fraction if there is one,
-    /// or as a date, which is compared with the `Date` of the response.
+    /// The delay before the next attempt: `retry-after-ms`, or else `Retry-After` ([RFC
+    /// 9110](https://www.rfc-editor.org/rfc/rfc9110#field.retry-after)) in seconds, with a fraction if there is one, or
+    /// as a date, which is compared with the `Date` of the response.
     pub retry_after: Option<Duration>,
     /// Whether another attempt is of use, in the opinion of the server: `x-should-retry`, which OpenAI sends.
     pub should_retry: Option<bool>,

@@ -11,9 +11,9 @@ use std::{
 
 /// Returns true if the connection could not be made: the request was not sent, and has cost nothing.
 ///
-/// The error and its [sources](std::error::Error::source) are searched for an [`io::Error`](std::io::Error) whose kind is
-/// a refused connection, an unreachable host or network, or an unavailable address, and with the feature `reqwest` for a
-/// [`reqwest::Error`](https://docs.rs/reqwest/latest/reqwest/struct.Error.html#method.is_connect) of connecting.
+/// The error and its [sources](std::error::Error::source) are searched for an [`io::Error`](std::io::Error) whose kind
+/// is a refused connection, an unreachable host or network, or an unavailable address, and with the feature `reqwest`
+/// for a [`reqwest::Error`](https://docs.rs/reqwest/latest/reqwest/struct.Error.html#method.is_connect) of connecting.
 ///
 /// For [`ByUsage::unless_sent`](crate::rate::ByUsage::unless_sent):
 ///
