@@ -1,4 +1,4 @@
-//! [`Reqwest`]: a reqwest client as a service of http requests.
+//! [`Reqwest`]: a reqwest client as a Tower service.
 
 use http::{Request, Response};
 use pin_project_lite::pin_project;
@@ -11,11 +11,13 @@ use std::{
 };
 use tower_service::Service;
 
-/// A [`reqwest::Client`] as a service from http requests to http responses, for the
-/// [`Executor`](crate::Executor) and for every layer that takes one.
+/// A [`reqwest::Client`] as a service from [`http::Request`] to [`http::Response`], for the
+/// [`Executor`](crate::Executor) and for any layer that takes such a service.
 ///
-/// The request's body may be anything that reqwest can send: `String`, `Vec<u8>`, `Bytes`, [`reqwest::Body`]. The
-/// response's is a [`reqwest::Body`], which streams.
+/// The body of a request is anything that reqwest can send: `String`, `Vec<u8>`, `Bytes`, [`reqwest::Body`]. The body
+/// of a response is a [`reqwest::Body`], which is read from the connection as it is polled.
+///
+/// Other clients need no adapter if they are services of these types, as hyper's are.
 ///
 /// ```
 /// use tower_outbound::{Executor, client::Reqwest};
@@ -26,14 +28,15 @@ use tower_service::Service;
 ///
 /// # Errors
 ///
-/// Its own, among them a URL that is none. Their texts have the URL in them, which is redacted in events.
+/// The errors of reqwest, also for a request that reqwest cannot send, such as one without a host in its URL. Their
+/// texts contain the URL, which is redacted in events.
 #[derive(Clone, Default)]
 pub struct Reqwest {
     client: Client,
 }
 
 pin_project! {
-    /// A call made by reqwest.
+    /// A call of reqwest, until the head of its response has arrived.
     ///
     /// # Cancel safety
     ///
@@ -48,21 +51,21 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F> {
-        /// It is no request.
-        Refused { error: Option<Error> },
+        /// The request cannot be sent by reqwest.
+        Invalid { error: Option<Error> },
         Calling { #[pin] future: F },
     }
 }
 
 impl Reqwest {
-    /// This client.
+    /// Creates the service. Clones share the connections of `client`.
     #[must_use]
     pub const fn new(client: Client) -> Self {
         Self { client }
     }
 }
 
-/// Without the client's default headers, which may be credentials.
+/// Without the default headers of the client, which may have credentials in them.
 impl fmt::Debug for Reqwest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reqwest").finish_non_exhaustive()
@@ -89,7 +92,7 @@ impl<B: Into<Body>> Service<Request<B>> for Reqwest {
             Ok(request) => State::Calling {
                 future: Service::<reqwest::Request>::call(&mut self.client, request),
             },
-            Err(error) => State::Refused { error: Some(error) },
+            Err(error) => State::Invalid { error: Some(error) },
         };
         ResponseFuture { state }
     }
@@ -100,7 +103,7 @@ impl Future for ResponseFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Refused { error } => {
+            StateProj::Invalid { error } => {
                 let error = error.take().expect("a future is not polled after it was ready");
                 Poll::Ready(Err(error))
             }

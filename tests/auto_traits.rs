@@ -61,7 +61,7 @@ fn what_is_there_for_http_is_so_too() {
     all::<(FeedbackLayer, Feedback<()>, RateLimitInfo, Provider)>();
     all::<(RetryPolicy, CharacterEstimate, AverageEstimate, ByUsage, ApiTokensUsed)>();
     all::<Reqwest>();
-    send::<(stream::StreamFuture<Body>, client::ResponseFuture, Delay)>();
+    send::<(stream::ResponseFuture<Body>, client::ResponseFuture, Delay)>();
     // As reqwest wants the bodies it is given.
     sync::<StreamBody<MeteredBody<reqwest::Body>>>();
     send::<StreamBody<MeteredBody<reqwest::Body>>>();

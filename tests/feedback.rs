@@ -1,4 +1,4 @@
-//! What providers' headers say, in their own words, and what is made of it.
+//! The rate-limit headers of each provider, and how they are applied to a limiter.
 #![cfg(feature = "http")]
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
@@ -37,13 +37,14 @@ fn read(provider: Provider, pairs: &[(&str, &str)]) -> RateLimitInfo {
     provider.rate_limit_info(&headers(pairs), now())
 }
 
-/// Unit, period in seconds, limit, remaining, reset.
-type Told = (Unit, Option<u64>, Option<u64>, Option<u64>, Option<Reset>);
+/// A window: unit, period in seconds, limit, remaining, reset.
+type Row = (Unit, Option<u64>, Option<u64>, Option<u64>, Option<Reset>);
 
-fn windows(provider: Provider, pairs: &[(&str, &str)]) -> Vec<Told> {
-    let told = read(provider, pairs).windows;
+fn windows(provider: Provider, pairs: &[(&str, &str)]) -> Vec<Row> {
+    let windows = read(provider, pairs).windows;
     let seconds = |period: Duration| period.as_secs();
-    told.iter()
+    windows
+        .iter()
         .map(|window| {
             (
                 window.unit,
@@ -65,7 +66,7 @@ fn more(seconds: u64) -> Option<Reset> {
 }
 
 #[test]
-fn openai_tells_requests_and_tokens_and_when_they_are_full() {
+fn openai_reports_requests_and_tokens_and_when_they_are_full() {
     let pairs = [
         ("x-ratelimit-limit-requests", "60"),
         ("x-ratelimit-limit-tokens", "150000"),
@@ -74,35 +75,35 @@ fn openai_tells_requests_and_tokens_and_when_they_are_full() {
         ("x-ratelimit-reset-requests", "1s"),
         ("x-ratelimit-reset-tokens", "6m0s"),
     ];
-    let told = [
+    let expected = [
         (Unit::Requests, None, Some(60), Some(59), full(1_000)),
         (Unit::Tokens, Some(MINUTE), Some(150_000), Some(149_984), full(360_000)),
     ];
-    assert_eq!(windows(Provider::OpenAi, &pairs), told);
+    assert_eq!(windows(Provider::OpenAi, &pairs), expected);
 
     let project = [
         ("x-ratelimit-limit-project-tokens", "1000000"),
         ("x-ratelimit-remaining-project-tokens", "990000"),
         ("x-ratelimit-reset-project-tokens", "250ms"),
     ];
-    let told = [(Unit::Tokens, Some(MINUTE), Some(1_000_000), Some(990_000), full(250))];
-    assert_eq!(windows(Provider::OpenAi, &project), told);
+    let expected = [(Unit::Tokens, Some(MINUTE), Some(1_000_000), Some(990_000), full(250))];
+    assert_eq!(windows(Provider::OpenAi, &project), expected);
 
     let older = [
         ("x-ratelimit-limit-tokens_usage_based", "160000"),
         ("x-ratelimit-remaining-tokens_usage_based", "159976"),
         ("x-ratelimit-reset-tokens_usage_based", "9ms"),
     ];
-    let told = [(Unit::Tokens, Some(MINUTE), Some(160_000), Some(159_976), full(9))];
-    assert_eq!(windows(Provider::OpenAi, &older), told);
+    let expected = [(Unit::Tokens, Some(MINUTE), Some(160_000), Some(159_976), full(9))];
+    assert_eq!(windows(Provider::OpenAi, &older), expected);
 
     assert_eq!(read(Provider::OpenAi, &[]), RateLimitInfo::default());
 }
 
 #[test]
-fn openais_reset_is_the_time_until_all_is_there_again() {
+fn openais_reset_is_the_time_until_the_whole_amount_is_available() {
     // A real response: 5000 requests and 160000 tokens a minute.
-    let feedback = read(
+    let info = read(
         Provider::OpenAi,
         &[
             ("x-ratelimit-limit-requests", "5000"),
@@ -113,7 +114,7 @@ fn openais_reset_is_the_time_until_all_is_there_again() {
             ("x-ratelimit-reset-tokens", "9ms"),
         ],
     );
-    for window in feedback.windows {
+    for window in info.windows {
         let Some(Reset::Full(reset)) = window.reset else {
             panic!("{window:?}")
         };
@@ -123,17 +124,17 @@ fn openais_reset_is_the_time_until_all_is_there_again() {
 }
 
 #[test]
-fn openai_says_when_to_come_back_in_seconds_and_in_milliseconds() {
-    let feedback = read(Provider::OpenAi, &[("retry-after", "20")]);
-    assert_eq!(feedback.retry_after, Some(Duration::from_secs(20)));
+fn openai_reports_the_retry_delay_in_seconds_and_in_milliseconds() {
+    let info = read(Provider::OpenAi, &[("retry-after", "20")]);
+    assert_eq!(info.retry_after, Some(Duration::from_secs(20)));
     let both = [
         ("retry-after", "20"),
         ("retry-after-ms", "4321"),
         ("x-should-retry", "false"),
     ];
-    let feedback = read(Provider::OpenAi, &both);
-    assert_eq!(feedback.retry_after, Some(Duration::from_millis(4_321)));
-    assert_eq!(feedback.should_retry, Some(false));
+    let info = read(Provider::OpenAi, &both);
+    assert_eq!(info.retry_after, Some(Duration::from_millis(4_321)));
+    assert_eq!(info.should_retry, Some(false));
     assert_eq!(
         read(Provider::OpenAi, &[("x-should-retry", "true")]).should_retry,
         Some(true)
@@ -145,7 +146,7 @@ fn openai_says_when_to_come_back_in_seconds_and_in_milliseconds() {
 }
 
 #[test]
-fn azure_tells_bare_seconds_and_minus_one_for_what_it_does_not_know() {
+fn azure_reports_resets_in_seconds_and_unknown_numbers_as_minus_one() {
     let pairs = [
         ("x-ratelimit-limit-requests", "10"),
         ("x-ratelimit-remaining-requests", "9"),
@@ -155,11 +156,11 @@ fn azure_tells_bare_seconds_and_minus_one_for_what_it_does_not_know() {
         ("x-ratelimit-reset-tokens", "300"),
         ("retry-after-ms", "2000"),
     ];
-    let told = [
+    let expected = [
         (Unit::Requests, None, Some(10), Some(9), full(10_000)),
         (Unit::Tokens, Some(MINUTE), Some(1_000), Some(900), full(300_000)),
     ];
-    assert_eq!(windows(Provider::AzureOpenAi, &pairs), told);
+    assert_eq!(windows(Provider::AzureOpenAi, &pairs), expected);
     assert_eq!(
         read(Provider::AzureOpenAi, &pairs).retry_after,
         Some(Duration::from_secs(2))
@@ -173,22 +174,22 @@ fn azure_tells_bare_seconds_and_minus_one_for_what_it_does_not_know() {
 }
 
 #[test]
-fn github_models_tells_the_period_too() {
+fn github_models_reports_the_period_too() {
     let pairs = [
         ("x-ratelimit-limit-requests", "150"),
         ("x-ratelimit-renewalperiod-requests", "60"),
         ("x-ratelimit-remaining-tokens", "7"),
         ("x-ratelimit-renewalperiod-tokens", "86400"),
     ];
-    let told = [
+    let expected = [
         (Unit::Requests, Some(MINUTE), Some(150), None, None),
         (Unit::Tokens, Some(DAY), None, Some(7), None),
     ];
-    assert_eq!(windows(Provider::AzureOpenAi, &pairs), told);
+    assert_eq!(windows(Provider::AzureOpenAi, &pairs), expected);
 }
 
 #[test]
-fn anthropic_tells_moments_which_are_measured_by_its_own_clock() {
+fn anthropic_reports_resets_as_dates_by_its_own_clock() {
     let pairs = [
         ("date", "Wed, 25 Feb 2026 20:02:31 GMT"),
         ("anthropic-ratelimit-requests-limit", "50"),
@@ -200,24 +201,24 @@ fn anthropic_tells_moments_which_are_measured_by_its_own_clock() {
         ("anthropic-ratelimit-output-tokens-remaining", "8000"),
         ("anthropic-ratelimit-tokens-limit", "38000"),
         ("anthropic-ratelimit-tokens-remaining", "36000"),
-        // Other quotas.
+        // Separate quotas, which are not read.
         ("anthropic-priority-input-tokens-limit", "1"),
         ("anthropic-ratelimit-priority-input-tokens-limit", "1"),
         ("anthropic-fast-input-tokens-remaining", "1"),
         ("anthropic-ratelimit-unified-reset", "1772049752"),
     ];
-    let told = [
+    let expected = [
         (Unit::Requests, Some(MINUTE), Some(50), Some(49), full(1_000)),
         (Unit::Tokens, Some(MINUTE), Some(38_000), Some(36_000), None),
         (Unit::InputTokens, Some(MINUTE), Some(30_000), Some(28_000), None),
         (Unit::OutputTokens, Some(MINUTE), Some(8_000), Some(8_000), None),
     ];
-    assert_eq!(windows(Provider::Anthropic, &pairs), told);
+    assert_eq!(windows(Provider::Anthropic, &pairs), expected);
     assert_eq!(
         read(Provider::Anthropic, &[("retry-after", "31")]).retry_after,
         Some(Duration::from_secs(31))
     );
-    // It was back before the response was sent.
+    // The date has passed.
     let past = [
         ("anthropic-ratelimit-requests-remaining", "49"),
         ("anthropic-ratelimit-requests-reset", "2026-02-25T20:02:32Z"),
@@ -226,7 +227,7 @@ fn anthropic_tells_moments_which_are_measured_by_its_own_clock() {
 }
 
 #[test]
-fn gemini_says_nothing_in_headers() {
+fn gemini_reports_nothing_in_headers() {
     assert_eq!(
         read(Provider::Gemini, &[("x-ratelimit-limit-tokens", "5")]),
         RateLimitInfo::default()
@@ -234,7 +235,7 @@ fn gemini_says_nothing_in_headers() {
 }
 
 #[test]
-fn groq_counts_requests_by_the_day_and_writes_durations_with_fractions() {
+fn groq_counts_requests_per_day_and_writes_durations_with_fractions() {
     let pairs = [
         ("x-ratelimit-limit-requests", "14400"),
         ("x-ratelimit-remaining-requests", "14399"),
@@ -244,16 +245,16 @@ fn groq_counts_requests_by_the_day_and_writes_durations_with_fractions() {
         ("x-ratelimit-reset-tokens", "7.66s"),
         ("retry-after", "2"),
     ];
-    let told = [
+    let expected = [
         (Unit::Requests, Some(DAY), Some(14_400), Some(14_399), full(179_560)),
         (Unit::Tokens, Some(MINUTE), Some(18_000), Some(17_997), full(7_660)),
     ];
-    assert_eq!(windows(Provider::Groq, &pairs), told);
+    assert_eq!(windows(Provider::Groq, &pairs), expected);
     assert_eq!(read(Provider::Groq, &pairs).retry_after, Some(Duration::from_secs(2)));
 }
 
 #[test]
-fn mistral_tells_no_reset_but_what_the_call_used() {
+fn mistral_reports_no_reset_but_the_tokens_used() {
     let pairs = [
         ("x-ratelimit-limit-req-minute", "720"),
         ("x-ratelimit-remaining-req-minute", "717"),
@@ -261,11 +262,11 @@ fn mistral_tells_no_reset_but_what_the_call_used() {
         ("x-ratelimit-remaining-tokens-minute", "4999911"),
         ("x-ratelimit-tokens-query-cost", "52"),
     ];
-    let told = [
+    let expected = [
         (Unit::Requests, Some(MINUTE), Some(720), Some(717), None),
         (Unit::Tokens, Some(MINUTE), Some(5_000_000), Some(4_999_911), None),
     ];
-    assert_eq!(windows(Provider::Mistral, &pairs), told);
+    assert_eq!(windows(Provider::Mistral, &pairs), expected);
     assert_eq!(read(Provider::Mistral, &pairs).tokens_used, Some(52));
 }
 
@@ -277,17 +278,17 @@ fn cerebras_has_several_periods_at_once() {
         ("x-ratelimit-limit-requests-day", "2400"),
         ("x-ratelimit-remaining-tokens-day", "999"),
     ];
-    let told = [
+    let expected = [
         (Unit::Requests, Some(MINUTE), Some(5), None, None),
         (Unit::Requests, Some(HOUR), Some(150), None, None),
         (Unit::Requests, Some(DAY), Some(2_400), None, None),
         (Unit::Tokens, Some(DAY), None, Some(999), None),
     ];
-    assert_eq!(windows(Provider::Cerebras, &pairs), told);
+    assert_eq!(windows(Provider::Cerebras, &pairs), expected);
 }
 
 #[test]
-fn github_tells_the_moment_in_seconds_since_1970() {
+fn github_reports_the_reset_in_seconds_since_1970() {
     let reset = "1792567740";
     let pairs = [
         ("x-ratelimit-limit", "5000"),
@@ -296,18 +297,18 @@ fn github_tells_the_moment_in_seconds_since_1970() {
         ("x-ratelimit-reset", reset),
         ("x-ratelimit-resource", "core"),
     ];
-    let told = [(Unit::Requests, Some(HOUR), Some(5_000), Some(0), full(60_000))];
-    assert_eq!(windows(Provider::GitHub, &pairs), told);
+    let expected = [(Unit::Requests, Some(HOUR), Some(5_000), Some(0), full(60_000))];
+    assert_eq!(windows(Provider::GitHub, &pairs), expected);
 }
 
 #[test]
-fn retry_after_is_seconds_fractions_or_a_date_against_the_date_of_the_response() {
+fn retry_after_is_seconds_or_a_date_compared_with_the_date_of_the_response() {
     let at = |pairs: &[(&str, &str)]| read(Provider::Ietf, pairs).retry_after;
     let seconds = |seconds| Some(Duration::from_secs(seconds));
     assert_eq!(at(&[("retry-after", "120")]), seconds(120));
     assert_eq!(at(&[("retry-after", " 1.5 ")]), Some(Duration::from_millis(1_500)));
     assert_eq!(at(&[("retry-after", "Wed, 21 Oct 2026 07:28:30 GMT")]), seconds(30));
-    // The server's clock is an hour slow.
+    // The server's clock is an hour slow: its date is compared with its own clock.
     let date = ("date", "Wed, 21 Oct 2026 06:28:00 GMT");
     assert_eq!(
         at(&[date, ("retry-after", "Wed, 21 Oct 2026 06:28:45 GMT")]),
@@ -316,7 +317,7 @@ fn retry_after_is_seconds_fractions_or_a_date_against_the_date_of_the_response()
     // The obsolete forms of RFC 9110.
     assert_eq!(at(&[("retry-after", "Wednesday, 21-Oct-26 07:28:10 GMT")]), seconds(10));
     assert_eq!(at(&[("retry-after", "Wed Oct 21 07:28:09 2026")]), seconds(9));
-    // It has passed.
+    // The date has passed.
     assert_eq!(at(&[("retry-after", "Wed, 21 Oct 2026 07:00:00 GMT")]), seconds(0));
     assert_eq!(at(&[("retry-after", "99999999999999999999999")]), seconds(366 * DAY));
     for odd in [
@@ -327,19 +328,19 @@ fn retry_after_is_seconds_fractions_or_a_date_against_the_date_of_the_response()
 }
 
 #[test]
-fn the_ietfs_fields_of_draft_10_belong_together_by_name() {
+fn the_ietfs_fields_of_draft_10_are_matched_by_name() {
     let pairs = [
         ("ratelimit-policy", r#""burst";q=100;w=60,"daily";q=1000;w=86400"#),
         ("ratelimit", r#""burst";r=50;t=30"#),
     ];
-    let told = [
+    let expected = [
         (Unit::Requests, Some(MINUTE), Some(100), Some(50), more(30)),
         (Unit::Requests, Some(DAY), Some(1_000), None, None),
     ];
-    assert_eq!(windows(Provider::Ietf, &pairs), told);
-    let alone = [("ratelimit", r#""default";r=50;t=30"#)];
+    assert_eq!(windows(Provider::Ietf, &pairs), expected);
+    let without_policy = [("ratelimit", r#""default";r=50;t=30"#)];
     assert_eq!(
-        windows(Provider::Ietf, &alone),
+        windows(Provider::Ietf, &without_policy),
         [(Unit::Requests, None, None, Some(50), more(30))]
     );
     let other = [(
@@ -350,7 +351,7 @@ fn the_ietfs_fields_of_draft_10_belong_together_by_name() {
         windows(Provider::Ietf, &other),
         [(Unit::Tokens, Some(MINUTE), Some(7), None, None)]
     );
-    // As the draft's own examples have it: a token, and no `r`.
+    // One of the draft's own examples: a token instead of a string, and no `r`.
     assert_eq!(windows(Provider::Ietf, &[("ratelimit", "quota;t=1")]), []);
     let token = [("ratelimit-policy", "quota;q=9;w=1"), ("ratelimit", r#""quota";r=1"#)];
     assert_eq!(
@@ -360,7 +361,7 @@ fn the_ietfs_fields_of_draft_10_belong_together_by_name() {
 }
 
 #[test]
-fn the_ietfs_older_drafts_are_understood() {
+fn the_ietfs_older_drafts_are_read() {
     let seventh = [
         ("ratelimit", "limit=10, remaining=9, reset=1"),
         ("ratelimit-policy", "10;w=1"),
@@ -374,19 +375,19 @@ fn the_ietfs_older_drafts_are_understood() {
         ("ratelimit-remaining", "50"),
         ("ratelimit-reset", "30"),
     ];
-    let told = [(Unit::Requests, Some(MINUTE), Some(100), Some(50), more(30))];
-    assert_eq!(windows(Provider::Ietf, &third), told);
+    let expected = [(Unit::Requests, Some(MINUTE), Some(100), Some(50), more(30))];
+    assert_eq!(windows(Provider::Ietf, &third), expected);
     let fourth = [
         ("ratelimit-limit", "100"),
         ("ratelimit-remaining", "50"),
         ("ratelimit-reset", "30"),
         ("ratelimit-policy", "100;w=60"),
     ];
-    assert_eq!(windows(Provider::Ietf, &fourth), told);
+    assert_eq!(windows(Provider::Ietf, &fourth), expected);
 }
 
 #[test]
-fn what_is_malformed_says_nothing() {
+fn a_malformed_header_counts_as_not_sent() {
     for odd in [
         "",
         "-1",
@@ -427,7 +428,7 @@ fn what_is_malformed_says_nothing() {
     ] {
         assert_eq!(windows(Provider::Ietf, &[("ratelimit", odd)]), [], "{odd}");
     }
-    // Of one that comes twice, the first counts.
+    // Of a header that is sent twice, the first one counts.
     let twice = [
         ("x-ratelimit-remaining-tokens", "7"),
         ("x-ratelimit-remaining-tokens", "9"),
@@ -436,7 +437,7 @@ fn what_is_malformed_says_nothing() {
 }
 
 #[test]
-fn providers_are_known_by_name() {
+fn a_provider_is_parsed_from_its_name() {
     for provider in Provider::ALL {
         assert_eq!(provider.to_string().parse(), Ok(provider));
     }
@@ -455,7 +456,8 @@ fn limiter() -> RateLimiter {
     RateLimiter::new(limits).unwrap()
 }
 
-async fn answer(layer: &FeedbackLayer, status: u16, pairs: &'static [(&'static str, &'static str)]) {
+/// Sends a call through the layer whose response has this status and these headers.
+async fn respond(layer: &FeedbackLayer, status: u16, pairs: &'static [(&'static str, &'static str)]) {
     let client = service_fn(move |_: Request<()>| async move {
         let mut response = Response::builder().status(status);
         *response.headers_mut().unwrap() = headers(pairs);
@@ -465,11 +467,11 @@ async fn answer(layer: &FeedbackLayer, status: u16, pairs: &'static [(&'static s
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_that_says_when_to_come_back_holds_everybody_and_only_ever_longer() {
+async fn a_429_with_a_retry_delay_pauses_all_users_and_pauses_are_only_extended() {
     let limiter = limiter();
     let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi).max_pause(Duration::from_secs(100));
     let begun = Instant::now();
-    // In line already.
+    // A waiter that was queued before the 429.
     let waiting = tokio::spawn({
         let limiter = limiter.clone();
         async move {
@@ -479,29 +481,29 @@ async fn a_429_that_says_when_to_come_back_holds_everybody_and_only_ever_longer(
         }
     });
     tokio::task::yield_now().await;
-    answer(&layer, 429, &[("retry-after", "7")]).await;
-    answer(&layer, 503, &[("retry-after", "2")]).await;
-    answer(&layer, 200, &[("retry-after", "50")]).await;
-    answer(&layer, 429, &[]).await;
+    respond(&layer, 429, &[("retry-after", "7")]).await;
+    respond(&layer, 503, &[("retry-after", "2")]).await;
+    respond(&layer, 200, &[("retry-after", "50")]).await;
+    respond(&layer, 429, &[]).await;
     assert_eq!(waiting.await.unwrap(), Duration::from_secs(7));
     limiter.acquire(Cost::request()).await.unwrap();
     assert_eq!(begun.elapsed(), Duration::from_secs(7));
-    answer(&layer, 529, &[("retry-after", "1000")]).await;
+    respond(&layer, 529, &[("retry-after", "1000")]).await;
     limiter.acquire(Cost::request()).await.unwrap();
     assert_eq!(begun.elapsed(), Duration::from_secs(107));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_provider_has_left_lowers_what_we_have_and_never_raises_it() {
+async fn the_remaining_amount_lowers_the_bucket_and_never_raises_it() {
     let limiter = limiter();
     let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi);
-    let left = || {
+    let remaining = || {
         (
             limiter.available().requests.unwrap(),
             limiter.available().tokens.unwrap(),
         )
     };
-    answer(
+    respond(
         &layer,
         200,
         &[
@@ -510,8 +512,8 @@ async fn what_a_provider_has_left_lowers_what_we_have_and_never_raises_it() {
         ],
     )
     .await;
-    assert_eq!(left(), (4, 2_500));
-    answer(
+    assert_eq!(remaining(), (4, 2_500));
+    respond(
         &layer,
         200,
         &[
@@ -520,7 +522,7 @@ async fn what_a_provider_has_left_lowers_what_we_have_and_never_raises_it() {
         ],
     )
     .await;
-    answer(
+    respond(
         &layer,
         200,
         &[
@@ -529,18 +531,18 @@ async fn what_a_provider_has_left_lowers_what_we_have_and_never_raises_it() {
         ],
     )
     .await;
-    assert_eq!(left(), (4, 2_500));
-    // Limits by the day say nothing of ours.
+    assert_eq!(remaining(), (4, 2_500));
+    // A limit per day does not apply to a rate per minute.
     let layer = FeedbackLayer::new(limiter.clone(), Provider::Groq);
-    answer(&layer, 200, &[("x-ratelimit-remaining-requests", "1")]).await;
-    assert_eq!(left(), (4, 2_500));
+    respond(&layer, 200, &[("x-ratelimit-remaining-requests", "1")]).await;
+    assert_eq!(remaining(), (4, 2_500));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_providers_limits_are_adopted_if_asked() {
+async fn a_providers_limits_are_adopted_if_configured() {
     let limiter = limiter();
     let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi).adopt_limits();
-    answer(
+    respond(
         &layer,
         200,
         &[
@@ -549,20 +551,20 @@ async fn a_providers_limits_are_adopted_if_asked() {
         ],
     )
     .await;
-    let told = Limits::new()
+    let expected = Limits::new()
         .requests(Rate::per_minute(60_u64).burst(10))
         .tokens(Rate::per_minute(3_000_u64));
-    assert_eq!(limiter.limits(), told);
-    answer(
+    assert_eq!(limiter.limits(), expected);
+    respond(
         &layer,
         200,
         &[("x-ratelimit-limit-requests", "6"), ("x-ratelimit-limit-tokens", "0")],
     )
     .await;
-    let told = Limits::new()
+    let expected = Limits::new()
         .requests(Rate::per_minute(6_u64).burst(6_u64))
         .tokens(Rate::per_minute(3_000_u64));
-    assert_eq!(limiter.limits(), told);
+    assert_eq!(limiter.limits(), expected);
     assert_eq!(limiter.adopt(Budget::Tokens, None, 3_000), Ok(false));
     assert_eq!(
         limiter.adopt(Budget::Tokens, None, 0).unwrap_err().field(),
@@ -575,47 +577,47 @@ fn amounts(limiter: &RateLimiter) -> Vec<f64> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn limits_that_nobody_tells_are_found_by_their_429s() {
+async fn unreported_limits_are_found_by_their_429s() {
     let limiter = limiter();
     let layer = FeedbackLayer::new(limiter.clone(), Provider::Gemini).adapt();
-    answer(&layer, 200, &[]).await;
+    respond(&layer, 200, &[]).await;
     assert_eq!(amounts(&limiter), [600.0, 6_000.0]);
-    answer(&layer, 429, &[]).await;
+    respond(&layer, 429, &[]).await;
     assert_eq!(amounts(&limiter), [540.0, 5_400.0]);
-    answer(&layer, 503, &[]).await;
-    answer(&layer, 429, &[]).await;
+    respond(&layer, 503, &[]).await;
+    respond(&layer, 429, &[]).await;
     assert_eq!(amounts(&limiter), [486.0, 4_860.0]);
-    // They rise with time, and no higher than they were.
-    answer(&layer, 200, &[]).await;
+    // They rise with time, up to the configured amounts.
+    respond(&layer, 200, &[]).await;
     assert_eq!(amounts(&limiter), [486.0, 4_860.0]);
     tokio::time::advance(Duration::from_secs(2)).await;
-    answer(&layer, 200, &[]).await;
+    respond(&layer, 200, &[]).await;
     assert_eq!(amounts(&limiter), [495.0, 4_957.0]);
     tokio::time::advance(Duration::from_secs(1_000)).await;
-    answer(&layer, 200, &[]).await;
+    respond(&layer, 200, &[]).await;
     assert_eq!(amounts(&limiter), [600.0, 6_000.0]);
-    // Others may change them: then those are the ones to rise to.
+    // Limits that are set meanwhile are the configured ones from then on.
     limiter
         .set_limits(Limits::new().requests(Rate::per_minute(100)))
         .unwrap();
-    answer(&layer, 429, &[]).await;
-    answer(&layer, 429, &[]).await;
+    respond(&layer, 429, &[]).await;
+    respond(&layer, 429, &[]).await;
     assert_eq!(amounts(&limiter), [90.0]);
     for _ in 0..200 {
-        answer(&layer, 429, &[]).await;
+        respond(&layer, 429, &[]).await;
     }
     assert_eq!(amounts(&limiter), [1.0]);
-    // Slow ones, too, and never above what was configured.
+    // So are rates below one per second, and they do not rise above the configured amounts.
     let limits = Limits::new().requests(Rate::per_second(1.0 / 3.0));
     limiter.set_limits(limits.clone()).unwrap();
-    answer(&layer, 429, &[]).await;
+    respond(&layer, 429, &[]).await;
     assert_eq!(limiter.limits(), limits);
-    answer(&layer, 429, &[]).await;
+    respond(&layer, 429, &[]).await;
     assert_eq!(amounts(&limiter), [0.3]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_were_on_their_way_when_limits_were_lowered_do_not_lower_them_again() {
+async fn calls_in_flight_when_the_limits_were_lowered_do_not_lower_them_again() {
     let limiter = limiter();
     let layer = FeedbackLayer::new(limiter.clone(), Provider::Gemini).adapt();
     let client = service_fn(async |after: Request<u64>| {

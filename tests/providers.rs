@@ -1,4 +1,4 @@
-//! Against a real server on loopback: streams, and clients that go away in the middle of them.
+//! Streams of a real server on loopback, and callers that drop or cancel them halfway.
 #![cfg(all(feature = "json", feature = "reqwest"))]
 
 use axum::{
@@ -30,22 +30,22 @@ use tower_outbound::{
 
 const HANG: Duration = Duration::from_secs(30);
 
-/// Streams that are open now, and the most there have been.
+/// Counts the streams of the server: those that are open, the largest number open at once, and all of them.
 #[derive(Default)]
 struct Streams {
     open: AtomicUsize,
-    most: AtomicUsize,
-    seen: AtomicUsize,
+    max_open: AtomicUsize,
+    total: AtomicUsize,
 }
 
-/// As long as a body is being sent.
+/// Counts as an open stream until it is dropped, with the body that is sent.
 struct Open(Arc<Streams>);
 
 impl Open {
     fn new(streams: &Arc<Streams>) -> Self {
         let open = streams.open.fetch_add(1, Ordering::SeqCst) + 1;
-        streams.most.fetch_max(open, Ordering::SeqCst);
-        streams.seen.fetch_add(1, Ordering::SeqCst);
+        streams.max_open.fetch_max(open, Ordering::SeqCst);
+        streams.total.fetch_add(1, Ordering::SeqCst);
         Self(streams.clone())
     }
 }
@@ -56,7 +56,7 @@ impl Drop for Open {
     }
 }
 
-/// Sends so many words, 5 ms apart, and at the end that they were 40 tokens.
+/// Starts a server that streams `words` events, 5 ms apart, and then a usage of 40 tokens. Returns its URL.
 async fn server(streams: Arc<Streams>, words: usize) -> String {
     let answer = move || {
         let open = Open::new(&streams);
@@ -89,7 +89,7 @@ async fn server(streams: Arc<Streams>, words: usize) -> String {
     format!("http://{address}/")
 }
 
-/// Five at a time, with more requests and tokens than are needed.
+/// An executor with a concurrency limit of five, and rates that do not limit the tests.
 fn executor() -> (Executor<String, StreamBody<MeteredBody<reqwest::Body>>>, RateLimiter) {
     let limiter = RateLimiter::new(
         Limits::new()
@@ -112,7 +112,7 @@ fn call(url: &str) -> Call<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_fifty_streams_under_a_limit_of_five_no_more_are_ever_open_and_all_are_settled() {
+async fn fifty_streams_under_a_limit_of_five_never_exceed_it_and_are_all_settled() {
     let streams = Arc::<Streams>::default();
     let url = server(streams.clone(), 6).await;
     let (executor, limiter) = executor();
@@ -134,17 +134,17 @@ async fn of_fifty_streams_under_a_limit_of_five_no_more_are_ever_open_and_all_ar
         assert_eq!(event.api_tokens_used, Some(40));
         assert!(event.time_to_first_byte() < event.time_to_last_byte());
     }
-    assert_eq!(streams.seen.load(Ordering::SeqCst), 50);
-    assert_eq!(streams.most.load(Ordering::SeqCst), 5);
+    assert_eq!(streams.total.load(Ordering::SeqCst), 50);
+    assert_eq!(streams.max_open.load(Ordering::SeqCst), 5);
     assert_eq!(executor.monitor().in_flight(), 0);
-    // One may have flowed in since.
+    // The buckets may have been refilled by one unit since.
     let left = limiter.available();
     assert!((950..=951).contains(&left.requests.unwrap()), "{left:?}");
     assert!((98_000..=98_020).contains(&left.tokens.unwrap()), "{left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_killed_in_the_middle_of_their_streams_leak_nothing() {
+async fn streams_that_are_dropped_or_cancelled_halfway_leak_nothing() {
     let streams = Arc::<Streams>::default();
     let url = server(streams.clone(), 200).await;
     let (executor, limiter) = executor();
@@ -154,16 +154,16 @@ async fn clients_killed_in_the_middle_of_their_streams_leak_nothing() {
         readers.push(tokio::spawn(async move {
             let event = call.event().clone();
             match number % 4 {
-                // Never looked at.
+                // Dropped before it is read.
                 0 => drop(call.await),
-                // Half read.
+                // Dropped half read.
                 1 => {
                     let mut body = call.await.unwrap().into_body();
                     for _ in 0..3 {
                         body.frame().await.unwrap().unwrap();
                     }
                 }
-                // Killed while it is read.
+                // Dropped with the task that reads it.
                 2 => {
                     let reading = tokio::spawn(async move { call.await.unwrap().into_body().collect().await });
                     while event.snapshot().attempts.is_empty() {
@@ -173,7 +173,7 @@ async fn clients_killed_in_the_middle_of_their_streams_leak_nothing() {
                     reading.abort();
                     assert!(reading.await.unwrap_err().is_cancelled());
                 }
-                // Cancelled from outside.
+                // Cancelled through the handle while it is read.
                 _ => {
                     let mut call = call;
                     let mut body = (&mut call).await.unwrap().into_body();
@@ -214,7 +214,7 @@ async fn clients_killed_in_the_middle_of_their_streams_leak_nothing() {
         (1_000 - sent..=1_001 - sent).contains(&left.requests.unwrap()),
         "{left:?} {sent}"
     );
-    // Those that were sent stay charged.
+    // Every call that was sent stays charged.
     assert!(
         (100_000 - 100 * sent..=100_020 - 100 * sent).contains(&left.tokens.unwrap()),
         "{left:?} {sent}"
@@ -225,5 +225,5 @@ async fn clients_killed_in_the_middle_of_their_streams_leak_nothing() {
         }
     })
     .await
-    .expect("the server has seen all of them go");
+    .expect("the server sees every connection or stream end");
 }

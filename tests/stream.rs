@@ -1,4 +1,4 @@
-//! Calls that end when their bodies do.
+//! Calls that end when the bodies of their responses do.
 #![cfg(feature = "http")]
 
 use bytes::Bytes;
@@ -29,7 +29,7 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// A body that is sent piece by piece.
+/// A body whose frames are sent by the test.
 struct Pieces(mpsc::UnboundedReceiver<Result<&'static str, io::Error>>);
 
 type Sender = mpsc::UnboundedSender<Result<&'static str, io::Error>>;
@@ -48,7 +48,7 @@ impl Body for Pieces {
     }
 }
 
-/// Answers with the status that the request asks for, and bodies that the test sends.
+/// Responds with the status that is the body of the request, and with a body that the test sends.
 #[derive(Clone, Default)]
 struct Server {
     open: Arc<Mutex<Vec<Sender>>>,
@@ -84,7 +84,7 @@ impl Server {
         self.open.lock().unwrap()[at] = closed;
     }
 
-    fn made(&self) -> usize {
+    fn calls(&self) -> usize {
         self.open.lock().unwrap().len()
     }
 }
@@ -107,7 +107,7 @@ async fn settle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_lasts_until_the_last_byte_and_its_caller_has_the_head_at_once() {
+async fn a_call_lasts_until_the_last_byte_while_its_caller_has_the_response_from_the_head_on() {
     let server = Server::default();
     let executor = executor(&server, 1);
     let call = executor.submit(get(200)).await.unwrap();
@@ -126,8 +126,8 @@ async fn a_call_lasts_until_the_last_byte_and_its_caller_has_the_head_at_once() 
     server.body(0).send(Ok("two")).unwrap();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "two");
     settle().await;
-    // Its permit is not for the next one yet.
-    assert_eq!((server.made(), executor.monitor().in_flight()), (1, 1));
+    // The permit is still held: the second call has not been sent.
+    assert_eq!((server.calls(), executor.monitor().in_flight()), (1, 1));
 
     advance(ms(5)).await;
     server.end(0);
@@ -149,7 +149,7 @@ async fn a_call_lasts_until_the_last_byte_and_its_caller_has_the_head_at_once() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_is_dropped_ends_its_call_as_cancelled_and_frees_the_permit() {
+async fn a_dropped_body_cancels_its_call_and_releases_the_permit() {
     let server = Server::default();
     let executor = executor(&server, 1);
     for at in 0..3 {
@@ -171,7 +171,7 @@ async fn a_body_that_is_dropped_ends_its_call_as_cancelled_and_frees_the_permit(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_breaks_off_is_a_failure_and_its_reader_has_the_error_as_it_came() {
+async fn a_failed_body_fails_its_call_and_its_reader_has_the_unchanged_error() {
     let server = Server::default();
     let executor = executor(&server, 1);
     let call = executor.submit(get(200)).await.unwrap();
@@ -194,7 +194,7 @@ async fn a_body_that_breaks_off_is_a_failure_and_its_reader_has_the_error_as_it_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_ended_from_the_other_side_breaks_its_body_off() {
+async fn a_cancelled_or_stopped_call_ends_its_body_with_an_error() {
     let server = Server::default();
     let executor = executor(&server, 5);
     let mut call = executor.submit(get(200)).await.unwrap();
@@ -234,10 +234,11 @@ async fn a_graceful_stop_waits_for_bodies() {
     assert_eq!(stop.await.unwrap().completed, 1);
 }
 
+/// Retries a 503 as a request for a 200, and keeps the body of the 503.
 #[derive(Clone)]
-struct Again(Arc<Mutex<Vec<Bytes>>>);
+struct RetryUnavailable(Arc<Mutex<Vec<Bytes>>>);
 
-impl Policy<Request<u16>, Response<StreamBody<Pieces>>, BoxError> for Again {
+impl Policy<Request<u16>, Response<StreamBody<Pieces>>, BoxError> for RetryUnavailable {
     type Future = std::future::Ready<()>;
 
     fn retry(
@@ -246,8 +247,8 @@ impl Policy<Request<u16>, Response<StreamBody<Pieces>>, BoxError> for Again {
         result: &mut Result<Response<StreamBody<Pieces>>, BoxError>,
     ) -> Option<Self::Future> {
         let response = result.as_ref().ok().filter(|response| response.status() == 503)?;
-        let said = response.body().bytes()?.clone();
-        self.0.lock().unwrap().push(said);
+        let document = response.body().bytes()?.clone();
+        self.0.lock().unwrap().push(document);
         *request.body_mut() = 200;
         Some(std::future::ready(()))
     }
@@ -258,10 +259,10 @@ impl Policy<Request<u16>, Response<StreamBody<Pieces>>, BoxError> for Again {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_success_is_read_before_anybody_has_it_so_that_it_can_be_retried() {
-    let (server, said) = (Server::default(), Arc::default());
+async fn a_failed_response_is_read_within_the_call_so_that_it_can_be_retried() {
+    let (server, documents) = (Server::default(), Arc::default());
     let executor = Executor::builder()
-        .layer(tower::retry::RetryLayer::new(Again(Arc::clone(&said))))
+        .layer(tower::retry::RetryLayer::new(RetryUnavailable(Arc::clone(&documents))))
         .build_streaming(server.client())
         .unwrap();
     executor.start().unwrap();
@@ -272,7 +273,7 @@ async fn what_is_no_success_is_read_before_anybody_has_it_so_that_it_can_be_retr
     server.body(0).send(Ok("busy")).unwrap();
     server.end(0);
     let body = call.await.unwrap().into_body();
-    assert_eq!(*said.lock().unwrap(), ["too busy"]);
+    assert_eq!(*documents.lock().unwrap(), ["too busy"]);
     server.body(1).send(Ok("here")).unwrap();
     server.end(1);
     assert_eq!(body.collect().await.unwrap().to_bytes(), "here");
@@ -283,7 +284,7 @@ async fn what_is_no_success_is_read_before_anybody_has_it_so_that_it_can_be_retr
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_that_never_stops_talking_is_read_no_further_than_it_has_to_be() {
+async fn of_a_failed_response_at_most_64_kib_are_read() {
     const LONG: &str = match std::str::from_utf8(&[b'x'; 50_000]) {
         Ok(text) => text,
         Err(_) => "",
@@ -302,12 +303,12 @@ async fn a_failure_that_never_stops_talking_is_read_no_further_than_it_has_to_be
         response.into_body().collect().await.unwrap().to_bytes().len(),
         64 * 1024
     );
-    // Nobody reads on.
+    // The rest of the body was dropped.
     assert!(server.body(0).send(Ok("more")).is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_nobody_waits_for_does_not_wait_for_its_body() {
+async fn a_detached_call_does_not_wait_for_its_body() {
     let server = Server::default();
     let executor = executor(&server, 1);
     let call = executor.submit(get(200)).await.unwrap();
@@ -321,7 +322,7 @@ async fn a_call_nobody_waits_for_does_not_wait_for_its_body() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_of_streams_cancels_when_dropped_before_the_head_and_not_after() {
+async fn an_executor_as_a_service_cancels_a_call_that_is_dropped_before_the_head_and_not_after() {
     let server = Server::default();
     let executor = executor(&server, 5);
     let monitor = executor.monitor();
@@ -340,7 +341,7 @@ async fn a_service_of_streams_cancels_when_dropped_before_the_head_and_not_after
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_a_stack_of_ones_own_two_layers_do_the_same() {
+async fn a_body_layer_and_a_stream_layer_do_the_same_in_any_stack() {
     let (server, events) = (Server::default(), Events::new());
     let concurrency = ConcurrencyLimitLayer::new(1).unwrap();
     let limit = concurrency.limit().clone();
@@ -362,7 +363,7 @@ async fn in_a_stack_of_ones_own_two_layers_do_the_same() {
     settle().await;
     assert_eq!((events.totals().completed, limit.in_flight()), (1, 0));
 
-    // Dropped before the head, the call is ended.
+    // Dropping the future before the head cancels the call.
     assert!(
         timeout(ms(5), service.clone().oneshot(Request::new(200)))
             .await
@@ -370,7 +371,7 @@ async fn in_a_stack_of_ones_own_two_layers_do_the_same() {
     );
     settle().await;
     assert_eq!((events.totals().cancelled, limit.in_flight()), (1, 0));
-    // And with the body.
+    // So does dropping the body.
     drop(service.clone().oneshot(Request::new(200)).await.unwrap());
     settle().await;
     assert_eq!((events.totals().cancelled, limit.in_flight()), (2, 0));
@@ -398,13 +399,13 @@ async fn a_timeout_around_the_limits_ends_a_body_that_takes_too_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_layer_without_anybody_above_passes_bodies_on() {
+async fn a_body_layer_without_a_stream_layer_passes_bodies_on() {
     let server = Server::default();
     let service = BodyLayer::new().layer(server.client());
     for status in [200, 500] {
         let response = service.clone().oneshot(Request::new(status)).await.unwrap();
         assert_eq!(response.body().bytes(), None);
-        server.end(server.made() - 1);
+        server.end(server.calls() - 1);
         response.into_body().collect().await.unwrap();
     }
 }
@@ -431,7 +432,7 @@ async fn a_collected_body_is_a_part_of_its_call_and_may_be_recorded() {
     assert_eq!(event.response_bytes, Some(14));
     assert_eq!((event.attempts.len(), event.status), (1, RequestStatus::Completed));
 
-    // One byte too many.
+    // One byte above the limit of 20.
     let call = executor.submit(get(200)).await.unwrap();
     let event = call.event().clone();
     sleep(ms(20)).await;

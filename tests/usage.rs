@@ -1,4 +1,4 @@
-//! What responses say was used, and that it is settled.
+//! The tokens that responses report, their settlement, and estimates of them.
 #![cfg(feature = "json")]
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ const EVENTS: &str = "text/event-stream; charset=utf-8";
 
 type Pieces = Frames<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
 
-/// A response in pieces of this size.
+/// A response whose body arrives in frames of `size` bytes.
 fn response(kind: &'static str, text: &str, size: usize) -> Response<Pieces> {
     let pieces: Vec<_> = text
         .as_bytes()
@@ -31,7 +31,7 @@ fn response(kind: &'static str, text: &str, size: usize) -> Response<Pieces> {
     Response::builder().header("content-type", kind).body(body).unwrap()
 }
 
-/// What the extension says when the body has gone by, in pieces of any size.
+/// The number in the extension after the body was read. It must not depend on the size of the frames.
 async fn used(layer: UsageLayer, kind: &'static str, text: &str) -> Option<u64> {
     let mut seen = Vec::new();
     for size in [1, 2, 7, 1_000_000] {
@@ -55,7 +55,7 @@ async fn used(layer: UsageLayer, kind: &'static str, text: &str) -> Option<u64> 
 }
 
 #[tokio::test]
-async fn a_document_says_what_was_used_in_each_providers_words() {
+async fn the_tokens_used_are_read_from_a_document_of_each_provider() {
     for (text, tokens) in [
         // OpenAI chat
         (
@@ -68,7 +68,7 @@ async fn a_document_says_what_was_used_in_each_providers_words() {
             r#"{"object":"response","usage":{"input_tokens":36,"output_tokens":87,"total_tokens":123}}"#,
             Some(123),
         ),
-        // Anthropic: what is read from the cache does not count.
+        // Anthropic: tokens that are read from the cache do not count.
         (
             r#"{"type":"message","usage":{"input_tokens":10,"cache_creation_input_tokens":5,"cache_read_input_tokens":2000,"output_tokens":7}}"#,
             Some(22),
@@ -84,7 +84,7 @@ async fn a_document_says_what_was_used_in_each_providers_words() {
         ),
         // Embeddings
         (r#"{"data":[],"usage":{"prompt_tokens":8,"total_tokens":8}}"#, Some(8)),
-        // Nothing that is known
+        // No usage
         ("{}", None),
         ("", None),
         ("usage: 3", None),
@@ -100,7 +100,7 @@ async fn a_document_says_what_was_used_in_each_providers_words() {
 }
 
 #[tokio::test]
-async fn a_stream_of_events_says_it_at_its_end() {
+async fn the_tokens_used_are_read_from_a_stream_of_events_of_each_provider() {
     for (text, tokens) in [
         // OpenAI chat, with `include_usage`
         (
@@ -112,17 +112,17 @@ async fn a_stream_of_events_says_it_at_its_end() {
             "event: response.created\r\ndata: {\"type\":\"response.created\",\"response\":{\"usage\":null}}\r\n\r\nevent: response.completed\r\ndata: {\"response\":{\"usage\":{\"input_tokens\":1,\"output_tokens\":2,\"total_tokens\":3}}}\r\n\r\n",
             Some(3),
         ),
-        // Anthropic: the input at the start, the output growing
+        // Anthropic: the input at the start, then the growing output
         (
             "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":25,\"output_tokens\":1}}}\n\nevent: ping\ndata: {}\n\nevent: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":15}}\n\n",
             Some(40),
         ),
-        // Gemini: all of it every time
+        // Gemini: all numbers in each event
         (
             "data: {\"usageMetadata\":{\"promptTokenCount\":4,\"totalTokenCount\":5}}\n\ndata: {\"usageMetadata\":{\"promptTokenCount\":4,\"totalTokenCount\":9}}\n\n",
             Some(9),
         ),
-        // Data over several lines, and an end without an empty one
+        // Data over several lines, with and without an empty line at the end
         ("data: {\"usage\":\ndata: {\"total_tokens\":\ndata: 11}}", None),
         ("data: {\"usage\":\ndata: {\"total_tokens\":\ndata: 11}}\n\n", Some(11)),
         (": a comment\n\ndata: usage\n\nid: 1\n\n", None),
@@ -132,14 +132,14 @@ async fn a_stream_of_events_says_it_at_its_end() {
 }
 
 #[tokio::test]
-async fn a_function_of_ones_own_goes_first() {
+async fn a_custom_reader_takes_precedence() {
     let layer = UsageLayer::with(|body| body.starts_with(b"mine").then_some(5));
     assert_eq!(used(layer, JSON, "mine").await, Some(5));
     assert_eq!(used(layer, JSON, r#"{"usage":{"total_tokens":7}}"#).await, Some(7));
 }
 
 #[tokio::test]
-async fn mistrals_header_is_known_with_the_head() {
+async fn mistrals_header_is_read_with_the_head() {
     let client = service_fn(async |_: Request<()>| {
         let mut response = response(JSON, "{}", 10);
         response
@@ -153,7 +153,7 @@ async fn mistrals_header_is_known_with_the_head() {
 }
 
 #[tokio::test]
-async fn what_is_too_long_to_look_into_passes_by_all_the_same() {
+async fn a_body_that_is_too_large_to_be_searched_is_passed_on() {
     let long = format!(r#"{{"pad":"{}","usage":{{"total_tokens":3}}}}"#, "x".repeat(9 << 20));
     let client = service_fn(move |_: Request<()>| {
         let response = response(JSON, &long, 1 << 16);
@@ -205,7 +205,7 @@ async fn a_call_is_charged_its_estimate_and_settled_at_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_streamed_call_is_settled_when_its_body_ends_and_stays_charged_when_that_is_dropped() {
+async fn a_streamed_call_is_settled_when_its_body_ends_and_stays_charged_when_the_body_is_dropped() {
     let limiter = limiter();
     let client = service_fn(async |_: Request<()>| {
         let text = "data: {\"usage\":{\"total_tokens\":250}}\n\n";
@@ -243,7 +243,7 @@ async fn a_streamed_call_is_settled_when_its_body_ends_and_stays_charged_when_th
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_sent_and_failed_stays_charged_and_what_was_never_sent_costs_nothing() {
+async fn a_failed_call_stays_charged_and_one_that_was_never_sent_costs_nothing() {
     let limiter = limiter();
     let never_sent = |error: &BoxError| {
         error
@@ -268,7 +268,7 @@ async fn what_was_sent_and_failed_stays_charged_and_what_was_never_sent_costs_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_estimate_is_told_by_the_event() {
+async fn the_event_records_the_estimate() {
     let client = service_fn(async |_: Request<&'static str>| Ok::<_, Infallible>(Response::new(())));
     let executor = Executor::builder()
         .cost(CharacterEstimate::new())
@@ -280,7 +280,7 @@ async fn an_estimate_is_told_by_the_event() {
 }
 
 #[test]
-fn an_estimate_is_a_quarter_of_the_characters_and_the_answer_that_is_allowed() {
+fn an_estimate_is_a_quarter_of_the_characters_and_the_longest_answer_allowed() {
     for (body, tokens) in [
         (
             r#"{"model":"m","messages":[{"role":"user","content":"12345"}],"max_tokens":64}"#,
@@ -311,7 +311,7 @@ fn an_estimate_is_a_quarter_of_the_characters_and_the_answer_that_is_allowed() {
 }
 
 #[test]
-fn an_average_learns_from_what_answers_were() {
+fn an_average_follows_the_answers_of_earlier_calls() {
     let estimate = AverageEstimate::new(1_000);
     let mut charged = Vec::new();
     for _ in 0..200 {
@@ -325,9 +325,9 @@ fn an_average_learns_from_what_answers_were() {
     }
     assert_eq!(charged[0], 1_002);
     assert!((100..=104).contains(&charged[199]), "{charged:?}");
-    // No more than is allowed.
+    // An answer is never estimated above the allowed length.
     assert_eq!(estimate.cost(&Request::new(r#"{"max_tokens":5}"#)).tokens, 5);
-    // A failure teaches nothing.
+    // A failure does not change the average.
     let before = estimate.answer();
     UsedCost::<Response<()>>::used(&estimate, Cost::tokens(9), Err(&BoxError::from("no")));
     assert_eq!(estimate.answer(), before);

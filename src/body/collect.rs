@@ -1,7 +1,8 @@
-//! [`CollectLayer`]: the body as a whole, read as a part of the call.
+//! [`CollectLayer`]: reads the whole body within the call, up to a size.
 
+use super::read::{BoundedReader, ReadStep};
 use crate::{
-    error::{BodyFailed, BodyTooLarge, BoxError},
+    error::{BodyTooLarge, BoxError},
     event::{self, BodyProgress, Value},
 };
 use bytes::Bytes;
@@ -11,21 +12,24 @@ use pin_project_lite::pin_project;
 use std::{
     fmt,
     future::Future,
-    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Around the client: reads each response's body to its end, up to a size. So the call lasts until the answer is whole.
+/// Reads the body of each response to its end, up to a number of bytes, and returns it as [`Bytes`]. Placed around the
+/// client, so that the permit is held and the event is open until the last byte.
+///
+/// There is no default limit: [`new`](Self::new) takes it. A body is not recorded unless [`record`](Self::record) is
+/// set.
 ///
 /// ```
 /// use tower::{Layer, service_fn};
 /// use tower_outbound::body::CollectLayer;
 /// # let client = service_fn(async |_: http::Request<()>| Ok::<_, tower::BoxError>(http::Response::new(String::new())));
 ///
-/// // At most 10 MB, and recorded in the event.
+/// // At most 10 MB, recorded in the event.
 /// let client = CollectLayer::new(10_000_000).record().layer(client);
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +38,12 @@ pub struct CollectLayer {
     is_recorded: bool,
 }
 
-/// A client whose responses are whole. See [`CollectLayer`].
+/// The service of [`CollectLayer`].
+///
+/// # Errors
+///
+/// Besides the errors of the client: [`BodyTooLarge`] for a body above the limit, and
+/// [`BodyFailed`](crate::error::BodyFailed) for one that fails.
 #[derive(Clone, Debug)]
 pub struct Collect<S> {
     inner: S,
@@ -42,11 +51,11 @@ pub struct Collect<S> {
 }
 
 pin_project! {
-    /// A call until its response is whole.
+    /// A call until the body of its response was read.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the call, or what has been read.
+    /// Dropping it ends the call, and drops what was read of the body.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, B> {
         #[pin]
@@ -58,15 +67,18 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, B> {
+        /// The head of the response has not arrived.
         Calling { #[pin] future: F },
-        LazyNow { parts: Option<Parts>, #[pin] body: B, read: Vec<u8>, progress: BodyProgress },
+        /// The body is being read.
+        Reading { parts: Option<Parts>, #[pin] reader: BoundedReader<B> },
     }
 }
 
 // === impl CollectLayer ===
 
 impl CollectLayer {
-    /// BodyService of at most `limit` bytes; larger ones are the error [`BodyTooLarge`], as soon as that is known.
+    /// Reads bodies of at most `limit` bytes. The call fails with [`BodyTooLarge`] as soon as a body is seen to be
+    /// larger: before it is read, if its head says so, or at the first byte above the limit.
     #[must_use]
     pub const fn new(limit: usize) -> Self {
         Self {
@@ -75,7 +87,8 @@ impl CollectLayer {
         }
     }
 
-    /// Records each body in its call's event: as text, without secrets; of one that is no text, only how long it was.
+    /// Records each body in the event of its call, with secrets redacted. Of a body that is not UTF-8, only the length
+    /// is recorded. Default: bodies are not recorded, only their size and times.
     #[must_use]
     pub const fn record(mut self) -> Self {
         self.is_recorded = true;
@@ -139,41 +152,29 @@ where
                     if body.size_hint().lower() > limit as u64 {
                         return Poll::Ready(Err(BodyTooLarge::new(limit).into()));
                     }
-                    this.state.set(State::LazyNow {
+                    this.state.set(State::Reading {
                         parts: Some(parts),
-                        body,
-                        read: Vec::new(),
-                        progress: BodyProgress::default(),
+                        reader: BoundedReader::new(body, limit),
                     });
                 }
-                StateProj::LazyNow {
-                    parts,
-                    mut body,
-                    read,
-                    progress,
-                } => {
-                    let frame = ready!(body.as_mut().poll_frame(cx)).transpose();
-                    let Some(frame) = frame.map_err(|error| BodyFailed::new(&*error.into()))? else {
-                        let bytes = Bytes::from(mem::take(read));
-                        this.layer.tell(*progress, &bytes);
+                StateProj::Reading { parts, mut reader } => match ready!(reader.as_mut().poll_read(cx))? {
+                    ReadStep::Read => {}
+                    ReadStep::TooLarge => return Poll::Ready(Err(BodyTooLarge::new(limit).into())),
+                    ReadStep::End => {
+                        let (bytes, progress) = reader.take();
+                        this.layer.record_body(progress, &bytes);
                         let parts = parts.take().expect("a future is not polled after it was ready");
                         return Poll::Ready(Ok(Response::from_parts(parts, bytes)));
-                    };
-                    if let Ok(data) = frame.into_data() {
-                        progress.add(data.len());
-                        if data.len() > limit - read.len() {
-                            return Poll::Ready(Err(BodyTooLarge::new(limit).into()));
-                        }
-                        read.extend_from_slice(&data);
                     }
-                }
+                },
             }
         }
     }
 }
 
 impl CollectLayer {
-    fn tell(self, progress: BodyProgress, bytes: &Bytes) {
+    /// Records the size and the times of a body in the current event, and the body itself if that is wanted.
+    fn record_body(self, progress: BodyProgress, bytes: &Bytes) {
         let Some(event) = event::current() else { return };
         event.set_body_progress(progress);
         if self.is_recorded {

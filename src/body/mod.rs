@@ -1,38 +1,37 @@
-//! What a metered API over http needs: clients, bodies, usage, providers' headers, retries.
+//! Makes the body of a response a part of the call: streamed to the caller, or collected up to a size.
 //!
-//! All of it is made of layers, and none is on unless it is used. Around the client, from the wire outwards:
+//! In Tower a call ends with the head of its response. The body arrives later, when the permit is free again and the
+//! event is closed. The layers of this module let the call last until its body has ended:
 //!
-//! ```text
-//! your limits          RateLimitLayer::settle(ByUsage): what was charged is corrected by what was used
-//!   EventLayer::calling
-//!     BodyLayer        a call ends when its body does          } one of the two,
-//!     CollectLayer     or: the body as a whole, with a bound   } or neither
-//!       FeedbackLayer  429s pause everybody; what is left, and the limits, are made known to the limiter
-//!         UsageLayer   what the response says was used
-//!           Reqwest    or hyper's client, as it is
-//! ```
+//! | layers | the caller has the response when | the call ends when |
+//! |---|---|---|
+//! | none | the head has arrived | the head has arrived |
+//! | [`CollectLayer`] | the whole body is in memory | the whole body is in memory |
+//! | [`BodyLayer`] and [`StreamLayer`] | the head has arrived | the body was read to its end, failed, or was dropped |
 //!
-//! and around the limits, with [`ExecutorBuilder::layer`](crate::ExecutorBuilder::layer): [`RetryPolicy`] in tower's
-//! `RetryLayer`. [Deadlines](crate::deadline) are there without any of this.
+//! [`ExecutorBuilder::build_streaming`](crate::ExecutorBuilder::build_streaming) does what the last row says without a
+//! layer to add. Where these layers are placed among the others around the client is shown in
+//! [`provider`](crate::provider#order).
 //!
-//! | | |
-//! |---|---|
-//! | [`Reqwest`] | a reqwest client as a service of http requests (feature `reqwest`) |
-//! | [`BodyLayer`], [`StreamLayer`] | [streams](#streams) |
-//! | [`CollectLayer`] | the whole body inside the call, up to a size, and recorded if asked |
-//! | [`UsageLayer`] | how many tokens were used, found in the body as it passes (feature `json`) |
-//! | [`CharacterEstimate`], [`AverageEstimate`] | how many tokens a request will take (feature `json`) |
-//! | [`FeedbackLayer`], [`Provider`] | what a provider's headers say, in nine dialects |
-//! | [`RetryPolicy`] | which calls are made again, and when |
+//! # Streams
 //!
-//! # StreamService
+//! A streamed call works as follows:
 //!
-//! A call ends with its response's head, as in all of Tower; the body comes after, and holds nothing. With
-//! [`Executor::builder().build_streaming(client)`](crate::ExecutorBuilder::build_streaming), or with a [`BodyLayer`] around
-//! the client and a [`StreamLayer`] on top of a stack of one's own, the caller has the response as soon as there is a
-//! head, and the *call* goes on until the body was read to its end, failed, or was dropped. Until then its permit is held
-//! and its event open, a graceful stop waits for it, and a deadline, a cancel or an immediate stop breaks the body off.
-//! The event tells the time to the first byte and to the last.
+//! - The caller has the response, with a [`StreamBody`], as soon as its head has arrived.
+//! - The call goes on until that body has ended. Until then its permit is held and its event is open, and a graceful
+//!   stop waits for it.
+//! - A deadline, a cancellation or an immediate stop of the executor ends the call. The next frame of the body is then
+//!   the error [`Cancelled`](crate::error::Cancelled).
+//! - A body that is dropped before its end cancels the call. A body that fails, fails the call with
+//!   [`BodyFailed`](crate::error::BodyFailed).
+//! - The event records the number of bytes and the times of the first and the last one.
+//!
+//! A response that is neither read nor dropped keeps its permit. A
+//! [timeout](crate::ExecutorBuilder::timeout) bounds that.
+//!
+//! Only a success (2xx) is streamed. Of any other response the first 64 KiB of the body are read within the call, and
+//! the response is returned through all layers, so that a retry policy can look at its body. The rest of the body is
+//! dropped.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -57,13 +56,17 @@
 //! ```
 
 pub mod collect;
+mod early_response;
+pub mod layer;
+mod read;
 pub mod stream;
 mod stream_body;
 mod whole;
 
 pub use collect::{Collect, CollectLayer};
-pub use stream::{BodyLayer, BodyService, StreamLayer, StreamService};
+pub use layer::{BodyLayer, BodyService};
+pub use stream::{StreamLayer, StreamService};
 pub use stream_body::StreamBody;
 pub use whole::WholeBody;
 
-pub(crate) use stream::{is_delivered, open_early_response};
+pub(crate) use early_response::{is_delivered, open_early_response};

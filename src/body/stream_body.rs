@@ -1,4 +1,4 @@
-//! [`StreamBody`]: a response's body that tells its call when it is over.
+//! [`StreamBody`]: the body of a response, which reports its end to its call.
 
 use crate::{
     error::{BodyFailed, BoxError, Cancelled},
@@ -12,90 +12,100 @@ use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 
 pin_project! {
-    /// The body of a response whose call goes on until the body is over: read to its end, failed, or dropped.
+    /// The body of a response whose call goes on until the body has ended: read to its end, failed, or dropped.
     ///
-    /// When the call is ended from the other side (cancelled, timed out, aborted with its executor), the next frame is
-    /// the error [`Cancelled`].
+    /// # Errors
+    ///
+    /// The errors of the client's body are passed on unchanged. When the call is ended by a cancellation, a deadline or
+    /// an immediate stop of its executor, the next frame is the error [`Cancelled`]. The body is empty after an error.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its end, the call is cancelled: its permit is free, and its event CANCELLED.
+    /// Dropping it before its end cancels the call: the permit is released, and the event ends as CANCELLED.
     pub struct StreamBody<B> {
         #[pin]
         content: Content<B>,
-        call: Option<Watch>,
+        // `None` if the call does not wait for this body, and after the end was reported.
+        call: Option<CallLink>,
     }
 }
 
 pin_project! {
     #[project = ContentProj]
     enum Content<B> {
-        /// Here as a whole, or gone.
-        Whole { bytes: Bytes },
-        /// On its way.
+        /// What is left of a body that is in memory: nothing after it was read, and after an error.
+        Buffered { bytes: Bytes },
+        /// The client's body.
         Live { #[pin] body: B },
     }
 }
 
-/// How a body ended, and what of it progress by.
-pub(super) enum End {
-    Whole(BodyProgress),
+/// How a body has ended, and what had arrived of it.
+pub(super) enum BodyEnd {
+    /// It was read to its end.
+    Complete(BodyProgress),
+    /// Reading it failed.
     Failed(BodyProgress, BodyFailed),
-    /// Nobody wanted the rest.
+    /// It was dropped before its end.
     Dropped(BodyProgress),
 }
 
-/// The body's side of its call.
-struct Watch {
+/// Connects a body with its call: reports the end of the body to the call, and the end of the call to the body.
+///
+/// The end is reported exactly once. Dropping the link reports [`BodyEnd::Dropped`], if nothing was reported before.
+struct CallLink {
     progress: BodyProgress,
-    end: Option<oneshot::Sender<End>>,
+    end: Option<oneshot::Sender<BodyEnd>>,
 }
 
 // === impl StreamBody ===
 
 impl<B> StreamBody<B> {
-    /// Of a call that does not wait for it.
-    pub(super) const fn alone(body: B) -> Self {
+    /// A body whose call does not wait for its end.
+    pub(super) const fn unwatched(body: B) -> Self {
         Self {
             content: Content::Live { body },
             call: None,
         }
     }
 
-    pub(super) const fn whole(bytes: Bytes) -> Self {
+    /// A body that is in memory, of a call that does not wait for its end.
+    pub(super) const fn buffered(bytes: Bytes) -> Self {
         Self {
-            content: Content::Whole { bytes },
+            content: Content::Buffered { bytes },
             call: None,
         }
     }
 
-    /// Of a call that is told by `end` when it is over.
-    pub(super) fn watched(body: B, end: oneshot::Sender<End>) -> Self {
+    /// A body whose end is reported to its call through `end`. The body fails when the receiver is dropped.
+    pub(super) fn watched(body: B, end: oneshot::Sender<BodyEnd>) -> Self {
         Self {
             content: Content::Live { body },
-            call: Some(Watch {
+            call: Some(CallLink {
                 progress: BodyProgress::default(),
                 end: Some(end),
             }),
         }
     }
 
-    /// Nobody waits for it any more.
-    pub(super) fn left_alone(mut self) -> Self {
+    /// Separates the body from its call, without a report.
+    pub(super) fn unwatch(mut self) -> Self {
         if let Some(mut call) = self.call.take() {
             call.end = None;
         }
         self
     }
 
-    /// The body, if it has been read as a whole already: that of a response that is no success.
+    /// Returns the body if it is in memory, or `None` if it has to be read.
+    ///
+    /// The body of a response that is not a success was read within the call, up to 64 KiB.
     #[must_use]
     pub const fn bytes(&self) -> Option<&Bytes> {
         match &self.content {
-            Content::Whole { bytes } => Some(bytes),
+            Content::Buffered { bytes } => Some(bytes),
             Content::Live { .. } => None,
         }
     }
@@ -111,13 +121,13 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
-        if this.call.as_mut().is_some_and(|call| call.poll_is_over(cx).is_ready()) {
+        if this.call.as_mut().is_some_and(|call| call.poll_ended(cx).is_ready()) {
             *this.call = None;
-            this.content.set(Content::Whole { bytes: Bytes::new() });
+            this.content.set(Content::Buffered { bytes: Bytes::new() });
             return Poll::Ready(Some(Err(Cancelled::new().into())));
         }
         let (frame, is_last) = match this.content.as_mut().project() {
-            ContentProj::Whole { bytes } => {
+            ContentProj::Buffered { bytes } => {
                 let bytes = mem::take(bytes);
                 ((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))), true)
             }
@@ -132,18 +142,19 @@ where
                     call.progress.add(frame.data_ref().map_or(0, Bytes::len));
                 }
                 if is_last {
-                    end(this.call, End::Whole);
+                    report(this.call, BodyEnd::Complete);
                 }
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
-                let told = BodyFailed::new(&*error);
-                end(this.call, |progress| End::Failed(progress, told));
-                this.content.set(Content::Whole { bytes: Bytes::new() });
+                // The reader gets the error itself, the call a copy of its text.
+                let copy = BodyFailed::new(&*error);
+                report(this.call, |progress| BodyEnd::Failed(progress, copy));
+                this.content.set(Content::Buffered { bytes: Bytes::new() });
                 Some(Err(error))
             }
             None => {
-                end(this.call, End::Whole);
+                report(this.call, BodyEnd::Complete);
                 None
             }
         };
@@ -152,14 +163,14 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            Content::Whole { bytes } => bytes.is_empty(),
+            Content::Buffered { bytes } => bytes.is_empty(),
             Content::Live { body } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Whole { bytes } => SizeHint::with_exact(bytes.len() as u64),
+            Content::Buffered { bytes } => SizeHint::with_exact(bytes.len() as u64),
             Content::Live { body } => body.size_hint(),
         }
     }
@@ -173,47 +184,34 @@ impl<B> fmt::Debug for StreamBody<B> {
     }
 }
 
-fn end(call: &mut Option<Watch>, how: impl FnOnce(BodyProgress) -> End) {
+/// Reports the end of the body to its call, if the call waits for it and it was not reported before.
+fn report(call: &mut Option<CallLink>, end: impl FnOnce(BodyProgress) -> BodyEnd) {
     if let Some(mut call) = call.take() {
-        call.tell(how);
+        call.report(end);
     }
 }
 
-// === impl Watch ===
+// === impl CallLink ===
 
-impl Watch {
-    /// Ready when the call has been ended from the other side.
-    fn poll_is_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+impl CallLink {
+    /// Ready when the call has ended before the body, which is then of no use.
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.end {
             Some(end) => end.poll_closed(cx),
             None => Poll::Pending,
         }
     }
 
-    fn tell(&mut self, how: impl FnOnce(BodyProgress) -> End) {
-        if let Some(end) = self.end.take() {
-            // Fails if the call has just been ended from the other side.
-            let _ = end.send(how(self.progress));
+    fn report(&mut self, end: impl FnOnce(BodyProgress) -> BodyEnd) {
+        if let Some(sender) = self.end.take() {
+            // Fails if the call has ended meanwhile: then there is no receiver to report to.
+            let _ = sender.send(end(self.progress));
         }
     }
 }
 
-impl Drop for Watch {
+impl Drop for CallLink {
     fn drop(&mut self) {
-        self.tell(End::Dropped);
-    }
-}
-
-// === impl BodyProgress ===
-
-impl BodyProgress {
-    /// So many more, now.
-    pub(super) fn add(&mut self, count: usize) {
-        if count > 0 {
-            let now = Instant::now();
-            self.first.get_or_insert(now);
-            self.last = Some(now);
-            self.count = self.count.saturating_add(count as u64);
-        }
+        self.report(BodyEnd::Dropped);
     }
 }

@@ -1,7 +1,7 @@
-//! Estimates: how many tokens a request will take, before anybody has counted them.
+//! [`CharacterEstimate`] and [`AverageEstimate`]: the number of tokens of a call, estimated before the call.
 
-use crate::body::WholeBody;
 use crate::{
+    body::WholeBody,
     error::BoxError,
     rate::{ByUsage, Cost, RequestCost, UsedCost},
     tokens::ApiTokens,
@@ -16,11 +16,13 @@ use std::{
     },
 };
 
-/// A quarter of the characters that are asked, and all of the answer that is allowed (`max_tokens`): what the large
-/// providers charge before they know better.
+/// Estimates a call at a token for four characters of the prompt, and the longest answer that the request allows
+/// (`max_tokens` and its equivalents). OpenAI and Azure charge a call like this before it has run.
 ///
-/// It looks into the request's JSON, in the forms of OpenAI, Anthropic, Gemini and Mistral. A request that says its
-/// own tokens, by the extension [`ApiTokens`], costs those.
+/// The cost of a request with the extension [`ApiTokens`] is the declared number of tokens. How a prompt is counted is
+/// described in the [module docs](super#estimates).
+///
+/// For [`ExecutorBuilder::cost`](crate::ExecutorBuilder::cost).
 ///
 /// ```
 /// use http::Request;
@@ -31,13 +33,18 @@ use std::{
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct CharacterEstimate {
-    answer: u64,
+    default_answer: u64,
 }
 
-/// A quarter of the characters that are asked, and an answer as long as those before: a moving average of what calls have
-/// used beyond their characters.
+/// Estimates a call at a token for four characters of the prompt, and the average answer of earlier calls, or the
+/// longest answer that the request allows, if that is shorter.
 ///
-/// It learns from what calls [used](crate::ApiTokensUsed), so it is given to both `cost` and `settle`. Its clones learn together.
+/// The average is an exponential moving average with weight 1/16 of the tokens that successful calls used beyond the
+/// estimate of their prompts. It is learned from the extension [`ApiTokensUsed`](crate::ApiTokensUsed) of their
+/// responses, so the estimate is given to both `cost` and `settle`. Its clones share the average.
+///
+/// The cost of a request with the extension [`ApiTokens`] is the declared number of tokens. How a prompt is counted is
+/// described in the [module docs](super#estimates).
 ///
 /// ```
 /// use tower_outbound::{Executor, provider::AverageEstimate};
@@ -49,30 +56,36 @@ pub struct CharacterEstimate {
 /// ```
 #[derive(Clone)]
 pub struct AverageEstimate {
-    /// The answer that is expected, [`SLOWLY`] times.
-    answer: Arc<AtomicI64>,
+    /// The average answer in tokens, times [`AVERAGE_LENGTH`].
+    scaled_answer: Arc<AtomicI64>,
     settlement: ByUsage,
 }
 
-/// Each call moves the average by this part of what it was off.
-const SLOWLY: i64 = 16;
+/// Each call moves the average by the difference to it, divided by this. The average is kept multiplied by it, so that
+/// small differences are not lost in the division.
+const AVERAGE_LENGTH: i64 = 16;
 
-/// What is longer is not looked into.
-const MOST: usize = 8 << 20;
+/// The largest body that is parsed. Larger ones count with their bytes.
+const MAX_BODY_BYTES: usize = 8 << 20;
+
+/// The bound for the numbers that the average is computed from. Larger ones are no real usage, and could overflow the
+/// sums.
+const MAX_LEARNED_TOKENS: u64 = 1 << 40;
 
 // === impl CharacterEstimate ===
 
 impl CharacterEstimate {
-    /// Answers without a `max_tokens` are taken to be short of nothing.
+    /// Creates an estimate in which the answer to a request without `max_tokens` counts nothing: see
+    /// [`default_answer`](Self::default_answer).
     #[must_use]
     pub const fn new() -> Self {
-        Self { answer: 0 }
+        Self { default_answer: 0 }
     }
 
-    /// So many tokens for an answer without a `max_tokens`.
+    /// Sets the number of tokens for the answer to a request without `max_tokens`. Default: 0.
     #[must_use]
     pub const fn default_answer(mut self, tokens: u64) -> Self {
-        self.answer = tokens;
+        self.default_answer = tokens;
         self
     }
 }
@@ -85,9 +98,10 @@ impl Default for CharacterEstimate {
 
 impl<B: WholeBody> RequestCost<Request<B>> for CharacterEstimate {
     fn cost(&self, req: &Request<B>) -> Cost {
-        Cost::tokens(said(req).unwrap_or_else(|| {
-            let asked = Asked::read(req.body());
-            asked.tokens().saturating_add(asked.answer.unwrap_or(self.answer))
+        Cost::tokens(declared_tokens(req).unwrap_or_else(|| {
+            let prompt = PromptSize::read(req.body());
+            let answer = prompt.max_answer.unwrap_or(self.default_answer);
+            prompt.tokens().saturating_add(answer)
         }))
     }
 }
@@ -95,36 +109,37 @@ impl<B: WholeBody> RequestCost<Request<B>> for CharacterEstimate {
 // === impl AverageEstimate ===
 
 impl AverageEstimate {
-    /// The first answers are expected to be so long.
+    /// Creates an estimate that starts with an average answer of `answer` tokens.
     #[must_use]
     pub fn new(answer: u32) -> Self {
         Self {
-            answer: Arc::new(AtomicI64::new(i64::from(answer) * SLOWLY)),
+            scaled_answer: Arc::new(AtomicI64::new(i64::from(answer) * AVERAGE_LENGTH)),
             settlement: ByUsage::default(),
         }
     }
 
-    /// Failures for which this is true were never on the wire: see [`ByUsage::unless_sent`].
+    /// Charges nothing for failures for which `never_sent` returns true, as they did not reach the provider: see
+    /// [`ByUsage::unless_sent`]. Default: failures stay charged.
     #[must_use]
     pub fn unless_sent(mut self, never_sent: fn(&BoxError) -> bool) -> Self {
         self.settlement = self.settlement.unless_sent(never_sent);
         self
     }
 
-    /// How long an answer is expected to be.
+    /// Returns the average answer, in tokens.
     #[must_use]
     pub fn answer(&self) -> u64 {
-        u64::try_from(self.answer.load(Ordering::Acquire) / SLOWLY).unwrap_or(0)
+        u64::try_from(self.scaled_answer.load(Ordering::Acquire) / AVERAGE_LENGTH).unwrap_or(0)
     }
 }
 
 impl<B: WholeBody> RequestCost<Request<B>> for AverageEstimate {
     fn cost(&self, req: &Request<B>) -> Cost {
-        Cost::tokens(said(req).unwrap_or_else(|| {
-            let asked = Asked::read(req.body());
-            let expected = self.answer();
-            let answer = asked.answer.map_or(expected, |most| expected.min(most));
-            asked.tokens().saturating_add(answer)
+        Cost::tokens(declared_tokens(req).unwrap_or_else(|| {
+            let prompt = PromptSize::read(req.body());
+            let average = self.answer();
+            let answer = prompt.max_answer.map_or(average, |max| average.min(max));
+            prompt.tokens().saturating_add(answer)
         }))
     }
 }
@@ -133,11 +148,11 @@ impl<R> UsedCost<Response<R>> for AverageEstimate {
     fn used(&self, charged: Cost, result: Result<&Response<R>, &BoxError>) -> Option<Cost> {
         let used = self.settlement.used(charged, result);
         if let (Ok(_), Some(used)) = (result, used) {
-            // What is off by more than anything that is answered teaches nothing.
-            const MOST: u64 = 1 << 40;
-            let (used, charged) = (used.tokens.min(MOST) as i64, charged.tokens.min(MOST) as i64);
+            let [used, charged] = [used, charged].map(|cost| cost.tokens.min(MAX_LEARNED_TOKENS) as i64);
             let learn = |answer: i64| Some((answer + used - charged).clamp(0, i64::MAX / 2));
-            let _ = self.answer.fetch_update(Ordering::AcqRel, Ordering::Acquire, learn);
+            let _ = self
+                .scaled_answer
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, learn);
         }
         used
     }
@@ -153,64 +168,73 @@ impl fmt::Debug for AverageEstimate {
 
 // === Requests ===
 
-fn said<B>(req: &Request<B>) -> Option<u64> {
+/// The number of tokens that a request declares by its extension [`ApiTokens`].
+fn declared_tokens<B>(req: &Request<B>) -> Option<u64> {
     req.extensions().get::<ApiTokens>().map(|tokens| tokens.0)
 }
 
-/// What a request asks for.
+/// The size of a request's prompt, and of the answer that it allows.
 #[derive(Default)]
-struct Asked {
+struct PromptSize {
     characters: u64,
-    /// The longest answer it allows.
-    answer: Option<u64>,
+    /// The longest answer that the request allows, in tokens.
+    max_answer: Option<u64>,
 }
 
-impl Asked {
+impl PromptSize {
+    /// Reads a request body: see the [module docs](super#estimates).
     fn read(body: &impl WholeBody) -> Self {
         let Some(body) = body.whole() else {
             return Self::default();
         };
-        let json = (body.len() <= MOST)
+        let json = (body.len() <= MAX_BODY_BYTES)
             .then(|| serde_json::from_slice::<Value>(body).ok())
             .flatten();
         let Some(json) = json else {
             return Self {
                 characters: body.len() as u64,
-                answer: None,
+                max_answer: None,
             };
         };
-        // Where each of them has what is read by the model.
-        let texts = [
-            "messages",
-            "input",
-            "prompt",
-            "system",
-            "instructions",
-            "contents",
-            "systemInstruction",
-            "tools",
-        ];
-        let answers = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
-        let of_gemini = || {
-            json.pointer("/generationConfig/maxOutputTokens")
-                .and_then(Value::as_u64)
-        };
+        let gemini_max_answer = || json.pointer("/generationConfig/maxOutputTokens")?.as_u64();
         Self {
-            characters: texts.iter().filter_map(|field| json.get(field)).map(characters).sum(),
-            answer: answers
+            characters: PROMPT_FIELDS
+                .iter()
+                .filter_map(|field| json.get(field))
+                .map(characters)
+                .sum(),
+            max_answer: MAX_ANSWER_FIELDS
                 .iter()
                 .find_map(|field| json.get(field)?.as_u64())
-                .or_else(of_gemini),
+                .or_else(gemini_max_answer),
         }
     }
 
+    /// An estimate of the tokens of the prompt: four characters to a token.
     fn tokens(&self) -> u64 {
         self.characters.div_ceil(4)
     }
 }
 
-/// Fields that no model reads as text: what kind of thing it is, and pictures and the like.
-const NO_TEXTS: [&str; 10] = [
+/// The fields of a request that have what the model reads: of OpenAI (chat, responses, completions, embeddings),
+/// Anthropic, Mistral and Gemini.
+const PROMPT_FIELDS: [&str; 8] = [
+    "messages",
+    "input",
+    "prompt",
+    "system",
+    "instructions",
+    "contents",
+    "systemInstruction",
+    "tools",
+];
+
+/// The fields of a request that bound its answer, in tokens. Gemini has the bound in a nested field.
+const MAX_ANSWER_FIELDS: [&str; 3] = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
+
+/// Fields inside a prompt whose strings the model does not read as text: names of roles and kinds, identifiers, images
+/// and other files.
+const NON_TEXT_FIELDS: [&str; 10] = [
     "role",
     "type",
     "id",
@@ -223,14 +247,15 @@ const NO_TEXTS: [&str; 10] = [
     "input_audio",
 ];
 
-/// Of all texts in it, however deep. (serde_json refuses what is nested deeper than 128.)
+/// The characters of all strings in a value, at any depth. The recursion is bounded: serde_json refuses values that are
+/// nested deeper than 128.
 fn characters(value: &Value) -> u64 {
     match value {
         Value::String(text) => text.chars().count() as u64,
         Value::Array(values) => values.iter().map(characters).sum(),
         Value::Object(fields) => fields
             .iter()
-            .filter(|(name, _)| !NO_TEXTS.contains(&name.as_str()))
+            .filter(|(name, _)| !NON_TEXT_FIELDS.contains(&name.as_str()))
             .map(|(_, value)| characters(value))
             .sum(),
         _ => 0,

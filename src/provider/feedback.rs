@@ -1,6 +1,10 @@
-//! [`FeedbackLayer`]: what a provider says of its limits is made known to ours.
+//! [`FeedbackLayer`]: applies the rate-limit headers of a provider to a limiter.
 
-use super::{Provider, RateLimitInfo, Unit, adapt::Adaptation};
+use super::{
+    adapt::Adaptation,
+    dialect::Provider,
+    info::{RateLimitInfo, Unit},
+};
 use crate::rate::{Budget, Limiter};
 use http::{HeaderMap, Request, Response, StatusCode};
 use pin_project_lite::pin_project;
@@ -16,16 +20,20 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Around the client: listens to what a [`Provider`] says of its limits, and tells the [`Limiter`] that paces the
-/// calls.
+/// Reads the rate-limit headers of each response in the dialect of a [`Provider`], and applies them to the [`Limiter`]
+/// that paces the calls. Placed around the client, below the limits.
 ///
-/// - A 429, 503 or 529 that says when to come back pauses *everybody* who uses the limiter until then. A pause is only
-///   ever extended; one that is longer than [`max_pause`](Self::max_pause) is that long.
-/// - What is left of a limit lowers what is in our bucket, and never raises it.
-/// - If it is asked to [adopt](Self::adopt_limits) them, the provider's limits become ours.
-/// - If it is asked to [adapt](Self::adapt), limits that nobody tells are found by their 429s.
+/// - A 429, 503 or 529 with a delay (`Retry-After`) pauses the limiter for *all* its users. So does a 403 of GitHub
+///   that reports a limit. A pause is only ever extended, and is at most [`max_pause`](Self::max_pause) long.
+/// - The remaining amount of a limit lowers the bucket of the limiter to it, and never raises it.
+/// - With [`adopt_limits`](Self::adopt_limits), the limiter takes over the provider's limits. Default: it does not.
+/// - With [`adapt`](Self::adapt), limits that no header reports are found by their 429s. Default: they are not.
 ///
-/// Only requests and tokens as a whole are looked at; the limits are known by their [period](crate::rate::RateLimiter::lower).
+/// Limits of requests and of tokens are applied; separate limits of input tokens and of output tokens are not. A limit
+/// of the provider and a rate of the limiter belong together if they have the same budget and the same period: see
+/// [`RateLimiter::lower`](crate::rate::RateLimiter::lower).
+///
+/// Responses and errors are passed on unchanged.
 ///
 /// ```
 /// use tower::{Layer, service_fn};
@@ -46,7 +54,7 @@ pub struct FeedbackLayer {
     max_pause: Duration,
 }
 
-/// A client whose provider is listened to. See [`FeedbackLayer`].
+/// The service of [`FeedbackLayer`].
 #[derive(Clone, Debug)]
 pub struct Feedback<S> {
     inner: S,
@@ -54,25 +62,25 @@ pub struct Feedback<S> {
 }
 
 pin_project! {
-    /// A call whose response is listened to.
+    /// A call until the head of its response has arrived, whose headers are then applied to the limiter.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the call.
+    /// Dropping it ends the call.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]
         future: F,
         layer: FeedbackLayer,
-        // If that is of interest.
-        begun: Option<Instant>,
+        // When the call was sent. `None` if the layer does not adapt the limits.
+        started: Option<Instant>,
     }
 }
 
 // === impl FeedbackLayer ===
 
 impl FeedbackLayer {
-    /// Tells `limiter` what `provider` says.
+    /// Applies the headers that `provider` sends to `limiter`. Clones of the limiter are affected, too.
     #[must_use]
     pub fn new(limiter: impl Into<Limiter>, provider: Provider) -> Self {
         Self {
@@ -84,39 +92,44 @@ impl FeedbackLayer {
         }
     }
 
-    /// The provider's limits become the limiter's as soon as they are known. Bursts stay, as far as the limits allow.
-    /// Default: what was configured holds.
+    /// Replaces the amounts of the limiter's rates by those that the provider reports, as soon as a response has them.
+    /// A burst above the new amount is lowered to it. Default: the configured limits stay.
     #[must_use]
     pub fn adopt_limits(mut self) -> Self {
         self.adopts = true;
         self
     }
 
-    /// Each 429 lowers all rates by a tenth, and each second without one raises them again by a hundredth, up to what was
-    /// configured: for providers that do not tell their limits, or share them among many. Default: they stay.
+    /// Lowers all rates by a tenth at each 429, to a hundredth of the configured amounts at least, and raises them by a
+    /// hundredth for each second without one, up to the configured amounts. For providers that do not report their
+    /// limits, or share them among many accounts. Default: the configured limits stay.
+    ///
+    /// The 429 of a call that was in flight when the limits were last changed does not lower them again. Limits that
+    /// are [set](Limiter::set_limits) meanwhile are the configured ones from then on.
     #[must_use]
     pub fn adapt(mut self) -> Self {
         self.adapts = Some(Arc::new(Adaptation::new(&self.limiter)));
         self
     }
 
-    /// The longest pause that one response can cause. Default: an hour.
+    /// Sets the longest pause that one response can cause. Default: one hour.
     #[must_use]
     pub fn max_pause(mut self, pause: Duration) -> Self {
         self.max_pause = pause;
         self
     }
 
-    fn observe(&self, status: StatusCode, headers: &HeaderMap, begun: Option<Instant>) {
-        if let (Some(adapts), Some(begun)) = (&self.adapts, begun) {
+    /// Applies the headers of one response to the limiter.
+    fn observe(&self, status: StatusCode, headers: &HeaderMap, started: Option<Instant>) {
+        if let (Some(adaptation), Some(started)) = (&self.adapts, started) {
             match status {
-                StatusCode::TOO_MANY_REQUESTS => adapts.too_much(&self.limiter, begun),
-                _ if status.is_success() => adapts.went_well(&self.limiter),
+                StatusCode::TOO_MANY_REQUESTS => adaptation.on_throttled(&self.limiter, started),
+                _ if status.is_success() => adaptation.on_success(&self.limiter),
                 _ => {}
             }
         }
         let info = self.provider.rate_limit_info(headers, SystemTime::now());
-        if is_too_much(self.provider, status, &info) {
+        if is_throttled(self.provider, status, &info) {
             if let Some(delay) = info.retry_after {
                 self.limiter.pause_for(delay.min(self.max_pause));
             }
@@ -128,10 +141,10 @@ impl FeedbackLayer {
                 Unit::InputTokens | Unit::OutputTokens => continue,
             };
             if let Some(limit) = window.limit.filter(|limit| self.adopts && *limit > 0) {
-                // Fails for a limit that could not be counted: then ours holds.
+                // Fails for an amount that the limiter cannot represent: the configured one stays.
                 let adopted = self.limiter.adopt(budget, window.period, limit);
                 if let Ok(true) = adopted {
-                    tracing::info!(target: "tower_outbound", ?budget, limit, "adopted the provider's limit");
+                    tracing::info!(target: "tower_outbound", ?budget, limit, "Adopted the provider's limit");
                 }
             }
             if let Some(remaining) = window.remaining {
@@ -141,13 +154,13 @@ impl FeedbackLayer {
     }
 }
 
-/// Whether a response says that there was too much, or that the provider is overloaded.
-fn is_too_much(provider: Provider, status: StatusCode, info: &RateLimitInfo) -> bool {
-    let is_exhausted = || info.windows.iter().any(|window| window.remaining == Some(0));
+/// Whether a response reports that a limit was exceeded, or that the provider is overloaded (503, and 529 of
+/// Anthropic).
+fn is_throttled(provider: Provider, status: StatusCode, info: &RateLimitInfo) -> bool {
     match status.as_u16() {
         429 | 503 | 529 => true,
-        // GitHub says so when a limit is reached.
-        403 => provider == Provider::GitHub && (is_exhausted() || info.retry_after.is_some()),
+        // GitHub sends a 403 for its limits as well as for a missing permission.
+        403 => provider == Provider::GitHub && info.is_limited(),
         _ => false,
     }
 }
@@ -190,7 +203,7 @@ where
 
     fn call(&mut self, req: Request<B>) -> Self::Future {
         ResponseFuture {
-            begun: self.layer.adapts.is_some().then(Instant::now),
+            started: self.layer.adapts.is_some().then(Instant::now),
             future: self.inner.call(req),
             layer: self.layer.clone(),
         }
@@ -208,7 +221,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.future.poll(cx))?;
-        this.layer.observe(response.status(), response.headers(), *this.begun);
+        this.layer.observe(response.status(), response.headers(), *this.started);
         Poll::Ready(Ok(response))
     }
 }

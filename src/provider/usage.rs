@@ -1,6 +1,6 @@
-//! [`UsageLayer`]: what a response says was used.
+//! [`UsageLayer`]: finds the number of tokens that a call used in the body of its response.
 
-use super::usage_report::{Report, Reported};
+use super::usage_report::{UsageReport, UsageTotals};
 use crate::{error::BoxError, tokens::ApiTokensUsed};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header::CONTENT_TYPE};
@@ -16,23 +16,27 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Around the client, inside a [`BodyLayer`](crate::body::BodyLayer) or a [`CollectLayer`](crate::body::CollectLayer): finds out
-/// how many tokens a response says were used, as its body passes by, and leaves that in the extension
-/// [`ApiTokensUsed`], for [`ByUsage`](crate::rate::ByUsage) to settle and for the event to record.
+/// Finds the number of tokens that a call used in the body of its response, and leaves it in the response's extension
+/// [`ApiTokensUsed`], for [`ByUsage`](crate::rate::ByUsage) to settle and for the event to record. Placed around the
+/// client, inside a [`BodyLayer`](crate::body::BodyLayer) or a [`CollectLayer`](crate::body::CollectLayer).
 ///
-/// It knows the shapes of OpenAI (chat and responses), Anthropic, Gemini, Mistral and whoever imitates them, in a whole
-/// JSON document and in a stream of [server-sent events](https://html.spec.whatwg.org/multipage/server-sent-events.html);
-/// and Mistral's header `x-ratelimit-tokens-query-cost`. Tokens that Anthropic reads from its cache are not counted, as
-/// they do not count towards its limits.
+/// The formats of OpenAI (chat and responses), Anthropic, Gemini, Mistral and APIs that copy them are read, in a JSON
+/// document or in a stream of [server-sent events](https://html.spec.whatwg.org/multipage/server-sent-events.html).
+/// Mistral's header `x-ratelimit-tokens-query-cost` is read with the head. Tokens that Anthropic reads from its cache
+/// are not counted, as they do not count towards its limits.
 ///
-/// Whatever else comes is passed on as it is, and no count is found. Documents above 8 MiB are not looked into, nor
-/// events above 1 MiB.
+/// The body is passed on unchanged while it is read. No usage is found in
+///
+/// - a response that is not a success (2xx),
+/// - a body that fails or is dropped before its end,
+/// - a document above 8 MiB,
+/// - a stream with an event above 1 MiB.
 #[derive(Clone, Copy)]
 pub struct UsageLayer {
     read: fn(&[u8]) -> Option<u64>,
 }
 
-/// A client whose responses say what was used. See [`UsageLayer`].
+/// The service of [`UsageLayer`]. Errors are those of the client.
 #[derive(Clone)]
 pub struct Usage<S> {
     inner: S,
@@ -40,11 +44,11 @@ pub struct Usage<S> {
 }
 
 pin_project! {
-    /// A call whose response says what was used.
+    /// A call until the head of its response has arrived.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the call.
+    /// Dropping it ends the call.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]
@@ -54,44 +58,50 @@ pin_project! {
 }
 
 pin_project! {
-    /// A body that is looked into while it passes by.
+    /// A body that is searched for the number of tokens used while it is read: the body of [`Usage`]'s responses.
     pub struct MeteredBody<B> {
         #[pin]
         body: B,
-        meter: Option<Meter>,
+        // `None` if the body is not searched, and after its end.
+        scanner: Option<Scanner>,
     }
 }
 
-/// What has been seen of one body.
-struct Meter {
+/// Searches one body.
+struct Scanner {
     layer: UsageLayer,
     used: ApiTokensUsed,
-    so_far: Reported,
-    text: Text,
+    totals: UsageTotals,
+    framing: Framing,
 }
 
-enum Text {
-    /// One document.
+/// How the body is divided into documents, with the part of the current one that has arrived.
+enum Framing {
+    /// The body is one document.
     Document(Vec<u8>),
-    /// The data of the event that is coming, and its line.
+    /// The body is a stream of server-sent events: the data of the current event, and its current line.
     Events { data: Vec<u8>, line: Vec<u8> },
 }
 
-const MOST_DOCUMENT: usize = 8 << 20;
-const MOST_EVENT: usize = 1 << 20;
+/// The largest document that is kept in memory to be parsed.
+const MAX_DOCUMENT_BYTES: usize = 8 << 20;
+/// The largest event that is kept in memory to be parsed.
+const MAX_EVENT_BYTES: usize = 1 << 20;
+/// Mistral's header with the tokens used.
 const QUERY_COST: &str = "x-ratelimit-tokens-query-cost";
 
 // === impl UsageLayer ===
 
 impl UsageLayer {
-    /// For the shapes that are known.
+    /// Reads the formats listed [above](Self).
     #[must_use]
     pub const fn new() -> Self {
         Self { read: |_| None }
     }
 
-    /// For shapes of one's own: `read` is given each document or event that is JSON or not, and tells the tokens used so
-    /// far. Where it tells none, the known shapes are tried.
+    /// Reads another format first: `read` is called with each document, or the data of each event, be it JSON or not,
+    /// and returns the number of tokens that the call has used so far. Where it returns `None`, the formats listed
+    /// [above](Self) are tried.
     ///
     /// ```
     /// use tower_outbound::provider::UsageLayer;
@@ -169,13 +179,13 @@ where
         if let Some(cost) = query_cost(&parts.headers) {
             used.set(cost);
         }
-        let meter = parts.status.is_success().then(|| Meter {
+        let scanner = parts.status.is_success().then(|| Scanner {
             layer: *this.layer,
             used,
-            so_far: Reported::default(),
-            text: Text::of(&parts.headers),
+            totals: UsageTotals::default(),
+            framing: Framing::of(&parts.headers),
         });
-        Poll::Ready(Ok(Response::from_parts(parts, MeteredBody { body, meter })))
+        Poll::Ready(Ok(Response::from_parts(parts, MeteredBody { body, scanner })))
     }
 }
 
@@ -204,18 +214,18 @@ where
         let frame = ready!(this.body.as_mut().poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
-                if let (Some(meter), Some(data)) = (this.meter.as_mut(), frame.data_ref()) {
-                    if !meter.see(data) {
-                        *this.meter = None;
+                if let (Some(scanner), Some(data)) = (this.scanner.as_mut(), frame.data_ref()) {
+                    if scanner.observe(data).is_err() {
+                        *this.scanner = None;
                     }
                 }
                 if this.body.is_end_stream() {
-                    end(this.meter);
+                    finish(this.scanner);
                 }
             }
-            // What it said before it broke off is not all.
-            Some(Err(_)) => *this.meter = None,
-            None => end(this.meter),
+            // The numbers that arrived before the failure may be too low: the charge stays as it was estimated.
+            Some(Err(_)) => *this.scanner = None,
+            None => finish(this.scanner),
         }
         Poll::Ready(frame)
     }
@@ -235,76 +245,86 @@ impl<B> fmt::Debug for MeteredBody<B> {
     }
 }
 
-fn end(meter: &mut Option<Meter>) {
-    if let Some(meter) = meter.take() {
-        meter.end();
+/// Records what was found, once.
+fn finish(scanner: &mut Option<Scanner>) {
+    if let Some(scanner) = scanner.take() {
+        scanner.finish();
     }
 }
 
-// === impl Meter ===
+// === impl Scanner ===
 
-impl Meter {
-    /// Looks at the next bytes. Returns whether it is worth going on.
-    fn see(&mut self, bytes: &[u8]) -> bool {
-        match &mut self.text {
-            Text::Document(text) => {
-                text.extend_from_slice(bytes);
-                text.len() <= MOST_DOCUMENT
+/// The document or the event is too large to be kept in memory: the search of this body ends.
+struct TooLarge;
+
+impl Scanner {
+    /// Searches the next bytes of the body.
+    fn observe(&mut self, bytes: &[u8]) -> Result<(), TooLarge> {
+        match &mut self.framing {
+            Framing::Document(document) => {
+                document.extend_from_slice(bytes);
+                if document.len() > MAX_DOCUMENT_BYTES {
+                    return Err(TooLarge);
+                }
+                Ok(())
             }
-            Text::Events { .. } => bytes
+            Framing::Events { .. } => bytes
                 .split_inclusive(|byte| *byte == b'\n')
-                .all(|part| self.see_line(part)),
+                .try_for_each(|part| self.observe_line(part)),
         }
     }
 
-    /// A part of a line, with its end perhaps.
-    fn see_line(&mut self, part: &[u8]) -> bool {
-        let Text::Events { data, line } = &mut self.text else {
-            return true;
+    /// Searches a part of a line of an event stream. The last part of a line ends in `\n`.
+    fn observe_line(&mut self, part: &[u8]) -> Result<(), TooLarge> {
+        let Framing::Events { data, line } = &mut self.framing else {
+            return Ok(());
         };
         line.extend_from_slice(part);
-        if line.len() + data.len() > MOST_EVENT {
-            return false;
+        if line.len() + data.len() > MAX_EVENT_BYTES {
+            return Err(TooLarge);
         }
         let Some(whole) = line.strip_suffix(b"\n") else {
-            return true;
+            return Ok(());
         };
         let whole = whole.strip_suffix(b"\r").unwrap_or(whole);
         if let Some(text) = whole.strip_prefix(b"data:") {
             data.extend_from_slice(text);
             data.push(b'\n');
         }
+        // An empty line ends an event.
         let event = whole.is_empty().then(|| mem::take(data));
         line.clear();
         if let Some(event) = event {
-            self.report(&event);
+            self.read_document(&event);
         }
-        true
+        Ok(())
     }
 
-    /// A document, or the data of an event.
-    fn report(&mut self, text: &[u8]) {
-        match (self.layer.read)(text) {
-            Some(used) => self.so_far = Reported::total(used),
-            None => self.so_far.add(&Report::read(text)),
+    /// Reads a document, or the data of an event.
+    fn read_document(&mut self, document: &[u8]) {
+        match (self.layer.read)(document) {
+            Some(used) => self.totals = UsageTotals::of(used),
+            None => self.totals.update(&UsageReport::read(document)),
         }
     }
 
-    fn end(mut self) {
-        let rest = match &mut self.text {
-            Text::Document(text) => mem::take(text),
-            Text::Events { data, .. } => mem::take(data),
+    /// Reads what is left at the end of the body, and records the tokens used, if any number was found.
+    fn finish(mut self) {
+        let rest = match &mut self.framing {
+            Framing::Document(document) => mem::take(document),
+            Framing::Events { data, .. } => mem::take(data),
         };
         if !rest.is_empty() {
-            self.report(&rest);
+            self.read_document(&rest);
         }
-        if let Some(used) = self.so_far.tokens() {
+        if let Some(used) = self.totals.tokens() {
             self.used.set(used);
         }
     }
 }
 
-impl Text {
+impl Framing {
+    /// The framing that the content type of a response stands for. Anything but an event stream is one document.
     fn of(headers: &HeaderMap) -> Self {
         let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
         if kind.len() >= 17 && kind[..17].eq_ignore_ascii_case(b"text/event-stream") {

@@ -1,4 +1,10 @@
-//! [`RetryPolicy`]: which calls are made again, and when.
+//! [`RetryPolicy`]: which calls are retried, and after which delay.
+//!
+//! A policy for tower's [`RetryLayer`](tower::retry::RetryLayer), made for metered APIs: it reads the provider's
+//! headers and error documents, waits as long as the server requests, and notes the reason for each retry in the event
+//! of the call. Where it is placed in the stack is shown in [`provider`](crate::provider#order).
+//!
+//! [`never_sent`] recognizes failures that have cost nothing, because the request did not reach the server.
 
 mod transient;
 mod verdict;
@@ -11,16 +17,13 @@ use crate::{
     event,
     provider::Provider,
 };
+use fastrand::Rng;
 use http::{Request, Response, StatusCode};
 use std::{
     fmt,
     future::Future,
-    hash::{BuildHasher, RandomState},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -32,7 +35,7 @@ use tower::retry::{
 use transient::is_transient;
 use verdict::{ResponseView, Verdict};
 
-/// Makes calls again that failed for a while, as a policy of [`tower::retry`].
+/// Retries calls that failed for a reason that may pass, as a policy of [`tower::retry`].
 ///
 /// It belongs *around the limits*, so that every attempt takes its own permit and pays its own rate:
 ///
@@ -49,58 +52,71 @@ use verdict::{ResponseView, Verdict};
 ///
 /// # Which calls
 ///
-/// Those that failed because the connection could not be made or was lost, or it took too long; and those answered 408,
-/// 409, 429 or 5xx. `x-should-retry` wins over all of that. A 429 that will not go away by waiting is an answer like any
-/// other: OpenAI's `insufficient_quota`, Anthropic's spend cap (a 429 without `retry-after`), Gemini's limits by the day or
-/// of zero. What is known from the body needs the feature `json`, and a body that is there [as a whole](WholeBody).
+/// - Failed calls whose connection could not be made or was lost, or that timed out; and those that
+///   [`retry_errors`](Self::retry_errors) accepts.
+/// - Responses with the status 408, 409, 429 or 5xx, and a 403 of GitHub that reports a limit.
+///
+/// The header `x-should-retry` takes precedence over the status. A 429 that does not pass by waiting is returned like
+/// any other response: OpenAI's `insufficient_quota`, Anthropic's spend limit (a 429 without `retry-after`), and
+/// Gemini's limits per day or of zero. OpenAI's and Gemini's are found in the body, with the feature `json`, if the
+/// body is [in memory](WholeBody) and at most 64 KiB long.
+///
+/// A call whose response was [streamed](crate::body#streams) to the caller is not retried.
 ///
 /// # When
 ///
-/// When the server says: its delay is waited in full. If it is above [`max_delay`](Self::max_delay), the call fails at
-/// once, with that delay in the error ([`RetryAfterTooLong`]). Otherwise after a random part of a time that doubles each
-/// time ([full jitter](https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)).
+/// The delay that the server requests is waited in full. If it is above [`max_delay`](Self::max_delay), the call fails
+/// at once.
+///
+/// If the server requests none, the delay is a random part of a time that doubles with each retry
+/// ([full jitter](https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)).
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`provider`](Self::provider) | none: `Retry-After` and status codes |
+/// | [`provider`](Self::provider) | none: only `Retry-After`, `x-should-retry` and the status are read |
 /// | [`max_retries`](Self::max_retries) | 5 |
 /// | [`backoff`](Self::backoff) | 500 ms, doubled up to 30 s |
 /// | [`max_delay`](Self::max_delay) | 60 s |
-/// | [`retry_errors`](Self::retry_errors) | none but those above |
-/// | [`budget`](Self::budget) | tower's: a fifth of the calls, and ten a second |
+/// | [`retry_errors`](Self::retry_errors) | none besides those above |
+/// | [`budget`](Self::budget) | [`TpsBudget::default`]: a fifth of the calls, and ten per second |
 ///
-/// Why and when a call is made again is noted in its event; its attempts are there with their codes.
+/// The event of the call has all its attempts, and a log entry for each decision about a retry.
+///
+/// # Errors
+///
+/// [`RetryAfterTooLong`] replaces the response if the requested delay is above the maximum. When a call is not retried
+/// any more for another reason, its last response or error is returned.
 #[derive(Clone)]
 pub struct RetryPolicy {
     rules: Arc<Rules>,
-    /// By this call.
-    made: u32,
+    /// How often this call was retried.
+    retries: u32,
 }
 
-/// What is the same for all calls.
+/// The settings, which are the same for all calls of a policy.
 #[derive(Clone)]
 struct Rules {
     provider: Option<Provider>,
     max_retries: u32,
+    /// The backoff of the first retry.
     base: Duration,
+    /// The bound of the backoff.
     cap: Duration,
     max_delay: Duration,
-    also: fn(&BoxError) -> bool,
+    is_retryable: fn(&BoxError) -> bool,
     budget: Option<Arc<dyn Budget + Send + Sync>>,
-    rng: Arc<Rng>,
+    /// Shared by all clones of a policy, so that concurrent calls draw different delays.
+    rng: Arc<Mutex<Rng>>,
 }
 
-/// The wait before an attempt.
+/// The delay before a retry.
 #[must_use = "futures do nothing unless polled"]
 pub struct Delay(Option<Pin<Box<Sleep>>>);
-
-/// Random numbers (SplitMix64), shared by all calls.
-struct Rng(AtomicU64);
 
 // === impl RetryPolicy ===
 
 impl RetryPolicy {
-    /// All defaults.
+    /// Creates a policy with the defaults.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -110,11 +126,11 @@ impl RetryPolicy {
                 base: Duration::from_millis(500),
                 cap: Duration::from_secs(30),
                 max_delay: Duration::from_secs(60),
-                also: |_| false,
+                is_retryable: |_| false,
                 budget: Some(Arc::new(TpsBudget::default())),
-                rng: Arc::new(Rng(AtomicU64::new(RandomState::new().hash_one(0)))),
+                rng: Arc::new(Mutex::new(Rng::new())),
             }),
-            made: 0,
+            retries: 0,
         }
     }
 
@@ -123,52 +139,56 @@ impl RetryPolicy {
         self
     }
 
-    /// Whose words the responses are in.
+    /// Sets the provider in whose dialect headers and error documents are read. Default: none.
     #[must_use]
     pub fn provider(self, provider: Provider) -> Self {
         self.with(|rules| rules.provider = Some(provider))
     }
 
-    /// How often a call is made again at most.
+    /// Sets how often a call is retried at most. Default: 5, so that a call has at most 6 attempts.
     #[must_use]
     pub fn max_retries(self, retries: u32) -> Self {
         self.with(|rules| rules.max_retries = retries)
     }
 
-    /// The time whose random part is waited before the first retry, if the server does not say; it doubles up to `cap`.
+    /// Sets the backoff, for retries without a delay that the server requests: `base` at the first retry, doubled with
+    /// each retry up to `cap`. A random part of it is waited. Default: 500 ms and 30 s.
     #[must_use]
     pub fn backoff(self, base: Duration, cap: Duration) -> Self {
         self.with(|rules| (rules.base, rules.cap) = (base, cap))
     }
 
-    /// The longest delay of a server's that is waited for.
+    /// Sets the longest delay that a server may request. A call whose server requests a longer one fails at once with
+    /// [`RetryAfterTooLong`]. Default: 60 s.
     #[must_use]
     pub fn max_delay(self, delay: Duration) -> Self {
         self.with(|rules| rules.max_delay = delay)
     }
 
-    /// Errors for which this is true are worth another attempt, too: those of one's own client, say.
+    /// Retries errors for which `is_retryable` returns true, besides those that are always retried. Default: none.
     #[must_use]
-    pub fn retry_errors(self, also: fn(&BoxError) -> bool) -> Self {
-        self.with(|rules| rules.also = also)
+    pub fn retry_errors(self, is_retryable: fn(&BoxError) -> bool) -> Self {
+        self.with(|rules| rules.is_retryable = is_retryable)
     }
 
-    /// What keeps retries from making things worse: each call that succeeds puts something in, each retry takes
-    /// something out. `None`: nothing does.
+    /// Sets the budget that bounds the retries of all calls together: each success adds to it, each retry takes from
+    /// it. So retries do not multiply the load of a provider that fails all calls. Default: [`TpsBudget::default`].
+    /// `None`: no bound but [`max_retries`](Self::max_retries).
     #[must_use]
     pub fn budget(self, budget: Option<Arc<dyn Budget + Send + Sync>>) -> Self {
         self.with(|rules| rules.budget = budget)
     }
 
-    /// Draws the same random waits each time.
+    /// Seeds the random delays, for tests. The same seed gives the same delays within one version of this crate.
+    /// Default: a random seed.
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {
-        self.with(|rules| rules.rng = Arc::new(Rng(AtomicU64::new(seed))))
+        self.with(|rules| rules.rng = Arc::new(Mutex::new(Rng::with_seed(seed))))
     }
 
-    fn judge<R: WholeBody>(&self, result: &Result<Response<R>, BoxError>) -> Verdict {
+    fn verdict<R: WholeBody>(&self, result: &Result<Response<R>, BoxError>) -> Verdict {
         match result {
-            Err(error) if is_transient(error) || (self.rules.also)(error) => Verdict::Again(None),
+            Err(error) if is_transient(error) || (self.rules.is_retryable)(error) => Verdict::Retry { delay: None },
             Err(_) => Verdict::Final,
             Ok(response) => {
                 let provider = self.rules.provider;
@@ -186,23 +206,23 @@ impl RetryPolicy {
         }
     }
 
-    /// How long to wait for the next attempt.
-    fn wait(&self, delay: Option<Duration>) -> Duration {
-        delay.unwrap_or_else(|| {
-            let doubled = self
-                .rules
-                .base
-                .saturating_mul(1_u32.checked_shl(self.made).unwrap_or(u32::MAX));
-            doubled.min(self.rules.cap).mul_f64(self.rules.rng.roll())
+    /// The time until the next attempt: the delay that the server requests, or a random part of the backoff.
+    fn wait(&self, requested: Option<Duration>) -> Duration {
+        requested.unwrap_or_else(|| {
+            let factor = 1_u32.checked_shl(self.retries).unwrap_or(u32::MAX);
+            let backoff = self.rules.base.saturating_mul(factor).min(self.rules.cap);
+            let mut rng = self.rules.rng.lock().unwrap_or_else(PoisonError::into_inner);
+            backoff.mul_f64(rng.f64())
         })
     }
 
-    fn may_retry(&self) -> Result<(), &'static str> {
-        if self.made >= self.rules.max_retries {
-            return Err("that was the last attempt");
+    /// Takes a retry from the budget. The error is the reason why the call is not retried.
+    fn take_retry(&self) -> Result<(), &'static str> {
+        if self.retries >= self.rules.max_retries {
+            return Err("max_retries is reached");
         }
         match &self.rules.budget {
-            Some(budget) if !budget.withdraw() => Err("too many calls are being made again"),
+            Some(budget) if !budget.withdraw() => Err("the retry budget is used up"),
             _ => Ok(()),
         }
     }
@@ -225,35 +245,43 @@ where
         if is_delivered(request) {
             return None;
         }
-        let Verdict::Again(delay) = self.judge(result) else {
+        let Verdict::Retry { delay } = self.verdict(result) else {
             if let (Some(budget), true) = (&self.rules.budget, result.as_ref().is_ok_and(is_success)) {
                 budget.deposit();
             }
             return None;
         };
-        let number = self.made + 1;
-        let said = |what: fmt::Arguments<'_>| {
+        let number = self.retries + 1;
+        let log = |decision: fmt::Arguments<'_>| {
             if let Some(event) = event::current() {
                 match &*result {
-                    Ok(response) => event.log(format!("attempt {number}: {}; {what}", response.status())),
-                    Err(error) => event.log(format!("attempt {number}: {error}; {what}")),
+                    Ok(response) => event.log(format!("Attempt {number}: {}; {decision}", response.status())),
+                    Err(error) => event.log(format!("Attempt {number}: {error}; {decision}")),
                 }
             }
         };
-        if let Some(delay) = delay.filter(|delay| *delay > self.rules.max_delay) {
-            said(format_args!("not again, as the server asks for {delay:?}"));
+        let max_delay = self.rules.max_delay;
+        if let Some(delay) = delay.filter(|delay| *delay > max_delay) {
+            log(format_args!(
+                "not retried: the server requests a delay of {delay:?}, and max_delay is {max_delay:?}"
+            ));
             let status = result.as_ref().map_or(StatusCode::TOO_MANY_REQUESTS, Response::status);
-            *result = Err(RetryAfterTooLong::new(delay, self.rules.max_delay, status).into());
+            *result = Err(RetryAfterTooLong::new(delay, max_delay, status).into());
             return None;
         }
-        if let Err(why) = self.may_retry() {
-            said(format_args!("not again: {why}"));
+        if let Err(reason) = self.take_retry() {
+            log(format_args!("not retried: {reason}"));
             return None;
         }
         let wait = self.wait(delay);
-        let whose = if delay.is_some() { ", as the server asks" } else { "" };
-        said(format_args!("again in {wait:?}{whose}"));
-        self.made = number;
+        let source = if delay.is_some() {
+            "requested by the server"
+        } else {
+            "backoff"
+        };
+        log(format_args!("retrying in {wait:?} ({source})"));
+        self.retries = number;
+        // No timer for no wait.
         Some(Delay((!wait.is_zero()).then(|| Box::pin(sleep(wait)))))
     }
 
@@ -274,7 +302,7 @@ impl fmt::Debug for RetryPolicy {
             .field("max_retries", &rules.max_retries)
             .field("backoff", &(rules.base, rules.cap))
             .field("max_delay", &rules.max_delay)
-            .field("made", &self.made)
+            .field("retries", &self.retries)
             .finish_non_exhaustive()
     }
 }
@@ -295,19 +323,5 @@ impl Future for Delay {
 impl fmt::Debug for Delay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Delay")
-    }
-}
-
-// === impl Rng ===
-
-impl Rng {
-    /// At least 0, and below 1.
-    fn roll(&self) -> f64 {
-        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mut mixed = self.0.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        (mixed >> 11) as f64 / (1_u64 << 53) as f64
     }
 }

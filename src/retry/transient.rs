@@ -1,4 +1,4 @@
-//! What went wrong with a call: did it reach the server, and is it of use to try again?
+//! [`never_sent`] and [`is_transient`]: whether a failed call has reached the server, and whether its failure may pass.
 
 use crate::error::{
     BodyTooLarge, BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked, RetryAfterTooLong, sources,
@@ -9,10 +9,13 @@ use std::{
     iter::once,
 };
 
-/// Whether the connection could not be made: the request was never sent, and has cost nothing.
+/// Returns true if the connection could not be made: the request was not sent, and has cost nothing.
 ///
-/// It is found by the first [`io::Error`](std::io::Error) in the chain of sources, and with the feature `reqwest` by
-/// reqwest's own word.
+/// The error and its [sources](std::error::Error::source) are searched for an [`io::Error`](std::io::Error) whose kind
+/// is a refused connection, an unreachable host or network, or an unavailable address, and with the feature `reqwest`
+/// for a [`reqwest::Error`](https://docs.rs/reqwest/latest/reqwest/struct.Error.html#method.is_connect) of connecting.
+///
+/// For [`ByUsage::unless_sent`](crate::rate::ByUsage::unless_sent):
 ///
 /// ```
 /// use tower_outbound::{retry::never_sent, rate::ByUsage};
@@ -20,11 +23,11 @@ use std::{
 /// let settlement = ByUsage::default().unless_sent(never_sent);
 /// ```
 #[must_use]
-#[allow(clippy::borrowed_box, reason = "as it comes")]
+#[allow(clippy::borrowed_box, reason = "`fn(&BoxError) -> bool` is what it is passed as")]
 pub fn never_sent(error: &BoxError) -> bool {
     chain(error).any(|error| {
         is_connect(error)
-            || kind(error).is_some_and(|kind| {
+            || io_error_kind(error).is_some_and(|kind| {
                 matches!(
                     kind,
                     ErrorKind::ConnectionRefused
@@ -37,14 +40,15 @@ pub fn never_sent(error: &BoxError) -> bool {
     })
 }
 
-/// Whether it is of use to try again: the connection could not be made or was lost, or it took too long.
-#[allow(clippy::borrowed_box, reason = "as it comes")]
+/// Whether the failure may pass: the connection could not be made or was lost, or the call timed out.
+#[allow(clippy::borrowed_box, reason = "`fn(&BoxError) -> bool` is what it is passed as")]
 pub(super) fn is_transient(error: &BoxError) -> bool {
     !chain(error).any(is_final)
-        && (never_sent(error) || chain(error).any(|error| is_timeout(error) || kind(error).is_some_and(is_lost)))
+        && (never_sent(error)
+            || chain(error).any(|error| is_timeout(error) || io_error_kind(error).is_some_and(is_lost)))
 }
 
-/// Ours, which come out the same every time, or say that nobody wants the call any more.
+/// Errors of this crate that a retry does not change: the call would fail in the same way, or the caller has ended it.
 fn is_final(error: &(dyn StdError + 'static)) -> bool {
     error.is::<Closed>()
         || error.is::<Cancelled>()
@@ -90,8 +94,9 @@ const fn is_connect(_: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// Of an io error in an io error, the innermost is the one that happened; it does not stand in the chain.
-fn kind(error: &(dyn StdError + 'static)) -> Option<ErrorKind> {
+/// The kind of the innermost of nested I/O errors, which is the cause. It is not reached through
+/// [`source`](StdError::source): an `io::Error` returns the source of the error inside it, not that error.
+fn io_error_kind(error: &(dyn StdError + 'static)) -> Option<ErrorKind> {
     let mut error = error.downcast_ref::<io::Error>()?;
     while let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
         error = inner;
@@ -99,7 +104,8 @@ fn kind(error: &(dyn StdError + 'static)) -> Option<ErrorKind> {
     Some(error.kind())
 }
 
-#[allow(clippy::borrowed_box, reason = "as it comes")]
+/// The error and its sources, outermost first.
+#[allow(clippy::borrowed_box, reason = "its callers have a `&BoxError`")]
 fn chain(error: &BoxError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
     let first: &(dyn StdError + 'static) = &**error;
     once(first).chain(sources(first))

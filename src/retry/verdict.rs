@@ -1,4 +1,4 @@
-//! [`Verdict`]: whether a response is worth another attempt.
+//! [`Verdict`]: whether a response is worth a retry, and after which delay.
 
 use crate::provider::{Provider, RateLimitInfo};
 use http::StatusCode;
@@ -6,79 +6,86 @@ use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It is what it is.
+    /// The result is returned.
     Final,
-    /// In this time, if the server says when.
-    Again(Option<Duration>),
+    /// The call may be retried, after the delay that the server requests, if it requests one.
+    Retry { delay: Option<Duration> },
 }
 
-/// What a response says.
+/// What a verdict depends on.
 pub(super) struct ResponseView<'a> {
     pub(super) provider: Option<Provider>,
     pub(super) status: StatusCode,
     pub(super) info: &'a RateLimitInfo,
+    /// The body, if it is in memory.
     pub(super) body: Option<&'a [u8]>,
 }
 
+/// What the error document in a body reports.
+#[derive(Default)]
+struct ErrorDocument {
+    /// The failure does not pass by waiting.
+    is_permanent: bool,
+    /// The delay that the server requests.
+    delay: Option<Duration>,
+}
+
+// === impl ResponseView ===
+
 impl ResponseView<'_> {
+    /// The delay in the headers takes precedence over that in the body, and `x-should-retry` over the status and the
+    /// body.
     pub(super) fn verdict(&self) -> Verdict {
-        let reason = Reason::read(self);
-        let delay = self.info.retry_after.or(reason.delay);
+        let document = ErrorDocument::read(self);
+        let delay = self.info.retry_after.or(document.delay);
         match self.info.should_retry {
-            Some(true) => Verdict::Again(delay),
-            None if self.may_pass(&reason) => Verdict::Again(delay),
+            Some(true) => Verdict::Retry { delay },
+            None if self.may_pass(&document) => Verdict::Retry { delay },
             Some(false) | None => Verdict::Final,
         }
     }
 
-    /// Whether waiting may help.
-    fn may_pass(&self, reason: &Reason) -> bool {
+    /// Whether the failure may pass by waiting.
+    fn may_pass(&self, document: &ErrorDocument) -> bool {
         match self.status.as_u16() {
-            429 if reason.is_final => false,
-            // Without a time to come back at, it is the cap on what may be spent.
+            429 if document.is_permanent => false,
+            // Anthropic sends the 429 of a rate limit with `retry-after`, that of the spend limit without.
             429 => self.provider != Some(Provider::Anthropic) || self.info.retry_after.is_some(),
-            403 => self.provider == Some(Provider::GitHub) && self.is_githubs_limit(),
+            // GitHub sends a 403 for its limits as well as for a missing permission.
+            403 => self.provider == Some(Provider::GitHub) && self.info.is_limited(),
             408 | 409 | 500..=599 => true,
             _ => false,
         }
     }
-
-    fn is_githubs_limit(&self) -> bool {
-        let is_used_up = self.info.windows.iter().any(|window| window.remaining == Some(0));
-        is_used_up || self.info.retry_after.is_some()
-    }
 }
 
-/// What the body says.
-#[derive(Default)]
-struct Reason {
-    /// It will not go away by waiting.
-    is_final: bool,
-    delay: Option<Duration>,
-}
+// === impl ErrorDocument ===
 
-impl Reason {
+impl ErrorDocument {
     #[cfg(not(feature = "json"))]
-    fn read(said: &ResponseView<'_>) -> Self {
-        let _ = said.body;
+    fn read(response: &ResponseView<'_>) -> Self {
+        let _ = response.body;
         Self::default()
     }
 
-    /// Only of responses that are no success, and short.
+    /// Reads the body of a response that is not a success, if it is at most 64 KiB long. Error documents are shorter.
     #[cfg(feature = "json")]
-    fn read(said: &ResponseView<'_>) -> Self {
-        const MOST: usize = 64 * 1024;
-        let body = said.body.filter(|body| !said.status.is_success() && body.len() <= MOST);
+    fn read(response: &ResponseView<'_>) -> Self {
+        const MAX_BYTES: usize = 64 * 1024;
+        let body = response
+            .body
+            .filter(|body| !response.status.is_success() && body.len() <= MAX_BYTES);
         let body = body.and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
-        // Gemini may put the error into a list.
+        // Gemini may send a list with the document as its first element.
         let error = body
             .as_ref()
             .map(|body| body.get(0).unwrap_or(body))
             .and_then(|body| body.get("error"));
-        match (said.provider, error) {
+        match (response.provider, error) {
             (Some(Provider::Gemini), Some(error)) => Self::of_gemini(error),
             (_, Some(error)) => Self {
-                is_final: ["code", "type"]
+                // OpenAI's code for an account without credit.
+                is_permanent: ["code", "type"]
                     .iter()
                     .any(|field| error.get(field).is_some_and(|text| text == "insufficient_quota")),
                 delay: None,
@@ -87,7 +94,8 @@ impl Reason {
         }
     }
 
-    /// A quota by the day, or one of zero, does not come back by waiting.
+    /// Gemini: a limit per day, or of zero (the account has no quota for the model), does not pass by waiting. The
+    /// period is in the `quotaId` of a violation, the zero only in the message, the delay in a detail `RetryInfo`.
     #[cfg(feature = "json")]
     fn of_gemini(error: &serde_json::Value) -> Self {
         use serde_json::Value;
@@ -100,9 +108,10 @@ impl Reason {
             .iter()
             .filter_map(|detail| detail.get("violations")?.as_array())
             .flatten();
-        let is_by_the_day = violations
+        let is_per_day = violations
             .filter_map(|violation| text(violation, "quotaId"))
             .any(|id| id.contains("PerDay"));
+        // `limit: 0`, but not `limit: 0.5` or `limit: 05`.
         let is_zero = text(error, "message").is_some_and(|message| {
             message.match_indices("limit: 0").any(|(at, found)| {
                 let next = message[at + found.len()..].chars().next();
@@ -111,8 +120,8 @@ impl Reason {
         });
         let delay = details.iter().find_map(|detail| text(detail, "retryDelay"));
         Self {
-            is_final: is_by_the_day || is_zero,
-            delay: delay.and_then(|delay| crate::provider::duration(&delay)),
+            is_permanent: is_per_day || is_zero,
+            delay: delay.and_then(|delay| crate::provider::parse_go_duration(&delay)),
         }
     }
 }

@@ -1,11 +1,15 @@
-//! Anthropic's headers, `anthropic-ratelimit-tokens-limit` and so on. All limits are by the minute.
+//! Anthropic's headers ([rate limits](https://docs.anthropic.com/en/api/rate-limits)):
+//! `anthropic-ratelimit-tokens-limit` and so on. All limits are per minute, and a reset is a date as RFC 3339 writes
+//! it.
 //!
-//! Those of other quotas (priority, fast, subscriptions) are left alone: they say nothing of these.
+//! The headers of separate quotas (priority tier, fast mode, subscriptions) are not read: their limits are not those of
+//! ordinary calls.
 
 use super::Reader;
-use crate::provider::{Reset, Unit, Window};
+use crate::provider::info::{Reset, Unit, Window};
 use std::time::Duration;
 
+/// `anthropic-ratelimit-…-limit`, `…-remaining` and `…-reset`.
 macro_rules! names {
     ($what:literal) => {
         [
@@ -26,7 +30,7 @@ pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) 
         let window = Window {
             limit: reader.number(limit),
             remaining: reader.number(remaining),
-            reset: reader.until(reset).map(Reset::Full),
+            reset: reader.time_until_rfc3339(reset).map(Reset::Full),
             ..Window::new(unit, Some(Duration::from_secs(60)))
         };
         window.add_to(windows);

@@ -1,4 +1,6 @@
-//! The IETF's fields, which have changed from draft to draft.
+//! The IETF's rate-limit fields
+//! ([draft 10](https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-10)), which have changed from
+//! draft to draft. Servers use all of these forms:
 //!
 //! | draft | fields |
 //! |---|---|
@@ -7,7 +9,7 @@
 //! | 08 to 10 | `RateLimit-Policy: "name";q=100;w=60` and `RateLimit: "name";r=50;t=30` |
 
 use super::Reader;
-use crate::provider::{Reset, Unit, Window};
+use crate::provider::info::{Reset, Unit, Window};
 use sfv::{BareItem, Dictionary, FieldType, Item, List, ListEntry, Parameters, Parser};
 use std::time::Duration;
 
@@ -15,8 +17,9 @@ const LIMIT: &str = "ratelimit-limit";
 const POLICY: &str = "ratelimit-policy";
 const RATE_LIMIT: &str = "ratelimit";
 
-/// A response has no more than a few of them.
-const MOST_WINDOWS: usize = 16;
+/// How many windows are read of one response. Real responses have a few; a bound keeps a hostile one from growing the
+/// list.
+const MAX_WINDOWS: usize = 16;
 
 pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) {
     let policies = items(reader, POLICY);
@@ -24,29 +27,30 @@ pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) 
     match named {
         Some(limits) if !limits.is_empty() => read_named(&policies, &limits, windows),
         _ if reader.headers().contains_key(RATE_LIMIT) => read_dictionary(reader, &policies, windows),
-        _ if reader.headers().contains_key("ratelimit-remaining") => read_three(reader, &policies, windows),
-        // Policies alone say what the limits are.
+        _ if reader.headers().contains_key("ratelimit-remaining") => read_separate_fields(reader, &policies, windows),
+        // Without the state of the limits, the policies still have their amounts and periods.
         _ => read_named(&policies, &[], windows),
     }
-    windows.truncate(MOST_WINDOWS);
+    windows.truncate(MAX_WINDOWS);
 }
 
-/// From draft 08 on: the items of both fields belong together by their names.
+/// Drafts 08 to 10: an item of `RateLimit-Policy` and one of `RateLimit` with the same name describe one limit.
 fn read_named(policies: &[Item], limits: &[Item], windows: &mut Vec<Window>) {
-    let is_of = |limit: &Item, policy: &Item| is_same(&limit.bare_item, &policy.bare_item);
-    for policy in policies.iter().take(MOST_WINDOWS) {
+    let is_of = |limit: &Item, policy: &Item| is_same_name(&limit.bare_item, &policy.bare_item);
+    for policy in policies.iter().take(MAX_WINDOWS) {
         let limit = limits.iter().find(|limit| is_of(limit, policy));
         if let Some(window) = window_of_policy(policy) {
             with_limit(window, limit).add_to(windows);
         }
     }
-    for limit in limits.iter().take(MOST_WINDOWS) {
+    for limit in limits.iter().take(MAX_WINDOWS) {
         if !policies.iter().any(|policy| is_of(limit, policy)) {
             with_limit(Window::new(Unit::Requests, None), Some(limit)).add_to(windows);
         }
     }
 }
 
+/// Adds the remaining amount and the reset of an item of `RateLimit`.
 fn with_limit(window: Window, limit: Option<&Item>) -> Window {
     let number = |key| number(&limit?.params, key);
     Window {
@@ -56,7 +60,7 @@ fn with_limit(window: Window, limit: Option<&Item>) -> Window {
     }
 }
 
-/// Draft 07.
+/// Draft 07: one dictionary, and policies without names.
 fn read_dictionary(reader: &Reader<'_>, policies: &[Item], windows: &mut Vec<Window>) {
     let Some(dictionary) = parsed::<Dictionary>(reader, RATE_LIMIT) else {
         return;
@@ -75,8 +79,8 @@ fn read_dictionary(reader: &Reader<'_>, policies: &[Item], windows: &mut Vec<Win
     window.add_to(windows);
 }
 
-/// Drafts 02 to 06. The limit may be followed by policies.
-fn read_three(reader: &Reader<'_>, policies: &[Item], windows: &mut Vec<Window>) {
+/// Drafts 02 to 06: three fields. In `RateLimit-Limit` the limit may be followed by policies.
+fn read_separate_fields(reader: &Reader<'_>, policies: &[Item], windows: &mut Vec<Window>) {
     let limits = items(reader, LIMIT);
     let limit = limits.first().and_then(|item| integer(&item.bare_item));
     let policies = if policies.is_empty() {
@@ -93,7 +97,7 @@ fn read_three(reader: &Reader<'_>, policies: &[Item], windows: &mut Vec<Window>)
     window.add_to(windows);
 }
 
-/// `None` if it counts something else.
+/// `None` if the policy counts something else than requests or tokens (`content-bytes`, `concurrent-requests`).
 fn window_of_policy(policy: &Item) -> Option<Window> {
     let params = &policy.params;
     let unit = match params
@@ -104,7 +108,7 @@ fn window_of_policy(policy: &Item) -> Option<Window> {
         Some(Some("tokens")) => Unit::Tokens,
         Some(_) => return None,
     };
-    // In old drafts the item itself is the quota.
+    // Up to draft 07 the item itself is the amount.
     let limit = number(params, "q").or_else(|| integer(&policy.bare_item));
     Some(Window {
         limit,
@@ -112,13 +116,14 @@ fn window_of_policy(policy: &Item) -> Option<Window> {
     })
 }
 
-/// The period of the policy with this quota; or of the only one.
+/// The period of the policy with this limit, or of the only policy.
 fn period_of(policies: &[Item], limit: Option<u64>) -> Option<Duration> {
     let same = policies.iter().find(|policy| integer(&policy.bare_item) == limit);
     let only = policies.first().filter(|_| policies.len() == 1);
     same.or(only).and_then(|policy| period(&policy.params))
 }
 
+/// The parameter `w`: the period in seconds. Zero is not a period.
 fn period(params: &Parameters) -> Option<Duration> {
     number(params, "w")
         .filter(|seconds| *seconds > 0)
@@ -129,6 +134,7 @@ fn more(seconds: u64) -> Reset {
     Reset::More(Duration::from_secs(seconds))
 }
 
+/// A parameter that is an integer of zero or more.
 fn number(params: &Parameters, key: &str) -> Option<u64> {
     integer(params.get(key)?)
 }
@@ -137,8 +143,8 @@ fn integer(item: &BareItem) -> Option<u64> {
     u64::try_from(i64::from(item.as_integer()?)).ok()
 }
 
-/// A name may be written as a string or as a token.
-fn is_same(one: &BareItem, other: &BareItem) -> bool {
+/// Whether two items have the same name, which may be written as a string or as a token.
+fn is_same_name(one: &BareItem, other: &BareItem) -> bool {
     match (name(one), name(other)) {
         (Some(one), Some(other)) => one == other,
         _ => one == other,
@@ -150,15 +156,16 @@ fn name(item: &BareItem) -> Option<&str> {
     item.as_string().map(sfv::StringRef::as_str).or_else(token)
 }
 
-/// The items of a list; those that are lists themselves are left out.
+/// The items of a list, without inner lists. A field that is not a list is malformed.
 fn items(reader: &Reader<'_>, name: &'static str) -> Vec<Item> {
     let items = items_or_none(reader, name);
     if items.is_none() && reader.headers().contains_key(name) {
-        reader.is_malformed(name);
+        reader.mark_malformed(name);
     }
     items.unwrap_or_default()
 }
 
+/// The items of a list, without inner lists. `None` if the field is absent or not a list.
 fn items_or_none(reader: &Reader<'_>, name: &'static str) -> Option<Vec<Item>> {
     let value = reader.headers().get(name)?;
     let list: List = Parser::new(value.as_bytes()).parse().ok()?;
@@ -173,7 +180,7 @@ fn parsed<T: FieldType>(reader: &Reader<'_>, name: &'static str) -> Option<T> {
     let value = reader.headers().get(name)?;
     let parsed = Parser::new(value.as_bytes()).parse().ok();
     if parsed.is_none() {
-        reader.is_malformed(name);
+        reader.mark_malformed(name);
     }
     parsed
 }

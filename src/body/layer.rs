@@ -1,0 +1,237 @@
+//! [`BodyLayer`]: a call ends when the body of its response does.
+//!
+//! The layer is placed around the client. It sends the response to the caller through the early-response channel, past
+//! the layers above, and lets the *call* go on until the body has ended. Whatever a layer holds for a call (its permit,
+//! its event, its estimate of tokens, a deadline) is held until then, and no layer has to handle bodies.
+//!
+//! The caller's side of the channel is opened by [`StreamLayer`](super::StreamLayer), or by
+//! [`Executor::submit`](crate::Executor::submit) if the executor was
+//! [built for streams](crate::ExecutorBuilder::build_streaming). If no caller waits on it, because the channel was not
+//! opened or the call was detached, the response is returned through the layers and the call ends with its head.
+
+use super::{
+    early_response::EarlyResponse,
+    read::{BoundedReader, ReadStep},
+    stream_body::{BodyEnd, StreamBody},
+};
+use crate::{
+    error::{BoxError, Cancelled},
+    event::{self, BodyProgress},
+};
+use bytes::Bytes;
+use http::{Request, Response, response::Parts};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::sync::oneshot;
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// Lets each call last until the body of its response has ended. Placed around the client, with a
+/// [`StreamLayer`](super::StreamLayer) on top of the stack.
+///
+/// Of a response that is not a success (2xx), at most 64 KiB of the body are read within the call; the rest is dropped.
+/// See the [module docs](super#streams).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BodyLayer(());
+
+/// The service of [`BodyLayer`].
+///
+/// # Errors
+///
+/// Besides the errors of the client: [`BodyFailed`](crate::error::BodyFailed) if the body fails, and [`Cancelled`] if
+/// the caller drops the body before its end.
+#[derive(Clone, Debug)]
+pub struct BodyService<S> {
+    inner: S,
+}
+
+pin_project! {
+    /// A call to the client, until the body of its response has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it ends the call. If the caller has the response already, the next frame of its body is the error
+    /// [`Cancelled`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F, B> {
+        #[pin]
+        state: State<F, B>,
+        early_response: Option<EarlyResponse<StreamBody<B>>>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F, B> {
+        /// The head of the response has not arrived.
+        Calling { #[pin] future: F },
+        /// The response is not a success, and its body is being read.
+        ReadingFailure { parts: Option<Parts>, #[pin] reader: BoundedReader<B> },
+        /// The caller has the response, and its body has not ended.
+        Streaming { parts: Option<Parts>, end: oneshot::Receiver<BodyEnd> },
+    }
+}
+
+/// How many bytes are read of a response that is not a success. Error documents are shorter; a bound keeps a server
+/// that never ends its body from holding the call.
+const MAX_FAILURE_BYTES: usize = 64 * 1024;
+
+// === impl BodyLayer ===
+
+impl BodyLayer {
+    /// Creates the layer. It has no settings.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(())
+    }
+}
+
+impl<S> Layer<S> for BodyLayer {
+    type Service = BodyService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        BodyService { inner }
+    }
+}
+
+// === impl BodyService ===
+
+impl<S, B, R> Service<Request<B>> for BodyService<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Error: Into<BoxError>,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    type Response = Response<StreamBody<R>>;
+    type Error = BoxError;
+    type Future = ResponseFuture<S::Future, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut req: Request<B>) -> Self::Future {
+        let early_response = EarlyResponse::take(&mut req);
+        ResponseFuture {
+            state: State::Calling {
+                future: self.inner.call(req),
+            },
+            early_response,
+        }
+    }
+}
+
+// === impl ResponseFuture ===
+
+impl<F, B, E> Future for ResponseFuture<F, B>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<BoxError>,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<StreamBody<B>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProj::Calling { future } => {
+                    let response = ready!(future.poll(cx)).map_err(Into::into)?;
+                    let (parts, body) = response.into_parts();
+                    let Some(early_response) = this.early_response.as_ref().filter(|_| !body.is_end_stream()) else {
+                        return Poll::Ready(Ok(Response::from_parts(parts, StreamBody::unwatched(body))));
+                    };
+                    if parts.status.is_success() {
+                        match deliver(early_response, parts, body) {
+                            Ok(state) => state,
+                            Err(response) => return Poll::Ready(Ok(response)),
+                        }
+                    } else {
+                        State::ReadingFailure {
+                            parts: Some(parts),
+                            reader: BoundedReader::new(body, MAX_FAILURE_BYTES),
+                        }
+                    }
+                }
+                StateProj::ReadingFailure { parts, mut reader } => {
+                    let step = ready!(reader.as_mut().poll_read(cx))?;
+                    if step == ReadStep::Read && !reader.is_full() && !reader.is_end_stream() {
+                        continue;
+                    }
+                    let (bytes, progress) = reader.take();
+                    record(progress);
+                    let parts = parts.take().expect("a future is not polled after it was ready");
+                    return Poll::Ready(Ok(Response::from_parts(parts, StreamBody::buffered(bytes))));
+                }
+                StateProj::Streaming { parts, end } => {
+                    // The body always reports its end, also when dropped: the channel does not close without a report.
+                    let end = ready!(Pin::new(end).poll(cx)).unwrap_or(BodyEnd::Dropped(BodyProgress::default()));
+                    let parts = parts.take().expect("a future is not polled after it was ready");
+                    return Poll::Ready(outcome(parts, end));
+                }
+            };
+            this.state.set(next);
+        }
+    }
+}
+
+/// Sends the response to the caller. Returns it, with a body that does not report its end, if no caller waits for it.
+#[allow(clippy::result_large_err, reason = "returns the response that was not sent")]
+fn deliver<F, B: Send + 'static>(
+    early_response: &EarlyResponse<StreamBody<B>>,
+    parts: Parts,
+    body: B,
+) -> Result<State<F, B>, Response<StreamBody<B>>> {
+    let (reporter, end) = oneshot::channel();
+    let response = Response::from_parts(parts.clone(), StreamBody::watched(body, reporter));
+    match early_response.send(response) {
+        Ok(()) => Ok(State::Streaming {
+            parts: Some(parts),
+            end,
+        }),
+        Err(response) => Err(response.map(StreamBody::unwatch)),
+    }
+}
+
+/// The result of a call whose body has ended, for the layers above: they see the response with an empty body, since the
+/// caller has the real one.
+fn outcome<B>(parts: Parts, end: BodyEnd) -> Result<Response<StreamBody<B>>, BoxError> {
+    match end {
+        BodyEnd::Complete(progress) => {
+            record(progress);
+            Ok(Response::from_parts(parts, StreamBody::buffered(Bytes::new())))
+        }
+        BodyEnd::Failed(progress, error) => {
+            record(progress);
+            Err(error.into())
+        }
+        BodyEnd::Dropped(progress) => {
+            record(progress);
+            // Dropping the body is the caller's way to cancel the call.
+            if let Some(event) = event::current() {
+                event.cancel();
+            }
+            Err(Cancelled::new().into())
+        }
+    }
+}
+
+fn record(progress: BodyProgress) {
+    if let Some(event) = event::current() {
+        event.set_body_progress(progress);
+    }
+}
+
+impl<F, B> fmt::Debug for ResponseFuture<F, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("layer::ResponseFuture").finish_non_exhaustive()
+    }
+}
