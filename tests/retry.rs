@@ -226,7 +226,7 @@ async fn a_delay_above_the_ceiling_fails_at_once_and_says_which() {
     assert_eq!(told.status(), 429);
     assert_eq!(
         error.to_string(),
-        "429 Too Many Requests: come back in 21s, which is more than 20s"
+        "429 Too Many Requests: the server asks to retry after 21s, and the longest delay allowed is 20s"
     );
     assert_eq!((server.asked(), server.begun.elapsed()), (vec![ms(0)], ms(0)));
     let (server, _) = ask(policy().max_delay(ms(20_000)), &[with(429, &[("retry-after", "20")])]).await;
