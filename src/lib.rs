@@ -1,21 +1,9 @@
 //! Tower middleware for **outbound** API calls: it queues them, caps how many run at once, paces requests *and* API
 //! tokens, and keeps a record of every call.
 //!
-//! Providers of metered APIs, of language models above all, give an account so many requests and so many tokens a
-//! minute. Send too fast, and calls come back as 429s; too slowly, and quota is wasted. This crate sends exactly as
-//! fast as allowed, in order, and loses nothing:
-//!
-//! ```text
-//!   Executor::submit                  opens the event: PENDING, then QUEUED
-//!     QueueLayer                      bounded, first in first out; its workers drive the calls
-//!       EventLayer::processing()      PROCESSING on the way in; COMPLETED | FAILED | CANCELLED on the way out
-//!         DeadlineLayer               ends a call in time; refuses one that cannot make it
-//!         (your layer: retry, timeout, …)
-//!           ConcurrencyLimitLayer     at most n in flight
-//!             RateLimitLayer          requests and tokens, both or neither
-//!               EventLayer::calling() CALLING on the way in; what came back on the way out
-//!                 your client         reqwest, hyper, a closure
-//! ```
+//! Providers of metered APIs, of language models above all, limit an account to a number of requests and a number of
+//! tokens a minute. A client that sends too fast gets 429s; one that sends too slowly wastes quota. This crate sends as
+//! fast as the limits allow, in order, and loses no call.
 //!
 //! # A first call
 //!
@@ -25,7 +13,7 @@
 //! use http::{Request, Response};
 //! use tower_outbound::{Call, Executor, Rate, Shutdown};
 //!
-//! // Any service from http requests to http responses is a client.
+//! // A client is any service from http requests to http responses: reqwest's, hyper's, or a function.
 //! let client = tower::service_fn(async |_: Request<String>| Ok::<_, std::io::Error>(Response::new("hello")));
 //!
 //! let executor = Executor::builder()
@@ -48,39 +36,45 @@
 //!
 //! # What is here
 //!
+//! An [`Executor`] has all layers behind one handle. [`executor::stack`] shows their order, with a picture and a reason
+//! for each. From the caller to the client they are:
+//!
 //! | | |
 //! |---|---|
-//! | [`Executor`] | the whole stack behind one handle: [start, submit, stop](executor) |
+//! | [`Executor`] | [start, submit, stop](executor) |
 //! | [`QueueLayer`] | a bounded [queue] whose workers drive the calls |
-//! | [`ConcurrencyLimitLayer`] | a cap on calls in flight that can be watched and changed: [`concurrency`] |
-//! | [`RateLimitLayer`], [`RateLimiter`] | [rates](rate) of requests and tokens, any number at once |
-//! | [`SharedRateLimiter`](rate::redis::SharedRateLimiter) | the same for [many processes](rate::redis) (feature `redis`) |
-//! | [`EventLayer`], [`EventHandle`] | the [record](event) of each call |
-//! | [`DeadlineLayer`], [`Deadline`] | [until when](deadline) a call has to be over |
-//! | [`body`], [`provider`], [`retry`], [`client`] | what metered APIs need: streams, usage, providers' headers, retries (feature `http`) |
+//! | [`EventLayer`] | the [record](event) of each call: once around all that follows, once around the client |
+//! | [`DeadlineLayer`] | the [instant by which a call has to end](deadline) |
+//! | a layer of your own | [`retry`] (feature `http`), a timeout, or any other Tower layer |
+//! | [`ConcurrencyLimitLayer`] | a [cap](concurrency) on calls in flight that can be watched and changed |
+//! | [`RateLimitLayer`] | [rates](rate) of requests and tokens, any number of them at once, of a [`RateLimiter`] |
+//! | [`body`], [`provider`] | streamed bodies, used tokens, the providers' headers (feature `http`) |
+//! | your client | [`client::Reqwest`] (feature `reqwest`), hyper's, any service, or a closure |
 //!
-//! Each layer works alone, in any `tower::ServiceBuilder`. Clones of a service share its limits and hold nothing while
-//! they are idle.
+//! With [`rate::redis`] (feature `redis`), many processes share the rates of one limiter.
+//!
+//! Each layer also works without the others, in any `tower::ServiceBuilder`. Clones of a service share its limits, and
+//! hold no permit and no place while they are idle.
 //!
 //! # Order
 //!
-//! The order of the layers is written once, in [`executor::stack`], with the reason for each place. The one that is
-//! easily got wrong: the concurrency limit stands *outside* the rate limit. The budget is taken last, next to the wire;
-//! the other way round, calls that have paid would pile up behind a full limit, and leave as a burst.
+//! One place in the order is easily got wrong: the concurrency limit is *outside* the rate limit. A call takes its
+//! budget last, next to the wire. The other way round, calls that have paid would pile up behind a full concurrency
+//! limit and be sent as a burst, faster than the rate.
 //!
 //! # Features
 //!
 //! | feature | what it adds |
 //! |---|---|
 //! | `serde` | events and [`Config`](executor::Config) as JSON, or any other format of serde |
-//! | `http` | bodies, providers' headers, retries: the modules [`body`], [`provider`] and [`retry`] |
-//! | `json` | what was used, what is asked for and why it failed, as JSON bodies tell it; includes `http` |
-//! | `reqwest` | a reqwest client as a service; includes `http` |
+//! | `http` | the modules [`body`], [`provider`] and [`retry`] |
+//! | `json` | used tokens, estimates and reasons of failures, read from JSON bodies; includes `http` |
+//! | `reqwest` | a reqwest client as a service: [`client`]; includes `http` |
 //! | `redis` | limits that many processes share, in Redis or Valkey: [`rate::redis`] |
 //! | `redis-tls` | the same over TLS; includes `redis` |
 //! | `full` | all of them |
 //!
-//! No feature is on by default. The oldest Rust that works is named in `Cargo.toml`.
+//! No feature is on by default. The oldest supported version of Rust is `rust-version` in `Cargo.toml`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "http")]
@@ -110,15 +104,16 @@ mod sync;
 mod tokens;
 mod wait_queue;
 
+// Every layer with the service it makes, what it is built from, and what its caller gets. The rest is in the modules.
 pub use concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer};
-pub use deadline::{Deadline, DeadlineLayer};
-pub use error::{BoxError, Error};
-pub use event::{EventHandle, EventLayer, NetworkRequestEvent, RequestId, RequestStatus};
+pub use deadline::{Deadline, DeadlineLayer, DeadlineService};
+pub use error::{BoxError, Error, InvalidConfig};
+pub use event::{EventHandle, EventLayer, EventService, Events, NetworkRequestEvent, RequestId, RequestStatus};
 pub use executor::{Call, CallHandle, Executor, ExecutorBuilder, Shutdown};
 pub use queue::{Queue, QueueLayer};
 pub use rate::{ApiTokens, ApiTokensUsed, Cost, Limiter, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter};
 
-/// The README's examples are tests.
+/// Compiles and runs the README's examples as tests.
 #[cfg(all(doctest, feature = "full"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,12 +1,12 @@
-//! What can be sent, shared and cloned.
+//! Which types can be sent, shared and cloned, and which names a glob import brings into scope.
 
 use http::{Request, Response};
 use tower::{Service, service_fn};
 use tower_outbound::{
-    Call, CallHandle, Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer, EventHandle, EventLayer, Executor,
-    NetworkRequestEvent, Queue, QueueLayer, RateLimit, RateLimitLayer, RateLimiter,
-    error::{Cancelled, Closed, CostExceedsBurst, Error, InvalidConfig, Panicked, Refused},
-    event::{EventService, Events, Lagged, ParseStatusError, Subscription},
+    Call, CallHandle, Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer, EventHandle, EventLayer, EventService,
+    Events, Executor, InvalidConfig, NetworkRequestEvent, Queue, QueueLayer, RateLimit, RateLimitLayer, RateLimiter,
+    error::{Cancelled, Closed, CostExceedsBurst, Error, Panicked, Refused},
+    event::{Lagged, ParseStatusError, Subscription},
     executor::{Closure, Monitor, TrySubmitError},
     rate::{Estimate, TryAcquireError},
 };
@@ -17,7 +17,7 @@ fn clone<T: Clone>() {}
 fn unpin<T: Unpin>() {}
 fn all<T: Clone + Send + Sync + Unpin + 'static>() {}
 
-/// Neither `Sync` nor anything more than a request has to be.
+/// A body that is `Send` only: not `Sync`, not `Clone`. Requests and responses need no more.
 type Body = std::cell::Cell<u8>;
 
 #[test]
@@ -42,7 +42,7 @@ fn services_layers_and_handles_are_clone_send_and_sync() {
 
 #[cfg(feature = "full")]
 #[test]
-fn what_is_there_for_http_is_so_too() {
+fn types_of_the_feature_http_are_clone_send_and_sync() {
     use tower_outbound::{
         ApiTokensUsed,
         body::*,
@@ -62,7 +62,7 @@ fn what_is_there_for_http_is_so_too() {
     all::<(RetryPolicy, CharacterEstimate, AverageEstimate, ByUsage, ApiTokensUsed)>();
     all::<Reqwest>();
     send::<(stream::ResponseFuture<Body>, client::ResponseFuture, Delay)>();
-    // As reqwest wants the bodies it is given.
+    // `reqwest::Body::wrap` requires both.
     sync::<StreamBody<MeteredBody<reqwest::Body>>>();
     send::<StreamBody<MeteredBody<reqwest::Body>>>();
     error::<DeadlineExceeded>();
@@ -74,7 +74,7 @@ fn what_is_there_for_http_is_so_too() {
 
 #[cfg(feature = "redis")]
 #[test]
-fn what_is_shared_by_processes_is_so_too() {
+fn types_of_the_feature_redis_are_clone_send_and_sync() {
     use tower_outbound::{
         error::{AcquireError, StoreUnavailable},
         rate::{
@@ -113,13 +113,13 @@ fn errors_are_errors_that_can_be_sent_and_shared() {
     error::<Lagged>();
     error::<ParseStatusError>();
     error::<TryAcquireError>();
-    // Whatever the body: it need not be `Debug`.
+    // For any body: it need not be `Debug`.
     struct Plain;
     error::<Refused<Plain>>();
     error::<TrySubmitError<Plain>>();
 }
 
-/// In a struct field, without naming the client's type.
+/// An executor in a struct field, whose type does not name the client.
 struct Api {
     executor: Executor<String, String>,
 }
@@ -132,7 +132,7 @@ async fn an_executor_fits_into_a_struct_and_a_spawned_task() {
     };
     api.executor.start().unwrap();
     let mut service = api.executor.clone();
-    let answer = tokio::spawn(async move {
+    let response = tokio::spawn(async move {
         std::future::poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
         service
             .call(Request::new("hello".to_owned()))
@@ -140,7 +140,7 @@ async fn an_executor_fits_into_a_struct_and_a_spawned_task() {
             .unwrap()
             .into_body()
     });
-    assert_eq!(answer.await.unwrap(), "hello");
+    assert_eq!(response.await.unwrap(), "hello");
     let submitted = tokio::spawn(async move {
         api.executor
             .submit(Request::new("again".to_owned()))
@@ -151,4 +151,26 @@ async fn an_executor_fits_into_a_struct_and_a_spawned_task() {
             .into_body()
     });
     assert_eq!(submitted.await.unwrap(), "again");
+}
+
+/// A module of this crate with the name of another crate would hide that crate, or make its name ambiguous.
+mod glob_import {
+    use tower_outbound::*;
+
+    #[test]
+    fn a_glob_import_hides_no_crate() {
+        let request: http::Request<bytes::Bytes> = http::Request::new(bytes::Bytes::new());
+        let _: fn() -> tokio::time::Instant = tokio::time::Instant::now;
+        let _ = tracing::Span::none();
+        let _ = serde_json::Value::Null;
+        let _ = fastrand::Rng::with_seed(1);
+        let _: Option<(hyper::Version, reqwest::Version, redis::Value)> = None;
+        fn body<B: http_body::Body>(_: &B) {}
+        body(&http_body_util::Empty::<bytes::Bytes>::new());
+        fn service<S: tower::Service<http::Request<bytes::Bytes>>>(_: &S) {}
+        service(&tower::service_fn(async |request: http::Request<bytes::Bytes>| {
+            Ok::<_, BoxError>(http::Response::new(request.into_body()))
+        }));
+        assert_eq!(Call::from(request).into_request().unwrap().into_body().len(), 0);
+    }
 }

@@ -1,4 +1,4 @@
-//! Corners: what stands between the layers, what others' code may do there, and what is given back afterwards.
+//! Corner cases between the layers: user code that blocks or panics there, spans, and resources that are given back.
 
 use http::{Request, Response};
 use std::{
@@ -36,24 +36,27 @@ fn client() -> Client {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn two_workers_compute_two_calls_side_by_side() -> Result<(), BoxError> {
-    let met = Arc::new((Mutex::new(0), Condvar::new()));
-    let meets = service_fn(move |(): ()| {
-        let met = met.clone();
+async fn two_workers_run_the_computing_of_two_calls_in_parallel() -> Result<(), BoxError> {
+    let arrived = Arc::new((Mutex::new(0), Condvar::new()));
+    let waits_for_both = service_fn(move |(): ()| {
+        let arrived = arrived.clone();
         async move {
-            // In its first poll, and without an await.
+            // Blocks in its first poll, without an await.
             Ok::<_, BoxError>(block_in_place(|| {
-                let mut here = met.0.lock().unwrap();
-                *here += 1;
-                met.1.notify_all();
-                let (here, _) = met.1.wait_timeout_while(here, 5_000 * MS, |here| *here < 2).unwrap();
-                *here
+                let (count, changed) = &*arrived;
+                let mut count = count.lock().unwrap();
+                *count += 1;
+                changed.notify_all();
+                let (count, _) = changed
+                    .wait_timeout_while(count, 5_000 * MS, |count| *count < 2)
+                    .unwrap();
+                *count
             }))
         }
     });
     let queue = ServiceBuilder::new()
         .layer(QueueLayer::new(4)?.workers(2)?)
-        .service(meets);
+        .service(waits_for_both);
     let (first, second) = tokio::try_join!(queue.clone().oneshot(()), queue.clone().oneshot(()))?;
     assert_eq!((first, second), (2, 2));
     Ok(())
@@ -71,10 +74,10 @@ async fn a_client_may_block_on_a_limiter_of_its_own() -> Result<(), BoxError> {
                 block_in_place(|| {
                     Handle::current().block_on(async {
                         for _ in 0..2 {
-                            let mut turn = Box::pin(limiter.acquire(Cost::request()));
+                            let mut acquire = Box::pin(limiter.acquire(Cost::request()));
                             std::future::poll_fn(|cx| {
                                 polls.fetch_add(1, Ordering::Relaxed);
-                                turn.as_mut().poll(cx)
+                                acquire.as_mut().poll(cx)
                             })
                             .await?;
                         }
@@ -86,13 +89,13 @@ async fn a_client_may_block_on_a_limiter_of_its_own() -> Result<(), BoxError> {
     };
     let queue = ServiceBuilder::new().layer(QueueLayer::new(4)?).service(blocks);
     time::timeout(5_000 * MS, queue.oneshot(())).await??;
-    assert!(polls.load(Ordering::Relaxed) < 10, "it waits, and does not spin");
+    assert!(polls.load(Ordering::Relaxed) < 10, "the client waits and does not spin");
     Ok(())
 }
 
 #[tokio::test]
-async fn times_tell_what_a_layer_of_ones_own_takes() -> Result<(), BoxError> {
-    // In real time: a layer that computes blocks its thread, and a paused clock stands still meanwhile.
+async fn the_times_of_an_event_include_what_a_users_layer_takes() -> Result<(), BoxError> {
+    // In real time: a layer that computes blocks its thread, and a paused clock does not advance meanwhile.
     let calling = EventLayer::calling().describe(Nothing).layer(client());
     let twice = service_fn(move |(): ()| {
         let (mut first, mut second) = (calling.clone(), calling.clone());
@@ -109,22 +112,22 @@ async fn times_tell_what_a_layer_of_ones_own_takes() -> Result<(), BoxError> {
     let event = call.event();
     call.await?;
 
-    let told = event.snapshot();
-    let [first, second] = &told.attempts[..] else {
+    let event = event.snapshot();
+    let [first, second] = &event.attempts[..] else {
         panic!("two attempts")
     };
-    let least = |earlier: Option<_>, later: Option<std::time::SystemTime>| {
+    let at_least_20_ms = |earlier: Option<_>, later: Option<std::time::SystemTime>| {
         let between = later.unwrap().duration_since(earlier.unwrap()).unwrap();
         assert!(between >= 20 * MS, "{between:?}");
     };
-    least(told.processing_started_at, told.call_started_at);
-    least(first.ended_at, Some(second.started_at));
-    least(second.ended_at, told.completed_at);
+    at_least_20_ms(event.processing_started_at, event.call_started_at);
+    at_least_20_ms(first.ended_at, Some(second.started_at));
+    at_least_20_ms(second.ended_at, event.completed_at);
     Ok(())
 }
 
 #[tokio::test]
-async fn the_callers_span_follows_also_if_the_events_own_is_filtered_out() -> Result<(), Box<dyn Error>> {
+async fn the_callers_span_follows_the_call_even_if_the_events_span_is_filtered_out() -> Result<(), Box<dyn Error>> {
     use tracing::Instrument;
     use tracing_subscriber::{
         filter::{LevelFilter, Targets},
@@ -146,7 +149,7 @@ async fn the_callers_span_follows_also_if_the_events_own_is_filtered_out() -> Re
 }
 
 #[test]
-fn a_span_that_panics_when_it_closes_hangs_nobody() {
+fn a_span_that_panics_when_it_closes_leaves_no_caller_waiting() {
     use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
     struct Panics;
@@ -173,12 +176,12 @@ fn a_span_that_panics_when_it_closes_hangs_nobody() {
             let _entered = tracing::info_span!("caller").entered();
             queue.call(())
         });
-        time::timeout(5_000 * MS, response).await.expect("an answer").unwrap();
+        time::timeout(5_000 * MS, response).await.expect("no hang").unwrap();
     });
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_span_that_panics_when_it_is_told_the_outcome_takes_no_call_out_of_the_totals() {
+async fn a_span_that_panics_when_the_outcome_is_recorded_takes_no_call_out_of_the_totals() {
     use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
     struct Panics;
@@ -205,7 +208,7 @@ async fn a_span_that_panics_when_it_is_told_the_outcome_takes_no_call_out_of_the
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_ends_after_a_later_one_is_a_change_too() {
+async fn an_attempt_that_ends_after_a_later_one_updates_the_event() {
     let waits = service_fn(async |seconds: u64| {
         time::sleep(Duration::from_secs(seconds)).await;
         Ok::<_, BoxError>(())
@@ -221,12 +224,12 @@ async fn an_attempt_that_ends_after_a_later_one_is_a_change_too() {
     let call = EventLayer::processing().describe(Nothing).layer(both).call(());
     let event = call.event();
     let _ = time::timeout(Duration::from_secs(50), call).await;
-    let told = event.snapshot();
+    let event = event.snapshot();
     assert_eq!(
-        told.attempts[0].ended_at,
-        Some(told.created_at + Duration::from_secs(2))
+        event.attempts[0].ended_at,
+        Some(event.created_at + Duration::from_secs(2))
     );
-    assert!(told.updated_at >= told.created_at + Duration::from_secs(2));
+    assert!(event.updated_at >= event.created_at + Duration::from_secs(2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -247,7 +250,7 @@ async fn the_deepest_debt_of_the_largest_bucket_is_counted() -> Result<(), Box<d
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_whose_conversion_panics_fails_that_call_alone() {
+async fn an_error_whose_conversion_panics_fails_only_that_call() {
     #[derive(Debug)]
     struct Bad;
     impl From<Bad> for BoxError {
@@ -267,7 +270,7 @@ async fn an_error_whose_conversion_panics_fails_that_call_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_that_panics_when_it_is_asked_what_it_says_fails_that_call_alone() {
+async fn an_error_whose_display_panics_fails_only_that_call() {
     #[derive(Debug)]
     struct Bad;
     impl fmt::Display for Bad {
@@ -307,7 +310,7 @@ async fn an_error_that_panics_when_it_is_asked_what_it_says_fails_that_call_alon
 }
 
 #[test]
-fn what_a_rush_took_is_given_back_while_one_call_goes_on() {
+fn memory_of_many_calls_is_freed_while_one_call_still_runs() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -315,29 +318,29 @@ fn what_a_rush_took_is_given_back_while_one_call_goes_on() {
     let mut kept = None;
     let counted = allocation_counter::measure(|| {
         kept = Some(runtime.block_on(async {
-            let gate = Arc::new(Semaphore::new(0));
-            let opens = gate.clone();
+            let released = Arc::new(Semaphore::new(0));
+            let release = released.clone();
             let mut queue = ServiceBuilder::new()
                 .layer(QueueLayer::new(3_000).unwrap())
                 .service(service_fn(move |is_long: bool| {
-                    let gate = gate.clone();
+                    let released = released.clone();
                     async move {
                         let large = [1_u8; 4_096];
                         if is_long {
                             pending::<()>().await;
                         }
-                        drop(gate.acquire().await);
+                        drop(released.acquire().await);
                         black_box(&large);
                         Ok::<_, BoxError>(())
                     }
                 }));
             let long = queue.call(true);
-            let rush: Vec<_> = (0..2_000).map(|_| queue.call(false)).collect();
+            let short: Vec<_> = (0..2_000).map(|_| queue.call(false)).collect();
             while queue.in_flight() < 2_001 {
                 yield_now().await;
             }
-            opens.add_permits(2_000);
-            for call in rush {
+            release.add_permits(2_000);
+            for call in short {
                 call.await.unwrap();
             }
             assert_eq!(queue.in_flight(), 1);
@@ -346,14 +349,14 @@ fn what_a_rush_took_is_given_back_while_one_call_goes_on() {
     });
     assert!(
         counted.bytes_current < 1_000_000,
-        "{} bytes are kept",
+        "{} bytes are still allocated",
         counted.bytes_current
     );
     drop(kept);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn permits_add_up_after_callers_that_gave_up_and_limits_that_changed() -> Result<(), BoxError> {
+async fn permits_add_up_after_dropped_calls_and_changed_limits() -> Result<(), BoxError> {
     let limit = Concurrency::new(3)?;
     let service = ServiceBuilder::new()
         .layer(ConcurrencyLimitLayer::with_limit(limit.clone()))

@@ -1,4 +1,4 @@
-//! The promises of `Executor`, one story each.
+//! The promises of `Executor`, one test each.
 
 mod support;
 
@@ -74,7 +74,7 @@ async fn tokens_given_without_a_period_are_per_minute() {
 }
 
 #[tokio::test]
-async fn settings_that_make_no_sense_are_refused_by_name_when_built() {
+async fn settings_out_of_range_are_refused_when_built_and_their_field_is_named() {
     let field = |builder: ExecutorBuilder| builder.build_for_closures::<()>().unwrap_err().field().to_owned();
     assert_eq!(field(Executor::builder().queue_capacity(0)), "queue_capacity");
     assert_eq!(field(Executor::builder().concurrency_limit(0)), "concurrency_limit");
@@ -106,14 +106,17 @@ async fn settings_that_make_no_sense_are_refused_by_name_when_built() {
     );
 }
 
-// --- life ---
+// --- start and stop ---
 
 #[tokio::test(start_paused = true)]
 async fn starting_twice_is_an_error() {
     let executor = started(Executor::builder(), client(ms(0)).0);
     let error = executor.start().unwrap_err();
     assert!(error.is_already_running());
-    assert_eq!(error.to_string(), "the executor is already running");
+    assert_eq!(
+        error.to_string(),
+        "the executor is already running: call `stop` and await it first"
+    );
 }
 
 #[test]
@@ -149,7 +152,7 @@ async fn submitting_before_start_or_after_stop_is_an_error_and_a_stopped_executo
 
     executor.start().unwrap();
     executor.submit(request("again")).await.unwrap().await.unwrap();
-    // The limits went on where they were.
+    // The limits continued from where they were.
     assert_eq!(executor.monitor().limiter().available().requests, Some(8));
     assert_eq!(executor.monitor().totals().completed, 2);
 }
@@ -251,11 +254,11 @@ async fn a_second_harder_stop_takes_effect_at_once_and_both_return() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stopping_refuses_those_who_wait_for_a_place() {
+async fn stopping_refuses_calls_that_wait_for_a_place() {
     let (client, _) = client(ms(100));
     let executor = started(unlimited().queue_capacity(1).concurrency_limit(1), client);
     let mut updates = executor.monitor().subscribe();
-    drop(executor.submit(request("flies")).await.unwrap());
+    drop(executor.submit(request("running")).await.unwrap());
     settle().await;
     drop(executor.submit(request("queued")).await.unwrap());
     let waiting = tokio::spawn({
@@ -328,9 +331,9 @@ async fn run_that_is_dropped_while_it_drains_cancels_what_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_dropped_by_an_abort_may_use_the_executor() {
-    struct Asks(Plain);
-    impl Drop for Asks {
+async fn a_value_dropped_by_an_abort_may_use_the_executor() {
+    struct UsesWhenDropped(Plain);
+    impl Drop for UsesWhenDropped {
         fn drop(&mut self) {
             assert!(!self.0.is_running());
         }
@@ -341,9 +344,9 @@ async fn what_is_dropped_by_an_abort_may_use_the_executor() {
     let executor = unlimited().concurrency_limit(1).build_for_closures::<()>().unwrap();
     let run = executor.run(async |executor| {
         for _ in 0..3 {
-            let asks = Asks(watched.clone());
+            let value = UsesWhenDropped(watched.clone());
             let call = Call::new(move || {
-                let _asks = &asks;
+                let _value = &value;
                 std::future::pending::<Result<(u16, ()), BoxError>>()
             });
             drop(executor.submit(call).await.unwrap());
@@ -436,7 +439,7 @@ async fn a_handle_has_its_event_at_once_and_the_response_when_awaited() {
 async fn a_call_that_waits_for_a_place_is_pending_and_then_queued() {
     let (client, _) = client(ms(100));
     let executor = started(unlimited().queue_capacity(1).concurrency_limit(1), client);
-    drop(executor.submit(request("flies")).await.unwrap());
+    drop(executor.submit(request("running")).await.unwrap());
     settle().await;
     drop(executor.submit(request("queued")).await.unwrap());
     let mut updates = executor.monitor().subscribe();
@@ -453,13 +456,13 @@ async fn a_call_that_waits_for_a_place_is_pending_and_then_queued() {
 async fn a_submit_that_is_dropped_while_it_waits_makes_no_call() {
     let (client, arrivals) = client(ms(100));
     let executor = started(unlimited().queue_capacity(1).concurrency_limit(1), client);
-    drop(executor.submit(request("flies")).await.unwrap());
+    drop(executor.submit(request("running")).await.unwrap());
     settle().await;
     drop(executor.submit(request("queued")).await.unwrap());
     timeout(ms(10), executor.submit(request("given up"))).await.unwrap_err();
     assert_eq!(executor.monitor().totals().cancelled, 1);
     executor.stop(Shutdown::Graceful).await;
-    assert_eq!(arrivals.names(), ["flies", "queued"]);
+    assert_eq!(arrivals.names(), ["running", "queued"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -467,7 +470,7 @@ async fn dropping_the_handle_lets_the_call_run_and_cancel_ends_it() {
     let (client, _) = client(ms(100));
     let executor = started(unlimited().concurrency_limit(2), client);
     let event = executor.submit(request("dropped")).await.unwrap().event().clone();
-    let flies = executor.submit(request("flies")).await.unwrap();
+    let running = executor.submit(request("running")).await.unwrap();
     let queued = executor.submit(request("queued")).await.unwrap();
     pass(ms(50)).await;
     assert_eq!(executor.monitor().queue_depth(), 1);
@@ -476,13 +479,13 @@ async fn dropping_the_handle_lets_the_call_run_and_cancel_ends_it() {
         (queued.event().status(), executor.monitor().queue_depth()),
         (RequestStatus::Cancelled, 0)
     );
-    flies.cancel();
+    running.cancel();
     settle().await;
     assert_eq!(
-        (flies.event().status(), executor.monitor().in_flight()),
+        (running.event().status(), executor.monitor().in_flight()),
         (RequestStatus::Cancelled, 1)
     );
-    assert!(flies.await.unwrap_err().is_cancelled());
+    assert!(running.await.unwrap_err().is_cancelled());
     assert!(queued.await.unwrap_err().is_cancelled());
     assert_eq!(event.finished().await.status, RequestStatus::Completed);
 }
@@ -517,7 +520,7 @@ async fn as_a_tower_service_it_refuses_before_start_and_a_call_that_was_accepted
 }
 
 #[tokio::test(start_paused = true)]
-async fn debug_tells_where_an_executor_is() {
+async fn debug_shows_the_state_of_an_executor() {
     let executor = unlimited().build(client(ms(100)).0).unwrap();
     assert!(format!("{executor:?}").contains(r#"state: "stopped""#));
     executor.start().unwrap();
@@ -534,7 +537,7 @@ async fn debug_tells_where_an_executor_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_call_costs_can_be_told_by_a_function_and_counts_before_the_queue() {
+async fn a_function_can_set_what_a_call_costs_and_the_cost_is_checked_before_the_queue() {
     let (client, arrivals) = client(ms(0));
     let executor = unlimited()
         .tokens(Rate::per_second(10))
@@ -551,12 +554,12 @@ async fn what_a_call_costs_can_be_told_by_a_function_and_counts_before_the_queue
     for call in calls {
         call.unwrap().await.unwrap();
     }
-    // Two of ten are left after the first; the other five are there after half a second.
+    // Two of ten tokens are left after the first call; the other five have come in after half a second.
     assert_eq!(arrivals.times(), [ms(0), ms(500)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_executor_behind_an_executor_passes_its_errors_on_as_they_are() {
+async fn an_executor_behind_an_executor_passes_its_errors_on_unchanged() {
     let (client, _) = client(ms(100));
     let inner = started(unlimited(), client);
     let outer = unlimited().build(inner.clone()).unwrap();
@@ -577,7 +580,7 @@ async fn an_executor_behind_an_executor_passes_its_errors_on_as_they_are() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_is_found_anywhere_in_its_chain_and_comes_out_as_it_was() {
+async fn an_error_is_found_anywhere_in_its_chain_and_is_returned_unchanged() {
     #[derive(Debug)]
     struct Outer(std::num::ParseIntError);
     impl std::fmt::Display for Outer {
@@ -605,7 +608,7 @@ async fn an_error_is_found_anywhere_in_its_chain_and_comes_out_as_it_was() {
     assert_eq!(cause.to_string(), "x".parse::<u8>().unwrap_err().to_string());
     assert!(!error.is_full() && !format!("{error:?}").contains("s3cret"));
     let TrySubmitError::Other(error) = error else {
-        unreachable!("made of an error");
+        unreachable!("converted from an error");
     };
     assert_eq!(
         error.into_inner().downcast::<Outer>().unwrap().to_string(),
@@ -633,7 +636,7 @@ async fn as_a_tower_service_a_dropped_call_is_cancelled() {
     drop(call);
     settle().await;
     assert_eq!(executor.monitor().totals().cancelled, 1);
-    // Also across a restart.
+    // A clone that was ready before a restart can be used after it.
     executor.ready().await.unwrap();
     executor.stop(Shutdown::Graceful).await;
     executor.start().unwrap();
@@ -641,7 +644,7 @@ async fn as_a_tower_service_a_dropped_call_is_cancelled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cost_above_the_burst_answers_at_once_even_behind_a_long_queue() {
+async fn a_cost_above_the_burst_is_refused_at_once_even_behind_a_long_queue() {
     let (client, _) = client(ms(1_000));
     let executor = started(
         Executor::builder().concurrency_limit(1).tokens(Rate::per_minute(600)),
@@ -708,7 +711,7 @@ async fn the_rate_holds_with_1_5_and_50_workers() {
         executor.stop(Shutdown::Graceful).await;
         assert_eq!(arrivals.times().len(), 200);
         assert_eq!(arrivals.times()[199], ms(19_000), "{workers} workers");
-        // 10 of the burst, and 10 that came in during the second.
+        // 10 of the burst, and 10 that come in within the second.
         assert!(arrivals.most_within(ms(1_000)) <= 20);
         assert!(arrivals.most_within(ms(100)) <= 11);
     }
@@ -726,7 +729,7 @@ async fn workers_never_cap_concurrency() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_hold_back_calls_that_requests_would_let_go() {
+async fn tokens_hold_back_calls_that_the_rate_of_requests_would_admit() {
     let (client, arrivals) = client(ms(0));
     let builder = Executor::builder()
         .requests(Rate::per_second(100))
@@ -754,7 +757,7 @@ async fn a_panicking_call_and_one_that_is_aborted_leave_the_workers_alive() {
     assert!(call.await.unwrap_err().is_panicked());
     assert_eq!(event.snapshot().error_type.as_deref(), Some("Panicked"));
 
-    // A task inside the call that is aborted: what kills a worker elsewhere.
+    // A task of the call that is aborted: its error must not be taken for the cancellation of a worker.
     let aborts = Call::new(|| async {
         let task = tokio::spawn(std::future::pending::<()>());
         task.abort();
@@ -786,7 +789,7 @@ async fn a_panicking_call_and_one_that_is_aborted_leave_the_workers_alive() {
 // --- closures ---
 
 #[tokio::test(start_paused = true)]
-async fn a_closure_is_a_call_with_all_that_is_known_of_it() {
+async fn a_closure_is_a_call_and_all_that_is_set_for_it_is_recorded() {
     let describe = Http::default().response_body(|body: &String| body.as_str().into());
     let executor = unlimited().describe(describe).build_for_closures::<String>().unwrap();
     executor.start().unwrap();
@@ -843,7 +846,7 @@ async fn a_closure_is_a_call_with_all_that_is_known_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closure_that_says_nothing_of_itself_has_nothing_recorded_but_its_outcome() {
+async fn a_closure_with_nothing_set_for_it_has_only_its_outcome_recorded() {
     let executor = unlimited().build_for_closures::<String>().unwrap();
     executor.start().unwrap();
     let call = executor
@@ -933,7 +936,7 @@ async fn the_error_of_a_closure_may_be_of_any_type() {
     let error = call.await.unwrap_err();
     assert!(
         error.find::<std::io::Error>().is_some(),
-        "the caller gets the error itself"
+        "the caller gets the client's error"
     );
     let event = event.snapshot();
     assert_eq!(event.status, RequestStatus::Failed);
@@ -1036,11 +1039,11 @@ async fn a_layer_around_the_limits_sees_a_call_once_and_one_around_the_client_ev
     let call = executor.submit(request("again")).await.unwrap();
     let event = call.event().clone();
     call.await.unwrap();
-    // Each attempt paid.
+    // Each attempt was charged.
     assert_eq!(arrivals.times(), [ms(0), ms(100)]);
     assert_eq!(event.snapshot().attempts.len(), 2);
     assert_eq!(executor.monitor().totals().opened, 1);
-    // And the timeout counts the waiting.
+    // The timeout includes the waiting for the rate.
     executor.monitor().limiter().pause_for(ms(1_000));
     let call = executor.submit(request("call")).await.unwrap();
     assert!(

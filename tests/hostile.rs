@@ -1,5 +1,5 @@
-//! Hostile input: the largest and the smallest numbers, texts made to be hard, and code of others that misbehaves.
-//! Nothing here may panic where it is not said so, hang, or harm any other call.
+//! Hostile input: the largest and the smallest numbers, texts that are hard to redact, and user code that misbehaves.
+//! None of it may hang the crate or harm another call, or make it panic where the test does not expect a panic.
 
 mod support;
 
@@ -32,7 +32,7 @@ use tower_outbound::{
     rate::Amount,
 };
 
-/// Far more than it takes; only there so that a hang is a failure.
+/// Far more than any of these tests takes, so that a hang is a failure.
 const HANG: Duration = Duration::from_secs(60);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MEGA: usize = 1_000_000;
@@ -41,24 +41,24 @@ fn unlimited() -> ExecutorBuilder {
     Executor::builder().limits(Limits::new())
 }
 
-/// Runs `work` on a thread of its own, and fails if it does not come to an end.
+/// Runs `work` on a thread, and panics if it has not ended after a minute.
 fn within_a_minute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let (done, told) = mpsc::channel();
+    let (done, is_done) = mpsc::channel();
     let worker = thread::spawn(move || {
         let result = work();
         let _ = done.send(());
         result
     });
-    if told.recv_timeout(HANG) == Err(mpsc::RecvTimeoutError::Timeout) {
+    if is_done.recv_timeout(HANG) == Err(mpsc::RecvTimeoutError::Timeout) {
         panic!("a hang");
     }
     worker.join().unwrap()
 }
 
-/// The record of a call that gets this response header, and fails with this text.
-async fn recorded(request: Request<()>, answer: Result<Response<()>, BoxError>) -> NetworkRequestEvent {
-    let answer = Mutex::new(Some(answer));
-    let service = service_fn(move |_: Request<()>| std::future::ready(answer.lock().unwrap().take().unwrap()));
+/// Returns the event of a call with this request and this outcome.
+async fn recorded(request: Request<()>, outcome: Result<Response<()>, BoxError>) -> NetworkRequestEvent {
+    let outcome = Mutex::new(Some(outcome));
+    let service = service_fn(move |_: Request<()>| std::future::ready(outcome.lock().unwrap().take().unwrap()));
     let call = EventLayer::calling().layer(service).call(request);
     let event = call.event();
     let _ = call.await;
@@ -67,7 +67,7 @@ async fn recorded(request: Request<()>, answer: Result<Response<()>, BoxError>) 
 
 // --- numbers ---
 
-/// Amounts that are easily got wrong.
+/// Amounts at the limits of what can be counted, and out of range.
 fn amounts() -> Vec<Amount> {
     let whole = [0, 1, 3, 1_000_003, 1 << 63, u64::MAX - 1, u64::MAX].map(Amount::from);
     let negative = [-1, i64::MIN].map(Amount::from);
@@ -105,7 +105,7 @@ fn periods() -> [Duration; 8] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_oddest_rates_are_counted_or_refused_by_name() {
+async fn extreme_rates_are_counted_or_refused_and_their_field_is_named() {
     let (mut counted, mut refused) = (0, 0);
     let mut limiters: Vec<(Limits, u64, RateLimiter)> = Vec::new();
     let some = |amounts: Vec<Amount>| -> Vec<Option<Amount>> { amounts.into_iter().map(Some).chain([None]).collect() };
@@ -141,7 +141,7 @@ async fn the_oddest_rates_are_counted_or_refused_by_name() {
                     };
                     let start = limiter.available().tokens.unwrap();
                     assert!((1..=u64::MAX).contains(&burst) && start <= burst, "{rate:?}");
-                    // Nothing is nothing; all there is can go at once, and then nothing more.
+                    // Requests are not limited; all tokens can be taken at once, and then none.
                     limiter
                         .try_acquire(Cost {
                             requests: u64::MAX,
@@ -152,7 +152,7 @@ async fn the_oddest_rates_are_counted_or_refused_by_name() {
                     assert_eq!(limiter.available().tokens, Some(0), "{rate:?}");
                     let later = limiter.try_acquire(Cost::tokens(1)).unwrap_err().retry_after();
                     assert!(later.is_some_and(|later| !later.is_zero()), "{rate:?}");
-                    // The worst that can come back, and the best.
+                    // Settled at the highest and the lowest use.
                     for used in [u64::MAX, 0, 1] {
                         let nothing = limiter.acquire_estimate(Cost { requests: 0, tokens: 0 }).await.unwrap();
                         nothing.settle(Cost {
@@ -169,7 +169,7 @@ async fn the_oddest_rates_are_counted_or_refused_by_name() {
         }
     }
     assert!(counted > 500 && refused > 5_000, "{counted} {refused}");
-    // Each turns into each, with its debts, while time passes.
+    // The limits of each are changed to those of each other, with debts, while time passes.
     limiters.truncate(100);
     for (_, _, limiter) in &limiters {
         for (limits, burst, _) in &limiters {
@@ -219,7 +219,7 @@ async fn an_estimate_settled_at_the_extremes_leaves_a_debt_that_is_paid_off() {
             .try_acquire(Cost::tokens(1_000))
             .err()
             .and_then(|error| error.retry_after());
-        // A thousand a second, and what cannot be told is very long.
+        // The debt is paid off at a thousand a second; a wait longer than 2^64 ns is reported as that.
         let debt = Duration::from_millis(used);
         let expected = (used > 0).then(|| debt.min(Duration::from_nanos(u64::MAX)));
         assert_eq!(later, expected, "{used}");
@@ -231,7 +231,7 @@ async fn an_estimate_settled_at_the_extremes_leaves_a_debt_that_is_paid_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_to_the_end_of_time_is_a_long_pause() {
+async fn the_longest_possible_pause_is_a_long_pause() {
     let far = Instant::now() + 100 * YEAR;
     for until in [Some(far), None] {
         let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(10))).unwrap();
@@ -239,14 +239,14 @@ async fn a_pause_to_the_end_of_time_is_a_long_pause() {
             Some(until) => limiter.pause_until(until),
             None => limiter.pause_for(Duration::MAX),
         }
-        // Only ever extended.
+        // A later, shorter pause does not shorten it.
         limiter.pause_for(ms(1));
         limiter.pause_until(Instant::now());
         assert!(limiter.available().paused_until.is_some_and(|until| until >= far));
         let later = limiter.try_acquire(Cost::request()).unwrap_err().retry_after();
         assert!(later.is_some_and(|later| later >= 99 * YEAR), "{later:?}");
         timeout(YEAR, limiter.acquire(Cost::request())).await.unwrap_err();
-        // A call that waits for it can still be stopped.
+        // A call that waits for the end of the pause can still be stopped.
         let executor = Executor::builder().limiter(limiter).build(client(ms(0)).0).unwrap();
         executor.start().unwrap();
         let call = executor.submit(request("call")).await.unwrap();
@@ -272,7 +272,7 @@ async fn a_million_limits_hold_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_costs_nothing_passes_and_one_that_costs_everything_is_refused() {
+async fn a_call_that_costs_nothing_is_admitted_and_one_above_the_burst_is_refused() {
     let limits = Limits::new().requests(Rate::per_second(1)).tokens(Rate::per_second(1));
     let (client, arrivals) = client(ms(0));
     let executor = Executor::builder()
@@ -296,7 +296,7 @@ async fn a_call_that_costs_nothing_passes_and_one_that_costs_everything_is_refus
         assert!(executor.submit(heavy()).await.unwrap_err().is_cost_exceeds_burst());
         assert!(!executor.try_submit(heavy()).unwrap_err().is_full());
     }
-    // Without a limit it passes.
+    // Without a limit it is admitted.
     executor.monitor().limiter().set_limits(Limits::new()).unwrap();
     let heavy = Call::from(request("heavy")).tokens(u64::MAX);
     let call = executor.submit(heavy).await.unwrap();
@@ -305,7 +305,7 @@ async fn a_call_that_costs_nothing_passes_and_one_that_costs_everything_is_refus
 }
 
 #[tokio::test(start_paused = true)]
-async fn places_permits_and_workers_are_many_or_refused_by_name() {
+async fn extreme_numbers_of_places_permits_and_workers_work_or_are_refused_and_named() {
     let field = |builder: ExecutorBuilder| {
         let built = builder.build_for_closures::<()>();
         built.err().map(|error| error.field().to_owned())
@@ -332,7 +332,7 @@ async fn places_permits_and_workers_are_many_or_refused_by_name() {
     }
     settle().await;
     assert_eq!(limit.in_flight(), 10_000);
-    // Down to one and up again, while they run and wait.
+    // The limit is lowered to one and raised again while calls run and wait.
     limit.set(1).unwrap();
     assert_eq!(limit.set(0).unwrap_err().field(), "concurrency_limit");
     assert_eq!(limit.get(), 1);
@@ -349,7 +349,7 @@ async fn places_permits_and_workers_are_many_or_refused_by_name() {
 }
 
 #[test]
-fn the_oddest_configs_are_refused_by_name_or_make_an_executor() {
+fn extreme_configs_build_an_executor_or_are_refused_and_their_field_is_named() {
     let floats = [
         f64::NAN,
         f64::INFINITY,
@@ -443,7 +443,7 @@ fn a_config_of_garbage_is_an_error_and_never_a_panic() {
 
 #[cfg(feature = "serde")]
 #[tokio::test]
-async fn an_event_with_a_time_that_no_text_can_tell_is_an_error_and_never_a_panic() {
+async fn an_event_with_a_time_that_cannot_be_written_is_an_error_and_never_a_panic() {
     let event = recorded(Request::new(()), Ok(Response::new(()))).await;
     let json = serde_json::to_value(&event).unwrap();
     for time in [
@@ -483,7 +483,7 @@ fn urls_inside_urls_are_redacted_however_deep_they_are() {
         runtime.block_on(async {
             for depth in [1, 2, 3, 5, 10, 40, 1_000, 10_000] {
                 let url = format!("http://h/{}?token=s3cret", "?x=http://h/".repeat(depth));
-                // Where URLs come from: a redirect, the text of an error, and the request itself.
+                // In a redirect, in the text of an error, and in the URL of the request.
                 let response = Response::builder().header("location", &url).body(()).unwrap();
                 let event = recorded(Request::new(()), Ok(response)).await;
                 assert!(!format!("{event:?}").contains("s3cret"), "depth {depth}");
@@ -493,14 +493,14 @@ fn urls_inside_urls_are_redacted_however_deep_they_are() {
                     let event = recorded(request, Ok(Response::new(()))).await;
                     assert!(!format!("{event:?}").contains("s3cret"), "depth {depth}");
                 }
-                // The same without anything to hide stays as it is, as long as it can be looked through.
+                // A URL without secrets is unchanged up to a depth of 3.
                 let harmless = format!("http://h/{}?page=2", "?x=http://h/".repeat(depth));
                 let event = recorded(Request::new(()), Err(harmless.clone().into())).await;
                 if depth <= 3 {
                     assert_eq!(event.error_message, Some(harmless));
                 }
             }
-            // In the fragment, encoded, and side by side.
+            // In the fragment, side by side, and percent-encoded.
             let encoded = (0..6).fold("?token=s3cret".to_owned(), |inner, _| {
                 let inner = inner
                     .replace('%', "%25")
@@ -515,10 +515,10 @@ fn urls_inside_urls_are_redacted_however_deep_they_are() {
                 format!("http://h/{encoded}"),
             ] {
                 let event = recorded(Request::new(()), Err(text.into())).await;
-                let told = format!("{event:?}");
+                let text = format!("{event:?}");
                 assert!(
-                    !told.contains("token=s3cret") && !told.contains("token%3Ds3cret"),
-                    "{told}"
+                    !text.contains("token=s3cret") && !text.contains("token%3Ds3cret"),
+                    "{text}"
                 );
             }
         });
@@ -567,7 +567,7 @@ fn long_texts_of_any_kind_are_recorded_without_a_hang() {
                 "//?x=",
                 "http://u:p@h/?a=b#c ",
             ] {
-                // What takes longer than that with every letter would never end.
+                // Quadratic time would not end within the minute.
                 let text = piece.repeat(100_000 / piece.len());
                 let event = recorded(Request::new(()), Err(text.clone().into())).await;
                 assert!(event.error_message.is_some(), "{piece:?}");
@@ -578,15 +578,15 @@ fn long_texts_of_any_kind_are_recorded_without_a_hang() {
                     assert_eq!(event.response_headers.len(), 1, "{piece:?}");
                 }
             }
-            // And names that are as long.
+            // Names that are as long.
             let secret = BTreeMap::from([
                 ("-".repeat(MEGA / 10) + "token", Value::from("s3cret")),
                 ("aB".repeat(MEGA / 10), Value::from("kept")),
             ]);
             let request = Request::builder().extension(Metadata(secret)).body(()).unwrap();
             let event = recorded(request, Ok(Response::new(()))).await;
-            let told = format!("{:?}", event.metadata.values());
-            assert!(told.contains("kept") && !told.contains("s3cret"));
+            let text = format!("{:?}", event.metadata.values());
+            assert!(text.contains("kept") && !text.contains("s3cret"));
         });
     });
 }
@@ -612,10 +612,10 @@ fn a_large_header_is_shared_with_its_record_and_not_copied() {
     assert_eq!(kept[0].snapshot().headers["x-large"], value);
     assert!(
         counted.bytes_current < 100_000,
-        "{} bytes are kept",
+        "{} bytes are still allocated",
         counted.bytes_current
     );
-    // To look for secrets takes some room, for a moment.
+    // Redaction needs some memory while it runs.
     assert!(counted.bytes_max < 8 * MEGA as u64, "{} bytes", counted.bytes_max);
 }
 
@@ -645,7 +645,7 @@ async fn as_many_headers_as_there_can_be_are_recorded() {
 }
 
 #[tokio::test]
-async fn a_secret_is_known_by_its_name_in_whatever_way_it_is_written() {
+async fn a_secret_is_redacted_however_its_name_is_written() {
     for name in [
         "AUTHORIZATION",
         "Proxy-Authorization",
@@ -674,7 +674,7 @@ async fn a_secret_is_known_by_its_name_in_whatever_way_it_is_written() {
         let event = recorded(request, Ok(response)).await;
         assert!(!format!("{event:?}").contains("s3cret"), "{name}: {event:?}");
         assert!(event.endpoint_url.unwrap().ends_with("&b=2"), "{name}");
-        // Each letter of the name as it might be encoded.
+        // With each letter of the name percent-encoded.
         let encoded: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
         let request = Request::get(format!("/?{encoded}=s3cret")).body(()).unwrap();
         let event = recorded(request, Err(format!("at /?{encoded}=s3cret and").into())).await;
@@ -683,7 +683,7 @@ async fn a_secret_is_known_by_its_name_in_whatever_way_it_is_written() {
 }
 
 #[tokio::test]
-async fn values_that_are_no_text_and_urls_that_are_none_are_recorded_as_they_are() {
+async fn values_that_are_not_text_and_unusual_urls_are_recorded_unchanged() {
     let mut headers = HeaderMap::new();
     headers.append("x-bytes", HeaderValue::from_bytes(b"\xff\xfe\x80 plain").unwrap());
     headers.append(
@@ -706,7 +706,7 @@ async fn values_that_are_no_text_and_urls_that_are_none_are_recorded_as_they_are
     #[cfg(feature = "serde")]
     assert!(!serde_json::to_string(&event).unwrap().contains("s3cret"));
 
-    for (url, told) in [
+    for (url, recorded_url) in [
         ("*", Some("*")),
         ("h:443", Some("h:443")),
         ("u:s3cret@h:443", Some("h:443")),
@@ -725,9 +725,9 @@ async fn values_that_are_no_text_and_urls_that_are_none_are_recorded_as_they_are
     ] {
         let request = Request::get(url).body(()).unwrap();
         let event = recorded(request, Ok(Response::new(()))).await;
-        assert_eq!(event.endpoint_url.as_deref(), told, "{url}");
+        assert_eq!(event.endpoint_url.as_deref(), recorded_url, "{url}");
     }
-    // What http itself refuses comes back as that.
+    // A URL that the crate `http` refuses is an `http::Error`.
     let executor = unlimited().build(client(ms(0)).0).unwrap();
     executor.start().unwrap();
     for url in [
@@ -747,7 +747,7 @@ async fn values_that_are_no_text_and_urls_that_are_none_are_recorded_as_they_are
 }
 
 #[tokio::test]
-async fn the_oddest_statuses_are_codes_or_errors() {
+async fn unusual_statuses_are_codes_or_errors() {
     let executor = unlimited().build_for_closures::<()>().unwrap();
     executor.start().unwrap();
     for status in [0_u16, 1, 99, 100, 199, 200, 418, 599, 600, 999, 1_000, u16::MAX] {
@@ -770,10 +770,10 @@ async fn the_oddest_statuses_are_codes_or_errors() {
     }
 }
 
-// --- floods ---
+// --- large amounts ---
 
 #[test]
-fn a_subscriber_that_never_reads_costs_no_memory_and_is_told_how_much_it_missed() {
+fn a_subscriber_that_never_reads_costs_no_memory_and_learns_how_much_it_missed() {
     const CALLS: u64 = 20_000;
     const UPDATES: u64 = 5;
     const BEHIND: u64 = 4_096;
@@ -793,7 +793,7 @@ fn a_subscriber_that_never_reads_costs_no_memory_and_is_told_how_much_it_missed(
         });
     };
     runtime.block_on(async { executor.start().unwrap() });
-    // As many as are kept for it, and then many more.
+    // Fills the buffer of the subscriber, and then makes many more calls.
     calls(BEHIND);
     let counted = allocation_counter::measure(|| calls(CALLS));
     assert!(counted.bytes_current < 10_000, "{} bytes more", counted.bytes_current);
@@ -804,26 +804,29 @@ fn a_subscriber_that_never_reads_costs_no_memory_and_is_told_how_much_it_missed(
         for _ in 0..BEHIND {
             never_reads.recv().await.unwrap().unwrap();
         }
-        assert!(timeout(ms(1), never_reads.recv()).await.is_err(), "and no more");
+        assert!(
+            timeout(ms(1), never_reads.recv()).await.is_err(),
+            "there are no further updates"
+        );
     });
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_keeps_a_thousand_keys_and_says_how_many_more_there_were() {
+async fn an_event_keeps_a_thousand_keys_and_counts_the_others() {
     let many: BTreeMap<_, _> = (0..5_000).map(|key| (format!("{key:05}"), Value::from(key))).collect();
     let request = Request::builder().extension(Metadata(many)).body(()).unwrap();
     let event = EventLayer::calling()
         .layer(service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(()))))
         .call(request)
         .event();
-    let told = event.snapshot().metadata;
-    assert_eq!(told.len(), 1_001);
+    let metadata = event.snapshot().metadata;
+    assert_eq!(metadata.len(), 1_001);
     assert_eq!(
-        (&told["00999"], &told["[more]"]),
+        (&metadata["00999"], &metadata["[more]"]),
         (&Value::from(999), &Value::from(4_000))
     );
 
-    // However many come later; what is there can still be changed.
+    // Keys set later are only counted, and keys that are kept can still be changed.
     let counted = allocation_counter::measure(|| {
         for key in 0..100_000 {
             event.set_metadata(format!("later {key}"), key);
@@ -831,21 +834,21 @@ async fn an_event_keeps_a_thousand_keys_and_says_how_many_more_there_were() {
     });
     assert!(
         counted.bytes_current < 10_000,
-        "{} bytes are kept",
+        "{} bytes are still allocated",
         counted.bytes_current
     );
     event.set_metadata("00007", "changed");
-    let told = event.snapshot().metadata;
-    assert_eq!(told.len(), 1_001);
+    let metadata = event.snapshot().metadata;
+    assert_eq!(metadata.len(), 1_001);
     assert_eq!(
-        (&told["00007"], &told["[more]"]),
+        (&metadata["00007"], &metadata["[more]"]),
         (&Value::from("changed"), &Value::from(104_000))
     );
 }
 
-// --- code of others ---
+// --- user code ---
 
-/// What an error does when it is asked.
+/// What an error does when its `Display`, `Debug` or `source` is called.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Misdeed {
     DisplayPanics,
@@ -853,7 +856,7 @@ enum Misdeed {
     DebugPanics,
     DebugIsEndless,
     SourcePanics,
-    /// Its source is itself.
+    /// The error is its own source.
     Circle,
 }
 
@@ -900,7 +903,7 @@ impl StdError for Bad {
     }
 }
 
-/// Where a client fails, or panics.
+/// The method in which a client fails or panics.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Where {
     Ready,
@@ -908,17 +911,17 @@ enum Where {
     Future,
 }
 
-/// Does what `next` says, once; answers otherwise.
+/// Fails or panics once, as `next` says, and responds otherwise.
 #[derive(Clone)]
 struct Client {
     next: Arc<Mutex<Option<(Where, Misdeed)>>>,
 }
 
 impl Client {
-    fn misdeed(&self, here: Where) -> Option<Misdeed> {
+    fn misdeed(&self, place: Where) -> Option<Misdeed> {
         let mut next = self.next.lock().unwrap();
         match *next {
-            Some((at, misdeed)) if at == here => {
+            Some((at, misdeed)) if at == place => {
                 *next = None;
                 Some(misdeed)
             }
@@ -962,7 +965,7 @@ async fn an_error_that_misbehaves_fails_its_call_and_no_other() {
             let next = Arc::new(Mutex::new(None));
             let executor = unlimited().build(Client { next: next.clone() }).unwrap();
             executor.start().unwrap();
-            // One that is on its way, one that misbehaves, and one behind it.
+            // A running call, one that misbehaves, and one behind it.
             let before = executor.submit(Request::new(())).await.unwrap();
             settle().await;
             *next.lock().unwrap() = Some((at, misdeed));
@@ -974,7 +977,7 @@ async fn an_error_that_misbehaves_fails_its_call_and_no_other() {
             timeout(HANG, before).await.expect(&case).expect(&case);
             timeout(HANG, behind).await.expect(&case).expect(&case);
             assert_eq!(event.status(), RequestStatus::Failed, "{case}");
-            // Its questions have an answer, too.
+            // The predicates of the error work, too.
             assert!(
                 !error.is_not_running() && error.find::<fmt::Error>().is_none(),
                 "{case}"
@@ -1021,7 +1024,7 @@ impl StdError for Link {
     }
 }
 
-/// Not by recursion: that is this error's own affair.
+/// Not recursive: dropping a long chain must not overflow the stack of the test.
 impl Drop for Link {
     fn drop(&mut self) {
         let mut next = self.source.take();
@@ -1032,7 +1035,7 @@ impl Drop for Link {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_chain_of_a_hundred_thousand_sources_is_told_up_to_a_point() {
+async fn of_a_chain_of_a_hundred_thousand_sources_the_first_ones_are_recorded() {
     for length in [0, 1, 30, 100_000] {
         let executor = unlimited().build_for_closures::<()>().unwrap();
         executor.start().unwrap();
@@ -1042,26 +1045,26 @@ async fn a_chain_of_a_hundred_thousand_sources_is_told_up_to_a_point() {
         let error = call.await.unwrap_err();
         assert_eq!(error.to_string(), format!("link {length}"));
         assert!(error.find::<Link>().is_some() && error.find::<fmt::Error>().is_none());
-        let mut told = 0;
+        let mut sources = 0;
         let mut next = error.source();
         while let Some(source) = next {
-            told += 1;
+            sources += 1;
             next = source.source();
         }
         let details = event.snapshot().error_details;
         let lines = details.as_deref().map_or(0, |details| details.lines().count());
-        assert_eq!(told, lines);
+        assert_eq!(sources, lines);
         if length <= 30 {
-            assert_eq!(told, length);
+            assert_eq!(sources, length);
         } else {
-            assert!((100..1_000).contains(&told), "{told}");
+            assert!((100..1_000).contains(&sources), "{sources}");
             assert_eq!(details.unwrap().lines().last(), Some("…"));
         }
         drop(error.into_inner());
     }
 }
 
-/// Panics while `armed`, in that part of what describes and pays for calls.
+/// A `Describe` that panics once when `armed`, in `request` or in `response`.
 #[derive(Clone)]
 struct Describes {
     armed: Arc<AtomicBool>,
@@ -1086,7 +1089,7 @@ impl<B, R> event::Describe<Request<B>, Response<R>> for Describes {
     }
 }
 
-/// A panic of the caller's own code comes back to the caller.
+/// Whether polling the future panics.
 async fn panics<T>(future: impl Future<Output = T>) -> bool {
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(|cx| {
@@ -1100,7 +1103,7 @@ async fn panics<T>(future: impl Future<Output = T>) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_describes_classifies_or_prices_a_call_may_panic_and_fails_that_call_alone() {
+async fn functions_that_describe_classify_or_price_a_call_may_panic_and_fail_only_that_call() {
     for at_response in [false, true] {
         let armed = Arc::new(AtomicBool::new(false));
         let describe = Describes {
@@ -1121,7 +1124,7 @@ async fn what_describes_classifies_or_prices_a_call_may_panic_and_fails_that_cal
             armed.store(true, Ordering::SeqCst);
             assert!(panics(async { drop(executor.try_submit(request("call"))) }).await);
         }
-        // Nothing is held by what did not come to be: its place is free.
+        // A call that was not made holds no place.
         let fine = executor.try_submit(request("fine")).unwrap();
         fine.await.unwrap();
         let report = executor.stop(Shutdown::Graceful).await;
@@ -1144,13 +1147,13 @@ async fn what_describes_classifies_or_prices_a_call_may_panic_and_fails_that_cal
     }
     assert_eq!((executor.monitor().in_flight(), executor.monitor().calling()), (0, 0));
 
-    // The cost is asked for when the call is submitted, and again when it pays.
+    // The cost function is called when the call is submitted, and again when it takes its rate.
     for at in [0, 1] {
-        let asked = Arc::new(AtomicUsize::new(0));
+        let called = Arc::new(AtomicUsize::new(0));
         let executor = Executor::builder()
             .queue_capacity(1)
             .cost(move |_: &Request<&'static str>| {
-                assert_ne!(asked.fetch_add(1, Ordering::SeqCst), at, "priceless");
+                assert_ne!(called.fetch_add(1, Ordering::SeqCst), at, "no cost");
                 Cost::request()
             })
             .build(client(ms(0)).0)
@@ -1197,7 +1200,7 @@ async fn a_client_that_panics_when_it_is_cloned_fails_the_start_or_the_call() {
             std::future::ready(Ok(Response::new(())))
         }
     }
-    // Each clone on the way to the wire, and one more.
+    // Panics in each of the clones that are made on the way to the wire.
     let mut failed = 0;
     for copies in 1..10 {
         let left = Arc::new(AtomicUsize::new(usize::MAX));
@@ -1227,9 +1230,9 @@ async fn a_client_that_panics_when_it_is_cloned_fails_the_start_or_the_call() {
 }
 
 /// A request that panics when it is dropped.
-struct Grumbles(&'static str);
+struct PanicsOnDrop(&'static str);
 
-impl Drop for Grumbles {
+impl Drop for PanicsOnDrop {
     fn drop(&mut self) {
         if !thread::panicking() {
             panic!("dropped: {}", self.0);
@@ -1239,7 +1242,7 @@ impl Drop for Grumbles {
 
 #[tokio::test(start_paused = true)]
 async fn requests_that_panic_when_they_are_dropped_harm_no_other_call() {
-    let client = service_fn(async |req: Request<Grumbles>| {
+    let client = service_fn(async |req: Request<PanicsOnDrop>| {
         time::sleep(ms(100)).await;
         drop(req);
         Ok::<_, BoxError>(Response::new(()))
@@ -1251,10 +1254,10 @@ async fn requests_that_panic_when_they_are_dropped_harm_no_other_call() {
             executor.start().unwrap();
             let mut calls = Vec::new();
             for _ in 0..6 {
-                calls.push(executor.submit(Request::new(Grumbles("call"))).await.unwrap());
+                calls.push(executor.submit(Request::new(PanicsOnDrop("call"))).await.unwrap());
             }
             settle().await;
-            // One that is cancelled while it is queued: that panic is its canceller's.
+            // A call that is cancelled while it is queued is dropped by `cancel`, so `cancel` panics.
             assert!(panics(async { calls[5].cancel() }).await);
             let report = timeout(HANG, executor.stop(how)).await.expect("no hang");
             assert_eq!(report.completed + report.failed + report.cancelled, 5, "{report:?}");
@@ -1276,8 +1279,8 @@ async fn requests_that_panic_when_they_are_dropped_harm_no_other_call() {
 }
 
 #[test]
-fn requests_that_panic_when_they_are_dropped_hold_up_no_end() {
-    let client = service_fn(async |_: Request<Grumbles>| pending::<Result<Response<()>, BoxError>>().await);
+fn requests_that_panic_when_they_are_dropped_do_not_keep_an_executor_from_ending() {
+    let client = service_fn(async |_: Request<PanicsOnDrop>| pending::<Result<Response<()>, BoxError>>().await);
     for runtime_first in [false, true] {
         let build = || {
             tokio::runtime::Builder::new_current_thread()
@@ -1291,7 +1294,7 @@ fn requests_that_panic_when_they_are_dropped_hold_up_no_end() {
             executor.start().unwrap();
             let mut calls = Vec::new();
             for _ in 0..4 {
-                calls.push(executor.submit(Request::new(Grumbles("call"))).await.unwrap());
+                calls.push(executor.submit(Request::new(PanicsOnDrop("call"))).await.unwrap());
                 settle().await;
             }
             calls
@@ -1316,10 +1319,10 @@ fn requests_that_panic_when_they_are_dropped_hold_up_no_end() {
 
 // --- wakers ---
 
-/// A waker that panics, as none should.
-struct Shrieks;
+/// A waker that panics when it is woken.
+struct PanicsOnWake;
 
-impl Wake for Shrieks {
+impl Wake for PanicsOnWake {
     fn wake(self: Arc<Self>) {
         if !thread::panicking() {
             panic!("woken");
@@ -1327,14 +1330,14 @@ impl Wake for Shrieks {
     }
 }
 
-fn shrieks<F: Future + Unpin>(future: &mut F) {
-    let waker = Waker::from(Arc::new(Shrieks));
+fn poll_with_panicking_waker<F: Future + Unpin>(future: &mut F) {
+    let waker = Waker::from(Arc::new(PanicsOnWake));
     let polled = Pin::new(future).poll(&mut Context::from_waker(&waker));
     assert!(polled.is_pending());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waker_that_panics_harms_nobody_else() {
+async fn a_waker_that_panics_harms_no_other_waiter() {
     for how in [None, Some(Shutdown::Graceful), Some(Shutdown::Immediate)] {
         let builder = unlimited().queue_capacity(3).concurrency_limit(1);
         let mut executor = builder.build(client(ms(100)).0).unwrap();
@@ -1345,27 +1348,27 @@ async fn a_waker_that_panics_harms_nobody_else() {
             settle().await;
         }
         let event = calls[0].event().clone();
-        let doors = (0..4).map(|_| executor.call(request("at the door")));
+        let waiting = (0..4).map(|_| executor.call(request("waits for a place")));
         let watches = (0..4).map(|_| {
             let event = event.clone();
             async move { Ok(event.finished().await.status) }
         });
-        // Whoever waits, and wherever: every other one with a waker that panics.
+        // Calls, calls without a place and watchers of an event; every other one with a waker that panics.
         type Waits = Pin<Box<dyn Future<Output = Result<RequestStatus, tower_outbound::Error>> + Send>>;
         let calls = calls
             .into_iter()
             .map(|call| -> Waits { Box::pin(async { call.await.map(|_| RequestStatus::Completed) }) });
-        let doors = doors.map(|call| -> Waits { Box::pin(async { call.await.map(|_| RequestStatus::Completed) }) });
+        let waiting = waiting.map(|call| -> Waits { Box::pin(async { call.await.map(|_| RequestStatus::Completed) }) });
         let watches = watches.map(|watch| -> Waits { Box::pin(watch) });
-        let mut all: Vec<Waits> = calls.chain(doors).chain(watches).collect();
-        all.iter_mut().step_by(2).for_each(shrieks);
-        let mut odd = Vec::new();
-        let mut even = Vec::new();
+        let mut all: Vec<Waits> = calls.chain(waiting).chain(watches).collect();
+        all.iter_mut().step_by(2).for_each(poll_with_panicking_waker);
+        let mut unnotified = Vec::new();
+        let mut spawned = Vec::new();
         for (index, waits) in all.into_iter().enumerate() {
             if index % 2 == 0 {
-                odd.push(waits);
+                unnotified.push(waits);
             } else {
-                even.push(tokio::spawn(waits));
+                spawned.push(tokio::spawn(waits));
             }
         }
         settle().await;
@@ -1374,24 +1377,24 @@ async fn a_waker_that_panics_harms_nobody_else() {
             let completed = if how == Shutdown::Graceful { 4 } else { 0 };
             assert_eq!((report.completed, report.failed), (completed, 0), "{how:?}");
         }
-        let mut told = Vec::new();
-        for waits in even {
-            told.push(timeout(HANG, waits).await.expect("no hang").unwrap());
+        let mut results = Vec::new();
+        for waits in spawned {
+            results.push(timeout(HANG, waits).await.expect("no hang").unwrap());
         }
-        // Those with the odd waker, once somebody asks.
-        for waits in odd {
-            told.push(timeout(HANG, waits).await.expect("no hang"));
+        // Those whose waker panicked have their result when they are polled again.
+        for waits in unnotified {
+            results.push(timeout(HANG, waits).await.expect("no hang"));
         }
-        let completed = told
+        let completed = results
             .iter()
-            .filter(|told| matches!(told, Ok(RequestStatus::Completed)))
+            .filter(|result| matches!(result, Ok(RequestStatus::Completed)))
             .count();
         let expected = match how {
             None => 12,
             Some(Shutdown::Graceful) => 8,
             _ => 0,
         };
-        assert_eq!(completed, expected, "{how:?}: {told:?}");
+        assert_eq!(completed, expected, "{how:?}: {results:?}");
         assert_eq!(executor.monitor().totals().open(), 0);
         assert_eq!(
             (executor.monitor().in_flight(), executor.monitor().queue_depth()),
@@ -1404,10 +1407,10 @@ async fn a_waker_that_panics_harms_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limiter_serves_those_beside_a_waker_that_panics() {
+async fn a_limiter_admits_the_other_waiters_beside_a_waker_that_panics() {
     let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(10).burst(1).initial(0))).unwrap();
     let mut waits: Vec<_> = (0..6).map(|_| Box::pin(limiter.acquire(Cost::request()))).collect();
-    waits.iter_mut().step_by(2).for_each(shrieks);
+    waits.iter_mut().step_by(2).for_each(poll_with_panicking_waker);
     let mut fine: Vec<_> = Vec::new();
     for index in 0..3 {
         let limiter = limiter.clone();
@@ -1416,7 +1419,7 @@ async fn a_limiter_serves_those_beside_a_waker_that_panics() {
         }));
     }
     settle().await;
-    // Everybody looks again.
+    // A change of the limits notifies all waiters.
     limiter
         .set_limits(Limits::new().requests(Rate::per_second(100).burst(1)))
         .unwrap();
@@ -1430,16 +1433,16 @@ async fn a_limiter_serves_those_beside_a_waker_that_panics() {
     assert!(limiter.try_acquire(Cost::request()).is_ok());
 }
 
-/// A waker that does something when it is woken.
-struct Does(Box<dyn Fn() + Send + Sync>);
+/// A waker that runs a closure when it is woken.
+struct RunsOnWake(Box<dyn Fn() + Send + Sync>);
 
-impl Wake for Does {
+impl Wake for RunsOnWake {
     fn wake(self: Arc<Self>) {
-        thread_local!(static DOES: Cell<bool> = const { Cell::new(false) });
-        // What it does may wake others like it, and they it.
-        if !DOES.replace(true) {
+        thread_local!(static IS_RUNNING: Cell<bool> = const { Cell::new(false) });
+        // The closure may wake wakers of this type, which must not recurse without end.
+        if !IS_RUNNING.replace(true) {
             (self.0)();
-            DOES.set(false);
+            IS_RUNNING.set(false);
         }
     }
 }
@@ -1468,15 +1471,15 @@ fn a_waker_may_use_everything_when_it_is_woken() {
             }
             let event = calls[0].event().clone();
             let woken = Arc::new(AtomicUsize::new(0));
-            // What is dropped by a waker: a call, one at the door, and one that waits for the limiter.
-            let prey = Arc::new(Mutex::new(Vec::<Box<dyn std::any::Any + Send>>::new()));
-            let (known, told) = (executor.clone(), event.clone());
+            // Futures that a waker drops when it is woken: calls that wait for a place.
+            let to_drop = Arc::new(Mutex::new(Vec::<Box<dyn std::any::Any + Send>>::new()));
+            let (executor_clone, event_clone) = (executor.clone(), event.clone());
             let waker = || {
-                let (executor, limiter, event) = (known.clone(), limiter.clone(), told.clone());
-                let (woken, prey) = (woken.clone(), prey.clone());
-                Waker::from(Arc::new(Does(Box::new(move || {
+                let (executor, limiter, event) = (executor_clone.clone(), limiter.clone(), event_clone.clone());
+                let (woken, to_drop) = (woken.clone(), to_drop.clone());
+                Waker::from(Arc::new(RunsOnWake(Box::new(move || {
                     woken.fetch_add(1, Ordering::SeqCst);
-                    let dropped = prey.lock().unwrap().pop();
+                    let dropped = to_drop.lock().unwrap().pop();
                     drop(dropped);
                     event.log("woken");
                     event.set_metadata("woken", 1);
@@ -1505,7 +1508,7 @@ fn a_waker_may_use_everything_when_it_is_woken() {
                 waiting.push(Box::pin(async { drop(call.await) }));
             }
             for _ in 0..3 {
-                let call = executor.call(request("at the door"));
+                let call = executor.call(request("waits for a place"));
                 waiting.push(Box::pin(async { drop(call.await) }));
                 let limiter = limiter.clone();
                 waiting.push(Box::pin(
@@ -1513,9 +1516,9 @@ fn a_waker_may_use_everything_when_it_is_woken() {
                 ));
                 let event = event.clone();
                 waiting.push(Box::pin(async move { drop(event.finished().await) }));
-                let mut door = task::spawn(executor.call(request("prey")));
-                assert!(door.poll().is_pending());
-                prey.lock().unwrap().push(Box::new(door));
+                let mut call_to_drop = task::spawn(executor.call(request("dropped by a waker")));
+                assert!(call_to_drop.poll().is_pending());
+                to_drop.lock().unwrap().push(Box::new(call_to_drop));
                 let mut clone = executor.clone();
                 waiting.push(Box::pin(async move { drop(clone.ready().await.map(drop)) }));
             }
@@ -1543,7 +1546,7 @@ fn a_waker_may_use_everything_when_it_is_woken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waker_that_is_kept_and_rung_late_disturbs_no_later_call() {
+async fn a_waker_that_is_kept_and_woken_late_disturbs_no_later_call() {
     let kept = Arc::new(Mutex::new(Vec::<Waker>::new()));
     let keeps = kept.clone();
     let polls = Arc::new(AtomicUsize::new(0));
@@ -1570,19 +1573,19 @@ async fn a_waker_that_is_kept_and_rung_late_disturbs_no_later_call() {
         if round % 2 == 0 {
             first.cancel();
         }
-        // All that were ever kept, those of calls that are over among them.
+        // Wakes all wakers that were ever kept, including those of calls that have ended.
         let wakers = kept.lock().unwrap().clone();
         wakers.iter().for_each(Waker::wake_by_ref);
         assert_eq!(first.await.is_ok(), round % 2 == 1);
         second.await.unwrap();
-        // And where nobody sits at the moment.
-        let alone = executor.submit(request("alone")).await.unwrap();
+        // Again while only one call runs, so that a slot of an ended call is empty.
+        let single = executor.submit(request("single")).await.unwrap();
         settle().await;
         wakers.iter().for_each(Waker::wake_by_ref);
-        alone.await.unwrap();
+        single.await.unwrap();
     }
     assert_eq!(executor.stop(Shutdown::Graceful).await.cancelled, 0);
-    // After the end, and after the executor.
+    // After the executor was stopped and dropped.
     drop(executor);
     let wakers = std::mem::take(&mut *kept.lock().unwrap());
     let before = polls.load(Ordering::SeqCst);

@@ -2,22 +2,23 @@
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
-/// The queue takes no more calls: it was closed, or its workers are gone.
+/// The queue accepts no more calls: it was closed, or its workers have ended with their runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed(());
 
-/// The call was ended before there was a response.
+/// The call was ended before it had a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cancelled(());
 
-/// The call could not be over by its deadline. If that was known from the start, it has taken nothing.
+/// The call had not ended by its deadline, or was refused because its limits would make it miss the deadline. A refused
+/// call has taken nothing from its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeadlineExceeded {
     wait: Duration,
     left: Duration,
 }
 
-/// The queue is full (or closed); the request comes back.
+/// The queue is full or closed. Returns the request.
 pub struct Refused<Req> {
     request: Req,
     closed: bool,
@@ -62,13 +63,13 @@ impl DeadlineExceeded {
         Self { wait, left }
     }
 
-    /// How long it would have had to wait for its limits alone; zero if its time was up before that mattered.
+    /// How long the call would have waited for its limits. Zero if its deadline has passed.
     #[must_use]
     pub const fn wait(&self) -> Duration {
         self.wait
     }
 
-    /// How long it had left; zero if its time was up.
+    /// How long the call had until its deadline. Zero if its deadline has passed.
     #[must_use]
     pub const fn left(&self) -> Duration {
         self.left
@@ -102,19 +103,19 @@ impl<Req> Refused<Req> {
         Self { request, closed: true }
     }
 
-    /// Whether the queue was closed, rather than full.
+    /// Whether the queue was closed. It will accept no call again.
     #[must_use]
     pub const fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// Whether the queue was full: it may have a place later.
+    /// Whether the queue was full. It may have a place later.
     #[must_use]
     pub const fn is_full(&self) -> bool {
         !self.closed
     }
 
-    /// The request, unharmed.
+    /// Returns the request, unchanged.
     #[must_use]
     pub fn into_request(self) -> Req {
         self.request

@@ -1,8 +1,8 @@
-//! [`InvalidConfig`]: a setting that was refused.
+//! [`InvalidConfig`]: a setting that is out of range.
 
 use std::{borrow::Cow, error::Error as StdError, fmt};
 
-/// A setting that makes no sense, found when a limit, a layer or an executor is built.
+/// A setting that is out of range or contradicts another, found when a limit, a layer or an executor is built.
 ///
 /// ```
 /// use tower_outbound::{Limits, Rate, RateLimiter};
@@ -27,6 +27,7 @@ impl InvalidConfig {
         }
     }
 
+    /// Returns `value`, if it is at least 1.
     pub(crate) fn positive(field: &'static str, value: usize) -> Result<usize, Self> {
         if value == 0 {
             Err(Self::new(field, "must be above zero, is 0"))
@@ -35,15 +36,15 @@ impl InvalidConfig {
         }
     }
 
-    /// More than any machine has threads, and few enough to be spawned.
-    pub(crate) fn workers(value: usize) -> Result<usize, Self> {
-        const MOST: usize = 65_536;
-        if value > MOST {
-            return Err(Self::new("workers", format!("must be {MOST} at most, is {value}")));
+    /// Returns `value`, if it is at least 1 and at most `max`.
+    pub(crate) fn positive_up_to(max: usize, field: &'static str, value: usize) -> Result<usize, Self> {
+        if value > max {
+            return Err(Self::new(field, format!("must be {max} at most, is {value}")));
         }
-        Self::positive("workers", value)
+        Self::positive(field, value)
     }
 
+    /// The same problem, of a setting that has another name where the user has set it.
     pub(crate) fn renamed(self, field: String) -> Self {
         Self {
             field: field.into(),
@@ -51,7 +52,7 @@ impl InvalidConfig {
         }
     }
 
-    /// The setting, as it is named in the builder or the config.
+    /// Returns the name of the setting, as the builder or the config has it.
     #[must_use]
     pub fn field(&self) -> &str {
         &self.field

@@ -1,45 +1,48 @@
-//! Every error a caller can meet.
+//! Every error that this crate returns.
 //!
-//! Layers return [`BoxError`], as Tower's own do; the [`Executor`](crate::Executor) returns [`Error`], which answers
-//! questions (`is_closed()`, `is_panicked()`, …) by walking the chain of sources, so that nobody has to downcast.
+//! Layers return [`BoxError`], as Tower's layers do. The [`Executor`](crate::Executor) returns [`Error`], whose methods
+//! (`is_closed()`, `is_panicked()`, …) walk the chain of sources, so that a caller need not downcast.
 
 mod call;
 mod config;
 mod rate;
+#[cfg(feature = "http")]
 mod response;
 
 pub use crate::panic::Panicked;
 pub use call::{Cancelled, Closed, DeadlineExceeded, Refused};
 pub use config::InvalidConfig;
 pub use rate::{AcquireError, CostExceedsBurst, StoreUnavailable};
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use response::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
 
 use crate::redact;
 use std::{error::Error as StdError, fmt, iter::successors};
 
-/// An error of any type: the same alias as Tower's.
+/// An error of any type: the same alias as `tower::BoxError`.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What went wrong with an [`Executor`](crate::Executor) or one of its calls.
+/// An error of an [`Executor`](crate::Executor) or of one of its calls.
 ///
-/// A call's own failure is passed on: `Display` and the chain of [sources](StdError::source) say what the client's
-/// error says, except that secrets are redacted. The error itself is to be had with [`find`](Self::find) and
-/// [`into_inner`](Self::into_inner).
+/// The client's error is passed on: `Display` and the chain of [sources](StdError::source) have its texts, with secrets
+/// redacted. [`find`](Self::find) and [`into_inner`](Self::into_inner) give access to the error itself.
 pub struct Error {
     inner: BoxError,
+    /// The redacted copy of the sources of `inner`.
     causes: Option<Cause>,
 }
 
-/// What a source said, without secrets.
+/// The redacted text of a source, and the source below it.
 struct Cause {
     text: String,
     source: Option<Box<Self>>,
 }
 
-/// So many sources of an error are looked at. A chain may be endless: an error can be its own source.
-const MOST_SOURCES: usize = 128;
+/// How many sources of an error are visited. A chain may be endless: an error can be its own source.
+const MAX_SOURCES: usize = 128;
 
-/// Reasons of the executor itself.
+/// An executor was used in a state that does not allow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lifecycle {
     NotRunning,
@@ -72,55 +75,55 @@ impl Error {
         Self::new(Lifecycle::NoRuntime)
     }
 
-    /// The executor was not started, or has been stopped.
+    /// Whether the executor was not started, or was stopped.
     #[must_use]
     pub fn is_not_running(&self) -> bool {
         self.find::<Lifecycle>() == Some(&Lifecycle::NotRunning)
     }
 
-    /// The executor runs already, or is still stopping.
+    /// Whether the executor could not be started because it is running, or a stop of it has not finished.
     #[must_use]
     pub fn is_already_running(&self) -> bool {
         self.find::<Lifecycle>() == Some(&Lifecycle::AlreadyRunning)
     }
 
-    /// The queue was closed before it had a place for the call.
+    /// Whether the queue was closed before it had a place for the call.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.find::<Closed>().is_some()
     }
 
-    /// The call was cancelled: by its handle, or by a stop that did not wait.
+    /// Whether the call was cancelled: by its handle, by a stop of the executor or because the executor was dropped.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.find::<Cancelled>().is_some()
     }
 
-    /// The call panicked.
+    /// Whether the call panicked.
     #[must_use]
     pub fn is_panicked(&self) -> bool {
         self.find::<Panicked>().is_some()
     }
 
-    /// The call costs more than a burst allows.
+    /// Whether the call costs more than a burst allows.
     #[must_use]
     pub fn is_cost_exceeds_burst(&self) -> bool {
         self.find::<CostExceedsBurst>().is_some()
     }
 
-    /// The store of shared limits was lost, and the call has waited for it long enough.
+    /// Whether the store of shared limits was unavailable for as long as the call may wait for it.
     #[must_use]
     pub fn is_store_unavailable(&self) -> bool {
         self.find::<StoreUnavailable>().is_some()
     }
 
-    /// The call could not be over by its deadline.
+    /// Whether the call missed its deadline, or was refused because its limits would make it miss the deadline.
     #[must_use]
     pub fn is_deadline_exceeded(&self) -> bool {
         self.find::<DeadlineExceeded>().is_some()
     }
 
-    /// The first error of type `E` in the chain of sources, whose first 128 are looked at.
+    /// Returns the first error of type `E` among this error and its first 128 sources.
     #[must_use]
     pub fn find<E: StdError + 'static>(&self) -> Option<&E> {
         let inner: &(dyn StdError + 'static) = &*self.inner;
@@ -129,7 +132,7 @@ impl Error {
             .or_else(|| sources(inner).find_map(|error| error.downcast_ref()))
     }
 
-    /// The client's own error, untouched: its text may hold secrets.
+    /// Returns the error inside, for example the client's. It is not redacted: its texts may contain secrets.
     #[must_use]
     pub fn into_inner(self) -> BoxError {
         self.inner
@@ -174,16 +177,17 @@ impl From<CostExceedsBurst> for Error {
 
 // === impl Cause ===
 
+/// Returns the sources of an error, at most [`MAX_SOURCES`] of them.
 pub(crate) fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    successors(error.source(), |error| (*error).source()).take(MOST_SOURCES)
+    successors(error.source(), |error| (*error).source()).take(MAX_SOURCES)
 }
 
-/// What the sources of an error say, without secrets. The last one is `…` if there are more than are looked at.
+/// Returns the texts of the sources of an error, redacted. If there are [`MAX_SOURCES`] or more, `…` follows them.
 pub(crate) fn causes(error: &(dyn StdError + 'static)) -> Vec<String> {
     let mut causes: Vec<_> = sources(error)
         .map(|source| redact::text(&source.to_string()).into_owned())
         .collect();
-    if causes.len() == MOST_SOURCES {
+    if causes.len() == MAX_SOURCES {
         causes.push("…".into());
     }
     causes
@@ -224,9 +228,9 @@ impl StdError for Cause {
 impl fmt::Display for Lifecycle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NotRunning => "the executor is not running: call start first",
-            Self::AlreadyRunning => "the executor is already running",
-            Self::NoRuntime => "the executor has to be started inside a Tokio runtime",
+            Self::NotRunning => "the executor is not running: call `start` first",
+            Self::AlreadyRunning => "the executor is already running: call `stop` and await it first",
+            Self::NoRuntime => "there is no Tokio runtime: call `start` inside a Tokio runtime",
         })
     }
 }

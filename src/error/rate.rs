@@ -1,10 +1,9 @@
 //! Errors of rate limits.
 
 use super::BoxError;
-
 use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
 
-/// The call costs more than a bucket can ever hold, so that waiting would never end. Nothing was taken.
+/// The call costs more than a bucket can ever hold, so it could never be admitted. Nothing was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CostExceedsBurst {
     budget: &'static str,
@@ -12,20 +11,20 @@ pub struct CostExceedsBurst {
     burst: u64,
 }
 
-/// The store that keeps shared limits does not answer, and waiting for it is over.
+/// The store of the shared limits was unavailable for as long as a call may wait for it. Nothing was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreUnavailable {
     problem: Cow<'static, str>,
     waited: Duration,
 }
 
-/// Why a limiter let a call not pass. It has taken nothing.
+/// Why a limiter did not admit a call. Nothing was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AcquireError {
-    /// It could never pass.
+    /// The call costs more than a bucket can ever hold.
     CostExceedsBurst(CostExceedsBurst),
-    /// The limits are shared, and their store is lost.
+    /// The limits are shared, and their store was unavailable.
     StoreUnavailable(StoreUnavailable),
 }
 
@@ -36,19 +35,19 @@ impl CostExceedsBurst {
         Self { budget, cost, burst }
     }
 
-    /// What the call would have taken.
+    /// What the call costs.
     #[must_use]
     pub const fn cost(&self) -> u64 {
         self.cost
     }
 
-    /// The most the bucket can hold.
+    /// The most that the bucket can hold.
     #[must_use]
     pub const fn burst(&self) -> u64 {
         self.burst
     }
 
-    /// Which budget: `requests` or `tokens`.
+    /// The name of the budget: `requests` or `tokens`.
     #[must_use]
     pub const fn budget(&self) -> &'static str {
         self.budget
@@ -72,7 +71,7 @@ impl StoreUnavailable {
         Self { problem, waited }
     }
 
-    /// How long the call has waited for it.
+    /// How long the call waited for the store.
     #[must_use]
     pub const fn waited(&self) -> Duration {
         self.waited
@@ -84,7 +83,7 @@ impl fmt::Display for StoreUnavailable {
         let Self { problem, waited } = self;
         write!(
             f,
-            "the store of the shared limits is lost ({problem}), and was waited for {waited:?}"
+            "the store of the shared limits is unavailable ({problem}); the call waited {waited:?} for it"
         )
     }
 }
@@ -100,7 +99,7 @@ impl From<CostExceedsBurst> for AcquireError {
 }
 
 impl AcquireError {
-    /// The reason itself, so that it can be found by its type.
+    /// Returns the error inside, so that it can be found by its type.
     pub(crate) fn into_reason(self) -> BoxError {
         match self {
             Self::CostExceedsBurst(error) => error.into(),

@@ -1,26 +1,28 @@
-//! Errors of http responses: a retry delay that is too long, a body that is too large or ends early.
+//! Errors of http responses: a delay before a retry that is too long, a body that fails or is too large.
 
-#[cfg(feature = "http")]
 use super::causes;
-#[cfg(feature = "http")]
 use crate::redact;
+use http::StatusCode;
 use std::{error::Error as StdError, fmt, time::Duration};
 
-/// The server asks for more patience than there is: see [`RetryPolicy`](crate::retry::RetryPolicy::max_delay).
+/// The server asks for a longer delay before a retry than the
+/// [retry policy allows](crate::retry::RetryPolicy::max_delay).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryAfterTooLong {
     delay: Duration,
     ceiling: Duration,
-    status: http::StatusCode,
+    status: StatusCode,
 }
 
-/// A response's body broke off. What the call's reader is told as it came, the call is told as this.
+/// A response's body ended with an error.
+///
+/// The reader of the body gets the error itself; this is the redacted copy of it that the call fails with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyFailed {
     message: String,
 }
 
-/// A response's body is larger than it may be.
+/// A response's body is larger than the limit for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BodyTooLarge {
     limit: usize,
@@ -29,26 +31,25 @@ pub struct BodyTooLarge {
 // === impl RetryAfterTooLong ===
 
 impl RetryAfterTooLong {
-    #[cfg(feature = "http")]
-    pub(crate) const fn new(delay: Duration, ceiling: Duration, status: http::StatusCode) -> Self {
+    pub(crate) const fn new(delay: Duration, ceiling: Duration, status: StatusCode) -> Self {
         Self { delay, ceiling, status }
     }
 
-    /// When to come back, as the server says.
+    /// The delay that the server asks for.
     #[must_use]
     pub const fn delay(&self) -> Duration {
         self.delay
     }
 
-    /// The longest delay that would have been waited for.
+    /// The longest delay that the retry policy allows.
     #[must_use]
     pub const fn ceiling(&self) -> Duration {
         self.ceiling
     }
 
-    /// The status of the response that said so.
+    /// The status of the response that asks for the delay.
     #[must_use]
-    pub const fn status(&self) -> http::StatusCode {
+    pub const fn status(&self) -> StatusCode {
         self.status
     }
 }
@@ -56,7 +57,10 @@ impl RetryAfterTooLong {
 impl fmt::Display for RetryAfterTooLong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { delay, ceiling, status } = self;
-        write!(f, "{status}: come back in {delay:?}, which is more than {ceiling:?}")
+        write!(
+            f,
+            "{status}: the server asks to retry after {delay:?}, and the longest delay allowed is {ceiling:?}"
+        )
     }
 }
 
@@ -65,7 +69,6 @@ impl StdError for RetryAfterTooLong {}
 // === impl BodyFailed ===
 
 impl BodyFailed {
-    #[cfg(feature = "http")]
     pub(crate) fn new(error: &(dyn StdError + 'static)) -> Self {
         let mut message = redact::text(&error.to_string()).into_owned();
         for cause in causes(error) {
@@ -75,7 +78,7 @@ impl BodyFailed {
         Self { message }
     }
 
-    /// What the body's error said, and its causes.
+    /// The messages of the body's error and of its sources, redacted.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
@@ -93,12 +96,11 @@ impl StdError for BodyFailed {}
 // === impl BodyTooLarge ===
 
 impl BodyTooLarge {
-    #[cfg(feature = "http")]
     pub(crate) const fn new(limit: usize) -> Self {
         Self { limit }
     }
 
-    /// The most bytes it may have.
+    /// The most bytes that the body may have.
     #[must_use]
     pub const fn limit(&self) -> usize {
         self.limit

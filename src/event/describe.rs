@@ -8,11 +8,10 @@ use super::{
     record::RequestId,
     value::{Value, redacted_fields},
 };
+#[cfg(feature = "http")]
+use crate::error::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
 use crate::{
-    error::{
-        BodyFailed, BodyTooLarge, BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked,
-        RetryAfterTooLong, causes,
-    },
+    error::{BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked, causes},
     redact,
     tokens::{ApiTokens, ApiTokensUsed},
 };
@@ -451,8 +450,11 @@ impl ErrorDetails {
             (error.is::<Panicked>(), "Panicked"),
             (error.is::<CostExceedsBurst>(), "CostExceedsBurst"),
             (error.is::<DeadlineExceeded>(), "DeadlineExceeded"),
+            #[cfg(feature = "http")]
             (error.is::<RetryAfterTooLong>(), "RetryAfterTooLong"),
+            #[cfg(feature = "http")]
             (error.is::<BodyFailed>(), "BodyFailed"),
+            #[cfg(feature = "http")]
             (error.is::<BodyTooLarge>(), "BodyTooLarge"),
         ];
         let own = own.into_iter().find_map(|(is, name)| is.then_some(name));

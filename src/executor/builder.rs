@@ -1,26 +1,29 @@
-//! [`ExecutorBuilder`]: the defaults and the checks.
+//! [`ExecutorBuilder`]: the settings of an executor, their defaults and their checks.
 
 use super::{
-    Executor, Parts,
+    Executor,
     call_future::OpenEarlyResponse,
     closure::{Closure, ClosureClient},
-    stack::{Limited, Stack},
+    inner::Parts,
+    monitor::Monitor,
+    stack::{Around, Layers},
 };
 #[cfg(feature = "http")]
 use crate::body::{BodyLayer, BodyService, StreamBody, open_early_response};
 use crate::{
     concurrency::Concurrency,
-    deadline::DeadlineService,
     error::{BoxError, InvalidConfig},
-    event::{Describe, EventService, Http},
-    rate::{AsCharged, ByExtension, Limiter, Limits, Rate, RateLimiter, RequestCost, UsedCost},
+    event::Http,
+    queue::QueueLayer,
+    rate::{AsCharged, ByExtension, Limiter, Limits, Rate, RateLimiter},
 };
 use http::{Request, Response};
 use std::{
     sync::{Mutex, PoisonError},
     time::Duration,
 };
-use tower::layer::util::{Identity, Stack as Pair};
+use tower::layer::util::{Identity, Stack};
+#[cfg(feature = "http")]
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -28,11 +31,11 @@ use tower_service::Service;
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`queue_capacity`](Self::queue_capacity) | 1000 |
-/// | [`concurrency_limit`](Self::concurrency_limit) | 10 |
-/// | [`requests`](Self::requests) | 10 a second, burst 10 |
+/// | [`queue_capacity`](Self::queue_capacity) | 1000 calls |
+/// | [`concurrency_limit`](Self::concurrency_limit) | 10 calls in flight |
+/// | [`requests`](Self::requests) | 10 a second, with a burst of 10 |
 /// | [`tokens`](Self::tokens) | not limited |
-/// | [`workers`](Self::workers) | 1 |
+/// | [`workers`](Self::workers) | 1 task |
 /// | [`timeout`](Self::timeout) | none |
 ///
 /// ```
@@ -56,7 +59,7 @@ pub struct ExecutorBuilder<L = Identity, D = Http, K = ByExtension, U = AsCharge
     used: U,
 }
 
-/// What is the same whatever the layers are.
+/// The settings whose types do not depend on the layers.
 #[derive(Clone, Debug)]
 struct Settings {
     queue_capacity: usize,
@@ -74,25 +77,28 @@ enum ConcurrencySetting {
 
 #[derive(Clone, Debug)]
 enum RateSetting {
-    Own {
+    /// At most one rate of each budget.
+    Simple {
         requests: Rate,
         tokens: Option<Rate>,
     },
-    Given(Limits),
+    Limits(Limits),
     Shared(Limiter),
-    /// A shared limiter, and rates of its own: which of them?
+    /// A shared limiter followed by `requests` or `tokens`: which of the two is meant is not clear.
     Conflict,
 }
 
+// === impl ExecutorBuilder ===
+
 impl ExecutorBuilder {
-    /// All defaults.
+    /// Returns a builder with all defaults.
     pub fn new() -> Self {
         Self {
             settings: Settings {
                 queue_capacity: 1_000,
                 workers: 1,
                 concurrency: ConcurrencySetting::Own(10),
-                rates: RateSetting::Own {
+                rates: RateSetting::Simple {
                     requests: Rate::new(10, Duration::from_secs(1)),
                     tokens: None,
                 },
@@ -113,89 +119,94 @@ impl Default for ExecutorBuilder {
 }
 
 impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
-    /// Places in the queue. Default: 1000.
+    /// Sets how many calls the queue holds. Default: 1000.
     pub fn queue_capacity(mut self, capacity: usize) -> Self {
         self.settings.queue_capacity = capacity;
         self
     }
 
-    /// Calls in flight at once. Default: 10.
+    /// Sets how many calls may be in flight at once. Default: 10.
     pub fn concurrency_limit(mut self, limit: usize) -> Self {
         self.settings.concurrency = ConcurrencySetting::Own(limit);
         self
     }
 
-    /// Shares the concurrency limit with others.
+    /// Uses a concurrency limit that other executors or layers share, instead of
+    /// [`concurrency_limit`](Self::concurrency_limit).
     pub fn concurrency(mut self, limit: Concurrency) -> Self {
         self.settings.concurrency = ConcurrencySetting::Shared(limit);
         self
     }
 
-    /// The rate of requests. Default: 10 a second. After [`limits`](Self::limits), one more of them.
+    /// Sets the rate of requests. Default: 10 a second. After [`limits`](Self::limits) it is added to them.
     pub fn requests(mut self, rate: Rate) -> Self {
         self.settings.rates = match self.settings.rates {
-            RateSetting::Own { tokens, .. } => RateSetting::Own { requests: rate, tokens },
-            RateSetting::Given(limits) => RateSetting::Given(limits.requests(rate)),
+            RateSetting::Simple { tokens, .. } => RateSetting::Simple { requests: rate, tokens },
+            RateSetting::Limits(limits) => RateSetting::Limits(limits.requests(rate)),
             RateSetting::Shared(_) | RateSetting::Conflict => RateSetting::Conflict,
         };
         self
     }
 
-    /// The rate of the API's tokens. Default: not limited. After [`limits`](Self::limits), one more of them.
+    /// Sets the rate of the API's tokens. Default: not limited. After [`limits`](Self::limits) it is added to them.
     pub fn tokens(mut self, rate: Rate) -> Self {
         self.settings.rates = match self.settings.rates {
-            RateSetting::Own { requests, .. } => RateSetting::Own {
+            RateSetting::Simple { requests, .. } => RateSetting::Simple {
                 requests,
                 tokens: Some(rate),
             },
-            RateSetting::Given(limits) => RateSetting::Given(limits.tokens(rate)),
+            RateSetting::Limits(limits) => RateSetting::Limits(limits.tokens(rate)),
             RateSetting::Shared(_) | RateSetting::Conflict => RateSetting::Conflict,
         };
         self
     }
 
-    /// Any number of rates at once, instead of [`requests`](Self::requests) and [`tokens`](Self::tokens); or none at
-    /// all.
+    /// Sets any number of rates that hold at once, or none at all, instead of [`requests`](Self::requests) and
+    /// [`tokens`](Self::tokens).
     pub fn limits(mut self, limits: Limits) -> Self {
-        self.settings.rates = RateSetting::Given(limits);
+        self.settings.rates = RateSetting::Limits(limits);
         self
     }
 
-    /// Shares a limiter with others, in this process or in many, instead of having limits of its own.
+    /// Uses a limiter that is shared, within this process or between processes, instead of rates of this executor.
+    ///
+    /// [`requests`](Self::requests) or [`tokens`](Self::tokens) after it is an error when the executor is built: the
+    /// rates of a shared limiter are changed with [`Limiter::set_limits`].
     pub fn limiter(mut self, limiter: impl Into<Limiter>) -> Self {
         self.settings.rates = RateSetting::Shared(limiter.into());
         self
     }
 
-    /// How many tasks drive the calls. Default: one, which can drive any number of them. It never caps concurrency;
-    /// more workers let the calls' own computing spread over several threads.
+    /// Sets how many tasks drive the calls. Default: 1, which drives any number of calls at once.
+    ///
+    /// It never caps concurrency. More workers spread the computing that the calls do themselves over several threads.
     pub fn workers(mut self, workers: usize) -> Self {
         self.settings.workers = workers;
         self
     }
 
-    /// How long a call may take, from when it is submitted until it is over: queue, limits, retries, call and body.
-    /// Default: as long as it takes. [`Call::timeout`](super::Call::timeout) sets it for one call.
+    /// Sets how long a call may take from its submission to its end: queue, limits, retries, the call and its body.
+    /// Default: no limit. [`Call::timeout`](super::Call::timeout) sets it for one call.
     ///
-    /// A call that would have to wait longer for its limits, behind all that were submitted before it, is refused at
-    /// once: [`DeadlineExceeded`](crate::error::DeadlineExceeded).
+    /// A call whose limits alone would make it wait longer, behind all calls submitted before it, is refused at once
+    /// with [`DeadlineExceeded`](crate::error::DeadlineExceeded).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);
         self
     }
 
-    /// Puts a layer around the limits: see [`stack`](super::stack). The last one added is the outermost.
-    pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Pair<L, N>, D, K, U> {
+    /// Adds a layer around the limits: see [`stack`](super::stack). The layer added last is the outermost.
+    pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Stack<L, N>, D, K, U> {
         ExecutorBuilder {
             settings: self.settings,
-            layer: Pair::new(self.layer, layer),
+            layer: Stack::new(self.layer, layer),
             describe: self.describe,
             cost: self.cost,
             used: self.used,
         }
     }
 
-    /// What to record of requests and responses. Default: [`Http`].
+    /// Sets what is recorded of requests and responses: a [`Describe`](crate::event::Describe). Default: [`Http`].
     pub fn describe<N>(self, describe: N) -> ExecutorBuilder<L, N, K, U> {
         ExecutorBuilder {
             settings: self.settings,
@@ -206,7 +217,9 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         }
     }
 
-    /// What a request costs. Default: one request, and the tokens of its extension [`ApiTokens`](crate::ApiTokens).
+    /// Sets what a request costs: a [`RequestCost`](crate::rate::RequestCost), for example a function from
+    /// `&Request<B>` to [`Cost`](crate::Cost). Default: one request, and the tokens of its extension
+    /// [`ApiTokens`](crate::ApiTokens).
     pub fn cost<N>(self, cost: N) -> ExecutorBuilder<L, D, N, U> {
         ExecutorBuilder {
             settings: self.settings,
@@ -217,7 +230,8 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         }
     }
 
-    /// What a call cost in truth, once it is over: what it was charged is corrected. Default: it stands. See
+    /// Sets how the cost that a call has really used is found when the call has ended, a
+    /// [`UsedCost`](crate::rate::UsedCost); the charge is corrected to it. Default: the charge is not corrected. See
     /// [`RateLimitLayer::settle`](crate::RateLimitLayer::settle).
     pub fn settle<N>(self, used: N) -> ExecutorBuilder<L, D, K, N> {
         ExecutorBuilder {
@@ -229,32 +243,31 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         }
     }
 
-    /// An executor that makes its calls with `client`: any service from http requests to http responses.
+    /// Builds an executor that makes its calls with `client`.
+    ///
+    /// A client is any service from `http::Request<B>` to `http::Response<R>` that can be cloned and sent, whose
+    /// futures can be sent, and whose error is a [`BoxError`] or converts into one. What the layers, the description,
+    /// the cost and the settlement of this builder have to be for it is listed at [`Around`]; the defaults fit every
+    /// client.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the setting that makes no sense.
+    /// [`InvalidConfig`] names the setting that is out of range, or contradicts another.
     pub fn build<C, B, R>(self, client: C) -> Result<Executor<B, R>, InvalidConfig>
     where
         C: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
         C::Error: Into<BoxError> + 'static,
-        L: Layer<Limited<C, D, K, U>> + Send + Sync + 'static,
-        L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
-        EventService<DeadlineService<L::Service, K>, D>:
-            Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
-        D: Describe<Request<B>, Response<R>> + Clone + Send + Sync + 'static,
-        K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
-        U: UsedCost<Response<R>> + Clone + Send + Sync + 'static,
+        Layers<L, D, K, U>: Around<C, B, R>,
         B: Send + 'static,
         R: Send + 'static,
     {
         self.build_with(client, None)
     }
 
-    /// An executor that returns each response as soon as its response is there, and whose calls go on until the body is over:
-    /// its permit is held, and its event open, until the last byte. See [`http`](crate::body#streams).
+    /// Builds an executor that returns each response as soon as its head has arrived, and whose calls last until the
+    /// body has ended: until then the permit is held and the event is open. See [`body`](crate::body#streams).
     ///
-    /// Whoever neither reads a response nor drops it keeps its permit: a [timeout](Self::timeout) ends that.
+    /// A response that is neither read nor dropped keeps its permit; set a [timeout](Self::timeout) to bound that.
     ///
     /// # Errors
     ///
@@ -265,19 +278,24 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     where
         C: Service<Request<B>, Response = Response<R>, Future: Send> + Clone + Send + 'static,
         C::Error: Into<BoxError>,
-        L: Layer<Limited<BodyService<C>, D, K, U>> + Send + Sync + 'static,
-        L::Service: Service<Request<B>, Response = Response<StreamBody<R>>, Error: Into<BoxError>, Future: Send>
-            + Send
-            + 'static,
-        EventService<DeadlineService<L::Service, K>, D>:
-            Service<Request<B>, Response = Response<StreamBody<R>>, Error = BoxError, Future: Send> + Send + 'static,
-        D: Describe<Request<B>, Response<StreamBody<R>>> + Clone + Send + Sync + 'static,
-        K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
-        U: UsedCost<Response<StreamBody<R>>> + Clone + Send + Sync + 'static,
+        Layers<L, D, K, U>: Around<BodyService<C>, B, StreamBody<R>>,
         B: Send + 'static,
         R: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         self.build_with(BodyLayer::new().layer(client), Some(open_early_response))
+    }
+
+    /// Builds an executor whose calls are closures: see [`Call::new`](super::Call::new).
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build).
+    pub fn build_for_closures<R>(self) -> Result<Executor<Closure<R>, R>, InvalidConfig>
+    where
+        Layers<L, D, K, U>: Around<ClosureClient<R>, Closure<R>, R>,
+        R: Send + 'static,
+    {
+        self.build(ClosureClient::new())
     }
 
     fn build_with<C, B, R>(
@@ -286,54 +304,27 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         open_early_response: Option<OpenEarlyResponse<B, R>>,
     ) -> Result<Executor<B, R>, InvalidConfig>
     where
-        C: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
-        C::Error: Into<BoxError> + 'static,
-        L: Layer<Limited<C, D, K, U>> + Send + Sync + 'static,
-        L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
-        EventService<DeadlineService<L::Service, K>, D>:
-            Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
-        D: Describe<Request<B>, Response<R>> + Clone + Send + Sync + 'static,
-        K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
-        U: UsedCost<Response<R>> + Clone + Send + Sync + 'static,
+        C: Clone + Send + 'static,
+        Layers<L, D, K, U>: Around<C, B, R>,
         B: Send + 'static,
         R: Send + 'static,
     {
-        let stack = Stack {
-            queue_capacity: InvalidConfig::positive("queue_capacity", self.settings.queue_capacity)?,
-            workers: InvalidConfig::workers(self.settings.workers)?,
+        let queue = QueueLayer::new(self.settings.queue_capacity)?.workers(self.settings.workers)?;
+        let layers = Layers {
             layer: self.layer,
-            concurrency: match self.settings.concurrency {
-                ConcurrencySetting::Own(limit) => Concurrency::new(limit)?,
-                ConcurrencySetting::Shared(limit) => limit,
-            },
-            limiter: match self.settings.rates {
-                RateSetting::Own { requests, tokens: None } => {
-                    RateLimiter::new(Limits::new().requests(requests))?.into()
-                }
-                RateSetting::Own {
-                    requests,
-                    tokens: Some(tokens),
-                } => RateLimiter::new(Limits::new().requests(requests).tokens(tokens))?.into(),
-                RateSetting::Given(limits) => RateLimiter::new(limits)?.into(),
-                RateSetting::Shared(limiter) => limiter,
-                RateSetting::Conflict => {
-                    return Err(InvalidConfig::new(
-                        "limiter",
-                        "is shared, and has its own rates: set those with set_limits",
-                    ));
-                }
-            },
+            concurrency: self.settings.concurrency.into_concurrency()?,
+            limiter: self.settings.rates.into_limiter()?,
             cost: self.cost,
             used: self.used,
             describe: self.describe,
         };
-        let (limiter, concurrency) = (stack.limiter.clone(), stack.concurrency.clone());
-        let (describe, cost) = (Box::new(stack.describe.clone()), Box::new(stack.cost.clone()));
-        // So that a client need not be `Sync`: it is only cloned here, once for every start.
+        let (describe, cost) = (layers.boxed_describe(), layers.boxed_cost());
+        let monitor = Monitor::new(layers.limiter.clone(), layers.concurrency.clone());
+        // In a mutex, so that a client need not be `Sync`. It is locked once a start, to clone the client.
         let client = Mutex::new(client);
         let start = move || {
             let client = client.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            stack.around(client)
+            layers.around(queue.clone(), client)
         };
         Ok(Executor::new(Parts {
             start: Box::new(start),
@@ -341,28 +332,43 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
             describe,
             cost,
             timeout: self.settings.timeout,
-            limiter,
-            concurrency,
+            monitor,
         }))
     }
+}
 
-    /// An executor whose calls are closures: see [`Call::new`](super::Call::new).
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidConfig`] names the setting that makes no sense.
-    pub fn build_for_closures<R>(self) -> Result<Executor<Closure<R>, R>, InvalidConfig>
-    where
-        L: Layer<Limited<ClosureClient<R>, D, K, U>> + Send + Sync + 'static,
-        L::Service:
-            Service<Request<Closure<R>>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
-        EventService<DeadlineService<L::Service, K>, D>:
-            Service<Request<Closure<R>>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
-        D: Describe<Request<Closure<R>>, Response<R>> + Clone + Send + Sync + 'static,
-        K: RequestCost<Request<Closure<R>>> + Clone + Send + Sync + 'static,
-        U: UsedCost<Response<R>> + Clone + Send + Sync + 'static,
-        R: Send + 'static,
-    {
-        self.build(ClosureClient::new())
+// === impl ConcurrencySetting ===
+
+impl ConcurrencySetting {
+    fn into_concurrency(self) -> Result<Concurrency, InvalidConfig> {
+        match self {
+            Self::Own(limit) => Concurrency::new(limit),
+            Self::Shared(limit) => Ok(limit),
+        }
+    }
+}
+
+// === impl RateSetting ===
+
+impl RateSetting {
+    fn into_limiter(self) -> Result<Limiter, InvalidConfig> {
+        let limits = match self {
+            Self::Simple { requests, tokens } => {
+                let limits = Limits::new().requests(requests);
+                match tokens {
+                    Some(tokens) => limits.tokens(tokens),
+                    None => limits,
+                }
+            }
+            Self::Limits(limits) => limits,
+            Self::Shared(limiter) => return Ok(limiter),
+            Self::Conflict => {
+                return Err(InvalidConfig::new(
+                    "limiter",
+                    "is shared, so its rates cannot be set here: leave out `requests` and `tokens`",
+                ));
+            }
+        };
+        Ok(RateLimiter::new(limits)?.into())
     }
 }

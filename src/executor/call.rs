@@ -1,4 +1,4 @@
-//! [`Call`]: what is submitted. [`CallHandle`]: what comes back for it, or a [`TrySubmitError`].
+//! [`Call`]: what is submitted. [`CallHandle`] and [`TrySubmitError`]: what submitting it returns.
 
 use super::{
     call_future::CallFuture,
@@ -19,10 +19,10 @@ use std::{
     time::Duration,
 };
 
-/// A call to be made: an http request, with what the executor should know of it.
+/// A call to submit: an http request, and what the executor and the event should know of it.
 ///
-/// Any [`http::Request`] is one. What is set here is kept in the request's extensions ([`ApiTokens`], [`Metadata`],
-/// [`RequestId`], [`Payload`]), which can be set there just as well.
+/// Any [`http::Request`] converts into one. What is set here is kept in the request's extensions ([`ApiTokens`],
+/// [`Deadline`], [`Metadata`], [`RequestId`], [`Payload`]), and can be set there as well.
 ///
 /// ```
 /// use tower_outbound::Call;
@@ -32,32 +32,35 @@ use std::{
 /// # Ok::<_, http::Error>(())
 /// ```
 ///
-/// A closure is one, too: see [`Call::new`].
+/// A closure makes a call, too: see [`Call::new`].
 #[must_use = "a call does nothing until it is submitted"]
 pub struct Call<B> {
     request: Result<Request<B>, http::Error>,
 }
 
-/// A submitted call: its [event](Self::event) at once, and its response when awaited.
+/// A submitted call. It has its [event](Self::event) at once, and resolves to the response.
 ///
 /// # Errors
 ///
-/// Awaited, the client's own error; or [`is_cancelled`](Error::is_cancelled), [`is_panicked`](Error::is_panicked).
+/// When awaited: the client's error, or one with [`is_cancelled`](Error::is_cancelled),
+/// [`is_panicked`](Error::is_panicked), [`is_deadline_exceeded`](Error::is_deadline_exceeded) or
+/// [`is_store_unavailable`](Error::is_store_unavailable).
 ///
 /// # Cancel safety
 ///
-/// Dropping it lets the call run on; [`cancel`](Self::cancel) ends it.
+/// Dropping it lets the call run on. [`cancel`](Self::cancel) ends the call.
 #[must_use = "a future: await it for the response, or drop it explicitly to let the call run on"]
 pub struct CallHandle<B, R> {
     event: EventHandle,
+    /// `None` only while this is dropped.
     future: Option<CallFuture<B, R>>,
 }
 
-/// Why [`try_submit`](super::Executor::try_submit) did not submit.
+/// Why [`try_submit`](super::Executor::try_submit) did not submit a call.
 #[non_exhaustive]
 #[allow(clippy::large_enum_variant, reason = "it hands the request back")]
 pub enum TrySubmitError<B> {
-    /// There was no place in the queue; the request comes back.
+    /// The queue is full or closed. It holds the request.
     Refused(Refused<Request<B>>),
     /// Any other reason.
     Other(Error),
@@ -66,11 +69,11 @@ pub enum TrySubmitError<B> {
 // === impl Call ===
 
 impl<R> Call<Closure<R>> {
-    /// A call that is made by a closure, for an executor
+    /// Returns a call that a closure makes, for an executor
     /// [built for closures](super::ExecutorBuilder::build_for_closures).
     ///
-    /// It returns `(status, headers, body)`, `(status, body)` or an [`http::Response`], or any error, whose type,
-    /// message and chain of sources are recorded. It is called once for each attempt.
+    /// The closure returns `(status, headers, body)`, `(status, body)` or an [`http::Response`], or an error of any
+    /// type, whose type, message and chain of sources are recorded. It is called once for each attempt.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -80,7 +83,9 @@ impl<R> Call<Closure<R>> {
     /// let executor = Executor::builder().build_for_closures::<String>()?;
     /// executor.start()?;
     ///
-    /// let fetch = || async { Ok::<_, std::io::Error>((200, [("content-type", "text/plain")], String::from("hello"))) };
+    /// let fetch = || async {
+    ///     Ok::<_, std::io::Error>((200, [("content-type", "text/plain")], String::from("hello")))
+    /// };
     /// let call = Call::new(fetch).url("http://localhost/data").method("GET").tokens(5).metadata("task_id", 1);
     /// let response = executor.submit(call).await?.await?;
     /// assert_eq!(response.body(), "hello");
@@ -99,22 +104,23 @@ impl<R> Call<Closure<R>> {
 }
 
 impl<B> Call<B> {
-    /// How many of the API's tokens the call will need. Default: none.
+    /// Sets how many of the API's tokens the call will need. Default: none.
     pub fn tokens(self, tokens: u64) -> Self {
         self.extension(ApiTokens(tokens))
     }
 
-    /// How long the call may take, from now until it is over. Default: what the executor [says](super::ExecutorBuilder::timeout).
+    /// Sets how long the call may take, from now until its end. Default: the
+    /// [timeout of the executor](super::ExecutorBuilder::timeout).
     pub fn timeout(self, timeout: Duration) -> Self {
         self.deadline(Deadline::after(timeout))
     }
 
-    /// When the call has to be over.
+    /// Sets the instant by which the call has to end.
     pub fn deadline(self, deadline: Deadline) -> Self {
         self.extension(deadline)
     }
 
-    /// A key and value of the caller's own, for the event.
+    /// Adds a key and a value to the event's metadata.
     pub fn metadata(self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.change(|request| {
             let Metadata(metadata) = request.extensions_mut().get_or_insert_default();
@@ -122,17 +128,17 @@ impl<B> Call<B> {
         })
     }
 
-    /// The call's name. Default: a random UUID.
+    /// Sets the id of the call in its event. Default: a random UUID.
     pub fn request_id(self, id: impl Into<RequestId>) -> Self {
         self.extension(id.into())
     }
 
-    /// The body as it is to be recorded in the event. Default: none is recorded.
+    /// Sets what the event records as the body. Default: nothing.
     pub fn payload(self, payload: impl Into<Value>) -> Self {
         self.extension(Payload(payload.into()))
     }
 
-    /// The URL. One that is malformed is refused when the call is submitted.
+    /// Sets the URL. A malformed one is refused when the call is submitted.
     pub fn url<U: TryInto<Uri, Error: Into<http::Error>>>(self, url: U) -> Self {
         self.try_change(|request| {
             *request.uri_mut() = url.try_into().map_err(Into::into)?;
@@ -140,7 +146,7 @@ impl<B> Call<B> {
         })
     }
 
-    /// The method. One that is malformed is refused when the call is submitted.
+    /// Sets the method. A malformed one is refused when the call is submitted.
     pub fn method<M: TryInto<Method, Error: Into<http::Error>>>(self, method: M) -> Self {
         self.try_change(|request| {
             *request.method_mut() = method.try_into().map_err(Into::into)?;
@@ -149,7 +155,7 @@ impl<B> Call<B> {
         })
     }
 
-    /// Adds a header. One that is malformed is refused when the call is submitted.
+    /// Adds a header. A malformed one is refused when the call is submitted.
     pub fn header<K, V>(self, name: K, value: V) -> Self
     where
         K: TryInto<HeaderName, Error: Into<http::Error>>,
@@ -185,11 +191,11 @@ impl<B> Call<B> {
         Self { request }
     }
 
-    /// The request.
+    /// Returns the request.
     ///
     /// # Errors
     ///
-    /// What was malformed first: the URL, the method or a header.
+    /// The first error in setting the URL, the method or a header.
     pub fn into_request(self) -> Result<Request<B>, http::Error> {
         self.request
     }
@@ -224,20 +230,20 @@ impl<B, R> CallHandle<B, R> {
         }
     }
 
-    /// The call's event.
+    /// Returns the call's event.
     #[must_use]
     pub const fn event(&self) -> &EventHandle {
         &self.event
     }
 
-    /// The call's name.
+    /// Returns the id of the call, as its event has it.
     #[must_use]
     pub fn request_id(&self) -> RequestId {
         self.event.request_id()
     }
 
-    /// Ends the call: if it is queued, its place is free at once; if it runs, it is dropped, and a body that is still on
-    /// its way breaks off. The event ends as CANCELLED, unless the call was over already.
+    /// Ends the call. If it is queued, its place is free at once. If it is running, it is dropped, and a body that is
+    /// still being read breaks off. The event ends as CANCELLED, unless the call had ended before.
     pub fn cancel(&self) {
         if let Some(future) = &self.future {
             future.cancel();
@@ -249,7 +255,7 @@ impl<B, R> Future for CallHandle<B, R> {
     type Output = Result<Response<R>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let future = self.future.as_mut().expect("it is there until this is dropped");
+        let future = self.future.as_mut().expect("the future is taken by drop only");
         Pin::new(future).poll(cx)
     }
 }
@@ -279,7 +285,7 @@ impl<B> TrySubmitError<B> {
         matches!(self, Self::Refused(refused) if refused.is_full())
     }
 
-    /// The request, if the queue had no place for it.
+    /// Returns the request, if it was refused by the queue.
     #[must_use]
     pub fn into_request(self) -> Option<Request<B>> {
         match self {

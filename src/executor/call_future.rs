@@ -1,4 +1,4 @@
-//! [`CallFuture`]: what comes back for a call.
+//! [`CallFuture`]: resolves to the response of a submitted call.
 
 use crate::{deadline::Timer, error::Error, event::EventHandle, queue};
 use http::{Request, Response};
@@ -9,35 +9,40 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// What comes back for a call: by its queue, or, if it is streamed, by a shorter way as soon as there is a response.
+/// Resolves to the response of a submitted call: by its queue, or by the early-response channel of a streamed call.
 ///
-/// Dropped before that, the call is cancelled.
+/// Dropped before that, it cancels the call, unless it was detached.
 pub(super) struct CallFuture<B, R> {
-    /// Until this is dropped, or the time is up.
-    call: Option<queue::ResponseFuture<Request<B>, Response<R>>>,
-    /// Mostly it comes by its queue, whenever that is.
+    /// The call in its queue. `None` once the call was ended at its deadline.
+    queued: Option<queue::ResponseFuture<Request<B>, Response<R>>>,
+    /// `None` for a call without a deadline whose response is not streamed, and after the deadline.
     early: Option<Box<EarlyOutcome<R>>>,
-    /// The call goes on without us: nobody waits for it, or the response came, and the body decides.
+    /// Whether the call runs on when this is dropped: the caller has dropped its handle, or has an early response,
+    /// whose body decides when the call ends.
     is_detached: bool,
 }
 
-/// By which other way a response may come, and until when.
+/// What may end a call for its caller before the queue does.
 pub(super) struct EarlyOutcome<R> {
+    /// The receiving end of the early-response channel. `None` if responses are not streamed, and once it has resolved.
     pub(super) response: Option<oneshot::Receiver<Response<R>>>,
-    /// The call is ended at its deadline, wherever it is. (On the wire, the layer for that does so in any case.)
+    /// Ends the call at its deadline while it is queued. (Below the queue, the deadline layer does so whether or not
+    /// this future is polled.)
     pub(super) timer: Option<(Timer, EventHandle)>,
 }
 
-/// Lets the response of a request come by the shorter way.
+/// Adds the sending end of an early-response channel to a request, and returns the receiving end.
 pub(super) type OpenEarlyResponse<B, R> = fn(&mut Request<B>) -> oneshot::Receiver<Response<R>>;
+
+// === impl CallFuture ===
 
 impl<B, R> CallFuture<B, R> {
     pub(super) const fn new(
-        call: queue::ResponseFuture<Request<B>, Response<R>>,
+        queued: queue::ResponseFuture<Request<B>, Response<R>>,
         early: Option<Box<EarlyOutcome<R>>>,
     ) -> Self {
         Self {
-            call: Some(call),
+            queued: Some(queued),
             early,
             is_detached: false,
         }
@@ -46,10 +51,10 @@ impl<B, R> CallFuture<B, R> {
     /// Waits until the call has a place in the queue.
     pub(super) async fn accepted(&mut self) -> Result<(), Error> {
         poll_fn(|cx| {
-            let Some(call) = &mut self.call else {
+            let Some(queued) = &mut self.queued else {
                 return Poll::Ready(Ok(()));
             };
-            if let Poll::Ready(accepted) = pin!(call.accepted()).poll(cx) {
+            if let Poll::Ready(accepted) = pin!(queued.accepted()).poll(cx) {
                 return Poll::Ready(accepted.map_err(Error::new));
             }
             self.poll_deadline(cx).map(Err)
@@ -57,7 +62,7 @@ impl<B, R> CallFuture<B, R> {
         .await
     }
 
-    /// Ready when the time is up: the call is ended.
+    /// Ready once the deadline has passed; the call has then been ended.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         let timer = self.early.as_mut().and_then(|early| early.timer.as_mut());
         let Some((timer, event)) = timer else {
@@ -66,38 +71,38 @@ impl<B, R> CallFuture<B, R> {
         let error = ready!(timer.poll(cx));
         event.fail(&error.into());
         self.early = None;
-        self.call = None;
+        self.queued = None;
         Poll::Ready(error.into())
     }
 
-    /// Ready when the response has come by the shorter way.
+    /// Ready once the response has arrived by the early-response channel.
     fn poll_early_response(&mut self, cx: &mut Context<'_>) -> Poll<Response<R>> {
         let Some(early) = &mut self.early else {
             return Poll::Pending;
         };
-        let Some(response) = &mut early.response else {
+        let Some(receiver) = &mut early.response else {
             return Poll::Pending;
         };
-        let came = ready!(Pin::new(response).poll(cx));
+        let received = ready!(Pin::new(receiver).poll(cx));
         early.response = None;
-        match came {
+        match received {
             Ok(response) => {
                 self.is_detached = true;
                 Poll::Ready(response)
             }
-            // It comes by the queue.
+            // The channel was closed without a response: the result comes by the queue.
             Err(_) => Poll::Pending,
         }
     }
 
-    /// Ends the call, and with it the body that is still on its way.
+    /// Ends the call. A body that is still being read breaks off.
     pub(super) fn cancel(&self) {
-        if let Some(call) = &self.call {
-            call.cancel_accepted();
+        if let Some(queued) = &self.queued {
+            queued.cancel_accepted();
         }
     }
 
-    /// Lets the call run on without anybody waiting for it.
+    /// Lets the call run on without its caller.
     pub(super) fn detach(mut self) {
         self.is_detached = true;
     }
@@ -110,8 +115,8 @@ impl<B, R> Future for CallFuture<B, R> {
         if let Poll::Ready(response) = self.poll_early_response(cx) {
             return Poll::Ready(Ok(response));
         }
-        let call = self.call.as_mut().expect("a future is not polled after it was ready");
-        match Pin::new(call).poll(cx) {
+        let queued = self.queued.as_mut().expect("a future is not polled after it was ready");
+        match Pin::new(queued).poll(cx) {
             Poll::Pending if self.early.is_some() => self.poll_deadline(cx).map(Err),
             polled => polled.map_err(Error::new),
         }
@@ -120,8 +125,8 @@ impl<B, R> Future for CallFuture<B, R> {
 
 impl<B, R> Drop for CallFuture<B, R> {
     fn drop(&mut self) {
-        if let Some(call) = self.call.take().filter(|_| self.is_detached) {
-            call.detach();
+        if let Some(queued) = self.queued.take().filter(|_| self.is_detached) {
+            queued.detach();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Calls that are closures: the request's body is the function that makes the call.
+//! Calls that are closures: the request's body is the closure that makes the call.
 
 use crate::{error::BoxError, event};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
@@ -16,38 +16,38 @@ use tower_service::Service;
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// A function that makes a call and returns its response: the body of a request to a [`ClosureClient`].
+/// A closure that makes a call and returns its response: the body of a request to a [`ClosureClient`].
 ///
-/// Cloned for a retry, it is called again.
+/// Clones share one closure. It is called once for each attempt.
 pub struct Closure<R> {
     call: Arc<dyn Fn() -> BoxFuture<Result<Response<R>, BoxError>> + Send + Sync>,
 }
 
-/// The client for [`Closure`]s: it calls them.
+/// A client whose requests are [`Closure`]s: it calls them.
 pub struct ClosureClient<R> {
     response: PhantomData<fn() -> R>,
 }
 
-/// What a closure may return: `(status, headers, body)`, `(status, body)` or an [`http::Response`].
+/// A value that a closure may return: `(status, headers, body)`, `(status, body)` or an [`http::Response`].
 ///
 /// The status is a number or a [`StatusCode`]; the headers are a [`HeaderMap`], or pairs in an array, a vector or a
 /// map.
 pub trait IntoHttpResponse<R> {
-    /// The response.
+    /// Converts the value into a response.
     ///
     /// # Errors
     ///
-    /// If the status is no status, or a header is none.
+    /// If the status code, or the name or value of a header, is invalid.
     fn into_http_response(self) -> Result<Response<R>, http::Error>;
 }
 
-/// Headers as a closure may return them.
+/// Headers that a closure may return: a [`HeaderMap`], or pairs in an array, a vector or a map.
 pub trait IntoHeaderMap {
-    /// The headers.
+    /// Converts the value into a header map.
     ///
     /// # Errors
     ///
-    /// If a name or value is none.
+    /// If a name or a value is invalid.
     fn into_header_map(self) -> Result<HeaderMap, http::Error>;
 }
 
@@ -83,7 +83,7 @@ impl<R> fmt::Debug for Closure<R> {
     }
 }
 
-/// Leaves the name of the error's type with the event, since it is lost in the box.
+/// Boxes the error, and records the name of its type in the event, since the box hides it.
 fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
     if let Some(event) = event::current() {
         event.set_error_type(type_name::<E>());
@@ -94,7 +94,7 @@ fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
 // === impl ClosureClient ===
 
 impl<R> ClosureClient<R> {
-    /// The client.
+    /// Returns the client.
     #[must_use]
     pub const fn new() -> Self {
         Self { response: PhantomData }

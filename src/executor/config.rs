@@ -1,15 +1,17 @@
-//! [`Config`]: an executor's settings as plain values, as they stand in a file.
+//! [`Config`]: an executor's settings as plain values, as a configuration file has them.
 
 use super::builder::ExecutorBuilder;
 use crate::{
+    concurrency::Concurrency,
     error::InvalidConfig,
+    queue::QueueLayer,
     rate::{Limits, Rate},
 };
 use std::time::Duration;
 
-/// An executor's settings as plain values: with the feature `serde`, from JSON or any other format.
+/// An executor's settings as plain values; with the feature `serde`, from JSON or any other format.
 ///
-/// Every field has a default. Settings are checked when a builder is made of it.
+/// Every field has a default. The values are checked by [`into_builder`](Self::into_builder).
 ///
 /// ```
 /// # #[cfg(feature = "serde")] {
@@ -27,25 +29,27 @@ use std::time::Duration;
     serde(default, deny_unknown_fields)
 )]
 pub struct Config {
-    /// Places in the queue. Default: 1000.
+    /// How many calls the queue holds. Default: 1000.
     pub queue_capacity: usize,
-    /// Calls in flight at once. Default: 10.
+    /// How many calls may be in flight at once. Default: 10.
     pub concurrency_limit: usize,
-    /// Requests in each period. Default: 10.
+    /// Requests a period. Default: 10.
     pub requests_rate: f64,
-    /// The period, in seconds. Default: 1.
+    /// The period of `requests_rate`, in seconds. Default: 1.
     pub requests_period_secs: f64,
-    /// Requests that can go at one instant. Default: the rate.
+    /// The most requests that may be sent at one instant. Default: `requests_rate`.
     pub requests_burst: Option<f64>,
-    /// The API's tokens in each period. Default: not limited.
+    /// The API's tokens a period. Default: not limited.
     pub tokens_rate: Option<f64>,
-    /// The period, in seconds. Default: 60.
+    /// The period of `tokens_rate`, in seconds. Default: 60.
     pub tokens_period_secs: f64,
-    /// Tokens that can go at one instant. Default: the rate.
+    /// The most tokens that may be taken at one instant. Default: `tokens_rate`.
     pub tokens_burst: Option<f64>,
-    /// Tasks that drive the calls. Default: 1.
+    /// How many tasks drive the calls. Default: 1.
     pub workers: usize,
 }
+
+// === impl Config ===
 
 impl Default for Config {
     fn default() -> Self {
@@ -64,15 +68,17 @@ impl Default for Config {
 }
 
 impl Config {
-    /// A builder with these settings.
+    /// Returns a builder with these settings.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the field whose number makes no sense: zero, negative, none, a burst below one.
+    /// [`InvalidConfig`] names the field that is out of range (zero, negative, not a number, a burst below one) or that
+    /// is missing although its period or burst is given.
     pub fn into_builder(self) -> Result<ExecutorBuilder, InvalidConfig> {
-        InvalidConfig::positive("queue_capacity", self.queue_capacity)?;
-        InvalidConfig::positive("concurrency_limit", self.concurrency_limit)?;
-        InvalidConfig::workers(self.workers)?;
+        // Built only to be checked: the builder builds them again.
+        let queue = QueueLayer::<()>::new(self.queue_capacity)?;
+        Concurrency::new(self.concurrency_limit)?;
+        queue.workers(self.workers)?;
 
         let requests = rate(
             "requests",
@@ -89,7 +95,12 @@ impl Config {
 
         let Some(tokens) = self.tokens_rate else {
             let unused = self.tokens_burst.is_some() || self.tokens_period_secs != Self::default().tokens_period_secs;
-            let error = || InvalidConfig::new("tokens_rate", "is missing, but its period or burst is given");
+            let error = || {
+                InvalidConfig::new(
+                    "tokens_rate",
+                    "is missing, but its period or burst is given: add it, or leave them out",
+                )
+            };
             return if unused { Err(error()) } else { Ok(builder) };
         };
         let tokens = rate("tokens", tokens, self.tokens_period_secs, self.tokens_burst)?;
@@ -109,7 +120,7 @@ fn rate(budget: &str, amount: f64, period_secs: f64, burst: Option<f64>) -> Resu
     Ok(burst.map_or(rate, |burst| rate.burst(burst)))
 }
 
-/// Checks the settings, and names the field as it is named here.
+/// Checks the limits. In the error, the field has its name in [`Config`]: `requests_rate` for `requests.amount`.
 fn check(limits: &Limits) -> Result<(), InvalidConfig> {
     limits.check().map_err(|error| {
         let field = error
@@ -132,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_make_no_sense_are_refused_by_name() {
+    fn numbers_out_of_range_are_refused_and_their_field_is_named() {
         let bad: [(&str, Config); 17] = [
             ("queue_capacity", with(|c| c.queue_capacity = 0)),
             ("concurrency_limit", with(|c| c.concurrency_limit = 0)),

@@ -1,4 +1,4 @@
-//! [`Monitor`]: an executor's settings.
+//! [`Monitor`]: what an executor is doing, from outside.
 
 use crate::{
     concurrency::Concurrency,
@@ -8,7 +8,7 @@ use crate::{
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Watches an executor, without keeping it alive. Shared by its clones.
+/// Shows what an executor is doing, and changes its limits. It does not keep the executor alive. Clones show the same.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -25,20 +25,21 @@ pub struct Monitor {
     limiter: Limiter,
     concurrency: Concurrency,
     events: Events,
-    /// Those of the queue that was started last.
+    /// The places of the queue that was started last; `None` before the first start.
     places: Arc<Mutex<Option<Semaphore>>>,
 }
 
 impl Monitor {
-    pub(super) fn new(limiter: Limiter, concurrency: Concurrency, events: Events) -> Self {
+    pub(super) fn new(limiter: Limiter, concurrency: Concurrency) -> Self {
         Self {
             limiter,
             concurrency,
-            events,
+            events: Events::new(),
             places: Arc::default(),
         }
     }
 
+    /// Counts the calls of a queue that was just started.
     pub(super) fn watch(&self, places: Semaphore) {
         *self.places.lock().unwrap_or_else(PoisonError::into_inner) = Some(places);
     }
@@ -47,7 +48,7 @@ impl Monitor {
         &self.events
     }
 
-    /// Calls in the queue: those that have a place and have not begun.
+    /// How many calls are queued: those that have a place and have not begun.
     #[must_use]
     pub fn queue_depth(&self) -> usize {
         self.places
@@ -57,37 +58,37 @@ impl Monitor {
             .map_or(0, Semaphore::held)
     }
 
-    /// Calls that hold a permit: on the wire, or next to it, waiting for their rate.
+    /// How many calls hold a permit: on the wire, or waiting for the rate limit.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.concurrency.in_flight()
     }
 
-    /// Calls on the wire.
+    /// How many calls are on the wire.
     #[must_use]
     pub fn calling(&self) -> usize {
         self.events.calling()
     }
 
-    /// How many calls there were, by outcome, since the executor was built.
+    /// How many calls there were since the executor was built, by outcome.
     #[must_use]
     pub fn totals(&self) -> Totals {
         self.events.totals()
     }
 
-    /// Every change of a call's status from now on.
+    /// Subscribes to every change of a call's status from now on.
     #[must_use]
     pub fn subscribe(&self) -> Subscription {
         self.events.subscribe()
     }
 
-    /// The rates: to see what is left, to change or pause them.
+    /// The rates: shows what is left of them, changes and pauses them.
     #[must_use]
     pub const fn limiter(&self) -> &Limiter {
         &self.limiter
     }
 
-    /// The concurrency limit: to see or change it.
+    /// The concurrency limit: shows and changes it.
     #[must_use]
     pub const fn concurrency(&self) -> &Concurrency {
         &self.concurrency

@@ -1,6 +1,6 @@
 //! The executor as a Tower service.
 
-use super::{Executor, Shared, call_future::CallFuture};
+use super::{Executor, call_future::CallFuture, inner::Inner};
 use crate::{error::Error, event::EventHandle, queue::Queue};
 use http::{Request, Response};
 use std::{
@@ -15,12 +15,16 @@ use tower_service::Service;
 ///
 /// # Cancel safety
 ///
-/// Dropping it cancels the call, unless the response has come: then the body decides, if it is streamed.
+/// Dropping it cancels the call. A streamed call whose response has arrived is not affected: dropping its body cancels
+/// it.
 #[must_use = "dropping it cancels the call"]
 pub struct ResponseFuture<B, R> {
+    /// The call, or the error it was refused with. `None` after that error was returned.
     call: Result<CallFuture<B, R>, Option<Error>>,
     event: Option<EventHandle>,
 }
+
+// === impl Executor ===
 
 impl<B, R> Service<Request<B>> for Executor<B, R> {
     type Response = Response<R>;
@@ -28,7 +32,7 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
     type Future = ResponseFuture<B, R>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let queue = self.shared.handle(&mut self.ready)?;
+        let queue = self.inner.open_queue(&mut self.queue)?;
         queue.poll_ready(cx).map_err(Error::new)
     }
 
@@ -37,18 +41,18 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
             call: Err(Some(error)),
             event: None,
         };
-        let queue = match self.shared.handle(&mut self.ready) {
+        let queue = match self.inner.open_queue(&mut self.queue) {
             Ok(queue) => queue,
             Err(error) => return refused(error),
         };
         let prepared = self
-            .shared
+            .inner
             .check(&req)
-            .and_then(|cost| self.shared.prepare(&mut req, cost));
+            .and_then(|cost| self.inner.prepare(&mut req, cost));
         if let Err(error) = prepared {
             return refused(error);
         }
-        let (event, future) = self.shared.call(queue, req);
+        let (event, future) = self.inner.enqueue(queue, req);
         ResponseFuture {
             call: Ok(future),
             event: Some(event),
@@ -56,23 +60,23 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
     }
 }
 
-impl<B, R> Shared<B, R> {
-    /// A clone's own handle, for as long as its queue takes calls.
-    fn handle<'a>(
+impl<B, R> Inner<B, R> {
+    /// Returns the queue handle of a clone, replaced first if its queue was closed by a stop.
+    fn open_queue<'a>(
         &self,
-        own: &'a mut Option<Queue<Request<B>, Response<R>>>,
+        queue: &'a mut Option<Queue<Request<B>, Response<R>>>,
     ) -> Result<&'a mut Queue<Request<B>, Response<R>>, Error> {
-        if own.as_ref().is_none_or(Queue::is_closed) {
-            *own = Some(self.queue()?);
+        if queue.as_ref().is_none_or(Queue::is_closed) {
+            *queue = Some(self.queue()?);
         }
-        own.as_mut().ok_or_else(Error::not_running)
+        queue.as_mut().ok_or_else(Error::not_running)
     }
 }
 
 // === impl ResponseFuture ===
 
 impl<B, R> ResponseFuture<B, R> {
-    /// The call's event; `None` if the call was refused at once.
+    /// Returns the call's event; `None` if the call was refused at once.
     #[must_use]
     pub const fn event(&self) -> Option<&EventHandle> {
         self.event.as_ref()

@@ -1,34 +1,34 @@
-//! The layers in order, one line each with its reason. Nothing else in the crate knows the order.
+//! The layers of an executor in order, one line each with its reason. No other file knows the order.
 //!
-//! A call comes in at the top:
+//! A call enters at the top:
 //!
 //! ```text
-//! Executor::submit           opens the event: PENDING while it waits for a place, QUEUED once it has one
+//! Executor::submit           opens the event: PENDING while the call waits for a place, QUEUED once it has one
 //!   QueueLayer               bounded, first in first out; its workers drive the calls
 //!     EventLayer::processing PROCESSING on the way in; COMPLETED, FAILED or CANCELLED on the way out
-//!       DeadlineLayer        ends a call when its time is up; refuses one that cannot make it
+//!       DeadlineLayer        ends a call at its deadline; refuses one whose limits would make it miss the deadline
 //!       your layer           around the limits: a retry here takes a permit and pays its rate for every attempt
-//!         ConcurrencyLimitLayer
+//!         ConcurrencyLimitLayer  at most n calls in flight
 //!           RateLimitLayer   requests and tokens, both or neither
 //!             EventLayer::calling  CALLING on the way in; the attempt's response or error on the way out
-//!               the client   your layers around it are inside the limits: they see what goes to the wire
+//!               the client   layers wrapped around it are inside the limits: they see every attempt
 //! ```
 //!
-//! In a stack of one's own, `EventLayer::queued()` on top does what `submit` does here.
+//! In a stack built with `tower::ServiceBuilder`, `EventLayer::queued()` at the top does what `submit` does here.
 //!
 //! # A layer of your own
 //!
-//! There are two places for it, and both take any Tower layer:
+//! There are two places for a layer, and both take any Tower layer:
 //!
-//! - *Around the limits*, with [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer): what happens once for a call
-//!   that may go to the wire several times (retry), or has to count the waiting (timeout).
-//! - *Around the client*: wrap it before you give it to [`build`](super::ExecutorBuilder::build). What happens each
-//!   time a call goes to the wire (set a header, sign, trace).
+//! - *Around the limits*, with [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer): for what happens once a call,
+//!   however many attempts it makes (a retry), or has to include the waiting (a timeout).
+//! - *Around the client*, wrapped before the client is given to [`build`](super::ExecutorBuilder::build): for what
+//!   happens once an attempt (setting a header, signing, tracing).
 
 use crate::{
     concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer},
-    deadline::{DeadlineLayer, DeadlineService},
-    error::{BoxError, InvalidConfig},
+    deadline::DeadlineLayer,
+    error::BoxError,
     event::{Describe, EventLayer, EventService},
     queue::{Queue, QueueLayer},
     rate::{Limiter, RateLimit, RateLimitLayer, RequestCost, UsedCost},
@@ -39,14 +39,14 @@ use tower::{ServiceBuilder, layer::util::Identity};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// The client with its limits: what a layer given to [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer) wraps.
+/// The client inside its limits: the service that a layer given to
+/// [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer) wraps.
 pub type Limited<C, D, K, U> = ConcurrencyLimit<RateLimit<EventService<C, D>, K, U>>;
 
-/// Everything but the client.
+/// All layers of an executor, without its client: the layer around the limits (`L`), what is recorded (`D`), what a
+/// request costs (`K`) and what it has used (`U`). Built by an [`ExecutorBuilder`](super::ExecutorBuilder) only.
 #[derive(Clone, Debug)]
-pub(super) struct Stack<L, D, K, U> {
-    pub(super) queue_capacity: usize,
-    pub(super) workers: usize,
+pub struct Layers<L, D, K, U> {
     pub(super) layer: L,
     pub(super) concurrency: Concurrency,
     pub(super) limiter: Limiter,
@@ -55,42 +55,79 @@ pub(super) struct Stack<L, D, K, U> {
     pub(super) describe: D,
 }
 
-impl<L, D, K, U> Stack<L, D, K, U> {
-    /// Spawns the workers.
-    pub(super) fn around<C, B, R>(&self, client: C) -> Result<Queue<Request<B>, Response<R>>, InvalidConfig>
-    where
-        C: Service<Request<B>, Response = Response<R>>,
-        C::Error: Into<BoxError> + 'static,
-        L: Layer<Limited<C, D, K, U>> + 'static,
-        L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
-        D: Describe<Request<B>, Response<R>> + Clone,
-        K: RequestCost<Request<B>> + Clone,
-        U: UsedCost<Response<R>> + Clone,
-        EventService<DeadlineService<L::Service, K>, D>:
-            Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
-        B: Send + 'static,
-        R: Send + 'static,
-    {
-        Ok(ServiceBuilder::new()
-            // Bounded, so that callers feel the limits; and its workers drive the calls, whether or not somebody waits.
-            .layer(QueueLayer::new(self.queue_capacity)?.workers(self.workers)?)
-            // Below the queue: so the outcome is written even if the caller never looks.
+/// [`Layers`] that fit around the client `C`, whose calls go from `Request<B>` to `Response<R>`.
+///
+/// A bound of [`build`](super::ExecutorBuilder::build) and its variants. It is sealed, and holds whenever
+///
+/// - the layers given to [`layer`](super::ExecutorBuilder::layer) make of the [`Limited`] client a service from
+///   `Request<B>` to `Response<R>` that is `Send + 'static`, with `Send` futures and errors that are
+///   `Into<`[`BoxError`]`>`. With no layer this means that the client's futures are `Send`;
+/// - what was given to [`describe`](super::ExecutorBuilder::describe), [`cost`](super::ExecutorBuilder::cost) and
+///   [`settle`](super::ExecutorBuilder::settle) is a [`Describe`], a [`RequestCost`] and a [`UsedCost`] of these
+///   requests and responses, and `Clone + Send + Sync + 'static`. The defaults are, for any `B` and `R`.
+pub trait Around<C, B, R>: sealed::Sealed + Send + Sync + 'static {
+    /// Spawns the queue's workers around `client`, and returns the queue.
+    #[doc(hidden)]
+    fn around(&self, queue: QueueLayer<Request<B>>, client: C) -> Queue<Request<B>, Response<R>>;
+
+    #[doc(hidden)]
+    fn boxed_describe(&self) -> BoxDescribe<B, R>;
+
+    #[doc(hidden)]
+    fn boxed_cost(&self) -> BoxCost<B>;
+}
+
+pub(super) type BoxDescribe<B, R> = Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>;
+pub(super) type BoxCost<B> = Box<dyn RequestCost<Request<B>> + Send + Sync>;
+
+mod sealed {
+    pub trait Sealed {}
+
+    impl<L, D, K, U> Sealed for super::Layers<L, D, K, U> {}
+}
+
+impl<L, D, K, U, C, B, R> Around<C, B, R> for Layers<L, D, K, U>
+where
+    C: Service<Request<B>, Response = Response<R>>,
+    C::Error: Into<BoxError> + 'static,
+    L: Layer<Limited<C, D, K, U>> + Send + Sync + 'static,
+    L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
+    D: Describe<Request<B>, Response<R>> + Clone + Send + Sync + 'static,
+    K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
+    U: UsedCost<Response<R>> + Clone + Send + Sync + 'static,
+    B: Send + 'static,
+    R: Send + 'static,
+{
+    fn around(&self, queue: QueueLayer<Request<B>>, client: C) -> Queue<Request<B>, Response<R>> {
+        ServiceBuilder::new()
+            // Bounded, so that callers wait when the limits are reached. Its workers drive the calls, also those whose
+            // handles are not polled.
+            .layer(queue)
+            // Below the queue, so that the outcome is recorded even if the caller drops its handle.
             .layer(
                 EventLayer::processing()
                     .describe(self.describe.clone())
                     .above_own_layers(TypeId::of::<L>() == TypeId::of::<Identity>()),
             )
-            // Over all that follows. The queue's part of it is the caller's handle's to see to.
+            // Around everything that takes time below the queue. Above it, the caller's handle has the same deadline.
             .layer(DeadlineLayer::new().limiter(self.limiter.clone(), self.cost.clone()))
-            // Yours. A retry belongs here, so that every attempt takes its own permit and pays its own rate.
+            // The user's layers. A retry belongs here, so that every attempt takes a permit and pays its rate.
             .layer(&self.layer)
-            // Outside the rate: the budget is taken last, next to the wire. The other way round, calls that have paid
-            // would pile up behind a full limit and leave as a burst.
+            // Outside the rate limit: the budget is taken last, next to the wire. The other way round, calls that have
+            // paid would pile up behind a full concurrency limit and be sent as a burst.
             .layer(ConcurrencyLimitLayer::with_limit(self.concurrency.clone()))
             // Requests and tokens, both or neither.
             .layer(RateLimitLayer::with_cost(self.limiter.clone(), self.cost.clone()).settle(self.used.clone()))
-            // Next to the wire: from here on the call is really being made.
+            // Next to the wire: only the time in the client counts as CALLING.
             .layer(EventLayer::calling().describe(self.describe.clone()))
-            .service(client))
+            .service(client)
+    }
+
+    fn boxed_describe(&self) -> BoxDescribe<B, R> {
+        Box::new(self.describe.clone())
+    }
+
+    fn boxed_cost(&self) -> BoxCost<B> {
+        Box::new(self.cost.clone())
     }
 }

@@ -126,6 +126,9 @@ struct UnqueuedCall<Req> {
     caller: Option<Waker>,
 }
 
+/// More than any machine has threads, and few enough to be spawned.
+const MAX_WORKERS: usize = 65_536;
+
 // === impl QueueLayer ===
 
 impl<Req> QueueLayer<Req> {
@@ -152,7 +155,7 @@ impl<Req> QueueLayer<Req> {
     ///
     /// [`InvalidConfig`] if it is zero, or above 65,536.
     pub fn workers(mut self, workers: usize) -> Result<Self, InvalidConfig> {
-        self.workers = InvalidConfig::workers(workers)?;
+        self.workers = InvalidConfig::positive_up_to(MAX_WORKERS, "workers", workers)?;
         Ok(self)
     }
 }

@@ -1,4 +1,4 @@
-//! The client below the limits: it notes who was admitted, and misbehaves as it is told.
+//! The client below the limits: it records when calls were admitted, and misbehaves as the fault of a call says.
 
 use super::Fault;
 use http::{Request, Response};
@@ -22,34 +22,34 @@ use std::{
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
-/// All panics that are meant begin with this.
-pub(crate) const MEANT: &str = "meant:";
+/// The beginning of the message of every intended panic.
+pub(crate) const INTENDED: &str = "intended:";
 
 #[derive(Clone)]
 pub(crate) struct Client {
     pub(crate) hyper: Hyper<HttpConnector, Empty<Bytes>>,
     pub(crate) server: SocketAddr,
-    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) admissions: Arc<Admissions>,
 }
 
-/// What got through the limits.
+/// The calls that the limits have admitted.
 #[derive(Default)]
-pub(crate) struct Ledger {
+pub(crate) struct Admissions {
     pub(crate) calls: AtomicU64,
-    /// Times the service was asked to be ready.
+    /// How many times `poll_ready` was called.
     readiness: AtomicU64,
-    /// Since the limits were last changed.
-    pub(crate) admitted: Mutex<Vec<Instant>>,
+    /// When calls were admitted, since the limits were last changed.
+    pub(crate) times: Mutex<Vec<Instant>>,
 }
 
-/// The body of a response, as it comes. To drop it may panic.
+/// The body of a response. Dropping it may panic.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct ResponseBody {
     body: Incoming,
     panics: bool,
 }
 
-impl Body for Answer {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -62,52 +62,52 @@ impl Body for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
         assert!(
             !self.panics || std::thread::panicking(),
-            "{MEANT} in drop of a response"
+            "{INTENDED} in drop of a response"
         );
     }
 }
 
 impl Client {
-    pub(crate) fn new(server: SocketAddr, ledger: Arc<Ledger>) -> Self {
+    pub(crate) fn new(server: SocketAddr, admissions: Arc<Admissions>) -> Self {
         Self {
             hyper: Hyper::builder(TokioExecutor::new()).build_http(),
             server,
-            ledger,
+            admissions,
         }
     }
 }
 
 impl Service<Request<Fault>> for Client {
-    type Response = Response<Answer>;
+    type Response = Response<ResponseBody>;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Answer>, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // Whose readiness it is cannot be told here.
-        match self.ledger.readiness.fetch_add(1, Ordering::Relaxed) % 1_000 {
-            333 => panic!("{MEANT} in poll_ready"),
-            666 => Poll::Ready(Err("not ready, and never will be for this one".into())),
+        // By number, because the call that will use the readiness is not determined yet.
+        match self.admissions.readiness.fetch_add(1, Ordering::Relaxed) % 1_000 {
+            333 => panic!("{INTENDED} in poll_ready"),
+            666 => Poll::Ready(Err("not ready".into())),
             _ => Poll::Ready(Ok(())),
         }
     }
 
     fn call(&mut self, req: Request<Fault>) -> Self::Future {
-        self.ledger.calls.fetch_add(1, Ordering::Relaxed);
-        self.ledger.admitted.lock().unwrap().push(Instant::now());
+        self.admissions.calls.fetch_add(1, Ordering::Relaxed);
+        self.admissions.times.lock().unwrap().push(Instant::now());
 
         let fault = *req.body();
-        assert!(fault != Fault::PanicInCall, "{MEANT} in call");
+        assert!(fault != Fault::PanicInCall, "{INTENDED} in call");
         let url = format!("http://{}{}", self.server, fault.path());
         let sent = self.hyper.request(Request::get(url).body(Empty::new()).unwrap());
         Box::pin(async move {
             let (head, body) = sent.await?.into_parts();
-            assert!(fault != Fault::PanicInFuture, "{MEANT} in the future");
+            assert!(fault != Fault::PanicInFuture, "{INTENDED} in the future");
             let panics = fault == Fault::PanicInDrop;
-            Ok(Response::from_parts(head, Answer { body, panics }))
+            Ok(Response::from_parts(head, ResponseBody { body, panics }))
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The soak: a million calls to a real server, with all that can go wrong going wrong at once.
+//! The soak: a million calls to a real server, with every kind of fault at once.
 //!
 //! ```text
 //! cargo test --release --all-features --test soak -- --ignored --nocapture
@@ -6,22 +6,22 @@
 //!
 //! | variable | default | |
 //! |---|---|---|
-//! | `SOAK_CALLS` | 1000000 | so many calls |
-//! | `SOAK_SECONDS` | 3600 | or as many as can be made in this time |
-//! | `SOAK_SEED` | 1 | what each call does, and how executors are stopped, depends on this alone |
+//! | `SOAK_CALLS` | 1000000 | the most calls |
+//! | `SOAK_SECONDS` | 3600 | the longest time |
+//! | `SOAK_SEED` | 1 | determines the fault of each call, and how executors are stopped |
 //!
-//! Each call draws its fault by the seed and its number. Meanwhile limits change, threads stand still, and executors are
-//! stopped in every way, dropped, and replaced. Bodies are streamed, failures are tried again, and what was used is
-//! settled. Afterwards every call has ended once, all places, permits and tasks are back, tokens were charged for those
-//! who got through, and for what they used, and for nobody else, no window saw more than was promised, and memory is
-//! where it was.
+//! The fault of a call is drawn from the seed and the number of the call. Meanwhile limits change, threads are blocked,
+//! and executors are stopped in every way, dropped and replaced. Bodies are streamed, failures are retried, and used
+//! tokens are settled. Afterwards every call has ended once; all places, permits and tasks are back; the tokens charged
+//! are those of the admitted calls, corrected by what they used; no window had more calls than its limit; and memory
+//! has not grown.
 
 #![cfg(all(target_os = "linux", feature = "json"))]
 
 mod client;
 mod server;
 
-use client::{Answer, Client, Ledger, MEANT};
+use client::{Admissions, Client, INTENDED, ResponseBody};
 use fastrand::Rng;
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -57,20 +57,20 @@ use tower_outbound::{
     retry::RetryPolicy,
 };
 
-type Stream = StreamBody<MeteredBody<Answer>>;
+type Stream = StreamBody<MeteredBody<ResponseBody>>;
 
 const MS: Duration = Duration::from_millis(1);
 const CALLERS: usize = 256;
-/// Tokens that do not come back within a soak: what is missing was charged. Half of them are there in the beginning, so
-/// that what is given back always has room.
+/// The burst of tokens. They refill too slowly to matter within a soak, so all that is missing was charged. Half of
+/// them are available at the start, so that tokens given back always fit.
 const TOKENS: u64 = 1_000_000_000_000;
 
-/// What a call runs into. Most run into nothing.
+/// What goes wrong with a call. For most calls it is nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
     None,
     Slow,
-    /// Never answered: its caller cancels it.
+    /// There is no response: the caller cancels the call.
     Stuck,
     Status,
     Reset,
@@ -80,21 +80,21 @@ pub(crate) enum Fault {
     PanicInCall,
     PanicInFuture,
     PanicInDrop,
-    /// Answered word by word.
+    /// The body is streamed.
     Stream,
-    /// The same; its caller drops the body unread, or after so many frames.
+    /// The body is streamed, and the caller drops it after this many frames.
     DropsBody(u8),
-    /// Its caller polls it this often, and drops it.
+    /// The caller polls the handle this many times, and cancels the call.
     Polled(u8),
-    /// Its caller drops it after so many milliseconds, wherever it is.
+    /// The caller cancels the call after this many milliseconds.
     Dropped(u8),
-    /// Its caller never asks what came of it.
+    /// The caller drops the handle at once.
     Detached,
 }
 
 impl Fault {
-    fn draw(dice: &mut Rng) -> Self {
-        match dice.u8(..100) {
+    fn draw(rng: &mut Rng) -> Self {
+        match rng.u8(..100) {
             0..2 => Self::Slow,
             2..4 => Self::Stuck,
             4..6 => Self::Status,
@@ -105,11 +105,11 @@ impl Fault {
             17..18 => Self::PanicInCall,
             18..20 => Self::PanicInFuture,
             20..22 => Self::PanicInDrop,
-            22..28 => Self::Polled(dice.u8(..6)),
-            28..34 => Self::Dropped(dice.u8(..40)),
+            22..28 => Self::Polled(rng.u8(..6)),
+            28..34 => Self::Dropped(rng.u8(..40)),
             34..37 => Self::Detached,
             37..42 => Self::Stream,
-            42..47 => Self::DropsBody(dice.u8(..4)),
+            42..47 => Self::DropsBody(rng.u8(..4)),
             _ => Self::None,
         }
     }
@@ -128,31 +128,31 @@ impl Fault {
         }
     }
 
-    /// The row of the table it is counted in.
+    /// The row of the table that counts the call.
     fn name(self) -> String {
         format!("{self:?}").split('(').next().unwrap_or_default().to_owned()
     }
 }
 
-/// All that the callers share.
+/// What the callers share.
 struct Soak {
     seed: u64,
     calls: u64,
     until: Instant,
     next: AtomicU64,
     is_over: AtomicBool,
-    /// The one that takes calls now.
+    /// The executor that accepts calls now.
     executor: RwLock<Executor<Fault, Stream>>,
     limiter: RateLimiter,
-    /// Requests a second, and their burst.
+    /// The rate of requests a second, and its burst.
     rate: Mutex<(u64, u64)>,
     concurrency: Concurrency,
     client: Client,
-    /// Attempts, and tokens, by what the events say.
+    /// Attempts and charged tokens, from the events.
     charged: Mutex<(u64, u64)>,
-    /// Of the executors that are gone.
+    /// The totals of the executors that were dropped.
     totals: Mutex<Vec<Totals>>,
-    /// By fault: how its calls ended.
+    /// How many calls ended how, by fault.
     outcomes: Mutex<BTreeMap<String, BTreeMap<String, u64>>>,
     stops: Mutex<BTreeMap<&'static str, u64>>,
     stalls: AtomicU64,
@@ -161,20 +161,22 @@ struct Soak {
 
 fn variable(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |value| {
-        value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}"))
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is not a number: {value}"))
     })
 }
 
 #[test]
 #[ignore = "takes minutes: see the top of this file"]
-fn a_million_calls_with_everything_going_wrong_lose_nothing_leak_nothing_and_stay_in_their_limits() {
-    let meant = Arc::new(AtomicU64::new(0));
-    let usual = panic::take_hook();
+fn a_million_calls_with_every_fault_lose_nothing_leak_nothing_and_stay_in_their_limits() {
+    let intended = Arc::new(AtomicU64::new(0));
+    let default_hook = panic::take_hook();
     panic::set_hook(Box::new({
-        let meant = meant.clone();
+        let intended = intended.clone();
         move |info| match info.payload_as_str() {
-            Some(text) if text.starts_with(MEANT) => drop(meant.fetch_add(1, Ordering::Relaxed)),
-            _ => usual(info),
+            Some(text) if text.starts_with(INTENDED) => drop(intended.fetch_add(1, Ordering::Relaxed)),
+            _ => default_hook(info),
         }
     }));
 
@@ -189,7 +191,7 @@ fn a_million_calls_with_everything_going_wrong_lose_nothing_leak_nothing_and_sta
     runtime.block_on(async {
         timeout(longest, soak.run()).await.expect("nothing hangs");
     });
-    println!("{} panics that were meant", meant.load(Ordering::Relaxed));
+    println!("{} intended panics", intended.load(Ordering::Relaxed));
 }
 
 impl Soak {
@@ -197,7 +199,7 @@ impl Soak {
         let rate = (20_000, 100);
         let limiter = RateLimiter::new(limits(rate)).unwrap();
         let concurrency = Concurrency::new(32).unwrap();
-        let client = Client::new(server.address, Arc::new(Ledger::default()));
+        let client = Client::new(server.address, Arc::new(Admissions::default()));
         Self {
             seed: variable("SOAK_SEED", 1),
             calls: variable("SOAK_CALLS", 1_000_000),
@@ -228,22 +230,22 @@ impl Soak {
         for _ in 0..CALLERS {
             callers.spawn(self.clone().caller());
         }
-        let mut troubles = JoinSet::new();
-        troubles.spawn(self.clone().stops_and_restarts());
-        troubles.spawn(self.clone().changes_of_limits());
-        troubles.spawn(self.clone().stalls());
+        let mut disturbances = JoinSet::new();
+        disturbances.spawn(self.clone().stops_and_restarts());
+        disturbances.spawn(self.clone().changes_of_limits());
+        disturbances.spawn(self.clone().stalls());
         let mut memory = Vec::new();
         while !callers.is_empty() {
             tokio::select! {
                 ended = callers.join_next() => ended.unwrap().unwrap(),
                 () = sleep(1_000 * MS) => {
                     memory.push(resident());
-                    self.tell(begun);
+                    self.print_progress(begun);
                 }
             }
         }
         self.is_over.store(true, Ordering::Release);
-        while let Some(ended) = troubles.join_next().await {
+        while let Some(ended) = disturbances.join_next().await {
             ended.unwrap();
         }
         let last = self.executor();
@@ -253,7 +255,7 @@ impl Soak {
         drop(last);
         let elapsed = begun.elapsed();
 
-        // Nothing is lost: every call that was opened has ended, in one way.
+        // Nothing is lost: every event that was opened has ended, with one outcome.
         let totals = self.totals.lock().unwrap().clone();
         let opened: u64 = totals.iter().map(|totals| totals.opened).sum();
         let ended: u64 = totals.iter().map(Totals::ended).sum();
@@ -273,28 +275,28 @@ impl Soak {
         let cancelled: u64 = totals.iter().map(|totals| totals.cancelled).sum();
         assert_eq!(counted("CANCELLED") + counted("not accepted"), cancelled);
 
-        // Nothing is kept.
+        // All places and permits are back.
         assert_eq!(
             (monitor.queue_depth(), monitor.in_flight(), monitor.calling()),
             (0, 0, 0)
         );
         drop(monitor);
 
-        // Who got through is who was charged; and what was used, or is not known, is what was charged.
+        // The attempts in the events are those that reached the client, and the charges add up.
         let (attempts, charged) = *self.charged.lock().unwrap();
-        assert_eq!(attempts, self.client.ledger.calls.load(Ordering::Relaxed));
+        assert_eq!(attempts, self.client.admissions.calls.load(Ordering::Relaxed));
         assert_eq!(self.limiter.available().tokens, Some(TOKENS / 2 - charged));
         self.check_window();
 
-        // Memory is flat: the second half needs no more than the first did.
+        // Memory is flat: the second half needs no more than the first, within 32 MiB.
         let (early, late) = memory.split_at(memory.len() / 2);
         let most = |samples: &[u64]| samples.iter().copied().max().unwrap_or(0);
         assert!(most(late) <= most(early) + 32, "{memory:?} MiB");
 
-        self.tell_all(elapsed, most(&memory));
-        // No task is left, but for the connections the client keeps.
+        self.print_table(elapsed, most(&memory));
+        // No task is left: those of the connections end once the client is dropped.
         let Ok(soak) = Arc::try_unwrap(self) else {
-            panic!("somebody is still there")
+            panic!("a task still holds the soak")
         };
         drop(soak);
         for _ in 0..1_000 {
@@ -323,16 +325,16 @@ impl Soak {
     }
 
     async fn call(&self, number: u64) {
-        let mut dice = Rng::with_seed(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number);
-        let fault = Fault::draw(&mut dice);
+        let mut rng = Rng::with_seed(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number);
+        let fault = Fault::draw(&mut rng);
         let handle = loop {
             let request = Request::get("http://localhost/").body(fault).unwrap();
             let executor = self.executor();
-            match executor.submit(Call::from(request).tokens(dice.u64(..100))).await {
+            match executor.submit(Call::from(request).tokens(rng.u64(..100))).await {
                 Ok(handle) => break handle,
-                // It has no event: there was nobody to open one.
+                // Refused while the executor was stopped; no event was opened.
                 Err(error) if error.is_not_running() => {}
-                // Stopped while it waited for a place.
+                // The executor was stopped while the call waited for a place.
                 Err(error) if error.is_closed() => self.count(fault, "not accepted"),
                 Err(error) => panic!("{error}"),
             }
@@ -348,23 +350,23 @@ impl Soak {
         let ended = event.finished().await;
         assert!(ended.status.is_terminal(), "{ended:?}");
         yield_now().await;
-        assert_eq!(event.status(), ended.status, "it is over, and stays so");
+        assert_eq!(event.status(), ended.status, "a terminal status does not change");
         self.count(fault, ended.status.as_str());
         self.account(&ended);
     }
 
-    /// Every attempt was charged what was said; the one that told what it used, that.
+    /// Adds up what the call was charged: its estimate for every attempt; for one whose usage was found, the usage.
     fn account(&self, event: &NetworkRequestEvent) {
         let attempts = event.attempts.len() as u64;
-        let said = attempts * event.api_tokens;
+        let estimated = attempts * event.api_tokens;
         let charged = event
             .api_tokens_used
-            .map_or(said, |used| said - event.api_tokens + used);
+            .map_or(estimated, |used| estimated - event.api_tokens + used);
         let mut sums = self.charged.lock().unwrap();
         *sums = (sums.0 + attempts, sums.1 + charged);
     }
 
-    /// Until there is a response, or as long as this caller waits. The outcome agrees with the event.
+    /// Waits for the response, or for as long as this caller waits. Checks that the result agrees with the event.
     async fn wait(&self, fault: Fault, mut handle: CallHandle<Fault, Stream>) {
         let event = handle.event().clone();
         let result = match fault {
@@ -389,13 +391,13 @@ impl Soak {
                 let text = futures_util::FutureExt::catch_unwind(read).await;
                 let status = event.finished().await.status;
                 match text {
-                    // Dropped, if it was not over before, or its drop panicked.
+                    // The body was dropped, which cancels a call that has not ended, or its drop panicked.
                     Ok(None) | Err(_) => {
                         assert!(status == RequestStatus::Cancelled || status == RequestStatus::Completed)
                     }
                     Ok(Some(Ok(text))) => {
                         assert!(text.is_empty() || text.ends_with(b"}}") || text.ends_with(b"}}\n\n"));
-                        // It may have been stopped at the very end.
+                        // COMPLETED, or CANCELLED if the executor was stopped just before the end.
                         assert_ne!(status, RequestStatus::Failed);
                     }
                     Ok(Some(Err(is_cancelled))) => {
@@ -412,7 +414,7 @@ impl Soak {
                 assert_eq!(event.finished().await.status, RequestStatus::Cancelled);
             }
             Some(Err(_)) => assert_eq!(event.finished().await.status, RequestStatus::Failed),
-            // A response that comes now is dropped where it is, and may panic there.
+            // A response that arrives now is dropped by `cancel` or with the handle, and its drop may panic.
             None => {
                 let _ = catch_unwind(AssertUnwindSafe(|| handle.cancel()));
                 drop(catch_unwind(AssertUnwindSafe(|| drop(handle))));
@@ -420,7 +422,7 @@ impl Soak {
         }
     }
 
-    /// The body; `None` if it is not wanted. Of an error, whether somebody ended the call.
+    /// Reads the body. `None` if it is dropped before its end; for an error, whether the call was cancelled.
     async fn read(fault: Fault, response: Response<Stream>) -> Option<Result<Vec<u8>, bool>> {
         let mut body = response.into_body();
         let frames = match fault {
@@ -448,13 +450,13 @@ impl Soak {
             .or_default() += 1;
     }
 
-    // === Troubles ===
+    // === Disturbances ===
 
     async fn stops_and_restarts(self: Arc<Self>) {
-        let mut dice = Rng::with_seed(self.seed);
-        while self.goes_on(dice.u64(200..1_000)).await {
+        let mut rng = Rng::with_seed(self.seed);
+        while self.continues_after(rng.u64(200..1_000)).await {
             let executor = self.executor();
-            let (name, how) = match dice.u8(..5) {
+            let (name, how) = match rng.u8(..5) {
                 0 => ("graceful", Some(Shutdown::Graceful)),
                 1 => ("within 50 ms", Some(Shutdown::Within(50 * MS))),
                 2 => ("within nothing", Some(Shutdown::Within(Duration::ZERO))),
@@ -463,13 +465,13 @@ impl Soak {
             };
             *self.stops.lock().unwrap().entry(name).or_default() += 1;
             let Some(how) = how else {
-                let workers = dice.usize(1..4);
+                let workers = rng.usize(1..4);
                 let next = crate::executor(&self.limiter, &self.concurrency, &self.client, workers);
                 next.start().unwrap();
                 *self.executor.write().unwrap() = next;
                 let monitor = executor.monitor();
                 drop(executor);
-                // Whoever is submitting has a clone.
+                // A caller that is submitting still has a clone.
                 while monitor.totals().open() > 0 {
                     sleep(MS).await;
                 }
@@ -484,43 +486,43 @@ impl Soak {
     }
 
     async fn changes_of_limits(self: Arc<Self>) {
-        let mut dice = Rng::with_seed(self.seed ^ 1);
-        while self.goes_on(dice.u64(20..300)).await {
+        let mut rng = Rng::with_seed(self.seed ^ 1);
+        while self.continues_after(rng.u64(20..300)).await {
             self.changes.fetch_add(1, Ordering::Relaxed);
-            self.concurrency.set(dice.usize(1..64)).unwrap();
-            if dice.bool() {
-                self.limiter.pause_for(dice.u32(..5) * MS);
+            self.concurrency.set(rng.usize(1..64)).unwrap();
+            if rng.bool() {
+                self.limiter.pause_for(rng.u32(..5) * MS);
                 continue;
             }
-            let rate = (dice.u64(2_000..40_000), dice.u64(1..200));
+            let rate = (rng.u64(2_000..40_000), rng.u64(1..200));
             self.limiter.set_limits(limits(rate)).unwrap();
             self.check_window();
             *self.rate.lock().unwrap() = rate;
         }
     }
 
-    /// A thread of the two that drive everything stands still.
+    /// Blocks one of the two threads of the runtime for 200 ms, again and again.
     async fn stalls(self: Arc<Self>) {
-        let mut dice = Rng::with_seed(self.seed ^ 2);
-        while self.goes_on(dice.u64(1_000..3_000)).await {
+        let mut rng = Rng::with_seed(self.seed ^ 2);
+        while self.continues_after(rng.u64(1_000..3_000)).await {
             self.stalls.fetch_add(1, Ordering::Relaxed);
             thread::sleep(200 * MS);
         }
     }
 
-    async fn goes_on(&self, after: u64) -> bool {
+    async fn continues_after(&self, after: u64) -> bool {
         sleep(after as u32 * MS).await;
         !self.is_over.load(Ordering::Acquire)
     }
 
     // === Checks and the table ===
 
-    /// In no window since the limits were changed, more than promised: as a bucket that is told who was admitted.
+    /// Checks with a leaky bucket that since the limits were changed no window had more calls than promised.
     fn check_window(&self) {
         let (rate, burst) = *self.rate.lock().unwrap();
-        let mut admitted = self.client.ledger.admitted.lock().unwrap();
-        // What a late timer is made up for; and each of the two threads may be held up between admission and note, and
-        // across a change.
+        let mut admitted = self.client.admissions.times.lock().unwrap();
+        // 5 ms are the catch-up of a late timer. Each of the two threads may be delayed between admission and record,
+        // and across a change of the limits.
         let most = burst as f64 + rate as f64 * 0.005 + 4.0;
         let mut level = 0.0_f64;
         let mut last = None;
@@ -532,7 +534,7 @@ impl Soak {
         }
     }
 
-    fn tell(&self, begun: Instant) {
+    fn print_progress(&self, begun: Instant) {
         let made = self.next.load(Ordering::Relaxed).min(self.calls);
         let _ = write!(
             std::io::stderr(),
@@ -542,7 +544,7 @@ impl Soak {
         );
     }
 
-    fn tell_all(&self, elapsed: Duration, most: u64) {
+    fn print_table(&self, elapsed: Duration, most: u64) {
         let outcomes = self.outcomes.lock().unwrap();
         let columns = ["COMPLETED", "FAILED", "CANCELLED", "not accepted"];
         println!(
@@ -553,11 +555,11 @@ impl Soak {
             let [a, b, c, d] = columns.map(|column| by.get(column).copied().unwrap_or(0));
             println!("{fault:<16}{a:>12}{b:>12}{c:>12}{d:>14}");
         }
-        let admitted = self.client.ledger.calls.load(Ordering::Relaxed);
+        let admitted = self.client.admissions.calls.load(Ordering::Relaxed);
         println!("{admitted} calls were admitted, in {elapsed:.1?}; {most} MiB at most");
         println!("executors were stopped: {:?}", self.stops.lock().unwrap());
         println!(
-            "threads stood still for 200 ms {} times, limits changed {} times; seed {}",
+            "threads were blocked for 200 ms {} times, limits changed {} times; seed {}",
             self.stalls.load(Ordering::Relaxed),
             self.changes.load(Ordering::Relaxed),
             self.seed
@@ -566,12 +568,12 @@ impl Soak {
 }
 
 fn limits((rate, burst): (u64, u64)) -> Limits {
-    let never_comes_back = Rate::new(1_u64, Duration::from_secs(100 * 365 * 86_400))
+    let without_refill = Rate::new(1_u64, Duration::from_secs(100 * 365 * 86_400))
         .burst(TOKENS)
         .initial(TOKENS / 2);
     Limits::new()
         .requests(Rate::per_second(rate).burst(burst))
-        .tokens(never_comes_back)
+        .tokens(without_refill)
 }
 
 fn executor(

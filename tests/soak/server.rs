@@ -1,4 +1,4 @@
-//! A server on loopback that answers well, late, badly or not at all, as the path says.
+//! A server on loopback that responds well, late, badly or not at all, as the path says.
 
 use std::{io, net::SocketAddr, thread, time::Duration};
 use tokio::{
@@ -9,7 +9,7 @@ use tokio::{
     time::sleep,
 };
 
-/// On a thread and a runtime of its own, until it is dropped.
+/// A server with its own thread and runtime, which end when it is dropped.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
@@ -54,7 +54,7 @@ impl Drop for Server {
     }
 }
 
-/// One connection. Requests have no body, so a request ends with its empty line.
+/// Serves one connection. Requests have no body, so each ends with an empty line.
 async fn serve(mut stream: TcpStream) -> io::Result<()> {
     let mut read = Vec::new();
     loop {
@@ -72,9 +72,9 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
         match path {
             "/slow" => {
                 sleep(Duration::from_millis(20)).await;
-                stream.write_all(WELL).await?;
+                stream.write_all(WHOLE).await?;
             }
-            // Until the client hangs up.
+            // Waits until the client closes the connection.
             "/stuck" => while stream.read_buf(&mut read).await? > 0 {},
             "/status" => {
                 stream
@@ -82,7 +82,7 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
                     .await?
             }
             "/reset" => {
-                // What is closed with no time to linger is reset.
+                // A connection that is closed with a linger time of zero is reset.
                 stream.set_zero_linger()?;
                 return Ok(());
             }
@@ -105,14 +105,15 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
                 }
                 stream.write_all(END).await?;
             }
-            _ => stream.write_all(WELL).await?,
+            _ => stream.write_all(WHOLE).await?,
         }
     }
 }
 
-/// Seven tokens were used.
-const WELL: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 28\r\n\r\n{\"usage\":{\"total_tokens\":7}}";
+/// A whole response, which reports 7 used tokens.
+const WHOLE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 28\r\n\r\n{\"usage\":{\"total_tokens\":7}}";
 
+/// The head, a piece and the end of a streamed response, which reports 9 used tokens.
 const STREAM: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 const PIECE: &[u8] = b"c\r\ndata: word\n\n\r\n";
 const END: &[u8] = b"24\r\ndata: {\"usage\":{\"total_tokens\":9}}\n\n\r\n0\r\n\r\n";

@@ -416,7 +416,7 @@ async fn closed_with_patience_fails_with_a_reason() {
     assert_eq!(begun.elapsed(), ms(300));
     assert_eq!(
         error.to_string(),
-        "the store of the shared limits is lost (it refused the connection), and was waited for 300ms"
+        "the store of the shared limits is unavailable (it refused the connection); the call waited 300ms for it"
     );
 }
 

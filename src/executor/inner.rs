@@ -1,0 +1,191 @@
+//! [`Inner`]: what the clones of an executor share, and how a request is admitted.
+
+use super::{
+    call_future::{CallFuture, EarlyOutcome, OpenEarlyResponse},
+    monitor::Monitor,
+    stack::{BoxCost, BoxDescribe},
+};
+use crate::{
+    clock,
+    deadline::{Deadline, PendingDemand, Timer},
+    error::Error,
+    event::{self, EventHandle, RequestDetails, Scope, Stage, Writer},
+    queue::Queue,
+    rate::{ApiTokens, Bursts, Cost},
+};
+use http::{Request, Response};
+use std::{
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Spawns the workers and returns the queue in front of them. It hides the types of the client and of all layers.
+pub(super) type Start<B, R> = Box<dyn Fn() -> Queue<Request<B>, Response<R>> + Send + Sync>;
+
+/// What an executor is built from.
+pub(super) struct Parts<B, R> {
+    pub(super) start: Start<B, R>,
+    /// `Some` if responses are streamed.
+    pub(super) open_early_response: Option<OpenEarlyResponse<B, R>>,
+    pub(super) describe: BoxDescribe<B, R>,
+    pub(super) cost: BoxCost<B>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) monitor: Monitor,
+}
+
+/// What the clones of an executor share. Dropped with the last of them, it cancels all calls.
+pub(super) struct Inner<B, R> {
+    parts: Parts<B, R>,
+    /// The bursts of the limiter, so that checking a cost takes no lock.
+    bursts: Arc<Bursts>,
+    /// The cost of the calls that have been submitted and have not reached the limiter. `None` without a default
+    /// timeout: only calls with a deadline are refused for it.
+    pending_demand: Option<Arc<PendingDemand>>,
+    state: Mutex<RunState<B, R>>,
+    /// Held while the executor is started. The client and the layers are cloned under this lock and not under `state`,
+    /// which every call takes.
+    starting: Mutex<()>,
+}
+
+pub(super) enum RunState<B, R> {
+    Stopped,
+    Running(Queue<Request<B>, Response<R>>),
+    /// Accepts no calls; accepted ones may still run.
+    Stopping(Queue<Request<B>, Response<R>>),
+}
+
+// === impl Inner ===
+
+impl<B, R> Inner<B, R> {
+    pub(super) fn new(parts: Parts<B, R>) -> Self {
+        Self {
+            bursts: parts.monitor.limiter().bursts(),
+            pending_demand: parts.timeout.map(|_| Arc::default()),
+            parts,
+            state: Mutex::new(RunState::Stopped),
+            starting: Mutex::new(()),
+        }
+    }
+
+    pub(super) const fn monitor(&self) -> &Monitor {
+        &self.parts.monitor
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, RunState<B, R>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn start(&self) -> Result<(), Error> {
+        let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*self.state() {
+            RunState::Running(queue) | RunState::Stopping(queue) if !queue.is_ended() => {
+                return Err(Error::already_running());
+            }
+            RunState::Running(_) | RunState::Stopping(_) | RunState::Stopped => {}
+        }
+        let queue = (self.parts.start)();
+        self.parts.monitor.watch(queue.places());
+        let previous = mem::replace(&mut *self.state(), RunState::Running(queue));
+        drop(previous);
+        Ok(())
+    }
+
+    /// Returns a handle to the queue.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_not_running`] if it accepts no calls.
+    pub(super) fn queue(&self) -> Result<Queue<Request<B>, Response<R>>, Error> {
+        match &*self.state() {
+            RunState::Running(queue) if !queue.is_closed() => Ok(queue.clone()),
+            RunState::Running(_) | RunState::Stopping(_) | RunState::Stopped => Err(Error::not_running()),
+        }
+    }
+
+    /// Returns the cost of the request, or refuses it if it costs more than a burst.
+    pub(super) fn check(&self, request: &Request<B>) -> Result<Cost, Error> {
+        let cost = self.parts.cost.cost(request);
+        self.bursts.check(cost)?;
+        Ok(cost)
+    }
+
+    /// Adds to the request what the layers read from it: its tokens, its deadline and its share of the pending demand.
+    /// Refuses it if its limits alone would make it miss the deadline.
+    pub(super) fn prepare(&self, request: &mut Request<B>, cost: Cost) -> Result<(), Error> {
+        if cost.tokens > 0 && request.extensions().get::<ApiTokens>().is_none() {
+            // For the event, and so that a cost function that estimates does so once.
+            request.extensions_mut().insert(ApiTokens(cost.tokens));
+        }
+        let deadline = Deadline::of(request).or_else(|| self.parts.timeout.map(Deadline::after));
+        if let Some(deadline) = deadline {
+            let pending = self
+                .pending_demand
+                .as_ref()
+                .map(|demand| demand.cost())
+                .unwrap_or_default();
+            deadline.allows(self.parts.monitor.limiter().wait(cost, pending))?;
+            request.extensions_mut().insert(deadline);
+        }
+        if let Some(demand) = &self.pending_demand {
+            request.extensions_mut().insert(demand.add(cost));
+        }
+        Ok(())
+    }
+
+    /// Opens the event of the request and puts the call into the queue, both at one reading of the clock.
+    #[inline]
+    pub(super) fn enqueue(
+        &self,
+        queue: &mut Queue<Request<B>, Response<R>>,
+        mut request: Request<B>,
+    ) -> (EventHandle, CallFuture<B, R>) {
+        let _cached_now = clock::cache();
+        let (event, scope) = self.open_event(&request);
+        let early = self.early_outcome(&mut request, &event);
+        let queued = queue.call_in(scope, &mut Some(request));
+        (event, CallFuture::new(queued, early))
+    }
+
+    pub(super) fn open_event(&self, request: &Request<B>) -> (EventHandle, Scope) {
+        let describe = |details: &mut RequestDetails| self.parts.describe.request(request, details);
+        let events = self.parts.monitor.events().clone();
+        let (writer, span) = Writer::open(describe, Some(events), Stage::Queued);
+        (writer.handle(), Scope::capture_with(writer, span))
+    }
+
+    /// What may end the call before the queue does. `None` if the call has no deadline and its response is not
+    /// streamed.
+    #[inline]
+    pub(super) fn early_outcome(&self, request: &mut Request<B>, event: &EventHandle) -> Option<Box<EarlyOutcome<R>>> {
+        let deadline = Deadline::of(request);
+        if deadline.is_none() && self.parts.open_early_response.is_none() {
+            return None;
+        }
+        Some(Box::new(EarlyOutcome {
+            response: self.parts.open_early_response.map(|open| open(request)),
+            timer: deadline.map(|deadline| (Timer::new(deadline), event.clone())),
+        }))
+    }
+
+    /// Whether the current task is polling a call of this executor.
+    pub(super) fn is_calling(&self) -> bool {
+        event::current().is_some_and(|event| event.reports_to(self.parts.monitor.events()))
+    }
+
+    /// Cancels all calls.
+    pub(super) fn abort(&self) {
+        let queue = match &*self.state() {
+            RunState::Running(queue) | RunState::Stopping(queue) => queue.clone(),
+            RunState::Stopped => return,
+        };
+        // Without the lock: aborting drops requests and wakes callers, and both may use the executor.
+        queue.abort();
+    }
+}
+
+impl<B, R> Drop for Inner<B, R> {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
