@@ -1,5 +1,4 @@
 //! What providers' headers say, in their own words, and what is made of it.
-#![cfg(feature = "http")]
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use std::{

@@ -1,5 +1,4 @@
 //! Against a real server on loopback: streams, and clients that go away in the middle of them.
-#![cfg(all(feature = "json", feature = "reqwest"))]
 
 use axum::{
     Router,

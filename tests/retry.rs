@@ -1,5 +1,4 @@
 //! Calls that are made again.
-#![cfg(feature = "http")]
 
 use bytes::Bytes;
 use http::{Request, Response};

@@ -1,5 +1,4 @@
 //! Calls that end when their bodies do.
-#![cfg(feature = "http")]
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};

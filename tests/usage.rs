@@ -1,5 +1,4 @@
 //! What responses say was used, and that it is settled.
-#![cfg(feature = "json")]
 
 use bytes::Bytes;
 use http::{Request, Response};

@@ -1,5 +1,4 @@
 //! What the fuzzer checks (see `fuzz/`), over its seeds and over random texts: without a nightly compiler, every time.
-#![cfg(all(feature = "serde", feature = "json"))]
 
 mod inputs;
 #[path = "../secrets/recorded.rs"]
