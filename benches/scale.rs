@@ -1,10 +1,10 @@
 //! What a queue costs when a million calls are in it: memory and time for each of them, queued, made and cancelled; and
 //! what it costs to wait.
 //!
-//! `cargo bench --bench scale`, with `-- --quick` for a tenth of the calls, and with part of a section's name for that
-//! one alone. The sizes of a queue take turns in every round, and each figure is the median of the rounds; the first
-//! only warms up. Figures are for one call, and times are the thread's CPU time, counting its allocations included. The
-//! last lines are for machines: `scale <section>-<column> <n> = <figure>`.
+//! `cargo bench -p tower-outbound-benches --bench scale`, with `-- --quick` for a tenth of the calls, and with part
+//! of a section's name for that one alone. The sizes of a queue take turns in every round, and each figure is the
+//! median of the rounds; the first only warms up. Figures are for one call, and times are the thread's CPU time,
+//! counting its allocations included. The last lines are for machines: `scale <section>-<column> <n> = <figure>`.
 //!
 //! - *Bytes* and *allocations* are those live while the calls are queued: with the handle that the caller keeps,
 //!   without the request.

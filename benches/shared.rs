@@ -1,5 +1,5 @@
 //! Shared limits on a real `redis-server`, over one connection on one thread: what a call adds to a bare `PING`, and how
-//! many a second there can be. Run by `cargo bench --features redis --bench shared`.
+//! many a second there can be. Run by `cargo bench -p tower-outbound-benches --features redis --bench shared`.
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use std::time::Duration;

@@ -64,7 +64,7 @@ async fn main() -> anyhow::Result<()> {
         .layer(RetryLayer::new(support::Again(2)))
         .layer(calls.clone())
         // Around the client, inside the limits.
-        .build(attempts.layer(support::reqwest_client()))?;
+        .build(attempts.layer(support::http_client()))?;
 
     let events = executor
         .run(async move |executor| {

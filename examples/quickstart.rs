@@ -22,7 +22,7 @@ async fn main() -> anyhow::Result<()> {
         .requests(Rate::new(10, Duration::from_secs(1)))
         .tokens(Rate::new(10_000, Duration::from_secs(60)))
         .workers(3)
-        .build(support::reqwest_client())?;
+        .build(support::http_client())?;
 
     let events = executor
         .run(async move |executor| {

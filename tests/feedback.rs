@@ -1,5 +1,4 @@
 //! The rate-limit headers of each provider, and how they are applied to a limiter.
-#![cfg(feature = "http")]
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use std::{

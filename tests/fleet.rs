@@ -2,7 +2,7 @@
 //!
 //! The test starts itself four times as a worker. Each worker writes down what it admitted, and when: by the server's
 //! clock, for which it was reserved, and by the machine's.
-#![cfg(all(feature = "redis", unix))]
+#![cfg(unix)]
 
 use std::{
     fmt::Debug,

@@ -1,5 +1,4 @@
 //! Streams of a real server on loopback, and callers that drop or cancel them halfway.
-#![cfg(all(feature = "json", feature = "reqwest"))]
 
 use axum::{
     Router,

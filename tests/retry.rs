@@ -1,5 +1,4 @@
 //! Calls that are retried.
-#![cfg(feature = "http")]
 
 use bytes::Bytes;
 use http::{Request, Response};

@@ -1,5 +1,4 @@
 //! Events and config as JSON.
-#![cfg(feature = "serde")]
 
 mod support;
 

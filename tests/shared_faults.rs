@@ -4,7 +4,6 @@
 //! Each test lets two members, with a server of their own, admit as many as they can, and does something bad to the
 //! server. Then it replays what was admitted, by the wall clock, through an exact bucket. Timers are a millisecond
 //! coarse and machines stumble, so 5 ms of the rate are allowed; what is saved up in a burst is a hundred times that.
-#![cfg(feature = "redis")]
 
 use std::{
     sync::{Arc, Mutex},

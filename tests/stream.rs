@@ -1,5 +1,4 @@
 //! Calls that end when the bodies of their responses do.
-#![cfg(feature = "http")]
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};

@@ -1,5 +1,4 @@
 //! The tokens that responses report, their settlement, and estimates of them.
-#![cfg(feature = "json")]
 
 use bytes::Bytes;
 use http::{Request, Response};

@@ -1,6 +1,6 @@
 //! What a call costs around a service that does nothing: ours, and every peer, side by side.
 //!
-//! `cargo bench --bench overhead [-- FILTER]`
+//! `cargo bench -p tower-outbound-benches --bench overhead [-- FILTER]`
 //!
 //! All contenders of a group take turns in every round, so that whatever else the machine does hits them alike; a
 //! figure is the median of the rounds, a ratio the median of the rounds' ratios. Compare the ratios, not the times.

@@ -1,8 +1,8 @@
 //! How well callers are paced: ours side by side with every peer that makes its callers wait.
 //!
-//! `cargo bench --bench pacing`, about two and a half minutes. 64 callers on two threads ask for one call after the
-//! other; each setting is given to one limiter after the other. `-- --help` tells how to choose rows, repeat them, or
-//! draw a picture.
+//! `cargo bench -p tower-outbound-benches --bench pacing`, about two and a half minutes. 64 callers on two threads ask
+//! for one call after the other; each setting is given to one limiter after the other. `-- --help` tells how to choose
+//! rows, repeat them, or draw a picture.
 //!
 //! - **achieved**: `(admitted - burst) / (rate x elapsed)`, from the first admission to the end of the run. With two
 //!   budgets, the time an exact limiter would have needed for these calls in this order instead of

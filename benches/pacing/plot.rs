@@ -18,7 +18,7 @@ use resvg::{
     tiny_skia::{Pixmap, Transform},
     usvg::{Options, Tree},
 };
-use std::{env, fs, path::PathBuf, time::Duration};
+use std::{env, fs, time::Duration};
 
 const LOAD: Load = Load {
     requests: Budget::new(200, 20),
@@ -65,8 +65,9 @@ pub(crate) fn draw() -> anyhow::Result<()> {
             admissions,
         }
     });
-    let target = PathBuf::from(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
-    fs::create_dir_all(&target).with_context(|| format!("creating {}", target.display()))?;
+    // The executable is in `target/release/deps`.
+    let executable = env::current_exe().context("finding the target directory")?;
+    let target = executable.ancestors().nth(3).context("finding the target directory")?;
     let (svg, png) = (target.join("pacing.svg"), target.join("pacing.png"));
     let mut drawing = String::new();
     draw_on(

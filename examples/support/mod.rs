@@ -1,4 +1,4 @@
-//! What the examples share: a small HTTP server on 127.0.0.1, a reqwest client as a service, a retry policy.
+//! What the examples share: a small HTTP server on 127.0.0.1, an HTTP client, a retry policy.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -6,6 +6,10 @@ use axum::{
     Json, Router,
     http::{HeaderMap, StatusCode},
     routing::any,
+};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
 };
 use std::{
     future,
@@ -41,20 +45,9 @@ pub async fn server(every: Option<usize>) -> anyhow::Result<String> {
     Ok(format!("http://{address}"))
 }
 
-/// A reqwest client as a service from http requests to http responses.
-pub fn reqwest_client()
--> impl tower::Service<http::Request<String>, Response = http::Response<reqwest::Body>, Error = reqwest::Error, Future: Send>
-+ Clone
-+ Send
-+ Sync {
-    let client = reqwest::Client::new();
-    tower::service_fn(move |request: http::Request<String>| {
-        let client = client.clone();
-        async move {
-            let request = reqwest::Request::try_from(request)?;
-            Ok(client.execute(request).await?.into())
-        }
-    })
+/// hyper's client, which is a service from http requests to http responses.
+pub fn http_client() -> Client<HttpConnector, String> {
+    Client::builder(TokioExecutor::new()).build_http()
 }
 
 /// Once more after a 503, at most so many times. Each call has a clone of its own to count with.

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| tower_outbound_fuzz::targets::bulk_args(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tower_outbound_fuzz::bulk::bulk_args(data));

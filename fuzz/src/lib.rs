@@ -1,14 +1,16 @@
 //! What the fuzzer calls. The same functions are run over the same corpus by the test `fuzz_corpus`.
 
 #[allow(dead_code)]
-#[path = "../../examples/bulk/args.rs"]
+#[path = "../../bulk/src/args.rs"]
 mod args;
 #[allow(dead_code)]
-#[path = "../../examples/bulk/input.rs"]
+#[path = "../../bulk/src/input.rs"]
 mod input;
 #[allow(dead_code)]
-#[path = "../../examples/bulk/limits.rs"]
+#[path = "../../bulk/src/limits.rs"]
 mod limits;
+#[path = "../../bulk/tests/fuzz_corpus/targets.rs"]
+pub mod bulk;
 #[path = "../../tests/secrets/recorded.rs"]
 mod recorded;
 #[path = "../../tests/fuzz_corpus/targets.rs"]

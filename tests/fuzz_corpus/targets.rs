@@ -2,13 +2,8 @@
 
 #![allow(unreachable_pub)]
 
-use crate::{
-    args::Args,
-    input::{Requests, Tokens},
-    recorded,
-};
+use crate::recorded;
 use bytes::Bytes;
-use clap::Parser;
 use futures_util::{FutureExt, stream};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
@@ -35,60 +30,6 @@ const MARK: &str = "Zq9Xw7Kv";
 fn text_of(data: &[u8]) -> Option<Cow<'_, str>> {
     let text = String::from_utf8_lossy(data);
     (!text.to_ascii_lowercase().contains("zq9")).then_some(text)
-}
-
-/// The lines of a file of requests.
-pub fn bulk_input(data: &[u8]) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .expect("a runtime");
-    let lines = data.split(|byte| *byte == b'\n').count() as u64;
-    for path in [None, Some("a.b/c~.0")] {
-        let mut requests = Requests::new(data, Tokens::new(path, 1.0));
-        let mut last = 0;
-        while let Some(line) = runtime.block_on(requests.next()).expect("memory can be read") {
-            let number = match line {
-                Ok(request) => {
-                    let body: serde_json::Value = serde_json::from_slice(&request.body).expect("a body is JSON");
-                    assert!(body.is_object(), "{body}");
-                    // What is sent is a request of its own, with the same meaning.
-                    let mut again = Requests::new(&*request.body, Tokens::Estimate(1.0));
-                    let again = runtime.block_on(again.next()).expect("memory can be read");
-                    assert!(matches!(again, Some(Ok(_))), "{body}");
-                    request.line
-                }
-                Err(malformed) => {
-                    assert!(!malformed.reason.is_empty());
-                    malformed.line
-                }
-            };
-            assert!(number > last && number <= lines);
-            last = number;
-        }
-    }
-}
-
-/// The command line: a word for each line. What is said about a header or a URL never repeats it.
-pub fn bulk_args(data: &[u8]) {
-    let Some(text) = text_of(data) else { return };
-    if let Ok(args) = Args::try_parse_from(std::iter::once("bulk").chain(text.lines())) {
-        let _ = (args.input(), args.output(), args.is_demonstration());
-        let _ = args.target();
-    }
-    for planted in [
-        format!("--header=x: {text}{MARK}"),
-        format!("--header=x{text}{MARK}"),
-        format!("--url={text}{MARK}"),
-        format!("--url=http://u:{MARK}@{text}"),
-    ] {
-        let args = Args::try_parse_from(["bulk", &planted]).unwrap_or_else(|error| panic!("{error}"));
-        if let Err(error) = args.target() {
-            let told = format!("{error:#} {error:?}");
-            // A name in front of a value that cannot be sent is told; it is no value.
-            let is_name = planted.starts_with("--header=x") && text.contains(':');
-            assert!(is_name || !told.contains(MARK), "{planted:?}: {told}");
-        }
-    }
 }
 
 /// The names of statuses.

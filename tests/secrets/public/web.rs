@@ -75,11 +75,7 @@ pub(super) async fn tell(secrets: &Secrets, told: &mut Told) {
     drop(response.into_body().collect().await);
     let mut headers = HeaderMap::new();
     headers.insert("x-own-key", secrets.of("default header").parse().unwrap());
-    let reqwest = reqwest::Client::builder()
-        .tls_certs_only([])
-        .default_headers(headers)
-        .build()
-        .unwrap();
+    let reqwest = reqwest::Client::builder().default_headers(headers).build().unwrap();
     let mut reqwest = Reqwest::new(reqwest);
     told.debug(&reqwest);
     told.debug(&reqwest.call(request(secrets)));

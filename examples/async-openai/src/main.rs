@@ -3,7 +3,7 @@
 //! Watch: eight questions are asked at once. Two are on the wire at a time, four a second, in order; and each has an
 //! event.
 //!
-//! `cargo run --example async_openai`
+//! `cargo run -p tower-outbound-async-openai`
 
 use anyhow::ensure;
 use async_openai::{

@@ -4,7 +4,7 @@
 //! a process of its own, sending as fast as its limiter lets it. Half-way Redis is killed (`kill -9`), and comes back
 //! empty two seconds later. Watch: the sum stays at the limit, the shares are even, and there is no 429.
 //!
-//! `cargo run --release --features redis,reqwest --example fleet`
+//! `cargo run --release -p tower-outbound-fleet`
 
 mod args;
 mod provider;

@@ -30,7 +30,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 
-    /// The requests, a JSON object per line [default: the 500 of examples/data/requests.jsonl]
+    /// The requests, a JSON object per line [default: the 500 of bulk/data/requests.jsonl]
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
 
@@ -181,7 +181,7 @@ pub(crate) struct Target {
 
 impl Args {
     pub(crate) fn input(&self) -> &Path {
-        let bundled = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/requests.jsonl");
+        let bundled = concat!(env!("CARGO_MANIFEST_DIR"), "/data/requests.jsonl");
         self.input.as_deref().unwrap_or_else(|| Path::new(bundled))
     }
 

@@ -28,7 +28,7 @@ pub(crate) async fn run(args: &Args, number: u32) -> anyhow::Result<()> {
         .members(args.workers.into())
         .connect(redis, "fleet")?;
 
-    let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build()?;
+    let client = reqwest::Client::builder().no_proxy().build()?;
     let executor = Executor::builder()
         .limiter(limiter.clone())
         .concurrency_limit(CALLS)

@@ -44,6 +44,8 @@ pub(crate) fn service(
 
 /// The client itself. `headers` go with every request; the executor never sees them.
 pub(crate) fn reqwest(mut headers: HeaderMap, args: &Args, url: &Uri, local: bool) -> reqwest::Result<reqwest::Client> {
+    // The client panics without a provider of cryptography. An error means that the process has one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     headers
         .entry(header::CONTENT_TYPE)
         .or_insert(HeaderValue::from_static("application/json"));
@@ -62,4 +64,18 @@ pub(crate) fn reqwest(mut headers: HeaderMap, args: &Args, url: &Uri, local: boo
         client = client.tls_certs_only([]);
     }
     client.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[tokio::test]
+    async fn an_https_request_to_a_closed_port_fails_to_connect() {
+        let url = Uri::from_static("https://127.0.0.1:1/");
+        let client = reqwest(HeaderMap::new(), &Args::parse_from(["bulk"]), &url, true).unwrap();
+        let error = client.get(url.to_string()).send().await.unwrap_err();
+        assert!(error.is_connect(), "{error:?}");
+    }
 }

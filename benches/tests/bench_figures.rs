@@ -1,6 +1,6 @@
 //! The arithmetic of the pacing bench.
 
-#[path = "../benches/pacing/figures.rs"]
+#[path = "../pacing/figures.rs"]
 #[allow(dead_code)]
 mod figures;
 

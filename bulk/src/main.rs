@@ -1,8 +1,8 @@
 //! Sends every request of a file to a metered API: as fast as its limits allow, and no faster.
 //!
 //! ```text
-//! cargo run --release --features full --example bulk                # 500 requests to a local provider
-//! cargo run --release --features full --example bulk -- --help
+//! cargo run --release -p tower-outbound-bulk                # 500 requests to a local provider
+//! cargo run --release -p tower-outbound-bulk -- --help
 //! ```
 //!
 //! What to watch: the local provider answers 429 to whatever is above its limits, and never has to. The tokens a minute

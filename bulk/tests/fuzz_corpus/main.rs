@@ -1,0 +1,34 @@
+//! What the fuzzer checks of this program (see `fuzz/`), over its seeds and over random texts: without a nightly compiler,
+//! every time.
+
+#[allow(dead_code)]
+#[path = "../../src/args.rs"]
+mod args;
+#[allow(dead_code)]
+#[path = "../../src/input.rs"]
+mod input;
+#[path = "../../../tests/fuzz_corpus/inputs.rs"]
+mod inputs;
+#[allow(dead_code)]
+#[path = "../../src/limits.rs"]
+mod limits;
+mod targets;
+
+use inputs::{over_random_texts, over_the_seeds};
+use std::path::Path;
+
+macro_rules! targets {
+    ($($target:ident: $words:expr;)*) => {$(
+        #[test]
+        fn $target() {
+            let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/", stringify!($target));
+            over_the_seeds(Path::new(seeds), targets::$target);
+            over_random_texts(targets::$target, $words);
+        }
+    )*};
+}
+
+targets! {
+    bulk_args: "--url=http://h/ --header=a: --rpm=1 --tpm=off --timeout=0.1 --api-key-env=HOME --input=a \n \r\n 1e400 nan";
+    bulk_input: r#"{"custom_id":1} {"body": {"max_tokens":9, "messages":[{"content":" "text": 18446744073709551615 1e9 "}]} null [[[[[["#;
+}
