@@ -1,6 +1,6 @@
 //! [`CallFuture`]: what comes back for a call.
 
-use crate::{deadline::Timer, error::Error, event::EventHandle, queue};
+use crate::{deadline::DeadlineTimer, error::Error, event::EventHandle, queue};
 use http::{Request, Response};
 use std::{
     future::{Future, poll_fn},
@@ -25,7 +25,7 @@ pub(super) struct CallFuture<B, R> {
 pub(super) struct EarlyOutcome<R> {
     pub(super) response: Option<oneshot::Receiver<Response<R>>>,
     /// The call is ended at its deadline, wherever it is. (On the wire, the layer for that does so in any case.)
-    pub(super) timer: Option<(Timer, EventHandle)>,
+    pub(super) timer: Option<(DeadlineTimer, EventHandle)>,
 }
 
 /// Lets the response of a request come by the shorter way.

@@ -54,7 +54,7 @@ pub use service::ResponseFuture;
 use crate::{
     clock,
     concurrency::Concurrency,
-    deadline::{Deadline, PendingDemand, Timer},
+    deadline::{Deadline, PendingDemand, DeadlineTimer},
     error::{Error, InvalidConfig, Refused},
     event::{self, Describe, EventHandle, Events, RequestDetails, Scope, Stage, Totals, Writer},
     queue::Queue,
@@ -444,7 +444,7 @@ impl<B, R> Shared<B, R> {
             response: self
                 .open_early_response
                 .map(|open_early_response| open_early_response(request)),
-            timer: deadline.map(|deadline| (Timer::new(deadline), event.clone())),
+            timer: deadline.map(|deadline| (DeadlineTimer::new(deadline), event.clone())),
         }))
     }
 

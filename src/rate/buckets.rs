@@ -215,7 +215,7 @@ impl Buckets {
         Available {
             requests: least(Budget::Requests),
             tokens: least(Budget::Tokens),
-            paused_until: paused.filter(|until| *until > clock.now()),
+            paused_until: paused.filter(|until| *until > clock.get()),
         }
     }
 

@@ -266,7 +266,7 @@ impl RateLimiter {
     /// Admits nobody for this long. Only ever extends a pause.
     pub fn pause_for(&self, pause: Duration) {
         self.queue.update(|buckets, clock| {
-            let until = clock.now().checked_add(pause);
+            let until = clock.get().checked_add(pause);
             buckets.pause(until);
         });
     }
