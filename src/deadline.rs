@@ -112,7 +112,8 @@ pin_project! {
     }
 }
 
-/// Expires at a deadline. It is registered with Tokio when it is first polled: most calls are over without waiting.
+/// Expires at a deadline. It becomes a timer of Tokio's when it is first polled, which only happens to calls that have to
+/// wait.
 pub(crate) struct DeadlineTimer {
     deadline: Deadline,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -288,7 +289,9 @@ where
         let this = self.project();
         match this.state.project() {
             StateProj::Refused { error } => {
-                let error = error.take().expect("a `ResponseFuture` is not polled after it has completed");
+                let error = error
+                    .take()
+                    .expect("a `ResponseFuture` is not polled after it has completed");
                 Poll::Ready(Err(error.into()))
             }
             StateProj::Calling { future } => match (future.poll(cx), this.timer) {

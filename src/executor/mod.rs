@@ -54,7 +54,7 @@ pub use service::ResponseFuture;
 use crate::{
     clock,
     concurrency::Concurrency,
-    deadline::{Deadline, PendingDemand, DeadlineTimer},
+    deadline::{Deadline, DeadlineTimer, PendingDemand},
     error::{Error, InvalidConfig, Refused},
     event::{self, Describe, EventHandle, Events, RequestDetails, Scope, Stage, Totals, Writer},
     queue::Queue,
