@@ -7,9 +7,9 @@
 //!   queue, gets its permit, is admitted by the rate and is sent. These steps are in separate layers, so the reading is
 //!   kept in a thread-local variable.
 //!
-//! User code must not run on a cached reading, which would be stale by the time the user code took. A layer that calls or
-//! polls a service that may be the user's first calls [`bypass_cache`]; the layer reads the clock anew afterwards. Only
-//! the functions that describe a request and compute its cost run inside a cache.
+//! User code must not run on a cached reading, which would be stale by the time the user code took. A layer that calls
+//! or polls a service that may be the user's first calls [`bypass_cache`]; the layer reads the clock anew afterwards.
+//! Only the functions that describe a request and compute its cost run inside a cache.
 
 use std::cell::Cell;
 use tokio::time::Instant;

@@ -1,7 +1,7 @@
 //! A limit on how many calls are in flight at once.
 //!
-//! Tower's `ConcurrencyLimit` takes a permit in `poll_ready`. A service that was made ready and is not called keeps that
-//! permit, and the calls of its clones wait for it, possibly forever. The limit is also fixed once it is built.
+//! Tower's `ConcurrencyLimit` takes a permit in `poll_ready`. A service that was made ready and is not called keeps
+//! that permit, and the calls of its clones wait for it, possibly forever. The limit is also fixed once it is built.
 //!
 //! [`ConcurrencyLimitLayer`] takes the permit when the call's future is polled, and releases it when that future
 //! completes or is dropped. `poll_ready` waits until there is a permit for this clone, and reserves nothing. If a clone

@@ -3,9 +3,9 @@
 //! A call behind a rate limit may have to wait for minutes, and its caller is often not interested in a response that
 //! late. A timeout around the client does not help, since it begins when the wait is over.
 //!
-//! A [`Deadline`] is an instant that travels with the request. [`DeadlineLayer`] compares it with the wait that the rate
-//! limiter computes. A call that could not be admitted in time is refused at once, with [`DeadlineExceeded`], and takes
-//! no permit and nothing of the rates. Any other call is dropped at its deadline, wherever it is by then. The
+//! A [`Deadline`] is an instant that travels with the request. [`DeadlineLayer`] compares it with the wait that the
+//! rate limiter computes. A call that could not be admitted in time is refused at once, with [`DeadlineExceeded`], and
+//! takes no permit and nothing of the rates. Any other call is dropped at its deadline, wherever it is by then. The
 //! [`Executor`](crate::Executor) also checks the deadline when a call is submitted, and enforces it in the queue.
 //!
 //! # Examples
@@ -49,7 +49,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// The instant by which a call has to be over: an extension of its http request.
+/// The instant by which a call has to end: an extension of its http request.
 ///
 /// ```
 /// use std::time::Duration;
@@ -112,8 +112,8 @@ pin_project! {
     }
 }
 
-/// Expires at a deadline. It becomes a timer of Tokio's when it is first polled, which only happens to calls that have to
-/// wait.
+/// Expires at a deadline. It becomes a timer of Tokio's when it is first polled, which only happens to calls that have
+/// to wait.
 pub(crate) struct DeadlineTimer {
     deadline: Deadline,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -201,7 +201,7 @@ impl DeadlineLayer {
 }
 
 impl<K> DeadlineLayer<K> {
-    /// Gives calls without a deadline this long, from the moment the service is called. Default: no limit.
+    /// Gives calls without a deadline this long, beginning when the service is called. Default: no limit.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
@@ -254,12 +254,12 @@ where
 
     fn call(&mut self, mut req: Request<B>) -> Self::Future {
         let DeadlineLayer { limits, timeout } = &self.layer;
-        let own = Deadline::of(&req);
-        if own.is_some() {
+        let in_request = Deadline::of(&req);
+        if in_request.is_some() {
             // From here on the limiter counts the call.
             req.extensions_mut().remove::<PendingDemandGuard>();
         }
-        let deadline = own.or_else(|| timeout.map(Deadline::after));
+        let deadline = in_request.or_else(|| timeout.map(Deadline::after));
         let wait = |(limiter, cost): &(Limiter, K)| limiter.wait(cost.cost(&req), (0, 0));
         let allowed = deadline.map_or(Ok(()), |deadline| {
             deadline.allows(limits.as_ref().map_or(Duration::ZERO, wait))

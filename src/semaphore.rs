@@ -4,9 +4,9 @@
 //! other caller waits, so there are two ways to a permit:
 //!
 //! - The **fast path** is one atomic operation. It is open while no acquirer waits.
-//! - The **slow path** is a [`WaitQueue`], with its lock. The first acquirer that has to wait sets the *contended* flag,
-//!   which closes the fast path, so that no newcomer takes a permit before the waiters. The last one that leaves the
-//!   queue clears the flag.
+//! - The **slow path** is a [`WaitQueue`], with its lock. The first acquirer that has to wait sets the *contended*
+//!   flag, which closes the fast path, so that no newcomer takes a permit before the waiters. The last one that leaves
+//!   the queue clears the flag.
 //!
 //! Tokio's semaphore cannot be used here: its permits belong to an acquirer as soon as it is woken, so a service that
 //! was made ready and is never called would keep a permit from the others.

@@ -1,8 +1,8 @@
-//! One fault at a time, at every step of a call: a scenario runs one task at a time, and is repeated with the fault after
-//! each number of steps. The fault must not affect other calls, and everything must be released.
+//! One fault at a time, at every step of a call: a scenario runs one task at a time, and is repeated with the fault
+//! after each number of steps. The fault must not affect other calls, and everything must be released.
 //!
-//! The scenario, in milliseconds: two permits, one request every 25, a queue with one place, and a client that takes 40.
-//! Three calls come before the watched one, and two after it:
+//! The scenario, in milliseconds: two permits, one request every 25, a queue with one place, and a client that takes
+//! 40. Three calls come before the watched one, and two after it:
 //!
 //! ```text
 //! first     client 0-40
@@ -407,8 +407,8 @@ struct Observed {
 }
 
 impl Observed {
-    /// When the other calls have to reach the client. If the watched call was dropped before it was made, the calls behind
-    /// it are made as if it had never existed.
+    /// When the other calls have to reach the client. If the watched call was dropped before it was made, the calls
+    /// behind it are made as if it had never existed.
     fn expected(&self, way: Way) -> BTreeMap<&'static str, Duration> {
         let (third, behind) = match (way, self.is_made) {
             (Way::OnlyConcurrency, false) => (ms(40), [ms(40), ms(80)]),
@@ -461,7 +461,7 @@ async fn dropped_after(way: Way, workers: usize, polls: usize) -> Observed {
     }
     let runs_on = matches!(way, Way::Submit | Way::Closure);
     let expected = before.map(|before| match before {
-        over if over.is_terminal() => over,
+        ended if ended.is_terminal() => ended,
         RequestStatus::Pending => RequestStatus::Cancelled,
         _ if runs_on => RequestStatus::Completed,
         _ => RequestStatus::Cancelled,
@@ -533,9 +533,9 @@ async fn interrupted<Fut: Future>(
     (steps, results, output)
 }
 
-/// Runs the scenario with `interfere` after every number of steps, and checks each time what has to hold in any case. The
-/// arguments of `check` are a description, an undisturbed scenario, the disturbed one, the results of its calls, and the
-/// output of `interfere`.
+/// Runs the scenario with `interfere` after every number of steps, and checks each time what has to hold in any case.
+/// The arguments of `check` are a description, an undisturbed scenario, the disturbed one, the results of its calls,
+/// and the output of `interfere`.
 fn at_every_step<Fut: Future>(
     interfere: impl Fn(&Setup) -> Fut,
     check: impl Fn(&str, &Setup, &Setup, Vec<Result<(), BoxError>>, Fut::Output),
@@ -764,8 +764,8 @@ impl fmt::Display for PanicsOnDisplay {
 
 impl std::error::Error for PanicsOnDisplay {}
 
-/// A client that panics at one point of the watched call. At a point that belongs to no call, it panics once after it is
-/// armed.
+/// A client that panics at one point of the watched call. At a point that belongs to no call, it panics once after it
+/// is armed.
 struct Fragile {
     panics: Panics,
     armed: Arc<Mutex<bool>>,
@@ -839,8 +839,8 @@ impl Describe<Request<Body>, Response<PanicsOnDrop>> for FragileDescribe {
     }
 }
 
-/// Runs the scenario with a panic, and checks that it fails no call but the one that it belongs to. Returns the number of
-/// steps until all calls had ended.
+/// Runs the scenario with a panic, and checks that it fails no call but the one that it belongs to. Returns the number
+/// of steps until all calls had ended.
 async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usize {
     let what = (panics, workers, armed_after);
     let client = Client::new();

@@ -256,7 +256,7 @@ enum State {
     WaitingForPlace,
     Queued,
     Running,
-    Over(Result<usize, Failure>),
+    Ended(Result<usize, Failure>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -293,11 +293,11 @@ impl Model {
         self.queued.len() < self.capacity
     }
 
-    fn over(&mut self, id: usize, result: Result<usize, Failure>) {
+    fn set_result(&mut self, id: usize, result: Result<usize, Failure>) {
         self.waiting.retain(|waiter| *waiter != Waiter::Call(id));
         self.queued.retain(|queued| *queued != id);
         self.running.retain(|running| *running != id);
-        self.calls[id].1 = State::Over(result);
+        self.calls[id].1 = State::Ended(result);
     }
 
     fn accept(&mut self, id: usize) {
@@ -315,16 +315,16 @@ impl Model {
                 Readiness::Pending => return,
                 Readiness::Fails => {
                     self.readiness = Readiness::Ready;
-                    self.over(id, Err(Failure::NotReady));
+                    self.set_result(id, Err(Failure::NotReady));
                 }
                 Readiness::Panics => {
                     self.readiness = Readiness::Ready;
-                    self.over(id, Err(Failure::Panicked));
+                    self.set_result(id, Err(Failure::Panicked));
                 }
                 Readiness::Ready => {
                     self.begun.push(id);
                     if self.calls[id].0.panics_when_called {
-                        self.over(id, Err(Failure::Panicked));
+                        self.set_result(id, Err(Failure::Panicked));
                     } else {
                         self.queued.remove(0);
                         self.running.push(id);
@@ -345,13 +345,13 @@ impl Model {
             End::Responds => Ok(id),
             End::Fails => Err(Failure::Failed),
         };
-        self.over(id, result);
+        self.set_result(id, result);
     }
 
     fn abort(&mut self) {
         self.closed = true;
         for id in [&self.queued[..], &self.running[..]].concat() {
-            self.over(id, Err(Failure::Cancelled));
+            self.set_result(id, Err(Failure::Cancelled));
         }
     }
 
@@ -462,7 +462,7 @@ impl Comparison {
                         prop_assert!(!accepted, "there was a place for it");
                         prop_assert_eq!(refused.is_closed(), self.model.closed);
                         prop_assert_eq!(refused.into_request().id, req.id);
-                        self.model.over(req.id, Err(Failure::Closed));
+                        self.model.set_result(req.id, Err(Failure::Closed));
                     }
                 }
             }
@@ -507,7 +507,7 @@ impl Comparison {
                 let caller = self.callers.swap_remove(index.index(callers));
                 caller.future.into_inner().detach();
                 if self.model.calls[caller.id].1 == State::WaitingForPlace {
-                    self.model.over(caller.id, Err(Failure::Cancelled));
+                    self.model.set_result(caller.id, Err(Failure::Cancelled));
                 }
             }
             Step::End(index, end) if !self.model.running.is_empty() => {
@@ -577,7 +577,7 @@ impl Comparison {
         if model.calls[id].1 == State::WaitingForPlace {
             let at = model.waiting.iter().position(|waiter| *waiter == Waiter::Call(id));
             if model.closed {
-                model.over(id, Err(Failure::Closed));
+                model.set_result(id, Err(Failure::Closed));
             } else if model.has_place() && at.map_or(model.waiting.is_empty(), |at| at == 0) {
                 model.waiting.retain(|waiter| *waiter != Waiter::Call(id));
                 model.accept(id);
@@ -588,11 +588,11 @@ impl Comparison {
             prop_assert_eq!(is_accepted, self.model.calls[id].1 == State::Queued);
         }
         match (polled, self.model.calls[id].1) {
-            (Poll::Pending, State::Over(expected)) => prop_assert!(false, "{id} should be over: {expected:?}"),
+            (Poll::Pending, State::Ended(expected)) => prop_assert!(false, "{id} should have ended: {expected:?}"),
             (Poll::Pending, _) => {}
             (Poll::Ready(result), state) => {
                 let result = result.map_err(|error| failure(&error).expect("an error that the model has, too"));
-                prop_assert_eq!(State::Over(result), state);
+                prop_assert_eq!(State::Ended(result), state);
                 self.callers.swap_remove(index);
             }
         }
@@ -601,8 +601,8 @@ impl Comparison {
 
     /// Checks that the place is free before any task has run.
     fn cancelled(&mut self, id: usize) -> Outcome {
-        if !matches!(self.model.calls[id].1, State::Over(_)) {
-            self.model.over(id, Err(Failure::Cancelled));
+        if !matches!(self.model.calls[id].1, State::Ended(_)) {
+            self.model.set_result(id, Err(Failure::Cancelled));
         }
         prop_assert_eq!(self.queue.depth(), self.model.queued.len());
         Ok(())
@@ -653,7 +653,7 @@ impl Comparison {
             let expects_wake_up = match model.calls[caller.id].1 {
                 State::WaitingForPlace => has_news && model.waiting.first() == Some(&Waiter::Call(caller.id)),
                 State::Queued | State::Running => false,
-                State::Over(_) => true,
+                State::Ended(_) => true,
             };
             prop_assert!(
                 !expects_wake_up || caller.future.is_woken(),
@@ -686,7 +686,7 @@ impl Comparison {
             self.check()?;
         }
         for (req, state) in &self.model.calls {
-            prop_assert!(matches!(state, State::Over(_)), "{} was lost: {state:?}", req.id);
+            prop_assert!(matches!(state, State::Ended(_)), "{} was lost: {state:?}", req.id);
         }
         self.step(&Step::Close)?;
         self.settle().await?;

@@ -128,7 +128,7 @@ impl At {
     }
 
     /// When the last call ends if none is cancelled.
-    fn over(self) -> Duration {
+    fn last_end(self) -> Duration {
         match self {
             Self::NoPlace | Self::Queue => 2 * TAKES,
             Self::Permit => ms(1) + 2 * TAKES,
@@ -264,8 +264,8 @@ async fn bring(at: At) -> (TestExecutor, Subject, EventHandle) {
     };
     pass(at.reached()).await;
     assert_eq!(event.status(), at.status(), "{at:?}");
-    // A clone, because the executor that made the calls keeps a handle of the queue, and the drop of the returned one has
-    // to end the queue.
+    // A clone, because the executor that made the calls keeps a handle of the queue, and the drop of the returned one
+    // has to end the queue.
     (executor.clone(), subject, event)
 }
 
@@ -358,7 +358,7 @@ fn a_call_in_each_state_ends_as_guaranteed_for_each_way_to_end() {
                         assert_eq!((report.completed, report.failed, report.cancelled), expected, "{case}");
                         let elapsed = match (at, end.is_graceful()) {
                             (At::Done, _) => ms(0),
-                            (_, true) => at.over() - at.reached(),
+                            (_, true) => at.last_end() - at.reached(),
                             (_, false) => end.patience(),
                         };
                         // If every call has ended, the graceful stop returns before the immediate one begins.
@@ -842,7 +842,7 @@ fn ten_thousand_stops_that_race_with_submits_each_account_for_every_call() {
                     assert!(refused.is_closed());
                     counts.refused += 1;
                 }
-                assert_eq!(refused.into_request().into_body(), number, "the request comes back");
+                assert_eq!(refused.into_request().into_body(), number, "the refused request");
             }
             Err(TrySubmitError::Other(error)) => count_submit(Err(error), number, counts),
             Err(other) => panic!("{other:?}"),
@@ -922,7 +922,8 @@ fn ten_thousand_stops_that_race_with_submits_each_account_for_every_call() {
             let (refused, closed) = (a.refused + b.refused, a.closed + b.closed);
             assert_eq!(completed + cancelled + refused + closed + a.full + b.full, 6, "{case}");
             assert_eq!(after.completed - before.completed, completed, "{case}");
-            // A call that `try_submit` refuses has no event, unless the stop comes between its place and its acceptance.
+            // A call that `try_submit` refuses has no event, unless the stop comes between its place and its
+            // acceptance.
             let ended = after.cancelled - before.cancelled;
             assert!(
                 (cancelled + closed..=cancelled + closed + refused).contains(&ended),

@@ -62,8 +62,8 @@ struct SlotWaker {
 
 /// How many free slots keep their allocation, in addition to one for each running call.
 ///
-/// With 64, a worker whose number of calls varies by less than that allocates nothing; and after a burst of thousands of
-/// calls no more than 64 allocations are left.
+/// With 64, a worker whose number of calls varies by less than that allocates nothing; and after a burst of thousands
+/// of calls no more than 64 allocations are left.
 const SPARE_SLOTS: usize = 64;
 
 impl<F: Future<Output = ()> + Default> CallSet<F> {
@@ -84,7 +84,7 @@ impl<F: Future<Output = ()> + Default> CallSet<F> {
     }
 
     /// Takes a free slot, in which `make` makes the call. Returns the slot, for the caller to
-    /// [poll](Self::poll_slot) next, or `None` if `make` returns `Ready`: the call is over already.
+    /// [poll](Self::poll_slot) next, or `None` if `make` returns `Ready`: the call has ended already.
     pub(super) fn insert(&mut self, make: impl FnOnce(Pin<&mut F>) -> Poll<()>) -> Option<usize> {
         let index = self.free.pop().unwrap_or_else(|| self.add_slot());
         self.free_allocated = self.free_allocated.saturating_sub(1);
@@ -203,8 +203,8 @@ mod tests {
     use crossbeam_utils::CachePadded;
     use std::{hint, sync::atomic::AtomicU64, thread};
 
-    /// What the waking thread and the polled future share. The numbers are on separate cache lines, so that a stale value
-    /// of one is not refreshed by an access to the other.
+    /// What the waking thread and the polled future share. The numbers are on separate cache lines, so that a stale
+    /// value of one is not refreshed by an access to the other.
     #[derive(Default)]
     struct Exchange {
         sent: CachePadded<AtomicU64>,
@@ -213,8 +213,8 @@ mod tests {
         waker: Mutex<Option<Waker>>,
     }
 
-    /// Copies `sent` to `received` at each poll. After the first rounds it takes no lock, which would order the accesses
-    /// even if the waker did not.
+    /// Copies `sent` to `received` at each poll. After the first rounds it takes no lock, which would order the
+    /// accesses even if the waker did not.
     #[derive(Default)]
     struct Receiver(Option<Arc<Exchange>>);
 

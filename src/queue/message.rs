@@ -49,8 +49,8 @@ enum Stage {
     Done,
 }
 
-/// The request, and later the response. They share their memory, and both are moved as seldom as possible, since they may
-/// be large. Each is `None` after it was taken.
+/// The request, and later the response. They share their memory, and both are moved as seldom as possible, since they
+/// may be large. Each is `None` after it was taken.
 enum Payload<Req, Res> {
     Request(Option<Req>),
     Response(Option<Result<Res, BoxError>>),
@@ -191,8 +191,8 @@ impl<Req, Res> fmt::Debug for Message<Req, Res> {
     }
 }
 
-/// Stores `waker` in `slot`, unless the waker there wakes the same task. Returns the replaced waker, to be dropped after
-/// the lock is released: dropping it may drop a task, and with that the future of this very message.
+/// Stores `waker` in `slot`, unless the waker there wakes the same task. Returns the replaced waker, to be dropped
+/// after the lock is released: dropping it may drop a task, and with that the future of this very message.
 fn register(slot: &mut Option<Waker>, waker: &Waker) -> Option<Waker> {
     match slot {
         Some(registered) if registered.will_wake(waker) => None,

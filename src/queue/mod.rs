@@ -1,8 +1,8 @@
 //! A bounded queue in front of a service, whose worker tasks drive the calls.
 //!
 //! In plain Tower a call only proceeds while its caller polls the response future. That is not enough when calls share
-//! limits: a call whose caller is busy with something else would keep its permit, or its place before the others, and all
-//! others would wait for it.
+//! limits: a call whose caller is busy with something else would keep its permit, or its place before the others, and
+//! all others would wait for it.
 //!
 //! [`QueueLayer`] separates the calls from their callers. [`Queue`] is a handle that is cheap to clone, whether or not
 //! the service is. A call waits in the queue for its turn; then a *worker*, a task that the layer spawns, calls the
@@ -13,15 +13,15 @@
 //! - **Bounded.** A call has a *place* in the queue until it begins. When all places are taken, `poll_ready` waits, and
 //!   [`try_call`](Queue::try_call) refuses the call and returns its request. No call is lost.
 //! - **In order.** Calls begin in the order in which they were accepted.
-//! - **Cancellation.** Dropping the [`ResponseFuture`] cancels the call. If it is queued, its place is free at once; if it
-//!   is running, its worker drops it. [`detach`](ResponseFuture::detach) lets it run on.
+//! - **Cancellation.** Dropping the [`ResponseFuture`] cancels the call. If it is queued, its place is free at once; if
+//!   it is running, its worker drops it. [`detach`](ResponseFuture::detach) lets it run on.
 //! - **Readiness reserves nothing.** A handle that is ready and not called does not hold a place. If it had to wait for
-//!   readiness and is not called within 5 ms, the next caller is woken. If the place is taken by then, the call waits for
-//!   another one in its response future.
+//!   readiness and is not called within 5 ms, the next caller is woken. If the place is taken by then, the call waits
+//!   for another one in its response future.
 //! - **Panics are contained.** A panic of the service, in `poll_ready`, in `call` or in its future, fails
 //!   [that call](crate::error::Panicked) and no other. So does an error from `poll_ready`.
-//! - **Shutdown.** [`close`](Queue::close), or dropping the last handle, accepts no more calls and finishes the accepted
-//!   ones. [`abort`](Queue::abort) cancels all of them. Every caller that waits gets a result or an error.
+//! - **Shutdown.** [`close`](Queue::close), or dropping the last handle, accepts no more calls and finishes the
+//!   accepted ones. [`abort`](Queue::abort) cancels all of them. Every caller that waits gets a result or an error.
 //! - The caller's tracing span and its [event](crate::event) follow the call to the worker.
 //!
 //! # Examples
@@ -94,8 +94,8 @@ struct CloseOnDrop<Req, Res> {
 
 /// The response to a queued call.
 ///
-/// It has to be polled only until the call has its place in the queue, and not at all if it [has one](Self::is_accepted)
-/// from the start, as most calls have: the workers drive the call.
+/// It has to be polled only until the call has its place in the queue, and not at all if it [has
+/// one](Self::is_accepted) from the start, as most calls have: the workers drive the call.
 ///
 /// # Errors
 ///
@@ -167,8 +167,8 @@ impl<Req> QueueLayer<Req> {
     /// Sets how many worker tasks drive the calls. Default: 1.
     ///
     /// One worker can drive any number of calls at once. More workers spread the computation of the calls' futures over
-    /// several threads. They do not change how many calls run at once, nor the order in which calls begin; but two calls
-    /// that begin one right after the other may reach the layers below in either order.
+    /// several threads. They do not change how many calls run at once, nor the order in which calls begin; but two
+    /// calls that begin one right after the other may reach the layers below in either order.
     ///
     /// # Errors
     ///
@@ -358,7 +358,8 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
         self.acquire.poll_ready(cx).map_err(Into::into)
     }
 
-    /// Queues the call. Does not panic without a preceding `poll_ready`: if there is no place, the future waits for one.
+    /// Queues the call. Does not panic without a preceding `poll_ready`: if there is no place, the future waits for
+    /// one.
     fn call(&mut self, req: Req) -> Self::Future {
         self.call_in(Scope::capture(), &mut Some(req))
     }
@@ -421,8 +422,8 @@ impl<Req, Res> ResponseFuture<Req, Res> {
         self.state = State::Finished;
     }
 
-    /// Cancels the call. If it is queued, its place is free at once; if it is running, its worker drops it. The future then
-    /// returns [`Cancelled`], unless there was a response already.
+    /// Cancels the call. If it is queued, its place is free at once; if it is running, its worker drops it. The future
+    /// then returns [`Cancelled`], unless there was a response already.
     pub fn cancel(&mut self) {
         if let State::WaitingForPlace(waiting) = &mut self.state {
             let call = waiting.call.take();

@@ -1,9 +1,9 @@
 //! The workers: each takes calls from the channel when the service is ready for them, and drives them to their end.
 //!
 //! The service is called by one worker at a time, the one that holds the [`ServiceLock`]. That worker waits for a call,
-//! then for the service to be ready for this call, calls the service, and releases the lock. So calls begin in the order
-//! in which they came, however many workers there are, and the service's readiness is never held without a call that
-//! uses it.
+//! then for the service to be ready for this call, calls the service, and releases the lock. So calls begin in the
+//! order in which they came, however many workers there are, and the service's readiness is never held without a call
+//! that uses it.
 //!
 //! The service is user code and may panic. A panic fails the one call that it happened in; the worker continues.
 
@@ -156,7 +156,8 @@ where
     }
 }
 
-/// A call that was taken from the channel and has not begun. Dropped before it begins, with its worker, it is cancelled.
+/// A call that was taken from the channel and has not begun. Dropped before it begins, with its worker, it is
+/// cancelled.
 struct PendingCall<Req, Res>(Option<Arc<Message<Req, Res>>>);
 
 impl<Req, Res> PendingCall<Req, Res> {
@@ -253,8 +254,8 @@ where
     F: Future<Output = Result<Res, E>>,
     E: Into<BoxError>,
 {
-    /// Calls the service, or fails the call if the service is not `ready`. Returns `Ready` if the call is over already:
-    /// it was cancelled, or it failed.
+    /// Calls the service, or fails the call if the service is not `ready`. Returns `Ready` if the call has ended
+    /// already: it was cancelled, or it failed.
     fn make<S>(
         mut self: Pin<&mut Self>,
         channel: &Arc<Channel<Req, Res>>,

@@ -10,8 +10,8 @@
 //! 3. **One waiter is notified at a time**, and only when the resource is available to it. So a release wakes one task,
 //!    however long the queue is.
 //! 4. **A waiter that does not respond does not block the others.** If a notified waiter takes nothing within
-//!    [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT) (5 ms), it is *skipped* and the next one is notified. A skipped waiter
-//!    keeps its sequence number: when it is polled again it is before all waiters that came after it.
+//!    [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT) (5 ms), it is *skipped* and the next one is notified. A skipped
+//!    waiter keeps its sequence number: when it is polled again it is before all waiters that came after it.
 //!
 //! A [timer task](timer) notifies the first waiter when it waits for an instant, and skips waiters. It exists only
 //! while there are waiters.

@@ -1,7 +1,7 @@
 //! [`Order`]: the waiters of a queue in the order in which they came, and which of them has been notified.
 //!
-//! An `Order` is only used under the queue's lock, where user code could deadlock. Its methods therefore wake and drop no
-//! waker themselves: they return a [`Deferred`], which the caller carries out after it has released the lock.
+//! An `Order` is only used under the queue's lock, where user code could deadlock. Its methods therefore wake and drop
+//! no waker themselves: they return a [`Deferred`], which the caller carries out after it has released the lock.
 
 use super::resource::{Availability, Resource};
 use crate::clock::LazyNow;
@@ -13,9 +13,9 @@ use tokio::{
 
 /// How long a notified waiter has to take what it waits for before the next waiter is notified.
 ///
-/// Five milliseconds are far more than a healthy runtime needs to poll a woken task, and several times the resolution of
-/// Tokio's timers (1 ms), so a waiter that is still polled is hardly ever skipped. They are short enough that a waiter
-/// that is no longer polled costs the waiters behind it little.
+/// Five milliseconds are far more than a healthy runtime needs to poll a woken task, and several times the resolution
+/// of Tokio's timers (1 ms), so a waiter that is still polled is hardly ever skipped. They are short enough that a
+/// waiter that is no longer polled costs the waiters behind it little.
 pub(super) const HANDOFF_TIMEOUT: Duration = Duration::from_millis(5);
 
 pub(super) struct Order<R: Resource> {

@@ -58,8 +58,8 @@ impl<R: Resource> LockedOrder<R> {
 
     /// Panics, as Tokio's own timers do, if a waiter waits for an instant and its runtime has no timer enabled.
     ///
-    /// The panic belongs here, in the waiter's `poll`: in the timer task it would not be seen, and the waiter would wait
-    /// forever.
+    /// The panic belongs here, in the waiter's `poll`: in the timer task it would not be seen, and the waiter would
+    /// wait forever.
     pub(super) fn check_timer(self: &Arc<Self>, deferred: &Deferred) {
         if deferred.needs_timer && (deferred.start_timer.is_some() || Handle::try_current().is_err()) {
             // Removes the registration of the task that is not started, if `sleep` panics.
