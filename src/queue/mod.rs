@@ -94,8 +94,8 @@ struct CloseOnDrop<Req, Res> {
 
 /// The response to a queued call.
 ///
-/// It has to be polled only until the call has its place in the queue, and not at all if it [has
-/// one](Self::is_accepted) from the start, as most calls have: the workers drive the call.
+/// It has to be polled only until the call has its place in the queue: from then on the workers drive the call. Most
+/// calls have a place from the start; see [`is_accepted`](Self::is_accepted).
 ///
 /// # Errors
 ///
@@ -396,7 +396,8 @@ impl<Req, Res> Drop for CloseOnDrop<Req, Res> {
 // === impl ResponseFuture ===
 
 impl<Req, Res> ResponseFuture<Req, Res> {
-    /// Waits until the call has a place in the queue. Returns at once if it [has one](Self::is_accepted) already.
+    /// Waits until the call has a place in the queue. Returns at once if it [has one](Self::is_accepted) already, or was
+    /// cancelled.
     ///
     /// # Errors
     ///
