@@ -1,21 +1,27 @@
-//! Tokio's clock, and readings that are cache: to read it costs more than most of what is done with the reading.
+//! Tokio's clock, read as rarely as possible: reading it costs more than most of what is done with the result.
 //!
-//! One decision reads it once, as a [`LazyNow`]. And what a call goes through at one go (it is taken from the queue, gets
-//! its permit, is admitted, goes to the wire) happens at one cached, so one reading serves for all of it: [`cache`]
-//! opens such a cached, and [`now`] reads the clock once in it.
+//! There are two ways to share one reading:
 //!
-//! Only our own code runs in a cached, and the functions that tell what a request is and costs. Before a layer of ours
-//! calls or polls something that may be another's, it steps out with [`bypass_cache`]; what follows is another cached.
+//! - [`LazyNow`] is handed down through one decision, which reads the clock at most once and only if it has to.
+//! - [`cache`] lets [`now`] return one reading for all that happens to a call without waiting: it is taken from the
+//!   queue, gets its permit, is admitted by the rate and is sent. These steps are in separate layers, so the reading is
+//!   kept in a thread-local variable.
+//!
+//! User code must not run on a cached reading, which would be stale by the time the user code took. A layer that calls
+//! or polls a service that may be the user's first calls [`bypass_cache`]; the layer reads the clock anew afterwards.
+//! Only the functions that describe a request and compute its cost run inside a cache.
 
 use std::cell::Cell;
 use tokio::time::Instant;
 
+/// The state of this thread's cache.
 #[derive(Clone, Copy, PartialEq)]
 enum Cache {
-    /// Every reading is for one alone.
+    /// Every call of [`now`] reads the clock.
     Off,
-    /// The next reading is for all that follow.
+    /// The next call of [`now`] reads the clock and fills the cache.
     Empty,
+    /// Every call of [`now`] returns this reading.
     Filled(Instant),
 }
 
@@ -23,7 +29,7 @@ thread_local! {
     static CACHE: Cell<Cache> = const { Cell::new(Cache::Off) };
 }
 
-/// Now; within a [`cache`] cached, what the first one read.
+/// Returns the current time, or, while a [`cache`] is on, the first reading that was taken in it.
 #[inline]
 pub(crate) fn now() -> Instant {
     match CACHE.get() {
@@ -43,43 +49,47 @@ fn read() -> Instant {
     Instant::now()
 }
 
-/// Time stands still where interleavings are tried out, or they would not be the same again.
+/// The same instant at every call: loom repeats a test with the same decisions, which must not depend on the time.
 #[cfg(tower_outbound_loom)]
 fn read() -> Instant {
     static NOW: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
     *NOW
 }
 
-/// Until it is dropped, all happens at one cached; in an outer one that is cache already, at that.
-#[must_use = "the cached ends when this is dropped"]
+/// Keeps the cache of [`now`] on until this is dropped.
+#[must_use = "the cache is off again when this is dropped"]
 pub(crate) struct CachedNow {
-    opened: bool,
+    was_off: bool,
 }
 
+/// Turns the cache of [`now`] on for this thread. Within another `CachedNow` this changes nothing: the outer one's
+/// reading is used, and the cache stays on until the outer one is dropped.
 #[inline]
 pub(crate) fn cache() -> CachedNow {
-    let opened = CACHE.get() == Cache::Off;
-    if opened {
+    let was_off = CACHE.get() == Cache::Off;
+    if was_off {
         CACHE.set(Cache::Empty);
     }
-    CachedNow { opened }
+    CachedNow { was_off }
 }
 
 impl Drop for CachedNow {
     #[inline]
     fn drop(&mut self) {
-        if self.opened {
+        if self.was_off {
             CACHE.set(Cache::Off);
         }
     }
 }
 
-/// Until it is dropped, others' code runs. It sees no cached, and what follows is a new one.
-#[must_use = "this is for what is done before it is dropped"]
+/// Keeps the cache of [`now`] off until this is dropped, while user code runs. If the cache was on before, it is on
+/// again afterwards, and empty.
+#[must_use = "the cache is on again when this is dropped"]
 pub(crate) struct Bypassed {
     was_on: bool,
 }
 
+/// Turns the cache of [`now`] off for this thread. See [`Bypassed`].
 #[inline]
 pub(crate) fn bypass_cache() -> Bypassed {
     Bypassed {
@@ -96,16 +106,17 @@ impl Drop for Bypassed {
     }
 }
 
-/// A reading taken once at most, and only by those who need it. It is handed down through all that one decision does.
+/// The current time, read at most once, when it is first needed. One decision hands it down to all its steps, so that
+/// they agree on the time.
 #[derive(Debug, Default)]
 pub(crate) struct LazyNow {
     now: Option<Instant>,
-    /// Since the epoch of whoever asks.
+    /// Since the epoch of the limiter that this is handed to.
     nanos: Option<u64>,
 }
 
 impl LazyNow {
-    /// A reading taken before, so that nobody else waits for a lock meanwhile.
+    /// Returns a `LazyNow` that was read before, so that the clock is not read while a lock is held.
     pub(crate) const fn at(now: Instant) -> Self {
         Self {
             now: Some(now),
@@ -113,18 +124,18 @@ impl LazyNow {
         }
     }
 
-    pub(crate) fn now(&mut self) -> Instant {
+    pub(crate) fn get(&mut self) -> Instant {
         *self.now.get_or_insert_with(read)
     }
 
-    /// Now, in nanoseconds since an instant that is always the same one.
+    /// Returns the nanoseconds from `epoch` to now. The epoch must be the same at every call.
     pub(crate) fn nanos_since(&mut self, epoch: Instant) -> u64 {
-        let now = self.now();
+        let now = self.get();
         *self.nanos.get_or_insert_with(|| nanos_between(epoch, now))
     }
 }
 
-/// At most what a `u64` holds, which is 584 years.
+/// Returns the nanoseconds from `start` to `end`: zero if `end` is earlier, and at most `u64::MAX`, which is 584 years.
 pub(crate) fn nanos_between(start: Instant, end: Instant) -> u64 {
     let between = end.saturating_duration_since(start);
     between
@@ -145,28 +156,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_shared_moment_has_one_reading_until_others_have_run() {
+    async fn a_cache_has_one_reading_until_user_code_has_run() {
         let cached = cache();
         let first = later().await;
         {
             let _inner = cache();
             assert_eq!(later().await, first);
         }
-        let client = {
+        let in_user_code = {
             let _bypass = bypass_cache();
-            let client = later().await;
-            assert!(first < client && client < later().await);
-            client
+            let in_user_code = later().await;
+            assert!(first < in_user_code && in_user_code < later().await);
+            in_user_code
         };
         let second = later().await;
-        assert!(client < second);
+        assert!(in_user_code < second);
         assert_eq!(later().await, second);
         drop(cached);
         assert!(second < later().await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn outside_nothing_is_shared() {
+    async fn without_a_cache_every_reading_is_a_new_one() {
         let _bypass = bypass_cache();
         assert!(later().await < later().await);
     }

@@ -1,8 +1,12 @@
-//! At most so many calls in flight.
+//! A limit on how many calls are in flight at once.
 //!
-//! [`ConcurrencyLimitLayer`] differs from Tower's in three points: the limit can be changed at run time, it can be
-//! watched, and a service that was made ready but is never called holds no permit, so that it starves nobody. A permit
-//! is taken when the call's future is first polled, and given back when that future is done or dropped.
+//! Tower's `ConcurrencyLimit` takes a permit in `poll_ready`. A service that was made ready and is not called keeps
+//! that permit, and the calls of its clones wait for it, possibly forever. The limit is also fixed once it is built.
+//!
+//! [`ConcurrencyLimitLayer`] takes the permit when the call's future is polled, and releases it when that future
+//! completes or is dropped. `poll_ready` waits until there is a permit for this clone, and reserves nothing. If a clone
+//! that had to wait is not called within 5 ms after it was woken, the next one is woken. Permits are handed out in the
+//! order in which services and futures began to wait. The [limit](Concurrency) can be read and changed at run time.
 //!
 //! # Examples
 //!
@@ -40,31 +44,41 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Caps how many calls are in flight. See the [module docs](self).
+/// Limits how many calls are in flight. See the [module docs](self).
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitLayer {
     limit: Concurrency,
 }
 
-/// A service with at most so many calls in flight, over all its clones. See the [module docs](self).
+/// A service with a limited number of calls in flight, counted over all its clones. See the [module docs](self).
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimit<S> {
     inner: S,
     acquire: Acquire,
 }
 
-/// The limit itself, shared by its clones: to watch it, to change it, to put several services under one.
+/// A limit on the calls in flight, which can be read and changed at run time, and shared by several services.
+///
+/// Clones are the same limit.
 #[derive(Clone)]
 pub struct Concurrency {
     permits: Semaphore,
 }
 
 pin_project! {
-    /// The call: it waits for its permit if it has to, and holds it until it is done or dropped.
+    /// The response of a [`ConcurrencyLimit`].
+    ///
+    /// Waits for a permit, calls the inner service, and holds the permit until the call has completed or this future is
+    /// dropped.
+    ///
+    /// # Panics
+    ///
+    /// When polled after it has completed.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it gives the permit back, or the place in line.
+    /// Dropping it drops the inner call and then releases the permit. A call that still waits for its permit gives up
+    /// its place among the waiters.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, Req>
     where
@@ -72,7 +86,7 @@ pin_project! {
     {
         #[pin]
         state: State<S, Req, S::Future>,
-        // After the state: the call is gone before its permit is.
+        // Declared after the state, and so dropped after it: the inner call ends before its permit is released.
         permit: Option<Permit>,
     }
 }
@@ -80,11 +94,11 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
-        /// In line for a permit, with the inner service that was ready.
+        /// Waits for a permit. Holds the instance of the inner service that was made ready.
         Waiting { acquire: Option<Acquire>, ready: S, req: Option<Req> },
-        /// In flight.
+        /// In flight, with a permit.
         Calling { #[pin] future: F },
-        /// Over.
+        /// Has returned its result.
         Done,
     }
 }
@@ -92,7 +106,7 @@ pin_project! {
 // === impl ConcurrencyLimitLayer ===
 
 impl ConcurrencyLimitLayer {
-    /// At most `limit` calls in flight, over all services this layer or its clones make.
+    /// Allows `limit` calls in flight, counted over all services that this layer and its clones make.
     ///
     /// # Errors
     ///
@@ -101,13 +115,13 @@ impl ConcurrencyLimitLayer {
         Concurrency::new(limit).map(Self::with_limit)
     }
 
-    /// The same limit as other layers have.
+    /// Uses a limit that other layers may use, too. The calls of all their services count together.
     #[must_use]
     pub const fn with_limit(limit: Concurrency) -> Self {
         Self { limit }
     }
 
-    /// The limit, to watch or change it.
+    /// Returns the limit, to read or change it.
     #[must_use]
     pub const fn limit(&self) -> &Concurrency {
         &self.limit
@@ -128,7 +142,7 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 // === impl Concurrency ===
 
 impl Concurrency {
-    /// At most `limit` at once.
+    /// Allows `limit` calls in flight.
     ///
     /// # Errors
     ///
@@ -139,23 +153,25 @@ impl Concurrency {
         })
     }
 
-    /// The limit.
+    /// Returns how many calls may be in flight.
     #[must_use]
     pub fn get(&self) -> usize {
         self.permits.total()
     }
 
-    /// How many permits are held now. Above the limit for a while after the limit was lowered.
+    /// Returns how many calls are in flight. After the limit was lowered this is above the limit until enough of them
+    /// have ended.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.permits.held()
     }
 
-    /// Changes the limit, at once also for those who wait. Calls in flight go on.
+    /// Changes the limit. A higher limit takes effect at once, also for calls that wait already. A lower one takes
+    /// effect as calls end: calls in flight continue.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] if the limit is zero; nothing is changed then.
+    /// [`InvalidConfig`] if the limit is zero. The limit is not changed then.
     pub fn set(&self, limit: usize) -> Result<(), InvalidConfig> {
         self.permits
             .set_total(InvalidConfig::positive("concurrency_limit", limit)?);
@@ -183,13 +199,14 @@ where
     type Future = ResponseFuture<S, Req>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // Only waits for its acquire: a permit held here would be lost to the others if no call followed.
+        // Takes no permit: it would be kept from the other clones if no call followed. This semaphore is never closed.
         let _ = ready!(self.acquire.poll_ready(cx));
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
-        // The inner service that was made ready goes along; a fresh clone stays here. So does the place in line.
+        // The future gets the instance of the inner service that was made ready, and the place among the waiters. A
+        // clone, which is not ready, and an acquirer without a place stay here.
         let fresh = self.inner.clone();
         let ready = mem::replace(&mut self.inner, fresh);
         ResponseFuture {
@@ -216,9 +233,9 @@ where
         loop {
             match this.state.as_mut().project() {
                 StateProj::Waiting { acquire, ready, req } => {
-                    // Permits are never closed.
+                    // Never an error: this semaphore is never closed.
                     *this.permit = ready!(Acquire::poll_acquire(acquire, cx)).ok();
-                    let req = req.take().expect("a future is not polled after it was ready");
+                    let req = req.take().expect("the request is there until it is called");
                     let future = ready.call(req);
                     this.state.set(State::Calling { future });
                 }
@@ -228,7 +245,7 @@ where
                     *this.permit = None;
                     return Poll::Ready(result);
                 }
-                StateProj::Done => panic!("a future is not polled after it was ready"),
+                StateProj::Done => panic!("a `ResponseFuture` is not polled after it has completed"),
             }
         }
     }

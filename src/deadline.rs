@@ -1,7 +1,32 @@
-//! DeadlineService: over the queue, the limits and the call.
+//! Deadlines that cover the whole call: its time in the queue, its wait for the limits, and the request itself.
 //!
-//! A call that cannot make it is refused at once, with the wait that was computed, and takes nothing. Others are ended
-//! when their time is up, wherever they are.
+//! A call behind a rate limit may have to wait for minutes, and its caller is often not interested in a response that
+//! late. A timeout around the client does not help, since it begins when the wait is over.
+//!
+//! A [`Deadline`] is an instant that travels with the request. [`DeadlineLayer`] compares it with the wait that the
+//! rate limiter computes. A call that could not be admitted in time is refused at once, with [`DeadlineExceeded`], and
+//! takes no permit and nothing of the rates. Any other call is dropped at its deadline, wherever it is by then. The
+//! [`Executor`](crate::Executor) also checks the deadline when a call is submitted, and enforces it in the queue.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
+//! use std::{convert::Infallible, time::Duration};
+//! use tower::{Layer, ServiceExt, service_fn};
+//! use tower_outbound::{DeadlineLayer, error::DeadlineExceeded};
+//!
+//! let slow = service_fn(async |_: http::Request<()>| {
+//!     tokio::time::sleep(Duration::from_secs(60)).await;
+//!     Ok::<_, Infallible>(http::Response::new(()))
+//! });
+//! let service = DeadlineLayer::new().timeout(Duration::from_secs(5)).layer(slow);
+//!
+//! let error = service.oneshot(http::Request::new(())).await.unwrap_err();
+//! assert!(error.is::<DeadlineExceeded>());
+//! # }
+//! ```
 
 use crate::{
     error::{BoxError, DeadlineExceeded},
@@ -24,7 +49,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// When an http request has to be over: an extension of the request.
+/// The instant by which a call has to end: an extension of its http request.
 ///
 /// ```
 /// use std::time::Duration;
@@ -36,9 +61,11 @@ use tower_service::Service;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
-/// Ends calls at their [`Deadline`], and refuses those that cannot make it. See the [module docs](self).
+/// Ends calls at their [`Deadline`], and refuses calls that could not be admitted before it. See the
+/// [module docs](self).
 ///
-/// It stands around the limits, below the queue: what it ends is ended whether or not somebody waits.
+/// Place it around the limits and below the [queue](crate::queue), whose workers poll the calls: then a deadline holds
+/// whether or not the caller polls its response future.
 #[derive(Clone, Debug)]
 pub struct DeadlineLayer<K = ByExtension> {
     limits: Option<(Limiter, K)>,
@@ -53,45 +80,63 @@ pub struct DeadlineService<S, K = ByExtension> {
 }
 
 pin_project! {
-    /// A call that is ended at its deadline.
+    /// The response of a [`DeadlineService`].
+    ///
+    /// # Errors
+    ///
+    /// [`DeadlineExceeded`] at the first poll if the call was refused, or at the deadline; otherwise the inner
+    /// service's error.
+    ///
+    /// # Panics
+    ///
+    /// If a call has a deadline, its future has to be polled in a Tokio runtime with its time driver enabled.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the call.
+    /// Dropping it drops the inner call.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]
         state: State<F>,
-        timer: Option<Box<Timer>>,
+        timer: Option<Box<DeadlineTimer>>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
     enum State<F> {
+        /// Could not be admitted in time. The inner service was not called.
         Refused { error: Option<DeadlineExceeded> },
+        /// In the inner service.
         Calling { #[pin] future: F },
     }
 }
 
-/// Goes off at the deadline. Its moment is only given to tokio when there is something to wait for.
-pub(crate) struct Timer {
+/// Expires at a deadline. It becomes a timer of Tokio's when it is first polled, which only happens to calls that have
+/// to wait.
+pub(crate) struct DeadlineTimer {
     deadline: Deadline,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
-/// What those calls will take that are on their way to the limiter's line.
+/// The sum of the costs of all calls that were submitted and have not reached the rate limiter yet.
+///
+/// The limiter does not count these calls, but a new call has to wait behind them: they are in the queue, or wait for a
+/// permit.
 #[derive(Debug, Default)]
 pub(crate) struct PendingDemand {
     requests: AtomicU64,
     tokens: AtomicU64,
 }
 
-/// One of them, until this is dropped: an extension of a request with a deadline, which is taken out below the queue.
+/// Counts one call in the [`PendingDemand`] until its last clone is dropped.
+///
+/// It is an extension of the request. [`DeadlineService`], next to the limiter, removes it.
 #[derive(Clone)]
-pub(crate) struct PendingDemandGuard(#[allow(dead_code, reason = "it is there to be dropped")] Arc<DemandShare>);
+pub(crate) struct PendingDemandGuard(#[allow(dead_code, reason = "its drop is what matters")] Arc<PendingCost>);
 
-struct DemandShare {
+/// The part of one call in the pending demand.
+struct PendingCost {
     demand: Arc<PendingDemand>,
     cost: Cost,
 }
@@ -99,13 +144,14 @@ struct DemandShare {
 // === impl Deadline ===
 
 impl Deadline {
-    /// At this moment.
+    /// Makes a deadline of an instant.
     #[must_use]
     pub const fn at(deadline: Instant) -> Self {
         Self(deadline)
     }
 
-    /// So long from now. A time that is too long to be told is one of thirty years.
+    /// Makes a deadline that is `timeout` from now. If that is beyond what an [`Instant`] can hold, it is thirty years
+    /// from now.
     #[must_use]
     pub fn after(timeout: Duration) -> Self {
         let now = Instant::now();
@@ -113,7 +159,7 @@ impl Deadline {
         Self(now.checked_add(timeout).unwrap_or_else(far))
     }
 
-    /// The moment.
+    /// Returns the deadline's instant.
     #[must_use]
     pub const fn instant(self) -> Instant {
         self.0
@@ -128,11 +174,11 @@ impl Deadline {
         extensions.get().copied()
     }
 
-    /// Whether a call that would have to wait so long can still make it.
+    /// Returns an error if a call that has to wait this long would not be admitted before the deadline.
     pub(crate) fn allows(self, wait: Duration) -> Result<(), DeadlineExceeded> {
         let now = Instant::now();
         let left = self.0.saturating_duration_since(now);
-        // To go at the last moment is too late.
+        // A call that is admitted at the deadline itself has no time left.
         if wait >= left {
             return Err(DeadlineExceeded::new(wait, left));
         }
@@ -143,7 +189,8 @@ impl Deadline {
 // === impl DeadlineLayer ===
 
 impl DeadlineLayer {
-    /// Ends calls at the [`Deadline`] among their request's extensions.
+    /// Ends calls at the [`Deadline`] in the extensions of their request. Other calls have no deadline, unless
+    /// [`timeout`](DeadlineLayer::timeout) gives them one.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -154,14 +201,15 @@ impl DeadlineLayer {
 }
 
 impl<K> DeadlineLayer<K> {
-    /// Calls without a deadline have this long, from when they come here.
+    /// Gives calls without a deadline this long, beginning when the service is called. Default: no limit.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Refuses calls that would have to wait for this limiter beyond their deadline. It costs what `cost` says.
+    /// Refuses calls that this limiter could not admit before their deadline. `cost` computes what a call takes of the
+    /// limiter. Default: no call is refused, and each is ended at its deadline.
     #[must_use]
     pub fn limiter<N>(self, limiter: impl Into<Limiter>, cost: N) -> DeadlineLayer<N> {
         DeadlineLayer {
@@ -206,12 +254,12 @@ where
 
     fn call(&mut self, mut req: Request<B>) -> Self::Future {
         let DeadlineLayer { limits, timeout } = &self.layer;
-        let own = Deadline::of(&req);
-        if own.is_some() {
-            // It has come to where the limiter sees it.
+        let in_request = Deadline::of(&req);
+        if in_request.is_some() {
+            // From here on the limiter counts the call.
             req.extensions_mut().remove::<PendingDemandGuard>();
         }
-        let deadline = own.or_else(|| timeout.map(Deadline::after));
+        let deadline = in_request.or_else(|| timeout.map(Deadline::after));
         let wait = |(limiter, cost): &(Limiter, K)| limiter.wait(cost.cost(&req), Demand::default());
         let allowed = deadline.map_or(Ok(()), |deadline| {
             deadline.allows(limits.as_ref().map_or(Duration::ZERO, wait))
@@ -223,7 +271,7 @@ where
                 },
                 Err(error) => State::Refused { error: Some(error) },
             },
-            timer: deadline.map(|deadline| Box::new(Timer::new(deadline))),
+            timer: deadline.map(|deadline| Box::new(DeadlineTimer::new(deadline))),
         }
     }
 }
@@ -241,7 +289,9 @@ where
         let this = self.project();
         match this.state.project() {
             StateProj::Refused { error } => {
-                let error = error.take().expect("a future is not polled after it was ready");
+                let error = error
+                    .take()
+                    .expect("a `ResponseFuture` is not polled after it has completed");
                 Poll::Ready(Err(error.into()))
             }
             StateProj::Calling { future } => match (future.poll(cx), this.timer) {
@@ -258,14 +308,14 @@ impl<F> fmt::Debug for ResponseFuture<F> {
     }
 }
 
-// === impl Timer ===
+// === impl DeadlineTimer ===
 
-impl Timer {
+impl DeadlineTimer {
     pub(crate) const fn new(deadline: Deadline) -> Self {
         Self { deadline, sleep: None }
     }
 
-    /// Ready when the time is up.
+    /// Waits until the deadline has passed.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DeadlineExceeded> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(self.deadline.0)));
         sleep
@@ -278,16 +328,17 @@ impl Timer {
 // === impl PendingDemand ===
 
 impl PendingDemand {
-    /// One more.
+    /// Adds the cost of a call until the guard is dropped.
     pub(crate) fn add(self: &Arc<Self>, cost: Cost) -> PendingDemandGuard {
         self.requests.fetch_add(cost.requests, Ordering::AcqRel);
         self.tokens.fetch_add(cost.tokens, Ordering::AcqRel);
-        PendingDemandGuard(Arc::new(DemandShare {
+        PendingDemandGuard(Arc::new(PendingCost {
             demand: self.clone(),
             cost,
         }))
     }
 
+    /// Returns the requests and the tokens that are pending.
     pub(crate) fn cost(&self) -> Demand {
         let load = |number: &AtomicU64| number.load(Ordering::Acquire).into();
         Demand {
@@ -297,7 +348,7 @@ impl PendingDemand {
     }
 }
 
-impl Drop for DemandShare {
+impl Drop for PendingCost {
     fn drop(&mut self) {
         self.demand.requests.fetch_sub(self.cost.requests, Ordering::AcqRel);
         self.demand.tokens.fetch_sub(self.cost.tokens, Ordering::AcqRel);

@@ -1,4 +1,8 @@
-//! [`Panicked`], and how user code is called where a panic must not spread.
+//! [`Panicked`], and how user code is called where its panic must not spread.
+//!
+//! The queue's workers and the limiters run the code of many callers: services, futures, wakers, and the destructors of
+//! requests and responses. A panic there fails the one call that it belongs to. It must not end a worker, which would
+//! cancel the calls of other callers.
 
 use crate::{error::BoxError, redact};
 use std::{
@@ -9,7 +13,9 @@ use std::{
     task::Waker,
 };
 
-/// The call panicked. Only this call failed; whatever carried it goes on.
+/// The service below panicked, in `poll_ready`, in `call` or in its future, while it handled this call.
+///
+/// Other calls are not affected: the queue's workers catch the panic and continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Panicked {
     message: String,
@@ -39,13 +45,13 @@ impl Panicked {
             .downcast_ref::<&'static str>()
             .copied()
             .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("a value that is no text");
+            .unwrap_or("the panic payload is not a string");
         Self {
             message: redact::text(text).into_owned(),
         }
     }
 
-    /// The panic's message.
+    /// Returns the panic's message. Secrets that are recognised in it are redacted.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message

@@ -1,7 +1,15 @@
-//! A counted thing behind a [queue](super): permits to be in flight, places in a queue.
+//! [`Semaphore`]: a number of permits that is handed out in order, and can be changed at run time.
 //!
-//! While nobody waits, a permit is taken and given back by one atomic operation, without the queue and its lock. The first
-//! who has to wait bars that way, so that nobody can overtake; the last to leave the queue availability it again.
+//! It counts the places of the queue and the calls in flight. Both are taken and released once a call, usually while no
+//! other caller waits, so there are two ways to a permit:
+//!
+//! - The **fast path** is one atomic operation. It is open while no acquirer waits.
+//! - The **slow path** is a [`WaitQueue`], with its lock. The first acquirer that has to wait sets the *contended*
+//!   flag, which closes the fast path, so that no newcomer takes a permit before the waiters. The last one that leaves
+//!   the queue clears the flag.
+//!
+//! Tokio's semaphore cannot be used here: its permits belong to an acquirer as soon as it is woken, so a service that
+//! was made ready and is never called would keep a permit from the others.
 
 use crate::{
     clock::LazyNow,
@@ -16,44 +24,46 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-/// So many of a thing, each of which one holder at a time can have.
+/// A number of permits, each of which one holder at a time has. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Semaphore {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
 }
 
-/// A acquire in the queue for one permit.
+/// One acquirer of one permit: its place in the queue, once it has to wait. Dropped, it gives up that place.
 pub(crate) struct Acquire {
     semaphore: Semaphore,
-    /// Once it had to go to the queue.
+    /// `None` until the fast path was closed or had no permit.
     waiter: Option<Waiter<Permits>>,
 }
 
-/// One permit, given back when dropped.
+/// One permit, released when dropped.
 pub(crate) struct Permit {
     semaphore: Semaphore,
 }
 
-struct Shared {
+struct Inner {
     state: Arc<State>,
     queue: WaitQueue<Permits>,
 }
 
-/// What can be told and changed without the queue's lock.
+/// What the fast path reads and writes without the queue's lock.
 struct State {
     total: AtomicUsize,
-    /// How many permits are held, doubled; and [`CONTENDED`], if permits are to be had in queue only.
+    /// The number of permits held, times [`PERMIT`], plus [`CONTENDED`] if the fast path is closed.
     held: CachePadded<AtomicUsize>,
 }
 
-/// The gate of the queue.
+/// The [`Resource`] of the slow path: all permits of a semaphore.
 pub(crate) struct Permits {
     state: Arc<State>,
     waiting: usize,
     closed: bool,
 }
 
+/// The flag in [`State::held`] that closes the fast path.
 const CONTENDED: usize = 1;
+/// One permit in [`State::held`], above the flag.
 const PERMIT: usize = 2;
 
 // === impl Semaphore ===
@@ -70,13 +80,14 @@ impl Semaphore {
             closed: false,
         };
         Self {
-            shared: Arc::new(Shared {
+            inner: Arc::new(Inner {
                 state,
                 queue: WaitQueue::new(permits),
             }),
         }
     }
 
+    /// Returns a new acquirer, which is not in the queue.
     #[inline]
     pub(crate) fn acquire(&self) -> Acquire {
         Acquire {
@@ -85,30 +96,34 @@ impl Semaphore {
         }
     }
 
+    /// Returns how many permits there are, held or not.
     pub(crate) fn total(&self) -> usize {
         self.state().total.load(Ordering::Acquire)
     }
 
+    /// Returns how many permits are held. After the total was lowered this may be more than the total.
     pub(crate) fn held(&self) -> usize {
         self.state().held.load(Ordering::Acquire) / PERMIT
     }
 
+    /// Changes how many permits there are. Permits that are held stay held.
     pub(crate) fn set_total(&self, total: usize) {
-        self.shared
+        self.inner
             .queue
             .update(|permits, _| permits.state.total.store(total, Ordering::Release));
     }
 
-    /// Refuses everybody from now on, those who wait included.
+    /// Rejects every acquirer from now on, the waiting ones included. Permits that are held stay held.
     pub(crate) fn close(&self) {
-        self.shared.queue.update_and_wake_all(|permits, _| {
+        self.inner.queue.update_and_wake_all(|permits, _| {
             permits.closed = true;
+            // So that every acquirer comes to the queue, where it is rejected.
             permits.state.set_contended();
         });
     }
 
     fn state(&self) -> &State {
-        &self.shared.state
+        &self.inner.state
     }
 }
 
@@ -124,7 +139,10 @@ impl fmt::Debug for Semaphore {
 // === impl Acquire ===
 
 impl Acquire {
-    /// Ready when there is a permit and it is this one's acquire; takes nothing.
+    /// Waits until there is a permit for this acquirer.
+    ///
+    /// Takes nothing. An acquirer that has waited must take the permit within the queue's timeout of 5 ms, or the next
+    /// one is notified.
     #[inline]
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         if self.waiter.is_none() && self.semaphore.state().has_uncontended() {
@@ -133,14 +151,14 @@ impl Acquire {
         self.waiter().poll_ready(&(), cx)
     }
 
-    /// A permit, if there is one and it is this one's acquire.
+    /// Takes a permit if there is one now and no other acquirer is before this one.
     #[inline]
     pub(crate) fn try_acquire(&mut self) -> Result<Option<Permit>, Closed> {
         let taken = self.take_uncontended() || self.waiter().try_acquire(&())?;
         Ok(taken.then(|| self.permit()))
     }
 
-    /// Ready with a permit when it is this one's acquire. The acquire is used up by that.
+    /// Waits for a permit and takes it. Leaves `None` in `slot` then, since an acquirer takes one permit.
     #[inline]
     pub(crate) fn poll_acquire(slot: &mut Option<Self>, cx: &mut Context<'_>) -> Poll<Result<Permit, Closed>> {
         let acquire = slot
@@ -149,11 +167,11 @@ impl Acquire {
         if !acquire.take_uncontended() {
             ready!(acquire.waiter().poll_acquire(&(), cx))?;
         }
-        let Self { semaphore, .. } = slot.take().expect("it was there just now");
+        let Self { semaphore, .. } = slot.take().expect("the slot was not empty above");
         Poll::Ready(Ok(Permit { semaphore }))
     }
 
-    /// Leaves this acquire to the caller, and a new one in its place.
+    /// Returns this acquirer with its place in the queue, and leaves a new one here.
     #[inline]
     pub(crate) fn replace(&mut self) -> Self {
         mem::replace(self, self.semaphore.acquire())
@@ -164,11 +182,11 @@ impl Acquire {
     }
 
     fn waiter(&mut self) -> &mut Waiter<Permits> {
-        self.waiter.get_or_insert_with(|| self.semaphore.shared.queue.waiter())
+        self.waiter.get_or_insert_with(|| self.semaphore.inner.queue.waiter())
     }
 
     fn permit(&mut self) -> Permit {
-        // Whoever has taken a permit is not in queue any more.
+        // The waiter left the queue when it took the permit. Without it the fast path is open to this acquirer again.
         self.waiter = None;
         Permit {
             semaphore: self.semaphore.clone(),
@@ -176,7 +194,7 @@ impl Acquire {
     }
 }
 
-/// Another waiter: a acquire belongs to one waiter alone.
+/// The clone is another acquirer, which is not in the queue.
 impl Clone for Acquire {
     #[inline]
     fn clone(&self) -> Self {
@@ -196,8 +214,8 @@ impl Drop for Permit {
     #[inline]
     fn drop(&mut self) {
         if self.semaphore.state().release() {
-            // Somebody may be waiting for it.
-            self.semaphore.shared.queue.update(|_, _| ());
+            // The release has changed the state already: the queue only has to notify the first waiter.
+            self.semaphore.inner.queue.update(|_, _| ());
         }
     }
 }
@@ -211,26 +229,26 @@ impl fmt::Debug for Permit {
 // === impl State ===
 
 impl State {
-    /// Whether there is a permit to be had without the queue.
+    /// Returns whether the fast path is open and has a permit.
     fn has_uncontended(&self) -> bool {
         let held = self.held.load(Ordering::Acquire);
         held & CONTENDED == 0 && held / PERMIT < self.total.load(Ordering::Acquire)
     }
 
-    /// Takes a permit without the queue, if that is not barred.
+    /// Takes a permit by the fast path, and returns whether there was one and the path was open.
     fn take_uncontended(&self) -> bool {
-        self.take(|held| held & CONTENDED == 0)
+        self.take_if(|held| held & CONTENDED == 0)
     }
 
-    fn take(&self, may: impl Fn(usize) -> bool) -> bool {
+    fn take_if(&self, is_allowed: impl Fn(usize) -> bool) -> bool {
         let total = self.total.load(Ordering::Acquire);
-        let take = |held| (may(held) && held / PERMIT < total).then_some(held + PERMIT);
+        let take = |held| (is_allowed(held) && held / PERMIT < total).then_some(held + PERMIT);
         self.held
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
             .is_ok()
     }
 
-    /// Returns whether the queue has to be told.
+    /// Releases a permit. Returns whether the contended flag is set, so that the queue has to notify a waiter.
     fn release(&self) -> bool {
         self.held.fetch_sub(PERMIT, Ordering::AcqRel) & CONTENDED != 0
     }
@@ -263,13 +281,13 @@ impl Resource for Permits {
     }
 
     fn try_take(&mut self, (): &(), _waited: bool, _: &mut LazyNow) -> bool {
-        self.state.take(|_| true)
+        self.state.take_if(|_| true)
     }
 
     fn on_enqueue(&mut self, (): &()) {
         self.waiting += 1;
-        // The queue looks at the gate once more after this: what was given back before is seen then, and who gives
-        // something back from now on tells the queue.
+        // The queue checks the availability once more after this. A permit that was released before the flag was set is
+        // seen then; one that is released later notifies the queue.
         self.state.set_contended();
     }
 

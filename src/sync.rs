@@ -1,4 +1,7 @@
-//! Locks and atomics: those of `std`, or those of [loom] where interleavings are tried out.
+//! Locks and atomics: those of `std`, or those of [loom] when the crate is built with `--cfg tower_outbound_loom`.
+//!
+//! The `interleavings` tests of the queue and the wait queue run under loom, which executes a test with every order of
+//! its threads' atomic operations that it distinguishes.
 //!
 //! [loom]: https://docs.rs/loom
 
@@ -7,10 +10,10 @@ pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
 #[cfg(not(tower_outbound_loom))]
 pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
 
-/// Runs `interleaved` in every order its threads can take with so few preemptions, or as many as
-/// `LOOM_MAX_PREEMPTIONS` says, and tells how many orders there were.
+/// Runs `test` in every order of its threads with at most this many preemptions, and prints how many orders there were.
+/// The environment variable `LOOM_MAX_PREEMPTIONS` overrides the number.
 #[cfg(all(test, tower_outbound_loom))]
-pub(crate) fn model(preemptions: usize, interleaved: impl Fn() + Send + Sync + 'static) {
+pub(crate) fn model(preemptions: usize, test: impl Fn() + Send + Sync + 'static) {
     use std::sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -21,8 +24,8 @@ pub(crate) fn model(preemptions: usize, interleaved: impl Fn() + Send + Sync + '
     let counted = orders.clone();
     builder.check(move || {
         counted.fetch_add(1, Ordering::Relaxed);
-        interleaved();
+        test();
     });
-    let test = std::thread::current().name().unwrap_or_default().to_owned();
-    eprintln!("{test}: {} orders", orders.load(Ordering::Relaxed));
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    eprintln!("{name}: {} orders", orders.load(Ordering::Relaxed));
 }

@@ -1,4 +1,4 @@
-//! The promises of `ConcurrencyLimit`, poll by poll.
+//! What `ConcurrencyLimit` guarantees, poll by poll.
 
 mod support;
 
@@ -17,7 +17,7 @@ fn limited(limit: usize) -> (Limited, Concurrency, Handle) {
     (layer.layer(service), layer.limit().clone(), handle)
 }
 
-/// Made ready and called, and polled once.
+/// Waits until the service is ready, calls it, and polls the call once.
 macro_rules! call {
     ($service:expr, $name:expr) => {{
         assert_ready_ok!(task::spawn($service.ready()).poll());
@@ -59,7 +59,7 @@ async fn readiness_waits_for_a_permit_and_is_woken_by_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permit_is_free_when_the_call_is_done_failed_dropped_or_panicked() {
+async fn a_permit_is_free_when_the_call_has_completed_failed_panicked_or_been_dropped() {
     let (mut service, limit, mut handle) = limited(1);
     handle.allow(10);
 
@@ -80,7 +80,7 @@ async fn a_permit_is_free_when_the_call_is_done_failed_dropped_or_panicked() {
     drop(dropped);
     assert_eq!(limit.in_flight(), 0);
 
-    let panics = tower::service_fn(|()| async { panic!("at the disco") as Result<(), std::io::Error> });
+    let panics = tower::service_fn(|()| async { panic!("in the client") as Result<(), std::io::Error> });
     let mut panics = ConcurrencyLimitLayer::with_limit(limit.clone()).layer(panics);
     let call = tokio::spawn(async move { panics.ready().await.unwrap().call(()).await });
     assert!(call.await.unwrap_err().is_panic());
@@ -88,19 +88,19 @@ async fn a_permit_is_free_when_the_call_is_done_failed_dropped_or_panicked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_that_is_kept_keeps_no_permit() {
+async fn a_completed_future_that_is_kept_holds_no_permit() {
     let (mut service, limit, mut handle) = limited(1);
     handle.allow(1);
     let mut call = call!(service, "call");
     assert_request_eq!(handle, "call").send_response("");
     assert_ready_ok!(call.poll());
-    // The future is still there.
+    // The future has not been dropped yet.
     assert_eq!(limit.in_flight(), 0);
     drop(call);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_readied_clone_that_is_never_called_starves_nobody() {
+async fn a_clone_that_is_ready_and_never_called_does_not_block_the_others() {
     let (service, limit, mut handle) = limited(1);
     handle.allow(10);
     let mut idle: Vec<_> = (0..5).map(|_| service.clone()).collect();
@@ -113,7 +113,7 @@ async fn a_readied_clone_that_is_never_called_starves_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clone_that_waited_and_was_made_ready_but_is_never_called_holds_up_nobody_for_long() {
+async fn a_clone_that_waited_for_readiness_and_is_never_called_delays_the_next_one_by_five_milliseconds() {
     let (service, _, mut handle) = limited(1);
     handle.allow(10);
     let (mut first, mut idle, mut next) = (service.clone(), service.clone(), service.clone());
@@ -135,7 +135,7 @@ async fn a_clone_that_waited_and_was_made_ready_but_is_never_called_holds_up_nob
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_future_that_is_never_polled_delays_nobody() {
+async fn a_future_that_is_never_polled_holds_no_permit() {
     let (mut service, limit, mut handle) = limited(1);
     handle.allow(10);
     assert_ready_ok!(task::spawn(service.ready()).poll());
@@ -146,10 +146,10 @@ async fn a_future_that_is_never_polled_delays_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_finds_no_permit_left_waits_for_one_in_order() {
+async fn calls_that_find_no_permit_wait_for_one_in_order() {
     let (service, _, mut handle) = limited(1);
     handle.allow(10);
-    // Ready all at once: only one of them can have the permit.
+    // All of them are ready, and only one of them can have the permit.
     let mut clones: Vec<_> = (0..3).map(|_| service.clone()).collect();
     for service in &mut clones {
         assert_ready_ok!(task::spawn(service.ready()).poll());
@@ -196,21 +196,20 @@ async fn the_limit_can_be_changed_while_calls_run_and_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_limit_can_stand_over_several_services() {
+async fn several_services_can_share_one_limit() {
     let limit = Concurrency::new(1).unwrap();
     let layer = ConcurrencyLimitLayer::with_limit(limit);
-    let ((a, _ha), (b, _hb)) = (mock::pair::<&str, &str>(), mock::pair::<&str, &str>());
+    let ((a, mut a_handle), (b, mut b_handle)) = (mock::pair::<&str, &str>(), mock::pair::<&str, &str>());
     let (mut a, mut b) = (layer.layer(a), layer.layer(b));
-    let (mut ha, mut hb) = (_ha, _hb);
-    ha.allow(1);
-    hb.allow(1);
+    a_handle.allow(1);
+    b_handle.allow(1);
     let _call = call!(a, "a");
     assert_pending!(task::spawn(b.ready()).poll());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_service_that_was_ready_is_the_one_that_is_called() {
-    /// Ready once, for the one instance that was asked.
+async fn the_instance_that_was_ready_is_the_one_that_is_called() {
+    /// Panics when it is called without having been polled ready. A clone is not ready.
     #[derive(Default)]
     struct Once(bool);
     impl Clone for Once {
@@ -238,7 +237,7 @@ async fn the_service_that_was_ready_is_the_one_that_is_called() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancelled_waiter_lets_the_next_one_go() {
+async fn dropping_a_notified_waiter_notifies_the_next_one() {
     let (service, _, mut handle) = limited(1);
     handle.allow(10);
     let (mut first, mut second, mut third) = (service.clone(), service.clone(), service.clone());
@@ -257,17 +256,17 @@ async fn a_cancelled_waiter_lets_the_next_one_go() {
 }
 
 #[test]
-fn a_limit_of_zero_is_refused_by_name() {
+fn a_limit_of_zero_is_an_error_that_names_the_field() {
     assert_eq!(
         ConcurrencyLimitLayer::new(0).unwrap_err().to_string(),
         "invalid concurrency_limit: must be above zero, is 0"
     );
 }
 
-/// The first in line is called, and answers only after the next one could have been. Its late answer once swallowed the
-/// wake-up of the next, which then waited forever.
+/// The first waiter is notified and is polled only after its timeout has passed. If its late poll counted as a new
+/// notification without waking the second waiter in the end, that one would wait forever.
 #[tokio::test(start_paused = true)]
-async fn a_late_answer_does_not_swallow_the_call_of_the_next() {
+async fn a_late_poll_of_a_notified_waiter_does_not_lose_the_wake_up_of_the_next_one() {
     let (service, limit, mut handle) = limited(3);
     handle.allow(10);
     let mut busy: Vec<_> = (0..3).map(|_| service.clone()).collect();
@@ -279,7 +278,7 @@ async fn a_late_answer_does_not_swallow_the_call_of_the_next() {
     tokio::time::advance(ms(2)).await;
     drop(running);
     assert_eq!(limit.in_flight(), 0);
-    // Nothing runs for longer than a turn lasts; then the first one answers.
+    // No task runs for longer than the timeout; then the first waiter is polled.
     tokio::time::advance(ms(12)).await;
     assert!(waiting[0].is_woken());
     assert_ready_ok!(waiting[0].poll());

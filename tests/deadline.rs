@@ -1,4 +1,6 @@
-//! Calls that have to be over by a deadline.
+//! Calls with a deadline.
+
+mod support;
 
 use http::{Request, Response};
 use std::{
@@ -9,6 +11,7 @@ use std::{
     },
     time::Duration,
 };
+use support::ms;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_outbound::{
@@ -16,11 +19,7 @@ use tower_outbound::{
     error::DeadlineExceeded, rate::ByExtension,
 };
 
-fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
-}
-
-/// Takes as long as the request says, and counts its calls.
+/// Starts an executor whose client takes as long as the request says, and counts its calls in `made`.
 fn executor(builder: ExecutorBuilder, made: &Arc<AtomicUsize>) -> Executor<Duration, ()> {
     let made = made.clone();
     let client = service_fn(move |request: Request<Duration>| {
@@ -40,26 +39,26 @@ fn call(takes: Duration) -> Call<Duration> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_is_ended_at_its_deadline_wherever_it_is_and_has_taken_nothing() {
+async fn a_call_is_ended_at_its_deadline_at_every_stage_and_has_taken_nothing_of_the_limits() {
     let made = Arc::default();
-    // One on the wire, one in front of it, one in the queue, one waiting for a place.
+    // One call is at the client, one waits for a permit, one is queued, and one waits for a place.
     let builder = Executor::builder()
         .limits(Limits::new().requests(Rate::per_day(100)))
         .concurrency_limit(1)
         .queue_capacity(2);
     let executor = executor(builder, &made);
     let begun = Instant::now();
-    let wire = executor.submit(call(ms(10_000))).await.unwrap();
+    let at_client = executor.submit(call(ms(10_000))).await.unwrap();
     sleep(ms(1)).await;
     let next = executor.submit(call(ms(1)).timeout(ms(99))).await.unwrap();
     sleep(ms(1)).await;
     let queued = executor.submit(call(ms(1)).timeout(ms(198))).await.unwrap();
     let events = [next.event().clone(), queued.event().clone()];
-    let placeless = tokio::spawn({
+    let without_place = tokio::spawn({
         let executor = executor.clone();
         async move { executor.submit(call(ms(1)).timeout(ms(48))).await.map(drop) }
     });
-    let refused = placeless.await.unwrap().unwrap_err();
+    let refused = without_place.await.unwrap().unwrap_err();
     assert_eq!((refused.is_deadline_exceeded(), begun.elapsed()), (true, ms(50)));
 
     assert!(next.await.unwrap_err().is_deadline_exceeded());
@@ -72,7 +71,7 @@ async fn a_call_is_ended_at_its_deadline_wherever_it_is_and_has_taken_nothing() 
         assert_eq!(event.error_type.as_deref(), Some("DeadlineExceeded"));
         assert_eq!(event.error_message.as_deref(), Some("the call's deadline has passed"));
     }
-    wire.await.unwrap();
+    at_client.await.unwrap();
     assert_eq!(made.load(Ordering::Relaxed), 1);
     assert_eq!(executor.monitor().limiter().available().requests, Some(99));
     assert_eq!(executor.monitor().queue_depth(), 0);
@@ -81,7 +80,7 @@ async fn a_call_is_ended_at_its_deadline_wherever_it_is_and_has_taken_nothing() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_on_the_wire_is_ended_whether_or_not_somebody_waits() {
+async fn a_call_at_the_client_is_ended_whether_or_not_its_future_is_polled() {
     let made = Arc::default();
     let executor = executor(Executor::builder().timeout(ms(70)), &made);
     let begun = Instant::now();
@@ -104,7 +103,7 @@ async fn a_call_on_the_wire_is_ended_whether_or_not_somebody_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_cannot_make_it_behind_the_others_is_refused_at_once_with_the_wait() {
+async fn a_call_that_would_wait_beyond_its_deadline_is_refused_at_once_with_the_computed_wait() {
     let made = Arc::default();
     let builder = Executor::builder()
         .limits(Limits::new().tokens(Rate::per_second(100).burst(500)))
@@ -112,20 +111,20 @@ async fn a_call_that_cannot_make_it_behind_the_others_is_refused_at_once_with_th
         .queue_capacity(100)
         .timeout(Duration::from_secs(10));
     let executor = executor(builder, &made);
-    // 500 at once, and 100 a second: the first two go at once, the others one every two and a half seconds.
+    // 500 tokens at once, and 100 a second: two calls are admitted at once, the others one every 2.5 seconds.
     let mut calls = Vec::new();
     for _ in 0..5 {
         calls.push(executor.submit(call(ms(1)).tokens(250)).await.unwrap());
     }
     let error = executor.submit(call(ms(1)).tokens(260)).await.unwrap_err();
-    let told = error.find::<DeadlineExceeded>().unwrap();
-    assert_eq!((told.wait(), told.left()), (ms(10_100), ms(10_000)));
+    let exceeded = error.find::<DeadlineExceeded>().unwrap();
+    assert_eq!((exceeded.wait(), exceeded.left()), (ms(10_100), ms(10_000)));
     assert_eq!(
         error.to_string(),
         "the call would have to wait 10.1s and has only 10s until its deadline"
     );
     assert!(!executor.try_submit(call(ms(1)).tokens(260)).unwrap_err().is_full());
-    // What it would have taken nobody has, and whoever gives up gives its part of the wait back.
+    // A refused call is not counted in the wait of later ones, and a cancelled call no longer is.
     calls.push(executor.submit(call(ms(1)).tokens(240)).await.unwrap());
     executor.submit(call(ms(1)).tokens(10)).await.unwrap_err();
     calls.pop().unwrap().cancel();
@@ -133,12 +132,12 @@ async fn a_call_that_cannot_make_it_behind_the_others_is_refused_at_once_with_th
     sleep(Duration::from_secs(20)).await;
     assert_eq!(made.load(Ordering::Relaxed), 6);
     assert_eq!(executor.monitor().totals().failed, 0);
-    // And all is as it was.
+    // The bucket has refilled: nothing is left of the refused calls.
     executor.submit(call(ms(1)).tokens(500)).await.unwrap().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_handed_back_is_as_it_came_and_nobody_waits_for_it() {
+async fn a_returned_request_is_unchanged_and_not_counted_in_the_wait_of_later_calls() {
     let made = Arc::default();
     let builder = Executor::builder()
         .limits(Limits::new().tokens(Rate::per_second(100)))
@@ -146,7 +145,7 @@ async fn a_request_that_is_handed_back_is_as_it_came_and_nobody_waits_for_it() {
         .queue_capacity(1)
         .timeout(Duration::from_secs(10));
     let executor = executor(builder, &made);
-    let _wire = executor.submit(call(ms(1_000))).await.unwrap();
+    let _at_client = executor.submit(call(ms(1_000))).await.unwrap();
     sleep(ms(1)).await;
     let queued = executor.submit(call(ms(1))).await.unwrap();
     let mut kept = Vec::new();
@@ -159,12 +158,12 @@ async fn a_request_that_is_handed_back_is_as_it_came_and_nobody_waits_for_it() {
             .all(|request| request.extensions().get::<Deadline>().is_none())
     );
     queued.cancel();
-    // They would have been a hundred seconds ahead of it.
+    // If they were counted, this call would have to wait for 100 seconds and would be refused.
     executor.try_submit(call(ms(1)).tokens(100)).unwrap().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_that_has_passed_is_refused_at_once() {
+async fn a_call_whose_deadline_has_passed_is_refused_at_once() {
     let made = Arc::default();
     let executor = executor(Executor::builder(), &made);
     for past in [Deadline::after(Duration::ZERO), Deadline::at(Instant::now())] {
@@ -187,7 +186,7 @@ async fn a_deadline_that_has_passed_is_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_layer_alone_ends_and_refuses_calls_too() {
+async fn the_layer_ends_and_refuses_calls_without_an_executor() {
     let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_second(10))).unwrap();
     let client = service_fn(async |request: Request<Duration>| {
         sleep(*request.body()).await;

@@ -1,14 +1,14 @@
-//! One fault at a time, at every moment there is: a call is taken through the stack step by step, and at each step the
-//! same story is told anew with the fault just there. Whatever it is, nobody else may notice, and all must be given back.
+//! One fault at a time, at every step of a call: a scenario runs one task at a time, and is repeated with the fault
+//! after each number of steps. The fault must not affect other calls, and everything must be released.
 //!
-//! The story, in milliseconds. Two permits, a request every 25, a queue of one place; the wire takes 40. Three calls are
-//! before the one that is watched, and two behind it:
+//! The scenario, in milliseconds: two permits, one request every 25, a queue with one place, and a client that takes
+//! 40. Three calls come before the watched one, and two after it:
 //!
 //! ```text
-//! first     wire 0-40
-//! second    rate 0-25, wire 25-65
-//! third     queued until first is over, rate 40-50, wire 50-90
-//! watched   no place until 40, queued until 65, rate 65-75, wire 75-115
+//! first     client 0-40
+//! second    rate 0-25, client 25-65
+//! third     queued until the first has ended, rate 40-50, client 50-90
+//! watched   no place until 40, queued until 65, rate 65-75, client 75-115
 //! ```
 
 mod support;
@@ -30,7 +30,7 @@ use std::{
     thread,
     time::Duration,
 };
-use support::ms;
+use support::{ms, threaded_runtime};
 use tokio::{
     runtime,
     task::yield_now,
@@ -49,19 +49,19 @@ const BEFORE: [&str; 3] = ["first", "second", "third"];
 const WATCHED: &str = "watched";
 const BEHIND: [&str; 2] = ["fourth", "fifth"];
 
-/// More than there are. They do not come back within a story.
+/// More tokens than the calls cost. Practically none are refilled within a scenario.
 const TOKENS: u64 = 10_000;
 const BETWEEN: Duration = Duration::from_millis(25);
-const WIRE: Duration = Duration::from_millis(40);
-/// All that happens, happens at a multiple of it.
+const CLIENT_TAKES: Duration = Duration::from_millis(40);
+/// Every instant of the scenario is a multiple of this.
 const TICK: Duration = Duration::from_millis(5);
-/// Tasks that run before the clock goes on: more than there is to do.
+/// How many steps run before the clock is advanced: enough for all tasks that can run.
 const STEPS: usize = 10;
-/// The longest story is over by then.
-const LONG: usize = 50 * STEPS;
+/// More steps than the longest scenario has.
+const MAX_STEPS: usize = 50 * STEPS;
 
-type Plain = Executor<&'static str, ()>;
-type Answer = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+type TestExecutor = Executor<&'static str, ()>;
+type CallResult = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
 fn tokens(name: &str) -> u64 {
     name.bytes().map(u64::from).sum()
@@ -73,18 +73,18 @@ fn limits() -> Limits {
         .tokens(Rate::per_day(0.001).burst(TOKENS))
 }
 
-/// A runtime with a clock that stands still, whose tasks run one by one.
-fn in_steps<F: Future>(story: F) -> F::Output {
+/// Runs the scenario with a paused clock, in a runtime that runs one task at a time.
+fn in_steps<F: Future>(scenario: F) -> F::Output {
     runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .event_interval(1)
         .build()
         .unwrap()
-        .block_on(story)
+        .block_on(scenario)
 }
 
-/// Lets one task run. Now and then it gets later.
+/// Lets one task run. Every [`STEPS`] steps, advances the clock instead.
 async fn step(number: usize) {
     if number % STEPS == STEPS - 1 {
         time::advance(TICK).await;
@@ -93,24 +93,27 @@ async fn step(number: usize) {
     }
 }
 
-/// Lets every task run that can, without any time passing.
+/// Lets all tasks run that can, without any time passing. With fewer turns than [`support::settle`], since it runs
+/// thousands of times.
 async fn settle() {
     for _ in 0..STEPS {
         yield_now().await;
     }
 }
 
-/// Who was on the wire, and when.
+/// A client that records its calls.
 #[derive(Clone)]
-struct Wire {
+struct Client {
     begun: Instant,
     arrivals: Arc<Mutex<Vec<(&'static str, Duration)>>>,
+    /// How many calls are at the client.
     busy: Arc<AtomicUsize>,
 }
 
+/// Counts a call as being at the client.
 struct Busy(Arc<AtomicUsize>);
 
-impl Wire {
+impl Client {
     fn new() -> Self {
         Self {
             begun: Instant::now(),
@@ -125,10 +128,10 @@ impl Wire {
         Busy(self.busy.clone())
     }
 
-    async fn carry(self, name: &'static str) -> Result<Response<()>, BoxError> {
+    async fn respond(self, name: &'static str) -> Result<Response<()>, BoxError> {
         let _busy = self.arrive(name);
         yield_now().await;
-        sleep(WIRE).await;
+        sleep(CLIENT_TAKES).await;
         yield_now().await;
         Ok(Response::new(()))
     }
@@ -137,7 +140,7 @@ impl Wire {
         self.arrivals.lock().unwrap().iter().copied().collect()
     }
 
-    /// What those who were on the wire cost together.
+    /// The total cost of the calls that reached the client.
     fn tokens(&self) -> u64 {
         self.arrivals.lock().unwrap().iter().map(|(name, _)| tokens(name)).sum()
     }
@@ -152,16 +155,20 @@ impl Drop for Busy {
 /// How a call is made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
-    /// `submit`; who drops the handle lets the call run on.
+    /// By `submit`. Dropping the handle lets the call run on.
     Submit,
-    /// `submit`; who drops the handle cancels first.
+    /// By `submit`, with a handle that cancels the call when it is dropped.
     Cancel,
+    /// By the executor as a service.
     Service,
-    /// Layers, put together by hand.
+    /// By a stack of layers without an executor.
     Stack,
+    /// By an executor for closures.
     Closure,
-    PermitAlone,
-    RateAlone,
+    /// By a service that has only the concurrency limit.
+    OnlyConcurrency,
+    /// By a service that has only the rate limit.
+    OnlyRate,
 }
 
 const EVERY_WAY: [Way; 7] = [
@@ -170,22 +177,24 @@ const EVERY_WAY: [Way; 7] = [
     Way::Service,
     Way::Stack,
     Way::Closure,
-    Way::PermitAlone,
-    Way::RateAlone,
+    Way::OnlyConcurrency,
+    Way::OnlyRate,
 ];
 
-struct World {
+/// What a scenario runs on.
+struct Setup {
     way: Way,
-    executor: Option<Plain>,
-    wire: Wire,
+    executor: Option<TestExecutor>,
+    client: Client,
     limiter: RateLimiter,
     permits: Concurrency,
-    call: Box<dyn Fn(&'static str) -> Answer>,
+    call: Box<dyn Fn(&'static str) -> CallResult>,
     /// Calls in the queue.
     depth: Box<dyn Fn() -> usize>,
     totals: Box<dyn Fn() -> Totals>,
     updates: Option<Subscription>,
-    told: Vec<(RequestStatus, EventHandle)>,
+    /// The updates received so far.
+    received: Vec<(RequestStatus, EventHandle)>,
 }
 
 fn request(name: &'static str) -> Request<&'static str> {
@@ -204,29 +213,29 @@ impl<B, R> Drop for CancelOnDrop<B, R> {
     }
 }
 
-impl World {
+impl Setup {
     fn new(way: Way, workers: usize) -> Self {
-        let wire = Wire::new();
+        let client = Client::new();
         let limiter = RateLimiter::new(limits()).unwrap();
         let permits = Concurrency::new(2).unwrap();
-        let carries = {
-            let wire = wire.clone();
-            service_fn(move |req: Request<&'static str>| wire.clone().carry(req.body()))
+        let service = {
+            let client = client.clone();
+            service_fn(move |req: Request<&'static str>| client.clone().respond(req.body()))
         };
         let builder = Executor::builder()
             .queue_capacity(1)
             .workers(workers)
             .limiter(limiter.clone())
             .concurrency(permits.clone());
-        let mut known = None;
+        let mut kept = None;
         let mut depth: Box<dyn Fn() -> usize> = Box::new(|| 0);
         let mut updates = None;
         let mut totals: Box<dyn Fn() -> Totals> = Box::new(Totals::default);
-        let call: Box<dyn Fn(&'static str) -> Answer> = match way {
+        let call: Box<dyn Fn(&'static str) -> CallResult> = match way {
             Way::Submit | Way::Cancel | Way::Service => {
-                let executor = builder.build(carries).unwrap();
+                let executor = builder.build(service).unwrap();
                 executor.start().unwrap();
-                known = Some(executor.clone());
+                kept = Some(executor.clone());
                 let monitor = executor.monitor();
                 updates = Some(monitor.subscribe());
                 depth = Box::new({
@@ -246,8 +255,8 @@ impl World {
                             (&mut handle.0).await?;
                             Ok(())
                         }),
-                        _ => Box::pin(executor.oneshot(request(name)).map(|answer| {
-                            answer?;
+                        _ => Box::pin(executor.oneshot(request(name)).map(|result| {
+                            result?;
                             Ok(())
                         })),
                     }
@@ -263,10 +272,10 @@ impl World {
                     move || monitor.queue_depth()
                 });
                 totals = Box::new(move || monitor.totals());
-                let wire = wire.clone();
+                let client = client.clone();
                 Box::new(move |name| {
-                    let (executor, wire) = (executor.clone(), wire.clone());
-                    let call = Call::new(move || wire.clone().carry(name));
+                    let (executor, client) = (executor.clone(), client.clone());
+                    let call = Call::new(move || client.clone().respond(name));
                     Box::pin(async move {
                         let call = call.tokens(tokens(name)).request_id(name);
                         executor.submit(call).await?.await?;
@@ -282,7 +291,7 @@ impl World {
                     .layer(ConcurrencyLimitLayer::with_limit(permits.clone()))
                     .layer(RateLimitLayer::new(limiter.clone()))
                     .layer(EventLayer::calling())
-                    .service(carries);
+                    .service(service);
                 let watch = queue.clone();
                 depth = Box::new(move || watch.depth());
                 let events = Events::new();
@@ -291,35 +300,35 @@ impl World {
                     .layer(EventLayer::queued().report_to(&events))
                     .service(queue);
                 totals = Box::new(move || events.totals());
-                Box::new(move |name| Box::pin(service.clone().oneshot(request(name)).map(|answer| answer.map(drop))))
+                Box::new(move |name| Box::pin(service.clone().oneshot(request(name)).map(|result| result.map(drop))))
             }
-            Way::PermitAlone => {
+            Way::OnlyConcurrency => {
                 let layer = ConcurrencyLimitLayer::with_limit(permits.clone());
-                let service = ServiceBuilder::new().layer(layer).service(carries);
-                Box::new(move |name| Box::pin(service.clone().oneshot(request(name)).map(|answer| answer.map(drop))))
+                let service = ServiceBuilder::new().layer(layer).service(service);
+                Box::new(move |name| Box::pin(service.clone().oneshot(request(name)).map(|result| result.map(drop))))
             }
-            Way::RateAlone => {
+            Way::OnlyRate => {
                 let layer = RateLimitLayer::new(limiter.clone());
-                let service = ServiceBuilder::new().layer(layer).service(carries);
-                Box::new(move |name| Box::pin(service.clone().oneshot(request(name)).map(|answer| answer.map(drop))))
+                let service = ServiceBuilder::new().layer(layer).service(service);
+                Box::new(move |name| Box::pin(service.clone().oneshot(request(name)).map(|result| result.map(drop))))
             }
         };
         Self {
             way,
-            executor: known,
-            wire,
+            executor: kept,
+            client,
             limiter,
             permits,
             call,
             depth,
             totals,
             updates,
-            told: Vec::new(),
+            received: Vec::new(),
         }
     }
 
-    /// The others' calls, each made in its turn.
-    async fn others(&self, names: &[&'static str]) -> Vec<tokio::task::JoinHandle<Result<(), BoxError>>> {
+    /// Makes these calls, one after the other.
+    async fn make_calls(&self, names: &[&'static str]) -> Vec<tokio::task::JoinHandle<Result<(), BoxError>>> {
         let mut calls = Vec::new();
         for name in names {
             calls.push(tokio::spawn((self.call)(name)));
@@ -328,34 +337,39 @@ impl World {
         calls
     }
 
-    fn listen(&mut self) {
+    fn receive_updates(&mut self) {
         let Some(updates) = &mut self.updates else { return };
         while let Some(Some(update)) = updates.recv().now_or_never() {
-            let update = update.expect("nothing is missed");
-            self.told.push((update.status, update.event));
+            let update = update.expect("the subscription has not lagged");
+            self.received.push((update.status, update.event));
         }
     }
 
     fn event(&mut self, name: &str) -> Option<EventHandle> {
-        self.listen();
-        let mut events = self.told.iter().map(|(_, event)| event);
+        self.receive_updates();
+        let mut events = self.received.iter().map(|(_, event)| event);
         events.find(|event| event.request_id().to_string() == name).cloned()
     }
 
-    /// Nothing is held, nobody is there, and who paid was on the wire.
-    fn check_all_is_back(&mut self, what: &dyn fmt::Debug) {
-        self.listen();
+    /// Checks that nothing is held, that only calls that reached the client were charged, and that each event has ended
+    /// once.
+    fn check_all_is_released(&mut self, what: &dyn fmt::Debug) {
+        self.receive_updates();
         assert_eq!((self.depth)(), 0, "{what:?}: places");
         assert_eq!(self.permits.in_flight(), 0, "{what:?}: permits");
-        assert_eq!(self.wire.busy.load(Ordering::SeqCst), 0, "{what:?}: the wire");
-        if self.way != Way::PermitAlone {
+        assert_eq!(
+            self.client.busy.load(Ordering::SeqCst),
+            0,
+            "{what:?}: calls at the client"
+        );
+        if self.way != Way::OnlyConcurrency {
             let left = self.limiter.available().tokens.unwrap();
-            assert_eq!(TOKENS - left, self.wire.tokens(), "{what:?}: tokens");
+            assert_eq!(TOKENS - left, self.client.tokens(), "{what:?}: tokens");
         }
         let totals = (self.totals)();
         assert_eq!(totals.open(), 0, "{what:?}: {totals:?}");
         let mut ended = BTreeMap::<String, usize>::new();
-        for (status, event) in &self.told {
+        for (status, event) in &self.received {
             let ends = ended.entry(event.request_id().to_string()).or_default();
             *ends += usize::from(status.is_terminal());
             let terminal = event.status();
@@ -368,9 +382,9 @@ impl World {
         assert_eq!(totals.opened, ended.len() as u64, "{what:?}");
     }
 
-    /// At no time more than one request in 25 ms, and what a late timer is made up for.
+    /// Checks that there was one request in 25 ms at most, with the 5 ms that the limiter makes up for a late timer.
     fn check_the_rate(&self, what: &dyn fmt::Debug) {
-        let mut times: Vec<_> = self.wire.arrivals.lock().unwrap().iter().map(|(_, at)| *at).collect();
+        let mut times: Vec<_> = self.client.arrivals.lock().unwrap().iter().map(|(_, at)| *at).collect();
         times.sort_unstable();
         for (nth, from) in times.iter().enumerate() {
             for (more, at) in (1_u32..).zip(&times[nth + 1..]) {
@@ -380,178 +394,180 @@ impl World {
     }
 }
 
-/// What came of one story.
-struct Told {
+/// What happened in one scenario with a dropped call.
+struct Observed {
     /// How often the watched call was polled.
     polls: usize,
-    /// When the watched call was dropped, and when the others were on the wire.
+    /// When the watched call was dropped.
     dropped: Duration,
-    /// Whether the watched call got to the wire, before it was dropped or since it ran on.
+    /// Whether the watched call reached the client, before it was dropped or because it ran on.
     is_made: bool,
+    /// When the other calls reached the client.
     arrivals: BTreeMap<&'static str, Duration>,
 }
 
-impl Told {
-    /// Who is dropped before it is on the wire is as if it had never been; the next moves up at once.
+impl Observed {
+    /// When the other calls have to reach the client. If the watched call was dropped before it was made, the calls
+    /// behind it are made as if it had never existed.
     fn expected(&self, way: Way) -> BTreeMap<&'static str, Duration> {
         let (third, behind) = match (way, self.is_made) {
-            (Way::PermitAlone, false) => (ms(40), [ms(40), ms(80)]),
-            (Way::PermitAlone, true) => (ms(40), [self.dropped, ms(80)]),
+            (Way::OnlyConcurrency, false) => (ms(40), [ms(40), ms(80)]),
+            (Way::OnlyConcurrency, true) => (ms(40), [self.dropped, ms(80)]),
             (_, false) => (ms(50), [ms(75), ms(100)]),
             (_, true) => (ms(50), [ms(100), ms(125)]),
         };
-        let second = if way == Way::PermitAlone { ms(0) } else { ms(25) };
+        let second = if way == Way::OnlyConcurrency { ms(0) } else { ms(25) };
         let times = [ms(0), second, third].into_iter().chain(behind);
         BEFORE.into_iter().chain(BEHIND).zip(times).collect()
     }
 }
 
 /// Polls the watched call `polls` times, or until it is done, and drops it.
-async fn dropped_after(way: Way, workers: usize, polls: usize) -> Told {
+async fn dropped_after(way: Way, workers: usize, polls: usize) -> Observed {
     let what = (way, workers, polls);
-    let mut world = World::new(way, workers);
-    let mut others = world.others(&BEFORE).await;
-    let mut watched = task::spawn((world.call)(WATCHED));
-    let behind = |world: &World| BEHIND.map(|name| tokio::spawn((world.call)(name)));
+    let mut setup = Setup::new(way, workers);
+    let mut others = setup.make_calls(&BEFORE).await;
+    let mut watched = task::spawn((setup.call)(WATCHED));
+    let behind = |setup: &Setup| BEHIND.map(|name| tokio::spawn((setup.call)(name)));
     let mut done = None;
     let mut polled = 0;
     while polled < polls && done.is_none() {
         if polled == 1 {
-            others.extend(behind(&world));
+            others.extend(behind(&setup));
         }
-        if let Poll::Ready(answer) = watched.poll() {
-            done = Some(answer);
+        if let Poll::Ready(result) = watched.poll() {
+            done = Some(result);
         }
         polled += 1;
         if done.is_none() {
             step(polled).await;
         }
     }
-    let event = world.event(WATCHED);
+    let event = setup.event(WATCHED);
     let before = event.as_ref().map(EventHandle::status);
-    let was_on_the_wire = world.wire.arrivals().contains_key(WATCHED);
-    let dropped = world.wire.begun.elapsed();
+    let was_at_client = setup.client.arrivals().contains_key(WATCHED);
+    let dropped = setup.client.begun.elapsed();
     drop(watched);
     if polled <= 1 {
-        others.extend(behind(&world));
+        others.extend(behind(&setup));
     }
     for other in others {
         other.await.unwrap().unwrap();
     }
     settle().await;
 
-    if let Some(answer) = &done {
-        assert!(answer.is_ok(), "{what:?}: {answer:?}");
+    if let Some(result) = &done {
+        assert!(result.is_ok(), "{what:?}: {result:?}");
     }
     let runs_on = matches!(way, Way::Submit | Way::Closure);
     let expected = before.map(|before| match before {
-        over if over.is_terminal() => over,
+        ended if ended.is_terminal() => ended,
         RequestStatus::Pending => RequestStatus::Cancelled,
         _ if runs_on => RequestStatus::Completed,
         _ => RequestStatus::Cancelled,
     });
-    let event = world.event(WATCHED);
+    let event = setup.event(WATCHED);
     if let Some(event) = event.as_ref().filter(|_| runs_on) {
         event.finished().await;
     }
     assert_eq!(event.map(|event| event.status()), expected, "{what:?}: {before:?}");
     if expected != Some(RequestStatus::Completed) && done.is_none() {
-        let is_on_the_wire = world.wire.arrivals().contains_key(WATCHED);
-        assert_eq!(
-            is_on_the_wire, was_on_the_wire,
-            "{what:?}: a call that was given up was made"
-        );
+        let is_at_client = setup.client.arrivals().contains_key(WATCHED);
+        assert_eq!(is_at_client, was_at_client, "{what:?}: a dropped call was made");
     }
     settle().await;
-    world.check_all_is_back(&what);
-    if way != Way::PermitAlone {
-        world.check_the_rate(&what);
+    setup.check_all_is_released(&what);
+    if way != Way::OnlyConcurrency {
+        setup.check_the_rate(&what);
     }
-    let mut arrivals = world.wire.arrivals();
+    let mut arrivals = setup.client.arrivals();
     arrivals.remove(WATCHED);
-    Told {
+    Observed {
         polls: polled,
         dropped,
-        is_made: was_on_the_wire || expected == Some(RequestStatus::Completed),
+        is_made: was_at_client || expected == Some(RequestStatus::Completed),
         arrivals,
     }
 }
 
 #[test]
-fn a_call_that_is_dropped_at_any_await_delays_nobody_and_the_next_moves_up_at_once() {
+fn a_call_that_is_dropped_at_any_step_delays_no_other_call_and_the_next_one_moves_up_at_once() {
     for way in EVERY_WAY {
         for workers in [1, 3] {
-            let whole = in_steps(dropped_after(way, workers, LONG));
-            assert!(whole.polls < LONG, "{way:?}: it is done some time");
+            let whole = in_steps(dropped_after(way, workers, MAX_STEPS));
+            assert!(whole.polls < MAX_STEPS, "{way:?}: the call never completes");
             assert!(whole.is_made);
             assert_eq!(whole.arrivals, whole.expected(way), "{way:?}");
             for polls in 0..whole.polls {
-                let told = in_steps(dropped_after(way, workers, polls));
-                assert_eq!(told.polls, polls);
-                assert_eq!(told.arrivals, told.expected(way), "{way:?}, {workers}, {polls}");
+                let observed = in_steps(dropped_after(way, workers, polls));
+                assert_eq!(observed.polls, polls);
+                assert_eq!(observed.arrivals, observed.expected(way), "{way:?}, {workers}, {polls}");
             }
         }
     }
 }
 
-// --- others' interference ---
+// --- Interference ---
 
-/// Makes all calls, and lets `happens` happen after so many steps. Returns how many steps it took to the end.
+/// Makes all calls, and runs `interfere` after this many steps. Returns the number of steps before that, or until all
+/// calls had ended; the results of the calls; and the output of `interfere`.
 async fn interrupted<Fut: Future>(
-    world: &mut World,
+    setup: &mut Setup,
     after: usize,
-    happens: impl FnOnce(&World) -> Fut,
+    interfere: impl FnOnce(&Setup) -> Fut,
 ) -> (usize, Vec<Result<(), BoxError>>, Fut::Output) {
-    let mut calls = world.others(&BEFORE).await;
-    calls.extend(world.others(&[WATCHED]).await);
-    calls.extend(world.others(&BEHIND).await);
+    let mut calls = setup.make_calls(&BEFORE).await;
+    calls.extend(setup.make_calls(&[WATCHED]).await);
+    calls.extend(setup.make_calls(&BEHIND).await);
     let mut steps = 0;
     while steps < after && !calls.iter().all(|call| call.is_finished()) {
         steps += 1;
         step(steps).await;
     }
-    let output = happens(world).await;
-    let mut answers = Vec::new();
+    let output = interfere(setup).await;
+    let mut results = Vec::new();
     for call in calls {
-        answers.push(call.await.unwrap());
+        results.push(call.await.unwrap());
     }
     settle().await;
-    (steps, answers, output)
+    (steps, results, output)
 }
 
-/// Tells the story with `happens` at every moment, and checks what has to hold whatever happens.
-fn at_every_moment<Fut: Future>(
-    happens: impl Fn(&World) -> Fut,
-    check: impl Fn(&str, &World, &World, Vec<Result<(), BoxError>>, Fut::Output),
+/// Runs the scenario with `interfere` after every number of steps, and checks each time what has to hold in any case.
+/// The arguments of `check` are a description, an undisturbed scenario, the disturbed one, the results of its calls,
+/// and the output of `interfere`.
+fn at_every_step<Fut: Future>(
+    interfere: impl Fn(&Setup) -> Fut,
+    check: impl Fn(&str, &Setup, &Setup, Vec<Result<(), BoxError>>, Fut::Output),
 ) {
     let undisturbed = |workers| {
         in_steps(async move {
-            let mut world = World::new(Way::Submit, workers);
-            let (steps, ..) = interrupted(&mut world, LONG, |_| async {}).await;
-            assert!(steps < LONG, "it is over some time");
-            (steps, world)
+            let mut setup = Setup::new(Way::Submit, workers);
+            let (steps, ..) = interrupted(&mut setup, MAX_STEPS, |_| async {}).await;
+            assert!(steps < MAX_STEPS, "the calls never end");
+            (steps, setup)
         })
     };
     let whole = [undisturbed(1), undisturbed(3)];
     for after in 0..=whole[0].0 {
-        // One worker and three in turn: from step to step little changes.
+        // With one worker and three in turn, since little changes from one step to the next.
         let (workers, (_, undisturbed)) = ([1, 3][after % 2], &whole[after % 2]);
         in_steps(async {
             let what = format!("{workers} workers, after {after} steps");
-            let mut world = World::new(Way::Submit, workers);
-            let (_, answers, output) = interrupted(&mut world, after, &happens).await;
-            world.check_all_is_back(&what);
-            world.check_the_rate(&what);
-            check(&what, undisturbed, &world, answers, output);
+            let mut setup = Setup::new(Way::Submit, workers);
+            let (_, results, output) = interrupted(&mut setup, after, &interfere).await;
+            setup.check_all_is_released(&what);
+            setup.check_the_rate(&what);
+            check(&what, undisturbed, &setup, results, output);
         });
     }
 }
 
 #[test]
-fn limits_that_change_and_change_back_at_any_moment_change_nothing() {
-    at_every_moment(
-        |world| {
-            let (limiter, permits) = (world.limiter.clone(), world.permits.clone());
+fn limits_that_are_changed_and_changed_back_at_any_step_have_no_effect() {
+    at_every_step(
+        |setup| {
+            let (limiter, permits) = (setup.limiter.clone(), setup.permits.clone());
             async move {
                 let wider = Limits::new()
                     .requests(Rate::new(1, BETWEEN).burst(10))
@@ -562,45 +578,45 @@ fn limits_that_change_and_change_back_at_any_moment_change_nothing() {
                 permits.set(2).unwrap();
             }
         },
-        |what, undisturbed, world, answers, ()| {
-            assert!(answers.iter().all(Result::is_ok), "{what}: {answers:?}");
-            assert_eq!(world.wire.arrivals(), undisturbed.wire.arrivals(), "{what}");
+        |what, undisturbed, setup, results, ()| {
+            assert!(results.iter().all(Result::is_ok), "{what}: {results:?}");
+            assert_eq!(setup.client.arrivals(), undisturbed.client.arrivals(), "{what}");
         },
     );
 }
 
 #[test]
-fn a_limit_lowered_and_raised_again_at_any_moment_loses_nobody() {
-    at_every_moment(
-        |world| {
-            let permits = world.permits.clone();
+fn a_limit_that_is_lowered_and_raised_again_at_any_step_loses_no_call() {
+    at_every_step(
+        |setup| {
+            let permits = setup.permits.clone();
             async move {
                 permits.set(1).unwrap();
                 sleep(ms(30)).await;
                 permits.set(2).unwrap();
             }
         },
-        |what, _, world, answers, ()| {
-            assert!(answers.iter().all(Result::is_ok), "{what}: {answers:?}");
-            assert_eq!(world.wire.arrivals().len(), 6, "{what}");
+        |what, _, setup, results, ()| {
+            assert!(results.iter().all(Result::is_ok), "{what}: {results:?}");
+            assert_eq!(setup.client.arrivals().len(), 6, "{what}");
         },
     );
 }
 
 #[test]
-fn a_pause_at_any_moment_lets_nobody_through_until_it_ends() {
+fn a_pause_at_any_step_admits_no_call_until_it_ends() {
     let pause = ms(35);
-    at_every_moment(
-        |world| {
-            let (limiter, begun) = (world.limiter.clone(), world.wire.begun);
+    at_every_step(
+        |setup| {
+            let (limiter, begun) = (setup.limiter.clone(), setup.client.begun);
             async move {
                 limiter.pause_for(pause);
                 begun.elapsed()
             }
         },
-        |what, _, world, answers, from| {
-            assert!(answers.iter().all(Result::is_ok), "{what}: {answers:?}");
-            for at in world.wire.arrivals().values() {
+        |what, _, setup, results, from| {
+            assert!(results.iter().all(Result::is_ok), "{what}: {results:?}");
+            for at in setup.client.arrivals().values() {
                 assert!(
                     *at <= from || *at >= from + pause,
                     "{what}: {at:?} in a pause from {from:?}"
@@ -611,25 +627,25 @@ fn a_pause_at_any_moment_lets_nobody_through_until_it_ends() {
 }
 
 #[test]
-fn a_clock_that_jumps_at_any_moment_lets_no_burst_through() {
-    at_every_moment(
+fn a_clock_that_jumps_at_any_step_admits_no_burst() {
+    at_every_step(
         |_| time::advance(ms(200)),
-        |what, _, world, answers, ()| {
-            assert!(answers.iter().all(Result::is_ok), "{what}: {answers:?}");
-            assert_eq!(world.wire.arrivals().len(), 6, "{what}");
+        |what, _, setup, results, ()| {
+            assert!(results.iter().all(Result::is_ok), "{what}: {results:?}");
+            assert_eq!(setup.client.arrivals().len(), 6, "{what}");
         },
     );
 }
 
 #[test]
-fn a_stop_at_any_moment_accounts_for_every_call_and_leaves_an_executor_that_starts_again() {
+fn a_stop_at_any_step_accounts_for_every_call_and_the_executor_can_start_again() {
     for how in [Shutdown::Graceful, Shutdown::Within(ms(60)), Shutdown::Immediate] {
-        at_every_moment(
-            |world| {
-                let (executor, wire, limiter) = (
-                    world.executor.clone().unwrap(),
-                    world.wire.clone(),
-                    world.limiter.clone(),
+        at_every_step(
+            |setup| {
+                let (executor, client, limiter) = (
+                    setup.executor.clone().unwrap(),
+                    setup.client.clone(),
+                    setup.limiter.clone(),
                 );
                 let before = executor.monitor().totals();
                 async move {
@@ -638,33 +654,33 @@ fn a_stop_at_any_moment_accounts_for_every_call_and_leaves_an_executor_that_star
                     assert_eq!(report.elapsed, begun.elapsed());
                     assert!(executor.submit(request("late")).await.unwrap_err().is_not_running());
                     let after = executor.monitor().totals();
-                    assert_eq!(wire.busy.load(Ordering::SeqCst), 0);
+                    assert_eq!(client.busy.load(Ordering::SeqCst), 0);
                     let charged = TOKENS - limiter.available().tokens.unwrap();
-                    assert_eq!(charged, wire.tokens());
+                    assert_eq!(charged, client.tokens());
 
                     executor.start().unwrap();
                     executor.submit(request("next")).await.unwrap().await.unwrap();
                     (before, report, after)
                 }
             },
-            |what, _, world, answers, (before, report, after)| {
+            |what, _, setup, results, (before, report, after)| {
                 let what = format!("{how:?}, {what}: {report:?}");
                 let ended = after.ended() - before.ended();
                 assert_eq!(report.completed + report.failed + report.cancelled, ended, "{what}");
                 assert_eq!((report.left, report.failed), (0, 0), "{what}");
-                // Only who had no place yet is told later.
-                let totals = (world.totals)();
+                // Calls that had no place fail after the stop has returned.
+                let totals = (setup.totals)();
                 assert_eq!(totals.completed, after.completed + 1, "{what}");
-                let refused = answers.iter().filter(|answer| answer.is_err()).count();
-                assert_eq!(totals.cancelled as usize, refused, "{what}: {answers:?}");
+                let refused = results.iter().filter(|result| result.is_err()).count();
+                assert_eq!(totals.cancelled as usize, refused, "{what}: {results:?}");
                 match how {
-                    // Whoever had a place is finished.
+                    // Every call that had a place is finished.
                     Shutdown::Graceful => assert_eq!(report.cancelled, after.cancelled - before.cancelled, "{what}"),
                     Shutdown::Immediate => assert_eq!((report.completed, report.elapsed), (0, ms(0)), "{what}"),
                     Shutdown::Within(limit) => assert!(report.elapsed <= limit, "{what}"),
                 }
-                for answer in answers {
-                    let Err(error) = answer else { continue };
+                for result in results {
+                    let Err(error) = result else { continue };
                     let error = error.downcast::<tower_outbound::Error>().unwrap();
                     assert!(
                         error.is_cancelled() || error.is_closed() || error.is_not_running(),
@@ -676,30 +692,33 @@ fn a_stop_at_any_moment_accounts_for_every_call_and_leaves_an_executor_that_star
     }
 }
 
-// --- panics ---
+// --- Panics ---
 
-/// Where others' code panics.
+/// Where user code panics.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Panics {
-    /// When the client is cloned for this call.
+    /// When the client is cloned for a call.
     Clone,
+    /// In `poll_ready`.
     Ready,
+    /// In `call`.
     Call,
+    /// When the call's future is polled for the first time.
     FirstPoll,
     LaterPoll,
-    /// When its future is dropped, since the call is cancelled.
+    /// When the call's future is dropped, because the call is cancelled.
     FutureDropped,
-    /// When nobody fetches the response, and it is dropped.
+    /// When the response is dropped, because the handle was dropped without fetching it.
     ResponseDropped,
-    /// When it is asked what a response is.
+    /// When the response is described for the event.
     Describe,
-    /// When an error is asked what it says.
+    /// When the error is formatted.
     ErrorText,
-    /// When it is asked what a request costs; the first time in `submit`.
+    /// When the cost is computed for the given time. The first time is in `submit`.
     Cost(usize),
-    /// When it is asked what a request is, in `submit`.
+    /// When the request is described for the event, in `submit`.
     DescribeRequest,
-    /// When the request is dropped, since the call is cancelled in the queue.
+    /// When the request is dropped, because the call is cancelled in the queue.
     RequestDropped,
 }
 
@@ -719,11 +738,11 @@ const EVERYWHERE: [Panics; 13] = [
     Panics::RequestDropped,
 ];
 
-/// Goes off when it is dropped, if it is armed.
+/// Panics when it is dropped, if it is armed.
 #[derive(Debug, Default)]
-struct Bomb(bool);
+struct PanicsOnDrop(bool);
 
-impl Drop for Bomb {
+impl Drop for PanicsOnDrop {
     fn drop(&mut self) {
         assert!(!self.0, "dropped");
     }
@@ -731,70 +750,71 @@ impl Drop for Bomb {
 
 struct Body {
     name: &'static str,
-    bomb: Bomb,
+    on_drop: PanicsOnDrop,
 }
 
 #[derive(Debug)]
-struct Unspeakable;
+struct PanicsOnDisplay;
 
-impl fmt::Display for Unspeakable {
+impl fmt::Display for PanicsOnDisplay {
     fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
-        panic!("what it says")
+        panic!("formatted")
     }
 }
 
-impl std::error::Error for Unspeakable {}
+impl std::error::Error for PanicsOnDisplay {}
 
-/// Breaks where it is told to, for the watched call. What belongs to no call breaks once, as soon as `armed`.
+/// A client that panics at one point of the watched call. At a point that belongs to no call, it panics once after it
+/// is armed.
 struct Fragile {
     panics: Panics,
     armed: Arc<Mutex<bool>>,
-    wire: Wire,
+    client: Client,
 }
 
 impl Fragile {
-    /// Whether it is to break here and now.
-    fn breaks(&self, here: Panics) -> bool {
-        self.panics == here && std::mem::take(&mut *self.armed.lock().unwrap())
+    /// Returns whether this point has to panic now, and disarms the client if so.
+    fn has_to_panic(&self, point: Panics) -> bool {
+        self.panics == point && std::mem::take(&mut *self.armed.lock().unwrap())
     }
 }
 
 impl Clone for Fragile {
     fn clone(&self) -> Self {
-        assert!(!self.breaks(Panics::Clone), "cloned");
+        assert!(!self.has_to_panic(Panics::Clone), "cloned");
         Self {
             panics: self.panics,
             armed: self.armed.clone(),
-            wire: self.wire.clone(),
+            client: self.client.clone(),
         }
     }
 }
 
 impl Service<Request<Body>> for Fragile {
-    type Response = Response<Bomb>;
+    type Response = Response<PanicsOnDrop>;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Bomb>, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<PanicsOnDrop>, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        assert!(!self.breaks(Panics::Ready), "made ready");
+        assert!(!self.has_to_panic(Panics::Ready), "made ready");
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, mut req: Request<Body>) -> Self::Future {
-        req.body_mut().bomb.0 = false;
+        req.body_mut().on_drop.0 = false;
         let name = req.body().name;
-        let busy = self.wire.arrive(name);
+        let busy = self.client.arrive(name);
         let panics = Some(self.panics).filter(|_| name == WATCHED);
         assert_ne!(panics, Some(Panics::Call), "called");
         Box::pin(async move {
-            let (_busy, _bomb) = (busy, Bomb(panics == Some(Panics::FutureDropped)));
+            let (_busy, _on_drop) = (busy, PanicsOnDrop(panics == Some(Panics::FutureDropped)));
             assert_ne!(panics, Some(Panics::FirstPoll), "polled");
-            sleep(WIRE).await;
+            sleep(CLIENT_TAKES).await;
             assert_ne!(panics, Some(Panics::LaterPoll), "polled again");
             if panics == Some(Panics::ErrorText) {
-                return Err(Unspeakable.into());
+                return Err(PanicsOnDisplay.into());
             }
-            let mut response = Response::new(Bomb(panics == Some(Panics::ResponseDropped)));
+            let mut response = Response::new(PanicsOnDrop(panics == Some(Panics::ResponseDropped)));
             if panics.is_some() {
                 *response.status_mut() = StatusCode::IM_A_TEAPOT;
             }
@@ -803,42 +823,43 @@ impl Service<Request<Body>> for Fragile {
     }
 }
 
+/// A description that may panic.
 #[derive(Clone)]
-struct Fussy(Panics);
+struct FragileDescribe(Panics);
 
-impl Describe<Request<Body>, Response<Bomb>> for Fussy {
+impl Describe<Request<Body>, Response<PanicsOnDrop>> for FragileDescribe {
     fn request(&self, req: &Request<Body>, _: &mut RequestDetails) {
         let is_watched = req.body().name == WATCHED;
-        assert!(!is_watched || self.0 != Panics::DescribeRequest, "asked what it is");
+        assert!(!is_watched || self.0 != Panics::DescribeRequest, "request described");
     }
 
-    fn response(&self, res: &Response<Bomb>, _: &mut ResponseDetails) {
+    fn response(&self, res: &Response<PanicsOnDrop>, _: &mut ResponseDetails) {
         let is_watched = res.status() == StatusCode::IM_A_TEAPOT;
-        assert!(!is_watched || self.0 != Panics::Describe, "asked what came back");
+        assert!(!is_watched || self.0 != Panics::Describe, "response described");
     }
 }
 
-/// What came of all calls, with a panic that nobody hears of but who it happens to.
+/// Runs the scenario with a panic, and checks that it fails no call but the one that it belongs to. Returns the number
+/// of steps until all calls had ended.
 async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usize {
     let what = (panics, workers, armed_after);
-    let wire = Wire::new();
+    let client = Client::new();
     let armed = Arc::new(Mutex::new(false));
     let fragile = Fragile {
         panics,
         armed: armed.clone(),
-        wire: wire.clone(),
+        client: client.clone(),
     };
-    let asked = AtomicUsize::new(0);
     let limiter = RateLimiter::new(limits()).unwrap();
     let executor = Executor::builder()
         .queue_capacity(2)
         .workers(workers)
         .limiter(limiter.clone())
         .concurrency_limit(2)
-        .describe(Fussy(panics))
-        .cost(Asked {
+        .describe(FragileDescribe(panics))
+        .cost(FragileCost {
             panics,
-            asked: Arc::new(asked),
+            computed: Arc::default(),
         })
         .build(fragile)
         .unwrap();
@@ -847,10 +868,10 @@ async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usi
     let mut updates = monitor.subscribe();
 
     let submit = |name: &'static str| {
-        let bomb = Bomb(name == WATCHED && panics == Panics::RequestDropped);
+        let on_drop = PanicsOnDrop(name == WATCHED && panics == Panics::RequestDropped);
         task::spawn({
             let executor = executor.clone();
-            async move { executor.submit(Request::new(Body { name, bomb })).await }
+            async move { executor.submit(Request::new(Body { name, on_drop })).await }
         })
     };
     let mut handles = Vec::new();
@@ -874,7 +895,7 @@ async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usi
     let mut steps = 0;
     let mut over_after = 0;
     let mut watched = watched;
-    while steps < LONG && over_after == 0 {
+    while steps < MAX_STEPS && over_after == 0 {
         if steps == armed_after {
             *armed.lock().unwrap() = true;
         }
@@ -883,7 +904,7 @@ async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usi
             (Panics::FutureDropped, Some(RequestStatus::Calling), Some(handle)) => handle.cancel(),
             (Panics::ResponseDropped, Some(RequestStatus::Calling), Some(_)) => watched = None,
             (Panics::RequestDropped, Some(RequestStatus::Queued), Some(handle)) => {
-                // The caller's own request: the caller hears it.
+                // The request is the caller's, so its panic is raised in the caller.
                 assert!(catch_unwind(AssertUnwindSafe(|| handle.cancel())).is_err());
                 watched = None;
             }
@@ -895,7 +916,7 @@ async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usi
             over_after = steps;
         }
     }
-    assert!(over_after > 0, "{what:?}: it is over some time");
+    assert!(over_after > 0, "{what:?}: the calls never end");
     for call in behind {
         handles.push(call.await.unwrap().unwrap());
     }
@@ -905,12 +926,12 @@ async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usi
         .collect();
     let status = event.as_ref().map(EventHandle::status);
     let expected = match panics {
-        // In whichever call it is.
+        // These points do not belong to the watched call.
         Panics::Clone | Panics::Ready => {
             let failed = failed.len() + usize::from(status == Some(RequestStatus::Failed));
             assert!(failed <= 1, "{what:?}: {failed} failed");
-            let went_off = armed_after < LONG && !*armed.lock().unwrap();
-            assert_eq!(failed == 1, went_off, "{what:?}");
+            let has_panicked = armed_after < MAX_STEPS && !*armed.lock().unwrap();
+            assert_eq!(failed == 1, has_panicked, "{what:?}");
             status
         }
         Panics::Cost(1) | Panics::DescribeRequest => None,
@@ -942,11 +963,11 @@ async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usi
         (0, 0, 0),
         "{what:?}"
     );
-    assert_eq!(wire.busy.load(Ordering::SeqCst), 0, "{what:?}");
-    // Who paid and was not there panicked in between.
+    assert_eq!(client.busy.load(Ordering::SeqCst), 0, "{what:?}");
+    // One call may have been charged and have panicked before it reached the client.
     let charged = TOKENS - limiter.available().tokens.unwrap();
     assert!(
-        (0..=1).contains(&(charged - wire.arrivals().len() as u64)),
+        (0..=1).contains(&(charged - client.arrivals().len() as u64)),
         "{what:?}: {charged}"
     );
     let report = executor.stop(Shutdown::Graceful).await;
@@ -954,25 +975,26 @@ async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usi
     over_after
 }
 
-/// A token a call.
+/// A cost of one token, whose computation may panic.
 #[derive(Clone)]
-struct Asked {
+struct FragileCost {
     panics: Panics,
-    asked: Arc<AtomicUsize>,
+    /// How often the cost of the watched call was computed.
+    computed: Arc<AtomicUsize>,
 }
 
-impl RequestCost<Request<Body>> for Asked {
+impl RequestCost<Request<Body>> for FragileCost {
     fn cost(&self, req: &Request<Body>) -> Cost {
         if req.body().name == WATCHED {
-            let nth = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
-            assert_ne!(self.panics, Panics::Cost(nth), "asked what it costs");
+            let nth = self.computed.fetch_add(1, Ordering::SeqCst) + 1;
+            assert_ne!(self.panics, Panics::Cost(nth), "cost computed");
         }
         Cost::tokens(1)
     }
 }
 
 #[test]
-fn a_panic_anywhere_fails_that_call_and_gives_everything_back() {
+fn a_panic_anywhere_fails_that_call_and_everything_is_released() {
     for panics in EVERYWHERE {
         for workers in [1, 3] {
             in_steps(with_a_panic(panics, workers, 0));
@@ -981,52 +1003,48 @@ fn a_panic_anywhere_fails_that_call_and_gives_everything_back() {
 }
 
 #[test]
-fn a_client_that_panics_when_it_is_cloned_or_made_ready_at_any_moment_fails_one_call_at_most() {
+fn a_client_that_panics_in_clone_or_poll_ready_at_any_step_fails_one_call_at_most() {
     for panics in [Panics::Clone, Panics::Ready] {
-        let whole = in_steps(with_a_panic(panics, 1, LONG));
+        let whole = in_steps(with_a_panic(panics, 1, MAX_STEPS));
         for armed_after in 0..whole {
             in_steps(with_a_panic(panics, [1, 3][armed_after % 2], armed_after));
         }
     }
 }
 
-// --- ends ---
+// --- Shutdown ---
 
-/// Says when it is dropped, and takes until it may.
-struct Lingers {
-    dropped: mpsc::Sender<()>,
-    may: mpsc::Receiver<()>,
+/// Reports that its drop has begun, and blocks there until it is released.
+struct BlocksOnDrop {
+    begun: mpsc::Sender<()>,
+    release: mpsc::Receiver<()>,
 }
 
-impl Drop for Lingers {
+impl Drop for BlocksOnDrop {
     fn drop(&mut self) {
-        let _ = self.dropped.send(());
-        let _ = self.may.recv();
+        let _ = self.begun.send(());
+        let _ = self.release.recv();
     }
 }
 
 #[test]
-fn a_stop_waits_until_the_last_call_is_told_that_its_runtime_has_ended() {
-    let home = runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+fn a_stop_waits_until_the_last_call_is_cancelled_by_the_end_of_its_runtime() {
+    let home = threaded_runtime();
     let executor = Executor::builder()
         .limits(Limits::new())
         .concurrency_limit(1)
-        .build(service_fn(async |_: Request<Option<Lingers>>| {
+        .build(service_fn(async |_: Request<Option<BlocksOnDrop>>| {
             pending::<Result<Response<()>, BoxError>>().await
         }))
         .unwrap();
-    let (dropped, is_dropped) = mpsc::channel();
-    let (go, may) = mpsc::channel();
-    let mut lingers = Some(Lingers { dropped, may });
+    let (begun, has_begun) = mpsc::channel();
+    let (releases, release) = mpsc::channel();
+    let mut blocks = Some(BlocksOnDrop { begun, release });
     let calls = home.block_on(async {
         executor.start().unwrap();
         let mut calls = Vec::new();
-        // On the wire, in the worker's hands, and two in the queue.
-        for body in [None, None, lingers.take(), None] {
+        // One call is at the client, one was taken by the worker and waits for its permit, and two are in the queue.
+        for body in [None, None, blocks.take(), None] {
             calls.push(executor.submit(Request::new(body)).await.unwrap());
             while calls.len() == 1 && executor.monitor().calling() == 0 {
                 yield_now().await;
@@ -1035,17 +1053,17 @@ fn a_stop_waits_until_the_last_call_is_told_that_its_runtime_has_ended() {
         calls
     });
     let ends = thread::spawn(move || drop(home));
-    is_dropped.recv().unwrap();
+    has_begun.recv().unwrap();
     let mut stop = task::spawn(executor.stop(Shutdown::Graceful));
-    let told = calls.last().unwrap().event().clone();
-    assert_eq!(told.status(), RequestStatus::Queued);
-    assert!(stop.poll().is_pending(), "the last call has not been told yet");
-    go.send(()).unwrap();
+    let last = calls.last().unwrap().event().clone();
+    assert_eq!(last.status(), RequestStatus::Queued);
+    assert!(stop.poll().is_pending(), "the last call has not been cancelled yet");
+    releases.send(()).unwrap();
     ends.join().unwrap();
     assert!(stop.is_woken());
     let Poll::Ready(report) = stop.poll() else {
-        panic!("everybody is told")
+        panic!("every call is cancelled")
     };
-    assert_eq!(told.status(), RequestStatus::Cancelled);
+    assert_eq!(last.status(), RequestStatus::Cancelled);
     assert_eq!((report.cancelled, executor.monitor().totals().cancelled), (1, 4));
 }

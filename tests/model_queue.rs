@@ -1,7 +1,8 @@
-//! `Queue` against a model of it: three lists (who waits for a place, who has one, who runs) and what each came to.
+//! `Queue` against a model of it: three lists (the calls and handles that wait for a place, the queued calls, and the
+//! running ones) and the result of each call.
 //!
-//! The inner service does as it is told: it is ready or not, answers, fails or panics in any of its parts. After each
-//! step the lists have to be the same, and at the end every call has come to exactly one thing.
+//! The test controls the inner service: when it is ready, and whether it responds, fails or panics in any of its parts.
+//! After each step the queue has to agree with the lists, and at the end every call has exactly one result.
 
 mod support;
 
@@ -24,25 +25,25 @@ use tower_outbound::{
     queue::ResponseFuture,
 };
 
-// === What is done ===
+// === The steps ===
 
-/// How the service answers when it is asked to be ready. The last two only once.
+/// What the service's `poll_ready` does. It fails and panics only once, and is ready after that.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Door {
-    Open,
-    Shut,
+enum Readiness {
+    Ready,
+    Pending,
     Fails,
     Panics,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
-    Answers,
+    Responds,
     Fails,
     Panics,
 }
 
-/// A request: its number, and what will go wrong.
+/// A request: its number, and whether its call panics.
 #[derive(Clone, Copy, Debug)]
 struct Req {
     id: usize,
@@ -52,10 +53,10 @@ struct Req {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Only if there is a place now.
+    /// `try_call`. The flags of this and the next steps are those of [`Req`].
     TryCall(bool, bool),
     Call(bool, bool),
-    /// With one of a few handles that are kept, made ready or not.
+    /// With one of a few handles that are kept over many steps, and may be ready.
     CallOn(usize, bool, bool),
     PollReady(usize),
     DropHandle(usize),
@@ -64,7 +65,7 @@ enum Step {
     Cancel(Index),
     Detach(Index),
     End(Index, End),
-    Door(Door),
+    SetReadiness(Readiness),
     SetLimit(usize),
     Close,
     Abort,
@@ -82,12 +83,12 @@ struct Case {
 
 fn step() -> impl Strategy<Value = Step> {
     let bad = || (prop::bool::weighted(0.1), prop::bool::weighted(0.1));
-    let end = prop_oneof![3 => Just(End::Answers), 1 => Just(End::Fails), 1 => Just(End::Panics)];
-    let door = prop_oneof![
-        5 => Just(Door::Open),
-        3 => Just(Door::Shut),
-        1 => Just(Door::Fails),
-        1 => Just(Door::Panics),
+    let end = prop_oneof![3 => Just(End::Responds), 1 => Just(End::Fails), 1 => Just(End::Panics)];
+    let readiness = prop_oneof![
+        5 => Just(Readiness::Ready),
+        3 => Just(Readiness::Pending),
+        1 => Just(Readiness::Fails),
+        1 => Just(Readiness::Panics),
     ];
     let index = any::<Index>;
     prop_oneof![
@@ -101,7 +102,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => index().prop_map(Step::Cancel),
         4 => index().prop_map(Step::Detach),
         16 => (index(), end).prop_map(|(index, end)| Step::End(index, end)),
-        10 => door.prop_map(Step::Door),
+        10 => readiness.prop_map(Step::SetReadiness),
         3 => (1..4_usize).prop_map(Step::SetLimit),
         1 => Just(Step::Close),
         1 => Just(Step::Abort),
@@ -118,99 +119,103 @@ fn case() -> impl Strategy<Value = Case> {
     })
 }
 
-// === The service, which does as it is told ===
+// === The service ===
 
+/// A service that the test controls.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Telling>>);
+struct Inner(Arc<Mutex<Control>>);
 
 #[derive(Default)]
-struct Telling {
-    shut: bool,
+struct Control {
+    is_pending: bool,
     fails: bool,
     panics: bool,
-    asking: Vec<Waker>,
-    asked: usize,
-    /// In the order in which they came.
+    /// The tasks that wait for readiness.
+    wakers: Vec<Waker>,
+    /// How often `poll_ready` was called.
+    readiness_polls: usize,
+    /// The calls that were made, in order.
     begun: Vec<usize>,
-    /// Those whose futures are there.
-    alive: BTreeMap<usize, Ctl>,
+    /// The calls whose futures have not been dropped.
+    alive: BTreeMap<usize, CallControl>,
 }
 
 #[derive(Default)]
-struct Ctl {
+struct CallControl {
     end: Option<End>,
     waker: Option<Waker>,
 }
 
+/// The future of a call.
 struct Work {
     req: Req,
-    told: Told,
+    inner: Inner,
 }
 
-/// Without the noise of a hook.
-fn fall_over() -> ! {
-    resume_unwind(Box::new("fell over"))
+/// Panics without calling the panic hook, which would print each of thousands of panics.
+fn panic_quietly() -> ! {
+    resume_unwind(Box::new("on purpose"))
 }
 
-impl Told {
-    fn lock(&self) -> MutexGuard<'_, Telling> {
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Control> {
         self.0.lock().unwrap()
     }
 
-    fn set(&self, door: Door) {
-        let mut telling = self.lock();
-        telling.shut = door == Door::Shut;
-        telling.fails = door == Door::Fails;
-        telling.panics = door == Door::Panics;
-        let asking = std::mem::take(&mut telling.asking);
-        drop(telling);
-        asking.into_iter().for_each(Waker::wake);
+    fn set(&self, readiness: Readiness) {
+        let mut control = self.lock();
+        control.is_pending = readiness == Readiness::Pending;
+        control.fails = readiness == Readiness::Fails;
+        control.panics = readiness == Readiness::Panics;
+        let wakers = std::mem::take(&mut control.wakers);
+        drop(control);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     fn end(&self, id: usize, end: End) {
-        let mut telling = self.lock();
-        let ctl = telling.alive.get_mut(&id).expect("it runs");
-        ctl.end = Some(end);
-        let waker = ctl.waker.take();
-        drop(telling);
+        let mut control = self.lock();
+        let call = control.alive.get_mut(&id).expect("the call is running");
+        call.end = Some(end);
+        let waker = call.waker.take();
+        drop(control);
         waker.into_iter().for_each(Waker::wake);
     }
 }
 
-impl Service<Req> for Told {
+impl Service<Req> for Inner {
     type Response = usize;
     type Error = BoxError;
     type Future = Work;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        let mut telling = self.lock();
-        telling.asked += 1;
-        if telling.shut {
-            telling.asking.push(cx.waker().clone());
+        let mut control = self.lock();
+        control.readiness_polls += 1;
+        if control.is_pending {
+            control.wakers.push(cx.waker().clone());
             return Poll::Pending;
         }
-        let (fails, panics) = (telling.fails, telling.panics);
-        (telling.fails, telling.panics) = (false, false);
-        drop(telling);
+        let (fails, panics) = (control.fails, control.panics);
+        (control.fails, control.panics) = (false, false);
+        drop(control);
         if panics {
-            fall_over();
+            panic_quietly();
         }
         Poll::Ready(if fails { Err("not ready".into()) } else { Ok(()) })
     }
 
     fn call(&mut self, req: Req) -> Work {
-        let mut telling = self.lock();
-        telling.begun.push(req.id);
+        let mut control = self.lock();
+        control.begun.push(req.id);
         if req.panics_when_called {
-            drop(telling);
-            fall_over();
+            drop(control);
+            panic_quietly();
         }
-        let twice = telling.alive.insert(req.id, Ctl::default()).is_some();
-        drop(telling);
+        let twice = control.alive.insert(req.id, CallControl::default()).is_some();
+        drop(control);
         assert!(!twice, "called twice");
         Work {
             req,
-            told: self.clone(),
+            inner: self.clone(),
         }
     }
 }
@@ -219,27 +224,27 @@ impl Future for Work {
     type Output = Result<usize, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut telling = self.told.lock();
-        let ctl = telling.alive.get_mut(&self.req.id).expect("it runs");
-        ctl.waker = Some(cx.waker().clone());
-        let end = ctl.end;
-        drop(telling);
+        let mut control = self.inner.lock();
+        let call = control.alive.get_mut(&self.req.id).expect("the call is running");
+        call.waker = Some(cx.waker().clone());
+        let end = call.end;
+        drop(control);
         match end {
             None => Poll::Pending,
-            Some(End::Answers) => Poll::Ready(Ok(self.req.id)),
+            Some(End::Responds) => Poll::Ready(Ok(self.req.id)),
             Some(End::Fails) => Poll::Ready(Err(format!("{} failed", self.req.id).into())),
-            Some(End::Panics) => fall_over(),
+            Some(End::Panics) => panic_quietly(),
         }
     }
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
-        let gone = self.told.lock().alive.remove(&self.req.id);
-        // It is its waker's drop too.
-        drop(gone);
+        let removed = self.inner.lock().alive.remove(&self.req.id);
+        // After the lock is released: this drops a waker.
+        drop(removed);
         if self.req.panics_when_dropped && !thread::panicking() {
-            fall_over();
+            panic_quietly();
         }
     }
 }
@@ -247,16 +252,15 @@ impl Drop for Work {
 // === The model ===
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Stands {
-    /// Has no place.
-    Entering,
+enum State {
+    WaitingForPlace,
     Queued,
     Running,
-    Over(Result<usize, Why>),
+    Ended(Result<usize, Failure>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Why {
+enum Failure {
     NotReady,
     Failed,
     Panicked,
@@ -264,8 +268,9 @@ enum Why {
     Closed,
 }
 
+/// What waits for a place.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum InLine {
+enum Waiter {
     Call(usize),
     Handle(usize),
 }
@@ -274,13 +279,13 @@ enum InLine {
 struct Model {
     capacity: usize,
     limit: Option<usize>,
-    door: Door,
+    readiness: Readiness,
     closed: bool,
-    line: Vec<InLine>,
+    waiting: Vec<Waiter>,
     queued: Vec<usize>,
     running: Vec<usize>,
     begun: Vec<usize>,
-    calls: Vec<(Req, Stands)>,
+    calls: Vec<(Req, State)>,
 }
 
 impl Model {
@@ -288,42 +293,42 @@ impl Model {
         self.queued.len() < self.capacity
     }
 
-    fn over(&mut self, id: usize, result: Result<usize, Why>) {
-        self.line.retain(|in_line| *in_line != InLine::Call(id));
+    fn set_result(&mut self, id: usize, result: Result<usize, Failure>) {
+        self.waiting.retain(|waiter| *waiter != Waiter::Call(id));
         self.queued.retain(|queued| *queued != id);
         self.running.retain(|running| *running != id);
-        self.calls[id].1 = Stands::Over(result);
+        self.calls[id].1 = State::Ended(result);
     }
 
     fn accept(&mut self, id: usize) {
         self.queued.push(id);
-        self.calls[id].1 = Stands::Queued;
+        self.calls[id].1 = State::Queued;
     }
 
-    /// What the workers do until they can do no more.
+    /// Does what the workers do until they can do no more.
     fn work(&mut self) {
         while let Some(&id) = self.queued.first() {
             if self.limit.is_some_and(|limit| self.running.len() >= limit) {
                 return;
             }
-            match self.door {
-                Door::Shut => return,
-                Door::Fails => {
-                    self.door = Door::Open;
-                    self.over(id, Err(Why::NotReady));
+            match self.readiness {
+                Readiness::Pending => return,
+                Readiness::Fails => {
+                    self.readiness = Readiness::Ready;
+                    self.set_result(id, Err(Failure::NotReady));
                 }
-                Door::Panics => {
-                    self.door = Door::Open;
-                    self.over(id, Err(Why::Panicked));
+                Readiness::Panics => {
+                    self.readiness = Readiness::Ready;
+                    self.set_result(id, Err(Failure::Panicked));
                 }
-                Door::Open => {
+                Readiness::Ready => {
                     self.begun.push(id);
                     if self.calls[id].0.panics_when_called {
-                        self.over(id, Err(Why::Panicked));
+                        self.set_result(id, Err(Failure::Panicked));
                     } else {
                         self.queued.remove(0);
                         self.running.push(id);
-                        self.calls[id].1 = Stands::Running;
+                        self.calls[id].1 = State::Running;
                     }
                 }
             }
@@ -331,21 +336,22 @@ impl Model {
     }
 
     fn end(&mut self, id: usize, end: End) {
-        // The limit drops what it called before it hands the result on; the queue drops it by itself.
-        let spoilt = self.limit.is_some() && self.calls[id].0.panics_when_dropped;
+        // A concurrency limit drops the inner future inside its own `poll`, so a panic of that drop fails the call. The
+        // queue drops a future only after it has the result.
+        let panics_at_end = self.limit.is_some() && self.calls[id].0.panics_when_dropped;
         let result = match end {
-            End::Panics => Err(Why::Panicked),
-            _ if spoilt => Err(Why::Panicked),
-            End::Answers => Ok(id),
-            End::Fails => Err(Why::Failed),
+            End::Panics => Err(Failure::Panicked),
+            _ if panics_at_end => Err(Failure::Panicked),
+            End::Responds => Ok(id),
+            End::Fails => Err(Failure::Failed),
         };
-        self.over(id, result);
+        self.set_result(id, result);
     }
 
     fn abort(&mut self) {
         self.closed = true;
         for id in [&self.queued[..], &self.running[..]].concat() {
-            self.over(id, Err(Why::Cancelled));
+            self.set_result(id, Err(Failure::Cancelled));
         }
     }
 
@@ -354,52 +360,53 @@ impl Model {
     }
 }
 
-// === The queue beside it ===
+// === The queue and the model ===
 
 struct Caller {
     id: usize,
-    /// Nobody can wake it before.
+    /// Whether the future has a waker.
     was_polled: bool,
     future: Spawn<ResponseFuture<Req, usize>>,
 }
 
-struct Bench {
-    told: Told,
+/// The queue and its model.
+struct Comparison {
+    inner: Inner,
     limit: Option<Concurrency>,
     queue: Queue<Req, usize>,
     handles: Vec<Spawn<Queue<Req, usize>>>,
-    /// Which of them were told that it is their turn, and did not use it.
+    /// Which handles have returned `Ready` and were not called since.
     ready: [bool; HANDLES],
     callers: Vec<Caller>,
     model: Model,
 }
 
-fn why(error: &BoxError) -> Option<Why> {
+fn failure(error: &BoxError) -> Option<Failure> {
     let text = error.to_string();
     [
-        (error.is::<Closed>(), Why::Closed),
-        (error.is::<Cancelled>(), Why::Cancelled),
-        (error.is::<Panicked>(), Why::Panicked),
-        (text == "not ready", Why::NotReady),
-        (text.ends_with(" failed"), Why::Failed),
+        (error.is::<Closed>(), Failure::Closed),
+        (error.is::<Cancelled>(), Failure::Cancelled),
+        (error.is::<Panicked>(), Failure::Panicked),
+        (text == "not ready", Failure::NotReady),
+        (text.ends_with(" failed"), Failure::Failed),
     ]
     .into_iter()
-    .find_map(|(is, why)| is.then_some(why))
+    .find_map(|(is, failure)| is.then_some(failure))
 }
 
-impl Bench {
+impl Comparison {
     fn start(case: &Case) -> Self {
-        let told = Told::default();
+        let inner = Inner::default();
         let layer = QueueLayer::new(case.capacity).unwrap().workers(case.workers).unwrap();
         let (queue, limit) = match case.limit {
             Some(limit) => {
                 let limit = ConcurrencyLimitLayer::new(limit).unwrap();
-                (layer.layer(limit.layer(told.clone())), Some(limit.limit().clone()))
+                (layer.layer(limit.layer(inner.clone())), Some(limit.limit().clone()))
             }
-            None => (layer.layer(told.clone()), None),
+            None => (layer.layer(inner.clone()), None),
         };
         Self {
-            told,
+            inner,
             limit,
             handles: (0..HANDLES).map(|_| task::spawn(queue.clone())).collect(),
             ready: [false; HANDLES],
@@ -408,9 +415,9 @@ impl Bench {
             model: Model {
                 capacity: case.capacity,
                 limit: case.limit,
-                door: Door::Open,
+                readiness: Readiness::Ready,
                 closed: false,
-                line: Vec::new(),
+                waiting: Vec::new(),
                 queued: Vec::new(),
                 running: Vec::new(),
                 begun: Vec::new(),
@@ -425,11 +432,11 @@ impl Bench {
             panics_when_called,
             panics_when_dropped,
         };
-        self.model.calls.push((req, Stands::Entering));
+        self.model.calls.push((req, State::WaitingForPlace));
         req
     }
 
-    fn made(&mut self, id: usize, future: ResponseFuture<Req, usize>) {
+    fn add_caller(&mut self, id: usize, future: ResponseFuture<Req, usize>) {
         let future = task::spawn(future);
         self.callers.push(Caller {
             id,
@@ -444,73 +451,73 @@ impl Bench {
         match *step {
             Step::TryCall(called, dropped) => {
                 let req = self.request(called, dropped);
-                let accepted = has_place && self.model.line.is_empty();
+                let accepted = has_place && self.model.waiting.is_empty();
                 match self.queue.clone().try_call(req) {
                     Ok(future) => {
                         prop_assert!(accepted, "there was no place for it");
                         self.model.accept(req.id);
-                        self.made(req.id, future);
+                        self.add_caller(req.id, future);
                     }
                     Err(refused) => {
                         prop_assert!(!accepted, "there was a place for it");
                         prop_assert_eq!(refused.is_closed(), self.model.closed);
                         prop_assert_eq!(refused.into_request().id, req.id);
-                        self.model.over(req.id, Err(Why::Closed));
+                        self.model.set_result(req.id, Err(Failure::Closed));
                     }
                 }
             }
             Step::Call(called, dropped) => {
                 let req = self.request(called, dropped);
                 let future = self.queue.clone().call(req);
-                self.entered(req.id, has_place && self.model.line.is_empty(), future)?;
+                self.called(req.id, has_place && self.model.waiting.is_empty(), future)?;
             }
             Step::CallOn(handle, called, dropped) => {
                 let req = self.request(called, dropped);
                 let future = self.handles[handle].enter(|_, mut queue| queue.call(req));
-                let line = &mut self.model.line;
-                let stood = line.iter().position(|in_line| *in_line == InLine::Handle(handle));
-                let accepted = has_place && stood.map_or(line.is_empty(), |at| at == 0);
-                match stood {
-                    // The call has its handle's place in line.
-                    Some(at) if accepted || self.model.closed => drop(line.remove(at)),
-                    Some(at) => line[at] = InLine::Call(req.id),
+                let waiting = &mut self.model.waiting;
+                let place = waiting.iter().position(|waiter| *waiter == Waiter::Handle(handle));
+                let accepted = has_place && place.map_or(waiting.is_empty(), |at| at == 0);
+                match place {
+                    // The call has the place of its handle among the waiters.
+                    Some(at) if accepted || self.model.closed => drop(waiting.remove(at)),
+                    Some(at) => waiting[at] = Waiter::Call(req.id),
                     None => {}
                 }
-                self.entered(req.id, accepted, future)?;
+                self.called(req.id, accepted, future)?;
             }
             Step::PollReady(handle) => self.poll_ready(handle, has_place)?,
             Step::DropHandle(handle) => {
                 self.handles[handle] = task::spawn(self.queue.clone());
                 self.ready[handle] = false;
-                self.model.line.retain(|in_line| *in_line != InLine::Handle(handle));
+                self.model.waiting.retain(|waiter| *waiter != Waiter::Handle(handle));
             }
             Step::Poll(index) if callers > 0 => self.poll(index.index(callers))?,
             Step::Drop(index) if callers > 0 => {
                 let caller = self.callers.swap_remove(index.index(callers));
                 drop(caller.future);
-                self.given_up(caller.id)?;
+                self.cancelled(caller.id)?;
             }
             Step::Cancel(index) if callers > 0 => {
                 let caller = &mut self.callers[index.index(callers)];
                 let id = caller.id;
                 caller.future.cancel();
-                self.given_up(id)?;
+                self.cancelled(id)?;
             }
             Step::Detach(index) if callers > 0 => {
                 let caller = self.callers.swap_remove(index.index(callers));
                 caller.future.into_inner().detach();
-                if self.model.calls[caller.id].1 == Stands::Entering {
-                    self.model.over(caller.id, Err(Why::Cancelled));
+                if self.model.calls[caller.id].1 == State::WaitingForPlace {
+                    self.model.set_result(caller.id, Err(Failure::Cancelled));
                 }
             }
             Step::End(index, end) if !self.model.running.is_empty() => {
                 let id = self.model.running[index.index(self.model.running.len())];
-                self.told.end(id, end);
+                self.inner.end(id, end);
                 self.model.end(id, end);
             }
-            Step::Door(door) => {
-                self.told.set(door);
-                self.model.door = door;
+            Step::SetReadiness(readiness) => {
+                self.inner.set(readiness);
+                self.model.readiness = readiness;
             }
             Step::SetLimit(limit) => {
                 if let Some(concurrency) = &self.limit {
@@ -531,30 +538,30 @@ impl Bench {
         Ok(())
     }
 
-    fn entered(&mut self, id: usize, accepted: bool, future: ResponseFuture<Req, usize>) -> Outcome {
+    fn called(&mut self, id: usize, accepted: bool, future: ResponseFuture<Req, usize>) -> Outcome {
         prop_assert_eq!(future.is_accepted(), accepted);
         if accepted {
             self.model.accept(id);
         }
-        self.made(id, future);
+        self.add_caller(id, future);
         Ok(())
     }
 
     fn poll_ready(&mut self, handle: usize, has_place: bool) -> Outcome {
-        let line = &mut self.model.line;
-        let at = line.iter().position(|in_line| *in_line == InLine::Handle(handle));
-        let expected = has_place && at.map_or(line.is_empty(), |at| at == 0);
+        let waiting = &mut self.model.waiting;
+        let at = waiting.iter().position(|waiter| *waiter == Waiter::Handle(handle));
+        let expected = has_place && at.map_or(waiting.is_empty(), |at| at == 0);
         self.ready[handle] = expected;
         match self.handles[handle].enter(|cx, mut queue| queue.poll_ready(cx)) {
-            Poll::Ready(Ok(())) => prop_assert!(expected, "ready without a place, or before its turn"),
+            Poll::Ready(Ok(())) => prop_assert!(expected, "ready without a free place, or before an earlier waiter"),
             Poll::Ready(Err(error)) => {
                 prop_assert!(self.model.closed && error.is::<Closed>());
-                line.retain(|in_line| *in_line != InLine::Handle(handle));
+                waiting.retain(|waiter| *waiter != Waiter::Handle(handle));
             }
             Poll::Pending => {
                 prop_assert!(!expected && !self.model.closed, "should be ready");
                 if at.is_none() {
-                    line.push(InLine::Handle(handle));
+                    waiting.push(Waiter::Handle(handle));
                 }
             }
         }
@@ -567,48 +574,48 @@ impl Bench {
         caller.was_polled = true;
         let polled = caller.future.poll();
         let model = &mut self.model;
-        if model.calls[id].1 == Stands::Entering {
-            let at = model.line.iter().position(|in_line| *in_line == InLine::Call(id));
+        if model.calls[id].1 == State::WaitingForPlace {
+            let at = model.waiting.iter().position(|waiter| *waiter == Waiter::Call(id));
             if model.closed {
-                model.over(id, Err(Why::Closed));
-            } else if model.has_place() && at.map_or(model.line.is_empty(), |at| at == 0) {
-                model.line.retain(|in_line| *in_line != InLine::Call(id));
+                model.set_result(id, Err(Failure::Closed));
+            } else if model.has_place() && at.map_or(model.waiting.is_empty(), |at| at == 0) {
+                model.waiting.retain(|waiter| *waiter != Waiter::Call(id));
                 model.accept(id);
             } else if at.is_none() {
-                model.line.push(InLine::Call(id));
+                model.waiting.push(Waiter::Call(id));
             }
             let is_accepted = self.callers[index].future.is_accepted();
-            prop_assert_eq!(is_accepted, self.model.calls[id].1 == Stands::Queued);
+            prop_assert_eq!(is_accepted, self.model.calls[id].1 == State::Queued);
         }
         match (polled, self.model.calls[id].1) {
-            (Poll::Pending, Stands::Over(expected)) => prop_assert!(false, "{id} should be over: {expected:?}"),
+            (Poll::Pending, State::Ended(expected)) => prop_assert!(false, "{id} should have ended: {expected:?}"),
             (Poll::Pending, _) => {}
-            (Poll::Ready(result), stands) => {
-                let result = result.map_err(|error| why(&error).expect("an error of ours"));
-                prop_assert_eq!(Stands::Over(result), stands);
+            (Poll::Ready(result), state) => {
+                let result = result.map_err(|error| failure(&error).expect("an error that the model has, too"));
+                prop_assert_eq!(State::Ended(result), state);
                 self.callers.swap_remove(index);
             }
         }
         Ok(())
     }
 
-    /// No task has run since, and a place is free already.
-    fn given_up(&mut self, id: usize) -> Outcome {
-        if !matches!(self.model.calls[id].1, Stands::Over(_)) {
-            self.model.over(id, Err(Why::Cancelled));
+    /// Checks that the place is free before any task has run.
+    fn cancelled(&mut self, id: usize) -> Outcome {
+        if !matches!(self.model.calls[id].1, State::Ended(_)) {
+            self.model.set_result(id, Err(Failure::Cancelled));
         }
         prop_assert_eq!(self.queue.depth(), self.model.queued.len());
         Ok(())
     }
 
-    /// Lets the workers work; and those in line answer when they are called.
+    /// Lets the workers run, and polls the calls that were notified of a place.
     async fn settle(&mut self) -> Outcome {
         loop {
             turns(3).await;
             self.model.work();
-            let called =
-                |caller: &Caller| caller.future.is_woken() && self.model.line.contains(&InLine::Call(caller.id));
-            let Some(index) = self.callers.iter().position(called) else {
+            let is_notified =
+                |caller: &Caller| caller.future.is_woken() && self.model.waiting.contains(&Waiter::Call(caller.id));
+            let Some(index) = self.callers.iter().position(is_notified) else {
                 return Ok(());
             };
             self.poll(index)?;
@@ -624,43 +631,46 @@ impl Bench {
         }
         prop_assert_eq!(self.queue.is_closed(), model.closed);
         prop_assert_eq!(self.queue.is_ended(), model.is_ended());
-        let telling = self.told.lock();
-        prop_assert_eq!(&telling.begun, &model.begun, "order: {:?}", model);
+        let control = self.inner.lock();
+        prop_assert_eq!(&control.begun, &model.begun, "order: {:?}", model);
         let mut running = model.running.clone();
         running.sort_unstable();
-        prop_assert_eq!(telling.alive.keys().copied().collect::<Vec<_>>(), running);
-        drop(telling);
-        // Whoever could have a place has been told,
-        let is_called = model.has_place() || model.closed;
-        match model.line.first() {
-            Some(InLine::Handle(handle)) if is_called && (model.closed || !self.ready[*handle]) => {
-                prop_assert!(self.handles[*handle].is_woken(), "{handle} was not called: {model:?}");
+        prop_assert_eq!(control.alive.keys().copied().collect::<Vec<_>>(), running);
+        drop(control);
+        // The first waiter was notified if there is a free place,
+        let has_news = model.has_place() || model.closed;
+        match model.waiting.first() {
+            Some(Waiter::Handle(handle)) if has_news && (model.closed || !self.ready[*handle]) => {
+                prop_assert!(
+                    self.handles[*handle].is_woken(),
+                    "handle {handle} was not notified: {model:?}"
+                );
             }
             _ => {}
         }
-        // and whoever could know more.
+        // and every caller that was polled was woken if its state has changed.
         for caller in self.callers.iter().filter(|caller| caller.was_polled) {
-            let knows = match model.calls[caller.id].1 {
-                Stands::Entering => is_called && model.line.first() == Some(&InLine::Call(caller.id)),
-                Stands::Queued | Stands::Running => false,
-                Stands::Over(_) => true,
+            let expects_wake_up = match model.calls[caller.id].1 {
+                State::WaitingForPlace => has_news && model.waiting.first() == Some(&Waiter::Call(caller.id)),
+                State::Queued | State::Running => false,
+                State::Ended(_) => true,
             };
             prop_assert!(
-                !knows || caller.future.is_woken(),
-                "{} was not told: {model:?}",
+                !expects_wake_up || caller.future.is_woken(),
+                "call {} was not woken: {model:?}",
                 caller.id
             );
         }
         Ok(())
     }
 
-    /// Everything accepted comes to its end, and every caller hears of it.
+    /// Lets every call come to its end, and checks that every caller gets a result.
     async fn finish(&mut self) -> Outcome {
         for handle in 0..HANDLES {
             self.step(&Step::DropHandle(handle))?;
             self.settle().await?;
         }
-        self.step(&Step::Door(Door::Open))?;
+        self.step(&Step::SetReadiness(Readiness::Ready))?;
         self.settle().await?;
         self.check()?;
         while !self.callers.is_empty() || !self.model.running.is_empty() {
@@ -669,14 +679,14 @@ impl Bench {
             }
             self.settle().await?;
             for id in self.model.running.clone() {
-                self.told.end(id, End::Answers);
-                self.model.end(id, End::Answers);
+                self.inner.end(id, End::Responds);
+                self.model.end(id, End::Responds);
             }
             self.settle().await?;
             self.check()?;
         }
-        for (req, stands) in &self.model.calls {
-            prop_assert!(matches!(stands, Stands::Over(_)), "{} was lost: {stands:?}", req.id);
+        for (req, state) in &self.model.calls {
+            prop_assert!(matches!(state, State::Ended(_)), "{} was lost: {state:?}", req.id);
         }
         self.step(&Step::Close)?;
         self.settle().await?;
@@ -687,20 +697,24 @@ impl Bench {
 }
 
 #[test]
-fn the_queue_does_what_three_lists_do() {
+fn the_queue_agrees_with_a_model_of_three_lists() {
     check(file!(), &case(), |case| async move {
-        let mut bench = Bench::start(&case);
+        let mut comparison = Comparison::start(&case);
         for step in &case.steps {
-            let wanted = |(_, stands): &(Req, Stands)| matches!(stands, Stands::Entering | Stands::Queued);
-            let nobody = !bench.model.calls.iter().any(wanted);
-            let before = (bench.told.lock().asked, bench.model.calls.len());
-            bench.step(step)?;
-            bench.settle().await?;
-            bench.check()?;
-            if nobody && bench.model.calls.len() == before.1 {
-                prop_assert_eq!(bench.told.lock().asked, before.0, "asked to be ready for nobody");
+            let wanted = |(_, state): &(Req, State)| matches!(state, State::WaitingForPlace | State::Queued);
+            let is_idle = !comparison.model.calls.iter().any(wanted);
+            let before = (comparison.inner.lock().readiness_polls, comparison.model.calls.len());
+            comparison.step(step)?;
+            comparison.settle().await?;
+            comparison.check()?;
+            if is_idle && comparison.model.calls.len() == before.1 {
+                prop_assert_eq!(
+                    comparison.inner.lock().readiness_polls,
+                    before.0,
+                    "the service was polled for readiness without a call"
+                );
             }
         }
-        bench.finish().await
+        comparison.finish().await
     });
 }

@@ -1,4 +1,4 @@
-//! The promises of `Queue`.
+//! What `Queue` guarantees.
 
 mod support;
 
@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use support::{Scripted, client, ms, pass, request, settle};
+use support::{Scripted, client, ms, pass, paused_runtime, request, settle};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
@@ -32,17 +32,18 @@ fn queue(capacity: usize) -> Mocked {
     (QueueLayer::new(capacity).unwrap().layer(service), handle)
 }
 
-/// A service that is not ready until it is opened.
+/// Makes a service that is not ready until this is set to ready.
 #[derive(Clone, Default)]
-struct Door {
-    open: Arc<AtomicBool>,
+struct Readiness {
+    is_ready: Arc<AtomicBool>,
     waker: Arc<Mutex<Option<Waker>>>,
-    asked: Arc<AtomicUsize>,
+    /// How often `poll_ready` was called.
+    polls: Arc<AtomicUsize>,
 }
 
-impl Door {
-    fn open(&self) {
-        self.open.store(true, Ordering::SeqCst);
+impl Readiness {
+    fn set_ready(&self) {
+        self.is_ready.store(true, Ordering::SeqCst);
         if let Some(waker) = self.waker.lock().unwrap().take() {
             waker.wake();
         }
@@ -52,14 +53,14 @@ impl Door {
         &self,
     ) -> impl Service<&'static str, Response = &'static str, Error = BoxError, Future: Send> + Clone + Send + use<>
     {
-        let door = self.clone();
+        let readiness = self.clone();
         Scripted {
             ready: move |cx: &mut Context<'_>| {
-                door.asked.fetch_add(1, Ordering::SeqCst);
-                if door.open.load(Ordering::SeqCst) {
+                readiness.polls.fetch_add(1, Ordering::SeqCst);
+                if readiness.is_ready.load(Ordering::SeqCst) {
                     return Poll::Ready(Ok::<_, BoxError>(()));
                 }
-                *door.waker.lock().unwrap() = Some(cx.waker().clone());
+                *readiness.waker.lock().unwrap() = Some(cx.waker().clone());
                 Poll::Pending
             },
         }
@@ -67,12 +68,12 @@ impl Door {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_begin_in_the_order_in_which_they_came_with_any_number_of_workers() {
+async fn calls_begin_in_the_order_in_which_they_were_accepted_with_any_number_of_workers() {
     for workers in [1, 2, 5, 50] {
         let begun = Arc::new(Mutex::new(Vec::new()));
-        let notes = begun.clone();
+        let recorded = begun.clone();
         let service = service_fn(move |number: usize| {
-            notes.lock().unwrap().push(number);
+            recorded.lock().unwrap().push(number);
             async move {
                 sleep(Duration::from_millis((number as u64 * 7) % 13)).await;
                 Ok::<_, BoxError>(number)
@@ -92,8 +93,8 @@ async fn calls_begin_in_the_order_in_which_they_came_with_any_number_of_workers(
 
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_makes_the_caller_wait_until_there_is_a_place() {
-    let door = Door::default();
-    let mut queue = QueueLayer::new(2).unwrap().layer(door.service());
+    let readiness = Readiness::default();
+    let mut queue = QueueLayer::new(2).unwrap().layer(readiness.service());
     let a = queue.ready().await.unwrap().call("a");
     let b = queue.ready().await.unwrap().call("b");
     settle().await;
@@ -101,7 +102,7 @@ async fn a_full_queue_makes_the_caller_wait_until_there_is_a_place() {
     let mut other = queue.clone();
     let mut ready = task::spawn(other.ready());
     assert_pending!(ready.poll());
-    door.open();
+    readiness.set_ready();
     settle().await;
     assert!(ready.is_woken());
     assert_ready_ok!(ready.poll());
@@ -109,9 +110,9 @@ async fn a_full_queue_makes_the_caller_wait_until_there_is_a_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_queue_refuses_and_hands_the_request_back() {
-    let door = Door::default();
-    let mut queue = QueueLayer::new(1).unwrap().layer(door.service());
+async fn a_full_queue_refuses_a_call_and_returns_the_request() {
+    let readiness = Readiness::default();
+    let mut queue = QueueLayer::new(1).unwrap().layer(readiness.service());
     let _a = queue.try_call("a").unwrap();
     let refused = queue.try_call("b").unwrap_err();
     assert!(refused.is_full() && !refused.is_closed());
@@ -125,11 +126,14 @@ async fn a_full_queue_refuses_and_hands_the_request_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_and_its_clone_make_queues_of_their_own() {
+async fn a_layer_and_its_clone_make_separate_queues() {
     let layer = QueueLayer::new(1).unwrap().workers(2).unwrap();
     assert_eq!(format!("{:?}", layer.clone()), "QueueLayer { capacity: 1, workers: 2 }");
-    let door = Door::default();
-    let (mut one, mut other) = (layer.layer(door.service()), layer.clone().layer(door.service()));
+    let readiness = Readiness::default();
+    let (mut one, mut other) = (
+        layer.layer(readiness.service()),
+        layer.clone().layer(readiness.service()),
+    );
     let _held = one.try_call("held").unwrap();
     assert!(one.try_call("too many").unwrap_err().is_full());
     let _free = other.try_call("free").unwrap();
@@ -138,13 +142,13 @@ async fn a_layer_and_its_clone_make_queues_of_their_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn debug_tells_how_far_a_call_is_and_shows_nothing_of_it() {
+async fn debug_shows_the_state_of_a_call_and_not_its_request() {
     let (mut queue, mut handle) = queue(1);
     let mut call = queue.try_call("s3cret").unwrap();
-    let entering = queue.call("s3cret");
+    let waiting = queue.call("s3cret");
     let shown = |future: &dyn std::fmt::Debug| format!("{future:?}");
     assert_eq!(shown(&call), "queue::ResponseFuture(Queued)");
-    assert_eq!(shown(&entering), r#"queue::ResponseFuture("Entering")"#);
+    assert_eq!(shown(&waiting), r#"queue::ResponseFuture("WaitingForPlace")"#);
     assert_eq!(
         shown(&queue),
         "Queue { capacity: 1, depth: 1, in_flight: 0, closed: false }"
@@ -155,7 +159,7 @@ async fn debug_tells_how_far_a_call_is_and_shows_nothing_of_it() {
     settle().await;
     assert_eq!(shown(&call), "queue::ResponseFuture(Done)");
     assert_eq!((&mut call).await.unwrap(), "s3cret");
-    assert_eq!(shown(&call), r#"queue::ResponseFuture("Gone")"#);
+    assert_eq!(shown(&call), r#"queue::ResponseFuture("Finished")"#);
     let refused = {
         queue.close();
         queue.try_call("s3cret").unwrap_err()
@@ -164,7 +168,7 @@ async fn debug_tells_how_far_a_call_is_and_shows_nothing_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn three_thousand_callers_at_a_full_queue_lose_nothing() {
+async fn three_thousand_callers_at_a_full_queue_all_get_a_response() {
     let (client, arrivals) = client(ms(1));
     let queue = QueueLayer::new(10).unwrap().layer(client);
     let calls: Vec<_> = (0..3_000)
@@ -178,9 +182,9 @@ async fn three_thousand_callers_at_a_full_queue_lose_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn the_queue_never_holds_more_than_it_has_places() {
-    let door = Door::default();
-    let queue = QueueLayer::new(3).unwrap().layer(door.service());
-    // All made ready while there was room, and called only then.
+    let readiness = Readiness::default();
+    let queue = QueueLayer::new(3).unwrap().layer(readiness.service());
+    // All handles become ready while there are free places, and are called after that.
     let mut clones: Vec<_> = (0..10).map(|_| queue.clone()).collect();
     for clone in &mut clones {
         clone.ready().await.unwrap();
@@ -190,27 +194,27 @@ async fn the_queue_never_holds_more_than_it_has_places() {
         assert_pending!(call.poll());
     }
     assert_eq!(queue.depth(), 3);
-    door.open();
+    readiness.set_ready();
     for call in calls {
         assert_eq!(call.into_inner().await.unwrap(), "call");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_readied_handle_that_is_never_called_starves_nobody() {
-    let door = Door::default();
-    let queue = QueueLayer::new(1).unwrap().layer(door.service());
+async fn a_handle_that_is_ready_and_never_called_does_not_block_the_others() {
+    let readiness = Readiness::default();
+    let queue = QueueLayer::new(1).unwrap().layer(readiness.service());
     let mut idle: Vec<_> = (0..5).map(|_| queue.clone()).collect();
     for handle in &mut idle {
         handle.ready().await.unwrap();
     }
     let mut busy = queue.clone();
     let call = busy.ready().await.unwrap().call("busy");
-    // And one that had to wait for its turn, got it, and does not use it.
+    // This handle has to wait for readiness, and is not called when it is ready.
     let mut late = queue.clone();
     let mut late = task::spawn(late.ready());
     assert_pending!(late.poll());
-    door.open();
+    readiness.set_ready();
     assert_eq!(call.await.unwrap(), "busy");
     assert!(late.is_woken());
     assert_ready_ok!(late.poll());
@@ -220,7 +224,7 @@ async fn a_readied_handle_that_is_never_called_starves_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_future_that_nobody_polls_stalls_nobody() {
+async fn a_response_future_that_is_not_polled_does_not_delay_other_calls() {
     let (client, arrivals) = client(ms(10));
     let mut queue = QueueLayer::new(10).unwrap().layer(client);
     let held = queue.ready().await.unwrap().call(request("held"));
@@ -232,7 +236,7 @@ async fn a_response_future_that_nobody_polls_stalls_nobody() {
         call.await.unwrap();
     }
     assert_eq!(arrivals.names(), ["held", "call", "call", "call", "call", "call"]);
-    // It was driven all the same.
+    // The call has completed although its future was not polled.
     let start = Instant::now();
     held.await.unwrap();
     assert_eq!(start.elapsed(), ms(0));
@@ -240,8 +244,8 @@ async fn a_response_future_that_nobody_polls_stalls_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_call_frees_its_place_at_once() {
-    let door = Door::default();
-    let mut queue = QueueLayer::new(5).unwrap().layer(door.service());
+    let readiness = Readiness::default();
+    let mut queue = QueueLayer::new(5).unwrap().layer(readiness.service());
     let mut calls = Vec::new();
     for name in ["a", "b", "c", "d", "e"] {
         calls.push(queue.ready().await.unwrap().call(name));
@@ -250,18 +254,18 @@ async fn a_dropped_call_frees_its_place_at_once() {
     assert_eq!(queue.depth(), 5);
     assert_pending!(task::spawn(queue.clone().ready()).poll());
     drop(calls);
-    // No task has run since.
+    // No task has run between the drop and here.
     assert_eq!(queue.depth(), 0);
     let next = queue.try_call("f").unwrap();
-    door.open();
+    readiness.set_ready();
     assert_eq!(next.await.unwrap(), "f");
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_come_and_go_behind_a_stalled_service_leave_nothing_behind() {
+async fn calls_that_are_dropped_while_the_service_is_not_ready_leave_nothing_behind() {
     let alive = Arc::new(());
-    let door = Door::default();
-    let stalled = door.clone();
+    let readiness = Readiness::default();
+    let stalled = readiness.clone();
     let service = tower::ServiceBuilder::new()
         .map_request(|_: Arc<()>| "call")
         .service(stalled.service());
@@ -274,10 +278,10 @@ async fn calls_that_come_and_go_behind_a_stalled_service_leave_nothing_behind() 
     assert_eq!(queue.depth(), 0);
 }
 
-/// A future that says when it is gone.
-struct Watched(Arc<AtomicUsize>);
+/// Counts its drops.
+struct CountsDrops(Arc<AtomicUsize>);
 
-impl Drop for Watched {
+impl Drop for CountsDrops {
     fn drop(&mut self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
@@ -285,33 +289,33 @@ impl Drop for Watched {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_in_flight_is_dropped_with_its_future_unless_it_is_detached() {
-    let gone = Arc::new(AtomicUsize::new(0));
-    let watch = gone.clone();
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let drops = dropped.clone();
     let service = service_fn(move |takes: Duration| {
-        let watched = Watched(watch.clone());
+        let counted = CountsDrops(drops.clone());
         async move {
             sleep(takes).await;
-            drop(watched);
+            drop(counted);
             Ok::<_, BoxError>(())
         }
     });
     let mut queue = QueueLayer::new(10).unwrap().layer(service);
     let call = queue.ready().await.unwrap().call(ms(1_000));
     pass(ms(10)).await;
-    assert_eq!((queue.in_flight(), gone.load(Ordering::SeqCst)), (1, 0));
+    assert_eq!((queue.in_flight(), dropped.load(Ordering::SeqCst)), (1, 0));
     drop(call);
     settle().await;
-    assert_eq!((queue.in_flight(), gone.load(Ordering::SeqCst)), (0, 1));
+    assert_eq!((queue.in_flight(), dropped.load(Ordering::SeqCst)), (0, 1));
 
     queue.ready().await.unwrap().call(ms(1_000)).detach();
     pass(ms(999)).await;
-    assert_eq!((queue.in_flight(), gone.load(Ordering::SeqCst)), (1, 1));
+    assert_eq!((queue.in_flight(), dropped.load(Ordering::SeqCst)), (1, 1));
     pass(ms(1)).await;
-    assert_eq!((queue.in_flight(), gone.load(Ordering::SeqCst)), (0, 2));
+    assert_eq!((queue.in_flight(), dropped.load(Ordering::SeqCst)), (0, 2));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancelled_call_tells_who_waits_for_it() {
+async fn cancelling_a_call_wakes_its_caller() {
     let (client, _) = client(ms(1_000));
     let mut queue = QueueLayer::new(10).unwrap().layer(client);
     let mut call = task::spawn(queue.ready().await.unwrap().call(request("call")));
@@ -323,8 +327,8 @@ async fn a_cancelled_call_tells_who_waits_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_cancelled_while_it_waits_for_a_place_tells_who_waits_for_it() {
-    let mut queue = QueueLayer::new(1).unwrap().layer(Door::default().service());
+async fn cancelling_a_call_that_waits_for_a_place_wakes_its_caller() {
+    let mut queue = QueueLayer::new(1).unwrap().layer(Readiness::default().service());
     let _first = queue.try_call("first").unwrap();
     let mut second = task::spawn(queue.call("second"));
     assert_pending!(second.poll());
@@ -334,22 +338,22 @@ async fn a_call_cancelled_while_it_waits_for_a_place_tells_who_waits_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readiness_is_asked_for_only_when_a_call_is_there_to_use_it() {
-    let door = Door::default();
-    door.open();
-    let mut queue = QueueLayer::new(10).unwrap().layer(door.service());
+async fn the_service_is_polled_for_readiness_only_when_there_is_a_call() {
+    let readiness = Readiness::default();
+    readiness.set_ready();
+    let mut queue = QueueLayer::new(10).unwrap().layer(readiness.service());
     settle().await;
-    assert_eq!(door.asked.load(Ordering::SeqCst), 0);
+    assert_eq!(readiness.polls.load(Ordering::SeqCst), 0);
     queue.ready().await.unwrap().call("call").await.unwrap();
     settle().await;
-    assert_eq!(door.asked.load(Ordering::SeqCst), 1);
+    assert_eq!(readiness.polls.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_error_from_readiness_fails_one_call_and_the_next_succeeds() {
-    let asked = Arc::new(AtomicUsize::new(0));
+    let polls = Arc::new(AtomicUsize::new(0));
     let service = Scripted {
-        ready: move |_: &mut Context<'_>| match asked.fetch_add(1, Ordering::SeqCst) {
+        ready: move |_: &mut Context<'_>| match polls.fetch_add(1, Ordering::SeqCst) {
             0 => Poll::Ready(Err(std::io::Error::other("not now"))),
             _ => Poll::Ready(Ok(())),
         },
@@ -366,7 +370,7 @@ async fn an_error_from_readiness_fails_one_call_and_the_next_succeeds() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_readiness_call_or_future_fails_that_call_and_no_other() {
     struct Fragile {
-        asked: usize,
+        readiness_polls: usize,
     }
     impl Service<&'static str> for Fragile {
         type Response = &'static str;
@@ -374,16 +378,16 @@ async fn a_panic_in_readiness_call_or_future_fails_that_call_and_no_other() {
         type Future = Pin<Box<dyn Future<Output = Result<&'static str, BoxError>> + Send>>;
 
         fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-            self.asked += 1;
-            assert_ne!(self.asked, 2, "readiness fell over");
+            self.readiness_polls += 1;
+            assert_ne!(self.readiness_polls, 2, "readiness panicked");
             Poll::Ready(Ok(()))
         }
 
         fn call(&mut self, req: &'static str) -> Self::Future {
-            assert_ne!(req, "call", "the call fell over");
+            assert_ne!(req, "call", "the call panicked");
             Box::pin(async move {
                 sleep(ms(1)).await;
-                assert_ne!(req, "future", "the future fell over: {}", "https://u:p@h/?key=s");
+                assert_ne!(req, "future", "the future panicked: {}", "https://u:p@h/?key=s");
                 Ok(req)
             })
         }
@@ -393,7 +397,7 @@ async fn a_panic_in_readiness_call_or_future_fails_that_call_and_no_other() {
             .unwrap()
             .workers(workers)
             .unwrap()
-            .layer(Fragile { asked: 0 });
+            .layer(Fragile { readiness_polls: 0 });
         let mut calls = Vec::new();
         for name in ["fine", "readiness", "call", "future", "fine again"] {
             calls.push(queue.ready().await.unwrap().call(name));
@@ -406,7 +410,7 @@ async fn a_panic_in_readiness_call_or_future_fails_that_call_and_no_other() {
         for (result, message) in
             results[1..4]
                 .iter()
-                .zip(["readiness fell over", "the call fell over", "the future fell over"])
+                .zip(["readiness panicked", "the call panicked", "the future panicked"])
         {
             let panicked = result.as_ref().unwrap_err().downcast_ref::<Panicked>().unwrap();
             assert!(panicked.message().contains(message), "{panicked}");
@@ -417,7 +421,7 @@ async fn a_panic_in_readiness_call_or_future_fails_that_call_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_when_a_future_or_a_response_is_dropped_hurts_no_other_call() {
+async fn a_panic_when_a_future_or_a_response_is_dropped_affects_no_other_call() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -451,7 +455,7 @@ async fn a_panic_when_a_future_or_a_response_is_dropped_hurts_no_other_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_takes_no_more_and_finishes_everything_accepted() {
+async fn close_accepts_no_more_calls_and_finishes_the_accepted_ones() {
     let (client, arrivals) = client(ms(10));
     let mut queue = QueueLayer::new(100).unwrap().layer(client);
     for _ in 0..100 {
@@ -466,9 +470,9 @@ async fn close_takes_no_more_and_finishes_everything_accepted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_tells_those_who_wait_for_a_place() {
-    let door = Door::default();
-    let mut queue = QueueLayer::new(1).unwrap().layer(door.service());
+async fn close_wakes_callers_that_wait_for_a_place() {
+    let readiness = Readiness::default();
+    let mut queue = QueueLayer::new(1).unwrap().layer(readiness.service());
     let _a = queue.try_call("a").unwrap();
     let mut other = queue.clone();
     let mut ready = task::spawn(other.ready());
@@ -482,7 +486,7 @@ async fn close_tells_those_who_wait_for_a_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn abort_cancels_everything_and_tells_every_waiter() {
+async fn abort_cancels_every_call_and_wakes_every_caller() {
     let (client, _) = client(ms(1_000));
     let limited = tower_outbound::ConcurrencyLimitLayer::new(2).unwrap().layer(client);
     let mut queue = QueueLayer::new(10).unwrap().workers(2).unwrap().layer(limited);
@@ -498,7 +502,7 @@ async fn abort_cancels_everything_and_tells_every_waiter() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_handle_that_goes_closes_the_queue_and_accepted_calls_are_finished() {
+async fn dropping_the_last_handle_closes_the_queue_and_accepted_calls_are_finished() {
     let (client, arrivals) = client(ms(10));
     let mut queue = QueueLayer::new(10).unwrap().layer(client);
     let waiting = queue.try_call(request("waiting")).unwrap();
@@ -510,14 +514,8 @@ async fn the_last_handle_that_goes_closes_the_queue_and_accepted_calls_are_finis
 }
 
 #[test]
-fn a_runtime_that_ends_cancels_what_is_left_and_tells_every_waiter() {
-    let build = || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-    };
-    let first = build();
+fn shutting_the_runtime_down_cancels_the_calls_that_are_left() {
+    let first = paused_runtime();
     let (queued, running, queue) = first.block_on(async {
         let service = service_fn(async |_: ()| std::future::pending::<Result<(), BoxError>>().await);
         let limited = tower_outbound::ConcurrencyLimitLayer::new(1).unwrap().layer(service);
@@ -528,7 +526,7 @@ fn a_runtime_that_ends_cancels_what_is_left_and_tells_every_waiter() {
         (queued, running, queue)
     });
     drop(first);
-    build().block_on(async {
+    paused_runtime().block_on(async {
         assert!(queued.await.unwrap_err().is::<Cancelled>());
         assert!(running.await.unwrap_err().is::<Cancelled>());
         assert!(queue.clone().oneshot(()).await.unwrap_err().is::<Closed>());
@@ -536,10 +534,10 @@ fn a_runtime_that_ends_cancels_what_is_left_and_tells_every_waiter() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_is_no_clone_can_be_queued() {
+async fn a_service_that_is_not_clone_can_be_queued() {
     let (service, mut handle) = mock::pair::<&'static str, &'static str>();
     handle.allow(1);
-    /// Takes away `Clone`.
+    /// A service without `Clone`.
     struct Unique<S>(S);
     impl<S: Service<R>, R> Service<R> for Unique<S> {
         type Response = S::Response;
@@ -560,7 +558,7 @@ async fn a_service_that_is_no_clone_can_be_queued() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_wire_sees_a_call_only_when_it_is_ready() {
+async fn a_call_is_made_only_when_the_service_is_ready() {
     let (mut queue, mut handle) = queue(10);
     handle.allow(0);
     let call = queue.try_call("call").unwrap();
@@ -573,7 +571,7 @@ async fn the_wire_sees_a_call_only_when_it_is_ready() {
 }
 
 #[test]
-fn a_capacity_or_a_number_of_workers_of_zero_is_refused_by_name() {
+fn a_capacity_or_a_number_of_workers_of_zero_is_an_error_that_names_the_field() {
     assert_eq!(QueueLayer::<()>::new(0).unwrap_err().field(), "queue_capacity");
     assert_eq!(
         QueueLayer::<()>::new(1).unwrap().workers(0).unwrap_err().field(),
@@ -586,14 +584,14 @@ async fn a_call_can_be_cancelled_before_it_has_a_place() {
     let (client, arrivals) = client(ms(10));
     let limited = tower_outbound::ConcurrencyLimitLayer::new(1).unwrap().layer(client);
     let mut queue = QueueLayer::new(1).unwrap().layer(limited);
-    queue.try_call(request("flies")).unwrap().detach();
+    queue.try_call(request("running")).unwrap().detach();
     settle().await;
     queue.try_call(request("queued")).unwrap().detach();
-    let mut entering = queue.call(request("entering"));
-    assert!(!entering.is_accepted());
-    entering.cancel();
-    assert!(entering.await.unwrap_err().is::<Cancelled>());
+    let mut waiting = queue.call(request("waiting"));
+    assert!(!waiting.is_accepted());
+    waiting.cancel();
+    assert!(waiting.await.unwrap_err().is::<Cancelled>());
     queue.close();
     queue.ended().await;
-    assert_eq!(arrivals.names(), ["flies", "queued"]);
+    assert_eq!(arrivals.names(), ["running", "queued"]);
 }

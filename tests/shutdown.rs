@@ -1,23 +1,23 @@
-//! Every way to end, for calls in every state: what becomes of the call, what its caller hears, and what is reported.
+//! Every way to end an executor, for calls in every state: how the call ends, what its caller gets, and what the stop
+//! reports.
 
 mod support;
 
 use http::{Request, Response};
 use std::{
     future::{Future, pending},
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
         Arc, Barrier, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
-        mpsc,
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, Waker},
     thread,
     time::Duration,
 };
-use support::{client, ms, pass, request, settle};
+use support::{HANG, block_on, client, ms, pass, paused_runtime, request, settle, threaded_runtime, within_a_minute};
 use tokio::{
-    runtime::{Builder, Runtime},
+    runtime::Builder,
     task::JoinHandle,
     time::{self, Instant, timeout},
 };
@@ -28,94 +28,55 @@ use tower_outbound::{
     executor::{Closure, ResponseFuture, StopReport, TrySubmitError},
 };
 
-type Plain = Executor<&'static str, &'static str>;
-
-/// Far more than it takes; only there so that a hang is a failure.
-const HANG: Duration = Duration::from_secs(60);
+type TestExecutor = Executor<&'static str, &'static str>;
 
 fn unlimited() -> ExecutorBuilder {
     Executor::builder().limits(Limits::new())
 }
 
-fn paused_runtime() -> Runtime {
-    Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap()
-}
+// --- Every state and every end ---
 
-/// Runs `work` on a thread of its own, and fails if it does not come to an end.
-fn within_a_minute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let (done, told) = mpsc::channel();
-    let worker = thread::spawn(move || {
-        let result = work();
-        let _ = done.send(());
-        result
-    });
-    if told.recv_timeout(HANG) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("a hang");
-    }
-    worker.join().unwrap()
-}
-
-/// Polls a future without any runtime.
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        thread::park();
-    }
-}
-
-// --- the matrix ---
-
-/// Where the call is when the end comes.
+/// Where the call is when the executor is ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum At {
     /// It waits for a place in the queue.
-    Door,
+    NoPlace,
+    /// It has a place in the queue.
     Queue,
-    /// Past the queue, it waits for a permit.
+    /// It has begun and waits for a permit.
     Permit,
-    /// It has its permit, and waits for the rate.
+    /// It has its permit and waits for the rate.
     Rate,
-    Wire,
-    /// It is over, and nobody has fetched the response.
+    /// It is at the client.
+    Client,
+    /// It has completed, and its response has not been fetched.
     Done,
-    /// On the wire, and nobody waits for it.
+    /// It is at the client, and its handle was dropped.
     Detached,
 }
 
-/// What the end is.
+/// How the executor is ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     Graceful,
+    /// By a stop within a time that is long enough.
     DeadlineFarAway,
+    /// By a stop within a time that is too short.
     DeadlinePasses,
     Immediate,
-    /// Graceful, then immediate while the first one waits.
-    Impatient,
-    /// A graceful stop that nobody waits for any more.
-    GivenUp,
-    /// A stop within a time that nobody waits for any more: nothing is cancelled.
-    DeadlineGivenUp,
+    /// By a graceful stop, and an immediate one while the first waits.
+    GracefulThenImmediate,
+    /// By a graceful stop whose future is dropped while it waits.
+    GracefulDropped,
+    /// By a stop within a time, whose future is dropped before that time: no call is cancelled.
+    DeadlineDropped,
     LastCloneDropped,
     RuntimeEnds,
 }
 
-/// What the caller hears.
+/// What the caller gets.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Heard {
+enum Received {
     Response,
     Closed,
     Cancelled,
@@ -124,11 +85,11 @@ enum Heard {
 }
 
 const EVERY_STATE: [At; 7] = [
-    At::Door,
+    At::NoPlace,
     At::Queue,
     At::Permit,
     At::Rate,
-    At::Wire,
+    At::Client,
     At::Done,
     At::Detached,
 ];
@@ -138,18 +99,18 @@ const EVERY_END: [End; 9] = [
     End::DeadlineFarAway,
     End::DeadlinePasses,
     End::Immediate,
-    End::Impatient,
-    End::GivenUp,
-    End::DeadlineGivenUp,
+    End::GracefulThenImmediate,
+    End::GracefulDropped,
+    End::DeadlineDropped,
     End::LastCloneDropped,
     End::RuntimeEnds,
 ];
 
-/// A call on the wire takes so long.
+/// How long a call takes at the client.
 const TAKES: Duration = Duration::from_secs(10);
 
 impl At {
-    /// When the end comes, after the first call was submitted.
+    /// When the executor is ended, after the first call was submitted.
     fn reached(self) -> Duration {
         match self {
             Self::Done => TAKES + ms(100),
@@ -157,67 +118,67 @@ impl At {
         }
     }
 
-    /// Other calls that had to be there to bring it into this state.
+    /// How many other calls are needed to bring the call into this state.
     fn others(self) -> u64 {
         match self {
-            Self::Door => 2,
+            Self::NoPlace => 2,
             Self::Queue | Self::Permit | Self::Rate => 1,
-            Self::Wire | Self::Done | Self::Detached => 0,
+            Self::Client | Self::Done | Self::Detached => 0,
         }
     }
 
-    /// When everything is over, if it is let.
-    fn over(self) -> Duration {
+    /// When the last call ends if none is cancelled.
+    fn last_end(self) -> Duration {
         match self {
-            Self::Door | Self::Queue => 2 * TAKES,
+            Self::NoPlace | Self::Queue => 2 * TAKES,
             Self::Permit => ms(1) + 2 * TAKES,
             Self::Rate => Duration::from_secs(60) + TAKES,
-            Self::Wire | Self::Done | Self::Detached => TAKES,
+            Self::Client | Self::Done | Self::Detached => TAKES,
         }
     }
 
     fn status(self) -> RequestStatus {
         match self {
-            Self::Door => RequestStatus::Pending,
+            Self::NoPlace => RequestStatus::Pending,
             Self::Queue => RequestStatus::Queued,
             Self::Permit | Self::Rate => RequestStatus::Processing,
-            Self::Wire | Self::Detached => RequestStatus::Calling,
+            Self::Client | Self::Detached => RequestStatus::Calling,
             Self::Done => RequestStatus::Completed,
         }
     }
 }
 
 impl End {
-    /// Whether it lets the accepted calls end by themselves.
-    fn is_gentle(self) -> bool {
+    /// Whether the accepted calls are finished.
+    fn is_graceful(self) -> bool {
         matches!(
             self,
-            Self::Graceful | Self::DeadlineFarAway | Self::GivenUp | Self::DeadlineGivenUp
+            Self::Graceful | Self::DeadlineFarAway | Self::GracefulDropped | Self::DeadlineDropped
         )
     }
 
-    /// How long it lets them run if it is not gentle.
+    /// How long the calls may run before they are cancelled.
     fn patience(self) -> Duration {
         match self {
-            Self::DeadlinePasses | Self::Impatient => ms(1_000),
+            Self::DeadlinePasses | Self::GracefulThenImmediate => ms(1_000),
             _ => ms(0),
         }
     }
 }
 
-/// The whole promise.
-fn promised(at: At, end: End) -> (RequestStatus, Heard) {
-    match (at, end.is_gentle()) {
-        (At::Door, _) => (RequestStatus::Cancelled, Heard::Closed),
-        (At::Done, _) => (RequestStatus::Completed, Heard::Response),
-        (At::Detached, true) => (RequestStatus::Completed, Heard::Nothing),
-        (At::Detached, false) => (RequestStatus::Cancelled, Heard::Nothing),
-        (_, true) => (RequestStatus::Completed, Heard::Response),
-        (_, false) => (RequestStatus::Cancelled, Heard::Cancelled),
+/// What is guaranteed for a call in this state: its final status, and what its caller gets.
+fn guaranteed(at: At, end: End) -> (RequestStatus, Received) {
+    match (at, end.is_graceful()) {
+        (At::NoPlace, _) => (RequestStatus::Cancelled, Received::Closed),
+        (At::Done, _) => (RequestStatus::Completed, Received::Response),
+        (At::Detached, true) => (RequestStatus::Completed, Received::Nothing),
+        (At::Detached, false) => (RequestStatus::Cancelled, Received::Nothing),
+        (_, true) => (RequestStatus::Completed, Received::Response),
+        (_, false) => (RequestStatus::Cancelled, Received::Cancelled),
     }
 }
 
-/// Lets a millisecond pass between being called and calling on, so that somebody else can take the permit.
+/// Waits for a millisecond before it polls the inner call, so that another call can take the permit.
 #[derive(Clone)]
 struct Late<S>(S);
 
@@ -245,37 +206,37 @@ where
 /// The call that is watched.
 enum Subject {
     Submitted(CallHandle<&'static str, &'static str>),
-    AtTheDoor(ResponseFuture<&'static str, &'static str>),
-    /// The same, with a task of the runtime that waits for it.
+    Called(ResponseFuture<&'static str, &'static str>),
+    /// Like `Called`, with a task of the runtime that awaits it.
     Awaited(JoinHandle<Result<Response<&'static str>, Error>>),
     Detached,
 }
 
 impl Subject {
-    async fn hears(self) -> Heard {
+    async fn receive(self) -> Received {
         let result = match self {
             Self::Submitted(call) => call.await,
-            Self::AtTheDoor(call) => call.await,
+            Self::Called(call) => call.await,
             Self::Awaited(task) => task.await.unwrap(),
-            Self::Detached => return Heard::Nothing,
+            Self::Detached => return Received::Nothing,
         };
         match result {
-            Ok(_) => Heard::Response,
-            Err(error) if error.is_closed() => Heard::Closed,
-            Err(error) if error.is_cancelled() => Heard::Cancelled,
+            Ok(_) => Received::Response,
+            Err(error) if error.is_closed() => Received::Closed,
+            Err(error) if error.is_cancelled() => Received::Cancelled,
             Err(error) => panic!("{error}"),
         }
     }
 }
 
-/// An executor with a call in this state.
-async fn bring(at: At) -> (Plain, Subject, EventHandle) {
+/// Starts an executor, and brings a call into this state.
+async fn bring(at: At) -> (TestExecutor, Subject, EventHandle) {
     let (client, _) = client(TAKES);
     let builder = match at {
-        At::Door => unlimited().queue_capacity(1).concurrency_limit(1),
+        At::NoPlace => unlimited().queue_capacity(1).concurrency_limit(1),
         At::Queue | At::Permit => unlimited().concurrency_limit(1),
         At::Rate => Executor::builder().requests(Rate::per_minute(1)),
-        At::Wire | At::Done | At::Detached => unlimited(),
+        At::Client | At::Done | At::Detached => unlimited(),
     };
     let mut executor = match at {
         At::Permit => builder.layer(layer_fn(Late)).build(client).unwrap(),
@@ -287,10 +248,10 @@ async fn bring(at: At) -> (Plain, Subject, EventHandle) {
         settle().await;
     }
     let (subject, event) = match at {
-        At::Door => {
+        At::NoPlace => {
             let call = executor.call(request("subject"));
             let event = call.event().unwrap().clone();
-            (Subject::AtTheDoor(call), event)
+            (Subject::Called(call), event)
         }
         _ => {
             let call = executor.submit(request("subject")).await.unwrap();
@@ -303,39 +264,43 @@ async fn bring(at: At) -> (Plain, Subject, EventHandle) {
     };
     pass(at.reached()).await;
     assert_eq!(event.status(), at.status(), "{at:?}");
-    // A handle of the queue that is kept ready must not keep anything alive.
+    // A clone, because the executor that made the calls keeps a handle of the queue, and the drop of the returned one
+    // has to end the queue.
     (executor.clone(), subject, event)
 }
 
-/// Ends it, and returns the report of who waited for the end last, if there is one.
-async fn ends(executor: Plain, end: End) -> Option<StopReport> {
+/// Ends the executor. Returns the report of the stop that waited longest, if there was one.
+async fn ends(executor: TestExecutor, end: End) -> Option<StopReport> {
     let far = Duration::from_secs(100_000);
     match end {
         End::Graceful => Some(executor.stop(Shutdown::Graceful).await),
         End::DeadlineFarAway => Some(executor.stop(Shutdown::Within(far)).await),
         End::DeadlinePasses => Some(executor.stop(Shutdown::Within(end.patience())).await),
         End::Immediate => Some(executor.stop(Shutdown::Immediate).await),
-        End::Impatient => {
-            let gentle = executor.stop(Shutdown::Graceful);
-            let harder = async {
+        End::GracefulThenImmediate => {
+            let graceful = executor.stop(Shutdown::Graceful);
+            let immediate = async {
                 time::sleep(end.patience()).await;
                 executor.stop(Shutdown::Immediate).await
             };
-            let (gentle, harder) = tokio::join!(gentle, harder);
-            assert_eq!(harder.elapsed, ms(0));
-            // Both were there for what ended after the second began.
-            assert_eq!((harder.completed, harder.failed), (gentle.completed, gentle.failed));
-            Some(gentle)
+            let (graceful, immediate) = tokio::join!(graceful, immediate);
+            assert_eq!(immediate.elapsed, ms(0));
+            // No call ended before the second stop began, so both report the same.
+            assert_eq!(
+                (immediate.completed, immediate.failed),
+                (graceful.completed, graceful.failed)
+            );
+            Some(graceful)
         }
-        End::GivenUp => {
+        End::GracefulDropped => {
             timeout(ms(500), executor.stop(Shutdown::Graceful)).await.ok();
             settle().await;
-            // Nobody takes that back.
+            // The executor stays stopped although the stop was dropped.
             assert!(!executor.is_running());
             time::sleep(far).await;
             None
         }
-        End::DeadlineGivenUp => {
+        End::DeadlineDropped => {
             timeout(ms(500), executor.stop(Shutdown::Within(ms(1_000)))).await.ok();
             time::sleep(far).await;
             None
@@ -345,12 +310,12 @@ async fn ends(executor: Plain, end: End) -> Option<StopReport> {
             settle().await;
             None
         }
-        End::RuntimeEnds => unreachable!("it is not there to run this"),
+        End::RuntimeEnds => unreachable!("the caller drops the runtime"),
     }
 }
 
 #[test]
-fn each_way_to_end_does_to_a_call_in_each_state_what_is_promised() {
+fn a_call_in_each_state_ends_as_guaranteed_for_each_way_to_end() {
     let mut cases = 0;
     for at in EVERY_STATE {
         for end in EVERY_END {
@@ -358,15 +323,15 @@ fn each_way_to_end_does_to_a_call_in_each_state_what_is_promised() {
             let (runtime, afterwards) = (paused_runtime(), paused_runtime());
             let (executor, mut subject, event) = runtime.block_on(bring(at));
             let monitor = executor.monitor();
-            let (status, heard) = promised(at, end);
-            let told = if end == End::RuntimeEnds {
-                // Who waits does so from elsewhere.
-                if let Subject::AtTheDoor(call) = &mut subject {
+            let (status, expected) = guaranteed(at, end);
+            let received = if end == End::RuntimeEnds {
+                // The call waits in another runtime.
+                if let Subject::Called(call) = &mut subject {
                     let mut cx = Context::from_waker(Waker::noop());
                     assert!(Pin::new(call).poll(&mut cx).is_pending());
                 }
                 drop(runtime);
-                let told = afterwards.block_on(async { timeout(HANG, subject.hears()).await });
+                let received = afterwards.block_on(async { timeout(HANG, subject.receive()).await });
                 assert!(!executor.is_running(), "{case}");
                 afterwards.block_on(async {
                     let late = executor.submit(request("late")).await;
@@ -374,40 +339,40 @@ fn each_way_to_end_does_to_a_call_in_each_state_what_is_promised() {
                     let report = timeout(HANG, executor.stop(Shutdown::Graceful)).await.expect(&case);
                     assert_eq!((report.completed, report.failed, report.cancelled), (0, 0, 0), "{case}");
                 });
-                told
+                received
             } else {
                 runtime.block_on(async {
-                    // Who waits at the door is somebody's task.
-                    if let Subject::AtTheDoor(call) = subject {
+                    // A call without a place proceeds only while it is polled.
+                    if let Subject::Called(call) = subject {
                         subject = Subject::Awaited(tokio::spawn(call));
                         settle().await;
                     }
                     let report = timeout(1_000_000 * HANG, ends(executor, end)).await.expect(&case);
                     if let Some(report) = report {
-                        let (there, done) = match at {
+                        let (open, finished) = match at {
                             At::Done => (0, 0),
-                            _ => (at.others() + 1, at.others() + u64::from(at != At::Door)),
+                            _ => (at.others() + 1, at.others() + u64::from(at != At::NoPlace)),
                         };
-                        let completed = if end.is_gentle() { done } else { 0 };
-                        let expected = (completed, 0, there - completed);
+                        let completed = if end.is_graceful() { finished } else { 0 };
+                        let expected = (completed, 0, open - completed);
                         assert_eq!((report.completed, report.failed, report.cancelled), expected, "{case}");
-                        let elapsed = match (at, end.is_gentle()) {
+                        let elapsed = match (at, end.is_graceful()) {
                             (At::Done, _) => ms(0),
-                            (_, true) => at.over() - at.reached(),
+                            (_, true) => at.last_end() - at.reached(),
                             (_, false) => end.patience(),
                         };
-                        // When all is over, even the impatient one need not wait.
-                        let waited = if (at, end) == (At::Done, End::Impatient) {
+                        // If every call has ended, the graceful stop returns before the immediate one begins.
+                        let waited = if (at, end) == (At::Done, End::GracefulThenImmediate) {
                             ms(0)
                         } else {
                             elapsed
                         };
                         assert_eq!(report.elapsed, waited, "{case}");
                     }
-                    timeout(HANG, subject.hears()).await
+                    timeout(HANG, subject.receive()).await
                 })
             };
-            assert_eq!(told.expect(&case), heard, "{case}");
+            assert_eq!(received.expect(&case), expected, "{case}");
             assert_eq!(event.status(), status, "{case}");
             let totals = monitor.totals();
             assert_eq!((totals.opened, totals.open()), (at.others() + 1, 0), "{case}");
@@ -419,10 +384,10 @@ fn each_way_to_end_does_to_a_call_in_each_state_what_is_promised() {
     assert_eq!(cases, 63);
 }
 
-// --- stops that meet ---
+// --- Concurrent and repeated stops ---
 
 #[tokio::test(start_paused = true)]
-async fn any_number_of_stops_at_once_all_return_and_report_the_same() {
+async fn concurrent_stops_all_return_and_report_the_same() {
     let executor = unlimited().concurrency_limit(1).build(client(ms(100)).0).unwrap();
     executor.start().unwrap();
     for _ in 0..5 {
@@ -442,7 +407,7 @@ async fn any_number_of_stops_at_once_all_return_and_report_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_deadlines_the_earlier_one_counts() {
+async fn of_two_stops_with_a_deadline_the_earlier_deadline_applies() {
     for (first, second) in [(300, 100), (100, 300)] {
         let executor = unlimited().build(client(ms(10_000)).0).unwrap();
         executor.start().unwrap();
@@ -459,7 +424,7 @@ async fn of_two_deadlines_the_earlier_one_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_of_nothing_cancels_and_one_of_forever_waits() {
+async fn a_stop_within_zero_cancels_and_a_stop_within_the_maximum_waits() {
     for (limit, completed, elapsed) in [
         (Duration::ZERO, 0, ms(0)),
         (Duration::from_nanos(1), 0, ms(1)),
@@ -472,7 +437,7 @@ async fn a_deadline_of_nothing_cancels_and_one_of_forever_waits() {
         let report = executor.stop(Shutdown::Within(limit)).await;
         assert_eq!((report.completed, report.cancelled), (completed, 1 - completed));
         assert_eq!(report.elapsed, elapsed);
-        // And with nothing there.
+        // The same without any call.
         executor.start().unwrap();
         let report = executor.stop(Shutdown::Within(limit)).await;
         assert_eq!(report, StopReport::default());
@@ -489,7 +454,7 @@ async fn a_stop_that_is_never_polled_stops_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_given_up_half_way_goes_on_and_another_one_waits_for_the_rest() {
+async fn a_stop_whose_future_is_dropped_continues_and_another_one_waits_for_the_rest() {
     let executor = unlimited().concurrency_limit(1).build(client(ms(100)).0).unwrap();
     executor.start().unwrap();
     for _ in 0..5 {
@@ -502,7 +467,7 @@ async fn a_stop_given_up_half_way_goes_on_and_another_one_waits_for_the_rest() {
     assert_eq!((report.completed, report.elapsed), (3, ms(250)));
     executor.start().unwrap();
 
-    // Nobody waits at all: then it can be started as soon as the last call is over.
+    // Without a second stop the executor can be started as soon as the last call has ended.
     drop(executor.submit(request("call")).await.unwrap());
     timeout(ms(50), executor.stop(Shutdown::Graceful)).await.unwrap_err();
     assert!(executor.start().unwrap_err().is_already_running());
@@ -512,14 +477,14 @@ async fn a_stop_given_up_half_way_goes_on_and_another_one_waits_for_the_rest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_answer_to_a_stop_leaves_a_new_start_alone() {
+async fn a_stop_that_is_polled_after_a_new_start_does_not_stop_it() {
     let executor = unlimited().build(client(ms(100)).0).unwrap();
     executor.start().unwrap();
     drop(executor.submit(request("call")).await.unwrap());
     let mut stop = tokio_test::task::spawn(executor.stop(Shutdown::Graceful));
     assert!(stop.poll().is_pending());
     pass(ms(200)).await;
-    // It is over, and whoever waited for that has not looked yet.
+    // The executor has stopped, and the stop has not been polled since.
     executor.start().unwrap();
     let call = executor.submit(request("again")).await.unwrap();
     assert!(stop.is_woken() && stop.poll().is_ready());
@@ -528,11 +493,11 @@ async fn a_late_answer_to_a_stop_leaves_a_new_start_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_clone_takes_nothing_with_it() {
+async fn dropping_a_clone_affects_no_call() {
     let mut executor = unlimited().build(client(ms(100)).0).unwrap();
     executor.start().unwrap();
     let mut clone = executor.clone();
-    // One that was made ready, one that has called, and one that waits.
+    // The clone was ready, has two calls, and is ready again when it is dropped.
     clone.ready().await.unwrap();
     let by_clone = clone.call(request("by the clone"));
     let submitted = clone.submit(request("by the clone")).await.unwrap();
@@ -545,7 +510,7 @@ async fn a_dropped_clone_takes_nothing_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clone_made_ready_before_a_stop_is_told_when_it_calls() {
+async fn a_clone_that_was_ready_before_a_stop_returns_an_error_when_it_is_called() {
     let executor = unlimited().build(client(ms(0)).0).unwrap();
     executor.start().unwrap();
     let mut clone = executor.clone();
@@ -560,24 +525,24 @@ async fn a_clone_made_ready_before_a_stop_is_told_when_it_calls() {
     assert_eq!(executor.monitor().totals().opened, 0);
 }
 
-// --- from inside ---
+// --- Stops from inside a call ---
 
-type Known = Executor<Closure<StopReport>, StopReport>;
+type SelfStopping = Executor<Closure<StopReport>, StopReport>;
 
-/// An executor for calls that know it.
-fn for_closures() -> Known {
+/// An executor for calls that hold a clone of it.
+fn for_closures() -> SelfStopping {
     let executor = unlimited().build_for_closures().unwrap();
     executor.start().unwrap();
     executor
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_clone_can_be_dropped_by_a_call_of_its_own() {
+async fn the_last_clone_can_be_dropped_by_a_call_of_the_executor() {
     let executor = for_closures();
     let monitor = executor.monitor();
     let last = Mutex::new(Some(executor.clone()));
     let call = Call::new(move || {
-        let last: Option<Known> = last.lock().unwrap().take();
+        let last: Option<SelfStopping> = last.lock().unwrap().take();
         async move {
             time::sleep(ms(10)).await;
             drop(last);
@@ -592,14 +557,14 @@ async fn the_last_clone_can_be_dropped_by_a_call_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_stops_its_own_executor_does_not_wait_for_itself() {
+async fn a_call_that_stops_its_executor_does_not_wait_for_itself() {
     for how in [Shutdown::Graceful, Shutdown::Within(ms(500)), Shutdown::Immediate] {
         let executor = unlimited()
             .concurrency_limit(2)
             .build_for_closures::<StopReport>()
             .unwrap();
         executor.start().unwrap();
-        let stops = |executor: Known| {
+        let stops = |executor: SelfStopping| {
             Call::new(move || {
                 let executor = executor.clone();
                 async move {
@@ -610,7 +575,7 @@ async fn a_call_that_stops_its_own_executor_does_not_wait_for_itself() {
                 }
             })
         };
-        // Two that run, each of which stops it, and one that is queued.
+        // Two running calls, each of which stops the executor, and a queued one.
         let mut calls = Vec::new();
         for _ in 0..2 {
             calls.push(executor.submit(stops(executor.clone())).await.unwrap());
@@ -618,25 +583,25 @@ async fn a_call_that_stops_its_own_executor_does_not_wait_for_itself() {
         let fine = || async { Ok::<_, BoxError>((200, StopReport::default())) };
         calls.push(executor.submit(Call::new(fine)).await.unwrap());
         let began = Instant::now();
-        let mut answers = Vec::new();
+        let mut results = Vec::new();
         for call in calls {
-            answers.push(timeout(HANG, call).await.expect("no hang"));
+            results.push(timeout(HANG, call).await.expect("no hang"));
         }
         if how == Shutdown::Graceful {
-            for answer in &answers[..2] {
-                let report = answer.as_ref().unwrap().body();
+            for result in &results[..2] {
+                let report = result.as_ref().unwrap().body();
                 assert_eq!((report.completed, report.left, report.elapsed), (0, 3, ms(0)));
             }
-            assert!(answers[2].is_ok());
+            assert!(results[2].is_ok());
             assert_eq!(began.elapsed(), ms(200));
         } else {
-            assert!(answers.into_iter().all(|answer| answer.unwrap_err().is_cancelled()));
+            assert!(results.into_iter().all(|result| result.unwrap_err().is_cancelled()));
             assert_eq!(
                 began.elapsed(),
                 if how == Shutdown::Immediate { ms(100) } else { ms(600) }
             );
         }
-        // Who waits outside does so until it is over, and it can start again.
+        // A stop from outside waits until the last call has ended. Then the executor can start again.
         assert_eq!(executor.stop(Shutdown::Graceful).await.left, 0);
         assert!(!executor.is_running());
         executor.start().unwrap();
@@ -659,7 +624,7 @@ async fn a_call_that_stops_another_executor_waits_for_it() {
     assert_eq!(response.body().elapsed, ms(1_000));
 }
 
-// --- runtimes ---
+// --- Runtimes ---
 
 #[test]
 fn an_executor_outlives_its_runtime_and_starts_again_in_another() {
@@ -686,7 +651,7 @@ fn an_executor_outlives_its_runtime_and_starts_again_in_another() {
                 .contains("inside a Tokio runtime")
         );
     }
-    // A stop, also without any runtime, has nothing left to do.
+    // A stop has nothing left to do, and needs no runtime.
     assert_eq!(block_on(executor.stop(Shutdown::Graceful)).cancelled, 0);
     assert_eq!(executor.monitor().in_flight(), 0);
 }
@@ -701,18 +666,14 @@ fn a_runtime_outlives_its_executor() {
     });
     assert!(runtime.block_on(call).unwrap_err().is_cancelled());
     runtime.block_on(settle());
-    // Its workers are gone.
+    // The workers have ended.
     assert_eq!(runtime.metrics().num_alive_tasks(), 0);
 }
 
 #[test]
-fn a_runtime_that_ends_while_others_stop_or_wait_for_a_place_tells_them() {
+fn shutting_a_runtime_down_ends_stops_and_calls_that_wait_in_others() {
     within_a_minute(|| {
-        let home = Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        let home = threaded_runtime();
         let client = service_fn(async |_: Request<&'static str>| pending::<Result<Response<()>, BoxError>>().await);
         let executor = unlimited()
             .queue_capacity(1)
@@ -721,7 +682,7 @@ fn a_runtime_that_ends_while_others_stop_or_wait_for_a_place_tells_them() {
             .unwrap();
         let calls = home.block_on(async {
             executor.start().unwrap();
-            let first = executor.submit(request("on the wire")).await.unwrap();
+            let first = executor.submit(request("at the client")).await.unwrap();
             while executor.monitor().calling() == 0 {
                 tokio::task::yield_now().await;
             }
@@ -731,7 +692,7 @@ fn a_runtime_that_ends_while_others_stop_or_wait_for_a_place_tells_them() {
         let waits = thread::spawn({
             let (executor, entered) = (executor.clone(), entered.clone());
             move || {
-                let mut submit = Box::pin(executor.submit(request("at the door")));
+                let mut submit = Box::pin(executor.submit(request("without a place")));
                 let mut cx = Context::from_waker(Waker::noop());
                 assert!(submit.as_mut().poll(&mut cx).is_pending());
                 entered.wait();
@@ -748,7 +709,7 @@ fn a_runtime_that_ends_while_others_stop_or_wait_for_a_place_tells_them() {
         entered.wait();
         home.shutdown_background();
         assert!(waits.join().unwrap().unwrap_err().is_closed());
-        // As many as were left when it began.
+        // At most the three calls, fewer if some had ended before the stop began.
         let report = stops.join().unwrap();
         assert!(report.completed == 0 && report.cancelled <= 3, "{report:?}");
         for call in calls {
@@ -761,11 +722,7 @@ fn a_runtime_that_ends_while_others_stop_or_wait_for_a_place_tells_them() {
 #[test]
 fn a_stop_may_come_from_another_runtime_or_from_none() {
     within_a_minute(|| {
-        let home = Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        let home = threaded_runtime();
         for how in [
             Shutdown::Graceful,
             Shutdown::Within(Duration::MAX),
@@ -773,15 +730,15 @@ fn a_stop_may_come_from_another_runtime_or_from_none() {
             Shutdown::Immediate,
         ] {
             for elsewhere in [true, false] {
-                let (go, wait) = (
+                let (allowed, is_stuck) = (
                     Arc::new(tokio::sync::Semaphore::new(0)),
                     matches!(how, Shutdown::Within(limit) if limit == ms(1)),
                 );
-                let opens = go.clone();
+                let allow = allowed.clone();
                 let client = service_fn(move |_: Request<&'static str>| {
-                    let go = go.clone();
+                    let allowed = allowed.clone();
                     async move {
-                        drop(go.acquire().await);
+                        drop(allowed.acquire().await);
                         Ok::<_, BoxError>(Response::new(()))
                     }
                 });
@@ -793,26 +750,26 @@ fn a_stop_may_come_from_another_runtime_or_from_none() {
                         executor.submit(request("call")).await.unwrap(),
                     ]
                 });
-                if !wait {
-                    opens.add_permits(1);
+                if !is_stuck {
+                    allow.add_permits(1);
                 }
                 let is_within = matches!(how, Shutdown::Within(_));
                 let report = match (elsewhere, is_within) {
-                    // That one needs a timer.
+                    // A stop within a time needs a timer.
                     (true, _) | (false, true) => {
                         let other = Builder::new_current_thread().enable_all().build().unwrap();
                         other.block_on(executor.stop(how))
                     }
                     (false, false) => block_on(executor.stop(how)),
                 };
-                let answered = calls.map(|call| block_on(call).is_ok());
+                let has_response = calls.map(|call| block_on(call).is_ok());
                 let totals = executor.monitor().totals();
                 assert_eq!((totals.opened, totals.open()), (2, 0));
                 assert!(report.completed + report.cancelled <= 2);
                 match how {
-                    Shutdown::Graceful => assert_eq!(answered, [true, true]),
-                    Shutdown::Within(_) if !wait => assert_eq!(answered, [true, true]),
-                    Shutdown::Within(_) => assert_eq!((answered, report.cancelled), ([false, false], 2)),
+                    Shutdown::Graceful => assert_eq!(has_response, [true, true]),
+                    Shutdown::Within(_) if !is_stuck => assert_eq!(has_response, [true, true]),
+                    Shutdown::Within(_) => assert_eq!((has_response, report.cancelled), ([false, false], 2)),
                     Shutdown::Immediate => {}
                 }
             }
@@ -828,72 +785,72 @@ fn a_deadline_without_a_timer_panics_before_anything_is_stopped() {
     let stop = || block_on(executor.stop(Shutdown::Within(ms(1))));
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(stop)).unwrap_err();
     assert!(executor.is_running());
-    let answer = runtime.block_on(async { executor.submit(request("call")).await.unwrap().await });
-    assert!(answer.is_ok());
+    let result = runtime.block_on(async { executor.submit(request("call")).await.unwrap().await });
+    assert!(result.is_ok());
 }
 
-// --- races ---
+// --- Races ---
 
 #[test]
-fn of_ten_thousand_stops_that_race_with_submits_each_accounts_for_every_call() {
+fn ten_thousand_stops_that_race_with_submits_each_account_for_every_call() {
     const ROUNDS: usize = 10_000;
     type Numbered = Executor<usize, usize>;
 
-    /// What was told about the calls of one thread in one round.
+    /// How many calls of one thread had which result in one round.
     #[derive(Clone, Copy, Debug, Default)]
-    struct Told {
-        answered: u64,
+    struct Counts {
+        completed: u64,
         cancelled: u64,
         refused: u64,
         closed: u64,
         full: u64,
     }
 
-    fn told_of(call: Result<CallHandle<usize, usize>, Error>, number: usize, told: &mut Told) {
+    fn count_submit(call: Result<CallHandle<usize, usize>, Error>, number: usize, counts: &mut Counts) {
         let call = match call {
             Ok(call) => call,
-            Err(error) if error.is_not_running() => return told.refused += 1,
-            Err(error) if error.is_closed() => return told.closed += 1,
+            Err(error) if error.is_not_running() => return counts.refused += 1,
+            Err(error) if error.is_closed() => return counts.closed += 1,
             Err(error) => panic!("{error:?}"),
         };
         let event = call.event().clone();
         match block_on(call) {
             Ok(response) => {
                 assert_eq!((*response.body(), event.status()), (number, RequestStatus::Completed));
-                told.answered += 1;
+                counts.completed += 1;
             }
             Err(error) => {
                 assert!(error.is_cancelled(), "{error:?}");
                 block_on(event.finished());
                 assert_eq!(event.status(), RequestStatus::Cancelled);
-                told.cancelled += 1;
+                counts.cancelled += 1;
             }
         }
     }
 
-    fn tried(call: Result<CallHandle<usize, usize>, TrySubmitError<usize>>, number: usize, told: &mut Told) {
+    fn count_try_submit(
+        call: Result<CallHandle<usize, usize>, TrySubmitError<usize>>,
+        number: usize,
+        counts: &mut Counts,
+    ) {
         match call {
-            Ok(call) => told_of(Ok(call), number, told),
+            Ok(call) => count_submit(Ok(call), number, counts),
             Err(TrySubmitError::Refused(refused)) => {
                 if refused.is_full() {
-                    told.full += 1;
+                    counts.full += 1;
                 } else {
                     assert!(refused.is_closed());
-                    told.refused += 1;
+                    counts.refused += 1;
                 }
-                assert_eq!(refused.into_request().into_body(), number, "the request comes back");
+                assert_eq!(refused.into_request().into_body(), number, "the refused request");
             }
-            Err(TrySubmitError::Other(error)) => told_of(Err(error), number, told),
+            Err(TrySubmitError::Other(error)) => count_submit(Err(error), number, counts),
             Err(other) => panic!("{other:?}"),
         }
     }
 
     within_a_minute(|| {
-        let home = Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        let home = threaded_runtime();
         let client = service_fn(async |req: Request<usize>| {
             if req.body().is_multiple_of(3) {
                 tokio::task::yield_now().await;
@@ -908,19 +865,19 @@ fn of_ten_thousand_stops_that_race_with_submits_each_accounts_for_every_call() {
                 thread::spawn(move || {
                     let mut all = Vec::with_capacity(ROUNDS);
                     for round in 0..ROUNDS {
-                        let mut told = Told::default();
+                        let mut counts = Counts::default();
                         begin.wait();
                         for number in 0..3 {
                             let req = Request::new(number);
                             if (thread + number) % 2 == 0 {
-                                told_of(block_on(executor.submit(req)), number, &mut told);
+                                count_submit(block_on(executor.submit(req)), number, &mut counts);
                             } else {
-                                tried(executor.try_submit(req), number, &mut told);
+                                count_try_submit(executor.try_submit(req), number, &mut counts);
                             }
                         }
                         end.wait();
-                        all.push(told);
-                        // The numbers are looked at meanwhile.
+                        all.push(counts);
+                        // Until the main thread has read the totals.
                         if round + 1 < ROUNDS {
                             end.wait();
                         }
@@ -956,16 +913,17 @@ fn of_ten_thousand_stops_that_race_with_submits_each_accounts_for_every_call() {
                 end.wait();
             }
         }
-        let told: Vec<_> = submitters.into_iter().map(|thread| thread.join().unwrap()).collect();
-        let mut sum = Told::default();
+        let counts: Vec<_> = submitters.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let mut sum = Counts::default();
         for (round, (how, before, after, report)) in rounds.into_iter().enumerate() {
-            let (a, b) = (told[0][round], told[1][round]);
+            let (a, b) = (counts[0][round], counts[1][round]);
             let case = format!("round {round}: {how:?} {a:?} {b:?} {report:?}");
-            let (answered, cancelled) = (a.answered + b.answered, a.cancelled + b.cancelled);
+            let (completed, cancelled) = (a.completed + b.completed, a.cancelled + b.cancelled);
             let (refused, closed) = (a.refused + b.refused, a.closed + b.closed);
-            assert_eq!(answered + cancelled + refused + closed + a.full + b.full, 6, "{case}");
-            assert_eq!(after.completed - before.completed, answered, "{case}");
-            // One that `try_submit` refuses at the very moment of the stop has an event; before and after it has none.
+            assert_eq!(completed + cancelled + refused + closed + a.full + b.full, 6, "{case}");
+            assert_eq!(after.completed - before.completed, completed, "{case}");
+            // A call that `try_submit` refuses has no event, unless the stop comes between its place and its
+            // acceptance.
             let ended = after.cancelled - before.cancelled;
             assert!(
                 (cancelled + closed..=cancelled + closed + refused).contains(&ended),
@@ -973,30 +931,26 @@ fn of_ten_thousand_stops_that_race_with_submits_each_accounts_for_every_call() {
             );
             assert_eq!(after.failed, before.failed, "{case}");
             assert!(
-                report.completed <= answered && report.cancelled <= ended && report.failed == 0,
+                report.completed <= completed && report.cancelled <= ended && report.failed == 0,
                 "{case}"
             );
             if how == Shutdown::Graceful {
                 assert_eq!(cancelled, 0, "{case}");
             }
-            sum.answered += answered;
+            sum.completed += completed;
             sum.cancelled += cancelled;
             sum.refused += refused;
             sum.closed += closed;
         }
-        // The race was one.
-        assert!(sum.answered > 0 && sum.refused > 0, "{sum:?}");
+        // In some rounds the calls were first, in others the stop.
+        assert!(sum.completed > 0 && sum.refused > 0, "{sum:?}");
     });
 }
 
 #[test]
-fn starts_and_stops_that_race_leave_it_running_or_stopped_and_nothing_between() {
+fn starts_and_stops_that_race_leave_the_executor_either_running_or_stopped() {
     within_a_minute(|| {
-        let home = Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        let home = threaded_runtime();
         let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
         let executor = unlimited().build(client).unwrap();
         let started = Arc::new(AtomicUsize::new(0));
@@ -1014,7 +968,7 @@ fn starts_and_stops_that_race_leave_it_running_or_stopped_and_nothing_between() 
                                 Err(error) => assert!(error.is_already_running(), "{error:?}"),
                             }
                             if let Ok(call) = executor.try_submit(Request::new(())) {
-                                // Answered or cancelled, and never a hang.
+                                // It completes or is cancelled, and does not hang.
                                 let _ = block_on(call);
                             }
                         } else {
@@ -1035,7 +989,7 @@ fn starts_and_stops_that_race_leave_it_running_or_stopped_and_nothing_between() 
         assert!(!executor.is_running());
         assert_eq!(executor.monitor().totals().open(), 0);
         assert!(started.load(Ordering::Relaxed) > 1);
-        // And of many starts at once one is the first.
+        // Of concurrent starts exactly one succeeds.
         for _ in 0..200 {
             let starts: Vec<_> = (0..4)
                 .map(|_| {
@@ -1054,14 +1008,14 @@ fn starts_and_stops_that_race_leave_it_running_or_stopped_and_nothing_between() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_a_place_when_it_is_stopped_is_not_let_in_by_the_next_start() {
+async fn a_call_that_waits_for_a_place_during_a_stop_is_not_accepted_after_the_next_start() {
     let executor = unlimited()
         .queue_capacity(1)
         .concurrency_limit(1)
         .build(client(ms(100)).0)
         .unwrap();
     executor.start().unwrap();
-    drop(executor.submit(request("flies")).await.unwrap());
+    drop(executor.submit(request("running")).await.unwrap());
     settle().await;
     drop(executor.submit(request("queued")).await.unwrap());
     let mut waits = tokio_test::task::spawn(executor.submit(request("waits")));
@@ -1076,10 +1030,10 @@ async fn who_waits_for_a_place_when_it_is_stopped_is_not_let_in_by_the_next_star
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_panics_when_it_is_dropped_holds_up_no_stop() {
+async fn a_client_that_panics_when_it_is_dropped_blocks_no_stop() {
     #[derive(Clone)]
-    struct Grumbles(Arc<AtomicBool>);
-    impl Drop for Grumbles {
+    struct PanicsOnDrop(Arc<AtomicBool>);
+    impl Drop for PanicsOnDrop {
         fn drop(&mut self) {
             if self.0.load(Ordering::SeqCst) && !thread::panicking() {
                 panic!("dropped");
@@ -1089,9 +1043,9 @@ async fn a_client_that_panics_when_it_is_dropped_holds_up_no_stop() {
     for how in [Shutdown::Graceful, Shutdown::Immediate] {
         for workers in [1, 3] {
             let armed = Arc::new(AtomicBool::new(false));
-            let grumbles = Grumbles(armed.clone());
+            let panics = PanicsOnDrop(armed.clone());
             let client = service_fn(move |_: Request<&'static str>| {
-                let _grumbles = &grumbles;
+                let _panics = &panics;
                 async {
                     time::sleep(ms(100)).await;
                     Ok::<_, BoxError>(Response::new(()))

@@ -1,4 +1,5 @@
-//! The same promises with several threads, where the paused clock cannot be: bounded work, and no assertion about time.
+//! The limits, the queue and the executor on several threads, where the clock cannot be paused: a bounded amount of
+//! work, and no assertion about time.
 
 mod support;
 
@@ -10,15 +11,13 @@ use std::{
     },
     time::Duration,
 };
+use support::HANG;
 use tokio::time::timeout;
 use tower::{BoxError, ServiceExt, service_fn};
 use tower_outbound::{Call, ConcurrencyLimitLayer, Cost, Executor, Limits, Rate, RateLimiter, Shutdown};
 
-/// Far more than it takes; only there so that a hang is a failure.
-const HANG: Duration = Duration::from_secs(60);
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_limiter_admits_all_who_wait_while_others_give_up() {
+async fn a_limiter_admits_every_waiter_while_others_give_up() {
     let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(20_000).burst(1))).unwrap();
     let admitted = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..64_u64)
@@ -43,20 +42,20 @@ async fn a_limiter_admits_all_who_wait_while_others_give_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn never_more_than_the_limit_are_in_flight_while_calls_come_and_go() {
+async fn no_more_calls_than_the_limit_are_in_flight_while_calls_are_made_and_dropped() {
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (count, highest) = (now.clone(), most.clone());
     let client = service_fn(move |yields: usize| {
         let (count, highest) = (count.clone(), highest.clone());
         async move {
-            struct Gone(Arc<AtomicUsize>);
-            impl Drop for Gone {
+            struct InFlight(Arc<AtomicUsize>);
+            impl Drop for InFlight {
                 fn drop(&mut self) {
                     self.0.fetch_sub(1, Ordering::SeqCst);
                 }
             }
             highest.fetch_max(count.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            let _gone = Gone(count);
+            let _in_flight = InFlight(count);
             for _ in 0..yields {
                 tokio::task::yield_now().await;
             }
@@ -89,13 +88,13 @@ async fn never_more_than_the_limit_are_in_flight_while_calls_come_and_go() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn an_executor_accounts_for_every_call_whatever_is_done_to_it() {
+async fn an_executor_accounts_for_calls_that_complete_fail_panic_and_are_cancelled() {
     for workers in [1, 3] {
         let client = service_fn(async |req: Request<usize>| {
             for _ in 0..req.body() % 5 {
                 tokio::task::yield_now().await;
             }
-            assert_ne!(req.body() % 97, 13, "one of those that panic");
+            assert_ne!(req.body() % 97, 13, "this request panics");
             if req.body() % 89 == 7 {
                 Err(BoxError::from("no"))
             } else {
@@ -142,7 +141,7 @@ async fn an_executor_accounts_for_every_call_whatever_is_done_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_stop_that_races_with_submits_loses_nothing_without_a_word() {
+async fn every_submit_that_races_with_a_stop_returns() {
     let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
     let executor = Executor::builder()
         .limits(Limits::new())
@@ -155,14 +154,14 @@ async fn a_stop_that_races_with_submits_loses_nothing_without_a_word() {
             .map(|_| {
                 let executor = executor.clone();
                 tokio::spawn(async move {
-                    let mut told = 0;
+                    let mut returned = 0;
                     for _ in 0..4 {
                         if let Ok(call) = executor.submit(Request::new(())).await {
                             let _ = call.await;
                         }
-                        told += 1;
+                        returned += 1;
                     }
-                    told
+                    returned
                 })
             })
             .collect();

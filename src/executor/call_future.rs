@@ -1,6 +1,6 @@
 //! [`CallFuture`]: resolves to the response of a submitted call.
 
-use crate::{deadline::Timer, error::Error, event::EventHandle, queue};
+use crate::{deadline::DeadlineTimer, error::Error, event::EventHandle, queue};
 use http::{Request, Response};
 use std::{
     future::{Future, poll_fn},
@@ -28,7 +28,7 @@ pub(super) struct EarlyOutcome<R> {
     pub(super) response: Option<oneshot::Receiver<Response<R>>>,
     /// Ends the call at its deadline while it is queued. (Below the queue, the deadline layer does so whether or not
     /// this future is polled.)
-    pub(super) timer: Option<(Timer, EventHandle)>,
+    pub(super) timer: Option<(DeadlineTimer, EventHandle)>,
 }
 
 /// Adds the sending end of an early-response channel to a request, and returns the receiving end.

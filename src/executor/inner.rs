@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     clock,
-    deadline::{Deadline, PendingDemand, Timer},
+    deadline::{Deadline, DeadlineTimer, PendingDemand},
     error::Error,
     event::{self, EventHandle, RequestDetails, Scope, Stage, Writer},
     queue::Queue,
@@ -164,7 +164,7 @@ impl<B, R> Inner<B, R> {
         }
         Some(Box::new(EarlyOutcome {
             response: self.parts.open_early_response.map(|open| open(request)),
-            timer: deadline.map(|deadline| (Timer::new(deadline), event.clone())),
+            timer: deadline.map(|deadline| (DeadlineTimer::new(deadline), event.clone())),
         }))
     }
 

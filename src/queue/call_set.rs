@@ -1,8 +1,8 @@
-//! [`CallSet`]: the calls that one worker drives.
+//! [`CallSet`]: the running calls of one worker.
 //!
-//! Each has a slot, and each slot a slot_waker: a call that is woken rings it, and only calls that have ready are polled. Seats
-//! are used again by the calls that follow, so that a call costs no allocation here; and a call is polled in its slot at
-//! once, so that it has pending its permit, or its stand in a line, before the worker begins the next one.
+//! A worker drives many calls in one task. Polling all of them whenever the task is woken would take quadratic time, so
+//! each call has a slot with a waker of its own, and a poll of the set polls only the calls that were woken since the
+//! last one. Slots are used again by later calls, so that a call needs no allocation here.
 
 use crate::sync::{
     Mutex, MutexGuard,
@@ -16,27 +16,31 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-/// The default of an `F` is an empty one: no call sits there. Empty is also what it is when it is done.
+/// A set of futures of type `F`, like `FuturesUnordered`, which keeps its allocations for the next ones.
+///
+/// `F::default()` is an empty future: one that no call uses yet, or whose call has ended.
 pub(super) struct CallSet<F> {
     slots: Vec<Slot<F>>,
-    /// Those without a call: first those without room, which are used last.
+    /// The free slots. The ones without an allocation are first, and so are used last.
     free: Vec<usize>,
-    /// How many of the free ones have room.
-    allocated: usize,
+    /// How many of the free slots have an allocation.
+    free_allocated: usize,
     ready_queue: Arc<ReadyQueue>,
-    /// Seats that have ready and are being served.
+    /// The slots that [`poll`](Self::poll) is going through, kept for its allocation.
     polling: Vec<usize>,
 }
 
 struct Slot<F> {
-    /// An empty one, or none, if the slot is not pending.
+    /// The allocation of a future, which is an empty one while the slot is free. `None` if the slot was never used, or
+    /// its allocation was freed.
     call: Option<Pin<Box<F>>>,
     is_occupied: bool,
     slot_waker: Arc<SlotWaker>,
+    /// `slot_waker` as a `Waker`.
     waker: Waker,
 }
 
-/// Where the bells ring.
+/// The slots that were woken and not polled since, in order.
 struct ReadyQueue {
     ready: Mutex<ReadySlots>,
 }
@@ -44,25 +48,30 @@ struct ReadyQueue {
 #[derive(Default)]
 struct ReadySlots {
     slots: Vec<usize>,
+    /// The task that polls the set.
     worker: Option<Waker>,
 }
 
+/// Puts its slot into the ready queue and wakes the worker.
 struct SlotWaker {
     slot: usize,
     ready_queue: Arc<ReadyQueue>,
-    /// Whether it has ready and was not served since.
-    ready: AtomicBool,
+    /// Whether the slot is in the ready queue already.
+    is_ready: AtomicBool,
 }
 
-/// So many free slots keep their room for calls to come, beside as many as there are calls.
-const SPARE: usize = 64;
+/// How many free slots keep their allocation, in addition to one for each running call.
+///
+/// With 64, a worker whose number of calls varies by less than that allocates nothing; and after a burst of thousands
+/// of calls no more than 64 allocations are left.
+const SPARE_SLOTS: usize = 64;
 
 impl<F: Future<Output = ()> + Default> CallSet<F> {
     pub(super) fn new() -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
-            allocated: 0,
+            free_allocated: 0,
             ready_queue: Arc::new(ReadyQueue {
                 ready: Mutex::default(),
             }),
@@ -74,81 +83,83 @@ impl<F: Future<Output = ()> + Default> CallSet<F> {
         self.free.len() == self.slots.len()
     }
 
-    /// Takes a slot for a call, which `make` makes there; `None` if it is over at once. To be [served](Self::poll_slot) next.
-    pub(super) fn slot(&mut self, make: impl FnOnce(Pin<&mut F>) -> Poll<()>) -> Option<usize> {
-        let at = self.free.pop().unwrap_or_else(|| self.add_slot());
-        self.allocated = self.allocated.saturating_sub(1);
-        let call = self.slots[at].call.get_or_insert_with(|| Box::pin(F::default()));
+    /// Takes a free slot, in which `make` makes the call. Returns the slot, for the caller to
+    /// [poll](Self::poll_slot) next, or `None` if `make` returns `Ready`: the call has ended already.
+    pub(super) fn insert(&mut self, make: impl FnOnce(Pin<&mut F>) -> Poll<()>) -> Option<usize> {
+        let index = self.free.pop().unwrap_or_else(|| self.add_slot());
+        self.free_allocated = self.free_allocated.saturating_sub(1);
+        let call = self.slots[index].call.get_or_insert_with(|| Box::pin(F::default()));
         if make(call.as_mut()).is_ready() {
-            self.leave(at);
+            self.release(index);
             return None;
         }
-        self.slots[at].is_occupied = true;
-        Some(at)
+        self.slots[index].is_occupied = true;
+        Some(index)
     }
 
-    /// Polls the calls that were woken. The worker is woken when there are more.
+    /// Polls the calls that were woken. The worker is woken when further ones are.
     pub(super) fn poll(&mut self, cx: &Context<'_>) {
         if self.is_empty() {
             return;
         }
-        let before = {
+        let replaced = {
             let mut ready = self.ready_queue.lock();
             mem::swap(&mut ready.slots, &mut self.polling);
             match &ready.worker {
-                Some(known) if known.will_wake(cx.waker()) => None,
+                Some(registered) if registered.will_wake(cx.waker()) => None,
                 _ => ready.worker.replace(cx.waker().clone()),
             }
         };
-        drop(before);
+        drop(replaced);
         let mut polling = mem::take(&mut self.polling);
-        for at in polling.drain(..) {
-            self.poll_slot(at);
+        for index in polling.drain(..) {
+            self.poll_slot(index);
         }
         self.polling = polling;
     }
 
-    /// Polls the call in this slot, if there is one: bells can ring late.
+    /// Polls the call in this slot. Does nothing if the slot is free: a waker may be used after its call has ended.
     #[inline]
-    pub(super) fn poll_slot(&mut self, at: usize) {
-        let Some(slot) = self.slots.get_mut(at) else { return };
-        // Before the poll, and not a mere store: what the poll reads must not be older than a slot_waker that was not heard.
-        slot.slot_waker.ready.swap(false, Ordering::AcqRel);
+    pub(super) fn poll_slot(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        // Before the poll, and with acquire ordering, which a store cannot have: the poll has to see everything that
+        // happened before a wake-up that found the flag set and therefore did nothing.
+        slot.slot_waker.is_ready.swap(false, Ordering::AcqRel);
         let Some(call) = slot.call.as_mut().filter(|_| slot.is_occupied) else {
             return;
         };
         if call.as_mut().poll(&mut Context::from_waker(&slot.waker)).is_ready() {
             slot.is_occupied = false;
-            self.leave(at);
+            self.release(index);
         }
     }
 
-    /// The slot is free for another call. After a rush, its room is given back.
-    fn leave(&mut self, at: usize) {
-        self.free.push(at);
-        self.allocated += 1;
-        let pending = self.slots.len() - self.free.len();
-        while self.allocated > SPARE + pending {
-            let oldest = self.free[self.free.len() - self.allocated];
+    /// Makes the slot free for another call, and frees allocations and slots beyond [`SPARE_SLOTS`].
+    fn release(&mut self, index: usize) {
+        self.free.push(index);
+        self.free_allocated += 1;
+        let occupied = self.slots.len() - self.free.len();
+        while self.free_allocated > SPARE_SLOTS + occupied {
+            let oldest = self.free[self.free.len() - self.free_allocated];
             self.slots[oldest].call = None;
-            self.allocated -= 1;
+            self.free_allocated -= 1;
         }
-        if pending == 0 && self.slots.len() > SPARE {
-            // Only when nobody sits: the others' bells know their slot by its number.
-            self.slots.truncate(SPARE);
+        if occupied == 0 && self.slots.len() > SPARE_SLOTS {
+            // Only when no call is left: a slot's waker has the index of its slot, so an occupied one cannot be moved.
+            self.slots.truncate(SPARE_SLOTS);
             self.slots.shrink_to_fit();
-            self.free.retain(|at| *at < SPARE);
+            self.free.retain(|index| *index < SPARE_SLOTS);
             self.free.shrink_to_fit();
-            self.allocated = self.slots.iter().filter(|slot| slot.call.is_some()).count();
+            self.free_allocated = self.slots.iter().filter(|slot| slot.call.is_some()).count();
         }
     }
 
     fn add_slot(&mut self) -> usize {
-        let slot = self.slots.len();
+        let index = self.slots.len();
         let slot_waker = Arc::new(SlotWaker {
-            slot,
+            slot: index,
             ready_queue: self.ready_queue.clone(),
-            ready: AtomicBool::new(false),
+            is_ready: AtomicBool::new(false),
         });
         self.slots.push(Slot {
             call: None,
@@ -156,7 +167,7 @@ impl<F: Future<Output = ()> + Default> CallSet<F> {
             waker: Waker::from(slot_waker.clone()),
             slot_waker,
         });
-        slot
+        index
     }
 }
 
@@ -172,7 +183,7 @@ impl Wake for SlotWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.ready.swap(true, Ordering::AcqRel) {
+        if self.is_ready.swap(true, Ordering::AcqRel) {
             return;
         }
         let worker = {
@@ -189,32 +200,32 @@ impl Wake for SlotWaker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crossbeam_utils::CachePadded;
     use std::{hint, sync::atomic::AtomicU64, thread};
 
-    #[repr(align(128))]
+    /// What the waking thread and the polled future share. The numbers are on separate cache lines, so that a stale
+    /// value of one is not refreshed by an access to the other.
     #[derive(Default)]
-    struct CachePadded(AtomicU64);
-
-    #[derive(Default)]
-    struct Shared {
-        said: CachePadded,
-        heard: CachePadded,
+    struct Exchange {
+        sent: CachePadded<AtomicU64>,
+        received: CachePadded<AtomicU64>,
         is_over: AtomicBool,
         waker: Mutex<Option<Waker>>,
     }
 
-    /// Says what it last heard. Like most futures that are polled again, it only reads.
+    /// Copies `sent` to `received` at each poll. After the first rounds it takes no lock, which would order the
+    /// accesses even if the waker did not.
     #[derive(Default)]
-    struct Listener(Option<Arc<Shared>>);
+    struct Receiver(Option<Arc<Exchange>>);
 
-    impl Future for Listener {
+    impl Future for Receiver {
         type Output = ();
 
         fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-            if let Some(shared) = &self.0 {
-                let said = shared.said.0.load(Ordering::Acquire);
-                if shared.heard.0.swap(said, Ordering::Release) == 0 {
-                    *shared.waker.lock().unwrap() = Some(cx.waker().clone());
+            if let Some(exchange) = &self.0 {
+                let sent = exchange.sent.load(Ordering::Acquire);
+                if exchange.received.swap(sent, Ordering::Release) == 0 {
+                    *exchange.waker.lock().unwrap() = Some(cx.waker().clone());
                 }
             }
             Poll::Pending
@@ -224,47 +235,47 @@ mod tests {
     const ROUNDS: u64 = if cfg!(miri) { 20 } else { 20_000 };
 
     #[test]
-    fn a_bell_that_rings_while_its_seat_is_served_is_heard() {
-        let shared = Arc::new(Shared::default());
+    fn a_wake_up_during_the_poll_of_its_slot_is_not_lost() {
+        let exchange = Arc::new(Exchange::default());
         let worker = thread::spawn({
-            let shared = shared.clone();
+            let exchange = exchange.clone();
             move || {
-                let mut call_set = CallSet::<Listener>::new();
-                let slot = call_set.slot(|mut call| {
-                    call.set(Listener(Some(shared.clone())));
+                let mut call_set = CallSet::<Receiver>::new();
+                let slot = call_set.insert(|mut call| {
+                    call.set(Receiver(Some(exchange.clone())));
                     Poll::Pending
                 });
                 call_set.poll_slot(slot.unwrap());
                 let cx = Context::from_waker(Waker::noop());
-                while !shared.is_over.load(Ordering::Relaxed) {
+                while !exchange.is_over.load(Ordering::Relaxed) {
                     call_set.poll(&cx);
                 }
             }
         });
         let waker = loop {
-            if let Some(waker) = shared.waker.lock().unwrap().take() {
+            if let Some(waker) = exchange.waker.lock().unwrap().take() {
                 break waker;
             }
             thread::yield_now();
         };
         for round in 1..=ROUNDS {
-            // ReadySlots before there is anything to hear, so that the second ring comes while the slot is served.
+            // Woken before there is anything to receive, so that the second wake-up comes while the slot is polled.
             waker.wake_by_ref();
             (0..round * 7_919 % 300).for_each(|step| {
                 hint::black_box(step);
             });
-            shared.said.0.store(round, Ordering::Release);
+            exchange.sent.store(round, Ordering::Release);
             waker.wake_by_ref();
             let mut spins = 0_u64;
-            while shared.heard.0.load(Ordering::Acquire) != round {
+            while exchange.received.load(Ordering::Acquire) != round {
                 spins += 1;
-                assert!(spins < 1_000_000_000, "round {round} was not heard");
+                assert!(spins < 1_000_000_000, "the wake-up of round {round} was lost");
                 if spins.is_multiple_of(1_000) {
                     thread::yield_now();
                 }
             }
         }
-        shared.is_over.store(true, Ordering::Relaxed);
+        exchange.is_over.store(true, Ordering::Relaxed);
         worker.join().unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! [`Channel`]: the accepted calls, in order, and the life of those who work on them.
+//! [`Channel`]: the accepted calls in order, and the state that the queue's handles and its workers share.
 
 use super::message::Message;
 use crate::{
@@ -19,46 +19,59 @@ use std::{
 };
 use tokio::{sync::Notify, task::AbortHandle};
 
-/// Shared by the queue's handles and its workers.
+/// Shared by the queue's handles, its response futures and its workers.
 pub(super) struct Channel<Req, Res> {
+    /// One permit for each place in the queue.
     places: Semaphore,
     closed: AtomicBool,
-    state: CachePadded<Mutex<State<Req, Res>>>,
+    state: CachePadded<Mutex<ChannelState<Req, Res>>>,
     in_flight: CachePadded<AtomicUsize>,
+    /// Notified when `is_ended` is set.
     ended: Notify,
 }
 
-struct State<Req, Res> {
+struct ChannelState<Req, Res> {
     calls: VecDeque<Arc<Message<Req, Res>>>,
-    /// How many of `calls` were cancelled at most. Their requests are gone; their shells are swept out now and then.
-    stale: usize,
-    /// The worker that waits for a call: one at a time does.
-    consumer: Option<Waker>,
-    workers: Vec<AbortHandle>,
-    working: usize,
-    /// The last worker is gone, and whoever waited for it has been told.
+    /// An upper bound of how many of `calls` are cancelled. A cancelled message has no request any more and stays in
+    /// `calls` until a worker takes it or a sweep removes it.
+    cancelled: usize,
+    /// The worker that waits for a call. Only the worker that holds the service waits, so there is one at most.
+    idle_worker: Option<Waker>,
+    worker_tasks: Vec<AbortHandle>,
+    /// How many [`WorkerGuard`]s there are.
+    live_workers: usize,
+    /// The last worker has ended, and every call that it left has been cancelled.
     is_ended: bool,
 }
 
-/// A call is in flight as long as this lives.
-pub(super) struct InFlight<Req, Res>(Option<Arc<Message<Req, Res>>>);
+/// Counts a call as in flight until it is dropped.
+pub(super) struct InFlight<Req, Res> {
+    channel: Arc<Channel<Req, Res>>,
+    /// `None` after [`leave`](Self::leave).
+    message: Option<Arc<Message<Req, Res>>>,
+}
 
-/// A worker is at work as long as this lives. When the last one goes, nothing is left waiting.
-pub(super) struct WorkerGuard<Req, Res>(pub(super) Arc<Channel<Req, Res>>);
+/// Counts a worker as alive until it is dropped. The drop of the last one closes the channel and cancels the calls that
+/// are left, so that no caller waits for a worker that does not exist.
+pub(super) struct WorkerGuard<Req, Res> {
+    channel: Arc<Channel<Req, Res>>,
+}
 
-/// Shells are swept out when there are more than these, and more than there are calls.
+/// Cancelled messages are swept out of the channel when there are more than this many, and more than half of the
+/// messages there are cancelled. So a sweep costs each cancelled call a constant time, and small queues, for which the
+/// memory does not matter, are not swept.
 const SWEEP_THRESHOLD: usize = 64;
 
 // === impl Channel ===
 
 impl<Req, Res> Channel<Req, Res> {
     pub(super) fn new(places: Semaphore) -> Arc<Self> {
-        let state = State {
+        let state = ChannelState {
             calls: VecDeque::new(),
-            stale: 0,
-            consumer: None,
-            workers: Vec::new(),
-            working: 0,
+            cancelled: 0,
+            idle_worker: None,
+            worker_tasks: Vec::new(),
+            live_workers: 0,
             is_ended: false,
         };
         Arc::new(Self {
@@ -83,97 +96,100 @@ impl<Req, Res> Channel<Req, Res> {
         self.closed.load(Ordering::Acquire)
     }
 
+    /// Registers a worker's task, so that [`abort`](Self::abort) can end it.
     pub(super) fn register(&self, worker: AbortHandle) {
-        self.lock().workers.push(worker);
+        self.lock().worker_tasks.push(worker);
     }
 
-    /// Accepts a call, which has its place. If the queue was closed meanwhile, the request stays where it is, and the
-    /// scope comes back.
+    /// Accepts a call that has its place. If the channel is closed, the request stays in `req` and the scope is
+    /// returned.
     #[inline]
     pub(super) fn push(
-        self: &Arc<Self>,
+        &self,
         req: &mut Option<Req>,
         scope: Scope,
         place: Permit,
     ) -> Result<Arc<Message<Req, Res>>, Scope> {
-        // It has its place. Told without the lock: others may be listening.
+        // Before the lock is taken: subscribers to events are woken here.
         scope.queued();
         if self.is_closed() {
             return Err(scope);
         }
-        let message = Message::new(self.clone(), req, scope, place);
+        let message = Message::new(req, scope, place);
         let mut state = self.lock();
         if self.is_closed() {
-            // Just now.
+            // Closed since the first check, which only spares the allocation.
             drop(state);
-            let (back, scope) = message.begin().expect("nobody else knows of it");
-            *req = Some(back);
+            let (request, scope) = message
+                .begin()
+                .expect("a message that was never shared is not cancelled");
+            *req = Some(request);
             return Err(scope);
         }
         state.calls.push_back(message.clone());
-        let consumer = state.consumer.take();
+        let idle_worker = state.idle_worker.take();
         drop(state);
-        if let Some(consumer) = consumer {
-            consumer.wake();
+        if let Some(worker) = idle_worker {
+            worker.wake();
         }
         Ok(message)
     }
 
-    /// The next call in order; `None` once the channel is closed and empty.
+    /// Waits for the next call in order. Returns `None` once the channel is closed and empty.
     #[inline]
     pub(super) fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Arc<Message<Req, Res>>>> {
         let mut state = self.lock();
         while let Some(message) = state.calls.pop_front() {
-            if message.is_wanted() {
+            if !message.is_cancelled() {
                 return Poll::Ready(Some(message));
             }
-            state.stale = state.stale.saturating_sub(1);
+            state.cancelled = state.cancelled.saturating_sub(1);
         }
         if self.is_closed() {
             return Poll::Ready(None);
         }
-        state.consumer = Some(cx.waker().clone());
+        state.idle_worker = Some(cx.waker().clone());
         Poll::Pending
     }
 
-    /// Cancels one call, queued or call_set.
+    /// Cancels one call, queued or running.
     pub(super) fn cancel(&self, message: &Message<Req, Res>) {
         if message.cancel() {
             let mut state = self.lock();
-            state.stale += 1;
-            if state.stale > SWEEP_THRESHOLD && state.stale > state.calls.len() / 2 {
-                state.calls.retain(|message| message.is_wanted());
-                state.stale = 0;
+            state.cancelled += 1;
+            if state.cancelled > SWEEP_THRESHOLD && state.cancelled > state.calls.len() / 2 {
+                state.calls.retain(|message| !message.is_cancelled());
+                state.cancelled = 0;
             }
         }
     }
 
-    /// Takes no more calls. The workers finish what is there, and go.
+    /// Accepts no more calls. The workers end when they have finished the accepted ones.
     pub(super) fn close(&self) {
-        let consumer = {
+        let idle_worker = {
             let mut state = self.lock();
             self.closed.store(true, Ordering::Release);
-            state.consumer.take()
+            state.idle_worker.take()
         };
         self.places.close();
-        if let Some(consumer) = consumer {
-            consumer.wake();
+        if let Some(worker) = idle_worker {
+            worker.wake();
         }
     }
 
-    /// Takes no more calls and cancels those that are there. The workers drop what they drive, and go.
+    /// Accepts no more calls and cancels the accepted ones. The workers drop the calls that are running, and end.
     pub(super) fn abort(&self) {
         self.close();
         self.cancel_all();
-        let workers = mem::take(&mut self.lock().workers);
-        workers.iter().for_each(AbortHandle::abort);
+        let tasks = mem::take(&mut self.lock().worker_tasks);
+        tasks.iter().for_each(AbortHandle::abort);
     }
 
     pub(super) fn is_ended(&self) -> bool {
         self.lock().is_ended
     }
 
-    /// Waits until the last worker is gone, and everybody has been told.
+    /// Waits until the last worker has ended and every call has a result.
     pub(super) async fn ended(&self) {
         loop {
             let ended = self.ended.notified();
@@ -189,12 +205,12 @@ impl<Req, Res> Channel<Req, Res> {
     fn cancel_all(&self) {
         let calls = mem::take(&mut self.lock().calls);
         for message in calls {
-            // With it goes its request. One that panics when it is dropped must not keep the others waiting.
+            // This drops the request. If that panics, the other calls still have to be cancelled.
             let _ = catch_unwind(|| message.cancel());
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<Req, Res>> {
+    fn lock(&self) -> MutexGuard<'_, ChannelState<Req, Res>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -203,24 +219,28 @@ impl<Req, Res> Channel<Req, Res> {
 
 impl<Req, Res> InFlight<Req, Res> {
     #[inline]
-    pub(super) fn enter(call: Arc<Message<Req, Res>>) -> Self {
-        call.channel().in_flight.fetch_add(1, Ordering::AcqRel);
-        Self(Some(call))
+    pub(super) fn enter(channel: &Arc<Channel<Req, Res>>, message: Arc<Message<Req, Res>>) -> Self {
+        channel.in_flight.fetch_add(1, Ordering::AcqRel);
+        Self {
+            channel: channel.clone(),
+            message: Some(message),
+        }
     }
 
-    pub(super) fn call(&self) -> &Message<Req, Res> {
-        self.0.as_ref().expect("it is in flight until it leaves")
+    pub(super) fn message(&self) -> &Message<Req, Res> {
+        self.message.as_ref().expect("the message is there until `leave`")
     }
 
+    /// Ends the count, and returns the message.
     #[inline]
     pub(super) fn leave(mut self) -> Arc<Message<Req, Res>> {
-        self.end().expect("it is in flight until it leaves")
+        self.end().expect("the message is there until `leave`")
     }
 
     fn end(&mut self) -> Option<Arc<Message<Req, Res>>> {
-        let call = self.0.take()?;
-        call.channel().in_flight.fetch_sub(1, Ordering::AcqRel);
-        Some(call)
+        let message = self.message.take()?;
+        self.channel.in_flight.fetch_sub(1, Ordering::AcqRel);
+        Some(message)
     }
 }
 
@@ -234,24 +254,31 @@ impl<Req, Res> Drop for InFlight<Req, Res> {
 
 impl<Req, Res> WorkerGuard<Req, Res> {
     pub(super) fn enter(channel: &Arc<Channel<Req, Res>>) -> Self {
-        channel.lock().working += 1;
-        Self(channel.clone())
+        channel.lock().live_workers += 1;
+        Self {
+            channel: channel.clone(),
+        }
+    }
+
+    #[inline]
+    pub(super) const fn channel(&self) -> &Arc<Channel<Req, Res>> {
+        &self.channel
     }
 }
 
 impl<Req, Res> Drop for WorkerGuard<Req, Res> {
     fn drop(&mut self) {
-        let last = {
-            let mut state = self.0.lock();
-            state.working -= 1;
-            state.working == 0
+        let is_last = {
+            let mut state = self.channel.lock();
+            state.live_workers -= 1;
+            state.live_workers == 0
         };
-        if last {
-            self.0.close();
-            // Only then: whoever waits for the end must not find a call that does not know of it.
-            self.0.cancel_all();
-            self.0.lock().is_ended = true;
-            self.0.ended.notify_waiters();
+        if is_last {
+            self.channel.close();
+            self.channel.cancel_all();
+            // Last: `ended` promises that every call has a result by then.
+            self.channel.lock().is_ended = true;
+            self.channel.ended.notify_waiters();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Every order in which callers, workers and those who stop a queue can meet.
+//! The queue in every order in which threads can push, cancel, work on and close it.
 
 use super::{call_set::CallSet, channel::Channel, message::Message, service_lock::ServiceLock, worker::Worker};
 use crate::{
@@ -26,7 +26,7 @@ fn channel() -> Arc<Channel<u32, u32>> {
     Channel::new(Semaphore::new(4))
 }
 
-/// Accepted, if the queue is still open.
+/// Pushes a call, and returns it if the queue was still open.
 fn push(channel: &Arc<Channel<u32, u32>>, req: u32) -> Option<Call> {
     let place = channel.places().acquire().try_acquire().ok()??;
     channel.push(&mut Some(req), Scope::capture(), place).ok()
@@ -36,7 +36,7 @@ fn response(call: &Call) -> Result<u32, BoxError> {
     block_on(poll_fn(|cx| call.poll_response(cx)))
 }
 
-/// Answers with what it is asked, and counts.
+/// Responds with its request, and counts its calls.
 struct Echo(Arc<AtomicUsize>);
 
 impl Service<u32> for Echo {
@@ -54,7 +54,7 @@ impl Service<u32> for Echo {
     }
 }
 
-/// A worker on a thread of its own, until the channel is closed and empty.
+/// Runs a worker on a new thread until the channel is closed and empty.
 fn work(
     service_lock: &ServiceLock<Echo>,
     is_only_worker: bool,
@@ -65,7 +65,7 @@ fn work(
 }
 
 #[test]
-fn every_accepted_call_is_made_once_whichever_worker_has_the_service() {
+fn every_accepted_call_is_made_once_by_either_worker() {
     model(2, || {
         let (channel, made) = (channel(), Arc::new(AtomicUsize::new(0)));
         let service_lock = ServiceLock::new(Echo(made.clone()));
@@ -104,22 +104,22 @@ fn a_call_pushed_while_the_queue_closes_is_refused_or_made() {
 }
 
 #[test]
-fn a_call_pushed_while_the_last_worker_dies_is_refused_or_cancelled() {
+fn a_call_pushed_while_the_last_worker_is_dropped_is_refused_or_cancelled() {
     model(2, || {
         let (channel, made) = (channel(), Arc::new(AtomicUsize::new(0)));
         let worker = Worker::new(&ServiceLock::new(Echo(made.clone())), true, &channel);
-        let dies = thread::spawn(move || drop(worker));
+        let drops = thread::spawn(move || drop(worker));
         if let Some(call) = push(&channel, 7) {
             assert!(response(&call).unwrap_err().is::<Cancelled>());
         }
-        dies.join().unwrap();
+        drops.join().unwrap();
         assert_eq!(made.load(Ordering::Relaxed), 0);
         assert_eq!(channel.places().held(), 0);
     });
 }
 
 #[test]
-fn a_call_that_is_cancelled_while_it_is_made_has_one_outcome_and_gives_its_place_back() {
+fn a_call_that_is_cancelled_while_it_is_made_has_one_outcome_and_frees_its_place() {
     model(2, || {
         let (channel, made) = (channel(), Arc::new(AtomicUsize::new(0)));
         let worker = work(&ServiceLock::new(Echo(made.clone())), true, &channel);
@@ -139,45 +139,45 @@ fn a_call_that_is_cancelled_while_it_is_made_has_one_outcome_and_gives_its_place
     });
 }
 
-/// Ready when all that it listens to has been said.
+/// Ready when both flags are set.
 #[derive(Default)]
-struct Listener {
-    said: Option<Arc<[AtomicUsize; 2]>>,
+struct Both {
+    flags: Option<Arc<[AtomicUsize; 2]>>,
     waker: Option<Arc<std::sync::Mutex<Option<Waker>>>>,
 }
 
-impl Future for Listener {
+impl Future for Both {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(waker) = &self.waker {
             waker.lock().unwrap().get_or_insert_with(|| cx.waker().clone());
         }
-        match &self.said {
-            // Relaxed: the slot_waker alone has to see to it that what was said before it rang is heard.
-            Some(said) if said.iter().any(|said| said.load(Ordering::Relaxed) == 0) => Poll::Pending,
+        match &self.flags {
+            // Relaxed: the slot's waker has to order a flag before the poll that it causes.
+            Some(flags) if flags.iter().any(|flag| flag.load(Ordering::Relaxed) == 0) => Poll::Pending,
             _ => Poll::Ready(()),
         }
     }
 }
 
 #[test]
-fn no_bell_is_lost_while_its_seat_is_served() {
+fn no_wake_up_is_lost_while_its_slot_is_polled() {
     model(2, || {
-        let said = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let flags = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
         let waker = Arc::new(std::sync::Mutex::new(None));
-        let mut call_set = CallSet::<Listener>::new();
-        let slot = call_set.slot(|mut call| {
-            call.said = Some(said.clone());
+        let mut call_set = CallSet::<Both>::new();
+        let slot = call_set.insert(|mut call| {
+            call.flags = Some(flags.clone());
             call.waker = Some(waker.clone());
             Poll::Pending
         });
         call_set.poll_slot(slot.unwrap());
         let waker: Waker = waker.lock().unwrap().take().unwrap();
-        let ringers = [0, 1].map(|ringer| {
-            let (said, waker) = (said.clone(), waker.clone());
+        let threads = [0, 1].map(|thread| {
+            let (flags, waker) = (flags.clone(), waker.clone());
             thread::spawn(move || {
-                said[ringer].store(1, Ordering::Relaxed);
+                flags[thread].store(1, Ordering::Relaxed);
                 waker.wake_by_ref();
             })
         });
@@ -189,8 +189,8 @@ fn no_bell_is_lost_while_its_seat_is_served() {
                 Poll::Pending
             }
         }));
-        for ringer in ringers {
-            ringer.join().unwrap();
+        for thread in threads {
+            thread.join().unwrap();
         }
     });
 }

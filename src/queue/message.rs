@@ -1,6 +1,5 @@
-//! [`Message`]: one accepted call, between the caller who waits for it and the worker who drives it.
+//! [`Message`]: one accepted call, between its caller and the worker that drives it.
 
-use super::channel::Channel;
 use crate::{
     error::{BoxError, Cancelled},
     event::Scope,
@@ -17,40 +16,42 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Shared by the caller's future, the channel and the worker.
+/// Shared by the caller's [`ResponseFuture`](super::ResponseFuture), the channel and the worker.
+///
+/// Wakers are woken, and user values dropped, only after the lock is released: both run user code, which may come back
+/// to this message.
 pub(super) struct Message<Req, Res> {
-    channel: Arc<Channel<Req, Res>>,
-    /// The stage is Done because of that: to be told without the lock.
+    /// Whether the stage is `Done` because the call was cancelled. Readable without the lock.
     cancelled: AtomicBool,
-    state: Mutex<State<Req, Res>>,
+    state: Mutex<MessageState<Req, Res>>,
 }
 
-struct State<Req, Res> {
+struct MessageState<Req, Res> {
     stage: Stage,
-    body: Body<Req, Res>,
-    /// As long as it is queued.
+    payload: Payload<Req, Res>,
+    /// The caller's event and span, while the call is queued.
     scope: Option<Scope>,
+    /// The place in the queue, while the call is queued.
     place: Option<Permit>,
-    /// Who waits for the response.
+    /// Woken when there is a response.
     caller: Option<Waker>,
-    /// Who has to know when the caller cancels.
+    /// Woken when the caller cancels the call.
     worker: Option<Waker>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Stage {
-    /// In the channel, or in a worker's hands until the service is ready for it.
+    /// In the channel, or taken by a worker that waits for the service to be ready.
     Queued,
-    /// Called; a worker drives it.
-    CallSet,
-    /// The response waits to be fetched, or was.
+    /// Begun: a worker drives the inner service's future.
+    Running,
+    /// Has a response, which the caller may have fetched already.
     Done,
 }
 
-/// What goes in and comes out. Neither is small, and neither is moved more than it must be.
-///
-/// The options are there to be pending out of their place.
-enum Body<Req, Res> {
+/// The request, and later the response. They share their memory, and both are moved as seldom as possible, since they
+/// may be large. Each is `None` after it was taken.
+enum Payload<Req, Res> {
     Request(Option<Req>),
     Response(Option<Result<Res, BoxError>>),
 }
@@ -58,20 +59,14 @@ enum Body<Req, Res> {
 // === impl Message ===
 
 impl<Req, Res> Message<Req, Res> {
-    /// The request is pending from where it is to where it stays.
+    /// Makes a message, and moves the request out of `req` directly to its place in the allocation.
     #[inline]
-    pub(super) fn new(
-        channel: Arc<Channel<Req, Res>>,
-        req: &mut Option<Req>,
-        scope: Scope,
-        place: Permit,
-    ) -> Arc<Self> {
+    pub(super) fn new(req: &mut Option<Req>, scope: Scope, place: Permit) -> Arc<Self> {
         let mut message = Arc::new(Self {
-            channel,
             cancelled: AtomicBool::new(false),
-            state: Mutex::new(State {
+            state: Mutex::new(MessageState {
                 stage: Stage::Queued,
-                body: Body::Request(None),
+                payload: Payload::Request(None),
                 scope: Some(scope),
                 place: Some(place),
                 caller: None,
@@ -79,81 +74,80 @@ impl<Req, Res> Message<Req, Res> {
             }),
         });
         if let Some(Self { state, .. }) = Arc::get_mut(&mut message) {
-            state.get_mut().unwrap_or_else(PoisonError::into_inner).body = Body::Request(req.take());
+            state.get_mut().unwrap_or_else(PoisonError::into_inner).payload = Payload::Request(req.take());
         }
         message
     }
 
-    pub(super) const fn channel(&self) -> &Arc<Channel<Req, Res>> {
-        &self.channel
-    }
-
-    /// The caller waits.
+    /// Waits for the response.
     pub(super) fn poll_response(&self, cx: &mut Context<'_>) -> Poll<Result<Res, BoxError>> {
         let mut state = self.lock();
         if state.stage == Stage::Done {
-            let result = match &mut state.body {
-                Body::Response(result) => result.take(),
-                Body::Request(_) => None,
+            let result = match &mut state.payload {
+                Payload::Response(result) => result.take(),
+                Payload::Request(_) => None,
             };
-            return Poll::Ready(result.expect("a future is not polled after it was ready"));
+            return Poll::Ready(result.expect("a `ResponseFuture` is not polled after it has completed"));
         }
-        let before = remember(&mut state.caller, cx.waker());
+        let replaced = register(&mut state.caller, cx.waker());
         drop(state);
-        drop(before);
+        drop(replaced);
         Poll::Pending
     }
 
-    /// The call is not wanted any more. Returns whether it was still queued; if it runs, its worker drops it.
+    /// Ends the call with [`Cancelled`], unless it has ended already. Returns whether it was still queued. A call that
+    /// is running is dropped by its worker.
     pub(super) fn cancel(&self) -> bool {
         let mut state = self.lock();
         let stage = mem::replace(&mut state.stage, Stage::Done);
         if stage == Stage::Done {
             return false;
         }
-        let body = mem::replace(&mut state.body, Body::Response(Some(Err(Cancelled::new().into()))));
+        let payload = mem::replace(
+            &mut state.payload,
+            Payload::Response(Some(Err(Cancelled::new().into()))),
+        );
         let (scope, place) = (state.scope.take(), state.place.take());
         let wakers = [state.caller.take(), state.worker.take()];
         self.cancelled.store(true, Ordering::Release);
         drop(state);
-        // Nothing of others' is dropped or woken under the lock.
         drop(place);
         wakers.into_iter().flatten().for_each(panic::wake);
         if let Some(scope) = scope {
             scope.cancel();
         }
-        drop(body);
+        // Last: dropping a request runs user code, which may panic.
+        drop(payload);
         stage == Stage::Queued
     }
 
-    /// Whether somebody still wants the call.
-    pub(super) fn is_wanted(&self) -> bool {
-        !self.cancelled.load(Ordering::Acquire)
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
     }
 
-    /// A worker has the call in hand and cannot go on: whether it is still wanted, now and until the waker says
-    /// otherwise.
-    pub(super) fn poll_wanted(&self, cx: &Context<'_>) -> bool {
+    /// Returns `Ready` if the call is cancelled. Otherwise the worker is woken when it is.
+    pub(super) fn poll_cancelled(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.lock();
         if state.stage == Stage::Done {
-            return false;
+            return Poll::Ready(());
         }
-        let before = remember(&mut state.worker, cx.waker());
+        let replaced = register(&mut state.worker, cx.waker());
         drop(state);
-        drop(before);
-        true
+        drop(replaced);
+        Poll::Pending
     }
 
-    /// A worker begins the call, unless it has been cancelled. Its place is free.
+    /// Begins the call, and frees its place in the queue. Returns its request and its scope, or `None` if it was
+    /// cancelled.
     #[inline]
     pub(super) fn begin(&self) -> Option<(Req, Scope)> {
         let mut state = self.lock();
         if state.stage != Stage::Queued {
             return None;
         }
-        state.stage = Stage::CallSet;
+        state.stage = Stage::Running;
         let (scope, place) = (state.scope.take()?, state.place.take());
-        let Body::Request(req) = &mut state.body else {
+        let Payload::Request(req) = &mut state.payload else {
             return None;
         };
         let req = req.take()?;
@@ -162,17 +156,16 @@ impl<Req, Res> Message<Req, Res> {
         Some((req, scope))
     }
 
-    /// The worker is done with the call. If it was cancelled meanwhile, that stays.
+    /// Ends the call with this result, unless it was cancelled after it had begun.
     pub(super) fn finish(&self, result: Result<Res, BoxError>) {
         let mut state = self.lock();
-        if state.stage != Stage::CallSet {
-            // What came too late is not dropped under the lock.
+        if state.stage != Stage::Running {
             drop(state);
             drop(result);
             return;
         }
         state.stage = Stage::Done;
-        state.body = Body::Response(Some(result));
+        state.payload = Payload::Response(Some(result));
         let (caller, worker) = (state.caller.take(), state.worker.take());
         drop(state);
         drop(worker);
@@ -181,7 +174,7 @@ impl<Req, Res> Message<Req, Res> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<Req, Res>> {
+    fn lock(&self) -> MutexGuard<'_, MessageState<Req, Res>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -189,20 +182,20 @@ impl<Req, Res> Message<Req, Res> {
 impl<Req, Res> fmt::Debug for Message<Req, Res> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
-        f.write_str(match (state.stage, &state.body) {
+        f.write_str(match (state.stage, &state.payload) {
             (Stage::Queued, _) => "Queued",
-            (Stage::CallSet, _) => "CallSet",
-            (Stage::Done, Body::Response(Some(_))) => "Done",
-            (Stage::Done, _) => "Over",
+            (Stage::Running, _) => "Running",
+            (Stage::Done, Payload::Response(Some(_))) => "Done",
+            (Stage::Done, _) => "Fetched",
         })
     }
 }
 
-/// Returns the waker that stood there before, to be dropped without the lock: it may drop a task, and with it this
-/// call.
-fn remember(message: &mut Option<Waker>, waker: &Waker) -> Option<Waker> {
-    match message {
-        Some(known) if known.will_wake(waker) => None,
-        _ => message.replace(waker.clone()),
+/// Stores `waker` in `slot`, unless the waker there wakes the same task. Returns the replaced waker, to be dropped
+/// after the lock is released: dropping it may drop a task, and with that the future of this very message.
+fn register(slot: &mut Option<Waker>, waker: &Waker) -> Option<Waker> {
+    match slot {
+        Some(registered) if registered.will_wake(waker) => None,
+        _ => slot.replace(waker.clone()),
     }
 }

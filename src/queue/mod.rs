@@ -1,23 +1,28 @@
-//! A bounded queue whose workers drive the calls.
+//! A bounded queue in front of a service, whose worker tasks drive the calls.
 //!
-//! [`QueueLayer`] puts it in front of any service, clone or not, and makes it a cheap handle that can be cloned at
-//! will: calls wait in order, and *workers*, tasks of the queue's own, make them and drive them to their end. So a
-//! response future that nobody polls stalls nobody, and a call can run on without anybody waiting for it.
+//! In plain Tower a call only proceeds while its caller polls the response future. That is not enough when calls share
+//! limits: a call whose caller is busy with something else would keep its permit, or its place before the others, and
+//! all others would wait for it.
 //!
-//! # What is promised
+//! [`QueueLayer`] separates the calls from their callers. [`Queue`] is a handle that is cheap to clone, whether or not
+//! the service is. A call waits in the queue for its turn; then a *worker*, a task that the layer spawns, calls the
+//! service and polls the call's future to its end. The [`ResponseFuture`] only waits for the result.
 //!
-//! - **Bounded.** When all places are pending, `poll_ready` waits, or [`try_call`](Queue::try_call) refuses and hands the
-//!   request back. Nothing is lost.
-//! - **In order.** Calls begin in the order in which they came.
-//! - **Cancel.** Dropping the [response future](ResponseFuture) cancels the call: if it is queued, its place is free at
-//!   once; if it runs, it is dropped. [`detach`](ResponseFuture::detach) lets it run on.
-//! - **Fair.** A handle that was made ready but is not called holds no place for longer than 5 ms, so that it starves
-//!   nobody. If another takes the place first, the call waits for one in its future.
-//! - **Contained.** A panic below, in `poll_ready`, `call` or the future, fails [that call](crate::error::Panicked) and
-//!   no other; so does an error from `poll_ready`.
-//! - **An end.** [`close`](Queue::close) takes no more and finishes what was accepted; so does dropping the last
-//!   handle. [`abort`](Queue::abort) cancels everything. Whoever waits is told.
-//! - The caller's tracing span, and its [event](crate::event), follow the call over the queue.
+//! # Guarantees
+//!
+//! - **Bounded.** A call has a *place* in the queue until it begins. When all places are taken, `poll_ready` waits, and
+//!   [`try_call`](Queue::try_call) refuses the call and returns its request. No call is lost.
+//! - **In order.** Calls begin in the order in which they were accepted.
+//! - **Cancellation.** Dropping the [`ResponseFuture`] cancels the call. If it is queued, its place is free at once; if
+//!   it is running, its worker drops it. [`detach`](ResponseFuture::detach) lets it run on.
+//! - **Readiness reserves nothing.** A handle that is ready and not called does not hold a place. If it had to wait for
+//!   readiness and is not called within 5 ms, the next caller is woken. If the place is taken by then, the call waits
+//!   for another one in its response future.
+//! - **Panics are contained.** A panic of the service, in `poll_ready`, in `call` or in its future, fails
+//!   [that call](crate::error::Panicked) and no other. So does an error from `poll_ready`.
+//! - **Shutdown.** [`close`](Queue::close), or dropping the last handle, accepts no more calls and finishes the
+//!   accepted ones. [`abort`](Queue::abort) cancels all of them. Every caller that waits gets a result or an error.
+//! - The caller's tracing span and its [event](crate::event) follow the call to the worker.
 //!
 //! # Examples
 //!
@@ -74,55 +79,71 @@ pub struct QueueLayer<Req> {
     request: PhantomData<fn(Req)>,
 }
 
-/// A handle to a queue. See the [module docs](self).
+/// A handle to a queue. Clones are handles to the same queue. See the [module docs](self).
 pub struct Queue<Req, Res> {
-    handle: Arc<Handle<Req, Res>>,
+    /// Shared by all handles, and by nothing else.
+    close_on_drop: Arc<CloseOnDrop<Req, Res>>,
+    /// Acquires this handle's next place.
     acquire: Acquire,
 }
 
-/// What all handles share. Dropped with the last of them.
-struct Handle<Req, Res> {
+/// Closes the queue when its last handle is dropped.
+struct CloseOnDrop<Req, Res> {
     channel: Arc<Channel<Req, Res>>,
 }
 
 /// The response to a queued call.
 ///
+/// It has to be polled only until the call has its place in the queue: from then on the workers drive the call. Most
+/// calls have a place from the start; see [`is_accepted`](Self::is_accepted).
+///
 /// # Errors
 ///
-/// What the service below returned, or [`Closed`], [`Cancelled`] or
-/// [`Panicked`](crate::error::Panicked).
+/// The error of the service below, or:
+///
+/// - [`Closed`] if the queue was closed before the call had a place,
+/// - [`Cancelled`] if the call was cancelled, the queue was aborted, or the runtime of its workers was shut down,
+/// - [`Panicked`](crate::error::Panicked) if the service panicked.
+///
+/// # Panics
+///
+/// When polled after it has completed.
 ///
 /// # Cancel safety
 ///
-/// Dropping it cancels the call.
+/// Dropping it cancels the call, unless it has completed or is [detached](Self::detach).
 #[must_use = "dropping it cancels the call; `detach` lets it run"]
 pub struct ResponseFuture<Req, Res> {
     state: State<Req, Res>,
 }
 
 enum State<Req, Res> {
-    /// Has no place yet.
+    /// The call waits for a place in the queue.
     WaitingForPlace(WaitingForPlace<Req, Res>),
-    /// Queued, call_set or done.
-    Accepted { message: Arc<Message<Req, Res>> },
-    /// Cancelled before it had a place.
+    /// The call has had a place: it is queued, is running, or has a response.
+    Accepted {
+        message: Arc<Message<Req, Res>>,
+        channel: Arc<Channel<Req, Res>>,
+    },
+    /// The call was cancelled before it had a place.
     Cancelled,
-    /// Given up, or detached.
+    /// The response was returned, or the call was detached.
     Finished,
 }
 
-/// A call that waits for a place.
+/// A call that waits for a place, and the acquirer that waits for it.
 struct WaitingForPlace<Req, Res> {
     acquire: Option<Acquire>,
-    /// In a box, so that the future of the others is small.
+    /// Boxed, so that a request does not make the future of an accepted call larger.
     call: Option<Box<UnqueuedCall<Req>>>,
     channel: Arc<Channel<Req, Res>>,
 }
 
+/// What becomes a message when the call has a place.
 struct UnqueuedCall<Req> {
     req: Option<Req>,
     scope: Scope,
-    /// Who waits for the response.
+    /// Woken when the call is cancelled.
     caller: Option<Waker>,
 }
 
@@ -132,7 +153,7 @@ const MAX_WORKERS: usize = 65_536;
 // === impl QueueLayer ===
 
 impl<Req> QueueLayer<Req> {
-    /// A queue with so many places, and one worker.
+    /// Makes queues with `capacity` places and one worker.
     ///
     /// # Errors
     ///
@@ -146,23 +167,26 @@ impl<Req> QueueLayer<Req> {
         })
     }
 
-    /// How many tasks drive the calls. Default: one, which can drive any number of them.
+    /// Sets how many worker tasks drive the calls. Default: 1.
     ///
-    /// More workers let the calls' own computing spread over several threads. They do not change how many calls run at
-    /// once, nor the order in which they begin; two that begin in the same moment may reach the wire in either order.
+    /// One worker can drive any number of calls at once. More workers spread the computation of the calls' futures over
+    /// several threads. They do not change how many calls run at once, nor the order in which calls begin; but two
+    /// calls that begin one right after the other may reach the layers below in either order.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] if it is zero, or above 65,536.
+    /// [`InvalidConfig`] if `workers` is zero or above 65,536.
     pub fn workers(mut self, workers: usize) -> Result<Self, InvalidConfig> {
         self.workers = InvalidConfig::positive_up_to(MAX_WORKERS, "workers", workers)?;
         Ok(self)
     }
 }
 
+/// Each service is a queue with workers of its own.
+///
 /// # Panics
 ///
-/// `layer` spawns the workers, so it panics outside a Tokio runtime.
+/// `layer` spawns the workers, and panics outside a Tokio runtime.
 impl<S, Req> Layer<S> for QueueLayer<Req>
 where
     S: Service<Req> + Send + 'static,
@@ -178,7 +202,7 @@ where
         let channel = Channel::new(places.clone());
         worker::spawn(inner, self.workers, &channel);
         Queue {
-            handle: Arc::new(Handle { channel }),
+            close_on_drop: Arc::new(CloseOnDrop { channel }),
             acquire: places.acquire(),
         }
     }
@@ -202,11 +226,11 @@ impl<Req> fmt::Debug for QueueLayer<Req> {
 // === impl Queue ===
 
 impl<Req, Res> Queue<Req, Res> {
-    /// Makes a call if there is a place for it now.
+    /// Queues a call if there is a place for it now and no other caller waits for one.
     ///
     /// # Errors
     ///
-    /// [`Refused`] if the queue is full, or others wait for a place, or it is closed; it holds the request.
+    /// [`Refused`], with the request, if the queue is full or closed, or another caller is before this one.
     pub fn try_call(&mut self, req: Req) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
         match self.try_place() {
             Ok(Some(place)) => self.call_at(place, req, Scope::capture()),
@@ -215,11 +239,12 @@ impl<Req, Res> Queue<Req, Res> {
         }
     }
 
-    /// A place for a call that follows at once, if there is one now.
+    /// Takes a place if there is one now, for [`call_at`](Self::call_at).
     pub(crate) fn try_place(&mut self) -> Result<Option<Permit>, Closed> {
         self.acquire.try_acquire()
     }
 
+    /// Queues a call that has its place.
     pub(crate) fn call_at(
         &self,
         place: Permit,
@@ -227,27 +252,23 @@ impl<Req, Res> Queue<Req, Res> {
         scope: Scope,
     ) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
         let mut req = Some(req);
-        match self.handle.channel.push(&mut req, scope, place) {
-            Ok(message) => Ok(ResponseFuture {
-                state: State::Accepted { message },
-            }),
-            // Who was refused may try elsewhere: the scope is dropped, not cancelled.
-            Err(_) => Err(Refused::closed(req.expect("it was refused"))),
+        let channel = self.channel();
+        match channel.push(&mut req, scope, place) {
+            Ok(message) => Ok(ResponseFuture::accepted_as(message, channel)),
+            // The scope is dropped and not cancelled: its event is not over if the caller tries another queue.
+            Err(_) => Err(Refused::closed(req.expect("a refused call leaves its request"))),
         }
     }
 
-    /// Makes a call in a scope of its own. Takes the request.
+    /// Queues a call in this scope, or lets its future wait for a place. Takes the request out of `req`, which saves
+    /// moving it twice.
     #[inline]
     pub(crate) fn call_in(&mut self, scope: Scope, req: &mut Option<Req>) -> ResponseFuture<Req, Res> {
-        let channel = &self.handle.channel;
+        let channel = &self.close_on_drop.channel;
         let scope = match self.acquire.try_acquire() {
             Ok(Some(place)) => match channel.push(req, scope, place) {
-                Ok(message) => {
-                    return ResponseFuture {
-                        state: State::Accepted { message },
-                    };
-                }
-                // Closed: told when it is polled.
+                Ok(message) => return ResponseFuture::accepted_as(message, channel),
+                // The queue was closed just now. The future finds that out when it is polled.
                 Err(scope) => scope,
             },
             Ok(None) | Err(_) => scope,
@@ -265,62 +286,69 @@ impl<Req, Res> Queue<Req, Res> {
         }
     }
 
-    /// How many calls are queued: those that have a place and have not begun.
+    /// Returns how many calls are queued: they have a place and have not begun.
     #[must_use]
     pub fn depth(&self) -> usize {
-        self.handle.channel.places().held()
+        self.channel().places().held()
     }
 
-    /// How many places there are.
+    /// Returns how many places the queue has.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.handle.channel.places().total()
+        self.channel().places().total()
     }
 
-    /// How many calls have begun and are not over. Limits further down may still hold them up.
+    /// Returns how many calls are running: they have begun and have not ended. Calls that wait for a limit below the
+    /// queue are counted.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.handle.channel.in_flight()
+        self.channel().in_flight()
     }
 
-    /// Takes no more calls, and finishes all that were accepted. Those who wait for a place are refused.
+    /// Accepts no more calls, and finishes the accepted ones. Calls that wait for a place fail with [`Closed`].
     pub fn close(&self) {
-        self.handle.channel.close();
+        self.channel().close();
     }
 
-    /// Takes no more calls, and cancels all that were accepted.
+    /// Accepts no more calls, and cancels the accepted ones. Running calls are dropped by their workers, shortly after
+    /// this returns: see [`ended`](Self::ended).
     pub fn abort(&self) {
-        self.handle.channel.abort();
+        self.channel().abort();
     }
 
-    /// Whether the queue takes no more calls.
+    /// Returns whether the queue accepts no more calls.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.handle.channel.is_closed()
+        self.channel().is_closed()
     }
 
-    /// Waits until the queue is closed and its last call is over.
+    /// Waits until the queue is closed and its last call has ended.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost.
+    /// Cancel safe: dropping the future changes nothing, and it can be called again.
     pub async fn ended(&self) {
-        self.handle.channel.ended().await;
+        self.channel().ended().await;
     }
 
-    /// Whether the queue is closed and its last call is over.
+    /// Returns whether the queue is closed and its last call has ended.
     #[must_use]
     pub fn is_ended(&self) -> bool {
-        self.handle.channel.is_ended()
+        self.channel().is_ended()
     }
 
+    /// Returns the places, to watch the queue's depth without keeping the queue open.
     pub(crate) fn places(&self) -> Semaphore {
-        self.handle.channel.places().clone()
+        self.channel().places().clone()
     }
 
-    /// Whether both are handles to one queue.
+    /// Returns whether both are handles to the same queue.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.handle, &other.handle)
+        Arc::ptr_eq(&self.close_on_drop, &other.close_on_drop)
+    }
+
+    fn channel(&self) -> &Arc<Channel<Req, Res>> {
+        &self.close_on_drop.channel
     }
 }
 
@@ -333,7 +361,8 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
         self.acquire.poll_ready(cx).map_err(Into::into)
     }
 
-    /// Never panics: called without having been ready, the call waits for its place in its future.
+    /// Queues the call. Does not panic without a preceding `poll_ready`: if there is no place, the future waits for
+    /// one.
     fn call(&mut self, req: Req) -> Self::Future {
         self.call_in(Scope::capture(), &mut Some(req))
     }
@@ -342,7 +371,7 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
 impl<Req, Res> Clone for Queue<Req, Res> {
     fn clone(&self) -> Self {
         Self {
-            handle: self.handle.clone(),
+            close_on_drop: self.close_on_drop.clone(),
             acquire: self.acquire.clone(),
         }
     }
@@ -359,9 +388,9 @@ impl<Req, Res> fmt::Debug for Queue<Req, Res> {
     }
 }
 
-// === impl Handle ===
+// === impl CloseOnDrop ===
 
-impl<Req, Res> Drop for Handle<Req, Res> {
+impl<Req, Res> Drop for CloseOnDrop<Req, Res> {
     fn drop(&mut self) {
         self.channel.close();
     }
@@ -370,33 +399,35 @@ impl<Req, Res> Drop for Handle<Req, Res> {
 // === impl ResponseFuture ===
 
 impl<Req, Res> ResponseFuture<Req, Res> {
-    /// Waits until the call has a place in the queue. Mostly it has one from the start.
+    /// Waits until the call has a place in the queue. Returns at once if it [has one](Self::is_accepted) already, or was
+    /// cancelled.
     ///
     /// # Errors
     ///
-    /// [`Closed`] if the queue was closed first.
+    /// [`Closed`] if the queue was closed before the call had a place.
     ///
     /// # Cancel safety
     ///
-    /// Keeps its acquire: the response future goes on waiting where it was.
+    /// Cancel safe: the call keeps its place among the callers that wait.
     pub async fn accepted(&mut self) -> Result<(), Closed> {
         poll_fn(|cx| self.poll_accepted(cx)).await
     }
 
-    /// Whether the call has, or had, a place in the queue.
+    /// Returns whether the call was accepted, that is, has or had a place in the queue. `false` once this future has
+    /// returned its result.
     #[must_use]
     pub const fn is_accepted(&self) -> bool {
         matches!(self.state, State::Accepted { .. })
     }
 
-    /// Lets the call run on without anybody waiting for it. A call without a place is dropped: see
-    /// [`accepted`](Self::accepted).
+    /// Drops this future without cancelling the call, whose response is dropped. A call that has no place yet is not
+    /// made: await [`accepted`](Self::accepted) first.
     pub fn detach(mut self) {
         self.state = State::Finished;
     }
 
-    /// Ends the call: if it is queued, its place is free at once; if it runs, it is dropped. The future then returns
-    /// [`Cancelled`], unless the response was there already.
+    /// Cancels the call. If it is queued, its place is free at once; if it is running, its worker drops it. The future
+    /// then returns [`Cancelled`], unless there was a response already.
     pub fn cancel(&mut self) {
         if let State::WaitingForPlace(waiting) = &mut self.state {
             let call = waiting.call.take();
@@ -409,9 +440,20 @@ impl<Req, Res> ResponseFuture<Req, Res> {
         self.cancel_accepted();
     }
 
+    /// Does what [`cancel`](Self::cancel) does, for a call that has a place.
     pub(crate) fn cancel_accepted(&self) {
-        if let State::Accepted { message } = &self.state {
-            message.channel().cancel(message);
+        if let State::Accepted { message, channel } = &self.state {
+            channel.cancel(message);
+        }
+    }
+
+    #[inline]
+    fn accepted_as(message: Arc<Message<Req, Res>>, channel: &Arc<Channel<Req, Res>>) -> Self {
+        Self {
+            state: State::Accepted {
+                message,
+                channel: channel.clone(),
+            },
         }
     }
 
@@ -419,19 +461,22 @@ impl<Req, Res> ResponseFuture<Req, Res> {
         if let State::WaitingForPlace(waiting) = &mut self.state {
             let WaitingForPlace { acquire, call, channel } = waiting;
             let Poll::Ready(place) = Acquire::poll_acquire(acquire, cx) else {
-                // It leaves the line when it is cancelled, and its waker with it.
+                // `acquire` has this waker too, but drops it without waking it when the call is cancelled.
                 if let Some(call) = call {
                     call.caller = Some(cx.waker().clone());
                 }
                 return Poll::Pending;
             };
-            let UnqueuedCall { mut req, scope, .. } = *call.take().expect("a call that waits for a place is there");
+            let UnqueuedCall { mut req, scope, .. } = *call.take().expect("the call is there until it has a place");
             let pushed = match place {
                 Ok(place) => channel.push(&mut req, scope, place),
                 Err(_) => Err(scope),
             };
             match pushed {
-                Ok(message) => self.state = State::Accepted { message },
+                Ok(message) => {
+                    let channel = channel.clone();
+                    self.state = State::Accepted { message, channel };
+                }
                 Err(scope) => {
                     scope.cancel();
                     self.state = State::Finished;
@@ -451,20 +496,20 @@ impl<Req, Res> Future for ResponseFuture<Req, Res> {
             return Poll::Ready(Err(closed.into()));
         }
         match &self.state {
-            State::Accepted { message } => {
+            State::Accepted { message, .. } => {
                 let result = ready!(message.poll_response(cx));
                 self.state = State::Finished;
                 Poll::Ready(result)
             }
             State::Cancelled => Poll::Ready(Err(Cancelled::new().into())),
             State::WaitingForPlace(_) | State::Finished => {
-                panic!("a future is not polled after it was ready")
+                panic!("a `ResponseFuture` is not polled after it has completed")
             }
         }
     }
 }
 
-/// Nothing in it is pinned.
+/// No field is structurally pinned.
 impl<Req, Res> Unpin for ResponseFuture<Req, Res> {}
 
 impl<Req, Res> Drop for ResponseFuture<Req, Res> {
@@ -478,7 +523,7 @@ impl<Req, Res> fmt::Debug for ResponseFuture<Req, Res> {
         let mut debug = f.debug_tuple("queue::ResponseFuture");
         match &self.state {
             State::WaitingForPlace(_) => debug.field(&"WaitingForPlace"),
-            State::Accepted { message } => debug.field(message),
+            State::Accepted { message, .. } => debug.field(message),
             State::Cancelled => debug.field(&"Cancelled"),
             State::Finished => debug.field(&"Finished"),
         };

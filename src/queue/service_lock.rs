@@ -1,4 +1,4 @@
-//! [`ServiceLock`]: the service, which one worker at a time has.
+//! [`ServiceLock`]: a lock around the service, which one worker at a time holds.
 
 use crate::sync::{Mutex, MutexGuard};
 use std::{
@@ -7,75 +7,79 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Where the service lies when nobody has it.
+/// A lock that is acquired by polling. Clones lock the same service.
 pub(super) struct ServiceLock<S> {
-    rest: Arc<Mutex<LockState<S>>>,
+    state: Arc<Mutex<LockState<S>>>,
 }
 
 struct LockState<S> {
+    /// `None` while a worker holds the service.
     service: Option<S>,
-    /// Those who wait, in order.
-    waiting: VecDeque<Waker>,
+    /// The workers that wait for the service, in order.
+    waiters: VecDeque<Waker>,
 }
 
-/// The service, in hand. Dropped, it is laid down, and the next who waits is told.
+/// Holds the service. Dropped, it returns the service to its lock and wakes the next waiter.
 pub(super) struct ServiceGuard<S> {
     service: Option<S>,
-    service_lock: ServiceLock<S>,
+    lock: ServiceLock<S>,
 }
 
 impl<S> ServiceLock<S> {
     pub(super) fn new(service: S) -> Self {
-        let rest = LockState {
+        let state = LockState {
             service: Some(service),
-            waiting: VecDeque::new(),
+            waiters: VecDeque::new(),
         };
         Self {
-            rest: Arc::new(Mutex::new(rest)),
+            state: Arc::new(Mutex::new(state)),
         }
     }
 
     pub(super) fn poll_acquire(&self, cx: &Context<'_>) -> Poll<ServiceGuard<S>> {
-        let mut rest = self.lock();
-        if let Some(service) = rest.service.take() {
-            // Who comes of itself waits no more: the next to be told is another.
-            rest.waiting.retain(|waker| !waker.will_wake(cx.waker()));
+        let mut state = self.state();
+        if let Some(service) = state.service.take() {
+            // A worker that acquires the lock without having been woken leaves the waiters: otherwise its wake-up would
+            // be lost to the worker behind it.
+            state.waiters.retain(|waker| !waker.will_wake(cx.waker()));
             return Poll::Ready(ServiceGuard {
                 service: Some(service),
-                service_lock: self.clone(),
+                lock: self.clone(),
             });
         }
-        if !rest.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            rest.waiting.push_back(cx.waker().clone());
+        if !state.waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
+            state.waiters.push_back(cx.waker().clone());
         }
         Poll::Pending
     }
 
-    fn lock(&self) -> MutexGuard<'_, LockState<S>> {
-        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, LockState<S>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<S> Clone for ServiceLock<S> {
     fn clone(&self) -> Self {
         Self {
-            rest: self.rest.clone(),
+            state: self.state.clone(),
         }
     }
 }
 
 impl<S> ServiceGuard<S> {
     pub(super) const fn service(&mut self) -> &mut S {
-        self.service.as_mut().expect("it is in hand until it is dropped")
+        self.service
+            .as_mut()
+            .expect("the guard holds the service until it is dropped")
     }
 }
 
 impl<S> Drop for ServiceGuard<S> {
     fn drop(&mut self) {
         let next = {
-            let mut rest = self.service_lock.lock();
-            rest.service = self.service.take();
-            rest.waiting.pop_front()
+            let mut state = self.lock.state();
+            state.service = self.service.take();
+            state.waiters.pop_front()
         };
         if let Some(next) = next {
             next.wake();
@@ -89,19 +93,19 @@ mod tests {
     use tokio_test::task;
 
     #[test]
-    fn who_comes_before_being_told_is_not_told_in_place_of_another() {
-        let service_lock = ServiceLock::new(());
-        let (mut one, mut other) = (task::spawn(()), task::spawn(()));
-        let service_guard = service_lock.poll_acquire(&Context::from_waker(Waker::noop()));
-        assert!(one.enter(|cx, _| service_lock.poll_acquire(cx)).is_pending());
-        assert!(other.enter(|cx, _| service_lock.poll_acquire(cx)).is_pending());
-        drop(service_guard);
-        assert!(one.is_woken());
-        // The other was not told, but comes first. The one who was told waits again.
-        let service_guard = other.enter(|cx, _| service_lock.poll_acquire(cx));
-        assert!(service_guard.is_ready());
-        assert!(one.enter(|cx, _| service_lock.poll_acquire(cx)).is_pending());
-        drop(service_guard);
-        assert!(one.is_woken() && !other.is_woken());
+    fn a_worker_that_acquires_the_service_before_it_is_woken_is_not_woken_in_place_of_another() {
+        let lock = ServiceLock::new(());
+        let (mut first, mut second) = (task::spawn(()), task::spawn(()));
+        let guard = lock.poll_acquire(&Context::from_waker(Waker::noop()));
+        assert!(first.enter(|cx, _| lock.poll_acquire(cx)).is_pending());
+        assert!(second.enter(|cx, _| lock.poll_acquire(cx)).is_pending());
+        drop(guard);
+        assert!(first.is_woken());
+        // The second worker was not woken, but acquires the service before the first one, which then waits again.
+        let guard = second.enter(|cx, _| lock.poll_acquire(cx));
+        assert!(guard.is_ready());
+        assert!(first.enter(|cx, _| lock.poll_acquire(cx)).is_pending());
+        drop(guard);
+        assert!(first.is_woken() && !second.is_woken());
     }
 }

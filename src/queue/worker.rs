@@ -1,10 +1,11 @@
-//! The workers: they take the next call when the service is ready for it, and drive it to its end.
+//! The workers: each takes calls from the channel when the service is ready for them, and drives them to their end.
 //!
-//! One worker at a time has the service, and with it the acquire: it waits for a call, asks the service to be ready *for
-//! that call*, calls it, and passes the service on. So calls start in the order in which they came, however many
-//! workers there are, and nobody holds a service ready without a call to use it.
+//! The service is called by one worker at a time, the one that holds the [`ServiceLock`]. That worker waits for a call,
+//! then for the service to be ready for this call, calls the service, and releases the lock. So calls begin in the
+//! order in which they came, however many workers there are, and the service's readiness is never held without a call
+//! that uses it.
 //!
-//! What is below may panic. That fails the one call it happened in.
+//! The service is user code and may panic. A panic fails the one call that it happened in; the worker continues.
 
 use super::{
     call_set::CallSet,
@@ -22,7 +23,7 @@ use std::{
 };
 use tower_service::Service;
 
-/// Spawns `workers` tasks that work on the channel until it is closed and empty.
+/// Spawns `workers` tasks, which end when the channel is closed and empty.
 ///
 /// # Panics
 ///
@@ -43,31 +44,33 @@ where
     }
 }
 
-/// Dropped, it first drops the calls it drives, then the one it was about to begin, then the service.
+/// One worker. The order of the fields is the order in which they are dropped: first the running calls, then the one
+/// that was about to begin, then the service.
 pub(super) struct Worker<S, Req>
 where
     S: Service<Req>,
 {
-    call_set: CallSet<RunningCall<S::Future, Req, S::Response>>,
+    running: CallSet<RunningCall<S::Future, Req, S::Response>>,
     pending: Option<PendingCall<Req, S::Response>>,
     service_guard: Option<ServiceGuard<S>>,
     service_lock: ServiceLock<S>,
-    /// Nobody else wants the service.
+    /// Whether no other worker uses the service, so that this one never releases the lock.
     is_only_worker: bool,
     guard: WorkerGuard<Req, S::Response>,
 }
 
-/// What a worker goes on with.
+/// What came of an attempt to begin a call.
 enum Next {
-    /// The call in this slot, which has been made.
+    /// The call was made. It is in this slot and has not been polled yet.
     Call(usize),
-    /// A call that was cancelled, or could not be made.
+    /// The call was cancelled, or has failed before it began.
     Nothing,
-    /// There will be no more.
+    /// The channel is closed and empty.
     End,
 }
 
-/// So many calls are begun before the worker lets other tasks run.
+/// How many calls a worker begins in one poll before it yields to the other tasks of the runtime: as many as the
+/// operations in Tokio's own cooperative budget.
 const MAX_STARTS_PER_POLL: usize = 128;
 
 impl<S, Req> Worker<S, Req>
@@ -81,7 +84,7 @@ where
         channel: &Arc<Channel<Req, S::Response>>,
     ) -> Self {
         Self {
-            call_set: CallSet::new(),
+            running: CallSet::new(),
             pending: None,
             service_guard: None,
             service_lock: service_lock.clone(),
@@ -92,11 +95,13 @@ where
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..MAX_STARTS_PER_POLL {
-            self.call_set.poll(cx);
+            self.running.poll(cx);
             match self.poll_next(cx) {
-                Poll::Ready(Next::Call(slot)) => self.call_set.poll_slot(slot),
+                // At once, before the next call begins, so that calls come to the limits below in their order. And only
+                // now, after the service was released: the future may compute for long.
+                Poll::Ready(Next::Call(slot)) => self.running.poll_slot(slot),
                 Poll::Ready(Next::Nothing) => {}
-                Poll::Ready(Next::End) if self.call_set.is_empty() => return Poll::Ready(()),
+                Poll::Ready(Next::End) if self.running.is_empty() => return Poll::Ready(()),
                 Poll::Ready(Next::End) | Poll::Pending => return Poll::Pending,
             }
         }
@@ -104,15 +109,14 @@ where
         Poll::Pending
     }
 
-    /// Waits for the acquire, a call, and the service to be ready for it, and makes the call. Its first poll is for when
-    /// the service has been passed on: it may compute.
+    /// Waits for the service lock, for a call, and for the service to be ready for it, and makes the call.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         let mut service_guard = match self.service_guard.take() {
-            Some(service_guard) => service_guard,
+            Some(guard) => guard,
             None => ready!(self.service_lock.poll_acquire(cx)),
         };
         let next = self.poll_make(service_guard.service(), cx);
-        // Who waits keeps the acquire; so does who is alone.
+        // A worker that waits for a call or for readiness keeps the lock, and so does the only worker.
         if next.is_pending() || self.is_only_worker {
             self.service_guard = Some(service_guard);
         }
@@ -122,20 +126,20 @@ where
     fn poll_make(&mut self, service: &mut S, cx: &mut Context<'_>) -> Poll<Next> {
         let pending = match self.pending.take() {
             Some(pending) => pending,
-            None => match ready!(self.guard.0.poll_next(cx)) {
+            None => match ready!(self.guard.channel().poll_next(cx)) {
                 Some(message) => PendingCall(Some(message)),
                 None => return Poll::Ready(Next::End),
             },
         };
-        // Not asked to be ready for a call that is not wanted any more.
-        if !pending.call().is_wanted() {
+        // The service is not polled for a call that is cancelled.
+        if pending.message().is_cancelled() {
             return Poll::Ready(Next::Nothing);
         }
         let ready = match catch_unwind(|| service.poll_ready(cx).map_err(Into::into)) {
             Ok(Poll::Ready(ready)) => ready,
             Ok(Poll::Pending) => {
-                // If it was cancelled meanwhile, its waker is not there to say so.
-                if !pending.call().poll_wanted(cx) {
+                // The call may have been cancelled since the check above, when the worker's waker was not registered.
+                if pending.message().poll_cancelled(cx).is_ready() {
                     return Poll::Ready(Next::Nothing);
                 }
                 self.pending = Some(pending);
@@ -143,22 +147,26 @@ where
             }
             Err(panic) => Err(panic),
         };
-        let message = pending.begin();
-        let slot = self.call_set.slot(|drive| drive.make(message, ready, service));
+        let message = pending.into_message();
+        let channel = self.guard.channel();
+        let slot = self
+            .running
+            .insert(|running| running.make(channel, message, ready, service));
         Poll::Ready(slot.map_or(Next::Nothing, Next::Call))
     }
 }
 
-/// A call in a worker's hands. Dropped before it begins, with the worker, it is cancelled.
+/// A call that was taken from the channel and has not begun. Dropped before it begins, with its worker, it is
+/// cancelled.
 struct PendingCall<Req, Res>(Option<Arc<Message<Req, Res>>>);
 
 impl<Req, Res> PendingCall<Req, Res> {
-    fn call(&self) -> &Message<Req, Res> {
-        self.0.as_ref().expect("it is pending until it begins")
+    fn message(&self) -> &Message<Req, Res> {
+        self.0.as_ref().expect("the message is there until `into_message`")
     }
 
-    fn begin(mut self) -> Arc<Message<Req, Res>> {
-        self.0.take().expect("it is pending until it begins")
+    fn into_message(mut self) -> Arc<Message<Req, Res>> {
+        self.0.take().expect("the message is there until `into_message`")
     }
 }
 
@@ -171,12 +179,13 @@ impl<Req, Res> Drop for PendingCall<Req, Res> {
 }
 
 pin_project! {
-    /// Drives one call, if there is one. Dropped before the end, with the worker, the call is cancelled.
+    /// The future of one call, or an empty future, which a slot of the call set keeps between two calls. Dropped before
+    /// its end, with its worker, the call is cancelled.
     struct RunningCall<F, Req, Res> {
         #[pin]
         future: Option<F>,
-        // Whether the caller can wake us to say that it has cancelled.
-        is_watched: bool,
+        // Whether the slot's waker is registered to be woken when the caller cancels.
+        is_watching: bool,
         call: Option<StartedCall<Req, Res>>,
     }
 
@@ -191,15 +200,15 @@ pin_project! {
     }
 }
 
-/// A call that has begun.
+/// A call that has begun, without its future.
 struct StartedCall<Req, Res> {
     scope: Scope,
     in_flight: InFlight<Req, Res>,
 }
 
 impl<Req, Res> StartedCall<Req, Res> {
-    /// Nobody further in could write this failure. The error may panic when it is asked what it says: then that is the
-    /// failure.
+    /// Records a failure that no layer below could record, and returns it. Recording formats the error, which is user
+    /// code: if that panics, the panic is the failure.
     fn fail(&self, error: BoxError) -> BoxError {
         let Err(panic) = catch_unwind(|| self.scope.fail(&error)) else {
             return error;
@@ -209,16 +218,15 @@ impl<Req, Res> StartedCall<Req, Res> {
         panic
     }
 
-    /// The call is over: with a result, or cancelled.
+    /// Ends the call with a result, or with `None` as cancelled.
     fn end(self, result: Option<Result<Res, BoxError>>) {
         let Self { scope, in_flight } = self;
         let message = in_flight.leave();
-        // With the message may go a response that nobody waits for, and with the scope a span. What they do when they are
-        // dropped is their own affair.
+        // Each of these may drop user code's values: the message a response that is not fetched, the scope a span.
         match result {
             Some(result) => {
-                // First the scope: whoever hears of the result is the last to know the event, and frees it where it was
-                // made.
+                // The scope is dropped before the caller is woken, so that the caller has the last handle to the event
+                // and frees its memory on the thread that allocated it.
                 let _ = catch_unwind(move || drop(scope));
                 let _ = catch_unwind(move || message.finish(result));
             }
@@ -235,7 +243,7 @@ impl<F, Req, Res> Default for RunningCall<F, Req, Res> {
     fn default() -> Self {
         Self {
             future: None,
-            is_watched: false,
+            is_watching: false,
             call: None,
         }
     }
@@ -246,9 +254,11 @@ where
     F: Future<Output = Result<Res, E>>,
     E: Into<BoxError>,
 {
-    /// Makes the call, if it is still wanted. Ready if it is over already.
+    /// Calls the service, or fails the call if the service is not `ready`. Returns `Ready` if the call has ended
+    /// already: it was cancelled, or it failed.
     fn make<S>(
         mut self: Pin<&mut Self>,
+        channel: &Arc<Channel<Req, Res>>,
         message: Arc<Message<Req, Res>>,
         ready: Result<(), BoxError>,
         service: &mut S,
@@ -260,10 +270,10 @@ where
             return Poll::Ready(());
         };
         let mut this = self.as_mut().project();
-        *this.is_watched = false;
+        *this.is_watching = false;
         let call = this.call.insert(StartedCall {
             scope,
-            in_flight: InFlight::enter(message),
+            in_flight: InFlight::enter(channel, message),
         });
         let made = match ready {
             Ok(()) => catch_unwind(|| {
@@ -284,7 +294,8 @@ where
         }
     }
 
-    /// The call is gone, and its permit is free, before anybody hears what came of it.
+    /// Drops the future, and with it the call's permit, before the caller is woken with the result. So a caller that
+    /// makes another call at once finds the permit free.
     fn conclude(self: Pin<&mut Self>, result: Option<Result<Res, BoxError>>) -> Poll<()> {
         let mut this = self.project();
         let _ = catch_unwind(|| this.future.set(None));
@@ -307,7 +318,7 @@ where
         let (Some(future), Some(call)) = (this.future.as_mut().as_pin_mut(), this.call.as_mut()) else {
             return Poll::Ready(());
         };
-        if !call.in_flight.call().is_wanted() {
+        if call.in_flight.message().is_cancelled() {
             return self.conclude(None);
         }
         let polled = catch_unwind(|| {
@@ -317,9 +328,9 @@ where
         let result = match polled {
             Ok(Poll::Ready(result)) => result,
             Ok(Poll::Pending) => {
-                // A call keeps its slot, and so its waker: once is enough.
-                if *this.is_watched || call.in_flight.call().poll_wanted(cx) {
-                    *this.is_watched = true;
+                // A call stays in its slot, and every poll has that slot's waker, so it is registered once.
+                if *this.is_watching || call.in_flight.message().poll_cancelled(cx).is_pending() {
+                    *this.is_watching = true;
                     return Poll::Pending;
                 }
                 return self.conclude(None);

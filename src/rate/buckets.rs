@@ -232,7 +232,7 @@ impl Buckets {
         Available {
             requests: min(Budget::Requests),
             tokens: min(Budget::Tokens),
-            paused_until: paused_until.filter(|until| *until > now.now()),
+            paused_until: paused_until.filter(|until| *until > now.get()),
         }
     }
 

@@ -283,7 +283,7 @@ impl RateLimiter {
     /// whose end is too far away to be represented does not end.
     pub fn pause_for(&self, pause: Duration) {
         self.queue.update(|buckets, now| {
-            let until = now.now().checked_add(pause);
+            let until = now.get().checked_add(pause);
             buckets.pause(until);
         });
     }

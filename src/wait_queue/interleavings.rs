@@ -1,7 +1,11 @@
-//! Every order in which threads can take, give back, wait for and give up units.
+//! The wait queue in every order in which threads can acquire, release, wait for and give up permits. It is tested
+//! through a [`Semaphore`], whose fast path has to agree with the queue.
 
-use super::semaphore::{Acquire, Permit, Semaphore};
-use crate::{error::Closed, sync::model};
+use crate::{
+    error::Closed,
+    semaphore::{Acquire, Permit, Semaphore},
+    sync::model,
+};
 use loom::{
     future::block_on,
     sync::atomic::{AtomicUsize, Ordering},
@@ -13,12 +17,12 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-fn take(semaphore: &Semaphore) -> Result<Permit, Closed> {
+fn acquire(semaphore: &Semaphore) -> Result<Permit, Closed> {
     let mut acquire = Some(semaphore.acquire());
     block_on(poll_fn(|cx| Acquire::poll_acquire(&mut acquire, cx)))
 }
 
-/// All is back, and to be had without the line.
+/// Asserts that no permit is held, and that one can be taken by the fast path and released.
 fn assert_unused(semaphore: &Semaphore) {
     assert_eq!(semaphore.held(), 0);
     assert!(
@@ -27,27 +31,27 @@ fn assert_unused(semaphore: &Semaphore) {
             .poll_ready(&mut Context::from_waker(Waker::noop()))
             .is_ready()
     );
-    let held = semaphore.acquire().try_acquire().unwrap();
+    let permit = semaphore.acquire().try_acquire().unwrap();
     assert_eq!(semaphore.held(), 1);
-    drop(held);
+    drop(permit);
     assert_eq!(semaphore.held(), 0);
 }
 
 #[test]
-fn whoever_waits_gets_what_is_given_back_and_no_more_is_held_than_there_is() {
+fn a_waiter_gets_a_released_permit_and_no_more_permits_are_held_than_there_are() {
     model(3, || {
         let semaphore = Semaphore::new(1);
-        let at_once = Arc::new(AtomicUsize::new(0));
+        let in_use = Arc::new(AtomicUsize::new(0));
         let threads = [(); 2].map(|()| {
-            let (semaphore, at_once) = (semaphore.clone(), at_once.clone());
+            let (semaphore, in_use) = (semaphore.clone(), in_use.clone());
             thread::spawn(move || {
-                let held = take(&semaphore).unwrap();
-                assert_eq!(at_once.fetch_add(1, Ordering::Relaxed), 0);
-                at_once.fetch_sub(1, Ordering::Relaxed);
-                drop(held);
+                let permit = acquire(&semaphore).unwrap();
+                assert_eq!(in_use.fetch_add(1, Ordering::Relaxed), 0);
+                in_use.fetch_sub(1, Ordering::Relaxed);
+                drop(permit);
             })
         });
-        drop(take(&semaphore).unwrap());
+        drop(acquire(&semaphore).unwrap());
         for thread in threads {
             thread.join().unwrap();
         }
@@ -56,10 +60,10 @@ fn whoever_waits_gets_what_is_given_back_and_no_more_is_held_than_there_is() {
 }
 
 #[test]
-fn a_waiter_that_gives_up_stands_in_nobodys_way() {
+fn a_waiter_that_gives_up_does_not_block_the_next_one() {
     model(3, || {
         let semaphore = Semaphore::new(1);
-        let held = take(&semaphore).unwrap();
+        let permit = acquire(&semaphore).unwrap();
         let gives_up = thread::spawn({
             let semaphore = semaphore.clone();
             move || {
@@ -73,9 +77,9 @@ fn a_waiter_that_gives_up_stands_in_nobodys_way() {
         });
         let waits = thread::spawn({
             let semaphore = semaphore.clone();
-            move || drop(take(&semaphore).unwrap())
+            move || drop(acquire(&semaphore).unwrap())
         });
-        drop(held);
+        drop(permit);
         gives_up.join().unwrap();
         waits.join().unwrap();
         assert_unused(&semaphore);
@@ -83,11 +87,11 @@ fn a_waiter_that_gives_up_stands_in_nobodys_way() {
 }
 
 #[test]
-fn a_turn_that_is_not_used_is_passed_on_when_it_is_dropped() {
+fn an_acquirer_that_is_dropped_after_it_was_notified_passes_the_permit_on() {
     model(3, || {
         let semaphore = Semaphore::new(1);
-        let held = take(&semaphore).unwrap();
-        let looks = thread::spawn({
+        let permit = acquire(&semaphore).unwrap();
+        let is_dropped = thread::spawn({
             let semaphore = semaphore.clone();
             move || {
                 let mut acquire = semaphore.acquire();
@@ -96,22 +100,22 @@ fn a_turn_that_is_not_used_is_passed_on_when_it_is_dropped() {
         });
         let waits = thread::spawn({
             let semaphore = semaphore.clone();
-            move || drop(take(&semaphore).unwrap())
+            move || drop(acquire(&semaphore).unwrap())
         });
-        drop(held);
-        looks.join().unwrap();
+        drop(permit);
+        is_dropped.join().unwrap();
         waits.join().unwrap();
         assert_unused(&semaphore);
     });
 }
 
 #[test]
-fn a_higher_total_reaches_those_who_wait() {
+fn a_raised_total_admits_the_waiters() {
     model(3, || {
         let semaphore = Semaphore::new(0);
         let threads = [(); 2].map(|()| {
             let semaphore = semaphore.clone();
-            thread::spawn(move || drop(take(&semaphore).unwrap()))
+            thread::spawn(move || drop(acquire(&semaphore).unwrap()))
         });
         semaphore.set_total(1);
         for thread in threads {
@@ -122,12 +126,12 @@ fn a_higher_total_reaches_those_who_wait() {
 }
 
 #[test]
-fn closing_refuses_everybody_and_loses_nothing() {
+fn closing_rejects_every_acquirer_and_releases_every_permit() {
     model(3, || {
         let semaphore = Semaphore::new(1);
         let threads = [(); 2].map(|()| {
             let semaphore = semaphore.clone();
-            thread::spawn(move || drop(take(&semaphore)))
+            thread::spawn(move || drop(acquire(&semaphore)))
         });
         semaphore.close();
         assert!(semaphore.acquire().try_acquire().is_err());
@@ -136,7 +140,7 @@ fn closing_refuses_everybody_and_loses_nothing() {
         }
         assert_eq!(semaphore.held(), 0);
         let mut acquire = semaphore.acquire();
-        let refused = acquire.poll_ready(&mut Context::from_waker(Waker::noop()));
-        assert!(matches!(refused, Poll::Ready(Err(_))));
+        let rejected = acquire.poll_ready(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(rejected, Poll::Ready(Err(_))));
     });
 }

@@ -1,18 +1,22 @@
-//! The waiting queue: one fair way to wait for something limited.
+//! [`WaitQueue`]: fair waiting for something limited.
 //!
-//! Places in a queue, permits to be in flight and tokens in a bucket are handed out by the same rules:
+//! A call waits for a place in the queue, for a permit to be in flight, and for the tokens of a rate. What is limited
+//! and when it is available differs, and is the [`Resource`]'s part. The order of the waiters is the same everywhere,
+//! and is this module's:
 //!
-//! 1. **First come, first served.** Nobody who arrives later goes first.
-//! 2. **Who waits holds nothing.** Whoever is next is *notified* (woken); only when it answers (is polled) does it take
-//!    what it came for. So a entry that is dropped has nothing to give back.
-//! 3. **One entry is woken at a time**, and only when there is something for it.
-//! 4. **Silence stalls nobody.** A entry that is notified and does not answer within [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT) is passed over. It keeps
-//!    its seq, and goes first as soon as it answers.
+//! 1. **First come, first served.** A newcomer never overtakes a waiter.
+//! 2. **Waiting reserves nothing.** The first waiter is *notified* when the resource is available: it is woken, and
+//!    takes what it waits for when it is polled. A waiter that is dropped has nothing to give back.
+//! 3. **One waiter is notified at a time**, and only when the resource is available to it. So a release wakes one task,
+//!    however long the queue is.
+//! 4. **A waiter that does not respond does not block the others.** If a notified waiter takes nothing within
+//!    [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT) (5 ms), it is *skipped* and the next one is notified. A skipped
+//!    waiter keeps its sequence number: when it is polled again it is before all waiters that came after it.
 //!
-//! What is limited, and when there is some of it, is the [`Resource`]'s to say; the queue only knows about [order].
+//! A [timer task](timer) notifies the first waiter when it waits for an instant, and skips waiters. It exists only
+//! while there are waiters.
 //!
-//! A task of our own, the queue's [timer], keeps the time: it calls the first in queue when the resource availability, and
-//! passes over the skipped. It lives only while somebody waits for a moment in time.
+//! The files import in one direction: this one uses [`timer`], which uses [`order`], which uses [`resource`].
 
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
@@ -28,17 +32,18 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
 };
-use timer::Shared;
+use timer::LockedOrder;
 use tokio::time::Instant;
 
-/// A queue in front of a resource.
+/// A resource and the queue of waiters in front of it. Clones share both.
 pub(crate) struct WaitQueue<R: Resource> {
-    shared: Arc<Shared<R>>,
+    locked: Arc<LockedOrder<R>>,
 }
 
-/// One entry's hold on the queue. It has no seq until it has to wait.
+/// One waiter's handle. Dropped, it gives up its place in the queue.
 pub(crate) struct Waiter<R: Resource> {
-    shared: Arc<Shared<R>>,
+    locked: Arc<LockedOrder<R>>,
+    /// The sequence number, which is the waiter's place in the queue. `None` until it has to wait.
     seq: Option<u64>,
 }
 
@@ -47,46 +52,47 @@ pub(crate) struct Waiter<R: Resource> {
 impl<R: Resource> WaitQueue<R> {
     pub(crate) fn new(resource: R) -> Self {
         Self {
-            shared: Arc::new(Shared::new(resource)),
+            locked: Arc::new(LockedOrder::new(resource)),
         }
     }
 
     pub(crate) fn waiter(&self) -> Waiter<R> {
         Waiter {
-            shared: self.shared.clone(),
+            locked: self.locked.clone(),
             seq: None,
         }
     }
 
-    /// Passes if that is possible at once and without overtaking anybody.
+    /// Takes what `request` wants if it is available now and no waiter is before it. Returns whether it was taken.
     pub(crate) fn try_acquire(&self, request: &R::Request, mut now: LazyNow) -> Result<bool, R::Rejection> {
-        // Nobody's is_available has come by a newcomer's passing: there is nobody in queue.
-        self.shared.lock().try_acquire(None, request, &mut now)
+        // There is nothing to advance afterwards: a newcomer takes something only if the queue is empty.
+        self.locked.lock().try_take(None, request, &mut now)
     }
 
-    /// Looks at the resource.
-    pub(crate) fn inspect<T>(&self, look: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {
-        look(&mut self.shared.lock().resource, &mut LazyNow::default())
+    /// Reads the resource. A change that a waiter could be waiting for needs [`update`](Self::update).
+    pub(crate) fn inspect<T>(&self, read: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {
+        read(&mut self.locked.lock().resource, &mut LazyNow::default())
     }
 
-    /// Changes the resource in a way that matters to the first in queue only, such as giving something back.
-    pub(crate) fn update<T>(&self, update: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {
+    /// Changes the resource in a way that matters to the first waiter only, such as a release of permits.
+    pub(crate) fn update<T>(&self, change: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {
         let mut now = LazyNow::default();
-        let mut order = self.shared.lock();
-        let done = update(&mut order.resource, &mut now);
+        let mut order = self.locked.lock();
+        let output = change(&mut order.resource, &mut now);
         if !order.waiting.is_empty() {
             let deferred = order.advance(&mut now);
             drop(order);
-            self.shared.finish(deferred);
+            self.locked.finish(deferred);
         }
-        done
+        output
     }
 
-    /// Changes the resource in a way that matters to everybody: each entry looks again.
-    pub(crate) fn update_and_wake_all<T>(&self, update: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {
-        let done = self.update(update);
+    /// Changes the resource in a way that matters to every waiter, such as closing it, and wakes all of them. Waiters
+    /// that are still not first wait on, in their old order.
+    pub(crate) fn update_and_wake_all<T>(&self, change: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {
+        let output = self.update(change);
         let wakers: Vec<_> = {
-            let order = self.shared.lock();
+            let order = self.locked.lock();
             order
                 .waiting
                 .values()
@@ -95,14 +101,14 @@ impl<R: Resource> WaitQueue<R> {
                 .collect()
         };
         wakers.into_iter().for_each(panic::wake);
-        done
+        output
     }
 }
 
 impl<R: Resource> Clone for WaitQueue<R> {
     fn clone(&self) -> Self {
         Self {
-            shared: self.shared.clone(),
+            locked: self.locked.clone(),
         }
     }
 }
@@ -110,7 +116,7 @@ impl<R: Resource> Clone for WaitQueue<R> {
 impl<R: Resource> fmt::Debug for WaitQueue<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WaitQueue")
-            .field("waiting", &self.shared.lock().waiting.len())
+            .field("waiting", &self.locked.lock().waiting.len())
             .finish()
     }
 }
@@ -120,17 +126,20 @@ impl<R: Resource> fmt::Debug for WaitQueue<R> {
 impl<R: Resource> Waiter<R> {
     pub(crate) fn queue(&self) -> WaitQueue<R> {
         WaitQueue {
-            shared: self.shared.clone(),
+            locked: self.locked.clone(),
         }
     }
 
-    /// Ready when it is this entry's is_available. Takes nothing; the is_available lapses if it is not [used](Self::poll_acquire) within
-    /// [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT).
+    /// Waits until this waiter is first and the resource is available to it.
+    ///
+    /// Does not reserve: the waiter keeps its place in the queue and must call [`poll_acquire`](Self::poll_acquire) or
+    /// [`try_acquire`](Self::try_acquire) within [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT), or the next waiter is
+    /// notified.
     pub(crate) fn poll_ready(&mut self, request: &R::Request, cx: &mut Context<'_>) -> Poll<Result<(), R::Rejection>> {
         self.poll(request, cx, false, LazyNow::default())
     }
 
-    /// Ready when this entry has taken what it asks for.
+    /// Waits until this waiter has taken what `request` wants. It is not in the queue any more then.
     pub(crate) fn poll_acquire(
         &mut self,
         request: &R::Request,
@@ -139,7 +148,10 @@ impl<R: Resource> Waiter<R> {
         self.poll(request, cx, true, LazyNow::default())
     }
 
-    /// The same, with a reading of the now for who comes anew. Who waits is admitted by the now as it is then.
+    /// Does what [`poll_acquire`](Self::poll_acquire) does, with a time that was read before the lock is taken.
+    ///
+    /// A waiter that is in the queue already does not use `now` but reads the clock under the lock: other waiters may
+    /// have taken something at a later instant than `now`.
     pub(crate) fn poll_acquire_at(
         &mut self,
         request: &R::Request,
@@ -153,53 +165,54 @@ impl<R: Resource> Waiter<R> {
         self.poll(request, cx, true, now)
     }
 
-    /// Passes if it is this one's is_available; does not join the queue otherwise.
+    /// Takes what `request` wants if it is available now and no other waiter is before this one. Returns whether it was
+    /// taken. A waiter that is not in the queue does not enter it.
     pub(crate) fn try_acquire(&mut self, request: &R::Request) -> Result<bool, R::Rejection> {
         let mut now = LazyNow::default();
-        let mut order = self.shared.lock();
-        let passed = order.try_acquire(self.seq, request, &mut now);
-        if let Ok(false) = passed {
-            return passed;
+        let mut order = self.locked.lock();
+        let taken = order.try_take(self.seq, request, &mut now);
+        if let Ok(false) = taken {
+            return taken;
         }
-        let deferred = order.leave(self.seq.take(), &mut now);
+        let deferred = order.dequeue(self.seq.take(), &mut now);
         drop(order);
-        self.shared.finish(deferred);
-        passed
+        self.locked.finish(deferred);
+        taken
     }
 
     fn poll(
         &mut self,
         request: &R::Request,
         cx: &mut Context<'_>,
-        try_take: bool,
+        takes: bool,
         mut now: LazyNow,
     ) -> Poll<Result<(), R::Rejection>> {
-        let mut order = self.shared.lock();
-        let done = if try_take {
-            order.try_acquire(self.seq, request, &mut now)
+        let mut order = self.locked.lock();
+        let done = if takes {
+            order.try_take(self.seq, request, &mut now)
         } else {
-            order.is_available(self.seq, request, &mut now)
+            order.can_take(self.seq, request, &mut now)
         };
         if self.seq.is_none() && done != Ok(false) {
-            // Who need not wait was never in queue.
+            // A waiter that need not wait never enters the queue.
             return Poll::Ready(done.map(drop));
         }
         let deferred = match done {
-            Ok(false) => order.wait(&mut self.seq, request, cx.waker(), &mut now),
-            Ok(true) if !try_take => {
-                // It keeps its seq. The is_available it has not used counts from now, if it does not __count yet.
+            Ok(false) => order.enqueue(&mut self.seq, request, cx.waker(), &mut now),
+            Ok(true) if !takes => {
+                // The waiter stays in the queue. If it has not been notified before, its timeout begins now.
                 if let Some(seq) = self.seq {
                     if order.notified.is_none_or(|(notified, _)| notified != seq) {
-                        order.notified = Some((seq, now.now()));
+                        order.notified = Some((seq, now.get()));
                     }
                 }
                 order.advance(&mut now)
             }
-            Ok(true) | Err(_) => order.leave(self.seq.take(), &mut now),
+            Ok(true) | Err(_) => order.dequeue(self.seq.take(), &mut now),
         };
         drop(order);
-        self.shared.check_timer(&deferred);
-        self.shared.finish(deferred);
+        self.locked.check_timer(&deferred);
+        self.locked.finish(deferred);
         match done {
             Ok(true) => Poll::Ready(Ok(())),
             Ok(false) => Poll::Pending,
@@ -208,11 +221,11 @@ impl<R: Resource> Waiter<R> {
     }
 }
 
-/// Another entry: a seq belongs to one entry alone.
+/// The clone is another waiter of the same queue, outside the queue until it has to wait.
 impl<R: Resource> Clone for Waiter<R> {
     fn clone(&self) -> Self {
         Self {
-            shared: self.shared.clone(),
+            locked: self.locked.clone(),
             seq: None,
         }
     }
@@ -221,8 +234,8 @@ impl<R: Resource> Clone for Waiter<R> {
 impl<R: Resource> Drop for Waiter<R> {
     fn drop(&mut self) {
         if self.seq.is_some() {
-            let deferred = self.shared.lock().leave(self.seq, &mut LazyNow::default());
-            self.shared.finish(deferred);
+            let deferred = self.locked.lock().dequeue(self.seq, &mut LazyNow::default());
+            self.locked.finish(deferred);
         }
     }
 }

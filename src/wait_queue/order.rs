@@ -1,7 +1,7 @@
-//! The order of a queue: who is in it, whose is_available it is, and what has to be done when that changes.
+//! [`Order`]: the waiters of a queue in the order in which they came, and which of them has been notified.
 //!
-//! All of it happens under the queue's lock and runs no code but ours; whom to wake and what to drop is on_dequeue to be done
-//! once the lock is released.
+//! An `Order` is only used under the queue's lock, where user code could deadlock. Its methods therefore wake and drop
+//! no waker themselves: they return a [`Deferred`], which the caller carries out after it has released the lock.
 
 use super::resource::{Availability, Resource};
 use crate::clock::LazyNow;
@@ -11,42 +11,53 @@ use tokio::{
     time::Instant,
 };
 
-/// How long a entry that was notified may take to answer before the next one is notified.
+/// How long a notified waiter has to take what it waits for before the next waiter is notified.
+///
+/// Five milliseconds are far more than a healthy runtime needs to poll a woken task, and several times the resolution
+/// of Tokio's timers (1 ms), so a waiter that is still polled is hardly ever skipped. They are short enough that a
+/// waiter that is no longer polled costs the waiters behind it little.
 pub(super) const HANDOFF_TIMEOUT: Duration = Duration::from_millis(5);
 
 pub(super) struct Order<R: Resource> {
     pub(super) resource: R,
     next_seq: u64,
+    /// The queued waiters by sequence number, without the skipped ones.
     pub(super) waiting: BTreeMap<u64, Entry<R::Request>>,
-    /// Passed over for not answering: they no longer hold up the queue, and keep their seq.
+    /// Waiters that were notified and took nothing within [`HANDOFF_TIMEOUT`]. They do not hold up the queue. When
+    /// polled again they return to `waiting` with their old sequence number, that is, before all later waiters.
     pub(super) skipped: BTreeMap<u64, Entry<R::Request>>,
-    /// The first in queue, if it has been notified, and since when.
+    /// The first of `waiting`, if it has been notified, and when.
     pub(super) notified: Option<(u64, Instant)>,
-    /// When the timer should look again.
+    /// When a timer task has to call [`advance`](Self::advance) next.
     pub(super) deadline: Option<Instant>,
-    /// When the timers will look next.
+    /// The deadline that the timer tasks are sleeping until.
     pub(super) armed: Option<Instant>,
-    /// One timer for each runtime that has waiters here.
+    /// The runtimes that run a timer task for this queue: one task for each runtime that has waiters here.
     timers: Vec<Id>,
-    /// A entry's runtime, for when a timer has to be started from outside any.
+    /// The runtime of a waiter. A timer task is started there if the thread that needs one is outside every runtime.
     runtime: Option<Handle>,
 }
 
-pub(super) struct Entry<A> {
-    request: A,
+/// A queued waiter.
+pub(super) struct Entry<Request> {
+    request: Request,
     pub(super) waker: Waker,
 }
 
-/// What is to be done once the lock is released.
+/// What has to be done after the queue's lock is released.
 #[must_use]
 #[derive(Default)]
 pub(super) struct Deferred {
+    /// The waiter that has just been notified.
     pub(super) wake: Option<Waker>,
-    /// Nobody's any more. To drop a waker can drop a task, and with it another waiter of this queue.
+    /// A waker that is no longer needed. Dropping it may drop a task that holds another waiter of this queue, which
+    /// would lock the queue again.
     pub(super) discard: Option<Waker>,
+    /// The timer tasks sleep until too late an instant, or are no longer needed.
     pub(super) reschedule_timers: bool,
+    /// The runtime to start a timer task on. It is already registered in [`Order::timers`].
     pub(super) start_timer: Option<Handle>,
-    /// The first in queue waits for a moment in time.
+    /// The first waiter waits for an instant, so only a timer task can notify it.
     pub(super) needs_timer: bool,
 }
 
@@ -67,8 +78,9 @@ impl<R: Resource> Order<R> {
         }
     }
 
-    /// Whether it is this one's is_available.
-    pub(super) fn is_available(
+    /// Returns whether the waiter with this sequence number, or a newcomer without one, could take what it wants now:
+    /// no other waiter is before it, and the resource is available. Takes nothing.
+    pub(super) fn can_take(
         &mut self,
         seq: Option<u64>,
         request: &R::Request,
@@ -86,7 +98,8 @@ impl<R: Resource> Order<R> {
         Ok(self.resource.availability(request, now) == Availability::Now)
     }
 
-    pub(super) fn try_acquire(
+    /// Takes what the waiter wants if it [can](Self::can_take), and returns whether it did.
+    pub(super) fn try_take(
         &mut self,
         seq: Option<u64>,
         request: &R::Request,
@@ -95,21 +108,24 @@ impl<R: Resource> Order<R> {
         if seq.is_none() && self.waiting.is_empty() {
             return self.resource.try_take_uncontended(request, now);
         }
-        Ok(self.is_available(seq, request, now)? && self.resource.try_take(request, true, now))
+        Ok(self.can_take(seq, request, now)? && self.resource.try_take(request, true, now))
     }
 
-    /// Whether nobody stands before this seq, or before a newcomer without one.
+    /// Returns whether no waiter is before this one, or before a newcomer without a sequence number. A skipped waiter
+    /// returns to its old place.
     fn is_first(&mut self, seq: Option<u64>) -> bool {
         let Some(seq) = seq else {
             return self.waiting.is_empty();
         };
-        if let Some(back) = self.skipped.remove(&seq) {
-            self.waiting.insert(seq, back);
+        if let Some(entry) = self.skipped.remove(&seq) {
+            self.waiting.insert(seq, entry);
         }
         self.waiting.first_key_value().is_some_and(|(first, _)| *first == seq)
     }
 
-    pub(super) fn wait(
+    /// Enters the waiter at the end of the queue and gives it a sequence number. A waiter that is in the queue already
+    /// only has its waker replaced.
+    pub(super) fn enqueue(
         &mut self,
         seq: &mut Option<u64>,
         request: &R::Request,
@@ -120,7 +136,7 @@ impl<R: Resource> Order<R> {
             Some(entry) if entry.waker.will_wake(waker) => None,
             Some(entry) => Some(mem::replace(&mut entry.waker, waker.clone())),
             None => {
-                // First, because others' code runs here.
+                // Cloning a waker runs user code, which may panic: before anything is changed.
                 let (request, waker) = (request.clone(), waker.clone());
                 let new = *seq.insert(self.next_seq);
                 self.next_seq += 1;
@@ -138,7 +154,8 @@ impl<R: Resource> Order<R> {
         }
     }
 
-    pub(super) fn leave(&mut self, seq: Option<u64>, now: &mut LazyNow) -> Deferred {
+    /// Removes the waiter from the queue, if it was in the queue.
+    pub(super) fn dequeue(&mut self, seq: Option<u64>, now: &mut LazyNow) -> Deferred {
         let Some(seq) = seq else {
             return Deferred::default();
         };
@@ -155,11 +172,12 @@ impl<R: Resource> Order<R> {
 
     pub(super) fn remove_timer(&mut self, timer: Option<Id>) {
         self.timers.retain(|id| Some(*id) != timer);
-        // What the others are armed for may have been told to this one alone.
+        // The removed task may have been the only one that slept until `armed`.
         self.armed = None;
     }
 
-    /// Calls the first in queue if the resource is open for it, and passes over whoever was notified and kept skipped.
+    /// Notifies the first waiter if the resource is available to it, and skips a waiter whose [`HANDOFF_TIMEOUT`] has
+    /// passed. Called after every change of the queue or the resource, and by the timer tasks.
     pub(super) fn advance(&mut self, now: &mut LazyNow) -> Deferred {
         let mut deferred = Deferred::default();
         self.deadline = loop {
@@ -171,14 +189,14 @@ impl<R: Resource> Order<R> {
                 Availability::Now => match self.notified {
                     Some((notified, since)) if notified == first => {
                         let take_by = since + HANDOFF_TIMEOUT;
-                        if now.now() < take_by {
+                        if now.get() < take_by {
                             break Some(take_by);
                         }
                         self.skipped.extend(self.waiting.pop_first());
                         self.notified = None;
                     }
                     _ => {
-                        let now = now.now();
+                        let now = now.get();
                         self.notified = Some((first, now));
                         deferred.wake = Some(entry.waker.clone());
                         break Some(now + HANDOFF_TIMEOUT);
@@ -198,9 +216,9 @@ impl<R: Resource> Order<R> {
         match (self.deadline, self.armed) {
             (Some(deadline), Some(armed)) => deferred.reschedule_timers = deadline < armed,
             (Some(_), None) => deferred.reschedule_timers = true,
-            // A timer that will look soon finds out by itself that it is no longer needed.
+            // A timer task that wakes up soon finds out by itself that it is no longer needed.
             (None, Some(armed)) => {
-                deferred.reschedule_timers = self.waiting.is_empty() && armed > now.now() + HANDOFF_TIMEOUT;
+                deferred.reschedule_timers = self.waiting.is_empty() && armed > now.get() + HANDOFF_TIMEOUT;
             }
             (None, None) => deferred.reschedule_timers = self.waiting.is_empty() && !self.timers.is_empty(),
         }

@@ -1,7 +1,10 @@
-//! The queue's timer: a task that keeps the time.
+//! The timer task of a queue: notifies the first waiter at the instant it waits for, and skips waiters that take
+//! nothing within [`HANDOFF_TIMEOUT`](super::order::HANDOFF_TIMEOUT).
 //!
-//! It calls the first in queue when the resource availability, and passes over the skipped. There is one for each runtime that has
-//! waiters, and it ends when nobody waits.
+//! The waiters themselves sleep without timers, because only the first one needs one, and the first one may be a
+//! waiter that is never polled again. The task is started when a waiter needs it and ends when the queue is empty.
+//! There is one for each runtime that has waiters, so that waiters of one runtime are notified after another one has
+//! been shut down.
 
 use super::{
     order::{Deferred, Order},
@@ -22,22 +25,24 @@ use tokio::{
     time,
 };
 
-/// Shared by the queue, its tickets and its timers.
-pub(super) struct Shared<R: Resource> {
+/// The [`Order`] under its lock, shared by the queue's handles, its waiters and its timer tasks.
+pub(super) struct LockedOrder<R: Resource> {
     order: Mutex<Order<R>>,
-    /// Tells the timers that there is something earlier to do, or nothing at all.
+    /// Wakes the timer tasks before their deadline: there is an earlier one, or the queue is empty.
     rescheduled: Notify,
 }
 
-/// A timer's registration; taken back when it ends, however it ends.
+/// A runtime's registration among the queue's timers, removed when the task ends: the queue is empty, or the runtime
+/// has been shut down.
 struct TimerTask<R: Resource> {
-    shared: Arc<Shared<R>>,
+    locked: Arc<LockedOrder<R>>,
+    /// `None` if dropping this leaves the registration in place.
     runtime: Option<Id>,
 }
 
-// === impl Shared ===
+// === impl LockedOrder ===
 
-impl<R: Resource> Shared<R> {
+impl<R: Resource> LockedOrder<R> {
     pub(super) fn new(resource: R) -> Self {
         Self {
             order: Mutex::new(Order::new(resource)),
@@ -45,14 +50,19 @@ impl<R: Resource> Shared<R> {
         }
     }
 
-    /// No code but ours runs under this lock, so a poisoned one is as good as any.
+    /// Locks the order. Poisoning is ignored: the only user code that runs under this lock is the clone of a waker, and
+    /// a panic there leaves an order that can still be used.
     pub(super) fn lock(&self) -> MutexGuard<'_, Order<R>> {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Panics here, in the waiter, where it is seen, if there is no timer that could end the waiting.
+    /// Panics, as Tokio's own timers do, if a waiter waits for an instant and its runtime has no timer enabled.
+    ///
+    /// The panic belongs here, in the waiter's `poll`: in the timer task it would not be seen, and the waiter would
+    /// wait forever.
     pub(super) fn check_timer(self: &Arc<Self>, deferred: &Deferred) {
         if deferred.needs_timer && (deferred.start_timer.is_some() || Handle::try_current().is_err()) {
+            // Removes the registration of the task that is not started, if `sleep` panics.
             let registered = deferred
                 .start_timer
                 .as_ref()
@@ -64,7 +74,7 @@ impl<R: Resource> Shared<R> {
         }
     }
 
-    /// Does what was on_dequeue to be done once the lock is released.
+    /// Carries out what was deferred until the lock was released.
     pub(super) fn finish(self: &Arc<Self>, deferred: Deferred) {
         if let Some(runtime) = deferred.start_timer {
             TimerTask::new(self.clone(), &runtime).start(&runtime);
@@ -82,10 +92,10 @@ impl<R: Resource> Shared<R> {
 // === impl TimerTask ===
 
 impl<R: Resource> TimerTask<R> {
-    /// For a runtime that has just been entered among the queue's timers.
-    fn new(shared: Arc<Shared<R>>, runtime: &Handle) -> Self {
+    /// Takes over the registration that [`Order::advance`] has just made for `runtime`.
+    fn new(locked: Arc<LockedOrder<R>>, runtime: &Handle) -> Self {
         Self {
-            shared,
+            locked,
             runtime: Some(runtime.id()),
         }
     }
@@ -94,36 +104,37 @@ impl<R: Resource> TimerTask<R> {
         runtime.spawn(run(self));
     }
 
-    /// Leaves the registration to another one.
+    /// Drops this without removing the registration.
     fn forget(mut self) {
         self.runtime = None;
     }
 }
 
 async fn run<R: Resource>(mut timer: TimerTask<R>) {
-    let shared = timer.shared.clone();
+    let locked = timer.locked.clone();
     loop {
-        let rescheduled = shared.rescheduled.notified();
+        // Before the deadline is read, so that no later change of it is missed.
+        let rescheduled = locked.rescheduled.notified();
         tokio::pin!(rescheduled);
         rescheduled.as_mut().enable();
 
         let deadline = {
-            let mut order = shared.lock();
+            let mut order = locked.lock();
             let deferred = order.advance(&mut LazyNow::default());
             if order.waiting.is_empty() {
-                // Under the lock, so that whoever joins next starts a new timer.
+                // Under the lock, so that the next waiter that enters the queue starts a new task.
                 order.remove_timer(timer.runtime.take());
                 return;
             }
             let deadline = order.deadline;
             order.armed = deadline;
             drop(order);
-            shared.finish(deferred);
+            locked.finish(deferred);
             deadline
         };
 
         match deadline {
-            // Whichever comes first.
+            // Either the deadline has passed or there is another one: `advance` decides what to do.
             Some(deadline) => drop(time::timeout_at(deadline, rescheduled).await),
             None => rescheduled.await,
         }
@@ -132,7 +143,8 @@ async fn run<R: Resource>(mut timer: TimerTask<R>) {
 
 impl<R: Resource> Drop for TimerTask<R> {
     fn drop(&mut self) {
-        self.shared.lock().remove_timer(self.runtime);
-        self.shared.rescheduled.notify_waiters();
+        self.locked.lock().remove_timer(self.runtime);
+        // The tasks of other runtimes have to look at the deadline again.
+        self.locked.rescheduled.notify_waiters();
     }
 }

@@ -1,19 +1,19 @@
-//! How the model tests run their cases.
+//! Runs the cases of the model tests.
 //!
-//! 10,000 cases of each, or as many as `PROPTEST_CASES` says. What failed once stands beside the test, in
-//! `model_*.regressions`, and is tried first.
+//! Each test has 10,000 cases, or as many as the environment variable `PROPTEST_CASES` says. Cases that failed once are
+//! kept beside the test, in `model_*.regressions`, and run first.
 
+use super::paused_runtime;
 use proptest::{
     strategy::Strategy,
     test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner},
 };
 use std::{env, fmt::Debug, future::Future};
-use tokio::runtime::{Builder, Runtime};
 
-/// What a case comes to.
+/// The result of one case.
 pub type Outcome = Result<(), TestCaseError>;
 
-/// Runs the cases of the test in `file`, each on a paused clock of its own that begins at zero.
+/// Runs the cases of the test in `file`, each in a new runtime with a paused clock.
 pub fn check<S, F>(file: &'static str, cases: &S, case: impl Fn(S::Value) -> F)
 where
     S: Strategy<Value: Debug>,
@@ -28,20 +28,13 @@ where
         config.cases = 10_000;
     }
     let mut runner = TestRunner::new(config);
-    if let Err(failure) = runner.run(cases, |input| paused().block_on(case(input))) {
+    if let Err(failure) = runner.run(cases, |input| paused_runtime().block_on(case(input))) {
         panic!("{failure}\n{runner}");
     }
 }
 
-fn paused() -> Runtime {
-    Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime")
-}
-
-/// Lets the tasks run that can, for a model that knows how few there are.
+/// Lets the tasks of the runtime run for this many turns. A model has few tasks and thousands of cases, so it gives the
+/// number of turns after which all of them wait.
 pub async fn turns(turns: usize) {
     for _ in 0..turns {
         tokio::task::yield_now().await;
