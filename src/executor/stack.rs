@@ -3,15 +3,15 @@
 //! A call enters at the top:
 //!
 //! ```text
-//! Executor::submit           opens the event: PENDING while the call waits for a place, QUEUED once it has one
-//!   QueueLayer               bounded, first in first out; its workers drive the calls
-//!     EventLayer::processing PROCESSING on the way in; COMPLETED, FAILED or CANCELLED on the way out
-//!       DeadlineLayer        ends a call at its deadline; refuses one whose limits would make it miss the deadline
-//!       your layer           around the limits: a retry here takes a permit and pays its rate for every attempt
-//!         ConcurrencyLimitLayer  at most n calls in flight
-//!           RateLimitLayer   requests and tokens, both or neither
-//!             EventLayer::calling  CALLING on the way in; the attempt's response or error on the way out
-//!               the client   layers wrapped around it are inside the limits: they see every attempt
+//! Executor::submit                  opens the event: PENDING while it waits for a place, QUEUED once it has one
+//!   QueueLayer                      bounded, first in, first out; its workers drive the calls
+//!     EventLayer::processing()      PROCESSING on the way in; COMPLETED, FAILED or CANCELLED on the way out
+//!       DeadlineLayer               ends a call at its deadline; refuses a call that cannot meet it
+//!         your layers               around the limits: each retry takes its own permit and pays its own rate
+//!           ConcurrencyLimitLayer   at most n calls in flight
+//!             RateLimitLayer        requests and tokens: all budgets or none
+//!               EventLayer::calling()  CALLING on the way in; the attempt's response or error on the way out
+//!                 your client       reqwest, hyper, a closure
 //! ```
 //!
 //! In a stack built with `tower::ServiceBuilder`, `EventLayer::queued()` at the top does what `submit` does here.
@@ -129,5 +129,22 @@ where
 
     fn boxed_cost(&self) -> BoxCost<B> {
         Box::new(self.cost.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// GitHub cannot include a file in another, so the picture stands in the README, too.
+    #[test]
+    fn the_picture_in_the_readme_is_the_one_in_these_docs() {
+        let (_, rest) = include_str!("../../README.md").split_once("```text\n").unwrap();
+        let (picture, _) = rest.split_once("```").unwrap();
+        assert!(picture.contains("QueueLayer"));
+        let documented: String = include_str!("stack.rs")
+            .lines()
+            .filter_map(|line| line.strip_prefix("//! "))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert!(documented.contains(picture));
     }
 }
