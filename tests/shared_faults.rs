@@ -223,7 +223,7 @@ async fn restarted_at_once_and_empty() {
     server.restart();
     load.recovers(ms(5_000)).await;
     sleep(ms(1_000)).await;
-    assert_eq!(load.end("restarted at once, empty").forgotten, 1);
+    assert_eq!(load.end("restarted at once, empty").state_losses, 1);
 }
 
 #[tokio::test]
@@ -255,7 +255,7 @@ async fn rolled_back_to_an_old_snapshot() {
     server.restart();
     load.recovers(ms(5_000)).await;
     sleep(ms(1_000)).await;
-    assert_eq!(load.end("rolled back by 3 s").forgotten, 1);
+    assert_eq!(load.end("rolled back by 3 s").state_losses, 1);
 }
 
 #[tokio::test]
@@ -302,7 +302,7 @@ async fn the_script_is_flushed_and_connections_are_killed() {
     }
     load.recovers(ms(2_000)).await;
     let status = load.end("script flushed and connections killed, five times");
-    assert_eq!((status.losses, status.forgotten), (0, 0));
+    assert_eq!((status.losses, status.state_losses), (0, 0));
 }
 
 #[tokio::test]
@@ -317,7 +317,7 @@ async fn the_key_is_deleted() {
     server.command(&["DEL", "{tower-outbound:faults}:v1"]);
     load.recovers(ms(5_000)).await;
     sleep(ms(1_000)).await;
-    assert_eq!(load.end("key deleted, twice").forgotten, 2);
+    assert_eq!(load.end("key deleted, twice").state_losses, 2);
 }
 
 #[tokio::test]
