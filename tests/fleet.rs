@@ -1,7 +1,7 @@
 //! Four processes with one quota: what they admit together is replayed through an exact bucket.
 //!
-//! The test starts its own executable four times as a worker. Each worker logs its admissions with two times: the time of
-//! the reservation by the server's clock, and the actual time by the machine's clock.
+//! The test starts its own executable four times as a worker. Each worker logs its admissions with two times: the time
+//! of the reservation by the server's clock, and the actual time by the machine's clock.
 #![cfg(all(feature = "redis", unix))]
 
 use std::{
@@ -244,7 +244,8 @@ fn excess(times_and_costs: impl Iterator<Item = (i64, i64)>, (rate, burst): (i64
     worst as f64 / ticks as f64
 }
 
-/// Prints what the workers admitted together, and checks that it stays within the quota, uses it up, and is evenly shared.
+/// Prints what the workers admitted together, and checks that it stays within the quota, uses it up, and is evenly
+/// shared.
 fn check(quota: Quota, logs: &[Vec<Admitted>], seconds: f64) {
     let mut all: Vec<_> = logs.iter().flatten().copied().collect();
     let mut budgets = vec![(
@@ -316,8 +317,8 @@ fn a_killed_process_wastes_only_what_it_had_reserved() {
     victim.child.kill().unwrap();
     victim.child.wait().unwrap();
     let logs: Vec<_> = others.into_iter().map(Worker::log).collect();
-    // In the last four of the eight seconds the reservations of the killed process are over, and the other three have the
-    // whole rate.
+    // In the last four of the eight seconds the reservations of the killed process are over, and the other three have
+    // the whole rate.
     let all: Vec<_> = logs.iter().flatten().collect();
     let last = all.iter().map(|admitted| admitted.at_store).max().unwrap();
     let late = all

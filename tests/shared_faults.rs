@@ -1,10 +1,10 @@
 //! Faults of the store of shared limits: the limits hold, no call waits beyond its deadline, and the members recover by
 //! themselves.
 //!
-//! Each test lets two members admit as many calls as they can on a server that no other test uses, and breaks the server
-//! or the network. Then it replays the admissions, by the wall clock, through an exact bucket. Timers are a millisecond
-//! coarse and the machine may be busy, so an excess of 5 ms of the rate is allowed. A burst that is admitted twice would
-//! exceed the limits by a hundred times that.
+//! Each test lets two members admit as many calls as they can on a server that no other test uses, and breaks the
+//! server or the network. Then it replays the admissions, by the wall clock, through an exact bucket. Timers are a
+//! millisecond coarse and the machine may be busy, so an excess of 5 ms of the rate is allowed. A burst that is
+//! admitted twice would exceed the limits by a hundred times that.
 #![cfg(feature = "redis")]
 
 use std::{

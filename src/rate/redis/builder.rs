@@ -97,8 +97,8 @@ impl Builder {
     /// How far ahead all members together reserve at most: from 100 ms to 60 s. Default: 1 s.
     ///
     /// A process that is killed wastes at most this much of the limits. Members wait for this long after the store was
-    /// lost, or has lost its state. The value has to be the same for all members, and many times a round trip. With more
-    /// than 25 members use a larger value: 40 ms for each.
+    /// lost, or has lost its state. The value has to be the same for all members, and many times a round trip. With
+    /// more than 25 members use a larger value: 40 ms for each.
     pub const fn max_ahead(mut self, ahead: Duration) -> Self {
         self.max_ahead = ahead;
         self
@@ -106,17 +106,17 @@ impl Builder {
 
     /// The least number of members, from 1 to 1,000,000. Default: 1.
     ///
-    /// A [local share](OnStoreLoss::LocalShare) is the limits divided by this number, or by the number of members that the
-    /// store knows, if that is larger. Set it to the size of the fleet, so that the shares are right even if the store
-    /// cannot be reached from the start.
+    /// A [local share](OnStoreLoss::LocalShare) is the limits divided by this number, or by the number of members that
+    /// the store knows, if that is larger. Set it to the size of the fleet, so that the shares are right even if the
+    /// store cannot be reached from the start.
     pub const fn members(mut self, members: u64) -> Self {
         self.members = members;
         self
     }
 
     /// How long a call waits for a lost store under [`OnStoreLoss::Closed`] before it fails with
-    /// [`StoreUnavailable`](crate::error::StoreUnavailable). Default: until its [deadline](crate::deadline), or for ever
-    /// without one. The other variants of [`OnStoreLoss`] do not use it.
+    /// [`StoreUnavailable`](crate::error::StoreUnavailable). Default: until its [deadline](crate::deadline), or for
+    /// ever without one. The other variants of [`OnStoreLoss`] do not use it.
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = Some(patience);
         self
@@ -140,8 +140,8 @@ impl Builder {
         self.build(origin, quota)
     }
 
-    /// Builds a limiter for `quota` over an existing connection: a `ConnectionManager` or a `ClusterConnection` of the crate
-    /// `redis`, version 1. The runtime that the connection was made in has to outlive the limiter.
+    /// Builds a limiter for `quota` over an existing connection: a `ConnectionManager` or a `ClusterConnection` of the
+    /// crate `redis`, version 1. The runtime that the connection was made in has to outlive the limiter.
     ///
     /// Pauses that other members begin reach this one with its next reply, not at once.
     ///

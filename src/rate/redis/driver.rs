@@ -1,8 +1,8 @@
-//! The driver: a task that sends the requests of the [coordinator](super::coordinator) to the store, one at a time. What is
-//! to be requested while one is in flight is sent with the next.
+//! The driver: a task that sends the requests of the [coordinator](super::coordinator) to the store, one at a time.
+//! What is to be requested while one is in flight is sent with the next.
 //!
-//! The first waiter starts the driver, in the waiter's runtime. The driver ends when the limiter is dropped, or with that
-//! runtime; the next waiter then starts another one.
+//! The first waiter starts the driver, in the waiter's runtime. The driver ends when the limiter is dropped, or with
+//! that runtime; the next waiter then starts another one.
 
 use super::{
     coordinator::{Coordinator, RequestSnapshot},
@@ -136,15 +136,15 @@ impl SharedCoordinator {
         }
     }
 
-    /// Panics if there is no driver and the current runtime has no timer, so that the panic happens in the caller's task
-    /// and not in the driver's.
+    /// Panics if there is no driver and the current runtime has no timer, so that the panic happens in the caller's
+    /// task and not in the driver's.
     pub(super) fn check_timer(&self) {
         if !self.lock().has_driver {
             drop(time::sleep(Duration::ZERO));
         }
     }
 
-    /// The limiter was dropped: the driver tells the store and ends.
+    /// The limiter was dropped: the driver reports that the member leaves, and ends.
     pub(super) fn close(&self) {
         self.lock().coordinator.leave();
         self.driver_notify.notify_one();

@@ -9,15 +9,16 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnStoreLoss {
-    /// The member admits calls at its own share of the limits: each rate divided by the number of members, with no burst.
-    /// What it admits meanwhile is charged when the store is back.
+    /// The member admits calls at its own share of the limits: each rate divided by the number of members, with no
+    /// burst. What it admits meanwhile is charged when the store is back.
     ///
-    /// If all members lose the store, they stay within the limits together. If only some of them do, they may admit their
-    /// shares on top of what the other members admit: at most `rate x (share of the members that are cut off) x T`.
+    /// If all members lose the store, they stay within the limits together. If only some of them do, they may admit
+    /// their shares on top of what the other members admit: at most
+    /// `rate x (share of the members that are cut off) x T`.
     #[default]
     LocalShare,
-    /// The member admits no call until the store is back. Calls wait until their deadline, or as long as
-    /// [`patience`](super::Builder::patience) says. The limits hold in every case.
+    /// The member admits no call until the store is back. Calls wait until their deadline, or until their
+    /// [`patience`](super::Builder::patience) ends. The limits hold in every case.
     Closed,
     /// The member admits every call at once: there is no limit. What it admits is charged when the store is back.
     Open,

@@ -1,8 +1,9 @@
 //! One quota for many processes: limits that are kept in Redis or Valkey.
 //!
 //! A provider counts per account. Processes that share an account also have to share its limits: otherwise each of them
-//! sends as much as the account may send in total. A [`SharedRateLimiter`] keeps the buckets on a Redis or Valkey server.
-//! Everything else stays the same, because layers and executors accept it like a [`RateLimiter`](crate::RateLimiter):
+//! sends as much as the account may send in total. A [`SharedRateLimiter`] keeps the buckets on a Redis or Valkey
+//! server. Everything else stays the same, because layers and executors accept it like a
+//! [`RateLimiter`](crate::RateLimiter):
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -16,32 +17,34 @@
 //! # }
 //! ```
 //!
-//! A single process does not need this: a [`RateLimiter`](crate::RateLimiter) costs no round trip, and can decide at once
-//! whether a call is admitted.
+//! A single process does not need this: a [`RateLimiter`](crate::RateLimiter) costs no round trip, and can decide at
+//! once whether a call is admitted.
 //!
-//! In these docs a *member* is a process (more exactly, a `SharedRateLimiter` and its clones) that takes part in a quota,
-//! and the *store* is the server.
+//! In these docs a *member* is a process (more exactly, a `SharedRateLimiter` and its clones) that takes part in a
+//! quota, and the *store* is the server.
 //!
 //! # Guarantees
 //!
 //! - **Exact.** By the server's clock, all members together admit at most `burst + rate x T` in any window of length T.
-//!   Each call is admitted at the time that was reserved for it, or makes a new reservation. Timers add at most 5 ms of the
-//!   rate. The delay of the network to the provider is not covered: leave some headroom if the provider is strict.
+//!   Each call is admitted at the time that was reserved for it, or makes a new reservation. Timers add at most 5 ms of
+//!   the rate. The delay of the network to the provider is not covered: leave some headroom if the provider is strict.
 //! - **All or nothing, and in order.** All buckets are charged at the same time. No member overtakes a reservation of
 //!   another, and a call with a large cost is not starved by small ones.
-//! - **Fair.** Members that have more to do than the limits allow get equal shares, however many callers each of them has.
+//! - **Fair.** Members that have more to do than the limits allow get equal shares, however many callers each of them
+//!   has.
 //! - **One round trip for all waiting calls.** Calls that arrive while a round trip is in flight share the next one.
 //! - **Shared control.** A [pause](SharedRateLimiter::pause_for) holds all members at once, and gives back the
 //!   reservations for its time. [Limits that one member sets](SharedRateLimiter::set_limits) apply to all of them.
-//!   Estimates are [settled](SharedRateLimiter::settle) for all, and never let more than `burst + rate x T` of true usage
-//!   through. A member that starts with other limits than those in force replaces them: the last one to start wins.
+//!   Estimates are [settled](SharedRateLimiter::settle) for all, and never let more than `burst + rate x T` of true
+//!   usage through. A member that starts with other limits than those in force replaces them: the last one to start
+//!   wins.
 //!
 //! # When the store is lost
 //!
 //! The store is lost to a member after three round trips in a row that failed or took longer than the
-//! [timeout](Builder::timeout). Existing reservations are still used. After them [`OnStoreLoss`] decides. The member probes
-//! the store with one request at a time, at most once a second, until it replies. No call waits beyond its deadline. Each
-//! loss and each return is logged once, and [`SharedRateLimiter::store`] has counters.
+//! [timeout](Builder::timeout). Existing reservations are still used. After them [`OnStoreLoss`] decides. The member
+//! probes the store with one request at a time, at most once a second, until it replies. No call waits beyond its
+//! deadline. Each loss and each return is logged once, and [`SharedRateLimiter::store`] has counters.
 //!
 //! | what happens | what follows | above the limits |
 //! |---|---|---|
@@ -61,9 +64,9 @@
 //!
 //! # Size and speed
 //!
-//! Each quota is one key of about 450 bytes, plus 60 for each member, in one hash slot. The key expires a minute after the
-//! buckets are full again. A round trip costs the server 20 to 40 µs for one call, and about 1 µs for each further one. On
-//! two cores that the server and the client share:
+//! Each quota is one key of about 450 bytes, plus 60 for each member, in one hash slot. The key expires a minute after
+//! the buckets are full again. A round trip costs the server 20 to 40 µs for one call, and about 1 µs for each further
+//! one. On two cores that the server and the client share:
 //!
 //! | | |
 //! |---|---|
@@ -79,8 +82,8 @@
 //! - `maxmemory-policy noeviction`, or a `volatile-` policy with enough memory: otherwise limits may be evicted.
 //! - Neither replication nor persistence is needed: lost state costs `max_ahead` of waiting.
 //! - A clock that is slewed, not stepped.
-//! - With access control, the commands `EVALSHA`, `SCRIPT LOAD`, `GET`, `SET`, `TIME`, `PUBLISH` and `SUBSCRIBE` on keys and
-//!   channels that begin with `{tower-outbound:`.
+//! - With access control, the commands `EVALSHA`, `SCRIPT LOAD`, `GET`, `SET`, `TIME`, `PUBLISH` and `SUBSCRIBE` on
+//!   keys and channels that begin with `{tower-outbound:`.
 //! - For TLS, a `rediss://` URL and the feature `redis-tls`. For a cluster or sentinels, [`Builder::connection`].
 //!
 //! Members trust each other: every process that can write the key can lift the limits.

@@ -1,4 +1,5 @@
-//! [`QuotaConfig`]: the limits that all members share: in units per microsecond, and as a text that every member can read.
+//! [`QuotaConfig`]: the limits that all members share: in units per microsecond, and as a text that every member can
+//! read.
 
 use crate::{
     error::InvalidConfig,
@@ -62,8 +63,8 @@ impl QuotaConfig {
         &self.text
     }
 
-    /// One of `members` equal shares of the limits: the bursts are the same, but the buckets fill `members` times slower and
-    /// begin empty.
+    /// One of `members` equal shares of the limits: the bursts are the same, but the buckets fill `members` times
+    /// slower and begin empty.
     pub(super) fn share(&self, members: u64) -> Self {
         let share = |(budget, size): &(Budget, Size)| {
             let members = i128::from(members.max(1));

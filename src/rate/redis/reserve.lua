@@ -49,10 +49,10 @@ local state, entries, text, last_bucket
 
 -- To create a function costs more than to call it, so only these two, which every request needs, are created here.
 
--- Fills the buckets up to `moment`. What overflows while estimates are not settled is withheld from later refunds: had
+-- Fills the buckets up to `target`. What overflows while estimates are not settled is withheld from later refunds: had
 -- the estimate been lower from the start, the refund would have overflowed too.
-local function advance_to(moment)
-  local elapsed = moment - state.scheduled_until
+local function advance_to(target)
+  local elapsed = target - state.scheduled_until
   for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
     local balance, capacity = bucket.balance, bucket.capacity
     if elapsed * bucket.fill < capacity - balance then
@@ -67,7 +67,7 @@ local function advance_to(moment)
       if spilled > bucket.withheld then bucket.withheld = spilled end
     end
   end
-  state.scheduled_until = moment
+  state.scheduled_until = target
 end
 
 -- Sets the estimates of all members together, and adapts what is withheld.
@@ -238,9 +238,9 @@ else
     local is_new = false
     if config_version == 0 then
       -- A member that has just started brings its limits, unless they are in force or were replaced since.
-      local line, own_line = string.find(text, '\n', 1, true), string.find(ARGV[4], '\n', 1, true)
-      is_new = string.sub(ARGV[4], own_line) ~= string.sub(text, line) and
-        string.sub(ARGV[4], 1, own_line) ~= string.sub(text, 1, line)
+      local line_end, own_line_end = string.find(text, '\n', 1, true), string.find(ARGV[4], '\n', 1, true)
+      is_new = string.sub(ARGV[4], own_line_end) ~= string.sub(text, line_end) and
+        string.sub(ARGV[4], 1, own_line_end) ~= string.sub(text, 1, line_end)
     end
     if is_change == 1 or config_version > state.config_version or is_new then
       if is_change == 1 or config_version == 0 then
@@ -256,7 +256,7 @@ else
   end
 end
 
--- 3. Time, pauses, and what a provider says is left.
+-- 3. Time, pauses, and what a provider reports as left.
 
 if now > state.scheduled_until then advance_to(now) end
 if pause > 0 and now + pause > state.paused_until then

@@ -1,7 +1,7 @@
 //! The Lua script that the server runs: `reserve.lua`, with names replaced by positions.
 //!
-//! Lua reads a position in a list faster than a name in a table, and what is stored and sent are lists. So the script is
-//! written with names and loaded with positions: both are generated from one list of names.
+//! Lua reads a position in a list faster than a name in a table, and what is stored and sent are lists. So the script
+//! is written with names and loaded with positions: both are generated from one list of names.
 
 use super::wire::{ReplyNumbers, RequestNumbers};
 use std::{cmp::Reverse, sync::LazyLock};
@@ -10,15 +10,15 @@ use std::{cmp::Reverse, sync::LazyLock};
 /// different layouts do not read each other's state.
 pub(super) const VERSION: &str = "v1";
 
-/// The script as it is loaded. It is the same text in every process of one version of this crate, so all of them use one
-/// script on the server.
+/// The script as it is loaded. It is the same text in every process of one version of this crate, so all of them use
+/// one script on the server.
 pub(super) static SCRIPT: LazyLock<String> = LazyLock::new(|| generate(include_str!("reserve.lua")));
 
 /// The numbers that the stored state begins with, in their order. Times are in microseconds since 1970.
 const STATE: &[&str] = &[
     // The number of buckets.
     "rates",
-    // Tells this state from earlier ones: the time of its creation, or more.
+    // Distinguishes this state from earlier ones: the time of its creation, or more.
     "incarnation",
     // How many requests it has served.
     "sequence",
@@ -91,14 +91,15 @@ mod tests {
 
     #[test]
     fn names_become_positions() {
-        let template =
-            "local REQUEST_NAMES, rest = read(REQUEST_FORMAT)\nreply.now = state.members + bucket.unit + bucket.budget";
+        let template = "local REQUEST_NAMES, rest = read(REQUEST_FORMAT)\n\
+                        reply.now = state.members + bucket.unit + bucket.budget";
         assert_eq!(
             generate(template),
-            "local max_ahead, incarnation, sequence, last_reservation, config_version, is_change, is_leaving, is_probe, \
-             pause, batch, fallback_age, member_count, credit_requests, credit_tokens, debit_requests, debit_tokens, \
-             fallback_requests, fallback_tokens, estimated_requests, estimated_tokens, lowered, rates, costs, rest = \
-             read('<ddddddddddddddddddddddd')\nreply[12] = state[11] + state[bucket + 2] + state[bucket]"
+            "local max_ahead, incarnation, sequence, last_reservation, config_version, is_change, is_leaving, \
+             is_probe, pause, batch, fallback_age, member_count, credit_requests, credit_tokens, debit_requests, \
+             debit_tokens, fallback_requests, fallback_tokens, estimated_requests, estimated_tokens, lowered, rates, \
+             costs, rest = read('<ddddddddddddddddddddddd')\n\
+             reply[12] = state[11] + state[bucket + 2] + state[bucket]"
         );
     }
 

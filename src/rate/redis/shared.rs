@@ -26,7 +26,8 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A limiter of requests and tokens whose limits are shared by all processes that name the same quota on the same server.
+/// A limiter of requests and tokens whose limits are shared by all processes that name the same quota on the same
+/// server.
 ///
 /// It is used like a [`RateLimiter`](crate::RateLimiter): by [`RateLimitLayer::new`](crate::RateLimitLayer::new),
 /// [`ExecutorBuilder::limiter`](crate::ExecutorBuilder::limiter), and wherever else a [`Limiter`](crate::rate::Limiter)
@@ -151,7 +152,8 @@ impl SharedRateLimiter {
         estimate.settle(used);
     }
 
-    /// What could be admitted at once, by the store's last reply. What the rates have brought since then is not counted.
+    /// What could be admitted at once, by the store's last reply. What the rates have brought since then is not
+    /// counted.
     #[must_use]
     pub fn available(&self) -> Available {
         let now = Instant::now();

@@ -1,5 +1,5 @@
-//! [`Store`]: the Redis or Valkey server that holds the buckets. No other file uses the client library, but for the types
-//! that [`Builder::connection`](super::Builder::connection) accepts.
+//! [`Store`]: the Redis or Valkey server that holds the buckets. No other file uses the client library, but for the
+//! types that [`Builder::connection`](super::Builder::connection) accepts.
 
 use super::{
     driver::{Backend, ReplyFuture},
@@ -55,8 +55,8 @@ impl Origin {
             )
         };
         let info = url.into_connection_info().map_err(|error| invalid(&error))?;
-        // RESP3, because pauses are announced by pushes on the same connection. It also reports a connection that was cut
-        // at once, where RESP2 reports it with the next command.
+        // RESP3, because pauses are announced by pushes on the same connection. It also reports a connection that was
+        // cut at once, where RESP2 reports it with the next command.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let info = info
             .set_tcp_settings(TcpSettings::default().set_nodelay(true))

@@ -1,13 +1,13 @@
-//! [`VirtualSchedule`]: what `reserve.lua` does, in this process and in the same steps. Both give the same replies to the
-//! last unit.
+//! [`VirtualSchedule`]: what `reserve.lua` does, in this process and in the same steps. Both give the same replies to
+//! the last unit.
 //!
-//! All buckets of a quota are settled up to one time, the end of the schedule. This is the time of the last reservation,
-//! so it may lie in the future. The next reservation is made at the earliest time after it when *all* buckets have enough,
-//! and is charged at that time. So admissions are in order, nothing is charged before it is used, and at most
-//! `burst + rate x T` is admitted in any window of length T.
+//! All buckets of a quota are settled up to one time, the end of the schedule. This is the time of the last
+//! reservation, so it may lie in the future. The next reservation is made at the earliest time after it when *all*
+//! buckets have enough, and is charged at that time. So admissions are in order, nothing is charged before it is used,
+//! and at most `burst + rate x T` is admitted in any window of length T.
 //!
-//! The schedule serves a process that has lost the store ([`LocalFallback`](super::fallback)), and it is the model that the
-//! script is tested against. Its callers pass the time, in microseconds. It holds no lock, clock or timer.
+//! The schedule serves a process that has lost the store ([`LocalFallback`](super::fallback)), and it is the model that
+//! the script is tested against. Its callers pass the time, in microseconds. It holds no lock, clock or timer.
 
 use super::{
     amounts::{Amounts, PerBudget},
@@ -35,7 +35,7 @@ pub(super) struct VirtualSchedule {
 /// What the store keeps: see the list in [`script`](super::script). Times are in microseconds.
 #[derive(Clone, Debug)]
 struct State {
-    /// Tells this state from earlier ones: the time of its creation, or more.
+    /// Distinguishes this state from earlier ones: the time of its creation, or more.
     incarnation: i64,
     /// How many requests it has served.
     sequence: i64,
@@ -208,8 +208,8 @@ impl State {
         self.clock = now;
     }
 
-    /// If the member has received a reply that this state has not sent, makes room for what that reply may have promised.
-    /// Returns whether this is so.
+    /// If the member has received a reply that this state has not sent, makes room for what that reply may have
+    /// promised. Returns whether this is so.
     fn make_up_for_lost_state(&mut self, request: &StoreRequest) -> bool {
         if request.incarnation == 0 {
             return false;
@@ -236,7 +236,8 @@ impl State {
         false
     }
 
-    /// Takes over the member's limits if they are newer, or if it was started with limits that this state does not know.
+    /// Takes over the member's limits if they are newer, or if it was started with limits that this state does not
+    /// know.
     fn adopt_limits(&mut self, request: &StoreRequest) {
         let is_new = request.config_version == 0
             && request.configured_as != self.configured_as
@@ -395,8 +396,8 @@ impl State {
         self.set_estimated(Amounts::ZERO);
     }
 
-    /// How long the state has to be kept, in milliseconds. An expired state is a new one with full buckets, so it must not
-    /// expire before they are full.
+    /// How long the state has to be kept, in milliseconds. An expired state is a new one with full buckets, so it must
+    /// not expire before they are full.
     fn retention(&self) -> i64 {
         let until_full = self.buckets.iter().map(|(_, bucket)| bucket.until_full());
         let full_at = self.scheduled_until + until_full.fold(0, u64::max) as i64;

@@ -8,8 +8,8 @@ use std::{
 };
 use tokio::time::{Duration, Instant};
 
-/// A reservation that is used later than this after its time would bunch with the reservations that follow it. It is given
-/// back instead, and a new one is requested.
+/// A reservation that is used later than this after its time would bunch with the reservations that follow it. It is
+/// given back instead, and a new one is requested.
 pub(super) const MAX_LATENESS: Duration = Duration::from_millis(5);
 /// A reservation that no waiter has polled for expires this long after its time.
 const EXPIRES_AFTER: Duration = Duration::from_millis(6);

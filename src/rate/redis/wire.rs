@@ -1,4 +1,5 @@
-//! [`StoreRequest`] and [`StoreReply`]: everything that one round trip to the store carries; [`StoreError`]: why one failed.
+//! [`StoreRequest`] and [`StoreReply`]: everything that one round trip to the store carries; [`StoreError`]: why one
+//! failed.
 //!
 //! Both travel as lists of numbers. [`RequestNumbers`] and [`ReplyNumbers`] are the only places that fix the order of
 //! these numbers: Rust reads and writes the fields, and the [script](super::script) gets its names from the same lists.
@@ -67,7 +68,7 @@ pub(super) struct StoreRequest {
 pub(super) struct StoreReply {
     /// How many requests the state has served.
     pub(super) sequence: i64,
-    /// Tells the state from an earlier one of the same quota.
+    /// Distinguishes the state from earlier ones of the same quota.
     pub(super) incarnation: i64,
     pub(super) config_version: i64,
     /// How much longer no member may be admitted.
@@ -208,7 +209,8 @@ impl StoreRequest {
         }
     }
 
-    /// Whether the request may be sent without the limits, because the store is likely to have the same version of them.
+    /// Whether the request may be sent without the limits, because the store is likely to have the same version of
+    /// them.
     pub(super) fn can_omit_limits(&self) -> bool {
         self.config_version != 0 && !self.is_change && self.lowered.is_empty()
     }

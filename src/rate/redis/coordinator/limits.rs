@@ -21,7 +21,7 @@ pub(super) struct SharedLimits {
     changes: u64,
     /// How many of these changes the store has.
     reported_changes: u64,
-    /// What a provider says is left of a rate: the rate's position in the limits, and the amount. Not sent yet.
+    /// Reports of a provider that are not sent yet: the position of a rate in the limits, and the amount left of it.
     lowered: Vec<(usize, u64)>,
 }
 
@@ -85,7 +85,7 @@ impl SharedLimits {
         self.lowered.clear();
     }
 
-    /// Records that a provider says that no more than `left` is left of a rate.
+    /// Records a provider's report that no more than `left` is left of a rate.
     pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64) {
         if let Some(position) = self.config.limits().position(budget, period) {
             self.lowered.push((position, left));
@@ -110,8 +110,8 @@ impl SharedLimits {
         std::mem::take(&mut self.lowered)
     }
 
-    /// Takes over what the store replied to a request that was sent after `changes` changes. Returns whether other limits
-    /// are in force now. A reply to an outdated request is ignored: the next one brings the version again.
+    /// Takes over what the store replied to a request that was sent after `changes` changes. Returns whether other
+    /// limits are in force now. A reply to an outdated request is ignored: the next one brings the version again.
     pub(super) fn on_reply(&mut self, changes: u64, version: i64, text: Option<&str>) -> bool {
         if changes != self.changes {
             return false;
@@ -124,8 +124,8 @@ impl SharedLimits {
         let Some(config) = QuotaConfig::read(text) else {
             tracing::warn!(
                 limits = text,
-                "Another member has set limits that this member cannot read: it keeps its own. Run the same version of the \
-                 crate in all members"
+                "Another member has set limits that this member cannot read: it keeps its own. Run the same version of \
+                 the crate in all members"
             );
             return false;
         };

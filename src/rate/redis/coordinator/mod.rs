@@ -1,6 +1,6 @@
 //! [`Coordinator`]: one member of the quota. It knows the waiters of this process and what the store replied last, and
-//! decides what to request next. The [driver](super::driver) sends the requests. The coordinator is passed the time, does
-//! no I/O, and holds no lock and no timer.
+//! decides what to request next. The [driver](super::driver) sends the requests. The coordinator is passed the time,
+//! does no I/O, and holds no lock and no timer.
 
 mod limits;
 mod pause;
@@ -67,7 +67,7 @@ pub(super) struct Coordinator {
     retry_at: Option<Instant>,
     /// The limiter was dropped.
     is_leaving: bool,
-    /// The store was told so, or the attempt failed.
+    /// This was reported to the store, or the attempt failed.
     has_left: bool,
 }
 
@@ -291,18 +291,18 @@ impl Coordinator {
         self.waiters.take_discarded()
     }
 
-    /// The limiter was dropped: the store is to be told.
+    /// The limiter was dropped: the next request reports that the member leaves.
     pub(super) fn leave(&mut self) {
         self.is_leaving = true;
     }
 
-    /// Whether the driver can end: the store was told that the member leaves, or it has never replied.
+    /// Whether the driver can end: it has reported that the member leaves, or the store has never replied.
     pub(super) const fn has_ended(&self) -> bool {
         self.is_leaving && (self.has_left || self.store.incarnation == 0)
     }
 
-    /// The driver has ended, and with it the request that was in flight. A panic counts as a failure of the store, so that
-    /// the next driver does not run into it at once.
+    /// The driver has ended, and with it the request that was in flight. A panic counts as a failure of the store, so
+    /// that the next driver does not run into it at once.
     pub(super) fn on_driver_exit(&mut self, is_panic: bool, now: Instant) {
         if is_panic {
             self.record_failure(StoreError::new("the client panicked"), now);
@@ -334,8 +334,8 @@ impl Coordinator {
         self.breaker.is_open() && self.settings.on_loss != OnStoreLoss::Closed
     }
 
-    /// Does what can be done without the store: expires unused reservations, rejects waiters that have waited too long for
-    /// a lost store, and serves waiters from the local fallback.
+    /// Does what can be done without the store: expires unused reservations, rejects waiters that have waited too long
+    /// for a lost store, and serves waiters from the local fallback.
     pub(super) fn serve_locally(&mut self, now: Instant, wakers: &mut Vec<Waker>) {
         self.expire_reservations(now);
         self.reject_out_of_patience(now, wakers);

@@ -44,8 +44,8 @@ impl Coordinator {
         if is_replaced && self.store.is_kept(now) {
             self.counts.state_losses += 1;
             tracing::warn!(
-                "The store has lost the state of the shared limits: they begin again, with empty buckets. If the server was \
-                 not restarted, check that it does not evict keys"
+                "The store has lost the state of the shared limits: they begin again, with empty buckets. If the server \
+                 was not restarted, check that it does not evict keys"
             );
         }
         self.store.on_reply(&reply, snapshot.sent_at, now);
@@ -98,7 +98,7 @@ impl Coordinator {
     /// The request of `snapshot` failed, or its reply was lost.
     pub(in crate::rate::redis) fn on_failure(&mut self, snapshot: RequestSnapshot, error: StoreError, now: Instant) {
         self.in_flight.clear();
-        // One attempt to tell the store is enough: it forgets the member after a while anyway.
+        // One attempt to report it is enough: without requests the member expires at the store.
         self.has_left = snapshot.is_leaving;
         for (number, _) in &snapshot.requested {
             self.waiters.on_not_reserved(*number);

@@ -14,8 +14,8 @@ pub(super) struct Reports {
     fallback_usage: Amounts,
     /// When it admitted the first of that.
     fallback_since: Option<Instant>,
-    /// The corrections that are being reported, until the store confirms them. If a reply is lost, the same batch is sent
-    /// again with the same number, so that the store counts it once.
+    /// The corrections that are being reported, until the store confirms them. If a reply is lost, the same batch is
+    /// sent again with the same number, so that the store counts it once.
     batch: Option<Batch>,
     /// The number of the last batch.
     batches: i64,
@@ -72,8 +72,8 @@ impl Reports {
         self.adjustments.settle(generation, reserved, used);
     }
 
-    /// Records a reservation of a local fallback whose usage is reported already: only what was used on top of it is left
-    /// to charge.
+    /// Records a reservation of a local fallback whose usage is reported already: only what was used on top of it is
+    /// left to charge.
     pub(super) fn settle_reported(&mut self, reserved: Cost, used: Cost) {
         // No generation of estimates has this number, so nothing is refunded.
         self.adjustments.settle(u64::MAX, reserved, used);
@@ -95,7 +95,8 @@ impl Reports {
 
     /// The corrections for the next request: the batch that is not confirmed yet, or a new one.
     ///
-    /// `is_unlimited`: the local fallback admitted every call, so its usage is no share of the rates and is charged in full.
+    /// `is_unlimited`: the local fallback admitted every call, so its usage is no share of the rates and is charged in
+    /// full.
     pub(super) fn next_batch(&mut self, is_unlimited: bool, now: Instant) -> Option<Batch> {
         if self.batch.is_none() && (!self.adjustments.is_empty() || self.has_fallback_usage()) {
             let (credit, mut debit) = self.adjustments.take();

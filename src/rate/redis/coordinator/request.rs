@@ -139,8 +139,8 @@ impl Coordinator {
 
     /// The waiters in the queue whose costs may be requested now.
     ///
-    /// Each member reserves only up to its [share](Self::share_ahead). So no member takes what the waiters of the others
-    /// wait for, and all of them get the same.
+    /// Each member reserves only up to its [share](Self::share_ahead). So no member takes what the waiters of the
+    /// others wait for, and all of them get the same.
     fn take_requestable(&mut self, now: Instant) -> Vec<(u64, Cost)> {
         if self.waiters.is_queue_empty() || self.retry_at.is_some_and(|retry_at| retry_at > now) {
             return Vec::new();
@@ -167,8 +167,8 @@ impl Coordinator {
         requestable
     }
 
-    /// How far ahead this member may reserve, as if it had the whole rate: enough for a few round trips, and no more, so
-    /// that the reservations of all members are well mixed.
+    /// How far ahead this member may reserve, as if it had the whole rate: enough for a few round trips, and no more,
+    /// so that the reservations of all members are well mixed.
     fn share_ahead(&self, now: Instant) -> Duration {
         let is_new = self.store.joined_at.is_none_or(|joined_at| now < joined_at + NEW_FOR);
         let least = if is_new { NEW_MEMBERS } else { 1 };
@@ -179,7 +179,7 @@ impl Coordinator {
             .min(self.settings.max_ahead / members)
     }
 
-    /// How long to wait until some reservations are used. Random, so that no member always comes just before another.
+    /// How long to wait until some reservations are used. Random, so that no member is always just ahead of another.
     pub(super) fn retry_delay(&self, now: Instant) -> Duration {
         let delay = (self.share_ahead(now) / 4).clamp(Duration::from_millis(2), Duration::from_millis(50));
         delay.mul_f64(0.5 + 0.5 * fastrand::f64())
