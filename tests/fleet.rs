@@ -1,7 +1,7 @@
-//! Four processes and one quota: what they admit together, replayed through an exact bucket.
+//! Four processes with one quota: what they admit together is replayed through an exact bucket.
 //!
-//! The test starts itself four times as a worker. Each worker writes down what it admitted, and when: by the server's
-//! clock, for which it was reserved, and by the machine's.
+//! The test starts its own executable four times as a worker. Each worker logs its admissions with two times: the time
+//! of the reservation by the server's clock, and the actual time by the machine's clock.
 #![cfg(unix)]
 
 use std::{
@@ -36,7 +36,7 @@ struct Admitted {
 #[derive(Clone, Copy)]
 struct Quota {
     name: &'static str,
-    /// A second, and at once.
+    /// Rate per second, and burst.
     requests: (i64, i64),
     tokens: Option<(i64, i64)>,
     tasks: u64,
@@ -73,9 +73,9 @@ impl Quota {
         }
     }
 
-    fn cost(&self, dice: &mut fastrand::Rng) -> Cost {
+    fn cost(&self, rng: &mut fastrand::Rng) -> Cost {
         match self.tokens {
-            Some(_) => Cost::tokens(dice.u64(200..=5_200)),
+            Some(_) => Cost::tokens(rng.u64(200..=5_200)),
             None => Cost::request(),
         }
     }
@@ -84,7 +84,7 @@ impl Quota {
 // === the worker
 
 #[test]
-#[ignore = "is what the other tests start"]
+#[ignore = "is started by the other tests"]
 fn worker() {
     let Ok(url) = std::env::var("FLEET_URL") else { return };
     let quota = QUOTAS[number("FLEET_QUOTA") as usize];
@@ -98,16 +98,16 @@ fn worker() {
         .unwrap();
     runtime.block_on(async {
         let limiter = SharedRateLimiter::connect(&url, quota.name, quota.limits()).unwrap();
-        // All at once.
+        // All workers start at the same time.
         let start = Duration::from_nanos(number("FLEET_START"));
         tokio::time::sleep(start.saturating_sub(Duration::from_nanos(now() as u64))).await;
         let until = Instant::now() + Duration::from_millis(millis);
         let mut tasks = JoinSet::new();
         for task in 0..quota.tasks {
-            let (limiter, mut dice) = (limiter.clone(), fastrand::Rng::with_seed(seed * 1_000 + task));
+            let (limiter, mut rng) = (limiter.clone(), fastrand::Rng::with_seed(seed * 1_000 + task));
             tasks.spawn(async move {
                 while Instant::now() < until {
-                    limiter.acquire(quota.cost(&mut dice)).await.unwrap();
+                    limiter.acquire(quota.cost(&mut rng)).await.unwrap();
                 }
             });
         }
@@ -142,7 +142,7 @@ fn now() -> i64 {
     clock.tv_sec * 1_000_000_000 + clock.tv_nsec
 }
 
-/// Writes down admissions, and nothing else.
+/// Records the admissions that the limiter traces, and no other event.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<Admitted>>>);
 
@@ -232,8 +232,8 @@ impl Worker {
     }
 }
 
-/// By how many units a bucket that allows exactly this would have been exceeded; a second is `ticks` long.
-fn over(times_and_costs: impl Iterator<Item = (i64, i64)>, (rate, burst): (i64, i64), ticks: i128) -> f64 {
+/// By how many units the admissions exceed an exact bucket. A second has `ticks` ticks.
+fn excess(times_and_costs: impl Iterator<Item = (i64, i64)>, (rate, burst): (i64, i64), ticks: i128) -> f64 {
     let (mut level, mut last, mut worst) = (0_i128, None, 0_i128);
     for (at, cost) in times_and_costs {
         let elapsed = i128::from(at - last.unwrap_or(at));
@@ -244,7 +244,8 @@ fn over(times_and_costs: impl Iterator<Item = (i64, i64)>, (rate, burst): (i64, 
     worst as f64 / ticks as f64
 }
 
-/// Prints what they did together, and checks it.
+/// Prints what the workers admitted together, and checks that it stays within the quota, uses it up, and is evenly
+/// shared.
 fn check(quota: Quota, logs: &[Vec<Admitted>], seconds: f64) {
     let mut all: Vec<_> = logs.iter().flatten().copied().collect();
     let mut budgets = vec![(
@@ -258,7 +259,7 @@ fn check(quota: Quota, logs: &[Vec<Admitted>], seconds: f64) {
     let mut used = 0.0_f64;
     for (rate, cost, name) in budgets {
         all.sort_by_key(|admitted| admitted.at_store);
-        let on_server = over(
+        let on_server = excess(
             all.iter().map(|admitted| (admitted.at_store, cost(admitted))),
             rate,
             1_000_000,
@@ -268,7 +269,7 @@ fn check(quota: Quota, logs: &[Vec<Admitted>], seconds: f64) {
         let allowed = rate.1 as f64 + rate.0 as f64 * span.min(seconds);
         used = used.max(sum as f64 / allowed);
         all.sort_by_key(|admitted| admitted.at);
-        let on_wall = over(
+        let on_wall = excess(
             all.iter().map(|admitted| (admitted.at, cost(admitted))),
             rate,
             1_000_000_000,
@@ -308,7 +309,7 @@ fn four_processes_share_a_quota_and_never_exceed_it() {
 
 #[test]
 #[ignore = "needs redis-server"]
-fn a_process_that_is_killed_while_it_waits_takes_nothing_from_the_others_for_long() {
+fn a_killed_process_wastes_only_what_it_had_reserved() {
     let server = Server::start();
     let mut victim = start(&server, 1, 0, 60_000, 0);
     let others: Vec<_> = (1..PROCESSES).map(|seed| start(&server, 1, seed, 8_000, 0)).collect();
@@ -316,7 +317,8 @@ fn a_process_that_is_killed_while_it_waits_takes_nothing_from_the_others_for_lon
     victim.child.kill().unwrap();
     victim.child.wait().unwrap();
     let logs: Vec<_> = others.into_iter().map(Worker::log).collect();
-    // The last five of the eight seconds: what it had reserved is over, and all is theirs.
+    // In the last four of the eight seconds the reservations of the killed process are over, and the other three have
+    // the whole rate.
     let all: Vec<_> = logs.iter().flatten().collect();
     let last = all.iter().map(|admitted| admitted.at_store).max().unwrap();
     let late = all

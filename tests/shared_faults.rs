@@ -1,16 +1,17 @@
-//! Whatever happens to the store of shared limits: they hold, no call waits beyond its deadline, and it all recovers by
-//! itself.
+//! Faults of the store of shared limits: the limits hold, no call waits beyond its deadline, and the members recover by
+//! themselves.
 //!
-//! Each test lets two members, with a server of their own, admit as many as they can, and does something bad to the
-//! server. Then it replays what was admitted, by the wall clock, through an exact bucket. Timers are a millisecond
-//! coarse and machines stumble, so 5 ms of the rate are allowed; what is saved up in a burst is a hundred times that.
+//! Each test lets two members admit as many calls as they can on a server that no other test uses, and breaks the
+//! server or the network. Then it replays the admissions, by the wall clock, through an exact bucket. Timers are a
+//! millisecond coarse and the machine may be busy, so an excess of 5 ms of the rate is allowed. A burst that is
+//! admitted twice would exceed the limits by a hundred times that.
 
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 use support::{
-    proxy::{Proxy, Wire},
+    proxy::{Network, Proxy},
     redis::Server,
 };
 use tokio::{
@@ -29,7 +30,7 @@ mod support {
 
 const RATE: f64 = 1_000.0;
 const BURST: f64 = 500.0;
-/// How long a call waits at most.
+/// The deadline of each call.
 const DEADLINE: Duration = Duration::from_millis(400);
 
 fn limits() -> Limits {
@@ -38,11 +39,12 @@ fn limits() -> Limits {
         .tokens(Rate::per_second(100_000).burst(50_000))
 }
 
-/// Members that admit as many as they can.
+/// Members that admit as many calls as they can.
 struct Load {
     members: Vec<SharedRateLimiter>,
-    went: Arc<Mutex<Vec<Duration>>>,
-    longest: Arc<Mutex<Duration>>,
+    /// When calls were admitted, since `start`.
+    admitted: Arc<Mutex<Vec<Duration>>>,
+    longest_wait: Arc<Mutex<Duration>>,
     start: Instant,
     tasks: JoinSet<()>,
 }
@@ -50,7 +52,7 @@ struct Load {
 impl Load {
     fn new(urls: &[String], on_loss: OnStoreLoss) -> Self {
         let start = Instant::now();
-        let (went, longest) = <(Arc<Mutex<Vec<_>>>, Arc<Mutex<Duration>>)>::default();
+        let (admitted, longest_wait) = <(Arc<Mutex<Vec<_>>>, Arc<Mutex<Duration>>)>::default();
         let mut tasks = JoinSet::new();
         let members: Vec<_> = urls
             .iter()
@@ -63,49 +65,49 @@ impl Load {
             .collect();
         for member in &members {
             for _ in 0..100 {
-                let (member, went, longest) = (member.clone(), went.clone(), longest.clone());
+                let (member, admitted, longest_wait) = (member.clone(), admitted.clone(), longest_wait.clone());
                 tasks.spawn(async move {
                     loop {
                         let begun = Instant::now();
-                        if let Ok(admitted) = timeout(DEADLINE, member.acquire(Cost::tokens(100))).await {
-                            admitted.unwrap();
-                            went.lock().unwrap().push(start.elapsed());
+                        if let Ok(result) = timeout(DEADLINE, member.acquire(Cost::tokens(100))).await {
+                            result.unwrap();
+                            admitted.lock().unwrap().push(start.elapsed());
                         }
-                        let mut longest = longest.lock().unwrap();
-                        *longest = longest.max(begun.elapsed());
+                        let mut longest_wait = longest_wait.lock().unwrap();
+                        *longest_wait = longest_wait.max(begun.elapsed());
                     }
                 });
             }
         }
         Self {
             members,
-            went,
-            longest,
+            admitted,
+            longest_wait,
             start,
             tasks,
         }
     }
 
-    fn admitted(&self) -> usize {
-        self.went.lock().unwrap().len()
+    fn count(&self) -> usize {
+        self.admitted.lock().unwrap().len()
     }
 
-    /// How many are admitted in this time.
+    /// How many calls are admitted in this time.
     async fn during(&self, span: Duration) -> usize {
-        let before = self.admitted();
+        let before = self.count();
         sleep(span).await;
-        self.admitted() - before
+        self.count() - before
     }
 
     fn status(&self) -> StoreStatus {
         self.members[0].store()
     }
 
-    /// Waits until all have the store, and all goes at the full rate again.
+    /// Waits until all members have the store, and calls are admitted at the full rate again.
     async fn recovers(&self, within: Duration) {
         let begun = Instant::now();
         while !self.members.iter().all(|member| member.store().is_up) {
-            assert!(begun.elapsed() < within, "it is not found: {:?}", self.status());
+            assert!(begun.elapsed() < within, "the store is not found: {:?}", self.status());
             sleep(ms(10)).await;
         }
         while self.during(Duration::from_millis(250)).await < (RATE * 0.25 * 0.9) as usize {
@@ -113,12 +115,12 @@ impl Load {
         }
     }
 
-    /// By how many requests the limit was exceeded.
-    fn over(&self) -> f64 {
+    /// By how many requests the admissions exceed an exact bucket.
+    fn excess(&self) -> f64 {
         let (mut level, mut last, mut worst) = (0.0_f64, 0.0, 0.0_f64);
-        let mut went = self.went.lock().unwrap().clone();
-        went.sort_unstable();
-        for at in went {
+        let mut admitted = self.admitted.lock().unwrap().clone();
+        admitted.sort_unstable();
+        for at in admitted {
             let at = at.as_secs_f64();
             level = (level - (at - last) * RATE).max(0.0) + 1.0;
             last = at;
@@ -127,19 +129,22 @@ impl Load {
         worst
     }
 
-    /// Ends it, and says what there is to say.
+    /// Ends the load, prints a summary, and checks the limits and the deadlines.
     fn end(mut self, what: &str) -> StoreStatus {
         self.tasks.abort_all();
-        let (over, longest) = (self.over(), *self.longest.lock().unwrap());
+        let (excess, longest_wait) = (self.excess(), *self.longest_wait.lock().unwrap());
         let status = self.status();
         println!(
-            "{what}: {} in {:.1} s, {over:.2} over, longest wait {longest:?}, {status:?}",
-            self.admitted(),
+            "{what}: {} calls in {:.1} s, {excess:.2} over the limits, longest wait {longest_wait:?}, {status:?}",
+            self.count(),
             self.start.elapsed().as_secs_f64()
         );
-        assert!(over <= RATE * 0.005, "{what}: {over} over");
-        // A deadline is a timer of the test's own; what is looked for is a call that hangs.
-        assert!(longest < DEADLINE + Duration::from_millis(200), "{what}: {longest:?}");
+        assert!(excess <= RATE * 0.005, "{what}: {excess} over the limits");
+        // The deadline is a timer of this test, which may be late. A call that hangs is later.
+        assert!(
+            longest_wait < DEADLINE + Duration::from_millis(200),
+            "{what}: {longest_wait:?}"
+        );
         status
     }
 }
@@ -155,29 +160,29 @@ fn two(server: &Server, on_loss: OnStoreLoss) -> Load {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn away_at_the_start_and_closed() {
+async fn down_at_the_start_and_closed() {
     let mut server = Server::start();
     server.kill();
     let load = two(&server, OnStoreLoss::Closed);
     assert_eq!(load.during(ms(1_500)).await, 0);
     server.restart();
     load.recovers(ms(3_000)).await;
-    assert!(load.end("away at the start, closed").losses == 1);
+    assert!(load.end("down at the start, closed").losses == 1);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn away_at_the_start_with_local_shares() {
+async fn down_at_the_start_with_local_shares() {
     let mut server = Server::start();
     server.kill();
     let load = two(&server, OnStoreLoss::LocalShare);
     sleep(ms(500)).await;
-    let alone = load.during(ms(2_000)).await;
-    // Both together.
-    assert!((1_800..=2_010).contains(&alone), "{alone}");
+    let by_shares = load.during(ms(2_000)).await;
+    // Both shares together are the whole rate.
+    assert!((1_800..=2_010).contains(&by_shares), "{by_shares}");
     server.restart();
     load.recovers(ms(5_000)).await;
-    assert!(load.end("away at the start, local shares").is_up);
+    assert!(load.end("down at the start, local shares").is_up);
 }
 
 #[tokio::test]
@@ -187,7 +192,7 @@ async fn killed_and_back_empty_closed() {
     let load = two(&server, OnStoreLoss::Closed);
     sleep(ms(2_000)).await;
     server.kill();
-    // What was reserved goes, two seconds at most.
+    // Existing reservations are used up within two seconds.
     sleep(ms(2_500)).await;
     assert_eq!(load.during(ms(500)).await, 0);
     server.restart();
@@ -205,8 +210,8 @@ async fn killed_and_back_empty_with_local_shares() {
     sleep(ms(2_000)).await;
     server.kill();
     sleep(ms(3_000)).await;
-    let alone = load.during(ms(1_500)).await;
-    assert!((1_300..=1_510).contains(&alone), "{alone}");
+    let by_shares = load.during(ms(1_500)).await;
+    assert!((1_300..=1_510).contains(&by_shares), "{by_shares}");
     server.restart();
     load.recovers(ms(6_000)).await;
     sleep(ms(1_000)).await;
@@ -222,7 +227,7 @@ async fn restarted_at_once_and_empty() {
     server.restart();
     load.recovers(ms(5_000)).await;
     sleep(ms(1_000)).await;
-    assert_eq!(load.end("restarted at once, empty").forgotten, 1);
+    assert_eq!(load.end("restarted at once, empty").state_losses, 1);
 }
 
 #[tokio::test]
@@ -254,7 +259,7 @@ async fn rolled_back_to_an_old_snapshot() {
     server.restart();
     load.recovers(ms(5_000)).await;
     sleep(ms(1_000)).await;
-    assert_eq!(load.end("rolled back by 3 s").forgotten, 1);
+    assert_eq!(load.end("rolled back by 3 s").state_losses, 1);
 }
 
 #[tokio::test]
@@ -263,7 +268,7 @@ async fn read_only_after_a_failover() {
     let server = Server::start();
     let load = two(&server, OnStoreLoss::Closed);
     sleep(ms(1_000)).await;
-    // A replica of nobody: it keeps its data and takes no more.
+    // A replica of a server that does not exist keeps its data and rejects writes.
     server.command(&["REPLICAOF", "127.0.0.1", "1"]);
     sleep(ms(3_000)).await;
     assert_eq!(load.during(ms(300)).await, 0);
@@ -301,7 +306,7 @@ async fn the_script_is_flushed_and_connections_are_killed() {
     }
     load.recovers(ms(2_000)).await;
     let status = load.end("script flushed and connections killed, five times");
-    assert_eq!((status.losses, status.forgotten), (0, 0));
+    assert_eq!((status.losses, status.state_losses), (0, 0));
 }
 
 #[tokio::test]
@@ -316,31 +321,32 @@ async fn the_key_is_deleted() {
     server.command(&["DEL", "{tower-outbound:faults}:v1"]);
     load.recovers(ms(5_000)).await;
     sleep(ms(1_000)).await;
-    assert_eq!(load.end("key deleted, twice").forgotten, 2);
+    assert_eq!(load.end("key deleted, twice").state_losses, 2);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_bad_wire() {
-    for (wire, losses) in [
-        (Wire::Delays(ms(30)), 0),
-        (Wire::BlackHole, 1),
-        (Wire::HalfOpen, 1),
-        (Wire::Resets, 1),
+async fn a_bad_network() {
+    for (network, losses) in [
+        (Network::Delays(ms(30)), 0),
+        (Network::BlackHole, 1),
+        (Network::HalfOpen, 1),
+        (Network::Resets, 1),
     ] {
         let server = Server::start();
         let proxy = Proxy::start(server.port()).await;
         let load = Load::new(&[proxy.url(), proxy.url()], OnStoreLoss::Closed);
         sleep(ms(1_000)).await;
-        proxy.set(wire);
+        proxy.set(network);
         sleep(ms(3_000)).await;
         if losses == 0 {
-            // A slow wire costs nothing.
+            // A slow network does not lower the rate.
             load.recovers(ms(1_000)).await;
         }
-        proxy.set(Wire::Passes);
+        proxy.set(Network::Passes);
         load.recovers(ms(5_000)).await;
-        assert_eq!(load.end(&format!("{wire:?} for 3 s")).losses, losses, "{wire:?}");
+        let status = load.end(&format!("{network:?} for 3 s"));
+        assert_eq!(status.losses, losses, "{network:?}");
     }
 }
 
@@ -351,21 +357,21 @@ async fn one_of_two_is_cut_off_with_its_local_share() {
     let proxy = Proxy::start(server.port()).await;
     let load = Load::new(&[proxy.url(), server.url()], OnStoreLoss::LocalShare);
     sleep(ms(2_000)).await;
-    proxy.set(Wire::Resets);
+    proxy.set(Network::Resets);
     sleep(ms(4_000)).await;
     let both = load.during(ms(2_000)).await;
-    // What is promised then: half of the rate on top of what the other takes.
+    // The member that is cut off may admit half of the rate on top of what the other one admits.
     assert!((1_900..=3_050).contains(&both), "{both}");
-    let over = load.over();
-    assert!(over <= RATE * 0.5 * 8.0, "{over}");
-    proxy.set(Wire::Passes);
+    let excess = load.excess();
+    assert!(excess <= RATE * 0.5 * 8.0, "{excess}");
+    proxy.set(Network::Passes);
     load.recovers(ms(10_000)).await;
     assert!(load.members[0].store().is_up);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn open_admits_and_says_so() {
+async fn open_admits_calls_and_counts_them() {
     let mut server = Server::start();
     let limiter = SharedRateLimiter::builder(limits())
         .on_store_loss(OnStoreLoss::Open)
@@ -384,14 +390,14 @@ async fn open_admits_and_says_so() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_pause_is_heard_of_by_those_who_have_a_reservation() {
+async fn a_pause_reaches_calls_of_other_members_that_have_a_reservation() {
     let server = Server::start();
     let load = two(&server, OnStoreLoss::Closed);
     sleep(ms(1_500)).await;
     load.members[0].pause_for(ms(1_500));
     sleep(ms(30)).await;
     let paused = load.during(ms(1_300)).await;
-    assert_eq!(paused, 0, "in the pause");
+    assert_eq!(paused, 0, "admitted in the pause");
     load.recovers(ms(2_000)).await;
     load.end("paused for 1.5 s");
 }
@@ -413,7 +419,7 @@ async fn a_cluster_keeps_a_quota_in_one_place() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_connection_that_is_there_already_will_do() {
+async fn a_limiter_can_use_an_existing_connection() {
     let server = Server::start();
     let client = redis::Client::open(server.url()).unwrap();
     let connection = client.get_connection_manager().await.unwrap();
@@ -422,7 +428,7 @@ async fn a_connection_that_is_there_already_will_do() {
         builder.clone().connection(connection, "quota").unwrap(),
         builder.connect(&server.url(), "quota").unwrap(),
     );
-    // One burst for both.
+    // Both use up one burst.
     for _ in 0..250 {
         one.acquire(Cost::tokens(100)).await.unwrap();
         other.acquire(Cost::tokens(100)).await.unwrap();
@@ -435,7 +441,7 @@ async fn a_connection_that_is_there_already_will_do() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn as_many_rates_as_there_may_be() {
+async fn the_largest_number_of_rates() {
     let server = Server::start();
     let many = (0..100).fold(Limits::new(), |limits, at| {
         limits.requests(Rate::per_second(1_000 + at).burst(10))
@@ -448,6 +454,6 @@ async fn as_many_rates_as_there_may_be() {
             .unwrap();
     }
     assert_eq!(limiter.store().failures, 0);
-    // The slowest of them.
+    // The slowest rate counts.
     assert!(limiter.available().requests.unwrap() < 10);
 }

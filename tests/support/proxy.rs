@@ -1,4 +1,4 @@
-//! A wire that can be cut: a TCP proxy in this process.
+//! A network that can fail: a TCP proxy in this process.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -11,21 +11,21 @@ use tokio::{
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Wire {
+pub enum Network {
     Passes,
-    /// Each way takes so long.
+    /// Delays what is sent, in each direction.
     Delays(Duration),
-    /// Takes everything and delivers nothing.
+    /// Accepts everything and delivers nothing.
     BlackHole,
-    /// Delivers what is asked, and nothing of what is answered.
+    /// Delivers requests, and drops replies.
     HalfOpen,
-    /// Cuts each connection at once.
+    /// Closes each connection at once.
     Resets,
 }
 
 pub struct Proxy {
     port: u16,
-    wire: Arc<watch::Sender<Wire>>,
+    network: Arc<watch::Sender<Network>>,
     _tasks: JoinSet<()>,
 }
 
@@ -33,14 +33,14 @@ impl Proxy {
     pub async fn start(to: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let wire = Arc::new(watch::Sender::new(Wire::Passes));
+        let network = Arc::new(watch::Sender::new(Network::Passes));
         let mut tasks = JoinSet::new();
-        let sender = wire.clone();
+        let sender = network.clone();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                let wire = sender.subscribe();
-                if *wire.borrow() == Wire::Resets {
+                let network = sender.subscribe();
+                if *network.borrow() == Network::Resets {
                     drop(client);
                     continue;
                 }
@@ -50,18 +50,18 @@ impl Proxy {
                 let _ = (client.set_nodelay(true), server.set_nodelay(true));
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
-                let back = wire.clone();
+                let back = network.clone();
                 connections.spawn(async move {
                     tokio::select! {
-                        () = carry(from_client, to_server, wire, false) => {}
-                        () = carry(from_server, to_client, back, true) => {}
+                        () = copy(from_client, to_server, network, false) => {}
+                        () = copy(from_server, to_client, back, true) => {}
                     }
                 });
             }
         });
         Self {
             port,
-            wire,
+            network,
             _tasks: tasks,
         }
     }
@@ -70,37 +70,37 @@ impl Proxy {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    pub fn set(&self, wire: Wire) {
-        self.wire.send_replace(wire);
+    pub fn set(&self, network: Network) {
+        self.network.send_replace(network);
     }
 }
 
-async fn carry(
+async fn copy(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
-    mut wire: watch::Receiver<Wire>,
-    is_answer: bool,
+    mut network: watch::Receiver<Network>,
+    is_reply: bool,
 ) {
     let mut bytes = vec![0; 64 * 1024];
     loop {
         let read = tokio::select! {
             read = from.read(&mut bytes) => read,
-            changed = wire.changed() => {
-                if changed.is_err() || *wire.borrow() == Wire::Resets {
+            changed = network.changed() => {
+                if changed.is_err() || *network.borrow() == Network::Resets {
                     return;
                 }
                 continue;
             }
         };
         let Ok(read @ 1..) = read else { return };
-        let now = *wire.borrow();
+        let now = *network.borrow();
         match now {
-            Wire::Passes => {}
-            Wire::Delays(delay) => tokio::time::sleep(delay).await,
-            Wire::BlackHole => continue,
-            Wire::HalfOpen if is_answer => continue,
-            Wire::HalfOpen => {}
-            Wire::Resets => return,
+            Network::Passes => {}
+            Network::Delays(delay) => tokio::time::sleep(delay).await,
+            Network::BlackHole => continue,
+            Network::HalfOpen if is_reply => continue,
+            Network::HalfOpen => {}
+            Network::Resets => return,
         }
         if to.write_all(&bytes[..read]).await.is_err() {
             return;

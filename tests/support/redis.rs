@@ -1,4 +1,4 @@
-//! A `redis-server` of a test's own: on a free port of 127.0.0.1, with nothing on disk, ended when it is dropped.
+//! A `redis-server` for one test: on a free port of 127.0.0.1, without persistence, killed when it is dropped.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -19,12 +19,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Panics without `redis-server`: tests that need one are ignored unless they are asked for.
+    /// Starts a server. Panics if `redis-server` is not installed: tests that need it are ignored by default.
     pub fn start() -> Self {
         Self::start_with(&[])
     }
 
-    /// With more arguments.
+    /// Starts a server with additional command-line arguments.
     pub fn start_with(arguments: &[&str]) -> Self {
         let port = free_port();
         let directory = std::env::temp_dir().join(format!("tower-outbound-redis-{}-{port}", std::process::id()));
@@ -48,10 +48,10 @@ impl Server {
     }
 
     pub fn id(&self) -> u32 {
-        self.child.as_ref().expect("it runs").id()
+        self.child.as_ref().expect("the server was killed").id()
     }
 
-    /// As by `kill -9`.
+    /// Kills the server with SIGKILL.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -59,7 +59,7 @@ impl Server {
         }
     }
 
-    /// Starts it, again if it was killed, on the same port and with what it has saved.
+    /// Kills the server if it runs, and starts it on the same port, with the data that it has saved.
     pub fn restart(&mut self) {
         self.kill();
         let until = Instant::now() + Duration::from_secs(10);
@@ -72,11 +72,11 @@ impl Server {
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()
-                .expect("redis-server is installed (apt-get install redis-server), or named by REDIS_SERVER");
+                .expect("cannot run redis-server: install it, or set REDIS_SERVER to its path");
             while Instant::now() < until && child.try_wait().unwrap().is_none() {
                 if self
                     .try_command(&["PING"])
-                    .is_some_and(|answer| answer.starts_with("+PONG"))
+                    .is_some_and(|reply| reply.starts_with("+PONG"))
                 {
                     self.child = Some(child);
                     return;
@@ -85,13 +85,13 @@ impl Server {
             }
             let _ = child.kill();
             let _ = child.wait();
-            assert!(Instant::now() < until, "redis-server does not start");
+            assert!(Instant::now() < until, "redis-server did not start within 10 s");
         }
     }
 
-    /// A command, over a connection of its own; what it answered.
+    /// Sends a command over a new connection, and returns the raw reply.
     pub fn command(&self, words: &[&str]) -> String {
-        self.try_command(words).expect("redis-server answers")
+        self.try_command(words).expect("redis-server did not reply")
     }
 
     fn try_command(&self, words: &[&str]) -> Option<String> {
@@ -102,13 +102,13 @@ impl Server {
             command.push_str(&format!("${}\r\n{word}\r\n", word.len()));
         }
         stream.write_all(command.as_bytes()).ok()?;
-        let mut answer = vec![0; 64 * 1024];
-        let read = stream.read(&mut answer).ok()?;
-        answer.truncate(read);
-        String::from_utf8(answer).ok()
+        let mut reply = vec![0; 64 * 1024];
+        let read = stream.read(&mut reply).ok()?;
+        reply.truncate(read);
+        String::from_utf8(reply).ok()
     }
 
-    /// Sends it a signal: `STOP` freezes it, `CONT` lets it go on.
+    /// Sends a signal to the server: `STOP` freezes it, `CONT` resumes it.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args([&format!("-{name}"), &self.id().to_string()])

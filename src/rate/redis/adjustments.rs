@@ -1,81 +1,63 @@
-//! [`Adjustments`]: what a member has taken on trust from a store, and what it has yet to tell of it.
+//! [`Adjustments`]: a member's estimates at the store, and the corrections of them that it has yet to report.
 
+use super::amounts::Amounts;
 use crate::rate::limits::Cost;
 
-/// Requests and tokens.
-pub(super) type Amounts = [u64; 2];
-
-pub(super) const NONE: Amounts = [0, 0];
-
-pub(super) const fn amounts(cost: Cost) -> Amounts {
-    [cost.requests, cost.tokens]
-}
-
-/// All that is reserved is an estimate, until it is known what was used: nothing, if the call was dropped before its
-/// moment came; what was reserved, if nobody says otherwise.
+/// The estimates that the store knows of this member, and their corrections.
+///
+/// Everything that is reserved is an estimate until it is settled. A call that is dropped before it was admitted used
+/// nothing. A call that is not settled used what was reserved.
 #[derive(Debug, Default)]
 pub(super) struct Adjustments {
-    /// Which store it was, if there was another one, or one that has forgotten us.
-    era: u64,
-    /// ReservedCharge, and not known yet.
+    /// How often the store has forgotten this member's estimates.
+    generation: u64,
+    /// Reserved in this generation, and not settled yet.
     estimated: Amounts,
-    /// Not used, and to be given back.
+    /// Reserved and not used.
     credit: Amounts,
-    /// Used on top, and to be paid.
+    /// Used on top of what was reserved.
     debit: Amounts,
 }
 
 impl Adjustments {
-    pub(super) fn new(era: u64) -> Self {
-        Self { era, ..Self::default() }
-    }
-
-    pub(super) const fn era(&self) -> u64 {
-        self.era
+    pub(super) const fn generation(&self) -> u64 {
+        self.generation
     }
 
     pub(super) const fn estimated(&self) -> Amounts {
         self.estimated
     }
 
-    /// Whether there is anything to correct.
-    pub(super) fn is_even(&self) -> bool {
-        self.credit == NONE && self.debit == NONE
+    /// Whether there is nothing to correct.
+    pub(super) fn is_empty(&self) -> bool {
+        self.credit == Amounts::ZERO && self.debit == Amounts::ZERO
     }
 
-    pub(super) fn reserved(&mut self, cost: Cost) {
-        add(&mut self.estimated, amounts(cost));
+    pub(super) fn on_reserved(&mut self, cost: Cost) {
+        self.estimated = self.estimated.saturating_add(cost.into());
     }
 
-    /// What was reserved in that era has turned out to be used like this.
-    pub(super) fn settle(&mut self, era: u64, reserved: Cost, used: Cost) {
-        let (reserved, used) = (amounts(reserved), amounts(used));
-        add(&mut self.debit, less(used, reserved));
-        // A store that does not know of the estimate gives nothing back for it.
-        if era == self.era {
-            self.estimated = less(self.estimated, reserved);
-            add(&mut self.credit, less(reserved, used));
+    /// Records that `used` was used of what was `reserved` in `generation`.
+    ///
+    /// A store that has forgotten the estimate charges what was used on top of it, but refunds nothing.
+    pub(super) fn settle(&mut self, generation: u64, reserved: Cost, used: Cost) {
+        let (reserved, used) = (Amounts::from(reserved), Amounts::from(used));
+        self.debit = self.debit.saturating_add(used.saturating_sub(reserved));
+        if generation == self.generation {
+            self.estimated = self.estimated.saturating_sub(reserved);
+            self.credit = self.credit.saturating_add(reserved.saturating_sub(used));
         }
     }
 
-    /// Takes what there is to correct, as credit and debit.
-    pub(super) fn corrections(&mut self) -> (Amounts, Amounts) {
+    /// Takes what there is to correct: credit and debit.
+    pub(super) fn take(&mut self) -> (Amounts, Amounts) {
         (std::mem::take(&mut self.credit), std::mem::take(&mut self.debit))
     }
 
-    /// The store does not know our estimates any more.
-    pub(super) fn forgotten(&mut self) {
-        self.era += 1;
-        self.estimated = NONE;
-        self.credit = NONE;
+    /// Begins a new generation: the store has forgotten all estimates of this member.
+    pub(super) fn on_state_lost(&mut self) {
+        self.generation += 1;
+        self.estimated = Amounts::ZERO;
+        self.credit = Amounts::ZERO;
     }
-}
-
-pub(super) fn add(to: &mut Amounts, amounts: Amounts) {
-    to[0] = to[0].saturating_add(amounts[0]);
-    to[1] = to[1].saturating_add(amounts[1]);
-}
-
-pub(super) const fn less(from: Amounts, amounts: Amounts) -> Amounts {
-    [from[0].saturating_sub(amounts[0]), from[1].saturating_sub(amounts[1])]
 }

@@ -2,23 +2,27 @@
 
 use super::{
     coordinator::{Coordinator, Settings},
-    driver::{Backend, SharedCoordinator},
+    driver::{Connect, SharedCoordinator},
     loss::OnStoreLoss,
     quota_config::QuotaConfig,
     shared::SharedRateLimiter,
-    store::{OnPause, Origin, Store, StoreError},
-    wire::{StoreReply, StoreRequest},
+    store::{OnPause, Origin, Store},
 };
 use crate::{error::InvalidConfig, rate::limits::Limits};
+use ::redis::aio::ConnectionLike;
 use std::{
-    future::Future,
-    pin::Pin,
+    ops::RangeInclusive,
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 use tokio::time::Instant;
 
-/// Settings of a [`SharedRateLimiter`].
+/// The largest number of members that can be expected: more than any fleet has.
+const MAX_MEMBERS: u64 = 1_000_000;
+
+const MAX_AHEAD: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+
+/// The settings of a [`SharedRateLimiter`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -36,69 +40,97 @@ pub struct Builder {
     limits: Limits,
     prefix: String,
     on_loss: OnStoreLoss,
-    ahead: Duration,
+    max_ahead: Duration,
     members: u64,
     patience: Option<Duration>,
     timeout: Duration,
 }
 
+// === impl SharedRateLimiter ===
+
+impl SharedRateLimiter {
+    /// Builds a limiter for `quota` on the server at `url`, with the defaults of all other settings.
+    ///
+    /// The URL is `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS (feature `redis-tls`). The limiter
+    /// does not connect yet: its first call does.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] names the field: the URL, or a number of the limits that is out of range.
+    pub fn connect(url: &str, quota: &str, limits: Limits) -> Result<Self, InvalidConfig> {
+        Self::builder(limits).connect(url, quota)
+    }
+
+    /// Returns a builder with all settings.
+    pub const fn builder(limits: Limits) -> Builder {
+        Builder::new(limits)
+    }
+}
+
+// === impl Builder ===
+
 impl Builder {
-    pub(super) const fn new(limits: Limits) -> Self {
+    const fn new(limits: Limits) -> Self {
         Self {
             limits,
             prefix: String::new(),
             on_loss: OnStoreLoss::LocalShare,
-            ahead: Duration::from_secs(1),
+            max_ahead: Duration::from_secs(1),
             members: 1,
             patience: None,
             timeout: Duration::from_millis(500),
         }
     }
 
-    /// What keys begin with. Default: `tower-outbound`.
+    /// The first part of the names of keys and channels, without braces. Default: `tower-outbound`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// What to do while the store is lost. Default: [`OnStoreLoss::LocalShare`].
+    /// What this member does while the store is lost to it. Default: [`OnStoreLoss::LocalShare`].
     pub const fn on_store_loss(mut self, on_loss: OnStoreLoss) -> Self {
         self.on_loss = on_loss;
         self
     }
 
-    /// How far ahead all members together reserve at most. Default: 1 s. From 100 ms to 60 s.
+    /// How far ahead all members together reserve at most: from 100 ms to 60 s. Default: 1 s.
     ///
-    /// It is what is lost at most when a process is killed, and what is waited after the store was lost, or has lost its
-    /// state. It has to be the same for all members, and many times a round trip. With more than 25 members it may be
-    /// more: 40 ms for each.
+    /// A process that is killed wastes at most this much of the limits. Members wait for this long after the store was
+    /// lost, or has lost its state. The value has to be the same for all members, and many times a round trip. With
+    /// more than 25 members use a larger value: 40 ms for each.
     pub const fn max_ahead(mut self, ahead: Duration) -> Self {
-        self.ahead = ahead;
+        self.max_ahead = ahead;
         self
     }
 
-    /// How many members there are at least: what a [local share](OnStoreLoss::LocalShare) is counted by while the store
-    /// was never reached, or knows of fewer. Default: one.
+    /// The least number of members, from 1 to 1,000,000. Default: 1.
+    ///
+    /// A [local share](OnStoreLoss::LocalShare) is the limits divided by this number, or by the number of members that
+    /// the store knows, if that is larger. Set it to the size of the fleet, so that the shares are right even if the
+    /// store cannot be reached from the start.
     pub const fn members(mut self, members: u64) -> Self {
         self.members = members;
         self
     }
 
-    /// How long a call waits for a lost store, where nobody is admitted without it ([`OnStoreLoss::Closed`]), before it
-    /// fails with [`StoreUnavailable`](crate::error::StoreUnavailable). Default: until its
-    /// [deadline](crate::deadline), or for ever.
+    /// How long a call waits for a lost store under [`OnStoreLoss::Closed`] before it fails with
+    /// [`StoreUnavailable`](crate::error::StoreUnavailable). Default: until its [deadline](crate::deadline), or for
+    /// ever without one. The other variants of [`OnStoreLoss`] do not use it.
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = Some(patience);
         self
     }
 
-    /// How long a round trip may take, connecting included. Default: 500 ms. After three that fail the store is lost.
+    /// How long a round trip may take, including the time to connect. Default: 500 ms.
+    ///
+    /// After three failures in a row the store counts as lost.
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// The limits of `quota`, kept by the server at `url`: see [`SharedRateLimiter::connect`].
+    /// Builds a limiter for `quota` on the server at `url`, without connecting yet: see [`SharedRateLimiter::connect`].
     ///
     /// # Errors
     ///
@@ -108,17 +140,17 @@ impl Builder {
         self.build(origin, quota)
     }
 
-    /// The same over a connection that is made already: a `ConnectionManager`, or a `ClusterConnection`, of the crate
-    /// `redis`, version 1. It must live in a runtime that outlives this one's use of it.
+    /// Builds a limiter for `quota` over an existing connection: a `ConnectionManager` or a `ClusterConnection` of the
+    /// crate `redis`, version 1. The runtime that the connection was made in has to outlive the limiter.
     ///
-    /// Pauses that others begin are heard of with the next answer, not at once.
+    /// Pauses that other members begin reach this one with its next reply, not at once.
     ///
     /// # Errors
     ///
     /// [`InvalidConfig`] names the field.
     pub fn connection<C>(self, connection: C, quota: &str) -> Result<SharedRateLimiter, InvalidConfig>
     where
-        C: ::redis::aio::ConnectionLike + Clone + Send + Sync + 'static,
+        C: ConnectionLike + Clone + Send + Sync + 'static,
     {
         self.build(Origin::Given(Arc::new(move || Box::new(connection.clone()))), quota)
     }
@@ -130,7 +162,7 @@ impl Builder {
             &self.prefix
         };
         for (field, name) in [("prefix", prefix), ("quota", quota)] {
-            // Braces would take the keys of one quota apart.
+            // Braces decide where a cluster places a key: all keys of one quota have to be in one place.
             if name.is_empty() || name.contains(['{', '}']) {
                 return Err(InvalidConfig::new(
                     field,
@@ -139,62 +171,53 @@ impl Builder {
             }
         }
         let timeout = self.timeout;
-        let heard: Arc<OnceLock<Weak<SharedCoordinator>>> = Arc::default();
+        // Set below: the coordinator and its connections refer to each other.
+        let target: Arc<OnceLock<Weak<SharedCoordinator>>> = Arc::default();
         let on_pause: OnPause = {
-            let heard = heard.clone();
+            let target = target.clone();
             Arc::new(move |pause| {
-                let office = heard.get().and_then(Weak::upgrade);
-                if let (Some(office), Some(until)) = (office, Instant::now().checked_add(pause)) {
-                    office.look(|coordinator| coordinator.is_paused(until));
+                let shared = target.get().and_then(Weak::upgrade);
+                if let (Some(shared), Some(until)) = (shared, Instant::now().checked_add(pause)) {
+                    shared.with_coordinator(|coordinator| coordinator.extend_pause(until));
                 }
             })
         };
         let (prefix, quota) = (prefix.to_owned(), quota.to_owned());
-        let connect = move || -> Box<dyn Backend> {
-            Box::new(Store::new(origin.clone(), &prefix, &quota, timeout, on_pause.clone()))
-        };
-        let limiter = self.office(Box::new(connect)).map(SharedRateLimiter::new)?;
-        let _ = heard.set(limiter.office());
+        let connect: Connect = Box::new(move || {
+            let origin = origin.clone();
+            Box::new(Store::new(origin, &prefix, &quota, timeout, on_pause.clone()))
+        });
+        let limiter = self.build_with(connect)?;
+        let _ = target.set(limiter.downgrade());
         Ok(limiter)
     }
 
-    pub(super) fn office(self, connect: super::driver::Connect) -> Result<SharedCoordinator, InvalidConfig> {
-        let ahead = Duration::from_millis(100)..=Duration::from_secs(60);
-        if !ahead.contains(&self.ahead) {
+    /// Checks the settings, and builds a limiter over any backend.
+    pub(super) fn build_with(self, connect: Connect) -> Result<SharedRateLimiter, InvalidConfig> {
+        if !MAX_AHEAD.contains(&self.max_ahead) {
             return Err(InvalidConfig::new(
                 "max_ahead",
-                format!("must be from 100 ms to 60 s, is {:?}", self.ahead),
+                format!("must be from 100 ms to 60 s, is {:?}", self.max_ahead),
             ));
         }
         if self.timeout.is_zero() {
             return Err(InvalidConfig::new("timeout", "must be above zero, is 0"));
         }
-        if self.members == 0 || self.members > MOST_MEMBERS {
+        if self.members == 0 || self.members > MAX_MEMBERS {
             return Err(InvalidConfig::new(
                 "members",
-                format!("must be from 1 to {MOST_MEMBERS}, is {}", self.members),
+                format!("must be from 1 to {MAX_MEMBERS}, is {}", self.members),
             ));
         }
         let settings = Settings {
             member: *uuid::Uuid::new_v4().as_bytes(),
             on_loss: self.on_loss,
-            ahead: self.ahead,
-            members: self.members,
+            max_ahead: self.max_ahead,
+            min_members: self.members,
             patience: self.patience,
         };
         let coordinator = Coordinator::new(settings, QuotaConfig::new(self.limits)?);
-        Ok(SharedCoordinator::new(coordinator, connect, self.timeout))
-    }
-}
-
-/// More than any fleet has.
-const MOST_MEMBERS: u64 = 1_000_000;
-
-impl Backend for Store {
-    fn call<'a>(
-        &'a mut self,
-        ask: &'a StoreRequest,
-    ) -> Pin<Box<dyn Future<Output = Result<StoreReply, StoreError>> + Send + 'a>> {
-        Box::pin(Self::call(self, ask))
+        let shared = SharedCoordinator::new(coordinator, connect, self.timeout);
+        Ok(SharedRateLimiter::new(shared))
     }
 }

@@ -1,13 +1,12 @@
-//! The driver: a task that carries between the [coordinator](super::coordinator) and the store, one round trip at a time. Whoever
-//! comes meanwhile goes along with the next.
+//! The driver: a task that sends the requests of the [coordinator](super::coordinator) to the store, one at a time.
+//! What is to be requested while one is in flight is sent with the next.
 //!
-//! It is started by the first who waits, in its runtime, and ends when the limiter is dropped, or with that runtime; the
-//! next who waits then starts another.
+//! The first waiter starts the driver, in the waiter's runtime. The driver ends when the limiter is dropped, or with
+//! that runtime; the next waiter then starts another one.
 
 use super::{
     coordinator::{Coordinator, RequestSnapshot},
-    store::StoreError,
-    wire::{StoreReply, StoreRequest},
+    wire::{StoreError, StoreReply, StoreRequest},
 };
 use crate::panic;
 use std::{
@@ -23,21 +22,21 @@ use tokio::{
     time::{self, Instant},
 };
 
-/// What a store does.
+/// A connection to the store.
 pub(super) trait Backend: Send {
-    fn call<'a>(
-        &'a mut self,
-        ask: &'a StoreRequest,
-    ) -> Pin<Box<dyn Future<Output = Result<StoreReply, StoreError>> + Send + 'a>>;
+    /// Sends `request` and waits for the reply. Dropping the future gives the request up; the store may have served it.
+    fn call<'a>(&'a mut self, request: &'a StoreRequest) -> ReplyFuture<'a>;
 }
 
-/// Makes connections to the store; they live in the driver's runtime.
+pub(super) type ReplyFuture<'a> = Pin<Box<dyn Future<Output = Result<StoreReply, StoreError>> + Send + 'a>>;
+
+/// Creates a [`Backend`] in the driver's runtime. It connects with the first request.
 pub(super) type Connect = Box<dyn Fn() -> Box<dyn Backend> + Send + Sync>;
 
-/// What the limiter and its driver share.
+/// The coordinator, as the limiter and the driver share it.
 pub(super) struct SharedCoordinator {
     state: Mutex<State>,
-    called: Notify,
+    driver_notify: Notify,
     connect: Connect,
     timeout: Duration,
     latency: Mutex<Duration>,
@@ -45,51 +44,55 @@ pub(super) struct SharedCoordinator {
 
 struct State {
     coordinator: Coordinator,
-    has_courier: bool,
+    has_driver: bool,
 }
 
-/// A round trip.
+/// Marks that there is a driver, until it is dropped.
+struct DriverGuard(Arc<SharedCoordinator>);
+
+/// A request that was sent and has no reply yet.
 struct InFlight {
-    begun: Instant,
-    said: RequestSnapshot,
-    way: Pin<Box<dyn Future<Output = Back> + Send>>,
+    started_at: Instant,
+    snapshot: RequestSnapshot,
+    round_trip: Pin<Box<dyn Future<Output = RoundTrip> + Send>>,
 }
 
-/// What comes back: the connection, and what was heard on it.
-type Back = (Box<dyn Backend>, Result<StoreReply, StoreError>);
+/// The end of a round trip: the connection, to be used again, and the reply.
+type RoundTrip = (Box<dyn Backend>, Result<StoreReply, StoreError>);
 
 enum DriverEvent {
-    Back(Back),
-    Called,
+    RoundTripEnded(RoundTrip),
+    /// The driver was notified, or its timer has fired.
+    Woken,
 }
 
-/// Says that there is a driver, until it is dropped.
-struct DriverGuard(Arc<SharedCoordinator>);
+// === impl SharedCoordinator ===
 
 impl SharedCoordinator {
     pub(super) fn new(coordinator: Coordinator, connect: Connect, timeout: Duration) -> Self {
         Self {
             state: Mutex::new(State {
                 coordinator,
-                has_courier: false,
+                has_driver: false,
             }),
-            called: Notify::new(),
+            driver_notify: Notify::new(),
             connect,
             timeout,
             latency: Mutex::default(),
         }
     }
 
-    /// No code but ours runs under this lock, so a poisoned one is as good as any.
+    /// A poisoned lock is used as it is: no user code runs under it.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn look<T>(&self, look: impl FnOnce(&mut Coordinator) -> T) -> T {
+    /// Calls `f` under the lock, and then drops the wakers that are no longer needed outside it.
+    pub(super) fn with_coordinator<T>(&self, f: impl FnOnce(&mut Coordinator) -> T) -> T {
         let (result, discarded) = {
             let mut state = self.lock();
-            let result = look(&mut state.coordinator);
-            (result, state.coordinator.discarded())
+            let result = f(&mut state.coordinator);
+            (result, state.coordinator.take_discarded_wakers())
         };
         for waker in discarded {
             let _ = panic::catch_unwind(|| drop(waker));
@@ -102,124 +105,139 @@ impl SharedCoordinator {
         *self.latency.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// There is something to carry. Without a driver and outside a runtime, the next who waits starts one.
-    pub(super) fn call(self: &Arc<Self>) {
-        let start = {
+    fn set_latency(&self, latency: Duration) {
+        *self.latency.lock().unwrap_or_else(PoisonError::into_inner) = latency;
+    }
+
+    /// Notifies the driver that there is something to send; starts one if there is none.
+    ///
+    /// Outside a runtime none can be started. The next waiter starts one then.
+    pub(super) fn notify_driver(self: &Arc<Self>) {
+        let runtime = {
             let mut state = self.lock();
-            let runtime = if state.has_courier {
+            let runtime = if state.has_driver {
                 None
             } else {
                 Handle::try_current().ok()
             };
-            state.has_courier |= runtime.is_some();
+            state.has_driver |= runtime.is_some();
             runtime
         };
-        match start {
-            Some(runtime) => drop(runtime.spawn(carry(DriverGuard(self.clone())))),
-            None => self.called.notify_one(),
+        match runtime {
+            Some(runtime) => drop(runtime.spawn(run(DriverGuard(self.clone())))),
+            None => self.driver_notify.notify_one(),
         }
     }
 
-    /// The same, if there is something new, or nobody who carries.
-    pub(super) fn call_if_needed(self: &Arc<Self>, is_new: bool) {
-        if is_new || !self.lock().has_courier {
-            self.call();
+    /// Starts a driver if there is none.
+    pub(super) fn ensure_driver(self: &Arc<Self>) {
+        if !self.lock().has_driver {
+            self.notify_driver();
         }
     }
 
-    /// Panics if there is no timer that could end the waiting, here, where it is seen.
+    /// Panics if there is no driver and the current runtime has no timer, so that the panic happens in the caller's
+    /// task and not in the driver's.
     pub(super) fn check_timer(&self) {
-        if !self.lock().has_courier {
+        if !self.lock().has_driver {
             drop(time::sleep(Duration::ZERO));
         }
     }
 
-    /// Nobody is left who could use the limiter.
+    /// The limiter was dropped: the driver reports that the member leaves, and ends.
     pub(super) fn close(&self) {
-        self.lock().coordinator.leaves();
-        self.called.notify_one();
-    }
-
-    fn took(&self, latency: Duration) {
-        *self.latency.lock().unwrap_or_else(PoisonError::into_inner) = latency;
+        self.lock().coordinator.leave();
+        self.driver_notify.notify_one();
     }
 }
+
+// === impl InFlight ===
 
 impl InFlight {
-    fn new(mut backend: Box<dyn Backend>, ask: StoreRequest, said: RequestSnapshot, begun: Instant) -> Self {
-        let way = Box::pin(async move {
-            let result = backend.call(&ask).await;
+    fn new(mut backend: Box<dyn Backend>, request: StoreRequest, snapshot: RequestSnapshot, now: Instant) -> Self {
+        let round_trip = Box::pin(async move {
+            let result = backend.call(&request).await;
             (backend, result)
         });
-        Self { begun, said, way }
+        Self {
+            started_at: now,
+            snapshot,
+            round_trip,
+        }
     }
 }
 
-async fn carry(on_duty: DriverGuard) {
-    let office = on_duty.0.clone();
-    // At rest, or on its way.
-    let mut backend = Some((office.connect)());
-    let mut trip: Option<InFlight> = None;
-    // It may go off too early, which costs less than to set it anew each time.
-    let mut alarm = pin!(time::sleep(Duration::ZERO));
-    let mut is_set = false;
+// === the task ===
+
+async fn run(guard: DriverGuard) {
+    let shared = guard.0.clone();
+    // `None` while a request is in flight.
+    let mut backend = Some((shared.connect)());
+    let mut in_flight: Option<InFlight> = None;
+    let mut timer = pin!(time::sleep(Duration::ZERO));
+    let mut is_timer_set = false;
     loop {
-        let mut called = pin!(office.called.notified());
-        called.as_mut().enable();
+        // Enabled before the coordinator is looked at, so that no notification in between is lost.
+        let mut notified = pin!(shared.driver_notify.notified());
+        notified.as_mut().enable();
 
         let now = Instant::now();
         let mut wakers = Vec::new();
-        let late = trip.take_if(|trip| now >= trip.begun + office.timeout);
-        let (due, is_over) = office.look(|coordinator| {
-            if let Some(late) = late {
-                // Whatever the connection does, it is over by now; and so is the connection.
-                coordinator.failed(late.said, StoreError::new("it did not answer in time"), now);
-                backend = Some((office.connect)());
+        let timed_out = in_flight.take_if(|in_flight| now >= in_flight.started_at + shared.timeout);
+        let (next_wakeup, has_ended) = shared.with_coordinator(|coordinator| {
+            if let Some(InFlight { snapshot, .. }) = timed_out {
+                // The request owned its connection, and both are dropped here.
+                coordinator.on_failure(snapshot, StoreError::new("no reply within the timeout"), now);
+                backend = Some((shared.connect)());
             }
-            coordinator.tend(now, &mut wakers);
-            if let Some(at_rest) = backend.take() {
-                match coordinator.say(now) {
-                    Some((ask, said)) => trip = Some(InFlight::new(at_rest, ask, said, now)),
-                    None => backend = Some(at_rest),
+            coordinator.serve_locally(now, &mut wakers);
+            if let Some(idle) = backend.take() {
+                match coordinator.next_request(now) {
+                    Some((request, snapshot)) => in_flight = Some(InFlight::new(idle, request, snapshot, now)),
+                    None => backend = Some(idle),
                 }
             }
-            (coordinator.due(trip.is_some(), now), coordinator.is_over())
+            let next_wakeup = coordinator.next_wakeup(in_flight.is_some(), now);
+            (next_wakeup, coordinator.has_ended())
         });
         wakers.into_iter().for_each(panic::wake);
-        if is_over && trip.is_none() {
+        if has_ended && in_flight.is_none() {
             return;
         }
 
-        let given_up = trip.as_ref().map(|trip| trip.begun + office.timeout);
-        let due = [due, given_up].into_iter().flatten().min();
-        if let Some(due) = due.filter(|due| !is_set || *due < alarm.deadline()) {
-            alarm.as_mut().reset(due);
-            is_set = true;
+        let timeout = in_flight
+            .as_ref()
+            .map(|in_flight| in_flight.started_at + shared.timeout);
+        let next_wakeup = [next_wakeup, timeout].into_iter().flatten().min();
+        // The timer is only ever moved forward. That it may fire too early costs less than to move it back each time.
+        if let Some(at) = next_wakeup.filter(|at| !is_timer_set || *at < timer.deadline()) {
+            timer.as_mut().reset(at);
+            is_timer_set = true;
         }
-        let happened = poll_fn(|cx| {
-            if let Some(trip) = &mut trip {
-                if let Poll::Ready(back) = trip.way.as_mut().poll(cx) {
-                    return Poll::Ready(DriverEvent::Back(back));
+        let event = poll_fn(|cx| {
+            if let Some(in_flight) = &mut in_flight {
+                if let Poll::Ready(round_trip) = in_flight.round_trip.as_mut().poll(cx) {
+                    return Poll::Ready(DriverEvent::RoundTripEnded(round_trip));
                 }
             }
-            if called.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(DriverEvent::Called);
+            if notified.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(DriverEvent::Woken);
             }
-            if is_set && alarm.as_mut().poll(cx).is_ready() {
-                is_set = false;
-                return Poll::Ready(DriverEvent::Called);
+            if is_timer_set && timer.as_mut().poll(cx).is_ready() {
+                is_timer_set = false;
+                return Poll::Ready(DriverEvent::Woken);
             }
             Poll::Pending
         });
-        if let DriverEvent::Back((at_rest, result)) = happened.await {
-            let InFlight { begun, said, .. } = trip.take().expect("it is back");
-            backend = Some(at_rest);
+        if let DriverEvent::RoundTripEnded((idle, result)) = event.await {
+            let ended = in_flight.take().expect("the request that has ended was in flight");
+            backend = Some(idle);
             let now = Instant::now();
-            office.took(now - begun);
-            let wakers = office.look(|coordinator| match result {
-                Ok(answer) => coordinator.answered(said, answer, now),
+            shared.set_latency(now - ended.started_at);
+            let wakers = shared.with_coordinator(|coordinator| match result {
+                Ok(reply) => coordinator.on_reply(ended.snapshot, reply, now),
                 Err(error) => {
-                    coordinator.failed(said, error, now);
+                    coordinator.on_failure(ended.snapshot, error, now);
                     Vec::new()
                 }
             });
@@ -232,9 +250,10 @@ impl Drop for DriverGuard {
     fn drop(&mut self) {
         let wakers: Vec<Waker> = {
             let mut state = self.0.lock();
-            state.has_courier = false;
-            state.coordinator.abandoned(std::thread::panicking(), Instant::now());
-            // One of them starts another.
+            state.has_driver = false;
+            let is_panic = std::thread::panicking();
+            state.coordinator.on_driver_exit(is_panic, Instant::now());
+            // The first waiter that is woken starts another driver.
             state.coordinator.wakers()
         };
         wakers.into_iter().for_each(panic::wake);

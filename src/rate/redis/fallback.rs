@@ -1,51 +1,56 @@
-//! [`LocalFallback`]: what a member gives out by itself, while the store is lost.
+//! [`LocalFallback`]: what a member admits by itself while the store is lost.
 
 use super::{
-    adjustments::{Adjustments, NONE},
-    coordinator::MOST_MICROS,
     quota_config::QuotaConfig,
     virtual_schedule::VirtualSchedule,
-    wire::StoreRequest,
+    wire::{StoreRequest, instant_after, micros},
 };
 use crate::rate::limits::Cost;
 use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 
-/// How far ahead it is given out.
-const AHEAD: i64 = 100_000;
-/// The first moment there is.
-const FIRST: i64 = 1;
+/// How far ahead the fallback reserves, in microseconds.
+const MAX_AHEAD: i64 = 100_000;
+/// The clock at the `epoch`. Above zero, because zero means "none" in requests.
+const FIRST_MICRO: i64 = 1;
 
-/// One of so many equal shares of the rates. Nothing is saved up in it.
+/// One of several equal shares of the rates. It saves nothing up: its buckets are emptied before each use.
 pub(super) struct LocalFallback {
-    frontier: VirtualSchedule,
-    pub(super) ledger: Adjustments,
+    schedule: VirtualSchedule,
+    generation: u64,
     epoch: Instant,
-    /// Until then, what was reserved before goes.
-    begins: Instant,
+    /// Until then the reservations that were made before the loss are used.
+    begins_at: Instant,
     config: Option<Arc<QuotaConfig>>,
-    birth: i64,
-    seq: i64,
-    /// When to ask again.
-    pub(super) gate: Option<Instant>,
+    incarnation: i64,
+    sequence: i64,
+    /// When to reserve for the waiters again that had to stay in the queue.
+    pub(super) retry_at: Option<Instant>,
 }
 
 impl LocalFallback {
-    /// `losses` tells it from others.
-    pub(super) fn new(losses: u64, begins: Instant, now: Instant) -> Self {
+    /// `generation` is a number that no earlier fallback of this member had.
+    pub(super) fn new(generation: u64, begins_at: Instant, now: Instant) -> Self {
         Self {
-            frontier: VirtualSchedule::default(),
-            ledger: Adjustments::new(losses),
+            schedule: VirtualSchedule::default(),
+            generation,
             epoch: now,
-            begins,
+            begins_at,
             config: None,
-            birth: FIRST,
-            seq: 0,
-            gate: None,
+            // An earlier state: the schedule then begins empty, not with a burst.
+            incarnation: FIRST_MICRO,
+            sequence: 0,
+            retry_at: None,
         }
     }
 
-    /// Reserves as many of these as may be.
+    pub(super) const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Reserves the costs in order, as many as fit, and returns when each of them is admitted.
+    ///
+    /// `config` is this member's share of the limits, and `pause` the rest of a pause.
     pub(super) fn reserve(
         &mut self,
         config: QuotaConfig,
@@ -53,43 +58,25 @@ impl LocalFallback {
         pause: Duration,
         now: Instant,
     ) -> Vec<Instant> {
-        let micros = |span: Duration| i64::try_from(span.as_micros()).unwrap_or(MOST_MICROS).min(MOST_MICROS);
-        // A moment after the epoch, so that no time is negative.
-        let clock = FIRST + micros(now - self.epoch);
-        self.frontier.drain(clock);
+        let clock = FIRST_MICRO + micros(now - self.epoch);
+        self.schedule.drain(clock);
         let config = Arc::new(config);
-        let changes = self.config.as_ref().is_some_and(|before| *before != config);
+        let is_change = self.config.as_ref().is_some_and(|before| *before != config);
         self.config = Some(config.clone());
-        let answer = self.frontier.call(
-            &StoreRequest {
-                member: [0; 16],
-                leaves: false,
-                probes: false,
-                ahead: AHEAD,
-                // It never begins full.
-                birth: self.birth,
-                seq: self.seq,
-                horizon: micros(self.begins.saturating_duration_since(now)),
-                base: String::new(),
-                stamp: 0,
-                config,
-                changes,
-                batch: 0,
-                credit: NONE,
-                debit: NONE,
-                spent: NONE,
-                alone: 0,
-                shares: 1,
-                estimated: NONE,
-                pause: micros(pause),
-                lower: Vec::new(),
-                costs,
-            },
-            clock,
-        );
-        (self.birth, self.seq) = (answer.birth, answer.seq);
-        let instant = |micros: i64| now + Duration::from_micros(micros.unsigned_abs());
-        self.gate = (answer.again > 0).then(|| instant(answer.again));
-        answer.goes.into_iter().map(instant).collect()
+        let request = StoreRequest {
+            max_ahead: MAX_AHEAD,
+            incarnation: self.incarnation,
+            sequence: self.sequence,
+            last_reservation: micros(self.begins_at.saturating_duration_since(now)),
+            is_change,
+            pause: micros(pause),
+            costs,
+            ..StoreRequest::new([0; 16], config)
+        };
+        let reply = self.schedule.handle(&request, clock);
+        (self.incarnation, self.sequence) = (reply.incarnation, reply.sequence);
+        self.retry_at = (reply.retry_in > 0).then(|| instant_after(reply.retry_in, now));
+        let delays = reply.delays.into_iter();
+        delays.map(|delay| instant_after(delay, now)).collect()
     }
 }

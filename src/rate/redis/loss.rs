@@ -1,68 +1,82 @@
-//! [`OnStoreLoss`]: what to do when the store does not answer, and when to believe that it is lost.
+//! [`OnStoreLoss`]: what a member does while the store is lost; [`CircuitBreaker`]: when it counts as lost.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// What a member does while the store of the shared limits is lost to it.
 ///
-/// Reservations that were made before stay valid in any case: they are paid for.
+/// Reservations that the store made before stay valid in any case: they are paid for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnStoreLoss {
-    /// It goes on with its own share: each rate divided by the number of members, with nothing saved up. What it has
-    /// taken meanwhile is charged when the store is back.
+    /// The member admits calls at its own share of the limits: each rate divided by the number of members, with no
+    /// burst. What it admits meanwhile is charged when the store is back.
     ///
-    /// If all members lose the store, they stay within the limits together. If only some do, they may take their shares
-    /// on top of what the others take: at most `rate x (share of those that are cut off) x T`.
+    /// If all members lose the store, they stay within the limits together. If only some of them do, they may admit
+    /// their shares on top of what the other members admit: at most
+    /// `rate x (share of the members that are cut off) x T`.
     #[default]
     LocalShare,
-    /// Nobody is admitted until the store is back. Calls wait until their deadline, or as long as
-    /// [`patience`](super::Builder::patience) says. The limits hold whatever happens.
+    /// The member admits no call until the store is back. Calls wait until their deadline, or until their
+    /// [`patience`](super::Builder::patience) ends. The limits hold in every case.
     Closed,
-    /// Everybody is admitted at once: there is no limit. It is charged when the store is back.
+    /// The member admits every call at once: there is no limit. What it admits is charged when the store is back.
     Open,
 }
 
-/// After so many failures in a row the store is lost.
-const FAILURES: u32 = 3;
+/// The number of failures in a row after which the store counts as lost.
+const MAX_FAILURES: u32 = 3;
+/// The longest wait before a request is repeated after one of the first failures.
+const FIRST_RETRIES: Duration = Duration::from_millis(40);
+/// The longest wait before the first probe of a lost store. It is doubled with each further failure.
+const FIRST_PROBE: Duration = Duration::from_millis(50);
+/// The longest wait before any probe.
+const LAST_PROBE: Duration = Duration::from_secs(1);
 
-/// Whether the store is believed to be there.
+/// Counts failures in a row. It is open while the store counts as lost.
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker {
     failures: u32,
-    /// When to ask again after a failure.
-    next: Option<Instant>,
+    /// When the first of the failed requests was sent.
+    failing_since: Option<Instant>,
+    retry_at: Option<Instant>,
 }
 
 impl CircuitBreaker {
     pub(super) const fn is_open(&self) -> bool {
-        self.failures >= FAILURES
+        self.failures >= MAX_FAILURES
     }
 
-    /// When to ask at the earliest.
-    pub(super) const fn next(&self) -> Option<Instant> {
-        self.next
+    /// When the first of the failures in a row was sent; `None` if the last request succeeded.
+    pub(super) const fn failing_since(&self) -> Option<Instant> {
+        self.failing_since
+    }
+
+    /// The earliest time for the next request; `None` if the last one succeeded.
+    pub(super) const fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
     }
 
     /// Returns whether the store was lost until now.
-    pub(super) fn succeeded(&mut self) -> bool {
+    pub(super) fn on_success(&mut self) -> bool {
         let was_open = self.is_open();
         *self = Self::default();
         was_open
     }
 
-    /// Returns whether the store is lost from now on.
-    pub(super) fn failed(&mut self, now: Instant) -> bool {
+    /// Counts the failure of a request that was sent at `sent_at`. Returns whether the store is lost from now on.
+    pub(super) fn on_failure(&mut self, sent_at: Instant, now: Instant) -> bool {
         let was_open = self.is_open();
         self.failures = self.failures.saturating_add(1);
-        // Doubled each time from 50 ms up to a second, and scattered, so that a fleet does not come back all at once.
-        let most = if self.is_open() {
-            let doublings = (self.failures - FAILURES).min(5);
-            Duration::from_millis(50 << doublings).min(Duration::from_secs(1))
+        self.failing_since.get_or_insert(sent_at);
+        let longest = if self.is_open() {
+            let doublings = (self.failures - MAX_FAILURES).min(5);
+            (FIRST_PROBE * (1 << doublings)).min(LAST_PROBE)
         } else {
-            Duration::from_millis(40)
+            FIRST_RETRIES
         };
-        self.next = Some(now + most.mul_f64(0.5 + 0.5 * fastrand::f64()));
+        // Scattered, so that the members do not all come back at the same time.
+        self.retry_at = Some(now + longest.mul_f64(0.5 + 0.5 * fastrand::f64()));
         !was_open && self.is_open()
     }
 }
@@ -75,21 +89,23 @@ mod tests {
     async fn three_failures_in_a_row_open_it_and_one_success_closes_it() {
         let mut breaker = CircuitBreaker::default();
         let now = Instant::now();
-        assert!(!breaker.failed(now) && !breaker.failed(now));
-        assert!(!breaker.succeeded());
-        assert!(!breaker.failed(now) && !breaker.failed(now) && breaker.failed(now));
-        assert!(breaker.is_open() && !breaker.failed(now));
-        assert!(breaker.succeeded() && !breaker.is_open());
-        assert_eq!(breaker.next(), None);
+        let later = now + Duration::from_secs(1);
+        assert!(!breaker.on_failure(now, now) && !breaker.on_failure(now, now));
+        assert!(!breaker.on_success());
+        assert!(!breaker.on_failure(now, now) && !breaker.on_failure(later, later) && breaker.on_failure(later, later));
+        assert!(breaker.is_open() && !breaker.on_failure(later, later));
+        assert_eq!(breaker.failing_since(), Some(now));
+        assert!(breaker.on_success() && !breaker.is_open());
+        assert_eq!((breaker.retry_at(), breaker.failing_since()), (None, None));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lost_store_is_asked_every_second_at_most_and_every_half_second_at_least() {
+    async fn a_lost_store_is_probed_every_second_at_most_and_every_half_second_at_least() {
         let mut breaker = CircuitBreaker::default();
         let now = Instant::now();
         for failure in 1..=40 {
-            breaker.failed(now);
-            let wait = breaker.next().unwrap() - now;
+            breaker.on_failure(now, now);
+            let wait = breaker.retry_at().unwrap() - now;
             let bounds = match failure {
                 1..=2 => 20..=40,
                 3 => 25..=50,

@@ -1,8 +1,8 @@
-//! One quota for many processes: limits that live in Redis or Valkey.
+//! One quota for many processes: limits that are kept in Redis or Valkey.
 //!
-//! A provider counts per account. When one process is not enough any more, all that share the account have to share its
-//! limits, or each of them sends as if it were alone. A [`SharedRateLimiter`] keeps the buckets on a server that you have
-//! already; everything else stays as it is, since layers and executors take it like a
+//! A provider counts per account. Processes that share an account also have to share its limits: otherwise each of them
+//! sends as much as the account may send in total. A [`SharedRateLimiter`] keeps the buckets on a Redis or Valkey
+//! server. Everything else stays the same, because layers and executors accept it like a
 //! [`RateLimiter`](crate::RateLimiter):
 //!
 //! ```no_run
@@ -17,71 +17,79 @@
 //! # }
 //! ```
 //!
-//! One process alone needs none of this: a [`RateLimiter`](crate::RateLimiter) costs no round trip, and can say at once
-//! whether a call may go.
+//! A single process does not need this: a [`RateLimiter`](crate::RateLimiter) costs no round trip, and can decide at
+//! once whether a call is admitted.
 //!
-//! # What is promised
+//! In these docs a *member* is a process (more exactly, a `SharedRateLimiter` and its clones) that takes part in a
+//! quota, and the *store* is the server.
 //!
-//! - **Exact.** On the server's clock, all members together admit at most `burst + rate x T` in any window of length T.
-//!   Each call goes at the moment that was reserved for it, or asks again: timers add 5 ms of the rate at most, and what
-//!   the network adds on the way to the provider is not ours. (Leave that much headroom if the provider is strict.)
-//! - **All or nothing, and in order.** All buckets are charged at one instant. What one member has reserved is not overtaken
-//!   by another; no heavy call is starved.
-//! - **Fair.** Members with more to do than the limits allow get equal shares, whatever the number of their callers.
-//! - **One round trip for all who wait.** Whoever comes while one is on its way goes along with the next.
-//! - **Together.** A [pause](SharedRateLimiter::pause_for) holds all members at once, and gives back what they have reserved
-//!   for its time; [limits that one sets](SharedRateLimiter::set_limits) hold for all; estimates are
-//!   [settled](SharedRateLimiter::settle) for all, and never let more through than `burst + rate x T` of true usage.
-//!   A member that is configured with other limits than the others brings them along: the last one to start wins.
+//! # Guarantees
+//!
+//! - **Exact.** By the server's clock, all members together admit at most `burst + rate x T` in any window of length T.
+//!   Each call is admitted at the time that was reserved for it, or makes a new reservation. Timers add at most 5 ms of
+//!   the rate. The delay of the network to the provider is not covered: leave some headroom if the provider is strict.
+//! - **All or nothing, and in order.** All buckets are charged at the same time. No member overtakes a reservation of
+//!   another, and a call with a large cost is not starved by small ones.
+//! - **Fair.** Members that have more to do than the limits allow get equal shares, however many callers each of them
+//!   has.
+//! - **One round trip for all waiting calls.** Calls that arrive while a round trip is in flight share the next one.
+//! - **Shared control.** A [pause](SharedRateLimiter::pause_for) holds all members at once, and gives back the
+//!   reservations for its time. [Limits that one member sets](SharedRateLimiter::set_limits) apply to all of them.
+//!   Estimates are [settled](SharedRateLimiter::settle) for all, and never let more than `burst + rate x T` of true
+//!   usage through. A member that starts with other limits than those in force replaces them: the last one to start
+//!   wins.
 //!
 //! # When the store is lost
 //!
-//! It is lost to a member after three round trips in a row that failed, or took longer than the
-//! [timeout](Builder::timeout). What was reserved goes; then [`OnStoreLoss`] says what follows. One probe at a time, once
-//! a second at most, finds it again. No call waits longer than its deadline, and one line in the log tells of each change;
-//! [`SharedRateLimiter::store`] counts.
+//! The store is lost to a member after three round trips in a row that failed or took longer than the
+//! [timeout](Builder::timeout). Existing reservations are still used. After them [`OnStoreLoss`] decides. The member
+//! probes the store with one request at a time, at most once a second, until it replies. No call waits beyond its
+//! deadline. Each loss and each return is logged once, and [`SharedRateLimiter::store`] has counters.
 //!
 //! | what happens | what follows | above the limits |
 //! |---|---|---|
-//! | away at the start, killed, frozen, out of memory, read-only, cut off: for all members | [`LocalShare`](OnStoreLoss::LocalShare): each goes on with its share of the rates and no burst, a [`max_ahead`](Builder::max_ahead) after the loss | nothing, if the number of members is right |
-//! | | [`Closed`](OnStoreLoss::Closed): nobody goes until it is back | nothing |
-//! | | [`Open`](OnStoreLoss::Open): everybody goes | no bound |
-//! | the same, for some of them | `LocalShare`: they go on with their shares | their shares, as long as it lasts |
-//! | back from that | shares are accounted for; if all were on their own, the buckets begin empty, and 1.5 s later, when all have come back | nothing |
-//! | restarted empty, key deleted or evicted, failed over to an empty node | begins empty, and `max_ahead` later, because some member remembers it | nothing; a burst, if nobody is left who remembers |
-//! | rolled back to an old snapshot, or to a replica that lagged | the same | nothing |
-//! | failed over | the connection is made anew; as above, by what the new server knows | nothing |
-//! | script flushed, connections killed | it is loaded and they are made again, within the same call or the next | nothing |
-//! | the server's clock goes back | no time has passed | nothing |
-//! | the server's clock goes forward | time has passed | one burst |
-//! | a process is killed | what it had reserved is lost; it is no member any more after 15 s | nothing |
-//! | a process stands still | reservations whose moment has passed by 5 ms are given back, and made anew | nothing |
+//! | for all members: the server is down at the start, killed, frozen, out of memory, read-only or cut off | [`LocalShare`](OnStoreLoss::LocalShare): each member admits its share of the rates, without a burst, starting [`max_ahead`](Builder::max_ahead) after the loss | nothing, if the number of members is right |
+//! | | [`Closed`](OnStoreLoss::Closed): no call is admitted until the store is back | nothing |
+//! | | [`Open`](OnStoreLoss::Open): every call is admitted | no bound |
+//! | the same, for some of the members | `LocalShare`: they admit their shares | their shares, while it lasts |
+//! | the store is back after that | shares are charged; if no member had the store, the buckets begin empty, 1.5 s later, when all members have come back | nothing |
+//! | the server is restarted empty, the key is deleted or evicted, or the server is replaced by an empty one | the buckets begin empty, `max_ahead` later, because some member remembers the lost state | nothing; one burst, if no member is left that remembers it |
+//! | the server is rolled back to an old snapshot, or replaced by a replica that lagged behind | the same | nothing |
+//! | failover | the member reconnects; then as above, depending on what the new server has | nothing |
+//! | the script is flushed, or connections are killed | the member loads the script and reconnects, within the same round trip or the next | nothing |
+//! | the server's clock goes back | as if no time had passed | nothing |
+//! | the server's clock goes forward | as if that time had passed | one burst |
+//! | a process is killed | its reservations are lost, and it is not counted as a member after 15 s | nothing |
+//! | a process does not run for a while | reservations that are more than 5 ms late are given back and made again | nothing |
 //!
-//! # Size
+//! # BucketSpec and speed
 //!
-//! One key for each quota, of about 450 bytes and 60 more for each member, in one hash slot; it goes when nobody has used
-//! it for as long as it takes to fill the buckets, and a minute. A round trip costs the server 20 to 40 µs for one call,
-//! about 1 µs for each further one. Two cores, server and client on them:
+//! Each quota is one key of about 450 bytes, plus 60 for each member, in one hash slot. The key expires a minute after
+//! the buckets are full again. A round trip costs the server 20 to 40 µs for one call, and about 1 µs for each further
+//! one. On two cores that the server and the client share:
 //!
 //! | | |
 //! |---|---|
-//! | acquires a second over one connection, 64 at once | 100,000 |
-//! | the same, 1,000 waiting | 350,000 |
-//! | one at a time, compared with a `PING` | about 1.5 times |
-//! | round trips a second of a member that waits for its limits, of 4 | about 90 |
-//! | of an idle one | one in 5 s |
+//! | acquires per second over one connection, 64 at once | 100,000 |
+//! | the same with 1,000 waiting | 350,000 |
+//! | one acquire at a time, compared with a `PING` | about 1.5 times as long |
+//! | round trips per second of a member that waits for its limits, one of 4 | about 90 |
+//! | round trips of an idle member | one every 5 s |
 //!
-//! # What to set on the server
+//! # Requirements for the server
 //!
-//! Redis 6.2 or newer, or Valkey; RESP3 and Lua scripts, which all but a few proxies know. `maxmemory-policy noeviction`
-//! (or a `volatile-` one with room), or limits may be evicted. Replication and persistence are not needed: lost state costs
-//! `max_ahead` of waiting. A clock that is slewed, not stepped. With access control, allow `EVALSHA`, `SCRIPT LOAD`, `GET`,
-//! `SET`, `TIME`, `PUBLISH` and `SUBSCRIBE` on keys and channels that begin with `{tower-outbound:`. For TLS, `rediss://`
-//! and the feature `redis-tls`. For a cluster or sentinels, [`Builder::connection`].
+//! - Redis 6.2 or newer, or Valkey, with RESP3 and Lua scripts. Some proxies lack one of these.
+//! - `maxmemory-policy noeviction`, or a `volatile-` policy with enough memory: otherwise limits may be evicted.
+//! - Neither replication nor persistence is needed: lost state costs `max_ahead` of waiting.
+//! - A clock that is slewed, not stepped.
+//! - With access control, the commands `EVALSHA`, `SCRIPT LOAD`, `GET`, `SET`, `TIME`, `PUBLISH` and `SUBSCRIBE` on
+//!   keys and channels that begin with `{tower-outbound:`.
+//! - For TLS, a `rediss://` URL and the feature `redis-tls`. For a cluster or sentinels, [`Builder::connection`].
 //!
-//! Whoever can write the key can lift the limits: members trust each other.
+//! Members trust each other: every process that can write the key can lift the limits.
 
 mod adjustments;
+mod amounts;
 mod builder;
 mod coordinator;
 mod driver;
@@ -90,6 +98,7 @@ mod equality;
 mod fallback;
 mod loss;
 mod quota_config;
+mod script;
 mod shared;
 mod store;
 #[cfg(test)]

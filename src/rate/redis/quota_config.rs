@@ -1,5 +1,5 @@
-//! [`QuotaConfig`]: the limits as the fleet agrees on them, worked out in units of a microsecond, and as a text that every
-//! member can read back.
+//! [`QuotaConfig`]: the limits that all members share: in units per microsecond, and as a text that every member can
+//! read.
 
 use crate::{
     error::InvalidConfig,
@@ -11,11 +11,15 @@ use crate::{
 };
 use std::{fmt::Write, time::Duration};
 
-/// The largest number of units there is. The script counts in doubles, which are exact up to 2^53: a bucket and its
-/// deepest debt together are below that.
-pub(super) const MOST_UNITS: i128 = 1 << 51;
+/// The largest number of units. The script counts in doubles, which are exact up to 2^53: a full bucket and its deepest
+/// debt together stay below that.
+const MAX_UNITS: i128 = 1 << 51;
 
-/// Limits, checked and worked out.
+/// The largest number of rates: more than a provider has. The script holds six numbers of each on Lua's stack at once,
+/// which is limited.
+const MAX_RATES: usize = 100;
+
+/// Limits that are checked and converted.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct QuotaConfig {
     limits: Limits,
@@ -23,16 +27,13 @@ pub(super) struct QuotaConfig {
     text: String,
 }
 
-/// More than a provider has, and no more than a script can hold at once.
-const MOST_RATES: usize = 100;
-
 impl QuotaConfig {
     pub(super) fn new(limits: Limits) -> Result<Self, InvalidConfig> {
         let sizes = limits.bucket_specs()?;
-        if sizes.len() > MOST_RATES {
+        if sizes.len() > MAX_RATES {
             return Err(InvalidConfig::new(
                 "limits",
-                format!("must be {MOST_RATES} rates at most, are {}", sizes.len()),
+                format!("must be at most {MAX_RATES} rates, are {}", sizes.len()),
             ));
         }
         let sizes = sizes
@@ -40,13 +41,13 @@ impl QuotaConfig {
             .map(|(budget, size)| Ok((budget, by_microsecond(budget, size)?)))
             .collect::<Result<_, InvalidConfig>>()?;
         Ok(Self {
-            text: written(&limits),
+            text: write(&limits),
             limits,
             sizes,
         })
     }
 
-    /// As another member has written it. `None` if it makes no sense to us.
+    /// Reads the text of another member. Returns `None` if it is not valid.
     pub(super) fn read(text: &str) -> Option<Self> {
         Self::new(read(text)?).ok()
     }
@@ -63,9 +64,10 @@ impl QuotaConfig {
         &self.text
     }
 
-    /// One of so many equal shares of it: the same, but that it fills as much slower.
+    /// One of `members` equal shares of the limits: the bursts are the same, but the buckets fill `members` times
+    /// slower and begin empty.
     pub(super) fn share(&self, members: u64) -> Self {
-        let shared = |(budget, size): &(Budget, BucketSpec)| {
+        let share = |(budget, size): &(Budget, BucketSpec)| {
             let members = i128::from(members.max(1));
             let size = BucketSpec {
                 unit: size.unit * members as u128,
@@ -78,19 +80,19 @@ impl QuotaConfig {
         };
         Self {
             limits: self.limits.clone(),
-            sizes: self.sizes.iter().map(shared).collect(),
+            sizes: self.sizes.iter().map(share).collect(),
             text: self.text.clone(),
         }
     }
 }
 
-/// The same rate, counted by the microsecond. A fraction of a burst that cannot be told any more is left out.
+/// Converts a rate from nanoseconds to microseconds. A fraction of a unit in the burst is cut off.
 fn by_microsecond(budget: Budget, size: BucketSpec) -> Result<BucketSpec, InvalidConfig> {
     let fill = u128::from(size.fill) * 1_000;
     let divisor = gcd(fill, size.unit);
     let (fill, unit) = (fill / divisor, size.unit / divisor);
     let capacity = size.capacity / divisor as i128;
-    if fill > MOST_UNITS as u128 || unit > MOST_UNITS as u128 || capacity > MOST_UNITS {
+    if fill > MAX_UNITS as u128 || unit > MAX_UNITS as u128 || capacity > MAX_UNITS {
         return Err(InvalidConfig::new(
             format!("{}.burst", budget.name()),
             "is too large, together with this amount and period, to be counted exactly by a Redis script",
@@ -101,12 +103,12 @@ fn by_microsecond(budget: Budget, size: BucketSpec) -> Result<BucketSpec, Invali
         unit,
         capacity,
         initial: size.initial / divisor as i128,
-        max_debt: MOST_UNITS,
+        max_debt: MAX_UNITS,
     })
 }
 
-/// One rate a word: budget, amount, period in nanoseconds, burst, initial fill.
-fn written(limits: &Limits) -> String {
+/// The limits as a text: one word for each rate, of budget, amount, period in nanoseconds, burst and initial fill.
+fn write(limits: &Limits) -> String {
     let mut text = String::new();
     for (budget, rate) in limits.rates() {
         let separator = if text.is_empty() { "" } else { " " };
@@ -168,14 +170,14 @@ mod tests {
         );
         assert_eq!(QuotaConfig::read(config.text()), Some(config));
         assert_eq!(QuotaConfig::read(""), Some(QuotaConfig::new(Limits::new()).unwrap()));
-        for senseless in [
+        for invalid in [
             "requests",
             "requests:1:0::",
             "calls:1:1::",
             "requests:-1:1000::",
             "requests:1:x::",
         ] {
-            assert_eq!(QuotaConfig::read(senseless), None, "{senseless}");
+            assert_eq!(QuotaConfig::read(invalid), None, "{invalid}");
         }
     }
 
@@ -189,11 +191,11 @@ mod tests {
     }
 
     #[test]
-    fn what_doubles_cannot_count_is_refused_by_name() {
+    fn limits_that_doubles_cannot_count_are_rejected_by_name() {
         let error = QuotaConfig::new(Limits::new().tokens(Rate::per_day(1_000_000_007))).unwrap_err();
         assert_eq!(error.field(), "tokens.burst");
         let many = (0..101).fold(Limits::new(), |limits, _| limits.requests(Rate::per_second(1)));
         let error = QuotaConfig::new(many).unwrap_err();
-        assert_eq!(error.to_string(), "invalid limits: must be 100 rates at most, are 101");
+        assert_eq!(error.to_string(), "invalid limits: must be at most 100 rates, are 101");
     }
 }

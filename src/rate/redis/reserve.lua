@@ -1,96 +1,124 @@
--- Answers one member of a fleet that shares a quota: reserves, settles, pauses, changes the limits.
+-- Serves one request of one member: reserves, settles estimates, pauses, changes the limits. It runs in one step on the
+-- server, so members cannot overtake each other in the middle of it.
 --
--- frontier.rs does the same, step by step, in Rust, and says why; the two give equal answers. Everything is an integer
--- below 2^53, which doubles hold exactly: units in buckets, microseconds in times. Not to be done: to concatenate such a
--- number (14 digits are kept), to call TIME twice (it goes on meanwhile), to raise errors (their texts differ by version).
+-- virtual_schedule.rs does the same in Rust, in the same steps; a test compares the two. If you change one of them,
+-- change the other.
 --
--- KEYS  1 the state
--- ARGV  1 the numbers of the ask  2 the member  3 where pauses are told
---       4 its limits, and in the next line what it was configured with; left out by who believes that they are known
+-- This file is a template. Before it is loaded, script.rs replaces
+--   state.NAME   by state[I]           a number of the stored state; the list of them is in script.rs
+--   bucket.NAME  by state[bucket + I]  a number of a bucket, where `bucket` is the position of the bucket's first one
+--   reply.NAME   by reply[I]           a number of the reply; the list of them is in wire.rs
+-- and some words in capitals, such as the length of the state, by what follows from these lists.
+--
+-- Every number is an integer below 2^53, which doubles hold exactly: units in buckets, microseconds in times. So
+--   - do not concatenate a number to a string: Lua keeps only 14 digits of it;
+--   - do not call TIME twice: the clock goes on while the script runs;
+--   - do not raise errors: their texts differ between server versions. Problems are part of the reply.
+--
+-- KEYS[1]  the stored state
+-- ARGV[1]  the numbers of the request (wire.rs): a fixed list, then six for each rate, then two for each cost
+-- ARGV[2]  the name of the member, 16 bytes
+-- ARGV[3]  the channel where pauses are announced
+-- ARGV[4]  two lines: the member's limits, and the limits that it was configured with. Left out if the member expects
+--          that the state has the same version of the limits; an empty reply then asks for them.
+--
+-- The stored state is a string: the numbers of `state`, the numbers of each bucket, an entry for each member (its name,
+-- the time of its last request, its estimated requests and tokens, the number of its last corrections), and a text of
+-- two lines as in ARGV[4], from the member that set the limits.
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
-local numbers, pack, rep, values = struct.unpack, struct.pack, string.rep, unpack
-local DEEPEST_DEBT, MOST_ESTIMATED = -2 ^ 51, 2 ^ 52
-local MEMBER_LAPSES, SWEEP, RETURN, KEPT, SLACK = 15000000, 1000000, 1500000, 60000, 30000000
+local read, write, rep, values = struct.unpack, struct.pack, string.rep, unpack
+-- In units: a deeper debt is cut off, and no more than this is counted as estimated.
+local DEEPEST_DEBT, MAX_ESTIMATED = -2 ^ 51, 2 ^ 52
+-- In microseconds; virtual_schedule.rs describes them.
+local MEMBER_EXPIRY, SWEEP_INTERVAL, RETURN_TIME = 15000000, 1000000, 1500000
+-- In milliseconds: the key lives for at least this long after a request.
+local MIN_RETENTION = 60000
+-- In microseconds: the key's time to live is set again only if it is too short by more than this.
+local EXPIRY_SLACK = 30000000
+-- In bytes: an entry of a member, and the name that it begins with.
+local ENTRY, NAME = 48, 16
+-- In bytes: a rate of the request, which is six numbers.
+local RATE = 48
 
-local ahead, knows_birth, knows_seq, horizon, knows_stamp, changes, leaves, probes, pausing, batch, alone, shares,
-  credit_1, credit_2, debit_1, debit_2, spent_1, spent_2, estimated_1, estimated_2, lowers, rates, costs, at_rates =
-  numbers('<ddddddddddddddddddddddd', ARGV[1])
+local REQUEST_NAMES, rates_at = read(REQUEST_FORMAT, ARGV[1])
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
--- The state is a list of numbers: these, and from FIRST on, six for each bucket: its budget (1 requests, 2 tokens), how
--- much a microsecond fills, units in one, capacity, balance, withheld. Behind them stands an entry for each member: its
--- name, when it was here, requests and tokens it has out, its last corrections. Then a text: the limits, and in the next
--- line what the member was configured with that brought them.
-local COUNT, BIRTH, SEQ, AT, USED, LAST, PAUSE, STAMP, FRESH, SWEPT, MEMBERS, EMPTIED, EXPIRES, OUT_1, OUT_2, FIRST =
-  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16
-local ENTRY, NAME = 48, 16
-local s, entries, text, final
+local state, entries, text, last_bucket
 
--- A function costs more to make than to call, so those that are seldom needed are made where they are.
-local function advance_to(moment)
-  local elapsed = moment - s[LAST]
-  for b = FIRST, final, 6 do
-    local balance, capacity = s[b + 4], s[b + 3]
-    if elapsed * s[b + 1] < capacity - balance then
-      balance = balance + elapsed * s[b + 1]
+-- To create a function costs more than to call it, so only these two, which every request needs, are created here.
+
+-- Fills the buckets up to `target`. What overflows while estimates are not settled is withheld from later refunds: had
+-- the estimate been lower from the start, the refund would have overflowed too.
+local function advance_to(target)
+  local elapsed = target - state.scheduled_until
+  for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+    local balance, capacity = bucket.balance, bucket.capacity
+    if elapsed * bucket.fill < capacity - balance then
+      balance = balance + elapsed * bucket.fill
     else
       balance = capacity
     end
-    s[b + 4] = balance
-    local out = s[b] == 1 and s[OUT_1] or s[OUT_2]
-    if out > 0 then
-      local spilled = min(out * s[b + 2], MOST_ESTIMATED) - (capacity - balance)
-      if spilled > s[b + 5] then s[b + 5] = spilled end
+    bucket.balance = balance
+    local estimated = bucket.budget == 1 and state.estimated_requests or state.estimated_tokens
+    if estimated > 0 then
+      local spilled = min(estimated * bucket.unit, MAX_ESTIMATED) - (capacity - balance)
+      if spilled > bucket.withheld then bucket.withheld = spilled end
     end
   end
-  s[LAST] = moment
+  state.scheduled_until = target
 end
 
--- Sets what is estimated, and what is withheld of it.
-local function estimate(first, second)
-  s[OUT_1], s[OUT_2] = first, second
-  for b = FIRST, final, 6 do
-    local out = min((s[b] == 1 and first or second) * s[b + 2], MOST_ESTIMATED)
-    if s[b + 5] > out then s[b + 5] = out end
-    local spilled = out - (s[b + 3] - s[b + 4])
-    if out > 0 and spilled > s[b + 5] then s[b + 5] = spilled end
+-- Sets the estimates of all members together, and adapts what is withheld.
+local function set_estimated(requests, tokens)
+  state.estimated_requests, state.estimated_tokens = requests, tokens
+  for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+    local estimated = min((bucket.budget == 1 and requests or tokens) * bucket.unit, MAX_ESTIMATED)
+    if bucket.withheld > estimated then bucket.withheld = estimated end
+    local spilled = estimated - (bucket.capacity - bucket.balance)
+    if estimated > 0 and spilled > bucket.withheld then bucket.withheld = spilled end
   end
 end
+
+-- 1. Read the state.
 
 local stored = redis.call('GET', KEYS[1])
 if stored then
-  local count = numbers('<d', stored)
-  s = {numbers('<' .. rep('d', 15 + 6 * count), stored)}
-  final = FIRST + 6 * count - 6
-  -- Behind the numbers unpack tells where it has stopped.
-  local from = s[FIRST + 6 * count]
-  local to = from + ENTRY * s[MEMBERS]
+  local count = read('<d', stored)
+  state = {read('<' .. rep('d', STATE_LENGTH + BUCKET_LENGTH * count), stored)}
+  last_bucket = FIRST_BUCKET + BUCKET_LENGTH * count - BUCKET_LENGTH
+  -- The last value is no number of the state: it is the position where reading stopped.
+  local from = state[FIRST_BUCKET + BUCKET_LENGTH * count]
+  local to = from + ENTRY * state.members
   entries, text = string.sub(stored, from, to - 1), string.sub(stored, to)
-  s[FIRST + 6 * count] = nil
+  state[FIRST_BUCKET + BUCKET_LENGTH * count] = nil
 end
 
-local stale = false
-if stored and now >= s[AT] and knows_stamp == s[STAMP] and changes == 0 and
-  (knows_birth == 0 or knows_birth == s[BIRTH] and s[SEQ] >= knows_seq) then
-  -- As nearly always: it knows what is here.
-  s[AT] = now
+-- 2. Compare it with what the member knows: lost state, other limits, a clock that went back.
+
+-- Whether the state lacks something that this member was promised, such as a reservation.
+local is_stale = false
+if stored and now >= state.clock and config_version == state.config_version and is_change == 0 and
+  (incarnation == 0 or incarnation == state.incarnation and state.sequence >= sequence) then
+  -- Nearly always there is no difference.
+  state.clock = now
 else
-  if not ARGV[4] and (not stored or knows_stamp > s[STAMP]) then
-    -- They are not: please say it all.
+  if not ARGV[4] and (not stored or config_version > state.config_version) then
+    -- The member's limits are needed. It sends the request again, with them; nothing has been written yet.
     return {}
   end
 
-  local function hold(span, empties)
-    if now > s[LAST] then advance_to(now) end
-    if empties then
-      for b = FIRST, final, 6 do
-        s[b + 4] = min(s[b + 4], 0)
+  -- Reserves nothing for the time `span`, in which reservations may be used that this state does not know.
+  local function hold(span, is_emptied)
+    if now > state.scheduled_until then advance_to(now) end
+    if is_emptied then
+      for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+        bucket.balance = min(bucket.balance, 0)
       end
-      s[EMPTIED] = now
+      state.emptied_at = now
     end
-    s[LAST] = max(s[LAST], now + span)
+    state.scheduled_until = max(state.scheduled_until, now + span)
   end
 
   local function quotient(a, b)
@@ -99,24 +127,26 @@ else
     return q
   end
 
-  -- The member's own buckets, as they begin.
-  local function theirs()
-    local sizes = {numbers('<' .. rep('d', 6 * rates), ARGV[1], at_rates)}
-    s[COUNT], final = rates, FIRST + 6 * rates - 6
-    for i = 1, 6 * rates do
-      s[FIRST - 1 + i] = sizes[i]
+  -- Replaces the buckets by those of the member's limits, as they begin.
+  local function create_buckets()
+    local sizes = {read('<' .. rep('d', BUCKET_LENGTH * rates), ARGV[1], rates_at)}
+    state.rates, last_bucket = rates, FIRST_BUCKET + BUCKET_LENGTH * rates - BUCKET_LENGTH
+    for i = 1, BUCKET_LENGTH * rates do
+      state[FIRST_BUCKET - 1 + i] = sizes[i]
     end
-    for b = FIRST, final, 6 do
-      s[b + 5] = 0
+    for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+      -- The request has another number in this place: see step 3.
+      bucket.withheld = 0
     end
     text = ARGV[4]
   end
 
-  -- Takes over the member's limits. Returns whether there are more than before.
+  -- Takes over the member's limits; what is in the buckets stays there. Returns whether a bucket is new.
   local function configure()
     -- The whole part of a * b / c, for a < c.
     local function scaled(a, b, c)
       if a * b < 2 ^ 53 then return quotient(a * b, c) end
+      -- The product would not be exact: long multiplication and division, bit by bit.
       local q, r, bit = 0, 0, 2 ^ 51
       while bit >= 1 do
         q, r = q * 2, r * 2
@@ -129,233 +159,283 @@ else
       return q
     end
     local old = {{}, {}}
-    for b = FIRST, final, 6 do
-      table.insert(old[s[b]], {unit = s[b + 2], balance = s[b + 4], without = s[b + 4] - s[b + 5]})
+    for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+      local without = bucket.balance - bucket.withheld
+      table.insert(old[bucket.budget], {unit = bucket.unit, balance = bucket.balance, without = without})
     end
-    for i = #s, FIRST, -1 do
-      s[i] = nil
+    for i = #state, FIRST_BUCKET, -1 do
+      state[i] = nil
     end
-    theirs()
-    local next, more = {1, 1}, false
-    for b = FIRST, final, 6 do
-      local budget, unit = s[b], s[b + 2]
-      local before = old[budget][next[budget]]
-      next[budget] = next[budget] + 1
+    create_buckets()
+    local position, is_any_new = {1, 1}, false
+    for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+      local budget, unit = bucket.budget, bucket.unit
+      local before = old[budget][position[budget]]
+      position[budget] = position[budget] + 1
       if before then
         local function convert(units)
           local whole = quotient(units, before.unit)
           return whole * unit + scaled(units - whole * before.unit, unit, before.unit)
         end
-        local kept = convert(before.balance)
-        local out = min(s[OUT_1 - 1 + budget] * unit, MOST_ESTIMATED)
-        s[b + 4] = max(min(kept, s[b + 3]), DEEPEST_DEBT)
-        s[b + 5] = min(kept - convert(before.without), out)
+        local balance = convert(before.balance)
+        local amount = budget == 1 and state.estimated_requests or state.estimated_tokens
+        bucket.balance = max(min(balance, bucket.capacity), DEEPEST_DEBT)
+        -- Rounded together with the balance. Rounded apart, the two could be a unit more than before.
+        bucket.withheld = min(balance - convert(before.without), min(amount * unit, MAX_ESTIMATED))
       else
-        more = true
+        is_any_new = true
       end
     end
-    return more
+    return is_any_new
   end
 
-  local function forget()
-    entries, s[MEMBERS] = '', 0
-    estimate(0, 0)
+  local function forget_members()
+    entries, state.members = '', 0
+    set_estimated(0, 0)
   end
 
   if not stored then
-    s, entries = {0, now, 0, now, 0, now, 0, now, 1, now, 0, 0, 0, 0, 0}, ''
-    theirs()
-    if knows_stamp ~= 0 then s[STAMP] = knows_stamp end
-    if knows_birth ~= 0 then
-      s[BIRTH], s[FRESH] = max(now, knows_birth + 1), 0
-      hold(max(horizon, ahead), true)
+    state, entries = {0, now, 0, now, 0, now, 0, now, 1, now, 0, 0, 0, 0, 0}, ''
+    create_buckets()
+    if config_version ~= 0 then state.config_version = config_version end
+    if incarnation ~= 0 then
+      -- The member knew a state that is lost. What others have taken from it is unknown, so nothing is left.
+      state.incarnation, state.began_full = max(now, incarnation + 1), 0
+      hold(max(last_reservation, max_ahead), true)
     end
   end
 
-  -- A clock that goes back takes everything along: no time has passed.
-  local back = s[AT] - now
+  -- The server's clock went back: all times move with it, so no time has passed.
+  local back = state.clock - now
   if back > 0 then
-    s[LAST], s[PAUSE], s[SWEPT], s[EMPTIED] = s[LAST] - back, max(s[PAUSE] - back, 0), s[SWEPT] - back, s[EMPTIED] - back
-    s[EXPIRES], s[USED] = s[EXPIRES] - back, s[USED] - back
+    state.scheduled_until, state.paused_until = state.scheduled_until - back, max(state.paused_until - back, 0)
+    state.swept_at, state.emptied_at = state.swept_at - back, state.emptied_at - back
+    state.expires_at, state.last_contact = state.expires_at - back, state.last_contact - back
     local moved = {}
     for at = 1, #entries, ENTRY do
-      local seen, first, second, last_batch = numbers('<dddd', entries, at + NAME)
-      table.insert(moved, string.sub(entries, at, at + NAME - 1) .. pack('<dddd', seen - back, first, second, last_batch))
+      local seen, requests, tokens, last_batch = read('<dddd', entries, at + NAME)
+      local numbers = write('<dddd', seen - back, requests, tokens, last_batch)
+      table.insert(moved, string.sub(entries, at, at + NAME - 1) .. numbers)
     end
     entries = table.concat(moved)
   end
-  s[AT] = now
+  state.clock = now
 
-  if knows_birth ~= 0 and knows_birth ~= s[BIRTH] then
-    stale = true
-    if s[FRESH] == 1 then hold(max(horizon, ahead), true) else hold(horizon, false) end
-    s[FRESH] = 0
-  elseif knows_birth ~= 0 and s[SEQ] < knows_seq then
-    stale = true
-    hold(max(horizon, ahead), true)
-    s[BIRTH], s[FRESH], s[SEQ] = max(now, s[BIRTH] + 1), 0, knows_seq
-    forget()
+  if incarnation ~= 0 and incarnation ~= state.incarnation then
+    is_stale = true
+    -- A state that began full did not know of the one that this member knew.
+    if state.began_full == 1 then hold(max(last_reservation, max_ahead), true) else hold(last_reservation, false) end
+    state.began_full = 0
+  elseif incarnation ~= 0 and state.sequence < sequence then
+    -- The server went back to an old snapshot, or to a replica that lagged behind.
+    is_stale = true
+    hold(max(last_reservation, max_ahead), true)
+    state.incarnation, state.began_full, state.sequence = max(now, state.incarnation + 1), 0, sequence
+    forget_members()
   end
 
-  if knows_stamp ~= s[STAMP] or changes == 1 then
+  if config_version ~= state.config_version or is_change == 1 then
     local is_new = false
-    if knows_stamp == 0 then
-      local line, own_line = string.find(text, '\n', 1, true), string.find(ARGV[4], '\n', 1, true)
-      is_new = string.sub(ARGV[4], own_line) ~= string.sub(text, line) and
-        string.sub(ARGV[4], 1, own_line) ~= string.sub(text, 1, line)
+    if config_version == 0 then
+      -- A member that has just started brings its limits, unless they are in force or were replaced since.
+      local line_end, own_line_end = string.find(text, '\n', 1, true), string.find(ARGV[4], '\n', 1, true)
+      is_new = string.sub(ARGV[4], own_line_end) ~= string.sub(text, line_end) and
+        string.sub(ARGV[4], 1, own_line_end) ~= string.sub(text, 1, line_end)
     end
-    if changes == 1 or knows_stamp > s[STAMP] or is_new then
-      if changes == 1 or knows_stamp == 0 then s[STAMP] = max(now, s[STAMP] + 1) else s[STAMP] = knows_stamp end
-      local more = configure()
-      estimate(s[OUT_1], s[OUT_2])
-      if more then forget() end
+    if is_change == 1 or config_version > state.config_version or is_new then
+      if is_change == 1 or config_version == 0 then
+        state.config_version = max(now, state.config_version + 1)
+      else
+        state.config_version = config_version
+      end
+      local is_any_new = configure()
+      set_estimated(state.estimated_requests, state.estimated_tokens)
+      -- What was estimated before was never charged to a new bucket, so it must not be given back to it.
+      if is_any_new then forget_members() end
     end
   end
 end
 
-if now > s[LAST] then advance_to(now) end
-if pausing > 0 and now + pausing > s[PAUSE] then
-  s[PAUSE] = now + pausing
-  redis.call('PUBLISH', ARGV[3], string.format('%.0f', pausing))
+-- 3. Time, pauses, and what a provider reports as left.
+
+if now > state.scheduled_until then advance_to(now) end
+if pause > 0 and now + pause > state.paused_until then
+  state.paused_until = now + pause
+  redis.call('PUBLISH', ARGV[3], string.format('%.0f', pause))
 end
--- What a member says of a rate is of its own limits.
-if lowers > 0 and string.match(text, '^[^\n]*') == string.match(ARGV[4], '^[^\n]*') then
+-- The amounts belong to the member's own limits, which may be others than those in force.
+if lowered > 0 and string.match(text, '^[^\n]*') == string.match(ARGV[4], '^[^\n]*') then
   for i = 1, rates do
-    local left = numbers('<d', ARGV[1], at_rates + 48 * i - 8)
-    local b = FIRST - 6 + 6 * i
-    if left >= 0 and left * s[b + 2] < s[b + 4] then s[b + 4] = left * s[b + 2] end
+    local left = read('<d', ARGV[1], rates_at + RATE * i - 8)
+    local bucket = FIRST_BUCKET - BUCKET_LENGTH + BUCKET_LENGTH * i
+    if left >= 0 and left * bucket.unit < bucket.balance then bucket.balance = left * bucket.unit end
   end
-  estimate(s[OUT_1], s[OUT_2])
+  set_estimated(state.estimated_requests, state.estimated_tokens)
 end
 
-if now - s[SWEPT] >= SWEEP then
-  local first, second, kept = 0, 0, {}
+-- 4. Remove the members that were not here for a while.
+
+if now - state.swept_at >= SWEEP_INTERVAL then
+  local requests, tokens, kept = 0, 0, {}
   for at = 1, #entries, ENTRY do
-    local seen, a, b = numbers('<ddd', entries, at + NAME)
-    if now - seen < MEMBER_LAPSES then
-      first, second = first + a, second + b
+    local seen, its_requests, its_tokens = read('<ddd', entries, at + NAME)
+    if now - seen < MEMBER_EXPIRY then
+      requests, tokens = requests + its_requests, tokens + its_tokens
       table.insert(kept, string.sub(entries, at, at + ENTRY - 1))
     end
   end
   entries = table.concat(kept)
-  s[SWEPT], s[MEMBERS] = now, #kept
-  estimate(first, second)
+  state.swept_at, state.members = now, #kept
+  set_estimated(requests, tokens)
 end
 
-local before = string.find(entries, ARGV[2], 1, true)
-while before and before % ENTRY ~= 1 do
-  -- Numbers that look like its name.
-  before = string.find(entries, ARGV[2], before + 1, true)
+-- 5. Settle what the member reports.
+
+local entry_at = string.find(entries, ARGV[2], 1, true)
+while entry_at and entry_at % ENTRY ~= 1 do
+  -- Not the start of an entry: the numbers in some entry look like the name.
+  entry_at = string.find(entries, ARGV[2], entry_at + 1, true)
 end
-local known, is_heard = before and not stale, probes == 1
-local own_1, own_2 = 0, 0
-if before then
+-- Corrections are counted once: a request is sent again with the same batch number if its reply was lost.
+local is_known, is_counted = entry_at and not is_stale, is_probe == 1
+local own_requests, own_tokens = 0, 0
+if entry_at then
   local _, last_batch
-  _, own_1, own_2, last_batch = numbers('<dddd', entries, before + NAME)
-  if is_heard then batch = last_batch end
-  is_heard = is_heard or known and last_batch == batch
+  _, own_requests, own_tokens, last_batch = read('<dddd', entries, entry_at + NAME)
+  if is_counted then batch = last_batch end
+  is_counted = is_counted or is_known and last_batch == batch
 end
-if not is_heard then
-  local began = now - alone
-  if alone > 0 and s[USED] < began then
-    -- Nobody was here since it was on its own, so all of them were: what has come in was theirs.
-    for b = FIRST, final, 6 do
-      s[b + 4] = min(s[b + 4], 0)
+if not is_counted then
+  local began = now - fallback_age
+  if fallback_age > 0 and state.last_contact < began then
+    -- No member has reached the store since this one lost it. So all of them admitted calls by their local fallbacks,
+    -- and have used what would be in the buckets now. They come back and report it within RETURN_TIME.
+    for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+      bucket.balance = min(bucket.balance, 0)
     end
-    s[EMPTIED], s[LAST] = now, max(s[LAST], now + RETURN)
+    state.emptied_at, state.scheduled_until = now, max(state.scheduled_until, now + RETURN_TIME)
   end
-  for b = FIRST, final, 6 do
-    local credit, debit, spent, out = credit_1, debit_1, spent_1, min(own_1, s[OUT_1])
-    if s[b] == 2 then credit, debit, spent, out = credit_2, debit_2, spent_2, min(own_2, s[OUT_2]) end
-    local share = spent * s[b + 2]
-    if s[EMPTIED] > began then share = min(share, ceil((now - s[EMPTIED]) * s[b + 1] / shares)) end
-    local balance = max(max(s[b + 4] - share, DEEPEST_DEBT) - debit * s[b + 2], DEEPEST_DEBT)
-    if known then
-      local refund = min(min(credit, out) * s[b + 2], MOST_ESTIMATED)
-      local kept = min(refund, s[b + 5])
-      s[b + 5] = s[b + 5] - kept
-      balance = min(balance + refund - kept, s[b + 3])
+  for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+    local credit, debit, usage = credit_requests, debit_requests, fallback_requests
+    local estimated = min(own_requests, state.estimated_requests)
+    if bucket.budget == 2 then
+      credit, debit, usage = credit_tokens, debit_tokens, fallback_tokens
+      estimated = min(own_tokens, state.estimated_tokens)
     end
-    s[b + 4] = balance
+    local share = usage * bucket.unit
+    if state.emptied_at > began then
+      -- What the member used before the buckets were emptied was paid for then. Since then it can have used no more
+      -- than its share of the rate.
+      share = min(share, ceil((now - state.emptied_at) * bucket.fill / member_count))
+    end
+    local balance = max(max(bucket.balance - share, DEEPEST_DEBT) - debit * bucket.unit, DEEPEST_DEBT)
+    if is_known then
+      local refund = min(min(credit, estimated) * bucket.unit, MAX_ESTIMATED)
+      local kept = min(refund, bucket.withheld)
+      bucket.withheld = bucket.withheld - kept
+      balance = min(balance + refund - kept, bucket.capacity)
+    end
+    bucket.balance = balance
   end
 end
-if probes == 0 then s[USED] = now end
-local others_1, others_2 = s[OUT_1] - own_1, s[OUT_2] - own_2
-if others_1 < 0 then others_1 = 0 end
-if others_2 < 0 then others_2 = 0 end
-if known then own_1, own_2 = estimated_1, estimated_2 else own_1, own_2 = 0, 0 end
-estimate(others_1 + own_1, others_2 + own_2)
+if is_probe == 0 then state.last_contact = now end
+local other_requests, other_tokens = state.estimated_requests - own_requests, state.estimated_tokens - own_tokens
+if other_requests < 0 then other_requests = 0 end
+if other_tokens < 0 then other_tokens = 0 end
+if is_known then
+  own_requests, own_tokens = estimated_requests, estimated_tokens
+else
+  own_requests, own_tokens = 0, 0
+end
+set_estimated(other_requests + own_requests, other_tokens + own_tokens)
 
-local answer = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-local again, goes, cost_at = 0, 0, at_rates + 48 * rates
-local last, pause, first, second = s[LAST], s[PAUSE], 0, 0
+-- 6. Reserve the costs in order, as many as max_ahead allows: each at the earliest time when all buckets have enough.
+
+local reply = {REPLY_ZEROS}
+local retry_in, reserved, cost_at = 0, 0, rates_at + RATE * rates
+local scheduled_until, paused_until, all_requests, all_tokens = state.scheduled_until, state.paused_until, 0, 0
 for _ = 1, costs do
   local requests, tokens
-  requests, tokens, cost_at = numbers('<dd', ARGV[1], cost_at)
-  local go, never = last, false
-  if pause > go then go = pause end
-  if go - now > ahead then
-    again = go - now - ahead
+  requests, tokens, cost_at = read('<dd', ARGV[1], cost_at)
+  local admitted_at, is_impossible = scheduled_until, false
+  if paused_until > admitted_at then admitted_at = paused_until end
+  if admitted_at - now > max_ahead then
+    retry_in = admitted_at - now - max_ahead
     break
   end
-  for b = FIRST, final, 6 do
-    local needed = (s[b] == 1 and requests or tokens) * s[b + 2]
-    if needed > s[b + 4] and needed > 0 then
-      if needed > s[b + 3] then never = true end
-      local there = last + ceil((needed - s[b + 4]) / s[b + 1])
-      if there > go then go = there end
+  for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+    local needed = (bucket.budget == 1 and requests or tokens) * bucket.unit
+    if needed > bucket.balance and needed > 0 then
+      if needed > bucket.capacity then is_impossible = true end
+      local filled_at = scheduled_until + ceil((needed - bucket.balance) / bucket.fill)
+      if filled_at > admitted_at then admitted_at = filled_at end
     end
   end
-  if never then break end
-  if go > last then
-    advance_to(go)
-    last = go
+  -- The limits in force are others than the member's. It learns them from the reply and rejects the call.
+  if is_impossible then break end
+  if admitted_at > scheduled_until then
+    advance_to(admitted_at)
+    scheduled_until = admitted_at
   end
-  for b = FIRST, final, 6 do
-    s[b + 4] = s[b + 4] - (s[b] == 1 and requests or tokens) * s[b + 2]
+  for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+    bucket.balance = bucket.balance - (bucket.budget == 1 and requests or tokens) * bucket.unit
   end
-  -- What is estimated grows as the balance falls, so nothing more is withheld.
-  s[OUT_1], s[OUT_2] = s[OUT_1] + requests, s[OUT_2] + tokens
-  first, second = first + requests, second + tokens
-  goes = goes + 1
-  answer[13 + goes] = go - now
+  -- The estimates grow by as much as the balance falls, so there is nothing more to withhold.
+  state.estimated_requests = state.estimated_requests + requests
+  state.estimated_tokens = state.estimated_tokens + tokens
+  all_requests, all_tokens = all_requests + requests, all_tokens + tokens
+  reserved = reserved + 1
+  reply[REPLY_LENGTH + reserved] = admitted_at - now
 end
 
-s[SEQ] = s[SEQ] + 1
+-- 7. Store the state, and reply.
+
+state.sequence = state.sequence + 1
 local entry = ''
-if leaves == 0 then entry = ARGV[2] .. pack('<dddd', now, own_1 + first, own_2 + second, batch) end
-if before then
-  entries = string.sub(entries, 1, before - 1) .. entry .. string.sub(entries, before + ENTRY)
+if is_leaving == 0 then
+  entry = ARGV[2] .. write('<dddd', now, own_requests + all_requests, own_tokens + all_tokens, batch)
+end
+if entry_at then
+  entries = string.sub(entries, 1, entry_at - 1) .. entry .. string.sub(entries, entry_at + ENTRY)
 else
   entries = entries .. entry
 end
-s[MEMBERS] = #entries / ENTRY
+state.members = #entries / ENTRY
 
-local ends, left_1, left_2 = 0, -1, -1
-for b = FIRST, final, 6 do
-  local full = ceil((s[b + 3] - s[b + 4]) / s[b + 1])
-  if full > ends then ends = full end
+local until_full, left_requests, left_tokens = 0, -1, -1
+for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+  local full = ceil((bucket.capacity - bucket.balance) / bucket.fill)
+  if full > until_full then until_full = full end
   local left = 0
-  if s[b + 4] > 0 then
-    left = floor(s[b + 4] / s[b + 2])
-    if left * s[b + 2] > s[b + 4] then left = left - 1 end
+  if bucket.balance > 0 then
+    left = floor(bucket.balance / bucket.unit)
+    if left * bucket.unit > bucket.balance then left = left - 1 end
   end
-  if s[b] == 1 then
-    if left_1 < 0 or left < left_1 then left_1 = left end
-  elseif left_2 < 0 or left < left_2 then
-    left_2 = left
+  if bucket.budget == 1 then
+    if left_requests < 0 or left < left_requests then left_requests = left end
+  elseif left_tokens < 0 or left < left_tokens then
+    left_tokens = left
   end
 end
-local kept = floor((max(last + ends, pause) - now) / 1000) + KEPT
--- To say for how long each time would cost as much as to say what.
-local is_short = s[EXPIRES] - now < kept * 1000 - SLACK
-if is_short then s[EXPIRES] = now + kept * 1000 end
-local state = pack('<' .. rep('d', 15 + 6 * s[COUNT]), values(s)) .. entries .. text
-if is_short then redis.call('SET', KEYS[1], state, 'PX', kept) else redis.call('SET', KEYS[1], state, 'KEEPTTL') end
+-- An expired state is a new one with full buckets, so it must not expire before they are full.
+local retention = floor((max(scheduled_until + until_full, paused_until) - now) / 1000) + MIN_RETENTION
+-- To set the time to live with every request would cost as much as to write the state.
+local is_too_short = state.expires_at - now < retention * 1000 - EXPIRY_SLACK
+if is_too_short then state.expires_at = now + retention * 1000 end
+local packed = write('<' .. rep('d', STATE_LENGTH + BUCKET_LENGTH * state.rates), values(state)) .. entries .. text
+if is_too_short then
+  redis.call('SET', KEYS[1], packed, 'PX', retention)
+else
+  redis.call('SET', KEYS[1], packed, 'KEEPTTL')
+end
 
-answer[1], answer[2], answer[3], answer[4], answer[5] = s[SEQ], s[BIRTH], s[STAMP], max(pause - now, 0), s[MEMBERS]
-if known then answer[6] = 1 end
-answer[7], answer[8], answer[9], answer[10], answer[11], answer[12], answer[13] =
-  kept, last - now, left_1, left_2, again, now, goes
-if s[STAMP] ~= knows_stamp then answer[14 + goes] = string.sub(text, 1, string.find(text, '\n', 1, true) - 1) end
-return answer
+reply.sequence, reply.incarnation, reply.config_version = state.sequence, state.incarnation, state.config_version
+reply.pause, reply.members = max(paused_until - now, 0), state.members
+if is_known then reply.is_known = 1 end
+reply.retention, reply.offset = retention, scheduled_until - now
+reply.left_requests, reply.left_tokens = left_requests, left_tokens
+reply.retry_in, reply.now, reply.reserved = retry_in, now, reserved
+if state.config_version ~= config_version then
+  reply[REPLY_LENGTH + 1 + reserved] = string.sub(text, 1, string.find(text, '\n', 1, true) - 1)
+end
+return reply

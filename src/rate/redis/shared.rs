@@ -1,14 +1,19 @@
 //! [`SharedRateLimiter`]: a [`RateLimiter`](crate::RateLimiter) whose buckets many processes share.
 
-use super::{coordinator::WaiterStep, driver::SharedCoordinator, quota_config::QuotaConfig, waiters::Reservation};
+use super::{
+    coordinator::{Coordinator, WaiterStep},
+    driver::SharedCoordinator,
+    quota_config::QuotaConfig,
+    waiters::Reservation,
+};
 use crate::{
     error::{AcquireError, CostExceedsBurst, InvalidConfig},
     panic,
     rate::{
-        Bursts,
+        Bursts, Demand,
         buckets::Available,
         estimate::{Estimate, Settle},
-        limits::{Budget, Cost, Demand, Limits},
+        limits::{Budget, Cost, Limits},
     },
 };
 use std::{
@@ -21,11 +26,12 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A limiter of requests and tokens that all processes share that name the same quota on the same server.
+/// A limiter of requests and tokens whose limits are shared by all processes that name the same quota on the same
+/// server.
 ///
 /// It is used like a [`RateLimiter`](crate::RateLimiter): by [`RateLimitLayer::new`](crate::RateLimitLayer::new),
-/// [`ExecutorBuilder::limiter`](crate::ExecutorBuilder::limiter) and wherever else a [`Limiter`](crate::rate::Limiter)
-/// is taken. Clones share one connection. See the [module docs](super) for what it guarantees.
+/// [`ExecutorBuilder::limiter`](crate::ExecutorBuilder::limiter), and wherever else a [`Limiter`](crate::rate::Limiter)
+/// is accepted. Clones share one connection. See the [module docs](super) for what it guarantees.
 ///
 /// # Examples
 ///
@@ -44,86 +50,73 @@ pub struct SharedRateLimiter {
     handle: Arc<Handle>,
 }
 
-/// When the last one is dropped, the driver says goodbye.
+/// Shared by all clones of a limiter. Its drop ends the driver, which itself holds the coordinator.
 struct Handle {
-    office: Arc<SharedCoordinator>,
+    shared: Arc<SharedCoordinator>,
 }
 
-/// How the store is, as this process sees it. Numbers only grow, but for `members` and `latency`.
+/// The store as this process sees it. The numbers only grow, except for `members` and `latency`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreStatus {
-    /// Whether it answers. False too before the first answer.
+    /// Whether the store replies. False until the first reply.
     pub is_up: bool,
-    /// Processes that share the quota, this one included, by the last answer.
+    /// The number of processes that share the quota, including this one, by the last reply. At least what
+    /// [`Builder::members`](super::Builder::members) was set to.
     pub members: u64,
-    /// Round trips that were begun.
+    /// Round trips to the store that were begun.
     pub calls: u64,
-    /// Those that failed.
+    /// Round trips that failed.
     pub failures: u64,
-    /// How often the store was given up as lost.
+    /// How often the store was lost: three round trips in a row failed.
     pub losses: u64,
-    /// How often it had lost the state of the limits and began anew.
-    pub forgotten: u64,
-    /// Calls admitted without it: see [`OnStoreLoss`](super::OnStoreLoss).
+    /// How often the store had lost the state of the limits, which then began again with empty buckets.
+    pub state_losses: u64,
+    /// Calls admitted without the store: see [`OnStoreLoss`](super::OnStoreLoss).
     pub degraded: u64,
-    /// Reservations that were used too late (by more than 5 ms, or in a pause), and were made anew.
+    /// Reservations that were not used in time (within 5 ms) or fell into a pause, and were given back.
     pub late: u64,
     /// How long the last round trip took.
     pub latency: Duration,
 }
 
-/// A wait for a reservation and for its moment.
+/// Waits for a reservation, and then for its time.
 pub(in crate::rate) struct SharedAdmission {
     limiter: SharedRateLimiter,
+    /// The number of the waiter; `None` before the first poll and after the last one.
     number: Option<u64>,
     sleep: Option<Pin<Box<Sleep>>>,
-    /// If what it asks for is an estimate: what was reserved.
+    /// `None` if the cost is final; otherwise the reservation to settle, once there is one.
     estimate: Option<Option<Reservation>>,
 }
 
-/// A reservation whose true cost is to be told.
+/// An estimate that was charged by a reservation.
 struct ReservedCharge {
     limiter: SharedRateLimiter,
-    grant: Reservation,
+    reservation: Reservation,
 }
 
 // === impl SharedRateLimiter ===
 
 impl SharedRateLimiter {
-    /// The limits of `quota`, kept by the server at `url`: `redis://[user:password@]host[:port][/db]`, or `rediss://` for
-    /// TLS (feature `redis-tls`). Does not connect yet.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidConfig`] names the field: the URL, or a number that makes no sense in the limits.
-    pub fn connect(url: &str, quota: &str, limits: Limits) -> Result<Self, InvalidConfig> {
-        super::Builder::new(limits).connect(url, quota)
-    }
-
-    /// All settings.
-    pub const fn builder(limits: Limits) -> super::Builder {
-        super::Builder::new(limits)
-    }
-
-    pub(super) fn new(office: SharedCoordinator) -> Self {
-        let office = Arc::new(office);
+    pub(super) fn new(shared: SharedCoordinator) -> Self {
+        let shared = Arc::new(shared);
         Self {
-            handle: Arc::new(Handle { office }),
+            handle: Arc::new(Handle { shared }),
         }
     }
 
-    pub(super) fn office(&self) -> Weak<SharedCoordinator> {
-        Arc::downgrade(&self.handle.office)
+    pub(super) fn downgrade(&self) -> Weak<SharedCoordinator> {
+        Arc::downgrade(&self.handle.shared)
     }
 
     /// Waits until `cost` can be taken, and takes it.
     ///
     /// # Errors
     ///
-    /// [`AcquireError::CostExceedsBurst`], at once, if a bucket can never hold that much.
-    /// [`AcquireError::StoreUnavailable`] if the store is lost, nobody is to be admitted without it
-    /// ([`Closed`](super::OnStoreLoss::Closed)), and [patience](super::Builder::patience) is over.
+    /// - [`AcquireError::CostExceedsBurst`], at once, if a bucket can never hold that much.
+    /// - [`AcquireError::StoreUnavailable`] if the store is lost, no call is admitted without it
+    ///   ([`Closed`](super::OnStoreLoss::Closed)), and [patience](super::Builder::patience) has ended.
     ///
     /// # Panics
     ///
@@ -131,8 +124,8 @@ impl SharedRateLimiter {
     ///
     /// # Cancel safety
     ///
-    /// Dropped while it waits, it loses its place in line. What was reserved for it is given back, as far as that lets
-    /// nobody exceed the limits.
+    /// A dropped call loses its place in the queue. Its reservation, if it had one, is given back, as far as the limits
+    /// still hold with that.
     pub async fn acquire(&self, cost: Cost) -> Result<(), AcquireError> {
         let mut admission = self.admission(false);
         poll_fn(|cx| admission.poll(cost, cx)).await
@@ -154,62 +147,66 @@ impl SharedRateLimiter {
         Ok(admission.estimate(cost).expect("the admission is an estimate"))
     }
 
-    /// Corrects a charge, as [`Estimate::settle`].
+    /// Corrects a charge to what was really used: the same as [`Estimate::settle`].
     pub fn settle(&self, estimate: Estimate, used: Cost) {
         estimate.settle(used);
     }
 
-    /// What could go at once, by the store's last answer; what has come in since then is not counted.
+    /// What could be admitted at once, by the store's last reply. What the rates have brought since then is not
+    /// counted.
     #[must_use]
     pub fn available(&self) -> Available {
         let now = Instant::now();
-        self.look(|coordinator| {
-            let [requests, tokens] = coordinator.left(now);
+        self.with_coordinator(|coordinator| {
+            let left = coordinator.left(now);
             Available {
-                requests,
-                tokens,
-                paused_until: coordinator.paused(now),
+                requests: left.requests,
+                tokens: left.tokens,
+                paused_until: coordinator.paused_until(now),
             }
         })
     }
 
-    /// Whether `cost` could pass at all.
+    /// Checks that `cost` can be admitted at all: that no bucket is too small for it.
     ///
     /// # Errors
     ///
-    /// [`CostExceedsBurst`] if it could not.
+    /// [`CostExceedsBurst`] if a bucket is too small.
     pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
         self.bursts().check(cost)
     }
 
-    /// The limits, as they are known here.
+    /// The limits, as this member knows them.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        self.look(|coordinator| coordinator.config().limits().clone())
+        self.with_coordinator(|coordinator| coordinator.config().limits().clone())
     }
 
-    /// Replaces the limits of all members, at once also for those who wait. What is in a bucket stays there, up to the
-    /// new burst. Others hear of it with the next answer they get.
+    /// Replaces the limits of all members. What is in a bucket stays there, up to the new burst.
+    ///
+    /// The new limits apply at once in this process, also to waiting calls. Other members learn of them with their next
+    /// reply.
     ///
     /// # Errors
     ///
     /// [`InvalidConfig`] names the field; nothing is changed then.
     pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
         let config = QuotaConfig::new(limits)?;
-        let wakers = self.look(|coordinator| coordinator.configure(config));
+        let wakers = self.with_coordinator(|coordinator| coordinator.set_limits(config));
         wakers.into_iter().for_each(panic::wake);
-        self.handle.office.call();
+        self.handle.shared.notify_driver();
         Ok(())
     }
 
-    /// Somebody who knows says what is left of a rate: see [`RateLimiter::lower`](crate::RateLimiter::lower).
+    /// Lowers what is left of a rate to `left`, for example to what the provider reports: see
+    /// [`RateLimiter::lower`](crate::RateLimiter::lower). It is lowered for all members.
     pub fn lower(&self, budget: Budget, period: Option<Duration>, left: u64) {
-        self.look(|coordinator| coordinator.lower(budget, period, left));
-        self.handle.office.call();
+        self.with_coordinator(|coordinator| coordinator.lower(budget, period, left));
+        self.handle.shared.notify_driver();
     }
 
-    /// Somebody who knows says what a rate is: see [`RateLimiter::adopt`](crate::RateLimiter::adopt). It is adopted for
-    /// all members.
+    /// Replaces the amount of one rate, for example with the limit that the provider reports: see
+    /// [`RateLimiter::adopt`](crate::RateLimiter::adopt). It is replaced for all members.
     ///
     /// # Errors
     ///
@@ -225,34 +222,34 @@ impl SharedRateLimiter {
         self.set_limits(changed).map(|()| true)
     }
 
-    /// Admits nobody for this long, in no process. Only ever extends a pause.
+    /// Admits no call of any member for this long. A shorter pause than the current one changes nothing.
     ///
-    /// Here it holds at once; elsewhere as soon as the server has told the others. What they have reserved for the time
-    /// of the pause is given back.
+    /// The pause applies at once in this process, and to the other members as soon as the server has announced it.
+    /// Reservations for the time of the pause are given back.
     pub fn pause_for(&self, pause: Duration) {
         let now = Instant::now();
-        // A time that cannot be told is a very long one.
+        // An instant that cannot be represented is replaced by one in a year.
         let far = || now + Duration::from_secs(60 * 60 * 24 * 365);
         self.pause_until(now.checked_add(pause).unwrap_or_else(far));
     }
 
-    /// Admits nobody until then: see [`pause_for`](Self::pause_for).
+    /// Admits no call of any member until this instant: see [`pause_for`](Self::pause_for).
     pub fn pause_until(&self, until: Instant) {
-        self.look(|coordinator| coordinator.pause(until));
-        self.handle.office.call();
+        self.with_coordinator(|coordinator| coordinator.begin_pause(until));
+        self.handle.shared.notify_driver();
     }
 
-    /// How the store is, as seen from here.
+    /// The store as this process sees it.
     #[must_use]
     pub fn store(&self) -> StoreStatus {
-        let latency = self.handle.office.latency();
-        self.look(|coordinator| StoreStatus {
+        let latency = self.handle.shared.latency();
+        self.with_coordinator(|coordinator| StoreStatus {
             is_up: coordinator.is_up(),
             members: coordinator.members(),
             calls: coordinator.counts.calls,
             failures: coordinator.counts.failures,
             losses: coordinator.counts.losses,
-            forgotten: coordinator.counts.forgotten,
+            state_losses: coordinator.counts.state_losses,
             degraded: coordinator.counts.degraded,
             late: coordinator.counts.late,
             latency,
@@ -260,11 +257,11 @@ impl SharedRateLimiter {
     }
 
     pub(in crate::rate) fn wait(&self, cost: Cost, ahead: Demand) -> Duration {
-        self.look(|coordinator| coordinator.wait(cost, ahead, Instant::now()))
+        self.with_coordinator(|coordinator| coordinator.wait(cost, ahead, Instant::now()))
     }
 
     pub(in crate::rate) fn bursts(&self) -> Arc<Bursts> {
-        self.look(|coordinator| coordinator.bursts().clone())
+        self.with_coordinator(|coordinator| coordinator.bursts().clone())
     }
 
     pub(in crate::rate) fn admission(&self, is_estimate: bool) -> SharedAdmission {
@@ -276,14 +273,14 @@ impl SharedRateLimiter {
         }
     }
 
-    fn look<T>(&self, look: impl FnOnce(&mut super::coordinator::Coordinator) -> T) -> T {
-        self.handle.office.look(look)
+    fn with_coordinator<T>(&self, f: impl FnOnce(&mut Coordinator) -> T) -> T {
+        self.handle.shared.with_coordinator(f)
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.office.close();
+        self.shared.close();
     }
 }
 
@@ -300,25 +297,26 @@ impl fmt::Debug for SharedRateLimiter {
 
 impl SharedAdmission {
     pub(in crate::rate) fn poll(&mut self, cost: Cost, cx: &mut Context<'_>) -> Poll<Result<(), AcquireError>> {
-        let office = &self.limiter.handle.office;
+        let shared = &self.limiter.handle.shared;
         loop {
             let (now, waker) = (Instant::now(), cx.waker().clone());
-            let turn = office.look(|coordinator| coordinator.turn(&mut self.number, cost, waker, now))?;
-            match turn {
-                WaiterStep::Go(grant) => {
+            let number = &mut self.number;
+            let step = shared.with_coordinator(|coordinator| coordinator.poll_waiter(number, cost, waker, now))?;
+            match step {
+                WaiterStep::Admitted(reservation) => {
                     match &mut self.estimate {
-                        Some(reserved) => *reserved = Some(grant),
-                        None => office.look(|coordinator| coordinator.settle(grant, cost, cost)),
+                        Some(reserved) => *reserved = Some(reservation),
+                        None => shared.with_coordinator(|coordinator| coordinator.settle(reservation, cost, cost)),
                     }
                     tracing::trace!(
                         requests = cost.requests,
                         tokens = cost.tokens,
-                        at_store = grant.at_store,
-                        "admitted by the shared limits"
+                        at_store = reservation.at_store,
+                        "Admitted by the shared limits"
                     );
                     return Poll::Ready(Ok(()));
                 }
-                WaiterStep::At(at) => match &mut self.sleep {
+                WaiterStep::ReservedAt(at) => match &mut self.sleep {
                     Some(sleep) => {
                         if sleep.deadline() != at {
                             sleep.as_mut().reset(at);
@@ -327,28 +325,34 @@ impl SharedAdmission {
                     }
                     None => self.sleep = Some(Box::pin(sleep_until(at))),
                 },
-                WaiterStep::Queued | WaiterStep::Wait => {
-                    office.check_timer();
-                    office.call_if_needed(matches!(turn, WaiterStep::Queued));
+                WaiterStep::Queued => {
+                    shared.check_timer();
+                    shared.notify_driver();
+                    return Poll::Pending;
+                }
+                WaiterStep::Waiting => {
+                    // The runtime of the former driver may have ended.
+                    shared.check_timer();
+                    shared.ensure_driver();
                     return Poll::Pending;
                 }
             }
         }
     }
 
-    /// What was reserved, to be settled, if it is an estimate.
+    /// The estimate to settle, if the cost is one and was admitted.
     pub(in crate::rate) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
-        let grant = self.estimate.take()??;
+        let reservation = self.estimate.take()??;
         let limiter = self.limiter.clone();
-        Some(Estimate::new(cost, ReservedCharge { limiter, grant }))
+        Some(Estimate::new(cost, ReservedCharge { limiter, reservation }))
     }
 }
 
 impl Drop for SharedAdmission {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            let office = &self.limiter.handle.office;
-            office.look(|coordinator| coordinator.leave(number));
+            let shared = &self.limiter.handle.shared;
+            shared.with_coordinator(|coordinator| coordinator.remove_waiter(number));
         }
     }
 }
@@ -365,10 +369,10 @@ impl fmt::Debug for SharedAdmission {
 
 impl Settle for ReservedCharge {
     fn settle(&self, reserved: Cost, used: Cost) {
-        let office = &self.limiter.handle.office;
-        office.look(|coordinator| coordinator.settle(self.grant, reserved, used));
+        let shared = &self.limiter.handle.shared;
+        shared.with_coordinator(|coordinator| coordinator.settle(self.reservation, reserved, used));
         if reserved != used {
-            office.call_if_needed(true);
+            shared.notify_driver();
         }
     }
 }

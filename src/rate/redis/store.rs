@@ -1,6 +1,11 @@
-//! [`Store`]: the Redis or Valkey server that holds the buckets. The only file that knows the client library.
+//! [`Store`]: the Redis or Valkey server that holds the buckets. No other file uses the client library, but for the
+//! types that [`Builder::connection`](super::Builder::connection) accepts.
 
-use super::wire::{StoreReply, StoreRequest};
+use super::{
+    driver::{Backend, ReplyFuture},
+    script::{SCRIPT, VERSION},
+    wire::{ReplyNumbers, StoreError, StoreReply, StoreRequest},
+};
 use crate::error::InvalidConfig;
 use ::redis::{
     Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, RedisError, RedisFuture,
@@ -8,23 +13,21 @@ use ::redis::{
     aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
     io::tcp::TcpSettings,
 };
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, convert::Infallible, fmt, str, sync::Arc, time::Duration};
 
-pub(super) const SCRIPT: &str = include_str!("reserve.lua");
-
-/// The layout of what is stored. Another one gets other keys.
-const VERSION: &str = "v1";
-
-/// Is told of each pause that some member has begun.
+/// Called with the length of each pause that a member has begun.
 pub(super) type OnPause = Arc<dyn Fn(Duration) + Send + Sync>;
 
-/// A quota's place on a server.
+/// One quota on one server.
 pub(super) struct Store {
     origin: Origin,
+    /// `None` before the first request and after a failure that needs another connection.
     connection: Option<Box<dyn ConnectionLike + Send + Sync>>,
     script: Script,
-    state: String,
-    pauses: String,
+    /// The key of the stored state.
+    state_key: String,
+    /// The channel where pauses are announced.
+    pause_channel: String,
     on_pause: OnPause,
     timeout: Duration,
 }
@@ -33,170 +36,35 @@ pub(super) struct Store {
 #[derive(Clone)]
 pub(super) enum Origin {
     Url(Box<Client>),
+    /// A function that clones a connection of the user.
     Given(Arc<dyn Fn() -> Box<dyn ConnectionLike + Send + Sync> + Send + Sync>),
 }
 
-/// Why the store did not answer. Says nothing of where it is, or of passwords.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct StoreError {
-    pub(super) problem: Cow<'static, str>,
-    /// Another connection may do better.
-    reconnect: bool,
-}
-
-/// So that a connection of any type is one.
+/// Makes a connection of any type usable where the client library wants a `Sized` one.
 struct Connection<'a>(&'a mut (dyn ConnectionLike + Send + Sync));
+
+// === impl Origin ===
 
 impl Origin {
     pub(super) fn url(url: &str) -> Result<Self, InvalidConfig> {
-        // What the library says may contain the URL, and that a password.
-        let problem = |error: &RedisError| InvalidConfig::new("url", format!("is no Redis URL: {}", error.category()));
-        let info = url.into_connection_info().map_err(|error| problem(&error))?;
-        // Pauses are told by pushes, which came with the third protocol; so a connection that is cut is noticed at once.
+        // Only the category: the library's text may contain the URL, and with it a password.
+        let invalid = |error: &RedisError| {
+            InvalidConfig::new(
+                "url",
+                format!("must be a Redis URL, such as redis://localhost: {}", error.category()),
+            )
+        };
+        let info = url.into_connection_info().map_err(|error| invalid(&error))?;
+        // RESP3, because pauses are announced by pushes on the same connection. It also reports a connection that was
+        // cut at once, where RESP2 reports it with the next command.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let info = info
             .set_tcp_settings(TcpSettings::default().set_nodelay(true))
             .set_redis_settings(settings);
         Client::open(info)
             .map(|client| Self::Url(Box::new(client)))
-            .map_err(|error| problem(&error))
+            .map_err(|error| invalid(&error))
     }
-}
-
-impl Store {
-    pub(super) fn new(origin: Origin, prefix: &str, quota: &str, timeout: Duration, on_pause: OnPause) -> Self {
-        // In braces, so that a cluster keeps them together.
-        let key = format!("{{{prefix}:{quota}}}:{VERSION}");
-        Self {
-            origin,
-            connection: None,
-            script: Script::new(SCRIPT),
-            pauses: format!("{key}:pauses"),
-            state: key,
-            on_pause,
-            timeout,
-        }
-    }
-
-    /// One round trip; one more if the server does not know the script, or the limits.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropped, it drops the connection: what was said on it may yet be answered, or never.
-    pub(super) async fn call(&mut self, ask: &StoreRequest) -> Result<StoreReply, StoreError> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => self.connect().await?,
-        };
-        let result = self.converse(&mut *connection, ask).await;
-        if result.as_ref().err().is_none_or(|error| !error.reconnect) {
-            self.connection = Some(connection);
-        }
-        result
-    }
-
-    async fn converse(
-        &self,
-        connection: &mut (dyn ConnectionLike + Send + Sync),
-        ask: &StoreRequest,
-    ) -> Result<StoreReply, StoreError> {
-        let mut answer = Value::Nil;
-        // In brief, if that will do.
-        for is_brief in [true, false] {
-            if is_brief && !ask.is_brief() {
-                continue;
-            }
-            let call = invocation(&self.script, ask, is_brief, &self.state, &self.pauses);
-            answer = call.invoke_async(&mut Connection(&mut *connection)).await?;
-            if !wants_more(&answer) {
-                break;
-            }
-        }
-        read(answer).ok_or_else(|| StoreError::new("its answer makes no sense"))
-    }
-
-    async fn connect(&self) -> Result<Box<dyn ConnectionLike + Send + Sync>, StoreError> {
-        let client = match &self.origin {
-            Origin::Given(connection) => return Ok(connection()),
-            Origin::Url(client) => Client::clone(client),
-        };
-        let on_pause = self.on_pause.clone();
-        let pushed = move |push: PushInfo| {
-            if push.kind == PushKind::Message {
-                if let Some(Value::BulkString(micros)) = push.data.last() {
-                    let micros = std::str::from_utf8(micros).ok().and_then(|text| text.parse().ok());
-                    on_pause(Duration::from_micros(micros.unwrap_or(0)));
-                }
-            }
-            Ok::<_, std::convert::Infallible>(())
-        };
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(1)))
-            .set_response_timeout(Some(self.timeout))
-            // We try again, at our own pace.
-            .set_number_of_retries(1)
-            .set_min_delay(Duration::from_millis(20))
-            .set_max_delay(Duration::from_secs(1))
-            .set_push_sender(pushed)
-            .set_automatic_resubscription();
-        let mut manager = ConnectionManager::new_lazy_with_config(client, config)?;
-        manager.subscribe(&self.pauses).await?;
-        Ok(Box::new(manager))
-    }
-}
-
-/// The call of the script that says this.
-pub(super) fn invocation<'a>(
-    script: &'a Script,
-    ask: &StoreRequest,
-    is_brief: bool,
-    state: &str,
-    pauses: &str,
-) -> ScriptInvocation<'a> {
-    let mut call = script.prepare_invoke();
-    call.key(state);
-    call.arg(ask.packed(is_brief)).arg(&ask.member).arg(pauses);
-    if !is_brief {
-        call.arg(ask.text());
-    }
-    call
-}
-
-/// It was too brief.
-pub(super) fn wants_more(answer: &Value) -> bool {
-    matches!(answer, Value::Array(values) if values.is_empty())
-}
-
-pub(super) fn read(answer: Value) -> Option<StoreReply> {
-    const HEAD: usize = 13;
-    let Value::Array(values) = answer else { return None };
-    let number = |value: &Value| match value {
-        Value::Int(number) => Some(*number),
-        _ => None,
-    };
-    let head = values.get(..HEAD)?.iter().map(number).collect::<Option<Vec<_>>>()?;
-    let goes = usize::try_from(head[12]).ok()?;
-    let rest = values.get(HEAD..)?;
-    let config = match rest.get(goes) {
-        Some(Value::BulkString(text)) => Some(String::from_utf8(text.clone()).ok()?),
-        None => None,
-        Some(_) => return None,
-    };
-    Some(StoreReply {
-        seq: head[0],
-        birth: head[1],
-        stamp: head[2],
-        pause: head[3],
-        members: u64::try_from(head[4]).ok()?,
-        known: head[5] == 1,
-        kept: head[6],
-        lead: head[7],
-        left: [u64::try_from(head[8]).ok(), u64::try_from(head[9]).ok()],
-        again: head[10],
-        now: head[11],
-        goes: rest.get(..goes)?.iter().map(number).collect::<Option<_>>()?,
-        config,
-    })
 }
 
 impl fmt::Debug for Origin {
@@ -208,32 +76,164 @@ impl fmt::Debug for Origin {
     }
 }
 
-// === impl StoreError ===
+// === impl Store ===
 
-impl StoreError {
-    pub(super) fn new(problem: impl Into<Cow<'static, str>>) -> Self {
+impl Store {
+    pub(super) fn new(origin: Origin, prefix: &str, quota: &str, timeout: Duration, on_pause: OnPause) -> Self {
+        // A cluster places a key by what is in its braces.
+        let state_key = format!("{{{prefix}:{quota}}}:{VERSION}");
         Self {
-            problem: problem.into(),
-            reconnect: false,
+            origin,
+            connection: None,
+            script: Script::new(&SCRIPT),
+            pause_channel: format!("{state_key}:pauses"),
+            state_key,
+            on_pause,
+            timeout,
         }
     }
+
+    async fn round_trip(&mut self, request: &StoreRequest) -> Result<StoreReply, StoreError> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        let result = self.converse(&mut *connection, request).await;
+        if result.as_ref().err().is_none_or(|error| !error.reconnect) {
+            self.connection = Some(connection);
+        }
+        result
+    }
+
+    async fn converse(
+        &self,
+        connection: &mut (dyn ConnectionLike + Send + Sync),
+        request: &StoreRequest,
+    ) -> Result<StoreReply, StoreError> {
+        let mut reply = Value::Nil;
+        // First without the limits, if the store may already have them.
+        for with_limits in [false, true] {
+            if !with_limits && !request.can_omit_limits() {
+                continue;
+            }
+            let call = invocation(&self.script, request, with_limits, &self.state_key, &self.pause_channel);
+            reply = call.invoke_async(&mut Connection(&mut *connection)).await?;
+            if !needs_limits(&reply) {
+                break;
+            }
+        }
+        read(reply).ok_or_else(|| StoreError::new("the reply is not valid"))
+    }
+
+    async fn connect(&self) -> Result<Box<dyn ConnectionLike + Send + Sync>, StoreError> {
+        let client = match &self.origin {
+            Origin::Given(connection) => return Ok(connection()),
+            Origin::Url(client) => Client::clone(client),
+        };
+        let on_pause = self.on_pause.clone();
+        let on_push = move |push: PushInfo| {
+            if push.kind == PushKind::Message {
+                if let Some(Value::BulkString(micros)) = push.data.last() {
+                    let micros = str::from_utf8(micros).ok().and_then(|text| text.parse().ok());
+                    on_pause(Duration::from_micros(micros.unwrap_or(0)));
+                }
+            }
+            Ok::<_, Infallible>(())
+        };
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(Duration::from_secs(1)))
+            .set_response_timeout(Some(self.timeout))
+            // The circuit breaker decides when to try again.
+            .set_number_of_retries(1)
+            .set_min_delay(Duration::from_millis(20))
+            .set_max_delay(Duration::from_secs(1))
+            .set_push_sender(on_push)
+            .set_automatic_resubscription();
+        let mut manager = ConnectionManager::new_lazy_with_config(client, config)?;
+        manager.subscribe(&self.pause_channel).await?;
+        Ok(Box::new(manager))
+    }
 }
+
+impl Backend for Store {
+    /// One round trip; one more if the server does not have the script, or not the limits.
+    ///
+    /// # Cancel safety
+    ///
+    /// Drops the connection. The server may have served the request.
+    fn call<'a>(&'a mut self, request: &'a StoreRequest) -> ReplyFuture<'a> {
+        Box::pin(self.round_trip(request))
+    }
+}
+
+/// The call of the script for `request`.
+pub(super) fn invocation<'a>(
+    script: &'a Script,
+    request: &StoreRequest,
+    with_limits: bool,
+    state_key: &str,
+    pause_channel: &str,
+) -> ScriptInvocation<'a> {
+    let mut call = script.prepare_invoke();
+    call.key(state_key);
+    call.arg(request.packed(with_limits))
+        .arg(&request.member)
+        .arg(pause_channel);
+    if with_limits {
+        call.arg(request.limits_text());
+    }
+    call
+}
+
+/// Whether the script asks for the same request with the limits.
+pub(super) fn needs_limits(reply: &Value) -> bool {
+    matches!(reply, Value::Array(values) if values.is_empty())
+}
+
+/// Reads what the script returned: the numbers, the delays, and the limits if the member does not have them.
+pub(super) fn read(reply: Value) -> Option<StoreReply> {
+    let Value::Array(values) = reply else { return None };
+    let mut values = values.into_iter();
+    let mut number = || match values.next() {
+        Some(Value::Int(number)) => Some(number),
+        _ => None,
+    };
+    let mut numbers = ReplyNumbers::default();
+    let mut is_complete = true;
+    numbers.for_each(|field| match number() {
+        Some(number) => *field = number,
+        None => is_complete = false,
+    });
+    if !is_complete {
+        return None;
+    }
+    let reserved = usize::try_from(numbers.reserved).ok()?;
+    let delays = (0..reserved).map(|_| number()).collect::<Option<_>>()?;
+    let config = match values.next() {
+        Some(Value::BulkString(text)) => Some(String::from_utf8(text).ok()?),
+        None => None,
+        Some(_) => return None,
+    };
+    StoreReply::new(&numbers, delays, config)
+}
+
+// === impl StoreError ===
 
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
         let problem: Cow<'static, str> = match error.kind() {
-            _ if error.is_timeout() => "it did not answer in time".into(),
-            _ if error.is_connection_refusal() => "it refused the connection".into(),
-            ErrorKind::Io => "the connection broke".into(),
-            // Such as OOM or READONLY. Only the code: the rest is the server's own words.
+            _ if error.is_timeout() => "no reply within the timeout".into(),
+            _ if error.is_connection_refusal() => "connection refused".into(),
+            ErrorKind::Io => "connection lost".into(),
+            // Only the code, such as OOM or READONLY: the rest of the text comes from the server.
             _ => match error.code() {
-                Some(code) => format!("it answered {code}").into(),
+                Some(code) => format!("the server replied {code}").into(),
                 None => error.category().to_owned().into(),
             },
         };
         Self {
             problem,
-            // It is silent; or not what it was: a replica now, or it does not let us in any more.
+            // The server does not reply, has become a replica, or no longer accepts the credentials.
             reconnect: error.is_timeout()
                 || matches!(
                     error.kind(),

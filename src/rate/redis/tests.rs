@@ -1,13 +1,12 @@
-//! Members of one quota on the paused clock. Their store is the model of the script, over a wire that takes a
-//! millisecond each way and can be cut; so every time is exact.
+//! Members of one quota on the paused clock. Their store is the model of the script, behind a network that takes a
+//! millisecond each way and can fail. So all times are exact.
 
 use super::{
-    driver::Backend,
+    driver::{Backend, ReplyFuture},
     loss::OnStoreLoss,
     shared::SharedRateLimiter,
-    store::StoreError,
     virtual_schedule::VirtualSchedule,
-    wire::{StoreReply, StoreRequest},
+    wire::{StoreError, StoreRequest},
 };
 use crate::{
     error::AcquireError,
@@ -17,8 +16,6 @@ use crate::{
     },
 };
 use std::{
-    future::Future,
-    pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -27,7 +24,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-/// A server, and the wire to it.
+/// A server, and the network to it.
 #[derive(Clone)]
 struct Server {
     state: Arc<Mutex<State>>,
@@ -35,28 +32,28 @@ struct Server {
 }
 
 struct State {
-    frontier: VirtualSchedule,
-    wire: Wire,
-    asks: Vec<StoreRequest>,
+    schedule: VirtualSchedule,
+    network: Network,
+    requests: Vec<StoreRequest>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Wire {
+enum Network {
     Works,
-    /// Answers with an error, at once.
+    /// Requests fail at once.
     Refuses,
-    /// Takes and never answers.
+    /// Requests do not arrive, and there is no reply.
     Frozen,
-    /// The script runs, the answer is lost.
-    LosesAnswers,
+    /// Requests are served, but the replies are lost.
+    LosesReplies,
 }
 
 impl Server {
     fn new() -> Self {
         let state = State {
-            frontier: VirtualSchedule::default(),
-            wire: Wire::Works,
-            asks: Vec::new(),
+            schedule: VirtualSchedule::default(),
+            network: Network::Works,
+            requests: Vec::new(),
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -64,16 +61,16 @@ impl Server {
         }
     }
 
-    fn set(&self, wire: Wire) {
-        self.state.lock().unwrap().wire = wire;
+    fn set(&self, network: Network) {
+        self.state.lock().unwrap().network = network;
     }
 
-    fn forgets(&self) {
-        self.state.lock().unwrap().frontier = VirtualSchedule::default();
+    fn lose_state(&self) {
+        self.state.lock().unwrap().schedule.lose_state();
     }
 
-    fn asks(&self) -> Vec<StoreRequest> {
-        self.state.lock().unwrap().asks.clone()
+    fn requests(&self) -> Vec<StoreRequest> {
+        self.state.lock().unwrap().requests.clone()
     }
 
     fn member(&self, limits: Limits) -> SharedRateLimiter {
@@ -82,33 +79,30 @@ impl Server {
 
     fn member_with(&self, builder: super::Builder) -> SharedRateLimiter {
         let server = self.clone();
-        SharedRateLimiter::new(builder.office(Box::new(move || Box::new(server.clone()))).unwrap())
+        builder.build_with(Box::new(move || Box::new(server.clone()))).unwrap()
     }
 }
 
 impl Backend for Server {
-    fn call<'a>(
-        &'a mut self,
-        ask: &'a StoreRequest,
-    ) -> Pin<Box<dyn Future<Output = Result<StoreReply, StoreError>> + Send + 'a>> {
+    fn call<'a>(&'a mut self, request: &'a StoreRequest) -> ReplyFuture<'a> {
         Box::pin(async {
-            let wire = self.state.lock().unwrap().wire;
-            match wire {
-                Wire::Refuses => return Err(StoreError::new("it refused the connection")),
-                Wire::Frozen => std::future::pending().await,
-                Wire::Works | Wire::LosesAnswers => sleep(ms(1)).await,
+            let network = self.state.lock().unwrap().network;
+            match network {
+                Network::Refuses => return Err(StoreError::new("connection refused")),
+                Network::Frozen => std::future::pending().await,
+                Network::Works | Network::LosesReplies => sleep(ms(1)).await,
             }
             let now = 1 + i64::try_from(self.epoch.elapsed().as_micros()).unwrap();
-            let answer = {
+            let reply = {
                 let mut state = self.state.lock().unwrap();
-                state.asks.push(ask.clone());
-                state.frontier.call(ask, now)
+                state.requests.push(request.clone());
+                state.schedule.handle(request, now)
             };
-            if wire == Wire::LosesAnswers {
+            if network == Network::LosesReplies {
                 std::future::pending().await
             }
             sleep(ms(1)).await;
-            Ok(answer)
+            Ok(reply)
         })
     }
 }
@@ -121,23 +115,24 @@ fn ten_a_second() -> Limits {
     Limits::new().requests(Rate::per_second(10).burst(1))
 }
 
+/// Milliseconds from `start` until `cost` is admitted.
 async fn at(limiter: &SharedRateLimiter, cost: Cost, start: Instant) -> u128 {
     limiter.acquire(cost).await.unwrap();
     start.elapsed().as_millis()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_member_waits_for_its_moment_and_no_longer() {
+async fn a_call_is_admitted_at_the_time_of_its_reservation_and_not_later() {
     let limiter = Server::new().member(ten_a_second());
     let start = Instant::now();
-    // There and back, and then every 100 ms by the server's clock; what it grants is used a way back later.
+    // A round trip, and then one call every 100 ms.
     assert_eq!(at(&limiter, Cost::request(), start).await, 2);
     assert_eq!(at(&limiter, Cost::request(), start).await, 102);
     assert_eq!(at(&limiter, Cost::request(), start).await, 202);
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_who_wait_go_in_order_and_in_one_round_trip() {
+async fn waiting_calls_are_admitted_in_order_and_share_one_round_trip() {
     let server = Server::new();
     let limiter = server.member(Limits::new().requests(Rate::per_second(1_000).burst(1)));
     let start = Instant::now();
@@ -146,15 +141,15 @@ async fn those_who_wait_go_in_order_and_in_one_round_trip() {
         let limiter = limiter.clone();
         calls.spawn(async move { (number, at(&limiter, Cost::request(), start).await) });
     }
-    let mut went = calls.join_all().await;
-    went.sort_unstable();
+    let mut admitted = calls.join_all().await;
+    admitted.sort_unstable();
     let expected: Vec<_> = (0..20).map(|number| (number, 2 + number)).collect();
-    assert_eq!(went, expected);
-    assert_eq!(server.asks()[0].costs.len(), 20);
+    assert_eq!(admitted, expected);
+    assert_eq!(server.requests()[0].costs.len(), 20);
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_members_share_and_each_gets_half() {
+async fn two_members_get_half_of_the_quota_each() {
     let server = Server::new();
     let limits = Limits::new().requests(Rate::per_second(100).burst(1));
     let members = [server.member(limits.clone()), server.member(limits)];
@@ -175,11 +170,11 @@ async fn two_members_share_and_each_gets_half() {
     sleep_until(start + Duration::from_secs(20)).await;
     tasks.abort_all();
     let counts = counts.map(|count| *count.lock().unwrap());
-    let all: i32 = counts.iter().sum();
-    assert!((1_990..=2_001).contains(&all), "{counts:?}");
+    let sum: i32 = counts.iter().sum();
+    assert!((1_990..=2_001).contains(&sum), "{counts:?}");
     assert!(counts.iter().all(|count| (850..=1_150).contains(count)), "{counts:?}");
-    // Not a round trip for each call.
-    assert!(server.asks().len() < 1_500, "{}", server.asks().len());
+    // Fewer round trips than calls.
+    assert!(server.requests().len() < 1_500, "{}", server.requests().len());
 }
 
 #[tokio::test(start_paused = true)]
@@ -191,14 +186,14 @@ async fn requests_and_tokens_are_taken_both_or_neither() {
     let limiter = server.member(limits);
     let start = Instant::now();
     assert_eq!(at(&limiter, Cost::tokens(100), start).await, 2);
-    // Waits 500 ms for its tokens; by then both requests are there again.
+    // Waits 500 ms for its tokens. By then both requests are back in their bucket.
     assert_eq!(at(&limiter, Cost::tokens(50), start).await, 502);
     assert_eq!(limiter.available().requests, Some(1));
     assert_eq!(at(&limiter, Cost::tokens(0), start).await, 504);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_can_never_pass_is_refused_at_once_and_without_the_store() {
+async fn a_cost_above_a_burst_is_rejected_at_once_and_without_the_store() {
     let server = Server::new();
     let limiter = server.member(ten_a_second().tokens(Rate::per_second(100)));
     let error = limiter.acquire(Cost::tokens(101)).await.unwrap_err();
@@ -206,62 +201,62 @@ async fn what_can_never_pass_is_refused_at_once_and_without_the_store() {
         error.to_string(),
         "the call costs 101 tokens, more than the burst of 100"
     );
-    assert!(server.asks().is_empty());
+    assert!(server.requests().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_leaves_gives_back_what_was_reserved_for_it() {
+async fn a_dropped_waiter_gives_back_its_reservation() {
     let server = Server::new();
     let limiter = server.member(Limits::new().requests(Rate::per_second(10).burst(5)));
     let start = Instant::now();
     for _ in 0..5 {
         limiter.acquire(Cost::request()).await.unwrap();
     }
-    // Reserves the moment at 100 ms.
-    let (leaves, stays) = (limiter.clone(), limiter.clone());
-    let leaves = tokio::spawn(async move { leaves.acquire(Cost::request()).await });
-    let stays = tokio::spawn(async move { at(&stays, Cost::request(), start).await });
+    // Has the reservation for 102 ms.
+    let (first, second) = (limiter.clone(), limiter.clone());
+    let first = tokio::spawn(async move { first.acquire(Cost::request()).await });
+    let second = tokio::spawn(async move { at(&second, Cost::request(), start).await });
     sleep(ms(20)).await;
-    leaves.abort();
-    // It is free again.
-    assert_eq!(stays.await.unwrap(), 102);
+    first.abort();
+    // The second waiter takes its time.
+    assert_eq!(second.await.unwrap(), 102);
     assert_eq!(at(&limiter, Cost::request(), start).await, 202);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reservation_that_nobody_polls_for_is_given_back_and_holds_up_nobody() {
+async fn a_reservation_that_is_not_polled_for_is_given_back() {
     let limiter = Server::new().member(ten_a_second());
     let start = Instant::now();
     limiter.acquire(Cost::request()).await.unwrap();
-    let mut silent = tokio_test::task::spawn(limiter.acquire(Cost::request()));
-    assert!(silent.poll().is_pending());
-    // A little after 100 ms, when it is clear that nobody comes.
+    let mut unpolled = tokio_test::task::spawn(limiter.acquire(Cost::request()));
+    assert!(unpolled.poll().is_pending());
+    // The reservation for 102 ms expires a little after its time.
     let first = at(&limiter, Cost::request(), start).await;
     assert!((106..=130).contains(&first), "{first}");
     assert_eq!(at(&limiter, Cost::request(), start).await, first + 100);
     assert_eq!(limiter.store().late, 1);
-    // Its moment is over; what it had is back, and it has to ask again.
+    // Once it is polled again, the waiter gets another reservation.
     for _ in 0..120 {
-        if silent.poll().is_ready() {
+        if unpolled.poll().is_ready() {
             return;
         }
         sleep(ms(1)).await;
     }
-    panic!("it is starved");
+    panic!("the waiter is starved");
 }
 
 #[tokio::test(start_paused = true)]
-async fn estimates_are_settled_for_everybody() {
+async fn estimates_are_settled_for_all_members() {
     let server = Server::new();
     let limits = Limits::new().tokens(Rate::per_second(100).burst(1_000));
     let (one, other) = (server.member(limits.clone()), server.member(limits));
     let start = Instant::now();
     let estimate = one.acquire_estimate(Cost::tokens(1_000)).await.unwrap();
-    // 300 were used: 700 come back within 20 ms.
+    // 300 were used: 700 are given back within 20 ms.
     estimate.settle(Cost::tokens(300));
     sleep(ms(30)).await;
     assert_eq!(at(&other, Cost::tokens(700), start).await, 34);
-    // More was used than estimated: it is paid for before anybody goes.
+    // More was used than estimated: the debt is paid off before the next call is admitted.
     let estimate = one.acquire_estimate(Cost::tokens(1)).await.unwrap();
     let begun = start.elapsed();
     estimate.settle(Cost::tokens(101));
@@ -272,24 +267,24 @@ async fn estimates_are_settled_for_everybody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_holds_everybody_and_gives_back_what_was_reserved() {
+async fn a_pause_holds_all_members_and_gives_back_reservations() {
     let server = Server::new();
     let (one, other) = (server.member(ten_a_second()), server.member(ten_a_second()));
     let start = Instant::now();
     one.acquire(Cost::request()).await.unwrap();
-    let waits = tokio::spawn({
+    let waiting = tokio::spawn({
         let one = one.clone();
         async move { at(&one, Cost::request(), start).await }
     });
     sleep(ms(10)).await;
     one.pause_for(ms(1_000));
     sleep(ms(10)).await;
-    // The other hears of it with its first answer.
+    // The other member learns of the pause with its first reply.
     assert_eq!(at(&other, Cost::request(), start).await, 1_014);
-    // It had the moment at 102 ms.
-    assert!((1_014..=1_116).contains(&waits.await.unwrap()));
+    // The waiting call had a reservation for 102 ms.
+    assert!((1_014..=1_116).contains(&waiting.await.unwrap()));
     assert!(one.available().paused_until.is_none());
-    // Only ever extends.
+    // A shorter pause does not end a longer one.
     one.pause_for(ms(500));
     one.pause_for(ms(100));
     let begun = Instant::now();
@@ -298,7 +293,7 @@ async fn a_pause_holds_everybody_and_gives_back_what_was_reserved() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn limits_that_one_sets_hold_for_all() {
+async fn limits_that_one_member_sets_apply_to_all() {
     let server = Server::new();
     let (one, other) = (server.member(ten_a_second()), server.member(ten_a_second()));
     one.acquire(Cost::request()).await.unwrap();
@@ -314,11 +309,11 @@ async fn limits_that_one_sets_hold_for_all() {
     }
     let took = begun.elapsed().as_millis();
     assert!((950..=1_010).contains(&took), "{took}");
-    // Who comes later with the old configuration takes over what was set.
+    // A member that starts later with the old configuration takes over what was set.
     let late = server.member(ten_a_second());
     late.acquire(Cost::request()).await.unwrap();
     assert_eq!(late.limits(), faster);
-    // And who comes with another one, brings it.
+    // A member that starts with another configuration replaces it.
     let other_limits = Limits::new().requests(Rate::per_second(20).burst(2));
     let new = server.member(other_limits.clone());
     new.acquire(Cost::request()).await.unwrap();
@@ -327,12 +322,12 @@ async fn limits_that_one_sets_hold_for_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_is_refused_when_limits_become_too_small_for_it() {
+async fn a_waiting_call_is_rejected_when_the_limits_become_too_small_for_it() {
     let server = Server::new();
     let limits = Limits::new().tokens(Rate::per_second(100));
     let (one, other) = (server.member(limits.clone()), server.member(limits));
     one.acquire(Cost::tokens(100)).await.unwrap();
-    // Beyond what may be reserved ahead.
+    // More than may be reserved ahead.
     let waiting: Vec<_> = (0..5)
         .map(|_| {
             let other = other.clone();
@@ -341,16 +336,16 @@ async fn who_waits_is_refused_when_limits_become_too_small_for_it() {
         .collect();
     sleep(ms(10)).await;
     one.set_limits(Limits::new().tokens(Rate::per_second(10))).unwrap();
-    let mut refused = 0;
+    let mut rejected = 0;
     for call in waiting {
         let result = timeout(Duration::from_secs(60), call).await.unwrap().unwrap();
-        refused += usize::from(matches!(result, Err(AcquireError::CostExceedsBurst(_))));
+        rejected += usize::from(matches!(result, Err(AcquireError::CostExceedsBurst(_))));
     }
-    assert!((1..5).contains(&refused), "{refused}");
+    assert!((1..5).contains(&rejected), "{rejected}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_provider_says_is_left_is_believed_if_it_is_less() {
+async fn what_a_provider_reports_as_left_counts_if_it_is_less() {
     let server = Server::new();
     let limits = Limits::new().tokens(Rate::per_second(100).burst(1_000));
     let (one, other) = (server.member(limits.clone()), server.member(limits));
@@ -365,7 +360,7 @@ async fn what_a_provider_says_is_left_is_believed_if_it_is_less() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn members_are_counted_and_who_leaves_is_none() {
+async fn members_are_counted_until_they_leave() {
     let server = Server::new();
     let (one, other) = (server.member(ten_a_second()), server.member(ten_a_second()));
     assert_eq!((one.store().members, one.store().is_up), (1, false));
@@ -375,32 +370,32 @@ async fn members_are_counted_and_who_leaves_is_none() {
     drop(other);
     sleep(Duration::from_secs(6)).await;
     assert_eq!(one.store().members, 1);
-    // Who says nothing any more is forgotten after a while.
-    let silent = server.member(ten_a_second());
-    silent.acquire(Cost::request()).await.unwrap();
+    // An idle member still counts.
+    let idle = server.member(ten_a_second());
+    idle.acquire(Cost::request()).await.unwrap();
     sleep(Duration::from_secs(6)).await;
     assert_eq!(one.store().members, 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn closed_waits_for_the_store_and_takes_nothing_meanwhile() {
+async fn closed_waits_for_the_store_and_admits_no_call_meanwhile() {
     let server = Server::new();
     let builder = SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Closed);
     let limiter = server.member_with(builder);
     let start = Instant::now();
     limiter.acquire(Cost::request()).await.unwrap();
-    server.set(Wire::Refuses);
-    let waits = tokio::spawn({
+    server.set(Network::Refuses);
+    let waiting = tokio::spawn({
         let limiter = limiter.clone();
         async move { at(&limiter, Cost::request(), start).await }
     });
     sleep(Duration::from_secs(5)).await;
     let status = limiter.store();
-    assert!(!status.is_up && status.losses == 1 && !waits.is_finished());
-    server.set(Wire::Works);
-    // The probe comes once a second.
-    let went = waits.await.unwrap();
-    assert!((5_000..6_010).contains(&went), "{went}");
+    assert!(!status.is_up && status.losses == 1 && !waiting.is_finished());
+    server.set(Network::Works);
+    // The store is probed once a second.
+    let admitted = waiting.await.unwrap();
+    assert!((5_000..6_010).contains(&admitted), "{admitted}");
     assert!(limiter.store().is_up);
     assert_eq!(limiter.store().degraded, 0);
 }
@@ -408,7 +403,7 @@ async fn closed_waits_for_the_store_and_takes_nothing_meanwhile() {
 #[tokio::test(start_paused = true)]
 async fn closed_with_patience_fails_with_a_reason() {
     let server = Server::new();
-    server.set(Wire::Refuses);
+    server.set(Network::Refuses);
     let builder = SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Closed);
     let limiter = server.member_with(builder.patience(ms(300)));
     let begun = Instant::now();
@@ -416,29 +411,29 @@ async fn closed_with_patience_fails_with_a_reason() {
     assert_eq!(begun.elapsed(), ms(300));
     assert_eq!(
         error.to_string(),
-        "the store of the shared limits is unavailable (it refused the connection); the call waited 300ms for it"
+        "the store of the shared limits is unavailable (connection refused); the call waited 300ms for it"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn open_admits_everybody_and_charges_it_afterwards() {
+async fn open_admits_every_call_and_charges_it_afterwards() {
     let server = Server::new();
     let builder = SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Open);
     let limiter = server.member_with(builder);
     limiter.acquire(Cost::request()).await.unwrap();
-    server.set(Wire::Refuses);
+    server.set(Network::Refuses);
     let begun = Instant::now();
     for _ in 0..50 {
         limiter.acquire(Cost::request()).await.unwrap();
     }
-    // The first waits for the third failure.
+    // The first call waits for the third failure.
     assert!(begun.elapsed() < ms(100), "{:?}", begun.elapsed());
     assert_eq!(limiter.store().degraded, 50);
-    server.set(Wire::Works);
+    server.set(Network::Works);
     sleep(Duration::from_secs(1)).await;
     let begun = Instant::now();
     limiter.acquire(Cost::request()).await.unwrap();
-    // 50 at ten a second, less what came in meanwhile.
+    // 50 calls at ten a second, less what the rate has brought meanwhile.
     assert!(
         (3_500..5_100).contains(&begun.elapsed().as_millis()),
         "{:?}",
@@ -447,9 +442,9 @@ async fn open_admits_everybody_and_charges_it_afterwards() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_holds_also_who_is_let_through_without_the_store() {
+async fn a_pause_also_holds_calls_that_are_admitted_without_the_store() {
     let server = Server::new();
-    server.set(Wire::Refuses);
+    server.set(Network::Refuses);
     let limiter = server.member_with(SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Open));
     limiter.acquire(Cost::request()).await.unwrap();
     let begun = Instant::now();
@@ -463,18 +458,15 @@ async fn a_pause_holds_also_who_is_let_through_without_the_store() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_panics_is_a_store_that_is_lost() {
+async fn a_client_that_panics_counts_as_a_lost_store() {
     struct Panics;
     impl Backend for Panics {
-        fn call<'a>(
-            &'a mut self,
-            _: &'a StoreRequest,
-        ) -> Pin<Box<dyn Future<Output = Result<StoreReply, StoreError>> + Send + 'a>> {
+        fn call<'a>(&'a mut self, _: &'a StoreRequest) -> ReplyFuture<'a> {
             panic!("there is no reactor running")
         }
     }
     let builder = SharedRateLimiter::builder(ten_a_second());
-    let limiter = SharedRateLimiter::new(builder.office(Box::new(|| Box::new(Panics))).unwrap());
+    let limiter = builder.build_with(Box::new(|| Box::new(Panics))).unwrap();
     let begun = Instant::now();
     for _ in 0..3 {
         limiter.acquire(Cost::request()).await.unwrap();
@@ -492,21 +484,21 @@ async fn a_local_share_is_the_rate_divided_by_the_members_and_has_no_burst() {
     }
     sleep(Duration::from_secs(6)).await;
     assert!(members.iter().all(|member| member.store().members == 4));
-    server.set(Wire::Frozen);
+    server.set(Network::Frozen);
     let begun = Instant::now();
     let mut times = Vec::new();
     for _ in 0..50 {
         members[0].acquire(Cost::request()).await.unwrap();
         times.push(begun.elapsed().as_millis());
     }
-    // Three timeouts of 500 ms until it is lost; from then on, one in 40 ms.
+    // Three timeouts of 500 ms until the store is lost. From then on one call every 40 ms.
     assert!((1_600..1_800).contains(&times[0]), "{times:?}");
     assert!(
         times.windows(2).all(|pair| (39..=41).contains(&(pair[1] - pair[0]))),
         "{times:?}"
     );
     assert_eq!(members[0].store().degraded, 50);
-    // A rest saves up nothing.
+    // Nothing is saved up while the member is idle.
     sleep(Duration::from_secs(10)).await;
     let begun = Instant::now();
     for _ in 0..5 {
@@ -520,54 +512,54 @@ async fn a_local_share_is_the_rate_divided_by_the_members_and_has_no_burst() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_local_share_never_lets_through_more_than_the_limits_if_all_have_lost_the_store() {
+async fn local_shares_stay_within_the_limits_if_all_members_have_lost_the_store() {
     let server = Server::new();
     let limits = Limits::new()
         .requests(Rate::per_second(100).burst(20))
         .tokens(Rate::per_second(10_000).burst(2_000));
     let members = [0; 3].map(|_| server.member(limits.clone()));
     let start = Instant::now();
-    let went: Arc<Mutex<Vec<(Duration, u64)>>> = Arc::default();
+    let admitted: Arc<Mutex<Vec<(Duration, u64)>>> = Arc::default();
     let mut tasks = JoinSet::new();
     for member in &members {
         for index in 0..40_u64 {
-            let (member, went) = (member.clone(), went.clone());
+            let (member, admitted) = (member.clone(), admitted.clone());
             tasks.spawn(async move {
                 for round in 0.. {
                     let tokens = 20 + (index * 37 + round * 61) % 300;
                     member.acquire(Cost::tokens(tokens)).await.unwrap();
-                    went.lock().unwrap().push((start.elapsed(), tokens));
+                    admitted.lock().unwrap().push((start.elapsed(), tokens));
                 }
             });
         }
     }
     sleep(Duration::from_secs(5)).await;
-    server.set(Wire::Refuses);
+    server.set(Network::Refuses);
     sleep(Duration::from_secs(5)).await;
-    server.set(Wire::Works);
+    server.set(Network::Works);
     sleep(Duration::from_secs(5)).await;
-    server.set(Wire::LosesAnswers);
+    server.set(Network::LosesReplies);
     sleep(Duration::from_secs(5)).await;
-    server.set(Wire::Works);
+    server.set(Network::Works);
     sleep(Duration::from_secs(5)).await;
     tasks.abort_all();
-    let went = went.lock().unwrap().clone();
+    let admitted = admitted.lock().unwrap().clone();
     let degraded: u64 = members.iter().map(|member| member.store().degraded).sum();
     assert!(degraded > 100, "{degraded}");
-    // Timers are a millisecond coarse, and the wire takes one.
-    let over = worst(&went, 10_000.0, 2_000.0, |tokens| tokens as f64);
+    // Timers are a millisecond coarse, and the network takes one.
+    let over = max_excess(&admitted, 10_000.0, 2_000.0, |tokens| tokens as f64);
     assert!(over <= 30.0, "{over} tokens over");
-    let over = worst(&went, 100.0, 20.0, |_| 1.0);
+    let over = max_excess(&admitted, 100.0, 20.0, |_| 1.0);
     assert!(over <= 0.3, "{over} requests over");
-    let sum: u64 = went.iter().map(|(_, tokens)| tokens).sum();
-    // What was lost: frozen phases until they were noticed, and answers that were lost with their reservations.
+    let sum: u64 = admitted.iter().map(|(_, tokens)| tokens).sum();
+    // Some is wasted: the time until a loss is noticed, and reservations whose replies were lost.
     assert!(sum > 25 * 10_000 * 70 / 100, "{sum}");
 }
 
-/// By how much a bucket that allows exactly this would have been exceeded.
-fn worst(went: &[(Duration, u64)], rate: f64, burst: f64, weight: impl Fn(u64) -> f64) -> f64 {
+/// By how much the admissions exceed an exact bucket of this rate and burst.
+fn max_excess(admitted: &[(Duration, u64)], rate: f64, burst: f64, weight: impl Fn(u64) -> f64) -> f64 {
     let (mut level, mut last, mut worst) = (0.0_f64, Duration::ZERO, 0.0_f64);
-    for (at, tokens) in went {
+    for (at, tokens) in admitted {
         level = (level - (*at - last).as_secs_f64() * rate).max(0.0) + weight(*tokens);
         last = *at;
         worst = worst.max(level - burst);
@@ -576,17 +568,17 @@ fn worst(went: &[(Duration, u64)], rate: f64, burst: f64, weight: impl Fn(u64) -
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_has_lost_its_state_begins_anew_and_empty() {
+async fn a_store_that_has_lost_its_state_begins_empty() {
     let server = Server::new();
     let limits = Limits::new().requests(Rate::per_second(100).burst(100));
     let limiter = server.member(limits);
     limiter.acquire(Cost::request()).await.unwrap();
-    server.forgets();
+    server.lose_state();
     let begun = Instant::now();
     limiter.acquire(Cost::request()).await.unwrap();
-    // A second for what others may have reserved, and one request.
+    // A second for what other members may have reserved, and then the time for one request.
     assert_eq!(begun.elapsed().as_millis(), 1_012);
-    assert_eq!(limiter.store().forgotten, 1);
+    assert_eq!(limiter.store().state_losses, 1);
     let begun = Instant::now();
     for _ in 0..50 {
         limiter.acquire(Cost::request()).await.unwrap();
@@ -599,22 +591,22 @@ async fn a_store_that_has_lost_its_state_begins_anew_and_empty() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_away_at_the_start_is_found_later() {
+async fn a_store_that_is_down_at_the_start_is_found_later() {
     let server = Server::new();
-    server.set(Wire::Refuses);
+    server.set(Network::Refuses);
     let limiter = server.member_with(SharedRateLimiter::builder(ten_a_second()).members(2));
     let begun = Instant::now();
     for _ in 0..5 {
         limiter.acquire(Cost::request()).await.unwrap();
     }
-    // Half of the rate: one in 200 ms.
+    // Half of the rate: one call every 200 ms.
     assert!(
         (1_000..1_300).contains(&begun.elapsed().as_millis()),
         "{:?}",
         begun.elapsed()
     );
     assert_eq!(limiter.store().degraded, 5);
-    server.set(Wire::Works);
+    server.set(Network::Works);
     sleep(Duration::from_secs(2)).await;
     assert!(limiter.store().is_up);
     limiter.acquire(Cost::request()).await.unwrap();
@@ -626,12 +618,12 @@ async fn no_call_waits_longer_than_its_deadline() {
     let server = Server::new();
     let limiter = server.member_with(SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Closed));
     limiter.acquire(Cost::request()).await.unwrap();
-    for wire in [Wire::Refuses, Wire::Frozen, Wire::LosesAnswers] {
-        server.set(wire);
+    for network in [Network::Refuses, Network::Frozen, Network::LosesReplies] {
+        server.set(network);
         let begun = Instant::now();
         assert!(timeout(ms(700), limiter.acquire(Cost::request())).await.is_err());
         assert_eq!(begun.elapsed(), ms(700));
-        server.set(Wire::Works);
+        server.set(Network::Works);
         timeout(Duration::from_secs(5), limiter.acquire(Cost::request()))
             .await
             .unwrap()
@@ -640,14 +632,14 @@ async fn no_call_waits_longer_than_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_member_says_that_it_is_there_and_nothing_else() {
+async fn an_idle_member_sends_heartbeats_and_nothing_else() {
     let server = Server::new();
     let limiter = server.member(ten_a_second());
     limiter.acquire(Cost::request()).await.unwrap();
     sleep(Duration::from_secs(100)).await;
-    // The first, that it was used, and every five seconds.
-    let asks = server.asks().len();
-    assert!((20..=22).contains(&asks), "{asks}");
+    // The first request, the settled estimate, and a heartbeat every five seconds.
+    let requests = server.requests().len();
+    assert!((20..=22).contains(&requests), "{requests}");
     assert_eq!(
         limiter.available(),
         Available {
@@ -658,8 +650,8 @@ async fn an_idle_member_says_that_it_is_there_and_nothing_else() {
     );
     drop(limiter);
     sleep(ms(10)).await;
-    assert!(server.asks().last().unwrap().leaves);
-    assert_eq!(server.asks().len(), asks + 1);
+    assert!(server.requests().last().unwrap().is_leaving);
+    assert_eq!(server.requests().len(), requests + 1);
 }
 
 #[test]

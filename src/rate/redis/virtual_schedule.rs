@@ -1,451 +1,513 @@
-//! [`VirtualSchedule`]: what `reserve.lua` does, in this process. The two give the same answers to the last unit.
+//! [`VirtualSchedule`]: what `reserve.lua` does, in this process and in the same steps. Both give the same replies to
+//! the last unit.
 //!
-//! All buckets of a quota are settled up to one moment, the *frontier*, which may lie in the future: the moment of the
-//! last reservation. The next one is made at the earliest moment from there on at which *all* buckets have what it
-//! costs, and is charged then. So admissions are in order, nothing is charged before it is used, and in any window of
-//! length T at most `burst + rate x T` is admitted.
+//! All buckets of a quota are settled up to one time, the end of the schedule. This is the time of the last
+//! reservation, so it may lie in the future. The next reservation is made at the earliest time after it when *all*
+//! buckets have enough, and is charged at that time. So admissions are in order, nothing is charged before it is used,
+//! and at most `burst + rate x T` is admitted in any window of length T.
 //!
-//! It is the store of a process that has lost the other one, and the model that the script is tested against. It is
-//! told the time, in microseconds, and holds no lock, clock or timer.
+//! The schedule serves a process that has lost the store ([`LocalFallback`](super::fallback)), and it is the model that
+//! the script is tested against. Its callers pass the time, in microseconds. It holds no lock, clock or timer.
 
 use super::{
+    amounts::{Amounts, PerBudget},
     quota_config::QuotaConfig,
     wire::{Member, StoreReply, StoreRequest},
 };
 use crate::rate::{bucket::Bucket, limits::Budget};
 use std::{collections::HashMap, sync::Arc};
 
-/// Microseconds after which a member that is not heard of is none.
-pub(super) const MEMBER_LAPSES: i64 = 15_000_000;
-/// How often members that have lapsed are looked for.
-const SWEEP: i64 = 1_000_000;
-/// Who was on its own comes back within this time, if all were.
-const RETURN: i64 = 1_500_000;
-/// The least time that the state is kept, in milliseconds.
-const KEPT: i64 = 60_000;
+/// A member that has sent no request for this many microseconds is no longer counted, and its estimates are final.
+const MEMBER_EXPIRY: i64 = 15_000_000;
+/// How often expired members are looked for, in microseconds.
+const SWEEP_INTERVAL: i64 = 1_000_000;
+/// Members that lost the store at the same time reach it again within this many microseconds of each other.
+const RETURN_TIME: i64 = 1_500_000;
+/// The least time for which the state is kept after a request, in milliseconds.
+const MIN_RETENTION: i64 = 60_000;
 
+/// The state of one quota, as the store keeps it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct VirtualSchedule {
     state: Option<State>,
-    members: HashMap<Member, Seen>,
 }
 
+/// What the store keeps: see the list in [`script`](super::script). Times are in microseconds.
 #[derive(Clone, Debug)]
 struct State {
-    /// Tells this state from one that came before it or was lost.
-    birth: i64,
-    /// How often it was asked.
-    seq: i64,
-    /// The clock when it was asked last.
-    at: i64,
-    /// When somebody was here who had not lost it.
-    used: i64,
-    /// Up to when the buckets are settled.
-    last: i64,
-    pause: i64,
-    /// Which limits they are: the newer the larger.
-    stamp: i64,
-    /// Whether it began full, because nobody knew of one before.
-    fresh: bool,
-    swept: i64,
-    /// When it was emptied last, because members had been on their own.
-    emptied: i64,
-    /// Requests and tokens that are estimated by all members.
-    estimated: [u64; 2],
+    /// Distinguishes this state from earlier ones: the time of its creation, or more.
+    incarnation: i64,
+    /// How many requests it has served.
+    sequence: i64,
+    /// The clock at the last request.
+    clock: i64,
+    /// The last request that was no probe.
+    last_contact: i64,
+    /// Up to when the buckets are settled: the end of the schedule.
+    scheduled_until: i64,
+    paused_until: i64,
+    /// The version of the limits: a later one is larger.
+    config_version: i64,
+    /// Whether it began with full buckets, because its first member knew no earlier state.
+    began_full: bool,
+    /// When expired members were last looked for.
+    swept_at: i64,
+    /// When the buckets were last emptied; 0 if never.
+    emptied_at: i64,
+    /// The estimates of all members that are not settled.
+    estimated: Amounts,
     config: Arc<QuotaConfig>,
-    /// What the member was configured with that brought these limits.
-    base: String,
+    /// What the member was configured with that set these limits.
+    configured_as: String,
     buckets: Vec<(Budget, Bucket)>,
+    members: HashMap<Member, MemberEntry>,
 }
 
-/// What is known of a member.
+/// What the state keeps of a member.
 #[derive(Clone, Copy, Debug)]
-struct Seen {
-    at: i64,
-    estimated: [u64; 2],
-    /// Its last corrections.
+struct MemberEntry {
+    /// The time of its last request.
+    seen_at: i64,
+    /// Its estimates that are not settled.
+    estimated: Amounts,
+    /// The number of its last corrections.
     batch: i64,
 }
 
-const fn index(budget: Budget) -> usize {
-    match budget {
-        Budget::Requests => 0,
-        Budget::Tokens => 1,
-    }
+/// What was reserved for a request.
+struct Reserved {
+    amounts: Amounts,
+    /// When each of the first costs is admitted, in microseconds from now.
+    delays: Vec<i64>,
+    /// When to request the others again, in microseconds from now; 0 if all were reserved.
+    retry_in: i64,
 }
 
 impl VirtualSchedule {
-    /// Answers `ask` at `now`, in microseconds.
-    pub(super) fn call(&mut self, ask: &StoreRequest, now: i64) -> StoreReply {
-        let hold = ask.horizon.max(ask.ahead);
-        let mut state = self.state.take().unwrap_or_else(|| {
-            self.members.clear();
-            State::born(ask, now, hold)
-        });
+    /// Serves `request` at `now`, in microseconds.
+    pub(super) fn handle(&mut self, request: &StoreRequest, now: i64) -> StoreReply {
+        let state = self.state.get_or_insert_with(|| State::new(request, now));
+        state.set_clock(now);
+        let is_stale = state.make_up_for_lost_state(request);
+        state.adopt_limits(request);
 
-        // A clock that goes back takes the frontier along: no time has passed.
-        let back = state.at - now;
-        if back > 0 {
-            state.last -= back;
-            state.pause = (state.pause - back).max(0);
-            state.swept -= back;
-            state.emptied -= back;
-            state.used -= back;
-            for seen in self.members.values_mut() {
-                seen.at -= back;
-            }
-        }
-        state.at = now;
-
-        // What did this member know that is not here?
-        let mut stale = false;
-        if ask.birth != 0 && ask.birth != state.birth {
-            stale = true;
-            state.hold(if state.fresh { hold } else { ask.horizon }, state.fresh);
-            state.fresh = false;
-        } else if ask.birth != 0 && state.seq < ask.seq {
-            stale = true;
-            state.hold(hold, true);
-            state.birth = now.max(state.birth + 1);
-            state.fresh = false;
-            state.seq = ask.seq;
-            self.members.clear();
-            state.set_estimated([0, 0]);
-        }
-
-        let theirs = ask.changes
-            || ask.stamp > state.stamp
-            || (ask.stamp == 0 && ask.base != state.base && ask.config.text() != state.config.text());
-        if theirs {
-            let stamp = if ask.changes || ask.stamp == 0 {
-                now.max(state.stamp + 1)
-            } else {
-                ask.stamp
-            };
-            if state.configure(ask, stamp) {
-                // What was charged before there was this rate was not charged to it.
-                self.members.clear();
-                state.set_estimated([0, 0]);
-            }
-        }
-
-        if now > state.last {
+        if now > state.scheduled_until {
             state.advance_to(now);
         }
-        if ask.pause > 0 {
-            state.pause = state.pause.max(now + ask.pause);
+        if request.pause > 0 {
+            state.paused_until = state.paused_until.max(now + request.pause);
         }
-        if ask.config.text() == state.config.text() {
-            for (at, left) in &ask.lower {
-                state.buckets[*at].1.lower(*left);
+        if request.config.text() == state.config.text() {
+            for (position, left) in &request.lowered {
+                state.buckets[*position].1.lower(*left);
             }
         }
+        state.expire_members();
 
-        if now - state.swept >= SWEEP {
-            state.swept = now;
-            self.members.retain(|_, seen| now - seen.at < MEMBER_LAPSES);
-            let all = self.members.values().fold([0, 0], |sum, seen| add(sum, seen.estimated));
-            state.set_estimated(all);
-        }
-        let before = self.members.get(&ask.member).copied();
-        let known = before.is_some() && !stale;
-        let mut own = before.map_or([0, 0], |seen| seen.estimated);
-        let is_heard = ask.probes || (known && before.is_some_and(|seen| seen.batch == ask.batch));
-        if !is_heard {
-            let began = now - ask.alone;
-            if ask.alone > 0 && state.used < began {
-                // Nobody was here since it was on its own, so all of them were: what has come in was theirs.
-                state.hold(RETURN, true);
-            }
-            let since = (state.emptied > began).then(|| (now - state.emptied).unsigned_abs());
-            for (budget, bucket) in &mut state.buckets {
-                let at = index(*budget);
-                bucket.debit_share(ask.spent[at], since, ask.shares.unsigned_abs());
-                bucket.debit(ask.debit[at]);
-                if known {
-                    bucket.credit(ask.credit[at].min(own[at]));
-                }
-            }
-        }
-        if !ask.probes {
-            state.used = now;
-        }
-        let others = subtract(state.estimated, own);
-        own = if known { ask.estimated } else { [0, 0] };
-        state.set_estimated(add(others, own));
+        let before = state.members.get(&request.member).copied();
+        let is_known = before.is_some() && !is_stale;
+        let estimated = state.settle(request, before, is_known);
+        let reserved = state.reserve(request);
 
-        let mut goes = Vec::with_capacity(ask.costs.len());
-        let mut again = 0;
-        for cost in &ask.costs {
-            let from = state.last.max(state.pause);
-            if from - now > ask.ahead {
-                again = from - now - ask.ahead;
-                break;
-            }
-            let of = |budget| [cost.requests, cost.tokens][index(budget)];
-            if state
-                .buckets
-                .iter()
-                .any(|(budget, bucket)| of(*budget) > bucket.burst())
-            {
-                break;
-            }
-            let waits = state
-                .buckets
-                .iter()
-                .map(|(budget, bucket)| bucket.time_until(of(*budget).into()));
-            let go = from.max(state.last + waits.fold(0, u64::max) as i64);
-            state.advance_to(go);
-            let cost = [cost.requests, cost.tokens];
-            for (budget, bucket) in &mut state.buckets {
-                bucket.take(cost[index(*budget)], false);
-            }
-            own = add(own, cost);
-            state.set_estimated(add(state.estimated, cost));
-            goes.push(go - now);
-        }
-
-        state.seq += 1;
-        if ask.leaves {
-            self.members.remove(&ask.member);
+        state.sequence += 1;
+        if request.is_leaving {
+            state.members.remove(&request.member);
         } else {
-            let seen = Seen {
-                at: now,
-                estimated: own,
+            let entry = MemberEntry {
+                seen_at: now,
+                estimated: estimated.saturating_add(reserved.amounts),
                 batch: match before {
-                    Some(before) if ask.probes => before.batch,
-                    _ => ask.batch,
+                    Some(before) if request.is_probe => before.batch,
+                    _ => request.batch,
                 },
             };
-            self.members.insert(ask.member, seen);
+            state.members.insert(request.member, entry);
         }
-        let answer = StoreReply {
-            seq: state.seq,
-            birth: state.birth,
-            stamp: state.stamp,
-            pause: (state.pause - now).max(0),
-            members: self.members.len() as u64,
-            known,
-            kept: state.kept(now),
-            lead: state.last - now,
+        StoreReply {
+            sequence: state.sequence,
+            incarnation: state.incarnation,
+            config_version: state.config_version,
+            pause: (state.paused_until - now).max(0),
+            members: state.members.len() as u64,
+            is_known,
+            retention: state.retention(),
+            offset: state.scheduled_until - now,
             left: state.left(),
-            again,
+            retry_in: reserved.retry_in,
             now,
-            goes,
-            config: (state.stamp != ask.stamp).then(|| state.config.text().to_owned()),
-        };
-        self.state = Some(state);
-        answer
+            delays: reserved.delays,
+            config: (state.config_version != request.config_version).then(|| state.config.text().to_owned()),
+        }
+    }
+
+    /// Empties the buckets at `now`, so that nothing is saved up until then. Debts and reservations stay.
+    pub(super) fn drain(&mut self, now: i64) {
+        if let Some(state) = &mut self.state {
+            if now > state.scheduled_until {
+                state.advance_to(now);
+                state.empty_buckets();
+            }
+        }
     }
 
     #[cfg(test)]
     pub(super) fn lose_state(&mut self) {
         self.state = None;
     }
-
-    /// What is there now is forgotten, unless it is a debt: nothing may be saved up.
-    pub(super) fn drain(&mut self, now: i64) {
-        if let Some(state) = &mut self.state {
-            if now > state.last {
-                state.advance_to(now);
-                state.buckets.iter_mut().for_each(|(_, bucket)| bucket.empty());
-            }
-        }
-    }
 }
 
 impl State {
-    fn born(ask: &StoreRequest, now: i64, hold: i64) -> Self {
-        let fresh = ask.birth == 0;
-        let mut buckets: Vec<_> = ask
-            .config
-            .sizes()
-            .iter()
-            .map(|(budget, size)| (*budget, Bucket::new(*size)))
-            .collect();
-        if !fresh {
-            // What others have taken from a state that was lost is not known: nothing may be left.
-            buckets.iter_mut().for_each(|(_, bucket)| bucket.empty());
+    /// The state that a first request creates: full, unless its member knows of a state that is lost.
+    fn new(request: &StoreRequest, now: i64) -> Self {
+        let is_first = request.incarnation == 0;
+        let mut state = Self {
+            incarnation: if is_first {
+                now
+            } else {
+                now.max(request.incarnation + 1)
+            },
+            sequence: 0,
+            clock: now,
+            last_contact: 0,
+            scheduled_until: if is_first { now } else { now + hold_time(request) },
+            paused_until: 0,
+            config_version: if request.config_version == 0 {
+                now
+            } else {
+                request.config_version
+            },
+            began_full: is_first,
+            swept_at: now,
+            emptied_at: if is_first { 0 } else { now },
+            estimated: Amounts::ZERO,
+            config: request.config.clone(),
+            configured_as: request.configured_as.clone(),
+            buckets: new_buckets(&request.config),
+            members: HashMap::new(),
+        };
+        if !is_first {
+            // What others have taken from the lost state is unknown, so nothing may be left.
+            state.empty_buckets();
         }
-        Self {
-            birth: if fresh { now } else { now.max(ask.birth + 1) },
-            seq: 0,
-            at: now,
-            used: 0,
-            last: if fresh { now } else { now + hold },
-            pause: 0,
-            stamp: if ask.stamp == 0 { now } else { ask.stamp },
-            fresh,
-            swept: now,
-            emptied: if fresh { 0 } else { now },
-            estimated: [0, 0],
-            config: ask.config.clone(),
-            base: ask.base.clone(),
-            buckets,
+        state
+    }
+
+    /// Sets the clock. If it went back, all times move with it, so no time has passed.
+    fn set_clock(&mut self, now: i64) {
+        let back = self.clock - now;
+        if back > 0 {
+            self.scheduled_until -= back;
+            self.paused_until = (self.paused_until - back).max(0);
+            self.swept_at -= back;
+            self.emptied_at -= back;
+            self.last_contact -= back;
+            for member in self.members.values_mut() {
+                member.seen_at -= back;
+            }
+        }
+        self.clock = now;
+    }
+
+    /// If the member has received a reply that this state has not sent, makes room for what that reply may have
+    /// promised. Returns whether this is so.
+    fn make_up_for_lost_state(&mut self, request: &StoreRequest) -> bool {
+        if request.incarnation == 0 {
+            return false;
+        }
+        if request.incarnation != self.incarnation {
+            if self.began_full {
+                // It did not know that there was an earlier state.
+                self.hold(hold_time(request), true);
+            } else {
+                self.hold(request.last_reservation, false);
+            }
+            self.began_full = false;
+            return true;
+        }
+        if self.sequence < request.sequence {
+            // The server went back to an old snapshot, or to a replica that lagged behind.
+            self.hold(hold_time(request), true);
+            self.incarnation = self.clock.max(self.incarnation + 1);
+            self.began_full = false;
+            self.sequence = request.sequence;
+            self.forget_members();
+            return true;
+        }
+        false
+    }
+
+    /// Takes over the member's limits if they are newer, or if it was started with limits that this state does not
+    /// know.
+    fn adopt_limits(&mut self, request: &StoreRequest) {
+        let is_new = request.config_version == 0
+            && request.configured_as != self.configured_as
+            && request.config.text() != self.config.text();
+        if request.is_change || request.config_version > self.config_version || is_new {
+            let version = if request.is_change || request.config_version == 0 {
+                self.clock.max(self.config_version + 1)
+            } else {
+                request.config_version
+            };
+            if self.configure(request, version) {
+                // What was estimated before was never charged to a new bucket, so it must not be given back to it.
+                self.forget_members();
+            }
         }
     }
 
-    /// Makes room for reservations that are out and not known here.
-    fn hold(&mut self, hold: i64, empty: bool) {
-        if self.at > self.last {
-            self.advance_to(self.at);
-        }
-        if empty {
-            self.buckets.iter_mut().for_each(|(_, bucket)| bucket.empty());
-            self.emptied = self.at;
-        }
-        self.last = self.last.max(self.at + hold);
-    }
-
-    /// Takes over another's limits, and returns whether there are more than before.
-    fn configure(&mut self, ask: &StoreRequest, stamp: i64) -> bool {
-        let mut new: Vec<_> = ask
-            .config
-            .sizes()
-            .iter()
-            .map(|(budget, size)| (*budget, Bucket::new(*size)))
-            .collect();
-        let mut more = false;
+    /// Replaces the limits, and returns whether there is a rate that has no predecessor.
+    fn configure(&mut self, request: &StoreRequest, version: i64) -> bool {
+        let mut new = new_buckets(&request.config);
+        let mut is_any_new = false;
         for budget in [Budget::Requests, Budget::Tokens] {
             let mut old = self.buckets.iter().filter(|(of, _)| *of == budget);
             for (_, new) in new.iter_mut().filter(|(of, _)| *of == budget) {
                 match old.next() {
                     Some((_, old)) => new.carry_over(old),
-                    None => more = true,
+                    None => is_any_new = true,
                 }
             }
         }
         self.buckets = new;
-        self.config = ask.config.clone();
-        self.base.clone_from(&ask.base);
-        self.stamp = stamp;
+        self.config = request.config.clone();
+        self.configured_as.clone_from(&request.configured_as);
+        self.config_version = version;
         self.set_estimated(self.estimated);
-        more
+        is_any_new
     }
 
-    fn advance_to(&mut self, at: i64) {
-        let elapsed = (at - self.last).unsigned_abs();
-        self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
-        self.last = at;
+    /// Removes the members that have sent no request for a while.
+    fn expire_members(&mut self) {
+        let now = self.clock;
+        if now - self.swept_at < SWEEP_INTERVAL {
+            return;
+        }
+        self.swept_at = now;
+        self.members.retain(|_, member| now - member.seen_at < MEMBER_EXPIRY);
+        let estimates = self.members.values().map(|member| member.estimated);
+        self.set_estimated(estimates.fold(Amounts::ZERO, Amounts::saturating_add));
     }
 
-    fn set_estimated(&mut self, estimated: [u64; 2]) {
-        self.estimated = estimated;
+    /// Charges and refunds what the member reports, and returns its estimates that are not settled.
+    fn settle(&mut self, request: &StoreRequest, before: Option<MemberEntry>, is_known: bool) -> Amounts {
+        let own = before.map_or(Amounts::ZERO, |before| before.estimated);
+        // A request is sent again with the same batch number if its reply was lost.
+        let is_counted = is_known && before.is_some_and(|before| before.batch == request.batch);
+        if !request.is_probe && !is_counted {
+            self.settle_corrections(request, own, is_known);
+        }
+        if !request.is_probe {
+            self.last_contact = self.clock;
+        }
+        let others = self.estimated.saturating_sub(own);
+        let own = if is_known { request.estimated } else { Amounts::ZERO };
+        self.set_estimated(others.saturating_add(own));
+        own
+    }
+
+    fn settle_corrections(&mut self, request: &StoreRequest, own: Amounts, is_known: bool) {
+        let began = self.clock - request.fallback_age;
+        if request.fallback_age > 0 && self.last_contact < began {
+            // No member has reached the store since this one lost it. So all of them admitted calls by their local
+            // fallbacks, and have used what would be in the buckets now.
+            self.hold(RETURN_TIME, true);
+        }
+        // What the member used before the buckets were emptied was paid for then. Since then it can have used no more
+        // than its share of the rate.
+        let since_emptied = (self.emptied_at > began).then(|| (self.clock - self.emptied_at).unsigned_abs());
         for (budget, bucket) in &mut self.buckets {
-            bucket.set_estimated(estimated[index(*budget)]);
+            let usage = request.fallback_usage[*budget];
+            bucket.debit_share(usage, since_emptied, request.member_count.unsigned_abs());
+            bucket.debit(request.debit[*budget]);
+            if is_known {
+                bucket.credit(request.credit[*budget].min(own[*budget]));
+            }
         }
     }
 
-    /// For how long it has to be kept, in milliseconds: until all buckets are full again.
-    fn kept(&self, now: i64) -> i64 {
-        let full = self.buckets.iter().map(|(_, bucket)| bucket.until_full());
-        let ends = (self.last + full.fold(0, u64::max) as i64).max(self.pause);
-        (ends - now).div_euclid(1_000) + KEPT
+    /// Reserves the costs in order, as many as `max_ahead` allows.
+    fn reserve(&mut self, request: &StoreRequest) -> Reserved {
+        let now = self.clock;
+        let mut reserved = Reserved {
+            amounts: Amounts::ZERO,
+            delays: Vec::with_capacity(request.costs.len()),
+            retry_in: 0,
+        };
+        for cost in &request.costs {
+            let cost = Amounts::from(*cost);
+            let from = self.scheduled_until.max(self.paused_until);
+            if from - now > request.max_ahead {
+                reserved.retry_in = from - now - request.max_ahead;
+                break;
+            }
+            if self
+                .buckets
+                .iter()
+                .any(|(budget, bucket)| cost[*budget] > bucket.burst())
+            {
+                // The limits are others than the member's. It learns them from the reply and rejects the call.
+                break;
+            }
+            let waits = self.buckets.iter();
+            let waits = waits.map(|(budget, bucket)| bucket.time_until(cost[*budget].into()));
+            let admitted_at = from.max(self.scheduled_until + waits.fold(0, u64::max) as i64);
+            self.advance_to(admitted_at);
+            for (budget, bucket) in &mut self.buckets {
+                bucket.take(cost[*budget], false);
+            }
+            self.set_estimated(self.estimated.saturating_add(cost));
+            reserved.amounts = reserved.amounts.saturating_add(cost);
+            reserved.delays.push(admitted_at - now);
+        }
+        reserved
     }
 
-    /// What is left at the frontier, in requests and in tokens; `None` where that is not limited.
-    fn left(&self) -> [Option<u64>; 2] {
-        [Budget::Requests, Budget::Tokens].map(|budget| {
-            let of = self.buckets.iter().filter(|(of, _)| *of == budget);
-            of.map(|(_, bucket)| bucket.available()).min()
+    /// Reserves nothing for `span` microseconds, in which reservations may be used that this state does not know.
+    fn hold(&mut self, span: i64, is_emptied: bool) {
+        if self.clock > self.scheduled_until {
+            self.advance_to(self.clock);
+        }
+        if is_emptied {
+            self.empty_buckets();
+            self.emptied_at = self.clock;
+        }
+        self.scheduled_until = self.scheduled_until.max(self.clock + span);
+    }
+
+    fn advance_to(&mut self, time: i64) {
+        let elapsed = (time - self.scheduled_until).unsigned_abs();
+        self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
+        self.scheduled_until = time;
+    }
+
+    fn empty_buckets(&mut self) {
+        self.buckets.iter_mut().for_each(|(_, bucket)| bucket.empty());
+    }
+
+    fn set_estimated(&mut self, estimated: Amounts) {
+        self.estimated = estimated;
+        for (budget, bucket) in &mut self.buckets {
+            bucket.set_estimated(estimated[*budget]);
+        }
+    }
+
+    fn forget_members(&mut self) {
+        self.members.clear();
+        self.set_estimated(Amounts::ZERO);
+    }
+
+    /// How long the state has to be kept, in milliseconds. An expired state is a new one with full buckets, so it must
+    /// not expire before they are full.
+    fn retention(&self) -> i64 {
+        let until_full = self.buckets.iter().map(|(_, bucket)| bucket.until_full());
+        let full_at = self.scheduled_until + until_full.fold(0, u64::max) as i64;
+        (full_at.max(self.paused_until) - self.clock).div_euclid(1_000) + MIN_RETENTION
+    }
+
+    /// What is left at the end of the schedule.
+    fn left(&self) -> PerBudget<Option<u64>> {
+        PerBudget::from_fn(|budget| {
+            let buckets = self.buckets.iter().filter(|(of, _)| *of == budget);
+            buckets.map(|(_, bucket)| bucket.available()).min()
         })
     }
 }
 
-fn add(a: [u64; 2], b: [u64; 2]) -> [u64; 2] {
-    [a[0] + b[0], a[1] + b[1]]
+/// For how long members may have reservations from a state that is lost.
+fn hold_time(request: &StoreRequest) -> i64 {
+    request.last_reservation.max(request.max_ahead)
 }
 
-fn subtract(a: [u64; 2], b: [u64; 2]) -> [u64; 2] {
-    [a[0].saturating_sub(b[0]), a[1].saturating_sub(b[1])]
+fn new_buckets(config: &QuotaConfig) -> Vec<(Budget, Bucket)> {
+    let sizes = config.sizes().iter();
+    sizes.map(|(budget, size)| (*budget, Bucket::new(*size))).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rate::limits::{Cost, Limits, Rate};
+    use std::time::Duration;
 
     const RATE: i64 = 3;
     const BURST: i64 = 40;
 
-    /// A member that says what is true, and remembers what it used when.
-    struct Honest {
-        ask: StoreRequest,
-        /// When a reservation goes, what was reserved, and what of it will be used.
-        out: Vec<(i64, u64, u64)>,
+    /// A member that reports the truth, and records what it used and when.
+    struct HonestMember {
+        request: StoreRequest,
+        open: Vec<OpenReservation>,
     }
 
-    impl Honest {
+    /// A reservation that is not settled yet.
+    struct OpenReservation {
+        admitted_at: i64,
+        reserved: u64,
+        /// What the call will turn out to use.
+        used: u64,
+    }
+
+    impl HonestMember {
         fn new(number: u8) -> Self {
             // Three in eleven microseconds.
-            let limits = Limits::new().tokens(Rate::new(RATE, std::time::Duration::from_micros(11)).burst(BURST));
+            let limits = Limits::new().tokens(Rate::new(RATE, Duration::from_micros(11)).burst(BURST));
             let config = Arc::new(QuotaConfig::new(limits).unwrap());
-            let ask = StoreRequest {
-                member: [number; 16],
-                leaves: false,
-                probes: false,
-                ahead: 300,
-                birth: 0,
-                seq: 0,
-                horizon: 0,
-                base: config.text().to_owned(),
-                config,
-                stamp: 0,
-                changes: false,
-                batch: 0,
-                credit: [0, 0],
-                debit: [0, 0],
-                spent: [0, 0],
-                alone: 0,
-                shares: 1,
-                estimated: [0, 0],
-                pause: 0,
-                lower: Vec::new(),
-                costs: Vec::new(),
+            let request = StoreRequest {
+                max_ahead: 300,
+                configured_as: config.text().to_owned(),
+                ..StoreRequest::new([number; 16], config)
             };
-            Self { ask, out: Vec::new() }
+            Self {
+                request,
+                open: Vec::new(),
+            }
         }
 
-        /// Asks, by the server's clock and by one that never jumps, and returns what it used when.
+        /// Sends a request at `now` by the server's clock. Returns what was used and when, by the clock `real`, which
+        /// never jumps.
         fn call(
             &mut self,
-            frontier: &mut VirtualSchedule,
+            schedule: &mut VirtualSchedule,
             rng: &mut fastrand::Rng,
             now: i64,
             real: i64,
         ) -> Vec<(i64, u64)> {
             let mut used = Vec::new();
-            self.ask.credit = [0, 0];
-            self.out.retain(|(go, reserved, uses)| {
-                let is_over = *go < real && rng.bool();
+            let mut credit = 0;
+            self.open.retain(|open| {
+                let is_over = open.admitted_at < real && rng.bool();
                 if is_over {
-                    self.ask.credit[1] += reserved - uses;
-                    used.push((*go, *uses));
+                    credit += open.reserved - open.used;
+                    used.push((open.admitted_at, open.used));
                 }
                 !is_over
             });
-            self.ask.batch += 1;
-            self.ask.estimated = [0, self.out.iter().map(|(_, reserved, _)| reserved).sum()];
-            let last = self.out.iter().map(|(go, ..)| *go).max().unwrap_or(real);
-            self.ask.horizon = (last - real).max(0);
-            let costs: Vec<_> = (0..rng.usize(0..4)).map(|_| rng.u64(1..=20)).collect();
-            self.ask.costs = costs
-                .iter()
-                .map(|tokens| Cost {
-                    requests: 0,
-                    tokens: *tokens,
-                })
-                .collect();
-            let answer = frontier.call(&self.ask, now);
-            if self.ask.birth != 0 && self.ask.birth != answer.birth {
-                // Those that are out are not known any more: nothing is given back for them.
-                used.extend(self.out.drain(..).map(|(go, reserved, _)| (go, reserved)));
+            let request = &mut self.request;
+            request.batch += 1;
+            request.credit.tokens = credit;
+            request.estimated.tokens = self.open.iter().map(|open| open.reserved).sum();
+            let last = self.open.iter().map(|open| open.admitted_at).max().unwrap_or(real);
+            request.last_reservation = (last - real).max(0);
+            let costs = (0..rng.usize(0..4)).map(|_| Cost {
+                requests: 0,
+                tokens: rng.u64(1..=20),
+            });
+            request.costs = costs.collect();
+            let reply = schedule.handle(request, now);
+            if request.incarnation != 0 && request.incarnation != reply.incarnation {
+                // The store does not know these estimates any more and gives nothing back for them.
+                used.extend(self.open.drain(..).map(|open| (open.admitted_at, open.reserved)));
             }
-            (self.ask.birth, self.ask.seq, self.ask.stamp) = (answer.birth, answer.seq, answer.stamp);
-            for (go, reserved) in answer.goes.iter().zip(costs) {
-                // Some are cancelled and use nothing.
-                let uses = if rng.u8(0..4) == 0 { 0 } else { rng.u64(0..=reserved) };
-                self.out.push((real + go, reserved, uses));
+            request.incarnation = reply.incarnation;
+            request.sequence = reply.sequence;
+            request.config_version = reply.config_version;
+            for (delay, cost) in reply.delays.iter().zip(&request.costs) {
+                // Some calls are cancelled and use nothing.
+                let is_cancelled = rng.u8(0..4) == 0;
+                self.open.push(OpenReservation {
+                    admitted_at: real + delay,
+                    reserved: cost.tokens,
+                    used: if is_cancelled { 0 } else { rng.u64(0..=cost.tokens) },
+                });
             }
             used
         }
@@ -456,8 +518,8 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(7);
         let (mut admitted, mut steps_back, mut lost) = (0, 0, 0);
         for _ in 0..if cfg!(miri) { 3 } else { 400 } {
-            let mut frontier = VirtualSchedule::default();
-            let mut members = [Honest::new(1), Honest::new(2), Honest::new(3)];
+            let mut schedule = VirtualSchedule::default();
+            let mut members = [HonestMember::new(1), HonestMember::new(2), HonestMember::new(3)];
             let (mut now, mut real) = (1_000_000_i64, 0_i64);
             let mut used = Vec::new();
             for _ in 0..200 {
@@ -469,20 +531,20 @@ mod tests {
                         now -= rng.i64(0..100_000);
                         steps_back += 1;
                     }
-                    1 if members.iter().all(|member| member.ask.birth != 0) => {
-                        frontier.lose_state();
+                    1 if members.iter().all(|member| member.request.incarnation != 0) => {
+                        schedule.lose_state();
                         lost += 1;
                     }
                     _ => {}
                 }
                 let member = rng.usize(0..3);
-                used.extend(members[member].call(&mut frontier, &mut rng, now, real));
+                used.extend(members[member].call(&mut schedule, &mut rng, now, real));
             }
             for member in &mut members {
-                used.extend(member.out.drain(..).map(|(go, _, uses)| (go, uses)));
+                used.extend(member.open.drain(..).map(|open| (open.admitted_at, open.used)));
             }
             used.sort_unstable();
-            // Replayed in elevenths of a token.
+            // Replays the usage through an exact bucket, in elevenths of a token.
             let (mut level, mut last) = (0_i64, 0);
             for (at, tokens) in used {
                 level = (level - (at - last) * RATE).max(0) + tokens as i64 * 11;

@@ -1,5 +1,6 @@
-//! [`Waiters`]: who waits in this process, in order.
+//! [`Waiters`]: the calls of this process that wait for a reservation or for its time, in the order in which they came.
 
+use super::amounts::Amounts;
 use crate::{error::AcquireError, rate::limits::Cost};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -7,203 +8,199 @@ use std::{
 };
 use tokio::time::{Duration, Instant};
 
-use super::adjustments::{Amounts, add, amounts, less};
-
-/// A reservation is for one moment. Used later than this, it would bunch with those that come after it; it is given
-/// back then, and another one is asked for.
-pub(super) const LATE: Duration = Duration::from_millis(5);
-/// How long after its moment a reservation that nobody asks for is looked at.
-const LAPSES: Duration = Duration::from_millis(6);
+/// A reservation that is used later than this after its time would bunch with the reservations that follow it. It is
+/// given back instead, and a new one is requested.
+pub(super) const MAX_LATENESS: Duration = Duration::from_millis(5);
+/// A reservation that no waiter has polled for expires this long after its time.
+const EXPIRES_AFTER: Duration = Duration::from_millis(6);
 
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    next: u64,
-    seats: BTreeMap<u64, WaiterEntry>,
-    /// Those that are to be asked for.
+    next_number: u64,
+    entries: BTreeMap<u64, WaiterEntry>,
+    /// The waiters whose costs are to be requested.
     queued: BTreeSet<u64>,
-    /// Those that were granted, in the order of their moments; some may be gone.
-    granted: VecDeque<(u64, Instant)>,
-    /// What is granted and not used yet.
-    pending: Amounts,
-    /// Others' code, which is not to run under our lock.
+    /// The waiters that got a reservation, in the order of its time. Some of them may have left.
+    reserved: VecDeque<(u64, Instant)>,
+    /// The costs of all reservations that are not used yet.
+    unused: Amounts,
+    /// Wakers to drop after the lock is released: dropping a waker is user code.
     discarded: Vec<Waker>,
 }
 
 #[derive(Debug)]
 pub(super) struct WaiterEntry {
     pub(super) cost: Cost,
-    since: Instant,
+    /// When the waiter came.
+    pub(super) since: Instant,
     waker: Waker,
     stage: Stage,
 }
 
+/// How far a waiter has come.
 #[derive(Clone, Debug)]
 pub(super) enum Stage {
-    /// To be asked for, or being asked for.
+    /// Its cost is in the queue or in a request.
     Waiting,
-    Granted(Reservation),
-    /// Its moment has passed and nobody came. It is asked for again when somebody does.
-    Lapsed,
-    Refused(AcquireError),
+    Reserved(Reservation),
+    /// The time of its reservation has passed and it was not polled. Its next poll puts it back into the queue.
+    Expired,
+    Rejected(AcquireError),
 }
 
-/// A reservation.
+/// The right to be admitted at one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reservation {
-    /// When to go.
     pub(super) at: Instant,
-    /// The same by the store's clock, in microseconds; 0 for what is of our own share.
+    /// The same by the store's clock, in microseconds; 0 if the local fallback made the reservation.
     pub(super) at_store: i64,
-    /// Whether it is of the store, or of our own share.
-    pub(super) shared: bool,
-    /// Of which era of that.
-    pub(super) era: u64,
+    /// Whether the store made the reservation, and not the local fallback.
+    pub(super) is_from_store: bool,
+    /// The generation of the store's estimates, or of the local fallback.
+    pub(super) generation: u64,
 }
 
 impl Waiters {
-    pub(super) fn join(&mut self, cost: Cost, waker: Waker, now: Instant) -> u64 {
-        let number = self.next;
-        self.next += 1;
-        let seat = WaiterEntry {
+    /// Adds a waiter to the end of the queue, and returns its number.
+    pub(super) fn push(&mut self, cost: Cost, waker: Waker, now: Instant) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        let entry = WaiterEntry {
             cost,
             since: now,
             waker,
             stage: Stage::Waiting,
         };
-        self.seats.insert(number, seat);
+        self.entries.insert(number, entry);
         self.queued.insert(number);
         number
     }
 
-    /// What has become of it. Its waker is told of what comes.
-    pub(super) fn look(&mut self, number: u64, waker: Waker) -> Stage {
-        let seat = self.seats.get_mut(&number).expect("it leaves once");
-        self.discarded.push(std::mem::replace(&mut seat.waker, waker));
-        seat.stage.clone()
+    /// Returns how far the waiter has come. `waker` is woken when that changes.
+    pub(super) fn poll(&mut self, number: u64, waker: Waker) -> Stage {
+        let entry = self.entries.get_mut(&number).expect("a waiter is removed only once");
+        self.discarded.push(std::mem::replace(&mut entry.waker, waker));
+        entry.stage.clone()
     }
 
-    /// To be dropped where it may do what it likes.
-    pub(super) fn discarded(&mut self) -> Vec<Waker> {
+    /// Takes the wakers that are no longer needed, to be dropped outside the lock.
+    pub(super) fn take_discarded(&mut self) -> Vec<Waker> {
         std::mem::take(&mut self.discarded)
     }
 
-    /// It is to be asked for again, with its old number.
+    /// Puts the waiter back into the queue, at its old place, without its reservation.
     pub(super) fn requeue(&mut self, number: u64) {
-        let seat = self.seats.get_mut(&number).expect("it leaves once");
-        if let Stage::Granted(_) = seat.stage {
-            self.pending = less(self.pending, amounts(seat.cost));
+        let entry = self.entries.get_mut(&number).expect("a waiter is removed only once");
+        if let Stage::Reserved(_) = entry.stage {
+            self.unused = self.unused.saturating_sub(entry.cost.into());
         }
-        seat.stage = Stage::Waiting;
+        entry.stage = Stage::Waiting;
         self.queued.insert(number);
     }
 
-    /// It is gone: with its reservation, if it had one.
-    pub(super) fn leave(&mut self, number: u64) -> Option<(Cost, Option<Reservation>)> {
-        let seat = self.seats.remove(&number)?;
+    /// Removes the waiter, and returns its cost and its reservation, if it had one.
+    pub(super) fn remove(&mut self, number: u64) -> Option<(Cost, Option<Reservation>)> {
+        let entry = self.entries.remove(&number)?;
         self.queued.remove(&number);
-        let grant = match seat.stage {
-            Stage::Granted(grant) => {
-                self.pending = less(self.pending, amounts(seat.cost));
-                Some(grant)
+        let reservation = match entry.stage {
+            Stage::Reserved(reservation) => {
+                self.unused = self.unused.saturating_sub(entry.cost.into());
+                Some(reservation)
             }
             _ => None,
         };
-        self.discarded.push(seat.waker);
-        Some((seat.cost, grant))
+        self.discarded.push(entry.waker);
+        Some((entry.cost, reservation))
     }
 
-    /// Those to be asked for, in order.
+    /// The waiters in the queue with their costs, in order.
     pub(super) fn queued(&self) -> impl Iterator<Item = (u64, Cost)> + '_ {
-        self.queued.iter().map(|number| (*number, self.seats[number].cost))
+        self.queued.iter().map(|number| (*number, self.entries[number].cost))
     }
 
     pub(super) fn is_queue_empty(&self) -> bool {
         self.queued.is_empty()
     }
 
-    /// Since when the first of them waits.
+    /// When the first waiter in the queue came.
     pub(super) fn oldest(&self) -> Option<Instant> {
-        self.queued.first().map(|number| self.seats[number].since)
+        self.queued.first().map(|number| self.entries[number].since)
     }
 
-    /// These are being asked for.
-    pub(super) fn asked(&mut self, numbers: impl Iterator<Item = u64>) {
+    /// Takes the waiters out of the queue, because their costs are in a request.
+    pub(super) fn on_requested(&mut self, numbers: impl Iterator<Item = u64>) {
         for number in numbers {
             self.queued.remove(&number);
         }
     }
 
-    /// It was asked for in vain.
-    pub(super) fn unanswered(&mut self, number: u64) {
-        if self.seats.contains_key(&number) {
+    /// Puts the waiter back into the queue, if it has not left: its cost was in a request and was not reserved.
+    pub(super) fn on_not_reserved(&mut self, number: u64) {
+        if self.entries.contains_key(&number) {
             self.queued.insert(number);
         }
     }
 
-    /// Returns false if it is gone.
+    /// Gives the waiter its reservation. Returns false if the waiter has left.
     #[must_use]
-    pub(super) fn grant(&mut self, number: u64, grant: Reservation, wakers: &mut Vec<Waker>) -> bool {
-        let Some(seat) = self.seats.get_mut(&number) else {
+    pub(super) fn on_reserved(&mut self, number: u64, reservation: Reservation, wakers: &mut Vec<Waker>) -> bool {
+        let Some(entry) = self.entries.get_mut(&number) else {
             return false;
         };
-        seat.stage = Stage::Granted(grant);
-        add(&mut self.pending, amounts(seat.cost));
-        self.granted.push_back((number, grant.at));
+        entry.stage = Stage::Reserved(reservation);
+        self.unused = self.unused.saturating_add(entry.cost.into());
+        self.reserved.push_back((number, reservation.at));
         self.queued.remove(&number);
-        wakers.push(seat.waker.clone());
+        wakers.push(entry.waker.clone());
         true
     }
 
-    /// Refuses whoever is in the queue for a reason.
-    pub(super) fn refuse(&mut self, reason: impl Fn(&WaiterEntry) -> Option<AcquireError>, wakers: &mut Vec<Waker>) {
-        let seats = &mut self.seats;
+    /// Rejects the waiters in the queue for which `reason` returns an error.
+    pub(super) fn reject(&mut self, reason: impl Fn(&WaiterEntry) -> Option<AcquireError>, wakers: &mut Vec<Waker>) {
+        let entries = &mut self.entries;
         self.queued.retain(|number| {
-            let seat = seats.get_mut(number).expect("who is queued has a seat");
-            let refused = reason(seat);
-            if let Some(error) = &refused {
-                seat.stage = Stage::Refused(error.clone());
-                wakers.push(seat.waker.clone());
+            let entry = entries.get_mut(number).expect("a queued waiter has an entry");
+            let error = reason(entry);
+            if let Some(error) = &error {
+                entry.stage = Stage::Rejected(error.clone());
+                wakers.push(entry.waker.clone());
             }
-            refused.is_none()
+            error.is_none()
         });
     }
 
-    /// Takes back reservations whose moment has passed and that nobody came for.
-    pub(super) fn lapse(&mut self, now: Instant, mut lapsed: impl FnMut(Cost, Reservation)) {
-        while let Some((number, at)) = self.granted.front().copied() {
-            let seat = self.seats.get_mut(&number);
-            let still = seat.filter(|seat| matches!(seat.stage, Stage::Granted(grant) if grant.at == at));
-            if let Some(seat) = still {
-                if now < at + LAPSES {
+    /// Takes back the reservations whose time has passed and that no waiter has polled for.
+    pub(super) fn expire(&mut self, now: Instant, mut on_expired: impl FnMut(Cost, Reservation)) {
+        while let Some((number, at)) = self.reserved.front().copied() {
+            let entry = self.entries.get_mut(&number);
+            // The waiter may have left, or have another reservation by now.
+            let entry =
+                entry.filter(|entry| matches!(entry.stage, Stage::Reserved(reservation) if reservation.at == at));
+            if let Some(entry) = entry {
+                if now < at + EXPIRES_AFTER {
                     return;
                 }
-                if let Stage::Granted(grant) = std::mem::replace(&mut seat.stage, Stage::Lapsed) {
-                    lapsed(seat.cost, grant);
-                    self.pending = less(self.pending, amounts(seat.cost));
+                if let Stage::Reserved(reservation) = std::mem::replace(&mut entry.stage, Stage::Expired) {
+                    on_expired(entry.cost, reservation);
+                    self.unused = self.unused.saturating_sub(entry.cost.into());
                 }
             }
-            self.granted.pop_front();
+            self.reserved.pop_front();
         }
     }
 
-    /// When to look at that again.
-    pub(super) fn lapses_at(&self) -> Option<Instant> {
-        self.granted.front().map(|(_, at)| *at + LAPSES)
+    /// When [`expire`](Self::expire) has something to do.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.reserved.front().map(|(_, at)| *at + EXPIRES_AFTER)
     }
 
-    /// What is granted and not used.
-    pub(super) const fn pending(&self) -> Amounts {
-        self.pending
+    /// The costs of all reservations that are not used yet.
+    pub(super) const fn unused(&self) -> Amounts {
+        self.unused
     }
 
-    /// Everybody's.
+    /// The wakers of all waiters.
     pub(super) fn wakers(&self) -> Vec<Waker> {
-        self.seats.values().map(|seat| seat.waker.clone()).collect()
-    }
-}
-
-impl WaiterEntry {
-    pub(super) const fn since(&self) -> Instant {
-        self.since
+        self.entries.values().map(|entry| entry.waker.clone()).collect()
     }
 }

@@ -1,0 +1,406 @@
+//! [`Coordinator`]: one member of the quota. It knows the waiters of this process and what the store replied last, and
+//! decides what to request next. The [driver](super::driver) sends the requests. The coordinator is passed the time,
+//! does no I/O, and holds no lock and no timer.
+
+mod limits;
+mod pause;
+mod reply;
+mod reports;
+mod request;
+mod store_view;
+
+pub(super) use request::RequestSnapshot;
+
+use self::{limits::SharedLimits, pause::Pause, reports::Reports, store_view::StoreView};
+use super::{
+    amounts::{Amounts, PerBudget},
+    fallback::LocalFallback,
+    loss::{CircuitBreaker, OnStoreLoss},
+    quota_config::QuotaConfig,
+    waiters::{MAX_LATENESS, Reservation, Stage, Waiters},
+    wire::{Member, StoreError},
+};
+use crate::{
+    error::{AcquireError, CostExceedsBurst, StoreUnavailable},
+    rate::{
+        Bursts, Demand,
+        limits::{Budget, Cost},
+    },
+};
+use std::{sync::Arc, task::Waker};
+use tokio::time::{Duration, Instant};
+
+/// The largest number of costs in one request.
+const MAX_COSTS: usize = 1_000;
+
+/// What does not change.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) member: Member,
+    pub(super) on_loss: OnStoreLoss,
+    pub(super) max_ahead: Duration,
+    /// The least number of members to reckon with.
+    pub(super) min_members: u64,
+    pub(super) patience: Option<Duration>,
+}
+
+pub(super) struct Coordinator {
+    settings: Settings,
+    pub(super) counts: Counts,
+    waiters: Waiters,
+    /// The waiters whose costs are in the request that is in flight.
+    in_flight: Vec<u64>,
+
+    limits: SharedLimits,
+    pause: Pause,
+    reports: Reports,
+
+    store: StoreView,
+    breaker: CircuitBreaker,
+    last_error: StoreError,
+    /// Present while the store is lost.
+    fallback: Option<LocalFallback>,
+
+    /// When the last request was sent.
+    requested_at: Option<Instant>,
+    /// When to request the costs of the waiters in the queue, if not at once.
+    retry_at: Option<Instant>,
+    /// The limiter was dropped.
+    is_leaving: bool,
+    /// This was reported to the store, or the attempt failed.
+    has_left: bool,
+}
+
+/// Counters for [`StoreStatus`](super::StoreStatus). They only grow.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) calls: u64,
+    pub(super) failures: u64,
+    pub(super) losses: u64,
+    pub(super) state_losses: u64,
+    pub(super) degraded: u64,
+    pub(super) late: u64,
+}
+
+/// What a waiter has to do next.
+pub(super) enum WaiterStep {
+    /// It is admitted.
+    Admitted(Reservation),
+    /// It has a reservation for this instant: it polls again then.
+    ReservedAt(Instant),
+    /// It was put into the queue: the driver has to be notified.
+    Queued,
+    /// It will be woken.
+    Waiting,
+}
+
+impl Coordinator {
+    pub(super) fn new(settings: Settings, config: QuotaConfig) -> Self {
+        Self {
+            settings,
+            counts: Counts::default(),
+            waiters: Waiters::default(),
+            in_flight: Vec::new(),
+            limits: SharedLimits::new(config),
+            pause: Pause::default(),
+            reports: Reports::default(),
+            store: StoreView::default(),
+            breaker: CircuitBreaker::default(),
+            last_error: StoreError::new("no request was sent yet"),
+            fallback: None,
+            requested_at: None,
+            retry_at: None,
+            is_leaving: false,
+            has_left: false,
+        }
+    }
+
+    // --- waiters
+
+    /// Polls a waiter: a new one if `number` is `None`. Sets `number` while the waiter has to be removed when it is
+    /// dropped.
+    pub(super) fn poll_waiter(
+        &mut self,
+        number: &mut Option<u64>,
+        cost: Cost,
+        waker: Waker,
+        now: Instant,
+    ) -> Result<WaiterStep, AcquireError> {
+        let Some(own) = *number else {
+            self.limits.check(cost)?;
+            *number = Some(self.waiters.push(cost, waker, now));
+            return Ok(WaiterStep::Queued);
+        };
+        let reservation = match self.waiters.poll(own, waker) {
+            Stage::Waiting => return Ok(WaiterStep::Waiting),
+            Stage::Rejected(error) => {
+                *number = None;
+                self.waiters.remove(own);
+                return Err(error);
+            }
+            Stage::Expired => {
+                self.waiters.requeue(own);
+                return Ok(WaiterStep::Queued);
+            }
+            Stage::Reserved(reservation) => reservation,
+        };
+        if now < reservation.at {
+            return Ok(WaiterStep::ReservedAt(reservation.at));
+        }
+        if now > reservation.at + MAX_LATENESS || self.paused_until(now).is_some() {
+            // Too late to use the reservation: another one is requested.
+            self.counts.late += 1;
+            self.waiters.requeue(own);
+            self.settle(reservation, cost, Cost::default());
+            return Ok(WaiterStep::Queued);
+        }
+        *number = None;
+        self.waiters.remove(own);
+        Ok(WaiterStep::Admitted(reservation))
+    }
+
+    /// Removes a waiter that was dropped, and gives back its reservation.
+    pub(super) fn remove_waiter(&mut self, number: u64) {
+        if let Some((cost, Some(reservation))) = self.waiters.remove(number) {
+            self.settle(reservation, cost, Cost::default());
+        }
+    }
+
+    /// Records that `used` was used of what was `reserved`.
+    pub(super) fn settle(&mut self, reservation: Reservation, reserved: Cost, used: Cost) {
+        let generation = reservation.generation;
+        if reservation.is_from_store {
+            self.reports.settle(generation, reserved, used);
+        } else if self.fallback.as_ref().map(LocalFallback::generation) == Some(generation) {
+            self.reports.settle_fallback(reserved, used);
+        } else {
+            // The fallback has ended and its usage is reported.
+            self.reports.settle_reported(reserved, used);
+        }
+    }
+
+    // --- limits and pauses
+
+    pub(super) const fn bursts(&self) -> &Arc<Bursts> {
+        self.limits.bursts()
+    }
+
+    pub(super) const fn config(&self) -> &Arc<QuotaConfig> {
+        self.limits.config()
+    }
+
+    /// Sets the limits for all members. Returns the wakers of the waiters that can no longer be admitted.
+    pub(super) fn set_limits(&mut self, config: QuotaConfig) -> Vec<Waker> {
+        self.limits.set(config);
+        let mut wakers = Vec::new();
+        self.reject_too_large(&mut wakers);
+        wakers
+    }
+
+    /// Rejects the waiters in the queue whose cost exceeds a burst.
+    fn reject_too_large(&mut self, wakers: &mut Vec<Waker>) {
+        let limits = &self.limits;
+        let reason = |cost| limits.check(cost).err().map(CostExceedsBurst::into);
+        self.waiters.reject(|entry| reason(entry.cost), wakers);
+    }
+
+    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64) {
+        self.limits.lower(budget, period, left);
+    }
+
+    /// Begins or extends a pause of all members.
+    pub(super) fn begin_pause(&mut self, until: Instant) {
+        self.pause.begin(until);
+    }
+
+    /// Takes over a pause that another member has begun.
+    pub(super) fn extend_pause(&mut self, until: Instant) {
+        self.pause.extend(until);
+    }
+
+    pub(super) fn paused_until(&self, now: Instant) -> Option<Instant> {
+        self.pause.until(now)
+    }
+
+    // --- the store's status
+
+    pub(super) const fn is_up(&self) -> bool {
+        !self.breaker.is_open() && self.requested_at.is_some() && self.store.incarnation != 0
+    }
+
+    pub(super) fn members(&self) -> u64 {
+        self.store.members.max(self.settings.min_members)
+    }
+
+    /// What could be admitted at once, by the last reply.
+    pub(super) fn left(&self, now: Instant) -> PerBudget<Option<u64>> {
+        PerBudget::from_fn(|budget| {
+            let Some(scheduled_until) = self.store.scheduled_until else {
+                // There was no reply yet.
+                return self.limits.initial(budget);
+            };
+            let left = if scheduled_until > now {
+                0
+            } else {
+                self.store.left[budget].unwrap_or(0)
+            };
+            self.limits.has_limit(budget).then_some(left)
+        })
+    }
+
+    /// How long a new waiter would wait behind the waiters of this process and behind `ahead`, which are requests and
+    /// tokens of calls that will wait before it. Of other members only the reservations are counted.
+    pub(super) fn wait(&self, cost: Cost, ahead: Demand, now: Instant) -> Duration {
+        let scheduled_until = self.store.scheduled_until;
+        let from = now
+            .max(scheduled_until.unwrap_or(now))
+            .max(self.pause.until(now).unwrap_or(now));
+        let mut queued = PerBudget {
+            requests: ahead.requests,
+            tokens: ahead.tokens,
+        };
+        for (_, cost) in self.waiters.queued() {
+            queued.requests += u128::from(cost.requests);
+            queued.tokens += u128::from(cost.tokens);
+        }
+        let cost = Amounts::from(cost);
+        let waits = self.config().sizes().iter().map(|(budget, size)| {
+            let needed = queued[*budget].saturating_add(cost[*budget].into());
+            let needed = needed.saturating_mul(size.unit);
+            let available = scheduled_until.map_or(size.initial as u128, |scheduled_until| {
+                let elapsed = now.saturating_duration_since(scheduled_until).as_micros();
+                let left = u128::from(self.store.left[*budget].unwrap_or(0)).saturating_mul(size.unit);
+                left.saturating_add(elapsed.saturating_mul(size.fill.into()))
+                    .min(size.capacity as u128)
+            });
+            let micros = needed.saturating_sub(available) / u128::from(size.fill);
+            Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+        });
+        (from - now).saturating_add(waits.max().unwrap_or_default())
+    }
+
+    // --- the driver
+
+    /// The wakers of all waiters.
+    pub(super) fn wakers(&self) -> Vec<Waker> {
+        self.waiters.wakers()
+    }
+
+    /// Takes the wakers that are no longer needed, to be dropped outside the lock.
+    pub(super) fn take_discarded_wakers(&mut self) -> Vec<Waker> {
+        self.waiters.take_discarded()
+    }
+
+    /// The limiter was dropped: the next request reports that the member leaves.
+    pub(super) fn leave(&mut self) {
+        self.is_leaving = true;
+    }
+
+    /// Whether the driver can end: it has reported that the member leaves, or the store has never replied.
+    pub(super) const fn has_ended(&self) -> bool {
+        self.is_leaving && (self.has_left || self.store.incarnation == 0)
+    }
+
+    /// The driver has ended, and with it the request that was in flight. A panic counts as a failure of the store, so
+    /// that the next driver does not run into it at once.
+    pub(super) fn on_driver_exit(&mut self, is_panic: bool, now: Instant) {
+        if is_panic {
+            self.record_failure(StoreError::new("the client panicked"), now);
+        }
+        for number in std::mem::take(&mut self.in_flight) {
+            self.waiters.on_not_reserved(number);
+        }
+    }
+
+    /// When the driver has to look again, if it is not notified before.
+    pub(super) fn next_wakeup(&self, is_in_flight: bool, now: Instant) -> Option<Instant> {
+        let patience = self.settings.patience.filter(|_| self.is_closed());
+        let rejection = patience.and_then(|patience| Some(self.waiters.oldest()? + patience));
+        let fallback = self.fallback.as_ref().filter(|_| self.is_serving_locally());
+        let fallback = fallback.filter(|_| !self.waiters.is_queue_empty());
+        let fallback = fallback.map(|fallback| fallback.retry_at.unwrap_or(now));
+        let request = (!is_in_flight && !self.has_left).then(|| self.next_request_at(now));
+        let expiry = self.waiters.next_expiry();
+        [expiry, rejection, fallback, request].into_iter().flatten().min()
+    }
+
+    /// Whether the waiters in the queue can only wait for the store to come back.
+    fn is_closed(&self) -> bool {
+        self.breaker.is_open() && self.settings.on_loss == OnStoreLoss::Closed
+    }
+
+    /// Whether the waiters in the queue are served without the store.
+    fn is_serving_locally(&self) -> bool {
+        self.breaker.is_open() && self.settings.on_loss != OnStoreLoss::Closed
+    }
+
+    /// Does what can be done without the store: expires unused reservations, rejects waiters that have waited too long
+    /// for a lost store, and serves waiters from the local fallback.
+    pub(super) fn serve_locally(&mut self, now: Instant, wakers: &mut Vec<Waker>) {
+        self.expire_reservations(now);
+        self.reject_out_of_patience(now, wakers);
+        if self.is_serving_locally() {
+            self.reserve_from_fallback(now, wakers);
+        }
+    }
+
+    fn expire_reservations(&mut self, now: Instant) {
+        let mut expired = Vec::new();
+        self.waiters
+            .expire(now, |cost, reservation| expired.push((cost, reservation)));
+        for (cost, reservation) in expired {
+            self.counts.late += 1;
+            self.settle(reservation, cost, Cost::default());
+        }
+    }
+
+    fn reject_out_of_patience(&mut self, now: Instant, wakers: &mut Vec<Waker>) {
+        let Some(patience) = self.settings.patience.filter(|_| self.is_closed()) else {
+            return;
+        };
+        let problem = &self.last_error.problem;
+        let reason = |since: Instant| {
+            let waited = now.saturating_duration_since(since);
+            (waited >= patience).then(|| StoreUnavailable::new(problem.clone(), waited))
+        };
+        self.waiters
+            .reject(|entry| reason(entry.since).map(AcquireError::StoreUnavailable), wakers);
+    }
+
+    fn reserve_from_fallback(&mut self, now: Instant, wakers: &mut Vec<Waker>) {
+        let members = self.members();
+        let paused_until = self.paused_until(now);
+        let is_unlimited = self.settings.on_loss == OnStoreLoss::Open;
+        let Some(fallback) = &mut self.fallback else { return };
+        if fallback.retry_at.is_some_and(|retry_at| retry_at > now) {
+            return;
+        }
+        if paused_until.is_some() && is_unlimited {
+            fallback.retry_at = paused_until;
+            return;
+        }
+        let queued: Vec<_> = self.waiters.queued().take(MAX_COSTS).collect();
+        if queued.is_empty() {
+            return;
+        }
+        let times = if is_unlimited {
+            vec![now; queued.len()]
+        } else {
+            let costs = queued.iter().map(|(_, cost)| *cost).collect();
+            let pause = paused_until.map_or(Duration::ZERO, |until| until - now);
+            fallback.reserve(self.limits.config().share(members), costs, pause, now)
+        };
+        for ((number, cost), at) in queued.into_iter().zip(times) {
+            self.reports.on_fallback_reserved(cost, now);
+            self.counts.degraded += 1;
+            let reservation = Reservation {
+                at,
+                at_store: 0,
+                is_from_store: false,
+                generation: fallback.generation(),
+            };
+            // The waiter cannot have left: it was in the queue just now.
+            let _ = self.waiters.on_reserved(number, reservation, wakers);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What a member learns from a reply of the store, or from its failure.
+
+use super::{Coordinator, LocalFallback, RequestSnapshot};
+use crate::rate::{
+    limits::Cost,
+    redis::{
+        amounts::Amounts,
+        waiters::Reservation,
+        wire::{StoreError, StoreReply, instant_after},
+    },
+};
+use std::task::Waker;
+use tokio::time::Instant;
+
+impl Coordinator {
+    /// Takes over the reply to the request of `snapshot`. Returns the wakers of the waiters that can go on.
+    pub(in crate::rate::redis) fn on_reply(
+        &mut self,
+        snapshot: RequestSnapshot,
+        reply: StoreReply,
+        now: Instant,
+    ) -> Vec<Waker> {
+        self.in_flight.clear();
+        self.has_left = snapshot.is_leaving;
+        let mut wakers = Vec::new();
+
+        if self.breaker.on_success() {
+            // The request was a probe, so it carried no corrections.
+            tracing::info!(
+                members = reply.members,
+                "The store of the shared limits is back: calls are admitted by it again"
+            );
+        } else {
+            self.reports.on_batch_confirmed();
+        }
+        if self.fallback.take().is_some() {
+            self.retry_at = None;
+        }
+
+        let is_replaced = self.store.is_replaced_by(&reply);
+        if is_replaced || (!reply.is_known && snapshot.estimated != Amounts::ZERO) {
+            self.reports.on_state_lost();
+        }
+        if is_replaced && self.store.is_kept(now) {
+            self.counts.state_losses += 1;
+            tracing::warn!(
+                "The store has lost the state of the shared limits: they begin again, with empty buckets. If the server \
+                 was not restarted, check that it does not evict keys"
+            );
+        }
+        self.store.on_reply(&reply, snapshot.sent_at, now);
+
+        let config = reply.config.as_deref();
+        if self.limits.on_reply(snapshot.changes, reply.config_version, config) {
+            self.reject_too_large(&mut wakers);
+        }
+        let paused_until = (reply.pause > 0).then(|| instant_after(reply.pause, now));
+        self.pause.on_reply(snapshot.pause, paused_until);
+
+        let (requested, reserved) = (snapshot.requested.len(), reply.delays.len());
+        let mut delays = reply.delays.into_iter();
+        for (number, cost) in snapshot.requested {
+            let Some(delay) = delays.next() else {
+                self.waiters.on_not_reserved(number);
+                continue;
+            };
+            let reservation = Reservation {
+                at: instant_after(delay.max(0), now),
+                at_store: reply.now + delay,
+                is_from_store: true,
+                generation: self.reports.generation(),
+            };
+            self.on_reserved(number, cost, reservation, &mut wakers);
+        }
+        if reserved < requested {
+            // The limits may have been changed while the request was in flight.
+            self.reject_too_large(&mut wakers);
+        }
+        self.reports.on_estimates_reported();
+        if reply.retry_in > 0 {
+            self.retry_at = Some(instant_after(reply.retry_in, now) + self.retry_delay(now));
+        } else if reserved == 0 && !self.waiters.is_queue_empty() && self.retry_at.is_none() {
+            // The store may have other limits, which this member cannot read. The same request would fail again.
+            self.retry_at = Some(now + self.retry_delay(now));
+        }
+        wakers
+    }
+
+    fn on_reserved(&mut self, number: u64, cost: Cost, reservation: Reservation, wakers: &mut Vec<Waker>) {
+        self.reports.on_reserved(cost);
+        self.store.last_reservation = self.store.last_reservation.max(Some(reservation.at));
+        if !self.waiters.on_reserved(number, reservation, wakers) {
+            // The waiter has left in the meantime.
+            self.reports.settle(reservation.generation, cost, Cost::default());
+        }
+    }
+
+    /// The request of `snapshot` failed, or its reply was lost.
+    pub(in crate::rate::redis) fn on_failure(&mut self, snapshot: RequestSnapshot, error: StoreError, now: Instant) {
+        self.in_flight.clear();
+        // One attempt to report it is enough: without requests the member expires at the store.
+        self.has_left = snapshot.is_leaving;
+        for (number, _) in &snapshot.requested {
+            self.waiters.on_not_reserved(*number);
+        }
+        self.limits.on_failure(snapshot.changes, snapshot.lowered);
+        self.record_failure(error, now);
+    }
+
+    pub(super) fn record_failure(&mut self, error: StoreError, now: Instant) {
+        self.counts.failures += 1;
+        if self.breaker.on_failure(self.requested_at.unwrap_or(now), now) {
+            self.counts.losses += 1;
+            tracing::warn!(
+                problem = %error.problem,
+                on_store_loss = ?self.settings.on_loss,
+                "The store of the shared limits is lost: check the server. It is probed once a second at most"
+            );
+            // The fallback begins when the reservations that members may have are used.
+            let failing_since = self.breaker.failing_since().unwrap_or(now);
+            let reserved_until = (self.store.incarnation != 0).then(|| failing_since + self.settings.max_ahead);
+            let begins_at = reserved_until
+                .max(self.store.last_reservation)
+                .max(self.store.scheduled_until)
+                .unwrap_or(now);
+            self.fallback = Some(LocalFallback::new(self.counts.losses, begins_at, now));
+        }
+        self.last_error = error;
+    }
+}

@@ -1,0 +1,187 @@
+//! What a member requests from the store, and when.
+
+use super::{Coordinator, MAX_COSTS};
+use crate::rate::{
+    limits::Cost,
+    redis::{
+        amounts::Amounts,
+        loss::OnStoreLoss,
+        wire::{MAX_MICROS, StoreRequest, micros},
+    },
+};
+use tokio::time::{Duration, Instant};
+
+/// Corrections wait for this long since the last request, so that further ones travel together with them.
+const CORRECTION_DELAY: Duration = Duration::from_millis(20);
+/// As long for estimates that were right: only the store's list of open estimates changes.
+const CONFIRMATION_DELAY: Duration = Duration::from_secs(1);
+/// A member that has nothing to report sends a request this often, so that the others keep counting it.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// All members together reserve this far ahead, unless that is less than `MIN_RESERVED_AHEAD` for each.
+const RESERVED_AHEAD: Duration = Duration::from_millis(250);
+/// Each member may reserve this far ahead, so that it need not send a request for each call.
+const MIN_RESERVED_AHEAD: Duration = Duration::from_millis(40);
+/// A member is new for this long after its first reply. Others may be new too, so it reckons with `NEW_MEMBERS`.
+const NEW_FOR: Duration = Duration::from_secs(1);
+/// The number of members that a new member reckons with at least.
+const NEW_MEMBERS: u64 = 8;
+
+/// What a request contained, to interpret the reply with.
+pub(in crate::rate::redis) struct RequestSnapshot {
+    pub(super) sent_at: Instant,
+    /// The waiters whose costs were requested, in order.
+    pub(super) requested: Vec<(u64, Cost)>,
+    pub(super) estimated: Amounts,
+    pub(super) lowered: Vec<(usize, u64)>,
+    pub(super) pause: Option<Instant>,
+    /// How often this member had set the limits.
+    pub(super) changes: u64,
+    pub(super) is_leaving: bool,
+}
+
+impl Coordinator {
+    /// The request to send now, if any.
+    pub(in crate::rate::redis) fn next_request(&mut self, now: Instant) -> Option<(StoreRequest, RequestSnapshot)> {
+        if self.has_left || self.next_request_at(now) > now {
+            return None;
+        }
+        let is_probe = self.breaker.is_open();
+        // What is reserved by a probe would be lost if its reply is lost too.
+        let requested = if is_probe || self.is_leaving {
+            Vec::new()
+        } else {
+            self.take_requestable(now)
+        };
+        if requested.is_empty() && self.next_request_at(now) > now {
+            // No cost may be requested yet, and there is nothing else to report.
+            return None;
+        }
+        self.waiters.on_requested(requested.iter().map(|(number, _)| *number));
+        self.in_flight.extend(requested.iter().map(|(number, _)| *number));
+        let snapshot = RequestSnapshot {
+            sent_at: now,
+            estimated: self.reports.estimated(),
+            lowered: self.limits.take_lowered(),
+            pause: self.pause.unreported(),
+            changes: self.limits.changes(),
+            is_leaving: self.is_leaving,
+            requested,
+        };
+        let request = self.build_request(&snapshot, is_probe, now);
+        self.requested_at = Some(now);
+        self.counts.calls += 1;
+        Some((request, snapshot))
+    }
+
+    fn build_request(&mut self, snapshot: &RequestSnapshot, is_probe: bool, now: Instant) -> StoreRequest {
+        let is_unlimited = self.settings.on_loss == OnStoreLoss::Open;
+        let batch = if is_probe {
+            None
+        } else {
+            self.reports.next_batch(is_unlimited, now)
+        };
+        let with_usage = batch.filter(|batch| batch.fallback_usage != Amounts::ZERO);
+        // A state that has expired by now is not lost: it would be full.
+        let is_remembered = with_usage.is_some() || self.reports.has_fallback_usage() || self.store.is_kept(now);
+        let time_to = |instant: Option<Instant>| {
+            micros(instant.map_or(Duration::ZERO, |instant| instant.saturating_duration_since(now)))
+        };
+        StoreRequest {
+            member: self.settings.member,
+            is_leaving: self.is_leaving,
+            is_probe,
+            max_ahead: micros(self.settings.max_ahead),
+            incarnation: if is_remembered { self.store.incarnation } else { 0 },
+            sequence: self.store.sequence,
+            last_reservation: time_to(self.store.last_reservation),
+            config: self.limits.config().clone(),
+            configured_as: self.limits.configured_as().to_owned(),
+            config_version: self.limits.version(),
+            is_change: self.limits.is_changed(),
+            batch: self.reports.batch_number(),
+            credit: batch.map_or(Amounts::ZERO, |batch| batch.credit),
+            debit: batch.map_or(Amounts::ZERO, |batch| batch.debit),
+            fallback_usage: batch.map_or(Amounts::ZERO, |batch| batch.fallback_usage),
+            fallback_age: with_usage.map_or(0, |batch| {
+                micros(now.saturating_duration_since(batch.since)).clamp(1, MAX_MICROS)
+            }),
+            member_count: i64::try_from(self.members()).unwrap_or(1),
+            estimated: snapshot.estimated,
+            pause: time_to(snapshot.pause),
+            lowered: snapshot.lowered.clone(),
+            costs: snapshot.requested.iter().map(|(_, cost)| *cost).collect(),
+        }
+    }
+
+    /// When to send the next request.
+    pub(super) fn next_request_at(&self, now: Instant) -> Instant {
+        let requested_at = self.requested_at.unwrap_or(now);
+        let mut at = self.requested_at.map_or(now, |requested_at| requested_at + HEARTBEAT);
+        if self.pause.unreported().is_some() || self.limits.has_news() || self.is_leaving {
+            at = now;
+        }
+        if self.reports.has_corrections() {
+            at = at.min(requested_at + CORRECTION_DELAY);
+        }
+        if self.reports.has_new_estimates() {
+            at = at.min(requested_at + CONFIRMATION_DELAY);
+        }
+        if !self.waiters.is_queue_empty() && !self.breaker.is_open() {
+            at = at.min(self.retry_at.unwrap_or(now));
+        }
+        match self.breaker.retry_at() {
+            // A lost store is probed even if there is nothing to report.
+            Some(retry_at) if self.breaker.is_open() => retry_at,
+            Some(retry_at) => at.max(retry_at),
+            None => at,
+        }
+    }
+
+    /// The waiters in the queue whose costs may be requested now.
+    ///
+    /// Each member reserves only up to its [share](Self::share_ahead). So no member takes what the waiters of the
+    /// others wait for, and all of them get the same.
+    fn take_requestable(&mut self, now: Instant) -> Vec<(u64, Cost)> {
+        if self.waiters.is_queue_empty() || self.retry_at.is_some_and(|retry_at| retry_at > now) {
+            return Vec::new();
+        }
+        let share = self.share_ahead(now).as_micros() as f64;
+        let config = self.limits.config();
+        // How long the rates take to bring these amounts, in microseconds.
+        let duration = |amounts: Amounts| {
+            let durations = config.sizes().iter();
+            let durations =
+                durations.map(|(budget, size)| amounts[*budget] as f64 * size.unit as f64 / size.fill as f64);
+            durations.fold(0.0, f64::max)
+        };
+        let mut reserved = self.waiters.unused();
+        let mut requestable = Vec::new();
+        for (number, cost) in self.waiters.queued().take(MAX_COSTS) {
+            if duration(reserved) > share {
+                break;
+            }
+            reserved = reserved.saturating_add(cost.into());
+            requestable.push((number, cost));
+        }
+        self.retry_at = requestable.is_empty().then(|| now + self.retry_delay(now));
+        requestable
+    }
+
+    /// How far ahead this member may reserve, as if it had the whole rate: enough for a few round trips, and no more,
+    /// so that the reservations of all members are well mixed.
+    fn share_ahead(&self, now: Instant) -> Duration {
+        let is_new = self.store.joined_at.is_none_or(|joined_at| now < joined_at + NEW_FOR);
+        let least = if is_new { NEW_MEMBERS } else { 1 };
+        let members = u32::try_from(self.members().max(least)).unwrap_or(u32::MAX);
+        (RESERVED_AHEAD / members)
+            .max(MIN_RESERVED_AHEAD)
+            .max(4 * self.store.round_trip)
+            .min(self.settings.max_ahead / members)
+    }
+
+    /// How long to wait until some reservations are used. Random, so that no member is always just ahead of another.
+    pub(super) fn retry_delay(&self, now: Instant) -> Duration {
+        let delay = (self.share_ahead(now) / 4).clamp(Duration::from_millis(2), Duration::from_millis(50));
+        delay.mul_f64(0.5 + 0.5 * fastrand::f64())
+    }
+}
