@@ -56,7 +56,7 @@ use crate::{
     concurrency::Concurrency,
     deadline::{Deadline, PendingDemand, Timer},
     error::{Error, InvalidConfig, Refused},
-    event::{self, Describe, EventHandle, Events, RequestDetails, Scope, Stage, Totals, Writer},
+    event::{self, Describe, EventHandle, Events, RequestDetails, Scope, Stage, Totals},
     queue::Queue,
     rate::{ApiTokens, Bursts, Cost, Limiter, RequestCost},
 };
@@ -450,7 +450,7 @@ impl<B, R> Shared<B, R> {
 
     fn open(&self, request: &Request<B>) -> (EventHandle, Scope) {
         let describe = |details: &mut RequestDetails| self.describe.request(request, details);
-        let (writer, span) = Writer::open(describe, Some(self.monitor.events().clone()), Stage::Queued);
+        let (writer, span) = self.monitor.events().open(describe, Stage::Queued);
         (writer.handle(), Scope::capture_with(writer, span))
     }
 
