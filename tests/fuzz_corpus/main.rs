@@ -1,4 +1,4 @@
-//! What the fuzzer checks (see `fuzz/`), over its seeds and over random texts: without a nightly compiler, every time.
+//! Runs the fuzz targets (see `fuzz/`) over their seeds and over random texts, with a stable compiler.
 #![cfg(all(feature = "serde", feature = "json"))]
 
 #[allow(dead_code)]
@@ -17,7 +17,7 @@ mod targets;
 use proptest::prelude::*;
 use std::{fs, path::Path};
 
-/// Each seed as it is, cut off anywhere, and with each of its bytes changed.
+/// Runs the target on each seed, on each of its prefixes, and with each of its bytes changed.
 fn over_the_seeds(name: &str, target: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
     let mut seeds = 0;
@@ -37,8 +37,8 @@ fn over_the_seeds(name: &str, target: fn(&[u8])) {
     assert!((3..20).contains(&seeds), "{seeds} seeds in {}", folder.display());
 }
 
-/// Random texts, many of which are made of what means something to the target; and random bytes. `PROPTEST_CASES` asks
-/// for more of them.
+/// Runs the target on random bytes and on random texts, many of them built from `words`, which mean something to the
+/// target. At least 2,000 cases; `PROPTEST_CASES` sets more.
 fn over_random_texts(target: fn(&[u8]), words: &'static str) {
     let config = ProptestConfig::default();
     let config = ProptestConfig {
