@@ -2,8 +2,8 @@
 //! without a queue and retries.
 //!
 //! A case is a list of random steps: they start, poll and drop calls, let the client return or panic, and carry, read,
-//! watch and write events from outside. After each step every record has to be as the model predicts, to the nanosecond.
-//! At the end every call has one outcome, and every watcher has seen the statuses in order.
+//! watch and write events from outside. After each step every record has to be as the model predicts, to the
+//! nanosecond. At the end every call has one outcome, and every watcher has seen the statuses in order.
 
 mod support;
 
@@ -41,7 +41,8 @@ struct Stack {
     queued: bool,
     queue: bool,
     processing: bool,
-    /// How many retries, if there is a retry layer. An event layer must be above it, or each attempt would have an event.
+    /// How many retries, if there is a retry layer. An event layer must be above it, or each attempt would have an
+    /// event.
     retries: Option<usize>,
     calling: bool,
 }

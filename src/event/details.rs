@@ -308,7 +308,8 @@ fn kind_of_own(error: &BoxError) -> Option<&'static str> {
     own.into_iter().find_map(|(is_type, name)| is_type.then_some(name))
 }
 
-/// The type's name as a derived `Debug` begins with it: `Elapsed(…)`, `Error { … }`. The rest of the output is not used.
+/// The type's name as a derived `Debug` begins with it: `Elapsed(…)`, `Error { … }`. The rest of the output is not
+/// used.
 fn type_name_from_debug(error: &BoxError) -> Option<String> {
     let mut prefix = Prefix(String::new());
     // The error that ends the output early is no failure.

@@ -111,8 +111,8 @@ impl fmt::Debug for Events {
 impl Subscription {
     /// Waits for the next update.
     ///
-    /// Returns `None` when there will be no more: everything that reports to the [`Events`] is dropped (an executor with
-    /// its monitors, or the layers and services), and so are all handles to its events.
+    /// Returns `None` when there will be no more: everything that reports to the [`Events`] is dropped (an executor
+    /// with its monitors, or the layers and services), and so are all handles to its events.
     ///
     /// # Errors
     ///

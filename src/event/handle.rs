@@ -67,8 +67,8 @@ pub(crate) struct Writer {
 
 /// The place of an event layer in the stack, from the outside in.
 ///
-/// A layer takes part in the current event only if its stage is further in than the stage from which that event was made
-/// current: see [`scope`](super::scope).
+/// A layer takes part in the current event only if its stage is further in than the stage from which that event was
+/// made current: see [`scope`](super::scope).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
     /// Above the queue.
@@ -109,8 +109,8 @@ impl EventHandle {
         self.lock().request_id().clone()
     }
 
-    /// Waits until the record has changed since this method last returned, and returns the status. On a new handle, that
-    /// is any change since the event was opened.
+    /// Waits until the record has changed since this method last returned, and returns the status. On a new handle,
+    /// that is any change since the event was opened.
     ///
     /// Several changes may be returned as one. Once the event has ended, the method returns at once.
     ///
@@ -159,7 +159,8 @@ impl EventHandle {
         self.shared.write(|state| state.set_metadata(fields, now));
     }
 
-    /// Records the response's body, which no layer does unless it is configured to. Values of secret fields are redacted.
+    /// Records the response's body, which no layer does unless it is configured to. Values of secret fields are
+    /// redacted.
     pub fn set_response_body(&self, body: impl Into<Value>) {
         let body = body.into().redacted();
         let now = Instant::now();
@@ -215,8 +216,8 @@ impl fmt::Debug for EventHandle {
 // === impl Writer ===
 
 impl Writer {
-    /// Opens an event and its span, for a call that is about to be made at `stage`. The span is `None` if no subscriber of
-    /// tracing records it.
+    /// Opens an event and its span, for a call that is about to be made at `stage`. The span is `None` if no subscriber
+    /// of tracing records it.
     #[inline]
     pub(super) fn open(
         describe: impl FnOnce(&mut RequestDetails),

@@ -73,14 +73,15 @@ struct Recorder {
 // === impl EventLayer ===
 
 impl EventLayer {
-    /// The outermost layer, above the queue. It opens the event, which is PENDING until the [queue](crate::queue) below has
-    /// a place for the call, and QUEUED from then on.
+    /// The outermost layer, above the queue. It opens the event, which is PENDING until the [queue](crate::queue) below
+    /// has a place for the call, and QUEUED from then on.
     #[must_use]
     pub fn queued() -> Self {
         Self::at(Stage::Queued)
     }
 
-    /// The layer below the queue and above the limits. It writes PROCESSING on the way in and the outcome on the way out.
+    /// The layer below the queue and above the limits. It writes PROCESSING on the way in and the outcome on the way
+    /// out.
     #[must_use]
     pub fn processing() -> Self {
         Self::at(Stage::Processing)
@@ -274,8 +275,8 @@ impl Recorder {
 
     /// Calls or polls the inner service in the call's scope.
     ///
-    /// A panic is written before it is resumed: if a layer further out catches it, the writers are dropped when the thread
-    /// no longer panics, and the event would end as CANCELLED.
+    /// A panic is written before it is resumed: if a layer further out catches it, the writers are dropped when the
+    /// thread no longer panics, and the event would end as CANCELLED.
     #[inline]
     fn enter<T>(&mut self, f: impl FnOnce() -> T) -> T {
         let result = {

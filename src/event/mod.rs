@@ -11,19 +11,19 @@
 //! ```
 //!
 //! A status only moves forward, and every call ends in exactly one of the last three: also if it is dropped or aborted
-//! (CANCELLED), or panics (FAILED). A status can be skipped: a call that is rejected by a limit fails without having been
-//! on the wire.
+//! (CANCELLED), or panics (FAILED). A status can be skipped: a call that is rejected by a limit fails without having
+//! been on the wire.
 //!
 //! # Layers
 //!
-//! [`EventLayer`] writes the event, from up to three places in a stack: [above the queue](EventLayer::queued),
-//! [below the queue](EventLayer::processing) and [around the client](EventLayer::calling). One rule holds for all three:
-//! *on the way in a layer writes its status, on the way out what was returned*. The outcome of the call is written once,
-//! by the layer that opened the event or by the layer below the queue, whichever comes first. Each of the three also works
-//! without the others, and then records the whole call.
+//! [`EventLayer`] writes the event, from up to three places in a stack: [above the queue](EventLayer::queued), [below
+//! the queue](EventLayer::processing) and [around the client](EventLayer::calling). One rule holds for all three: *on
+//! the way in a layer writes its status, on the way out what was returned*. The outcome of the call is written once,
+//! by the layer that opened the event or by the layer below the queue, whichever returns first. Each of the three also
+//! works without the others, and then records the whole call.
 //!
-//! A call's event is *current* while the call is made and polled, as a tracing span is. A closure or a layer of your own
-//! finds it with [`current`] and can add notes with [`EventHandle::log`].
+//! A call's event is *current* while the call is made and polled, as a tracing span is. A closure or a layer of your
+//! own finds it with [`current`] and can add notes with [`EventHandle::log`].
 //!
 //! [`Events`] counts the events of a stack, and sends every new status to its subscribers.
 //!
@@ -35,15 +35,15 @@
 //! # Secrets
 //!
 //! Credentials are redacted: the values of headers, query parameters and JSON fields whose name means one
-//! (`authorization`, `x-api-key`, `cookie`, `api_key`, `token`, `sig`, …), the values of headers that are
-//! [marked as sensitive](http::HeaderValue::set_sensitive), and the user info of URLs. In free text, as in notes and error
+//! (`authorization`, `x-api-key`, `cookie`, `api_key`, `token`, `sig`, …), the values of headers that are [marked as
+//! sensitive](http::HeaderValue::set_sensitive), and the user info of URLs. In free text, as in notes and error
 //! messages, they are redacted where they can be recognized. Bodies are recorded only if the caller asks for it.
 //!
 //! # The span
 //!
-//! Each event opens a tracing span `outbound_call` (level INFO, target `tower_outbound`), which is entered while the call
-//! is made and polled. Its fields are `request_id`, `http.request.method` and `server.address`, and at the end of the call
-//! `status`, `http.response.status_code` and `error.type`.
+//! Each event opens a tracing span `outbound_call` (level INFO, target `tower_outbound`), which is entered while the
+//! call is made and polled. Its fields are `request_id`, `http.request.method` and `server.address`, and at the end of
+//! the call `status`, `http.response.status_code` and `error.type`.
 //!
 //! Spans of other layers may contain secrets: tower-http's `TraceLayer`, for example, records the whole URL. With
 //! `.make_span_with(|_: &_| tracing::Span::current())` that layer uses the span of the event instead.

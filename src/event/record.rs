@@ -9,8 +9,8 @@ use std::{
 
 /// The record of one call at one point in time.
 ///
-/// Secrets in URLs, headers, texts and bodies are redacted. Times are in UTC, counted from [`created_at`] on the monotonic
-/// clock: differences between the times of one event are exact, also if the system's clock is set meanwhile.
+/// Secrets in URLs, headers, texts and bodies are redacted. Times are in UTC, counted from [`created_at`] on the
+/// monotonic clock: differences between the times of one event are exact, also if the system's clock is set meanwhile.
 ///
 /// [`created_at`]: Self::created_at
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +50,8 @@ pub struct NetworkRequestEvent {
     pub headers: HeaderMap,
     /// The request's body, if the caller recorded it: see [`Payload`](super::Payload).
     pub payload: Option<Value>,
-    /// The number of the API's tokens the request is expected to cost; 0 by default. See [`ApiTokens`](crate::ApiTokens).
+    /// The number of the API's tokens the request is expected to cost; 0 by default. See
+    /// [`ApiTokens`](crate::ApiTokens).
     pub api_tokens: u64,
 
     /// The response's status code.

@@ -4,8 +4,8 @@
 //! the event there. No request has to carry it, so every layer works for requests of any type.
 //!
 //! A layer takes part in the current event only if its [`Stage`] is further in than the stage from which the event was
-//! made current. A call that is made from inside another call, for example from its closure, starts at an outer stage and
-//! so gets an event of its own.
+//! made current. A call that is made from inside another call, for example from its closure, starts at an outer stage
+//! and so gets an event of its own.
 //!
 //! A thread or a task that is spawned inside a layer has no current event. The code that spawns it can carry the event
 //! over, as it would a span:

@@ -1,8 +1,8 @@
 //! [`EventState`]: an event while its call runs.
 //!
-//! A million events may wait in a queue, and each is written about six times. So the state is small: times are instants,
-//! and what most calls do not have is in a box. A [`NetworkRequestEvent`] is built from it only when a handle asks for a
-//! snapshot.
+//! A million events may wait in a queue, and each is written about six times. So the state is small: times are
+//! instants, and what most calls do not have is in a box. A [`NetworkRequestEvent`] is built from it only when a handle
+//! asks for a snapshot.
 
 use super::{
     details::{ErrorDetails, RequestDetails, ResponseDetails},
@@ -168,8 +168,8 @@ impl EventState {
         }
     }
 
-    /// Writes how the call ended, and returns the span to record that in. Does nothing and returns `None` if the call has
-    /// ended before.
+    /// Writes how the call ended, and returns the span to record that in. Does nothing and returns `None` if the call
+    /// has ended before.
     pub(super) fn finish(&mut self, outcome: Outcome, now: Instant) -> Option<Option<Box<Span>>> {
         let error_type = self.take_error_type();
         if self.status.is_terminal() {

@@ -118,8 +118,8 @@ mod tests {
         assert_eq!("CALLING".parse(), Ok(RequestStatus::Calling));
         assert_eq!(
             "calling".parse::<RequestStatus>().unwrap_err().to_string(),
-            "invalid request status \"calling\": expected one of PENDING, QUEUED, PROCESSING, CALLING, COMPLETED, FAILED, \
-             CANCELLED"
+            "invalid request status \"calling\": expected one of PENDING, QUEUED, PROCESSING, CALLING, COMPLETED, \
+             FAILED, CANCELLED"
         );
     }
 

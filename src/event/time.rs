@@ -24,8 +24,8 @@ thread_local! {
 }
 
 impl Anchor {
-    /// An anchor at `now`. Each thread reads the system's clock at most once a second, and in between adds the time that
-    /// has passed since.
+    /// An anchor at `now`. Each thread reads the system's clock at most once a second, and in between adds the time
+    /// that has passed since.
     pub(super) fn at(now: Instant) -> Self {
         let age = |last: &Self| now.checked_duration_since(last.instant).filter(|age| *age < MAX_AGE);
         if let Some((last, age)) = LAST.get().and_then(|last| Some((last, age(&last)?))) {

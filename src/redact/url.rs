@@ -89,8 +89,8 @@ fn is_secret_parameter(name: &str) -> bool {
     is_secret(&name) || name.eq_ignore_ascii_case("key") || name.eq_ignore_ascii_case("code")
 }
 
-/// Whether the value of a parameter contains a secret: in a URL, a form, a header or JSON inside it, encoded up to three
-/// times. A value that is encoded more often counts as a secret.
+/// Whether the value of a parameter contains a secret: in a URL, a form, a header or JSON inside it, encoded up to
+/// three times. A value that is encoded more often counts as a secret.
 ///
 /// One pass without recursion looks for secrets and does not remove them one by one: a server can nest values without
 /// bound, and recursion would overrun the stack.

@@ -30,7 +30,8 @@ use tower_outbound::{
     retry::RetryPolicy,
 };
 
-/// The secret that is planted. An input that contains its beginning is skipped, since it might contain the secret itself.
+/// The secret that is planted. An input that contains its beginning is skipped, since it might contain the secret
+/// itself.
 const MARK: &str = "Zq9Xw7Kv";
 
 fn text_of(data: &[u8]) -> Option<Cow<'_, str>> {
@@ -69,7 +70,8 @@ pub fn bulk_input(data: &[u8]) {
     }
 }
 
-/// The command line of the example `bulk`, one argument a line. An error about a header or a URL never repeats its value.
+/// The command line of the example `bulk`, one argument a line. An error about a header or a URL never repeats its
+/// value.
 pub fn bulk_args(data: &[u8]) {
     let Some(text) = text_of(data) else { return };
     if let Ok(args) = Args::try_parse_from(std::iter::once("bulk").chain(text.lines())) {

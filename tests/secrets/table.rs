@@ -1,8 +1,8 @@
-//! A secret in every place of a call, for every way a call can end, through two real clients. Everything that is shown is
-//! then searched for every secret in every encoding.
+//! A secret in every place of a call, for every way a call can end, through two real clients. Everything that is shown
+//! is then searched for every secret in every encoding.
 //!
-//! Not searched, since nothing is promised of them: segments of a path, ids of calls, bodies that are not recorded, what
-//! the clients themselves send to tracing, and the client's own error that `into_inner` returns.
+//! Not searched, since nothing is promised of them: segments of a path, ids of calls, bodies that are not recorded,
+//! what the clients themselves send to tracing, and the client's own error that `into_inner` returns.
 
 use crate::tracing_output::TracingOutput;
 use axum::{Router, extract::Request as Received, response::IntoResponse};
@@ -28,8 +28,8 @@ type Client = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, BoxError>;
 
 // === Secrets ===
 
-/// A different secret for every place, so that a leak identifies the place. Every place also contains a harmless word that
-/// has to be shown, which proves that the search finds what is there.
+/// A different secret for every place, so that a leak identifies the place. Every place also contains a harmless word
+/// that has to be shown, which proves that the search finds what is there.
 #[derive(Clone, Default)]
 pub(crate) struct Secrets(Arc<Mutex<BTreeMap<&'static str, usize>>>);
 
