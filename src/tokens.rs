@@ -1,4 +1,4 @@
-//! [`ApiTokens`] and [`ApiTokensUsed`]: what an http request says of its own cost, and a response of what it was.
+//! [`ApiTokens`] and [`ApiTokensUsed`]: extensions of http requests and responses with the API's tokens of one call.
 
 use std::{
     fmt,
@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-/// How many of the API's tokens an http request will take: an extension of the request.
+/// The number of the API's tokens an http request is expected to cost: an extension of the request.
 ///
 /// ```
 /// use tower_outbound::ApiTokens;
@@ -19,9 +19,9 @@ use std::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ApiTokens(pub u64);
 
-/// How many of the API's tokens a call used in the end: an extension of the http response.
+/// The number of the API's tokens a call has used: an extension of the http response.
 ///
-/// Its clones are one: what is found out later, when the body has gone by, is known to all of them.
+/// Clones share one value: a number that is set once the response's body has been read is visible through all of them.
 ///
 /// ```
 /// use tower_outbound::ApiTokensUsed;
@@ -32,11 +32,11 @@ pub struct ApiTokens(pub u64);
 #[derive(Clone)]
 pub struct ApiTokensUsed(Arc<AtomicU64>);
 
-/// More than anybody can use.
+/// Marks a number that has not been set.
 const UNKNOWN: u64 = u64::MAX;
 
 impl ApiTokensUsed {
-    /// So many.
+    /// Creates a value with this number of tokens.
     #[must_use]
     pub fn new(tokens: u64) -> Self {
         let used = Self::unknown();
@@ -44,18 +44,18 @@ impl ApiTokensUsed {
         used
     }
 
-    /// Not known yet.
+    /// Creates a value whose number is not set yet.
     #[must_use]
     pub fn unknown() -> Self {
         Self(Arc::new(AtomicU64::new(UNKNOWN)))
     }
 
-    /// So many, after all.
+    /// Sets or replaces the number of tokens.
     pub fn set(&self, tokens: u64) {
         self.0.store(tokens.min(UNKNOWN - 1), Ordering::Release);
     }
 
-    /// How many; `None` if that is not known (yet).
+    /// Returns the number of tokens, or `None` if it has not been set.
     #[must_use]
     pub fn get(&self) -> Option<u64> {
         Some(self.0.load(Ordering::Acquire)).filter(|tokens| *tokens != UNKNOWN)

@@ -1,4 +1,4 @@
-//! The promises of events, seen through `EventLayer`.
+//! What `EventLayer` records, through its public interface.
 
 mod support;
 
@@ -18,13 +18,13 @@ fn get(url: &str) -> Request<()> {
     Request::get(url).body(()).unwrap()
 }
 
-/// The record of the only call these events have seen.
-async fn only(events: &mut event::Subscription) -> NetworkRequestEvent {
+/// The record of the first call that is reported, once it has ended.
+async fn first_record(events: &mut event::Subscription) -> NetworkRequestEvent {
     events.recv().await.unwrap().unwrap().event.finished().await
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_of_the_three_alone_around_a_client_is_a_complete_recorder() {
+async fn each_of_the_three_layers_records_a_whole_call() {
     for layer in [EventLayer::queued(), EventLayer::processing(), EventLayer::calling()] {
         let events = Events::new();
         let mut updates = events.subscribe();
@@ -39,7 +39,7 @@ async fn each_of_the_three_alone_around_a_client_is_a_complete_recorder() {
             .unwrap();
         service.ready().await.unwrap().call(request).await.unwrap();
 
-        let event = only(&mut updates).await;
+        let event = first_record(&mut updates).await;
         assert_eq!(event.status, RequestStatus::Completed);
         assert_eq!(event.method.as_deref(), Some("POST"));
         assert_eq!(event.endpoint_url.as_deref(), Some("http://localhost:8080/path?page=2"));
@@ -62,13 +62,13 @@ async fn a_panic_is_a_failure_wherever_its_event_was_opened() {
             sleep(ms(70)).await;
             panic!("it fell over")
         });
-        // The queue catches it, and drops the call when nothing panics any more.
+        // The queue catches the panic, and drops the call when the thread no longer panics.
         let queue = ServiceBuilder::new()
             .layer(QueueLayer::new(1).unwrap())
             .layer(layer.report_to(&events))
             .service(client);
         queue.oneshot(get("http://localhost/")).await.unwrap_err();
-        let event = only(&mut updates).await;
+        let event = first_record(&mut updates).await;
         assert_eq!(event.status, RequestStatus::Failed);
         assert_eq!(event.error_type.as_deref(), Some("Panicked"));
         assert_eq!(event.error_message.as_deref(), Some("the call panicked: it fell over"));
@@ -76,7 +76,7 @@ async fn a_panic_is_a_failure_wherever_its_event_was_opened() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_http_request_says_its_tokens_name_metadata_and_payload_in_its_extensions() {
+async fn extensions_of_an_http_request_set_its_tokens_id_metadata_and_payload() {
     let events = Events::new();
     let mut updates = events.subscribe();
     let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
@@ -89,7 +89,7 @@ async fn an_http_request_says_its_tokens_name_metadata_and_payload_in_its_extens
         .body(())
         .unwrap();
     service.oneshot(request).await.unwrap();
-    let event = only(&mut updates).await;
+    let event = first_record(&mut updates).await;
     assert_eq!(event.request_id.to_string(), "my-own");
     assert_eq!(event.api_tokens, 12);
     assert_eq!(event.metadata["task"], Value::from(7));
@@ -112,18 +112,18 @@ impl Error for Outer {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_leaves_its_type_message_and_chain_of_sources() {
+async fn an_error_is_recorded_with_its_type_message_and_sources() {
     let events = Events::new();
     let mut updates = events.subscribe();
     let client = service_fn(async |_: Request<()>| Err::<Response<()>, _>(Outer(std::io::Error::other("refused"))));
-    // The outer layer sees a box, the inner one the error itself.
+    // The outer layers see a boxed error, the layer around the client sees its type.
     let service = ServiceBuilder::new()
         .layer(EventLayer::queued().report_to(&events))
         .layer(EventLayer::processing())
         .layer(EventLayer::calling())
         .service(client);
     service.oneshot(get("http://h/")).await.unwrap_err();
-    let event = only(&mut updates).await;
+    let event = first_record(&mut updates).await;
     assert_eq!(event.status, RequestStatus::Failed);
     assert!(
         event.error_type.as_deref().unwrap().ends_with("::Outer"),
@@ -157,7 +157,7 @@ async fn the_stages_of_one_call_write_one_event_whose_status_only_moves_forward(
         })
         .layer(EventLayer::calling())
         .service(client);
-    // Queued for 10 ms: the queue's worker has no turn before.
+    // The call is queued for 10 ms: the queue's worker runs only at the next await.
     let call = service.ready().await.unwrap().call(get("http://h/"));
     tokio::time::advance(ms(10)).await;
     call.await.unwrap();
@@ -176,7 +176,7 @@ async fn the_stages_of_one_call_write_one_event_whose_status_only_moves_forward(
 }
 
 #[tokio::test(start_paused = true)]
-async fn durations_are_told_apart_and_exact() {
+async fn the_duration_of_each_stage_is_exact() {
     let events = Events::new();
     let mut updates = events.subscribe();
     let client = service_fn(async |_: Request<()>| {
@@ -214,7 +214,7 @@ async fn durations_are_told_apart_and_exact() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_outcome_is_there_even_if_the_caller_never_polls() {
+async fn the_outcome_is_recorded_even_if_the_caller_never_polls() {
     let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
     let mut service = ServiceBuilder::new()
         .layer(EventLayer::queued())
@@ -226,7 +226,7 @@ async fn the_outcome_is_there_even_if_the_caller_never_polls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_dropped_ends_cancelled_wherever_it_is() {
+async fn a_dropped_call_ends_as_cancelled_in_the_queue_and_on_the_wire() {
     let client = service_fn(async |_: Request<()>| {
         sleep(ms(1_000)).await;
         Ok::<_, BoxError>(Response::new(()))
@@ -278,9 +278,9 @@ async fn a_panic_ends_the_event_as_failed_with_and_without_a_queue() {
     let panics = || service_fn(async |_: Request<()>| -> Result<Response<()>, BoxError> { panic!("at the disco") });
     let events = Events::new();
     let mut updates = events.subscribe();
-    let alone = EventLayer::calling().report_to(&events).layer(panics());
-    tokio::spawn(alone.oneshot(get("http://h/"))).await.unwrap_err();
-    let event = only(&mut updates).await;
+    let unqueued = EventLayer::calling().report_to(&events).layer(panics());
+    tokio::spawn(unqueued.oneshot(get("http://h/"))).await.unwrap_err();
+    let event = first_record(&mut updates).await;
     assert_eq!(
         (event.status, event.error_type.as_deref()),
         (RequestStatus::Failed, Some("Panicked"))
@@ -324,9 +324,9 @@ impl Policy<Request<()>, Response<()>, BoxError> for Twice {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_is_retried_is_one_event_with_several_attempts() {
-    let mut answers = [503, 500, 200].into_iter();
+    let mut statuses = [503, 500, 200].into_iter();
     let client = service_fn(move |_: Request<()>| {
-        let status = answers.next().unwrap();
+        let status = statuses.next().unwrap();
         async move {
             sleep(ms(10)).await;
             Ok::<_, BoxError>(Response::builder().status(status).body(()).unwrap())
@@ -341,7 +341,7 @@ async fn a_call_that_is_retried_is_one_event_with_several_attempts() {
         .layer(EventLayer::calling())
         .service(client);
     service.oneshot(get("http://h/")).await.unwrap();
-    let event = only(&mut updates).await;
+    let event = first_record(&mut updates).await;
     assert_eq!(event.status, RequestStatus::Completed);
     assert_eq!(event.response_status_code, Some(200));
     let codes: Vec<_> = event
@@ -356,7 +356,7 @@ async fn a_call_that_is_retried_is_one_event_with_several_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_made_from_inside_a_call_is_a_call_of_its_own() {
+async fn a_call_made_inside_a_call_has_its_own_event() {
     let events = Events::new();
     let layer = || {
         ServiceBuilder::new()
@@ -383,7 +383,7 @@ async fn a_classifier_may_make_a_response_a_failure() {
         .oneshot(get("http://h/"))
         .await
         .unwrap();
-    let event = only(&mut updates).await;
+    let event = first_record(&mut updates).await;
     assert_eq!(event.status, RequestStatus::Failed);
     assert_eq!(event.response_status_code, Some(502));
     assert_eq!(event.error_type.as_deref(), Some("HttpStatus"));
@@ -412,7 +412,7 @@ async fn requests_of_any_type_can_be_recorded() {
         .oneshot("a b c")
         .await
         .unwrap();
-    let event = only(&mut updates).await;
+    let event = first_record(&mut updates).await;
     assert_eq!(
         (event.payload, event.response_body),
         (Some(Value::from("a b c")), Some(Value::from(3)))
@@ -427,7 +427,7 @@ async fn requests_of_any_type_can_be_recorded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_current_event_can_be_logged_to_and_carried_over() {
+async fn notes_can_be_added_in_the_call_and_in_a_task_that_it_spawns() {
     let events = Events::new();
     let mut updates = events.subscribe();
     let client = service_fn(async |_: Request<()>| {
@@ -448,7 +448,7 @@ async fn the_current_event_can_be_logged_to_and_carried_over() {
         .await
         .unwrap();
     assert!(event::current().is_none());
-    let logs: Vec<_> = only(&mut updates)
+    let logs: Vec<_> = first_record(&mut updates)
         .await
         .logs
         .into_iter()
@@ -458,7 +458,7 @@ async fn the_current_event_can_be_logged_to_and_carried_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handle_is_told_about_every_change_and_waits_without_polling() {
+async fn a_handle_waits_for_every_change_and_for_the_end() {
     let client = service_fn(async |_: Request<()>| {
         sleep(ms(10)).await;
         Ok::<_, BoxError>(Response::new(()))
@@ -483,16 +483,16 @@ async fn a_handle_is_told_about_every_change_and_waits_without_polling() {
     assert_eq!(
         event.changed().await,
         RequestStatus::Completed,
-        "at once, once the call is over"
+        "an event that has ended is returned at once"
     );
     assert_eq!(watcher.await.unwrap(), RequestStatus::Completed);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_handle_adds_to_the_record_wakes_who_watches_and_is_without_secrets() {
+async fn what_a_handle_adds_to_the_record_wakes_watchers_and_is_redacted() {
     let client = service_fn(async |_: Request<()>| {
         sleep(ms(10)).await;
-        // With a header, so that the layer has something to record of the response, too.
+        // The response has a header, so the layer records more of it than the status code.
         Ok::<_, BoxError>(Response::builder().header("x-a", "b").body(()).unwrap())
     });
     let mut service = EventLayer::calling().layer(client);
@@ -528,7 +528,7 @@ async fn what_a_handle_adds_to_the_record_wakes_who_watches_and_is_without_secre
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_is_carried_to_another_thread_and_a_call_made_there_is_a_call_of_its_own() {
+async fn an_event_is_carried_to_another_thread_and_a_call_made_there_has_its_own_event() {
     let events = Events::default();
     let mut updates = events.subscribe();
     let layer = EventLayer::calling().report_to(&events);
@@ -555,16 +555,16 @@ async fn an_event_is_carried_to_another_thread_and_a_call_made_there_is_a_call_o
         }
     });
     layer.layer(client).oneshot(get("http://out/")).await.unwrap();
-    let outer = only(&mut updates).await;
+    let outer = first_record(&mut updates).await;
     assert_eq!(outer.status, RequestStatus::Completed);
     assert_eq!(outer.endpoint_url.as_deref(), Some("http://out/"));
-    // The one that was made inside was never polled.
+    // The inner call was dropped without being polled.
     let totals = events.totals();
     assert_eq!((totals.opened, totals.completed, totals.cancelled), (2, 1, 1));
 }
 
 #[test]
-fn a_value_is_made_of_what_rust_has_and_read_back() {
+fn a_value_converts_from_rust_types_and_is_read_back() {
     assert_eq!(Value::from(u32::MAX), Value::Integer(4_294_967_295));
     assert_eq!(Value::from(i64::MIN).as_i64(), Some(i64::MIN));
     assert_eq!(Value::from(u64::MAX).as_i64(), None);
@@ -586,7 +586,7 @@ fn a_value_is_made_of_what_rust_has_and_read_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_subscriber_that_does_not_read_lags_and_is_told_so() {
+async fn a_subscriber_that_does_not_read_misses_updates_and_learns_how_many() {
     let events = Events::new();
     let mut updates = events.subscribe();
     let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
@@ -596,7 +596,10 @@ async fn a_subscriber_that_does_not_read_lags_and_is_told_so() {
     }
     let lagged = updates.recv().await.unwrap().unwrap_err();
     assert_eq!(lagged.missed(), 2_000 * 3 - 4_096);
-    assert_eq!(lagged.to_string(), "1904 updates were missed");
+    assert_eq!(
+        lagged.to_string(),
+        "the subscriber was too slow and has missed 1904 updates"
+    );
     updates.recv().await.unwrap().unwrap();
 }
 
@@ -616,7 +619,7 @@ async fn a_log_is_bounded() {
         .oneshot(get("http://h/"))
         .await
         .unwrap();
-    let logs = only(&mut updates).await.logs;
+    let logs = first_record(&mut updates).await.logs;
     assert_eq!(logs.len(), 1_000);
     assert_eq!(logs.last().unwrap().message, "4001 more");
 }
@@ -633,7 +636,7 @@ async fn times_of_one_event_are_monotonic_and_in_utc() {
         .oneshot(get("http://h/"))
         .await
         .unwrap();
-    let event = only(&mut updates).await;
+    let event = first_record(&mut updates).await;
     assert!(event.created_at > before && event.created_at < before + Duration::from_secs(240));
     assert!(event.created_at <= event.call_started_at.unwrap());
     assert!(event.call_started_at <= event.completed_at);
@@ -641,7 +644,7 @@ async fn times_of_one_event_are_monotonic_and_in_utc() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_subscription_ends_when_nothing_can_report_any_more() {
+async fn a_subscription_ends_when_everything_that_reports_is_dropped() {
     let events = Events::new();
     let mut updates = events.subscribe();
     let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
@@ -657,7 +660,7 @@ async fn a_subscription_ends_when_nothing_can_report_any_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_times_out_says_so_and_how_long_it_waited() {
+async fn a_call_that_times_out_fails_and_records_how_long_it_waited() {
     let events = Events::new();
     let mut updates = events.subscribe();
     let client = service_fn(async |_: Request<()>| std::future::pending::<Result<Response<()>, BoxError>>().await);
@@ -685,7 +688,7 @@ async fn a_call_that_times_out_says_so_and_how_long_it_waited() {
     for call in calls {
         call.await.unwrap().unwrap_err();
     }
-    // The second never came to the wire.
+    // The second call had no attempt.
     let mut last = None;
     drop(events);
     while let Some(update) = updates.recv().await {
@@ -696,7 +699,7 @@ async fn a_call_that_times_out_says_so_and_how_long_it_waited() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn counts_of_tokens_are_no_secrets() {
+async fn a_count_of_tokens_is_not_redacted() {
     let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
     let events = Events::new();
     let mut updates = events.subscribe();
@@ -713,7 +716,7 @@ async fn counts_of_tokens_are_no_secrets() {
         .await
         .unwrap();
     assert_eq!(
-        only(&mut updates).await.payload.unwrap().to_string(),
+        first_record(&mut updates).await.payload.unwrap().to_string(),
         r#"{"sig":3,"token":"[redacted]","token_count":12}"#
     );
 }

@@ -1,9 +1,9 @@
-//! Events against a model of them: what each layer writes on the way in and out, in any stack of the three, with a
-//! queue and retries or without.
+//! Events against a model of them: what each layer writes on the way in and out, in any stack of the three, with and
+//! without a queue and retries.
 //!
-//! The client does as it is told, the caller comes and goes, and others carry the event on, look at it, and write to it.
-//! After each step the records have to be what the model says, to the nanosecond; at the end every call has come to one
-//! outcome, and all who watched have seen it in order.
+//! A case is a list of random steps: they start, poll and drop calls, let the client return or panic, and carry, read,
+//! watch and write events from outside. After each step every record has to be as the model predicts, to the
+//! nanosecond. At the end every call has one outcome, and every watcher has seen the statuses in order.
 
 mod support;
 
@@ -33,30 +33,32 @@ use tower_outbound::{
     event::{self, Describe, Events, RequestDetails, ResponseDetails, Subscription},
 };
 
-// === What is done ===
+// === The steps ===
 
-/// Which layers there are. At least one writes events.
+/// Which layers the stack has. At least one of them records events.
 #[derive(Clone, Copy, Debug)]
 struct Stack {
     queued: bool,
     queue: bool,
     processing: bool,
-    /// So many times; below one that opens the event, or each attempt would have its own.
+    /// How many retries, if there is a retry layer. An event layer must be above it, or each attempt would have an
+    /// event.
     retries: Option<usize>,
     calling: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
-    Answers,
+    /// A response with status code 200.
+    Responds,
     /// A response that counts as a failure.
-    AnswersBadly,
+    RespondsBadly,
     Fails,
     Panics,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Place {
+enum Stage {
     Queued,
     Processing,
     Calling,
@@ -64,21 +66,21 @@ enum Place {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A new call, and whether the client panics when it is called for the first time or the second.
+    /// Starts a call. The client panics when it is called for this attempt.
     Start(Option<usize>),
     Poll(Index),
     Drop(Index),
-    /// The attempt comes to its end, with a note from inside.
+    /// Ends the attempt, after a note from inside.
     End(Index, End),
     Pass(u64),
     Log(Index),
     Metadata(Index, u8),
-    /// Somebody carries the event on.
+    /// Carries the event over to another future.
     Carry(Index),
-    LetGo(Index),
+    DropCarrier(Index),
     InScope(Index, Index),
-    /// In the scope of an event, another service is called.
-    CallInScope(Index, Place),
+    /// Calls another service in the scope of an event.
+    CallInScope(Index, Stage),
     Watch(Index),
     Subscribe,
 }
@@ -87,7 +89,7 @@ enum Step {
 struct Case {
     stack: Stack,
     steps: Vec<Step>,
-    /// Whether a call that panics is dropped while it does, as a task's is, or afterwards.
+    /// Whether a call that panics is dropped during the panic, as that of a task is, or afterwards.
     drops_at_once: bool,
 }
 
@@ -103,12 +105,12 @@ fn stack() -> impl Strategy<Value = Stack> {
 
 fn step() -> impl Strategy<Value = Step> {
     let end = prop_oneof![
-        3 => Just(End::Answers),
-        1 => Just(End::AnswersBadly),
+        3 => Just(End::Responds),
+        1 => Just(End::RespondsBadly),
         3 => Just(End::Fails),
         2 => Just(End::Panics),
     ];
-    let place = prop_oneof![Just(Place::Queued), Just(Place::Processing), Just(Place::Calling)];
+    let stage = prop_oneof![Just(Stage::Queued), Just(Stage::Processing), Just(Stage::Calling)];
     let index = any::<Index>;
     prop_oneof![
         4 => prop_oneof![8 => Just(None), 1 => Just(Some(0)), 1 => Just(Some(1))].prop_map(Step::Start),
@@ -119,9 +121,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => index().prop_map(Step::Log),
         1 => (index(), 0..3_u8).prop_map(|(index, key)| Step::Metadata(index, key)),
         2 => index().prop_map(Step::Carry),
-        2 => index().prop_map(Step::LetGo),
+        2 => index().prop_map(Step::DropCarrier),
         1 => (index(), index()).prop_map(|(outer, inner)| Step::InScope(outer, inner)),
-        1 => (index(), place).prop_map(|(index, place)| Step::CallInScope(index, place)),
+        1 => (index(), stage).prop_map(|(index, stage)| Step::CallInScope(index, stage)),
         2 => index().prop_map(Step::Watch),
         1 => Just(Step::Subscribe),
     ]
@@ -136,114 +138,118 @@ fn case() -> impl Strategy<Value = Case> {
     })
 }
 
-// === The client, which does as it is told ===
+// === The client, which the steps control ===
 
 #[derive(Clone, Copy, Debug)]
 struct Req {
     id: usize,
-    /// Which attempt panics when the client is called.
+    /// The index of the attempt at which the client panics when it is called.
     panics: Option<usize>,
 }
 
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Telling>>);
+struct Client(Arc<Mutex<ClientState>>);
 
 #[derive(Default)]
-struct Telling {
+struct ClientState {
+    /// The number of attempts of each call.
     attempts: BTreeMap<usize, usize>,
-    alive: BTreeMap<usize, Ctl>,
-    /// Calls that were not in their own scope.
-    lost: Vec<String>,
+    running: BTreeMap<usize, Control>,
+    /// Calls that were made or polled while their event was not the current one.
+    misplaced: Vec<String>,
 }
 
+/// How a running attempt is to end.
 #[derive(Default)]
-struct Ctl {
+struct Control {
     end: Option<End>,
     waker: Option<Waker>,
 }
 
-struct Work {
+/// The client's future.
+struct Attempt {
     id: usize,
-    told: Told,
+    client: Client,
 }
 
 fn name(id: usize) -> String {
     format!("call {id}")
 }
 
-fn fall_over() -> ! {
-    resume_unwind(Box::new("fell over"))
+/// Panics without calling the panic hook.
+fn unwind() -> ! {
+    resume_unwind(Box::new("unwinding"))
 }
 
-impl Told {
-    fn lock(&self) -> MutexGuard<'_, Telling> {
+impl Client {
+    fn lock(&self) -> MutexGuard<'_, ClientState> {
         self.0.lock().unwrap()
     }
 
-    fn look(&self, id: usize) {
+    fn check_current(&self, id: usize) {
         let current = event::current().map(|event| event.request_id().to_string());
         if current.as_deref() != Some(&*name(id)) {
-            self.lock().lost.push(format!("{id} is in {current:?}"));
+            self.lock().misplaced.push(format!("{id} runs in {current:?}"));
         }
     }
 }
 
-impl Service<Req> for Told {
+impl Service<Req> for Client {
     type Response = u16;
     type Error = BoxError;
-    type Future = Work;
+    type Future = Attempt;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, req: Req) -> Work {
-        self.look(req.id);
-        let mut telling = self.lock();
-        let attempt = telling.attempts.entry(req.id).or_default();
+    fn call(&mut self, req: Req) -> Attempt {
+        self.check_current(req.id);
+        let mut state = self.lock();
+        let attempt = state.attempts.entry(req.id).or_default();
         *attempt += 1;
         let attempt = *attempt;
         if req.panics == Some(attempt - 1) {
-            drop(telling);
-            fall_over();
+            drop(state);
+            unwind();
         }
-        telling.alive.insert(req.id, Ctl::default());
-        drop(telling);
-        Work {
+        state.running.insert(req.id, Control::default());
+        drop(state);
+        Attempt {
             id: req.id,
-            told: self.clone(),
+            client: self.clone(),
         }
     }
 }
 
-impl Future for Work {
+impl Future for Attempt {
     type Output = Result<u16, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.told.look(self.id);
-        let mut telling = self.told.lock();
-        let ctl = telling.alive.get_mut(&self.id).expect("it runs");
-        ctl.waker = Some(cx.waker().clone());
-        let end = ctl.end.take();
-        drop(telling);
+        self.client.check_current(self.id);
+        let mut state = self.client.lock();
+        let control = state.running.get_mut(&self.id).expect("the attempt runs");
+        control.waker = Some(cx.waker().clone());
+        let end = control.end.take();
+        drop(state);
         let Some(end) = end else { return Poll::Pending };
         if let Some(event) = event::current() {
             event.log("from inside");
         }
         match end {
-            End::Answers => Poll::Ready(Ok(200)),
-            End::AnswersBadly => Poll::Ready(Ok(500)),
+            End::Responds => Poll::Ready(Ok(200)),
+            End::RespondsBadly => Poll::Ready(Ok(500)),
             End::Fails => Poll::Ready(Err("failed".into())),
-            End::Panics => fall_over(),
+            End::Panics => unwind(),
         }
     }
 }
 
-impl Drop for Work {
+impl Drop for Attempt {
     fn drop(&mut self) {
-        let gone = self.told.lock().alive.remove(&self.id);
-        // It is its waker's drop too.
-        drop(gone);
+        let control = self.client.lock().running.remove(&self.id);
+        // Without the lock: the control contains a waker, whose drop may drop another attempt.
+        drop(control);
     }
 }
 
@@ -258,15 +264,15 @@ impl Describe<Req, u16> for Named {
     fn response(&self, code: &u16, details: &mut ResponseDetails) {
         details.status_code(http::StatusCode::from_u16(*code).unwrap());
         if *code >= 500 {
-            details.failure("Bad", "it was bad");
+            details.failure("Bad", "the response is bad");
         }
     }
 }
 
 #[derive(Clone)]
-struct Again(usize);
+struct Retries(usize);
 
-impl Policy<Req, u16, BoxError> for Again {
+impl Policy<Req, u16, BoxError> for Retries {
     type Future = std::future::Ready<()>;
 
     fn retry(&mut self, _: &mut Req, result: &mut Result<u16, BoxError>) -> Option<Self::Future> {
@@ -281,42 +287,42 @@ impl Policy<Req, u16, BoxError> for Again {
 
 type Boxed = BoxCloneService<Req, u16, BoxError>;
 
-fn layer(place: Place, events: &Events) -> EventLayer<Named> {
-    let layer = match place {
-        Place::Queued => EventLayer::queued(),
-        Place::Processing => EventLayer::processing(),
-        Place::Calling => EventLayer::calling(),
+fn layer(stage: Stage, events: &Events) -> EventLayer<Named> {
+    let layer = match stage {
+        Stage::Queued => EventLayer::queued(),
+        Stage::Processing => EventLayer::processing(),
+        Stage::Calling => EventLayer::calling(),
     };
     layer.describe(Named).report_to(events)
 }
 
 impl Stack {
-    fn around(self, told: Told, events: &Events) -> Boxed {
-        let mut service = BoxCloneService::new(told);
+    fn around(self, client: Client, events: &Events) -> Boxed {
+        let mut service = BoxCloneService::new(client);
         if self.calling {
-            service = BoxCloneService::new(layer(Place::Calling, events).layer(service));
+            service = BoxCloneService::new(layer(Stage::Calling, events).layer(service));
         }
         if let Some(retries) = self.retries {
-            service = BoxCloneService::new(RetryLayer::new(Again(retries)).layer(service));
+            service = BoxCloneService::new(RetryLayer::new(Retries(retries)).layer(service));
         }
         if self.processing {
-            service = BoxCloneService::new(layer(Place::Processing, events).layer(service));
+            service = BoxCloneService::new(layer(Stage::Processing, events).layer(service));
         }
         if self.queue {
             service = BoxCloneService::new(QueueLayer::new(1_000).unwrap().layer(service));
         }
         if self.queued {
-            service = BoxCloneService::new(layer(Place::Queued, events).layer(service));
+            service = BoxCloneService::new(layer(Stage::Queued, events).layer(service));
         }
         service
     }
 
-    /// The outermost.
-    fn opener(self) -> Place {
+    /// The outermost event layer, which opens the event.
+    fn opener(self) -> Stage {
         match (self.queued, self.processing) {
-            (true, _) => Place::Queued,
-            (false, true) => Place::Processing,
-            (false, false) => Place::Calling,
+            (true, _) => Stage::Queued,
+            (false, true) => Stage::Processing,
+            (false, false) => Stage::Calling,
         }
     }
 }
@@ -324,7 +330,7 @@ impl Stack {
 // === The model ===
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Came {
+enum Returned {
     Code(u16),
     Failed,
     Panicked,
@@ -332,33 +338,34 @@ enum Came {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Stands {
+enum Position {
     /// In the queue.
-    Waiting,
+    Queued,
     Running,
-    /// In the queue's hands, to be fetched.
-    Done(Came),
+    /// The queue holds the result, and the caller has not received it.
+    Done(Returned),
+    /// The caller has received the result or has dropped the call.
     Gone,
 }
 
 #[derive(Debug)]
 struct Call {
-    opener: Place,
-    stands: Stands,
-    /// Each status and when it came.
+    opener: Stage,
+    position: Position,
+    /// Each status and when it was written.
     statuses: Vec<(RequestStatus, Instant)>,
-    came: Option<Came>,
-    attempts: Vec<(Instant, Option<(Instant, Came)>)>,
+    outcome: Option<Returned>,
+    attempts: Vec<(Instant, Option<(Instant, Returned)>)>,
     logs: Vec<(&'static str, Instant)>,
     metadata: BTreeMap<String, u64>,
-    touched: Option<Instant>,
+    last_noted: Option<Instant>,
     carriers: usize,
     panics: Option<usize>,
     made: usize,
     retries: usize,
 }
 
-impl Came {
+impl Returned {
     fn status(self) -> RequestStatus {
         match self {
             Self::Code(200) => RequestStatus::Completed,
@@ -369,16 +376,16 @@ impl Came {
 }
 
 impl Call {
-    fn new(opener: Place, stands: Stands) -> Self {
+    fn new(opener: Stage, position: Position) -> Self {
         Self {
             opener,
-            stands,
+            position,
             statuses: Vec::new(),
-            came: None,
+            outcome: None,
             attempts: Vec::new(),
             logs: Vec::new(),
             metadata: BTreeMap::new(),
-            touched: None,
+            last_noted: None,
             carriers: 0,
             panics: None,
             made: 0,
@@ -390,40 +397,40 @@ impl Call {
         self.statuses.last().map(|(status, _)| *status)
     }
 
-    fn is_over(&self) -> bool {
+    fn has_ended(&self) -> bool {
         self.status().is_some_and(RequestStatus::is_terminal)
     }
 
-    /// Forward only.
+    /// Moves the status forward, and never back.
     fn mark(&mut self, status: RequestStatus) {
         if self.status() < Some(status) {
             self.statuses.push((status, Instant::now()));
         }
     }
 
-    fn finish(&mut self, came: Came) {
-        if !self.is_over() {
-            self.statuses.push((came.status(), Instant::now()));
-            self.came = Some(came);
+    fn finish(&mut self, returned: Returned) {
+        if !self.has_ended() {
+            self.statuses.push((returned.status(), Instant::now()));
+            self.outcome = Some(returned);
         }
     }
 
-    fn end_attempt(&mut self, came: Came) {
+    fn end_attempt(&mut self, returned: Returned) {
         if let Some((_, end)) = self.attempts.iter_mut().find(|(_, end)| end.is_none()) {
-            *end = Some((Instant::now(), came));
+            *end = Some((Instant::now(), returned));
         }
     }
 
-    /// A writer is gone. If it was the last one, there will be no outcome.
-    fn let_go(&mut self, stack: Stack) {
-        let has_writer = match self.stands {
-            Stands::Waiting => stack.queued,
-            Stands::Running => true,
-            Stands::Done(_) => stack.queued,
-            Stands::Gone => false,
+    /// A writer was dropped. If it was the last one, the call ends as cancelled.
+    fn writer_dropped(&mut self, stack: Stack) {
+        let has_writer = match self.position {
+            Position::Queued => stack.queued,
+            Position::Running => true,
+            Position::Done(_) => stack.queued,
+            Position::Gone => false,
         };
         if !has_writer && self.carriers == 0 && !self.statuses.is_empty() {
-            self.finish(Came::Cancelled);
+            self.finish(Returned::Cancelled);
         }
     }
 
@@ -439,9 +446,9 @@ impl Call {
         }
     }
 
-    /// Below the queue.
+    /// The call is made below the queue.
     fn begin(&mut self, stack: Stack) {
-        self.stands = Stands::Running;
+        self.position = Position::Running;
         if stack.processing {
             self.mark(RequestStatus::Pending);
             self.mark(RequestStatus::Processing);
@@ -457,65 +464,69 @@ impl Call {
         }
         self.made += 1;
         if self.panics == Some(self.made - 1) {
-            self.end_attempt(Came::Panicked);
-            self.emerge(stack, Came::Panicked);
+            self.end_attempt(Returned::Panicked);
+            self.leave(stack, Returned::Panicked);
         }
     }
 
     fn end(&mut self, stack: Stack, end: End) {
         self.log("from inside");
-        let came = match end {
-            End::Answers => Came::Code(200),
-            End::AnswersBadly => Came::Code(500),
-            End::Fails => Came::Failed,
-            End::Panics => Came::Panicked,
+        let returned = match end {
+            End::Responds => Returned::Code(200),
+            End::RespondsBadly => Returned::Code(500),
+            End::Fails => Returned::Failed,
+            End::Panics => Returned::Panicked,
         };
-        self.end_attempt(came);
-        if came == Came::Failed && self.retries > 0 {
+        self.end_attempt(returned);
+        if returned == Returned::Failed && self.retries > 0 {
             self.retries -= 1;
             self.attempt(stack);
         } else {
-            self.emerge(stack, came);
+            self.leave(stack, returned);
         }
     }
 
-    /// Comes out above everything below the queue.
-    fn emerge(&mut self, stack: Stack, came: Came) {
-        if !(stack.queue && stack.queued) || stack.processing || came == Came::Panicked {
-            // By the layer below the queue, or the one that opened the event, or the queue itself.
-            self.finish(came);
+    /// The result leaves everything that is below the queue.
+    fn leave(&mut self, stack: Stack, returned: Returned) {
+        if !(stack.queue && stack.queued) || stack.processing || returned == Returned::Panicked {
+            // The layer below the queue, the layer that opened the event, or the queue itself writes the outcome.
+            self.finish(returned);
         }
-        self.stands = if stack.queue { Stands::Done(came) } else { Stands::Gone };
+        self.position = if stack.queue {
+            Position::Done(returned)
+        } else {
+            Position::Gone
+        };
     }
 
     fn drop(&mut self, stack: Stack) {
-        match self.stands {
-            Stands::Waiting => self.finish_if_opened(),
-            Stands::Running => {
-                self.end_attempt(Came::Cancelled);
+        match self.position {
+            Position::Queued => self.finish_if_opened(),
+            Position::Running => {
+                self.end_attempt(Returned::Cancelled);
                 if stack.queue && stack.queued {
-                    self.finish(Came::Cancelled);
+                    self.finish(Returned::Cancelled);
                 }
             }
-            Stands::Done(_) | Stands::Gone => {}
+            Position::Done(_) | Position::Gone => {}
         }
-        self.stands = Stands::Gone;
-        self.let_go(stack);
+        self.position = Position::Gone;
+        self.writer_dropped(stack);
     }
 
     fn finish_if_opened(&mut self) {
         if !self.statuses.is_empty() {
-            self.finish(Came::Cancelled);
+            self.finish(Returned::Cancelled);
         }
     }
 
     fn log(&mut self, text: &'static str) {
         self.logs.push((text, Instant::now()));
-        self.touched = Some(Instant::now());
+        self.last_noted = Some(Instant::now());
     }
 }
 
-// === The events beside it ===
+// === The real events, which have to match the model ===
 
 type Response = Pin<Box<dyn Future<Output = Result<u16, BoxError>> + Send>>;
 type Carried = Pin<Box<dyn Future<Output = ()>>>;
@@ -523,11 +534,11 @@ type Carried = Pin<Box<dyn Future<Output = ()>>>;
 struct Bench {
     stack: Stack,
     drops_at_once: bool,
-    told: Told,
+    client: Client,
     events: Events,
     service: Boxed,
     updates: Subscription,
-    late: Vec<Subscription>,
+    later_updates: Vec<Subscription>,
     callers: Vec<(usize, Spawn<Response>)>,
     handles: BTreeMap<usize, EventHandle>,
     carriers: Vec<(usize, Spawn<Carried>)>,
@@ -536,7 +547,7 @@ struct Bench {
     calls: Vec<Call>,
 }
 
-/// What one saw who waited for changes, and the record at the end.
+/// The statuses that a watcher saw, and the record at the end.
 type Watched = (Vec<RequestStatus>, NetworkRequestEvent);
 
 async fn watch(mut handle: EventHandle) -> Watched {
@@ -551,30 +562,30 @@ async fn watch(mut handle: EventHandle) -> Watched {
     }
 }
 
-fn drain(updates: &mut Subscription, mut tell: impl FnMut(usize, RequestStatus, EventHandle)) {
+fn drain(updates: &mut Subscription, mut on_update: impl FnMut(usize, RequestStatus, EventHandle)) {
     loop {
-        // A task may take only so many at one go, and this one has many to look at.
+        // Without `unconstrained`, the budget of the task would end the loop early.
         let Poll::Ready(Some(update)) = task::spawn(unconstrained(updates.recv())).poll() else {
             return;
         };
-        let update = update.expect("nobody lags");
+        let update = update.expect("no update was missed");
         let id = update.event.request_id().to_string();
         let id = id.strip_prefix("call ").unwrap().parse().unwrap();
-        tell(id, update.status, update.event);
+        on_update(id, update.status, update.event);
     }
 }
 
 impl Bench {
     fn start(case: &Case) -> Self {
-        let (told, events) = (Told::default(), Events::new());
+        let (client, events) = (Client::default(), Events::new());
         Self {
             stack: case.stack,
             drops_at_once: case.drops_at_once,
-            service: case.stack.around(told.clone(), &events),
-            told,
+            service: case.stack.around(client.clone(), &events),
+            client,
             updates: events.subscribe(),
             events,
-            late: Vec::new(),
+            later_updates: Vec::new(),
             callers: Vec::new(),
             handles: BTreeMap::new(),
             carriers: Vec::new(),
@@ -594,7 +605,7 @@ impl Bench {
             Step::Start(panics) => self.call(*panics),
             Step::Poll(index) if !self.callers.is_empty() => self.poll(index.index(self.callers.len()))?,
             Step::Drop(index) if !self.callers.is_empty() => {
-                self.give_up(index.index(self.callers.len()));
+                self.drop_caller(index.index(self.callers.len()));
             }
             Step::End(index, end) => self.end(index, *end)?,
             Step::Pass(nanos) => advance(Duration::from_nanos(*nanos)).await,
@@ -610,7 +621,7 @@ impl Bench {
                     let value = call.logs.len() as u64;
                     handle.set_metadata(key.clone(), value);
                     call.metadata.insert(key, value);
-                    call.touched = Some(Instant::now());
+                    call.last_noted = Some(Instant::now());
                 }
             }
             Step::Carry(index) => {
@@ -622,8 +633,8 @@ impl Bench {
                     self.calls[id].carriers += 1;
                 }
             }
-            Step::LetGo(index) if !self.carriers.is_empty() => {
-                self.put_down(index.index(self.carriers.len()));
+            Step::DropCarrier(index) if !self.carriers.is_empty() => {
+                self.drop_carrier(index.index(self.carriers.len()));
             }
             Step::InScope(outer, inner) => {
                 if let (Some((outer, first)), Some((inner, second))) = (self.pick(outer), self.pick(inner)) {
@@ -633,13 +644,13 @@ impl Bench {
                     prop_assert_eq!(current(), None);
                 }
             }
-            Step::CallInScope(index, place) => self.call_in_scope(index, *place)?,
+            Step::CallInScope(index, stage) => self.call_in_scope(index, *stage)?,
             Step::Watch(index) => {
                 if let Some((id, handle)) = self.pick(index) {
                     self.watching.push((id, tokio::spawn(watch(handle))));
                 }
             }
-            Step::Subscribe => self.late.push(self.events.subscribe()),
+            Step::Subscribe => self.later_updates.push(self.events.subscribe()),
             _ => {}
         }
         Ok(())
@@ -647,7 +658,7 @@ impl Bench {
 
     fn call(&mut self, panics: Option<usize>) {
         let id = self.calls.len();
-        let mut call = Call::new(self.stack.opener(), Stands::Waiting);
+        let mut call = Call::new(self.stack.opener(), Position::Queued);
         call.panics = panics;
         call.retries = self.stack.retries.unwrap_or(0);
         call.start(self.stack);
@@ -660,26 +671,26 @@ impl Bench {
 
     fn end(&mut self, index: &Index, end: End) -> Outcome {
         let running: Vec<_> = (0..self.calls.len())
-            .filter(|id| self.told.lock().alive.contains_key(id))
+            .filter(|id| self.client.lock().running.contains_key(id))
             .collect();
         if running.is_empty() {
             return Ok(());
         }
         let id = running[index.index(running.len())];
-        let mut telling = self.told.lock();
-        let ctl = telling.alive.get_mut(&id).expect("it runs");
-        ctl.end = Some(end);
-        let waker = ctl.waker.take();
-        drop(telling);
+        let mut state = self.client.lock();
+        let control = state.running.get_mut(&id).expect("the attempt runs");
+        control.end = Some(end);
+        let waker = control.waker.take();
+        drop(state);
         waker.into_iter().for_each(Waker::wake);
         if self.stack.queue {
-            // The workers do it.
+            // The queue's workers poll the call.
             self.calls[id].end(self.stack, end);
             return Ok(());
         }
         let caller = self.callers.iter().position(|(caller, _)| *caller == id);
         self.calls[id].end(self.stack, end);
-        self.poll(caller.expect("it is polled by its caller"))
+        self.poll(caller.expect("the caller polls the call"))
     }
 
     fn poll(&mut self, index: usize) -> Outcome {
@@ -687,9 +698,9 @@ impl Bench {
         let drops_at_once = self.drops_at_once;
         let polled = catch_unwind(AssertUnwindSafe(|| {
             if drops_at_once {
-                // What panics takes the call with it.
+                // Dropped by the unwinding.
                 let mut caller = Some(caller);
-                let polled = caller.as_mut().expect("it is there").poll();
+                let polled = caller.as_mut().expect("not taken").poll();
                 (polled, caller)
             } else {
                 let polled = catch_unwind(AssertUnwindSafe(|| caller.poll()));
@@ -705,90 +716,93 @@ impl Bench {
         let call = &mut self.calls[id];
         match polled {
             Ok((Poll::Pending, caller)) => {
-                prop_assert!(matches!(call.stands, Stands::Waiting | Stands::Running), "{call:?}");
+                prop_assert!(
+                    matches!(call.position, Position::Queued | Position::Running),
+                    "{call:?}"
+                );
                 self.callers.extend(caller.map(|caller| (id, caller)));
             }
             Ok((Poll::Ready(result), _)) => {
-                let came = match call.stands {
-                    Stands::Done(came) => came,
-                    _ => Came::Cancelled,
+                let returned = match call.position {
+                    Position::Done(returned) => returned,
+                    _ => Returned::Cancelled,
                 };
                 if self.stack.queue {
-                    prop_assert_ne!(came, Came::Cancelled, "{:?}", call);
+                    prop_assert_ne!(returned, Returned::Cancelled, "{:?}", call);
                     prop_assert_eq!(
-                        result.as_ref().ok().copied().map(Came::Code),
-                        match came {
-                            Came::Code(_) => Some(came),
+                        result.as_ref().ok().copied().map(Returned::Code),
+                        match returned {
+                            Returned::Code(_) => Some(returned),
                             _ => None,
                         }
                     );
                     if self.stack.queued {
-                        call.finish(came);
+                        call.finish(returned);
                     }
                 }
-                call.stands = Stands::Gone;
-                call.let_go(self.stack);
+                call.position = Position::Gone;
+                call.writer_dropped(self.stack);
             }
-            Err(_) => prop_assert_eq!(call.stands, Stands::Gone, "only the client panics"),
+            Err(_) => prop_assert_eq!(call.position, Position::Gone, "only the client panics"),
         }
         Ok(())
     }
 
-    fn give_up(&mut self, at: usize) {
+    fn drop_caller(&mut self, at: usize) {
         let (id, caller) = self.callers.swap_remove(at);
         drop(caller);
         self.calls[id].drop(self.stack);
     }
 
-    fn put_down(&mut self, at: usize) {
+    fn drop_carrier(&mut self, at: usize) {
         let (id, carrier) = self.carriers.swap_remove(at);
         drop(carrier);
         self.calls[id].carriers -= 1;
-        self.calls[id].let_go(self.stack);
+        self.calls[id].writer_dropped(self.stack);
     }
 
-    /// A layer belongs to the current event if it stands further in than whoever made it current.
-    fn call_in_scope(&mut self, index: &Index, place: Place) -> Outcome {
+    /// A layer takes part in the current event only if its stage is further in than the stage that made it current.
+    fn call_in_scope(&mut self, index: &Index, stage: Stage) -> Outcome {
         let Some((outer, handle)) = self.pick(index) else {
             return Ok(());
         };
         let id = self.calls.len();
         let client = tower::service_fn(|_: Req| ready(Ok::<_, BoxError>(200)));
-        let mut service = layer(place, &self.events).layer(client);
+        let mut service = layer(stage, &self.events).layer(client);
         let polled = handle.in_scope(|| task::spawn(service.call(Req { id, panics: None })).poll());
         prop_assert!(polled.is_ready());
-        let joins = (place as u8) > (self.calls[outer].opener as u8);
-        if !joins {
-            let mut call = Call::new(place, Stands::Gone);
+        let attaches = (stage as u8) > (self.calls[outer].opener as u8);
+        if !attaches {
+            let mut call = Call::new(stage, Position::Gone);
             call.mark(RequestStatus::Pending);
             self.calls.push(call);
         }
-        let call = if joins {
+        let call = if attaches {
             &mut self.calls[outer]
         } else {
             &mut self.calls[id]
         };
-        match place {
-            Place::Queued => {}
-            Place::Processing => call.mark(RequestStatus::Processing),
-            Place::Calling => {
+        match stage {
+            Stage::Queued => {}
+            Stage::Processing => call.mark(RequestStatus::Processing),
+            Stage::Calling => {
                 call.mark(RequestStatus::Calling);
-                // Before one that runs, whose end is still to come, or after.
+                // The attempt starts and ends while another one may be running.
                 let now = Instant::now();
-                call.attempts.push((now, Some((now, Came::Code(200)))));
+                call.attempts.push((now, Some((now, Returned::Code(200)))));
             }
         }
-        if !joins || place == Place::Processing {
-            call.finish(Came::Code(200));
+        if !attaches || stage == Stage::Processing {
+            call.finish(Returned::Code(200));
         }
         Ok(())
     }
 
-    /// Lets the workers and watchers run, and hears of what they did.
+    /// Lets the workers and watchers run, and receives the updates.
     async fn settle(&mut self) {
         turns(3).await;
         for call in &mut self.calls {
-            if self.stack.queue && call.stands == Stands::Waiting {
+            if self.stack.queue && call.position == Position::Queued {
                 call.begin(self.stack);
             }
         }
@@ -800,9 +814,9 @@ impl Bench {
     }
 
     fn check(&self) -> Outcome {
-        let telling = self.told.lock();
-        prop_assert!(telling.lost.is_empty(), "{:?}", telling.lost);
-        drop(telling);
+        let state = self.client.lock();
+        prop_assert!(state.misplaced.is_empty(), "{:?}", state.misplaced);
+        drop(state);
         prop_assert!(event::current().is_none());
         let opened = self.calls.iter().filter(|call| !call.statuses.is_empty());
         let totals = self.events.totals();
@@ -823,30 +837,30 @@ impl Bench {
                 call
             );
             if let Some(handle) = self.handles.get(&id) {
-                same(call, &handle.snapshot())?;
+                check_record(call, &handle.snapshot())?;
             }
         }
         Ok(())
     }
 
-    /// Everybody lets go: everything is over.
+    /// Drops all callers and carriers, after which every event has ended.
     async fn finish(mut self) -> Outcome {
         while !self.callers.is_empty() {
-            self.give_up(0);
+            self.drop_caller(0);
             self.settle().await;
             self.check()?;
         }
         while !self.carriers.is_empty() {
-            self.put_down(0);
+            self.drop_carrier(0);
             self.settle().await;
             self.check()?;
         }
         for call in self.calls.iter().filter(|call| !call.statuses.is_empty()) {
-            prop_assert!(call.is_over(), "{call:?}");
+            prop_assert!(call.has_ended(), "{call:?}");
         }
         turns(3).await;
         for (id, watching) in self.watching {
-            prop_assert!(watching.is_finished(), "{id} has a watcher that was not told");
+            prop_assert!(watching.is_finished(), "{id} has a watcher that was not woken");
             let (seen, last) = watching.await.unwrap();
             let call = &self.calls[id];
             let in_order = seen.is_sorted() && seen.iter().filter(|status| status.is_terminal()).count() == 1;
@@ -854,9 +868,9 @@ impl Bench {
             prop_assert_eq!(Some(last.status), call.status());
         }
         let all = self.seen;
-        for mut late in self.late {
+        for mut later in self.later_updates {
             let mut seen = BTreeMap::<usize, Vec<RequestStatus>>::new();
-            drain(&mut late, |id, status, _| seen.entry(id).or_default().push(status));
+            drain(&mut later, |id, status, _| seen.entry(id).or_default().push(status));
             for (id, seen) in seen {
                 prop_assert!(all[&id].ends_with(&seen), "{id}: {seen:?} of {:?}", all[&id]);
             }
@@ -865,8 +879,8 @@ impl Bench {
     }
 }
 
-/// The record is what the model says, and its times follow each other.
-fn same(call: &Call, event: &NetworkRequestEvent) -> Outcome {
+/// Checks that the record is as the model predicts.
+fn check_record(call: &Call, event: &NetworkRequestEvent) -> Outcome {
     prop_assert_eq!(Some(event.status), call.status());
     let opened = call.statuses[0].1;
     let utc = |instant: Instant| event.created_at + (instant - opened);
@@ -885,24 +899,24 @@ fn same(call: &Call, event: &NetworkRequestEvent) -> Outcome {
         .iter()
         .flat_map(|(start, end)| [Some(*start), end.map(|(end, _)| end)]);
     let marks = call.statuses.iter().map(|(_, at)| Some(*at));
-    let updated = attempts.chain(marks).chain([call.touched]).flatten().max();
+    let updated = attempts.chain(marks).chain([call.last_noted]).flatten().max();
     prop_assert_eq!(Some(event.updated_at), updated.map(utc));
 
     let logs: Vec<_> = call.logs.iter().map(|(text, at)| (*text, utc(*at))).collect();
-    let told: Vec<_> = event.logs.iter().map(|log| (&*log.message, log.at)).collect();
-    prop_assert_eq!(told, logs);
+    let recorded: Vec<_> = event.logs.iter().map(|log| (&*log.message, log.at)).collect();
+    prop_assert_eq!(recorded, logs);
     let metadata = call.metadata.iter().map(|(key, value)| (key.clone(), (*value).into()));
     prop_assert_eq!(&event.metadata, &metadata.collect());
 
-    let code = |came: Option<Came>| match came {
-        Some(Came::Code(code)) => Some(code),
+    let code = |returned: Option<Returned>| match returned {
+        Some(Returned::Code(code)) => Some(code),
         _ => None,
     };
-    prop_assert_eq!(event.response_status_code, code(call.came));
-    let error = match call.came {
-        Some(Came::Code(500)) => Some("Bad"),
-        Some(Came::Panicked) => Some("Panicked"),
-        Some(Came::Failed) => event.error_message.as_deref().filter(|message| *message == "failed"),
+    prop_assert_eq!(event.response_status_code, code(call.outcome));
+    let error = match call.outcome {
+        Some(Returned::Code(500)) => Some("Bad"),
+        Some(Returned::Panicked) => Some("Panicked"),
+        Some(Returned::Failed) => event.error_message.as_deref().filter(|message| *message == "failed"),
         _ => None,
     };
     prop_assert!(
@@ -914,20 +928,20 @@ fn same(call: &Call, event: &NetworkRequestEvent) -> Outcome {
     for (attempt, (start, end)) in event.attempts.iter().zip(&call.attempts) {
         prop_assert_eq!(attempt.started_at, utc(*start));
         prop_assert_eq!(attempt.ended_at, end.map(|(end, _)| utc(end)));
-        let came = end.map(|(_, came)| came);
+        let returned = end.map(|(_, returned)| returned);
         prop_assert_eq!(
-            attempt.status_code.map(Came::Code),
-            came.filter(|came| matches!(came, Came::Code(_)))
+            attempt.status_code.map(Returned::Code),
+            returned.filter(|returned| matches!(returned, Returned::Code(_)))
         );
-        let error = match came {
-            Some(Came::Cancelled) => Some("Cancelled"),
-            Some(Came::Panicked) => Some("Panicked"),
-            Some(Came::Failed) => Some("dyn Error"),
-            Some(Came::Code(_)) | None => None,
+        let error = match returned {
+            Some(Returned::Cancelled) => Some("Cancelled"),
+            Some(Returned::Panicked) => Some("Panicked"),
+            Some(Returned::Failed) => Some("dyn Error"),
+            Some(Returned::Code(_)) | None => None,
         };
-        let told = attempt.error_type.as_deref();
+        let recorded = attempt.error_type.as_deref();
         prop_assert!(
-            error.is_none() == told.is_none() && (error == Some("dyn Error") || error == told),
+            error.is_none() == recorded.is_none() && (error == Some("dyn Error") || error == recorded),
             "{attempt:?}"
         );
     }
@@ -935,7 +949,7 @@ fn same(call: &Call, event: &NetworkRequestEvent) -> Outcome {
 }
 
 #[test]
-fn an_event_says_of_every_call_what_became_of_it() {
+fn an_event_records_every_call_as_the_model_predicts() {
     check(file!(), &case(), |case| async move {
         let mut bench = Bench::start(&case);
         for step in &case.steps {

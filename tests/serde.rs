@@ -1,4 +1,4 @@
-//! Events and config as JSON.
+//! Events and configurations as JSON.
 
 mod support;
 
@@ -8,7 +8,7 @@ use tower::{BoxError, service_fn};
 use tower_outbound::{Call, Executor, NetworkRequestEvent, RequestId, RequestStatus, event::Value, executor::Config};
 
 #[tokio::test(start_paused = true)]
-async fn an_event_is_json_and_reads_back_as_it_was() {
+async fn an_event_is_written_as_json_and_read_back_unchanged() {
     let client = service_fn(async |_: Request<()>| {
         tokio::time::sleep(ms(5)).await;
         tower_outbound::event::current().unwrap().log("noted");
@@ -53,7 +53,7 @@ async fn an_event_is_json_and_reads_back_as_it_was() {
 }
 
 #[test]
-fn statuses_and_names_are_texts() {
+fn statuses_and_ids_are_written_as_texts() {
     for status in RequestStatus::ALL {
         assert_eq!(serde_json::to_value(status).unwrap(), status.as_str());
         assert_eq!(
@@ -74,7 +74,7 @@ fn statuses_and_names_are_texts() {
 }
 
 #[test]
-fn a_value_says_what_json_says() {
+fn a_value_is_written_as_the_json_it_was_read_from() {
     let text = r#"{"a":[1,-2,1.5,18446744073709551615,true,null,"x\"\\\n"],"b":{}}"#;
     let value: Value = serde_json::from_str(text).unwrap();
     assert_eq!(serde_json::to_string(&value).unwrap(), text);
@@ -82,7 +82,7 @@ fn a_value_says_what_json_says() {
 }
 
 #[test]
-fn a_config_has_defaults_for_all_it_does_not_say_and_knows_its_fields() {
+fn a_config_has_a_default_for_each_field_and_rejects_unknown_fields() {
     let config: Config = serde_json::from_str("{}").unwrap();
     assert_eq!(config, Config::default());
     assert_eq!(

@@ -1,11 +1,12 @@
-//! Who may write an event, and who watches it: [`Writer`] and [`EventHandle`].
+//! [`EventHandle`], which reads an event, and [`Writer`], which ends it.
 
 use super::{
-    describe::{ErrorDetails, RequestDetails, ResponseDetails},
-    events::Events,
-    record::{NetworkRequestEvent, RequestId, RequestStatus},
-    scope::Stage,
-    state::{Outcome, State},
+    details::{ErrorDetails, RequestDetails, ResponseDetails},
+    record::NetworkRequestEvent,
+    reporter::Reporter,
+    request_id::RequestId,
+    state::{EventState, Outcome},
+    status::RequestStatus,
     value::{Value, redacted_fields},
 };
 use crate::{
@@ -28,7 +29,9 @@ use std::{
 use tokio::time::Instant;
 use tracing::Span;
 
-/// A view of one call's event while it happens, and afterwards. Cheap to clone; it keeps nothing but the event alive.
+/// A handle to the event of one call, during the call and afterwards.
+///
+/// Clones refer to the same event. A handle keeps the event alive, but neither the call nor its span.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -47,30 +50,45 @@ use tracing::Span;
 #[derive(Clone)]
 pub struct EventHandle {
     shared: Arc<Shared>,
-    /// How far in the stack this handle was taken: see [`scope`](super::scope).
+    /// The stage of the layer, or of the scope, from which the handle was taken.
     stage: Stage,
-    /// The version that `changed` has seen.
+    /// The version that `changed` returned last.
     seen: u64,
 }
 
-/// The right to end an event. When the last one is dropped and there was no outcome, there will be none: the call was
-/// cancelled, or it panicked.
+/// The right to end an event. There is one for each part of the stack that still runs the call.
+///
+/// If the last writer is dropped before there is an outcome, the event ends as CANCELLED, or as FAILED if the thread is
+/// panicking.
 pub(crate) struct Writer {
     shared: Arc<Shared>,
-    /// How far in the stack it stands.
     stage: Stage,
 }
 
+/// The place of an event layer in the stack, from the outside in.
+///
+/// A layer takes part in the current event only if its stage is further in than the stage from which that event was
+/// made current: see [`scope`](super::scope).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// Above the queue.
+    Queued,
+    /// Below the queue and above the limits.
+    Processing,
+    /// Around the client.
+    Calling,
+}
+
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<EventState>,
     writers: AtomicUsize,
-    events: Option<Events>,
+    reporter: Option<Arc<Reporter<EventHandle>>>,
 }
 
 // === impl EventHandle ===
 
 impl EventHandle {
-    /// The record as it stands now.
+    /// A copy of the record as it is now.
     #[must_use]
     pub fn snapshot(&self) -> NetworkRequestEvent {
         let (mut event, method, url) = self.lock().snapshot();
@@ -79,7 +97,7 @@ impl EventHandle {
         event
     }
 
-    /// Where the call is now.
+    /// The call's status now.
     #[must_use]
     pub fn status(&self) -> RequestStatus {
         self.lock().status
@@ -91,14 +109,14 @@ impl EventHandle {
         self.lock().request_id().clone()
     }
 
-    /// Waits until the record has changed since this handle was made or last asked, and returns the status. Once the
-    /// call is over, at once.
+    /// Waits until the record has changed since this method last returned, and returns the status. On a new handle,
+    /// that is any change since the event was opened.
     ///
-    /// Changes in quick succession may be seen as one.
+    /// Several changes may be returned as one. Once the event has ended, the method returns at once.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: a change that was not returned is returned the next time.
+    /// This method is cancel safe: if the future is dropped, the next call returns the change.
     pub async fn changed(&mut self) -> RequestStatus {
         poll_fn(|cx| {
             let mut state = self.shared.lock();
@@ -112,52 +130,55 @@ impl EventHandle {
         .await
     }
 
-    /// Waits until the call is over, and returns its record.
+    /// Waits until the call has ended, and returns its record.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost.
+    /// This method is cancel safe: it only reads.
     pub async fn finished(&self) -> NetworkRequestEvent {
         let mut handle = self.clone();
         while !handle.changed().await.is_terminal() {}
         handle.snapshot()
     }
 
-    /// Adds a note to the record. URLs in it are redacted. Beyond a thousand notes they are only counted.
+    /// Adds a note to the record. Secrets that can be recognized in it are redacted.
+    ///
+    /// An event keeps at most 1,000 notes. If there are more, the last one is a count, as in `4001 more`.
     pub fn log(&self, message: impl AsRef<str>) {
         let message = redact::text(message.as_ref()).into_owned();
         let now = Instant::now();
         self.shared.write(|state| state.log(message, now));
     }
 
-    /// Adds a key and value of the caller's own. Beyond a thousand keys, further ones are only counted, under the key
-    /// `[more]`; what is there can still be changed.
+    /// Adds a key and its value to the record, or replaces the value of a key. The value of a secret key is redacted.
+    ///
+    /// An event keeps at most 1,000 keys. Further keys are counted under the key `[more]`.
     pub fn set_metadata(&self, key: impl Into<String>, value: impl Into<Value>) {
         let fields = redacted_fields([(key.into(), value.into())].into());
         let now = Instant::now();
         self.shared.write(|state| state.set_metadata(fields, now));
     }
 
-    /// Records the response's body, which is never done silently.
+    /// Records the response's body, which no layer does unless it is configured to. Values of secret fields are
+    /// redacted.
     pub fn set_response_body(&self, body: impl Into<Value>) {
         let body = body.into().redacted();
         let now = Instant::now();
         self.shared.write(|state| state.set_response_body(body, now));
     }
 
-    /// What came of the response's body.
     #[cfg(feature = "http")]
-    pub(crate) fn set_body_progress(&self, bytes: super::state::BodyProgress) {
-        self.shared.write(|state| state.set_body_progress(bytes));
+    pub(crate) fn set_body_progress(&self, progress: super::state::BodyProgress) {
+        self.shared.write(|state| state.set_body_progress(progress));
     }
 
-    /// The call is given up by whoever made it.
+    /// Ends the event as CANCELLED, if it has not ended.
     #[cfg(feature = "http")]
     pub(crate) fn cancel(&self) {
         self.writer().finish(Outcome::Cancelled);
     }
 
-    /// The call failed before anybody further in could know.
+    /// Ends the event as FAILED, if it has not ended.
     pub(crate) fn fail(&self, error: &BoxError) {
         self.writer().finish(Outcome::Error(ErrorDetails::of(error)));
     }
@@ -166,18 +187,18 @@ impl EventHandle {
         Writer::new(&self.shared, self.stage)
     }
 
-    pub(crate) fn reports_to(&self, events: &Events) -> bool {
-        self.shared.events.as_ref().is_some_and(|own| own.is_same(events))
+    pub(super) fn reporter(&self) -> Option<&Arc<Reporter<Self>>> {
+        self.shared.reporter.as_ref()
     }
 
-    /// The type of the error that is about to come back in a box.
+    /// Records the type of an error that is about to be returned in a box, where its type is lost.
     pub(crate) fn set_error_type(&self, name: &'static str) {
         if name != type_name::<BoxError>() {
             self.lock().set_error_type(name);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, EventState> {
         self.shared.lock()
     }
 }
@@ -195,19 +216,20 @@ impl fmt::Debug for EventHandle {
 // === impl Writer ===
 
 impl Writer {
-    /// Opens an event, and its span, for a call that is about to be made.
+    /// Opens an event and its span, for a call that is about to be made at `stage`. The span is `None` if no subscriber
+    /// of tracing records it.
     #[inline]
-    pub(crate) fn open(
+    pub(super) fn open(
         describe: impl FnOnce(&mut RequestDetails),
-        events: Option<Events>,
+        reporter: Option<Arc<Reporter<EventHandle>>>,
         stage: Stage,
     ) -> (Self, Option<Box<Span>>) {
         let mut shared = Arc::new(Shared {
-            state: Mutex::new(State::new(clock::now())),
+            state: Mutex::new(EventState::new(clock::now())),
             writers: AtomicUsize::new(1),
-            events,
+            reporter,
         });
-        // Described where it stays: it is not small.
+        // The details are large, so they are written in place and not moved.
         let mut span = None;
         if let Some(Shared { state, .. }) = Arc::get_mut(&mut shared) {
             let state = state.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -215,8 +237,8 @@ impl Writer {
             span = state.open_span();
         }
         let writer = Self { shared, stage };
-        if let Some(events) = &writer.shared.events {
-            events.opened();
+        if let Some(reporter) = &writer.shared.reporter {
+            reporter.opened();
         }
         writer.publish(RequestStatus::Pending);
         (writer, span)
@@ -230,7 +252,7 @@ impl Writer {
         }
     }
 
-    /// One more, for a layer at `stage`.
+    /// Another writer of the same event, for a layer at `stage`.
     #[inline]
     pub(super) fn at(&self, stage: Stage) -> Self {
         Self::new(&self.shared, stage)
@@ -240,7 +262,7 @@ impl Writer {
         self.stage
     }
 
-    /// Tells events that are alive apart.
+    /// An identifier that no other event has while this one exists.
     pub(super) fn address(&self) -> usize {
         Arc::as_ptr(&self.shared).addr()
     }
@@ -254,7 +276,7 @@ impl Writer {
         }
     }
 
-    /// Moves the status forward; never back.
+    /// Moves the status forward, and never back.
     #[inline]
     pub(crate) fn mark(&self, status: RequestStatus) {
         let now = clock::now();
@@ -263,51 +285,51 @@ impl Writer {
         }
     }
 
-    /// The call goes to the wire, again perhaps. Returns the attempt's number.
+    /// Adds an attempt, and returns its index.
     #[inline]
     pub(super) fn attempt_started(&self) -> usize {
         let now = clock::now();
-        let (first, index) = self.shared.write(|state| state.attempt_started(now));
-        if let Some(events) = &self.shared.events {
-            events.attempt_started();
+        let (has_changed, index) = self.shared.write(|state| state.attempt_started(now));
+        if let Some(reporter) = &self.shared.reporter {
+            reporter.attempt_started();
         }
-        if first {
+        if has_changed {
             self.publish(RequestStatus::Calling);
         }
         index
     }
 
-    /// What came back from the wire; `None`: nothing, the attempt was dropped.
+    /// Writes what an attempt returned; `None` if the attempt was dropped before it returned.
     #[inline]
-    pub(super) fn attempt_ended(&self, index: usize, came_back: Option<&Result<ResponseDetails, ErrorDetails>>) {
-        if let Some(events) = &self.shared.events {
-            events.attempt_ended();
+    pub(super) fn attempt_ended(&self, index: usize, result: Option<&Result<ResponseDetails, ErrorDetails>>) {
+        if let Some(reporter) = &self.shared.reporter {
+            reporter.attempt_ended();
         }
         let now = clock::now();
-        self.shared.write(|state| state.attempt_ended(index, came_back, now));
+        self.shared.write(|state| state.attempt_ended(index, result, now));
     }
 
-    /// Writes how the call ended, if that has not been written yet.
+    /// Ends the event, if it has not ended.
     pub(crate) fn finish(&self, outcome: Outcome) {
         let status = outcome.status();
         let now = clock::now();
         let Some(span) = self.shared.write(|state| state.finish(outcome, now)) else {
             return;
         };
-        if let Some(events) = &self.shared.events {
-            events.ended(status);
+        if let Some(reporter) = &self.shared.reporter {
+            reporter.ended(status);
         }
         self.publish(status);
         if let Some(span) = span {
-            // Last and without the lock: whoever records spans may look at the event, or panic.
+            // Last, and without the lock: a subscriber of tracing is user code, which may read the event or panic.
             record_end(&span, &self.handle().snapshot());
         }
     }
 
     #[inline]
     fn publish(&self, status: RequestStatus) {
-        if let Some(events) = &self.shared.events {
-            events.publish(status, || self.handle());
+        if let Some(reporter) = &self.shared.reporter {
+            reporter.publish(status, || self.handle());
         }
     }
 }
@@ -333,8 +355,9 @@ impl fmt::Debug for Writer {
 // === impl Shared ===
 
 impl Shared {
+    /// Changes the state, and wakes the tasks that wait for a change.
     #[inline]
-    fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    fn write<T>(&self, change: impl FnOnce(&mut EventState) -> T) -> T {
         let mut state = self.lock();
         state.version += 1;
         let result = change(&mut state);
@@ -346,8 +369,8 @@ impl Shared {
         result
     }
 
-    /// No code but ours runs under this lock, so a poisoned one is as good as any.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    /// Ignores poisoning: the only user code that runs under the lock is a waker's `clone`, before anything is changed.
+    fn lock(&self) -> MutexGuard<'_, EventState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,17 +1,21 @@
-//! Every order in which those who write an event and those who watch it can meet.
+//! The writers and the watchers of an event, in every order in which their threads can interleave (under loom).
 
 use super::{
-    describe::ResponseDetails, events::Events, handle::Writer, record::RequestStatus, scope::Stage, state::Outcome,
+    details::ResponseDetails,
+    events::Events,
+    handle::{Stage, Writer},
+    state::Outcome,
+    status::RequestStatus,
 };
 use crate::sync::model;
 use loom::{future::block_on, thread};
 
 fn open(events: &Events) -> Writer {
-    Writer::open(|_| (), Some(events.clone()), Stage::Queued).0
+    events.open(|_| (), Stage::Queued).0
 }
 
 #[test]
-fn an_event_ends_once_however_many_end_it() {
+fn an_event_that_several_writers_end_ends_once() {
     model(3, || {
         let events = Events::new();
         let writer = open(&events);
@@ -22,7 +26,7 @@ fn an_event_ends_once_however_many_end_it() {
         });
         drop(writer);
         for end in ends {
-            end.attach().unwrap();
+            end.join().unwrap();
         }
         let totals = events.totals();
         assert_eq!((totals.opened, totals.ended()), (1, 1));
@@ -32,7 +36,7 @@ fn an_event_ends_once_however_many_end_it() {
 }
 
 #[test]
-fn the_last_writer_to_go_cancels_what_has_no_outcome() {
+fn dropping_the_last_writer_cancels_an_event_without_an_outcome() {
     model(3, || {
         let events = Events::new();
         let writer = open(&events);
@@ -43,7 +47,7 @@ fn the_last_writer_to_go_cancels_what_has_no_outcome() {
         });
         drop(writer);
         for other in others {
-            other.attach().unwrap();
+            other.join().unwrap();
         }
         assert_eq!(event.status(), RequestStatus::Cancelled);
         assert_eq!(events.totals().cancelled, 1);
@@ -51,7 +55,7 @@ fn the_last_writer_to_go_cancels_what_has_no_outcome() {
 }
 
 #[test]
-fn whoever_watches_sees_the_end() {
+fn every_watcher_sees_the_end() {
     model(3, || {
         let events = Events::new();
         let writer = open(&events);
@@ -62,7 +66,7 @@ fn whoever_watches_sees_the_end() {
         writer.mark(RequestStatus::Queued);
         drop(writer);
         for watcher in watchers {
-            assert_eq!(watcher.attach().unwrap(), RequestStatus::Cancelled);
+            assert_eq!(watcher.join().unwrap(), RequestStatus::Cancelled);
         }
     });
 }

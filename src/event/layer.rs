@@ -1,12 +1,13 @@
-//! [`EventLayer`]: a status on the way in, what came back on the way out.
+//! [`EventLayer`]: records a status on the way in, and the response or the error on the way out.
 
 use super::{
-    describe::{Describe, ErrorDetails, Http, ResponseDetails},
+    describe::{Describe, Http},
+    details::{ErrorDetails, ResponseDetails},
     events::Events,
-    handle::{EventHandle, Writer},
-    record::RequestStatus,
-    scope::{Scope, Stage, attach},
+    handle::{EventHandle, Stage, Writer},
+    scope::{Scope, attach},
     state::Outcome,
+    status::RequestStatus,
 };
 use crate::{
     clock,
@@ -24,17 +25,18 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Records calls. See the [module docs](super).
+/// Records every call in an event. See the [module docs](super).
 #[derive(Clone, Debug)]
 pub struct EventLayer<D = Http> {
     stage: Stage,
     describe: D,
     events: Option<Events>,
-    /// Down to the next event layer all is ours: see [`clock`].
+    /// Whether no user code runs between this layer and the next event layer, which allows both to use one reading of
+    /// the [`clock`].
     is_above_own_layers: bool,
 }
 
-/// A service whose calls are recorded. See the [module docs](super).
+/// The service of [`EventLayer`]. See the [module docs](super).
 #[derive(Clone, Debug)]
 pub struct EventService<S, D = Http> {
     inner: S,
@@ -42,49 +44,50 @@ pub struct EventService<S, D = Http> {
 }
 
 pin_project! {
-    /// The call; the current event while it is polled is its own.
+    /// The future of [`EventService`]. While it is polled, the call's event is the current one.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the call. If nobody else carries the call on, its event ends as CANCELLED.
+    /// Dropping it drops the call. If no other part of the stack runs the call, its event ends as CANCELLED.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, D, Req> {
-        // Before the record: the call is gone before its event ends.
+        // Before the record, so that the call is dropped before its event ends.
         #[pin]
         future: F,
-        record: Record,
+        recorder: Recorder,
         describe: D,
         request: PhantomData<fn(Req)>,
     }
 }
 
-/// This layer's part in the event of one call.
-struct Record {
+/// What this layer writes to the event of one call.
+struct Recorder {
     scope: Scope,
-    /// The number of the attempt, while the call is on the wire.
+    /// The index of the attempt, while it is on the wire.
     attempt: Option<usize>,
-    /// Whether this layer writes the outcome.
-    ends: bool,
+    /// Whether this layer writes the outcome of the call.
+    writes_outcome: bool,
     is_above_own_layers: bool,
 }
 
 // === impl EventLayer ===
 
 impl EventLayer {
-    /// Outermost, above the queue: opens the event, PENDING until the [queue](crate::queue) below has a place for the
-    /// call, and QUEUED from then on.
+    /// The outermost layer, above the queue. It opens the event, which is PENDING until the [queue](crate::queue) below
+    /// has a place for the call, and QUEUED from then on.
     #[must_use]
     pub fn queued() -> Self {
         Self::at(Stage::Queued)
     }
 
-    /// Below the queue and above the limits: PROCESSING on the way in, the outcome on the way out.
+    /// The layer below the queue and above the limits. It writes PROCESSING on the way in and the outcome on the way
+    /// out.
     #[must_use]
     pub fn processing() -> Self {
         Self::at(Stage::Processing)
     }
 
-    /// Around the client: CALLING on the way in, what came back for this attempt on the way out.
+    /// The layer around the client. It writes CALLING on the way in, and what this attempt returned on the way out.
     #[must_use]
     pub fn calling() -> Self {
         Self::at(Stage::Calling)
@@ -101,7 +104,7 @@ impl EventLayer {
 }
 
 impl<D> EventLayer<D> {
-    /// Records what `describe` tells of requests and responses. Default: [`Http`].
+    /// Records of requests and responses what `describe` chooses. Default: [`Http`].
     #[must_use]
     pub fn describe<E>(self, describe: E) -> EventLayer<E> {
         EventLayer {
@@ -112,14 +115,16 @@ impl<D> EventLayer<D> {
         }
     }
 
-    /// The events this layer opens are counted by `events`, and its subscribers are snapshot about them.
+    /// Reports the events that this layer opens to `events`, which counts them and notifies its subscribers. Default:
+    /// they are reported to none.
     #[must_use]
     pub fn report_to(mut self, events: &Events) -> Self {
         self.events = Some(events.clone());
         self
     }
 
-    /// Down to the next event layer there are only layers of ours, so that what they do can share its moments.
+    /// Sets whether no user code runs between this layer and the next event layer, so that both can use one reading of
+    /// the clock.
     pub(crate) const fn above_own_layers(mut self, is_above_own_layers: bool) -> Self {
         self.is_above_own_layers = is_above_own_layers;
         self
@@ -161,12 +166,15 @@ where
             is_above_own_layers,
         } = &self.layer;
         let _cached_now = clock::cache();
-        let joined = attach(*stage);
-        let opens = joined.is_none();
-        let (writer, span) = match joined {
-            Some(writer) => (writer, None),
-            None => Writer::open(|details| describe.request(&req, details), events.clone(), *stage),
-        };
+        let attached = attach(*stage);
+        let opens = attached.is_none();
+        let (writer, span) = attached.map_or_else(
+            || {
+                let reporter = events.as_ref().map(Events::reporter);
+                Writer::open(|details| describe.request(&req, details), reporter, *stage)
+            },
+            |writer| (writer, None),
+        );
         let attempt = match stage {
             Stage::Queued => None,
             Stage::Processing => {
@@ -175,16 +183,16 @@ where
             }
             Stage::Calling => Some(writer.attempt_started()),
         };
-        let mut record = Record {
+        let mut recorder = Recorder {
             scope: Scope::new(writer, span),
             attempt,
-            ends: opens || *stage == Stage::Processing,
+            writes_outcome: opens || *stage == Stage::Processing,
             is_above_own_layers: *is_above_own_layers,
         };
         let describe = describe.clone();
         ResponseFuture {
-            future: record.inside(|| self.inner.call(req)),
-            record,
+            future: recorder.enter(|| self.inner.call(req)),
+            recorder,
             describe,
             request: PhantomData,
         }
@@ -192,12 +200,12 @@ where
 }
 
 impl<S, D> EventService<S, D> {
-    /// The service inside.
+    /// Returns a reference to the inner service.
     pub const fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The service inside.
+    /// Returns a mutable reference to the inner service.
     pub const fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
@@ -207,13 +215,17 @@ impl<S, D> EventService<S, D> {
 
 impl<F, D, Req> ResponseFuture<F, D, Req> {
     /// The call's event.
-    #[allow(clippy::missing_panics_doc, reason = "it is only away while the future is polled")]
+    #[allow(
+        clippy::missing_panics_doc,
+        reason = "the scope lends the event only while the future is polled"
+    )]
     pub fn event(&self) -> EventHandle {
-        self.record.event().expect("nobody looks while it is polled").handle()
+        let event = self.recorder.event();
+        event.expect("the future is not being polled").handle()
     }
 
-    /// The future inside. This layer has no more part in the event: it goes on if somebody else carries the call on, as
-    /// a queue does, and ends as CANCELLED otherwise.
+    /// Returns the inner future. This layer writes no more to the event, which stays open if another part of the stack
+    /// runs the call, as a queue does, and ends as CANCELLED otherwise.
     pub fn into_inner(self) -> F {
         self.future
     }
@@ -230,10 +242,16 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let _cached_now = clock::cache();
-        let result = ready!(this.record.inside(|| this.future.poll(cx).map_err(Into::into)));
-        this.record.write(match &result {
-            // Of one attempt among others only the code is kept.
-            Ok(response) => Ok(ResponseDetails::of(this.describe, response, !this.record.ends)),
+        let result = ready!(this.recorder.enter(|| this.future.poll(cx).map_err(Into::into)));
+        this.recorder.write(match &result {
+            Ok(response) => {
+                let mut details = ResponseDetails {
+                    code_only: !this.recorder.writes_outcome,
+                    ..ResponseDetails::default()
+                };
+                this.describe.response(response, &mut details);
+                Ok(details)
+            }
             Err(error) => Err(ErrorDetails::of_type::<E>(error)),
         });
         Poll::Ready(result)
@@ -243,41 +261,43 @@ where
 impl<F, D, Req> fmt::Debug for ResponseFuture<F, D, Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("event::ResponseFuture")
-            .field("event", &self.record.event())
+            .field("event", &self.recorder.event())
             .finish_non_exhaustive()
     }
 }
 
-// === impl Record ===
+// === impl Recorder ===
 
-impl Record {
+impl Recorder {
     const fn event(&self) -> Option<&Writer> {
         self.scope.event()
     }
 
-    /// Calls or polls what is inside. A panic is written at once: whoever catches it further out may drop the call when
-    /// nothing panics any more.
+    /// Calls or polls the inner service in the call's scope.
+    ///
+    /// A panic is written before it is resumed: if a layer further out catches it, the writers are dropped when the
+    /// thread no longer panics, and the event would end as CANCELLED.
     #[inline]
-    fn inside<T>(&mut self, f: impl FnOnce() -> T) -> T {
-        let done = {
+    fn enter<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        let result = {
             let _bypass = (!self.is_above_own_layers).then(clock::bypass_cache);
             let _entered = self.scope.enter();
             catch_unwind(AssertUnwindSafe(f))
         };
-        done.unwrap_or_else(|panic| {
+        result.unwrap_or_else(|panic| {
             self.write(Err(ErrorDetails::of(&Panicked::from_payload(&*panic).into())));
             resume_unwind(panic)
         })
     }
 
-    /// Writes what came back: to the attempt, and, if that is this layer's, to the call.
+    /// Writes the response or the error to the attempt, and to the call if this layer writes its outcome.
     fn write(&mut self, details: Result<ResponseDetails, ErrorDetails>) {
         let attempt = self.attempt.take();
         let Some(event) = self.event() else { return };
         if let Some(index) = attempt {
             event.attempt_ended(index, Some(&details));
         }
-        if self.ends {
+        if self.writes_outcome {
             event.finish(match details {
                 Ok(response) => Outcome::Response(response),
                 Err(error) => Outcome::Error(error),
@@ -286,7 +306,7 @@ impl Record {
     }
 }
 
-impl Drop for Record {
+impl Drop for Recorder {
     fn drop(&mut self) {
         if let (Some(index), Some(event)) = (self.attempt, self.event()) {
             event.attempt_ended(index, None);

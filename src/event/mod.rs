@@ -1,36 +1,52 @@
-//! A record of every call: where it is, when it got there, and how it ended.
+//! A record of every call: how far it has come, when, and how it ended.
+//!
+//! A program that makes many calls to an API has to find out what became of each: how long it waited and for what, how
+//! often it was tried, what was sent and what came back. Every call has one event, a [`NetworkRequestEvent`], which is
+//! written while the call runs and can be read at any time through an [`EventHandle`].
 //!
 //! ```text
-//! PENDING ──▶ QUEUED ──▶ PROCESSING ──▶ CALLING ──▶ COMPLETED   a response arrived
-//!    │           │            │            ├──────▶ FAILED      an error came instead
-//!    └───────────┴────────────┴────────────┴──────▶ CANCELLED   it was ended before
+//! PENDING ──▶ QUEUED ──▶ PROCESSING ──▶ CALLING ──▶ COMPLETED   with a response
+//!    │           │            │            ├──────▶ FAILED      with an error
+//!    └───────────┴────────────┴────────────┴──────▶ CANCELLED   before there was either
 //! ```
 //!
-//! Statuses only move forward, and every call ends in exactly one of the last three, however it ends: answered, failed,
-//! dropped, aborted or panicked. A status can be skipped: a call that is refused fails without having been on the wire.
+//! A status only moves forward, and every call ends in exactly one of the last three: also if it is dropped or aborted
+//! (CANCELLED), or panics (FAILED). A status can be skipped: a call that is rejected by a limit fails without having
+//! been on the wire.
 //!
-//! [`EventLayer`] writes the record. There is one type of it for three places in a stack, and one rule: *on the way in
-//! it writes its status, on the way out what came back*. The outcome is written once, by the layer that opened the
-//! event or the one below the queue, whichever is first. CachePadded around a client, any of the three is a complete
-//! recorder.
+//! # Layers
 //!
-//! A call's event is *current* while the call is made and polled, as a tracing span is: [`current`] finds it, so that a
-//! closure or a layer of one's own can [`log`](EventHandle::log) to it.
+//! [`EventLayer`] writes the event, from up to three places in a stack: [above the queue](EventLayer::queued), [below
+//! the queue](EventLayer::processing) and [around the client](EventLayer::calling). One rule holds for all three: *on
+//! the way in a layer writes its status, on the way out what was returned*. The outcome of the call is written once,
+//! by the layer that opened the event or by the layer below the queue, whichever returns first. Each of the three also
+//! works without the others, and then records the whole call.
+//!
+//! A call's event is *current* while the call is made and polled, as a tracing span is. A closure or a layer of your
+//! own finds it with [`current`] and can add notes with [`EventHandle::log`].
+//!
+//! [`Events`] counts the events of a stack, and sends every new status to its subscribers.
+//!
+//! # Bounds
+//!
+//! An event keeps at most 1,000 notes, 1,000 metadata keys and 128 sources of an error. Further notes and keys are
+//! counted. A subscriber may be at most 4,096 updates behind.
 //!
 //! # Secrets
 //!
-//! Values of headers, query parameters and JSON fields whose name says that they are credentials (`authorization`,
-//! `x-api-key`, `cookie`, `api_key`, `token`, `sig`, …) and of headers marked as sensitive are redacted before they are
-//! recorded; URLs lose their user info. Bodies are only recorded when given for it.
+//! Credentials are redacted: the values of headers, query parameters and JSON fields whose name means one
+//! (`authorization`, `x-api-key`, `cookie`, `api_key`, `token`, `sig`, …), the values of headers that are [marked as
+//! sensitive](http::HeaderValue::set_sensitive), and the user info of URLs. In free text, as in notes and error
+//! messages, they are redacted where they can be recognized. Bodies are recorded only if the caller asks for it.
 //!
 //! # The span
 //!
-//! Each event opens a tracing span `outbound_call` (level INFO, target `tower_outbound`), which is current with it.
-//! Fields: `request_id`, `http.request.method`, `server.address`, and at the end `status`, `http.response.status_code`
-//! and `error.type`.
+//! Each event opens a tracing span `outbound_call` (level INFO, target `tower_outbound`), which is entered while the
+//! call is made and polled. Its fields are `request_id`, `http.request.method` and `server.address`, and at the end of
+//! the call `status`, `http.response.status_code` and `error.type`.
 //!
-//! Layers of others may be less discreet. tower-http's `TraceLayer`, for one, opens a span with the whole URL in it;
-//! with `.make_span_with(|_: &_| tracing::Span::current())` it uses this one instead.
+//! Spans of other layers may contain secrets: tower-http's `TraceLayer`, for example, records the whole URL. With
+//! `.make_span_with(|_: &_| tracing::Span::current())` that layer uses the span of the event instead.
 //!
 //! # Examples
 //!
@@ -58,32 +74,40 @@
 //! # }
 //! ```
 
+// Lowest first, imports point to the left: value, time, status, request_id, formats, record, details, describe, state,
+// reporter, handle, events, scope, layer.
 mod describe;
+mod details;
 mod events;
-mod handle;
 #[cfg(feature = "serde")]
-mod headers;
+mod formats;
+mod handle;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
 mod layer;
 mod record;
+mod reporter;
+mod request_id;
 mod scope;
 mod state;
-#[cfg(feature = "serde")]
+mod status;
 mod time;
-mod utc;
 mod value;
 
-pub use describe::{Describe, Http, HttpWithBody, Metadata, Nothing, Payload, RequestDetails, ResponseDetails};
-pub use events::{EventUpdate, Events, Lagged, Subscription, Totals};
+pub use describe::{Describe, Http, HttpWithBody, Metadata, Nothing, Payload};
+pub use details::{RequestDetails, ResponseDetails};
+pub use events::{EventUpdate, Events, Lagged, Subscription};
 pub use handle::EventHandle;
 pub use layer::{EventLayer, EventService, ResponseFuture};
-pub use record::{Attempt, LogEntry, NetworkRequestEvent, ParseStatusError, RequestId, RequestStatus};
+pub use record::{Attempt, LogEntry, NetworkRequestEvent};
+pub use reporter::Totals;
+pub use request_id::RequestId;
 pub use scope::current;
+pub use status::{ParseStatusError, RequestStatus};
 pub use value::Value;
 
 pub(crate) use describe::NoMethod;
-pub(crate) use handle::Writer;
-pub(crate) use scope::{Scope, Stage};
+pub(crate) use handle::Stage;
+pub(crate) use scope::Scope;
 #[cfg(feature = "http")]
 pub(crate) use state::BodyProgress;

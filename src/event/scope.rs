@@ -1,12 +1,14 @@
 //! The current event, as tracing has a current span.
 //!
-//! The layer that opens an event makes it *current* while it calls and polls what is inside. Layers further in find it
-//! there: no request has to carry it, so every layer works for requests of any type.
+//! The layer that opens an event makes it *current* while it calls and polls the service below. Layers further in find
+//! the event there. No request has to carry it, so every layer works for requests of any type.
 //!
-//! A layer joins the current event only if it stands further in than whoever made it current. So a call that is made
-//! from inside another call (from its closure, say) is a call of its own.
+//! A layer takes part in the current event only if its [`Stage`] is further in than the stage from which the event was
+//! made current. A call that is made from inside another call, for example from its closure, starts at an outer stage
+//! and so gets an event of its own.
 //!
-//! Whoever spawns inside a layer carries the event over, as with a span:
+//! A thread or a task that is spawned inside a layer has no current event. The code that spawns it can carry the event
+//! over, as it would a span:
 //!
 //! ```
 //! use tower_outbound::event;
@@ -19,74 +21,64 @@
 //! ```
 
 use super::{
-    describe::ErrorDetails,
-    handle::{EventHandle, Writer},
-    record::RequestStatus,
+    details::ErrorDetails,
+    handle::{EventHandle, Stage, Writer},
     state::Outcome,
+    status::RequestStatus,
 };
 use crate::error::BoxError;
 use std::{cell::Cell, future::Future, pin::pin};
 use tracing::Span;
 
-/// How far in the stack something stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Stage {
-    Queued,
-    Processing,
-    Calling,
-}
-
-/// A call's event and span, to be carried to where the call goes on.
+/// The event and the span of one call, to be made current wherever the call continues.
 ///
-/// Dropped before the call is over, it counts as one who gave up: see [`Writer`].
+/// Contains a [`Writer`]: if the scope is dropped before the call has ended, and no other part of the stack runs the
+/// call, its event ends.
 #[derive(Debug)]
 pub(crate) struct Scope {
+    /// Lent to [`CURRENT_EVENT`] while the scope is entered.
     event: Option<Writer>,
-    /// If there is one: mostly nobody listens to spans.
+    /// `None` if no subscriber of tracing records it, as in most programs.
     span: Option<Box<Span>>,
 }
 
-/// Dropped, the event and the span that were current before are so again.
+/// The guard of an entered [`Scope`]. Dropping it makes the outer event and the outer span current again.
 #[must_use = "the scope is left when this is dropped"]
 pub(crate) struct Entered<'a> {
-    outer: Context,
-    /// Where the event came from, and the one it is for now; `None` if it was current already.
+    outer: CurrentContext,
+    /// The scope's field to which the event returns, and the outer event. `None` if an outer scope had made the same
+    /// event current.
     swapped: Option<(&'a mut Option<Writer>, Option<Writer>)>,
     _span: Option<tracing::span::Entered<'a>>,
 }
 
-impl Drop for Entered<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some((event, outer)) = &mut self.swapped {
-            **event = CURRENT.replace(outer.take());
-        }
-        CONTEXT.set(self.outer);
-    }
-}
-
-/// Where in a stack the thread is: in which call, and how far in.
+/// Which event is current, and from which stage it was made current.
 #[derive(Clone, Copy)]
-struct Context {
-    /// The address of the call's event, which is alive as long as it is current. Zero: no call.
+struct CurrentContext {
+    /// The identifier of the event, which exists as long as it is current; 0 if there is none.
     event: usize,
     stage: Stage,
 }
 
-const NONE: Context = Context {
-    event: 0,
-    stage: Stage::Calling,
-};
-
 thread_local! {
-    static CURRENT: Cell<Option<Writer>> = const { Cell::new(None) };
-    static CONTEXT: Cell<Context> = const { Cell::new(NONE) };
+    static CONTEXT: Cell<CurrentContext> = const { Cell::new(CurrentContext::NONE) };
+    /// Kept apart from the context, which can be copied: most layers only compare it.
+    static CURRENT_EVENT: Cell<Option<Writer>> = const { Cell::new(None) };
 }
 
-/// The event of the call that is being made or polled right now, if there is one.
+/// Returns the event of the call that is being made or polled on this thread, if there is one.
 #[must_use]
 pub fn current() -> Option<EventHandle> {
     with_current(|writer| writer.at(CONTEXT.get().stage).handle())
+}
+
+/// The writer of the current event for a layer at `stage`; `None` if the layer has to open an event of its own.
+#[inline]
+pub(super) fn attach(stage: Stage) -> Option<Writer> {
+    if CONTEXT.get().stage >= stage {
+        return None;
+    }
+    with_current(|writer| writer.at(stage))
 }
 
 #[inline]
@@ -94,7 +86,7 @@ fn with_current<T>(look: impl FnOnce(&Writer) -> T) -> Option<T> {
     if CONTEXT.get().event == 0 {
         return None;
     }
-    CURRENT.with(|current| {
+    CURRENT_EVENT.with(|current| {
         let writer = current.take();
         let seen = writer.as_ref().map(look);
         current.set(writer);
@@ -106,8 +98,12 @@ fn current_span() -> Option<Box<Span>> {
     Some(Span::current()).filter(|span| !span.is_disabled()).map(Box::new)
 }
 
+// === impl EventHandle ===
+
 impl EventHandle {
     /// Runs `f` with this event as the current one.
+    ///
+    /// While `f` runs, the event does not end merely because the call is dropped elsewhere.
     pub fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
         let mut scope = Scope::new(self.writer(), None);
         let _entered = scope.enter();
@@ -115,6 +111,13 @@ impl EventHandle {
     }
 
     /// Polls `future` with this event as the current one.
+    ///
+    /// While the returned future exists, the event does not end merely because the call is dropped elsewhere.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the returned future drops `future`. If no other part of the stack runs the call, its event ends as
+    /// CANCELLED.
     pub async fn instrument<F: Future>(self, future: F) -> F::Output {
         let mut scope = Scope::new(self.writer(), None);
         let mut future = pin!(future);
@@ -126,6 +129,18 @@ impl EventHandle {
     }
 }
 
+// === impl CurrentContext ===
+
+impl CurrentContext {
+    /// No event is current. The innermost stage, so that no layer attaches to it.
+    const NONE: Self = Self {
+        event: 0,
+        stage: Stage::Calling,
+    };
+}
+
+// === impl Scope ===
+
 impl Scope {
     #[inline]
     pub(crate) const fn new(event: Writer, span: Option<Box<Span>>) -> Self {
@@ -135,7 +150,7 @@ impl Scope {
         }
     }
 
-    /// The event and the span that are current context.
+    /// Captures the current event and the current span.
     #[inline]
     pub(crate) fn capture() -> Self {
         Self {
@@ -144,32 +159,32 @@ impl Scope {
         }
     }
 
-    /// The same, with an event that has just been opened and its span, if that is recorded.
+    /// The scope of an event that has just been opened, and of its span; of the current span, if `span` is `None`.
     pub(crate) fn capture_with(event: Writer, span: Option<Box<Span>>) -> Self {
         Self::new(event, span.or_else(current_span))
     }
 
-    /// The event; may be `None` while it is the current one.
+    /// The event. May be `None` while the scope is entered.
     pub(super) const fn event(&self) -> Option<&Writer> {
         self.event.as_ref()
     }
 
-    /// Makes event and span current, until this is dropped.
+    /// Makes the event and the span current until the guard is dropped.
     #[inline]
     pub(crate) fn enter(&mut self) -> Entered<'_> {
-        // First, because others' code runs context.
+        // First, since entering a span runs user code: if that panics, nothing has been swapped.
         let span = self.span.as_ref().map(|span| span.enter());
         let context = match &self.event {
-            Some(writer) => Context {
+            Some(writer) => CurrentContext {
                 event: writer.address(),
                 stage: writer.stage(),
             },
-            None => NONE,
+            None => CurrentContext::NONE,
         };
         let outer = CONTEXT.replace(context);
-        // Mostly an outer layer of the same call has been context: then only the stage is another.
+        // Usually an outer layer has made the same event current: then only the stage changes.
         let swapped = (outer.event != context.event).then(|| {
-            let outer = CURRENT.replace(self.event.take());
+            let outer = CURRENT_EVENT.replace(self.event.take());
             (&mut self.event, outer)
         });
         Entered {
@@ -179,21 +194,21 @@ impl Scope {
         }
     }
 
-    /// The call has a place in the queue.
+    /// Marks the event as QUEUED: the call has a place in the queue.
     pub(crate) fn queued(&self) {
         if let Some(event) = self.event() {
             event.mark(RequestStatus::Queued);
         }
     }
 
-    /// The call failed before anybody further in could know.
+    /// Ends the event as FAILED, if it has not ended.
     pub(crate) fn fail(&self, error: &BoxError) {
         if let Some(event) = self.event() {
             event.finish(Outcome::Error(ErrorDetails::of(error)));
         }
     }
 
-    /// The call is not going to be made, or not to its end.
+    /// Ends the event as CANCELLED, if it has not ended.
     pub(crate) fn cancel(&self) {
         if let Some(event) = self.event() {
             event.finish(Outcome::Cancelled);
@@ -201,12 +216,14 @@ impl Scope {
     }
 }
 
-/// The current event, if a layer at `stage` belongs to it.
-#[inline]
-pub(super) fn attach(stage: Stage) -> Option<Writer> {
-    // Nobody is further in than nowhere.
-    if CONTEXT.get().stage >= stage {
-        return None;
+// === impl Entered ===
+
+impl Drop for Entered<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some((event, outer)) = &mut self.swapped {
+            **event = CURRENT_EVENT.replace(outer.take());
+        }
+        CONTEXT.set(self.outer);
     }
-    with_current(|writer| writer.at(stage))
 }

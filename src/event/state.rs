@@ -1,12 +1,15 @@
-//! [`State`]: an event while its call goes on.
+//! [`EventState`]: an event while its call runs.
 //!
-//! A million of them may wait in a queue, and each is written to half a dozen times: so it is small, keeps instants for
-//! times, and has what most calls never have in boxes. A [`NetworkRequestEvent`] is made of it when somebody looks.
+//! A million events may wait in a queue, and each is written about six times. So the state is small: times are
+//! instants, and what most calls do not have is in a box. A [`NetworkRequestEvent`] is built from it only when a handle
+//! asks for a snapshot.
 
 use super::{
-    describe::{ErrorDetails, RequestDetails, ResponseDetails},
-    record::{Attempt, LogEntry, NetworkRequestEvent, RequestId, RequestStatus},
-    utc::utc,
+    details::{ErrorDetails, RequestDetails, ResponseDetails},
+    record::{Attempt, LogEntry, NetworkRequestEvent},
+    request_id::RequestId,
+    status::RequestStatus,
+    time::Anchor,
     value::Value,
 };
 use http::{HeaderMap, Method, Uri};
@@ -14,43 +17,43 @@ use std::{collections::BTreeMap, mem, task::Waker, time::SystemTime};
 use tokio::time::Instant;
 use tracing::Span;
 
-pub(super) struct State {
+pub(super) struct EventState {
     pub(super) status: RequestStatus,
     pub(super) request: RequestDetails,
-    created_at: SystemTime,
-    opened: Instant,
+    opened: Anchor,
     queued: Option<Instant>,
     processing: Option<Instant>,
     calling: Option<Instant>,
     completed: Option<Instant>,
     response_status_code: Option<u16>,
     first_attempt: Option<AttemptState>,
-    rest: Option<Box<Rest>>,
+    extra: Option<Box<EventExtra>>,
+    /// Counts the changes.
     pub(super) version: u64,
-    /// Until the outcome is there, so that a handle that is kept does not keep the span open.
+    /// Taken with the outcome, so that the span closes even if a handle to the event is kept.
     span: Option<Box<Span>>,
 }
 
-/// What most calls never have.
+/// What most calls do not have.
 #[derive(Default)]
-struct Rest {
-    /// After the first.
+struct EventExtra {
+    /// The second attempt and the following ones.
     later_attempts: Vec<AttemptState>,
-    /// When something was noted last.
-    touched: Option<Instant>,
+    /// When a note, a metadata key or a body was last added.
+    last_noted: Option<Instant>,
     response_headers: HeaderMap,
     response_body: Option<Value>,
     api_tokens_used: Option<u64>,
-    bytes: Option<BodyProgress>,
+    body_progress: Option<BodyProgress>,
     error: Option<ErrorDetails>,
-    /// The type of the error that is just coming back, if whoever made the call could tell.
+    /// The type of the error that is being returned, set by the code that puts the error into a box.
     error_type: Option<&'static str>,
     logs: Vec<(Instant, String)>,
-    /// Those who wait for a change.
+    /// Tasks that wait for a change.
     watchers: Vec<Waker>,
 }
 
-/// What came of the response's body, and when.
+/// How much of the response's body has arrived, and when.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct BodyProgress {
     pub(crate) first: Option<Instant>,
@@ -58,12 +61,11 @@ pub(crate) struct BodyProgress {
     pub(crate) count: u64,
 }
 
-/// One time on the wire.
 struct AttemptState {
     started: Instant,
     ended: Option<Instant>,
     status_code: Option<u16>,
-    /// The error's type, and what it says.
+    /// The error's type and message. A dropped attempt has no message.
     error: Option<Box<(String, Option<String>)>>,
 }
 
@@ -74,30 +76,31 @@ pub(crate) enum Outcome {
     Cancelled,
 }
 
-/// The number of notes an event keeps; later ones are counted in the last of them.
-const MOST_LOGS: usize = 1_000;
+/// The number of notes that an event keeps. The last one becomes the count of itself and all that follow.
+const MAX_LOGS: usize = 1_000;
 
-impl State {
+// === impl EventState ===
+
+impl EventState {
     #[inline]
     pub(super) fn new(now: Instant) -> Self {
         Self {
             status: RequestStatus::Pending,
             request: RequestDetails::default(),
-            created_at: utc(now),
-            opened: now,
+            opened: Anchor::at(now),
             queued: None,
             processing: None,
             calling: None,
             completed: None,
             response_status_code: None,
             first_attempt: None,
-            rest: None,
+            extra: None,
             version: 0,
             span: None,
         }
     }
 
-    /// The span, if anybody listens.
+    /// Opens the call's span. `None` if no subscriber of tracing records it.
     pub(super) fn open_span(&mut self) -> Option<Box<Span>> {
         self.span = Some(self.request.span())
             .filter(|span| !span.is_disabled())
@@ -105,12 +108,12 @@ impl State {
         self.span.clone()
     }
 
-    /// A random one is only made for those who look.
+    /// The call's name. A random one is generated by the first read, since most events are never read.
     pub(super) fn request_id(&mut self) -> &RequestId {
         self.request.request_id.get_or_insert_with(RequestId::random)
     }
 
-    /// Moves the status forward; never back. Returns whether it has moved.
+    /// Moves the status forward, and never back. Returns whether the status has changed.
     pub(super) fn mark(&mut self, status: RequestStatus, now: Instant) -> bool {
         if self.status >= status {
             return false;
@@ -125,9 +128,9 @@ impl State {
         true
     }
 
-    /// Returns whether it is the first one, and its number.
+    /// Adds an attempt. Returns whether the status has changed, and the attempt's index.
     pub(super) fn attempt_started(&mut self, now: Instant) -> (bool, usize) {
-        let first = self.mark(RequestStatus::Calling, now);
+        let has_changed = self.mark(RequestStatus::Calling, now);
         let attempt = AttemptState {
             started: now,
             ended: None,
@@ -136,35 +139,28 @@ impl State {
         };
         if self.first_attempt.is_none() {
             self.first_attempt = Some(attempt);
-            return (first, 0);
+            return (has_changed, 0);
         }
-        let later_attempts = &mut self.rest().later_attempts;
+        let later_attempts = &mut self.extra().later_attempts;
         later_attempts.push(attempt);
-        (first, later_attempts.len())
+        (has_changed, later_attempts.len())
     }
 
-    /// What came back from the wire; `None`: nothing, the attempt was dropped.
+    /// Writes what an attempt returned; `None` if the attempt was dropped before it returned.
     pub(super) fn attempt_ended(
         &mut self,
         index: usize,
-        came_back: Option<&Result<ResponseDetails, ErrorDetails>>,
+        result: Option<&Result<ResponseDetails, ErrorDetails>>,
         now: Instant,
     ) {
-        let snapshot = self.rest.as_mut().and_then(|rest| rest.error_type.take());
-        let attempt = match index {
-            0 => self.first_attempt.as_mut(),
-            later => self
-                .rest
-                .as_mut()
-                .and_then(|rest| rest.later_attempts.get_mut(later - 1)),
-        };
-        let Some(attempt) = attempt else { return };
+        let error_type = self.take_error_type();
+        let Some(attempt) = self.attempt_mut(index) else { return };
         attempt.ended = Some(now);
-        match came_back {
+        match result {
             Some(Ok(response)) => attempt.status_code = response.status_code,
             Some(Err(error)) => {
-                let kind = snapshot
-                    .filter(|_| !error.kind_is_known)
+                let kind = error_type
+                    .filter(|_| error.kind_is_guess)
                     .map_or_else(|| error.kind.clone(), str::to_owned);
                 attempt.error = Some(Box::new((kind, Some(error.message.clone()))));
             }
@@ -172,9 +168,10 @@ impl State {
         }
     }
 
-    /// Writes how the call ended, and returns the span, if that has not been done yet.
+    /// Writes how the call ended, and returns the span to record that in. Does nothing and returns `None` if the call
+    /// has ended before.
     pub(super) fn finish(&mut self, outcome: Outcome, now: Instant) -> Option<Option<Box<Span>>> {
-        let snapshot = self.rest.as_mut().and_then(|rest| rest.error_type.take());
+        let error_type = self.take_error_type();
         if self.status.is_terminal() {
             return None;
         }
@@ -183,27 +180,28 @@ impl State {
         match outcome {
             Outcome::Response(response) => {
                 self.response_status_code = response.status_code;
-                if let Some(more) = response.rest {
-                    let rest = self.rest();
-                    rest.response_headers = more.headers;
-                    if more.body.is_some() {
-                        rest.response_body = more.body;
+                if let Some(response) = response.extra {
+                    let extra = self.extra();
+                    extra.response_headers = response.headers;
+                    // A body that was set on the handle before is kept.
+                    if response.body.is_some() {
+                        extra.response_body = response.body;
                     }
-                    rest.api_tokens_used = more.api_tokens_used;
-                    rest.error = more.failure;
+                    extra.api_tokens_used = response.more.api_tokens_used;
+                    extra.error = response.more.failure;
                 }
             }
             Outcome::Error(mut error) => {
-                if !error.kind_is_known {
-                    // Nearer to the wire the type was still known.
-                    let wire = self.last_attempt().and_then(|last| last.error.as_deref());
-                    let kind = wire
+                if error.kind_is_guess {
+                    // The layer around the client may have seen the same error with its type.
+                    let last = self.last_attempt().and_then(|last| last.error.as_deref());
+                    let kind = last
                         .filter(|(_, message)| message.as_ref() == Some(&error.message))
                         .map(|(kind, _)| kind.clone())
-                        .or_else(|| snapshot.map(str::to_owned));
+                        .or_else(|| error_type.map(str::to_owned));
                     error.kind = kind.unwrap_or(error.kind);
                 }
-                self.rest().error = Some(error);
+                self.extra().error = Some(error);
             }
             Outcome::Cancelled => {}
         }
@@ -211,129 +209,137 @@ impl State {
     }
 
     pub(super) fn log(&mut self, message: String, now: Instant) {
-        let rest = self.rest();
-        rest.touched = Some(now);
-        if rest.logs.len() < MOST_LOGS {
-            rest.logs.push((now, message));
-        } else if let Some((at, last)) = rest.logs.last_mut() {
-            let more = last
+        let extra = self.extra();
+        extra.last_noted = Some(now);
+        if extra.logs.len() < MAX_LOGS {
+            extra.logs.push((now, message));
+        } else if let Some((at, last)) = extra.logs.last_mut() {
+            let count = last
                 .strip_suffix(" more")
                 .and_then(|count| count.parse().ok())
                 .unwrap_or(1_u64);
-            (*at, *last) = (now, format!("{} more", more + 1));
+            (*at, *last) = (now, format!("{} more", count + 1));
         }
     }
 
-    pub(super) fn set_metadata(&mut self, fields: BTreeMap<String, Value>, now: Instant) {
-        self.rest().touched = Some(now);
-        self.request.rest().keep(fields);
+    pub(super) fn set_metadata(&mut self, redacted: BTreeMap<String, Value>, now: Instant) {
+        self.extra().last_noted = Some(now);
+        self.request.add_metadata(redacted);
     }
 
     pub(super) fn set_response_body(&mut self, body: Value, now: Instant) {
-        let rest = self.rest();
-        rest.touched = Some(now);
-        rest.response_body = Some(body);
+        let extra = self.extra();
+        extra.last_noted = Some(now);
+        extra.response_body = Some(body);
     }
 
-    /// Of the last attempt that had any.
+    /// Records the progress of the response's body, in place of that of an earlier attempt.
     #[cfg(feature = "http")]
-    pub(super) fn set_body_progress(&mut self, bytes: BodyProgress) {
-        self.rest().bytes = Some(bytes);
+    pub(super) fn set_body_progress(&mut self, progress: BodyProgress) {
+        self.extra().body_progress = Some(progress);
     }
 
     pub(super) fn set_error_type(&mut self, name: &'static str) {
-        self.rest().error_type = Some(name);
+        self.extra().error_type = Some(name);
     }
 
-    /// Wakes this one at the next change. A task that comes again before there was one is there already.
+    fn take_error_type(&mut self) -> Option<&'static str> {
+        self.extra.as_mut().and_then(|extra| extra.error_type.take())
+    }
+
+    /// Registers a waker for the next change. A task that polls again before the next change is not registered twice.
     pub(super) fn watch(&mut self, waker: &Waker) {
-        let watchers = &mut self.rest().watchers;
+        let watchers = &mut self.extra().watchers;
         if !watchers.iter().any(|watcher| watcher.will_wake(waker)) {
             watchers.push(waker.clone());
         }
     }
 
     pub(super) fn take_watchers(&mut self) -> Option<Vec<Waker>> {
-        self.rest.as_mut().map(|rest| mem::take(&mut rest.watchers))
+        self.extra.as_mut().map(|extra| mem::take(&mut extra.watchers))
     }
 
-    /// The record as it stands; the method and the URL as they came, to be snapshot without the lock.
+    /// The record now, except for the method and the URL: the caller formats these without the lock.
     pub(super) fn snapshot(&mut self) -> (NetworkRequestEvent, Option<Method>, Option<Uri>) {
         let request_id = self.request_id().clone();
-        let utc = |instant: Instant| self.created_at + instant.saturating_duration_since(self.opened);
-        let rest = self.rest.as_deref();
-        let request = self.request.rest.as_deref();
-        let error = rest.and_then(|rest| rest.error.as_ref());
-        let bytes = rest.and_then(|rest| rest.bytes);
-        let later_attempts = self
-            .first_attempt
-            .iter()
-            .chain(rest.iter().flat_map(|rest| &rest.later_attempts));
+        let utc = |instant: Instant| self.opened.utc(instant);
+        let extra = self.extra.as_deref();
+        let request = self.request.extra.as_deref();
+        let error = extra.and_then(|extra| extra.error.as_ref());
+        let body_progress = extra.and_then(|extra| extra.body_progress);
+        let logs = extra.iter().flat_map(|extra| &extra.logs);
         let event = NetworkRequestEvent {
+            request_id,
             status: self.status,
-            created_at: self.created_at,
+            created_at: self.opened.utc,
             updated_at: utc(self.updated()),
             queued_at: self.queued.map(utc),
             processing_started_at: self.processing.map(utc),
             call_started_at: self.calling.map(utc),
             completed_at: self.completed.map(utc),
-            headers: request.map(|rest| rest.headers.clone()).unwrap_or_default(),
-            payload: request.and_then(|rest| rest.payload.clone()),
+            endpoint_url: None,
+            method: None,
+            headers: request.map(|request| request.headers.clone()).unwrap_or_default(),
+            payload: request.and_then(|request| request.body.clone()),
             api_tokens: self.request.api_tokens,
             response_status_code: self.response_status_code,
-            response_headers: rest.map(|rest| rest.response_headers.clone()).unwrap_or_default(),
-            response_body: rest.and_then(|rest| rest.response_body.clone()),
-            api_tokens_used: rest.and_then(|rest| rest.api_tokens_used),
-            first_byte_at: bytes.and_then(|bytes| bytes.first).map(utc),
-            last_byte_at: bytes.and_then(|bytes| bytes.last).map(utc),
-            response_bytes: bytes.map(|bytes| bytes.count),
+            response_headers: extra.map(|extra| extra.response_headers.clone()).unwrap_or_default(),
+            response_body: extra.and_then(|extra| extra.response_body.clone()),
+            api_tokens_used: extra.and_then(|extra| extra.api_tokens_used),
+            first_byte_at: body_progress.and_then(|progress| progress.first).map(utc),
+            last_byte_at: body_progress.and_then(|progress| progress.last).map(utc),
+            response_bytes: body_progress.map(|progress| progress.count),
             error_type: error.map(|error| error.kind.clone()),
             error_message: error.map(|error| error.message.clone()),
-            error_details: error.and_then(|error| error.details.clone()),
-            attempts: later_attempts.map(|attempt| attempt.snapshot(utc)).collect(),
-            logs: rest
-                .iter()
-                .flat_map(|rest| &rest.logs)
+            error_details: error.and_then(|error| error.sources.clone()),
+            attempts: self.attempts().map(|attempt| attempt.snapshot(utc)).collect(),
+            logs: logs
                 .map(|(at, message)| LogEntry {
                     at: utc(*at),
                     message: message.clone(),
                 })
                 .collect(),
-            metadata: request.map(|rest| rest.metadata.clone()).unwrap_or_default(),
-            ..NetworkRequestEvent::new(request_id, self.created_at)
+            metadata: request.map(|request| request.more.0.clone()).unwrap_or_default(),
         };
         (event, self.request.method.clone(), self.request.url.clone())
     }
 
+    /// When the record last changed.
     fn updated(&self) -> Instant {
-        let rest = self.rest.as_deref();
-        let later_attempts = self
-            .first_attempt
-            .iter()
-            .chain(rest.iter().flat_map(|rest| &rest.later_attempts));
-        let times = [
-            self.queued,
-            self.processing,
-            self.calling,
-            self.completed,
-            rest.and_then(|rest| rest.touched),
-        ];
-        times
+        let last_noted = self.extra.as_ref().and_then(|extra| extra.last_noted);
+        let attempts = self
+            .attempts()
+            .flat_map(|attempt| [Some(attempt.started), attempt.ended]);
+        [self.queued, self.processing, self.calling, self.completed, last_noted]
             .into_iter()
-            .chain(later_attempts.flat_map(|attempt| [Some(attempt.started), attempt.ended]))
+            .chain(attempts)
             .flatten()
-            .fold(self.opened, Instant::max)
+            .fold(self.opened.instant, Instant::max)
+    }
+
+    fn attempts(&self) -> impl Iterator<Item = &AttemptState> {
+        let later = self.extra.iter().flat_map(|extra| &extra.later_attempts);
+        self.first_attempt.iter().chain(later)
     }
 
     fn last_attempt(&self) -> Option<&AttemptState> {
-        let later = self.rest.as_ref().and_then(|rest| rest.later_attempts.last());
+        let later = self.extra.as_ref().and_then(|extra| extra.later_attempts.last());
         later.or(self.first_attempt.as_ref())
     }
 
-    fn rest(&mut self) -> &mut Rest {
-        self.rest.get_or_insert_default()
+    fn attempt_mut(&mut self, index: usize) -> Option<&mut AttemptState> {
+        match index.checked_sub(1) {
+            None => self.first_attempt.as_mut(),
+            Some(later) => self.extra.as_mut()?.later_attempts.get_mut(later),
+        }
+    }
+
+    fn extra(&mut self) -> &mut EventExtra {
+        self.extra.get_or_insert_default()
     }
 }
+
+// === impl Outcome and AttemptState ===
 
 impl Outcome {
     pub(super) fn status(&self) -> RequestStatus {

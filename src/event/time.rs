@@ -1,44 +1,49 @@
-//! Times as RFC 3339 texts, for serde.
+//! [`Anchor`]: instants of the monotonic clock as times in UTC.
 
-use serde::{Deserialize, Deserializer, Serializer, de::Error, ser};
-use std::time::SystemTime;
+use std::{
+    cell::Cell,
+    time::{Duration, SystemTime},
+};
+use tokio::time::Instant;
 
-/// The last second of the year 9999. Nothing later, and nothing before 1970, can be snapshot in such a text.
-const LAST_SECOND: u64 = 253_402_300_799;
-
-pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH);
-    if !since.is_ok_and(|since| since.as_secs() <= LAST_SECOND) {
-        return Err(ser::Error::custom(
-            "a time before 1970 or after 9999 cannot be snapshot",
-        ));
-    }
-    serializer.collect_str(&humantime::format_rfc3339_nanos(*time))
+/// One point in time on both clocks, from which other instants are converted to UTC.
+///
+/// Differences between times of the same anchor are exact, also if the system's clock is set meanwhile.
+#[derive(Clone, Copy)]
+pub(super) struct Anchor {
+    pub(super) instant: Instant,
+    pub(super) utc: SystemTime,
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    humantime::parse_rfc3339(&text).map_err(D::Error::custom)
+/// How long a thread uses one reading of the system's clock: short enough to follow the clock when it is set, or when
+/// the machine has slept.
+const MAX_AGE: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static LAST: Cell<Option<Anchor>> = const { Cell::new(None) };
 }
 
-pub(super) mod option {
-    use super::{Deserialize, Deserializer, Serializer, SystemTime};
-
-    pub(in super::super) fn serialize<S: Serializer>(
-        time: &Option<SystemTime>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match time {
-            Some(time) => super::serialize(time, serializer),
-            None => serializer.serialize_none(),
+impl Anchor {
+    /// An anchor at `now`. Each thread reads the system's clock at most once a second, and in between adds the time
+    /// that has passed since.
+    pub(super) fn at(now: Instant) -> Self {
+        let age = |last: &Self| now.checked_duration_since(last.instant).filter(|age| *age < MAX_AGE);
+        if let Some((last, age)) = LAST.get().and_then(|last| Some((last, age(&last)?))) {
+            return Self {
+                instant: now,
+                utc: last.utc + age,
+            };
         }
+        let anchor = Self {
+            instant: now,
+            utc: SystemTime::now(),
+        };
+        LAST.set(Some(anchor));
+        anchor
     }
 
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<SystemTime>, D::Error> {
-        let text = Option::<String>::deserialize(deserializer)?;
-        text.map(|text| humantime::parse_rfc3339(&text).map_err(serde::de::Error::custom))
-            .transpose()
+    /// `instant` in UTC; the anchor's own time for an earlier instant.
+    pub(super) fn utc(&self, instant: Instant) -> SystemTime {
+        self.utc + instant.saturating_duration_since(self.instant)
     }
 }

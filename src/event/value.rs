@@ -1,9 +1,14 @@
-//! [`Value`]: what JSON can say, for metadata, payloads and bodies.
+//! [`Value`]: a JSON value for metadata, payloads and bodies.
+//!
+//! The type is the crate's own and not `serde_json::Value`, because events would otherwise make serde_json a dependency
+//! of every user.
 
 use crate::redact;
 use std::{collections::BTreeMap, fmt};
 
-/// A JSON-like value. With the feature `serde` it is one: `serde_json::from_value` and `to_value` convert.
+/// A JSON value.
+///
+/// With the feature `serde`, `serde_json::to_value` and `serde_json::from_value` convert to and from serde_json's type.
 ///
 /// ```
 /// use tower_outbound::event::Value;
@@ -21,9 +26,9 @@ pub enum Value {
     Bool(bool),
     /// An integer that fits an `i64`.
     Integer(i64),
-    /// A larger one.
+    /// An integer above `i64::MAX`.
     Unsigned(u64),
-    /// A number with a fraction.
+    /// A floating-point number.
     Float(f64),
     /// A text.
     String(String),
@@ -34,7 +39,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// The text, if it is one.
+    /// The text, if the value is a [`String`](Self::String).
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         if let Self::String(text) = self {
@@ -44,7 +49,7 @@ impl Value {
         }
     }
 
-    /// The integer, if it is one that fits.
+    /// The integer, if the value is an [`Integer`](Self::Integer).
     #[must_use]
     pub fn as_i64(&self) -> Option<i64> {
         if let Self::Integer(integer) = self {
@@ -54,7 +59,7 @@ impl Value {
         }
     }
 
-    /// A field of an object.
+    /// The field `name`, if the value is an [`Object`](Self::Object) that has it.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Self> {
         if let Self::Object(fields) = self {
@@ -64,7 +69,7 @@ impl Value {
         }
     }
 
-    /// Without the values of fields whose names say that they are secret, and without the secrets of URLs in texts.
+    /// Replaces the values of fields with a secret name, and the secrets in texts.
     pub(super) fn redacted(self) -> Self {
         match self {
             Self::String(text) => Self::String(redact::text(&text).into_owned()),
@@ -75,33 +80,34 @@ impl Value {
     }
 }
 
+/// Replaces the values of fields with a secret name, and the secrets in other values and in the names.
 pub(super) fn redacted_fields(fields: BTreeMap<String, Value>) -> BTreeMap<String, Value> {
     let redacted = |(name, value): (String, Value)| {
-        // A number is no credential: `token_count` stays.
+        // A number or a boolean is no credential.
         let can_be_secret = matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_));
         let value = if can_be_secret && redact::is_secret(&name) {
             redact::REDACTED.into()
         } else {
             value.redacted()
         };
-        // A map may be kept by URL.
+        // A name may be a URL.
         (redact::text(&name).into_owned(), value)
     };
     fields.into_iter().map(redacted).collect()
 }
 
-/// As JSON.
+/// Writes the value as JSON.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Null => f.write_str("null"),
-            Self::Bool(yes) => yes.fmt(f),
+            Self::Bool(value) => value.fmt(f),
             Self::Integer(integer) => integer.fmt(f),
             Self::Unsigned(integer) => integer.fmt(f),
-            // JSON has no word for those.
+            // JSON has no infinity and no NaN.
             Self::Float(number) if !number.is_finite() => f.write_str("null"),
             Self::Float(number) => write!(f, "{number:?}"),
-            Self::String(text) => quoted(text, f),
+            Self::String(text) => write_quoted(text, f),
             Self::Array(values) => {
                 f.write_str("[")?;
                 for (index, value) in values.iter().enumerate() {
@@ -114,7 +120,7 @@ impl fmt::Display for Value {
                 f.write_str("{")?;
                 for (index, (name, value)) in fields.iter().enumerate() {
                     f.write_str(if index > 0 { "," } else { "" })?;
-                    quoted(name, f)?;
+                    write_quoted(name, f)?;
                     write!(f, ":{value}")?;
                 }
                 f.write_str("}")
@@ -123,7 +129,7 @@ impl fmt::Display for Value {
     }
 }
 
-fn quoted(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn write_quoted(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     f.write_str("\"")?;
     for letter in text.chars() {
         match letter {
@@ -138,8 +144,8 @@ fn quoted(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 impl From<bool> for Value {
-    fn from(yes: bool) -> Self {
-        Self::Bool(yes)
+    fn from(value: bool) -> Self {
+        Self::Bool(value)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     clock,
     deadline::{Deadline, DeadlineTimer, PendingDemand},
     error::Error,
-    event::{self, EventHandle, RequestDetails, Scope, Stage, Writer},
+    event::{self, EventHandle, RequestDetails, Scope, Stage},
     queue::Queue,
     rate::{ApiTokens, Bursts, Cost},
 };
@@ -149,8 +149,7 @@ impl<B, R> Inner<B, R> {
 
     pub(super) fn open_event(&self, request: &Request<B>) -> (EventHandle, Scope) {
         let describe = |details: &mut RequestDetails| self.parts.describe.request(request, details);
-        let events = self.parts.monitor.events().clone();
-        let (writer, span) = Writer::open(describe, Some(events), Stage::Queued);
+        let (writer, span) = self.parts.monitor.events().open(describe, Stage::Queued);
         (writer.handle(), Scope::capture_with(writer, span))
     }
 

@@ -1,4 +1,4 @@
-//! What the fuzzer checks (see `fuzz/`), over its seeds and over random texts: without a nightly compiler, every time.
+//! Runs the fuzz targets (see `fuzz/`) over their seeds and over random texts, with a stable compiler.
 
 mod inputs;
 #[path = "../secrets/recorded.rs"]

@@ -1,4 +1,5 @@
-//! A function for everything that reads what others wrote: it may be given any bytes, and checks what must hold for all.
+//! A fuzz target for everything that parses input from outside. Each accepts any bytes, and checks what must hold for
+//! all of them.
 
 #![allow(unreachable_pub)]
 
@@ -24,7 +25,8 @@ use tower_outbound::{
     retry::RetryPolicy,
 };
 
-/// The secret that is planted. No input that has it says anything.
+/// The secret that is planted. An input that contains its beginning is skipped, since it might contain the secret
+/// itself.
 const MARK: &str = "Zq9Xw7Kv";
 
 fn text_of(data: &[u8]) -> Option<Cow<'_, str>> {
@@ -47,13 +49,13 @@ pub fn status(data: &[u8]) {
     assert_eq!(from_json, text.parse().ok());
 }
 
-/// The URL of a request: what stands after a secret name, and before the host, never comes out.
+/// The URL of a request. The value of a secret parameter and the user info are never recorded.
 pub fn url(data: &[u8]) {
     let Some(text) = text_of(data) else { return };
     let text = text.trim_end_matches('\\');
     if let Some(clean) = recorded::url(text) {
         assert!(clean.len() <= 3 * text.len() + 32, "{text:?} became {clean:?}");
-        // Redacted again, it stays.
+        // Redacting it again changes nothing.
         if let Some(again) = recorded::url(&clean) {
             assert_eq!(again, clean, "of {text:?}");
         }
@@ -78,7 +80,7 @@ pub fn url(data: &[u8]) {
             assert!(!clean.contains(MARK), "{planted:?} became {clean:?}");
         }
     }
-    // What is harmless comes out.
+    // What is harmless is recorded unchanged.
     let plain: String = text.chars().filter(char::is_ascii_lowercase).collect();
     let harmless = format!("http://h/{plain}?page={MARK}&x=1");
     assert_eq!(recorded::url(&harmless).as_deref(), Some(&*harmless));
@@ -112,7 +114,7 @@ const HEADERS: [&str; 24] = [
     "ratelimit-reset",
 ];
 
-/// What a provider says of its limits: a header for each line, whose first byte says which.
+/// The headers with a provider's limits: one a line, whose first byte selects the header.
 pub fn feedback(data: &[u8]) {
     let mut headers = HeaderMap::new();
     for line in data.split(|byte| *byte == b'\n').take(32) {
@@ -137,7 +139,7 @@ pub fn feedback(data: &[u8]) {
     }
 }
 
-/// A body that may say what was used, or why there is none: in pieces of any size, it says the same.
+/// A response's body with a usage or an error. The size of its frames makes no difference.
 pub fn answer(data: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -166,7 +168,7 @@ pub fn answer(data: &[u8]) {
     });
 }
 
-/// What a body of this kind says was used.
+/// The tokens used according to a body of this content type, sent in frames of `size` bytes.
 fn used(kind: &'static str, body: &Bytes, size: usize) -> Result<Option<u64>, Infallible> {
     let pieces: Vec<_> = body
         .chunks(size)
@@ -174,7 +176,7 @@ fn used(kind: &'static str, body: &Bytes, size: usize) -> Result<Option<u64>, In
         .collect();
     let mut pieces = Some(StreamBody::new(stream::iter(pieces)));
     let client = service_fn(move |_: Request<()>| {
-        let body = pieces.take().expect("it is called once");
+        let body = pieces.take().expect("the client is called once");
         ready(Ok::<_, Infallible>(
             Response::builder()
                 .header("content-type", kind)
@@ -191,7 +193,7 @@ fn used(kind: &'static str, body: &Bytes, size: usize) -> Result<Option<u64>, In
     collected.now_or_never().expect("nothing is waited for")
 }
 
-/// The letters of a name, in odd case and encoded as the bytes say.
+/// The name with its letters in odd case and encoded, as the bytes choose.
 fn disguised(name: &str, data: &[u8]) -> String {
     let mut disguised = String::new();
     for (index, letter) in name.chars().enumerate() {
@@ -242,7 +244,7 @@ pub fn text(data: &[u8]) {
     }
 }
 
-/// JSON: payloads, and events that were written down.
+/// JSON: payloads, and recorded events.
 pub fn value(data: &[u8]) {
     if let Ok(value) = serde_json::from_slice::<Value>(data) {
         let clean = recorded::payload(value.clone());
@@ -256,7 +258,7 @@ pub fn value(data: &[u8]) {
         if is_text {
             assert_eq!(inside.to_string(), r#"{"client_secret":"[redacted]"}"#);
         }
-        serde_json::from_str::<Value>(&clean.to_string()).expect("a value is told as JSON");
+        serde_json::from_str::<Value>(&clean.to_string()).expect("a value is written as JSON");
     }
     if let Ok(event) = serde_json::from_slice::<NetworkRequestEvent>(data) {
         let json = serde_json::to_string(&event).expect("an event is JSON");
@@ -282,8 +284,8 @@ pub fn config(data: &[u8]) {
     let builder = match config.into_builder() {
         Ok(builder) => builder,
         Err(error) => {
-            let known = serde_json::to_value(Config::default()).expect("a config is JSON");
-            assert!(known.get(error.field()).is_some(), "{error}");
+            let fields = serde_json::to_value(Config::default()).expect("a config is JSON");
+            assert!(fields.get(error.field()).is_some(), "{error}");
             return;
         }
     };

@@ -1,14 +1,13 @@
-//! No secret comes out: not in events, errors, spans, log lines, or the `Debug` of anything public.
+//! No secret is shown in events, errors, spans, log lines, or the `Debug` output of a public type.
 
-mod everything;
 mod public;
 mod recorded;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
 mod texts;
+mod tracing_output;
 
-use everything::Everything;
 use http::{HeaderValue, Request, Response};
 use std::fmt::Write;
 use support::{ms, pass};
@@ -18,6 +17,7 @@ use tower_outbound::{
     event::{Http, Value},
 };
 use tracing::Instrument;
+use tracing_output::TracingOutput;
 use tracing_subscriber::layer::SubscriberExt;
 
 const SECRET: &str = "s3cr3t";
@@ -81,9 +81,9 @@ fn call() -> Call<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_secret_comes_out_of_a_call_whatever_becomes_of_it() {
-    let everything = Everything::default();
-    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
+async fn no_secret_of_a_call_is_shown_however_the_call_ends() {
+    let tracing_output = TracingOutput::default();
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(tracing_output.clone()));
 
     let client = service_fn(async |request: Request<String>| {
         let url = request.uri().clone();
@@ -108,7 +108,7 @@ async fn no_secret_comes_out_of_a_call_whatever_becomes_of_it() {
     let mut seen = String::new();
     let mut errors = 0;
     for (then, status) in [
-        ("answer", RequestStatus::Completed),
+        ("respond", RequestStatus::Completed),
         ("fail", RequestStatus::Failed),
         ("panic", RequestStatus::Failed),
         ("hang", RequestStatus::Cancelled),
@@ -134,29 +134,29 @@ async fn no_secret_comes_out_of_a_call_whatever_becomes_of_it() {
     executor.stop(Shutdown::Graceful).await;
     let refused = executor.try_submit(call()).unwrap_err();
     write!(seen, "\n{refused}").unwrap();
-    seen.push_str(&everything.text());
+    seen.push_str(&tracing_output.text());
 
     assert!(
         !seen.contains(SECRET),
         "{}",
         seen.lines().find(|line| line.contains(SECRET)).unwrap()
     );
-    // And what is no secret is there.
-    for known in [
+    // What is not secret is shown.
+    for shown in [
         "page=2",
         "api.example.com",
         "POST",
         "error sending request",
         "could not reach",
     ] {
-        assert!(seen.contains(known), "{known}");
+        assert!(seen.contains(shown), "{shown}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_call_has_a_span_that_follows_it_over_the_queue_and_says_how_it_ended() {
-    let everything = Everything::default();
-    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
+async fn each_call_has_a_span_that_follows_it_through_the_queue_and_records_its_end() {
+    let tracing_output = TracingOutput::default();
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(tracing_output.clone()));
     let client = service_fn(async |_: Request<()>| {
         tracing::info!("in the client");
         Ok::<_, BoxError>(Response::builder().status(202).body(()).unwrap())
@@ -171,7 +171,7 @@ async fn each_call_has_a_span_that_follows_it_over_the_queue_and_says_how_it_end
     let event = handle.event().clone();
     handle.await.unwrap();
     pass(ms(1)).await;
-    let text = everything.text();
+    let text = tracing_output.text();
     let lines: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
     assert_eq!(
         lines[0],
@@ -187,18 +187,18 @@ async fn each_call_has_a_span_that_follows_it_over_the_queue_and_says_how_it_end
         "{}",
         lines[1]
     );
-    // The span ends with the call, although somebody still holds the event.
+    // The span closes with the call, although a handle to the event is kept.
     assert_eq!(lines[2], "closed");
     drop(event);
-    // As a service, too.
+    // The executor as a service opens a span, too.
     executor.clone().oneshot(request()).await.unwrap();
-    assert_eq!(everything.text().matches("span outbound_call").count(), 2);
+    assert_eq!(tracing_output.text().matches("span outbound_call").count(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_span_of_the_caller_follows_a_call_over_the_queue() {
-    let everything = Everything::default();
-    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
+async fn the_span_of_the_caller_follows_a_call_through_the_queue() {
+    let tracing_output = TracingOutput::default();
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(tracing_output.clone()));
     let client = service_fn(async |_: ()| {
         tracing::info!("before");
         tokio::time::sleep(ms(1)).await;
@@ -210,6 +210,6 @@ async fn the_span_of_the_caller_follows_a_call_over_the_queue() {
         .service(client);
     let caller = tracing::info_span!("the_caller");
     queue.oneshot(()).instrument(caller).await.unwrap();
-    assert!(everything.text().contains("in the_caller: message=before"));
-    assert!(everything.text().contains("in the_caller: message=after"));
+    assert!(tracing_output.text().contains("in the_caller: message=before"));
+    assert!(tracing_output.text().contains("in the_caller: message=after"));
 }

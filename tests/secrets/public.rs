@@ -1,4 +1,4 @@
-//! The `Debug` and `Display` of everything public that a secret gets near to.
+//! The `Debug` and `Display` output of every public type, with secrets in every place that the type can hold.
 
 #[cfg(feature = "full")]
 mod shared;
@@ -26,11 +26,11 @@ use tower_outbound::{
     rate::ByExtension,
 };
 
-/// What each public type tells, by its name.
+/// The output of each public type, by the type's name.
 #[derive(Default)]
-struct Told(BTreeMap<String, String>);
+struct Shown(BTreeMap<String, String>);
 
-impl Told {
+impl Shown {
     fn debug<T: Debug>(&mut self, value: &T) {
         self.0
             .entry(name_of::<T>())
@@ -53,14 +53,14 @@ fn name_of<T>() -> String {
     path.rsplit("::").next().unwrap_or_default().to_owned()
 }
 
-/// Without the header that only its own description knows to be secret.
+/// A request without the header that only a configured `Http` redacts.
 fn request(secrets: &Secrets) -> Request<Bytes> {
     let mut request = call(secrets, "h.example", "/a").into_request().unwrap();
     request.headers_mut().remove("x-own");
     request
 }
 
-/// As they stand in the sources, so that none is forgotten.
+/// Collects the names of all public types from the sources, so that none is forgotten.
 fn public_types(folder: &Path, names: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -84,9 +84,9 @@ fn public_types(folder: &Path, names: &mut BTreeSet<String>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_public_type_tells_a_secret() {
+async fn no_public_type_shows_a_secret() {
     let secrets = Secrets::default();
-    let mut told = Told::default();
+    let mut shown = Shown::default();
     let client = service_fn(async |request: Request<Bytes>| {
         tokio::time::sleep(ms(10)).await;
         match request.headers().get("then") {
@@ -95,39 +95,39 @@ async fn no_public_type_tells_a_secret() {
         }
     });
 
-    // What is to be sent.
-    told.debug(&call(&secrets, "h.example", "/a"));
+    // Requests and what describes them.
+    shown.debug(&call(&secrets, "h.example", "/a"));
     let malformed = call(&secrets, "h.example", "/a").header("x-\n", secrets.of("malformed header"));
-    told.debug(&malformed);
+    shown.debug(&malformed);
     let extensions = request(&secrets).extensions().clone();
-    told.debug(extensions.get::<Metadata>().unwrap());
-    told.debug(extensions.get::<Payload>().unwrap());
-    told.debug(&ApiTokens(1));
+    shown.debug(extensions.get::<Metadata>().unwrap());
+    shown.debug(extensions.get::<Payload>().unwrap());
+    shown.debug(&ApiTokens(1));
     let mut details = RequestDetails::default();
     Describe::<_, Response<()>>::request(&Http::default(), &request(&secrets), &mut details);
-    told.debug(&details);
+    shown.debug(&details);
     let mut details = ResponseDetails::default();
     details
         .headers(request(&secrets).headers())
         .body(secrets.word("parameter"));
     details.failure("Refused", format!("{} refused", request(&secrets).uri()));
-    told.debug(&details);
-    told.debug(&Http::default().redact("x-own".parse().unwrap()));
-    told.debug(&Http::default().response_body(json as fn(&Bytes) -> _));
-    told.debug(&Nothing);
+    shown.debug(&details);
+    shown.debug(&Http::default().redact("x-own".parse().unwrap()));
+    shown.debug(&Http::default().response_body(json as fn(&Bytes) -> _));
+    shown.debug(&Nothing);
 
-    // The executor, with calls in every state.
+    // The executor with a queued, a running and a panicking call.
     let executor = Executor::builder().queue_capacity(1).concurrency_limit(1);
-    told.debug(&executor);
+    shown.debug(&executor);
     let executor = executor.build(client).unwrap();
-    told.debug(&executor.submit(request(&secrets)).await.unwrap_err());
+    shown.debug(&executor.submit(request(&secrets)).await.unwrap_err());
     executor.start().unwrap();
     let mut updates = executor.monitor().subscribe();
     let first = executor.submit(request(&secrets)).await.unwrap();
     pass(ms(1)).await;
     let mut service = executor.clone();
     let second = service.ready().await.unwrap().call(request(&secrets));
-    told.debug(&second);
+    shown.debug(&second);
     pass(ms(1)).await;
     let third = tokio::spawn({
         let executor = executor.clone();
@@ -136,31 +136,31 @@ async fn no_public_type_tells_a_secret() {
     });
     pass(ms(1)).await;
     let refused = executor.try_submit(request(&secrets)).unwrap_err();
-    told.display(&refused);
-    told.debug(&executor);
-    told.debug(&executor.monitor());
-    told.debug(&first);
-    told.debug(&first.event());
-    told.debug(&first.event().clone());
-    told.debug(&updates);
-    told.debug(&updates.recv().await.unwrap().unwrap());
-    told.debug(&executor.monitor().totals());
-    told.debug(first.event().snapshot().attempts.first().unwrap());
-    told.display(&first.request_id());
-    told.display(&first.event().status());
+    shown.display(&refused);
+    shown.debug(&executor);
+    shown.debug(&executor.monitor());
+    shown.debug(&first);
+    shown.debug(&first.event());
+    shown.debug(&first.event().clone());
+    shown.debug(&updates);
+    shown.debug(&updates.recv().await.unwrap().unwrap());
+    shown.debug(&executor.monitor().totals());
+    shown.debug(first.event().snapshot().attempts.first().unwrap());
+    shown.display(&first.request_id());
+    shown.display(&first.event().status());
     first.event().log(format!("calling {}", request(&secrets).uri()));
-    told.debug(first.event().snapshot().logs.first().unwrap());
-    told.debug(&first.event().snapshot());
+    shown.debug(first.event().snapshot().logs.first().unwrap());
+    shown.debug(&first.event().snapshot());
     first.await.unwrap();
     second.await.unwrap();
     let error = third.await.unwrap().unwrap().await.unwrap_err();
-    told.display(&error);
-    told.display(error.find::<tower_outbound::error::Panicked>().unwrap());
-    told.debug(&executor.stop(Shutdown::Graceful).await);
-    told.debug(&Shutdown::Graceful);
-    told.debug(&Config::default());
+    shown.display(&error);
+    shown.display(error.find::<tower_outbound::error::Panicked>().unwrap());
+    shown.debug(&executor.stop(Shutdown::Graceful).await);
+    shown.debug(&Shutdown::Graceful);
+    shown.debug(&Config::default());
 
-    // The layers one by one.
+    // Each layer with its service and its future.
     let slow = service_fn(async |_: Request<Bytes>| {
         tokio::time::sleep(ms(10)).await;
         Ok::<_, BoxError>(Response::new(Bytes::new()))
@@ -168,82 +168,81 @@ async fn no_public_type_tells_a_secret() {
     let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(5)).tokens(Rate::per_second(5))).unwrap();
     let limit = ConcurrencyLimitLayer::new(1).unwrap();
     let events = Events::new();
-    told.debug(&limit);
-    told.debug(limit.limit());
-    told.debug(&limiter);
-    told.debug(&limiter.available());
-    told.debug(&RateLimitLayer::new(limiter.clone()));
-    told.debug(&EventLayer::calling().report_to(&events));
-    told.debug(&events);
+    shown.debug(&limit);
+    shown.debug(limit.limit());
+    shown.debug(&limiter);
+    shown.debug(&limiter.available());
+    shown.debug(&RateLimitLayer::new(limiter.clone()));
+    shown.debug(&EventLayer::calling().report_to(&events));
+    shown.debug(&events);
     let mut concurrent = limit.layer(slow);
-    told.debug(&concurrent);
-    told.debug(&concurrent.ready().await.unwrap().call(request(&secrets)));
+    shown.debug(&concurrent);
+    shown.debug(&concurrent.ready().await.unwrap().call(request(&secrets)));
     let mut paced = RateLimitLayer::new(limiter.clone()).layer(slow);
-    told.debug(&paced);
-    told.debug(&paced.ready().await.unwrap().call(request(&secrets)));
+    shown.debug(&paced);
+    shown.debug(&paced.ready().await.unwrap().call(request(&secrets)));
     let mut recorded = EventLayer::calling().report_to(&events).layer(slow);
-    told.debug(&recorded);
-    told.debug(&recorded.ready().await.unwrap().call(request(&secrets)));
+    shown.debug(&recorded);
+    shown.debug(&recorded.ready().await.unwrap().call(request(&secrets)));
     let layer = QueueLayer::new(1).unwrap();
-    told.debug(&layer);
+    shown.debug(&layer);
     let mut queue = layer.layer(slow);
     let mut waiting = queue.try_call(request(&secrets)).unwrap();
-    told.debug(&waiting);
-    told.display(&queue.try_call(request(&secrets)).unwrap_err());
-    told.debug(&queue);
+    shown.debug(&waiting);
+    shown.display(&queue.try_call(request(&secrets)).unwrap_err());
+    shown.debug(&queue);
     pass(ms(1)).await;
-    told.debug(&waiting);
+    shown.debug(&waiting);
     waiting.cancel();
     let cancelled = (&mut waiting).await.unwrap_err();
-    told.display(cancelled.downcast_ref::<tower_outbound::error::Cancelled>().unwrap());
-    told.debug(&waiting);
+    shown.display(cancelled.downcast_ref::<tower_outbound::error::Cancelled>().unwrap());
+    shown.debug(&waiting);
     queue.abort();
     let closed = queue.ready().await.unwrap_err();
-    told.display(closed.downcast_ref::<tower_outbound::error::Closed>().unwrap());
+    shown.display(closed.downcast_ref::<tower_outbound::error::Closed>().unwrap());
 
-    // What has no place for a secret, and tells numbers only.
-    told.debug(&limiter.acquire_estimate(Cost::tokens(1)).await.unwrap());
-    told.debug(&limiter.try_acquire(Cost::tokens(5)).unwrap_err());
-    told.display(&limiter.check(Cost::tokens(9)).unwrap_err());
-    told.debug(&Cost::tokens(1));
-    told.debug(&Rate::per_second(1));
-    told.debug(&tower_outbound::rate::Amount::from(1));
-    told.debug(&Limits::new());
-    told.debug(&ByExtension);
-    told.display(&RateLimiter::new(Limits::new().requests(Rate::per_second(0))).unwrap_err());
-    told.display(&"calling".parse::<RequestStatus>().unwrap_err());
+    // Types that show only numbers.
+    shown.debug(&limiter.acquire_estimate(Cost::tokens(1)).await.unwrap());
+    shown.debug(&limiter.try_acquire(Cost::tokens(5)).unwrap_err());
+    shown.display(&limiter.check(Cost::tokens(9)).unwrap_err());
+    shown.debug(&Cost::tokens(1));
+    shown.debug(&Rate::per_second(1));
+    shown.debug(&tower_outbound::rate::Amount::from(1));
+    shown.debug(&Limits::new());
+    shown.debug(&ByExtension);
+    shown.display(&RateLimiter::new(Limits::new().requests(Rate::per_second(0))).unwrap_err());
+    shown.display(&"calling".parse::<RequestStatus>().unwrap_err());
 
-    // Closures keep theirs to themselves.
+    // A closure that has captured a secret.
     let secret = secrets.of("what a closure has");
     let closure = Call::<Closure<String>>::new(move || {
         let secret = secret.clone();
         async move { Ok::<_, BoxError>((200, secret)) }
     });
-    told.debug(&closure);
-    told.debug(closure.into_request().unwrap().body());
-    told.debug(&tower_outbound::executor::ClosureClient::<()>::new());
-    let behind = lagged().await;
-    told.display(&behind);
+    shown.debug(&closure);
+    shown.debug(closure.into_request().unwrap().body());
+    shown.debug(&tower_outbound::executor::ClosureClient::<()>::new());
+    shown.display(&lagged().await);
 
     #[cfg(feature = "full")]
     {
-        web::tell(&secrets, &mut told).await;
-        shared::tell(&secrets, &mut told).await;
+        web::show(&secrets, &mut shown).await;
+        shared::show(&secrets, &mut shown).await;
     }
 
-    let leaks = secrets.leaks(&told.0);
+    let leaks = secrets.leaks(&shown.0);
     assert!(leaks.is_empty(), "{leaks:#?}");
     let mut names = BTreeSet::new();
     public_types(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut names);
-    // A value is what it is, as the text is that it may hold: it is redacted when it is recorded.
+    // A `Value` shows its texts: it is redacted when it is recorded.
     names.remove("Value");
     if !cfg!(feature = "full") {
-        // Its types are not there, or nobody makes them.
+        // Some of the types do not exist without the feature, or are not created above.
         return;
     }
-    let missing: Vec<_> = names.iter().filter(|name| !told.0.contains_key(*name)).collect();
+    let missing: Vec<_> = names.iter().filter(|name| !shown.0.contains_key(*name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
-    // And they tell what they should.
+    // What is not secret is shown.
     for (name, word) in [
         ("NetworkRequestEvent", secrets.word("parameter")),
         ("RequestDetails", secrets.word("parameter")),
@@ -254,7 +253,7 @@ async fn no_public_type_tells_a_secret() {
         ("Error", secrets.word("parameter")),
         ("LogEntry", secrets.word("parameter")),
     ] {
-        assert!(told.0[name].contains(&word), "{name}: {}", told.0[name]);
+        assert!(shown.0[name].contains(&word), "{name}: {}", shown.0[name]);
     }
 }
 
@@ -262,7 +261,7 @@ fn json(body: &Bytes) -> tower_outbound::event::Value {
     String::from_utf8_lossy(body).into_owned().into()
 }
 
-/// What a subscriber is told who is too slow.
+/// The error of a subscriber that is too slow.
 async fn lagged() -> tower_outbound::event::Lagged {
     let events = Events::new();
     let mut updates = events.subscribe();

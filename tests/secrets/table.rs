@@ -1,10 +1,10 @@
-//! Every place a secret can stand in, in every way a call can end, through two real clients; then everything that comes
-//! out is searched for every secret, in every form.
+//! A secret in every place of a call, for every way a call can end, through two real clients. Everything that is shown
+//! is then searched for every secret in every encoding.
 //!
-//! Not searched for, as nothing is promised: segments of a path, names of calls, bodies that nobody gave to be recorded,
-//! what others' clients tell tracing themselves, and a client's own error once it is asked for with `into_inner`.
+//! Not searched, since nothing is promised of them: segments of a path, ids of calls, bodies that are not recorded,
+//! what the clients themselves send to tracing, and the client's own error that `into_inner` returns.
 
-use crate::everything::Everything;
+use crate::tracing_output::TracingOutput;
 use axum::{Router, extract::Request as Received, response::IntoResponse};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -28,8 +28,8 @@ type Client = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, BoxError>;
 
 // === Secrets ===
 
-/// A secret of its own for every place, so that one that comes out tells where it was. In every place a harmless word
-/// stands, too, which has to come out: so the search is known to find what is there.
+/// A different secret for every place, so that a leak identifies the place. Every place also contains a harmless word
+/// that has to be shown, which proves that the search finds what is there.
 #[derive(Clone, Default)]
 pub(crate) struct Secrets(Arc<Mutex<BTreeMap<&'static str, usize>>>);
 
@@ -40,16 +40,17 @@ impl Secrets {
         *places.entry(place).or_insert(next)
     }
 
-    /// With signs that URLs encode.
+    /// The secret of this place, with characters that URLs encode.
     pub(crate) fn of(&self, place: &'static str) -> String {
         secret(self.number(place))
     }
 
-    /// As it stands in a URL.
+    /// The secret of this place, encoded for a URL.
     pub(crate) fn in_url(&self, place: &'static str) -> String {
         encoded(&self.of(place))
     }
 
+    /// The harmless word of this place.
     pub(crate) fn word(&self, place: &'static str) -> String {
         word(self.number(place))
     }
@@ -63,7 +64,7 @@ impl Secrets {
             .collect()
     }
 
-    /// The cells in which a secret is, or a part of one.
+    /// The places and outlets where a secret, or a part of one, is shown.
     pub(crate) fn leaks(&self, outlets: &BTreeMap<String, String>) -> Vec<String> {
         let mut leaks = Vec::new();
         for (place, number) in self.all() {
@@ -71,7 +72,7 @@ impl Secrets {
                 for form in forms(&secret(number)) {
                     if let Some(at) = text.find(&form) {
                         let before = text[..at].rsplit('\n').next().unwrap_or_default();
-                        leaks.push(format!("{place} comes out of {outlet} as {form}: {before}{form}"));
+                        leaks.push(format!("{place} is shown by {outlet} as {form}: {before}{form}"));
                     }
                 }
             }
@@ -79,7 +80,7 @@ impl Secrets {
         leaks
     }
 
-    /// The places whose harmless word does not come out.
+    /// The places whose harmless word is not shown.
     pub(crate) fn missing(&self, outlets: &BTreeMap<String, String>) -> Vec<&'static str> {
         let places = self.all().into_iter();
         let is_missing = |number| !outlets.values().any(|text| text.contains(&word(number)));
@@ -98,7 +99,7 @@ fn word(number: usize) -> String {
     format!("harmless{number:02}word")
 }
 
-/// The beginning of each way to write it, so that a part of a secret is found, too.
+/// The beginning of the secret in each encoding, so that a part of a secret is found, too.
 fn forms(secret: &str) -> Vec<String> {
     let mut forms = vec![
         secret[..8].to_owned(),
@@ -123,20 +124,20 @@ pub(crate) fn encoded(text: &str) -> String {
 
 pub(crate) fn base64(text: &str) -> String {
     let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut told = String::new();
+    let mut encoded = String::new();
     for three in text.as_bytes().chunks(3) {
         let bits = three.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
         for index in 0..4 {
             let letter = char::from(letters[(bits >> (18 - 6 * index) & 63) as usize]);
-            told.push(if index <= three.len() { letter } else { '=' });
+            encoded.push(if index <= three.len() { letter } else { '=' });
         }
     }
-    told
+    encoded
 }
 
 // === Places ===
 
-/// A URL with a secret in every place, and a word in each.
+/// A URL with a secret and a harmless word in every place.
 fn url(secrets: &Secrets, server: &str, path: &str) -> String {
     let s = |place| secrets.in_url(place);
     let w = |place| secrets.word(place);
@@ -223,7 +224,7 @@ fn header_places(secrets: &Secrets, mut request: http::request::Builder) -> http
     request.header("x-harmless", marked)
 }
 
-/// A request with a secret in every place it has.
+/// A call with a secret and a harmless word in every place.
 pub(crate) fn call(secrets: &Secrets, server: &str, path: &str) -> Call<Bytes> {
     let s = |place| Value::from(secrets.of(place));
     let w = |place| Value::from(secrets.word(place));
@@ -271,14 +272,14 @@ pub(crate) fn call(secrets: &Secrets, server: &str, path: &str) -> Call<Bytes> {
     )
 }
 
-/// What the server sends, whatever its status.
+/// The server's response with this status.
 fn response(secrets: &Secrets, status: StatusCode) -> Response<String> {
     let at = |place| secrets.in_url(place);
     let builder = Response::builder().status(status);
     let builder = builder
         .header("set-cookie", format!("session={}; path=/", secrets.of("set-cookie")))
         .header("x-auth-token", secrets.of("header of the response"))
-        // Port 1: nobody listens there.
+        // No server listens on port 1.
         .header(
             "location",
             format!(
@@ -322,28 +323,28 @@ fn response(secrets: &Secrets, status: StatusCode) -> Response<String> {
         .unwrap()
 }
 
-/// Of a client that tells everything it knows, with the true cause behind it.
+/// The error of a client that reveals all its data, with the true cause as its source.
 #[derive(Debug)]
-struct Talkative {
+struct Revealing {
     text: String,
-    #[allow(dead_code, reason = "its `Debug` tells it")]
+    #[allow(dead_code, reason = "its `Debug` output shows the field")]
     api_key: String,
     cause: BoxError,
 }
 
-impl std::fmt::Display for Talkative {
+impl std::fmt::Display for Revealing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl StdError for Talkative {
+impl StdError for Revealing {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         Some(&*self.cause)
     }
 }
 
-fn talkative(secrets: &Secrets, url: &http::Uri, cause: BoxError) -> BoxError {
+fn revealing(secrets: &Secrets, url: &http::Uri, cause: BoxError) -> BoxError {
     let note = std::io::Error::other(format!(
         "Bearer  {} {}",
         secrets.of("source of an error"),
@@ -352,7 +353,7 @@ fn talkative(secrets: &Secrets, url: &http::Uri, cause: BoxError) -> BoxError {
     let cause = anyhow::Error::from_boxed(cause)
         .context(note)
         .context(format!("calling {url}"));
-    Box::new(Talkative {
+    Box::new(Revealing {
         text: format!(
             "could not send to ({url}): authorization=Bearer {}, {}, {}",
             secrets.of("text of an error"),
@@ -367,10 +368,10 @@ fn talkative(secrets: &Secrets, url: &http::Uri, cause: BoxError) -> BoxError {
 // === Clients ===
 
 async fn server(secrets: Secrets, reached: Arc<Notify>) -> String {
-    let answer = move |request: Received| {
+    let respond = move |request: Received| {
         let (secrets, reached) = (secrets.clone(), reached.clone());
         async move {
-            // What is recorded without its secrets is sent with them.
+            // The request is sent with its secrets.
             assert_eq!(request.headers()["x-api-key"], secrets.of("x-api-key"));
             assert!(request.uri().query().unwrap().contains(&secrets.in_url("parameter")));
             match request.uri().path() {
@@ -384,11 +385,11 @@ async fn server(secrets: Secrets, reached: Arc<Notify>) -> String {
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(respond)).await });
     address.to_string()
 }
 
-/// reqwest, which follows redirects.
+/// The client of reqwest, which follows redirects.
 #[cfg(feature = "reqwest")]
 fn reqwest_client() -> Client {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -410,29 +411,29 @@ fn reqwest_client() -> Client {
     BoxCloneSyncService::new(service)
 }
 
-/// hyper-util's, which does not.
+/// The client of hyper-util, which does not follow redirects.
 fn hyper_client() -> Client {
     use hyper_util::{client::legacy::Client, rt::TokioExecutor};
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let service = service_fn(move |request: Request<Bytes>| {
         let mut client = client.clone();
         async move {
-            let late = if request.headers().contains_key("x-late") {
+            let timeout = if request.headers().contains_key("x-late") {
                 50
             } else {
                 600_000
             };
-            let answer = client.call(request.map(Full::new));
-            let answer = tokio::time::timeout(Duration::from_millis(late), answer).await??;
-            let (parts, body) = answer.into_parts();
+            let response = client.call(request.map(Full::new));
+            let response = tokio::time::timeout(Duration::from_millis(timeout), response).await??;
+            let (parts, body) = response.into_parts();
             Ok::<_, BoxError>(Response::from_parts(parts, body.collect().await?.to_bytes()))
         }
     });
     BoxCloneSyncService::new(service)
 }
 
-/// A client that tells all it knows: to the event, in its errors and in its panics.
-fn telling(client: Client, secrets: Secrets) -> Client {
+/// A client that reveals its secrets: in notes and metadata, in its errors and in its panics.
+fn revealing_client(client: Client, secrets: Secrets) -> Client {
     let service = service_fn(move |request: Request<Bytes>| {
         let (client, secrets) = (client.clone(), secrets.clone());
         async move {
@@ -451,8 +452,8 @@ fn telling(client: Client, secrets: Secrets) -> Client {
                 secrets.word("panic"),
                 secrets.of("panic")
             );
-            let answer = client.oneshot(request).await;
-            answer.map_err(|error| talkative(&secrets, &url, error))
+            let result = client.oneshot(request).await;
+            result.map_err(|error| revealing(&secrets, &url, error))
         }
     });
     BoxCloneSyncService::new(service)
@@ -460,7 +461,7 @@ fn telling(client: Client, secrets: Secrets) -> Client {
 
 // === The table ===
 
-/// Both forms of `Debug`.
+/// The compact and the pretty `Debug` output.
 fn debugs(value: &impl Debug) -> String {
     format!("{value:?}\n{value:#?}")
 }
@@ -474,7 +475,7 @@ async fn run(name: &str, client: Client, outlets: &mut BTreeMap<String, String>,
         .response_body(|body: &Bytes| String::from_utf8_lossy(body).into_owned().into());
     let executor = Executor::builder()
         .describe(describe)
-        .build(telling(client, secrets.clone()))
+        .build(revealing_client(client, secrets.clone()))
         .unwrap();
     executor.start().unwrap();
     let mut updates = executor.monitor().subscribe();
@@ -491,7 +492,7 @@ async fn run(name: &str, client: Client, outlets: &mut BTreeMap<String, String>,
         ("a panic", "/200", "x-panic", Failed),
         ("a cancel", "/hang", "x-none", Cancelled),
     ] {
-        let mut tell = |outlet: &str, text: String| {
+        let mut collect = |outlet: &str, text: String| {
             outlets
                 .entry(format!("{outlet}, {name}, {end}"))
                 .or_default()
@@ -502,8 +503,8 @@ async fn run(name: &str, client: Client, outlets: &mut BTreeMap<String, String>,
             .submit(call(secrets, server, path).header(header, "1"))
             .await
             .unwrap();
-        tell("a handle", debugs(&handle));
-        tell("an open event", debugs(&handle.event().snapshot()));
+        collect("a handle", debugs(&handle));
+        collect("an open event", debugs(&handle.event().snapshot()));
         if end == "a cancel" {
             reached.notified().await;
             handle.cancel();
@@ -512,60 +513,59 @@ async fn run(name: &str, client: Client, outlets: &mut BTreeMap<String, String>,
         match handle.await {
             Ok(response) => assert_eq!(response.status().as_str(), &path[1..], "{end}"),
             Err(error) => {
-                tell("an error's Display", format!("{error}\n{error:#}"));
-                tell("an error's Debug", debugs(&error));
+                collect("an error's Display", format!("{error}\n{error:#}"));
+                collect("an error's Debug", debugs(&error));
                 let mut source = StdError::source(&error);
                 while let Some(cause) = source {
-                    tell("an error's sources", format!("{cause}\n{}", debugs(&cause)));
+                    collect("an error's sources", format!("{cause}\n{}", debugs(&cause)));
                     source = cause.source();
                 }
                 let error = anyhow::Error::from(error).context("around it");
-                tell(
+                collect(
                     "an error inside anyhow's",
                     format!("{error}\n{error:#}\n{}", debugs(&error)),
                 );
             }
         }
         assert_eq!(event.finished().await.status, status, "{end}");
-        // As the worker may be a moment behind the caller.
         let record = event.finished().await;
-        tell("an event's handle", debugs(&event));
-        tell("an event", debugs(&record));
+        collect("an event's handle", debugs(&event));
+        collect("an event", debugs(&record));
         #[cfg(feature = "serde")]
-        tell("an event as JSON", serde_json::to_string_pretty(&record).unwrap());
+        collect("an event as JSON", serde_json::to_string_pretty(&record).unwrap());
         while let Some(update) = updates.recv().await {
             let update = update.unwrap();
-            tell("an update", debugs(&update));
-            tell("an update's event", debugs(&update.event.snapshot()));
+            collect("an update", debugs(&update));
+            collect("an update's event", debugs(&update.event.snapshot()));
             if update.status.is_terminal() {
                 break;
             }
         }
     }
-    let others = format!(
+    let shown = format!(
         "{} {} {}",
         debugs(&executor),
         debugs(&executor.monitor()),
         debugs(&updates)
     );
     let report = executor.stop(Shutdown::Graceful).await;
-    outlets.insert(format!("an executor and its report, {name}"), others + &debugs(&report));
+    outlets.insert(format!("an executor and its report, {name}"), shown + &debugs(&report));
 }
 
 #[tokio::test]
-async fn no_secret_comes_out_of_any_place_through_any_outlet() {
-    let everything = Everything::default();
-    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(everything.clone()));
+async fn no_outlet_shows_a_secret_of_any_place() {
+    let tracing_output = TracingOutput::default();
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(tracing_output.clone()));
     let secrets = Secrets::default();
     let mut outlets = BTreeMap::new();
     #[cfg(feature = "reqwest")]
     run("reqwest", reqwest_client(), &mut outlets, &secrets).await;
     run("hyper", hyper_client(), &mut outlets, &secrets).await;
-    outlets.insert("tracing".to_owned(), everything.text());
+    outlets.insert("tracing".to_owned(), tracing_output.text());
 
     let leaks = secrets.leaks(&outlets);
-    assert!(leaks.is_empty(), "{} cells leak: {leaks:#?}", leaks.len());
-    // The search finds what is there: the word of every place, and something in every outlet.
+    assert!(leaks.is_empty(), "{} leaks: {leaks:#?}", leaks.len());
+    // The search works: it finds the word of every place, and no outlet is empty.
     assert_eq!(secrets.missing(&outlets), Vec::<&str>::new());
     assert!(outlets["tracing"].contains("span outbound_call"));
     assert!(outlets.values().all(|text| !text.is_empty()));
@@ -579,7 +579,7 @@ async fn no_secret_comes_out_of_any_place_through_any_outlet() {
 }
 
 #[test]
-fn the_search_finds_a_secret_in_every_form() {
+fn the_search_finds_a_secret_in_every_encoding() {
     let secrets = Secrets::default();
     let secret = secrets.of("a place");
     for form in [

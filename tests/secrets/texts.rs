@@ -1,18 +1,20 @@
-//! Where in a text, a URL or a name a secret can hide, and that what is none stays.
+//! Where a text, a URL or a name can hide a secret, and that everything else is kept.
 
 use crate::recorded;
 use http::Request;
 use tower_outbound::event::{Metadata, Payload, ResponseDetails, Value};
 
-/// What is left of each of these shows that something was there, and not what. In them `s3cr3t` is the secret.
+/// Checks that each text loses the secret `s3cr3t`, and shows that something was redacted.
 fn check(texts: &[&str], record: impl Fn(&str) -> String) {
-    let told = texts.iter().map(|text| (text, record(text)));
-    let leaks = told.filter(|(_, clean)| clean.contains("s3cr3t") || !clean.contains("[redacted]"));
-    let leaks: Vec<_> = leaks.map(|(text, clean)| format!("{text}  is  {clean}")).collect();
+    let recorded = texts.iter().map(|text| (text, record(text)));
+    let leaks = recorded.filter(|(_, clean)| clean.contains("s3cr3t") || !clean.contains("[redacted]"));
+    let leaks: Vec<_> = leaks
+        .map(|(text, clean)| format!("{text}  is recorded as  {clean}"))
+        .collect();
     assert!(leaks.is_empty(), "{leaks:#?}");
 }
 
-/// As the URL of a request, and as one in a text.
+/// Checks each URL as the URL of a request and inside a text.
 fn check_urls(urls: &[&str]) {
     check(urls, recorded::text);
     check(urls, |url| recorded::url(url).expect("a URL"));
@@ -25,7 +27,7 @@ fn check_untouched(texts: &[&str]) {
 }
 
 #[test]
-fn a_parameter_hides_what_stands_in_its_value_or_its_name_however_often_encoded() {
+fn a_parameter_with_a_secret_in_its_name_or_value_is_redacted_however_often_it_is_encoded() {
     check_urls(&[
         "http://h/?api%255Fkey=s3cr3t",
         "http://h/?%2574%256f%256b%2565%256e=s3cr3t",
@@ -51,7 +53,7 @@ fn a_parameter_hides_what_stands_in_its_value_or_its_name_however_often_encoded(
 }
 
 #[test]
-fn a_parameter_is_told_from_the_next_by_any_sign() {
+fn any_separator_ends_a_parameter() {
     check_urls(&[
         "http://h/?a=1;token=s3cr3t",
         "http://h/?a=1;token=ab;s3cr3t&b=2",
@@ -65,9 +67,9 @@ fn a_parameter_is_told_from_the_next_by_any_sign() {
     );
 }
 
-/// On a small stack, which any recursion would overrun; and a search that doubles with every level would not end.
+/// Recursion would overrun the small stack, and a search whose cost doubles with every level would not end.
 #[test]
-fn a_server_can_nest_urls_as_deep_as_it_likes() {
+fn deeply_nested_urls_cost_neither_stack_nor_time() {
     let check = || {
         for nested in [
             "a=//?",
@@ -89,7 +91,7 @@ fn a_server_can_nest_urls_as_deep_as_it_likes() {
 }
 
 #[test]
-fn every_url_of_a_word_or_a_path_loses_its_user_info() {
+fn every_url_in_a_word_or_a_path_loses_its_user_info() {
     for (text, clean) in [
         ("https://a/web/https://u:s3cr3t@h/b", "https://a/web/https://h/b"),
         ("https://a/,https://u:s3cr3t@h/", "https://a/,https://h/"),
@@ -109,7 +111,7 @@ fn every_url_of_a_word_or_a_path_loses_its_user_info() {
 }
 
 #[test]
-fn a_name_is_known_in_odd_case_with_a_number_and_without_borders() {
+fn a_secret_name_is_recognized_in_odd_case_with_a_number_and_without_separators() {
     for name in [
         "ToKeN",
         "aPi_KeY",
@@ -195,7 +197,7 @@ fn a_quoted_field_of_secret_name_is_redacted_however_it_is_written() {
 }
 
 #[test]
-fn a_credential_is_known_by_its_scheme_whatever_stands_between() {
+fn a_credential_after_a_scheme_is_redacted_whatever_separates_them() {
     check(
         &[
             "Bearer s3cr3t",
@@ -218,9 +220,9 @@ fn a_credential_is_known_by_its_scheme_whatever_stands_between() {
     );
 }
 
-/// An error that was redacted stands in another one, and a panic's message in an error.
+/// A redacted text is redacted again when an error contains another error, or the message of a panic.
 #[test]
-fn what_was_redacted_is_told_again_as_it_is() {
+fn redacting_a_text_twice_changes_nothing() {
     for text in [
         "Bearer s3cr3t",
         "Basic s3cr3t=",
@@ -247,7 +249,7 @@ fn a_backtick_can_be_part_of_a_secret() {
 }
 
 #[test]
-fn the_name_of_a_field_can_be_a_url_too() {
+fn a_url_as_the_name_of_a_field_is_redacted() {
     let fields = || Value::from([("http://u:s3cr3t@h/?token=s3cr3t", Value::from(1))]);
     let clean = r#"{"http://h/?token=[redacted]":1}"#;
     assert_eq!(recorded::payload(fields()).to_string(), clean);
@@ -256,22 +258,22 @@ fn the_name_of_a_field_can_be_a_url_too() {
 }
 
 #[test]
-fn what_is_to_be_recorded_is_told_as_it_will_be() {
+fn debug_output_of_what_is_to_be_recorded_shows_no_secret() {
     let fields = || Value::from([("token", Value::from("s3cr3t")), ("a", "http://u:s3cr3t@h".into())]);
     let Value::Object(map) = fields() else { unreachable!() };
     let mut details = ResponseDetails::default();
     details.failure("http://u:s3cr3t@h/?token=s3cr3t", "Bearer s3cr3t");
-    for told in [
+    for shown in [
         format!("{:?} {:#?}", Payload(fields()), Payload(fields())),
         format!("{:?} {:#?}", Metadata(map.clone()), Metadata(map)),
         format!("{details:?} {details:#?}"),
     ] {
-        assert!(!told.contains("s3cr3t") && told.contains("[redacted]"), "{told}");
+        assert!(!shown.contains("s3cr3t") && shown.contains("[redacted]"), "{shown}");
     }
 }
 
 #[test]
-fn a_body_that_is_set_on_the_way_is_recorded_without_secrets() {
+fn a_body_that_is_set_on_a_handle_is_redacted() {
     let event = recorded::event(Request::new(()));
     event.set_response_body(Value::from([
         ("token", Value::from("s3cr3t")),

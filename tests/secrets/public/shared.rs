@@ -1,6 +1,6 @@
-//! What is public of limits that many processes share.
+//! The output of the types of the feature `redis`.
 
-use super::Told;
+use super::Shown;
 use crate::table::Secrets;
 use std::time::Duration;
 use tower_outbound::{
@@ -12,33 +12,33 @@ use tower_outbound::{
     },
 };
 
-pub(super) async fn tell(secrets: &Secrets, told: &mut Told) {
+pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     let limits = Limits::new().requests(Rate::per_second(5));
     let password = secrets.of("what a closure has");
-    // Nobody is there.
+    // No server listens on port 1.
     let url = format!("redis://someone:{}@127.0.0.1:1/", secrets.in_url("what a closure has"));
     let builder = SharedRateLimiter::builder(limits)
         .on_store_loss(OnStoreLoss::Closed)
         .patience(Duration::from_millis(1));
-    told.debug(&builder);
-    told.debug(&OnStoreLoss::Closed);
-    for senseless in [
+    shown.debug(&builder);
+    shown.debug(&OnStoreLoss::Closed);
+    for invalid in [
         format!("http://{password}"),
         format!("redis://{password}:99999999/"),
         password.clone(),
     ] {
-        let error = builder.clone().connect(&senseless, "quota").unwrap_err();
+        let error = builder.clone().connect(&invalid, "quota").unwrap_err();
         assert_eq!(error.field(), "url");
-        told.display(&error);
+        shown.display(&error);
     }
     let limiter = builder.connect(&url, "quota").unwrap();
     let error = limiter.acquire(Cost::request()).await.unwrap_err();
-    told.display(&error);
+    shown.display(&error);
     let AcquireError::StoreUnavailable(error) = error else {
         panic!("{error}")
     };
-    told.display(&error);
-    told.debug(&limiter);
-    told.debug(&limiter.store());
-    told.debug(&Limiter::from(limiter));
+    shown.display(&error);
+    shown.debug(&limiter);
+    shown.debug(&limiter.store());
+    shown.debug(&Limiter::from(limiter));
 }

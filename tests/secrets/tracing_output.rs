@@ -1,4 +1,4 @@
-//! Everything that tracing is told.
+//! [`TracingOutput`]: a tracing subscriber that keeps everything as text.
 
 use std::{
     fmt::Write,
@@ -11,12 +11,12 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context, registry::LookupSpan};
 
-/// Writes down everything that tracing is told, except by clients and servers of others: what hyper or reqwest tells of a
-/// connection at TRACE is theirs to keep secret.
+/// Collects all spans and events of tracing, except those of clients and servers: what hyper or reqwest logs about a
+/// connection at TRACE is not under the control of this crate.
 #[derive(Clone, Default)]
-pub(crate) struct Everything(Arc<Mutex<String>>);
+pub(crate) struct TracingOutput(Arc<Mutex<String>>);
 
-impl Everything {
+impl TracingOutput {
     pub(crate) fn text(&self) -> String {
         self.0.lock().unwrap().clone()
     }
@@ -30,7 +30,7 @@ impl Visit for Fields<'_> {
     }
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Everything {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for TracingOutput {
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
         let origin = metadata.target().split("::").next().unwrap_or_default();
         !["axum", "hyper", "hyper_util", "reqwest", "rustls", "tower_http"].contains(&origin)

@@ -1,0 +1,337 @@
+//! What an event records of a request, of a response and of an error.
+//!
+//! Every setter redacts, so a [`Describe`](super::Describe) cannot record a secret by accident.
+
+use super::{
+    request_id::RequestId,
+    value::{Value, redacted_fields},
+};
+#[cfg(feature = "http")]
+use crate::error::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
+use crate::{
+    error::{BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked, causes},
+    redact,
+};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
+use std::{
+    any::type_name,
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+};
+use tracing::Span;
+
+/// What is recorded of a request.
+#[derive(Default)]
+pub struct RequestDetails {
+    pub(super) request_id: Option<RequestId>,
+    pub(super) method: Option<Method>,
+    /// Not redacted: redacting a URL costs more than keeping it, so that is done whenever it is shown.
+    pub(super) url: Option<Uri>,
+    pub(super) api_tokens: u64,
+    pub(super) extra: Option<Box<Extra<MetadataMap>>>,
+}
+
+/// What is recorded of a response.
+#[derive(Debug, Default)]
+pub struct ResponseDetails {
+    pub(super) status_code: Option<u16>,
+    /// Whether only the status code is recorded, because the response belongs to one attempt and not to the call.
+    pub(super) code_only: bool,
+    pub(super) extra: Option<Box<Extra<ResponseExtra>>>,
+}
+
+/// What is recorded of an error.
+#[derive(Debug)]
+pub(crate) struct ErrorDetails {
+    pub(super) kind: String,
+    /// Whether `kind` is a guess, because the error's type was lost in a box.
+    pub(super) kind_is_guess: bool,
+    pub(super) message: String,
+    /// The messages of its sources, a line each.
+    pub(super) sources: Option<String>,
+}
+
+/// What many requests and responses do not have. It is boxed, and allocated when the first of it is set.
+#[derive(Debug, Default)]
+pub(super) struct Extra<T> {
+    pub(super) headers: HeaderMap,
+    pub(super) body: Option<Value>,
+    /// What only a request or only a response has.
+    pub(super) more: T,
+}
+
+/// The caller's keys and values, of which at most [`MAX_KEYS`] are kept.
+#[derive(Debug, Default)]
+pub(super) struct MetadataMap(pub(super) BTreeMap<String, Value>);
+
+#[derive(Debug, Default)]
+pub(super) struct ResponseExtra {
+    pub(super) api_tokens_used: Option<u64>,
+    /// Set if the response counts as a failure.
+    pub(super) failure: Option<ErrorDetails>,
+}
+
+/// The number of metadata keys that an event keeps. Further keys are counted under [`FURTHER_KEYS`].
+const MAX_KEYS: usize = 1_000;
+const FURTHER_KEYS: &str = "[more]";
+
+/// The longest name of a type that is read from an error's `Debug` output.
+const MAX_TYPE_NAME: usize = 100;
+
+// === impl RequestDetails ===
+
+impl RequestDetails {
+    /// Sets the call's name. Default: a random one.
+    pub fn request_id(&mut self, id: impl Into<RequestId>) -> &mut Self {
+        self.request_id = Some(id.into());
+        self
+    }
+
+    /// Sets the method.
+    pub fn method(&mut self, method: &Method) -> &mut Self {
+        self.method = Some(method.clone());
+        self
+    }
+
+    /// Sets the URL. User info and the values of secret query parameters are redacted. The URL `/`, which a request has
+    /// by default, is not recorded.
+    pub fn url(&mut self, url: &Uri) -> &mut Self {
+        let is_default = url.host().is_none() && url.path() == "/" && url.query().is_none();
+        self.url = (!is_default).then(|| url.clone());
+        self
+    }
+
+    /// Sets the headers. Values of secret headers are redacted.
+    pub fn headers(&mut self, headers: &HeaderMap) -> &mut Self {
+        self.headers_redacting(headers, &[])
+    }
+
+    /// Sets the headers. Values of secret headers and of those in `also` are redacted.
+    pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: &[HeaderName]) -> &mut Self {
+        Extra::set_headers(&mut self.extra, headers, also);
+        self
+    }
+
+    /// Sets the body. Values of secret fields are redacted.
+    pub fn payload(&mut self, payload: impl Into<Value>) -> &mut Self {
+        Extra::set_body(&mut self.extra, payload.into());
+        self
+    }
+
+    /// Sets the number of the API's tokens that the request is expected to cost. Default: 0.
+    pub fn api_tokens(&mut self, tokens: u64) -> &mut Self {
+        self.api_tokens = tokens;
+        self
+    }
+
+    /// Adds the caller's keys and values. Values of secret fields are redacted.
+    ///
+    /// An event keeps at most 1,000 keys. Further keys are counted under the key `[more]`.
+    pub fn metadata(&mut self, metadata: BTreeMap<String, Value>) -> &mut Self {
+        self.add_metadata(redacted_fields(metadata));
+        self
+    }
+
+    /// Adds keys and values that are redacted already.
+    pub(super) fn add_metadata(&mut self, redacted: BTreeMap<String, Value>) {
+        self.extra.get_or_insert_default().more.add(redacted);
+    }
+
+    /// Opens the call's span.
+    pub(super) fn span(&mut self) -> Span {
+        let span = tracing::info_span!(
+            target: "tower_outbound",
+            "outbound_call",
+            request_id = tracing::field::Empty,
+            "http.request.method" = tracing::field::Empty,
+            "server.address" = tracing::field::Empty,
+            "http.response.status_code" = tracing::field::Empty,
+            "error.type" = tracing::field::Empty,
+            status = tracing::field::Empty,
+        );
+        if !span.is_disabled() {
+            let id = self.request_id.get_or_insert_with(RequestId::random);
+            span.record("request_id", tracing::field::display(&*id));
+            if let Some(method) = &self.method {
+                span.record("http.request.method", method.as_str());
+            }
+            if let Some(host) = self.url.as_ref().and_then(Uri::host) {
+                span.record("server.address", host);
+            }
+        }
+        span
+    }
+}
+
+impl fmt::Debug for RequestDetails {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestDetails")
+            .field("request_id", &self.request_id)
+            .field("method", &self.method)
+            .field("url", &self.url.as_ref().map(redact::uri))
+            .field("api_tokens", &self.api_tokens)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl ResponseDetails ===
+
+impl ResponseDetails {
+    /// Sets the status code.
+    pub fn status_code(&mut self, code: StatusCode) -> &mut Self {
+        self.status_code = Some(code.as_u16());
+        self
+    }
+
+    /// Sets the headers. Values of secret headers are redacted.
+    pub fn headers(&mut self, headers: &HeaderMap) -> &mut Self {
+        self.headers_redacting(headers, &[])
+    }
+
+    /// Sets the headers. Values of secret headers and of those in `also` are redacted.
+    pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: &[HeaderName]) -> &mut Self {
+        Extra::set_headers(&mut self.extra, headers, also);
+        self
+    }
+
+    /// Sets the body. Values of secret fields are redacted.
+    pub fn body(&mut self, body: impl Into<Value>) -> &mut Self {
+        Extra::set_body(&mut self.extra, body.into());
+        self
+    }
+
+    /// Sets the number of the API's tokens that the call used.
+    pub fn api_tokens_used(&mut self, tokens: u64) -> &mut Self {
+        self.more().api_tokens_used = Some(tokens);
+        self
+    }
+
+    /// Makes the response count as a failure: the event ends as FAILED, with this error.
+    pub fn failure(&mut self, error_type: impl Into<String>, message: impl AsRef<str>) -> &mut Self {
+        self.more().failure = Some(ErrorDetails {
+            kind: redact::text(&error_type.into()).into_owned(),
+            kind_is_guess: false,
+            message: redact::text(message.as_ref()).into_owned(),
+            sources: None,
+        });
+        self
+    }
+
+    pub(super) fn is_failure(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.more.failure.is_some())
+    }
+
+    fn more(&mut self) -> &mut ResponseExtra {
+        &mut self.extra.get_or_insert_default().more
+    }
+}
+
+// === impl Extra and MetadataMap ===
+
+impl<T: Default> Extra<T> {
+    fn set_headers(extra: &mut Option<Box<Self>>, headers: &HeaderMap, also: &[HeaderName]) {
+        // Setting no headers allocates nothing, but replaces headers that were set before.
+        if !headers.is_empty() || extra.is_some() {
+            extra.get_or_insert_default().headers = redact::headers(headers, also);
+        }
+    }
+
+    fn set_body(extra: &mut Option<Box<Self>>, body: Value) {
+        extra.get_or_insert_default().body = Some(body.redacted());
+    }
+}
+
+impl MetadataMap {
+    fn add(&mut self, fields: BTreeMap<String, Value>) {
+        for (key, value) in fields {
+            if self.0.len() < MAX_KEYS || self.0.contains_key(&key) {
+                self.0.insert(key, value);
+            } else {
+                let count = self.0.entry(FURTHER_KEYS.into()).or_insert(Value::Integer(0));
+                *count = Value::from(count.as_i64().unwrap_or(0).saturating_add(1));
+            }
+        }
+    }
+}
+
+// === impl ErrorDetails ===
+
+impl ErrorDetails {
+    /// Describes an error whose type may have been lost in a box.
+    pub(crate) fn of(error: &BoxError) -> Self {
+        Self::with_kind(error, None)
+    }
+
+    /// Describes an error that was an `E`, which may be a box itself.
+    pub(super) fn of_type<E: 'static>(error: &BoxError) -> Self {
+        let is_boxed = type_name::<E>() == type_name::<BoxError>();
+        Self::with_kind(error, (!is_boxed).then(type_name::<E>))
+    }
+
+    pub(super) fn panicked(message: &str) -> Self {
+        Self {
+            kind: "Panicked".into(),
+            kind_is_guess: false,
+            message: message.into(),
+            sources: None,
+        }
+    }
+
+    fn with_kind(error: &BoxError, kind: Option<&'static str>) -> Self {
+        let kind = kind_of_own(error).or(kind);
+        let guess = || type_name_from_debug(error).unwrap_or_else(|| "dyn Error".to_owned());
+        let sources = causes(&**error);
+        Self {
+            kind: kind.map_or_else(guess, str::to_owned),
+            kind_is_guess: kind.is_none(),
+            message: redact::text(&error.to_string()).into_owned(),
+            sources: (!sources.is_empty()).then(|| sources.join("\n")),
+        }
+    }
+}
+
+/// The name of an error type of this crate.
+fn kind_of_own(error: &BoxError) -> Option<&'static str> {
+    let own = [
+        (error.is::<Closed>(), "Closed"),
+        (error.is::<Cancelled>(), "Cancelled"),
+        (error.is::<Panicked>(), "Panicked"),
+        (error.is::<CostExceedsBurst>(), "CostExceedsBurst"),
+        (error.is::<DeadlineExceeded>(), "DeadlineExceeded"),
+        #[cfg(feature = "http")]
+        (error.is::<RetryAfterTooLong>(), "RetryAfterTooLong"),
+        #[cfg(feature = "http")]
+        (error.is::<BodyFailed>(), "BodyFailed"),
+        #[cfg(feature = "http")]
+        (error.is::<BodyTooLarge>(), "BodyTooLarge"),
+    ];
+    own.into_iter().find_map(|(is_type, name)| is_type.then_some(name))
+}
+
+/// The type's name as a derived `Debug` begins with it: `Elapsed(…)`, `Error { … }`. The rest of the output is not
+/// used.
+fn type_name_from_debug(error: &BoxError) -> Option<String> {
+    let mut prefix = Prefix(String::new());
+    // The error that ends the output early is no failure.
+    let _ = write!(prefix, "{error:?}");
+    let text = prefix.0;
+    let end = text.find(|letter: char| !letter.is_ascii_alphanumeric() && !"_:".contains(letter))?;
+    let (name, rest) = text.split_at(end);
+    let is_name = name.starts_with(|letter: char| letter.is_ascii_uppercase()) || name.contains("::");
+    (is_name && end < MAX_TYPE_NAME && (rest.starts_with('(') || rest.starts_with(" {"))).then(|| name.to_owned())
+}
+
+/// Collects the start of a text and fails once that is long enough: an error's `Debug` output may contain a whole body.
+struct Prefix(String);
+
+impl fmt::Write for Prefix {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for letter in text.chars() {
+            if self.0.len() > MAX_TYPE_NAME + 2 {
+                return Err(fmt::Error);
+            }
+            self.0.push(letter);
+        }
+        Ok(())
+    }
+}
