@@ -17,8 +17,8 @@ use tower_http::{
     trace::{DefaultOnResponse, TraceLayer},
 };
 use tower_outbound::{
-    ConcurrencyLimitLayer, EventLayer, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter, RequestId, event::Events,
-    http::Reqwest,
+    ConcurrencyLimitLayer, EventLayer, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter, RequestId,
+    client::Reqwest, event::Events,
 };
 use tracing::{Level, Span};
 

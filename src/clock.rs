@@ -1,39 +1,39 @@
-//! Tokio's clock, and readings that are shared: to read it costs more than most of what is done with the reading.
+//! Tokio's clock, and readings that are cache: to read it costs more than most of what is done with the reading.
 //!
-//! One decision reads it once, as a [`Reading`]. And what a call goes through at one go (it is taken from the queue, gets
-//! its permit, is admitted, goes to the wire) happens at one moment, so one reading serves for all of it: [`shared`]
-//! opens such a moment, and [`now`] reads the clock once in it.
+//! One decision reads it once, as a [`LazyNow`]. And what a call goes through at one go (it is taken from the queue, gets
+//! its permit, is admitted, goes to the wire) happens at one cached, so one reading serves for all of it: [`cache`]
+//! opens such a cached, and [`now`] reads the clock once in it.
 //!
-//! Only our own code runs in a moment, and the functions that tell what a request is and costs. Before a layer of ours
-//! calls or polls something that may be another's, it steps out with [`apart`]; what follows is another moment.
+//! Only our own code runs in a cached, and the functions that tell what a request is and costs. Before a layer of ours
+//! calls or polls something that may be another's, it steps out with [`bypass_cache`]; what follows is another cached.
 
 use std::cell::Cell;
 use tokio::time::Instant;
 
 #[derive(Clone, Copy, PartialEq)]
-enum Moment {
+enum Cache {
     /// Every reading is for one alone.
-    Unshared,
+    Off,
     /// The next reading is for all that follow.
-    Unread,
-    Read(Instant),
+    Empty,
+    Filled(Instant),
 }
 
 thread_local! {
-    static MOMENT: Cell<Moment> = const { Cell::new(Moment::Unshared) };
+    static CACHE: Cell<Cache> = const { Cell::new(Cache::Off) };
 }
 
-/// Now; within a [`shared`] moment, what the first one read.
+/// Now; within a [`cache`] cached, what the first one read.
 #[inline]
 pub(crate) fn now() -> Instant {
-    match MOMENT.get() {
-        Moment::Unshared => read(),
-        Moment::Unread => {
+    match CACHE.get() {
+        Cache::Off => read(),
+        Cache::Empty => {
             let now = read();
-            MOMENT.set(Moment::Read(now));
+            CACHE.set(Cache::Filled(now));
             now
         }
-        Moment::Read(now) => now,
+        Cache::Filled(now) => now,
     }
 }
 
@@ -50,61 +50,61 @@ fn read() -> Instant {
     *NOW
 }
 
-/// Until it is dropped, all happens at one moment; in an outer one that is shared already, at that.
-#[must_use = "the moment ends when this is dropped"]
-pub(crate) struct Shared {
+/// Until it is dropped, all happens at one cached; in an outer one that is cache already, at that.
+#[must_use = "the cached ends when this is dropped"]
+pub(crate) struct CachedNow {
     opened: bool,
 }
 
 #[inline]
-pub(crate) fn shared() -> Shared {
-    let opened = MOMENT.get() == Moment::Unshared;
+pub(crate) fn cache() -> CachedNow {
+    let opened = CACHE.get() == Cache::Off;
     if opened {
-        MOMENT.set(Moment::Unread);
+        CACHE.set(Cache::Empty);
     }
-    Shared { opened }
+    CachedNow { opened }
 }
 
-impl Drop for Shared {
+impl Drop for CachedNow {
     #[inline]
     fn drop(&mut self) {
         if self.opened {
-            MOMENT.set(Moment::Unshared);
+            CACHE.set(Cache::Off);
         }
     }
 }
 
-/// Until it is dropped, others' code runs. It sees no moment, and what follows is a new one.
+/// Until it is dropped, others' code runs. It sees no cached, and what follows is a new one.
 #[must_use = "this is for what is done before it is dropped"]
-pub(crate) struct Apart {
-    is_shared: bool,
+pub(crate) struct Bypassed {
+    was_on: bool,
 }
 
 #[inline]
-pub(crate) fn apart() -> Apart {
-    Apart {
-        is_shared: MOMENT.replace(Moment::Unshared) != Moment::Unshared,
+pub(crate) fn bypass_cache() -> Bypassed {
+    Bypassed {
+        was_on: CACHE.replace(Cache::Off) != Cache::Off,
     }
 }
 
-impl Drop for Apart {
+impl Drop for Bypassed {
     #[inline]
     fn drop(&mut self) {
-        if self.is_shared {
-            MOMENT.set(Moment::Unread);
+        if self.was_on {
+            CACHE.set(Cache::Empty);
         }
     }
 }
 
 /// A reading taken once at most, and only by those who need it. It is handed down through all that one decision does.
 #[derive(Debug, Default)]
-pub(crate) struct Reading {
+pub(crate) struct LazyNow {
     now: Option<Instant>,
     /// Since the epoch of whoever asks.
     nanos: Option<u64>,
 }
 
-impl Reading {
+impl LazyNow {
     /// A reading taken before, so that nobody else waits for a lock meanwhile.
     pub(crate) const fn at(now: Instant) -> Self {
         Self {
@@ -146,14 +146,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_shared_moment_has_one_reading_until_others_have_run() {
-        let moment = shared();
+        let cached = cache();
         let first = later().await;
         {
-            let _inner = shared();
+            let _inner = cache();
             assert_eq!(later().await, first);
         }
         let client = {
-            let _apart = apart();
+            let _bypass = bypass_cache();
             let client = later().await;
             assert!(first < client && client < later().await);
             client
@@ -161,13 +161,13 @@ mod tests {
         let second = later().await;
         assert!(client < second);
         assert_eq!(later().await, second);
-        drop(moment);
+        drop(cached);
         assert!(second < later().await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn outside_nothing_is_shared() {
-        let _apart = apart();
+        let _bypass = bypass_cache();
         assert!(later().await < later().await);
     }
 }

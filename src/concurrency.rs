@@ -27,7 +27,7 @@
 
 use crate::{
     error::InvalidConfig,
-    line::count::{Count, Held, Turn},
+    semaphore::{Acquire, Permit, Semaphore},
 };
 use pin_project_lite::pin_project;
 use std::{
@@ -50,13 +50,13 @@ pub struct ConcurrencyLimitLayer {
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimit<S> {
     inner: S,
-    turn: Turn,
+    acquire: Acquire,
 }
 
 /// The limit itself, shared by its clones: to watch it, to change it, to put several services under one.
 #[derive(Clone)]
 pub struct Concurrency {
-    permits: Count,
+    permits: Semaphore,
 }
 
 pin_project! {
@@ -73,7 +73,7 @@ pin_project! {
         #[pin]
         state: State<S, Req, S::Future>,
         // After the state: the call is gone before its permit is.
-        permit: Option<Held>,
+        permit: Option<Permit>,
     }
 }
 
@@ -81,7 +81,7 @@ pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
         /// In line for a permit, with the inner service that was ready.
-        Waiting { turn: Option<Turn>, ready: S, req: Option<Req> },
+        Waiting { acquire: Option<Acquire>, ready: S, req: Option<Req> },
         /// In flight.
         Calling { #[pin] future: F },
         /// Over.
@@ -120,7 +120,7 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
     fn layer(&self, inner: S) -> Self::Service {
         ConcurrencyLimit {
             inner,
-            turn: self.limit.permits.turn(),
+            acquire: self.limit.permits.acquire(),
         }
     }
 }
@@ -135,7 +135,7 @@ impl Concurrency {
     /// [`InvalidConfig`] if the limit is zero.
     pub fn new(limit: usize) -> Result<Self, InvalidConfig> {
         Ok(Self {
-            permits: Count::new(InvalidConfig::positive("concurrency_limit", limit)?),
+            permits: Semaphore::new(InvalidConfig::positive("concurrency_limit", limit)?),
         })
     }
 
@@ -183,8 +183,8 @@ where
     type Future = ResponseFuture<S, Req>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // Only waits for its turn: a permit held here would be lost to the others if no call followed.
-        let _ = ready!(self.turn.poll_turn(cx));
+        // Only waits for its acquire: a permit held here would be lost to the others if no call followed.
+        let _ = ready!(self.acquire.poll_ready(cx));
         self.inner.poll_ready(cx)
     }
 
@@ -194,7 +194,7 @@ where
         let ready = mem::replace(&mut self.inner, fresh);
         ResponseFuture {
             state: State::Waiting {
-                turn: Some(self.turn.replace()),
+                acquire: Some(self.acquire.replace()),
                 ready,
                 req: Some(req),
             },
@@ -215,9 +215,9 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Waiting { turn, ready, req } => {
+                StateProj::Waiting { acquire, ready, req } => {
                     // Permits are never closed.
-                    *this.permit = ready!(Turn::poll_take(turn, cx)).ok();
+                    *this.permit = ready!(Acquire::poll_acquire(acquire, cx)).ok();
                     let req = req.take().expect("a future is not polled after it was ready");
                     let future = ready.call(req);
                     this.state.set(State::Calling { future });

@@ -1,4 +1,4 @@
-//! Deadlines: over the queue, the limits and the call.
+//! DeadlineService: over the queue, the limits and the call.
 //!
 //! A call that cannot make it is refused at once, with the wait that was computed, and takes nothing. Others are ended
 //! when their time is up, wherever they are.
@@ -47,7 +47,7 @@ pub struct DeadlineLayer<K = ByExtension> {
 
 /// A service whose calls have deadlines. See the [module docs](self).
 #[derive(Clone, Debug)]
-pub struct Deadlines<S, K = ByExtension> {
+pub struct DeadlineService<S, K = ByExtension> {
     inner: S,
     layer: DeadlineLayer<K>,
 }
@@ -82,17 +82,17 @@ pub(crate) struct Timer {
 
 /// What those calls will take that are on their way to the limiter's line.
 #[derive(Debug, Default)]
-pub(crate) struct Ahead {
+pub(crate) struct PendingDemand {
     requests: AtomicU64,
     tokens: AtomicU64,
 }
 
 /// One of them, until this is dropped: an extension of a request with a deadline, which is taken out below the queue.
 #[derive(Clone)]
-pub(crate) struct OnItsWay(#[allow(dead_code, reason = "it is there to be dropped")] Arc<Guard>);
+pub(crate) struct PendingDemandGuard(#[allow(dead_code, reason = "it is there to be dropped")] Arc<DemandShare>);
 
-struct Guard {
-    ahead: Arc<Ahead>,
+struct DemandShare {
+    demand: Arc<PendingDemand>,
     cost: Cost,
 }
 
@@ -178,19 +178,19 @@ impl Default for DeadlineLayer {
 }
 
 impl<S, K: Clone> Layer<S> for DeadlineLayer<K> {
-    type Service = Deadlines<S, K>;
+    type Service = DeadlineService<S, K>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Deadlines {
+        DeadlineService {
             inner,
             layer: self.clone(),
         }
     }
 }
 
-// === impl Deadlines ===
+// === impl DeadlineService ===
 
-impl<S, K, B> Service<Request<B>> for Deadlines<S, K>
+impl<S, K, B> Service<Request<B>> for DeadlineService<S, K>
 where
     S: Service<Request<B>>,
     S::Error: Into<BoxError>,
@@ -209,7 +209,7 @@ where
         let own = Deadline::of(&req);
         if own.is_some() {
             // It has come to where the limiter sees it.
-            req.extensions_mut().remove::<OnItsWay>();
+            req.extensions_mut().remove::<PendingDemandGuard>();
         }
         let deadline = own.or_else(|| timeout.map(Deadline::after));
         let wait = |(limiter, cost): &(Limiter, K)| limiter.wait(cost.cost(&req), (0, 0));
@@ -275,15 +275,15 @@ impl Timer {
     }
 }
 
-// === impl Ahead ===
+// === impl PendingDemand ===
 
-impl Ahead {
+impl PendingDemand {
     /// One more.
-    pub(crate) fn add(self: &Arc<Self>, cost: Cost) -> OnItsWay {
+    pub(crate) fn add(self: &Arc<Self>, cost: Cost) -> PendingDemandGuard {
         self.requests.fetch_add(cost.requests, Ordering::AcqRel);
         self.tokens.fetch_add(cost.tokens, Ordering::AcqRel);
-        OnItsWay(Arc::new(Guard {
-            ahead: self.clone(),
+        PendingDemandGuard(Arc::new(DemandShare {
+            demand: self.clone(),
             cost,
         }))
     }
@@ -294,9 +294,9 @@ impl Ahead {
     }
 }
 
-impl Drop for Guard {
+impl Drop for DemandShare {
     fn drop(&mut self) {
-        self.ahead.requests.fetch_sub(self.cost.requests, Ordering::AcqRel);
-        self.ahead.tokens.fetch_sub(self.cost.tokens, Ordering::AcqRel);
+        self.demand.requests.fetch_sub(self.cost.requests, Ordering::AcqRel);
+        self.demand.tokens.fetch_sub(self.cost.tokens, Ordering::AcqRel);
     }
 }

@@ -57,7 +57,7 @@
 //! | [`SharedRateLimiter`](rate::redis::SharedRateLimiter) | the same for [many processes](rate::redis) (feature `redis`) |
 //! | [`EventLayer`], [`EventHandle`] | the [record](event) of each call |
 //! | [`DeadlineLayer`], [`Deadline`] | [until when](deadline) a call has to be over |
-//! | [`http`] | what metered APIs need: streams, usage, providers' headers, retries (feature `http`) |
+//! | [`body`], [`provider`], [`retry`], [`client`] | what metered APIs need: streams, usage, providers' headers, retries (feature `http`) |
 //!
 //! Each layer works alone, in any `tower::ServiceBuilder`. Clones of a service share its limits and hold nothing while
 //! they are idle.
@@ -73,7 +73,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `serde` | events and [`Config`](executor::Config) as JSON, or any other format of serde |
-//! | `http` | bodies, providers' headers, retries: the module [`http`] |
+//! | `http` | bodies, providers' headers, retries: the modules [`body`], [`provider`] and [`retry`] |
 //! | `json` | what was used, what is asked for and why it failed, as JSON bodies tell it; includes `http` |
 //! | `reqwest` | a reqwest client as a service; includes `http` |
 //! | `redis` | limits that many processes share, in Redis or Valkey: [`rate::redis`] |
@@ -83,23 +83,32 @@
 //! No feature is on by default. The oldest Rust that works is named in `Cargo.toml`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod alone;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub mod body;
+#[cfg(feature = "reqwest")]
+#[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
+pub mod client;
 mod clock;
 pub mod concurrency;
 pub mod deadline;
 pub mod error;
 pub mod event;
 pub mod executor;
-mod guard;
+mod panic;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
-pub mod http;
-mod line;
+pub mod provider;
 pub mod queue;
 pub mod rate;
 mod redact;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub mod retry;
+mod semaphore;
 mod sync;
 mod tokens;
+mod wait_queue;
 
 pub use concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer};
 pub use deadline::{Deadline, DeadlineLayer};
@@ -107,7 +116,7 @@ pub use error::{BoxError, Error};
 pub use event::{EventHandle, EventLayer, NetworkRequestEvent, RequestId, RequestStatus};
 pub use executor::{Call, CallHandle, Executor, ExecutorBuilder, Shutdown};
 pub use queue::{Queue, QueueLayer};
-pub use rate::{ApiTokens, ApiTokensUsed, Cost, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter};
+pub use rate::{ApiTokens, ApiTokensUsed, Cost, Limiter, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter};
 
 /// The README's examples are tests.
 #[cfg(all(doctest, feature = "full"))]

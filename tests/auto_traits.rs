@@ -6,7 +6,7 @@ use tower_outbound::{
     Call, CallHandle, Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer, EventHandle, EventLayer, Executor,
     NetworkRequestEvent, Queue, QueueLayer, RateLimit, RateLimitLayer, RateLimiter,
     error::{Cancelled, Closed, CostExceedsBurst, Error, InvalidConfig, Panicked, Refused},
-    event::{Event, Events, Lagged, ParseStatusError, Subscription},
+    event::{EventService, Events, Lagged, ParseStatusError, Subscription},
     executor::{Closure, Monitor, TrySubmitError},
     rate::{Estimate, TryAcquireError},
 };
@@ -30,7 +30,7 @@ fn services_layers_and_handles_are_clone_send_and_sync() {
     all::<EventLayer>();
     all::<ConcurrencyLimit<()>>();
     all::<RateLimit<()>>();
-    all::<Event<()>>();
+    all::<EventService<()>>();
     all::<RateLimiter>();
     all::<Concurrency>();
     all::<EventHandle>();
@@ -45,20 +45,23 @@ fn services_layers_and_handles_are_clone_send_and_sync() {
 fn what_is_there_for_http_is_so_too() {
     use tower_outbound::{
         ApiTokensUsed,
-        deadline::{Deadline, DeadlineLayer, Deadlines},
+        body::*,
+        client::{self, Reqwest},
+        deadline::{Deadline, DeadlineLayer, DeadlineService},
         error::{BodyFailed, BodyTooLarge, DeadlineExceeded, RetryAfterTooLong},
-        http::*,
+        provider::*,
         rate::ByUsage,
+        retry::{Delay, RetryPolicy},
     };
     fn error<T: std::error::Error + Clone + Send + Sync + 'static>() {}
     all::<Executor<Body, StreamBody<Body>>>();
-    all::<(DeadlineLayer, Deadlines<()>, Deadline)>();
-    all::<(BodyLayer, Bodies<()>, StreamLayer, Streams<()>)>();
+    all::<(DeadlineLayer, DeadlineService<()>, Deadline)>();
+    all::<(BodyLayer, BodyService<()>, StreamLayer, StreamService<()>)>();
     all::<(CollectLayer, Collect<()>, UsageLayer, Usage<()>)>();
-    all::<(FeedbackLayer, Listens<()>, Feedback, Provider)>();
+    all::<(FeedbackLayer, Feedback<()>, RateLimitInfo, Provider)>();
     all::<(RetryPolicy, CharacterEstimate, AverageEstimate, ByUsage, ApiTokensUsed)>();
     all::<Reqwest>();
-    send::<(StreamFuture<Body>, ReqwestFuture, Wait)>();
+    send::<(stream::StreamFuture<Body>, client::ResponseFuture, Delay)>();
     // As reqwest wants the bodies it is given.
     sync::<StreamBody<MeteredBody<reqwest::Body>>>();
     send::<StreamBody<MeteredBody<reqwest::Body>>>();

@@ -19,7 +19,7 @@ use tower_outbound::{
     ApiTokens, Call, Cost, Executor, ExecutorBuilder, Limits, NetworkRequestEvent, Rate, RequestStatus, Shutdown,
     error::CostExceedsBurst,
     event::{Http, Value},
-    executor::{Config, IntoResponse, TrySubmitError},
+    executor::{Config, IntoHttpResponse, TrySubmitError},
 };
 
 type Plain = Executor<&'static str, &'static str>;
@@ -860,7 +860,7 @@ async fn a_closure_that_says_nothing_of_itself_has_nothing_recorded_but_its_outc
 
 #[tokio::test(start_paused = true)]
 async fn the_response_of_a_closure_may_have_any_of_several_shapes() {
-    async fn response<T: IntoResponse<u8> + Send + 'static>(
+    async fn response<T: IntoHttpResponse<u8> + Send + 'static>(
         shape: impl Fn() -> T + Send + Sync + 'static,
     ) -> Response<u8> {
         let executor = unlimited().build_for_closures::<u8>().unwrap();

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_outbound::{
     Cost, Limits, Rate, RateLimiter,
-    http::{Feedback, FeedbackLayer, Provider, Reset, Unit},
+    provider::{FeedbackLayer, Provider, RateLimitInfo, Reset, Unit},
     rate::Budget,
 };
 
@@ -32,8 +32,8 @@ fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_792_567_680)
 }
 
-fn read(provider: Provider, pairs: &[(&str, &str)]) -> Feedback {
-    provider.feedback(&headers(pairs), now())
+fn read(provider: Provider, pairs: &[(&str, &str)]) -> RateLimitInfo {
+    provider.rate_limit_info(&headers(pairs), now())
 }
 
 /// Unit, period in seconds, limit, remaining, reset.
@@ -95,7 +95,7 @@ fn openai_tells_requests_and_tokens_and_when_they_are_full() {
     let told = [(Unit::Tokens, Some(MINUTE), Some(160_000), Some(159_976), full(9))];
     assert_eq!(windows(Provider::OpenAi, &older), told);
 
-    assert_eq!(read(Provider::OpenAi, &[]), Feedback::default());
+    assert_eq!(read(Provider::OpenAi, &[]), RateLimitInfo::default());
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn anthropic_tells_moments_which_are_measured_by_its_own_clock() {
 fn gemini_says_nothing_in_headers() {
     assert_eq!(
         read(Provider::Gemini, &[("x-ratelimit-limit-tokens", "5")]),
-        Feedback::default()
+        RateLimitInfo::default()
     );
 }
 
@@ -407,7 +407,11 @@ fn what_is_malformed_says_nothing() {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(name, HeaderValue::from_bytes(odd.as_bytes()).unwrap());
-            assert_eq!(provider.feedback(&headers, now()), Feedback::default(), "{name}: {odd}");
+            assert_eq!(
+                provider.rate_limit_info(&headers, now()),
+                RateLimitInfo::default(),
+                "{name}: {odd}"
+            );
         }
     }
     for odd in [

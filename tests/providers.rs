@@ -21,7 +21,9 @@ use tokio::time::{sleep, timeout};
 use tower::Layer;
 use tower_outbound::{
     Call, Executor, Limits, Rate, RateLimiter, RequestStatus, Shutdown,
-    http::{MeteredBody, Reqwest, StreamBody, UsageLayer},
+    body::StreamBody,
+    client::Reqwest,
+    provider::{MeteredBody, UsageLayer},
     rate::ByUsage,
 };
 

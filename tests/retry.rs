@@ -12,7 +12,8 @@ use tower::{BoxError, Layer, Service, ServiceExt, retry::RetryLayer, retry::budg
 use tower_outbound::{
     Call, Executor, Limits, Rate, RequestStatus,
     error::{Cancelled, RetryAfterTooLong},
-    http::{Provider, RetryPolicy, never_sent},
+    provider::Provider,
+    retry::{RetryPolicy, never_sent},
 };
 
 fn ms(ms: u64) -> Duration {

@@ -19,9 +19,9 @@ use tokio::{
 use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, retry::Policy, service_fn};
 use tower_outbound::{
     Call, ConcurrencyLimitLayer, EventLayer, Executor, Limits, QueueLayer, RequestStatus, Shutdown,
+    body::{BodyLayer, CollectLayer, StreamBody, StreamLayer},
     error::{BodyFailed, BodyTooLarge, Cancelled},
     event::Events,
-    http::{BodyLayer, CollectLayer, StreamBody, StreamLayer},
 };
 
 fn ms(ms: u64) -> Duration {

@@ -9,7 +9,8 @@ use tokio::time::sleep;
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 use tower_outbound::{
     Call, Cost, Executor, Limits, Rate, RateLimitLayer, RateLimiter, RequestStatus,
-    http::{AverageEstimate, CharacterEstimate, CollectLayer, UsageLayer},
+    body::CollectLayer,
+    provider::{AverageEstimate, CharacterEstimate, UsageLayer},
     rate::{ByUsage, RequestCost, UsedCost},
 };
 

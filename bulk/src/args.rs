@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use tower_outbound::http::{ParseProviderError, Provider};
+use tower_outbound::provider::{ParseProviderError, Provider};
 
 /// Sends every request of a JSONL file to a metered API, under its limits, and writes a result line for each.
 ///

@@ -6,7 +6,9 @@ use hyper::body::Bytes;
 use tower::{BoxError, Service, ServiceBuilder};
 use tower_outbound::{
     RateLimiter,
-    http::{CollectLayer, FeedbackLayer, Provider, Reqwest, UsageLayer},
+    body::CollectLayer,
+    client::Reqwest,
+    provider::{FeedbackLayer, Provider, UsageLayer},
 };
 
 /// No answer is longer.

@@ -8,7 +8,7 @@ use tokio::{
     fs::File,
     io::{AsyncBufReadExt, AsyncRead, BufReader},
 };
-use tower_outbound::{http::CharacterEstimate, rate::RequestCost};
+use tower_outbound::{provider::CharacterEstimate, rate::RequestCost};
 
 /// One line of the file.
 #[derive(Debug)]

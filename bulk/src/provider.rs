@@ -27,7 +27,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::time::{Instant, sleep};
-use tower_outbound::http::Provider as Dialect;
+use tower_outbound::provider::Provider as Dialect;
 
 /// How much more than the burst the provider lets pass, told as time.
 ///

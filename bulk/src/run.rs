@@ -26,8 +26,8 @@ use tower_outbound::{
     Call, CallHandle, Executor, RateLimiter, Shutdown,
     event::Http,
     executor::Monitor,
-    http::{RetryPolicy, never_sent},
     rate::ByUsage,
+    retry::{RetryPolicy, never_sent},
 };
 
 const FAILED: u8 = 3;

@@ -91,7 +91,7 @@ pub(crate) struct NoMethod;
 pub struct RequestDetails {
     pub(super) request_id: Option<RequestId>,
     pub(super) method: Option<Method>,
-    /// As it came: it is redacted whenever it is told.
+    /// As it came: it is redacted whenever it is snapshot.
     pub(super) url: Option<Uri>,
     pub(super) api_tokens: u64,
     pub(super) rest: Option<Box<RequestRest>>,
@@ -457,13 +457,13 @@ impl ErrorDetails {
         ];
         let own = own.into_iter().find_map(|(is, name)| is.then_some(name));
         let kind = own.or(kind);
-        let told = kind.is_none().then(|| told_by_debug(error)).flatten();
+        let snapshot = kind.is_none().then(|| type_name_from_debug(error)).flatten();
 
         let causes = causes(&**error);
         Self {
             kind: kind
                 .map(str::to_owned)
-                .or(told)
+                .or(snapshot)
                 .unwrap_or_else(|| "dyn Error".to_owned()),
             kind_is_known: kind.is_some(),
             message: redact::text(&error.to_string()).into_owned(),
@@ -473,7 +473,7 @@ impl ErrorDetails {
 }
 
 /// The type's name as a derived `Debug` begins with it: `Elapsed(…)`, `Error { … }`. Nothing else of that text is used.
-fn told_by_debug(error: &BoxError) -> Option<String> {
+fn type_name_from_debug(error: &BoxError) -> Option<String> {
     let mut head = Head(String::new());
     // Fails when there is enough.
     let _ = write!(head, "{error:?}");

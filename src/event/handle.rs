@@ -2,7 +2,7 @@
 
 use super::{
     describe::{ErrorDetails, RequestDetails, ResponseDetails},
-    hub::Events,
+    events::Events,
     record::{NetworkRequestEvent, RequestId, RequestStatus},
     scope::Stage,
     state::{Outcome, State},
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     clock,
     error::BoxError,
-    guard, redact,
+    panic, redact,
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
@@ -73,7 +73,7 @@ impl EventHandle {
     /// The record as it stands now.
     #[must_use]
     pub fn snapshot(&self) -> NetworkRequestEvent {
-        let (mut event, method, url) = self.lock().told();
+        let (mut event, method, url) = self.lock().snapshot();
         event.method = method.map(|method| method.as_str().to_owned());
         event.endpoint_url = url.map(|url| redact::uri(&url));
         event
@@ -147,8 +147,8 @@ impl EventHandle {
 
     /// What came of the response's body.
     #[cfg(feature = "http")]
-    pub(crate) fn set_bytes(&self, bytes: super::state::Bytes) {
-        self.shared.write(|state| state.set_bytes(bytes));
+    pub(crate) fn set_body_progress(&self, bytes: super::state::BodyProgress) {
+        self.shared.write(|state| state.set_body_progress(bytes));
     }
 
     /// The call is given up by whoever made it.
@@ -171,9 +171,9 @@ impl EventHandle {
     }
 
     /// The type of the error that is about to come back in a box.
-    pub(crate) fn tell_error_type(&self, name: &'static str) {
+    pub(crate) fn set_error_type(&self, name: &'static str) {
         if name != type_name::<BoxError>() {
-            self.lock().tell_error_type(name);
+            self.lock().set_error_type(name);
         }
     }
 
@@ -341,7 +341,7 @@ impl Shared {
         let watchers = state.take_watchers();
         drop(state);
         if let Some(watchers) = watchers {
-            watchers.into_iter().for_each(guard::wake);
+            watchers.into_iter().for_each(panic::wake);
         }
         result
     }

@@ -1,7 +1,7 @@
 //! Every order in which those who write an event and those who watch it can meet.
 
 use super::{
-    describe::ResponseDetails, handle::Writer, hub::Events, record::RequestStatus, scope::Stage, state::Outcome,
+    describe::ResponseDetails, events::Events, handle::Writer, record::RequestStatus, scope::Stage, state::Outcome,
 };
 use crate::sync::model;
 use loom::{future::block_on, thread};
@@ -22,7 +22,7 @@ fn an_event_ends_once_however_many_end_it() {
         });
         drop(writer);
         for end in ends {
-            end.join().unwrap();
+            end.attach().unwrap();
         }
         let totals = events.totals();
         assert_eq!((totals.opened, totals.ended()), (1, 1));
@@ -43,7 +43,7 @@ fn the_last_writer_to_go_cancels_what_has_no_outcome() {
         });
         drop(writer);
         for other in others {
-            other.join().unwrap();
+            other.attach().unwrap();
         }
         assert_eq!(event.status(), RequestStatus::Cancelled);
         assert_eq!(events.totals().cancelled, 1);
@@ -62,7 +62,7 @@ fn whoever_watches_sees_the_end() {
         writer.mark(RequestStatus::Queued);
         drop(writer);
         for watcher in watchers {
-            assert_eq!(watcher.join().unwrap(), RequestStatus::Cancelled);
+            assert_eq!(watcher.attach().unwrap(), RequestStatus::Cancelled);
         }
     });
 }

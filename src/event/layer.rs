@@ -2,10 +2,10 @@
 
 use super::{
     describe::{Describe, ErrorDetails, Http, ResponseDetails},
+    events::Events,
     handle::{EventHandle, Writer},
-    hub::Events,
     record::RequestStatus,
-    scope::{Scope, Stage, join},
+    scope::{Scope, Stage, attach},
     state::Outcome,
 };
 use crate::{
@@ -31,12 +31,12 @@ pub struct EventLayer<D = Http> {
     describe: D,
     events: Option<Events>,
     /// Down to the next event layer all is ours: see [`clock`].
-    is_above_ours: bool,
+    is_above_own_layers: bool,
 }
 
 /// A service whose calls are recorded. See the [module docs](super).
 #[derive(Clone, Debug)]
-pub struct Event<S, D = Http> {
+pub struct EventService<S, D = Http> {
     inner: S,
     layer: EventLayer<D>,
 }
@@ -65,7 +65,7 @@ struct Record {
     attempt: Option<usize>,
     /// Whether this layer writes the outcome.
     ends: bool,
-    is_above_ours: bool,
+    is_above_own_layers: bool,
 }
 
 // === impl EventLayer ===
@@ -95,7 +95,7 @@ impl EventLayer {
             stage,
             describe: Http::default(),
             events: None,
-            is_above_ours: false,
+            is_above_own_layers: false,
         }
     }
 }
@@ -108,11 +108,11 @@ impl<D> EventLayer<D> {
             stage: self.stage,
             describe,
             events: self.events,
-            is_above_ours: self.is_above_ours,
+            is_above_own_layers: self.is_above_own_layers,
         }
     }
 
-    /// The events this layer opens are counted by `events`, and its subscribers are told about them.
+    /// The events this layer opens are counted by `events`, and its subscribers are snapshot about them.
     #[must_use]
     pub fn report_to(mut self, events: &Events) -> Self {
         self.events = Some(events.clone());
@@ -120,26 +120,26 @@ impl<D> EventLayer<D> {
     }
 
     /// Down to the next event layer there are only layers of ours, so that what they do can share its moments.
-    pub(crate) const fn above_ours(mut self, is_above_ours: bool) -> Self {
-        self.is_above_ours = is_above_ours;
+    pub(crate) const fn above_own_layers(mut self, is_above_own_layers: bool) -> Self {
+        self.is_above_own_layers = is_above_own_layers;
         self
     }
 }
 
 impl<S, D: Clone> Layer<S> for EventLayer<D> {
-    type Service = Event<S, D>;
+    type Service = EventService<S, D>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Event {
+        EventService {
             inner,
             layer: self.clone(),
         }
     }
 }
 
-// === impl Event ===
+// === impl EventService ===
 
-impl<S, D, Req> Service<Req> for Event<S, D>
+impl<S, D, Req> Service<Req> for EventService<S, D>
 where
     S: Service<Req>,
     S::Error: Into<BoxError> + 'static,
@@ -158,10 +158,10 @@ where
             stage,
             describe,
             events,
-            is_above_ours,
+            is_above_own_layers,
         } = &self.layer;
-        let _moment = clock::shared();
-        let joined = join(*stage);
+        let _cached_now = clock::cache();
+        let joined = attach(*stage);
         let opens = joined.is_none();
         let (writer, span) = match joined {
             Some(writer) => (writer, None),
@@ -179,7 +179,7 @@ where
             scope: Scope::new(writer, span),
             attempt,
             ends: opens || *stage == Stage::Processing,
-            is_above_ours: *is_above_ours,
+            is_above_own_layers: *is_above_own_layers,
         };
         let describe = describe.clone();
         ResponseFuture {
@@ -191,7 +191,7 @@ where
     }
 }
 
-impl<S, D> Event<S, D> {
+impl<S, D> EventService<S, D> {
     /// The service inside.
     pub const fn get_ref(&self) -> &S {
         &self.inner
@@ -229,7 +229,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let _moment = clock::shared();
+        let _cached_now = clock::cache();
         let result = ready!(this.record.inside(|| this.future.poll(cx).map_err(Into::into)));
         this.record.write(match &result {
             // Of one attempt among others only the code is kept.
@@ -260,7 +260,7 @@ impl Record {
     #[inline]
     fn inside<T>(&mut self, f: impl FnOnce() -> T) -> T {
         let done = {
-            let _apart = (!self.is_above_ours).then(clock::apart);
+            let _bypass = (!self.is_above_own_layers).then(clock::bypass_cache);
             let _entered = self.scope.enter();
             catch_unwind(AssertUnwindSafe(f))
         };

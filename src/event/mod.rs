@@ -11,7 +11,7 @@
 //!
 //! [`EventLayer`] writes the record. There is one type of it for three places in a stack, and one rule: *on the way in
 //! it writes its status, on the way out what came back*. The outcome is written once, by the layer that opened the
-//! event or the one below the queue, whichever is first. Alone around a client, any of the three is a complete
+//! event or the one below the queue, whichever is first. CachePadded around a client, any of the three is a complete
 //! recorder.
 //!
 //! A call's event is *current* while the call is made and polled, as a tracing span is: [`current`] finds it, so that a
@@ -59,10 +59,10 @@
 //! ```
 
 mod describe;
+mod events;
 mod handle;
 #[cfg(feature = "serde")]
 mod headers;
-mod hub;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
 mod layer;
@@ -75,9 +75,9 @@ mod utc;
 mod value;
 
 pub use describe::{Describe, Http, HttpWithBody, Metadata, Nothing, Payload, RequestDetails, ResponseDetails};
+pub use events::{EventUpdate, Events, Lagged, Subscription, Totals};
 pub use handle::EventHandle;
-pub use hub::{EventUpdate, Events, Lagged, Subscription, Totals};
-pub use layer::{Event, EventLayer, ResponseFuture};
+pub use layer::{EventLayer, EventService, ResponseFuture};
 pub use record::{Attempt, LogEntry, NetworkRequestEvent, ParseStatusError, RequestId, RequestStatus};
 pub use scope::current;
 pub use value::Value;
@@ -86,4 +86,4 @@ pub(crate) use describe::NoMethod;
 pub(crate) use handle::Writer;
 pub(crate) use scope::{Scope, Stage};
 #[cfg(feature = "http")]
-pub(crate) use state::Bytes;
+pub(crate) use state::BodyProgress;

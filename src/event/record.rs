@@ -59,7 +59,7 @@ enum Name {
 /// The record of one call, as it stands at one moment.
 ///
 /// Secrets in URLs, headers, texts and bodies were redacted before they were recorded. Times are the process's
-/// monotonic clock, told in UTC: differences between the times of one event are exact, whatever is done to the system's
+/// monotonic clock, snapshot in UTC: differences between the times of one event are exact, whatever is done to the system's
 /// clock.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -112,7 +112,7 @@ pub struct NetworkRequestEvent {
     #[cfg_attr(feature = "serde", serde(default))]
     pub api_tokens_used: Option<u64>,
 
-    /// When the first byte of the response's body arrived, if the body was watched: see [`http`](crate::http).
+    /// When the first byte of the response's body arrived, if the body was watched: see [`body`](crate::body).
     #[cfg_attr(feature = "serde", serde(with = "super::time::option", default))]
     pub first_byte_at: Option<SystemTime>,
     /// When the last byte of it arrived that did.
@@ -286,7 +286,7 @@ impl<'de> serde::Deserialize<'de> for RequestId {
     }
 }
 
-/// The UUID, if the text is just as one is written here.
+/// The UUID, if the text is just as one is written context.
 fn uuid_of(text: &str) -> Option<Uuid> {
     let uuid = Uuid::try_parse(text).ok()?;
     let mut written = Uuid::encode_buffer();

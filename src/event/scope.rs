@@ -49,7 +49,7 @@ pub(crate) struct Scope {
 /// Dropped, the event and the span that were current before are so again.
 #[must_use = "the scope is left when this is dropped"]
 pub(crate) struct Entered<'a> {
-    outer: Here,
+    outer: Context,
     /// Where the event came from, and the one it is for now; `None` if it was current already.
     swapped: Option<(&'a mut Option<Writer>, Option<Writer>)>,
     _span: Option<tracing::span::Entered<'a>>,
@@ -61,37 +61,37 @@ impl Drop for Entered<'_> {
         if let Some((event, outer)) = &mut self.swapped {
             **event = CURRENT.replace(outer.take());
         }
-        HERE.set(self.outer);
+        CONTEXT.set(self.outer);
     }
 }
 
 /// Where in a stack the thread is: in which call, and how far in.
 #[derive(Clone, Copy)]
-struct Here {
+struct Context {
     /// The address of the call's event, which is alive as long as it is current. Zero: no call.
     event: usize,
     stage: Stage,
 }
 
-const NOWHERE: Here = Here {
+const NONE: Context = Context {
     event: 0,
     stage: Stage::Calling,
 };
 
 thread_local! {
     static CURRENT: Cell<Option<Writer>> = const { Cell::new(None) };
-    static HERE: Cell<Here> = const { Cell::new(NOWHERE) };
+    static CONTEXT: Cell<Context> = const { Cell::new(NONE) };
 }
 
 /// The event of the call that is being made or polled right now, if there is one.
 #[must_use]
 pub fn current() -> Option<EventHandle> {
-    with_current(|writer| writer.at(HERE.get().stage).handle())
+    with_current(|writer| writer.at(CONTEXT.get().stage).handle())
 }
 
 #[inline]
 fn with_current<T>(look: impl FnOnce(&Writer) -> T) -> Option<T> {
-    if HERE.get().event == 0 {
+    if CONTEXT.get().event == 0 {
         return None;
     }
     CURRENT.with(|current| {
@@ -135,11 +135,11 @@ impl Scope {
         }
     }
 
-    /// The event and the span that are current here.
+    /// The event and the span that are current context.
     #[inline]
     pub(crate) fn capture() -> Self {
         Self {
-            event: with_current(|writer| writer.at(HERE.get().stage)),
+            event: with_current(|writer| writer.at(CONTEXT.get().stage)),
             span: current_span(),
         }
     }
@@ -157,18 +157,18 @@ impl Scope {
     /// Makes event and span current, until this is dropped.
     #[inline]
     pub(crate) fn enter(&mut self) -> Entered<'_> {
-        // First, because others' code runs here.
+        // First, because others' code runs context.
         let span = self.span.as_ref().map(|span| span.enter());
-        let here = match &self.event {
-            Some(writer) => Here {
+        let context = match &self.event {
+            Some(writer) => Context {
                 event: writer.address(),
                 stage: writer.stage(),
             },
-            None => NOWHERE,
+            None => NONE,
         };
-        let outer = HERE.replace(here);
-        // Mostly an outer layer of the same call has been here: then only the stage is another.
-        let swapped = (outer.event != here.event).then(|| {
+        let outer = CONTEXT.replace(context);
+        // Mostly an outer layer of the same call has been context: then only the stage is another.
+        let swapped = (outer.event != context.event).then(|| {
             let outer = CURRENT.replace(self.event.take());
             (&mut self.event, outer)
         });
@@ -203,9 +203,9 @@ impl Scope {
 
 /// The current event, if a layer at `stage` belongs to it.
 #[inline]
-pub(super) fn join(stage: Stage) -> Option<Writer> {
+pub(super) fn attach(stage: Stage) -> Option<Writer> {
     // Nobody is further in than nowhere.
-    if HERE.get().stage >= stage {
+    if CONTEXT.get().stage >= stage {
         return None;
     }
     with_current(|writer| writer.at(stage))

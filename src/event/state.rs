@@ -24,7 +24,7 @@ pub(super) struct State {
     calling: Option<Instant>,
     completed: Option<Instant>,
     response_status_code: Option<u16>,
-    first_try: Option<Try>,
+    first_attempt: Option<AttemptState>,
     rest: Option<Box<Rest>>,
     pub(super) version: u64,
     /// Until the outcome is there, so that a handle that is kept does not keep the span open.
@@ -35,13 +35,13 @@ pub(super) struct State {
 #[derive(Default)]
 struct Rest {
     /// After the first.
-    tries: Vec<Try>,
+    later_attempts: Vec<AttemptState>,
     /// When something was noted last.
     touched: Option<Instant>,
     response_headers: HeaderMap,
     response_body: Option<Value>,
     api_tokens_used: Option<u64>,
-    bytes: Option<Bytes>,
+    bytes: Option<BodyProgress>,
     error: Option<ErrorDetails>,
     /// The type of the error that is just coming back, if whoever made the call could tell.
     error_type: Option<&'static str>,
@@ -52,14 +52,14 @@ struct Rest {
 
 /// What came of the response's body, and when.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Bytes {
+pub(crate) struct BodyProgress {
     pub(crate) first: Option<Instant>,
     pub(crate) last: Option<Instant>,
     pub(crate) count: u64,
 }
 
 /// One time on the wire.
-struct Try {
+struct AttemptState {
     started: Instant,
     ended: Option<Instant>,
     status_code: Option<u16>,
@@ -90,7 +90,7 @@ impl State {
             calling: None,
             completed: None,
             response_status_code: None,
-            first_try: None,
+            first_attempt: None,
             rest: None,
             version: 0,
             span: None,
@@ -128,19 +128,19 @@ impl State {
     /// Returns whether it is the first one, and its number.
     pub(super) fn attempt_started(&mut self, now: Instant) -> (bool, usize) {
         let first = self.mark(RequestStatus::Calling, now);
-        let attempt = Try {
+        let attempt = AttemptState {
             started: now,
             ended: None,
             status_code: None,
             error: None,
         };
-        if self.first_try.is_none() {
-            self.first_try = Some(attempt);
+        if self.first_attempt.is_none() {
+            self.first_attempt = Some(attempt);
             return (first, 0);
         }
-        let tries = &mut self.rest().tries;
-        tries.push(attempt);
-        (first, tries.len())
+        let later_attempts = &mut self.rest().later_attempts;
+        later_attempts.push(attempt);
+        (first, later_attempts.len())
     }
 
     /// What came back from the wire; `None`: nothing, the attempt was dropped.
@@ -150,17 +150,20 @@ impl State {
         came_back: Option<&Result<ResponseDetails, ErrorDetails>>,
         now: Instant,
     ) {
-        let told = self.rest.as_mut().and_then(|rest| rest.error_type.take());
+        let snapshot = self.rest.as_mut().and_then(|rest| rest.error_type.take());
         let attempt = match index {
-            0 => self.first_try.as_mut(),
-            later => self.rest.as_mut().and_then(|rest| rest.tries.get_mut(later - 1)),
+            0 => self.first_attempt.as_mut(),
+            later => self
+                .rest
+                .as_mut()
+                .and_then(|rest| rest.later_attempts.get_mut(later - 1)),
         };
         let Some(attempt) = attempt else { return };
         attempt.ended = Some(now);
         match came_back {
             Some(Ok(response)) => attempt.status_code = response.status_code,
             Some(Err(error)) => {
-                let kind = told
+                let kind = snapshot
                     .filter(|_| !error.kind_is_known)
                     .map_or_else(|| error.kind.clone(), str::to_owned);
                 attempt.error = Some(Box::new((kind, Some(error.message.clone()))));
@@ -171,7 +174,7 @@ impl State {
 
     /// Writes how the call ended, and returns the span, if that has not been done yet.
     pub(super) fn finish(&mut self, outcome: Outcome, now: Instant) -> Option<Option<Box<Span>>> {
-        let told = self.rest.as_mut().and_then(|rest| rest.error_type.take());
+        let snapshot = self.rest.as_mut().and_then(|rest| rest.error_type.take());
         if self.status.is_terminal() {
             return None;
         }
@@ -193,11 +196,11 @@ impl State {
             Outcome::Error(mut error) => {
                 if !error.kind_is_known {
                     // Nearer to the wire the type was still known.
-                    let wire = self.last_try().and_then(|last| last.error.as_deref());
+                    let wire = self.last_attempt().and_then(|last| last.error.as_deref());
                     let kind = wire
                         .filter(|(_, message)| message.as_ref() == Some(&error.message))
                         .map(|(kind, _)| kind.clone())
-                        .or_else(|| told.map(str::to_owned));
+                        .or_else(|| snapshot.map(str::to_owned));
                     error.kind = kind.unwrap_or(error.kind);
                 }
                 self.rest().error = Some(error);
@@ -234,11 +237,11 @@ impl State {
 
     /// Of the last attempt that had any.
     #[cfg(feature = "http")]
-    pub(super) fn set_bytes(&mut self, bytes: Bytes) {
+    pub(super) fn set_body_progress(&mut self, bytes: BodyProgress) {
         self.rest().bytes = Some(bytes);
     }
 
-    pub(super) fn tell_error_type(&mut self, name: &'static str) {
+    pub(super) fn set_error_type(&mut self, name: &'static str) {
         self.rest().error_type = Some(name);
     }
 
@@ -254,15 +257,18 @@ impl State {
         self.rest.as_mut().map(|rest| mem::take(&mut rest.watchers))
     }
 
-    /// The record as it stands; the method and the URL as they came, to be told without the lock.
-    pub(super) fn told(&mut self) -> (NetworkRequestEvent, Option<Method>, Option<Uri>) {
+    /// The record as it stands; the method and the URL as they came, to be snapshot without the lock.
+    pub(super) fn snapshot(&mut self) -> (NetworkRequestEvent, Option<Method>, Option<Uri>) {
         let request_id = self.request_id().clone();
         let utc = |instant: Instant| self.created_at + instant.saturating_duration_since(self.opened);
         let rest = self.rest.as_deref();
         let request = self.request.rest.as_deref();
         let error = rest.and_then(|rest| rest.error.as_ref());
         let bytes = rest.and_then(|rest| rest.bytes);
-        let tries = self.first_try.iter().chain(rest.iter().flat_map(|rest| &rest.tries));
+        let later_attempts = self
+            .first_attempt
+            .iter()
+            .chain(rest.iter().flat_map(|rest| &rest.later_attempts));
         let event = NetworkRequestEvent {
             status: self.status,
             created_at: self.created_at,
@@ -284,7 +290,7 @@ impl State {
             error_type: error.map(|error| error.kind.clone()),
             error_message: error.map(|error| error.message.clone()),
             error_details: error.and_then(|error| error.details.clone()),
-            attempts: tries.map(|attempt| attempt.told(utc)).collect(),
+            attempts: later_attempts.map(|attempt| attempt.snapshot(utc)).collect(),
             logs: rest
                 .iter()
                 .flat_map(|rest| &rest.logs)
@@ -301,7 +307,10 @@ impl State {
 
     fn updated(&self) -> Instant {
         let rest = self.rest.as_deref();
-        let tries = self.first_try.iter().chain(rest.iter().flat_map(|rest| &rest.tries));
+        let later_attempts = self
+            .first_attempt
+            .iter()
+            .chain(rest.iter().flat_map(|rest| &rest.later_attempts));
         let times = [
             self.queued,
             self.processing,
@@ -311,14 +320,14 @@ impl State {
         ];
         times
             .into_iter()
-            .chain(tries.flat_map(|attempt| [Some(attempt.started), attempt.ended]))
+            .chain(later_attempts.flat_map(|attempt| [Some(attempt.started), attempt.ended]))
             .flatten()
             .fold(self.opened, Instant::max)
     }
 
-    fn last_try(&self) -> Option<&Try> {
-        let later = self.rest.as_ref().and_then(|rest| rest.tries.last());
-        later.or(self.first_try.as_ref())
+    fn last_attempt(&self) -> Option<&AttemptState> {
+        let later = self.rest.as_ref().and_then(|rest| rest.later_attempts.last());
+        later.or(self.first_attempt.as_ref())
     }
 
     fn rest(&mut self) -> &mut Rest {
@@ -336,8 +345,8 @@ impl Outcome {
     }
 }
 
-impl Try {
-    fn told(&self, utc: impl Fn(Instant) -> SystemTime) -> Attempt {
+impl AttemptState {
+    fn snapshot(&self, utc: impl Fn(Instant) -> SystemTime) -> Attempt {
         let (error_type, error_message) = match self.error.as_deref() {
             Some((kind, message)) => (Some(kind.clone()), message.clone()),
             None => (None, None),

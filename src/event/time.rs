@@ -3,13 +3,15 @@
 use serde::{Deserialize, Deserializer, Serializer, de::Error, ser};
 use std::time::SystemTime;
 
-/// The last second of the year 9999. Nothing later, and nothing before 1970, can be told in such a text.
+/// The last second of the year 9999. Nothing later, and nothing before 1970, can be snapshot in such a text.
 const LAST_SECOND: u64 = 253_402_300_799;
 
 pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     if !since.is_ok_and(|since| since.as_secs() <= LAST_SECOND) {
-        return Err(ser::Error::custom("a time before 1970 or after 9999 cannot be told"));
+        return Err(ser::Error::custom(
+            "a time before 1970 or after 9999 cannot be snapshot",
+        ));
     }
     serializer.collect_str(&humantime::format_rfc3339_nanos(*time))
 }

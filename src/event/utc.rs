@@ -1,4 +1,4 @@
-//! The monotonic clock, told in UTC.
+//! The monotonic clock, snapshot in UTC.
 
 use std::{
     cell::Cell,

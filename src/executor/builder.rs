@@ -1,18 +1,18 @@
 //! [`ExecutorBuilder`]: the defaults and the checks.
 
 use super::{
-    Executor, Plan,
-    answer::Offer,
+    Executor, Parts,
+    call_future::OpenEarlyResponse,
     closure::{Closure, ClosureClient},
     stack::{Limited, Stack},
 };
 #[cfg(feature = "http")]
-use crate::http::{Bodies, BodyLayer, StreamBody, offer};
+use crate::body::{BodyLayer, BodyService, StreamBody, open_early_response};
 use crate::{
     concurrency::Concurrency,
-    deadline::Deadlines,
+    deadline::DeadlineService,
     error::{BoxError, InvalidConfig},
-    event::{Describe, Event, Http},
+    event::{Describe, EventService, Http},
     rate::{AsCharged, ByExtension, Limiter, Limits, Rate, RateLimiter, RequestCost, UsedCost},
 };
 use http::{Request, Response};
@@ -49,7 +49,7 @@ use tower_service::Service;
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it builds"]
 pub struct ExecutorBuilder<L = Identity, D = Http, K = ByExtension, U = AsCharged> {
-    numbers: Numbers,
+    settings: Settings,
     layer: L,
     describe: D,
     cost: K,
@@ -58,22 +58,22 @@ pub struct ExecutorBuilder<L = Identity, D = Http, K = ByExtension, U = AsCharge
 
 /// What is the same whatever the layers are.
 #[derive(Clone, Debug)]
-struct Numbers {
+struct Settings {
     queue_capacity: usize,
     workers: usize,
-    concurrency: Permits,
-    rates: Rates,
+    concurrency: ConcurrencySetting,
+    rates: RateSetting,
     timeout: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
-enum Permits {
+enum ConcurrencySetting {
     Own(usize),
     Shared(Concurrency),
 }
 
 #[derive(Clone, Debug)]
-enum Rates {
+enum RateSetting {
     Own {
         requests: Rate,
         tokens: Option<Rate>,
@@ -88,11 +88,11 @@ impl ExecutorBuilder {
     /// All defaults.
     pub fn new() -> Self {
         Self {
-            numbers: Numbers {
+            settings: Settings {
                 queue_capacity: 1_000,
                 workers: 1,
-                concurrency: Permits::Own(10),
-                rates: Rates::Own {
+                concurrency: ConcurrencySetting::Own(10),
+                rates: RateSetting::Own {
                     requests: Rate::new(10, Duration::from_secs(1)),
                     tokens: None,
                 },
@@ -115,41 +115,41 @@ impl Default for ExecutorBuilder {
 impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// Places in the queue. Default: 1000.
     pub fn queue_capacity(mut self, capacity: usize) -> Self {
-        self.numbers.queue_capacity = capacity;
+        self.settings.queue_capacity = capacity;
         self
     }
 
     /// Calls in flight at once. Default: 10.
     pub fn concurrency_limit(mut self, limit: usize) -> Self {
-        self.numbers.concurrency = Permits::Own(limit);
+        self.settings.concurrency = ConcurrencySetting::Own(limit);
         self
     }
 
     /// Shares the concurrency limit with others.
     pub fn concurrency(mut self, limit: Concurrency) -> Self {
-        self.numbers.concurrency = Permits::Shared(limit);
+        self.settings.concurrency = ConcurrencySetting::Shared(limit);
         self
     }
 
     /// The rate of requests. Default: 10 a second. After [`limits`](Self::limits), one more of them.
     pub fn requests(mut self, rate: Rate) -> Self {
-        self.numbers.rates = match self.numbers.rates {
-            Rates::Own { tokens, .. } => Rates::Own { requests: rate, tokens },
-            Rates::Given(limits) => Rates::Given(limits.requests(rate)),
-            Rates::Shared(_) | Rates::Conflict => Rates::Conflict,
+        self.settings.rates = match self.settings.rates {
+            RateSetting::Own { tokens, .. } => RateSetting::Own { requests: rate, tokens },
+            RateSetting::Given(limits) => RateSetting::Given(limits.requests(rate)),
+            RateSetting::Shared(_) | RateSetting::Conflict => RateSetting::Conflict,
         };
         self
     }
 
     /// The rate of the API's tokens. Default: not limited. After [`limits`](Self::limits), one more of them.
     pub fn tokens(mut self, rate: Rate) -> Self {
-        self.numbers.rates = match self.numbers.rates {
-            Rates::Own { requests, .. } => Rates::Own {
+        self.settings.rates = match self.settings.rates {
+            RateSetting::Own { requests, .. } => RateSetting::Own {
                 requests,
                 tokens: Some(rate),
             },
-            Rates::Given(limits) => Rates::Given(limits.tokens(rate)),
-            Rates::Shared(_) | Rates::Conflict => Rates::Conflict,
+            RateSetting::Given(limits) => RateSetting::Given(limits.tokens(rate)),
+            RateSetting::Shared(_) | RateSetting::Conflict => RateSetting::Conflict,
         };
         self
     }
@@ -157,20 +157,20 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// Any number of rates at once, instead of [`requests`](Self::requests) and [`tokens`](Self::tokens); or none at
     /// all.
     pub fn limits(mut self, limits: Limits) -> Self {
-        self.numbers.rates = Rates::Given(limits);
+        self.settings.rates = RateSetting::Given(limits);
         self
     }
 
     /// Shares a limiter with others, in this process or in many, instead of having limits of its own.
     pub fn limiter(mut self, limiter: impl Into<Limiter>) -> Self {
-        self.numbers.rates = Rates::Shared(limiter.into());
+        self.settings.rates = RateSetting::Shared(limiter.into());
         self
     }
 
     /// How many tasks drive the calls. Default: one, which can drive any number of them. It never caps concurrency;
     /// more workers let the calls' own computing spread over several threads.
     pub fn workers(mut self, workers: usize) -> Self {
-        self.numbers.workers = workers;
+        self.settings.workers = workers;
         self
     }
 
@@ -180,14 +180,14 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// A call that would have to wait longer for its limits, behind all that were submitted before it, is refused at
     /// once: [`DeadlineExceeded`](crate::error::DeadlineExceeded).
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.numbers.timeout = Some(timeout);
+        self.settings.timeout = Some(timeout);
         self
     }
 
     /// Puts a layer around the limits: see [`stack`](super::stack). The last one added is the outermost.
     pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Pair<L, N>, D, K, U> {
         ExecutorBuilder {
-            numbers: self.numbers,
+            settings: self.settings,
             layer: Pair::new(self.layer, layer),
             describe: self.describe,
             cost: self.cost,
@@ -198,7 +198,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// What to record of requests and responses. Default: [`Http`].
     pub fn describe<N>(self, describe: N) -> ExecutorBuilder<L, N, K, U> {
         ExecutorBuilder {
-            numbers: self.numbers,
+            settings: self.settings,
             layer: self.layer,
             describe,
             cost: self.cost,
@@ -209,7 +209,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// What a request costs. Default: one request, and the tokens of its extension [`ApiTokens`](crate::ApiTokens).
     pub fn cost<N>(self, cost: N) -> ExecutorBuilder<L, D, N, U> {
         ExecutorBuilder {
-            numbers: self.numbers,
+            settings: self.settings,
             layer: self.layer,
             describe: self.describe,
             cost,
@@ -221,7 +221,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// [`RateLimitLayer::settle`](crate::RateLimitLayer::settle).
     pub fn settle<N>(self, used: N) -> ExecutorBuilder<L, D, K, N> {
         ExecutorBuilder {
-            numbers: self.numbers,
+            settings: self.settings,
             layer: self.layer,
             describe: self.describe,
             cost: self.cost,
@@ -240,7 +240,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         C::Error: Into<BoxError> + 'static,
         L: Layer<Limited<C, D, K, U>> + Send + Sync + 'static,
         L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
-        Event<Deadlines<L::Service, K>, D>:
+        EventService<DeadlineService<L::Service, K>, D>:
             Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<B>, Response<R>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
@@ -251,8 +251,8 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self.build_with(client, None)
     }
 
-    /// An executor that returns each response as soon as its head is there, and whose calls go on until the body is over:
-    /// its permit is held, and its event open, until the last byte. See [`http`](crate::http#streams).
+    /// An executor that returns each response as soon as its response is there, and whose calls go on until the body is over:
+    /// its permit is held, and its event open, until the last byte. See [`http`](crate::body#streams).
     ///
     /// Whoever neither reads a response nor drops it keeps its permit: a [timeout](Self::timeout) ends that.
     ///
@@ -265,11 +265,11 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     where
         C: Service<Request<B>, Response = Response<R>, Future: Send> + Clone + Send + 'static,
         C::Error: Into<BoxError>,
-        L: Layer<Limited<Bodies<C>, D, K, U>> + Send + Sync + 'static,
+        L: Layer<Limited<BodyService<C>, D, K, U>> + Send + Sync + 'static,
         L::Service: Service<Request<B>, Response = Response<StreamBody<R>>, Error: Into<BoxError>, Future: Send>
             + Send
             + 'static,
-        Event<Deadlines<L::Service, K>, D>:
+        EventService<DeadlineService<L::Service, K>, D>:
             Service<Request<B>, Response = Response<StreamBody<R>>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<B>, Response<StreamBody<R>>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
@@ -277,16 +277,20 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         B: Send + 'static,
         R: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
     {
-        self.build_with(BodyLayer::new().layer(client), Some(offer))
+        self.build_with(BodyLayer::new().layer(client), Some(open_early_response))
     }
 
-    fn build_with<C, B, R>(self, client: C, offer: Option<Offer<B, R>>) -> Result<Executor<B, R>, InvalidConfig>
+    fn build_with<C, B, R>(
+        self,
+        client: C,
+        open_early_response: Option<OpenEarlyResponse<B, R>>,
+    ) -> Result<Executor<B, R>, InvalidConfig>
     where
         C: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
         C::Error: Into<BoxError> + 'static,
         L: Layer<Limited<C, D, K, U>> + Send + Sync + 'static,
         L::Service: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
-        Event<Deadlines<L::Service, K>, D>:
+        EventService<DeadlineService<L::Service, K>, D>:
             Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<B>, Response<R>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<B>> + Clone + Send + Sync + 'static,
@@ -295,22 +299,24 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         R: Send + 'static,
     {
         let stack = Stack {
-            queue_capacity: InvalidConfig::positive("queue_capacity", self.numbers.queue_capacity)?,
-            workers: InvalidConfig::workers(self.numbers.workers)?,
+            queue_capacity: InvalidConfig::positive("queue_capacity", self.settings.queue_capacity)?,
+            workers: InvalidConfig::workers(self.settings.workers)?,
             layer: self.layer,
-            concurrency: match self.numbers.concurrency {
-                Permits::Own(limit) => Concurrency::new(limit)?,
-                Permits::Shared(limit) => limit,
+            concurrency: match self.settings.concurrency {
+                ConcurrencySetting::Own(limit) => Concurrency::new(limit)?,
+                ConcurrencySetting::Shared(limit) => limit,
             },
-            limiter: match self.numbers.rates {
-                Rates::Own { requests, tokens: None } => RateLimiter::new(Limits::new().requests(requests))?.into(),
-                Rates::Own {
+            limiter: match self.settings.rates {
+                RateSetting::Own { requests, tokens: None } => {
+                    RateLimiter::new(Limits::new().requests(requests))?.into()
+                }
+                RateSetting::Own {
                     requests,
                     tokens: Some(tokens),
                 } => RateLimiter::new(Limits::new().requests(requests).tokens(tokens))?.into(),
-                Rates::Given(limits) => RateLimiter::new(limits)?.into(),
-                Rates::Shared(limiter) => limiter,
-                Rates::Conflict => {
+                RateSetting::Given(limits) => RateLimiter::new(limits)?.into(),
+                RateSetting::Shared(limiter) => limiter,
+                RateSetting::Conflict => {
                     return Err(InvalidConfig::new(
                         "limiter",
                         "is shared, and has its own rates: set those with set_limits",
@@ -329,12 +335,12 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
             let client = client.lock().unwrap_or_else(PoisonError::into_inner).clone();
             stack.around(client)
         };
-        Ok(Executor::new(Plan {
+        Ok(Executor::new(Parts {
             start: Box::new(start),
-            offer,
+            open_early_response,
             describe,
             cost,
-            timeout: self.numbers.timeout,
+            timeout: self.settings.timeout,
             limiter,
             concurrency,
         }))
@@ -350,7 +356,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         L: Layer<Limited<ClosureClient<R>, D, K, U>> + Send + Sync + 'static,
         L::Service:
             Service<Request<Closure<R>>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Send + 'static,
-        Event<Deadlines<L::Service, K>, D>:
+        EventService<DeadlineService<L::Service, K>, D>:
             Service<Request<Closure<R>>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         D: Describe<Request<Closure<R>>, Response<R>> + Clone + Send + Sync + 'static,
         K: RequestCost<Request<Closure<R>>> + Clone + Send + Sync + 'static,

@@ -1,8 +1,8 @@
 //! [`Call`]: what is submitted. [`CallHandle`]: what comes back for it, or a [`TrySubmitError`].
 
 use super::{
-    answer::Answer,
-    closure::{Closure, IntoResponse},
+    call_future::CallFuture,
+    closure::{Closure, IntoHttpResponse},
 };
 use crate::{
     deadline::Deadline,
@@ -50,7 +50,7 @@ pub struct Call<B> {
 #[must_use = "a future: await it for the response, or drop it explicitly to let the call run on"]
 pub struct CallHandle<B, R> {
     event: EventHandle,
-    answer: Option<Answer<B, R>>,
+    future: Option<CallFuture<B, R>>,
 }
 
 /// Why [`try_submit`](super::Executor::try_submit) did not submit.
@@ -91,7 +91,7 @@ impl<R> Call<Closure<R>> {
     where
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,
-        T: IntoResponse<R>,
+        T: IntoHttpResponse<R>,
         E: Into<BoxError> + 'static,
     {
         Self::from(Request::new(Closure::new(call))).extension(NoMethod)
@@ -217,10 +217,10 @@ impl<B> fmt::Debug for Call<B> {
 // === impl CallHandle ===
 
 impl<B, R> CallHandle<B, R> {
-    pub(super) const fn new(event: EventHandle, answer: Answer<B, R>) -> Self {
+    pub(super) const fn new(event: EventHandle, future: CallFuture<B, R>) -> Self {
         Self {
             event,
-            answer: Some(answer),
+            future: Some(future),
         }
     }
 
@@ -239,8 +239,8 @@ impl<B, R> CallHandle<B, R> {
     /// Ends the call: if it is queued, its place is free at once; if it runs, it is dropped, and a body that is still on
     /// its way breaks off. The event ends as CANCELLED, unless the call was over already.
     pub fn cancel(&self) {
-        if let Some(answer) = &self.answer {
-            answer.cancel();
+        if let Some(future) = &self.future {
+            future.cancel();
         }
     }
 }
@@ -249,15 +249,15 @@ impl<B, R> Future for CallHandle<B, R> {
     type Output = Result<Response<R>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = self.answer.as_mut().expect("it is there until this is dropped");
-        Pin::new(answer).poll(cx)
+        let future = self.future.as_mut().expect("it is there until this is dropped");
+        Pin::new(future).poll(cx)
     }
 }
 
 impl<B, R> Drop for CallHandle<B, R> {
     fn drop(&mut self) {
-        if let Some(answer) = self.answer.take() {
-            answer.detach();
+        if let Some(future) = self.future.take() {
+            future.detach();
         }
     }
 }

@@ -32,23 +32,23 @@ pub struct ClosureClient<R> {
 ///
 /// The status is a number or a [`StatusCode`]; the headers are a [`HeaderMap`], or pairs in an array, a vector or a
 /// map.
-pub trait IntoResponse<R> {
+pub trait IntoHttpResponse<R> {
     /// The response.
     ///
     /// # Errors
     ///
     /// If the status is no status, or a header is none.
-    fn into_response(self) -> Result<Response<R>, http::Error>;
+    fn into_http_response(self) -> Result<Response<R>, http::Error>;
 }
 
 /// Headers as a closure may return them.
-pub trait IntoHeaders {
+pub trait IntoHeaderMap {
     /// The headers.
     ///
     /// # Errors
     ///
     /// If a name or value is none.
-    fn into_headers(self) -> Result<HeaderMap, http::Error>;
+    fn into_header_map(self) -> Result<HeaderMap, http::Error>;
 }
 
 // === impl Closure ===
@@ -58,12 +58,12 @@ impl<R> Closure<R> {
     where
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,
-        T: IntoResponse<R>,
+        T: IntoHttpResponse<R>,
         E: Into<BoxError> + 'static,
     {
         let call = move || -> BoxFuture<Result<Response<R>, BoxError>> {
             let future = call();
-            Box::pin(async move { future.await.map_err(boxed)?.into_response().map_err(boxed) })
+            Box::pin(async move { future.await.map_err(boxed)?.into_http_response().map_err(boxed) })
         };
         Self { call: Arc::new(call) }
     }
@@ -86,7 +86,7 @@ impl<R> fmt::Debug for Closure<R> {
 /// Leaves the name of the error's type with the event, since it is lost in the box.
 fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
     if let Some(event) = event::current() {
-        event.tell_error_type(type_name::<E>());
+        event.set_error_type(type_name::<E>());
     }
     error.into()
 }
@@ -133,81 +133,81 @@ impl<R> fmt::Debug for ClosureClient<R> {
     }
 }
 
-// === impl IntoResponse ===
+// === impl IntoHttpResponse ===
 
-impl<R> IntoResponse<R> for Response<R> {
-    fn into_response(self) -> Result<Self, http::Error> {
+impl<R> IntoHttpResponse<R> for Response<R> {
+    fn into_http_response(self) -> Result<Self, http::Error> {
         Ok(self)
     }
 }
 
-impl<S, R> IntoResponse<R> for (S, R)
+impl<S, R> IntoHttpResponse<R> for (S, R)
 where
     S: TryInto<StatusCode, Error: Into<http::Error>>,
 {
-    fn into_response(self) -> Result<Response<R>, http::Error> {
-        (self.0, HeaderMap::new(), self.1).into_response()
+    fn into_http_response(self) -> Result<Response<R>, http::Error> {
+        (self.0, HeaderMap::new(), self.1).into_http_response()
     }
 }
 
-impl<S, H, R> IntoResponse<R> for (S, H, R)
+impl<S, H, R> IntoHttpResponse<R> for (S, H, R)
 where
     S: TryInto<StatusCode, Error: Into<http::Error>>,
-    H: IntoHeaders,
+    H: IntoHeaderMap,
 {
-    fn into_response(self) -> Result<Response<R>, http::Error> {
+    fn into_http_response(self) -> Result<Response<R>, http::Error> {
         let (status, headers, body) = self;
         let mut response = Response::new(body);
         *response.status_mut() = status.try_into().map_err(Into::into)?;
-        *response.headers_mut() = headers.into_headers()?;
+        *response.headers_mut() = headers.into_header_map()?;
         Ok(response)
     }
 }
 
-// === impl IntoHeaders ===
+// === impl IntoHeaderMap ===
 
-impl IntoHeaders for HeaderMap {
-    fn into_headers(self) -> Result<HeaderMap, http::Error> {
+impl IntoHeaderMap for HeaderMap {
+    fn into_header_map(self) -> Result<HeaderMap, http::Error> {
         Ok(self)
     }
 }
 
-impl<K, V, const N: usize> IntoHeaders for [(K, V); N]
+impl<K, V, const N: usize> IntoHeaderMap for [(K, V); N]
 where
     K: TryInto<HeaderName, Error: Into<http::Error>>,
     V: TryInto<HeaderValue, Error: Into<http::Error>>,
 {
-    fn into_headers(self) -> Result<HeaderMap, http::Error> {
+    fn into_header_map(self) -> Result<HeaderMap, http::Error> {
         collect(self)
     }
 }
 
-impl<K, V> IntoHeaders for Vec<(K, V)>
+impl<K, V> IntoHeaderMap for Vec<(K, V)>
 where
     K: TryInto<HeaderName, Error: Into<http::Error>>,
     V: TryInto<HeaderValue, Error: Into<http::Error>>,
 {
-    fn into_headers(self) -> Result<HeaderMap, http::Error> {
+    fn into_header_map(self) -> Result<HeaderMap, http::Error> {
         collect(self)
     }
 }
 
-impl<K, V, S> IntoHeaders for HashMap<K, V, S>
+impl<K, V, S> IntoHeaderMap for HashMap<K, V, S>
 where
     K: TryInto<HeaderName, Error: Into<http::Error>>,
     V: TryInto<HeaderValue, Error: Into<http::Error>>,
 {
-    fn into_headers(self) -> Result<HeaderMap, http::Error> {
+    fn into_header_map(self) -> Result<HeaderMap, http::Error> {
         collect(self)
     }
 }
 
-impl<K, V> IntoHeaders for BTreeMap<K, V>
+impl<K, V> IntoHeaderMap for BTreeMap<K, V>
 where
     K: TryInto<HeaderName, Error: Into<http::Error>>,
     V: TryInto<HeaderValue, Error: Into<http::Error>>,
 {
-    fn into_headers(self) -> Result<HeaderMap, http::Error> {
+    fn into_header_map(self) -> Result<HeaderMap, http::Error> {
         collect(self)
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// An executor's settings as plain values: with the feature `serde`, from JSON or any other format.
 ///
-/// Every field has a default. Numbers are checked when a builder is made of it.
+/// Every field has a default. Settings are checked when a builder is made of it.
 ///
 /// ```
 /// # #[cfg(feature = "serde")] {
@@ -109,7 +109,7 @@ fn rate(budget: &str, amount: f64, period_secs: f64, burst: Option<f64>) -> Resu
     Ok(burst.map_or(rate, |burst| rate.burst(burst)))
 }
 
-/// Checks the numbers, and names the field as it is named here.
+/// Checks the settings, and names the field as it is named here.
 fn check(limits: &Limits) -> Result<(), InvalidConfig> {
     limits.check().map_err(|error| {
         let field = error

@@ -35,9 +35,9 @@
 //! It is a Tower service itself, from `Request<B>` to `Response<R>`, for whoever takes one. There, dropping the
 //! response future cancels the call.
 
-mod answer;
 mod builder;
 mod call;
+mod call_future;
 mod closure;
 mod config;
 mod monitor;
@@ -46,7 +46,7 @@ pub mod stack;
 
 pub use builder::ExecutorBuilder;
 pub use call::{Call, CallHandle, TrySubmitError};
-pub use closure::{Closure, ClosureClient, IntoHeaders, IntoResponse};
+pub use closure::{Closure, ClosureClient, IntoHeaderMap, IntoHttpResponse};
 pub use config::Config;
 pub use monitor::Monitor;
 pub use service::ResponseFuture;
@@ -54,13 +54,13 @@ pub use service::ResponseFuture;
 use crate::{
     clock,
     concurrency::Concurrency,
-    deadline::{Ahead, Deadline, Timer},
+    deadline::{Deadline, PendingDemand, Timer},
     error::{Error, InvalidConfig, Refused},
     event::{self, Describe, EventHandle, Events, RequestDetails, Scope, Stage, Totals, Writer},
     queue::Queue,
     rate::{ApiTokens, Bursts, Cost, Limiter, RequestCost},
 };
-use answer::{Answer, Expected, Offer};
+use call_future::{CallFuture, EarlyOutcome, OpenEarlyResponse};
 use http::{Request, Response};
 use std::{
     fmt,
@@ -86,11 +86,11 @@ type Start<B, R> = Box<dyn Fn() -> Result<Queue<Request<B>, Response<R>>, Invali
 struct Shared<B, R> {
     start: Start<B, R>,
     /// If responses are streamed.
-    offer: Option<Offer<B, R>>,
+    open_early_response: Option<OpenEarlyResponse<B, R>>,
     describe: Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>,
     cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
     timeout: Option<Duration>,
-    ahead: Option<Arc<Ahead>>,
+    demand: Option<Arc<PendingDemand>>,
     monitor: Monitor,
     bursts: Arc<Bursts>,
     state: Mutex<State<B, R>>,
@@ -98,9 +98,9 @@ struct Shared<B, R> {
 }
 
 /// What an executor is made of.
-struct Plan<B, R> {
+struct Parts<B, R> {
     start: Start<B, R>,
-    offer: Option<Offer<B, R>>,
+    open_early_response: Option<OpenEarlyResponse<B, R>>,
     describe: Box<dyn Describe<Request<B>, Response<R>> + Send + Sync>,
     cost: Box<dyn RequestCost<Request<B>> + Send + Sync>,
     timeout: Option<Duration>,
@@ -154,17 +154,17 @@ impl Executor<(), ()> {
 }
 
 impl<B, R> Executor<B, R> {
-    fn new(plan: Plan<B, R>) -> Self {
-        let bursts = plan.limiter.bursts();
+    fn new(parts: Parts<B, R>) -> Self {
+        let bursts = parts.limiter.bursts();
         let shared = Shared {
-            start: plan.start,
-            offer: plan.offer,
-            describe: plan.describe,
-            cost: plan.cost,
+            start: parts.start,
+            open_early_response: parts.open_early_response,
+            describe: parts.describe,
+            cost: parts.cost,
             // Who waits for what is only of interest where calls have deadlines.
-            ahead: plan.timeout.map(|_| Arc::default()),
-            timeout: plan.timeout,
-            monitor: Monitor::new(plan.limiter, plan.concurrency, Events::new()),
+            demand: parts.timeout.map(|_| Arc::default()),
+            timeout: parts.timeout,
+            monitor: Monitor::new(parts.limiter, parts.concurrency, Events::new()),
             bursts,
             state: Mutex::new(State::Stopped),
             starting: Mutex::new(()),
@@ -221,9 +221,9 @@ impl<B, R> Executor<B, R> {
         let mut request = call.into().into_request().map_err(Error::new)?;
         let cost = self.shared.check(&request)?;
         self.shared.prepare(&mut request, cost)?;
-        let (event, mut answer) = self.shared.call(&mut queue, request);
-        answer.accepted().await?;
-        Ok(CallHandle::new(event, answer))
+        let (event, mut future) = self.shared.call(&mut queue, request);
+        future.accepted().await?;
+        Ok(CallHandle::new(event, future))
     }
 
     /// Submits a call if there is a place for it in the queue now.
@@ -245,11 +245,11 @@ impl<B, R> Executor<B, R> {
         };
         // Only now: a request that is handed back is as it came.
         self.shared.prepare(&mut request, cost)?;
-        let _moment = clock::shared();
+        let _cached_now = clock::cache();
         let (event, scope) = self.shared.open(&request);
-        let expected = self.shared.expect(&mut request, &event);
+        let early = self.shared.expect(&mut request, &event);
         let call = queue.call_at(place, request, scope).map_err(TrySubmitError::Refused)?;
-        Ok(CallHandle::new(event, Answer::new(call, expected)))
+        Ok(CallHandle::new(event, CallFuture::new(call, early)))
     }
 
     /// Stops to take calls, deals with those that are there, and waits until the last one is over.
@@ -409,35 +409,41 @@ impl<B, R> Shared<B, R> {
         }
         let deadline = Deadline::of(request).or_else(|| self.timeout.map(Deadline::after));
         if let Some(deadline) = deadline {
-            let ahead = self.ahead.as_ref().map_or((0, 0), |ahead| ahead.cost());
-            deadline.allows(self.monitor.limiter().wait(cost, ahead))?;
+            let demand = self.demand.as_ref().map_or((0, 0), |demand| demand.cost());
+            deadline.allows(self.monitor.limiter().wait(cost, demand))?;
             request.extensions_mut().insert(deadline);
         }
-        if let Some(ahead) = &self.ahead {
-            request.extensions_mut().insert(ahead.add(cost));
+        if let Some(demand) = &self.demand {
+            request.extensions_mut().insert(demand.add(cost));
         }
         Ok(())
     }
 
     /// Opens the event and makes the call, at one moment.
     #[inline]
-    fn call(&self, queue: &mut Queue<Request<B>, Response<R>>, mut request: Request<B>) -> (EventHandle, Answer<B, R>) {
-        let _moment = clock::shared();
+    fn call(
+        &self,
+        queue: &mut Queue<Request<B>, Response<R>>,
+        mut request: Request<B>,
+    ) -> (EventHandle, CallFuture<B, R>) {
+        let _cached_now = clock::cache();
         let (event, scope) = self.open(&request);
-        let expected = self.expect(&mut request, &event);
+        let early = self.expect(&mut request, &event);
         let call = queue.call_in(scope, &mut Some(request));
-        (event, Answer::new(call, expected))
+        (event, CallFuture::new(call, early))
     }
 
     /// Mostly nothing.
     #[inline]
-    fn expect(&self, request: &mut Request<B>, event: &EventHandle) -> Option<Box<Expected<R>>> {
+    fn expect(&self, request: &mut Request<B>, event: &EventHandle) -> Option<Box<EarlyOutcome<R>>> {
         let deadline = Deadline::of(request);
-        if deadline.is_none() && self.offer.is_none() {
+        if deadline.is_none() && self.open_early_response.is_none() {
             return None;
         }
-        Some(Box::new(Expected {
-            head: self.offer.map(|offer| offer(request)),
+        Some(Box::new(EarlyOutcome {
+            response: self
+                .open_early_response
+                .map(|open_early_response| open_early_response(request)),
             timer: deadline.map(|deadline| (Timer::new(deadline), event.clone())),
         }))
     }

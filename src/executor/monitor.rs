@@ -1,10 +1,10 @@
-//! [`Monitor`]: an executor's numbers.
+//! [`Monitor`]: an executor's settings.
 
 use crate::{
     concurrency::Concurrency,
     event::{Events, Subscription, Totals},
-    line::count::Count,
     rate::Limiter,
+    semaphore::Semaphore,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,7 +26,7 @@ pub struct Monitor {
     concurrency: Concurrency,
     events: Events,
     /// Those of the queue that was started last.
-    places: Arc<Mutex<Option<Count>>>,
+    places: Arc<Mutex<Option<Semaphore>>>,
 }
 
 impl Monitor {
@@ -39,7 +39,7 @@ impl Monitor {
         }
     }
 
-    pub(super) fn watch(&self, places: Count) {
+    pub(super) fn watch(&self, places: Semaphore) {
         *self.places.lock().unwrap_or_else(PoisonError::into_inner) = Some(places);
     }
 
@@ -54,7 +54,7 @@ impl Monitor {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .as_ref()
-            .map_or(0, Count::held)
+            .map_or(0, Semaphore::held)
     }
 
     /// Calls that hold a permit: on the wire, or next to it, waiting for their rate.

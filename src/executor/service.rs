@@ -1,6 +1,6 @@
 //! The executor as a Tower service.
 
-use super::{Executor, Shared, answer::Answer};
+use super::{Executor, Shared, call_future::CallFuture};
 use crate::{error::Error, event::EventHandle, queue::Queue};
 use http::{Request, Response};
 use std::{
@@ -18,7 +18,7 @@ use tower_service::Service;
 /// Dropping it cancels the call, unless the response has come: then the body decides, if it is streamed.
 #[must_use = "dropping it cancels the call"]
 pub struct ResponseFuture<B, R> {
-    call: Result<Answer<B, R>, Option<Error>>,
+    call: Result<CallFuture<B, R>, Option<Error>>,
     event: Option<EventHandle>,
 }
 
@@ -48,9 +48,9 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
         if let Err(error) = prepared {
             return refused(error);
         }
-        let (event, answer) = self.shared.call(queue, req);
+        let (event, future) = self.shared.call(queue, req);
         ResponseFuture {
-            call: Ok(answer),
+            call: Ok(future),
             event: Some(event),
         }
     }
@@ -84,7 +84,7 @@ impl<B, R> Future for ResponseFuture<B, R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.call {
-            Ok(answer) => Pin::new(answer).poll(cx),
+            Ok(future) => Pin::new(future).poll(cx),
             Err(error) => Poll::Ready(Err(error.take().expect("a future is not polled after it was ready"))),
         }
     }

@@ -27,9 +27,9 @@
 
 use crate::{
     concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer},
-    deadline::{DeadlineLayer, Deadlines},
+    deadline::{DeadlineLayer, DeadlineService},
     error::{BoxError, InvalidConfig},
-    event::{Describe, Event, EventLayer},
+    event::{Describe, EventLayer, EventService},
     queue::{Queue, QueueLayer},
     rate::{Limiter, RateLimit, RateLimitLayer, RequestCost, UsedCost},
 };
@@ -40,7 +40,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// The client with its limits: what a layer given to [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer) wraps.
-pub type Limited<C, D, K, U> = ConcurrencyLimit<RateLimit<Event<C, D>, K, U>>;
+pub type Limited<C, D, K, U> = ConcurrencyLimit<RateLimit<EventService<C, D>, K, U>>;
 
 /// Everything but the client.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ impl<L, D, K, U> Stack<L, D, K, U> {
         D: Describe<Request<B>, Response<R>> + Clone,
         K: RequestCost<Request<B>> + Clone,
         U: UsedCost<Response<R>> + Clone,
-        Event<Deadlines<L::Service, K>, D>:
+        EventService<DeadlineService<L::Service, K>, D>:
             Service<Request<B>, Response = Response<R>, Error = BoxError, Future: Send> + Send + 'static,
         B: Send + 'static,
         R: Send + 'static,
@@ -78,7 +78,7 @@ impl<L, D, K, U> Stack<L, D, K, U> {
             .layer(
                 EventLayer::processing()
                     .describe(self.describe.clone())
-                    .above_ours(TypeId::of::<L>() == TypeId::of::<Identity>()),
+                    .above_own_layers(TypeId::of::<L>() == TypeId::of::<Identity>()),
             )
             // Over all that follows. The queue's part of it is the caller's handle's to see to.
             .layer(DeadlineLayer::new().limiter(self.limiter.clone(), self.cost.clone()))

@@ -1,10 +1,10 @@
 //! Every order in which callers, workers and those who stop a queue can meet.
 
-use super::{backlog::Backlog, baton::Baton, running::Running, slot::Slot, worker::Worker};
+use super::{call_set::CallSet, channel::Channel, message::Message, service_lock::ServiceLock, worker::Worker};
 use crate::{
     error::{BoxError, Cancelled},
     event::Scope,
-    line::count::Count,
+    semaphore::Semaphore,
     sync::model,
 };
 use loom::{
@@ -20,16 +20,16 @@ use std::{
 };
 use tower_service::Service;
 
-type Call = Arc<Slot<u32, u32>>;
+type Call = Arc<Message<u32, u32>>;
 
-fn backlog() -> Arc<Backlog<u32, u32>> {
-    Backlog::new(Count::new(4))
+fn channel() -> Arc<Channel<u32, u32>> {
+    Channel::new(Semaphore::new(4))
 }
 
 /// Accepted, if the queue is still open.
-fn push(backlog: &Arc<Backlog<u32, u32>>, req: u32) -> Option<Call> {
-    let place = backlog.places().turn().try_take().ok()??;
-    backlog.push(&mut Some(req), Scope::capture(), place).ok()
+fn push(channel: &Arc<Channel<u32, u32>>, req: u32) -> Option<Call> {
+    let place = channel.places().acquire().try_acquire().ok()??;
+    channel.push(&mut Some(req), Scope::capture(), place).ok()
 }
 
 fn response(call: &Call) -> Result<u32, BoxError> {
@@ -54,40 +54,44 @@ impl Service<u32> for Echo {
     }
 }
 
-/// A worker on a thread of its own, until the backlog is closed and empty.
-fn work(baton: &Baton<Echo>, is_alone: bool, backlog: &Arc<Backlog<u32, u32>>) -> thread::JoinHandle<()> {
-    let mut worker = Worker::new(baton, is_alone, backlog);
+/// A worker on a thread of its own, until the channel is closed and empty.
+fn work(
+    service_lock: &ServiceLock<Echo>,
+    is_only_worker: bool,
+    channel: &Arc<Channel<u32, u32>>,
+) -> thread::JoinHandle<()> {
+    let mut worker = Worker::new(service_lock, is_only_worker, channel);
     thread::spawn(move || block_on(poll_fn(move |cx| worker.poll(cx))))
 }
 
 #[test]
 fn every_accepted_call_is_made_once_whichever_worker_has_the_service() {
     model(2, || {
-        let (backlog, made) = (backlog(), Arc::new(AtomicUsize::new(0)));
-        let baton = Baton::new(Echo(made.clone()));
-        let workers = [(); 2].map(|()| work(&baton, false, &backlog));
-        let calls = [1, 2].map(|req| push(&backlog, req).unwrap());
-        backlog.close();
+        let (channel, made) = (channel(), Arc::new(AtomicUsize::new(0)));
+        let service_lock = ServiceLock::new(Echo(made.clone()));
+        let workers = [(); 2].map(|()| work(&service_lock, false, &channel));
+        let calls = [1, 2].map(|req| push(&channel, req).unwrap());
+        channel.close();
         assert_eq!(calls.map(|call| response(&call).unwrap()), [1, 2]);
         for worker in workers {
             worker.join().unwrap();
         }
         assert_eq!(made.load(Ordering::Relaxed), 2);
-        assert!(backlog.is_ended());
-        assert_eq!((backlog.in_flight(), backlog.places().held()), (0, 0));
+        assert!(channel.is_ended());
+        assert_eq!((channel.in_flight(), channel.places().held()), (0, 0));
     });
 }
 
 #[test]
 fn a_call_pushed_while_the_queue_closes_is_refused_or_made() {
     model(2, || {
-        let (backlog, made) = (backlog(), Arc::new(AtomicUsize::new(0)));
-        let worker = work(&Baton::new(Echo(made.clone())), true, &backlog);
+        let (channel, made) = (channel(), Arc::new(AtomicUsize::new(0)));
+        let worker = work(&ServiceLock::new(Echo(made.clone())), true, &channel);
         let closes = thread::spawn({
-            let backlog = backlog.clone();
-            move || backlog.close()
+            let channel = channel.clone();
+            move || channel.close()
         });
-        let call = push(&backlog, 7);
+        let call = push(&channel, 7);
         let accepted = usize::from(call.is_some());
         if let Some(call) = call {
             assert_eq!(response(&call).unwrap(), 7);
@@ -95,43 +99,43 @@ fn a_call_pushed_while_the_queue_closes_is_refused_or_made() {
         closes.join().unwrap();
         worker.join().unwrap();
         assert_eq!(made.load(Ordering::Relaxed), accepted);
-        assert_eq!((backlog.in_flight(), backlog.places().held()), (0, 0));
+        assert_eq!((channel.in_flight(), channel.places().held()), (0, 0));
     });
 }
 
 #[test]
 fn a_call_pushed_while_the_last_worker_dies_is_refused_or_cancelled() {
     model(2, || {
-        let (backlog, made) = (backlog(), Arc::new(AtomicUsize::new(0)));
-        let worker = Worker::new(&Baton::new(Echo(made.clone())), true, &backlog);
+        let (channel, made) = (channel(), Arc::new(AtomicUsize::new(0)));
+        let worker = Worker::new(&ServiceLock::new(Echo(made.clone())), true, &channel);
         let dies = thread::spawn(move || drop(worker));
-        if let Some(call) = push(&backlog, 7) {
+        if let Some(call) = push(&channel, 7) {
             assert!(response(&call).unwrap_err().is::<Cancelled>());
         }
         dies.join().unwrap();
         assert_eq!(made.load(Ordering::Relaxed), 0);
-        assert_eq!(backlog.places().held(), 0);
+        assert_eq!(channel.places().held(), 0);
     });
 }
 
 #[test]
 fn a_call_that_is_cancelled_while_it_is_made_has_one_outcome_and_gives_its_place_back() {
     model(2, || {
-        let (backlog, made) = (backlog(), Arc::new(AtomicUsize::new(0)));
-        let worker = work(&Baton::new(Echo(made.clone())), true, &backlog);
-        let call = push(&backlog, 7).unwrap();
+        let (channel, made) = (channel(), Arc::new(AtomicUsize::new(0)));
+        let worker = work(&ServiceLock::new(Echo(made.clone())), true, &channel);
+        let call = push(&channel, 7).unwrap();
         let cancels = thread::spawn({
-            let (backlog, call) = (backlog.clone(), call.clone());
-            move || backlog.cancel(&call)
+            let (channel, call) = (channel.clone(), call.clone());
+            move || channel.cancel(&call)
         });
         match response(&call) {
             Ok(response) => assert_eq!((response, made.load(Ordering::Relaxed)), (7, 1)),
             Err(error) => assert!(error.is::<Cancelled>()),
         }
         cancels.join().unwrap();
-        backlog.close();
+        channel.close();
         worker.join().unwrap();
-        assert_eq!((backlog.in_flight(), backlog.places().held()), (0, 0));
+        assert_eq!((channel.in_flight(), channel.places().held()), (0, 0));
     });
 }
 
@@ -150,7 +154,7 @@ impl Future for Listener {
             waker.lock().unwrap().get_or_insert_with(|| cx.waker().clone());
         }
         match &self.said {
-            // Relaxed: the bell alone has to see to it that what was said before it rang is heard.
+            // Relaxed: the slot_waker alone has to see to it that what was said before it rang is heard.
             Some(said) if said.iter().any(|said| said.load(Ordering::Relaxed) == 0) => Poll::Pending,
             _ => Poll::Ready(()),
         }
@@ -162,13 +166,13 @@ fn no_bell_is_lost_while_its_seat_is_served() {
     model(2, || {
         let said = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
         let waker = Arc::new(std::sync::Mutex::new(None));
-        let mut running = Running::<Listener>::new();
-        let seat = running.seat(|mut call| {
+        let mut call_set = CallSet::<Listener>::new();
+        let slot = call_set.slot(|mut call| {
             call.said = Some(said.clone());
             call.waker = Some(waker.clone());
             Poll::Pending
         });
-        running.serve(seat.unwrap());
+        call_set.poll_slot(slot.unwrap());
         let waker: Waker = waker.lock().unwrap().take().unwrap();
         let ringers = [0, 1].map(|ringer| {
             let (said, waker) = (said.clone(), waker.clone());
@@ -178,8 +182,8 @@ fn no_bell_is_lost_while_its_seat_is_served() {
             })
         });
         block_on(poll_fn(|cx| {
-            running.poll(cx);
-            if running.is_empty() {
+            call_set.poll(cx);
+            if call_set.is_empty() {
                 Poll::Ready(())
             } else {
                 Poll::Pending

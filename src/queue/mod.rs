@@ -6,7 +6,7 @@
 //!
 //! # What is promised
 //!
-//! - **Bounded.** When all places are taken, `poll_ready` waits, or [`try_call`](Queue::try_call) refuses and hands the
+//! - **Bounded.** When all places are pending, `poll_ready` waits, or [`try_call`](Queue::try_call) refuses and hands the
 //!   request back. Nothing is lost.
 //! - **In order.** Calls begin in the order in which they came.
 //! - **Cancel.** Dropping the [response future](ResponseFuture) cancels the call: if it is queued, its place is free at
@@ -41,21 +41,21 @@
 //! # }
 //! ```
 
-mod backlog;
-mod baton;
+mod call_set;
+mod channel;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
-mod running;
-mod slot;
+mod message;
+mod service_lock;
 mod worker;
 
 use crate::{
     error::{BoxError, Cancelled, Closed, InvalidConfig, Refused},
     event::Scope,
-    line::count::{Count, Held, Turn},
+    semaphore::{Acquire, Permit, Semaphore},
 };
-use backlog::Backlog;
-use slot::Slot;
+use channel::Channel;
+use message::Message;
 use std::{
     fmt,
     future::{Future, poll_fn},
@@ -77,12 +77,12 @@ pub struct QueueLayer<Req> {
 /// A handle to a queue. See the [module docs](self).
 pub struct Queue<Req, Res> {
     handle: Arc<Handle<Req, Res>>,
-    turn: Turn,
+    acquire: Acquire,
 }
 
 /// What all handles share. Dropped with the last of them.
 struct Handle<Req, Res> {
-    backlog: Arc<Backlog<Req, Res>>,
+    channel: Arc<Channel<Req, Res>>,
 }
 
 /// The response to a queued call.
@@ -102,24 +102,24 @@ pub struct ResponseFuture<Req, Res> {
 
 enum State<Req, Res> {
     /// Has no place yet.
-    Entering(Entering<Req, Res>),
-    /// Queued, running or done.
-    Accepted { slot: Arc<Slot<Req, Res>> },
+    WaitingForPlace(WaitingForPlace<Req, Res>),
+    /// Queued, call_set or done.
+    Accepted { message: Arc<Message<Req, Res>> },
     /// Cancelled before it had a place.
     Cancelled,
     /// Given up, or detached.
-    Gone,
+    Finished,
 }
 
 /// A call that waits for a place.
-struct Entering<Req, Res> {
-    turn: Option<Turn>,
+struct WaitingForPlace<Req, Res> {
+    acquire: Option<Acquire>,
     /// In a box, so that the future of the others is small.
-    call: Option<Box<Waiting<Req>>>,
-    backlog: Arc<Backlog<Req, Res>>,
+    call: Option<Box<UnqueuedCall<Req>>>,
+    channel: Arc<Channel<Req, Res>>,
 }
 
-struct Waiting<Req> {
+struct UnqueuedCall<Req> {
     req: Option<Req>,
     scope: Scope,
     /// Who waits for the response.
@@ -171,12 +171,12 @@ where
     type Service = Queue<Req, S::Response>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let places = Count::new(self.capacity);
-        let backlog = Backlog::new(places.clone());
-        worker::spawn(inner, self.workers, &backlog);
+        let places = Semaphore::new(self.capacity);
+        let channel = Channel::new(places.clone());
+        worker::spawn(inner, self.workers, &channel);
         Queue {
-            handle: Arc::new(Handle { backlog }),
-            turn: places.turn(),
+            handle: Arc::new(Handle { channel }),
+            acquire: places.acquire(),
         }
     }
 }
@@ -213,20 +213,20 @@ impl<Req, Res> Queue<Req, Res> {
     }
 
     /// A place for a call that follows at once, if there is one now.
-    pub(crate) fn try_place(&mut self) -> Result<Option<Held>, Closed> {
-        self.turn.try_take()
+    pub(crate) fn try_place(&mut self) -> Result<Option<Permit>, Closed> {
+        self.acquire.try_acquire()
     }
 
     pub(crate) fn call_at(
         &self,
-        place: Held,
+        place: Permit,
         req: Req,
         scope: Scope,
     ) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
         let mut req = Some(req);
-        match self.handle.backlog.push(&mut req, scope, place) {
-            Ok(slot) => Ok(ResponseFuture {
-                state: State::Accepted { slot },
+        match self.handle.channel.push(&mut req, scope, place) {
+            Ok(message) => Ok(ResponseFuture {
+                state: State::Accepted { message },
             }),
             // Who was refused may try elsewhere: the scope is dropped, not cancelled.
             Err(_) => Err(Refused::closed(req.expect("it was refused"))),
@@ -236,12 +236,12 @@ impl<Req, Res> Queue<Req, Res> {
     /// Makes a call in a scope of its own. Takes the request.
     #[inline]
     pub(crate) fn call_in(&mut self, scope: Scope, req: &mut Option<Req>) -> ResponseFuture<Req, Res> {
-        let backlog = &self.handle.backlog;
-        let scope = match self.turn.try_take() {
-            Ok(Some(place)) => match backlog.push(req, scope, place) {
-                Ok(slot) => {
+        let channel = &self.handle.channel;
+        let scope = match self.acquire.try_acquire() {
+            Ok(Some(place)) => match channel.push(req, scope, place) {
+                Ok(message) => {
                     return ResponseFuture {
-                        state: State::Accepted { slot },
+                        state: State::Accepted { message },
                     };
                 }
                 // Closed: told when it is polled.
@@ -250,10 +250,10 @@ impl<Req, Res> Queue<Req, Res> {
             Ok(None) | Err(_) => scope,
         };
         ResponseFuture {
-            state: State::Entering(Entering {
-                backlog: backlog.clone(),
-                turn: Some(self.turn.replace()),
-                call: Some(Box::new(Waiting {
+            state: State::WaitingForPlace(WaitingForPlace {
+                channel: channel.clone(),
+                acquire: Some(self.acquire.replace()),
+                call: Some(Box::new(UnqueuedCall {
                     req: req.take(),
                     scope,
                     caller: None,
@@ -265,35 +265,35 @@ impl<Req, Res> Queue<Req, Res> {
     /// How many calls are queued: those that have a place and have not begun.
     #[must_use]
     pub fn depth(&self) -> usize {
-        self.handle.backlog.places().held()
+        self.handle.channel.places().held()
     }
 
     /// How many places there are.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.handle.backlog.places().total()
+        self.handle.channel.places().total()
     }
 
     /// How many calls have begun and are not over. Limits further down may still hold them up.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.handle.backlog.in_flight()
+        self.handle.channel.in_flight()
     }
 
     /// Takes no more calls, and finishes all that were accepted. Those who wait for a place are refused.
     pub fn close(&self) {
-        self.handle.backlog.close();
+        self.handle.channel.close();
     }
 
     /// Takes no more calls, and cancels all that were accepted.
     pub fn abort(&self) {
-        self.handle.backlog.abort();
+        self.handle.channel.abort();
     }
 
     /// Whether the queue takes no more calls.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.handle.backlog.is_closed()
+        self.handle.channel.is_closed()
     }
 
     /// Waits until the queue is closed and its last call is over.
@@ -302,17 +302,17 @@ impl<Req, Res> Queue<Req, Res> {
     ///
     /// Nothing is lost.
     pub async fn ended(&self) {
-        self.handle.backlog.ended().await;
+        self.handle.channel.ended().await;
     }
 
     /// Whether the queue is closed and its last call is over.
     #[must_use]
     pub fn is_ended(&self) -> bool {
-        self.handle.backlog.is_ended()
+        self.handle.channel.is_ended()
     }
 
-    pub(crate) fn places(&self) -> Count {
-        self.handle.backlog.places().clone()
+    pub(crate) fn places(&self) -> Semaphore {
+        self.handle.channel.places().clone()
     }
 
     /// Whether both are handles to one queue.
@@ -327,7 +327,7 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
     type Future = ResponseFuture<Req, Res>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.turn.poll_turn(cx).map_err(Into::into)
+        self.acquire.poll_ready(cx).map_err(Into::into)
     }
 
     /// Never panics: called without having been ready, the call waits for its place in its future.
@@ -340,7 +340,7 @@ impl<Req, Res> Clone for Queue<Req, Res> {
     fn clone(&self) -> Self {
         Self {
             handle: self.handle.clone(),
-            turn: self.turn.clone(),
+            acquire: self.acquire.clone(),
         }
     }
 }
@@ -360,7 +360,7 @@ impl<Req, Res> fmt::Debug for Queue<Req, Res> {
 
 impl<Req, Res> Drop for Handle<Req, Res> {
     fn drop(&mut self) {
-        self.backlog.close();
+        self.channel.close();
     }
 }
 
@@ -375,7 +375,7 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     ///
     /// # Cancel safety
     ///
-    /// Keeps its turn: the response future goes on waiting where it was.
+    /// Keeps its acquire: the response future goes on waiting where it was.
     pub async fn accepted(&mut self) -> Result<(), Closed> {
         poll_fn(|cx| self.poll_accepted(cx)).await
     }
@@ -389,16 +389,16 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     /// Lets the call run on without anybody waiting for it. A call without a place is dropped: see
     /// [`accepted`](Self::accepted).
     pub fn detach(mut self) {
-        self.state = State::Gone;
+        self.state = State::Finished;
     }
 
     /// Ends the call: if it is queued, its place is free at once; if it runs, it is dropped. The future then returns
     /// [`Cancelled`], unless the response was there already.
     pub fn cancel(&mut self) {
-        if let State::Entering(entering) = &mut self.state {
-            let call = entering.call.take();
+        if let State::WaitingForPlace(waiting) = &mut self.state {
+            let call = waiting.call.take();
             self.state = State::Cancelled;
-            if let Some(Waiting { scope, caller, .. }) = call.map(|call| *call) {
+            if let Some(UnqueuedCall { scope, caller, .. }) = call.map(|call| *call) {
                 scope.cancel();
                 caller.into_iter().for_each(Waker::wake);
             }
@@ -407,31 +407,31 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     }
 
     pub(crate) fn cancel_accepted(&self) {
-        if let State::Accepted { slot } = &self.state {
-            slot.backlog().cancel(slot);
+        if let State::Accepted { message } = &self.state {
+            message.channel().cancel(message);
         }
     }
 
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        if let State::Entering(entering) = &mut self.state {
-            let Entering { turn, call, backlog } = entering;
-            let Poll::Ready(place) = Turn::poll_take(turn, cx) else {
+        if let State::WaitingForPlace(waiting) = &mut self.state {
+            let WaitingForPlace { acquire, call, channel } = waiting;
+            let Poll::Ready(place) = Acquire::poll_acquire(acquire, cx) else {
                 // It leaves the line when it is cancelled, and its waker with it.
                 if let Some(call) = call {
                     call.caller = Some(cx.waker().clone());
                 }
                 return Poll::Pending;
             };
-            let Waiting { mut req, scope, .. } = *call.take().expect("a call that waits for a place is there");
+            let UnqueuedCall { mut req, scope, .. } = *call.take().expect("a call that waits for a place is there");
             let pushed = match place {
-                Ok(place) => backlog.push(&mut req, scope, place),
+                Ok(place) => channel.push(&mut req, scope, place),
                 Err(_) => Err(scope),
             };
             match pushed {
-                Ok(slot) => self.state = State::Accepted { slot },
+                Ok(message) => self.state = State::Accepted { message },
                 Err(scope) => {
                     scope.cancel();
-                    self.state = State::Gone;
+                    self.state = State::Finished;
                     return Poll::Ready(Err(Closed::new()));
                 }
             }
@@ -448,13 +448,13 @@ impl<Req, Res> Future for ResponseFuture<Req, Res> {
             return Poll::Ready(Err(closed.into()));
         }
         match &self.state {
-            State::Accepted { slot } => {
-                let result = ready!(slot.poll_response(cx));
-                self.state = State::Gone;
+            State::Accepted { message } => {
+                let result = ready!(message.poll_response(cx));
+                self.state = State::Finished;
                 Poll::Ready(result)
             }
             State::Cancelled => Poll::Ready(Err(Cancelled::new().into())),
-            State::Entering(_) | State::Gone => {
+            State::WaitingForPlace(_) | State::Finished => {
                 panic!("a future is not polled after it was ready")
             }
         }
@@ -474,10 +474,10 @@ impl<Req, Res> fmt::Debug for ResponseFuture<Req, Res> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_tuple("queue::ResponseFuture");
         match &self.state {
-            State::Entering(_) => debug.field(&"Entering"),
-            State::Accepted { slot } => debug.field(slot),
+            State::WaitingForPlace(_) => debug.field(&"WaitingForPlace"),
+            State::Accepted { message } => debug.field(message),
             State::Cancelled => debug.field(&"Cancelled"),
-            State::Gone => debug.field(&"Gone"),
+            State::Finished => debug.field(&"Finished"),
         };
         debug.finish()
     }

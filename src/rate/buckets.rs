@@ -2,12 +2,12 @@
 
 use super::{
     bucket::Bucket,
-    rate::{Budget, Cost, Limits},
+    limits::{Budget, Cost, Limits},
 };
 use crate::{
-    clock::{Reading, nanos_between},
+    clock::{LazyNow, nanos_between},
     error::{CostExceedsBurst, InvalidConfig},
-    line::{Gate, Opens},
+    wait_queue::{Availability, Resource},
 };
 use std::{
     sync::{
@@ -58,14 +58,14 @@ pub(super) struct Buckets {
     paused_until: u64,
     /// When a waiter was last admitted, and how late that was.
     late: (u64, u64),
-    /// What those in line will take.
+    /// What those in queue will take.
     ahead: (u128, u128),
     /// The moment as of which the last one was found to be admitted.
     admitted: u64,
 }
 
 #[derive(Clone)]
-pub(super) struct Ask {
+pub(super) struct ChargeRequest {
     pub(super) cost: Cost,
     /// If it is an estimate: to be told the number of the limits that charge it.
     pub(super) estimate: Option<Arc<AtomicU64>>,
@@ -89,7 +89,7 @@ impl Bursts {
         self.tokens.store(least(Budget::Tokens), Ordering::Release);
     }
 
-    /// Whether `cost` could pass at all.
+    /// Whether `cost` could try_take at all.
     pub(crate) fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
         for (budget, burst) in [(Budget::Requests, &self.requests), (Budget::Tokens, &self.tokens)] {
             let burst = burst.load(Ordering::Acquire);
@@ -140,7 +140,7 @@ impl Buckets {
     ///
     /// Time in which nobody waited fills the buckets and is gone. Only a caller that comes right back after having been
     /// woken late may still use what that lateness kept from it, or a few callers in a loop would never reach the rate.
-    fn elapsed_idle(&mut self, clock: &mut Reading) -> u64 {
+    fn elapsed_idle(&mut self, clock: &mut LazyNow) -> u64 {
         let now = clock.nanos_since(self.epoch);
         let (woken, late) = self.late;
         let owed = if late > 0 && now.saturating_sub(woken) <= CATCH_UP_NANOS {
@@ -159,11 +159,11 @@ impl Buckets {
         self.buckets.iter().all(|(budget, bucket)| bucket.has(cost.of(*budget)))
     }
 
-    fn take(&mut self, ask: &Ask) {
+    fn take(&mut self, request: &ChargeRequest) {
         for (budget, bucket) in &mut self.buckets {
-            bucket.take(ask.cost.of(*budget), ask.estimate.is_some());
+            bucket.take(request.cost.of(*budget), request.estimate.is_some());
         }
-        if let Some(limits) = &ask.estimate {
+        if let Some(limits) = &request.estimate {
             limits.store(self.replaced, Ordering::Release);
         }
     }
@@ -182,12 +182,12 @@ impl Buckets {
     }
 
     /// How long a newcomer would wait.
-    pub(super) fn wait(&mut self, cost: Cost, clock: &mut Reading) -> Duration {
+    pub(super) fn wait(&mut self, cost: Cost, clock: &mut LazyNow) -> Duration {
         self.wait_behind((0, 0), cost, clock)
     }
 
-    /// How long it would wait behind others who will take so much, beside those in line.
-    pub(super) fn wait_behind(&mut self, others: (u128, u128), cost: Cost, clock: &mut Reading) -> Duration {
+    /// How long it would wait behind others who will take so much, beside those in queue.
+    pub(super) fn wait_behind(&mut self, others: (u128, u128), cost: Cost, clock: &mut LazyNow) -> Duration {
         let now = clock.nanos_since(self.epoch);
         let filled = self.buckets.iter().map(|(budget, bucket)| {
             let ahead = match budget {
@@ -201,7 +201,7 @@ impl Buckets {
         Duration::from_nanos(at.saturating_sub(now))
     }
 
-    pub(super) fn available(&mut self, clock: &mut Reading) -> Available {
+    pub(super) fn available(&mut self, clock: &mut LazyNow) -> Available {
         let elapsed = clock.nanos_since(self.epoch).saturating_sub(self.at);
         let least = |budget| {
             let left = self.buckets.iter().filter(|(of, _)| *of == budget).map(|(_, bucket)| {
@@ -219,7 +219,7 @@ impl Buckets {
         }
     }
 
-    pub(super) fn replace(&mut self, limits: Limits, clock: &mut Reading) -> Result<(), InvalidConfig> {
+    pub(super) fn replace(&mut self, limits: Limits, clock: &mut LazyNow) -> Result<(), InvalidConfig> {
         let mut new = limits.buckets()?;
         let now = clock.nanos_since(self.epoch);
         self.advance_to(now);
@@ -240,7 +240,7 @@ impl Buckets {
     }
 
     /// What is said of a rate, by somebody who knows: there is no more left of it.
-    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64, clock: &mut Reading) {
+    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64, clock: &mut LazyNow) {
         self.catch_up(clock);
         let said = self.limits.position(budget, period);
         if let Some((_, bucket)) = said.and_then(|at| self.buckets.get_mut(at)) {
@@ -254,15 +254,15 @@ impl Buckets {
     }
 
     /// Before a balance is changed from outside. While somebody waits, time is not moved on: a moment that has passed may
-    /// still be owed to the first in line.
-    fn catch_up(&mut self, clock: &mut Reading) {
+    /// still be owed to the first in queue.
+    fn catch_up(&mut self, clock: &mut LazyNow) {
         if self.ahead == (0, 0) {
-            self.idle(clock);
+            self.on_idle(clock);
         }
     }
 
     /// An estimate that was charged by the limits of this number turns out to have been `used`.
-    pub(super) fn settle(&mut self, estimate: Cost, limits: u64, used: Cost, clock: &mut Reading) {
+    pub(super) fn settle(&mut self, estimate: Cost, limits: u64, used: Cost, clock: &mut LazyNow) {
         self.catch_up(clock);
         for (budget, bucket) in &mut self.buckets {
             bucket.settle(estimate.of(*budget), used.of(*budget), limits);
@@ -270,34 +270,34 @@ impl Buckets {
     }
 }
 
-impl Gate for Buckets {
-    type Ask = Ask;
-    type Refusal = CostExceedsBurst;
+impl Resource for Buckets {
+    type Request = ChargeRequest;
+    type Rejection = CostExceedsBurst;
 
-    fn refuses(&self, ask: &Ask) -> Option<CostExceedsBurst> {
+    fn rejection(&self, request: &ChargeRequest) -> Option<CostExceedsBurst> {
         self.buckets.iter().find_map(|(budget, bucket)| {
-            let cost = ask.cost.of(*budget);
+            let cost = request.cost.of(*budget);
             (cost > bucket.burst()).then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
         })
     }
 
-    fn opens(&mut self, ask: &Ask, clock: &mut Reading) -> Opens {
+    fn availability(&mut self, request: &ChargeRequest, clock: &mut LazyNow) -> Availability {
         let now = clock.nanos_since(self.epoch);
-        let at = self.admits(ask.cost, now);
+        let at = self.admits(request.cost, now);
         self.admitted = at;
         if at <= now {
-            return Opens::Now;
+            return Availability::Now;
         }
         // A moment that cannot be told is a very long time away.
         let far = || clock_far(self.epoch);
-        Opens::At(self.epoch.checked_add(Duration::from_nanos(at)).unwrap_or_else(far))
+        Availability::At(self.epoch.checked_add(Duration::from_nanos(at)).unwrap_or_else(far))
     }
 
-    fn pass(&mut self, ask: &Ask, waited: bool, clock: &mut Reading) -> bool {
-        // `opens` has just found out.
+    fn try_take(&mut self, request: &ChargeRequest, waited: bool, clock: &mut LazyNow) -> bool {
+        // `availability` has just found out.
         let at = self.admitted;
         self.advance_to(at);
-        self.take(ask);
+        self.take(request);
         if waited {
             let now = clock.nanos_since(self.epoch);
             self.late = (now, now.saturating_sub(at));
@@ -305,36 +305,36 @@ impl Gate for Buckets {
         true
     }
 
-    fn idle(&mut self, clock: &mut Reading) {
+    fn on_idle(&mut self, clock: &mut LazyNow) {
         let elapsed = self.elapsed_idle(clock);
         self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
     }
 
-    fn pass_at_once(&mut self, ask: &Ask, clock: &mut Reading) -> Result<bool, CostExceedsBurst> {
+    fn try_take_uncontended(&mut self, request: &ChargeRequest, clock: &mut LazyNow) -> Result<bool, CostExceedsBurst> {
         let elapsed = self.elapsed_idle(clock);
         let mut have = self.paused_until <= self.at;
         for (budget, bucket) in &mut self.buckets {
             bucket.advance(elapsed);
-            have &= bucket.has(ask.cost.of(*budget));
+            have &= bucket.has(request.cost.of(*budget));
         }
         if have {
-            self.take(ask);
+            self.take(request);
             return Ok(true);
         }
-        match self.refuses(ask) {
+        match self.rejection(request) {
             Some(refusal) => Err(refusal),
-            None => Ok(self.opens(ask, clock) == Opens::Now && self.pass(ask, false, clock)),
+            None => Ok(self.availability(request, clock) == Availability::Now && self.try_take(request, false, clock)),
         }
     }
 
-    fn joined(&mut self, ask: &Ask) {
-        self.ahead.0 += u128::from(ask.cost.requests);
-        self.ahead.1 += u128::from(ask.cost.tokens);
+    fn on_enqueue(&mut self, request: &ChargeRequest) {
+        self.ahead.0 += u128::from(request.cost.requests);
+        self.ahead.1 += u128::from(request.cost.tokens);
     }
 
-    fn left(&mut self, ask: &Ask) {
-        self.ahead.0 -= u128::from(ask.cost.requests);
-        self.ahead.1 -= u128::from(ask.cost.tokens);
+    fn on_dequeue(&mut self, request: &ChargeRequest) {
+        self.ahead.0 -= u128::from(request.cost.requests);
+        self.ahead.1 -= u128::from(request.cost.tokens);
     }
 }
 

@@ -1,9 +1,9 @@
 //! [`RateLimitLayer`]: what does this call cost, wait for it, call, and settle what it cost in truth.
 
 use super::{
-    any::{Admission, Limiter},
-    limiter::Estimate,
-    rate::Cost,
+    estimate::Estimate,
+    limiter::{Admission, Limiter},
+    limits::Cost,
 };
 use crate::{
     clock,
@@ -99,7 +99,7 @@ pin_project! {
         /// In the limiter's line, with the inner service that was ready.
         Waiting { admission: Admission, cost: Cost, ready: S, req: Option<Req> },
         /// Admitted, and charged what may be an estimate.
-        Calling { #[pin] future: F, estimate: Option<Box<Estimate>> },
+        Calling { #[pin] future: F, estimate: Option<Estimate> },
     }
 }
 
@@ -287,11 +287,7 @@ where
                     if let Err(refused) = ready!(admission.poll(*cost, clock::now(), cx)) {
                         return Poll::Ready(Err(refused.into_reason()));
                     }
-                    let estimate = if U::SETTLES {
-                        admission.estimate(*cost).map(Box::new)
-                    } else {
-                        None
-                    };
+                    let estimate = if U::SETTLES { admission.estimate(*cost) } else { None };
                     let req = req.take().expect("a future is not polled after it was ready");
                     let future = ready.call(req);
                     this.state.set(State::Calling { future, estimate });

@@ -1,127 +1,62 @@
-//! [`RateLimiter`]: the shared limiter that makes callers wait, first come first served.
+//! [`Limiter`]: a limiter, wherever its buckets live.
 
+#[cfg(feature = "redis")]
+use super::redis::{SharedAdmission, SharedRateLimiter};
 use super::{
-    buckets::{Ask, Available, Buckets, Bursts},
-    rate::{Budget, Cost, Limits},
+    buckets::{Available, Bursts},
+    estimate::Estimate,
+    limits::{Budget, Cost, Limits},
+    local::{LocalAdmission, RateLimiter},
 };
-use crate::{
-    clock::Reading,
-    error::{CostExceedsBurst, InvalidConfig},
-    line::{Line, Ticket},
-};
+use crate::error::{AcquireError, CostExceedsBurst, InvalidConfig};
 use std::{
-    fmt,
-    future::poll_fn,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 use tokio::time::Instant;
 
-/// When to come back if it is only a matter of order.
-const SOON: Duration = Duration::from_millis(1);
-
-/// A limiter of requests and tokens, shared by its clones.
+/// A limiter, wherever its buckets live: a [`RateLimiter`] of this process, or one that many processes share
+/// (`rate::redis::SharedRateLimiter`, feature `redis`).
 ///
-/// A caller gets all it asks for at one instant, or waits and takes nothing. Callers are admitted in the order in which
-/// they came: nobody is overtaken, however much it asks for. (Only a waiter whose turn has come and whose future is not
-/// polled for 5 ms is passed over, until it is polled again.)
-///
-/// In any time window of length T at most `burst + rate x T` is admitted, plus what [catching up](Self#catching-up)
-/// allows.
-///
-/// # Catching up
-///
-/// Timers are coarse (a millisecond in Tokio) and tasks are late. A waiter is admitted as of the instant its tokens
-/// were there, so that lateness costs no throughput, even at 20,000 a second with a burst of one. At most 5 ms are made
-/// up for.
-///
-/// # Examples
-///
-/// ```
-/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use tower_outbound::{Cost, Limits, Rate, RateLimiter};
-///
-/// let limiter = RateLimiter::new(
-///     Limits::new().requests(Rate::per_second(10).burst(1)).tokens(Rate::per_minute(6_000)),
-/// )?;
-///
-/// limiter.acquire(Cost::tokens(500)).await?;          // one request and 500 tokens, at once
-/// limiter.acquire(Cost::tokens(500)).await?;          // 100 ms later
-///
-/// let later = limiter.try_acquire(Cost::tokens(500)).unwrap_err();
-/// assert_eq!(later.retry_after(), Some(std::time::Duration::from_millis(100)));
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone)]
-pub struct RateLimiter {
-    line: Line<Buckets>,
-}
-
-/// Why [`try_acquire`](RateLimiter::try_acquire) took nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Layers and executors take either, by `Into<Limiter>`, and nothing else about them changes. What both can do is here;
+/// it is described where they are.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum TryAcquireError {
-    /// Not yet: come back in this time. Others may be waiting until then; they are counted.
-    NotYet(Duration),
-    /// Never.
-    CostExceedsBurst(CostExceedsBurst),
-}
-
-/// A cost that was charged on trust, to be [settled](Self::settle) when the true one is known.
-///
-/// Dropped without that, the estimate stands.
-#[must_use = "dropped, the estimate stands: use `acquire` if that is what you want"]
-pub struct Estimate {
-    cost: Cost,
-    charged: Charged,
-}
-
-/// By whom it was charged.
-enum Charged {
-    Here {
-        limiter: RateLimiter,
-        /// The number of the limits that charged it.
-        limits: u64,
-    },
+pub enum Limiter {
+    /// Of this process.
+    Local(RateLimiter),
+    /// Of many.
     #[cfg(feature = "redis")]
-    Elsewhere(Box<super::redis::Reserved>),
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    Shared(SharedRateLimiter),
 }
 
-/// A stand in the limiter's line, for those who poll.
+/// A stand in a limiter's line, for those who poll.
 #[derive(Debug)]
-pub(super) struct Admission {
-    ticket: Ticket<Buckets>,
-    /// If what it asks for is an estimate: the number of the limits that charge it.
-    limits: Option<Arc<AtomicU64>>,
+pub(super) enum Admission {
+    Local(LocalAdmission),
+    #[cfg(feature = "redis")]
+    Shared(Box<SharedAdmission>),
 }
 
-// === impl RateLimiter ===
+/// Calls the same of whichever it is.
+macro_rules! either {
+    ($limiter:expr, $one:ident => $call:expr) => {
+        match $limiter {
+            Limiter::Local($one) => $call,
+            #[cfg(feature = "redis")]
+            Limiter::Shared($one) => $call,
+        }
+    };
+}
 
-impl RateLimiter {
-    /// A limiter with these limits; with none it admits everybody.
+impl Limiter {
+    /// Waits until `cost` can be taken, and takes it: [`RateLimiter::acquire`].
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the field: an amount or period of zero, a number that is negative or none, a burst below
-    /// one, an initial fill above the burst.
-    pub fn new(limits: Limits) -> Result<Self, InvalidConfig> {
-        Ok(Self {
-            line: Line::new(Buckets::new(limits)?),
-        })
-    }
-
-    /// Waits until `cost` can be taken, and takes it.
-    ///
-    /// # Errors
-    ///
-    /// [`CostExceedsBurst`], at once, if a bucket can never hold that much. Also for those who wait, when the limits
-    /// are [changed](Self::set_limits) so that they could wait forever.
+    /// [`AcquireError`]: it could never be taken, or the limits are shared and their store is lost.
     ///
     /// # Panics
     ///
@@ -129,14 +64,12 @@ impl RateLimiter {
     ///
     /// # Cancel safety
     ///
-    /// Dropped while it waits, it loses its place in line and has taken nothing.
-    pub async fn acquire(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        let mut ticket = self.line.ticket();
-        let ask = Ask { cost, estimate: None };
-        poll_fn(|cx| ticket.poll_pass(&ask, cx)).await
+    /// Dropped while it waits, it loses its place in line and has taken nothing, or gives it back.
+    pub async fn acquire(&self, cost: Cost) -> Result<(), AcquireError> {
+        either!(self, one => Ok(one.acquire(cost).await?))
     }
 
-    /// Like [`acquire`](Self::acquire), for a cost that is only estimated.
+    /// The same for a cost that is only estimated: [`RateLimiter::acquire_estimate`].
     ///
     /// # Errors
     ///
@@ -145,56 +78,24 @@ impl RateLimiter {
     /// # Cancel safety
     ///
     /// As [`acquire`](Self::acquire).
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use tower_outbound::{Cost, Limits, Rate, RateLimiter};
-    ///
-    /// let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_minute(1_000)))?;
-    /// let estimate = limiter.acquire_estimate(Cost::tokens(800)).await?;
-    /// // … the response says that 300 were used:
-    /// estimate.settle(Cost::tokens(300));
-    /// assert_eq!(limiter.available().tokens, Some(700));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, CostExceedsBurst> {
-        let mut admission = self.admission(true);
-        poll_fn(|cx| admission.poll(cost, Instant::now(), cx)).await?;
-        Ok(admission.estimate(cost).expect("it is one"))
+    pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
+        either!(self, one => Ok(one.acquire_estimate(cost).await?))
     }
 
-    /// Takes `cost` if that is possible at once, without overtaking those who wait.
-    ///
-    /// # Errors
-    ///
-    /// [`TryAcquireError::NotYet`] says when to come back, [`TryAcquireError::CostExceedsBurst`] that it is of no use.
-    /// Nothing was taken.
-    pub fn try_acquire(&self, cost: Cost) -> Result<(), TryAcquireError> {
-        let ask = Ask { cost, estimate: None };
-        match self.line.try_pass(&ask, Reading::at(Instant::now())) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                let wait = self.line.peek(|buckets, clock| buckets.wait(cost, clock));
-                // Those before may be about to go this very moment.
-                Err(TryAcquireError::NotYet(if wait.is_zero() { SOON } else { wait }))
-            }
-            Err(never) => Err(TryAcquireError::CostExceedsBurst(never)),
+    /// The limiter, if it is of this process: it can say at once whether a call may go.
+    #[must_use]
+    pub const fn local(&self) -> Option<&RateLimiter> {
+        match self {
+            Self::Local(local) => Some(local),
+            #[cfg(feature = "redis")]
+            Self::Shared(_) => None,
         }
     }
 
-    /// How long a newcomer would wait behind those in line, and behind others who are on their way there.
-    pub(crate) fn wait(&self, cost: Cost, ahead: (u128, u128)) -> Duration {
-        self.line.peek(|buckets, clock| buckets.wait_behind(ahead, cost, clock))
-    }
-
-    /// What could go now if nobody waited.
+    /// What could go now if nobody waited: [`RateLimiter::available`].
     #[must_use]
     pub fn available(&self) -> Available {
-        self.line.peek(|buckets, clock| buckets.available(clock))
+        either!(self, one => one.available())
     }
 
     /// Whether `cost` could pass at all.
@@ -203,214 +104,102 @@ impl RateLimiter {
     ///
     /// [`CostExceedsBurst`] if it could not.
     pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        self.bursts().check(cost)
-    }
-
-    /// The most a call may cost, now and after every change of the limits.
-    pub(crate) fn bursts(&self) -> Arc<Bursts> {
-        self.line.peek(|buckets, _| buckets.bursts().clone())
-    }
-
-    /// Replaces the limits, at once also for those who wait.
-    ///
-    /// What is in a bucket stays there, up to the new burst: the first rate of requests takes over from the first, and
-    /// so on. A rate that is new starts with its initial fill.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidConfig`], as [`new`](Self::new); nothing is changed then.
-    pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
-        // Checked first, so that nobody is bothered in vain.
-        limits.check()?;
-        self.line
-            .change_for_all(|buckets, clock| buckets.replace(limits, clock))
+        either!(self, one => one.check(cost))
     }
 
     /// The limits, as they are now.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        self.line.peek(|buckets, _| buckets.limits().clone())
+        either!(self, one => one.limits())
     }
 
-    /// Somebody who knows, a provider for one, says what is left of a rate: what is in its bucket is lowered to that, at
-    /// once also for those who wait, and never raised.
-    ///
-    /// Which rate is told by its budget and its period. Where the period is not known, it is the only rate of that budget;
-    /// where there is no such rate, nothing is done.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// # use tower_outbound::{Limits, Rate, RateLimiter, rate::Budget};
-    /// let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_minute(30_000)).tokens(Rate::per_day(1_000_000)))?;
-    /// limiter.lower(Budget::Tokens, Some(Duration::from_secs(60)), 12_000);
-    /// limiter.lower(Budget::Tokens, Some(Duration::from_secs(60)), 29_000);
-    /// assert_eq!(limiter.available().tokens, Some(12_000));
-    /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
-    /// ```
-    pub fn lower(&self, budget: Budget, period: Option<Duration>, left: u64) {
-        self.line
-            .change(|buckets, clock| buckets.lower(budget, period, left, clock));
-    }
-
-    /// Somebody who knows says what a rate is: its amount becomes that, and its burst is no more than that. Returns
-    /// whether anything has changed.
-    ///
-    /// Which rate is told as for [`lower`](Self::lower).
+    /// Replaces the limits, at once also for those who wait: [`RateLimiter::set_limits`].
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`], as [`new`](Self::new), for an amount of zero; nothing is changed then.
+    /// [`InvalidConfig`] names the field; nothing is changed then.
+    pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
+        either!(self, one => one.set_limits(limits))
+    }
+
+    /// Somebody who knows says what is left of a rate: [`RateLimiter::lower`].
+    pub fn lower(&self, budget: Budget, period: Option<Duration>, left: u64) {
+        either!(self, one => one.lower(budget, period, left));
+    }
+
+    /// Somebody who knows says what a rate is: [`RateLimiter::adopt`].
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] for an amount of zero; nothing is changed then.
     pub fn adopt(&self, budget: Budget, period: Option<Duration>, amount: u64) -> Result<bool, InvalidConfig> {
-        let changed = |limits: &Limits| limits.with_amount(limits.position(budget, period)?, amount);
-        // Mostly it is known.
-        let Some(limits) = self.line.peek(|buckets, _| changed(buckets.limits())) else {
-            return Ok(false);
-        };
-        limits.check()?;
-        self.line
-            .change_for_all(|buckets, clock| match changed(buckets.limits()) {
-                Some(limits) => buckets.replace(limits, clock).map(|()| true),
-                None => Ok(false),
-            })
+        either!(self, one => one.adopt(budget, period, amount))
     }
 
     /// Admits nobody for this long. Only ever extends a pause.
     pub fn pause_for(&self, pause: Duration) {
-        self.line.change(|buckets, clock| {
-            let until = clock.now().checked_add(pause);
-            buckets.pause(until);
-        });
+        either!(self, one => one.pause_for(pause));
     }
 
     /// Admits nobody until then. Only ever extends a pause.
     pub fn pause_until(&self, until: Instant) {
-        self.line.change(|buckets, _| buckets.pause(Some(until)));
+        either!(self, one => one.pause_until(until));
     }
 
-    pub(super) fn admission(&self, is_estimate: bool) -> Admission {
-        Admission {
-            ticket: self.line.ticket(),
-            limits: is_estimate.then(Arc::default),
-        }
-    }
-
-    /// Corrects a charge: credits what was not used, or debits what was used on top, at once also for those who wait.
-    ///
-    /// After a debit a balance may be negative: it is paid off before anybody else gets tokens. A credit never lets
-    /// more than `burst + rate x T` of true usage through: what would have been spilled from a full bucket in the
-    /// meantime is not given back. (The same as [`Estimate::settle`].)
+    /// Corrects a charge: [`RateLimiter::settle`].
     pub fn settle(&self, estimate: Estimate, used: Cost) {
         estimate.settle(used);
     }
-}
 
-impl fmt::Debug for RateLimiter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RateLimiter")
-            .field("available", &self.available())
-            .finish_non_exhaustive()
+    /// How long a newcomer would wait behind those in line, and behind others who are on their way there.
+    pub(crate) fn wait(&self, cost: Cost, ahead: (u128, u128)) -> Duration {
+        either!(self, one => one.wait(cost, ahead))
     }
-}
 
-// === impl TryAcquireError ===
+    /// The most a call may cost, now and after every change of the limits.
+    pub(crate) fn bursts(&self) -> Arc<Bursts> {
+        either!(self, one => one.bursts())
+    }
 
-impl TryAcquireError {
-    /// When to come back; `None` if it is of no use.
-    #[must_use]
-    pub const fn retry_after(&self) -> Option<Duration> {
+    pub(super) fn admission(&self, is_estimate: bool) -> Admission {
         match self {
-            Self::NotYet(wait) => Some(*wait),
-            Self::CostExceedsBurst(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for TryAcquireError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotYet(wait) => write!(f, "the limit is reached for another {wait:?}"),
-            Self::CostExceedsBurst(never) => never.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for TryAcquireError {}
-
-// === impl Estimate ===
-
-impl Estimate {
-    /// What was charged.
-    #[must_use]
-    pub const fn cost(&self) -> Cost {
-        self.cost
-    }
-
-    /// Corrects the charge to what was really used: see [`RateLimiter::settle`].
-    pub fn settle(mut self, used: Cost) {
-        self.correct(used);
-        self.cost = Cost::default();
-    }
-
-    #[cfg(feature = "redis")]
-    pub(super) fn shared(cost: Cost, reserved: super::redis::Reserved) -> Self {
-        Self {
-            cost,
-            charged: Charged::Elsewhere(Box::new(reserved)),
-        }
-    }
-
-    fn correct(&self, used: Cost) {
-        match &self.charged {
-            Charged::Here { limiter, limits } => limiter
-                .line
-                .change(|buckets, clock| buckets.settle(self.cost, *limits, used, clock)),
+            Self::Local(local) => Admission::Local(local.admission(is_estimate)),
             #[cfg(feature = "redis")]
-            Charged::Elsewhere(reserved) => reserved.settle(self.cost, used),
+            Self::Shared(shared) => Admission::Shared(Box::new(shared.admission(is_estimate))),
         }
     }
 }
 
-impl Drop for Estimate {
-    fn drop(&mut self) {
-        if self.cost != Cost::default() {
-            self.correct(self.cost);
-        }
+impl From<RateLimiter> for Limiter {
+    fn from(local: RateLimiter) -> Self {
+        Self::Local(local)
     }
 }
 
-impl fmt::Debug for Estimate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Estimate")
-            .field("cost", &self.cost)
-            .finish_non_exhaustive()
+#[cfg(feature = "redis")]
+impl From<SharedRateLimiter> for Limiter {
+    fn from(shared: SharedRateLimiter) -> Self {
+        Self::Shared(shared)
     }
 }
 
 // === impl Admission ===
 
 impl Admission {
-    pub(super) fn poll(
-        &mut self,
-        cost: Cost,
-        now: Instant,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), CostExceedsBurst>> {
-        let ask = Ask {
-            cost,
-            estimate: self.limits.clone(),
-        };
-        self.ticket.poll_pass_at(&ask, cx, now)
+    pub(super) fn poll(&mut self, cost: Cost, now: Instant, cx: &mut Context<'_>) -> Poll<Result<(), AcquireError>> {
+        match self {
+            Self::Local(local) => local.poll(cost, now, cx).map_err(AcquireError::from),
+            #[cfg(feature = "redis")]
+            Self::Shared(shared) => shared.poll(cost, cx),
+        }
     }
 
     /// What was charged, to be settled, if it was an estimate.
     pub(super) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
-        let limits = self.limits.take()?.load(Ordering::Acquire);
-        let limiter = RateLimiter {
-            line: self.ticket.line(),
-        };
-        Some(Estimate {
-            cost,
-            charged: Charged::Here { limiter, limits },
-        })
+        match self {
+            Self::Local(local) => local.estimate(cost),
+            #[cfg(feature = "redis")]
+            Self::Shared(shared) => shared.estimate(cost),
+        }
     }
 }

@@ -45,21 +45,22 @@
 //! # Ok::<_, tower_outbound::error::InvalidConfig>(())
 //! ```
 
-mod any;
 mod bucket;
 mod buckets;
+mod estimate;
 mod layer;
 mod limiter;
-#[allow(clippy::module_inception)]
-mod rate;
+mod limits;
+mod local;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub mod redis;
 
 pub use crate::tokens::{ApiTokens, ApiTokensUsed};
-pub use any::Limiter;
 pub use buckets::Available;
 pub(crate) use buckets::Bursts;
+pub use estimate::Estimate;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
-pub use limiter::{Estimate, RateLimiter, TryAcquireError};
-pub use rate::{Amount, Budget, Cost, Limits, Rate};
+pub use limiter::Limiter;
+pub use limits::{Amount, Budget, Cost, Limits, Rate};
+pub use local::{RateLimiter, TryAcquireError};

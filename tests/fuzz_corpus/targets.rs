@@ -19,8 +19,9 @@ use tower_outbound::{
     ApiTokensUsed, Cost, NetworkRequestEvent, RequestStatus,
     event::Value,
     executor::Config,
-    http::{CharacterEstimate, Provider, RetryPolicy, UsageLayer},
+    provider::{CharacterEstimate, Provider, UsageLayer},
     rate::RequestCost,
+    retry::RetryPolicy,
 };
 
 /// The secret that is planted. No input that has it says anything.
@@ -125,14 +126,14 @@ pub fn feedback(data: &[u8]) {
     const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_792_567_680);
     for provider in Provider::ALL {
-        let feedback = provider.feedback(&headers, now);
+        let feedback = provider.rate_limit_info(&headers, now);
         assert!(feedback.retry_after.is_none_or(|delay| delay <= YEAR), "{feedback:?}");
         assert!(feedback.windows.len() <= 16, "{feedback:?}");
         for window in &feedback.windows {
             assert!(window.limit.is_some() || window.remaining.is_some(), "{window:?}");
             assert_ne!(window.period, Some(Duration::ZERO));
         }
-        assert_eq!(provider.feedback(&headers, now), feedback);
+        assert_eq!(provider.rate_limit_info(&headers, now), feedback);
     }
 }
 

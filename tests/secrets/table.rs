@@ -5,7 +5,7 @@
 //! what others' clients tell tracing themselves, and a client's own error once it is asked for with `into_inner`.
 
 use crate::everything::Everything;
-use axum::{Router, extract::Request as Received, response::IntoResponse};
+use axum::{Router, extract::Request as Received, response::IntoHttpResponse};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;

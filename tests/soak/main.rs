@@ -49,10 +49,12 @@ use tokio::{
 use tower::{Layer, retry::RetryLayer};
 use tower_outbound::{
     Call, CallHandle, Concurrency, Executor, Limits, NetworkRequestEvent, Rate, RateLimiter, RequestStatus, Shutdown,
+    body::StreamBody,
     error::Cancelled,
     event::Totals,
-    http::{MeteredBody, RetryPolicy, StreamBody, UsageLayer},
+    provider::{MeteredBody, UsageLayer},
     rate::ByUsage,
+    retry::RetryPolicy,
 };
 
 type Stream = StreamBody<MeteredBody<Answer>>;

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, sleep_until};
-use tower_outbound::{Call, Executor, Limits, Rate, Shutdown, http::Reqwest, rate::redis::SharedRateLimiter};
+use tower_outbound::{Call, Executor, Limits, Rate, Shutdown, client::Reqwest, rate::redis::SharedRateLimiter};
 
 /// More than can be on their way at once.
 const CALLS: usize = 500;

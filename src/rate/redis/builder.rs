@@ -1,15 +1,15 @@
 //! [`Builder`]: the settings of a [`SharedRateLimiter`], their defaults and their checks.
 
 use super::{
-    ask::{Answer, Ask},
-    config::Config,
-    courier::{Backend, Office},
-    desk::{Desk, Settings},
-    limiter::SharedRateLimiter,
+    coordinator::{Coordinator, Settings},
+    driver::{Backend, SharedCoordinator},
     loss::OnStoreLoss,
+    quota_config::QuotaConfig,
+    shared::SharedRateLimiter,
     store::{OnPause, Origin, Store, StoreError},
+    wire::{StoreReply, StoreRequest},
 };
-use crate::{error::InvalidConfig, rate::rate::Limits};
+use crate::{error::InvalidConfig, rate::limits::Limits};
 use std::{
     future::Future,
     pin::Pin,
@@ -139,13 +139,13 @@ impl Builder {
             }
         }
         let timeout = self.timeout;
-        let heard: Arc<OnceLock<Weak<Office>>> = Arc::default();
+        let heard: Arc<OnceLock<Weak<SharedCoordinator>>> = Arc::default();
         let on_pause: OnPause = {
             let heard = heard.clone();
             Arc::new(move |pause| {
                 let office = heard.get().and_then(Weak::upgrade);
                 if let (Some(office), Some(until)) = (office, Instant::now().checked_add(pause)) {
-                    office.look(|desk| desk.is_paused(until));
+                    office.look(|coordinator| coordinator.is_paused(until));
                 }
             })
         };
@@ -158,7 +158,7 @@ impl Builder {
         Ok(limiter)
     }
 
-    pub(super) fn office(self, connect: super::courier::Connect) -> Result<Office, InvalidConfig> {
+    pub(super) fn office(self, connect: super::driver::Connect) -> Result<SharedCoordinator, InvalidConfig> {
         let ahead = Duration::from_millis(100)..=Duration::from_secs(60);
         if !ahead.contains(&self.ahead) {
             return Err(InvalidConfig::new(
@@ -182,8 +182,8 @@ impl Builder {
             members: self.members,
             patience: self.patience,
         };
-        let desk = Desk::new(settings, Config::new(self.limits)?);
-        Ok(Office::new(desk, connect, self.timeout))
+        let coordinator = Coordinator::new(settings, QuotaConfig::new(self.limits)?);
+        Ok(SharedCoordinator::new(coordinator, connect, self.timeout))
     }
 }
 
@@ -191,7 +191,10 @@ impl Builder {
 const MOST_MEMBERS: u64 = 1_000_000;
 
 impl Backend for Store {
-    fn call<'a>(&'a mut self, ask: &'a Ask) -> Pin<Box<dyn Future<Output = Result<Answer, StoreError>> + Send + 'a>> {
+    fn call<'a>(
+        &'a mut self,
+        ask: &'a StoreRequest,
+    ) -> Pin<Box<dyn Future<Output = Result<StoreReply, StoreError>> + Send + 'a>> {
         Box::pin(Self::call(self, ask))
     }
 }

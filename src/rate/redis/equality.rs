@@ -1,12 +1,12 @@
 //! The script and `frontier.rs` give equal answers.
 
 use super::{
-    ask::{Answer, Ask},
-    config::Config,
-    frontier::Frontier,
+    quota_config::QuotaConfig,
     store::{self, SCRIPT},
+    virtual_schedule::VirtualSchedule,
+    wire::{StoreReply, StoreRequest},
 };
-use crate::rate::rate::{Cost, Limits, Rate};
+use crate::rate::limits::{Cost, Limits, Rate};
 use ::redis::{Script, Value};
 use std::{sync::Arc, time::Duration};
 
@@ -29,7 +29,7 @@ impl Told {
         }
     }
 
-    fn call(&mut self, ask: &Ask, now: i64) -> Answer {
+    fn call(&mut self, ask: &StoreRequest, now: i64) -> StoreReply {
         let mut answer = Value::Nil;
         for is_brief in [true, false] {
             if is_brief && !ask.is_brief() {
@@ -45,7 +45,7 @@ impl Told {
     }
 }
 
-fn configs() -> Vec<Arc<Config>> {
+fn configs() -> Vec<Arc<QuotaConfig>> {
     let limits = [
         Limits::new()
             .requests(Rate::per_second(500).burst(100))
@@ -60,12 +60,14 @@ fn configs() -> Vec<Arc<Config>> {
         Limits::new().tokens(Rate::per_second(1_000_003).burst(1_500)),
         Limits::new(),
     ];
-    limits.map(|limits| Arc::new(Config::new(limits).unwrap())).to_vec()
+    limits
+        .map(|limits| Arc::new(QuotaConfig::new(limits).unwrap()))
+        .to_vec()
 }
 
-struct Dice(fastrand::Rng);
+struct RandomInput(fastrand::Rng);
 
-impl Dice {
+impl RandomInput {
     fn one_in(&mut self, many: u32) -> bool {
         self.0.u32(0..many) == 0
     }
@@ -85,44 +87,44 @@ struct Knows {
     estimated: [u64; 2],
 }
 
-fn ask(dice: &mut Dice, member: usize, knows: Knows, configs: &[Arc<Config>]) -> Ask {
-    let now_and_then = |dice: &mut Dice, most: i64| if dice.one_in(20) { dice.0.i64(0..most) } else { 0 };
-    let credit = if dice.one_in(3) { dice.amounts(3_000) } else { [0, 0] };
+fn ask(rng: &mut RandomInput, member: usize, knows: Knows, configs: &[Arc<QuotaConfig>]) -> StoreRequest {
+    let now_and_then = |rng: &mut RandomInput, most: i64| if rng.one_in(20) { rng.0.i64(0..most) } else { 0 };
+    let credit = if rng.one_in(3) { rng.amounts(3_000) } else { [0, 0] };
     let rates = configs[knows.config].sizes().len();
-    Ask {
+    StoreRequest {
         member: [member as u8; 16],
-        leaves: dice.one_in(200),
-        probes: dice.one_in(20),
-        ahead: [0, 50_000, 2_000_000][dice.0.usize(0..3)],
+        leaves: rng.one_in(200),
+        probes: rng.one_in(20),
+        ahead: [0, 50_000, 2_000_000][rng.0.usize(0..3)],
         birth: knows.birth,
         seq: knows.seq,
-        horizon: now_and_then(dice, 3_000_000),
+        horizon: now_and_then(rng, 3_000_000),
         config: configs[knows.config].clone(),
         base: configs[usize::from(member == 3)].text().to_owned(),
         stamp: knows.stamp,
-        changes: dice.one_in(100),
-        batch: dice.0.i64(0..3),
-        spent: if dice.one_in(10) { dice.amounts(3_000) } else { [0, 0] },
-        alone: if dice.one_in(10) { dice.0.i64(1..30_000) } else { 0 },
-        shares: dice.0.i64(1..5),
+        changes: rng.one_in(100),
+        batch: rng.0.i64(0..3),
+        spent: if rng.one_in(10) { rng.amounts(3_000) } else { [0, 0] },
+        alone: if rng.one_in(10) { rng.0.i64(1..30_000) } else { 0 },
+        shares: rng.0.i64(1..5),
         credit,
-        debit: if dice.one_in(4) { dice.amounts(2_000) } else { [0, 0] },
+        debit: if rng.one_in(4) { rng.amounts(2_000) } else { [0, 0] },
         estimated: [
             knows.estimated[0].saturating_sub(credit[0]),
             knows.estimated[1].saturating_sub(credit[1]),
         ],
-        pause: now_and_then(dice, 400_000),
+        pause: now_and_then(rng, 400_000),
         lower: (0..rates)
-            .map(|at| (at, dice.0.u64(0..30_000)))
+            .map(|at| (at, rng.0.u64(0..30_000)))
             .filter(|(_, left)| *left < 1_000)
             .collect(),
-        costs: (0..dice.0.usize(0..6))
+        costs: (0..rng.0.usize(0..6))
             .map(|_| Cost {
-                requests: dice.0.u64(0..3),
-                tokens: if dice.one_in(50) {
-                    dice.0.u64(0..30_000)
+                requests: rng.0.u64(0..3),
+                tokens: if rng.one_in(50) {
+                    rng.0.u64(0..30_000)
                 } else {
-                    dice.0.u64(0..900)
+                    rng.0.u64(0..900)
                 },
             })
             .collect(),
@@ -135,9 +137,9 @@ fn the_script_and_the_model_give_equal_answers() {
     let calls: u64 = std::env::var("EQUALITY_CALLS").map_or(60_000, |calls| calls.parse().unwrap());
     let server = server::Server::start();
     let mut script = Told::new(&server);
-    let mut model = Frontier::default();
+    let mut model = VirtualSchedule::default();
     let configs = configs();
-    let mut dice = Dice(fastrand::Rng::with_seed(20_261_123));
+    let mut rng = RandomInput(fastrand::Rng::with_seed(20_261_123));
     let fresh = Knows {
         birth: 0,
         seq: 0,
@@ -147,43 +149,43 @@ fn the_script_and_the_model_give_equal_answers() {
     };
     let mut members = [fresh; 5];
     let mut now = 1_760_000_000_000_000_i64;
-    let mut saved: Option<Frontier> = None;
+    let mut saved: Option<VirtualSchedule> = None;
     let (mut granted, mut refused, mut lost, mut unknown, mut taken_over) = (0, 0, 0, 0, 0);
     for step in 0..calls {
-        now += match dice.0.u32(0..40) {
-            0 => -dice.0.i64(0..2_000_000),
-            1 => dice.0.i64(0..3_000_000),
-            2 if dice.one_in(20) => 20_000_000,
-            _ => dice.0.i64(0..4_000),
+        now += match rng.0.u32(0..40) {
+            0 => -rng.0.i64(0..2_000_000),
+            1 => rng.0.i64(0..3_000_000),
+            2 if rng.one_in(20) => 20_000_000,
+            _ => rng.0.i64(0..4_000),
         };
-        if dice.one_in(2_000) {
+        if rng.one_in(2_000) {
             server.command(&["DEL", "{q}"]);
             model.lose_state();
         }
-        if dice.one_in(500) {
+        if rng.one_in(500) {
             // Kept aside, to come back later as an old snapshot does.
             server.command(&["COPY", "{q}", "{q}:saved", "REPLACE"]);
             server.command(&["PERSIST", "{q}:saved"]);
             saved = Some(model.clone());
         }
-        if dice.one_in(1_000) {
+        if rng.one_in(1_000) {
             if let Some(old) = saved.take() {
                 server.command(&["RENAME", "{q}:saved", "{q}"]);
                 model = old;
             }
         }
-        let member = dice.0.usize(0..members.len());
-        if dice.one_in(300) {
+        let member = rng.0.usize(0..members.len());
+        if rng.one_in(300) {
             members[member] = Knows {
-                config: dice.0.usize(0..configs.len()),
+                config: rng.0.usize(0..configs.len()),
                 ..fresh
             };
         }
-        if dice.one_in(300) {
-            members[member].config = dice.0.usize(0..configs.len());
+        if rng.one_in(300) {
+            members[member].config = rng.0.usize(0..configs.len());
         }
         let knows = members[member];
-        let ask = ask(&mut dice, member, knows, &configs);
+        let ask = ask(&mut rng, member, knows, &configs);
         let (told, answer) = (script.call(&ask, now), model.call(&ask, now));
         assert_eq!(told, answer, "call {step}: {ask:?} at {now}");
         granted += answer.goes.len();
@@ -204,7 +206,7 @@ fn the_script_and_the_model_give_equal_answers() {
             stamp: answer.stamp,
             config: config.unwrap_or(knows.config),
             // Most calls end sooner or later.
-            estimated: if dice.one_in(3) { [0, 0] } else { estimated },
+            estimated: if rng.one_in(3) { [0, 0] } else { estimated },
         };
     }
     println!(

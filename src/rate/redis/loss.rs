@@ -28,13 +28,13 @@ const FAILURES: u32 = 3;
 
 /// Whether the store is believed to be there.
 #[derive(Debug, Default)]
-pub(super) struct Breaker {
+pub(super) struct CircuitBreaker {
     failures: u32,
     /// When to ask again after a failure.
     next: Option<Instant>,
 }
 
-impl Breaker {
+impl CircuitBreaker {
     pub(super) const fn is_open(&self) -> bool {
         self.failures >= FAILURES
     }
@@ -73,7 +73,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn three_failures_in_a_row_open_it_and_one_success_closes_it() {
-        let mut breaker = Breaker::default();
+        let mut breaker = CircuitBreaker::default();
         let now = Instant::now();
         assert!(!breaker.failed(now) && !breaker.failed(now));
         assert!(!breaker.succeeded());
@@ -85,7 +85,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_lost_store_is_asked_every_second_at_most_and_every_half_second_at_least() {
-        let mut breaker = Breaker::default();
+        let mut breaker = CircuitBreaker::default();
         let now = Instant::now();
         for failure in 1..=40 {
             breaker.failed(now);

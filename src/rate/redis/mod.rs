@@ -81,24 +81,24 @@
 //!
 //! Whoever can write the key can lift the limits: members trust each other.
 
-mod ask;
+mod adjustments;
 mod builder;
-mod config;
-mod courier;
-mod desk;
+mod coordinator;
+mod driver;
 #[cfg(test)]
 mod equality;
-mod frontier;
-mod ledger;
-mod limiter;
+mod fallback;
 mod loss;
-mod seats;
-mod share;
+mod quota_config;
+mod shared;
 mod store;
 #[cfg(test)]
 mod tests;
+mod virtual_schedule;
+mod waiters;
+mod wire;
 
 pub use builder::Builder;
-pub(super) use limiter::{Admission, Reserved};
-pub use limiter::{SharedRateLimiter, StoreStatus};
 pub use loss::OnStoreLoss;
+pub(super) use shared::SharedAdmission;
+pub use shared::{SharedRateLimiter, StoreStatus};

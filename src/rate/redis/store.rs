@@ -1,6 +1,6 @@
 //! [`Store`]: the Redis or Valkey server that holds the buckets. The only file that knows the client library.
 
-use super::ask::{Answer, Ask};
+use super::wire::{StoreReply, StoreRequest};
 use crate::error::InvalidConfig;
 use ::redis::{
     Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, RedisError, RedisFuture,
@@ -83,7 +83,7 @@ impl Store {
     /// # Cancel safety
     ///
     /// Dropped, it drops the connection: what was said on it may yet be answered, or never.
-    pub(super) async fn call(&mut self, ask: &Ask) -> Result<Answer, StoreError> {
+    pub(super) async fn call(&mut self, ask: &StoreRequest) -> Result<StoreReply, StoreError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.connect().await?,
@@ -98,8 +98,8 @@ impl Store {
     async fn converse(
         &self,
         connection: &mut (dyn ConnectionLike + Send + Sync),
-        ask: &Ask,
-    ) -> Result<Answer, StoreError> {
+        ask: &StoreRequest,
+    ) -> Result<StoreReply, StoreError> {
         let mut answer = Value::Nil;
         // In brief, if that will do.
         for is_brief in [true, false] {
@@ -148,7 +148,7 @@ impl Store {
 /// The call of the script that says this.
 pub(super) fn invocation<'a>(
     script: &'a Script,
-    ask: &Ask,
+    ask: &StoreRequest,
     is_brief: bool,
     state: &str,
     pauses: &str,
@@ -167,7 +167,7 @@ pub(super) fn wants_more(answer: &Value) -> bool {
     matches!(answer, Value::Array(values) if values.is_empty())
 }
 
-pub(super) fn read(answer: Value) -> Option<Answer> {
+pub(super) fn read(answer: Value) -> Option<StoreReply> {
     const HEAD: usize = 13;
     let Value::Array(values) = answer else { return None };
     let number = |value: &Value| match value {
@@ -182,7 +182,7 @@ pub(super) fn read(answer: Value) -> Option<Answer> {
         None => None,
         Some(_) => return None,
     };
-    Some(Answer {
+    Some(StoreReply {
         seq: head[0],
         birth: head[1],
         stamp: head[2],

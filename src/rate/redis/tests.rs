@@ -2,18 +2,18 @@
 //! millisecond each way and can be cut; so every time is exact.
 
 use super::{
-    ask::{Answer, Ask},
-    courier::Backend,
-    frontier::Frontier,
-    limiter::SharedRateLimiter,
+    driver::Backend,
     loss::OnStoreLoss,
+    shared::SharedRateLimiter,
     store::StoreError,
+    virtual_schedule::VirtualSchedule,
+    wire::{StoreReply, StoreRequest},
 };
 use crate::{
     error::AcquireError,
     rate::{
         buckets::Available,
-        rate::{Budget, Cost, Limits, Rate},
+        limits::{Budget, Cost, Limits, Rate},
     },
 };
 use std::{
@@ -35,9 +35,9 @@ struct Server {
 }
 
 struct State {
-    frontier: Frontier,
+    frontier: VirtualSchedule,
     wire: Wire,
-    asks: Vec<Ask>,
+    asks: Vec<StoreRequest>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -54,7 +54,7 @@ enum Wire {
 impl Server {
     fn new() -> Self {
         let state = State {
-            frontier: Frontier::default(),
+            frontier: VirtualSchedule::default(),
             wire: Wire::Works,
             asks: Vec::new(),
         };
@@ -69,10 +69,10 @@ impl Server {
     }
 
     fn forgets(&self) {
-        self.state.lock().unwrap().frontier = Frontier::default();
+        self.state.lock().unwrap().frontier = VirtualSchedule::default();
     }
 
-    fn asks(&self) -> Vec<Ask> {
+    fn asks(&self) -> Vec<StoreRequest> {
         self.state.lock().unwrap().asks.clone()
     }
 
@@ -87,7 +87,10 @@ impl Server {
 }
 
 impl Backend for Server {
-    fn call<'a>(&'a mut self, ask: &'a Ask) -> Pin<Box<dyn Future<Output = Result<Answer, StoreError>> + Send + 'a>> {
+    fn call<'a>(
+        &'a mut self,
+        ask: &'a StoreRequest,
+    ) -> Pin<Box<dyn Future<Output = Result<StoreReply, StoreError>> + Send + 'a>> {
         Box::pin(async {
             let wire = self.state.lock().unwrap().wire;
             match wire {
@@ -463,7 +466,10 @@ async fn a_pause_holds_also_who_is_let_through_without_the_store() {
 async fn a_store_that_panics_is_a_store_that_is_lost() {
     struct Panics;
     impl Backend for Panics {
-        fn call<'a>(&'a mut self, _: &'a Ask) -> Pin<Box<dyn Future<Output = Result<Answer, StoreError>> + Send + 'a>> {
+        fn call<'a>(
+            &'a mut self,
+            _: &'a StoreRequest,
+        ) -> Pin<Box<dyn Future<Output = Result<StoreReply, StoreError>> + Send + 'a>> {
             panic!("there is no reactor running")
         }
     }

@@ -10,12 +10,12 @@ use std::{io, time::Duration, time::SystemTime};
 use tower::{BoxError, Layer, Service, ServiceExt, retry::Policy, service_fn};
 use tower_outbound::{
     ApiTokensUsed, Deadline, DeadlineLayer, Executor, Limits, Rate, RateLimiter,
+    body::{BodyLayer, CollectLayer, StreamLayer},
+    client::Reqwest,
     error::{BodyFailed, BodyTooLarge, DeadlineExceeded, RetryAfterTooLong},
-    http::{
-        AverageEstimate, BodyLayer, CharacterEstimate, CollectLayer, FeedbackLayer, Provider, Reqwest, Reset,
-        RetryPolicy, StreamLayer, Unit, UsageLayer,
-    },
+    provider::{AverageEstimate, CharacterEstimate, FeedbackLayer, Provider, Reset, Unit, UsageLayer},
     rate::{AsCharged, Budget, ByUsage},
+    retry::RetryPolicy,
 };
 
 type Body = Frames<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, io::Error>>>>;
@@ -92,7 +92,7 @@ pub(super) async fn tell(secrets: &Secrets, told: &mut Told) {
     headers.insert("x-ratelimit-remaining-tokens", 5.into());
     headers.insert("x-ratelimit-reset-tokens", "5s".parse().unwrap());
     headers.insert("retry-after", secrets.of("retry-after").parse().unwrap());
-    let heard = Provider::OpenAi.feedback(&headers, SystemTime::now());
+    let heard = Provider::OpenAi.rate_limit_info(&headers, SystemTime::now());
     told.debug(&heard);
     told.debug(&heard.windows[0]);
     told.debug(&Reset::Full(Duration::ZERO));
