@@ -18,8 +18,8 @@ use tower_outbound::provider::{ParseProviderError, Provider};
 /// names the request in the results. A line may also have the form of batch files, `{"custom_id": …, "body": {…}}`:
 /// then its `body` is sent.
 ///
-/// Without --url the program starts a provider of its own on 127.0.0.1 and sends the requests there. This local provider
-/// enforces the limits: it answers requests above them with 429.
+/// Without --url the program starts a provider of its own on 127.0.0.1 and sends the requests there. This local
+/// provider enforces the limits: it answers requests above them with 429.
 #[derive(Parser)]
 #[command(name = "bulk", after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -81,8 +81,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value = "100", help_heading = "Limits")]
     pub(crate) queue: NonZeroUsize,
 
-    /// The field of a line that holds its number of tokens, as a path with dots: `tokens`, `usage.total` [default: none,
-    /// tokens are estimated as a quarter of the characters of the messages plus `max_tokens`]
+    /// The field of a line that holds its number of tokens, as a path with dots: `tokens`, `usage.total` [default:
+    /// none, tokens are estimated as a quarter of the characters of the messages plus `max_tokens`]
     #[arg(long, value_name = "PATH", help_heading = "Limits")]
     pub(crate) tokens_field: Option<String>,
 
@@ -120,7 +120,8 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) quiet: bool,
 
-    /// Send nothing: run only the local provider, at this address, until Ctrl-C. Another `bulk --url` can send to it
+    /// Send nothing: run only the local provider, at this address (127.0.0.1:8080, for example), until Ctrl-C. Another
+    /// `bulk --url` can send to it
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["url", "resume"])]
     pub(crate) serve: Option<SocketAddr>,
 }
@@ -157,12 +158,12 @@ pub(crate) struct Local {
 }
 
 const AFTER_HELP: &str = "\
-Results: one line per request, written when the request ends. COMPLETED: a response with a 2xx status. FAILED: a response
-with any other status (429, for example), or no response, after the last retry. CANCELLED: ended by Ctrl-C. With --resume
-only COMPLETED requests are skipped. If a request has several lines, the last one is its result.
+Results: one line per request, written when the request ends. COMPLETED: a response with a 2xx status. FAILED: a
+response with any other status (429, for example), or no response, after the last retry. CANCELLED: ended by Ctrl-C.
+With --resume only COMPLETED requests are skipped. If a request has several lines, the last one is its result.
 
-Ctrl-C, once: no more requests are read, and those already read are finished; --resume sends the rest. Twice: those already
-read are cancelled.
+Ctrl-C, once: no more requests are read, and those already read are finished; --resume sends the rest. Twice: those
+already read are cancelled.
 
 Exit codes:
   0    every request has a COMPLETED line (skipped malformed lines do not count)
@@ -202,7 +203,8 @@ impl Args {
 
     /// Parses the URL and the headers.
     ///
-    /// The argument parser does not do it, because its errors repeat the argument, and a header or a URL may hold a key.
+    /// The argument parser does not do it, because its errors repeat the argument, and a header or a URL may hold a
+    /// key.
     pub(crate) fn target(&self) -> anyhow::Result<Target> {
         Ok(Target {
             url: self.url.as_deref().map(endpoint).transpose()?,

@@ -1,5 +1,5 @@
-//! The token bucket of the local provider, exact to the nanosecond. It shares no code with the library's limiter, so that
-//! an error of one shows as a 429 of the other.
+//! The token bucket of the local provider, exact to the nanosecond. It shares no code with the library's limiter, so
+//! that an error of one shows as a 429 of the other.
 
 use crate::limits::Pace;
 use std::time::Duration;
@@ -78,7 +78,7 @@ mod tests {
     fn a_bucket_fills_continuously_up_to_its_capacity() {
         // One every 10 ms; the capacity is ten and one more.
         let mut bucket = bucket(6_000, 10, Duration::ZERO);
-        assert_eq!(bucket.wait(11, 0 * MS), Some(0 * MS));
+        assert_eq!(bucket.wait(11, Duration::ZERO), Some(Duration::ZERO));
         bucket.take(11);
         for (amount, at, wait) in [
             (1, 0, 10),
@@ -106,8 +106,8 @@ mod tests {
     fn slack_adds_what_flows_in_during_that_time() {
         // A hundred per second: one in 10 ms.
         let mut bucket = bucket(6_000, 10, 10 * MS);
-        assert_eq!(bucket.wait(12, 0 * MS), Some(0 * MS));
-        assert_eq!(bucket.wait(13, 0 * MS), None);
+        assert_eq!(bucket.wait(12, Duration::ZERO), Some(Duration::ZERO));
+        assert_eq!(bucket.wait(13, Duration::ZERO), None);
     }
 
     #[test]

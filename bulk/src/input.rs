@@ -132,7 +132,8 @@ fn parse(line: u64, text: &[u8], tokens: &Tokens) -> Result<Request, String> {
     })
 }
 
-/// The FNV-1a hash, which does not depend on the version of a library: hashes in the results of earlier runs stay valid.
+/// The FNV-1a hash, which does not depend on the version of a library: hashes in the results of earlier runs stay
+/// valid.
 fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)

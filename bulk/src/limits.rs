@@ -112,7 +112,7 @@ impl Bounds {
         limits
     }
 
-    /// The shortest time in which so many requests and tokens can be sent.
+    /// The shortest time in which these numbers of requests and tokens can be sent.
     pub(crate) fn min_time(&self, requests: u64, tokens: u64) -> Duration {
         let requests = self.requests.map(|pace| pace.time_for(requests));
         let tokens = self.tokens.map(|pace| pace.time_for(tokens));
@@ -123,8 +123,9 @@ impl Bounds {
 impl Pace {
     /// The rate for the limiter, with an initial fill of 95 % of `initial`.
     ///
-    /// While the first requests travel to the provider, the limiter's bucket is already filling again, but the provider's
-    /// is still full and cannot gain. Without the missing 5 %, the first burst would exceed the provider's by that gain.
+    /// While the first requests travel to the provider, the limiter's bucket is already filling again, but the
+    /// provider's is still full and cannot gain. Without the missing 5 %, the first burst would exceed the provider's
+    /// by that gain.
     fn rate(self) -> Rate {
         Rate::per_minute(self.per_minute)
             .burst(self.burst)
@@ -139,8 +140,8 @@ impl Pace {
 }
 
 /// The burst if none is given: one second's worth, because providers that count by the second answer a minute's worth
-/// at once with 429; or the largest request if that is more, because it must fit. At most one minute's worth, because no
-/// provider admits a single request above that; at least 1.
+/// at once with 429; or the largest request if that is more, because it must fit. At most one minute's worth, because
+/// no provider admits a single request above that; at least 1.
 fn default_burst(per_minute: u64, largest: u64) -> u64 {
     (per_minute / 60).max(largest.min(per_minute)).max(1)
 }

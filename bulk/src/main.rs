@@ -6,7 +6,7 @@
 //! ```
 //!
 //! What to watch: the local provider answers every request above its limits with 429, and the summary shows that there
-//! was none (or very few). The binding limit, here the tokens per minute, is used to nearly 100 % all the same: see the
+//! was none. The binding limit, here the tokens per minute, is used to nearly 100 % all the same: see the
 //! last line of the summary.
 //!
 //! | file | what it holds |

@@ -134,7 +134,8 @@ impl Output {
     ) -> (Counts, io::Result<()>) {
         let mut counts = Counts::default();
         let mut batch = Vec::new();
-        // All results that are waiting are written and flushed together; when results arrive slowly, each is flushed alone.
+        // All results that are waiting are written and flushed together. Results that arrive slowly are flushed one by
+        // one.
         while results.blocking_recv_many(&mut batch, 256) > 0 {
             if let Err(error) = self.write(&batch) {
                 return (counts, Err(error));

@@ -97,7 +97,8 @@ impl Progress {
         let waiting = (monitor.queue_depth() + monitor.in_flight()).saturating_sub(in_flight);
         let elapsed = self.started.elapsed().as_secs_f64();
         let rate = done as f64 / elapsed;
-        // At the start the burst makes the rate higher than it can stay, so the shortest possible time is the lower bound.
+        // At the start the burst makes the rate higher than it can stay, so the shortest possible time is the lower
+        // bound.
         let left = (self.total.saturating_sub(done) as f64 / rate).max(self.min_time.as_secs_f64() - elapsed);
         let left = if left.is_finite() {
             format!("{left:.0} s")

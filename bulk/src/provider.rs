@@ -1,5 +1,5 @@
-//! A local provider of a chat-like API. It enforces its limits, reports them in the headers of a real provider, and fails
-//! or delays some of its responses.
+//! A local provider of a chat-like API. It enforces its limits, reports them in the headers of a real provider, and
+//! fails or delays some of its responses.
 
 use crate::{
     args::{Args, Local},

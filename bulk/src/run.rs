@@ -160,7 +160,8 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     })
 }
 
-/// Reads the whole input before anything is sent, so that errors and the shortest possible time are known at the start.
+/// Reads the whole input before anything is sent, to report malformed lines and the shortest possible time at the
+/// start.
 async fn survey(mut requests: Requests, mut done: Done) -> anyhow::Result<Survey> {
     let mut survey = Survey::default();
     while let Some(line) = requests.next().await? {
@@ -202,8 +203,8 @@ struct Feeder<'a> {
 }
 
 impl Feeder<'_> {
-    /// Returns the number of submitted requests, and an error if the input could not be read to the end. Drops the sender
-    /// of results, so that the writer ends after the last call.
+    /// Returns the number of submitted requests, and an error if the input could not be read to the end. Drops the
+    /// sender of results, so that the writer ends after the last call.
     async fn feed(
         self,
         mut requests: Requests,

@@ -153,8 +153,8 @@ impl LimitRow {
 
 /// The fraction of the allowed amount that was admitted; 1 is all of it.
 ///
-/// The allowed amount is the initial fill of the provider's bucket, and the inflow until the last admission. The cost of
-/// the last admission counts, because it was admitted as soon as the bucket held that cost.
+/// The allowed amount is the initial fill of the provider's bucket, and the inflow until the last admission. The cost
+/// of the last admission counts, because it was admitted as soon as the bucket held that cost.
 fn used(pace: Pace, amount: u64, sending: Duration) -> f64 {
     amount as f64 / (pace.initial as f64 + pace.per_minute as f64 * sending.as_secs_f64() / 60.0)
 }

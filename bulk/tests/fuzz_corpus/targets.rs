@@ -32,7 +32,7 @@ pub fn bulk_input(data: &[u8]) {
                 Ok(request) => {
                     let body: serde_json::Value = serde_json::from_slice(&request.body).expect("a body is JSON");
                     assert!(body.is_object(), "{body}");
-                    // The body alone, without the rest of its line, is a valid line, too.
+                    // The body without the rest of its line is a valid line, too.
                     let mut again = Requests::new(&*request.body, Tokens::Estimate(1.0));
                     let again = runtime.block_on(again.next()).expect("memory can be read");
                     assert!(matches!(again, Some(Ok(_))), "{body}");
