@@ -40,7 +40,7 @@ pub(crate) struct Figures {
     pub(crate) waits: Waits,
     /// Processor time in percent of one core.
     pub(crate) cpu: f64,
-    /// Calls that were overtaken. See [`overtakings`].
+    /// Calls that were admitted before an earlier arrival. See [`overtakings`].
     pub(crate) overtaken: f64,
 }
 
