@@ -1,19 +1,40 @@
-//! What a queue costs when a million calls are in it: memory and time for each of them, queued, made and cancelled; and
-//! what it costs to wait.
+//! The costs of a queue with up to a million calls: memory and time per call to queue, make and cancel them; and the
+//! costs of waiting and of an idle executor.
 //!
-//! `cargo bench -p tower-outbound-benches --bench scale`, with `-- --quick` for a tenth of the calls, and with part
-//! of a section's name for that one alone. The sizes of a queue take turns in every round, and each figure is the
-//! median of the rounds; the first only warms up. Figures are for one call, and times are the thread's CPU time,
-//! counting its allocations included. The last lines are for machines: `scale <section>-<column> <n> = <figure>`.
+//! `cargo bench -p tower-outbound-benches --bench scale`, about three minutes; with `-- --quick` for a tenth of the
+//! calls, and with part of a section's name for that section only. The last lines are for programs:
+//! `scale <section>-<column> <n> = <figure>`.
 //!
-//! - *Bytes* and *allocations* are those live while the calls are queued: with the handle that the caller keeps,
-//!   without the request.
-//! - *Submit* includes making the request. *Drain* is from the moment the first call may end to the last one's outcome.
-//! - *Faults* are page faults. In the *first* round, which is the warm-up, memory may be new to the process.
-//! - *Ratio* is the time at the largest size to that at the smallest.
+//! In each round every size of the queue (`n`) is measured once. Each figure is the median of the rounds, without the
+//! first, which is a warm-up. Figures are per call, and times are processor time of the thread; the time to count its
+//! allocations is included.
+//!
+//! | section | what is measured |
+//! |---|---|
+//! | `executor-kept`, `executor-dropped` | calls queued in an executor, whose handles are kept, or dropped at once |
+//! | `queue-kept`, `queue-dropped` | the same with only a `QueueLayer` |
+//! | `cancel` | cancelling queued calls: by their handles, by dropping their futures, by stopping the executor |
+//! | `wait-queue` | waiters of a rate limiter: to begin to wait, and to stop waiting |
+//! | `idle` | an idle executor, and one with 1,000 callers that wait for an empty bucket |
+//!
+//! | column | meaning |
+//! |---|---|
+//! | `bytes`, `allocations` | in use while the calls are queued; with a handle that is kept, without the request |
+//! | `submit-ns` | to submit a call, with making its request |
+//! | `drain-ns` | from letting the first call end to the outcome of the last |
+//! | `total-ns` | both together |
+//! | `faults` | page faults |
+//! | `first-ns`, `first-faults` | `total-ns` and `faults` of the warm-up, in which memory may be new to the process |
+//! | `…-ratio` | the time at the largest size divided by the time at the smallest |
+//! | `handles-ns`, `futures-ns`, `stop-ns` | to cancel a call by its handle, by dropping its future, by a stop |
+//! | `join-ns`, `leave-ns` | to begin to wait, and to stop waiting |
+//! | `wake-ups/s`, `parks/s`, `cpu-us/s` | of the threads: wake-ups, parks of Tokio's workers, processor time in µs |
+
+mod common;
 
 use allocation_counter::{AllocationInfo, measure};
 use clap::Parser;
+use common::{median, thread_cpu_time};
 use http::{Request, Response};
 use std::{
     convert::Infallible,
@@ -41,20 +62,18 @@ use tower_outbound::{
 };
 
 const URL: &str = "https://api.example.com/v1/chat/completions";
-/// Never reached.
-const PLENTY: u64 = 1_000_000_000_000;
-/// In each round a small size is repeated until there were so many calls.
+/// A rate per second that is never reached.
+const UNREACHED: u64 = 1_000_000_000_000;
+/// The least number of calls in a round: smaller sizes are repeated until they reach it.
 const CALLS_PER_ROUND: usize = 100_000;
-/// Where no ratio is told.
+/// The rounds of sections without ratios.
 const FEW_ROUNDS: usize = 3;
-const WATCH: Duration = Duration::from_secs(3);
+/// How long an idle executor is observed.
+const OBSERVATION: Duration = Duration::from_secs(3);
 
-const BYTES: Bar = Bar {
-    most: 768.0,
-    aim: 512.0,
-};
-const RATIO: Bar = Bar { most: 1.5, aim: 1.2 };
-const NONE: Bar = Bar { most: 0.0, aim: 0.0 };
+const BYTES: Bar = Bar { max: 768.0, aim: 512.0 };
+const RATIO: Bar = Bar { max: 1.5, aim: 1.2 };
+const NONE: Bar = Bar { max: 0.0, aim: 0.0 };
 
 type Section = fn(&Scale, &mut Table);
 
@@ -64,23 +83,23 @@ const SECTIONS: [(&str, Section); 7] = [
     ("queue-kept", queued::<Queue<Request<()>, Response<()>>, true>),
     ("queue-dropped", queued::<Queue<Request<()>, Response<()>>, false>),
     ("cancel", cancel),
-    ("line", line),
+    ("wait-queue", wait_queue),
     ("idle", idle),
 ];
 
 #[derive(Parser)]
 struct Options {
-    /// Only the sections whose name contains this.
+    /// Run only the sections whose name contains this
     filter: Option<String>,
-    /// A tenth of the calls, and fewer rounds.
+    /// Run with a tenth of the calls, and fewer rounds
     #[arg(long)]
     quick: bool,
-    /// Given by cargo.
+    /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// How much to measure.
+/// The sizes of the queue, and the number of rounds.
 struct Scale {
     sizes: [usize; 3],
     rounds: usize,
@@ -88,54 +107,56 @@ struct Scale {
 
 // === A queue whose calls wait ===
 
-/// Every call of its client waits until it is open.
+/// Blocks and unblocks the calls of its client.
 #[derive(Clone)]
-struct Gate {
-    open: Arc<Semaphore>,
-    made: Arc<AtomicUsize>,
+struct Blocker {
+    permit: Arc<Semaphore>,
+    /// Calls that have ended.
+    ended: Arc<AtomicUsize>,
 }
 
-/// A started queue, one call of which is made at a time.
+/// A started executor or queue with a concurrency limit of one.
 trait Subject: Sized {
     type Call;
 
-    fn start(capacity: usize, gate: &Gate) -> Self;
+    fn start(capacity: usize, blocker: &Blocker) -> Self;
     async fn submit(&mut self) -> Self::Call;
     async fn response(call: Self::Call);
-    fn let_run(call: Self::Call);
+    /// Drops the handle without cancelling the call.
+    fn detach(call: Self::Call);
     fn depth(&self) -> usize;
 }
 
-impl Gate {
-    fn closed() -> Self {
+impl Blocker {
+    fn new() -> Self {
         Self {
-            open: Arc::new(Semaphore::new(0)),
-            made: Arc::default(),
+            permit: Arc::new(Semaphore::new(0)),
+            ended: Arc::default(),
         }
     }
 
-    fn open(&self) {
-        self.open.add_permits(1);
+    fn unblock(&self) {
+        self.permit.add_permits(1);
     }
 
-    async fn close(&self) {
-        self.open.acquire().await.expect("an open semaphore").forget();
+    async fn block(&self) {
+        self.permit.acquire().await.expect("the semaphore is open").forget();
     }
 
-    fn made(&self) -> usize {
-        self.made.load(Ordering::Relaxed)
+    fn ended(&self) -> usize {
+        self.ended.load(Ordering::Relaxed)
     }
 
     fn client(
         &self,
     ) -> impl Service<Request<()>, Response = Response<()>, Error = Infallible, Future: Send> + Clone + Send + 'static
     {
-        let gate = self.clone();
+        let blocker = self.clone();
         service_fn(move |_| {
-            let gate = gate.clone();
+            let blocker = blocker.clone();
             async move {
-                let _open = gate.open.acquire().await;
-                gate.made.fetch_add(1, Ordering::Relaxed);
+                let _permit = blocker.permit.acquire().await;
+                blocker.ended.fetch_add(1, Ordering::Relaxed);
                 Ok(Response::new(()))
             }
         })
@@ -145,27 +166,27 @@ impl Gate {
 impl Subject for Executor<(), ()> {
     type Call = CallHandle<(), ()>;
 
-    fn start(capacity: usize, gate: &Gate) -> Self {
+    fn start(capacity: usize, blocker: &Blocker) -> Self {
         let executor = ExecutorBuilder::new()
             .queue_capacity(capacity)
             .concurrency_limit(1)
-            .requests(Rate::per_second(PLENTY))
-            .tokens(Rate::per_second(PLENTY))
-            .build(gate.client())
-            .expect("the settings make sense");
-        executor.start().expect("a runtime");
+            .requests(Rate::per_second(UNREACHED))
+            .tokens(Rate::per_second(UNREACHED))
+            .build(blocker.client())
+            .expect("the settings are valid");
+        executor.start().expect("there is a runtime");
         executor
     }
 
     async fn submit(&mut self) -> Self::Call {
-        Self::submit(self, request()).await.expect("it runs")
+        Self::submit(self, request()).await.expect("the executor is running")
     }
 
     async fn response(call: Self::Call) {
-        black_box(call.await.expect("a response"));
+        black_box(call.await.expect("the call succeeds"));
     }
 
-    fn let_run(call: Self::Call) {
+    fn detach(call: Self::Call) {
         drop(call);
     }
 
@@ -177,22 +198,22 @@ impl Subject for Executor<(), ()> {
 impl Subject for Queue<Request<()>, Response<()>> {
     type Call = ResponseFuture<Request<()>, Response<()>>;
 
-    fn start(capacity: usize, gate: &Gate) -> Self {
+    fn start(capacity: usize, blocker: &Blocker) -> Self {
         ServiceBuilder::new()
-            .layer(QueueLayer::new(capacity).expect("a capacity"))
-            .layer(ConcurrencyLimitLayer::new(1).expect("a limit"))
-            .service(gate.client())
+            .layer(QueueLayer::new(capacity).expect("the capacity is valid"))
+            .layer(ConcurrencyLimitLayer::new(1).expect("the limit is valid"))
+            .service(blocker.client())
     }
 
     async fn submit(&mut self) -> Self::Call {
-        self.ready().await.expect("it is open").call(request())
+        self.ready().await.expect("the queue is open").call(request())
     }
 
     async fn response(call: Self::Call) {
-        black_box(call.await.expect("a response"));
+        black_box(call.await.expect("the call succeeds"));
     }
 
-    fn let_run(call: Self::Call) {
+    fn detach(call: Self::Call) {
         call.detach();
     }
 
@@ -202,11 +223,11 @@ impl Subject for Queue<Request<()>, Response<()>> {
 }
 
 fn request() -> Request<()> {
-    Request::post(URL).body(()).expect("a request")
+    Request::post(URL).body(()).expect("the request is valid")
 }
 
-/// Makes a call that waits at the gate, and all later ones behind it.
-async fn hold<S: Subject>(subject: &mut S) -> S::Call {
+/// Submits a call and waits until it is in flight, where it is blocked. All later calls wait in the queue.
+async fn submit_first<S: Subject>(subject: &mut S) -> S::Call {
     let first = subject.submit().await;
     while subject.depth() > 0 {
         yield_now().await;
@@ -214,12 +235,13 @@ async fn hold<S: Subject>(subject: &mut S) -> S::Call {
     first
 }
 
-/// Queues `n` calls. If their handles are not kept, the last one's is returned all the same, to wait for it.
+/// Queues `n` calls, and returns their handles; if `keep` is false, only the last one, which serves to wait for the
+/// end.
 async fn fill<S: Subject>(subject: &mut S, n: usize, keep: bool) -> Vec<S::Call> {
     let mut calls = Vec::with_capacity(if keep { n } else { 1 });
     for _ in 0..n {
         if !keep {
-            calls.pop().into_iter().for_each(S::let_run);
+            calls.pop().into_iter().for_each(S::detach);
         }
         calls.push(subject.submit().await);
     }
@@ -228,7 +250,7 @@ async fn fill<S: Subject>(subject: &mut S, n: usize, keep: bool) -> Vec<S::Call>
 
 // === Queued calls ===
 
-/// One size in one round, for one call.
+/// The figures of one size in one round, per call.
 struct Queued {
     memory: Memory,
     submit_ns: f64,
@@ -242,14 +264,14 @@ impl Queued {
     }
 }
 
-/// What there is of it when all calls are queued, for one of them.
+/// Memory in use while all calls are queued, per call.
 struct Memory {
     bytes: f64,
     allocations: f64,
 }
 
 impl Memory {
-    fn each(counted: &AllocationInfo, n: usize) -> Self {
+    fn per_call(counted: &AllocationInfo, n: usize) -> Self {
         Self {
             bytes: counted.bytes_current as f64 / n as f64,
             allocations: counted.count_current as f64 / n as f64,
@@ -257,13 +279,13 @@ impl Memory {
     }
 }
 
-/// Calls whose handles the caller keeps, or drops at once.
+/// Measures queued calls whose handles the caller keeps, or drops at once.
 fn queued<S: Subject, const KEEP: bool>(scale: &Scale, table: &mut Table) {
     let runtime = current_thread();
     let round = || scale.sizes.map(|n| queue_and_drain::<S>(&runtime, n, KEEP));
     let first = round();
     let rounds: Vec<_> = iter::repeat_with(round).take(scale.rounds).collect();
-    let request = request_alone(scale.sizes[0]);
+    let request = bare_requests(scale.sizes[0]);
 
     for (size, n) in scale.sizes.into_iter().enumerate() {
         let median = |figure: fn(&Queued) -> f64| median(rounds.iter().map(|sizes| figure(&sizes[size])));
@@ -289,72 +311,73 @@ fn queued<S: Subject, const KEEP: bool>(scale: &Scale, table: &mut Table) {
     table.bar("total-ratio", most, RATIO);
 }
 
-/// Queues `n` calls and lets them run, as often as makes a round. The memory is that of the first time.
+/// Queues `n` calls and lets them run, repeatedly until there were [`CALLS_PER_ROUND`]. The memory is that of the first
+/// time.
 fn queue_and_drain<S: Subject>(runtime: &Runtime, n: usize, keep: bool) -> Queued {
     let times = CALLS_PER_ROUND.div_ceil(n);
-    let gate = Gate::closed();
-    let mut subject = runtime.block_on(async { S::start(n + 1, &gate) });
+    let blocker = Blocker::new();
+    let mut subject = runtime.block_on(async { S::start(n + 1, &blocker) });
     let (mut submit, mut drain) = (Duration::ZERO, Duration::ZERO);
     let mut memory = None;
     let faults_before = page_faults();
     for time in 1..=times {
-        let first = runtime.block_on(hold(&mut subject));
+        let first = runtime.block_on(submit_first(&mut subject));
         let mut calls = Vec::new();
         let begun = ThreadTime::now();
         let counted = measure(|| calls = runtime.block_on(fill(&mut subject, n, keep)));
         submit += begun.elapsed();
-        assert_eq!(subject.depth(), n, "all are queued");
-        memory.get_or_insert(Memory::each(&counted, n));
+        assert_eq!(subject.depth(), n, "all calls are queued");
+        memory.get_or_insert(Memory::per_call(&counted, n));
 
         let begun = ThreadTime::now();
         runtime.block_on(async {
-            gate.open();
+            blocker.unblock();
             for call in iter::once(first).chain(calls) {
                 S::response(call).await;
             }
         });
         drain += begun.elapsed();
         assert_eq!(subject.depth(), 0);
-        assert_eq!(gate.made(), time * (n + 1), "each was made once");
-        runtime.block_on(gate.close());
+        assert_eq!(blocker.ended(), time * (n + 1), "each call was made once");
+        runtime.block_on(blocker.block());
     }
     let calls = (times * n) as f64;
     Queued {
-        memory: memory.expect("there was a first time"),
+        memory: memory.expect("there is at least one repetition"),
         submit_ns: submit.as_nanos() as f64 / calls,
         drain_ns: drain.as_nanos() as f64 / calls,
         page_faults: page_faults().saturating_sub(faults_before) as f64 / calls,
     }
 }
 
-/// What a request takes by itself.
-fn request_alone(n: usize) -> Memory {
+/// The memory of a request without a call.
+fn bare_requests(n: usize) -> Memory {
     let mut requests = Vec::new();
     let counted = measure(|| requests = iter::repeat_with(request).take(n).collect());
     assert_eq!(black_box(requests).capacity(), n);
-    Memory::each(&counted, n)
+    Memory::per_call(&counted, n)
 }
 
 // === Cancelling ===
 
 fn cancel(scale: &Scale, table: &mut Table) {
     let [_, _, n] = scale.sizes;
-    table.add("handles-ns", n, cancelled(n, cancel_handles));
-    table.add("futures-ns", n, cancelled(n, drop_futures));
-    table.add("stop-ns", n, cancelled(n, stop));
+    table.add("handles-ns", n, time_to_cancel(n, cancel_handles));
+    table.add("futures-ns", n, time_to_cancel(n, drop_futures));
+    table.add("stop-ns", n, time_to_cancel(n, stop));
 }
 
-/// Nanoseconds for each of `n` queued calls, which `cancel` cancels.
-fn cancelled<S: Subject>(n: usize, cancel: impl AsyncFn(S, Gate, Vec<S::Call>) -> Duration) -> f64 {
+/// Nanoseconds per call in which `cancel` cancels `n` queued calls.
+fn time_to_cancel<S: Subject>(n: usize, cancel: impl AsyncFn(S, Blocker, Vec<S::Call>) -> Duration) -> f64 {
     let runtime = current_thread();
     let round = || {
         runtime.block_on(async {
-            let gate = Gate::closed();
-            let mut subject = S::start(n + 1, &gate);
-            let first = hold(&mut subject).await;
+            let blocker = Blocker::new();
+            let mut subject = S::start(n + 1, &blocker);
+            let first = submit_first(&mut subject).await;
             let calls = fill(&mut subject, n, true).await;
-            assert_eq!(subject.depth(), n, "all are queued");
-            let elapsed = cancel(subject, gate, calls).await;
+            assert_eq!(subject.depth(), n, "all calls are queued");
+            let elapsed = cancel(subject, blocker, calls).await;
             drop(first);
             elapsed.as_nanos() as f64 / n as f64
         })
@@ -362,8 +385,8 @@ fn cancelled<S: Subject>(n: usize, cancel: impl AsyncFn(S, Gate, Vec<S::Call>) -
     median(iter::repeat_with(round).take(FEW_ROUNDS + 1).skip(1))
 }
 
-/// Each call by its handle, which is dropped.
-async fn cancel_handles(executor: Executor<(), ()>, gate: Gate, calls: Vec<CallHandle<(), ()>>) -> Duration {
+/// Cancels each call by its handle.
+async fn cancel_handles(executor: Executor<(), ()>, blocker: Blocker, calls: Vec<CallHandle<(), ()>>) -> Duration {
     let n = calls.len() as u64;
     let begun = ThreadTime::now();
     for call in calls {
@@ -373,16 +396,16 @@ async fn cancel_handles(executor: Executor<(), ()>, gate: Gate, calls: Vec<CallH
 
     let monitor = executor.monitor();
     assert_eq!((monitor.queue_depth(), monitor.totals().cancelled), (0, n));
-    gate.open();
+    blocker.unblock();
     let report = executor.stop(Shutdown::Graceful).await;
-    assert_eq!((report.completed, report.cancelled, gate.made()), (1, 0, 1));
+    assert_eq!((report.completed, report.cancelled, blocker.ended()), (1, 0, 1));
     elapsed
 }
 
-/// Each call by dropping its future.
+/// Cancels each call by dropping its future.
 async fn drop_futures(
     queue: Queue<Request<()>, Response<()>>,
-    gate: Gate,
+    blocker: Blocker,
     calls: Vec<ResponseFuture<Request<()>, Response<()>>>,
 ) -> Duration {
     let begun = ThreadTime::now();
@@ -390,15 +413,15 @@ async fn drop_futures(
     let elapsed = begun.elapsed();
 
     assert_eq!(queue.depth(), 0);
-    gate.open();
+    blocker.unblock();
     queue.close();
     queue.ended().await;
-    assert_eq!(gate.made(), 1, "only the first was made");
+    assert_eq!(blocker.ended(), 1, "only the first call was made");
     elapsed
 }
 
-/// All at once. The handles are still there.
-async fn stop(executor: Executor<(), ()>, gate: Gate, calls: Vec<CallHandle<(), ()>>) -> Duration {
+/// Cancels all calls by stopping the executor, while their handles still exist.
+async fn stop(executor: Executor<(), ()>, blocker: Blocker, calls: Vec<CallHandle<(), ()>>) -> Duration {
     let begun = ThreadTime::now();
     let report = executor.stop(Shutdown::Immediate).await;
     let elapsed = begun.elapsed();
@@ -406,7 +429,7 @@ async fn stop(executor: Executor<(), ()>, gate: Gate, calls: Vec<CallHandle<(), 
     let monitor = executor.monitor();
     let (all, totals) = (calls.len() as u64 + 1, monitor.totals());
     assert_eq!((report.cancelled, totals.opened, totals.cancelled), (all, all, all));
-    assert_eq!((monitor.queue_depth(), gate.made()), (0, 0));
+    assert_eq!((monitor.queue_depth(), blocker.ended()), (0, 0));
     elapsed
 }
 
@@ -416,8 +439,9 @@ fn slow_rate() -> Rate {
     Rate::per_hour(1).burst(1)
 }
 
-/// Waiters in a limiter's own line. Their bytes are the line's; the futures are the callers'.
-fn line(scale: &Scale, table: &mut Table) {
+/// Waiters in the wait queue of a rate limiter. Their bytes are those of the wait queue, without the futures, which the
+/// callers allocate.
+fn wait_queue(scale: &Scale, table: &mut Table) {
     let runtime = current_thread();
     for n in scale.sizes {
         let round = || runtime.block_on(async { join_and_leave(n) });
@@ -428,10 +452,13 @@ fn line(scale: &Scale, table: &mut Table) {
     }
 }
 
-/// Bytes, and nanoseconds to join the line and to leave it again, for all together.
+/// Returns the bytes, the nanoseconds to join the wait queue, and the nanoseconds to leave it, for all waiters
+/// together.
 fn join_and_leave(n: usize) -> [f64; 3] {
-    let limiter = RateLimiter::new(Limits::new().requests(slow_rate())).expect("the rate makes sense");
-    limiter.try_acquire(Cost::request()).expect("the first is free");
+    let limiter = RateLimiter::new(Limits::new().requests(slow_rate())).expect("the rate is valid");
+    limiter
+        .try_acquire(Cost::request())
+        .expect("the bucket holds the cost of the first call");
     let wait = || Box::pin(limiter.acquire(Cost::request()));
     let mut waiters: Vec<_> = iter::repeat_with(wait).take(n).collect();
 
@@ -453,14 +480,14 @@ fn join_and_leave(n: usize) -> [f64; 3] {
     ]
 }
 
-/// An executor that has nothing to do, and one whose callers wait for a bucket that stays empty.
+/// An executor without calls, and one whose callers wait for a bucket that stays empty.
 fn idle(_: &Scale, table: &mut Table) {
     for callers in [0, 1_000] {
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
-            .expect("a runtime");
+            .expect("a runtime can be built");
         let executor = runtime.block_on(async { start_idle(callers) });
         while executor.monitor().in_flight() < callers {
             thread::sleep(Duration::from_millis(10));
@@ -473,60 +500,66 @@ fn idle(_: &Scale, table: &mut Table) {
                 .map(|worker| metrics.worker_park_count(worker))
                 .sum()
         };
-        let (Some(before), parks_before) = (Threads::look(), parks()) else {
-            println!("idle: not measured, there is no Linux /proc");
+        let (Some(before), parks_before) = (Threads::read(), parks()) else {
+            println!("idle: not measured, because there is no /proc as on Linux");
             return;
         };
-        thread::sleep(WATCH);
-        let (after, parks) = (Threads::look().expect("/proc"), parks() - parks_before);
+        thread::sleep(OBSERVATION);
+        let (after, parks) = (Threads::read().expect("there is a /proc"), parks() - parks_before);
 
         let monitor = executor.monitor();
         assert_eq!(
             (monitor.in_flight(), monitor.calling()),
             (callers, 0),
-            "nobody was admitted"
+            "no call was admitted"
         );
-        let a_second = |total: f64| total / WATCH.as_secs_f64();
+        let per_second = |total: f64| total / OBSERVATION.as_secs_f64();
         let cpu = (after.cpu - before.cpu).as_nanos() as f64 / 1_000.0;
-        table.add("wake-ups/s", callers, a_second((after.wakeups - before.wakeups) as f64));
-        table.add("parks/s", callers, a_second(parks as f64));
-        table.add("cpu-us/s", callers, a_second(cpu));
+        table.add(
+            "wake-ups/s",
+            callers,
+            per_second((after.wakeups - before.wakeups) as f64),
+        );
+        table.add("parks/s", callers, per_second(parks as f64));
+        table.add("cpu-us/s", callers, per_second(cpu));
         table.bar("wake-ups/s", callers, NONE);
         runtime.shutdown_background();
     }
 }
 
 fn start_idle(callers: usize) -> Executor<(), ()> {
-    let gate = Gate::closed();
-    gate.open();
+    let blocker = Blocker::new();
+    blocker.unblock();
     let executor = ExecutorBuilder::new()
         .concurrency_limit(callers.max(1))
         .requests(slow_rate())
-        .build(gate.client())
-        .expect("the settings make sense");
-    executor.start().expect("a runtime");
+        .build(blocker.client())
+        .expect("the settings are valid");
+    executor.start().expect("there is a runtime");
     let monitor = executor.monitor();
     monitor
         .limiter()
         .local()
-        .expect("it is of this process")
+        .expect("the limiter is local")
         .try_acquire(Cost::request())
-        .expect("the first is free");
+        .expect("the bucket holds the cost of the first call");
     for _ in 0..callers {
         let executor = executor.clone();
-        tokio::spawn(async move { executor.submit(request()).await.expect("it runs").await });
+        tokio::spawn(async move { executor.submit(request()).await.expect("the executor is running").await });
     }
     executor
 }
 
-/// What this process's threads have used, except the one that looks.
+/// The processor time and wake-ups of all threads of this process except the current one.
 struct Threads {
     cpu: Duration,
+    /// Voluntary context switches: a thread that waits and is woken makes one.
     wakeups: u64,
 }
 
 impl Threads {
-    fn look() -> Option<Self> {
+    /// `None` without a /proc as on Linux.
+    fn read() -> Option<Self> {
         let own = fs::read_link("/proc/thread-self").ok()?;
         let mut threads = Self {
             cpu: Duration::ZERO,
@@ -549,10 +582,10 @@ impl Threads {
     }
 }
 
-/// So far, in this thread; zero where nobody counts them.
+/// The page faults of this thread so far; zero where the system does not report them.
 fn page_faults() -> u64 {
     let stat = fs::read_to_string("/proc/thread-self/stat").unwrap_or_default();
-    // The fields after the name, which is in parentheses and may have spaces.
+    // The fields after the name of the thread, which is in parentheses and may contain spaces.
     let fields = stat.rsplit(')').next().unwrap_or_default();
     fields
         .split_whitespace()
@@ -563,16 +596,16 @@ fn page_faults() -> u64 {
 
 // === The report ===
 
-/// A section's figures: a column for each kind, a row for each size.
+/// The figures of a section: a column for each kind, a row for each size.
 struct Table {
     section: &'static str,
     figures: Vec<(&'static str, usize, f64)>,
     bars: Vec<(&'static str, usize, Bar)>,
 }
 
-/// What a figure may be at most, and should be.
+/// The largest acceptable value of a figure, and the value to aim for.
 struct Bar {
-    most: f64,
+    max: f64,
     aim: f64,
 }
 
@@ -595,7 +628,7 @@ impl Table {
 
     fn figure(&self, column: &str, n: usize) -> Option<f64> {
         let mut figures = self.figures.iter();
-        figures.find_map(|&(of, size, figure)| (of == column && size == n).then_some(figure))
+        figures.find_map(|&(name, size, figure)| (name == column && size == n).then_some(figure))
     }
 
     fn print(&self) {
@@ -621,38 +654,32 @@ impl Table {
     }
 
     fn print_verdicts(&self) {
-        for (column, n, Bar { most, aim }) in &self.bars {
+        for (column, n, Bar { max, aim }) in &self.bars {
             let Some(figure) = self.figure(column, *n) else {
                 continue;
             };
             let verdict = match figure {
                 figure if figure <= *aim => "ok",
-                figure if figure <= *most => "ok, not the aim",
-                _ => "MISS",
+                figure if figure <= *max => "ok, aim not reached",
+                _ => "not reached",
             };
             let name = format!("{}-{column}", self.section);
-            println!("{name:<32}{n:>9} {figure:>9.2} {most:>6} {aim:>6}  {verdict}");
+            println!("{name:<32}{n:>9} {figure:>9.2} {max:>6} {aim:>6}  {verdict}");
         }
     }
 
-    fn print_for_machines(&self) {
+    fn print_for_programs(&self) {
         for (column, n, figure) in &self.figures {
             println!("scale {}-{column} {n} = {figure:.2}", self.section);
         }
     }
 }
 
-fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
-    let mut figures: Vec<_> = figures.into_iter().collect();
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
-
 fn current_thread() -> Runtime {
     runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .expect("a runtime")
+        .expect("a runtime can be built")
 }
 
 fn main() {
@@ -680,30 +707,18 @@ fn main() {
     println!("{:<32}{:>9} {:>9} {:>6} {:>6}", "", "n", "figure", "bar", "aim");
     tables.iter().for_each(Table::print_verdicts);
     println!();
-    tables.iter().for_each(Table::print_for_machines);
+    tables.iter().for_each(Table::print_for_programs);
 }
 
-/// This thread's processor time.
+/// A stopwatch for the processor time of this thread.
 struct ThreadTime(Duration);
 
 impl ThreadTime {
-    #[cfg(unix)]
     fn now() -> Self {
-        use rustix::time::{ClockId, clock_gettime};
-
-        let time = clock_gettime(ClockId::ThreadCPUTime);
-        let seconds = u64::try_from(time.tv_sec).expect("not negative");
-        let nanos = u32::try_from(time.tv_nsec).expect("below a second");
-        Self(Duration::new(seconds, nanos))
-    }
-
-    /// Not measured.
-    #[cfg(not(unix))]
-    fn now() -> Self {
-        Self(Duration::ZERO)
+        Self(thread_cpu_time())
     }
 
     fn elapsed(&self) -> Duration {
-        Self::now().0 - self.0
+        thread_cpu_time() - self.0
     }
 }

@@ -1,13 +1,19 @@
-//! Shared limits on a real `redis-server`, over one connection on one thread: what a call adds to a bare `PING`, and how
-//! many a second there can be. Run by `cargo bench -p tower-outbound-benches --features redis --bench shared`.
+//! Shared limits on a real `redis-server`, over one connection on one thread: the latency of an `acquire` beside that
+//! of a bare `PING`, and the throughput.
+//!
+//! `cargo bench -p tower-outbound-benches --features redis --bench shared`, about a minute; with `-- --quick` for less
+//! time. Needs `redis-server`. With `STATS=1` in the environment it prints the server's counts of commands at the end.
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use std::time::Duration;
 use tokio::{task::JoinSet, time::Instant};
 use tower_outbound::{Cost, Limits, Rate, rate::redis::SharedRateLimiter};
 
+mod common;
 #[path = "../tests/support/redis.rs"]
 mod server;
+
+use common::median;
 
 const ROUNDS: usize = 11;
 
@@ -34,48 +40,53 @@ async fn measure(server: &server::Server, rounds: usize, millis: u64) {
     let mut pings = ConnectionManager::new_with_config(client, ConnectionManagerConfig::new())
         .await
         .unwrap();
-    // No limit is reached: it is the way there and back that is measured.
+    // The limits are never reached, so that only the round trip is measured.
     let limits = Limits::new()
         .requests(Rate::per_second(100_000_000).burst(10_000_000))
         .tokens(Rate::per_second(1_000_000_000).burst(1_000_000_000));
     let limiter = SharedRateLimiter::connect(&server.url(), "bench", limits).unwrap();
     limiter.acquire(Cost::tokens(10)).await.unwrap();
 
-    let (mut ratios, mut some, mut many) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut bare, mut ours) = (Vec::new(), Vec::new());
+    let (mut pings_p50, mut acquires_p50, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut with_64, mut with_1000) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        // In turns, so that both see the same noise.
+        // Both in each round, so that other load on the machine affects both.
         let ping = median(
-            &mut latencies(span, async || {
+            latencies(span, async || {
                 let _: String = redis::cmd("PING").query_async(&mut pings).await.unwrap();
             })
             .await,
         );
-        let acquire = median(&mut latencies(span, async || limiter.acquire(Cost::tokens(10)).await.unwrap()).await);
-        bare.push(ping);
-        ours.push(acquire);
+        let acquire = median(latencies(span, async || limiter.acquire(Cost::tokens(10)).await.unwrap()).await);
+        pings_p50.push(ping);
+        acquires_p50.push(acquire);
         ratios.push(acquire / ping);
-        some.push(throughput(&limiter, 64, span).await);
-        many.push(throughput(&limiter, 1_000, span).await);
+        with_64.push(throughput(&limiter, 64, span).await);
+        with_1000.push(throughput(&limiter, 1_000, span).await);
     }
     println!("{:<44}{:>12}{:>12}", "", "median", "bar");
-    println!("{:<44}{:>9.1} us", "PING, 1 in flight, p50", median(&mut bare) * 1e6);
-    println!("{:<44}{:>9.1} us", "acquire, 1 in flight, p50", median(&mut ours) * 1e6);
-    row("acquire / PING", median(&mut ratios), 1.5, false);
-    row("acquires/s, 64 in flight", median(&mut some), 60_000.0, true);
-    row("acquires/s, 1,000 waiting", median(&mut many), 300_000.0, true);
+    println!("{:<44}{:>9.1} us", "PING, 1 in flight, p50", median(pings_p50) * 1e6);
+    println!(
+        "{:<44}{:>9.1} us",
+        "acquire, 1 in flight, p50",
+        median(acquires_p50) * 1e6
+    );
+    row("acquire / PING", median(ratios), 1.5, false);
+    row("acquires/s, 64 in flight", median(with_64), 60_000.0, true);
+    row("acquires/s, 1,000 waiting", median(with_1000), 300_000.0, true);
 }
 
 fn row(name: &str, figure: f64, bar: f64, more_is_better: bool) {
-    let reached = if (figure >= bar) == more_is_better {
-        "reached"
+    let verdict = if (figure >= bar) == more_is_better {
+        "ok"
     } else {
-        "MISS"
+        "not reached"
     };
     let digits = if bar < 10.0 { 2 } else { 0 };
-    println!("{name:<44}{figure:>12.digits$}{bar:>12.digits$}  {reached}");
+    println!("{name:<44}{figure:>12.digits$}{bar:>12.digits$}  {verdict}");
 }
 
+/// The durations in seconds of calls that are made one after the other for half of `span`.
 async fn latencies(span: Duration, mut call: impl AsyncFnMut()) -> Vec<f64> {
     let begun = Instant::now();
     let mut times = Vec::new();
@@ -87,6 +98,7 @@ async fn latencies(span: Duration, mut call: impl AsyncFnMut()) -> Vec<f64> {
     times
 }
 
+/// Acquires per second of this number of callers, each of which makes one after the other.
 async fn throughput(limiter: &SharedRateLimiter, callers: usize, span: Duration) -> f64 {
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
@@ -103,9 +115,4 @@ async fn throughput(limiter: &SharedRateLimiter, callers: usize, span: Duration)
     }
     let calls: u64 = tasks.join_all().await.into_iter().sum();
     calls as f64 / begun.elapsed().as_secs_f64()
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

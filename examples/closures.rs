@@ -1,7 +1,10 @@
-//! Calls that are closures, for whatever is no HTTP client: an SDK, a database, a command.
+//! Calls that are closures instead of http requests, for anything that is not an HTTP client: an SDK, a database, a
+//! command.
 //!
-//! Watch: the timeline of all calls, one of them cancelled while it waits for its turn; the error's type and causes,
-//! its URL without the secrets; a note taken inside a call; a body that is recorded because it was asked for.
+//! What to watch: each status change of the three calls with its time. One call is answered, one fails, and one is
+//! cancelled while it waits for the rate limit. Then the details that the events recorded: a note that was written
+//! inside a call, a response body (which is recorded only because of `describe`), and an error with its type and cause,
+//! in whose message the password and the key are redacted.
 //!
 //! `cargo run --example closures`
 
@@ -35,7 +38,7 @@ async fn main() -> anyhow::Result<()> {
         .build_for_closures::<String>()?;
     executor.start()?;
 
-    // Every change of every call, as it happens, until the executor is gone.
+    // Receives every status change of every call, until the executor is dropped.
     let mut updates = executor.monitor().subscribe();
     let begun = Instant::now();
     let timeline = tokio::spawn(async move {
@@ -49,7 +52,7 @@ async fn main() -> anyhow::Result<()> {
 
     let answers = Call::new(|| async {
         event::current()
-            .expect("inside a call there is an event")
+            .expect("there is an event inside a call")
             .log("asking the SDK");
         sleep(Duration::from_millis(30)).await;
         Ok::<_, SdkError>((200, [("content-type", "text/plain")], String::from("42")))

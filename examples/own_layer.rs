@@ -1,7 +1,8 @@
-//! A layer of your own, in the two places an executor has for it: `src/executor/stack.rs` tells which is for what.
+//! A layer of your own in the two places that an executor has for it. `src/executor/stack.rs` explains which place is
+//! for what.
 //!
-//! Watch: the same layer, twice. Around the limits and the retry it sees a call once, however often that goes to the
-//! wire; around the client it sees every attempt. Every third answer is a 503.
+//! What to watch: the same counting layer is used twice. Around the limits and the retry it sees each of the six calls
+//! once; around the client it sees each of the eight attempts, because every third response is a 503 that is retried.
 //!
 //! `cargo run --example own_layer`
 
@@ -18,7 +19,7 @@ use std::{
 use tower::{Layer, Service, retry::RetryLayer};
 use tower_outbound::Executor;
 
-/// Counts what passes.
+/// Counts the requests that pass through it. Clones share the count.
 #[derive(Clone, Default)]
 struct CountLayer(Arc<AtomicUsize>);
 
@@ -60,8 +61,8 @@ async fn main() -> anyhow::Result<()> {
     let (calls, attempts) = (CountLayer::default(), CountLayer::default());
 
     let executor = Executor::builder()
-        // Around the limits; the last one is the outermost.
-        .layer(RetryLayer::new(support::Again(2)))
+        // Around the limits; the layer that is added last is the outermost.
+        .layer(RetryLayer::new(support::RetryOn503(2)))
         .layer(calls.clone())
         // Around the client, inside the limits.
         .build(attempts.layer(support::http_client()))?;
@@ -77,7 +78,7 @@ async fn main() -> anyhow::Result<()> {
         })
         .await??;
 
-    // `run` has stopped the executor gracefully: every call is over.
+    // `run` has stopped the executor gracefully, so every call has ended.
     for (number, event) in events.iter().enumerate() {
         let event = event.snapshot();
         let codes: Vec<_> = event
@@ -90,6 +91,6 @@ async fn main() -> anyhow::Result<()> {
     }
     let seen = (calls.0.load(Ordering::Relaxed), attempts.0.load(Ordering::Relaxed));
     println!("seen around the limits: {}, around the client: {}", seen.0, seen.1);
-    anyhow::ensure!(seen == (6, 8), "six calls, two of them twice: {seen:?}");
+    anyhow::ensure!(seen == (6, 8), "six calls, two of them made twice: {seen:?}");
     Ok(())
 }

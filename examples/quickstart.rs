@@ -1,7 +1,7 @@
 //! Ten calls through an executor, with request and token limits.
 //!
-//! Watch: each call has a name as soon as it is submitted; the end of each is awaited, with no loop that asks again and
-//! again; the results come in the order of the tasks.
+//! What to watch: each call has a request id as soon as it is submitted. The program awaits the end of each call,
+//! without polling a status, and prints the results in the order of the tasks.
 //!
 //! `cargo run --example quickstart`
 
@@ -15,7 +15,7 @@ use tower_outbound::{Call, Executor, Rate, RequestStatus};
 async fn main() -> anyhow::Result<()> {
     let url = support::server(None).await?;
 
-    // An executor with settings of its own.
+    // At most 5 calls in flight, 10 requests per second and 10,000 tokens per minute.
     let executor = Executor::builder()
         .queue_capacity(500)
         .concurrency_limit(5)
@@ -26,7 +26,7 @@ async fn main() -> anyhow::Result<()> {
 
     let events = executor
         .run(async move |executor| {
-            // Submit several calls.
+            // Submit ten calls.
             let mut events = Vec::new();
             for task in 0..10 {
                 let request = Request::get(format!("{url}/data")).body(String::new())?;
@@ -37,7 +37,7 @@ async fn main() -> anyhow::Result<()> {
                 events.push(call.event().clone());
             }
 
-            // Wait for all of them.
+            // Wait until all calls have ended.
             for event in &events {
                 event.finished().await;
             }
@@ -45,7 +45,7 @@ async fn main() -> anyhow::Result<()> {
         })
         .await??;
 
-    // The results.
+    // Print the results.
     for (task, event) in events.iter().enumerate() {
         let event = event.snapshot();
         match (event.status, event.response_status_code) {

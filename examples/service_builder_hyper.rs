@@ -1,7 +1,8 @@
-//! The layers one by one around hyper's client, with tracing.
+//! The layers without the executor, around hyper's client, with tracing.
 //!
-//! Watch: twenty a second, five of them at once in the beginning; and every line that is traced around the client is in
-//! the span `outbound_call` of its call, although a worker makes it. When the span closes it knows how the call ended.
+//! What to watch: five calls are sent at once (the burst), then one every 50 ms. Every line that is traced around the
+//! client is in the span `outbound_call` of its call, although a worker task makes the call. When the span closes, its
+//! fields have the outcome of the call.
 //!
 //! `cargo run --example service_builder_hyper`
 
@@ -38,16 +39,16 @@ async fn main() -> Result<(), BoxError> {
     let mut service = ServiceBuilder::new()
         // Opens the event and its span.
         .layer(EventLayer::queued())
-        // From here on, workers drive the calls.
+        // From here on, worker tasks make the calls.
         .layer(QueueLayer::new(100)?)
         // Writes the outcome.
         .layer(EventLayer::processing())
         .layer(ConcurrencyLimitLayer::new(10)?)
-        // Requests and tokens, both or neither.
+        // Charges requests and tokens, both or neither.
         .layer(RateLimitLayer::new(limiter.clone()))
         // Records the attempt.
         .layer(EventLayer::calling())
-        // A line for what comes back, in the call's own span.
+        // Traces a line for each response, in the span of its call.
         .layer(
             TraceLayer::new_for_http()
                 .make_span_with(|_: &Request<Full<Bytes>>| Span::current())
@@ -78,12 +79,12 @@ async fn main() -> Result<(), BoxError> {
         );
         sent.push(called);
     }
-    println!("left: {:?}", limiter.available());
-    // Five at once, and then one every 50 ms; a late timer is made up for by 5 ms at most.
+    println!("budgets left: {:?}", limiter.available());
+    // Five at once, then one every 50 ms. Up to 5 ms of a late timer are made up for.
     for (number, called) in sent.iter().enumerate().skip(5) {
         let earliest = Duration::from_millis(50 * (number as u64 - 4) - 5);
         assert!(*called >= earliest, "call {number} is too early: {sent:?}");
     }
-    assert!(sent[4] < sent[5], "the burst goes first: {sent:?}");
+    assert!(sent[4] < sent[5], "the burst is sent first: {sent:?}");
     Ok(())
 }

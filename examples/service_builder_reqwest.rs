@@ -1,7 +1,8 @@
-//! The layers one by one around reqwest, among Tower's and tower-http's own.
+//! The layers without the executor, around reqwest, together with layers of Tower and tower-http.
 //!
-//! Watch: every fourth answer is a 503; the call is made again, and each attempt pays its own rate. The server gets the
-//! keys of both headers, and the record has neither: one was set below it, the other is redacted.
+//! What to watch: every fourth response is a 503; its call is retried, and each attempt is charged to the rate limit.
+//! The server receives the keys in both headers, but no event shows them: one header is set below the event layers, the
+//! other is redacted.
 //!
 //! `cargo run --features reqwest --example service_builder_reqwest`
 
@@ -36,26 +37,27 @@ async fn main() -> anyhow::Result<()> {
     let mut service = ServiceBuilder::new()
         // Opens the event.
         .layer(EventLayer::queued().report_to(&events))
-        // From here on, workers drive the calls.
+        // From here on, worker tasks make the calls.
         .layer(QueueLayer::new(100)?)
         // Writes the outcome.
         .layer(EventLayer::processing())
-        // Counts the waiting for limits, too. Below them it would count the call alone.
+        // Includes the time of waiting for the limits. Below the limits it would cover the attempt only.
         .timeout(Duration::from_secs(5))
-        // Outside the limits: every attempt takes its own permit and pays its own rate.
-        .retry(support::Again(2))
+        // Outside the limits: every attempt takes its own permit and is charged to the rate limit.
+        .retry(support::RetryOn503(2))
         .layer(ConcurrencyLimitLayer::new(4)?)
-        // Last of the limits: the budget is taken next to the wire.
+        // The last of the limits: the budget is charged immediately before the request is sent.
         .layer(RateLimitLayer::new(limiter))
         // Records each attempt.
         .layer(EventLayer::calling())
-        // A line for what comes back, in the call's own span: the one of tower-http would tell the URL as it is.
+        // Traces a line for each response, in the span of its call. The span that tower-http makes by default would
+        // show the URL without redaction.
         .layer(
             TraceLayer::new_for_http()
                 .make_span_with(|_: &Request<String>| Span::current())
                 .on_response(DefaultOnResponse::new().level(Level::INFO)),
         )
-        // Inside everything: what it adds is sent, and never recorded.
+        // Innermost: the header that it adds is sent, but not recorded.
         .layer(SetRequestHeaderLayer::overriding(
             AUTHORIZATION,
             HeaderValue::from_static("Bearer secret"),
@@ -92,6 +94,6 @@ async fn main() -> anyhow::Result<()> {
         attempts += codes.len();
     }
     println!("{:?}, {attempts} attempts", events.totals());
-    anyhow::ensure!(attempts == 10, "two calls of eight are made twice");
+    anyhow::ensure!(attempts == 10, "two of the eight calls are made twice");
     Ok(())
 }

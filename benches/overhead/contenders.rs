@@ -1,6 +1,6 @@
-//! Who is measured: our layers and stacks, and the peers' that come nearest.
+//! The contenders: what is measured. The layers and stacks of tower-outbound, and the nearest equivalents of its peers.
 //!
-//! Limits are so wide that nobody ever waits for one. Each stack is the one its users would build.
+//! All limits are so high that no call ever waits for one. Each stack is built as its users would build it.
 
 use crate::measure::{Run, calls, repeated, repeated_async};
 use governor::{Quota, RateLimiter as Governor};
@@ -23,16 +23,17 @@ use tower_outbound::{
 };
 use tower_resilience::{bulkhead::BulkheadLayer, ratelimiter::RateLimiterLayer};
 
+/// A layer, stack or limiter that is measured.
 pub(crate) struct Contender {
     pub(crate) name: &'static str,
-    /// Nanoseconds a call, with so many callers.
+    /// Makes [`CALLS`](crate::measure::CALLS) calls with this number of callers, and returns nanoseconds per call.
     pub(crate) run: fn(usize) -> Run,
 }
 
-/// Places and permits: more than there are callers.
-const ROOM: usize = 1_024;
-/// A rate that is never reached.
-const PLENTY: u64 = 1_000_000_000;
+/// The capacity of queues and the limit of concurrency: more than there are callers.
+const CAPACITY: usize = 1_024;
+/// A rate per second that is never reached.
+const UNREACHED: u64 = 1_000_000_000;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -43,13 +44,13 @@ pub(crate) const EXECUTOR: Contender = Contender {
     run: |callers| {
         Box::pin(async move {
             let executor = Executor::builder()
-                .queue_capacity(ROOM)
-                .concurrency_limit(ROOM)
-                .requests(Rate::per_second(PLENTY))
-                .tokens(Rate::per_second(PLENTY))
+                .queue_capacity(CAPACITY)
+                .concurrency_limit(CAPACITY)
+                .requests(Rate::per_second(UNREACHED))
+                .tokens(Rate::per_second(UNREACHED))
                 .build(client())
-                .expect("the settings make sense");
-            executor.start().expect("it is not running");
+                .expect("the settings are valid");
+            executor.start().expect("the executor is not running yet");
             calls(clones(executor, callers), request).await
         })
     },
@@ -91,9 +92,9 @@ pub(crate) const TOWER_STACK: Contender = Contender {
     run: |callers| {
         Box::pin(async move {
             let stack = ServiceBuilder::new()
-                .buffer(ROOM)
-                .concurrency_limit(ROOM)
-                .rate_limit(PLENTY, SECOND)
+                .buffer(CAPACITY)
+                .concurrency_limit(CAPACITY)
+                .rate_limit(UNREACHED, SECOND)
                 .service(client());
             calls(clones(stack, callers), request).await
         })
@@ -105,7 +106,7 @@ pub(crate) const RESILIENCE_STACK: Contender = Contender {
     run: |callers| {
         Box::pin(async move {
             let stack = ServiceBuilder::new()
-                .buffer(ROOM)
+                .buffer(CAPACITY)
                 .layer(bulkhead())
                 .layer(token_bucket())
                 .service(client());
@@ -123,7 +124,7 @@ pub(crate) const QUEUE: Contender = Contender {
 
 pub(crate) const TOWER_BUFFER: Contender = Contender {
     name: "tower-buffer",
-    run: |callers| Box::pin(async move { layer(tower::buffer::BufferLayer::new(ROOM), callers).await }),
+    run: |callers| Box::pin(async move { layer(tower::buffer::BufferLayer::new(CAPACITY), callers).await }),
 };
 
 pub(crate) const CONCURRENCY: Contender = Contender {
@@ -133,7 +134,7 @@ pub(crate) const CONCURRENCY: Contender = Contender {
 
 pub(crate) const TOWER_CONCURRENCY: Contender = Contender {
     name: "tower-concurrency",
-    run: |callers| Box::pin(layer(GlobalConcurrencyLimitLayer::new(ROOM), callers)),
+    run: |callers| Box::pin(layer(GlobalConcurrencyLimitLayer::new(CAPACITY), callers)),
 };
 
 pub(crate) const RESILIENCE_BULKHEAD: Contender = Contender {
@@ -150,7 +151,7 @@ pub(crate) const TOWER_RATE: Contender = Contender {
     name: "tower-rate",
     run: |_| {
         Box::pin(async {
-            let layer = tower::limit::RateLimitLayer::new(PLENTY, SECOND);
+            let layer = tower::limit::RateLimitLayer::new(UNREACHED, SECOND);
             calls(vec![layer.layer(client())], request).await
         })
     },
@@ -233,12 +234,8 @@ pub(crate) const LEAKY_BUCKET_ACQUIRE: Contender = Contender {
     name: "leaky-bucket-acquire",
     run: |_| {
         Box::pin(async {
-            let plenty = usize::try_from(PLENTY).expect("a usize");
-            let bucket = LeakyBucket::builder()
-                .initial(plenty)
-                .max(plenty)
-                .refill(plenty)
-                .build();
+            let rate = usize::try_from(UNREACHED).expect("a usize has 64 bits");
+            let bucket = LeakyBucket::builder().initial(rate).max(rate).refill(rate).build();
             repeated_async(async || bucket.acquire_one().await).await
         })
     },
@@ -249,7 +246,7 @@ pub(crate) const LEAKY_BUCKET_ACQUIRE: Contender = Contender {
 type Body = Empty<&'static [u8]>;
 type Client = ServiceFn<fn(Request<Body>) -> Ready<Result<Response<Body>, Infallible>>>;
 
-/// Does nothing, at once.
+/// A service that does nothing and is ready at once.
 fn client() -> Client {
     service_fn(|_| ready(Ok(Response::new(Empty::new()))))
 }
@@ -259,21 +256,21 @@ fn request() -> Request<Body> {
 }
 
 fn queue() -> QueueLayer<Request<Body>> {
-    QueueLayer::new(ROOM).expect("a capacity")
+    QueueLayer::new(CAPACITY).expect("the capacity is valid")
 }
 
 fn concurrency() -> ConcurrencyLimitLayer {
-    ConcurrencyLimitLayer::new(ROOM).expect("a limit")
+    ConcurrencyLimitLayer::new(CAPACITY).expect("the limit is valid")
 }
 
 fn rate() -> RateLimitLayer {
     RateLimitLayer::new(limiter())
 }
 
-/// Two budgets.
+/// A limiter with two budgets: requests and tokens.
 fn limiter() -> RateLimiter {
-    let plenty = Rate::per_second(PLENTY);
-    RateLimiter::new(Limits::new().requests(plenty).tokens(plenty)).expect("the rates make sense")
+    let rate = Rate::per_second(UNREACHED);
+    RateLimiter::new(Limits::new().requests(rate).tokens(rate)).expect("the rates are valid")
 }
 
 fn quota() -> Quota {
@@ -281,20 +278,21 @@ fn quota() -> Quota {
 }
 
 fn bulkhead() -> BulkheadLayer {
-    let bulkhead = BulkheadLayer::builder().max_concurrent_calls(ROOM).build();
-    bulkhead.expect("the settings make sense")
+    let bulkhead = BulkheadLayer::builder().max_concurrent_calls(CAPACITY).build();
+    bulkhead.expect("the settings are valid")
 }
 
 fn token_bucket() -> RateLimiterLayer {
-    let plenty = usize::try_from(PLENTY).expect("a usize");
+    let rate = usize::try_from(UNREACHED).expect("a usize has 64 bits");
     let limiter = RateLimiterLayer::builder()
-        .limit_for_period(plenty)
+        .limit_for_period(rate)
         .refresh_period(SECOND)
         .burst_size(0)
         .build();
-    limiter.expect("the settings make sense")
+    limiter.expect("the settings are valid")
 }
 
+/// Measures a layer around the client.
 fn layer<L, S>(layer: L, callers: usize) -> impl Future<Output = f64>
 where
     L: Layer<Client, Service = S>,

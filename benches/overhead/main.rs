@@ -1,41 +1,43 @@
-//! What a call costs around a service that does nothing: ours, and every peer, side by side.
+//! Time and allocations per call around a service that does nothing: tower-outbound and its peers, side by side.
 //!
-//! `cargo bench -p tower-outbound-benches --bench overhead [-- FILTER]`
+//! `cargo bench -p tower-outbound-benches --bench overhead [-- FILTER]`, about a minute without a filter.
 //!
-//! All contenders of a group take turns in every round, so that whatever else the machine does hits them alike; a
-//! figure is the median of the rounds, a ratio the median of the rounds' ratios. Compare the ratios, not the times.
-//! Allocations are counted in a run of their own, on one thread. The last lines are for machines:
-//! `ratio <ours>/<peer> <callers> <runtime> = x.xx`.
+//! In each round every contender of a group is measured once, so that other load on the machine affects all of them. A
+//! time is the median of the rounds, a ratio the median of the rounds' ratios. Compare the ratios, not the times.
+//! Allocations are counted in a separate run on one thread. The last lines are for programs:
+//! `ratio <contender>/<peer> <callers> <threads> = x.xx`.
 
+#[path = "../common.rs"]
+mod common;
 mod contenders;
 mod measure;
 
 use clap::Parser;
 use contenders::Contender;
-use measure::{Figures, Pool};
+use measure::{Figures, Threads};
 
 const ROUNDS: usize = 11;
 
-/// What a call costs around a service that does nothing: ours, and every peer, side by side.
+/// Time and allocations per call around a service that does nothing: tower-outbound and its peers, side by side.
 #[derive(Parser)]
 struct Options {
-    /// Only pairs whose name, as in `executor/tower-stack`, has this in it.
+    /// Measure only the pairs whose name contains this, as in `executor/tower-stack`
     filter: Option<String>,
-    /// Runs this contender alone, on one thread, for whoever looks on from outside: a profiler, say.
+    /// Run only this contender, on one thread and without measuring it, for a profiler
     #[arg(long, value_name = "NAME")]
-    alone: Option<String>,
-    /// So many callers for the one that runs alone.
-    #[arg(long, default_value_t = 64)]
+    only: Option<String>,
+    /// The number of callers with --only
+    #[arg(long, value_name = "N", default_value_t = 64)]
     callers: usize,
-    /// So many times 40,000 calls for the one that runs alone.
-    #[arg(long, default_value_t = 1)]
+    /// The number of calls with --only, in units of 40,000
+    #[arg(long, value_name = "N", default_value_t = 1)]
     times: usize,
-    /// Passed by `cargo bench`.
+    /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// Contenders that take turns, and who is compared with whom.
+/// Contenders that are measured in the same rounds, and the pairs of them that are compared.
 struct Group {
     callers: &'static [usize],
     contenders: &'static [Contender],
@@ -82,7 +84,7 @@ const GROUPS: [Group; 4] = [
             ("event", "tower-http-trace"),
         ],
     },
-    // Tower's rate limit has no clones, and so no second caller.
+    // Tower's rate limit cannot be cloned, so it has only one caller.
     Group {
         callers: &[1],
         contenders: &[contenders::RATE, contenders::TOWER_RATE],
@@ -109,13 +111,13 @@ const GROUPS: [Group; 4] = [
 
 fn main() {
     let options = Options::parse();
-    if let Some(name) = &options.alone {
+    if let Some(name) = &options.only {
         let all = GROUPS.iter().flat_map(|group| group.contenders);
         let Some(contender) = all.into_iter().find(|contender| contender.name == name) else {
-            eprintln!("there is no contender called {name}");
+            eprintln!("there is no contender called {name}: the first column of the table has the names");
             std::process::exit(2);
         };
-        let calls = measure::alone(contender, options.callers, options.times);
+        let calls = measure::run_only(contender, options.callers, options.times);
         println!("{calls} calls of {name}");
         return;
     }
@@ -127,7 +129,7 @@ fn main() {
     let mut lines = Vec::new();
     println!(
         "{:<52} {:>8} {:>8} {:>12} {:>13}",
-        "", "callers", "threads", "ns a call", "allocations"
+        "", "callers", "threads", "ns per call", "allocations"
     );
     for group in &GROUPS {
         let pairs: Vec<_> = group.pairs.iter().copied().filter(wanted).collect();
@@ -140,28 +142,28 @@ fn main() {
             .filter(|contender| {
                 pairs
                     .iter()
-                    .any(|(ours, peer)| [*ours, *peer].contains(&contender.name))
+                    .any(|(name, peer)| [*name, *peer].contains(&contender.name))
             })
             .collect();
-        for pool in Pool::ALL {
+        for threads in Threads::ALL {
             for &callers in group.callers {
-                let figures = measure::in_turns(&contenders, pool, callers, ROUNDS);
+                let figures = measure::in_turns(&contenders, threads, callers, ROUNDS);
                 for (contender, figures) in contenders.iter().zip(&figures) {
                     println!(
                         "{:<52} {callers:>8} {:>8} {:>12.0} {:>13.1}",
                         contender.name,
-                        pool.name(),
+                        threads.name(),
                         figures.median_ns(),
                         figures.allocations
                     );
                 }
-                let of = |name: &str| -> &Figures {
+                let figures_of = |name: &str| -> &Figures {
                     let at = contenders.iter().position(|contender| contender.name == name);
                     &figures[at.expect("a pair's contenders are in its group")]
                 };
-                for (ours, peer) in &pairs {
-                    let ratio = of(ours).ratio(of(peer));
-                    lines.push(format!("ratio {ours}/{peer} {callers} {} = {ratio:.2}", pool.name()));
+                for (name, peer) in &pairs {
+                    let ratio = figures_of(name).ratio(figures_of(peer));
+                    lines.push(format!("ratio {name}/{peer} {callers} {} = {ratio:.2}", threads.name()));
                 }
                 println!();
             }

@@ -1,6 +1,6 @@
-//! The stopwatch: contenders in turns, nanoseconds and allocations a call.
+//! Measures contenders in turns: nanoseconds and allocations per call.
 
-use crate::contenders::Contender;
+use crate::{common::median, contenders::Contender};
 use std::{future::Future, hint::black_box, pin::Pin};
 use tokio::{
     runtime::{Builder, Runtime},
@@ -11,54 +11,56 @@ use tower::{Service, ServiceExt};
 /// Calls in one measurement.
 pub(crate) const CALLS: usize = 40_000;
 
+/// A measurement. Its output is nanoseconds per call.
 pub(crate) type Run = Pin<Box<dyn Future<Output = f64>>>;
 
-/// What runs the callers.
+/// The threads that run the callers.
 #[derive(Clone, Copy)]
-pub(crate) enum Pool {
-    CurrentThread,
-    TwoWorkers,
+pub(crate) enum Threads {
+    One,
+    Two,
 }
 
-/// One contender's measurements.
+/// The measurements of one contender.
 pub(crate) struct Figures {
-    /// Nanoseconds a call, a value for each round.
+    /// Nanoseconds per call in each round.
     ns: Vec<f64>,
-    /// A call.
+    /// Allocations per call.
     pub(crate) allocations: f64,
 }
 
-impl Pool {
-    pub(crate) const ALL: [Self; 2] = [Self::CurrentThread, Self::TwoWorkers];
+impl Threads {
+    pub(crate) const ALL: [Self; 2] = [Self::One, Self::Two];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
-            Self::CurrentThread => "one",
-            Self::TwoWorkers => "two",
+            Self::One => "one",
+            Self::Two => "two",
         }
     }
 
     fn build(self) -> Runtime {
         let runtime = match self {
-            Self::CurrentThread => Builder::new_current_thread().enable_all().build(),
-            Self::TwoWorkers => Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+            Self::One => Builder::new_current_thread().enable_all().build(),
+            Self::Two => Builder::new_multi_thread().worker_threads(2).enable_all().build(),
         };
-        runtime.expect("a runtime")
+        runtime.expect("a runtime can be built")
     }
 }
 
 impl Figures {
     pub(crate) fn median_ns(&self) -> f64 {
-        median(self.ns.clone())
+        median(self.ns.iter().copied())
     }
 
-    /// The median of what the rounds say, each of which hit both alike.
+    /// The median of the ratios of each round.
     pub(crate) fn ratio(&self, peer: &Self) -> f64 {
-        median(self.ns.iter().zip(&peer.ns).map(|(ours, peer)| ours / peer).collect())
+        median(self.ns.iter().zip(&peer.ns).map(|(this, peer)| this / peer))
     }
 }
 
-pub(crate) fn in_turns(contenders: &[&Contender], pool: Pool, callers: usize, rounds: usize) -> Vec<Figures> {
+/// Measures each contender once in each round.
+pub(crate) fn in_turns(contenders: &[&Contender], threads: Threads, callers: usize, rounds: usize) -> Vec<Figures> {
     let mut figures: Vec<_> = contenders
         .iter()
         .map(|contender| Figures {
@@ -66,9 +68,9 @@ pub(crate) fn in_turns(contenders: &[&Contender], pool: Pool, callers: usize, ro
             allocations: allocations(contender, callers),
         })
         .collect();
-    let runtime = pool.build();
+    let runtime = threads.build();
     for round in 0..rounds {
-        // Whoever comes first in one round comes later in the next.
+        // Each round starts with the next contender, so that none is always measured first.
         for turn in 0..contenders.len() {
             let at = (turn + round) % contenders.len();
             figures[at].ns.push(runtime.block_on((contenders[at].run)(callers)));
@@ -77,24 +79,26 @@ pub(crate) fn in_turns(contenders: &[&Contender], pool: Pool, callers: usize, ro
     figures
 }
 
-/// Runs it and nothing else. Returns how many calls were made.
-pub(crate) fn alone(contender: &Contender, callers: usize, times: usize) -> usize {
-    let runtime = Pool::CurrentThread.build();
+/// Runs a contender without measuring it. Returns the number of calls.
+pub(crate) fn run_only(contender: &Contender, callers: usize, times: usize) -> usize {
+    let runtime = Threads::One.build();
     for _ in 0..times {
         runtime.block_on((contender.run)(callers));
     }
     CALLS / callers * callers * times
 }
 
+/// Allocations per call, counted on one thread.
 fn allocations(contender: &Contender, callers: usize) -> f64 {
-    let runtime = Pool::CurrentThread.build();
+    let runtime = Threads::One.build();
     let counted = allocation_counter::measure(|| {
         runtime.block_on((contender.run)(callers));
     });
     counted.count_total as f64 / CALLS as f64
 }
 
-/// Each service has a caller, which makes one call after the other.
+/// Makes [`CALLS`] calls, with a caller for each service that makes one call after the other. Returns nanoseconds per
+/// call.
 pub(crate) async fn calls<S, Req>(services: Vec<S>, request: fn() -> Req) -> f64
 where
     S: Service<Req, Future: Send, Response: Send, Error: std::fmt::Debug + Send> + Send + 'static,
@@ -108,35 +112,35 @@ where
         .map(|mut service| {
             tokio::spawn(async move {
                 for _ in 0..each {
-                    let response = service.ready().await.expect("ready").call(request()).await;
-                    black_box(response.expect("a response"));
+                    let response = service
+                        .ready()
+                        .await
+                        .expect("the service is ready")
+                        .call(request())
+                        .await;
+                    black_box(response.expect("the call succeeds"));
                 }
             })
         })
         .collect();
     for task in tasks {
-        task.await.expect("no panic");
+        task.await.expect("no caller panics");
     }
     start.elapsed().as_nanos() as f64 / (each * callers) as f64
 }
 
-/// The same thing again and again.
+/// Calls a function [`CALLS`] times. Returns nanoseconds per call.
 pub(crate) fn repeated(mut once: impl FnMut()) -> f64 {
     let start = Instant::now();
     (0..CALLS).for_each(|_| once());
     start.elapsed().as_nanos() as f64 / CALLS as f64
 }
 
-/// The same, for something to be awaited.
+/// Awaits the futures of a function [`CALLS`] times, one after the other. Returns nanoseconds per call.
 pub(crate) async fn repeated_async(mut once: impl AsyncFnMut()) -> f64 {
     let start = Instant::now();
     for _ in 0..CALLS {
         once().await;
     }
     start.elapsed().as_nanos() as f64 / CALLS as f64
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -1,18 +1,19 @@
-//! What the records of a run come to. Pure arithmetic: no clock, no limiter.
+//! Computes the figures of a run from its calls. Pure arithmetic: no clock, no limiter.
 
+use crate::common::median;
 use hdrhistogram::Histogram;
 use std::time::Duration;
 
-/// How much later a moment has to be to count as later. A caller notes the time itself, after it was woken, so two
-/// threads may note two admissions in the wrong order.
+/// Two times count as different only if they differ by more than this. Each caller records the time itself after it was
+/// woken, so two threads may record two admissions in the wrong order.
 const TOLERANCE: Duration = Duration::from_millis(1);
 
-/// One call of one caller, in time since the run began.
+/// One call of one caller. Times count from the start of the run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
     pub(crate) arrived: Duration,
-    /// The end of the run if it was still waiting then.
-    pub(crate) left: Duration,
+    /// The time of the admission; the end of the run if the call was still waiting then.
+    pub(crate) waited_until: Duration,
     pub(crate) admitted: bool,
     pub(crate) tokens: u64,
 }
@@ -24,21 +25,22 @@ pub(crate) struct Budget {
     pub(crate) burst: u64,
 }
 
-/// What a call takes of one budget.
+/// The cost of a call in one budget.
 pub(crate) type CostOf = fn(&Call) -> u64;
 
-/// One line of the table.
+/// The figures of one row of the table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
-    /// Percent of what the budgets had room for.
+    /// Admitted amount, in percent of what the budgets allow. See [`achieved`].
     pub(crate) achieved: f64,
-    /// Empirical burst of requests.
+    /// Empirical burst of requests. See [`empirical_burst`].
     pub(crate) requests: f64,
     /// Empirical burst of tokens.
     pub(crate) tokens: f64,
     pub(crate) waits: Waits,
     /// Processor time in percent of one core.
     pub(crate) cpu: f64,
+    /// Calls that were admitted before an earlier arrival. See [`overtakings`].
     pub(crate) overtaken: f64,
 }
 
@@ -62,7 +64,7 @@ impl Call {
     }
 
     fn wait(&self) -> Duration {
-        self.left - self.arrived
+        self.waited_until - self.arrived
     }
 }
 
@@ -73,8 +75,8 @@ impl Budget {
         Self { rate, burst }
     }
 
-    /// What comes in meanwhile.
-    pub(crate) fn income(&self, time: Duration) -> f64 {
+    /// The amount that flows in during a time.
+    pub(crate) fn inflow(&self, time: Duration) -> f64 {
         self.rate as f64 * time.as_secs_f64()
     }
 }
@@ -100,9 +102,9 @@ impl Figures {
         }
     }
 
-    /// The median of each figure by itself.
+    /// The median of each figure separately.
     pub(crate) fn median(rounds: &[Self]) -> Self {
-        let median = |figure: fn(&Self) -> f64| median(rounds.iter().map(figure).collect());
+        let median = |figure: fn(&Self) -> f64| median(rounds.iter().map(figure));
         Self {
             achieved: median(|figures| figures.achieved),
             requests: median(|figures| figures.requests),
@@ -121,6 +123,7 @@ impl Figures {
 // === impl Waits ===
 
 impl Waits {
+    /// p99 / p50.
     pub(crate) fn tail(&self) -> f64 {
         self.p99 / self.p50
     }
@@ -128,10 +131,10 @@ impl Waits {
 
 // === The figures ===
 
-/// The calls that were admitted, in the order in which they were.
+/// The admitted calls, in the order of their admission.
 pub(crate) fn admissions(calls: &[Call]) -> Vec<Call> {
     let mut admissions: Vec<_> = calls.iter().filter(|call| call.admitted).copied().collect();
-    admissions.sort_by_key(|call| call.left);
+    admissions.sort_by_key(|call| call.waited_until);
     admissions
 }
 
@@ -152,7 +155,7 @@ pub(crate) fn achieved(admissions: &[Call], budgets: &[(Budget, CostOf)], end: D
             *level = (*level + wait * budget.rate as f64).min(budget.burst as f64) - cost(call) as f64;
         }
     }
-    100.0 * needed / (end - first.left).as_secs_f64()
+    100.0 * needed / (end - first.waited_until).as_secs_f64()
 }
 
 /// The largest of `admitted - rate x length` over all windows that begin and end with an admission: the burst of the
@@ -160,23 +163,23 @@ pub(crate) fn achieved(admissions: &[Call], budgets: &[(Budget, CostOf)], end: D
 pub(crate) fn empirical_burst(admissions: &[Call], budget: Budget, cost: CostOf) -> f64 {
     let (mut largest, mut level, mut before) = (0.0_f64, 0.0_f64, Duration::ZERO);
     for call in admissions {
-        level = (level - budget.income(call.left - before)).max(0.0) + cost(call) as f64;
+        level = (level - budget.inflow(call.waited_until - before)).max(0.0) + cost(call) as f64;
         largest = largest.max(level);
-        before = call.left;
+        before = call.waited_until;
     }
     largest
 }
 
-/// The waits of those that were admitted after `warm_up`, when the line is as long as it will be, and of those still
-/// waiting in the end who had waited longer than that. The longest one is that of all calls.
+/// The waits of the calls that were admitted after `warm_up`, when the queue has reached its full length, and of those
+/// that were still waiting at the end and had waited for longer than `warm_up`. The maximum is that of all calls.
 pub(crate) fn waits(calls: &[Call], warm_up: Duration) -> Waits {
-    let mut histogram = Histogram::<u64>::new(3).expect("three digits are possible");
-    let counts = |call: &&Call| call.left >= warm_up && (call.admitted || call.wait() > warm_up);
-    for call in calls.iter().filter(counts) {
+    let mut histogram = Histogram::<u64>::new(3).expect("three digits are a valid precision");
+    let is_counted = |call: &&Call| call.waited_until >= warm_up && (call.admitted || call.wait() > warm_up);
+    for call in calls.iter().filter(is_counted) {
         histogram += micros(call.wait());
     }
     let longest = micros(calls.iter().map(Call::wait).max().unwrap_or_default());
-    // The histogram rounds up.
+    // The histogram rounds up, so a quantile could exceed the maximum.
     let quantile = |quantile| histogram.value_at_quantile(quantile).min(longest) as f64 / 1e3;
     Waits {
         p50: quantile(0.5),
@@ -185,32 +188,33 @@ pub(crate) fn waits(calls: &[Call], warm_up: Duration) -> Waits {
     }
 }
 
-/// How many calls were admitted while one that had arrived earlier was still waiting, both by more than a millisecond.
+/// The number of calls that were admitted although a call that had arrived earlier was still waiting. Both times must
+/// differ by more than [`TOLERANCE`].
 pub(crate) fn overtakings(calls: &[Call]) -> usize {
     let mut calls = calls.to_vec();
     calls.sort_by_key(|call| call.arrived);
     let (mut earlier, mut last_of_them, mut overtakings) = (0, Duration::ZERO, 0);
     for call in &calls {
         while calls[earlier].arrived + TOLERANCE < call.arrived {
-            last_of_them = last_of_them.max(calls[earlier].left);
+            last_of_them = last_of_them.max(calls[earlier].waited_until);
             earlier += 1;
         }
-        if call.admitted && call.left + TOLERANCE < last_of_them {
+        if call.admitted && call.waited_until + TOLERANCE < last_of_them {
             overtakings += 1;
         }
     }
     overtakings
 }
 
-/// The most a bucket would have admitted by each moment, as the corners of a line: it rises at the rate and stops at
-/// one burst above what has been admitted.
+/// The most that a bucket would have admitted by each time, as the corners of a polyline: it rises at the rate, and is
+/// at most one burst above the number of calls that were admitted.
 pub(crate) fn envelope(admissions: &[Call], budget: Budget, end: Duration) -> Vec<(Duration, f64)> {
     let mut corners = vec![(Duration::ZERO, budget.burst as f64)];
     let (mut at, mut allowed) = (Duration::ZERO, budget.burst as f64);
-    let moments = admissions.iter().map(|call| call.left).chain([end]);
-    for (admitted, moment) in moments.enumerate() {
+    let times = admissions.iter().map(|call| call.waited_until).chain([end]);
+    for (admitted, time) in times.enumerate() {
         let full = (admitted as u64 + budget.burst) as f64;
-        let reached = allowed + budget.income(moment - at);
+        let reached = allowed + budget.inflow(time - at);
         if reached > full && allowed < full {
             corners.push((
                 at + Duration::from_secs_f64((full - allowed) / budget.rate as f64),
@@ -218,20 +222,10 @@ pub(crate) fn envelope(admissions: &[Call], budget: Budget, end: Duration) -> Ve
             ));
         }
         allowed = reached.min(full);
-        at = moment;
+        at = time;
         corners.push((at, allowed));
     }
     corners
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 {
-        values[middle]
-    } else {
-        f64::midpoint(values[middle - 1], values[middle])
-    }
 }
 
 fn micros(time: Duration) -> u64 {

@@ -1,4 +1,5 @@
-//! The limiters: ours, and every peer that makes its callers wait, each set up as close to the bucket as it can be.
+//! The limiters: tower-outbound, and every peer that lets its callers wait. Each is set up as close to a token bucket
+//! as it allows.
 
 use crate::figures::Budget;
 use governor::{DefaultDirectRateLimiter, Quota};
@@ -8,36 +9,37 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_outbound::{Cost, Limits, Rate, RateLimiter};
 use tower_resilience::ratelimiter::RateLimiterLayer;
 
-/// More tokens than any run could use.
-pub(crate) const PLENTY: Budget = Budget::new(1_000_000_000_000, 1_000_000_000_000);
+/// A budget that is never exhausted.
+pub(crate) const UNLIMITED: Budget = Budget::new(1_000_000_000_000, 1_000_000_000_000);
 
-/// Places in the buffer in front of Tower's limit: more than there are callers.
+/// The capacity of the buffer in front of Tower's limit: more than there are callers.
 const BUFFER: usize = 1_024;
 
+/// A limiter that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limiter {
-    Ours,
+    TowerOutbound,
     Governor,
     LeakyBucket,
     TowerResilience,
     Tower,
 }
 
-/// What one caller holds.
+/// The handle of one caller.
 pub(crate) trait Pacer: Clone + Send + 'static {
-    /// Waits for one request and so many tokens, and tells when it got them.
+    /// Waits for one request and this many tokens, and returns the time of the admission.
     fn admit(&mut self, tokens: u64) -> impl Future<Output = Instant> + Send;
 }
 
-/// A service behind a limit, which answers with the time at which it was called.
+/// A service behind a limit. It responds with the time at which it was called.
 #[derive(Clone)]
-pub(crate) struct Behind<S>(S);
+pub(crate) struct LimitedService<S>(S);
 
 // === impl Limiter ===
 
 impl Limiter {
     pub(crate) const ALL: [Self; 5] = [
-        Self::Ours,
+        Self::TowerOutbound,
         Self::Governor,
         Self::LeakyBucket,
         Self::TowerResilience,
@@ -46,7 +48,7 @@ impl Limiter {
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
-            Self::Ours => "tower-outbound",
+            Self::TowerOutbound => "tower-outbound",
             Self::Governor => "governor",
             Self::LeakyBucket => "leaky-bucket",
             Self::TowerResilience => "tower-resilience",
@@ -54,26 +56,28 @@ impl Limiter {
         }
     }
 
-    /// How it is set up for a rate and a burst.
+    /// How the limiter is set up for a rate and a burst.
     pub(crate) const fn setup(self) -> &'static str {
         match self {
-            Self::Ours => {
-                "RateLimiter::acquire; requests at this rate and burst, and tokens, of which there are plenty"
+            Self::TowerOutbound => {
+                "RateLimiter::acquire; requests at this rate and burst, and a budget of tokens that is never exhausted"
             }
             Self::Governor => "until_ready; Quota::per_second(rate).allow_burst(burst)",
             Self::LeakyBucket => {
-                "fair; it refills at intervals: a burst every burst / rate, but at 20000/s burst 1 twenty every ms"
+                "fair; refills at intervals: a burst every burst / rate; at 20000/s burst 1, twenty every ms"
             }
-            Self::TowerResilience => "token bucket that holds a burst; a timeout of an hour, so that it waits",
-            Self::Tower => "behind Buffer; it has windows and no burst: a burst in every burst / rate",
+            Self::TowerResilience => {
+                "token bucket with a capacity of one burst; a timeout of an hour, so that calls wait"
+            }
+            Self::Tower => "behind Buffer; counts in windows and has no burst: a burst in every window of burst / rate",
         }
     }
 
-    /// How much it adds at a time, and how often, if it does not do so continuously.
+    /// The amount and the interval of its refills; `None` if it refills continuously.
     pub(crate) fn interval(self, requests: Budget) -> Option<(u64, Duration)> {
         let amount = match self {
-            Self::Ours | Self::Governor | Self::TowerResilience => return None,
-            // Its timer is a millisecond coarse, so an interval must not be shorter.
+            Self::TowerOutbound | Self::Governor | Self::TowerResilience => return None,
+            // Its timer has a resolution of a millisecond, so the interval must not be shorter.
             Self::LeakyBucket => requests.burst.max(requests.rate / 1_000),
             Self::Tower => requests.burst,
         };
@@ -87,16 +91,18 @@ impl fmt::Display for Limiter {
     }
 }
 
-// === Ours ===
+// === tower-outbound ===
 
-pub(crate) fn ours(requests: Budget, tokens: Budget) -> RateLimiter {
+pub(crate) fn tower_outbound(requests: Budget, tokens: Budget) -> RateLimiter {
     let rate = |budget: Budget| Rate::per_second(budget.rate).burst(budget.burst);
     RateLimiter::new(Limits::new().requests(rate(requests)).tokens(rate(tokens))).expect("the limits make sense")
 }
 
 impl Pacer for RateLimiter {
     async fn admit(&mut self, tokens: u64) -> Instant {
-        self.acquire(Cost::tokens(tokens)).await.expect("the cost can pass");
+        self.acquire(Cost::tokens(tokens))
+            .await
+            .expect("the cost is below the burst");
         Instant::now()
     }
 }
@@ -119,7 +125,9 @@ impl Pacer for Arc<DefaultDirectRateLimiter> {
 // === leaky-bucket ===
 
 pub(crate) fn leaky_bucket(requests: Budget) -> Arc<leaky_bucket::RateLimiter> {
-    let (refill, interval) = Limiter::LeakyBucket.interval(requests).expect("it has one");
+    let (refill, interval) = Limiter::LeakyBucket
+        .interval(requests)
+        .expect("it refills at intervals");
     let whole = |amount| usize::try_from(amount).expect("small enough");
     Arc::new(
         leaky_bucket::RateLimiter::builder()
@@ -145,41 +153,46 @@ pub(crate) fn tower_resilience(requests: Budget) -> impl Pacer {
     let layer = RateLimiterLayer::builder()
         .limit_for_period(usize::try_from(requests.burst).expect("small enough"))
         .refresh_period(time_for(requests.burst, requests))
-        // On top of a period's worth.
+        // This is added to the amount of one period.
         .burst_size(0)
         .timeout_duration(Duration::from_secs(3_600))
         .build()
         .expect("the limit makes sense");
-    Behind(layer.layer(clock()))
+    LimitedService(layer.layer(clock()))
 }
 
 // === tower ===
 
 pub(crate) fn tower(requests: Budget) -> impl Pacer {
-    let (amount, window) = Limiter::Tower.interval(requests).expect("it has one");
+    let (amount, window) = Limiter::Tower.interval(requests).expect("it refills at intervals");
     let service = ServiceBuilder::new()
         .buffer(BUFFER)
         .rate_limit(amount, window)
         .service(clock());
-    Behind(service)
+    LimitedService(service)
 }
 
-// === impl Behind ===
+// === impl LimitedService ===
 
-impl<S> Pacer for Behind<S>
+impl<S> Pacer for LimitedService<S>
 where
     S: Service<(), Response = Instant, Error: Into<BoxError> + Send, Future: Send> + Clone + Send + 'static,
 {
     async fn admit(&mut self, _: u64) -> Instant {
         let called = async { self.0.ready().await?.call(()).await };
-        called.await.map_err(Into::into).expect("the limit waits")
+        called
+            .await
+            .map_err(Into::into)
+            .expect("the limit waits and does not fail")
     }
 }
 
+/// A service that responds with the time at which it is called.
 fn clock() -> impl Service<(), Response = Instant, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {
     service_fn(async |()| Ok(Instant::now()))
 }
 
+/// The time in which this amount flows in.
 fn time_for(amount: u64, budget: Budget) -> Duration {
     Duration::from_secs(amount) / u32::try_from(budget.rate).expect("small enough")
 }

@@ -1,27 +1,33 @@
-//! How well callers are paced: ours side by side with every peer that makes its callers wait.
+//! How exactly, fairly and cheaply a rate limiter lets calls wait: tower-outbound, and every peer that lets callers
+//! wait.
 //!
-//! `cargo bench -p tower-outbound-benches --bench pacing`, about two and a half minutes. 64 callers on two threads ask
-//! for one call after the other; each setting is given to one limiter after the other. `-- --help` tells how to choose
-//! rows, repeat them, or draw a picture.
+//! `cargo bench -p tower-outbound-benches --bench pacing`, about two and a half minutes. 64 callers on two threads make
+//! one call after the other; each setting is run on one limiter after the other. `-- --help` shows how to select rows,
+//! repeat them, or draw a picture.
+//!
+//! The columns:
 //!
 //! - **achieved**: `(admitted - burst) / (rate x elapsed)`, from the first admission to the end of the run. With two
-//!   budgets, the time an exact limiter would have needed for these calls in this order instead of
-//!   `(admitted - burst) / rate`.
-//! - **burst**: the largest of `admitted - rate x length` over all windows of time, however long. A bucket with a burst
-//!   of b never shows more than b. A caller can only note the time after it was woken, so what a thread is held up
-//!   between two notes is added.
-//! - **p50, p99**: waits of calls that were admitted once all callers had been in line (64 / rate), and of those that
-//!   were still waiting in the end, if for longer than that. First come, first served, all wait equally long. **max**
-//!   is the longest of all.
+//!   budgets, `(admitted - burst) / rate` is replaced by the time that an exact limiter needs for these calls in this
+//!   order.
+//! - **burst**: the largest value of `admitted - rate x length` over all windows of time of any length. For an exact
+//!   bucket with a burst of b it is at most b. A caller records the time after it was woken, so a delay of its thread
+//!   between two records adds to the value.
+//! - **p50, p99**: quantiles of the waits of the calls that were admitted after 64 / rate, when the queue has reached
+//!   its full length, and of the calls that were still waiting at the end and had waited for longer than that. With
+//!   first come, first served, all calls wait equally long. **max**: the longest wait of all calls.
 //! - **cpu**: processor time of the whole process in percent of one core.
-//! - **overtaken**: calls admitted while one that had arrived more than a millisecond earlier was still waiting, and
-//!   waited for more than a millisecond longer.
+//! - **overtaken**: calls that were admitted although a call that had arrived more than a millisecond earlier was still
+//!   waiting, and waited for more than a millisecond longer.
 //!
-//! Ours is held to these bars: 99 % achieved; a burst of at most `burst + 1 + rate x 5 ms`, for late timers are made up
-//! for; p99 / p50 at most 1.2 up to 1000/s; at 20000/s with a burst of one at most 15 % of a core.
+//! The bars for tower-outbound: achieved at least 99 %; burst at most `burst + 1 + rate x 5 ms`, because up to 5 ms of
+//! a late timer are made up for; p99/p50 at most 1.2 at rates up to 1000/s; cpu at most 15 % at 20000/s with a burst of
+//! 1. Each of its rows ends with `ok`, or with `not reached` and the columns in question.
 //!
-//! The last lines are for machines: `pacing <limiter> <setting>: achieved = .., burst = .., ..`.
+//! The last lines are for programs: `pacing <limiter> <setting>: achieved = .., burst = .., ..`.
 
+#[path = "../common.rs"]
+mod common;
 mod figures;
 mod limiters;
 mod load;
@@ -30,31 +36,31 @@ mod table;
 
 use clap::Parser;
 use figures::{Budget, Figures};
-use limiters::{Limiter, PLENTY};
+use limiters::{Limiter, UNLIMITED};
 use load::{CALLERS, Load};
 use std::time::Duration;
 use table::Row;
 
-/// How well callers are paced: ours and its peers.
+/// How exactly, fairly and cheaply a rate limiter lets calls wait: tower-outbound and its peers.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Only rows whose name contains this, as in "governor 1000/s burst 1"
+    /// Run only the rows whose name contains this, as in "governor 1000/s burst 1"
     filter: Option<String>,
-    /// A second for each row instead of four
+    /// Run each row for one second instead of four
     #[arg(long)]
     quick: bool,
-    /// Run everything so often, and print medians
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Run each row this many times, and print the median of each figure
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Draw pacing.svg and pacing.png into the target directory instead
+    /// Draw pacing.svg and pacing.png in the target directory, and measure nothing
     #[arg(long)]
     plot: bool,
-    /// Given by cargo
+    /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What is asked of one limiter after the other.
+/// Limits and costs that one limiter after the other is run with.
 #[derive(Clone, Debug)]
 struct Setting {
     name: String,
@@ -73,7 +79,7 @@ fn settings() -> Vec<Setting> {
         (20_000, 1),
         (20_000, 200),
     ];
-    // Half a thousand tokens is what a call costs on average.
+    // A call costs 1 to 1,000 tokens, 500.5 on average.
     let weighted = [
         ("requests", Budget::new(1_000, 10), Budget::new(2_000_000, 20_000)),
         ("tokens", Budget::new(4_000, 40), Budget::new(500_500, 5_000)),
@@ -82,7 +88,7 @@ fn settings() -> Vec<Setting> {
     let even = even.map(|(rate, burst)| Setting {
         name: format!("{rate}/s burst {burst}"),
         requests: Budget::new(rate, burst),
-        tokens: PLENTY,
+        tokens: UNLIMITED,
         most_tokens: 1,
         limiters: &Limiter::ALL,
     });
@@ -91,7 +97,7 @@ fn settings() -> Vec<Setting> {
         requests,
         tokens,
         most_tokens: 1_000,
-        limiters: &[Limiter::Ours],
+        limiters: &[Limiter::TowerOutbound],
     });
     even.into_iter().chain(weighted).collect()
 }
@@ -133,7 +139,7 @@ impl Setting {
             requests: self.requests,
             tokens: self.tokens,
             most_tokens: self.most_tokens,
-            quiet: Duration::ZERO,
+            pause: Duration::ZERO,
             length,
         };
         let record = load.run(limiter);
@@ -145,6 +151,7 @@ impl Setting {
         self.most_tokens > 1
     }
 
+    /// The calls per second that an exact limiter admits.
     fn calls_per_second(&self) -> f64 {
         let mean_tokens = (1 + self.most_tokens) as f64 / 2.0;
         (self.requests.rate as f64).min(self.tokens.rate as f64 / mean_tokens)

@@ -1,11 +1,11 @@
-//! The picture: what each limiter admitted over time, against what its bucket would have admitted at most.
+//! The picture: the calls that each limiter admitted over time, and the most that its bucket would have admitted.
 //!
-//! One call, a pause in which the bucket fills up, and then more callers than it can serve. A limit that counts in
-//! windows has most of its first window left when they come, and opens the next one right after.
+//! There is one call, then a pause in which the bucket fills up, and then more callers than the limit admits. A limiter
+//! that counts in windows has most of its first window left when they arrive, and opens the next window soon after.
 
 use crate::{
     figures::{Budget, Call, admissions, empirical_burst, envelope, overtakings, waits},
-    limiters::{Limiter, PLENTY},
+    limiters::{Limiter, UNLIMITED},
     load::{CALLERS, Load},
 };
 use anyhow::Context;
@@ -22,9 +22,9 @@ use std::{env, fs, time::Duration};
 
 const LOAD: Load = Load {
     requests: Budget::new(200, 20),
-    tokens: PLENTY,
+    tokens: UNLIMITED,
     most_tokens: 1,
-    quiet: Duration::from_millis(90),
+    pause: Duration::from_millis(90),
     length: Duration::from_millis(600),
 };
 
@@ -49,7 +49,7 @@ struct Panel {
     admissions: Vec<Call>,
 }
 
-/// A piece of the admitted count, and whether it is more than the envelope allows.
+/// A part of the curve of admitted calls, and whether it is above the envelope.
 struct Piece {
     points: Vec<(f64, f64)>,
     excess: bool,
@@ -82,7 +82,7 @@ pub(crate) fn draw() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// At twice the size, and with a font of our own: there may be none on the machine.
+/// Renders the drawing at twice its size, with fonts from a crate, because the machine may have none.
 fn rasterize(drawing: &str) -> anyhow::Result<Pixmap> {
     let mut options = Options::default();
     let fonts = options.fontdb_mut();
@@ -107,7 +107,7 @@ fn draw_on(root: &Area<'_>, panels: &[Panel]) -> anyhow::Result<()> {
     )?;
     let story = format!(
         "One call at 0 ms; from {} ms on, {CALLERS} callers that each make one call after the other.",
-        LOAD.quiet.as_millis()
+        LOAD.pause.as_millis()
     );
     write_on(&title, (24, 50), plain(16, FAINT), &story)?;
 
@@ -212,19 +212,20 @@ impl Panel {
         }
     }
 
-    /// What an exact limiter admits: the first call, then a full bucket, and all that comes in before the end.
+    /// The calls that an exact limiter admits: the burst, and the inflow from the end of the pause to the end of the
+    /// run.
     fn possible() -> u32 {
-        let busy = LOAD.requests.income(LOAD.length - LOAD.quiet);
+        let busy = LOAD.requests.inflow(LOAD.length - LOAD.pause);
         LOAD.requests.burst as u32 + busy.ceil() as u32
     }
 
-    /// The envelope's corners in milliseconds.
+    /// The corners of the envelope, with times in milliseconds.
     fn edge(&self) -> Vec<(f64, f64)> {
         let corners = envelope(&self.admissions, LOAD.requests, LOAD.length);
         corners.into_iter().map(|(at, allowed)| (millis(at), allowed)).collect()
     }
 
-    /// The admitted count as steps, cut where it crosses the envelope.
+    /// The number of admitted calls as a step curve, cut where it crosses the envelope.
     fn pieces(&self) -> Vec<Piece> {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut add = |from: (f64, f64), to: (f64, f64), excess: bool| match pieces.last_mut() {
@@ -241,11 +242,11 @@ impl Panel {
             .admissions
             .iter()
             .skip(1)
-            .map(|call| call.left)
+            .map(|call| call.waited_until)
             .chain([LOAD.length]);
         for (count, (call, end)) in (1..).map(f64::from).zip(self.admissions.iter().zip(ends)) {
-            let (at, end) = (millis(call.left), millis(end));
-            while let Some((_, most)) = edge.next_if(|(moment, _)| *moment <= at) {
+            let (at, end) = (millis(call.waited_until), millis(end));
+            while let Some((_, most)) = edge.next_if(|(time, _)| *time <= at) {
                 allowed = most;
             }
             let excess = exceeds(count, allowed);
@@ -266,7 +267,8 @@ impl Panel {
 
 // === Details ===
 
-/// By a call or more: a caller notes the time a little after it was admitted.
+/// Whether a count is above the allowed one by a call or more. Less does not count, because a caller records the time a
+/// little after its admission.
 fn exceeds(count: f64, allowed: f64) -> bool {
     count >= allowed + 1.0
 }

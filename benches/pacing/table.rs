@@ -1,4 +1,4 @@
-//! What is printed: a table for people, then a line for each row for machines.
+//! The output: a table, then a line for each of its rows for programs.
 
 use crate::{
     Setting,
@@ -7,11 +7,14 @@ use crate::{
 };
 use std::time::Duration;
 
-/// How much lateness ours makes up for.
+/// The lateness of a timer that tower-outbound makes up for.
 const CATCH_UP: Duration = Duration::from_millis(5);
-const ACHIEVED: f64 = 99.0;
-const TAIL: f64 = 1.2;
-const CPU: f64 = 15.0;
+/// The bar for `achieved`, in percent.
+const MIN_ACHIEVED: f64 = 99.0;
+/// The bar for `p99/p50`.
+const MAX_TAIL: f64 = 1.2;
+/// The bar for `cpu`, in percent of one core.
+const MAX_CPU: f64 = 15.0;
 
 /// One limiter's figures for one setting.
 #[derive(Clone, Debug)]
@@ -20,14 +23,18 @@ pub(crate) struct Row {
     setting: String,
     figures: Figures,
     weighted: bool,
-    /// Ours only.
+    /// For tower-outbound only.
     bars: Option<Bars>,
 }
 
+/// What the figures are compared with.
 #[derive(Clone, Debug)]
 struct Bars {
+    /// The bound of the empirical burst of requests.
     requests: f64,
+    /// The bound of the empirical burst of tokens.
     tokens: f64,
+    /// The columns whose bar is not reached.
     missed: Vec<&'static str>,
 }
 
@@ -40,7 +47,7 @@ impl Row {
             setting: setting.name.clone(),
             figures,
             weighted: setting.is_weighted(),
-            bars: (limiter == Limiter::Ours).then(|| Bars::new(setting, &figures)),
+            bars: (limiter == Limiter::TowerOutbound).then(|| Bars::new(setting, &figures)),
         }
     }
 
@@ -62,7 +69,7 @@ impl Row {
             if bars.missed.is_empty() {
                 print!("  ok");
             } else {
-                print!("  miss: {}", bars.missed.join(", "));
+                print!("  not reached: {}", bars.missed.join(", "));
             }
             if self.weighted {
                 print!(
@@ -74,7 +81,7 @@ impl Row {
         println!();
     }
 
-    fn print_for_machines(&self) {
+    fn print_for_programs(&self) {
         let Figures {
             achieved,
             requests,
@@ -101,18 +108,21 @@ impl Row {
 
 impl Bars {
     fn new(setting: &Setting, figures: &Figures) -> Self {
-        let bound = |budget: Budget| budget.burst as f64 + 1.0 + budget.income(CATCH_UP);
+        let bound = |budget: Budget| budget.burst as f64 + 1.0 + budget.inflow(CATCH_UP);
         let (requests, tokens) = (bound(setting.requests), bound(setting.tokens));
         let rate = setting.requests.rate;
         let bars = [
-            ("achieved", figures.achieved >= ACHIEVED),
+            ("achieved", figures.achieved >= MIN_ACHIEVED),
             ("burst", figures.requests <= requests && figures.tokens <= tokens),
-            // Where calls differ in weight, so do the lines they stand in.
+            // Where calls differ in cost, so do the waits that an exact limiter gives them.
             (
                 "p99/p50",
-                setting.is_weighted() || rate > 1_000 || figures.waits.tail() <= TAIL,
+                setting.is_weighted() || rate > 1_000 || figures.waits.tail() <= MAX_TAIL,
             ),
-            ("cpu", rate < 20_000 || setting.requests.burst > 1 || figures.cpu <= CPU),
+            (
+                "cpu",
+                rate < 20_000 || setting.requests.burst > 1 || figures.cpu <= MAX_CPU,
+            ),
         ];
         let missed = bars.into_iter().filter(|(_, met)| !met).map(|(name, _)| name);
         Self {
@@ -144,5 +154,5 @@ pub(crate) fn print_setting(setting: &Setting, rows: &[Row]) {
 
 pub(crate) fn print_foot(rows: &[Row]) {
     println!();
-    rows.iter().for_each(Row::print_for_machines);
+    rows.iter().for_each(Row::print_for_programs);
 }

@@ -1,5 +1,7 @@
-//! The arithmetic of the pacing bench.
+//! Tests of the arithmetic of the pacing bench.
 
+#[path = "../common.rs"]
+mod common;
 #[path = "../pacing/figures.rs"]
 #[allow(dead_code)]
 mod figures;
@@ -11,10 +13,10 @@ const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-fn call(arrived: u64, left: u64) -> Call {
+fn call(arrived: u64, admitted: u64) -> Call {
     Call {
         arrived: ms(arrived),
-        left: ms(left),
+        waited_until: ms(admitted),
         admitted: true,
         tokens: 1,
     }
@@ -27,8 +29,8 @@ fn still_waiting(arrived: u64, end: u64) -> Call {
     }
 }
 
-fn admitted_at(moments: &[u64]) -> Vec<Call> {
-    moments.iter().map(|moment| call(0, *moment)).collect()
+fn admitted_at(times: &[u64]) -> Vec<Call> {
+    times.iter().map(|time| call(0, *time)).collect()
 }
 
 fn close(a: f64, b: f64) -> bool {
@@ -36,14 +38,14 @@ fn close(a: f64, b: f64) -> bool {
 }
 
 #[test]
-fn admissions_are_in_order_and_without_those_still_waiting() {
+fn admissions_are_in_order_and_without_calls_that_still_wait() {
     let calls = [call(0, 30), still_waiting(0, 40), call(5, 10)];
-    let moments: Vec<_> = admissions(&calls).iter().map(|call| call.left).collect();
-    assert_eq!(moments, [ms(10), ms(30)]);
+    let times: Vec<_> = admissions(&calls).iter().map(|call| call.waited_until).collect();
+    assert_eq!(times, [ms(10), ms(30)]);
 }
 
 #[test]
-fn the_empirical_burst_is_the_bucket_that_would_have_done() {
+fn the_empirical_burst_is_that_of_the_smallest_sufficient_bucket() {
     let budget = Budget::new(100, 1);
     // (admissions in milliseconds, burst at one every 10 ms)
     let table: [(&[u64], f64); 7] = [
@@ -51,31 +53,31 @@ fn the_empirical_burst_is_the_bucket_that_would_have_done() {
         (&[5], 1.0),
         (&[0, 10, 20, 30], 1.0),
         (&[0, 0, 0], 3.0),
-        // A rest saves nothing up: the worst window is the last.
+        // A pause saves nothing up: the worst window is the last.
         (&[0, 1_000, 1_000, 1_001], 2.9),
-        // The worst window is longer than any gap in it.
+        // The worst window has several gaps.
         (&[0, 5, 10, 15, 20], 3.0),
-        // And may lie in the middle.
+        // The worst window is in the middle.
         (&[0, 100, 101, 102, 200], 2.8),
     ];
-    for (moments, burst) in table {
-        let found = empirical_burst(&admitted_at(moments), budget, Call::one);
-        assert!(close(found, burst), "{moments:?}: {found}");
+    for (times, burst) in table {
+        let found = empirical_burst(&admitted_at(times), budget, Call::one);
+        assert!(close(found, burst), "{times:?}: {found}");
     }
 }
 
 #[test]
-fn the_empirical_burst_is_the_largest_of_all_windows() {
-    let mut dice = fastrand::Rng::with_seed(1);
+fn the_empirical_burst_is_the_largest_excess_of_all_windows() {
+    let mut rng = fastrand::Rng::with_seed(1);
     for _ in 0..200 {
-        let budget = Budget::new(dice.u64(1..2_000), 1);
-        let mut calls: Vec<_> = (0..40).map(|_| call(0, dice.u64(0..100))).collect();
-        calls.iter_mut().for_each(|call| call.tokens = dice.u64(1..100));
+        let budget = Budget::new(rng.u64(1..2_000), 1);
+        let mut calls: Vec<_> = (0..40).map(|_| call(0, rng.u64(0..100))).collect();
+        calls.iter_mut().for_each(|call| call.tokens = rng.u64(1..100));
         let calls = admissions(&calls);
         let windows = (0..calls.len()).flat_map(|first| (first..calls.len()).map(move |last| (first, last)));
         let excess = windows.map(|(first, last)| {
             let sum: u64 = calls[first..=last].iter().map(Call::tokens).sum();
-            sum as f64 - budget.income(calls[last].left - calls[first].left)
+            sum as f64 - budget.inflow(calls[last].waited_until - calls[first].waited_until)
         });
         let largest = excess.fold(0.0, f64::max);
         assert!(close(empirical_burst(&calls, budget, Call::tokens), largest));
@@ -83,9 +85,9 @@ fn the_empirical_burst_is_the_largest_of_all_windows() {
 }
 
 #[test]
-fn achieved_is_what_went_beyond_the_burst_of_what_came_in() {
+fn achieved_is_the_admissions_beyond_the_burst_as_a_part_of_the_inflow() {
     let calls = admitted_at(&[0, 0, 10, 20, 30]);
-    // Three beyond the burst in 40 ms, in which four came in.
+    // Three calls beyond the burst in 40 ms, in which four flow in.
     let requests = (Budget::new(100, 2), Call::one as _);
     assert!(close(achieved(&calls, &[requests], ms(40)), 75.0));
     assert!(close(achieved(&calls, &[requests], ms(30)), 100.0));
@@ -102,7 +104,8 @@ fn with_two_budgets_each_call_waits_for_the_slower_one() {
         .for_each(|(call, tokens)| call.tokens = tokens);
     let requests = (Budget::new(100, 1), Call::one as _);
     let tokens = (Budget::new(100, 5), Call::tokens as _);
-    // After 10 ms four of five tokens are there, after 20 ms the heavy call can go; its successor waits for a request.
+    // The bucket has four of five tokens after 10 ms and admits the heavy call after 20 ms; the next one waits for a
+    // request.
     assert!(close(
         achieved(&calls, &[requests, tokens], ms(60)),
         100.0 * 30.0 / 60.0
@@ -110,17 +113,17 @@ fn with_two_budgets_each_call_waits_for_the_slower_one() {
 }
 
 #[test]
-fn whoever_goes_before_an_earlier_arrival_overtakes() {
+fn a_call_that_is_admitted_before_an_earlier_arrival_overtakes() {
     // (calls, overtakings)
     let table: [(&[Call], usize); 6] = [
         (&[], 0),
         (&[call(0, 100), call(10, 110), call(20, 120)], 0),
-        // One waits long, two go before it.
+        // One waits for long, and two are admitted before it.
         (&[call(0, 100), call(10, 50), call(20, 60), call(30, 130)], 2),
-        // A millisecond is no order, neither of arrivals nor of admissions.
+        // A difference of a millisecond does not count, neither of arrivals nor of admissions.
         (&[call(0, 100), call(1, 50)], 0),
         (&[call(0, 100), call(10, 99)], 0),
-        // Whoever is never admitted is overtaken too.
+        // A call that is never admitted is overtaken, too.
         (&[call(5, 50), still_waiting(0, 100)], 1),
     ];
     for (calls, expected) in table {
@@ -129,11 +132,11 @@ fn whoever_goes_before_an_earlier_arrival_overtakes() {
 }
 
 #[test]
-fn waits_are_those_of_a_full_line_and_of_the_forgotten() {
-    let settled = [call(10, 30), call(20, 40), call(30, 50)];
+fn waits_are_those_of_a_full_queue_and_of_calls_never_admitted() {
+    let full_queue = [call(10, 30), call(20, 40), call(30, 50)];
     let first_and_last = [call(0, 9), still_waiting(95, 100)];
-    let forgotten = [still_waiting(5, 100)];
-    let all = [&settled[..], &first_and_last, &forgotten].concat();
+    let never_admitted = [still_waiting(5, 100)];
+    let all = [&full_queue[..], &first_and_last, &never_admitted].concat();
     // (calls, p50, p99, max)
     let table = [
         (&all[..3], 20.0, 20.0, 20.0),

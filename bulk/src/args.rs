@@ -12,158 +12,165 @@ use std::{
 };
 use tower_outbound::provider::{ParseProviderError, Provider};
 
-/// Sends every request of a JSONL file to a metered API, under its limits, and writes a result line for each.
+/// Sends every request of a JSONL file to a metered API, within its limits, and writes a result line for each.
 ///
-/// The file has one JSON object per line. It is POSTed as it is, except for `custom_id`, which only names the request
-/// in the results. A line may also be in the form of batch files, `{"custom_id": …, "body": {…}}`: then its `body` is
-/// POSTed.
+/// The file has one JSON object per line. The object is the body of a POST request, without its `custom_id`, which only
+/// names the request in the results. A line may also have the form of batch files, `{"custom_id": …, "body": {…}}`:
+/// then its `body` is sent.
 ///
-/// Without --url the requests go to a local provider, started for the purpose, which enforces the limits with 429s.
+/// Without --url the program starts a provider of its own on 127.0.0.1 and sends the requests there. This local
+/// provider enforces the limits: it answers requests above them with 429.
 #[derive(Parser)]
 #[command(name = "bulk", after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// Whose API it is: how the key is sent, and how limits, retries and usage are told in responses
+    /// The provider of the API. Decides how the key is sent, and how limits, errors and usage are read from responses:
+    /// openai, azure-openai, anthropic, gemini, groq, mistral, cerebras, github or ietf (any API with the IETF's
+    /// `RateLimit` headers)
     #[arg(long, value_name = "NAME", default_value_t = Provider::OpenAi, value_parser = parse_provider)]
     pub(crate) provider: Provider,
 
-    /// Where to POST the requests [default: a local provider that enforces the limits]
+    /// The URL to POST the requests to [default: the local provider]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 
-    /// The requests, a JSON object per line [default: the 500 of bulk/data/requests.jsonl]
+    /// The file of requests, one JSON object per line [default: bulk/data/requests.jsonl, with 500 requests]
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
 
-    /// Where the results go, a JSON object per line [default: results.jsonl]
+    /// The file for the results, one JSON object per line [default: results.jsonl]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Go on where an earlier run stopped: skip what the output has as COMPLETED, and append. A request is known by a
-    /// hash of its line, so lines may be added or moved meanwhile; one that was changed is sent again. The limits start
-    /// with empty buckets, as the earlier run may have used them up
+    /// Continue an earlier run: skip the requests that are COMPLETED in the output, and append the other results.
+    /// Requests are recognized by a hash of their line, so lines may be added or moved between the runs; a changed line
+    /// is sent again. The limits start with empty buckets, because the earlier run may have used them up
     #[arg(long)]
     pub(crate) resume: bool,
 
-    /// Overwrite the output if there is one. (The local demonstration overwrites its own results without being asked)
+    /// Overwrite an existing output. (Results of the local provider in the default output are overwritten in any case)
     #[arg(long, conflicts_with = "resume")]
     pub(crate) force: bool,
 
-    /// What to do about a line that is no request: `skip` it, naming it, or `refuse` the file before anything is sent
+    /// What to do with a line that is not a request: `skip` reports it and sends the others, `refuse` sends nothing
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnMalformed::Skip)]
     pub(crate) on_malformed: OnMalformed,
 
-    /// Requests per minute, or `off`
+    /// Limit of requests per minute, or `off`
     #[arg(long, value_name = "N", default_value = "1500", help_heading = "Limits")]
     pub(crate) rpm: PerMinute,
 
-    /// Tokens per minute, or `off`
+    /// Limit of tokens per minute, or `off`
     #[arg(long, value_name = "N", default_value = "240000", help_heading = "Limits")]
     pub(crate) tpm: PerMinute,
 
-    /// Requests that may go at one instant [default: one second's worth]
+    /// Burst: requests that may be sent at once after a pause [default: one second's worth of --rpm, at least 1]
     #[arg(long, value_name = "N", help_heading = "Limits")]
     pub(crate) rpm_burst: Option<NonZeroU64>,
 
-    /// Tokens that may go at one instant; a request with more fails unsent [default: one second's worth, or the largest
-    /// request of the input if that is more, up to one minute's worth]
+    /// Burst: tokens that may be charged at once after a pause; a request that needs more fails without being sent
+    /// [default: one second's worth of --tpm, or the largest request of the input if that is more, but at most one
+    /// minute's worth]
     #[arg(long, value_name = "N", help_heading = "Limits")]
     pub(crate) tpm_burst: Option<NonZeroU64>,
 
-    /// Requests in flight at once
+    /// Limit of requests in flight at once
     #[arg(long, value_name = "N", default_value = "32", help_heading = "Limits")]
     pub(crate) concurrency: NonZeroUsize,
 
-    /// Requests that wait in memory; the rest of the file is read when there is room
+    /// Limit of requests that wait in memory; the file is read further as they are sent
     #[arg(long, value_name = "N", default_value = "100", help_heading = "Limits")]
     pub(crate) queue: NonZeroUsize,
 
-    /// Where a line says how many tokens it needs, with dots: `tokens`, `usage.total` [default: a quarter of the
-    /// characters of its messages, and `max_tokens`]
+    /// The field of a line that holds its number of tokens, as a path with dots: `tokens`, `usage.total` [default:
+    /// none, tokens are estimated as a quarter of the characters of the messages plus `max_tokens`]
     #[arg(long, value_name = "PATH", help_heading = "Limits")]
     pub(crate) tokens_field: Option<String>,
 
-    /// Multiply what requests are estimated to need by this; what they turn out to need is settled in any case
+    /// Factor, from 0.01 to 100, by which token estimates are multiplied. When a response reports the tokens that were
+    /// used, the difference is settled in any case. Without effect if --tokens-field is given
     #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = factor, help_heading = "Limits")]
     pub(crate) estimate_times: f64,
 
-    /// Keep to the limits given here, whatever the provider says of its own. (What it has left, and when to come back, is
-    /// always listened to)
+    /// Keep the limits given here, even if the provider reports others or rejects requests within them. (Its remaining
+    /// quota and its `retry-after` are obeyed in any case)
     #[arg(long, help_heading = "Limits")]
     pub(crate) keep_limits: bool,
 
-    /// How often a request is made again that failed for a while: no connection, 408, 409, 429, 5xx
+    /// Retries per request, at most, after a temporary failure: no connection, 408, 409, 429, 5xx
     #[arg(long, value_name = "N", default_value = "8", help_heading = "Requests")]
     pub(crate) retries: u32,
 
-    /// A header to send with each request, e.g. "x-team: search". Repeatable. For keys see --api-key-env
+    /// A header to send with each request, e.g. "x-team: search". May be repeated. For API keys use --api-key-env
     #[arg(long = "header", value_name = "NAME: VALUE", help_heading = "Requests")]
     headers: Vec<String>,
 
-    /// The environment variable that holds the API key. It is sent as the provider wants it, and never shown
+    /// Environment variable that holds the API key. The key is sent in the header that the provider expects, and never
+    /// shown
     #[arg(long, value_name = "VAR", help_heading = "Requests")]
     api_key_env: Option<String>,
 
-    /// Seconds until a request fails, from its first byte out to its last byte in
+    /// Seconds until an attempt fails, from its start to the last byte of the response
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds, help_heading = "Requests")]
     pub(crate) timeout: Duration,
 
     #[command(flatten)]
     pub(crate) local: Local,
 
-    /// Show no progress, only problems and the summary
+    /// Show problems and the summary only, no progress
     #[arg(long)]
     pub(crate) quiet: bool,
 
-    /// Send nothing: run the local provider at this address, to try the rest against, until Ctrl-C
+    /// Send nothing: run only the local provider, at this address (127.0.0.1:8080, for example), until Ctrl-C. Another
+    /// `bulk --url` can send to it
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["url", "resume"])]
     pub(crate) serve: Option<SocketAddr>,
 }
 
-/// What the local provider does.
+/// The behaviour of the local provider.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Local {
-    /// Requests per minute that it really allows [default: as told by --rpm]
+    /// Requests per minute that the local provider allows, or `off` [default: the value of --rpm]
     #[arg(long, value_name = "N", help_heading = "Local provider")]
     pub(crate) local_rpm: Option<PerMinute>,
 
-    /// Tokens per minute that it really allows [default: as told by --tpm]
+    /// Tokens per minute that the local provider allows, or `off` [default: the value of --tpm]
     #[arg(long, value_name = "N", help_heading = "Local provider")]
     pub(crate) local_tpm: Option<PerMinute>,
 
-    /// How much of the tokens that were asked for it uses, in percent
+    /// Percentage of `max_tokens` that each response uses, from 1 to 100
     #[arg(long, value_name = "PERCENT", default_value = "100", help_heading = "Local provider",
           value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) local_usage: u8,
 
-    /// How many requests it answers with 503, in percent
+    /// Percentage of requests that are answered with 503, from 0 to 100
     #[arg(long, value_name = "PERCENT", default_value = "2", help_heading = "Local provider",
           value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) local_faults: u8,
 
-    /// How many answers it sends slowly, in percent
+    /// Percentage of responses whose body pauses for 400 ms in the middle, from 0 to 100
     #[arg(long, value_name = "PERCENT", default_value = "5", help_heading = "Local provider",
           value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) local_slow: u8,
 
-    /// Which requests those are
+    /// Seed that selects the requests with a 503 or a slow response; the same seed selects the same ones
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Local provider")]
     pub(crate) local_seed: u64,
 }
 
 const AFTER_HELP: &str = "\
-Results: one line per request, written when it is over. COMPLETED has an answer with a 2xx code; FAILED has any other
-answer (429, say) or none; CANCELLED was cut off. On --resume only COMPLETED counts as done; the last line of a request is
-the one that holds.
+Results: one line per request, written when the request ends. COMPLETED: a response with a 2xx status. FAILED: a
+response with any other status (429, for example), or no response, after the last retry. CANCELLED: ended by Ctrl-C.
+With --resume only COMPLETED requests are skipped. If a request has several lines, the last one is its result.
 
-Ctrl-C: once, and no more requests are taken from the file, while those taken are finished; --resume does the rest. Twice,
-and they are cancelled.
+Ctrl-C, once: no more requests are read, and those already read are finished; --resume sends the rest. Twice: those
+already read are cancelled.
 
 Exit codes:
-  0    every request has a COMPLETED line (malformed lines that were skipped do not count)
-  1    the run did not begin, or broke off: input, output or settings
+  0    every request has a COMPLETED line (skipped malformed lines do not count)
+  1    the run could not start, or was broken off, because of the input, the output or the settings
   2    the command line is wrong
   3    some requests FAILED
-  4    some requests were lost: they have no result line
+  4    some requests have no result line
   130  interrupted by Ctrl-C";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -172,9 +179,9 @@ pub(crate) enum OnMalformed {
     Refuse,
 }
 
-/// Where requests go, and what is sent with each of them.
+/// The URL that requests are sent to, and the headers that are sent with each.
 pub(crate) struct Target {
-    /// `None`: to the local provider.
+    /// `None` for the local provider.
     pub(crate) url: Option<Uri>,
     pub(crate) headers: HeaderMap,
 }
@@ -189,12 +196,15 @@ impl Args {
         self.output.as_deref().unwrap_or_else(|| Path::new("results.jsonl"))
     }
 
-    /// Whether results of the local provider go to a file that nobody named.
+    /// Whether results of the local provider are written to the default output.
     pub(crate) const fn is_demonstration(&self) -> bool {
         self.url.is_none() && self.output.is_none()
     }
 
-    /// Not left to the parser: its errors repeat what was typed, and there may be a key in a header or a URL.
+    /// Parses the URL and the headers.
+    ///
+    /// The argument parser does not do it, because its errors repeat the argument, and a header or a URL may hold a
+    /// key.
     pub(crate) fn target(&self) -> anyhow::Result<Target> {
         Ok(Target {
             url: self.url.as_deref().map(endpoint).transpose()?,
@@ -222,7 +232,7 @@ impl Args {
             headers.insert(HeaderName::from_static(name), value);
         }
         if self.provider == Provider::Anthropic {
-            // Without it nothing is answered.
+            // Anthropic rejects every request without this header.
             let version = HeaderValue::from_static("2023-06-01");
             headers.entry("anthropic-version").or_insert(version);
         }
@@ -231,10 +241,10 @@ impl Args {
 }
 
 fn endpoint(url: &str) -> anyhow::Result<Uri> {
-    let uri: Uri = url.parse().context("--url is no URL")?;
+    let uri: Uri = url.parse().context("--url is not a valid URL")?;
     ensure!(
         matches!(uri.scheme_str(), Some("http" | "https")),
-        "--url has to begin with http:// or https://"
+        "--url must begin with http:// or https://"
     );
     ensure!(uri.host().is_some_and(|host| !host.is_empty()), "--url names no host");
     Ok(uri)
@@ -242,14 +252,14 @@ fn endpoint(url: &str) -> anyhow::Result<Uri> {
 
 fn header(text: &str) -> anyhow::Result<(HeaderName, HeaderValue)> {
     let Some((name, value)) = text.split_once(':') else {
-        bail!("must look like \"Name: value\", and has no colon")
+        bail!("must have the form \"Name: value\", but has no colon")
     };
-    let name = HeaderName::from_bytes(name.trim().as_bytes()).context("must look like \"Name: value\"")?;
+    let name = HeaderName::from_bytes(name.trim().as_bytes()).context("must have the form \"Name: value\"")?;
     let value = sensitive(value.trim()).with_context(|| format!("{name} has a value that cannot be sent"))?;
     Ok((name, value))
 }
 
-/// Marked, so that nothing that logs headers shows it.
+/// A header value that is marked as sensitive, so that its `Debug` and logs do not show it.
 fn sensitive(value: &str) -> anyhow::Result<HeaderValue> {
     let mut value = HeaderValue::from_str(value)?;
     value.set_sensitive(true);
@@ -288,6 +298,14 @@ mod tests {
     }
 
     #[test]
+    fn the_help_names_every_provider() {
+        let help = Args::command().render_long_help().to_string();
+        for provider in Provider::ALL {
+            assert!(help.contains(&provider.to_string()), "{provider}");
+        }
+    }
+
+    #[test]
     fn a_header_is_a_name_and_a_value() {
         let (name, value) = header("X-Team:  search: fast ").unwrap();
         assert_eq!((name.as_str(), value.to_str().unwrap()), ("x-team", "search: fast"));
@@ -295,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_header_is_refused_without_its_value() {
+    fn the_error_for_a_bad_header_does_not_show_its_value() {
         for bad in [
             "x-api-key secret",
             "x api key: secret",

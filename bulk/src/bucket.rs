@@ -1,22 +1,22 @@
-//! How the local provider counts: a token bucket, exact to the nanosecond. It shares no code with the limiter it
-//! checks.
+//! The token bucket of the local provider, exact to the nanosecond. It shares no code with the library's limiter, so
+//! that an error of one shows as a 429 of the other.
 
 use crate::limits::Pace;
 use std::time::Duration;
 
-/// Counted in parts so small that each nanosecond adds a whole number of them: `per_minute`.
+/// Parts of one request or token. With this many, each nanosecond adds a whole number of parts: `per_minute`.
 const PARTS: u128 = 60 * 1_000_000_000;
 
 pub(crate) struct Bucket {
     per_minute: u128,
     capacity: u128,
     level: u128,
-    /// The time that it has seen.
-    at: Duration,
+    /// The time at which `level` was last updated.
+    updated_at: Duration,
 }
 
 impl Bucket {
-    /// Full, at time zero. It holds the burst, one more, and what flows in within `slack`.
+    /// A full bucket at time zero. Its capacity is the burst plus one, plus the amount that flows in within `slack`.
     pub(crate) fn new(pace: Pace, slack: Duration) -> Self {
         let per_minute = u128::from(pace.per_minute);
         let capacity = (u128::from(pace.burst) + 1) * PARTS + per_minute * slack.as_nanos();
@@ -24,33 +24,34 @@ impl Bucket {
             per_minute,
             capacity,
             level: capacity,
-            at: Duration::ZERO,
+            updated_at: Duration::ZERO,
         }
     }
 
-    /// How long until so much is there, as seen at this time; `None`: it never is.
+    /// Updates the level to the time `now`, and returns how long it takes until `amount` is available: zero if it is
+    /// available now, `None` if it is more than the capacity.
     pub(crate) fn wait(&mut self, amount: u64, now: Duration) -> Option<Duration> {
         self.level = self
             .capacity
-            .min(self.level + self.per_minute * now.saturating_sub(self.at).as_nanos());
-        self.at = self.at.max(now);
+            .min(self.level + self.per_minute * now.saturating_sub(self.updated_at).as_nanos());
+        self.updated_at = self.updated_at.max(now);
         let amount = u128::from(amount) * PARTS;
         let missing = amount.saturating_sub(self.level).div_ceil(self.per_minute);
         (amount <= self.capacity).then(|| Duration::from_nanos(u64::try_from(missing).unwrap_or(u64::MAX)))
     }
 
-    /// What is there, in whole ones, as last seen. (The one more than the burst is not told.)
+    /// The whole requests or tokens left at the last update, without the one that the capacity has beyond the burst.
     pub(crate) fn left(&self) -> u64 {
         u64::try_from(self.level.saturating_sub(PARTS) / PARTS).unwrap_or(u64::MAX)
     }
 
-    /// How long until it is full.
+    /// The time from the last update until the bucket is full.
     pub(crate) fn until_full(&self) -> Duration {
         let missing = (self.capacity - self.level).div_ceil(self.per_minute);
         Duration::from_nanos(u64::try_from(missing).unwrap_or(u64::MAX))
     }
 
-    /// Takes so much, which has to be there.
+    /// Takes an amount, which must be available.
     pub(crate) fn take(&mut self, amount: u64) {
         self.level -= u128::from(amount) * PARTS;
     }
@@ -74,10 +75,10 @@ mod tests {
     }
 
     #[test]
-    fn it_fills_continuously_up_to_its_capacity() {
-        // One every 10 ms; it holds ten, and one more.
+    fn a_bucket_fills_continuously_up_to_its_capacity() {
+        // One every 10 ms; the capacity is ten and one more.
         let mut bucket = bucket(6_000, 10, Duration::ZERO);
-        assert_eq!(bucket.wait(11, 0 * MS), Some(0 * MS));
+        assert_eq!(bucket.wait(11, Duration::ZERO), Some(Duration::ZERO));
         bucket.take(11);
         for (amount, at, wait) in [
             (1, 0, 10),
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_cannot_hold_it_never_has() {
+    fn an_amount_above_the_capacity_is_never_available() {
         assert_eq!(
             bucket(60, 10, Duration::ZERO).wait(12, Duration::from_secs(3_600)),
             None
@@ -102,16 +103,16 @@ mod tests {
     }
 
     #[test]
-    fn slack_is_what_flows_in_meanwhile() {
-        // A hundred a second: one in 10 ms.
+    fn slack_adds_what_flows_in_during_that_time() {
+        // A hundred per second: one in 10 ms.
         let mut bucket = bucket(6_000, 10, 10 * MS);
-        assert_eq!(bucket.wait(12, 0 * MS), Some(0 * MS));
-        assert_eq!(bucket.wait(13, 0 * MS), None);
+        assert_eq!(bucket.wait(12, Duration::ZERO), Some(Duration::ZERO));
+        assert_eq!(bucket.wait(13, Duration::ZERO), None);
     }
 
     #[test]
-    fn nothing_drifts() {
-        // 7 a minute, asked for as early as can be: after a day exactly so many.
+    fn the_rate_does_not_drift() {
+        // 7 per minute, each taken as early as possible: the number after a day is exact.
         let mut bucket = bucket(7, 1, Duration::ZERO);
         let (mut now, mut taken) = (Duration::ZERO, 0);
         loop {

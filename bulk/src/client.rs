@@ -1,4 +1,4 @@
-//! The client: reqwest as a Tower service, listened to, metered, and read to the last byte.
+//! The client: reqwest as a Tower service that reads limits, usage and the whole body of each response.
 
 use crate::args::Args;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
@@ -11,11 +11,11 @@ use tower_outbound::{
     provider::{FeedbackLayer, Provider, UsageLayer},
 };
 
-/// No answer is longer.
-const MOST_BYTES: usize = 64 << 20;
+/// The longest response body that is accepted, in bytes: 64 MiB.
+const MAX_BODY: usize = 64 << 20;
 
-/// A client that collects the body inside the call, so that a call's permit and its event last until the answer is whole;
-/// and that tells the limiter what the provider says.
+/// A client that collects the body inside the call, so that a call keeps its permit and its event stays open until the
+/// body is complete; and that reports the provider's limits and delays to the limiter.
 pub(crate) fn service(
     client: reqwest::Client,
     limiter: RateLimiter,
@@ -30,21 +30,21 @@ pub(crate) fn service(
 + Send {
     let mut feedback = FeedbackLayer::new(limiter, provider);
     if adopts_limits {
-        // As it tells them; and where it does not, as its 429s show them.
+        // Limits as the provider reports them; where it reports none, as its 429s show them.
         feedback = feedback.adopt_limits().adapt();
     }
     ServiceBuilder::new()
-        .layer(CollectLayer::new(MOST_BYTES))
+        .layer(CollectLayer::new(MAX_BODY))
         .layer(feedback)
         .layer(UsageLayer::new())
-        // Results and messages are no place for a URL: there may be a key in it.
+        // A URL may hold a key, so it must not appear in results or messages.
         .map_err(reqwest::Error::without_url)
         .service(Reqwest::new(client))
 }
 
-/// The client itself. `headers` go with every request; the executor never sees them.
+/// The HTTP client. It adds `headers` to every request; the executor does not see them, so they are not recorded.
 pub(crate) fn reqwest(mut headers: HeaderMap, args: &Args, url: &Uri, local: bool) -> reqwest::Result<reqwest::Client> {
-    // The client panics without a provider of cryptography. An error means that the process has one already.
+    // reqwest panics without a default crypto provider. An error means that the process already has one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     headers
         .entry(header::CONTENT_TYPE)
@@ -53,14 +53,14 @@ pub(crate) fn reqwest(mut headers: HeaderMap, args: &Args, url: &Uri, local: boo
         .user_agent(concat!("tower-outbound-bulk/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
         .timeout(args.timeout)
-        // One call is one request, which is what is metered; and keys stay with the host they are meant for.
+        // One call is exactly one request, as the limits count it; and keys are sent to no host but the given one.
         .redirect(reqwest::redirect::Policy::none());
     if local {
-        // A proxy from the environment could not reach a provider inside this process.
+        // A proxy that the environment names cannot reach a provider inside this process.
         client = client.no_proxy();
     }
     if url.scheme_str() == Some("http") {
-        // Where no certificates are installed, only https needs to fail for it.
+        // Without installed certificates the client could not be built, although http needs none.
         client = client.tls_certs_only([]);
     }
     client.build()

@@ -1,4 +1,4 @@
-//! The file of requests: read line by line, as long as it may be.
+//! The file of requests. It is read line by line, so its length is not limited by memory.
 
 use anyhow::Context;
 use hyper::body::Bytes;
@@ -15,29 +15,29 @@ use tower_outbound::{provider::CharacterEstimate, rate::RequestCost};
 pub(crate) struct Request {
     pub(crate) line: u64,
     pub(crate) custom_id: Option<Value>,
-    /// A hash of the line, by which a later run knows the request again.
+    /// A hash of the line, by which a later run recognizes the request.
     pub(crate) hash: u64,
     pub(crate) tokens: u64,
     pub(crate) body: Bytes,
 }
 
-/// A line that is no request, and why.
+/// A line that is not a request, and the reason.
 #[derive(Debug)]
 pub(crate) struct Malformed {
     pub(crate) line: u64,
     pub(crate) reason: String,
 }
 
-/// Where a request says how many tokens it needs, if it does.
+/// How the number of tokens of a request is determined.
 #[derive(Clone, Debug)]
 pub(crate) enum Tokens {
-    /// They are estimated, times so much.
+    /// An estimate, multiplied by this factor.
     Estimate(f64),
-    /// A JSON pointer.
+    /// The field of the line at this JSON pointer.
     Field(String),
 }
 
-/// Reads a file's requests. Empty lines are none.
+/// Reads the requests of a file. Empty lines are skipped.
 pub(crate) struct Requests<R = File> {
     file: BufReader<R>,
     line: u64,
@@ -95,7 +95,7 @@ impl Tokens {
         })
     }
 
-    /// What the line says; what its request needs otherwise.
+    /// The tokens of `request`, whose line is `whole`.
     fn of(&self, whole: &Value, request: &http::Request<Bytes>) -> Result<u64, String> {
         match self {
             Self::Estimate(times) => Ok((CharacterEstimate::new().cost(request).tokens as f64 * times).ceil() as u64),
@@ -110,13 +110,13 @@ impl Tokens {
 fn parse(line: u64, text: &[u8], tokens: &Tokens) -> Result<Request, String> {
     let mut whole: Value = serde_json::from_slice(text).map_err(|error| {
         let reason = error.to_string();
-        // The parser's own line number would always be 1.
+        // The parser sees a single line, so its line number is always 1.
         let reason = reason.split(" at line ").next().unwrap_or_default();
         format!("{reason}, at column {}", error.column())
     })?;
     whole.as_object().ok_or("not a JSON object")?;
     let custom_id = whole.as_object_mut().and_then(|fields| fields.remove("custom_id"));
-    // A body of its own, as in batch files; otherwise the line is the body.
+    // The field `body`, if it is an object, as in batch files; otherwise the whole line.
     let body = whole
         .get("body")
         .filter(|body| body.is_object())
@@ -132,7 +132,8 @@ fn parse(line: u64, text: &[u8], tokens: &Tokens) -> Result<Request, String> {
     })
 }
 
-/// FNV-1a: small, and the same in every version of every program.
+/// The FNV-1a hash, which does not depend on the version of a library: hashes in the results of earlier runs stay
+/// valid.
 fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_is_the_body_without_its_name() {
+    fn the_line_without_its_custom_id_is_the_body() {
         let request = request(
             r#"{"custom_id":"a","max_tokens":64,"messages":[{"content":"12345"}]}"#,
             None,
@@ -160,12 +161,12 @@ mod tests {
     }
 
     #[test]
-    fn a_body_of_its_own_is_the_body() {
+    fn the_field_body_is_the_body_if_it_is_an_object() {
         let text = r#"{"custom_id":1,"url":"/v1","tokens":9,"body":{"max_tokens":5}}"#;
         assert_eq!(request(text, None).unwrap().body, r#"{"max_tokens":5}"#);
         assert_eq!(request(text, None).unwrap().tokens, 5);
         assert_eq!(request(text, Some("tokens")).unwrap().tokens, 9);
-        // One that is no object is a field like any other.
+        // A `body` that is not an object is a field like any other.
         assert_eq!(
             request(r#"{"body":"hello"}"#, None).unwrap().body,
             r#"{"body":"hello"}"#
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_malformed() {
+    fn a_line_that_is_not_an_object_is_malformed() {
         assert_eq!(request("[]", None).unwrap_err(), "not a JSON object");
         assert_eq!(request(r#"{"a":}"#, None).unwrap_err(), "expected value, at column 6");
         assert!(parse(1, b"{\"a\":\"\xff\"}", &Tokens::Estimate(1.0)).is_err());

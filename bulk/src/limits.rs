@@ -1,11 +1,11 @@
-//! The limits of a run: the same for the executor that keeps them and the local provider that checks.
+//! The limits of a run: those that the executor keeps, and those that the local provider enforces.
 
 use crate::args::{Args, Local};
 use anyhow::ensure;
 use std::{fmt, num::NonZeroU64, str::FromStr, time::Duration};
 use tower_outbound::{Limits, Rate, rate::Budget};
 
-/// How many a minute; `None`: not limited.
+/// An amount per minute; `None` if there is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PerMinute(Option<u64>);
 
@@ -14,11 +14,11 @@ pub(crate) struct PerMinute(Option<u64>);
 pub(crate) struct Pace {
     pub(crate) per_minute: u64,
     pub(crate) burst: u64,
-    /// What the provider is thought to have for us at the start.
+    /// The amount that the provider is assumed to allow at the start.
     pub(crate) initial: u64,
 }
 
-/// Both rates, where there are any, and the requests in flight at once.
+/// Both rates, `None` where there is no limit, and the limit of requests in flight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) requests: Option<Pace>,
@@ -27,7 +27,7 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// What was asked for, where the largest request needs so many tokens.
+    /// The limits of the command line. `largest` is the number of tokens of the largest request.
     pub(crate) fn new(args: &Args, largest: u64) -> anyhow::Result<Self> {
         let Args {
             rpm,
@@ -38,15 +38,15 @@ impl Bounds {
         } = args;
         ensure!(
             rpm.0.is_some() || rpm_burst.is_none(),
-            "--rpm-burst has no meaning with --rpm off"
+            "--rpm-burst cannot be combined with --rpm off"
         );
         ensure!(
             tpm.0.is_some() || tpm_burst.is_none(),
-            "--tpm-burst has no meaning with --tpm off"
+            "--tpm-burst cannot be combined with --tpm off"
         );
         let pace = |per_minute: u64, burst: Option<NonZeroU64>, largest| {
             let burst = burst.map_or_else(|| default_burst(per_minute, largest), NonZeroU64::get);
-            // The run before may have used up the burst a moment ago.
+            // The earlier run may have used up the burst just before this one.
             let initial = if args.resume { 0 } else { burst };
             Pace {
                 per_minute,
@@ -61,9 +61,9 @@ impl Bounds {
         })
     }
 
-    /// What the local provider really allows.
+    /// The limits of the local provider, which may differ from those that the executor is given.
     pub(crate) fn of_local(&self, local: &Local, largest: u64) -> Self {
-        let real = |told: Option<Pace>, own: Option<PerMinute>, largest| match own {
+        let enforced = |given: Option<Pace>, local: Option<PerMinute>, largest| match local {
             Some(PerMinute(per_minute)) => per_minute.map(|per_minute| {
                 let burst = default_burst(per_minute, largest);
                 Pace {
@@ -72,31 +72,31 @@ impl Bounds {
                     initial: burst,
                 }
             }),
-            None => told,
+            None => given,
         };
         Self {
-            requests: real(self.requests, local.local_rpm, 1),
-            tokens: real(self.tokens, local.local_tpm, largest),
+            requests: enforced(self.requests, local.local_rpm, 1),
+            tokens: enforced(self.tokens, local.local_tpm, largest),
             ..*self
         }
     }
 
-    /// What they are by now: the provider may have said something else.
-    pub(crate) fn as_they_are(&self, limits: &Limits) -> Self {
-        let now = |told: Option<Pace>, budget| {
+    /// These bounds with the rates of `limits`, which the provider may have changed during the run.
+    pub(crate) fn with_rates_of(&self, limits: &Limits) -> Self {
+        let current = |given: Option<Pace>, budget| {
             let rate = limits
                 .rates()
-                .find(|(of, _)| *of == budget)
+                .find(|(name, _)| *name == budget)
                 .map(|(_, rate)| rate.amount() as u64);
-            told.zip(rate).map(|(pace, per_minute)| Pace {
+            given.zip(rate).map(|(pace, per_minute)| Pace {
                 per_minute,
                 burst: pace.burst.min(per_minute),
                 initial: pace.initial.min(per_minute),
             })
         };
         Self {
-            requests: now(self.requests, Budget::Requests),
-            tokens: now(self.tokens, Budget::Tokens),
+            requests: current(self.requests, Budget::Requests),
+            tokens: current(self.tokens, Budget::Tokens),
             ..*self
         }
     }
@@ -112,8 +112,8 @@ impl Bounds {
         limits
     }
 
-    /// How long so much takes at least.
-    pub(crate) fn least_time(&self, requests: u64, tokens: u64) -> Duration {
+    /// The shortest time in which these numbers of requests and tokens can be sent.
+    pub(crate) fn min_time(&self, requests: u64, tokens: u64) -> Duration {
         let requests = self.requests.map(|pace| pace.time_for(requests));
         let tokens = self.tokens.map(|pace| pace.time_for(tokens));
         requests.max(tokens).unwrap_or_default()
@@ -121,23 +121,27 @@ impl Bounds {
 }
 
 impl Pace {
-    /// It starts a twentieth short of what the provider has. While the first requests are on their way our bucket fills
-    /// again, but the provider's, still full, cannot: the burst at the start would be too much by that.
+    /// The rate for the limiter, with an initial fill of 95 % of `initial`.
+    ///
+    /// While the first requests travel to the provider, the limiter's bucket is already filling again, but the
+    /// provider's is still full and cannot gain. Without the missing 5 %, the first burst would exceed the provider's
+    /// by that gain.
     fn rate(self) -> Rate {
         Rate::per_minute(self.per_minute)
             .burst(self.burst)
             .initial(self.initial - self.initial / 20)
     }
 
-    /// How long until so much was admitted.
+    /// The time until an amount has been admitted.
     fn time_for(self, amount: u64) -> Duration {
         let beyond = amount.saturating_sub(self.initial);
         Duration::from_secs_f64(beyond as f64 * 60.0 / self.per_minute as f64)
     }
 }
 
-/// Small, because providers that count by the second answer 429 to a minute's worth at once; but the largest request
-/// has to fit. Not more than a minute's worth, though: beyond that no provider lets a single request pass.
+/// The burst if none is given: one second's worth, because providers that count by the second answer a minute's worth
+/// at once with 429; or the largest request if that is more, because it must fit. At most one minute's worth, because
+/// no provider admits a single request above that; at least 1.
 fn default_burst(per_minute: u64, largest: u64) -> u64 {
     (per_minute / 60).max(largest.min(per_minute)).max(1)
 }
@@ -148,7 +152,7 @@ impl FromStr for PerMinute {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.parse() {
             _ if text == "off" => Ok(Self(None)),
-            Ok(0) => Err("must be above zero; for no limit say `off`"),
+            Ok(0) => Err("must be above zero; `off` means no limit"),
             Ok(number) => Ok(Self(Some(number))),
             Err(_) => Err("must be a whole number, or `off`"),
         }
@@ -160,7 +164,7 @@ impl fmt::Display for Bounds {
         for (name, pace) in [("requests", self.requests), ("tokens", self.tokens)] {
             match pace {
                 Some(Pace { per_minute, burst, .. }) => write!(f, "{per_minute} {name}/min (burst {burst}), ")?,
-                None => write!(f, "any number of {name}, ")?,
+                None => write!(f, "no limit of {name}, ")?,
             }
         }
         write!(f, "{} in flight", self.concurrency)
@@ -181,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_a_second_or_the_largest_request() {
+    fn the_default_burst_is_one_second_or_the_largest_request() {
         assert_eq!(default_burst(240_000, 493), 4_000);
         assert_eq!(default_burst(6_000, 493), 493);
         assert_eq!(default_burst(300, 493), 300);
@@ -189,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_burst_takes_no_time() {
+    fn the_initial_burst_takes_no_time() {
         let pace = Pace {
             per_minute: 60,
             burst: 10,

@@ -1,27 +1,29 @@
-//! Sends every request of a file to a metered API: as fast as its limits allow, and no faster.
+//! Sends every request of a file to a metered API, exactly as fast as its limits allow.
 //!
 //! ```text
 //! cargo run --release -p tower-outbound-bulk                # 500 requests to a local provider
 //! cargo run --release -p tower-outbound-bulk -- --help
 //! ```
 //!
-//! What to watch: the local provider answers 429 to whatever is above its limits, and never has to. The tokens a minute
-//! are used to the full all the same; the last line of the summary says to how many percent.
+//! What to watch: the local provider answers every request above its limits with 429, and the summary shows that there
+//! was none. The binding limit, here the tokens per minute, is used to nearly 100 % all the same: see the
+//! last line of the summary.
 //!
-//! | file | what it is about |
+//! | file | what it holds |
 //! |---|---|
-//! | `run.rs` | the job from start to end: feed the executor, drain it, Ctrl-C |
-//! | `client.rs` | the client: reqwest, listened to and metered |
-//! | `args.rs`, `limits.rs` | what was asked for |
-//! | `input.rs` | a line of the file, and how many tokens it needs |
-//! | `result.rs`, `output.rs` | a line of results, and the file they go to |
-//! | `progress.rs` | what is shown meanwhile |
-//! | `tally.rs`, `summary.rs` | what is counted, and shown at the end |
-//! | `provider.rs`, `bucket.rs` | the local provider, and how it counts |
+//! | `run.rs` | the run from start to end: submit the requests, wait for the last call, Ctrl-C |
+//! | `client.rs` | the client: reqwest with layers that read limits, usage and bodies |
+//! | `args.rs`, `limits.rs` | the command line, and the limits it sets |
+//! | `input.rs` | a line of the input, and its number of tokens |
+//! | `result.rs`, `output.rs` | a line of the results, and the file of results |
+//! | `progress.rs` | the progress that is shown during the run |
+//! | `counts.rs`, `summary.rs` | the counts of a run, and the summary at its end |
+//! | `provider.rs`, `bucket.rs` | the local provider, and the bucket it counts with |
 
 mod args;
 mod bucket;
 mod client;
+mod counts;
 mod input;
 mod limits;
 mod output;
@@ -30,7 +32,6 @@ mod provider;
 mod result;
 mod run;
 mod summary;
-mod tally;
 
 use args::Args;
 use clap::{CommandFactory, Parser, error::ErrorKind};

@@ -1,11 +1,11 @@
-//! The file of results: what is in it already, and how it grows.
+//! The file of results: reads what an earlier run wrote, and writes new results.
 
 use crate::{
     args::Args,
+    counts::Counts,
     input::Request,
     progress::Progress,
-    result::{Finished, Known, hex},
-    tally::Tally,
+    result::{EarlierResult, Finished, hex},
 };
 use anyhow::{Context, bail, ensure};
 use std::{
@@ -16,20 +16,20 @@ use std::{
 };
 use tokio::sync::mpsc;
 
-/// The host that is written for the local provider: nothing that could be one.
+/// The `host` of results of the local provider. It is not a valid host name, so it cannot be that of a real API.
 pub(crate) const LOCAL: &str = "(local provider)";
 
-/// What an earlier run completed.
+/// The requests that an earlier run completed.
 #[derive(Clone, Default)]
 pub(crate) struct Done {
-    /// How often, by hash: a file may ask the same thing twice.
+    /// The number of completed requests for each hash: a file may have the same line twice.
     completed: HashMap<String, u64>,
-    /// Bytes up to the end of the last line that is whole.
-    whole: u64,
+    /// Bytes up to the end of the last complete line.
+    complete_bytes: u64,
     ends_with_newline: bool,
 }
 
-/// Writes results as they come.
+/// Writes results in the order in which they arrive.
 pub(crate) struct Output {
     file: BufWriter<File>,
     host: String,
@@ -43,7 +43,7 @@ impl Done {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
             opened => opened.with_context(|| format!("cannot open {}", path.display()))?,
         };
-        Self::from_lines(BufReader::new(file)).with_context(|| format!("cannot go on with {}", path.display()))
+        Self::from_lines(BufReader::new(file)).with_context(|| format!("cannot continue {}", path.display()))
     }
 
     fn from_lines(mut lines: impl BufRead) -> anyhow::Result<Self> {
@@ -55,23 +55,23 @@ impl Done {
         for number in 1.. {
             bytes.clear();
             let length = lines.read_until(b'\n', &mut bytes)?;
-            let whole = bytes.ends_with(b"\n");
-            match serde_json::from_slice::<Known>(&bytes) {
+            let has_newline = bytes.ends_with(b"\n");
+            match serde_json::from_slice::<EarlierResult>(&bytes) {
                 _ if length == 0 => break,
-                Ok(known) if known.is_completed() => *done.completed.entry(known.hash).or_default() += 1,
+                Ok(earlier) if earlier.is_completed() => *done.completed.entry(earlier.hash).or_default() += 1,
                 Ok(_) => {}
-                // The run was cut off while it wrote this line, so it is as if it had not.
-                Err(_) if !whole => break,
-                // Anything might follow, and be lost, in a file that is something else.
-                Err(_) => bail!("its line {number} is no result"),
+                // The run was killed while it wrote this line. Its request is sent again.
+                Err(_) if !has_newline => break,
+                // The file holds something other than results, which must not be overwritten.
+                Err(_) => bail!("its line {number} is not a result"),
             }
-            done.whole += length as u64;
-            done.ends_with_newline = whole;
+            done.complete_bytes += length as u64;
+            done.ends_with_newline = has_newline;
         }
         Ok(done)
     }
 
-    /// Whether this request is done. Each completed line answers for one request.
+    /// Whether this request is completed. Each completed line counts for one request.
     pub(crate) fn take(&mut self, request: &Request) -> bool {
         match self.completed.get_mut(&hex(request.hash)) {
             Some(left) if *left > 0 => {
@@ -86,31 +86,35 @@ impl Done {
 // === impl Output ===
 
 impl Output {
-    /// Refuses to destroy what somebody may want to keep.
+    /// Checks that the run does not overwrite its input, or results that the user has not allowed to be overwritten.
     pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
         let (path, input) = (args.output(), args.input());
         let same = fs::canonicalize(path).is_ok_and(|path| fs::canonicalize(input).is_ok_and(|input| path == input));
-        ensure!(!same, "the output is the input");
+        ensure!(
+            !same,
+            "the output is the same file as the input: --output names another"
+        );
         let is_empty = fs::metadata(path).map_or(true, |file| file.len() == 0);
         let may_overwrite = args.force || (args.is_demonstration() && is_local(path));
         ensure!(
             is_empty || args.resume || may_overwrite,
-            "{} is not empty: --resume goes on with it, --force overwrites it, --output names another",
+            "{} is not empty: --resume continues it, --force overwrites it, --output names another",
             path.display()
         );
         Ok(())
     }
 
-    /// For a new run, or to go on after what is `done`.
+    /// Opens the file, for a new run if `done` is `None`, otherwise to append. Text after the last complete line is cut
+    /// off.
     pub(crate) fn open(path: &Path, done: Option<&Done>, host: String) -> anyhow::Result<Self> {
         let open = || -> io::Result<File> {
             let Some(done) = done else {
                 return File::create(path);
             };
             let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
-            file.set_len(done.whole)?;
+            file.set_len(done.complete_bytes)?;
             file.seek(SeekFrom::End(0))?;
-            if done.whole > 0 && !done.ends_with_newline {
+            if done.complete_bytes > 0 && !done.ends_with_newline {
                 file.write_all(b"\n")?;
             }
             Ok(file)
@@ -122,30 +126,31 @@ impl Output {
         })
     }
 
-    /// Writes until all senders are gone, or writing fails. Blocks.
+    /// Writes results until all senders are dropped or writing fails. Blocks the thread.
     pub(crate) fn write_all(
         mut self,
         mut results: mpsc::Receiver<Finished>,
         progress: &Progress,
-    ) -> (Tally, io::Result<()>) {
-        let mut tally = Tally::default();
+    ) -> (Counts, io::Result<()>) {
+        let mut counts = Counts::default();
         let mut batch = Vec::new();
-        // What has piled up is written at once; when results come slowly, that is each for itself.
+        // All results that are waiting are written and flushed together. Results that arrive slowly are flushed one by
+        // one.
         while results.blocking_recv_many(&mut batch, 256) > 0 {
             if let Err(error) = self.write(&batch) {
-                return (tally, Err(error));
+                return (counts, Err(error));
             }
             for finished in batch.drain(..) {
-                tally.add(&finished);
+                counts.add(&finished);
                 progress.finished(finished.status());
             }
         }
         let synced = match self.file.get_ref().sync_all() {
-            // A pipe or a terminal has nothing to sync.
+            // A pipe or a terminal cannot be synced.
             Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
             synced => synced,
         };
-        (tally, synced)
+        (counts, synced)
     }
 
     fn write(&mut self, batch: &[Finished]) -> io::Result<()> {
@@ -158,14 +163,14 @@ impl Output {
     }
 }
 
-/// Whether the results in this file are those of the local provider.
+/// Whether the results in this file came from the local provider.
 fn is_local(path: &Path) -> bool {
     let first = File::open(path).and_then(|file| BufReader::new(file).lines().next().transpose());
-    let known = first
+    let earlier = first
         .ok()
         .flatten()
-        .and_then(|line| serde_json::from_str::<Known>(&line).ok());
-    known.is_some_and(|known| known.host == LOCAL)
+        .and_then(|line| serde_json::from_str::<EarlierResult>(&line).ok());
+    earlier.is_some_and(|earlier| earlier.host == LOCAL)
 }
 
 #[cfg(test)]
@@ -190,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_completed_is_done_and_each_line_once() {
+    fn only_completed_lines_count_and_each_counts_once() {
         let text = [
             line(1, "COMPLETED"),
             line(2, "FAILED"),
@@ -207,29 +212,35 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_was_cut_off_is_as_if_not_written() {
+    fn a_line_that_was_cut_off_does_not_count() {
         let (first, second) = (line(1, "COMPLETED"), line(2, "COMPLETED"));
         let text = format!("{first}{}", &second[..20]);
         let mut done = Done::from_lines(text.as_bytes()).unwrap();
-        assert_eq!((done.whole, done.ends_with_newline), (first.len() as u64, true));
+        assert_eq!(
+            (done.complete_bytes, done.ends_with_newline),
+            (first.len() as u64, true)
+        );
         assert!(!done.take(&request(2)));
     }
 
     #[test]
-    fn a_line_that_lacks_nothing_but_its_end_counts() {
+    fn a_complete_result_without_a_newline_counts() {
         let text = line(1, "COMPLETED");
         let text = text.trim_end();
         let mut done = Done::from_lines(text.as_bytes()).unwrap();
-        assert_eq!((done.whole, done.ends_with_newline), (text.len() as u64, false));
+        assert_eq!(
+            (done.complete_bytes, done.ends_with_newline),
+            (text.len() as u64, false)
+        );
         assert!(done.take(&request(1)));
     }
 
     #[test]
-    fn a_file_of_something_else_is_left_alone() {
+    fn a_file_with_other_lines_is_refused() {
         let text = format!("{}notes\n{}", line(1, "COMPLETED"), line(2, "COMPLETED"));
         assert_eq!(
             Done::from_lines(text.as_bytes()).err().unwrap().to_string(),
-            "its line 2 is no result"
+            "its line 2 is not a result"
         );
     }
 }

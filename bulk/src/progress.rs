@@ -1,4 +1,4 @@
-//! What is shown while the run lasts: a bar, or a line every second where there is no terminal.
+//! The progress on standard error: a bar on a terminal, a line each second otherwise.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
@@ -11,42 +11,42 @@ use tower_outbound::{RequestStatus, executor::Monitor};
 
 pub(crate) struct Progress {
     total: u64,
-    /// How long all of it takes at least.
-    least: Duration,
+    /// The shortest time that the limits allow for all requests.
+    min_time: Duration,
     done: AtomicU64,
     failed: AtomicU64,
     started: Instant,
-    shown: Shown,
+    display: Display,
 }
 
-enum Shown {
+enum Display {
     Bar(ProgressBar),
     Lines,
     Nothing,
 }
 
 impl Progress {
-    pub(crate) fn new(total: u64, least: Duration, quiet: bool) -> Self {
-        let shown = match (quiet, stderr().is_terminal()) {
-            (true, _) => Shown::Nothing,
-            (false, false) => Shown::Lines,
+    pub(crate) fn new(total: u64, min_time: Duration, quiet: bool) -> Self {
+        let display = match (quiet, stderr().is_terminal()) {
+            (true, _) => Display::Nothing,
+            (false, false) => Display::Lines,
             (false, true) => {
                 let style = ProgressStyle::with_template("{wide_bar:.cyan/blue} {msg}").expect("the template is valid");
                 let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-                Shown::Bar(bar.with_style(style))
+                Display::Bar(bar.with_style(style))
             }
         };
         Self {
             total,
-            least,
+            min_time,
             done: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             started: Instant::now(),
-            shown,
+            display,
         }
     }
 
-    /// A request is over.
+    /// Counts a request that has ended.
     pub(crate) fn finished(&self, status: RequestStatus) {
         self.done.fetch_add(1, Ordering::Relaxed);
         if status == RequestStatus::Failed {
@@ -54,38 +54,38 @@ impl Progress {
         }
     }
 
-    /// Says something without tearing the bar. Problems are said even when the rest is quiet.
+    /// Prints a message without disturbing the bar, even if progress is not shown.
     pub(crate) fn note(&self, text: &str) {
-        match &self.shown {
-            Shown::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
-            Shown::Lines | Shown::Nothing => eprintln!("{text}"),
+        match &self.display {
+            Display::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
+            Display::Lines | Display::Nothing => eprintln!("{text}"),
         }
     }
 
-    /// Never ends.
+    /// Updates the progress until it is dropped. Never returns.
     pub(crate) async fn show(&self, monitor: &Monitor) {
-        let every = match self.shown {
-            Shown::Bar(_) => Duration::from_millis(100),
-            Shown::Lines => Duration::from_secs(1),
-            Shown::Nothing => return std::future::pending().await,
+        let every = match self.display {
+            Display::Bar(_) => Duration::from_millis(100),
+            Display::Lines => Duration::from_secs(1),
+            Display::Nothing => return std::future::pending().await,
         };
         let mut ticks = interval(every);
         ticks.tick().await;
         loop {
             ticks.tick().await;
             let line = self.line(monitor);
-            match &self.shown {
-                Shown::Bar(bar) => {
+            match &self.display {
+                Display::Bar(bar) => {
                     bar.set_position(self.done.load(Ordering::Relaxed));
                     bar.set_message(line);
                 }
-                Shown::Lines | Shown::Nothing => eprintln!("{line}"),
+                Display::Lines | Display::Nothing => eprintln!("{line}"),
             }
         }
     }
 
     pub(crate) fn end(&self) {
-        if let Shown::Bar(bar) = &self.shown {
+        if let Display::Bar(bar) = &self.display {
             bar.finish_and_clear();
         }
     }
@@ -93,12 +93,13 @@ impl Progress {
     fn line(&self, monitor: &Monitor) -> String {
         let (done, failed) = (self.done.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
         let in_flight = monitor.calling();
-        // Those that hold a permit but wait for their rate are not in flight yet.
+        // Calls that hold a permit but still wait for the rate limit count as waiting.
         let waiting = (monitor.queue_depth() + monitor.in_flight()).saturating_sub(in_flight);
         let elapsed = self.started.elapsed().as_secs_f64();
         let rate = done as f64 / elapsed;
-        // The burst at the start makes the rate look better than it can be.
-        let left = (self.total.saturating_sub(done) as f64 / rate).max(self.least.as_secs_f64() - elapsed);
+        // At the start the burst makes the rate higher than it can stay, so the shortest possible time is the lower
+        // bound.
+        let left = (self.total.saturating_sub(done) as f64 / rate).max(self.min_time.as_secs_f64() - elapsed);
         let left = if left.is_finite() {
             format!("{left:.0} s")
         } else {

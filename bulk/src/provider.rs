@@ -1,5 +1,5 @@
-//! A local provider of a chat-like API, which enforces its limits, tells them in the words of a real one, and has bad
-//! moments.
+//! A local provider of a chat-like API. It enforces its limits, reports them in the headers of a real provider, and
+//! fails or delays some of its responses.
 
 use crate::{
     args::{Args, Local},
@@ -29,13 +29,13 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tower_outbound::provider::Provider as Dialect;
 
-/// How much more than the burst the provider lets pass, told as time.
+/// What the provider admits beyond the burst, as a time: the amount that flows in during it.
 ///
-/// The limiter makes up for a timer that fires late, by up to 5 ms, and what it lets go evenly does not arrive evenly:
-/// another 5 ms for the way. The rate over any longer time is enforced to the token.
+/// The limiter makes up for a late timer by up to 5 ms, and requests that are sent at even intervals do not arrive so:
+/// another 5 ms for the network. Over longer times the rate is enforced exactly.
 const SLACK: Duration = Duration::from_millis(10);
 
-/// How long a slow answer stops in the middle.
+/// The pause in the middle of a slow response.
 const SLOW: Duration = Duration::from_millis(400);
 
 pub(crate) struct Provider {
@@ -44,31 +44,31 @@ pub(crate) struct Provider {
     service: Service,
 }
 
-/// What answers.
+/// The state that all requests share.
 struct Service {
     meter: Mutex<Meter>,
     dialect: Dialect,
-    manners: Local,
+    behaviour: Local,
 }
 
-/// What has been admitted.
+/// The limits, and the numbers of requests.
 struct Meter {
     requests: Option<(Pace, Bucket)>,
     tokens: Option<(Pace, Bucket)>,
     started: Instant,
-    /// Requests that came.
+    /// Requests received.
     seen: u64,
     admitted: u64,
 }
 
-/// Why a request was not.
-enum Refusal {
-    NotYet { what: &'static str, wait: Duration },
-    Never { what: &'static str },
+/// Why a request was not admitted.
+enum Rejection {
+    NotYet { budget: &'static str, wait: Duration },
+    Never { budget: &'static str },
 }
 
-/// A limit, and what is left of it.
-struct Left {
+/// A limit and the remaining amount.
+struct Remaining {
     limit: u64,
     remaining: u64,
     until_full: Duration,
@@ -90,8 +90,8 @@ struct Message {
     content: String,
 }
 
-/// What is answered.
-struct Answer<'a> {
+/// The content of a response.
+struct ChatResponse<'a> {
     number: u64,
     model: &'a str,
     text: String,
@@ -111,7 +111,7 @@ impl Provider {
             service: Service {
                 meter: Mutex::new(Meter::new(bounds)),
                 dialect: args.provider,
-                manners: args.local.clone(),
+                behaviour: args.local.clone(),
             },
         })
     }
@@ -120,14 +120,14 @@ impl Provider {
         format!("http://{}/v1/chat/completions", self.address)
     }
 
-    /// Never ends.
+    /// Serves requests. Never returns, except with an error.
     pub(crate) async fn serve(self) -> io::Result<()> {
         let router = Router::new().fallback(post(chat)).with_state(Arc::new(self.service));
         axum::serve(tokio::net::TcpListener::from_std(self.listener)?, router).await
     }
 
-    /// On a thread of its own, as a provider is a machine of its own: it need not wait until ours has time for it.
-    pub(crate) fn serve_apart(self) -> io::Result<()> {
+    /// Serves requests on a separate thread, so that a busy runtime of the client does not delay them.
+    pub(crate) fn serve_on_own_thread(self) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new()
             .name("provider".into())
@@ -140,7 +140,7 @@ async fn chat(State(service): State<Arc<Service>>, Json(chat): Json<Chat>) -> Re
     let Service {
         meter,
         dialect,
-        manners,
+        behaviour,
     } = &*service;
     let characters: usize = chat
         .messages
@@ -148,12 +148,12 @@ async fn chat(State(service): State<Arc<Service>>, Json(chat): Json<Chat>) -> Re
         .map(|message| message.content.chars().count())
         .sum();
     let prompt = characters.div_ceil(4) as u64;
-    let completion = (chat.max_tokens * u64::from(manners.local_usage)).div_ceil(100);
+    let completion = (chat.max_tokens * u64::from(behaviour.local_usage)).div_ceil(100);
     let (admitted, seen, headers) = {
         let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
         meter.seen += 1;
         let seen = meter.seen;
-        if percent(manners.local_seed, seen, 0) < manners.local_faults {
+        if percent(behaviour.local_seed, seen, 0) < behaviour.local_faults {
             return fault();
         }
         let admitted = meter.admit(prompt.saturating_add(completion));
@@ -161,12 +161,12 @@ async fn chat(State(service): State<Arc<Service>>, Json(chat): Json<Chat>) -> Re
     };
     let number = match admitted {
         Ok(number) => number,
-        Err(refusal) => return (headers, refusal).into_response(),
+        Err(rejection) => return (headers, rejection).into_response(),
     };
     sleep(latency(number)).await;
     let question = chat.messages.last().map_or("", |message| &message.content);
     let opening: String = question.chars().take(40).collect();
-    let answer = Answer {
+    let response = ChatResponse {
         number,
         model: &chat.model,
         text: format!("An answer to: {opening}…"),
@@ -177,12 +177,12 @@ async fn chat(State(service): State<Arc<Service>>, Json(chat): Json<Chat>) -> Re
         return (
             headers,
             [(CONTENT_TYPE, "text/event-stream")],
-            answer.as_events(*dialect),
+            response.as_events(*dialect),
         )
             .into_response();
     }
-    let whole = answer.as_json(*dialect).to_string();
-    let body = if percent(manners.local_seed, seen, 1) < manners.local_slow {
+    let whole = response.as_json(*dialect).to_string();
+    let body = if percent(behaviour.local_seed, seen, 1) < behaviour.local_slow {
         let (first, rest) = whole.split_at(whole.len() / 4);
         pieces(vec![(Duration::ZERO, first.to_owned()), (SLOW, rest.to_owned())])
     } else {
@@ -191,7 +191,7 @@ async fn chat(State(service): State<Arc<Service>>, Json(chat): Json<Chat>) -> Re
     (headers, [(CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-/// A bad moment. It does not say when to come back.
+/// A response with status 503, without a `retry-after`.
 fn fault() -> Response {
     let body = error(
         "server_error",
@@ -201,7 +201,7 @@ fn fault() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
 }
 
-/// A body that is sent piece by piece, each after a while.
+/// A body that is sent in pieces, each after its delay.
 fn pieces(pieces: Vec<(Duration, String)>) -> Body {
     Body::from_stream(stream::unfold(pieces.into_iter(), async |mut pieces| {
         let (after, piece) = pieces.next()?;
@@ -210,9 +210,9 @@ fn pieces(pieces: Vec<(Duration, String)>) -> Body {
     }))
 }
 
-// === impl Answer ===
+// === impl ChatResponse ===
 
-impl Answer<'_> {
+impl ChatResponse<'_> {
     fn usage(&self, dialect: Dialect) -> Value {
         let Self { prompt, completion, .. } = self;
         match dialect {
@@ -251,7 +251,7 @@ impl Answer<'_> {
         }
     }
 
-    /// A word every 20 ms, and at the end what was used.
+    /// The text as server-sent events: a word every 20 ms, and the usage at the end.
     fn as_events(&self, dialect: Dialect) -> Body {
         let event = |data: &Value| format!("data: {data}\n\n");
         let word = |word: &str| match dialect {
@@ -284,21 +284,22 @@ impl Meter {
         }
     }
 
-    /// Both or neither: a request that is refused for its tokens does not count as a request.
-    fn admit(&mut self, tokens: u64) -> Result<u64, Refusal> {
+    /// Charges both budgets or none: a request that is rejected for its tokens does not count as a request. Returns the
+    /// number of the admitted request.
+    fn admit(&mut self, tokens: u64) -> Result<u64, Rejection> {
         let now = self.started.elapsed();
         let budgets = [
             ("requests", &mut self.requests, 1),
             ("tokens", &mut self.tokens, tokens),
         ];
-        for (what, bucket, amount) in budgets {
+        for (budget, bucket, amount) in budgets {
             match bucket
                 .as_mut()
                 .map_or(Some(Duration::ZERO), |(_, bucket)| bucket.wait(amount, now))
             {
                 Some(Duration::ZERO) => {}
-                Some(wait) => return Err(Refusal::NotYet { what, wait }),
-                None => return Err(Refusal::Never { what }),
+                Some(wait) => return Err(Rejection::NotYet { budget, wait }),
+                None => return Err(Rejection::Never { budget }),
             }
         }
         if let Some((_, bucket)) = &mut self.requests {
@@ -311,38 +312,38 @@ impl Meter {
         Ok(self.admitted)
     }
 
-    /// What is left, in the provider's words.
+    /// The headers that report the limits and the remaining amounts.
     fn headers(&self, dialect: Dialect) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        for (what, bucket) in [("requests", &self.requests), ("tokens", &self.tokens)] {
+        for (budget, bucket) in [("requests", &self.requests), ("tokens", &self.tokens)] {
             let Some((pace, bucket)) = bucket else { continue };
-            let left = Left {
+            let remaining = Remaining {
                 limit: pace.per_minute,
                 remaining: bucket.left(),
                 until_full: bucket.until_full(),
             };
-            left.tell(dialect, what, &mut headers);
+            remaining.write_to(&mut headers, dialect, budget);
         }
         headers
     }
 }
 
-// === impl Left ===
+// === impl Remaining ===
 
-impl Left {
-    fn tell(&self, dialect: Dialect, what: &str, headers: &mut HeaderMap) {
+impl Remaining {
+    fn write_to(&self, headers: &mut HeaderMap, dialect: Dialect, budget: &str) {
         let names = match dialect {
             Dialect::OpenAi | Dialect::AzureOpenAi => {
-                ["limit", "remaining", "reset"].map(|part| format!("x-ratelimit-{part}-{what}"))
+                ["limit", "remaining", "reset"].map(|part| format!("x-ratelimit-{part}-{budget}"))
             }
             Dialect::Anthropic => {
-                ["limit", "remaining", "reset"].map(|part| format!("anthropic-ratelimit-{what}-{part}"))
+                ["limit", "remaining", "reset"].map(|part| format!("anthropic-ratelimit-{budget}-{part}"))
             }
             Dialect::Mistral => {
-                let what = if what == "requests" { "req" } else { what };
-                ["limit", "remaining", "reset"].map(|part| format!("x-ratelimit-{part}-{what}-minute"))
+                let budget = if budget == "requests" { "req" } else { budget };
+                ["limit", "remaining", "reset"].map(|part| format!("x-ratelimit-{part}-{budget}-minute"))
             }
-            // The others say nothing, or count by other times.
+            // The other providers report nothing, or limits for periods other than a minute.
             _ => return,
         };
         let reset = match dialect {
@@ -359,17 +360,17 @@ impl Left {
     }
 }
 
-// === impl Refusal ===
+// === impl Rejection ===
 
-impl IntoResponse for Refusal {
+impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         match self {
-            Self::NotYet { what, wait } => {
+            Self::NotYet { budget, wait } => {
                 let message = format!(
-                    "Rate limit reached for {what} per minute. Try again in {} ms.",
+                    "Rate limit reached for {budget} per minute. Try again in {} ms.",
                     wait.as_millis()
                 );
-                // Rounded up: earlier it would be refused again.
+                // Rounded up, because a request that is sent earlier is rejected again.
                 let headers = [
                     ("retry-after", wait.as_nanos().div_ceil(1_000_000_000).to_string()),
                     ("retry-after-ms", wait.as_nanos().div_ceil(1_000_000).to_string()),
@@ -377,13 +378,13 @@ impl IntoResponse for Refusal {
                 (
                     StatusCode::TOO_MANY_REQUESTS,
                     headers,
-                    error(what, "rate_limit_exceeded", &message),
+                    error(budget, "rate_limit_exceeded", &message),
                 )
                     .into_response()
             }
-            Self::Never { what } => {
-                let message = format!("The request is larger than what {what} per minute allow at once.");
-                (StatusCode::BAD_REQUEST, error(what, "request_too_large", &message)).into_response()
+            Self::Never { budget } => {
+                let message = format!("The request is larger than the burst of {budget} per minute.");
+                (StatusCode::BAD_REQUEST, error(budget, "request_too_large", &message)).into_response()
             }
         }
     }
@@ -393,17 +394,17 @@ fn error(kind: &str, code: &str, message: &str) -> Json<Value> {
     Json(json!({ "error": { "type": kind, "code": code, "message": message } }))
 }
 
-/// Between 40 and 120 ms, the same in every run.
+/// The latency of a response: between 40 and 120 ms, the same in every run.
 fn latency(number: u64) -> Duration {
     Duration::from_micros(40_000 + mixed(number) % 80_000)
 }
 
-/// Less than a hundred, the same in every run with this seed.
-fn percent(seed: u64, number: u64, of: u64) -> u8 {
-    (mixed(mixed(seed ^ (of << 32)) ^ number) % 100) as u8
+/// A pseudo-random number from 0 to 99, the same in every run with this seed. `stream` gives independent sequences.
+fn percent(seed: u64, number: u64, stream: u64) -> u8 {
+    (mixed(mixed(seed ^ (stream << 32)) ^ number) % 100) as u8
 }
 
-/// SplitMix64.
+/// The output function of the generator SplitMix64.
 fn mixed(number: u64) -> u64 {
     let mut mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -416,7 +417,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_refused_for_its_tokens_does_not_count() {
+    fn a_request_rejected_for_its_tokens_does_not_count() {
         let bucket = |burst| {
             let pace = Pace {
                 per_minute: 1,
@@ -434,18 +435,24 @@ mod tests {
         };
         assert!(meter.admit(100).is_ok());
         for _ in 0..5 {
-            assert!(matches!(meter.admit(100), Err(Refusal::NotYet { what: "tokens", .. })));
+            assert!(matches!(
+                meter.admit(100),
+                Err(Rejection::NotYet { budget: "tokens", .. })
+            ));
         }
         assert!(meter.admit(0).is_ok());
-        assert!(matches!(meter.admit(0), Err(Refusal::NotYet { what: "requests", .. })));
+        assert!(matches!(
+            meter.admit(0),
+            Err(Rejection::NotYet { budget: "requests", .. })
+        ));
         assert!(matches!(
             meter.admit(101),
-            Err(Refusal::NotYet { what: "requests", .. })
+            Err(Rejection::NotYet { budget: "requests", .. })
         ));
     }
 
     #[test]
-    fn a_latency_is_small_and_always_the_same() {
+    fn the_latency_of_a_request_is_between_40_and_120_ms_in_every_run() {
         for number in 1..1_000 {
             assert!((40..=120).contains(&latency(number).as_millis()));
             assert_eq!(latency(number), latency(number));

@@ -1,4 +1,4 @@
-//! One line of results.
+//! One line of the results.
 
 use crate::input::Request;
 use hyper::body::Bytes;
@@ -10,30 +10,30 @@ use tower_outbound::{
     error::{CostExceedsBurst, Error},
 };
 
-/// A request that is over.
+/// A request that has ended.
 pub(crate) struct Finished {
     request: Request,
     end: End,
 }
 
 enum End {
-    /// The executor took it.
+    /// The executor accepted the request, and recorded its event.
     Event {
         event: Box<NetworkRequestEvent>,
         body: Option<Bytes>,
     },
-    /// The executor did not: it could never have been sent.
+    /// The executor refused the request, because it could never be sent.
     Refused { kind: &'static str, message: String },
 }
 
-/// What is written. Times are in UTC.
+/// The fields of a line. Times are in UTC.
 #[derive(Serialize)]
 struct Line<'a> {
     line: u64,
     custom_id: Option<&'a Value>,
     hash: String,
     request_id: Option<String>,
-    /// The host that answered: a run of the demonstration knows its own results by it.
+    /// The host of the API. By this field a run recognizes results of the local provider, which it may overwrite.
     host: &'a str,
     status: &'static str,
     http_status: Option<u16>,
@@ -52,7 +52,7 @@ struct Line<'a> {
     response: Option<Value>,
 }
 
-/// What went wrong.
+/// The error of a request.
 #[derive(Serialize)]
 pub(crate) struct Problem {
     #[serde(rename = "type")]
@@ -60,9 +60,9 @@ pub(crate) struct Problem {
     pub(crate) message: String,
 }
 
-/// What is read again when a run goes on.
+/// The fields of a line that a later run reads.
 #[derive(Deserialize)]
-pub(crate) struct Known {
+pub(crate) struct EarlierResult {
     pub(crate) hash: String,
     pub(crate) host: String,
     status: String,
@@ -71,7 +71,7 @@ pub(crate) struct Known {
 // === impl Finished ===
 
 impl Finished {
-    pub(crate) fn made(request: Request, event: NetworkRequestEvent, body: Option<Bytes>) -> Self {
+    pub(crate) fn with_event(request: Request, event: NetworkRequestEvent, body: Option<Bytes>) -> Self {
         Self {
             request,
             end: End::Event {
@@ -111,7 +111,7 @@ impl Finished {
         }
     }
 
-    /// As JSON, without the end of the line.
+    /// The line as JSON, without the newline.
     pub(crate) fn to_json(&self, host: &str) -> serde_json::Result<Vec<u8>> {
         let event = self.event();
         let at = |time: fn(&NetworkRequestEvent) -> Option<SystemTime>| {
@@ -147,7 +147,7 @@ impl Finished {
     pub(crate) fn problem(&self) -> Option<Problem> {
         match &self.end {
             End::Event { event, .. } => event.error_type.clone().map(|kind| {
-                // The causes, too: "error sending request" alone helps nobody.
+                // With the sources of the error: "error sending request" without its cause is useless.
                 let causes = event.error_details.iter().flat_map(|details| details.lines());
                 let message: Vec<_> = event.error_message.as_deref().into_iter().chain(causes).collect();
                 Problem {
@@ -162,7 +162,7 @@ impl Finished {
         }
     }
 
-    /// As JSON if it is, as text otherwise.
+    /// The body of the response: as JSON if it is valid JSON, otherwise as a string.
     fn response(&self) -> Option<Value> {
         let End::Event { body: Some(body), .. } = &self.end else {
             return None;
@@ -172,20 +172,20 @@ impl Finished {
     }
 }
 
-// === impl Known ===
+// === impl EarlierResult ===
 
-impl Known {
+impl EarlierResult {
     pub(crate) fn is_completed(&self) -> bool {
         self.status == RequestStatus::Completed.as_str()
     }
 }
 
-/// As a request's hash is written. (As a number, many a reader of JSON would round it.)
+/// The hash of a request as it is written: as a string, because many JSON parsers round 64-bit numbers.
 pub(crate) fn hex(hash: u64) -> String {
     format!("{hash:016x}")
 }
 
-/// To the microsecond.
+/// A time in milliseconds, exact to the microsecond.
 fn milliseconds(time: Duration) -> f64 {
     time.as_micros() as f64 / 1_000.0
 }

@@ -1,4 +1,4 @@
-//! The job from start to end.
+//! The run from start to end.
 
 use crate::{
     args::{Args, OnMalformed, Target},
@@ -35,7 +35,7 @@ const LOST: u8 = 4;
 const INTERRUPTED: u8 = 130;
 
 pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> {
-    // Everything that can be wrong is found before anything is sent.
+    // Settings, input and output are checked before anything is sent.
     let tokens = Tokens::new(args.tokens_field.as_deref(), args.estimate_times);
     if args.serve.is_none() {
         Output::check(&args)?;
@@ -56,7 +56,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     }
     ensure!(
         survey.malformed == 0 || args.on_malformed == OnMalformed::Skip,
-        "{} lines of {} are malformed; nothing was sent",
+        "{} lines of {} are malformed; nothing was sent (--on-malformed skip sends the others)",
         survey.malformed,
         args.input().display()
     );
@@ -67,7 +67,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let host = if local { LOCAL } else { url.host().unwrap_or_default() }.to_owned();
     let client = client::reqwest(target.headers, &args, &url, local).context("cannot make a client")?;
     let limiter = RateLimiter::new(bounds.limits())?;
-    // Every request is to be answered, however long that takes: nothing but their number limits retries.
+    // Every request should succeed, however long that takes, so only the number of retries is limited: no retry budget.
     let retries = RetryPolicy::new()
         .provider(args.provider)
         .max_retries(args.retries)
@@ -76,10 +76,11 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         .queue_capacity(args.queue.get())
         .concurrency_limit(bounds.concurrency)
         .limiter(limiter.clone())
-        // What was charged is an estimate. When the answer says what was used, the difference is given back.
+        // The tokens charged are an estimate. When the response reports the tokens used, the difference is settled. A
+        // request that was never sent gets all of them back.
         .settle(ByUsage::default().unless_sent(never_sent))
         .layer(RetryLayer::new(retries))
-        // Nobody wants a 429 or a 500 for an answer: such a request is to be done again.
+        // A response without a 2xx status counts as FAILED, so that --resume sends the request again.
         .describe(Http::default().fail_on(|status| !status.is_success()))
         .build(client::service(
             client,
@@ -90,26 +91,26 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let output = Output::open(args.output(), done.as_ref(), host)?;
 
     let to_send = survey.requests - survey.skipped;
-    let least = bounds.least_time(to_send, survey.tokens);
-    let progress = Arc::new(Progress::new(to_send, least, args.quiet));
+    let min_time = bounds.min_time(to_send, survey.tokens);
+    let progress = Arc::new(Progress::new(to_send, min_time, args.quiet));
     if !args.quiet {
-        let (tokens, least) = (survey.tokens, least.as_secs_f64());
+        let (tokens, min_time) = (survey.tokens, min_time.as_secs_f64());
         progress.note(&format!(
-            "{to_send} requests, {tokens} tokens: at least {least:.1} s at {bounds}"
+            "{to_send} requests, {tokens} tokens: at least {min_time:.1} s at {bounds}"
         ));
     }
-    let stop = watch::Sender::new(Stop::Not);
-    tokio::spawn(listen_for_ctrl_c(stop.clone(), progress.clone(), executor.monitor()));
+    let stop = watch::Sender::new(Stop::No);
+    tokio::spawn(handle_ctrl_c(stop.clone(), progress.clone(), executor.monitor()));
     let (results, received) = mpsc::channel(64);
     let writer = {
         let (progress, stop) = (progress.clone(), stop.clone());
         spawn_blocking(move || {
-            let (tally, written) = output.write_all(received, &progress);
+            let (counts, written) = output.write_all(received, &progress);
             if written.is_err() {
-                // What is answered from now on would be paid for and lost.
+                // Further responses would be paid for and lost.
                 stop.send_replace(Stop::Now);
             }
-            (tally, written)
+            (counts, written)
         })
     };
 
@@ -123,24 +124,28 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     };
     let requests = Requests::open(args.input(), tokens).await?;
     let monitor = executor.monitor();
-    let (handed, fed) = tokio::select! {
+    let (submitted, fed) = tokio::select! {
         fed = async {
             let fed = feeder.feed(requests, done.unwrap_or_default(), stop.subscribe()).await;
             drain(&executor, stop.subscribe()).await;
             fed
         } => fed,
-        () = progress.show(&monitor) => unreachable!("it never ends"),
+        () = progress.show(&monitor) => unreachable!("it never returns"),
     };
-    // Ends as soon as the last call has handed in its result.
-    let (tally, written) = writer.await?;
+    // The writer ends when the last sender of results is dropped, which is after the last call has ended.
+    let (counts, written) = writer.await?;
     progress.end();
 
-    let interrupted = *stop.borrow() > Stop::Not;
-    let not_sent = if interrupted { to_send.saturating_sub(handed) } else { 0 };
+    let interrupted = *stop.borrow() > Stop::No;
+    let not_sent = if interrupted {
+        to_send.saturating_sub(submitted)
+    } else {
+        0
+    };
     let summary = Summary {
         survey,
-        tally,
-        bounds: bounds.as_they_are(&limiter.limits()),
+        counts,
+        bounds: bounds.with_rates_of(&limiter.limits()),
         elapsed: begun.elapsed(),
         not_sent,
     };
@@ -150,13 +155,13 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     Ok(match () {
         () if summary.lost() > 0 => ExitCode::from(LOST),
         () if interrupted => ExitCode::from(INTERRUPTED),
-        () if summary.tally.failed > 0 => ExitCode::from(FAILED),
+        () if summary.counts.failed > 0 => ExitCode::from(FAILED),
         () => ExitCode::SUCCESS,
     })
 }
 
-/// Goes through the file once before anything is sent: what is wrong is known at the beginning, and how long it will
-/// take.
+/// Reads the whole input before anything is sent, to report malformed lines and the shortest possible time at the
+/// start.
 async fn survey(mut requests: Requests, mut done: Done) -> anyhow::Result<Survey> {
     let mut survey = Survey::default();
     while let Some(line) = requests.next().await? {
@@ -179,17 +184,17 @@ async fn survey(mut requests: Requests, mut done: Done) -> anyhow::Result<Survey
     Ok(survey)
 }
 
-/// Whether to end before the end of the file.
+/// Whether, and how, the run stops before the end of the input.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Stop {
-    Not,
-    /// Take no more requests; finish those taken.
+    No,
+    /// Submit no more requests; finish those submitted.
     Soon,
-    /// Cancel them.
+    /// Cancel the submitted requests.
     Now,
 }
 
-/// Hands requests to the executor, as fast as it takes them.
+/// Submits requests to the executor, as fast as places in its queue become free.
 struct Feeder<'a> {
     executor: &'a Executor<Bytes, Bytes>,
     url: Uri,
@@ -198,43 +203,45 @@ struct Feeder<'a> {
 }
 
 impl Feeder<'_> {
-    /// How many requests it handed over, and whether the input could be read to the end. Consumes the sender: the
-    /// writer ends with the last call.
+    /// Returns the number of submitted requests, and an error if the input could not be read to the end. Drops the
+    /// sender of results, so that the writer ends after the last call.
     async fn feed(
         self,
         mut requests: Requests,
         mut done: Done,
         mut stop: watch::Receiver<Stop>,
     ) -> (u64, anyhow::Result<()>) {
-        let mut handed = 0;
+        let mut submitted = 0;
         loop {
             let request = match requests.next().await {
                 Ok(Some(Ok(request))) if done.take(&request) => continue,
                 Ok(Some(Ok(request))) => request,
-                // Named already.
+                // Reported by `survey`.
                 Ok(Some(Err(_))) => continue,
-                Ok(None) => return (handed, Ok(())),
-                Err(error) => return (handed, Err(error)),
+                Ok(None) => return (submitted, Ok(())),
+                Err(error) => return (submitted, Err(error)),
             };
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop > Stop::Not) => return (handed, Ok(())),
-                // Waits for a place in the queue, which is what keeps the file from being read into memory.
-                () = self.hand_over(request) => handed += 1,
+                _ = stop.wait_for(|stop| *stop > Stop::No) => return (submitted, Ok(())),
+                // Waits for a place in the queue, so that at most a queue full of the input is in memory.
+                () = self.submit(request) => submitted += 1,
             }
         }
     }
 
-    async fn hand_over(&self, request: Request) {
+    async fn submit(&self, request: Request) {
         let call = http::Request::post(self.url.clone())
             .body(request.body.clone())
             .map(Call::from);
-        let call = call.expect("a URL and a body make a request").tokens(request.tokens);
+        let call = call
+            .expect("a request of a valid URL and a body is valid")
+            .tokens(request.tokens);
         match self.executor.submit(call).await {
             Ok(call) => {
-                tokio::spawn(hand_in(call, request, self.results.clone()));
+                tokio::spawn(report(call, request, self.results.clone()));
             }
-            // A request that is too large for the limits is no reason to stop.
+            // A request that is too large for the limits does not stop the others.
             Err(error) => {
                 self.progress
                     .note(&format!("line {} cannot be sent: {error}", request.line));
@@ -244,18 +251,18 @@ impl Feeder<'_> {
     }
 }
 
-/// Waits for the end of a call.
-async fn hand_in(call: CallHandle<Bytes, Bytes>, request: Request, results: mpsc::Sender<Finished>) {
+/// Waits for the end of a call, and sends its result to the writer.
+async fn report(call: CallHandle<Bytes, Bytes>, request: Request, results: mpsc::Sender<Finished>) {
     let event = call.event().clone();
-    // Its error, if there is one, is in the event.
+    // The error of a failed call is in its event.
     let body = call.await.ok().map(Response::into_body);
-    // Fails if results cannot be written any more, which the writer reports.
+    // Sending fails after the writer has ended with an error, which the writer reports.
     let _ = results
-        .send(Finished::made(request, event.finished().await, body))
+        .send(Finished::with_event(request, event.finished().await, body))
         .await;
 }
 
-/// Finishes what was submitted, or cancels it if that is asked for.
+/// Waits until all submitted requests have ended; cancels them on [`Stop::Now`].
 async fn drain(executor: &Executor<Bytes, Bytes>, mut stop: watch::Receiver<Stop>) {
     tokio::select! {
         _ = executor.stop(Shutdown::Graceful) => {}
@@ -265,12 +272,12 @@ async fn drain(executor: &Executor<Bytes, Bytes>, mut stop: watch::Receiver<Stop
     }
 }
 
-async fn listen_for_ctrl_c(stop: watch::Sender<Stop>, progress: Arc<Progress>, monitor: Monitor) {
+async fn handle_ctrl_c(stop: watch::Sender<Stop>, progress: Arc<Progress>, monitor: Monitor) {
     while ctrl_c().await.is_ok() {
         let open = monitor.totals().open();
-        stop.send_modify(|stop| *stop = if *stop == Stop::Not { Stop::Soon } else { Stop::Now });
+        stop.send_modify(|stop| *stop = if *stop == Stop::No { Stop::Soon } else { Stop::Now });
         progress.note(&if *stop.borrow() == Stop::Soon {
-            format!("Ctrl-C: finishing the {open} requests already taken; once more cancels them")
+            format!("Ctrl-C: finishing the {open} requests already read; press Ctrl-C again to cancel them")
         } else {
             format!("Ctrl-C: cancelling {open} requests")
         });
@@ -281,7 +288,7 @@ async fn listen_for_ctrl_c(stop: watch::Sender<Stop>, progress: Arc<Progress>, m
 fn local_provider(bounds: &Bounds, args: &Args) -> anyhow::Result<Uri> {
     let provider = Provider::bind(SocketAddr::from(([127, 0, 0, 1], 0)), bounds, args)?;
     let url = provider.url().parse()?;
-    provider.serve_apart()?;
+    provider.serve_on_own_thread()?;
     Ok(url)
 }
 

@@ -1,4 +1,4 @@
-//! What the examples share: a small HTTP server on 127.0.0.1, an HTTP client, a retry policy.
+//! Shared by the examples: a small HTTP server on 127.0.0.1, an HTTP client, and a retry policy.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -21,7 +21,8 @@ use std::{
 };
 use tower::{BoxError, retry::Policy};
 
-/// Answers every request after 50 ms with its number and how many keys it had. With `every`, each so many-th request is answered 503.
+/// Starts a server and returns its URL. After 50 ms it responds with the number of the request and the number of keys
+/// in its headers. With `every`, each request whose number is a multiple of it gets a 503.
 pub async fn server(every: Option<usize>) -> anyhow::Result<String> {
     let seen = Arc::new(AtomicUsize::new(0));
     let answer = move |headers: HeaderMap| async move {
@@ -45,16 +46,16 @@ pub async fn server(every: Option<usize>) -> anyhow::Result<String> {
     Ok(format!("http://{address}"))
 }
 
-/// hyper's client, which is a service from http requests to http responses.
+/// hyper's client: a Tower service from http requests to http responses.
 pub fn http_client() -> Client<HttpConnector, String> {
     Client::builder(TokioExecutor::new()).build_http()
 }
 
-/// Once more after a 503, at most so many times. Each call has a clone of its own to count with.
+/// A retry policy: after a 503 a call is made again, at most this many times. Each call counts with its own clone.
 #[derive(Clone)]
-pub struct Again(pub u32);
+pub struct RetryOn503(pub u32);
 
-impl<R> Policy<http::Request<String>, http::Response<R>, BoxError> for Again {
+impl<R> Policy<http::Request<String>, http::Response<R>, BoxError> for RetryOn503 {
     type Future = future::Ready<()>;
 
     fn retry(
@@ -62,9 +63,9 @@ impl<R> Policy<http::Request<String>, http::Response<R>, BoxError> for Again {
         _: &mut http::Request<String>,
         result: &mut Result<http::Response<R>, BoxError>,
     ) -> Option<Self::Future> {
-        let again = self.0 > 0 && result.as_ref().is_ok_and(|response| response.status() == 503);
+        let retries = self.0 > 0 && result.as_ref().is_ok_and(|response| response.status() == 503);
         self.0 = self.0.saturating_sub(1);
-        again.then(|| future::ready(()))
+        retries.then(|| future::ready(()))
     }
 
     fn clone_request(&mut self, request: &http::Request<String>) -> Option<http::Request<String>> {

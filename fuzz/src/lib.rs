@@ -1,4 +1,5 @@
-//! What the fuzzer calls. The same functions are run over the same corpus by the test `fuzz_corpus`.
+//! The functions that the fuzzer calls. The tests `fuzz_corpus` of the library and of `bulk` call the same functions
+//! with the same corpus.
 
 #[allow(dead_code)]
 #[path = "../../bulk/src/args.rs"]

@@ -1,5 +1,5 @@
-//! What the fuzzer checks of this program (see `fuzz/`), over its seeds and over random texts: without a nightly compiler,
-//! every time.
+//! Runs the fuzz targets of this program (see `fuzz/README.md`) over their seeds and over random texts, without a
+//! fuzzer and on a stable compiler.
 
 #[allow(dead_code)]
 #[path = "../../src/args.rs"]

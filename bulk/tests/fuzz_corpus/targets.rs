@@ -1,4 +1,4 @@
-//! A function for each of the two readers of user input: it takes any bytes, and checks what must hold for all of them.
+//! The fuzz targets: a function for each parser of user input. It takes any bytes, and checks what must hold for all.
 
 #![allow(unreachable_pub)]
 
@@ -9,7 +9,7 @@ use crate::{
 use clap::Parser;
 use std::borrow::Cow;
 
-/// The secret that is planted. An input that contains it is skipped.
+/// The secret that is inserted into inputs. An input that contains it already is skipped.
 const MARK: &str = "Zq9Xw7Kv";
 
 fn text_of(data: &[u8]) -> Option<Cow<'_, str>> {
@@ -17,7 +17,8 @@ fn text_of(data: &[u8]) -> Option<Cow<'_, str>> {
     (!text.to_ascii_lowercase().contains("zq9")).then_some(text)
 }
 
-/// The lines of a file of requests.
+/// The file of requests: each line is a request or malformed and has its number, and the body of a request is a request
+/// again.
 pub fn bulk_input(data: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
@@ -31,7 +32,7 @@ pub fn bulk_input(data: &[u8]) {
                 Ok(request) => {
                     let body: serde_json::Value = serde_json::from_slice(&request.body).expect("a body is JSON");
                     assert!(body.is_object(), "{body}");
-                    // What is sent is a request of its own, with the same meaning.
+                    // The body without the rest of its line is a valid line, too.
                     let mut again = Requests::new(&*request.body, Tokens::Estimate(1.0));
                     let again = runtime.block_on(again.next()).expect("memory can be read");
                     assert!(matches!(again, Some(Ok(_))), "{body}");
@@ -48,7 +49,7 @@ pub fn bulk_input(data: &[u8]) {
     }
 }
 
-/// The command line: a word for each line. What is said about a header or a URL never repeats it.
+/// The command line, an argument per line: errors about a header or a URL do not show its value.
 pub fn bulk_args(data: &[u8]) {
     let Some(text) = text_of(data) else { return };
     if let Ok(args) = Args::try_parse_from(std::iter::once("bulk").chain(text.lines())) {
@@ -63,10 +64,10 @@ pub fn bulk_args(data: &[u8]) {
     ] {
         let args = Args::try_parse_from(["bulk", &planted]).unwrap_or_else(|error| panic!("{error}"));
         if let Err(error) = args.target() {
-            let told = format!("{error:#} {error:?}");
-            // A name in front of a value that cannot be sent is told; it is no value.
+            let message = format!("{error:#} {error:?}");
+            // The error for an invalid value shows the name of the header, which may hold the mark.
             let is_name = planted.starts_with("--header=x") && text.contains(':');
-            assert!(is_name || !told.contains(MARK), "{planted:?}: {told}");
+            assert!(is_name || !message.contains(MARK), "{planted:?}: {message}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The layers under a client of somebody else's: async-openai takes any Tower service to send its requests with.
+//! The layers inside another client library: async-openai sends its requests through any Tower service.
 //!
-//! Watch: eight questions are asked at once. Two are on the wire at a time, four a second, in order; and each has an
-//! event.
+//! What to watch: eight requests are made at once. They are sent in order, four per second and at most two at a time,
+//! and the events count eight completed calls.
 //!
 //! `cargo run -p tower-outbound-async-openai`
 
@@ -58,12 +58,12 @@ async fn main() -> anyhow::Result<()> {
     ensure!(events.totals().completed == 8, "{:?}", events.totals());
     ensure!(
         begun.elapsed() >= Duration::from_millis(1_740),
-        "eight at four a second"
+        "eight calls at four per second take 1.75 s"
     );
     Ok(())
 }
 
-/// An API like OpenAI's, as far as it is needed here.
+/// Starts a server with as much of OpenAI's API as this example needs, and returns its URL.
 async fn server() -> anyhow::Result<String> {
     let answer = async |Json(request): Json<Value>| {
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,10 +1,12 @@
-//! A fleet: several processes that share one provider account, and its quota, through Redis.
+//! A fleet: several processes that share one provider account and its quota through Redis.
 //!
-//! It starts a provider that enforces the quota with 429s, a `redis-server`, and the workers: this program again, each in
-//! a process of its own, sending as fast as its limiter lets it. Half-way Redis is killed (`kill -9`), and comes back
-//! empty two seconds later. Watch: the sum stays at the limit, the shares are even, and there is no 429.
+//! The program starts a provider that answers requests above the quota with 429, a `redis-server`, and four workers. A
+//! worker is this program again, in a separate process, and sends as fast as its limiter allows. In the middle of the
+//! run Redis is killed (`kill -9`) and started again, empty, two seconds later.
 //!
-//! `cargo run --release -p tower-outbound-fleet`
+//! What to watch: the sum of all workers stays at the limit, their shares are even, and there is no 429.
+//!
+//! `cargo run --release -p tower-outbound-fleet`, with `-- --help` for other numbers. Needs `redis-server`.
 
 mod args;
 mod provider;
@@ -39,7 +41,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     let mut redis = RedisServer::start().await?;
     let provider = Provider::start(args.requests_per_second, args.burst).await?;
     println!(
-        "{} workers, one quota: {} requests a second, {} at once. Redis {}, provider {}.",
+        "{} workers share a quota of {} requests per second with a burst of {}. Redis: {}, provider: {}",
         args.workers,
         args.requests_per_second,
         args.burst,
@@ -62,7 +64,13 @@ async fn run(args: &Args) -> anyhow::Result<()> {
             .kill_on_drop(true)
             .spawn()
             .context("cannot start a worker")?;
-        let mut lines = BufReader::new(child.stdout.take().context("it was piped")?).lines();
+        let mut lines = BufReader::new(
+            child
+                .stdout
+                .take()
+                .context("the standard output of a worker is not piped")?,
+        )
+        .lines();
         let reports = reports.clone();
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
@@ -90,22 +98,22 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     };
     tokio::pin!(fault);
     let mut killed = None;
-    let mut is_over = false;
+    let mut is_fault_over = false;
     loop {
         tokio::select! {
             received = received.recv() => match received {
-                Some((number, report)) => table.hear(number, report),
+                Some((number, report)) => table.update(number, report),
                 None => break,
             },
-            done = &mut fault, if !is_over => {
+            done = &mut fault, if !is_fault_over => {
                 killed = done?;
-                is_over = true;
+                is_fault_over = true;
             }
         }
         table.draw(
             &provider,
             begun.elapsed(),
-            !args.no_kill && !is_over && Instant::now() >= kill_at,
+            !args.no_kill && !is_fault_over && Instant::now() >= kill_at,
         );
     }
     let mut failed = 0;
@@ -116,9 +124,9 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     println!("{summary}");
     ensure!(failed == 0, "{failed} workers failed");
     ensure!(
-        provider.refused() == 0,
-        "{} requests were answered 429",
-        provider.refused()
+        provider.rejected() == 0,
+        "{} requests were answered with 429",
+        provider.rejected()
     );
     Ok(())
 }

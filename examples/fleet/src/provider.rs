@@ -1,4 +1,4 @@
-//! A local provider that allows so many requests a second, and answers 429 to whatever is more.
+//! A local provider that allows a number of requests per second, and answers further requests with 429.
 
 use axum::{Router, extract::State, http::StatusCode, routing::post};
 use std::{
@@ -8,7 +8,8 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How much more than the burst it lets pass, told as time: what is sent evenly does not arrive evenly.
+/// What the provider admits beyond the burst, as a time: the amount that flows in during it. Requests that are sent at
+/// even intervals do not arrive so.
 const SLACK: Duration = Duration::from_millis(10);
 
 pub(crate) struct Provider {
@@ -16,16 +17,17 @@ pub(crate) struct Provider {
     meter: Arc<Mutex<Meter>>,
 }
 
-/// An exact bucket, in parts of which each nanosecond brings a whole number.
+/// A token bucket, counted in parts of a request, of which each nanosecond adds a whole number.
 struct Meter {
     per_second: u128,
     capacity: u128,
     level: u128,
-    at: Instant,
+    updated_at: Instant,
     admitted: u64,
-    refused: u64,
+    rejected: u64,
 }
 
+/// The parts of one request.
 const PARTS: u128 = 1_000_000_000;
 
 impl Provider {
@@ -36,9 +38,9 @@ impl Provider {
             per_second,
             capacity,
             level: capacity,
-            at: Instant::now(),
+            updated_at: Instant::now(),
             admitted: 0,
-            refused: 0,
+            rejected: 0,
         }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -55,19 +57,20 @@ impl Provider {
         self.meter.lock().unwrap_or_else(PoisonError::into_inner).admitted
     }
 
-    pub(crate) fn refused(&self) -> u64 {
-        self.meter.lock().unwrap_or_else(PoisonError::into_inner).refused
+    /// Requests that were answered with 429.
+    pub(crate) fn rejected(&self) -> u64 {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner).rejected
     }
 }
 
 async fn answer(State(meter): State<Arc<Mutex<Meter>>>) -> StatusCode {
     let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
     let now = Instant::now();
-    let gained = now.saturating_duration_since(meter.at).as_nanos() * meter.per_second;
+    let gained = now.saturating_duration_since(meter.updated_at).as_nanos() * meter.per_second;
     meter.level = meter.capacity.min(meter.level + gained);
-    meter.at = now;
+    meter.updated_at = now;
     if meter.level < PARTS {
-        meter.refused += 1;
+        meter.rejected += 1;
         return StatusCode::TOO_MANY_REQUESTS;
     }
     meter.level -= PARTS;

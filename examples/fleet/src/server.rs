@@ -1,4 +1,4 @@
-//! A `redis-server` of the fleet's own, on a free port of 127.0.0.1, with nothing on disk.
+//! A `redis-server` that the fleet starts, on a free port of 127.0.0.1, without data on disk.
 
 use anyhow::{Context, bail};
 use std::{net::Ipv4Addr, process::Stdio, time::Duration};
@@ -15,7 +15,7 @@ pub(crate) struct RedisServer {
 
 impl RedisServer {
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        // Taken and given back: it is free now.
+        // The listener found a free port, and is dropped, so that Redis can use the port.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?.local_addr()?.port();
         Ok(Self {
             port,
@@ -27,12 +27,12 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// As `kill -9` does.
+    /// Kills the server, as `kill -9` does.
     pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill().await.context("cannot kill redis-server")
     }
 
-    /// Empty.
+    /// Starts the server again, without data.
     pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
         self.child = start(self.port).await?;
         Ok(())
@@ -50,17 +50,17 @@ async fn start(port: u16) -> anyhow::Result<Child> {
         .kill_on_drop(true)
         .spawn()
         .context(
-            "redis-server is not to be found. Install it (Debian and Ubuntu: apt-get install redis-server; macOS: brew \
-             install redis; Valkey's valkey-server does as well, under the name redis-server), and run this again",
+            "redis-server cannot be started. Install it (Debian and Ubuntu: apt-get install redis-server; macOS: brew \
+             install redis; or Valkey's valkey-server under the name redis-server), and run this again",
         )?;
     for _ in 0..500 {
         if let Some(status) = child.try_wait()? {
-            bail!("redis-server ends at once: {status}");
+            bail!("redis-server ended right after its start: {status}");
         }
         if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok() {
             return Ok(child);
         }
         sleep(Duration::from_millis(10)).await;
     }
-    bail!("redis-server does not answer")
+    bail!("redis-server does not accept connections within 5 s")
 }

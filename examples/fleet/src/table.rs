@@ -1,4 +1,4 @@
-//! The table: what each worker does, and what they do together.
+//! The table: the rate of each worker, and of all together.
 
 use crate::{args::Args, provider::Provider};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -6,17 +6,18 @@ use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, io::IsTerminal, time::Duration};
 use tokio::time::Instant;
 
-/// What a worker says of itself, a line each quarter of a second.
+/// The report of a worker, printed as a line of JSON every 250 ms.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Report {
-    /// Requests that were answered.
+    /// Requests with a 2xx response.
     pub(crate) sent: u64,
-    /// Those that were answered 429.
-    pub(crate) refused: u64,
-    /// Whether it has Redis.
+    /// Requests with any other response, such as 429.
+    pub(crate) rejected: u64,
+    /// Whether the worker reaches Redis.
     pub(crate) is_up: bool,
+    /// Members of the fleet that the worker knows of.
     pub(crate) members: u64,
-    /// Calls that were admitted without Redis.
+    /// Calls that were admitted without Redis, by the local fallback.
     pub(crate) degraded: u64,
 }
 
@@ -25,7 +26,7 @@ pub(crate) struct Table {
     burst: u64,
     rows: Vec<Row>,
     sum: ProgressBar,
-    /// The sum, as it was during the last second.
+    /// The number of admitted requests at each time of the last second.
     sums: VecDeque<(Instant, u64)>,
     is_live: bool,
     printed: u64,
@@ -35,14 +36,14 @@ pub(crate) struct Table {
 struct Row {
     bar: ProgressBar,
     last: Report,
-    /// During the last second.
+    /// The number of sent requests at each time of the last second.
     counts: VecDeque<(Instant, u64)>,
 }
 
 impl Table {
     pub(crate) fn new(args: &Args) -> Self {
         let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stdout_with_hz(8));
-        let style = |template: &str| ProgressStyle::with_template(template).expect("it is a template");
+        let style = |template: &str| ProgressStyle::with_template(template).expect("the template is valid");
         let bar = |most: u64| {
             let bar = bars.add(ProgressBar::new(most));
             bar.set_style(style("{prefix:>9} {bar:32} {msg}"));
@@ -50,7 +51,7 @@ impl Table {
         };
         let share = (args.requests_per_second / u64::from(args.workers)).max(1);
         let rows = (0..args.workers).map(|number| {
-            // Half-way is an even share.
+            // The middle of the bar is an even share.
             let bar = bar(2 * share);
             bar.set_prefix(format!("worker {number}"));
             Row {
@@ -74,32 +75,38 @@ impl Table {
         }
     }
 
-    pub(crate) fn hear(&mut self, number: u32, report: Report) {
+    /// Shows the report of a worker.
+    pub(crate) fn update(&mut self, number: u32, report: Report) {
         let Some(row) = self.rows.get_mut(number as usize) else {
             return;
         };
         row.last = report;
         let rate = per_second(&mut row.counts, report.sent);
         row.bar.set_position(rate);
-        let redis = if report.is_up { "with Redis" } else { "on its own share" };
+        let redis = if report.is_up {
+            "with Redis"
+        } else {
+            "without Redis, on a share of the quota"
+        };
         row.bar
             .set_message(format!("{rate:>5}/s  {:>7} sent  {redis}", report.sent));
     }
 
+    /// Shows the sum of all workers, as the provider counts it.
     pub(crate) fn draw(&mut self, provider: &Provider, elapsed: Duration, is_killed: bool) {
         let admitted = provider.admitted();
         let rate = per_second(&mut self.sums, admitted);
         let redis = if is_killed { "  Redis is killed" } else { "" };
-        let refused = provider.refused();
+        let rejected = provider.rejected();
         self.sum.set_position(rate.min(self.rate));
         self.sum
-            .set_message(format!("{rate:>5}/s of {}  429s: {refused}{redis}", self.rate));
-        // Where nobody watches, a line a second.
+            .set_message(format!("{rate:>5}/s of {}  429s: {rejected}{redis}", self.rate));
+        // Without a terminal, a line each second.
         if !self.is_live && elapsed.as_secs() > self.printed {
             self.printed = elapsed.as_secs();
             let each: Vec<_> = self.rows.iter().map(|row| row.bar.position().to_string()).collect();
             println!(
-                "{:>3} s  workers {:>24}  all {rate:>5}/s of {}  429s: {refused}{redis}",
+                "{:>3} s  workers {:>24}  all {rate:>5}/s of {}  429s: {rejected}{redis}",
                 self.printed,
                 each.join(" "),
                 self.rate
@@ -107,7 +114,7 @@ impl Table {
         }
     }
 
-    /// What there is to say in the end.
+    /// Ends the live table, and returns the summary.
     pub(crate) fn finish(self, provider: &Provider, killed: Option<Duration>) -> String {
         self.rows.iter().for_each(|row| row.bar.finish());
         self.sum.finish();
@@ -115,15 +122,17 @@ impl Table {
         let (most, least) = (sent.iter().max().unwrap_or(&0), sent.iter().min().unwrap_or(&0));
         let degraded: u64 = self.rows.iter().map(|row| row.last.degraded).sum();
         let mut text = format!(
-            "\n{} requests answered, {} answered 429. Limit: {} a second, {} at once. Shares: {least} to {most} requests.",
+            "\n{} requests admitted, {} answered with 429. Limit: {} per second, burst {}. \
+             Requests per worker: {least} to {most}.",
             provider.admitted(),
-            provider.refused(),
+            provider.rejected(),
             self.rate,
             self.burst,
         );
         if let Some(at) = killed {
             text += &format!(
-                "\nRedis was killed after {} s and was back, empty, 2 s later: {degraded} calls went on the workers' own shares.",
+                "\nRedis was killed after {} s and was back, empty, 2 s later. Meanwhile {degraded} calls were admitted by the \
+                 workers' shares of the quota.",
                 at.as_secs()
             );
         }
@@ -131,7 +140,7 @@ impl Table {
     }
 }
 
-/// How many more there were in the last second.
+/// Adds a count, and returns by how many per second it grew during the last second.
 fn per_second(counts: &mut VecDeque<(Instant, u64)>, count: u64) -> u64 {
     let now = Instant::now();
     counts.push_back((now, count));

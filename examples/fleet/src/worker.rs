@@ -1,4 +1,4 @@
-//! A worker: an executor whose limits are shared with all others. This is all that it takes.
+//! A worker: an executor whose limits are shared with all other workers through Redis.
 
 use crate::{args::Args, table::Report};
 use anyhow::Context;
@@ -13,16 +13,13 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 use tower_outbound::{Call, Executor, Limits, Rate, Shutdown, client::Reqwest, rate::redis::SharedRateLimiter};
 
-/// More than can be on their way at once.
-const CALLS: usize = 500;
+/// The number of tasks that each make one call after the other: more than the rate allows at once.
+const CALLERS: usize = 500;
 const REPORTS_EVERY: Duration = Duration::from_millis(250);
 
 pub(crate) async fn run(args: &Args, number: u32) -> anyhow::Result<()> {
-    let redis = args.redis.as_deref().context("a worker is told where Redis is")?;
-    let url = args
-        .provider
-        .clone()
-        .context("a worker is told where the provider is")?;
+    let redis = args.redis.as_deref().context("a worker needs --redis")?;
+    let url = args.provider.clone().context("a worker needs --provider")?;
     let limits = Limits::new().requests(Rate::per_second(args.requests_per_second).burst(args.burst));
     let limiter = SharedRateLimiter::builder(limits)
         .members(args.workers.into())
@@ -31,17 +28,17 @@ pub(crate) async fn run(args: &Args, number: u32) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().no_proxy().build()?;
     let executor = Executor::builder()
         .limiter(limiter.clone())
-        .concurrency_limit(CALLS)
+        .concurrency_limit(CALLERS)
         .build(Reqwest::new(client))?;
     executor.start()?;
 
-    let (sent, refused) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (sent, rejected) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let until = Instant::now() + Duration::from_secs(args.seconds);
     let report = || {
         let store = limiter.store();
         let report = Report {
             sent: sent.load(Ordering::Relaxed),
-            refused: refused.load(Ordering::Relaxed),
+            rejected: rejected.load(Ordering::Relaxed),
             is_up: store.is_up,
             members: store.members,
             degraded: store.degraded,
@@ -49,9 +46,9 @@ pub(crate) async fn run(args: &Args, number: u32) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string(&report).expect("numbers are JSON"));
     };
 
-    for _ in 0..CALLS {
+    for _ in 0..CALLERS {
         let (executor, url) = (executor.clone(), url.clone());
-        let (sent, refused) = (sent.clone(), refused.clone());
+        let (sent, rejected) = (sent.clone(), rejected.clone());
         tokio::spawn(async move {
             loop {
                 let request = Request::post(&url).body(format!("from worker {number}"))?;
@@ -60,7 +57,7 @@ pub(crate) async fn run(args: &Args, number: u32) -> anyhow::Result<()> {
                 };
                 match call.await {
                     Ok(response) if response.status().is_success() => sent.fetch_add(1, Ordering::Relaxed),
-                    Ok(_) => refused.fetch_add(1, Ordering::Relaxed),
+                    Ok(_) => rejected.fetch_add(1, Ordering::Relaxed),
                     Err(_) => 0,
                 };
             }

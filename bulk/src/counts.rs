@@ -1,4 +1,4 @@
-//! Counts results as they are written.
+//! The counts of a run, updated with each result that is written.
 
 use crate::result::Finished;
 use hdrhistogram::Histogram;
@@ -8,46 +8,50 @@ use std::{
 };
 use tower_outbound::RequestStatus;
 
-/// Different problems that are told apart.
-const MOST_PROBLEMS: usize = 100;
+/// The number of distinct error messages that are counted; further ones are counted together as `others`.
+const MAX_PROBLEMS: usize = 100;
 
-pub(crate) struct Tally {
+pub(crate) struct Counts {
     pub(crate) completed: u64,
     pub(crate) failed: u64,
     pub(crate) cancelled: u64,
-    /// Answers that said 429.
-    pub(crate) too_many: u64,
-    /// How often, by what went wrong.
+    /// Responses with status 429.
+    pub(crate) status_429: u64,
+    /// The number of requests for each error message.
     pub(crate) problems: BTreeMap<String, u64>,
-    /// Other attempts that were in vain.
-    pub(crate) again: u64,
-    /// What was admitted: all but 429s.
+    /// Other attempts without a 2xx response.
+    pub(crate) other_failures: u64,
+    /// Attempts that the provider admitted: all but those with status 429.
     pub(crate) requests: u64,
+    /// Tokens that were used, or estimated where the response does not report them.
     pub(crate) tokens: u64,
-    /// Of the answers that say what they used: how much that was, and how much was estimated.
+    /// Tokens used, as reported by the responses.
     pub(crate) used: u64,
+    /// The estimates of the same requests.
     pub(crate) estimated: u64,
-    /// In microseconds.
+    /// Time in the queue in microseconds.
     pub(crate) in_queue: Histogram<u64>,
+    /// Time of waiting for the limits in microseconds.
     pub(crate) waiting: Histogram<u64>,
+    /// Time from the first attempt to the end in microseconds.
     pub(crate) calling: Histogram<u64>,
-    first_made: Option<SystemTime>,
+    first_created: Option<SystemTime>,
     last_sent: Option<SystemTime>,
     last_ended: Option<SystemTime>,
-    on_wire: Duration,
+    in_flight_time: Duration,
 }
 
-impl Default for Tally {
+impl Default for Counts {
     fn default() -> Self {
-        // To three digits; it grows as needed.
-        let histogram = || Histogram::new(3).expect("three digits are valid");
+        // With a precision of three digits; it grows as needed.
+        let histogram = || Histogram::new(3).expect("three digits are a valid precision");
         Self {
             completed: 0,
             failed: 0,
             cancelled: 0,
-            too_many: 0,
+            status_429: 0,
             problems: BTreeMap::new(),
-            again: 0,
+            other_failures: 0,
             requests: 0,
             tokens: 0,
             used: 0,
@@ -55,15 +59,15 @@ impl Default for Tally {
             in_queue: histogram(),
             waiting: histogram(),
             calling: histogram(),
-            first_made: None,
+            first_created: None,
             last_sent: None,
             last_ended: None,
-            on_wire: Duration::ZERO,
+            in_flight_time: Duration::ZERO,
         }
     }
 }
 
-impl Tally {
+impl Counts {
     pub(crate) fn add(&mut self, finished: &Finished) {
         match finished.status() {
             RequestStatus::Completed => self.completed += 1,
@@ -71,32 +75,32 @@ impl Tally {
             _ => self.failed += 1,
         }
         if let Some(problem) = finished.problem() {
-            let known = self.problems.contains_key(&problem.message);
-            let room = known || self.problems.len() < MOST_PROBLEMS;
-            let problem = if room { problem.message } else { "others".to_owned() };
+            let is_counted = self.problems.contains_key(&problem.message);
+            let has_room = is_counted || self.problems.len() < MAX_PROBLEMS;
+            let problem = if has_room { problem.message } else { "others".to_owned() };
             *self.problems.entry(problem).or_default() += 1;
         }
         let Some(event) = finished.event() else {
             return;
         };
-        // `None` is less than any time.
-        self.first_made = Some(self.first_made.unwrap_or(event.created_at).min(event.created_at));
+        self.first_created = Some(self.first_created.unwrap_or(event.created_at).min(event.created_at));
         for attempt in &event.attempts {
             let is_success = attempt.status_code.is_some_and(|code| (200..300).contains(&code));
             match attempt.status_code {
-                Some(429) => self.too_many += 1,
+                Some(429) => self.status_429 += 1,
                 _ => {
-                    self.again += u64::from(!is_success);
+                    self.other_failures += u64::from(!is_success);
                     self.requests += 1;
-                    // What failed stays charged, but nothing was used.
+                    // A failed attempt uses no tokens.
                     if is_success {
                         self.tokens += event.api_tokens_used.unwrap_or_else(|| finished.tokens());
                     }
                 }
             }
+            // `None` is less than any time.
             self.last_sent = self.last_sent.max(Some(attempt.started_at));
             self.last_ended = self.last_ended.max(attempt.ended_at);
-            self.on_wire += between(Some(attempt.started_at), attempt.ended_at);
+            self.in_flight_time += between(Some(attempt.started_at), attempt.ended_at);
         }
         if let Some(used) = event.api_tokens_used {
             self.used += used;
@@ -108,26 +112,27 @@ impl Tally {
             (&mut self.calling, event.time_calling()),
         ] {
             if let Some(time) = time {
-                // Fails for times that no histogram can hold: hundreds of thousands of years.
+                // Fails only for times above the range of a histogram: hundreds of thousands of years.
                 let _ = histogram.record(time.as_micros() as u64);
             }
         }
     }
 
+    /// Result lines that were written.
     pub(crate) const fn written(&self) -> u64 {
         self.completed + self.failed + self.cancelled
     }
 
-    /// From when the first request was made until the last one was sent.
+    /// The time from the creation of the first request to the start of the last attempt.
     pub(crate) fn sending(&self) -> Duration {
-        between(self.first_made, self.last_sent)
+        between(self.first_created, self.last_sent)
     }
 
-    /// Requests in flight, on average.
+    /// The average number of requests in flight.
     pub(crate) fn in_flight(&self) -> f64 {
-        let time = between(self.first_made, self.last_ended).as_secs_f64();
+        let time = between(self.first_created, self.last_ended).as_secs_f64();
         if time > 0.0 {
-            self.on_wire.as_secs_f64() / time
+            self.in_flight_time.as_secs_f64() / time
         } else {
             0.0
         }
