@@ -77,7 +77,7 @@ mod tests {
     fn it_fills_continuously_up_to_its_capacity() {
         // One every 10 ms; it holds ten, and one more.
         let mut bucket = bucket(6_000, 10, Duration::ZERO);
-        assert_eq!(bucket.wait(11, 0 * MS), Some(0 * MS));
+        assert_eq!(bucket.wait(11, Duration::ZERO), Some(Duration::ZERO));
         bucket.take(11);
         for (amount, at, wait) in [
             (1, 0, 10),
@@ -105,8 +105,8 @@ mod tests {
     fn slack_is_what_flows_in_meanwhile() {
         // A hundred a second: one in 10 ms.
         let mut bucket = bucket(6_000, 10, 10 * MS);
-        assert_eq!(bucket.wait(12, 0 * MS), Some(0 * MS));
-        assert_eq!(bucket.wait(13, 0 * MS), None);
+        assert_eq!(bucket.wait(12, Duration::ZERO), Some(Duration::ZERO));
+        assert_eq!(bucket.wait(13, Duration::ZERO), None);
     }
 
     #[test]
