@@ -236,7 +236,7 @@ async fn no_public_type_shows_a_secret() {
     public_types(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut names);
     // A `Value` shows its texts: it is redacted when it is recorded.
     names.remove("Value");
-    // Only a builder has one, and shows it.
+    // `build` makes one and keeps it to itself.
     names.remove("Layers");
     if !cfg!(feature = "full") {
         // Some of the types do not exist without the feature, or are not created above.
