@@ -154,6 +154,7 @@ async fn an_executor_fits_into_a_struct_and_a_spawned_task() {
 }
 
 /// A module of this crate with the name of another crate would hide that crate, or make its name ambiguous.
+#[cfg(feature = "full")]
 mod glob_import {
     use tower_outbound::*;
 
