@@ -64,8 +64,7 @@ use crate::{
 use call_future::CallFuture;
 use http::{Request, Response};
 use inner::{Inner, Parts, RunState};
-use shutdown::AbortOnDrop;
-use std::{fmt, future::Future, sync::Arc};
+use std::{fmt, sync::Arc};
 use tokio::runtime::Handle;
 
 /// Makes http calls that are queued, limited, paced and recorded. See the [module docs](self).
@@ -161,44 +160,6 @@ impl<B, R> Executor<B, R> {
         let early = self.inner.early_outcome(&mut request, &event);
         let queued = queue.call_at(place, request, scope).map_err(TrySubmitError::Refused)?;
         Ok(CallHandle::new(event, CallFuture::new(queued, early)))
-    }
-
-    /// Starts, runs `work` with this executor, and stops gracefully.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use tower_outbound::{Call, Executor};
-    /// # let executor = Executor::builder().build_for_closures::<String>()?;
-    /// let event = executor
-    ///     .run(async |executor| {
-    ///         let hello = || async { Ok::<_, std::io::Error>((200, String::from("hello"))) };
-    ///         executor.submit(Call::new(hello)).await.map(|call| call.event().clone())
-    ///     })
-    ///     .await??;
-    /// assert_eq!(event.status().to_string(), "COMPLETED");
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`start`](Self::start).
-    ///
-    /// # Cancel safety
-    ///
-    /// If the future is dropped, or `work` panics, all calls of the executor are cancelled.
-    pub async fn run<F, Fut>(&self, work: F) -> Result<Fut::Output, Error>
-    where
-        F: FnOnce(Self) -> Fut,
-        Fut: Future,
-    {
-        self.start()?;
-        let abort = AbortOnDrop::new(self.inner.clone());
-        let result = work(self.clone()).await;
-        self.stop(Shutdown::Graceful).await;
-        abort.disarm();
-        Ok(result)
     }
 
     /// Returns a handle that shows queue depth, calls in flight, limits, totals by outcome and all events.

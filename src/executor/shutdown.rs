@@ -1,11 +1,11 @@
-//! How an executor is stopped, and the report of it.
+//! [`Executor::run`] and [`Executor::stop`]: how an executor ends, and the report of it.
 
 use super::{
     Executor,
     inner::{Inner, RunState},
 };
-use crate::event::Totals;
-use std::{mem, sync::Arc, time::Duration};
+use crate::{error::Error, event::Totals};
+use std::{future::Future, mem, sync::Arc, time::Duration};
 use tokio::time::{self, Instant};
 
 /// How to [stop](Executor::stop) an executor.
@@ -38,11 +38,49 @@ pub struct StopReport {
 }
 
 /// Cancels all calls of an executor when it is dropped, unless it was disarmed.
-pub(super) struct AbortOnDrop<B, R>(Option<Arc<Inner<B, R>>>);
+struct AbortOnDrop<B, R>(Option<Arc<Inner<B, R>>>);
 
 // === impl Executor ===
 
 impl<B, R> Executor<B, R> {
+    /// Starts, runs `work` with this executor, and stops gracefully.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_outbound::{Call, Executor};
+    /// # let executor = Executor::builder().build_for_closures::<String>()?;
+    /// let event = executor
+    ///     .run(async |executor| {
+    ///         let hello = || async { Ok::<_, std::io::Error>((200, String::from("hello"))) };
+    ///         executor.submit(Call::new(hello)).await.map(|call| call.event().clone())
+    ///     })
+    ///     .await??;
+    /// assert_eq!(event.status().to_string(), "COMPLETED");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, or `work` panics, all calls of the executor are cancelled.
+    pub async fn run<F, Fut>(&self, work: F) -> Result<Fut::Output, Error>
+    where
+        F: FnOnce(Self) -> Fut,
+        Fut: Future,
+    {
+        self.start()?;
+        let abort = AbortOnDrop::new(self.inner.clone());
+        let result = work(self.clone()).await;
+        self.stop(Shutdown::Graceful).await;
+        abort.disarm();
+        Ok(result)
+    }
+
     /// Stops accepting calls, finishes or cancels the accepted ones as `how` says, and returns when the last has ended.
     ///
     /// A `submit` that waits for a place fails with [`is_closed`](crate::Error::is_closed). Stopping an executor that
@@ -119,11 +157,11 @@ impl<B, R> Executor<B, R> {
 // === impl AbortOnDrop ===
 
 impl<B, R> AbortOnDrop<B, R> {
-    pub(super) const fn new(inner: Arc<Inner<B, R>>) -> Self {
+    const fn new(inner: Arc<Inner<B, R>>) -> Self {
         Self(Some(inner))
     }
 
-    pub(super) fn disarm(mut self) {
+    fn disarm(mut self) {
         self.0 = None;
     }
 }

@@ -1,0 +1,257 @@
+//! A store that is lost, returns, or has lost its state.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn closed_waits_for_the_store_and_admits_no_call_meanwhile() {
+    let server = Server::new();
+    let builder = SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Closed);
+    let limiter = server.member_with(builder);
+    let start = Instant::now();
+    limiter.acquire(Cost::request()).await.unwrap();
+    server.set(Network::Refuses);
+    let waiting = tokio::spawn({
+        let limiter = limiter.clone();
+        async move { at(&limiter, Cost::request(), start).await }
+    });
+    sleep(Duration::from_secs(5)).await;
+    let status = limiter.store();
+    assert!(!status.is_up && status.losses == 1 && !waiting.is_finished());
+    server.set(Network::Works);
+    // The store is probed once a second.
+    let admitted = waiting.await.unwrap();
+    assert!((5_000..6_010).contains(&admitted), "{admitted}");
+    assert!(limiter.store().is_up);
+    assert_eq!(limiter.store().degraded, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn closed_with_patience_fails_with_a_reason() {
+    let server = Server::new();
+    server.set(Network::Refuses);
+    let builder = SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Closed);
+    let limiter = server.member_with(builder.patience(ms(300)));
+    let begun = Instant::now();
+    let error = limiter.acquire(Cost::request()).await.unwrap_err();
+    assert_eq!(begun.elapsed(), ms(300));
+    assert_eq!(
+        error.to_string(),
+        "the store of the shared limits is unavailable (connection refused); the call waited 300ms for it"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn open_admits_every_call_and_charges_it_afterwards() {
+    let server = Server::new();
+    let builder = SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Open);
+    let limiter = server.member_with(builder);
+    limiter.acquire(Cost::request()).await.unwrap();
+    server.set(Network::Refuses);
+    let begun = Instant::now();
+    for _ in 0..50 {
+        limiter.acquire(Cost::request()).await.unwrap();
+    }
+    // The first call waits for the third failure.
+    assert!(begun.elapsed() < ms(100), "{:?}", begun.elapsed());
+    assert_eq!(limiter.store().degraded, 50);
+    server.set(Network::Works);
+    sleep(Duration::from_secs(1)).await;
+    let begun = Instant::now();
+    limiter.acquire(Cost::request()).await.unwrap();
+    // 50 calls at ten a second, less what the rate has brought meanwhile.
+    assert!(
+        (3_500..5_100).contains(&begun.elapsed().as_millis()),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_also_holds_calls_that_are_admitted_without_the_store() {
+    let server = Server::new();
+    server.set(Network::Refuses);
+    let limiter = server.member_with(SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Open));
+    limiter.acquire(Cost::request()).await.unwrap();
+    let begun = Instant::now();
+    limiter.pause_for(ms(700));
+    limiter.acquire(Cost::request()).await.unwrap();
+    assert!(
+        (700..=701).contains(&begun.elapsed().as_millis()),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_panics_counts_as_a_lost_store() {
+    struct Panics;
+    impl Backend for Panics {
+        fn call<'a>(&'a mut self, _: &'a StoreRequest) -> ReplyFuture<'a> {
+            panic!("there is no reactor running")
+        }
+    }
+    let builder = SharedRateLimiter::builder(ten_a_second());
+    let limiter = builder.build_with(Box::new(|| Box::new(Panics))).unwrap();
+    let begun = Instant::now();
+    for _ in 0..3 {
+        limiter.acquire(Cost::request()).await.unwrap();
+    }
+    assert!(begun.elapsed() < ms(2_000), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_local_share_is_the_rate_divided_by_the_members_and_has_no_burst() {
+    let server = Server::new();
+    let limits = Limits::new().requests(Rate::per_second(100).burst(50));
+    let members = [0; 4].map(|_| server.member(limits.clone()));
+    for member in &members {
+        member.acquire(Cost::request()).await.unwrap();
+    }
+    sleep(Duration::from_secs(6)).await;
+    assert!(members.iter().all(|member| member.store().members == 4));
+    server.set(Network::Frozen);
+    let begun = Instant::now();
+    let mut times = Vec::new();
+    for _ in 0..50 {
+        members[0].acquire(Cost::request()).await.unwrap();
+        times.push(begun.elapsed().as_millis());
+    }
+    // Three timeouts of 500 ms until the store is lost. From then on one call every 40 ms.
+    assert!((1_600..1_800).contains(&times[0]), "{times:?}");
+    assert!(
+        times.windows(2).all(|pair| (39..=41).contains(&(pair[1] - pair[0]))),
+        "{times:?}"
+    );
+    assert_eq!(members[0].store().degraded, 50);
+    // Nothing is saved up while the member is idle.
+    sleep(Duration::from_secs(10)).await;
+    let begun = Instant::now();
+    for _ in 0..5 {
+        members[0].acquire(Cost::request()).await.unwrap();
+    }
+    assert!(
+        (199..=205).contains(&begun.elapsed().as_millis()),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn local_shares_stay_within_the_limits_if_all_members_have_lost_the_store() {
+    let server = Server::new();
+    let limits = Limits::new()
+        .requests(Rate::per_second(100).burst(20))
+        .tokens(Rate::per_second(10_000).burst(2_000));
+    let members = [0; 3].map(|_| server.member(limits.clone()));
+    let start = Instant::now();
+    let admitted: Arc<Mutex<Vec<(Duration, u64)>>> = Arc::default();
+    let mut tasks = JoinSet::new();
+    for member in &members {
+        for index in 0..40_u64 {
+            let (member, admitted) = (member.clone(), admitted.clone());
+            tasks.spawn(async move {
+                for round in 0.. {
+                    let tokens = 20 + (index * 37 + round * 61) % 300;
+                    member.acquire(Cost::tokens(tokens)).await.unwrap();
+                    admitted.lock().unwrap().push((start.elapsed(), tokens));
+                }
+            });
+        }
+    }
+    sleep(Duration::from_secs(5)).await;
+    server.set(Network::Refuses);
+    sleep(Duration::from_secs(5)).await;
+    server.set(Network::Works);
+    sleep(Duration::from_secs(5)).await;
+    server.set(Network::LosesReplies);
+    sleep(Duration::from_secs(5)).await;
+    server.set(Network::Works);
+    sleep(Duration::from_secs(5)).await;
+    tasks.abort_all();
+    let admitted = admitted.lock().unwrap().clone();
+    let degraded: u64 = members.iter().map(|member| member.store().degraded).sum();
+    assert!(degraded > 100, "{degraded}");
+    // Timers are a millisecond coarse, and the network takes one.
+    let over = max_excess(&admitted, 10_000.0, 2_000.0, |tokens| tokens as f64);
+    assert!(over <= 30.0, "{over} tokens over");
+    let over = max_excess(&admitted, 100.0, 20.0, |_| 1.0);
+    assert!(over <= 0.3, "{over} requests over");
+    let sum: u64 = admitted.iter().map(|(_, tokens)| tokens).sum();
+    // Some is wasted: the time until a loss is noticed, and reservations whose replies were lost.
+    assert!(sum > 25 * 10_000 * 70 / 100, "{sum}");
+}
+
+/// By how much the admissions exceed an exact bucket of this rate and burst.
+fn max_excess(admitted: &[(Duration, u64)], rate: f64, burst: f64, weight: impl Fn(u64) -> f64) -> f64 {
+    let (mut level, mut last, mut worst) = (0.0_f64, Duration::ZERO, 0.0_f64);
+    for (at, tokens) in admitted {
+        level = (level - (*at - last).as_secs_f64() * rate).max(0.0) + weight(*tokens);
+        last = *at;
+        worst = worst.max(level - burst);
+    }
+    worst
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_has_lost_its_state_begins_empty() {
+    let server = Server::new();
+    let limits = Limits::new().requests(Rate::per_second(100).burst(100));
+    let limiter = server.member(limits);
+    limiter.acquire(Cost::request()).await.unwrap();
+    server.lose_state();
+    let begun = Instant::now();
+    limiter.acquire(Cost::request()).await.unwrap();
+    // A second for what other members may have reserved, and then the time for one request.
+    assert_eq!(begun.elapsed().as_millis(), 1_012);
+    assert_eq!(limiter.store().state_losses, 1);
+    let begun = Instant::now();
+    for _ in 0..50 {
+        limiter.acquire(Cost::request()).await.unwrap();
+    }
+    assert!(
+        (499..=503).contains(&begun.elapsed().as_millis()),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_down_at_the_start_is_found_later() {
+    let server = Server::new();
+    server.set(Network::Refuses);
+    let limiter = server.member_with(SharedRateLimiter::builder(ten_a_second()).members(2));
+    let begun = Instant::now();
+    for _ in 0..5 {
+        limiter.acquire(Cost::request()).await.unwrap();
+    }
+    // Half of the rate: one call every 200 ms.
+    assert!(
+        (1_000..1_300).contains(&begun.elapsed().as_millis()),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(limiter.store().degraded, 5);
+    server.set(Network::Works);
+    sleep(Duration::from_secs(2)).await;
+    assert!(limiter.store().is_up);
+    limiter.acquire(Cost::request()).await.unwrap();
+    assert_eq!(limiter.store().degraded, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_call_waits_longer_than_its_deadline() {
+    let server = Server::new();
+    let limiter = server.member_with(SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Closed));
+    limiter.acquire(Cost::request()).await.unwrap();
+    for network in [Network::Refuses, Network::Frozen, Network::LosesReplies] {
+        server.set(network);
+        let begun = Instant::now();
+        assert!(timeout(ms(700), limiter.acquire(Cost::request())).await.is_err());
+        assert_eq!(begun.elapsed(), ms(700));
+        server.set(Network::Works);
+        timeout(Duration::from_secs(5), limiter.acquire(Cost::request()))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}
