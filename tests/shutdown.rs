@@ -954,35 +954,44 @@ fn starts_and_stops_that_race_leave_the_executor_either_running_or_stopped() {
         let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
         let executor = unlimited().build(client).unwrap();
         let started = Arc::new(AtomicUsize::new(0));
-        let threads: Vec<_> = (0..4)
-            .map(|thread| {
+        let are_starting = Arc::new(AtomicBool::new(true));
+        let starting: Vec<_> = (0..2)
+            .map(|_| {
                 let (executor, started, home) = (executor.clone(), started.clone(), home.handle().clone());
                 thread::spawn(move || {
-                    for round in 0..2_000 {
-                        if thread % 2 == 0 {
-                            let _home = home.enter();
-                            match executor.start() {
-                                Ok(()) => {
-                                    started.fetch_add(1, Ordering::Relaxed);
-                                }
-                                Err(error) => assert!(error.is_already_running(), "{error:?}"),
+                    for _ in 0..2_000 {
+                        let _home = home.enter();
+                        match executor.start() {
+                            Ok(()) => {
+                                started.fetch_add(1, Ordering::Relaxed);
                             }
-                            if let Ok(call) = executor.try_submit(Request::new(())) {
-                                // It completes or is cancelled, and does not hang.
-                                let _ = block_on(call);
-                            }
-                        } else {
-                            let how = match round % 2 {
-                                0 => Shutdown::Graceful,
-                                _ => Shutdown::Immediate,
-                            };
-                            block_on(executor.stop(how));
+                            Err(error) => assert!(error.is_already_running(), "{error:?}"),
+                        }
+                        if let Ok(call) = executor.try_submit(Request::new(())) {
+                            // It completes or is cancelled, and does not hang.
+                            let _ = block_on(call);
                         }
                     }
                 })
             })
             .collect();
-        for thread in threads {
+        // They stop the executor for as long as it is started: a fixed number of stops can be over before the first start.
+        let stopping: Vec<_> = (0..2)
+            .map(|_| {
+                let (executor, are_starting) = (executor.clone(), are_starting.clone());
+                thread::spawn(move || {
+                    let hows = [Shutdown::Graceful, Shutdown::Immediate].into_iter().cycle();
+                    for how in hows.take_while(|_| are_starting.load(Ordering::Relaxed)) {
+                        block_on(executor.stop(how));
+                    }
+                })
+            })
+            .collect();
+        for thread in starting {
+            thread.join().unwrap();
+        }
+        are_starting.store(false, Ordering::Relaxed);
+        for thread in stopping {
             thread.join().unwrap();
         }
         block_on(executor.stop(Shutdown::Graceful));
