@@ -1,4 +1,4 @@
-//! [`Reqwest`]: a reqwest client as a Tower service.
+//! [`Reqwest`]: a reqwest client as a Tower service of http requests.
 
 use http::{Request, Response};
 use pin_project_lite::pin_project;
@@ -11,13 +11,14 @@ use std::{
 };
 use tower_service::Service;
 
-/// A [`reqwest::Client`] as a service from [`http::Request`] to [`http::Response`], for the
-/// [`Executor`](crate::Executor) and for any layer that takes such a service.
+/// A [`reqwest::Client`] as a Tower service that takes an [`http::Request`] and returns an [`http::Response`], for the
+/// [`Executor`](crate::Executor) and for any layer that wraps such a service.
 ///
 /// The body of a request is anything that reqwest can send: `String`, `Vec<u8>`, `Bytes`, [`reqwest::Body`]. The body
 /// of a response is a [`reqwest::Body`], which is read from the connection as it is polled.
 ///
-/// Other clients need no adapter if they are services of these types, as hyper's are.
+/// Clients other than reqwest's need no adapter if they are already services from [`http::Request`] to
+/// [`http::Response`], as hyper's are.
 ///
 /// ```
 /// use tower_outbound::{Executor, client::Reqwest};
@@ -28,19 +29,20 @@ use tower_service::Service;
 ///
 /// # Errors
 ///
-/// The errors of reqwest, also for a request that reqwest cannot send, such as one without a host in its URL. Their
-/// texts contain the URL, which is redacted in events.
+/// The service's errors are those of reqwest, also for a request that reqwest cannot send, such as one without a host
+/// in its URL. An error's text contains the URL. Events record the text with the URL's secrets redacted.
 #[derive(Clone, Default)]
 pub struct Reqwest {
     client: Client,
 }
 
 pin_project! {
-    /// A call of reqwest, until the head of its response has arrived.
+    /// The response future of [`Reqwest`], which completes when the head of the response has arrived. The body is read
+    /// afterwards.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it ends the call.
+    /// Dropping the future ends the call.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture {
         #[pin]
@@ -51,21 +53,21 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F> {
-        /// The request cannot be sent by reqwest.
+        /// The http request cannot be sent by reqwest, for example because its URL has no host.
         Invalid { error: Option<Error> },
         Calling { #[pin] future: F },
     }
 }
 
 impl Reqwest {
-    /// Creates the service. Clones share the connections of `client`.
+    /// Creates a service from a reqwest client. Clones of the service share the client's connections.
     #[must_use]
     pub const fn new(client: Client) -> Self {
         Self { client }
     }
 }
 
-/// Without the default headers of the client, which may have credentials in them.
+/// Omits the client's default headers, which may contain credentials.
 impl fmt::Debug for Reqwest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reqwest").finish_non_exhaustive()

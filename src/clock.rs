@@ -1,27 +1,29 @@
-//! Tokio's clock, read as rarely as possible: reading it costs more than most of what is done with the result.
+//! Tokio's clock, read as rarely as possible: a reading costs more than most of what is done with the result.
 //!
-//! There are two ways to share one reading:
+//! There are two ways to share one reading of the clock:
 //!
-//! - [`LazyNow`] is handed down through one decision, which reads the clock at most once and only if it has to.
-//! - [`cache`] lets [`now`] return one reading for all that happens to a call without waiting: it is taken from the
-//!   queue, gets its permit, is admitted by the rate and is sent. These steps are in separate layers, so the reading is
-//!   kept in a thread-local variable.
+//! - [`LazyNow`] is handed down through one decision, such as the admission of a call. The decision reads the clock at
+//!   most once, and only if it has to.
+//! - [`cache`] lets [`now`] return one reading for all that happens to a call without waiting: the call is taken from
+//!   the queue, gets its permit, is admitted by the rate limiter and is sent. These steps are in separate layers, so
+//!   the reading is kept in a thread-local variable.
 //!
-//! User code must not run on a cached reading, which would be stale by the time the user code took. A layer that calls
-//! or polls a service that may be the user's first calls [`bypass_cache`]; the layer reads the clock anew afterwards.
-//! Only the functions that describe a request and compute its cost run inside a cache.
+//! A service that may be user code must not run while the cache is on: it may take long, and a reading from before it
+//! would then be stale. So a layer turns the cache off with [`bypass_cache`] before it calls or polls such a service,
+//! and the next call of [`now`] after that reads the clock anew. The functions that describe a call or compute its cost
+//! are user code, too, but are expected to be quick, and run while the cache is on.
 
 use std::cell::Cell;
 use tokio::time::Instant;
 
-/// The state of this thread's cache.
+/// The state of this thread's cache of the current time.
 #[derive(Clone, Copy, PartialEq)]
 enum Cache {
-    /// Every call of [`now`] reads the clock.
+    /// The cache is off: every call of [`now`] reads the clock.
     Off,
-    /// The next call of [`now`] reads the clock and fills the cache.
+    /// The cache is on and empty: the next call of [`now`] reads the clock and fills the cache.
     Empty,
-    /// Every call of [`now`] returns this reading.
+    /// The cache is on: every call of [`now`] returns this reading.
     Filled(Instant),
 }
 
@@ -29,7 +31,8 @@ thread_local! {
     static CACHE: Cell<Cache> = const { Cell::new(Cache::Off) };
 }
 
-/// Returns the current time, or, while a [`cache`] is on, the first reading that was taken in it.
+/// Returns the current time. While a [`cache`] is on, returns the first reading that was taken since it was turned on
+/// or last bypassed.
 #[inline]
 pub(crate) fn now() -> Instant {
     match CACHE.get() {
@@ -49,21 +52,22 @@ fn read() -> Instant {
     Instant::now()
 }
 
-/// The same instant at every call: loom repeats a test with the same decisions, which must not depend on the time.
+/// Returns the same instant at every call. loom runs a test many times and expects the same decisions each time, so the
+/// decisions must not depend on the time.
 #[cfg(tower_outbound_loom)]
 fn read() -> Instant {
     static NOW: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
     *NOW
 }
 
-/// Keeps the cache of [`now`] on until this is dropped.
+/// A guard that keeps this thread's cache of [`now`] on until it is dropped.
 #[must_use = "the cache is off again when this is dropped"]
 pub(crate) struct CachedNow {
     was_off: bool,
 }
 
-/// Turns the cache of [`now`] on for this thread. Within another `CachedNow` this changes nothing: the outer one's
-/// reading is used, and the cache stays on until the outer one is dropped.
+/// Turns the cache of [`now`] on for this thread, until the returned guard is dropped. If the cache is on already,
+/// nothing changes: the reading stays, and the cache stays on until the earlier guard is dropped.
 #[inline]
 pub(crate) fn cache() -> CachedNow {
     let was_off = CACHE.get() == Cache::Off;
@@ -82,14 +86,14 @@ impl Drop for CachedNow {
     }
 }
 
-/// Keeps the cache of [`now`] off until this is dropped, while user code runs. If the cache was on before, it is on
-/// again afterwards, and empty.
+/// A guard that keeps this thread's cache of [`now`] off while user code runs. If the cache was on before, dropping the
+/// guard turns it on again, empty.
 #[must_use = "the cache is on again when this is dropped"]
 pub(crate) struct Bypassed {
     was_on: bool,
 }
 
-/// Turns the cache of [`now`] off for this thread. See [`Bypassed`].
+/// Turns the cache of [`now`] off for this thread, until the returned guard is dropped. See [`Bypassed`].
 #[inline]
 pub(crate) fn bypass_cache() -> Bypassed {
     Bypassed {
@@ -106,17 +110,18 @@ impl Drop for Bypassed {
     }
 }
 
-/// The current time, read at most once, when it is first needed. One decision hands it down to all its steps, so that
-/// they agree on the time.
+/// The current time, read at most once, when it is first needed. A decision, such as the admission of a call, hands one
+/// `LazyNow` down to all its steps, so that they agree on the time.
 #[derive(Debug, Default)]
 pub(crate) struct LazyNow {
     now: Option<Instant>,
-    /// Since the epoch of the limiter that this is handed to.
+    /// The nanoseconds from the epoch of a rate limiter to `now`; `None` until they are first needed.
     nanos: Option<u64>,
 }
 
 impl LazyNow {
-    /// Returns a `LazyNow` that was read before, so that the clock is not read while a lock is held.
+    /// Creates a `LazyNow` with a reading that the caller took before it locked a mutex, so that the clock is not read
+    /// while the lock is held.
     pub(crate) const fn at(now: Instant) -> Self {
         Self {
             now: Some(now),
@@ -128,14 +133,15 @@ impl LazyNow {
         *self.now.get_or_insert_with(read)
     }
 
-    /// Returns the nanoseconds from `epoch` to now. The epoch must be the same at every call.
+    /// Returns the nanoseconds from `epoch` to now. Every call must pass the same epoch, because the result is kept.
     pub(crate) fn nanos_since(&mut self, epoch: Instant) -> u64 {
         let now = self.get();
         *self.nanos.get_or_insert_with(|| nanos_between(epoch, now))
     }
 }
 
-/// Returns the nanoseconds from `start` to `end`: zero if `end` is earlier, and at most `u64::MAX`, which is 584 years.
+/// Returns the nanoseconds from `start` to `end`: zero if `end` is earlier than `start`, and `u64::MAX` (584 years) if
+/// there are more.
 pub(crate) fn nanos_between(start: Instant, end: Instant) -> u64 {
     let between = end.saturating_duration_since(start);
     between

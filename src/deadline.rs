@@ -1,12 +1,14 @@
-//! Deadlines that cover the whole call: its time in the queue, its wait for the limits, and the request itself.
+//! Deadlines that cover a whole call: its time in the queue, its wait for the rate and concurrency limits, and the http
+//! request itself.
 //!
 //! A call behind a rate limit may have to wait for minutes, and its caller is often not interested in a response that
-//! late. A timeout around the client does not help, since it begins when the wait is over.
+//! late. A timeout around the client does not help, since it begins when the wait for the limits is over.
 //!
-//! A [`Deadline`] is an instant that travels with the request. [`DeadlineLayer`] compares it with the wait that the
-//! rate limiter computes. A call that could not be admitted in time is refused at once, with [`DeadlineExceeded`], and
-//! takes no permit and nothing of the rates. Any other call is dropped at its deadline, wherever it is by then. The
-//! [`Executor`](crate::Executor) also checks the deadline when a call is submitted, and enforces it in the queue.
+//! A [`Deadline`] is an instant that travels with the request. [`DeadlineLayer`] compares the deadline with the wait
+//! that the rate limiter computes. A call that could not be admitted in time is refused at once, with
+//! [`DeadlineExceeded`], and takes no permit and nothing of the rate limits. Any other call is dropped at its deadline,
+//! whether it waits or is in flight. The [`Executor`](crate::Executor) also checks the deadline when a call is
+//! submitted, and enforces it in the queue.
 //!
 //! # Examples
 //!
@@ -49,7 +51,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// The instant by which a call has to end: an extension of its http request.
+/// The instant by which a call has to end. It is an extension of the call's http request.
 ///
 /// ```
 /// use std::time::Duration;
@@ -61,18 +63,18 @@ use tower_service::Service;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
-/// Ends calls at their [`Deadline`], and refuses calls that could not be admitted before it. See the
+/// A layer that ends calls at their [`Deadline`], and refuses calls that could not be admitted before it. See the
 /// [module docs](self).
 ///
-/// Place it around the limits and below the [queue](crate::queue), whose workers poll the calls: then a deadline holds
-/// whether or not the caller polls its response future.
+/// Place this layer around the limits and below the [queue](crate::queue), whose workers poll the calls: then a
+/// deadline holds whether or not the caller polls its response future.
 #[derive(Clone, Debug)]
 pub struct DeadlineLayer<K = ByExtension> {
     limits: Option<(Limiter, K)>,
     timeout: Option<Duration>,
 }
 
-/// A service whose calls have deadlines. See the [module docs](self).
+/// A service whose calls end at their [`Deadline`]. See the [module docs](self).
 #[derive(Clone, Debug)]
 pub struct DeadlineService<S, K = ByExtension> {
     inner: S,
@@ -80,7 +82,7 @@ pub struct DeadlineService<S, K = ByExtension> {
 }
 
 pin_project! {
-    /// The response of a [`DeadlineService`].
+    /// The response future of a [`DeadlineService`].
     ///
     /// # Errors
     ///
@@ -89,11 +91,12 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// If a call has a deadline, its future has to be polled in a Tokio runtime with its time driver enabled.
+    /// The future of a call with a deadline panics if it has to wait outside a Tokio runtime with its time driver
+    /// enabled.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the inner call.
+    /// Dropping the future drops the inner call.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]
@@ -105,37 +108,38 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F> {
-        /// Could not be admitted in time. The inner service was not called.
+        /// The call could not be admitted before its deadline. The inner service was not called.
         Refused { error: Option<DeadlineExceeded> },
-        /// In the inner service.
+        /// The inner service runs the call.
         Calling { #[pin] future: F },
     }
 }
 
-/// Expires at a deadline. It becomes a timer of Tokio's when it is first polled, which only happens to calls that have
-/// to wait.
+/// A timer that expires at a deadline. Its Tokio timer is created at the first poll, so a call that completes without
+/// waiting does not pay for one.
 pub(crate) struct DeadlineTimer {
     deadline: Deadline,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
-/// The sum of the costs of all calls that were submitted and have not reached the rate limiter yet.
+/// The sum of the costs of all calls that were submitted to the executor and have not reached the rate limiter yet.
 ///
-/// The limiter does not count these calls, but a new call has to wait behind them: they are in the queue, or wait for a
-/// permit.
+/// These calls are in the queue, or wait for a permit. The rate limiter does not count them, but a new call has to wait
+/// behind them.
 #[derive(Debug, Default)]
 pub(crate) struct PendingDemand {
     requests: AtomicU64,
     tokens: AtomicU64,
 }
 
-/// Counts one call in the [`PendingDemand`] until its last clone is dropped.
+/// Counts the cost of one call in the [`PendingDemand`] until the last clone of this guard is dropped.
 ///
-/// It is an extension of the request. [`DeadlineService`], next to the limiter, removes it.
+/// The guard is an extension of the call's http request. [`DeadlineService`] removes it, because the call reaches the
+/// rate limiter next.
 #[derive(Clone)]
 pub(crate) struct PendingDemandGuard(#[allow(dead_code, reason = "its drop is what matters")] Arc<PendingCost>);
 
-/// The part of one call in the pending demand.
+/// The cost of one call in the [`PendingDemand`], subtracted on drop.
 struct PendingCost {
     demand: Arc<PendingDemand>,
     cost: Cost,
@@ -144,14 +148,13 @@ struct PendingCost {
 // === impl Deadline ===
 
 impl Deadline {
-    /// Makes a deadline of an instant.
+    /// Makes a deadline of the instant by which a call has to end.
     #[must_use]
     pub const fn at(deadline: Instant) -> Self {
         Self(deadline)
     }
 
-    /// Makes a deadline that is `timeout` from now. If that is beyond what an [`Instant`] can hold, it is thirty years
-    /// from now.
+    /// Makes a deadline that is `timeout` from now, or thirty years from now if an [`Instant`] cannot represent that.
     #[must_use]
     pub fn after(timeout: Duration) -> Self {
         let now = Instant::now();
@@ -159,7 +162,7 @@ impl Deadline {
         Self(now.checked_add(timeout).unwrap_or_else(far))
     }
 
-    /// Returns the deadline's instant.
+    /// Returns the instant by which the call has to end.
     #[must_use]
     pub const fn instant(self) -> Instant {
         self.0
@@ -174,11 +177,11 @@ impl Deadline {
         extensions.get().copied()
     }
 
-    /// Returns an error if a call that has to wait this long would not be admitted before the deadline.
+    /// Returns an error if a call that has to wait for `wait` would not be admitted before the deadline.
     pub(crate) fn allows(self, wait: Duration) -> Result<(), DeadlineExceeded> {
         let now = Instant::now();
         let left = self.0.saturating_duration_since(now);
-        // A call that is admitted at the deadline itself has no time left.
+        // A call that is admitted at the deadline itself has no time left, so it is refused.
         if wait >= left {
             return Err(DeadlineExceeded::new(wait, left));
         }
@@ -189,8 +192,8 @@ impl Deadline {
 // === impl DeadlineLayer ===
 
 impl DeadlineLayer {
-    /// Ends calls at the [`Deadline`] in the extensions of their request. Other calls have no deadline, unless
-    /// [`timeout`](DeadlineLayer::timeout) gives them one.
+    /// Creates a layer that ends each call at the [`Deadline`] in the extensions of its request. A call without that
+    /// extension has no deadline, unless [`timeout`](DeadlineLayer::timeout) gives it one.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -201,15 +204,16 @@ impl DeadlineLayer {
 }
 
 impl<K> DeadlineLayer<K> {
-    /// Gives calls without a deadline this long, beginning when the service is called. Default: no limit.
+    /// Gives each call without a [`Deadline`] one that is `timeout` after the service is called. Default: such calls
+    /// have no deadline.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Refuses calls that this limiter could not admit before their deadline. `cost` computes what a call takes of the
-    /// limiter. Default: no call is refused, and each is ended at its deadline.
+    /// Refuses calls that `limiter` could not admit before their deadline. `cost` computes what the limiter charges a
+    /// call. Default: a call is refused only if its deadline has passed already when the service is called.
     #[must_use]
     pub fn limiter<N>(self, limiter: impl Into<Limiter>, cost: N) -> DeadlineLayer<N> {
         DeadlineLayer {
@@ -256,7 +260,7 @@ where
         let DeadlineLayer { limits, timeout } = &self.layer;
         let in_request = Deadline::of(&req);
         if in_request.is_some() {
-            // From here on the limiter counts the call.
+            // The rate limiter counts the call from here on, so the call leaves the pending demand.
             req.extensions_mut().remove::<PendingDemandGuard>();
         }
         let deadline = in_request.or_else(|| timeout.map(Deadline::after));
@@ -315,7 +319,7 @@ impl DeadlineTimer {
         Self { deadline, sleep: None }
     }
 
-    /// Waits until the deadline has passed.
+    /// Ready with the error when the deadline has passed.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DeadlineExceeded> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(self.deadline.0)));
         sleep
@@ -328,7 +332,7 @@ impl DeadlineTimer {
 // === impl PendingDemand ===
 
 impl PendingDemand {
-    /// Adds the cost of a call until the guard is dropped.
+    /// Adds the cost of a call to the pending demand until the returned guard is dropped.
     pub(crate) fn add(self: &Arc<Self>, cost: Cost) -> PendingDemandGuard {
         self.requests.fetch_add(cost.requests, Ordering::AcqRel);
         self.tokens.fetch_add(cost.tokens, Ordering::AcqRel);
@@ -338,7 +342,7 @@ impl PendingDemand {
         }))
     }
 
-    /// Returns the requests and the tokens that are pending.
+    /// Returns the summed costs, in requests and tokens, of the calls that have not reached the rate limiter yet.
     pub(crate) fn cost(&self) -> Demand {
         let load = |number: &AtomicU64| number.load(Ordering::Acquire).into();
         Demand {

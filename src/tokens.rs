@@ -1,4 +1,5 @@
-//! [`ApiTokens`] and [`ApiTokensUsed`]: extensions of http requests and responses with the API's tokens of one call.
+//! [`ApiTokens`] and [`ApiTokensUsed`]: extensions of http requests and responses that hold the number of API tokens of
+//! a call, such as a language model's.
 
 use std::{
     fmt,
@@ -8,7 +9,8 @@ use std::{
     },
 };
 
-/// The number of the API's tokens an http request is expected to cost: an extension of the request.
+/// The number of the API's tokens (such as a language model's) that an http request is expected to cost. It is an
+/// extension of the http request.
 ///
 /// ```
 /// use tower_outbound::ApiTokens;
@@ -19,9 +21,11 @@ use std::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ApiTokens(pub u64);
 
-/// The number of the API's tokens a call has used: an extension of the http response.
+/// The number of the API's tokens (such as a language model's) that a call has used. It is an extension of the http
+/// response.
 ///
-/// Clones share one value: a number that is set once the response's body has been read is visible through all of them.
+/// Clones of an `ApiTokensUsed` share one number: a number that is set once the response's body has been read is
+/// visible through all of them.
 ///
 /// ```
 /// use tower_outbound::ApiTokensUsed;
@@ -32,11 +36,11 @@ pub struct ApiTokens(pub u64);
 #[derive(Clone)]
 pub struct ApiTokensUsed(Arc<AtomicU64>);
 
-/// Marks a number that has not been set.
+/// Stands for a number of tokens that has not been set.
 const UNKNOWN: u64 = u64::MAX;
 
 impl ApiTokensUsed {
-    /// Creates a value with this number of tokens.
+    /// Creates an `ApiTokensUsed` with this number of tokens.
     #[must_use]
     pub fn new(tokens: u64) -> Self {
         let used = Self::unknown();
@@ -44,13 +48,13 @@ impl ApiTokensUsed {
         used
     }
 
-    /// Creates a value whose number is not set yet.
+    /// Creates an `ApiTokensUsed` whose number of tokens is set later.
     #[must_use]
     pub fn unknown() -> Self {
         Self(Arc::new(AtomicU64::new(UNKNOWN)))
     }
 
-    /// Sets or replaces the number of tokens.
+    /// Sets or replaces the number of tokens, for all clones.
     pub fn set(&self, tokens: u64) {
         self.0.store(tokens.min(UNKNOWN - 1), Ordering::Release);
     }

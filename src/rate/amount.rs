@@ -1,10 +1,12 @@
-//! [`Amount`]: a number of requests or tokens, kept exactly.
+//! [`Amount`]: a number of requests or tokens, for the settings of a rate limit.
 
 use std::fmt;
 
-/// A number of requests or tokens: an integer, or a fraction, which is rounded to a millionth.
+/// A number of requests or tokens in the settings of a rate limit: an integer, or a fraction, which is rounded to a
+/// millionth.
 ///
-/// Every number converts into an `Amount`. Whether it is valid is checked when a limiter is built from it.
+/// Integers and floating-point numbers convert into an `Amount`. Whether the number is valid is checked when a limiter
+/// is built from it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Amount(Number);
 
@@ -12,17 +14,17 @@ pub struct Amount(Number);
 enum Number {
     Whole(u64),
     Negative(i64),
-    /// Any float, also a whole or an invalid one.
+    /// Any floating-point number, also one without a fraction and an invalid one, such as NaN.
     Float(f64),
 }
 
-/// The denominator of fractions.
+/// The denominator of a fractional amount, which is rounded to millionths.
 const SCALE: u64 = 1_000_000;
 
-/// The largest float that is still below `u64::MAX` in millionths.
+/// The largest valid floating-point amount: `u64::MAX` millionths.
 const MAX_FLOAT: f64 = u64::MAX as f64 / SCALE as f64;
 
-/// The greatest common divisor.
+/// Returns the greatest common divisor of `a` and `b`.
 pub(super) fn gcd(mut a: u128, mut b: u128) -> u128 {
     while b != 0 {
         (a, b) = (b, a % b);
@@ -41,7 +43,7 @@ impl Amount {
         }
     }
 
-    /// Returns the amount as numerator and denominator, or what is wrong with it.
+    /// Returns the amount as a numerator and a denominator, or an error text if the amount is invalid.
     pub(super) fn fraction(&self) -> Result<(u64, u64), String> {
         match self.0 {
             Number::Whole(amount) => Ok((amount, 1)),
@@ -60,13 +62,14 @@ impl Amount {
     }
 }
 
-/// Writes the number as it was given.
+/// Writes the number as it was given, such as `60`, `-1` or `0.5`.
 impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Number::Whole(amount) => amount.fmt(f),
             Number::Negative(amount) => amount.fmt(f),
-            // The debug format of a float parses back into the same float, and as a float.
+            // A float's debug format, such as `5.0`, is parsed back into the same float. The display format, `5`, would
+            // be parsed into an integer.
             Number::Float(amount) => write!(f, "{amount:?}"),
         }
     }
@@ -78,7 +81,8 @@ impl Amount {
     pub(super) fn scaled(&self, factor: f64) -> Self {
         let amount = self.value() * factor;
         if amount >= 100.0 {
-            // An integer needs fewer units than a fraction: a large burst can still be counted exactly.
+            // A bucket divides a request or token into fewer units for an integer amount than for a fraction. With
+            // fractions, a large burst could be too large to be counted exactly.
             Self::from(amount as u64)
         } else {
             let millionths = (amount * SCALE as f64).floor().max(1.0);
@@ -89,7 +93,7 @@ impl Amount {
 
 #[cfg(feature = "redis")]
 impl Amount {
-    /// Parses what [`Display`](fmt::Display) writes.
+    /// Parses the text that [`Display`](fmt::Display) writes for an `Amount`.
     pub(super) fn read(text: &str) -> Option<Self> {
         let whole = || text.parse::<u64>().map(Self::from).ok();
         let negative = || text.parse::<i64>().map(Self::from).ok();
@@ -117,7 +121,7 @@ impl From<usize> for Amount {
     }
 }
 
-/// Integer literals are `i32`. A negative number is rejected when the limiter is built.
+/// Accepts integer literals, whose default type is `i32`. A negative number is rejected when the limiter is built.
 impl From<i32> for Amount {
     fn from(amount: i32) -> Self {
         i64::from(amount).into()

@@ -1,63 +1,67 @@
-//! The arithmetic of one bucket. It counts in integers and has no clock, lock or timer: the owner passes the time that
-//! has elapsed.
+//! [`Bucket`]: the arithmetic of the bucket of one rate. It counts in integers and has no clock, lock or timer: its
+//! owner passes the time that has elapsed.
 //!
 //! # Units
 //!
-//! Time is counted in ticks: nanoseconds in a [`RateLimiter`](super::RateLimiter), microseconds in a shared limiter.
-//! A rate of `amount` per `period` is counted in units so small that every quantity is an integer: with
-//! `g = gcd(amount, period in ticks)`, one request or token is `period / g` units, and each tick adds `amount / g`
-//! units. At 500 requests a minute, for example, one request is 120,000,000 units, and each nanosecond adds 1 unit.
-//! So the fill is never rounded: after a year at any rate the balance is exact.
+//! Time is counted in ticks: nanoseconds in a [`RateLimiter`](super::RateLimiter), microseconds in a limiter that
+//! processes share in Redis. A rate of `amount` per `period` is counted in units so small that every quantity is an
+//! integer: with `g = gcd(amount, period in ticks)`, one request or token is `period / g` units, and each tick adds
+//! `amount / g` units. At 500 requests a minute, for example, one request is 120,000,000 units, and each nanosecond
+//! adds 1 unit. So the fill is never rounded: after a year at any rate the balance is exact.
 //!
 //! # Refunds and the withheld part
 //!
-//! A call may be charged an estimate, which is settled later with the cost it really had. Debiting a difference is
+//! A call may be charged an estimate of its cost, which is settled later with the true cost. Debiting a difference is
 //! simple. Refunding one is not: had the true cost been charged from the start, the bucket might have been full in the
-//! meantime and would have overflowed, and what overflows is lost. A refund must not bring that back, or more than
-//! `burst + rate x T` of true usage could pass in a window of length T.
+//! meantime and would have overflowed, and what overflows is lost. A refund must not bring back what would have been
+//! lost, or more than `burst + rate x T` of true usage could pass in a window of length T.
 //!
 //! For example, a full bucket of capacity 10 is charged an estimate of 8, which leaves a balance of 2. The bucket gains
-//! 5, so the balance is 7. If the true cost turns out to be 0, the bucket would have been full all the time and would
-//! have lost those 5. A refund of 8 must therefore raise the balance by 3 only, to 10. If another call takes the 7
-//! before the settlement, the refund is still 3: without the estimate the bucket would hold `10 - 7 = 3`.
+//! 5, so the balance is 7. If the true cost turns out to be 0, a bucket that was charged the true cost would have been
+//! full all the time and would have lost those 5. A refund of 8 must therefore raise the balance by 3 only, to 10. If
+//! another call takes the 7 before the settlement, the refund is still 3: without the estimate the bucket would hold
+//! `10 - 7 = 3`.
 //!
-//! So the bucket keeps two sums: `estimated`, the estimates that are not settled yet (8 in the example), and
-//! `withheld`, the part of them that would have overflowed by now if all of them had a true cost of 0 (5 in the
-//! example). A refund is reduced by what is withheld.
+//! To withhold from a refund what would have overflowed, a bucket keeps two sums: `estimated`, the charged estimates
+//! that are not settled yet (8 in the example above), and `withheld`, the part of `estimated` that would have
+//! overflowed by now if all these estimates had a true cost of 0 (5 in the example). A refund is reduced by `withheld`.
 
-/// A rate in the units of its bucket: see the [module docs](self).
+/// The settings of one bucket: its rate, capacity and initial fill, in units (integer fractions of a request or token).
+/// See the [module docs](self).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BucketSpec {
-    /// Units that one tick adds.
+    /// The number of units that one tick adds. A tick is a nanosecond, or a microsecond in a limiter that processes
+    /// share.
     pub(super) fill: u64,
-    /// Units in one request or token.
+    /// The number of units in one request or token.
     pub(super) unit: u128,
-    /// Units in a full bucket.
+    /// The number of units in a full bucket.
     pub(super) capacity: i128,
-    /// Units in a new bucket.
+    /// The number of units in a new bucket.
     pub(super) initial: i128,
-    /// The largest debt in units. Debts are capped here so that the arithmetic does not overflow.
+    /// The largest debt, in units. A larger debt is cut off, so that the arithmetic does not overflow.
     pub(super) max_debt: i128,
 }
 
-/// A bucket of requests or tokens. Its balance is negative while it is in debt.
+/// A bucket of requests or tokens. Its balance is negative while the bucket is in debt.
 #[derive(Clone, Debug)]
 pub(super) struct Bucket {
     spec: BucketSpec,
-    /// The capacity in whole requests or tokens.
+    /// The capacity in whole requests or tokens, rounded down.
     burst: u64,
     balance: i128,
-    /// The sum of the estimates that are charged and not settled yet, in units.
+    /// The sum of the charged estimates that are not settled yet, in units.
     estimated: i128,
-    /// The part of `estimated`, in units, that is not refunded: see the [module docs](self).
+    /// The part of the unsettled estimates, in units, that a refund does not give back: without the estimates, the
+    /// bucket would have overflowed by as much. See the [module docs](self).
     withheld: i128,
-    /// The version of the limits in which this rate was added. Estimates charged under earlier versions were not
-    /// charged to this bucket.
+    /// The version of the limits that added this bucket's rate. Estimates charged under earlier versions were not
+    /// charged to this bucket, so it does not refund them.
     limits_version: u64,
 }
 
 impl BucketSpec {
-    /// The capacity in whole requests or tokens.
+    /// Returns the capacity in whole requests or tokens, rounded down.
     pub(super) fn burst(&self) -> u64 {
         whole(self.capacity, self.unit)
     }
@@ -75,31 +79,32 @@ impl Bucket {
         }
     }
 
-    /// Sets the version of the limits in which this rate was added. Default: 0, the first version.
+    /// Sets the version of the limits that added this bucket's rate. Default: 0, the first version.
     pub(super) const fn set_limits_version(&mut self, version: u64) {
         self.limits_version = version;
     }
 
-    /// The capacity in whole requests or tokens.
+    /// Returns the capacity in whole requests or tokens, rounded down.
     pub(super) const fn burst(&self) -> u64 {
         self.burst
     }
 
-    /// The balance in whole requests or tokens; 0 in debt.
+    /// Returns the balance in whole requests or tokens, rounded down; 0 if the bucket is in debt.
     pub(super) fn available(&self) -> u64 {
         whole(self.balance.max(0), self.spec.unit)
     }
 
-    /// Whether `amount` can be taken now. An amount of 0 always can, also in debt.
+    /// Returns whether the bucket holds `amount`. An amount of 0 can always be taken, also from a bucket in debt.
     pub(super) fn has(&self, amount: u64) -> bool {
-        // An amount up to the burst cannot overflow.
+        // `amount` is compared with the burst first, because a larger amount could overflow when it is converted to
+        // units.
         amount == 0 || (amount <= self.burst && self.units_of(amount) <= self.balance)
     }
 
-    /// Adds what `elapsed` ticks bring, up to the capacity.
+    /// Adds what the rate yields in `elapsed` ticks, up to the capacity.
     pub(super) fn advance(&mut self, elapsed: u64) {
         let gained = u128::from(elapsed) * u128::from(self.spec.fill);
-        // The balance is never above the capacity.
+        // The balance never exceeds the capacity, so the absolute difference is the room for more.
         let room = self.spec.capacity.abs_diff(self.balance);
         self.balance = if gained < room {
             self.balance + gained as i128
@@ -109,8 +114,8 @@ impl Bucket {
         self.update_withheld();
     }
 
-    /// Returns the ticks until `amount` can be taken if nothing else is taken before. An amount of 0 does not wait,
-    /// also in debt. The amount may exceed the burst: it may be the sum of several calls.
+    /// Returns the number of ticks until `amount` can be taken if nothing else is taken before; 0 for an amount of 0,
+    /// also if the bucket is in debt. The amount may exceed the burst, because it may be the sum of several calls.
     pub(super) fn time_until(&self, amount: u128) -> u64 {
         if amount == 0 {
             return 0;
@@ -125,8 +130,8 @@ impl Bucket {
         u64::try_from(missing.div_ceil(u128::from(self.spec.fill))).unwrap_or(u64::MAX)
     }
 
-    /// Takes `amount`, which must be available: see [`has`](Self::has). If it is an estimate, [`settle`](Self::settle)
-    /// must follow.
+    /// Takes `amount`, which the bucket must hold: see [`has`](Self::has). If `is_estimate` is set, the amount is an
+    /// estimate, and [`settle`](Self::settle) must follow.
     pub(super) fn take(&mut self, amount: u64, is_estimate: bool) {
         let units = self.units_of(amount);
         self.balance -= units;
@@ -135,20 +140,21 @@ impl Bucket {
         }
     }
 
-    /// Lowers the balance to `amount`; never raises it.
+    /// Lowers the balance to `amount` requests or tokens, and never raises it.
     pub(super) fn lower(&mut self, amount: u64) {
         self.balance = self.balance.min(self.saturating_units(amount));
         self.update_withheld();
     }
 
-    /// Replaces an estimate by what was `used`. `limits_version` is the version of the limits that charged the
-    /// estimate.
+    /// Replaces the charged `estimate` by what the call really `used`. `limits_version` is the version of the limits
+    /// under which the estimate was charged.
     pub(super) fn settle(&mut self, estimate: u64, used: u64, limits_version: u64) {
         if used > estimate {
             self.debit(used - estimate);
         }
         if limits_version < self.limits_version {
-            // The estimate was not charged to this bucket: nothing is refunded, and `estimated` does not contain it.
+            // The rate was added after the estimate had been charged, so the estimate was not charged to this bucket:
+            // nothing is refunded, and `estimated` does not contain it.
             return;
         }
         if used < estimate {
@@ -158,13 +164,14 @@ impl Bucket {
         self.set_estimated_units(remaining.max(0));
     }
 
-    /// Takes `amount`, which has been used already. The balance may become negative: a debt.
+    /// Takes `amount`, which a call has used already, from the balance. The balance may become negative: a debt.
     pub(super) fn debit(&mut self, amount: u64) {
         let units = self.saturating_units(amount);
         self.balance = self.balance.saturating_sub(units).max(-self.spec.max_debt);
     }
 
-    /// Refunds `amount` of the estimates, less what is withheld.
+    /// Adds `amount`, a refund of unsettled estimates, to the balance, less the withheld part: see the [module
+    /// docs](self).
     pub(super) fn credit(&mut self, amount: u64) {
         let refund = self.saturating_units(amount).min(self.estimated);
         let kept = refund.min(self.withheld);
@@ -172,13 +179,14 @@ impl Bucket {
         self.balance = self.balance.saturating_add(refund - kept).min(self.spec.capacity);
     }
 
-    /// Takes over the balance, the debt and the estimates of `old`, the bucket of the rate that this one replaces. A
-    /// balance above the new capacity is cut off.
+    /// Takes over the balance or debt and the unsettled estimates of `old`, the bucket of the rate that this bucket's
+    /// rate replaces. A balance above the new capacity is cut off.
     pub(super) fn carry_over(&mut self, old: &Self) {
         let convert = |units: i128| -> i128 {
             let (from, to) = (old.spec.unit as i128, self.spec.unit);
             let whole = units.div_euclid(from).saturating_mul(to as i128);
-            // Both factors are at most the largest unit, so the product fits wherever the units themselves do.
+            // This product saturates only above 2^128, which both units can exceed together if the amounts are
+            // fractional and the periods long (a day). The balance then loses less than one request or token.
             let part = (units.rem_euclid(from) as u128).saturating_mul(to) / old.spec.unit;
             whole.saturating_add(part as i128)
         };
@@ -186,7 +194,8 @@ impl Bucket {
         self.balance = balance.clamp(-self.spec.max_debt, self.spec.capacity);
         self.estimated = convert(old.estimated);
         // Converting the withheld part by itself could round it down and make a refund one unit too large. So the
-        // balance without it is converted, and the withheld part is the difference.
+        // balance minus the withheld part is converted, and the new withheld part is the difference to the converted
+        // balance.
         let without = convert(old.balance.saturating_sub(old.withheld));
         self.withheld = balance.saturating_sub(without).min(self.estimated);
         self.limits_version = old.limits_version;
@@ -199,7 +208,8 @@ impl Bucket {
         self.update_withheld();
     }
 
-    /// Raises `withheld` to what would have overflowed by now if all estimates had a true cost of 0.
+    /// Raises `withheld` to the part of the unsettled estimates that would have overflowed by now if all of them had a
+    /// true cost of 0.
     fn update_withheld(&mut self) {
         if self.estimated > 0 {
             let room = self.spec.capacity.saturating_sub(self.balance);
@@ -207,11 +217,12 @@ impl Bucket {
         }
     }
 
-    /// The units of an amount up to the burst, which cannot overflow.
+    /// Converts an amount of requests or tokens to units. An amount up to the burst cannot overflow.
     fn units_of(&self, amount: u64) -> i128 {
         (u128::from(amount) * self.spec.unit) as i128
     }
 
+    /// Converts any amount of requests or tokens to units, at most to `i128::MAX`.
     fn saturating_units(&self, amount: u64) -> i128 {
         u128::from(amount)
             .checked_mul(self.spec.unit)
@@ -219,12 +230,13 @@ impl Bucket {
     }
 }
 
-/// What only shared limits need.
+/// Methods that are only needed for limits that several processes share in Redis.
 #[cfg(feature = "redis")]
 impl Bucket {
-    /// Debits `amount`, which a member admitted from its own share of the rate, one of `shares` equal ones, while it
-    /// had no store. `since_emptied` is set if the bucket was emptied during that time: the ticks since then. At most
-    /// what one share filled in those ticks is debited, because emptying the bucket has accounted for the rest.
+    /// Debits `amount`, which one process (a member) admitted from its own share of a shared rate while it could not
+    /// reach the Redis store. The share is one of `shares` equal ones. If the bucket was emptied during that time,
+    /// `since_emptied` is the number of ticks since then, and at most what one share filled in those ticks is debited:
+    /// emptying the bucket has already accounted for what was used before.
     pub(super) fn debit_share(&mut self, amount: u64, since_emptied: Option<u64>, shares: u64) {
         let filled = since_emptied.map_or(i128::MAX, |ticks| {
             let all = u128::from(ticks) * u128::from(self.spec.fill);
@@ -234,24 +246,24 @@ impl Bucket {
         self.balance = self.balance.saturating_sub(units).max(-self.spec.max_debt);
     }
 
-    /// Sets the sum of the estimates that are not settled yet.
+    /// Sets the sum of the unsettled estimates, in requests or tokens.
     pub(super) fn set_estimated(&mut self, amount: u64) {
         self.set_estimated_units(self.saturating_units(amount).min(2 * self.spec.max_debt));
     }
 
-    /// Removes the balance, but not a debt.
+    /// Lowers a positive balance to 0. A debt remains.
     pub(super) fn empty(&mut self) {
         self.balance = self.balance.min(0);
     }
 
-    /// Returns the ticks until the bucket is full if nothing is taken.
+    /// Returns the number of ticks until the bucket is full if nothing is taken before.
     pub(super) fn until_full(&self) -> u64 {
         let missing = self.spec.capacity.abs_diff(self.balance);
         u64::try_from(missing.div_ceil(u128::from(self.spec.fill))).unwrap_or(u64::MAX)
     }
 }
 
-/// The whole requests or tokens in `units`, which must not be negative.
+/// Returns the number of whole requests or tokens in `units`, which must not be negative.
 fn whole(units: i128, unit: u128) -> u64 {
     u64::try_from(units as u128 / unit).unwrap_or(u64::MAX)
 }
@@ -260,7 +272,7 @@ fn whole(units: i128, unit: u128) -> u64 {
 mod tests {
     use super::*;
 
-    /// A full bucket of 3 tokens in 7 ticks: a unit is a seventh of a token.
+    /// Returns a full bucket that holds `burst` tokens and gains 3 tokens in 7 ticks. A unit is a seventh of a token.
     fn sevenths(burst: i128) -> Bucket {
         Bucket::new(BucketSpec {
             fill: 3,
@@ -271,7 +283,7 @@ mod tests {
         })
     }
 
-    /// A full bucket of 10 tokens at a token in `unit` ticks.
+    /// Returns a full bucket that holds 10 tokens and gains one token in `unit` ticks.
     fn bucket_of_ten(unit: u128) -> Bucket {
         let capacity = 10 * unit as i128;
         Bucket::new(BucketSpec {
@@ -285,9 +297,9 @@ mod tests {
 
     #[test]
     fn the_time_until_an_amount_is_available_is_exact() {
-        // (elapsed ticks, amount, ticks until it can be taken)
+        // Each step: elapsed ticks, an amount of tokens, the expected ticks until that amount can be taken.
         let steps = [
-            (0, 5, 0),  // the burst
+            (0, 5, 0),  // takes the whole burst
             (0, 1, 3),  // 7 units missing, at 3 a tick, rounded up
             (3, 1, 0),  // 9 units: one token, 2 units left
             (0, 1, 2),  // 5 units missing
@@ -313,7 +325,7 @@ mod tests {
         bucket.take(5, true);
         bucket.settle(5, 10, 0);
         assert_eq!((bucket.available(), bucket.time_until(0)), (0, 0));
-        // 35 units of debt and 7 for the token, at 3 a tick.
+        // 35 units of debt and 7 units for one token are missing. A tick adds 3 units.
         assert_eq!(bucket.time_until(1), 14);
     }
 
@@ -370,7 +382,8 @@ mod tests {
         for _ in 0..ROUNDS {
             let burst = rng.u64(5..25);
             let mut bucket = sevenths(burst.into());
-            // Charged the true costs from the start. `bucket` must never hold more than this one.
+            // A bucket that is charged the true costs from the start. The bucket that is charged estimates must never
+            // hold more than this ideal one.
             let mut ideal = sevenths(burst.into());
             let mut unsettled: Vec<(u64, u64)> = Vec::new();
             for _ in 0..80 {
@@ -401,7 +414,7 @@ mod tests {
         let mut old = sevenths(5);
         old.take(3, false);
         old.advance(1);
-        // The balance is 2 tokens and 3 sevenths.
+        // The balance is 2 tokens and 3 sevenths of a token.
         let mut new = bucket_of_ten(14);
         new.carry_over(&old);
         assert_eq!(new.balance, 2 * 14 + 6);
@@ -414,7 +427,8 @@ mod tests {
 
     #[test]
     fn a_new_rate_never_makes_a_refund_larger() {
-        // 3 were estimated and nothing was used. Charged with the true cost, the bucket would hold 31 units.
+        // An estimate of 3 tokens was charged, and nothing was used. Without the estimate, the bucket would hold 31
+        // units.
         let mut old = sevenths(5);
         old.take(3, true);
         old.advance(3);

@@ -1,4 +1,5 @@
-//! [`Buckets`]: all buckets of one limiter. It charges all of them or none, and implements pauses and catching up.
+//! [`Buckets`]: all buckets of one rate limiter. A call is charged to all of them or to none. Pauses and catching up
+//! after late wakeups are implemented here.
 
 use super::{
     bucket::Bucket,
@@ -18,66 +19,71 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How far back the limiter admits a waiter that was woken late, in nanoseconds. The waiter is admitted *as of* the
-/// time at which its cost became available, but at most this long ago.
+/// How far back, in nanoseconds, the limiter admits a waiter that was woken late. The waiter is admitted *as of* the
+/// time at which its cost became available, but no longer ago than this.
 ///
-/// 5 ms compensate for timers, whose resolution is a millisecond, but do not let a runtime that was blocked for longer
-/// send everything it missed as one burst.
+/// The 5 ms compensate for timers, whose resolution is a millisecond. A longer time would let a runtime that was
+/// blocked send everything it missed as one burst.
 const MAX_CATCH_UP_NANOS: u64 = 5_000_000;
 
-/// What a limiter has left at one instant.
+/// What the buckets of a rate limiter hold at one instant, and the end of its pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Available {
-    /// The requests that can be admitted at once: the minimum over all request rates. `None` if requests are not
+    /// The number of requests that the buckets hold: the minimum over all rates of requests. `None` if requests are not
     /// limited.
     pub requests: Option<u64>,
-    /// The tokens that can be admitted at once: the minimum over all token rates. `None` if tokens are not limited.
+    /// The number of tokens that the buckets hold: the minimum over all rates of tokens. `None` if tokens are not
+    /// limited.
     pub tokens: Option<u64>,
-    /// The end of the current pause. `None` without a pause.
+    /// The end of the current pause, before which no call is admitted. `None` without a pause.
     pub paused_until: Option<Instant>,
 }
 
-/// The largest cost that one call may have, per budget. It is read without the limiter's lock.
+/// The largest cost that one call may have, per budget: the smallest burst of the budget's rates. Reading it does not
+/// lock the limiter.
 #[derive(Debug, Default)]
 pub(crate) struct Bursts {
     requests: AtomicU64,
     tokens: AtomicU64,
 }
 
-/// All buckets of a limiter, as the resource of its wait queue. Times are nanoseconds since `epoch`.
+/// All buckets of a rate limiter, as the resource of its wait queue. All times are nanoseconds since the limiter's
+/// `epoch`.
 pub(super) struct Buckets {
     bursts: Arc<Bursts>,
     limits: Limits,
     /// One bucket for each rate of `limits`, in the same order.
     buckets: Vec<(Budget, Bucket)>,
-    /// How often the limits have been replaced.
+    /// The number of times that the limits have been replaced.
     limits_version: u64,
     epoch: Instant,
-    /// The time up to which the buckets are filled. While calls wait, it is behind the present.
+    /// The time up to which the buckets are filled. It is behind the present while calls wait, because a waiter may be
+    /// admitted as of a time in the past.
     filled_to: u64,
     paused_until: u64,
     last_admission: Admitted,
     /// The sum of the costs of all waiters in the queue.
     queued: Demand,
-    /// The time as of which `try_take` will admit, as computed by the last call of `availability`.
+    /// The time as of which `try_take` admits a call. The last call of `availability` has computed it.
     admission_time: u64,
 }
 
 /// The last admission of a call that had to wait.
 #[derive(Clone, Copy, Default)]
 struct Admitted {
-    /// When it was admitted.
+    /// When the call was admitted, in nanoseconds since the limiter's epoch.
     at: u64,
-    /// How much earlier its cost was available.
+    /// How much earlier the call's cost was available than the call was admitted: at most 5 ms, in nanoseconds.
     lateness: u64,
 }
 
-/// What one call wants to be charged.
+/// What one waiting call is to be charged.
 #[derive(Clone)]
 pub(super) struct ChargeRequest {
     pub(super) cost: Cost,
-    /// Present if the cost is an estimate: receives the version of the limits that charge it.
+    /// Present if the cost is an estimate. When the call is charged, the current version of the limits is stored here,
+    /// for the settlement of the estimate.
     pub(super) limits_version: Option<Arc<AtomicU64>>,
 }
 
@@ -90,7 +96,8 @@ impl Bursts {
         bursts
     }
 
-    /// Replaces the bursts by the smallest one of each budget in `all`.
+    /// Sets the burst of each budget to the smallest one that `all` has for it, or to no limit (`u64::MAX`) if `all`
+    /// has none.
     pub(super) fn set(&self, all: &(impl Iterator<Item = (Budget, u64)> + Clone)) {
         let min = |budget| {
             let bursts = all.clone().filter(|(of, _)| *of == budget).map(|(_, burst)| burst);
@@ -100,7 +107,7 @@ impl Bursts {
         self.tokens.store(min(Budget::Tokens), Ordering::Release);
     }
 
-    /// Checks that `cost` does not exceed a burst.
+    /// Returns an error if `cost` exceeds the burst of a budget.
     pub(crate) fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
         for (budget, burst) in [(Budget::Requests, &self.requests), (Budget::Tokens, &self.tokens)] {
             let burst = burst.load(Ordering::Acquire);
@@ -139,7 +146,7 @@ impl Buckets {
         &self.bursts
     }
 
-    /// Fills the buckets up to `time`.
+    /// Fills the buckets up to `time`, unless they are filled further already.
     fn fill_to(&mut self, time: u64) {
         if time > self.filled_to {
             let elapsed = time - self.filled_to;
@@ -148,13 +155,13 @@ impl Buckets {
         }
     }
 
-    /// Moves `filled_to` forward while no call waits, and returns by how many nanoseconds. The caller must advance
-    /// every bucket by that.
+    /// Moves `filled_to`, the time up to which the buckets are filled, forward while no call waits, and returns the
+    /// step in nanoseconds. The caller must then advance every bucket by this step.
     ///
-    /// It moves to the present, except for 5 ms after a waiter was admitted late. The buckets are then filled up to the
-    /// time as of which the waiter was admitted. Filling them up to the present would overflow a small burst and lose
-    /// what the lateness is worth. So `filled_to` stays behind by the lateness, and a caller that returns at once is
-    /// admitted as of the time that it missed. Without this, a few callers in a loop would not reach the rate.
+    /// `filled_to` moves to the present, except within 5 ms after a waiter was admitted late, as of an earlier time.
+    /// Filling the buckets up to the present would then overflow a small burst and lose what the lateness is worth. So
+    /// `filled_to` stays behind the present by the lateness, and a caller that returns at once is admitted as of the
+    /// time that it missed. Otherwise a few callers in a loop would not reach the rate.
     fn advance_idle(&mut self, now: &mut LazyNow) -> u64 {
         let now = now.nanos_since(self.epoch);
         let Admitted { at, lateness } = self.last_admission;
@@ -169,12 +176,12 @@ impl Buckets {
         elapsed
     }
 
-    /// Whether every bucket has `cost`.
+    /// Returns whether every bucket holds `cost`.
     fn has(&self, cost: Cost) -> bool {
         self.buckets.iter().all(|(budget, bucket)| bucket.has(cost.of(*budget)))
     }
 
-    /// Charges every bucket, which must have the cost.
+    /// Takes the cost of `request` from every bucket. Every bucket must hold it.
     fn charge(&mut self, request: &ChargeRequest) {
         for (budget, bucket) in &mut self.buckets {
             bucket.take(request.cost.of(*budget), request.limits_version.is_some());
@@ -184,8 +191,8 @@ impl Buckets {
         }
     }
 
-    /// Returns the time as of which `cost` is admitted if no call is before it: when every bucket has it and no pause
-    /// holds, but at most 5 ms ago.
+    /// Returns the time as of which a call of this cost is admitted if no call is before it: the time at which every
+    /// bucket holds the cost and no pause is in force, or 5 ms ago if that is later.
     fn time_of_admission(&self, cost: Cost, now: u64) -> u64 {
         let earliest = self
             .filled_to
@@ -201,16 +208,16 @@ impl Buckets {
         earliest.max(self.filled_to.saturating_add(waits.fold(0, u64::max)))
     }
 
-    /// Returns how long a new call of this cost would wait, behind the waiters in the queue and behind `ahead`, the
-    /// calls that will join the queue before it.
+    /// Returns how long a new call of this cost would wait, behind the waiters in the limiter's queue and behind
+    /// `ahead`, the summed costs of the calls that will join the queue before it.
     pub(super) fn wait(&mut self, cost: Cost, ahead: Demand, now: &mut LazyNow) -> Duration {
         let now = now.nanos_since(self.epoch);
         let waits = self.buckets.iter().map(|(budget, bucket)| {
             let before = self.queued.of(*budget) + ahead.of(*budget);
             bucket.time_until(before + u128::from(cost.of(*budget)))
         });
-        // The waiters in the queue have not been charged, even if their costs are available by now. So the wait begins
-        // at `filled_to`.
+        // The waiters in the queue have not been charged, even if their costs are available by now. So the time that
+        // the buckets need is counted from `filled_to`, not from the present.
         let admission = self
             .filled_to
             .saturating_add(waits.fold(0, u64::max))
@@ -236,7 +243,8 @@ impl Buckets {
         }
     }
 
-    /// Replaces the limits. The first new rate of a budget takes over the bucket of its first old rate, and so on.
+    /// Replaces the limits. For each budget, the first new rate takes over the bucket of the first old rate, the second
+    /// new rate that of the second old rate, and so on.
     pub(super) fn set_limits(&mut self, limits: Limits, now: &mut LazyNow) -> Result<(), InvalidConfig> {
         let mut new = limits.buckets()?;
         let now = now.nanos_since(self.epoch);
@@ -258,7 +266,8 @@ impl Buckets {
         Ok(())
     }
 
-    /// Lowers the balance of one rate to `left`; never raises it. Does nothing if there is no such rate.
+    /// Lowers what the bucket of one rate holds to `left`, and never raises it. Does nothing if `budget` and `period`
+    /// do not identify a rate.
     pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64, now: &mut LazyNow) {
         self.fill_if_idle(now);
         let index = self.limits.index_of(budget, period);
@@ -267,13 +276,15 @@ impl Buckets {
         }
     }
 
-    /// Extends the pause to `until`; never shortens it. `None` is an instant too far away to be represented.
+    /// Admits no call until `until`, and never shortens a pause. `None` stands for an instant that is too far away to
+    /// be represented.
     pub(super) fn pause(&mut self, until: Option<Instant>) {
         let until = until.map_or(u64::MAX, |until| nanos_between(self.epoch, until));
         self.paused_until = self.paused_until.max(until);
     }
 
-    /// Replaces the cost `estimate`, which the limits of `limits_version` charged, by what was `used`.
+    /// Replaces the charged cost `estimate` by what the call really `used`. `limits_version` is the version of the
+    /// limits under which the estimate was charged.
     pub(super) fn settle(&mut self, estimate: Cost, limits_version: u64, used: Cost, now: &mut LazyNow) {
         self.fill_if_idle(now);
         for (budget, bucket) in &mut self.buckets {
@@ -281,8 +292,9 @@ impl Buckets {
         }
     }
 
-    /// Fills the buckets before their balance is changed from outside. While calls wait, the buckets are not filled:
-    /// the first waiter may still be admitted as of a time in the past.
+    /// Fills the buckets before a balance is changed by something other than an admission. Does nothing while calls
+    /// wait: the first waiter may still be admitted as of a time in the past, which filling up to the present would
+    /// make impossible.
     fn fill_if_idle(&mut self, now: &mut LazyNow) {
         if self.queued == Demand::default() {
             self.on_idle(now);
@@ -312,7 +324,7 @@ impl Resource for Buckets {
     }
 
     fn try_take(&mut self, request: &ChargeRequest, waited: bool, now: &mut LazyNow) -> bool {
-        // The queue has just called `availability` with this request, which set `admission_time`.
+        // The queue has just called `availability` with the same request, which has set `admission_time`.
         self.fill_to(self.admission_time);
         self.charge(request);
         if waited {
@@ -331,7 +343,7 @@ impl Resource for Buckets {
     }
 
     fn try_take_uncontended(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, CostExceedsBurst> {
-        // The fast path fills and checks the buckets in one pass.
+        // While no call waits, one pass over the buckets both fills and checks them, which is faster than two.
         let elapsed = self.advance_idle(now);
         let mut is_available = self.paused_until <= self.filled_to;
         for (budget, bucket) in &mut self.buckets {
@@ -357,7 +369,7 @@ impl Resource for Buckets {
     }
 }
 
-/// An instant for an admission that is too far away to be represented: a year after `epoch`.
+/// Returns a year after `epoch`, in place of an admission time that an `Instant` cannot represent.
 fn far_future(epoch: Instant) -> Instant {
     epoch
         .checked_add(Duration::from_secs(60 * 60 * 24 * 365))

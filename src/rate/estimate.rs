@@ -1,9 +1,10 @@
-//! [`Estimate`]: a cost that was charged before the true cost is known.
+//! [`Estimate`]: a cost that a rate limiter has charged before the true cost of the call is available.
 
 use super::limits::Cost;
 use std::fmt;
 
-/// A cost that was charged as an estimate, to be [settled](Self::settle) when the true cost is known.
+/// A cost that a rate limiter has charged as an estimate, to be [settled](Self::settle) when the true cost of the call
+/// is available.
 ///
 /// An estimate that is dropped without being settled becomes the final charge.
 #[must_use = "an estimate that is dropped becomes the final charge: if that is intended, use `acquire`"]
@@ -12,9 +13,9 @@ pub struct Estimate {
     charge: Box<dyn Settle>,
 }
 
-/// A charge that the limiter which made it can correct.
+/// Corrects a charge. Implemented by the handle of the limiter that made the charge.
 pub(super) trait Settle: Send + Sync {
-    /// Replaces the estimate `charged` by what was `used`.
+    /// Replaces the cost `charged` by the cost that the call really `used`.
     fn settle(&self, charged: Cost, used: Cost);
 }
 
@@ -28,18 +29,20 @@ impl Estimate {
         }
     }
 
-    /// Returns the cost that was charged.
+    /// Returns the estimated cost, which was charged.
     #[must_use]
     pub const fn cost(&self) -> Cost {
         self.cost
     }
 
-    /// Replaces the charge by what was `used`: refunds what was not used, or debits what was used in addition.
+    /// Replaces the charge by what the call really `used`: refunds what was not used, or debits what was used in
+    /// addition.
     ///
-    /// See [`RateLimiter::settle`](super::RateLimiter::settle).
+    /// See [`RateLimiter::settle`](super::RateLimiter::settle) for the debt that a debit may leave, and for the part
+    /// that is not refunded.
     pub fn settle(mut self, used: Cost) {
         self.charge.settle(self.cost, used);
-        // Keeps `drop` from settling again.
+        // `drop` settles every estimate above zero, so this keeps it from settling this estimate again.
         self.cost = Cost::default();
     }
 }

@@ -1,5 +1,5 @@
-//! [`RateLimitLayer`]: computes the cost of a call, waits until the limiter admits it, makes the call, and settles what
-//! the call really cost.
+//! [`RateLimitLayer`]: computes the cost of a call, waits until the rate limiter admits the call, makes it, and
+//! corrects the charge when the true cost is available.
 
 use super::{
     estimate::Estimate,
@@ -22,7 +22,8 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Paces the calls of a service with a [`Limiter`]. See the [module docs](crate::rate).
+/// A layer that makes each call of a service wait until a rate [`Limiter`] admits it. See the [module
+/// docs](crate::rate).
 #[derive(Clone, Debug)]
 pub struct RateLimitLayer<C = ByExtension, U = AsCharged> {
     limiter: Limiter,
@@ -30,7 +31,7 @@ pub struct RateLimitLayer<C = ByExtension, U = AsCharged> {
     used: U,
 }
 
-/// A service whose calls wait for a [`Limiter`]. See the [module docs](crate::rate).
+/// A service whose calls wait until a rate [`Limiter`] admits them. See the [module docs](crate::rate).
 #[derive(Clone, Debug)]
 pub struct RateLimit<S, C = ByExtension, U = AsCharged> {
     inner: S,
@@ -39,54 +40,58 @@ pub struct RateLimit<S, C = ByExtension, U = AsCharged> {
     used: U,
 }
 
-/// Computes what a request costs.
+/// Computes what a request is charged by a rate limiter: a number of requests and a number of API tokens.
 ///
-/// Implemented for every `Fn(&Req) -> Cost`. The default of a [`RateLimitLayer`] is [`ByExtension`].
+/// Implemented for every `Fn(&Req) -> Cost`. A [`RateLimitLayer`] uses [`ByExtension`] by default.
 pub trait RequestCost<Req> {
     /// Returns the cost of `req`.
     fn cost(&self, req: &Req) -> Cost;
 }
 
-/// A [`RequestCost`] for http requests: one request, and the tokens of the request's extension [`ApiTokens`], or none
-/// without that extension.
+/// A [`RequestCost`] for http requests: the cost is one request and the tokens of its extension [`ApiTokens`], or no
+/// tokens without that extension.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByExtension;
 
-/// Determines what a call really cost, after it has ended: see [`RateLimitLayer::settle`].
+/// Determines what a call really cost, after the call has ended: see [`RateLimitLayer::settle`].
 ///
-/// [`ByUsage`] does so for http responses. For other types, the trait is implemented for every
-/// `Fn(Cost, Result<&Res, &BoxError>) -> Option<Cost>`.
+/// [`ByUsage`] implements this trait for http responses. For other responses, use a closure: every `Fn(Cost,
+/// Result<&Res, &BoxError>) -> Option<Cost>` implements it.
 pub trait UsedCost<Res> {
-    /// Whether charges are estimates. If `false`, [`used`](Self::used) is not called, and charges are final.
+    /// Whether charges are estimates that are corrected after the call. If `false`, [`used`](Self::used) is not called,
+    /// and charges are final.
     const SETTLES: bool = true;
 
-    /// Returns the true cost of a call that was charged `charged`; `None` if the charge is right, or if the true cost
-    /// is not available.
+    /// Returns the true cost of a call that was charged `charged`. `None` leaves the charge unchanged: it is right, or
+    /// the true cost is not available.
     ///
-    /// It is not called for a call whose future is dropped before the call has ended. That call stays charged.
+    /// This method is not called for a call whose future is dropped before the call has ended. That call stays charged.
     fn used(&self, charged: Cost, result: Result<&Res, &BoxError>) -> Option<Cost>;
 }
 
-/// A [`UsedCost`] that settles nothing: every charge is final. The default of a [`RateLimitLayer`].
+/// A [`UsedCost`] that corrects no charge: every charge is final. A [`RateLimitLayer`] uses it by default.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AsCharged;
 
-/// A [`UsedCost`] for http responses: the tokens of the response's extension [`ApiTokensUsed`].
+/// A [`UsedCost`] for http responses: the tokens that a call has used are the number in the response's extension
+/// [`ApiTokensUsed`].
 ///
-/// A call without that extension stays charged. So does a call that failed, because providers count those as well, as
-/// OpenAI and Azure document. Only a request that was [never sent](Self::unless_sent) costs nothing.
+/// A call whose response has no [`ApiTokensUsed`], or one without a number, stays charged. So does a call that failed:
+/// OpenAI and Azure document that they count failed calls, too. Only a call whose request was [never
+/// sent](Self::unless_sent) costs nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct ByUsage {
     never_sent: fn(&BoxError) -> bool,
 }
 
 pin_project! {
-    /// The future of [`RateLimit`]: waits until the call is admitted, then makes the inner call.
+    /// The response future of [`RateLimit`]: waits until the limiter admits the call, then makes the inner call.
     ///
     /// # Cancel safety
     ///
-    /// A future that is dropped while it waits has taken nothing, and the next waiter moves up. A future that is
-    /// dropped during the inner call stays charged. It has no place in the limiter's queue before its first poll.
+    /// A future that is dropped while it waits for the limiter is charged nothing, and the next waiter moves up. A
+    /// future that is dropped during the inner call stays charged. The future enters the limiter's queue at its first
+    /// poll.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, Req, U = AsCharged>
     where
@@ -101,9 +106,10 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
-        /// Waiting for the limiter. `ready` is the inner service that `poll_ready` has made ready.
+        /// The call waits for the limiter. `ready` is the inner service, which `poll_ready` has made ready.
         Waiting { admission: Admission, cost: Cost, ready: S, req: Option<Req> },
-        /// Admitted and charged; the inner call runs. `estimate` is present if the charge is to be settled.
+        /// The call is admitted and charged, and the inner call runs. `estimate` is present if the charge is to be
+        /// corrected when the call has ended.
         Calling { #[pin] future: F, estimate: Option<Estimate> },
     }
 }
@@ -111,10 +117,11 @@ pin_project! {
 // === impl RateLimitLayer ===
 
 impl RateLimitLayer {
-    /// Creates a layer that paces http requests. Each costs one request, and the tokens of its extension [`ApiTokens`].
+    /// Creates a rate limit for http requests. Each of them costs one request and the tokens of its extension
+    /// [`ApiTokens`].
     ///
     /// `limiter` is a [`RateLimiter`](crate::RateLimiter), or a limiter that several processes share: see [`Limiter`].
-    /// Clones of a limiter share its limits, so one limiter can serve several stacks.
+    /// Clones of a limiter share its buckets, so one limiter can serve several stacks.
     #[must_use]
     pub fn new(limiter: impl Into<Limiter>) -> Self {
         Self::with_cost(limiter, ByExtension)
@@ -122,7 +129,7 @@ impl RateLimitLayer {
 }
 
 impl<C> RateLimitLayer<C> {
-    /// Creates a layer that paces requests of any type. `cost` computes what each of them costs.
+    /// Creates a rate limit for requests of any type. `cost` computes what each of them costs.
     ///
     /// ```
     /// # use tower_outbound::{Cost, Limits, Rate, RateLimitLayer, RateLimiter};
@@ -141,7 +148,7 @@ impl<C> RateLimitLayer<C> {
 }
 
 impl<C, U> RateLimitLayer<C, U> {
-    /// Treats every charge as an estimate: when the call has ended, `used` determines what it really cost, and the
+    /// Treats every charge as an estimate: when a call has ended, `used` determines what the call really cost, and the
     /// difference is refunded or debited at once, as by [`RateLimiter::settle`](crate::RateLimiter::settle). Default:
     /// charges are final.
     ///
@@ -188,12 +195,14 @@ where
     type Future = ResponseFuture<S, Req, U>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // The cost depends on the request, which is not available yet: its future waits for the limiter.
+        // Does not wait for the limiter: the cost depends on the request, which only `call` receives. The call's future
+        // waits instead.
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
-        // Only the instance that `poll_ready` has made ready may be called. The future takes it; a clone stays here.
+        // Only the service instance that `poll_ready` has made ready may be called. So the future takes that instance,
+        // and a clone takes its place in `self`.
         let clone = self.inner.clone();
         let ready = mem::replace(&mut self.inner, clone);
         let cost = self.cost.cost(&req);
@@ -243,8 +252,8 @@ impl<Res, F: Fn(Cost, Result<&Res, &BoxError>) -> Option<Cost>> UsedCost<Res> fo
 // === impl ByUsage ===
 
 impl ByUsage {
-    /// Refunds the whole cost, the request and its tokens, of a call that failed with an error for which `never_sent`
-    /// returns `true`: its request never reached the provider. Default: no error is refunded.
+    /// Refunds the whole cost, the request and its tokens, of a call whose error makes `never_sent` return `true`
+    /// because its request never reached the provider. Default: a failed call is not refunded.
     #[must_use]
     pub const fn unless_sent(mut self, never_sent: fn(&BoxError) -> bool) -> Self {
         self.never_sent = never_sent;

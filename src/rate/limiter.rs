@@ -1,4 +1,4 @@
-//! [`Limiter`]: a local or a shared limiter.
+//! [`Limiter`]: a rate limiter, either of this process or shared by several processes.
 
 #[cfg(feature = "redis")]
 use super::redis::{SharedAdmission, SharedRateLimiter};
@@ -16,15 +16,15 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// A limiter whose buckets are in this process ([`RateLimiter`]), or one that several processes share
+/// A rate limiter whose buckets are in this process ([`RateLimiter`]), or one that several processes share
 /// (`rate::redis::SharedRateLimiter`, feature `redis`).
 ///
-/// Layers and executors accept either, as `impl Into<Limiter>`, and work the same with both. This type has the methods
-/// that both limiters have; the two types document them in detail.
+/// Layers and executors accept either kind of limiter, as `impl Into<Limiter>`, and work the same with both. This type
+/// has the methods that both kinds have; their own types document the methods in detail.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Limiter {
-    /// A limiter of this process.
+    /// A limiter whose buckets are in this process.
     Local(RateLimiter),
     /// A limiter that several processes share.
     #[cfg(feature = "redis")]
@@ -32,7 +32,7 @@ pub enum Limiter {
     Shared(SharedRateLimiter),
 }
 
-/// The wait of one call for its admission, as a state to poll.
+/// One call that waits for its admission by a limiter. Not a `Future`, because `poll` also takes the cost and the time.
 #[derive(Debug)]
 pub(super) enum Admission {
     Local(LocalAdmission),
@@ -40,7 +40,7 @@ pub(super) enum Admission {
     Shared(Box<SharedAdmission>),
 }
 
-/// Evaluates the same expression with the local or the shared limiter. The two have methods of the same names, but no
+/// Evaluates an expression with the local or the shared limiter. The two types have methods of the same names, but no
 /// common trait.
 macro_rules! either {
     ($limiter:expr, $inner:ident => $call:expr) => {
@@ -55,43 +55,47 @@ macro_rules! either {
 // === impl Limiter ===
 
 impl Limiter {
-    /// Waits until `cost` is available in every bucket, and takes it. See [`RateLimiter::acquire`].
+    /// Waits until every bucket of the limiter holds `cost`, and takes it from all of them. See
+    /// [`RateLimiter::acquire`].
     ///
     /// # Errors
     ///
-    /// [`AcquireError`] if the cost exceeds a burst, or if the limits are shared and their store is unavailable.
+    /// [`AcquireError`] if the cost exceeds a burst, or if several processes share the limits and their Redis store is
+    /// unavailable.
     ///
     /// # Panics
     ///
-    /// A local limiter, when it has to wait outside a Tokio runtime with its timer enabled. A shared limiter, outside a
-    /// Tokio runtime with its timer and its I/O enabled.
+    /// A local limiter panics when it has to wait outside a Tokio runtime with its timer enabled. A shared limiter
+    /// panics outside a Tokio runtime with its timer and its I/O enabled.
     ///
     /// # Cancel safety
     ///
-    /// A future that is dropped while it waits loses its place in the queue. It has taken nothing, or what a shared
-    /// limiter has reserved for it is given back.
+    /// A future that is dropped while it waits loses its place in the queue, and nothing is charged. A shared limiter
+    /// gives back what it has reserved for the call.
     pub async fn acquire(&self, cost: Cost) -> Result<(), AcquireError> {
         either!(self, limiter => Ok(limiter.acquire(cost).await?))
     }
 
-    /// Like [`acquire`](Self::acquire), for a cost that is an estimate. See [`RateLimiter::acquire_estimate`].
+    /// Like [`acquire`](Self::acquire), for a cost that is an estimate and is corrected later. See
+    /// [`RateLimiter::acquire_estimate`].
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// Returns an error in the same cases as [`acquire`](Self::acquire).
     ///
     /// # Panics
     ///
-    /// As [`acquire`](Self::acquire).
+    /// Panics in the same cases as [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
     ///
-    /// As [`acquire`](Self::acquire).
+    /// Dropping the future has the same effect as for [`acquire`](Self::acquire).
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
         either!(self, limiter => Ok(limiter.acquire_estimate(cost).await?))
     }
 
-    /// Returns the local limiter, which also has [`try_acquire`](RateLimiter::try_acquire); `None` if it is shared.
+    /// Returns the limiter if it is local to this process, which also has [`try_acquire`](RateLimiter::try_acquire).
+    /// `None` if several processes share it.
     #[must_use]
     pub const fn local(&self) -> Option<&RateLimiter> {
         match self {
@@ -101,22 +105,22 @@ impl Limiter {
         }
     }
 
-    /// Returns what the buckets hold. See [`RateLimiter::available`].
+    /// Returns what the buckets of the limiter hold. See [`RateLimiter::available`].
     #[must_use]
     pub fn available(&self) -> Available {
         either!(self, limiter => limiter.available())
     }
 
-    /// Checks that `cost` does not exceed a burst. Takes nothing.
+    /// Returns an error if `cost` exceeds the burst of a bucket. Takes nothing from the buckets.
     ///
     /// # Errors
     ///
-    /// [`CostExceedsBurst`] if a bucket can never hold that much.
+    /// [`CostExceedsBurst`] if a bucket can never hold as much as the cost.
     pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
         either!(self, limiter => limiter.check(cost))
     }
 
-    /// Returns the current limits.
+    /// Returns the current limits of the limiter.
     #[must_use]
     pub fn limits(&self) -> Limits {
         either!(self, limiter => limiter.limits())
@@ -126,12 +130,13 @@ impl Limiter {
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the invalid field. Nothing is changed then.
+    /// [`InvalidConfig`] names the invalid field. The limits are unchanged then.
     pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
         either!(self, limiter => limiter.set_limits(limits))
     }
 
-    /// Lowers what the bucket of one rate holds, for example to what the provider reports. See [`RateLimiter::lower`].
+    /// Lowers what the bucket of one rate holds, for example to what the provider reports as remaining. See
+    /// [`RateLimiter::lower`].
     pub fn lower(&self, budget: Budget, period: Option<Duration>, left: u64) {
         either!(self, limiter => limiter.lower(budget, period, left));
     }
@@ -141,7 +146,7 @@ impl Limiter {
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] for an amount that is not valid, such as 0. Nothing is changed then.
+    /// [`InvalidConfig`] for an amount that is not valid, such as 0. The limits are unchanged then.
     pub fn adopt(&self, budget: Budget, period: Option<Duration>, amount: u64) -> Result<bool, InvalidConfig> {
         either!(self, limiter => limiter.adopt(budget, period, amount))
     }
@@ -156,18 +161,19 @@ impl Limiter {
         either!(self, limiter => limiter.pause_until(until));
     }
 
-    /// Replaces an estimate by what was `used`. See [`RateLimiter::settle`].
+    /// Replaces a charged estimate by what the call really `used`. See [`RateLimiter::settle`].
     pub fn settle(&self, estimate: Estimate, used: Cost) {
         estimate.settle(used);
     }
 
-    /// Returns how long a new call of this cost would wait, behind the waiters in the queue and behind `ahead`, the
-    /// calls that will join the queue before it.
+    /// Returns how long a new call of this cost would wait, behind the waiters in the limiter's queue and behind
+    /// `ahead`, the summed costs of the calls that will join the queue before it.
     pub(crate) fn wait(&self, cost: Cost, ahead: Demand) -> Duration {
         either!(self, limiter => limiter.wait(cost, ahead))
     }
 
-    /// Returns the bursts, which follow every change of the limits.
+    /// Returns the largest cost, per budget, that one call may have. The shared value is updated whenever the limits
+    /// change.
     pub(crate) fn bursts(&self) -> Arc<Bursts> {
         either!(self, limiter => limiter.bursts())
     }
@@ -197,7 +203,7 @@ impl From<SharedRateLimiter> for Limiter {
 // === impl Admission ===
 
 impl Admission {
-    /// Ready when `cost`, which must be the same in every poll, has been charged. `now` is the current time.
+    /// Ready when `cost` has been charged. Every poll of a call must pass the same cost. `now` is the current time.
     pub(super) fn poll(&mut self, cost: Cost, now: Instant, cx: &mut Context<'_>) -> Poll<Result<(), AcquireError>> {
         match self {
             Self::Local(local) => local.poll(cost, now, cx).map_err(AcquireError::from),
@@ -206,7 +212,8 @@ impl Admission {
         }
     }
 
-    /// Returns the charge of an admitted estimate, to be settled. `None` if the cost is not an estimate.
+    /// Returns the charge of an admitted call, to be settled when the true cost is available. `None` if the cost was
+    /// not charged as an estimate.
     pub(super) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
         match self {
             Self::Local(local) => local.estimate(cost),

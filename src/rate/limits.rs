@@ -1,4 +1,4 @@
-//! What is limited and what a call takes: [`Rate`], [`Limits`], [`Budget`], [`Cost`].
+//! [`Rate`], [`Limits`] and [`Budget`], which define a rate limit, and [`Cost`], what a call is charged.
 
 use super::{
     amount::{Amount, gcd},
@@ -10,14 +10,14 @@ use std::{
     time::Duration,
 };
 
-/// An amount per period, with a burst and an initial fill.
+/// A number of requests or tokens per period, with a burst and an initial fill.
 ///
-/// The bucket of a rate fills continuously: `per_minute(60)` adds one every second, not sixty once a minute. It holds
-/// at most its [*burst*](Self::burst), so at most that many are admitted at one instant after an idle time.
+/// The bucket of a rate fills continuously: `per_minute(60)` adds one every second, not sixty once a minute. The bucket
+/// holds at most its [*burst*](Self::burst), so at most the burst is admitted at one instant after an idle time.
 ///
-/// For a provider that enforces a rate in slices (60 per minute as 1 per second), set a small burst.
+/// If a provider enforces a rate in slices (60 per minute as 1 per second), set a small burst.
 ///
-/// The values are checked when a [`RateLimiter`](crate::RateLimiter) is built from them.
+/// The values of a rate are checked when a [`RateLimiter`](crate::RateLimiter) is built from it.
 ///
 /// ```
 /// use tower_outbound::Rate;
@@ -34,7 +34,7 @@ pub struct Rate {
     pub(super) initial: Option<Amount>,
 }
 
-/// Any number of request rates and token rates, all of which hold at the same time.
+/// The limits of a rate limiter: any number of request rates and token rates, all of which hold at the same time.
 ///
 /// ```
 /// use tower_outbound::{Limits, Rate};
@@ -49,25 +49,25 @@ pub struct Limits {
     rates: Vec<(Budget, Rate)>,
 }
 
-/// What a rate limits: what a provider counts.
+/// What a provider counts and a [`Rate`] limits: requests or tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Budget {
-    /// Requests.
+    /// The number of requests.
     Requests,
-    /// The API's tokens.
+    /// The number of the API's tokens, such as a language model's.
     Tokens,
 }
 
-/// What one call takes of each budget. Most calls take one request.
+/// What one call takes of each budget that a rate limit counts. Most calls take one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Requests.
+    /// The number of requests, usually 1.
     pub requests: u64,
-    /// The API's tokens.
+    /// The number of the API's tokens, such as a language model's.
     pub tokens: u64,
 }
 
-/// The sum of the costs of calls that have not been admitted yet.
+/// The sum of the costs of calls that a rate limiter has not admitted yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Demand {
     pub(crate) requests: u128,
@@ -77,7 +77,7 @@ pub(crate) struct Demand {
 // === impl Rate ===
 
 impl Rate {
-    /// Creates a rate of `amount` in every `period`. Both must be above zero, and the period at most 292 years.
+    /// Creates a rate of `amount` per `period`. Both must be above zero, and the period must not exceed 292 years.
     #[must_use]
     pub fn new(amount: impl Into<Amount>, period: Duration) -> Self {
         Self {
@@ -88,61 +88,61 @@ impl Rate {
         }
     }
 
-    /// Creates a rate of `amount` a second.
+    /// Creates a rate of `amount` per second.
     #[must_use]
     pub fn per_second(amount: impl Into<Amount>) -> Self {
         Self::new(amount, Duration::from_secs(1))
     }
 
-    /// Creates a rate of `amount` a minute.
+    /// Creates a rate of `amount` per minute.
     #[must_use]
     pub fn per_minute(amount: impl Into<Amount>) -> Self {
         Self::new(amount, Duration::from_secs(60))
     }
 
-    /// Creates a rate of `amount` an hour.
+    /// Creates a rate of `amount` per hour.
     #[must_use]
     pub fn per_hour(amount: impl Into<Amount>) -> Self {
         Self::new(amount, Duration::from_secs(60 * 60))
     }
 
-    /// Creates a rate of `amount` a day of 24 hours.
+    /// Creates a rate of `amount` per day of 24 hours.
     #[must_use]
     pub fn per_day(amount: impl Into<Amount>) -> Self {
         Self::new(amount, Duration::from_secs(24 * 60 * 60))
     }
 
-    /// Sets the capacity of the bucket: the most that is admitted at one instant, in requests or tokens. It must be at
-    /// least 1. Default: the amount, or 1 if the amount is less.
+    /// Sets the capacity of the rate's bucket: the most that is admitted at one instant, in requests or tokens. It must
+    /// not be less than 1. Default: the amount per period, or 1 if the amount is less.
     #[must_use]
     pub fn burst(mut self, burst: impl Into<Amount>) -> Self {
         self.burst = Some(burst.into());
         self
     }
 
-    /// Sets what the bucket holds when the limiter is built, from 0 (empty) to the burst. Default: the burst.
+    /// Sets what the rate's bucket holds when the limiter is built, from 0 (empty) to the burst. Default: the burst.
     #[must_use]
     pub fn initial(mut self, initial: impl Into<Amount>) -> Self {
         self.initial = Some(initial.into());
         self
     }
 
-    /// Returns the amount per period. An amount above 2^53 is rounded.
+    /// Returns the amount per period of the rate. An amount above 2^53 is rounded.
     #[must_use]
     pub fn amount(&self) -> f64 {
         self.amount.value()
     }
 
-    /// Returns the period.
+    /// Returns the period of the rate.
     #[must_use]
     pub const fn period(&self) -> Duration {
         self.period
     }
 
-    /// Returns this rate with another amount. A larger burst or initial fill is lowered to the amount, or to 1 if the
-    /// amount is less.
+    /// Returns this rate with another amount per period. A burst or initial fill above the new amount is lowered to it,
+    /// but not below 1.
     fn with_amount(self, amount: Amount) -> Self {
-        // A burst below 1 is invalid.
+        // A burst below 1 is invalid, because its bucket could never hold the cost of a call.
         let max = if amount.value() < 1.0 {
             Amount::from(1_u64)
         } else {
@@ -157,7 +157,8 @@ impl Rate {
         }
     }
 
-    /// Checks all values and converts them to units, with ticks of a nanosecond: see [`bucket`](super::bucket).
+    /// Checks the values of the rate and converts them to the integer units of its bucket, which counts time in
+    /// nanoseconds: see [`bucket`](super::bucket).
     fn bucket_spec(&self, budget: Budget) -> Result<BucketSpec, InvalidConfig> {
         let name = budget.name();
         let field = |part| format!("{name}.{part}");
@@ -171,7 +172,7 @@ impl Rate {
         if self.period.is_zero() {
             return Err(InvalidConfig::new(field("period"), "must be above zero, is 0"));
         }
-        // 292 years: an `Instant` may not be able to represent longer waits.
+        // The maximum is 292 years (`i64::MAX` nanoseconds): an `Instant` may not be able to represent longer waits.
         let period = u128::from(
             u64::try_from(self.period.as_nanos())
                 .ok()
@@ -230,13 +231,13 @@ impl Rate {
     }
 }
 
-/// The largest capacity in units. An `i128` holds it together with a debt of the same size.
+/// The largest capacity and the largest debt of a bucket, in units. An `i128` can represent both.
 const MAX_UNITS: u128 = 1 << 126;
 
 // === impl Limits ===
 
 impl Limits {
-    /// Creates limits without any rate, which admit every call.
+    /// Creates limits without any rate, with which a limiter admits every call.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -256,13 +257,13 @@ impl Limits {
         self
     }
 
-    /// Returns the rates with their budgets, in the order in which they were added.
+    /// Returns the rates of these limits with their budgets, in the order in which they were added.
     pub fn rates(&self) -> impl Iterator<Item = (Budget, Rate)> + '_ {
         self.rates.iter().copied()
     }
 
-    /// Returns the index of the first rate of this budget and period. Without a period, it is the only rate of the
-    /// budget, and `None` if there are several.
+    /// Returns the index of the first rate with this budget and period. Without a period, returns the index of the
+    /// budget's only rate, or `None` if the budget has several rates.
     pub(super) fn index_of(&self, budget: Budget, period: Option<Duration>) -> Option<usize> {
         let mut of_budget = (0..self.rates.len()).filter(|index| self.rates[*index].0 == budget);
         match period {
@@ -271,8 +272,8 @@ impl Limits {
         }
     }
 
-    /// Returns these limits with another amount for the rate at `index`. `None` if there is no such rate, or if it has
-    /// this amount already.
+    /// Returns these limits with another amount for the rate at `index`. `None` if there is no such rate, or if the
+    /// rate has this amount already.
     pub(super) fn with_amount(&self, index: usize, amount: u64) -> Option<Self> {
         let (_, rate) = self.rates.get(index)?;
         if rate.amount == Amount::from(amount) {
@@ -283,8 +284,8 @@ impl Limits {
         Some(limits)
     }
 
-    /// Returns these limits with each amount multiplied by `factor` and rounded down. Larger bursts are lowered to the
-    /// new amounts. A factor of 1 or more changes nothing.
+    /// Returns these limits with the amount of each rate multiplied by `factor` and rounded down. A burst or initial
+    /// fill above the new amount is lowered to it, but not below 1. A factor of 1 or more changes nothing.
     #[cfg(feature = "http")]
     pub(crate) fn scaled(&self, factor: f64) -> Self {
         if factor >= 1.0 {
@@ -295,18 +296,18 @@ impl Limits {
         Self { rates: rates.collect() }
     }
 
-    /// Checks all values.
+    /// Checks the values of all rates.
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
         self.buckets().map(drop)
     }
 
-    /// Creates a bucket for each rate, in the order of the rates.
+    /// Creates a bucket for each rate of these limits, in the order in which the rates were added.
     pub(super) fn buckets(&self) -> Result<Vec<(Budget, Bucket)>, InvalidConfig> {
         let specs = self.bucket_specs()?.into_iter();
         Ok(specs.map(|(budget, spec)| (budget, Bucket::new(spec))).collect())
     }
 
-    /// Converts each rate to units, with ticks of a nanosecond.
+    /// Checks each rate and converts it to the integer units of its bucket, which counts time in nanoseconds.
     pub(super) fn bucket_specs(&self) -> Result<Vec<(Budget, BucketSpec)>, InvalidConfig> {
         self.rates
             .iter()
@@ -318,7 +319,7 @@ impl Limits {
 // === impl Budget ===
 
 impl Budget {
-    /// The name in errors and in the text form of shared limits.
+    /// Returns the name of the budget in errors and in the text form of limits that Redis stores.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Requests => "requests",

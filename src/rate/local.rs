@@ -1,4 +1,4 @@
-//! [`RateLimiter`]: the limiter whose buckets are in this process. Its callers wait in order of arrival.
+//! [`RateLimiter`]: the rate limiter whose buckets are in this process. Its callers wait in order of arrival.
 
 use super::{
     buckets::{Available, Buckets, Bursts, ChargeRequest},
@@ -22,25 +22,26 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// What `try_acquire` returns as the time to retry after when the cost is available and only earlier waiters, which are
-/// about to be admitted, are in the way.
+/// The time to retry after that `try_acquire` returns when the cost is available, but waiters that are about to be
+/// admitted come first.
 const RETRY_SOON: Duration = Duration::from_millis(1);
 
-/// A limiter of requests and tokens, for the tasks of one process. Its clones share the limits.
+/// A rate limiter of requests and tokens, for the tasks of one process. Clones share the buckets and the limits.
 ///
 /// A call gets its whole cost at one instant, or waits and takes nothing. Calls are admitted in the order in which they
 /// began to wait, whatever they cost: no call overtakes another. There is one exception: a waiter whose turn has come
-/// and that is not polled within 5 ms is skipped. It keeps its place, and is admitted before all later calls when it is
-/// polled again.
+/// and that is not polled within 5 ms is skipped. The skipped waiter keeps its place, and is admitted before all later
+/// calls when it is polled again.
 ///
-/// In any time window of length T, at most `burst + rate x T` is admitted, plus what [catching up](Self#catching-up)
-/// allows.
+/// In any time window of length T, at most `burst + rate x T` is admitted, plus at most `rate x 5 ms` by [catching
+/// up](Self#catching-up).
 ///
 /// # Catching up
 ///
 /// A timer is coarse (a millisecond in Tokio), and a woken task may run late. So a waiter is admitted as of the instant
 /// at which its cost became available, not as of the instant at which it runs: lateness costs no throughput, even at
-/// 20,000 a second with a burst of 1. At most 5 ms are caught up, so a window may admit up to `rate x 5 ms` more.
+/// 20,000 requests a second with a burst of 1. No more than 5 ms are caught up, so a window may admit up to `rate x 5
+/// ms` more.
 ///
 /// # Examples
 ///
@@ -54,7 +55,7 @@ const RETRY_SOON: Duration = Duration::from_millis(1);
 /// )?;
 ///
 /// limiter.acquire(Cost::tokens(500)).await?;          // takes one request and 500 tokens at once
-/// limiter.acquire(Cost::tokens(500)).await?;          // takes them 100 ms later
+/// limiter.acquire(Cost::tokens(500)).await?;          // takes one request and 500 tokens 100 ms later
 ///
 /// let later = limiter.try_acquire(Cost::tokens(500)).unwrap_err();
 /// assert_eq!(later.retry_after(), Some(std::time::Duration::from_millis(100)));
@@ -66,36 +67,38 @@ pub struct RateLimiter {
     queue: WaitQueue<Buckets>,
 }
 
-/// Why [`try_acquire`](RateLimiter::try_acquire) took nothing.
+/// The reason why [`try_acquire`](RateLimiter::try_acquire) took nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TryAcquireError {
-    /// The cost is not available yet. It will be after this time, which includes the costs of the calls that wait
-    /// already. The time is never zero.
+    /// The cost is not available yet. It is available after this time, if no other call takes it before. The time
+    /// includes the costs of the calls that wait already, and is never zero.
     NotYet(Duration),
-    /// The cost exceeds a burst: it will never be available.
+    /// The cost exceeds the burst of a bucket: it will never be available under the current limits.
     CostExceedsBurst(CostExceedsBurst),
 }
 
 /// An estimate that a [`RateLimiter`] has charged.
 struct LocalCharge {
     limiter: RateLimiter,
-    /// The version of the limits that charged it.
+    /// The version of the limits under which the estimate was charged.
     limits_version: u64,
 }
 
-/// The wait of one call for its admission, as a state to poll.
+/// One call that waits for its admission by a [`RateLimiter`]. Not a `Future`, because `poll` also takes the cost and
+/// the time.
 #[derive(Debug)]
 pub(super) struct LocalAdmission {
     waiter: Waiter<Buckets>,
-    /// Present if the cost is an estimate: the version of the limits that charge it.
+    /// Present if the cost is an estimate: holds the version of the limits under which the estimate was charged, once
+    /// it has been charged.
     limits_version: Option<Arc<AtomicU64>>,
 }
 
 // === impl RateLimiter ===
 
 impl RateLimiter {
-    /// Creates a limiter. Limits without any rate admit every call.
+    /// Creates a rate limiter. With limits without any rate, it admits every call.
     ///
     /// # Errors
     ///
@@ -108,21 +111,21 @@ impl RateLimiter {
         })
     }
 
-    /// Waits until `cost` is available in every bucket, and takes it from all of them at one instant.
+    /// Waits until every bucket of the limiter holds `cost`, and takes it from all of them at one instant.
     ///
     /// # Errors
     ///
-    /// [`CostExceedsBurst`], at once, if a bucket can never hold that much. A call that waits already gets this error
-    /// when [`set_limits`](Self::set_limits) lowers a burst below its cost.
+    /// [`CostExceedsBurst`], at once, if a bucket can never hold as much as the cost. A call that waits already gets
+    /// this error when [`set_limits`](Self::set_limits) lowers a burst below its cost.
     ///
     /// # Panics
     ///
-    /// When it has to wait outside a Tokio runtime with its timer enabled.
+    /// If the call has to wait outside a Tokio runtime with its timer enabled.
     ///
     /// # Cancel safety
     ///
-    /// A future that is dropped while it waits loses its place in the queue and has taken nothing. It has no place in
-    /// the queue before its first poll.
+    /// A future that is dropped while it waits for the limiter loses its place in the queue and has taken nothing. The
+    /// future enters the queue at its first poll.
     pub async fn acquire(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
         let mut waiter = self.queue.waiter();
         let request = ChargeRequest {
@@ -132,19 +135,19 @@ impl RateLimiter {
         poll_fn(|cx| waiter.poll_acquire(&request, cx)).await
     }
 
-    /// Like [`acquire`](Self::acquire), for a cost that is an estimate. [`Estimate::settle`] corrects it later.
+    /// Like [`acquire`](Self::acquire), for a cost that is an estimate. [`Estimate::settle`] corrects the charge later.
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// Returns an error in the same cases as [`acquire`](Self::acquire).
     ///
     /// # Panics
     ///
-    /// As [`acquire`](Self::acquire).
+    /// Panics in the same cases as [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
     ///
-    /// As [`acquire`](Self::acquire).
+    /// Dropping the future has the same effect as for [`acquire`](Self::acquire).
     ///
     /// # Examples
     ///
@@ -155,7 +158,7 @@ impl RateLimiter {
     ///
     /// let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_minute(1_000)))?;
     /// let estimate = limiter.acquire_estimate(Cost::tokens(800)).await?;
-    /// // The response reports that 300 were used.
+    /// // The response reports that 300 tokens were used.
     /// estimate.settle(Cost::tokens(300));
     /// assert_eq!(limiter.available().tokens, Some(700));
     /// # Ok(())
@@ -172,7 +175,7 @@ impl RateLimiter {
     /// # Errors
     ///
     /// [`TryAcquireError::NotYet`] with the time to retry after, or [`TryAcquireError::CostExceedsBurst`] if a retry
-    /// cannot succeed. Nothing is taken then.
+    /// cannot succeed. Nothing is taken in either case.
     pub fn try_acquire(&self, cost: Cost) -> Result<(), TryAcquireError> {
         let request = ChargeRequest {
             cost,
@@ -188,58 +191,59 @@ impl RateLimiter {
         }
     }
 
-    /// Returns how long a new call of this cost would wait, behind the waiters in the queue and behind `ahead`, the
-    /// calls that will join the queue before it.
+    /// Returns how long a new call of this cost would wait, behind the waiters in the limiter's queue and behind
+    /// `ahead`, the summed costs of the calls that will join the queue before it.
     pub(super) fn wait(&self, cost: Cost, ahead: Demand) -> Duration {
         self.queue.inspect(|buckets, now| buckets.wait(cost, ahead, now))
     }
 
-    /// Returns what the buckets hold now: what could be admitted at once if no call waited.
+    /// Returns what the buckets of the limiter hold now. A new call gets it only after the calls that wait already.
     #[must_use]
     pub fn available(&self) -> Available {
         self.queue.inspect(|buckets, now| buckets.available(now))
     }
 
-    /// Checks that `cost` does not exceed a burst. Takes nothing.
+    /// Returns an error if `cost` exceeds the burst of a bucket. Takes nothing from the buckets.
     ///
     /// # Errors
     ///
-    /// [`CostExceedsBurst`] if a bucket can never hold that much.
+    /// [`CostExceedsBurst`] if a bucket can never hold as much as the cost.
     pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
         self.bursts().check(cost)
     }
 
-    /// Returns the bursts, which follow every change of the limits.
+    /// Returns the largest cost, per budget, that one call may have. The shared value is updated whenever the limits
+    /// change.
     pub(super) fn bursts(&self) -> Arc<Bursts> {
         self.queue.inspect(|buckets, _| buckets.bursts().clone())
     }
 
-    /// Replaces the limits. They apply at once, also to the calls that wait already.
+    /// Replaces the limits of this limiter. The new limits apply at once, also to the calls that wait already.
     ///
-    /// A bucket keeps what it holds, up to the new burst, and its debt: the first new rate of requests takes over the
-    /// bucket of the first old rate of requests, and so on. An additional rate starts with its initial fill.
+    /// A bucket keeps its debt and what it holds, up to the new burst: the first new rate of requests takes over the
+    /// bucket of the first old rate of requests, and so on. A rate without a predecessor starts with its initial fill.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`], as [`new`](Self::new). Nothing is changed then.
+    /// [`InvalidConfig`], in the same cases as [`new`](Self::new). The limits are unchanged then.
     pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
-        // Checked before the update, which wakes every waiter.
+        // The limits are checked before the update, because the update wakes every waiter, also if it fails.
         limits.check()?;
         self.queue
             .update_and_wake_all(|buckets, now| buckets.set_limits(limits, now))
     }
 
-    /// Returns the current limits.
+    /// Returns the current limits of this limiter.
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.queue.inspect(|buckets, _| buckets.limits().clone())
     }
 
     /// Lowers what the bucket of one rate holds to `left`, for example to what the provider reports as remaining. Never
-    /// raises it. This applies at once, also to the calls that wait already.
+    /// raises what the bucket holds. The change applies at once, also to the calls that wait already.
     ///
-    /// The rate is the first one with this budget and period. Without a period, it is the only rate of the budget. Does
-    /// nothing if there is no such rate, or if there are several rates and no period is given.
+    /// The rate is the first one with this budget and period. Without a period, it is the only rate of the budget. The
+    /// method does nothing if there is no such rate, or if there are several rates and no period is given.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -256,18 +260,19 @@ impl RateLimiter {
             .update(|buckets, now| buckets.lower(budget, period, left, now));
     }
 
-    /// Replaces the amount of one rate, for example with the limit that the provider reports. A larger burst is lowered
-    /// to the amount. Returns whether the limits have changed.
+    /// Replaces the amount per period of one rate, for example with the limit that the provider reports. A burst or
+    /// initial fill above the new amount is lowered to it. Returns whether the limits have changed.
     ///
-    /// The rate is found as by [`lower`](Self::lower). Returns `false` if there is no such rate, or if it has this
-    /// amount already.
+    /// The rate is identified by its budget and period, as in [`lower`](Self::lower). The method returns `false` if
+    /// there is no such rate, or if the rate has this amount already.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`], as [`new`](Self::new), for an amount that is not valid, such as 0. Nothing is changed then.
+    /// [`InvalidConfig`] for an amount that [`new`](Self::new) would reject, such as 0. The limits are unchanged then.
     pub fn adopt(&self, budget: Budget, period: Option<Duration>, amount: u64) -> Result<bool, InvalidConfig> {
         let changed = |limits: &Limits| limits.with_amount(limits.index_of(budget, period)?, amount);
-        // Providers report the same limit with every response: the usual case changes nothing and wakes no waiter.
+        // Providers report the same limit with every response. So the limits are compared first, because an update
+        // wakes every waiter.
         let Some(limits) = self.queue.inspect(|buckets, _| changed(buckets.limits())) else {
             return Ok(false);
         };
@@ -280,7 +285,7 @@ impl RateLimiter {
     }
 
     /// Admits no call for the duration `pause`. A pause can only be extended: a shorter one changes nothing. A pause
-    /// whose end is too far away to be represented does not end.
+    /// does not end if its end is too far away for an [`Instant`].
     pub fn pause_for(&self, pause: Duration) {
         self.queue.update(|buckets, now| {
             let until = now.get().checked_add(pause);
@@ -300,12 +305,13 @@ impl RateLimiter {
         }
     }
 
-    /// Replaces an estimate by what was `used`: refunds what was not used, or debits what was used in addition. This
-    /// applies at once, also to the calls that wait already. It is the same as [`Estimate::settle`].
+    /// Replaces a charged estimate by what the call really `used`: refunds what was not used, or debits what was used
+    /// in addition. The correction applies at once, also to the calls that wait already. This method is the same as
+    /// [`Estimate::settle`].
     ///
     /// A debit may leave a bucket in debt, which must be filled before the bucket admits another call. A refund never
-    /// lets more than `burst + rate x T` of true usage through in a window of length T: if the bucket would have been
-    /// full in the meantime without the estimate, what would have overflowed is not refunded.
+    /// lets more than `burst + rate x T` of true usage through in a window of length T: what would have overflowed in
+    /// the meantime, had the true cost been charged from the start, is not refunded.
     pub fn settle(&self, estimate: Estimate, used: Cost) {
         estimate.settle(used);
     }
@@ -322,7 +328,7 @@ impl fmt::Debug for RateLimiter {
 // === impl TryAcquireError ===
 
 impl TryAcquireError {
-    /// Returns the time to retry after; `None` if a retry cannot succeed.
+    /// Returns the time after which to retry `try_acquire`. `None` if a retry cannot succeed.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -356,7 +362,7 @@ impl Settle for LocalCharge {
 // === impl LocalAdmission ===
 
 impl LocalAdmission {
-    /// Ready when `cost`, which must be the same in every poll, has been charged. `now` is the current time.
+    /// Ready when `cost` has been charged. Every poll of a call must pass the same cost. `now` is the current time.
     pub(super) fn poll(
         &mut self,
         cost: Cost,
@@ -370,7 +376,8 @@ impl LocalAdmission {
         self.waiter.poll_acquire_at(&request, cx, now)
     }
 
-    /// Returns the charge of an admitted estimate, to be settled. `None` if the cost is not an estimate.
+    /// Returns the charge of an admitted call, to be settled when the true cost is available. `None` if the cost was
+    /// not charged as an estimate.
     pub(super) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
         let limits_version = self.limits_version.take()?.load(Ordering::Acquire);
         let limiter = RateLimiter {

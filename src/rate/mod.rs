@@ -1,37 +1,38 @@
-//! Rate limits: how many requests and tokens are admitted per period.
+//! Rate limits: how many requests and API tokens are admitted per period.
 //!
-//! A provider limits what an account may use, for example to 500 requests and 30,000 tokens a minute. Each of these
-//! *budgets* may have several [rates](Rate), such as one per minute and one per day. A [`RateLimiter`] keeps one bucket
-//! for each rate, which fills continuously, and makes calls wait until *all* buckets have what the call costs.
-//! [`RateLimitLayer`] puts a limiter in front of a service. The limiter is a [`RateLimiter`], whose buckets are in this
-//! process, or one that several processes share: see `rate::redis` (feature `redis`).
+//! A provider limits what an account may use, for example to 500 requests and 30,000 tokens a minute. Requests and
+//! tokens are *budgets*, and each may have several [rates](Rate), such as one per minute and one per day. A
+//! [`RateLimiter`] keeps one bucket for each rate, which fills continuously, and makes a call wait until *all* buckets
+//! hold what the call costs. [`RateLimitLayer`] puts a limiter in front of a service. The limiter is a [`RateLimiter`],
+//! whose buckets are in this process, or one that several processes share: see `rate::redis` (feature `redis`).
 //!
 //! # Guarantees
 //!
-//! - **Exact.** In any window of length T, at most `burst + rate x T` is admitted, and at most `rate x 5 ms` more by
-//!   catching up (see below). The [burst](Rate::burst) is the capacity of the bucket. All counts are integers, so they
-//!   never drift.
+//! - **Exact.** In any window of length T, at most `burst + rate x T` is admitted, plus at most `rate x 5 ms` by
+//!   [catching up](self#catching-up). The [burst](Rate::burst) is the capacity of the bucket. All counts are integers,
+//!   so rounding errors do not add up.
 //! - **All or nothing.** A call takes its whole cost from all buckets at one instant. A call that waits for tokens does
-//!   not hold a request meanwhile.
-//! - **In order.** Calls are admitted in the order in which they began to wait. Calls of low cost do not starve a call
-//!   of high cost.
+//!   not take its request in advance.
+//! - **In order.** Calls are admitted in the order in which they began to wait, so calls of low cost do not starve a
+//!   call of high cost.
 //! - **Nothing is taken before admission.** A call that is dropped while it waits has nothing to give back.
-//! - **No endless wait.** A cost above a burst could never be taken and is
-//!   [rejected at once](crate::error::CostExceedsBurst).
+//! - **No endless wait.** A call that costs more than a bucket can ever hold is [rejected at
+//!   once](crate::error::CostExceedsBurst).
 //!
 //! # Catching up
 //!
 //! A timer is coarse (a millisecond in Tokio), and a woken task may run late. If that time were lost, a small burst
 //! would limit the throughput: the bucket of a rate with a burst of 1 is full after one interval and gains nothing more
-//! until the call runs. So a waiter is admitted *as of* the instant at which its cost became available, at most 5 ms
-//! ago, and the bucket counts on from there.
+//! until the waiting call runs. So a waiting call is admitted *as of* the instant at which its cost became available,
+//! at most 5 ms ago, and the bucket is filled from that instant on.
 //!
 //! # Settlement
 //!
 //! The true number of tokens is often only known after the call. A cost can be charged as an [`Estimate`], which is
-//! *settled* when the response is there: the difference is refunded or debited at once, also for the calls that wait.
-//! [`RateLimitLayer::settle`] does this for every call. A debit may leave a bucket in debt; a refund never lets more
-//! than `burst + rate x T` of true usage through.
+//! *settled* when the response is there: the difference to the true cost is refunded or debited at once, which also
+//! changes when waiting calls are admitted. [`RateLimitLayer::settle`] settles every call of a service. A debit may
+//! leave a bucket in debt (a negative balance). A refund never lets more than `burst + rate x T` of true usage through
+//! in a window of length T.
 //!
 //! # Examples
 //!
@@ -55,7 +56,7 @@
 //! # }
 //! ```
 //!
-//! For requests of another type, or to estimate the tokens from the request, a function computes the cost:
+//! For requests that are not http requests, or to estimate the tokens from the request, a function computes the cost:
 //!
 //! ```
 //! # use tower_outbound::{Cost, Limits, Rate, RateLimitLayer, RateLimiter};
