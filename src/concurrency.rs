@@ -1,12 +1,14 @@
 //! A limit on how many calls are in flight at once.
 //!
-//! Tower's `ConcurrencyLimit` takes a permit in `poll_ready`. A service that was made ready and is not called keeps
-//! that permit, and the calls of its clones wait for it, possibly forever. The limit is also fixed once it is built.
+//! Tower's `ConcurrencyLimit` takes a permit in `poll_ready`. A service that was made ready and is not called keeps its
+//! permit, and the calls of other clones wait for that permit, possibly forever. Also, the limit cannot be changed once
+//! the service is built.
 //!
-//! [`ConcurrencyLimitLayer`] takes the permit when the call's future is polled, and releases it when that future
-//! completes or is dropped. `poll_ready` waits until there is a permit for this clone, and reserves nothing. If a clone
-//! that had to wait is not called within 5 ms after it was woken, the next one is woken. Permits are handed out in the
-//! order in which services and futures began to wait. The [limit](Concurrency) can be read and changed at run time.
+//! [`ConcurrencyLimitLayer`] takes a permit when the call's future is polled, and releases it when that future
+//! completes or is dropped. `poll_ready` waits until a permit is available to this clone of the service, and reserves
+//! nothing. If a clone that had to wait is not called within 5 ms after it was woken, the next waiting clone or call is
+//! woken. Permits are handed out in the order in which services and futures began to wait. The [limit](Concurrency) can
+//! be read and changed at run time.
 //!
 //! # Examples
 //!
@@ -44,7 +46,7 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Limits how many calls are in flight. See the [module docs](self).
+/// Limits how many calls are in flight at once. See the [module docs](self).
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimitLayer {
     limit: Concurrency,
@@ -59,26 +61,26 @@ pub struct ConcurrencyLimit<S> {
 
 /// A limit on the calls in flight, which can be read and changed at run time, and shared by several services.
 ///
-/// Clones are the same limit.
+/// Clones are handles to the same limit.
 #[derive(Clone)]
 pub struct Concurrency {
     permits: Semaphore,
 }
 
 pin_project! {
-    /// The response of a [`ConcurrencyLimit`].
+    /// The response future of a [`ConcurrencyLimit`].
     ///
-    /// Waits for a permit, calls the inner service, and holds the permit until the call has completed or this future is
-    /// dropped.
+    /// The future waits for a permit, calls the inner service, and holds the permit until the call has completed or the
+    /// future is dropped.
     ///
     /// # Panics
     ///
-    /// When polled after it has completed.
+    /// Polling the future again after it has completed panics.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the inner call and then releases the permit. A call that still waits for its permit gives up
-    /// its place among the waiters.
+    /// Dropping the future drops the inner call and then releases the permit. A call that still waits for a permit
+    /// gives up its position among the waiters.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, Req>
     where
@@ -86,7 +88,8 @@ pin_project! {
     {
         #[pin]
         state: State<S, Req, S::Future>,
-        // Declared after the state, and so dropped after it: the inner call ends before its permit is released.
+        // The permit is declared after the state, and so dropped after the state: the inner call ends before its permit
+        // is released.
         permit: Option<Permit>,
     }
 }
@@ -94,11 +97,11 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
-        /// Waits for a permit. Holds the instance of the inner service that was made ready.
+        /// The call waits for a permit. `ready` is the instance of the inner service that was made ready.
         Waiting { acquire: Option<Acquire>, ready: S, req: Option<Req> },
-        /// In flight, with a permit.
+        /// The call is in flight and holds a permit.
         Calling { #[pin] future: F },
-        /// Has returned its result.
+        /// The future has returned the result of the call.
         Done,
     }
 }
@@ -106,22 +109,24 @@ pin_project! {
 // === impl ConcurrencyLimitLayer ===
 
 impl ConcurrencyLimitLayer {
-    /// Allows `limit` calls in flight, counted over all services that this layer and its clones make.
+    /// Creates a layer that allows `limit` calls in flight, counted over all services that this layer and its clones
+    /// make.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] if the limit is zero.
+    /// Returns [`InvalidConfig`] if `limit` is zero.
     pub fn new(limit: usize) -> Result<Self, InvalidConfig> {
         Concurrency::new(limit).map(Self::with_limit)
     }
 
-    /// Uses a limit that other layers may use, too. The calls of all their services count together.
+    /// Creates a layer that uses `limit`, which other layers may use, too. The calls of the services of all these
+    /// layers count together.
     #[must_use]
     pub const fn with_limit(limit: Concurrency) -> Self {
         Self { limit }
     }
 
-    /// Returns the limit, to read or change it.
+    /// Returns the limit of this layer, to read or change the limit.
     #[must_use]
     pub const fn limit(&self) -> &Concurrency {
         &self.limit
@@ -142,36 +147,36 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 // === impl Concurrency ===
 
 impl Concurrency {
-    /// Allows `limit` calls in flight.
+    /// Creates a limit that allows `limit` calls in flight.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] if the limit is zero.
+    /// Returns [`InvalidConfig`] if `limit` is zero.
     pub fn new(limit: usize) -> Result<Self, InvalidConfig> {
         Ok(Self {
             permits: Semaphore::new(InvalidConfig::positive("concurrency_limit", limit)?),
         })
     }
 
-    /// Returns how many calls may be in flight.
+    /// Returns the limit, that is, how many calls may be in flight.
     #[must_use]
     pub fn get(&self) -> usize {
         self.permits.total()
     }
 
-    /// Returns how many calls are in flight. After the limit was lowered this is above the limit until enough of them
-    /// have ended.
+    /// Returns how many calls are in flight. After the limit was lowered, more calls than the limit may be in flight
+    /// until enough calls have ended.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.permits.held()
     }
 
-    /// Changes the limit. A higher limit takes effect at once, also for calls that wait already. A lower one takes
-    /// effect as calls end: calls in flight continue.
+    /// Changes the limit. A higher limit takes effect at once, also for calls that are waiting already. A lower limit
+    /// does not stop calls in flight: it takes effect as they end.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] if the limit is zero. The limit is not changed then.
+    /// Returns [`InvalidConfig`] if `limit` is zero. The limit is not changed then.
     pub fn set(&self, limit: usize) -> Result<(), InvalidConfig> {
         self.permits
             .set_total(InvalidConfig::positive("concurrency_limit", limit)?);
@@ -199,14 +204,15 @@ where
     type Future = ResponseFuture<S, Req>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // Takes no permit: it would be kept from the other clones if no call followed. This semaphore is never closed.
+        // No permit is taken in `poll_ready`: if no call followed, the permit would be kept from the other clones. The
+        // result is never an error, because this semaphore is never closed.
         let _ = ready!(self.acquire.poll_ready(cx));
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
-        // The future gets the instance of the inner service that was made ready, and the place among the waiters. A
-        // clone, which is not ready, and an acquirer without a place stay here.
+        // The future gets the instance of the inner service that was made ready, and the acquirer with its position
+        // among the waiters. A clone of the inner service, which is not ready, and a new acquirer stay in this service.
         let fresh = self.inner.clone();
         let ready = mem::replace(&mut self.inner, fresh);
         ResponseFuture {
@@ -233,7 +239,7 @@ where
         loop {
             match this.state.as_mut().project() {
                 StateProj::Waiting { acquire, ready, req } => {
-                    // Never an error: this semaphore is never closed.
+                    // The result is never an error, because this semaphore is never closed.
                     *this.permit = ready!(Acquire::poll_acquire(acquire, cx)).ok();
                     let req = req.take().expect("the request is there until it is called");
                     let future = ready.call(req);

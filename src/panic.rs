@@ -1,8 +1,8 @@
-//! [`Panicked`], and how user code is called where its panic must not spread.
+//! [`Panicked`], and functions that run user code and catch its panics.
 //!
 //! The queue's workers and the limiters run the code of many callers: services, futures, wakers, and the destructors of
-//! requests and responses. A panic there fails the one call that it belongs to. It must not end a worker, which would
-//! cancel the calls of other callers.
+//! requests and responses. A panic in such code fails only the call that the code belongs to. It must not end a worker,
+//! because that would cancel the calls of other callers.
 
 use crate::{error::BoxError, redact};
 use std::{
@@ -13,26 +13,26 @@ use std::{
     task::Waker,
 };
 
-/// The service below panicked, in `poll_ready`, in `call` or in its future, while it handled this call.
+/// The service panicked while it handled this call: in `poll_ready`, in `call` or in the call's future.
 ///
-/// Other calls are not affected: the queue's workers catch the panic and continue.
+/// Calls other than the one that panicked are not affected: the queue's workers catch the panic and continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Panicked {
     message: String,
 }
 
-/// Calls user code and turns a panic into a [`Panicked`] error.
+/// Calls `f`, which runs user code, and turns a panic of `f` into a [`Panicked`] error.
 ///
-/// `f` may capture a service that panicked before: a service that cannot be used after a panic reports that by
-/// panicking again.
+/// `f` need not be unwind safe, and may capture a service that panicked before: a service that cannot be used after a
+/// panic is expected to panic again.
 pub(crate) fn catch_unwind<T>(f: impl FnOnce() -> T) -> Result<T, BoxError> {
     panic::catch_unwind(AssertUnwindSafe(f)).map_err(|payload| Panicked::from_payload(&*payload).into())
 }
 
-/// Wakes `waker` and swallows a panic of its `wake` function.
+/// Wakes `waker`, and catches and ignores a panic of the waker's code.
 ///
-/// The caller usually has further wakers to wake, or runs inside another call, neither of which may be hit by the
-/// panic. The panic hook still reports it.
+/// The caller of this function usually has further wakers to wake, or runs inside another call, and neither may be
+/// affected by the panic. The panic hook still reports the panic.
 pub(crate) fn wake(waker: Waker) {
     let _ = catch_unwind(|| waker.wake());
 }
@@ -51,7 +51,7 @@ impl Panicked {
         }
     }
 
-    /// Returns the panic's message. Secrets that are recognised in it are redacted.
+    /// Returns the message of the panic. Recognised secrets in the message are redacted.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message

@@ -1,15 +1,15 @@
-//! [`Semaphore`]: a number of permits that is handed out in order, and can be changed at run time.
+//! [`Semaphore`]: a number of permits that are handed out in order. The number can be changed at run time.
 //!
-//! It counts the places of the queue and the calls in flight. Both are taken and released once a call, usually while no
-//! other caller waits, so there are two ways to a permit:
+//! A semaphore counts the places of a queue, or the calls in flight. A permit is taken and released once per call,
+//! usually while no other caller waits, so there are two ways to take one:
 //!
 //! - The **fast path** is one atomic operation. It is open while no acquirer waits.
-//! - The **slow path** is a [`WaitQueue`], with its lock. The first acquirer that has to wait sets the *contended*
-//!   flag, which closes the fast path, so that no newcomer takes a permit before the waiters. The last one that leaves
-//!   the queue clears the flag.
+//! - The **slow path** is a [`WaitQueue`], which has a lock. The first acquirer that has to wait sets the *contended*
+//!   flag, which closes the fast path, so that no newcomer takes a permit before the waiting acquirers. The last
+//!   acquirer that leaves the wait queue clears the flag.
 //!
-//! Tokio's semaphore cannot be used here: its permits belong to an acquirer as soon as it is woken, so a service that
-//! was made ready and is never called would keep a permit from the others.
+//! Tokio's semaphore cannot be used here: it assigns a permit to an acquirer before it wakes the acquirer's task, so a
+//! service that was made ready and is never called would keep a permit from the others.
 
 use crate::{
     clock::LazyNow,
@@ -24,20 +24,21 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-/// A number of permits, each of which one holder at a time has. Clones share them.
+/// A number of permits that are handed out in order, each to one holder at a time. Clones share the permits.
 #[derive(Clone)]
 pub(crate) struct Semaphore {
     inner: Arc<Inner>,
 }
 
-/// One acquirer of one permit: its place in the queue, once it has to wait. Dropped, it gives up that place.
+/// An acquirer of one permit. It enters the wait queue when it has to wait, and leaves the queue when it is dropped.
 pub(crate) struct Acquire {
     semaphore: Semaphore,
-    /// `None` until the fast path was closed or had no permit.
+    /// The acquirer's handle to the wait queue. `None` unless the acquirer found the fast path closed or without a free
+    /// permit.
     waiter: Option<Waiter<Permits>>,
 }
 
-/// One permit, released when dropped.
+/// One permit of a [`Semaphore`], released when dropped.
 pub(crate) struct Permit {
     semaphore: Semaphore,
 }
@@ -47,23 +48,23 @@ struct Inner {
     queue: WaitQueue<Permits>,
 }
 
-/// What the fast path reads and writes without the queue's lock.
+/// The counters of a semaphore that the fast path reads and writes without the wait queue's lock.
 struct State {
     total: AtomicUsize,
-    /// The number of permits held, times [`PERMIT`], plus [`CONTENDED`] if the fast path is closed.
+    /// The number of permits held, times [`PERMIT`], plus [`CONTENDED`] while the fast path is closed.
     held: CachePadded<AtomicUsize>,
 }
 
-/// The [`Resource`] of the slow path: all permits of a semaphore.
+/// The permits of one semaphore, as the [`Resource`] of its wait queue (the slow path).
 pub(crate) struct Permits {
     state: Arc<State>,
     waiting: usize,
     closed: bool,
 }
 
-/// The flag in [`State::held`] that closes the fast path.
+/// The flag in [`State::held`] that closes the fast path while it is set.
 const CONTENDED: usize = 1;
-/// One permit in [`State::held`], above the flag.
+/// The value of one held permit in [`State::held`], whose lowest bit is the flag [`CONTENDED`].
 const PERMIT: usize = 2;
 
 // === impl Semaphore ===
@@ -87,7 +88,7 @@ impl Semaphore {
         }
     }
 
-    /// Returns a new acquirer, which is not in the queue.
+    /// Returns a new acquirer, which is not in the wait queue.
     #[inline]
     pub(crate) fn acquire(&self) -> Acquire {
         Acquire {
@@ -96,28 +97,30 @@ impl Semaphore {
         }
     }
 
-    /// Returns how many permits there are, held or not.
+    /// Returns how many permits the semaphore has, held or not.
     pub(crate) fn total(&self) -> usize {
         self.state().total.load(Ordering::Acquire)
     }
 
-    /// Returns how many permits are held. After the total was lowered this may be more than the total.
+    /// Returns how many permits are held. After the total was lowered, more permits than the total may be held.
     pub(crate) fn held(&self) -> usize {
         self.state().held.load(Ordering::Acquire) / PERMIT
     }
 
-    /// Changes how many permits there are. Permits that are held stay held.
+    /// Changes how many permits the semaphore has. Permits that are held stay held, even if they are more than the new
+    /// total.
     pub(crate) fn set_total(&self, total: usize) {
         self.inner
             .queue
             .update(|permits, _| permits.state.total.store(total, Ordering::Release));
     }
 
-    /// Rejects every acquirer from now on, the waiting ones included. Permits that are held stay held.
+    /// Closes the semaphore: every acquirer fails with [`Closed`] from now on, also one that is waiting. Permits that
+    /// are held stay held.
     pub(crate) fn close(&self) {
         self.inner.queue.update_and_wake_all(|permits, _| {
             permits.closed = true;
-            // So that every acquirer comes to the queue, where it is rejected.
+            // The fast path is closed for good, so that every acquirer uses the wait queue, which rejects it.
             permits.state.set_contended();
         });
     }
@@ -139,10 +142,10 @@ impl fmt::Debug for Semaphore {
 // === impl Acquire ===
 
 impl Acquire {
-    /// Waits until there is a permit for this acquirer.
+    /// Waits until a permit is available to this acquirer.
     ///
-    /// Takes nothing. An acquirer that has waited must take the permit within the queue's timeout of 5 ms, or the next
-    /// one is notified.
+    /// This method takes no permit. An acquirer that has waited must take the permit within 5 ms (the timeout of the
+    /// wait queue), or the next acquirer is notified.
     #[inline]
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         if self.waiter.is_none() && self.semaphore.state().has_uncontended() {
@@ -151,14 +154,14 @@ impl Acquire {
         self.waiter().poll_ready(&(), cx)
     }
 
-    /// Takes a permit if there is one now and no other acquirer is before this one.
+    /// Takes a permit if one is available now and no other acquirer is before this one.
     #[inline]
     pub(crate) fn try_acquire(&mut self) -> Result<Option<Permit>, Closed> {
         let taken = self.take_uncontended() || self.waiter().try_acquire(&())?;
         Ok(taken.then(|| self.permit()))
     }
 
-    /// Waits for a permit and takes it. Leaves `None` in `slot` then, since an acquirer takes one permit.
+    /// Waits for a permit and takes it. Then `slot` is `None`, because an acquirer takes only one permit.
     #[inline]
     pub(crate) fn poll_acquire(slot: &mut Option<Self>, cx: &mut Context<'_>) -> Poll<Result<Permit, Closed>> {
         let acquire = slot
@@ -171,7 +174,7 @@ impl Acquire {
         Poll::Ready(Ok(Permit { semaphore }))
     }
 
-    /// Returns this acquirer with its place in the queue, and leaves a new one here.
+    /// Replaces this acquirer by a new one. Returns the old one, which keeps its position in the wait queue.
     #[inline]
     pub(crate) fn replace(&mut self) -> Self {
         mem::replace(self, self.semaphore.acquire())
@@ -186,7 +189,7 @@ impl Acquire {
     }
 
     fn permit(&mut self) -> Permit {
-        // The waiter left the queue when it took the permit. Without it the fast path is open to this acquirer again.
+        // The acquirer left the wait queue when it took the permit. Without its waiter, it can use the fast path again.
         self.waiter = None;
         Permit {
             semaphore: self.semaphore.clone(),
@@ -194,7 +197,7 @@ impl Acquire {
     }
 }
 
-/// The clone is another acquirer, which is not in the queue.
+/// The clone is a new acquirer of the same semaphore, which is not in the wait queue.
 impl Clone for Acquire {
     #[inline]
     fn clone(&self) -> Self {
@@ -214,7 +217,7 @@ impl Drop for Permit {
     #[inline]
     fn drop(&mut self) {
         if self.semaphore.state().release() {
-            // The release has changed the state already: the queue only has to notify the first waiter.
+            // `release` has changed the counters already: the update only makes the wait queue notify its first waiter.
             self.semaphore.inner.queue.update(|_, _| ());
         }
     }
@@ -229,13 +232,13 @@ impl fmt::Debug for Permit {
 // === impl State ===
 
 impl State {
-    /// Returns whether the fast path is open and has a permit.
+    /// Returns whether the fast path is open and a permit is available.
     fn has_uncontended(&self) -> bool {
         let held = self.held.load(Ordering::Acquire);
         held & CONTENDED == 0 && held / PERMIT < self.total.load(Ordering::Acquire)
     }
 
-    /// Takes a permit by the fast path, and returns whether there was one and the path was open.
+    /// Takes a permit on the fast path. Returns `false` if the fast path is closed or no permit is available.
     fn take_uncontended(&self) -> bool {
         self.take_if(|held| held & CONTENDED == 0)
     }
@@ -248,7 +251,8 @@ impl State {
             .is_ok()
     }
 
-    /// Releases a permit. Returns whether the contended flag is set, so that the queue has to notify a waiter.
+    /// Releases a permit. Returns whether the contended flag is set, in which case the wait queue has to notify a
+    /// waiter.
     fn release(&self) -> bool {
         self.held.fetch_sub(PERMIT, Ordering::AcqRel) & CONTENDED != 0
     }
@@ -286,8 +290,9 @@ impl Resource for Permits {
 
     fn on_enqueue(&mut self, (): &()) {
         self.waiting += 1;
-        // The queue checks the availability once more after this. A permit that was released before the flag was set is
-        // seen then; one that is released later notifies the queue.
+        // After `on_enqueue`, the wait queue checks the availability once more. That check sees a permit that was
+        // released before the flag was set. A permit that is released later finds the flag set, so its release notifies
+        // the queue.
         self.state.set_contended();
     }
 

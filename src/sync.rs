@@ -1,7 +1,7 @@
-//! Locks and atomics: those of `std`, or those of [loom] when the crate is built with `--cfg tower_outbound_loom`.
+//! Locks and atomics of `std`, or those of [loom] when the crate is built with `--cfg tower_outbound_loom`.
 //!
-//! The `interleavings` tests of the queue and the wait queue run under loom, which executes a test with every order of
-//! its threads' atomic operations that it distinguishes.
+//! The `interleavings` tests of the queue and the wait queue run under loom, which repeats a test for each order in
+//! which the atomic operations of its threads can be executed.
 //!
 //! [loom]: https://docs.rs/loom
 
@@ -10,8 +10,8 @@ pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
 #[cfg(not(tower_outbound_loom))]
 pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
 
-/// Runs `test` in every order of its threads with at most this many preemptions, and prints how many orders there were.
-/// The environment variable `LOOM_MAX_PREEMPTIONS` overrides the number.
+/// Runs `test` under loom in every order of its threads with at most `preemptions` preemptions, and prints how many
+/// orders there were. The environment variable `LOOM_MAX_PREEMPTIONS` overrides `preemptions`.
 #[cfg(all(test, tower_outbound_loom))]
 pub(crate) fn model(preemptions: usize, test: impl Fn() + Send + Sync + 'static) {
     use std::sync::{

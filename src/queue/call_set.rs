@@ -1,8 +1,9 @@
-//! [`CallSet`]: the running calls of one worker.
+//! [`CallSet`]: the futures of the calls that one worker task is running.
 //!
-//! A worker drives many calls in one task. Polling all of them whenever the task is woken would take quadratic time, so
-//! each call has a slot with a waker of its own, and a poll of the set polls only the calls that were woken since the
-//! last one. Slots are used again by later calls, so that a call needs no allocation here.
+//! A worker drives many calls in one task. Polling the futures of all calls whenever the task is woken would take
+//! quadratic time. So each call occupies a slot that has its own waker, and a poll of the set polls only the slots that
+//! were woken since the previous poll. Later calls reuse the slots and their allocations, so that most calls allocate
+//! nothing here.
 
 use crate::sync::{
     Mutex, MutexGuard,
@@ -16,31 +17,35 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-/// A set of futures of type `F`, like `FuturesUnordered`, which keeps its allocations for the next ones.
+/// A set of futures of type `F`, like `FuturesUnordered`, except that it keeps the allocations of completed futures for
+/// later ones.
 ///
-/// `F::default()` is an empty future: one that no call uses yet, or whose call has ended.
+/// `F::default()` is an empty future, which a new slot holds until a call is made in it. A completed future must be
+/// empty again, because the slot's next call reuses it.
 pub(super) struct CallSet<F> {
     slots: Vec<Slot<F>>,
-    /// The free slots. The ones without an allocation are first, and so are used last.
+    /// The indices of the free slots, which are used from the end. Slots without an allocation are at the front, so
+    /// that they are used last.
     free: Vec<usize>,
-    /// How many of the free slots have an allocation.
+    /// How many free slots still have the allocation of an earlier call.
     free_allocated: usize,
     ready_queue: Arc<ReadyQueue>,
-    /// The slots that [`poll`](Self::poll) is going through, kept for its allocation.
+    /// The indices of the slots that [`poll`](Self::poll) is polling, empty at other times. Stored in the set to reuse
+    /// the vector's allocation.
     polling: Vec<usize>,
 }
 
 struct Slot<F> {
-    /// The allocation of a future, which is an empty one while the slot is free. `None` if the slot was never used, or
-    /// its allocation was freed.
+    /// The future of the slot's call, or an empty future while the slot is free. `None` if no call has used the slot
+    /// yet, or its allocation was freed.
     call: Option<Pin<Box<F>>>,
     is_occupied: bool,
     slot_waker: Arc<SlotWaker>,
-    /// `slot_waker` as a `Waker`.
+    /// The slot's `SlotWaker` as a [`Waker`], with which the slot's future is polled.
     waker: Waker,
 }
 
-/// The slots that were woken and not polled since, in order.
+/// The slots that were woken and have not been polled since, in the order of the wake-ups.
 struct ReadyQueue {
     ready: Mutex<ReadySlots>,
 }
@@ -48,22 +53,22 @@ struct ReadyQueue {
 #[derive(Default)]
 struct ReadySlots {
     slots: Vec<usize>,
-    /// The task that polls the set.
+    /// The waker of the worker task that polls the set. `None` between a wake-up of the task and the task's next poll.
     worker: Option<Waker>,
 }
 
-/// Puts its slot into the ready queue and wakes the worker.
+/// The waker of one slot: puts the slot into the ready queue and wakes the worker task.
 struct SlotWaker {
     slot: usize,
     ready_queue: Arc<ReadyQueue>,
-    /// Whether the slot is in the ready queue already.
+    /// Whether the slot was woken since its last poll, so that another wake-up has nothing to do.
     is_ready: AtomicBool,
 }
 
-/// How many free slots keep their allocation, in addition to one for each running call.
+/// How many allocations the free slots may keep, in addition to as many as there are running calls.
 ///
-/// With 64, a worker whose number of calls varies by less than that allocates nothing; and after a burst of thousands
-/// of calls no more than 64 allocations are left.
+/// With 64, a worker whose number of running calls varies by less than 64 allocates nothing. After a burst of thousands
+/// of calls, at most 64 allocations are left when no call is running.
 const SPARE_SLOTS: usize = 64;
 
 impl<F: Future<Output = ()> + Default> CallSet<F> {
@@ -83,8 +88,8 @@ impl<F: Future<Output = ()> + Default> CallSet<F> {
         self.free.len() == self.slots.len()
     }
 
-    /// Takes a free slot, in which `make` makes the call. Returns the slot, for the caller to
-    /// [poll](Self::poll_slot) next, or `None` if `make` returns `Ready`: the call has ended already.
+    /// Takes a free slot and lets `make` make the call in it. Returns the slot's index, which the caller passes to
+    /// [`poll_slot`](Self::poll_slot) next, or `None` if `make` returns `Ready` because the call has already ended.
     pub(super) fn insert(&mut self, make: impl FnOnce(Pin<&mut F>) -> Poll<()>) -> Option<usize> {
         let index = self.free.pop().unwrap_or_else(|| self.add_slot());
         self.free_allocated = self.free_allocated.saturating_sub(1);
@@ -97,7 +102,7 @@ impl<F: Future<Output = ()> + Default> CallSet<F> {
         Some(index)
     }
 
-    /// Polls the calls that were woken. The worker is woken when further ones are.
+    /// Polls the calls whose slots were woken, and registers the worker's waker `cx` for slots that are woken later.
     pub(super) fn poll(&mut self, cx: &Context<'_>) {
         if self.is_empty() {
             return;
@@ -118,12 +123,14 @@ impl<F: Future<Output = ()> + Default> CallSet<F> {
         self.polling = polling;
     }
 
-    /// Polls the call in this slot. Does nothing if the slot is free: a waker may be used after its call has ended.
+    /// Polls the call in the slot with this index. Does nothing if the slot is free, as when a waker is used after its
+    /// call has ended.
     #[inline]
     pub(super) fn poll_slot(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
-        // Before the poll, and with acquire ordering, which a store cannot have: the poll has to see everything that
-        // happened before a wake-up that found the flag set and therefore did nothing.
+        // The flag is cleared before the poll, so that a wake-up during the poll queues the slot again. A swap clears
+        // it, because a store cannot have acquire ordering: the poll has to see everything that happened before a
+        // wake-up that found the flag set and therefore did nothing.
         slot.slot_waker.is_ready.swap(false, Ordering::AcqRel);
         let Some(call) = slot.call.as_mut().filter(|_| slot.is_occupied) else {
             return;
@@ -134,7 +141,7 @@ impl<F: Future<Output = ()> + Default> CallSet<F> {
         }
     }
 
-    /// Makes the slot free for another call, and frees allocations and slots beyond [`SPARE_SLOTS`].
+    /// Marks the slot as free for another call, and frees the allocations and slots above the limit of [`SPARE_SLOTS`].
     fn release(&mut self, index: usize) {
         self.free.push(index);
         self.free_allocated += 1;
@@ -145,7 +152,8 @@ impl<F: Future<Output = ()> + Default> CallSet<F> {
             self.free_allocated -= 1;
         }
         if occupied == 0 && self.slots.len() > SPARE_SLOTS {
-            // Only when no call is left: a slot's waker has the index of its slot, so an occupied one cannot be moved.
+            // Slots are removed only when no call is left: a waker refers to its slot by index, so an occupied slot
+            // cannot be moved.
             self.slots.truncate(SPARE_SLOTS);
             self.slots.shrink_to_fit();
             self.free.retain(|index| *index < SPARE_SLOTS);
@@ -203,8 +211,8 @@ mod tests {
     use crossbeam_utils::CachePadded;
     use std::{hint, sync::atomic::AtomicU64, thread};
 
-    /// What the waking thread and the polled future share. The numbers are on separate cache lines, so that a stale
-    /// value of one is not refreshed by an access to the other.
+    /// The state that the waking thread and the polled future share. The two numbers are on separate cache lines:
+    /// otherwise an access to one would refresh a stale value of the other and hide a missing synchronization.
     #[derive(Default)]
     struct Exchange {
         sent: CachePadded<AtomicU64>,
@@ -213,8 +221,8 @@ mod tests {
         waker: Mutex<Option<Waker>>,
     }
 
-    /// Copies `sent` to `received` at each poll. After the first rounds it takes no lock, which would order the
-    /// accesses even if the waker did not.
+    /// A future that copies `sent` to `received` at each poll. It locks a mutex only until it has received the first
+    /// number: a lock would synchronize the two threads even if the slot's waker did not.
     #[derive(Default)]
     struct Receiver(Option<Arc<Exchange>>);
 
@@ -259,7 +267,8 @@ mod tests {
             thread::yield_now();
         };
         for round in 1..=ROUNDS {
-            // Woken before there is anything to receive, so that the second wake-up comes while the slot is polled.
+            // The first wake-up of a round comes before there is a number to receive, so that the second wake-up, after
+            // the number was sent, often comes while the slot is being polled.
             waker.wake_by_ref();
             (0..round * 7_919 % 300).for_each(|step| {
                 hint::black_box(step);

@@ -1,4 +1,4 @@
-//! [`Channel`]: the accepted calls in order, and the state that the queue's handles and its workers share.
+//! [`Channel`]: the accepted calls of a queue in order, and the other state that the queue's handles and workers share.
 
 use super::message::Message;
 use crate::{
@@ -19,47 +19,49 @@ use std::{
 };
 use tokio::{sync::Notify, task::AbortHandle};
 
-/// Shared by the queue's handles, its response futures and its workers.
+/// The part of a queue that its handles, response futures and workers share.
 pub(super) struct Channel<Req, Res> {
-    /// One permit for each place in the queue.
+    /// A semaphore with one permit for each place in the queue.
     places: Semaphore,
     closed: AtomicBool,
     state: CachePadded<Mutex<ChannelState<Req, Res>>>,
     in_flight: CachePadded<AtomicUsize>,
-    /// Notified when `is_ended` is set.
+    /// Notified when the last worker has ended, after `is_ended` was set.
     ended: Notify,
 }
 
 struct ChannelState<Req, Res> {
     calls: VecDeque<Arc<Message<Req, Res>>>,
-    /// An upper bound of how many of `calls` are cancelled. A cancelled message has no request any more and stays in
-    /// `calls` until a worker takes it or a sweep removes it.
+    /// How many messages in `calls` are cancelled. May be too high: a message that is cancelled after a worker has
+    /// taken it out is counted, too. A cancelled message has no request any more and stays in `calls` until a worker
+    /// takes it out or a sweep removes it.
     cancelled: usize,
-    /// The worker that waits for a call. Only the worker that holds the service waits, so there is one at most.
+    /// The waker of the worker that waits for a call. There is at most one, because only the worker that holds the
+    /// service waits for calls.
     idle_worker: Option<Waker>,
     worker_tasks: Vec<AbortHandle>,
-    /// How many [`WorkerGuard`]s there are.
+    /// How many [`WorkerGuard`]s exist, that is, how many workers have not ended.
     live_workers: usize,
-    /// The last worker has ended, and every call that it left has been cancelled.
+    /// Whether the last worker has ended and every call that was left has been cancelled.
     is_ended: bool,
 }
 
-/// Counts a call as in flight until it is dropped.
+/// A guard that counts one call as in flight until the guard is dropped.
 pub(super) struct InFlight<Req, Res> {
     channel: Arc<Channel<Req, Res>>,
-    /// `None` after [`leave`](Self::leave).
+    /// The call's message. `None` after [`leave`](Self::leave) has returned it.
     message: Option<Arc<Message<Req, Res>>>,
 }
 
-/// Counts a worker as alive until it is dropped. The drop of the last one closes the channel and cancels the calls that
-/// are left, so that no caller waits for a worker that does not exist.
+/// A guard that counts one worker as alive until the guard is dropped. When the last guard is dropped, it closes the
+/// channel and cancels the calls that are left, whose callers would otherwise wait forever.
 pub(super) struct WorkerGuard<Req, Res> {
     channel: Arc<Channel<Req, Res>>,
 }
 
-/// Cancelled messages are swept out of the channel when there are more than this many, and more than half of the
-/// messages there are cancelled. So a sweep costs each cancelled call a constant time, and small queues, for which the
-/// memory does not matter, are not swept.
+/// The number of cancelled messages above which the channel is swept, that is, its cancelled messages are removed,
+/// provided that they are more than half of its messages. Thus sweeps cost a constant time per cancelled call, and a
+/// few cancelled messages, whose memory does not matter, cause no sweep.
 const SWEEP_THRESHOLD: usize = 64;
 
 // === impl Channel ===
@@ -96,13 +98,13 @@ impl<Req, Res> Channel<Req, Res> {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Registers a worker's task, so that [`abort`](Self::abort) can end it.
+    /// Registers a worker's task, so that [`abort`](Self::abort) can abort the task.
     pub(super) fn register(&self, worker: AbortHandle) {
         self.lock().worker_tasks.push(worker);
     }
 
-    /// Accepts a call that has its place. If the channel is closed, the request stays in `req` and the scope is
-    /// returned.
+    /// Accepts a call that holds `place`, and returns its message. If the channel is closed, the request stays in `req`
+    /// and the call's scope (its event and its span) is returned.
     #[inline]
     pub(super) fn push(
         &self,
@@ -110,7 +112,8 @@ impl<Req, Res> Channel<Req, Res> {
         scope: Scope,
         place: Permit,
     ) -> Result<Arc<Message<Req, Res>>, Scope> {
-        // Before the lock is taken: subscribers to events are woken here.
+        // The event is marked as QUEUED before the lock is taken, because this wakes subscribers to events, which runs
+        // user code.
         scope.queued();
         if self.is_closed() {
             return Err(scope);
@@ -118,7 +121,7 @@ impl<Req, Res> Channel<Req, Res> {
         let message = Message::new(req, scope, place);
         let mut state = self.lock();
         if self.is_closed() {
-            // Closed since the first check, which only spares the allocation.
+            // The channel was closed after the first check, whose only purpose is to avoid the allocation of a message.
             drop(state);
             let (request, scope) = message
                 .begin()
@@ -135,7 +138,8 @@ impl<Req, Res> Channel<Req, Res> {
         Ok(message)
     }
 
-    /// Waits for the next call in order. Returns `None` once the channel is closed and empty.
+    /// Waits for the next call that is not cancelled, in the order in which calls were accepted. Returns `None` once
+    /// the channel is closed and empty.
     #[inline]
     pub(super) fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Arc<Message<Req, Res>>>> {
         let mut state = self.lock();
@@ -152,7 +156,7 @@ impl<Req, Res> Channel<Req, Res> {
         Poll::Pending
     }
 
-    /// Cancels one call, queued or running.
+    /// Cancels one call, whether it is queued or running.
     pub(super) fn cancel(&self, message: &Message<Req, Res>) {
         if message.cancel() {
             let mut state = self.lock();
@@ -164,7 +168,7 @@ impl<Req, Res> Channel<Req, Res> {
         }
     }
 
-    /// Accepts no more calls. The workers end when they have finished the accepted ones.
+    /// Stops accepting calls. The workers end when they have finished the accepted calls.
     pub(super) fn close(&self) {
         let idle_worker = {
             let mut state = self.lock();
@@ -177,7 +181,7 @@ impl<Req, Res> Channel<Req, Res> {
         }
     }
 
-    /// Accepts no more calls and cancels the accepted ones. The workers drop the calls that are running, and end.
+    /// Stops accepting calls, and cancels the accepted ones. The workers drop their running calls and end.
     pub(super) fn abort(&self) {
         self.close();
         self.cancel_all();
@@ -189,7 +193,7 @@ impl<Req, Res> Channel<Req, Res> {
         self.lock().is_ended
     }
 
-    /// Waits until the last worker has ended and every call has a result.
+    /// Waits until the last worker has ended. Every call has a result then.
     pub(super) async fn ended(&self) {
         loop {
             let ended = self.ended.notified();
@@ -205,7 +209,8 @@ impl<Req, Res> Channel<Req, Res> {
     fn cancel_all(&self) {
         let calls = mem::take(&mut self.lock().calls);
         for message in calls {
-            // This drops the request. If that panics, the other calls still have to be cancelled.
+            // Cancelling a call drops its request, which runs user code. If that panics, the other calls still have to
+            // be cancelled.
             let _ = catch_unwind(|| message.cancel());
         }
     }
@@ -231,7 +236,7 @@ impl<Req, Res> InFlight<Req, Res> {
         self.message.as_ref().expect("the message is there until `leave`")
     }
 
-    /// Ends the count, and returns the message.
+    /// Stops counting the call as in flight, and returns the call's message.
     #[inline]
     pub(super) fn leave(mut self) -> Arc<Message<Req, Res>> {
         self.end().expect("the message is there until `leave`")
@@ -276,7 +281,7 @@ impl<Req, Res> Drop for WorkerGuard<Req, Res> {
         if is_last {
             self.channel.close();
             self.channel.cancel_all();
-            // Last: `ended` promises that every call has a result by then.
+            // `is_ended` is set only after all calls were cancelled: `ended` promises that every call has a result.
             self.channel.lock().is_ended = true;
             self.channel.ended.notify_waiters();
         }

@@ -1,4 +1,5 @@
-//! The queue in every order in which threads can push, cancel, work on and close it.
+//! Loom tests of the queue: every order in which threads can push, cancel and run calls and close the queue, with up to
+//! two preemptions.
 
 use super::{call_set::CallSet, channel::Channel, message::Message, service_lock::ServiceLock, worker::Worker};
 use crate::{
@@ -26,7 +27,7 @@ fn channel() -> Arc<Channel<u32, u32>> {
     Channel::new(Semaphore::new(4))
 }
 
-/// Pushes a call, and returns it if the queue was still open.
+/// Pushes a call with the request `req`. Returns the call, or `None` if the queue was closed.
 fn push(channel: &Arc<Channel<u32, u32>>, req: u32) -> Option<Call> {
     let place = channel.places().acquire().try_acquire().ok()??;
     channel.push(&mut Some(req), Scope::capture(), place).ok()
@@ -36,7 +37,7 @@ fn response(call: &Call) -> Result<u32, BoxError> {
     block_on(poll_fn(|cx| call.poll_response(cx)))
 }
 
-/// Responds with its request, and counts its calls.
+/// A service that responds with the request, and counts its calls.
 struct Echo(Arc<AtomicUsize>);
 
 impl Service<u32> for Echo {
@@ -139,7 +140,7 @@ fn a_call_that_is_cancelled_while_it_is_made_has_one_outcome_and_frees_its_place
     });
 }
 
-/// Ready when both flags are set.
+/// A future that is ready when both flags are set, and that stores its waker for the test.
 #[derive(Default)]
 struct Both {
     flags: Option<Arc<[AtomicUsize; 2]>>,
@@ -154,7 +155,8 @@ impl Future for Both {
             waker.lock().unwrap().get_or_insert_with(|| cx.waker().clone());
         }
         match &self.flags {
-            // Relaxed: the slot's waker has to order a flag before the poll that it causes.
+            // The ordering is relaxed on purpose: the slot's waker itself has to make a flag visible to the poll that
+            // it causes.
             Some(flags) if flags.iter().any(|flag| flag.load(Ordering::Relaxed) == 0) => Poll::Pending,
             _ => Poll::Ready(()),
         }

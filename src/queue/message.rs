@@ -1,4 +1,4 @@
-//! [`Message`]: one accepted call, between its caller and the worker that drives it.
+//! [`Message`]: one accepted call, which its caller and the worker that drives it share.
 
 use crate::{
     error::{BoxError, Cancelled},
@@ -16,12 +16,12 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Shared by the caller's [`ResponseFuture`](super::ResponseFuture), the channel and the worker.
+/// One accepted call, shared by the caller's [`ResponseFuture`](super::ResponseFuture), the channel and the worker.
 ///
-/// Wakers are woken, and user values dropped, only after the lock is released: both run user code, which may come back
-/// to this message.
+/// Wakers are woken, and user values dropped, only after the message's lock is released: both run user code, which may
+/// use this message and would deadlock.
 pub(super) struct Message<Req, Res> {
-    /// Whether the stage is `Done` because the call was cancelled. Readable without the lock.
+    /// Whether the call was cancelled before it had a response. An atomic, so that it can be read without the lock.
     cancelled: AtomicBool,
     state: Mutex<MessageState<Req, Res>>,
 }
@@ -29,28 +29,28 @@ pub(super) struct Message<Req, Res> {
 struct MessageState<Req, Res> {
     stage: Stage,
     payload: Payload<Req, Res>,
-    /// The caller's event and span, while the call is queued.
+    /// The caller's event and span, in which the call will run. `None` once the call has begun or was cancelled.
     scope: Option<Scope>,
-    /// The place in the queue, while the call is queued.
+    /// The call's place in the queue. `None` once the call has begun or was cancelled.
     place: Option<Permit>,
-    /// Woken when there is a response.
+    /// The waker of the task that polls the response future, woken when there is a response.
     caller: Option<Waker>,
-    /// Woken when the caller cancels the call.
+    /// The worker's waker for this call, woken when the caller cancels the call.
     worker: Option<Waker>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Stage {
-    /// In the channel, or taken by a worker that waits for the service to be ready.
+    /// The call is in the channel, or was taken by a worker that waits for the service to be ready.
     Queued,
-    /// Begun: a worker drives the inner service's future.
+    /// The call has begun: a worker drives the future that the inner service returned.
     Running,
-    /// Has a response, which the caller may have fetched already.
+    /// The call has a response or an error, which the caller may have fetched already.
     Done,
 }
 
-/// The request, and later the response. They share their memory, and both are moved as seldom as possible, since they
-/// may be large. Each is `None` after it was taken.
+/// The request of a call, and later its response, in the same memory. Both may be large, so they are moved as rarely as
+/// possible. Each option is `None` after its value was taken.
 enum Payload<Req, Res> {
     Request(Option<Req>),
     Response(Option<Result<Res, BoxError>>),
@@ -59,7 +59,7 @@ enum Payload<Req, Res> {
 // === impl Message ===
 
 impl<Req, Res> Message<Req, Res> {
-    /// Makes a message, and moves the request out of `req` directly to its place in the allocation.
+    /// Creates a message. Moves the request, which may be large, out of `req` directly into the message's allocation.
     #[inline]
     pub(super) fn new(req: &mut Option<Req>, scope: Scope, place: Permit) -> Arc<Self> {
         let mut message = Arc::new(Self {
@@ -79,7 +79,7 @@ impl<Req, Res> Message<Req, Res> {
         message
     }
 
-    /// Waits for the response.
+    /// Waits for the call's response, and takes it out of the message.
     pub(super) fn poll_response(&self, cx: &mut Context<'_>) -> Poll<Result<Res, BoxError>> {
         let mut state = self.lock();
         if state.stage == Stage::Done {
@@ -95,8 +95,8 @@ impl<Req, Res> Message<Req, Res> {
         Poll::Pending
     }
 
-    /// Ends the call with [`Cancelled`], unless it has ended already. Returns whether it was still queued. A call that
-    /// is running is dropped by its worker.
+    /// Cancels the call: its result becomes [`Cancelled`], unless the call has a result already. Returns whether the
+    /// call was still queued. If the call is running, its worker is woken and drops the call's future.
     pub(super) fn cancel(&self) -> bool {
         let mut state = self.lock();
         let stage = mem::replace(&mut state.stage, Stage::Done);
@@ -116,7 +116,7 @@ impl<Req, Res> Message<Req, Res> {
         if let Some(scope) = scope {
             scope.cancel();
         }
-        // Last: dropping a request runs user code, which may panic.
+        // The request is dropped last: dropping it runs user code, which may panic.
         drop(payload);
         stage == Stage::Queued
     }
@@ -125,7 +125,8 @@ impl<Req, Res> Message<Req, Res> {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Returns `Ready` if the call is cancelled. Otherwise the worker is woken when it is.
+    /// Returns `Ready` if the call was cancelled. Otherwise registers the worker's waker, to be woken when the call is
+    /// cancelled.
     pub(super) fn poll_cancelled(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.lock();
         if state.stage == Stage::Done {
@@ -137,8 +138,8 @@ impl<Req, Res> Message<Req, Res> {
         Poll::Pending
     }
 
-    /// Begins the call, and frees its place in the queue. Returns its request and its scope, or `None` if it was
-    /// cancelled.
+    /// Begins the call: frees its place in the queue, and returns its request and its scope (event and span). Returns
+    /// `None` if the call was cancelled.
     #[inline]
     pub(super) fn begin(&self) -> Option<(Req, Scope)> {
         let mut state = self.lock();
@@ -156,7 +157,7 @@ impl<Req, Res> Message<Req, Res> {
         Some((req, scope))
     }
 
-    /// Ends the call with this result, unless it was cancelled after it had begun.
+    /// Ends the call with `result`. If the call was cancelled while it was running, `result` is dropped instead.
     pub(super) fn finish(&self, result: Result<Res, BoxError>) {
         let mut state = self.lock();
         if state.stage != Stage::Running {
@@ -191,8 +192,9 @@ impl<Req, Res> fmt::Debug for Message<Req, Res> {
     }
 }
 
-/// Stores `waker` in `slot`, unless the waker there wakes the same task. Returns the replaced waker, to be dropped
-/// after the lock is released: dropping it may drop a task, and with that the future of this very message.
+/// Stores `waker` in `slot`, unless the stored waker wakes the same task already. Returns the replaced waker, which the
+/// caller drops after it has released the message's lock: dropping a waker may drop a task, and with it this message's
+/// response future, whose drop locks the message again.
 fn register(slot: &mut Option<Waker>, waker: &Waker) -> Option<Waker> {
     match slot {
         Some(registered) if registered.will_wake(waker) => None,

@@ -1,28 +1,31 @@
-//! A bounded queue in front of a service, whose worker tasks drive the calls.
+//! A bounded queue in front of a service. Its worker tasks drive the calls.
 //!
-//! In plain Tower a call only proceeds while its caller polls the response future. That is not enough when calls share
-//! limits: a call whose caller is busy with something else would keep its permit, or its place before the others, and
-//! all others would wait for it.
+//! In plain Tower a call proceeds only while its caller polls the response future. That is not enough when calls share
+//! limits: a call whose caller does not poll it would keep its permit, or its position before other calls, and those
+//! calls would wait for it.
 //!
-//! [`QueueLayer`] separates the calls from their callers. [`Queue`] is a handle that is cheap to clone, whether or not
-//! the service is. A call waits in the queue for its turn; then a *worker*, a task that the layer spawns, calls the
-//! service and polls the call's future to its end. The [`ResponseFuture`] only waits for the result.
+//! [`QueueLayer`] separates the calls from their callers. [`Queue`] is a handle that is cheap to clone, even if the
+//! service cannot be cloned. A call waits in the queue for its turn. Then a *worker*, a task that the layer spawns,
+//! calls the service and polls the call's future until it completes. The caller's [`ResponseFuture`] only waits for the
+//! result.
 //!
 //! # Guarantees
 //!
-//! - **Bounded.** A call has a *place* in the queue until it begins. When all places are taken, `poll_ready` waits, and
-//!   [`try_call`](Queue::try_call) refuses the call and returns its request. No call is lost.
-//! - **In order.** Calls begin in the order in which they were accepted.
-//! - **Cancellation.** Dropping the [`ResponseFuture`] cancels the call. If it is queued, its place is free at once; if
-//!   it is running, its worker drops it. [`detach`](ResponseFuture::detach) lets it run on.
-//! - **Readiness reserves nothing.** A handle that is ready and not called does not hold a place. If it had to wait for
-//!   readiness and is not called within 5 ms, the next caller is woken. If the place is taken by then, the call waits
-//!   for another one in its response future.
-//! - **Panics are contained.** A panic of the service, in `poll_ready`, in `call` or in its future, fails
-//!   [that call](crate::error::Panicked) and no other. So does an error from `poll_ready`.
-//! - **Shutdown.** [`close`](Queue::close), or dropping the last handle, accepts no more calls and finishes the
-//!   accepted ones. [`abort`](Queue::abort) cancels all of them. Every caller that waits gets a result or an error.
-//! - The caller's tracing span and its [event](crate::event) follow the call to the worker.
+//! - **Bounded.** A call has a *place* in the queue until the call begins. While all places are taken, `poll_ready`
+//!   waits, and [`try_call`](Queue::try_call) refuses the call and returns its request. No call is lost.
+//! - **In order.** Calls begin in the order in which the queue accepted them.
+//! - **Cancellation.** Dropping the [`ResponseFuture`] cancels the call. The place of a queued call is free at once; a
+//!   running call is dropped by its worker. A [detached](ResponseFuture::detach) call continues without its future.
+//! - **Readiness reserves nothing.** A handle that is ready and not called does not hold a place. If the handle had to
+//!   wait until it was ready and is not called within 5 ms, the next waiting caller is woken. If the handle is called
+//!   when the place has been taken, the response future waits for another place.
+//! - **Panics are contained.** A panic of the service, in `poll_ready`, in `call` or in the call's future, fails only
+//!   the call in which it happened, with [`Panicked`](crate::error::Panicked). An error from `poll_ready` fails only
+//!   the call that was about to begin.
+//! - **Shutdown.** [`close`](Queue::close), or dropping the last handle, stops accepting calls and lets the accepted
+//!   ones finish. [`abort`](Queue::abort) stops accepting calls and cancels the accepted ones. Every waiting caller
+//!   gets a response or an error.
+//! - **Context.** The caller's tracing span and its [event](crate::event) are current while a worker runs the call.
 //!
 //! # Examples
 //!
@@ -81,37 +84,39 @@ pub struct QueueLayer<Req> {
 
 /// A handle to a queue. Clones are handles to the same queue. See the [module docs](self).
 pub struct Queue<Req, Res> {
-    /// Shared by all handles, and by nothing else.
+    /// Shared by all handles to the queue, and by nothing else, so that the queue is closed when its last handle is
+    /// dropped.
     close_on_drop: Arc<CloseOnDrop<Req, Res>>,
-    /// Acquires this handle's next place.
+    /// Acquires the place in the queue for this handle's next call.
     acquire: Acquire,
 }
 
-/// Closes the queue when its last handle is dropped.
+/// Closes the queue when dropped. The handles share one `CloseOnDrop`, which is dropped with the last handle.
 struct CloseOnDrop<Req, Res> {
     channel: Arc<Channel<Req, Res>>,
 }
 
-/// The response to a queued call.
+/// The response future of a queued call.
 ///
-/// It has to be polled only until the call has its place in the queue: from then on the workers drive the call. Most
-/// calls have a place from the start; see [`is_accepted`](Self::is_accepted).
+/// The future has to be polled only until the call has a place in the queue: from then on the workers drive the call.
+/// Most calls have a place as soon as they are made; see [`is_accepted`](Self::is_accepted).
 ///
 /// # Errors
 ///
-/// The error of the service below, or:
+/// The future returns the error of the inner service, or:
 ///
 /// - [`Closed`] if the queue was closed before the call had a place,
-/// - [`Cancelled`] if the call was cancelled, the queue was aborted, or the runtime of its workers was shut down,
+/// - [`Cancelled`] if the call was cancelled, the queue was aborted, or the runtime of the queue's workers was shut
+///   down,
 /// - [`Panicked`](crate::error::Panicked) if the service panicked.
 ///
 /// # Panics
 ///
-/// When polled after it has completed.
+/// Polling the future again after it has completed panics.
 ///
 /// # Cancel safety
 ///
-/// Dropping it cancels the call, unless it has completed or is [detached](Self::detach).
+/// Dropping the future cancels the call, unless the call has completed or is [detached](Self::detach).
 #[must_use = "dropping it cancels the call; `detach` lets it run"]
 pub struct ResponseFuture<Req, Res> {
     state: State<Req, Res>,
@@ -120,44 +125,44 @@ pub struct ResponseFuture<Req, Res> {
 enum State<Req, Res> {
     /// The call waits for a place in the queue.
     WaitingForPlace(WaitingForPlace<Req, Res>),
-    /// The call has had a place: it is queued, is running, or has a response.
+    /// The call was accepted: it had a place in the queue, and is queued, is running, or has a response.
     Accepted {
         message: Arc<Message<Req, Res>>,
         channel: Arc<Channel<Req, Res>>,
     },
     /// The call was cancelled before it had a place.
     Cancelled,
-    /// The response was returned, or the call was detached.
+    /// The future has returned the call's result, or the call was detached.
     Finished,
 }
 
-/// A call that waits for a place, and the acquirer that waits for it.
+/// A call that waits for a place in the queue, with the acquirer of that place.
 struct WaitingForPlace<Req, Res> {
     acquire: Option<Acquire>,
-    /// Boxed, so that a request does not make the future of an accepted call larger.
+    /// Boxed, so that space for a request does not make the future of every accepted call larger.
     call: Option<Box<UnqueuedCall<Req>>>,
     channel: Arc<Channel<Req, Res>>,
 }
 
-/// What becomes a message when the call has a place.
+/// A call that has no place in the queue yet. It becomes a [`Message`] when it has a place.
 struct UnqueuedCall<Req> {
     req: Option<Req>,
     scope: Scope,
-    /// Woken when the call is cancelled.
+    /// The waker of the task that polls the response future, woken when the call is cancelled.
     caller: Option<Waker>,
 }
 
-/// More than any machine has threads, and few enough to be spawned.
+/// The largest number of workers of a queue: more than any machine has threads, and few enough to be spawned.
 const MAX_WORKERS: usize = 65_536;
 
 // === impl QueueLayer ===
 
 impl<Req> QueueLayer<Req> {
-    /// Makes queues with `capacity` places and one worker.
+    /// Creates a layer whose queues have `capacity` places and one worker each.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] if the capacity is zero.
+    /// Returns [`InvalidConfig`] if `capacity` is zero.
     pub fn new(capacity: usize) -> Result<Self, InvalidConfig> {
         let capacity = InvalidConfig::positive("queue_capacity", capacity)?;
         Ok(Self {
@@ -167,26 +172,27 @@ impl<Req> QueueLayer<Req> {
         })
     }
 
-    /// Sets how many worker tasks drive the calls. Default: 1.
+    /// Sets how many worker tasks drive the calls of a queue. Default: 1.
     ///
     /// One worker can drive any number of calls at once. More workers spread the computation of the calls' futures over
-    /// several threads. They do not change how many calls run at once, nor the order in which calls begin; but two
-    /// calls that begin one right after the other may reach the layers below in either order.
+    /// several threads. The number of workers changes neither how many calls run at once nor the order in which calls
+    /// begin. But with several workers, two calls that begin one right after the other may reach the layers below the
+    /// queue in either order, because different threads poll their futures.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] if `workers` is zero or above 65,536.
+    /// Returns [`InvalidConfig`] if `workers` is zero or above 65,536.
     pub fn workers(mut self, workers: usize) -> Result<Self, InvalidConfig> {
         self.workers = InvalidConfig::positive_up_to(MAX_WORKERS, "workers", workers)?;
         Ok(self)
     }
 }
 
-/// Each service is a queue with workers of its own.
+/// Each service that the layer makes is a separate queue with its own workers.
 ///
 /// # Panics
 ///
-/// `layer` spawns the workers, and panics outside a Tokio runtime.
+/// Panics if `layer` is called outside a Tokio runtime, where the workers cannot be spawned.
 impl<S, Req> Layer<S> for QueueLayer<Req>
 where
     S: Service<Req> + Send + 'static,
@@ -226,11 +232,12 @@ impl<Req> fmt::Debug for QueueLayer<Req> {
 // === impl Queue ===
 
 impl<Req, Res> Queue<Req, Res> {
-    /// Queues a call if there is a place for it now and no other caller waits for one.
+    /// Queues a call if the queue has a free place now and no other caller waits for a place.
     ///
     /// # Errors
     ///
-    /// [`Refused`], with the request, if the queue is full or closed, or another caller is before this one.
+    /// Returns [`Refused`], which contains the request, if the queue is full or closed, or another caller waits for a
+    /// place.
     pub fn try_call(&mut self, req: Req) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
         match self.try_place() {
             Ok(Some(place)) => self.call_at(place, req, Scope::capture()),
@@ -239,12 +246,13 @@ impl<Req, Res> Queue<Req, Res> {
         }
     }
 
-    /// Takes a place if there is one now, for [`call_at`](Self::call_at).
+    /// Takes a place if the queue has a free one now and no other caller waits for a place. [`call_at`](Self::call_at)
+    /// uses it.
     pub(crate) fn try_place(&mut self) -> Result<Option<Permit>, Closed> {
         self.acquire.try_acquire()
     }
 
-    /// Queues a call that has its place.
+    /// Queues a call that has taken `place` already.
     pub(crate) fn call_at(
         &self,
         place: Permit,
@@ -255,20 +263,21 @@ impl<Req, Res> Queue<Req, Res> {
         let channel = self.channel();
         match channel.push(&mut req, scope, place) {
             Ok(message) => Ok(ResponseFuture::accepted_as(message, channel)),
-            // The scope is dropped and not cancelled: its event is not over if the caller tries another queue.
+            // The scope is dropped without cancelling its event: the caller may make the call again in another queue,
+            // as part of the same event.
             Err(_) => Err(Refused::closed(req.expect("a refused call leaves its request"))),
         }
     }
 
-    /// Queues a call in this scope, or lets its future wait for a place. Takes the request out of `req`, which saves
-    /// moving it twice.
+    /// Queues a call whose event and span are in `scope`. If the queue has no free place, the returned future waits for
+    /// one. Taking the request out of `req` saves moving it twice.
     #[inline]
     pub(crate) fn call_in(&mut self, scope: Scope, req: &mut Option<Req>) -> ResponseFuture<Req, Res> {
         let channel = &self.close_on_drop.channel;
         let scope = match self.acquire.try_acquire() {
             Ok(Some(place)) => match channel.push(req, scope, place) {
                 Ok(message) => return ResponseFuture::accepted_as(message, channel),
-                // The queue was closed just now. The future finds that out when it is polled.
+                // The queue was closed just now. The returned future fails with `Closed` when it is polled.
                 Err(scope) => scope,
             },
             Ok(None) | Err(_) => scope,
@@ -286,7 +295,7 @@ impl<Req, Res> Queue<Req, Res> {
         }
     }
 
-    /// Returns how many calls are queued: they have a place and have not begun.
+    /// Returns how many calls are queued, that is, have a place in the queue and have not begun.
     #[must_use]
     pub fn depth(&self) -> usize {
         self.channel().places().held()
@@ -298,25 +307,25 @@ impl<Req, Res> Queue<Req, Res> {
         self.channel().places().total()
     }
 
-    /// Returns how many calls are running: they have begun and have not ended. Calls that wait for a limit below the
-    /// queue are counted.
+    /// Returns how many calls are running, that is, have begun and have not ended. They may be waiting for a limit in a
+    /// layer below the queue.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.channel().in_flight()
     }
 
-    /// Accepts no more calls, and finishes the accepted ones. Calls that wait for a place fail with [`Closed`].
+    /// Stops accepting calls, and lets the accepted ones finish. Calls that wait for a place fail with [`Closed`].
     pub fn close(&self) {
         self.channel().close();
     }
 
-    /// Accepts no more calls, and cancels the accepted ones. Running calls are dropped by their workers, shortly after
-    /// this returns: see [`ended`](Self::ended).
+    /// Stops accepting calls, and cancels the accepted ones. The workers drop the running calls shortly after this
+    /// method has returned; [`ended`](Self::ended) waits for that.
     pub fn abort(&self) {
         self.channel().abort();
     }
 
-    /// Returns whether the queue accepts no more calls.
+    /// Returns whether the queue was closed, so that it accepts no more calls.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.channel().is_closed()
@@ -326,7 +335,7 @@ impl<Req, Res> Queue<Req, Res> {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: dropping the future changes nothing, and it can be called again.
+    /// This method is cancel safe: dropping its future changes nothing, and the method can be called again.
     pub async fn ended(&self) {
         self.channel().ended().await;
     }
@@ -337,12 +346,13 @@ impl<Req, Res> Queue<Req, Res> {
         self.channel().is_ended()
     }
 
-    /// Returns the places, to watch the queue's depth without keeping the queue open.
+    /// Returns the semaphore of the queue's places, which shows the queue's depth. Unlike a handle, it does not keep
+    /// the queue open.
     pub(crate) fn places(&self) -> Semaphore {
         self.channel().places().clone()
     }
 
-    /// Returns whether both are handles to the same queue.
+    /// Returns whether `self` and `other` are handles to the same queue.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.close_on_drop, &other.close_on_drop)
     }
@@ -361,8 +371,8 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
         self.acquire.poll_ready(cx).map_err(Into::into)
     }
 
-    /// Queues the call. Does not panic without a preceding `poll_ready`: if there is no place, the future waits for
-    /// one.
+    /// Queues the call. A call without a preceding `poll_ready` does not panic: if the queue has no free place, the
+    /// future waits for one.
     fn call(&mut self, req: Req) -> Self::Future {
         self.call_in(Scope::capture(), &mut Some(req))
     }
@@ -399,35 +409,36 @@ impl<Req, Res> Drop for CloseOnDrop<Req, Res> {
 // === impl ResponseFuture ===
 
 impl<Req, Res> ResponseFuture<Req, Res> {
-    /// Waits until the call has a place in the queue. Returns at once if it [has one](Self::is_accepted) already, or was
-    /// cancelled.
+    /// Waits until the call has a place in the queue. Returns at once if the call [was accepted](Self::is_accepted)
+    /// already, or was cancelled.
     ///
     /// # Errors
     ///
-    /// [`Closed`] if the queue was closed before the call had a place.
+    /// Returns [`Closed`] if the queue was closed before the call had a place.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: the call keeps its place among the callers that wait.
+    /// This method is cancel safe: if its future is dropped, the call keeps its position among those that wait for a
+    /// place.
     pub async fn accepted(&mut self) -> Result<(), Closed> {
         poll_fn(|cx| self.poll_accepted(cx)).await
     }
 
-    /// Returns whether the call was accepted, that is, has or had a place in the queue. `false` once this future has
-    /// returned its result.
+    /// Returns whether the call was accepted, that is, has or had a place in the queue. Returns `false` once this
+    /// future has returned its result.
     #[must_use]
     pub const fn is_accepted(&self) -> bool {
         matches!(self.state, State::Accepted { .. })
     }
 
-    /// Drops this future without cancelling the call, whose response is dropped. A call that has no place yet is not
-    /// made: await [`accepted`](Self::accepted) first.
+    /// Drops this future without cancelling the call. The call's response is dropped. A call that has no place in the
+    /// queue yet is not made: await [`accepted`](Self::accepted) before detaching it.
     pub fn detach(mut self) {
         self.state = State::Finished;
     }
 
-    /// Cancels the call. If it is queued, its place is free at once; if it is running, its worker drops it. The future
-    /// then returns [`Cancelled`], unless there was a response already.
+    /// Cancels the call. The place of a queued call is free at once; a running call is dropped by its worker. The
+    /// future then returns [`Cancelled`], unless the call had a response already.
     pub fn cancel(&mut self) {
         if let State::WaitingForPlace(waiting) = &mut self.state {
             let call = waiting.call.take();
@@ -440,7 +451,7 @@ impl<Req, Res> ResponseFuture<Req, Res> {
         self.cancel_accepted();
     }
 
-    /// Does what [`cancel`](Self::cancel) does, for a call that has a place.
+    /// Cancels the call if it was accepted. A call that waits for a place is not changed.
     pub(crate) fn cancel_accepted(&self) {
         if let State::Accepted { message, channel } = &self.state {
             channel.cancel(message);
@@ -461,7 +472,8 @@ impl<Req, Res> ResponseFuture<Req, Res> {
         if let State::WaitingForPlace(waiting) = &mut self.state {
             let WaitingForPlace { acquire, call, channel } = waiting;
             let Poll::Ready(place) = Acquire::poll_acquire(acquire, cx) else {
-                // `acquire` has this waker too, but drops it without waking it when the call is cancelled.
+                // The acquirer of the place stores the same waker, but drops it without waking the task when the call
+                // is cancelled.
                 if let Some(call) = call {
                     call.caller = Some(cx.waker().clone());
                 }
@@ -509,7 +521,7 @@ impl<Req, Res> Future for ResponseFuture<Req, Res> {
     }
 }
 
-/// No field is structurally pinned.
+/// `Unpin` even if the request and the response are not, because no field is structurally pinned.
 impl<Req, Res> Unpin for ResponseFuture<Req, Res> {}
 
 impl<Req, Res> Drop for ResponseFuture<Req, Res> {

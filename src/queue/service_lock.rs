@@ -1,4 +1,4 @@
-//! [`ServiceLock`]: a lock around the service, which one worker at a time holds.
+//! [`ServiceLock`]: a lock around the queue's inner service, which one worker at a time holds.
 
 use crate::sync::{Mutex, MutexGuard};
 use std::{
@@ -7,19 +7,20 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// A lock that is acquired by polling. Clones lock the same service.
+/// A lock around the inner service, acquired by polling. Clones are handles to the same lock.
 pub(super) struct ServiceLock<S> {
     state: Arc<Mutex<LockState<S>>>,
 }
 
 struct LockState<S> {
-    /// `None` while a worker holds the service.
+    /// The inner service. `None` while a worker holds it.
     service: Option<S>,
-    /// The workers that wait for the service, in order.
+    /// The wakers of the workers that wait for the service, in the order in which the workers came.
     waiters: VecDeque<Waker>,
 }
 
-/// Holds the service. Dropped, it returns the service to its lock and wakes the next waiter.
+/// A guard that holds the inner service. When dropped, it returns the service to the lock and wakes the next waiting
+/// worker.
 pub(super) struct ServiceGuard<S> {
     service: Option<S>,
     lock: ServiceLock<S>,
@@ -39,8 +40,8 @@ impl<S> ServiceLock<S> {
     pub(super) fn poll_acquire(&self, cx: &Context<'_>) -> Poll<ServiceGuard<S>> {
         let mut state = self.state();
         if let Some(service) = state.service.take() {
-            // A worker that acquires the lock without having been woken leaves the waiters: otherwise its wake-up would
-            // be lost to the worker behind it.
+            // A worker can acquire the lock without having been woken. Its waker then has to leave the waiters:
+            // otherwise a later release would wake this worker in place of one that needs the service.
             state.waiters.retain(|waker| !waker.will_wake(cx.waker()));
             return Poll::Ready(ServiceGuard {
                 service: Some(service),
@@ -101,7 +102,8 @@ mod tests {
         assert!(second.enter(|cx, _| lock.poll_acquire(cx)).is_pending());
         drop(guard);
         assert!(first.is_woken());
-        // The second worker was not woken, but acquires the service before the first one, which then waits again.
+        // The second worker acquires the service although it was not woken. The first worker, which was woken, waits
+        // again.
         let guard = second.enter(|cx, _| lock.poll_acquire(cx));
         assert!(guard.is_ready());
         assert!(first.enter(|cx, _| lock.poll_acquire(cx)).is_pending());

@@ -1,11 +1,12 @@
-//! The workers: each takes calls from the channel when the service is ready for them, and drives them to their end.
+//! The workers of a queue. Each worker takes calls from the channel, calls the service when it is ready, and drives the
+//! calls' futures to their end.
 //!
-//! The service is called by one worker at a time, the one that holds the [`ServiceLock`]. That worker waits for a call,
-//! then for the service to be ready for this call, calls the service, and releases the lock. So calls begin in the
-//! order in which they came, however many workers there are, and the service's readiness is never held without a call
-//! that uses it.
+//! Only the worker that holds the [`ServiceLock`] calls the service. This worker waits for a call, then waits until the
+//! service is ready for it, calls the service, and releases the lock. So calls begin in the order in which they were
+//! accepted, however many workers there are, and the service is never made ready without a call that uses the
+//! readiness.
 //!
-//! The service is user code and may panic. A panic fails the one call that it happened in; the worker continues.
+//! The service is user code and may panic. A panic fails only the call in which it happened; the worker continues.
 
 use super::{
     call_set::CallSet,
@@ -23,11 +24,12 @@ use std::{
 };
 use tower_service::Service;
 
-/// Spawns `workers` tasks, which end when the channel is closed and empty.
+/// Spawns `workers` tasks that run the calls of `channel`. The tasks end when the channel is closed and empty and their
+/// calls have ended.
 ///
 /// # Panics
 ///
-/// Outside a Tokio runtime.
+/// Panics outside a Tokio runtime.
 pub(super) fn spawn<S, Req>(service: S, workers: usize, channel: &Arc<Channel<Req, S::Response>>)
 where
     S: Service<Req> + Send + 'static,
@@ -44,8 +46,8 @@ where
     }
 }
 
-/// One worker. The order of the fields is the order in which they are dropped: first the running calls, then the one
-/// that was about to begin, then the service.
+/// One worker. The fields are dropped in the order of their declaration: first the running calls, then the call that
+/// was about to begin, then the guard of the service.
 pub(super) struct Worker<S, Req>
 where
     S: Service<Req>,
@@ -54,23 +56,23 @@ where
     pending: Option<PendingCall<Req, S::Response>>,
     service_guard: Option<ServiceGuard<S>>,
     service_lock: ServiceLock<S>,
-    /// Whether no other worker uses the service, so that this one never releases the lock.
+    /// Whether the queue has no other worker, so that this worker never releases the service lock.
     is_only_worker: bool,
     guard: WorkerGuard<Req, S::Response>,
 }
 
-/// What came of an attempt to begin a call.
+/// The result of an attempt to begin the next call.
 enum Next {
-    /// The call was made. It is in this slot and has not been polled yet.
+    /// The service was called. The call's future is in the slot with this index and has not been polled yet.
     Call(usize),
-    /// The call was cancelled, or has failed before it began.
+    /// No future was made: the call was cancelled, or the service returned an error from `poll_ready` or panicked.
     Nothing,
-    /// The channel is closed and empty.
+    /// The channel is closed and empty, so there is no next call.
     End,
 }
 
-/// How many calls a worker begins in one poll before it yields to the other tasks of the runtime: as many as the
-/// operations in Tokio's own cooperative budget.
+/// How many calls a worker begins in one poll before it yields to other tasks of the runtime. In Tokio's cooperative
+/// budget, a task has the same number of operations per poll.
 const MAX_STARTS_PER_POLL: usize = 128;
 
 impl<S, Req> Worker<S, Req>
@@ -97,8 +99,9 @@ where
         for _ in 0..MAX_STARTS_PER_POLL {
             self.running.poll(cx);
             match self.poll_next(cx) {
-                // At once, before the next call begins, so that calls come to the limits below in their order. And only
-                // now, after the service was released: the future may compute for long.
+                // The new call's future is polled at once, before the next call begins, so that calls reach the limits
+                // below the queue in order. It is polled after the service lock was released, because the future may
+                // compute for a long time.
                 Poll::Ready(Next::Call(slot)) => self.running.poll_slot(slot),
                 Poll::Ready(Next::Nothing) => {}
                 Poll::Ready(Next::End) if self.running.is_empty() => return Poll::Ready(()),
@@ -109,14 +112,15 @@ where
         Poll::Pending
     }
 
-    /// Waits for the service lock, for a call, and for the service to be ready for it, and makes the call.
+    /// Waits for the service lock, for a call, and for the service to be ready for the call. Then calls the service.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         let mut service_guard = match self.service_guard.take() {
             Some(guard) => guard,
             None => ready!(self.service_lock.poll_acquire(cx)),
         };
         let next = self.poll_make(service_guard.service(), cx);
-        // A worker that waits for a call or for readiness keeps the lock, and so does the only worker.
+        // A worker that waits for a call or for the service's readiness keeps the service lock, and so does the only
+        // worker.
         if next.is_pending() || self.is_only_worker {
             self.service_guard = Some(service_guard);
         }
@@ -131,14 +135,15 @@ where
                 None => return Poll::Ready(Next::End),
             },
         };
-        // The service is not polled for a call that is cancelled.
+        // The service's readiness is not polled for a call that is cancelled.
         if pending.message().is_cancelled() {
             return Poll::Ready(Next::Nothing);
         }
         let ready = match catch_unwind(|| service.poll_ready(cx).map_err(Into::into)) {
             Ok(Poll::Ready(ready)) => ready,
             Ok(Poll::Pending) => {
-                // The call may have been cancelled since the check above, when the worker's waker was not registered.
+                // The call may have been cancelled after `is_cancelled` was checked, when the worker's waker was not
+                // registered yet.
                 if pending.message().poll_cancelled(cx).is_ready() {
                     return Poll::Ready(Next::Nothing);
                 }
@@ -156,8 +161,8 @@ where
     }
 }
 
-/// A call that was taken from the channel and has not begun. Dropped before it begins, with its worker, it is
-/// cancelled.
+/// A call that a worker took from the channel and that has not begun. If the worker is dropped before the call begins,
+/// the call is cancelled.
 struct PendingCall<Req, Res>(Option<Arc<Message<Req, Res>>>);
 
 impl<Req, Res> PendingCall<Req, Res> {
@@ -179,12 +184,12 @@ impl<Req, Res> Drop for PendingCall<Req, Res> {
 }
 
 pin_project! {
-    /// The future of one call, or an empty future, which a slot of the call set keeps between two calls. Dropped before
-    /// its end, with its worker, the call is cancelled.
+    /// The future of one call, or an empty future, which a slot of the call set keeps between two calls. If the worker
+    /// is dropped before the call ends, the call is cancelled.
     struct RunningCall<F, Req, Res> {
         #[pin]
         future: Option<F>,
-        // Whether the slot's waker is registered to be woken when the caller cancels.
+        // Whether the waker of the call's slot is registered to be woken when the caller cancels the call.
         is_watching: bool,
         call: Option<StartedCall<Req, Res>>,
     }
@@ -200,15 +205,16 @@ pin_project! {
     }
 }
 
-/// A call that has begun, without its future.
+/// What a running call has besides its future: its scope (event and span) and the guard that counts it as in flight.
 struct StartedCall<Req, Res> {
     scope: Scope,
     in_flight: InFlight<Req, Res>,
 }
 
 impl<Req, Res> StartedCall<Req, Res> {
-    /// Records a failure that no layer below could record, and returns it. Recording formats the error, which is user
-    /// code: if that panics, the panic is the failure.
+    /// Writes a failure to the call's event and returns the failure. The layers below cannot write it, because it is a
+    /// panic or an error from `poll_ready`. Writing formats the error, which runs user code: if that panics, the call
+    /// fails with that panic instead.
     fn fail(&self, error: BoxError) -> BoxError {
         let Err(panic) = catch_unwind(|| self.scope.fail(&error)) else {
             return error;
@@ -218,15 +224,16 @@ impl<Req, Res> StartedCall<Req, Res> {
         panic
     }
 
-    /// Ends the call with a result, or with `None` as cancelled.
+    /// Ends the call with `result`, or as cancelled if `result` is `None`.
     fn end(self, result: Option<Result<Res, BoxError>>) {
         let Self { scope, in_flight } = self;
         let message = in_flight.leave();
-        // Each of these may drop user code's values: the message a response that is not fetched, the scope a span.
+        // Each step is wrapped in `catch_unwind` because it may drop user values: a response that the caller does not
+        // fetch, or a tracing span.
         match result {
             Some(result) => {
                 // The scope is dropped before the caller is woken, so that the caller has the last handle to the event
-                // and frees its memory on the thread that allocated it.
+                // and frees the event's memory on the thread that allocated it.
                 let _ = catch_unwind(move || drop(scope));
                 let _ = catch_unwind(move || message.finish(result));
             }
@@ -254,8 +261,8 @@ where
     F: Future<Output = Result<Res, E>>,
     E: Into<BoxError>,
 {
-    /// Calls the service, or fails the call if the service is not `ready`. Returns `Ready` if the call has ended
-    /// already: it was cancelled, or it failed.
+    /// Calls the service, or fails the call if `ready` is an error. Returns `Ready` if the call has ended already,
+    /// because it was cancelled or has failed.
     fn make<S>(
         mut self: Pin<&mut Self>,
         channel: &Arc<Channel<Req, Res>>,
@@ -294,8 +301,8 @@ where
         }
     }
 
-    /// Drops the future, and with it the call's permit, before the caller is woken with the result. So a caller that
-    /// makes another call at once finds the permit free.
+    /// Ends the call. The call's future, and with it the call's permit, is dropped before the caller is woken with the
+    /// result, so that a caller that makes another call at once finds the permit free.
     fn conclude(self: Pin<&mut Self>, result: Option<Result<Res, BoxError>>) -> Poll<()> {
         let mut this = self.project();
         let _ = catch_unwind(|| this.future.set(None));
@@ -328,7 +335,8 @@ where
         let result = match polled {
             Ok(Poll::Ready(result)) => result,
             Ok(Poll::Pending) => {
-                // A call stays in its slot, and every poll has that slot's waker, so it is registered once.
+                // The waker has to be registered only once per call, because a call's future stays in its slot and is
+                // always polled with the waker of that slot.
                 if *this.is_watching || call.in_flight.message().poll_cancelled(cx).is_pending() {
                     *this.is_watching = true;
                     return Poll::Pending;

@@ -1,5 +1,5 @@
-//! The wait queue in every order in which threads can acquire, release, wait for and give up permits. It is tested
-//! through a [`Semaphore`], whose fast path has to agree with the queue.
+//! Loom tests of the wait queue: every order in which threads can acquire, release, wait for and give up permits, with
+//! up to three preemptions. The tests use a [`Semaphore`], whose fast path has to agree with the queue.
 
 use crate::{
     error::Closed,
@@ -22,7 +22,7 @@ fn acquire(semaphore: &Semaphore) -> Result<Permit, Closed> {
     block_on(poll_fn(|cx| Acquire::poll_acquire(&mut acquire, cx)))
 }
 
-/// Asserts that no permit is held, and that one can be taken by the fast path and released.
+/// Asserts that no permit is held, and that a permit can be taken on the semaphore's fast path and released.
 fn assert_unused(semaphore: &Semaphore) {
     assert_eq!(semaphore.held(), 0);
     assert!(

@@ -1,22 +1,23 @@
-//! [`WaitQueue`]: fair waiting for something limited.
+//! [`WaitQueue`]: a first-come, first-served queue of waiters for a limited resource.
 //!
-//! A call waits for a place in the queue, for a permit to be in flight, and for the tokens of a rate. What is limited
-//! and when it is available differs, and is the [`Resource`]'s part. The order of the waiters is the same everywhere,
-//! and is this module's:
+//! A call waits for a place in the bounded queue, for a permit of the concurrency limit, and for the tokens of a rate
+//! limit. What is limited, and when it is available, is decided by a [`Resource`]. The order of the waiters is the same
+//! for all resources and is decided by this module:
 //!
-//! 1. **First come, first served.** A newcomer never overtakes a waiter.
-//! 2. **Waiting reserves nothing.** The first waiter is *notified* when the resource is available: it is woken, and
-//!    takes what it waits for when it is polled. A waiter that is dropped has nothing to give back.
+//! 1. **First come, first served.** A newcomer never overtakes a waiter, except a skipped one (rule 4).
+//! 2. **Waiting reserves nothing.** When the resource is available to the first waiter, this waiter is *notified*: it
+//!    is woken, and takes what it waits for when it is polled. So a waiter that is dropped has nothing to release.
 //! 3. **One waiter is notified at a time**, and only when the resource is available to it. So a release wakes one task,
 //!    however long the queue is.
 //! 4. **A waiter that does not respond does not block the others.** If a notified waiter takes nothing within
-//!    [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT) (5 ms), it is *skipped* and the next one is notified. A skipped
-//!    waiter keeps its sequence number: when it is polled again it is before all waiters that came after it.
+//!    [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT) (5 ms), it is *skipped* and the next waiter is notified. A skipped
+//!    waiter keeps its sequence number: when it is polled again, it is before all waiters that came after it.
 //!
-//! A [timer task](timer) notifies the first waiter when it waits for an instant, and skips waiters. It exists only
-//! while there are waiters.
+//! If the first waiter has to wait until a certain instant, a [timer task](timer) notifies it then. The timer task also
+//! skips waiters that do not respond. It exists only while there are waiters.
 //!
-//! The files import in one direction: this one uses [`timer`], which uses [`order`], which uses [`resource`].
+//! The files of this module import in one direction: `mod.rs` uses [`timer`], which uses [`order`], which uses
+//! [`resource`].
 
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
@@ -35,15 +36,15 @@ use std::{
 use timer::LockedOrder;
 use tokio::time::Instant;
 
-/// A resource and the queue of waiters in front of it. Clones share both.
+/// A [`Resource`] and the queue of waiters in front of it. Clones share both.
 pub(crate) struct WaitQueue<R: Resource> {
     locked: Arc<LockedOrder<R>>,
 }
 
-/// One waiter's handle. Dropped, it gives up its place in the queue.
+/// The handle of one waiter. When dropped, it removes the waiter from the queue.
 pub(crate) struct Waiter<R: Resource> {
     locked: Arc<LockedOrder<R>>,
-    /// The sequence number, which is the waiter's place in the queue. `None` until it has to wait.
+    /// The waiter's sequence number, which is its position in the queue. `None` while the waiter is not in the queue.
     seq: Option<u64>,
 }
 
@@ -63,18 +64,22 @@ impl<R: Resource> WaitQueue<R> {
         }
     }
 
-    /// Takes what `request` wants if it is available now and no waiter is before it. Returns whether it was taken.
+    /// Takes what `request` wants if that is available now and no waiter is in the queue, except skipped ones. Returns
+    /// whether it was taken.
     pub(crate) fn try_acquire(&self, request: &R::Request, mut now: LazyNow) -> Result<bool, R::Rejection> {
-        // There is nothing to advance afterwards: a newcomer takes something only if the queue is empty.
+        // No waiter has to be notified afterwards: a request that has not waited takes something only if the queue is
+        // empty.
         self.locked.lock().try_take(None, request, &mut now)
     }
 
-    /// Reads the resource. A change that a waiter could be waiting for needs [`update`](Self::update).
+    /// Reads the resource. A change of the resource that could let a waiter continue needs [`update`](Self::update)
+    /// instead.
     pub(crate) fn inspect<T>(&self, read: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {
         read(&mut self.locked.lock().resource, &mut LazyNow::default())
     }
 
-    /// Changes the resource in a way that matters to the first waiter only, such as a release of permits.
+    /// Changes the resource, and notifies the first waiter if the resource is available to it afterwards. For changes
+    /// that matter only to the first waiter, such as a release of permits.
     pub(crate) fn update<T>(&self, change: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {
         let mut now = LazyNow::default();
         let mut order = self.locked.lock();
@@ -87,8 +92,8 @@ impl<R: Resource> WaitQueue<R> {
         output
     }
 
-    /// Changes the resource in a way that matters to every waiter, such as closing it, and wakes all of them. Waiters
-    /// that are still not first wait on, in their old order.
+    /// Changes the resource, and wakes all waiters. For changes that matter to every waiter, such as closing the
+    /// resource. Woken waiters that still have to wait keep their positions.
     pub(crate) fn update_and_wake_all<T>(&self, change: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {
         let output = self.update(change);
         let wakers: Vec<_> = {
@@ -132,14 +137,14 @@ impl<R: Resource> Waiter<R> {
 
     /// Waits until this waiter is first and the resource is available to it.
     ///
-    /// Does not reserve: the waiter keeps its place in the queue and must call [`poll_acquire`](Self::poll_acquire) or
-    /// [`try_acquire`](Self::try_acquire) within [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT), or the next waiter is
+    /// This method does not reserve: the waiter stays in the queue and must call [`poll_acquire`](Self::poll_acquire)
+    /// or [`try_acquire`](Self::try_acquire) within [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT), or the next waiter is
     /// notified.
     pub(crate) fn poll_ready(&mut self, request: &R::Request, cx: &mut Context<'_>) -> Poll<Result<(), R::Rejection>> {
         self.poll(request, cx, false, LazyNow::default())
     }
 
-    /// Waits until this waiter has taken what `request` wants. It is not in the queue any more then.
+    /// Waits until this waiter has taken what `request` wants, and has thereby left the queue.
     pub(crate) fn poll_acquire(
         &mut self,
         request: &R::Request,
@@ -148,10 +153,11 @@ impl<R: Resource> Waiter<R> {
         self.poll(request, cx, true, LazyNow::default())
     }
 
-    /// Does what [`poll_acquire`](Self::poll_acquire) does, with a time that was read before the lock is taken.
+    /// Does what [`poll_acquire`](Self::poll_acquire) does, with a time `now` that was read before the queue's lock is
+    /// taken.
     ///
-    /// A waiter that is in the queue already does not use `now` but reads the clock under the lock: other waiters may
-    /// have taken something at a later instant than `now`.
+    /// For a waiter that is in the queue already, `now` is ignored and the clock is read under the lock: other waiters
+    /// may have taken something at an instant later than `now`.
     pub(crate) fn poll_acquire_at(
         &mut self,
         request: &R::Request,
@@ -165,8 +171,8 @@ impl<R: Resource> Waiter<R> {
         self.poll(request, cx, true, now)
     }
 
-    /// Takes what `request` wants if it is available now and no other waiter is before this one. Returns whether it was
-    /// taken. A waiter that is not in the queue does not enter it.
+    /// Takes what `request` wants if that is available now and no other waiter is before this one. Returns whether it
+    /// was taken. Never puts the waiter into the queue.
     pub(crate) fn try_acquire(&mut self, request: &R::Request) -> Result<bool, R::Rejection> {
         let mut now = LazyNow::default();
         let mut order = self.locked.lock();
@@ -194,13 +200,14 @@ impl<R: Resource> Waiter<R> {
             order.can_take(self.seq, request, &mut now)
         };
         if self.seq.is_none() && done != Ok(false) {
-            // A waiter that need not wait never enters the queue.
+            // A waiter that does not have to wait never enters the queue.
             return Poll::Ready(done.map(drop));
         }
         let deferred = match done {
             Ok(false) => order.enqueue(&mut self.seq, request, cx.waker(), &mut now),
             Ok(true) if !takes => {
-                // The waiter stays in the queue. If it has not been notified before, its timeout begins now.
+                // The waiter is ready and has taken nothing, so it stays in the queue. If it was not notified, it
+                // counts as notified now, and is skipped unless it takes something within `HANDOFF_TIMEOUT`.
                 if let Some(seq) = self.seq {
                     if order.notified.is_none_or(|(notified, _)| notified != seq) {
                         order.notified = Some((seq, now.get()));
@@ -221,7 +228,7 @@ impl<R: Resource> Waiter<R> {
     }
 }
 
-/// The clone is another waiter of the same queue, outside the queue until it has to wait.
+/// The clone is a new waiter of the same `WaitQueue`. It enters the queue when it has to wait.
 impl<R: Resource> Clone for Waiter<R> {
     fn clone(&self) -> Self {
         Self {

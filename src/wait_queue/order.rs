@@ -1,7 +1,8 @@
-//! [`Order`]: the waiters of a queue in the order in which they came, and which of them has been notified.
+//! [`Order`]: the waiters of a queue in the order in which they came, and which of them was notified.
 //!
-//! An `Order` is only used under the queue's lock, where user code could deadlock. Its methods therefore wake and drop
-//! no waker themselves: they return a [`Deferred`], which the caller carries out after it has released the lock.
+//! An `Order` is used only under the queue's lock. Waking or dropping a waker runs user code, which could lock the
+//! queue again and deadlock. So the methods of `Order` do neither: they return a [`Deferred`], which the caller carries
+//! out after it has released the lock.
 
 use super::resource::{Availability, Resource};
 use crate::clock::LazyNow;
@@ -11,53 +12,56 @@ use tokio::{
     time::Instant,
 };
 
-/// How long a notified waiter has to take what it waits for before the next waiter is notified.
+/// How long a notified waiter has to take what it waits for before it is skipped and the next waiter is notified.
 ///
 /// Five milliseconds are far more than a healthy runtime needs to poll a woken task, and several times the resolution
-/// of Tokio's timers (1 ms), so a waiter that is still polled is hardly ever skipped. They are short enough that a
-/// waiter that is no longer polled costs the waiters behind it little.
+/// of Tokio's timers (1 ms), so a waiter that is still polled is rarely skipped. They are also short, so a waiter that
+/// is no longer polled delays the waiters behind it only briefly.
 pub(super) const HANDOFF_TIMEOUT: Duration = Duration::from_millis(5);
 
 pub(super) struct Order<R: Resource> {
     pub(super) resource: R,
     next_seq: u64,
-    /// The queued waiters by sequence number, without the skipped ones.
+    /// The waiters in the queue by sequence number, except the skipped ones.
     pub(super) waiting: BTreeMap<u64, Entry<R::Request>>,
-    /// Waiters that were notified and took nothing within [`HANDOFF_TIMEOUT`]. They do not hold up the queue. When
-    /// polled again they return to `waiting` with their old sequence number, that is, before all later waiters.
+    /// Waiters that were notified and took nothing within [`HANDOFF_TIMEOUT`], by sequence number. They do not block
+    /// the queue. A skipped waiter that is polled again returns to `waiting` with its old sequence number, before all
+    /// later waiters.
     pub(super) skipped: BTreeMap<u64, Entry<R::Request>>,
-    /// The first of `waiting`, if it has been notified, and when.
+    /// The sequence number of the first waiter and when it was notified. `None` if the first waiter was not notified.
     pub(super) notified: Option<(u64, Instant)>,
-    /// When a timer task has to call [`advance`](Self::advance) next.
+    /// When a timer task has to call [`advance`](Self::advance) next. `None` if no timer is needed.
     pub(super) deadline: Option<Instant>,
-    /// The deadline that the timer tasks are sleeping until.
+    /// The deadline until which the timer tasks sleep. `None` if it is not certain that a timer task sleeps until a
+    /// deadline.
     pub(super) armed: Option<Instant>,
-    /// The runtimes that run a timer task for this queue: one task for each runtime that has waiters here.
+    /// The runtimes that run a timer task for this queue: at most one task for each runtime.
     timers: Vec<Id>,
-    /// The runtime of a waiter. A timer task is started there if the thread that needs one is outside every runtime.
+    /// The runtime of one of the waiters. If a timer task is needed on a thread that is outside every runtime, the task
+    /// is started on this runtime.
     runtime: Option<Handle>,
 }
 
-/// A queued waiter.
+/// A waiter in the queue: its request and its waker.
 pub(super) struct Entry<Request> {
     request: Request,
     pub(super) waker: Waker,
 }
 
-/// What has to be done after the queue's lock is released.
+/// Actions that the caller carries out after it has released the queue's lock.
 #[must_use]
 #[derive(Default)]
 pub(super) struct Deferred {
-    /// The waiter that has just been notified.
+    /// The waker of the waiter that has just been notified, to be woken.
     pub(super) wake: Option<Waker>,
-    /// A waker that is no longer needed. Dropping it may drop a task that holds another waiter of this queue, which
-    /// would lock the queue again.
+    /// A waker that is no longer needed, to be dropped. Dropping it may drop a task that holds another waiter of this
+    /// queue, whose drop locks the queue again.
     pub(super) discard: Option<Waker>,
-    /// The timer tasks sleep until too late an instant, or are no longer needed.
+    /// Whether to wake the timer tasks, because they sleep past the deadline or are no longer needed.
     pub(super) reschedule_timers: bool,
-    /// The runtime to start a timer task on. It is already registered in [`Order::timers`].
+    /// The runtime on which a timer task has to be started. It is already registered in [`Order::timers`].
     pub(super) start_timer: Option<Handle>,
-    /// The first waiter waits for an instant, so only a timer task can notify it.
+    /// Whether the first waiter has to wait until a certain instant, so that only a timer task can notify it.
     pub(super) needs_timer: bool,
 }
 
@@ -78,8 +82,8 @@ impl<R: Resource> Order<R> {
         }
     }
 
-    /// Returns whether the waiter with this sequence number, or a newcomer without one, could take what it wants now:
-    /// no other waiter is before it, and the resource is available. Takes nothing.
+    /// Returns whether the waiter with the sequence number `seq` (`None` if it is not in the queue) could take what it
+    /// wants now: no other waiter is before it, and the resource is available. Takes nothing.
     pub(super) fn can_take(
         &mut self,
         seq: Option<u64>,
@@ -98,7 +102,7 @@ impl<R: Resource> Order<R> {
         Ok(self.resource.availability(request, now) == Availability::Now)
     }
 
-    /// Takes what the waiter wants if it [can](Self::can_take), and returns whether it did.
+    /// Takes what the waiter wants if [`can_take`](Self::can_take) allows it, and returns whether it was taken.
     pub(super) fn try_take(
         &mut self,
         seq: Option<u64>,
@@ -111,8 +115,8 @@ impl<R: Resource> Order<R> {
         Ok(self.can_take(seq, request, now)? && self.resource.try_take(request, true, now))
     }
 
-    /// Returns whether no waiter is before this one, or before a newcomer without a sequence number. A skipped waiter
-    /// returns to its old place.
+    /// Returns whether no other waiter is before the one with the sequence number `seq`, or, for `None`, whether no
+    /// waiter is in the queue, except skipped ones. A skipped waiter returns to its old position in the queue.
     fn is_first(&mut self, seq: Option<u64>) -> bool {
         let Some(seq) = seq else {
             return self.waiting.is_empty();
@@ -123,8 +127,8 @@ impl<R: Resource> Order<R> {
         self.waiting.first_key_value().is_some_and(|(first, _)| *first == seq)
     }
 
-    /// Enters the waiter at the end of the queue and gives it a sequence number. A waiter that is in the queue already
-    /// only has its waker replaced.
+    /// Puts the waiter at the end of the queue and gives it a sequence number. If the waiter is in the queue already,
+    /// only its waker is replaced.
     pub(super) fn enqueue(
         &mut self,
         seq: &mut Option<u64>,
@@ -136,7 +140,7 @@ impl<R: Resource> Order<R> {
             Some(entry) if entry.waker.will_wake(waker) => None,
             Some(entry) => Some(mem::replace(&mut entry.waker, waker.clone())),
             None => {
-                // Cloning a waker runs user code, which may panic: before anything is changed.
+                // The waker is cloned before anything is changed, because cloning it runs user code, which may panic.
                 let (request, waker) = (request.clone(), waker.clone());
                 let new = *seq.insert(self.next_seq);
                 self.next_seq += 1;
@@ -154,7 +158,7 @@ impl<R: Resource> Order<R> {
         }
     }
 
-    /// Removes the waiter from the queue, if it was in the queue.
+    /// Removes the waiter with the sequence number `seq` from the queue, if it is there.
     pub(super) fn dequeue(&mut self, seq: Option<u64>, now: &mut LazyNow) -> Deferred {
         let Some(seq) = seq else {
             return Deferred::default();
@@ -172,12 +176,13 @@ impl<R: Resource> Order<R> {
 
     pub(super) fn remove_timer(&mut self, timer: Option<Id>) {
         self.timers.retain(|id| Some(*id) != timer);
-        // The removed task may have been the only one that slept until `armed`.
+        // The removed task may have been the only one that slept until `armed`. If `armed` stayed set, `advance` would not
+        // wake another timer task for the same deadline.
         self.armed = None;
     }
 
-    /// Notifies the first waiter if the resource is available to it, and skips a waiter whose [`HANDOFF_TIMEOUT`] has
-    /// passed. Called after every change of the queue or the resource, and by the timer tasks.
+    /// Notifies the first waiter if the resource is available to it, and skips a notified waiter that took nothing
+    /// within [`HANDOFF_TIMEOUT`]. Called after every change of the queue or the resource, and by the timer tasks.
     pub(super) fn advance(&mut self, now: &mut LazyNow) -> Deferred {
         let mut deferred = Deferred::default();
         self.deadline = loop {
@@ -216,7 +221,8 @@ impl<R: Resource> Order<R> {
         match (self.deadline, self.armed) {
             (Some(deadline), Some(armed)) => deferred.reschedule_timers = deadline < armed,
             (Some(_), None) => deferred.reschedule_timers = true,
-            // A timer task that wakes up soon finds out by itself that it is no longer needed.
+            // A timer task that wakes up within `HANDOFF_TIMEOUT` is not woken earlier: it ends when it finds the queue
+            // empty.
             (None, Some(armed)) => {
                 deferred.reschedule_timers = self.waiting.is_empty() && armed > now.get() + HANDOFF_TIMEOUT;
             }

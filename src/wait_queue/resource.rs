@@ -1,39 +1,43 @@
-//! [`Resource`]: what the waiters of a queue wait for.
+//! [`Resource`]: something limited that the waiters of a wait queue wait for.
 //!
-//! A resource decides when a request can be met and takes what it needs. The queue decides which waiter is next.
+//! A resource decides when a request, which is what one waiter wants, can be granted, and takes what the request needs.
+//! The wait queue decides which waiter is next.
 
 use crate::clock::LazyNow;
 use tokio::time::Instant;
 
-/// Something limited that waiters take from in the order of their queue, such as permits or a rate's tokens.
+/// Something limited that waiters take from in the order of their queue, such as permits or the tokens of a rate limit.
 ///
-/// Every method runs under the queue's lock, so none may call user code or block.
+/// The methods of a resource run under the wait queue's lock, so they must not call user code or block.
 pub(crate) trait Resource: Send + 'static {
-    /// What one waiter wants, such as the cost of a call.
+    /// What one waiter wants to take, such as the cost of a call.
     type Request: Clone + Send + 'static;
-    /// Why a request can never be met.
+    /// The reason why a request can never be granted.
     type Rejection: PartialEq;
 
-    /// Returns the reason if `request` can never be met, however long the waiter waits.
+    /// Returns the reason if `request` can never be granted, however long its waiter waits.
     fn rejection(&self, request: &Self::Request) -> Option<Self::Rejection>;
 
-    /// Returns when `request` can be met, provided that no other request is met before it.
+    /// Returns when `request` can be granted, provided that no other request is granted before it.
     fn availability(&mut self, request: &Self::Request, now: &mut LazyNow) -> Availability;
 
-    /// Takes what `request` wants and returns whether it was still available.
+    /// Takes what `request` wants. Returns `false` if that was no longer available.
     ///
-    /// The queue calls this right after [`availability`](Resource::availability) has returned [`Availability::Now`] for
-    /// the same request. It can return `false` only for a resource that is also taken from without the queue's lock.
-    /// `waited` is `false` if the queue was empty when the request was made.
+    /// The wait queue calls `try_take` right after [`availability`](Resource::availability) has returned
+    /// [`Availability::Now`] for the same request. So `try_take` can return `false` only for a resource that is also
+    /// taken from without the queue's lock, such as permits with a fast path. `waited` is `false` if the queue was
+    /// empty when the request was made.
     fn try_take(&mut self, request: &Self::Request, waited: bool, now: &mut LazyNow) -> bool;
 
-    /// Prepares for the first request after a time in which the queue was empty.
+    /// Brings the resource up to date before a request that is made while the wait queue is empty. A rate limit adds
+    /// the tokens that have accumulated in the meantime.
     fn on_idle(&mut self, _now: &mut LazyNow) {}
 
-    /// Takes what `request` wants if it is available, while the queue is empty.
+    /// Takes what `request` wants if that is available now, for a request that is made while the wait queue is empty.
+    /// Returns whether it was taken.
     ///
-    /// Most requests are made while the queue is empty, so a resource may override this with a shorter way that has
-    /// the same result.
+    /// Most requests are made while the wait queue is empty, so a resource may override this method with a faster one
+    /// that has the same result.
     fn try_take_uncontended(&mut self, request: &Self::Request, now: &mut LazyNow) -> Result<bool, Self::Rejection> {
         if let Some(rejection) = self.rejection(request) {
             return Err(rejection);
@@ -42,19 +46,20 @@ pub(crate) trait Resource: Send + 'static {
         Ok(self.availability(request, now) == Availability::Now && self.try_take(request, false, now))
     }
 
-    /// A waiter with this request is about to enter the queue.
+    /// Called before a waiter with this request enters the wait queue.
     fn on_enqueue(&mut self, _request: &Self::Request) {}
 
-    /// A waiter with this request has left the queue, with or without what it wanted.
+    /// Called after a waiter with this request has left the wait queue, whether or not it has taken what it wanted.
     fn on_dequeue(&mut self, _request: &Self::Request) {}
 }
 
-/// When a [`Resource`] can meet a request.
+/// When a [`Resource`] can grant a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Availability {
     Now,
-    /// At this instant, unless the resource is changed before.
+    /// The request can be granted at this instant, unless the resource is changed before.
     At(Instant),
-    /// After the resource has been changed: a permit was released, or a total was raised.
+    /// The request can be granted only after the resource has been changed, for example after a permit was released or
+    /// the total was raised.
     Blocked,
 }

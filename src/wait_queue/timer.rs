@@ -1,10 +1,9 @@
-//! The timer task of a queue: notifies the first waiter at the instant it waits for, and skips waiters that take
-//! nothing within [`HANDOFF_TIMEOUT`](super::order::HANDOFF_TIMEOUT).
+//! The timer task of a wait queue: notifies the first waiter at the instant until which it has to wait, and skips
+//! notified waiters that take nothing within [`HANDOFF_TIMEOUT`](super::order::HANDOFF_TIMEOUT).
 //!
-//! The waiters themselves sleep without timers, because only the first one needs one, and the first one may be a
-//! waiter that is never polled again. The task is started when a waiter needs it and ends when the queue is empty.
-//! There is one for each runtime that has waiters, so that waiters of one runtime are notified after another one has
-//! been shut down.
+//! The waiters have no timers themselves, because only the first waiter needs a timer, and the first waiter may never
+//! be polled again. A timer task is started when a waiter needs it, and ends when the queue is empty. Each runtime that
+//! has waiters gets its own timer task, so that its waiters are notified even after another runtime has been shut down.
 
 use super::{
     order::{Deferred, Order},
@@ -25,18 +24,19 @@ use tokio::{
     time,
 };
 
-/// The [`Order`] under its lock, shared by the queue's handles, its waiters and its timer tasks.
+/// The [`Order`] of a wait queue under its lock, shared by the queue's handles, its waiters and its timer tasks.
 pub(super) struct LockedOrder<R: Resource> {
     order: Mutex<Order<R>>,
-    /// Wakes the timer tasks before their deadline: there is an earlier one, or the queue is empty.
+    /// Wakes the timer tasks before their deadline: the deadline has become earlier, the queue is empty, or one of the
+    /// tasks has ended.
     rescheduled: Notify,
 }
 
-/// A runtime's registration among the queue's timers, removed when the task ends: the queue is empty, or the runtime
-/// has been shut down.
+/// The registration of a timer task for its runtime. It is removed when the task ends, because the queue is empty or
+/// the runtime has been shut down.
 struct TimerTask<R: Resource> {
     locked: Arc<LockedOrder<R>>,
-    /// `None` if dropping this leaves the registration in place.
+    /// The runtime whose registration is removed when this value is dropped. `None` if no registration is removed then.
     runtime: Option<Id>,
 }
 
@@ -50,19 +50,21 @@ impl<R: Resource> LockedOrder<R> {
         }
     }
 
-    /// Locks the order. Poisoning is ignored: the only user code that runs under this lock is the clone of a waker, and
-    /// a panic there leaves an order that can still be used.
+    /// Locks the order. Poisoning of the mutex is ignored: the only user code that runs under this lock is the clone of
+    /// a waker, and a panic there leaves an order that can still be used.
     pub(super) fn lock(&self) -> MutexGuard<'_, Order<R>> {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Panics, as Tokio's own timers do, if a waiter waits for an instant and its runtime has no timer enabled.
+    /// Panics, as Tokio's own timers do, if a waiter has to wait until a certain instant and is polled outside a Tokio
+    /// runtime, or in a runtime that has no timer enabled.
     ///
-    /// The panic belongs here, in the waiter's `poll`: in the timer task it would not be seen, and the waiter would
-    /// wait forever.
+    /// The check is made in the waiter's `poll`, where the caller sees the panic. A panic of the timer task would not
+    /// be seen, and the waiter would wait forever.
     pub(super) fn check_timer(self: &Arc<Self>, deferred: &Deferred) {
         if deferred.needs_timer && (deferred.start_timer.is_some() || Handle::try_current().is_err()) {
-            // Removes the registration of the task that is not started, if `sleep` panics.
+            // If `sleep` panics, the timer task is not started, and the drop of this value removes the task's
+            // registration.
             let registered = deferred
                 .start_timer
                 .as_ref()
@@ -74,7 +76,7 @@ impl<R: Resource> LockedOrder<R> {
         }
     }
 
-    /// Carries out what was deferred until the lock was released.
+    /// Carries out the actions that were deferred until the lock was released.
     pub(super) fn finish(self: &Arc<Self>, deferred: Deferred) {
         if let Some(runtime) = deferred.start_timer {
             TimerTask::new(self.clone(), &runtime).start(&runtime);
@@ -92,7 +94,7 @@ impl<R: Resource> LockedOrder<R> {
 // === impl TimerTask ===
 
 impl<R: Resource> TimerTask<R> {
-    /// Takes over the registration that [`Order::advance`] has just made for `runtime`.
+    /// Creates the owner of the registration that [`Order::advance`] has just made for `runtime`.
     fn new(locked: Arc<LockedOrder<R>>, runtime: &Handle) -> Self {
         Self {
             locked,
@@ -104,7 +106,7 @@ impl<R: Resource> TimerTask<R> {
         runtime.spawn(run(self));
     }
 
-    /// Drops this without removing the registration.
+    /// Drops this value without removing the registration of the timer task.
     fn forget(mut self) {
         self.runtime = None;
     }
@@ -113,7 +115,7 @@ impl<R: Resource> TimerTask<R> {
 async fn run<R: Resource>(mut timer: TimerTask<R>) {
     let locked = timer.locked.clone();
     loop {
-        // Before the deadline is read, so that no later change of it is missed.
+        // The task listens for changes before it reads the deadline, so that it misses no later change of the deadline.
         let rescheduled = locked.rescheduled.notified();
         tokio::pin!(rescheduled);
         rescheduled.as_mut().enable();
@@ -122,7 +124,8 @@ async fn run<R: Resource>(mut timer: TimerTask<R>) {
             let mut order = locked.lock();
             let deferred = order.advance(&mut LazyNow::default());
             if order.waiting.is_empty() {
-                // Under the lock, so that the next waiter that enters the queue starts a new task.
+                // The registration is removed while the order is still locked, so that the next waiter that enters the
+                // queue starts a new task.
                 order.remove_timer(timer.runtime.take());
                 return;
             }
@@ -134,7 +137,8 @@ async fn run<R: Resource>(mut timer: TimerTask<R>) {
         };
 
         match deadline {
-            // Either the deadline has passed or there is another one: `advance` decides what to do.
+            // The task continues when the deadline has passed or was changed. In both cases `advance` decides what to
+            // do.
             Some(deadline) => drop(time::timeout_at(deadline, rescheduled).await),
             None => rescheduled.await,
         }
@@ -144,7 +148,8 @@ async fn run<R: Resource>(mut timer: TimerTask<R>) {
 impl<R: Resource> Drop for TimerTask<R> {
     fn drop(&mut self) {
         self.locked.lock().remove_timer(self.runtime);
-        // The tasks of other runtimes have to look at the deadline again.
+        // The timer tasks of other runtimes have to read the deadline again, because the ended task no longer sleeps
+        // until it.
         self.locked.rescheduled.notify_waiters();
     }
 }
