@@ -2,8 +2,8 @@
 //! tokens, and keeps a record of every call.
 //!
 //! Providers of metered APIs, of language models above all, limit an account to a number of requests and a number of
-//! tokens a minute. A client that sends too fast gets 429s; one that sends too slowly wastes quota. This crate sends as
-//! fast as the limits allow, in order, and loses no call.
+//! tokens per minute. A client that sends too fast gets 429s; one that sends too slowly wastes quota. This crate sends
+//! as fast as the limits allow, in order, and loses no call.
 //!
 //! # A first call
 //!
@@ -37,30 +37,30 @@
 //! # What is here
 //!
 //! An [`Executor`] has all layers behind one handle. [`executor::stack`] shows their order, with a picture and a reason
-//! for each. From the caller to the client they are:
+//! for each. From the caller to the client, the layers are:
 //!
 //! | | |
 //! |---|---|
 //! | [`Executor`] | [start, submit, stop](executor) |
 //! | [`QueueLayer`] | a bounded [queue] whose workers drive the calls |
-//! | [`EventLayer`] | the [record](event) of each call: once around all that follows, once around the client |
+//! | [`EventLayer`] | the [record](event) of each call; used twice: around all layers below, and around the client |
 //! | [`DeadlineLayer`] | the [instant by which a call has to end](deadline) |
 //! | a layer of your own | [`retry`] (feature `http`), a timeout, or any other Tower layer |
 //! | [`ConcurrencyLimitLayer`] | a [cap](concurrency) on calls in flight that can be watched and changed |
-//! | [`RateLimitLayer`] | [rates](rate) of requests and tokens, any number of them at once, of a [`RateLimiter`] |
-//! | [`body`], [`provider`] | streamed bodies, used tokens, the providers' headers (feature `http`) |
+//! | [`RateLimitLayer`] | [rates](rate) of requests and tokens, any number at once, kept by a [`RateLimiter`] |
+//! | [`body`], [`provider`] | streamed bodies, tokens used by a call, providers' rate limit headers (feature `http`) |
 //! | your client | [`client::Reqwest`] (feature `reqwest`), hyper's, any service, or a closure |
 //!
-//! With [`rate::redis`] (feature `redis`), many processes share the rates of one limiter.
+//! With [`rate::redis`] (feature `redis`), many processes share the rates of one limiter through Redis or Valkey.
 //!
-//! Each layer also works without the others, in any `tower::ServiceBuilder`. Clones of a service share its limits, and
-//! hold no permit and no place while they are idle.
+//! Each layer also works without the others, in any `tower::ServiceBuilder`. Clones of a layer's service share its
+//! limits, and an idle clone holds neither a concurrency permit nor a place in the queue.
 //!
 //! # Order
 //!
-//! One place in the order is easily got wrong: the concurrency limit is *outside* the rate limit. A call takes its
-//! budget last, next to the wire. The other way round, calls that have paid would pile up behind a full concurrency
-//! limit and be sent as a burst, faster than the rate.
+//! In a stack of your own, put the concurrency limit *outside* the rate limit; the reverse is an easy mistake. A call
+//! is then charged to the rates last, just before it is sent. In the reverse order, calls that have been charged would
+//! pile up behind a full concurrency limit and be sent as a burst, faster than the rate.
 //!
 //! # Features
 //!
@@ -71,8 +71,8 @@
 //! | `json` | used tokens, estimates and reasons of failures, read from JSON bodies; includes `http` |
 //! | `reqwest` | a reqwest client as a service: [`client`]; includes `http` |
 //! | `redis` | limits that many processes share, in Redis or Valkey: [`rate::redis`] |
-//! | `redis-tls` | the same over TLS; includes `redis` |
-//! | `full` | all of them |
+//! | `redis-tls` | TLS connections to Redis or Valkey; includes `redis` |
+//! | `full` | all features above |
 //!
 //! No feature is on by default. The oldest supported version of Rust is `rust-version` in `Cargo.toml`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -104,7 +104,8 @@ mod sync;
 mod tokens;
 mod wait_queue;
 
-// Every layer with the service it makes, what it is built from, and what its caller gets. The rest is in the modules.
+// Every layer, its service, the types it is built from and the types its caller receives. All other public items are
+// reached through their modules.
 pub use concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer};
 pub use deadline::{Deadline, DeadlineLayer, DeadlineService};
 pub use error::{BoxError, Error, InvalidConfig};

@@ -2,23 +2,25 @@
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
-/// The queue accepts no more calls: it was closed, or its workers have ended with their runtime.
+/// The queue accepts no more calls: it was closed, or its worker tasks have ended because their Tokio runtime was shut
+/// down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed(());
 
-/// The call was ended before it had a response.
+/// The call was cancelled before it had ended: by its caller, by an abort of its queue, or because the runtime of the
+/// queue's workers was shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cancelled(());
 
-/// The call had not ended by its deadline, or was refused because its limits would make it miss the deadline. A refused
-/// call has taken nothing from its limits.
+/// The call had not ended by its deadline, or was refused because the wait for its limits would make it miss the
+/// deadline. A refused call takes nothing from its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeadlineExceeded {
     wait: Duration,
     left: Duration,
 }
 
-/// The queue is full or closed. Returns the request.
+/// The call was refused because the queue is full or closed. [`into_request`](Self::into_request) returns its request.
 pub struct Refused<Req> {
     request: Req,
     closed: bool,
@@ -63,13 +65,14 @@ impl DeadlineExceeded {
         Self { wait, left }
     }
 
-    /// How long the call would have waited for its limits. Zero if its deadline has passed.
+    /// Returns how long the call would have had to wait for its limits when it was refused. Zero if the call was ended
+    /// at its deadline.
     #[must_use]
     pub const fn wait(&self) -> Duration {
         self.wait
     }
 
-    /// How long the call had until its deadline. Zero if its deadline has passed.
+    /// Returns how long the call had until its deadline when it was refused. Zero if the deadline has passed.
     #[must_use]
     pub const fn left(&self) -> Duration {
         self.left
@@ -103,19 +106,19 @@ impl<Req> Refused<Req> {
         Self { request, closed: true }
     }
 
-    /// Whether the queue was closed. It will accept no call again.
+    /// Whether the call was refused because the queue was closed. A closed queue never accepts a call again.
     #[must_use]
     pub const fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// Whether the queue was full. It may have a place later.
+    /// Whether the call was refused because the queue was full. A later attempt may find a place.
     #[must_use]
     pub const fn is_full(&self) -> bool {
         !self.closed
     }
 
-    /// Returns the request, unchanged.
+    /// Returns the request of the refused call.
     #[must_use]
     pub fn into_request(self) -> Req {
         self.request

@@ -1,4 +1,4 @@
-//! [`InvalidConfig`]: a setting that is out of range.
+//! [`InvalidConfig`]: a setting that is out of range or contradicts another.
 
 use std::{borrow::Cow, error::Error as StdError, fmt};
 
@@ -27,7 +27,7 @@ impl InvalidConfig {
         }
     }
 
-    /// Returns `value`, if it is at least 1.
+    /// Returns `value` if it is at least 1, and otherwise an error that names `field`.
     pub(crate) fn positive(field: &'static str, value: usize) -> Result<usize, Self> {
         if value == 0 {
             Err(Self::new(field, "must be above zero, is 0"))
@@ -36,7 +36,7 @@ impl InvalidConfig {
         }
     }
 
-    /// Returns `value`, if it is at least 1 and at most `max`.
+    /// Returns `value` if it is between 1 and `max`, and otherwise an error that names `field`.
     pub(crate) fn positive_up_to(max: usize, field: &'static str, value: usize) -> Result<usize, Self> {
         if value > max {
             return Err(Self::new(field, format!("must be {max} at most, is {value}")));
@@ -44,7 +44,7 @@ impl InvalidConfig {
         Self::positive(field, value)
     }
 
-    /// The same problem, of a setting that has another name where the user has set it.
+    /// Returns this error with another name for the setting: the name under which the user has set it.
     pub(crate) fn renamed(self, field: String) -> Self {
         Self {
             field: field.into(),
@@ -52,7 +52,7 @@ impl InvalidConfig {
         }
     }
 
-    /// Returns the name of the setting, as the builder or the config has it.
+    /// Returns the name of the invalid setting, as the builder or the configuration spells it.
     #[must_use]
     pub fn field(&self) -> &str {
         &self.field

@@ -25,24 +25,25 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// An error of an [`Executor`](crate::Executor) or of one of its calls.
 ///
-/// The client's error is passed on: `Display` and the chain of [sources](StdError::source) have its texts, with secrets
-/// redacted. [`find`](Self::find) and [`into_inner`](Self::into_inner) give access to the error itself.
+/// `Display` and the chain of [sources](StdError::source) show the texts of the client's error with secrets redacted.
+/// [`find`](Self::find) and [`into_inner`](Self::into_inner) give access to the client's error itself.
 pub struct Error {
     inner: BoxError,
-    /// The redacted copy of the sources of `inner`.
+    /// A redacted copy of the chain of sources of `inner`, which `source` returns in place of the sources themselves.
     causes: Option<Cause>,
 }
 
-/// The redacted text of a source, and the source below it.
+/// A redacted copy of one error in a chain of sources: its text, and the copy of the next source in the chain.
 struct Cause {
     text: String,
     source: Option<Box<Self>>,
 }
 
-/// How many sources of an error are visited. A chain may be endless: an error can be its own source.
+/// The most sources of an error that are visited. Without a bound, a visit might never end: an error can be its own
+/// source.
 const MAX_SOURCES: usize = 128;
 
-/// An executor was used in a state that does not allow it.
+/// The executor was used in a state that does not allow it, or was started outside a Tokio runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lifecycle {
     NotRunning,
@@ -75,25 +76,25 @@ impl Error {
         Self::new(Lifecycle::NoRuntime)
     }
 
-    /// Whether the executor was not started, or was stopped.
+    /// Whether the operation failed because the executor was not started, or was stopped.
     #[must_use]
     pub fn is_not_running(&self) -> bool {
         self.find::<Lifecycle>() == Some(&Lifecycle::NotRunning)
     }
 
-    /// Whether the executor could not be started because it is running, or a stop of it has not finished.
+    /// Whether the executor could not be started because it is running, or because a stop of it has not finished.
     #[must_use]
     pub fn is_already_running(&self) -> bool {
         self.find::<Lifecycle>() == Some(&Lifecycle::AlreadyRunning)
     }
 
-    /// Whether the queue was closed before it had a place for the call.
+    /// Whether the call failed because the queue was closed before there was a place for the call.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.find::<Closed>().is_some()
     }
 
-    /// Whether the call was cancelled: by its handle, by a stop of the executor or because the executor was dropped.
+    /// Whether the call was cancelled: by its handle, by a stop of the executor, or because the executor was dropped.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.find::<Cancelled>().is_some()
@@ -105,25 +106,28 @@ impl Error {
         self.find::<Panicked>().is_some()
     }
 
-    /// Whether the call costs more than a burst allows.
+    /// Whether the call was refused because it costs more than the burst of a rate, so that it could never be admitted.
     #[must_use]
     pub fn is_cost_exceeds_burst(&self) -> bool {
         self.find::<CostExceedsBurst>().is_some()
     }
 
-    /// Whether the store of shared limits was unavailable for as long as the call may wait for it.
+    /// Whether the call failed because the Redis store of the shared rate limits was unavailable for as long as a call
+    /// may wait for it.
     #[must_use]
     pub fn is_store_unavailable(&self) -> bool {
         self.find::<StoreUnavailable>().is_some()
     }
 
-    /// Whether the call missed its deadline, or was refused because its limits would make it miss the deadline.
+    /// Whether the call missed its deadline, or was refused because the wait for its limits would make it miss the
+    /// deadline.
     #[must_use]
     pub fn is_deadline_exceeded(&self) -> bool {
         self.find::<DeadlineExceeded>().is_some()
     }
 
-    /// Returns the first error of type `E` among this error and its first 128 sources.
+    /// Returns the first error of type `E` among the wrapped error (for example the client's) and its first 128
+    /// sources.
     #[must_use]
     pub fn find<E: StdError + 'static>(&self) -> Option<&E> {
         let inner: &(dyn StdError + 'static) = &*self.inner;
@@ -132,7 +136,8 @@ impl Error {
             .or_else(|| sources(inner).find_map(|error| error.downcast_ref()))
     }
 
-    /// Returns the error inside, for example the client's. It is not redacted: its texts may contain secrets.
+    /// Returns the wrapped error, for example the client's. The wrapped error is not redacted: its texts may contain
+    /// secrets.
     #[must_use]
     pub fn into_inner(self) -> BoxError {
         self.inner
@@ -177,12 +182,12 @@ impl From<CostExceedsBurst> for Error {
 
 // === impl Cause ===
 
-/// Returns the sources of an error, at most [`MAX_SOURCES`] of them.
+/// Returns the first sources of an error, at most [`MAX_SOURCES`] of them.
 pub(crate) fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     successors(error.source(), |error| (*error).source()).take(MAX_SOURCES)
 }
 
-/// Returns the texts of the sources of an error, redacted. If there are [`MAX_SOURCES`] or more, `…` follows them.
+/// Returns the redacted texts of the sources of an error. After [`MAX_SOURCES`] texts, the list ends with `…`.
 pub(crate) fn causes(error: &(dyn StdError + 'static)) -> Vec<String> {
     let mut causes: Vec<_> = sources(error)
         .map(|source| redact::text(&source.to_string()).into_owned())

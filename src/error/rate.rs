@@ -3,7 +3,8 @@
 use super::BoxError;
 use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
 
-/// The call costs more than a bucket can ever hold, so it could never be admitted. Nothing was taken.
+/// The call costs more than the bucket of a rate can ever hold, so it could never be admitted. Nothing was charged to
+/// any rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CostExceedsBurst {
     budget: &'static str,
@@ -11,20 +12,21 @@ pub struct CostExceedsBurst {
     burst: u64,
 }
 
-/// The store of the shared limits was unavailable for as long as a call may wait for it. Nothing was taken.
+/// The Redis store of the shared rate limits was unavailable for as long as a call may wait for it. Nothing was charged
+/// to any rate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreUnavailable {
     problem: Cow<'static, str>,
     waited: Duration,
 }
 
-/// Why a limiter did not admit a call. Nothing was taken.
+/// The reason why a rate limiter did not admit a call. Nothing was charged to any rate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AcquireError {
-    /// The call costs more than a bucket can ever hold.
+    /// The call costs more than the bucket of a rate can ever hold.
     CostExceedsBurst(CostExceedsBurst),
-    /// The limits are shared, and their store was unavailable.
+    /// The rate limits are shared, and their Redis store was unavailable.
     StoreUnavailable(StoreUnavailable),
 }
 
@@ -35,19 +37,20 @@ impl CostExceedsBurst {
         Self { budget, cost, burst }
     }
 
-    /// What the call costs.
+    /// Returns the cost of the call, in requests or tokens: see [`budget`](Self::budget).
     #[must_use]
     pub const fn cost(&self) -> u64 {
         self.cost
     }
 
-    /// The most that the bucket can hold.
+    /// Returns the burst of the rate, which is the most that its bucket can hold, in requests or tokens: see
+    /// [`budget`](Self::budget).
     #[must_use]
     pub const fn burst(&self) -> u64 {
         self.burst
     }
 
-    /// The name of the budget: `requests` or `tokens`.
+    /// Returns the name of the budget of which the call costs too much: `requests` or `tokens`.
     #[must_use]
     pub const fn budget(&self) -> &'static str {
         self.budget
@@ -71,7 +74,7 @@ impl StoreUnavailable {
         Self { problem, waited }
     }
 
-    /// How long the call waited for the store.
+    /// Returns how long the call waited for the Redis store.
     #[must_use]
     pub const fn waited(&self) -> Duration {
         self.waited
@@ -99,7 +102,7 @@ impl From<CostExceedsBurst> for AcquireError {
 }
 
 impl AcquireError {
-    /// Returns the error inside, so that it can be found by its type.
+    /// Returns the error that this variant holds. Without the enum around it, callers find the error by its type.
     pub(crate) fn into_reason(self) -> BoxError {
         match self {
             Self::CostExceedsBurst(error) => error.into(),

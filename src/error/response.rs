@@ -14,15 +14,16 @@ pub struct RetryAfterTooLong {
     status: StatusCode,
 }
 
-/// A response's body ended with an error.
+/// The body of a response ended with an error, so the call failed.
 ///
-/// The reader of the body gets the error itself; this is the redacted copy of it that the call fails with.
+/// The reader of the body gets the original error. `BodyFailed` is a redacted copy of that error, with which the call
+/// fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyFailed {
     message: String,
 }
 
-/// A response's body is larger than the limit for it.
+/// The body of a response is larger than the configured limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BodyTooLarge {
     limit: usize,
@@ -35,19 +36,19 @@ impl RetryAfterTooLong {
         Self { delay, ceiling, status }
     }
 
-    /// The delay that the server asks for.
+    /// Returns the delay before a retry that the server asks for.
     #[must_use]
     pub const fn delay(&self) -> Duration {
         self.delay
     }
 
-    /// The longest delay that the retry policy allows.
+    /// Returns the longest delay before a retry that the retry policy allows.
     #[must_use]
     pub const fn ceiling(&self) -> Duration {
         self.ceiling
     }
 
-    /// The status of the response that asks for the delay.
+    /// Returns the status of the response that asks for the delay before a retry.
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         self.status
@@ -78,7 +79,7 @@ impl BodyFailed {
         Self { message }
     }
 
-    /// The messages of the body's error and of its sources, redacted.
+    /// Returns the messages of the body's error and of its sources, redacted.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
@@ -100,7 +101,7 @@ impl BodyTooLarge {
         Self { limit }
     }
 
-    /// The most bytes that the body may have.
+    /// Returns the largest size that the body may have, in bytes.
     #[must_use]
     pub const fn limit(&self) -> usize {
         self.limit

@@ -27,13 +27,13 @@ use tower::layer::util::{Identity, Stack};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Builds an [`Executor`].
+/// Builds an [`Executor`]. These are the main settings and their defaults:
 ///
 /// | setting | default |
 /// |---|---|
 /// | [`queue_capacity`](Self::queue_capacity) | 1000 calls |
 /// | [`concurrency_limit`](Self::concurrency_limit) | 10 calls in flight |
-/// | [`requests`](Self::requests) | 10 a second, with a burst of 10 |
+/// | [`requests`](Self::requests) | 10 per second, with a burst of 10 |
 /// | [`tokens`](Self::tokens) | not limited |
 /// | [`workers`](Self::workers) | 1 task |
 /// | [`timeout`](Self::timeout) | none |
@@ -59,7 +59,7 @@ pub struct ExecutorBuilder<L = Identity, D = Http, K = ByExtension, U = AsCharge
     used: U,
 }
 
-/// The settings whose types do not depend on the layers.
+/// The settings that do not depend on the builder's type parameters.
 #[derive(Clone, Debug)]
 struct Settings {
     queue_capacity: usize,
@@ -77,21 +77,22 @@ enum ConcurrencySetting {
 
 #[derive(Clone, Debug)]
 enum RateSetting {
-    /// At most one rate of each budget.
+    /// One rate of requests, and at most one rate of tokens.
     Simple {
         requests: Rate,
         tokens: Option<Rate>,
     },
     Limits(Limits),
     Shared(Limiter),
-    /// A shared limiter followed by `requests` or `tokens`: which of the two is meant is not clear.
+    /// `limiter`, which sets a shared limiter, was followed by `requests` or `tokens`. Which of them is meant is not
+    /// clear, so building the executor fails.
     Conflict,
 }
 
 // === impl ExecutorBuilder ===
 
 impl ExecutorBuilder {
-    /// Returns a builder with all defaults.
+    /// Returns a builder of executors whose settings all have their default values.
     pub fn new() -> Self {
         Self {
             settings: Settings {
@@ -131,14 +132,15 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self
     }
 
-    /// Uses a concurrency limit that other executors or layers share, instead of
-    /// [`concurrency_limit`](Self::concurrency_limit).
+    /// Uses a concurrency limit that other executors or layers share, instead of one for this executor only, which
+    /// [`concurrency_limit`](Self::concurrency_limit) sets.
     pub fn concurrency(mut self, limit: Concurrency) -> Self {
         self.settings.concurrency = ConcurrencySetting::Shared(limit);
         self
     }
 
-    /// Sets the rate of requests. Default: 10 a second. After [`limits`](Self::limits) it is added to them.
+    /// Sets the rate of requests. Default: 10 per second. If [`limits`](Self::limits) was called before, the rate is
+    /// added to those limits.
     pub fn requests(mut self, rate: Rate) -> Self {
         self.settings.rates = match self.settings.rates {
             RateSetting::Simple { tokens, .. } => RateSetting::Simple { requests: rate, tokens },
@@ -148,7 +150,8 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self
     }
 
-    /// Sets the rate of the API's tokens. Default: not limited. After [`limits`](Self::limits) it is added to them.
+    /// Sets the rate of the API's tokens. Default: not limited. If [`limits`](Self::limits) was called before, the rate
+    /// is added to those limits.
     pub fn tokens(mut self, rate: Rate) -> Self {
         self.settings.rates = match self.settings.rates {
             RateSetting::Simple { requests, .. } => RateSetting::Simple {
@@ -161,41 +164,45 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self
     }
 
-    /// Sets any number of rates that hold at once, or none at all, instead of [`requests`](Self::requests) and
-    /// [`tokens`](Self::tokens).
+    /// Sets any number of rates that are all enforced at once, or none at all. They replace the rates set before with
+    /// [`requests`](Self::requests) and [`tokens`](Self::tokens).
     pub fn limits(mut self, limits: Limits) -> Self {
         self.settings.rates = RateSetting::Limits(limits);
         self
     }
 
-    /// Uses a limiter that is shared, within this process or between processes, instead of rates of this executor.
+    /// Uses a rate limiter that is shared, within this process or between processes, instead of rates for this executor
+    /// only.
     ///
-    /// [`requests`](Self::requests) or [`tokens`](Self::tokens) after it is an error when the executor is built: the
-    /// rates of a shared limiter are changed with [`Limiter::set_limits`].
+    /// If [`requests`](Self::requests) or [`tokens`](Self::tokens) is called after `limiter`, building the executor
+    /// fails. The rates of a shared limiter are changed with [`Limiter::set_limits`].
     pub fn limiter(mut self, limiter: impl Into<Limiter>) -> Self {
         self.settings.rates = RateSetting::Shared(limiter.into());
         self
     }
 
-    /// Sets how many tasks drive the calls. Default: 1, which drives any number of calls at once.
+    /// Sets how many worker tasks poll the calls. Default: 1, since one worker can poll any number of calls at once.
     ///
-    /// It never caps concurrency. More workers spread the computing that the calls do themselves over several threads.
+    /// The number of workers does not limit how many calls run at once. More workers spread the computation in the
+    /// calls' futures over several threads.
     pub fn workers(mut self, workers: usize) -> Self {
         self.settings.workers = workers;
         self
     }
 
-    /// Sets how long a call may take from its submission to its end: queue, limits, retries, the call and its body.
-    /// Default: no limit. [`Call::timeout`](super::Call::timeout) sets it for one call.
+    /// Sets how long a call may take from its submission to its end, which includes its time in the queue, its wait for
+    /// the limits, all attempts, and the response's body if it is streamed. Default: no limit.
+    /// [`Call::timeout`](super::Call::timeout) sets the timeout of one call.
     ///
-    /// A call whose limits alone would make it wait longer, behind all calls submitted before it, is refused at once
-    /// with [`DeadlineExceeded`](crate::error::DeadlineExceeded).
+    /// A call is refused when it is submitted, with [`DeadlineExceeded`](crate::error::DeadlineExceeded), if its wait
+    /// for the rate limits, behind all calls submitted before it, would not end within this timeout.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);
         self
     }
 
-    /// Adds a layer around the limits: see [`stack`](super::stack). The layer added last is the outermost.
+    /// Adds a Tower layer around the concurrency limit and the rate limit: see [`stack`](super::stack). The layer added
+    /// last is the outermost.
     pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Stack<L, N>, D, K, U> {
         ExecutorBuilder {
             settings: self.settings,
@@ -206,7 +213,8 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         }
     }
 
-    /// Sets what is recorded of requests and responses: a [`Describe`](crate::event::Describe). Default: [`Http`].
+    /// Sets what the event of a call records of the request and the response: a [`Describe`](crate::event::Describe).
+    /// Default: [`Http`].
     pub fn describe<N>(self, describe: N) -> ExecutorBuilder<L, N, K, U> {
         ExecutorBuilder {
             settings: self.settings,
@@ -217,9 +225,9 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         }
     }
 
-    /// Sets what a request costs: a [`RequestCost`](crate::rate::RequestCost), for example a function from
-    /// `&Request<B>` to [`Cost`](crate::Cost). Default: one request, and the tokens of its extension
-    /// [`ApiTokens`](crate::ApiTokens).
+    /// Sets how the cost of a request is computed: a [`RequestCost`](crate::rate::RequestCost), for example a function
+    /// from `&Request<B>` to [`Cost`](crate::Cost). Default: one request, and the number of tokens in the request's
+    /// extension [`ApiTokens`](crate::ApiTokens).
     pub fn cost<N>(self, cost: N) -> ExecutorBuilder<L, D, N, U> {
         ExecutorBuilder {
             settings: self.settings,
@@ -230,9 +238,9 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         }
     }
 
-    /// Sets how the cost that a call has really used is found when the call has ended, a
-    /// [`UsedCost`](crate::rate::UsedCost); the charge is corrected to it. Default: the charge is not corrected. See
-    /// [`RateLimitLayer::settle`](crate::RateLimitLayer::settle).
+    /// Sets how the cost that a call has really used is determined when the call has ended: a
+    /// [`UsedCost`](crate::rate::UsedCost). The rate limiter then corrects the call's charge to that cost. Default:
+    /// charges are not corrected. See [`RateLimitLayer::settle`](crate::RateLimitLayer::settle).
     pub fn settle<N>(self, used: N) -> ExecutorBuilder<L, D, K, N> {
         ExecutorBuilder {
             settings: self.settings,
@@ -246,13 +254,12 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// Builds an executor that makes its calls with `client`.
     ///
     /// A client is any service from `http::Request<B>` to `http::Response<R>` that can be cloned and sent, whose
-    /// futures can be sent, and whose error is a [`BoxError`] or converts into one. What the layers, the description,
-    /// the cost and the settlement of this builder have to be for it is listed at [`Around`]; the defaults fit every
-    /// client.
+    /// futures can be sent, and whose error is a [`BoxError`] or converts into one. [`Around`] lists the requirements
+    /// for the values given to `layer`, `describe`, `cost` and `settle`; the defaults meet them for every client.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the setting that is out of range, or contradicts another.
+    /// [`InvalidConfig`], which names the setting that is out of range or contradicts another.
     pub fn build<C, B, R>(self, client: C) -> Result<Executor<B, R>, InvalidConfig>
     where
         C: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
@@ -264,14 +271,16 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self.build_with(client, None)
     }
 
-    /// Builds an executor that returns each response as soon as its head has arrived, and whose calls last until the
-    /// body has ended: until then the permit is held and the event is open. See [`body`](crate::body#streams).
+    /// Builds an executor that returns each response as soon as its head (status and headers) has arrived. A call lasts
+    /// until the response's body has ended: until then, the call holds its concurrency permit and its event is open.
+    /// See [`body`](crate::body#streams).
     ///
-    /// A response that is neither read nor dropped keeps its permit; set a [timeout](Self::timeout) to bound that.
+    /// A response whose body is neither read nor dropped keeps its permit; set a [timeout](Self::timeout) to bound
+    /// that.
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build).
+    /// The errors of [`build`](Self::build).
     #[cfg(feature = "http")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     pub fn build_streaming<C, B, R>(self, client: C) -> Result<Executor<B, StreamBody<R>>, InvalidConfig>
@@ -285,11 +294,12 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self.build_with(BodyLayer::new().layer(client), Some(open_early_response))
     }
 
-    /// Builds an executor whose calls are closures: see [`Call::new`](super::Call::new).
+    /// Builds an executor whose calls are closures instead of http requests to a client: see
+    /// [`Call::new`](super::Call::new).
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build).
+    /// The errors of [`build`](Self::build).
     pub fn build_for_closures<R>(self) -> Result<Executor<Closure<R>, R>, InvalidConfig>
     where
         Layers<L, D, K, U>: Around<ClosureClient<R>, Closure<R>, R>,
@@ -320,7 +330,8 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         };
         let (describe, cost) = (layers.boxed_describe(), layers.boxed_cost());
         let monitor = Monitor::new(layers.limiter.clone(), layers.concurrency.clone());
-        // In a mutex, so that a client need not be `Sync`. It is locked once a start, to clone the client.
+        // The client is in a mutex so that it need not be `Sync`. The mutex is locked once per start of the executor,
+        // to clone the client.
         let client = Mutex::new(client);
         let start = move || {
             let client = client.lock().unwrap_or_else(PoisonError::into_inner).clone();

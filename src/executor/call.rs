@@ -1,4 +1,4 @@
-//! [`Call`]: what is submitted. [`CallHandle`] and [`TrySubmitError`]: what submitting it returns.
+//! [`Call`], which is submitted to an executor; [`CallHandle`] and [`TrySubmitError`], which submitting it returns.
 
 use super::{
     call_future::CallFuture,
@@ -19,10 +19,11 @@ use std::{
     time::Duration,
 };
 
-/// A call to submit: an http request, and what the executor and the event should know of it.
+/// A call to submit to an [`Executor`](super::Executor): an http request, with settings for the executor and for the
+/// call's event.
 ///
-/// Any [`http::Request`] converts into one. What is set here is kept in the request's extensions ([`ApiTokens`],
-/// [`Deadline`], [`Metadata`], [`RequestId`], [`Payload`]), and can be set there as well.
+/// Any [`http::Request`] converts into a `Call`. The settings are kept in the extensions of the request ([`ApiTokens`],
+/// [`Deadline`], [`Metadata`], [`RequestId`], [`Payload`]), and can also be inserted there directly.
 ///
 /// ```
 /// use tower_outbound::Call;
@@ -32,48 +33,49 @@ use std::{
 /// # Ok::<_, http::Error>(())
 /// ```
 ///
-/// A closure makes a call, too: see [`Call::new`].
+/// A `Call` can also be created from a closure: see [`Call::new`].
 #[must_use = "a call does nothing until it is submitted"]
 pub struct Call<B> {
     request: Result<Request<B>, http::Error>,
 }
 
-/// A submitted call. It has its [event](Self::event) at once, and resolves to the response.
+/// A submitted call: a future that resolves to the response. The call's [event](Self::event) can be read at once.
 ///
 /// # Errors
 ///
-/// When awaited: the client's error, or one with [`is_cancelled`](Error::is_cancelled),
-/// [`is_panicked`](Error::is_panicked), [`is_deadline_exceeded`](Error::is_deadline_exceeded) or
-/// [`is_store_unavailable`](Error::is_store_unavailable).
+/// Awaiting the handle returns the client's error, or an error that the executor or a layer has made. These methods
+/// recognize errors of the executor: [`is_cancelled`](Error::is_cancelled), [`is_panicked`](Error::is_panicked),
+/// [`is_deadline_exceeded`](Error::is_deadline_exceeded) and [`is_store_unavailable`](Error::is_store_unavailable).
 ///
 /// # Cancel safety
 ///
-/// Dropping it lets the call run on. [`cancel`](Self::cancel) ends the call.
+/// Dropping the handle lets the call run on. [`cancel`](Self::cancel) ends the call.
 #[must_use = "a future: await it for the response, or drop it explicitly to let the call run on"]
 pub struct CallHandle<B, R> {
     event: EventHandle,
-    /// `None` only while this is dropped.
+    /// The future of the call. `None` only after `drop` has taken it.
     future: Option<CallFuture<B, R>>,
 }
 
-/// Why [`try_submit`](super::Executor::try_submit) did not submit a call.
+/// The reason why [`try_submit`](super::Executor::try_submit) did not submit a call.
 #[non_exhaustive]
 #[allow(clippy::large_enum_variant, reason = "it hands the request back")]
 pub enum TrySubmitError<B> {
-    /// The queue is full or closed. It holds the request.
+    /// The queue is full or closed. [`Refused`] holds the request.
     Refused(Refused<Request<B>>),
-    /// Any other reason.
+    /// Any other reason, for example that the executor is not running or that the URL is malformed.
     Other(Error),
 }
 
 // === impl Call ===
 
 impl<R> Call<Closure<R>> {
-    /// Returns a call that a closure makes, for an executor
-    /// [built for closures](super::ExecutorBuilder::build_for_closures).
+    /// Creates a call that a closure makes, for an executor [built for
+    /// closures](super::ExecutorBuilder::build_for_closures).
     ///
-    /// The closure returns `(status, headers, body)`, `(status, body)` or an [`http::Response`], or an error of any
-    /// type, whose type, message and chain of sources are recorded. It is called once for each attempt.
+    /// The closure returns `(status, headers, body)`, `(status, body)` or an [`http::Response`], or fails with an error
+    /// of any type; the call's event records the error's type, message and chain of sources. The closure is called once
+    /// for each attempt.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -104,23 +106,24 @@ impl<R> Call<Closure<R>> {
 }
 
 impl<B> Call<B> {
-    /// Sets how many of the API's tokens the call will need. Default: none.
+    /// Sets how many of the API's tokens the call is expected to use. Default: none, unless the executor's [cost
+    /// function](super::ExecutorBuilder::cost) estimates them.
     pub fn tokens(self, tokens: u64) -> Self {
         self.extension(ApiTokens(tokens))
     }
 
-    /// Sets how long the call may take, from now until its end. Default: the
-    /// [timeout of the executor](super::ExecutorBuilder::timeout).
+    /// Sets how long the call may take, from when `timeout` is called until the call has ended. Default: the [timeout
+    /// of the executor](super::ExecutorBuilder::timeout).
     pub fn timeout(self, timeout: Duration) -> Self {
         self.deadline(Deadline::after(timeout))
     }
 
-    /// Sets the instant by which the call has to end.
+    /// Sets the instant by which the call has to end. Replaces a [`timeout`](Self::timeout) set before.
     pub fn deadline(self, deadline: Deadline) -> Self {
         self.extension(deadline)
     }
 
-    /// Adds a key and a value to the event's metadata.
+    /// Adds a key and a value to the metadata of the call's event.
     pub fn metadata(self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.change(|request| {
             let Metadata(metadata) = request.extensions_mut().get_or_insert_default();
@@ -128,17 +131,17 @@ impl<B> Call<B> {
         })
     }
 
-    /// Sets the id of the call in its event. Default: a random UUID.
+    /// Sets the id that the call's event has. Default: a random UUID.
     pub fn request_id(self, id: impl Into<RequestId>) -> Self {
         self.extension(id.into())
     }
 
-    /// Sets what the event records as the body. Default: nothing.
+    /// Sets what the call's event records as the body of the request. Default: nothing.
     pub fn payload(self, payload: impl Into<Value>) -> Self {
         self.extension(Payload(payload.into()))
     }
 
-    /// Sets the URL. A malformed one is refused when the call is submitted.
+    /// Sets the URL of the request. If the URL is malformed, submitting the call fails.
     pub fn url<U: TryInto<Uri, Error: Into<http::Error>>>(self, url: U) -> Self {
         self.try_change(|request| {
             *request.uri_mut() = url.try_into().map_err(Into::into)?;
@@ -146,7 +149,7 @@ impl<B> Call<B> {
         })
     }
 
-    /// Sets the method. A malformed one is refused when the call is submitted.
+    /// Sets the http method of the request. If the method is malformed, submitting the call fails.
     pub fn method<M: TryInto<Method, Error: Into<http::Error>>>(self, method: M) -> Self {
         self.try_change(|request| {
             *request.method_mut() = method.try_into().map_err(Into::into)?;
@@ -155,7 +158,7 @@ impl<B> Call<B> {
         })
     }
 
-    /// Adds a header. A malformed one is refused when the call is submitted.
+    /// Adds a header to the request. If its name or value is malformed, submitting the call fails.
     pub fn header<K, V>(self, name: K, value: V) -> Self
     where
         K: TryInto<HeaderName, Error: Into<http::Error>>,
@@ -191,11 +194,11 @@ impl<B> Call<B> {
         Self { request }
     }
 
-    /// Returns the request.
+    /// Returns the http request of the call, with the call's settings in its extensions.
     ///
     /// # Errors
     ///
-    /// The first error in setting the URL, the method or a header.
+    /// The first error from [`url`](Self::url), [`method`](Self::method) or [`header`](Self::header).
     pub fn into_request(self) -> Result<Request<B>, http::Error> {
         self.request
     }
@@ -236,14 +239,15 @@ impl<B, R> CallHandle<B, R> {
         &self.event
     }
 
-    /// Returns the id of the call, as its event has it.
+    /// Returns the id of the call, which is also in the call's event.
     #[must_use]
     pub fn request_id(&self) -> RequestId {
         self.event.request_id()
     }
 
-    /// Ends the call. If it is queued, its place is free at once. If it is running, it is dropped, and a body that is
-    /// still being read breaks off. The event ends as CANCELLED, unless the call had ended before.
+    /// Ends the call. If the call is queued, its place is free at once. If the call is running, it is dropped, and a
+    /// response body that is still being read breaks off. The event ends as CANCELLED, unless the call had ended
+    /// before.
     pub fn cancel(&self) {
         if let Some(future) = &self.future {
             future.cancel();
@@ -279,13 +283,13 @@ impl<B, R> fmt::Debug for CallHandle<B, R> {
 // === impl TrySubmitError ===
 
 impl<B> TrySubmitError<B> {
-    /// Whether the queue was full.
+    /// Whether the call was refused because the queue was full.
     #[must_use]
     pub const fn is_full(&self) -> bool {
         matches!(self, Self::Refused(refused) if refused.is_full())
     }
 
-    /// Returns the request, if it was refused by the queue.
+    /// Returns the request if the queue refused it, and `None` if the call failed for any other reason.
     #[must_use]
     pub fn into_request(self) -> Option<Request<B>> {
         match self {

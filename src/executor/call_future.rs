@@ -9,29 +9,34 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Resolves to the response of a submitted call: by its queue, or by the early-response channel of a streamed call.
+/// Resolves to the response of a submitted call. The response comes from the queue when the call has ended, or, if
+/// responses are streamed, from the early-response channel when the response's head has arrived.
 ///
-/// Dropped before that, it cancels the call, unless it was detached.
+/// Dropping the future before it has resolved cancels the call, unless the future was detached.
 pub(super) struct CallFuture<B, R> {
-    /// The call in its queue. `None` once the call was ended at its deadline.
+    /// The queue's future for the call. `None` once the call was ended at its deadline.
     queued: Option<queue::ResponseFuture<Request<B>, Response<R>>>,
-    /// `None` for a call without a deadline whose response is not streamed, and after the deadline.
+    /// What may resolve this future before the queue does. `None` for a call that has no deadline and whose response is
+    /// not streamed, and after the deadline.
     early: Option<Box<EarlyOutcome<R>>>,
-    /// Whether the call runs on when this is dropped: the caller has dropped its handle, or has an early response,
-    /// whose body decides when the call ends.
+    /// Whether the call runs on when this future is dropped. `true` if the caller has dropped its handle, or has
+    /// received an early response: then the response's body decides when the call ends.
     is_detached: bool,
 }
 
-/// What may end a call for its caller before the queue does.
+/// What may resolve a [`CallFuture`] before the queue does: an early response, or the deadline.
 pub(super) struct EarlyOutcome<R> {
-    /// The receiving end of the early-response channel. `None` if responses are not streamed, and once it has resolved.
+    /// The receiving end of the early-response channel. `None` if responses are not streamed, and after the channel has
+    /// delivered a response or was closed.
     pub(super) response: Option<oneshot::Receiver<Response<R>>>,
-    /// Ends the call at its deadline while it is queued. (Below the queue, the deadline layer does so whether or not
-    /// this future is polled.)
+    /// The timer that ends the call at its deadline, and the event that then fails. `None` without a deadline. It is
+    /// needed while the call is queued. (Below the queue, the deadline layer ends the call whether or not this future
+    /// is polled.)
     pub(super) timer: Option<(DeadlineTimer, EventHandle)>,
 }
 
-/// Adds the sending end of an early-response channel to a request, and returns the receiving end.
+/// A function that adds the sending end of an early-response channel to the extensions of a request, and returns the
+/// receiving end.
 pub(super) type OpenEarlyResponse<B, R> = fn(&mut Request<B>) -> oneshot::Receiver<Response<R>>;
 
 // === impl CallFuture ===
@@ -48,7 +53,8 @@ impl<B, R> CallFuture<B, R> {
         }
     }
 
-    /// Waits until the call has a place in the queue.
+    /// Waits until the call has a place in the queue. Fails if the queue is closed, or the call's deadline passes,
+    /// before that.
     pub(super) async fn accepted(&mut self) -> Result<(), Error> {
         poll_fn(|cx| {
             let Some(queued) = &mut self.queued else {
@@ -62,7 +68,8 @@ impl<B, R> CallFuture<B, R> {
         .await
     }
 
-    /// Ready once the deadline has passed; the call has then been ended.
+    /// Ready once the call's deadline has passed: the call has then been ended, and the error is returned. Pending for
+    /// ever without a deadline.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         let timer = self.early.as_mut().and_then(|early| early.timer.as_mut());
         let Some((timer, event)) = timer else {
@@ -75,7 +82,7 @@ impl<B, R> CallFuture<B, R> {
         Poll::Ready(error.into())
     }
 
-    /// Ready once the response has arrived by the early-response channel.
+    /// Ready once the response has arrived through the early-response channel. Pending for ever without such a channel.
     fn poll_early_response(&mut self, cx: &mut Context<'_>) -> Poll<Response<R>> {
         let Some(early) = &mut self.early else {
             return Poll::Pending;
@@ -90,19 +97,20 @@ impl<B, R> CallFuture<B, R> {
                 self.is_detached = true;
                 Poll::Ready(response)
             }
-            // The channel was closed without a response: the result comes by the queue.
+            // The early-response channel was closed without a response: the result of the call comes from the queue.
             Err(_) => Poll::Pending,
         }
     }
 
-    /// Ends the call. A body that is still being read breaks off.
+    /// Cancels the call if it has or had a place in the queue and has not ended. A response body that is still being
+    /// read breaks off.
     pub(super) fn cancel(&self) {
         if let Some(queued) = &self.queued {
             queued.cancel_accepted();
         }
     }
 
-    /// Lets the call run on without its caller.
+    /// Drops this future without cancelling the call, which runs on.
     pub(super) fn detach(mut self) {
         self.is_detached = true;
     }

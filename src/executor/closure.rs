@@ -1,4 +1,4 @@
-//! Calls that are closures: the request's body is the closure that makes the call.
+//! Calls made by closures: the body of the request is a [`Closure`], which [`ClosureClient`] calls.
 
 use crate::{error::BoxError, event};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
@@ -18,36 +18,36 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// A closure that makes a call and returns its response: the body of a request to a [`ClosureClient`].
 ///
-/// Clones share one closure. It is called once for each attempt.
+/// Clones share one closure, which is called once for each attempt.
 pub struct Closure<R> {
     call: Arc<dyn Fn() -> BoxFuture<Result<Response<R>, BoxError>> + Send + Sync>,
 }
 
-/// A client whose requests are [`Closure`]s: it calls them.
+/// A client for requests whose body is a [`Closure`]: it calls the closure and returns the closure's response.
 pub struct ClosureClient<R> {
     response: PhantomData<fn() -> R>,
 }
 
 /// A value that a closure may return: `(status, headers, body)`, `(status, body)` or an [`http::Response`].
 ///
-/// The status is a number or a [`StatusCode`]; the headers are a [`HeaderMap`], or pairs in an array, a vector or a
-/// map.
+/// The status is a number or a [`StatusCode`]. The headers are a [`HeaderMap`], or pairs of name and value in an array,
+/// a vector or a map.
 pub trait IntoHttpResponse<R> {
     /// Converts the value into a response.
     ///
     /// # Errors
     ///
-    /// If the status code, or the name or value of a header, is invalid.
+    /// [`http::Error`] if the status code, or the name or value of a header, is invalid.
     fn into_http_response(self) -> Result<Response<R>, http::Error>;
 }
 
-/// Headers that a closure may return: a [`HeaderMap`], or pairs in an array, a vector or a map.
+/// Headers that a closure may return: a [`HeaderMap`], or pairs of name and value in an array, a vector or a map.
 pub trait IntoHeaderMap {
     /// Converts the value into a header map.
     ///
     /// # Errors
     ///
-    /// If a name or a value is invalid.
+    /// [`http::Error`] if the name or the value of a header is invalid.
     fn into_header_map(self) -> Result<HeaderMap, http::Error>;
 }
 
@@ -83,7 +83,8 @@ impl<R> fmt::Debug for Closure<R> {
     }
 }
 
-/// Boxes the error, and records the name of its type in the event, since the box hides it.
+/// Boxes an error that a closure returned. Records the name of the error's type in the current event, because the box
+/// hides the type.
 fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
     if let Some(event) = event::current() {
         event.set_error_type(type_name::<E>());
@@ -94,7 +95,7 @@ fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
 // === impl ClosureClient ===
 
 impl<R> ClosureClient<R> {
-    /// Returns the client.
+    /// Creates the client, which has no settings.
     #[must_use]
     pub const fn new() -> Self {
         Self { response: PhantomData }

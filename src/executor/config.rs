@@ -9,9 +9,9 @@ use crate::{
 };
 use std::time::Duration;
 
-/// An executor's settings as plain values; with the feature `serde`, from JSON or any other format.
+/// An executor's settings as plain values. With the feature `serde`, they can be read from JSON or any other format.
 ///
-/// Every field has a default. The values are checked by [`into_builder`](Self::into_builder).
+/// Every field has a default. [`into_builder`](Self::into_builder) checks the values.
 ///
 /// ```
 /// # #[cfg(feature = "serde")] {
@@ -33,19 +33,19 @@ pub struct Config {
     pub queue_capacity: usize,
     /// How many calls may be in flight at once. Default: 10.
     pub concurrency_limit: usize,
-    /// Requests a period. Default: 10.
+    /// How many requests may be sent per `requests_period_secs`. Default: 10.
     pub requests_rate: f64,
-    /// The period of `requests_rate`, in seconds. Default: 1.
+    /// The period of `requests_rate`, the rate of requests, in seconds. Default: 1.
     pub requests_period_secs: f64,
-    /// The most requests that may be sent at one instant. Default: `requests_rate`.
+    /// The most requests that may be sent at one instant. Default: `requests_rate`, or 1 if that is less.
     pub requests_burst: Option<f64>,
-    /// The API's tokens a period. Default: not limited.
+    /// How many of the API's tokens may be used per `tokens_period_secs`. Default: not limited.
     pub tokens_rate: Option<f64>,
-    /// The period of `tokens_rate`, in seconds. Default: 60.
+    /// The period of `tokens_rate`, the rate of the API's tokens, in seconds. Default: 60.
     pub tokens_period_secs: f64,
-    /// The most tokens that may be taken at one instant. Default: `tokens_rate`.
+    /// The most API tokens that may be used at one instant. Default: `tokens_rate`, or 1 if that is less.
     pub tokens_burst: Option<f64>,
-    /// How many tasks drive the calls. Default: 1.
+    /// How many worker tasks poll the calls. Default: 1.
     pub workers: usize,
 }
 
@@ -68,14 +68,14 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Returns a builder with these settings.
+    /// Returns a builder of executors with these settings.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the field that is out of range (zero, negative, not a number, a burst below one) or that
-    /// is missing although its period or burst is given.
+    /// [`InvalidConfig`], which names the field that is out of range (zero, negative, not a number, a burst below one),
+    /// or `tokens_rate` if it is missing although its period or burst is given.
     pub fn into_builder(self) -> Result<ExecutorBuilder, InvalidConfig> {
-        // Built only to be checked: the builder builds them again.
+        // These values are built only to check the settings: the builder builds them again.
         let queue = QueueLayer::<()>::new(self.queue_capacity)?;
         Concurrency::new(self.concurrency_limit)?;
         queue.workers(self.workers)?;
@@ -120,7 +120,8 @@ fn rate(budget: &str, amount: f64, period_secs: f64, burst: Option<f64>) -> Resu
     Ok(burst.map_or(rate, |burst| rate.burst(burst)))
 }
 
-/// Checks the limits. In the error, the field has its name in [`Config`]: `requests_rate` for `requests.amount`.
+/// Checks the limits. An error names the field as [`Config`] does: `requests_rate`, where [`Limits`] has
+/// `requests.amount`.
 fn check(limits: &Limits) -> Result<(), InvalidConfig> {
     limits.check().map_err(|error| {
         let field = error

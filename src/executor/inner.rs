@@ -1,4 +1,4 @@
-//! [`Inner`]: what the clones of an executor share, and how a request is admitted.
+//! [`Inner`]: what the clones of an executor share, and how a call gets into the queue.
 
 use super::{
     call_future::{CallFuture, EarlyOutcome, OpenEarlyResponse},
@@ -20,13 +20,14 @@ use std::{
     time::Duration,
 };
 
-/// Spawns the workers and returns the queue in front of them. It hides the types of the client and of all layers.
+/// Spawns the workers and returns the queue in front of them. This boxed function hides the types of the client and of
+/// all layers from the executor's type.
 pub(super) type Start<B, R> = Box<dyn Fn() -> Queue<Request<B>, Response<R>> + Send + Sync>;
 
-/// What an executor is built from.
+/// The parts of an executor, which its builder puts together.
 pub(super) struct Parts<B, R> {
     pub(super) start: Start<B, R>,
-    /// `Some` if responses are streamed.
+    /// Opens the early-response channel of a request. `Some` if the executor streams responses.
     pub(super) open_early_response: Option<OpenEarlyResponse<B, R>>,
     pub(super) describe: BoxDescribe<B, R>,
     pub(super) cost: BoxCost<B>,
@@ -34,24 +35,26 @@ pub(super) struct Parts<B, R> {
     pub(super) monitor: Monitor,
 }
 
-/// What the clones of an executor share. Dropped with the last of them, it cancels all calls.
+/// What the clones of an executor share. `Inner` is dropped with the last clone, and then cancels all calls.
 pub(super) struct Inner<B, R> {
     parts: Parts<B, R>,
-    /// The bursts of the limiter, so that checking a cost takes no lock.
+    /// The largest cost that the rate limiter admits, per budget. It is kept here so that checking the cost of a call
+    /// takes no lock.
     bursts: Arc<Bursts>,
-    /// The cost of the calls that have been submitted and have not reached the limiter. `None` without a default
-    /// timeout: only calls with a deadline are refused for it.
+    /// The total cost of the submitted calls that have not reached the rate limiter, to compute how long a new call
+    /// will wait behind them. `None` if the executor has no default timeout: a deadline set for a single call is then
+    /// checked without this cost.
     pending_demand: Option<Arc<PendingDemand>>,
     state: Mutex<RunState<B, R>>,
-    /// Held while the executor is started. The client and the layers are cloned under this lock and not under `state`,
-    /// which every call takes.
+    /// Locked while the executor is started, so that two starts do not run at once. The client and the layers are
+    /// cloned under this lock and not under `state`, which every `submit` locks.
     starting: Mutex<()>,
 }
 
 pub(super) enum RunState<B, R> {
     Stopped,
     Running(Queue<Request<B>, Response<R>>),
-    /// Accepts no calls; accepted ones may still run.
+    /// The executor is being stopped: it accepts no calls, and accepted calls may still run.
     Stopping(Queue<Request<B>, Response<R>>),
 }
 
@@ -91,11 +94,11 @@ impl<B, R> Inner<B, R> {
         Ok(())
     }
 
-    /// Returns a handle to the queue.
+    /// Returns a handle to the queue of the running executor.
     ///
     /// # Errors
     ///
-    /// [`Error::is_not_running`] if it accepts no calls.
+    /// [`Error::is_not_running`] if the executor accepts no calls.
     pub(super) fn queue(&self) -> Result<Queue<Request<B>, Response<R>>, Error> {
         match &*self.state() {
             RunState::Running(queue) if !queue.is_closed() => Ok(queue.clone()),
@@ -103,18 +106,20 @@ impl<B, R> Inner<B, R> {
         }
     }
 
-    /// Returns the cost of the request, or refuses it if it costs more than a burst.
+    /// Returns the cost of the request. Fails if the cost is above the burst of a rate, since the call could never be
+    /// admitted.
     pub(super) fn check(&self, request: &Request<B>) -> Result<Cost, Error> {
         let cost = self.parts.cost.cost(request);
         self.bursts.check(cost)?;
         Ok(cost)
     }
 
-    /// Adds to the request what the layers read from it: its tokens, its deadline and its share of the pending demand.
-    /// Refuses it if its limits alone would make it miss the deadline.
+    /// Adds to the request the extensions that the layers read: its tokens, its deadline and its share of the pending
+    /// demand. Fails if the wait for the rate limits alone would make the call miss its deadline.
     pub(super) fn prepare(&self, request: &mut Request<B>, cost: Cost) -> Result<(), Error> {
         if cost.tokens > 0 && request.extensions().get::<ApiTokens>().is_none() {
-            // For the event, and so that a cost function that estimates does so once.
+            // The event records the extension. A cost function that estimates tokens uses it when the layers compute
+            // the cost, instead of estimating again.
             request.extensions_mut().insert(ApiTokens(cost.tokens));
         }
         let deadline = Deadline::of(request).or_else(|| self.parts.timeout.map(Deadline::after));
@@ -133,7 +138,7 @@ impl<B, R> Inner<B, R> {
         Ok(())
     }
 
-    /// Opens the event of the request and puts the call into the queue, both at one reading of the clock.
+    /// Opens the event of the request and puts the call into the queue. Both steps use one reading of the clock.
     #[inline]
     pub(super) fn enqueue(
         &self,
@@ -153,8 +158,8 @@ impl<B, R> Inner<B, R> {
         (writer.handle(), Scope::capture_with(writer, span))
     }
 
-    /// What may end the call before the queue does. `None` if the call has no deadline and its response is not
-    /// streamed.
+    /// Returns what may resolve the call's future before the queue does: the early-response channel and the timer of
+    /// the deadline. `None` if the call has no deadline and its response is not streamed.
     #[inline]
     pub(super) fn early_outcome(&self, request: &mut Request<B>, event: &EventHandle) -> Option<Box<EarlyOutcome<R>>> {
         let deadline = Deadline::of(request);
@@ -172,13 +177,14 @@ impl<B, R> Inner<B, R> {
         event::current().is_some_and(|event| event.reports_to(self.parts.monitor.events()))
     }
 
-    /// Cancels all calls.
+    /// Cancels all queued and running calls.
     pub(super) fn abort(&self) {
         let queue = match &*self.state() {
             RunState::Running(queue) | RunState::Stopping(queue) => queue.clone(),
             RunState::Stopped => return,
         };
-        // Without the lock: aborting drops requests and wakes callers, and both may use the executor.
+        // The lock of `state` is released before this: aborting drops requests and wakes callers, which may run user
+        // code that uses the executor and locks `state` again.
         queue.abort();
     }
 }

@@ -1,7 +1,8 @@
-//! All layers behind one handle: start, submit, stop.
+//! [`Executor`]: all layers of this crate behind one handle, with `start`, `submit` and `stop`.
 //!
-//! An [`Executor`] makes http calls with a client: in order, under a concurrency limit and under rates of requests and
-//! tokens. It keeps an [event] for each call. Its layers and their order are shown in [`stack`].
+//! An [`Executor`] makes http calls with a client, in the order in which they were submitted, under a concurrency limit
+//! and under rates of requests and tokens. It keeps a record of each call, the call's [event]. [`stack`] shows the
+//! executor's layers and their order.
 //!
 //! # Examples
 //!
@@ -32,8 +33,8 @@
 //! # }
 //! ```
 //!
-//! An executor is also a Tower service from `Request<B>` to `Response<R>`. Used as such, dropping the response future
-//! cancels the call, while dropping a [`CallHandle`] lets it run on.
+//! An executor is also a Tower service from `Request<B>` to `Response<R>`. Dropping that service's response future
+//! cancels the call, while dropping a [`CallHandle`] lets the call run on.
 //!
 //! [event]: crate::event
 
@@ -69,17 +70,19 @@ use tokio::runtime::Handle;
 
 /// Makes http calls that are queued, limited, paced and recorded. See the [module docs](self).
 ///
-/// Clones share everything. When the last one is dropped, all queued and running calls are cancelled.
+/// Clones share one queue, its calls and its limits. When the last clone is dropped, all queued and running calls are
+/// cancelled.
 pub struct Executor<B, R> {
     inner: Arc<Inner<B, R>>,
-    /// The queue handle of this clone, used as a service only: `poll_ready` makes it ready and `call` uses it.
+    /// The queue handle that `poll_ready` makes ready and `call` uses when this clone of the executor is used as a
+    /// Tower service. `None` until then.
     queue: Option<Queue<Request<B>, Response<R>>>,
 }
 
 // === impl Executor ===
 
 impl Executor<(), ()> {
-    /// Returns a builder with all defaults.
+    /// Returns a builder of executors whose settings all have their default values.
     pub fn builder() -> ExecutorBuilder {
         ExecutorBuilder::new()
     }
@@ -93,39 +96,43 @@ impl<B, R> Executor<B, R> {
         }
     }
 
-    /// Spawns the workers and begins to accept calls.
+    /// Spawns the worker tasks and begins to accept calls.
     ///
-    /// An executor that was stopped can be started again; its limits continue from where they were.
+    /// An executor that was stopped can be started again. Its rate limits are not reset: what calls have used before
+    /// the stop still counts.
     ///
     /// # Errors
     ///
-    /// [`is_already_running`](Error::is_already_running) if it is running, or a stop of it has not finished. Another
-    /// error outside a Tokio runtime.
+    /// [`is_already_running`](Error::is_already_running) if the executor is running, or if an earlier `stop` has not
+    /// finished. Outside a Tokio runtime, `start` fails with an error whose message names the missing runtime.
     pub fn start(&self) -> Result<(), Error> {
         Handle::try_current().map_err(|_| Error::no_runtime())?;
         self.inner.start()
     }
 
-    /// Whether it accepts calls.
+    /// Whether the executor accepts calls.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.inner.queue().is_ok()
     }
 
-    /// Submits a call, and waits until there is a place for it in the queue. Waiting callers get places in order.
+    /// Submits a call, and waits until there is a place for it in the queue. If the queue is full, callers get places
+    /// in the order in which they began to wait.
     ///
     /// # Errors
     ///
-    /// - [`is_not_running`](Error::is_not_running) before `start` and after `stop`.
-    /// - [`is_closed`](Error::is_closed) if the executor is stopped while the call waits for a place.
-    /// - [`is_cost_exceeds_burst`](Error::is_cost_exceeds_burst) if the call costs more than a limit can ever admit.
-    /// - [`is_deadline_exceeded`](Error::is_deadline_exceeded) if its limits would make it miss its deadline, or the
-    ///   deadline passes before there is a place.
-    /// - An [`http::Error`] if the call's URL, method or a header is malformed.
+    /// - [`is_not_running`](Error::is_not_running) if the executor was not started, or was stopped.
+    /// - [`is_closed`](Error::is_closed) if the executor is stopped while the call waits for a place in the queue.
+    /// - [`is_cost_exceeds_burst`](Error::is_cost_exceeds_burst) if the call costs more than the burst of a rate, so
+    ///   that it could never be admitted.
+    /// - [`is_deadline_exceeded`](Error::is_deadline_exceeded) if the wait for the limits would make the call miss its
+    ///   deadline, or if the deadline passes before there is a place in the queue.
+    /// - An error that contains an [`http::Error`] if the call's URL, method or a header is malformed.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped while it waits, the call is not made, and its event ends as CANCELLED.
+    /// If the future of `submit` is dropped while the call waits for a place in the queue, the call is not made, and
+    /// the call's event ends as CANCELLED.
     pub async fn submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, Error> {
         let mut queue = self.inner.queue()?;
         let mut request = call.into().into_request().map_err(Error::new)?;
@@ -136,13 +143,13 @@ impl<B, R> Executor<B, R> {
         Ok(CallHandle::new(event, future))
     }
 
-    /// Submits a call if there is a place for it in the queue now.
+    /// Submits a call if the queue has a free place for it now; never waits for a place.
     ///
     /// # Errors
     ///
-    /// As [`submit`](Self::submit). If the queue is full or closed, the error is [`Refused`](TrySubmitError::Refused)
-    /// and returns the request. A refused call leaves no event, except when the executor is stopped during
-    /// `try_submit`: that event ends as CANCELLED.
+    /// The errors of [`submit`](Self::submit). If the queue is full or closed, the error is
+    /// [`Refused`](TrySubmitError::Refused), which holds the request. A refused call leaves no event, except if the
+    /// executor is stopped while `try_submit` runs: then the call's event ends as CANCELLED.
     #[allow(clippy::result_large_err, reason = "it hands the request back")]
     pub fn try_submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
         let mut queue = self.inner.queue()?;
@@ -153,7 +160,8 @@ impl<B, R> Executor<B, R> {
             Ok(None) => return Err(TrySubmitError::Refused(Refused::full(request))),
             Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
         };
-        // After the place was taken, so that a refused request is returned unchanged.
+        // `prepare` adds extensions to the request. It runs after the place was taken, so that a full queue refuses the
+        // request unchanged.
         self.inner.prepare(&mut request, cost)?;
         let _cached_now = clock::cache();
         let (event, scope) = self.inner.open_event(&request);
@@ -162,7 +170,8 @@ impl<B, R> Executor<B, R> {
         Ok(CallHandle::new(event, CallFuture::new(queued, early)))
     }
 
-    /// Returns a handle that shows queue depth, calls in flight, limits, totals by outcome and all events.
+    /// Returns a handle that shows the depth of the queue, the calls in flight, the limits, the totals by outcome and
+    /// all events.
     #[must_use]
     pub fn monitor(&self) -> Monitor {
         self.inner.monitor().clone()
@@ -173,7 +182,8 @@ impl<B, R> Clone for Executor<B, R> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
-            // A queue handle may be waiting for a place, or have one: it belongs to one clone.
+            // A queue handle waits for a place on behalf of one clone only, so it is not copied: the new clone gets a
+            // queue handle when it is first used as a service.
             queue: None,
         }
     }

@@ -1,4 +1,4 @@
-//! [`Monitor`]: what an executor is doing, from outside.
+//! [`Monitor`]: a handle to watch an executor and change its limits.
 
 use crate::{
     concurrency::Concurrency,
@@ -8,7 +8,8 @@ use crate::{
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Shows what an executor is doing, and changes its limits. It does not keep the executor alive. Clones show the same.
+/// Shows what an executor is doing, and changes its limits. A monitor does not keep its executor alive. Clones are
+/// monitors of the same executor.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -25,7 +26,8 @@ pub struct Monitor {
     limiter: Limiter,
     concurrency: Concurrency,
     events: Events,
-    /// The places of the queue that was started last; `None` before the first start.
+    /// The places of the queue that the most recent start created, which count the queued calls. `None` before the
+    /// first start.
     places: Arc<Mutex<Option<Semaphore>>>,
 }
 
@@ -39,7 +41,8 @@ impl Monitor {
         }
     }
 
-    /// Counts the calls of a queue that was just started.
+    /// Makes [`queue_depth`](Self::queue_depth) count the calls of a queue that was just started, by the queue's
+    /// `places`.
     pub(super) fn watch(&self, places: Semaphore) {
         *self.places.lock().unwrap_or_else(PoisonError::into_inner) = Some(places);
     }
@@ -48,7 +51,7 @@ impl Monitor {
         &self.events
     }
 
-    /// How many calls are queued: those that have a place and have not begun.
+    /// Returns how many calls are queued: they have a place in the queue and have not begun.
     #[must_use]
     pub fn queue_depth(&self) -> usize {
         self.places
@@ -58,37 +61,38 @@ impl Monitor {
             .map_or(0, Semaphore::held)
     }
 
-    /// How many calls hold a permit: on the wire, or waiting for the rate limit.
+    /// Returns how many calls hold a permit of the concurrency limit: they are on the wire, or wait for the rate limit.
+    /// If the limit is shared, the calls of all executors and layers that share it are counted.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.concurrency.in_flight()
     }
 
-    /// How many calls are on the wire.
+    /// Returns how many calls are on the wire, that is, in the client.
     #[must_use]
     pub fn calling(&self) -> usize {
         self.events.calling()
     }
 
-    /// How many calls there were since the executor was built, by outcome.
+    /// Returns how many calls there were since the executor was built, in total and by outcome.
     #[must_use]
     pub fn totals(&self) -> Totals {
         self.events.totals()
     }
 
-    /// Subscribes to every change of a call's status from now on.
+    /// Subscribes to every change of the status of any call from now on.
     #[must_use]
     pub fn subscribe(&self) -> Subscription {
         self.events.subscribe()
     }
 
-    /// The rates: shows what is left of them, changes and pauses them.
+    /// Returns the rate limiter, which shows what is left of the rates, changes them and pauses them.
     #[must_use]
     pub const fn limiter(&self) -> &Limiter {
         &self.limiter
     }
 
-    /// The concurrency limit: shows and changes it.
+    /// Returns the concurrency limit, which can be watched and changed.
     #[must_use]
     pub const fn concurrency(&self) -> &Concurrency {
         &self.concurrency

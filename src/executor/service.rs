@@ -11,15 +11,15 @@ use std::{
 };
 use tower_service::Service;
 
-/// The response to a call made through the executor as a service.
+/// The response future of an [`Executor`] that is used as a Tower service.
 ///
 /// # Cancel safety
 ///
-/// Dropping it cancels the call. A streamed call whose response has arrived is not affected: dropping its body cancels
-/// it.
+/// Dropping the future cancels the call. If a streamed response has already been returned, dropping the future has no
+/// effect; dropping the response's body cancels the call.
 #[must_use = "dropping it cancels the call"]
 pub struct ResponseFuture<B, R> {
-    /// The call, or the error it was refused with. `None` after that error was returned.
+    /// The future of the call, or the error that refused the call. That error is `None` once it was returned.
     call: Result<CallFuture<B, R>, Option<Error>>,
     event: Option<EventHandle>,
 }
@@ -61,7 +61,8 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
 }
 
 impl<B, R> Inner<B, R> {
-    /// Returns the queue handle of a clone, replaced first if its queue was closed by a stop.
+    /// Returns the queue handle that a clone of the executor keeps in `queue`. If there is none yet, or its queue was
+    /// closed by a stop, stores a handle to the current queue first.
     fn open_queue<'a>(
         &self,
         queue: &'a mut Option<Queue<Request<B>, Response<R>>>,
@@ -76,7 +77,7 @@ impl<B, R> Inner<B, R> {
 // === impl ResponseFuture ===
 
 impl<B, R> ResponseFuture<B, R> {
-    /// Returns the call's event; `None` if the call was refused at once.
+    /// Returns the call's event. `None` if the call was refused before it was queued.
     #[must_use]
     pub const fn event(&self) -> Option<&EventHandle> {
         self.event.as_ref()

@@ -1,4 +1,4 @@
-//! [`Executor::run`] and [`Executor::stop`]: how an executor ends, and the report of it.
+//! [`Executor::run`] and [`Executor::stop`], the ways to stop an executor, and the report of a stop.
 
 use super::{
     Executor,
@@ -13,37 +13,37 @@ use tokio::time::{self, Instant};
 pub enum Shutdown {
     /// Finish all accepted calls, however long that takes.
     Graceful,
-    /// Finish accepted calls for at most this long, and then cancel those that are left.
+    /// Let accepted calls run for at most this duration, and then cancel those that have not ended.
     Within(Duration),
-    /// Cancel all calls now.
+    /// Cancel all queued and running calls now.
     Immediate,
 }
 
-/// The calls that ended *while* an executor was stopped, by outcome. [`Monitor::totals`](super::Monitor::totals) counts
-/// all calls since the executor was built.
+/// The numbers of calls that ended *while* an executor was being stopped, by outcome.
+/// [`Monitor::totals`](super::Monitor::totals) counts all calls since the executor was built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StopReport {
-    /// Calls that ended with a response.
+    /// The number of calls that ended with a response during the stop.
     pub completed: u64,
-    /// Calls that ended with an error.
+    /// The number of calls that ended with an error, or with a response that counts as a failure, during the stop.
     pub failed: u64,
-    /// Calls that were cancelled.
+    /// The number of calls that were cancelled during the stop.
     pub cancelled: u64,
-    /// Calls that had not ended when `stop` returned. Zero, unless a call of the executor itself stopped it
-    /// [gracefully](Shutdown::Graceful): such a stop waits for no call.
+    /// The number of calls that had not ended when `stop` returned. Zero, unless a call of the executor itself stopped
+    /// it [gracefully](Shutdown::Graceful): such a stop waits for no call.
     pub left: u64,
-    /// How long the stop took.
+    /// How long the stop took, from the call of `stop` until it returned.
     pub elapsed: Duration,
 }
 
-/// Cancels all calls of an executor when it is dropped, unless it was disarmed.
+/// A guard that cancels all calls of an executor when the guard is dropped, unless it was disarmed.
 struct AbortOnDrop<B, R>(Option<Arc<Inner<B, R>>>);
 
 // === impl Executor ===
 
 impl<B, R> Executor<B, R> {
-    /// Starts, runs `work` with this executor, and stops gracefully.
+    /// Starts the executor, runs `work` with it, stops it gracefully and returns what `work` has returned.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -63,11 +63,11 @@ impl<B, R> Executor<B, R> {
     ///
     /// # Errors
     ///
-    /// As [`start`](Self::start).
+    /// The errors of [`start`](Self::start).
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, or `work` panics, all calls of the executor are cancelled.
+    /// If the future of `run` is dropped, or `work` panics, all calls of the executor are cancelled.
     pub async fn run<F, Fut>(&self, work: F) -> Result<Fut::Output, Error>
     where
         F: FnOnce(Self) -> Fut,
@@ -81,28 +81,34 @@ impl<B, R> Executor<B, R> {
         Ok(result)
     }
 
-    /// Stops accepting calls, finishes or cancels the accepted ones as `how` says, and returns when the last has ended.
+    /// Stops accepting calls, finishes or cancels the accepted ones as `how` requires, and returns when the last call
+    /// has ended.
     ///
-    /// A `submit` that waits for a place fails with [`is_closed`](crate::Error::is_closed). Stopping an executor that
-    /// is not running does nothing. A second stop while a first one waits takes effect at once, and both return.
+    /// A [`submit`](Self::submit) that waits for a place in the queue fails with
+    /// [`is_closed`](crate::Error::is_closed). Stopping an executor that is not running does nothing. If `stop` is
+    /// called again while an earlier stop waits, the new `how` takes effect at once, and both return when the last call
+    /// has ended.
     ///
-    /// A call of this executor may stop it, too. A graceful stop would then wait for the call that waits for the stop,
-    /// so it returns at once: the report counts the calls that are [left](StopReport::left), and these are finished in
-    /// the background. Any other stop cancels the call that awaits it. The call is recognized by its
-    /// [event](crate::event::current). A task that the call spawns and waits for must carry the event over
-    /// ([`instrument`](crate::EventHandle::instrument)); without it, a graceful stop in that task never returns.
+    /// A call of the executor may itself stop the executor. A graceful stop would then wait for the call that awaits
+    /// the stop, so it returns at once: the report counts the calls that are [left](StopReport::left), and these are
+    /// finished in the background. Any other stop cancels the call that awaits it. `stop` recognizes such a call by the
+    /// current [event](crate::event::current). If the call awaits the stop in a task that it has spawned, that task
+    /// must carry the event ([`instrument`](crate::EventHandle::instrument)); otherwise a graceful stop in that task
+    /// never returns.
     ///
     /// # Panics
     ///
-    /// [`Shutdown::Within`] panics outside a Tokio runtime with its timer enabled. The executor is not stopped then.
+    /// A stop with [`Shutdown::Within`] panics outside a Tokio runtime with its timer enabled. In that case, the
+    /// executor is not stopped.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the executor still finishes the accepted calls and stops, but [`Shutdown::Within`] no
-    /// longer cancels the calls that are left when its time is up.
+    /// If the future of `stop` is dropped, the executor still finishes the accepted calls and stops. With
+    /// [`Shutdown::Within`], the calls that are left after the given duration are then not cancelled.
     pub async fn stop(&self, how: Shutdown) -> StopReport {
         if let Shutdown::Within(_) = how {
-            // Panics without a timer, before anything has been changed.
+            // Creating a `Sleep` panics if the runtime has no timer. It happens here, before the executor has been
+            // changed.
             drop(time::sleep(Duration::ZERO));
         }
         let queue = {
@@ -134,7 +140,8 @@ impl<B, R> Executor<B, R> {
         queue.ended().await;
         {
             let mut state = self.inner.state();
-            // Meanwhile another stop may have returned and the executor may have been started again.
+            // While this stop waited, another stop may have returned and the executor may have been started again. The
+            // state of the new start must not be overwritten.
             if matches!(&*state, RunState::Stopping(stopping) if stopping.is_same(&queue)) {
                 *state = RunState::Stopped;
             }

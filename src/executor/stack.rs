@@ -1,6 +1,6 @@
-//! The layers of an executor in order, one line each with its reason. No other file knows the order.
+//! The layers of an executor in order, with a reason for each. No other file defines the order.
 //!
-//! A call enters at the top:
+//! A call passes the layers from the top, the outermost layer, to the client:
 //!
 //! ```text
 //! Executor::submit                  opens the event: PENDING while it waits for a place, QUEUED once it has one
@@ -14,16 +14,18 @@
 //!                 your client       reqwest, hyper, a closure
 //! ```
 //!
-//! In a stack built with `tower::ServiceBuilder`, `EventLayer::queued()` at the top does what `submit` does here.
+//! In a stack built with `tower::ServiceBuilder`, without an executor, put `EventLayer::queued()` at the top: it opens
+//! the call's event, as `Executor::submit` does for an executor.
 //!
 //! # A layer of your own
 //!
-//! There are two places for a layer, and both take any Tower layer:
+//! A Tower layer of your own can be added to an executor in two places:
 //!
-//! - *Around the limits*, with [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer): for what happens once a call,
-//!   however many attempts it makes (a retry), or has to include the waiting (a timeout).
-//! - *Around the client*, wrapped before the client is given to [`build`](super::ExecutorBuilder::build): for what
-//!   happens once an attempt (setting a header, signing, tracing).
+//! - *Around the limits*, with [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer): for a layer that acts once
+//!   per call, however many attempts the call makes (a retry), or that has to include the wait for the limits (a
+//!   timeout).
+//! - *Around the client*, by wrapping the client before it is given to [`build`](super::ExecutorBuilder::build): for a
+//!   layer that acts once per attempt (setting a header, signing, tracing).
 
 use crate::{
     concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer},
@@ -39,12 +41,13 @@ use tower::{ServiceBuilder, layer::util::Identity};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// The client inside its limits: the service that a layer given to
-/// [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer) wraps.
+/// The client `C` inside the limits: the concurrency limit, the rate limit and an event layer around it. A layer given
+/// to [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer) wraps this service.
 pub type Limited<C, D, K, U> = ConcurrencyLimit<RateLimit<EventService<C, D>, K, U>>;
 
-/// All layers of an executor, without its client: the layer around the limits (`L`), what is recorded (`D`), what a
-/// request costs (`K`) and what it has used (`U`). Built by an [`ExecutorBuilder`](super::ExecutorBuilder) only.
+/// All layers of an executor, without its client: the user's layer around the limits (`L`), what the event records of
+/// requests and responses (`D`), how the cost of a request is computed (`K`), and how the cost that the call has really
+/// used is determined (`U`). Only an [`ExecutorBuilder`](super::ExecutorBuilder) builds this type.
 #[derive(Clone, Debug)]
 pub struct Layers<L, D, K, U> {
     pub(super) layer: L,
@@ -55,18 +58,19 @@ pub struct Layers<L, D, K, U> {
     pub(super) describe: D,
 }
 
-/// [`Layers`] that fit around the client `C`, whose calls go from `Request<B>` to `Response<R>`.
+/// [`Layers`] that can be put around the client `C`, a service from `Request<B>` to `Response<R>`.
 ///
-/// A bound of [`build`](super::ExecutorBuilder::build) and its variants. It is sealed, and holds whenever
+/// This sealed trait is a bound of [`ExecutorBuilder::build`](super::ExecutorBuilder::build) and its variants. It is
+/// implemented for [`Layers`] whenever
 ///
-/// - the layers given to [`layer`](super::ExecutorBuilder::layer) make of the [`Limited`] client a service from
+/// - the layers given to [`layer`](super::ExecutorBuilder::layer) turn the [`Limited`] client into a service from
 ///   `Request<B>` to `Response<R>` that is `Send + 'static`, with `Send` futures and errors that are
-///   `Into<`[`BoxError`]`>`. With no layer this means that the client's futures are `Send`;
-/// - what was given to [`describe`](super::ExecutorBuilder::describe), [`cost`](super::ExecutorBuilder::cost) and
-///   [`settle`](super::ExecutorBuilder::settle) is a [`Describe`], a [`RequestCost`] and a [`UsedCost`] of these
-///   requests and responses, and `Clone + Send + Sync + 'static`. The defaults are, for any `B` and `R`.
+///   `Into<`[`BoxError`]`>`. Without such a layer, this means that the client's futures are `Send`;
+/// - the values given to [`describe`](super::ExecutorBuilder::describe), [`cost`](super::ExecutorBuilder::cost) and
+///   [`settle`](super::ExecutorBuilder::settle) implement [`Describe`], [`RequestCost`] and [`UsedCost`] for these
+///   requests and responses, and are `Clone + Send + Sync + 'static`. The default values do so for any `B` and `R`.
 pub trait Around<C, B, R>: sealed::Sealed + Send + Sync + 'static {
-    /// Spawns the queue's workers around `client`, and returns the queue.
+    /// Puts the layers around `client`, spawns the queue's workers, and returns the queue.
     #[doc(hidden)]
     fn around(&self, queue: QueueLayer<Request<B>>, client: C) -> Queue<Request<B>, Response<R>>;
 
@@ -100,25 +104,30 @@ where
 {
     fn around(&self, queue: QueueLayer<Request<B>>, client: C) -> Queue<Request<B>, Response<R>> {
         ServiceBuilder::new()
-            // Bounded, so that callers wait when the limits are reached. Its workers drive the calls, also those whose
-            // handles are not polled.
+            // The queue is bounded, so that callers wait when the limits are reached. The queue's workers poll the
+            // calls, so that a call proceeds even if its handle is not polled.
             .layer(queue)
-            // Below the queue, so that the outcome is recorded even if the caller drops its handle.
+            // The outer event layer is below the queue, so that a call's outcome is recorded even if the caller drops
+            // the call's handle.
             .layer(
                 EventLayer::processing()
                     .describe(self.describe.clone())
                     .above_own_layers(TypeId::of::<L>() == TypeId::of::<Identity>()),
             )
-            // Around everything that takes time below the queue. Above it, the caller's handle has the same deadline.
+            // The deadline layer is around everything that takes time below the queue. While a call is queued, the
+            // future in the caller's handle enforces the deadline.
             .layer(DeadlineLayer::new().limiter(self.limiter.clone(), self.cost.clone()))
-            // The user's layers. A retry belongs here, so that every attempt takes a permit and pays its rate.
+            // The user's layers are around the limits. A retry belongs here, so that every attempt takes a permit and
+            // is charged to the rates.
             .layer(&self.layer)
-            // Outside the rate limit: the budget is taken last, next to the wire. The other way round, calls that have
-            // paid would pile up behind a full concurrency limit and be sent as a burst.
+            // The concurrency limit is outside the rate limit, so that a call is charged to the rates last, just before
+            // it is sent. In the reverse order, calls that have been charged would pile up behind a full concurrency
+            // limit and be sent as a burst.
             .layer(ConcurrencyLimitLayer::with_limit(self.concurrency.clone()))
-            // Requests and tokens, both or neither.
+            // The rate limit takes a call's requests and tokens at once, or neither.
             .layer(RateLimitLayer::with_cost(self.limiter.clone(), self.cost.clone()).settle(self.used.clone()))
-            // Next to the wire: only the time in the client counts as CALLING.
+            // The inner event layer is directly around the client, so that only the time in the client is recorded as
+            // CALLING.
             .layer(EventLayer::calling().describe(self.describe.clone()))
             .service(client)
     }
@@ -134,7 +143,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    /// GitHub cannot include a file in another, so the picture stands in the README, too.
+    /// GitHub cannot include one file in another, so the README has a copy of the picture of the layers.
     #[test]
     fn the_picture_in_the_readme_is_the_one_in_these_docs() {
         let (_, rest) = include_str!("../../README.md").split_once("```text\n").unwrap();
