@@ -1,7 +1,7 @@
 //! [`Describe`]: what an event records of a request and of a response.
 //!
-//! [`Http`] describes http requests and responses, [`Nothing`] records nothing of any type, and a type of your own is
-//! described by an implementation of your own.
+//! [`Http`] describes http requests and responses, and [`Nothing`] records nothing of requests and responses of any
+//! type. For requests and responses of your own types, implement [`Describe`].
 
 use super::{
     details::{RequestDetails, ResponseDetails},
@@ -14,8 +14,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// Chooses what an event records of a request and of its response.
 ///
-/// The functions are called while a call is being made or polled, so they should not block. Whatever they record is
-/// redacted.
+/// The functions of [`Describe`] are called while a call is being made or polled, so they should not block. Secrets in
+/// what they record are redacted.
 ///
 /// ```
 /// use tower_outbound::event::{Describe, EventLayer, RequestDetails, ResponseDetails};
@@ -40,22 +40,23 @@ pub trait Describe<Req, Res> {
     /// Records a request, when its event is opened.
     fn request(&self, req: &Req, details: &mut RequestDetails);
 
-    /// Records a response, and whether it counts as a failure. Called for the response of each attempt and for the
-    /// response of the call.
+    /// Records a response, and whether it counts as a failure. Called for the response to each attempt, and again for
+    /// the response with which the call ends.
     fn response(&self, res: &Res, details: &mut ResponseDetails);
 }
 
 /// Describes http requests and responses: method, URL, headers and status code. Bodies are not recorded.
 ///
-/// Extensions of the request add to it: [`ApiTokens`], [`RequestId`], [`Metadata`] and [`Payload`]; and so does the
-/// extension [`ApiTokensUsed`] of the response.
+/// Extensions are recorded too: [`ApiTokens`], [`RequestId`], [`Metadata`] and [`Payload`] of the request, and
+/// [`ApiTokensUsed`] of the response.
 #[derive(Clone, Debug, Default)]
 pub struct Http {
     redacted: Option<Arc<[HeaderName]>>,
     is_failure: Option<fn(StatusCode) -> bool>,
 }
 
-/// Describes like [`Http`], and records the response's body: see [`Http::response_body`].
+/// Describes http requests and responses as [`Http`] does, and records the response's body too: see
+/// [`Http::response_body`].
 #[derive(Clone, Debug)]
 pub struct HttpWithBody<F> {
     http: Http,
@@ -66,32 +67,33 @@ pub struct HttpWithBody<F> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Nothing;
 
-/// The caller's keys and values for the event: an extension of an http request.
+/// Metadata of a call: keys and values that the caller chooses for its event. An extension of an http request.
 ///
-/// An event keeps at most 1,000 keys. Further keys are counted under the key `[more]`.
+/// An event keeps at most 1,000 metadata keys. Further keys are only counted, under the key `[more]`.
 #[derive(Clone, Default, PartialEq)]
 pub struct Metadata(pub BTreeMap<String, Value>);
 
-/// The request's body as the event records it: an extension of an http request.
+/// What the event records as the request's body: an extension of an http request.
 #[derive(Clone, PartialEq)]
 pub struct Payload(pub Value);
 
-/// An extension of a request that has a method only because an [`http::Request`] must have one: it is not recorded.
+/// Marks a request that has a method only because an [`http::Request`] must have one, so that the method is not
+/// recorded. An extension of the request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NoMethod;
 
 // === impl Http ===
 
 impl Http {
-    /// Redacts the values of this header, in addition to those of headers with a secret name.
+    /// Redacts the values of `header`, in addition to those of headers whose name means a credential.
     #[must_use]
     pub fn redact(mut self, header: HeaderName) -> Self {
         self.redacted = Some(self.redacted().iter().cloned().chain([header]).collect());
         self
     }
 
-    /// Makes responses with such a status code count as failures: the event ends as FAILED. Default: none, the event
-    /// ends as COMPLETED with any status code.
+    /// Makes a response count as a failure if `is_failure` returns true for its status code: the event then ends as
+    /// FAILED. Default: no response is a failure, and the event ends as COMPLETED with any status code.
     ///
     /// ```
     /// use tower_outbound::event::{EventLayer, Http};
@@ -104,7 +106,7 @@ impl Http {
         self
     }
 
-    /// Records the response's body, converted by `body`.
+    /// Records the response's body, which `body` converts to a [`Value`].
     ///
     /// ```
     /// use tower_outbound::event::Http;
@@ -183,7 +185,7 @@ impl<Req, Res> Describe<Req, Res> for Nothing {
 
 // === impl Metadata and Payload ===
 
-/// Shows the fields as they are recorded, without secrets.
+/// Shows the keys and values as the event records them: with secrets redacted.
 impl fmt::Debug for Metadata {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Metadata")
@@ -192,7 +194,7 @@ impl fmt::Debug for Metadata {
     }
 }
 
-/// Shows the body as it is recorded, without secrets.
+/// Shows the body as the event records it: with secrets redacted.
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Payload").field(&self.0.clone().redacted()).finish()

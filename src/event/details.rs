@@ -1,6 +1,7 @@
 //! What an event records of a request, of a response and of an error.
 //!
-//! Every setter redacts, so a [`Describe`](super::Describe) cannot record a secret by accident.
+//! Every setter redacts, or, for a URL, leaves that to the code that shows it. So a [`Describe`](super::Describe)
+//! cannot record a secret by accident.
 
 use super::{
     request_id::RequestId,
@@ -20,99 +21,101 @@ use std::{
 };
 use tracing::Span;
 
-/// What is recorded of a request.
+/// What an event records of a request.
 #[derive(Default)]
 pub struct RequestDetails {
     pub(super) request_id: Option<RequestId>,
     pub(super) method: Option<Method>,
-    /// Not redacted: redacting a URL costs more than keeping it, so that is done whenever it is shown.
+    /// The URL of the request, not redacted yet: redacting a URL costs more than keeping it, so it is redacted only
+    /// when it is shown.
     pub(super) url: Option<Uri>,
     pub(super) api_tokens: u64,
     pub(super) extra: Option<Box<Extra<MetadataMap>>>,
 }
 
-/// What is recorded of a response.
+/// What an event records of a response.
 #[derive(Debug, Default)]
 pub struct ResponseDetails {
     pub(super) status_code: Option<u16>,
-    /// Whether only the status code is recorded, because the response belongs to one attempt and not to the call.
+    /// Whether only the status code is recorded, because the response ends one attempt and not the call.
     pub(super) code_only: bool,
     pub(super) extra: Option<Box<Extra<ResponseExtra>>>,
 }
 
-/// What is recorded of an error.
+/// What an event records of an error.
 #[derive(Debug)]
 pub(crate) struct ErrorDetails {
     pub(super) kind: String,
-    /// Whether `kind` is a guess, because the error's type was lost in a box.
+    /// Whether the name of the error's type is a guess, because the type was lost when the error was boxed.
     pub(super) kind_is_guess: bool,
     pub(super) message: String,
-    /// The messages of its sources, a line each.
+    /// The messages of the error's sources, one on each line.
     pub(super) sources: Option<String>,
 }
 
-/// What many requests and responses do not have. It is boxed, and allocated when the first of it is set.
+/// The details that many requests and responses do not have. They are in a box, which is allocated when the first of
+/// them is set.
 #[derive(Debug, Default)]
 pub(super) struct Extra<T> {
     pub(super) headers: HeaderMap,
     pub(super) body: Option<Value>,
-    /// What only a request or only a response has.
+    /// The details that only requests have (the metadata), or only responses (the tokens used and the failure).
     pub(super) more: T,
 }
 
-/// The caller's keys and values, of which at most [`MAX_KEYS`] are kept.
+/// The caller's metadata keys and values, of which at most [`MAX_KEYS`] are kept.
 #[derive(Debug, Default)]
 pub(super) struct MetadataMap(pub(super) BTreeMap<String, Value>);
 
 #[derive(Debug, Default)]
 pub(super) struct ResponseExtra {
     pub(super) api_tokens_used: Option<u64>,
-    /// Set if the response counts as a failure.
+    /// The error to record, if the response counts as a failure.
     pub(super) failure: Option<ErrorDetails>,
 }
 
-/// The number of metadata keys that an event keeps. Further keys are counted under [`FURTHER_KEYS`].
+/// The number of metadata keys that an event keeps. Further keys are only counted, under the key [`FURTHER_KEYS`].
 const MAX_KEYS: usize = 1_000;
 const FURTHER_KEYS: &str = "[more]";
 
-/// The longest name of a type that is read from an error's `Debug` output.
+/// A type name that is read from an error's `Debug` output is accepted only if it has fewer bytes than this.
 const MAX_TYPE_NAME: usize = 100;
 
 // === impl RequestDetails ===
 
 impl RequestDetails {
-    /// Sets the call's name. Default: a random one.
+    /// Sets the call's id. Default: a random UUID.
     pub fn request_id(&mut self, id: impl Into<RequestId>) -> &mut Self {
         self.request_id = Some(id.into());
         self
     }
 
-    /// Sets the method.
+    /// Sets the method of the request.
     pub fn method(&mut self, method: &Method) -> &mut Self {
         self.method = Some(method.clone());
         self
     }
 
-    /// Sets the URL. User info and the values of secret query parameters are redacted. The URL `/`, which a request has
-    /// by default, is not recorded.
+    /// Sets the URL of the request. User info and the values of secret query parameters are redacted. The URL `/`,
+    /// which an [`http::Request`] has by default, is not recorded.
     pub fn url(&mut self, url: &Uri) -> &mut Self {
         let is_default = url.host().is_none() && url.path() == "/" && url.query().is_none();
         self.url = (!is_default).then(|| url.clone());
         self
     }
 
-    /// Sets the headers. Values of secret headers are redacted.
+    /// Sets the headers of the request. The values of secret headers are redacted.
     pub fn headers(&mut self, headers: &HeaderMap) -> &mut Self {
         self.headers_redacting(headers, &[])
     }
 
-    /// Sets the headers. Values of secret headers and of those in `also` are redacted.
+    /// Sets the headers of the request. The values of secret headers and of the headers named in `also` are redacted.
     pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: &[HeaderName]) -> &mut Self {
         Extra::set_headers(&mut self.extra, headers, also);
         self
     }
 
-    /// Sets the body. Values of secret fields are redacted.
+    /// Sets the body of the request. The values of secret fields are redacted.
     pub fn payload(&mut self, payload: impl Into<Value>) -> &mut Self {
         Extra::set_body(&mut self.extra, payload.into());
         self
@@ -124,20 +127,20 @@ impl RequestDetails {
         self
     }
 
-    /// Adds the caller's keys and values. Values of secret fields are redacted.
+    /// Adds metadata: keys and values that the caller chose. The values of secret keys are redacted.
     ///
-    /// An event keeps at most 1,000 keys. Further keys are counted under the key `[more]`.
+    /// An event keeps at most 1,000 metadata keys. Further keys are only counted, under the key `[more]`.
     pub fn metadata(&mut self, metadata: BTreeMap<String, Value>) -> &mut Self {
         self.add_metadata(redacted_fields(metadata));
         self
     }
 
-    /// Adds keys and values that are redacted already.
+    /// Adds metadata keys and values that are redacted already.
     pub(super) fn add_metadata(&mut self, redacted: BTreeMap<String, Value>) {
         self.extra.get_or_insert_default().more.add(redacted);
     }
 
-    /// Opens the call's span.
+    /// Opens the tracing span of the call.
     pub(super) fn span(&mut self) -> Span {
         let span = tracing::info_span!(
             target: "tower_outbound",
@@ -177,24 +180,24 @@ impl fmt::Debug for RequestDetails {
 // === impl ResponseDetails ===
 
 impl ResponseDetails {
-    /// Sets the status code.
+    /// Sets the status code of the response.
     pub fn status_code(&mut self, code: StatusCode) -> &mut Self {
         self.status_code = Some(code.as_u16());
         self
     }
 
-    /// Sets the headers. Values of secret headers are redacted.
+    /// Sets the headers of the response. The values of secret headers are redacted.
     pub fn headers(&mut self, headers: &HeaderMap) -> &mut Self {
         self.headers_redacting(headers, &[])
     }
 
-    /// Sets the headers. Values of secret headers and of those in `also` are redacted.
+    /// Sets the headers of the response. The values of secret headers and of the headers named in `also` are redacted.
     pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: &[HeaderName]) -> &mut Self {
         Extra::set_headers(&mut self.extra, headers, also);
         self
     }
 
-    /// Sets the body. Values of secret fields are redacted.
+    /// Sets the body of the response. The values of secret fields are redacted.
     pub fn body(&mut self, body: impl Into<Value>) -> &mut Self {
         Extra::set_body(&mut self.extra, body.into());
         self
@@ -206,7 +209,7 @@ impl ResponseDetails {
         self
     }
 
-    /// Makes the response count as a failure: the event ends as FAILED, with this error.
+    /// Makes the response count as a failure: the call's event ends as FAILED, with this error.
     pub fn failure(&mut self, error_type: impl Into<String>, message: impl AsRef<str>) -> &mut Self {
         self.more().failure = Some(ErrorDetails {
             kind: redact::text(&error_type.into()).into_owned(),
@@ -230,7 +233,7 @@ impl ResponseDetails {
 
 impl<T: Default> Extra<T> {
     fn set_headers(extra: &mut Option<Box<Self>>, headers: &HeaderMap, also: &[HeaderName]) {
-        // Setting no headers allocates nothing, but replaces headers that were set before.
+        // An empty header map is not worth the allocation, but replaces headers that were set before.
         if !headers.is_empty() || extra.is_some() {
             extra.get_or_insert_default().headers = redact::headers(headers, also);
         }
@@ -257,12 +260,13 @@ impl MetadataMap {
 // === impl ErrorDetails ===
 
 impl ErrorDetails {
-    /// Describes an error whose type may have been lost in a box.
+    /// Returns the details of an error whose type may have been lost when it was boxed.
     pub(crate) fn of(error: &BoxError) -> Self {
         Self::with_kind(error, None)
     }
 
-    /// Describes an error that was an `E`, which may be a box itself.
+    /// Returns the details of an error that was an `E` before it was boxed. If `E` is [`BoxError`] itself, the type is
+    /// guessed.
     pub(super) fn of_type<E: 'static>(error: &BoxError) -> Self {
         let is_boxed = type_name::<E>() == type_name::<BoxError>();
         Self::with_kind(error, (!is_boxed).then(type_name::<E>))
@@ -290,7 +294,7 @@ impl ErrorDetails {
     }
 }
 
-/// The name of an error type of this crate.
+/// Returns the name of the error's type, if it is one of the types of this crate.
 fn kind_of_own(error: &BoxError) -> Option<&'static str> {
     let own = [
         (error.is::<Closed>(), "Closed"),
@@ -308,11 +312,11 @@ fn kind_of_own(error: &BoxError) -> Option<&'static str> {
     own.into_iter().find_map(|(is_type, name)| is_type.then_some(name))
 }
 
-/// The type's name as a derived `Debug` begins with it: `Elapsed(…)`, `Error { … }`. The rest of the output is not
-/// used.
+/// Returns the name of the error's type, if the error's `Debug` output begins with one as a derived `Debug` does:
+/// `Elapsed(…)`, `Error { … }`. The rest of the output is not used.
 fn type_name_from_debug(error: &BoxError) -> Option<String> {
     let mut prefix = Prefix(String::new());
-    // The error that ends the output early is no failure.
+    // An error only means that `Prefix` has collected enough and ended the output early.
     let _ = write!(prefix, "{error:?}");
     let text = prefix.0;
     let end = text.find(|letter: char| !letter.is_ascii_alphanumeric() && !"_:".contains(letter))?;
@@ -321,7 +325,8 @@ fn type_name_from_debug(error: &BoxError) -> Option<String> {
     (is_name && end < MAX_TYPE_NAME && (rest.starts_with('(') || rest.starts_with(" {"))).then(|| name.to_owned())
 }
 
-/// Collects the start of a text and fails once that is long enough: an error's `Debug` output may contain a whole body.
+/// Collects the start of an error's `Debug` output, and ends the output with an error once the start is long enough:
+/// the whole output may contain a response's body.
 struct Prefix(String);
 
 impl fmt::Write for Prefix {

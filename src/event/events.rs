@@ -1,4 +1,4 @@
-//! [`Events`]: the events of an executor or a stack, counted and to be subscribed to.
+//! [`Events`]: counts the events of an executor or a stack of layers, and sends their new statuses to subscribers.
 
 use super::{
     details::RequestDetails,
@@ -9,32 +9,34 @@ use super::{
 use std::{fmt, sync::Arc};
 use tracing::Span;
 
-/// Counts the events of the layers that [report to](super::EventLayer::report_to) it, and sends every new status to its
-/// subscribers. Clones share the counts and the subscribers.
+/// Counts the events of the layers that [report to](super::EventLayer::report_to) it, and sends every new status of an
+/// event to its subscribers. Clones share the counts and the subscribers.
 #[derive(Clone)]
 pub struct Events {
     reporter: Arc<Reporter<EventHandle>>,
 }
 
-/// An event has a new status.
+/// An update, received through a [`Subscription`]: an event has a new status.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EventUpdate {
-    /// The new status. The event itself may have moved on since.
+    /// The new status. The event itself may have a later status by now.
     pub status: RequestStatus,
-    /// The event.
+    /// The event that got the new status.
     pub event: EventHandle,
 }
 
-/// Receives the updates of all events, from the time of [`Events::subscribe`] on.
+/// Receives an update for every new status of the events that report to an [`Events`], from the time of
+/// [`Events::subscribe`] on.
 #[derive(Debug)]
 pub struct Subscription {
     receiver: Receiver<EventHandle>,
 }
 
-/// The subscriber was too slow and has missed updates.
+/// The error of a subscriber that was too slow and has missed updates.
 ///
-/// Calls do not wait for a slow subscriber. The next [`Subscription::recv`] returns the oldest update that is kept.
+/// Calls do not wait for a slow subscriber. After this error, the next [`Subscription::recv`] returns the oldest update
+/// that is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lagged {
     missed: u64,
@@ -43,7 +45,7 @@ pub struct Lagged {
 // === impl Events ===
 
 impl Events {
-    /// Creates one without events.
+    /// Creates an `Events` to which no layer reports yet.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -51,22 +53,22 @@ impl Events {
         }
     }
 
-    /// The numbers of calls so far, by outcome.
+    /// Returns how many calls were made so far, and how many have ended with each outcome.
     #[must_use]
     pub fn totals(&self) -> Totals {
         self.reporter.totals()
     }
 
-    /// The number of attempts that are on the wire now.
+    /// Returns the number of attempts that are on the wire now.
     #[must_use]
     pub fn calling(&self) -> usize {
         self.reporter.calling()
     }
 
-    /// Subscribes to every new status from now on.
+    /// Subscribes to every new status that an event gets from now on.
     ///
     /// A subscriber that falls more than 4,096 updates behind misses the oldest, and [`Subscription::recv`] returns how
-    /// many.
+    /// many it has missed.
     #[must_use]
     pub fn subscribe(&self) -> Subscription {
         Subscription {
@@ -74,7 +76,7 @@ impl Events {
         }
     }
 
-    /// Opens an event that reports here: see [`Writer::open`].
+    /// Opens an event that reports to this `Events`: see [`Writer::open`].
     pub(crate) fn open(&self, describe: impl FnOnce(&mut RequestDetails), stage: Stage) -> (Writer, Option<Box<Span>>) {
         Writer::open(describe, Some(self.reporter()), stage)
     }
@@ -85,7 +87,7 @@ impl Events {
 }
 
 impl EventHandle {
-    /// Whether the event is one of `events`.
+    /// Whether the event reports to `events`.
     pub(crate) fn reports_to(&self, events: &Events) -> bool {
         self.reporter()
             .is_some_and(|reporter| Arc::ptr_eq(reporter, &events.reporter))
@@ -109,10 +111,10 @@ impl fmt::Debug for Events {
 // === impl Subscription ===
 
 impl Subscription {
-    /// Waits for the next update.
+    /// Waits for the next update, which is a new status of any of the events.
     ///
-    /// Returns `None` when there will be no more: everything that reports to the [`Events`] is dropped (an executor
-    /// with its monitors, or the layers and services), and so are all handles to its events.
+    /// Returns `None` when there can be no more updates: the [`Events`], everything that reports to it (an executor
+    /// with its monitors, or the layers and services) and all handles to its events are dropped.
     ///
     /// # Errors
     ///
@@ -133,7 +135,7 @@ impl Subscription {
 // === impl Lagged ===
 
 impl Lagged {
-    /// The number of updates that were missed.
+    /// Returns the number of updates that the subscriber has missed.
     #[must_use]
     pub const fn missed(&self) -> u64 {
         self.missed

@@ -1,11 +1,12 @@
-//! How a record is written by serde: times as RFC 3339 texts, headers as a map of texts.
+//! How serde writes and reads the record of a call: times as RFC 3339 texts, headers as a map of texts.
 
-/// For fields of type `SystemTime`.
+/// Writes and reads fields of type `SystemTime` as RFC 3339 texts.
 pub(super) mod time {
     use serde::{Deserialize, Deserializer, Serializer, de::Error as _, ser::Error as _};
     use std::time::SystemTime;
 
-    /// The last second of the year 9999. RFC 3339 texts cannot express later times, nor `humantime` times before 1970.
+    /// The last second of the year 9999, in Unix time. RFC 3339 cannot express later times, and `humantime` cannot
+    /// write times before 1970.
     const LAST_SECOND: u64 = 253_402_300_799;
 
     pub(in crate::event) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
@@ -24,7 +25,7 @@ pub(super) mod time {
     }
 }
 
-/// For fields of type `Option<SystemTime>`: `None` is written as `null`.
+/// Writes and reads fields of type `Option<SystemTime>` as RFC 3339 texts; `None` is written as `null`.
 pub(super) mod optional_time {
     use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
     use std::time::SystemTime;
@@ -48,7 +49,8 @@ pub(super) mod optional_time {
     }
 }
 
-/// For fields of type `HeaderMap`: each name has its value, or a list of its values if there are several.
+/// Writes and reads fields of type `HeaderMap` as a map from each header's name to its value, or to the list of its
+/// values if there are several.
 pub(super) mod headers {
     use http::{HeaderMap, HeaderName, HeaderValue};
     use serde::{Deserialize, Deserializer, Serializer, de::Error as _, ser::SerializeMap};

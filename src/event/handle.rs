@@ -1,4 +1,5 @@
-//! [`EventHandle`], which reads an event, and [`Writer`], which ends it.
+//! [`EventHandle`], through which an event is read and notes are added, and [`Writer`], which moves its status and ends
+//! it.
 
 use super::{
     details::{ErrorDetails, RequestDetails, ResponseDetails},
@@ -31,7 +32,7 @@ use tracing::Span;
 
 /// A handle to the event of one call, during the call and afterwards.
 ///
-/// Clones refer to the same event. A handle keeps the event alive, but neither the call nor its span.
+/// Clones of a handle refer to the same event. A handle keeps the event alive, but neither the call nor its span.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -50,32 +51,33 @@ use tracing::Span;
 #[derive(Clone)]
 pub struct EventHandle {
     shared: Arc<Shared>,
-    /// The stage of the layer, or of the scope, from which the handle was taken.
+    /// The place in the stack (see [`Stage`]) of the layer or scope from which the handle was taken. It becomes the
+    /// place of a scope that is made from the handle.
     stage: Stage,
-    /// The version that `changed` returned last.
+    /// The version of the event when [`changed`](Self::changed) last returned; 0 if it has not been called.
     seen: u64,
 }
 
-/// The right to end an event. There is one for each part of the stack that still runs the call.
+/// The right to end an event. Each part of the stack that still runs the call has one.
 ///
-/// If the last writer is dropped before there is an outcome, the event ends as CANCELLED, or as FAILED if the thread is
-/// panicking.
+/// If the last writer of an event is dropped before the event has an outcome, the event ends as CANCELLED, or as FAILED
+/// if the thread is panicking.
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     stage: Stage,
 }
 
-/// The place of an event layer in the stack, from the outside in.
+/// The place of an event layer in the stack. The variants are ordered from the outermost to the innermost place.
 ///
-/// A layer takes part in the current event only if its stage is further in than the stage from which that event was
-/// made current: see [`scope`](super::scope).
+/// An event layer writes to the current event only if its stage is further in than the stage from which that event was
+/// made current, and opens an event of its own otherwise: see [`scope`](super::scope).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
-    /// Above the queue.
+    /// The event layer above the queue, which is the outermost.
     Queued,
-    /// Below the queue and above the limits.
+    /// The event layer below the queue and above the concurrency and rate limits.
     Processing,
-    /// Around the client.
+    /// The event layer around the client, which is the innermost.
     Calling,
 }
 
@@ -88,7 +90,7 @@ struct Shared {
 // === impl EventHandle ===
 
 impl EventHandle {
-    /// A copy of the record as it is now.
+    /// Returns a copy of the event's record as it is now.
     #[must_use]
     pub fn snapshot(&self) -> NetworkRequestEvent {
         let (mut event, method, url) = self.lock().snapshot();
@@ -97,26 +99,27 @@ impl EventHandle {
         event
     }
 
-    /// The call's status now.
+    /// Returns the call's status as it is now.
     #[must_use]
     pub fn status(&self) -> RequestStatus {
         self.lock().status
     }
 
-    /// The call's name.
+    /// Returns the call's id.
     #[must_use]
     pub fn request_id(&self) -> RequestId {
         self.lock().request_id().clone()
     }
 
-    /// Waits until the record has changed since this method last returned, and returns the status. On a new handle,
-    /// that is any change since the event was opened.
+    /// Waits until the event has changed since this method last returned on this handle, and returns the status. On a
+    /// new handle, the method returns at once if the event has changed since it was opened.
     ///
-    /// Several changes may be returned as one. Once the event has ended, the method returns at once.
+    /// Several changes of the event may be reported by one return. Once the event has ended, the method returns at
+    /// once.
     ///
     /// # Cancel safety
     ///
-    /// This method is cancel safe: if the future is dropped, the next call returns the change.
+    /// This method is cancel safe: if the future is dropped, the next call of this method returns the change.
     pub async fn changed(&mut self) -> RequestStatus {
         poll_fn(|cx| {
             let mut state = self.shared.lock();
@@ -141,26 +144,27 @@ impl EventHandle {
         handle.snapshot()
     }
 
-    /// Adds a note to the record. Secrets that can be recognized in it are redacted.
+    /// Adds a note to the event. Secrets that can be recognized in the note are redacted.
     ///
-    /// An event keeps at most 1,000 notes. If there are more, the last one is a count, as in `4001 more`.
+    /// An event keeps at most 1,000 notes. If more are added, the last one becomes a count of the rest: `4001 more`.
     pub fn log(&self, message: impl AsRef<str>) {
         let message = redact::text(message.as_ref()).into_owned();
         let now = Instant::now();
         self.shared.write(|state| state.log(message, now));
     }
 
-    /// Adds a key and its value to the record, or replaces the value of a key. The value of a secret key is redacted.
+    /// Adds a metadata key and its value to the event, or replaces the value of an existing key. The value of a key
+    /// whose name means a credential is redacted.
     ///
-    /// An event keeps at most 1,000 keys. Further keys are counted under the key `[more]`.
+    /// An event keeps at most 1,000 metadata keys. Further keys are only counted, under the key `[more]`.
     pub fn set_metadata(&self, key: impl Into<String>, value: impl Into<Value>) {
         let fields = redacted_fields([(key.into(), value.into())].into());
         let now = Instant::now();
         self.shared.write(|state| state.set_metadata(fields, now));
     }
 
-    /// Records the response's body, which no layer does unless it is configured to. Values of secret fields are
-    /// redacted.
+    /// Records the response's body in the event. No layer records the body unless it is configured to. The values of
+    /// fields whose name means a credential are redacted.
     pub fn set_response_body(&self, body: impl Into<Value>) {
         let body = body.into().redacted();
         let now = Instant::now();
@@ -178,7 +182,7 @@ impl EventHandle {
         self.writer().finish(Outcome::Cancelled);
     }
 
-    /// Ends the event as FAILED, if it has not ended.
+    /// Ends the event as FAILED with `error`, if it has not ended.
     pub(crate) fn fail(&self, error: &BoxError) {
         self.writer().finish(Outcome::Error(ErrorDetails::of(error)));
     }
@@ -191,7 +195,7 @@ impl EventHandle {
         self.shared.reporter.as_ref()
     }
 
-    /// Records the type of an error that is about to be returned in a box, where its type is lost.
+    /// Records the type name of an error that is about to be returned in a box, which hides the type.
     pub(crate) fn set_error_type(&self, name: &'static str) {
         if name != type_name::<BoxError>() {
             self.lock().set_error_type(name);
@@ -216,8 +220,8 @@ impl fmt::Debug for EventHandle {
 // === impl Writer ===
 
 impl Writer {
-    /// Opens an event and its span, for a call that is about to be made at `stage`. The span is `None` if no subscriber
-    /// of tracing records it.
+    /// Opens an event and its tracing span, for a call that is about to be made at `stage`. The returned span is `None`
+    /// if no tracing subscriber records it.
     #[inline]
     pub(super) fn open(
         describe: impl FnOnce(&mut RequestDetails),
@@ -229,7 +233,8 @@ impl Writer {
             writers: AtomicUsize::new(1),
             reporter,
         });
-        // The details are large, so they are written in place and not moved.
+        // `describe` writes the request's details directly into the event: they are large, and moving them would cost
+        // time.
         let mut span = None;
         if let Some(Shared { state, .. }) = Arc::get_mut(&mut shared) {
             let state = state.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -252,7 +257,7 @@ impl Writer {
         }
     }
 
-    /// Another writer of the same event, for a layer at `stage`.
+    /// Returns another writer of the event, for a layer at `stage`.
     #[inline]
     pub(super) fn at(&self, stage: Stage) -> Self {
         Self::new(&self.shared, stage)
@@ -262,7 +267,7 @@ impl Writer {
         self.stage
     }
 
-    /// An identifier that no other event has while this one exists.
+    /// Returns an identifier of the event. No other event has the same identifier while this event exists.
     pub(super) fn address(&self) -> usize {
         Arc::as_ptr(&self.shared).addr()
     }
@@ -276,7 +281,7 @@ impl Writer {
         }
     }
 
-    /// Moves the status forward, and never back.
+    /// Sets the event's status, unless the event has the same or a later one: a status never moves back.
     #[inline]
     pub(crate) fn mark(&self, status: RequestStatus) {
         let now = clock::now();
@@ -285,7 +290,7 @@ impl Writer {
         }
     }
 
-    /// Adds an attempt, and returns its index.
+    /// Adds an attempt to the event, and returns the attempt's index.
     #[inline]
     pub(super) fn attempt_started(&self) -> usize {
         let now = clock::now();
@@ -299,7 +304,7 @@ impl Writer {
         index
     }
 
-    /// Writes what an attempt returned; `None` if the attempt was dropped before it returned.
+    /// Records what an attempt returned. `result` is `None` if the attempt was dropped before it returned.
     #[inline]
     pub(super) fn attempt_ended(&self, index: usize, result: Option<&Result<ResponseDetails, ErrorDetails>>) {
         if let Some(reporter) = &self.shared.reporter {
@@ -309,7 +314,7 @@ impl Writer {
         self.shared.write(|state| state.attempt_ended(index, result, now));
     }
 
-    /// Ends the event, if it has not ended.
+    /// Ends the event with `outcome`, if it has not ended.
     pub(crate) fn finish(&self, outcome: Outcome) {
         let status = outcome.status();
         let now = clock::now();
@@ -321,7 +326,8 @@ impl Writer {
         }
         self.publish(status);
         if let Some(span) = span {
-            // Last, and without the lock: a subscriber of tracing is user code, which may read the event or panic.
+            // The outcome is recorded in the span last, and without the lock of the event: a tracing subscriber is user
+            // code, which may panic, or read the event and so take the lock.
             record_end(&span, &self.handle().snapshot());
         }
     }
@@ -355,7 +361,7 @@ impl fmt::Debug for Writer {
 // === impl Shared ===
 
 impl Shared {
-    /// Changes the state, and wakes the tasks that wait for a change.
+    /// Changes the state of the event, and wakes the tasks that wait for a change.
     #[inline]
     fn write<T>(&self, change: impl FnOnce(&mut EventState) -> T) -> T {
         let mut state = self.lock();
@@ -369,7 +375,8 @@ impl Shared {
         result
     }
 
-    /// Ignores poisoning: the only user code that runs under the lock is a waker's `clone`, before anything is changed.
+    /// Locks the state of the event and ignores poisoning: the only user code that runs under the lock is the `clone`
+    /// of a waker, and if that panics, nothing has been changed.
     fn lock(&self) -> MutexGuard<'_, EventState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,5 @@
-//! The writers and the watchers of an event, in every order in which their threads can interleave (under loom).
+//! Loom tests of an event: the threads that write it and the threads that wait for its changes run in every order in
+//! which they can interleave.
 
 use super::{
     details::ResponseDetails,

@@ -1,4 +1,4 @@
-//! [`EventLayer`]: records a status on the way in, and the response or the error on the way out.
+//! [`EventLayer`]: records in a call's event a status on the way in, and the response or the error on the way out.
 
 use super::{
     describe::{Describe, Http},
@@ -31,8 +31,9 @@ pub struct EventLayer<D = Http> {
     stage: Stage,
     describe: D,
     events: Option<Events>,
-    /// Whether no user code runs between this layer and the next event layer, which allows both to use one reading of
-    /// the [`clock`].
+    /// Whether only layers of this crate are between this layer and the next event layer below it in the stack. Both
+    /// layers can then use one cached reading of the [`clock`]. User code between them could take long, after which the
+    /// reading would be stale.
     is_above_own_layers: bool,
 }
 
@@ -44,14 +45,17 @@ pub struct EventService<S, D = Http> {
 }
 
 pin_project! {
-    /// The future of [`EventService`]. While it is polled, the call's event is the current one.
+    /// The future of [`EventService`]. While the future is polled, the call's event is the [current](super::current)
+    /// one.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the call. If no other part of the stack runs the call, its event ends as CANCELLED.
+    /// Dropping the future drops the call. If no other part of the stack, such as a queue, runs the call, the call's
+    /// event ends as CANCELLED.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, D, Req> {
-        // Before the record, so that the call is dropped before its event ends.
+        // Declared, and so dropped, before the recorder: dropping the recorder may end the event, which must not end
+        // before the call is dropped.
         #[pin]
         future: F,
         recorder: Recorder,
@@ -60,12 +64,14 @@ pin_project! {
     }
 }
 
-/// What this layer writes to the event of one call.
+/// Writes what one event layer records to the event of one call.
 struct Recorder {
     scope: Scope,
-    /// The index of the attempt, while it is on the wire.
+    /// The index of this attempt in the event, while the attempt is on the wire. `None` after the attempt, and in a
+    /// layer that is not around the client.
     attempt: Option<usize>,
-    /// Whether this layer writes the outcome of the call.
+    /// Whether this layer writes the outcome of the whole call, because it opened the event or is the layer below the
+    /// queue.
     writes_outcome: bool,
     is_above_own_layers: bool,
 }
@@ -73,21 +79,22 @@ struct Recorder {
 // === impl EventLayer ===
 
 impl EventLayer {
-    /// The outermost layer, above the queue. It opens the event, which is PENDING until the [queue](crate::queue) below
-    /// has a place for the call, and QUEUED from then on.
+    /// Creates the outermost event layer, above the queue. It opens the event, which is PENDING until the
+    /// [queue](crate::queue) below has a place for the call, and QUEUED from then on.
     #[must_use]
     pub fn queued() -> Self {
         Self::at(Stage::Queued)
     }
 
-    /// The layer below the queue and above the limits. It writes PROCESSING on the way in and the outcome on the way
-    /// out.
+    /// Creates the event layer below the queue and above the concurrency and rate limits. It writes PROCESSING to the
+    /// call's event on the way in, and the outcome of the call on the way out.
     #[must_use]
     pub fn processing() -> Self {
         Self::at(Stage::Processing)
     }
 
-    /// The layer around the client. It writes CALLING on the way in, and what this attempt returned on the way out.
+    /// Creates the event layer around the client. It writes CALLING to the call's event on the way in, and the response
+    /// or the error of this attempt on the way out.
     #[must_use]
     pub fn calling() -> Self {
         Self::at(Stage::Calling)
@@ -104,7 +111,7 @@ impl EventLayer {
 }
 
 impl<D> EventLayer<D> {
-    /// Records of requests and responses what `describe` chooses. Default: [`Http`].
+    /// Sets what the event records of requests and responses: see [`Describe`]. Default: [`Http`].
     #[must_use]
     pub fn describe<E>(self, describe: E) -> EventLayer<E> {
         EventLayer {
@@ -116,15 +123,15 @@ impl<D> EventLayer<D> {
     }
 
     /// Reports the events that this layer opens to `events`, which counts them and notifies its subscribers. Default:
-    /// they are reported to none.
+    /// the events are not reported.
     #[must_use]
     pub fn report_to(mut self, events: &Events) -> Self {
         self.events = Some(events.clone());
         self
     }
 
-    /// Sets whether no user code runs between this layer and the next event layer, so that both can use one reading of
-    /// the clock.
+    /// Sets whether only layers of this crate are between this layer and the next event layer below it in the stack, so
+    /// that both can use one cached reading of the clock.
     pub(crate) const fn above_own_layers(mut self, is_above_own_layers: bool) -> Self {
         self.is_above_own_layers = is_above_own_layers;
         self
@@ -214,7 +221,7 @@ impl<S, D> EventService<S, D> {
 // === impl ResponseFuture ===
 
 impl<F, D, Req> ResponseFuture<F, D, Req> {
-    /// The call's event.
+    /// Returns a handle to the call's event.
     #[allow(
         clippy::missing_panics_doc,
         reason = "the scope lends the event only while the future is polled"
@@ -224,8 +231,8 @@ impl<F, D, Req> ResponseFuture<F, D, Req> {
         event.expect("the future is not being polled").handle()
     }
 
-    /// Returns the inner future. This layer writes no more to the event, which stays open if another part of the stack
-    /// runs the call, as a queue does, and ends as CANCELLED otherwise.
+    /// Returns the inner future, whose result this layer then does not write to the event. The event stays open if
+    /// another part of the stack, such as a queue, runs the call, and ends as CANCELLED otherwise.
     pub fn into_inner(self) -> F {
         self.future
     }
@@ -273,10 +280,11 @@ impl Recorder {
         self.scope.event()
     }
 
-    /// Calls or polls the inner service in the call's scope.
+    /// Calls or polls the inner service with the call's event and span as the current ones.
     ///
-    /// A panic is written before it is resumed: if a layer further out catches it, the writers are dropped when the
-    /// thread no longer panics, and the event would end as CANCELLED.
+    /// A panic of the inner service is written to the event before it is resumed. Otherwise, if a layer further out
+    /// caught the panic, the event's writers would be dropped when the thread no longer panics, and the event would end
+    /// as CANCELLED instead of FAILED.
     #[inline]
     fn enter<T>(&mut self, f: impl FnOnce() -> T) -> T {
         let result = {
@@ -290,7 +298,8 @@ impl Recorder {
         })
     }
 
-    /// Writes the response or the error to the attempt, and to the call if this layer writes its outcome.
+    /// Writes the response or the error to the event: to the attempt if this layer is around the client, and to the
+    /// call if this layer writes its outcome.
     fn write(&mut self, details: Result<ResponseDetails, ErrorDetails>) {
         let attempt = self.attempt.take();
         let Some(event) = self.event() else { return };

@@ -10,43 +10,43 @@
 //!    └───────────┴────────────┴────────────┴──────▶ CANCELLED   before there was either
 //! ```
 //!
-//! A status only moves forward, and every call ends in exactly one of the last three: also if it is dropped or aborted
-//! (CANCELLED), or panics (FAILED). A status can be skipped: a call that is rejected by a limit fails without having
-//! been on the wire.
+//! The status of a call only moves forward, and ends as exactly one of COMPLETED, FAILED and CANCELLED: also if the
+//! call is dropped or aborted (CANCELLED), or panics (FAILED). A status can be skipped: a call that is rejected by a
+//! limit fails without having been on the wire.
 //!
 //! # Layers
 //!
 //! [`EventLayer`] writes the event, from up to three places in a stack: [above the queue](EventLayer::queued), [below
-//! the queue](EventLayer::processing) and [around the client](EventLayer::calling). One rule holds for all three: *on
-//! the way in a layer writes its status, on the way out what was returned*. The outcome of the call is written once,
-//! by the layer that opened the event or by the layer below the queue, whichever returns first. Each of the three also
-//! works without the others, and then records the whole call.
+//! the queue](EventLayer::processing) and [around the client](EventLayer::calling). On the way in, each of the three
+//! writes a status; on the way out, the response or the error. The outcome of the call is written once, by the layer
+//! that opened the event or by the layer below the queue, whichever returns first. Each of the three also works without
+//! the others, and then records the whole call.
 //!
-//! A call's event is *current* while the call is made and polled, as a tracing span is. A closure or a layer of your
-//! own finds it with [`current`] and can add notes with [`EventHandle::log`].
+//! A call's event is *current* while the call is made and polled, as a tracing span is. A closure that makes the call,
+//! or a layer of your own, finds the current event with [`current`] and can add notes with [`EventHandle::log`].
 //!
-//! [`Events`] counts the events of a stack, and sends every new status to its subscribers.
+//! [`Events`] counts the events of a stack of layers, and sends every new status of an event to its subscribers.
 //!
 //! # Bounds
 //!
-//! An event keeps at most 1,000 notes, 1,000 metadata keys and 128 sources of an error. Further notes and keys are
-//! counted. A subscriber may be at most 4,096 updates behind.
+//! An event keeps at most 1,000 notes, 1,000 metadata keys and 128 sources of an error. Further notes and keys are only
+//! counted. A subscriber that falls more than 4,096 updates behind misses the oldest.
 //!
 //! # Secrets
 //!
-//! Credentials are redacted: the values of headers, query parameters and JSON fields whose name means one
+//! Credentials are redacted: the values of headers, query parameters and JSON fields whose name means a credential
 //! (`authorization`, `x-api-key`, `cookie`, `api_key`, `token`, `sig`, …), the values of headers that are [marked as
-//! sensitive](http::HeaderValue::set_sensitive), and the user info of URLs. In free text, as in notes and error
-//! messages, they are redacted where they can be recognized. Bodies are recorded only if the caller asks for it.
+//! sensitive](http::HeaderValue::set_sensitive), and the user info of URLs. In free text, such as notes and error
+//! messages, credentials are redacted where they can be recognized. Bodies are recorded only if the caller asks for it.
 //!
 //! # The span
 //!
 //! Each event opens a tracing span `outbound_call` (level INFO, target `tower_outbound`), which is entered while the
-//! call is made and polled. Its fields are `request_id`, `http.request.method` and `server.address`, and at the end of
-//! the call `status`, `http.response.status_code` and `error.type`.
+//! call is made and polled. The span's fields are `request_id`, `http.request.method` and `server.address`, and at the
+//! end of the call `status`, `http.response.status_code` and `error.type`.
 //!
 //! Spans of other layers may contain secrets: tower-http's `TraceLayer`, for example, records the whole URL. With
-//! `.make_span_with(|_: &_| tracing::Span::current())` that layer uses the span of the event instead.
+//! `.make_span_with(|_: &_| tracing::Span::current())`, `TraceLayer` uses the span of the event instead of its own.
 //!
 //! # Examples
 //!
@@ -74,8 +74,8 @@
 //! # }
 //! ```
 
-// Lowest first, imports point to the left: value, time, status, request_id, formats, record, details, describe, state,
-// reporter, handle, events, scope, layer.
+// The modules from the lowest to the highest, each of which imports only from those before it: value, time, status,
+// request_id, formats, record, details, describe, state, reporter, handle, events, scope, layer.
 mod describe;
 mod details;
 mod events;

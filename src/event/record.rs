@@ -9,15 +9,16 @@ use std::{
 
 /// The record of one call at one point in time.
 ///
-/// Secrets in URLs, headers, texts and bodies are redacted. Times are in UTC, counted from [`created_at`] on the
-/// monotonic clock: differences between the times of one event are exact, also if the system's clock is set meanwhile.
+/// Secrets in URLs, headers, texts and bodies are redacted. Times are in UTC. Only the first, [`created_at`], is taken
+/// from the system's clock; the others are computed from it with the monotonic clock, so that differences between the
+/// times of one event are exact, also if the system's clock is set meanwhile.
 ///
 /// [`created_at`]: Self::created_at
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct NetworkRequestEvent {
-    /// The call's name; random unless the caller chose one.
+    /// The call's id: a random UUID unless the caller chose an id.
     pub request_id: RequestId,
     /// How far the call has come.
     pub status: RequestStatus,
@@ -25,7 +26,7 @@ pub struct NetworkRequestEvent {
     /// When the call was made.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::time"))]
     pub created_at: SystemTime,
-    /// When this record last changed.
+    /// When the status, an attempt, a note, the metadata or the response's body last changed.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::time"))]
     pub updated_at: SystemTime,
     /// When the call got a place in the queue.
@@ -34,59 +35,61 @@ pub struct NetworkRequestEvent {
     /// When the call was taken from the queue.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::optional_time", default))]
     pub processing_started_at: Option<SystemTime>,
-    /// When the first attempt started.
+    /// When the first attempt of the call started.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::optional_time", default))]
     pub call_started_at: Option<SystemTime>,
-    /// When the call ended, with whatever outcome.
+    /// When the call ended, with any outcome.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::optional_time", default))]
     pub completed_at: Option<SystemTime>,
 
-    /// The URL, without user info and secret query parameters.
+    /// The request's URL, without user info and without the values of secret query parameters.
     pub endpoint_url: Option<String>,
     /// The request's method.
     pub method: Option<String>,
-    /// The request's headers; the values of secret ones are redacted.
+    /// The request's headers, with the values of secret headers redacted.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::headers", default))]
     pub headers: HeaderMap,
-    /// The request's body, if the caller recorded it: see [`Payload`](super::Payload).
+    /// The request's body, if the caller chose to record it: see [`Payload`](super::Payload).
     pub payload: Option<Value>,
-    /// The number of the API's tokens the request is expected to cost; 0 by default. See
+    /// The number of the API's tokens that the request is expected to cost; 0 by default. See
     /// [`ApiTokens`](crate::ApiTokens).
     pub api_tokens: u64,
 
-    /// The response's status code.
+    /// The status code of the response with which the call ended.
     pub response_status_code: Option<u16>,
-    /// The response's headers; the values of secret ones are redacted.
+    /// The response's headers, with the values of secret headers redacted.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::headers", default))]
     pub response_headers: HeaderMap,
-    /// The response's body, if it is recorded: see [`Http::response_body`](super::Http::response_body).
+    /// The response's body, which is not recorded by default: see [`Http::response_body`](super::Http::response_body).
     pub response_body: Option<Value>,
-    /// The number of the API's tokens used, as the response reports it.
+    /// The number of the API's tokens that the call used, as its response reports it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub api_tokens_used: Option<u64>,
 
     /// When the first byte of the response's body arrived, if a layer of [`body`](crate::body) read the body.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::optional_time", default))]
     pub first_byte_at: Option<SystemTime>,
-    /// When the last byte of the response's body arrived.
+    /// When the last byte of the response's body arrived, if a layer of [`body`](crate::body) read the body.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::optional_time", default))]
     pub last_byte_at: Option<SystemTime>,
-    /// The number of bytes of the response's body that arrived.
+    /// The number of bytes of the response's body that arrived, if a layer of [`body`](crate::body) read the body.
     #[cfg_attr(feature = "serde", serde(default))]
     pub response_bytes: Option<u64>,
 
     /// The type of the error that ended the call.
     pub error_type: Option<String>,
-    /// The error's message.
+    /// The message of the error that ended the call.
     pub error_message: Option<String>,
-    /// The messages of the error's sources, a line each: at most 128, and then `…`.
+    /// The messages of the sources of the error that ended the call, one on each line: at most 128, followed by `…` if
+    /// there may be more.
     pub error_details: Option<String>,
 
-    /// The attempts: more than one if the call was retried.
+    /// The attempts of the call: more than one if the call was retried.
     pub attempts: Vec<Attempt>,
     /// The notes, of which at most 1,000 are kept: see [`EventHandle::log`](super::EventHandle::log).
     pub logs: Vec<LogEntry>,
-    /// The caller's keys and values, of which at most 1,000 are kept; further keys are counted under `[more]`.
+    /// The caller's metadata keys and values, of which at most 1,000 are kept. Further keys are only counted, under the
+    /// key `[more]`.
     pub metadata: BTreeMap<String, Value>,
 }
 
@@ -98,18 +101,19 @@ pub struct Attempt {
     /// When the attempt started.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::time"))]
     pub started_at: SystemTime,
-    /// When the attempt ended, or `None` while it runs.
+    /// When the attempt ended; `None` while the attempt runs.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::optional_time", default))]
     pub ended_at: Option<SystemTime>,
-    /// The status code of the response.
+    /// The status code of the response to this attempt, if there was a response.
     pub status_code: Option<u16>,
-    /// The type of the error, if there was no response; `Cancelled` if the attempt was dropped.
+    /// The type of the error that the attempt returned, if there was no response; `Cancelled` if the attempt was
+    /// dropped.
     pub error_type: Option<String>,
-    /// The error's message.
+    /// The message of the error that the attempt returned.
     pub error_message: Option<String>,
 }
 
-/// A note of an event.
+/// A note that was added to an event, for example with [`EventHandle::log`](super::EventHandle::log).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -117,7 +121,7 @@ pub struct LogEntry {
     /// When the note was added.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::time"))]
     pub at: SystemTime,
-    /// The text.
+    /// The text of the note.
     pub message: String,
 }
 
@@ -130,25 +134,30 @@ impl NetworkRequestEvent {
         self.status.is_terminal()
     }
 
-    /// How long the call waited for a place in the queue: `None` until it has one or has ended.
+    /// The time from the call's creation until it got a place in the queue, or until it ended without a place. `None`
+    /// before that.
     #[must_use]
     pub fn time_pending(&self) -> Option<Duration> {
         between(Some(self.created_at), self.queued_at.or(self.completed_at))
     }
 
-    /// How long the call was in the queue: `None` until it is taken from the queue or has ended.
+    /// The time from when the call got a place in the queue until it was taken from the queue, or until it ended in the
+    /// queue. `None` before that, and for a call that got no place.
     #[must_use]
     pub fn time_in_queue(&self) -> Option<Duration> {
         between(self.queued_at, self.processing_started_at.or(self.completed_at))
     }
 
-    /// How long the call waited for its limits: `None` until its first attempt starts or the call has ended.
+    /// The time that the call waited for its concurrency and rate limits: from when it was taken from the queue until
+    /// its first attempt started, or until it ended without an attempt. `None` before that, and for a call that was not
+    /// taken from the queue.
     #[must_use]
     pub fn time_waiting(&self) -> Option<Duration> {
         between(self.processing_started_at, self.call_started_at.or(self.completed_at))
     }
 
-    /// How long the attempts took, including the waits between them: `None` until the call has ended.
+    /// The time from the start of the first attempt to the end of the call, including the waits between attempts.
+    /// `None` until the call has ended, and for a call without an attempt.
     #[must_use]
     pub fn time_calling(&self) -> Option<Duration> {
         between(self.call_started_at, self.completed_at)

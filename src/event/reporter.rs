@@ -1,4 +1,4 @@
-//! [`Reporter`]: what all events of an executor or a stack report to.
+//! [`Reporter`]: counts the events of an executor or a stack of layers, and sends their new statuses to subscribers.
 
 use super::status::RequestStatus;
 use crossbeam_utils::CachePadded;
@@ -8,16 +8,17 @@ use std::sync::{
 };
 use tokio::sync::broadcast::{self, error::RecvError};
 
-/// Counts events, and sends each new status to the subscribers.
+/// Counts events, and sends each new status of an event to the subscribers.
 ///
-/// It is generic over the handle that it sends, because the handle is defined above, where each event has an `Arc` of
-/// its reporter.
+/// [`Reporter`] is generic over the handle to an event that it sends. The module that defines the handle imports this
+/// one, because each event has an `Arc` of its reporter.
 pub(super) struct Reporter<H> {
-    /// Written by the callers, who open events.
+    /// The number of calls that were made. It is on a cache line of its own, because it is written by callers, and the
+    /// other counters by the tasks that run the calls.
     opened: CachePadded<AtomicU64>,
-    /// Written by the tasks that run the calls.
+    /// The counters of running and ended calls, which are written by the tasks that run the calls.
     running: CachePadded<Running>,
-    /// The number of receivers, so that a new status costs one load if there are none.
+    /// The number of receivers, kept here so that publishing a status costs only one atomic load if there are none.
     subscribers: Arc<AtomicUsize>,
     updates: broadcast::Sender<(RequestStatus, H)>,
 }
@@ -30,20 +31,20 @@ struct Running {
     calling: AtomicUsize,
 }
 
-/// Receives the updates that are sent after it was made.
+/// Receives the updates that a [`Reporter`] sends after the receiver was created.
 #[derive(Debug)]
 pub(super) struct Receiver<H> {
     updates: broadcast::Receiver<(RequestStatus, H)>,
     subscribers: Arc<AtomicUsize>,
 }
 
-/// The numbers of calls that were made and that have ended, by outcome.
+/// How many calls were made, and how many have ended with each outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Totals {
     /// Calls that were made.
     pub opened: u64,
-    /// Calls that ended with a response.
+    /// Calls that ended with a response that does not count as a failure.
     pub completed: u64,
     /// Calls that ended with an error, or with a response that counts as a failure.
     pub failed: u64,
@@ -51,7 +52,7 @@ pub struct Totals {
     pub cancelled: u64,
 }
 
-/// The number of updates that a receiver may be behind before it misses the oldest.
+/// The number of updates that a receiver may be behind. If it falls further behind, it misses the oldest updates.
 const MAX_LAG: usize = 4_096;
 
 // === impl Reporter ===
@@ -67,7 +68,7 @@ impl<H: Clone> Reporter<H> {
     }
 
     pub(super) fn totals(&self) -> Totals {
-        // The outcomes are read first, so that `opened` is never less than their sum.
+        // The counters of the outcomes are read before `opened`, so that `opened` is never less than their sum.
         let completed = self.running.completed.load(Ordering::Acquire);
         let failed = self.running.failed.load(Ordering::Acquire);
         let cancelled = self.running.cancelled.load(Ordering::Acquire);
@@ -79,7 +80,7 @@ impl<H: Clone> Reporter<H> {
         }
     }
 
-    /// The number of attempts on the wire.
+    /// Returns the number of attempts that are on the wire now.
     pub(super) fn calling(&self) -> usize {
         self.running.calling.load(Ordering::Acquire)
     }
@@ -113,10 +114,11 @@ impl<H: Clone> Reporter<H> {
         counter.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Sends a new status. The handle is only made if there is a subscriber.
+    /// Sends a new status of an event to the subscribers. Calls `handle`, which creates a handle to the event, only if
+    /// there is a subscriber.
     pub(super) fn publish(&self, status: RequestStatus, handle: impl FnOnce() -> H) {
         if self.subscribers.load(Ordering::Acquire) > 0 {
-            // Fails if the last receiver was dropped since.
+            // Sending fails only if the last receiver has been dropped since its number was read.
             let _ = self.updates.send((status, handle()));
         }
     }
@@ -125,7 +127,8 @@ impl<H: Clone> Reporter<H> {
 // === impl Receiver ===
 
 impl<H: Clone> Receiver<H> {
-    /// The next update, or the number of updates that were missed; `None` once the reporter is dropped.
+    /// Waits for the next update. Returns `Err` with the number of missed updates if the receiver fell too far behind,
+    /// and `None` once the reporter is dropped and no update is left.
     pub(super) async fn recv(&mut self) -> Option<Result<(RequestStatus, H), u64>> {
         match self.updates.recv().await {
             Ok(update) => Some(Ok(update)),
@@ -144,13 +147,13 @@ impl<H> Drop for Receiver<H> {
 // === impl Totals ===
 
 impl Totals {
-    /// The number of calls that have ended, with any outcome.
+    /// Returns the number of calls that have ended, with any outcome.
     #[must_use]
     pub const fn ended(&self) -> u64 {
         self.completed + self.failed + self.cancelled
     }
 
-    /// The number of calls that have not ended.
+    /// Returns the number of calls that have not ended.
     #[must_use]
     pub const fn open(&self) -> u64 {
         self.opened.saturating_sub(self.ended())

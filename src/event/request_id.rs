@@ -1,11 +1,12 @@
-//! [`RequestId`]: the name of a call.
+//! [`RequestId`]: the id of a call.
 
 use std::{fmt, sync::Arc};
 use uuid::Uuid;
 
-/// The name of a call: a random UUID (version 4), or a text that the caller chose.
+/// The id of a call: a random UUID (version 4), or a text that the caller chose.
 ///
-/// As an extension of an http request it names that request's event. Two ids are equal if their texts are.
+/// The caller chooses the id of a call by adding a `RequestId` to the extensions of its http request. Two ids are equal
+/// if their texts are equal.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Name);
 
@@ -23,7 +24,7 @@ impl RequestId {
     }
 }
 
-/// A text in the canonical form of a UUID becomes the same id as that UUID; any other text is kept as it is.
+/// A text that is a UUID in canonical form becomes the same id as that UUID. Any other text is kept as it is.
 impl From<&str> for RequestId {
     fn from(name: &str) -> Self {
         Self(canonical_uuid(name).map_or_else(|| Name::Given(name.into()), Name::Random))
@@ -71,8 +72,8 @@ impl<'de> serde::Deserialize<'de> for RequestId {
     }
 }
 
-/// The UUID, if the text is its canonical form: lower case, with hyphens. Other forms of the same UUID are different
-/// texts, and so different ids.
+/// Parses a UUID in canonical form: lower case, with hyphens. Returns `None` for any other form of a UUID, which is a
+/// different text and so a different id.
 fn canonical_uuid(text: &str) -> Option<Uuid> {
     let uuid = Uuid::try_parse(text).ok()?;
     let mut canonical = Uuid::encode_buffer();
@@ -90,7 +91,7 @@ mod tests {
         let uuid = RequestId::from(text.parse::<Uuid>().unwrap());
         assert_eq!(RequestId::from(text), uuid);
         assert!(HashSet::from([uuid.clone()]).contains(&RequestId::from(text.to_owned())));
-        // Another form of the same UUID is another id, and is kept as it is.
+        // Another form of the same UUID (upper case, without hyphens, in braces) is another id, and its text is kept.
         for other in [text.to_uppercase(), text.replace('-', ""), format!("{{{text}}}")] {
             let id = RequestId::from(other.as_str());
             assert_eq!(id.to_string(), other);

@@ -1,14 +1,15 @@
-//! The current event, as tracing has a current span.
+//! The current event: that of the call which is being made or polled on this thread, as tracing has a current span.
 //!
-//! The layer that opens an event makes it *current* while it calls and polls the service below. Layers further in find
-//! the event there. No request has to carry it, so every layer works for requests of any type.
+//! The layer that opens an event makes the event *current* while it calls and polls the service below. Layers further
+//! in find the event in a thread-local variable. No request has to carry the event, so every layer works for requests
+//! of any type.
 //!
-//! A layer takes part in the current event only if its [`Stage`] is further in than the stage from which the event was
-//! made current. A call that is made from inside another call, for example from its closure, starts at an outer stage
-//! and so gets an event of its own.
+//! An event layer writes to the current event only if the layer's [`Stage`] is further in than the stage from which the
+//! event was made current. A call that is made from inside another call, for example by a closure that an executor
+//! runs, starts at an outer stage and so gets an event of its own.
 //!
-//! A thread or a task that is spawned inside a layer has no current event. The code that spawns it can carry the event
-//! over, as it would a span:
+//! A thread or a task that is spawned while a call is made or polled has no current event. The code that spawns the
+//! thread or task can carry the event over, as it would carry over a tracing span:
 //!
 //! ```
 //! use tower_outbound::event;
@@ -30,39 +31,45 @@ use crate::error::BoxError;
 use std::{cell::Cell, future::Future, pin::pin};
 use tracing::Span;
 
-/// The event and the span of one call, to be made current wherever the call continues.
+/// The event and the tracing span of one call, to be made current wherever the call continues, for example in another
+/// task.
 ///
-/// Contains a [`Writer`]: if the scope is dropped before the call has ended, and no other part of the stack runs the
-/// call, its event ends.
+/// A [`Scope`] contains a [`Writer`] of the event: if the scope is dropped before the call has ended, and no other part
+/// of the stack runs the call, the event ends.
 #[derive(Debug)]
 pub(crate) struct Scope {
-    /// Lent to [`CURRENT_EVENT`] while the scope is entered.
+    /// The writer of the event, if there is an event. It is moved to [`CURRENT_EVENT`] while the scope is entered,
+    /// unless an outer scope has made the same event current.
     event: Option<Writer>,
-    /// `None` if no subscriber of tracing records it, as in most programs.
+    /// The span that is entered with the scope. `None` if there is no span to enter, for example because no tracing
+    /// subscriber records it.
     span: Option<Box<Span>>,
 }
 
-/// The guard of an entered [`Scope`]. Dropping it makes the outer event and the outer span current again.
+/// The guard of an entered [`Scope`]. Dropping the guard makes the event and the span current again that were current
+/// before.
 #[must_use = "the scope is left when this is dropped"]
 pub(crate) struct Entered<'a> {
     outer: CurrentContext,
-    /// The scope's field to which the event returns, and the outer event. `None` if an outer scope had made the same
-    /// event current.
+    /// The scope's field to which its writer returns, and the writer of the event that was current before. `None` if
+    /// the same event was current before: its writer was then not moved.
     swapped: Option<(&'a mut Option<Writer>, Option<Writer>)>,
     _span: Option<tracing::span::Entered<'a>>,
 }
 
-/// Which event is current, and from which stage it was made current.
+/// Which event is current on this thread, and from which stage it was made current.
 #[derive(Clone, Copy)]
 struct CurrentContext {
-    /// The identifier of the event, which exists as long as it is current; 0 if there is none.
+    /// The [identifier](Writer::address) of the current event, which stays unique because the event exists as long as
+    /// it is current; 0 if no event is current.
     event: usize,
     stage: Stage,
 }
 
 thread_local! {
     static CONTEXT: Cell<CurrentContext> = const { Cell::new(CurrentContext::NONE) };
-    /// Kept apart from the context, which can be copied: most layers only compare it.
+    /// The writer of the current event. It is not a part of [`CONTEXT`], so that the context can be copied: most layers
+    /// only compare the identifiers of events and need no writer.
     static CURRENT_EVENT: Cell<Option<Writer>> = const { Cell::new(None) };
 }
 
@@ -72,7 +79,8 @@ pub fn current() -> Option<EventHandle> {
     with_current(|writer| writer.at(CONTEXT.get().stage).handle())
 }
 
-/// The writer of the current event for a layer at `stage`; `None` if the layer has to open an event of its own.
+/// Returns a writer of the current event for an event layer at `stage`. Returns `None` if the layer has to open an
+/// event of its own: there is no current event, or it was made current from this stage or a stage further in.
 #[inline]
 pub(super) fn attach(stage: Stage) -> Option<Writer> {
     if CONTEXT.get().stage >= stage {
@@ -103,7 +111,8 @@ fn current_span() -> Option<Box<Span>> {
 impl EventHandle {
     /// Runs `f` with this event as the current one.
     ///
-    /// While `f` runs, the event does not end merely because the call is dropped elsewhere.
+    /// While `f` runs, the event stays open even if all other parts of the stack that run the call are dropped. A queue
+    /// or an executor that cancels the call still ends the event.
     pub fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
         let mut scope = Scope::new(self.writer(), None);
         let _entered = scope.enter();
@@ -112,12 +121,13 @@ impl EventHandle {
 
     /// Polls `future` with this event as the current one.
     ///
-    /// While the returned future exists, the event does not end merely because the call is dropped elsewhere.
+    /// While the returned future exists, the event stays open even if all other parts of the stack that run the call
+    /// are dropped. A queue or an executor that cancels the call still ends the event.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the returned future drops `future`. If no other part of the stack runs the call, its event ends as
-    /// CANCELLED.
+    /// Dropping the returned future drops `future`. If no other part of the stack runs the call, the call's event ends
+    /// as CANCELLED.
     pub async fn instrument<F: Future>(self, future: F) -> F::Output {
         let mut scope = Scope::new(self.writer(), None);
         let mut future = pin!(future);
@@ -132,7 +142,7 @@ impl EventHandle {
 // === impl CurrentContext ===
 
 impl CurrentContext {
-    /// No event is current. The innermost stage, so that no layer attaches to it.
+    /// No event is current. The stage is the innermost, so that [`attach`] returns `None` for a layer at any stage.
     const NONE: Self = Self {
         event: 0,
         stage: Stage::Calling,
@@ -150,7 +160,7 @@ impl Scope {
         }
     }
 
-    /// Captures the current event and the current span.
+    /// Returns a scope with the event and the tracing span that are current on this thread.
     #[inline]
     pub(crate) fn capture() -> Self {
         Self {
@@ -159,20 +169,23 @@ impl Scope {
         }
     }
 
-    /// The scope of an event that has just been opened, and of its span; of the current span, if `span` is `None`.
+    /// Returns a scope with an event that has just been opened, and with its span. If `span` is `None`, the scope has
+    /// the current span instead.
     pub(crate) fn capture_with(event: Writer, span: Option<Box<Span>>) -> Self {
         Self::new(event, span.or_else(current_span))
     }
 
-    /// The event. May be `None` while the scope is entered.
+    /// Returns the writer of the scope's event. Returns `None` if the scope has no event, or if it is entered and the
+    /// writer is in [`CURRENT_EVENT`].
     pub(super) const fn event(&self) -> Option<&Writer> {
         self.event.as_ref()
     }
 
-    /// Makes the event and the span current until the guard is dropped.
+    /// Makes the scope's event and span current until the returned guard is dropped.
     #[inline]
     pub(crate) fn enter(&mut self) -> Entered<'_> {
-        // First, since entering a span runs user code: if that panics, nothing has been swapped.
+        // The span is entered first, since that runs user code (the tracing subscriber): if it panics, the current
+        // event has not been changed.
         let span = self.span.as_ref().map(|span| span.enter());
         let context = match &self.event {
             Some(writer) => CurrentContext {
@@ -182,7 +195,7 @@ impl Scope {
             None => CurrentContext::NONE,
         };
         let outer = CONTEXT.replace(context);
-        // Usually an outer layer has made the same event current: then only the stage changes.
+        // Usually an outer layer has made the same event current: then only the stage changes, and no writer is moved.
         let swapped = (outer.event != context.event).then(|| {
             let outer = CURRENT_EVENT.replace(self.event.take());
             (&mut self.event, outer)

@@ -1,10 +1,11 @@
-//! [`RequestStatus`]: how far a call has come.
+//! [`RequestStatus`]: how far an outbound call has come, from PENDING to its outcome.
 
 use std::{fmt, str::FromStr};
 
-/// How far a call has come. A status only moves forward, and ends in exactly one of the last three.
+/// How far a call has come. The status of a call only moves forward, and ends as exactly one of
+/// [`Completed`](Self::Completed), [`Failed`](Self::Failed) and [`Cancelled`](Self::Cancelled).
 ///
-/// `Display` and `FromStr` use the names in capitals: `PENDING`, `QUEUED`, …
+/// `Display` and `FromStr` use the names of the statuses in capitals: `PENDING`, `QUEUED`, …
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -17,11 +18,12 @@ pub enum RequestStatus {
     Pending,
     /// The call has a place in the queue.
     Queued,
-    /// The call was taken from the queue and waits for its limits.
+    /// The call was taken from the queue and waits for its concurrency and rate limits.
     Processing,
-    /// The call is on the wire.
+    /// The call is on the wire, or waits to be retried.
     Calling,
-    /// The call has ended with a response, whatever the response's status code.
+    /// The call has ended with a response that does not count as a failure. By default that is any response, whatever
+    /// its status code.
     Completed,
     /// The call has ended with an error, or with a response that counts as a failure.
     Failed,
@@ -32,7 +34,7 @@ pub enum RequestStatus {
 /// The error of parsing a text that is not the name of a [`RequestStatus`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseStatusError {
-    /// At most [`MAX_TEXT`] characters of the text.
+    /// The text that was parsed, of which at most [`MAX_TEXT`] characters are kept.
     text: String,
 }
 
@@ -41,7 +43,7 @@ const MAX_TEXT: usize = 64;
 // === impl RequestStatus ===
 
 impl RequestStatus {
-    /// All seven statuses, in order.
+    /// All seven statuses, in their order from `Pending` to `Cancelled`.
     pub const ALL: [Self; 7] = [
         Self::Pending,
         Self::Queued,
@@ -58,7 +60,7 @@ impl RequestStatus {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 
-    /// The name in capitals.
+    /// Returns the name of the status in capitals, such as `PENDING`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -82,11 +84,11 @@ impl fmt::Display for RequestStatus {
 impl FromStr for RequestStatus {
     type Err = ParseStatusError;
 
-    /// Parses a name in capitals.
+    /// Parses the name of a status in capitals, such as `PENDING`.
     ///
     /// # Errors
     ///
-    /// [`ParseStatusError`] if the text is not exactly one of the seven names.
+    /// [`ParseStatusError`] if the text is not exactly the name of one of the seven statuses, in capitals.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let status = Self::ALL.into_iter().find(|status| status.as_str() == text);
         status.ok_or_else(|| ParseStatusError {

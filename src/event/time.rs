@@ -1,4 +1,4 @@
-//! [`Anchor`]: instants of the monotonic clock as times in UTC.
+//! [`Anchor`]: converts instants of the monotonic clock to times in UTC.
 
 use std::{
     cell::Cell,
@@ -6,16 +6,17 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// One point in time on both clocks, from which other instants are converted to UTC.
+/// One point in time, read from both the monotonic clock and the system's clock (UTC), from which other instants are
+/// converted to UTC.
 ///
-/// Differences between times of the same anchor are exact, also if the system's clock is set meanwhile.
+/// Differences between the times that one anchor converts are exact, also if the system's clock is set meanwhile.
 #[derive(Clone, Copy)]
 pub(super) struct Anchor {
     pub(super) instant: Instant,
     pub(super) utc: SystemTime,
 }
 
-/// How long a thread uses one reading of the system's clock: short enough to follow the clock when it is set, or when
+/// How long a thread uses one reading of the system's clock: short enough to follow that clock when it is set, or when
 /// the machine has slept.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
@@ -24,8 +25,8 @@ thread_local! {
 }
 
 impl Anchor {
-    /// An anchor at `now`. Each thread reads the system's clock at most once a second, and in between adds the time
-    /// that has passed since.
+    /// Returns an anchor at `now`. Each thread reads the system's clock at most once a second. In between, the time
+    /// that has passed since the last reading is added to that reading.
     pub(super) fn at(now: Instant) -> Self {
         let age = |last: &Self| now.checked_duration_since(last.instant).filter(|age| *age < MAX_AGE);
         if let Some((last, age)) = LAST.get().and_then(|last| Some((last, age(&last)?))) {
@@ -42,7 +43,7 @@ impl Anchor {
         anchor
     }
 
-    /// `instant` in UTC; the anchor's own time for an earlier instant.
+    /// Converts `instant` to UTC. An instant before the anchor is converted to the anchor's own time.
     pub(super) fn utc(&self, instant: Instant) -> SystemTime {
         self.utc + instant.saturating_duration_since(self.instant)
     }

@@ -1,14 +1,15 @@
 //! [`Value`]: a JSON value for metadata, payloads and bodies.
 //!
-//! The type is the crate's own and not `serde_json::Value`, because events would otherwise make serde_json a dependency
-//! of every user.
+//! [`Value`] is a type of this crate and not `serde_json::Value`, because events would otherwise make serde_json a
+//! dependency of every user.
 
 use crate::redact;
 use std::{collections::BTreeMap, fmt};
 
-/// A JSON value.
+/// A JSON value, as events record it.
 ///
-/// With the feature `serde`, `serde_json::to_value` and `serde_json::from_value` convert to and from serde_json's type.
+/// With the feature `serde`, `serde_json::to_value` and `serde_json::from_value` convert between this type and
+/// `serde_json::Value`.
 ///
 /// ```
 /// use tower_outbound::event::Value;
@@ -24,7 +25,7 @@ pub enum Value {
     Null,
     /// `true` or `false`
     Bool(bool),
-    /// An integer that fits an `i64`.
+    /// An integer that fits into an `i64`.
     Integer(i64),
     /// An integer above `i64::MAX`.
     Unsigned(u64),
@@ -34,12 +35,12 @@ pub enum Value {
     String(String),
     /// A list.
     Array(Vec<Self>),
-    /// Fields by name.
+    /// An object: its fields by their names.
     Object(BTreeMap<String, Self>),
 }
 
 impl Value {
-    /// The text, if the value is a [`String`](Self::String).
+    /// Returns the text, if the value is a [`String`](Self::String).
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         if let Self::String(text) = self {
@@ -49,7 +50,7 @@ impl Value {
         }
     }
 
-    /// The integer, if the value is an [`Integer`](Self::Integer).
+    /// Returns the integer, if the value is an [`Integer`](Self::Integer).
     #[must_use]
     pub fn as_i64(&self) -> Option<i64> {
         if let Self::Integer(integer) = self {
@@ -59,7 +60,7 @@ impl Value {
         }
     }
 
-    /// The field `name`, if the value is an [`Object`](Self::Object) that has it.
+    /// Returns the value of the field `name`, if this is an [`Object`](Self::Object) that has such a field.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Self> {
         if let Self::Object(fields) = self {
@@ -69,7 +70,7 @@ impl Value {
         }
     }
 
-    /// Replaces the values of fields with a secret name, and the secrets in texts.
+    /// Redacts the values of fields whose name means a credential, and the secrets that can be recognized in strings.
     pub(super) fn redacted(self) -> Self {
         match self {
             Self::String(text) => Self::String(redact::text(&text).into_owned()),
@@ -80,17 +81,18 @@ impl Value {
     }
 }
 
-/// Replaces the values of fields with a secret name, and the secrets in other values and in the names.
+/// Redacts the values of fields whose name means a credential. In other values and in the names of fields, the secrets
+/// that can be recognized are redacted.
 pub(super) fn redacted_fields(fields: BTreeMap<String, Value>) -> BTreeMap<String, Value> {
     let redacted = |(name, value): (String, Value)| {
-        // A number or a boolean is no credential.
+        // A number, a boolean or `null` is no credential, whatever its field is called.
         let can_be_secret = matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_));
         let value = if can_be_secret && redact::is_secret(&name) {
             redact::REDACTED.into()
         } else {
             value.redacted()
         };
-        // A name may be a URL.
+        // The name of a field may contain a secret as well, for example if it is a URL.
         (redact::text(&name).into_owned(), value)
     };
     fields.into_iter().map(redacted).collect()
@@ -104,7 +106,7 @@ impl fmt::Display for Value {
             Self::Bool(value) => value.fmt(f),
             Self::Integer(integer) => integer.fmt(f),
             Self::Unsigned(integer) => integer.fmt(f),
-            // JSON has no infinity and no NaN.
+            // JSON has no infinity and no NaN: `null` is written instead.
             Self::Float(number) if !number.is_finite() => f.write_str("null"),
             Self::Float(number) => write!(f, "{number:?}"),
             Self::String(text) => write_quoted(text, f),

@@ -1,16 +1,17 @@
-//! What marks a secret inside a text: the name of a quoted field, and the word `Bearer` or `Basic`.
+//! Finds secrets in a text by what comes before them: the secret name of a quoted field, or the word `Bearer` or
+//! `Basic`.
 
 use super::{REDACTED, names::is_secret};
 use std::borrow::Cow;
 
-/// The scheme of an `Authorization` header, after which a credential may follow.
+/// The scheme of an `Authorization` header, which a credential may follow.
 pub(super) enum Scheme {
     Bearer,
     Basic,
 }
 
 impl Scheme {
-    /// The scheme that `word` names or ends with, as `authorization:Bearer` does.
+    /// Returns the scheme that `word` is or ends with, as `authorization:Bearer` ends with `Bearer`.
     pub(super) fn of(word: &str) -> Option<Self> {
         let word = word.rsplit(|letter: char| !letter.is_alphanumeric()).next()?;
         if word.eq_ignore_ascii_case("bearer") {
@@ -22,8 +23,8 @@ impl Scheme {
         }
     }
 
-    /// Whether the next word is a credential. After `basic` it has to look like one: `dXNlcjpwYXNz` is, `question` is
-    /// not.
+    /// Whether `word`, which follows the scheme, is a credential. After `Bearer`, any word is a credential. After
+    /// `Basic`, the word has to look encoded: `dXNlcjpwYXNz` does, `question` does not.
     pub(super) fn precedes(&self, word: &str) -> bool {
         let is_encoded = |letter: char| letter.is_ascii_uppercase() || letter.is_ascii_digit() || letter == '=';
         match self {
@@ -33,10 +34,10 @@ impl Scheme {
     }
 }
 
-/// The text with the quoted or bracketed value after each secret name redacted.
+/// Returns the text with the quoted or bracketed value of every field with a secret name redacted.
 ///
-/// Handles JSON (`"api_key": "…"`) and what Rust, Python or a log line write: `api_key: Some("…")`, `'api_key': '…'`,
-/// `api_key="…"`. The quotes may be escaped, as in a JSON text inside a JSON text.
+/// Fields are recognized in JSON (`"api_key": "…"`) and in what Rust, Python or a log line write: `api_key: Some("…")`,
+/// `'api_key': '…'`, `api_key="…"`. The quotes may be escaped, as in a JSON text inside a JSON text.
 pub(super) fn redact_fields(text: &str) -> Cow<'_, str> {
     let mut clean = String::new();
     let mut done = 0;
@@ -44,8 +45,9 @@ pub(super) fn redact_fields(text: &str) -> Cow<'_, str> {
         if at < done {
             continue;
         }
-        // In a text with unbalanced quotes, the quote that closes one value may open another: only the name before it
-        // decides.
+        // Only the name before a quote decides whether the quote opens a secret value. Pairing the quotes from the
+        // start of the text would fail in a text with unbalanced quotes, where the quote that closes one value seems to
+        // open another.
         let before = text[..at].trim_end_matches('\\');
         if !ends_with_secret_name(before) {
             continue;
@@ -67,9 +69,9 @@ pub(super) fn redact_fields(text: &str) -> Cow<'_, str> {
     Cow::Owned(clean)
 }
 
-/// Whether the text ends with a secret name and a `:` or `=`, so that its value follows.
+/// Whether the text ends with a secret name and a `:` or `=`, so that the secret value follows the text.
 fn ends_with_secret_name(text: &str) -> bool {
-    // Before the value's quote there may be `Some(`, or the `b` of a byte string.
+    // Between the `:` or `=` and the value's quote there may be `Some(`, or the `b` of a byte string.
     let text = text.trim_end_matches(|letter: char| letter.is_alphanumeric() || "_(".contains(letter));
     let Some(text) = text.trim_end().strip_suffix([':', '=']) else {
         return false;
@@ -84,7 +86,7 @@ fn ends_with_secret_name(text: &str) -> bool {
     name.is_some_and(is_secret)
 }
 
-/// For the text whose opening quote is at `at`: the end of its content, and the end of its closing quote.
+/// Returns where the content of a quoted text ends, and where its closing quote ends. The opening quote is at `at`.
 fn end_of_quoted(text: &str, at: usize, quote: &str) -> (usize, usize) {
     let escapes = |end: usize| end - text[..end].trim_end_matches('\\').len();
     let opening = escapes(at);
@@ -98,12 +100,12 @@ fn end_of_quoted(text: &str, at: usize, quote: &str) -> (usize, usize) {
     match closing {
         Some(end) if opening > 0 => (end - escapes(end), end + 1),
         Some(end) => (end, end + 1),
-        // The text was truncated inside the quotes.
+        // There is no closing quote: the text was truncated inside the quotes.
         None => (text.len(), text.len()),
     }
 }
 
-/// The position after the bracket that closes the one at `at`; the end of the text if none does.
+/// Returns the position after the bracket that closes the bracket at `at`, or the end of the text if no bracket does.
 fn end_of_brackets(text: &str, at: usize) -> usize {
     let (mut end, mut depth) = (at, 0);
     while let Some(next) = text[end..].find(['"', '[', ']', '{', '}']) {

@@ -1,11 +1,12 @@
-//! Secrets in header maps.
+//! Removes secrets from header maps.
 
 use super::{REDACTED, names::is_secret, text::text};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::borrow::Cow;
 
-/// A copy of the headers without secrets. Redacted whole are values of headers with a secret name, values that are
-/// marked as sensitive, and values of the headers in `also`; the others as [`text`] is.
+/// Returns a copy of the headers without secrets. The whole value of a header is redacted if its name means a
+/// credential or is in `also`, or if the value is marked as sensitive. Other values are redacted as free text: see
+/// [`text`].
 pub(crate) fn headers(headers: &HeaderMap, also: &[HeaderName]) -> HeaderMap {
     if headers.is_empty() {
         return HeaderMap::new();
@@ -19,7 +20,7 @@ pub(crate) fn headers(headers: &HeaderMap, also: &[HeaderName]) -> HeaderMap {
         .iter()
         .map(|(name, value)| {
             let is_secret = value.is_sensitive() || also.contains(name) || is_secret(name.as_str());
-            // The value of a `Location` or `Referer` is a URL, which may contain secrets of any kind.
+            // The value of a harmless header may contain a secret: that of a `Location` or `Referer` is a URL.
             let value = match value.to_str() {
                 _ if is_secret => redacted(),
                 Ok(value_text) => match text(value_text) {

@@ -1,10 +1,12 @@
 //! Removes secrets from headers, URLs and texts.
 //!
-//! Recorded data is redacted before it is stored, or, where copying it at once would be wasted (a URL, an error of the
-//! client), before it is shown: no reader, serializer or `Debug` output ever contains the secret. Names decide: the
-//! value of a header, a query parameter or a quoted field is removed if the name means a credential.
+//! Recorded data is redacted before it is stored. A URL or an error of the client is redacted only when it is shown,
+//! because redacting needs a copy, which would often not be used. So no reader, serializer or `Debug` output ever
+//! contains a secret. Names decide what is secret: the value of a header, a query parameter or a quoted field is
+//! removed if its name means a credential.
 
-// Lowest first, imports point to the left: names, credentials, url, text, headers.
+// The modules from the lowest to the highest, each of which imports only from those before it: names, credentials, url,
+// text, headers.
 mod credentials;
 mod headers;
 mod names;

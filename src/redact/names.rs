@@ -1,6 +1,7 @@
-//! Which names of headers, parameters and fields mean a credential.
+//! Decides which names of headers, query parameters and fields mean a credential.
 
-/// Words that make a name a credential wherever they occur in it: `x-auth-token`, `clientSecret`, `set-cookie`.
+/// Words that mean a credential. A name that contains one of these words is secret: `x-auth-token`, `clientSecret`,
+/// `set-cookie`.
 const SECRET_WORDS: [&str; 25] = [
     "auth",
     "authorization",
@@ -29,8 +30,8 @@ const SECRET_WORDS: [&str; 25] = [
     "apikey",
 ];
 
-/// Words that make a `…-key` harmless: `idempotency-key`, `sort_key`. Any other `…-key` is a credential: `api-key`,
-/// `x-functions-key`.
+/// Words that make a name with the word `key` harmless: `idempotency-key`, `sort_key`. Without such a word, a name of
+/// several words with `key` among them is secret: `api-key`, `x-functions-key`.
 const HARMLESS_KEYS: [&str; 13] = [
     "cache",
     "foreign",
@@ -47,7 +48,7 @@ const HARMLESS_KEYS: [&str; 13] = [
     "websocket",
 ];
 
-/// Endings of secret names whose words are written together: `accesstoken`, `myapikey`, `PHPSESSID`.
+/// Endings that make a name secret whose words are written together: `accesstoken`, `myapikey`, `PHPSESSID`.
 const SECRET_ENDS: [&str; 13] = [
     "accesskey",
     "accesskeyid",
@@ -64,16 +65,18 @@ const SECRET_ENDS: [&str; 13] = [
     "token",
 ];
 
-/// Last words of names that describe tokens and hold none: `token_count`, `token_type`, `x-token-limit`.
+/// Words that make a name harmless if they are its last word: such a name describes tokens and does not hold one, as in
+/// `token_count`, `token_type`, `x-token-limit`.
 const HARMLESS_ENDS: [&str; 4] = ["count", "limit", "type", "usage"];
 
-/// Whether a header, a query parameter or a JSON field of this name holds a credential.
+/// Whether a header, a query parameter or a JSON field with the name `name` holds a credential.
 pub(crate) fn is_secret(name: &str) -> bool {
     let words = words(name);
     if words.last().is_some_and(|last| HARMLESS_ENDS.contains(&last.as_str())) {
         return false;
     }
-    // Capitals may be scattered and not begin words, as in `ToKeN`: the name is read in lower case as well.
+    // The name is also checked in lower case, because its capitals may not be the beginnings of words: `ToKeN` would
+    // otherwise be read as `to`, `ke`, `n`.
     has_secret_word(&words) || has_secret_word(&self::words(&name.to_lowercase()))
 }
 
@@ -85,7 +88,8 @@ fn has_secret_word(words: &[String]) -> bool {
     };
     let is_harmless_key = || words().any(|word| HARMLESS_KEYS.contains(&word));
     words().any(|word| {
-        // A plural is a credential like its singular, except for `tokens`: these are the API's.
+        // The plural of a secret word is secret as well, except for `tokens`: these are what an API counts, as in
+        // `max_tokens`.
         let singular = word.strip_suffix('s').filter(|_| word != "tokens").unwrap_or(word);
         SECRET_WORDS.contains(&word)
             || SECRET_WORDS.contains(&singular)
@@ -94,8 +98,8 @@ fn has_secret_word(words: &[String]) -> bool {
     })
 }
 
-/// The words of a name in lower case. A word ends at a character that is neither letter nor digit, and before the
-/// capital in `camelCase`.
+/// Splits a name into its words, in lower case. A word ends at a character that is neither letter nor digit, and before
+/// a capital that follows a lower-case letter or a digit, as in `camelCase`.
 fn words(name: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut after_lower = false;

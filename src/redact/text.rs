@@ -1,4 +1,4 @@
-//! Secrets in free text: error messages, notes, texts of payloads.
+//! Removes secrets from free text: error messages, notes, texts of payloads.
 
 use super::{
     REDACTED,
@@ -7,8 +7,8 @@ use super::{
 };
 use std::borrow::Cow;
 
-/// The text with every secret that can be recognized replaced by [`REDACTED`]: user info and secret parameters of URLs,
-/// credentials after `Bearer` or `Basic`, and quoted values of fields with a secret name.
+/// Returns the text with every secret that can be recognized replaced by [`REDACTED`]: user info and secret parameters
+/// of URLs, credentials after `Bearer` or `Basic`, and quoted values of fields with a secret name.
 pub(crate) fn text(text: &str) -> Cow<'_, str> {
     if !text.contains(|letter: char| letter.is_whitespace() || "/?=#\"':".contains(letter)) {
         return Cow::Borrowed(text);
@@ -16,7 +16,7 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
     let fields = redact_fields(text);
     let mut clean = String::with_capacity(text.len());
     let mut after_scheme: Option<Scheme> = None;
-    // These characters always end a URL; other punctuation can be part of one.
+    // Whitespace, `"`, `<` and `>` always end a URL; other punctuation can be part of a URL.
     let border = |letter: char| letter.is_whitespace() || "\"<>".contains(letter);
     for piece in fields.split_inclusive(border) {
         let word = piece.trim_end_matches(border);
@@ -25,10 +25,12 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
         match after_scheme.take() {
             Some(waiting) if waiting.precedes(core) => {
                 clean.extend([before, REDACTED, after]);
-                // A scheme may be repeated by mistake: `Bearer Bearer …`.
+                // The redacted word may be a scheme that was repeated by mistake, as in `Bearer Bearer …`: then a
+                // credential may follow.
                 after_scheme = scheme;
             }
-            // Between two adjacent borders there is no word: the scheme applies to the next one.
+            // Between two adjacent separators, such as two spaces, there is no word: the scheme applies to the next
+            // word.
             waiting if word.is_empty() => after_scheme = waiting,
             _ => {
                 clean.push_str(before);
@@ -46,8 +48,8 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Splits off the brackets and punctuation around a word. A [`REDACTED`] at either end keeps its brackets, so that a
-/// text can be redacted again without a change.
+/// Splits a word into the brackets and punctuation before it, the rest, and the brackets and punctuation after it. A
+/// [`REDACTED`] at the start or end of the rest keeps its brackets, so that redacting a text twice gives the same text.
 fn trimmed(word: &str) -> (&str, &str, &str) {
     let mut start = word.len() - word.trim_start_matches(|letter| "([{'`".contains(letter)).len();
     if start > 0 && word[start - 1..].starts_with(REDACTED) {

@@ -1,4 +1,4 @@
-//! Secrets in URLs: user info, and the values of query parameters.
+//! Removes secrets from URLs: user info, and the values of secret query parameters.
 
 use super::{
     REDACTED,
@@ -8,7 +8,7 @@ use super::{
 use http::Uri;
 use std::{borrow::Cow, ops::Range};
 
-/// The URL without user info and without the values of secret query parameters.
+/// Returns the URL without user info, and with the values of secret query parameters redacted.
 pub(crate) fn uri(uri: &Uri) -> String {
     use std::fmt::Write;
     let mut url = String::with_capacity(64);
@@ -27,7 +27,8 @@ pub(crate) fn uri(uri: &Uri) -> String {
     url
 }
 
-/// A word of a text without its secrets, if it is a URL, a relative URL with a query, or a form.
+/// Returns a word of a text without its secrets, if the word is a URL, a relative URL with a query, or form data
+/// (`a=1&b=2`).
 pub(super) fn redact_word(word: &str) -> Cow<'_, str> {
     let mut slashes = word.match_indices("//");
     let authority = slashes.find(|(at, _)| *at == 0 || word[..*at].ends_with(':'));
@@ -83,21 +84,23 @@ fn redact_query(query: &str) -> Cow<'_, str> {
     }
 }
 
-/// Like [`is_secret`], and also true for a query parameter named `key` or `code`.
+/// Like [`is_secret`], and also true for a query parameter named `key` or `code`, or whose name is percent-encoded more
+/// than three times.
 fn is_secret_parameter(name: &str) -> bool {
     let Some(name) = decoded(name) else { return true };
     is_secret(&name) || name.eq_ignore_ascii_case("key") || name.eq_ignore_ascii_case("code")
 }
 
-/// Whether the value of a parameter contains a secret: in a URL, a form, a header or JSON inside it, encoded up to
-/// three times. A value that is encoded more often counts as a secret.
+/// Whether the value of a parameter contains a secret: in a URL, a form, a header or JSON inside the value, which may
+/// be percent-encoded up to three times. A value that is encoded more often counts as a secret.
 ///
-/// One pass without recursion looks for secrets and does not remove them one by one: a server can nest values without
-/// bound, and recursion would overrun the stack.
+/// The search is one pass without recursion, and does not remove the secrets one by one: a server can nest URLs in URLs
+/// without bound, and recursion would overflow the stack.
 fn holds_secret(value: &str) -> bool {
     let Some(value) = decoded(value) else { return true };
     let ends_name = |letter: char| !letter.is_alphanumeric() && !"-_.[]".contains(letter);
-    // Every part of the value that a `=` follows ends with a name.
+    // The text before a `=` ends with the name of a parameter, so the value is split at each `=`, and the last part,
+    // which no `=` follows, is left out.
     let mut before = value.split('=').rev().skip(1);
     let mut scheme = None;
     before.any(|text| text.rsplit(ends_name).next().is_some_and(is_secret_parameter))
@@ -110,7 +113,8 @@ fn holds_secret(value: &str) -> bool {
         })
 }
 
-/// The text without the user info of any URL in it: a path may contain further URLs, and a word several.
+/// Returns `start` and `path`, joined, without the user info of any URL in them. There may be several URLs: a path may
+/// contain further URLs.
 fn without_user_infos(start: &str, path: &str) -> String {
     let text = format!("{start}{path}");
     let mut clean = String::with_capacity(text.len());
@@ -122,7 +126,8 @@ fn without_user_infos(start: &str, path: &str) -> String {
     clean + &text[done..]
 }
 
-/// After every `//` that begins an authority, the part up to the authority's last `@`.
+/// Returns where the user infos in a text are: after every `//` that begins an authority, the part up to the
+/// authority's last `@`, which is included.
 fn user_infos(text: &str) -> impl Iterator<Item = Range<usize>> {
     let mut done = 0;
     text.match_indices("//").filter_map(move |(at, _)| {
@@ -133,7 +138,8 @@ fn user_infos(text: &str) -> impl Iterator<Item = Range<usize>> {
         let start = after_slashes(text, at);
         let mut end = None;
         let mut from = start;
-        // If no host follows the `@`, as in `//u:p@/v:q@h`, the text after the slashes is read as the authority.
+        // If no host follows the `@`, as in `//u:p@/v:q@h`, the user info goes on: the text after the next slashes is
+        // read as a part of the authority.
         loop {
             let length = text[from..].find(['/', '?', '#']).unwrap_or(text.len() - from);
             let Some(sign) = text[from..from + length].rfind('@') else {
@@ -154,8 +160,8 @@ fn after_slashes(text: &str, at: usize) -> usize {
     text.len() - text[at..].trim_start_matches('/').len()
 }
 
-/// The text percent-decoded, to be searched and not to be shown: `api%5Fkey` is `api_key`, and so is `api%255Fkey`.
-/// `None` if it is encoded more than three times, which has no harmless use.
+/// Returns the text percent-decoded, to be searched and not to be shown: both `api%5Fkey` and `api%255Fkey` become
+/// `api_key`. Returns `None` if the text is encoded more than three times, which has no harmless use.
 fn decoded(text: &str) -> Option<Cow<'_, str>> {
     let mut text = if text.contains('+') {
         Cow::Owned(text.replace('+', " "))
