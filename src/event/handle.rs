@@ -263,13 +263,10 @@ impl Writer {
         Self::new(&self.shared, stage)
     }
 
-    pub(super) const fn stage(&self) -> Stage {
-        self.stage
-    }
-
-    /// Returns an identifier of the event. No other event has the same identifier while this event exists.
-    pub(super) fn address(&self) -> usize {
-        Arc::as_ptr(&self.shared).addr()
+    /// Returns an identifier of the event, and the stage of the layer that has this writer. No other event has the same
+    /// identifier while this event exists.
+    pub(super) fn position(&self) -> (usize, Stage) {
+        (Arc::as_ptr(&self.shared).addr(), self.stage)
     }
 
     #[inline]

@@ -60,7 +60,7 @@ pub(crate) struct Entered<'a> {
 /// Which event is current on this thread, and from which stage it was made current.
 #[derive(Clone, Copy)]
 struct CurrentContext {
-    /// The [identifier](Writer::address) of the current event, which stays unique because the event exists as long as
+    /// The [identifier](Writer::position) of the current event, which stays unique because the event exists as long as
     /// it is current; 0 if no event is current.
     event: usize,
     stage: Stage,
@@ -188,10 +188,10 @@ impl Scope {
         // event has not been changed.
         let span = self.span.as_ref().map(|span| span.enter());
         let context = match &self.event {
-            Some(writer) => CurrentContext {
-                event: writer.address(),
-                stage: writer.stage(),
-            },
+            Some(writer) => {
+                let (event, stage) = writer.position();
+                CurrentContext { event, stage }
+            }
             None => CurrentContext::NONE,
         };
         let outer = CONTEXT.replace(context);

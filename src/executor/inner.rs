@@ -9,7 +9,7 @@ use crate::{
     clock,
     deadline::{Deadline, DeadlineTimer, PendingDemand},
     error::Error,
-    event::{self, EventHandle, RequestDetails, Scope, Stage},
+    event::{self, EventHandle, Events, RequestDetails, Scope, Stage},
     queue::Queue,
     rate::{ApiTokens, Bursts, Cost},
 };
@@ -41,6 +41,8 @@ pub(super) struct Inner<B, R> {
     /// The largest cost that the rate limiter admits, per budget. It is kept here so that checking the cost of a call
     /// takes no lock.
     bursts: Arc<Bursts>,
+    /// Counts the events of the calls, and sends their updates.
+    events: Events,
     /// The total cost of the submitted calls that have not reached the rate limiter, to compute how long a new call
     /// will wait behind them. `None` if the executor has no default timeout: a deadline set for a single call is then
     /// checked without this cost.
@@ -64,6 +66,7 @@ impl<B, R> Inner<B, R> {
     pub(super) fn new(parts: Parts<B, R>) -> Self {
         Self {
             bursts: parts.monitor.limiter().bursts(),
+            events: parts.monitor.events().clone(),
             pending_demand: parts.timeout.map(|_| Arc::default()),
             parts,
             state: Mutex::new(RunState::Stopped),
@@ -138,23 +141,26 @@ impl<B, R> Inner<B, R> {
         Ok(())
     }
 
-    /// Opens the event of the request and puts the call into the queue. Both steps use one reading of the clock.
+    /// Checks the request, opens its event, and puts the call into the queue, or lets it wait for a place.
     #[inline]
-    pub(super) fn enqueue(
+    pub(super) fn submit(
         &self,
         queue: &mut Queue<Request<B>, Response<R>>,
         mut request: Request<B>,
-    ) -> (EventHandle, CallFuture<B, R>) {
+    ) -> Result<(EventHandle, CallFuture<B, R>), Error> {
+        let cost = self.check(&request)?;
+        self.prepare(&mut request, cost)?;
+        // The event and the queue use one reading of the clock.
         let _cached_now = clock::cache();
         let (event, scope) = self.open_event(&request);
         let early = self.early_outcome(&mut request, &event);
         let queued = queue.call_in(scope, &mut Some(request));
-        (event, CallFuture::new(queued, early))
+        Ok((event, CallFuture::new(queued, early)))
     }
 
     pub(super) fn open_event(&self, request: &Request<B>) -> (EventHandle, Scope) {
         let describe = |details: &mut RequestDetails| self.parts.describe.request(request, details);
-        let (writer, span) = self.parts.monitor.events().open(describe, Stage::Queued);
+        let (writer, span) = self.events.open(describe, Stage::Queued);
         (writer.handle(), Scope::capture_with(writer, span))
     }
 
@@ -174,7 +180,7 @@ impl<B, R> Inner<B, R> {
 
     /// Whether the current task is polling a call of this executor.
     pub(super) fn is_calling(&self) -> bool {
-        event::current().is_some_and(|event| event.reports_to(self.parts.monitor.events()))
+        event::current().is_some_and(|event| event.reports_to(&self.events))
     }
 
     /// Cancels all queued and running calls.

@@ -135,10 +135,8 @@ impl<B, R> Executor<B, R> {
     /// the call's event ends as CANCELLED.
     pub async fn submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, Error> {
         let mut queue = self.inner.queue()?;
-        let mut request = call.into().into_request().map_err(Error::new)?;
-        let cost = self.inner.check(&request)?;
-        self.inner.prepare(&mut request, cost)?;
-        let (event, mut future) = self.inner.enqueue(&mut queue, request);
+        let request = call.into().into_request().map_err(Error::new)?;
+        let (event, mut future) = self.inner.submit(&mut queue, request)?;
         future.accepted().await?;
         Ok(CallHandle::new(event, future))
     }

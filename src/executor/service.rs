@@ -36,26 +36,17 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
         queue.poll_ready(cx).map_err(Error::new)
     }
 
-    fn call(&mut self, mut req: Request<B>) -> Self::Future {
-        let refused = |error| ResponseFuture {
-            call: Err(Some(error)),
-            event: None,
-        };
-        let queue = match self.inner.open_queue(&mut self.queue) {
-            Ok(queue) => queue,
-            Err(error) => return refused(error),
-        };
-        let prepared = self
-            .inner
-            .check(&req)
-            .and_then(|cost| self.inner.prepare(&mut req, cost));
-        if let Err(error) = prepared {
-            return refused(error);
-        }
-        let (event, future) = self.inner.enqueue(queue, req);
-        ResponseFuture {
-            call: Ok(future),
-            event: Some(event),
+    fn call(&mut self, req: Request<B>) -> Self::Future {
+        let queue = self.inner.open_queue(&mut self.queue);
+        match queue.and_then(|queue| self.inner.submit(queue, req)) {
+            Ok((event, future)) => ResponseFuture {
+                call: Ok(future),
+                event: Some(event),
+            },
+            Err(error) => ResponseFuture {
+                call: Err(Some(error)),
+                event: None,
+            },
         }
     }
 }

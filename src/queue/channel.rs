@@ -56,7 +56,7 @@ pub(super) struct InFlight<Req, Res> {
 /// A guard that counts one worker as alive until the guard is dropped. When the last guard is dropped, it closes the
 /// channel and cancels the calls that are left, whose callers would otherwise wait forever.
 pub(super) struct WorkerGuard<Req, Res> {
-    channel: Arc<Channel<Req, Res>>,
+    pub(super) channel: Arc<Channel<Req, Res>>,
 }
 
 /// The number of cancelled messages above which the channel is swept, that is, its cancelled messages are removed,
@@ -263,11 +263,6 @@ impl<Req, Res> WorkerGuard<Req, Res> {
         Self {
             channel: channel.clone(),
         }
-    }
-
-    #[inline]
-    pub(super) const fn channel(&self) -> &Arc<Channel<Req, Res>> {
-        &self.channel
     }
 }
 

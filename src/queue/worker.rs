@@ -130,7 +130,7 @@ where
     fn poll_make(&mut self, service: &mut S, cx: &mut Context<'_>) -> Poll<Next> {
         let pending = match self.pending.take() {
             Some(pending) => pending,
-            None => match ready!(self.guard.channel().poll_next(cx)) {
+            None => match ready!(self.guard.channel.poll_next(cx)) {
                 Some(message) => PendingCall(Some(message)),
                 None => return Poll::Ready(Next::End),
             },
@@ -153,7 +153,7 @@ where
             Err(panic) => Err(panic),
         };
         let message = pending.into_message();
-        let channel = self.guard.channel();
+        let channel = &self.guard.channel;
         let slot = self
             .running
             .insert(|running| running.make(channel, message, ready, service));
