@@ -1,4 +1,4 @@
-//! [`CollectLayer`]: reads the whole body within the call, up to a size.
+//! [`CollectLayer`]: reads the whole body of each response within the call, up to a maximum size.
 
 use super::read::{BoundedReader, ReadStep};
 use crate::{
@@ -18,11 +18,12 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Reads the body of each response to its end, up to a number of bytes, and returns it as [`Bytes`]. Placed around the
-/// client, so that the permit is held and the event is open until the last byte.
+/// Reads the body of each response to its end, up to a number of bytes, and returns it as [`Bytes`]. The layer is
+/// placed around the client, so that the call holds its permit and keeps its event open until the last byte has
+/// arrived.
 ///
-/// There is no default limit: [`new`](Self::new) takes it. A body is not recorded unless [`record`](Self::record) is
-/// set.
+/// [`new`](Self::new) takes the maximum size of a body, which has no default. A body is recorded in the event of its
+/// call only if [`record`](Self::record) is set.
 ///
 /// ```
 /// use tower::{Layer, service_fn};
@@ -42,8 +43,8 @@ pub struct CollectLayer {
 ///
 /// # Errors
 ///
-/// Besides the errors of the client: [`BodyTooLarge`] for a body above the limit, and
-/// [`BodyFailed`](crate::error::BodyFailed) for one that fails.
+/// Returns the errors of the client, [`BodyTooLarge`] if the body of the response is above the maximum size, and
+/// [`BodyFailed`](crate::error::BodyFailed) if reading the body fails.
 #[derive(Clone, Debug)]
 pub struct Collect<S> {
     inner: S,
@@ -51,11 +52,11 @@ pub struct Collect<S> {
 }
 
 pin_project! {
-    /// A call until the body of its response was read.
+    /// The future of [`Collect`]: makes the call, and reads the body of its response.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it ends the call, and drops what was read of the body.
+    /// Dropping the future ends the call, and discards what was read of the body.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, B> {
         #[pin]
@@ -67,9 +68,9 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, B> {
-        /// The head of the response has not arrived.
+        /// The call was made, and the head of its response has not arrived.
         Calling { #[pin] future: F },
-        /// The body is being read.
+        /// The head of the response has arrived, and its body is being read.
         Reading { parts: Option<Parts>, #[pin] reader: BoundedReader<B> },
     }
 }
@@ -77,8 +78,9 @@ pin_project! {
 // === impl CollectLayer ===
 
 impl CollectLayer {
-    /// Reads bodies of at most `limit` bytes. The call fails with [`BodyTooLarge`] as soon as a body is seen to be
-    /// larger: before it is read, if its head says so, or at the first byte above the limit.
+    /// Creates a layer that accepts bodies of at most `limit` bytes. A call with a larger body fails with
+    /// [`BodyTooLarge`]: before the body is read if its [`size_hint`](Body::size_hint) is above the limit, or else at
+    /// the first byte above the limit.
     #[must_use]
     pub const fn new(limit: usize) -> Self {
         Self {
@@ -87,8 +89,9 @@ impl CollectLayer {
         }
     }
 
-    /// Records each body in the event of its call, with secrets redacted. Of a body that is not UTF-8, only the length
-    /// is recorded. Default: bodies are not recorded, only their size and times.
+    /// Records the body of each response in the event of its call, with secrets redacted. For a body that is not UTF-8,
+    /// only its length is recorded. Default: bodies are not recorded, only their sizes and the times at which their
+    /// first and last bytes arrived.
     #[must_use]
     pub const fn record(mut self) -> Self {
         self.is_recorded = true;
@@ -173,7 +176,8 @@ where
 }
 
 impl CollectLayer {
-    /// Records the size and the times of a body in the current event, and the body itself if that is wanted.
+    /// Records the size of a response's body and its arrival times in the current event, and the body itself if
+    /// [`record`](Self::record) is set.
     fn record_body(self, progress: BodyProgress, bytes: &Bytes) {
         let Some(event) = event::current() else { return };
         event.set_body_progress(progress);

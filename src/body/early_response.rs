@@ -1,11 +1,12 @@
 //! The early-response channel: hands a response to the caller before the call has ended.
 //!
-//! [`open_early_response`] puts the sending side into the request's extensions and returns the receiver. The request
-//! carries the sender through all layers down to [`BodyService`](super::BodyService), which sends the response as soon
-//! as its head has arrived, past the layers in between. The call itself ends later, with the body.
+//! [`open_early_response`] puts the sender of the channel into the extensions of the http request, and returns the
+//! receiver. The request carries the sender through all layers down to [`BodyService`](super::BodyService), which sends
+//! the response as soon as its head has arrived, past the layers in between. The call itself ends later, together with
+//! the body of the response.
 //!
-//! A second extension, [`Delivered`], records whether the response was sent. A retry policy reads it with
-//! [`is_delivered`], without knowing the type of the response.
+//! Another extension of the request, [`Delivered`], records whether the response was sent early. A retry policy reads
+//! the extension with [`is_delivered`], without having to know the type of the response.
 
 use http::{Request, Response};
 use std::sync::{
@@ -14,23 +15,26 @@ use std::sync::{
 };
 use tokio::sync::oneshot;
 
-/// The sending side: an extension of the request.
+/// The sending side of the early-response channel: an extension of the http request.
 ///
-/// A retry policy clones the request with its extensions. The clones share one sender, so that at most one response is
-/// sent.
+/// A retry policy clones the request with its extensions. The clones share one sender, so that at most one early
+/// response is sent to the caller.
 pub(super) struct EarlyResponse<R> {
     sender: Arc<Mutex<Option<oneshot::Sender<Response<R>>>>>,
     delivered: Delivered,
 }
 
-/// Whether a response of this request was sent to the caller: an extension of the request.
+/// Whether an early response was sent to the caller, or could not be sent because the caller had dropped the receiver.
+/// An extension of the http request.
 #[derive(Clone, Default)]
 struct Delivered(Arc<AtomicBool>);
 
-/// The caller's side. It fails when the request is dropped, or taken out of the channel, without an early response.
+/// The caller's side of the early-response channel. Receiving fails when all clones of the request, and all calls that
+/// have taken the sender from one, were dropped without sending an early response.
 pub(crate) type EarlyResponseReceiver<R> = oneshot::Receiver<Response<R>>;
 
-/// Lets a [`BodyLayer`](super::BodyLayer) further down send the response of `request` as soon as its head has arrived.
+/// Opens an early-response channel for `request` and returns the receiver. A [`BodyLayer`](super::BodyLayer) further
+/// down the stack sends the response through the channel as soon as the head of the response has arrived.
 pub(crate) fn open_early_response<B, R: Send + 'static>(request: &mut Request<B>) -> EarlyResponseReceiver<R> {
     let (sender, receiver) = oneshot::channel::<Response<R>>();
     let delivered = Delivered::default();
@@ -42,7 +46,8 @@ pub(crate) fn open_early_response<B, R: Send + 'static>(request: &mut Request<B>
     receiver
 }
 
-/// Whether a response of this request was sent to the caller. If so, the call must not be retried.
+/// Returns whether an early response of `request` was sent to the caller. If so, a retry policy must not repeat the
+/// call, as the caller has its response.
 pub(crate) fn is_delivered<B>(request: &Request<B>) -> bool {
     let delivered = request.extensions().get::<Delivered>();
     delivered.is_some_and(|delivered| delivered.0.load(Ordering::Acquire))
@@ -51,21 +56,23 @@ pub(crate) fn is_delivered<B>(request: &Request<B>) -> bool {
 // === impl EarlyResponse ===
 
 impl<R: Send + 'static> EarlyResponse<R> {
-    /// Removes the sending side from the request. `None` if the channel was not opened for this type of response.
+    /// Removes the sending side of the early-response channel from the request. Returns `None` if no channel was opened
+    /// for responses with a body of type `R`.
     pub(super) fn take<B>(request: &mut Request<B>) -> Option<Self> {
         request.extensions_mut().remove()
     }
 
-    /// Sends the response to the caller.
+    /// Sends the response to the caller through the early-response channel.
     ///
     /// # Errors
     ///
-    /// Returns the response if one was sent before, or if the caller has dropped the receiver.
+    /// Returns the response if an early response was sent before, or if the caller has dropped the receiver.
     #[allow(clippy::result_large_err, reason = "returns the response that was not sent")]
     pub(super) fn send(&self, response: Response<R>) -> Result<(), Response<R>> {
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(sender) = sender else { return Err(response) };
-        // Set before the response is sent, so that it is visible to every thread that sees the response.
+        // The flag `delivered` is set before the response is sent, so that a thread that has received the response also
+        // sees the flag.
         self.delivered.0.store(true, Ordering::Release);
         sender.send(response)
     }

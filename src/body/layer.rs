@@ -1,13 +1,15 @@
-//! [`BodyLayer`]: a call ends when the body of its response does.
+//! [`BodyLayer`]: lets each call last until the body of its response has ended.
 //!
-//! The layer is placed around the client. It sends the response to the caller through the early-response channel, past
-//! the layers above, and lets the *call* go on until the body has ended. Whatever a layer holds for a call (its permit,
-//! its event, its estimate of tokens, a deadline) is held until then, and no layer has to handle bodies.
+//! [`BodyLayer`] is placed around the client. It sends the response to the caller through the early-response channel,
+//! past the layers above it in the stack, while the *call* goes on until the body has ended. Every layer above
+//! therefore keeps what it holds for the call (a permit, the event, an estimate of tokens, a deadline) until the body
+//! has ended, and does not have to handle bodies.
 //!
-//! The caller's side of the channel is opened by [`StreamLayer`](super::StreamLayer), or by
-//! [`Executor::submit`](crate::Executor::submit) if the executor was
-//! [built for streams](crate::ExecutorBuilder::build_streaming). If no caller waits on it, because the channel was not
-//! opened or the call was detached, the response is returned through the layers and the call ends with its head.
+//! The early-response channel is opened by [`StreamLayer`](super::StreamLayer), or by
+//! [`Executor::submit`](crate::Executor::submit) if the executor was [built for
+//! streams](crate::ExecutorBuilder::build_streaming). If no caller waits on the channel, because it was not opened or
+//! the call was detached, the response is returned through the layers, and the call ends when the head of the response
+//! has arrived.
 
 use super::{
     early_response::EarlyResponse,
@@ -32,11 +34,11 @@ use tokio::sync::oneshot;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Lets each call last until the body of its response has ended. Placed around the client, with a
+/// Lets each call last until the body of its response has ended. The layer is placed around the client, with a
 /// [`StreamLayer`](super::StreamLayer) on top of the stack.
 ///
-/// Of a response that is not a success (2xx), at most 64 KiB of the body are read within the call; the rest is dropped.
-/// See the [module docs](super#streams).
+/// If a streamed call gets a response that is not a success (2xx), at most 64 KiB of its body are read within the call,
+/// and the rest of the body is dropped. See the [module docs](super#streams).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BodyLayer(());
 
@@ -44,20 +46,20 @@ pub struct BodyLayer(());
 ///
 /// # Errors
 ///
-/// Besides the errors of the client: [`BodyFailed`](crate::error::BodyFailed) if the body fails, and [`Cancelled`] if
-/// the caller drops the body before its end.
+/// Returns the errors of the client, [`BodyFailed`](crate::error::BodyFailed) if the body of the response fails, and
+/// [`Cancelled`] if the caller drops the body before its end.
 #[derive(Clone, Debug)]
 pub struct BodyService<S> {
     inner: S,
 }
 
 pin_project! {
-    /// A call to the client, until the body of its response has ended.
+    /// The future of [`BodyService`]: a call to the client that lasts until the body of its response has ended.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it ends the call. If the caller has the response already, the next frame of its body is the error
-    /// [`Cancelled`].
+    /// Dropping the future ends the call. If the caller has the response already, the next frame of the response's body
+    /// is the error [`Cancelled`].
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, B> {
         #[pin]
@@ -69,7 +71,7 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, B> {
-        /// The head of the response has not arrived.
+        /// The call was made, and the head of its response has not arrived.
         Calling { #[pin] future: F },
         /// The response is not a success, and its body is being read.
         ReadingFailure { parts: Option<Parts>, #[pin] reader: BoundedReader<B> },
@@ -78,14 +80,14 @@ pin_project! {
     }
 }
 
-/// How many bytes are read of a response that is not a success. Error documents are shorter; a bound keeps a server
-/// that never ends its body from holding the call.
+/// The maximum number of bytes that are read of the body of a response that is not a success. Error documents are
+/// shorter. Without a bound, a server that sends a body without end would keep the call from ending.
 const MAX_FAILURE_BYTES: usize = 64 * 1024;
 
 // === impl BodyLayer ===
 
 impl BodyLayer {
-    /// Creates the layer. It has no settings.
+    /// Creates the layer, which has no settings.
     #[must_use]
     pub const fn new() -> Self {
         Self(())
@@ -172,7 +174,8 @@ where
                     return Poll::Ready(Ok(Response::from_parts(parts, StreamBody::buffered(bytes))));
                 }
                 StateProj::Streaming { parts, end } => {
-                    // The body always reports its end, also when dropped: the channel does not close without a report.
+                    // A `StreamBody` always reports its end, also when dropped, so the channel is not closed without a
+                    // report.
                     let end = ready!(Pin::new(end).poll(cx)).unwrap_or(BodyEnd::Dropped(BodyProgress::default()));
                     let parts = parts.take().expect("a future is not polled after it was ready");
                     return Poll::Ready(outcome(parts, end));
@@ -183,7 +186,8 @@ where
     }
 }
 
-/// Sends the response to the caller. Returns it, with a body that does not report its end, if no caller waits for it.
+/// Sends the response to the caller through the early-response channel. If no caller waits for an early response,
+/// returns the response with a body that does not report its end to the call.
 #[allow(clippy::result_large_err, reason = "returns the response that was not sent")]
 fn deliver<F, B: Send + 'static>(
     early_response: &EarlyResponse<StreamBody<B>>,
@@ -201,8 +205,8 @@ fn deliver<F, B: Send + 'static>(
     }
 }
 
-/// The result of a call whose body has ended, for the layers above: they see the response with an empty body, since the
-/// caller has the real one.
+/// Returns the result of a call whose body has ended, for the layers above in the stack. These layers get the response
+/// with an empty body, since the caller has the real one.
 fn outcome<B>(parts: Parts, end: BodyEnd) -> Result<Response<StreamBody<B>>, BoxError> {
     match end {
         BodyEnd::Complete(progress) => {
@@ -215,7 +219,7 @@ fn outcome<B>(parts: Parts, end: BodyEnd) -> Result<Response<StreamBody<B>>, Box
         }
         BodyEnd::Dropped(progress) => {
             record(progress);
-            // Dropping the body is the caller's way to cancel the call.
+            // The caller cancels a streamed call by dropping the body of its response.
             if let Some(event) = event::current() {
                 event.cancel();
             }

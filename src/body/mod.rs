@@ -1,7 +1,8 @@
 //! Makes the body of a response a part of the call: streamed to the caller, or collected up to a size.
 //!
-//! In Tower a call ends with the head of its response. The body arrives later, when the permit is free again and the
-//! event is closed. The layers of this module let the call last until its body has ended:
+//! In Tower, a call ends when the head of its response has arrived. The body arrives later, when the permit of the call
+//! has already been released and its event is closed. The layers of this module let the call last until its body has
+//! ended:
 //!
 //! | layers | the caller has the response when | the call ends when |
 //! |---|---|---|
@@ -9,29 +10,28 @@
 //! | [`CollectLayer`] | the whole body is in memory | the whole body is in memory |
 //! | [`BodyLayer`] and [`StreamLayer`] | the head has arrived | the body was read to its end, failed, or was dropped |
 //!
-//! [`ExecutorBuilder::build_streaming`](crate::ExecutorBuilder::build_streaming) does what the last row says without a
-//! layer to add. Where these layers are placed among the others around the client is shown in
-//! [`provider`](crate::provider#order).
+//! [`ExecutorBuilder::build_streaming`](crate::ExecutorBuilder::build_streaming) builds an executor that streams bodies
+//! as [`BodyLayer`] and [`StreamLayer`] do, without adding these layers. Where the layers of this module are placed
+//! among the others around the client is shown in [`provider`](crate::provider#order).
 //!
 //! # Streams
 //!
 //! A streamed call works as follows:
-//!
-//! - The caller has the response, with a [`StreamBody`], as soon as its head has arrived.
-//! - The call goes on until that body has ended. Until then its permit is held and its event is open, and a graceful
-//!   stop waits for it.
+//! - The caller has the response, with a [`StreamBody`], as soon as the head of the response has arrived.
+//! - The call goes on until that body has ended. Until then the permit of the call is held and its event is open, and a
+//!   graceful stop of the executor waits for the call.
 //! - A deadline, a cancellation or an immediate stop of the executor ends the call. The next frame of the body is then
 //!   the error [`Cancelled`](crate::error::Cancelled).
-//! - A body that is dropped before its end cancels the call. A body that fails, fails the call with
+//! - A body that is dropped before its end cancels the call. A body that fails makes the call fail with
 //!   [`BodyFailed`](crate::error::BodyFailed).
-//! - The event records the number of bytes and the times of the first and the last one.
+//! - The event records the number of bytes of the body, and the times at which the first and the last byte arrived.
 //!
-//! A response that is neither read nor dropped keeps its permit. A
-//! [timeout](crate::ExecutorBuilder::timeout) bounds that.
+//! A streamed response that is neither read nor dropped holds the permit of its call. A
+//! [timeout](crate::ExecutorBuilder::timeout) bounds that time.
 //!
-//! Only a success (2xx) is streamed. Of any other response the first 64 KiB of the body are read within the call, and
-//! the response is returned through all layers, so that a retry policy can look at its body. The rest of the body is
-//! dropped.
+//! Only a successful response (2xx) is streamed. Of any other response, the first 64 KiB of the body are read within
+//! the call, and the rest of the body is dropped. The response is then returned through all layers, so that a retry
+//! policy can look at its body.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]

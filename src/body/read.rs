@@ -1,4 +1,4 @@
-//! [`BoundedReader`]: reads a body into memory, up to a number of bytes.
+//! [`BoundedReader`]: reads an http body into memory, up to a number of bytes.
 
 use crate::{
     error::{BodyFailed, BoxError},
@@ -15,9 +15,10 @@ use std::{
 use tokio::time::Instant;
 
 pin_project! {
-    /// A body and what was read of it: at most `limit` bytes.
+    /// An http body, and what was read of it: at most `limit` bytes.
     ///
-    /// Whether a larger body is an error or is cut off is decided by the caller of [`poll_read`](Self::poll_read).
+    /// The caller of [`poll_read`](Self::poll_read) decides whether a body of more than `limit` bytes is an error or is
+    /// cut off.
     pub(super) struct BoundedReader<B> {
         #[pin]
         body: B,
@@ -27,14 +28,14 @@ pin_project! {
     }
 }
 
-/// What reading one frame has led to.
+/// The result of reading one frame of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadStep {
-    /// The frame was kept whole.
+    /// All data of the frame is kept. A frame with trailers has no data.
     Read,
-    /// The frame had more bytes than there was room for. The first `limit` bytes of the body are kept.
+    /// The frame had more bytes than the reader had room for. The first `limit` bytes of the body are kept.
     TooLarge,
-    /// The body has ended.
+    /// The body has ended: it has no further frame.
     End,
 }
 
@@ -50,12 +51,12 @@ impl<B> BoundedReader<B> {
         }
     }
 
-    /// Whether there is no room for another byte.
+    /// Returns whether the reader holds `limit` bytes, and so has no room for another byte.
     pub(super) fn is_full(&self) -> bool {
         self.bytes.len() == self.limit
     }
 
-    /// Takes what was read so far.
+    /// Takes the bytes that were read so far, with their number and their arrival times.
     pub(super) fn take(self: Pin<&mut Self>) -> (Bytes, BodyProgress) {
         let this = self.project();
         (mem::take(this.bytes).into(), *this.progress)
@@ -67,7 +68,7 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    /// Reads the next frame.
+    /// Reads the next frame of the body, and keeps its data up to `limit` bytes in all.
     pub(super) fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<ReadStep, BodyFailed>> {
         let this = self.project();
         let frame = ready!(this.body.poll_frame(cx)).transpose();
@@ -87,7 +88,7 @@ where
         }))
     }
 
-    /// Whether the body is certain to have no further frame. The body may have ended although this is false.
+    /// Returns whether the body is certain to have no further frame. If `false`, it may have ended all the same.
     pub(super) fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
     }
@@ -96,7 +97,7 @@ where
 // === impl BodyProgress ===
 
 impl BodyProgress {
-    /// Counts `count` bytes that have arrived now. Zero bytes are not counted as an arrival.
+    /// Records that `count` bytes have arrived now. Does nothing for zero bytes, which are not an arrival.
     pub(super) fn add(&mut self, count: usize) {
         if count > 0 {
             let now = Instant::now();

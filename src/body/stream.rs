@@ -1,4 +1,4 @@
-//! [`StreamLayer`]: returns a response when its head has arrived, while its call goes on.
+//! [`StreamLayer`]: returns each response when its head has arrived, while the call goes on until the body has ended.
 
 use super::{
     early_response::{EarlyResponseReceiver, open_early_response},
@@ -19,10 +19,11 @@ use tokio::task::JoinHandle;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Returns each response when its head has arrived, while the call goes on until the body has ended. Placed on top of a
-/// stack that has a [`BodyLayer`](super::BodyLayer) around its client.
+/// Returns each response when its head has arrived, while the call goes on until the body has ended. The layer is
+/// placed on top of a stack that has a [`BodyLayer`](super::BodyLayer) around its client.
 ///
-/// Without a `BodyLayer` below, a response is returned when the call has ended. See the [module docs](super#streams).
+/// Without a [`BodyLayer`](super::BodyLayer) further down the stack, a response is returned when the call has ended.
+/// See the [module docs](super#streams).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StreamLayer(());
 
@@ -30,30 +31,32 @@ pub struct StreamLayer(());
 ///
 /// # Errors
 ///
-/// Besides the errors of the inner service: [`Panicked`] if the call panics before the head has arrived, and
-/// [`Cancelled`] if its runtime shuts down before that.
+/// Returns the errors of the inner service, [`Panicked`] if the call panics before the head of its response has
+/// arrived, and [`Cancelled`] if the Tokio runtime shuts down before then.
 #[derive(Clone, Debug)]
 pub struct StreamService<S> {
     inner: S,
 }
 
-/// A call until the head of its response has arrived.
+/// The future of [`StreamService`]: a call until the head of its response has arrived.
 ///
 /// # Cancel safety
 ///
-/// Dropping it before the head has arrived ends the call. After that, the call ends with the body.
+/// Dropping the future before the head of the response has arrived ends the call. After the future has returned the
+/// response, the call ends when the body of the response does.
 #[must_use = "dropping it ends the call"]
 pub struct ResponseFuture<R> {
-    /// `None` if the response will not come early: it is then the result of the call.
+    /// Receives the early response. `None` once it is certain that no early response comes: the response is then the
+    /// result of the call.
     early_response: Option<EarlyResponseReceiver<R>>,
-    /// `None` after the response was returned.
+    /// The task that runs the call. `None` after the future has completed.
     call: Option<JoinHandle<Result<Response<R>, BoxError>>>,
 }
 
 // === impl StreamLayer ===
 
 impl StreamLayer {
-    /// Creates the layer. It has no settings.
+    /// Creates the layer, which has no settings.
     #[must_use]
     pub const fn new() -> Self {
         Self(())
@@ -72,7 +75,7 @@ impl<S> Layer<S> for StreamLayer {
 
 /// # Panics
 ///
-/// `call` spawns a task that drives the call, so it panics outside a Tokio runtime.
+/// `call` panics outside a Tokio runtime, because it spawns a task that runs the call.
 impl<S, B, R> Service<Request<B>> for StreamService<S>
 where
     S: Service<Request<B>, Response = Response<StreamBody<R>>>,
@@ -112,7 +115,8 @@ impl<R> Future for ResponseFuture<R> {
         if let Some(early_response) = &mut self.early_response {
             match Pin::new(early_response).poll(cx) {
                 Poll::Ready(Ok(response)) => {
-                    // From now on the body ends the call: dropping this future must not abort it.
+                    // The caller has the response, and the call ends with its body: dropping this future must not abort
+                    // the call any more.
                     self.call = None;
                     return Poll::Ready(Ok(response));
                 }
@@ -127,7 +131,7 @@ impl<R> Future for ResponseFuture<R> {
             Ok(result) => result,
             Err(error) => Err(match error.try_into_panic() {
                 Ok(payload) => Panicked::from_payload(&*payload).into(),
-                // The runtime is shutting down.
+                // The task was cancelled, as the runtime is shutting down.
                 Err(_) => Cancelled::new().into(),
             }),
         })

@@ -1,4 +1,4 @@
-//! [`StreamBody`]: the body of a response, which reports its end to its call.
+//! [`StreamBody`]: the body of a streamed response, which reports its end to the call.
 
 use crate::{
     error::{BodyFailed, BoxError, Cancelled},
@@ -15,20 +15,24 @@ use std::{
 use tokio::sync::oneshot;
 
 pin_project! {
-    /// The body of a response whose call goes on until the body has ended: read to its end, failed, or dropped.
+    /// The body of a response whose call goes on until the body has ended: until it was read to its end, has failed, or
+    /// was dropped.
     ///
     /// # Errors
     ///
     /// The errors of the client's body are passed on unchanged. When the call is ended by a cancellation, a deadline or
-    /// an immediate stop of its executor, the next frame is the error [`Cancelled`]. The body is empty after an error.
+    /// an immediate stop of its executor, the next frame of the body is the error [`Cancelled`]. After an error, the
+    /// body is empty.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it before its end cancels the call: the permit is released, and the event ends as CANCELLED.
+    /// Dropping the body before its end cancels the call: the permit of the call is released, and its event ends as
+    /// CANCELLED.
     pub struct StreamBody<B> {
         #[pin]
         content: Content<B>,
-        // `None` if the call does not wait for this body, and after the end was reported.
+        // The link to the call. `None` if the call does not wait for the end of this body, and after the end was
+        // reported.
         call: Option<CallLink>,
     }
 }
@@ -36,26 +40,27 @@ pin_project! {
 pin_project! {
     #[project = ContentProj]
     enum Content<B> {
-        /// What is left of a body that is in memory: nothing after it was read, and after an error.
+        /// The unread rest of a body that is in memory. Empty after the body was read, and after an error.
         Buffered { bytes: Bytes },
-        /// The client's body.
+        /// The body that the client returned, which still has to be read.
         Live { #[pin] body: B },
     }
 }
 
-/// How a body has ended, and what had arrived of it.
+/// How the body of a response has ended, with the number and the arrival times of the bytes that had arrived.
 pub(super) enum BodyEnd {
-    /// It was read to its end.
+    /// The body was read to its end.
     Complete(BodyProgress),
-    /// Reading it failed.
+    /// Reading the body failed.
     Failed(BodyProgress, BodyFailed),
-    /// It was dropped before its end.
+    /// The body was dropped before its end.
     Dropped(BodyProgress),
 }
 
 /// Connects a body with its call: reports the end of the body to the call, and the end of the call to the body.
 ///
-/// The end is reported exactly once. Dropping the link reports [`BodyEnd::Dropped`], if nothing was reported before.
+/// The end of the body is reported at most once. Dropping the link reports [`BodyEnd::Dropped`], unless the end was
+/// reported before.
 struct CallLink {
     progress: BodyProgress,
     end: Option<oneshot::Sender<BodyEnd>>,
@@ -64,7 +69,7 @@ struct CallLink {
 // === impl StreamBody ===
 
 impl<B> StreamBody<B> {
-    /// A body whose call does not wait for its end.
+    /// Creates a body that does not report its end, for a call that does not wait for the end of its body.
     pub(super) const fn unwatched(body: B) -> Self {
         Self {
             content: Content::Live { body },
@@ -72,7 +77,8 @@ impl<B> StreamBody<B> {
         }
     }
 
-    /// A body that is in memory, of a call that does not wait for its end.
+    /// Creates a body from bytes that are in memory. This body does not report its end, as the call does not wait for
+    /// that.
     pub(super) const fn buffered(bytes: Bytes) -> Self {
         Self {
             content: Content::Buffered { bytes },
@@ -80,7 +86,8 @@ impl<B> StreamBody<B> {
         }
     }
 
-    /// A body whose end is reported to its call through `end`. The body fails when the receiver is dropped.
+    /// Creates a body that reports its end to the call through the channel `end`. When the call drops the receiver of
+    /// the channel, the body fails.
     pub(super) fn watched(body: B, end: oneshot::Sender<BodyEnd>) -> Self {
         Self {
             content: Content::Live { body },
@@ -91,7 +98,7 @@ impl<B> StreamBody<B> {
         }
     }
 
-    /// Separates the body from its call, without a report.
+    /// Separates the body from its call, without reporting an end to the call.
     pub(super) fn unwatch(mut self) -> Self {
         if let Some(mut call) = self.call.take() {
             call.end = None;
@@ -101,7 +108,8 @@ impl<B> StreamBody<B> {
 
     /// Returns the body if it is in memory, or `None` if it has to be read.
     ///
-    /// The body of a response that is not a success was read within the call, up to 64 KiB.
+    /// In a streamed call, the body of a response that is not a success (2xx) is in memory: up to 64 KiB of it were
+    /// read within the call.
     #[must_use]
     pub const fn bytes(&self) -> Option<&Bytes> {
         match &self.content {
@@ -147,7 +155,7 @@ where
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
-                // The reader gets the error itself, the call a copy of its text.
+                // The reader of the body gets the error itself. The call gets a copy of the error's text.
                 let copy = BodyFailed::new(&*error);
                 report(this.call, |progress| BodyEnd::Failed(progress, copy));
                 this.content.set(Content::Buffered { bytes: Bytes::new() });
@@ -184,7 +192,7 @@ impl<B> fmt::Debug for StreamBody<B> {
     }
 }
 
-/// Reports the end of the body to its call, if the call waits for it and it was not reported before.
+/// Reports the end of the body to its call, if the call waits for that and the end was not reported before.
 fn report(call: &mut Option<CallLink>, end: impl FnOnce(BodyProgress) -> BodyEnd) {
     if let Some(mut call) = call.take() {
         call.report(end);
@@ -194,7 +202,7 @@ fn report(call: &mut Option<CallLink>, end: impl FnOnce(BodyProgress) -> BodyEnd
 // === impl CallLink ===
 
 impl CallLink {
-    /// Ready when the call has ended before the body, which is then of no use.
+    /// Returns `Ready` when the call has ended before its body. The body then fails instead of being read further.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.end {
             Some(end) => end.poll_closed(cx),
@@ -204,7 +212,7 @@ impl CallLink {
 
     fn report(&mut self, end: impl FnOnce(BodyProgress) -> BodyEnd) {
         if let Some(sender) = self.end.take() {
-            // Fails if the call has ended meanwhile: then there is no receiver to report to.
+            // Sending fails if the call has ended in the meantime: the end of the body is of no interest then.
             let _ = sender.send(end(self.progress));
         }
     }

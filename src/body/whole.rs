@@ -1,18 +1,18 @@
-//! [`WholeBody`]: a body that can be looked at without being read, if all of it is in memory.
+//! [`WholeBody`]: an http body that can be looked at without being read, if all of it is in memory.
 
 use super::StreamBody;
 use bytes::Bytes;
 
 /// A request or response body that can be looked at without being read, if all of it is in memory.
 ///
-/// The [retry policy](crate::retry::RetryPolicy) looks into error documents with it, and the
-/// [estimates](crate::provider#estimates) look into prompts.
+/// The [retry policy](crate::retry::RetryPolicy) uses this trait to look into error documents, and the
+/// [estimates](crate::provider#estimates) use it to look into prompts.
 pub trait WholeBody {
-    /// Returns the whole body, or `None` if it is still to be read.
+    /// Returns the bytes of the body, or `None` if the body still has to be read.
     fn whole(&self) -> Option<&[u8]>;
 }
 
-/// Always `None`: there is nothing to look at.
+/// Returns `None`: the type `()` stands for a body without content.
 impl WholeBody for () {
     fn whole(&self) -> Option<&[u8]> {
         None
@@ -43,14 +43,15 @@ impl WholeBody for &str {
     }
 }
 
-/// The body of a response that is not a success, or its first 64 KiB: see [`StreamBody::bytes`].
+/// Returns the bytes of a body that is in memory, such as the first 64 KiB of a response that is not a success: see
+/// [`StreamBody::bytes`].
 impl<B> WholeBody for StreamBody<B> {
     fn whole(&self) -> Option<&[u8]> {
         self.bytes().map(|bytes| &bytes[..])
     }
 }
 
-/// `None` if the body is a stream.
+/// Returns `None` if the body is a stream, whose bytes are not in memory.
 #[cfg(feature = "reqwest")]
 impl WholeBody for reqwest::Body {
     fn whole(&self) -> Option<&[u8]> {

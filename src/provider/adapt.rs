@@ -1,21 +1,22 @@
-//! [`Adaptation`]: finds the limits of a provider by its 429s, when no header reports them.
+//! [`Adaptation`]: finds the limits of a provider from its 429 responses, when no header reports the limits.
 //!
-//! A 429 means that the limits are too high: all rates are lowered by a tenth. While there is none, they rise by a
-//! hundredth per second, up to the configured amounts. So they settle just below what the provider allows.
+//! A 429 means that the limits of the limiter are too high, and lowers all its rates by a tenth. Successful responses
+//! raise the rates by a hundredth for each second without a 429, up to the configured amounts. The rates thus settle
+//! just below what the provider allows.
 //!
-//! This resembles TCP's congestion control, which also decreases by a factor, with a smaller decrease and a slower
-//! increase: a provider's limit changes less often than the capacity of a network path.
+//! The adaptation resembles TCP's congestion control, which also decreases by a factor. It decreases less and increases
+//! more slowly than TCP does, as a provider's limit changes less often than the capacity of a network path.
 
 use crate::rate::{Limiter, Limits};
 use std::sync::{Mutex, PoisonError};
 use tokio::time::Instant;
 
-/// The factor of a 429.
+/// The factor by which each 429 multiplies the rates.
 const DECREASE: f64 = 0.9;
-/// The factor of a second without a 429.
+/// The factor by which each second without a 429 multiplies the rates.
 const INCREASE_PER_SECOND: f64 = 1.01;
-/// The lowest amounts, as a part of the configured ones. Without it, a long outage that is answered with 429s would
-/// lower the rates without bound.
+/// The lowest rates, as a fraction of the configured amounts. Without a lower bound, a long outage that is answered
+/// with 429s would lower the rates further and further.
 const MIN_FACTOR: f64 = 0.01;
 
 /// The state of the adaptation of one limiter, shared by all clones of a [`FeedbackLayer`](super::FeedbackLayer).
@@ -24,13 +25,14 @@ pub(super) struct Adaptation {
 }
 
 struct State {
-    /// The limits as they were configured, by which `factor` is multiplied.
+    /// The configured limits. The limits in force are the configured ones multiplied by `factor`.
     configured: Limits,
-    /// The limits that were set last. If the limiter has others, they were changed by user code.
+    /// The limits that the adaptation has set last. If the limits of the limiter are others, user code has changed
+    /// them.
     applied: Limits,
-    /// From [`MIN_FACTOR`] to 1.
+    /// The factor by which the configured limits are multiplied, from [`MIN_FACTOR`] to 1.
     factor: f64,
-    /// When the limits were set last.
+    /// When the adaptation has last changed the limits.
     changed: Instant,
 }
 
@@ -47,16 +49,17 @@ impl Adaptation {
         }
     }
 
-    /// Lowers the limits after a 429. `started` is when the call was sent.
+    /// Lowers the limits after a 429. `started` is when the call that got the 429 was sent.
     pub(super) fn on_throttled(&self, limiter: &Limiter, started: Instant) {
         self.change(limiter, |state| {
-            // A call that was in flight when the limits were lowered was sent at the old rate. Its 429 would lower the
-            // limits once for each call in flight.
+            // A 429 of a call that was sent before the limits were last changed is ignored: it does not mean that the
+            // current limits are too high. Otherwise each of the calls in flight would lower the limits once more.
             (started >= state.changed).then(|| (state.factor * DECREASE).max(MIN_FACTOR))
         });
     }
 
-    /// Raises lowered limits after a success, by the time since they were changed, at most once a second.
+    /// Raises lowered limits after a successful response, by the factor for the time since the limits were changed, at
+    /// most once a second.
     pub(super) fn on_success(&self, limiter: &Limiter) {
         self.change(limiter, |state| {
             let seconds = state.changed.elapsed().as_secs_f64();
@@ -64,14 +67,15 @@ impl Adaptation {
         });
     }
 
-    /// Sets the limits to the configured ones times the factor that `change` returns. `None` changes nothing.
+    /// Sets the limits of the limiter to the configured ones, multiplied by the factor that `change` returns. If
+    /// `change` returns `None`, nothing changes.
     fn change(&self, limiter: &Limiter, change: impl FnOnce(&State) -> Option<f64>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(factor) = change(&state) else { return };
         let limits = limiter.limits();
         if limits != state.applied {
-            // User code has set other limits. They are the configured ones from now on, and the factor that was found
-            // for the previous ones does not apply to them.
+            // User code has set other limits, which become the configured ones. The factor that was found for the
+            // previous limits does not apply to them, and starts again at 1.
             state.configured = limits;
             state.factor = 1.0;
         } else {
@@ -79,7 +83,8 @@ impl Adaptation {
         }
         let scaled = state.configured.scaled(state.factor);
         state.changed = Instant::now();
-        // Fails if a scaled rate is too low to be represented: the limits stay as they are.
+        // Setting the limits fails if a scaled rate is too low to be represented. The limits of the limiter then stay
+        // as they are.
         if limiter.set_limits(scaled.clone()).is_ok() {
             state.applied = scaled;
         }

@@ -1,4 +1,4 @@
-//! [`Provider`]: in which dialect the headers of a response are written.
+//! [`Provider`]: the providers whose rate-limit headers can be read.
 
 use super::{
     headers::{Reader, anthropic, github, ietf, openai},
@@ -7,44 +7,46 @@ use super::{
 use http::HeaderMap;
 use std::{fmt, str::FromStr, time::SystemTime};
 
-/// The provider whose dialect the headers of a response are written in.
+/// A provider, in whose dialect the rate-limit headers of a response are read.
 ///
-/// `Retry-After`, `retry-after-ms` and `x-should-retry` are read for every provider. The providers differ in the names
-/// and the formats of their limits.
+/// The headers `Retry-After`, `retry-after-ms` and `x-should-retry` are read for every provider. The headers that
+/// report limits differ between the providers in their names and formats.
 ///
-/// `Display` and `FromStr` use lower-case names: `openai`, `azure-openai`, `anthropic`, `gemini`, `groq`, `mistral`,
-/// `cerebras`, `github`, `ietf`.
+/// `Display` and `FromStr` of a provider use lower-case names: `openai`, `azure-openai`, `anthropic`, `gemini`, `groq`,
+/// `mistral`, `cerebras`, `github`, `ietf`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Provider {
-    /// OpenAI, and APIs that copy its headers: `x-ratelimit-limit-tokens`, …
-    /// ([rate limits](https://platform.openai.com/docs/guides/rate-limits)).
+    /// OpenAI, and APIs that copy its headers: `x-ratelimit-limit-tokens` and others ([rate
+    /// limits](https://platform.openai.com/docs/guides/rate-limits)).
     OpenAi,
-    /// Azure OpenAI and GitHub Models: OpenAI's names, with times in seconds.
+    /// Azure OpenAI and GitHub Models: OpenAI's header names, with times in seconds.
     AzureOpenAi,
-    /// Anthropic: `anthropic-ratelimit-tokens-limit`, …
-    /// ([rate limits](https://docs.anthropic.com/en/api/rate-limits)).
+    /// Anthropic: `anthropic-ratelimit-tokens-limit` and others ([rate
+    /// limits](https://docs.anthropic.com/en/api/rate-limits)).
     Anthropic,
-    /// Gemini. Its headers report no limits. The body of a 429 has the delay before the next attempt, which a
+    /// Gemini, whose headers report no limits. The body of a 429 contains the delay before the next attempt, which a
     /// [`RetryPolicy`](crate::retry::RetryPolicy) reads (feature `json`).
     Gemini,
-    /// Groq: OpenAI's names, with requests counted per day ([rate limits](https://console.groq.com/docs/rate-limits)).
+    /// Groq: OpenAI's header names, with requests counted per day ([rate
+    /// limits](https://console.groq.com/docs/rate-limits)).
     Groq,
-    /// Mistral: `x-ratelimit-limit-tokens-minute`, …, and the tokens used by the call.
+    /// Mistral: `x-ratelimit-limit-tokens-minute` and others, and a header with the number of tokens that the call has
+    /// used.
     Mistral,
-    /// Cerebras: requests and tokens per minute, hour and day
-    /// ([rate limits](https://inference-docs.cerebras.ai/support/rate-limits)).
+    /// Cerebras: limits of requests and of tokens per minute, hour and day ([rate
+    /// limits](https://inference-docs.cerebras.ai/support/rate-limits)).
     Cerebras,
-    /// GitHub's REST API: `x-ratelimit-limit`, …
-    /// ([rate limits](https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api)).
+    /// GitHub's REST API: `x-ratelimit-limit` and others ([rate
+    /// limits](https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api)).
     GitHub,
-    /// The IETF's `RateLimit` and `RateLimit-Policy`
-    /// ([draft 10](https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-10)), and the fields of
-    /// its drafts 02 to 09.
+    /// The IETF's header fields `RateLimit` and `RateLimit-Policy` ([draft
+    /// 10](https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-10)), and the fields of its
+    /// drafts 02 to 09.
     Ietf,
 }
 
-/// The error of parsing a [`Provider`] from a name that is not one of its names.
+/// The error of parsing a [`Provider`] from a string that is not the name of a provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseProviderError(());
 
@@ -66,9 +68,9 @@ impl Provider {
 
     /// Reads the rate-limit headers of a response.
     ///
-    /// Dates are compared with the `Date` header of the response, so that a wrong clock at either end does not matter,
-    /// or with `now` if the response has none. What is absent or malformed is `None`: see the
-    /// [module docs](super#headers).
+    /// Dates in the headers are compared with the `Date` header of the response, so that a wrong clock of the client or
+    /// the server does not matter. If the response has no `Date`, they are compared with `now`. A header that is absent
+    /// or malformed is `None` in the result: see the [module docs](super#headers).
     ///
     /// ```
     /// use http::HeaderMap;

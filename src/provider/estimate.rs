@@ -1,4 +1,5 @@
-//! [`CharacterEstimate`] and [`AverageEstimate`]: the number of tokens of a call, estimated before the call.
+//! [`CharacterEstimate`] and [`AverageEstimate`]: estimate the API's tokens that a call will use, before the call is
+//! made.
 
 use crate::{
     body::WholeBody,
@@ -16,13 +17,13 @@ use std::{
     },
 };
 
-/// Estimates a call at a token for four characters of the prompt, and the longest answer that the request allows
-/// (`max_tokens` and its equivalents). OpenAI and Azure charge a call like this before it has run.
+/// Estimates the tokens of a call as one for every four characters of the prompt, plus the longest answer that the
+/// request allows (`max_tokens` and its equivalents). OpenAI and Azure charge a call in this way before it has run.
 ///
-/// The cost of a request with the extension [`ApiTokens`] is the declared number of tokens. How a prompt is counted is
-/// described in the [module docs](super#estimates).
+/// A request with the extension [`ApiTokens`] costs the number of tokens that the extension declares. How a prompt is
+/// counted is described in the [module docs](super#estimates).
 ///
-/// For [`ExecutorBuilder::cost`](crate::ExecutorBuilder::cost).
+/// The estimate is passed to [`ExecutorBuilder::cost`](crate::ExecutorBuilder::cost).
 ///
 /// ```
 /// use http::Request;
@@ -36,15 +37,16 @@ pub struct CharacterEstimate {
     default_answer: u64,
 }
 
-/// Estimates a call at a token for four characters of the prompt, and the average answer of earlier calls, or the
-/// longest answer that the request allows, if that is shorter.
+/// Estimates the tokens of a call as one for every four characters of the prompt, plus the average answer of earlier
+/// calls, or the longest answer that the request allows if that is shorter.
 ///
-/// The average is an exponential moving average with weight 1/16 of the tokens that successful calls used beyond the
-/// estimate of their prompts. It is learned from the extension [`ApiTokensUsed`](crate::ApiTokensUsed) of their
-/// responses, so the estimate is given to both `cost` and `settle`. Its clones share the average.
+/// The average answer is an exponential moving average: each successful call changes it by 1/16 of the difference
+/// between the tokens that the call has used and those that it was charged. The tokens used are read from the extension
+/// [`ApiTokensUsed`](crate::ApiTokensUsed) of the response when the call is settled, so the same estimate is passed to
+/// both `cost` and `settle`. Clones of the estimate share the average.
 ///
-/// The cost of a request with the extension [`ApiTokens`] is the declared number of tokens. How a prompt is counted is
-/// described in the [module docs](super#estimates).
+/// A request with the extension [`ApiTokens`] costs the number of tokens that the extension declares. How a prompt is
+/// counted is described in the [module docs](super#estimates).
 ///
 /// ```
 /// use tower_outbound::{Executor, provider::AverageEstimate};
@@ -56,33 +58,35 @@ pub struct CharacterEstimate {
 /// ```
 #[derive(Clone)]
 pub struct AverageEstimate {
-    /// The average answer in tokens, times [`AVERAGE_LENGTH`].
+    /// The average answer in tokens, multiplied by [`AVERAGE_LENGTH`].
     scaled_answer: Arc<AtomicI64>,
     settlement: ByUsage,
 }
 
-/// Each call moves the average by the difference to it, divided by this. The average is kept multiplied by it, so that
-/// small differences are not lost in the division.
+/// The divisor of the moving average: each call changes the average by the difference between the tokens that it has
+/// used and was charged, divided by this number. The average is stored multiplied by this number, so that small
+/// differences are not lost in the division.
 const AVERAGE_LENGTH: i64 = 16;
 
-/// The largest body that is parsed. Larger ones count with their bytes.
+/// The size of the largest request body that is parsed as JSON, in bytes. The estimate for a larger body is based on
+/// its number of bytes.
 const MAX_BODY_BYTES: usize = 8 << 20;
 
-/// The bound for the numbers that the average is computed from. Larger ones are no real usage, and could overflow the
-/// sums.
+/// The upper bound for the numbers of tokens that the average answer is computed from. Larger numbers are no real
+/// usage, and could overflow the sums.
 const MAX_LEARNED_TOKENS: u64 = 1 << 40;
 
 // === impl CharacterEstimate ===
 
 impl CharacterEstimate {
-    /// Creates an estimate in which the answer to a request without `max_tokens` counts nothing: see
+    /// Creates an estimate in which the answer to a request without `max_tokens` counts as zero tokens: see
     /// [`default_answer`](Self::default_answer).
     #[must_use]
     pub const fn new() -> Self {
         Self { default_answer: 0 }
     }
 
-    /// Sets the number of tokens for the answer to a request without `max_tokens`. Default: 0.
+    /// Sets the number of tokens that are estimated for the answer to a request without `max_tokens`. Default: 0.
     #[must_use]
     pub const fn default_answer(mut self, tokens: u64) -> Self {
         self.default_answer = tokens;
@@ -118,15 +122,15 @@ impl AverageEstimate {
         }
     }
 
-    /// Charges nothing for failures for which `never_sent` returns true, as they did not reach the provider: see
-    /// [`ByUsage::unless_sent`]. Default: failures stay charged.
+    /// Charges nothing for failed calls for whose error `never_sent` returns true, as their requests did not reach the
+    /// provider: see [`ByUsage::unless_sent`]. Default: failed calls stay charged.
     #[must_use]
     pub fn unless_sent(mut self, never_sent: fn(&BoxError) -> bool) -> Self {
         self.settlement = self.settlement.unless_sent(never_sent);
         self
     }
 
-    /// Returns the average answer, in tokens.
+    /// Returns the current average answer of the calls, in tokens.
     #[must_use]
     pub fn answer(&self) -> u64 {
         u64::try_from(self.scaled_answer.load(Ordering::Acquire) / AVERAGE_LENGTH).unwrap_or(0)
@@ -168,21 +172,21 @@ impl fmt::Debug for AverageEstimate {
 
 // === Requests ===
 
-/// The number of tokens that a request declares by its extension [`ApiTokens`].
+/// Returns the number of tokens that a request declares with its extension [`ApiTokens`].
 fn declared_tokens<B>(req: &Request<B>) -> Option<u64> {
     req.extensions().get::<ApiTokens>().map(|tokens| tokens.0)
 }
 
-/// The size of a request's prompt, and of the answer that it allows.
+/// The size of the prompt in a request, and the longest answer that the request allows.
 #[derive(Default)]
 struct PromptSize {
     characters: u64,
-    /// The longest answer that the request allows, in tokens.
+    /// The longest answer that the request allows, in tokens. `None` if the request sets no bound.
     max_answer: Option<u64>,
 }
 
 impl PromptSize {
-    /// Reads a request body: see the [module docs](super#estimates).
+    /// Reads the size of the prompt from the body of a request, as described in the [module docs](super#estimates).
     fn read(body: &impl WholeBody) -> Self {
         let Some(body) = body.whole() else {
             return Self::default();
@@ -210,13 +214,13 @@ impl PromptSize {
         }
     }
 
-    /// An estimate of the tokens of the prompt: four characters to a token.
+    /// Returns the estimated tokens of the prompt: one for every four characters.
     fn tokens(&self) -> u64 {
         self.characters.div_ceil(4)
     }
 }
 
-/// The fields of a request that have what the model reads: of OpenAI (chat, responses, completions, embeddings),
+/// The fields of a JSON request whose text the model reads: those of OpenAI (chat, responses, completions, embeddings),
 /// Anthropic, Mistral and Gemini.
 const PROMPT_FIELDS: [&str; 8] = [
     "messages",
@@ -229,11 +233,11 @@ const PROMPT_FIELDS: [&str; 8] = [
     "tools",
 ];
 
-/// The fields of a request that bound its answer, in tokens. Gemini has the bound in a nested field.
+/// The fields of a JSON request that bound the length of the answer, in tokens. Gemini's bound is in a nested field.
 const MAX_ANSWER_FIELDS: [&str; 3] = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
 
-/// Fields inside a prompt whose strings the model does not read as text: names of roles and kinds, identifiers, images
-/// and other files.
+/// Fields inside a prompt whose strings are not counted, since the model does not read them as text: names of roles and
+/// kinds, identifiers, images and other files.
 const NON_TEXT_FIELDS: [&str; 10] = [
     "role",
     "type",
@@ -247,8 +251,8 @@ const NON_TEXT_FIELDS: [&str; 10] = [
     "input_audio",
 ];
 
-/// The characters of all strings in a value, at any depth. The recursion is bounded: serde_json refuses values that are
-/// nested deeper than 128.
+/// Returns the number of characters of all strings in a JSON value at any depth, except for those in
+/// [`NON_TEXT_FIELDS`]. The recursion is bounded, as serde_json rejects JSON that is nested deeper than 128 levels.
 fn characters(value: &Value) -> u64 {
     match value {
         Value::String(text) => text.chars().count() as u64,

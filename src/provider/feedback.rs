@@ -21,19 +21,23 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// Reads the rate-limit headers of each response in the dialect of a [`Provider`], and applies them to the [`Limiter`]
-/// that paces the calls. Placed around the client, below the limits.
+/// that paces the calls. The layer is placed around the client, below the limits in the stack.
 ///
+/// The headers are applied as follows:
 /// - A 429, 503 or 529 with a delay (`Retry-After`) pauses the limiter for *all* its users. So does a 403 of GitHub
-///   that reports a limit. A pause is only ever extended, and is at most [`max_pause`](Self::max_pause) long.
-/// - The remaining amount of a limit lowers the bucket of the limiter to it, and never raises it.
-/// - With [`adopt_limits`](Self::adopt_limits), the limiter takes over the provider's limits. Default: it does not.
-/// - With [`adapt`](Self::adapt), limits that no header reports are found by their 429s. Default: they are not.
+///   that reports an exceeded limit. A pause is only ever extended, and is at most [`max_pause`](Self::max_pause) long.
+/// - If the provider reports that less of a limit remains than the bucket of the limiter holds, the bucket is lowered
+///   to the remaining amount. The bucket is never raised.
+/// - With [`adopt_limits`](Self::adopt_limits), the limits that the provider reports replace those of the limiter.
+///   Default: they do not.
+/// - With [`adapt`](Self::adapt), limits that no header reports are found from the provider's 429s. Default: they are
+///   not.
 ///
-/// Limits of requests and of tokens are applied; separate limits of input tokens and of output tokens are not. A limit
-/// of the provider and a rate of the limiter belong together if they have the same budget and the same period: see
-/// [`RateLimiter::lower`](crate::rate::RateLimiter::lower).
+/// Reported limits of requests and of tokens are applied. Separate limits of input tokens and of output tokens are
+/// ignored. A limit of the provider applies to the rate of the limiter that has the same budget (requests or tokens)
+/// and the same period: see [`RateLimiter::lower`](crate::rate::RateLimiter::lower).
 ///
-/// Responses and errors are passed on unchanged.
+/// The layer passes responses and errors on unchanged.
 ///
 /// ```
 /// use tower::{Layer, service_fn};
@@ -62,11 +66,11 @@ pub struct Feedback<S> {
 }
 
 pin_project! {
-    /// A call until the head of its response has arrived, whose headers are then applied to the limiter.
+    /// The future of [`Feedback`]: makes the call, and applies the headers of its response to the limiter.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it ends the call.
+    /// Dropping the future ends the call.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]
@@ -80,7 +84,7 @@ pin_project! {
 // === impl FeedbackLayer ===
 
 impl FeedbackLayer {
-    /// Applies the headers that `provider` sends to `limiter`. Clones of the limiter are affected, too.
+    /// Creates a layer that applies the headers of `provider` to `limiter`, and so to all clones of the limiter.
     #[must_use]
     pub fn new(limiter: impl Into<Limiter>, provider: Provider) -> Self {
         Self {
@@ -92,20 +96,21 @@ impl FeedbackLayer {
         }
     }
 
-    /// Replaces the amounts of the limiter's rates by those that the provider reports, as soon as a response has them.
-    /// A burst above the new amount is lowered to it. Default: the configured limits stay.
+    /// Replaces the amounts of the limiter's rates by the limits that the provider reports, as soon as a response has
+    /// them. A burst above the new amount is lowered to that amount. Default: the configured limits stay.
     #[must_use]
     pub fn adopt_limits(mut self) -> Self {
         self.adopts = true;
         self
     }
 
-    /// Lowers all rates by a tenth at each 429, to a hundredth of the configured amounts at least, and raises them by a
-    /// hundredth for each second without one, up to the configured amounts. For providers that do not report their
-    /// limits, or share them among many accounts. Default: the configured limits stay.
+    /// Adapts the rates of the limiter to the provider's 429s, for providers that do not report their limits or share
+    /// them among many accounts. Each 429 lowers all rates by a tenth, but never below a hundredth of the configured
+    /// amounts. Each second without a 429 raises them by a hundredth, up to the configured amounts. Default: the
+    /// configured limits stay.
     ///
-    /// The 429 of a call that was in flight when the limits were last changed does not lower them again. Limits that
-    /// are [set](Limiter::set_limits) meanwhile are the configured ones from then on.
+    /// The 429 of a call that was in flight when the limits were last changed does not lower the limits again. Limits
+    /// that user code [sets](Limiter::set_limits) in the meantime become the configured ones.
     #[must_use]
     pub fn adapt(mut self) -> Self {
         self.adapts = Some(Arc::new(Adaptation::new(&self.limiter)));
@@ -119,7 +124,7 @@ impl FeedbackLayer {
         self
     }
 
-    /// Applies the headers of one response to the limiter.
+    /// Applies the status and the headers of one response to the limiter. `started` is when the call was sent.
     fn observe(&self, status: StatusCode, headers: &HeaderMap, started: Option<Instant>) {
         if let (Some(adaptation), Some(started)) = (&self.adapts, started) {
             match status {
@@ -141,7 +146,7 @@ impl FeedbackLayer {
                 Unit::InputTokens | Unit::OutputTokens => continue,
             };
             if let Some(limit) = window.limit.filter(|limit| self.adopts && *limit > 0) {
-                // Fails for an amount that the limiter cannot represent: the configured one stays.
+                // Adopting fails for an amount that the limiter cannot represent. The configured amount stays in force.
                 let adopted = self.limiter.adopt(budget, window.period, limit);
                 if let Ok(true) = adopted {
                     tracing::info!(target: "tower_outbound", ?budget, limit, "Adopted the provider's limit");
@@ -154,12 +159,13 @@ impl FeedbackLayer {
     }
 }
 
-/// Whether a response reports that a limit was exceeded, or that the provider is overloaded (503, and 529 of
-/// Anthropic).
+/// Returns whether a response reports that a limit was exceeded, or that the provider is overloaded (503, or
+/// Anthropic's 529).
 fn is_throttled(provider: Provider, status: StatusCode, info: &RateLimitInfo) -> bool {
     match status.as_u16() {
         429 | 503 | 529 => true,
-        // GitHub sends a 403 for its limits as well as for a missing permission.
+        // GitHub sends a 403 for an exceeded limit as well as for a missing permission, which must not pause the
+        // limiter.
         403 => provider == Provider::GitHub && info.is_limited(),
         _ => false,
     }

@@ -1,4 +1,4 @@
-//! [`UsageLayer`]: finds the number of tokens that a call used in the body of its response.
+//! [`UsageLayer`]: searches the body of a response for the number of the API's tokens that the call has used.
 
 use super::usage_report::{UsageReport, UsageTotals};
 use crate::{error::BoxError, tokens::ApiTokensUsed};
@@ -16,18 +16,19 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Finds the number of tokens that a call used in the body of its response, and leaves it in the response's extension
-/// [`ApiTokensUsed`], for [`ByUsage`](crate::rate::ByUsage) to settle and for the event to record. Placed around the
-/// client, inside a [`BodyLayer`](crate::body::BodyLayer) or a [`CollectLayer`](crate::body::CollectLayer).
+/// Searches the body of each response for the number of tokens that the call has used, and sets that number in the
+/// response's extension [`ApiTokensUsed`], for [`ByUsage`](crate::rate::ByUsage) to settle and for the event to record.
+/// The layer is placed around the client, inside a [`BodyLayer`](crate::body::BodyLayer) or a
+/// [`CollectLayer`](crate::body::CollectLayer).
 ///
-/// The formats of OpenAI (chat and responses), Anthropic, Gemini, Mistral and APIs that copy them are read, in a JSON
-/// document or in a stream of [server-sent events](https://html.spec.whatwg.org/multipage/server-sent-events.html).
-/// Mistral's header `x-ratelimit-tokens-query-cost` is read with the head. Tokens that Anthropic reads from its cache
-/// are not counted, as they do not count towards its limits.
+/// The layer reads the formats of OpenAI (chat and responses), Anthropic, Gemini, Mistral and APIs that copy them, in a
+/// JSON document or in a stream of [server-sent
+/// events](https://html.spec.whatwg.org/multipage/server-sent-events.html). Mistral's header
+/// `x-ratelimit-tokens-query-cost` is read when the head of the response arrives. Tokens that Anthropic reads from its
+/// cache are not counted, as they do not count towards its limits.
 ///
-/// The body is passed on unchanged while it is read. No usage is found in
-///
-/// - a response that is not a success (2xx),
+/// The body is searched while it is read, and is passed on unchanged. The search finds no number of tokens in:
+/// - the body of a response that is not a success (2xx),
 /// - a body that fails or is dropped before its end,
 /// - a document above 8 MiB,
 /// - a stream with an event above 1 MiB.
@@ -36,7 +37,7 @@ pub struct UsageLayer {
     read: fn(&[u8]) -> Option<u64>,
 }
 
-/// The service of [`UsageLayer`]. Errors are those of the client.
+/// The service of [`UsageLayer`]. It returns the errors of the client unchanged.
 #[derive(Clone)]
 pub struct Usage<S> {
     inner: S,
@@ -44,11 +45,11 @@ pub struct Usage<S> {
 }
 
 pin_project! {
-    /// A call until the head of its response has arrived.
+    /// The future of [`Usage`]: a call until the head of its response has arrived.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it ends the call.
+    /// Dropping the future ends the call.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]
@@ -58,16 +59,16 @@ pin_project! {
 }
 
 pin_project! {
-    /// A body that is searched for the number of tokens used while it is read: the body of [`Usage`]'s responses.
+    /// The body of the responses of [`Usage`]: it is searched for the number of tokens used while it is read.
     pub struct MeteredBody<B> {
         #[pin]
         body: B,
-        // `None` if the body is not searched, and after its end.
+        // The search for the number of tokens. `None` if this body is not searched, and after the search has ended.
         scanner: Option<Scanner>,
     }
 }
 
-/// Searches one body.
+/// Searches the body of one response for the number of tokens used.
 struct Scanner {
     layer: UsageLayer,
     used: ApiTokensUsed,
@@ -75,33 +76,35 @@ struct Scanner {
     framing: Framing,
 }
 
-/// How the body is divided into documents, with the part of the current one that has arrived.
+/// How the body of a response is divided into documents that are parsed, with the part of the current document that has
+/// arrived so far.
 enum Framing {
-    /// The body is one document.
+    /// The whole body is one document, of which these bytes have arrived.
     Document(Vec<u8>),
-    /// The body is a stream of server-sent events: the data of the current event, and its current line.
+    /// The body is a stream of server-sent events: the data of the current event, and the part of the current line that
+    /// has arrived.
     Events { data: Vec<u8>, line: Vec<u8> },
 }
 
-/// The largest document that is kept in memory to be parsed.
+/// The size of the largest document that is kept in memory to be parsed, in bytes.
 const MAX_DOCUMENT_BYTES: usize = 8 << 20;
-/// The largest event that is kept in memory to be parsed.
+/// The size of the largest server-sent event that is kept in memory to be parsed, in bytes.
 const MAX_EVENT_BYTES: usize = 1 << 20;
-/// Mistral's header with the tokens used.
+/// Mistral's header with the number of tokens used.
 const QUERY_COST: &str = "x-ratelimit-tokens-query-cost";
 
 // === impl UsageLayer ===
 
 impl UsageLayer {
-    /// Reads the formats listed [above](Self).
+    /// Creates a layer that reads the formats listed at [`UsageLayer`].
     #[must_use]
     pub const fn new() -> Self {
         Self { read: |_| None }
     }
 
-    /// Reads another format first: `read` is called with each document, or the data of each event, be it JSON or not,
-    /// and returns the number of tokens that the call has used so far. Where it returns `None`, the formats listed
-    /// [above](Self) are tried.
+    /// Creates a layer that reads another format first. `read` is called with the whole body, or with the data of each
+    /// server-sent event, be it JSON or not, or empty. It returns the number of tokens that the call has used so far.
+    /// If `read` returns `None`, the formats listed at [`UsageLayer`] are tried.
     ///
     /// ```
     /// use tower_outbound::provider::UsageLayer;
@@ -223,7 +226,8 @@ where
                     finish(this.scanner);
                 }
             }
-            // The numbers that arrived before the failure may be too low: the charge stays as it was estimated.
+            // The numbers of tokens that arrived before the body failed may be too low. The search ends without a
+            // result, so the call stays charged as it was estimated.
             Some(Err(_)) => *this.scanner = None,
             None => finish(this.scanner),
         }
@@ -245,7 +249,7 @@ impl<B> fmt::Debug for MeteredBody<B> {
     }
 }
 
-/// Records what was found, once.
+/// Ends the search, and records the number of tokens that it has found. Does nothing if the search has ended before.
 fn finish(scanner: &mut Option<Scanner>) {
     if let Some(scanner) = scanner.take() {
         scanner.finish();
@@ -254,11 +258,11 @@ fn finish(scanner: &mut Option<Scanner>) {
 
 // === impl Scanner ===
 
-/// The document or the event is too large to be kept in memory: the search of this body ends.
+/// The error of a document or an event that is too large to be kept in memory. It ends the search of the body.
 struct TooLarge;
 
 impl Scanner {
-    /// Searches the next bytes of the body.
+    /// Searches the next bytes of the body for the number of tokens.
     fn observe(&mut self, bytes: &[u8]) -> Result<(), TooLarge> {
         match &mut self.framing {
             Framing::Document(document) => {
@@ -274,7 +278,7 @@ impl Scanner {
         }
     }
 
-    /// Searches a part of a line of an event stream. The last part of a line ends in `\n`.
+    /// Searches a part of a line of an event stream. Only the last part of a line ends in `\n`.
     fn observe_line(&mut self, part: &[u8]) -> Result<(), TooLarge> {
         let Framing::Events { data, line } = &mut self.framing else {
             return Ok(());
@@ -291,7 +295,7 @@ impl Scanner {
             data.extend_from_slice(text);
             data.push(b'\n');
         }
-        // An empty line ends an event.
+        // In an event stream, an empty line ends an event.
         let event = whole.is_empty().then(|| mem::take(data));
         line.clear();
         if let Some(event) = event {
@@ -300,7 +304,7 @@ impl Scanner {
         Ok(())
     }
 
-    /// Reads a document, or the data of an event.
+    /// Reads the numbers of tokens in a whole document, or in the data of one server-sent event.
     fn read_document(&mut self, document: &[u8]) {
         match (self.layer.read)(document) {
             Some(used) => self.totals = UsageTotals::of(used),
@@ -308,7 +312,8 @@ impl Scanner {
         }
     }
 
-    /// Reads what is left at the end of the body, and records the tokens used, if any number was found.
+    /// Reads the document of a body that has ended, or the last event if no empty line has ended it; a line without
+    /// `\n` is ignored. Then records the number of tokens used, if any was found.
     fn finish(mut self) {
         let rest = match &mut self.framing {
             Framing::Document(document) => mem::take(document),
@@ -324,7 +329,8 @@ impl Scanner {
 }
 
 impl Framing {
-    /// The framing that the content type of a response stands for. Anything but an event stream is one document.
+    /// Returns the framing of a body with the content type in `headers`. Any body that is not an event stream is one
+    /// document.
     fn of(headers: &HeaderMap) -> Self {
         let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
         if kind.len() >= 17 && kind[..17].eq_ignore_ascii_case(b"text/event-stream") {

@@ -1,16 +1,17 @@
-//! [`UsageReport`]: the numbers of tokens in a JSON document, in the formats of the large providers.
+//! [`UsageReport`]: the numbers of tokens that a JSON document reports, in the formats of the large providers.
 //!
 //! | API | fields |
 //! |---|---|
 //! | OpenAI chat, Mistral, Groq | `usage.total_tokens`, or `usage.prompt_tokens` and `usage.completion_tokens` |
-//! | OpenAI responses | the same under `usage` or `response.usage`, as `input_tokens` and `output_tokens` |
+//! | OpenAI responses | `total_tokens`, or `input_tokens` and `output_tokens`, under `usage` or `response.usage` |
 //! | Anthropic | `usage` or `message.usage`: `input_tokens`, `cache_creation_input_tokens`, `output_tokens` |
 //! | Gemini | `usageMetadata.totalTokenCount`, or `promptTokenCount` and `candidatesTokenCount` |
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The usage that one document reports. Other fields are skipped while parsing.
+/// The numbers of tokens used that one JSON document reports. The other fields of the document are skipped while
+/// parsing.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct UsageReport {
@@ -27,8 +28,8 @@ struct Nested {
     usage: Option<Value>,
 }
 
-/// The numbers of tokens that the documents of one response have reported so far. A later number replaces an earlier
-/// one: in a stream the counts grow, or are sent once at the end.
+/// The numbers of tokens that the documents of one response have reported so far. The number in a later document
+/// replaces that in an earlier one: in a stream the counts grow, or are sent once at the end.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct UsageTotals {
     total: Option<u64>,
@@ -37,9 +38,10 @@ pub(super) struct UsageTotals {
 }
 
 impl UsageReport {
-    /// Parses a document. A document that is not JSON, or has no usage, is an empty report.
+    /// Parses a JSON document. Returns an empty report if the document is not JSON or reports no numbers of tokens.
     pub(super) fn read(text: &[u8]) -> Self {
-        // Most events of a stream report no usage, and searching for the word is much cheaper than parsing.
+        // Most events of a stream report no usage, and searching for the word `usage` is much cheaper than parsing an
+        // event.
         let mentions_usage = text.windows(5).any(|word| word == b"usage");
         if mentions_usage {
             serde_json::from_slice(text).unwrap_or_default()
@@ -60,7 +62,7 @@ impl UsageReport {
 }
 
 impl UsageTotals {
-    /// The total, as user code has read it.
+    /// Returns totals with the number of tokens that the `read` function of user code has returned.
     pub(super) fn of(tokens: u64) -> Self {
         Self {
             total: Some(tokens),
@@ -68,7 +70,7 @@ impl UsageTotals {
         }
     }
 
-    /// Replaces the numbers that the report has.
+    /// Replaces those numbers of tokens that `report` contains, and keeps the others.
     pub(super) fn update(&mut self, report: &UsageReport) {
         let Some(usage) = report.usage() else { return };
         let number = |names: &[&str]| names.iter().find_map(|name| usage.get(name)?.as_u64());
@@ -81,13 +83,14 @@ impl UsageTotals {
         self.output = number(&["output_tokens", "completion_tokens", "candidatesTokenCount"]).or(self.output);
     }
 
-    /// The reported total, or else the sum of input and output. `None` if no number was reported.
+    /// Returns the reported total of tokens, or else the sum of input and output tokens. `None` if no number was
+    /// reported.
     pub(super) fn tokens(&self) -> Option<u64> {
         self.total.or_else(|| sum(self.input, self.output))
     }
 }
 
-/// The sum of the numbers that are there. `None` if there is none.
+/// Returns the sum of the numbers that are present, or `None` if both are absent.
 fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     match (one, other) {
         (None, None) => None,

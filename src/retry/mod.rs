@@ -1,10 +1,11 @@
-//! [`RetryPolicy`]: which calls are retried, and after which delay.
+//! [`RetryPolicy`]: decides which calls are retried, and after which delay.
 //!
-//! A policy for tower's [`RetryLayer`](tower::retry::RetryLayer), made for metered APIs: it reads the provider's
-//! headers and error documents, waits as long as the server requests, and notes the reason for each retry in the event
-//! of the call. Where it is placed in the stack is shown in [`provider`](crate::provider#order).
+//! [`RetryPolicy`] is a policy for tower's [`RetryLayer`](tower::retry::RetryLayer), made for metered APIs: it reads
+//! the provider's headers and error documents, waits as long as the server requests, and notes the reason for each
+//! retry in the event of the call. Where the policy is placed in the stack is shown in
+//! [`provider`](crate::provider#order).
 //!
-//! [`never_sent`] recognizes failures that have cost nothing, because the request did not reach the server.
+//! [`never_sent`] recognizes errors of requests that did not reach the server, and so have cost nothing.
 
 mod transient;
 mod verdict;
@@ -35,9 +36,10 @@ use tower::retry::{
 use transient::is_transient;
 use verdict::{ResponseView, Verdict};
 
-/// Retries calls that failed for a reason that may pass, as a policy of [`tower::retry`].
+/// Retries calls that failed for a reason that may go away by waiting, as a policy of [`tower::retry`].
 ///
-/// It belongs *around the limits*, so that every attempt takes its own permit and pays its own rate:
+/// The retry layer belongs *above the limits* in the stack, so that every attempt takes a permit of its concurrency
+/// limit and is charged to its rate limit:
 ///
 /// ```
 /// use tower::{Layer, retry::RetryLayer, service_fn};
@@ -52,24 +54,26 @@ use verdict::{ResponseView, Verdict};
 ///
 /// # Which calls
 ///
-/// - Failed calls whose connection could not be made or was lost, or that timed out; and those that
-///   [`retry_errors`](Self::retry_errors) accepts.
-/// - Responses with the status 408, 409, 429 or 5xx, and a 403 of GitHub that reports a limit.
+/// The policy retries:
+/// - calls that failed because the connection could not be made or was lost, or because they timed out,
+/// - calls with an error that [`retry_errors`](Self::retry_errors) accepts,
+/// - responses with the status 408, 409, 429 or 5xx, and a 403 of GitHub that reports an exceeded limit.
 ///
-/// The header `x-should-retry` takes precedence over the status. A 429 that does not pass by waiting is returned like
-/// any other response: OpenAI's `insufficient_quota`, Anthropic's spend limit (a 429 without `retry-after`), and
-/// Gemini's limits per day or of zero. OpenAI's and Gemini's are found in the body, with the feature `json`, if the
-/// body is [in memory](WholeBody) and at most 64 KiB long.
+/// The header `x-should-retry` of a response takes precedence over its status. A 429 whose cause does not go away by
+/// waiting is not retried: OpenAI's `insufficient_quota`, Anthropic's spend limit (a 429 without `retry-after`), and
+/// Gemini's limits that are per day or zero. OpenAI and Gemini report such a cause in the body, which is read with the
+/// feature `json`, if the body is [in memory](WholeBody) and at most 64 KiB long.
 ///
-/// A call whose response was [streamed](crate::body#streams) to the caller is not retried.
+/// A call whose response was [streamed](crate::body#streams) to the caller is not retried, as the caller has the
+/// response.
 ///
 /// # When
 ///
-/// The delay that the server requests is waited in full. If it is above [`max_delay`](Self::max_delay), the call fails
-/// at once.
+/// If the server requests a delay, the policy waits for all of it before the retry. If the delay is above
+/// [`max_delay`](Self::max_delay), the call fails at once.
 ///
-/// If the server requests none, the delay is a random part of a time that doubles with each retry
-/// ([full jitter](https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)).
+/// If the server requests no delay, the policy waits for a random part of a time that doubles with each retry ([full
+/// jitter](https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)).
 ///
 /// | setting | default |
 /// |---|---|
@@ -77,46 +81,47 @@ use verdict::{ResponseView, Verdict};
 /// | [`max_retries`](Self::max_retries) | 5 |
 /// | [`backoff`](Self::backoff) | 500 ms, doubled up to 30 s |
 /// | [`max_delay`](Self::max_delay) | 60 s |
-/// | [`retry_errors`](Self::retry_errors) | none besides those above |
+/// | [`retry_errors`](Self::retry_errors) | none besides the errors listed above |
 /// | [`budget`](Self::budget) | [`TpsBudget::default`]: a fifth of the calls, and ten per second |
 ///
-/// The event of the call has all its attempts, and a log entry for each decision about a retry.
+/// The event of the call records all its attempts. A log entry in the event notes each retry, and each retry that is
+/// not made because a bound of the policy is reached.
 ///
 /// # Errors
 ///
-/// [`RetryAfterTooLong`] replaces the response if the requested delay is above the maximum. When a call is not retried
-/// any more for another reason, its last response or error is returned.
+/// [`RetryAfterTooLong`] replaces the response if the server requests a delay above [`max_delay`](Self::max_delay). If
+/// a call is not retried any more for another reason, its last response or error is returned.
 #[derive(Clone)]
 pub struct RetryPolicy {
     rules: Arc<Rules>,
-    /// How often this call was retried.
+    /// How often the current call was retried. Tower clones the policy for each call.
     retries: u32,
 }
 
-/// The settings, which are the same for all calls of a policy.
+/// The settings of a [`RetryPolicy`], which are the same for all its calls.
 #[derive(Clone)]
 struct Rules {
     provider: Option<Provider>,
     max_retries: u32,
-    /// The backoff of the first retry.
+    /// The backoff before the first retry.
     base: Duration,
-    /// The bound of the backoff.
+    /// The bound up to which the backoff doubles with each retry.
     cap: Duration,
     max_delay: Duration,
     is_retryable: fn(&BoxError) -> bool,
     budget: Option<Arc<dyn Budget + Send + Sync>>,
-    /// Shared by all clones of a policy, so that concurrent calls draw different delays.
+    /// The generator of random delays. All clones of a policy share it, so that concurrent calls draw different delays.
     rng: Arc<Mutex<Rng>>,
 }
 
-/// The delay before a retry.
+/// The future of a [`RetryPolicy`], which completes after the delay before a retry.
 #[must_use = "futures do nothing unless polled"]
 pub struct Delay(Option<Pin<Box<Sleep>>>);
 
 // === impl RetryPolicy ===
 
 impl RetryPolicy {
-    /// Creates a policy with the defaults.
+    /// Creates a policy with the default settings.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -139,48 +144,49 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets the provider in whose dialect headers and error documents are read. Default: none.
+    /// Sets the provider in whose dialect the headers and error documents of responses are read. Default: none.
     #[must_use]
     pub fn provider(self, provider: Provider) -> Self {
         self.with(|rules| rules.provider = Some(provider))
     }
 
-    /// Sets how often a call is retried at most. Default: 5, so that a call has at most 6 attempts.
+    /// Sets the maximum number of retries of a call. Default: 5, so that a call has at most 6 attempts.
     #[must_use]
     pub fn max_retries(self, retries: u32) -> Self {
         self.with(|rules| rules.max_retries = retries)
     }
 
-    /// Sets the backoff, for retries without a delay that the server requests: `base` at the first retry, doubled with
-    /// each retry up to `cap`. A random part of it is waited. Default: 500 ms and 30 s.
+    /// Sets the backoff, which applies if the server requests no delay: it is `base` before the first retry, and
+    /// doubles with each further retry up to `cap`. A random part of the backoff is waited. Default: 500 ms and 30 s.
     #[must_use]
     pub fn backoff(self, base: Duration, cap: Duration) -> Self {
         self.with(|rules| (rules.base, rules.cap) = (base, cap))
     }
 
-    /// Sets the longest delay that a server may request. A call whose server requests a longer one fails at once with
-    /// [`RetryAfterTooLong`]. Default: 60 s.
+    /// Sets the longest delay that a server may request. If a server requests a longer delay, the call fails at once
+    /// with [`RetryAfterTooLong`]. Default: 60 s.
     #[must_use]
     pub fn max_delay(self, delay: Duration) -> Self {
         self.with(|rules| rules.max_delay = delay)
     }
 
-    /// Retries errors for which `is_retryable` returns true, besides those that are always retried. Default: none.
+    /// Retries calls for whose error `is_retryable` returns true, besides those that are always retried. Default: no
+    /// other calls.
     #[must_use]
     pub fn retry_errors(self, is_retryable: fn(&BoxError) -> bool) -> Self {
         self.with(|rules| rules.is_retryable = is_retryable)
     }
 
-    /// Sets the budget that bounds the retries of all calls together: each success adds to it, each retry takes from
-    /// it. So retries do not multiply the load of a provider that fails all calls. Default: [`TpsBudget::default`].
-    /// `None`: no bound but [`max_retries`](Self::max_retries).
+    /// Sets the budget that bounds the retries of all calls together: each successful call adds to the budget, each
+    /// retry takes from it. Without a budget, retries multiply the load of a provider that fails all calls. Default:
+    /// [`TpsBudget::default`]. With `None`, only [`max_retries`](Self::max_retries) bounds the retries.
     #[must_use]
     pub fn budget(self, budget: Option<Arc<dyn Budget + Send + Sync>>) -> Self {
         self.with(|rules| rules.budget = budget)
     }
 
-    /// Seeds the random delays, for tests. The same seed gives the same delays within one version of this crate.
-    /// Default: a random seed.
+    /// Seeds the generator of random delays, for tests. The same seed gives the same delays within one version of this
+    /// crate. Default: a random seed.
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {
         self.with(|rules| rules.rng = Arc::new(Mutex::new(Rng::with_seed(seed))))
@@ -206,7 +212,8 @@ impl RetryPolicy {
         }
     }
 
-    /// The time until the next attempt: the delay that the server requests, or a random part of the backoff.
+    /// Returns the time until the next attempt: the delay that the server requests, or else a random part of the
+    /// backoff.
     fn wait(&self, requested: Option<Duration>) -> Duration {
         requested.unwrap_or_else(|| {
             let factor = 1_u32.checked_shl(self.retries).unwrap_or(u32::MAX);
@@ -216,7 +223,8 @@ impl RetryPolicy {
         })
     }
 
-    /// Takes a retry from the budget. The error is the reason why the call is not retried.
+    /// Takes one retry from the retry budget, if the call has not reached `max_retries`. The error is the reason why
+    /// the call is not retried.
     fn take_retry(&self) -> Result<(), &'static str> {
         if self.retries >= self.rules.max_retries {
             return Err("max_retries is reached");
@@ -281,7 +289,7 @@ where
         };
         log(format_args!("retrying in {wait:?} ({source})"));
         self.retries = number;
-        // No timer for no wait.
+        // A retry without delay needs no timer.
         Some(Delay((!wait.is_zero()).then(|| Box::pin(sleep(wait)))))
     }
 

@@ -1,4 +1,5 @@
-//! [`never_sent`] and [`is_transient`]: whether a failed call has reached the server, and whether its failure may pass.
+//! [`never_sent`]: whether the request of a failed call did not reach the server. [`is_transient`]: whether the cause
+//! of a failure may go away by waiting.
 
 use crate::error::{
     BodyTooLarge, BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked, RetryAfterTooLong, sources,
@@ -9,13 +10,17 @@ use std::{
     iter::once,
 };
 
-/// Returns true if the connection could not be made: the request was not sent, and has cost nothing.
+/// Returns true if the error reports that the connection to the server could not be made: the request was not sent, and
+/// has cost nothing.
 ///
 /// The error and its [sources](std::error::Error::source) are searched for an [`io::Error`](std::io::Error) whose kind
-/// is a refused connection, an unreachable host or network, or an unavailable address, and with the feature `reqwest`
-/// for a [`reqwest::Error`](https://docs.rs/reqwest/latest/reqwest/struct.Error.html#method.is_connect) of connecting.
+/// is a refused connection, an unreachable host or network, or an unavailable address. With the feature `reqwest`, they
+/// are also searched for a
+/// [`reqwest::Error`](https://docs.rs/reqwest/latest/reqwest/struct.Error.html#method.is_connect) that reports a
+/// failure to connect.
 ///
-/// For [`ByUsage::unless_sent`](crate::rate::ByUsage::unless_sent):
+/// With [`ByUsage::unless_sent`](crate::rate::ByUsage::unless_sent), this function makes failed calls cost nothing if
+/// their request was not sent:
 ///
 /// ```
 /// use tower_outbound::{retry::never_sent, rate::ByUsage};
@@ -40,7 +45,8 @@ pub fn never_sent(error: &BoxError) -> bool {
     })
 }
 
-/// Whether the failure may pass: the connection could not be made or was lost, or the call timed out.
+/// Returns whether the cause of a failure may go away by waiting: the connection could not be made or was lost, or the
+/// call timed out.
 #[allow(clippy::borrowed_box, reason = "`fn(&BoxError) -> bool` is what it is passed as")]
 pub(super) fn is_transient(error: &BoxError) -> bool {
     !chain(error).any(is_final)
@@ -48,7 +54,8 @@ pub(super) fn is_transient(error: &BoxError) -> bool {
             || chain(error).any(|error| is_timeout(error) || io_error_kind(error).is_some_and(is_lost)))
 }
 
-/// Errors of this crate that a retry does not change: the call would fail in the same way, or the caller has ended it.
+/// Returns whether an error of this crate makes a retry useless: the call would fail in the same way again, or the
+/// caller has ended it.
 fn is_final(error: &(dyn StdError + 'static)) -> bool {
     error.is::<Closed>()
         || error.is::<Cancelled>()
@@ -94,8 +101,8 @@ const fn is_connect(_: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// The kind of the innermost of nested I/O errors, which is the cause. It is not reached through
-/// [`source`](StdError::source): an `io::Error` returns the source of the error inside it, not that error.
+/// Returns the kind of the innermost of nested I/O errors, which is the cause. [`source`](StdError::source) does not
+/// reach it: the source of an `io::Error` is the source of the error inside it, not that inner error itself.
 fn io_error_kind(error: &(dyn StdError + 'static)) -> Option<ErrorKind> {
     let mut error = error.downcast_ref::<io::Error>()?;
     while let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
@@ -104,7 +111,7 @@ fn io_error_kind(error: &(dyn StdError + 'static)) -> Option<ErrorKind> {
     Some(error.kind())
 }
 
-/// The error and its sources, outermost first.
+/// Returns the error and its sources, outermost first.
 #[allow(clippy::borrowed_box, reason = "its callers have a `&BoxError`")]
 fn chain(error: &BoxError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
     let first: &(dyn StdError + 'static) = &**error;

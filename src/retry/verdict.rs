@@ -1,4 +1,4 @@
-//! [`Verdict`]: whether a response is worth a retry, and after which delay.
+//! [`Verdict`]: whether the response of a failed call is worth a retry, and after which delay.
 
 use crate::provider::{Provider, RateLimitInfo};
 use http::StatusCode;
@@ -6,35 +6,35 @@ use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The result is returned.
+    /// The call is not retried: its response or error is returned to the caller.
     Final,
-    /// The call may be retried, after the delay that the server requests, if it requests one.
+    /// The call may be retried. `delay` is the delay that the server requests, if it requests one.
     Retry { delay: Option<Duration> },
 }
 
-/// What a verdict depends on.
+/// The parts of a response on which the [`Verdict`] depends.
 pub(super) struct ResponseView<'a> {
     pub(super) provider: Option<Provider>,
     pub(super) status: StatusCode,
     pub(super) info: &'a RateLimitInfo,
-    /// The body, if it is in memory.
+    /// The body of the response, if it is in memory.
     pub(super) body: Option<&'a [u8]>,
 }
 
-/// What the error document in a body reports.
+/// What the JSON error document in the body of a response reports about a failure.
 #[derive(Default)]
 struct ErrorDocument {
-    /// The failure does not pass by waiting.
+    /// Whether the cause of the failure does not go away by waiting.
     is_permanent: bool,
-    /// The delay that the server requests.
+    /// The delay before the next attempt that the server requests in the error document.
     delay: Option<Duration>,
 }
 
 // === impl ResponseView ===
 
 impl ResponseView<'_> {
-    /// The delay in the headers takes precedence over that in the body, and `x-should-retry` over the status and the
-    /// body.
+    /// Decides whether the response is worth a retry. A delay in the headers takes precedence over a delay in the body,
+    /// and the header `x-should-retry` takes precedence over the status and the body.
     pub(super) fn verdict(&self) -> Verdict {
         let document = ErrorDocument::read(self);
         let delay = self.info.retry_after.or(document.delay);
@@ -45,13 +45,16 @@ impl ResponseView<'_> {
         }
     }
 
-    /// Whether the failure may pass by waiting.
+    /// Returns whether the cause of the failure may go away by waiting, by the status and the error document of the
+    /// response.
     fn may_pass(&self, document: &ErrorDocument) -> bool {
         match self.status.as_u16() {
             429 if document.is_permanent => false,
-            // Anthropic sends the 429 of a rate limit with `retry-after`, that of the spend limit without.
+            // Anthropic sends `retry-after` with the 429 of a rate limit, but not with the 429 of the spend limit, for
+            // which waiting is of no use.
             429 => self.provider != Some(Provider::Anthropic) || self.info.retry_after.is_some(),
-            // GitHub sends a 403 for its limits as well as for a missing permission.
+            // GitHub sends a 403 for an exceeded limit as well as for a missing permission, for which waiting is of no
+            // use.
             403 => self.provider == Some(Provider::GitHub) && self.info.is_limited(),
             408 | 409 | 500..=599 => true,
             _ => false,
@@ -68,7 +71,8 @@ impl ErrorDocument {
         Self::default()
     }
 
-    /// Reads the body of a response that is not a success, if it is at most 64 KiB long. Error documents are shorter.
+    /// Reads the error document in the body of a response that is not a success, unless the body is above 64 KiB. Error
+    /// documents are shorter.
     #[cfg(feature = "json")]
     fn read(response: &ResponseView<'_>) -> Self {
         const MAX_BYTES: usize = 64 * 1024;
@@ -76,7 +80,7 @@ impl ErrorDocument {
             .body
             .filter(|body| !response.status.is_success() && body.len() <= MAX_BYTES);
         let body = body.and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
-        // Gemini may send a list with the document as its first element.
+        // Gemini may send a list whose first element is the error document.
         let error = body
             .as_ref()
             .map(|body| body.get(0).unwrap_or(body))
@@ -84,7 +88,7 @@ impl ErrorDocument {
         match (response.provider, error) {
             (Some(Provider::Gemini), Some(error)) => Self::of_gemini(error),
             (_, Some(error)) => Self {
-                // OpenAI's code for an account without credit.
+                // OpenAI sends `insufficient_quota` for an account without credit.
                 is_permanent: ["code", "type"]
                     .iter()
                     .any(|field| error.get(field).is_some_and(|text| text == "insufficient_quota")),
@@ -94,8 +98,9 @@ impl ErrorDocument {
         }
     }
 
-    /// Gemini: a limit per day, or of zero (the account has no quota for the model), does not pass by waiting. The
-    /// period is in the `quotaId` of a violation, the zero only in the message, the delay in a detail `RetryInfo`.
+    /// Reads Gemini's error document. A limit per day, or a limit of zero (the account has no quota for the model),
+    /// does not go away by waiting. The period of a limit is in the `quotaId` of a violation. A limit of zero is only
+    /// reported in the message. The delay is in a detail of type `RetryInfo`.
     #[cfg(feature = "json")]
     fn of_gemini(error: &serde_json::Value) -> Self {
         use serde_json::Value;
@@ -111,7 +116,7 @@ impl ErrorDocument {
         let is_per_day = violations
             .filter_map(|violation| text(violation, "quotaId"))
             .any(|id| id.contains("PerDay"));
-        // `limit: 0`, but not `limit: 0.5` or `limit: 05`.
+        // Searches the message for `limit: 0`, but not for `limit: 0.5` or `limit: 05`.
         let is_zero = text(error, "message").is_some_and(|message| {
             message.match_indices("limit: 0").any(|(at, found)| {
                 let next = message[at + found.len()..].chars().next();

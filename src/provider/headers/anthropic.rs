@@ -1,15 +1,15 @@
 //! Anthropic's headers ([rate limits](https://docs.anthropic.com/en/api/rate-limits)):
-//! `anthropic-ratelimit-tokens-limit` and so on. All limits are per minute, and a reset is a date as RFC 3339 writes
-//! it.
+//! `anthropic-ratelimit-tokens-limit` and so on. All limits are per minute. The time at which a limit is reset is a
+//! date in the format of RFC 3339.
 //!
-//! The headers of separate quotas (priority tier, fast mode, subscriptions) are not read: their limits are not those of
-//! ordinary calls.
+//! The headers of Anthropic's separate quotas (priority tier, fast mode, subscriptions) are not read, as the limits of
+//! these quotas do not apply to ordinary calls.
 
 use super::Reader;
 use crate::provider::info::{Reset, Unit, Window};
 use std::time::Duration;
 
-/// `anthropic-ratelimit-…-limit`, `…-remaining` and `…-reset`.
+/// Returns the three header names of one limit: `anthropic-ratelimit-…-limit`, `…-remaining` and `…-reset`.
 macro_rules! names {
     ($what:literal) => {
         [

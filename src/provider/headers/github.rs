@@ -1,5 +1,5 @@
 //! GitHub's headers ([rate limits](https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api)):
-//! `x-ratelimit-limit` and so on. The limit is per hour, and the whole amount is available again at
+//! `x-ratelimit-limit` and so on. The limit is per hour, and its whole amount is available again at the time in
 //! `x-ratelimit-reset`, in seconds since 1970.
 
 use super::Reader;

@@ -1,6 +1,6 @@
-//! The IETF's rate-limit fields
-//! ([draft 10](https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-10)), which have changed from
-//! draft to draft. Servers use all of these forms:
+//! The IETF's rate-limit fields ([draft
+//! 10](https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-10)), which have changed from draft
+//! to draft. Servers use the fields of all these drafts:
 //!
 //! | draft | fields |
 //! |---|---|
@@ -17,8 +17,8 @@ const LIMIT: &str = "ratelimit-limit";
 const POLICY: &str = "ratelimit-policy";
 const RATE_LIMIT: &str = "ratelimit";
 
-/// How many windows are read of one response. Real responses have a few; a bound keeps a hostile one from growing the
-/// list.
+/// The maximum number of limits that are read from one response. Real responses have a few limits. Without a bound, a
+/// hostile response could make the list of limits very long.
 const MAX_WINDOWS: usize = 16;
 
 pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) {
@@ -28,13 +28,15 @@ pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) 
         Some(limits) if !limits.is_empty() => read_named(&policies, &limits, windows),
         _ if reader.headers().contains_key(RATE_LIMIT) => read_dictionary(reader, &policies, windows),
         _ if reader.headers().contains_key("ratelimit-remaining") => read_separate_fields(reader, &policies, windows),
-        // Without the state of the limits, the policies still have their amounts and periods.
+        // If no field reports what remains of the limits, the policies still have the amounts and periods of the
+        // limits.
         _ => read_named(&policies, &[], windows),
     }
     windows.truncate(MAX_WINDOWS);
 }
 
-/// Drafts 08 to 10: an item of `RateLimit-Policy` and one of `RateLimit` with the same name describe one limit.
+/// Reads the fields of drafts 08 to 10, in which an item of `RateLimit-Policy` and an item of `RateLimit` with the same
+/// name describe one limit.
 fn read_named(policies: &[Item], limits: &[Item], windows: &mut Vec<Window>) {
     let is_of = |limit: &Item, policy: &Item| is_same_name(&limit.bare_item, &policy.bare_item);
     for policy in policies.iter().take(MAX_WINDOWS) {
@@ -50,7 +52,7 @@ fn read_named(policies: &[Item], limits: &[Item], windows: &mut Vec<Window>) {
     }
 }
 
-/// Adds the remaining amount and the reset of an item of `RateLimit`.
+/// Adds the remaining amount and the reset time of an item of the field `RateLimit` to `window`.
 fn with_limit(window: Window, limit: Option<&Item>) -> Window {
     let number = |key| number(&limit?.params, key);
     Window {
@@ -60,7 +62,8 @@ fn with_limit(window: Window, limit: Option<&Item>) -> Window {
     }
 }
 
-/// Draft 07: one dictionary, and policies without names.
+/// Reads the fields of draft 07, in which `RateLimit` is a dictionary that describes one limit, and policies have no
+/// names.
 fn read_dictionary(reader: &Reader<'_>, policies: &[Item], windows: &mut Vec<Window>) {
     let Some(dictionary) = parsed::<Dictionary>(reader, RATE_LIMIT) else {
         return;
@@ -79,7 +82,8 @@ fn read_dictionary(reader: &Reader<'_>, policies: &[Item], windows: &mut Vec<Win
     window.add_to(windows);
 }
 
-/// Drafts 02 to 06: three fields. In `RateLimit-Limit` the limit may be followed by policies.
+/// Reads the fields of drafts 02 to 06, in which a limit has three fields. In `RateLimit-Limit`, policies may follow
+/// the amount of the limit.
 fn read_separate_fields(reader: &Reader<'_>, policies: &[Item], windows: &mut Vec<Window>) {
     let limits = items(reader, LIMIT);
     let limit = limits.first().and_then(|item| integer(&item.bare_item));
@@ -97,7 +101,8 @@ fn read_separate_fields(reader: &Reader<'_>, policies: &[Item], windows: &mut Ve
     window.add_to(windows);
 }
 
-/// `None` if the policy counts something else than requests or tokens (`content-bytes`, `concurrent-requests`).
+/// Returns the limit that a policy describes, or `None` if the policy counts something other than requests or tokens
+/// (`content-bytes`, `concurrent-requests`).
 fn window_of_policy(policy: &Item) -> Option<Window> {
     let params = &policy.params;
     let unit = match params
@@ -108,7 +113,8 @@ fn window_of_policy(policy: &Item) -> Option<Window> {
         Some(Some("tokens")) => Unit::Tokens,
         Some(_) => return None,
     };
-    // Up to draft 07 the item itself is the amount.
+    // Up to draft 07, the item of a policy is itself the amount of the limit. Later drafts have the amount in the
+    // parameter `q`.
     let limit = number(params, "q").or_else(|| integer(&policy.bare_item));
     Some(Window {
         limit,
@@ -116,14 +122,14 @@ fn window_of_policy(policy: &Item) -> Option<Window> {
     })
 }
 
-/// The period of the policy with this limit, or of the only policy.
+/// Returns the period of the policy whose amount is `limit`, or else the period of the only policy.
 fn period_of(policies: &[Item], limit: Option<u64>) -> Option<Duration> {
     let same = policies.iter().find(|policy| integer(&policy.bare_item) == limit);
     let only = policies.first().filter(|_| policies.len() == 1);
     same.or(only).and_then(|policy| period(&policy.params))
 }
 
-/// The parameter `w`: the period in seconds. Zero is not a period.
+/// Returns the parameter `w` of a policy: its period in seconds. Zero is not a period.
 fn period(params: &Parameters) -> Option<Duration> {
     number(params, "w")
         .filter(|seconds| *seconds > 0)
@@ -134,7 +140,7 @@ fn more(seconds: u64) -> Reset {
     Reset::More(Duration::from_secs(seconds))
 }
 
-/// A parameter that is an integer of zero or more.
+/// Returns a parameter of an item if it is an integer of zero or more.
 fn number(params: &Parameters, key: &str) -> Option<u64> {
     integer(params.get(key)?)
 }
@@ -143,7 +149,7 @@ fn integer(item: &BareItem) -> Option<u64> {
     u64::try_from(i64::from(item.as_integer()?)).ok()
 }
 
-/// Whether two items have the same name, which may be written as a string or as a token.
+/// Returns whether two items of a list have the same name, which may be written as a string or as a token.
 fn is_same_name(one: &BareItem, other: &BareItem) -> bool {
     match (name(one), name(other)) {
         (Some(one), Some(other)) => one == other,
@@ -156,7 +162,8 @@ fn name(item: &BareItem) -> Option<&str> {
     item.as_string().map(sfv::StringRef::as_str).or_else(token)
 }
 
-/// The items of a list, without inner lists. A field that is not a list is malformed.
+/// Returns the items of a header field that is a list, without inner lists. A field that is not a list is marked as
+/// malformed.
 fn items(reader: &Reader<'_>, name: &'static str) -> Vec<Item> {
     let items = items_or_none(reader, name);
     if items.is_none() && reader.headers().contains_key(name) {
@@ -165,7 +172,8 @@ fn items(reader: &Reader<'_>, name: &'static str) -> Vec<Item> {
     items.unwrap_or_default()
 }
 
-/// The items of a list, without inner lists. `None` if the field is absent or not a list.
+/// Returns the items of a header field that is a list, without inner lists. Returns `None` if the field is absent or is
+/// not a list.
 fn items_or_none(reader: &Reader<'_>, name: &'static str) -> Option<Vec<Item>> {
     let value = reader.headers().get(name)?;
     let list: List = Parser::new(value.as_bytes()).parse().ok()?;

@@ -1,8 +1,8 @@
-//! [`Reader`]: the headers of a response as numbers, times and flags. What is malformed counts as not sent.
+//! [`Reader`]: reads the headers of a response as numbers, times and flags. A malformed header counts as not sent.
 //!
-//! Each family of headers has a file with functions `read…(&Reader, &mut Vec<Window>)`. To add a provider: add its
-//! function here, in the file of the family whose names it uses or in a new one, a variant of
-//! [`Provider`](super::Provider) in `dialect.rs`, and its literal headers as a test in `tests/feedback.rs`.
+//! Each family of header names has a file with functions `read…(&Reader, &mut Vec<Window>)`. To add a provider, add its
+//! function to the file of the family whose names it uses, or to a new file; a variant of [`Provider`](super::Provider)
+//! in `dialect.rs`; and its literal headers as a test in `tests/feedback.rs`.
 
 pub(super) mod anthropic;
 pub(super) mod github;
@@ -15,16 +15,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// The headers of one response.
+/// Reads the headers of one response, and remembers whether one was malformed.
 pub(in crate::provider) struct Reader<'a> {
     headers: &'a HeaderMap,
-    /// The server's clock if the response has a `Date`, so that its dates are read by the clock that wrote them.
+    /// The time that dates in the headers are compared with. This is the `Date` of the response if it has one, so that
+    /// dates are compared with the clock of the server that wrote them.
     now: SystemTime,
-    /// The name of the first header that was malformed.
+    /// The name of the first malformed header of the response.
     malformed: Cell<Option<&'static str>>,
 }
 
-/// The bound for all times that are read: 366 days. Longer ones are cut to it, also those that do not fit a `Duration`.
+/// The upper bound of all times in headers: 366 days. Longer times, also those that do not fit into a `Duration`, are
+/// cut to this bound.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 // === impl Reader ===
@@ -53,14 +55,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Logs the name of the first malformed header, once per response. The value may be confidential and is not logged.
+    /// Logs the name of the first malformed header, once per response. The value of a header may be confidential and is
+    /// not logged.
     pub(in crate::provider) fn log_malformed(&self) {
         if let Some(header) = self.malformed.get() {
             tracing::debug!(target: "tower_outbound", header, "Ignored a rate-limit header that could not be parsed");
         }
     }
 
-    /// The value of the first header of this name, if it can be parsed.
+    /// Parses the value of the first header called `name`. Returns `None` if the header is absent or malformed.
     pub(in crate::provider) fn parsed<T>(
         &self,
         name: &'static str,
@@ -74,7 +77,8 @@ impl<'a> Reader<'a> {
         parsed
     }
 
-    /// A number. `-1`, which Azure sends for an unknown number, is `None` without being malformed.
+    /// Reads a header that is a number. `-1`, which Azure sends for an unknown number, is `None` without being
+    /// malformed.
     pub(in crate::provider) fn number(&self, name: &'static str) -> Option<u64> {
         self.parsed(name, |text| match text {
             "-1" => Some(None),
@@ -82,7 +86,7 @@ impl<'a> Reader<'a> {
         })?
     }
 
-    /// `true` or `false`, in any case.
+    /// Reads a header that is `true` or `false`, in upper or lower case.
     pub(in crate::provider) fn flag(&self, name: &'static str) -> Option<bool> {
         self.parsed(name, |text| match text {
             _ if text.eq_ignore_ascii_case("true") => Some(true),
@@ -91,7 +95,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A duration as Go writes it (`6m0s`, `2m59.56s`, `12ms`), or a number of seconds.
+    /// Reads a header that is a duration in Go's format (`6m0s`, `2m59.56s`, `12ms`), or a number of seconds.
     pub(in crate::provider) fn duration(&self, name: &'static str) -> Option<Duration> {
         self.parsed(name, |text| parse_seconds(text).or_else(|| parse_go_duration(text)))
     }
@@ -100,8 +104,9 @@ impl<'a> Reader<'a> {
         self.parsed(name, parse_seconds)
     }
 
-    /// The delay before the next attempt: OpenAI's `retry-after-ms`, which is more exact, or else `Retry-After`
-    /// ([RFC 9110](https://www.rfc-editor.org/rfc/rfc9110#field.retry-after)): seconds or a date.
+    /// Returns the delay before the next attempt that the server requests: OpenAI's `retry-after-ms`, which is more
+    /// exact, or else `Retry-After` ([RFC 9110](https://www.rfc-editor.org/rfc/rfc9110#field.retry-after)), which is a
+    /// number of seconds or a date.
     pub(in crate::provider) fn retry_after(&self) -> Option<Duration> {
         let millis = self.parsed("retry-after-ms", |text| Some(parse_seconds(text)? / 1_000));
         millis.or_else(|| {
@@ -111,20 +116,20 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The time until a date as RFC 3339 writes it.
+    /// Returns the time until a date that a header has in the format of RFC 3339.
     pub(in crate::provider) fn time_until_rfc3339(&self, name: &'static str) -> Option<Duration> {
         let date = self.parsed(name, |text| text.parse::<jiff::Timestamp>().ok())?;
         Some(self.time_until(date.into()))
     }
 
-    /// The time until a date in seconds since 1970.
+    /// Returns the time until a date that a header has as a number of seconds since 1970.
     pub(in crate::provider) fn time_until_epoch_seconds(&self, name: &'static str) -> Option<Duration> {
         let seconds = self.number(name)?;
         let date = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
         Some(date.map_or(MAX_DURATION, |date| self.time_until(date)))
     }
 
-    /// The time until a date; zero if it has passed.
+    /// Returns the time until `date`, or zero if the date has passed.
     fn time_until(&self, date: SystemTime) -> Duration {
         date.duration_since(self.now).unwrap_or_default().min(MAX_DURATION)
     }
@@ -132,13 +137,14 @@ impl<'a> Reader<'a> {
 
 // === Parsing ===
 
-/// A number of ASCII digits only: no sign, no fraction.
+/// Parses a number that has only ASCII digits: no sign, no fraction.
 fn parse_number(text: &str) -> Option<u64> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| text.parse().ok()).flatten()
 }
 
-/// A number of seconds, optionally with a fraction. Some servers send one although RFC 9110 does not allow it.
+/// Parses a number of seconds, optionally with a fraction: some servers send `Retry-After` with a fraction, although
+/// RFC 9110 does not allow that.
 fn parse_seconds(text: &str) -> Option<Duration> {
     let is_number = text.starts_with(|first: char| first.is_ascii_digit())
         && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
@@ -150,7 +156,7 @@ fn parse_seconds(text: &str) -> Option<Duration> {
     )
 }
 
-/// A duration as Go writes it: `10h17m5.7s`.
+/// Parses a duration in Go's format: `10h17m5.7s`.
 pub(crate) fn parse_go_duration(text: &str) -> Option<Duration> {
     let duration: jiff::SignedDuration = text.parse().ok()?;
     Duration::try_from(duration)

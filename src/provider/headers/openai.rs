@@ -1,14 +1,15 @@
 //! OpenAI's headers ([rate limits](https://platform.openai.com/docs/guides/rate-limits)), `x-ratelimit-limit-tokens`
-//! and so on, and those of the providers that use the same pattern of names.
+//! and so on, and the headers of other providers that use the same pattern of names.
 
 use super::Reader;
 use crate::provider::info::{Reset, Unit, Window};
 use std::time::Duration;
 
-/// The names of the three headers of one limit: limit, remaining, reset.
+/// The names of the three headers that describe one limit: its amount, what remains of it, and when it is reset.
 type Names = [&'static str; 3];
 
-/// `x-ratelimit-limit-…`, `x-ratelimit-remaining-…` and `x-ratelimit-reset-…`.
+/// Returns the three header names of one limit: `x-ratelimit-limit-…`, `x-ratelimit-remaining-…` and
+/// `x-ratelimit-reset-…`.
 macro_rules! names {
     ($what:literal) => {
         [
@@ -26,10 +27,11 @@ const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 const HOUR: Option<Duration> = Some(Duration::from_secs(60 * 60));
 const DAY: Option<Duration> = Some(Duration::from_secs(24 * 60 * 60));
 
-/// The period of the limit of requests is a minute or a day, depending on the account; no header has it, so it is
-/// `None`.
+/// Reads OpenAI's headers. The period of the limit of requests is a minute or a day, depending on the account. No
+/// header reports this period, so it is `None`.
 ///
-/// `project-tokens` is the limit of a project, `tokens_usage_based` an older name that some accounts receive.
+/// Headers that end in `project-tokens` report the limit of a project. Those that end in `tokens_usage_based` are older
+/// names that some accounts receive.
 pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) {
     window(reader, REQUESTS, Unit::Requests, None).add_to(windows);
     for names in [TOKENS, names!("project-tokens"), names!("tokens_usage_based")] {
@@ -37,7 +39,7 @@ pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) 
     }
 }
 
-/// GitHub Models sends the period of each limit, Azure OpenAI does not.
+/// Reads the headers of Azure OpenAI and of GitHub Models. Only GitHub Models sends the period of each limit.
 pub(in crate::provider) fn read_azure(reader: &Reader<'_>, windows: &mut Vec<Window>) {
     let period = |name| reader.seconds(name).filter(|period| !period.is_zero());
     let requests = period("x-ratelimit-renewalperiod-requests");
@@ -46,20 +48,20 @@ pub(in crate::provider) fn read_azure(reader: &Reader<'_>, windows: &mut Vec<Win
     window(reader, TOKENS, Unit::Tokens, tokens).add_to(windows);
 }
 
-/// Groq counts requests per day ([rate limits](https://console.groq.com/docs/rate-limits)).
+/// Reads Groq's headers. Groq counts requests per day ([rate limits](https://console.groq.com/docs/rate-limits)).
 pub(in crate::provider) fn read_groq(reader: &Reader<'_>, windows: &mut Vec<Window>) {
     window(reader, REQUESTS, Unit::Requests, DAY).add_to(windows);
     window(reader, TOKENS, Unit::Tokens, MINUTE).add_to(windows);
 }
 
-/// Mistral sends no reset: its limits are sliding windows of a minute.
+/// Reads Mistral's headers. Mistral does not send when a limit is reset: its limits are sliding windows of a minute.
 pub(in crate::provider) fn read_mistral(reader: &Reader<'_>, windows: &mut Vec<Window>) {
     window(reader, names!("req-minute"), Unit::Requests, MINUTE).add_to(windows);
     window(reader, names!("tokens-minute"), Unit::Tokens, MINUTE).add_to(windows);
 }
 
-/// Cerebras has limits per minute, hour and day at once
-/// ([rate limits](https://inference-docs.cerebras.ai/support/rate-limits)).
+/// Reads Cerebras's headers, which report limits per minute, hour and day at once ([rate
+/// limits](https://inference-docs.cerebras.ai/support/rate-limits)).
 pub(in crate::provider) fn read_cerebras(reader: &Reader<'_>, windows: &mut Vec<Window>) {
     for (names, unit, period) in [
         (names!("requests-minute"), Unit::Requests, MINUTE),
