@@ -1,21 +1,23 @@
-//! [`Adjustments`]: a member's estimates at the store, and the corrections of them that it has yet to report.
+//! [`Adjustments`]: the unsettled estimates of one member of the quota, and the corrections (true cost minus estimate)
+//! that it has yet to report to the store.
 
 use super::amounts::Amounts;
 use crate::rate::limits::Cost;
 
-/// The estimates that the store knows of this member, and their corrections.
+/// The estimates that the store has charged for this member, and the corrections of them that are not reported yet.
 ///
-/// Everything that is reserved is an estimate until it is settled. A call that is dropped before it was admitted used
-/// nothing. A call that is not settled used what was reserved.
+/// Each reservation is an estimate until it is settled with what its call has really used. A call that is dropped
+/// before it is admitted is settled with 0. A call that is never settled counts as having used what was reserved.
 #[derive(Debug, Default)]
 pub(super) struct Adjustments {
-    /// How often the store has forgotten this member's estimates.
+    /// How often the store has lost this member's estimates. A reservation that was made in an earlier generation is
+    /// not refunded.
     generation: u64,
-    /// Reserved in this generation, and not settled yet.
+    /// The sum of the reservations that the store has made in the current generation and that are not settled yet.
     estimated: Amounts,
-    /// Reserved and not used.
+    /// The sum of what was reserved and not used, which the store has to refund.
     credit: Amounts,
-    /// Used on top of what was reserved.
+    /// The sum of what was used on top of what was reserved, which the store has to charge.
     debit: Amounts,
 }
 
@@ -28,7 +30,7 @@ impl Adjustments {
         self.estimated
     }
 
-    /// Whether there is nothing to correct.
+    /// Whether there is no correction to report.
     pub(super) fn is_empty(&self) -> bool {
         self.credit == Amounts::ZERO && self.debit == Amounts::ZERO
     }
@@ -37,9 +39,10 @@ impl Adjustments {
         self.estimated = self.estimated.saturating_add(cost.into());
     }
 
-    /// Records that `used` was used of what was `reserved` in `generation`.
+    /// Settles a reservation that was made in `generation`: its call has used `used` instead of what was `reserved`.
     ///
-    /// A store that has forgotten the estimate charges what was used on top of it, but refunds nothing.
+    /// If the store has lost the estimates of `generation`, it charges what was used on top of the reservation, but
+    /// refunds nothing.
     pub(super) fn settle(&mut self, generation: u64, reserved: Cost, used: Cost) {
         let (reserved, used) = (Amounts::from(reserved), Amounts::from(used));
         self.debit = self.debit.saturating_add(used.saturating_sub(reserved));
@@ -49,12 +52,13 @@ impl Adjustments {
         }
     }
 
-    /// Takes what there is to correct: credit and debit.
+    /// Takes the corrections that are not reported yet: what to refund (credit) and what to charge in addition (debit).
     pub(super) fn take(&mut self) -> (Amounts, Amounts) {
         (std::mem::take(&mut self.credit), std::mem::take(&mut self.debit))
     }
 
-    /// Begins a new generation: the store has forgotten all estimates of this member.
+    /// Begins a new generation, because the store has lost all estimates of this member and cannot refund them any
+    /// more.
     pub(super) fn on_state_lost(&mut self) {
         self.generation += 1;
         self.estimated = Amounts::ZERO;

@@ -1,9 +1,9 @@
-//! [`Amounts`]: requests and tokens, counted side by side.
+//! [`Amounts`]: a number of requests and a number of the API's tokens, which are counted side by side.
 
 use crate::rate::limits::{Budget, Cost};
 use std::ops::Index;
 
-/// One value for each [`Budget`].
+/// One value for each [`Budget`]: one for requests and one for tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PerBudget<T> {
     pub(super) requests: T,

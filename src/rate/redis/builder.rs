@@ -17,12 +17,12 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The largest number of members that can be expected: more than any fleet has.
+/// The largest accepted number of members, which is more than any fleet has.
 const MAX_MEMBERS: u64 = 1_000_000;
 
 const MAX_AHEAD: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
-/// The settings of a [`SharedRateLimiter`].
+/// The settings of a [`SharedRateLimiter`], which [`connect`](Self::connect) builds.
 ///
 /// ```
 /// use std::time::Duration;
@@ -52,16 +52,17 @@ impl SharedRateLimiter {
     /// Builds a limiter for `quota` on the server at `url`, with the defaults of all other settings.
     ///
     /// The URL is `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS (feature `redis-tls`). The limiter
-    /// does not connect yet: its first call does.
+    /// connects when its first call waits for admission, and not yet in this function.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the field: the URL, or a number of the limits that is out of range.
+    /// [`InvalidConfig`] names the invalid field: the URL, the name of the quota, or a number of the limits that is out
+    /// of range.
     pub fn connect(url: &str, quota: &str, limits: Limits) -> Result<Self, InvalidConfig> {
         Self::builder(limits).connect(url, quota)
     }
 
-    /// Returns a builder with all settings.
+    /// Returns a builder, in which the defaults of the other settings can be changed.
     pub const fn builder(limits: Limits) -> Builder {
         Builder::new(limits)
     }
@@ -82,59 +83,61 @@ impl Builder {
         }
     }
 
-    /// The first part of the names of keys and channels, without braces. Default: `tower-outbound`.
+    /// Sets the first part of the names of keys and channels on the server, without braces. Default: `tower-outbound`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// What this member does while the store is lost to it. Default: [`OnStoreLoss::LocalShare`].
+    /// Sets what this member does while the store is lost to it. Default: [`OnStoreLoss::LocalShare`].
     pub const fn on_store_loss(mut self, on_loss: OnStoreLoss) -> Self {
         self.on_loss = on_loss;
         self
     }
 
-    /// How far ahead all members together reserve at most: from 100 ms to 60 s. Default: 1 s.
+    /// Sets how far into the future all members together may make reservations, from 100 ms to 60 s. Default: 1 s.
     ///
-    /// A process that is killed wastes at most this much of the limits. Members wait for this long after the store was
-    /// lost, or has lost its state. The value has to be the same for all members, and many times a round trip. With
-    /// more than 25 members use a larger value: 40 ms for each.
+    /// A process that is killed wastes no more than what the limits allow in this time. When the store was lost or has
+    /// lost its state, members wait for this long until earlier reservations are used. The value has to be the same for
+    /// all members, and many times as long as a round trip. With more than 25 members it should be larger: 40 ms for
+    /// each member.
     pub const fn max_ahead(mut self, ahead: Duration) -> Self {
         self.max_ahead = ahead;
         self
     }
 
-    /// The least number of members, from 1 to 1,000,000. Default: 1.
+    /// Sets the smallest number of members to assume, from 1 to 1,000,000. Default: 1.
     ///
     /// A [local share](OnStoreLoss::LocalShare) is the limits divided by this number, or by the number of members that
-    /// the store knows, if that is larger. Set it to the size of the fleet, so that the shares are right even if the
-    /// store cannot be reached from the start.
+    /// the store has counted, if that is larger. Set it to the size of the fleet, so that the shares are right even if
+    /// the store cannot be reached from the start.
     pub const fn members(mut self, members: u64) -> Self {
         self.members = members;
         self
     }
 
-    /// How long a call waits for a lost store under [`OnStoreLoss::Closed`] before it fails with
+    /// Sets how long a call waits for a lost store under [`OnStoreLoss::Closed`] before it fails with
     /// [`StoreUnavailable`](crate::error::StoreUnavailable). Default: until its [deadline](crate::deadline), or for
-    /// ever without one. The other variants of [`OnStoreLoss`] do not use it.
+    /// ever if it has none. The other variants of [`OnStoreLoss`] do not use this setting.
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = Some(patience);
         self
     }
 
-    /// How long a round trip may take, including the time to connect. Default: 500 ms.
+    /// Sets how long a round trip to the store may take, including the time to connect. Default: 500 ms.
     ///
-    /// After three failures in a row the store counts as lost.
+    /// After three round trips in a row that failed or took longer, the store counts as lost.
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Builds a limiter for `quota` on the server at `url`, without connecting yet: see [`SharedRateLimiter::connect`].
+    /// Builds a limiter for `quota` on the server at `url`, without connecting to it yet: see
+    /// [`SharedRateLimiter::connect`].
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the field.
+    /// [`InvalidConfig`] names the invalid setting or limit.
     pub fn connect(self, url: &str, quota: &str) -> Result<SharedRateLimiter, InvalidConfig> {
         let origin = Origin::url(url)?;
         self.build(origin, quota)
@@ -143,11 +146,11 @@ impl Builder {
     /// Builds a limiter for `quota` over an existing connection: a `ConnectionManager` or a `ClusterConnection` of the
     /// crate `redis`, version 1. The runtime that the connection was made in has to outlive the limiter.
     ///
-    /// Pauses that other members begin reach this one with its next reply, not at once.
+    /// A pause that another member begins takes effect in this process with the store's next reply, not at once.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the field.
+    /// [`InvalidConfig`] names the invalid setting or limit.
     pub fn connection<C>(self, connection: C, quota: &str) -> Result<SharedRateLimiter, InvalidConfig>
     where
         C: ConnectionLike + Clone + Send + Sync + 'static,
@@ -162,7 +165,8 @@ impl Builder {
             &self.prefix
         };
         for (field, name) in [("prefix", prefix), ("quota", quota)] {
-            // Braces decide where a cluster places a key: all keys of one quota have to be in one place.
+            // The names of keys contain braces already, by which a cluster chooses the node of a key. Further braces
+            // could place the keys of one quota on different nodes.
             if name.is_empty() || name.contains(['{', '}']) {
                 return Err(InvalidConfig::new(
                     field,
@@ -171,7 +175,7 @@ impl Builder {
             }
         }
         let timeout = self.timeout;
-        // Set below: the coordinator and its connections refer to each other.
+        // `target` is set after the limiter was built, because the coordinator and its connections refer to each other.
         let target: Arc<OnceLock<Weak<SharedCoordinator>>> = Arc::default();
         let on_pause: OnPause = {
             let target = target.clone();
@@ -192,7 +196,7 @@ impl Builder {
         Ok(limiter)
     }
 
-    /// Checks the settings, and builds a limiter over any backend.
+    /// Checks the settings, and builds a limiter whose connections to a store are made by `connect`.
     pub(super) fn build_with(self, connect: Connect) -> Result<SharedRateLimiter, InvalidConfig> {
         if !MAX_AHEAD.contains(&self.max_ahead) {
             return Err(InvalidConfig::new(

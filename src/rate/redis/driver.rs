@@ -1,8 +1,9 @@
 //! The driver: a task that sends the requests of the [coordinator](super::coordinator) to the store, one at a time.
-//! What is to be requested while one is in flight is sent with the next.
+//! Costs and reports that come up while a request is in flight are sent together in the next one.
 //!
-//! The first waiter starts the driver, in the waiter's runtime. The driver ends when the limiter is dropped, or with
-//! that runtime; the next waiter then starts another one.
+//! The first waiter, pause or change of the limits starts the driver in the current runtime. The driver ends when the
+//! limiter is dropped, or when that runtime ends. In the latter case the next waiter that is polled starts another
+//! driver.
 
 use super::{
     coordinator::{Coordinator, RequestSnapshot},
@@ -24,16 +25,18 @@ use tokio::{
 
 /// A connection to the store.
 pub(super) trait Backend: Send {
-    /// Sends `request` and waits for the reply. Dropping the future gives the request up; the store may have served it.
+    /// Sends `request` to the store and waits for the reply. If the returned future is dropped, the store may still
+    /// have served the request.
     fn call<'a>(&'a mut self, request: &'a StoreRequest) -> ReplyFuture<'a>;
 }
 
 pub(super) type ReplyFuture<'a> = Pin<Box<dyn Future<Output = Result<StoreReply, StoreError>> + Send + 'a>>;
 
-/// Creates a [`Backend`] in the driver's runtime. It connects with the first request.
+/// Creates a [`Backend`]. The function is called in the driver's runtime, and the backend connects when it sends its
+/// first request.
 pub(super) type Connect = Box<dyn Fn() -> Box<dyn Backend> + Send + Sync>;
 
-/// The coordinator, as the limiter and the driver share it.
+/// The coordinator behind a lock, which the clones of a limiter and its driver share.
 pub(super) struct SharedCoordinator {
     state: Mutex<State>,
     driver_notify: Notify,
@@ -47,17 +50,18 @@ struct State {
     has_driver: bool,
 }
 
-/// Marks that there is a driver, until it is dropped.
+/// Owned by the driver task. When it is dropped, it records that there is no driver, and wakes the waiters so that one
+/// of them starts another.
 struct DriverGuard(Arc<SharedCoordinator>);
 
-/// A request that was sent and has no reply yet.
+/// A request to the store that was sent and has no reply yet.
 struct InFlight {
     started_at: Instant,
     snapshot: RequestSnapshot,
     round_trip: Pin<Box<dyn Future<Output = RoundTrip> + Send>>,
 }
 
-/// The end of a round trip: the connection, to be used again, and the reply.
+/// The result of a round trip to the store: the connection, which is used again, and the reply or the error.
 type RoundTrip = (Box<dyn Backend>, Result<StoreReply, StoreError>);
 
 enum DriverEvent {
@@ -82,12 +86,14 @@ impl SharedCoordinator {
         }
     }
 
-    /// A poisoned lock is used as it is: no user code runs under it.
+    /// Locks the state. A poisoned lock is used like any other: except for clones of wakers, no user code runs under
+    /// it.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls `f` under the lock, and then drops the wakers that are no longer needed outside it.
+    /// Calls `f` with the coordinator while it is locked. Wakers that are no longer needed are dropped after the lock
+    /// is released, because dropping a waker runs user code.
     pub(super) fn with_coordinator<T>(&self, f: impl FnOnce(&mut Coordinator) -> T) -> T {
         let (result, discarded) = {
             let mut state = self.lock();
@@ -100,7 +106,7 @@ impl SharedCoordinator {
         result
     }
 
-    /// How long the last round trip took.
+    /// How long the last completed round trip to the store took; 0 before the first.
     pub(super) fn latency(&self) -> Duration {
         *self.latency.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -109,9 +115,9 @@ impl SharedCoordinator {
         *self.latency.lock().unwrap_or_else(PoisonError::into_inner) = latency;
     }
 
-    /// Notifies the driver that there is something to send; starts one if there is none.
+    /// Notifies the driver that there is something to send to the store, or starts a driver if there is none.
     ///
-    /// Outside a runtime none can be started. The next waiter starts one then.
+    /// Outside a Tokio runtime no driver can be started. The next waiter that is polled starts one then.
     pub(super) fn notify_driver(self: &Arc<Self>) {
         let runtime = {
             let mut state = self.lock();
@@ -129,7 +135,7 @@ impl SharedCoordinator {
         }
     }
 
-    /// Starts a driver if there is none.
+    /// Starts a driver if there is none, for example because the former driver has ended with its runtime.
     pub(super) fn ensure_driver(self: &Arc<Self>) {
         if !self.lock().has_driver {
             self.notify_driver();
@@ -144,7 +150,8 @@ impl SharedCoordinator {
         }
     }
 
-    /// The limiter was dropped: the driver reports that the member leaves, and ends.
+    /// Called when the last clone of the limiter is dropped: the driver reports to the store that the member leaves,
+    /// and ends.
     pub(super) fn close(&self) {
         self.lock().coordinator.leave();
         self.driver_notify.notify_one();
@@ -171,13 +178,13 @@ impl InFlight {
 
 async fn run(guard: DriverGuard) {
     let shared = guard.0.clone();
-    // `None` while a request is in flight.
+    // The connection to the store; `None` while a request is in flight, because the request owns the connection.
     let mut backend = Some((shared.connect)());
     let mut in_flight: Option<InFlight> = None;
     let mut timer = pin!(time::sleep(Duration::ZERO));
     let mut is_timer_set = false;
     loop {
-        // Enabled before the coordinator is looked at, so that no notification in between is lost.
+        // The notification is enabled before the coordinator is read, so that one that arrives in between is not lost.
         let mut notified = pin!(shared.driver_notify.notified());
         notified.as_mut().enable();
 
@@ -186,7 +193,8 @@ async fn run(guard: DriverGuard) {
         let timed_out = in_flight.take_if(|in_flight| now >= in_flight.started_at + shared.timeout);
         let (next_wakeup, has_ended) = shared.with_coordinator(|coordinator| {
             if let Some(InFlight { snapshot, .. }) = timed_out {
-                // The request owned its connection, and both are dropped here.
+                // The request owns its connection, so dropping the request closes the connection, and a new one is
+                // needed.
                 coordinator.on_failure(snapshot, StoreError::new("no reply within the timeout"), now);
                 backend = Some((shared.connect)());
             }
@@ -209,7 +217,8 @@ async fn run(guard: DriverGuard) {
             .as_ref()
             .map(|in_flight| in_flight.started_at + shared.timeout);
         let next_wakeup = [next_wakeup, timeout].into_iter().flatten().min();
-        // The timer is only ever moved forward. That it may fire too early costs less than to move it back each time.
+        // The timer is only ever reset to an earlier time. A wake-up that comes too early now and then costs less than
+        // a reset to a later time in each round.
         if let Some(at) = next_wakeup.filter(|at| !is_timer_set || *at < timer.deadline()) {
             timer.as_mut().reset(at);
             is_timer_set = true;
@@ -253,7 +262,7 @@ impl Drop for DriverGuard {
             state.has_driver = false;
             let is_panic = std::thread::panicking();
             state.coordinator.on_driver_exit(is_panic, Instant::now());
-            // The first waiter that is woken starts another driver.
+            // The waiters are woken, because the first one that is polled starts another driver.
             state.coordinator.wakers()
         };
         wakers.into_iter().for_each(panic::wake);

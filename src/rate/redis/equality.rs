@@ -1,4 +1,4 @@
-//! Compares the script with `virtual_schedule.rs`: equal requests get equal replies.
+//! Compares `reserve.lua` with `virtual_schedule.rs`: equal requests must get equal replies.
 
 use super::{
     amounts::Amounts,
@@ -15,7 +15,7 @@ use std::{sync::Arc, time::Duration};
 #[path = "../../../tests/support/redis.rs"]
 mod server;
 
-/// The script, with a clock that the test sets.
+/// The script on a real server, with a clock that the test sets.
 struct ScriptUnderTest {
     connection: ::redis::Connection,
     script: Script,
@@ -81,13 +81,13 @@ impl RandomInput {
         }
     }
 
-    /// Zero, or a positive number in one of 20 cases.
+    /// Returns a random number below `end` in one of 20 cases, and otherwise 0.
     fn rarely(&mut self, end: i64) -> i64 {
         if self.one_in(20) { self.0.i64(0..end) } else { 0 }
     }
 }
 
-/// What a member knows, rightly or not.
+/// What a simulated member has learned from the store's replies, which may be out of date.
 #[derive(Clone, Copy)]
 struct MemberState {
     incarnation: i64,
@@ -181,7 +181,7 @@ fn the_script_and_the_model_give_equal_replies() {
             model.lose_state();
         }
         if rng.one_in(500) {
-            // A snapshot, to which the server may go back later.
+            // Takes a snapshot of the stored state, to which the server may be rolled back later.
             server.command(&["COPY", "{q}", "{q}:saved", "REPLACE"]);
             server.command(&["PERSIST", "{q}:saved"]);
             saved = Some(model.clone());
@@ -226,7 +226,7 @@ fn the_script_and_the_model_give_equal_replies() {
             sequence: reply.sequence,
             config_version: reply.config_version,
             config: config.unwrap_or(before.config),
-            // Most calls are settled sooner or later.
+            // In a third of the cases all calls of the member are settled, so that the estimates do not only grow.
             estimated: if rng.one_in(3) { Amounts::ZERO } else { estimated },
         };
     }

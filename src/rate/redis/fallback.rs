@@ -1,4 +1,4 @@
-//! [`LocalFallback`]: what a member admits by itself while the store is lost.
+//! [`LocalFallback`]: the schedule by which a member admits calls without the store, while the store is lost.
 
 use super::{
     quota_config::QuotaConfig,
@@ -9,27 +9,31 @@ use crate::rate::limits::Cost;
 use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 
-/// How far ahead the fallback reserves, in microseconds.
+/// How far into the future the local fallback makes reservations, in microseconds.
 const MAX_AHEAD: i64 = 100_000;
-/// The clock at the `epoch`. Above zero, because zero means "none" in requests.
+/// What the local fallback's clock shows at its `epoch`, in microseconds. It is above 0, because a time or an
+/// incarnation of 0 in a request means that there is none.
 const FIRST_MICRO: i64 = 1;
 
-/// One of several equal shares of the rates. It saves nothing up: its buckets are emptied before each use.
+/// Admits calls at one of several equal shares of the rates. The fallback saves nothing up: its buckets are emptied
+/// before each use.
 pub(super) struct LocalFallback {
     schedule: VirtualSchedule,
     generation: u64,
     epoch: Instant,
-    /// Until then the reservations that were made before the loss are used.
+    /// When the fallback begins to admit calls. Until then members may use reservations that the store made before it
+    /// was lost.
     begins_at: Instant,
     config: Option<Arc<QuotaConfig>>,
     incarnation: i64,
     sequence: i64,
-    /// When to reserve for the waiters again that had to stay in the queue.
+    /// When to make reservations for the waiters in the queue again; `None` if that may be done at once.
     pub(super) retry_at: Option<Instant>,
 }
 
 impl LocalFallback {
-    /// `generation` is a number that no earlier fallback of this member had.
+    /// `generation` is a number that no earlier fallback of this member had. Reservations carry it, so that each is
+    /// settled with the fallback that made it.
     pub(super) fn new(generation: u64, begins_at: Instant, now: Instant) -> Self {
         Self {
             schedule: VirtualSchedule::default(),
@@ -37,7 +41,8 @@ impl LocalFallback {
             epoch: now,
             begins_at,
             config: None,
-            // An earlier state: the schedule then begins empty, not with a burst.
+            // The first request to the schedule names an earlier state, so that the buckets begin empty and not with a
+            // burst.
             incarnation: FIRST_MICRO,
             sequence: 0,
             retry_at: None,
@@ -48,9 +53,11 @@ impl LocalFallback {
         self.generation
     }
 
-    /// Reserves the costs in order, as many as fit, and returns when each of them is admitted.
+    /// Reserves `costs` in order, until the schedule reaches further than 100 ms into the future, and returns when each
+    /// of the reserved ones is admitted.
     ///
-    /// `config` is this member's share of the limits, and `pause` the rest of a pause.
+    /// `config` is this member's share of the limits. `pause` is how much longer the current pause lasts; 0 if there is
+    /// none.
     pub(super) fn reserve(
         &mut self,
         config: QuotaConfig,

@@ -1,43 +1,47 @@
-//! [`OnStoreLoss`]: what a member does while the store is lost; [`CircuitBreaker`]: when it counts as lost.
+//! [`OnStoreLoss`]: what a member does while the store is lost; [`CircuitBreaker`]: decides when the store counts as
+//! lost and when to send the next request to it.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// What a member does while the store of the shared limits is lost to it.
 ///
-/// Reservations that the store made before stay valid in any case: they are paid for.
+/// Reservations that the store made before the loss stay valid in any case, because the shared buckets were charged for
+/// them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnStoreLoss {
-    /// The member admits calls at its own share of the limits: each rate divided by the number of members, with no
-    /// burst. What it admits meanwhile is charged when the store is back.
+    /// The member admits calls at its own share of the limits: each rate divided by the number of members, without a
+    /// burst. What the member admits during the loss is charged to the shared buckets when the store is back.
     ///
-    /// If all members lose the store, they stay within the limits together. If only some of them do, they may admit
-    /// their shares on top of what the other members admit: at most
-    /// `rate x (share of the members that are cut off) x T`.
+    /// If all members lose the store, they stay within the limits together. If only some members lose it, these may
+    /// admit their shares on top of what the other members admit: at most
+    /// `rate x (share of the members that are cut off) x T` in a time T.
     #[default]
     LocalShare,
     /// The member admits no call until the store is back. Calls wait until their deadline, or until their
-    /// [`patience`](super::Builder::patience) ends. The limits hold in every case.
+    /// [`patience`](super::Builder::patience) ends. The limits are never exceeded.
     Closed,
-    /// The member admits every call at once: there is no limit. What it admits is charged when the store is back.
+    /// The member admits every call at once, without any limit. What the member admits during the loss is charged to
+    /// the shared buckets when the store is back.
     Open,
 }
 
-/// The number of failures in a row after which the store counts as lost.
+/// The number of failed requests in a row after which the store counts as lost.
 const MAX_FAILURES: u32 = 3;
-/// The longest wait before a request is repeated after one of the first failures.
+/// The longest wait before the next request after a failure, while the store does not count as lost yet.
 const FIRST_RETRIES: Duration = Duration::from_millis(40);
-/// The longest wait before the first probe of a lost store. It is doubled with each further failure.
+/// The longest wait before the first probe of a lost store. Each further failure doubles the wait, up to `LAST_PROBE`.
 const FIRST_PROBE: Duration = Duration::from_millis(50);
-/// The longest wait before any probe.
+/// The longest wait between two probes of a lost store, however many have failed.
 const LAST_PROBE: Duration = Duration::from_secs(1);
 
-/// Counts failures in a row. It is open while the store counts as lost.
+/// Counts how many requests to the store have failed in a row. The circuit breaker is open while the store counts as
+/// lost.
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker {
     failures: u32,
-    /// When the first of the failed requests was sent.
+    /// When the first of the requests that failed in a row was sent; `None` if the last request succeeded.
     failing_since: Option<Instant>,
     retry_at: Option<Instant>,
 }
@@ -47,24 +51,25 @@ impl CircuitBreaker {
         self.failures >= MAX_FAILURES
     }
 
-    /// When the first of the failures in a row was sent; `None` if the last request succeeded.
+    /// When the first of the requests that failed in a row was sent; `None` if the last request succeeded.
     pub(super) const fn failing_since(&self) -> Option<Instant> {
         self.failing_since
     }
 
-    /// The earliest time for the next request; `None` if the last one succeeded.
+    /// The earliest time at which the next request to the store may be sent; `None` if the last request succeeded.
     pub(super) const fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
 
-    /// Returns whether the store was lost until now.
+    /// Records that a request to the store succeeded. Returns whether the store counted as lost until then.
     pub(super) fn on_success(&mut self) -> bool {
         let was_open = self.is_open();
         *self = Self::default();
         was_open
     }
 
-    /// Counts the failure of a request that was sent at `sent_at`. Returns whether the store is lost from now on.
+    /// Counts the failure of a request that was sent at `sent_at`. Returns whether this failure makes the store count
+    /// as lost.
     pub(super) fn on_failure(&mut self, sent_at: Instant, now: Instant) -> bool {
         let was_open = self.is_open();
         self.failures = self.failures.saturating_add(1);
@@ -75,7 +80,8 @@ impl CircuitBreaker {
         } else {
             FIRST_RETRIES
         };
-        // Scattered, so that the members do not all come back at the same time.
+        // The wait is random, so that members that lost the store together do not all send their next requests at the
+        // same time.
         self.retry_at = Some(now + longest.mul_f64(0.5 + 0.5 * fastrand::f64()));
         !was_open && self.is_open()
     }

@@ -1,9 +1,8 @@
 //! One quota for many processes: limits that are kept in Redis or Valkey.
 //!
-//! A provider counts per account. Processes that share an account also have to share its limits: otherwise each of them
-//! sends as much as the account may send in total. A [`SharedRateLimiter`] keeps the buckets on a Redis or Valkey
-//! server. Everything else stays the same, because layers and executors accept it like a
-//! [`RateLimiter`](crate::RateLimiter):
+//! A provider counts the calls of an account. Processes that share an account also have to share its limits: otherwise
+//! each of them sends as much as the account may send in total. A [`SharedRateLimiter`] keeps the buckets on a Redis or
+//! Valkey server. Layers and executors accept it in place of a [`RateLimiter`](crate::RateLimiter):
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -17,71 +16,76 @@
 //! # }
 //! ```
 //!
-//! A single process does not need this: a [`RateLimiter`](crate::RateLimiter) costs no round trip, and can decide at
-//! once whether a call is admitted.
+//! A single process does not need a shared limiter: a [`RateLimiter`](crate::RateLimiter) costs no round trip, and can
+//! decide at once whether a call is admitted.
 //!
 //! In these docs a *member* is a process (more exactly, a `SharedRateLimiter` and its clones) that takes part in a
-//! quota, and the *store* is the server.
+//! quota, and the *store* is the Redis or Valkey server.
 //!
 //! # Guarantees
 //!
 //! - **Exact.** By the server's clock, all members together admit at most `burst + rate x T` in any window of length T.
-//!   Each call is admitted at the time that was reserved for it, or makes a new reservation. Timers add at most 5 ms of
-//!   the rate. The delay of the network to the provider is not covered: leave some headroom if the provider is strict.
-//! - **All or nothing, and in order.** All buckets are charged at the same time. No member overtakes a reservation of
-//!   another, and a call with a large cost is not starved by small ones.
-//! - **Fair.** Members that have more to do than the limits allow get equal shares, however many callers each of them
+//!   Each call is admitted at the time that was reserved for it, or makes a new reservation. Late timers can add what
+//!   the rates bring in 5 ms. The delay of the network to the provider is not covered: leave some headroom if the
+//!   provider is strict.
+//! - **All or nothing, and in order.** A call is charged to all of its buckets at the same time. No member overtakes a
+//!   reservation of another, and a call with a large cost is not starved by small ones.
+//! - **Fair.** Members that have more calls than the limits allow get equal shares, however many callers each member
 //!   has.
-//! - **One round trip for all waiting calls.** Calls that arrive while a round trip is in flight share the next one.
+//! - **One round trip for all waiting calls.** Calls that arrive while a round trip is in flight are sent together in
+//!   the next one.
 //! - **Shared control.** A [pause](SharedRateLimiter::pause_for) holds all members at once, and gives back the
-//!   reservations for its time. [Limits that one member sets](SharedRateLimiter::set_limits) apply to all of them.
-//!   Estimates are [settled](SharedRateLimiter::settle) for all, and never let more than `burst + rate x T` of true
-//!   usage through. A member that starts with other limits than those in force replaces them: the last one to start
-//!   wins.
+//!   reservations that fall into it. [Limits that one member sets](SharedRateLimiter::set_limits) apply to all members.
+//!   An estimate is [settled](SharedRateLimiter::settle) for all members, and a refund never lets more than
+//!   `burst + rate x T` of true usage through. A member that starts with other limits than those in force replaces
+//!   them: the last one to start wins.
 //!
 //! # When the store is lost
 //!
 //! The store is lost to a member after three round trips in a row that failed or took longer than the
-//! [timeout](Builder::timeout). Existing reservations are still used. After them [`OnStoreLoss`] decides. The member
-//! probes the store with one request at a time, at most once a second, until it replies. No call waits beyond its
-//! deadline. Each loss and each return is logged once, and [`SharedRateLimiter::store`] has counters.
+//! [timeout](Builder::timeout). Reservations that the store has already made are still used. What the member does after
+//! them is set by [`OnStoreLoss`]. The member probes the store with one request at a time, with waits that grow to
+//! about a second, until the store replies. No call waits beyond its deadline. Each loss and each return of the store
+//! is logged once, and [`SharedRateLimiter::store`] has counters.
 //!
 //! | what happens | what follows | above the limits |
 //! |---|---|---|
-//! | for all members: the server is down at the start, killed, frozen, out of memory, read-only or cut off | [`LocalShare`](OnStoreLoss::LocalShare): each member admits its share of the rates, without a burst, starting [`max_ahead`](Builder::max_ahead) after the loss | nothing, if the number of members is right |
+//! | the server is down at the start, killed, frozen, out of memory, read-only or cut off, for all members | [`LocalShare`](OnStoreLoss::LocalShare): each member admits its share of the rates, without a burst, starting [`max_ahead`](Builder::max_ahead) after the loss | nothing, if the number of members is right |
 //! | | [`Closed`](OnStoreLoss::Closed): no call is admitted until the store is back | nothing |
 //! | | [`Open`](OnStoreLoss::Open): every call is admitted | no bound |
-//! | the same, for some of the members | `LocalShare`: they admit their shares | their shares, while it lasts |
-//! | the store is back after that | shares are charged; if no member had the store, the buckets begin empty, 1.5 s later, when all members have come back | nothing |
+//! | the server is cut off from some members only | `LocalShare`: these members admit their shares | their shares, while it lasts |
+//! | the store is back after a loss | what local shares admitted is charged; if no member had the store, the buckets begin empty, 1.5 s later, when all members have come back | nothing |
 //! | the server is restarted empty, the key is deleted or evicted, or the server is replaced by an empty one | the buckets begin empty, `max_ahead` later, because some member remembers the lost state | nothing; one burst, if no member is left that remembers it |
-//! | the server is rolled back to an old snapshot, or replaced by a replica that lagged behind | the same | nothing |
-//! | failover | the member reconnects; then as above, depending on what the new server has | nothing |
+//! | the server is rolled back to an old snapshot, or replaced by a replica that lagged behind | the buckets begin empty, `max_ahead` later | nothing |
+//! | failover to another server | the member reconnects; what follows depends on whether the new server has the state, an old state or none, as in the rows before | nothing |
 //! | the script is flushed, or connections are killed | the member loads the script and reconnects, within the same round trip or the next | nothing |
-//! | the server's clock goes back | as if no time had passed | nothing |
-//! | the server's clock goes forward | as if that time had passed | one burst |
+//! | the server's clock is set back | members are admitted as if no time had passed | nothing |
+//! | the server's clock is set forward | members are admitted as if that time had passed | one burst |
 //! | a process is killed | its reservations are lost, and it is not counted as a member after 15 s | nothing |
-//! | a process does not run for a while | reservations that are more than 5 ms late are given back and made again | nothing |
+//! | a process does not run for a while | its reservations that are more than 5 ms late are given back and made again | nothing |
 //!
-//! # BucketSpec and speed
+//! # Size and speed
 //!
-//! Each quota is one key of about 450 bytes, plus 60 for each member, in one hash slot. The key expires a minute after
-//! the buckets are full again. A round trip costs the server 20 to 40 µs for one call, and about 1 µs for each further
-//! one. On two cores that the server and the client share:
+//! Each quota is one key of about 450 bytes, plus 60 for each member, in one hash slot. The key expires at least 30 s
+//! after the buckets are full again. A round trip costs the server 20 to 40 µs for the first call in it, and about 1 µs
+//! for each further call. On two cores that the server and the client share:
 //!
 //! | | |
 //! |---|---|
-//! | acquires per second over one connection, 64 at once | 100,000 |
-//! | the same with 1,000 waiting | 350,000 |
-//! | one acquire at a time, compared with a `PING` | about 1.5 times as long |
-//! | round trips per second of a member that waits for its limits, one of 4 | about 90 |
+//! | acquires per second over one connection, with 64 waiting at once | 100,000 |
+//! | acquires per second over one connection, with 1,000 waiting at once | 350,000 |
+//! | time of one acquire, without others at the same time, compared with a `PING` | about 1.5 times as long |
+//! | round trips per second of each of 4 members that wait for the limits | about 90 |
 //! | round trips of an idle member | one every 5 s |
 //!
 //! # Requirements for the server
 //!
 //! - Redis 6.2 or newer, or Valkey, with RESP3 and Lua scripts. Some proxies lack one of these.
-//! - `maxmemory-policy noeviction`, or a `volatile-` policy with enough memory: otherwise limits may be evicted.
-//! - Neither replication nor persistence is needed: lost state costs `max_ahead` of waiting.
-//! - A clock that is slewed, not stepped.
+//! - `maxmemory-policy noeviction`, or a `volatile-` policy with enough memory: otherwise the server may evict the key
+//!   of a quota.
+//! - Neither replication nor persistence is needed: if the state is lost, members wait for `max_ahead` before they go
+//!   on.
+//! - A system clock that is adjusted gradually (slewed), not stepped.
 //! - With access control, the commands `EVALSHA`, `SCRIPT LOAD`, `GET`, `SET`, `TIME`, `PUBLISH` and `SUBSCRIBE` on
 //!   keys and channels that begin with `{tower-outbound:`.
 //! - For TLS, a `rediss://` URL and the feature `redis-tls`. For a cluster or sentinels, [`Builder::connection`].

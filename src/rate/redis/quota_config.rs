@@ -1,5 +1,5 @@
-//! [`QuotaConfig`]: the limits that all members share: in units per microsecond, and as a text that every member can
-//! read.
+//! [`QuotaConfig`]: the limits that all members of a quota share, in units per microsecond, and as a text that every
+//! member can read.
 
 use crate::{
     error::InvalidConfig,
@@ -11,15 +11,15 @@ use crate::{
 };
 use std::{fmt::Write, time::Duration};
 
-/// The largest number of units. The script counts in doubles, which are exact up to 2^53: a full bucket and its deepest
-/// debt together stay below that.
+/// The largest number of units in a bucket (a unit is a fraction of a request or token). The script counts in doubles,
+/// which are exact up to 2^53: a full bucket and its deepest debt together stay below that.
 const MAX_UNITS: i128 = 1 << 51;
 
-/// The largest number of rates: more than a provider has. The script holds six numbers of each on Lua's stack at once,
-/// which is limited.
+/// The largest number of rates in a quota, which is more than any provider has. The script puts six numbers of each
+/// rate on Lua's stack at once, and the size of that stack is limited.
 const MAX_RATES: usize = 100;
 
-/// Limits that are checked and converted.
+/// Limits that were checked, and converted to units that the script can count exactly.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct QuotaConfig {
     limits: Limits,
@@ -47,7 +47,8 @@ impl QuotaConfig {
         })
     }
 
-    /// Reads the text of another member. Returns `None` if it is not valid.
+    /// Reads limits from a text that another member has written. Returns `None` if the text or its limits are not
+    /// valid.
     pub(super) fn read(text: &str) -> Option<Self> {
         Self::new(read(text)?).ok()
     }
@@ -64,8 +65,8 @@ impl QuotaConfig {
         &self.text
     }
 
-    /// One of `members` equal shares of the limits: the bursts are the same, but the buckets fill `members` times
-    /// slower and begin empty.
+    /// Returns one of `members` equal shares of the limits: the bursts are the same, but the buckets fill `members`
+    /// times slower and begin empty.
     pub(super) fn share(&self, members: u64) -> Self {
         let share = |(budget, size): &(Budget, BucketSpec)| {
             let members = i128::from(members.max(1));
@@ -86,7 +87,7 @@ impl QuotaConfig {
     }
 }
 
-/// Converts a rate from nanoseconds to microseconds. A fraction of a unit in the burst is cut off.
+/// Converts a bucket from units per nanosecond to units per microsecond. A fraction of a unit in the burst is cut off.
 fn by_microsecond(budget: Budget, size: BucketSpec) -> Result<BucketSpec, InvalidConfig> {
     let fill = u128::from(size.fill) * 1_000;
     let divisor = gcd(fill, size.unit);
@@ -107,7 +108,8 @@ fn by_microsecond(budget: Budget, size: BucketSpec) -> Result<BucketSpec, Invali
     })
 }
 
-/// The limits as a text: one word for each rate, of budget, amount, period in nanoseconds, burst and initial fill.
+/// Writes the limits as a text, with one word for each rate: budget, amount, period in nanoseconds, burst and initial
+/// fill, separated by colons. The last two are empty if they are not set.
 fn write(limits: &Limits) -> String {
     let mut text = String::new();
     for (budget, rate) in limits.rates() {

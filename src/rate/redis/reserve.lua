@@ -1,8 +1,8 @@
--- Serves one request of one member: reserves, settles estimates, pauses, changes the limits. It runs in one step on the
--- server, so members cannot overtake each other in the middle of it.
+-- Serves one request of one member of a quota: reserves, settles estimates, pauses, changes the limits. The server runs
+-- the script in one step, so members cannot overtake each other in the middle of it.
 --
--- virtual_schedule.rs does the same in Rust, in the same steps; a test compares the two. If you change one of them,
--- change the other.
+-- virtual_schedule.rs does the same in Rust, in the same steps, and a test compares the two. If you change one of the
+-- two files, change the other.
 --
 -- This file is a template. Before it is loaded, script.rs replaces
 --   state.NAME   by state[I]           a number of the stored state; the list of them is in script.rs
@@ -10,34 +10,37 @@
 --   reply.NAME   by reply[I]           a number of the reply; the list of them is in wire.rs
 -- and some words in capitals, such as the length of the state, by what follows from these lists.
 --
--- Every number is an integer below 2^53, which doubles hold exactly: units in buckets, microseconds in times. So
+-- Lua counts in doubles, which hold integers up to 2^53 exactly. All numbers here are such integers: buckets are
+-- counted in units (fractions of a request or token), times in microseconds. So
 --   - do not concatenate a number to a string: Lua keeps only 14 digits of it;
---   - do not call TIME twice: the clock goes on while the script runs;
+--   - do not call TIME twice: the server's clock advances while the script runs;
 --   - do not raise errors: their texts differ between server versions. Problems are part of the reply.
 --
 -- KEYS[1]  the stored state
 -- ARGV[1]  the numbers of the request (wire.rs): a fixed list, then six for each rate, then two for each cost
 -- ARGV[2]  the name of the member, 16 bytes
--- ARGV[3]  the channel where pauses are announced
--- ARGV[4]  two lines: the member's limits, and the limits that it was configured with. Left out if the member expects
---          that the state has the same version of the limits; an empty reply then asks for them.
+-- ARGV[3]  the publish/subscribe channel on which pauses are announced to the members
+-- ARGV[4]  two lines: the member's limits, and the limits that it was started with. Left out if the member expects that
+--          the stored state has the same version of the limits; an empty reply asks for a request with the limits.
 --
 -- The stored state is a string: the numbers of `state`, the numbers of each bucket, an entry for each member (its name,
--- the time of its last request, its estimated requests and tokens, the number of its last corrections), and a text of
--- two lines as in ARGV[4], from the member that set the limits.
+-- the time of its last request, its unsettled estimates in requests and tokens, the number of its last batch of
+-- corrections), and the two lines of ARGV[4] from the member that set the limits.
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
 local read, write, rep, values = struct.unpack, struct.pack, string.rep, unpack
--- In units: a deeper debt is cut off, and no more than this is counted as estimated.
+-- Both in units: a deeper debt of a bucket is cut off at the first, and estimates are counted up to the second. So no
+-- sum exceeds what doubles hold exactly.
 local DEEPEST_DEBT, MAX_ESTIMATED = -2 ^ 51, 2 ^ 52
--- In microseconds; virtual_schedule.rs describes them.
+-- All three in microseconds: see their descriptions in virtual_schedule.rs.
 local MEMBER_EXPIRY, SWEEP_INTERVAL, RETURN_TIME = 15000000, 1000000, 1500000
--- In milliseconds: the key lives for at least this long after a request.
+-- In milliseconds: how much longer the key has to live than until the buckets are full and the pause has ended.
 local MIN_RETENTION = 60000
--- In microseconds: the key's time to live is set again only if it is too short by more than this.
+-- In microseconds: the key's time to live is set again only if it is too short by more than this. So the key may expire
+-- this much earlier.
 local EXPIRY_SLACK = 30000000
--- In bytes: an entry of a member, and the name that it begins with.
+-- In bytes: the length of a member's entry, and of the name that the entry begins with.
 local ENTRY, NAME = 48, 16
--- In bytes: a rate of the request, which is six numbers.
+-- In bytes: the length of a rate in the request, which is six numbers.
 local RATE = 48
 
 local REQUEST_NAMES, rates_at = read(REQUEST_FORMAT, ARGV[1])
@@ -47,10 +50,11 @@ local now = time[1] * 1000000 + time[2]
 
 local state, entries, text, last_bucket
 
--- To create a function costs more than to call it, so only these two, which every request needs, are created here.
+-- Creating a function costs more than calling it, so only the two functions that every request needs are created here.
 
--- Fills the buckets up to `target`. What overflows while estimates are not settled is withheld from later refunds: had
--- the estimate been lower from the start, the refund would have overflowed too.
+-- Fills the buckets up to the time `target`. What overflows while estimates are unsettled is withheld from later
+-- refunds: if the true cost had been charged instead of the estimate, the bucket would have been fuller, and the refund
+-- would have overflowed too.
 local function advance_to(target)
   local elapsed = target - state.scheduled_until
   for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
@@ -70,7 +74,7 @@ local function advance_to(target)
   state.scheduled_until = target
 end
 
--- Sets the estimates of all members together, and adapts what is withheld.
+-- Sets the sum of the unsettled estimates of all members, and adapts what is withheld from refunds.
 local function set_estimated(requests, tokens)
   state.estimated_requests, state.estimated_tokens = requests, tokens
   for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
@@ -81,35 +85,38 @@ local function set_estimated(requests, tokens)
   end
 end
 
--- 1. Read the state.
+-- 1. Read the stored state.
 
 local stored = redis.call('GET', KEYS[1])
 if stored then
   local count = read('<d', stored)
   state = {read('<' .. rep('d', STATE_LENGTH + BUCKET_LENGTH * count), stored)}
   last_bucket = FIRST_BUCKET + BUCKET_LENGTH * count - BUCKET_LENGTH
-  -- The last value is no number of the state: it is the position where reading stopped.
+  -- The last value that was read is no number of the state: it is the position where reading stopped.
   local from = state[FIRST_BUCKET + BUCKET_LENGTH * count]
   local to = from + ENTRY * state.members
   entries, text = string.sub(stored, from, to - 1), string.sub(stored, to)
   state[FIRST_BUCKET + BUCKET_LENGTH * count] = nil
 end
 
--- 2. Compare it with what the member knows: lost state, other limits, a clock that went back.
+-- 2. Compare the stored state with what the member has seen: state may be lost, limits may differ, the clock may have
+-- gone back.
 
--- Whether the state lacks something that this member was promised, such as a reservation.
+-- Whether the stored state lacks something that this member was promised by a reply, such as a reservation.
 local is_stale = false
 if stored and now >= state.clock and config_version == state.config_version and is_change == 0 and
   (incarnation == 0 or incarnation == state.incarnation and state.sequence >= sequence) then
-  -- Nearly always there is no difference.
+  -- This is the usual case: the stored state is the one that the member has seen.
   state.clock = now
 else
   if not ARGV[4] and (not stored or config_version > state.config_version) then
-    -- The member's limits are needed. It sends the request again, with them; nothing has been written yet.
+    -- The member's limits are needed: the empty reply asks the member to send the request again, with its limits.
+    -- Nothing has been written yet.
     return {}
   end
 
-  -- Reserves nothing for the time `span`, in which reservations may be used that this state does not know.
+  -- Reserves nothing for `span` microseconds, in which members may use reservations of a lost state. Also empties the
+  -- buckets if `is_emptied`.
   local function hold(span, is_emptied)
     if now > state.scheduled_until then advance_to(now) end
     if is_emptied then
@@ -127,7 +134,7 @@ else
     return q
   end
 
-  -- Replaces the buckets by those of the member's limits, as they begin.
+  -- Replaces the buckets by new ones for the member's limits.
   local function create_buckets()
     local sizes = {read('<' .. rep('d', BUCKET_LENGTH * rates), ARGV[1], rates_at)}
     state.rates, last_bucket = rates, FIRST_BUCKET + BUCKET_LENGTH * rates - BUCKET_LENGTH
@@ -135,18 +142,19 @@ else
       state[FIRST_BUCKET - 1 + i] = sizes[i]
     end
     for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
-      -- The request has another number in this place: see step 3.
+      -- In the request, this position has the number that step 3 reads: what the provider reports as left of the rate.
       bucket.withheld = 0
     end
     text = ARGV[4]
   end
 
-  -- Takes over the member's limits; what is in the buckets stays there. Returns whether a bucket is new.
+  -- Takes over the member's limits; what is in the buckets stays there. Returns whether a bucket is new, so that it has
+  -- no contents to take over.
   local function configure()
-    -- The whole part of a * b / c, for a < c.
+    -- Returns the whole part of a * b / c, for a < c.
     local function scaled(a, b, c)
       if a * b < 2 ^ 53 then return quotient(a * b, c) end
-      -- The product would not be exact: long multiplication and division, bit by bit.
+      -- The product a * b would not be exact in a double, so this is a long multiplication and division, bit by bit.
       local q, r, bit = 0, 0, 2 ^ 51
       while bit >= 1 do
         q, r = q * 2, r * 2
@@ -180,7 +188,8 @@ else
         local balance = convert(before.balance)
         local amount = budget == 1 and state.estimated_requests or state.estimated_tokens
         bucket.balance = max(min(balance, bucket.capacity), DEEPEST_DEBT)
-        -- Rounded together with the balance. Rounded apart, the two could be a unit more than before.
+        -- The withheld part is rounded together with the balance. If both were rounded by themselves, a refund could be
+        -- a unit more than before.
         bucket.withheld = min(balance - convert(before.without), min(amount * unit, MAX_ESTIMATED))
       else
         is_any_new = true
@@ -199,13 +208,14 @@ else
     create_buckets()
     if config_version ~= 0 then state.config_version = config_version end
     if incarnation ~= 0 then
-      -- The member knew a state that is lost. What others have taken from it is unknown, so nothing is left.
+      -- The member has seen a state that is lost. What other members have taken from that state cannot be found out, so
+      -- the buckets begin empty.
       state.incarnation, state.began_full = max(now, incarnation + 1), 0
       hold(max(last_reservation, max_ahead), true)
     end
   end
 
-  -- The server's clock went back: all times move with it, so no time has passed.
+  -- If the server's clock went back, all stored times are moved back with it, so that no time has passed.
   local back = state.clock - now
   if back > 0 then
     state.scheduled_until, state.paused_until = state.scheduled_until - back, max(state.paused_until - back, 0)
@@ -223,11 +233,12 @@ else
 
   if incarnation ~= 0 and incarnation ~= state.incarnation then
     is_stale = true
-    -- A state that began full did not know of the one that this member knew.
+    -- A state that began with full buckets was not informed of the earlier one that this member has seen.
     if state.began_full == 1 then hold(max(last_reservation, max_ahead), true) else hold(last_reservation, false) end
     state.began_full = 0
   elseif incarnation ~= 0 and state.sequence < sequence then
-    -- The server went back to an old snapshot, or to a replica that lagged behind.
+    -- The server went back to an old snapshot, or to a replica that lagged behind, so that the stored state is older
+    -- than the member's last reply.
     is_stale = true
     hold(max(last_reservation, max_ahead), true)
     state.incarnation, state.began_full, state.sequence = max(now, state.incarnation + 1), 0, sequence
@@ -250,20 +261,20 @@ else
       end
       local is_any_new = configure()
       set_estimated(state.estimated_requests, state.estimated_tokens)
-      -- What was estimated before was never charged to a new bucket, so it must not be given back to it.
+      -- Earlier estimates were never charged to a new bucket, so they must not be refunded to it.
       if is_any_new then forget_members() end
     end
   end
 end
 
--- 3. Time, pauses, and what a provider reports as left.
+-- 3. Advance the time, begin a pause, and lower the buckets to what the provider reports as left.
 
 if now > state.scheduled_until then advance_to(now) end
 if pause > 0 and now + pause > state.paused_until then
   state.paused_until = now + pause
   redis.call('PUBLISH', ARGV[3], string.format('%.0f', pause))
 end
--- The amounts belong to the member's own limits, which may be others than those in force.
+-- The reported amounts belong to the rates of the member's limits, so they are used only if these limits are in force.
 if lowered > 0 and string.match(text, '^[^\n]*') == string.match(ARGV[4], '^[^\n]*') then
   for i = 1, rates do
     local left = read('<d', ARGV[1], rates_at + RATE * i - 8)
@@ -273,7 +284,7 @@ if lowered > 0 and string.match(text, '^[^\n]*') == string.match(ARGV[4], '^[^\n
   set_estimated(state.estimated_requests, state.estimated_tokens)
 end
 
--- 4. Remove the members that were not here for a while.
+-- 4. Remove the members that have sent no request for 15 s.
 
 if now - state.swept_at >= SWEEP_INTERVAL then
   local requests, tokens, kept = 0, 0, {}
@@ -289,14 +300,14 @@ if now - state.swept_at >= SWEEP_INTERVAL then
   set_estimated(requests, tokens)
 end
 
--- 5. Settle what the member reports.
+-- 5. Settle the corrections (true cost minus estimate) that the member reports.
 
 local entry_at = string.find(entries, ARGV[2], 1, true)
 while entry_at and entry_at % ENTRY ~= 1 do
-  -- Not the start of an entry: the numbers in some entry look like the name.
+  -- This match is not the start of an entry: the numbers in some entry look like the name.
   entry_at = string.find(entries, ARGV[2], entry_at + 1, true)
 end
--- Corrections are counted once: a request is sent again with the same batch number if its reply was lost.
+-- A batch of corrections is counted once: if its reply was lost, the member sends it again with the same number.
 local is_known, is_counted = entry_at and not is_stale, is_probe == 1
 local own_requests, own_tokens = 0, 0
 if entry_at then
@@ -308,8 +319,9 @@ end
 if not is_counted then
   local began = now - fallback_age
   if fallback_age > 0 and state.last_contact < began then
-    -- No member has reached the store since this one lost it. So all of them admitted calls by their local fallbacks,
-    -- and have used what would be in the buckets now. They come back and report it within RETURN_TIME.
+    -- No member has reached the store since this member lost it. So all members admitted calls by their local
+    -- fallbacks, and have used what would be in the buckets now. They come back and report their usage within
+    -- 1.5 s.
     for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
       bucket.balance = min(bucket.balance, 0)
     end
@@ -324,8 +336,8 @@ if not is_counted then
     end
     local share = usage * bucket.unit
     if state.emptied_at > began then
-      -- What the member used before the buckets were emptied was paid for then. Since then it can have used no more
-      -- than its share of the rate.
+      -- If the buckets were emptied after the member had begun to admit calls locally, this has paid for its usage
+      -- until then. Since then it can have used no more than its share of the rate, so no more is charged.
       share = min(share, ceil((now - state.emptied_at) * bucket.fill / member_count))
     end
     local balance = max(max(bucket.balance - share, DEEPEST_DEBT) - debit * bucket.unit, DEEPEST_DEBT)
@@ -349,7 +361,8 @@ else
 end
 set_estimated(other_requests + own_requests, other_tokens + own_tokens)
 
--- 6. Reserve the costs in order, as many as max_ahead allows: each at the earliest time when all buckets have enough.
+-- 6. Reserve the costs in order, until the schedule reaches further than max_ahead into the future. Each cost is
+-- admitted at the earliest time when all buckets have enough.
 
 local reply = {REPLY_ZEROS}
 local retry_in, reserved, cost_at = 0, 0, rates_at + RATE * rates
@@ -371,7 +384,8 @@ for _ = 1, costs do
       if filled_at > admitted_at then admitted_at = filled_at end
     end
   end
-  -- The limits in force are others than the member's. It learns them from the reply and rejects the call.
+  -- The cost exceeds a burst of the limits in force, which the member does not have yet. It learns them from the reply
+  -- and rejects the call.
   if is_impossible then break end
   if admitted_at > scheduled_until then
     advance_to(admitted_at)
@@ -380,7 +394,7 @@ for _ = 1, costs do
   for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
     bucket.balance = bucket.balance - (bucket.budget == 1 and requests or tokens) * bucket.unit
   end
-  -- The estimates grow by as much as the balance falls, so there is nothing more to withhold.
+  -- The estimates grow by as much as the balances fall, so no more has to be withheld from refunds.
   state.estimated_requests = state.estimated_requests + requests
   state.estimated_tokens = state.estimated_tokens + tokens
   all_requests, all_tokens = all_requests + requests, all_tokens + tokens
@@ -388,7 +402,7 @@ for _ = 1, costs do
   reply[REPLY_LENGTH + reserved] = admitted_at - now
 end
 
--- 7. Store the state, and reply.
+-- 7. Store the state, and reply to the member.
 
 state.sequence = state.sequence + 1
 local entry = ''
@@ -417,9 +431,10 @@ for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
     left_tokens = left
   end
 end
--- An expired state is a new one with full buckets, so it must not expire before they are full.
+-- After a state has expired, the next one begins with full buckets, so a state must not expire before its own buckets
+-- are full.
 local retention = floor((max(scheduled_until + until_full, paused_until) - now) / 1000) + MIN_RETENTION
--- To set the time to live with every request would cost as much as to write the state.
+-- The time to live is not set with every request, because that would cost as much as writing the state.
 local is_too_short = state.expires_at - now < retention * 1000 - EXPIRY_SLACK
 if is_too_short then state.expires_at = now + retention * 1000 end
 local packed = write('<' .. rep('d', STATE_LENGTH + BUCKET_LENGTH * state.rates), values(state)) .. entries .. text

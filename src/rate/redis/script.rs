@@ -1,52 +1,58 @@
-//! The Lua script that the server runs: `reserve.lua`, with names replaced by positions.
+//! The Lua script that the server runs: `reserve.lua`, in which names are replaced by positions in lists.
 //!
-//! Lua reads a position in a list faster than a name in a table, and what is stored and sent are lists. So the script
-//! is written with names and loaded with positions: both are generated from one list of names.
+//! Lua reads an element of a list by its position faster than a field of a table by its name, and the stored state, the
+//! requests and the replies are lists anyway. So the script is written with names such as `state.clock` and loaded with
+//! positions such as `state[4]`, which are generated from the lists of names.
 
 use super::wire::{ReplyNumbers, RequestNumbers};
 use std::{cmp::Reverse, sync::LazyLock};
 
-/// The layout of the stored state, as a part of its key. Another layout needs another version, so that members with
-/// different layouts do not read each other's state.
+/// The version of the layout of the stored state, which is a part of the key under which the state is stored. Another
+/// layout needs another version, so that members with different versions of this crate do not misread each other's
+/// state.
 pub(super) const VERSION: &str = "v1";
 
-/// The script as it is loaded. It is the same text in every process of one version of this crate, so all of them use
-/// one script on the server.
+/// The script as it is loaded into the server. Its text is the same in all processes with the same version of this
+/// crate, so the server compiles and caches it once.
 pub(super) static SCRIPT: LazyLock<String> = LazyLock::new(|| generate(include_str!("reserve.lua")));
 
-/// The numbers that the stored state begins with, in their order. Times are in microseconds since 1970.
+/// The names of the numbers that the stored state of a quota begins with, in their order. Times are in microseconds
+/// since 1970.
 const STATE: &[&str] = &[
-    // The number of buckets.
+    // The number of rates of the quota. Each rate has one bucket.
     "rates",
-    // Distinguishes this state from earlier ones: the time of its creation, or more.
+    // Distinguishes this stored state from earlier ones that were lost: the time of its creation, or a larger number.
     "incarnation",
-    // How many requests it has served.
+    // How many requests of members this stored state has served.
     "sequence",
-    // The server's clock at the last request.
+    // What the server's clock showed at the last request.
     "clock",
-    // The last request that was no probe.
+    // When the last request arrived that was not a probe (a request that only finds out whether a lost store is back).
     "last_contact",
-    // Up to when the buckets are settled: the last reservation, or the last request if that is later.
+    // The time up to which the buckets are filled and charged: that of the last reservation, or of the last request if
+    // that is later.
     "scheduled_until",
     "paused_until",
-    // The version of the limits: a later one is larger.
+    // The version of the limits in force: a later one is larger.
     "config_version",
-    // 1 if it began with full buckets, because its first member knew no earlier state.
+    // 1 if this state began with full buckets, because the first member to send a request had seen no earlier state; 0
+    // once a member reports that there was one.
     "began_full",
-    // When expired members were last looked for.
+    // When the script last looked for members that have sent no request for 15 s.
     "swept_at",
     "members",
-    // When the buckets were last emptied; 0 if never.
+    // When the script last emptied the buckets; 0 if it never did.
     "emptied_at",
-    // When the server deletes it.
+    // When the server deletes the key of this state.
     "expires_at",
-    // The estimates of all members that are not settled.
+    // The sums of all unsettled estimates of the members, in requests and in tokens.
     "estimated_requests",
     "estimated_tokens",
 ];
 
-/// The numbers of each bucket, which follow, in their order: budget (1 requests, 2 tokens), units that a microsecond
-/// brings, units in one request or token, units in a full bucket, units in it, units withheld from refunds.
+/// The names of the numbers of a bucket, in their order. In the stored state, the numbers of all buckets follow those
+/// of `STATE`: budget (1 requests, 2 tokens), units that a microsecond brings, units in one request or token, units in
+/// a full bucket, current balance in units, units withheld from refunds.
 const BUCKET: &[&str] = &["budget", "fill", "unit", "capacity", "balance", "withheld"];
 
 fn generate(template: &str) -> String {
@@ -65,7 +71,7 @@ fn generate(template: &str) -> String {
     let element = |table: &str, at: usize| match (table, at) {
         ("bucket", 0) => "state[bucket]".to_owned(),
         ("bucket", _) => format!("state[bucket + {at}]"),
-        // Lua counts from 1.
+        // Lua counts positions from 1.
         _ => format!("{table}[{}]", at + 1),
     };
     let mut elements = Vec::new();
@@ -73,7 +79,7 @@ fn generate(template: &str) -> String {
         let named = names.iter().enumerate();
         elements.extend(named.map(|(at, name)| (format!("{table}.{name}"), element(table, at))));
     }
-    // The longest first: one name may be the beginning of another.
+    // The longest names are replaced first, because one name may be the beginning of another.
     elements.sort_by_key(|(name, _)| Reverse(name.len()));
     let mut script = template.to_owned();
     for (name, value) in constants {

@@ -1,4 +1,4 @@
-//! [`SharedRateLimiter`]: a [`RateLimiter`](crate::RateLimiter) whose buckets many processes share.
+//! [`SharedRateLimiter`]: a rate limiter like [`RateLimiter`](crate::RateLimiter), whose buckets many processes share.
 
 use super::{
     coordinator::{Coordinator, WaiterStep},
@@ -29,9 +29,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// A limiter of requests and tokens whose limits are shared by all processes that name the same quota on the same
 /// server.
 ///
-/// It is used like a [`RateLimiter`](crate::RateLimiter): by [`RateLimitLayer::new`](crate::RateLimitLayer::new),
-/// [`ExecutorBuilder::limiter`](crate::ExecutorBuilder::limiter), and wherever else a [`Limiter`](crate::rate::Limiter)
-/// is accepted. Clones share one connection. See the [module docs](super) for what it guarantees.
+/// A shared limiter is used like a [`RateLimiter`](crate::RateLimiter): by
+/// [`RateLimitLayer::new`](crate::RateLimitLayer::new), [`ExecutorBuilder::limiter`](crate::ExecutorBuilder::limiter),
+/// and wherever else a [`Limiter`](crate::rate::Limiter) is accepted. Clones share one connection. See the [module
+/// docs](super) for what a shared limiter guarantees.
 ///
 /// # Examples
 ///
@@ -50,47 +51,52 @@ pub struct SharedRateLimiter {
     handle: Arc<Handle>,
 }
 
-/// Shared by all clones of a limiter. Its drop ends the driver, which itself holds the coordinator.
+/// The handle that all clones of a limiter share. It is dropped with the last clone, and then ends the driver. The
+/// driver keeps the coordinator alive, but not this handle.
 struct Handle {
     shared: Arc<SharedCoordinator>,
 }
 
-/// The store as this process sees it. The numbers only grow, except for `members` and `latency`.
+/// The store of the shared limits (the Redis or Valkey server), as this process sees it. All numbers are counters that
+/// only grow, except for `members` and `latency`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreStatus {
-    /// Whether the store replies. False until the first reply.
+    /// Whether the store counts as reachable: `false` until its first reply, and while it is lost.
     pub is_up: bool,
-    /// The number of processes that share the quota, including this one, by the last reply. At least what
-    /// [`Builder::members`](super::Builder::members) was set to.
+    /// The number of processes that share the quota, including this one, by the store's last reply. Never less than
+    /// what [`Builder::members`](super::Builder::members) was set to.
     pub members: u64,
-    /// Round trips to the store that were begun.
+    /// The number of requests sent to the store.
     pub calls: u64,
-    /// Round trips that failed.
+    /// The number of requests to the store that failed or got no reply in time.
     pub failures: u64,
-    /// How often the store was lost: three round trips in a row failed.
+    /// How often this process has lost the store: each time, three requests to it in a row had failed.
     pub losses: u64,
-    /// How often the store had lost the state of the limits, which then began again with empty buckets.
+    /// How often the store replied but had lost the state of the limits, which then began again with empty buckets.
     pub state_losses: u64,
-    /// Calls admitted without the store: see [`OnStoreLoss`](super::OnStoreLoss).
+    /// The number of reservations made without the store, while it was lost: see [`OnStoreLoss`](super::OnStoreLoss).
     pub degraded: u64,
-    /// Reservations that were not used in time (within 5 ms) or fell into a pause, and were given back.
+    /// The number of reservations that were given back, because they were not used within 5 ms of their time or because
+    /// their time fell into a pause.
     pub late: u64,
-    /// How long the last round trip took.
+    /// How long the last completed round trip to the store took; 0 before the first.
     pub latency: Duration,
 }
 
-/// Waits for a reservation, and then for its time.
+/// Waits for a reservation in the shared limits, and then for the time that was reserved.
 pub(in crate::rate) struct SharedAdmission {
     limiter: SharedRateLimiter,
-    /// The number of the waiter; `None` before the first poll and after the last one.
+    /// The number of the waiter in the coordinator; `None` before the first poll, and after the call was admitted or
+    /// rejected.
     number: Option<u64>,
     sleep: Option<Pin<Box<Sleep>>>,
-    /// `None` if the cost is final; otherwise the reservation to settle, once there is one.
+    /// `None` if the cost is final, and not an estimate. `Some(None)` for an estimate before its call is admitted, and
+    /// then the reservation that the estimate settles.
     estimate: Option<Option<Reservation>>,
 }
 
-/// An estimate that was charged by a reservation.
+/// The reservation by which an estimate was charged, and through which it is settled.
 struct ReservedCharge {
     limiter: SharedRateLimiter,
     reservation: Reservation,
@@ -110,50 +116,51 @@ impl SharedRateLimiter {
         Arc::downgrade(&self.handle.shared)
     }
 
-    /// Waits until `cost` can be taken, and takes it.
+    /// Waits until all buckets of the shared limits have `cost`, and takes it.
     ///
     /// # Errors
     ///
-    /// - [`AcquireError::CostExceedsBurst`], at once, if a bucket can never hold that much.
-    /// - [`AcquireError::StoreUnavailable`] if the store is lost, no call is admitted without it
-    ///   ([`Closed`](super::OnStoreLoss::Closed)), and [patience](super::Builder::patience) has ended.
+    /// - [`AcquireError::CostExceedsBurst`] if a bucket can never hold that much: at once, or as soon as the limits are
+    ///   lowered to less.
+    /// - [`AcquireError::StoreUnavailable`] if the store is lost, no call is admitted without the store
+    ///   ([`Closed`](super::OnStoreLoss::Closed)), and the [patience](super::Builder::patience) of the call has ended.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime with its timer and its I/O enabled.
+    /// Panics outside a Tokio runtime with its timer and its I/O enabled.
     ///
     /// # Cancel safety
     ///
-    /// A dropped call loses its place in the queue. Its reservation, if it had one, is given back, as far as the limits
-    /// still hold with that.
+    /// A call that is dropped loses its place in the queue. If it had a reservation, this is refunded, as far as the
+    /// limits still hold with the refund.
     pub async fn acquire(&self, cost: Cost) -> Result<(), AcquireError> {
         let mut admission = self.admission(false);
         poll_fn(|cx| admission.poll(cost, cx)).await
     }
 
-    /// Like [`acquire`](Self::acquire), for a cost that is only estimated: see
+    /// Like [`acquire`](Self::acquire), for a cost that is only estimated, and is settled later with the true cost: see
     /// [`RateLimiter::acquire_estimate`](crate::RateLimiter::acquire_estimate).
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// Fails as [`acquire`](Self::acquire) does.
     ///
     /// # Cancel safety
     ///
-    /// As [`acquire`](Self::acquire).
+    /// A dropped call gives up its place and its reservation, as in [`acquire`](Self::acquire).
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
         let mut admission = self.admission(true);
         poll_fn(|cx| admission.poll(cost, cx)).await?;
         Ok(admission.estimate(cost).expect("the admission is an estimate"))
     }
 
-    /// Corrects a charge to what was really used: the same as [`Estimate::settle`].
+    /// Replaces the charge of `estimate` by what was really used: the same as [`Estimate::settle`].
     pub fn settle(&self, estimate: Estimate, used: Cost) {
         estimate.settle(used);
     }
 
-    /// What could be admitted at once, by the store's last reply. What the rates have brought since then is not
-    /// counted.
+    /// Returns what could be admitted at once, by the store's last reply. What the rates have added to the buckets
+    /// since that reply is not counted.
     #[must_use]
     pub fn available(&self) -> Available {
         let now = Instant::now();
@@ -167,29 +174,29 @@ impl SharedRateLimiter {
         })
     }
 
-    /// Checks that `cost` can be admitted at all: that no bucket is too small for it.
+    /// Checks that a call with `cost` can be admitted at all: that no bucket is too small for it.
     ///
     /// # Errors
     ///
-    /// [`CostExceedsBurst`] if a bucket is too small.
+    /// [`CostExceedsBurst`] if a bucket is smaller than `cost`.
     pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
         self.bursts().check(cost)
     }
 
-    /// The limits, as this member knows them.
+    /// Returns the limits that this process uses: those that it has last set or received from the store.
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.with_coordinator(|coordinator| coordinator.config().limits().clone())
     }
 
-    /// Replaces the limits of all members. What is in a bucket stays there, up to the new burst.
+    /// Replaces the limits of all members of the quota. What is in a bucket stays there, up to the new burst.
     ///
-    /// The new limits apply at once in this process, also to waiting calls. Other members learn of them with their next
-    /// reply.
+    /// The new limits apply at once in this process, also to waiting calls. The other members receive the new limits
+    /// with the store's next reply to them.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the field; nothing is changed then.
+    /// [`InvalidConfig`] names the invalid field. In that case nothing is changed.
     pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
         let config = QuotaConfig::new(limits)?;
         let wakers = self.with_coordinator(|coordinator| coordinator.set_limits(config));
@@ -198,19 +205,19 @@ impl SharedRateLimiter {
         Ok(())
     }
 
-    /// Lowers what is left of a rate to `left`, for example to what the provider reports: see
-    /// [`RateLimiter::lower`](crate::RateLimiter::lower). It is lowered for all members.
+    /// Lowers what is left of a rate to `left` for all members, for example to what the provider reports: see
+    /// [`RateLimiter::lower`](crate::RateLimiter::lower).
     pub fn lower(&self, budget: Budget, period: Option<Duration>, left: u64) {
         self.with_coordinator(|coordinator| coordinator.lower(budget, period, left));
         self.handle.shared.notify_driver();
     }
 
-    /// Replaces the amount of one rate, for example with the limit that the provider reports: see
-    /// [`RateLimiter::adopt`](crate::RateLimiter::adopt). It is replaced for all members.
+    /// Replaces the amount of one rate for all members, for example with the limit that the provider reports: see
+    /// [`RateLimiter::adopt`](crate::RateLimiter::adopt).
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] for an amount of zero; nothing is changed then.
+    /// [`InvalidConfig`] for an amount that is not valid, such as 0. In that case nothing is changed.
     pub fn adopt(&self, budget: Budget, period: Option<Duration>, amount: u64) -> Result<bool, InvalidConfig> {
         let limits = self.limits();
         let Some(changed) = limits
@@ -222,24 +229,25 @@ impl SharedRateLimiter {
         self.set_limits(changed).map(|()| true)
     }
 
-    /// Admits no call of any member for this long. A shorter pause than the current one changes nothing.
+    /// Pauses all members: none of them admits a call for the time `pause`. A pause that would end before the current
+    /// one changes nothing.
     ///
-    /// The pause applies at once in this process, and to the other members as soon as the server has announced it.
-    /// Reservations for the time of the pause are given back.
+    /// The pause applies at once in this process, and to the other members as soon as the server has announced it to
+    /// them. Reservations whose time falls into the pause are given back, and made again after it.
     pub fn pause_for(&self, pause: Duration) {
         let now = Instant::now();
-        // An instant that cannot be represented is replaced by one in a year.
+        // If the end of the pause cannot be represented as an `Instant`, the pause lasts a year.
         let far = || now + Duration::from_secs(60 * 60 * 24 * 365);
         self.pause_until(now.checked_add(pause).unwrap_or_else(far));
     }
 
-    /// Admits no call of any member until this instant: see [`pause_for`](Self::pause_for).
+    /// Pauses all members until the given instant: see [`pause_for`](Self::pause_for).
     pub fn pause_until(&self, until: Instant) {
         self.with_coordinator(|coordinator| coordinator.begin_pause(until));
         self.handle.shared.notify_driver();
     }
 
-    /// The store as this process sees it.
+    /// Returns the status of the store, as this process sees it.
     #[must_use]
     pub fn store(&self) -> StoreStatus {
         let latency = self.handle.shared.latency();
@@ -331,7 +339,7 @@ impl SharedAdmission {
                     return Poll::Pending;
                 }
                 WaiterStep::Waiting => {
-                    // The runtime of the former driver may have ended.
+                    // The driver that the waiter relies on may have ended with its runtime.
                     shared.check_timer();
                     shared.ensure_driver();
                     return Poll::Pending;
@@ -340,7 +348,7 @@ impl SharedAdmission {
         }
     }
 
-    /// The estimate to settle, if the cost is one and was admitted.
+    /// Takes the estimate to settle later. Returns `None` if the cost is final, or if the call was not admitted.
     pub(in crate::rate) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
         let reservation = self.estimate.take()??;
         let limiter = self.limiter.clone();

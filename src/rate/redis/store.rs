@@ -1,5 +1,5 @@
-//! [`Store`]: the Redis or Valkey server that holds the buckets. No other file uses the client library, but for the
-//! types that [`Builder::connection`](super::Builder::connection) accepts.
+//! [`Store`]: the connection to the Redis or Valkey server that holds the buckets. No other file uses the client
+//! library, except for the connection types that [`Builder::connection`](super::Builder::connection) accepts.
 
 use super::{
     driver::{Backend, ReplyFuture},
@@ -15,39 +15,40 @@ use ::redis::{
 };
 use std::{borrow::Cow, convert::Infallible, fmt, str, sync::Arc, time::Duration};
 
-/// Called with the length of each pause that a member has begun.
+/// Called with the length of each pause that the server announces, whichever member has begun it.
 pub(super) type OnPause = Arc<dyn Fn(Duration) + Send + Sync>;
 
-/// One quota on one server.
+/// One quota on one server, and the connection to that server.
 pub(super) struct Store {
     origin: Origin,
-    /// `None` before the first request and after a failure that needs another connection.
+    /// The connection to the server; `None` before the first request and after a failure that needs another connection.
     connection: Option<Box<dyn ConnectionLike + Send + Sync>>,
     script: Script,
-    /// The key of the stored state.
+    /// The key under which the server stores the state of the quota.
     state_key: String,
-    /// The channel where pauses are announced.
+    /// The publish/subscribe channel on which the script announces pauses to all members.
     pause_channel: String,
     on_pause: OnPause,
     timeout: Duration,
 }
 
-/// Where connections come from.
+/// Where the connections to the server come from.
 #[derive(Clone)]
 pub(super) enum Origin {
     Url(Box<Client>),
-    /// A function that clones a connection of the user.
+    /// A function that clones the connection which the user has passed to the builder.
     Given(Arc<dyn Fn() -> Box<dyn ConnectionLike + Send + Sync> + Send + Sync>),
 }
 
-/// Makes a connection of any type usable where the client library wants a `Sized` one.
+/// Wraps a `dyn ConnectionLike`, because some functions of the client library accept only `Sized` connections.
 struct Connection<'a>(&'a mut (dyn ConnectionLike + Send + Sync));
 
 // === impl Origin ===
 
 impl Origin {
     pub(super) fn url(url: &str) -> Result<Self, InvalidConfig> {
-        // Only the category: the library's text may contain the URL, and with it a password.
+        // The error names only the category of the client library's error, whose text may contain the URL, and with it
+        // a password.
         let invalid = |error: &RedisError| {
             InvalidConfig::new(
                 "url",
@@ -55,8 +56,8 @@ impl Origin {
             )
         };
         let info = url.into_connection_info().map_err(|error| invalid(&error))?;
-        // RESP3, because pauses are announced by pushes on the same connection. It also reports a connection that was
-        // cut at once, where RESP2 reports it with the next command.
+        // The protocol is RESP3, because pauses arrive as pushes on the same connection. With RESP3 the loss of a
+        // connection is also reported at once, and with RESP2 only by the next command.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let info = info
             .set_tcp_settings(TcpSettings::default().set_nodelay(true))
@@ -80,7 +81,7 @@ impl fmt::Debug for Origin {
 
 impl Store {
     pub(super) fn new(origin: Origin, prefix: &str, quota: &str, timeout: Duration, on_pause: OnPause) -> Self {
-        // A cluster places a key by what is in its braces.
+        // A Redis cluster chooses the node of a key by the part in braces, so all keys of a quota are on one node.
         let state_key = format!("{{{prefix}:{quota}}}:{VERSION}");
         Self {
             origin,
@@ -111,7 +112,8 @@ impl Store {
         request: &StoreRequest,
     ) -> Result<StoreReply, StoreError> {
         let mut reply = Value::Nil;
-        // First without the limits, if the store may already have them.
+        // The request is sent without the limits first, if the store is likely to have them, and again with them if the
+        // script asks for them.
         for with_limits in [false, true] {
             if !with_limits && !request.can_omit_limits() {
                 continue;
@@ -143,7 +145,7 @@ impl Store {
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(Duration::from_secs(1)))
             .set_response_timeout(Some(self.timeout))
-            // The circuit breaker decides when to try again.
+            // The client library retries only once: the circuit breaker decides when to send the next request.
             .set_number_of_retries(1)
             .set_min_delay(Duration::from_millis(20))
             .set_max_delay(Duration::from_secs(1))
@@ -156,17 +158,17 @@ impl Store {
 }
 
 impl Backend for Store {
-    /// One round trip; one more if the server does not have the script, or not the limits.
+    /// Makes one round trip, and another one if the server does not have the script, or does not have the limits.
     ///
     /// # Cancel safety
     ///
-    /// Drops the connection. The server may have served the request.
+    /// Dropping the returned future drops the connection. The server may have served the request all the same.
     fn call<'a>(&'a mut self, request: &'a StoreRequest) -> ReplyFuture<'a> {
         Box::pin(self.round_trip(request))
     }
 }
 
-/// The call of the script for `request`.
+/// Builds the call of the script that sends `request` to the server.
 pub(super) fn invocation<'a>(
     script: &'a Script,
     request: &StoreRequest,
@@ -185,12 +187,13 @@ pub(super) fn invocation<'a>(
     call
 }
 
-/// Whether the script asks for the same request with the limits.
+/// Whether the reply is empty, by which the script asks for the same request again with the limits.
 pub(super) fn needs_limits(reply: &Value) -> bool {
     matches!(reply, Value::Array(values) if values.is_empty())
 }
 
-/// Reads what the script returned: the numbers, the delays, and the limits if the member does not have them.
+/// Reads a reply of the script: its numbers, the delays of the reservations, and the limits if the member has another
+/// version of them. Returns `None` if the reply is not valid.
 pub(super) fn read(reply: Value) -> Option<StoreReply> {
     let Value::Array(values) = reply else { return None };
     let mut values = values.into_iter();
@@ -225,7 +228,8 @@ impl From<RedisError> for StoreError {
             _ if error.is_timeout() => "no reply within the timeout".into(),
             _ if error.is_connection_refusal() => "connection refused".into(),
             ErrorKind::Io => "connection lost".into(),
-            // Only the code, such as OOM or READONLY: the rest of the text comes from the server.
+            // The problem names only the code of the server's error, such as OOM or READONLY, because the rest of the
+            // text may contain anything.
             _ => match error.code() {
                 Some(code) => format!("the server replied {code}").into(),
                 None => error.category().to_owned().into(),
@@ -233,7 +237,8 @@ impl From<RedisError> for StoreError {
         };
         Self {
             problem,
-            // The server does not reply, has become a replica, or no longer accepts the credentials.
+            // A new connection is needed, for example because the server does not reply, has become a replica, or no
+            // longer accepts the credentials.
             reconnect: error.is_timeout()
                 || matches!(
                     error.kind(),

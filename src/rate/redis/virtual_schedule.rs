@@ -1,13 +1,13 @@
-//! [`VirtualSchedule`]: what `reserve.lua` does, in this process and in the same steps. Both give the same replies to
-//! the last unit.
+//! [`VirtualSchedule`]: the Rust version of `reserve.lua`, in the same steps. Both give exactly equal replies.
 //!
-//! All buckets of a quota are settled up to one time, the end of the schedule. This is the time of the last
-//! reservation, so it may lie in the future. The next reservation is made at the earliest time after it when *all*
-//! buckets have enough, and is charged at that time. So admissions are in order, nothing is charged before it is used,
-//! and at most `burst + rate x T` is admitted in any window of length T.
+//! All buckets of a quota are filled and charged up to one common time, the end of the schedule. This is the time of
+//! the last reservation, so it may lie in the future. The next reservation is made at the earliest time from there on
+//! at which *all* buckets have enough, and is charged as of that time. So calls are admitted in order, nothing is
+//! charged before it is used, and at most `burst + rate x T` is admitted in any window of length T.
 //!
-//! The schedule serves a process that has lost the store ([`LocalFallback`](super::fallback)), and it is the model that
-//! the script is tested against. Its callers pass the time, in microseconds. It holds no lock, clock or timer.
+//! A process that has lost the store admits calls by such a schedule ([`LocalFallback`](super::fallback)), and the
+//! tests compare the script with it. Callers pass the time, in microseconds. The schedule holds no lock, clock or
+//! timer.
 
 use super::{
     amounts::{Amounts, PerBudget},
@@ -17,74 +17,78 @@ use super::{
 use crate::rate::{bucket::Bucket, limits::Budget};
 use std::{collections::HashMap, sync::Arc};
 
-/// A member that has sent no request for this many microseconds is no longer counted, and its estimates are final.
+/// A member that has sent no request to the store for this many microseconds is removed: it is no longer counted, and
+/// its estimates are no longer refunded.
 const MEMBER_EXPIRY: i64 = 15_000_000;
-/// How often expired members are looked for, in microseconds.
+/// How often the schedule looks for members to remove, in microseconds.
 const SWEEP_INTERVAL: i64 = 1_000_000;
-/// Members that lost the store at the same time reach it again within this many microseconds of each other.
+/// Members that lost the store at the same time have all reached it again this many microseconds after the first of
+/// them.
 const RETURN_TIME: i64 = 1_500_000;
-/// The least time for which the state is kept after a request, in milliseconds.
+/// How much longer the state is kept than until its buckets are full and its pause has ended, in milliseconds.
 const MIN_RETENTION: i64 = 60_000;
 
-/// The state of one quota, as the store keeps it.
+/// The state of one quota, as the store keeps it; empty before the first request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct VirtualSchedule {
     state: Option<State>,
 }
 
-/// What the store keeps: see the list in [`script`](super::script). Times are in microseconds.
+/// The stored state of a quota, like the list in [`script`](super::script). Times are in microseconds.
 #[derive(Clone, Debug)]
 struct State {
-    /// Distinguishes this state from earlier ones: the time of its creation, or more.
+    /// Distinguishes this stored state from earlier ones that were lost: the time of its creation, or a larger number.
     incarnation: i64,
-    /// How many requests it has served.
+    /// How many requests of members this state has served.
     sequence: i64,
-    /// The clock at the last request.
+    /// What the clock showed at the last request.
     clock: i64,
-    /// The last request that was no probe.
+    /// When the last request arrived that was not a probe (a request that only finds out whether a lost store is back).
     last_contact: i64,
-    /// Up to when the buckets are settled: the end of the schedule.
+    /// The end of the schedule: the time up to which the buckets are filled and charged.
     scheduled_until: i64,
     paused_until: i64,
-    /// The version of the limits: a later one is larger.
+    /// The version of the limits in force: a later one is larger.
     config_version: i64,
-    /// Whether it began with full buckets, because its first member knew no earlier state.
+    /// Whether this state began with full buckets, because the first member to send a request had seen no earlier
+    /// state; `false` once a member reports that there was one.
     began_full: bool,
-    /// When expired members were last looked for.
+    /// When the schedule last looked for members to remove.
     swept_at: i64,
     /// When the buckets were last emptied; 0 if never.
     emptied_at: i64,
-    /// The estimates of all members that are not settled.
+    /// The sum of all unsettled estimates of the members.
     estimated: Amounts,
     config: Arc<QuotaConfig>,
-    /// What the member was configured with that set these limits.
+    /// The limits that a member was started with, as a text: the member that has set the limits in force.
     configured_as: String,
     buckets: Vec<(Budget, Bucket)>,
     members: HashMap<Member, MemberEntry>,
 }
 
-/// What the state keeps of a member.
+/// What the stored state keeps of a member.
 #[derive(Clone, Copy, Debug)]
 struct MemberEntry {
-    /// The time of its last request.
+    /// When the member sent its last request.
     seen_at: i64,
-    /// Its estimates that are not settled.
+    /// The member's unsettled estimates.
     estimated: Amounts,
-    /// The number of its last corrections.
+    /// The number of the member's last batch of corrections.
     batch: i64,
 }
 
-/// What was reserved for a request.
+/// What was reserved for the costs of a request to the store.
 struct Reserved {
     amounts: Amounts,
-    /// When each of the first costs is admitted, in microseconds from now.
+    /// In how many microseconds each reserved cost is admitted. These are the first costs of the request.
     delays: Vec<i64>,
-    /// When to request the others again, in microseconds from now; 0 if all were reserved.
+    /// In how many microseconds to request the other costs again, if `max_ahead` has prevented their reservation;
+    /// otherwise 0.
     retry_in: i64,
 }
 
 impl VirtualSchedule {
-    /// Serves `request` at `now`, in microseconds.
+    /// Serves `request` when the clock shows `now`, in microseconds, and returns the reply.
     pub(super) fn handle(&mut self, request: &StoreRequest, now: i64) -> StoreReply {
         let state = self.state.get_or_insert_with(|| State::new(request, now));
         state.set_clock(now);
@@ -140,7 +144,8 @@ impl VirtualSchedule {
         }
     }
 
-    /// Empties the buckets at `now`, so that nothing is saved up until then. Debts and reservations stay.
+    /// Empties the buckets at `now`, so that nothing is saved up until then. Debts stay. Does nothing if there is a
+    /// reservation for `now` or later.
     pub(super) fn drain(&mut self, now: i64) {
         if let Some(state) = &mut self.state {
             if now > state.scheduled_until {
@@ -157,7 +162,8 @@ impl VirtualSchedule {
 }
 
 impl State {
-    /// The state that a first request creates: full, unless its member knows of a state that is lost.
+    /// Creates the state when its first request arrives. The buckets begin as the limits define, but empty if the
+    /// member has seen an earlier state, which must have been lost.
     fn new(request: &StoreRequest, now: i64) -> Self {
         let is_first = request.incarnation == 0;
         let mut state = Self {
@@ -186,13 +192,14 @@ impl State {
             members: HashMap::new(),
         };
         if !is_first {
-            // What others have taken from the lost state is unknown, so nothing may be left.
+            // How much the other members have taken from the lost state cannot be found out, so nothing may be left.
             state.empty_buckets();
         }
         state
     }
 
-    /// Sets the clock. If it went back, all times move with it, so no time has passed.
+    /// Sets the clock. If it went back since the last request, all stored times are moved back with it, so that no time
+    /// has passed.
     fn set_clock(&mut self, now: i64) {
         let back = self.clock - now;
         if back > 0 {
@@ -208,15 +215,15 @@ impl State {
         self.clock = now;
     }
 
-    /// If the member has received a reply that this state has not sent, makes room for what that reply may have
-    /// promised. Returns whether this is so.
+    /// Finds out whether the member's last reply came from a state that is lost. If so, returns `true`, and reserves
+    /// nothing for the time in which reservations of the lost state may be used.
     fn make_up_for_lost_state(&mut self, request: &StoreRequest) -> bool {
         if request.incarnation == 0 {
             return false;
         }
         if request.incarnation != self.incarnation {
             if self.began_full {
-                // It did not know that there was an earlier state.
+                // This state began with full buckets, because it was not informed of the lost one.
                 self.hold(hold_time(request), true);
             } else {
                 self.hold(request.last_reservation, false);
@@ -225,7 +232,8 @@ impl State {
             return true;
         }
         if self.sequence < request.sequence {
-            // The server went back to an old snapshot, or to a replica that lagged behind.
+            // The server went back to an old snapshot, or to a replica that lagged behind, so that this state is older
+            // than the member's last reply.
             self.hold(hold_time(request), true);
             self.incarnation = self.clock.max(self.incarnation + 1);
             self.began_full = false;
@@ -236,8 +244,8 @@ impl State {
         false
     }
 
-    /// Takes over the member's limits if they are newer, or if it was started with limits that this state does not
-    /// know.
+    /// Takes over the limits of the request if the member sets them or has a newer version of them. A member that has
+    /// just started brings its limits too, unless they are in force or were replaced since.
     fn adopt_limits(&mut self, request: &StoreRequest) {
         let is_new = request.config_version == 0
             && request.configured_as != self.configured_as
@@ -249,13 +257,14 @@ impl State {
                 request.config_version
             };
             if self.configure(request, version) {
-                // What was estimated before was never charged to a new bucket, so it must not be given back to it.
+                // Earlier estimates were never charged to a new bucket, so they must not be refunded to it.
                 self.forget_members();
             }
         }
     }
 
-    /// Replaces the limits, and returns whether there is a rate that has no predecessor.
+    /// Replaces the limits by those of the request. Returns whether a bucket is new, because no old rate of its budget
+    /// is left to take the place of.
     fn configure(&mut self, request: &StoreRequest, version: i64) -> bool {
         let mut new = new_buckets(&request.config);
         let mut is_any_new = false;
@@ -276,7 +285,7 @@ impl State {
         is_any_new
     }
 
-    /// Removes the members that have sent no request for a while.
+    /// Removes the members that have sent no request for `MEMBER_EXPIRY`, and their estimates.
     fn expire_members(&mut self) {
         let now = self.clock;
         if now - self.swept_at < SWEEP_INTERVAL {
@@ -288,10 +297,11 @@ impl State {
         self.set_estimated(estimates.fold(Amounts::ZERO, Amounts::saturating_add));
     }
 
-    /// Charges and refunds what the member reports, and returns its estimates that are not settled.
+    /// Charges and refunds the corrections that the member reports. Returns the member's unsettled estimates.
     fn settle(&mut self, request: &StoreRequest, before: Option<MemberEntry>, is_known: bool) -> Amounts {
         let own = before.map_or(Amounts::ZERO, |before| before.estimated);
-        // A request is sent again with the same batch number if its reply was lost.
+        // If a reply was lost, the member sends the same batch of corrections again with the same number. The batch
+        // must be counted only once.
         let is_counted = is_known && before.is_some_and(|before| before.batch == request.batch);
         if !request.is_probe && !is_counted {
             self.settle_corrections(request, own, is_known);
@@ -308,12 +318,12 @@ impl State {
     fn settle_corrections(&mut self, request: &StoreRequest, own: Amounts, is_known: bool) {
         let began = self.clock - request.fallback_age;
         if request.fallback_age > 0 && self.last_contact < began {
-            // No member has reached the store since this one lost it. So all of them admitted calls by their local
+            // No member has reached the store since this member lost it. So all members admitted calls by their local
             // fallbacks, and have used what would be in the buckets now.
             self.hold(RETURN_TIME, true);
         }
-        // What the member used before the buckets were emptied was paid for then. Since then it can have used no more
-        // than its share of the rate.
+        // If the buckets were emptied after the member had begun to admit calls locally, this has paid for its usage
+        // until then. Since then it can have used no more than its share of the rate, so no more is charged.
         let since_emptied = (self.emptied_at > began).then(|| (self.clock - self.emptied_at).unsigned_abs());
         for (budget, bucket) in &mut self.buckets {
             let usage = request.fallback_usage[*budget];
@@ -325,7 +335,7 @@ impl State {
         }
     }
 
-    /// Reserves the costs in order, as many as `max_ahead` allows.
+    /// Reserves the costs of the request in order, until the schedule reaches further than `max_ahead` into the future.
     fn reserve(&mut self, request: &StoreRequest) -> Reserved {
         let now = self.clock;
         let mut reserved = Reserved {
@@ -345,7 +355,8 @@ impl State {
                 .iter()
                 .any(|(budget, bucket)| cost[*budget] > bucket.burst())
             {
-                // The limits are others than the member's. It learns them from the reply and rejects the call.
+                // The cost exceeds a burst of the limits in force, which the member does not have yet. It learns them
+                // from the reply and rejects the call.
                 break;
             }
             let waits = self.buckets.iter();
@@ -362,7 +373,8 @@ impl State {
         reserved
     }
 
-    /// Reserves nothing for `span` microseconds, in which reservations may be used that this state does not know.
+    /// Reserves nothing for `span` microseconds, in which members may use reservations of a lost state. Also empties
+    /// the buckets if `is_emptied`.
     fn hold(&mut self, span: i64, is_emptied: bool) {
         if self.clock > self.scheduled_until {
             self.advance_to(self.clock);
@@ -396,15 +408,15 @@ impl State {
         self.set_estimated(Amounts::ZERO);
     }
 
-    /// How long the state has to be kept, in milliseconds. An expired state is a new one with full buckets, so it must
-    /// not expire before they are full.
+    /// Returns how long the state has to be kept, in milliseconds. After a state has expired, the next one begins with
+    /// full buckets, so a state must not expire before its own buckets are full.
     fn retention(&self) -> i64 {
         let until_full = self.buckets.iter().map(|(_, bucket)| bucket.until_full());
         let full_at = self.scheduled_until + until_full.fold(0, u64::max) as i64;
         (full_at.max(self.paused_until) - self.clock).div_euclid(1_000) + MIN_RETENTION
     }
 
-    /// What is left at the end of the schedule.
+    /// Returns what is left in the buckets at the end of the schedule, after all reservations.
     fn left(&self) -> PerBudget<Option<u64>> {
         PerBudget::from_fn(|budget| {
             let buckets = self.buckets.iter().filter(|(of, _)| *of == budget);
@@ -413,7 +425,7 @@ impl State {
     }
 }
 
-/// For how long members may have reservations from a state that is lost.
+/// Returns for how many microseconds members may have reservations from a state that is lost.
 fn hold_time(request: &StoreRequest) -> i64 {
     request.last_reservation.max(request.max_ahead)
 }
@@ -432,23 +444,23 @@ mod tests {
     const RATE: i64 = 3;
     const BURST: i64 = 40;
 
-    /// A member that reports the truth, and records what it used and when.
+    /// A member of the quota that reports truthfully what its calls have used, and records when they did.
     struct HonestMember {
         request: StoreRequest,
         open: Vec<OpenReservation>,
     }
 
-    /// A reservation that is not settled yet.
+    /// A reservation of the simulated member that is not settled yet.
     struct OpenReservation {
         admitted_at: i64,
         reserved: u64,
-        /// What the call will turn out to use.
+        /// How many tokens the call will turn out to use.
         used: u64,
     }
 
     impl HonestMember {
         fn new(number: u8) -> Self {
-            // Three in eleven microseconds.
+            // The rate is 3 tokens in 11 microseconds.
             let limits = Limits::new().tokens(Rate::new(RATE, Duration::from_micros(11)).burst(BURST));
             let config = Arc::new(QuotaConfig::new(limits).unwrap());
             let request = StoreRequest {
@@ -462,8 +474,8 @@ mod tests {
             }
         }
 
-        /// Sends a request at `now` by the server's clock. Returns what was used and when, by the clock `real`, which
-        /// never jumps.
+        /// Sends a request when the server's clock shows `now`. Returns what finished calls have used and when, by the
+        /// clock `real`, which never jumps.
         fn call(
             &mut self,
             schedule: &mut VirtualSchedule,
@@ -494,14 +506,14 @@ mod tests {
             request.costs = costs.collect();
             let reply = schedule.handle(request, now);
             if request.incarnation != 0 && request.incarnation != reply.incarnation {
-                // The store does not know these estimates any more and gives nothing back for them.
+                // The store has lost its state and refunds nothing for these estimates, so all of them count as used.
                 used.extend(self.open.drain(..).map(|open| (open.admitted_at, open.reserved)));
             }
             request.incarnation = reply.incarnation;
             request.sequence = reply.sequence;
             request.config_version = reply.config_version;
             for (delay, cost) in reply.delays.iter().zip(&request.costs) {
-                // Some calls are cancelled and use nothing.
+                // A quarter of the calls are cancelled and use nothing.
                 let is_cancelled = rng.u8(0..4) == 0;
                 self.open.push(OpenReservation {
                     admitted_at: real + delay,
@@ -544,7 +556,7 @@ mod tests {
                 used.extend(member.open.drain(..).map(|open| (open.admitted_at, open.used)));
             }
             used.sort_unstable();
-            // Replays the usage through an exact bucket, in elevenths of a token.
+            // Replays the usage through an exact bucket that counts in elevenths of a token.
             let (mut level, mut last) = (0_i64, 0);
             for (at, tokens) in used {
                 level = (level - (at - last) * RATE).max(0) + tokens as i64 * 11;

@@ -1,4 +1,5 @@
-//! [`Waiters`]: the calls of this process that wait for a reservation or for its time, in the order in which they came.
+//! [`Waiters`]: the calls of this process that wait for a reservation or for the time that was reserved for them, in
+//! the order in which they arrived.
 
 use super::amounts::Amounts;
 use crate::{error::AcquireError, rate::limits::Cost};
@@ -8,55 +9,60 @@ use std::{
 };
 use tokio::time::{Duration, Instant};
 
-/// A reservation that is used later than this after its time would bunch with the reservations that follow it. It is
-/// given back instead, and a new one is requested.
+/// How long after its time a reservation may be used. Used later than that, it would exceed the rate together with the
+/// reservations that follow. It is given back instead, and a new one is requested.
 pub(super) const MAX_LATENESS: Duration = Duration::from_millis(5);
-/// A reservation that no waiter has polled for expires this long after its time.
+/// How long after its time a reservation is taken back if the waiter that has it was not polled.
 const EXPIRES_AFTER: Duration = Duration::from_millis(6);
 
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
     next_number: u64,
     entries: BTreeMap<u64, WaiterEntry>,
-    /// The waiters whose costs are to be requested.
+    /// The queue: the numbers of the waiters whose costs are to be requested.
     queued: BTreeSet<u64>,
-    /// The waiters that got a reservation, in the order of its time. Some of them may have left.
+    /// The waiters that were given a reservation, with its time, in the order of these times. Some of these waiters may
+    /// have been dropped or admitted since.
     reserved: VecDeque<(u64, Instant)>,
-    /// The costs of all reservations that are not used yet.
+    /// The sum of the costs of all reservations of the waiters that are not used yet.
     unused: Amounts,
-    /// Wakers to drop after the lock is released: dropping a waker is user code.
+    /// Wakers that are no longer needed. They are dropped after the lock is released, because dropping a waker runs
+    /// user code.
     discarded: Vec<Waker>,
 }
 
 #[derive(Debug)]
 pub(super) struct WaiterEntry {
     pub(super) cost: Cost,
-    /// When the waiter came.
+    /// When the waiter arrived.
     pub(super) since: Instant,
     waker: Waker,
     stage: Stage,
 }
 
-/// How far a waiter has come.
+/// The progress of a waiter, from its arrival to its reservation or its rejection.
 #[derive(Clone, Debug)]
 pub(super) enum Stage {
-    /// Its cost is in the queue or in a request.
+    /// The waiter has no reservation: it is in the queue, or its cost is in a request to the store.
     Waiting,
     Reserved(Reservation),
-    /// The time of its reservation has passed and it was not polled. Its next poll puts it back into the queue.
+    /// The waiter's reservation was taken back, because the waiter was not polled in time. Its next poll puts it back
+    /// into the queue.
     Expired,
     Rejected(AcquireError),
 }
 
-/// The right to be admitted at one time.
+/// The right of one call to be admitted at one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reservation {
     pub(super) at: Instant,
-    /// The same by the store's clock, in microseconds; 0 if the local fallback made the reservation.
+    /// The time of the reservation by the store's clock, in microseconds since 1970; 0 if the local fallback made the
+    /// reservation.
     pub(super) at_store: i64,
-    /// Whether the store made the reservation, and not the local fallback.
+    /// Whether the store made this reservation, and not the local fallback.
     pub(super) is_from_store: bool,
-    /// The generation of the store's estimates, or of the local fallback.
+    /// The generation of the store's estimates, or of the local fallback, that this reservation belongs to. A
+    /// reservation of an earlier generation than the current one is not refunded.
     pub(super) generation: u64,
 }
 
@@ -76,19 +82,19 @@ impl Waiters {
         number
     }
 
-    /// Returns how far the waiter has come. `waker` is woken when that changes.
+    /// Returns the stage of the waiter. `waker` is woken when the waiter is given a reservation or is rejected.
     pub(super) fn poll(&mut self, number: u64, waker: Waker) -> Stage {
         let entry = self.entries.get_mut(&number).expect("a waiter is removed only once");
         self.discarded.push(std::mem::replace(&mut entry.waker, waker));
         entry.stage.clone()
     }
 
-    /// Takes the wakers that are no longer needed, to be dropped outside the lock.
+    /// Takes the wakers that are no longer needed, so that the caller drops them after it has released the lock.
     pub(super) fn take_discarded(&mut self) -> Vec<Waker> {
         std::mem::take(&mut self.discarded)
     }
 
-    /// Puts the waiter back into the queue, at its old place, without its reservation.
+    /// Puts the waiter back into the queue at its old place. A reservation that it has is taken away.
     pub(super) fn requeue(&mut self, number: u64) {
         let entry = self.entries.get_mut(&number).expect("a waiter is removed only once");
         if let Stage::Reserved(_) = entry.stage {
@@ -98,7 +104,7 @@ impl Waiters {
         self.queued.insert(number);
     }
 
-    /// Removes the waiter, and returns its cost and its reservation, if it had one.
+    /// Removes the waiter. Returns its cost, and its reservation if it has one; `None` if there is no such waiter.
     pub(super) fn remove(&mut self, number: u64) -> Option<(Cost, Option<Reservation>)> {
         let entry = self.entries.remove(&number)?;
         self.queued.remove(&number);
@@ -113,7 +119,7 @@ impl Waiters {
         Some((entry.cost, reservation))
     }
 
-    /// The waiters in the queue with their costs, in order.
+    /// Returns the numbers and costs of the waiters in the queue, in the order of their arrival.
     pub(super) fn queued(&self) -> impl Iterator<Item = (u64, Cost)> + '_ {
         self.queued.iter().map(|number| (*number, self.entries[number].cost))
     }
@@ -122,26 +128,27 @@ impl Waiters {
         self.queued.is_empty()
     }
 
-    /// When the first waiter in the queue came.
+    /// Returns when the first waiter in the queue arrived; `None` if the queue is empty.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.queued.first().map(|number| self.entries[number].since)
     }
 
-    /// Takes the waiters out of the queue, because their costs are in a request.
+    /// Takes the waiters out of the queue, because their costs are in a request to the store now.
     pub(super) fn on_requested(&mut self, numbers: impl Iterator<Item = u64>) {
         for number in numbers {
             self.queued.remove(&number);
         }
     }
 
-    /// Puts the waiter back into the queue, if it has not left: its cost was in a request and was not reserved.
+    /// Puts the waiter back into the queue, because a request to the store has not reserved its cost. Does nothing if
+    /// the waiter was dropped.
     pub(super) fn on_not_reserved(&mut self, number: u64) {
         if self.entries.contains_key(&number) {
             self.queued.insert(number);
         }
     }
 
-    /// Gives the waiter its reservation. Returns false if the waiter has left.
+    /// Gives the waiter its reservation. Returns `false` if the waiter was dropped before.
     #[must_use]
     pub(super) fn on_reserved(&mut self, number: u64, reservation: Reservation, wakers: &mut Vec<Waker>) -> bool {
         let Some(entry) = self.entries.get_mut(&number) else {
@@ -155,7 +162,7 @@ impl Waiters {
         true
     }
 
-    /// Rejects the waiters in the queue for which `reason` returns an error.
+    /// Rejects the waiters in the queue for which `reason` returns an error, and adds their wakers to `wakers`.
     pub(super) fn reject(&mut self, reason: impl Fn(&WaiterEntry) -> Option<AcquireError>, wakers: &mut Vec<Waker>) {
         let entries = &mut self.entries;
         self.queued.retain(|number| {
@@ -169,11 +176,12 @@ impl Waiters {
         });
     }
 
-    /// Takes back the reservations whose time has passed and that no waiter has polled for.
+    /// Takes back the reservations whose time has passed by `EXPIRES_AFTER` and whose waiters were not polled, and
+    /// passes each of them to `on_expired`.
     pub(super) fn expire(&mut self, now: Instant, mut on_expired: impl FnMut(Cost, Reservation)) {
         while let Some((number, at)) = self.reserved.front().copied() {
             let entry = self.entries.get_mut(&number);
-            // The waiter may have left, or have another reservation by now.
+            // The waiter may have been dropped or admitted, or may have another reservation by now.
             let entry =
                 entry.filter(|entry| matches!(entry.stage, Stage::Reserved(reservation) if reservation.at == at));
             if let Some(entry) = entry {
@@ -189,17 +197,17 @@ impl Waiters {
         }
     }
 
-    /// When [`expire`](Self::expire) has something to do.
+    /// Returns when to call [`expire`](Self::expire) next; `None` if there is no reservation.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.reserved.front().map(|(_, at)| *at + EXPIRES_AFTER)
     }
 
-    /// The costs of all reservations that are not used yet.
+    /// Returns the sum of the costs of all reservations of the waiters that are not used yet.
     pub(super) const fn unused(&self) -> Amounts {
         self.unused
     }
 
-    /// The wakers of all waiters.
+    /// Returns the wakers of all waiters, in the queue or not.
     pub(super) fn wakers(&self) -> Vec<Waker> {
         self.entries.values().map(|entry| entry.waker.clone()).collect()
     }

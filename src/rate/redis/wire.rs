@@ -1,106 +1,117 @@
-//! [`StoreRequest`] and [`StoreReply`]: everything that one round trip to the store carries; [`StoreError`]: why one
-//! failed.
+//! [`StoreRequest`] and [`StoreReply`]: what a member and the store send each other in one round trip; [`StoreError`]:
+//! why a round trip failed.
 //!
-//! Both travel as lists of numbers. [`RequestNumbers`] and [`ReplyNumbers`] are the only places that fix the order of
-//! these numbers: Rust reads and writes the fields, and the [script](super::script) gets its names from the same lists.
+//! Requests and replies are sent as lists of numbers. [`RequestNumbers`] and [`ReplyNumbers`] are the only places that
+//! fix the order of these numbers: Rust reads and writes the fields of the two structs, and the names in the
+//! [script](super::script) are resolved by the same lists.
 
 use super::{amounts::Amounts, amounts::PerBudget, quota_config::QuotaConfig};
 use crate::rate::limits::{Budget, Cost};
 use std::{borrow::Cow, sync::Arc};
 use tokio::time::{Duration, Instant};
 
-/// The longest time that is sent, in microseconds: 143 years. Doubles hold it exactly.
+/// The longest time in a request to the store, in microseconds: 143 years. Requests consist of doubles, which hold this
+/// number exactly.
 pub(super) const MAX_MICROS: i64 = 1 << 52;
 
-/// The largest amount that is sent. Doubles hold it exactly, and no limit comes near it.
+/// The largest amount of requests or tokens in a request to the store. Requests consist of doubles, which hold this
+/// number exactly, and no real limit comes near it.
 const MAX_AMOUNT: u64 = 1 << 52;
 
-/// The name of a member: random, so that no other process has the same.
+/// The name of a member of the quota: random, so that no other process has the same.
 pub(super) type Member = [u8; 16];
 
-/// What a member reports and requests in one round trip. Times are in microseconds.
+/// What a member reports to the store and requests from it in one round trip. Times are in microseconds.
 #[derive(Clone, Debug)]
 pub(super) struct StoreRequest {
     pub(super) member: Member,
-    /// The member is about to end: the store deletes its entry.
+    /// Whether the member's limiter was dropped, so that the store deletes the member's entry.
     pub(super) is_leaving: bool,
-    /// The request only finds out whether the store is back. It carries no corrections and no costs.
+    /// Whether the request only finds out if a lost store is back. Such a probe carries no corrections and no costs.
     pub(super) is_probe: bool,
-    /// The store reserves nothing while its schedule reaches further into the future than this.
+    /// The store makes no further reservation while its last reservation, or the end of a pause, is further in the
+    /// future than this many microseconds.
     pub(super) max_ahead: i64,
-    /// The state that the member got its last reply from; 0 if it knows none.
+    /// Identifies the stored state that the member's last reply came from; 0 if there was no reply, or if that state
+    /// has expired.
     pub(super) incarnation: i64,
-    /// How many requests that state had served when it sent that reply.
+    /// How many requests the stored state had served when it sent its last reply to the member.
     pub(super) sequence: i64,
-    /// How far in the future the member's last reservation is.
+    /// How far in the future the member's last reservation is, in microseconds; 0 if there is none in the future.
     pub(super) last_reservation: i64,
     pub(super) config: Arc<QuotaConfig>,
-    /// The limits that the member was configured with, as a text.
+    /// The limits that the member was started with, as a text. Other limits may have replaced them since.
     pub(super) configured_as: String,
-    /// The version of the limits in `config`; 0 if these are the ones that the member was configured with.
+    /// The version of the limits in `config`; 0 before the store's first reply.
     pub(super) config_version: i64,
-    /// The member sets `config` for all members.
+    /// Whether the member sets `config` as the limits of all members.
     pub(super) is_change: bool,
-    /// The number of the corrections in this request. A store that receives a number twice in a row counts it once.
+    /// The number of the batch of corrections in this request. If a reply was lost, the batch is sent again with the
+    /// same number, and the store counts it only once.
     pub(super) batch: i64,
-    /// What was estimated and not used.
+    /// What was estimated and not used, which the store refunds.
     pub(super) credit: Amounts,
-    /// What was used on top of estimates.
+    /// What was used on top of estimates, which the store charges.
     pub(super) debit: Amounts,
-    /// What the member admitted by itself while the store was lost to it.
+    /// What the member's local fallback reserved while the store was lost to it, which the store charges.
     pub(super) fallback_usage: Amounts,
-    /// How long ago the first of that was admitted; 0 if there is none.
+    /// How long ago the local fallback made its first reservation in `fallback_usage`, in microseconds; 0 if there is
+    /// none.
     pub(super) fallback_age: i64,
-    /// The number of members that the member divided the rates by.
+    /// The number of members by which the local fallback divides the rates.
     pub(super) member_count: i64,
-    /// The member's estimates that are not settled yet, without those that this request settles.
+    /// The member's unsettled estimates, without those that this request settles.
     pub(super) estimated: Amounts,
-    /// How much longer all members are to pause.
+    /// For how many more microseconds all members have to pause; 0 if this member has no new pause to report.
     pub(super) pause: i64,
-    /// The most that is left of a rate: its position in the limits, and the amount.
+    /// What the provider reports as left of some rates: the position of a rate in the limits, and the amount. The store
+    /// lowers the bucket of that rate to the amount if it holds more.
     pub(super) lowered: Vec<(usize, u64)>,
-    /// What to reserve, in this order.
+    /// The costs of the waiting calls that the store has to reserve, in this order.
     pub(super) costs: Vec<Cost>,
 }
 
-/// What the store replies. Times are in microseconds, from the store's clock at the reply.
+/// What the store replies to a request. Times are in microseconds; all of them but `now` count from the reply.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct StoreReply {
-    /// How many requests the state has served.
+    /// How many requests of members the stored state has served.
     pub(super) sequence: i64,
-    /// Distinguishes the state from earlier ones of the same quota.
+    /// Distinguishes the stored state from earlier ones of the same quota, which were lost.
     pub(super) incarnation: i64,
     pub(super) config_version: i64,
-    /// How much longer no member may be admitted.
+    /// For how many more microseconds no member may admit a call; 0 without a pause.
     pub(super) pause: i64,
     pub(super) members: u64,
-    /// Whether the store still had the member's estimates.
+    /// Whether the store still had the member's estimates, so that it could refund what was not used of them.
     pub(super) is_known: bool,
-    /// How much longer the state is kept if there are no further requests, in milliseconds.
+    /// For how long the store keeps the state if no further request arrives, in milliseconds. The key may expire up to
+    /// 30 s earlier.
     pub(super) retention: i64,
-    /// How far in the future the schedule ends; negative if it has ended.
+    /// How far in the future the last reservation of any member is, in microseconds; 0 if there is none in the future.
     pub(super) offset: i64,
-    /// What is left at the end of the schedule; `None` for a budget without a limit.
+    /// What is left in the buckets after the last reservation; `None` for a budget without a limit.
     pub(super) left: PerBudget<Option<u64>>,
-    /// When to request again what was not reserved; 0 if all of it was.
+    /// In how many microseconds to request the costs again that were not reserved because of `max_ahead`; 0 if there
+    /// are none.
     pub(super) retry_in: i64,
-    /// The store's clock, in microseconds since 1970.
+    /// The store's clock when it replied, in microseconds since 1970.
     pub(super) now: i64,
-    /// When each of the first costs is admitted. The other costs are not reserved.
+    /// In how many microseconds each reserved cost is admitted. These are the first costs of the request; the others
+    /// were not reserved.
     pub(super) delays: Vec<i64>,
-    /// The current limits, if their version is another than the request's.
+    /// The limits in force, as a text, if the request named another version of them.
     pub(super) config: Option<String>,
 }
 
-/// Why a round trip failed. The text names neither the server nor a password.
+/// Why a round trip to the store failed. The text names neither the server nor a password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoreError {
     pub(super) problem: Cow<'static, str>,
-    /// The connection is of no further use; a new one may work.
+    /// Whether the connection is of no further use, so that the next request needs a new one.
     pub(super) reconnect: bool,
 }
 
-/// Declares a struct of numbers of one type that travel in the order of the fields.
+/// Declares a struct whose fields are numbers of one type, which are sent in the order of the fields.
 macro_rules! numbers {
     ($(#[$attribute:meta])* struct $name:ident of $number:ty { $($(#[$doc:meta])* $field:ident,)* }) => {
         $(#[$attribute])*
@@ -110,10 +121,10 @@ macro_rules! numbers {
         }
 
         impl $name {
-            /// The names of the numbers, in the order in which they travel.
+            /// The names of the fields, in the order in which their numbers are sent.
             pub(super) const NAMES: &[&str] = &[$(stringify!($field)),*];
 
-            /// Visits the numbers in the order in which they travel.
+            /// Calls `visit` with each number, in the order in which they are sent.
             pub(super) fn for_each(&mut self, mut visit: impl FnMut(&mut $number)) {
                 $(visit(&mut self.$field);)*
             }
@@ -122,7 +133,8 @@ macro_rules! numbers {
 }
 
 numbers! {
-    /// The numbers that every [`StoreRequest`] begins with. The script has a local variable of the same name for each.
+    /// The numbers that every [`StoreRequest`] begins with. The script has a local variable of the same name for each
+    /// field.
     struct RequestNumbers of f64 {
         max_ahead,
         incarnation,
@@ -144,21 +156,21 @@ numbers! {
         fallback_tokens,
         estimated_requests,
         estimated_tokens,
-        /// The number of rates that are lowered.
+        /// How many reports of the provider about what is left of a rate this request contains.
         lowered,
-        /// The number of rates that follow, [`RATE_NUMBERS`] numbers each.
+        /// How many rates follow, with [`RATE_NUMBERS`] numbers each; 0 if the request is sent without the limits.
         rates,
-        /// The number of costs that follow the rates, two numbers each.
+        /// How many costs follow after the rates, with two numbers each: requests and tokens.
         costs,
     }
 }
 
-/// Numbers of a rate in a request: budget (1 requests, 2 tokens), fill, unit, capacity, initial balance, and the amount
-/// that it is lowered to (-1 if it is not).
+/// How many numbers a rate has in a request: budget (1 requests, 2 tokens), fill, unit, capacity, initial balance, and
+/// the amount that the provider reports as left of the rate (-1 without such a report).
 const RATE_NUMBERS: usize = 6;
 
 numbers! {
-    /// The numbers that every [`StoreReply`] begins with. The script writes them as `reply.name`.
+    /// The numbers that every [`StoreReply`] begins with. The script writes the field `name` as `reply.name`.
     struct ReplyNumbers of i64 {
         sequence,
         incarnation,
@@ -168,13 +180,13 @@ numbers! {
         is_known,
         retention,
         offset,
-        /// -1 if requests are not limited.
+        /// What is left of the limits of requests, after the last reservation; -1 if requests are not limited.
         left_requests,
-        /// -1 if tokens are not limited.
+        /// What is left of the limits of tokens, after the last reservation; -1 if tokens are not limited.
         left_tokens,
         retry_in,
         now,
-        /// The number of delays that follow.
+        /// How many costs were reserved. As many delays follow.
         reserved,
     }
 }
@@ -182,7 +194,7 @@ numbers! {
 // === impl StoreRequest ===
 
 impl StoreRequest {
-    /// A request of a member that knows no state and reports nothing.
+    /// Creates a request of a member that has seen no stored state, and has nothing to report and no costs to reserve.
     pub(super) fn new(member: Member, config: Arc<QuotaConfig>) -> Self {
         Self {
             member,
@@ -209,18 +221,18 @@ impl StoreRequest {
         }
     }
 
-    /// Whether the request may be sent without the limits, because the store is likely to have the same version of
-    /// them.
+    /// Whether the request may be sent to the store without the limits, because the store is likely to have the same
+    /// version of them.
     pub(super) fn can_omit_limits(&self) -> bool {
         self.config_version != 0 && !self.is_change && self.lowered.is_empty()
     }
 
-    /// The limits in the first line, and in the second the limits that the member was configured with.
+    /// Returns a text of two lines: the current limits of the member, and the limits that it was started with.
     pub(super) fn limits_text(&self) -> String {
         format!("{}\n{}", self.config.text(), self.configured_as)
     }
 
-    /// The numbers as the script reads them: little-endian doubles.
+    /// Writes the numbers of the request as the script reads them: little-endian doubles.
     pub(super) fn packed(&self, with_limits: bool) -> Vec<u8> {
         let sizes = if with_limits { self.config.sizes() } else { &[] };
         let mut head = self.numbers(sizes.len());
@@ -287,7 +299,7 @@ fn amount(amount: u64) -> f64 {
 // === impl StoreReply ===
 
 impl StoreReply {
-    /// Returns `None` if the numbers cannot be those of a reply.
+    /// Creates a reply from its numbers. Returns `None` if these cannot be the numbers of a reply.
     pub(super) fn new(numbers: &ReplyNumbers, delays: Vec<i64>, config: Option<String>) -> Option<Self> {
         Some(Self {
             sequence: numbers.sequence,
@@ -323,12 +335,13 @@ impl StoreError {
 
 // === times ===
 
-/// `span` in microseconds, at most [`MAX_MICROS`].
+/// Returns `span` in microseconds, or [`MAX_MICROS`] if it is longer.
 pub(super) fn micros(span: Duration) -> i64 {
     i64::try_from(span.as_micros()).unwrap_or(MAX_MICROS).min(MAX_MICROS)
 }
 
-/// The instant that is `micros` after `now`, or before it if that is negative; `now` if there is no such instant.
+/// Returns the instant `micros` microseconds after `now`, or before `now` if `micros` is negative. Returns `now` if an
+/// `Instant` cannot represent that time.
 pub(super) fn instant_after(micros: i64, now: Instant) -> Instant {
     let distance = Duration::from_micros(micros.unsigned_abs());
     let instant = if micros < 0 {

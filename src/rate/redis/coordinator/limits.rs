@@ -1,4 +1,5 @@
-//! [`SharedLimits`]: the limits as this member knows them, and what it has yet to report about them.
+//! [`SharedLimits`]: the limits of the quota as this member has last set or received them, and what it has yet to
+//! report about them to the store.
 
 use crate::{
     error::CostExceedsBurst,
@@ -13,15 +14,16 @@ use std::{sync::Arc, time::Duration};
 pub(super) struct SharedLimits {
     bursts: Arc<Bursts>,
     config: Arc<QuotaConfig>,
-    /// What this member was configured with, as a text.
+    /// The limits that this member was started with, as a text.
     configured_as: String,
-    /// The version of `config` at the store; 0 before the first reply.
+    /// The version that the store has given to the limits in `config`; 0 before the store's first reply.
     version: i64,
     /// How often this member has set the limits.
     changes: u64,
-    /// How many of these changes the store has.
+    /// How many of the changes that this member has made to the limits have reached the store.
     reported_changes: u64,
-    /// Reports of a provider that are not sent yet: the position of a rate in the limits, and the amount left of it.
+    /// Reports of the provider that are not sent to the store yet: the position of a rate in the limits, and the amount
+    /// that is left of it.
     lowered: Vec<(usize, u64)>,
 }
 
@@ -64,7 +66,7 @@ impl SharedLimits {
         self.config.sizes().iter().any(|(of, _)| *of == budget)
     }
 
-    /// What a full set of new buckets holds of `budget`; `None` without a limit.
+    /// Returns how much of `budget` new buckets admit at once; `None` if `budget` has no limit.
     pub(super) fn initial(&self, budget: Budget) -> Option<u64> {
         let sizes = self.config.sizes().iter().filter(|(of, _)| *of == budget);
         sizes.map(|(_, size)| (size.initial as u128 / size.unit) as u64).min()
@@ -72,7 +74,7 @@ impl SharedLimits {
 
     // --- changes
 
-    /// Sets the limits for all members.
+    /// Sets the limits for all members: the next request reports them to the store.
     pub(super) fn set(&mut self, config: QuotaConfig) {
         self.changes += 1;
         self.replace(config);
@@ -81,11 +83,12 @@ impl SharedLimits {
     fn replace(&mut self, config: QuotaConfig) {
         set_bursts(&self.bursts, &config);
         self.config = Arc::new(config);
-        // The positions are those of rates of the former limits.
+        // The reports of the provider are dropped: they name rates by their position in the former limits.
         self.lowered.clear();
     }
 
-    /// Records a provider's report that no more than `left` is left of a rate.
+    /// Records a report of the provider that no more than `left` is left of a rate. The next request passes it on to
+    /// the store.
     pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64) {
         if let Some(position) = self.config.limits().index_of(budget, period) {
             self.lowered.push((position, left));
@@ -96,12 +99,12 @@ impl SharedLimits {
         self.changes
     }
 
-    /// Whether this member has set the limits and the store does not have them yet.
+    /// Whether this member has set limits that have not reached the store yet.
     pub(super) const fn is_changed(&self) -> bool {
         self.changes != self.reported_changes
     }
 
-    /// Whether there is anything to report.
+    /// Whether there are limits or reports of the provider that have to be sent to the store.
     pub(super) fn has_news(&self) -> bool {
         self.is_changed() || !self.lowered.is_empty()
     }
@@ -110,8 +113,9 @@ impl SharedLimits {
         std::mem::take(&mut self.lowered)
     }
 
-    /// Takes over what the store replied to a request that was sent after `changes` changes. Returns whether other
-    /// limits are in force now. A reply to an outdated request is ignored: the next one brings the version again.
+    /// Takes over the version and the text of the limits from the store's reply. The request was sent after this member
+    /// had made `changes` changes. Returns whether other limits are in force now. If this member has changed the limits
+    /// since the request, the reply is ignored: the next one brings the version again.
     pub(super) fn on_reply(&mut self, changes: u64, version: i64, text: Option<&str>) -> bool {
         if changes != self.changes {
             return false;
@@ -137,10 +141,10 @@ impl SharedLimits {
         true
     }
 
-    /// Keeps what a failed request has not reported, to send it again.
+    /// Keeps the reports of the provider from a request that failed, to send them to the store again.
     pub(super) fn on_failure(&mut self, changes: u64, lowered: Vec<(usize, u64)>) {
         if changes == self.changes {
-            // In any order: the smallest amount for each rate counts.
+            // The order of the reports does not matter: for each rate the smallest amount counts.
             self.lowered.extend(lowered);
         }
     }

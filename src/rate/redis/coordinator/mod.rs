@@ -1,6 +1,6 @@
-//! [`Coordinator`]: one member of the quota. It knows the waiters of this process and what the store replied last, and
-//! decides what to request next. The [driver](super::driver) sends the requests. The coordinator is passed the time,
-//! does no I/O, and holds no lock and no timer.
+//! [`Coordinator`]: the logic of one member of the quota. It keeps the waiters of this process and what the store
+//! replied last, and decides what to request from the store next. The [driver](super::driver) sends the requests.
+//! Callers pass the time to the coordinator, which does no I/O, and holds no lock and no timer.
 
 mod limits;
 mod pause;
@@ -30,16 +30,16 @@ use crate::{
 use std::{sync::Arc, task::Waker};
 use tokio::time::{Duration, Instant};
 
-/// The largest number of costs in one request.
+/// The largest number of costs in one request to the store.
 const MAX_COSTS: usize = 1_000;
 
-/// What does not change.
+/// The settings of a member, which do not change after it was built.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) member: Member,
     pub(super) on_loss: OnStoreLoss,
     pub(super) max_ahead: Duration,
-    /// The least number of members to reckon with.
+    /// The number of members to assume if the store has counted fewer.
     pub(super) min_members: u64,
     pub(super) patience: Option<Duration>,
 }
@@ -48,7 +48,7 @@ pub(super) struct Coordinator {
     settings: Settings,
     pub(super) counts: Counts,
     waiters: Waiters,
-    /// The waiters whose costs are in the request that is in flight.
+    /// The numbers of the waiters whose costs are in the request to the store that is in flight.
     in_flight: Vec<u64>,
 
     limits: SharedLimits,
@@ -58,20 +58,21 @@ pub(super) struct Coordinator {
     store: StoreView,
     breaker: CircuitBreaker,
     last_error: StoreError,
-    /// Present while the store is lost.
+    /// The schedule by which calls are admitted without the store; `Some` only while the store is lost.
     fallback: Option<LocalFallback>,
 
-    /// When the last request was sent.
+    /// When the last request to the store was sent.
     requested_at: Option<Instant>,
-    /// When to request the costs of the waiters in the queue, if not at once.
+    /// When to request the costs of the waiters in the queue from the store; `None` if that may be done at once.
     retry_at: Option<Instant>,
-    /// The limiter was dropped.
+    /// Whether the limiter was dropped, so that this member has to leave the quota.
     is_leaving: bool,
-    /// This was reported to the store, or the attempt failed.
+    /// Whether the store was sent a request that reports that this member leaves, and the request has ended, also by a
+    /// failure.
     has_left: bool,
 }
 
-/// Counters for [`StoreStatus`](super::StoreStatus). They only grow.
+/// The counters of [`StoreStatus`](super::StoreStatus), which only grow.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) calls: u64,
@@ -82,15 +83,15 @@ pub(super) struct Counts {
     pub(super) late: u64,
 }
 
-/// What a waiter has to do next.
+/// What a waiter has to do after it was polled.
 pub(super) enum WaiterStep {
-    /// It is admitted.
+    /// The waiter is admitted, and removed.
     Admitted(Reservation),
-    /// It has a reservation for this instant: it polls again then.
+    /// The waiter has a reservation for this instant, and has to poll again then.
     ReservedAt(Instant),
-    /// It was put into the queue: the driver has to be notified.
+    /// The waiter was put into the queue, and has to notify the driver.
     Queued,
-    /// It will be woken.
+    /// The waiter only waits. It is woken when it is given a reservation or is rejected.
     Waiting,
 }
 
@@ -117,8 +118,8 @@ impl Coordinator {
 
     // --- waiters
 
-    /// Polls a waiter: a new one if `number` is `None`. Sets `number` while the waiter has to be removed when it is
-    /// dropped.
+    /// Polls the waiter `number`, or adds a waiter if `number` is `None`. Afterwards `number` is `Some` if the waiter
+    /// still exists, so that the caller has to remove it when the call is dropped.
     pub(super) fn poll_waiter(
         &mut self,
         number: &mut Option<u64>,
@@ -148,7 +149,8 @@ impl Coordinator {
             return Ok(WaiterStep::ReservedAt(reservation.at));
         }
         if now > reservation.at + MAX_LATENESS || self.paused_until(now).is_some() {
-            // Too late to use the reservation: another one is requested.
+            // It is too late to use the reservation, or it falls into a pause: it is given back and another one is
+            // requested.
             self.counts.late += 1;
             self.waiters.requeue(own);
             self.settle(reservation, cost, Cost::default());
@@ -159,14 +161,14 @@ impl Coordinator {
         Ok(WaiterStep::Admitted(reservation))
     }
 
-    /// Removes a waiter that was dropped, and gives back its reservation.
+    /// Removes a waiter whose call was dropped, and gives back its reservation.
     pub(super) fn remove_waiter(&mut self, number: u64) {
         if let Some((cost, Some(reservation))) = self.waiters.remove(number) {
             self.settle(reservation, cost, Cost::default());
         }
     }
 
-    /// Records that `used` was used of what was `reserved`.
+    /// Settles a reservation: its call has used `used` instead of what was `reserved`.
     pub(super) fn settle(&mut self, reservation: Reservation, reserved: Cost, used: Cost) {
         let generation = reservation.generation;
         if reservation.is_from_store {
@@ -174,7 +176,8 @@ impl Coordinator {
         } else if self.fallback.as_ref().map(LocalFallback::generation) == Some(generation) {
             self.reports.settle_fallback(reserved, used);
         } else {
-            // The fallback has ended and its usage is reported.
+            // The local fallback that made the reservation has ended, and what it reserved is reported to the store as
+            // used.
             self.reports.settle_reported(reserved, used);
         }
     }
@@ -189,7 +192,8 @@ impl Coordinator {
         self.limits.config()
     }
 
-    /// Sets the limits for all members. Returns the wakers of the waiters that can no longer be admitted.
+    /// Sets the limits for all members. Returns the wakers of the waiters that are rejected, because they can no longer
+    /// be admitted.
     pub(super) fn set_limits(&mut self, config: QuotaConfig) -> Vec<Waker> {
         self.limits.set(config);
         let mut wakers = Vec::new();
@@ -197,7 +201,7 @@ impl Coordinator {
         wakers
     }
 
-    /// Rejects the waiters in the queue whose cost exceeds a burst.
+    /// Rejects the waiters in the queue whose cost exceeds the burst of a bucket, and adds their wakers to `wakers`.
     fn reject_too_large(&mut self, wakers: &mut Vec<Waker>) {
         let limits = &self.limits;
         let reason = |cost| limits.check(cost).err().map(CostExceedsBurst::into);
@@ -208,12 +212,12 @@ impl Coordinator {
         self.limits.lower(budget, period, left);
     }
 
-    /// Begins or extends a pause of all members.
+    /// Begins a pause of all members that ends at `until`. Does nothing if the current pause ends later.
     pub(super) fn begin_pause(&mut self, until: Instant) {
         self.pause.begin(until);
     }
 
-    /// Takes over a pause that another member has begun.
+    /// Pauses this member until `until`, because another member has begun that pause.
     pub(super) fn extend_pause(&mut self, until: Instant) {
         self.pause.extend(until);
     }
@@ -232,11 +236,11 @@ impl Coordinator {
         self.store.members.max(self.settings.min_members)
     }
 
-    /// What could be admitted at once, by the last reply.
+    /// Returns what could be admitted at once, by the store's last reply; `None` for a budget without a limit.
     pub(super) fn left(&self, now: Instant) -> PerBudget<Option<u64>> {
         PerBudget::from_fn(|budget| {
             let Some(scheduled_until) = self.store.scheduled_until else {
-                // There was no reply yet.
+                // The store has not replied yet, so its buckets are taken to be new.
                 return self.limits.initial(budget);
             };
             let left = if scheduled_until > now {
@@ -248,8 +252,8 @@ impl Coordinator {
         })
     }
 
-    /// How long a new waiter would wait behind the waiters of this process and behind `ahead`, which are requests and
-    /// tokens of calls that will wait before it. Of other members only the reservations are counted.
+    /// Returns how long a new call with `cost` would wait behind the waiters of this process and behind `ahead`:
+    /// requests and tokens of calls that will wait before it. Of other members only the reservations are counted.
     pub(super) fn wait(&self, cost: Cost, ahead: Demand, now: Instant) -> Duration {
         let scheduled_until = self.store.scheduled_until;
         let from = now
@@ -281,28 +285,29 @@ impl Coordinator {
 
     // --- the driver
 
-    /// The wakers of all waiters.
+    /// Returns the wakers of all waiters, in the queue or not.
     pub(super) fn wakers(&self) -> Vec<Waker> {
         self.waiters.wakers()
     }
 
-    /// Takes the wakers that are no longer needed, to be dropped outside the lock.
+    /// Takes the wakers that are no longer needed, so that the caller drops them after it has released the lock.
     pub(super) fn take_discarded_wakers(&mut self) -> Vec<Waker> {
         self.waiters.take_discarded()
     }
 
-    /// The limiter was dropped: the next request reports that the member leaves.
+    /// Called when the limiter was dropped: the next request to the store reports that this member leaves.
     pub(super) fn leave(&mut self) {
         self.is_leaving = true;
     }
 
-    /// Whether the driver can end: it has reported that the member leaves, or the store has never replied.
+    /// Whether the driver can end: the limiter was dropped, and either the driver has reported that to the store, or
+    /// the store has never replied.
     pub(super) const fn has_ended(&self) -> bool {
         self.is_leaving && (self.has_left || self.store.incarnation == 0)
     }
 
-    /// The driver has ended, and with it the request that was in flight. A panic counts as a failure of the store, so
-    /// that the next driver does not run into it at once.
+    /// Called when the driver has ended, and with it the request in flight, whose waiters are put back into the queue.
+    /// A panic counts as a failure of the store, so that the next driver does not cause it again at once.
     pub(super) fn on_driver_exit(&mut self, is_panic: bool, now: Instant) {
         if is_panic {
             self.record_failure(StoreError::new("the client panicked"), now);
@@ -312,7 +317,7 @@ impl Coordinator {
         }
     }
 
-    /// When the driver has to look again, if it is not notified before.
+    /// Returns when the driver has to look for work again, if it is not notified before.
     pub(super) fn next_wakeup(&self, is_in_flight: bool, now: Instant) -> Option<Instant> {
         let patience = self.settings.patience.filter(|_| self.is_closed());
         let rejection = patience.and_then(|patience| Some(self.waiters.oldest()? + patience));
@@ -324,18 +329,20 @@ impl Coordinator {
         [expiry, rejection, fallback, request].into_iter().flatten().min()
     }
 
-    /// Whether the waiters in the queue can only wait for the store to come back.
+    /// Whether the waiters in the queue can only wait for the store to come back: it is lost, and the setting is
+    /// [`OnStoreLoss::Closed`].
     fn is_closed(&self) -> bool {
         self.breaker.is_open() && self.settings.on_loss == OnStoreLoss::Closed
     }
 
-    /// Whether the waiters in the queue are served without the store.
+    /// Whether the waiters in the queue are given reservations without the store, because it is lost.
     fn is_serving_locally(&self) -> bool {
         self.breaker.is_open() && self.settings.on_loss != OnStoreLoss::Closed
     }
 
-    /// Does what can be done without the store: expires unused reservations, rejects waiters that have waited too long
-    /// for a lost store, and serves waiters from the local fallback.
+    /// Does what can be done without the store: takes back reservations that were not used in time, rejects waiters
+    /// that have waited too long for a lost store, and gives the waiters in the queue reservations from the local
+    /// fallback.
     pub(super) fn serve_locally(&mut self, now: Instant, wakers: &mut Vec<Waker>) {
         self.expire_reservations(now);
         self.reject_out_of_patience(now, wakers);
@@ -399,7 +406,7 @@ impl Coordinator {
                 is_from_store: false,
                 generation: fallback.generation(),
             };
-            // The waiter cannot have left: it was in the queue just now.
+            // This always succeeds: the waiter was in the queue just now, so it has not been dropped.
             let _ = self.waiters.on_reserved(number, reservation, wakers);
         }
     }

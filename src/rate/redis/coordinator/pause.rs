@@ -1,26 +1,27 @@
-//! [`Pause`]: until when no member admits a call, and whether the store has yet to learn of it.
+//! [`Pause`]: the time until which no member of the quota admits a call, and whether it has yet to be reported to the
+//! store.
 
 use tokio::time::Instant;
 
 #[derive(Default)]
 pub(super) struct Pause {
     until: Option<Instant>,
-    /// The end of a pause that this member has begun and that the store does not have yet.
+    /// The end of a pause that this member has begun and that has not reached the store yet.
     unreported: Option<Instant>,
 }
 
 impl Pause {
-    /// The end of the current pause.
+    /// Returns the end of the current pause; `None` if there is no pause at `now`.
     pub(super) fn until(&self, now: Instant) -> Option<Instant> {
         self.until.filter(|until| *until > now)
     }
 
-    /// The end of a pause that is to be reported.
+    /// Returns the end of a pause that this member has begun and that has to be reported to the store.
     pub(super) const fn unreported(&self) -> Option<Instant> {
         self.unreported
     }
 
-    /// Begins or extends a pause of all members.
+    /// Begins a pause of all members that ends at `until`. Does nothing if the current pause ends later.
     pub(super) fn begin(&mut self, until: Instant) {
         if self.until.is_none_or(|current| current < until) {
             self.until = Some(until);
@@ -28,12 +29,13 @@ impl Pause {
         }
     }
 
-    /// Begins or extends a pause that the store already has.
+    /// Begins or extends a pause that the store has already, so it is not reported.
     pub(super) fn extend(&mut self, until: Instant) {
         self.until = self.until.max(Some(until));
     }
 
-    /// Takes over the store's pause from the reply to a request that reported the pause until `reported`.
+    /// Takes over the end of the store's pause, `until`, from a reply. `reported` is the end that the request had
+    /// reported.
     pub(super) fn on_reply(&mut self, reported: Option<Instant>, until: Option<Instant>) {
         if self.unreported == reported {
             self.unreported = None;

@@ -1,4 +1,4 @@
-//! What a member learns from a reply of the store, or from its failure.
+//! How the coordinator handles a reply of the store, or the failure of a request to it.
 
 use super::{Coordinator, LocalFallback, RequestSnapshot};
 use crate::rate::{
@@ -13,7 +13,8 @@ use std::task::Waker;
 use tokio::time::Instant;
 
 impl Coordinator {
-    /// Takes over the reply to the request of `snapshot`. Returns the wakers of the waiters that can go on.
+    /// Handles the reply to the request that `snapshot` describes. Returns the wakers of the waiters that have got a
+    /// reservation or are rejected.
     pub(in crate::rate::redis) fn on_reply(
         &mut self,
         snapshot: RequestSnapshot,
@@ -25,7 +26,7 @@ impl Coordinator {
         let mut wakers = Vec::new();
 
         if self.breaker.on_success() {
-            // The request was a probe, so it carried no corrections.
+            // The store was lost, so the request was a probe, which carried no corrections to confirm.
             tracing::info!(
                 members = reply.members,
                 "The store of the shared limits is back: calls are admitted by it again"
@@ -73,14 +74,15 @@ impl Coordinator {
             self.on_reserved(number, cost, reservation, &mut wakers);
         }
         if reserved < requested {
-            // The limits may have been changed while the request was in flight.
+            // The limits may have been changed while the request was in flight, so that a cost exceeds a burst now.
             self.reject_too_large(&mut wakers);
         }
         self.reports.on_estimates_reported();
         if reply.retry_in > 0 {
             self.retry_at = Some(instant_after(reply.retry_in, now) + self.retry_delay(now));
         } else if reserved == 0 && !self.waiters.is_queue_empty() && self.retry_at.is_none() {
-            // The store may have other limits, which this member cannot read. The same request would fail again.
+            // No cost was reserved, perhaps because the store has limits that this member cannot read. The same request
+            // would fail again, so it is delayed.
             self.retry_at = Some(now + self.retry_delay(now));
         }
         wakers
@@ -90,15 +92,16 @@ impl Coordinator {
         self.reports.on_reserved(cost);
         self.store.last_reservation = self.store.last_reservation.max(Some(reservation.at));
         if !self.waiters.on_reserved(number, reservation, wakers) {
-            // The waiter has left in the meantime.
+            // The waiter was dropped while the request was in flight, so its reservation is given back.
             self.reports.settle(reservation.generation, cost, Cost::default());
         }
     }
 
-    /// The request of `snapshot` failed, or its reply was lost.
+    /// Handles the failure of the request that `snapshot` describes. The store may have served the request if only its
+    /// reply was lost.
     pub(in crate::rate::redis) fn on_failure(&mut self, snapshot: RequestSnapshot, error: StoreError, now: Instant) {
         self.in_flight.clear();
-        // One attempt to report it is enough: without requests the member expires at the store.
+        // One attempt to report that the member leaves is enough: the store removes a member that sends no requests.
         self.has_left = snapshot.is_leaving;
         for (number, _) in &snapshot.requested {
             self.waiters.on_not_reserved(*number);
@@ -116,7 +119,8 @@ impl Coordinator {
                 on_store_loss = ?self.settings.on_loss,
                 "The store of the shared limits is lost: check the server. It is probed once a second at most"
             );
-            // The fallback begins when the reservations that members may have are used.
+            // The local fallback begins after the last reservation that a member may have from the store. If it began
+            // earlier, both together could exceed the limits.
             let failing_since = self.breaker.failing_since().unwrap_or(now);
             let reserved_until = (self.store.incarnation != 0).then(|| failing_since + self.settings.max_ahead);
             let begins_at = reserved_until

@@ -1,4 +1,5 @@
-//! [`Reports`]: what this member has yet to report of estimates, their corrections, and admissions without the store.
+//! [`Reports`]: what this member has yet to report to the store: its unsettled estimates, their corrections (true cost
+//! minus estimate), and what it admitted without the store.
 
 use crate::rate::{
     limits::Cost,
@@ -8,28 +9,28 @@ use tokio::time::Instant;
 
 #[derive(Default)]
 pub(super) struct Reports {
-    /// Of reservations that the store made.
+    /// The unsettled estimates, and the corrections, of reservations that the store made.
     adjustments: Adjustments,
-    /// What the local fallback has admitted, and no batch contains yet.
+    /// What the local fallback has reserved and no batch of corrections contains yet.
     fallback_usage: Amounts,
-    /// When it admitted the first of that.
+    /// When the local fallback made the first reservation that is counted in `fallback_usage`.
     fallback_since: Option<Instant>,
-    /// The corrections that are being reported, until the store confirms them. If a reply is lost, the same batch is
-    /// sent again with the same number, so that the store counts it once.
+    /// The batch of corrections that is being reported, until the store confirms it. If a reply is lost, the same batch
+    /// is sent again with the same number, so that the store counts it once.
     batch: Option<Batch>,
-    /// The number of the last batch.
+    /// The number of the last batch of corrections; 0 if there was none.
     batches: i64,
-    /// The estimates that the store knows of.
+    /// The sum of this member's unsettled estimates when the store last replied.
     reported_estimates: Amounts,
 }
 
-/// Corrections that are reported together.
+/// Corrections that are reported to the store together, under one number.
 #[derive(Clone, Copy)]
 pub(super) struct Batch {
     pub(super) credit: Amounts,
     pub(super) debit: Amounts,
     pub(super) fallback_usage: Amounts,
-    /// When the first of `fallback_usage` was admitted.
+    /// When the local fallback made the first reservation in `fallback_usage`.
     pub(super) since: Instant,
 }
 
@@ -46,17 +47,17 @@ impl Reports {
         self.batches
     }
 
-    /// Whether the local fallback has admitted anything that no batch contains yet.
+    /// Whether the local fallback has reserved anything that no batch of corrections contains yet.
     pub(super) fn has_fallback_usage(&self) -> bool {
         self.fallback_usage != Amounts::ZERO
     }
 
-    /// Whether there is anything to correct.
+    /// Whether there are corrections or reservations of the local fallback that the store has not confirmed.
     pub(super) fn has_corrections(&self) -> bool {
         !self.adjustments.is_empty() || self.batch.is_some() || self.has_fallback_usage()
     }
 
-    /// Whether the store knows other estimates than those that are open.
+    /// Whether this member's unsettled estimates have changed since the store last replied.
     pub(super) fn has_new_estimates(&self) -> bool {
         self.estimated() != self.reported_estimates
     }
@@ -67,15 +68,15 @@ impl Reports {
         self.adjustments.on_reserved(cost);
     }
 
-    /// See [`Adjustments::settle`].
+    /// Settles a reservation that the store made: see [`Adjustments::settle`].
     pub(super) fn settle(&mut self, generation: u64, reserved: Cost, used: Cost) {
         self.adjustments.settle(generation, reserved, used);
     }
 
-    /// Records a reservation of a local fallback whose usage is reported already: only what was used on top of it is
-    /// left to charge.
+    /// Settles a reservation of a local fallback whose usage was reported to the store already: only what was used on
+    /// top of the reservation is left to charge.
     pub(super) fn settle_reported(&mut self, reserved: Cost, used: Cost) {
-        // No generation of estimates has this number, so nothing is refunded.
+        // No generation of estimates has the number `u64::MAX`, so nothing is refunded.
         self.adjustments.settle(u64::MAX, reserved, used);
     }
 
@@ -84,7 +85,7 @@ impl Reports {
         self.fallback_since.get_or_insert(now);
     }
 
-    /// Corrects what the current local fallback has admitted.
+    /// Settles a reservation of the current local fallback: its call has used `used` instead of what was `reserved`.
     pub(super) fn settle_fallback(&mut self, reserved: Cost, used: Cost) {
         let (reserved, used) = (Amounts::from(reserved), Amounts::from(used));
         let usage = self.fallback_usage.saturating_sub(reserved.saturating_sub(used));
@@ -93,10 +94,11 @@ impl Reports {
 
     // --- requests
 
-    /// The corrections for the next request: the batch that is not confirmed yet, or a new one.
+    /// Returns the batch of corrections for the next request to the store: the one that the store has not confirmed
+    /// yet, or a new one; `None` if there is nothing to correct.
     ///
-    /// `is_unlimited`: the local fallback admitted every call, so its usage is no share of the rates and is charged in
-    /// full.
+    /// If `is_unlimited`, the local fallback has admitted every call without a limit. Its usage is then charged in full
+    /// like a debit, and not as a share of the rates.
     pub(super) fn next_batch(&mut self, is_unlimited: bool, now: Instant) -> Option<Batch> {
         if self.batch.is_none() && (!self.adjustments.is_empty() || self.has_fallback_usage()) {
             let (credit, mut debit) = self.adjustments.take();
@@ -115,17 +117,17 @@ impl Reports {
         self.batch
     }
 
-    /// The store has counted the batch.
+    /// Drops the current batch of corrections, because the store has counted it.
     pub(super) fn on_batch_confirmed(&mut self) {
         self.batch = None;
     }
 
-    /// The store does not know this member's estimates any more.
+    /// Begins a new generation of estimates, because the store has lost this member's estimates.
     pub(super) fn on_state_lost(&mut self) {
         self.adjustments.on_state_lost();
     }
 
-    /// The store knows all estimates that are open now.
+    /// Records that the store has replied, so that it has all estimates that are unsettled now.
     pub(super) fn on_estimates_reported(&mut self) {
         self.reported_estimates = self.estimated();
     }

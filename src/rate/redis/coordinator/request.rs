@@ -1,4 +1,4 @@
-//! What a member requests from the store, and when.
+//! How the coordinator builds the requests to the store, and when it sends them.
 
 use super::{Coordinator, MAX_COSTS};
 use crate::rate::{
@@ -11,49 +11,55 @@ use crate::rate::{
 };
 use tokio::time::{Duration, Instant};
 
-/// Corrections wait for this long since the last request, so that further ones travel together with them.
+/// How long after the last request to the store corrections are sent, so that further corrections are sent together
+/// with them.
 const CORRECTION_DELAY: Duration = Duration::from_millis(20);
-/// As long for estimates that were right: only the store's list of open estimates changes.
+/// How long after the last request to the store estimates that were right are reported. They change no balance, only
+/// the store's sum of unsettled estimates, so they can wait longer than corrections.
 const CONFIRMATION_DELAY: Duration = Duration::from_secs(1);
-/// A member that has nothing to report sends a request this often, so that the others keep counting it.
+/// How long after its last request a member that has nothing to report sends a request, so that the store keeps
+/// counting the member.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// All members together reserve this far ahead, unless that is less than `MIN_RESERVED_AHEAD` for each.
+/// How far into the future all members together make reservations. Each member gets an equal part of this time, but no
+/// less than `MIN_RESERVED_AHEAD`.
 const RESERVED_AHEAD: Duration = Duration::from_millis(250);
-/// Each member may reserve this far ahead, so that it need not send a request for each call.
+/// How far into the future each member may make reservations, however many members there are, so that a member need not
+/// send a request for each call.
 const MIN_RESERVED_AHEAD: Duration = Duration::from_millis(40);
-/// A member is new for this long after its first reply. Others may be new too, so it reckons with `NEW_MEMBERS`.
+/// How long after the store's first reply a member counts as new. Other members may be new too and not counted yet, so
+/// a new member assumes at least `NEW_MEMBERS`.
 const NEW_FOR: Duration = Duration::from_secs(1);
-/// The number of members that a new member reckons with at least.
+/// The smallest number of members that a new member assumes.
 const NEW_MEMBERS: u64 = 8;
 
-/// What a request contained, to interpret the reply with.
+/// What a request to the store contained, which is needed to interpret the reply.
 pub(in crate::rate::redis) struct RequestSnapshot {
     pub(super) sent_at: Instant,
-    /// The waiters whose costs were requested, in order.
+    /// The numbers and costs of the waiters whose costs are in the request, in the order of the reply.
     pub(super) requested: Vec<(u64, Cost)>,
     pub(super) estimated: Amounts,
     pub(super) lowered: Vec<(usize, u64)>,
     pub(super) pause: Option<Instant>,
-    /// How often this member had set the limits.
+    /// How often this member had set the limits when the request was sent.
     pub(super) changes: u64,
     pub(super) is_leaving: bool,
 }
 
 impl Coordinator {
-    /// The request to send now, if any.
+    /// Returns the request to send to the store now; `None` if none is due.
     pub(in crate::rate::redis) fn next_request(&mut self, now: Instant) -> Option<(StoreRequest, RequestSnapshot)> {
         if self.has_left || self.next_request_at(now) > now {
             return None;
         }
         let is_probe = self.breaker.is_open();
-        // What is reserved by a probe would be lost if its reply is lost too.
+        // A probe of a lost store requests no costs: if its reply is lost too, the reservations would be wasted.
         let requested = if is_probe || self.is_leaving {
             Vec::new()
         } else {
             self.take_requestable(now)
         };
         if requested.is_empty() && self.next_request_at(now) > now {
-            // No cost may be requested yet, and there is nothing else to report.
+            // No cost may be requested yet, and there is nothing else to report to the store.
             return None;
         }
         self.waiters.on_requested(requested.iter().map(|(number, _)| *number));
@@ -81,7 +87,8 @@ impl Coordinator {
             self.reports.next_batch(is_unlimited, now)
         };
         let with_usage = batch.filter(|batch| batch.fallback_usage != Amounts::ZERO);
-        // A state that has expired by now is not lost: it would be full.
+        // The request names the state of the last reply only if the store should still have it. If that state has
+        // expired by now, nothing is lost, because its buckets would be full.
         let is_remembered = with_usage.is_some() || self.reports.has_fallback_usage() || self.store.is_kept(now);
         let time_to = |instant: Option<Instant>| {
             micros(instant.map_or(Duration::ZERO, |instant| instant.saturating_duration_since(now)))
@@ -113,7 +120,7 @@ impl Coordinator {
         }
     }
 
-    /// When to send the next request.
+    /// Returns when to send the next request to the store.
     pub(super) fn next_request_at(&self, now: Instant) -> Instant {
         let requested_at = self.requested_at.unwrap_or(now);
         let mut at = self.requested_at.map_or(now, |requested_at| requested_at + HEARTBEAT);
@@ -130,24 +137,24 @@ impl Coordinator {
             at = at.min(self.retry_at.unwrap_or(now));
         }
         match self.breaker.retry_at() {
-            // A lost store is probed even if there is nothing to report.
+            // A lost store is probed even if there is nothing to report to it.
             Some(retry_at) if self.breaker.is_open() => retry_at,
             Some(retry_at) => at.max(retry_at),
             None => at,
         }
     }
 
-    /// The waiters in the queue whose costs may be requested now.
+    /// Returns the waiters in the queue whose costs may be requested from the store now.
     ///
-    /// Each member reserves only up to its [share](Self::share_ahead). So no member takes what the waiters of the
-    /// others wait for, and all of them get the same.
+    /// Each member makes reservations only up to its [share](Self::share_ahead) of the future. So no member takes what
+    /// the waiters of the others wait for, and all members get the same.
     fn take_requestable(&mut self, now: Instant) -> Vec<(u64, Cost)> {
         if self.waiters.is_queue_empty() || self.retry_at.is_some_and(|retry_at| retry_at > now) {
             return Vec::new();
         }
         let share = self.share_ahead(now).as_micros() as f64;
         let config = self.limits.config();
-        // How long the rates take to bring these amounts, in microseconds.
+        // Returns how long the rates take to bring `amounts`, in microseconds.
         let duration = |amounts: Amounts| {
             let durations = config.sizes().iter();
             let durations =
@@ -167,8 +174,8 @@ impl Coordinator {
         requestable
     }
 
-    /// How far ahead this member may reserve, as if it had the whole rate: enough for a few round trips, and no more,
-    /// so that the reservations of all members are well mixed.
+    /// Returns how far into the future this member may make reservations, counted as if it had the whole rate. That is
+    /// enough for a few round trips, and no more, so that the reservations of all members are well mixed.
     fn share_ahead(&self, now: Instant) -> Duration {
         let is_new = self.store.joined_at.is_none_or(|joined_at| now < joined_at + NEW_FOR);
         let least = if is_new { NEW_MEMBERS } else { 1 };
@@ -179,7 +186,8 @@ impl Coordinator {
             .min(self.settings.max_ahead / members)
     }
 
-    /// How long to wait until some reservations are used. Random, so that no member is always just ahead of another.
+    /// Returns how long to wait until some reservations are used and more may be made. The time is random, so that no
+    /// member always sends its requests just before another member.
     pub(super) fn retry_delay(&self, now: Instant) -> Duration {
         let delay = (self.share_ahead(now) / 4).clamp(Duration::from_millis(2), Duration::from_millis(50));
         delay.mul_f64(0.5 + 0.5 * fastrand::f64())

@@ -1,4 +1,4 @@
-//! [`StoreView`]: the store as its last reply described it.
+//! [`StoreView`]: the state of the store, as its last reply to this member described it.
 
 use crate::rate::redis::{
     amounts::PerBudget,
@@ -8,40 +8,42 @@ use tokio::time::{Duration, Instant};
 
 #[derive(Default)]
 pub(super) struct StoreView {
-    /// The state that replied; 0 before the first reply.
+    /// Identifies the stored state that the last reply came from; 0 before the first reply.
     pub(super) incarnation: i64,
-    /// How many requests that state had served.
+    /// How many requests of members the stored state had served at the last reply.
     pub(super) sequence: i64,
-    /// How many members it knows; 0 before the first reply.
+    /// How many members the store has counted; 0 before the first reply.
     pub(super) members: u64,
-    /// What is left at the end of the schedule.
+    /// What is left in the buckets at `scheduled_until`, after all reservations.
     pub(super) left: PerBudget<Option<u64>>,
-    /// The end of the schedule; `None` before the first reply.
+    /// The end of the store's schedule: the time of the last reservation of any member, or of the last reply if that is
+    /// later; `None` before the first reply.
     pub(super) scheduled_until: Option<Instant>,
-    /// The latest reservation of this member.
+    /// The time of the latest reservation that the store has made for this member.
     pub(super) last_reservation: Option<Instant>,
-    /// Until when the store keeps the state.
+    /// Until when the store keeps the state if it receives no further request.
     kept_until: Option<Instant>,
-    /// When it replied first.
+    /// When the store first replied to this member.
     pub(super) joined_at: Option<Instant>,
-    /// How long a round trip takes: the longest of the recent ones.
+    /// How long a round trip to the store takes: about the longest of the recent ones.
     pub(super) round_trip: Duration,
 }
 
 impl StoreView {
-    /// Whether the store still has the state that replied last, unless it has lost it.
+    /// Whether the state that the last reply came from has not expired by `now`. If the store does not have that state
+    /// then, it has lost it.
     pub(super) fn is_kept(&self, now: Instant) -> bool {
         self.kept_until.is_some_and(|until| now < until)
     }
 
-    /// Whether another state replies than before.
+    /// Whether `reply` comes from another stored state than the last reply.
     pub(super) const fn is_replaced_by(&self, reply: &StoreReply) -> bool {
         self.incarnation != 0 && reply.incarnation != self.incarnation
     }
 
     pub(super) fn on_reply(&mut self, reply: &StoreReply, sent_at: Instant, now: Instant) {
         self.joined_at.get_or_insert(now);
-        // It rises at once and falls slowly.
+        // The round trip time rises at once, and falls slowly: by a sixteenth with each reply.
         self.round_trip = (self.round_trip * 15 / 16).max(now - sent_at);
         self.incarnation = reply.incarnation;
         self.sequence = reply.sequence;

@@ -1,5 +1,5 @@
-//! Members of one quota on the paused clock. Their store is the model of the script, behind a network that takes a
-//! millisecond each way and can fail. So all times are exact.
+//! Tests members of one quota on Tokio's paused clock. Their store is a `VirtualSchedule` in place of a server, behind
+//! a simulated network that takes a millisecond each way and can fail. So all times are exact.
 
 mod store_loss;
 
@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-/// A server, and the network to it.
+/// A simulated store, and the network to it.
 #[derive(Clone)]
 struct Server {
     state: Arc<Mutex<State>>,
@@ -42,11 +42,11 @@ struct State {
 #[derive(Clone, Copy, PartialEq)]
 enum Network {
     Works,
-    /// Requests fail at once.
+    /// Requests to the store fail at once.
     Refuses,
-    /// Requests do not arrive, and there is no reply.
+    /// Requests do not reach the store, and there is no reply.
     Frozen,
-    /// Requests are served, but the replies are lost.
+    /// The store serves requests, but its replies are lost.
     LosesReplies,
 }
 
@@ -117,7 +117,7 @@ fn ten_a_second() -> Limits {
     Limits::new().requests(Rate::per_second(10).burst(1))
 }
 
-/// Milliseconds from `start` until `cost` is admitted.
+/// Waits until `cost` is admitted. Returns how many milliseconds after `start` that is.
 async fn at(limiter: &SharedRateLimiter, cost: Cost, start: Instant) -> u128 {
     limiter.acquire(cost).await.unwrap();
     start.elapsed().as_millis()
@@ -127,7 +127,7 @@ async fn at(limiter: &SharedRateLimiter, cost: Cost, start: Instant) -> u128 {
 async fn a_call_is_admitted_at_the_time_of_its_reservation_and_not_later() {
     let limiter = Server::new().member(ten_a_second());
     let start = Instant::now();
-    // A round trip, and then one call every 100 ms.
+    // The first call takes a round trip of 2 ms. After it, one call is admitted every 100 ms.
     assert_eq!(at(&limiter, Cost::request(), start).await, 2);
     assert_eq!(at(&limiter, Cost::request(), start).await, 102);
     assert_eq!(at(&limiter, Cost::request(), start).await, 202);
@@ -175,7 +175,7 @@ async fn two_members_get_half_of_the_quota_each() {
     let sum: i32 = counts.iter().sum();
     assert!((1_990..=2_001).contains(&sum), "{counts:?}");
     assert!(counts.iter().all(|count| (850..=1_150).contains(count)), "{counts:?}");
-    // Fewer round trips than calls.
+    // There are fewer round trips than calls, because waiting calls share them.
     assert!(server.requests().len() < 1_500, "{}", server.requests().len());
 }
 
@@ -188,7 +188,7 @@ async fn requests_and_tokens_are_taken_both_or_neither() {
     let limiter = server.member(limits);
     let start = Instant::now();
     assert_eq!(at(&limiter, Cost::tokens(100), start).await, 2);
-    // Waits 500 ms for its tokens. By then both requests are back in their bucket.
+    // The call waits 500 ms for its tokens. By then the bucket of requests is full again, with two.
     assert_eq!(at(&limiter, Cost::tokens(50), start).await, 502);
     assert_eq!(limiter.available().requests, Some(1));
     assert_eq!(at(&limiter, Cost::tokens(0), start).await, 504);
@@ -214,13 +214,13 @@ async fn a_dropped_waiter_gives_back_its_reservation() {
     for _ in 0..5 {
         limiter.acquire(Cost::request()).await.unwrap();
     }
-    // Has the reservation for 102 ms.
+    // The first waiter gets the reservation for 102 ms.
     let (first, second) = (limiter.clone(), limiter.clone());
     let first = tokio::spawn(async move { first.acquire(Cost::request()).await });
     let second = tokio::spawn(async move { at(&second, Cost::request(), start).await });
     sleep(ms(20)).await;
     first.abort();
-    // The second waiter takes its time.
+    // The second waiter is admitted at the time that the first one has given back.
     assert_eq!(second.await.unwrap(), 102);
     assert_eq!(at(&limiter, Cost::request(), start).await, 202);
 }
@@ -232,12 +232,13 @@ async fn a_reservation_that_is_not_polled_for_is_given_back() {
     limiter.acquire(Cost::request()).await.unwrap();
     let mut unpolled = tokio_test::task::spawn(limiter.acquire(Cost::request()));
     assert!(unpolled.poll().is_pending());
-    // The reservation for 102 ms expires a little after its time.
+    // The call that is not polled has the reservation for 102 ms, which is taken back 6 ms later. Only then the next
+    // call is admitted.
     let first = at(&limiter, Cost::request(), start).await;
     assert!((106..=130).contains(&first), "{first}");
     assert_eq!(at(&limiter, Cost::request(), start).await, first + 100);
     assert_eq!(limiter.store().late, 1);
-    // Once it is polled again, the waiter gets another reservation.
+    // When the first call is polled again, it gets another reservation.
     for _ in 0..120 {
         if unpolled.poll().is_ready() {
             return;
@@ -254,11 +255,11 @@ async fn estimates_are_settled_for_all_members() {
     let (one, other) = (server.member(limits.clone()), server.member(limits));
     let start = Instant::now();
     let estimate = one.acquire_estimate(Cost::tokens(1_000)).await.unwrap();
-    // 300 were used: 700 are given back within 20 ms.
+    // 300 of the estimated 1,000 tokens were used: 700 are given back within 20 ms.
     estimate.settle(Cost::tokens(300));
     sleep(ms(30)).await;
     assert_eq!(at(&other, Cost::tokens(700), start).await, 34);
-    // More was used than estimated: the debt is paid off before the next call is admitted.
+    // The call uses 100 tokens more than estimated: this debt is paid off before the next call is admitted.
     let estimate = one.acquire_estimate(Cost::tokens(1)).await.unwrap();
     let begun = start.elapsed();
     estimate.settle(Cost::tokens(101));
@@ -281,9 +282,9 @@ async fn a_pause_holds_all_members_and_gives_back_reservations() {
     sleep(ms(10)).await;
     one.pause_for(ms(1_000));
     sleep(ms(10)).await;
-    // The other member learns of the pause with its first reply.
+    // The other member learns of the pause with the store's first reply to it.
     assert_eq!(at(&other, Cost::request(), start).await, 1_014);
-    // The waiting call had a reservation for 102 ms.
+    // The waiting call had a reservation for 102 ms, which fell into the pause.
     assert!((1_014..=1_116).contains(&waiting.await.unwrap()));
     assert!(one.available().paused_until.is_none());
     // A shorter pause does not end a longer one.
@@ -311,11 +312,11 @@ async fn limits_that_one_member_sets_apply_to_all() {
     }
     let took = begun.elapsed().as_millis();
     assert!((950..=1_010).contains(&took), "{took}");
-    // A member that starts later with the old configuration takes over what was set.
+    // A member that starts later with the old limits takes over the limits that were set.
     let late = server.member(ten_a_second());
     late.acquire(Cost::request()).await.unwrap();
     assert_eq!(late.limits(), faster);
-    // A member that starts with another configuration replaces it.
+    // A member that starts with other limits than those in force replaces them for all members.
     let other_limits = Limits::new().requests(Rate::per_second(20).burst(2));
     let new = server.member(other_limits.clone());
     new.acquire(Cost::request()).await.unwrap();
@@ -329,7 +330,7 @@ async fn a_waiting_call_is_rejected_when_the_limits_become_too_small_for_it() {
     let limits = Limits::new().tokens(Rate::per_second(100));
     let (one, other) = (server.member(limits.clone()), server.member(limits));
     one.acquire(Cost::tokens(100)).await.unwrap();
-    // More than may be reserved ahead.
+    // The five calls need more than may be reserved ahead, so some of them have no reservation when the limits change.
     let waiting: Vec<_> = (0..5)
         .map(|_| {
             let other = other.clone();
@@ -372,7 +373,7 @@ async fn members_are_counted_until_they_leave() {
     drop(other);
     sleep(Duration::from_secs(6)).await;
     assert_eq!(one.store().members, 1);
-    // An idle member still counts.
+    // A member without calls is still counted, because it sends heartbeats.
     let idle = server.member(ten_a_second());
     idle.acquire(Cost::request()).await.unwrap();
     sleep(Duration::from_secs(6)).await;
@@ -385,7 +386,7 @@ async fn an_idle_member_sends_heartbeats_and_nothing_else() {
     let limiter = server.member(ten_a_second());
     limiter.acquire(Cost::request()).await.unwrap();
     sleep(Duration::from_secs(100)).await;
-    // The first request, the settled estimate, and a heartbeat every five seconds.
+    // The member sends a first request, a report of the settled estimate, and a heartbeat every five seconds.
     let requests = server.requests().len();
     assert!((20..=22).contains(&requests), "{requests}");
     assert_eq!(

@@ -1,4 +1,4 @@
-//! A store that is lost, returns, or has lost its state.
+//! Tests what members do while the store is lost, when it returns, and when it has lost its state.
 
 use super::*;
 
@@ -18,7 +18,7 @@ async fn closed_waits_for_the_store_and_admits_no_call_meanwhile() {
     let status = limiter.store();
     assert!(!status.is_up && status.losses == 1 && !waiting.is_finished());
     server.set(Network::Works);
-    // The store is probed once a second.
+    // The lost store is probed once a second, so it takes up to a second to notice that it is back.
     let admitted = waiting.await.unwrap();
     assert!((5_000..6_010).contains(&admitted), "{admitted}");
     assert!(limiter.store().is_up);
@@ -51,14 +51,14 @@ async fn open_admits_every_call_and_charges_it_afterwards() {
     for _ in 0..50 {
         limiter.acquire(Cost::request()).await.unwrap();
     }
-    // The first call waits for the third failure.
+    // The first call waits for the third failed request, after which the store counts as lost.
     assert!(begun.elapsed() < ms(100), "{:?}", begun.elapsed());
     assert_eq!(limiter.store().degraded, 50);
     server.set(Network::Works);
     sleep(Duration::from_secs(1)).await;
     let begun = Instant::now();
     limiter.acquire(Cost::request()).await.unwrap();
-    // 50 calls at ten a second, less what the rate has brought meanwhile.
+    // The 50 calls were charged: at ten a second they take 5 s, less what the rate has brought meanwhile.
     assert!(
         (3_500..5_100).contains(&begun.elapsed().as_millis()),
         "{:?}",
@@ -116,14 +116,15 @@ async fn a_local_share_is_the_rate_divided_by_the_members_and_has_no_burst() {
         members[0].acquire(Cost::request()).await.unwrap();
         times.push(begun.elapsed().as_millis());
     }
-    // Three timeouts of 500 ms until the store is lost. From then on one call every 40 ms.
+    // The store counts as lost after three timeouts of 500 ms. From then on one call is admitted every 40 ms: a quarter
+    // of the rate.
     assert!((1_600..1_800).contains(&times[0]), "{times:?}");
     assert!(
         times.windows(2).all(|pair| (39..=41).contains(&(pair[1] - pair[0]))),
         "{times:?}"
     );
     assert_eq!(members[0].store().degraded, 50);
-    // Nothing is saved up while the member is idle.
+    // The local share saves nothing up while the member has no calls.
     sleep(Duration::from_secs(10)).await;
     let begun = Instant::now();
     for _ in 0..5 {
@@ -171,17 +172,17 @@ async fn local_shares_stay_within_the_limits_if_all_members_have_lost_the_store(
     let admitted = admitted.lock().unwrap().clone();
     let degraded: u64 = members.iter().map(|member| member.store().degraded).sum();
     assert!(degraded > 100, "{degraded}");
-    // Timers are a millisecond coarse, and the network takes one.
+    // A small excess is allowed, because timers have a resolution of a millisecond and the network takes one.
     let over = max_excess(&admitted, 10_000.0, 2_000.0, |tokens| tokens as f64);
     assert!(over <= 30.0, "{over} tokens over");
     let over = max_excess(&admitted, 100.0, 20.0, |_| 1.0);
     assert!(over <= 0.3, "{over} requests over");
     let sum: u64 = admitted.iter().map(|(_, tokens)| tokens).sum();
-    // Some is wasted: the time until a loss is noticed, and reservations whose replies were lost.
+    // Some of the rate is wasted: in the time until a loss is noticed, and by reservations whose replies were lost.
     assert!(sum > 25 * 10_000 * 70 / 100, "{sum}");
 }
 
-/// By how much the admissions exceed an exact bucket of this rate and burst.
+/// Returns by how much the admitted calls exceed an exact bucket of this rate and burst.
 fn max_excess(admitted: &[(Duration, u64)], rate: f64, burst: f64, weight: impl Fn(u64) -> f64) -> f64 {
     let (mut level, mut last, mut worst) = (0.0_f64, Duration::ZERO, 0.0_f64);
     for (at, tokens) in admitted {
@@ -201,7 +202,8 @@ async fn a_store_that_has_lost_its_state_begins_empty() {
     server.lose_state();
     let begun = Instant::now();
     limiter.acquire(Cost::request()).await.unwrap();
-    // A second for what other members may have reserved, and then the time for one request.
+    // The store reserves nothing for a second, in which other members may use reservations of the lost state. After it,
+    // one request takes 10 ms, and the round trip takes 2 ms.
     assert_eq!(begun.elapsed().as_millis(), 1_012);
     assert_eq!(limiter.store().state_losses, 1);
     let begun = Instant::now();
@@ -224,7 +226,7 @@ async fn a_store_that_is_down_at_the_start_is_found_later() {
     for _ in 0..5 {
         limiter.acquire(Cost::request()).await.unwrap();
     }
-    // Half of the rate: one call every 200 ms.
+    // The member admits half of the rate: one call every 200 ms.
     assert!(
         (1_000..1_300).contains(&begun.elapsed().as_millis()),
         "{:?}",
