@@ -79,11 +79,17 @@ fn types_of_the_feature_redis_are_clone_send_and_sync() {
         error::{AcquireError, StoreUnavailable},
         rate::{
             Limiter,
-            redis::{Builder, OnStoreLoss, SharedRateLimiter, StoreStatus},
+            redis::{OnStoreLoss, SharedRateLimiter, SharedRateLimiterBuilder, StoreStatus},
         },
     };
     fn error<T: std::error::Error + Clone + Send + Sync + 'static>() {}
-    all::<(SharedRateLimiter, Builder, OnStoreLoss, StoreStatus, Limiter)>();
+    all::<(
+        SharedRateLimiter,
+        SharedRateLimiterBuilder,
+        OnStoreLoss,
+        StoreStatus,
+        Limiter,
+    )>();
     error::<AcquireError>();
     error::<StoreUnavailable>();
 }

@@ -114,7 +114,7 @@ fn worker() {
         tokio::time::sleep_until(until).await;
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
-        eprintln!("{:?}", limiter.store());
+        eprintln!("{:?}", limiter.store_status());
     });
     let log = log.0.lock().unwrap();
     let lines: String = log

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 use support::{
+    ms,
     proxy::{Network, Proxy},
     redis::Server,
 };
@@ -23,15 +24,12 @@ use tower_outbound::{
     rate::redis::{OnStoreLoss, SharedRateLimiter, StoreStatus},
 };
 
-mod support {
-    pub mod proxy;
-    pub mod redis;
-}
+mod support;
 
 const RATE: f64 = 1_000.0;
 const BURST: f64 = 500.0;
 /// The deadline of each call.
-const DEADLINE: Duration = Duration::from_millis(400);
+const DEADLINE: Duration = ms(400);
 
 fn limits() -> Limits {
     Limits::new()
@@ -92,7 +90,7 @@ impl Load {
         self.admitted.lock().unwrap().len()
     }
 
-    /// How many calls are admitted in this time.
+    /// Returns how many calls are admitted in this time.
     async fn during(&self, span: Duration) -> usize {
         let before = self.count();
         sleep(span).await;
@@ -100,22 +98,22 @@ impl Load {
     }
 
     fn status(&self) -> StoreStatus {
-        self.members[0].store()
+        self.members[0].store_status()
     }
 
     /// Waits until all members have the store, and calls are admitted at the full rate again.
     async fn recovers(&self, within: Duration) {
         let begun = Instant::now();
-        while !self.members.iter().all(|member| member.store().is_up) {
+        while !self.members.iter().all(|member| member.store_status().is_up) {
             assert!(begun.elapsed() < within, "the store is not found: {:?}", self.status());
             sleep(ms(10)).await;
         }
-        while self.during(Duration::from_millis(250)).await < (RATE * 0.25 * 0.9) as usize {
+        while self.during(ms(250)).await < (RATE * 0.25 * 0.9) as usize {
             assert!(begun.elapsed() < within, "no recovery: {:?}", self.status());
         }
     }
 
-    /// By how many requests the admissions exceed an exact bucket.
+    /// Returns by how many requests the admissions exceed an exact bucket.
     fn excess(&self) -> f64 {
         let (mut level, mut last, mut worst) = (0.0_f64, 0.0, 0.0_f64);
         let mut admitted = self.admitted.lock().unwrap().clone();
@@ -141,26 +139,19 @@ impl Load {
         );
         assert!(excess <= RATE * 0.005, "{what}: {excess} over the limits");
         // The deadline is a timer of this test, which may be late. A call that hangs is later.
-        assert!(
-            longest_wait < DEADLINE + Duration::from_millis(200),
-            "{what}: {longest_wait:?}"
-        );
+        assert!(longest_wait < DEADLINE + ms(200), "{what}: {longest_wait:?}");
         status
     }
 }
 
-const fn ms(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-/// Two members on one server.
+/// Starts the load of two members on one server.
 fn two(server: &Server, on_loss: OnStoreLoss) -> Load {
     Load::new(&[server.url(), server.url()], on_loss)
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn down_at_the_start_and_closed() {
+async fn a_closed_member_admits_no_call_until_a_server_that_was_down_at_the_start_is_up() {
     let mut server = Server::start();
     server.kill();
     let load = two(&server, OnStoreLoss::Closed);
@@ -172,7 +163,7 @@ async fn down_at_the_start_and_closed() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn down_at_the_start_with_local_shares() {
+async fn local_shares_admit_the_whole_rate_together_while_a_server_is_down_at_the_start() {
     let mut server = Server::start();
     server.kill();
     let load = two(&server, OnStoreLoss::LocalShare);
@@ -187,7 +178,7 @@ async fn down_at_the_start_with_local_shares() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn killed_and_back_empty_closed() {
+async fn a_killed_server_that_returns_empty_admits_no_second_burst_to_closed_members() {
     let mut server = Server::start();
     let load = two(&server, OnStoreLoss::Closed);
     sleep(ms(2_000)).await;
@@ -199,12 +190,12 @@ async fn killed_and_back_empty_closed() {
     load.recovers(ms(5_000)).await;
     sleep(ms(1_000)).await;
     let status = load.end("killed and back empty, closed");
-    assert_eq!((status.losses, status.degraded), (1, 0));
+    assert_eq!((status.losses, status.admitted_without_store), (1, 0));
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn killed_and_back_empty_with_local_shares() {
+async fn a_killed_server_that_returns_empty_admits_no_second_burst_on_top_of_local_shares() {
     let mut server = Server::start();
     let load = two(&server, OnStoreLoss::LocalShare);
     sleep(ms(2_000)).await;
@@ -215,12 +206,12 @@ async fn killed_and_back_empty_with_local_shares() {
     server.restart();
     load.recovers(ms(6_000)).await;
     sleep(ms(1_000)).await;
-    assert!(load.end("killed and back empty, local shares").degraded > 500);
+    assert!(load.end("killed and back empty, local shares").admitted_without_store > 500);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn restarted_at_once_and_empty() {
+async fn a_server_that_is_restarted_at_once_and_empty_admits_no_second_burst() {
     let mut server = Server::start();
     let load = two(&server, OnStoreLoss::Closed);
     sleep(ms(2_000)).await;
@@ -232,7 +223,7 @@ async fn restarted_at_once_and_empty() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn frozen_closed_and_with_local_shares() {
+async fn a_frozen_server_counts_as_lost_once_and_breaks_no_limit_when_it_resumes() {
     for on_loss in [OnStoreLoss::Closed, OnStoreLoss::LocalShare] {
         let server = Server::start();
         let load = two(&server, on_loss);
@@ -244,13 +235,13 @@ async fn frozen_closed_and_with_local_shares() {
         sleep(ms(1_000)).await;
         let status = load.end(&format!("frozen for 4 s, {on_loss:?}"));
         assert_eq!(status.losses, 1);
-        assert_eq!(status.degraded > 0, on_loss == OnStoreLoss::LocalShare);
+        assert_eq!(status.admitted_without_store > 0, on_loss == OnStoreLoss::LocalShare);
     }
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn rolled_back_to_an_old_snapshot() {
+async fn a_server_that_is_rolled_back_to_an_old_snapshot_admits_no_second_burst() {
     let mut server = Server::start();
     let load = two(&server, OnStoreLoss::Closed);
     sleep(ms(500)).await;
@@ -264,7 +255,7 @@ async fn rolled_back_to_an_old_snapshot() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn read_only_after_a_failover() {
+async fn a_server_that_is_read_only_after_a_failover_counts_as_lost_until_it_accepts_writes() {
     let server = Server::start();
     let load = two(&server, OnStoreLoss::Closed);
     sleep(ms(1_000)).await;
@@ -279,7 +270,7 @@ async fn read_only_after_a_failover() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn out_of_memory() {
+async fn a_server_without_memory_counts_as_lost_until_it_has_memory_again() {
     let server = Server::start();
     let load = two(&server, OnStoreLoss::LocalShare);
     sleep(ms(1_000)).await;
@@ -288,12 +279,12 @@ async fn out_of_memory() {
     server.command(&["CONFIG", "SET", "maxmemory", "0"]);
     load.recovers(ms(6_000)).await;
     let status = load.end("out of memory for 3.5 s");
-    assert!(status.losses == 1 && status.degraded > 0);
+    assert!(status.losses == 1 && status.admitted_without_store > 0);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn the_script_is_flushed_and_connections_are_killed() {
+async fn a_flushed_script_and_killed_connections_cause_no_loss() {
     let server = Server::start();
     let load = two(&server, OnStoreLoss::Closed);
     sleep(ms(1_000)).await;
@@ -311,7 +302,7 @@ async fn the_script_is_flushed_and_connections_are_killed() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn the_key_is_deleted() {
+async fn a_deleted_key_begins_again_with_empty_buckets() {
     let server = Server::start();
     let load = two(&server, OnStoreLoss::Closed);
     sleep(ms(1_500)).await;
@@ -326,7 +317,7 @@ async fn the_key_is_deleted() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_bad_network() {
+async fn a_slow_silent_or_reset_network_breaks_no_limit_and_no_deadline() {
     for (network, losses) in [
         (Network::Delays(ms(30)), 0),
         (Network::BlackHole, 1),
@@ -352,7 +343,7 @@ async fn a_bad_network() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn one_of_two_is_cut_off_with_its_local_share() {
+async fn a_cut_off_member_admits_at_most_its_local_share_on_top_of_the_other_member() {
     let server = Server::start();
     let proxy = Proxy::start(server.port()).await;
     let load = Load::new(&[proxy.url(), server.url()], OnStoreLoss::LocalShare);
@@ -366,12 +357,12 @@ async fn one_of_two_is_cut_off_with_its_local_share() {
     assert!(excess <= RATE * 0.5 * 8.0, "{excess}");
     proxy.set(Network::Passes);
     load.recovers(ms(10_000)).await;
-    assert!(load.members[0].store().is_up);
+    assert!(load.members[0].store_status().is_up);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn open_admits_calls_and_counts_them() {
+async fn an_open_member_admits_every_call_while_the_server_is_down_and_counts_them() {
     let mut server = Server::start();
     let limiter = SharedRateLimiter::builder(limits())
         .on_store_loss(OnStoreLoss::Open)
@@ -385,7 +376,11 @@ async fn open_admits_calls_and_counts_them() {
             .unwrap()
             .unwrap();
     }
-    assert!(limiter.store().degraded > 4_900, "{:?}", limiter.store());
+    assert!(
+        limiter.store_status().admitted_without_store > 4_900,
+        "{:?}",
+        limiter.store_status()
+    );
 }
 
 #[tokio::test]
@@ -433,15 +428,15 @@ async fn a_limiter_can_use_an_existing_connection() {
         one.acquire(Cost::tokens(100)).await.unwrap();
         other.acquire(Cost::tokens(100)).await.unwrap();
     }
-    assert_eq!((one.store().members, other.store().members), (2, 2));
+    assert_eq!((one.store_status().members, other.store_status().members), (2, 2));
     assert!(other.available().requests.unwrap() < 250, "{other:?}");
     assert!(server.command(&["KEYS", "*"]).contains("{mine:quota}:v1"));
-    assert!(one.store().failures == 0 && other.store().failures == 0);
+    assert!(one.store_status().failures == 0 && other.store_status().failures == 0);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn the_largest_number_of_rates() {
+async fn a_hundred_rates_are_accepted_and_the_slowest_one_counts() {
     let server = Server::start();
     let many = (0..100).fold(Limits::new(), |limits, at| {
         limits.requests(Rate::per_second(1_000 + at).burst(10))
@@ -453,7 +448,7 @@ async fn the_largest_number_of_rates() {
             .unwrap()
             .unwrap();
     }
-    assert_eq!(limiter.store().failures, 0);
+    assert_eq!(limiter.store_status().failures, 0);
     // The slowest rate counts.
     assert!(limiter.available().requests.unwrap() < 10);
 }

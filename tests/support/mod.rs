@@ -4,6 +4,8 @@
 
 pub mod model;
 #[cfg(feature = "redis")]
+pub mod proxy;
+#[cfg(feature = "redis")]
 pub mod redis;
 
 use http::{Request, Response};
@@ -86,7 +88,7 @@ pub fn request(body: &'static str) -> Request<&'static str> {
     Request::get("http://localhost/").body(body).unwrap()
 }
 
-pub fn ms(millis: u64) -> Duration {
+pub const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct Report {
     /// Members of the fleet that the worker knows of.
     pub(crate) members: u64,
     /// Calls that were admitted without Redis, by the local fallback.
-    pub(crate) degraded: u64,
+    pub(crate) admitted_without_store: u64,
 }
 
 pub(crate) struct Table {
@@ -120,7 +120,7 @@ impl Table {
         self.sum.finish();
         let sent: Vec<u64> = self.rows.iter().map(|row| row.last.sent).collect();
         let (most, least) = (sent.iter().max().unwrap_or(&0), sent.iter().min().unwrap_or(&0));
-        let degraded: u64 = self.rows.iter().map(|row| row.last.degraded).sum();
+        let without_store: u64 = self.rows.iter().map(|row| row.last.admitted_without_store).sum();
         let mut text = format!(
             "\n{} requests admitted, {} answered with 429. Limit: {} per second, burst {}. \
              Requests per worker: {least} to {most}.",
@@ -131,8 +131,8 @@ impl Table {
         );
         if let Some(at) = killed {
             text += &format!(
-                "\nRedis was killed after {} s and was back, empty, 2 s later. Meanwhile {degraded} calls were admitted by the \
-                 workers' shares of the quota.",
+                "\nRedis was killed after {} s and was back, empty, 2 s later. Meanwhile {without_store} calls were \
+                 admitted by the workers' shares of the quota.",
                 at.as_secs()
             );
         }

@@ -35,13 +35,13 @@ pub(crate) async fn run(args: &Args, number: u32) -> anyhow::Result<()> {
     let (sent, rejected) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let until = Instant::now() + Duration::from_secs(args.seconds);
     let report = || {
-        let store = limiter.store();
+        let store = limiter.store_status();
         let report = Report {
             sent: sent.load(Ordering::Relaxed),
             rejected: rejected.load(Ordering::Relaxed),
             is_up: store.is_up,
             members: store.members,
-            degraded: store.degraded,
+            admitted_without_store: store.admitted_without_store,
         };
         println!("{}", serde_json::to_string(&report).expect("numbers are JSON"));
     };

@@ -1,7 +1,7 @@
-//! [`Builder`]: the settings of a [`SharedRateLimiter`], their defaults and their checks.
+//! [`SharedRateLimiterBuilder`]: the settings of a [`SharedRateLimiter`], their defaults and their checks.
 
 use super::{
-    coordinator::{Coordinator, Settings},
+    coordinator::{Coordinator, MemberSettings},
     driver::{Connect, SharedCoordinator},
     loss::OnStoreLoss,
     quota_config::QuotaConfig,
@@ -35,8 +35,8 @@ const MAX_AHEAD: RangeInclusive<Duration> = Duration::from_millis(100)..=Duratio
 /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
 /// ```
 #[derive(Clone, Debug)]
-#[must_use = "it is not connected yet"]
-pub struct Builder {
+#[must_use = "a builder does nothing until it connects"]
+pub struct SharedRateLimiterBuilder {
     limits: Limits,
     prefix: String,
     on_loss: OnStoreLoss,
@@ -63,14 +63,14 @@ impl SharedRateLimiter {
     }
 
     /// Returns a builder, in which the defaults of the other settings can be changed.
-    pub const fn builder(limits: Limits) -> Builder {
-        Builder::new(limits)
+    pub const fn builder(limits: Limits) -> SharedRateLimiterBuilder {
+        SharedRateLimiterBuilder::new(limits)
     }
 }
 
-// === impl Builder ===
+// === impl SharedRateLimiterBuilder ===
 
-impl Builder {
+impl SharedRateLimiterBuilder {
     const fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -213,7 +213,7 @@ impl Builder {
                 format!("must be from 1 to {MAX_MEMBERS}, is {}", self.members),
             ));
         }
-        let settings = Settings {
+        let settings = MemberSettings {
             member: *uuid::Uuid::new_v4().as_bytes(),
             on_loss: self.on_loss,
             max_ahead: self.max_ahead,

@@ -38,14 +38,14 @@ pub(super) type Connect = Box<dyn Fn() -> Box<dyn Backend> + Send + Sync>;
 
 /// The coordinator behind a lock, which the clones of a limiter and its driver share.
 pub(super) struct SharedCoordinator {
-    state: Mutex<State>,
+    state: Mutex<DriverState>,
     driver_notify: Notify,
     connect: Connect,
     timeout: Duration,
     latency: Mutex<Duration>,
 }
 
-struct State {
+struct DriverState {
     coordinator: Coordinator,
     has_driver: bool,
 }
@@ -55,7 +55,7 @@ struct State {
 struct DriverGuard(Arc<SharedCoordinator>);
 
 /// A request to the store that was sent and has no reply yet.
-struct InFlight {
+struct InFlightRequest {
     started_at: Instant,
     snapshot: RequestSnapshot,
     round_trip: Pin<Box<dyn Future<Output = RoundTrip> + Send>>,
@@ -64,7 +64,7 @@ struct InFlight {
 /// The result of a round trip to the store: the connection, which is used again, and the reply or the error.
 type RoundTrip = (Box<dyn Backend>, Result<StoreReply, StoreError>);
 
-enum DriverEvent {
+enum DriverStep {
     RoundTripEnded(RoundTrip),
     /// The driver was notified, or its timer has fired.
     Woken,
@@ -75,7 +75,7 @@ enum DriverEvent {
 impl SharedCoordinator {
     pub(super) fn new(coordinator: Coordinator, connect: Connect, timeout: Duration) -> Self {
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(DriverState {
                 coordinator,
                 has_driver: false,
             }),
@@ -88,7 +88,7 @@ impl SharedCoordinator {
 
     /// Locks the state. A poisoned lock is used like any other: except for clones of wakers, no user code runs under
     /// it.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, DriverState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -106,7 +106,7 @@ impl SharedCoordinator {
         result
     }
 
-    /// How long the last completed round trip to the store took; 0 before the first.
+    /// Returns how long the last completed round trip to the store took; 0 before the first.
     pub(super) fn latency(&self) -> Duration {
         *self.latency.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -158,9 +158,9 @@ impl SharedCoordinator {
     }
 }
 
-// === impl InFlight ===
+// === impl InFlightRequest ===
 
-impl InFlight {
+impl InFlightRequest {
     fn new(mut backend: Box<dyn Backend>, request: StoreRequest, snapshot: RequestSnapshot, now: Instant) -> Self {
         let round_trip = Box::pin(async move {
             let result = backend.call(&request).await;
@@ -180,7 +180,7 @@ async fn run(guard: DriverGuard) {
     let shared = guard.0.clone();
     // The connection to the store; `None` while a request is in flight, because the request owns the connection.
     let mut backend = Some((shared.connect)());
-    let mut in_flight: Option<InFlight> = None;
+    let mut in_flight: Option<InFlightRequest> = None;
     let mut timer = pin!(time::sleep(Duration::ZERO));
     let mut is_timer_set = false;
     loop {
@@ -192,7 +192,7 @@ async fn run(guard: DriverGuard) {
         let mut wakers = Vec::new();
         let timed_out = in_flight.take_if(|in_flight| now >= in_flight.started_at + shared.timeout);
         let (next_wakeup, has_ended) = shared.with_coordinator(|coordinator| {
-            if let Some(InFlight { snapshot, .. }) = timed_out {
+            if let Some(InFlightRequest { snapshot, .. }) = timed_out {
                 // The request owns its connection, so dropping the request closes the connection, and a new one is
                 // needed.
                 coordinator.on_failure(snapshot, StoreError::new("no reply within the timeout"), now);
@@ -201,7 +201,7 @@ async fn run(guard: DriverGuard) {
             coordinator.serve_locally(now, &mut wakers);
             if let Some(idle) = backend.take() {
                 match coordinator.next_request(now) {
-                    Some((request, snapshot)) => in_flight = Some(InFlight::new(idle, request, snapshot, now)),
+                    Some((request, snapshot)) => in_flight = Some(InFlightRequest::new(idle, request, snapshot, now)),
                     None => backend = Some(idle),
                 }
             }
@@ -223,22 +223,22 @@ async fn run(guard: DriverGuard) {
             timer.as_mut().reset(at);
             is_timer_set = true;
         }
-        let event = poll_fn(|cx| {
+        let step = poll_fn(|cx| {
             if let Some(in_flight) = &mut in_flight {
                 if let Poll::Ready(round_trip) = in_flight.round_trip.as_mut().poll(cx) {
-                    return Poll::Ready(DriverEvent::RoundTripEnded(round_trip));
+                    return Poll::Ready(DriverStep::RoundTripEnded(round_trip));
                 }
             }
             if notified.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(DriverEvent::Woken);
+                return Poll::Ready(DriverStep::Woken);
             }
             if is_timer_set && timer.as_mut().poll(cx).is_ready() {
                 is_timer_set = false;
-                return Poll::Ready(DriverEvent::Woken);
+                return Poll::Ready(DriverStep::Woken);
             }
             Poll::Pending
         });
-        if let DriverEvent::RoundTripEnded((idle, result)) = event.await {
+        if let DriverStep::RoundTripEnded((idle, result)) = step.await {
             let ended = in_flight.take().expect("the request that has ended was in flight");
             backend = Some(idle);
             let now = Instant::now();

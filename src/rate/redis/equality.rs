@@ -103,7 +103,7 @@ fn request(rng: &mut RandomInput, member: usize, state: MemberState, configs: &[
     } else {
         Amounts::ZERO
     };
-    let rates = configs[state.config].sizes().len();
+    let rates = configs[state.config].specs().len();
     StoreRequest {
         member: [member as u8; 16],
         is_leaving: rng.one_in(200),
@@ -134,7 +134,7 @@ fn request(rng: &mut RandomInput, member: usize, state: MemberState, configs: &[
         pause: rng.rarely(400_000),
         lowered: (0..rates)
             .map(|at| (at, rng.0.u64(0..30_000)))
-            .filter(|(_, left)| *left < 1_000)
+            .filter(|(_, remaining)| *remaining < 1_000)
             .collect(),
         costs: (0..rng.0.usize(0..6))
             .map(|_| Cost {

@@ -20,7 +20,7 @@ pub enum OnStoreLoss {
     #[default]
     LocalShare,
     /// The member admits no call until the store is back. Calls wait until their deadline, or until their
-    /// [`patience`](super::Builder::patience) ends. The limits are never exceeded.
+    /// [`patience`](super::SharedRateLimiterBuilder::patience) ends. The limits are never exceeded.
     Closed,
     /// The member admits every call at once, without any limit. What the member admits during the loss is charged to
     /// the shared buckets when the store is back.
@@ -30,11 +30,12 @@ pub enum OnStoreLoss {
 /// The number of failed requests in a row after which the store counts as lost.
 const MAX_FAILURES: u32 = 3;
 /// The longest wait before the next request after a failure, while the store does not count as lost yet.
-const FIRST_RETRIES: Duration = Duration::from_millis(40);
-/// The longest wait before the first probe of a lost store. Each further failure doubles the wait, up to `LAST_PROBE`.
-const FIRST_PROBE: Duration = Duration::from_millis(50);
+const MAX_RETRY_DELAY: Duration = Duration::from_millis(40);
+/// The longest wait before the first probe of a lost store. Each further failure doubles the wait, up to
+/// `MAX_PROBE_DELAY`.
+const FIRST_PROBE_DELAY: Duration = Duration::from_millis(50);
 /// The longest wait between two probes of a lost store, however many have failed.
-const LAST_PROBE: Duration = Duration::from_secs(1);
+const MAX_PROBE_DELAY: Duration = Duration::from_secs(1);
 
 /// Counts how many requests to the store have failed in a row. The circuit breaker is open while the store counts as
 /// lost.
@@ -51,12 +52,12 @@ impl CircuitBreaker {
         self.failures >= MAX_FAILURES
     }
 
-    /// When the first of the requests that failed in a row was sent; `None` if the last request succeeded.
+    /// Returns when the first of the requests that failed in a row was sent; `None` if the last request succeeded.
     pub(super) const fn failing_since(&self) -> Option<Instant> {
         self.failing_since
     }
 
-    /// The earliest time at which the next request to the store may be sent; `None` if the last request succeeded.
+    /// Returns the earliest time at which the next request to the store may be sent; `None` if the last request succeeded.
     pub(super) const fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
@@ -76,9 +77,9 @@ impl CircuitBreaker {
         self.failing_since.get_or_insert(sent_at);
         let longest = if self.is_open() {
             let doublings = (self.failures - MAX_FAILURES).min(5);
-            (FIRST_PROBE * (1 << doublings)).min(LAST_PROBE)
+            (FIRST_PROBE_DELAY * (1 << doublings)).min(MAX_PROBE_DELAY)
         } else {
-            FIRST_RETRIES
+            MAX_RETRY_DELAY
         };
         // The wait is random, so that members that lost the store together do not all send their next requests at the
         // same time.
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lost_store_is_probed_every_second_at_most_and_every_half_second_at_least() {
+    async fn the_waits_between_probes_grow_to_at_most_a_second() {
         let mut breaker = CircuitBreaker::default();
         let now = Instant::now();
         for failure in 1..=40 {

@@ -43,19 +43,20 @@
 //! # When the store is lost
 //!
 //! The store is lost to a member after three round trips in a row that failed or took longer than the
-//! [timeout](Builder::timeout). Reservations that the store has already made are still used. What the member does after
-//! them is set by [`OnStoreLoss`]. The member probes the store with one request at a time, with waits that grow to
-//! about a second, until the store replies. No call waits beyond its deadline. Each loss and each return of the store
-//! is logged once, and [`SharedRateLimiter::store`] has counters.
+//! [timeout](SharedRateLimiterBuilder::timeout). Reservations that the store has already made are still used. What the
+//! member does after them is set by [`OnStoreLoss`]. The member probes the store with one request at a time until the
+//! store replies. The wait before the first probe is 25 to 50 ms. It doubles after each failed probe, up to 0.5 to 1 s.
+//! No call waits beyond its deadline. Each loss and each return of the store is logged once, and
+//! [`SharedRateLimiter::store_status`] has counters.
 //!
 //! | what happens | what follows | above the limits |
 //! |---|---|---|
-//! | the server is down at the start, killed, frozen, out of memory, read-only or cut off, for all members | [`LocalShare`](OnStoreLoss::LocalShare): each member admits its share of the rates, without a burst, starting [`max_ahead`](Builder::max_ahead) after the loss | nothing, if the number of members is right |
+//! | the server is down at the start, killed, frozen, out of memory, read-only or cut off, for all members | [`LocalShare`](OnStoreLoss::LocalShare): each member admits its share of the rates, without a burst, starting [`max_ahead`](SharedRateLimiterBuilder::max_ahead) after the loss | nothing, if the number of members is right |
 //! | | [`Closed`](OnStoreLoss::Closed): no call is admitted until the store is back | nothing |
 //! | | [`Open`](OnStoreLoss::Open): every call is admitted | no bound |
 //! | the server is cut off from some members only | `LocalShare`: these members admit their shares | their shares, while it lasts |
 //! | the store is back after a loss | what local shares admitted is charged; if no member had the store, the buckets begin empty, 1.5 s later, when all members have come back | nothing |
-//! | the server is restarted empty, the key is deleted or evicted, or the server is replaced by an empty one | the buckets begin empty, `max_ahead` later, because some member remembers the lost state | nothing; one burst, if no member is left that remembers it |
+//! | the server is restarted empty, the key is deleted or evicted, or the server is replaced by an empty one | the buckets begin empty, `max_ahead` later, because some member remembers the lost state | nothing; one burst, if no remaining member remembers it |
 //! | the server is rolled back to an old snapshot, or replaced by a replica that lagged behind | the buckets begin empty, `max_ahead` later | nothing |
 //! | failover to another server | the member reconnects; what follows depends on whether the new server has the state, an old state or none, as in the rows before | nothing |
 //! | the script is flushed, or connections are killed | the member loads the script and reconnects, within the same round trip or the next | nothing |
@@ -88,7 +89,8 @@
 //! - A system clock that is adjusted gradually (slewed), not stepped.
 //! - With access control, the commands `EVALSHA`, `SCRIPT LOAD`, `GET`, `SET`, `TIME`, `PUBLISH` and `SUBSCRIBE` on
 //!   keys and channels that begin with `{tower-outbound:`.
-//! - For TLS, a `rediss://` URL and the feature `redis-tls`. For a cluster or sentinels, [`Builder::connection`].
+//! - For TLS, a `rediss://` URL and the feature `redis-tls`. For a cluster or sentinels,
+//!   [`SharedRateLimiterBuilder::connection`].
 //!
 //! Members trust each other: every process that can write the key can lift the limits.
 
@@ -111,7 +113,7 @@ mod virtual_schedule;
 mod waiters;
 mod wire;
 
-pub use builder::Builder;
+pub use builder::SharedRateLimiterBuilder;
 pub use loss::OnStoreLoss;
 pub(super) use shared::SharedAdmission;
 pub use shared::{SharedRateLimiter, StoreStatus};

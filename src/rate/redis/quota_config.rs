@@ -23,27 +23,27 @@ const MAX_RATES: usize = 100;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct QuotaConfig {
     limits: Limits,
-    sizes: Vec<(Budget, BucketSpec)>,
+    specs: Vec<(Budget, BucketSpec)>,
     text: String,
 }
 
 impl QuotaConfig {
     pub(super) fn new(limits: Limits) -> Result<Self, InvalidConfig> {
-        let sizes = limits.bucket_specs()?;
-        if sizes.len() > MAX_RATES {
+        let specs = limits.bucket_specs()?;
+        if specs.len() > MAX_RATES {
             return Err(InvalidConfig::new(
                 "limits",
-                format!("must be at most {MAX_RATES} rates, are {}", sizes.len()),
+                format!("must be at most {MAX_RATES} rates, are {}", specs.len()),
             ));
         }
-        let sizes = sizes
+        let specs = specs
             .into_iter()
-            .map(|(budget, size)| Ok((budget, by_microsecond(budget, size)?)))
+            .map(|(budget, spec)| Ok((budget, by_microsecond(budget, spec)?)))
             .collect::<Result<_, InvalidConfig>>()?;
         Ok(Self {
             text: write(&limits),
             limits,
-            sizes,
+            specs,
         })
     }
 
@@ -57,8 +57,8 @@ impl QuotaConfig {
         &self.limits
     }
 
-    pub(super) fn sizes(&self) -> &[(Budget, BucketSpec)] {
-        &self.sizes
+    pub(super) fn specs(&self) -> &[(Budget, BucketSpec)] {
+        &self.specs
     }
 
     pub(super) fn text(&self) -> &str {
@@ -68,31 +68,31 @@ impl QuotaConfig {
     /// Returns one of `members` equal shares of the limits: the bursts are the same, but the buckets fill `members`
     /// times slower and begin empty.
     pub(super) fn share(&self, members: u64) -> Self {
-        let share = |(budget, size): &(Budget, BucketSpec)| {
+        let share = |(budget, spec): &(Budget, BucketSpec)| {
             let members = i128::from(members.max(1));
-            let size = BucketSpec {
-                unit: size.unit * members as u128,
-                capacity: size.capacity * members,
+            let spec = BucketSpec {
+                unit: spec.unit * members as u128,
+                capacity: spec.capacity * members,
                 initial: 0,
-                max_debt: size.max_debt * members,
-                ..*size
+                max_debt: spec.max_debt * members,
+                ..*spec
             };
-            (*budget, size)
+            (*budget, spec)
         };
         Self {
             limits: self.limits.clone(),
-            sizes: self.sizes.iter().map(share).collect(),
+            specs: self.specs.iter().map(share).collect(),
             text: self.text.clone(),
         }
     }
 }
 
 /// Converts a bucket from units per nanosecond to units per microsecond. A fraction of a unit in the burst is cut off.
-fn by_microsecond(budget: Budget, size: BucketSpec) -> Result<BucketSpec, InvalidConfig> {
-    let fill = u128::from(size.fill) * 1_000;
-    let divisor = gcd(fill, size.unit);
-    let (fill, unit) = (fill / divisor, size.unit / divisor);
-    let capacity = size.capacity / divisor as i128;
+fn by_microsecond(budget: Budget, spec: BucketSpec) -> Result<BucketSpec, InvalidConfig> {
+    let fill = u128::from(spec.fill) * 1_000;
+    let divisor = gcd(fill, spec.unit);
+    let (fill, unit) = (fill / divisor, spec.unit / divisor);
+    let capacity = spec.capacity / divisor as i128;
     if fill > MAX_UNITS as u128 || unit > MAX_UNITS as u128 || capacity > MAX_UNITS {
         return Err(InvalidConfig::new(
             format!("{}.burst", budget.name()),
@@ -103,7 +103,7 @@ fn by_microsecond(budget: Budget, size: BucketSpec) -> Result<BucketSpec, Invali
         fill: fill as u64,
         unit,
         capacity,
-        initial: size.initial / divisor as i128,
+        initial: spec.initial / divisor as i128,
         max_debt: MAX_UNITS,
     })
 }
@@ -186,9 +186,9 @@ mod tests {
     #[test]
     fn five_hundred_a_minute_is_one_unit_a_microsecond() {
         let config = QuotaConfig::new(Limits::new().requests(Rate::per_minute(500).burst(10))).unwrap();
-        let (_, size) = config.sizes()[0];
-        assert_eq!((size.fill, size.unit, size.capacity), (1, 120_000, 1_200_000));
-        let (_, share) = config.share(4).sizes()[0];
+        let (_, spec) = config.specs()[0];
+        assert_eq!((spec.fill, spec.unit, spec.capacity), (1, 120_000, 1_200_000));
+        let (_, share) = config.share(4).specs()[0];
         assert_eq!((share.fill, share.unit, share.capacity), (1, 480_000, 4_800_000));
     }
 

@@ -136,13 +136,13 @@ else
 
   -- Replaces the buckets by new ones for the member's limits.
   local function create_buckets()
-    local sizes = {read('<' .. rep('d', BUCKET_LENGTH * rates), ARGV[1], rates_at)}
+    local specs = {read('<' .. rep('d', BUCKET_LENGTH * rates), ARGV[1], rates_at)}
     state.rates, last_bucket = rates, FIRST_BUCKET + BUCKET_LENGTH * rates - BUCKET_LENGTH
     for i = 1, BUCKET_LENGTH * rates do
-      state[FIRST_BUCKET - 1 + i] = sizes[i]
+      state[FIRST_BUCKET - 1 + i] = specs[i]
     end
     for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
-      -- In the request, this position has the number that step 3 reads: what the provider reports as left of the rate.
+      -- In the request, this position has the number that step 3 reads: what the provider reports as remaining.
       bucket.withheld = 0
     end
     text = ARGV[4]
@@ -267,7 +267,7 @@ else
   end
 end
 
--- 3. Advance the time, begin a pause, and lower the buckets to what the provider reports as left.
+-- 3. Advance the time, begin a pause, and lower the buckets to what the provider reports as remaining.
 
 if now > state.scheduled_until then advance_to(now) end
 if pause > 0 and now + pause > state.paused_until then
@@ -277,9 +277,9 @@ end
 -- The reported amounts belong to the rates of the member's limits, so they are used only if these limits are in force.
 if lowered > 0 and string.match(text, '^[^\n]*') == string.match(ARGV[4], '^[^\n]*') then
   for i = 1, rates do
-    local left = read('<d', ARGV[1], rates_at + RATE * i - 8)
+    local remaining = read('<d', ARGV[1], rates_at + RATE * i - 8)
     local bucket = FIRST_BUCKET - BUCKET_LENGTH + BUCKET_LENGTH * i
-    if left >= 0 and left * bucket.unit < bucket.balance then bucket.balance = left * bucket.unit end
+    if remaining >= 0 and remaining * bucket.unit < bucket.balance then bucket.balance = remaining * bucket.unit end
   end
   set_estimated(state.estimated_requests, state.estimated_tokens)
 end
@@ -416,19 +416,19 @@ else
 end
 state.members = #entries / ENTRY
 
-local until_full, left_requests, left_tokens = 0, -1, -1
+local until_full, remaining_requests, remaining_tokens = 0, -1, -1
 for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
   local full = ceil((bucket.capacity - bucket.balance) / bucket.fill)
   if full > until_full then until_full = full end
-  local left = 0
+  local remaining = 0
   if bucket.balance > 0 then
-    left = floor(bucket.balance / bucket.unit)
-    if left * bucket.unit > bucket.balance then left = left - 1 end
+    remaining = floor(bucket.balance / bucket.unit)
+    if remaining * bucket.unit > bucket.balance then remaining = remaining - 1 end
   end
   if bucket.budget == 1 then
-    if left_requests < 0 or left < left_requests then left_requests = left end
-  elseif left_tokens < 0 or left < left_tokens then
-    left_tokens = left
+    if remaining_requests < 0 or remaining < remaining_requests then remaining_requests = remaining end
+  elseif remaining_tokens < 0 or remaining < remaining_tokens then
+    remaining_tokens = remaining
   end
 end
 -- After a state has expired, the next one begins with full buckets, so a state must not expire before its own buckets
@@ -448,7 +448,7 @@ reply.sequence, reply.incarnation, reply.config_version = state.sequence, state.
 reply.pause, reply.members = max(paused_until - now, 0), state.members
 if is_known then reply.is_known = 1 end
 reply.retention, reply.offset = retention, scheduled_until - now
-reply.left_requests, reply.left_tokens = left_requests, left_tokens
+reply.remaining_requests, reply.remaining_tokens = remaining_requests, remaining_tokens
 reply.retry_in, reply.now, reply.reserved = retry_in, now, reserved
 if state.config_version ~= config_version then
   reply[REPLY_LENGTH + 1 + reserved] = string.sub(text, 1, string.find(text, '\n', 1, true) - 1)

@@ -65,10 +65,10 @@ pub struct StoreStatus {
     /// Whether the store counts as reachable: `false` until its first reply, and while it is lost.
     pub is_up: bool,
     /// The number of processes that share the quota, including this one, by the store's last reply. Never less than
-    /// what [`Builder::members`](super::Builder::members) was set to.
+    /// what [`SharedRateLimiterBuilder::members`](super::SharedRateLimiterBuilder::members) was set to.
     pub members: u64,
-    /// The number of requests sent to the store.
-    pub calls: u64,
+    /// The number of requests to the store that were begun.
+    pub requests: u64,
     /// The number of requests to the store that failed or got no reply in time.
     pub failures: u64,
     /// How often this process has lost the store: each time, three requests to it in a row had failed.
@@ -76,10 +76,10 @@ pub struct StoreStatus {
     /// How often the store replied but had lost the state of the limits, which then began again with empty buckets.
     pub state_losses: u64,
     /// The number of reservations made without the store, while it was lost: see [`OnStoreLoss`](super::OnStoreLoss).
-    pub degraded: u64,
+    pub admitted_without_store: u64,
     /// The number of reservations that were given back, because they were not used within 5 ms of their time or because
     /// their time fell into a pause.
-    pub late: u64,
+    pub expired_reservations: u64,
     /// How long the last completed round trip to the store took; 0 before the first.
     pub latency: Duration,
 }
@@ -87,9 +87,9 @@ pub struct StoreStatus {
 /// Waits for a reservation in the shared limits, and then for the time that was reserved.
 pub(in crate::rate) struct SharedAdmission {
     limiter: SharedRateLimiter,
-    /// The number of the waiter in the coordinator; `None` before the first poll, and after the call was admitted or
-    /// rejected.
-    number: Option<u64>,
+    /// The sequence number of the waiter in the coordinator; `None` before the first poll, and after the call was
+    /// admitted or rejected.
+    seq: Option<u64>,
     sleep: Option<Pin<Box<Sleep>>>,
     /// `None` if the cost is final, and not an estimate. `Some(None)` for an estimate before its call is admitted, and
     /// then the reservation that the estimate settles.
@@ -123,7 +123,8 @@ impl SharedRateLimiter {
     /// - [`AcquireError::CostExceedsBurst`] if a bucket can never hold that much: at once, or as soon as the limits are
     ///   lowered to less.
     /// - [`AcquireError::StoreUnavailable`] if the store is lost, no call is admitted without the store
-    ///   ([`Closed`](super::OnStoreLoss::Closed)), and the [patience](super::Builder::patience) of the call has ended.
+    ///   ([`Closed`](super::OnStoreLoss::Closed)), and the [patience](super::SharedRateLimiterBuilder::patience) of the
+    ///   call has ended.
     ///
     /// # Panics
     ///
@@ -138,12 +139,16 @@ impl SharedRateLimiter {
         poll_fn(|cx| admission.poll(cost, cx)).await
     }
 
-    /// Like [`acquire`](Self::acquire), for a cost that is only estimated, and is settled later with the true cost: see
-    /// [`RateLimiter::acquire_estimate`](crate::RateLimiter::acquire_estimate).
+    /// Waits as [`acquire`](Self::acquire) does, for a cost that is only estimated, and is settled later with the true
+    /// cost: see [`RateLimiter::acquire_estimate`](crate::RateLimiter::acquire_estimate).
     ///
     /// # Errors
     ///
     /// Fails as [`acquire`](Self::acquire) does.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside a Tokio runtime with its timer and its I/O enabled, as [`acquire`](Self::acquire) does.
     ///
     /// # Cancel safety
     ///
@@ -154,7 +159,7 @@ impl SharedRateLimiter {
         Ok(admission.estimate(cost).expect("the admission is an estimate"))
     }
 
-    /// Replaces the charge of `estimate` by what was really used: the same as [`Estimate::settle`].
+    /// Replaces the charge of `estimate` by what was really used, as [`Estimate::settle`] does.
     pub fn settle(&self, estimate: Estimate, used: Cost) {
         estimate.settle(used);
     }
@@ -165,10 +170,10 @@ impl SharedRateLimiter {
     pub fn available(&self) -> Available {
         let now = Instant::now();
         self.with_coordinator(|coordinator| {
-            let left = coordinator.left(now);
+            let remaining = coordinator.remaining(now);
             Available {
-                requests: left.requests,
-                tokens: left.tokens,
+                requests: remaining.requests,
+                tokens: remaining.tokens,
                 paused_until: coordinator.paused_until(now),
             }
         })
@@ -205,10 +210,10 @@ impl SharedRateLimiter {
         Ok(())
     }
 
-    /// Lowers what is left of a rate to `left` for all members, for example to what the provider reports: see
+    /// Lowers what remains of a rate to `remaining` for all members, for example to what the provider reports: see
     /// [`RateLimiter::lower`](crate::RateLimiter::lower).
-    pub fn lower(&self, budget: Budget, period: Option<Duration>, left: u64) {
-        self.with_coordinator(|coordinator| coordinator.lower(budget, period, left));
+    pub fn lower(&self, budget: Budget, period: Option<Duration>, remaining: u64) {
+        self.with_coordinator(|coordinator| coordinator.lower(budget, period, remaining));
         self.handle.shared.notify_driver();
     }
 
@@ -249,17 +254,17 @@ impl SharedRateLimiter {
 
     /// Returns the status of the store, as this process sees it.
     #[must_use]
-    pub fn store(&self) -> StoreStatus {
+    pub fn store_status(&self) -> StoreStatus {
         let latency = self.handle.shared.latency();
         self.with_coordinator(|coordinator| StoreStatus {
             is_up: coordinator.is_up(),
             members: coordinator.members(),
-            calls: coordinator.counts.calls,
+            requests: coordinator.counts.requests,
             failures: coordinator.counts.failures,
             losses: coordinator.counts.losses,
             state_losses: coordinator.counts.state_losses,
-            degraded: coordinator.counts.degraded,
-            late: coordinator.counts.late,
+            admitted_without_store: coordinator.counts.admitted_without_store,
+            expired_reservations: coordinator.counts.expired_reservations,
             latency,
         })
     }
@@ -275,7 +280,7 @@ impl SharedRateLimiter {
     pub(in crate::rate) fn admission(&self, is_estimate: bool) -> SharedAdmission {
         SharedAdmission {
             limiter: self.clone(),
-            number: None,
+            seq: None,
             sleep: None,
             estimate: is_estimate.then_some(None),
         }
@@ -296,7 +301,7 @@ impl fmt::Debug for SharedRateLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedRateLimiter")
             .field("available", &self.available())
-            .field("store", &self.store())
+            .field("store", &self.store_status())
             .finish_non_exhaustive()
     }
 }
@@ -308,8 +313,8 @@ impl SharedAdmission {
         let shared = &self.limiter.handle.shared;
         loop {
             let (now, waker) = (Instant::now(), cx.waker().clone());
-            let number = &mut self.number;
-            let step = shared.with_coordinator(|coordinator| coordinator.poll_waiter(number, cost, waker, now))?;
+            let seq = &mut self.seq;
+            let step = shared.with_coordinator(|coordinator| coordinator.poll_waiter(seq, cost, waker, now))?;
             match step {
                 WaiterStep::Admitted(reservation) => {
                     match &mut self.estimate {
@@ -358,9 +363,9 @@ impl SharedAdmission {
 
 impl Drop for SharedAdmission {
     fn drop(&mut self) {
-        if let Some(number) = self.number {
+        if let Some(seq) = self.seq {
             let shared = &self.limiter.handle.shared;
-            shared.with_coordinator(|coordinator| coordinator.remove_waiter(number));
+            shared.with_coordinator(|coordinator| coordinator.remove_waiter(seq));
         }
     }
 }
@@ -368,7 +373,7 @@ impl Drop for SharedAdmission {
 impl fmt::Debug for SharedAdmission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedAdmission")
-            .field("number", &self.number)
+            .field("seq", &self.seq)
             .finish_non_exhaustive()
     }
 }

@@ -31,12 +31,12 @@ const MIN_RETENTION: i64 = 60_000;
 /// The state of one quota, as the store keeps it; empty before the first request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct VirtualSchedule {
-    state: Option<State>,
+    state: Option<QuotaState>,
 }
 
 /// The stored state of a quota, like the list in [`script`](super::script). Times are in microseconds.
 #[derive(Clone, Debug)]
-struct State {
+struct QuotaState {
     /// Distinguishes this stored state from earlier ones that were lost: the time of its creation, or a larger number.
     incarnation: i64,
     /// How many requests of members this state has served.
@@ -90,9 +90,9 @@ struct Reserved {
 impl VirtualSchedule {
     /// Serves `request` when the clock shows `now`, in microseconds, and returns the reply.
     pub(super) fn handle(&mut self, request: &StoreRequest, now: i64) -> StoreReply {
-        let state = self.state.get_or_insert_with(|| State::new(request, now));
+        let state = self.state.get_or_insert_with(|| QuotaState::new(request, now));
         state.set_clock(now);
-        let is_stale = state.make_up_for_lost_state(request);
+        let is_stale = state.hold_for_lost_state(request);
         state.adopt_limits(request);
 
         if now > state.scheduled_until {
@@ -102,8 +102,8 @@ impl VirtualSchedule {
             state.paused_until = state.paused_until.max(now + request.pause);
         }
         if request.config.text() == state.config.text() {
-            for (position, left) in &request.lowered {
-                state.buckets[*position].1.lower(*left);
+            for (position, remaining) in &request.lowered {
+                state.buckets[*position].1.lower(*remaining);
             }
         }
         state.expire_members();
@@ -136,7 +136,7 @@ impl VirtualSchedule {
             is_known,
             retention: state.retention(),
             offset: state.scheduled_until - now,
-            left: state.left(),
+            remaining: state.remaining(),
             retry_in: reserved.retry_in,
             now,
             delays: reserved.delays,
@@ -161,7 +161,7 @@ impl VirtualSchedule {
     }
 }
 
-impl State {
+impl QuotaState {
     /// Creates the state when its first request arrives. The buckets begin as the limits define, but empty if the
     /// member has seen an earlier state, which must have been lost.
     fn new(request: &StoreRequest, now: i64) -> Self {
@@ -192,7 +192,7 @@ impl State {
             members: HashMap::new(),
         };
         if !is_first {
-            // How much the other members have taken from the lost state cannot be found out, so nothing may be left.
+            // How much the other members have taken from the lost state cannot be found out, so they begin empty.
             state.empty_buckets();
         }
         state
@@ -217,7 +217,7 @@ impl State {
 
     /// Finds out whether the member's last reply came from a state that is lost. If so, returns `true`, and reserves
     /// nothing for the time in which reservations of the lost state may be used.
-    fn make_up_for_lost_state(&mut self, request: &StoreRequest) -> bool {
+    fn hold_for_lost_state(&mut self, request: &StoreRequest) -> bool {
         if request.incarnation == 0 {
             return false;
         }
@@ -263,8 +263,8 @@ impl State {
         }
     }
 
-    /// Replaces the limits by those of the request. Returns whether a bucket is new, because no old rate of its budget
-    /// is left to take the place of.
+    /// Replaces the limits by those of the request. Each rate takes over the bucket of one old rate of the same budget.
+    /// Returns whether a bucket is new, because its budget had fewer rates before.
     fn configure(&mut self, request: &StoreRequest, version: i64) -> bool {
         let mut new = new_buckets(&request.config);
         let mut is_any_new = false;
@@ -416,8 +416,8 @@ impl State {
         (full_at.max(self.paused_until) - self.clock).div_euclid(1_000) + MIN_RETENTION
     }
 
-    /// Returns what is left in the buckets at the end of the schedule, after all reservations.
-    fn left(&self) -> PerBudget<Option<u64>> {
+    /// Returns what remains in the buckets at the end of the schedule, after all reservations.
+    fn remaining(&self) -> PerBudget<Option<u64>> {
         PerBudget::from_fn(|budget| {
             let buckets = self.buckets.iter().filter(|(of, _)| *of == budget);
             buckets.map(|(_, bucket)| bucket.available()).min()
@@ -431,8 +431,8 @@ fn hold_time(request: &StoreRequest) -> i64 {
 }
 
 fn new_buckets(config: &QuotaConfig) -> Vec<(Budget, Bucket)> {
-    let sizes = config.sizes().iter();
-    sizes.map(|(budget, size)| (*budget, Bucket::new(*size))).collect()
+    let specs = config.specs().iter();
+    specs.map(|(budget, spec)| (*budget, Bucket::new(*spec))).collect()
 }
 
 #[cfg(test)]

@@ -17,9 +17,9 @@ const EXPIRES_AFTER: Duration = Duration::from_millis(6);
 
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    next_number: u64,
+    next_seq: u64,
     entries: BTreeMap<u64, WaiterEntry>,
-    /// The queue: the numbers of the waiters whose costs are to be requested.
+    /// The queue: the sequence numbers of the waiters whose costs are to be requested.
     queued: BTreeSet<u64>,
     /// The waiters that were given a reservation, with its time, in the order of these times. Some of these waiters may
     /// have been dropped or admitted since.
@@ -37,12 +37,12 @@ pub(super) struct WaiterEntry {
     /// When the waiter arrived.
     pub(super) since: Instant,
     waker: Waker,
-    stage: Stage,
+    stage: WaiterStage,
 }
 
 /// The progress of a waiter, from its arrival to its reservation or its rejection.
 #[derive(Clone, Debug)]
-pub(super) enum Stage {
+pub(super) enum WaiterStage {
     /// The waiter has no reservation: it is in the queue, or its cost is in a request to the store.
     Waiting,
     Reserved(Reservation),
@@ -67,24 +67,24 @@ pub(super) struct Reservation {
 }
 
 impl Waiters {
-    /// Adds a waiter to the end of the queue, and returns its number.
+    /// Adds a waiter to the end of the queue, and returns its sequence number.
     pub(super) fn push(&mut self, cost: Cost, waker: Waker, now: Instant) -> u64 {
-        let number = self.next_number;
-        self.next_number += 1;
+        let seq = self.next_seq;
+        self.next_seq += 1;
         let entry = WaiterEntry {
             cost,
             since: now,
             waker,
-            stage: Stage::Waiting,
+            stage: WaiterStage::Waiting,
         };
-        self.entries.insert(number, entry);
-        self.queued.insert(number);
-        number
+        self.entries.insert(seq, entry);
+        self.queued.insert(seq);
+        seq
     }
 
     /// Returns the stage of the waiter. `waker` is woken when the waiter is given a reservation or is rejected.
-    pub(super) fn poll(&mut self, number: u64, waker: Waker) -> Stage {
-        let entry = self.entries.get_mut(&number).expect("a waiter is removed only once");
+    pub(super) fn poll(&mut self, seq: u64, waker: Waker) -> WaiterStage {
+        let entry = self.entries.get_mut(&seq).expect("a waiter is removed only once");
         self.discarded.push(std::mem::replace(&mut entry.waker, waker));
         entry.stage.clone()
     }
@@ -95,21 +95,21 @@ impl Waiters {
     }
 
     /// Puts the waiter back into the queue at its old place. A reservation that it has is taken away.
-    pub(super) fn requeue(&mut self, number: u64) {
-        let entry = self.entries.get_mut(&number).expect("a waiter is removed only once");
-        if let Stage::Reserved(_) = entry.stage {
+    pub(super) fn requeue(&mut self, seq: u64) {
+        let entry = self.entries.get_mut(&seq).expect("a waiter is removed only once");
+        if let WaiterStage::Reserved(_) = entry.stage {
             self.unused = self.unused.saturating_sub(entry.cost.into());
         }
-        entry.stage = Stage::Waiting;
-        self.queued.insert(number);
+        entry.stage = WaiterStage::Waiting;
+        self.queued.insert(seq);
     }
 
     /// Removes the waiter. Returns its cost, and its reservation if it has one; `None` if there is no such waiter.
-    pub(super) fn remove(&mut self, number: u64) -> Option<(Cost, Option<Reservation>)> {
-        let entry = self.entries.remove(&number)?;
-        self.queued.remove(&number);
+    pub(super) fn remove(&mut self, seq: u64) -> Option<(Cost, Option<Reservation>)> {
+        let entry = self.entries.remove(&seq)?;
+        self.queued.remove(&seq);
         let reservation = match entry.stage {
-            Stage::Reserved(reservation) => {
+            WaiterStage::Reserved(reservation) => {
                 self.unused = self.unused.saturating_sub(entry.cost.into());
                 Some(reservation)
             }
@@ -119,9 +119,9 @@ impl Waiters {
         Some((entry.cost, reservation))
     }
 
-    /// Returns the numbers and costs of the waiters in the queue, in the order of their arrival.
+    /// Returns the sequence numbers and costs of the waiters in the queue, in the order of their arrival.
     pub(super) fn queued(&self) -> impl Iterator<Item = (u64, Cost)> + '_ {
-        self.queued.iter().map(|number| (*number, self.entries[number].cost))
+        self.queued.iter().map(|seq| (*seq, self.entries[seq].cost))
     }
 
     pub(super) fn is_queue_empty(&self) -> bool {
@@ -130,34 +130,34 @@ impl Waiters {
 
     /// Returns when the first waiter in the queue arrived; `None` if the queue is empty.
     pub(super) fn oldest(&self) -> Option<Instant> {
-        self.queued.first().map(|number| self.entries[number].since)
+        self.queued.first().map(|seq| self.entries[seq].since)
     }
 
     /// Takes the waiters out of the queue, because their costs are in a request to the store now.
-    pub(super) fn on_requested(&mut self, numbers: impl Iterator<Item = u64>) {
-        for number in numbers {
-            self.queued.remove(&number);
+    pub(super) fn on_requested(&mut self, seqs: impl Iterator<Item = u64>) {
+        for seq in seqs {
+            self.queued.remove(&seq);
         }
     }
 
     /// Puts the waiter back into the queue, because a request to the store has not reserved its cost. Does nothing if
     /// the waiter was dropped.
-    pub(super) fn on_not_reserved(&mut self, number: u64) {
-        if self.entries.contains_key(&number) {
-            self.queued.insert(number);
+    pub(super) fn on_not_reserved(&mut self, seq: u64) {
+        if self.entries.contains_key(&seq) {
+            self.queued.insert(seq);
         }
     }
 
     /// Gives the waiter its reservation. Returns `false` if the waiter was dropped before.
     #[must_use]
-    pub(super) fn on_reserved(&mut self, number: u64, reservation: Reservation, wakers: &mut Vec<Waker>) -> bool {
-        let Some(entry) = self.entries.get_mut(&number) else {
+    pub(super) fn on_reserved(&mut self, seq: u64, reservation: Reservation, wakers: &mut Vec<Waker>) -> bool {
+        let Some(entry) = self.entries.get_mut(&seq) else {
             return false;
         };
-        entry.stage = Stage::Reserved(reservation);
+        entry.stage = WaiterStage::Reserved(reservation);
         self.unused = self.unused.saturating_add(entry.cost.into());
-        self.reserved.push_back((number, reservation.at));
-        self.queued.remove(&number);
+        self.reserved.push_back((seq, reservation.at));
+        self.queued.remove(&seq);
         wakers.push(entry.waker.clone());
         true
     }
@@ -165,11 +165,11 @@ impl Waiters {
     /// Rejects the waiters in the queue for which `reason` returns an error, and adds their wakers to `wakers`.
     pub(super) fn reject(&mut self, reason: impl Fn(&WaiterEntry) -> Option<AcquireError>, wakers: &mut Vec<Waker>) {
         let entries = &mut self.entries;
-        self.queued.retain(|number| {
-            let entry = entries.get_mut(number).expect("a queued waiter has an entry");
+        self.queued.retain(|seq| {
+            let entry = entries.get_mut(seq).expect("a queued waiter has an entry");
             let error = reason(entry);
             if let Some(error) = &error {
-                entry.stage = Stage::Rejected(error.clone());
+                entry.stage = WaiterStage::Rejected(error.clone());
                 wakers.push(entry.waker.clone());
             }
             error.is_none()
@@ -179,16 +179,16 @@ impl Waiters {
     /// Takes back the reservations whose time has passed by `EXPIRES_AFTER` and whose waiters were not polled, and
     /// passes each of them to `on_expired`.
     pub(super) fn expire(&mut self, now: Instant, mut on_expired: impl FnMut(Cost, Reservation)) {
-        while let Some((number, at)) = self.reserved.front().copied() {
-            let entry = self.entries.get_mut(&number);
+        while let Some((seq, at)) = self.reserved.front().copied() {
+            let entry = self.entries.get_mut(&seq);
             // The waiter may have been dropped or admitted, or may have another reservation by now.
             let entry =
-                entry.filter(|entry| matches!(entry.stage, Stage::Reserved(reservation) if reservation.at == at));
+                entry.filter(|entry| matches!(entry.stage, WaiterStage::Reserved(reservation) if reservation.at == at));
             if let Some(entry) = entry {
                 if now < at + EXPIRES_AFTER {
                     return;
                 }
-                if let Stage::Reserved(reservation) = std::mem::replace(&mut entry.stage, Stage::Expired) {
+                if let WaiterStage::Reserved(reservation) = std::mem::replace(&mut entry.stage, WaiterStage::Expired) {
                     on_expired(entry.cost, reservation);
                     self.unused = self.unused.saturating_sub(entry.cost.into());
                 }

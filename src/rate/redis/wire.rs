@@ -64,8 +64,8 @@ pub(super) struct StoreRequest {
     pub(super) estimated: Amounts,
     /// For how many more microseconds all members have to pause; 0 if this member has no new pause to report.
     pub(super) pause: i64,
-    /// What the provider reports as left of some rates: the position of a rate in the limits, and the amount. The store
-    /// lowers the bucket of that rate to the amount if it holds more.
+    /// What the provider reports as remaining of some rates: the position of a rate in the limits, and the amount. The
+    /// store lowers the bucket of that rate to the amount if it holds more.
     pub(super) lowered: Vec<(usize, u64)>,
     /// The costs of the waiting calls that the store has to reserve, in this order.
     pub(super) costs: Vec<Cost>,
@@ -89,8 +89,8 @@ pub(super) struct StoreReply {
     pub(super) retention: i64,
     /// How far in the future the last reservation of any member is, in microseconds; 0 if there is none in the future.
     pub(super) offset: i64,
-    /// What is left in the buckets after the last reservation; `None` for a budget without a limit.
-    pub(super) left: PerBudget<Option<u64>>,
+    /// What remains in the buckets after the last reservation; `None` for a budget without a limit.
+    pub(super) remaining: PerBudget<Option<u64>>,
     /// In how many microseconds to request the costs again that were not reserved because of `max_ahead`; 0 if there
     /// are none.
     pub(super) retry_in: i64,
@@ -156,7 +156,7 @@ numbers! {
         fallback_tokens,
         estimated_requests,
         estimated_tokens,
-        /// How many reports of the provider about what is left of a rate this request contains.
+        /// How many reports of the provider about what remains of a rate this request contains.
         lowered,
         /// How many rates follow, with [`RATE_NUMBERS`] numbers each; 0 if the request is sent without the limits.
         rates,
@@ -166,7 +166,7 @@ numbers! {
 }
 
 /// How many numbers a rate has in a request: budget (1 requests, 2 tokens), fill, unit, capacity, initial balance, and
-/// the amount that the provider reports as left of the rate (-1 without such a report).
+/// the amount that the provider reports as remaining of the rate (-1 without such a report).
 const RATE_NUMBERS: usize = 6;
 
 numbers! {
@@ -180,10 +180,10 @@ numbers! {
         is_known,
         retention,
         offset,
-        /// What is left of the limits of requests, after the last reservation; -1 if requests are not limited.
-        left_requests,
-        /// What is left of the limits of tokens, after the last reservation; -1 if tokens are not limited.
-        left_tokens,
+        /// What remains of the limits of requests, after the last reservation; -1 if requests are not limited.
+        remaining_requests,
+        /// What remains of the limits of tokens, after the last reservation; -1 if tokens are not limited.
+        remaining_tokens,
         retry_in,
         now,
         /// How many costs were reserved. As many delays follow.
@@ -234,23 +234,23 @@ impl StoreRequest {
 
     /// Writes the numbers of the request as the script reads them: little-endian doubles.
     pub(super) fn packed(&self, with_limits: bool) -> Vec<u8> {
-        let sizes = if with_limits { self.config.sizes() } else { &[] };
-        let mut head = self.numbers(sizes.len());
-        let count = RequestNumbers::NAMES.len() + RATE_NUMBERS * sizes.len() + 2 * self.costs.len();
+        let specs = if with_limits { self.config.specs() } else { &[] };
+        let mut head = self.numbers(specs.len());
+        let count = RequestNumbers::NAMES.len() + RATE_NUMBERS * specs.len() + 2 * self.costs.len();
         let mut packed = Vec::with_capacity(count * size_of::<f64>());
         let mut put = |number: f64| packed.extend_from_slice(&number.to_le_bytes());
         head.for_each(|number| put(*number));
-        for (at, (budget, size)) in sizes.iter().enumerate() {
+        for (at, (budget, spec)) in specs.iter().enumerate() {
             put(match budget {
                 Budget::Requests => 1.0,
                 Budget::Tokens => 2.0,
             });
-            put(size.fill as f64);
-            put(size.unit as f64);
-            put(size.capacity as f64);
-            put(size.initial as f64);
+            put(spec.fill as f64);
+            put(spec.unit as f64);
+            put(spec.capacity as f64);
+            put(spec.initial as f64);
             let lowered = self.lowered.iter().filter(|(of, _)| *of == at);
-            put(lowered.map(|(_, left)| *left).min().map_or(-1.0, amount));
+            put(lowered.map(|(_, remaining)| *remaining).min().map_or(-1.0, amount));
         }
         for cost in &self.costs {
             put(amount(cost.requests));
@@ -310,9 +310,9 @@ impl StoreReply {
             is_known: numbers.is_known == 1,
             retention: numbers.retention,
             offset: numbers.offset,
-            left: PerBudget {
-                requests: u64::try_from(numbers.left_requests).ok(),
-                tokens: u64::try_from(numbers.left_tokens).ok(),
+            remaining: PerBudget {
+                requests: u64::try_from(numbers.remaining_requests).ok(),
+                tokens: u64::try_from(numbers.remaining_tokens).ok(),
             },
             retry_in: numbers.retry_in,
             now: numbers.now,

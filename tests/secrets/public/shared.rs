@@ -39,6 +39,6 @@ pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     };
     shown.display(&error);
     shown.debug(&limiter);
-    shown.debug(&limiter.store());
+    shown.debug(&limiter.store_status());
     shown.debug(&Limiter::from(limiter));
 }

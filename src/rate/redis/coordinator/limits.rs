@@ -23,7 +23,7 @@ pub(super) struct SharedLimits {
     /// How many of the changes that this member has made to the limits have reached the store.
     reported_changes: u64,
     /// Reports of the provider that are not sent to the store yet: the position of a rate in the limits, and the amount
-    /// that is left of it.
+    /// that remains of it.
     lowered: Vec<(usize, u64)>,
 }
 
@@ -63,13 +63,13 @@ impl SharedLimits {
     }
 
     pub(super) fn has_limit(&self, budget: Budget) -> bool {
-        self.config.sizes().iter().any(|(of, _)| *of == budget)
+        self.config.specs().iter().any(|(of, _)| *of == budget)
     }
 
     /// Returns how much of `budget` new buckets admit at once; `None` if `budget` has no limit.
     pub(super) fn initial(&self, budget: Budget) -> Option<u64> {
-        let sizes = self.config.sizes().iter().filter(|(of, _)| *of == budget);
-        sizes.map(|(_, size)| (size.initial as u128 / size.unit) as u64).min()
+        let specs = self.config.specs().iter().filter(|(of, _)| *of == budget);
+        specs.map(|(_, spec)| (spec.initial as u128 / spec.unit) as u64).min()
     }
 
     // --- changes
@@ -87,11 +87,11 @@ impl SharedLimits {
         self.lowered.clear();
     }
 
-    /// Records a report of the provider that no more than `left` is left of a rate. The next request passes it on to
-    /// the store.
-    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64) {
+    /// Records a report of the provider that no more than `remaining` is available of a rate. The next request passes it
+    /// on to the store.
+    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, remaining: u64) {
         if let Some(position) = self.config.limits().index_of(budget, period) {
-            self.lowered.push((position, left));
+            self.lowered.push((position, remaining));
         }
     }
 
@@ -151,6 +151,6 @@ impl SharedLimits {
 }
 
 fn set_bursts(bursts: &Bursts, config: &QuotaConfig) {
-    let sizes = config.sizes().iter();
-    bursts.set(&sizes.map(|(budget, size)| (*budget, size.burst())));
+    let specs = config.specs().iter();
+    bursts.set(&specs.map(|(budget, spec)| (*budget, spec.burst())));
 }

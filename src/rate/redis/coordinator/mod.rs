@@ -17,7 +17,7 @@ use super::{
     fallback::LocalFallback,
     loss::{CircuitBreaker, OnStoreLoss},
     quota_config::QuotaConfig,
-    waiters::{MAX_LATENESS, Reservation, Stage, Waiters},
+    waiters::{MAX_LATENESS, Reservation, WaiterStage, Waiters},
     wire::{Member, StoreError},
 };
 use crate::{
@@ -35,7 +35,7 @@ const MAX_COSTS: usize = 1_000;
 
 /// The settings of a member, which do not change after it was built.
 #[derive(Clone, Debug)]
-pub(super) struct Settings {
+pub(super) struct MemberSettings {
     pub(super) member: Member,
     pub(super) on_loss: OnStoreLoss,
     pub(super) max_ahead: Duration,
@@ -45,10 +45,10 @@ pub(super) struct Settings {
 }
 
 pub(super) struct Coordinator {
-    settings: Settings,
+    settings: MemberSettings,
     pub(super) counts: Counts,
     waiters: Waiters,
-    /// The numbers of the waiters whose costs are in the request to the store that is in flight.
+    /// The sequence numbers of the waiters whose costs are in the request to the store that is in flight.
     in_flight: Vec<u64>,
 
     limits: SharedLimits,
@@ -75,12 +75,12 @@ pub(super) struct Coordinator {
 /// The counters of [`StoreStatus`](super::StoreStatus), which only grow.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
-    pub(super) calls: u64,
+    pub(super) requests: u64,
     pub(super) failures: u64,
     pub(super) losses: u64,
     pub(super) state_losses: u64,
-    pub(super) degraded: u64,
-    pub(super) late: u64,
+    pub(super) admitted_without_store: u64,
+    pub(super) expired_reservations: u64,
 }
 
 /// What a waiter has to do after it was polled.
@@ -96,7 +96,7 @@ pub(super) enum WaiterStep {
 }
 
 impl Coordinator {
-    pub(super) fn new(settings: Settings, config: QuotaConfig) -> Self {
+    pub(super) fn new(settings: MemberSettings, config: QuotaConfig) -> Self {
         Self {
             settings,
             counts: Counts::default(),
@@ -118,32 +118,32 @@ impl Coordinator {
 
     // --- waiters
 
-    /// Polls the waiter `number`, or adds a waiter if `number` is `None`. Afterwards `number` is `Some` if the waiter
-    /// still exists, so that the caller has to remove it when the call is dropped.
+    /// Polls the waiter with the sequence number `seq`, or adds a waiter if `seq` is `None`. Afterwards `seq` is `Some`
+    /// if the waiter still exists, so that the caller has to remove it when the call is dropped.
     pub(super) fn poll_waiter(
         &mut self,
-        number: &mut Option<u64>,
+        seq: &mut Option<u64>,
         cost: Cost,
         waker: Waker,
         now: Instant,
     ) -> Result<WaiterStep, AcquireError> {
-        let Some(own) = *number else {
+        let Some(own) = *seq else {
             self.limits.check(cost)?;
-            *number = Some(self.waiters.push(cost, waker, now));
+            *seq = Some(self.waiters.push(cost, waker, now));
             return Ok(WaiterStep::Queued);
         };
         let reservation = match self.waiters.poll(own, waker) {
-            Stage::Waiting => return Ok(WaiterStep::Waiting),
-            Stage::Rejected(error) => {
-                *number = None;
+            WaiterStage::Waiting => return Ok(WaiterStep::Waiting),
+            WaiterStage::Rejected(error) => {
+                *seq = None;
                 self.waiters.remove(own);
                 return Err(error);
             }
-            Stage::Expired => {
+            WaiterStage::Expired => {
                 self.waiters.requeue(own);
                 return Ok(WaiterStep::Queued);
             }
-            Stage::Reserved(reservation) => reservation,
+            WaiterStage::Reserved(reservation) => reservation,
         };
         if now < reservation.at {
             return Ok(WaiterStep::ReservedAt(reservation.at));
@@ -151,19 +151,19 @@ impl Coordinator {
         if now > reservation.at + MAX_LATENESS || self.paused_until(now).is_some() {
             // It is too late to use the reservation, or it falls into a pause: it is given back and another one is
             // requested.
-            self.counts.late += 1;
+            self.counts.expired_reservations += 1;
             self.waiters.requeue(own);
             self.settle(reservation, cost, Cost::default());
             return Ok(WaiterStep::Queued);
         }
-        *number = None;
+        *seq = None;
         self.waiters.remove(own);
         Ok(WaiterStep::Admitted(reservation))
     }
 
     /// Removes a waiter whose call was dropped, and gives back its reservation.
-    pub(super) fn remove_waiter(&mut self, number: u64) {
-        if let Some((cost, Some(reservation))) = self.waiters.remove(number) {
+    pub(super) fn remove_waiter(&mut self, seq: u64) {
+        if let Some((cost, Some(reservation))) = self.waiters.remove(seq) {
             self.settle(reservation, cost, Cost::default());
         }
     }
@@ -208,8 +208,8 @@ impl Coordinator {
         self.waiters.reject(|entry| reason(entry.cost), wakers);
     }
 
-    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64) {
-        self.limits.lower(budget, period, left);
+    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, remaining: u64) {
+        self.limits.lower(budget, period, remaining);
     }
 
     /// Begins a pause of all members that ends at `until`. Does nothing if the current pause ends later.
@@ -237,18 +237,18 @@ impl Coordinator {
     }
 
     /// Returns what could be admitted at once, by the store's last reply; `None` for a budget without a limit.
-    pub(super) fn left(&self, now: Instant) -> PerBudget<Option<u64>> {
+    pub(super) fn remaining(&self, now: Instant) -> PerBudget<Option<u64>> {
         PerBudget::from_fn(|budget| {
             let Some(scheduled_until) = self.store.scheduled_until else {
                 // The store has not replied yet, so its buckets are taken to be new.
                 return self.limits.initial(budget);
             };
-            let left = if scheduled_until > now {
+            let remaining = if scheduled_until > now {
                 0
             } else {
-                self.store.left[budget].unwrap_or(0)
+                self.store.remaining[budget].unwrap_or(0)
             };
-            self.limits.has_limit(budget).then_some(left)
+            self.limits.has_limit(budget).then_some(remaining)
         })
     }
 
@@ -268,16 +268,17 @@ impl Coordinator {
             queued.tokens += u128::from(cost.tokens);
         }
         let cost = Amounts::from(cost);
-        let waits = self.config().sizes().iter().map(|(budget, size)| {
+        let waits = self.config().specs().iter().map(|(budget, spec)| {
             let needed = queued[*budget].saturating_add(cost[*budget].into());
-            let needed = needed.saturating_mul(size.unit);
-            let available = scheduled_until.map_or(size.initial as u128, |scheduled_until| {
+            let needed = needed.saturating_mul(spec.unit);
+            let available = scheduled_until.map_or(spec.initial as u128, |scheduled_until| {
                 let elapsed = now.saturating_duration_since(scheduled_until).as_micros();
-                let left = u128::from(self.store.left[*budget].unwrap_or(0)).saturating_mul(size.unit);
-                left.saturating_add(elapsed.saturating_mul(size.fill.into()))
-                    .min(size.capacity as u128)
+                let remaining = u128::from(self.store.remaining[*budget].unwrap_or(0)).saturating_mul(spec.unit);
+                remaining
+                    .saturating_add(elapsed.saturating_mul(spec.fill.into()))
+                    .min(spec.capacity as u128)
             });
-            let micros = needed.saturating_sub(available) / u128::from(size.fill);
+            let micros = needed.saturating_sub(available) / u128::from(spec.fill);
             Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
         });
         (from - now).saturating_add(waits.max().unwrap_or_default())
@@ -312,8 +313,8 @@ impl Coordinator {
         if is_panic {
             self.record_failure(StoreError::new("the client panicked"), now);
         }
-        for number in std::mem::take(&mut self.in_flight) {
-            self.waiters.on_not_reserved(number);
+        for seq in std::mem::take(&mut self.in_flight) {
+            self.waiters.on_not_reserved(seq);
         }
     }
 
@@ -356,7 +357,7 @@ impl Coordinator {
         self.waiters
             .expire(now, |cost, reservation| expired.push((cost, reservation)));
         for (cost, reservation) in expired {
-            self.counts.late += 1;
+            self.counts.expired_reservations += 1;
             self.settle(reservation, cost, Cost::default());
         }
     }
@@ -397,9 +398,9 @@ impl Coordinator {
             let pause = paused_until.map_or(Duration::ZERO, |until| until - now);
             fallback.reserve(self.limits.config().share(members), costs, pause, now)
         };
-        for ((number, cost), at) in queued.into_iter().zip(times) {
+        for ((seq, cost), at) in queued.into_iter().zip(times) {
             self.reports.on_fallback_reserved(cost, now);
-            self.counts.degraded += 1;
+            self.counts.admitted_without_store += 1;
             let reservation = Reservation {
                 at,
                 at_store: 0,
@@ -407,7 +408,7 @@ impl Coordinator {
                 generation: fallback.generation(),
             };
             // This always succeeds: the waiter was in the queue just now, so it has not been dropped.
-            let _ = self.waiters.on_reserved(number, reservation, wakers);
+            let _ = self.waiters.on_reserved(seq, reservation, wakers);
         }
     }
 }

@@ -45,8 +45,8 @@ impl Coordinator {
         if is_replaced && self.store.is_kept(now) {
             self.counts.state_losses += 1;
             tracing::warn!(
-                "The store has lost the state of the shared limits: they begin again, with empty buckets. If the server \
-                 was not restarted, check that it does not evict keys"
+                "The store has lost the state of the shared limits: they begin again, with empty buckets. If the \
+                 server was not restarted, check that it does not evict keys"
             );
         }
         self.store.on_reply(&reply, snapshot.sent_at, now);
@@ -60,9 +60,9 @@ impl Coordinator {
 
         let (requested, reserved) = (snapshot.requested.len(), reply.delays.len());
         let mut delays = reply.delays.into_iter();
-        for (number, cost) in snapshot.requested {
+        for (seq, cost) in snapshot.requested {
             let Some(delay) = delays.next() else {
-                self.waiters.on_not_reserved(number);
+                self.waiters.on_not_reserved(seq);
                 continue;
             };
             let reservation = Reservation {
@@ -71,7 +71,7 @@ impl Coordinator {
                 is_from_store: true,
                 generation: self.reports.generation(),
             };
-            self.on_reserved(number, cost, reservation, &mut wakers);
+            self.on_reserved(seq, cost, reservation, &mut wakers);
         }
         if reserved < requested {
             // The limits may have been changed while the request was in flight, so that a cost exceeds a burst now.
@@ -88,10 +88,10 @@ impl Coordinator {
         wakers
     }
 
-    fn on_reserved(&mut self, number: u64, cost: Cost, reservation: Reservation, wakers: &mut Vec<Waker>) {
+    fn on_reserved(&mut self, seq: u64, cost: Cost, reservation: Reservation, wakers: &mut Vec<Waker>) {
         self.reports.on_reserved(cost);
         self.store.last_reservation = self.store.last_reservation.max(Some(reservation.at));
-        if !self.waiters.on_reserved(number, reservation, wakers) {
+        if !self.waiters.on_reserved(seq, reservation, wakers) {
             // The waiter was dropped while the request was in flight, so its reservation is given back.
             self.reports.settle(reservation.generation, cost, Cost::default());
         }
@@ -103,8 +103,8 @@ impl Coordinator {
         self.in_flight.clear();
         // One attempt to report that the member leaves is enough: the store removes a member that sends no requests.
         self.has_left = snapshot.is_leaving;
-        for (number, _) in &snapshot.requested {
-            self.waiters.on_not_reserved(*number);
+        for (seq, _) in &snapshot.requested {
+            self.waiters.on_not_reserved(*seq);
         }
         self.limits.on_failure(snapshot.changes, snapshot.lowered);
         self.record_failure(error, now);
@@ -117,7 +117,8 @@ impl Coordinator {
             tracing::warn!(
                 problem = %error.problem,
                 on_store_loss = ?self.settings.on_loss,
-                "The store of the shared limits is lost: check the server. It is probed once a second at most"
+                "The store of the shared limits is lost: check the server. After each failed probe it is probed again \
+                 within a second"
             );
             // The local fallback begins after the last reservation that a member may have from the store. If it began
             // earlier, both together could exceed the limits.

@@ -74,7 +74,7 @@ impl Reports {
     }
 
     /// Settles a reservation of a local fallback whose usage was reported to the store already: only what was used on
-    /// top of the reservation is left to charge.
+    /// top of the reservation still has to be charged.
     pub(super) fn settle_reported(&mut self, reserved: Cost, used: Cost) {
         // No generation of estimates has the number `u64::MAX`, so nothing is refunded.
         self.adjustments.settle(u64::MAX, reserved, used);

@@ -27,15 +27,15 @@ const RESERVED_AHEAD: Duration = Duration::from_millis(250);
 /// send a request for each call.
 const MIN_RESERVED_AHEAD: Duration = Duration::from_millis(40);
 /// How long after the store's first reply a member counts as new. Other members may be new too and not counted yet, so
-/// a new member assumes at least `NEW_MEMBERS`.
-const NEW_FOR: Duration = Duration::from_secs(1);
+/// a new member assumes at least `MIN_MEMBERS_WHILE_JOINING` members.
+const JOIN_PERIOD: Duration = Duration::from_secs(1);
 /// The smallest number of members that a new member assumes.
-const NEW_MEMBERS: u64 = 8;
+const MIN_MEMBERS_WHILE_JOINING: u64 = 8;
 
 /// What a request to the store contained, which is needed to interpret the reply.
 pub(in crate::rate::redis) struct RequestSnapshot {
     pub(super) sent_at: Instant,
-    /// The numbers and costs of the waiters whose costs are in the request, in the order of the reply.
+    /// The sequence numbers and costs of the waiters whose costs are in the request, in the order of the reply.
     pub(super) requested: Vec<(u64, Cost)>,
     pub(super) estimated: Amounts,
     pub(super) lowered: Vec<(usize, u64)>,
@@ -62,8 +62,8 @@ impl Coordinator {
             // No cost may be requested yet, and there is nothing else to report to the store.
             return None;
         }
-        self.waiters.on_requested(requested.iter().map(|(number, _)| *number));
-        self.in_flight.extend(requested.iter().map(|(number, _)| *number));
+        self.waiters.on_requested(requested.iter().map(|(seq, _)| *seq));
+        self.in_flight.extend(requested.iter().map(|(seq, _)| *seq));
         let snapshot = RequestSnapshot {
             sent_at: now,
             estimated: self.reports.estimated(),
@@ -75,7 +75,7 @@ impl Coordinator {
         };
         let request = self.build_request(&snapshot, is_probe, now);
         self.requested_at = Some(now);
-        self.counts.calls += 1;
+        self.counts.requests += 1;
         Some((request, snapshot))
     }
 
@@ -156,19 +156,19 @@ impl Coordinator {
         let config = self.limits.config();
         // Returns how long the rates take to bring `amounts`, in microseconds.
         let duration = |amounts: Amounts| {
-            let durations = config.sizes().iter();
+            let durations = config.specs().iter();
             let durations =
-                durations.map(|(budget, size)| amounts[*budget] as f64 * size.unit as f64 / size.fill as f64);
+                durations.map(|(budget, spec)| amounts[*budget] as f64 * spec.unit as f64 / spec.fill as f64);
             durations.fold(0.0, f64::max)
         };
         let mut reserved = self.waiters.unused();
         let mut requestable = Vec::new();
-        for (number, cost) in self.waiters.queued().take(MAX_COSTS) {
+        for (seq, cost) in self.waiters.queued().take(MAX_COSTS) {
             if duration(reserved) > share {
                 break;
             }
             reserved = reserved.saturating_add(cost.into());
-            requestable.push((number, cost));
+            requestable.push((seq, cost));
         }
         self.retry_at = requestable.is_empty().then(|| now + self.retry_delay(now));
         requestable
@@ -177,8 +177,11 @@ impl Coordinator {
     /// Returns how far into the future this member may make reservations, counted as if it had the whole rate. That is
     /// enough for a few round trips, and no more, so that the reservations of all members are well mixed.
     fn share_ahead(&self, now: Instant) -> Duration {
-        let is_new = self.store.joined_at.is_none_or(|joined_at| now < joined_at + NEW_FOR);
-        let least = if is_new { NEW_MEMBERS } else { 1 };
+        let is_new = self
+            .store
+            .joined_at
+            .is_none_or(|joined_at| now < joined_at + JOIN_PERIOD);
+        let least = if is_new { MIN_MEMBERS_WHILE_JOINING } else { 1 };
         let members = u32::try_from(self.members().max(least)).unwrap_or(u32::MAX);
         (RESERVED_AHEAD / members)
             .max(MIN_RESERVED_AHEAD)

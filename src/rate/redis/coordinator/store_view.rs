@@ -14,8 +14,8 @@ pub(super) struct StoreView {
     pub(super) sequence: i64,
     /// How many members the store has counted; 0 before the first reply.
     pub(super) members: u64,
-    /// What is left in the buckets at `scheduled_until`, after all reservations.
-    pub(super) left: PerBudget<Option<u64>>,
+    /// What remains in the buckets at `scheduled_until`, after all reservations.
+    pub(super) remaining: PerBudget<Option<u64>>,
     /// The end of the store's schedule: the time of the last reservation of any member, or of the last reply if that is
     /// later; `None` before the first reply.
     pub(super) scheduled_until: Option<Instant>,
@@ -48,7 +48,7 @@ impl StoreView {
         self.incarnation = reply.incarnation;
         self.sequence = reply.sequence;
         self.members = reply.members;
-        self.left = reply.left;
+        self.remaining = reply.remaining;
         self.kept_until = Some(instant_after(reply.retention.saturating_mul(1_000).max(0), now));
         self.scheduled_until = Some(instant_after(reply.offset, now));
     }

@@ -29,11 +29,11 @@ use tokio::{
 /// A simulated store, and the network to it.
 #[derive(Clone)]
 struct Server {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ServerState>>,
     epoch: Instant,
 }
 
-struct State {
+struct ServerState {
     schedule: VirtualSchedule,
     network: Network,
     requests: Vec<StoreRequest>,
@@ -52,7 +52,7 @@ enum Network {
 
 impl Server {
     fn new() -> Self {
-        let state = State {
+        let state = ServerState {
             schedule: VirtualSchedule::default(),
             network: Network::Works,
             requests: Vec::new(),
@@ -79,7 +79,7 @@ impl Server {
         self.member_with(SharedRateLimiter::builder(limits))
     }
 
-    fn member_with(&self, builder: super::Builder) -> SharedRateLimiter {
+    fn member_with(&self, builder: super::SharedRateLimiterBuilder) -> SharedRateLimiter {
         let server = self.clone();
         builder.build_with(Box::new(move || Box::new(server.clone()))).unwrap()
     }
@@ -237,7 +237,7 @@ async fn a_reservation_that_is_not_polled_for_is_given_back() {
     let first = at(&limiter, Cost::request(), start).await;
     assert!((106..=130).contains(&first), "{first}");
     assert_eq!(at(&limiter, Cost::request(), start).await, first + 100);
-    assert_eq!(limiter.store().late, 1);
+    assert_eq!(limiter.store_status().expired_reservations, 1);
     // When the first call is polled again, it gets another reservation.
     for _ in 0..120 {
         if unpolled.poll().is_ready() {
@@ -348,7 +348,7 @@ async fn a_waiting_call_is_rejected_when_the_limits_become_too_small_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_provider_reports_as_left_counts_if_it_is_less() {
+async fn what_a_provider_reports_as_remaining_counts_if_it_is_less() {
     let server = Server::new();
     let limits = Limits::new().tokens(Rate::per_second(100).burst(1_000));
     let (one, other) = (server.member(limits.clone()), server.member(limits));
@@ -366,18 +366,18 @@ async fn what_a_provider_reports_as_left_counts_if_it_is_less() {
 async fn members_are_counted_until_they_leave() {
     let server = Server::new();
     let (one, other) = (server.member(ten_a_second()), server.member(ten_a_second()));
-    assert_eq!((one.store().members, one.store().is_up), (1, false));
+    assert_eq!((one.store_status().members, one.store_status().is_up), (1, false));
     other.acquire(Cost::request()).await.unwrap();
     one.acquire(Cost::request()).await.unwrap();
-    assert_eq!((one.store().members, one.store().is_up), (2, true));
+    assert_eq!((one.store_status().members, one.store_status().is_up), (2, true));
     drop(other);
     sleep(Duration::from_secs(6)).await;
-    assert_eq!(one.store().members, 1);
+    assert_eq!(one.store_status().members, 1);
     // A member without calls is still counted, because it sends heartbeats.
     let idle = server.member(ten_a_second());
     idle.acquire(Cost::request()).await.unwrap();
     sleep(Duration::from_secs(6)).await;
-    assert_eq!(one.store().members, 2);
+    assert_eq!(one.store_status().members, 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,14 +15,14 @@ async fn closed_waits_for_the_store_and_admits_no_call_meanwhile() {
         async move { at(&limiter, Cost::request(), start).await }
     });
     sleep(Duration::from_secs(5)).await;
-    let status = limiter.store();
+    let status = limiter.store_status();
     assert!(!status.is_up && status.losses == 1 && !waiting.is_finished());
     server.set(Network::Works);
-    // The lost store is probed once a second, so it takes up to a second to notice that it is back.
+    // The waits between two probes have grown to a second at most, so the member notices the store within a second.
     let admitted = waiting.await.unwrap();
     assert!((5_000..6_010).contains(&admitted), "{admitted}");
-    assert!(limiter.store().is_up);
-    assert_eq!(limiter.store().degraded, 0);
+    assert!(limiter.store_status().is_up);
+    assert_eq!(limiter.store_status().admitted_without_store, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -53,7 +53,7 @@ async fn open_admits_every_call_and_charges_it_afterwards() {
     }
     // The first call waits for the third failed request, after which the store counts as lost.
     assert!(begun.elapsed() < ms(100), "{:?}", begun.elapsed());
-    assert_eq!(limiter.store().degraded, 50);
+    assert_eq!(limiter.store_status().admitted_without_store, 50);
     server.set(Network::Works);
     sleep(Duration::from_secs(1)).await;
     let begun = Instant::now();
@@ -108,7 +108,7 @@ async fn a_local_share_is_the_rate_divided_by_the_members_and_has_no_burst() {
         member.acquire(Cost::request()).await.unwrap();
     }
     sleep(Duration::from_secs(6)).await;
-    assert!(members.iter().all(|member| member.store().members == 4));
+    assert!(members.iter().all(|member| member.store_status().members == 4));
     server.set(Network::Frozen);
     let begun = Instant::now();
     let mut times = Vec::new();
@@ -123,7 +123,7 @@ async fn a_local_share_is_the_rate_divided_by_the_members_and_has_no_burst() {
         times.windows(2).all(|pair| (39..=41).contains(&(pair[1] - pair[0]))),
         "{times:?}"
     );
-    assert_eq!(members[0].store().degraded, 50);
+    assert_eq!(members[0].store_status().admitted_without_store, 50);
     // The local share saves nothing up while the member has no calls.
     sleep(Duration::from_secs(10)).await;
     let begun = Instant::now();
@@ -170,8 +170,11 @@ async fn local_shares_stay_within_the_limits_if_all_members_have_lost_the_store(
     sleep(Duration::from_secs(5)).await;
     tasks.abort_all();
     let admitted = admitted.lock().unwrap().clone();
-    let degraded: u64 = members.iter().map(|member| member.store().degraded).sum();
-    assert!(degraded > 100, "{degraded}");
+    let admitted_without_store: u64 = members
+        .iter()
+        .map(|member| member.store_status().admitted_without_store)
+        .sum();
+    assert!(admitted_without_store > 100, "{admitted_without_store}");
     // A small excess is allowed, because timers have a resolution of a millisecond and the network takes one.
     let over = max_excess(&admitted, 10_000.0, 2_000.0, |tokens| tokens as f64);
     assert!(over <= 30.0, "{over} tokens over");
@@ -205,7 +208,7 @@ async fn a_store_that_has_lost_its_state_begins_empty() {
     // The store reserves nothing for a second, in which other members may use reservations of the lost state. After it,
     // one request takes 10 ms, and the round trip takes 2 ms.
     assert_eq!(begun.elapsed().as_millis(), 1_012);
-    assert_eq!(limiter.store().state_losses, 1);
+    assert_eq!(limiter.store_status().state_losses, 1);
     let begun = Instant::now();
     for _ in 0..50 {
         limiter.acquire(Cost::request()).await.unwrap();
@@ -232,12 +235,12 @@ async fn a_store_that_is_down_at_the_start_is_found_later() {
         "{:?}",
         begun.elapsed()
     );
-    assert_eq!(limiter.store().degraded, 5);
+    assert_eq!(limiter.store_status().admitted_without_store, 5);
     server.set(Network::Works);
     sleep(Duration::from_secs(2)).await;
-    assert!(limiter.store().is_up);
+    assert!(limiter.store_status().is_up);
     limiter.acquire(Cost::request()).await.unwrap();
-    assert_eq!(limiter.store().degraded, 5);
+    assert_eq!(limiter.store_status().admitted_without_store, 5);
 }
 
 #[tokio::test(start_paused = true)]
