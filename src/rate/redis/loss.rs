@@ -57,7 +57,8 @@ impl CircuitBreaker {
         self.failing_since
     }
 
-    /// Returns the earliest time at which the next request to the store may be sent; `None` if the last request succeeded.
+    /// Returns the earliest time at which the next request to the store may be sent; `None` if the last request
+    /// succeeded.
     pub(super) const fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }

@@ -192,7 +192,8 @@ impl QuotaState {
             members: HashMap::new(),
         };
         if !is_first {
-            // How much the other members have taken from the lost state cannot be found out, so they begin empty.
+            // How much the other members have taken from the lost state cannot be found out, so the buckets
+            // begin empty.
             state.empty_buckets();
         }
         state

@@ -87,8 +87,8 @@ impl SharedLimits {
         self.lowered.clear();
     }
 
-    /// Records a report of the provider that no more than `remaining` is available of a rate. The next request passes it
-    /// on to the store.
+    /// Records a report of the provider that no more than `remaining` is available of a rate. The next request passes
+    /// it on to the store.
     pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, remaining: u64) {
         if let Some(position) = self.config.limits().index_of(budget, period) {
             self.lowered.push((position, remaining));

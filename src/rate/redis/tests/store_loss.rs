@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn closed_waits_for_the_store_and_admits_no_call_meanwhile() {
+async fn a_closed_member_waits_for_the_store_and_admits_no_call_meanwhile() {
     let server = Server::new();
     let builder = SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Closed);
     let limiter = server.member_with(builder);
@@ -26,7 +26,7 @@ async fn closed_waits_for_the_store_and_admits_no_call_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn closed_with_patience_fails_with_a_reason() {
+async fn a_call_of_a_closed_member_fails_with_a_reason_when_its_patience_ends() {
     let server = Server::new();
     server.set(Network::Refuses);
     let builder = SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Closed);
@@ -41,7 +41,7 @@ async fn closed_with_patience_fails_with_a_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn open_admits_every_call_and_charges_it_afterwards() {
+async fn an_open_member_admits_every_call_and_charges_it_afterwards() {
     let server = Server::new();
     let builder = SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Open);
     let limiter = server.member_with(builder);
