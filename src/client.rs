@@ -40,6 +40,10 @@ pin_project! {
     /// The response future of [`Reqwest`], which completes when the head of the response has arrived. The body is read
     /// afterwards.
     ///
+    /// # Panics
+    ///
+    /// May panic when polled after it has completed.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future ends the call.
@@ -106,7 +110,7 @@ impl Future for ResponseFuture {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             StateProj::Invalid { error } => {
-                let error = error.take().expect("a future is not polled after it was ready");
+                let error = error.take().expect("`ResponseFuture` polled after completion");
                 Poll::Ready(Err(error))
             }
             StateProj::Calling { future } => future.poll(cx).map_ok(Response::from),

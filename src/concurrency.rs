@@ -75,7 +75,7 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// Polling the future again after it has completed panics.
+    /// When polled after it has completed.
     ///
     /// # Cancel safety
     ///
@@ -251,7 +251,7 @@ where
                     *this.permit = None;
                     return Poll::Ready(result);
                 }
-                StateProj::Done => panic!("a `ResponseFuture` is not polled after it has completed"),
+                StateProj::Done => panic!("`ResponseFuture` polled after completion"),
             }
         }
     }

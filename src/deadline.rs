@@ -91,8 +91,8 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// The future of a call with a deadline panics if it has to wait outside a Tokio runtime with its time driver
-    /// enabled.
+    /// The future of a call with a deadline panics if it has to wait outside a Tokio runtime with its timer enabled.
+    /// Every future may panic when polled after it has completed.
     ///
     /// # Cancel safety
     ///
@@ -122,10 +122,9 @@ pub(crate) struct DeadlineTimer {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
-/// The sum of the costs of all calls that were submitted to the executor and have not reached the rate limiter yet.
+/// The sum of the costs of all calls that were submitted to the executor and have not left the queue.
 ///
-/// These calls are in the queue, or wait for a permit. The rate limiter does not count them, but a new call has to wait
-/// behind them.
+/// The rate limiter does not count these calls, but a new call has to wait behind them.
 #[derive(Debug, Default)]
 pub(crate) struct PendingDemand {
     requests: AtomicU64,
@@ -134,8 +133,7 @@ pub(crate) struct PendingDemand {
 
 /// Counts the cost of one call in the [`PendingDemand`] until the last clone of this guard is dropped.
 ///
-/// The guard is an extension of the call's http request. [`DeadlineService`] removes it, because the call reaches the
-/// rate limiter next.
+/// The guard is an extension of the call's http request. [`DeadlineService`] removes it when the call leaves the queue.
 #[derive(Clone)]
 pub(crate) struct PendingDemandGuard(#[allow(dead_code, reason = "its drop is what matters")] Arc<PendingCost>);
 
@@ -260,7 +258,8 @@ where
         let DeadlineLayer { limits, timeout } = &self.layer;
         let in_request = Deadline::of(&req);
         if in_request.is_some() {
-            // The rate limiter counts the call from here on, so the call leaves the pending demand.
+            // The call has left the queue, so its cost is subtracted from the pending demand. If the guard stayed in
+            // the request, the cost would be counted until the client drops the request.
             req.extensions_mut().remove::<PendingDemandGuard>();
         }
         let deadline = in_request.or_else(|| timeout.map(Deadline::after));
@@ -293,9 +292,7 @@ where
         let this = self.project();
         match this.state.project() {
             StateProj::Refused { error } => {
-                let error = error
-                    .take()
-                    .expect("a `ResponseFuture` is not polled after it has completed");
+                let error = error.take().expect("`ResponseFuture` polled after completion");
                 Poll::Ready(Err(error.into()))
             }
             StateProj::Calling { future } => match (future.poll(cx), this.timer) {
@@ -342,7 +339,7 @@ impl PendingDemand {
         }))
     }
 
-    /// Returns the summed costs, in requests and tokens, of the calls that have not reached the rate limiter yet.
+    /// Returns the summed costs, in requests and tokens, of the calls that have not left the queue.
     pub(crate) fn cost(&self) -> Demand {
         let load = |number: &AtomicU64| number.load(Ordering::Acquire).into();
         Demand {

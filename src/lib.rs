@@ -104,13 +104,13 @@ mod sync;
 mod tokens;
 mod wait_queue;
 
-// Every layer, its service, the types it is built from and the types its caller receives. All other public items are
-// reached through their modules.
+// The executor and its layers, with the types that most programs name when they use these. All other public items are
+// reached through their modules, also the layers of the modules `body`, `provider` and `retry`.
 pub use concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer};
 pub use deadline::{Deadline, DeadlineLayer, DeadlineService};
 pub use error::{BoxError, Error, InvalidConfig};
 pub use event::{EventHandle, EventLayer, EventService, Events, NetworkRequestEvent, RequestId, RequestStatus};
-pub use executor::{Call, CallHandle, Executor, ExecutorBuilder, Shutdown};
+pub use executor::{Call, CallHandle, Executor, ExecutorBuilder, Monitor, Shutdown, StopReport, TrySubmitError};
 pub use queue::{Queue, QueueLayer};
 pub use rate::{ApiTokens, ApiTokensUsed, Cost, Limiter, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter};
 

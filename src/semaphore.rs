@@ -27,7 +27,7 @@ use std::{
 /// A number of permits that are handed out in order, each to one holder at a time. Clones share the permits.
 #[derive(Clone)]
 pub(crate) struct Semaphore {
-    inner: Arc<Inner>,
+    inner: Arc<SemaphoreInner>,
 }
 
 /// An acquirer of one permit. It enters the wait queue when it has to wait, and leaves the queue when it is dropped.
@@ -43,13 +43,13 @@ pub(crate) struct Permit {
     semaphore: Semaphore,
 }
 
-struct Inner {
-    state: Arc<State>,
+struct SemaphoreInner {
+    state: Arc<PermitState>,
     queue: WaitQueue<Permits>,
 }
 
 /// The counters of a semaphore that the fast path reads and writes without the wait queue's lock.
-struct State {
+struct PermitState {
     total: AtomicUsize,
     /// The number of permits held, times [`PERMIT`], plus [`CONTENDED`] while the fast path is closed.
     held: CachePadded<AtomicUsize>,
@@ -57,21 +57,21 @@ struct State {
 
 /// The permits of one semaphore, as the [`Resource`] of its wait queue (the slow path).
 pub(crate) struct Permits {
-    state: Arc<State>,
+    state: Arc<PermitState>,
     waiting: usize,
     closed: bool,
 }
 
-/// The flag in [`State::held`] that closes the fast path while it is set.
+/// The flag in [`PermitState::held`] that closes the fast path while it is set.
 const CONTENDED: usize = 1;
-/// The value of one held permit in [`State::held`], whose lowest bit is the flag [`CONTENDED`].
+/// The value of one held permit in [`PermitState::held`], whose lowest bit is the flag [`CONTENDED`].
 const PERMIT: usize = 2;
 
 // === impl Semaphore ===
 
 impl Semaphore {
     pub(crate) fn new(total: usize) -> Self {
-        let state = Arc::new(State {
+        let state = Arc::new(PermitState {
             total: AtomicUsize::new(total),
             held: CachePadded::default(),
         });
@@ -81,7 +81,7 @@ impl Semaphore {
             closed: false,
         };
         Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(SemaphoreInner {
                 state,
                 queue: WaitQueue::new(permits),
             }),
@@ -125,7 +125,7 @@ impl Semaphore {
         });
     }
 
-    fn state(&self) -> &State {
+    fn state(&self) -> &PermitState {
         &self.inner.state
     }
 }
@@ -164,9 +164,7 @@ impl Acquire {
     /// Waits for a permit and takes it. Then `slot` is `None`, because an acquirer takes only one permit.
     #[inline]
     pub(crate) fn poll_acquire(slot: &mut Option<Self>, cx: &mut Context<'_>) -> Poll<Result<Permit, Closed>> {
-        let acquire = slot
-            .as_mut()
-            .expect("an `Acquire` is not polled after it has returned a permit");
+        let acquire = slot.as_mut().expect("`Acquire` polled after completion");
         if !acquire.take_uncontended() {
             ready!(acquire.waiter().poll_acquire(&(), cx))?;
         }
@@ -229,9 +227,9 @@ impl fmt::Debug for Permit {
     }
 }
 
-// === impl State ===
+// === impl PermitState ===
 
-impl State {
+impl PermitState {
     /// Returns whether the fast path is open and a permit is available.
     fn has_uncontended(&self) -> bool {
         let held = self.held.load(Ordering::Acquire);

@@ -1,7 +1,7 @@
 //! Locks and atomics of `std`, or those of [loom] when the crate is built with `--cfg tower_outbound_loom`.
 //!
-//! The `interleavings` tests of the queue and the wait queue run under loom, which repeats a test for each order in
-//! which the atomic operations of its threads can be executed.
+//! The `interleavings` tests of the queue, the wait queue and the events run under loom, which repeats a test for each
+//! order in which the atomic operations of its threads can be executed.
 //!
 //! [loom]: https://docs.rs/loom
 

@@ -965,7 +965,7 @@ async fn the_error_of_a_closure_may_be_of_any_type() {
 // --- watching ---
 
 #[tokio::test(start_paused = true)]
-async fn depth_flight_limits_and_totals_can_be_read_and_changed() {
+async fn queue_depth_calls_in_flight_and_totals_can_be_read_and_limits_changed() {
     let (client, _) = client(ms(1_000));
     let executor = started(Executor::builder().concurrency_limit(2), client);
     let monitor = executor.monitor();

@@ -442,7 +442,8 @@ fn a_provider_is_parsed_from_its_name() {
     }
     assert_eq!(
         "OpenAI".parse::<Provider>().unwrap_err().to_string(),
-        "must be one of openai, azure-openai, anthropic, gemini, groq, mistral, cerebras, github, ietf"
+        "unknown provider name: expected one of openai, azure-openai, anthropic, gemini, groq, mistral, cerebras, \
+         github, ietf"
     );
 }
 

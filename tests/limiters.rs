@@ -300,7 +300,7 @@ async fn executor(make: Make<'_>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_local_limiter() {
+async fn the_local_limiter_passes_every_case() {
     for (name, case) in CASES {
         println!("{name}");
         case(&|limits| RateLimiter::new(limits).unwrap().into()).await;
@@ -310,7 +310,7 @@ async fn the_local_limiter() {
 #[cfg(feature = "redis")]
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn the_shared_limiter() {
+async fn the_shared_limiter_passes_every_case() {
     use std::sync::atomic::{AtomicU32, Ordering};
     use tower_outbound::rate::redis::SharedRateLimiter;
 

@@ -335,7 +335,10 @@ async fn a_cost_above_the_burst_is_rejected_at_once_and_takes_nothing() {
     // Also while other calls wait.
     let error = assert_ready_err!(task::spawn(limiter.acquire(Cost::tokens(51))).poll());
     assert_eq!((error.budget(), error.cost(), error.burst()), ("tokens", 51, 50));
-    assert_eq!(error.to_string(), "the call costs 51 tokens, more than the burst of 50");
+    assert_eq!(
+        error.to_string(),
+        "the call costs 51 tokens, more than the burst of 50: raise the burst or split the call"
+    );
     assert!(matches!(
         limiter.try_acquire(Cost::tokens(u64::MAX)),
         Err(TryAcquireError::CostExceedsBurst(_))
@@ -355,7 +358,10 @@ async fn a_rejection_has_the_time_to_retry_after() {
     assert_eq!(later.to_string(), "the rate limit is reached: retry in 70ms");
     let error = limiter.try_acquire(Cost { requests: 2, tokens: 0 }).unwrap_err();
     assert_eq!(error.retry_after(), None);
-    assert_eq!(error.to_string(), "the call costs 2 requests, more than the burst of 1");
+    assert_eq!(
+        error.to_string(),
+        "the call costs 2 requests, more than the burst of 1: raise the burst or split the call"
+    );
     // The costs of waiters are included, and waiters are not overtaken.
     let mut waiting = task::spawn(limiter.acquire(ONE));
     assert_pending!(waiting.poll());

@@ -225,11 +225,12 @@ async fn a_delay_above_the_maximum_fails_at_once_with_an_error_that_has_both() {
     let (server, result) = send(policy().max_delay(ms(20_000)), &[with(429, &[("retry-after", "21")])]).await;
     let error = result.unwrap_err();
     let too_long = error.downcast_ref::<RetryAfterTooLong>().unwrap();
-    assert_eq!((too_long.delay(), too_long.ceiling()), (ms(21_000), ms(20_000)));
+    assert_eq!((too_long.delay(), too_long.max_delay()), (ms(21_000), ms(20_000)));
     assert_eq!(too_long.status(), 429);
     assert_eq!(
         error.to_string(),
-        "429 Too Many Requests: the server asks to retry after 21s, and the longest delay allowed is 20s"
+        "429 Too Many Requests: the server asks to retry after 21s, and the longest delay allowed is 20s: \
+         raise `max_delay` to wait for it"
     );
     assert_eq!((server.times(), server.started.elapsed()), (vec![ms(0)], ms(0)));
     let (server, _) = send(policy().max_delay(ms(20_000)), &[with(429, &[("retry-after", "20")])]).await;

@@ -188,7 +188,7 @@ async fn a_failed_body_fails_its_call_and_its_reader_has_the_unchanged_error() {
     assert_eq!(event.error_type.as_deref(), Some("BodyFailed"));
     assert_eq!(
         event.error_message.as_deref(),
-        Some("the response's body broke off: reset at https://h/")
+        Some("the response's body failed: reset at https://h/")
     );
 }
 

@@ -54,6 +54,10 @@ pub struct Collect<S> {
 pin_project! {
     /// The future of [`Collect`]: makes the call, and reads the body of its response.
     ///
+    /// # Panics
+    ///
+    /// May panic when polled after it has completed.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future ends the call, and discards what was read of the body.
@@ -166,7 +170,7 @@ where
                     ReadStep::End => {
                         let (bytes, progress) = reader.take();
                         this.layer.record_body(progress, &bytes);
-                        let parts = parts.take().expect("a future is not polled after it was ready");
+                        let parts = parts.take().expect("`ResponseFuture` polled after completion");
                         return Poll::Ready(Ok(Response::from_parts(parts, bytes)));
                     }
                 },
@@ -192,6 +196,6 @@ impl CollectLayer {
 
 impl<F, B> fmt::Debug for ResponseFuture<F, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("collect::ResponseFuture").finish_non_exhaustive()
+        f.debug_struct("body::collect::ResponseFuture").finish_non_exhaustive()
     }
 }

@@ -56,6 +56,10 @@ pub struct BodyService<S> {
 pin_project! {
     /// The future of [`BodyService`]: a call to the client that lasts until the body of its response has ended.
     ///
+    /// # Panics
+    ///
+    /// May panic when polled after it has completed.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future ends the call. If the caller has the response already, the next frame of the response's body
@@ -170,14 +174,14 @@ where
                     }
                     let (bytes, progress) = reader.take();
                     record(progress);
-                    let parts = parts.take().expect("a future is not polled after it was ready");
+                    let parts = parts.take().expect("`ResponseFuture` polled after completion");
                     return Poll::Ready(Ok(Response::from_parts(parts, StreamBody::buffered(bytes))));
                 }
                 StateProj::Streaming { parts, end } => {
                     // A `StreamBody` always reports its end, also when dropped, so the channel is not closed without a
                     // report.
                     let end = ready!(Pin::new(end).poll(cx)).unwrap_or(BodyEnd::Dropped(BodyProgress::default()));
-                    let parts = parts.take().expect("a future is not polled after it was ready");
+                    let parts = parts.take().expect("`ResponseFuture` polled after completion");
                     return Poll::Ready(outcome(parts, end));
                 }
             };
@@ -236,6 +240,6 @@ fn record(progress: BodyProgress) {
 
 impl<F, B> fmt::Debug for ResponseFuture<F, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("layer::ResponseFuture").finish_non_exhaustive()
+        f.debug_struct("body::ResponseFuture").finish_non_exhaustive()
     }
 }

@@ -57,14 +57,14 @@
 
 pub mod collect;
 mod early_response;
-pub mod layer;
+mod layer;
 mod read;
 pub mod stream;
 mod stream_body;
 mod whole;
 
 pub use collect::{Collect, CollectLayer};
-pub use layer::{BodyLayer, BodyService};
+pub use layer::{BodyLayer, BodyService, ResponseFuture};
 pub use stream::{StreamLayer, StreamService};
 pub use stream_body::StreamBody;
 pub use whole::WholeBody;

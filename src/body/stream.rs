@@ -40,6 +40,10 @@ pub struct StreamService<S> {
 
 /// The future of [`StreamService`]: a call until the head of its response has arrived.
 ///
+/// # Panics
+///
+/// When polled after it has completed.
+///
 /// # Cancel safety
 ///
 /// Dropping the future before the head of the response has arrived ends the call. After the future has returned the
@@ -124,7 +128,7 @@ impl<R> Future for ResponseFuture<R> {
                 Poll::Pending => {}
             }
         }
-        let call = self.call.as_mut().expect("a future is not polled after it was ready");
+        let call = self.call.as_mut().expect("`ResponseFuture` polled after completion");
         let joined = ready!(Pin::new(call).poll(cx));
         self.call = None;
         Poll::Ready(match joined {
@@ -148,6 +152,6 @@ impl<R> Drop for ResponseFuture<R> {
 
 impl<R> fmt::Debug for ResponseFuture<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("stream::ResponseFuture").finish_non_exhaustive()
+        f.debug_struct("body::stream::ResponseFuture").finish_non_exhaustive()
     }
 }

@@ -60,7 +60,10 @@ impl CostExceedsBurst {
 impl fmt::Display for CostExceedsBurst {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { budget, cost, burst } = self;
-        write!(f, "the call costs {cost} {budget}, more than the burst of {burst}")
+        write!(
+            f,
+            "the call costs {cost} {budget}, more than the burst of {burst}: raise the burst or split the call"
+        )
     }
 }
 

@@ -10,7 +10,7 @@ use std::{error::Error as StdError, fmt, time::Duration};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryAfterTooLong {
     delay: Duration,
-    ceiling: Duration,
+    max_delay: Duration,
     status: StatusCode,
 }
 
@@ -32,8 +32,12 @@ pub struct BodyTooLarge {
 // === impl RetryAfterTooLong ===
 
 impl RetryAfterTooLong {
-    pub(crate) const fn new(delay: Duration, ceiling: Duration, status: StatusCode) -> Self {
-        Self { delay, ceiling, status }
+    pub(crate) const fn new(delay: Duration, max_delay: Duration, status: StatusCode) -> Self {
+        Self {
+            delay,
+            max_delay,
+            status,
+        }
     }
 
     /// Returns the delay before a retry that the server asks for.
@@ -44,8 +48,8 @@ impl RetryAfterTooLong {
 
     /// Returns the longest delay before a retry that the retry policy allows.
     #[must_use]
-    pub const fn ceiling(&self) -> Duration {
-        self.ceiling
+    pub const fn max_delay(&self) -> Duration {
+        self.max_delay
     }
 
     /// Returns the status of the response that asks for the delay before a retry.
@@ -57,10 +61,15 @@ impl RetryAfterTooLong {
 
 impl fmt::Display for RetryAfterTooLong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { delay, ceiling, status } = self;
+        let Self {
+            delay,
+            max_delay,
+            status,
+        } = self;
         write!(
             f,
-            "{status}: the server asks to retry after {delay:?}, and the longest delay allowed is {ceiling:?}"
+            "{status}: the server asks to retry after {delay:?}, and the longest delay allowed is {max_delay:?}: \
+             raise `max_delay` to wait for it"
         )
     }
 }
@@ -88,7 +97,7 @@ impl BodyFailed {
 
 impl fmt::Display for BodyFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the response's body broke off: {}", self.message)
+        write!(f, "the response's body failed: {}", self.message)
     }
 }
 
@@ -110,7 +119,11 @@ impl BodyTooLarge {
 
 impl fmt::Display for BodyTooLarge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the response's body is larger than {} bytes", self.limit)
+        let Self { limit } = self;
+        write!(
+            f,
+            "the response's body is larger than the limit of {limit} bytes: raise the limit of `CollectLayer`"
+        )
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
 #[cfg(feature = "http")]
 use crate::error::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
 use crate::{
-    error::{BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked, causes},
+    error::{BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked, StoreUnavailable, causes},
     redact,
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
@@ -302,6 +302,7 @@ fn kind_of_own(error: &BoxError) -> Option<&'static str> {
         (error.is::<Panicked>(), "Panicked"),
         (error.is::<CostExceedsBurst>(), "CostExceedsBurst"),
         (error.is::<DeadlineExceeded>(), "DeadlineExceeded"),
+        (error.is::<StoreUnavailable>(), "StoreUnavailable"),
         #[cfg(feature = "http")]
         (error.is::<RetryAfterTooLong>(), "RetryAfterTooLong"),
         #[cfg(feature = "http")]

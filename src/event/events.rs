@@ -45,7 +45,8 @@ pub struct Lagged {
 // === impl Events ===
 
 impl Events {
-    /// Creates an `Events` to which no layer reports yet.
+    /// Creates an `Events` whose counts are all zero. A layer reports to it after a call of
+    /// [`EventLayer::report_to`](super::EventLayer::report_to).
     #[must_use]
     pub fn new() -> Self {
         Self {

@@ -31,10 +31,10 @@ pub struct EventLayer<D = Http> {
     stage: Stage,
     describe: D,
     events: Option<Events>,
-    /// Whether only layers of this crate are between this layer and the next event layer below it in the stack. Both
-    /// layers can then use one cached reading of the [`clock`]. User code between them could take long, after which the
-    /// reading would be stale.
-    is_above_own_layers: bool,
+    /// Whether this layer and the next event layer below it in the stack share one cached reading of the [`clock`].
+    /// They may only if all layers between them are of this crate. User code between them could take long, after which
+    /// the reading would be stale.
+    shares_cached_now: bool,
 }
 
 /// The service of [`EventLayer`]. See the [module docs](super).
@@ -47,6 +47,10 @@ pub struct EventService<S, D = Http> {
 pin_project! {
     /// The future of [`EventService`]. While the future is polled, the call's event is the [current](super::current)
     /// one.
+    ///
+    /// # Panics
+    ///
+    /// May panic when polled after it has completed.
     ///
     /// # Cancel safety
     ///
@@ -73,7 +77,7 @@ struct Recorder {
     /// Whether this layer writes the outcome of the whole call, because it opened the event or is the layer below the
     /// queue.
     writes_outcome: bool,
-    is_above_own_layers: bool,
+    shares_cached_now: bool,
 }
 
 // === impl EventLayer ===
@@ -105,7 +109,7 @@ impl EventLayer {
             stage,
             describe: Http::default(),
             events: None,
-            is_above_own_layers: false,
+            shares_cached_now: false,
         }
     }
 }
@@ -118,7 +122,7 @@ impl<D> EventLayer<D> {
             stage: self.stage,
             describe,
             events: self.events,
-            is_above_own_layers: self.is_above_own_layers,
+            shares_cached_now: self.shares_cached_now,
         }
     }
 
@@ -130,10 +134,10 @@ impl<D> EventLayer<D> {
         self
     }
 
-    /// Sets whether only layers of this crate are between this layer and the next event layer below it in the stack, so
-    /// that both can use one cached reading of the clock.
-    pub(crate) const fn above_own_layers(mut self, is_above_own_layers: bool) -> Self {
-        self.is_above_own_layers = is_above_own_layers;
+    /// Sets whether this layer and the next event layer below it in the stack share one cached reading of the clock.
+    /// They may only if all layers between them are of this crate. Default: they do not.
+    pub(crate) const fn share_cached_now(mut self, shares_cached_now: bool) -> Self {
+        self.shares_cached_now = shares_cached_now;
         self
     }
 }
@@ -170,7 +174,7 @@ where
             stage,
             describe,
             events,
-            is_above_own_layers,
+            shares_cached_now,
         } = &self.layer;
         let _cached_now = clock::cache();
         let attached = attach(*stage);
@@ -194,7 +198,7 @@ where
             scope: Scope::new(writer, span),
             attempt,
             writes_outcome: opens || *stage == Stage::Processing,
-            is_above_own_layers: *is_above_own_layers,
+            shares_cached_now: *shares_cached_now,
         };
         let describe = describe.clone();
         ResponseFuture {
@@ -288,7 +292,7 @@ impl Recorder {
     #[inline]
     fn enter<T>(&mut self, f: impl FnOnce() -> T) -> T {
         let result = {
-            let _bypass = (!self.is_above_own_layers).then(clock::bypass_cache);
+            let _bypass = (!self.shares_cached_now).then(clock::bypass_cache);
             let _entered = self.scope.enter();
             catch_unwind(AssertUnwindSafe(f))
         };

@@ -90,15 +90,15 @@ pub(super) fn attach(stage: Stage) -> Option<Writer> {
 }
 
 #[inline]
-fn with_current<T>(look: impl FnOnce(&Writer) -> T) -> Option<T> {
+fn with_current<T>(f: impl FnOnce(&Writer) -> T) -> Option<T> {
     if CONTEXT.get().event == 0 {
         return None;
     }
     CURRENT_EVENT.with(|current| {
         let writer = current.take();
-        let seen = writer.as_ref().map(look);
+        let output = writer.as_ref().map(f);
         current.set(writer);
-        seen
+        output
     })
 }
 

@@ -4,9 +4,9 @@ use super::{
     Executor,
     call_future::OpenEarlyResponse,
     closure::{Closure, ClosureClient},
-    inner::Parts,
+    inner::ExecutorParts,
     monitor::Monitor,
-    stack::{Around, Layers},
+    stack::{BuildStack, StackLayers},
 };
 #[cfg(feature = "http")]
 use crate::body::{BodyLayer, BodyService, StreamBody, open_early_response};
@@ -254,8 +254,9 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// Builds an executor that makes its calls with `client`.
     ///
     /// A client is any service from `http::Request<B>` to `http::Response<R>` that can be cloned and sent, whose
-    /// futures can be sent, and whose error is a [`BoxError`] or converts into one. [`Around`] lists the requirements
-    /// for the values given to `layer`, `describe`, `cost` and `settle`; the defaults meet them for every client.
+    /// futures can be sent, and whose error is a [`BoxError`] or converts into one. [`BuildStack`] lists the
+    /// requirements for the values given to `layer`, `describe`, `cost` and `settle`; the defaults meet them for every
+    /// client.
     ///
     /// # Errors
     ///
@@ -264,7 +265,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     where
         C: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
         C::Error: Into<BoxError> + 'static,
-        Layers<L, D, K, U>: Around<C, B, R>,
+        StackLayers<L, D, K, U>: BuildStack<C, B, R>,
         B: Send + 'static,
         R: Send + 'static,
     {
@@ -287,7 +288,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     where
         C: Service<Request<B>, Response = Response<R>, Future: Send> + Clone + Send + 'static,
         C::Error: Into<BoxError>,
-        Layers<L, D, K, U>: Around<BodyService<C>, B, StreamBody<R>>,
+        StackLayers<L, D, K, U>: BuildStack<BodyService<C>, B, StreamBody<R>>,
         B: Send + 'static,
         R: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
     {
@@ -302,7 +303,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// The errors of [`build`](Self::build).
     pub fn build_for_closures<R>(self) -> Result<Executor<Closure<R>, R>, InvalidConfig>
     where
-        Layers<L, D, K, U>: Around<ClosureClient<R>, Closure<R>, R>,
+        StackLayers<L, D, K, U>: BuildStack<ClosureClient<R>, Closure<R>, R>,
         R: Send + 'static,
     {
         self.build(ClosureClient::new())
@@ -315,12 +316,12 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     ) -> Result<Executor<B, R>, InvalidConfig>
     where
         C: Clone + Send + 'static,
-        Layers<L, D, K, U>: Around<C, B, R>,
+        StackLayers<L, D, K, U>: BuildStack<C, B, R>,
         B: Send + 'static,
         R: Send + 'static,
     {
         let queue = QueueLayer::new(self.settings.queue_capacity)?.workers(self.settings.workers)?;
-        let layers = Layers {
+        let layers = StackLayers {
             layer: self.layer,
             concurrency: self.settings.concurrency.into_concurrency()?,
             limiter: self.settings.rates.into_limiter()?,
@@ -335,9 +336,9 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         let client = Mutex::new(client);
         let start = move || {
             let client = client.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            layers.around(queue.clone(), client)
+            layers.build_stack(queue.clone(), client)
         };
-        Ok(Executor::new(Parts {
+        Ok(Executor::new(ExecutorParts {
             start: Box::new(start),
             open_early_response,
             describe,

@@ -47,6 +47,10 @@ pub struct Call<B> {
 /// recognize errors of the executor: [`is_cancelled`](Error::is_cancelled), [`is_panicked`](Error::is_panicked),
 /// [`is_deadline_exceeded`](Error::is_deadline_exceeded) and [`is_store_unavailable`](Error::is_store_unavailable).
 ///
+/// # Panics
+///
+/// May panic when polled after it has completed.
+///
 /// # Cancel safety
 ///
 /// Dropping the handle lets the call run on. [`cancel`](Self::cancel) ends the call.
@@ -245,9 +249,9 @@ impl<B, R> CallHandle<B, R> {
         self.event.request_id()
     }
 
-    /// Ends the call. If the call is queued, its place is free at once. If the call is running, it is dropped, and a
-    /// response body that is still being read breaks off. The event ends as CANCELLED, unless the call had ended
-    /// before.
+    /// Ends the call. If the call is queued, its place is free at once. If the call is running, it is dropped, and the
+    /// next frame of a streamed response body that has not ended is the error
+    /// [`Cancelled`](crate::error::Cancelled). The event ends as CANCELLED, unless the call had ended before.
     pub fn cancel(&self) {
         if let Some(future) = &self.future {
             future.cancel();

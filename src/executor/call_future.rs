@@ -102,8 +102,8 @@ impl<B, R> CallFuture<B, R> {
         }
     }
 
-    /// Cancels the call if it has or had a place in the queue and has not ended. A response body that is still being
-    /// read breaks off.
+    /// Cancels the call if it has or had a place in the queue and has not ended. The next frame of a streamed response
+    /// body that has not ended is then the error [`Cancelled`](crate::error::Cancelled).
     pub(super) fn cancel(&self) {
         if let Some(queued) = &self.queued {
             queued.cancel_accepted();
@@ -123,7 +123,7 @@ impl<B, R> Future for CallFuture<B, R> {
         if let Poll::Ready(response) = self.poll_early_response(cx) {
             return Poll::Ready(Ok(response));
         }
-        let queued = self.queued.as_mut().expect("a future is not polled after it was ready");
+        let queued = self.queued.as_mut().expect("`CallHandle` polled after completion");
         match Pin::new(queued).poll(cx) {
             Poll::Pending if self.early.is_some() => self.poll_deadline(cx).map(Err),
             polled => polled.map_err(Error::new),

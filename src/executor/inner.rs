@@ -1,4 +1,4 @@
-//! [`Inner`]: what the clones of an executor share, and how a call gets into the queue.
+//! [`ExecutorInner`]: what the clones of an executor share, and how a call gets into the queue.
 
 use super::{
     call_future::{CallFuture, EarlyOutcome, OpenEarlyResponse},
@@ -25,7 +25,7 @@ use std::{
 pub(super) type Start<B, R> = Box<dyn Fn() -> Queue<Request<B>, Response<R>> + Send + Sync>;
 
 /// The parts of an executor, which its builder puts together.
-pub(super) struct Parts<B, R> {
+pub(super) struct ExecutorParts<B, R> {
     pub(super) start: Start<B, R>,
     /// Opens the early-response channel of a request. `Some` if the executor streams responses.
     pub(super) open_early_response: Option<OpenEarlyResponse<B, R>>,
@@ -35,17 +35,17 @@ pub(super) struct Parts<B, R> {
     pub(super) monitor: Monitor,
 }
 
-/// What the clones of an executor share. `Inner` is dropped with the last clone, and then cancels all calls.
-pub(super) struct Inner<B, R> {
-    parts: Parts<B, R>,
+/// What the clones of an executor share. `ExecutorInner` is dropped with the last clone, and then cancels all calls.
+pub(super) struct ExecutorInner<B, R> {
+    parts: ExecutorParts<B, R>,
     /// The largest cost that the rate limiter admits, per budget. It is kept here so that checking the cost of a call
     /// takes no lock.
     bursts: Arc<Bursts>,
     /// Counts the events of the calls, and sends their updates.
     events: Events,
-    /// The total cost of the submitted calls that have not reached the rate limiter, to compute how long a new call
-    /// will wait behind them. `None` if the executor has no default timeout: a deadline set for a single call is then
-    /// checked without this cost.
+    /// The total cost of the submitted calls that have not left the queue, to compute how long a new call will wait
+    /// behind them. `None` if the executor has no default timeout: a deadline set for a single call is then checked
+    /// without this cost.
     pending_demand: Option<Arc<PendingDemand>>,
     state: Mutex<RunState<B, R>>,
     /// Locked while the executor is started, so that two starts do not run at once. The client and the layers are
@@ -60,10 +60,10 @@ pub(super) enum RunState<B, R> {
     Stopping(Queue<Request<B>, Response<R>>),
 }
 
-// === impl Inner ===
+// === impl ExecutorInner ===
 
-impl<B, R> Inner<B, R> {
-    pub(super) fn new(parts: Parts<B, R>) -> Self {
+impl<B, R> ExecutorInner<B, R> {
+    pub(super) fn new(parts: ExecutorParts<B, R>) -> Self {
         Self {
             bursts: parts.monitor.limiter().bursts(),
             events: parts.monitor.events().clone(),
@@ -195,7 +195,7 @@ impl<B, R> Inner<B, R> {
     }
 }
 
-impl<B, R> Drop for Inner<B, R> {
+impl<B, R> Drop for ExecutorInner<B, R> {
     fn drop(&mut self) {
         self.abort();
     }

@@ -64,7 +64,7 @@ use crate::{
 };
 use call_future::CallFuture;
 use http::{Request, Response};
-use inner::{Inner, Parts, RunState};
+use inner::{ExecutorInner, ExecutorParts, RunState};
 use std::{fmt, sync::Arc};
 use tokio::runtime::Handle;
 
@@ -73,7 +73,7 @@ use tokio::runtime::Handle;
 /// Clones share one queue, its calls and its limits. When the last clone is dropped, all queued and running calls are
 /// cancelled.
 pub struct Executor<B, R> {
-    inner: Arc<Inner<B, R>>,
+    inner: Arc<ExecutorInner<B, R>>,
     /// The queue handle that `poll_ready` makes ready and `call` uses when this clone of the executor is used as a
     /// Tower service. `None` until then.
     queue: Option<Queue<Request<B>, Response<R>>>,
@@ -89,9 +89,9 @@ impl Executor<(), ()> {
 }
 
 impl<B, R> Executor<B, R> {
-    fn new(parts: Parts<B, R>) -> Self {
+    fn new(parts: ExecutorParts<B, R>) -> Self {
         Self {
-            inner: Arc::new(Inner::new(parts)),
+            inner: Arc::new(ExecutorInner::new(parts)),
             queue: None,
         }
     }

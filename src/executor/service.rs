@@ -1,6 +1,6 @@
 //! The executor as a Tower service.
 
-use super::{Executor, call_future::CallFuture, inner::Inner};
+use super::{Executor, call_future::CallFuture, inner::ExecutorInner};
 use crate::{error::Error, event::EventHandle, queue::Queue};
 use http::{Request, Response};
 use std::{
@@ -12,6 +12,15 @@ use std::{
 use tower_service::Service;
 
 /// The response future of an [`Executor`] that is used as a Tower service.
+///
+/// # Errors
+///
+/// The errors of [`Executor::submit`] if the call was refused, and otherwise those of a
+/// [`CallHandle`](super::CallHandle).
+///
+/// # Panics
+///
+/// May panic when polled after it has completed.
 ///
 /// # Cancel safety
 ///
@@ -51,7 +60,7 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
     }
 }
 
-impl<B, R> Inner<B, R> {
+impl<B, R> ExecutorInner<B, R> {
     /// Returns the queue handle that a clone of the executor keeps in `queue`. If there is none yet, or its queue was
     /// closed by a stop, stores a handle to the current queue first.
     fn open_queue<'a>(
@@ -81,7 +90,7 @@ impl<B, R> Future for ResponseFuture<B, R> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.call {
             Ok(future) => Pin::new(future).poll(cx),
-            Err(error) => Poll::Ready(Err(error.take().expect("a future is not polled after it was ready"))),
+            Err(error) => Poll::Ready(Err(error.take().expect("`ResponseFuture` polled after completion"))),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Executor,
-    inner::{Inner, RunState},
+    inner::{ExecutorInner, RunState},
 };
 use crate::{error::Error, event::Totals};
 use std::{future::Future, mem, sync::Arc, time::Duration};
@@ -38,7 +38,7 @@ pub struct StopReport {
 }
 
 /// A guard that cancels all calls of an executor when the guard is dropped, unless it was disarmed.
-struct AbortOnDrop<B, R>(Option<Arc<Inner<B, R>>>);
+struct AbortOnDrop<B, R>(Option<Arc<ExecutorInner<B, R>>>);
 
 // === impl Executor ===
 
@@ -164,7 +164,7 @@ impl<B, R> Executor<B, R> {
 // === impl AbortOnDrop ===
 
 impl<B, R> AbortOnDrop<B, R> {
-    const fn new(inner: Arc<Inner<B, R>>) -> Self {
+    const fn new(inner: Arc<ExecutorInner<B, R>>) -> Self {
         Self(Some(inner))
     }
 

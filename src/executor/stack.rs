@@ -49,7 +49,7 @@ pub type Limited<C, D, K, U> = ConcurrencyLimit<RateLimit<EventService<C, D>, K,
 /// requests and responses (`D`), how the cost of a request is computed (`K`), and how the cost that the call has really
 /// used is determined (`U`). Only an [`ExecutorBuilder`](super::ExecutorBuilder) builds this type.
 #[derive(Clone, Debug)]
-pub struct Layers<L, D, K, U> {
+pub struct StackLayers<L, D, K, U> {
     pub(super) layer: L,
     pub(super) concurrency: Concurrency,
     pub(super) limiter: Limiter,
@@ -58,10 +58,10 @@ pub struct Layers<L, D, K, U> {
     pub(super) describe: D,
 }
 
-/// [`Layers`] that can be put around the client `C`, a service from `Request<B>` to `Response<R>`.
+/// [`StackLayers`] that can be put around the client `C`, a service from `Request<B>` to `Response<R>`.
 ///
 /// This sealed trait is a bound of [`ExecutorBuilder::build`](super::ExecutorBuilder::build) and its variants. It is
-/// implemented for [`Layers`] whenever
+/// implemented for [`StackLayers`] whenever
 ///
 /// - the layers given to [`layer`](super::ExecutorBuilder::layer) turn the [`Limited`] client into a service from
 ///   `Request<B>` to `Response<R>` that is `Send + 'static`, with `Send` futures and errors that are
@@ -69,10 +69,10 @@ pub struct Layers<L, D, K, U> {
 /// - the values given to [`describe`](super::ExecutorBuilder::describe), [`cost`](super::ExecutorBuilder::cost) and
 ///   [`settle`](super::ExecutorBuilder::settle) implement [`Describe`], [`RequestCost`] and [`UsedCost`] for these
 ///   requests and responses, and are `Clone + Send + Sync + 'static`. The default values do so for any `B` and `R`.
-pub trait Around<C, B, R>: sealed::Sealed + Send + Sync + 'static {
+pub trait BuildStack<C, B, R>: sealed::Sealed + Send + Sync + 'static {
     /// Puts the layers around `client`, spawns the queue's workers, and returns the queue.
     #[doc(hidden)]
-    fn around(&self, queue: QueueLayer<Request<B>>, client: C) -> Queue<Request<B>, Response<R>>;
+    fn build_stack(&self, queue: QueueLayer<Request<B>>, client: C) -> Queue<Request<B>, Response<R>>;
 
     #[doc(hidden)]
     fn boxed_describe(&self) -> BoxDescribe<B, R>;
@@ -87,10 +87,10 @@ pub(super) type BoxCost<B> = Box<dyn RequestCost<Request<B>> + Send + Sync>;
 mod sealed {
     pub trait Sealed {}
 
-    impl<L, D, K, U> Sealed for super::Layers<L, D, K, U> {}
+    impl<L, D, K, U> Sealed for super::StackLayers<L, D, K, U> {}
 }
 
-impl<L, D, K, U, C, B, R> Around<C, B, R> for Layers<L, D, K, U>
+impl<L, D, K, U, C, B, R> BuildStack<C, B, R> for StackLayers<L, D, K, U>
 where
     C: Service<Request<B>, Response = Response<R>>,
     C::Error: Into<BoxError> + 'static,
@@ -102,7 +102,7 @@ where
     B: Send + 'static,
     R: Send + 'static,
 {
-    fn around(&self, queue: QueueLayer<Request<B>>, client: C) -> Queue<Request<B>, Response<R>> {
+    fn build_stack(&self, queue: QueueLayer<Request<B>>, client: C) -> Queue<Request<B>, Response<R>> {
         ServiceBuilder::new()
             // The queue is bounded, so that callers wait when the limits are reached. The queue's workers poll the
             // calls, so that a call proceeds even if its handle is not polled.
@@ -112,7 +112,7 @@ where
             .layer(
                 EventLayer::processing()
                     .describe(self.describe.clone())
-                    .above_own_layers(TypeId::of::<L>() == TypeId::of::<Identity>()),
+                    .share_cached_now(TypeId::of::<L>() == TypeId::of::<Identity>()),
             )
             // The deadline layer is around everything that takes time below the queue. While a call is queued, the
             // future in the caller's handle enforces the deadline.

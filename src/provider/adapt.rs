@@ -21,10 +21,10 @@ const MIN_FACTOR: f64 = 0.01;
 
 /// The state of the adaptation of one limiter, shared by all clones of a [`FeedbackLayer`](super::FeedbackLayer).
 pub(super) struct Adaptation {
-    state: Mutex<State>,
+    state: Mutex<AdaptationState>,
 }
 
-struct State {
+struct AdaptationState {
     /// The configured limits. The limits in force are the configured ones multiplied by `factor`.
     configured: Limits,
     /// The limits that the adaptation has set last. If the limits of the limiter are others, user code has changed
@@ -40,7 +40,7 @@ impl Adaptation {
     pub(super) fn new(limiter: &Limiter) -> Self {
         let configured = limiter.limits();
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(AdaptationState {
                 applied: configured.clone(),
                 configured,
                 factor: 1.0,
@@ -69,7 +69,7 @@ impl Adaptation {
 
     /// Sets the limits of the limiter to the configured ones, multiplied by the factor that `change` returns. If
     /// `change` returns `None`, nothing changes.
-    fn change(&self, limiter: &Limiter, change: impl FnOnce(&State) -> Option<f64>) {
+    fn change(&self, limiter: &Limiter, change: impl FnOnce(&AdaptationState) -> Option<f64>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(factor) = change(&state) else { return };
         let limits = limiter.limits();

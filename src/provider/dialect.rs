@@ -135,6 +135,11 @@ impl fmt::Display for Provider {
 impl FromStr for Provider {
     type Err = ParseProviderError;
 
+    /// Returns the provider with this name.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseProviderError`] if `name` is not the name of a provider. Upper-case names are not accepted.
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let provider = Self::ALL.into_iter().find(|provider| provider.name() == name);
         provider.ok_or(ParseProviderError(()))
@@ -145,7 +150,7 @@ impl FromStr for Provider {
 
 impl fmt::Display for ParseProviderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("must be one of ")?;
+        f.write_str("unknown provider name: expected one of ")?;
         for (at, provider) in Provider::ALL.iter().enumerate() {
             write!(f, "{}{provider}", if at == 0 { "" } else { ", " })?;
         }

@@ -68,6 +68,10 @@ pub struct Feedback<S> {
 pin_project! {
     /// The future of [`Feedback`]: makes the call, and applies the headers of its response to the limiter.
     ///
+    /// # Panics
+    ///
+    /// May panic when polled after it has completed.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future ends the call.
@@ -234,6 +238,7 @@ where
 
 impl<F> fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("feedback::ResponseFuture").finish_non_exhaustive()
+        f.debug_struct("provider::feedback::ResponseFuture")
+            .finish_non_exhaustive()
     }
 }

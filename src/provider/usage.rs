@@ -47,6 +47,10 @@ pub struct Usage<S> {
 pin_project! {
     /// The future of [`Usage`]: a call until the head of its response has arrived.
     ///
+    /// # Panics
+    ///
+    /// May panic when polled after it has completed.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future ends the call.
@@ -103,13 +107,17 @@ impl UsageLayer {
     }
 
     /// Creates a layer that reads another format first. `read` is called with the whole body, or with the data of each
-    /// server-sent event, be it JSON or not, or empty. It returns the number of tokens that the call has used so far.
-    /// If `read` returns `None`, the formats listed at [`UsageLayer`] are tried.
+    /// server-sent event, be it JSON or not, or empty. It returns the number of tokens that the call has used so far:
+    /// each number that it returns replaces the previous one. If `read` returns `None`, the formats listed at
+    /// [`UsageLayer`] are tried.
+    ///
+    /// For example, for an API that reports the number of tokens used as plain text:
     ///
     /// ```
     /// use tower_outbound::provider::UsageLayer;
     ///
-    /// let layer = UsageLayer::with(|body| Some(body.len() as u64 / 4));
+    /// // `None` for a text that is not a number, also for the empty one.
+    /// let layer = UsageLayer::with(|text| std::str::from_utf8(text).ok()?.trim().parse().ok());
     /// ```
     #[must_use]
     pub const fn with(read: fn(&[u8]) -> Option<u64>) -> Self {
@@ -194,7 +202,8 @@ where
 
 impl<F> fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("usage::ResponseFuture").finish_non_exhaustive()
+        f.debug_struct("provider::usage::ResponseFuture")
+            .finish_non_exhaustive()
     }
 }
 

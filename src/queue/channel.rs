@@ -47,7 +47,7 @@ struct ChannelState<Req, Res> {
 }
 
 /// A guard that counts one call as in flight until the guard is dropped.
-pub(super) struct InFlight<Req, Res> {
+pub(super) struct InFlightGuard<Req, Res> {
     channel: Arc<Channel<Req, Res>>,
     /// The call's message. `None` after [`leave`](Self::leave) has returned it.
     message: Option<Arc<Message<Req, Res>>>,
@@ -220,9 +220,9 @@ impl<Req, Res> Channel<Req, Res> {
     }
 }
 
-// === impl InFlight ===
+// === impl InFlightGuard ===
 
-impl<Req, Res> InFlight<Req, Res> {
+impl<Req, Res> InFlightGuard<Req, Res> {
     #[inline]
     pub(super) fn enter(channel: &Arc<Channel<Req, Res>>, message: Arc<Message<Req, Res>>) -> Self {
         channel.in_flight.fetch_add(1, Ordering::AcqRel);
@@ -249,7 +249,7 @@ impl<Req, Res> InFlight<Req, Res> {
     }
 }
 
-impl<Req, Res> Drop for InFlight<Req, Res> {
+impl<Req, Res> Drop for InFlightGuard<Req, Res> {
     fn drop(&mut self) {
         self.end();
     }

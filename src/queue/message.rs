@@ -27,8 +27,8 @@ pub(super) struct Message<Req, Res> {
 }
 
 struct MessageState<Req, Res> {
-    stage: Stage,
-    payload: Payload<Req, Res>,
+    stage: MessageStage,
+    content: Content<Req, Res>,
     /// The caller's event and span, in which the call will run. `None` once the call has begun or was cancelled.
     scope: Option<Scope>,
     /// The call's place in the queue. `None` once the call has begun or was cancelled.
@@ -40,7 +40,7 @@ struct MessageState<Req, Res> {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Stage {
+enum MessageStage {
     /// The call is in the channel, or was taken by a worker that waits for the service to be ready.
     Queued,
     /// The call has begun: a worker drives the future that the inner service returned.
@@ -51,7 +51,7 @@ enum Stage {
 
 /// The request of a call, and later its response, in the same memory. Both may be large, so they are moved as rarely as
 /// possible. Each option is `None` after its value was taken.
-enum Payload<Req, Res> {
+enum Content<Req, Res> {
     Request(Option<Req>),
     Response(Option<Result<Res, BoxError>>),
 }
@@ -65,8 +65,8 @@ impl<Req, Res> Message<Req, Res> {
         let mut message = Arc::new(Self {
             cancelled: AtomicBool::new(false),
             state: Mutex::new(MessageState {
-                stage: Stage::Queued,
-                payload: Payload::Request(None),
+                stage: MessageStage::Queued,
+                content: Content::Request(None),
                 scope: Some(scope),
                 place: Some(place),
                 caller: None,
@@ -74,7 +74,7 @@ impl<Req, Res> Message<Req, Res> {
             }),
         });
         if let Some(Self { state, .. }) = Arc::get_mut(&mut message) {
-            state.get_mut().unwrap_or_else(PoisonError::into_inner).payload = Payload::Request(req.take());
+            state.get_mut().unwrap_or_else(PoisonError::into_inner).content = Content::Request(req.take());
         }
         message
     }
@@ -82,12 +82,12 @@ impl<Req, Res> Message<Req, Res> {
     /// Waits for the call's response, and takes it out of the message.
     pub(super) fn poll_response(&self, cx: &mut Context<'_>) -> Poll<Result<Res, BoxError>> {
         let mut state = self.lock();
-        if state.stage == Stage::Done {
-            let result = match &mut state.payload {
-                Payload::Response(result) => result.take(),
-                Payload::Request(_) => None,
+        if state.stage == MessageStage::Done {
+            let result = match &mut state.content {
+                Content::Response(result) => result.take(),
+                Content::Request(_) => None,
             };
-            return Poll::Ready(result.expect("a `ResponseFuture` is not polled after it has completed"));
+            return Poll::Ready(result.expect("`ResponseFuture` polled after completion"));
         }
         let replaced = register(&mut state.caller, cx.waker());
         drop(state);
@@ -99,13 +99,13 @@ impl<Req, Res> Message<Req, Res> {
     /// call was still queued. If the call is running, its worker is woken and drops the call's future.
     pub(super) fn cancel(&self) -> bool {
         let mut state = self.lock();
-        let stage = mem::replace(&mut state.stage, Stage::Done);
-        if stage == Stage::Done {
+        let stage = mem::replace(&mut state.stage, MessageStage::Done);
+        if stage == MessageStage::Done {
             return false;
         }
-        let payload = mem::replace(
-            &mut state.payload,
-            Payload::Response(Some(Err(Cancelled::new().into()))),
+        let content = mem::replace(
+            &mut state.content,
+            Content::Response(Some(Err(Cancelled::new().into()))),
         );
         let (scope, place) = (state.scope.take(), state.place.take());
         let wakers = [state.caller.take(), state.worker.take()];
@@ -117,8 +117,8 @@ impl<Req, Res> Message<Req, Res> {
             scope.cancel();
         }
         // The request is dropped last: dropping it runs user code, which may panic.
-        drop(payload);
-        stage == Stage::Queued
+        drop(content);
+        stage == MessageStage::Queued
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
@@ -129,7 +129,7 @@ impl<Req, Res> Message<Req, Res> {
     /// cancelled.
     pub(super) fn poll_cancelled(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.lock();
-        if state.stage == Stage::Done {
+        if state.stage == MessageStage::Done {
             return Poll::Ready(());
         }
         let replaced = register(&mut state.worker, cx.waker());
@@ -143,12 +143,12 @@ impl<Req, Res> Message<Req, Res> {
     #[inline]
     pub(super) fn begin(&self) -> Option<(Req, Scope)> {
         let mut state = self.lock();
-        if state.stage != Stage::Queued {
+        if state.stage != MessageStage::Queued {
             return None;
         }
-        state.stage = Stage::Running;
+        state.stage = MessageStage::Running;
         let (scope, place) = (state.scope.take()?, state.place.take());
-        let Payload::Request(req) = &mut state.payload else {
+        let Content::Request(req) = &mut state.content else {
             return None;
         };
         let req = req.take()?;
@@ -160,13 +160,13 @@ impl<Req, Res> Message<Req, Res> {
     /// Ends the call with `result`. If the call was cancelled while it was running, `result` is dropped instead.
     pub(super) fn finish(&self, result: Result<Res, BoxError>) {
         let mut state = self.lock();
-        if state.stage != Stage::Running {
+        if state.stage != MessageStage::Running {
             drop(state);
             drop(result);
             return;
         }
-        state.stage = Stage::Done;
-        state.payload = Payload::Response(Some(result));
+        state.stage = MessageStage::Done;
+        state.content = Content::Response(Some(result));
         let (caller, worker) = (state.caller.take(), state.worker.take());
         drop(state);
         drop(worker);
@@ -183,11 +183,11 @@ impl<Req, Res> Message<Req, Res> {
 impl<Req, Res> fmt::Debug for Message<Req, Res> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
-        f.write_str(match (state.stage, &state.payload) {
-            (Stage::Queued, _) => "Queued",
-            (Stage::Running, _) => "Running",
-            (Stage::Done, Payload::Response(Some(_))) => "Done",
-            (Stage::Done, _) => "Fetched",
+        f.write_str(match (state.stage, &state.content) {
+            (MessageStage::Queued, _) => "Queued",
+            (MessageStage::Running, _) => "Running",
+            (MessageStage::Done, Content::Response(Some(_))) => "Done",
+            (MessageStage::Done, _) => "Fetched",
         })
     }
 }

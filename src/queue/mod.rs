@@ -112,7 +112,7 @@ struct CloseOnDrop<Req, Res> {
 ///
 /// # Panics
 ///
-/// Polling the future again after it has completed panics.
+/// May panic when polled after it has completed.
 ///
 /// # Cancel safety
 ///
@@ -515,7 +515,7 @@ impl<Req, Res> Future for ResponseFuture<Req, Res> {
             }
             State::Cancelled => Poll::Ready(Err(Cancelled::new().into())),
             State::WaitingForPlace(_) | State::Finished => {
-                panic!("a `ResponseFuture` is not polled after it has completed")
+                panic!("`ResponseFuture` polled after completion")
             }
         }
     }

@@ -10,7 +10,7 @@
 
 use super::{
     call_set::CallSet,
-    channel::{Channel, InFlight, WorkerGuard},
+    channel::{Channel, InFlightGuard, WorkerGuard},
     message::Message,
     service_lock::{ServiceGuard, ServiceLock},
 };
@@ -208,7 +208,7 @@ pin_project! {
 /// What a running call has besides its future: its scope (event and span) and the guard that counts it as in flight.
 struct StartedCall<Req, Res> {
     scope: Scope,
-    in_flight: InFlight<Req, Res>,
+    in_flight: InFlightGuard<Req, Res>,
 }
 
 impl<Req, Res> StartedCall<Req, Res> {
@@ -280,7 +280,7 @@ where
         *this.is_watching = false;
         let call = this.call.insert(StartedCall {
             scope,
-            in_flight: InFlight::enter(channel, message),
+            in_flight: InFlightGuard::enter(channel, message),
         });
         let made = match ready {
             Ok(()) => catch_unwind(|| {

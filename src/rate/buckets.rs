@@ -266,13 +266,13 @@ impl Buckets {
         Ok(())
     }
 
-    /// Lowers what the bucket of one rate holds to `left`, and never raises it. Does nothing if `budget` and `period`
-    /// do not identify a rate.
-    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, left: u64, now: &mut LazyNow) {
+    /// Lowers what the bucket of one rate holds to `remaining`, and never raises it. Does nothing if `budget` and
+    /// `period` do not identify a rate.
+    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, remaining: u64, now: &mut LazyNow) {
         self.fill_if_idle(now);
         let index = self.limits.index_of(budget, period);
         if let Some((_, bucket)) = index.and_then(|index| self.buckets.get_mut(index)) {
-            bucket.lower(left);
+            bucket.lower(remaining);
         }
     }
 

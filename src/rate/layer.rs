@@ -87,6 +87,19 @@ pub struct ByUsage {
 pin_project! {
     /// The response future of [`RateLimit`]: waits until the limiter admits the call, then makes the inner call.
     ///
+    /// # Errors
+    ///
+    /// - [`CostExceedsBurst`](crate::error::CostExceedsBurst) if the call costs more than the burst of a rate.
+    /// - [`StoreUnavailable`](crate::error::StoreUnavailable) if several processes share the limits and their Redis
+    ///   store is unavailable.
+    /// - The inner service's error.
+    ///
+    /// # Panics
+    ///
+    /// With a local limiter, the future panics when it has to wait outside a Tokio runtime with its timer enabled. With
+    /// a shared limiter, it panics outside a Tokio runtime with its timer and its I/O enabled. It may panic when polled
+    /// after it has completed.
+    ///
     /// # Cancel safety
     ///
     /// A future that is dropped while it waits for the limiter is charged nothing, and the next waiter moves up. A
@@ -303,7 +316,7 @@ where
                         return Poll::Ready(Err(error.into_reason()));
                     }
                     let estimate = if U::SETTLES { admission.estimate(*cost) } else { None };
-                    let req = req.take().expect("the future was polled after it had completed");
+                    let req = req.take().expect("`ResponseFuture` polled after completion");
                     let future = ready.call(req);
                     this.state.set(State::Calling { future, estimate });
                 }

@@ -135,10 +135,10 @@ impl Limiter {
         either!(self, limiter => limiter.set_limits(limits))
     }
 
-    /// Lowers what the bucket of one rate holds, for example to what the provider reports as remaining. See
-    /// [`RateLimiter::lower`].
-    pub fn lower(&self, budget: Budget, period: Option<Duration>, left: u64) {
-        either!(self, limiter => limiter.lower(budget, period, left));
+    /// Lowers what the bucket of one rate holds to `remaining`, for example to the amount that the provider reports.
+    /// See [`RateLimiter::lower`].
+    pub fn lower(&self, budget: Budget, period: Option<Duration>, remaining: u64) {
+        either!(self, limiter => limiter.lower(budget, period, remaining));
     }
 
     /// Replaces the amount of one rate, for example with the limit that the provider reports. Returns whether the

@@ -188,7 +188,12 @@ impl Rate {
         let divisor = gcd(u128::from(amount), period);
         let fill = amount / u64::try_from(divisor).unwrap_or(u64::MAX);
         let unit = period / divisor;
-        let too_large = |part| InvalidConfig::new(field(part), "is too large for this rate to be counted exactly");
+        let too_large = |part| {
+            InvalidConfig::new(
+                field(part),
+                "is too large for this rate to be counted exactly: use a smaller number",
+            )
+        };
 
         let units = |part: &'static str, amount: &Amount| -> Result<i128, InvalidConfig> {
             let (value, scale) = amount

@@ -239,8 +239,8 @@ impl RateLimiter {
         self.queue.inspect(|buckets, _| buckets.limits().clone())
     }
 
-    /// Lowers what the bucket of one rate holds to `left`, for example to what the provider reports as remaining. Never
-    /// raises what the bucket holds. The change applies at once, also to the calls that wait already.
+    /// Lowers what the bucket of one rate holds to `remaining`, for example to the amount that the provider reports.
+    /// Never raises what the bucket holds. The change applies at once, also to the calls that wait already.
     ///
     /// The rate is the first one with this budget and period. Without a period, it is the only rate of the budget. The
     /// method does nothing if there is no such rate, or if there are several rates and no period is given.
@@ -255,9 +255,9 @@ impl RateLimiter {
     /// assert_eq!(limiter.available().tokens, Some(12_000));
     /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
     /// ```
-    pub fn lower(&self, budget: Budget, period: Option<Duration>, left: u64) {
+    pub fn lower(&self, budget: Budget, period: Option<Duration>, remaining: u64) {
         self.queue
-            .update(|buckets, now| buckets.lower(budget, period, left, now));
+            .update(|buckets, now| buckets.lower(budget, period, remaining, now));
     }
 
     /// Replaces the amount per period of one rate, for example with the limit that the provider reports. A burst or

@@ -23,7 +23,7 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
         let (before, core, after) = trimmed(word);
         let scheme = Scheme::of(core);
         match after_scheme.take() {
-            Some(waiting) if waiting.precedes(core) => {
+            Some(previous_scheme) if previous_scheme.precedes(core) => {
                 clean.extend([before, REDACTED, after]);
                 // The redacted word may be a scheme that was repeated by mistake, as in `Bearer Bearer …`: then a
                 // credential may follow.
@@ -31,7 +31,7 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
             }
             // Between two adjacent separators, such as two spaces, there is no word: the scheme applies to the next
             // word.
-            waiting if word.is_empty() => after_scheme = waiting,
+            previous_scheme if word.is_empty() => after_scheme = previous_scheme,
             _ => {
                 clean.push_str(before);
                 clean.push_str(&url::redact_word(core));

@@ -55,9 +55,14 @@ use verdict::{ResponseView, Verdict};
 /// # Which calls
 ///
 /// The policy retries:
-/// - calls that failed because the connection could not be made or was lost, or because they timed out,
+/// - calls that failed because the connection could not be made or was lost, or because a timeout of the client or of
+///   the user ended the attempt: an [`io::Error`](std::io::Error) of the kind `TimedOut`, the `Elapsed` error of
+///   [`tower::timeout`] or [`tokio::time::timeout`], or reqwest's timeout error (feature `reqwest`),
 /// - calls with an error that [`retry_errors`](Self::retry_errors) accepts,
 /// - responses with the status 408, 409, 429 or 5xx, and a 403 of GitHub that reports an exceeded limit.
+///
+/// A call that failed with [`DeadlineExceeded`](crate::error::DeadlineExceeded) is not retried, unless
+/// [`retry_errors`](Self::retry_errors) accepts that error.
 ///
 /// The header `x-should-retry` of a response takes precedence over its status. A 429 whose cause does not go away by
 /// waiting is not retried: OpenAI's `insufficient_quota`, Anthropic's spend limit (a 429 without `retry-after`), and
@@ -91,6 +96,10 @@ use verdict::{ResponseView, Verdict};
 ///
 /// [`RetryAfterTooLong`] replaces the response if the server requests a delay above [`max_delay`](Self::max_delay). If
 /// a call is not retried any more for another reason, its last response or error is returned.
+///
+/// # Panics
+///
+/// A retry after a delay panics outside a Tokio runtime with its timer enabled.
 #[derive(Clone)]
 pub struct RetryPolicy {
     rules: Arc<Rules>,
@@ -115,6 +124,11 @@ struct Rules {
 }
 
 /// The future of a [`RetryPolicy`], which completes after the delay before a retry.
+///
+/// # Cancel safety
+///
+/// Dropping the future ends the delay and has no other effect. Tower's retry layer makes the retry only after the
+/// future has completed.
 #[must_use = "futures do nothing unless polled"]
 pub struct Delay(Option<Pin<Box<Sleep>>>);
 

@@ -45,8 +45,8 @@ pub fn never_sent(error: &BoxError) -> bool {
     })
 }
 
-/// Returns whether the cause of a failure may go away by waiting: the connection could not be made or was lost, or the
-/// call timed out.
+/// Returns whether the cause of a failure may go away by waiting: the connection could not be made or was lost, or a
+/// timeout other than the call's [deadline](crate::deadline) ended the attempt.
 #[allow(clippy::borrowed_box, reason = "`fn(&BoxError) -> bool` is what it is passed as")]
 pub(super) fn is_transient(error: &BoxError) -> bool {
     !chain(error).any(is_final)

@@ -140,7 +140,7 @@ pub fn feedback(data: &[u8]) {
 }
 
 /// A response's body with a usage or an error. The size of its frames makes no difference.
-pub fn answer(data: &[u8]) {
+pub fn response_body(data: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)

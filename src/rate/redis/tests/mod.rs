@@ -201,7 +201,7 @@ async fn a_cost_above_a_burst_is_rejected_at_once_and_without_the_store() {
     let error = limiter.acquire(Cost::tokens(101)).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the call costs 101 tokens, more than the burst of 100"
+        "the call costs 101 tokens, more than the burst of 100: raise the burst or split the call"
     );
     assert!(server.requests().is_empty());
 }
