@@ -1,4 +1,4 @@
-//! Which types can be sent, shared and cloned, and which names a glob import brings into scope.
+//! Which types of the crate are `Send`, `Sync` and `Clone`, and that a glob import of the crate hides no other crate.
 
 use http::{Request, Response};
 use tower::{Service, service_fn};
@@ -17,7 +17,7 @@ fn clone<T: Clone>() {}
 fn unpin<T: Unpin>() {}
 fn all<T: Clone + Send + Sync + Unpin + 'static>() {}
 
-/// A body that is `Send` only: not `Sync`, not `Clone`. Requests and responses need no more.
+/// A body that is `Send` and not `Sync`: the crate does not require `Sync` of the bodies of requests and responses.
 type Body = std::cell::Cell<u8>;
 
 #[test]
@@ -62,7 +62,7 @@ fn types_of_the_feature_http_are_clone_send_and_sync() {
     all::<(RetryPolicy, CharacterEstimate, AverageEstimate, ByUsage, ApiTokensUsed)>();
     all::<Reqwest>();
     send::<(stream::ResponseFuture<Body>, client::ResponseFuture, Delay)>();
-    // `reqwest::Body::wrap` requires both.
+    // `reqwest::Body::wrap` accepts only bodies that are `Send` and `Sync`.
     sync::<StreamBody<MeteredBody<reqwest::Body>>>();
     send::<StreamBody<MeteredBody<reqwest::Body>>>();
     error::<DeadlineExceeded>();
@@ -119,13 +119,13 @@ fn errors_are_errors_that_can_be_sent_and_shared() {
     error::<Lagged>();
     error::<ParseStatusError>();
     error::<TryAcquireError>();
-    // For any body: it need not be `Debug`.
+    // The errors that give a refused request back to the caller are errors for any request, even one without `Debug`.
     struct Plain;
     error::<Refused<Plain>>();
     error::<TrySubmitError<Plain>>();
 }
 
-/// An executor in a struct field, whose type does not name the client.
+/// A struct that holds an executor. The type of the executor does not contain the type of its client.
 struct Api {
     executor: Executor<String, String>,
 }
@@ -159,7 +159,8 @@ async fn an_executor_fits_into_a_struct_and_a_spawned_task() {
     assert_eq!(submitted.await.unwrap(), "again");
 }
 
-/// A module of this crate with the name of another crate would hide that crate, or make its name ambiguous.
+/// A glob import of the crate must not import a module that has the name of another crate: it would hide that crate, or
+/// make its name ambiguous, and the test would not compile.
 #[cfg(feature = "full")]
 mod glob_import {
     use tower_outbound::*;

@@ -1,4 +1,4 @@
-//! What `ConcurrencyLimit` guarantees, poll by poll.
+//! What the service `ConcurrencyLimit` guarantees. The tests poll its futures by hand.
 
 mod support;
 
@@ -17,7 +17,7 @@ fn limited(limit: usize) -> (Limited, Concurrency, Handle) {
     (layer.layer(service), layer.limit().clone(), handle)
 }
 
-/// Waits until the service is ready, calls it, and polls the call once.
+/// Calls the service, which must be ready, and polls the response future once; the future must be pending.
 macro_rules! call {
     ($service:expr, $name:expr) => {{
         assert_ready_ok!(task::spawn($service.ready()).poll());
@@ -94,7 +94,7 @@ async fn a_completed_future_that_is_kept_holds_no_permit() {
     let mut call = call!(service, "call");
     assert_request_eq!(handle, "call").send_response("");
     assert_ready_ok!(call.poll());
-    // The future has not been dropped yet.
+    // The permit is free again, although the completed response future has not been dropped yet.
     assert_eq!(limit.in_flight(), 0);
     drop(call);
 }
@@ -149,7 +149,7 @@ async fn a_future_that_is_never_polled_holds_no_permit() {
 async fn calls_that_find_no_permit_wait_for_one_in_order() {
     let (service, _, mut handle) = limited(1);
     handle.allow(10);
-    // All of them are ready, and only one of them can have the permit.
+    // All three clones are ready, because readiness reserves nothing. Only one of their calls can have the permit.
     let mut clones: Vec<_> = (0..3).map(|_| service.clone()).collect();
     for service in &mut clones {
         assert_ready_ok!(task::spawn(service.ready()).poll());
@@ -209,7 +209,7 @@ async fn several_services_can_share_one_limit() {
 
 #[tokio::test(start_paused = true)]
 async fn the_instance_that_was_ready_is_the_one_that_is_called() {
-    /// Panics when it is called without having been polled ready. A clone is not ready.
+    /// A service that panics when it is called without having been polled ready. A new clone of it is not ready.
     #[derive(Default)]
     struct Once(bool);
     impl Clone for Once {
@@ -263,8 +263,9 @@ fn a_limit_of_zero_is_an_error_that_names_the_field() {
     );
 }
 
-/// The first waiter is notified and is polled only after its timeout has passed. If its late poll counted as a new
-/// notification without waking the second waiter in the end, that one would wait forever.
+/// The first waiter is notified, and is polled only after 5 ms, when its handoff timeout has passed and the next waiter
+/// may be notified. If the late poll counted as a new notification and the second waiter were never woken, the second
+/// waiter would wait forever.
 #[tokio::test(start_paused = true)]
 async fn a_late_poll_of_a_notified_waiter_does_not_lose_the_wake_up_of_the_next_one() {
     let (service, limit, mut handle) = limited(3);
@@ -278,7 +279,7 @@ async fn a_late_poll_of_a_notified_waiter_does_not_lose_the_wake_up_of_the_next_
     tokio::time::advance(ms(2)).await;
     drop(running);
     assert_eq!(limit.in_flight(), 0);
-    // No task runs for longer than the timeout; then the first waiter is polled.
+    // The clock passes the handoff timeout (5 ms) before any other task can run. Then the first waiter is polled.
     tokio::time::advance(ms(12)).await;
     assert!(waiting[0].is_woken());
     assert_ready_ok!(waiting[0].poll());

@@ -1,4 +1,5 @@
-//! Corner cases between the layers: user code that blocks or panics there, spans, and resources that are given back.
+//! Corner cases of the layers: user code that blocks or panics, tracing spans, attempts that overlap, the deepest debt
+//! of a bucket, and the release of memory and permits.
 
 use http::{Request, Response};
 use std::{
@@ -41,7 +42,7 @@ async fn two_workers_run_the_computing_of_two_calls_in_parallel() -> Result<(), 
     let waits_for_both = service_fn(move |(): ()| {
         let arrived = arrived.clone();
         async move {
-            // Blocks in its first poll, without an await.
+            // The call blocks its worker in its first poll, without an `await`, until both calls have arrived.
             Ok::<_, BoxError>(block_in_place(|| {
                 let (count, changed) = &*arrived;
                 let mut count = count.lock().unwrap();
@@ -95,7 +96,8 @@ async fn a_client_may_block_on_a_limiter_of_its_own() -> Result<(), BoxError> {
 
 #[tokio::test]
 async fn the_times_of_an_event_include_what_a_users_layer_takes() -> Result<(), BoxError> {
-    // In real time: a layer that computes blocks its thread, and a paused clock does not advance meanwhile.
+    // This test runs in real time: a layer that computes blocks its thread, and a paused clock would not advance
+    // meanwhile.
     let calling = EventLayer::calling().describe(Nothing).layer(client());
     let twice = service_fn(move |(): ()| {
         let (mut first, mut second) = (calling.clone(), calling.clone());

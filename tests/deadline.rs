@@ -1,4 +1,4 @@
-//! Calls with a deadline.
+//! When calls with a deadline are ended, and when they are refused at once.
 
 mod support;
 
@@ -19,7 +19,8 @@ use tower_outbound::{
     error::DeadlineExceeded, rate::ByExtension,
 };
 
-/// Starts an executor whose client takes as long as the request says, and counts its calls in `made`.
+/// Starts an executor whose client responds after the duration in the body of the request. The client counts the calls
+/// that reach it in `made`.
 fn executor(builder: ExecutorBuilder, made: &Arc<AtomicUsize>) -> Executor<Duration, ()> {
     let made = made.clone();
     let client = service_fn(move |request: Request<Duration>| {
@@ -41,7 +42,8 @@ fn call(takes: Duration) -> Call<Duration> {
 #[tokio::test(start_paused = true)]
 async fn a_call_is_ended_at_its_deadline_at_every_stage_and_has_taken_nothing_of_the_limits() {
     let made = Arc::default();
-    // One call is at the client, one waits for a permit, one is queued, and one waits for a place.
+    // Of the four calls, one is at the client, one waits for a concurrency permit, one is queued behind it, and one
+    // waits for a place in the queue.
     let builder = Executor::builder()
         .limits(Limits::new().requests(Rate::per_day(100)))
         .concurrency_limit(1)
@@ -111,7 +113,8 @@ async fn a_call_that_would_wait_beyond_its_deadline_is_refused_at_once_with_the_
         .queue_capacity(100)
         .timeout(Duration::from_secs(10));
     let executor = executor(builder, &made);
-    // 500 tokens at once, and 100 a second: two calls are admitted at once, the others one every 2.5 seconds.
+    // The limiter admits 500 tokens at once, and 100 tokens per second after that. So two of the five calls of 250
+    // tokens are admitted at once, and the others one every 2.5 seconds.
     let mut calls = Vec::new();
     for _ in 0..5 {
         calls.push(executor.submit(call(ms(1)).tokens(250)).await.unwrap());
@@ -124,7 +127,8 @@ async fn a_call_that_would_wait_beyond_its_deadline_is_refused_at_once_with_the_
         "the call would have to wait 10.1s and has only 10s until its deadline"
     );
     assert!(!executor.try_submit(call(ms(1)).tokens(260)).unwrap_err().is_full());
-    // A refused call is not counted in the wait of later ones, and a cancelled call no longer is.
+    // The tokens of a refused call are not counted in the computed wait of later calls. Those of a queued call are,
+    // until it is cancelled.
     calls.push(executor.submit(call(ms(1)).tokens(240)).await.unwrap());
     executor.submit(call(ms(1)).tokens(10)).await.unwrap_err();
     calls.pop().unwrap().cancel();
@@ -132,7 +136,7 @@ async fn a_call_that_would_wait_beyond_its_deadline_is_refused_at_once_with_the_
     sleep(Duration::from_secs(20)).await;
     assert_eq!(made.load(Ordering::Relaxed), 6);
     assert_eq!(executor.monitor().totals().failed, 0);
-    // The bucket has refilled: nothing is left of the refused calls.
+    // The bucket has refilled: the refused calls have taken no tokens from it.
     executor.submit(call(ms(1)).tokens(500)).await.unwrap().await.unwrap();
 }
 
@@ -158,7 +162,8 @@ async fn a_returned_request_is_unchanged_and_not_counted_in_the_wait_of_later_ca
             .all(|request| request.extensions().get::<Deadline>().is_none())
     );
     queued.cancel();
-    // If they were counted, this call would have to wait for 100 seconds and would be refused.
+    // If the 100 refused calls were counted in the computed wait, this call would have to wait for about 100 seconds
+    // and would be refused, because its timeout is 10 seconds.
     executor.try_submit(call(ms(1)).tokens(100)).unwrap().await.unwrap();
 }
 

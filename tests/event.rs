@@ -1,4 +1,4 @@
-//! What `EventLayer` records, through its public interface.
+//! What `EventLayer` records in the event of a call, tested through the public interface of the crate.
 
 mod support;
 
@@ -18,7 +18,7 @@ fn get(url: &str) -> Request<()> {
     Request::get(url).body(()).unwrap()
 }
 
-/// The record of the first call that is reported, once it has ended.
+/// Waits for the first event that the subscription reports, and returns its record after the call has ended.
 async fn first_record(events: &mut event::Subscription) -> NetworkRequestEvent {
     events.recv().await.unwrap().unwrap().event.finished().await
 }
@@ -62,7 +62,8 @@ async fn a_panic_is_a_failure_wherever_its_event_was_opened() {
             sleep(ms(70)).await;
             panic!("it fell over")
         });
-        // The queue catches the panic, and drops the call when the thread no longer panics.
+        // The queue catches the panic, and drops the call's future when the thread no longer panics. The event must
+        // nevertheless end as failed, not as cancelled.
         let queue = ServiceBuilder::new()
             .layer(QueueLayer::new(1).unwrap())
             .layer(layer.report_to(&events))
@@ -116,7 +117,8 @@ async fn an_error_is_recorded_with_its_type_message_and_sources() {
     let events = Events::new();
     let mut updates = events.subscribe();
     let client = service_fn(async |_: Request<()>| Err::<Response<()>, _>(Outer(std::io::Error::other("refused"))));
-    // The outer layers see a boxed error, the layer around the client sees its type.
+    // The two outer event layers get a boxed error. The event layer around the client gets the client's own error type,
+    // and can record its name.
     let service = ServiceBuilder::new()
         .layer(EventLayer::queued().report_to(&events))
         .layer(EventLayer::processing())
@@ -157,7 +159,8 @@ async fn the_stages_of_one_call_write_one_event_whose_status_only_moves_forward(
         })
         .layer(EventLayer::calling())
         .service(client);
-    // The call is queued for 10 ms: the queue's worker runs only at the next await.
+    // The call is in the queue for 10 ms: the worker task of the queue runs only when the test awaits, and `advance`
+    // moves the clock before that.
     let call = service.ready().await.unwrap().call(get("http://h/"));
     tokio::time::advance(ms(10)).await;
     call.await.unwrap();
@@ -492,7 +495,8 @@ async fn a_handle_waits_for_every_change_and_for_the_end() {
 async fn what_a_handle_adds_to_the_record_wakes_watchers_and_is_redacted() {
     let client = service_fn(async |_: Request<()>| {
         sleep(ms(10)).await;
-        // The response has a header, so the layer records more of it than the status code.
+        // The response has a header, so the layer records more of the response than its status code. It must not
+        // overwrite the body that the handle has set.
         Ok::<_, BoxError>(Response::builder().header("x-a", "b").body(()).unwrap())
     });
     let mut service = EventLayer::calling().layer(client);
@@ -558,7 +562,7 @@ async fn an_event_is_carried_to_another_thread_and_a_call_made_there_has_its_own
     let outer = first_record(&mut updates).await;
     assert_eq!(outer.status, RequestStatus::Completed);
     assert_eq!(outer.endpoint_url.as_deref(), Some("http://out/"));
-    // The inner call was dropped without being polled.
+    // The inner call was dropped without being polled, so one of the two events is cancelled.
     let totals = events.totals();
     assert_eq!((totals.opened, totals.completed, totals.cancelled), (2, 1, 1));
 }
@@ -688,7 +692,7 @@ async fn a_call_that_times_out_fails_and_records_how_long_it_waited() {
     for call in calls {
         call.await.unwrap().unwrap_err();
     }
-    // The second call had no attempt.
+    // The second call waited for the rate limit until its timeout, so it had no attempt.
     let mut last = None;
     drop(events);
     while let Some(update) = updates.recv().await {

@@ -1,4 +1,4 @@
-//! The promises of `Executor`, one test each.
+//! What `Executor` promises, one test for each promise.
 
 mod support;
 
@@ -152,7 +152,7 @@ async fn submitting_before_start_or_after_stop_is_an_error_and_a_stopped_executo
 
     executor.start().unwrap();
     executor.submit(request("again")).await.unwrap().await.unwrap();
-    // The limits continued from where they were.
+    // The limits are kept over the restart: of the default burst of 10 requests, the two calls have taken 2.
     assert_eq!(executor.monitor().limiter().available().requests, Some(8));
     assert_eq!(executor.monitor().totals().completed, 2);
 }
@@ -554,7 +554,8 @@ async fn a_function_can_set_what_a_call_costs_and_the_cost_is_checked_before_the
     for call in calls {
         call.unwrap().await.unwrap();
     }
-    // Two of ten tokens are left after the first call; the other five have come in after half a second.
+    // The first call takes 8 of the 10 tokens. The second call needs 7 tokens: 2 are left, and the rate adds the
+    // missing 5 in half a second.
     assert_eq!(arrivals.times(), [ms(0), ms(500)]);
 }
 
@@ -636,7 +637,7 @@ async fn as_a_tower_service_a_dropped_call_is_cancelled() {
     drop(call);
     settle().await;
     assert_eq!(executor.monitor().totals().cancelled, 1);
-    // A clone that was ready before a restart can be used after it.
+    // An executor handle that was ready before a restart can be called after it.
     executor.ready().await.unwrap();
     executor.stop(Shutdown::Graceful).await;
     executor.start().unwrap();
@@ -711,7 +712,7 @@ async fn the_rate_holds_with_1_5_and_50_workers() {
         executor.stop(Shutdown::Graceful).await;
         assert_eq!(arrivals.times().len(), 200);
         assert_eq!(arrivals.times()[199], ms(19_000), "{workers} workers");
-        // 10 of the burst, and 10 that come in within the second.
+        // In any second, at most 20 calls are admitted: the burst of 10, and the 10 that the rate adds per second.
         assert!(arrivals.most_within(ms(1_000)) <= 20);
         assert!(arrivals.most_within(ms(100)) <= 11);
     }
@@ -757,7 +758,8 @@ async fn a_panicking_call_and_one_that_is_aborted_leave_the_workers_alive() {
     assert!(call.await.unwrap_err().is_panicked());
     assert_eq!(event.snapshot().error_type.as_deref(), Some("Panicked"));
 
-    // A task of the call that is aborted: its error must not be taken for the cancellation of a worker.
+    // The call fails with the `JoinError` of a task that it has aborted. The executor must not take this error for the
+    // cancellation of a worker.
     let aborts = Call::new(|| async {
         let task = tokio::spawn(std::future::pending::<()>());
         task.abort();
@@ -1039,11 +1041,12 @@ async fn a_layer_around_the_limits_sees_a_call_once_and_one_around_the_client_ev
     let call = executor.submit(request("again")).await.unwrap();
     let event = call.event().clone();
     call.await.unwrap();
-    // Each attempt was charged.
+    // Each of the two attempts was charged to the rate limiter, so the second one began 100 ms after the first.
     assert_eq!(arrivals.times(), [ms(0), ms(100)]);
     assert_eq!(event.snapshot().attempts.len(), 2);
     assert_eq!(executor.monitor().totals().opened, 1);
-    // The timeout includes the waiting for the rate.
+    // The timeout layer is around the limits, so its 250 ms include the wait for the rate limiter, which is paused for
+    // 1 s.
     executor.monitor().limiter().pause_for(ms(1_000));
     let call = executor.submit(request("call")).await.unwrap();
     assert!(

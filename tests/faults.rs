@@ -1,8 +1,10 @@
-//! One fault at a time, at every step of a call: a scenario runs one task at a time, and is repeated with the fault
-//! after each number of steps. The fault must not affect other calls, and everything must be released.
+//! One fault at a time, at every step of a call. A scenario runs one task per step, and is repeated with the fault
+//! after each number of steps. A fault in one call must not affect other calls, and all places in the queue and all
+//! permits must be released.
 //!
-//! The scenario, in milliseconds: two permits, one request every 25, a queue with one place, and a client that takes
-//! 40. Three calls come before the watched one, and two after it:
+//! The scenario has two permits, a rate of one request per 25 ms, a queue with one place, and a client that responds
+//! after 40 ms. Three calls are made before the watched call, and two after it. The first four calls, with the times in
+//! milliseconds at which they wait for the rate and are at the client:
 //!
 //! ```text
 //! first     client 0-40
@@ -49,15 +51,17 @@ const BEFORE: [&str; 3] = ["first", "second", "third"];
 const WATCHED: &str = "watched";
 const BEHIND: [&str; 2] = ["fourth", "fifth"];
 
-/// More tokens than the calls cost. Practically none are refilled within a scenario.
+/// The burst of tokens, which is more than all calls of a scenario cost. The rate is so low that practically no tokens
+/// are refilled within a scenario.
 const TOKENS: u64 = 10_000;
 const BETWEEN: Duration = Duration::from_millis(25);
 const CLIENT_TAKES: Duration = Duration::from_millis(40);
-/// Every instant of the scenario is a multiple of this.
+/// The interval by which the paused clock is advanced. Every time in the scenario is a multiple of it.
 const TICK: Duration = Duration::from_millis(5);
-/// How many steps run before the clock is advanced: enough for all tasks that can run.
+/// The number of steps per advance of the clock. One of them advances the clock, and each of the others lets one task
+/// run, which is enough for all tasks that can run.
 const STEPS: usize = 10;
-/// More steps than the longest scenario has.
+/// An upper limit: no scenario has as many steps.
 const MAX_STEPS: usize = 50 * STEPS;
 
 type TestExecutor = Executor<&'static str, ()>;
@@ -73,7 +77,8 @@ fn limits() -> Limits {
         .tokens(Rate::per_day(0.001).burst(TOKENS))
 }
 
-/// Runs the scenario with a paused clock, in a runtime that runs one task at a time.
+/// Runs `scenario` with a paused clock. The event interval of 1 makes the runtime return to `scenario` after each task
+/// that it has polled.
 fn in_steps<F: Future>(scenario: F) -> F::Output {
     runtime::Builder::new_current_thread()
         .enable_time()
@@ -84,7 +89,7 @@ fn in_steps<F: Future>(scenario: F) -> F::Output {
         .block_on(scenario)
 }
 
-/// Lets one task run. Every [`STEPS`] steps, advances the clock instead.
+/// Lets one task of the runtime run. Every [`STEPS`]th step advances the clock by one [`TICK`] instead.
 async fn step(number: usize) {
     if number % STEPS == STEPS - 1 {
         time::advance(TICK).await;
@@ -93,24 +98,24 @@ async fn step(number: usize) {
     }
 }
 
-/// Lets all tasks run that can, without any time passing. With fewer turns than [`support::settle`], since it runs
-/// thousands of times.
+/// Lets all tasks of the runtime run until they wait, without any time passing. It yields fewer times than
+/// [`support::settle`], because it is called thousands of times.
 async fn settle() {
     for _ in 0..STEPS {
         yield_now().await;
     }
 }
 
-/// A client that records its calls.
+/// A client that records the calls that reach it.
 #[derive(Clone)]
 struct Client {
     begun: Instant,
     arrivals: Arc<Mutex<Vec<(&'static str, Duration)>>>,
-    /// How many calls are at the client.
+    /// The number of calls that are at the client now.
     busy: Arc<AtomicUsize>,
 }
 
-/// Counts a call as being at the client.
+/// A guard that counts one call as being at the client until the guard is dropped.
 struct Busy(Arc<AtomicUsize>);
 
 impl Client {
@@ -140,7 +145,7 @@ impl Client {
         self.arrivals.lock().unwrap().iter().copied().collect()
     }
 
-    /// The total cost of the calls that reached the client.
+    /// Returns the total cost, in tokens, of the calls that reached the client.
     fn tokens(&self) -> u64 {
         self.arrivals.lock().unwrap().iter().map(|(name, _)| tokens(name)).sum()
     }
@@ -152,22 +157,22 @@ impl Drop for Busy {
     }
 }
 
-/// How a call is made.
+/// How the calls of a scenario are made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
-    /// By `submit`. Dropping the handle lets the call run on.
+    /// The calls are made with `Executor::submit`. A call runs on when its handle is dropped.
     Submit,
-    /// By `submit`, with a handle that cancels the call when it is dropped.
+    /// The calls are made with `Executor::submit`, and each handle cancels its call when the handle is dropped.
     Cancel,
-    /// By the executor as a service.
+    /// The calls are made with an executor as a Tower service.
     Service,
-    /// By a stack of layers without an executor.
+    /// The calls are made with a stack of layers, without an executor.
     Stack,
-    /// By an executor for closures.
+    /// The calls are closures that are submitted to an executor for closures.
     Closure,
-    /// By a service that has only the concurrency limit.
+    /// The calls are made with a service that has the concurrency limit as its only layer.
     OnlyConcurrency,
-    /// By a service that has only the rate limit.
+    /// The calls are made with a service that has the rate limit as its only layer.
     OnlyRate,
 }
 
@@ -181,7 +186,7 @@ const EVERY_WAY: [Way; 7] = [
     Way::OnlyRate,
 ];
 
-/// What a scenario runs on.
+/// What one scenario needs: the service or executor that makes the calls, the client, the limits, and the events.
 struct Setup {
     way: Way,
     executor: Option<TestExecutor>,
@@ -189,11 +194,11 @@ struct Setup {
     limiter: RateLimiter,
     permits: Concurrency,
     call: Box<dyn Fn(&'static str) -> CallResult>,
-    /// Calls in the queue.
+    /// Returns the number of calls in the queue.
     depth: Box<dyn Fn() -> usize>,
     totals: Box<dyn Fn() -> Totals>,
     updates: Option<Subscription>,
-    /// The updates received so far.
+    /// The event updates that were received so far: the new status, and the handle of the event.
     received: Vec<(RequestStatus, EventHandle)>,
 }
 
@@ -327,7 +332,7 @@ impl Setup {
         }
     }
 
-    /// Makes these calls, one after the other.
+    /// Starts a call for each of the names, one after the other, in a task of its own.
     async fn make_calls(&self, names: &[&'static str]) -> Vec<tokio::task::JoinHandle<Result<(), BoxError>>> {
         let mut calls = Vec::new();
         for name in names {
@@ -351,8 +356,8 @@ impl Setup {
         events.find(|event| event.request_id().to_string() == name).cloned()
     }
 
-    /// Checks that nothing is held, that only calls that reached the client were charged, and that each event has ended
-    /// once.
+    /// Checks that no place in the queue and no permit is held, that only calls that reached the client were charged,
+    /// and that each event has ended exactly once.
     fn check_all_is_released(&mut self, what: &dyn fmt::Debug) {
         self.receive_updates();
         assert_eq!((self.depth)(), 0, "{what:?}: places");
@@ -382,7 +387,8 @@ impl Setup {
         assert_eq!(totals.opened, ended.len() as u64, "{what:?}");
     }
 
-    /// Checks that there was one request in 25 ms at most, with the 5 ms that the limiter makes up for a late timer.
+    /// Checks that the calls reached the client at intervals of 25 ms or more. In total, up to 5 ms less is allowed,
+    /// because the limiter makes up for late timers by that much.
     fn check_the_rate(&self, what: &dyn fmt::Debug) {
         let mut times: Vec<_> = self.client.arrivals.lock().unwrap().iter().map(|(_, at)| *at).collect();
         times.sort_unstable();
@@ -394,21 +400,23 @@ impl Setup {
     }
 }
 
-/// What happened in one scenario with a dropped call.
+/// What happened in one scenario in which the watched call was dropped.
 struct Observed {
-    /// How often the watched call was polled.
+    /// The number of times that the watched call was polled.
     polls: usize,
-    /// When the watched call was dropped.
+    /// The time from the start of the scenario to the drop of the watched call.
     dropped: Duration,
-    /// Whether the watched call reached the client, before it was dropped or because it ran on.
+    /// Whether the watched call reached the client, either before its future was dropped or because the call ran on
+    /// after that.
     is_made: bool,
-    /// When the other calls reached the client.
+    /// The time from the start of the scenario to the arrival of each of the other calls at the client.
     arrivals: BTreeMap<&'static str, Duration>,
 }
 
 impl Observed {
-    /// When the other calls have to reach the client. If the watched call was dropped before it was made, the calls
-    /// behind it are made as if it had never existed.
+    /// Returns when each of the other calls has to reach the client, as the time since the start of the scenario. If
+    /// the watched call was dropped before it reached the client, the calls behind it are made as if the watched call
+    /// had never existed.
     fn expected(&self, way: Way) -> BTreeMap<&'static str, Duration> {
         let (third, behind) = match (way, self.is_made) {
             (Way::OnlyConcurrency, false) => (ms(40), [ms(40), ms(80)]),
@@ -422,7 +430,8 @@ impl Observed {
     }
 }
 
-/// Polls the watched call `polls` times, or until it is done, and drops it.
+/// Runs a scenario in which the watched call is polled `polls` times, or until it is done, and is then dropped. Checks
+/// that everything is released after that.
 async fn dropped_after(way: Way, workers: usize, polls: usize) -> Observed {
     let what = (way, workers, polls);
     let mut setup = Setup::new(way, workers);
@@ -509,8 +518,8 @@ fn a_call_that_is_dropped_at_any_step_delays_no_other_call_and_the_next_one_move
 
 // --- Interference ---
 
-/// Makes all calls, and runs `interfere` after this many steps. Returns the number of steps before that, or until all
-/// calls had ended; the results of the calls; and the output of `interfere`.
+/// Makes all calls of the scenario, and runs `interfere` after `after` steps, or earlier if all calls have ended.
+/// Returns the number of steps before `interfere`, the results of the calls, and the output of `interfere`.
 async fn interrupted<Fut: Future>(
     setup: &mut Setup,
     after: usize,
@@ -533,9 +542,9 @@ async fn interrupted<Fut: Future>(
     (steps, results, output)
 }
 
-/// Runs the scenario with `interfere` after every number of steps, and checks each time what has to hold in any case.
-/// The arguments of `check` are a description, an undisturbed scenario, the disturbed one, the results of its calls,
-/// and the output of `interfere`.
+/// Runs the scenario once for each number of steps, with `interfere` after that number of steps. Each time, everything
+/// must be released and the rate must hold. The arguments of `check` are a description, an undisturbed scenario, the
+/// disturbed one, the results of its calls, and the output of `interfere`.
 fn at_every_step<Fut: Future>(
     interfere: impl Fn(&Setup) -> Fut,
     check: impl Fn(&str, &Setup, &Setup, Vec<Result<(), BoxError>>, Fut::Output),
@@ -550,7 +559,8 @@ fn at_every_step<Fut: Future>(
     };
     let whole = [undisturbed(1), undisturbed(3)];
     for after in 0..=whole[0].0 {
-        // With one worker and three in turn, since little changes from one step to the next.
+        // The scenario runs with one worker and with three in turn, not with both after each number of steps: little
+        // changes from one step to the next.
         let (workers, (_, undisturbed)) = ([1, 3][after % 2], &whole[after % 2]);
         in_steps(async {
             let what = format!("{workers} workers, after {after} steps");
@@ -668,13 +678,15 @@ fn a_stop_at_any_step_accounts_for_every_call_and_the_executor_can_start_again()
                 let ended = after.ended() - before.ended();
                 assert_eq!(report.completed + report.failed + report.cancelled, ended, "{what}");
                 assert_eq!((report.left, report.failed), (0, 0), "{what}");
-                // Calls that had no place fail after the stop has returned.
+                // Calls that waited for a place in the queue may fail only after the stop has returned. So the totals
+                // at the end are compared with the results of all calls.
                 let totals = (setup.totals)();
                 assert_eq!(totals.completed, after.completed + 1, "{what}");
                 let refused = results.iter().filter(|result| result.is_err()).count();
                 assert_eq!(totals.cancelled as usize, refused, "{what}: {results:?}");
                 match how {
-                    // Every call that had a place is finished.
+                    // A graceful stop finishes every call that has a place in the queue. Only calls without a place are
+                    // cancelled.
                     Shutdown::Graceful => assert_eq!(report.cancelled, after.cancelled - before.cancelled, "{what}"),
                     Shutdown::Immediate => assert_eq!((report.completed, report.elapsed), (0, ms(0)), "{what}"),
                     Shutdown::Within(limit) => assert!(report.elapsed <= limit, "{what}"),
@@ -694,31 +706,33 @@ fn a_stop_at_any_step_accounts_for_every_call_and_the_executor_can_start_again()
 
 // --- Panics ---
 
-/// Where user code panics.
+/// The point at which user code panics.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Panics {
-    /// When the client is cloned for a call.
+    /// The client panics when it is cloned for a call.
     Clone,
-    /// In `poll_ready`.
+    /// The client panics in `poll_ready`.
     Ready,
-    /// In `call`.
+    /// The client panics in `call`.
     Call,
-    /// When the call's future is polled for the first time.
+    /// The client's future panics when it is polled for the first time.
     FirstPoll,
     LaterPoll,
-    /// When the call's future is dropped, because the call is cancelled.
+    /// The client's future panics when the cancellation of its call drops it.
     FutureDropped,
-    /// When the response is dropped, because the handle was dropped without fetching it.
+    /// The response panics when it is dropped. It is dropped because the call's handle was dropped without being
+    /// awaited.
     ResponseDropped,
-    /// When the response is described for the event.
+    /// The `Describe` implementation panics when it describes the response for the event.
     Describe,
-    /// When the error is formatted.
+    /// The client's error panics when it is formatted.
     ErrorText,
-    /// When the cost is computed for the given time. The first time is in `submit`.
+    /// The cost function panics when it computes the cost of the watched call for the nth time; the first time (1) is
+    /// in `submit`.
     Cost(usize),
-    /// When the request is described for the event, in `submit`.
+    /// The `Describe` implementation panics when it describes the request for the event, in `submit`.
     DescribeRequest,
-    /// When the request is dropped, because the call is cancelled in the queue.
+    /// The request panics when the cancellation of its queued call drops it.
     RequestDropped,
 }
 
@@ -738,7 +752,7 @@ const EVERYWHERE: [Panics; 13] = [
     Panics::RequestDropped,
 ];
 
-/// Panics when it is dropped, if it is armed.
+/// A value that panics when it is dropped, if its flag is set.
 #[derive(Debug, Default)]
 struct PanicsOnDrop(bool);
 
@@ -764,8 +778,8 @@ impl fmt::Display for PanicsOnDisplay {
 
 impl std::error::Error for PanicsOnDisplay {}
 
-/// A client that panics at one point of the watched call. At a point that belongs to no call, it panics once after it
-/// is armed.
+/// A client that panics at one point of the watched call. The points `Clone` and `Ready` belong to no particular call:
+/// there the client panics once, after `armed` was set.
 struct Fragile {
     panics: Panics,
     armed: Arc<Mutex<bool>>,
@@ -773,7 +787,7 @@ struct Fragile {
 }
 
 impl Fragile {
-    /// Returns whether this point has to panic now, and disarms the client if so.
+    /// Returns whether the client has to panic at `point` now, and clears `armed` if so.
     fn has_to_panic(&self, point: Panics) -> bool {
         self.panics == point && std::mem::take(&mut *self.armed.lock().unwrap())
     }
@@ -823,7 +837,8 @@ impl Service<Request<Body>> for Fragile {
     }
 }
 
-/// A description that may panic.
+/// A `Describe` implementation that panics for the watched call, if its field is one of the two points at which a
+/// request or response is described.
 #[derive(Clone)]
 struct FragileDescribe(Panics);
 
@@ -839,8 +854,8 @@ impl Describe<Request<Body>, Response<PanicsOnDrop>> for FragileDescribe {
     }
 }
 
-/// Runs the scenario with a panic, and checks that it fails no call but the one that it belongs to. Returns the number
-/// of steps until all calls had ended.
+/// Runs the scenario with a panic of user code, and checks that the panic fails no call except the one in which it
+/// happens. `armed` is set after `armed_after` steps. Returns the number of steps until all calls had ended.
 async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usize {
     let what = (panics, workers, armed_after);
     let client = Client::new();
@@ -904,7 +919,8 @@ async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usi
             (Panics::FutureDropped, Some(RequestStatus::Calling), Some(handle)) => handle.cancel(),
             (Panics::ResponseDropped, Some(RequestStatus::Calling), Some(_)) => watched = None,
             (Panics::RequestDropped, Some(RequestStatus::Queued), Some(handle)) => {
-                // The request is the caller's, so its panic is raised in the caller.
+                // `cancel` drops the queued request on the caller's thread, so the panic of that drop is raised in the
+                // caller.
                 assert!(catch_unwind(AssertUnwindSafe(|| handle.cancel())).is_err());
                 watched = None;
             }
@@ -926,7 +942,7 @@ async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usi
         .collect();
     let status = event.as_ref().map(EventHandle::status);
     let expected = match panics {
-        // These points do not belong to the watched call.
+        // A panic at these two points fails one call, which need not be the watched one.
         Panics::Clone | Panics::Ready => {
             let failed = failed.len() + usize::from(status == Some(RequestStatus::Failed));
             assert!(failed <= 1, "{what:?}: {failed} failed");
@@ -964,7 +980,7 @@ async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usi
         "{what:?}"
     );
     assert_eq!(client.busy.load(Ordering::SeqCst), 0, "{what:?}");
-    // One call may have been charged and have panicked before it reached the client.
+    // One call may have been charged without reaching the client, because user code panicked in between.
     let charged = TOKENS - limiter.available().tokens.unwrap();
     assert!(
         (0..=1).contains(&(charged - client.arrivals().len() as u64)),
@@ -975,11 +991,12 @@ async fn with_a_panic(panics: Panics, workers: usize, armed_after: usize) -> usi
     over_after
 }
 
-/// A cost of one token, whose computation may panic.
+/// A cost function that returns one token. It panics for the watched call if `panics` is the number of this
+/// computation.
 #[derive(Clone)]
 struct FragileCost {
     panics: Panics,
-    /// How often the cost of the watched call was computed.
+    /// The number of times that the cost of the watched call was computed.
     computed: Arc<AtomicUsize>,
 }
 
@@ -1014,7 +1031,8 @@ fn a_client_that_panics_in_clone_or_poll_ready_at_any_step_fails_one_call_at_mos
 
 // --- Shutdown ---
 
-/// Reports that its drop has begun, and blocks there until it is released.
+/// A value that reports through `begun` that its drop has begun, and then blocks until the test releases it through
+/// `release`.
 struct BlocksOnDrop {
     begun: mpsc::Sender<()>,
     release: mpsc::Receiver<()>,
@@ -1043,7 +1061,8 @@ fn a_stop_waits_until_the_last_call_is_cancelled_by_the_end_of_its_runtime() {
     let calls = home.block_on(async {
         executor.start().unwrap();
         let mut calls = Vec::new();
-        // One call is at the client, one was taken by the worker and waits for its permit, and two are in the queue.
+        // Of the four calls, one is at the client, one was taken from the queue by the worker and waits for a permit,
+        // and two are in the queue.
         for body in [None, None, blocks.take(), None] {
             calls.push(executor.submit(Request::new(body)).await.unwrap());
             while calls.len() == 1 && executor.monitor().calling() == 0 {

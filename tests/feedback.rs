@@ -1,4 +1,5 @@
-//! The rate-limit headers of each provider, and how they are applied to a limiter.
+//! What the crate reads from the rate-limit headers of each provider, and how `FeedbackLayer` applies them to a
+//! limiter.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use std::{
@@ -27,7 +28,7 @@ fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
     pairs.iter().map(pair).collect()
 }
 
-/// 21 October 2026, 07:28:00 GMT.
+/// Returns the local time at which the headers are read in these tests: 21 October 2026, 07:28:00 GMT.
 fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_792_567_680)
 }
@@ -36,7 +37,8 @@ fn read(provider: Provider, pairs: &[(&str, &str)]) -> RateLimitInfo {
     provider.rate_limit_info(&headers(pairs), now())
 }
 
-/// A window: unit, period in seconds, limit, remaining, reset.
+/// One quota that the headers report: what is counted, the period in seconds, the limit, the remaining amount, and the
+/// reset.
 type Row = (Unit, Option<u64>, Option<u64>, Option<u64>, Option<Reset>);
 
 fn windows(provider: Provider, pairs: &[(&str, &str)]) -> Vec<Row> {
@@ -101,7 +103,8 @@ fn openai_reports_requests_and_tokens_and_when_they_are_full() {
 
 #[test]
 fn openais_reset_is_the_time_until_the_whole_amount_is_available() {
-    // A real response: 5000 requests and 160000 tokens a minute.
+    // These are the headers of a real response to an account with 5000 requests and 160000 tokens per minute. For both,
+    // the missing amount divided by the time until the reset is the limit per minute.
     let info = read(
         Provider::OpenAi,
         &[
@@ -200,7 +203,8 @@ fn anthropic_reports_resets_as_dates_by_its_own_clock() {
         ("anthropic-ratelimit-output-tokens-remaining", "8000"),
         ("anthropic-ratelimit-tokens-limit", "38000"),
         ("anthropic-ratelimit-tokens-remaining", "36000"),
-        // Separate quotas, which are not read.
+        // These headers report separate quotas (priority tier, fast mode, subscriptions), which the crate does not
+        // read.
         ("anthropic-priority-input-tokens-limit", "1"),
         ("anthropic-ratelimit-priority-input-tokens-limit", "1"),
         ("anthropic-fast-input-tokens-remaining", "1"),
@@ -217,7 +221,8 @@ fn anthropic_reports_resets_as_dates_by_its_own_clock() {
         read(Provider::Anthropic, &[("retry-after", "31")]).retry_after,
         Some(Duration::from_secs(31))
     );
-    // The date has passed.
+    // The date of the reset is before the local time, and the response has no `date` header. So the time until the
+    // reset is zero.
     let past = [
         ("anthropic-ratelimit-requests-remaining", "49"),
         ("anthropic-ratelimit-requests-reset", "2026-02-25T20:02:32Z"),
@@ -307,16 +312,17 @@ fn retry_after_is_seconds_or_a_date_compared_with_the_date_of_the_response() {
     assert_eq!(at(&[("retry-after", "120")]), seconds(120));
     assert_eq!(at(&[("retry-after", " 1.5 ")]), Some(Duration::from_millis(1_500)));
     assert_eq!(at(&[("retry-after", "Wed, 21 Oct 2026 07:28:30 GMT")]), seconds(30));
-    // The server's clock is an hour slow: its date is compared with its own clock.
+    // The server's clock is an hour slow. Its `retry-after` date is compared with the `date` header of the same
+    // response, not with the local clock.
     let date = ("date", "Wed, 21 Oct 2026 06:28:00 GMT");
     assert_eq!(
         at(&[date, ("retry-after", "Wed, 21 Oct 2026 06:28:45 GMT")]),
         seconds(45)
     );
-    // The obsolete forms of RFC 9110.
+    // The two obsolete date formats that RFC 9110 describes are also read.
     assert_eq!(at(&[("retry-after", "Wednesday, 21-Oct-26 07:28:10 GMT")]), seconds(10));
     assert_eq!(at(&[("retry-after", "Wed Oct 21 07:28:09 2026")]), seconds(9));
-    // The date has passed.
+    // The date in `retry-after` is before the local time, and the response has no `date` header. So the delay is zero.
     assert_eq!(at(&[("retry-after", "Wed, 21 Oct 2026 07:00:00 GMT")]), seconds(0));
     assert_eq!(at(&[("retry-after", "99999999999999999999999")]), seconds(366 * DAY));
     for odd in [
@@ -350,7 +356,8 @@ fn the_ietfs_fields_of_draft_10_are_matched_by_name() {
         windows(Provider::Ietf, &other),
         [(Unit::Tokens, Some(MINUTE), Some(7), None, None)]
     );
-    // One of the draft's own examples: a token instead of a string, and no `r`.
+    // In this example of the draft, the name of the limit is a token instead of a string, and the remaining amount `r`
+    // is missing. So nothing is reported.
     assert_eq!(windows(Provider::Ietf, &[("ratelimit", "quota;t=1")]), []);
     let token = [("ratelimit-policy", "quota;q=9;w=1"), ("ratelimit", r#""quota";r=1"#)];
     assert_eq!(
@@ -427,7 +434,7 @@ fn a_malformed_header_counts_as_not_sent() {
     ] {
         assert_eq!(windows(Provider::Ietf, &[("ratelimit", odd)]), [], "{odd}");
     }
-    // Of a header that is sent twice, the first one counts.
+    // If a header is sent twice, its first value counts.
     let twice = [
         ("x-ratelimit-remaining-tokens", "7"),
         ("x-ratelimit-remaining-tokens", "9"),
@@ -456,7 +463,7 @@ fn limiter() -> RateLimiter {
     RateLimiter::new(limits).unwrap()
 }
 
-/// Sends a call through the layer whose response has this status and these headers.
+/// Makes a call through `layer` to a client whose response has this status and these headers.
 async fn respond(layer: &FeedbackLayer, status: u16, pairs: &'static [(&'static str, &'static str)]) {
     let client = service_fn(move |_: Request<()>| async move {
         let mut response = Response::builder().status(status);
@@ -471,7 +478,7 @@ async fn a_429_with_a_retry_delay_pauses_all_users_and_pauses_are_only_extended(
     let limiter = limiter();
     let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi).max_pause(Duration::from_secs(100));
     let begun = Instant::now();
-    // A waiter that was queued before the 429.
+    // This waiter joins the limiter's queue before the 429, during a pause of 1 s. The 429 extends that pause to 7 s.
     let waiting = tokio::spawn({
         let limiter = limiter.clone();
         async move {
@@ -532,7 +539,7 @@ async fn the_remaining_amount_lowers_the_bucket_and_never_raises_it() {
     )
     .await;
     assert_eq!(remaining(), (4, 2_500));
-    // A limit per day does not apply to a rate per minute.
+    // Groq's header reports a quota of requests per day, so it does not lower the bucket of a rate per minute.
     let layer = FeedbackLayer::new(limiter.clone(), Provider::Groq);
     respond(&layer, 200, &[("x-ratelimit-remaining-requests", "1")]).await;
     assert_eq!(remaining(), (4, 2_500));
@@ -587,7 +594,8 @@ async fn unreported_limits_are_found_by_their_429s() {
     respond(&layer, 503, &[]).await;
     respond(&layer, 429, &[]).await;
     assert_eq!(amounts(&limiter), [486.0, 4_860.0]);
-    // They rise with time, up to the configured amounts.
+    // Successful responses raise the lowered amounts again, by a hundredth per second without a 429, up to the
+    // configured amounts.
     respond(&layer, 200, &[]).await;
     assert_eq!(amounts(&limiter), [486.0, 4_860.0]);
     tokio::time::advance(Duration::from_secs(2)).await;
@@ -596,7 +604,8 @@ async fn unreported_limits_are_found_by_their_429s() {
     tokio::time::advance(Duration::from_secs(1_000)).await;
     respond(&layer, 200, &[]).await;
     assert_eq!(amounts(&limiter), [600.0, 6_000.0]);
-    // Limits that are set meanwhile are the configured ones from then on.
+    // Limits that user code sets meanwhile become the configured ones: the first 429 adopts them, and only the second
+    // one lowers them.
     limiter
         .set_limits(Limits::new().requests(Rate::per_minute(100)))
         .unwrap();
@@ -607,7 +616,8 @@ async fn unreported_limits_are_found_by_their_429s() {
         respond(&layer, 429, &[]).await;
     }
     assert_eq!(amounts(&limiter), [1.0]);
-    // So are rates below one per second, and they do not rise above the configured amounts.
+    // Rates below one per second are adapted as well. The first 429 leaves the new limits exactly as they were set and
+    // does not round them up; the second one lowers them.
     let limits = Limits::new().requests(Rate::per_second(1.0 / 3.0));
     limiter.set_limits(limits.clone()).unwrap();
     respond(&layer, 429, &[]).await;

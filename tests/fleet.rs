@@ -1,7 +1,8 @@
-//! Four processes with one quota: what they admit together is replayed through an exact bucket.
+//! Four processes share one quota in Redis. The calls that they admit together are replayed through an exact bucket, to
+//! check that they stay within the quota.
 //!
-//! The test starts its own executable four times as a worker. Each worker logs its admissions with two times: the time
-//! of the reservation by the server's clock, and the actual time by the machine's clock.
+//! The test starts its own executable four times as a worker. Each worker logs every admitted call with two times: the
+//! reserved time by the clock of the Redis server, and the actual time by the monotonic clock of the machine.
 #![cfg(unix)]
 
 use std::{
@@ -21,22 +22,22 @@ mod support {
 
 const PROCESSES: u64 = 4;
 
-/// One admission.
+/// A call that a worker process admitted, as in the worker's log.
 #[derive(Clone, Copy, Debug, Default)]
 struct Admitted {
-    /// Microseconds of the server's clock.
+    /// The time that was reserved for the call, in microseconds of the Redis server's clock.
     at_store: i64,
-    /// Nanoseconds of the machine's monotonic clock.
+    /// The time when the call was admitted, in nanoseconds of the machine's monotonic clock.
     at: i64,
     requests: i64,
     tokens: i64,
 }
 
-/// A quota, and what its calls cost.
+/// A quota that the processes share, and the number of tasks in each process that make calls.
 #[derive(Clone, Copy)]
 struct Quota {
     name: &'static str,
-    /// Rate per second, and burst.
+    /// The requests per second, and their burst.
     requests: (i64, i64),
     tokens: Option<(i64, i64)>,
     tasks: u64,
@@ -98,7 +99,7 @@ fn worker() {
         .unwrap();
     runtime.block_on(async {
         let limiter = SharedRateLimiter::connect(&url, quota.name, quota.limits()).unwrap();
-        // All workers start at the same time.
+        // All worker processes begin to make calls at the same time.
         let start = Duration::from_nanos(number("FLEET_START"));
         tokio::time::sleep(start.saturating_sub(Duration::from_nanos(now() as u64))).await;
         let until = Instant::now() + Duration::from_millis(millis);
@@ -136,13 +137,13 @@ fn number(name: &str) -> u64 {
     std::env::var(name).unwrap().parse().unwrap()
 }
 
-/// Nanoseconds of the machine's monotonic clock.
+/// Returns the time of the machine's monotonic clock, in nanoseconds.
 fn now() -> i64 {
     let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     clock.tv_sec * 1_000_000_000 + clock.tv_nsec
 }
 
-/// Records the admissions that the limiter traces, and no other event.
+/// A tracing subscriber that records the limiter's trace events of admitted calls, and no other event.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<Admitted>>>);
 
@@ -232,7 +233,8 @@ impl Worker {
     }
 }
 
-/// By how many units the admissions exceed an exact bucket. A second has `ticks` ticks.
+/// Returns by how many requests or tokens the admitted calls exceed a bucket that counts exactly; 0 if they stay within
+/// it. `times_and_costs` has the time of each call in ticks, and its cost. One second has `ticks` ticks.
 fn excess(times_and_costs: impl Iterator<Item = (i64, i64)>, (rate, burst): (i64, i64), ticks: i128) -> f64 {
     let (mut level, mut last, mut worst) = (0_i128, None, 0_i128);
     for (at, cost) in times_and_costs {
@@ -244,8 +246,8 @@ fn excess(times_and_costs: impl Iterator<Item = (i64, i64)>, (rate, burst): (i64
     worst as f64 / ticks as f64
 }
 
-/// Prints what the workers admitted together, and checks that it stays within the quota, uses it up, and is evenly
-/// shared.
+/// Prints what the worker processes admitted together. Checks that they stayed within the quota, that they used it up,
+/// and that their shares are about equal.
 fn check(quota: Quota, logs: &[Vec<Admitted>], seconds: f64) {
     let mut all: Vec<_> = logs.iter().flatten().copied().collect();
     let mut budgets = vec![(
@@ -317,8 +319,8 @@ fn a_killed_process_wastes_only_what_it_had_reserved() {
     victim.child.kill().unwrap();
     victim.child.wait().unwrap();
     let logs: Vec<_> = others.into_iter().map(Worker::log).collect();
-    // In the last four of the eight seconds the reservations of the killed process are over, and the other three have
-    // the whole rate.
+    // In the last four of the eight seconds, no reservations of the killed process are left, and the other three
+    // processes have the whole rate of 2,000 requests per second.
     let all: Vec<_> = logs.iter().flatten().collect();
     let last = all.iter().map(|admitted| admitted.at_store).max().unwrap();
     let late = all

@@ -1,5 +1,5 @@
 //! Hostile input: the largest and the smallest numbers, texts that are hard to redact, and user code that misbehaves.
-//! None of it may hang the crate or harm another call, or make it panic where the test does not expect a panic.
+//! Such input must not hang the crate, harm another call, or cause a panic where the test does not expect one.
 
 mod support;
 
@@ -32,7 +32,7 @@ use tower_outbound::{
     rate::Amount,
 };
 
-/// Far more than any of these tests takes, so that a hang is a failure.
+/// A time limit far above what any of these tests needs, so that a hang is a failure.
 const HANG: Duration = Duration::from_secs(60);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MEGA: usize = 1_000_000;
@@ -41,7 +41,7 @@ fn unlimited() -> ExecutorBuilder {
     Executor::builder().limits(Limits::new())
 }
 
-/// Runs `work` on a thread, and panics if it has not ended after a minute.
+/// Runs `work` on a new thread, and panics if `work` has not ended after a minute.
 fn within_a_minute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, is_done) = mpsc::channel();
     let worker = thread::spawn(move || {
@@ -55,7 +55,7 @@ fn within_a_minute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
     worker.join().unwrap()
 }
 
-/// Returns the event of a call with this request and this outcome.
+/// Makes a call with this request to a client that returns this outcome, and returns the event that was recorded.
 async fn recorded(request: Request<()>, outcome: Result<Response<()>, BoxError>) -> NetworkRequestEvent {
     let outcome = Mutex::new(Some(outcome));
     let service = service_fn(move |_: Request<()>| std::future::ready(outcome.lock().unwrap().take().unwrap()));
@@ -67,7 +67,7 @@ async fn recorded(request: Request<()>, outcome: Result<Response<()>, BoxError>)
 
 // --- numbers ---
 
-/// Amounts at the limits of what can be counted, and out of range.
+/// Returns amounts for a rate: the smallest and the largest that can be counted, and others that are out of range.
 fn amounts() -> Vec<Amount> {
     let whole = [0, 1, 3, 1_000_003, 1 << 63, u64::MAX - 1, u64::MAX].map(Amount::from);
     let negative = [-1, i64::MIN].map(Amount::from);
@@ -141,7 +141,8 @@ async fn extreme_rates_are_counted_or_refused_and_their_field_is_named() {
                     };
                     let start = limiter.available().tokens.unwrap();
                     assert!((1..=u64::MAX).contains(&burst) && start <= burst, "{rate:?}");
-                    // Requests are not limited; all tokens can be taken at once, and then none.
+                    // The limits have no rate of requests, so any number of requests is admitted. All available tokens
+                    // can be taken at once, and then none is left.
                     limiter
                         .try_acquire(Cost {
                             requests: u64::MAX,
@@ -152,7 +153,8 @@ async fn extreme_rates_are_counted_or_refused_and_their_field_is_named() {
                     assert_eq!(limiter.available().tokens, Some(0), "{rate:?}");
                     let later = limiter.try_acquire(Cost::tokens(1)).unwrap_err().retry_after();
                     assert!(later.is_some_and(|later| !later.is_zero()), "{rate:?}");
-                    // Settled at the highest and the lowest use.
+                    // Estimates of 0 tokens are settled with the largest and the smallest true costs. This leaves
+                    // debts, and never brings tokens back.
                     for used in [u64::MAX, 0, 1] {
                         let nothing = limiter.acquire_estimate(Cost { requests: 0, tokens: 0 }).await.unwrap();
                         nothing.settle(Cost {
@@ -169,7 +171,7 @@ async fn extreme_rates_are_counted_or_refused_and_their_field_is_named() {
         }
     }
     assert!(counted > 500 && refused > 5_000, "{counted} {refused}");
-    // The limits of each are changed to those of each other, with debts, while time passes.
+    // Each limiter, which is in debt, gets the limits of all the limiters one after the other, while time passes.
     limiters.truncate(100);
     for (_, _, limiter) in &limiters {
         for (limits, burst, _) in &limiters {
@@ -219,7 +221,8 @@ async fn an_estimate_settled_at_the_extremes_leaves_a_debt_that_is_paid_off() {
             .try_acquire(Cost::tokens(1_000))
             .err()
             .and_then(|error| error.retry_after());
-        // The debt is paid off at a thousand a second; a wait longer than 2^64 ns is reported as that.
+        // The rate of 1,000 tokens per second pays off the used tokens, at 1 ms each. A wait that does not fit into 64
+        // bits of nanoseconds is reported as the longest one that does.
         let debt = Duration::from_millis(used);
         let expected = (used > 0).then(|| debt.min(Duration::from_nanos(u64::MAX)));
         assert_eq!(later, expected, "{used}");
@@ -239,14 +242,14 @@ async fn the_longest_possible_pause_is_a_long_pause() {
             Some(until) => limiter.pause_until(until),
             None => limiter.pause_for(Duration::MAX),
         }
-        // A later, shorter pause does not shorten it.
+        // Shorter pauses that are set later do not shorten the long pause.
         limiter.pause_for(ms(1));
         limiter.pause_until(Instant::now());
         assert!(limiter.available().paused_until.is_some_and(|until| until >= far));
         let later = limiter.try_acquire(Cost::request()).unwrap_err().retry_after();
         assert!(later.is_some_and(|later| later >= 99 * YEAR), "{later:?}");
         timeout(YEAR, limiter.acquire(Cost::request())).await.unwrap_err();
-        // A call that waits for the end of the pause can still be stopped.
+        // An executor can be stopped while a call waits for the end of the pause.
         let executor = Executor::builder().limiter(limiter).build(client(ms(0)).0).unwrap();
         executor.start().unwrap();
         let call = executor.submit(request("call")).await.unwrap();
@@ -296,7 +299,7 @@ async fn a_call_that_costs_nothing_is_admitted_and_one_above_the_burst_is_refuse
         assert!(executor.submit(heavy()).await.unwrap_err().is_cost_exceeds_burst());
         assert!(!executor.try_submit(heavy()).unwrap_err().is_full());
     }
-    // Without a limit it is admitted.
+    // Without limits, a call of `u64::MAX` tokens is admitted.
     executor.monitor().limiter().set_limits(Limits::new()).unwrap();
     let heavy = Call::from(request("heavy")).tokens(u64::MAX);
     let call = executor.submit(heavy).await.unwrap();
@@ -332,7 +335,7 @@ async fn extreme_numbers_of_places_permits_and_workers_work_or_are_refused_and_n
     }
     settle().await;
     assert_eq!(limit.in_flight(), 10_000);
-    // The limit is lowered to one and raised again while calls run and wait.
+    // The concurrency limit is lowered to 1 and raised again while calls run and wait.
     limit.set(1).unwrap();
     assert_eq!(limit.set(0).unwrap_err().field(), "concurrency_limit");
     assert_eq!(limit.get(), 1);
@@ -483,7 +486,8 @@ fn urls_inside_urls_are_redacted_however_deep_they_are() {
         runtime.block_on(async {
             for depth in [1, 2, 3, 5, 10, 40, 1_000, 10_000] {
                 let url = format!("http://h/{}?token=s3cret", "?x=http://h/".repeat(depth));
-                // In a redirect, in the text of an error, and in the URL of the request.
+                // A nested URL with a secret is recorded in the `location` header of a redirect, in the text of an
+                // error, and as the URL of a request.
                 let response = Response::builder().header("location", &url).body(()).unwrap();
                 let event = recorded(Request::new(()), Ok(response)).await;
                 assert!(!format!("{event:?}").contains("s3cret"), "depth {depth}");
@@ -493,14 +497,14 @@ fn urls_inside_urls_are_redacted_however_deep_they_are() {
                     let event = recorded(request, Ok(Response::new(()))).await;
                     assert!(!format!("{event:?}").contains("s3cret"), "depth {depth}");
                 }
-                // A URL without secrets is unchanged up to a depth of 3.
+                // A nested URL without secrets is recorded unchanged up to a depth of 3.
                 let harmless = format!("http://h/{}?page=2", "?x=http://h/".repeat(depth));
                 let event = recorded(Request::new(()), Err(harmless.clone().into())).await;
                 if depth <= 3 {
                     assert_eq!(event.error_message, Some(harmless));
                 }
             }
-            // In the fragment, side by side, and percent-encoded.
+            // Secrets are also redacted in nested fragments, in many URLs side by side, and in percent-encoded URLs.
             let encoded = (0..6).fold("?token=s3cret".to_owned(), |inner, _| {
                 let inner = inner
                     .replace('%', "%25")
@@ -567,7 +571,7 @@ fn long_texts_of_any_kind_are_recorded_without_a_hang() {
                 "//?x=",
                 "http://u:p@h/?a=b#c ",
             ] {
-                // Quadratic time would not end within the minute.
+                // If redaction took quadratic time, a text of 100,000 bytes would not be recorded within the minute.
                 let text = piece.repeat(100_000 / piece.len());
                 let event = recorded(Request::new(()), Err(text.clone().into())).await;
                 assert!(event.error_message.is_some(), "{piece:?}");
@@ -578,7 +582,7 @@ fn long_texts_of_any_kind_are_recorded_without_a_hang() {
                     assert_eq!(event.response_headers.len(), 1, "{piece:?}");
                 }
             }
-            // Names that are as long.
+            // Names of metadata may be as long as these texts. One name ends in `token`, so its value is redacted.
             let secret = BTreeMap::from([
                 ("-".repeat(MEGA / 10) + "token", Value::from("s3cret")),
                 ("aB".repeat(MEGA / 10), Value::from("kept")),
@@ -615,7 +619,7 @@ fn a_large_header_is_shared_with_its_record_and_not_copied() {
         "{} bytes are still allocated",
         counted.bytes_current
     );
-    // Redaction needs some memory while it runs.
+    // Redaction may use some memory while it runs, but less than eight times the size of the header.
     assert!(counted.bytes_max < 8 * MEGA as u64, "{} bytes", counted.bytes_max);
 }
 
@@ -674,7 +678,7 @@ async fn a_secret_is_redacted_however_its_name_is_written() {
         let event = recorded(request, Ok(response)).await;
         assert!(!format!("{event:?}").contains("s3cret"), "{name}: {event:?}");
         assert!(event.endpoint_url.unwrap().ends_with("&b=2"), "{name}");
-        // With each letter of the name percent-encoded.
+        // The secret is also redacted if each letter of its name is percent-encoded.
         let encoded: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
         let request = Request::get(format!("/?{encoded}=s3cret")).body(()).unwrap();
         let event = recorded(request, Err(format!("at /?{encoded}=s3cret and").into())).await;
@@ -727,7 +731,7 @@ async fn values_that_are_not_text_and_unusual_urls_are_recorded_unchanged() {
         let event = recorded(request, Ok(Response::new(()))).await;
         assert_eq!(event.endpoint_url.as_deref(), recorded_url, "{url}");
     }
-    // A URL that the crate `http` refuses is an `http::Error`.
+    // If the crate `http` refuses the URL of a call, `submit` fails with an `http::Error`.
     let executor = unlimited().build(client(ms(0)).0).unwrap();
     executor.start().unwrap();
     for url in [
@@ -793,7 +797,7 @@ fn a_subscriber_that_never_reads_costs_no_memory_and_learns_how_much_it_missed()
         });
     };
     runtime.block_on(async { executor.start().unwrap() });
-    // Fills the buffer of the subscriber, and then makes many more calls.
+    // The first calls fill the buffer of the subscription. Many more calls must then leave no more memory allocated.
     calls(BEHIND);
     let counted = allocation_counter::measure(|| calls(CALLS));
     assert!(counted.bytes_current < 10_000, "{} bytes more", counted.bytes_current);
@@ -826,7 +830,7 @@ async fn an_event_keeps_a_thousand_keys_and_counts_the_others() {
         (&Value::from(999), &Value::from(4_000))
     );
 
-    // Keys set later are only counted, and keys that are kept can still be changed.
+    // Metadata keys beyond the first thousand are only counted. The values of the kept keys can still be changed.
     let counted = allocation_counter::measure(|| {
         for key in 0..100_000 {
             event.set_metadata(format!("later {key}"), key);
@@ -848,7 +852,7 @@ async fn an_event_keeps_a_thousand_keys_and_counts_the_others() {
 
 // --- user code ---
 
-/// What an error does when its `Display`, `Debug` or `source` is called.
+/// How an error misbehaves when its `Display`, `Debug` or `source` is called.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Misdeed {
     DisplayPanics,
@@ -903,7 +907,7 @@ impl StdError for Bad {
     }
 }
 
-/// The method in which a client fails or panics.
+/// Where a client fails or panics: in `poll_ready`, in `call`, or in the future that `call` returns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Where {
     Ready,
@@ -911,7 +915,8 @@ enum Where {
     Future,
 }
 
-/// Fails or panics once, as `next` says, and responds otherwise.
+/// A client that fails or panics once, at the point and in the way that are stored in `next`, and responds to all other
+/// calls.
 #[derive(Clone)]
 struct Client {
     next: Arc<Mutex<Option<(Where, Misdeed)>>>,
@@ -965,7 +970,8 @@ async fn an_error_that_misbehaves_fails_its_call_and_no_other() {
             let next = Arc::new(Mutex::new(None));
             let executor = unlimited().build(Client { next: next.clone() }).unwrap();
             executor.start().unwrap();
-            // A running call, one that misbehaves, and one behind it.
+            // Three calls are made: the first is running when the second one misbehaves, and the third is behind it in
+            // the queue.
             let before = executor.submit(Request::new(())).await.unwrap();
             settle().await;
             *next.lock().unwrap() = Some((at, misdeed));
@@ -977,7 +983,7 @@ async fn an_error_that_misbehaves_fails_its_call_and_no_other() {
             timeout(HANG, before).await.expect(&case).expect(&case);
             timeout(HANG, behind).await.expect(&case).expect(&case);
             assert_eq!(event.status(), RequestStatus::Failed, "{case}");
-            // The predicates of the error work, too.
+            // The methods of `Error` that examine the misbehaving error return as well, and do not panic.
             assert!(
                 !error.is_not_running() && error.find::<fmt::Error>().is_none(),
                 "{case}"
@@ -990,7 +996,7 @@ async fn an_error_that_misbehaves_fails_its_call_and_no_other() {
     }
 }
 
-/// An error with a long chain of sources.
+/// An error that can have a long chain of sources.
 #[derive(Debug)]
 struct Link {
     number: usize,
@@ -1024,7 +1030,7 @@ impl StdError for Link {
     }
 }
 
-/// Not recursive: dropping a long chain must not overflow the stack of the test.
+/// Drops the chain of sources in a loop. A recursive drop of a long chain would overflow the stack of the test.
 impl Drop for Link {
     fn drop(&mut self) {
         let mut next = self.source.take();
@@ -1064,7 +1070,8 @@ async fn of_a_chain_of_a_hundred_thousand_sources_the_first_ones_are_recorded() 
     }
 }
 
-/// A `Describe` that panics once when `armed`, in `request` or in `response`.
+/// A `Describe` implementation that panics once after `armed` was set: in `response` if `at_response` is set, otherwise
+/// in `request`.
 #[derive(Clone)]
 struct Describes {
     armed: Arc<AtomicBool>,
@@ -1089,7 +1096,7 @@ impl<B, R> event::Describe<Request<B>, Response<R>> for Describes {
     }
 }
 
-/// Whether polling the future panics.
+/// Polls the future until it is done or panics, and returns whether it has panicked.
 async fn panics<T>(future: impl Future<Output = T>) -> bool {
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(|cx| {
@@ -1124,7 +1131,7 @@ async fn functions_that_describe_classify_or_price_a_call_may_panic_and_fail_onl
             armed.store(true, Ordering::SeqCst);
             assert!(panics(async { drop(executor.try_submit(request("call"))) }).await);
         }
-        // A call that was not made holds no place.
+        // The call that panicked holds no place in the queue: the capacity is 1, and the next call is accepted.
         let fine = executor.try_submit(request("fine")).unwrap();
         fine.await.unwrap();
         let report = executor.stop(Shutdown::Graceful).await;
@@ -1147,7 +1154,8 @@ async fn functions_that_describe_classify_or_price_a_call_may_panic_and_fail_onl
     }
     assert_eq!((executor.monitor().in_flight(), executor.monitor().calling()), (0, 0));
 
-    // The cost function is called when the call is submitted, and again when it takes its rate.
+    // The executor calls the cost function when a call is submitted, and again when the call is charged to the rate
+    // limiter. The function panics in the first or in the second of these.
     for at in [0, 1] {
         let called = Arc::new(AtomicUsize::new(0));
         let executor = Executor::builder()
@@ -1200,7 +1208,8 @@ async fn a_client_that_panics_when_it_is_cloned_fails_the_start_or_the_call() {
             std::future::ready(Ok(Response::new(())))
         }
     }
-    // Panics in each of the clones that are made on the way to the wire.
+    // The executor clones the client when it starts, and again for the calls. The client panics at the first clone of a
+    // start, and after a successful start at the clone with the number `copies`.
     let mut failed = 0;
     for copies in 1..10 {
         let left = Arc::new(AtomicUsize::new(usize::MAX));
@@ -1229,7 +1238,7 @@ async fn a_client_that_panics_when_it_is_cloned_fails_the_start_or_the_call() {
     assert!(failed > 1, "{failed}");
 }
 
-/// A request that panics when it is dropped.
+/// A request body that panics when it is dropped, except while the thread is panicking already.
 struct PanicsOnDrop(&'static str);
 
 impl Drop for PanicsOnDrop {
@@ -1257,7 +1266,7 @@ async fn requests_that_panic_when_they_are_dropped_harm_no_other_call() {
                 calls.push(executor.submit(Request::new(PanicsOnDrop("call"))).await.unwrap());
             }
             settle().await;
-            // A call that is cancelled while it is queued is dropped by `cancel`, so `cancel` panics.
+            // `cancel` drops the request of a call that is still queued, so `cancel` itself panics.
             assert!(panics(async { calls[5].cancel() }).await);
             let report = timeout(HANG, executor.stop(how)).await.expect("no hang");
             assert_eq!(report.completed + report.failed + report.cancelled, 5, "{report:?}");
@@ -1319,7 +1328,7 @@ fn requests_that_panic_when_they_are_dropped_do_not_keep_an_executor_from_ending
 
 // --- wakers ---
 
-/// A waker that panics when it is woken.
+/// A waker that panics when it is woken, except while the thread is panicking already.
 struct PanicsOnWake;
 
 impl Wake for PanicsOnWake {
@@ -1353,7 +1362,8 @@ async fn a_waker_that_panics_harms_no_other_waiter() {
             let event = event.clone();
             async move { Ok(event.finished().await.status) }
         });
-        // Calls, calls without a place and watchers of an event; every other one with a waker that panics.
+        // Three kinds of futures wait: calls in the executor, calls that wait for a place in its queue, and watchers of
+        // an event. Every second future is polled with a waker that panics.
         type Waits = Pin<Box<dyn Future<Output = Result<RequestStatus, tower_outbound::Error>> + Send>>;
         let calls = calls
             .into_iter()
@@ -1381,7 +1391,7 @@ async fn a_waker_that_panics_harms_no_other_waiter() {
         for waits in spawned {
             results.push(timeout(HANG, waits).await.expect("no hang").unwrap());
         }
-        // Those whose waker panicked have their result when they are polled again.
+        // The futures whose waker panicked return their result when they are polled again.
         for waits in unnotified {
             results.push(timeout(HANG, waits).await.expect("no hang"));
         }
@@ -1419,7 +1429,7 @@ async fn a_limiter_admits_the_other_waiters_beside_a_waker_that_panics() {
         }));
     }
     settle().await;
-    // A change of the limits notifies all waiters.
+    // A change of the limits wakes all waiters of the limiter, including those whose waker panics.
     limiter
         .set_limits(Limits::new().requests(Rate::per_second(100).burst(1)))
         .unwrap();
@@ -1439,7 +1449,8 @@ struct RunsOnWake(Box<dyn Fn() + Send + Sync>);
 impl Wake for RunsOnWake {
     fn wake(self: Arc<Self>) {
         thread_local!(static IS_RUNNING: Cell<bool> = const { Cell::new(false) });
-        // The closure may wake wakers of this type, which must not recurse without end.
+        // The closure may wake other wakers of this type. A nested wake does nothing, because wakes that wake each
+        // other would recurse without end.
         if !IS_RUNNING.replace(true) {
             (self.0)();
             IS_RUNNING.set(false);
@@ -1471,7 +1482,7 @@ fn a_waker_may_use_everything_when_it_is_woken() {
             }
             let event = calls[0].event().clone();
             let woken = Arc::new(AtomicUsize::new(0));
-            // Futures that a waker drops when it is woken: calls that wait for a place.
+            // These futures are calls that wait for a place in the queue. Each wake of a waker drops one of them.
             let to_drop = Arc::new(Mutex::new(Vec::<Box<dyn std::any::Any + Send>>::new()));
             let (executor_clone, event_clone) = (executor.clone(), event.clone());
             let waker = || {
@@ -1573,19 +1584,20 @@ async fn a_waker_that_is_kept_and_woken_late_disturbs_no_later_call() {
         if round % 2 == 0 {
             first.cancel();
         }
-        // Wakes all wakers that were ever kept, including those of calls that have ended.
+        // Wakes all wakers that the client has kept so far, including those of calls that have ended.
         let wakers = kept.lock().unwrap().clone();
         wakers.iter().for_each(Waker::wake_by_ref);
         assert_eq!(first.await.is_ok(), round % 2 == 1);
         second.await.unwrap();
-        // Again while only one call runs, so that a slot of an ended call is empty.
+        // Wakes the same wakers again while only one call runs, so that the slot of a call that has ended is empty in
+        // the worker.
         let single = executor.submit(request("single")).await.unwrap();
         settle().await;
         wakers.iter().for_each(Waker::wake_by_ref);
         single.await.unwrap();
     }
     assert_eq!(executor.stop(Shutdown::Graceful).await.cancelled, 0);
-    // After the executor was stopped and dropped.
+    // The wakers are woken once more after the executor was stopped and dropped. No call is polled then.
     drop(executor);
     let wakers = std::mem::take(&mut *kept.lock().unwrap());
     let before = polls.load(Ordering::SeqCst);

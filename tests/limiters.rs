@@ -1,5 +1,5 @@
-//! What both limiters guarantee: one list of cases, run with the local limiter and with the one that several processes
-//! share.
+//! What both limiters guarantee: one list of cases is run with the local `RateLimiter`, and with the
+//! `SharedRateLimiter`, whose limits several processes share in Redis.
 
 mod support;
 
@@ -18,7 +18,7 @@ use tower_outbound::{
     rate::{Budget, Limiter},
 };
 
-/// Creates a new limiter for a case.
+/// A function that creates a limiter with the given limits for one case.
 type Make<'a> = &'a (dyn Fn(Limits) -> Limiter + Sync);
 type Case = for<'a> fn(Make<'a>) -> LocalBoxFuture<'a, ()>;
 
@@ -58,7 +58,8 @@ const CASES: &[(&str, Case)] = &[
     }),
 ];
 
-/// Never early (but for 2 ms), and late by at most 250 ms, which allow for a busy machine.
+/// Checks that the time `expected` has passed since `since`. The actual time may be up to 2 ms shorter, because of the
+/// resolution of timers, and less than 250 ms longer, because the machine may be busy.
 fn assert_took(since: Instant, expected: Duration) {
     let took = since.elapsed();
     let early = ms(2);
@@ -88,7 +89,8 @@ async fn all_or_nothing(make: Make<'_>) {
     let start = Instant::now();
     limiter.acquire(Cost::tokens(40)).await.unwrap();
     assert_took(start, ms(400));
-    // By then both requests were available again. One is left.
+    // The call of 40 tokens was admitted after 400 ms. By then the bucket of requests had refilled to its burst of two.
+    // The call took one request, so one is left for the next call.
     limiter.acquire(Cost::request()).await.unwrap();
     assert_took(start, ms(400));
 }
@@ -155,8 +157,8 @@ async fn dropped(make: Make<'_>) {
     sleep(ms(50)).await;
     dropped.abort();
     behind.await.unwrap().unwrap();
-    // With a shared limiter, the reservation behind the dropped one keeps its time. The tokens of the dropped one are
-    // available to the next call.
+    // With a shared limiter, the call behind the dropped one keeps the later time that was reserved for it. The tokens
+    // of the dropped call are available to the next call.
     limiter.acquire(Cost::tokens(80)).await.unwrap();
     assert!(start.elapsed() < ms(1_300), "{:?}", start.elapsed());
 }
@@ -169,7 +171,7 @@ async fn settled(make: Make<'_>) {
     let start = Instant::now();
     let estimate = limiter.acquire_estimate(Cost::tokens(700)).await.unwrap();
     assert_took(start, ms(0));
-    // The debt of 50 tokens is filled before the next call is admitted.
+    // The call used 50 tokens more than its estimate. The rate pays off this debt before the next call is admitted.
     limiter.settle(estimate, Cost::tokens(750));
     sleep(ms(50)).await;
     let start = Instant::now();
@@ -202,7 +204,8 @@ async fn changed(make: Make<'_>) {
     let faster = Limits::new().requests(Rate::per_second(100).burst(1));
     limiter.set_limits(faster.clone()).unwrap();
     assert_eq!(limiter.limits(), faster);
-    // With a shared limiter, the reservations made before keep their times: one a second, up to two seconds ahead.
+    // With a shared limiter, calls keep the times that were reserved before the change: one per second, up to two
+    // seconds ahead.
     timeout(ms(3_500), waiting).await.unwrap().unwrap();
     assert!(start.elapsed() < ms(3_500));
     let error = limiter
@@ -252,7 +255,7 @@ async fn several(make: Make<'_>) {
     for _ in 0..16 {
         limiter.acquire(Cost::request()).await.unwrap();
     }
-    // 10 at once, 2 after 10 ms each, and then one every 100 ms.
+    // Of the 16 calls, 10 are admitted at once, 2 more at intervals of 10 ms, and then one every 100 ms.
     assert!(start.elapsed() >= ms(300), "{:?}", start.elapsed());
     assert!(start.elapsed() < ms(700), "{:?}", start.elapsed());
 }

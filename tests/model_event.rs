@@ -1,9 +1,10 @@
-//! Events against a model of them: what each layer writes on the way in and out, in any stack of the three, with and
-//! without a queue and retries.
+//! Compares the events of calls with a model of them: what each event layer writes on the way in and on the way out, in
+//! any stack of the three event layers, with and without a queue and retries.
 //!
-//! A case is a list of random steps: they start, poll and drop calls, let the client return or panic, and carry, read,
-//! watch and write events from outside. After each step every record has to be as the model predicts, to the
-//! nanosecond. At the end every call has one outcome, and every watcher has seen the statuses in order.
+//! A case is a stack and a list of random steps. The steps start, poll and drop calls, let the client return or panic,
+//! and use events from outside of their calls: they carry an event over to another future, watch it, or write to it.
+//! After each step every record has to be as the model predicts, to the nanosecond. At the end every call has one
+//! outcome, and every watcher has seen the statuses in order.
 
 mod support;
 
@@ -35,23 +36,23 @@ use tower_outbound::{
 
 // === The steps ===
 
-/// Which layers the stack has. At least one of them records events.
+/// Which layers a stack has. At least one of them is an event layer.
 #[derive(Clone, Copy, Debug)]
 struct Stack {
     queued: bool,
     queue: bool,
     processing: bool,
-    /// How many retries, if there is a retry layer. An event layer must be above it, or each attempt would have an
-    /// event.
+    /// The number of retries, if the stack has a retry layer. An event layer must be above the retry layer in the
+    /// stack: otherwise each attempt would open an event of its own.
     retries: Option<usize>,
     calling: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
-    /// A response with status code 200.
+    /// The client responds with status code 200.
     Responds,
-    /// A response that counts as a failure.
+    /// The client responds with status code 500, which the event records as a failure.
     RespondsBadly,
     Fails,
     Panics,
@@ -66,20 +67,20 @@ enum Stage {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Starts a call. The client panics when it is called for this attempt.
+    /// Starts a call. If an index of an attempt is given, the client panics when it is called for that attempt.
     Start(Option<usize>),
     Poll(Index),
     Drop(Index),
-    /// Ends the attempt, after a note from inside.
+    /// Ends an attempt that is running at the client. The client first writes a log message to the event.
     End(Index, End),
     Pass(u64),
     Log(Index),
     Metadata(Index, u8),
-    /// Carries the event over to another future.
+    /// Carries an event over to another future, which keeps the event open until the future is dropped.
     Carry(Index),
     DropCarrier(Index),
     InScope(Index, Index),
-    /// Calls another service in the scope of an event.
+    /// Calls another service while an event is current. The other service has one event layer, of this stage.
     CallInScope(Index, Stage),
     Watch(Index),
     Subscribe,
@@ -89,7 +90,8 @@ enum Step {
 struct Case {
     stack: Stack,
     steps: Vec<Step>,
-    /// Whether a call that panics is dropped during the panic, as that of a task is, or afterwards.
+    /// Whether the future of a call that panics is dropped by the unwinding of the panic. Otherwise it is dropped
+    /// afterwards.
     drops_at_once: bool,
 }
 
@@ -143,7 +145,7 @@ fn case() -> impl Strategy<Value = Case> {
 #[derive(Clone, Copy, Debug)]
 struct Req {
     id: usize,
-    /// The index of the attempt at which the client panics when it is called.
+    /// The index of the attempt for which the client panics when it is called, if it panics.
     panics: Option<usize>,
 }
 
@@ -152,21 +154,22 @@ struct Client(Arc<Mutex<ClientState>>);
 
 #[derive(Default)]
 struct ClientState {
-    /// The number of attempts of each call.
+    /// The number of attempts that each call has made so far, by the number of the call.
     attempts: BTreeMap<usize, usize>,
     running: BTreeMap<usize, Control>,
-    /// Calls that were made or polled while their event was not the current one.
+    /// A description of each call that was made or polled while its event was not the current one. There should be
+    /// none.
     misplaced: Vec<String>,
 }
 
-/// How a running attempt is to end.
+/// What the test needs to end a running attempt: how it is to end, and its waker.
 #[derive(Default)]
 struct Control {
     end: Option<End>,
     waker: Option<Waker>,
 }
 
-/// The client's future.
+/// The future of one attempt at the client. The test decides when and how it ends.
 struct Attempt {
     id: usize,
     client: Client,
@@ -176,7 +179,7 @@ fn name(id: usize) -> String {
     format!("call {id}")
 }
 
-/// Panics without calling the panic hook.
+/// Panics without calling the panic hook, which would print each of thousands of panics.
 fn unwind() -> ! {
     resume_unwind(Box::new("unwinding"))
 }
@@ -248,7 +251,8 @@ impl Future for Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         let control = self.client.lock().running.remove(&self.id);
-        // Without the lock: the control contains a waker, whose drop may drop another attempt.
+        // The control is dropped after the lock is released: it contains a waker, and dropping a waker may drop another
+        // attempt, which takes the same lock.
         drop(control);
     }
 }
@@ -317,7 +321,7 @@ impl Stack {
         service
     }
 
-    /// The outermost event layer, which opens the event.
+    /// Returns the stage of the outermost event layer, which opens the event.
     fn opener(self) -> Stage {
         match (self.queued, self.processing) {
             (true, _) => Stage::Queued,
@@ -339,10 +343,10 @@ enum Returned {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Position {
-    /// In the queue.
+    /// The call is in the queue.
     Queued,
     Running,
-    /// The queue holds the result, and the caller has not received it.
+    /// The queue holds the result of the call, and the caller has not received it yet.
     Done(Returned),
     /// The caller has received the result or has dropped the call.
     Gone,
@@ -352,7 +356,7 @@ enum Position {
 struct Call {
     opener: Stage,
     position: Position,
-    /// Each status and when it was written.
+    /// Each status of the call's event, and when it was written.
     statuses: Vec<(RequestStatus, Instant)>,
     outcome: Option<Returned>,
     attempts: Vec<(Instant, Option<(Instant, Returned)>)>,
@@ -401,7 +405,7 @@ impl Call {
         self.status().is_some_and(RequestStatus::is_terminal)
     }
 
-    /// Moves the status forward, and never back.
+    /// Writes a status to the event, unless it is not later than the current one: the status never moves back.
     fn mark(&mut self, status: RequestStatus) {
         if self.status() < Some(status) {
             self.statuses.push((status, Instant::now()));
@@ -421,7 +425,8 @@ impl Call {
         }
     }
 
-    /// A writer was dropped. If it was the last one, the call ends as cancelled.
+    /// Models the drop of a part of the stack, or of a carrying future, that could write to the event. If no other such
+    /// part is left, the event ends as cancelled.
     fn writer_dropped(&mut self, stack: Stack) {
         let has_writer = match self.position {
             Position::Queued => stack.queued,
@@ -446,7 +451,7 @@ impl Call {
         }
     }
 
-    /// The call is made below the queue.
+    /// Models that the call enters the layers below the queue.
     fn begin(&mut self, stack: Stack) {
         self.position = Position::Running;
         if stack.processing {
@@ -486,10 +491,11 @@ impl Call {
         }
     }
 
-    /// The result leaves everything that is below the queue.
+    /// Models that the result of the call, or its panic, has left all layers below the queue.
     fn leave(&mut self, stack: Stack, returned: Returned) {
         if !(stack.queue && stack.queued) || stack.processing || returned == Returned::Panicked {
-            // The layer below the queue, the layer that opened the event, or the queue itself writes the outcome.
+            // The outcome is written at this point by the processing layer, by the layer that opened the event if no
+            // queue is below that layer, or, after a panic, by the queue itself.
             self.finish(returned);
         }
         self.position = if stack.queue {
@@ -547,7 +553,7 @@ struct Bench {
     calls: Vec<Call>,
 }
 
-/// The statuses that a watcher saw, and the record at the end.
+/// What a watcher of an event returns: the statuses that it saw, and the final record.
 type Watched = (Vec<RequestStatus>, NetworkRequestEvent);
 
 async fn watch(mut handle: EventHandle) -> Watched {
@@ -564,7 +570,8 @@ async fn watch(mut handle: EventHandle) -> Watched {
 
 fn drain(updates: &mut Subscription, mut on_update: impl FnMut(usize, RequestStatus, EventHandle)) {
     loop {
-        // Without `unconstrained`, the budget of the task would end the loop early.
+        // Without `unconstrained`, Tokio's cooperative budget of the task would make `recv` pending and end the loop
+        // early.
         let Poll::Ready(Some(update)) = task::spawn(unconstrained(updates.recv())).poll() else {
             return;
         };
@@ -684,7 +691,7 @@ impl Bench {
         drop(state);
         waker.into_iter().for_each(Waker::wake);
         if self.stack.queue {
-            // The queue's workers poll the call.
+            // In a stack with a queue, the workers poll the call, and its caller need not.
             self.calls[id].end(self.stack, end);
             return Ok(());
         }
@@ -698,7 +705,7 @@ impl Bench {
         let drops_at_once = self.drops_at_once;
         let polled = catch_unwind(AssertUnwindSafe(|| {
             if drops_at_once {
-                // Dropped by the unwinding.
+                // If `poll` panics, the unwinding drops the caller's future.
                 let mut caller = Some(caller);
                 let polled = caller.as_mut().expect("not taken").poll();
                 (polled, caller)
@@ -761,7 +768,9 @@ impl Bench {
         self.calls[id].writer_dropped(self.stack);
     }
 
-    /// A layer takes part in the current event only if its stage is further in than the stage that made it current.
+    /// Calls a service with one event layer, of the stage `stage`, while the event of an earlier call is current. The
+    /// layer writes to that event only if its stage is further in than the stage of the layer that opened the event.
+    /// Otherwise the layer opens an event of its own.
     fn call_in_scope(&mut self, index: &Index, stage: Stage) -> Outcome {
         let Some((outer, handle)) = self.pick(index) else {
             return Ok(());
@@ -787,7 +796,7 @@ impl Bench {
             Stage::Processing => call.mark(RequestStatus::Processing),
             Stage::Calling => {
                 call.mark(RequestStatus::Calling);
-                // The attempt starts and ends while another one may be running.
+                // This attempt starts and ends at the same time, while another attempt of the event may be running.
                 let now = Instant::now();
                 call.attempts.push((now, Some((now, Returned::Code(200)))));
             }
@@ -798,7 +807,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Lets the workers and watchers run, and receives the updates.
+    /// Lets the workers of the queue and the watchers of events run, and receives the updates of all events.
     async fn settle(&mut self) {
         turns(3).await;
         for call in &mut self.calls {
@@ -843,7 +852,8 @@ impl Bench {
         Ok(())
     }
 
-    /// Drops all callers and carriers, after which every event has ended.
+    /// Drops all futures of callers, and all futures that events were carried over to. After that every event must have
+    /// ended, and every watcher must have seen its statuses in order.
     async fn finish(mut self) -> Outcome {
         while !self.callers.is_empty() {
             self.drop_caller(0);
@@ -879,7 +889,7 @@ impl Bench {
     }
 }
 
-/// Checks that the record is as the model predicts.
+/// Checks that the record of an event is as the model of its call predicts.
 fn check_record(call: &Call, event: &NetworkRequestEvent) -> Outcome {
     prop_assert_eq!(Some(event.status), call.status());
     let opened = call.statuses[0].1;

@@ -1,5 +1,5 @@
-//! `Queue` against a model of it: three lists (the calls and handles that wait for a place, the queued calls, and the
-//! running ones) and the result of each call.
+//! Compares `Queue` with a model of it. The model is three lists (the calls and handles that wait for a place in the
+//! queue, the queued calls, and the running calls) and the result of each call.
 //!
 //! The test controls the inner service: when it is ready, and whether it responds, fails or panics in any of its parts.
 //! After each step the queue has to agree with the lists, and at the end every call has exactly one result.
@@ -27,7 +27,7 @@ use tower_outbound::{
 
 // === The steps ===
 
-/// What the service's `poll_ready` does. It fails and panics only once, and is ready after that.
+/// What `poll_ready` of the inner service does. It fails or panics only once; after that the service is ready.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Readiness {
     Ready,
@@ -43,7 +43,8 @@ enum End {
     Panics,
 }
 
-/// A request: its number, and whether its call panics.
+/// A request: its number, whether the service panics when it is called with the request, and whether the call's future
+/// panics when it is dropped.
 #[derive(Clone, Copy, Debug)]
 struct Req {
     id: usize,
@@ -53,10 +54,12 @@ struct Req {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// `try_call`. The flags of this and the next steps are those of [`Req`].
+    /// Makes a call with `try_call`. The two flags of this step and of the next two are those of [`Req`]: whether the
+    /// service panics when it is called, and whether the call's future panics when it is dropped.
     TryCall(bool, bool),
     Call(bool, bool),
-    /// With one of a few handles that are kept over many steps, and may be ready.
+    /// Makes a call with one of [`HANDLES`] clones of the queue that are kept over many steps, and that may have been
+    /// polled ready.
     CallOn(usize, bool, bool),
     PollReady(usize),
     DropHandle(usize),
@@ -121,7 +124,7 @@ fn case() -> impl Strategy<Value = Case> {
 
 // === The service ===
 
-/// A service that the test controls.
+/// The inner service of the queue, which the test controls.
 #[derive(Clone, Default)]
 struct Inner(Arc<Mutex<Control>>);
 
@@ -130,13 +133,13 @@ struct Control {
     is_pending: bool,
     fails: bool,
     panics: bool,
-    /// The tasks that wait for readiness.
+    /// The wakers of the tasks that wait until the service is ready.
     wakers: Vec<Waker>,
-    /// How often `poll_ready` was called.
+    /// The number of times that `poll_ready` was called.
     readiness_polls: usize,
-    /// The calls that were made, in order.
+    /// The numbers of the calls that reached the service, in order.
     begun: Vec<usize>,
-    /// The calls whose futures have not been dropped.
+    /// The calls whose futures have not been dropped, by the number of the call.
     alive: BTreeMap<usize, CallControl>,
 }
 
@@ -146,7 +149,7 @@ struct CallControl {
     waker: Option<Waker>,
 }
 
-/// The future of a call.
+/// The future of a call to the inner service. The test decides when and how it ends.
 struct Work {
     req: Req,
     inner: Inner,
@@ -241,7 +244,8 @@ impl Future for Work {
 impl Drop for Work {
     fn drop(&mut self) {
         let removed = self.inner.lock().alive.remove(&self.req.id);
-        // After the lock is released: this drops a waker.
+        // The removed entry is dropped after the lock is released: it contains a waker, and dropping a waker may drop
+        // another call, which takes the same lock.
         drop(removed);
         if self.req.panics_when_dropped && !thread::panicking() {
             panic_quietly();
@@ -268,7 +272,7 @@ enum Failure {
     Closed,
 }
 
-/// What waits for a place.
+/// A waiter for a place in the queue: a call, or a handle whose `poll_ready` was pending.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Waiter {
     Call(usize),
@@ -305,7 +309,7 @@ impl Model {
         self.calls[id].1 = State::Queued;
     }
 
-    /// Does what the workers do until they can do no more.
+    /// Models the workers of the queue: they make queued calls while the concurrency limit and the service allow it.
     fn work(&mut self) {
         while let Some(&id) = self.queued.first() {
             if self.limit.is_some_and(|limit| self.running.len() >= limit) {
@@ -336,8 +340,9 @@ impl Model {
     }
 
     fn end(&mut self, id: usize, end: End) {
-        // A concurrency limit drops the inner future inside its own `poll`, so a panic of that drop fails the call. The
-        // queue drops a future only after it has the result.
+        // A concurrency limit drops the service's future inside its own `poll`, so a panic of that drop fails the call.
+        // Without a concurrency limit, the queue drops the future only after it has the result, and the panic changes
+        // nothing.
         let panics_at_end = self.limit.is_some() && self.calls[id].0.panics_when_dropped;
         let result = match end {
             End::Panics => Err(Failure::Panicked),
@@ -364,18 +369,18 @@ impl Model {
 
 struct Caller {
     id: usize,
-    /// Whether the future has a waker.
+    /// Whether the future was polled, and so has a waker that the queue must wake when the state of the call changes.
     was_polled: bool,
     future: Spawn<ResponseFuture<Req, usize>>,
 }
 
-/// The queue and its model.
+/// The queue under test and its model. Every step is applied to both.
 struct Comparison {
     inner: Inner,
     limit: Option<Concurrency>,
     queue: Queue<Req, usize>,
     handles: Vec<Spawn<Queue<Req, usize>>>,
-    /// Which handles have returned `Ready` and were not called since.
+    /// Whether the last `poll_ready` of each handle returned `Ready`. Such a handle need not be notified again.
     ready: [bool; HANDLES],
     callers: Vec<Caller>,
     model: Model,
@@ -478,7 +483,7 @@ impl Comparison {
                 let place = waiting.iter().position(|waiter| *waiter == Waiter::Handle(handle));
                 let accepted = has_place && place.map_or(waiting.is_empty(), |at| at == 0);
                 match place {
-                    // The call has the place of its handle among the waiters.
+                    // The call takes over the position of its handle among the waiters.
                     Some(at) if accepted || self.model.closed => drop(waiting.remove(at)),
                     Some(at) => waiting[at] = Waiter::Call(req.id),
                     None => {}
@@ -599,7 +604,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Checks that the place is free before any task has run.
+    /// Cancels the call in the model, and checks that its place in the queue is free before any task has run.
     fn cancelled(&mut self, id: usize) -> Outcome {
         if !matches!(self.model.calls[id].1, State::Ended(_)) {
             self.model.set_result(id, Err(Failure::Cancelled));
@@ -608,7 +613,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Lets the workers run, and polls the calls that were notified of a place.
+    /// Lets the workers of the queue run, and polls the calls that were notified of a free place in the queue.
     async fn settle(&mut self) -> Outcome {
         loop {
             turns(3).await;
@@ -637,7 +642,7 @@ impl Comparison {
         running.sort_unstable();
         prop_assert_eq!(control.alive.keys().copied().collect::<Vec<_>>(), running);
         drop(control);
-        // The first waiter was notified if there is a free place,
+        // If the queue has a free place or is closed, the first waiter must have been notified.
         let has_news = model.has_place() || model.closed;
         match model.waiting.first() {
             Some(Waiter::Handle(handle)) if has_news && (model.closed || !self.ready[*handle]) => {
@@ -648,7 +653,8 @@ impl Comparison {
             }
             _ => {}
         }
-        // and every caller that was polled was woken if its state has changed.
+        // Every caller that was polled must have been woken if its call has ended, or if its call is the first waiter
+        // and can now get a place or an error.
         for caller in self.callers.iter().filter(|caller| caller.was_polled) {
             let expects_wake_up = match model.calls[caller.id].1 {
                 State::WaitingForPlace => has_news && model.waiting.first() == Some(&Waiter::Call(caller.id)),
@@ -664,7 +670,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Lets every call come to its end, and checks that every caller gets a result.
+    /// Lets every call end, and checks that every caller gets a result.
     async fn finish(&mut self) -> Outcome {
         for handle in 0..HANDLES {
             self.step(&Step::DropHandle(handle))?;

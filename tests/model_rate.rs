@@ -1,9 +1,9 @@
-//! `RateLimiter` against a model of it: a list of waiters, and a balance per rate in whole fractions of a token.
+//! Compares `RateLimiter` with a model of it: a list of waiters, and a balance per rate in whole fractions of a token.
 //!
-//! The limiter has a lock, a timer task, timers and wakers; the model has none of them. The model gets the same steps
-//! at the same times, and must agree to the nanosecond about which calls are admitted, what is left, and how long the
-//! next call would wait. In addition, two rules are checked that need no model: what any window may admit, and what a
-//! bucket would hold if it had been charged the true costs from the start.
+//! The limiter has a lock, a timer task, timers and wakers; the model has none of them. Both get the same steps at the
+//! same times, and they must agree to the nanosecond about which calls are admitted, what is left, and how long the
+//! next call would wait. Two general rules are checked as well: what the calls that are admitted in any window of time
+//! may cost, and that no bucket holds more than if it had been charged the true costs from the start.
 
 mod support;
 
@@ -29,18 +29,18 @@ struct RateSpec {
     amount: u64,
     period: u64,
     burst: Option<u64>,
-    /// In relation to the burst.
+    /// The initial fill of the bucket: a number, or thousandths of the burst.
     initial: Option<Quantity>,
 }
 
-/// An amount, as a number or as thousandths of the largest amount that is possible.
+/// A number of requests or tokens: as such, or as thousandths of the largest possible number, which is a burst.
 #[derive(Clone, Copy, Debug)]
 enum Quantity {
     Absolute(u64),
     Thousandths(u64),
 }
 
-/// In relation to the smallest burst.
+/// The cost of a call: numbers of requests and tokens, or thousandths of their smallest burst.
 #[derive(Clone, Copy, Debug)]
 struct CostSpec {
     requests: Quantity,
@@ -50,11 +50,12 @@ struct CostSpec {
 #[derive(Clone, Debug)]
 enum Step {
     Acquire(CostSpec),
-    /// The second cost is the true one, which the test knows from the start.
+    /// Acquires an estimate of the first cost. The second cost is the true one, with which the estimate may be settled
+    /// later.
     AcquireEstimate(CostSpec, CostSpec),
     TryAcquire(CostSpec),
     Cancel(Index),
-    /// Polls a waiter without a wake-up.
+    /// Polls a waiter that need not have been woken.
     Poll(Index),
     Settle(Index),
     /// Drops an estimate without settling it.
@@ -63,17 +64,19 @@ enum Step {
     PauseUntil(i64),
     SetLimits(Vec<RateSpec>),
     Advance(u64),
-    /// Advances to the time at which the first waiter can be admitted, or this much before or after it.
+    /// Advances the clock to the time at which the first waiter can be admitted, plus this number of nanoseconds, which
+    /// may be negative.
     AdvanceToAdmission(i64),
 }
 
 #[derive(Clone, Debug)]
 struct Case {
-    /// How long after a tick of the timer the limiter is created, in nanoseconds.
+    /// The time from a tick of Tokio's timer, which has one each millisecond, to the creation of the limiter, in
+    /// nanoseconds.
     phase: u64,
     limits: Vec<RateSpec>,
     steps: Vec<Step>,
-    /// Whether the last waiter is polled first when several are woken.
+    /// Whether the waiter that came last is polled first when several waiters are woken.
     last_first: bool,
 }
 
@@ -210,7 +213,8 @@ fn limits(specs: &[RateSpec]) -> Limits {
 
 // === The model ===
 
-/// A rate in units: one token is `unit` units, and each nanosecond adds `fill` units.
+/// The model of one rate's bucket. It counts in units, which are whole fractions of a request or token: one request or
+/// token is `unit` units, and each nanosecond adds `fill` units.
 #[derive(Clone, Debug)]
 struct Bucket {
     of_tokens: bool,
@@ -220,9 +224,10 @@ struct Bucket {
     balance: i128,
     estimated: i128,
     withheld: i128,
-    /// The balance if the true costs had been charged from the start.
+    /// The balance, in units, that the bucket would have if it had been charged the true costs from the start.
     ideal: i128,
-    /// The number of the first estimate that was charged to this bucket.
+    /// The number of the first estimate that was charged to this bucket. Earlier estimates were charged before the
+    /// bucket existed.
     first_estimate: usize,
 }
 
@@ -230,11 +235,11 @@ struct Bucket {
 struct Waiting {
     id: usize,
     cost: Cost,
-    /// The true cost, if `cost` is an estimate.
+    /// The true cost of the call, if `cost` is an estimate.
     used: Option<Cost>,
 }
 
-/// A call that was admitted, and when. The cost is the true one, but not more than was charged.
+/// An admitted call: when it was admitted, and its true cost, or what it was charged if that is less.
 #[derive(Clone, Debug)]
 struct Admitted {
     at: u64,
@@ -244,16 +249,16 @@ struct Admitted {
 #[derive(Debug)]
 struct Model {
     buckets: Vec<Bucket>,
-    /// The time up to which the buckets are filled.
+    /// The time up to which the buckets are filled, in nanoseconds. It may be earlier than `now`.
     filled_to: u64,
     now: u64,
     paused_until: u64,
-    /// When a waiter was last admitted, and how much earlier its cost was available.
+    /// The time at which a waiter was last admitted, and how much earlier it could have been admitted, in nanoseconds.
     last_admission: (u64, u64),
     queue: Vec<Waiting>,
-    /// The calls admitted since the limits were set.
+    /// The calls that were admitted since the limits were last set.
     admitted: Vec<Admitted>,
-    /// How many estimates have been charged.
+    /// The number of estimates that have been charged.
     estimates: usize,
 }
 
@@ -287,7 +292,7 @@ impl Bucket {
         self.units(cost) > self.capacity
     }
 
-    /// The nanoseconds until `units` are available.
+    /// Returns the number of nanoseconds until the bucket holds this number of units; 0 for no units, even in debt.
     fn time_until(&self, units: i128) -> u64 {
         let missing = if units == 0 { 0 } else { (units - self.balance).max(0) };
         u64::try_from((missing + self.fill - 1) / self.fill).unwrap()
@@ -309,7 +314,8 @@ impl Bucket {
         }
     }
 
-    /// `was_charged` is `false` if the bucket is newer than the estimate. It refunds nothing then.
+    /// Replaces the estimate `cost` by the true cost `used`. If `was_charged` is `false`, the estimate was charged
+    /// before the bucket existed, and the bucket refunds nothing.
     fn settle(&mut self, cost: Cost, used: Cost, was_charged: bool) {
         let (charged, used) = (self.units(cost), self.units(used));
         if used > charged {
@@ -328,7 +334,8 @@ impl Bucket {
         self.update_withheld();
     }
 
-    /// Raises `withheld` to what would have overflowed by now if all estimates had a true cost of 0.
+    /// Raises `withheld` to the part of the unsettled estimates that would have overflowed by now if all of them had a
+    /// true cost of 0.
     fn update_withheld(&mut self) {
         self.withheld = self.withheld.max(self.estimated + self.balance - self.capacity);
     }
@@ -339,7 +346,8 @@ impl Bucket {
         self.balance = balance.min(self.capacity);
         self.ideal = ideal.min(self.capacity);
         self.estimated = convert(old.estimated);
-        // The balance without the withheld part is rounded down, not each of the two by itself.
+        // The balance minus the withheld part is converted and rounded down, as the limiter does. Rounding the withheld
+        // part down by itself could make a later refund one unit too large.
         self.withheld = balance - convert(old.balance - old.withheld);
         self.first_estimate = old.first_estimate;
         self.update_withheld();
@@ -360,7 +368,8 @@ impl Model {
         }
     }
 
-    /// The burst that the cost exceeds, if any: whether it limits tokens, the cost, and the burst.
+    /// Returns the first burst that the cost exceeds, if any: whether it is a burst of tokens, the cost in tokens or
+    /// requests, and the burst.
     fn rejection(&self, cost: Cost) -> Option<(bool, u64, u64)> {
         let exceeded = self.buckets.iter().find(|bucket| bucket.can_never_hold(cost))?;
         let cost = if exceeded.of_tokens { cost.tokens } else { cost.requests };
@@ -368,7 +377,8 @@ impl Model {
         Some((exceeded.of_tokens, cost, burst))
     }
 
-    /// The time as of which the first waiter is admitted.
+    /// Returns the time as of which a first waiter with this cost is admitted: when its cost is available and no pause
+    /// is in force, or `MAX_CATCH_UP` before the present if that is later.
     fn time_of_admission(&self, cost: Cost) -> u64 {
         let waits = self.buckets.iter().map(|bucket| bucket.time_until(bucket.units(cost)));
         let available = self.filled_to + waits.max().unwrap_or(0);
@@ -377,8 +387,9 @@ impl Model {
             .max(self.paused_until)
     }
 
-    /// Fills the buckets while no call waits: up to the present, but for the lateness of a waiter that has just been
-    /// admitted.
+    /// Fills the buckets while no call waits. They are filled up to the present, unless a waiter was admitted late
+    /// within the last `MAX_CATCH_UP`. Then they stay behind the present by as much as that waiter was late, up to
+    /// `MAX_CATCH_UP`.
     fn fill_idle(&mut self) {
         let (admitted, lateness) = self.last_admission;
         let behind = if self.now - admitted <= MAX_CATCH_UP {
@@ -416,7 +427,7 @@ impl Model {
         });
     }
 
-    /// A call arrives. Returns whether it is admitted at once.
+    /// Models the arrival of a call, and returns whether the call is admitted at once.
     fn arrive(&mut self, cost: Cost, used: Option<Cost>) -> bool {
         if !self.queue.is_empty() {
             return false;
@@ -429,7 +440,7 @@ impl Model {
         is_admitted
     }
 
-    /// A waiter is polled. Returns whether it is admitted.
+    /// Models a poll of the waiter with this number, and returns whether the waiter is admitted.
     fn poll(&mut self, id: usize) -> bool {
         let first = self.queue[0].clone();
         let is_admitted = first.id == id && self.time_of_admission(first.cost) <= self.now;
@@ -446,7 +457,7 @@ impl Model {
         self.queue.retain(|waiting| waiting.id != id);
     }
 
-    /// The time to retry after for a call that is not admitted at once.
+    /// Returns after which time a call of this cost should be retried if it is not admitted at once.
     fn retry_after(&self, cost: Cost) -> Duration {
         let waits = self.buckets.iter().map(|bucket| {
             let ahead: i128 = self.queue.iter().map(|waiting| bucket.units(waiting.cost)).sum();
@@ -460,7 +471,8 @@ impl Model {
     }
 
     fn settle(&mut self, estimate: usize, cost: Cost, used: Cost) {
-        // While a call waits, the buckets are not filled: it may still be admitted as of a time in the past.
+        // While a call with a cost waits, the buckets are not filled, because the call may still be admitted as of a
+        // time in the past.
         if self.queue.iter().all(|waiting| waiting.cost == Cost::default()) {
             self.fill_idle();
         }
@@ -492,7 +504,8 @@ impl Model {
         left.min()
     }
 
-    /// The largest cost that a call may have.
+    /// Returns the largest number of requests or tokens that one call may cost: the smallest burst, or 1,000 without a
+    /// rate.
     fn max_cost(&self, of_tokens: bool) -> u64 {
         let buckets = self.buckets.iter().filter(|bucket| bucket.of_tokens == of_tokens);
         let bursts = buckets.map(|bucket| u64::try_from(bucket.capacity / bucket.unit).unwrap());
@@ -506,7 +519,7 @@ impl Model {
         }
     }
 
-    /// No bucket holds more than if the true costs had been charged from the start.
+    /// Checks that no bucket holds more than if the true costs had been charged from the start.
     fn check_true_usage(&self) -> Outcome {
         for bucket in &self.buckets {
             prop_assert!(
@@ -517,7 +530,8 @@ impl Model {
         Ok(())
     }
 
-    /// No window admitted more than the burst, the fill of that time, and what catching up allows.
+    /// Checks that the calls admitted in any window of time cost no more than the burst plus what the rate adds in the
+    /// length of the window and in `MAX_CATCH_UP`.
     fn check_windows(&self) -> Outcome {
         for bucket in &self.buckets {
             for (first, from) in self.admitted.iter().enumerate() {
@@ -550,7 +564,7 @@ struct Caller {
 }
 
 struct ChargedEstimate {
-    /// How many estimates were charged before.
+    /// The number of estimates that were charged before this estimate.
     number: usize,
     estimate: Estimate,
     used: Cost,
@@ -559,9 +573,9 @@ struct ChargedEstimate {
 struct Harness {
     limiter: RateLimiter,
     model: Model,
-    /// When the limiter was created: time 0 of the model.
+    /// When the limiter was created, which is time 0 of the model.
     start: Instant,
-    /// Time 0 of Tokio's clock: timers fire at whole milliseconds from here.
+    /// Time 0 of Tokio's clock. Timers fire at whole milliseconds after it.
     origin: Instant,
     callers: Vec<Caller>,
     charged: Vec<ChargedEstimate>,
@@ -600,7 +614,8 @@ impl Harness {
         self.model.now += nanos;
     }
 
-    /// Runs one step. Returns whether the limiter has checked during the step whether its first waiter is to be woken.
+    /// Runs one step with the limiter and with the model. Returns whether the limiter has checked during the step
+    /// whether its first waiter is to be woken.
     async fn step(&mut self, step: &Step) -> Result<bool, TestCaseError> {
         match step {
             Step::Acquire(spec) => return self.acquire(self.model.cost(*spec), None),
@@ -625,7 +640,7 @@ impl Harness {
                     Err(TryAcquireError::CostExceedsBurst(rejection)) => check_rejection(&rejection, expected)?,
                     Err(other) => prop_assert!(false, "{other}"),
                 }
-                // `try_acquire` does not join the queue.
+                // `try_acquire` never joins the limiter's queue, so the limiter does not check the queue either.
                 return Ok(false);
             }
             Step::Cancel(index) if !self.callers.is_empty() => {
@@ -704,7 +719,7 @@ impl Harness {
                 return Ok(true);
             }
         }
-        // A call that need not wait does not check the queue.
+        // The limiter does not check its queue for a call that need not wait.
         Ok(false)
     }
 
@@ -739,7 +754,7 @@ impl Harness {
         Ok(())
     }
 
-    /// Polls the waiters that are woken, until none is.
+    /// Polls the waiters that were woken, one at a time, until no woken waiter is left.
     async fn poll_woken(&mut self) -> Outcome {
         loop {
             turns(2).await;
@@ -763,7 +778,8 @@ impl Harness {
         prop_assert_eq!(available.paused_until, paused_until);
         self.model.check_true_usage()?;
         if let Some(first) = self.model.queue.first() {
-            // A timer fires on the first whole millisecond of the clock.
+            // A timer fires at the first whole millisecond of Tokio's clock that is not before the time of admission.
+            // The first waiter must have been woken by then, or earlier if the limiter has checked its queue.
             let admission = self.model.time_of_admission(first.cost);
             let tick = (self.at(admission) - self.origin).as_nanos().div_ceil(MS.into());
             let fired = (self.at(self.model.now) - self.origin).as_nanos() >= tick * u128::from(MS);
@@ -775,7 +791,8 @@ impl Harness {
         Ok(())
     }
 
-    /// Every remaining waiter is admitted when its cost is available, without a poll before it is woken.
+    /// Checks that every remaining waiter is admitted by the first tick of the timer at which its cost is available, if
+    /// waiters are polled only after they were woken.
     async fn finish(&mut self) -> Outcome {
         while let Some(first) = self.model.queue.first() {
             let admission = self.at(self.model.time_of_admission(first.cost)) - self.origin;
@@ -810,15 +827,15 @@ fn the_limiter_agrees_with_the_model_to_the_nanosecond() {
 
 // === Waiters that are not polled ===
 
-/// A waiter that is woken and not polled is skipped. The model does not know when exactly. The rules are: not before
-/// `HANDOFF_TIMEOUT` is over, no other waiter is overtaken, and a skipped waiter that is polled again is admitted
-/// before all that came later.
+/// A step of a test in which waiters may be woken and not polled. The limiter skips such a waiter; the model does not
+/// predict when exactly. The rules are: no waiter is skipped before `HANDOFF_TIMEOUT` is over, no other waiter is
+/// overtaken, and a skipped waiter that is polled again is admitted before all that came later.
 #[derive(Clone, Debug)]
 enum UnpolledStep {
     Acquire(CostSpec),
-    /// From now on, the waiter is not polled even if it is woken.
+    /// Stops polling a waiter, even if it is woken.
     StopPolling(Index),
-    /// Polls the waiter, and again whenever it is woken.
+    /// Polls a waiter, and from then on polls it again whenever it is woken.
     ResumePolling(Index),
     Cancel(Index),
     Advance(u64),
@@ -834,7 +851,8 @@ struct UnpolledCaller {
 
 struct UnpolledHarness {
     limiter: RateLimiter,
-    /// Used only for the costs and to check the windows.
+    /// The model, which this test uses only to compute costs, and to check what the calls that are admitted in any
+    /// window of time cost. It does not predict when a waiter is admitted.
     model: Model,
     callers: Vec<UnpolledCaller>,
 }
@@ -922,8 +940,8 @@ impl UnpolledHarness {
         }
     }
 
-    /// The waiters that are polled are admitted, however many are not polled. The others are admitted when they are
-    /// polled again.
+    /// Checks that all waiters that are polled are admitted, however many others are not polled, and that the others
+    /// are admitted when they are polled again.
     async fn finish(&mut self) -> Outcome {
         let full = self
             .model
@@ -941,7 +959,8 @@ impl UnpolledHarness {
         }
         prop_assert!(self.callers.iter().all(|caller| caller.unpolled_since.is_some()));
         while !self.callers.is_empty() {
-            // The last one first: all waiters before it are skipped, so it is the first in the queue.
+            // The remaining waiters are polled in reverse order. All waiters that came before the polled one are
+            // skipped, so it counts as the first in the limiter's queue and is admitted.
             let last = self.callers.len() - 1;
             self.callers[last].unpolled_since = None;
             self.poll(last)?;

@@ -1,4 +1,5 @@
-//! Helpers that several test files share. They build and run things; assertions belong into the tests.
+//! Helpers that several test files share: they build clients and runtimes, and run futures. Assertions about the crate
+//! belong in the tests.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -24,12 +25,12 @@ use tokio::{
 };
 use tower::{Service, util::BoxCloneSyncService};
 
-/// A limit on real time, far above what any test needs: a test that hangs fails after it.
+/// A time limit far above what any test needs: a test that reaches it fails instead of hanging.
 pub const HANG: Duration = Duration::from_secs(60);
 
 pub type Client = BoxCloneSyncService<Request<&'static str>, Response<&'static str>, Infallible>;
 
-/// The name of each call that reached the client, and when, as the time since the start.
+/// The names of the calls that reached a client. The time of each arrival is counted from the creation of this record.
 #[derive(Clone)]
 pub struct Arrivals {
     start: Instant,
@@ -56,7 +57,7 @@ impl Arrivals {
         self.times.lock().unwrap().iter().map(|(_, name)| *name).collect()
     }
 
-    /// Returns the largest number of calls that arrived within any window of this length.
+    /// Returns the largest number of calls that reached the client within any time of length `window`.
     pub fn most_within(&self, window: Duration) -> usize {
         let times = self.times();
         times
@@ -67,7 +68,8 @@ impl Arrivals {
     }
 }
 
-/// Returns a client that responds after this time, and records when it was called.
+/// Returns a client that responds to each call after the time `takes`, and the record of the calls that reach the
+/// client.
 pub fn client(takes: Duration) -> (Client, Arrivals) {
     let arrivals = Arrivals::new();
     let recorded = arrivals.clone();
@@ -92,20 +94,20 @@ pub const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Lets the tasks of a current-thread runtime run until all of them wait, without any time passing.
+/// Lets the other tasks of a current-thread runtime run until all of them wait. No time passes on a paused clock.
 pub async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
     }
 }
 
-/// Lets time pass, and the tasks that this wakes run until all of them wait.
+/// Sleeps for `time`, and then lets the tasks that this has woken run until all of them wait.
 pub async fn pass(time: Duration) {
     sleep(time).await;
     settle().await;
 }
 
-/// A runtime on this thread whose clock is paused.
+/// Returns a Tokio runtime that runs on the current thread and has a paused clock.
 pub fn paused_runtime() -> Runtime {
     Builder::new_current_thread()
         .enable_time()
@@ -114,7 +116,7 @@ pub fn paused_runtime() -> Runtime {
         .expect("a runtime")
 }
 
-/// A runtime with one worker thread and a running clock.
+/// Returns a Tokio runtime with one worker thread and a clock that is not paused.
 pub fn threaded_runtime() -> Runtime {
     Builder::new_multi_thread()
         .worker_threads(1)
@@ -123,7 +125,7 @@ pub fn threaded_runtime() -> Runtime {
         .expect("a runtime")
 }
 
-/// Runs `work` on a new thread, and fails if it takes longer than [`HANG`].
+/// Runs `work` on a new thread, and panics if `work` takes longer than [`HANG`] of real time.
 pub fn within_a_minute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, is_done) = mpsc::channel();
     let worker = thread::spawn(move || {
@@ -137,7 +139,7 @@ pub fn within_a_minute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'sta
     worker.join().unwrap()
 }
 
-/// Polls a future to its end without any runtime.
+/// Runs a future to completion on the current thread, without a Tokio runtime.
 pub fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(thread::Thread);
     impl Wake for Unpark {
@@ -155,7 +157,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// A service whose readiness is what a function of the test returns. It responds with the request.
+/// A service whose `poll_ready` calls the function `ready` of a test. The response to a call is the request itself.
 #[derive(Clone)]
 pub struct Scripted<F> {
     pub ready: F,

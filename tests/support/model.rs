@@ -1,7 +1,6 @@
-//! Runs the cases of the model tests.
-//!
-//! Each test has 10,000 cases, or as many as the environment variable `PROPTEST_CASES` says. Cases that failed once are
-//! kept beside the test, in `model_*.regressions`, and run first.
+//! Runs the cases of the model tests, each of which compares a part of the crate with a simple model of it. Each test
+//! runs 10,000 random cases, or the number in the environment variable `PROPTEST_CASES`. Cases that failed once are
+//! stored beside the source of the test, in `model_*.regressions`, and are run first.
 
 use super::paused_runtime;
 use proptest::{
@@ -10,10 +9,10 @@ use proptest::{
 };
 use std::{env, fmt::Debug, future::Future};
 
-/// The result of one case.
+/// The result of one case of a model test: an error if the crate and the model disagree.
 pub type Outcome = Result<(), TestCaseError>;
 
-/// Runs the cases of the test in `file`, each in a new runtime with a paused clock.
+/// Runs the random cases of the model test whose source is `file`, each in a new runtime with a paused clock.
 pub fn check<S, F>(file: &'static str, cases: &S, case: impl Fn(S::Value) -> F)
 where
     S: Strategy<Value: Debug>,
@@ -33,8 +32,8 @@ where
     }
 }
 
-/// Lets the tasks of the runtime run for this many turns. A model has few tasks and thousands of cases, so it gives the
-/// number of turns after which all of them wait.
+/// Yields `turns` times to the other tasks of the runtime. A model test has few tasks and thousands of cases, so it
+/// passes a small number after which all of its tasks wait.
 pub async fn turns(turns: usize) {
     for _ in 0..turns {
         tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! A network that can fail: a TCP proxy in this process.
+//! Simulates a network that can fail: a TCP proxy that runs in the test process, between a client and a server.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -13,13 +13,13 @@ use tokio::{
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Network {
     Passes,
-    /// Delays what is sent, in each direction.
+    /// The proxy delays all data by this time, in each direction.
     Delays(Duration),
-    /// Accepts everything and delivers nothing.
+    /// The proxy accepts connections and data, and delivers nothing in either direction.
     BlackHole,
-    /// Delivers requests, and drops replies.
+    /// The proxy delivers what the client sends, and drops what the server replies.
     HalfOpen,
-    /// Closes each connection at once.
+    /// The proxy closes all open connections, and each new one as soon as it is accepted.
     Resets,
 }
 

@@ -1,4 +1,5 @@
-//! A `redis-server` for one test: on a free port of 127.0.0.1, without persistence, killed when it is dropped.
+//! A `redis-server` process for one test. It listens on a free port of 127.0.0.1, saves nothing on disk by default, and
+//! is killed when its [`Server`] is dropped.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -19,12 +20,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server. Panics if `redis-server` is not installed: tests that need it are ignored by default.
+    /// Starts a Redis server. Panics if `redis-server` is not installed; the tests that need one are therefore ignored
+    /// by default.
     pub fn start() -> Self {
         Self::start_with(&[])
     }
 
-    /// Starts a server with additional command-line arguments.
+    /// Starts a Redis server with additional command-line arguments for `redis-server`.
     pub fn start_with(arguments: &[&str]) -> Self {
         let port = free_port();
         let directory = std::env::temp_dir().join(format!("tower-outbound-redis-{}-{port}", std::process::id()));
@@ -51,7 +53,7 @@ impl Server {
         self.child.as_ref().expect("the server was killed").id()
     }
 
-    /// Kills the server with SIGKILL.
+    /// Kills the Redis server with SIGKILL, so that it cannot save anything.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -59,7 +61,8 @@ impl Server {
         }
     }
 
-    /// Kills the server if it runs, and starts it on the same port, with the data that it has saved.
+    /// Starts the Redis server again on the same port, after killing it if it is running. The new process loads the
+    /// data that the killed one has saved, if any.
     pub fn restart(&mut self) {
         self.kill();
         let until = Instant::now() + Duration::from_secs(10);
@@ -89,7 +92,7 @@ impl Server {
         }
     }
 
-    /// Sends a command over a new connection, and returns the raw reply.
+    /// Sends a Redis command to the server over a new connection, and returns the reply undecoded.
     pub fn command(&self, words: &[&str]) -> String {
         self.try_command(words).expect("redis-server did not reply")
     }
@@ -108,7 +111,7 @@ impl Server {
         String::from_utf8(reply).ok()
     }
 
-    /// Sends a signal to the server: `STOP` freezes it, `CONT` resumes it.
+    /// Sends a signal to the server process: `STOP` freezes the process, `CONT` resumes it.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args([&format!("-{name}"), &self.id().to_string()])
