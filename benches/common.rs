@@ -1,10 +1,10 @@
-//! Helpers of several benches: the median, and processor time.
+//! Helpers that several benches use: the median, and the used processor time.
 
 #![allow(dead_code)]
 
 use std::time::Duration;
 
-/// The median; of an even number of values, the mean of the two in the middle.
+/// The median of the values. For an even number of values, it is the mean of the two values in the middle.
 ///
 /// # Panics
 ///
@@ -32,7 +32,7 @@ pub(crate) fn process_cpu_time() -> Duration {
     }
 }
 
-/// The processor time that this thread has used; zero where the system does not report it.
+/// The processor time that the current thread has used; zero where the system does not report it.
 pub(crate) fn thread_cpu_time() -> Duration {
     #[cfg(unix)]
     {

@@ -1,34 +1,34 @@
-//! The costs of a queue with up to a million calls: memory and time per call to queue, make and cancel them; and the
-//! costs of waiting and of an idle executor.
+//! Measures the costs of a queue with up to a million calls: memory and time per call to queue, make and cancel the
+//! calls. Also measures the costs of waiting for a rate limit and of an idle executor.
 //!
-//! `cargo bench -p tower-outbound-benches --bench scale`, about three minutes; with `-- --quick` for a tenth of the
-//! calls, and with part of a section's name for that section only. The last lines are for programs:
-//! `scale <section>-<column> <n> = <figure>`.
+//! `cargo bench -p tower-outbound-benches --bench scale` takes about three minutes. `-- --quick` runs a tenth of the
+//! calls, and `-- TEXT` runs only the sections whose names contain the text. The last lines of the output are for
+//! programs: `scale <section>-<column> <n> = <figure>`.
 //!
-//! In each round every size of the queue (`n`) is measured once. Each figure is the median of the rounds, without the
-//! first, which is a warm-up. Figures are per call, and times are processor time of the thread; the time to count its
-//! allocations is included.
+//! In each round, every size of the queue (`n`) is measured once. Each figure is the median of all rounds except the
+//! first, which is a warm-up. Figures are per call. Times are processor time of the thread, and include the time to
+//! count its allocations.
 //!
 //! | section | what is measured |
 //! |---|---|
 //! | `executor-kept`, `executor-dropped` | calls queued in an executor, whose handles are kept, or dropped at once |
-//! | `queue-kept`, `queue-dropped` | the same with only a `QueueLayer` |
+//! | `queue-kept`, `queue-dropped` | calls queued by only a `QueueLayer`, with handles kept, or dropped at once |
 //! | `cancel` | cancelling queued calls: by their handles, by dropping their futures, by stopping the executor |
-//! | `wait-queue` | waiters of a rate limiter: to begin to wait, and to stop waiting |
+//! | `wait-queue` | waiters of a rate limiter, which begin to wait and stop waiting |
 //! | `idle` | an idle executor, and one with 1,000 callers that wait for an empty bucket |
 //!
 //! | column | meaning |
 //! |---|---|
-//! | `bytes`, `allocations` | in use while the calls are queued; with a handle that is kept, without the request |
-//! | `submit-ns` | to submit a call, with making its request |
-//! | `drain-ns` | from letting the first call end to the outcome of the last |
-//! | `total-ns` | both together |
+//! | `bytes`, `allocations` | in use while the calls are queued, including handles that are kept, without requests |
+//! | `submit-ns` | to make a request and submit its call |
+//! | `drain-ns` | from letting the first call end to the outcome of the last call |
+//! | `total-ns` | `submit-ns` and `drain-ns` together |
 //! | `faults` | page faults |
 //! | `first-ns`, `first-faults` | `total-ns` and `faults` of the warm-up, in which memory may be new to the process |
-//! | `…-ratio` | the time at the largest size divided by the time at the smallest |
+//! | `…-ratio` | the time at the largest size, divided by the time at the smallest size |
 //! | `handles-ns`, `futures-ns`, `stop-ns` | to cancel a call by its handle, by dropping its future, by a stop |
-//! | `join-ns`, `leave-ns` | to begin to wait, and to stop waiting |
-//! | `wake-ups/s`, `parks/s`, `cpu-us/s` | of the threads: wake-ups, parks of Tokio's workers, processor time in µs |
+//! | `join-ns`, `leave-ns` | for a waiter to begin to wait, and to stop waiting |
+//! | `wake-ups/s`, `parks/s`, `cpu-us/s` | wake-ups of all threads, parks of Tokio's workers, processor time in µs |
 
 mod common;
 
@@ -64,9 +64,10 @@ use tower_outbound::{
 const URL: &str = "https://api.example.com/v1/chat/completions";
 /// A rate per second that is never reached.
 const UNREACHED: u64 = 1_000_000_000_000;
-/// The least number of calls in a round: smaller sizes are repeated until they reach it.
+/// The smallest number of calls in a round: with smaller sizes of the queue, queueing and running the calls is repeated
+/// until this number is reached.
 const CALLS_PER_ROUND: usize = 100_000;
-/// The rounds of sections without ratios.
+/// The number of rounds of the sections without ratios.
 const FEW_ROUNDS: usize = 3;
 /// How long an idle executor is observed.
 const OBSERVATION: Duration = Duration::from_secs(3);
@@ -89,7 +90,7 @@ const SECTIONS: [(&str, Section); 7] = [
 
 #[derive(Parser)]
 struct Options {
-    /// Run only the sections whose name contains this
+    /// Run only the sections whose name contains this text
     filter: Option<String>,
     /// Run with a tenth of the calls, and fewer rounds
     #[arg(long)]
@@ -99,7 +100,7 @@ struct Options {
     bench: bool,
 }
 
-/// The sizes of the queue, and the number of rounds.
+/// The sizes of the queue that are measured, and the number of rounds.
 struct Scale {
     sizes: [usize; 3],
     rounds: usize,
@@ -107,11 +108,11 @@ struct Scale {
 
 // === A queue whose calls wait ===
 
-/// Blocks and unblocks the calls of its client.
+/// Makes a client whose calls block until the bench unblocks them.
 #[derive(Clone)]
 struct Blocker {
     permit: Arc<Semaphore>,
-    /// Calls that have ended.
+    /// The number of calls that have ended.
     ended: Arc<AtomicUsize>,
 }
 
@@ -226,7 +227,7 @@ fn request() -> Request<()> {
     Request::post(URL).body(()).expect("the request is valid")
 }
 
-/// Submits a call and waits until it is in flight, where it is blocked. All later calls wait in the queue.
+/// Submits a call and waits until it is in flight, where the blocker blocks it. All later calls wait in the queue.
 async fn submit_first<S: Subject>(subject: &mut S) -> S::Call {
     let first = subject.submit().await;
     while subject.depth() > 0 {
@@ -235,8 +236,8 @@ async fn submit_first<S: Subject>(subject: &mut S) -> S::Call {
     first
 }
 
-/// Queues `n` calls, and returns their handles; if `keep` is false, only the last one, which serves to wait for the
-/// end.
+/// Queues `n` calls, and returns their handles. If `keep` is false, only the last handle is returned, with which the
+/// caller can wait for the end of all calls.
 async fn fill<S: Subject>(subject: &mut S, n: usize, keep: bool) -> Vec<S::Call> {
     let mut calls = Vec::with_capacity(if keep { n } else { 1 });
     for _ in 0..n {
@@ -250,7 +251,7 @@ async fn fill<S: Subject>(subject: &mut S, n: usize, keep: bool) -> Vec<S::Call>
 
 // === Queued calls ===
 
-/// The figures of one size in one round, per call.
+/// The figures of one size of the queue in one round, per call.
 struct Queued {
     memory: Memory,
     submit_ns: f64,
@@ -264,7 +265,7 @@ impl Queued {
     }
 }
 
-/// Memory in use while all calls are queued, per call.
+/// The memory in use while all calls are queued, per call.
 struct Memory {
     bytes: f64,
     allocations: f64,
@@ -311,8 +312,8 @@ fn queued<S: Subject, const KEEP: bool>(scale: &Scale, table: &mut Table) {
     table.bar("total-ratio", most, RATIO);
 }
 
-/// Queues `n` calls and lets them run, repeatedly until there were [`CALLS_PER_ROUND`]. The memory is that of the first
-/// time.
+/// Queues `n` calls and lets them run, and repeats this until there were [`CALLS_PER_ROUND`] calls. The memory is that
+/// of the first repetition.
 fn queue_and_drain<S: Subject>(runtime: &Runtime, n: usize, keep: bool) -> Queued {
     let times = CALLS_PER_ROUND.div_ceil(n);
     let blocker = Blocker::new();
@@ -350,7 +351,7 @@ fn queue_and_drain<S: Subject>(runtime: &Runtime, n: usize, keep: bool) -> Queue
     }
 }
 
-/// The memory of a request without a call.
+/// The memory of a request that belongs to no call.
 fn bare_requests(n: usize) -> Memory {
     let mut requests = Vec::new();
     let counted = measure(|| requests = iter::repeat_with(request).take(n).collect());
@@ -367,7 +368,7 @@ fn cancel(scale: &Scale, table: &mut Table) {
     table.add("stop-ns", n, time_to_cancel(n, stop));
 }
 
-/// Nanoseconds per call in which `cancel` cancels `n` queued calls.
+/// Returns the nanoseconds per call in which `cancel` cancels `n` queued calls.
 fn time_to_cancel<S: Subject>(n: usize, cancel: impl AsyncFn(S, Blocker, Vec<S::Call>) -> Duration) -> f64 {
     let runtime = current_thread();
     let round = || {
@@ -439,8 +440,8 @@ fn slow_rate() -> Rate {
     Rate::per_hour(1).burst(1)
 }
 
-/// Waiters in the wait queue of a rate limiter. Their bytes are those of the wait queue, without the futures, which the
-/// callers allocate.
+/// Measures waiters in the wait queue of a rate limiter. Their bytes are those of the wait queue, without the futures,
+/// which the callers allocate.
 fn wait_queue(scale: &Scale, table: &mut Table) {
     let runtime = current_thread();
     for n in scale.sizes {
@@ -452,8 +453,8 @@ fn wait_queue(scale: &Scale, table: &mut Table) {
     }
 }
 
-/// Returns the bytes, the nanoseconds to join the wait queue, and the nanoseconds to leave it, for all waiters
-/// together.
+/// Lets `n` waiters join the wait queue of a rate limiter and leave it. Returns for all of them together the bytes, the
+/// nanoseconds to join, and the nanoseconds to leave.
 fn join_and_leave(n: usize) -> [f64; 3] {
     let limiter = RateLimiter::new(Limits::new().requests(slow_rate())).expect("the rate is valid");
     limiter
@@ -480,7 +481,7 @@ fn join_and_leave(n: usize) -> [f64; 3] {
     ]
 }
 
-/// An executor without calls, and one whose callers wait for a bucket that stays empty.
+/// Measures an executor without calls, and an executor whose callers wait for a bucket that stays empty.
 fn idle(_: &Scale, table: &mut Table) {
     for callers in [0, 1_000] {
         let runtime = runtime::Builder::new_multi_thread()
@@ -553,12 +554,12 @@ fn start_idle(callers: usize) -> Executor<(), ()> {
 /// The processor time and wake-ups of all threads of this process except the current one.
 struct Threads {
     cpu: Duration,
-    /// Voluntary context switches: a thread that waits and is woken makes one.
+    /// The number of voluntary context switches: a thread that waits and is woken makes one.
     wakeups: u64,
 }
 
 impl Threads {
-    /// `None` without a /proc as on Linux.
+    /// Reads the figures from `/proc`. Returns `None` on a system without a `/proc` like that of Linux.
     fn read() -> Option<Self> {
         let own = fs::read_link("/proc/thread-self").ok()?;
         let mut threads = Self {
@@ -582,10 +583,10 @@ impl Threads {
     }
 }
 
-/// The page faults of this thread so far; zero where the system does not report them.
+/// The number of page faults of the current thread so far; zero where the system does not report them.
 fn page_faults() -> u64 {
     let stat = fs::read_to_string("/proc/thread-self/stat").unwrap_or_default();
-    // The fields after the name of the thread, which is in parentheses and may contain spaces.
+    // The name of the thread is in parentheses and may contain spaces, so the fields are counted after its end.
     let fields = stat.rsplit(')').next().unwrap_or_default();
     fields
         .split_whitespace()
@@ -596,7 +597,7 @@ fn page_faults() -> u64 {
 
 // === The report ===
 
-/// The figures of a section: a column for each kind, a row for each size.
+/// The figures of a section: a column for each kind of figure, a row for each size.
 struct Table {
     section: &'static str,
     figures: Vec<(&'static str, usize, f64)>,
@@ -710,7 +711,7 @@ fn main() {
     tables.iter().for_each(Table::print_for_programs);
 }
 
-/// A stopwatch for the processor time of this thread.
+/// A stopwatch for the processor time of the current thread.
 struct ThreadTime(Duration);
 
 impl ThreadTime {

@@ -1,8 +1,9 @@
-//! Shared limits on a real `redis-server`, over one connection on one thread: the latency of an `acquire` beside that
-//! of a bare `PING`, and the throughput.
+//! Measures shared limits on a real `redis-server`, over one connection on one thread: the latency of an `acquire`
+//! beside that of a bare `PING`, and the throughput.
 //!
-//! `cargo bench -p tower-outbound-benches --features redis --bench shared`, about a minute; with `-- --quick` for less
-//! time. Needs `redis-server`. With `STATS=1` in the environment it prints the server's counts of commands at the end.
+//! `cargo bench -p tower-outbound-benches --features redis --bench shared` takes about a minute, and less with `--
+//! --quick`. It needs `redis-server`. With `STATS=1` in the environment, it prints the server's counts of commands at
+//! the end.
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use std::time::Duration;
@@ -40,7 +41,7 @@ async fn measure(server: &server::Server, rounds: usize, millis: u64) {
     let mut pings = ConnectionManager::new_with_config(client, ConnectionManagerConfig::new())
         .await
         .unwrap();
-    // The limits are never reached, so that only the round trip is measured.
+    // The limits are so high that no call ever waits for them, so that only the round trip to the server is measured.
     let limits = Limits::new()
         .requests(Rate::per_second(100_000_000).burst(10_000_000))
         .tokens(Rate::per_second(1_000_000_000).burst(1_000_000_000));
@@ -50,7 +51,7 @@ async fn measure(server: &server::Server, rounds: usize, millis: u64) {
     let (mut pings_p50, mut acquires_p50, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     let (mut with_64, mut with_1000) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        // Both in each round, so that other load on the machine affects both.
+        // Each round measures both `PING` and `acquire`, so that other load on the machine affects both.
         let ping = median(
             latencies(span, async || {
                 let _: String = redis::cmd("PING").query_async(&mut pings).await.unwrap();
@@ -86,7 +87,7 @@ fn row(name: &str, figure: f64, bar: f64, more_is_better: bool) {
     println!("{name:<44}{figure:>12.digits$}{bar:>12.digits$}  {verdict}");
 }
 
-/// The durations in seconds of calls that are made one after the other for half of `span`.
+/// Makes calls one after the other for half of `span`, and returns their durations in seconds.
 async fn latencies(span: Duration, mut call: impl AsyncFnMut()) -> Vec<f64> {
     let begun = Instant::now();
     let mut times = Vec::new();
@@ -98,7 +99,7 @@ async fn latencies(span: Duration, mut call: impl AsyncFnMut()) -> Vec<f64> {
     times
 }
 
-/// Acquires per second of this number of callers, each of which makes one after the other.
+/// Returns how many acquires per second are admitted when this number of callers each make one acquire after the other.
 async fn throughput(limiter: &SharedRateLimiter, callers: usize, span: Duration) -> f64 {
     let begun = Instant::now();
     let mut tasks = JoinSet::new();

@@ -1,10 +1,10 @@
-//! Calls that are closures instead of http requests, for anything that is not an HTTP client: an SDK, a database, a
-//! command.
+//! Shows calls that are closures instead of http requests. Such calls suit anything that is not an HTTP client: an SDK,
+//! a database, a command.
 //!
 //! What to watch: each status change of the three calls with its time. One call is answered, one fails, and one is
-//! cancelled while it waits for the rate limit. Then the details that the events recorded: a note that was written
-//! inside a call, a response body (which is recorded only because of `describe`), and an error with its type and cause,
-//! in whose message the password and the key are redacted.
+//! cancelled while it waits for the rate limit. After that come the details that the events recorded: a note that was
+//! written inside a call, a response body (which is recorded only because of `describe`), and an error with its type
+//! and cause. The password and the key in the message of the error are redacted.
 //!
 //! `cargo run --example closures`
 
@@ -38,7 +38,7 @@ async fn main() -> anyhow::Result<()> {
         .build_for_closures::<String>()?;
     executor.start()?;
 
-    // Receives every status change of every call, until the executor is dropped.
+    // The subscription receives every status change of every call, until the executor is dropped.
     let mut updates = executor.monitor().subscribe();
     let begun = Instant::now();
     let timeline = tokio::spawn(async move {

@@ -1,8 +1,9 @@
-//! A layer of your own in the two places that an executor has for it. `src/executor/stack.rs` explains which place is
-//! for what.
+//! Shows the two places where an executor takes a user's own layer. `src/executor/stack.rs` explains what each place is
+//! for.
 //!
-//! What to watch: the same counting layer is used twice. Around the limits and the retry it sees each of the six calls
-//! once; around the client it sees each of the eight attempts, because every third response is a 503 that is retried.
+//! What to watch: the same counting layer is used twice. The copy around the limits and the retry sees each of the six
+//! calls once. The copy around the client sees each of the eight attempts, because every third response is a 503 that
+//! is retried.
 //!
 //! `cargo run --example own_layer`
 
@@ -19,7 +20,7 @@ use std::{
 use tower::{Layer, Service, retry::RetryLayer};
 use tower_outbound::Executor;
 
-/// Counts the requests that pass through it. Clones share the count.
+/// Counts the requests that pass through the layer. Clones share the count.
 #[derive(Clone, Default)]
 struct CountLayer(Arc<AtomicUsize>);
 
@@ -61,10 +62,10 @@ async fn main() -> anyhow::Result<()> {
     let (calls, attempts) = (CountLayer::default(), CountLayer::default());
 
     let executor = Executor::builder()
-        // Around the limits; the layer that is added last is the outermost.
+        // These two layers are around the limits. The layer that is added last is the outermost.
         .layer(RetryLayer::new(support::RetryOn503(2)))
         .layer(calls.clone())
-        // Around the client, inside the limits.
+        // This layer is around the client, inside the limits.
         .build(attempts.layer(support::http_client()))?;
 
     let events = executor

@@ -1,6 +1,6 @@
-//! Ten calls through an executor, with request and token limits.
+//! Sends ten calls through an executor with request and token limits.
 //!
-//! What to watch: each call has a request id as soon as it is submitted. The program awaits the end of each call,
+//! What to watch: each call has a request id as soon as it is submitted. The program awaits the end of each call
 //! without polling a status, and prints the results in the order of the tasks.
 //!
 //! `cargo run --example quickstart`
@@ -15,7 +15,7 @@ use tower_outbound::{Call, Executor, Rate, RequestStatus};
 async fn main() -> anyhow::Result<()> {
     let url = support::server(None).await?;
 
-    // At most 5 calls in flight, 10 requests per second and 10,000 tokens per minute.
+    // The limits allow at most 5 calls in flight, 10 requests per second and 10,000 tokens per minute.
     let executor = Executor::builder()
         .queue_capacity(500)
         .concurrency_limit(5)

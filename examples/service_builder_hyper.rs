@@ -1,8 +1,8 @@
-//! The layers without the executor, around hyper's client, with tracing.
+//! Uses the layers without the executor, around hyper's client, with tracing.
 //!
-//! What to watch: five calls are sent at once (the burst), then one every 50 ms. Every line that is traced around the
-//! client is in the span `outbound_call` of its call, although a worker task makes the call. When the span closes, its
-//! fields have the outcome of the call.
+//! What to watch: five calls are sent at once (the burst), and then one every 50 ms. Every line that is traced around
+//! the client is in the span `outbound_call` of its call, although a worker task makes the call. When the span closes,
+//! its fields have the outcome of the call.
 //!
 //! `cargo run --example service_builder_hyper`
 
@@ -37,16 +37,16 @@ async fn main() -> Result<(), BoxError> {
 
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let mut service = ServiceBuilder::new()
-        // Opens the event and its span.
+        // Opens the event of each call, and its span.
         .layer(EventLayer::queued())
-        // From here on, worker tasks make the calls.
+        // From this layer inwards, worker tasks make the calls.
         .layer(QueueLayer::new(100)?)
-        // Writes the outcome.
+        // Writes the outcome of the call to its event.
         .layer(EventLayer::processing())
         .layer(ConcurrencyLimitLayer::new(10)?)
-        // Charges requests and tokens, both or neither.
+        // Charges both requests and tokens, or neither.
         .layer(RateLimitLayer::new(limiter.clone()))
-        // Records the attempt.
+        // Records each attempt in the event.
         .layer(EventLayer::calling())
         // Traces a line for each response, in the span of its call.
         .layer(
@@ -80,7 +80,8 @@ async fn main() -> Result<(), BoxError> {
         sent.push(called);
     }
     println!("budgets left: {:?}", limiter.available());
-    // Five at once, then one every 50 ms. Up to 5 ms of a late timer are made up for.
+    // The burst of five calls is sent at once, and then one call every 50 ms. A call may be up to 5 ms early, because
+    // the limiter makes up for a late timer by that much.
     for (number, called) in sent.iter().enumerate().skip(5) {
         let earliest = Duration::from_millis(50 * (number as u64 - 4) - 5);
         assert!(*called >= earliest, "call {number} is too early: {sent:?}");

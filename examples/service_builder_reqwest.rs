@@ -1,8 +1,8 @@
-//! The layers without the executor, around reqwest, together with layers of Tower and tower-http.
+//! Uses the layers without the executor, around reqwest, together with layers of Tower and tower-http.
 //!
-//! What to watch: every fourth response is a 503; its call is retried, and each attempt is charged to the rate limit.
-//! The server receives the keys in both headers, but no event shows them: one header is set below the event layers, the
-//! other is redacted.
+//! What to watch: every fourth response is a 503. Its call is retried, and each attempt is charged to the rate limit.
+//! The server receives the keys in both headers, but no event shows them: one header is set by a layer below the event
+//! layers, and the other is redacted.
 //!
 //! `cargo run --features reqwest --example service_builder_reqwest`
 
@@ -35,20 +35,23 @@ async fn main() -> anyhow::Result<()> {
     let events = Events::new();
 
     let mut service = ServiceBuilder::new()
-        // Opens the event.
+        // Opens the event of each call.
         .layer(EventLayer::queued().report_to(&events))
-        // From here on, worker tasks make the calls.
+        // From this layer inwards, worker tasks make the calls.
         .layer(QueueLayer::new(100)?)
-        // Writes the outcome.
+        // Writes the outcome of the call to its event.
         .layer(EventLayer::processing())
-        // Includes the time of waiting for the limits. Below the limits it would cover the attempt only.
+        // The timeout includes the time in which the call waits for the limits. A timeout layer below the limits would
+        // cover each attempt only.
         .timeout(Duration::from_secs(5))
-        // Outside the limits: every attempt takes its own permit and is charged to the rate limit.
+        // The retry layer is outside the limits, so that every attempt takes its own permit and is charged to the rate
+        // limit.
         .retry(support::RetryOn503(2))
         .layer(ConcurrencyLimitLayer::new(4)?)
-        // The last of the limits: the budget is charged immediately before the request is sent.
+        // The rate limit is the innermost of the limits, so that the budget is charged immediately before the request
+        // is sent.
         .layer(RateLimitLayer::new(limiter))
-        // Records each attempt.
+        // Records each attempt in the event.
         .layer(EventLayer::calling())
         // Traces a line for each response, in the span of its call. The span that tower-http makes by default would
         // show the URL without redaction.
@@ -57,7 +60,7 @@ async fn main() -> anyhow::Result<()> {
                 .make_span_with(|_: &Request<String>| Span::current())
                 .on_response(DefaultOnResponse::new().level(Level::INFO)),
         )
-        // Innermost: the header that it adds is sent, but not recorded.
+        // The innermost layer adds a header that is sent, but not recorded.
         .layer(SetRequestHeaderLayer::overriding(
             AUTHORIZATION,
             HeaderValue::from_static("Bearer secret"),

@@ -1,4 +1,4 @@
-//! Streams of a real server on loopback, and callers that drop or cancel them halfway.
+//! Tests with responses that a real server on loopback streams, and with callers that read, drop or cancel them.
 
 use axum::{
     Router,
@@ -29,7 +29,7 @@ use tower_outbound::{
 
 const HANG: Duration = Duration::from_secs(30);
 
-/// Counts the streams of the server: those that are open, the largest number open at once, and all of them.
+/// Counts the response streams of the test server: those open now, the most open at once, and all since the start.
 #[derive(Default)]
 struct Streams {
     open: AtomicUsize,
@@ -37,7 +37,8 @@ struct Streams {
     total: AtomicUsize,
 }
 
-/// Counts as an open stream until it is dropped, with the body that is sent.
+/// A guard that counts one open stream of the test server. The response body owns the guard, so the stream counts as
+/// open until the server drops the body.
 struct Open(Arc<Streams>);
 
 impl Open {
@@ -55,7 +56,8 @@ impl Drop for Open {
     }
 }
 
-/// Starts a server that streams `words` events, 5 ms apart, and then a usage of 40 tokens. Returns its URL.
+/// Starts a server that responds with `words` server-sent events, 5 ms apart, and then an event that reports a usage of
+/// 40 tokens. Returns the URL of the server.
 async fn server(streams: Arc<Streams>, words: usize) -> String {
     let answer = move || {
         let open = Open::new(&streams);
@@ -88,7 +90,8 @@ async fn server(streams: Arc<Streams>, words: usize) -> String {
     format!("http://{address}/")
 }
 
-/// An executor with a concurrency limit of five, and rates that do not limit the tests.
+/// Starts an executor with a concurrency limit of five, and with daily rates so high that no call of a test waits for
+/// them.
 fn executor() -> (Executor<String, StreamBody<MeteredBody<reqwest::Body>>>, RateLimiter) {
     let limiter = RateLimiter::new(
         Limits::new()
@@ -136,7 +139,8 @@ async fn fifty_streams_under_a_limit_of_five_never_exceed_it_and_are_all_settled
     assert_eq!(streams.total.load(Ordering::SeqCst), 50);
     assert_eq!(streams.max_open.load(Ordering::SeqCst), 5);
     assert_eq!(executor.monitor().in_flight(), 0);
-    // The buckets may have been refilled by one unit since.
+    // The 50 calls have used 50 requests and 50 x 40 tokens. The upper bounds allow for what the buckets refill during
+    // the test.
     let left = limiter.available();
     assert!((950..=951).contains(&left.requests.unwrap()), "{left:?}");
     assert!((98_000..=98_020).contains(&left.tokens.unwrap()), "{left:?}");
@@ -153,16 +157,16 @@ async fn streams_that_are_dropped_or_cancelled_halfway_leak_nothing() {
         readers.push(tokio::spawn(async move {
             let event = call.event().clone();
             match number % 4 {
-                // Dropped before it is read.
+                // The caller drops the response before it reads the body.
                 0 => drop(call.await),
-                // Dropped half read.
+                // The caller drops the body after three frames.
                 1 => {
                     let mut body = call.await.unwrap().into_body();
                     for _ in 0..3 {
                         body.frame().await.unwrap().unwrap();
                     }
                 }
-                // Dropped with the task that reads it.
+                // The task that reads the body is aborted.
                 2 => {
                     let reading = tokio::spawn(async move { call.await.unwrap().into_body().collect().await });
                     while event.snapshot().attempts.is_empty() {
@@ -172,7 +176,7 @@ async fn streams_that_are_dropped_or_cancelled_halfway_leak_nothing() {
                     reading.abort();
                     assert!(reading.await.unwrap_err().is_cancelled());
                 }
-                // Cancelled through the handle while it is read.
+                // The caller cancels the call through its handle while it reads the body.
                 _ => {
                     let mut call = call;
                     let mut body = (&mut call).await.unwrap().into_body();
@@ -213,7 +217,8 @@ async fn streams_that_are_dropped_or_cancelled_halfway_leak_nothing() {
         (1_000 - sent..=1_001 - sent).contains(&left.requests.unwrap()),
         "{left:?} {sent}"
     );
-    // Every call that was sent stays charged.
+    // A stream that ends halfway reports no usage, so each call that was sent stays charged with its estimate of 100
+    // tokens.
     assert!(
         (100_000 - 100 * sent..=100_020 - 100 * sent).contains(&left.tokens.unwrap()),
         "{left:?} {sent}"

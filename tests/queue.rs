@@ -1,4 +1,4 @@
-//! What `Queue` guarantees.
+//! Tests of the guarantees of `Queue`.
 
 mod support;
 
@@ -32,12 +32,12 @@ fn queue(capacity: usize) -> Mocked {
     (QueueLayer::new(capacity).unwrap().layer(service), handle)
 }
 
-/// Makes a service that is not ready until this is set to ready.
+/// Makes services that are not ready until `set_ready` is called.
 #[derive(Clone, Default)]
 struct Readiness {
     is_ready: Arc<AtomicBool>,
     waker: Arc<Mutex<Option<Waker>>>,
-    /// How often `poll_ready` was called.
+    /// How often `poll_ready` of the services was called.
     polls: Arc<AtomicUsize>,
 }
 
@@ -184,7 +184,7 @@ async fn three_thousand_callers_at_a_full_queue_all_get_a_response() {
 async fn the_queue_never_holds_more_than_it_has_places() {
     let readiness = Readiness::default();
     let queue = QueueLayer::new(3).unwrap().layer(readiness.service());
-    // All handles become ready while there are free places, and are called after that.
+    // All ten clones of the queue become ready while its three places are free. Only then are the clones called.
     let mut clones: Vec<_> = (0..10).map(|_| queue.clone()).collect();
     for clone in &mut clones {
         clone.ready().await.unwrap();
@@ -210,7 +210,7 @@ async fn a_handle_that_is_ready_and_never_called_does_not_block_the_others() {
     }
     let mut busy = queue.clone();
     let call = busy.ready().await.unwrap().call("busy");
-    // This handle has to wait for readiness, and is not called when it is ready.
+    // This clone of the queue has to wait until the queue has a place for it. It becomes ready, but is not called.
     let mut late = queue.clone();
     let mut late = task::spawn(late.ready());
     assert_pending!(late.poll());
@@ -236,7 +236,7 @@ async fn a_response_future_that_is_not_polled_does_not_delay_other_calls() {
         call.await.unwrap();
     }
     assert_eq!(arrivals.names(), ["held", "call", "call", "call", "call", "call"]);
-    // The call has completed although its future was not polled.
+    // The first call has completed although its response future was not polled, so awaiting it now takes no time.
     let start = Instant::now();
     held.await.unwrap();
     assert_eq!(start.elapsed(), ms(0));
@@ -254,7 +254,7 @@ async fn a_dropped_call_frees_its_place_at_once() {
     assert_eq!(queue.depth(), 5);
     assert_pending!(task::spawn(queue.clone().ready()).poll());
     drop(calls);
-    // No task has run between the drop and here.
+    // No task has run since the calls were dropped, so the drop itself has freed their places.
     assert_eq!(queue.depth(), 0);
     let next = queue.try_call("f").unwrap();
     readiness.set_ready();
@@ -278,7 +278,7 @@ async fn calls_that_are_dropped_while_the_service_is_not_ready_leave_nothing_beh
     assert_eq!(queue.depth(), 0);
 }
 
-/// Counts its drops.
+/// Counts how often its values are dropped.
 struct CountsDrops(Arc<AtomicUsize>);
 
 impl Drop for CountsDrops {
@@ -537,7 +537,7 @@ fn shutting_the_runtime_down_cancels_the_calls_that_are_left() {
 async fn a_service_that_is_not_clone_can_be_queued() {
     let (service, mut handle) = mock::pair::<&'static str, &'static str>();
     handle.allow(1);
-    /// A service without `Clone`.
+    /// A service that does not implement `Clone`.
     struct Unique<S>(S);
     impl<S: Service<R>, R> Service<R> for Unique<S> {
         type Response = S::Response;

@@ -1,4 +1,4 @@
-//! The guarantees of `RateLimitLayer`.
+//! Tests of the guarantees of `RateLimitLayer`.
 
 mod support;
 
@@ -41,7 +41,7 @@ async fn tokens_come_from_a_function_or_the_extension_or_are_zero() {
     service.oneshot(with_tokens()).await.unwrap();
     assert_eq!(left(), 70);
 
-    // A function replaces the extension.
+    // A cost function takes precedence over the `ApiTokens` extension of the request.
     let service = RateLimitLayer::with_cost(limiter.clone(), |_: &Request<&str>| Cost::tokens(5)).layer(client);
     service.oneshot(with_tokens()).await.unwrap();
     assert_eq!(left(), 65);

@@ -1,4 +1,4 @@
-//! The guarantees of `RateLimiter`, on the paused clock.
+//! Tests of the guarantees of `RateLimiter`, on Tokio's paused clock.
 
 mod support;
 
@@ -22,8 +22,8 @@ fn tokens(rate: Rate) -> RateLimiter {
     RateLimiter::new(Limits::new().tokens(rate)).unwrap()
 }
 
-/// Runs `callers` loops that call without a break for the time `run`. Returns when each call was admitted, with its
-/// cost.
+/// Runs `callers` loops that each call `acquire` again as soon as a call is admitted, for the time `run`. Returns for
+/// each admitted call the time of its admission and its cost.
 async fn run_callers(
     limiter: &RateLimiter,
     callers: usize,
@@ -50,7 +50,8 @@ async fn run_callers(
     admitted
 }
 
-/// The largest value of `admitted - rate x T` over all windows of any length T: the burst as observed from outside.
+/// Returns the largest value of `admitted - rate x T` over all windows of any length T. This is the burst that a
+/// limiter allowed, as observed from outside.
 fn empirical_burst(admitted: &[(Duration, u64)], per_second: f64) -> f64 {
     let mut sum = 0.0;
     let mut min = f64::MAX;
@@ -130,7 +131,8 @@ async fn a_few_callers_in_a_loop_reach_a_rate_finer_than_the_timer() {
 
 #[tokio::test(start_paused = true)]
 async fn both_budgets_hold_at_once_whichever_is_the_tighter() {
-    // 100 requests a second. The tokens are the tighter limit when a call takes more than 10.
+    // The request limit is 100 calls a second. The limit of 1,000 tokens a second is the tighter one when a call costs
+    // more than 10 tokens.
     for cost in [1, 10, 37, 1_000] {
         let limiter = RateLimiter::new(
             Limits::new()
@@ -246,7 +248,8 @@ async fn a_heavy_call_is_admitted_in_order_among_endless_light_ones() {
     };
     let before: Vec<_> = (0..4).map(|_| tokio::spawn(light(limiter.clone()))).collect();
     settle().await;
-    // Four light calls are before it: 0.4 s. Then its 20 tokens take 2 s.
+    // The four light calls that are queued before the heavy call take 0.4 s. Then the 20 tokens of the heavy call take
+    // 2 s.
     limiter.acquire(Cost::tokens(20)).await.unwrap();
     assert_eq!(start.elapsed(), ms(2_400));
     before.iter().for_each(tokio::task::JoinHandle::abort);
@@ -298,12 +301,13 @@ async fn a_waiter_that_is_not_polled_stalls_no_other() {
     }
     let start = Instant::now();
     limiter.acquire(ONE).await.unwrap();
-    // Its request is available at 100 ms. Each of the three waiters before it was notified and had 5 ms to be polled.
+    // The request of the fourth call is available at 100 ms. Before that call, each of the three waiters that are not
+    // polled is notified and gets 5 ms to take its request.
     assert_eq!(start.elapsed(), ms(115));
-    // From now on the three are skipped and delay no other call.
+    // The three waiters that were not polled in time are skipped from now on, and delay no other call.
     limiter.acquire(ONE).await.unwrap();
     assert_eq!(start.elapsed(), ms(210));
-    // They have kept their places: a skipped waiter that is polled again is admitted before a new call.
+    // A skipped waiter keeps its place in the queue: when it is polled again, it is admitted before a new call.
     let mut newcomer = task::spawn(limiter.acquire(ONE));
     assert_pending!(newcomer.poll());
     assert_pending!(held[0].poll());
@@ -332,7 +336,7 @@ async fn a_cost_above_the_burst_is_rejected_at_once_and_takes_nothing() {
     assert_ready_ok!(waiting.poll());
     let mut waiting = task::spawn(limiter.acquire(Cost::tokens(50)));
     assert_pending!(waiting.poll());
-    // Also while other calls wait.
+    // A cost above the burst is also rejected at once while another call waits for its tokens.
     let error = assert_ready_err!(task::spawn(limiter.acquire(Cost::tokens(51))).poll());
     assert_eq!((error.budget(), error.cost(), error.burst()), ("tokens", 51, 50));
     assert_eq!(
@@ -362,7 +366,7 @@ async fn a_rejection_has_the_time_to_retry_after() {
         error.to_string(),
         "the call costs 2 requests, more than the burst of 1: raise the burst or split the call"
     );
-    // The costs of waiters are included, and waiters are not overtaken.
+    // `try_acquire` adds the costs of the calls that wait to the time to retry after, and is not admitted before them.
     let mut waiting = task::spawn(limiter.acquire(ONE));
     assert_pending!(waiting.poll());
     assert_eq!(limiter.try_acquire(ONE), Err(TryAcquireError::NotYet(ms(170))));
@@ -380,7 +384,7 @@ async fn a_pause_holds_every_call_and_can_only_be_extended() {
     assert_eq!(limiter.available().paused_until, Some(start + ms(500)));
     limiter.acquire(ONE).await.unwrap();
     assert_eq!(start.elapsed(), ms(500));
-    // Also the calls that wait already.
+    // A pause also holds calls that were waiting before the pause began.
     limiter.acquire(ONE).await.unwrap();
     let mut waiting = task::spawn(limiter.acquire(ONE));
     assert_pending!(waiting.poll());
@@ -440,7 +444,7 @@ async fn new_limits_keep_what_the_buckets_hold() {
         .set_limits(Limits::new().requests(Rate::per_minute(7).burst(2)))
         .unwrap();
     assert_eq!(limiter.available().requests, Some(2));
-    // Invalid limits change nothing.
+    // Invalid limits return an error, and change nothing.
     limiter
         .set_limits(Limits::new().requests(Rate::per_minute(0)))
         .unwrap_err();
@@ -499,7 +503,8 @@ async fn a_refund_admits_waiters_at_once() {
 async fn a_refund_leaves_out_what_would_have_overflowed() {
     let limiter = tokens(Rate::per_second(10).burst(10));
     let estimate = limiter.acquire_estimate(Cost::tokens(8)).await.unwrap();
-    // If the true cost of 0 had been charged, the bucket would have been full all the time.
+    // If the true cost of 0 had been charged instead of the estimate, the bucket would have been full during these 10
+    // s. The refund would have overflowed, so it must not be added to the bucket afterwards.
     sleep(ms(10_000)).await;
     limiter.acquire(Cost::tokens(10)).await.unwrap();
     estimate.settle(Cost { requests: 1, tokens: 0 });
@@ -516,7 +521,7 @@ async fn a_new_rate_refunds_no_estimate_that_it_did_not_charge() {
     let after = limiter.acquire_estimate(Cost::tokens(10)).await.unwrap();
     before.settle(Cost::tokens(0));
     assert_eq!(limiter.available().tokens, Some(0));
-    // The estimate that it did charge is still refunded.
+    // The estimate that was charged under the new limits is still refunded.
     after.settle(Cost::tokens(0));
     assert_eq!(limiter.available().tokens, Some(10));
 }
@@ -535,7 +540,7 @@ async fn after_a_year_at_an_odd_rate_the_count_is_exact() {
     let year = Duration::from_secs(365 * 86_400);
     for _ in 0..1_000 {
         advance(year / 1_000).await;
-        // Reading changes nothing.
+        // Reading the available amount must not round anything away.
         let _ = limiter.available();
     }
     let expected = year.as_millis() * 7 / 13_003;
@@ -558,7 +563,7 @@ async fn a_blocked_runtime_does_not_catch_up_with_a_burst() {
     sleep(ms(10)).await;
     settle().await;
     *admitted.lock().unwrap() = 0;
-    // 200 ms in which no task runs.
+    // Advances the clock by 200 ms at once, as if the runtime had been blocked and no task had run.
     advance(ms(200)).await;
     settle().await;
     let burst = *admitted.lock().unwrap();
@@ -681,7 +686,7 @@ fn a_limiter_of_two_runtimes_serves_the_one_that_still_runs() {
             .unwrap()
     };
     let (first, second) = (build(), build());
-    // The first runtime gets a waiter, and is never run again.
+    // The first runtime spawns a task that waits for the limiter, and is never run again.
     first.block_on(async {
         limiter.acquire(ONE).await.unwrap();
         let limiter = limiter.clone();
@@ -719,7 +724,7 @@ fn a_change_made_from_another_runtime_reaches_waiters() {
             .unwrap()
     };
     build().block_on(async {
-        // 100 tokens are available in 10 s.
+        // At the first limits, 100 tokens are available after 10 s.
         let mut waiting = task::spawn(limiter.acquire(Cost::tokens(100)));
         assert_pending!(waiting.poll());
         settle().await;

@@ -1,4 +1,4 @@
-//! Calls that are retried.
+//! Tests of retries: which calls are retried, when, and how often.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -20,13 +20,13 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// How the server treats one attempt.
+/// How the test server treats one attempt.
 #[derive(Clone, Debug)]
 enum Answer {
-    /// Responds with a status, headers and a body.
+    /// The server responds with a status, headers and a body.
     Status(u16, &'static [(&'static str, &'static str)], &'static str),
     Error(io::ErrorKind),
-    /// Does not respond.
+    /// The server never responds.
     Hangs,
 }
 
@@ -38,7 +38,8 @@ const fn with(code: u16, headers: &'static [(&'static str, &'static str)]) -> An
     Answer::Status(code, headers, "")
 }
 
-/// Treats attempts in the order of the list, and responds to further ones with 200. Keeps the times of all attempts.
+/// A test server that treats the first attempts as the list `answers` prescribes, one entry for each, and responds with
+/// 200 to all further ones. Keeps the times of all attempts.
 #[derive(Clone)]
 struct Server {
     answers: Arc<Mutex<Vec<Answer>>>,
@@ -82,20 +83,21 @@ impl Server {
         })
     }
 
-    /// When each attempt was made, from the start of the server.
+    /// Returns the time of each attempt, counted from the start of the test server.
     fn times(&self) -> Vec<Duration> {
         self.times.lock().unwrap().clone()
     }
 }
 
-/// A policy without backoff: only the delays that the server requests are waited.
+/// A policy without backoff, so that a call waits only for the delays that the server requests.
 fn policy() -> RetryPolicy {
     RetryPolicy::new()
         .backoff(Duration::ZERO, Duration::ZERO)
         .max_retries(3)
 }
 
-/// Sends one call through the policy to a server that treats attempts like this.
+/// Sends one call through `policy` to a server that treats its attempts as `answers` prescribes. Returns the server and
+/// the result of the call.
 async fn send(policy: RetryPolicy, answers: &[Answer]) -> (Server, Result<Response<Bytes>, BoxError>) {
     let server = Server::new(answers);
     let service = RetryLayer::new(policy).layer(server.client());
@@ -103,7 +105,8 @@ async fn send(policy: RetryPolicy, answers: &[Answer]) -> (Server, Result<Respon
     (server, result)
 }
 
-/// The number of attempts of a call whose first attempt is treated like this.
+/// Returns how many attempts a call takes if the server treats the first one as `answer` prescribes, and responds to
+/// the second with 200.
 async fn attempts(policy: RetryPolicy, answer: Answer) -> usize {
     let (server, _) = send(policy, &[answer]).await;
     server.times().len()
@@ -165,14 +168,15 @@ async fn failures_that_do_not_pass_by_waiting_are_recognized_for_each_provider()
     let json = cfg!(feature = "json");
     assert_eq!(attempts(of(Provider::OpenAi), quota).await, if json { 1 } else { 2 });
     assert_eq!(attempts(of(Provider::OpenAi), rate).await, 2);
-    // The 429 of Anthropic's spend limit has no delay.
+    // Anthropic's 429 for a reached spend limit has no `retry-after`, and waiting does not help, so it is not retried.
     assert_eq!(attempts(of(Provider::Anthropic), code(429)).await, 1);
     assert_eq!(
         attempts(of(Provider::Anthropic), with(429, &[("retry-after", "1")])).await,
         2
     );
     assert_eq!(attempts(of(Provider::Anthropic), code(529)).await, 2);
-    // GitHub sends a 403 for its limits as well as for a missing permission.
+    // GitHub sends a 403 both for a reached limit and for a missing permission. Only a response for a reached limit has
+    // headers that show it, and only that one is retried.
     assert_eq!(attempts(of(Provider::GitHub), code(403)).await, 1);
     assert_eq!(
         attempts(of(Provider::GitHub), with(403, &[("x-ratelimit-remaining", "0")])).await,
@@ -247,7 +251,8 @@ async fn without_a_requested_delay_the_wait_is_a_random_part_of_a_time_that_doub
         let times = server.times();
         assert_eq!(times.len(), 5);
         for (at, max) in [100, 200, 300, 300].into_iter().enumerate() {
-            // Timers are rounded up to the next millisecond.
+            // The bound is a millisecond longer than the wait, because Tokio's timers are rounded up to the next
+            // millisecond.
             assert!(times[at + 1] - times[at] <= ms(max + 1), "{times:?}");
         }
         first.push((times[1] - times[0]).as_millis());
@@ -255,7 +260,8 @@ async fn without_a_requested_delay_the_wait_is_a_random_part_of_a_time_that_doub
         assert_eq!(again.times(), times);
     }
     first.sort_unstable();
-    // The first waits are spread evenly over the 100 ms.
+    // The first waits of the 200 calls are spread evenly over the backoff of 100 ms: their 10th percentile is below 20
+    // ms, the 50th is near 50 ms, and the 90th is above 80 ms.
     assert!(
         first[20] < 20 && (40..60).contains(&first[100]) && first[180] > 80,
         "{first:?}"
@@ -282,7 +288,8 @@ async fn a_call_is_retried_up_to_max_retries_and_as_the_budget_allows() {
     let (server, result) = send(policy(), &[const { code(503) }; 9]).await;
     assert_eq!((server.times().len(), result.unwrap().status().as_u16()), (4, 503));
 
-    // A budget of ten retries in ten seconds, to which successes add nothing.
+    // With a budget of ten retries in ten seconds, to which successes add nothing, the call fails after eleven
+    // attempts.
     let budget = Arc::new(TpsBudget::new(Duration::from_secs(10), 1, 0.0));
     let policy = policy().max_retries(100).budget(Some(budget));
     let (server, result) = send(policy.clone(), &[const { code(503) }; 90]).await;
@@ -389,7 +396,7 @@ async fn with_a_provider_that_fails_at_random_every_attempt_is_recorded_and_char
     let seen = server.times().len();
     assert_eq!(seen, attempts);
     assert!(seen > 650 && succeeded > 490, "{seen} {succeeded}");
-    // The buckets were refilled by a few units during the seconds that the test took.
+    // The buckets were refilled a little during the test, so the charged amounts are checked with an allowance.
     let elapsed = server.started.elapsed().as_secs_f64();
     let available = limiter.available();
     let refilled = |per_day: f64| (per_day * elapsed / 86_400.0).ceil() as u64;

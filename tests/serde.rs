@@ -1,4 +1,4 @@
-//! Events and configurations as JSON.
+//! Tests of events and configurations as JSON.
 
 mod support;
 

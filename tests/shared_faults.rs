@@ -1,10 +1,10 @@
-//! Faults of the store of shared limits: the limits hold, no call waits beyond its deadline, and the members recover by
-//! themselves.
+//! Tests of faults of the Redis store that keeps shared limits: the limits hold, no call waits beyond its deadline, and
+//! the members (processes that share the limits) recover by themselves.
 //!
 //! Each test lets two members admit as many calls as they can on a server that no other test uses, and breaks the
-//! server or the network. Then it replays the admissions, by the wall clock, through an exact bucket. Timers are a
-//! millisecond coarse and the machine may be busy, so an excess of 5 ms of the rate is allowed. A burst that is
-//! admitted twice would exceed the limits by a hundred times that.
+//! server or the network. Then the test replays the admissions, by the wall clock, through an exact bucket. Timers are
+//! a millisecond coarse and the machine may be busy, so the members may admit what the rate allows in 5 ms on top of
+//! the limits. A burst that was admitted twice would exceed the limits by a hundred times that amount.
 
 use std::{
     sync::{Arc, Mutex},
@@ -28,7 +28,7 @@ mod support;
 
 const RATE: f64 = 1_000.0;
 const BURST: f64 = 500.0;
-/// The deadline of each call.
+/// The time after which the caller of a call stops waiting for its admission.
 const DEADLINE: Duration = ms(400);
 
 fn limits() -> Limits {
@@ -37,10 +37,10 @@ fn limits() -> Limits {
         .tokens(Rate::per_second(100_000).burst(50_000))
 }
 
-/// Members that admit as many calls as they can.
+/// Members of one quota that admit as many calls as they can.
 struct Load {
     members: Vec<SharedRateLimiter>,
-    /// When calls were admitted, since `start`.
+    /// The time of each admission, counted from `start`.
     admitted: Arc<Mutex<Vec<Duration>>>,
     longest_wait: Arc<Mutex<Duration>>,
     start: Instant,
@@ -90,7 +90,7 @@ impl Load {
         self.admitted.lock().unwrap().len()
     }
 
-    /// Returns how many calls are admitted in this time.
+    /// Returns how many calls all members together admit during the next `span`.
     async fn during(&self, span: Duration) -> usize {
         let before = self.count();
         sleep(span).await;
@@ -101,7 +101,8 @@ impl Load {
         self.members[0].store_status()
     }
 
-    /// Waits until all members have the store, and calls are admitted at the full rate again.
+    /// Waits until all members can reach the store, and calls are admitted at 90 % of the full rate again. Panics if
+    /// this takes longer than `within`.
     async fn recovers(&self, within: Duration) {
         let begun = Instant::now();
         while !self.members.iter().all(|member| member.store_status().is_up) {
@@ -113,7 +114,8 @@ impl Load {
         }
     }
 
-    /// Returns by how many requests the admissions exceed an exact bucket.
+    /// Returns by how many requests the admissions exceed what an exact bucket with the same rate and burst would
+    /// admit.
     fn excess(&self) -> f64 {
         let (mut level, mut last, mut worst) = (0.0_f64, 0.0, 0.0_f64);
         let mut admitted = self.admitted.lock().unwrap().clone();
@@ -127,7 +129,7 @@ impl Load {
         worst
     }
 
-    /// Ends the load, prints a summary, and checks the limits and the deadlines.
+    /// Ends the load, prints a summary, and checks that the limits and the deadlines held.
     fn end(mut self, what: &str) -> StoreStatus {
         self.tasks.abort_all();
         let (excess, longest_wait) = (self.excess(), *self.longest_wait.lock().unwrap());
@@ -138,13 +140,14 @@ impl Load {
             self.start.elapsed().as_secs_f64()
         );
         assert!(excess <= RATE * 0.005, "{what}: {excess} over the limits");
-        // The deadline is a timer of this test, which may be late. A call that hangs is later.
+        // The deadline is a timer of this test, which may fire late, so the bound adds 200 ms. A call that hung would
+        // take longer than that.
         assert!(longest_wait < DEADLINE + ms(200), "{what}: {longest_wait:?}");
         status
     }
 }
 
-/// Starts the load of two members on one server.
+/// Starts the load of two members that use the same server.
 fn two(server: &Server, on_loss: OnStoreLoss) -> Load {
     Load::new(&[server.url(), server.url()], on_loss)
 }
@@ -169,7 +172,8 @@ async fn local_shares_admit_the_whole_rate_together_while_a_server_is_down_at_th
     let load = two(&server, OnStoreLoss::LocalShare);
     sleep(ms(500)).await;
     let by_shares = load.during(ms(2_000)).await;
-    // Both shares together are the whole rate.
+    // Each of the two members admits calls at half of the rate while the store is down, so both together admit the
+    // whole rate.
     assert!((1_800..=2_010).contains(&by_shares), "{by_shares}");
     server.restart();
     load.recovers(ms(5_000)).await;
@@ -183,7 +187,8 @@ async fn a_killed_server_that_returns_empty_admits_no_second_burst_to_closed_mem
     let load = two(&server, OnStoreLoss::Closed);
     sleep(ms(2_000)).await;
     server.kill();
-    // Existing reservations are used up within two seconds.
+    // Calls that have reservations from the time before the kill are admitted within two seconds. After that the closed
+    // limiters admit none.
     sleep(ms(2_500)).await;
     assert_eq!(load.during(ms(500)).await, 0);
     server.restart();
@@ -259,7 +264,7 @@ async fn a_server_that_is_read_only_after_a_failover_counts_as_lost_until_it_acc
     let server = Server::start();
     let load = two(&server, OnStoreLoss::Closed);
     sleep(ms(1_000)).await;
-    // A replica of a server that does not exist keeps its data and rejects writes.
+    // A replica whose primary does not exist keeps its data and rejects writes.
     server.command(&["REPLICAOF", "127.0.0.1", "1"]);
     sleep(ms(3_000)).await;
     assert_eq!(load.during(ms(300)).await, 0);
@@ -331,7 +336,7 @@ async fn a_slow_silent_or_reset_network_breaks_no_limit_and_no_deadline() {
         proxy.set(network);
         sleep(ms(3_000)).await;
         if losses == 0 {
-            // A slow network does not lower the rate.
+            // The delay of 30 ms in the network does not lower the rate at which calls are admitted.
             load.recovers(ms(1_000)).await;
         }
         proxy.set(Network::Passes);
@@ -351,7 +356,8 @@ async fn a_cut_off_member_admits_at_most_its_local_share_on_top_of_the_other_mem
     proxy.set(Network::Resets);
     sleep(ms(4_000)).await;
     let both = load.during(ms(2_000)).await;
-    // The member that is cut off may admit half of the rate on top of what the other one admits.
+    // The member that is cut off from the store may admit half of the rate on top of the full rate that the other
+    // member admits.
     assert!((1_900..=3_050).contains(&both), "{both}");
     let excess = load.excess();
     assert!(excess <= RATE * 0.5 * 8.0, "{excess}");
@@ -423,7 +429,7 @@ async fn a_limiter_can_use_an_existing_connection() {
         builder.clone().connection(connection, "quota").unwrap(),
         builder.connect(&server.url(), "quota").unwrap(),
     );
-    // Both use up one burst.
+    // Both limiters take their requests from the same burst.
     for _ in 0..250 {
         one.acquire(Cost::tokens(100)).await.unwrap();
         other.acquire(Cost::tokens(100)).await.unwrap();
@@ -449,6 +455,6 @@ async fn a_hundred_rates_are_accepted_and_the_slowest_one_counts() {
             .unwrap();
     }
     assert_eq!(limiter.store_status().failures, 0);
-    // The slowest rate counts.
+    // The available amount is that of the slowest of the 100 rates, so it is below the burst of 10 after 30 calls.
     assert!(limiter.available().requests.unwrap() < 10);
 }

@@ -1,5 +1,5 @@
-//! Every way to end an executor, for calls in every state: how the call ends, what its caller gets, and what the stop
-//! reports.
+//! Tests of every way to end an executor, for calls in every state: how the call ends, what its caller receives, and
+//! what the stop reports.
 
 mod support;
 
@@ -36,22 +36,22 @@ fn unlimited() -> ExecutorBuilder {
 
 // --- Every state and every end ---
 
-/// Where the call is when the executor is ended.
+/// The state of the call under test when the executor is ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum At {
-    /// It waits for a place in the queue.
+    /// The call waits for a place in the queue.
     NoPlace,
-    /// It has a place in the queue.
+    /// The call has a place in the queue and has not begun.
     Queue,
-    /// It has begun and waits for a permit.
+    /// The call has begun and waits for a permit of the concurrency limit.
     Permit,
-    /// It has its permit and waits for the rate.
+    /// The call has its permit and waits for the rate limit.
     Rate,
-    /// It is at the client.
+    /// The client is handling the call.
     Client,
-    /// It has completed, and its response has not been fetched.
+    /// The call has completed, and the caller has not fetched the response.
     Done,
-    /// It is at the client, and its handle was dropped.
+    /// The client is handling the call, whose handle was dropped.
     Detached,
 }
 
@@ -59,28 +59,28 @@ enum At {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     Graceful,
-    /// By a stop within a time that is long enough.
+    /// A stop with a deadline that leaves the calls enough time.
     DeadlineFarAway,
-    /// By a stop within a time that is too short.
+    /// A stop with a deadline that passes before the calls have ended.
     DeadlinePasses,
     Immediate,
-    /// By a graceful stop, and an immediate one while the first waits.
+    /// A graceful stop, and an immediate one while the first still waits.
     GracefulThenImmediate,
-    /// By a graceful stop whose future is dropped while it waits.
+    /// A graceful stop whose future is dropped while it waits.
     GracefulDropped,
-    /// By a stop within a time, whose future is dropped before that time: no call is cancelled.
+    /// A stop with a deadline, whose future is dropped before the deadline, so that no call is cancelled.
     DeadlineDropped,
     LastCloneDropped,
     RuntimeEnds,
 }
 
-/// What the caller gets.
+/// What the caller of the call under test receives.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Received {
     Response,
     Closed,
     Cancelled,
-    /// There is no caller.
+    /// The call has no caller: its handle was dropped.
     Nothing,
 }
 
@@ -106,11 +106,12 @@ const EVERY_END: [End; 9] = [
     End::RuntimeEnds,
 ];
 
-/// How long a call takes at the client.
+/// How long the client takes for a call.
 const TAKES: Duration = Duration::from_secs(10);
 
 impl At {
-    /// When the executor is ended, after the first call was submitted.
+    /// The time from the submission of the first call to the end of the executor, after which the call under test is in
+    /// this state.
     fn reached(self) -> Duration {
         match self {
             Self::Done => TAKES + ms(100),
@@ -118,7 +119,7 @@ impl At {
         }
     }
 
-    /// How many other calls are needed to bring the call into this state.
+    /// How many other calls have to be submitted first to bring the call under test into this state.
     fn others(self) -> u64 {
         match self {
             Self::NoPlace => 2,
@@ -127,7 +128,7 @@ impl At {
         }
     }
 
-    /// When the last call ends if none is cancelled.
+    /// The time from the submission of the first call to the end of the last one, if no call is cancelled.
     fn last_end(self) -> Duration {
         match self {
             Self::NoPlace | Self::Queue => 2 * TAKES,
@@ -149,7 +150,7 @@ impl At {
 }
 
 impl End {
-    /// Whether the accepted calls are finished.
+    /// Whether this way to end the executor lets the accepted calls finish.
     fn is_graceful(self) -> bool {
         matches!(
             self,
@@ -157,7 +158,7 @@ impl End {
         )
     }
 
-    /// How long the calls may run before they are cancelled.
+    /// How long the test lets the calls run between the start of the stop and their cancellation.
     fn patience(self) -> Duration {
         match self {
             Self::DeadlinePasses | Self::GracefulThenImmediate => ms(1_000),
@@ -166,7 +167,7 @@ impl End {
     }
 }
 
-/// What is guaranteed for a call in this state: its final status, and what its caller gets.
+/// Returns what the executor guarantees for a call in this state: its final status, and what its caller receives.
 fn guaranteed(at: At, end: End) -> (RequestStatus, Received) {
     match (at, end.is_graceful()) {
         (At::NoPlace, _) => (RequestStatus::Cancelled, Received::Closed),
@@ -178,7 +179,8 @@ fn guaranteed(at: At, end: End) -> (RequestStatus, Received) {
     }
 }
 
-/// Waits for a millisecond before it polls the inner call, so that another call can take the permit.
+/// A middleware that waits for a millisecond before it polls the future of the inner service, so that another call can
+/// take the permit.
 #[derive(Clone)]
 struct Late<S>(S);
 
@@ -203,11 +205,11 @@ where
     }
 }
 
-/// The call that is watched.
+/// The call under test, whose end is checked.
 enum Subject {
     Submitted(CallHandle<&'static str, &'static str>),
     Called(ResponseFuture<&'static str, &'static str>),
-    /// Like `Called`, with a task of the runtime that awaits it.
+    /// A call through the `Service` interface whose response future is awaited by a spawned task.
     Awaited(JoinHandle<Result<Response<&'static str>, Error>>),
     Detached,
 }
@@ -229,7 +231,7 @@ impl Subject {
     }
 }
 
-/// Starts an executor, and brings a call into this state.
+/// Starts an executor, and brings a call into the state `at`.
 async fn bring(at: At) -> (TestExecutor, Subject, EventHandle) {
     let (client, _) = client(TAKES);
     let builder = match at {
@@ -264,12 +266,13 @@ async fn bring(at: At) -> (TestExecutor, Subject, EventHandle) {
     };
     pass(at.reached()).await;
     assert_eq!(event.status(), at.status(), "{at:?}");
-    // A clone, because the executor that made the calls keeps a handle of the queue, and the drop of the returned one
-    // has to end the queue.
+    // Returns a clone, which holds no queue handle, and drops the executor that made the calls, which may hold one:
+    // dropping the returned executor has to end the queue.
     (executor.clone(), subject, event)
 }
 
-/// Ends the executor. Returns the report of the stop that waited longest, if there was one.
+/// Ends the executor in the given way. Returns the report of the stop that waited longest; `None` if no stop returned a
+/// report.
 async fn ends(executor: TestExecutor, end: End) -> Option<StopReport> {
     let far = Duration::from_secs(100_000);
     match end {
@@ -285,7 +288,7 @@ async fn ends(executor: TestExecutor, end: End) -> Option<StopReport> {
             };
             let (graceful, immediate) = tokio::join!(graceful, immediate);
             assert_eq!(immediate.elapsed, ms(0));
-            // No call ended before the second stop began, so both report the same.
+            // No call ends between the starts of the two stops, so both report the same numbers of calls.
             assert_eq!(
                 (immediate.completed, immediate.failed),
                 (graceful.completed, graceful.failed)
@@ -295,7 +298,7 @@ async fn ends(executor: TestExecutor, end: End) -> Option<StopReport> {
         End::GracefulDropped => {
             timeout(ms(500), executor.stop(Shutdown::Graceful)).await.ok();
             settle().await;
-            // The executor stays stopped although the stop was dropped.
+            // The executor stays stopped although the future of the stop was dropped.
             assert!(!executor.is_running());
             time::sleep(far).await;
             None
@@ -325,7 +328,7 @@ fn a_call_in_each_state_ends_as_guaranteed_for_each_way_to_end() {
             let monitor = executor.monitor();
             let (status, expected) = guaranteed(at, end);
             let received = if end == End::RuntimeEnds {
-                // The call waits in another runtime.
+                // Polls the call once, so that it waits for a place in the queue when the runtime of the executor ends.
                 if let Subject::Called(call) = &mut subject {
                     let mut cx = Context::from_waker(Waker::noop());
                     assert!(Pin::new(call).poll(&mut cx).is_pending());
@@ -342,7 +345,8 @@ fn a_call_in_each_state_ends_as_guaranteed_for_each_way_to_end() {
                 received
             } else {
                 runtime.block_on(async {
-                    // A call without a place proceeds only while it is polled.
+                    // A call that waits for a place in the queue makes progress only while it is polled, so a task
+                    // awaits it.
                     if let Subject::Called(call) = subject {
                         subject = Subject::Awaited(tokio::spawn(call));
                         settle().await;
@@ -361,7 +365,7 @@ fn a_call_in_each_state_ends_as_guaranteed_for_each_way_to_end() {
                             (_, true) => at.last_end() - at.reached(),
                             (_, false) => end.patience(),
                         };
-                        // If every call has ended, the graceful stop returns before the immediate one begins.
+                        // If every call has ended, the graceful stop returns at once, before the immediate stop begins.
                         let waited = if (at, end) == (At::Done, End::GracefulThenImmediate) {
                             ms(0)
                         } else {
@@ -437,7 +441,7 @@ async fn a_stop_within_zero_cancels_and_a_stop_within_the_maximum_waits() {
         let report = executor.stop(Shutdown::Within(limit)).await;
         assert_eq!((report.completed, report.cancelled), (completed, 1 - completed));
         assert_eq!(report.elapsed, elapsed);
-        // The same without any call.
+        // With no open call, a stop with a deadline returns at once and reports zeros.
         executor.start().unwrap();
         let report = executor.stop(Shutdown::Within(limit)).await;
         assert_eq!(report, StopReport::default());
@@ -467,7 +471,7 @@ async fn a_stop_whose_future_is_dropped_continues_and_another_one_waits_for_the_
     assert_eq!((report.completed, report.elapsed), (3, ms(250)));
     executor.start().unwrap();
 
-    // Without a second stop the executor can be started as soon as the last call has ended.
+    // Without a second stop, the executor can be started again as soon as the last call has ended.
     drop(executor.submit(request("call")).await.unwrap());
     timeout(ms(50), executor.stop(Shutdown::Graceful)).await.unwrap_err();
     assert!(executor.start().unwrap_err().is_already_running());
@@ -484,7 +488,7 @@ async fn a_stop_that_is_polled_after_a_new_start_does_not_stop_it() {
     let mut stop = tokio_test::task::spawn(executor.stop(Shutdown::Graceful));
     assert!(stop.poll().is_pending());
     pass(ms(200)).await;
-    // The executor has stopped, and the stop has not been polled since.
+    // The last call has ended, so the executor has stopped, although the future of the stop was not polled again.
     executor.start().unwrap();
     let call = executor.submit(request("again")).await.unwrap();
     assert!(stop.is_woken() && stop.poll().is_ready());
@@ -497,7 +501,7 @@ async fn dropping_a_clone_affects_no_call() {
     let mut executor = unlimited().build(client(ms(100)).0).unwrap();
     executor.start().unwrap();
     let mut clone = executor.clone();
-    // The clone was ready, has two calls, and is ready again when it is dropped.
+    // The clone is made ready, makes two calls, and is made ready again. Dropping it must cancel neither call.
     clone.ready().await.unwrap();
     let by_clone = clone.call(request("by the clone"));
     let submitted = clone.submit(request("by the clone")).await.unwrap();
@@ -529,7 +533,7 @@ async fn a_clone_that_was_ready_before_a_stop_returns_an_error_when_it_is_called
 
 type SelfStopping = Executor<Closure<StopReport>, StopReport>;
 
-/// An executor for calls that hold a clone of it.
+/// Starts an executor for calls that are closures, which may hold a clone of the executor.
 fn for_closures() -> SelfStopping {
     let executor = unlimited().build_for_closures().unwrap();
     executor.start().unwrap();
@@ -575,7 +579,7 @@ async fn a_call_that_stops_its_executor_does_not_wait_for_itself() {
                 }
             })
         };
-        // Two running calls, each of which stops the executor, and a queued one.
+        // Submits two calls that stop the executor while they run, and a third call that is queued behind them.
         let mut calls = Vec::new();
         for _ in 0..2 {
             calls.push(executor.submit(stops(executor.clone())).await.unwrap());
@@ -601,7 +605,8 @@ async fn a_call_that_stops_its_executor_does_not_wait_for_itself() {
                 if how == Shutdown::Immediate { ms(100) } else { ms(600) }
             );
         }
-        // A stop from outside waits until the last call has ended. Then the executor can start again.
+        // A stop that does not come from a call of the executor waits until the last call has ended. Then the executor
+        // can start again.
         assert_eq!(executor.stop(Shutdown::Graceful).await.left, 0);
         assert!(!executor.is_running());
         executor.start().unwrap();
@@ -651,7 +656,8 @@ fn an_executor_outlives_its_runtime_and_starts_again_in_another() {
                 .contains("inside a Tokio runtime")
         );
     }
-    // A stop has nothing left to do, and needs no runtime.
+    // The runtimes of the executor are gone with all their calls, so a stop has nothing to wait for, and needs no
+    // runtime.
     assert_eq!(block_on(executor.stop(Shutdown::Graceful)).cancelled, 0);
     assert_eq!(executor.monitor().in_flight(), 0);
 }
@@ -666,7 +672,7 @@ fn a_runtime_outlives_its_executor() {
     });
     assert!(runtime.block_on(call).unwrap_err().is_cancelled());
     runtime.block_on(settle());
-    // The workers have ended.
+    // The worker tasks of the executor have ended, so the runtime has no tasks left.
     assert_eq!(runtime.metrics().num_alive_tasks(), 0);
 }
 
@@ -709,7 +715,7 @@ fn shutting_a_runtime_down_ends_stops_and_calls_that_wait_in_others() {
         entered.wait();
         home.shutdown_background();
         assert!(waits.join().unwrap().unwrap_err().is_closed());
-        // At most the three calls, fewer if some had ended before the stop began.
+        // The stop cancels at most the three calls. It reports fewer if some had ended before the stop began.
         let report = stops.join().unwrap();
         assert!(report.completed == 0 && report.cancelled <= 3, "{report:?}");
         for call in calls {
@@ -755,7 +761,7 @@ fn a_stop_may_come_from_another_runtime_or_from_none() {
                 }
                 let is_within = matches!(how, Shutdown::Within(_));
                 let report = match (elsewhere, is_within) {
-                    // A stop within a time needs a timer.
+                    // `Shutdown::Within` needs the timer of a Tokio runtime.
                     (true, _) | (false, true) => {
                         let other = Builder::new_current_thread().enable_all().build().unwrap();
                         other.block_on(executor.stop(how))
@@ -796,7 +802,7 @@ fn ten_thousand_stops_that_race_with_submits_each_account_for_every_call() {
     const ROUNDS: usize = 10_000;
     type Numbered = Executor<usize, usize>;
 
-    /// How many calls of one thread had which result in one round.
+    /// Counts the calls that one thread makes in one round, by their result.
     #[derive(Clone, Copy, Debug, Default)]
     struct Counts {
         completed: u64,
@@ -877,7 +883,7 @@ fn ten_thousand_stops_that_race_with_submits_each_account_for_every_call() {
                         }
                         end.wait();
                         all.push(counts);
-                        // Until the main thread has read the totals.
+                        // Waits until the main thread has read the totals of this round.
                         if round + 1 < ROUNDS {
                             end.wait();
                         }
@@ -922,8 +928,8 @@ fn ten_thousand_stops_that_race_with_submits_each_account_for_every_call() {
             let (refused, closed) = (a.refused + b.refused, a.closed + b.closed);
             assert_eq!(completed + cancelled + refused + closed + a.full + b.full, 6, "{case}");
             assert_eq!(after.completed - before.completed, completed, "{case}");
-            // A call that `try_submit` refuses has no event, unless the stop comes between its place and its
-            // acceptance.
+            // A call that `try_submit` refuses has no event, unless the stop comes after the call got its place in the
+            // queue and before it was accepted. Such a call is refused and has a cancelled event.
             let ended = after.cancelled - before.cancelled;
             assert!(
                 (cancelled + closed..=cancelled + closed + refused).contains(&ended),
@@ -942,7 +948,8 @@ fn ten_thousand_stops_that_race_with_submits_each_account_for_every_call() {
             sum.refused += refused;
             sum.closed += closed;
         }
-        // In some rounds the calls were first, in others the stop.
+        // Both orders of the race occurred: in some rounds calls completed before the stop, in others the stop refused
+        // them.
         assert!(sum.completed > 0 && sum.refused > 0, "{sum:?}");
     });
 }
@@ -968,14 +975,15 @@ fn starts_and_stops_that_race_leave_the_executor_either_running_or_stopped() {
                             Err(error) => assert!(error.is_already_running(), "{error:?}"),
                         }
                         if let Ok(call) = executor.try_submit(Request::new(())) {
-                            // It completes or is cancelled, and does not hang.
+                            // Checks that the call does not hang; it may complete or be cancelled.
                             let _ = block_on(call);
                         }
                     }
                 })
             })
             .collect();
-        // They stop the executor for as long as it is started: a fixed number of stops can be over before the first start.
+        // The stopping threads stop the executor again and again until the starting threads have ended. A fixed number
+        // of stops could be over before the first start.
         let stopping: Vec<_> = (0..2)
             .map(|_| {
                 let (executor, are_starting) = (executor.clone(), are_starting.clone());
@@ -998,7 +1006,7 @@ fn starts_and_stops_that_race_leave_the_executor_either_running_or_stopped() {
         assert!(!executor.is_running());
         assert_eq!(executor.monitor().totals().open(), 0);
         assert!(started.load(Ordering::Relaxed) > 1);
-        // Of concurrent starts exactly one succeeds.
+        // When four threads start the executor at once, exactly one of the starts succeeds.
         for _ in 0..200 {
             let starts: Vec<_> = (0..4)
                 .map(|_| {

@@ -1,4 +1,4 @@
-//! Calls that end when the bodies of their responses do.
+//! Tests of streamed responses: a call lasts until the body of its response has ended.
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -28,7 +28,7 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// A body whose frames are sent by the test.
+/// A body whose frames the test sends through a channel.
 struct Pieces(mpsc::UnboundedReceiver<Result<&'static str, io::Error>>);
 
 type Sender = mpsc::UnboundedSender<Result<&'static str, io::Error>>;
@@ -47,7 +47,8 @@ impl Body for Pieces {
     }
 }
 
-/// Responds with the status that is the body of the request, and with a body that the test sends.
+/// A test server that responds with the status code given as the body of the request. The test sends the body of each
+/// response.
 #[derive(Clone, Default)]
 struct Server {
     open: Arc<Mutex<Vec<Sender>>>,
@@ -77,7 +78,7 @@ impl Server {
         self.open.lock().unwrap()[at].clone()
     }
 
-    /// Closes the body.
+    /// Ends the body of the response number `at`.
     fn end(&self, at: usize) {
         let (closed, _) = mpsc::unbounded_channel();
         self.open.lock().unwrap()[at] = closed;
@@ -125,7 +126,7 @@ async fn a_call_lasts_until_the_last_byte_while_its_caller_has_the_response_from
     server.body(0).send(Ok("two")).unwrap();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "two");
     settle().await;
-    // The permit is still held: the second call has not been sent.
+    // The first call still holds the permit, so the second call has not been sent.
     assert_eq!((server.calls(), executor.monitor().in_flight()), (1, 1));
 
     advance(ms(5)).await;
@@ -233,7 +234,7 @@ async fn a_graceful_stop_waits_for_bodies() {
     assert_eq!(stop.await.unwrap().completed, 1);
 }
 
-/// Retries a 503 as a request for a 200, and keeps the body of the 503.
+/// A policy that retries a 503: it sends the request again for a status of 200, and keeps the body of the 503.
 #[derive(Clone)]
 struct RetryUnavailable(Arc<Mutex<Vec<Bytes>>>);
 
@@ -302,7 +303,7 @@ async fn of_a_failed_response_at_most_64_kib_are_read() {
         response.into_body().collect().await.unwrap().to_bytes().len(),
         64 * 1024
     );
-    // The rest of the body was dropped.
+    // The rest of the body beyond 64 KiB was dropped, so the server can send no more of it.
     assert!(server.body(0).send(Ok("more")).is_err());
 }
 
@@ -362,7 +363,7 @@ async fn a_body_layer_and_a_stream_layer_do_the_same_in_any_stack() {
     settle().await;
     assert_eq!((events.totals().completed, limit.in_flight()), (1, 0));
 
-    // Dropping the future before the head cancels the call.
+    // Dropping the response future before the response has arrived cancels the call.
     assert!(
         timeout(ms(5), service.clone().oneshot(Request::new(200)))
             .await
@@ -370,7 +371,7 @@ async fn a_body_layer_and_a_stream_layer_do_the_same_in_any_stack() {
     );
     settle().await;
     assert_eq!((events.totals().cancelled, limit.in_flight()), (1, 0));
-    // So does dropping the body.
+    // Dropping the body of the response cancels the call, too.
     drop(service.clone().oneshot(Request::new(200)).await.unwrap());
     settle().await;
     assert_eq!((events.totals().cancelled, limit.in_flight()), (2, 0));
@@ -431,7 +432,7 @@ async fn a_collected_body_is_a_part_of_its_call_and_may_be_recorded() {
     assert_eq!(event.response_bytes, Some(14));
     assert_eq!((event.attempts.len(), event.status), (1, RequestStatus::Completed));
 
-    // One byte above the limit of 20.
+    // The body of the second call is one byte longer than the limit of 20 bytes.
     let call = executor.submit(get(200)).await.unwrap();
     let event = call.event().clone();
     sleep(ms(20)).await;

@@ -1,5 +1,5 @@
-//! The limits, the queue and the executor on several threads, where the clock cannot be paused: a bounded amount of
-//! work, and no assertion about time.
+//! Tests of the limits, the queue and the executor on several threads. Tokio's clock cannot be paused there, so each
+//! test does a bounded amount of work, and asserts nothing about time.
 
 mod support;
 

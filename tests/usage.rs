@@ -1,4 +1,4 @@
-//! The tokens that responses report, their settlement, and estimates of them.
+//! Tests of the token usage that responses report, of its settlement, and of token estimates.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -30,7 +30,8 @@ fn response(kind: &'static str, text: &str, size: usize) -> Response<Pieces> {
     Response::builder().header("content-type", kind).body(body).unwrap()
 }
 
-/// The number in the extension after the body was read. It must not depend on the size of the frames.
+/// Returns the number of used tokens in the `ApiTokensUsed` extension after the body was read. Checks that the number
+/// does not depend on the size of the frames.
 async fn used(layer: UsageLayer, kind: &'static str, text: &str) -> Option<u64> {
     let mut seen = Vec::new();
     for size in [1, 2, 7, 1_000_000] {
@@ -56,23 +57,23 @@ async fn used(layer: UsageLayer, kind: &'static str, text: &str) -> Option<u64> 
 #[tokio::test]
 async fn the_tokens_used_are_read_from_a_document_of_each_provider() {
     for (text, tokens) in [
-        // OpenAI chat
+        // OpenAI chat completions, with and without the total.
         (
             r#"{"id":"a","choices":[],"usage":{"prompt_tokens":9,"completion_tokens":12,"total_tokens":21}}"#,
             Some(21),
         ),
         (r#"{"usage":{"prompt_tokens":9,"completion_tokens":12}}"#, Some(21)),
-        // OpenAI responses
+        // A response of OpenAI's Responses API.
         (
             r#"{"object":"response","usage":{"input_tokens":36,"output_tokens":87,"total_tokens":123}}"#,
             Some(123),
         ),
-        // Anthropic: tokens that are read from the cache do not count.
+        // Anthropic: tokens that are read from the cache are not counted.
         (
             r#"{"type":"message","usage":{"input_tokens":10,"cache_creation_input_tokens":5,"cache_read_input_tokens":2000,"output_tokens":7}}"#,
             Some(22),
         ),
-        // Gemini
+        // Gemini, with and without the total.
         (
             r#"{"usageMetadata":{"promptTokenCount":4,"candidatesTokenCount":6,"thoughtsTokenCount":20,"totalTokenCount":30}}"#,
             Some(30),
@@ -81,9 +82,9 @@ async fn the_tokens_used_are_read_from_a_document_of_each_provider() {
             r#"{"usageMetadata":{"promptTokenCount":4,"candidatesTokenCount":6}}"#,
             Some(10),
         ),
-        // Embeddings
+        // Embeddings: the usage has no output tokens.
         (r#"{"data":[],"usage":{"prompt_tokens":8,"total_tokens":8}}"#, Some(8)),
-        // No usage
+        // Texts that report no valid usage.
         ("{}", None),
         ("", None),
         ("usage: 3", None),
@@ -101,27 +102,27 @@ async fn the_tokens_used_are_read_from_a_document_of_each_provider() {
 #[tokio::test]
 async fn the_tokens_used_are_read_from_a_stream_of_events_of_each_provider() {
     for (text, tokens) in [
-        // OpenAI chat, with `include_usage`
+        // OpenAI chat with `include_usage`: the usage is in an event near the end.
         (
             "data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"}}],\"usage\":null}\n\ndata: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2,\"total_tokens\":7}}\n\ndata: [DONE]\n\n",
             Some(7),
         ),
-        // OpenAI responses
+        // A stream of OpenAI's Responses API.
         (
             "event: response.created\r\ndata: {\"type\":\"response.created\",\"response\":{\"usage\":null}}\r\n\r\nevent: response.completed\r\ndata: {\"response\":{\"usage\":{\"input_tokens\":1,\"output_tokens\":2,\"total_tokens\":3}}}\r\n\r\n",
             Some(3),
         ),
-        // Anthropic: the input at the start, then the growing output
+        // Anthropic: the first event has the input tokens, and later events have the growing number of output tokens.
         (
             "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":25,\"output_tokens\":1}}}\n\nevent: ping\ndata: {}\n\nevent: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":15}}\n\n",
             Some(40),
         ),
-        // Gemini: all numbers in each event
+        // Gemini: each event has all numbers up to then.
         (
             "data: {\"usageMetadata\":{\"promptTokenCount\":4,\"totalTokenCount\":5}}\n\ndata: {\"usageMetadata\":{\"promptTokenCount\":4,\"totalTokenCount\":9}}\n\n",
             Some(9),
         ),
-        // Data over several lines, with and without an empty line at the end
+        // The data of one event is split over several lines. The event counts only if an empty line ends it.
         ("data: {\"usage\":\ndata: {\"total_tokens\":\ndata: 11}}", None),
         ("data: {\"usage\":\ndata: {\"total_tokens\":\ndata: 11}}\n\n", Some(11)),
         (": a comment\n\ndata: usage\n\nid: 1\n\n", None),
@@ -324,9 +325,9 @@ fn an_average_follows_the_answers_of_earlier_calls() {
     }
     assert_eq!(charged[0], 1_002);
     assert!((100..=104).contains(&charged[199]), "{charged:?}");
-    // An answer is never estimated above the allowed length.
+    // The length of an answer is never estimated above the `max_tokens` of the request.
     assert_eq!(estimate.cost(&Request::new(r#"{"max_tokens":5}"#)).tokens, 5);
-    // A failure does not change the average.
+    // A failed call does not change the average.
     let before = estimate.answer();
     UsedCost::<Response<()>>::used(&estimate, Cost::tokens(9), Err(&BoxError::from("no")));
     assert_eq!(estimate.answer(), before);

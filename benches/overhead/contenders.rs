@@ -1,4 +1,4 @@
-//! The contenders: what is measured. The layers and stacks of tower-outbound, and the nearest equivalents of its peers.
+//! The contenders that are measured: the layers and stacks of tower-outbound, and the nearest equivalents of its peers.
 //!
 //! All limits are so high that no call ever waits for one. Each stack is built as its users would build it.
 
@@ -30,7 +30,7 @@ pub(crate) struct Contender {
     pub(crate) run: fn(usize) -> Run,
 }
 
-/// The capacity of queues and the limit of concurrency: more than there are callers.
+/// The capacity of the queues and the limit of concurrency. It is larger than the number of callers, so no call waits.
 const CAPACITY: usize = 1_024;
 /// A rate per second that is never reached.
 const UNREACHED: u64 = 1_000_000_000;
@@ -292,7 +292,7 @@ fn token_bucket() -> RateLimiterLayer {
     limiter.expect("the settings are valid")
 }
 
-/// Measures a layer around the client.
+/// Measures a layer around the client that does nothing.
 fn layer<L, S>(layer: L, callers: usize) -> impl Future<Output = f64>
 where
     L: Layer<Client, Service = S>,

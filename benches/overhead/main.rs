@@ -1,10 +1,11 @@
-//! Time and allocations per call around a service that does nothing: tower-outbound and its peers, side by side.
+//! Measures the time and the allocations per call around a service that does nothing, for tower-outbound and its peers
+//! side by side.
 //!
-//! `cargo bench -p tower-outbound-benches --bench overhead [-- FILTER]`, about a minute without a filter.
+//! `cargo bench -p tower-outbound-benches --bench overhead [-- FILTER]` takes about a minute without a filter.
 //!
-//! In each round every contender of a group is measured once, so that other load on the machine affects all of them. A
-//! time is the median of the rounds, a ratio the median of the rounds' ratios. Compare the ratios, not the times.
-//! Allocations are counted in a separate run on one thread. The last lines are for programs:
+//! In each round, every contender of a group is measured once, so that other load on the machine affects all of them. A
+//! time is the median of the rounds, and a ratio is the median of the rounds' ratios. Compare the ratios, not the
+//! times. Allocations are counted in a separate run on one thread. The last lines of the output are for programs:
 //! `ratio <contender>/<peer> <callers> <threads> = x.xx`.
 
 #[path = "../common.rs"]
@@ -21,7 +22,7 @@ const ROUNDS: usize = 11;
 /// Time and allocations per call around a service that does nothing: tower-outbound and its peers, side by side.
 #[derive(Parser)]
 struct Options {
-    /// Measure only the pairs whose name contains this, as in `executor/tower-stack`
+    /// Measure only the pairs whose name contains this text, as in `executor/tower-stack`
     filter: Option<String>,
     /// Run only this contender, on one thread and without measuring it, for a profiler
     #[arg(long, value_name = "NAME")]
@@ -84,7 +85,7 @@ const GROUPS: [Group; 4] = [
             ("event", "tower-http-trace"),
         ],
     },
-    // Tower's rate limit cannot be cloned, so it has only one caller.
+    // Tower's rate limit cannot be cloned, so this group has only one caller.
     Group {
         callers: &[1],
         contenders: &[contenders::RATE, contenders::TOWER_RATE],

@@ -8,13 +8,13 @@ use tokio::{
 };
 use tower::{Service, ServiceExt};
 
-/// Calls in one measurement.
+/// The number of calls in one measurement.
 pub(crate) const CALLS: usize = 40_000;
 
-/// A measurement. Its output is nanoseconds per call.
+/// A measurement, as a future whose output is nanoseconds per call.
 pub(crate) type Run = Pin<Box<dyn Future<Output = f64>>>;
 
-/// The threads that run the callers.
+/// The number of threads that run the callers.
 #[derive(Clone, Copy)]
 pub(crate) enum Threads {
     One,
@@ -23,7 +23,7 @@ pub(crate) enum Threads {
 
 /// The measurements of one contender.
 pub(crate) struct Figures {
-    /// Nanoseconds per call in each round.
+    /// Nanoseconds per call, one value for each round.
     ns: Vec<f64>,
     /// Allocations per call.
     pub(crate) allocations: f64,
@@ -53,7 +53,7 @@ impl Figures {
         median(self.ns.iter().copied())
     }
 
-    /// The median of the ratios of each round.
+    /// The ratio of the times of this contender and a peer: the median of the ratios of all rounds.
     pub(crate) fn ratio(&self, peer: &Self) -> f64 {
         median(self.ns.iter().zip(&peer.ns).map(|(this, peer)| this / peer))
     }
@@ -70,7 +70,7 @@ pub(crate) fn in_turns(contenders: &[&Contender], threads: Threads, callers: usi
         .collect();
     let runtime = threads.build();
     for round in 0..rounds {
-        // Each round starts with the next contender, so that none is always measured first.
+        // Each round starts with another contender than the round before, so that none is always measured first.
         for turn in 0..contenders.len() {
             let at = (turn + round) % contenders.len();
             figures[at].ns.push(runtime.block_on((contenders[at].run)(callers)));
@@ -79,7 +79,7 @@ pub(crate) fn in_turns(contenders: &[&Contender], threads: Threads, callers: usi
     figures
 }
 
-/// Runs a contender without measuring it. Returns the number of calls.
+/// Runs a contender without measuring it. Returns the number of calls it made.
 pub(crate) fn run_only(contender: &Contender, callers: usize, times: usize) -> usize {
     let runtime = Threads::One.build();
     for _ in 0..times {
@@ -88,7 +88,7 @@ pub(crate) fn run_only(contender: &Contender, callers: usize, times: usize) -> u
     CALLS / callers * callers * times
 }
 
-/// Allocations per call, counted on one thread.
+/// Counts the allocations per call, on one thread.
 fn allocations(contender: &Contender, callers: usize) -> f64 {
     let runtime = Threads::One.build();
     let counted = allocation_counter::measure(|| {
@@ -97,8 +97,8 @@ fn allocations(contender: &Contender, callers: usize) -> f64 {
     counted.count_total as f64 / CALLS as f64
 }
 
-/// Makes [`CALLS`] calls, with a caller for each service that makes one call after the other. Returns nanoseconds per
-/// call.
+/// Makes [`CALLS`] calls in total. Each service has its own caller, which makes one call after the other. Returns
+/// nanoseconds per call.
 pub(crate) async fn calls<S, Req>(services: Vec<S>, request: fn() -> Req) -> f64
 where
     S: Service<Req, Future: Send, Response: Send, Error: std::fmt::Debug + Send> + Send + 'static,
@@ -136,7 +136,7 @@ pub(crate) fn repeated(mut once: impl FnMut()) -> f64 {
     start.elapsed().as_nanos() as f64 / CALLS as f64
 }
 
-/// Awaits the futures of a function [`CALLS`] times, one after the other. Returns nanoseconds per call.
+/// Calls an async function [`CALLS`] times, and awaits each future before the next call. Returns nanoseconds per call.
 pub(crate) async fn repeated_async(mut once: impl AsyncFnMut()) -> f64 {
     let start = Instant::now();
     for _ in 0..CALLS {

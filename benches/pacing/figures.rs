@@ -1,18 +1,18 @@
-//! Computes the figures of a run from its calls. Pure arithmetic: no clock, no limiter.
+//! Computes the figures of a run from its calls. This is pure arithmetic, without a clock or a limiter.
 
 use crate::common::median;
 use hdrhistogram::Histogram;
 use std::time::Duration;
 
-/// Two times count as different only if they differ by more than this. Each caller records the time itself after it was
-/// woken, so two threads may record two admissions in the wrong order.
+/// Two times count as different only if they differ by more than this tolerance. Each caller records the time itself
+/// after it was woken, so two threads may record two admissions in the wrong order.
 const TOLERANCE: Duration = Duration::from_millis(1);
 
-/// One call of one caller. Times count from the start of the run.
+/// One call of one caller. Times are counted from the start of the run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
     pub(crate) arrived: Duration,
-    /// The time of the admission; the end of the run if the call was still waiting then.
+    /// The time of the admission. For a call that was still waiting when the run ended, the end of the run.
     pub(crate) waited_until: Duration,
     pub(crate) admitted: bool,
     pub(crate) tokens: u64,
@@ -25,26 +25,26 @@ pub(crate) struct Budget {
     pub(crate) burst: u64,
 }
 
-/// The cost of a call in one budget.
+/// A function that returns the cost of a call in one budget.
 pub(crate) type CostOf = fn(&Call) -> u64;
 
-/// The figures of one row of the table.
+/// The figures of one row of the printed table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
-    /// Admitted amount, in percent of what the budgets allow. See [`achieved`].
+    /// The admitted amount, in percent of what the budgets allow. See [`achieved`].
     pub(crate) achieved: f64,
-    /// Empirical burst of requests. See [`empirical_burst`].
+    /// The empirical burst of requests. See [`empirical_burst`].
     pub(crate) requests: f64,
-    /// Empirical burst of tokens.
+    /// The empirical burst of tokens. See [`empirical_burst`].
     pub(crate) tokens: f64,
     pub(crate) waits: Waits,
-    /// Processor time in percent of one core.
+    /// The processor time of the process, in percent of one core.
     pub(crate) cpu: f64,
-    /// Calls that were admitted before an earlier arrival. See [`overtakings`].
+    /// The number of calls that were admitted before an earlier arrival. See [`overtakings`].
     pub(crate) overtaken: f64,
 }
 
-/// Waits in milliseconds.
+/// Quantiles of the times that calls waited, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waits {
     pub(crate) p50: f64,
@@ -75,7 +75,7 @@ impl Budget {
         Self { rate, burst }
     }
 
-    /// The amount that flows in during a time.
+    /// The amount that flows into the bucket during `time`.
     pub(crate) fn inflow(&self, time: Duration) -> f64 {
         self.rate as f64 * time.as_secs_f64()
     }
@@ -102,7 +102,7 @@ impl Figures {
         }
     }
 
-    /// The median of each figure separately.
+    /// Takes the median over all rounds, for each figure separately.
     pub(crate) fn median(rounds: &[Self]) -> Self {
         let median = |figure: fn(&Self) -> f64| median(rounds.iter().map(figure));
         Self {
@@ -123,7 +123,7 @@ impl Figures {
 // === impl Waits ===
 
 impl Waits {
-    /// p99 / p50.
+    /// The ratio of the 99th percentile of the waits to their median.
     pub(crate) fn tail(&self) -> f64 {
         self.p99 / self.p50
     }
@@ -139,7 +139,7 @@ pub(crate) fn admissions(calls: &[Call]) -> Vec<Call> {
 }
 
 /// The time an exact limiter would have needed for these admissions in this order, in percent of the time from the
-/// first of them to the end of the run. With a single budget, `(admitted - burst) / (rate x elapsed)`.
+/// first admission to the end of the run. With a single budget, this is `(admitted - burst) / (rate x elapsed)`.
 pub(crate) fn achieved(admissions: &[Call], budgets: &[(Budget, CostOf)], end: Duration) -> f64 {
     let Some(first) = admissions.first() else {
         return 0.0;
@@ -158,8 +158,8 @@ pub(crate) fn achieved(admissions: &[Call], budgets: &[(Budget, CostOf)], end: D
     100.0 * needed / (end - first.waited_until).as_secs_f64()
 }
 
-/// The largest of `admitted - rate x length` over all windows that begin and end with an admission: the burst of the
-/// smallest bucket that would have allowed this.
+/// The largest value of `admitted - rate x length` over all windows that begin and end with an admission. This is the
+/// burst of the smallest bucket that would have allowed these admissions.
 pub(crate) fn empirical_burst(admissions: &[Call], budget: Budget, cost: CostOf) -> f64 {
     let (mut largest, mut level, mut before) = (0.0_f64, 0.0_f64, Duration::ZERO);
     for call in admissions {
@@ -170,8 +170,8 @@ pub(crate) fn empirical_burst(admissions: &[Call], budget: Budget, cost: CostOf)
     largest
 }
 
-/// The waits of the calls that were admitted after `warm_up`, when the queue has reached its full length, and of those
-/// that were still waiting at the end and had waited for longer than `warm_up`. The maximum is that of all calls.
+/// The waits of the calls that were admitted after `warm_up`, when the queue has reached its full length, and of the
+/// calls that were still waiting at the end and had waited for longer than `warm_up`. The maximum is that of all calls.
 pub(crate) fn waits(calls: &[Call], warm_up: Duration) -> Waits {
     let mut histogram = Histogram::<u64>::new(3).expect("three digits are a valid precision");
     let is_counted = |call: &&Call| call.waited_until >= warm_up && (call.admitted || call.wait() > warm_up);
@@ -188,8 +188,8 @@ pub(crate) fn waits(calls: &[Call], warm_up: Duration) -> Waits {
     }
 }
 
-/// The number of calls that were admitted although a call that had arrived earlier was still waiting. Both times must
-/// differ by more than [`TOLERANCE`].
+/// The number of calls that were admitted although a call that had arrived earlier was still waiting. Both the arrivals
+/// and the ends of the waits must differ by more than [`TOLERANCE`].
 pub(crate) fn overtakings(calls: &[Call]) -> usize {
     let mut calls = calls.to_vec();
     calls.sort_by_key(|call| call.arrived);
@@ -206,8 +206,9 @@ pub(crate) fn overtakings(calls: &[Call]) -> usize {
     overtakings
 }
 
-/// The most that a bucket would have admitted by each time, as the corners of a polyline: it rises at the rate, and is
-/// at most one burst above the number of calls that were admitted.
+/// The largest number of calls that an exact bucket would have admitted by each time, as the corners of a polyline. The
+/// line rises at the rate, and is never more than one burst above the number of calls that the measured limiter had
+/// admitted.
 pub(crate) fn envelope(admissions: &[Call], budget: Budget, end: Duration) -> Vec<(Duration, f64)> {
     let mut corners = vec![(Duration::ZERO, budget.burst as f64)];
     let (mut at, mut allowed) = (Duration::ZERO, budget.burst as f64);

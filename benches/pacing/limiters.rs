@@ -1,5 +1,5 @@
-//! The limiters: tower-outbound, and every peer that lets its callers wait. Each is set up as close to a token bucket
-//! as it allows.
+//! The limiters that are measured: tower-outbound, and every peer that lets its callers wait. Each is set up to be as
+//! close to a token bucket as it allows.
 
 use crate::figures::Budget;
 use governor::{DefaultDirectRateLimiter, Quota};
@@ -12,7 +12,7 @@ use tower_resilience::ratelimiter::RateLimiterLayer;
 /// A budget that is never exhausted.
 pub(crate) const UNLIMITED: Budget = Budget::new(1_000_000_000_000, 1_000_000_000_000);
 
-/// The capacity of the buffer in front of Tower's limit: more than there are callers.
+/// The capacity of the buffer in front of Tower's rate limit. It is larger than the number of callers.
 const BUFFER: usize = 1_024;
 
 /// A limiter that is measured.
@@ -25,13 +25,13 @@ pub(crate) enum Limiter {
     Tower,
 }
 
-/// The handle of one caller.
+/// The handle with which one caller waits for a limiter.
 pub(crate) trait Pacer: Clone + Send + 'static {
-    /// Waits for one request and this many tokens, and returns the time of the admission.
+    /// Waits until one request and `tokens` tokens are admitted, and returns the time of the admission.
     fn admit(&mut self, tokens: u64) -> impl Future<Output = Instant> + Send;
 }
 
-/// A service behind a limit. It responds with the time at which it was called.
+/// A service behind a limit. The service responds with the time at which it was called.
 #[derive(Clone)]
 pub(crate) struct LimitedService<S>(S);
 
@@ -56,7 +56,7 @@ impl Limiter {
         }
     }
 
-    /// How the limiter is set up for a rate and a burst.
+    /// Describes how the limiter is set up for a rate and a burst.
     pub(crate) const fn setup(self) -> &'static str {
         match self {
             Self::TowerOutbound => {
@@ -73,11 +73,11 @@ impl Limiter {
         }
     }
 
-    /// The amount and the interval of its refills; `None` if it refills continuously.
+    /// The amount and the interval of the limiter's refills; `None` if it refills continuously.
     pub(crate) fn interval(self, requests: Budget) -> Option<(u64, Duration)> {
         let amount = match self {
             Self::TowerOutbound | Self::Governor | Self::TowerResilience => return None,
-            // Its timer has a resolution of a millisecond, so the interval must not be shorter.
+            // The timer of leaky-bucket has a resolution of a millisecond, so the interval must not be shorter.
             Self::LeakyBucket => requests.burst.max(requests.rate / 1_000),
             Self::Tower => requests.burst,
         };
@@ -153,7 +153,7 @@ pub(crate) fn tower_resilience(requests: Budget) -> impl Pacer {
     let layer = RateLimiterLayer::builder()
         .limit_for_period(usize::try_from(requests.burst).expect("small enough"))
         .refresh_period(time_for(requests.burst, requests))
-        // This is added to the amount of one period.
+        // The burst size is added to the amount of one period, so it is zero.
         .burst_size(0)
         .timeout_duration(Duration::from_secs(3_600))
         .build()
@@ -192,7 +192,7 @@ fn clock() -> impl Service<(), Response = Instant, Error = Infallible, Future: S
     service_fn(async |()| Ok(Instant::now()))
 }
 
-/// The time in which this amount flows in.
+/// The time in which this amount flows into the bucket.
 fn time_for(amount: u64, budget: Budget) -> Duration {
     Duration::from_secs(amount) / u32::try_from(budget.rate).expect("small enough")
 }

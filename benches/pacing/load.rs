@@ -1,4 +1,4 @@
-//! The load: callers that each make one call after the other, on a separate runtime for each run.
+//! The load of a run: callers that each make one call after the other. Each run has its own runtime.
 
 use crate::{
     common::process_cpu_time,
@@ -20,9 +20,9 @@ const THREADS: usize = 2;
 pub(crate) struct Load {
     pub(crate) requests: Budget,
     pub(crate) tokens: Budget,
-    /// Each call costs between one token and this many.
+    /// Each call costs a random number of tokens from one to this number.
     pub(crate) most_tokens: u64,
-    /// If not zero: one call at the start, and the callers begin after this time.
+    /// If this is not zero, one call is made at the start, and the callers begin after this time.
     pub(crate) pause: Duration,
     /// The length of the run.
     pub(crate) length: Duration,
@@ -32,14 +32,14 @@ pub(crate) struct Load {
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(crate) calls: Vec<Call>,
-    /// Processor time in percent of one core.
+    /// The processor time of the process, in percent of one core.
     pub(crate) cpu: f64,
 }
 
 // === impl Load ===
 
 impl Load {
-    /// Runs the load on a limiter. Peers limit requests only, not tokens.
+    /// Runs the load on a limiter. Only tower-outbound limits tokens; its peers limit requests only.
     pub(crate) fn run(&self, limiter: Limiter) -> Record {
         match limiter {
             Limiter::TowerOutbound => self.run_on(|| limiters::tower_outbound(self.requests, self.tokens)),
@@ -104,7 +104,7 @@ impl Load {
         };
         // The loop never ends by itself: the timeout ends it.
         let _ = time::timeout_at(start + self.length, calling).await;
-        // The timer may be late, so that a call begins after the end of the run.
+        // The timer may be late, so that a call begins after the end of the run. Such a call is not counted.
         calls.retain(|call| call.arrived < self.length);
         calls
     }

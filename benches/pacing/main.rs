@@ -1,30 +1,31 @@
-//! How exactly, fairly and cheaply a rate limiter lets calls wait: tower-outbound, and every peer that lets callers
-//! wait.
+//! Measures how exactly, fairly and cheaply a rate limiter lets calls wait: tower-outbound, and every peer that lets
+//! its callers wait.
 //!
-//! `cargo bench -p tower-outbound-benches --bench pacing`, about two and a half minutes. 64 callers on two threads make
-//! one call after the other; each setting is run on one limiter after the other. `-- --help` shows how to select rows,
-//! repeat them, or draw a picture.
+//! `cargo bench -p tower-outbound-benches --bench pacing` takes about two and a half minutes. 64 callers on two threads
+//! each make one call after the other. Each setting is run on one limiter after the other. `-- --help` shows how to
+//! select rows, repeat them, or draw a picture.
 //!
-//! The columns:
+//! The columns of the table:
 //!
 //! - **achieved**: `(admitted - burst) / (rate x elapsed)`, from the first admission to the end of the run. With two
 //!   budgets, `(admitted - burst) / rate` is replaced by the time that an exact limiter needs for these calls in this
 //!   order.
 //! - **burst**: the largest value of `admitted - rate x length` over all windows of time of any length. For an exact
-//!   bucket with a burst of b it is at most b. A caller records the time after it was woken, so a delay of its thread
-//!   between two records adds to the value.
-//! - **p50, p99**: quantiles of the waits of the calls that were admitted after 64 / rate, when the queue has reached
-//!   its full length, and of the calls that were still waiting at the end and had waited for longer than that. With
-//!   first come, first served, all calls wait equally long. **max**: the longest wait of all calls.
+//!   bucket with a burst of b, the value is never above b. A caller records the time after it was woken, so a delay of
+//!   its thread between two records adds to the value.
+//! - **p50, p99**: quantiles of the waits of two kinds of calls: those that were admitted after 64 / rate, when the
+//!   queue has reached its full length, and those that were still waiting at the end and had waited for longer than
+//!   64 / rate. With first come, first served, all calls wait equally long. **max**: the longest wait of all calls.
 //! - **cpu**: processor time of the whole process in percent of one core.
-//! - **overtaken**: calls that were admitted although a call that had arrived more than a millisecond earlier was still
-//!   waiting, and waited for more than a millisecond longer.
+//! - **overtaken**: the number of calls that were admitted although a call that had arrived more than a millisecond
+//!   earlier was still waiting, and went on waiting for more than a millisecond.
 //!
-//! The bars for tower-outbound: achieved at least 99 %; burst at most `burst + 1 + rate x 5 ms`, because up to 5 ms of
-//! a late timer are made up for; p99/p50 at most 1.2 at rates up to 1000/s; cpu at most 15 % at 20000/s with a burst of
-//! 1. Each of its rows ends with `ok`, or with `not reached` and the columns in question.
+//! tower-outbound has to keep these bounds: achieved is not below 99 %; burst is not above `burst + 1 + rate x 5 ms`,
+//! because the limiter makes up for up to 5 ms of a late timer; p99/p50 is not above 1.2 at rates up to 1000/s; cpu is
+//! not above 15 % at 20000/s with a burst of 1. Each of its rows ends with `ok`, or with `not reached` and the names of
+//! the columns.
 //!
-//! The last lines are for programs: `pacing <limiter> <setting>: achieved = .., burst = .., ..`.
+//! The last lines of the output are for programs: `pacing <limiter> <setting>: achieved = .., burst = .., ..`.
 
 #[path = "../common.rs"]
 mod common;
@@ -44,7 +45,7 @@ use table::Row;
 /// How exactly, fairly and cheaply a rate limiter lets calls wait: tower-outbound and its peers.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Run only the rows whose name contains this, as in "governor 1000/s burst 1"
+    /// Run only the rows whose name contains this text, as in "governor 1000/s burst 1"
     filter: Option<String>,
     /// Run each row for one second instead of four
     #[arg(long)]
@@ -60,7 +61,7 @@ struct Args {
     bench: bool,
 }
 
-/// Limits and costs that one limiter after the other is run with.
+/// The limits and costs that one limiter after the other is run with.
 #[derive(Clone, Debug)]
 struct Setting {
     name: String,
@@ -151,7 +152,7 @@ impl Setting {
         self.most_tokens > 1
     }
 
-    /// The calls per second that an exact limiter admits.
+    /// The number of calls per second that an exact limiter admits.
     fn calls_per_second(&self) -> f64 {
         let mean_tokens = (1 + self.most_tokens) as f64 / 2.0;
         (self.requests.rate as f64).min(self.tokens.rate as f64 / mean_tokens)

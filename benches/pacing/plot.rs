@@ -1,7 +1,9 @@
-//! The picture: the calls that each limiter admitted over time, and the most that its bucket would have admitted.
+//! Draws a picture: the calls that each limiter admitted over time, and the most calls that an exact bucket would have
+//! admitted.
 //!
-//! There is one call, then a pause in which the bucket fills up, and then more callers than the limit admits. A limiter
-//! that counts in windows has most of its first window left when they arrive, and opens the next window soon after.
+//! The load is one call, then a pause in which the bucket fills up, and then more callers than the limit admits. When
+//! these callers arrive, a limiter that counts in windows has most of its first window left, and it opens the next
+//! window soon after.
 
 use crate::{
     figures::{Budget, Call, admissions, empirical_burst, envelope, overtakings, waits},
@@ -49,7 +51,7 @@ struct Panel {
     admissions: Vec<Call>,
 }
 
-/// A part of the curve of admitted calls, and whether it is above the envelope.
+/// A part of the curve of admitted calls, and whether that part is above the envelope.
 struct Piece {
     points: Vec<(f64, f64)>,
     excess: bool,
@@ -65,7 +67,7 @@ pub(crate) fn draw() -> anyhow::Result<()> {
             admissions,
         }
     });
-    // The executable is in `target/release/deps`.
+    // The executable is in `target/release/deps`, so the target directory is three levels up.
     let executable = env::current_exe().context("finding the target directory")?;
     let target = executable.ancestors().nth(3).context("finding the target directory")?;
     let (svg, png) = (target.join("pacing.svg"), target.join("pacing.png"));
@@ -82,7 +84,7 @@ pub(crate) fn draw() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Renders the drawing at twice its size, with fonts from a crate, because the machine may have none.
+/// Renders the drawing at twice its size. The fonts come from a crate, because the machine may have none.
 fn rasterize(drawing: &str) -> anyhow::Result<Pixmap> {
     let mut options = Options::default();
     let fonts = options.fontdb_mut();
@@ -212,8 +214,8 @@ impl Panel {
         }
     }
 
-    /// The calls that an exact limiter admits: the burst, and the inflow from the end of the pause to the end of the
-    /// run.
+    /// The number of calls that an exact limiter admits: the burst, and the inflow from the end of the pause to the end
+    /// of the run.
     fn possible() -> u32 {
         let busy = LOAD.requests.inflow(LOAD.length - LOAD.pause);
         LOAD.requests.burst as u32 + busy.ceil() as u32
@@ -225,7 +227,7 @@ impl Panel {
         corners.into_iter().map(|(at, allowed)| (millis(at), allowed)).collect()
     }
 
-    /// The number of admitted calls as a step curve, cut where it crosses the envelope.
+    /// The number of admitted calls over time as a step curve, cut where it crosses the envelope.
     fn pieces(&self) -> Vec<Piece> {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut add = |from: (f64, f64), to: (f64, f64), excess: bool| match pieces.last_mut() {
@@ -267,8 +269,8 @@ impl Panel {
 
 // === Details ===
 
-/// Whether a count is above the allowed one by a call or more. Less does not count, because a caller records the time a
-/// little after its admission.
+/// Returns whether a count is above the allowed one by a call or more. A smaller difference is not counted, because a
+/// caller records the time a little after its admission.
 fn exceeds(count: f64, allowed: f64) -> bool {
     count >= allowed + 1.0
 }

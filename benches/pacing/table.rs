@@ -1,4 +1,4 @@
-//! The output: a table, then a line for each of its rows for programs.
+//! Prints the output: a table, and then for programs a line for each of its rows.
 
 use crate::{
     Setting,
@@ -7,34 +7,34 @@ use crate::{
 };
 use std::time::Duration;
 
-/// The lateness of a timer that tower-outbound makes up for.
+/// tower-outbound makes up for a late timer by the amount that flows in during this time.
 const CATCH_UP: Duration = Duration::from_millis(5);
-/// The bar for `achieved`, in percent.
+/// The smallest acceptable value of `achieved`, in percent.
 const MIN_ACHIEVED: f64 = 99.0;
-/// The bar for `p99/p50`.
+/// The largest acceptable value of `p99/p50`.
 const MAX_TAIL: f64 = 1.2;
-/// The bar for `cpu`, in percent of one core.
+/// The largest acceptable value of `cpu`, in percent of one core.
 const MAX_CPU: f64 = 15.0;
 
-/// One limiter's figures for one setting.
+/// The figures of one limiter for one setting.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     limiter: Limiter,
     setting: String,
     figures: Figures,
     weighted: bool,
-    /// For tower-outbound only.
+    /// The bounds that the figures are compared with; `None` for a peer of tower-outbound.
     bars: Option<Bars>,
 }
 
-/// What the figures are compared with.
+/// The bounds that the figures of tower-outbound are compared with.
 #[derive(Clone, Debug)]
 struct Bars {
     /// The bound of the empirical burst of requests.
     requests: f64,
     /// The bound of the empirical burst of tokens.
     tokens: f64,
-    /// The columns whose bar is not reached.
+    /// The columns whose bound is not kept.
     missed: Vec<&'static str>,
 }
 
@@ -114,7 +114,8 @@ impl Bars {
         let bars = [
             ("achieved", figures.achieved >= MIN_ACHIEVED),
             ("burst", figures.requests <= requests && figures.tokens <= tokens),
-            // Where calls differ in cost, so do the waits that an exact limiter gives them.
+            // If calls differ in cost, even an exact limiter lets them wait for different times, so this bound does not
+            // apply.
             (
                 "p99/p50",
                 setting.is_weighted() || rate > 1_000 || figures.waits.tail() <= MAX_TAIL,

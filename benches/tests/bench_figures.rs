@@ -47,17 +47,17 @@ fn admissions_are_in_order_and_without_calls_that_still_wait() {
 #[test]
 fn the_empirical_burst_is_that_of_the_smallest_sufficient_bucket() {
     let budget = Budget::new(100, 1);
-    // (admissions in milliseconds, burst at one every 10 ms)
+    // Each entry: the times of the admissions in milliseconds, and their empirical burst at a rate of one every 10 ms.
     let table: [(&[u64], f64); 7] = [
         (&[], 0.0),
         (&[5], 1.0),
         (&[0, 10, 20, 30], 1.0),
         (&[0, 0, 0], 3.0),
-        // A pause saves nothing up: the worst window is the last.
+        // A pause saves nothing up: the window with the largest burst begins after the pause.
         (&[0, 1_000, 1_000, 1_001], 2.9),
-        // The worst window has several gaps.
+        // The window with the largest burst spans several gaps.
         (&[0, 5, 10, 15, 20], 3.0),
-        // The worst window is in the middle.
+        // The window with the largest burst is in the middle of the run.
         (&[0, 100, 101, 102, 200], 2.8),
     ];
     for (times, burst) in table {
@@ -87,7 +87,7 @@ fn the_empirical_burst_is_the_largest_excess_of_all_windows() {
 #[test]
 fn achieved_is_the_admissions_beyond_the_burst_as_a_part_of_the_inflow() {
     let calls = admitted_at(&[0, 0, 10, 20, 30]);
-    // Three calls beyond the burst in 40 ms, in which four flow in.
+    // The burst is two, so three of the five calls are beyond it. In 40 ms, four calls flow in.
     let requests = (Budget::new(100, 2), Call::one as _);
     assert!(close(achieved(&calls, &[requests], ms(40)), 75.0));
     assert!(close(achieved(&calls, &[requests], ms(30)), 100.0));
@@ -104,8 +104,8 @@ fn with_two_budgets_each_call_waits_for_the_slower_one() {
         .for_each(|(call, tokens)| call.tokens = tokens);
     let requests = (Budget::new(100, 1), Call::one as _);
     let tokens = (Budget::new(100, 5), Call::tokens as _);
-    // The bucket has four of five tokens after 10 ms and admits the heavy call after 20 ms; the next one waits for a
-    // request.
+    // The token bucket holds four of five tokens after 10 ms, so the call of five tokens is admitted after 20 ms. The
+    // next call waits for a request until 30 ms.
     assert!(close(
         achieved(&calls, &[requests, tokens], ms(60)),
         100.0 * 30.0 / 60.0
@@ -114,13 +114,13 @@ fn with_two_budgets_each_call_waits_for_the_slower_one() {
 
 #[test]
 fn a_call_that_is_admitted_before_an_earlier_arrival_overtakes() {
-    // (calls, overtakings)
+    // Each entry: the calls, and the number of overtakings.
     let table: [(&[Call], usize); 6] = [
         (&[], 0),
         (&[call(0, 100), call(10, 110), call(20, 120)], 0),
-        // One waits for long, and two are admitted before it.
+        // The first call waits for long, and two later calls are admitted before it.
         (&[call(0, 100), call(10, 50), call(20, 60), call(30, 130)], 2),
-        // A difference of a millisecond does not count, neither of arrivals nor of admissions.
+        // A difference of a millisecond does not count, neither between arrivals nor between admissions.
         (&[call(0, 100), call(1, 50)], 0),
         (&[call(0, 100), call(10, 99)], 0),
         // A call that is never admitted is overtaken, too.
@@ -137,7 +137,7 @@ fn waits_are_those_of_a_full_queue_and_of_calls_never_admitted() {
     let first_and_last = [call(0, 9), still_waiting(95, 100)];
     let never_admitted = [still_waiting(5, 100)];
     let all = [&full_queue[..], &first_and_last, &never_admitted].concat();
-    // (calls, p50, p99, max)
+    // Each entry: the calls, and the expected p50, p99 and maximum of their waits.
     let table = [
         (&all[..3], 20.0, 20.0, 20.0),
         (&all[..5], 20.0, 20.0, 20.0),
@@ -160,7 +160,7 @@ fn the_envelope_rises_at_the_rate_and_stops_a_burst_above_the_count() {
     let expected = [
         (ms(0), 2.0),
         (ms(0), 2.0),
-        // Full again after 10 ms.
+        // The bucket is full again after 10 ms.
         (ms(10), 3.0),
         (ms(50), 3.0),
         (ms(60), 4.0),

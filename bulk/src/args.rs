@@ -1,4 +1,4 @@
-//! The command line.
+//! Parses the command line.
 
 use crate::limits::PerMinute;
 use anyhow::{Context, bail, ensure};
@@ -179,9 +179,9 @@ pub(crate) enum OnMalformed {
     Refuse,
 }
 
-/// The URL that requests are sent to, and the headers that are sent with each.
+/// The URL that requests are sent to, and the headers that are sent with each request.
 pub(crate) struct Target {
-    /// `None` for the local provider.
+    /// The URL that requests are sent to; `None` for the local provider.
     pub(crate) url: Option<Uri>,
     pub(crate) headers: HeaderMap,
 }
@@ -196,15 +196,15 @@ impl Args {
         self.output.as_deref().unwrap_or_else(|| Path::new("results.jsonl"))
     }
 
-    /// Whether results of the local provider are written to the default output.
+    /// Returns whether the run sends to the local provider and writes its results to the default output.
     pub(crate) const fn is_demonstration(&self) -> bool {
         self.url.is_none() && self.output.is_none()
     }
 
     /// Parses the URL and the headers.
     ///
-    /// The argument parser does not do it, because its errors repeat the argument, and a header or a URL may hold a
-    /// key.
+    /// This is done after the argument parser has run, because the parser's errors repeat the argument, and a header or
+    /// a URL may hold a key.
     pub(crate) fn target(&self) -> anyhow::Result<Target> {
         Ok(Target {
             url: self.url.as_deref().map(endpoint).transpose()?,
@@ -259,7 +259,7 @@ fn header(text: &str) -> anyhow::Result<(HeaderName, HeaderValue)> {
     Ok((name, value))
 }
 
-/// A header value that is marked as sensitive, so that its `Debug` and logs do not show it.
+/// Makes a header value that is marked as sensitive, so that its `Debug` output and logs do not show it.
 fn sensitive(value: &str) -> anyhow::Result<HeaderValue> {
     let mut value = HeaderValue::from_str(value)?;
     value.set_sensitive(true);

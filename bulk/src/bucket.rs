@@ -1,10 +1,11 @@
-//! The token bucket of the local provider, exact to the nanosecond. It shares no code with the library's limiter, so
-//! that an error of one shows as a 429 of the other.
+//! The token bucket with which the local provider enforces its limits, exact to the nanosecond. The bucket shares no
+//! code with the limiter of the library, so that an error in one of the two shows as a 429.
 
 use crate::limits::Pace;
 use std::time::Duration;
 
-/// Parts of one request or token. With this many, each nanosecond adds a whole number of parts: `per_minute`.
+/// The number of parts in which a bucket counts one request or token. With this number, each nanosecond adds a whole
+/// number of parts: `per_minute`.
 const PARTS: u128 = 60 * 1_000_000_000;
 
 pub(crate) struct Bucket {
@@ -16,7 +17,8 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// A full bucket at time zero. Its capacity is the burst plus one, plus the amount that flows in within `slack`.
+    /// Makes a bucket that is full at time zero. Its capacity is the burst plus one, plus the amount that flows in
+    /// within `slack`.
     pub(crate) fn new(pace: Pace, slack: Duration) -> Self {
         let per_minute = u128::from(pace.per_minute);
         let capacity = (u128::from(pace.burst) + 1) * PARTS + per_minute * slack.as_nanos();
@@ -28,7 +30,7 @@ impl Bucket {
         }
     }
 
-    /// Updates the level to the time `now`, and returns how long it takes until `amount` is available: zero if it is
+    /// Updates the level to the time `now`. Returns how long it takes until `amount` is available: zero if `amount` is
     /// available now, `None` if it is more than the capacity.
     pub(crate) fn wait(&mut self, amount: u64, now: Duration) -> Option<Duration> {
         self.level = self
@@ -40,7 +42,8 @@ impl Bucket {
         (amount <= self.capacity).then(|| Duration::from_nanos(u64::try_from(missing).unwrap_or(u64::MAX)))
     }
 
-    /// The whole requests or tokens left at the last update, without the one that the capacity has beyond the burst.
+    /// The whole requests or tokens left at the last update. The capacity is one more than the burst, and that one is
+    /// not included.
     pub(crate) fn left(&self) -> u64 {
         u64::try_from(self.level.saturating_sub(PARTS) / PARTS).unwrap_or(u64::MAX)
     }
@@ -51,7 +54,7 @@ impl Bucket {
         Duration::from_nanos(u64::try_from(missing).unwrap_or(u64::MAX))
     }
 
-    /// Takes an amount, which must be available.
+    /// Takes an amount from the bucket. The amount must be available.
     pub(crate) fn take(&mut self, amount: u64) {
         self.level -= u128::from(amount) * PARTS;
     }
@@ -76,7 +79,7 @@ mod tests {
 
     #[test]
     fn a_bucket_fills_continuously_up_to_its_capacity() {
-        // One every 10 ms; the capacity is ten and one more.
+        // The bucket fills at one every 10 ms. Its capacity is the burst of ten plus one.
         let mut bucket = bucket(6_000, 10, Duration::ZERO);
         assert_eq!(bucket.wait(11, Duration::ZERO), Some(Duration::ZERO));
         bucket.take(11);
@@ -104,7 +107,7 @@ mod tests {
 
     #[test]
     fn slack_adds_what_flows_in_during_that_time() {
-        // A hundred per second: one in 10 ms.
+        // The bucket fills at a hundred per second, so it gains one in a slack of 10 ms.
         let mut bucket = bucket(6_000, 10, 10 * MS);
         assert_eq!(bucket.wait(12, Duration::ZERO), Some(Duration::ZERO));
         assert_eq!(bucket.wait(13, Duration::ZERO), None);
@@ -112,7 +115,8 @@ mod tests {
 
     #[test]
     fn the_rate_does_not_drift() {
-        // 7 per minute, each taken as early as possible: the number after a day is exact.
+        // A bucket that fills at 7 per minute, from which each request is taken as early as possible, has admitted an
+        // exact number after a day.
         let mut bucket = bucket(7, 1, Duration::ZERO);
         let (mut now, mut taken) = (Duration::ZERO, 0);
         loop {

@@ -1,4 +1,5 @@
-//! The client: reqwest as a Tower service that reads limits, usage and the whole body of each response.
+//! The client: reqwest as a Tower service, with layers that read the provider's limits, the token usage and the whole
+//! body of each response.
 
 use crate::args::Args;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
@@ -14,8 +15,8 @@ use tower_outbound::{
 /// The longest response body that is accepted, in bytes: 64 MiB.
 const MAX_BODY: usize = 64 << 20;
 
-/// A client that collects the body inside the call, so that a call keeps its permit and its event stays open until the
-/// body is complete; and that reports the provider's limits and delays to the limiter.
+/// Makes a client that collects the body inside the call, so that a call keeps its permit and its event stays open
+/// until the body is complete. The client reports the provider's limits and delays to the limiter.
 pub(crate) fn service(
     client: reqwest::Client,
     limiter: RateLimiter,
@@ -30,21 +31,23 @@ pub(crate) fn service(
 + Send {
     let mut feedback = FeedbackLayer::new(limiter, provider);
     if adopts_limits {
-        // Limits as the provider reports them; where it reports none, as its 429s show them.
+        // The limiter adopts the limits that the provider reports. Where the provider reports none, the limiter adapts
+        // its rates to the provider's 429s.
         feedback = feedback.adopt_limits().adapt();
     }
     ServiceBuilder::new()
         .layer(CollectLayer::new(MAX_BODY))
         .layer(feedback)
         .layer(UsageLayer::new())
-        // A URL may hold a key, so it must not appear in results or messages.
+        // The URL of a request may hold a key, so an error must not show the URL in results or messages.
         .map_err(reqwest::Error::without_url)
         .service(Reqwest::new(client))
 }
 
-/// The HTTP client. It adds `headers` to every request; the executor does not see them, so they are not recorded.
+/// Makes the HTTP client. It adds `headers` to every request after the executor has recorded the request, so that
+/// events do not hold the headers, which may be keys.
 pub(crate) fn reqwest(mut headers: HeaderMap, args: &Args, url: &Uri, local: bool) -> reqwest::Result<reqwest::Client> {
-    // reqwest panics without a default crypto provider. An error means that the process already has one.
+    // reqwest panics if the process has no default crypto provider. `install_default` fails if there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     headers
         .entry(header::CONTENT_TYPE)
@@ -53,10 +56,11 @@ pub(crate) fn reqwest(mut headers: HeaderMap, args: &Args, url: &Uri, local: boo
         .user_agent(concat!("tower-outbound-bulk/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
         .timeout(args.timeout)
-        // One call is exactly one request, as the limits count it; and keys are sent to no host but the given one.
+        // Redirects are not followed, so that one call is exactly one request, as the limits count it, and keys are
+        // sent to no host except the given one.
         .redirect(reqwest::redirect::Policy::none());
     if local {
-        // A proxy that the environment names cannot reach a provider inside this process.
+        // If the environment names a proxy, the proxy cannot reach a provider inside this process.
         client = client.no_proxy();
     }
     if url.scheme_str() == Some("http") {

@@ -1,4 +1,4 @@
-//! The counts of a run, updated with each result that is written.
+//! The counts of a run, which are updated with each result that is written.
 
 use crate::result::Finished;
 use hdrhistogram::Histogram;
@@ -8,32 +8,34 @@ use std::{
 };
 use tower_outbound::RequestStatus;
 
-/// The number of distinct error messages that are counted; further ones are counted together as `others`.
+/// The number of distinct error messages that are counted separately. Requests with further messages are counted
+/// together as `others`.
 const MAX_PROBLEMS: usize = 100;
 
 pub(crate) struct Counts {
     pub(crate) completed: u64,
     pub(crate) failed: u64,
     pub(crate) cancelled: u64,
-    /// Responses with status 429.
+    /// The number of responses with status 429.
     pub(crate) status_429: u64,
     /// The number of requests for each error message.
     pub(crate) problems: BTreeMap<String, u64>,
-    /// Other attempts without a 2xx response.
+    /// The number of attempts that had neither a 2xx response nor status 429.
     pub(crate) other_failures: u64,
-    /// Attempts that the provider admitted: all but those with status 429.
+    /// The number of attempts that the provider admitted: all except those with status 429.
     pub(crate) requests: u64,
-    /// Tokens that were used, or estimated where the response does not report them.
+    /// The tokens of all successful attempts: those that the response reports as used, or the estimate if it reports
+    /// none.
     pub(crate) tokens: u64,
-    /// Tokens used, as reported by the responses.
+    /// The used tokens that responses report.
     pub(crate) used: u64,
-    /// The estimates of the same requests.
+    /// The estimates for the requests whose responses report the used tokens.
     pub(crate) estimated: u64,
-    /// Time in the queue in microseconds.
+    /// The time in the queue, in microseconds.
     pub(crate) in_queue: Histogram<u64>,
-    /// Time of waiting for the limits in microseconds.
+    /// The time of waiting for the limits, in microseconds.
     pub(crate) waiting: Histogram<u64>,
-    /// Time from the first attempt to the end in microseconds.
+    /// The time from the first attempt of a request to its end, in microseconds.
     pub(crate) calling: Histogram<u64>,
     first_created: Option<SystemTime>,
     last_sent: Option<SystemTime>,
@@ -43,7 +45,7 @@ pub(crate) struct Counts {
 
 impl Default for Counts {
     fn default() -> Self {
-        // With a precision of three digits; it grows as needed.
+        // The histogram has a precision of three digits, and grows as needed.
         let histogram = || Histogram::new(3).expect("three digits are a valid precision");
         Self {
             completed: 0,
@@ -97,7 +99,7 @@ impl Counts {
                     }
                 }
             }
-            // `None` is less than any time.
+            // `None` is less than any time, so `max` returns the time.
             self.last_sent = self.last_sent.max(Some(attempt.started_at));
             self.last_ended = self.last_ended.max(attempt.ended_at);
             self.in_flight_time += between(Some(attempt.started_at), attempt.ended_at);
@@ -112,13 +114,13 @@ impl Counts {
             (&mut self.calling, event.time_calling()),
         ] {
             if let Some(time) = time {
-                // Fails only for times above the range of a histogram: hundreds of thousands of years.
+                // Recording fails only for times above the range of a histogram: hundreds of thousands of years.
                 let _ = histogram.record(time.as_micros() as u64);
             }
         }
     }
 
-    /// Result lines that were written.
+    /// The number of result lines that were written.
     pub(crate) const fn written(&self) -> u64 {
         self.completed + self.failed + self.cancelled
     }

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tower_outbound::{provider::CharacterEstimate, rate::RequestCost};
 
-/// One line of the file.
+/// The request in one line of the file.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) line: u64,
@@ -21,7 +21,7 @@ pub(crate) struct Request {
     pub(crate) body: Bytes,
 }
 
-/// A line that is not a request, and the reason.
+/// A line of the input that is not a request, and what is wrong with it.
 #[derive(Debug)]
 pub(crate) struct Malformed {
     pub(crate) line: u64,
@@ -31,9 +31,9 @@ pub(crate) struct Malformed {
 /// How the number of tokens of a request is determined.
 #[derive(Clone, Debug)]
 pub(crate) enum Tokens {
-    /// An estimate, multiplied by this factor.
+    /// The number of tokens is estimated, and the estimate is multiplied by this factor.
     Estimate(f64),
-    /// The field of the line at this JSON pointer.
+    /// The number of tokens is read from the field of the line at this JSON pointer.
     Field(String),
 }
 
@@ -95,7 +95,7 @@ impl Tokens {
         })
     }
 
-    /// The tokens of `request`, whose line is `whole`.
+    /// Returns the number of tokens of `request`, whose whole line is `whole`.
     fn of(&self, whole: &Value, request: &http::Request<Bytes>) -> Result<u64, String> {
         match self {
             Self::Estimate(times) => Ok((CharacterEstimate::new().cost(request).tokens as f64 * times).ceil() as u64),
@@ -110,13 +110,13 @@ impl Tokens {
 fn parse(line: u64, text: &[u8], tokens: &Tokens) -> Result<Request, String> {
     let mut whole: Value = serde_json::from_slice(text).map_err(|error| {
         let reason = error.to_string();
-        // The parser sees a single line, so its line number is always 1.
+        // The parser sees a single line, so the line number in its error is always 1 and is cut off.
         let reason = reason.split(" at line ").next().unwrap_or_default();
         format!("{reason}, at column {}", error.column())
     })?;
     whole.as_object().ok_or("not a JSON object")?;
     let custom_id = whole.as_object_mut().and_then(|fields| fields.remove("custom_id"));
-    // The field `body`, if it is an object, as in batch files; otherwise the whole line.
+    // The body is the field `body` if that is an object, as in batch files, and the whole line otherwise.
     let body = whole
         .get("body")
         .filter(|body| body.is_object())
@@ -132,7 +132,7 @@ fn parse(line: u64, text: &[u8], tokens: &Tokens) -> Result<Request, String> {
     })
 }
 
-/// The FNV-1a hash, which does not depend on the version of a library: hashes in the results of earlier runs stay
+/// The FNV-1a hash. It does not depend on the version of a library, so hashes in the results of earlier runs stay
 /// valid.
 fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(request(text, None).unwrap().body, r#"{"max_tokens":5}"#);
         assert_eq!(request(text, None).unwrap().tokens, 5);
         assert_eq!(request(text, Some("tokens")).unwrap().tokens, 9);
-        // A `body` that is not an object is a field like any other.
+        // A field `body` that is not an object is a field like any other.
         assert_eq!(
             request(r#"{"body":"hello"}"#, None).unwrap().body,
             r#"{"body":"hello"}"#

@@ -9,7 +9,7 @@ use tower_outbound::{Limits, Rate, rate::Budget};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PerMinute(Option<u64>);
 
-/// A rate with its burst.
+/// A rate per minute with its burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pace {
     pub(crate) per_minute: u64,
@@ -18,7 +18,7 @@ pub(crate) struct Pace {
     pub(crate) initial: u64,
 }
 
-/// Both rates, `None` where there is no limit, and the limit of requests in flight.
+/// The limits of requests and tokens (`None` where there is no limit), and the limit of requests in flight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) requests: Option<Pace>,
@@ -46,7 +46,7 @@ impl Bounds {
         );
         let pace = |per_minute: u64, burst: Option<NonZeroU64>, largest| {
             let burst = burst.map_or_else(|| default_burst(per_minute, largest), NonZeroU64::get);
-            // The earlier run may have used up the burst just before this one.
+            // The earlier run may have used up the burst just before this run starts.
             let initial = if args.resume { 0 } else { burst };
             Pace {
                 per_minute,
@@ -81,7 +81,8 @@ impl Bounds {
         }
     }
 
-    /// These bounds with the rates of `limits`, which the provider may have changed during the run.
+    /// Returns these bounds with the rates of `limits`. Feedback of the provider may have changed the rates of the
+    /// limiter during the run.
     pub(crate) fn with_rates_of(&self, limits: &Limits) -> Self {
         let current = |given: Option<Pace>, budget| {
             let rate = limits
@@ -121,27 +122,28 @@ impl Bounds {
 }
 
 impl Pace {
-    /// The rate for the limiter, with an initial fill of 95 % of `initial`.
+    /// The rate for the limiter, whose bucket begins with 95 % of `initial`.
     ///
-    /// While the first requests travel to the provider, the limiter's bucket is already filling again, but the
-    /// provider's is still full and cannot gain. Without the missing 5 %, the first burst would exceed the provider's
-    /// by that gain.
+    /// While the first requests travel to the provider, the limiter's bucket is filling again, but the provider's
+    /// bucket is still full and cannot gain anything. Without the missing 5 %, the first burst would exceed the
+    /// provider's bucket by what the limiter's bucket gains in this time.
     fn rate(self) -> Rate {
         Rate::per_minute(self.per_minute)
             .burst(self.burst)
             .initial(self.initial - self.initial / 20)
     }
 
-    /// The time until an amount has been admitted.
+    /// The shortest time until this amount has been admitted.
     fn time_for(self, amount: u64) -> Duration {
         let beyond = amount.saturating_sub(self.initial);
         Duration::from_secs_f64(beyond as f64 * 60.0 / self.per_minute as f64)
     }
 }
 
-/// The burst if none is given: one second's worth, because providers that count by the second answer a minute's worth
-/// at once with 429; or the largest request if that is more, because it must fit. At most one minute's worth, because
-/// no provider admits a single request above that; at least 1.
+/// The burst if the command line sets none: the amount of one second, because a provider that counts by the second
+/// rejects a larger burst with 429. If the largest request costs more, the burst is the cost of that request, because
+/// the request must fit into the bucket. The burst is never above the amount of one minute, because no provider admits
+/// a larger request, and never below 1.
 fn default_burst(per_minute: u64, largest: u64) -> u64 {
     (per_minute / 60).max(largest.min(per_minute)).max(1)
 }

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! What to watch: the local provider answers every request above its limits with 429, and the summary shows that there
-//! was none. The binding limit, here the tokens per minute, is used to nearly 100 % all the same: see the
-//! last line of the summary.
+//! was none. The binding limit, here the tokens per minute, is still used to nearly 100 %, as the last line of the
+//! summary shows.
 //!
 //! | file | what it holds |
 //! |---|---|

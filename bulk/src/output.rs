@@ -16,15 +16,17 @@ use std::{
 };
 use tokio::sync::mpsc;
 
-/// The `host` of results of the local provider. It is not a valid host name, so it cannot be that of a real API.
+/// The `host` of results of the local provider. This text is not a valid host name, so it cannot be the host of a real
+/// API.
 pub(crate) const LOCAL: &str = "(local provider)";
 
 /// The requests that an earlier run completed.
 #[derive(Clone, Default)]
 pub(crate) struct Done {
-    /// The number of completed requests for each hash: a file may have the same line twice.
+    /// The number of completed requests for each hash of a request. The number can be above one, because a file may
+    /// have the same line twice.
     completed: HashMap<String, u64>,
-    /// Bytes up to the end of the last complete line.
+    /// The number of bytes up to the end of the last complete line.
     complete_bytes: u64,
     ends_with_newline: bool,
 }
@@ -60,7 +62,7 @@ impl Done {
                 _ if length == 0 => break,
                 Ok(earlier) if earlier.is_completed() => *done.completed.entry(earlier.hash).or_default() += 1,
                 Ok(_) => {}
-                // The run was killed while it wrote this line. Its request is sent again.
+                // The earlier run was killed while it wrote this line, so the request of the line is sent again.
                 Err(_) if !has_newline => break,
                 // The file holds something other than results, which must not be overwritten.
                 Err(_) => bail!("its line {number} is not a result"),
@@ -71,7 +73,7 @@ impl Done {
         Ok(done)
     }
 
-    /// Whether this request is completed. Each completed line counts for one request.
+    /// Returns whether an earlier run completed this request. Each completed line counts for one request only.
     pub(crate) fn take(&mut self, request: &Request) -> bool {
         match self.completed.get_mut(&hex(request.hash)) {
             Some(left) if *left > 0 => {
@@ -86,7 +88,7 @@ impl Done {
 // === impl Output ===
 
 impl Output {
-    /// Checks that the run does not overwrite its input, or results that the user has not allowed to be overwritten.
+    /// Checks that the run overwrites neither its input nor results that the user has not allowed to be overwritten.
     pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
         let (path, input) = (args.output(), args.input());
         let same = fs::canonicalize(path).is_ok_and(|path| fs::canonicalize(input).is_ok_and(|input| path == input));
@@ -104,8 +106,8 @@ impl Output {
         Ok(())
     }
 
-    /// Opens the file, for a new run if `done` is `None`, otherwise to append. Text after the last complete line is cut
-    /// off.
+    /// Opens the file of results. If `done` is `None`, the run is a new one, and an existing file is emptied. Otherwise
+    /// results are appended, and text after the last complete line is cut off.
     pub(crate) fn open(path: &Path, done: Option<&Done>, host: String) -> anyhow::Result<Self> {
         let open = || -> io::Result<File> {
             let Some(done) = done else {
@@ -134,8 +136,8 @@ impl Output {
     ) -> (Counts, io::Result<()>) {
         let mut counts = Counts::default();
         let mut batch = Vec::new();
-        // All results that are waiting are written and flushed together. Results that arrive slowly are flushed one by
-        // one.
+        // All results that wait in the channel are written and flushed together. Results that arrive slowly are flushed
+        // one by one.
         while results.blocking_recv_many(&mut batch, 256) > 0 {
             if let Err(error) = self.write(&batch) {
                 return (counts, Err(error));
@@ -146,7 +148,7 @@ impl Output {
             }
         }
         let synced = match self.file.get_ref().sync_all() {
-            // A pipe or a terminal cannot be synced.
+            // A pipe or a terminal cannot be synced, which is no error here.
             Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
             synced => synced,
         };
@@ -163,7 +165,7 @@ impl Output {
     }
 }
 
-/// Whether the results in this file came from the local provider.
+/// Returns whether the results in this file came from the local provider.
 fn is_local(path: &Path) -> bool {
     let first = File::open(path).and_then(|file| BufReader::new(file).lines().next().transpose());
     let earlier = first

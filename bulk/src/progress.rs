@@ -1,4 +1,4 @@
-//! The progress on standard error: a bar on a terminal, a line each second otherwise.
+//! The progress of a run, shown on standard error: as a bar on a terminal, otherwise as a line each second.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
@@ -54,7 +54,7 @@ impl Progress {
         }
     }
 
-    /// Prints a message without disturbing the bar, even if progress is not shown.
+    /// Prints a message without disturbing the progress bar, also when progress is not shown.
     pub(crate) fn note(&self, text: &str) {
         match &self.display {
             Display::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
@@ -62,7 +62,7 @@ impl Progress {
         }
     }
 
-    /// Updates the progress until it is dropped. Never returns.
+    /// Shows the progress again and again. The future never completes, and has to be dropped to stop it.
     pub(crate) async fn show(&self, monitor: &Monitor) {
         let every = match self.display {
             Display::Bar(_) => Duration::from_millis(100),
@@ -97,8 +97,8 @@ impl Progress {
         let waiting = (monitor.queue_depth() + monitor.in_flight()).saturating_sub(in_flight);
         let elapsed = self.started.elapsed().as_secs_f64();
         let rate = done as f64 / elapsed;
-        // At the start the burst makes the rate higher than it can stay, so the shortest possible time is the lower
-        // bound.
+        // At the start, the burst makes the rate higher than it can stay, so the remaining time is never estimated
+        // below the shortest possible time.
         let left = (self.total.saturating_sub(done) as f64 / rate).max(self.min_time.as_secs_f64() - elapsed);
         let left = if left.is_finite() {
             format!("{left:.0} s")

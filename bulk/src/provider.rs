@@ -1,5 +1,5 @@
-//! A local provider of a chat-like API. It enforces its limits, reports them in the headers of a real provider, and
-//! fails or delays some of its responses.
+//! A local provider of a chat-like API. It enforces its limits, reports them in the headers that a real provider uses,
+//! and fails or delays some of its responses.
 
 use crate::{
     args::{Args, Local},
@@ -29,10 +29,10 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tower_outbound::provider::Provider as Dialect;
 
-/// What the provider admits beyond the burst, as a time: the amount that flows in during it.
+/// What the provider admits beyond the burst: the amount that flows in during this time.
 ///
-/// The limiter makes up for a late timer by up to 5 ms, and requests that are sent at even intervals do not arrive so:
-/// another 5 ms for the network. Over longer times the rate is enforced exactly.
+/// The limiter makes up for up to 5 ms of a late timer. Requests that are sent at even intervals do not arrive at even
+/// intervals, so another 5 ms are allowed for the network. Over longer times the provider enforces the rate exactly.
 const SLACK: Duration = Duration::from_millis(10);
 
 /// The pause in the middle of a slow response.
@@ -44,30 +44,30 @@ pub(crate) struct Provider {
     service: Service,
 }
 
-/// The state that all requests share.
+/// The state of the provider that all requests share.
 struct Service {
     meter: Mutex<Meter>,
     dialect: Dialect,
     behaviour: Local,
 }
 
-/// The limits, and the numbers of requests.
+/// The limits of the provider, and the numbers of requests it has received and admitted.
 struct Meter {
     requests: Option<(Pace, Bucket)>,
     tokens: Option<(Pace, Bucket)>,
     started: Instant,
-    /// Requests received.
+    /// The number of requests that the provider has received.
     seen: u64,
     admitted: u64,
 }
 
-/// Why a request was not admitted.
+/// Why the provider did not admit a request.
 enum Rejection {
     NotYet { budget: &'static str, wait: Duration },
     Never { budget: &'static str },
 }
 
-/// A limit and the remaining amount.
+/// A limit of the provider and the amount that remains of it, as reported in response headers.
 struct Remaining {
     limit: u64,
     remaining: u64,
@@ -90,7 +90,7 @@ struct Message {
     content: String,
 }
 
-/// The content of a response.
+/// The content of a chat response.
 struct ChatResponse<'a> {
     number: u64,
     model: &'a str,
@@ -120,7 +120,7 @@ impl Provider {
         format!("http://{}/v1/chat/completions", self.address)
     }
 
-    /// Serves requests. Never returns, except with an error.
+    /// Serves requests until an error ends the server.
     pub(crate) async fn serve(self) -> io::Result<()> {
         let router = Router::new().fallback(post(chat)).with_state(Arc::new(self.service));
         axum::serve(tokio::net::TcpListener::from_std(self.listener)?, router).await
@@ -201,7 +201,7 @@ fn fault() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
 }
 
-/// A body that is sent in pieces, each after its delay.
+/// A body that is sent in pieces. Before each piece it waits for the piece's delay.
 fn pieces(pieces: Vec<(Duration, String)>) -> Body {
     Body::from_stream(stream::unfold(pieces.into_iter(), async |mut pieces| {
         let (after, piece) = pieces.next()?;
@@ -251,7 +251,7 @@ impl ChatResponse<'_> {
         }
     }
 
-    /// The text as server-sent events: a word every 20 ms, and the usage at the end.
+    /// The text of the response as server-sent events: a word every 20 ms, and the usage at the end.
     fn as_events(&self, dialect: Dialect) -> Body {
         let event = |data: &Value| format!("data: {data}\n\n");
         let word = |word: &str| match dialect {
@@ -284,8 +284,8 @@ impl Meter {
         }
     }
 
-    /// Charges both budgets or none: a request that is rejected for its tokens does not count as a request. Returns the
-    /// number of the admitted request.
+    /// Charges the request to both budgets or to none: a request that is rejected for its tokens does not count as a
+    /// request. Returns the number of the admitted request.
     fn admit(&mut self, tokens: u64) -> Result<u64, Rejection> {
         let now = self.started.elapsed();
         let budgets = [
@@ -312,7 +312,7 @@ impl Meter {
         Ok(self.admitted)
     }
 
-    /// The headers that report the limits and the remaining amounts.
+    /// The response headers that report the limits and the remaining amounts.
     fn headers(&self, dialect: Dialect) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (budget, bucket) in [("requests", &self.requests), ("tokens", &self.tokens)] {
@@ -343,7 +343,7 @@ impl Remaining {
                 let budget = if budget == "requests" { "req" } else { budget };
                 ["limit", "remaining", "reset"].map(|part| format!("x-ratelimit-{part}-{budget}-minute"))
             }
-            // The other providers report nothing, or limits for periods other than a minute.
+            // The other providers report no limits, or limits for periods other than a minute.
             _ => return,
         };
         let reset = match dialect {
@@ -370,7 +370,7 @@ impl IntoResponse for Rejection {
                     "Rate limit reached for {budget} per minute. Try again in {} ms.",
                     wait.as_millis()
                 );
-                // Rounded up, because a request that is sent earlier is rejected again.
+                // The delays are rounded up, because a request that is sent earlier is rejected again.
                 let headers = [
                     ("retry-after", wait.as_nanos().div_ceil(1_000_000_000).to_string()),
                     ("retry-after-ms", wait.as_nanos().div_ceil(1_000_000).to_string()),
@@ -399,12 +399,13 @@ fn latency(number: u64) -> Duration {
     Duration::from_micros(40_000 + mixed(number) % 80_000)
 }
 
-/// A pseudo-random number from 0 to 99, the same in every run with this seed. `stream` gives independent sequences.
+/// A pseudo-random number from 0 to 99, the same in every run with this seed. Different values of `stream` give
+/// independent sequences.
 fn percent(seed: u64, number: u64, stream: u64) -> u8 {
     (mixed(mixed(seed ^ (stream << 32)) ^ number) % 100) as u8
 }
 
-/// The output function of the generator SplitMix64.
+/// Mixes the bits of a number with the output function of the random generator SplitMix64.
 fn mixed(number: u64) -> u64 {
     let mut mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

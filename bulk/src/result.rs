@@ -1,4 +1,4 @@
-//! One line of the results.
+//! One line of the file of results: what became of one request.
 
 use crate::input::Request;
 use hyper::body::Bytes;
@@ -26,14 +26,15 @@ enum End {
     Refused { kind: &'static str, message: String },
 }
 
-/// The fields of a line. Times are in UTC.
+/// The fields of a result line. Times are in UTC.
 #[derive(Serialize)]
 struct Line<'a> {
     line: u64,
     custom_id: Option<&'a Value>,
     hash: String,
     request_id: Option<String>,
-    /// The host of the API. By this field a run recognizes results of the local provider, which it may overwrite.
+    /// The host of the API. A later run recognizes results of the local provider, which it may overwrite, by this
+    /// field.
     host: &'a str,
     status: &'static str,
     http_status: Option<u16>,
@@ -60,7 +61,7 @@ pub(crate) struct Problem {
     pub(crate) message: String,
 }
 
-/// The fields of a line that a later run reads.
+/// The fields of a result line that a later run reads.
 #[derive(Deserialize)]
 pub(crate) struct EarlierResult {
     pub(crate) hash: String,
@@ -111,7 +112,7 @@ impl Finished {
         }
     }
 
-    /// The line as JSON, without the newline.
+    /// The result line as JSON, without the newline.
     pub(crate) fn to_json(&self, host: &str) -> serde_json::Result<Vec<u8>> {
         let event = self.event();
         let at = |time: fn(&NetworkRequestEvent) -> Option<SystemTime>| {
@@ -147,7 +148,7 @@ impl Finished {
     pub(crate) fn problem(&self) -> Option<Problem> {
         match &self.end {
             End::Event { event, .. } => event.error_type.clone().map(|kind| {
-                // With the sources of the error: "error sending request" without its cause is useless.
+                // The message includes the sources of the error: "error sending request" without its cause is useless.
                 let causes = event.error_details.iter().flat_map(|details| details.lines());
                 let message: Vec<_> = event.error_message.as_deref().into_iter().chain(causes).collect();
                 Problem {
@@ -180,12 +181,12 @@ impl EarlierResult {
     }
 }
 
-/// The hash of a request as it is written: as a string, because many JSON parsers round 64-bit numbers.
+/// The hash of a request as results hold it: as a string, because many JSON parsers round 64-bit numbers.
 pub(crate) fn hex(hash: u64) -> String {
     format!("{hash:016x}")
 }
 
-/// A time in milliseconds, exact to the microsecond.
+/// Converts a time to milliseconds, exact to the microsecond.
 fn milliseconds(time: Duration) -> f64 {
     time.as_micros() as f64 / 1_000.0
 }

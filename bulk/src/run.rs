@@ -1,4 +1,5 @@
-//! The run from start to end.
+//! Runs the program from start to end: reads the input, submits its requests, and waits until the last result is
+//! written.
 
 use crate::{
     args::{Args, OnMalformed, Target},
@@ -35,7 +36,7 @@ const LOST: u8 = 4;
 const INTERRUPTED: u8 = 130;
 
 pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> {
-    // Settings, input and output are checked before anything is sent.
+    // The settings, the input and the output are checked before anything is sent.
     let tokens = Tokens::new(args.tokens_field.as_deref(), args.estimate_times);
     if args.serve.is_none() {
         Output::check(&args)?;
@@ -67,7 +68,8 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let host = if local { LOCAL } else { url.host().unwrap_or_default() }.to_owned();
     let client = client::reqwest(target.headers, &args, &url, local).context("cannot make a client")?;
     let limiter = RateLimiter::new(bounds.limits())?;
-    // Every request should succeed, however long that takes, so only the number of retries is limited: no retry budget.
+    // Every request should succeed, however long that takes, so only the number of retries is limited: there is no
+    // retry budget.
     let retries = RetryPolicy::new()
         .provider(args.provider)
         .max_retries(args.retries)
@@ -76,8 +78,8 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         .queue_capacity(args.queue.get())
         .concurrency_limit(bounds.concurrency)
         .limiter(limiter.clone())
-        // The tokens charged are an estimate. When the response reports the tokens used, the difference is settled. A
-        // request that was never sent gets all of them back.
+        // The tokens charged are an estimate. When the response reports the tokens used, the difference is settled. For
+        // a request that was never sent, the whole estimate is refunded.
         .settle(ByUsage::default().unless_sent(never_sent))
         .layer(RetryLayer::new(retries))
         // A response without a 2xx status counts as FAILED, so that --resume sends the request again.
@@ -107,7 +109,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         spawn_blocking(move || {
             let (counts, written) = output.write_all(received, &progress);
             if written.is_err() {
-                // Further responses would be paid for and lost.
+                // Further responses would be paid for and lost, because their results cannot be written.
                 stop.send_replace(Stop::Now);
             }
             (counts, written)
@@ -160,8 +162,8 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     })
 }
 
-/// Reads the whole input before anything is sent, to report malformed lines and the shortest possible time at the
-/// start.
+/// Reads the whole input before anything is sent, so that malformed lines and the shortest possible time are reported
+/// at the start.
 async fn survey(mut requests: Requests, mut done: Done) -> anyhow::Result<Survey> {
     let mut survey = Survey::default();
     while let Some(line) = requests.next().await? {
@@ -188,9 +190,9 @@ async fn survey(mut requests: Requests, mut done: Done) -> anyhow::Result<Survey
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Stop {
     No,
-    /// Submit no more requests; finish those submitted.
+    /// The run submits no more requests, and finishes those that are submitted.
     Soon,
-    /// Cancel the submitted requests.
+    /// The run cancels the submitted requests.
     Now,
 }
 
@@ -203,8 +205,9 @@ struct Feeder<'a> {
 }
 
 impl Feeder<'_> {
-    /// Returns the number of submitted requests, and an error if the input could not be read to the end. Drops the
-    /// sender of results, so that the writer ends after the last call.
+    /// Submits all requests that an earlier run has not completed. Returns the number of submitted requests, and an
+    /// error if the input could not be read to the end. Drops the sender of results, so that the writer ends after the
+    /// last call.
     async fn feed(
         self,
         mut requests: Requests,
@@ -216,7 +219,7 @@ impl Feeder<'_> {
             let request = match requests.next().await {
                 Ok(Some(Ok(request))) if done.take(&request) => continue,
                 Ok(Some(Ok(request))) => request,
-                // Reported by `survey`.
+                // A malformed line was reported by `survey`.
                 Ok(Some(Err(_))) => continue,
                 Ok(None) => return (submitted, Ok(())),
                 Err(error) => return (submitted, Err(error)),
@@ -224,7 +227,8 @@ impl Feeder<'_> {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop > Stop::No) => return (submitted, Ok(())),
-                // Waits for a place in the queue, so that at most a queue full of the input is in memory.
+                // `submit` waits for a place in the queue, so the input is read only as fast as requests are sent, and
+                // is never in memory as a whole.
                 () = self.submit(request) => submitted += 1,
             }
         }
@@ -262,7 +266,7 @@ async fn report(call: CallHandle<Bytes, Bytes>, request: Request, results: mpsc:
         .await;
 }
 
-/// Waits until all submitted requests have ended; cancels them on [`Stop::Now`].
+/// Waits until all submitted requests have ended. Cancels them when [`Stop::Now`] is set.
 async fn drain(executor: &Executor<Bytes, Bytes>, mut stop: watch::Receiver<Stop>) {
     tokio::select! {
         _ = executor.stop(Shutdown::Graceful) => {}

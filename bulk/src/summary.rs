@@ -6,12 +6,12 @@ use crate::{
 };
 use std::{fmt, time::Duration};
 
-/// The contents of the input.
+/// What `survey` found in the input.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Survey {
     pub(crate) requests: u64,
     pub(crate) malformed: u64,
-    /// Completed by an earlier run.
+    /// The number of requests that an earlier run completed.
     pub(crate) skipped: u64,
     /// The tokens of all requests that were not skipped.
     pub(crate) tokens: u64,
@@ -24,22 +24,22 @@ pub(crate) struct Summary {
     pub(crate) counts: Counts,
     pub(crate) bounds: Bounds,
     pub(crate) elapsed: Duration,
-    /// Requests that were not submitted because of Ctrl-C.
+    /// The number of requests that were not submitted because of Ctrl-C.
     pub(crate) not_sent: u64,
 }
 
-/// A row of the table of limits.
+/// A row of the table of limits in the summary.
 struct LimitRow {
     name: &'static str,
     limit: String,
     burst: String,
     achieved: f64,
-    /// `None` if there was no limit.
+    /// How far the limit was used, in percent; `None` if there was no limit.
     percent: Option<f64>,
 }
 
 impl Summary {
-    /// Submitted requests without a result line.
+    /// The number of submitted requests without a result line.
     pub(crate) const fn lost(&self) -> u64 {
         let expected = self.survey.requests - self.survey.skipped - self.not_sent;
         expected.saturating_sub(self.counts.written())
@@ -144,7 +144,7 @@ impl LimitRow {
             name,
             limit: pace.per_minute.to_string(),
             burst: pace.burst.to_string(),
-            // The sustained rate: the burst at the start does not count.
+            // The achieved rate is the sustained one: the burst at the start does not count.
             achieved: used * pace.per_minute as f64,
             percent: Some(100.0 * used),
         }
@@ -153,8 +153,9 @@ impl LimitRow {
 
 /// The fraction of the allowed amount that was admitted; 1 is all of it.
 ///
-/// The allowed amount is the initial fill of the provider's bucket, and the inflow until the last admission. The cost
-/// of the last admission counts, because it was admitted as soon as the bucket held that cost.
+/// The allowed amount is what the provider's bucket holds at the start, and what flows into it until the last
+/// admission. The cost of the last admission counts, because the call was admitted as soon as the bucket held that
+/// cost.
 fn used(pace: Pace, amount: u64, sending: Duration) -> f64 {
     amount as f64 / (pace.initial as f64 + pace.per_minute as f64 * sending.as_secs_f64() / 60.0)
 }
@@ -203,11 +204,11 @@ mod tests {
             burst: 10,
             initial: 10,
         };
-        // Ten at once, then one every 100 ms.
+        // The limit allows ten at once, and then one every 100 ms.
         assert_eq!(used(pace, 10, Duration::ZERO), 1.0);
         assert_eq!(used(pace, 110, Duration::from_secs(10)), 1.0);
         assert_eq!(used(pace, 55, Duration::from_secs(10)), 0.5);
-        // With an empty bucket at the start, the first after 100 ms.
+        // If the bucket is empty at the start, the first request is admitted after 100 ms.
         assert_eq!(used(Pace { initial: 0, ..pace }, 100, Duration::from_secs(10)), 1.0);
     }
 }

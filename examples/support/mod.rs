@@ -1,4 +1,4 @@
-//! Shared by the examples: a small HTTP server on 127.0.0.1, an HTTP client, and a retry policy.
+//! Helpers that the examples share: a small HTTP server on 127.0.0.1, an HTTP client, and a retry policy.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -21,8 +21,9 @@ use std::{
 };
 use tower::{BoxError, retry::Policy};
 
-/// Starts a server and returns its URL. After 50 ms it responds with the number of the request and the number of keys
-/// in its headers. With `every`, each request whose number is a multiple of it gets a 503.
+/// Starts a server and returns its URL. The server responds to each request after 50 ms with the number of the request
+/// and the number of keys in its headers. If `every` is given, each request whose number is a multiple of `every` gets
+/// a 503.
 pub async fn server(every: Option<usize>) -> anyhow::Result<String> {
     let seen = Arc::new(AtomicUsize::new(0));
     let answer = move |headers: HeaderMap| async move {
@@ -51,7 +52,8 @@ pub fn http_client() -> Client<HttpConnector, String> {
     Client::builder(TokioExecutor::new()).build_http()
 }
 
-/// A retry policy: after a 503 a call is made again, at most this many times. Each call counts with its own clone.
+/// A retry policy: after a 503 a call is made again, at most this many times. Each call has its own clone of the
+/// policy, which counts its retries.
 #[derive(Clone)]
 pub struct RetryOn503(pub u32);
 

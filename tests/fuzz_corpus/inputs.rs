@@ -1,9 +1,10 @@
-//! The inputs of a fuzz target without a fuzzer: its seeds and random texts.
+//! Inputs for the fuzz targets when they run without a fuzzer: the seeds, changed seeds, and random texts.
 
 use proptest::prelude::*;
 use std::{fs, path::Path};
 
-/// Each seed as it is, cut off anywhere, and with each of its bytes changed.
+/// Calls the target with each seed file in `folder`: as it is, cut off at every position, and with every byte replaced
+/// by each of a few special ones.
 pub(crate) fn over_the_seeds(folder: &Path, target: fn(&[u8])) {
     let mut seeds = 0;
     for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
@@ -22,8 +23,8 @@ pub(crate) fn over_the_seeds(folder: &Path, target: fn(&[u8])) {
     assert!((3..20).contains(&seeds), "{seeds} seeds in {}", folder.display());
 }
 
-/// Random texts, many of which are made of what means something to the target; and random bytes. `PROPTEST_CASES` asks
-/// for more of them.
+/// Calls the target with random texts, many of which are made from `words` that mean something to the target, and with
+/// random bytes. The environment variable `PROPTEST_CASES` raises the number of inputs above 2,000.
 pub(crate) fn over_random_texts(target: fn(&[u8]), words: &'static str) {
     let config = ProptestConfig::default();
     let config = ProptestConfig {

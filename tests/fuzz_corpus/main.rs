@@ -1,4 +1,5 @@
-//! Runs the fuzz targets (see `fuzz/`) over their seeds and over random texts, with a stable compiler.
+//! Runs the fuzz targets of the library (see `fuzz/`) over their seeds and over random texts, without a fuzzer and on a
+//! stable compiler.
 
 mod inputs;
 #[path = "../secrets/recorded.rs"]

@@ -1,5 +1,5 @@
-//! A fuzz target for everything that parses input from outside. Each accepts any bytes, and checks what must hold for
-//! all of them.
+//! The fuzz targets of the library: a function for each parser of input from outside. Each function accepts any bytes,
+//! and checks what must hold for every input.
 
 #![allow(unreachable_pub)]
 
@@ -25,8 +25,8 @@ use tower_outbound::{
     retry::RetryPolicy,
 };
 
-/// The secret that is planted. An input that contains its beginning is skipped, since it might contain the secret
-/// itself.
+/// The secret that the targets add to inputs, to check that it is redacted. An input that contains the beginning of the
+/// secret is skipped, because it might contain the secret itself, in a place that is not redacted.
 const MARK: &str = "Zq9Xw7Kv";
 
 fn text_of(data: &[u8]) -> Option<Cow<'_, str>> {
@@ -34,7 +34,7 @@ fn text_of(data: &[u8]) -> Option<Cow<'_, str>> {
     (!text.to_ascii_lowercase().contains("zq9")).then_some(text)
 }
 
-/// The names of statuses.
+/// The input is the name of a request status.
 pub fn status(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     match text.parse::<RequestStatus>() {
@@ -49,13 +49,14 @@ pub fn status(data: &[u8]) {
     assert_eq!(from_json, text.parse().ok());
 }
 
-/// The URL of a request. The value of a secret parameter and the user info are never recorded.
+/// The input is a part of the URL of a request. An event must never record the value of a secret parameter, or the user
+/// info.
 pub fn url(data: &[u8]) {
     let Some(text) = text_of(data) else { return };
     let text = text.trim_end_matches('\\');
     if let Some(clean) = recorded::url(text) {
         assert!(clean.len() <= 3 * text.len() + 32, "{text:?} became {clean:?}");
-        // Redacting it again changes nothing.
+        // Redacting a URL a second time changes nothing.
         if let Some(again) = recorded::url(&clean) {
             assert_eq!(again, clean, "of {text:?}");
         }
@@ -80,13 +81,13 @@ pub fn url(data: &[u8]) {
             assert!(!clean.contains(MARK), "{planted:?} became {clean:?}");
         }
     }
-    // What is harmless is recorded unchanged.
+    // A URL without secrets is recorded unchanged.
     let plain: String = text.chars().filter(char::is_ascii_lowercase).collect();
     let harmless = format!("http://h/{plain}?page={MARK}&x=1");
     assert_eq!(recorded::url(&harmless).as_deref(), Some(&*harmless));
 }
 
-/// The headers a provider may send.
+/// The names of response headers that are read for a provider's limits and delays.
 const HEADERS: [&str; 24] = [
     "retry-after",
     "retry-after-ms",
@@ -114,7 +115,8 @@ const HEADERS: [&str; 24] = [
     "ratelimit-reset",
 ];
 
-/// The headers with a provider's limits: one a line, whose first byte selects the header.
+/// The input is a list of response headers with a provider's limits, one per line. The first byte of a line selects the
+/// name of the header.
 pub fn feedback(data: &[u8]) {
     let mut headers = HeaderMap::new();
     for line in data.split(|byte| *byte == b'\n').take(32) {
@@ -139,7 +141,8 @@ pub fn feedback(data: &[u8]) {
     }
 }
 
-/// A response's body with a usage or an error. The size of its frames makes no difference.
+/// The input is the body of a response, with a token usage or an error. The result must not depend on the size of the
+/// frames in which the body arrives.
 pub fn response_body(data: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -168,7 +171,8 @@ pub fn response_body(data: &[u8]) {
     });
 }
 
-/// The tokens used according to a body of this content type, sent in frames of `size` bytes.
+/// Returns the number of used tokens that is read from a response with this content type and body, sent in frames of
+/// `size` bytes.
 fn used(kind: &'static str, body: &Bytes, size: usize) -> Result<Option<u64>, Infallible> {
     let pieces: Vec<_> = body
         .chunks(size)
@@ -193,7 +197,7 @@ fn used(kind: &'static str, body: &Bytes, size: usize) -> Result<Option<u64>, In
     collected.now_or_never().expect("nothing is waited for")
 }
 
-/// The name with its letters in odd case and encoded, as the bytes choose.
+/// Returns `name` with some letters in upper case and some percent-encoded, as the bytes of `data` choose.
 fn disguised(name: &str, data: &[u8]) -> String {
     let mut disguised = String::new();
     for (index, letter) in name.chars().enumerate() {
@@ -212,7 +216,7 @@ fn disguised(name: &str, data: &[u8]) -> String {
     disguised
 }
 
-/// Any text, and any header's value.
+/// The input is any text, and also the value of a header.
 pub fn text(data: &[u8]) {
     let Some(text) = text_of(data) else { return };
     let clean = recorded::text(&text);
@@ -244,7 +248,7 @@ pub fn text(data: &[u8]) {
     }
 }
 
-/// JSON: payloads, and recorded events.
+/// The input is JSON: the payload of a call, or a recorded event.
 pub fn value(data: &[u8]) {
     if let Ok(value) = serde_json::from_slice::<Value>(data) {
         let clean = recorded::payload(value.clone());
@@ -274,7 +278,7 @@ pub fn value(data: &[u8]) {
     }
 }
 
-/// The settings of an executor.
+/// The input is the settings of an executor as JSON.
 pub fn config(data: &[u8]) {
     let Ok(config) = serde_json::from_slice::<Config>(data) else {
         return;
@@ -301,7 +305,7 @@ pub fn config(data: &[u8]) {
             tokens: 1,
         },
     ] {
-        // Taken or refused, never more than a bucket holds.
+        // `try_acquire` admits a cost only if `check` accepts it, that is, only if no bucket is too small for it.
         assert!(limiter.try_acquire(cost).is_err() || limiter.check(cost).is_ok());
     }
     let _ = limiter.available();

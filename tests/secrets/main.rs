@@ -1,4 +1,4 @@
-//! No secret is shown in events, errors, spans, log lines, or the `Debug` output of a public type.
+//! Tests that no secret is shown in events, errors, spans, log lines, or the `Debug` output of a public type.
 
 mod public;
 mod recorded;
@@ -141,7 +141,7 @@ async fn no_secret_of_a_call_is_shown_however_the_call_ends() {
         "{}",
         seen.lines().find(|line| line.contains(SECRET)).unwrap()
     );
-    // What is not secret is shown.
+    // Texts that are not secret are still shown.
     for shown in [
         "page=2",
         "api.example.com",
@@ -187,10 +187,10 @@ async fn each_call_has_a_span_that_follows_it_through_the_queue_and_records_its_
         "{}",
         lines[1]
     );
-    // The span closes with the call, although a handle to the event is kept.
+    // The span closes when the call ends, although the test still holds a handle to the event.
     assert_eq!(lines[2], "closed");
     drop(event);
-    // The executor as a service opens a span, too.
+    // A call through the `Service` interface of the executor opens a span, too.
     executor.clone().oneshot(request()).await.unwrap();
     assert_eq!(tracing_output.text().matches("span outbound_call").count(), 2);
 }

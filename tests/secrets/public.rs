@@ -1,4 +1,5 @@
-//! The `Debug` and `Display` output of every public type, with secrets in every place that the type can hold.
+//! Checks the `Debug` and `Display` output of every public type. Each value holds a secret wherever its type can hold
+//! one.
 
 #[cfg(feature = "full")]
 mod shared;
@@ -26,7 +27,7 @@ use tower_outbound::{
     rate::ByExtension,
 };
 
-/// The output of each public type, by the type's name.
+/// The `Debug` and `Display` output of the public types, by the name of the type.
 #[derive(Default)]
 struct Shown(BTreeMap<String, String>);
 
@@ -53,14 +54,14 @@ fn name_of<T>() -> String {
     path.rsplit("::").next().unwrap_or_default().to_owned()
 }
 
-/// A request without the header that only a configured `Http` redacts.
+/// A request without the header `x-own`, which is redacted only if `Http` is configured to do so.
 fn request(secrets: &Secrets) -> Request<Bytes> {
     let mut request = call(secrets, "h.example", "/a").into_request().unwrap();
     request.headers_mut().remove("x-own");
     request
 }
 
-/// Collects the names of all public types from the sources, so that none is forgotten.
+/// Collects the names of all public types from the source files, to check that none is missing in the test.
 fn public_types(folder: &Path, names: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -95,7 +96,7 @@ async fn no_public_type_shows_a_secret() {
         }
     });
 
-    // Requests and what describes them.
+    // Requests, and the types that describe requests.
     shown.debug(&call(&secrets, "h.example", "/a"));
     let malformed = call(&secrets, "h.example", "/a").header("x-\n", secrets.of("malformed header"));
     shown.debug(&malformed);
@@ -160,7 +161,7 @@ async fn no_public_type_shows_a_secret() {
     shown.debug(&Shutdown::Graceful);
     shown.debug(&Config::default());
 
-    // Each layer with its service and its future.
+    // Each layer with its service and its response future.
     let slow = service_fn(async |_: Request<Bytes>| {
         tokio::time::sleep(ms(10)).await;
         Ok::<_, BoxError>(Response::new(Bytes::new()))
@@ -201,7 +202,7 @@ async fn no_public_type_shows_a_secret() {
     let closed = queue.ready().await.unwrap_err();
     shown.display(closed.downcast_ref::<tower_outbound::error::Closed>().unwrap());
 
-    // Types that show only numbers.
+    // Types whose output has only numbers and fixed texts.
     shown.debug(&limiter.acquire_estimate(Cost::tokens(1)).await.unwrap());
     shown.debug(&limiter.try_acquire(Cost::tokens(5)).unwrap_err());
     shown.display(&limiter.check(Cost::tokens(9)).unwrap_err());
@@ -234,17 +235,17 @@ async fn no_public_type_shows_a_secret() {
     assert!(leaks.is_empty(), "{leaks:#?}");
     let mut names = BTreeSet::new();
     public_types(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut names);
-    // A `Value` shows its texts: it is redacted when it is recorded.
+    // `Value` is not checked: a value shows its texts, because it is redacted only when an event records it.
     names.remove("Value");
-    // Only the builder makes a `StackLayers`, and no public item returns it.
+    // `StackLayers` is not checked: `build` creates the only value and does not return it.
     names.remove("StackLayers");
     if !cfg!(feature = "full") {
-        // Some of the types do not exist without the feature, or are not created above.
+        // Without the feature `full`, some of the types do not exist, and others are not created in this test.
         return;
     }
     let missing: Vec<_> = names.iter().filter(|name| !shown.0.contains_key(*name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
-    // What is not secret is shown.
+    // Texts that are not secret are still shown.
     for (name, word) in [
         ("NetworkRequestEvent", secrets.word("parameter")),
         ("RequestDetails", secrets.word("parameter")),
@@ -263,7 +264,7 @@ fn json(body: &Bytes) -> tower_outbound::event::Value {
     String::from_utf8_lossy(body).into_owned().into()
 }
 
-/// The error of a subscriber that is too slow.
+/// Returns the error that a subscriber of events receives if it is too slow.
 async fn lagged() -> tower_outbound::event::Lagged {
     let events = Events::new();
     let mut updates = events.subscribe();

@@ -1,4 +1,4 @@
-//! What an event records of a text, a URL, headers or a value.
+//! Returns what an event records for a text, a URL, headers or a value.
 
 #![allow(dead_code)]
 
@@ -10,20 +10,20 @@ use tower_outbound::{
     event::{Metadata, Payload, Value},
 };
 
-/// The event of this request, which is never sent.
+/// Returns the event of this request. The request is never sent.
 pub(crate) fn event(request: Request<()>) -> EventHandle {
     let client = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(())));
     EventLayer::calling().layer(client).call(request).event()
 }
 
-/// A text as an event records it in a note.
+/// Returns the text that an event records for a note with this text.
 pub(crate) fn text(text: &str) -> String {
     let event = event(Request::new(()));
     event.log(text);
     event.snapshot().logs.remove(0).message
 }
 
-/// A URL as an event records it; `None` if the text is not a URL.
+/// Returns the URL that an event records for a request to this URL; `None` if the text is not a URL.
 pub(crate) fn url(url: &str) -> Option<String> {
     let request = Request::get(url).body(()).ok()?;
     event(request).snapshot().endpoint_url

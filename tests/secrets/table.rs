@@ -1,8 +1,8 @@
-//! A secret in every place of a call, for every way a call can end, through two real clients. Everything that is shown
-//! is then searched for every secret in every encoding.
+//! Puts a secret into every place of a call (header, URL parameter, error text, …), and ends calls in every way,
+//! through two real clients. Then searches everything that the crate shows for every secret in every encoding.
 //!
-//! Not searched, since nothing is promised of them: segments of a path, ids of calls, bodies that are not recorded,
-//! what the clients themselves send to tracing, and the client's own error that `into_inner` returns.
+//! These are not searched, because the crate promises nothing about them: segments of a path, ids of calls, bodies that
+//! are not recorded, what the clients themselves send to tracing, and the client's own error that `into_inner` returns.
 
 use crate::tracing_output::TracingOutput;
 use axum::{Router, extract::Request as Received, response::IntoResponse};
@@ -28,8 +28,9 @@ type Client = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, BoxError>;
 
 // === Secrets ===
 
-/// A different secret for every place, so that a leak identifies the place. Every place also contains a harmless word
-/// that has to be shown, which proves that the search finds what is there.
+/// Secrets that are put into calls: a different one for every place (such as a header or a URL parameter), so that a
+/// leak identifies its place. Each place also gets a harmless word that has to be shown, which proves that the search
+/// works.
 #[derive(Clone, Default)]
 pub(crate) struct Secrets(Arc<Mutex<BTreeMap<&'static str, usize>>>);
 
@@ -40,17 +41,17 @@ impl Secrets {
         *places.entry(place).or_insert(next)
     }
 
-    /// The secret of this place, with characters that URLs encode.
+    /// Returns the secret for this place of a call. It has characters that URLs encode.
     pub(crate) fn of(&self, place: &'static str) -> String {
         secret(self.number(place))
     }
 
-    /// The secret of this place, encoded for a URL.
+    /// Returns the secret for this place of a call, percent-encoded for a URL.
     pub(crate) fn in_url(&self, place: &'static str) -> String {
         encoded(&self.of(place))
     }
 
-    /// The harmless word of this place.
+    /// Returns the harmless word for this place of a call, which has to be shown.
     pub(crate) fn word(&self, place: &'static str) -> String {
         word(self.number(place))
     }
@@ -64,7 +65,8 @@ impl Secrets {
             .collect()
     }
 
-    /// The places and outlets where a secret, or a part of one, is shown.
+    /// Searches the outlets (the texts that the crate shows, by name) for all secrets. Returns a message for each
+    /// secret that is shown in whole or in part.
     pub(crate) fn leaks(&self, outlets: &BTreeMap<String, String>) -> Vec<String> {
         let mut leaks = Vec::new();
         for (place, number) in self.all() {
@@ -80,7 +82,7 @@ impl Secrets {
         leaks
     }
 
-    /// The places whose harmless word is not shown.
+    /// Returns the places of a call whose harmless word appears in none of the outlets.
     pub(crate) fn missing(&self, outlets: &BTreeMap<String, String>) -> Vec<&'static str> {
         let places = self.all().into_iter();
         let is_missing = |number| !outlets.values().any(|text| text.contains(&word(number)));
@@ -99,7 +101,8 @@ fn word(number: usize) -> String {
     format!("harmless{number:02}word")
 }
 
-/// The beginning of the secret in each encoding, so that a part of a secret is found, too.
+/// Returns parts of the secret in each encoding. The search looks for parts, so that it also finds a secret that is cut
+/// off.
 fn forms(secret: &str) -> Vec<String> {
     let mut forms = vec![
         secret[..8].to_owned(),
@@ -137,7 +140,7 @@ pub(crate) fn base64(text: &str) -> String {
 
 // === Places ===
 
-/// A URL with a secret and a harmless word in every place.
+/// A URL with a secret and a harmless word in every part that can hold them.
 fn url(secrets: &Secrets, server: &str, path: &str) -> String {
     let s = |place| secrets.in_url(place);
     let w = |place| secrets.word(place);
@@ -272,14 +275,14 @@ pub(crate) fn call(secrets: &Secrets, server: &str, path: &str) -> Call<Bytes> {
     )
 }
 
-/// The server's response with this status.
+/// Returns the response of the test server with this status, with secrets in its headers and its body.
 fn response(secrets: &Secrets, status: StatusCode) -> Response<String> {
     let at = |place| secrets.in_url(place);
     let builder = Response::builder().status(status);
     let builder = builder
         .header("set-cookie", format!("session={}; path=/", secrets.of("set-cookie")))
         .header("x-auth-token", secrets.of("header of the response"))
-        // No server listens on port 1.
+        // No server listens on port 1, so a client that follows the redirect fails to connect.
         .header(
             "location",
             format!(
@@ -323,7 +326,7 @@ fn response(secrets: &Secrets, status: StatusCode) -> Response<String> {
         .unwrap()
 }
 
-/// The error of a client that reveals all its data, with the true cause as its source.
+/// An error that shows its secret field in its `Debug` output, and whose source is the true cause.
 #[derive(Debug)]
 struct Revealing {
     text: String,
@@ -371,7 +374,7 @@ async fn server(secrets: Secrets, reached: Arc<Notify>) -> String {
     let respond = move |request: Received| {
         let (secrets, reached) = (secrets.clone(), reached.clone());
         async move {
-            // The request is sent with its secrets.
+            // The server receives the request with its secrets: they are redacted only in what the crate shows.
             assert_eq!(request.headers()["x-api-key"], secrets.of("x-api-key"));
             assert!(request.uri().query().unwrap().contains(&secrets.in_url("parameter")));
             match request.uri().path() {
@@ -389,7 +392,7 @@ async fn server(secrets: Secrets, reached: Arc<Notify>) -> String {
     address.to_string()
 }
 
-/// The client of reqwest, which follows redirects.
+/// A client of reqwest, which follows redirects.
 #[cfg(feature = "reqwest")]
 fn reqwest_client() -> Client {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -411,7 +414,7 @@ fn reqwest_client() -> Client {
     BoxCloneSyncService::new(service)
 }
 
-/// The client of hyper-util, which does not follow redirects.
+/// A client of hyper-util, which does not follow redirects.
 fn hyper_client() -> Client {
     use hyper_util::{client::legacy::Client, rt::TokioExecutor};
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
@@ -432,7 +435,8 @@ fn hyper_client() -> Client {
     BoxCloneSyncService::new(service)
 }
 
-/// A client that reveals its secrets: in notes and metadata, in its errors and in its panics.
+/// A client that reveals its secrets: in the notes and metadata that it adds to events, in its errors, and in its
+/// panics.
 fn revealing_client(client: Client, secrets: Secrets) -> Client {
     let service = service_fn(move |request: Request<Bytes>| {
         let (client, secrets) = (client.clone(), secrets.clone());
@@ -461,7 +465,7 @@ fn revealing_client(client: Client, secrets: Secrets) -> Client {
 
 // === The table ===
 
-/// The compact and the pretty `Debug` output.
+/// Returns both the compact and the pretty `Debug` output.
 fn debugs(value: &impl Debug) -> String {
     format!("{value:?}\n{value:#?}")
 }
@@ -565,12 +569,12 @@ async fn no_outlet_shows_a_secret_of_any_place() {
 
     let leaks = secrets.leaks(&outlets);
     assert!(leaks.is_empty(), "{} leaks: {leaks:#?}", leaks.len());
-    // The search works: it finds the word of every place, and no outlet is empty.
+    // The search works: it finds the harmless word of every place, and no outlet is empty.
     assert_eq!(secrets.missing(&outlets), Vec::<&str>::new());
     assert!(outlets["tracing"].contains("span outbound_call"));
     assert!(outlets.values().all(|text| !text.is_empty()));
     let as_json = if cfg!(feature = "serde") { 8 } else { 0 };
-    // A redirect fails with reqwest, so that its errors are outlets, too.
+    // reqwest follows the redirect and fails, so the errors of that call are additional outlets.
     let of_reqwest = if cfg!(feature = "reqwest") { 67 + as_json } else { 0 };
     assert_eq!(
         (secrets.all().len(), outlets.len()),

@@ -1,10 +1,10 @@
-//! Where a text, a URL or a name can hide a secret, and that everything else is kept.
+//! Tests where a text, a URL or a name can hide a secret, and that everything else is recorded unchanged.
 
 use crate::recorded;
 use http::Request;
 use tower_outbound::event::{Metadata, Payload, ResponseDetails, Value};
 
-/// Checks that each text loses the secret `s3cr3t`, and shows that something was redacted.
+/// Checks that the secret `s3cr3t` is removed from each text, and that the recorded text shows a redaction.
 fn check(texts: &[&str], record: impl Fn(&str) -> String) {
     let recorded = texts.iter().map(|text| (text, record(text)));
     let leaks = recorded.filter(|(_, clean)| clean.contains("s3cr3t") || !clean.contains("[redacted]"));
@@ -14,7 +14,7 @@ fn check(texts: &[&str], record: impl Fn(&str) -> String) {
     assert!(leaks.is_empty(), "{leaks:#?}");
 }
 
-/// Checks each URL as the URL of a request and inside a text.
+/// Checks each URL twice: as the URL of a request, and inside a text.
 fn check_urls(urls: &[&str]) {
     check(urls, recorded::text);
     check(urls, |url| recorded::url(url).expect("a URL"));
@@ -67,7 +67,8 @@ fn any_separator_ends_a_parameter() {
     );
 }
 
-/// Recursion would overrun the small stack, and a search whose cost doubles with every level would not end.
+/// On the small stack of this thread, recursion would overflow, and a search whose cost doubles with every level would
+/// not end.
 #[test]
 fn deeply_nested_urls_cost_neither_stack_nor_time() {
     let check = || {
@@ -220,7 +221,7 @@ fn a_credential_after_a_scheme_is_redacted_whatever_separates_them() {
     );
 }
 
-/// A redacted text is redacted again when an error contains another error, or the message of a panic.
+/// A text is redacted twice when an error contains another error or the message of a panic: each is redacted already.
 #[test]
 fn redacting_a_text_twice_changes_nothing() {
     for text in [

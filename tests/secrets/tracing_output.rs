@@ -1,4 +1,4 @@
-//! [`TracingOutput`]: a tracing subscriber that keeps everything as text.
+//! [`TracingOutput`]: a tracing subscriber that keeps all spans and events as text.
 
 use std::{
     fmt::Write,
@@ -11,8 +11,8 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context, registry::LookupSpan};
 
-/// Collects all spans and events of tracing, except those of clients and servers: what hyper or reqwest logs about a
-/// connection at TRACE is not under the control of this crate.
+/// Collects all spans and events of tracing, except those of HTTP clients and servers: this crate has no control over
+/// what hyper or reqwest logs about a connection at the level TRACE.
 #[derive(Clone, Default)]
 pub(crate) struct TracingOutput(Arc<Mutex<String>>);
 

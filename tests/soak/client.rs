@@ -1,4 +1,5 @@
-//! The client below the limits: it records when calls were admitted, and misbehaves as the fault of a call says.
+//! The client of the soak test, the innermost service, below the limits. It records when calls are admitted, and
+//! misbehaves according to the fault of the call.
 
 use super::Fault;
 use http::{Request, Response};
@@ -22,7 +23,7 @@ use std::{
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
-/// The beginning of the message of every intended panic.
+/// The beginning of the message of every panic that the test causes on purpose.
 pub(crate) const INTENDED: &str = "intended:";
 
 #[derive(Clone)]
@@ -32,17 +33,17 @@ pub(crate) struct Client {
     pub(crate) admissions: Arc<Admissions>,
 }
 
-/// The calls that the limits have admitted.
+/// The calls that the limits have admitted, that is, that have reached the client.
 #[derive(Default)]
 pub(crate) struct Admissions {
     pub(crate) calls: AtomicU64,
-    /// How many times `poll_ready` was called.
+    /// How many times `poll_ready` of the client was called.
     readiness: AtomicU64,
-    /// When calls were admitted, since the limits were last changed.
+    /// The times at which calls were admitted since the limits were last changed.
     pub(crate) times: Mutex<Vec<Instant>>,
 }
 
-/// The body of a response. Dropping it may panic.
+/// The body of a response. Dropping the body may panic.
 #[derive(Debug)]
 pub(crate) struct ResponseBody {
     body: Incoming,
@@ -87,7 +88,8 @@ impl Service<Request<Fault>> for Client {
     type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // By number, because the call that will use the readiness is not determined yet.
+        // Panics and fails by the number of `poll_ready` calls, because it is not determined yet which call will use
+        // the readiness.
         match self.admissions.readiness.fetch_add(1, Ordering::Relaxed) % 1_000 {
             333 => panic!("{INTENDED} in poll_ready"),
             666 => Poll::Ready(Err("not ready".into())),

@@ -1,4 +1,4 @@
-//! The soak: a million calls to a real server, with every kind of fault at once.
+//! The soak test: a million calls to a real server, with every kind of fault at once.
 //!
 //! ```text
 //! cargo test --release --all-features --test soak -- --ignored --nocapture
@@ -6,15 +6,17 @@
 //!
 //! | variable | default | |
 //! |---|---|---|
-//! | `SOAK_CALLS` | 1000000 | the most calls |
-//! | `SOAK_SECONDS` | 3600 | the longest time |
+//! | `SOAK_CALLS` | 1000000 | the largest number of calls |
+//! | `SOAK_SECONDS` | 3600 | the longest time, in seconds |
 //! | `SOAK_SEED` | 1 | determines the fault of each call, and how executors are stopped |
 //!
 //! The fault of a call is drawn from the seed and the number of the call. Meanwhile limits change, threads are blocked,
 //! and executors are stopped in every way, dropped and replaced. Bodies are streamed, failures are retried, and used
-//! tokens are settled. Afterwards every call has ended once; all places, permits and tasks are back; the tokens charged
-//! are those of the admitted calls, corrected by what they used; no window had more calls than its limit; and memory
-//! has not grown.
+//! tokens are settled.
+//!
+//! Afterwards the test checks that every call has ended exactly once; that all places in the queue and all permits are
+//! free and all tasks have ended; that the tokens charged are those of the admitted calls, corrected by what they used;
+//! that no window of time had more calls than its limit; and that memory has not grown.
 
 #![cfg(target_os = "linux")]
 
@@ -61,16 +63,16 @@ type Stream = StreamBody<MeteredBody<ResponseBody>>;
 
 const MS: Duration = Duration::from_millis(1);
 const CALLERS: usize = 256;
-/// The burst of tokens. They refill too slowly to matter within a soak, so all that is missing was charged. Half of
-/// them are available at the start, so that tokens given back always fit.
+/// The burst of the token limit. The limit refills one token in 100 years, so that every missing token was charged to a
+/// call. Half of the burst is available at the start, so that refunds always fit into the bucket.
 const TOKENS: u64 = 1_000_000_000_000;
 
-/// What goes wrong with a call. For most calls it is nothing.
+/// What goes wrong with a call. Most calls have the fault `None`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
     None,
     Slow,
-    /// There is no response: the caller cancels the call.
+    /// The server does not respond, and the caller cancels the call.
     Stuck,
     Status,
     Reset,
@@ -80,15 +82,15 @@ pub(crate) enum Fault {
     PanicInCall,
     PanicInFuture,
     PanicInDrop,
-    /// The body is streamed.
+    /// The server streams the body.
     Stream,
-    /// The body is streamed, and the caller drops it after this many frames.
+    /// The server streams the body, and the caller drops it after this many frames.
     DropsBody(u8),
-    /// The caller polls the handle this many times, and cancels the call.
+    /// The caller polls the handle of the call this many times, and then cancels the call.
     Polled(u8),
     /// The caller cancels the call after this many milliseconds.
     Dropped(u8),
-    /// The caller drops the handle at once.
+    /// The caller drops the handle of the call at once.
     Detached,
 }
 
@@ -128,13 +130,13 @@ impl Fault {
         }
     }
 
-    /// The row of the table that counts the call.
+    /// Returns the name of the row that counts the call in the printed table.
     fn name(self) -> String {
         format!("{self:?}").split('(').next().unwrap_or_default().to_owned()
     }
 }
 
-/// What the callers share.
+/// The state of the test that all callers share.
 struct Soak {
     seed: u64,
     calls: u64,
@@ -144,15 +146,15 @@ struct Soak {
     /// The executor that accepts calls now.
     executor: RwLock<Executor<Fault, Stream>>,
     limiter: RateLimiter,
-    /// The rate of requests a second, and its burst.
+    /// The rate of the request limit per second, and its burst.
     rate: Mutex<(u64, u64)>,
     concurrency: Concurrency,
     client: Client,
-    /// Attempts and charged tokens, from the events.
+    /// The number of attempts and of charged tokens, summed up from the events of the calls.
     charged: Mutex<(u64, u64)>,
     /// The totals of the executors that were dropped.
     totals: Mutex<Vec<Totals>>,
-    /// How many calls ended how, by fault.
+    /// The number of calls for each fault and each outcome.
     outcomes: Mutex<BTreeMap<String, BTreeMap<String, u64>>>,
     stops: Mutex<BTreeMap<&'static str, u64>>,
     stalls: AtomicU64,
@@ -255,7 +257,7 @@ impl Soak {
         drop(last);
         let elapsed = begun.elapsed();
 
-        // Nothing is lost: every event that was opened has ended, with one outcome.
+        // No call is lost: every event that was opened has ended, with one outcome.
         let totals = self.totals.lock().unwrap().clone();
         let opened: u64 = totals.iter().map(|totals| totals.opened).sum();
         let ended: u64 = totals.iter().map(Totals::ended).sum();
@@ -275,26 +277,29 @@ impl Soak {
         let cancelled: u64 = totals.iter().map(|totals| totals.cancelled).sum();
         assert_eq!(counted("CANCELLED") + counted("not accepted"), cancelled);
 
-        // All places and permits are back.
+        // All places in the queue and all permits are free again.
         assert_eq!(
             (monitor.queue_depth(), monitor.in_flight(), monitor.calling()),
             (0, 0, 0)
         );
         drop(monitor);
 
-        // The attempts in the events are those that reached the client, and the charges add up.
+        // The attempts in the events are those that reached the client, and the tokens that are missing in the bucket
+        // are those that were charged according to the events.
         let (attempts, charged) = *self.charged.lock().unwrap();
         assert_eq!(attempts, self.client.admissions.calls.load(Ordering::Relaxed));
         assert_eq!(self.limiter.available().tokens, Some(TOKENS / 2 - charged));
         self.check_window();
 
-        // Memory is flat: the second half needs no more than the first, within 32 MiB.
+        // Memory does not grow: its maximum in the second half of the run is at most 32 MiB above that in the first
+        // half.
         let (early, late) = memory.split_at(memory.len() / 2);
         let most = |samples: &[u64]| samples.iter().copied().max().unwrap_or(0);
         assert!(most(late) <= most(early) + 32, "{memory:?} MiB");
 
         self.print_table(elapsed, most(&memory));
-        // No task is left: those of the connections end once the client is dropped.
+        // No task is left. The tasks of the connections end once the client is dropped, so the test waits for up to 10
+        // s.
         let Ok(soak) = Arc::try_unwrap(self) else {
             panic!("a task still holds the soak")
         };
@@ -332,9 +337,9 @@ impl Soak {
             let executor = self.executor();
             match executor.submit(Call::from(request).tokens(rng.u64(..100))).await {
                 Ok(handle) => break handle,
-                // Refused while the executor was stopped; no event was opened.
+                // The executor was stopped and refused the call, so no event was opened.
                 Err(error) if error.is_not_running() => {}
-                // The executor was stopped while the call waited for a place.
+                // The executor was stopped while the call waited for a place in the queue.
                 Err(error) if error.is_closed() => self.count(fault, "not accepted"),
                 Err(error) => panic!("{error}"),
             }
@@ -355,7 +360,8 @@ impl Soak {
         self.account(&ended);
     }
 
-    /// Adds up what the call was charged: its estimate for every attempt; for one whose usage was found, the usage.
+    /// Adds up what the call was charged: its estimate for every attempt. If the call reports its usage, the usage
+    /// replaces the estimate of one attempt.
     fn account(&self, event: &NetworkRequestEvent) {
         let attempts = event.attempts.len() as u64;
         let estimated = attempts * event.api_tokens;
@@ -366,7 +372,8 @@ impl Soak {
         *sums = (sums.0 + attempts, sums.1 + charged);
     }
 
-    /// Waits for the response, or for as long as this caller waits. Checks that the result agrees with the event.
+    /// Waits for the response, or as long as the fault of the call lets the caller wait. Checks that the result agrees
+    /// with the event.
     async fn wait(&self, fault: Fault, mut handle: CallHandle<Fault, Stream>) {
         let event = handle.event().clone();
         let result = match fault {
@@ -391,13 +398,15 @@ impl Soak {
                 let text = futures_util::FutureExt::catch_unwind(read).await;
                 let status = event.finished().await.status;
                 match text {
-                    // The body was dropped, which cancels a call that has not ended, or its drop panicked.
+                    // The caller dropped the body, which cancels a call that has not ended, or the drop of the body
+                    // panicked.
                     Ok(None) | Err(_) => {
                         assert!(status == RequestStatus::Cancelled || status == RequestStatus::Completed)
                     }
                     Ok(Some(Ok(text))) => {
                         assert!(text.is_empty() || text.ends_with(b"}}") || text.ends_with(b"}}\n\n"));
-                        // COMPLETED, or CANCELLED if the executor was stopped just before the end.
+                        // The call has completed, or was cancelled because the executor was stopped just before the end
+                        // of the body.
                         assert_ne!(status, RequestStatus::Failed);
                     }
                     Ok(Some(Err(is_cancelled))) => {
@@ -414,7 +423,8 @@ impl Soak {
                 assert_eq!(event.finished().await.status, RequestStatus::Cancelled);
             }
             Some(Err(_)) => assert_eq!(event.finished().await.status, RequestStatus::Failed),
-            // A response that arrives now is dropped by `cancel` or with the handle, and its drop may panic.
+            // A response that arrives meanwhile is dropped by `cancel` or with the handle, and dropping it may panic on
+            // purpose.
             None => {
                 let _ = catch_unwind(AssertUnwindSafe(|| handle.cancel()));
                 drop(catch_unwind(AssertUnwindSafe(|| drop(handle))));
@@ -422,7 +432,8 @@ impl Soak {
         }
     }
 
-    /// Reads the body. `None` if it is dropped before its end; for an error, whether the call was cancelled.
+    /// Reads the body. Returns `None` if the caller drops the body before its end, and for an error whether the call
+    /// was cancelled.
     async fn read(fault: Fault, response: Response<Stream>) -> Option<Result<Vec<u8>, bool>> {
         let mut body = response.into_body();
         let frames = match fault {
@@ -471,7 +482,8 @@ impl Soak {
                 *self.executor.write().unwrap() = next;
                 let monitor = executor.monitor();
                 drop(executor);
-                // A caller that is submitting still has a clone.
+                // A caller that is just submitting still has a clone of the dropped executor, so the task waits until
+                // all its calls have ended.
                 while monitor.totals().open() > 0 {
                     sleep(MS).await;
                 }
@@ -517,12 +529,13 @@ impl Soak {
 
     // === Checks and the table ===
 
-    /// Checks with a leaky bucket that since the limits were changed no window had more calls than promised.
+    /// Checks with a leaky bucket that no window of time since the last change of the limits had more calls than its
+    /// limit allows.
     fn check_window(&self) {
         let (rate, burst) = *self.rate.lock().unwrap();
         let mut admitted = self.client.admissions.times.lock().unwrap();
-        // 5 ms are the catch-up of a late timer. Each of the two threads may be delayed between admission and record,
-        // and across a change of the limits.
+        // The limiter makes up for a late timer by the calls of up to 5 ms. Four more calls allow for each of the two
+        // threads being delayed between an admission and its record, and across a change of the limits.
         let most = burst as f64 + rate as f64 * 0.005 + 4.0;
         let mut level = 0.0_f64;
         let mut last = None;
@@ -595,7 +608,7 @@ fn executor(
         .unwrap()
 }
 
-/// The memory of this process, in MiB.
+/// Returns the memory that this process uses, in MiB.
 fn resident() -> u64 {
     let pages: u64 = fs::read_to_string("/proc/self/statm")
         .unwrap()

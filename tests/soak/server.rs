@@ -1,4 +1,4 @@
-//! A server on loopback that responds well, late, badly or not at all, as the path says.
+//! A server on loopback that responds properly, late, wrongly or not at all, depending on the path of the request.
 
 use std::{io, net::SocketAddr, thread, time::Duration};
 use tokio::{
@@ -9,7 +9,7 @@ use tokio::{
     time::sleep,
 };
 
-/// A server with its own thread and runtime, which end when it is dropped.
+/// A server with its own thread and runtime. When the server is dropped, both end.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
@@ -54,7 +54,7 @@ impl Drop for Server {
     }
 }
 
-/// Serves one connection. Requests have no body, so each ends with an empty line.
+/// Serves one connection. Requests have no body, so each request ends with an empty line.
 async fn serve(mut stream: TcpStream) -> io::Result<()> {
     let mut read = Vec::new();
     loop {
@@ -74,7 +74,7 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
                 sleep(Duration::from_millis(20)).await;
                 stream.write_all(WHOLE).await?;
             }
-            // Waits until the client closes the connection.
+            // Sends nothing, and waits until the client closes the connection.
             "/stuck" => while stream.read_buf(&mut read).await? > 0 {},
             "/status" => {
                 stream
@@ -110,10 +110,10 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// A whole response, which reports 7 used tokens.
+/// A whole response, which reports a usage of 7 tokens.
 const WHOLE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 28\r\n\r\n{\"usage\":{\"total_tokens\":7}}";
 
-/// The head, a piece and the end of a streamed response, which reports 9 used tokens.
+/// The head of a streamed response. `PIECE` and `END` are its further parts, and the end reports a usage of 9 tokens.
 const STREAM: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 const PIECE: &[u8] = b"c\r\ndata: word\n\n\r\n";
 const END: &[u8] = b"24\r\ndata: {\"usage\":{\"total_tokens\":9}}\n\n\r\n0\r\n\r\n";

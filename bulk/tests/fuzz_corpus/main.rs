@@ -1,5 +1,5 @@
-//! Runs the fuzz targets of this program (see `fuzz/README.md`) over their seeds and over random texts, without a
-//! fuzzer and on a stable compiler.
+//! Runs the fuzz targets of `bulk` (see `fuzz/README.md`) over their seeds and over random texts, without a fuzzer and
+//! on a stable compiler.
 
 #[allow(dead_code)]
 #[path = "../../src/args.rs"]

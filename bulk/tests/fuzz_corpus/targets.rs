@@ -1,4 +1,5 @@
-//! The fuzz targets: a function for each parser of user input. It takes any bytes, and checks what must hold for all.
+//! The fuzz targets of `bulk`: a function for each parser of user input. Each function takes any bytes, and checks what
+//! must hold for every input.
 
 #![allow(unreachable_pub)]
 
@@ -9,7 +10,7 @@ use crate::{
 use clap::Parser;
 use std::borrow::Cow;
 
-/// The secret that is inserted into inputs. An input that contains it already is skipped.
+/// The secret that the targets add to inputs. An input that contains the beginning of the secret already is skipped.
 const MARK: &str = "Zq9Xw7Kv";
 
 fn text_of(data: &[u8]) -> Option<Cow<'_, str>> {
@@ -17,8 +18,8 @@ fn text_of(data: &[u8]) -> Option<Cow<'_, str>> {
     (!text.to_ascii_lowercase().contains("zq9")).then_some(text)
 }
 
-/// The file of requests: each line is a request or malformed and has its number, and the body of a request is a request
-/// again.
+/// The input is a file of requests. Each line must be a request or malformed and have its number, and the body of a
+/// request must be a valid request line again.
 pub fn bulk_input(data: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
@@ -32,7 +33,7 @@ pub fn bulk_input(data: &[u8]) {
                 Ok(request) => {
                     let body: serde_json::Value = serde_json::from_slice(&request.body).expect("a body is JSON");
                     assert!(body.is_object(), "{body}");
-                    // The body without the rest of its line is a valid line, too.
+                    // The body, parsed as a line of the input, is a valid request, too.
                     let mut again = Requests::new(&*request.body, Tokens::Estimate(1.0));
                     let again = runtime.block_on(again.next()).expect("memory can be read");
                     assert!(matches!(again, Some(Ok(_))), "{body}");
@@ -49,7 +50,7 @@ pub fn bulk_input(data: &[u8]) {
     }
 }
 
-/// The command line, an argument per line: errors about a header or a URL do not show its value.
+/// The input is a command line, with one argument per line. Errors about a header or a URL must not show its value.
 pub fn bulk_args(data: &[u8]) {
     let Some(text) = text_of(data) else { return };
     if let Ok(args) = Args::try_parse_from(std::iter::once("bulk").chain(text.lines())) {
@@ -65,7 +66,7 @@ pub fn bulk_args(data: &[u8]) {
         let args = Args::try_parse_from(["bulk", &planted]).unwrap_or_else(|error| panic!("{error}"));
         if let Err(error) = args.target() {
             let message = format!("{error:#} {error:?}");
-            // The error for an invalid value shows the name of the header, which may hold the mark.
+            // The error for an invalid value shows the name of the header, which may hold the secret.
             let is_name = planted.starts_with("--header=x") && text.contains(':');
             assert!(is_name || !message.contains(MARK), "{planted:?}: {message}");
         }

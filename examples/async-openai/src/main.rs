@@ -1,4 +1,4 @@
-//! The layers inside another client library: async-openai sends its requests through any Tower service.
+//! Uses the layers inside another client library: async-openai sends its requests through any Tower service.
 //!
 //! What to watch: eight requests are made at once. They are sent in order, four per second and at most two at a time,
 //! and the events count eight completed calls.

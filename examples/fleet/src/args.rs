@@ -1,4 +1,4 @@
-//! The command line.
+//! Parses the command line.
 
 use clap::Parser;
 
@@ -8,7 +8,7 @@ pub(crate) struct Args {
     /// The number of worker processes, from 1 to 64
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) workers: u32,
-    /// How long they send, in seconds, from 4 to 3600
+    /// How long the workers send requests, in seconds, from 4 to 3600
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(4..=3_600))]
     pub(crate) seconds: u64,
     /// The quota: requests per second that the provider allows for all processes together
@@ -21,7 +21,8 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) no_kill: bool,
 
-    /// Run as the worker with this number. The program passes it, and the two below, to its worker processes
+    /// Run as the worker with this number. The program passes this option, `--redis` and `--provider` to its
+    /// worker processes
     #[arg(long, hide = true, requires = "redis", requires = "provider")]
     pub(crate) worker: Option<u32>,
     #[arg(long, hide = true)]

@@ -1,12 +1,13 @@
-//! A fleet: several processes that share one provider account and its quota through Redis.
+//! A fleet of processes that share one provider account and its quota through Redis.
 //!
 //! The program starts a provider that answers requests above the quota with 429, a `redis-server`, and four workers. A
-//! worker is this program again, in a separate process, and sends as fast as its limiter allows. In the middle of the
-//! run Redis is killed (`kill -9`) and started again, empty, two seconds later.
+//! worker is this program again, in a separate process. It sends as fast as its limiter allows. In the middle of the
+//! run Redis is killed (`kill -9`), and two seconds later it is started again, empty.
 //!
 //! What to watch: the sum of all workers stays at the limit, their shares are even, and there is no 429.
 //!
-//! `cargo run --release -p tower-outbound-fleet`, with `-- --help` for other numbers. Needs `redis-server`.
+//! Run it with `cargo run --release -p tower-outbound-fleet`; `-- --help` shows how to change the numbers. The program
+//! needs `redis-server`.
 
 mod args;
 mod provider;

@@ -8,8 +8,8 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// What the provider admits beyond the burst, as a time: the amount that flows in during it. Requests that are sent at
-/// even intervals do not arrive so.
+/// What the provider admits beyond the burst: the amount that flows in during this time. The provider needs it because
+/// requests that are sent at even intervals do not arrive at even intervals.
 const SLACK: Duration = Duration::from_millis(10);
 
 pub(crate) struct Provider {
@@ -17,7 +17,7 @@ pub(crate) struct Provider {
     meter: Arc<Mutex<Meter>>,
 }
 
-/// A token bucket, counted in parts of a request, of which each nanosecond adds a whole number.
+/// A token bucket that counts in parts of a request, so that each nanosecond adds a whole number of parts.
 struct Meter {
     per_second: u128,
     capacity: u128,
@@ -27,7 +27,7 @@ struct Meter {
     rejected: u64,
 }
 
-/// The parts of one request.
+/// The number of parts of one request.
 const PARTS: u128 = 1_000_000_000;
 
 impl Provider {
@@ -57,7 +57,7 @@ impl Provider {
         self.meter.lock().unwrap_or_else(PoisonError::into_inner).admitted
     }
 
-    /// Requests that were answered with 429.
+    /// The number of requests that were answered with 429.
     pub(crate) fn rejected(&self) -> u64 {
         self.meter.lock().unwrap_or_else(PoisonError::into_inner).rejected
     }

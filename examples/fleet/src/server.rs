@@ -1,4 +1,4 @@
-//! A `redis-server` that the fleet starts, on a free port of 127.0.0.1, without data on disk.
+//! The `redis-server` that the fleet starts, on a free port of 127.0.0.1, without data on disk.
 
 use anyhow::{Context, bail};
 use std::{net::Ipv4Addr, process::Stdio, time::Duration};

@@ -1,4 +1,4 @@
-//! The table: the rate of each worker, and of all together.
+//! Prints a table: the rate of each worker, and the rate of all workers together.
 
 use crate::{args::Args, provider::Provider};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, io::IsTerminal, time::Duration};
 use tokio::time::Instant;
 
-/// The report of a worker, printed as a line of JSON every 250 ms.
+/// The report of a worker, which the worker prints as a line of JSON every 250 ms.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Report {
-    /// Requests with a 2xx response.
+    /// The number of requests with a 2xx response.
     pub(crate) sent: u64,
-    /// Requests with any other response, such as 429.
+    /// The number of requests with any other response, such as 429.
     pub(crate) rejected: u64,
-    /// Whether the worker reaches Redis.
+    /// Whether the worker can reach Redis.
     pub(crate) is_up: bool,
-    /// Members of the fleet that the worker knows of.
+    /// The number of members of the fleet that the worker has learned of from Redis.
     pub(crate) members: u64,
-    /// Calls that were admitted without Redis, by the local fallback.
+    /// The number of calls that were admitted without Redis, on the worker's share of the quota.
     pub(crate) admitted_without_store: u64,
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct Table {
     burst: u64,
     rows: Vec<Row>,
     sum: ProgressBar,
-    /// The number of admitted requests at each time of the last second.
+    /// The total number of admitted requests at each time of the last second.
     sums: VecDeque<(Instant, u64)>,
     is_live: bool,
     printed: u64,
@@ -36,7 +36,7 @@ pub(crate) struct Table {
 struct Row {
     bar: ProgressBar,
     last: Report,
-    /// The number of sent requests at each time of the last second.
+    /// The total number of requests that the worker had sent at each time of the last second.
     counts: VecDeque<(Instant, u64)>,
 }
 
@@ -51,7 +51,7 @@ impl Table {
         };
         let share = (args.requests_per_second / u64::from(args.workers)).max(1);
         let rows = (0..args.workers).map(|number| {
-            // The middle of the bar is an even share.
+            // The middle of the bar is an even share of the quota.
             let bar = bar(2 * share);
             bar.set_prefix(format!("worker {number}"));
             Row {
@@ -101,7 +101,7 @@ impl Table {
         self.sum.set_position(rate.min(self.rate));
         self.sum
             .set_message(format!("{rate:>5}/s of {}  429s: {rejected}{redis}", self.rate));
-        // Without a terminal, a line each second.
+        // If the output is not a terminal, a line is printed each second.
         if !self.is_live && elapsed.as_secs() > self.printed {
             self.printed = elapsed.as_secs();
             let each: Vec<_> = self.rows.iter().map(|row| row.bar.position().to_string()).collect();
@@ -140,7 +140,7 @@ impl Table {
     }
 }
 
-/// Adds a count, and returns by how many per second it grew during the last second.
+/// Adds a count, and returns by how many per second the count grew during the last second.
 fn per_second(counts: &mut VecDeque<(Instant, u64)>, count: u64) -> u64 {
     let now = Instant::now();
     counts.push_back((now, count));

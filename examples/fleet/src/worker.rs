@@ -1,4 +1,4 @@
-//! A worker: an executor whose limits are shared with all other workers through Redis.
+//! A worker process: an executor whose limits are shared with all other workers through Redis.
 
 use crate::{args::Args, table::Report};
 use anyhow::Context;
@@ -13,7 +13,8 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 use tower_outbound::{Call, Executor, Limits, Rate, Shutdown, client::Reqwest, rate::redis::SharedRateLimiter};
 
-/// The number of tasks that each make one call after the other: more than the rate allows at once.
+/// The number of tasks that each make one call after the other. The number is large, so that calls are always waiting
+/// for the limits.
 const CALLERS: usize = 500;
 const REPORTS_EVERY: Duration = Duration::from_millis(250);
 

@@ -1,4 +1,4 @@
-//! The output of the types of the feature `redis`.
+//! Shows the types of the feature `redis` for the test of public types.
 
 use super::Shown;
 use crate::table::Secrets;
@@ -15,7 +15,7 @@ use tower_outbound::{
 pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     let limits = Limits::new().requests(Rate::per_second(5));
     let password = secrets.of("what a closure has");
-    // No server listens on port 1.
+    // No server listens on port 1, so the limiter cannot connect.
     let url = format!("redis://someone:{}@127.0.0.1:1/", secrets.in_url("what a closure has"));
     let builder = SharedRateLimiter::builder(limits)
         .on_store_loss(OnStoreLoss::Closed)

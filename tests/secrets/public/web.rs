@@ -1,4 +1,4 @@
-//! The output of the types of the feature `http`.
+//! Shows the types of the feature `http` for the test of public types.
 
 use super::{Shown, request};
 use crate::table::Secrets;
@@ -20,7 +20,8 @@ use tower_outbound::{
 
 type Body = Frames<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, io::Error>>>>;
 
-/// Responds with the secrets of the request, and fails in the middle of the body.
+/// A service that responds with the headers and the body of the request, which hold secrets, and fails in the middle of
+/// the body.
 fn client() -> impl Service<Request<Bytes>, Response = Response<Body>, Error = BoxError, Future: Send + Unpin>
 + Clone
 + Send
@@ -40,7 +41,7 @@ fn client() -> impl Service<Request<Bytes>, Response = Response<Body>, Error = B
 pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(5))).unwrap();
 
-    // Clients and bodies.
+    // Clients, bodies, and their layers.
     shown.debug(&BodyLayer::new());
     let mut bodies = BodyLayer::new().layer(client());
     shown.debug(&bodies);
@@ -80,7 +81,7 @@ pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     shown.debug(&reqwest);
     shown.debug(&reqwest.call(request(secrets)));
 
-    // Feedback of providers.
+    // The layer that reads a provider's limits from responses, and its types.
     let feedback = FeedbackLayer::new(limiter.clone(), Provider::OpenAi)
         .adopt_limits()
         .adapt();
@@ -100,7 +101,7 @@ pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     shown.display(&Provider::OpenAi);
     shown.display(&secrets.of("provider").parse::<Provider>().unwrap_err());
 
-    // Retries, settlement, deadlines.
+    // Retries, settlement and deadlines.
     let mut policy = RetryPolicy::new().max_delay(Duration::from_secs(1));
     shown.debug(&policy);
     let mut result = Ok(Response::builder()
