@@ -28,7 +28,8 @@ use tower_service::Service;
 /// ```
 /// use tower::{Layer, service_fn};
 /// use tower_outbound::body::CollectLayer;
-/// # let client = service_fn(async |_: http::Request<()>| Ok::<_, tower::BoxError>(http::Response::new(String::new())));
+/// # let client = service_fn(async |_: http::Request<()>| Ok::<_,
+/// tower::BoxError>(http::Response::new(String::new())));
 ///
 /// // At most 10 MB, recorded in the event.
 /// let client = CollectLayer::new(10_000_000).record().layer(client);

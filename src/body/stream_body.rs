@@ -212,7 +212,7 @@ impl CallLink {
 
     fn report(&mut self, end: impl FnOnce(BodyProgress) -> BodyEnd) {
         if let Some(sender) = self.end.take() {
-            // Sending fails if the call has ended in the meantime: the end of the body is of no interest then.
+            // The report cannot be sent if the call has already ended. Then it is not needed either.
             let _ = sender.send(end(self.progress));
         }
     }

@@ -50,7 +50,7 @@ impl CostExceedsBurst {
         self.burst
     }
 
-    /// Returns the name of the budget of which the call costs too much: `requests` or `tokens`.
+    /// Returns the name of the budget whose burst the cost of the call exceeds: `requests` or `tokens`.
     #[must_use]
     pub const fn budget(&self) -> &'static str {
         self.budget

@@ -85,7 +85,7 @@ pub(crate) struct NoMethod;
 // === impl Http ===
 
 impl Http {
-    /// Redacts the values of `header`, in addition to those of headers whose name means a credential.
+    /// Redacts the values of `header`, in addition to those of headers whose name suggests a credential.
     #[must_use]
     pub fn redact(mut self, header: HeaderName) -> Self {
         self.redacted = Some(self.redacted().iter().cloned().chain([header]).collect());

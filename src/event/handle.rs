@@ -154,7 +154,7 @@ impl EventHandle {
     }
 
     /// Adds a metadata key and its value to the event, or replaces the value of an existing key. The value of a key
-    /// whose name means a credential is redacted.
+    /// whose name suggests a credential is redacted.
     ///
     /// An event keeps at most 1,000 metadata keys. Further keys are only counted, under the key `[more]`.
     pub fn set_metadata(&self, key: impl Into<String>, value: impl Into<Value>) {
@@ -164,7 +164,7 @@ impl EventHandle {
     }
 
     /// Records the response's body in the event. No layer records the body unless it is configured to. The values of
-    /// fields whose name means a credential are redacted.
+    /// fields whose name suggests a credential are redacted.
     pub fn set_response_body(&self, body: impl Into<Value>) {
         let body = body.into().redacted();
         let now = Instant::now();

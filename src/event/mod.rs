@@ -34,7 +34,7 @@
 //!
 //! # Secrets
 //!
-//! Credentials are redacted: the values of headers, query parameters and JSON fields whose name means a credential
+//! Credentials are redacted: the values of headers, query parameters and JSON fields whose name suggests a credential
 //! (`authorization`, `x-api-key`, `cookie`, `api_key`, `token`, `sig`, …), the values of headers that are [marked as
 //! sensitive](http::HeaderValue::set_sensitive), and the user info of URLs. In free text, such as notes and error
 //! messages, credentials are redacted where they can be recognized. Bodies are recorded only if the caller asks for it.

@@ -70,7 +70,8 @@ impl Value {
         }
     }
 
-    /// Redacts the values of fields whose name means a credential, and the secrets that can be recognized in strings.
+    /// Redacts the values of fields whose name suggests a credential, and the secrets that can be recognized in
+    /// strings.
     pub(super) fn redacted(self) -> Self {
         match self {
             Self::String(text) => Self::String(redact::text(&text).into_owned()),
@@ -81,8 +82,8 @@ impl Value {
     }
 }
 
-/// Redacts the values of fields whose name means a credential. In other values and in the names of fields, the secrets
-/// that can be recognized are redacted.
+/// Redacts the values of fields whose name suggests a credential. In other values and in the names of fields, the
+/// secrets that can be recognized are redacted.
 pub(super) fn redacted_fields(fields: BTreeMap<String, Value>) -> BTreeMap<String, Value> {
     let redacted = |(name, value): (String, Value)| {
         // A number, a boolean or `null` is no credential, whatever its field is called.

@@ -37,13 +37,13 @@ pub struct Config {
     pub requests_rate: f64,
     /// The period of `requests_rate`, the rate of requests, in seconds. Default: 1.
     pub requests_period_secs: f64,
-    /// The most requests that may be sent at one instant. Default: `requests_rate`, or 1 if that is less.
+    /// The most requests that may be sent at one instant. Default: `requests_rate`, but at least 1.
     pub requests_burst: Option<f64>,
     /// How many of the API's tokens may be used per `tokens_period_secs`. Default: not limited.
     pub tokens_rate: Option<f64>,
     /// The period of `tokens_rate`, the rate of the API's tokens, in seconds. Default: 60.
     pub tokens_period_secs: f64,
-    /// The most API tokens that may be used at one instant. Default: `tokens_rate`, or 1 if that is less.
+    /// The most API tokens that may be used at one instant. Default: `tokens_rate`, but at least 1.
     pub tokens_burst: Option<f64>,
     /// How many worker tasks poll the calls. Default: 1.
     pub workers: usize,

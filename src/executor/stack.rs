@@ -41,7 +41,7 @@ use tower::{ServiceBuilder, layer::util::Identity};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// The client `C` inside the limits: the concurrency limit, the rate limit and an event layer around it. A layer given
+/// The client `C`, wrapped in an event layer, the rate limit and the concurrency limit. A layer given
 /// to [`ExecutorBuilder::layer`](super::ExecutorBuilder::layer) wraps this service.
 pub type Limited<C, D, K, U> = ConcurrencyLimit<RateLimit<EventService<C, D>, K, U>>;
 

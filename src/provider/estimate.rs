@@ -50,7 +50,8 @@ pub struct CharacterEstimate {
 ///
 /// ```
 /// use tower_outbound::{Executor, provider::AverageEstimate};
-/// # let client = tower::service_fn(async |_: http::Request<String>| Ok::<_, tower::BoxError>(http::Response::new(())));
+/// # let client = tower::service_fn(async |_: http::Request<String>| Ok::<_,
+/// tower::BoxError>(http::Response::new(())));
 ///
 /// let estimate = AverageEstimate::new(500);
 /// let executor = Executor::builder().cost(estimate.clone()).settle(estimate).build(client)?;

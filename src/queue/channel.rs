@@ -276,7 +276,8 @@ impl<Req, Res> Drop for WorkerGuard<Req, Res> {
         if is_last {
             self.channel.close();
             self.channel.cancel_all();
-            // `is_ended` is set only after all calls were cancelled: `ended` promises that every call has a result.
+            // `is_ended` is set only after all remaining calls have been cancelled: `ended` promises that every call
+            // has a result.
             self.channel.lock().is_ended = true;
             self.channel.ended.notify_waiters();
         }

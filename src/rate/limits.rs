@@ -236,7 +236,8 @@ impl Rate {
     }
 }
 
-/// The largest capacity and the largest debt of a bucket, in units. An `i128` can represent both.
+/// The largest capacity and the largest debt of a bucket, in units of the bucket (the smallest fraction of a token that
+/// it counts). An `i128` can represent both.
 const MAX_UNITS: u128 = 1 << 126;
 
 // === impl Limits ===

@@ -44,7 +44,8 @@ use verdict::{ResponseView, Verdict};
 /// ```
 /// use tower::{Layer, retry::RetryLayer, service_fn};
 /// use tower_outbound::{Executor, provider::Provider, retry::RetryPolicy};
-/// # let client = service_fn(async |_: http::Request<String>| Ok::<_, tower::BoxError>(http::Response::new(String::new())));
+/// # let client = service_fn(async |_: http::Request<String>| Ok::<_,
+/// tower::BoxError>(http::Response::new(String::new())));
 ///
 /// let executor = Executor::builder()
 ///     .layer(RetryLayer::new(RetryPolicy::new().provider(Provider::OpenAi)))
@@ -171,7 +172,8 @@ impl RetryPolicy {
     }
 
     /// Sets the backoff, which applies if the server requests no delay: it is `base` before the first retry, and
-    /// doubles with each further retry up to `cap`. A random part of the backoff is waited. Default: 500 ms and 30 s.
+    /// doubles with each further retry up to `cap`. The actual delay is a random fraction of the backoff. Default: 500
+    /// ms and 30 s.
     #[must_use]
     pub fn backoff(self, base: Duration, cap: Duration) -> Self {
         self.with(|rules| (rules.base, rules.cap) = (base, cap))

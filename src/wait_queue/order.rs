@@ -176,8 +176,8 @@ impl<R: Resource> Order<R> {
 
     pub(super) fn remove_timer(&mut self, timer: Option<Id>) {
         self.timers.retain(|id| Some(*id) != timer);
-        // The removed task may have been the only one that slept until `armed`. If `armed` stayed set, `advance` would not
-        // wake another timer task for the same deadline.
+        // The removed task may have been the only one that slept until `armed`. If `armed` stayed set, `advance` would
+        // not wake another timer task for the same deadline.
         self.armed = None;
     }
 
@@ -221,7 +221,8 @@ impl<R: Resource> Order<R> {
         match (self.deadline, self.armed) {
             (Some(deadline), Some(armed)) => deferred.reschedule_timers = deadline < armed,
             (Some(_), None) => deferred.reschedule_timers = true,
-            // A timer task that wakes up within `HANDOFF_TIMEOUT` is not woken earlier: it ends when it finds the queue
+            // When the queue has become empty, a timer task that wakes up within `HANDOFF_TIMEOUT` anyway is not woken
+            // before its time: it ends when it finds the queue
             // empty.
             (None, Some(armed)) => {
                 deferred.reschedule_timers = self.waiting.is_empty() && armed > now.get() + HANDOFF_TIMEOUT;

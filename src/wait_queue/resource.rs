@@ -18,7 +18,7 @@ pub(crate) trait Resource: Send + 'static {
     /// Returns the reason if `request` can never be granted, however long its waiter waits.
     fn rejection(&self, request: &Self::Request) -> Option<Self::Rejection>;
 
-    /// Returns when `request` can be granted, provided that no other request is granted before it.
+    /// Returns the time at which `request` can be granted, provided that no other request is granted before it.
     fn availability(&mut self, request: &Self::Request, now: &mut LazyNow) -> Availability;
 
     /// Takes what `request` wants. Returns `false` if that was no longer available.

@@ -20,7 +20,7 @@ use std::{collections::HashMap, sync::Arc};
 /// A member that has sent no request to the store for this many microseconds is removed: it is no longer counted, and
 /// its estimates are no longer refunded.
 const MEMBER_EXPIRY: i64 = 15_000_000;
-/// How often the schedule looks for members to remove, in microseconds.
+/// The interval at which the schedule looks for expired members to remove, in microseconds.
 const SWEEP_INTERVAL: i64 = 1_000_000;
 /// Members that lost the store at the same time have all reached it again this many microseconds after the first of
 /// them.

@@ -19,7 +19,8 @@ const EXPIRES_AFTER: Duration = Duration::from_millis(6);
 pub(super) struct Waiters {
     next_seq: u64,
     entries: BTreeMap<u64, WaiterEntry>,
-    /// The queue: the sequence numbers of the waiters whose costs are to be requested.
+    /// The queue: the sequence numbers of the waiters for whose costs no reservation has been requested from the store
+    /// yet.
     queued: BTreeSet<u64>,
     /// The waiters that were given a reservation, with its time, in the order of these times. Some of these waiters may
     /// have been dropped or admitted since.

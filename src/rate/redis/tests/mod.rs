@@ -214,7 +214,7 @@ async fn a_dropped_waiter_gives_back_its_reservation() {
     for _ in 0..5 {
         limiter.acquire(Cost::request()).await.unwrap();
     }
-    // The first waiter gets the reservation for 102 ms.
+    // The first waiter gets the reservation that is due 102 ms after the start.
     let (first, second) = (limiter.clone(), limiter.clone());
     let first = tokio::spawn(async move { first.acquire(Cost::request()).await });
     let second = tokio::spawn(async move { at(&second, Cost::request(), start).await });
@@ -232,8 +232,8 @@ async fn a_reservation_that_is_not_polled_for_is_given_back() {
     limiter.acquire(Cost::request()).await.unwrap();
     let mut unpolled = tokio_test::task::spawn(limiter.acquire(Cost::request()));
     assert!(unpolled.poll().is_pending());
-    // The call that is not polled has the reservation for 102 ms, which is taken back 6 ms later. Only then the next
-    // call is admitted.
+    // The call that is not polled has the reservation that is due 102 ms after the start and is taken back 6 ms later.
+    // Only then the next call is admitted.
     let first = at(&limiter, Cost::request(), start).await;
     assert!((106..=130).contains(&first), "{first}");
     assert_eq!(at(&limiter, Cost::request(), start).await, first + 100);
@@ -284,7 +284,7 @@ async fn a_pause_holds_all_members_and_gives_back_reservations() {
     sleep(ms(10)).await;
     // The other member learns of the pause with the store's first reply to it.
     assert_eq!(at(&other, Cost::request(), start).await, 1_014);
-    // The waiting call had a reservation for 102 ms, which fell into the pause.
+    // The waiting call had a reservation that was due 102 ms after the start, that is, within the pause.
     assert!((1_014..=1_116).contains(&waiting.await.unwrap()));
     assert!(one.available().paused_until.is_none());
     // A shorter pause does not end a longer one.

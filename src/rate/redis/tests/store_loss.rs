@@ -206,7 +206,7 @@ async fn a_store_that_has_lost_its_state_begins_empty() {
     let begun = Instant::now();
     limiter.acquire(Cost::request()).await.unwrap();
     // The store reserves nothing for a second, in which other members may use reservations of the lost state. After it,
-    // one request takes 10 ms, and the round trip takes 2 ms.
+    // the empty bucket needs 10 ms to refill for one request, and the round trip to the store takes 2 ms.
     assert_eq!(begun.elapsed().as_millis(), 1_012);
     assert_eq!(limiter.store_status().state_losses, 1);
     let begun = Instant::now();
