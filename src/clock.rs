@@ -60,7 +60,7 @@ fn read() -> Instant {
     *NOW
 }
 
-/// A guard that keeps this thread's cache of [`now`] on until it is dropped.
+/// A guard: this thread's cache of [`now`] stays enabled until the guard is dropped.
 #[must_use = "the cache is off again when this is dropped"]
 pub(crate) struct CachedNow {
     was_off: bool,

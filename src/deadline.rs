@@ -6,7 +6,7 @@
 //!
 //! A [`Deadline`] is an instant that travels with the request. [`DeadlineLayer`] compares the deadline with the wait
 //! that the rate limiter computes. A call that could not be admitted in time is refused at once, with
-//! [`DeadlineExceeded`], and takes no permit and nothing of the rate limits. Any other call is dropped at its deadline,
+//! [`DeadlineExceeded`], and takes no permit and uses none of the rate limits. Any other call is dropped at its deadline,
 //! whether it waits or is in flight. The [`Executor`](crate::Executor) also checks the deadline when a call is
 //! submitted, and enforces it in the queue.
 //!

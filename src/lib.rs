@@ -71,7 +71,7 @@
 //! | `json` | used tokens, estimates and reasons of failures, read from JSON bodies; includes `http` |
 //! | `reqwest` | a reqwest client as a service: [`client`]; includes `http` |
 //! | `redis` | limits that many processes share, in Redis or Valkey: [`rate::redis`] |
-//! | `redis-tls` | TLS connections to Redis or Valkey; includes `redis` |
+//! | `redis-tls` | TLS connections to Redis or Valkey, with ring as the default provider of cryptography; includes `redis` |
 //! | `full` | all features above |
 //!
 //! No feature is on by default. The oldest supported version of Rust is `rust-version` in `Cargo.toml`.

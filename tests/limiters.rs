@@ -330,3 +330,23 @@ async fn the_shared_limiter_passes_every_case() {
         .await;
     }
 }
+
+/// rustls panics if no provider of cryptography is chosen. A user who only turns on the feature must not need to choose.
+#[cfg(feature = "redis-tls")]
+#[tokio::test]
+async fn a_rediss_url_works_without_choosing_a_provider_of_cryptography() {
+    use tower_outbound::rate::redis::{OnStoreLoss, SharedRateLimiter};
+
+    // The server closes each connection, so that the TLS handshake fails. The handshake needs the provider.
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("rediss://{}/", server.local_addr().unwrap());
+    let server = tokio::spawn(async move { while server.accept().await.is_ok() {} });
+    let limiter = SharedRateLimiter::builder(Limits::new().requests(Rate::per_second(10)))
+        .on_store_loss(OnStoreLoss::Closed)
+        .patience(ms(300))
+        .connect(&url, "tls")
+        .unwrap();
+    let error = limiter.acquire(Cost::request()).await.unwrap_err().to_string();
+    assert!(error.contains("unavailable") && !error.contains("panicked"), "{error}");
+    server.abort();
+}

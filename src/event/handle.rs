@@ -119,7 +119,8 @@ impl EventHandle {
     ///
     /// # Cancel safety
     ///
-    /// This method is cancel safe: if the future is dropped, the next call of this method returns the change.
+    /// This method is cancel safe: if the future is dropped, no change of the event is missed: the next call
+    /// of this method returns it.
     pub async fn changed(&mut self) -> RequestStatus {
         poll_fn(|cx| {
             let mut state = self.shared.lock();

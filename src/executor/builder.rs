@@ -238,8 +238,8 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         }
     }
 
-    /// Sets how the cost that a call has really used is determined when the call has ended: a
-    /// [`UsedCost`](crate::rate::UsedCost). The rate limiter then corrects the call's charge to that cost. Default:
+    /// Sets the [`UsedCost`](crate::rate::UsedCost) that determines, when a call has ended, what the call has really
+    /// cost. The rate limiter then corrects the call's charge to that cost. Default:
     /// charges are not corrected. See [`RateLimitLayer::settle`](crate::RateLimitLayer::settle).
     pub fn settle<N>(self, used: N) -> ExecutorBuilder<L, D, K, N> {
         ExecutorBuilder {

@@ -43,7 +43,7 @@ pub struct Call<B> {
 ///
 /// # Errors
 ///
-/// Awaiting the handle returns the client's error, or an error that the executor or a layer has made. These methods
+/// Awaiting the handle returns the client's error, or an error created by the executor or a layer. These methods
 /// recognize errors of the executor: [`is_cancelled`](Error::is_cancelled), [`is_panicked`](Error::is_panicked),
 /// [`is_deadline_exceeded`](Error::is_deadline_exceeded) and [`is_store_unavailable`](Error::is_store_unavailable).
 ///

@@ -95,7 +95,7 @@ fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
 // === impl ClosureClient ===
 
 impl<R> ClosureClient<R> {
-    /// Creates the client, which has no settings.
+    /// Creates the client. There is nothing to configure.
     #[must_use]
     pub const fn new() -> Self {
         Self { response: PhantomData }

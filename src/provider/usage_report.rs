@@ -1,4 +1,4 @@
-//! [`UsageReport`]: the numbers of tokens that a JSON document reports, in the formats of the large providers.
+//! [`UsageReport`]: the token counts that a JSON document reports, in the formats of the large providers.
 //!
 //! | API | fields |
 //! |---|---|

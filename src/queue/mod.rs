@@ -1,7 +1,7 @@
 //! A bounded queue in front of a service. Its worker tasks drive the calls.
 //!
 //! In plain Tower a call proceeds only while its caller polls the response future. That is not enough when calls share
-//! limits: a call whose caller does not poll it would keep its permit, or its position before other calls, and those
+//! limits: a call whose caller does not poll it would keep its permit, or its place ahead of other calls, and those
 //! calls would wait for it.
 //!
 //! [`QueueLayer`] separates the calls from their callers. [`Queue`] is a handle that is cheap to clone, even if the
@@ -424,8 +424,8 @@ impl<Req, Res> ResponseFuture<Req, Res> {
         poll_fn(|cx| self.poll_accepted(cx)).await
     }
 
-    /// Returns whether the call was accepted, that is, has or had a place in the queue. Returns `false` once this
-    /// future has returned its result.
+    /// Returns whether the call has been accepted into the queue, even if it has left the queue since. After this
+    /// future has completed, that is no longer known, and the method returns `false`.
     #[must_use]
     pub const fn is_accepted(&self) -> bool {
         matches!(self.state, State::Accepted { .. })

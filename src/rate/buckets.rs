@@ -48,7 +48,7 @@ pub(crate) struct Bursts {
     tokens: AtomicU64,
 }
 
-/// All buckets of a rate limiter, as the resource of its wait queue. All times are nanoseconds since the limiter's
+/// All buckets of a rate limiter: what the waiters in its wait queue wait for. All times are nanoseconds since the limiter's
 /// `epoch`.
 pub(super) struct Buckets {
     bursts: Arc<Bursts>,

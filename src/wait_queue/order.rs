@@ -52,7 +52,7 @@ pub(super) struct Entry<Request> {
 #[must_use]
 #[derive(Default)]
 pub(super) struct Deferred {
-    /// The waker of the waiter that has just been notified, to be woken.
+    /// The waker of the waiter that has just been notified. The caller must wake it.
     pub(super) wake: Option<Waker>,
     /// A waker that is no longer needed, to be dropped. Dropping it may drop a task that holds another waiter of this
     /// queue, whose drop locks the queue again.

@@ -90,7 +90,8 @@
 //! - A system clock that is adjusted gradually (slewed), not stepped.
 //! - With access control, the commands `EVALSHA`, `SCRIPT LOAD`, `GET`, `SET`, `TIME`, `PUBLISH` and `SUBSCRIBE` on
 //!   keys and channels that begin with `{tower-outbound:`.
-//! - For TLS, a `rediss://` URL and the feature `redis-tls`. For a cluster or sentinels,
+//! - For TLS, a `rediss://` URL and the feature `redis-tls`, which uses ring unless the program has installed another
+//!   provider of cryptography for rustls, and trusts the roots of the operating system. For a cluster or sentinels,
 //!   [`SharedRateLimiterBuilder::connection`].
 //!
 //! Members trust each other: every process that can write the key can lift the limits.
@@ -110,6 +111,8 @@ mod shared;
 mod store;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "redis-tls")]
+mod tls;
 mod virtual_schedule;
 mod waiters;
 mod wire;

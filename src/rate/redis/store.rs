@@ -2,6 +2,8 @@
 //! library, except for the connection types that
 //! [`SharedRateLimiterBuilder::connection`](super::SharedRateLimiterBuilder::connection) accepts.
 
+#[cfg(feature = "redis-tls")]
+use super::tls;
 use super::{
     driver::{Backend, ReplyFuture},
     script::{SCRIPT, VERSION},
@@ -152,6 +154,8 @@ impl Store {
             .set_max_delay(Duration::from_secs(1))
             .set_push_sender(on_push)
             .set_automatic_resubscription();
+        #[cfg(feature = "redis-tls")]
+        tls::install_provider();
         let mut manager = ConnectionManager::new_lazy_with_config(client, config)?;
         manager.subscribe(&self.pause_channel).await?;
         Ok(Box::new(manager))

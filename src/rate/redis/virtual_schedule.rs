@@ -319,8 +319,9 @@ impl QuotaState {
     fn settle_corrections(&mut self, request: &StoreRequest, own: Amounts, is_known: bool) {
         let began = self.clock - request.fallback_age;
         if request.fallback_age > 0 && self.last_contact < began {
-            // No member has reached the store since this member lost it. So all members admitted calls by their local
-            // fallbacks, and have used what would be in the buckets now.
+            // No process that shares the quota has reached the store since this one lost its connection. So all of them
+            // admitted calls by their local fallbacks, and have spent what would have refilled the buckets meanwhile: the
+            // buckets start empty.
             self.hold(RETURN_TIME, true);
         }
         // If the buckets were emptied after the member had begun to admit calls locally, this has paid for its usage

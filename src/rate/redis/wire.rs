@@ -76,7 +76,7 @@ pub(super) struct StoreRequest {
 pub(super) struct StoreReply {
     /// How many requests of members the stored state has served.
     pub(super) sequence: i64,
-    /// Distinguishes the stored state from earlier ones of the same quota, which were lost.
+    /// Distinguishes the stored state from earlier states of the same quota that have been lost.
     pub(super) incarnation: i64,
     pub(super) config_version: i64,
     /// For how many more microseconds no member may admit a call; 0 without a pause.
