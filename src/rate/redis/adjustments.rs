@@ -10,10 +10,11 @@ use crate::rate::limits::Cost;
 /// before it is admitted is settled with 0. A call that is never settled counts as having used what was reserved.
 #[derive(Debug, Default)]
 pub(super) struct Adjustments {
-    /// How often the store has lost this member's estimates. A reservation that was made in an earlier generation is
-    /// not refunded.
+    /// How often the store has lost this member's estimates, which is the number of the current generation of
+    /// estimates. A reservation of an earlier generation is not refunded, because the store no longer has its estimate.
     generation: u64,
-    /// The sum of the reservations that the store has made in the current generation and that are not settled yet.
+    /// The sum of the reservations that are not settled yet, of those that the store has made since it last lost this
+    /// member's estimates (in the current generation).
     estimated: Amounts,
     /// The sum of what was reserved and not used, which the store has to refund.
     credit: Amounts,
@@ -39,10 +40,11 @@ impl Adjustments {
         self.estimated = self.estimated.saturating_add(cost.into());
     }
 
-    /// Settles a reservation that was made in `generation`: its call has used `used` instead of what was `reserved`.
+    /// Settles a reservation that was made when the store had lost this member's estimates `generation` times: its call
+    /// has used `used` instead of what was `reserved`.
     ///
-    /// If the store has lost the estimates of `generation`, it charges what was used on top of the reservation, but
-    /// refunds nothing.
+    /// What was used on top of the reservation is always charged. What was reserved and not used is refunded only if
+    /// the store has not lost the estimates since.
     pub(super) fn settle(&mut self, generation: u64, reserved: Cost, used: Cost) {
         let (reserved, used) = (Amounts::from(reserved), Amounts::from(used));
         self.debit = self.debit.saturating_add(used.saturating_sub(reserved));

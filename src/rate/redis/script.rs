@@ -50,9 +50,11 @@ const STATE: &[&str] = &[
     "estimated_tokens",
 ];
 
-/// The names of the numbers of a bucket, in their order. In the stored state, the numbers of all buckets follow those
-/// of `STATE`: budget (1 requests, 2 tokens), units that a microsecond brings, units in one request or token, units in
-/// a full bucket, current balance in units, units withheld from refunds.
+/// The names of the numbers of a bucket, in their order: budget (1 requests, 2 tokens), units that a microsecond
+/// brings, units in one request or token, units in a full bucket, current balance in units, units withheld from refunds
+/// (what would have overflowed the bucket without the unsettled estimates). A unit is a fraction of a request or token,
+/// so small that all these numbers are integers. In the stored state, the numbers of all buckets follow those of
+/// `STATE`.
 const BUCKET: &[&str] = &["budget", "fill", "unit", "capacity", "balance", "withheld"];
 
 fn generate(template: &str) -> String {

@@ -22,8 +22,8 @@ use std::{collections::HashMap, sync::Arc};
 const MEMBER_EXPIRY: i64 = 15_000_000;
 /// The interval at which the schedule looks for expired members to remove, in microseconds.
 const SWEEP_INTERVAL: i64 = 1_000_000;
-/// Members that lost the store at the same time have all reached it again this many microseconds after the first of
-/// them.
+/// If members lost the store at the same time, and one of them has reached it again, all others are assumed to reach it
+/// within this many microseconds.
 const RETURN_TIME: i64 = 1_500_000;
 /// How much longer the state is kept than until its buckets are full and its pause has ended, in milliseconds.
 const MIN_RETENTION: i64 = 60_000;
@@ -60,7 +60,7 @@ struct QuotaState {
     /// The sum of all unsettled estimates of the members.
     estimated: Amounts,
     config: Arc<QuotaConfig>,
-    /// The limits that a member was started with, as a text: the member that has set the limits in force.
+    /// The limits, as a text, that one member was started with: the member that brought the limits in force.
     configured_as: String,
     buckets: Vec<(Budget, Bucket)>,
     members: HashMap<Member, MemberEntry>,
@@ -224,7 +224,8 @@ impl QuotaState {
         }
         if request.incarnation != self.incarnation {
             if self.began_full {
-                // This state began with full buckets, because it was not informed of the lost one.
+                // This state began with full buckets, because the member that created it did not know of the lost
+                // state. So the buckets are emptied now.
                 self.hold(hold_time(request), true);
             } else {
                 self.hold(request.last_reservation, false);
@@ -324,8 +325,9 @@ impl QuotaState {
             // buckets start empty.
             self.hold(RETURN_TIME, true);
         }
-        // If the buckets were emptied after the member had begun to admit calls locally, this has paid for its usage
-        // until then. Since then it can have used no more than its share of the rate, so no more is charged.
+        // If the buckets were emptied after the member had begun to admit calls locally, what was taken out of them has
+        // paid for the member's usage until then. Since then the member can have used no more than its share of the
+        // rate, so no more than this share is charged.
         let since_emptied = (self.emptied_at > began).then(|| (self.clock - self.emptied_at).unsigned_abs());
         for (budget, bucket) in &mut self.buckets {
             let usage = request.fallback_usage[*budget];
@@ -462,7 +464,7 @@ mod tests {
 
     impl HonestMember {
         fn new(number: u8) -> Self {
-            // The rate is 3 tokens in 11 microseconds.
+            // The rate is 3 tokens per 11 microseconds.
             let limits = Limits::new().tokens(Rate::new(RATE, Duration::from_micros(11)).burst(BURST));
             let config = Arc::new(QuotaConfig::new(limits).unwrap());
             let request = StoreRequest {
@@ -558,7 +560,8 @@ mod tests {
                 used.extend(member.open.drain(..).map(|open| (open.admitted_at, open.used)));
             }
             used.sort_unstable();
-            // Replays the usage through an exact bucket that counts in elevenths of a token.
+            // Replays the usage through an exact bucket. It counts in elevenths of a token, because the rate of 3
+            // tokens per 11 microseconds drains 3 elevenths each microsecond.
             let (mut level, mut last) = (0_i64, 0);
             for (at, tokens) in used {
                 level = (level - (at - last) * RATE).max(0) + tokens as i64 * 11;

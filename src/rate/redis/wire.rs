@@ -84,12 +84,13 @@ pub(super) struct StoreReply {
     pub(super) members: u64,
     /// Whether the store still had the member's estimates, so that it could refund what was not used of them.
     pub(super) is_known: bool,
-    /// For how long the store keeps the state if no further request arrives, in milliseconds. The key may expire up to
-    /// 30 s earlier.
+    /// For how many milliseconds the store keeps the state if no further request arrives. The state may expire up to
+    /// 30 s earlier, because its time to live is not renewed with every request.
     pub(super) retention: i64,
     /// How far in the future the last reservation of any member is, in microseconds; 0 if there is none in the future.
     pub(super) offset: i64,
-    /// What remains in the buckets after the last reservation; `None` for a budget without a limit.
+    /// How many requests and how many tokens remain in the buckets after the last reservation; `None` for the kind
+    /// (requests or tokens) that has no limit.
     pub(super) remaining: PerBudget<Option<u64>>,
     /// In how many microseconds to request the costs again that were not reserved because of `max_ahead`; 0 if there
     /// are none.
@@ -165,8 +166,9 @@ numbers! {
     }
 }
 
-/// How many numbers a rate has in a request: budget (1 requests, 2 tokens), fill, unit, capacity, initial balance, and
-/// the amount that the provider reports as remaining of the rate (-1 without such a report).
+/// How many numbers a rate has in a request: budget (1 requests, 2 tokens), units that a microsecond brings, units in
+/// one request or token, units in a full bucket, initial balance in units, and the amount that the provider reports as
+/// remaining of the rate (-1 without such a report). A unit is a fraction of a request or token.
 const RATE_NUMBERS: usize = 6;
 
 numbers! {

@@ -66,7 +66,7 @@ impl SharedLimits {
         self.config.specs().iter().any(|(of, _)| *of == budget)
     }
 
-    /// Returns how much of `budget` new buckets admit at once; `None` if `budget` has no limit.
+    /// Returns how many requests or tokens, as `budget` says, new buckets admit at once; `None` if they have no limit.
     pub(super) fn initial(&self, budget: Budget) -> Option<u64> {
         let specs = self.config.specs().iter().filter(|(of, _)| *of == budget);
         specs.map(|(_, spec)| (spec.initial as u128 / spec.unit) as u64).min()
@@ -113,9 +113,9 @@ impl SharedLimits {
         std::mem::take(&mut self.lowered)
     }
 
-    /// Takes over the version and the text of the limits from the store's reply. The request was sent after this member
-    /// had made `changes` changes. Returns whether other limits are in force now. If this member has changed the limits
-    /// since the request, the reply is ignored: the next one brings the version again.
+    /// Takes over the version and the text of the limits from the store's reply to a request. When that request was
+    /// sent, this member had changed the limits `changes` times. If it has changed them again since, the reply is
+    /// ignored, and the next reply brings the version again. Returns whether this member has taken over other limits.
     pub(super) fn on_reply(&mut self, changes: u64, version: i64, text: Option<&str>) -> bool {
         if changes != self.changes {
             return false;

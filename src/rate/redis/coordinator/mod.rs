@@ -67,8 +67,7 @@ pub(super) struct Coordinator {
     retry_at: Option<Instant>,
     /// Whether the limiter was dropped, so that this member has to leave the quota.
     is_leaving: bool,
-    /// Whether the store was sent a request that reports that this member leaves, and the request has ended, also by a
-    /// failure.
+    /// Whether the request to the store that reports that this member leaves has ended, by a reply or by a failure.
     has_left: bool,
 }
 
@@ -119,7 +118,7 @@ impl Coordinator {
     // --- waiters
 
     /// Polls the waiter with the sequence number `seq`, or adds a waiter if `seq` is `None`. Afterwards `seq` is `Some`
-    /// if the waiter still exists, so that the caller has to remove it when the call is dropped.
+    /// if the waiter still exists: then the caller has to remove the waiter if the call is dropped.
     pub(super) fn poll_waiter(
         &mut self,
         seq: &mut Option<u64>,
@@ -176,8 +175,8 @@ impl Coordinator {
         } else if self.fallback.as_ref().map(LocalFallback::generation) == Some(generation) {
             self.reports.settle_fallback(reserved, used);
         } else {
-            // The local fallback that made the reservation has ended, and what it reserved is reported to the store as
-            // used.
+            // The local fallback that made the reservation has ended. All that it reserved is reported to the store as
+            // used, so only what was used on top of the reservation still has to be charged.
             self.reports.settle_reported(reserved, used);
         }
     }
@@ -236,7 +235,8 @@ impl Coordinator {
         self.store.members.max(self.settings.min_members)
     }
 
-    /// Returns what could be admitted at once, by the store's last reply; `None` for a budget without a limit.
+    /// Returns how many requests and how many tokens could be admitted at once, by the store's last reply; `None` for
+    /// the kind (requests or tokens) that has no limit.
     pub(super) fn remaining(&self, now: Instant) -> PerBudget<Option<u64>> {
         PerBudget::from_fn(|budget| {
             let Some(scheduled_until) = self.store.scheduled_until else {
@@ -253,7 +253,8 @@ impl Coordinator {
     }
 
     /// Returns how long a new call with `cost` would wait behind the waiters of this process and behind `ahead`:
-    /// requests and tokens of calls that will wait before it. Of other members only the reservations are counted.
+    /// requests and tokens of calls that will wait before the new one. Of other members only the reservations are
+    /// counted, because their waiters are not known here.
     pub(super) fn wait(&self, cost: Cost, ahead: Demand, now: Instant) -> Duration {
         let scheduled_until = self.store.scheduled_until;
         let from = now
@@ -286,7 +287,8 @@ impl Coordinator {
 
     // --- the driver
 
-    /// Returns the wakers of all waiters, in the queue or not.
+    /// Returns the wakers of all waiters of this process: not only of those in the queue, but also of those that are in
+    /// a request to the store, have a reservation or are rejected.
     pub(super) fn wakers(&self) -> Vec<Waker> {
         self.waiters.wakers()
     }
@@ -407,7 +409,7 @@ impl Coordinator {
                 is_from_store: false,
                 generation: fallback.generation(),
             };
-            // This always succeeds: the waiter was in the queue just now, so it has not been dropped.
+            // `on_reserved` always finds the waiter: it was in the queue just now, so it has not been dropped.
             let _ = self.waiters.on_reserved(seq, reservation, wakers);
         }
     }

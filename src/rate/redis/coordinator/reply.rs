@@ -74,7 +74,8 @@ impl Coordinator {
             self.on_reserved(seq, cost, reservation, &mut wakers);
         }
         if reserved < requested {
-            // The limits may have been changed while the request was in flight, so that a cost exceeds a burst now.
+            // The limits may have been changed while the request was in flight. So a waiter that is back in the queue
+            // may have a cost that exceeds a burst now, and is rejected.
             self.reject_too_large(&mut wakers);
         }
         self.reports.on_estimates_reported();

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 pub(super) struct Reports {
     /// The unsettled estimates, and the corrections, of reservations that the store made.
     adjustments: Adjustments,
-    /// What the local fallback has reserved and no batch of corrections contains yet.
+    /// What the local fallback has reserved, as far as it is not in a batch of corrections yet.
     fallback_usage: Amounts,
     /// When the local fallback made the first reservation that is counted in `fallback_usage`.
     fallback_since: Option<Instant>,
@@ -76,7 +76,8 @@ impl Reports {
     /// Settles a reservation of a local fallback whose usage was reported to the store already: only what was used on
     /// top of the reservation still has to be charged.
     pub(super) fn settle_reported(&mut self, reserved: Cost, used: Cost) {
-        // No generation of estimates has the number `u64::MAX`, so nothing is refunded.
+        // `u64::MAX` stands for estimates that the store does not have, so nothing is refunded: no generation of
+        // estimates has this number.
         self.adjustments.settle(u64::MAX, reserved, used);
     }
 

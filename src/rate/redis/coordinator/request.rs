@@ -59,7 +59,7 @@ impl Coordinator {
             self.take_requestable(now)
         };
         if requested.is_empty() && self.next_request_at(now) > now {
-            // No cost may be requested yet, and there is nothing else to report to the store.
+            // No cost may be requested yet, and there is nothing to report to the store, so no request is sent.
             return None;
         }
         self.waiters.on_requested(requested.iter().map(|(seq, _)| *seq));
@@ -174,8 +174,9 @@ impl Coordinator {
         requestable
     }
 
-    /// Returns how far into the future this member may make reservations, counted as if it had the whole rate. That is
-    /// enough for a few round trips, and no more, so that the reservations of all members are well mixed.
+    /// Returns how much this member may reserve ahead, as the time in which the rates of the whole quota bring that
+    /// amount. It is enough for a few round trips to the store, and no more, so that the reservations of all members
+    /// are well mixed.
     fn share_ahead(&self, now: Instant) -> Duration {
         let is_new = self
             .store

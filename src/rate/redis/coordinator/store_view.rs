@@ -30,8 +30,8 @@ pub(super) struct StoreView {
 }
 
 impl StoreView {
-    /// Whether the state that the last reply came from has not expired by `now`. If the store does not have that state
-    /// then, it has lost it.
+    /// Whether the store should still have, at `now`, the state that the last reply came from, because this has not
+    /// expired. A store that does not have an unexpired state has lost it.
     pub(super) fn is_kept(&self, now: Instant) -> bool {
         self.kept_until.is_some_and(|until| now < until)
     }
