@@ -17,7 +17,7 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The largest accepted number of members, which is more than any fleet has.
+/// The largest number of members (processes that share the quota) that is accepted: more than any fleet has.
 const MAX_MEMBERS: u64 = 1_000_000;
 
 const MAX_AHEAD: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
@@ -52,7 +52,7 @@ impl SharedRateLimiter {
     /// Builds a limiter for `quota` on the server at `url`, with the defaults of all other settings.
     ///
     /// The URL is `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS (feature `redis-tls`). The limiter
-    /// connects when its first call waits for admission, and not yet in this function.
+    /// does not connect in this function, but when its first call waits for admission.
     ///
     /// # Errors
     ///
@@ -62,7 +62,7 @@ impl SharedRateLimiter {
         Self::builder(limits).connect(url, quota)
     }
 
-    /// Returns a builder, in which the defaults of the other settings can be changed.
+    /// Returns a builder for a limiter with these limits, in which the defaults of the other settings can be changed.
     pub const fn builder(limits: Limits) -> SharedRateLimiterBuilder {
         SharedRateLimiterBuilder::new(limits)
     }
@@ -89,28 +89,32 @@ impl SharedRateLimiterBuilder {
         self
     }
 
-    /// Sets what this member does while the store is lost to it. Default: [`OnStoreLoss::LocalShare`].
+    /// Sets what this process does while it cannot reach the store (the server that holds the buckets). Default:
+    /// [`OnStoreLoss::LocalShare`].
     pub const fn on_store_loss(mut self, on_loss: OnStoreLoss) -> Self {
         self.on_loss = on_loss;
         self
     }
 
-    /// Sets how far into the future all members together may make reservations, from 100 ms to 60 s. Default: 1 s.
+    /// Sets how far into the future the store may reserve the capacity of the limits for waiting calls of all members
+    /// (processes that share the quota), from 100 ms to 60 s. Default: 1 s.
     ///
-    /// A process that is killed wastes no more than what the limits allow in this time. When the store was lost or has
-    /// lost its state, members wait for this long until earlier reservations are used. The value has to be the same for
-    /// all members, and many times as long as a round trip. With more than 25 members it should be larger: 40 ms for
-    /// each member.
+    /// If a process is killed, its reservations are wasted: at most what the limits allow in this time. When the store
+    /// has lost its state, and before members admit calls at their [local shares](OnStoreLoss::LocalShare), members
+    /// admit no call without a reservation for this long, because earlier reservations may be used until then. The
+    /// value has to be the same for all members, and many times as long as a round trip. With more than 25 members it
+    /// should be larger than the default: 40 ms per member.
     pub const fn max_ahead(mut self, ahead: Duration) -> Self {
         self.max_ahead = ahead;
         self
     }
 
-    /// Sets the smallest number of members to assume, from 1 to 1,000,000. Default: 1.
+    /// Sets how many members (processes that share the quota) this process assumes at least, also if the store has
+    /// counted fewer: from 1 to 1,000,000. Default: 1.
     ///
-    /// A [local share](OnStoreLoss::LocalShare) is the limits divided by this number, or by the number of members that
-    /// the store has counted, if that is larger. Set it to the size of the fleet, so that the shares are right even if
-    /// the store cannot be reached from the start.
+    /// While the store is lost, a [local share](OnStoreLoss::LocalShare) is each rate divided by this number, or by the
+    /// number of members that the store has counted, whichever is larger. Set this number to the size of the fleet, so
+    /// that the shares are right even if the store cannot be reached from the start.
     pub const fn members(mut self, members: u64) -> Self {
         self.members = members;
         self
@@ -126,7 +130,7 @@ impl SharedRateLimiterBuilder {
 
     /// Sets how long a round trip to the store may take, including the time to connect. Default: 500 ms.
     ///
-    /// After three round trips in a row that failed or took longer, the store counts as lost.
+    /// After three round trips in a row that failed or took longer than this timeout, the store counts as lost.
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -146,7 +150,8 @@ impl SharedRateLimiterBuilder {
     /// Builds a limiter for `quota` over an existing connection: a `ConnectionManager` or a `ClusterConnection` of the
     /// crate `redis`, version 1. The runtime that the connection was made in has to outlive the limiter.
     ///
-    /// A pause that another member begins takes effect in this process with the store's next reply, not at once.
+    /// A limiter over such a connection does not receive the server's announcements of pauses. So a pause that another
+    /// process begins takes effect in this process with the store's next reply, not at once.
     ///
     /// # Errors
     ///
@@ -165,8 +170,9 @@ impl SharedRateLimiterBuilder {
             &self.prefix
         };
         for (field, name) in [("prefix", prefix), ("quota", quota)] {
-            // The names of keys contain braces already, by which a cluster chooses the node of a key. Further braces
-            // could place the keys of one quota on different nodes.
+            // The prefix and the name of the quota must not contain braces. The names of keys put both in braces
+            // already, and a cluster chooses the node of a key by the part in braces: further braces could place the
+            // keys of one quota on different nodes.
             if name.is_empty() || name.contains(['{', '}']) {
                 return Err(InvalidConfig::new(
                     field,
@@ -175,7 +181,8 @@ impl SharedRateLimiterBuilder {
             }
         }
         let timeout = self.timeout;
-        // `target` is set after the limiter was built, because the coordinator and its connections refer to each other.
+        // `target` is the coordinator that receives the pauses that the server announces. It is set after the
+        // limiter is built, because the coordinator and its connections refer to each other.
         let target: Arc<OnceLock<Weak<SharedCoordinator>>> = Arc::default();
         let on_pause: OnPause = {
             let target = target.clone();
@@ -196,7 +203,7 @@ impl SharedRateLimiterBuilder {
         Ok(limiter)
     }
 
-    /// Checks the settings, and builds a limiter whose connections to a store are made by `connect`.
+    /// Checks the settings, and builds a limiter whose connections to the store are made by `connect`.
     pub(super) fn build_with(self, connect: Connect) -> Result<SharedRateLimiter, InvalidConfig> {
         if !MAX_AHEAD.contains(&self.max_ahead) {
             return Err(InvalidConfig::new(

@@ -1,9 +1,9 @@
 //! The driver: a task that sends the requests of the [coordinator](super::coordinator) to the store, one at a time.
 //! Costs and reports that come up while a request is in flight are sent together in the next one.
 //!
-//! The first waiter, pause or change of the limits starts the driver in the current runtime. The driver ends when the
-//! limiter is dropped, or when that runtime ends. In the latter case the next waiter that is polled starts another
-//! driver.
+//! The driver is started in the current runtime by the first call that waits, the first pause or the first change of
+//! the limits. It ends when the limiter is dropped, or when its runtime ends. If its runtime has ended, the next
+//! waiting call that is polled starts another driver.
 
 use super::{
     coordinator::{Coordinator, RequestSnapshot},
@@ -50,8 +50,8 @@ struct DriverState {
     has_driver: bool,
 }
 
-/// Owned by the driver task. When it is dropped, it records that there is no driver, and wakes the waiters so that one
-/// of them starts another.
+/// A guard that the driver task owns. When the guard is dropped, it records that there is no driver, and wakes the
+/// waiters so that one of them starts another driver.
 struct DriverGuard(Arc<SharedCoordinator>);
 
 /// A request to the store that was sent and has no reply yet.
@@ -66,7 +66,7 @@ type RoundTrip = (Box<dyn Backend>, Result<StoreReply, StoreError>);
 
 enum DriverStep {
     RoundTripEnded(RoundTrip),
-    /// The driver was notified, or its timer has fired.
+    /// The driver was notified, or its timer has fired, so it checks what there is to do.
     Woken,
 }
 
@@ -117,7 +117,8 @@ impl SharedCoordinator {
 
     /// Notifies the driver that there is something to send to the store, or starts a driver if there is none.
     ///
-    /// Outside a Tokio runtime no driver can be started. The next waiter that is polled starts one then.
+    /// Outside a Tokio runtime this function cannot start a driver. Then the next waiter that is polled in a runtime
+    /// starts it.
     pub(super) fn notify_driver(self: &Arc<Self>) {
         let runtime = {
             let mut state = self.lock();
@@ -150,8 +151,8 @@ impl SharedCoordinator {
         }
     }
 
-    /// Called when the last clone of the limiter is dropped: the driver reports to the store that the member leaves,
-    /// and ends.
+    /// Called when the last clone of the limiter is dropped. The driver then reports to the store that this process no
+    /// longer shares the quota, and ends.
     pub(super) fn close(&self) {
         self.lock().coordinator.leave();
         self.driver_notify.notify_one();
@@ -217,8 +218,8 @@ async fn run(guard: DriverGuard) {
             .as_ref()
             .map(|in_flight| in_flight.started_at + shared.timeout);
         let next_wakeup = [next_wakeup, timeout].into_iter().flatten().min();
-        // The timer is only ever reset to an earlier time. A wake-up that comes too early now and then costs less than
-        // a reset to a later time in each round.
+        // The timer is reset only to an earlier time, never to a later one. So it sometimes fires before there is
+        // anything to do, but this costs less than a reset in each round.
         if let Some(at) = next_wakeup.filter(|at| !is_timer_set || *at < timer.deadline()) {
             timer.as_mut().reset(at);
             is_timer_set = true;
@@ -262,7 +263,8 @@ impl Drop for DriverGuard {
             state.has_driver = false;
             let is_panic = std::thread::panicking();
             state.coordinator.on_driver_exit(is_panic, Instant::now());
-            // The waiters are woken, because the first one that is polled starts another driver.
+            // All waiters are woken when the driver ends, because the first waiter that is polled starts another
+            // driver.
             state.coordinator.wakers()
         };
         wakers.into_iter().for_each(panic::wake);

@@ -1,4 +1,5 @@
-//! Compares `reserve.lua` with `virtual_schedule.rs`: equal requests must get equal replies.
+//! Compares `reserve.lua`, the script that the server runs, with its model in Rust, `virtual_schedule.rs`: both must
+//! give equal replies to equal requests.
 
 use super::{
     amounts::Amounts,
@@ -15,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 #[path = "../../../tests/support/redis.rs"]
 mod server;
 
-/// The script on a real server, with a clock that the test sets.
+/// Runs the script on a real server, with a clock that the test sets.
 struct ScriptUnderTest {
     connection: ::redis::Connection,
     script: Script,
@@ -81,7 +82,7 @@ impl RandomInput {
         }
     }
 
-    /// Returns a random number below `end` in one of 20 cases, and otherwise 0.
+    /// Returns 0, but with a probability of 1 in 20 a random number from 0 to below `end`.
     fn rarely(&mut self, end: i64) -> i64 {
         if self.one_in(20) { self.0.i64(0..end) } else { 0 }
     }
@@ -226,7 +227,8 @@ fn the_script_and_the_model_give_equal_replies() {
             sequence: reply.sequence,
             config_version: reply.config_version,
             config: config.unwrap_or(before.config),
-            // In a third of the cases all calls of the member are settled, so that the estimates do not only grow.
+            // With a probability of 1 in 3, all estimates of the member count as settled. Otherwise the sum of its
+            // unsettled estimates (costs charged before the true cost is known) would only grow.
             estimated: if rng.one_in(3) { Amounts::ZERO } else { estimated },
         };
     }

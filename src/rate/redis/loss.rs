@@ -4,10 +4,10 @@
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What a member does while the store of the shared limits is lost to it.
+/// What a member (a process that shares the limits) does while it cannot reach the store, that is, the server.
 ///
-/// Reservations that the store made before the loss stay valid in any case, because the shared buckets were charged for
-/// them.
+/// With every variant, calls still use the reservations that the store made before the loss, because the shared buckets
+/// were charged for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnStoreLoss {

@@ -26,9 +26,9 @@
 //! # Guarantees
 //!
 //! - **Exact.** By the server's clock, all members together admit at most `burst + rate x T` in any window of length T.
-//!   Each call is admitted at the time that was reserved for it, or makes a new reservation. Late timers can add what
-//!   the rates bring in 5 ms. The delay of the network to the provider is not covered: leave some headroom if the
-//!   provider is strict.
+//!   Each call is admitted at the time that was reserved for it, or up to 5 ms later; a call that is later than that
+//!   needs a new reservation. So late timers can add what the rates bring in 5 ms. The delay of the network to the
+//!   provider is not covered: leave some headroom if the provider is strict.
 //! - **All or nothing, and in order.** A call is charged to all of its buckets at the same time. No member overtakes a
 //!   reservation of another, and a call with a large cost is not starved by small ones.
 //! - **Fair.** Members that have more calls than the limits allow get equal shares, however many callers each member
@@ -38,17 +38,17 @@
 //! - **Shared control.** A [pause](SharedRateLimiter::pause_for) holds all members at once, and gives back the
 //!   reservations that fall into it. [Limits that one member sets](SharedRateLimiter::set_limits) apply to all members.
 //!   An estimate is [settled](SharedRateLimiter::settle) for all members, and a refund never lets more than
-//!   `burst + rate x T` of true usage through. A member that starts with other limits than those in force replaces
-//!   them: the last one to start wins.
+//!   `burst + rate x T` of true usage through. A member that starts with other limits than the members before it
+//!   replaces the limits in force: the last one to start wins.
 //!
 //! # When the store is lost
 //!
 //! The store is lost to a member after three round trips in a row that failed or took longer than the
-//! [timeout](SharedRateLimiterBuilder::timeout). Reservations that the store has already made are still used. What the
-//! member does after them is set by [`OnStoreLoss`]. The member probes the store with one request at a time until the
-//! store replies. The wait before the first probe is 25 to 50 ms. It doubles after each failed probe, up to 0.5 to 1 s.
-//! No call waits beyond its deadline. Each loss and each return of the store is logged once, and
-//! [`SharedRateLimiter::store_status`] has counters.
+//! [timeout](SharedRateLimiterBuilder::timeout). Calls still use the reservations that the store has already made. What
+//! the member does with further calls is set by [`OnStoreLoss`]. The member probes the store with one request at a time
+//! until the store replies. The wait before the first probe is 25 to 50 ms. This wait doubles after each failed probe,
+//! until it is 0.5 to 1 s. No call waits beyond its deadline. Each loss and each return of the store is logged once,
+//! and [`SharedRateLimiter::store_status`] has counters.
 //!
 //! | what happens | what follows | above the limits |
 //! |---|---|---|
@@ -85,8 +85,8 @@
 //! - Redis 6.2 or newer, or Valkey, with RESP3 and Lua scripts. Some proxies lack one of these.
 //! - `maxmemory-policy noeviction`, or a `volatile-` policy with enough memory: otherwise the server may evict the key
 //!   of a quota.
-//! - Neither replication nor persistence is needed: if the state is lost, members wait for `max_ahead` before they go
-//!   on.
+//! - Neither replication nor persistence is needed: if the state is lost, members admit no calls for
+//!   [`max_ahead`](SharedRateLimiterBuilder::max_ahead), and then go on with empty buckets.
 //! - A system clock that is adjusted gradually (slewed), not stepped.
 //! - With access control, the commands `EVALSHA`, `SCRIPT LOAD`, `GET`, `SET`, `TIME`, `PUBLISH` and `SUBSCRIBE` on
 //!   keys and channels that begin with `{tower-outbound:`.

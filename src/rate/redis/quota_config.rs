@@ -108,8 +108,9 @@ fn by_microsecond(budget: Budget, spec: BucketSpec) -> Result<BucketSpec, Invali
     })
 }
 
-/// Writes the limits as a text, with one word for each rate: budget, amount, period in nanoseconds, burst and initial
-/// fill, separated by colons. The last two are empty if they are not set.
+/// Writes the limits as a text, with one word for each rate: the kind of budget (`requests` or `tokens`), amount,
+/// period in nanoseconds, burst and initial fill, separated by colons. Burst and initial fill are empty if they are not
+/// set.
 fn write(limits: &Limits) -> String {
     let mut text = String::new();
     for (budget, rate) in limits.rates() {

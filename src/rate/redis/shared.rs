@@ -51,8 +51,8 @@ pub struct SharedRateLimiter {
     handle: Arc<Handle>,
 }
 
-/// The handle that all clones of a limiter share. It is dropped with the last clone, and then ends the driver. The
-/// driver keeps the coordinator alive, but not this handle.
+/// The handle that all clones of a limiter share. It is dropped with the last clone, and this ends the driver (the task
+/// that sends requests to the store). The driver itself does not hold this handle, only the coordinator.
 struct Handle {
     shared: Arc<SharedCoordinator>,
 }
@@ -71,9 +71,10 @@ pub struct StoreStatus {
     pub requests: u64,
     /// The number of requests to the store that failed or got no reply in time.
     pub failures: u64,
-    /// How often this process has lost the store: each time, three requests to it in a row had failed.
+    /// How often this process has lost the store. A loss begins with the third request in a row that fails, and ends
+    /// with a reply.
     pub losses: u64,
-    /// How often the store replied but had lost the state of the limits, which then began again with empty buckets.
+    /// How often the store replied, but had lost the state of the buckets. They were empty after each of these losses.
     pub state_losses: u64,
     /// The number of reservations made without the store, while it was lost: see [`OnStoreLoss`](super::OnStoreLoss).
     pub admitted_without_store: u64,
@@ -91,8 +92,8 @@ pub(in crate::rate) struct SharedAdmission {
     /// admitted or rejected.
     seq: Option<u64>,
     sleep: Option<Pin<Box<Sleep>>>,
-    /// `None` if the cost is final, and not an estimate. `Some(None)` for an estimate before its call is admitted, and
-    /// then the reservation that the estimate settles.
+    /// `None` if the cost is final, and not an estimate. For an estimate, `Some(None)` before the call is admitted, and
+    /// afterwards `Some` of the reservation that was charged, which is needed to settle the estimate.
     estimate: Option<Option<Reservation>>,
 }
 
@@ -116,15 +117,15 @@ impl SharedRateLimiter {
         Arc::downgrade(&self.handle.shared)
     }
 
-    /// Waits until all buckets of the shared limits have `cost`, and takes it.
+    /// Waits until all buckets of the shared limits hold enough for `cost`, and takes `cost` from them.
     ///
     /// # Errors
     ///
-    /// - [`AcquireError::CostExceedsBurst`] if a bucket can never hold that much: at once, or as soon as the limits are
-    ///   lowered to less.
-    /// - [`AcquireError::StoreUnavailable`] if the store is lost, no call is admitted without the store
-    ///   ([`Closed`](super::OnStoreLoss::Closed)), and the [patience](super::SharedRateLimiterBuilder::patience) of the
-    ///   call has ended.
+    /// - [`AcquireError::CostExceedsBurst`] if a bucket can never hold `cost`. The call fails at once, or, if the
+    ///   limits are lowered below `cost` while it waits, as soon as they are.
+    /// - [`AcquireError::StoreUnavailable`] if the store is lost, the limiter admits no call without it
+    ///   ([`Closed`](super::OnStoreLoss::Closed)), and the call has waited for its whole
+    ///   [patience](super::SharedRateLimiterBuilder::patience).
     ///
     /// # Panics
     ///
@@ -132,8 +133,8 @@ impl SharedRateLimiter {
     ///
     /// # Cancel safety
     ///
-    /// A call that is dropped loses its place in the queue. If it had a reservation, this is refunded, as far as the
-    /// limits still hold with the refund.
+    /// A call that is dropped loses its place in the queue. If the call had a reservation, its cost is refunded, except
+    /// for what would let other calls exceed the limits.
     pub async fn acquire(&self, cost: Cost) -> Result<(), AcquireError> {
         let mut admission = self.admission(false);
         poll_fn(|cx| admission.poll(cost, cx)).await
@@ -152,14 +153,14 @@ impl SharedRateLimiter {
     ///
     /// # Cancel safety
     ///
-    /// A dropped call gives up its place and its reservation, as in [`acquire`](Self::acquire).
+    /// A call that is dropped gives up its place in the queue and its reservation, as in [`acquire`](Self::acquire).
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
         let mut admission = self.admission(true);
         poll_fn(|cx| admission.poll(cost, cx)).await?;
         Ok(admission.estimate(cost).expect("the admission is an estimate"))
     }
 
-    /// Replaces the charge of `estimate` by what was really used, as [`Estimate::settle`] does.
+    /// Replaces the charge of `estimate` by `used`, the true cost, as [`Estimate::settle`] does.
     pub fn settle(&self, estimate: Estimate, used: Cost) {
         estimate.settle(used);
     }
@@ -188,7 +189,7 @@ impl SharedRateLimiter {
         self.bursts().check(cost)
     }
 
-    /// Returns the limits that this process uses: those that it has last set or received from the store.
+    /// Returns the limits that this process uses: the limits that it has last set, or has last received from the store.
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.with_coordinator(|coordinator| coordinator.config().limits().clone())
@@ -344,7 +345,8 @@ impl SharedAdmission {
                     return Poll::Pending;
                 }
                 WaiterStep::Waiting => {
-                    // The driver that the waiter relies on may have ended with its runtime.
+                    // The driver that sends the waiter's request may have ended with its runtime. If so, another one is
+                    // started.
                     shared.check_timer();
                     shared.ensure_driver();
                     return Poll::Pending;

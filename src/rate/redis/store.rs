@@ -59,8 +59,8 @@ impl Origin {
             )
         };
         let info = url.into_connection_info().map_err(|error| invalid(&error))?;
-        // The protocol is RESP3, because pauses arrive as pushes on the same connection. With RESP3 the loss of a
-        // connection is also reported at once, and with RESP2 only by the next command.
+        // The protocol is RESP3, because pauses arrive as pushes on the same connection. Also, with RESP3 the client
+        // library reports at once that a connection is lost; with RESP2 only the next command would find out.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let info = info
             .set_tcp_settings(TcpSettings::default().set_nodelay(true))
@@ -84,7 +84,8 @@ impl fmt::Debug for Origin {
 
 impl Store {
     pub(super) fn new(origin: Origin, prefix: &str, quota: &str, timeout: Duration, on_pause: OnPause) -> Self {
-        // A Redis cluster chooses the node of a key by the part in braces, so all keys of a quota are on one node.
+        // A Redis cluster chooses the node of a key by the part in braces. All keys of a quota have the same part in
+        // braces, so they are on one node.
         let state_key = format!("{{{prefix}:{quota}}}:{VERSION}");
         Self {
             origin,
@@ -115,8 +116,8 @@ impl Store {
         request: &StoreRequest,
     ) -> Result<StoreReply, StoreError> {
         let mut reply = Value::Nil;
-        // The request is sent without the limits first, if the store is likely to have them, and again with them if the
-        // script asks for them.
+        // If the server is likely to have the same version of the limits, the request is first sent without them, which
+        // is shorter. If the script then asks for the limits, the request is sent again with them.
         for with_limits in [false, true] {
             if !with_limits && !request.can_omit_limits() {
                 continue;
@@ -148,7 +149,8 @@ impl Store {
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(Duration::from_secs(1)))
             .set_response_timeout(Some(self.timeout))
-            // The client library retries only once: the circuit breaker decides when to send the next request.
+            // The client library retries a failed connection only once, because the circuit breaker decides when to try
+            // again.
             .set_number_of_retries(1)
             .set_min_delay(Duration::from_millis(20))
             .set_max_delay(Duration::from_secs(1))
@@ -173,7 +175,7 @@ impl Backend for Store {
     }
 }
 
-/// Builds the call of the script that sends `request` to the server.
+/// Builds the command that runs the script on the server with `request` as its arguments.
 pub(super) fn invocation<'a>(
     script: &'a Script,
     request: &StoreRequest,
@@ -192,7 +194,8 @@ pub(super) fn invocation<'a>(
     call
 }
 
-/// Whether the reply is empty, by which the script asks for the same request again with the limits.
+/// Whether the reply is empty. By an empty reply the script asks the member to send the same request again, with the
+/// limits.
 pub(super) fn needs_limits(reply: &Value) -> bool {
     matches!(reply, Value::Array(values) if values.is_empty())
 }
@@ -242,8 +245,9 @@ impl From<RedisError> for StoreError {
         };
         Self {
             problem,
-            // A new connection is needed, for example because the server does not reply, has become a replica, or no
-            // longer accepts the credentials.
+            // After these errors the connection is dropped, and the next request makes a new one: the server does not
+            // reply, has become a replica or no longer accepts the credentials, or the client library reports an error
+            // of its own.
             reconnect: error.is_timeout()
                 || matches!(
                     error.kind(),

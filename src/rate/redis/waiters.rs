@@ -9,8 +9,8 @@ use std::{
 };
 use tokio::time::{Duration, Instant};
 
-/// How long after its time a reservation may be used. Used later than that, it would exceed the rate together with the
-/// reservations that follow. It is given back instead, and a new one is requested.
+/// How long after its time a reservation may be used. If it were used later, it could exceed the limits together with
+/// the reservations that follow. So it is given back, and a new one is requested.
 pub(super) const MAX_LATENESS: Duration = Duration::from_millis(5);
 /// How long after its time a reservation is taken back if the waiter that has it was not polled.
 const EXPIRES_AFTER: Duration = Duration::from_millis(6);
@@ -25,7 +25,7 @@ pub(super) struct Waiters {
     /// The waiters that were given a reservation, with its time, in the order of these times. Some of these waiters may
     /// have been dropped or admitted since.
     reserved: VecDeque<(u64, Instant)>,
-    /// The sum of the costs of all reservations of the waiters that are not used yet.
+    /// The sum of the costs of the reservations that waiters hold and have not used yet.
     unused: Amounts,
     /// Wakers that are no longer needed. They are dropped after the lock is released, because dropping a waker runs
     /// user code.
@@ -53,7 +53,7 @@ pub(super) enum WaiterStage {
     Rejected(AcquireError),
 }
 
-/// The right of one call to be admitted at one time.
+/// The right of one call to be admitted at the time `at`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reservation {
     pub(super) at: Instant,
@@ -62,8 +62,9 @@ pub(super) struct Reservation {
     pub(super) at_store: i64,
     /// Whether the store made this reservation, and not the local fallback.
     pub(super) is_from_store: bool,
-    /// The generation of the store's estimates, or of the local fallback, that this reservation belongs to. A
-    /// reservation of an earlier generation than the current one is not refunded.
+    /// If the store made the reservation: how often the store had lost this member's estimates (costs charged before
+    /// the true cost is known) by then. If a local fallback made it: the number of that fallback. A reservation whose
+    /// generation is no longer the current one is not refunded.
     pub(super) generation: u64,
 }
 
@@ -83,7 +84,8 @@ impl Waiters {
         seq
     }
 
-    /// Returns the stage of the waiter. `waker` is woken when the waiter is given a reservation or is rejected.
+    /// Returns the stage of the waiter (how far it has come: waiting, reserved, expired or rejected). `waker` is woken
+    /// when the waiter is given a reservation or is rejected.
     pub(super) fn poll(&mut self, seq: u64, waker: Waker) -> WaiterStage {
         let entry = self.entries.get_mut(&seq).expect("a waiter is removed only once");
         self.discarded.push(std::mem::replace(&mut entry.waker, waker));
@@ -149,7 +151,8 @@ impl Waiters {
         }
     }
 
-    /// Gives the waiter its reservation. Returns `false` if the waiter was dropped before.
+    /// Gives the waiter its reservation. Returns `false` if the waiter was dropped before, and the caller has to give
+    /// the reservation back.
     #[must_use]
     pub(super) fn on_reserved(&mut self, seq: u64, reservation: Reservation, wakers: &mut Vec<Waker>) -> bool {
         let Some(entry) = self.entries.get_mut(&seq) else {
@@ -182,7 +185,8 @@ impl Waiters {
     pub(super) fn expire(&mut self, now: Instant, mut on_expired: impl FnMut(Cost, Reservation)) {
         while let Some((seq, at)) = self.reserved.front().copied() {
             let entry = self.entries.get_mut(&seq);
-            // The waiter may have been dropped or admitted, or may have another reservation by now.
+            // The reservation may be obsolete: its waiter may have been dropped or admitted, or may have another one by
+            // now. Then it is only removed from the list.
             let entry =
                 entry.filter(|entry| matches!(entry.stage, WaiterStage::Reserved(reservation) if reservation.at == at));
             if let Some(entry) = entry {
@@ -198,12 +202,12 @@ impl Waiters {
         }
     }
 
-    /// Returns when to call [`expire`](Self::expire) next; `None` if there is no reservation.
+    /// Returns when to call [`expire`](Self::expire) next; `None` if no waiter holds a reservation.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.reserved.front().map(|(_, at)| *at + EXPIRES_AFTER)
     }
 
-    /// Returns the sum of the costs of all reservations of the waiters that are not used yet.
+    /// Returns the sum of the costs of the reservations that waiters hold and have not used yet.
     pub(super) const fn unused(&self) -> Amounts {
         self.unused
     }

@@ -127,7 +127,7 @@ async fn at(limiter: &SharedRateLimiter, cost: Cost, start: Instant) -> u128 {
 async fn a_call_is_admitted_at_the_time_of_its_reservation_and_not_later() {
     let limiter = Server::new().member(ten_a_second());
     let start = Instant::now();
-    // The first call takes a round trip of 2 ms. After it, one call is admitted every 100 ms.
+    // The first call is admitted after a round trip of 2 ms. From then on, one call is admitted every 100 ms.
     assert_eq!(at(&limiter, Cost::request(), start).await, 2);
     assert_eq!(at(&limiter, Cost::request(), start).await, 102);
     assert_eq!(at(&limiter, Cost::request(), start).await, 202);
@@ -232,8 +232,8 @@ async fn a_reservation_that_is_not_polled_for_is_given_back() {
     limiter.acquire(Cost::request()).await.unwrap();
     let mut unpolled = tokio_test::task::spawn(limiter.acquire(Cost::request()));
     assert!(unpolled.poll().is_pending());
-    // The call that is not polled has the reservation that is due 102 ms after the start and is taken back 6 ms later.
-    // Only then the next call is admitted.
+    // The call that is not polled holds the reservation that is due 102 ms after the start. The reservation is taken
+    // back 6 ms later, and the next call cannot be admitted before that.
     let first = at(&limiter, Cost::request(), start).await;
     assert!((106..=130).contains(&first), "{first}");
     assert_eq!(at(&limiter, Cost::request(), start).await, first + 100);
@@ -312,11 +312,12 @@ async fn limits_that_one_member_sets_apply_to_all() {
     }
     let took = begun.elapsed().as_millis();
     assert!((950..=1_010).contains(&took), "{took}");
-    // A member that starts later with the old limits takes over the limits that were set.
+    // A member that starts with the same limits as the members before it does not undo the change: it takes over the
+    // limits that were set since.
     let late = server.member(ten_a_second());
     late.acquire(Cost::request()).await.unwrap();
     assert_eq!(late.limits(), faster);
-    // A member that starts with other limits than those in force replaces them for all members.
+    // A member that starts with other limits than the members before it replaces the limits in force, for all members.
     let other_limits = Limits::new().requests(Rate::per_second(20).burst(2));
     let new = server.member(other_limits.clone());
     new.acquire(Cost::request()).await.unwrap();
@@ -330,7 +331,8 @@ async fn a_waiting_call_is_rejected_when_the_limits_become_too_small_for_it() {
     let limits = Limits::new().tokens(Rate::per_second(100));
     let (one, other) = (server.member(limits.clone()), server.member(limits));
     one.acquire(Cost::tokens(100)).await.unwrap();
-    // The five calls need more than may be reserved ahead, so some of them have no reservation when the limits change.
+    // The five calls need more than may be reserved in advance, so some of them have no reservation when the limits
+    // change.
     let waiting: Vec<_> = (0..5)
         .map(|_| {
             let other = other.clone();
@@ -386,7 +388,8 @@ async fn an_idle_member_sends_heartbeats_and_nothing_else() {
     let limiter = server.member(ten_a_second());
     limiter.acquire(Cost::request()).await.unwrap();
     sleep(Duration::from_secs(100)).await;
-    // The member sends a first request, a report of the settled estimate, and a heartbeat every five seconds.
+    // In 100 s the member sends its first request, perhaps a report that its call was settled, and a heartbeat every
+    // five seconds.
     let requests = server.requests().len();
     assert!((20..=22).contains(&requests), "{requests}");
     assert_eq!(

@@ -18,7 +18,8 @@ async fn a_closed_member_waits_for_the_store_and_admits_no_call_meanwhile() {
     let status = limiter.store_status();
     assert!(!status.is_up && status.losses == 1 && !waiting.is_finished());
     server.set(Network::Works);
-    // The waits between two probes have grown to a second at most, so the member notices the store within a second.
+    // The waits between two probes have grown to a second at most, so the member notices within a second that the store
+    // is back.
     let admitted = waiting.await.unwrap();
     assert!((5_000..6_010).contains(&admitted), "{admitted}");
     assert!(limiter.store_status().is_up);
@@ -58,7 +59,8 @@ async fn an_open_member_admits_every_call_and_charges_it_afterwards() {
     sleep(Duration::from_secs(1)).await;
     let begun = Instant::now();
     limiter.acquire(Cost::request()).await.unwrap();
-    // The 50 calls were charged: at ten a second they take 5 s, less what the rate has brought meanwhile.
+    // The 50 calls were charged to the shared bucket. At ten a second it takes 5 s to pay this debt off, less the
+    // second that has passed since the store is back.
     assert!(
         (3_500..5_100).contains(&begun.elapsed().as_millis()),
         "{:?}",
@@ -229,7 +231,7 @@ async fn a_store_that_is_down_at_the_start_is_found_later() {
     for _ in 0..5 {
         limiter.acquire(Cost::request()).await.unwrap();
     }
-    // The member admits half of the rate: one call every 200 ms.
+    // The member assumes that there are two members, so it admits calls at half of the rate: one call every 200 ms.
     assert!(
         (1_000..1_300).contains(&begun.elapsed().as_millis()),
         "{:?}",
