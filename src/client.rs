@@ -29,8 +29,8 @@ use tower_service::Service;
 ///
 /// # Errors
 ///
-/// The service's errors are those of reqwest, also for a request that reqwest cannot send, such as one without a host
-/// in its URL. An error's text contains the URL. Events record the text with the URL's secrets redacted.
+/// The service returns reqwest's errors, also if reqwest cannot send a request, for example because its URL has no
+/// host. An error's text contains the URL. Events record the text with the URL's secrets redacted.
 #[derive(Clone, Default)]
 pub struct Reqwest {
     client: Client,
@@ -71,7 +71,7 @@ impl Reqwest {
     }
 }
 
-/// Omits the client's default headers, which may contain credentials.
+/// Writes `Reqwest` without the client's default headers, which may contain credentials.
 impl fmt::Debug for Reqwest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reqwest").finish_non_exhaustive()

@@ -1,6 +1,6 @@
 //! Tokio's clock, read as rarely as possible: a reading costs more than most of what is done with the result.
 //!
-//! There are two ways to share one reading of the clock:
+//! [`LazyNow`] and [`cache`] are the two ways in which several steps share one reading of the clock:
 //!
 //! - [`LazyNow`] is handed down through one decision, such as the admission of a call. The decision reads the clock at
 //!   most once, and only if it has to.
@@ -52,8 +52,8 @@ fn read() -> Instant {
     Instant::now()
 }
 
-/// Returns the same instant at every call. loom runs a test many times and expects the same decisions each time, so the
-/// decisions must not depend on the time.
+/// Reads the clock in tests under loom: returns the same instant at every call. loom runs a test many times and expects
+/// the same decisions each time, so the decisions must not depend on the time.
 #[cfg(tower_outbound_loom)]
 fn read() -> Instant {
     static NOW: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);

@@ -6,9 +6,9 @@
 //!
 //! A [`Deadline`] is an instant that travels with the request. [`DeadlineLayer`] compares the deadline with the wait
 //! that the rate limiter computes. A call that could not be admitted in time is refused at once, with
-//! [`DeadlineExceeded`], and takes no permit and uses none of the rate limits. Any other call is dropped at its deadline,
-//! whether it waits or is in flight. The [`Executor`](crate::Executor) also checks the deadline when a call is
-//! submitted, and enforces it in the queue.
+//! [`DeadlineExceeded`], and takes no permit and uses none of the rate limits. Any other call is dropped at its
+//! deadline, whether it waits or is in flight. The [`Executor`](crate::Executor) also checks the deadline when a call
+//! is submitted, and enforces it in the queue.
 //!
 //! # Examples
 //!
@@ -86,8 +86,8 @@ pin_project! {
     ///
     /// # Errors
     ///
-    /// [`DeadlineExceeded`] at the first poll if the call was refused, or at the deadline; otherwise the inner
-    /// service's error.
+    /// [`DeadlineExceeded`], at the first poll if the call was refused, or at the deadline if the call has not ended by
+    /// then. Otherwise the inner service's error.
     ///
     /// # Panics
     ///
@@ -124,7 +124,7 @@ pub(crate) struct DeadlineTimer {
 
 /// The sum of the costs of all calls that were submitted to the executor and have not left the queue.
 ///
-/// The rate limiter does not count these calls, but a new call has to wait behind them.
+/// The rate limiter does not count the calls in the executor's queue, but a new call has to wait behind them.
 #[derive(Debug, Default)]
 pub(crate) struct PendingDemand {
     requests: AtomicU64,
@@ -133,7 +133,8 @@ pub(crate) struct PendingDemand {
 
 /// Counts the cost of one call in the [`PendingDemand`] until the last clone of this guard is dropped.
 ///
-/// The guard is an extension of the call's http request. [`DeadlineService`] removes it when the call leaves the queue.
+/// The guard of a call's pending demand is an extension of the call's http request. [`DeadlineService`] removes the
+/// guard when the call leaves the queue.
 #[derive(Clone)]
 pub(crate) struct PendingDemandGuard(#[allow(dead_code, reason = "its drop is what matters")] Arc<PendingCost>);
 
@@ -258,8 +259,8 @@ where
         let DeadlineLayer { limits, timeout } = &self.layer;
         let in_request = Deadline::of(&req);
         if in_request.is_some() {
-            // The call has left the queue, so its cost is subtracted from the pending demand. If the guard stayed in
-            // the request, the cost would be counted until the client drops the request.
+            // The call has left the queue, so the guard that counts its cost in the pending demand is removed. If the
+            // guard stayed in the request, the cost would be counted until the client drops the request.
             req.extensions_mut().remove::<PendingDemandGuard>();
         }
         let deadline = in_request.or_else(|| timeout.map(Deadline::after));
@@ -316,7 +317,7 @@ impl DeadlineTimer {
         Self { deadline, sleep: None }
     }
 
-    /// Ready with the error when the deadline has passed.
+    /// Ready when the deadline has passed, with the error that the call returns.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DeadlineExceeded> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(self.deadline.0)));
         sleep

@@ -68,8 +68,8 @@ impl fmt::Display for Amount {
         match self.0 {
             Number::Whole(amount) => amount.fmt(f),
             Number::Negative(amount) => amount.fmt(f),
-            // A float's debug format, such as `5.0`, is parsed back into the same float. The display format, `5`, would
-            // be parsed into an integer.
+            // A float is written in its debug format, such as `5.0`, which is parsed back into the same float. Its
+            // display format, `5`, would be parsed into an integer.
             Number::Float(amount) => write!(f, "{amount:?}"),
         }
     }
@@ -77,12 +77,13 @@ impl fmt::Display for Amount {
 
 #[cfg(feature = "http")]
 impl Amount {
-    /// Returns this amount multiplied by `factor` and rounded down: to an integer from 100 on, to a millionth below.
+    /// Returns this amount multiplied by `factor` and rounded down: to an integer if the product is 100 or more, to a
+    /// millionth if it is less.
     pub(super) fn scaled(&self, factor: f64) -> Self {
         let amount = self.value() * factor;
         if amount >= 100.0 {
-            // A bucket divides a request or token into fewer units for an integer amount than for a fraction. With
-            // fractions, a large burst could be too large to be counted exactly.
+            // The product is rounded to an integer because a fraction would make the bucket divide each request or
+            // token into more units. A large burst might then have too many units to be counted exactly.
             Self::from(amount as u64)
         } else {
             let millionths = (amount * SCALE as f64).floor().max(1.0);

@@ -104,7 +104,8 @@ impl Bucket {
     /// Adds what the rate yields in `elapsed` ticks, up to the capacity.
     pub(super) fn advance(&mut self, elapsed: u64) {
         let gained = u128::from(elapsed) * u128::from(self.spec.fill);
-        // The balance never exceeds the capacity, so the absolute difference is the room for more.
+        // How much the bucket can still gain. The balance never exceeds the capacity, so `abs_diff` is the capacity
+        // minus the balance, and it cannot overflow.
         let room = self.spec.capacity.abs_diff(self.balance);
         self.balance = if gained < room {
             self.balance + gained as i128
@@ -115,7 +116,8 @@ impl Bucket {
     }
 
     /// Returns the number of ticks until `amount` can be taken if nothing else is taken before; 0 for an amount of 0,
-    /// also if the bucket is in debt. The amount may exceed the burst, because it may be the sum of several calls.
+    /// also if the bucket is in debt. The amount may exceed the burst, because it may be the summed cost of several
+    /// calls.
     pub(super) fn time_until(&self, amount: u128) -> u64 {
         if amount == 0 {
             return 0;
@@ -153,8 +155,9 @@ impl Bucket {
             self.debit(used - estimate);
         }
         if limits_version < self.limits_version {
-            // The rate was added after the estimate had been charged, so the estimate was not charged to this bucket:
-            // nothing is refunded, and `estimated` does not contain it.
+            // This bucket's rate was added after the estimate had been charged, so the estimate was not charged to this
+            // bucket: nothing is refunded, and `estimated`, the sum of the unsettled estimates, does not contain this
+            // one.
             return;
         }
         if used < estimate {
@@ -185,17 +188,19 @@ impl Bucket {
         let convert = |units: i128| -> i128 {
             let (from, to) = (old.spec.unit as i128, self.spec.unit);
             let whole = units.div_euclid(from).saturating_mul(to as i128);
-            // This product saturates only above 2^128, which both units can exceed together if the amounts are
-            // fractional and the periods long (a day). The balance then loses less than one request or token.
+            // The product is capped below 2^128. It can be larger only if one request or token has very many units in
+            // the old and in the new bucket: if both rates have a fractional amount and a long period (a day). The
+            // balance then loses less than one request or token.
             let part = (units.rem_euclid(from) as u128).saturating_mul(to) / old.spec.unit;
             whole.saturating_add(part as i128)
         };
         let balance = convert(old.balance);
         self.balance = balance.clamp(-self.spec.max_debt, self.spec.capacity);
         self.estimated = convert(old.estimated);
-        // Converting the withheld part by itself could round it down and make a refund one unit too large. So the
-        // balance minus the withheld part is converted, and the new withheld part is the difference to the converted
-        // balance.
+        // Like the balance, the withheld part is converted from the units of the old bucket to those of this one. If it
+        // were converted by itself, it could be rounded down, and a refund could be one unit too large. So the old
+        // balance minus the old withheld part is converted, and what this result is below the converted balance is the
+        // new withheld part.
         let without = convert(old.balance.saturating_sub(old.withheld));
         self.withheld = balance.saturating_sub(without).min(self.estimated);
         self.limits_version = old.limits_version;
@@ -325,7 +330,8 @@ mod tests {
         bucket.take(5, true);
         bucket.settle(5, 10, 0);
         assert_eq!((bucket.available(), bucket.time_until(0)), (0, 0));
-        // 35 units of debt and 7 units for one token are missing. A tick adds 3 units.
+        // A debt of 35 units has to be filled, and then the 7 units of one token. A tick adds 3 units, so this takes 14
+        // ticks.
         assert_eq!(bucket.time_until(1), 14);
     }
 

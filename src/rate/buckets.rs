@@ -48,8 +48,8 @@ pub(crate) struct Bursts {
     tokens: AtomicU64,
 }
 
-/// All buckets of a rate limiter: what the waiters in its wait queue wait for. All times are nanoseconds since the limiter's
-/// `epoch`.
+/// All buckets of a rate limiter: what the waiters in its wait queue wait for. All times are nanoseconds since the
+/// limiter's `epoch`.
 pub(super) struct Buckets {
     bursts: Arc<Bursts>,
     limits: Limits,
@@ -96,8 +96,8 @@ impl Bursts {
         bursts
     }
 
-    /// Sets the burst of each budget to the smallest one that `all` has for it, or to no limit (`u64::MAX`) if `all`
-    /// has none.
+    /// Sets the burst of each budget (requests or tokens) to the smallest burst that `all`, the bursts of all rates,
+    /// has for the budget, or to `u64::MAX` (no limit) if `all` has none for it.
     pub(super) fn set(&self, all: &(impl Iterator<Item = (Budget, u64)> + Clone)) {
         let min = |budget| {
             let bursts = all.clone().filter(|(of, _)| *of == budget).map(|(_, burst)| burst);
@@ -158,10 +158,11 @@ impl Buckets {
     /// Moves `filled_to`, the time up to which the buckets are filled, forward while no call waits, and returns the
     /// step in nanoseconds. The caller must then advance every bucket by this step.
     ///
-    /// `filled_to` moves to the present, except within 5 ms after a waiter was admitted late, as of an earlier time.
-    /// Filling the buckets up to the present would then overflow a small burst and lose what the lateness is worth. So
-    /// `filled_to` stays behind the present by the lateness, and a caller that returns at once is admitted as of the
-    /// time that it missed. Otherwise a few callers in a loop would not reach the rate.
+    /// `filled_to` moves to the present, except within 5 ms after a waiter was admitted late, as of an earlier time. In
+    /// these 5 ms, filling up to the present would overflow a bucket with a small burst, and what the rate yields in
+    /// the time of the lateness would be lost. So `filled_to` stays behind the present by the lateness, and a caller
+    /// that makes its next call at once is admitted as of a time that is earlier by the lateness. Without this, a few
+    /// callers that make one call after another would not reach the rate.
     fn advance_idle(&mut self, now: &mut LazyNow) -> u64 {
         let now = now.nanos_since(self.epoch);
         let Admitted { at, lateness } = self.last_admission;
@@ -216,8 +217,9 @@ impl Buckets {
             let before = self.queued.of(*budget) + ahead.of(*budget);
             bucket.time_until(before + u128::from(cost.of(*budget)))
         });
-        // The waiters in the queue have not been charged, even if their costs are available by now. So the time that
-        // the buckets need is counted from `filled_to`, not from the present.
+        // While calls wait, the buckets are filled only up to `filled_to`, which may be in the past, and the waiters
+        // have not been charged. So the time that the buckets need for all these costs is counted from `filled_to`, not
+        // from the present.
         let admission = self
             .filled_to
             .saturating_add(waits.fold(0, u64::max))
@@ -324,7 +326,8 @@ impl Resource for Buckets {
     }
 
     fn try_take(&mut self, request: &ChargeRequest, waited: bool, now: &mut LazyNow) -> bool {
-        // The queue has just called `availability` with the same request, which has set `admission_time`.
+        // `admission_time` belongs to this request: the queue has just called `availability` with the request, and
+        // `availability` has set `admission_time`.
         self.fill_to(self.admission_time);
         self.charge(request);
         if waited {

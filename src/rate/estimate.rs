@@ -42,7 +42,8 @@ impl Estimate {
     /// that is not refunded.
     pub fn settle(mut self, used: Cost) {
         self.charge.settle(self.cost, used);
-        // `drop` settles every estimate above zero, so this keeps it from settling this estimate again.
+        // `drop` settles an estimate as used in full unless its cost is zero. Setting the cost to zero keeps `drop`
+        // from settling this estimate a second time.
         self.cost = Cost::default();
     }
 }

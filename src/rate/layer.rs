@@ -42,7 +42,7 @@ pub struct RateLimit<S, C = ByExtension, U = AsCharged> {
 
 /// Computes what a request is charged by a rate limiter: a number of requests and a number of API tokens.
 ///
-/// Implemented for every `Fn(&Req) -> Cost`. A [`RateLimitLayer`] uses [`ByExtension`] by default.
+/// Every `Fn(&Req) -> Cost` implements this trait. A [`RateLimitLayer`] uses [`ByExtension`] by default.
 pub trait RequestCost<Req> {
     /// Returns the cost of `req`.
     fn cost(&self, req: &Req) -> Cost;
@@ -208,8 +208,8 @@ where
     type Future = ResponseFuture<S, Req, U>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // Does not wait for the limiter: the cost depends on the request, which only `call` receives. The call's future
-        // waits instead.
+        // `poll_ready` waits for the inner service only, not for the limiter: what the limiter charges depends on the
+        // request, which only `call` receives. The future that `call` returns waits for the limiter.
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 

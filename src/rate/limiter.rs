@@ -94,8 +94,9 @@ impl Limiter {
         either!(self, limiter => Ok(limiter.acquire_estimate(cost).await?))
     }
 
-    /// Returns the limiter if it is local to this process, which also has [`try_acquire`](RateLimiter::try_acquire).
-    /// `None` if several processes share it.
+    /// Returns the [`RateLimiter`] if the limiter's buckets are in this process, or `None` if several processes share
+    /// the limiter. A [`RateLimiter`] has methods that a `Limiter` has not, such as
+    /// [`try_acquire`](RateLimiter::try_acquire).
     #[must_use]
     pub const fn local(&self) -> Option<&RateLimiter> {
         match self {

@@ -127,7 +127,7 @@ impl Rate {
         self
     }
 
-    /// Returns the amount per period of the rate. An amount above 2^53 is rounded.
+    /// Returns the amount per period of the rate. An integer above 2^53 is rounded to the nearest `f64`.
     #[must_use]
     pub fn amount(&self) -> f64 {
         self.amount.value()
@@ -172,7 +172,8 @@ impl Rate {
         if self.period.is_zero() {
             return Err(InvalidConfig::new(field("period"), "must be above zero, is 0"));
         }
-        // The maximum is 292 years (`i64::MAX` nanoseconds): an `Instant` may not be able to represent longer waits.
+        // The longest valid period is 292 years (`i64::MAX` nanoseconds): the waits of a rate with a longer period
+        // might end later than an `Instant` can represent.
         let period = u128::from(
             u64::try_from(self.period.as_nanos())
                 .ok()

@@ -22,8 +22,8 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The time to retry after that `try_acquire` returns when the cost is available, but waiters that are about to be
-/// admitted come first.
+/// The time to retry after that `try_acquire` returns if the buckets hold the cost of the call, but earlier calls still
+/// wait that are about to be admitted.
 const RETRY_SOON: Duration = Duration::from_millis(1);
 
 /// A rate limiter of requests and tokens, for the tasks of one process. Clones share the buckets and the limits.
@@ -71,8 +71,8 @@ pub struct RateLimiter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TryAcquireError {
-    /// The cost is not available yet. It is available after this time, if no other call takes it before. The time
-    /// includes the costs of the calls that wait already, and is never zero.
+    /// The cost is not available yet. It is available after this time, if no call that comes later takes it before. The
+    /// calls that wait already are taken into account. The time is never zero.
     NotYet(Duration),
     /// The cost exceeds the burst of a bucket: it will never be available under the current limits.
     CostExceedsBurst(CostExceedsBurst),

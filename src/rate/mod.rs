@@ -56,7 +56,8 @@
 //! # }
 //! ```
 //!
-//! For requests that are not http requests, or to estimate the tokens from the request, a function computes the cost:
+//! For requests that are not http requests, or to estimate the tokens from the request, [`RateLimitLayer::with_cost`]
+//! takes a function that computes the cost:
 //!
 //! ```
 //! # use tower_outbound::{Cost, Limits, Rate, RateLimitLayer, RateLimiter};
