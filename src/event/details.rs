@@ -1,7 +1,7 @@
 //! What an event records of a request, of a response and of an error.
 //!
-//! Every setter redacts, or, for a URL, leaves that to the code that shows it. So a [`Describe`](super::Describe)
-//! cannot record a secret by accident.
+//! Every setter redacts what it is given, except for the URL, which the code that shows it redacts. So an
+//! implementation of [`Describe`](super::Describe) cannot record a secret by accident.
 
 use super::{
     request_id::RequestId,
@@ -233,7 +233,8 @@ impl ResponseDetails {
 
 impl<T: Default> Extra<T> {
     fn set_headers(extra: &mut Option<Box<Self>>, headers: &HeaderMap, also: &[HeaderName]) {
-        // An empty header map is not worth the allocation, but replaces headers that were set before.
+        // An empty header map replaces headers that were set before. If the box for such details is not allocated yet,
+        // an empty map is not a reason to allocate it.
         if !headers.is_empty() || extra.is_some() {
             extra.get_or_insert_default().headers = redact::headers(headers, also);
         }
@@ -317,7 +318,8 @@ fn kind_of_own(error: &BoxError) -> Option<&'static str> {
 /// `Elapsed(…)`, `Error { … }`. The rest of the output is not used.
 fn type_name_from_debug(error: &BoxError) -> Option<String> {
     let mut prefix = Prefix(String::new());
-    // An error only means that `Prefix` has collected enough and ended the output early.
+    // The error is ignored: `Prefix` collects the start of the output, and returns an error to end the output once the
+    // start is long enough.
     let _ = write!(prefix, "{error:?}");
     let text = prefix.0;
     let end = text.find(|letter: char| !letter.is_ascii_alphanumeric() && !"_:".contains(letter))?;

@@ -51,10 +51,11 @@ use tracing::Span;
 #[derive(Clone)]
 pub struct EventHandle {
     shared: Arc<Shared>,
-    /// The place in the stack (see [`Stage`]) of the layer or scope from which the handle was taken. It becomes the
-    /// place of a scope that is made from the handle.
+    /// The stage (how far in the stack) from which the handle was taken. When the handle makes its event current, the
+    /// event is made current from this stage.
     stage: Stage,
-    /// The version of the event when [`changed`](Self::changed) last returned; 0 if it has not been called.
+    /// The version of the event (the number of its changes) when [`changed`](Self::changed) last returned; 0 if that
+    /// method has not been called.
     seen: u64,
 }
 
@@ -69,8 +70,9 @@ pub(crate) struct Writer {
 
 /// The place of an event layer in the stack. The variants are ordered from the outermost to the innermost place.
 ///
-/// An event layer writes to the current event only if its stage is further in than the stage from which that event was
-/// made current, and opens an event of its own otherwise: see [`scope`](super::scope).
+/// An event layer writes to the current event (that of the call which is being made or polled on this thread) only if
+/// the layer's stage is further in than the stage from which the event was made current. Otherwise the layer opens an
+/// event of its own: see [`scope`](super::scope).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
     /// The event layer above the queue, which is the outermost.
@@ -119,8 +121,8 @@ impl EventHandle {
     ///
     /// # Cancel safety
     ///
-    /// This method is cancel safe: if the future is dropped, no change of the event is missed: the next call
-    /// of this method returns it.
+    /// This method is cancel safe: if the future is dropped, no change of the event is missed. The next call of this
+    /// method reports the changes that the dropped future has not reported.
     pub async fn changed(&mut self) -> RequestStatus {
         poll_fn(|cx| {
             let mut state = self.shared.lock();
@@ -221,8 +223,8 @@ impl fmt::Debug for EventHandle {
 // === impl Writer ===
 
 impl Writer {
-    /// Opens an event and its tracing span, for a call that is about to be made at `stage`. The returned span is `None`
-    /// if no tracing subscriber records it.
+    /// Opens an event and its tracing span, for a call that is about to be made. `stage` is the stage (how far in the
+    /// stack) of the layer that opens the event. The returned span is `None` if no tracing subscriber records it.
     #[inline]
     pub(super) fn open(
         describe: impl FnOnce(&mut RequestDetails),
@@ -258,14 +260,14 @@ impl Writer {
         }
     }
 
-    /// Returns another writer of the event, for a layer at `stage`.
+    /// Returns another writer of the event (the right to end the event), for a layer at `stage` (how far in the stack).
     #[inline]
     pub(super) fn at(&self, stage: Stage) -> Self {
         Self::new(&self.shared, stage)
     }
 
-    /// Returns an identifier of the event, and the stage of the layer that has this writer. No other event has the same
-    /// identifier while this event exists.
+    /// Returns an identifier of the event, and the stage (how far in the stack) of the layer that has this writer. No
+    /// other event has the same identifier while this event exists.
     pub(super) fn position(&self) -> (usize, Stage) {
         (Arc::as_ptr(&self.shared).addr(), self.stage)
     }

@@ -32,8 +32,8 @@ pub struct EventLayer<D = Http> {
     describe: D,
     events: Option<Events>,
     /// Whether this layer and the next event layer below it in the stack share one cached reading of the [`clock`].
-    /// They may only if all layers between them are of this crate. User code between them could take long, after which
-    /// the reading would be stale.
+    /// They may share it only if all layers between them are of this crate: user code between them could take long,
+    /// after which the reading would be stale.
     shares_cached_now: bool,
 }
 
@@ -58,8 +58,8 @@ pin_project! {
     /// event ends as CANCELLED.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, D, Req> {
-        // Declared, and so dropped, before the recorder: dropping the recorder may end the event, which must not end
-        // before the call is dropped.
+        // The inner future is declared before the recorder, and so is dropped before it: dropping the recorder may end
+        // the event, which must not end before the call is dropped.
         #[pin]
         future: F,
         recorder: Recorder,
@@ -83,22 +83,22 @@ struct Recorder {
 // === impl EventLayer ===
 
 impl EventLayer {
-    /// Creates the outermost event layer, above the queue. It opens the event, which is PENDING until the
-    /// [queue](crate::queue) below has a place for the call, and QUEUED from then on.
+    /// Creates the outermost event layer, above the queue. The layer opens the call's event, whose status is PENDING
+    /// until the call gets a place in the [queue](crate::queue) below, and QUEUED from then on.
     #[must_use]
     pub fn queued() -> Self {
         Self::at(Stage::Queued)
     }
 
-    /// Creates the event layer below the queue and above the concurrency and rate limits. It writes PROCESSING to the
-    /// call's event on the way in, and the outcome of the call on the way out.
+    /// Creates the event layer below the queue and above the concurrency and rate limits. The layer writes the status
+    /// PROCESSING to the call's event on the way in, and the outcome of the call on the way out.
     #[must_use]
     pub fn processing() -> Self {
         Self::at(Stage::Processing)
     }
 
-    /// Creates the event layer around the client. It writes CALLING to the call's event on the way in, and the response
-    /// or the error of this attempt on the way out.
+    /// Creates the event layer around the client. The layer writes the status CALLING to the call's event on the way
+    /// in, and the response or the error of the attempt on the way out.
     #[must_use]
     pub fn calling() -> Self {
         Self::at(Stage::Calling)
@@ -135,7 +135,8 @@ impl<D> EventLayer<D> {
     }
 
     /// Sets whether this layer and the next event layer below it in the stack share one cached reading of the clock.
-    /// They may only if all layers between them are of this crate. Default: they do not.
+    /// They may share it only if all layers between them are of this crate, because user code between them could take
+    /// long, after which the reading would be stale. Default: they do not share it.
     pub(crate) const fn share_cached_now(mut self, shares_cached_now: bool) -> Self {
         self.shares_cached_now = shares_cached_now;
         self
@@ -286,9 +287,9 @@ impl Recorder {
 
     /// Calls or polls the inner service with the call's event and span as the current ones.
     ///
-    /// A panic of the inner service is written to the event before it is resumed. Otherwise, if a layer further out
-    /// caught the panic, the event's writers would be dropped when the thread no longer panics, and the event would end
-    /// as CANCELLED instead of FAILED.
+    /// A panic of the inner service is caught, written to the event as its error, and then resumed. If the panic were
+    /// not written, and a layer further out caught it, the event's writers would be dropped when the thread no longer
+    /// panics, and the event would end as CANCELLED instead of FAILED.
     #[inline]
     fn enter<T>(&mut self, f: impl FnOnce() -> T) -> T {
         let result = {

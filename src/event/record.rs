@@ -11,7 +11,7 @@ use std::{
 ///
 /// Secrets in URLs, headers, texts and bodies are redacted. Times are in UTC. Only the first, [`created_at`], is taken
 /// from the system's clock; the others are computed from it with the monotonic clock, so that differences between the
-/// times of one event are exact, also if the system's clock is set meanwhile.
+/// times of one event are exact, even if the system's clock is set meanwhile.
 ///
 /// [`created_at`]: Self::created_at
 #[derive(Clone, Debug, PartialEq)]
@@ -134,23 +134,23 @@ impl NetworkRequestEvent {
         self.status.is_terminal()
     }
 
-    /// The time from the call's creation until it got a place in the queue, or until it ended without a place. `None`
-    /// before that.
+    /// The time from the call's creation until the call got a place in the queue, or until it ended without a place.
+    /// `None` while the call has neither got a place nor ended.
     #[must_use]
     pub fn time_pending(&self) -> Option<Duration> {
         between(Some(self.created_at), self.queued_at.or(self.completed_at))
     }
 
     /// The time from when the call got a place in the queue until it was taken from the queue, or until it ended in the
-    /// queue. `None` before that, and for a call that got no place.
+    /// queue. `None` while the call is still in the queue, and for a call that got no place.
     #[must_use]
     pub fn time_in_queue(&self) -> Option<Duration> {
         between(self.queued_at, self.processing_started_at.or(self.completed_at))
     }
 
     /// The time that the call waited for its concurrency and rate limits: from when it was taken from the queue until
-    /// its first attempt started, or until it ended without an attempt. `None` before that, and for a call that was not
-    /// taken from the queue.
+    /// its first attempt started, or until it ended without an attempt. `None` while the call still waits, and for a
+    /// call that was not taken from the queue.
     #[must_use]
     pub fn time_waiting(&self) -> Option<Duration> {
         between(self.processing_started_at, self.call_started_at.or(self.completed_at))

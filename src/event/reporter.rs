@@ -10,11 +10,11 @@ use tokio::sync::broadcast::{self, error::RecvError};
 
 /// Counts events, and sends each new status of an event to the subscribers.
 ///
-/// [`Reporter`] is generic over the handle to an event that it sends. The module that defines the handle imports this
-/// one, because each event has an `Arc` of its reporter.
+/// [`Reporter`] sends handles to events, and is generic over the handle's type, because this module cannot import the
+/// module that defines the handle: that module imports this one, since each event has an `Arc` of its reporter.
 pub(super) struct Reporter<H> {
-    /// The number of calls that were made. It is on a cache line of its own, because it is written by callers, and the
-    /// other counters by the tasks that run the calls.
+    /// The number of calls that were made. It is on a cache line of its own, because callers write it, and the tasks
+    /// that run the calls write the other counters: on a shared cache line, they would slow each other down.
     opened: CachePadded<AtomicU64>,
     /// The counters of running and ended calls, which are written by the tasks that run the calls.
     running: CachePadded<Running>,
@@ -68,7 +68,8 @@ impl<H: Clone> Reporter<H> {
     }
 
     pub(super) fn totals(&self) -> Totals {
-        // The counters of the outcomes are read before `opened`, so that `opened` is never less than their sum.
+        // The counters of the outcomes are read before `opened`, the number of calls that were made. So `opened` is
+        // never less than their sum: a call that they count was counted in `opened` before.
         let completed = self.running.completed.load(Ordering::Acquire);
         let failed = self.running.failed.load(Ordering::Acquire);
         let cancelled = self.running.cancelled.load(Ordering::Acquire);
@@ -118,7 +119,8 @@ impl<H: Clone> Reporter<H> {
     /// there is a subscriber.
     pub(super) fn publish(&self, status: RequestStatus, handle: impl FnOnce() -> H) {
         if self.subscribers.load(Ordering::Acquire) > 0 {
-            // Sending fails only if the last receiver has been dropped since its number was read.
+            // The error is ignored: sending fails only if there is no receiver, because the last one has been dropped
+            // since the number of subscribers was read.
             let _ = self.updates.send((status, handle()));
         }
     }

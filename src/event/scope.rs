@@ -34,12 +34,14 @@ use tracing::Span;
 /// The event and the tracing span of one call, to be made current wherever the call continues, for example in another
 /// task.
 ///
-/// A [`Scope`] contains a [`Writer`] of the event: if the scope is dropped before the call has ended, and no other part
-/// of the stack runs the call, the event ends.
+/// A [`Scope`] contains a [`Writer`] of the event (the right to end the event): if the scope is dropped before the call
+/// has ended, and no other part of the stack runs the call, the event ends as CANCELLED, or as FAILED if the thread is
+/// panicking.
 #[derive(Debug)]
 pub(crate) struct Scope {
-    /// The writer of the event, if there is an event. It is moved to [`CURRENT_EVENT`] while the scope is entered,
-    /// unless an outer scope has made the same event current.
+    /// The writer of the scope's event (the right to end the event), if the scope has an event. While the scope is
+    /// entered, the writer is in the thread-local variable [`CURRENT_EVENT`], unless an outer scope has made the same
+    /// event current: the writer then stays here.
     event: Option<Writer>,
     /// The span that is entered with the scope. `None` if there is no span to enter, for example because no tracing
     /// subscriber records it.
@@ -51,8 +53,9 @@ pub(crate) struct Scope {
 #[must_use = "the scope is left when this is dropped"]
 pub(crate) struct Entered<'a> {
     outer: CurrentContext,
-    /// The scope's field to which its writer returns, and the writer of the event that was current before. `None` if
-    /// the same event was current before: its writer was then not moved.
+    /// Where to move the writers (the rights to end an event) when the guard is dropped: the field of the scope to
+    /// which the scope's writer is moved back, and the writer of the event that was current before, which is made
+    /// current again. `None` if the same event was current before: no writer was then moved.
     swapped: Option<(&'a mut Option<Writer>, Option<Writer>)>,
     _span: Option<tracing::span::Entered<'a>>,
 }
@@ -68,8 +71,9 @@ struct CurrentContext {
 
 thread_local! {
     static CONTEXT: Cell<CurrentContext> = const { Cell::new(CurrentContext::NONE) };
-    /// The writer of the current event. It is not a part of [`CONTEXT`], so that the context can be copied: most layers
-    /// only compare the identifiers of events and need no writer.
+    /// The writer of the current event (the right to end the event). The writer cannot be copied, so it is not a part
+    /// of [`CONTEXT`], which holds the event's identifier and can be copied: most layers only compare identifiers and
+    /// need no writer.
     static CURRENT_EVENT: Cell<Option<Writer>> = const { Cell::new(None) };
 }
 
@@ -79,8 +83,9 @@ pub fn current() -> Option<EventHandle> {
     with_current(|writer| writer.at(CONTEXT.get().stage).handle())
 }
 
-/// Returns a writer of the current event for an event layer at `stage`. Returns `None` if the layer has to open an
-/// event of its own: there is no current event, or it was made current from this stage or a stage further in.
+/// Returns a writer of the current event (the right to end the event), for an event layer at `stage` (how far in the
+/// stack). Returns `None` if the layer has to open an event of its own: if there is no current event, or if the current
+/// event was made current from `stage` or a stage further in.
 #[inline]
 pub(super) fn attach(stage: Stage) -> Option<Writer> {
     if CONTEXT.get().stage >= stage {
@@ -142,7 +147,9 @@ impl EventHandle {
 // === impl CurrentContext ===
 
 impl CurrentContext {
-    /// No event is current. The stage is the innermost, so that [`attach`] returns `None` for a layer at any stage.
+    /// The context when no event is current. Its stage (how far in the stack) is the innermost: [`attach`], which
+    /// returns the current event only to a layer further in than the context's stage, then returns `None` to every
+    /// layer.
     const NONE: Self = Self {
         event: 0,
         stage: Stage::Calling,
@@ -175,8 +182,8 @@ impl Scope {
         Self::new(event, span.or_else(current_span))
     }
 
-    /// Returns the writer of the scope's event. Returns `None` if the scope has no event, or if it is entered and the
-    /// writer is in [`CURRENT_EVENT`].
+    /// Returns the writer of the scope's event (the right to end the event). Returns `None` if the scope has no event,
+    /// or if the scope is entered and its writer is in the thread-local variable [`CURRENT_EVENT`].
     pub(super) const fn event(&self) -> Option<&Writer> {
         self.event.as_ref()
     }
@@ -195,7 +202,8 @@ impl Scope {
             None => CurrentContext::NONE,
         };
         let outer = CONTEXT.replace(context);
-        // Usually an outer layer has made the same event current: then only the stage changes, and no writer is moved.
+        // Usually an outer layer has made the same event current. Then only the stage (how far in the stack) from which
+        // the event is current changes, and the event's writer is not moved.
         let swapped = (outer.event != context.event).then(|| {
             let outer = CURRENT_EVENT.replace(self.event.take());
             (&mut self.event, outer)

@@ -175,8 +175,9 @@ impl EventState {
         }
     }
 
-    /// Records how the call ended, and returns the call's span (if there is one), in which the outcome is to be
-    /// recorded too. Returns the outer `None` and leaves the outcome as it is if the call had already ended.
+    /// Records how the call ended. Returns `Some` with the call's span, in which the outcome is to be recorded too, or
+    /// `Some(None)` if the call has no span. If the call has already ended, returns `None` and leaves the outcome as it
+    /// is.
     pub(super) fn finish(&mut self, outcome: Outcome, now: Instant) -> Option<Option<Box<Span>>> {
         let error_type = self.take_error_type();
         if self.status.is_terminal() {
@@ -200,8 +201,9 @@ impl EventState {
             }
             Outcome::Error(mut error) => {
                 if error.kind_is_guess {
-                    // The event layer around the client may have recorded the same error with its type, before a layer
-                    // above boxed the error. The same message in the last attempt means the same error.
+                    // The error's type is a guess, because a layer boxed the error. If the error of the last attempt
+                    // has the same message, it is the same error, and the event layer around the client may have
+                    // recorded its type before it was boxed: so the type is taken from the last attempt.
                     let last = self.last_attempt().and_then(|last| last.error.as_deref());
                     let kind = last
                         .filter(|(_, message)| message.as_ref() == Some(&error.message))

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// One point in time, read from both the monotonic clock and the system's clock (UTC), from which other instants are
 /// converted to UTC.
 ///
-/// Differences between the times that one anchor converts are exact, also if the system's clock is set meanwhile.
+/// Differences between the times that one anchor converts are exact, even if the system's clock is set meanwhile.
 #[derive(Clone, Copy)]
 pub(super) struct Anchor {
     pub(super) instant: Instant,

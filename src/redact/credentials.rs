@@ -11,7 +11,8 @@ pub(super) enum Scheme {
 }
 
 impl Scheme {
-    /// Returns the scheme that `word` is or ends with, as `authorization:Bearer` ends with `Bearer`.
+    /// Returns the scheme (`Bearer` or `Basic`) that `word` is or ends with, as `authorization:Bearer` ends with
+    /// `Bearer`.
     pub(super) fn of(word: &str) -> Option<Self> {
         let word = word.rsplit(|letter: char| !letter.is_alphanumeric()).next()?;
         if word.eq_ignore_ascii_case("bearer") {
@@ -23,8 +24,8 @@ impl Scheme {
         }
     }
 
-    /// Whether `word`, which follows the scheme, is a credential. After `Bearer`, any word is a credential. After
-    /// `Basic`, the word has to look encoded: `dXNlcjpwYXNz` does, `question` does not.
+    /// Whether `word`, which follows this scheme of an `Authorization` header, is a credential. After `Bearer`, any
+    /// word is a credential. After `Basic`, the word has to look encoded: `dXNlcjpwYXNz` does, `question` does not.
     pub(super) fn precedes(&self, word: &str) -> bool {
         let is_encoded = |letter: char| letter.is_ascii_uppercase() || letter.is_ascii_digit() || letter == '=';
         match self {
@@ -100,7 +101,7 @@ fn end_of_quoted(text: &str, at: usize, quote: &str) -> (usize, usize) {
     match closing {
         Some(end) if opening > 0 => (end - escapes(end), end + 1),
         Some(end) => (end, end + 1),
-        // There is no closing quote: the text was truncated inside the quotes.
+        // There is no closing quote, because the text was truncated inside the quotes: the content goes on to the end.
         None => (text.len(), text.len()),
     }
 }

@@ -48,7 +48,8 @@ const HARMLESS_KEYS: [&str; 13] = [
     "websocket",
 ];
 
-/// Endings that make a name secret whose words are written together: `accesstoken`, `myapikey`, `PHPSESSID`.
+/// Endings that make a name secret. They are for names whose words are written together: `accesstoken`, `myapikey`,
+/// `PHPSESSID`.
 const SECRET_ENDS: [&str; 13] = [
     "accesskey",
     "accesskeyid",

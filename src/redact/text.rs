@@ -25,12 +25,12 @@ pub(crate) fn text(text: &str) -> Cow<'_, str> {
         match after_scheme.take() {
             Some(previous_scheme) if previous_scheme.precedes(core) => {
                 clean.extend([before, REDACTED, after]);
-                // The redacted word may be a scheme that was repeated by mistake, as in `Bearer Bearer …`: then a
-                // credential may follow.
+                // The redacted word may itself be a scheme (`Bearer` or `Basic`) that was repeated by mistake, as in
+                // `Bearer Bearer …`: then the next word may be the credential.
                 after_scheme = scheme;
             }
-            // Between two adjacent separators, such as two spaces, there is no word: the scheme applies to the next
-            // word.
+            // Between two adjacent separators, such as two spaces, there is no word: a scheme (`Bearer` or `Basic`)
+            // before them applies to the next word.
             previous_scheme if word.is_empty() => after_scheme = previous_scheme,
             _ => {
                 clean.push_str(before);

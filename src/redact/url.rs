@@ -84,8 +84,8 @@ fn redact_query(query: &str) -> Cow<'_, str> {
     }
 }
 
-/// Like [`is_secret`], and also true for a query parameter named `key` or `code`, or whose name is percent-encoded more
-/// than three times.
+/// Whether a query parameter with the name `name` holds a credential: if [`is_secret`] is true for the name, or the
+/// name is `key` or `code`, or the name is percent-encoded more than three times.
 fn is_secret_parameter(name: &str) -> bool {
     let Some(name) = decoded(name) else { return true };
     is_secret(&name) || name.eq_ignore_ascii_case("key") || name.eq_ignore_ascii_case("code")
@@ -94,8 +94,9 @@ fn is_secret_parameter(name: &str) -> bool {
 /// Whether the value of a parameter contains a secret: in a URL, a form, a header or JSON inside the value, which may
 /// be percent-encoded up to three times. A value that is encoded more often counts as a secret.
 ///
-/// The search is one pass without recursion, and does not remove the secrets one by one: a server can nest URLs in URLs
-/// without bound, and recursion would overflow the stack.
+/// If there is a secret, the caller redacts the whole value. Removing only the secrets from the value would need
+/// recursion into the URLs inside it: a server can nest URLs in URLs without bound, and recursion would overflow the
+/// stack. So the search does not recurse.
 fn holds_secret(value: &str) -> bool {
     let Some(value) = decoded(value) else { return true };
     let ends_name = |letter: char| !letter.is_alphanumeric() && !"-_.[]".contains(letter);
