@@ -181,8 +181,8 @@ where
 }
 
 impl CollectLayer {
-    /// Records the size of a response's body and its arrival times in the current event, and the body itself if
-    /// [`record`](Self::record) is set.
+    /// Records in the current event how many bytes the body of a response has and when the first and the last of them
+    /// arrived, and the body itself if [`record`](Self::record) is set.
     fn record_body(self, progress: BodyProgress, bytes: &Bytes) {
         let Some(event) = event::current() else { return };
         event.set_body_progress(progress);

@@ -5,8 +5,9 @@
 //! the response as soon as its head has arrived, past the layers in between. The call itself ends later, together with
 //! the body of the response.
 //!
-//! Another extension of the request, [`Delivered`], records whether the response was sent early. A retry policy reads
-//! the extension with [`is_delivered`], without having to know the type of the response.
+//! Another extension of the request, [`Delivered`], records whether the response was sent early: a call whose response
+//! was sent early must not be retried. A retry policy reads the extension with [`is_delivered`], without having to know
+//! the type of the response.
 
 use http::{Request, Response};
 use std::sync::{
@@ -24,13 +25,14 @@ pub(super) struct EarlyResponse<R> {
     delivered: Delivered,
 }
 
-/// Whether an early response was sent to the caller, or could not be sent because the caller had dropped the receiver.
-/// An extension of the http request.
+/// An extension of the http request: a flag that is true once the sender of the early-response channel was used. The
+/// flag is also true if the response could not be sent because the caller had dropped the receiver.
 #[derive(Clone, Default)]
 struct Delivered(Arc<AtomicBool>);
 
-/// The caller's side of the early-response channel. Receiving fails when all clones of the request, and all calls that
-/// have taken the sender from one, were dropped without sending an early response.
+/// The caller's side of the early-response channel. Receiving fails when all copies of the sender were dropped without
+/// sending an early response: those in the clones of the request, and those that calls have taken out of their
+/// requests.
 pub(crate) type EarlyResponseReceiver<R> = oneshot::Receiver<Response<R>>;
 
 /// Opens an early-response channel for `request` and returns the receiver. A [`BodyLayer`](super::BodyLayer) further
@@ -46,8 +48,8 @@ pub(crate) fn open_early_response<B, R: Send + 'static>(request: &mut Request<B>
     receiver
 }
 
-/// Returns whether an early response of `request` was sent to the caller. If so, a retry policy must not repeat the
-/// call, as the caller has its response.
+/// Returns whether an early response to `request` was sent to the caller, or was to be sent but the caller had dropped
+/// the receiver. A retry policy must not repeat such a call: the caller has its response, or does not wait for one.
 pub(crate) fn is_delivered<B>(request: &Request<B>) -> bool {
     let delivered = request.extensions().get::<Delivered>();
     delivered.is_some_and(|delivered| delivered.0.load(Ordering::Acquire))
@@ -56,8 +58,8 @@ pub(crate) fn is_delivered<B>(request: &Request<B>) -> bool {
 // === impl EarlyResponse ===
 
 impl<R: Send + 'static> EarlyResponse<R> {
-    /// Removes the sending side of the early-response channel from the request. Returns `None` if no channel was opened
-    /// for responses with a body of type `R`.
+    /// Removes the sending side of the early-response channel from the request, and returns it. Returns `None` if the
+    /// request has none: no channel was opened, or one for responses whose body has another type than `R`.
     pub(super) fn take<B>(request: &mut Request<B>) -> Option<Self> {
         request.extensions_mut().remove()
     }
@@ -66,7 +68,7 @@ impl<R: Send + 'static> EarlyResponse<R> {
     ///
     /// # Errors
     ///
-    /// Returns the response if an early response was sent before, or if the caller has dropped the receiver.
+    /// Returns the unsent response if an early response was sent before, or if the caller has dropped the receiver.
     #[allow(clippy::result_large_err, reason = "returns the response that was not sent")]
     pub(super) fn send(&self, response: Response<R>) -> Result<(), Response<R>> {
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();

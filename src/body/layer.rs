@@ -7,9 +7,9 @@
 //!
 //! The early-response channel is opened by [`StreamLayer`](super::StreamLayer), or by
 //! [`Executor::submit`](crate::Executor::submit) if the executor was [built for
-//! streams](crate::ExecutorBuilder::build_streaming). If no caller waits on the channel, because it was not opened or
-//! the call was detached, the response is returned through the layers, and the call ends when the head of the response
-//! has arrived.
+//! streams](crate::ExecutorBuilder::build_streaming). If no caller waits on the channel, because the channel was not
+//! opened or the call was detached (it runs without a caller that waits for its response), the response is returned
+//! through the layers, and the call ends when the head of the response has arrived.
 
 use super::{
     early_response::EarlyResponse,
@@ -178,8 +178,8 @@ where
                     return Poll::Ready(Ok(Response::from_parts(parts, StreamBody::buffered(bytes))));
                 }
                 StateProj::Streaming { parts, end } => {
-                    // A `StreamBody` always reports its end, also when dropped, so the channel is not closed without a
-                    // report.
+                    // A `StreamBody` always reports its end through the channel, also when the body is dropped. The
+                    // channel is thus never closed without a report, and the value for that case is not used.
                     let end = ready!(Pin::new(end).poll(cx)).unwrap_or(BodyEnd::Dropped(BodyProgress::default()));
                     let parts = parts.take().expect("`ResponseFuture` polled after completion");
                     return Poll::Ready(outcome(parts, end));

@@ -42,7 +42,7 @@ pub struct StreamService<S> {
 ///
 /// # Panics
 ///
-/// When polled after it has completed.
+/// Panics when polled after it has completed.
 ///
 /// # Cancel safety
 ///
@@ -135,7 +135,8 @@ impl<R> Future for ResponseFuture<R> {
             Ok(result) => result,
             Err(error) => Err(match error.try_into_panic() {
                 Ok(payload) => Panicked::from_payload(&*payload).into(),
-                // The task was cancelled, as the runtime is shutting down.
+                // The task did not panic, so it was cancelled. As this future has not aborted the task, the Tokio
+                // runtime is shutting down.
                 Err(_) => Cancelled::new().into(),
             }),
         })

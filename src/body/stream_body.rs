@@ -98,7 +98,8 @@ impl<B> StreamBody<B> {
         }
     }
 
-    /// Separates the body from its call, without reporting an end to the call.
+    /// Separates the body from its call, without reporting an end to the call. The call does not wait for this body,
+    /// which would otherwise fail as soon as the call has ended.
     pub(super) fn unwatch(mut self) -> Self {
         if let Some(mut call) = self.call.take() {
             call.end = None;
@@ -155,7 +156,8 @@ where
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
-                // The reader of the body gets the error itself. The call gets a copy of the error's text.
+                // The reader of the body gets the error itself. As the error cannot be cloned, the call gets a copy of
+                // its text.
                 let copy = BodyFailed::new(&*error);
                 report(this.call, |progress| BodyEnd::Failed(progress, copy));
                 this.content.set(Content::Buffered { bytes: Bytes::new() });
@@ -212,7 +214,8 @@ impl CallLink {
 
     fn report(&mut self, end: impl FnOnce(BodyProgress) -> BodyEnd) {
         if let Some(sender) = self.end.take() {
-            // The report cannot be sent if the call has already ended. Then it is not needed either.
+            // Sending the report fails if the call has already ended. The failure is ignored, as an ended call needs no
+            // report.
             let _ = sender.send(end(self.progress));
         }
     }

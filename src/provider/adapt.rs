@@ -27,12 +27,11 @@ pub(super) struct Adaptation {
 struct AdaptationState {
     /// The configured limits. The limits in force are the configured ones multiplied by `factor`.
     configured: Limits,
-    /// The limits that the adaptation has set last. If the limits of the limiter are others, user code has changed
-    /// them.
+    /// The limits that the adaptation set last. If the limiter now has other limits, user code has changed them.
     applied: Limits,
     /// The factor by which the configured limits are multiplied, from [`MIN_FACTOR`] to 1.
     factor: f64,
-    /// When the adaptation has last changed the limits.
+    /// When the adaptation last changed the limits.
     changed: Instant,
 }
 
@@ -58,8 +57,8 @@ impl Adaptation {
         });
     }
 
-    /// Raises lowered limits after a successful response, by the factor for the time since the limits were changed, at
-    /// most once a second.
+    /// Raises lowered limits after a successful response, by a hundredth for each second since the limits were last
+    /// changed. Does nothing in the first second after a change.
     pub(super) fn on_success(&self, limiter: &Limiter) {
         self.change(limiter, |state| {
             let seconds = state.changed.elapsed().as_secs_f64();

@@ -113,8 +113,9 @@ impl FeedbackLayer {
     /// amounts. Each second without a 429 raises them by a hundredth, up to the configured amounts. Default: the
     /// configured limits stay.
     ///
-    /// The 429 of a call that was in flight when the limits were last changed does not lower the limits again. Limits
-    /// that user code [sets](Limiter::set_limits) in the meantime become the configured ones.
+    /// The 429 of a call that was in flight when the limits were last changed does not lower the limits again. If user
+    /// code [sets](Limiter::set_limits) other limits on the limiter, these become the configured ones, and the
+    /// adaptation starts again from them.
     #[must_use]
     pub fn adapt(mut self) -> Self {
         self.adapts = Some(Arc::new(Adaptation::new(&self.limiter)));
@@ -150,7 +151,8 @@ impl FeedbackLayer {
                 Unit::InputTokens | Unit::OutputTokens => continue,
             };
             if let Some(limit) = window.limit.filter(|limit| self.adopts && *limit > 0) {
-                // Adopting fails for an amount that the limiter cannot represent. The configured amount stays in force.
+                // Adopting the provider's limit fails for an amount that the limiter cannot represent. The limiter then
+                // keeps its amount.
                 let adopted = self.limiter.adopt(budget, window.period, limit);
                 if let Ok(true) = adopted {
                     tracing::info!(target: "tower_outbound", ?budget, limit, "Adopted the provider's limit");
@@ -168,8 +170,8 @@ impl FeedbackLayer {
 fn is_throttled(provider: Provider, status: StatusCode, info: &RateLimitInfo) -> bool {
     match status.as_u16() {
         429 | 503 | 529 => true,
-        // GitHub sends a 403 for an exceeded limit as well as for a missing permission, which must not pause the
-        // limiter.
+        // GitHub sends a 403 for an exceeded limit as well as for a missing permission. Only a 403 whose headers report
+        // an exceeded limit may pause the limiter.
         403 => provider == Provider::GitHub && info.is_limited(),
         _ => false,
     }

@@ -16,8 +16,8 @@ pub struct RateLimitInfo {
     pub should_retry: Option<bool>,
     /// The number of tokens that the call used, if a header reports it (Mistral).
     pub tokens_used: Option<u64>,
-    /// The limits of the provider, in the order in which it documents them; the IETF's in the order in which they are
-    /// sent.
+    /// The limits of the provider, in the order in which the provider documents them. With
+    /// [`Provider::Ietf`](super::Provider::Ietf), they are in the order in which the response has them.
     pub windows: Vec<Window>,
 }
 

@@ -27,9 +27,10 @@
 //!               Reqwest        or another client
 //! ```
 //!
-//! With an [`Executor`](crate::Executor), the layers below `EventLayer::calling` are put around the client that is
-//! passed to [`build`](crate::ExecutorBuilder::build). [`build_streaming`](crate::ExecutorBuilder::build_streaming)
-//! adds the `BodyLayer` itself. A [`RetryPolicy`](crate::retry::RetryPolicy) in tower's `RetryLayer` is added with
+//! With an [`Executor`](crate::Executor), the layers that this stack has below `EventLayer::calling` (from `BodyLayer`
+//! or `CollectLayer` to `UsageLayer`) are put around the client that is passed to
+//! [`build`](crate::ExecutorBuilder::build). [`build_streaming`](crate::ExecutorBuilder::build_streaming) adds the
+//! `BodyLayer` itself. A [`RetryPolicy`](crate::retry::RetryPolicy) in tower's `RetryLayer` is added with
 //! [`ExecutorBuilder::layer`](crate::ExecutorBuilder::layer). `UsageLayer` must be *inside* `BodyLayer` or
 //! `CollectLayer`: otherwise the call ends, and its estimated charge is settled, before the body was read.
 //! [Deadlines](crate::deadline) do not need any of these layers.

@@ -17,9 +17,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// Searches the body of each response for the number of tokens that the call has used, and sets that number in the
-/// response's extension [`ApiTokensUsed`], for [`ByUsage`](crate::rate::ByUsage) to settle and for the event to record.
-/// The layer is placed around the client, inside a [`BodyLayer`](crate::body::BodyLayer) or a
-/// [`CollectLayer`](crate::body::CollectLayer).
+/// response's extension [`ApiTokensUsed`]. There [`ByUsage`](crate::rate::ByUsage) finds it to settle the charge of the
+/// call, and the event records it. The layer is placed around the client, inside a
+/// [`BodyLayer`](crate::body::BodyLayer) or a [`CollectLayer`](crate::body::CollectLayer).
 ///
 /// The layer reads the formats of OpenAI (chat and responses), Anthropic, Gemini, Mistral and APIs that copy them, in a
 /// JSON document or in a stream of [server-sent

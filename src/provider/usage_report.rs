@@ -40,8 +40,8 @@ pub(super) struct UsageTotals {
 impl UsageReport {
     /// Parses a JSON document. Returns an empty report if the document is not JSON or reports no numbers of tokens.
     pub(super) fn read(text: &[u8]) -> Self {
-        // Most events of a stream report no usage, and searching for the word `usage` is much cheaper than parsing an
-        // event.
+        // Only a document with the word `usage` is parsed. Most events of a stream report no usage, and searching for
+        // the word is much cheaper than parsing.
         let mentions_usage = text.windows(5).any(|word| word == b"usage");
         if mentions_usage {
             serde_json::from_slice(text).unwrap_or_default()

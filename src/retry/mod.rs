@@ -57,7 +57,7 @@ use verdict::{ResponseView, Verdict};
 ///
 /// The policy retries:
 /// - calls that failed because the connection could not be made or was lost, or because a timeout of the client or of
-///   the user ended the attempt: an [`io::Error`](std::io::Error) of the kind `TimedOut`, the `Elapsed` error of
+///   user code ended the attempt: an [`io::Error`](std::io::Error) of the kind `TimedOut`, the `Elapsed` error of
 ///   [`tower::timeout`] or [`tokio::time::timeout`], or reqwest's timeout error (feature `reqwest`),
 /// - calls with an error that [`retry_errors`](Self::retry_errors) accepts,
 /// - responses with the status 408, 409, 429 or 5xx, and a 403 of GitHub that reports an exceeded limit.
@@ -305,7 +305,7 @@ where
         };
         log(format_args!("retrying in {wait:?} ({source})"));
         self.retries = number;
-        // A retry without delay needs no timer.
+        // For a retry without delay no timer is created, so that it also works in a runtime whose timer is not enabled.
         Some(Delay((!wait.is_zero()).then(|| Box::pin(sleep(wait)))))
     }
 

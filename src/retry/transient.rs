@@ -101,8 +101,9 @@ const fn is_connect(_: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// Returns the kind of the innermost of nested I/O errors, which is the cause. [`source`](StdError::source) does not
-/// reach it: the source of an `io::Error` is the source of the error inside it, not that inner error itself.
+/// Returns the kind of an I/O error. An `io::Error` may contain another one, which may contain a further one: the
+/// innermost of them is the cause, and its kind is returned. The chain of [`source`](StdError::source) skips such inner
+/// errors: the `source` of an `io::Error` is not its inner error, but the source of that inner error.
 fn io_error_kind(error: &(dyn StdError + 'static)) -> Option<ErrorKind> {
     let mut error = error.downcast_ref::<io::Error>()?;
     while let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref()) {

@@ -51,10 +51,10 @@ impl ResponseView<'_> {
         match self.status.as_u16() {
             429 if document.is_permanent => false,
             // Anthropic sends `retry-after` with the 429 of a rate limit, but not with the 429 of the spend limit, for
-            // which waiting is of no use.
+            // which waiting is of no use. A 429 of Anthropic without that header is not retried.
             429 => self.provider != Some(Provider::Anthropic) || self.info.retry_after.is_some(),
             // GitHub sends a 403 for an exceeded limit as well as for a missing permission, for which waiting is of no
-            // use.
+            // use. Only a 403 whose headers report an exceeded limit is retried.
             403 => self.provider == Some(Provider::GitHub) && self.info.is_limited(),
             408 | 409 | 500..=599 => true,
             _ => false,
@@ -88,7 +88,7 @@ impl ErrorDocument {
         match (response.provider, error) {
             (Some(Provider::Gemini), Some(error)) => Self::of_gemini(error),
             (_, Some(error)) => Self {
-                // OpenAI sends `insufficient_quota` for an account without credit.
+                // OpenAI sends `insufficient_quota` for an account without credit: waiting is of no use.
                 is_permanent: ["code", "type"]
                     .iter()
                     .any(|field| error.get(field).is_some_and(|text| text == "insufficient_quota")),

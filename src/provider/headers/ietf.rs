@@ -28,8 +28,8 @@ pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) 
         Some(limits) if !limits.is_empty() => read_named(&policies, &limits, windows),
         _ if reader.headers().contains_key(RATE_LIMIT) => read_dictionary(reader, &policies, windows),
         _ if reader.headers().contains_key("ratelimit-remaining") => read_separate_fields(reader, &policies, windows),
-        // If no field reports what remains of the limits, the policies still have the amounts and periods of the
-        // limits.
+        // No field reports what remains of the limits. The policies are read nevertheless, for the amounts and periods
+        // of the limits.
         _ => read_named(&policies, &[], windows),
     }
     windows.truncate(MAX_WINDOWS);
@@ -122,7 +122,8 @@ fn window_of_policy(policy: &Item) -> Option<Window> {
     })
 }
 
-/// Returns the period of the policy whose amount is `limit`, or else the period of the only policy.
+/// Returns the period of the policy whose amount is `limit`. If no policy has this amount but there is exactly one
+/// policy, returns the period of that one.
 fn period_of(policies: &[Item], limit: Option<u64>) -> Option<Duration> {
     let same = policies.iter().find(|policy| integer(&policy.bare_item) == limit);
     let only = policies.first().filter(|_| policies.len() == 1);
@@ -149,7 +150,8 @@ fn integer(item: &BareItem) -> Option<u64> {
     u64::try_from(i64::from(item.as_integer()?)).ok()
 }
 
-/// Returns whether two items of a list have the same name, which may be written as a string or as a token.
+/// Returns whether two items of a list have the same name. A name may be written as a quoted string or as a bare word
+/// (a "token" of RFC 9651).
 fn is_same_name(one: &BareItem, other: &BareItem) -> bool {
     match (name(one), name(other)) {
         (Some(one), Some(other)) => one == other,

@@ -116,13 +116,13 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Returns the time until a date that a header has in the format of RFC 3339.
+    /// Reads a header that is a date in the format of RFC 3339, and returns the time until that date.
     pub(in crate::provider) fn time_until_rfc3339(&self, name: &'static str) -> Option<Duration> {
         let date = self.parsed(name, |text| text.parse::<jiff::Timestamp>().ok())?;
         Some(self.time_until(date.into()))
     }
 
-    /// Returns the time until a date that a header has as a number of seconds since 1970.
+    /// Reads a header that is a date as a number of seconds since 1970, and returns the time until that date.
     pub(in crate::provider) fn time_until_epoch_seconds(&self, name: &'static str) -> Option<Duration> {
         let seconds = self.number(name)?;
         let date = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));

@@ -30,8 +30,8 @@ const DAY: Option<Duration> = Some(Duration::from_secs(24 * 60 * 60));
 /// Reads OpenAI's headers. The period of the limit of requests is a minute or a day, depending on the account. No
 /// header reports this period, so it is `None`.
 ///
-/// Headers that end in `project-tokens` report the limit of a project. Those that end in `tokens_usage_based` are older
-/// names that some accounts receive.
+/// Limits of tokens are also read from headers that end in `project-tokens` (the limit of a project) and in
+/// `tokens_usage_based` (an older name that some accounts receive).
 pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) {
     window(reader, REQUESTS, Unit::Requests, None).add_to(windows);
     for names in [TOKENS, names!("project-tokens"), names!("tokens_usage_based")] {
