@@ -75,11 +75,11 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// When polled after it has completed.
+    /// Panics if the future is polled after it has completed.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future drops the inner call and then releases the permit. A call that still waits for a permit
+    /// Dropping the future drops the inner call and then releases the permit. If the call still waits for a permit, it
     /// gives up its position among the waiters.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, Req>
@@ -88,8 +88,8 @@ pin_project! {
     {
         #[pin]
         state: State<S, Req, S::Future>,
-        // The permit is declared after the state, and so dropped after the state: the inner call ends before its permit
-        // is released.
+        // The field `permit` is declared after `state`, which holds the inner call, and fields are dropped in this
+        // order. So the inner call ends before its permit is released.
         permit: Option<Permit>,
     }
 }
@@ -204,8 +204,8 @@ where
     type Future = ResponseFuture<S, Req>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // No permit is taken in `poll_ready`: if no call followed, the permit would be kept from the other clones. The
-        // result is never an error, because this semaphore is never closed.
+        // No permit is taken in `poll_ready`: if no call followed, the permit would be kept from the other clones.
+        // Waiting for a permit never fails, because this semaphore is never closed.
         let _ = ready!(self.acquire.poll_ready(cx));
         self.inner.poll_ready(cx)
     }
@@ -239,7 +239,7 @@ where
         loop {
             match this.state.as_mut().project() {
                 StateProj::Waiting { acquire, ready, req } => {
-                    // The result is never an error, because this semaphore is never closed.
+                    // Taking a permit never fails, because this semaphore is never closed.
                     *this.permit = ready!(Acquire::poll_acquire(acquire, cx)).ok();
                     let req = req.take().expect("the request is there until it is called");
                     let future = ready.call(req);

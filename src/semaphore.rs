@@ -161,7 +161,7 @@ impl Acquire {
         Ok(taken.then(|| self.permit()))
     }
 
-    /// Waits for a permit and takes it. Then `slot` is `None`, because an acquirer takes only one permit.
+    /// Waits for a permit and takes it. Then `slot` becomes `None`: an acquirer takes one permit, and is dropped.
     #[inline]
     pub(crate) fn poll_acquire(slot: &mut Option<Self>, cx: &mut Context<'_>) -> Poll<Result<Permit, Closed>> {
         let acquire = slot.as_mut().expect("`Acquire` polled after completion");
@@ -172,7 +172,7 @@ impl Acquire {
         Poll::Ready(Ok(Permit { semaphore }))
     }
 
-    /// Replaces this acquirer by a new one. Returns the old one, which keeps its position in the wait queue.
+    /// Replaces this acquirer with a new one. Returns the old one, which keeps its position in the wait queue.
     #[inline]
     pub(crate) fn replace(&mut self) -> Self {
         mem::replace(self, self.semaphore.acquire())
@@ -187,7 +187,8 @@ impl Acquire {
     }
 
     fn permit(&mut self) -> Permit {
-        // The acquirer left the wait queue when it took the permit. Without its waiter, it can use the fast path again.
+        // The acquirer left the wait queue when it took the permit. Its handle to the wait queue is dropped, so that it
+        // tries the fast path first again.
         self.waiter = None;
         Permit {
             semaphore: self.semaphore.clone(),
@@ -288,9 +289,9 @@ impl Resource for Permits {
 
     fn on_enqueue(&mut self, (): &()) {
         self.waiting += 1;
-        // After `on_enqueue`, the wait queue checks the availability once more. That check sees a permit that was
-        // released before the flag was set. A permit that is released later finds the flag set, so its release notifies
-        // the queue.
+        // The contended flag is set here, before the waiter enters the wait queue. Afterwards the wait queue checks the
+        // availability once more. That check sees a permit that was released before the flag was set. A permit that is
+        // released later finds the flag set, so its release notifies the queue.
         self.state.set_contended();
     }
 

@@ -105,7 +105,7 @@ impl From<CostExceedsBurst> for AcquireError {
 }
 
 impl AcquireError {
-    /// Returns the error that this variant holds. Without the enum around it, callers find the error by its type.
+    /// Returns the error inside this enum, without the enum, so that a caller can find the error by its own type.
     pub(crate) fn into_reason(self) -> BoxError {
         match self {
             Self::CostExceedsBurst(error) => error.into(),

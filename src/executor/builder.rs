@@ -77,15 +77,15 @@ enum ConcurrencySetting {
 
 #[derive(Clone, Debug)]
 enum RateSetting {
-    /// One rate of requests, and at most one rate of tokens.
+    /// The limits are one rate of requests, and at most one rate of tokens.
     Simple {
         requests: Rate,
         tokens: Option<Rate>,
     },
     Limits(Limits),
     Shared(Limiter),
-    /// `limiter`, which sets a shared limiter, was followed by `requests` or `tokens`. Which of them is meant is not
-    /// clear, so building the executor fails.
+    /// The method `limiter`, which sets a shared limiter, was called, and then `requests` or `tokens`, which set a rate
+    /// for this executor only. The two settings contradict each other, so building the executor fails.
     Conflict,
 }
 
@@ -260,7 +260,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`], which names the setting that is out of range or contradicts another.
+    /// Returns [`InvalidConfig`], which names the setting that is out of range or contradicts another.
     pub fn build<C, B, R>(self, client: C) -> Result<Executor<B, R>, InvalidConfig>
     where
         C: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
@@ -281,7 +281,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     ///
     /// # Errors
     ///
-    /// The errors of [`build`](Self::build).
+    /// Returns the errors of [`build`](Self::build).
     #[cfg(feature = "http")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     pub fn build_streaming<C, B, R>(self, client: C) -> Result<Executor<B, StreamBody<R>>, InvalidConfig>
@@ -300,7 +300,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     ///
     /// # Errors
     ///
-    /// The errors of [`build`](Self::build).
+    /// Returns the errors of [`build`](Self::build).
     pub fn build_for_closures<R>(self) -> Result<Executor<Closure<R>, R>, InvalidConfig>
     where
         StackLayers<L, D, K, U>: BuildStack<ClosureClient<R>, Closure<R>, R>,

@@ -49,7 +49,7 @@ pub struct Call<B> {
 ///
 /// # Panics
 ///
-/// May panic when polled after it has completed.
+/// The handle may panic when it is polled after it has completed.
 ///
 /// # Cancel safety
 ///
@@ -250,8 +250,8 @@ impl<B, R> CallHandle<B, R> {
     }
 
     /// Ends the call. If the call is queued, its place is free at once. If the call is running, it is dropped, and the
-    /// next frame of a streamed response body that has not ended is the error
-    /// [`Cancelled`](crate::error::Cancelled). The event ends as CANCELLED, unless the call had ended before.
+    /// next frame of a streamed response body that has not ended is the error [`Cancelled`](crate::error::Cancelled).
+    /// The event ends with the status CANCELLED, unless the call had ended before.
     pub fn cancel(&self) {
         if let Some(future) = &self.future {
             future.cancel();

@@ -29,9 +29,9 @@ pub(super) struct EarlyOutcome<R> {
     /// The receiving end of the early-response channel. `None` if responses are not streamed, and after the channel has
     /// delivered a response or was closed.
     pub(super) response: Option<oneshot::Receiver<Response<R>>>,
-    /// The timer that ends the call at its deadline, and the event that then fails. `None` without a deadline. It is
-    /// needed while the call is queued. (Below the queue, the deadline layer ends the call whether or not this future
-    /// is polled.)
+    /// The timer that ends the call at its deadline, and the call's event, in which the failure is then recorded.
+    /// `None` without a deadline. The timer is needed while the call is queued. Once the call has left the queue, the
+    /// deadline layer ends it, whether or not this future is polled.
     pub(super) timer: Option<(DeadlineTimer, EventHandle)>,
 }
 
@@ -68,8 +68,8 @@ impl<B, R> CallFuture<B, R> {
         .await
     }
 
-    /// Ready once the call's deadline has passed: the call has then been ended, and the error is returned. Pending for
-    /// ever without a deadline.
+    /// Waits until the call's deadline has passed. Then ends the call and returns the error. Pending forever if the
+    /// call has no deadline.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         let timer = self.early.as_mut().and_then(|early| early.timer.as_mut());
         let Some((timer, event)) = timer else {
@@ -82,7 +82,8 @@ impl<B, R> CallFuture<B, R> {
         Poll::Ready(error.into())
     }
 
-    /// Ready once the response has arrived through the early-response channel. Pending for ever without such a channel.
+    /// Waits until the response has arrived through the early-response channel, and returns it. Pending forever if
+    /// there is no such channel.
     fn poll_early_response(&mut self, cx: &mut Context<'_>) -> Poll<Response<R>> {
         let Some(early) = &mut self.early else {
             return Poll::Pending;
@@ -102,8 +103,8 @@ impl<B, R> CallFuture<B, R> {
         }
     }
 
-    /// Cancels the call if it has or had a place in the queue and has not ended. The next frame of a streamed response
-    /// body that has not ended is then the error [`Cancelled`](crate::error::Cancelled).
+    /// Cancels the call if it has not ended. The next frame of a streamed response body that has not ended is then the
+    /// error [`Cancelled`](crate::error::Cancelled). A call that still waits for a place in the queue is not cancelled.
     pub(super) fn cancel(&self) {
         if let Some(queued) = &self.queued {
             queued.cancel_accepted();

@@ -37,7 +37,7 @@ pub trait IntoHttpResponse<R> {
     ///
     /// # Errors
     ///
-    /// [`http::Error`] if the status code, or the name or value of a header, is invalid.
+    /// Returns [`http::Error`] if the status code, or the name or value of a header, is invalid.
     fn into_http_response(self) -> Result<Response<R>, http::Error>;
 }
 
@@ -47,7 +47,7 @@ pub trait IntoHeaderMap {
     ///
     /// # Errors
     ///
-    /// [`http::Error`] if the name or the value of a header is invalid.
+    /// Returns [`http::Error`] if the name or the value of a header is invalid.
     fn into_header_map(self) -> Result<HeaderMap, http::Error>;
 }
 
@@ -95,7 +95,7 @@ fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
 // === impl ClosureClient ===
 
 impl<R> ClosureClient<R> {
-    /// Creates the client. There is nothing to configure.
+    /// Creates a client that calls closures. It has no settings.
     #[must_use]
     pub const fn new() -> Self {
         Self { response: PhantomData }

@@ -72,10 +72,11 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`], which names the field that is out of range (zero, negative, not a number, a burst below one),
-    /// or `tokens_rate` if it is missing although its period or burst is given.
+    /// Returns [`InvalidConfig`], which names the field that is out of range (zero, negative, not a number, a burst
+    /// below one), or `tokens_rate` if it is missing although its period or burst is given.
     pub fn into_builder(self) -> Result<ExecutorBuilder, InvalidConfig> {
-        // These values are built only to check the settings: the builder builds them again.
+        // This queue layer and this concurrency limit are made only to check the settings, and are dropped: the builder
+        // makes its own.
         let queue = QueueLayer::<()>::new(self.queue_capacity)?;
         Concurrency::new(self.concurrency_limit)?;
         queue.workers(self.workers)?;

@@ -38,18 +38,19 @@ pub(super) struct ExecutorParts<B, R> {
 /// What the clones of an executor share. `ExecutorInner` is dropped with the last clone, and then cancels all calls.
 pub(super) struct ExecutorInner<B, R> {
     parts: ExecutorParts<B, R>,
-    /// The largest cost that the rate limiter admits, per budget. It is kept here so that checking the cost of a call
-    /// takes no lock.
+    /// The largest cost that the rate limiter admits, for each kind of budget (requests and tokens). It is kept here so
+    /// that checking the cost of a call takes no lock.
     bursts: Arc<Bursts>,
-    /// Counts the events of the calls, and sends their updates.
+    /// Counts the events of the calls, and sends every change of a call's status to subscribers.
     events: Events,
     /// The total cost of the submitted calls that have not left the queue, to compute how long a new call will wait
     /// behind them. `None` if the executor has no default timeout: a deadline set for a single call is then checked
     /// without this cost.
     pending_demand: Option<Arc<PendingDemand>>,
     state: Mutex<RunState<B, R>>,
-    /// Locked while the executor is started, so that two starts do not run at once. The client and the layers are
-    /// cloned under this lock and not under `state`, which every `submit` locks.
+    /// Locked while the executor is started, so that two starts do not run at once. Cloning the client and the layers
+    /// runs user code. It is done under this lock and not under `state`: every `submit` locks `state`, and would have
+    /// to wait for that code.
     starting: Mutex<()>,
 }
 
@@ -101,7 +102,7 @@ impl<B, R> ExecutorInner<B, R> {
     ///
     /// # Errors
     ///
-    /// [`Error::is_not_running`] if the executor accepts no calls.
+    /// Returns an error with [`Error::is_not_running`] if the executor accepts no calls.
     pub(super) fn queue(&self) -> Result<Queue<Request<B>, Response<R>>, Error> {
         match &*self.state() {
             RunState::Running(queue) if !queue.is_closed() => Ok(queue.clone()),
@@ -117,12 +118,14 @@ impl<B, R> ExecutorInner<B, R> {
         Ok(cost)
     }
 
-    /// Adds to the request the extensions that the layers read: its tokens, its deadline and its share of the pending
-    /// demand. Fails if the wait for the rate limits alone would make the call miss its deadline.
+    /// Adds to the request the extensions that the layers read: its tokens, its deadline, and a guard that counts its
+    /// cost in the pending demand (the total cost of the calls that have not left the queue). Fails if the wait for the
+    /// rate limits alone would make the call miss its deadline.
     pub(super) fn prepare(&self, request: &mut Request<B>, cost: Cost) -> Result<(), Error> {
         if cost.tokens > 0 && request.extensions().get::<ApiTokens>().is_none() {
-            // The event records the extension. A cost function that estimates tokens uses it when the layers compute
-            // the cost, instead of estimating again.
+            // The number of tokens is put into the request's extension `ApiTokens`, which the event records. When the
+            // layers compute the cost, a cost function that estimates tokens uses this number instead of estimating
+            // again.
             request.extensions_mut().insert(ApiTokens(cost.tokens));
         }
         let deadline = Deadline::of(request).or_else(|| self.parts.timeout.map(Deadline::after));
@@ -150,7 +153,7 @@ impl<B, R> ExecutorInner<B, R> {
     ) -> Result<(EventHandle, CallFuture<B, R>), Error> {
         let cost = self.check(&request)?;
         self.prepare(&mut request, cost)?;
-        // The event and the queue use one reading of the clock.
+        // The event and the queue use one reading of the clock, since each reading takes time.
         let _cached_now = clock::cache();
         let (event, scope) = self.open_event(&request);
         let early = self.early_outcome(&mut request, &event);
@@ -189,8 +192,8 @@ impl<B, R> ExecutorInner<B, R> {
             RunState::Running(queue) | RunState::Stopping(queue) => queue.clone(),
             RunState::Stopped => return,
         };
-        // The lock of `state` is released before this: aborting drops requests and wakes callers, which may run user
-        // code that uses the executor and locks `state` again.
+        // The lock of `state` is released before the queue is aborted. Aborting drops requests and wakes callers, which
+        // may run user code that uses the executor and locks `state` again.
         queue.abort();
     }
 }

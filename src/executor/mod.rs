@@ -75,7 +75,7 @@ use tokio::runtime::Handle;
 pub struct Executor<B, R> {
     inner: Arc<ExecutorInner<B, R>>,
     /// The queue handle that `poll_ready` makes ready and `call` uses when this clone of the executor is used as a
-    /// Tower service. `None` until then.
+    /// Tower service. `None` until this clone is first used as a service.
     queue: Option<Queue<Request<B>, Response<R>>>,
 }
 
@@ -103,8 +103,8 @@ impl<B, R> Executor<B, R> {
     ///
     /// # Errors
     ///
-    /// [`is_already_running`](Error::is_already_running) if the executor is running, or if an earlier `stop` has not
-    /// finished. Outside a Tokio runtime, `start` fails with an error whose message names the missing runtime.
+    /// Fails with [`is_already_running`](Error::is_already_running) if the executor is running, or if an earlier `stop`
+    /// has not finished. Outside a Tokio runtime, `start` fails with an error whose message names the missing runtime.
     pub fn start(&self) -> Result<(), Error> {
         Handle::try_current().map_err(|_| Error::no_runtime())?;
         self.inner.start()
@@ -132,7 +132,7 @@ impl<B, R> Executor<B, R> {
     /// # Cancel safety
     ///
     /// If the future of `submit` is dropped while the call waits for a place in the queue, the call is not made, and
-    /// the call's event ends as CANCELLED.
+    /// the call's event ends with the status CANCELLED.
     pub async fn submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, Error> {
         let mut queue = self.inner.queue()?;
         let request = call.into().into_request().map_err(Error::new)?;
@@ -145,9 +145,9 @@ impl<B, R> Executor<B, R> {
     ///
     /// # Errors
     ///
-    /// The errors of [`submit`](Self::submit). If the queue is full or closed, the error is
+    /// Fails with the errors of [`submit`](Self::submit). If the queue is full or closed, the error is
     /// [`Refused`](TrySubmitError::Refused), which holds the request. A refused call leaves no event, except if the
-    /// executor is stopped while `try_submit` runs: then the call's event ends as CANCELLED.
+    /// executor is stopped while `try_submit` runs: then the call's event ends with the status CANCELLED.
     #[allow(clippy::result_large_err, reason = "it hands the request back")]
     pub fn try_submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
         let mut queue = self.inner.queue()?;

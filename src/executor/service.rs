@@ -15,12 +15,12 @@ use tower_service::Service;
 ///
 /// # Errors
 ///
-/// The errors of [`Executor::submit`] if the call was refused, and otherwise those of a
+/// The future returns the errors of [`Executor::submit`] if the call was refused, and otherwise those of a
 /// [`CallHandle`](super::CallHandle).
 ///
 /// # Panics
 ///
-/// May panic when polled after it has completed.
+/// The future may panic when it is polled after it has completed.
 ///
 /// # Cancel safety
 ///
@@ -28,7 +28,7 @@ use tower_service::Service;
 /// effect; dropping the response's body cancels the call.
 #[must_use = "dropping it cancels the call"]
 pub struct ResponseFuture<B, R> {
-    /// The future of the call, or the error that refused the call. That error is `None` once it was returned.
+    /// The future of the call, or the error with which the call was refused. `Err(None)` once that error was returned.
     call: Result<CallFuture<B, R>, Option<Error>>,
     event: Option<EventHandle>,
 }

@@ -63,7 +63,7 @@ impl<B, R> Executor<B, R> {
     ///
     /// # Errors
     ///
-    /// The errors of [`start`](Self::start).
+    /// Returns the errors of [`start`](Self::start).
     ///
     /// # Cancel safety
     ///
@@ -107,8 +107,8 @@ impl<B, R> Executor<B, R> {
     /// [`Shutdown::Within`], the calls that are left after the given duration are then not cancelled.
     pub async fn stop(&self, how: Shutdown) -> StopReport {
         if let Shutdown::Within(_) = how {
-            // Creating a `Sleep` panics if the runtime has no timer. It happens here, before the executor has been
-            // changed.
+            // Creating a `Sleep` panics if the runtime has no timer. One is created here, so that the panic comes
+            // before the executor has been changed.
             drop(time::sleep(Duration::ZERO));
         }
         let queue = {

@@ -61,12 +61,12 @@ pub struct StackLayers<L, D, K, U> {
 /// [`StackLayers`] that can be put around the client `C`, a service from `Request<B>` to `Response<R>`.
 ///
 /// This sealed trait is a bound of [`ExecutorBuilder::build`](super::ExecutorBuilder::build) and its variants. It is
-/// implemented for [`StackLayers`] whenever
+/// implemented for [`StackLayers`] if both of these conditions hold:
 ///
-/// - the layers given to [`layer`](super::ExecutorBuilder::layer) turn the [`Limited`] client into a service from
+/// - The layers given to [`layer`](super::ExecutorBuilder::layer) turn the [`Limited`] client into a service from
 ///   `Request<B>` to `Response<R>` that is `Send + 'static`, with `Send` futures and errors that are
-///   `Into<`[`BoxError`]`>`. Without such a layer, this means that the client's futures are `Send`;
-/// - the values given to [`describe`](super::ExecutorBuilder::describe), [`cost`](super::ExecutorBuilder::cost) and
+///   `Into<`[`BoxError`]`>`. Without such a layer, this means that the client's futures are `Send`.
+/// - The values given to [`describe`](super::ExecutorBuilder::describe), [`cost`](super::ExecutorBuilder::cost) and
 ///   [`settle`](super::ExecutorBuilder::settle) implement [`Describe`], [`RequestCost`] and [`UsedCost`] for these
 ///   requests and responses, and are `Clone + Send + Sync + 'static`. The default values do so for any `B` and `R`.
 pub trait BuildStack<C, B, R>: sealed::Sealed + Send + Sync + 'static {
@@ -126,8 +126,8 @@ where
             .layer(ConcurrencyLimitLayer::with_limit(self.concurrency.clone()))
             // The rate limit takes a call's requests and tokens at once, or neither.
             .layer(RateLimitLayer::with_cost(self.limiter.clone(), self.cost.clone()).settle(self.used.clone()))
-            // The inner event layer is directly around the client, so that only the time in the client is recorded as
-            // CALLING.
+            // The inner event layer is directly around the client, so that a call gets the status CALLING only when it
+            // reaches the client.
             .layer(EventLayer::calling().describe(self.describe.clone()))
             .service(client)
     }
@@ -143,7 +143,8 @@ where
 
 #[cfg(test)]
 mod tests {
-    /// GitHub cannot include one file in another, so the README has a copy of the picture of the layers.
+    /// GitHub cannot include one file in another, so the README has a copy of the picture of the layers. This test
+    /// checks that the two pictures are the same.
     #[test]
     fn the_picture_in_the_readme_is_the_one_in_these_docs() {
         let (_, rest) = include_str!("../../README.md").split_once("```text\n").unwrap();

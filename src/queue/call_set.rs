@@ -65,7 +65,7 @@ struct SlotWaker {
     is_ready: AtomicBool,
 }
 
-/// How many allocations the free slots may keep, in addition to as many as there are running calls.
+/// The free slots may keep as many allocations as there are running calls, plus this number.
 ///
 /// With 64, a worker whose number of running calls varies by less than 64 allocates nothing. After a burst of thousands
 /// of calls, at most 64 allocations are left when no call is running.
@@ -128,9 +128,9 @@ impl<F: Future<Output = ()> + Default> CallSet<F> {
     #[inline]
     pub(super) fn poll_slot(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
-        // The flag is cleared before the poll, so that a wake-up during the poll queues the slot again. A swap clears
-        // it, because a store cannot have acquire ordering: the poll has to see everything that happened before a
-        // wake-up that found the flag set and therefore did nothing.
+        // The flag `is_ready` is cleared before the poll, so that a wake-up during the poll queues the slot again. A
+        // swap clears it, because a store cannot have acquire ordering: the poll has to see everything that happened
+        // before a wake-up that found the flag set and therefore did nothing.
         slot.slot_waker.is_ready.swap(false, Ordering::AcqRel);
         let Some(call) = slot.call.as_mut().filter(|_| slot.is_occupied) else {
             return;

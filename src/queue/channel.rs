@@ -112,8 +112,8 @@ impl<Req, Res> Channel<Req, Res> {
         scope: Scope,
         place: Permit,
     ) -> Result<Arc<Message<Req, Res>>, Scope> {
-        // The event is marked as QUEUED before the lock is taken, because this wakes subscribers to events, which runs
-        // user code.
+        // The event gets the status QUEUED before the lock is taken, because a new status wakes subscribers to events,
+        // which runs user code.
         scope.queued();
         if self.is_closed() {
             return Err(scope);
@@ -121,7 +121,8 @@ impl<Req, Res> Channel<Req, Res> {
         let message = Message::new(req, scope, place);
         let mut state = self.lock();
         if self.is_closed() {
-            // The channel was closed after the first check, whose only purpose is to avoid the allocation of a message.
+            // The channel was closed after the first check, which was made without the lock. (The first check only
+            // saves allocating a message if the channel is closed already.)
             drop(state);
             let (request, scope) = message
                 .begin()
@@ -209,8 +210,8 @@ impl<Req, Res> Channel<Req, Res> {
     fn cancel_all(&self) {
         let calls = mem::take(&mut self.lock().calls);
         for message in calls {
-            // Cancelling a call drops its request, which runs user code. If that panics, the other calls still have to
-            // be cancelled.
+            // Cancelling a call drops its request, which runs user code. A panic of that code is caught, because the
+            // other calls still have to be cancelled.
             let _ = catch_unwind(|| message.cancel());
         }
     }

@@ -112,7 +112,7 @@ struct CloseOnDrop<Req, Res> {
 ///
 /// # Panics
 ///
-/// May panic when polled after it has completed.
+/// The future may panic when it is polled after it has completed.
 ///
 /// # Cancel safety
 ///
@@ -139,7 +139,7 @@ enum State<Req, Res> {
 /// A call that waits for a place in the queue, with the acquirer of that place.
 struct WaitingForPlace<Req, Res> {
     acquire: Option<Acquire>,
-    /// Boxed, so that space for a request does not make the future of every accepted call larger.
+    /// The waiting call is boxed, because space for its request would make the futures of accepted calls larger, too.
     call: Option<Box<UnqueuedCall<Req>>>,
     channel: Arc<Channel<Req, Res>>,
 }
@@ -246,8 +246,8 @@ impl<Req, Res> Queue<Req, Res> {
         }
     }
 
-    /// Takes a place if the queue has a free one now and no other caller waits for a place. [`call_at`](Self::call_at)
-    /// uses it.
+    /// Takes a place if the queue has a free one now and no other caller waits for a place. The place can then be given
+    /// to [`call_at`](Self::call_at).
     pub(crate) fn try_place(&mut self) -> Result<Option<Permit>, Closed> {
         self.acquire.try_acquire()
     }
@@ -263,8 +263,8 @@ impl<Req, Res> Queue<Req, Res> {
         let channel = self.channel();
         match channel.push(&mut req, scope, place) {
             Ok(message) => Ok(ResponseFuture::accepted_as(message, channel)),
-            // The scope is dropped without cancelling its event: the caller may make the call again in another queue,
-            // as part of the same event.
+            // The call's scope (its event and its span) is dropped without cancelling the event: the caller may make
+            // the call again in another queue, as part of the same event.
             Err(_) => Err(Refused::closed(req.expect("a refused call leaves its request"))),
         }
     }
@@ -473,7 +473,7 @@ impl<Req, Res> ResponseFuture<Req, Res> {
             let WaitingForPlace { acquire, call, channel } = waiting;
             let Poll::Ready(place) = Acquire::poll_acquire(acquire, cx) else {
                 // The acquirer of the place stores the same waker, but drops it without waking the task when the call
-                // is cancelled.
+                // is cancelled. So `cancel` needs this copy to wake the task.
                 if let Some(call) = call {
                     call.caller = Some(cx.waker().clone());
                 }
@@ -521,7 +521,7 @@ impl<Req, Res> Future for ResponseFuture<Req, Res> {
     }
 }
 
-/// `Unpin` even if the request and the response are not, because no field is structurally pinned.
+/// The future is `Unpin` even if the request and the response are not, because no field is structurally pinned.
 impl<Req, Res> Unpin for ResponseFuture<Req, Res> {}
 
 impl<Req, Res> Drop for ResponseFuture<Req, Res> {

@@ -119,8 +119,8 @@ where
             None => ready!(self.service_lock.poll_acquire(cx)),
         };
         let next = self.poll_make(service_guard.service(), cx);
-        // A worker that waits for a call or for the service's readiness keeps the service lock, and so does the only
-        // worker.
+        // A worker keeps the service lock while it waits for a call or for the service's readiness. The only worker of
+        // a queue always keeps it.
         if next.is_pending() || self.is_only_worker {
             self.service_guard = Some(service_guard);
         }
@@ -143,7 +143,7 @@ where
             Ok(Poll::Ready(ready)) => ready,
             Ok(Poll::Pending) => {
                 // The call may have been cancelled after `is_cancelled` was checked, when the worker's waker was not
-                // registered yet.
+                // registered yet. So `poll_cancelled` checks again when it registers the waker.
                 if pending.message().poll_cancelled(cx).is_ready() {
                     return Poll::Ready(Next::Nothing);
                 }

@@ -64,11 +64,11 @@ impl<R: Resource> WaitQueue<R> {
         }
     }
 
-    /// Takes what `request` wants if that is available now and no waiter is in the queue, except skipped ones. Returns
-    /// whether it was taken.
+    /// Takes what `request` wants if that is available now and no waiter is in the queue, except skipped ones (which
+    /// were notified and took nothing in time). Returns whether it was taken.
     pub(crate) fn try_acquire(&self, request: &R::Request, mut now: LazyNow) -> Result<bool, R::Rejection> {
-        // No waiter has to be notified afterwards: a request that has not waited takes something only if the queue is
-        // empty.
+        // No waiter has to be notified afterwards: a request that has not waited takes something only if no waiter is
+        // in the queue, except skipped ones, and these are not notified.
         self.locked.lock().try_take(None, request, &mut now)
     }
 

@@ -1,8 +1,8 @@
-//! [`Order`]: the waiters of a queue in the order in which they came, and which of them was notified.
+//! [`Order`]: the list of the waiters of a queue in the order in which they came, and which of them was notified.
 //!
-//! An `Order` is used only under the queue's lock. Waking or dropping a waker runs user code, which could lock the
-//! queue again and deadlock. So the methods of `Order` do neither: they return a [`Deferred`], which the caller carries
-//! out after it has released the lock.
+//! An `Order`, the ordered list of waiters, is used only under the queue's lock. Waking or dropping a waker runs user
+//! code, which could lock the queue again and deadlock. So the methods of `Order` do neither: they return a
+//! [`Deferred`], which the caller carries out after it has released the lock.
 
 use super::resource::{Availability, Resource};
 use crate::clock::LazyNow;
@@ -22,7 +22,8 @@ pub(super) const HANDOFF_TIMEOUT: Duration = Duration::from_millis(5);
 pub(super) struct Order<R: Resource> {
     pub(super) resource: R,
     next_seq: u64,
-    /// The waiters in the queue by sequence number, except the skipped ones.
+    /// The waiters in the queue by sequence number, except the [skipped](Self::skipped) ones, which were notified and
+    /// took nothing in time.
     pub(super) waiting: BTreeMap<u64, Entry<R::Request>>,
     /// Waiters that were notified and took nothing within [`HANDOFF_TIMEOUT`], by sequence number. They do not block
     /// the queue. A skipped waiter that is polled again returns to `waiting` with its old sequence number, before all
@@ -115,8 +116,9 @@ impl<R: Resource> Order<R> {
         Ok(self.can_take(seq, request, now)? && self.resource.try_take(request, true, now))
     }
 
-    /// Returns whether no other waiter is before the one with the sequence number `seq`, or, for `None`, whether no
-    /// waiter is in the queue, except skipped ones. A skipped waiter returns to its old position in the queue.
+    /// Returns whether no other waiter is before the one with the sequence number `seq`. If that waiter was skipped (it
+    /// took nothing in time after it was notified), it first returns to its old position in the queue. For `None`,
+    /// returns whether no waiter is in the queue, except skipped ones.
     fn is_first(&mut self, seq: Option<u64>) -> bool {
         let Some(seq) = seq else {
             return self.waiting.is_empty();
@@ -176,8 +178,8 @@ impl<R: Resource> Order<R> {
 
     pub(super) fn remove_timer(&mut self, timer: Option<Id>) {
         self.timers.retain(|id| Some(*id) != timer);
-        // The removed task may have been the only one that slept until `armed`. If `armed` stayed set, `advance` would
-        // not wake another timer task for the same deadline.
+        // `armed` is the deadline until which the timer tasks sleep. The removed task may have been the only one that
+        // slept until then: if `armed` stayed set, `advance` would not wake another timer task for the same deadline.
         self.armed = None;
     }
 
@@ -222,8 +224,7 @@ impl<R: Resource> Order<R> {
             (Some(deadline), Some(armed)) => deferred.reschedule_timers = deadline < armed,
             (Some(_), None) => deferred.reschedule_timers = true,
             // When the queue has become empty, a timer task that wakes up within `HANDOFF_TIMEOUT` anyway is not woken
-            // before its time: it ends when it finds the queue
-            // empty.
+            // before its time: it ends when it finds the queue empty.
             (None, Some(armed)) => {
                 deferred.reschedule_timers = self.waiting.is_empty() && armed > now.get() + HANDOFF_TIMEOUT;
             }

@@ -24,7 +24,8 @@ use tokio::{
     time,
 };
 
-/// The [`Order`] of a wait queue under its lock, shared by the queue's handles, its waiters and its timer tasks.
+/// The [`Order`] (the ordered list of waiters) of a wait queue, in a mutex, shared by the queue's handles, its waiters
+/// and its timer tasks.
 pub(super) struct LockedOrder<R: Resource> {
     order: Mutex<Order<R>>,
     /// Wakes the timer tasks before their deadline: the deadline has become earlier, the queue is empty, or one of the
@@ -32,8 +33,8 @@ pub(super) struct LockedOrder<R: Resource> {
     rescheduled: Notify,
 }
 
-/// The registration of a timer task for its runtime. It is removed when the task ends, because the queue is empty or
-/// the runtime has been shut down.
+/// The registration of a timer task for its runtime. The registration is removed when the task ends, which happens when
+/// the queue is empty or the runtime is shut down.
 struct TimerTask<R: Resource> {
     locked: Arc<LockedOrder<R>>,
     /// The runtime whose registration is removed when this value is dropped. `None` if no registration is removed then.
@@ -63,7 +64,7 @@ impl<R: Resource> LockedOrder<R> {
     /// be seen, and the waiter would wait forever.
     pub(super) fn check_timer(self: &Arc<Self>, deferred: &Deferred) {
         if deferred.needs_timer && (deferred.start_timer.is_some() || Handle::try_current().is_err()) {
-            // If `sleep` panics, the timer task is not started, and the drop of this value removes the task's
+            // If `sleep` panics, the timer task is not started. Then `registered` is dropped, which removes the task's
             // registration.
             let registered = deferred
                 .start_timer
@@ -124,8 +125,8 @@ async fn run<R: Resource>(mut timer: TimerTask<R>) {
             let mut order = locked.lock();
             let deferred = order.advance(&mut LazyNow::default());
             if order.waiting.is_empty() {
-                // The registration is removed while the order is still locked, so that the next waiter that enters the
-                // queue starts a new task.
+                // The registration is removed while the list of waiters is still locked, so that the next waiter that
+                // enters the queue starts a new task.
                 order.remove_timer(timer.runtime.take());
                 return;
             }
