@@ -147,7 +147,7 @@ struct PendingCost {
 // === impl Deadline ===
 
 impl Deadline {
-    /// Makes a deadline of the instant by which a call has to end.
+    /// Creates a deadline from the instant by which a call has to end.
     #[must_use]
     pub const fn at(deadline: Instant) -> Self {
         Self(deadline)

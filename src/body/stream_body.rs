@@ -98,8 +98,8 @@ impl<B> StreamBody<B> {
         }
     }
 
-    /// Separates the body from its call, without reporting an end to the call. The call does not wait for this body,
-    /// which would otherwise fail as soon as the call has ended.
+    /// Detaches the body from its call, without telling the call that the body has ended. This is for a body that no call
+    /// waits for: if it stayed attached, it would fail as soon as its call has ended.
     pub(super) fn unwatch(mut self) -> Self {
         if let Some(mut call) = self.call.take() {
             call.end = None;
@@ -109,8 +109,8 @@ impl<B> StreamBody<B> {
 
     /// Returns the body if it is in memory, or `None` if it has to be read.
     ///
-    /// In a streamed call, the body of a response that is not a success (2xx) is in memory: up to 64 KiB of it were
-    /// read within the call.
+    /// In a streamed call, the body of a response that is not a success (2xx) is held in memory: the
+    /// call has read at most its first 64 KiB, and has dropped the rest.
     #[must_use]
     pub const fn bytes(&self) -> Option<&Bytes> {
         match &self.content {

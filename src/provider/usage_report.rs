@@ -28,8 +28,8 @@ struct Nested {
     usage: Option<Value>,
 }
 
-/// The numbers of tokens that the documents of one response have reported so far. The number in a later document
-/// replaces that in an earlier one: in a stream the counts grow, or are sent once at the end.
+/// The token counts that the JSON documents of one response have reported so far. The count in a later document
+/// replaces the earlier count: in a stream the counts grow, or are sent once at the end.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct UsageTotals {
     total: Option<u64>,

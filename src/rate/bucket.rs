@@ -173,8 +173,8 @@ impl Bucket {
         self.balance = self.balance.saturating_sub(units).max(-self.spec.max_debt);
     }
 
-    /// Adds `amount`, a refund of unsettled estimates, to the balance, less the withheld part: see the [module
-    /// docs](self).
+    /// Refunds `amount`, which was charged as an estimate and not used. The part that a full bucket would have lost in
+    /// the meantime is kept back: see the [module docs](self).
     pub(super) fn credit(&mut self, amount: u64) {
         let refund = self.saturating_units(amount).min(self.estimated);
         let kept = refund.min(self.withheld);

@@ -305,7 +305,7 @@ where
         };
         log(format_args!("retrying in {wait:?} ({source})"));
         self.retries = number;
-        // For a retry without delay no timer is created, so that it also works in a runtime whose timer is not enabled.
+        // A retry without delay creates no timer, so it also works in a runtime whose timer is not enabled.
         Some(Delay((!wait.is_zero()).then(|| Box::pin(sleep(wait)))))
     }
 

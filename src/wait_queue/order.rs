@@ -22,10 +22,10 @@ pub(super) const HANDOFF_TIMEOUT: Duration = Duration::from_millis(5);
 pub(super) struct Order<R: Resource> {
     pub(super) resource: R,
     next_seq: u64,
-    /// The waiters in the queue by sequence number, except the [skipped](Self::skipped) ones, which were notified and
-    /// took nothing in time.
+    /// The waiters in the queue by sequence number, except the [skipped](Self::skipped) ones, which were notified
+    /// and did not take the resource within [`HANDOFF_TIMEOUT`].
     pub(super) waiting: BTreeMap<u64, Entry<R::Request>>,
-    /// Waiters that were notified and took nothing within [`HANDOFF_TIMEOUT`], by sequence number. They do not block
+    /// Waiters that were notified and did not take the resource within [`HANDOFF_TIMEOUT`], by sequence number. They do not block
     /// the queue. A skipped waiter that is polled again returns to `waiting` with its old sequence number, before all
     /// later waiters.
     pub(super) skipped: BTreeMap<u64, Entry<R::Request>>,
@@ -117,7 +117,7 @@ impl<R: Resource> Order<R> {
     }
 
     /// Returns whether no other waiter is before the one with the sequence number `seq`. If that waiter was skipped (it
-    /// took nothing in time after it was notified), it first returns to its old position in the queue. For `None`,
+    /// did not take the resource in time after it was notified), it first returns to its old position in the queue. For `None`,
     /// returns whether no waiter is in the queue, except skipped ones.
     fn is_first(&mut self, seq: Option<u64>) -> bool {
         let Some(seq) = seq else {

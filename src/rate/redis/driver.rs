@@ -61,7 +61,7 @@ struct InFlightRequest {
     round_trip: Pin<Box<dyn Future<Output = RoundTrip> + Send>>,
 }
 
-/// The result of a round trip to the store: the connection, which is used again, and the reply or the error.
+/// The result of a round trip to the store: the connection, to be used again, and the reply or the error.
 type RoundTrip = (Box<dyn Backend>, Result<StoreReply, StoreError>);
 
 enum DriverStep {

@@ -29,8 +29,8 @@ const STATE: &[&str] = &[
     "clock",
     // When the last request arrived that was not a probe (a request that only finds out whether a lost store is back).
     "last_contact",
-    // The time up to which the buckets are filled and charged: that of the last reservation, or of the last request if
-    // that is later.
+    // The time that the balances stand for, with all refills up to it added and all reservations subtracted: the time of
+    // the last reservation, or of the last request if that is later.
     "scheduled_until",
     "paused_until",
     // The version of the limits in force: a later one is larger.

@@ -6,7 +6,7 @@ use rustls::crypto::{CryptoProvider, ring};
 /// are compiled in, rustls panics when a connection is made.
 ///
 /// This function is called when the limiter first connects, and not when it is built. So a program that installs a
-/// provider of its own when it starts, as is usual, has done so before.
+/// provider of cryptography of its own when it starts, as is usual, has already done so.
 pub(super) fn install_provider() {
     if CryptoProvider::get_default().is_none() {
         // Installing fails if another thread has installed a provider since the check. The error is ignored, because

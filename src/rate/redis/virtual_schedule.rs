@@ -45,7 +45,8 @@ struct QuotaState {
     clock: i64,
     /// When the last request arrived that was not a probe (a request that only finds out whether a lost store is back).
     last_contact: i64,
-    /// The end of the schedule: the time up to which the buckets are filled and charged.
+    /// The time that the balances of the buckets stand for: the refills up to this time have been added, and all
+    /// reservations have been subtracted. It is the time of the last reservation, so it may lie in the future.
     scheduled_until: i64,
     paused_until: i64,
     /// The version of the limits in force: a later one is larger.

@@ -52,7 +52,8 @@ impl Reports {
         self.fallback_usage != Amounts::ZERO
     }
 
-    /// Whether there are corrections or reservations of the local fallback that the store has not confirmed.
+    /// Whether the store has yet to confirm a correction of an estimate, or what the local fallback admitted while the
+    /// store was lost.
     pub(super) fn has_corrections(&self) -> bool {
         !self.adjustments.is_empty() || self.batch.is_some() || self.has_fallback_usage()
     }
