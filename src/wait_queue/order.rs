@@ -25,9 +25,9 @@ pub(super) struct Order<R: Resource> {
     /// The waiters in the queue by sequence number, except the [skipped](Self::skipped) ones, which were notified
     /// and did not take the resource within [`HANDOFF_TIMEOUT`].
     pub(super) waiting: BTreeMap<u64, Entry<R::Request>>,
-    /// Waiters that were notified and did not take the resource within [`HANDOFF_TIMEOUT`], by sequence number. They do not block
-    /// the queue. A skipped waiter that is polled again returns to `waiting` with its old sequence number, before all
-    /// later waiters.
+    /// Waiters that were notified and did not take the resource within [`HANDOFF_TIMEOUT`], by sequence number. They do
+    /// not block the queue. A skipped waiter that is polled again returns to `waiting` with its old sequence number,
+    /// before all later waiters.
     pub(super) skipped: BTreeMap<u64, Entry<R::Request>>,
     /// The sequence number of the first waiter and when it was notified. `None` if the first waiter was not notified.
     pub(super) notified: Option<(u64, Instant)>,
@@ -117,8 +117,8 @@ impl<R: Resource> Order<R> {
     }
 
     /// Returns whether no other waiter is before the one with the sequence number `seq`. If that waiter was skipped (it
-    /// did not take the resource in time after it was notified), it first returns to its old position in the queue. For `None`,
-    /// returns whether no waiter is in the queue, except skipped ones.
+    /// did not take the resource in time after it was notified), it first returns to its old position in the queue. For
+    /// `None`, returns whether no waiter is in the queue, except skipped ones.
     fn is_first(&mut self, seq: Option<u64>) -> bool {
         let Some(seq) = seq else {
             return self.waiting.is_empty();
