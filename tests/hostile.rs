@@ -14,13 +14,12 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
-        mpsc,
     },
     task::{Context, Poll, Wake, Waker},
     thread,
     time::Duration,
 };
-use support::{client, ms, request, settle};
+use support::{HANG, client, ms, request, settle, within_a_minute};
 use tokio::time::{self, Instant, timeout};
 use tokio_test::task;
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
@@ -32,27 +31,11 @@ use tower_outbound::{
     rate::Amount,
 };
 
-/// A time limit far above what any of these tests needs, so that a hang is a failure.
-const HANG: Duration = Duration::from_secs(60);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MEGA: usize = 1_000_000;
 
 fn unlimited() -> ExecutorBuilder {
     Executor::builder().limits(Limits::new())
-}
-
-/// Runs `work` on a new thread, and panics if `work` has not ended after a minute.
-fn within_a_minute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let (done, is_done) = mpsc::channel();
-    let worker = thread::spawn(move || {
-        let result = work();
-        let _ = done.send(());
-        result
-    });
-    if is_done.recv_timeout(HANG) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("a hang");
-    }
-    worker.join().unwrap()
 }
 
 /// Makes a call with this request to a client that returns this outcome, and returns the event that was recorded.
