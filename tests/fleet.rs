@@ -315,6 +315,7 @@ fn a_killed_process_wastes_only_what_it_had_reserved() {
     let server = Server::start();
     let mut victim = start(&server, 1, 0, 60_000, 0);
     let others: Vec<_> = (1..PROCESSES).map(|seed| start(&server, 1, seed, 8_000, 0)).collect();
+    // Real time: the workers are processes, which share no paused clock. The victim is killed in the middle of its run.
     std::thread::sleep(Duration::from_secs(2));
     victim.child.kill().unwrap();
     victim.child.wait().unwrap();

@@ -98,8 +98,8 @@ impl<B> StreamBody<B> {
         }
     }
 
-    /// Detaches the body from its call, without telling the call that the body has ended. This is for a body that no call
-    /// waits for: if it stayed attached, it would fail as soon as its call has ended.
+    /// Detaches the body from its call, without telling the call that the body has ended. This is for a body that no
+    /// call waits for: if it stayed attached, it would fail as soon as its call has ended.
     pub(super) fn unwatch(mut self) -> Self {
         if let Some(mut call) = self.call.take() {
             call.end = None;

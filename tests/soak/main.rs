@@ -513,7 +513,8 @@ impl Soak {
         }
     }
 
-    /// Blocks one of the two threads of the runtime for 200 ms, again and again.
+    /// Blocks one of the two threads of the runtime for 200 ms, again and again. The real sleep takes the place of user
+    /// code that computes or blocks.
     async fn stalls(self: Arc<Self>) {
         let mut rng = Rng::with_seed(self.seed ^ 2);
         while self.continues_after(rng.u64(1_000..3_000)).await {

@@ -84,6 +84,7 @@ impl Server {
                     self.child = Some(child);
                     return;
                 }
+                // Real time: the server is a process, and tells only by a reply that it has started.
                 thread::sleep(Duration::from_millis(5));
             }
             let _ = child.kill();

@@ -322,8 +322,8 @@ impl QuotaState {
         let began = self.clock - request.fallback_age;
         if request.fallback_age > 0 && self.last_contact < began {
             // No process that shares the quota has reached the store since this one lost its connection. So all of them
-            // admitted calls by their local fallbacks, and have spent what would have refilled the buckets meanwhile: the
-            // buckets start empty.
+            // admitted calls by their local fallbacks, and have spent what would have refilled the buckets meanwhile.
+            // Therefore the buckets start empty.
             self.hold(RETURN_TIME, true);
         }
         // If the buckets were emptied after the member had begun to admit calls locally, what was taken out of them has
