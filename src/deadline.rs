@@ -66,12 +66,15 @@ pub struct Deadline(Instant);
 /// A layer that ends calls at their [`Deadline`], and refuses calls that could not be admitted before it. See the
 /// [module docs](self).
 ///
-/// Place this layer around the limits and below the [queue](crate::queue), whose workers poll the calls: then a
-/// deadline holds whether or not the caller polls its response future.
+/// Place this layer around the limits and below the [queue](crate::queue), which polls the calls: then a deadline holds
+/// whether or not the caller polls its response future. In the queue, a deadline is kept by
+/// [`QueueLayer::deadline`](crate::QueueLayer::deadline).
 #[derive(Clone, Debug)]
 pub struct DeadlineLayer<K = ByExtension> {
     limits: Option<(Limiter, K)>,
     timeout: Option<Duration>,
+    /// Whether calls are only refused, because the queue above ends them at their deadline.
+    only_refuses: bool,
 }
 
 /// A service whose calls end at their [`Deadline`]. See the [module docs](self).
@@ -117,29 +120,24 @@ pin_project! {
 
 /// A timer that expires at a deadline. Its Tokio timer is created at the first poll, so a call that completes without
 /// waiting does not pay for one.
-pub(crate) struct DeadlineTimer {
+struct DeadlineTimer {
     deadline: Deadline,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
-/// The sum of the costs of all calls that were submitted to the executor and have not left the queue.
+/// The sum of the costs of all calls that were submitted to the executor and have not reached its limits.
 ///
-/// The rate limiter does not count the calls in the executor's queue, but a new call has to wait behind them.
+/// The rate limiter does not count these calls, but a new call has to wait behind them. The
+/// numbers are read for a prediction only, so they need no ordering with other memory.
 #[derive(Debug, Default)]
 pub(crate) struct PendingDemand {
     requests: AtomicU64,
     tokens: AtomicU64,
 }
 
-/// Counts the cost of one call in the [`PendingDemand`] until the last clone of this guard is dropped.
-///
-/// The guard of a call's pending demand is an extension of the call's http request. [`DeadlineService`] removes the
-/// guard when the call leaves the queue.
-#[derive(Clone)]
-pub(crate) struct PendingDemandGuard(#[allow(dead_code, reason = "its drop is what matters")] Arc<PendingCost>);
-
-/// The cost of one call in the [`PendingDemand`], subtracted on drop.
-struct PendingCost {
+/// Counts the cost of one call in the [`PendingDemand`] until this guard is dropped, which happens when the call has
+/// left the queue and its future was polled once: from then on, the limiter counts it.
+pub(crate) struct PendingCost {
     demand: Arc<PendingDemand>,
     cost: Cost,
 }
@@ -167,8 +165,10 @@ impl Deadline {
         self.0
     }
 
+    /// Returns the deadline in the extensions of an http request.
     #[inline]
-    pub(crate) fn of<B>(request: &Request<B>) -> Option<Self> {
+    #[must_use]
+    pub fn of<B>(request: &Request<B>) -> Option<Self> {
         let extensions = request.extensions();
         if extensions.is_empty() {
             return None;
@@ -198,6 +198,7 @@ impl DeadlineLayer {
         Self {
             limits: None,
             timeout: None,
+            only_refuses: false,
         }
     }
 }
@@ -218,7 +219,15 @@ impl<K> DeadlineLayer<K> {
         DeadlineLayer {
             limits: Some((limiter.into(), cost)),
             timeout: self.timeout,
+            only_refuses: self.only_refuses,
         }
+    }
+
+    /// Only refuses calls, and does not end them at their deadline: for a stack whose queue does so.
+    #[must_use]
+    pub(crate) const fn only_refuse(mut self) -> Self {
+        self.only_refuses = true;
+        self
     }
 }
 
@@ -255,14 +264,13 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, mut req: Request<B>) -> Self::Future {
-        let DeadlineLayer { limits, timeout } = &self.layer;
+    fn call(&mut self, req: Request<B>) -> Self::Future {
+        let DeadlineLayer {
+            limits,
+            timeout,
+            only_refuses,
+        } = &self.layer;
         let in_request = Deadline::of(&req);
-        if in_request.is_some() {
-            // The call has left the queue, so the guard that counts its cost in the pending demand is removed. If the
-            // guard stayed in the request, the cost would be counted until the client drops the request.
-            req.extensions_mut().remove::<PendingDemandGuard>();
-        }
         let deadline = in_request.or_else(|| timeout.map(Deadline::after));
         let wait = |(limiter, cost): &(Limiter, K)| limiter.wait(cost.cost(&req), Demand::default());
         let allowed = deadline.map_or(Ok(()), |deadline| {
@@ -275,7 +283,9 @@ where
                 },
                 Err(error) => State::Refused { error: Some(error) },
             },
-            timer: deadline.map(|deadline| Box::new(DeadlineTimer::new(deadline))),
+            timer: deadline
+                .filter(|_| !only_refuses)
+                .map(|deadline| Box::new(DeadlineTimer::new(deadline))),
         }
     }
 }
@@ -313,12 +323,12 @@ impl<F> fmt::Debug for ResponseFuture<F> {
 // === impl DeadlineTimer ===
 
 impl DeadlineTimer {
-    pub(crate) const fn new(deadline: Deadline) -> Self {
+    const fn new(deadline: Deadline) -> Self {
         Self { deadline, sleep: None }
     }
 
     /// Ready when the deadline has passed, with the error that the call returns.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DeadlineExceeded> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DeadlineExceeded> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(self.deadline.0)));
         sleep
             .as_mut()
@@ -331,18 +341,20 @@ impl DeadlineTimer {
 
 impl PendingDemand {
     /// Adds the cost of a call to the pending demand until the returned guard is dropped.
-    pub(crate) fn add(self: &Arc<Self>, cost: Cost) -> PendingDemandGuard {
-        self.requests.fetch_add(cost.requests, Ordering::AcqRel);
-        self.tokens.fetch_add(cost.tokens, Ordering::AcqRel);
-        PendingDemandGuard(Arc::new(PendingCost {
+    pub(crate) fn add(self: &Arc<Self>, cost: Cost) -> PendingCost {
+        self.requests.fetch_add(cost.requests, Ordering::Relaxed);
+        if cost.tokens > 0 {
+            self.tokens.fetch_add(cost.tokens, Ordering::Relaxed);
+        }
+        PendingCost {
             demand: self.clone(),
             cost,
-        }))
+        }
     }
 
     /// Returns the summed costs, in requests and tokens, of the calls that have not left the queue.
     pub(crate) fn cost(&self) -> Demand {
-        let load = |number: &AtomicU64| number.load(Ordering::Acquire).into();
+        let load = |number: &AtomicU64| number.load(Ordering::Relaxed).into();
         Demand {
             requests: load(&self.requests),
             tokens: load(&self.tokens),
@@ -352,7 +364,9 @@ impl PendingDemand {
 
 impl Drop for PendingCost {
     fn drop(&mut self) {
-        self.demand.requests.fetch_sub(self.cost.requests, Ordering::AcqRel);
-        self.demand.tokens.fetch_sub(self.cost.tokens, Ordering::AcqRel);
+        self.demand.requests.fetch_sub(self.cost.requests, Ordering::Relaxed);
+        if self.cost.tokens > 0 {
+            self.demand.tokens.fetch_sub(self.cost.tokens, Ordering::Relaxed);
+        }
     }
 }

@@ -322,6 +322,9 @@ async fn cancelling_a_call_wakes_its_caller() {
     assert_pending!(call.poll());
     settle().await;
     call.cancel();
+    // The caller is told when the call's future has been dropped.
+    assert!(!call.is_woken());
+    settle().await;
     assert!(call.is_woken());
     assert!(assert_ready_err!(call.poll()).is::<Cancelled>());
 }

@@ -185,11 +185,6 @@ impl EventHandle {
         self.writer().finish(Outcome::Cancelled);
     }
 
-    /// Ends the event as FAILED with `error`, if it has not ended.
-    pub(crate) fn fail(&self, error: &BoxError) {
-        self.writer().finish(Outcome::Error(ErrorDetails::of(error)));
-    }
-
     pub(super) fn writer(&self) -> Writer {
         Writer::new(&self.shared, self.stage)
     }

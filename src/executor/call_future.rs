@@ -1,10 +1,10 @@
 //! [`CallFuture`]: resolves to the response of a submitted call.
 
-use crate::{deadline::DeadlineTimer, error::Error, event::EventHandle, queue};
+use crate::{error::Error, queue};
 use http::{Request, Response};
 use std::{
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
+    future::Future,
+    pin::Pin,
     task::{Context, Poll, ready},
 };
 use tokio::sync::oneshot;
@@ -14,25 +14,14 @@ use tokio::sync::oneshot;
 ///
 /// Dropping the future before it has resolved cancels the call, unless the future was detached.
 pub(super) struct CallFuture<B, R> {
-    /// The queue's future for the call. `None` once the call was ended at its deadline.
+    /// The queue's future for the call. It is taken when this future is dropped.
     queued: Option<queue::ResponseFuture<Request<B>, Response<R>>>,
-    /// What may resolve this future before the queue does. `None` for a call that has no deadline and whose response is
-    /// not streamed, and after the deadline.
-    early: Option<Box<EarlyOutcome<R>>>,
+    /// The receiving end of the early-response channel. `None` if responses are not streamed, and after the channel has
+    /// delivered a response or was closed.
+    early_response: Option<Box<oneshot::Receiver<Response<R>>>>,
     /// Whether the call runs on when this future is dropped. `true` if the caller has dropped its handle, or has
     /// received an early response: then the response's body decides when the call ends.
     is_detached: bool,
-}
-
-/// What may resolve a [`CallFuture`] before the queue does: an early response, or the deadline.
-pub(super) struct EarlyOutcome<R> {
-    /// The receiving end of the early-response channel. `None` if responses are not streamed, and after the channel has
-    /// delivered a response or was closed.
-    pub(super) response: Option<oneshot::Receiver<Response<R>>>,
-    /// The timer that ends the call at its deadline, and the call's event, in which the failure is then recorded.
-    /// `None` without a deadline. The timer is needed while the call is queued. Once the call has left the queue, the
-    /// deadline layer ends it, whether or not this future is polled.
-    pub(super) timer: Option<(DeadlineTimer, EventHandle)>,
 }
 
 /// A function that adds the sending end of an early-response channel to the extensions of a request, and returns the
@@ -44,11 +33,11 @@ pub(super) type OpenEarlyResponse<B, R> = fn(&mut Request<B>) -> oneshot::Receiv
 impl<B, R> CallFuture<B, R> {
     pub(super) const fn new(
         queued: queue::ResponseFuture<Request<B>, Response<R>>,
-        early: Option<Box<EarlyOutcome<R>>>,
+        early_response: Option<Box<oneshot::Receiver<Response<R>>>>,
     ) -> Self {
         Self {
             queued: Some(queued),
-            early,
+            early_response,
             is_detached: false,
         }
     }
@@ -56,43 +45,20 @@ impl<B, R> CallFuture<B, R> {
     /// Waits until the call has a place in the queue. Fails if the queue is closed, or the call's deadline passes,
     /// before that.
     pub(super) async fn accepted(&mut self) -> Result<(), Error> {
-        poll_fn(|cx| {
-            let Some(queued) = &mut self.queued else {
-                return Poll::Ready(Ok(()));
-            };
-            if let Poll::Ready(accepted) = pin!(queued.accepted()).poll(cx) {
-                return Poll::Ready(accepted.map_err(Error::new));
-            }
-            self.poll_deadline(cx).map(Err)
-        })
-        .await
-    }
-
-    /// Waits until the call's deadline has passed. Then ends the call and returns the error. Pending forever if the
-    /// call has no deadline.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        let timer = self.early.as_mut().and_then(|early| early.timer.as_mut());
-        let Some((timer, event)) = timer else {
-            return Poll::Pending;
-        };
-        let error = ready!(timer.poll(cx));
-        event.fail(&error.into());
-        self.early = None;
-        self.queued = None;
-        Poll::Ready(error.into())
+        match &mut self.queued {
+            Some(queued) => queued.accepted().await.map_err(Error::new),
+            None => Ok(()),
+        }
     }
 
     /// Waits until the response has arrived through the early-response channel, and returns it. Pending forever if
     /// there is no such channel.
     fn poll_early_response(&mut self, cx: &mut Context<'_>) -> Poll<Response<R>> {
-        let Some(early) = &mut self.early else {
+        let Some(receiver) = &mut self.early_response else {
             return Poll::Pending;
         };
-        let Some(receiver) = &mut early.response else {
-            return Poll::Pending;
-        };
-        let received = ready!(Pin::new(receiver).poll(cx));
-        early.response = None;
+        let received = ready!(Pin::new(&mut **receiver).poll(cx));
+        self.early_response = None;
         match received {
             Ok(response) => {
                 self.is_detached = true;
@@ -125,10 +91,7 @@ impl<B, R> Future for CallFuture<B, R> {
             return Poll::Ready(Ok(response));
         }
         let queued = self.queued.as_mut().expect("`CallHandle` polled after completion");
-        match Pin::new(queued).poll(cx) {
-            Poll::Pending if self.early.is_some() => self.poll_deadline(cx).map(Err),
-            polled => polled.map_err(Error::new),
-        }
+        Pin::new(queued).poll(cx).map_err(Error::new)
     }
 }
 

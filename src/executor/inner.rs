@@ -1,16 +1,17 @@
 //! [`ExecutorInner`]: what the clones of an executor share, and how a call gets into the queue.
 
 use super::{
-    call_future::{CallFuture, EarlyOutcome, OpenEarlyResponse},
+    call_future::{CallFuture, OpenEarlyResponse},
+    call::TrySubmitError,
     monitor::Monitor,
     stack::{BoxCost, BoxDescribe},
 };
 use crate::{
     clock,
-    deadline::{Deadline, DeadlineTimer, PendingDemand},
-    error::Error,
+    deadline::{Deadline, PendingDemand},
+    error::{Error, Refused},
     event::{self, EventHandle, Events, RequestDetails, Scope, Stage},
-    queue::Queue,
+    queue::{self, CallContext, Queue},
     rate::{ApiTokens, Bursts, Cost},
 };
 use http::{Request, Response};
@@ -20,9 +21,12 @@ use std::{
     time::Duration,
 };
 
-/// Spawns the workers and returns the queue in front of them. This boxed function hides the types of the client and of
+/// Makes the stack and returns the queue in front of it. This boxed function hides the types of the client and of
 /// all layers from the executor's type.
 pub(super) type Start<B, R> = Box<dyn Fn() -> Queue<Request<B>, Response<R>> + Send + Sync>;
+
+/// The queue's future of a call.
+type Queued<B, R> = queue::ResponseFuture<Request<B>, Response<R>>;
 
 /// The parts of an executor, which its builder puts together.
 pub(super) struct ExecutorParts<B, R> {
@@ -43,10 +47,9 @@ pub(super) struct ExecutorInner<B, R> {
     bursts: Arc<Bursts>,
     /// Counts the events of the calls, and sends every change of a call's status to subscribers.
     events: Events,
-    /// The total cost of the submitted calls that have not left the queue, to compute how long a new call will wait
-    /// behind them. `None` if the executor has no default timeout: a deadline set for a single call is then checked
-    /// without this cost.
-    pending_demand: Option<Arc<PendingDemand>>,
+    /// The total cost of the submitted calls that have not reached the limits, to compute how long a new call will wait
+    /// behind them.
+    pending_demand: Arc<PendingDemand>,
     state: Mutex<RunState<B, R>>,
     /// Locked while the executor is started, so that two starts do not run at once. Cloning the client and the layers
     /// runs user code. It is done under this lock and not under `state`: every `submit` locks `state`, and would have
@@ -68,7 +71,7 @@ impl<B, R> ExecutorInner<B, R> {
         Self {
             bursts: parts.monitor.limiter().bursts(),
             events: parts.monitor.events().clone(),
-            pending_demand: parts.timeout.map(|_| Arc::default()),
+            pending_demand: Arc::default(),
             parts,
             state: Mutex::new(RunState::Stopped),
             starting: Mutex::new(()),
@@ -112,73 +115,81 @@ impl<B, R> ExecutorInner<B, R> {
 
     /// Returns the cost of the request. Fails if the cost is above the burst of a rate, since the call could never be
     /// admitted.
-    pub(super) fn check(&self, request: &Request<B>) -> Result<Cost, Error> {
+    fn check(&self, request: &Request<B>) -> Result<Cost, Error> {
         let cost = self.parts.cost.cost(request);
         self.bursts.check(cost)?;
         Ok(cost)
     }
 
-    /// Adds to the request the extensions that the layers read: its tokens, its deadline, and a guard that counts its
-    /// cost in the pending demand (the total cost of the calls that have not left the queue). Fails if the wait for the
-    /// rate limits alone would make the call miss its deadline.
-    pub(super) fn prepare(&self, request: &mut Request<B>, cost: Cost) -> Result<(), Error> {
+    /// Admits a call into the queue, or lets it wait for a place.
+    #[inline]
+    pub(super) fn submit(
+        &self,
+        queue: &mut Queue<Request<B>, Response<R>>,
+        request: Request<B>,
+    ) -> Result<(EventHandle, CallFuture<B, R>), Error> {
+        let cost = self.check(&request)?;
+        self.admit(request, cost, |request, context| Ok(queue.call_in(context, request)))
+    }
+
+    /// Admits a call into the queue if there is a free place now. A full queue refuses the request unchanged.
+    pub(super) fn try_submit(
+        &self,
+        queue: &mut Queue<Request<B>, Response<R>>,
+        request: Request<B>,
+    ) -> Result<(EventHandle, CallFuture<B, R>), TrySubmitError<B>> {
+        let cost = self.check(&request)?;
+        let place = match queue.try_place() {
+            Ok(Some(place)) => place,
+            Ok(None) => return Err(TrySubmitError::Refused(Refused::full(request))),
+            Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
+        };
+        self.admit(request, cost, |request, context| {
+            queue.call_at(place, request, context).map_err(TrySubmitError::Refused)
+        })
+    }
+
+    /// The one place where calls are admitted: computes the call's deadline, opens its event, and queues the call with
+    /// `enqueue`. Fails if the wait for the rate limits alone would make the call miss its deadline.
+    #[inline]
+    fn admit<E: From<Error>>(
+        &self,
+        mut request: Request<B>,
+        cost: Cost,
+        enqueue: impl FnOnce(&mut Option<Request<B>>, CallContext) -> Result<Queued<B, R>, E>,
+    ) -> Result<(EventHandle, CallFuture<B, R>), E> {
         if cost.tokens > 0 && request.extensions().get::<ApiTokens>().is_none() {
             // The number of tokens is put into the request's extension `ApiTokens`, which the event records. When the
             // layers compute the cost, a cost function that estimates tokens uses this number instead of estimating
             // again.
             request.extensions_mut().insert(ApiTokens(cost.tokens));
         }
-        let deadline = Deadline::of(request).or_else(|| self.parts.timeout.map(Deadline::after));
+        let in_request = Deadline::of(&request);
+        let deadline = in_request.or_else(|| self.parts.timeout.map(Deadline::after));
         if let Some(deadline) = deadline {
-            let pending = self
-                .pending_demand
-                .as_ref()
-                .map(|demand| demand.cost())
-                .unwrap_or_default();
-            deadline.allows(self.parts.monitor.limiter().wait(cost, pending))?;
-            request.extensions_mut().insert(deadline);
+            let wait = self.parts.monitor.limiter().wait(cost, self.pending_demand.cost());
+            deadline.allows(wait).map_err(Error::from)?;
+            if in_request.is_none() {
+                request.extensions_mut().insert(deadline);
+            }
         }
-        if let Some(demand) = &self.pending_demand {
-            request.extensions_mut().insert(demand.add(cost));
-        }
-        Ok(())
-    }
-
-    /// Checks the request, opens its event, and puts the call into the queue, or lets it wait for a place.
-    #[inline]
-    pub(super) fn submit(
-        &self,
-        queue: &mut Queue<Request<B>, Response<R>>,
-        mut request: Request<B>,
-    ) -> Result<(EventHandle, CallFuture<B, R>), Error> {
-        let cost = self.check(&request)?;
-        self.prepare(&mut request, cost)?;
         // The event and the queue use one reading of the clock, since each reading takes time.
         let _cached_now = clock::cache();
         let (event, scope) = self.open_event(&request);
-        let early = self.early_outcome(&mut request, &event);
-        let queued = queue.call_in(scope, &mut Some(request));
-        Ok((event, CallFuture::new(queued, early)))
+        let early_response = self.parts.open_early_response.map(|open| Box::new(open(&mut request)));
+        let context = CallContext {
+            scope,
+            deadline: deadline.map(Deadline::instant),
+            demand: Some(self.pending_demand.add(cost)),
+        };
+        let queued = enqueue(&mut Some(request), context)?;
+        Ok((event, CallFuture::new(queued, early_response)))
     }
 
-    pub(super) fn open_event(&self, request: &Request<B>) -> (EventHandle, Scope) {
+    fn open_event(&self, request: &Request<B>) -> (EventHandle, Scope) {
         let describe = |details: &mut RequestDetails| self.parts.describe.request(request, details);
         let (writer, span) = self.events.open(describe, Stage::Queued);
         (writer.handle(), Scope::capture_with(writer, span))
-    }
-
-    /// Returns what may resolve the call's future before the queue does: the early-response channel and the timer of
-    /// the deadline. `None` if the call has no deadline and its response is not streamed.
-    #[inline]
-    pub(super) fn early_outcome(&self, request: &mut Request<B>, event: &EventHandle) -> Option<Box<EarlyOutcome<R>>> {
-        let deadline = Deadline::of(request);
-        if deadline.is_none() && self.parts.open_early_response.is_none() {
-            return None;
-        }
-        Some(Box::new(EarlyOutcome {
-            response: self.parts.open_early_response.map(|open| open(request)),
-            timer: deadline.map(|deadline| (DeadlineTimer::new(deadline), event.clone())),
-        }))
     }
 
     /// Whether the current task is polling a call of this executor.

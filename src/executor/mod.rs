@@ -57,16 +57,11 @@ pub use monitor::Monitor;
 pub use service::ResponseFuture;
 pub use shutdown::{Shutdown, StopReport};
 
-use crate::{
-    clock,
-    error::{Error, Refused},
-    queue::Queue,
-};
-use call_future::CallFuture;
+use crate::{error::Error, queue::Queue};
 use http::{Request, Response};
 use inner::{ExecutorInner, ExecutorParts, RunState};
 use std::{fmt, sync::Arc};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, task::coop::consume_budget};
 
 /// Makes http calls that are queued, limited, paced and recorded. See the [module docs](self).
 ///
@@ -96,7 +91,7 @@ impl<B, R> Executor<B, R> {
         }
     }
 
-    /// Spawns the worker tasks and begins to accept calls.
+    /// Makes the queue and the stack below it, and begins to accept calls, which run on the current runtime.
     ///
     /// An executor that was stopped can be started again. Its rate limits are not reset: what calls have used before
     /// the stop still counts.
@@ -134,6 +129,8 @@ impl<B, R> Executor<B, R> {
     /// If the future of `submit` is dropped while the call waits for a place in the queue, the call is not made, and
     /// the call's event ends with the status CANCELLED.
     pub async fn submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, Error> {
+        // A loop of submits that need not wait yields now and then, as one of Tokio's own operations would.
+        consume_budget().await;
         let mut queue = self.inner.queue()?;
         let request = call.into().into_request().map_err(Error::new)?;
         let (event, mut future) = self.inner.submit(&mut queue, request)?;
@@ -151,21 +148,9 @@ impl<B, R> Executor<B, R> {
     #[allow(clippy::result_large_err, reason = "it hands the request back")]
     pub fn try_submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
         let mut queue = self.inner.queue()?;
-        let mut request = call.into().into_request().map_err(Error::new)?;
-        let cost = self.inner.check(&request)?;
-        let place = match queue.try_place() {
-            Ok(Some(place)) => place,
-            Ok(None) => return Err(TrySubmitError::Refused(Refused::full(request))),
-            Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
-        };
-        // `prepare` adds extensions to the request. It runs after the place was taken, so that a full queue refuses the
-        // request unchanged.
-        self.inner.prepare(&mut request, cost)?;
-        let _cached_now = clock::cache();
-        let (event, scope) = self.inner.open_event(&request);
-        let early = self.inner.early_outcome(&mut request, &event);
-        let queued = queue.call_at(place, request, scope).map_err(TrySubmitError::Refused)?;
-        Ok(CallHandle::new(event, CallFuture::new(queued, early)))
+        let request = call.into().into_request().map_err(Error::new)?;
+        let (event, future) = self.inner.try_submit(&mut queue, request)?;
+        Ok(CallHandle::new(event, future))
     }
 
     /// Returns a handle that shows the depth of the queue, the calls in flight, the limits, the totals by outcome and

@@ -4,9 +4,9 @@
 //!
 //! ```text
 //! Executor::submit                  opens the event: PENDING while it waits for a place, QUEUED once it has one
-//!   QueueLayer                      bounded, first in, first out; its workers drive the calls
+//!   QueueLayer                      bounded, first in, first out; a task for each call; ends calls at their deadline
 //!     EventLayer::processing()      PROCESSING on the way in; COMPLETED, FAILED or CANCELLED on the way out
-//!       DeadlineLayer               ends a call at its deadline; refuses a call that cannot meet it
+//!       DeadlineLayer               refuses a call that cannot meet its deadline
 //!         your layers               around the limits: each retry takes its own permit and pays its own rate
 //!           ConcurrencyLimitLayer   at most n calls in flight
 //!             RateLimitLayer        requests and tokens: all budgets or none
@@ -70,7 +70,7 @@ pub struct StackLayers<L, D, K, U> {
 ///   [`settle`](super::ExecutorBuilder::settle) implement [`Describe`], [`RequestCost`] and [`UsedCost`] for these
 ///   requests and responses, and are `Clone + Send + Sync + 'static`. The default values do so for any `B` and `R`.
 pub trait BuildStack<C, B, R>: sealed::Sealed + Send + Sync + 'static {
-    /// Puts the layers around `client`, spawns the queue's workers, and returns the queue.
+    /// Puts the layers around `client`, and returns the queue.
     #[doc(hidden)]
     fn build_stack(&self, queue: QueueLayer<Request<B>>, client: C) -> Queue<Request<B>, Response<R>>;
 
@@ -104,8 +104,8 @@ where
 {
     fn build_stack(&self, queue: QueueLayer<Request<B>>, client: C) -> Queue<Request<B>, Response<R>> {
         ServiceBuilder::new()
-            // The queue is bounded, so that callers wait when the limits are reached. The queue's workers poll the
-            // calls, so that a call proceeds even if its handle is not polled.
+            // The queue is bounded, so that callers wait when the limits are reached. Each call is a task of its own, so
+            // that it proceeds, and ends at its deadline, even if its handle is not polled.
             .layer(queue)
             // The outer event layer is below the queue, so that a call's outcome is recorded even if the caller drops
             // the call's handle.
@@ -114,9 +114,13 @@ where
                     .describe(self.describe.clone())
                     .share_cached_now(TypeId::of::<L>() == TypeId::of::<Identity>()),
             )
-            // The deadline layer is around everything that takes time below the queue. While a call is queued, the
-            // future in the caller's handle enforces the deadline.
-            .layer(DeadlineLayer::new().limiter(self.limiter.clone(), self.cost.clone()))
+            // The deadline layer refuses a call that leaves the queue too late to be admitted in time: it takes no
+            // permit and wastes nothing of the rates. The queue ends the other calls at their deadline.
+            .layer(
+                DeadlineLayer::new()
+                    .limiter(self.limiter.clone(), self.cost.clone())
+                    .only_refuse(),
+            )
             // The user's layers are around the limits. A retry belongs here, so that every attempt takes a permit and
             // is charged to the rates.
             .layer(&self.layer)

@@ -1,96 +1,197 @@
-//! [`Channel`]: the accepted calls of a queue in order, and the other state that the queue's handles and workers share.
+//! [`Channel`]: the accepted calls of a queue in order, and which worker begins the next one.
+//!
+//! A worker begins a call if it has the *turn*, which one worker at a time has: it takes the first call, waits until
+//! the inner service is ready, calls it, and gives the turn back. A worker is woken, or spawned, for a queued call when
+//! the turn is free and fewer than [`workers`](super::QueueLayer::workers) calls are *starting*. A call starts from the
+//! moment a worker is woken for it until its future was polled once. So calls reach the layers below in order.
+//!
+//! No call depends on one task being scheduled, because that task may be stuck behind a caller that computes on the
+//! same thread: a start that takes longer than [`START_TIMEOUT`] is no longer waited for, and a worker that was woken
+//! because the service is ready, and has not run yet, may lose the turn to another.
 
-use super::message::Message;
+use super::{
+    CallContext,
+    message::{EarlyEnd, Ended, Message},
+    runtime::Runtime,
+    timer::Timer,
+    workers::Workers,
+};
 use crate::{
-    event::Scope,
-    panic::catch_unwind,
+    clock,
+    panic::{self, catch_unwind},
     semaphore::{Permit, Semaphore},
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
-use crossbeam_utils::CachePadded;
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     mem,
-    sync::{Arc, PoisonError},
-    task::{Context, Poll, Waker},
+    sync::{Arc, PoisonError, Weak},
+    task::{Context, Wake, Waker},
+    time::Duration,
 };
-use tokio::{sync::Notify, task::AbortHandle};
+use tokio::{sync::Notify, time::Instant};
 
 /// The part of a queue that its handles, response futures and workers share.
 pub(super) struct Channel<Req, Res> {
     /// A semaphore with one permit for each place in the queue.
     places: Semaphore,
+    /// How many calls may start at once.
+    max_starting: usize,
+    /// Spawns a worker with this id.
+    spawn: Box<dyn Fn(&Arc<Self>, usize) + Send + Sync>,
+    runtime: Runtime,
+    timer: Timer,
+    /// The waker with which the service is polled.
+    ready_waker: Waker,
     closed: AtomicBool,
-    state: CachePadded<Mutex<ChannelState<Req, Res>>>,
-    in_flight: CachePadded<AtomicUsize>,
-    /// Notified when the last worker has ended, after `is_ended` was set.
+    in_flight: AtomicUsize,
+    state: Mutex<ChannelState<Req, Res>>,
+    /// Notified after `is_ended` was set.
     ended: Notify,
 }
 
 struct ChannelState<Req, Res> {
     calls: VecDeque<Arc<Message<Req, Res>>>,
-    /// How many messages in `calls` are cancelled. May be too high: a message that is cancelled after a worker has
-    /// taken it out is counted, too. A cancelled message has no request any more and stays in `calls` until a worker
-    /// takes it out or a sweep removes it.
-    cancelled: usize,
-    /// The waker of the worker that waits for a call. There is at most one, because only the worker that holds the
-    /// service waits for calls.
-    idle_worker: Option<Waker>,
-    worker_tasks: Vec<AbortHandle>,
-    /// How many [`WorkerGuard`]s exist, that is, how many workers have not ended.
-    live_workers: usize,
-    /// Whether the last worker has ended and every call that was left has been cancelled.
+    /// How many messages in `calls` have ended early. May be too high: a message that ends after it was taken out is
+    /// counted, too. Such a message has no request any more and stays in `calls` until it is taken out or a sweep
+    /// removes it.
+    dead: usize,
+    /// The call that has been taken out of `calls` and waits until the service is ready.
+    pending: Option<Arc<Message<Req, Res>>>,
+    turn: Turn,
+    /// Whether the service's waker was woken since the service was last polled.
+    is_ready: bool,
+    workers: Workers<Arc<Message<Req, Res>>>,
+    /// How many calls of the current epoch are starting.
+    starting: usize,
+    /// Since when queued calls have waited for the starting ones. `None` if no queued call does.
+    starting_since: Option<Instant>,
+    /// The number of times that the starting calls took too long and ceased to be counted.
+    epoch: StartEpoch,
+    /// The calls that have a deadline, by the deadline and the address of the message.
+    deadlines: BTreeMap<(Instant, usize), Arc<Message<Req, Res>>>,
+    /// Whether the queue is closed and the last worker has ended.
     is_ended: bool,
 }
 
-/// A guard that counts one call as in flight until the guard is dropped.
-pub(super) struct InFlightGuard<Req, Res> {
-    channel: Arc<Channel<Req, Res>>,
-    /// The call's message. `None` after [`leave`](Self::leave) has returned it.
-    message: Option<Arc<Message<Req, Res>>>,
+/// Who may begin the next call.
+#[derive(Clone, Copy, PartialEq)]
+enum Turn {
+    Free,
+    /// A worker is asking for the service's readiness or calling the service.
+    Taken,
+    /// The worker with this id waits until the service is ready for the pending call.
+    Waits(usize),
 }
 
-/// A guard that counts one worker as alive until the guard is dropped. When the last guard is dropped, it closes the
-/// channel and cancels the calls that are left, whose callers would otherwise wait forever.
-pub(super) struct WorkerGuard<Req, Res> {
-    pub(super) channel: Arc<Channel<Req, Res>>,
+/// The number of the epoch in which a call began to start: see [`START_TIMEOUT`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct StartEpoch(u64);
+
+/// What a worker without a call does next.
+pub(super) enum Next<Req, Res> {
+    /// It has the turn and begins this call.
+    Call(Arc<Message<Req, Res>>, StartEpoch),
+    /// It waits until it is woken.
+    Wait,
+    /// It ends.
+    End,
 }
 
-/// The number of cancelled messages above which the channel is swept, that is, its cancelled messages are removed,
-/// provided that they are more than half of its messages. Thus sweeps cost a constant time per cancelled call, and a
-/// few cancelled messages, whose memory does not matter, cause no sweep.
+/// A worker that is to be woken or spawned for a queued call, which is done without the lock.
+#[must_use]
+enum Assigned {
+    Wake(Waker),
+    Spawn(usize),
+}
+
+/// The waker of the channel's [`Timer`]. It does not keep the channel alive.
+struct TimerWaker<Req, Res>(Weak<Channel<Req, Res>>);
+
+/// The waker with which the service is polled. It does not keep the channel alive.
+struct ReadyWaker<Req, Res>(Weak<Channel<Req, Res>>);
+
+/// How long the starting calls may hold up the queued ones. A call that computes or blocks in its first poll, and a
+/// worker that is woken and not scheduled, delay the others only this long.
+const START_TIMEOUT: Duration = Duration::from_millis(5);
+
+/// The number of dead messages above which the channel is swept, that is, its dead messages are removed, provided that
+/// they are more than half of its messages. Thus sweeps cost a constant time per dead call, and a few dead messages,
+/// whose memory does not matter, cause no sweep.
 const SWEEP_THRESHOLD: usize = 64;
 
 // === impl Channel ===
 
-impl<Req, Res> Channel<Req, Res> {
-    pub(super) fn new(places: Semaphore) -> Arc<Self> {
+impl<Req, Res> Channel<Req, Res>
+where
+    Req: Send + 'static,
+    Res: Send + 'static,
+{
+    /// Creates a channel and its first worker. `spawn` spawns a worker with the id that it is given.
+    pub(super) fn new(
+        places: Semaphore,
+        max_starting: usize,
+        spawn: impl Fn(&Arc<Self>, usize) + Send + Sync + 'static,
+    ) -> Arc<Self> {
         let state = ChannelState {
             calls: VecDeque::new(),
-            cancelled: 0,
-            idle_worker: None,
-            worker_tasks: Vec::new(),
-            live_workers: 0,
+            dead: 0,
+            pending: None,
+            turn: Turn::Free,
+            is_ready: false,
+            workers: Workers::new(),
+            starting: 0,
+            starting_since: None,
+            epoch: StartEpoch::default(),
+            deadlines: BTreeMap::new(),
             is_ended: false,
         };
-        Arc::new(Self {
+        let channel = Arc::new_cyclic(|channel: &Weak<Self>| Self {
             places,
+            max_starting,
+            spawn: Box::new(spawn),
+            runtime: Runtime::current(),
+            timer: Timer::new(Arc::new(TimerWaker(channel.clone())).into()),
+            ready_waker: Arc::new(ReadyWaker(channel.clone())).into(),
             closed: AtomicBool::new(false),
-            state: CachePadded::new(Mutex::new(state)),
-            in_flight: CachePadded::default(),
+            in_flight: AtomicUsize::new(0),
+            state: Mutex::new(state),
             ended: Notify::new(),
-        })
+        });
+        let first = channel.lock().workers.add();
+        (channel.spawn)(&channel, first);
+        channel
     }
+}
 
+impl<Req, Res> Channel<Req, Res> {
     pub(super) const fn places(&self) -> &Semaphore {
         &self.places
     }
 
+    pub(super) const fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    pub(super) const fn ready_waker(&self) -> &Waker {
+        &self.ready_waker
+    }
+
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Counts a call as in flight.
+    pub(super) fn enter(&self) {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Stops counting a call as in flight.
+    pub(super) fn leave(&self) {
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 
     #[inline]
@@ -98,96 +199,94 @@ impl<Req, Res> Channel<Req, Res> {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Registers a worker's task, so that [`abort`](Self::abort) can abort the task.
-    pub(super) fn register(&self, worker: AbortHandle) {
-        self.lock().worker_tasks.push(worker);
-    }
-
-    /// Accepts a call that holds `place`, and returns its message. If the channel is closed, the request stays in `req`
-    /// and the call's scope (its event and its span) is returned.
+    /// Accepts a call that holds `place`. Returns its message. If the channel is closed, the request stays in `req` and
+    /// the call's context is returned.
     #[inline]
     pub(super) fn push(
-        &self,
+        self: &Arc<Self>,
         req: &mut Option<Req>,
-        scope: Scope,
+        context: CallContext,
         place: Permit,
-    ) -> Result<Arc<Message<Req, Res>>, Scope> {
+    ) -> Result<Arc<Message<Req, Res>>, CallContext> {
         // The event gets the status QUEUED before the lock is taken, because a new status wakes subscribers to events,
         // which runs user code.
-        scope.queued();
+        context.scope.queued();
         if self.is_closed() {
-            return Err(scope);
+            return Err(context);
         }
-        let message = Message::new(req, scope, place);
+        let message = Message::new(req, context, place);
         let mut state = self.lock();
         if self.is_closed() {
             // The channel was closed after the first check, which was made without the lock. (The first check only
             // saves allocating a message if the channel is closed already.)
             drop(state);
-            let (request, scope) = message
-                .begin()
-                .expect("a message that was never shared is not cancelled");
-            *req = Some(request);
-            return Err(scope);
+            return Err(message.take_back(req));
         }
         state.calls.push_back(message.clone());
-        let idle_worker = state.idle_worker.take();
+        if let Some(deadline) = message.deadline() {
+            let key = (deadline, Arc::as_ptr(&message).addr());
+            state.deadlines.insert(key, message.clone());
+        }
+        let assigned = state.assign(self.max_starting);
+        let overdue = state.watch_starts(self.max_starting);
         drop(state);
-        if let Some(worker) = idle_worker {
-            worker.wake();
+        self.carry_out(assigned);
+        if let Some(at) = message.deadline().into_iter().chain(overdue).min() {
+            self.arm(at);
         }
         Ok(message)
     }
 
-    /// Waits for the next call that is not cancelled, in the order in which calls were accepted. Returns `None` once
-    /// the channel is closed and empty.
-    #[inline]
-    pub(super) fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Arc<Message<Req, Res>>>> {
+    /// Ends one call early, whether it is queued or running.
+    pub(super) fn end_early(self: &Arc<Self>, message: &Message<Req, Res>, why: EarlyEnd) {
+        let ended = message.end_early(why);
+        if ended == Ended::Before {
+            return;
+        }
         let mut state = self.lock();
-        while let Some(message) = state.calls.pop_front() {
-            if !message.is_cancelled() {
-                return Poll::Ready(Some(message));
-            }
-            state.cancelled = state.cancelled.saturating_sub(1);
-        }
-        if self.is_closed() {
-            return Poll::Ready(None);
-        }
-        state.idle_worker = Some(cx.waker().clone());
-        Poll::Pending
-    }
-
-    /// Cancels one call, whether it is queued or running.
-    pub(super) fn cancel(&self, message: &Message<Req, Res>) {
-        if message.cancel() {
-            let mut state = self.lock();
-            state.cancelled += 1;
-            if state.cancelled > SWEEP_THRESHOLD && state.cancelled > state.calls.len() / 2 {
-                state.calls.retain(|message| !message.is_cancelled());
-                state.cancelled = 0;
+        let (mut woken, mut removed) = (None, None);
+        match ended {
+            Ended::Before => {}
+            Ended::ByWorker(worker) => woken = state.workers.waker(worker),
+            Ended::InQueue => {
+                removed = state.remove_deadline(message);
+                state.dead += 1;
+                if state.dead > SWEEP_THRESHOLD && state.dead > state.calls.len() / 2 {
+                    state.calls.retain(|message| !message.ends_early());
+                    state.dead = 0;
+                }
+                // The worker that waits until the service is ready for this call goes on to the next one.
+                if let (Turn::Waits(worker), Some(pending)) = (state.turn, &state.pending) {
+                    if std::ptr::eq(&**pending, message) {
+                        woken = state.workers.waker(worker);
+                    }
+                }
             }
         }
+        drop(state);
+        drop(removed);
+        woken.into_iter().for_each(panic::wake);
     }
 
-    /// Stops accepting calls. The workers end when they have finished the accepted calls.
+    /// Stops accepting calls. The accepted calls are finished, and the workers end.
     pub(super) fn close(&self) {
-        let idle_worker = {
+        let wakers = {
             let mut state = self.lock();
             self.closed.store(true, Ordering::Release);
-            state.idle_worker.take()
+            state.workers.take_idle()
         };
         self.places.close();
-        if let Some(worker) = idle_worker {
-            worker.wake();
-        }
+        wakers.into_iter().for_each(panic::wake);
     }
 
-    /// Stops accepting calls, and cancels the accepted ones. The workers drop their running calls and end.
-    pub(super) fn abort(&self) {
+    /// Stops accepting calls, and cancels the accepted ones.
+    pub(super) fn abort(self: &Arc<Self>) {
         self.close();
-        self.cancel_all();
-        let tasks = mem::take(&mut self.lock().worker_tasks);
-        tasks.iter().for_each(AbortHandle::abort);
+        self.cancel_queued();
+        let calls = self.lock().workers.calls();
+        for message in calls {
+            let _ = catch_unwind(|| self.end_early(&message, EarlyEnd::Cancelled));
+        }
     }
 
     pub(super) fn is_ended(&self) -> bool {
@@ -207,12 +306,41 @@ impl<Req, Res> Channel<Req, Res> {
         }
     }
 
-    fn cancel_all(&self) {
-        let calls = mem::take(&mut self.lock().calls);
-        for message in calls {
-            // Cancelling a call drops its request, which runs user code. A panic of that code is caught, because the
-            // other calls still have to be cancelled.
-            let _ = catch_unwind(|| message.cancel());
+    /// Removes the deadline of a call that has ended.
+    pub(super) fn remove_deadline(&self, message: &Message<Req, Res>) {
+        if message.deadline().is_some() {
+            let removed = self.lock().remove_deadline(message);
+            drop(removed);
+        }
+    }
+
+    fn cancel_queued(&self) {
+        let (calls, pending) = {
+            let mut state = self.lock();
+            state.dead = 0;
+            state.deadlines.clear();
+            (mem::take(&mut state.calls), state.pending.clone())
+        };
+        for message in calls.into_iter().chain(pending) {
+            // Ending a call drops its request, which runs user code. A panic of that code is caught, because the other
+            // calls still have to be cancelled.
+            let _ = catch_unwind(|| message.end_early(EarlyEnd::Cancelled));
+        }
+        let waiting = {
+            let state = self.lock();
+            match state.turn {
+                Turn::Waits(worker) => state.workers.waker(worker),
+                Turn::Free | Turn::Taken => None,
+            }
+        };
+        waiting.into_iter().for_each(panic::wake);
+    }
+
+    fn carry_out(self: &Arc<Self>, assigned: Option<Assigned>) {
+        match assigned {
+            Some(Assigned::Wake(worker)) => panic::wake(worker),
+            Some(Assigned::Spawn(id)) => (self.spawn)(self, id),
+            None => {}
         }
     }
 
@@ -221,66 +349,309 @@ impl<Req, Res> Channel<Req, Res> {
     }
 }
 
-// === impl InFlightGuard ===
+// === What workers ask ===
 
-impl<Req, Res> InFlightGuard<Req, Res> {
-    #[inline]
-    pub(super) fn enter(channel: &Arc<Channel<Req, Res>>, message: Arc<Message<Req, Res>>) -> Self {
-        channel.in_flight.fetch_add(1, Ordering::AcqRel);
-        Self {
-            channel: channel.clone(),
-            message: Some(message),
+impl<Req, Res> Channel<Req, Res> {
+    /// Returns what the worker does next, which has no call, or whose call, if `epoch` is given, has ended in its first
+    /// poll.
+    pub(super) fn next(self: &Arc<Self>, id: usize, epoch: Option<StartEpoch>, cx: &Context<'_>) -> Next<Req, Res> {
+        let mut dropped = Vec::new();
+        let mut state = self.lock();
+        state.workers.set_waker(id, cx.waker());
+        let ended = state.workers.set_call(id, None);
+        // The worker is counted anew below if it begins a call.
+        let was_woken_for = state.workers.take_assignment(id);
+        for epoch in was_woken_for.into_iter().chain(epoch) {
+            state.end_start(epoch);
         }
-    }
-
-    pub(super) fn message(&self) -> &Message<Req, Res> {
-        self.message.as_ref().expect("the message is there until `leave`")
-    }
-
-    /// Stops counting the call as in flight, and returns the call's message.
-    #[inline]
-    pub(super) fn leave(mut self) -> Arc<Message<Req, Res>> {
-        self.end().expect("the message is there until `leave`")
-    }
-
-    fn end(&mut self) -> Option<Arc<Message<Req, Res>>> {
-        let message = self.message.take()?;
-        self.channel.in_flight.fetch_sub(1, Ordering::AcqRel);
-        Some(message)
-    }
-}
-
-impl<Req, Res> Drop for InFlightGuard<Req, Res> {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-// === impl WorkerGuard ===
-
-impl<Req, Res> WorkerGuard<Req, Res> {
-    pub(super) fn enter(channel: &Arc<Channel<Req, Res>>) -> Self {
-        channel.lock().live_workers += 1;
-        Self {
-            channel: channel.clone(),
-        }
-    }
-}
-
-impl<Req, Res> Drop for WorkerGuard<Req, Res> {
-    fn drop(&mut self) {
-        let is_last = {
-            let mut state = self.channel.lock();
-            state.live_workers -= 1;
-            state.live_workers == 0
+        let may_take = match state.turn {
+            Turn::Free => true,
+            Turn::Taken => false,
+            Turn::Waits(waiting) => waiting == id || state.is_ready,
         };
-        if is_last {
-            self.channel.close();
-            self.channel.cancel_all();
-            // `is_ended` is set only after all remaining calls have been cancelled: `ended` promises that every call
-            // has a result.
-            self.channel.lock().is_ended = true;
-            self.channel.ended.notify_waiters();
+        if may_take && state.drop_dead_calls(&mut dropped) {
+            // The service's readiness is not waited for any more.
+            state.free_turn(id);
         }
+        let next = if may_take && state.starting < self.max_starting {
+            state.free_turn(id);
+            state.pending.take().or_else(|| state.calls.pop_front())
+        } else {
+            None
+        };
+        // The idle workers that are to end.
+        let mut idle = Vec::new();
+        let next = match next {
+            Some(message) => {
+                state.starting += 1;
+                state.turn = Turn::Taken;
+                state.is_ready = false;
+                let none = state.workers.set_call(id, Some(message.clone()));
+                debug_assert!(none.is_none(), "the worker's previous call was removed above");
+                Next::Call(message, state.epoch)
+            }
+            None if self.is_closed() && !state.has_call() => {
+                idle = state.workers.take_idle();
+                Next::End
+            }
+            None if state.turn == Turn::Waits(id) => Next::Wait,
+            None if state.workers.has_spare(self.in_flight()) => {
+                // Another one that is no longer needed ends, too, and so on.
+                idle.extend(state.workers.take_surplus(self.in_flight()));
+                Next::End
+            }
+            None => {
+                state.workers.set_idle(id);
+                Next::Wait
+            }
+        };
+        let overdue = state.watch_starts(self.max_starting);
+        drop(state);
+        // The last reference to a message may hold a response that nobody has fetched, whose drop may panic.
+        let _ = catch_unwind(move || drop(ended));
+        for message in dropped {
+            let _ = catch_unwind(move || drop(message));
+        }
+        idle.into_iter().for_each(panic::wake);
+        if let Some(at) = overdue {
+            self.arm(at);
+        }
+        next
+    }
+
+    /// Keeps the call until the service is ready. Returns `false` if the service is to be polled again, because its
+    /// waker was woken meanwhile, or if the call has ended.
+    pub(super) fn wait_until_ready(&self, id: usize, message: &Arc<Message<Req, Res>>, epoch: StartEpoch) -> bool {
+        let mut state = self.lock();
+        if mem::take(&mut state.is_ready) || message.ends_early() {
+            return false;
+        }
+        state.end_start(epoch);
+        state.turn = Turn::Waits(id);
+        state.pending = Some(message.clone());
+        let removed = state.workers.set_call(id, None);
+        drop(state);
+        drop(removed);
+        true
+    }
+
+    /// Gives the turn back, after the service was called.
+    pub(super) fn give_back_turn(self: &Arc<Self>) {
+        let mut state = self.lock();
+        state.turn = Turn::Free;
+        let assigned = state.assign(self.max_starting);
+        drop(state);
+        self.carry_out(assigned);
+    }
+
+    /// Gives the turn back, because the call has ended before it began.
+    pub(super) fn not_begun(self: &Arc<Self>, message: &Message<Req, Res>, epoch: StartEpoch) {
+        // The call has ended already, unless the service was dropped.
+        let _ = catch_unwind(|| message.end_early(EarlyEnd::Cancelled));
+        self.remove_deadline(message);
+        self.lock().end_start(epoch);
+        self.give_back_turn();
+    }
+
+    /// Notes that the future of a starting call was polled once, and was not ready.
+    pub(super) fn started(self: &Arc<Self>, epoch: StartEpoch) {
+        let mut state = self.lock();
+        state.end_start(epoch);
+        let assigned = state.assign(self.max_starting);
+        drop(state);
+        self.carry_out(assigned);
+    }
+
+    /// Removes a worker that has ended or was dropped. Returns whether it was the last one: then no call is left, and
+    /// the service is to be dropped before [`set_ended`](Self::set_ended) is called.
+    pub(super) fn remove_worker(&self, id: usize, epoch: Option<StartEpoch>) -> bool {
+        let (removed, is_last, next) = {
+            let mut state = self.lock();
+            if let Some(epoch) = epoch {
+                state.end_start(epoch);
+            }
+            if state.turn == Turn::Waits(id) {
+                state.turn = Turn::Free;
+            }
+            let assignment = state.workers.take_assignment(id);
+            if let Some(epoch) = assignment {
+                state.end_start(epoch);
+            }
+            let removed = state.workers.remove(id);
+            // A worker that was woken for a call and is dropped instead hands the call on.
+            let next = assignment.and_then(|_| state.workers.any_idle());
+            (removed, state.workers.is_empty(), next)
+        };
+        drop(removed);
+        next.into_iter().for_each(panic::wake);
+        if is_last {
+            // The last worker of a queue that is not closed was dropped because its runtime is shut down.
+            self.close();
+            self.cancel_queued();
+            let pending = self.lock().pending.take();
+            drop(pending);
+        }
+        is_last
+    }
+
+    /// Tells everybody who waits for it that the last worker has ended.
+    pub(super) fn set_ended(&self) {
+        self.lock().is_ended = true;
+        self.ended.notify_waiters();
+    }
+}
+// === The timer ===
+
+impl<Req, Res> Channel<Req, Res> {
+    fn arm(self: &Arc<Self>, at: Instant) {
+        let mut next = Some(at);
+        while let Some(at) = next.take() {
+            if self.timer.arm(at, &self.runtime) {
+                next = self.timer_fired();
+            }
+        }
+    }
+
+    /// Ends the calls whose deadline has passed, and lets queued calls begin that have waited too long for a call to
+    /// start. Returns when this has to be done next.
+    fn timer_fired(self: &Arc<Self>) -> Option<Instant> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        let (assigned, next) = {
+            let mut state = self.lock();
+            while let Some(first) = state.deadlines.first_entry() {
+                if first.key().0 > now {
+                    break;
+                }
+                due.push(first.remove());
+            }
+            let since = state.starting_since;
+            let is_overdue = since.is_some_and(|since| since + START_TIMEOUT <= now);
+            if is_overdue && state.starting >= self.max_starting && state.has_call() {
+                state.epoch.0 += 1;
+                (state.starting, state.starting_since) = (0, None);
+            }
+            let assigned = state.assign(self.max_starting);
+            let overdue = state.watch_starts(self.max_starting);
+            let deadline = state.deadlines.first_key_value().map(|((deadline, _), _)| *deadline);
+            (assigned, deadline.into_iter().chain(overdue).min())
+        };
+        self.carry_out(assigned);
+        for message in due {
+            let _ = catch_unwind(|| self.end_early(&message, EarlyEnd::DeadlinePassed));
+        }
+        next
+    }
+}
+
+impl<Req, Res> Wake for TimerWaker<Req, Res>
+where
+    Req: Send + 'static,
+    Res: Send + 'static,
+{
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let Some(channel) = self.0.upgrade() else { return };
+        if channel.timer.fire() {
+            if let Some(next) = channel.timer_fired() {
+                channel.arm(next);
+            }
+        }
+    }
+}
+
+impl<Req, Res> Wake for ReadyWaker<Req, Res>
+where
+    Req: Send + 'static,
+    Res: Send + 'static,
+{
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let Some(channel) = self.0.upgrade() else { return };
+        let waiting = {
+            let mut state = channel.lock();
+            state.is_ready = true;
+            match state.turn {
+                Turn::Waits(worker) => state.workers.waker(worker),
+                Turn::Free | Turn::Taken => None,
+            }
+        };
+        waiting.into_iter().for_each(panic::wake);
+    }
+}
+
+// === impl ChannelState ===
+
+impl<Req, Res> ChannelState<Req, Res> {
+    /// Whether a call is queued.
+    fn has_call(&self) -> bool {
+        self.pending.is_some() || !self.calls.is_empty()
+    }
+
+    /// Frees the turn. If another worker than `id` waits for the service with it, that one becomes idle.
+    fn free_turn(&mut self, id: usize) {
+        if let Turn::Waits(waiting) = self.turn {
+            if waiting != id {
+                self.workers.set_idle(waiting);
+            }
+        }
+        self.turn = Turn::Free;
+    }
+
+    /// Takes out the first calls as long as they have ended. Returns whether the pending call was one of them, or there
+    /// was none.
+    fn drop_dead_calls(&mut self, dropped: &mut Vec<Arc<Message<Req, Res>>>) -> bool {
+        dropped.extend(self.pending.take_if(|message| message.ends_early()));
+        if self.pending.is_some() {
+            return false;
+        }
+        while self.calls.front().is_some_and(|message| message.ends_early()) {
+            self.dead = self.dead.saturating_sub(1);
+            dropped.extend(self.calls.pop_front());
+        }
+        true
+    }
+
+    /// Assigns a worker to the next call, if one is queued, the turn is free and another call may start.
+    fn assign(&mut self, max_starting: usize) -> Option<Assigned> {
+        let is_free = match self.turn {
+            Turn::Free => true,
+            Turn::Taken => false,
+            // The waiting worker was woken because the service is ready, and has not run yet.
+            Turn::Waits(_) => self.is_ready,
+        };
+        if !is_free || self.starting >= max_starting || !self.has_call() {
+            return None;
+        }
+        self.starting += 1;
+        Some(match self.workers.assign(self.epoch) {
+            Some(waker) => Assigned::Wake(waker),
+            None => Assigned::Spawn(self.workers.add_assigned(self.epoch)),
+        })
+    }
+
+    /// Returns when the starting calls have held up the queued ones for too long, if a queued call waits for them.
+    fn watch_starts(&mut self, max_starting: usize) -> Option<Instant> {
+        let waits = self.starting >= max_starting && self.has_call();
+        waits.then(|| *self.starting_since.get_or_insert_with(clock::now) + START_TIMEOUT)
+    }
+
+    /// Stops counting a call as starting, unless its epoch is over.
+    fn end_start(&mut self, epoch: StartEpoch) {
+        if epoch == self.epoch {
+            self.starting -= 1;
+            self.starting_since = None;
+        }
+    }
+
+    fn remove_deadline(&mut self, message: &Message<Req, Res>) -> Option<Arc<Message<Req, Res>>> {
+        let key = (message.deadline()?, std::ptr::from_ref(message).addr());
+        self.deadlines.remove(&key)
     }
 }

@@ -1,9 +1,11 @@
-//! [`Message`]: one accepted call, which its caller and the worker that drives it share.
+//! [`Message`]: one accepted call, which its caller, the channel and the worker that runs it share.
 
+use super::CallContext;
 use crate::{
-    error::{BoxError, Cancelled},
+    deadline::PendingCost,
+    error::{BoxError, Cancelled, DeadlineExceeded},
     event::Scope,
-    panic,
+    panic::{self, catch_unwind},
     semaphore::Permit,
     sync::{
         Mutex, MutexGuard,
@@ -14,39 +16,74 @@ use std::{
     fmt, mem,
     sync::{Arc, PoisonError},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
+use tokio::time::Instant;
 
-/// One accepted call, shared by the caller's [`ResponseFuture`](super::ResponseFuture), the channel and the worker.
+/// One accepted call, shared by the caller's [`ResponseFuture`](super::ResponseFuture), the channel and the worker that
+/// runs the call.
 ///
 /// Wakers are woken, and user values dropped, only after the message's lock is released: both run user code, which may
 /// use this message and would deadlock.
 pub(super) struct Message<Req, Res> {
-    /// Whether the call was cancelled before it had a response. An atomic, so that it can be read without the lock.
-    cancelled: AtomicBool,
+    /// The instant at which the queue ends the call. `None` if the call has no deadline.
+    deadline: Option<Instant>,
+    /// Whether the call was ended, or is to be ended, before it has a response. An atomic, so that it can be read
+    /// without the lock.
+    ends_early: AtomicBool,
     state: Mutex<MessageState<Req, Res>>,
 }
 
 struct MessageState<Req, Res> {
     stage: MessageStage,
     content: Content<Req, Res>,
-    /// The caller's event and span, in which the call will run. `None` once the call has begun or was cancelled.
-    scope: Option<Scope>,
-    /// The call's place in the queue. `None` once the call has begun or was cancelled.
-    place: Option<Permit>,
+    /// What the call has only while it is queued. `None` once the call has begun or has ended.
+    queued: Option<QueuedParts>,
     /// The waker of the task that polls the response future, woken when there is a response.
     caller: Option<Waker>,
-    /// The worker's waker for this call, woken when the caller cancels the call.
-    worker: Option<Waker>,
+}
+
+struct QueuedParts {
+    /// The caller's event and span, in which the call will run.
+    scope: Scope,
+    /// The call's place in the queue.
+    place: Permit,
+    /// Counts the call's cost among that of the calls that have not reached the limits.
+    demand: Option<PendingCost>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum MessageStage {
-    /// The call is in the channel, or was taken by a worker that waits for the service to be ready.
+    /// The call is in the channel, or was taken out and waits until the service is ready.
     Queued,
-    /// The call has begun: a worker drives the future that the inner service returned.
-    Running,
+    /// The call has begun: the worker with this id drives the future that the inner service returned.
+    Running(usize),
+    /// The call has begun, and its worker is to drop the future and to end the call for this reason.
+    Ending(EarlyEnd),
+    /// The call was ended in the queue, and its event is being written.
+    EndingInQueue,
     /// The call has a response or an error, which the caller may have fetched already.
     Done,
+}
+
+/// Why a call ends before it has a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EarlyEnd {
+    /// The caller has cancelled the call or dropped its future, or the queue was aborted.
+    Cancelled,
+    /// The call's deadline has passed.
+    DeadlinePassed,
+}
+
+/// What [`Message::end_early`] has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The call was queued, and has ended.
+    InQueue,
+    /// The call is running, and the worker with this id has to be woken to end it.
+    ByWorker(usize),
+    /// Nothing: the call had ended, or was being ended.
+    Before,
 }
 
 /// The request of a call, and later its response, in the same memory. Both may be large, so they are moved as rarely as
@@ -56,27 +93,54 @@ enum Content<Req, Res> {
     Response(Option<Result<Res, BoxError>>),
 }
 
+// === impl EarlyEnd ===
+
+impl EarlyEnd {
+    pub(super) fn into_error(self) -> BoxError {
+        match self {
+            Self::Cancelled => Cancelled::new().into(),
+            Self::DeadlinePassed => DeadlineExceeded::new(Duration::ZERO, Duration::ZERO).into(),
+        }
+    }
+
+    /// Writes the end to the call's event.
+    pub(super) fn record(self, scope: &Scope) {
+        match self {
+            Self::Cancelled => scope.cancel(),
+            Self::DeadlinePassed => scope.fail(&self.into_error()),
+        }
+    }
+}
+
 // === impl Message ===
 
 impl<Req, Res> Message<Req, Res> {
     /// Creates a message. Moves the request, which may be large, out of `req` directly into the message's allocation.
     #[inline]
-    pub(super) fn new(req: &mut Option<Req>, scope: Scope, place: Permit) -> Arc<Self> {
+    pub(super) fn new(req: &mut Option<Req>, context: CallContext, place: Permit) -> Arc<Self> {
+        let CallContext {
+            scope,
+            deadline,
+            demand,
+        } = context;
         let mut message = Arc::new(Self {
-            cancelled: AtomicBool::new(false),
+            deadline,
+            ends_early: AtomicBool::new(false),
             state: Mutex::new(MessageState {
                 stage: MessageStage::Queued,
                 content: Content::Request(None),
-                scope: Some(scope),
-                place: Some(place),
+                queued: Some(QueuedParts { scope, place, demand }),
                 caller: None,
-                worker: None,
             }),
         });
         if let Some(Self { state, .. }) = Arc::get_mut(&mut message) {
             state.get_mut().unwrap_or_else(PoisonError::into_inner).content = Content::Request(req.take());
         }
         message
+    }
+
+    pub(super) const fn deadline(&self) -> Option<Instant> {
+        self.deadline
     }
 
     /// Waits for the call's response, and takes it out of the message.
@@ -95,81 +159,102 @@ impl<Req, Res> Message<Req, Res> {
         Poll::Pending
     }
 
-    /// Cancels the call: its result becomes [`Cancelled`], unless the call has a result already. Returns whether the
-    /// call was still queued. If the call is running, its worker is woken and drops the call's future.
-    pub(super) fn cancel(&self) -> bool {
+    /// Whether the call has ended or is to be ended before it has a response.
+    pub(super) fn ends_early(&self) -> bool {
+        self.ends_early.load(Ordering::Acquire)
+    }
+
+    /// Ends the call, unless it has a result already. A queued call ends at once. A running call ends when its worker,
+    /// which the caller of this method has to wake, has dropped the call's future, and with it the call's permit.
+    pub(super) fn end_early(&self, why: EarlyEnd) -> Ended {
         let mut state = self.lock();
-        let stage = mem::replace(&mut state.stage, MessageStage::Done);
-        if stage == MessageStage::Done {
-            return false;
+        match state.stage {
+            MessageStage::Queued => {}
+            MessageStage::Running(worker) => {
+                state.stage = MessageStage::Ending(why);
+                self.ends_early.store(true, Ordering::Release);
+                return Ended::ByWorker(worker);
+            }
+            MessageStage::Ending(_) | MessageStage::EndingInQueue | MessageStage::Done => return Ended::Before,
         }
-        let content = mem::replace(
-            &mut state.content,
-            Content::Response(Some(Err(Cancelled::new().into()))),
-        );
-        let (scope, place) = (state.scope.take(), state.place.take());
-        let wakers = [state.caller.take(), state.worker.take()];
-        self.cancelled.store(true, Ordering::Release);
+        state.stage = MessageStage::EndingInQueue;
+        self.ends_early.store(true, Ordering::Release);
+        let content = mem::replace(&mut state.content, Content::Response(Some(Err(why.into_error()))));
+        let queued = state.queued.take();
         drop(state);
-        drop(place);
-        wakers.into_iter().flatten().for_each(panic::wake);
-        if let Some(scope) = scope {
-            scope.cancel();
+        if let Some(QueuedParts { scope, place, demand }) = queued {
+            drop((place, demand));
+            // The event ends before the caller is told, so that whoever has the result finds the record final. Ending
+            // it and dropping the span run user code (a subscriber), which may panic.
+            let _ = catch_unwind(move || {
+                why.record(&scope);
+                drop(scope);
+            });
         }
+        let caller = {
+            let mut state = self.lock();
+            state.stage = MessageStage::Done;
+            state.caller.take()
+        };
+        caller.into_iter().for_each(panic::wake);
         // The request is dropped last: dropping it runs user code, which may panic.
         drop(content);
-        stage == MessageStage::Queued
+        Ended::InQueue
     }
 
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
-    }
-
-    /// Returns `Ready` if the call was cancelled. Otherwise registers the worker's waker, to be woken when the call is
-    /// cancelled.
-    pub(super) fn poll_cancelled(&self, cx: &Context<'_>) -> Poll<()> {
-        let mut state = self.lock();
-        if state.stage == MessageStage::Done {
-            return Poll::Ready(());
+    /// Returns why the worker of a running call has to end the call early, if it has to.
+    pub(super) fn early_end(&self) -> Option<EarlyEnd> {
+        if !self.ends_early() {
+            return None;
         }
-        let replaced = register(&mut state.worker, cx.waker());
-        drop(state);
-        drop(replaced);
-        Poll::Pending
+        match self.lock().stage {
+            MessageStage::Ending(why) => Some(why),
+            _ => None,
+        }
     }
 
-    /// Begins the call: frees its place in the queue, and returns its request and its scope (event and span). Returns
-    /// `None` if the call was cancelled.
+    /// Begins the call on the worker with this id: frees its place in the queue, and returns its request, its scope (event and span) and its
+    /// pending cost. Returns `None` if the call has ended.
     #[inline]
-    pub(super) fn begin(&self) -> Option<(Req, Scope)> {
+    pub(super) fn begin(&self, worker: usize) -> Option<(Req, Scope, Option<PendingCost>)> {
         let mut state = self.lock();
         if state.stage != MessageStage::Queued {
             return None;
         }
-        state.stage = MessageStage::Running;
-        let (scope, place) = (state.scope.take()?, state.place.take());
+        state.stage = MessageStage::Running(worker);
+        let QueuedParts { scope, place, demand } = state.queued.take()?;
         let Content::Request(req) = &mut state.content else {
             return None;
         };
         let req = req.take()?;
         drop(state);
         drop(place);
-        Some((req, scope))
+        Some((req, scope, demand))
     }
 
-    /// Ends the call with `result`. If the call was cancelled while it was running, `result` is dropped instead.
+    /// Takes the request, the context and the place back out of a message that was never shared.
+    pub(super) fn take_back(&self, req: &mut Option<Req>) -> CallContext {
+        let mut state = self.lock();
+        if let Content::Request(request) = &mut state.content {
+            *req = request.take();
+        }
+        let QueuedParts { scope, place, demand } = state.queued.take().expect("a message that was not shared is queued");
+        drop(state);
+        drop(place);
+        CallContext {
+            scope,
+            deadline: self.deadline,
+            demand,
+        }
+    }
+
+    /// Gives a call that has begun its result, and wakes the caller.
     pub(super) fn finish(&self, result: Result<Res, BoxError>) {
         let mut state = self.lock();
-        if state.stage != MessageStage::Running {
-            drop(state);
-            drop(result);
-            return;
-        }
         state.stage = MessageStage::Done;
         state.content = Content::Response(Some(result));
-        let (caller, worker) = (state.caller.take(), state.worker.take());
+        let caller = state.caller.take();
         drop(state);
-        drop(worker);
         if let Some(caller) = caller {
             panic::wake(caller);
         }
@@ -184,8 +269,8 @@ impl<Req, Res> fmt::Debug for Message<Req, Res> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
         f.write_str(match (state.stage, &state.content) {
-            (MessageStage::Queued, _) => "Queued",
-            (MessageStage::Running, _) => "Running",
+            (MessageStage::Queued | MessageStage::EndingInQueue, _) => "Queued",
+            (MessageStage::Running(_) | MessageStage::Ending(_), _) => "Running",
             (MessageStage::Done, Content::Response(Some(_))) => "Done",
             (MessageStage::Done, _) => "Fetched",
         })

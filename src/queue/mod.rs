@@ -1,21 +1,28 @@
-//! A bounded queue in front of a service. Its worker tasks drive the calls.
+//! A bounded queue in front of a service, whose calls are tasks of the runtime.
 //!
 //! In plain Tower a call proceeds only while its caller polls the response future. That is not enough when calls share
 //! limits: a call whose caller does not poll it would keep its permit, or its place ahead of other calls, and those
 //! calls would wait for it.
 //!
 //! [`QueueLayer`] separates the calls from their callers. [`Queue`] is a handle that is cheap to clone, even if the
-//! service cannot be cloned. A call waits in the queue for its turn. Then a *worker*, a task that the layer spawns,
-//! calls the service and polls the call's future until it completes. The caller's [`ResponseFuture`] only waits for the
-//! result.
+//! service cannot be cloned. A call waits in the queue until the service is ready for it. Then the service is called,
+//! and a task of its own drives the call's future until it completes. The caller's [`ResponseFuture`] only waits for
+//! the result.
 //!
 //! # Guarantees
 //!
 //! - **Bounded.** A call has a *place* in the queue until the call begins. While all places are taken, `poll_ready`
 //!   waits, and [`try_call`](Queue::try_call) refuses the call and returns its request. No call is lost.
-//! - **In order.** Calls begin in the order in which the queue accepted them.
+//! - **In order.** Calls begin in the order in which the queue accepted them, and by default reach the layers below in
+//!   that order, too: see [`workers`](QueueLayer::workers).
+//! - **Independent.** Each call is scheduled by the runtime as a task of its own. A call that computes, blocks, or
+//!   always has more to do delays no other call that has begun, and the next ones by at most 5 ms.
 //! - **Cancellation.** Dropping the [`ResponseFuture`] cancels the call. The place of a queued call is free at once; a
-//!   running call is dropped by its worker. A [detached](ResponseFuture::detach) call continues without its future.
+//!   running call is dropped by its task. A [detached](ResponseFuture::detach) call continues without its future.
+//! - **Deadlines.** With [`QueueLayer::deadline`], a call ends at its deadline, whether it is queued or running, and
+//!   whether or not its future is polled.
+//! - **Final results.** When the future returns, the call is over: the inner service's future was dropped, and with it
+//!   all that the call has held.
 //! - **Readiness reserves nothing.** A handle that is ready and not called does not hold a place. If the handle had to
 //!   wait until it was ready and is not called within 5 ms, the next waiting caller is woken. If the handle is called
 //!   when the place has been taken, the response future waits for another place.
@@ -25,7 +32,10 @@
 //! - **Shutdown.** [`close`](Queue::close), or dropping the last handle, stops accepting calls and lets the accepted
 //!   ones finish. [`abort`](Queue::abort) stops accepting calls and cancels the accepted ones. Every waiting caller
 //!   gets a response or an error.
-//! - **Context.** The caller's tracing span and its [event](crate::event) are current while a worker runs the call.
+//! - **Context.** The caller's tracing span and its [event](crate::event) are current while the call runs.
+//!
+//! The calls run on the runtime in which the layer was applied, each on a *worker*, a task that runs one call at a time.
+//! The service's `poll_ready` and `call` should not block, since one worker at a time uses the service; the futures may.
 //!
 //! # Examples
 //!
@@ -49,29 +59,34 @@
 //! # }
 //! ```
 
-mod call_set;
 mod channel;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
 mod message;
-mod service_lock;
+mod response_future;
+mod runtime;
+mod timer;
 mod worker;
+mod workers;
+
+pub use response_future::ResponseFuture;
 
 use crate::{
-    error::{BoxError, Cancelled, Closed, InvalidConfig, Refused},
+    deadline::{Deadline, PendingCost},
+    error::{BoxError, Closed, InvalidConfig, Refused},
     event::Scope,
     semaphore::{Acquire, Permit, Semaphore},
+    sync::Mutex,
 };
 use channel::Channel;
-use message::Message;
 use std::{
     fmt,
-    future::{Future, poll_fn},
     marker::PhantomData,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll},
 };
+use tokio::time::Instant;
+use worker::{SharedService, Worker};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -79,6 +94,7 @@ use tower_service::Service;
 pub struct QueueLayer<Req> {
     capacity: usize,
     workers: usize,
+    deadline: Option<fn(&Req) -> Option<Deadline>>,
     request: PhantomData<fn(Req)>,
 }
 
@@ -89,6 +105,17 @@ pub struct Queue<Req, Res> {
     close_on_drop: Arc<CloseOnDrop<Req, Res>>,
     /// Acquires the place in the queue for this handle's next call.
     acquire: Acquire,
+    deadline: Option<fn(&Req) -> Option<Deadline>>,
+}
+
+/// What a call has besides its request while it waits to begin.
+pub(crate) struct CallContext {
+    /// The caller's event and span, in which the call will run.
+    pub(crate) scope: Scope,
+    /// The instant at which the queue ends the call.
+    pub(crate) deadline: Option<Instant>,
+    /// Counts the call's cost among that of the calls that have not reached the limits.
+    pub(crate) demand: Option<PendingCost>,
 }
 
 /// Closes the queue when dropped. The handles share one `CloseOnDrop`, which is dropped with the last handle.
@@ -96,69 +123,13 @@ struct CloseOnDrop<Req, Res> {
     channel: Arc<Channel<Req, Res>>,
 }
 
-/// The response future of a queued call.
-///
-/// The future has to be polled only until the call has a place in the queue: from then on the workers drive the call.
-/// Most calls have a place as soon as they are made; see [`is_accepted`](Self::is_accepted).
-///
-/// # Errors
-///
-/// The future returns the error of the inner service, or:
-///
-/// - [`Closed`] if the queue was closed before the call had a place,
-/// - [`Cancelled`] if the call was cancelled, the queue was aborted, or the runtime of the queue's workers was shut
-///   down,
-/// - [`Panicked`](crate::error::Panicked) if the service panicked.
-///
-/// # Panics
-///
-/// The future may panic when it is polled after it has completed.
-///
-/// # Cancel safety
-///
-/// Dropping the future cancels the call, unless the call has completed or is [detached](Self::detach).
-#[must_use = "dropping it cancels the call; `detach` lets it run"]
-pub struct ResponseFuture<Req, Res> {
-    state: State<Req, Res>,
-}
-
-enum State<Req, Res> {
-    /// The call waits for a place in the queue.
-    WaitingForPlace(WaitingForPlace<Req, Res>),
-    /// The call was accepted: it had a place in the queue, and is queued, is running, or has a response.
-    Accepted {
-        message: Arc<Message<Req, Res>>,
-        channel: Arc<Channel<Req, Res>>,
-    },
-    /// The call was cancelled before it had a place.
-    Cancelled,
-    /// The future has returned the call's result, or the call was detached.
-    Finished,
-}
-
-/// A call that waits for a place in the queue, with the acquirer of that place.
-struct WaitingForPlace<Req, Res> {
-    acquire: Option<Acquire>,
-    /// The waiting call is boxed, because space for its request would make the futures of accepted calls larger, too.
-    call: Option<Box<UnqueuedCall<Req>>>,
-    channel: Arc<Channel<Req, Res>>,
-}
-
-/// A call that has no place in the queue yet. It becomes a [`Message`] when it has a place.
-struct UnqueuedCall<Req> {
-    req: Option<Req>,
-    scope: Scope,
-    /// The waker of the task that polls the response future, woken when the call is cancelled.
-    caller: Option<Waker>,
-}
-
-/// The largest number of workers of a queue: more than any machine has threads, and few enough to be spawned.
+/// The largest number of calls that may start at once: more than any machine has threads.
 const MAX_WORKERS: usize = 65_536;
 
 // === impl QueueLayer ===
 
 impl<Req> QueueLayer<Req> {
-    /// Creates a layer whose queues have `capacity` places and one worker each.
+    /// Creates a layer whose queues have `capacity` places, and whose calls start one at a time.
     ///
     /// # Errors
     ///
@@ -168,16 +139,21 @@ impl<Req> QueueLayer<Req> {
         Ok(Self {
             capacity,
             workers: 1,
+            deadline: None,
             request: PhantomData,
         })
     }
 
-    /// Sets how many worker tasks drive the calls of a queue. Default: 1.
+    /// Sets how many calls may start at once. Default: 1.
     ///
-    /// One worker can drive any number of calls at once. More workers spread the computation of the calls' futures over
-    /// several threads. The number of workers changes neither how many calls run at once nor the order in which calls
-    /// begin. But with several workers, two calls that begin one right after the other may reach the layers below the
-    /// queue in either order, because different threads poll their futures.
+    /// A call starts from the moment it leaves the queue until its future was polled once, which is when it has reached
+    /// the limits below, or has been sent if it need not wait for them. With one worker, calls reach the layers below
+    /// the queue in the order in which the queue accepted them, on any runtime. With more workers, calls start on
+    /// several threads at once, which helps if they compute much before they first wait; then calls that begin one
+    /// right after the other may reach the layers below in either order.
+    ///
+    /// The number of workers changes neither how many calls run at once nor the order in which calls begin. A call that
+    /// takes longer than 5 ms to start is no longer waited for, so it does not hold up the calls behind it.
     ///
     /// # Errors
     ///
@@ -186,18 +162,41 @@ impl<Req> QueueLayer<Req> {
         self.workers = InvalidConfig::positive_up_to(MAX_WORKERS, "workers", workers)?;
         Ok(self)
     }
+
+    /// Ends each call at the deadline that `deadline` returns for its request, with
+    /// [`DeadlineExceeded`](crate::error::DeadlineExceeded). Default: calls have no deadline.
+    ///
+    /// A call ends at its deadline whether it is queued or running, and whether or not its future is polled; only while
+    /// it waits for a place in the queue, its future has to be polled. A queued call gives its place back, a running
+    /// one is dropped.
+    ///
+    /// ```
+    /// # use tower_outbound::{Deadline, QueueLayer};
+    /// // The deadline in the extensions of an http request.
+    /// let layer = QueueLayer::<http::Request<String>>::new(100)?.deadline(Deadline::of);
+    /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// In a runtime whose timer is not enabled, a call that has a deadline panics when it is queued.
+    #[must_use]
+    pub fn deadline(mut self, deadline: fn(&Req) -> Option<Deadline>) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
 }
 
-/// Each service that the layer makes is a separate queue with its own workers.
+/// Each service that the layer makes is a separate queue.
 ///
 /// # Panics
 ///
-/// Panics if `layer` is called outside a Tokio runtime, where the workers cannot be spawned.
+/// Panics if `layer` is called outside a Tokio runtime, where the calls cannot be spawned.
 impl<S, Req> Layer<S> for QueueLayer<Req>
 where
     S: Service<Req> + Send + 'static,
     S::Error: Into<BoxError>,
-    S::Future: Send,
+    S::Future: Send + 'static,
     S::Response: Send + 'static,
     Req: Send + 'static,
 {
@@ -205,11 +204,15 @@ where
 
     fn layer(&self, inner: S) -> Self::Service {
         let places = Semaphore::new(self.capacity);
-        let channel = Channel::new(places.clone());
-        worker::spawn(inner, self.workers, &channel);
+        let service = SharedService::new(Mutex::new(Some(inner)));
+        let channel = Channel::new(places.clone(), self.workers, move |channel, id| {
+            let worker = Worker::new(service.clone(), id, channel.clone());
+            channel.runtime().spawn(worker);
+        });
         Queue {
             close_on_drop: Arc::new(CloseOnDrop { channel }),
             acquire: places.acquire(),
+            deadline: self.deadline,
         }
     }
 }
@@ -240,7 +243,10 @@ impl<Req, Res> Queue<Req, Res> {
     /// place.
     pub fn try_call(&mut self, req: Req) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
         match self.try_place() {
-            Ok(Some(place)) => self.call_at(place, req, Scope::capture()),
+            Ok(Some(place)) => {
+                let context = self.context(&req, Scope::capture(), None);
+                self.call_at(place, &mut Some(req), context)
+            }
             Ok(None) => Err(Refused::full(req)),
             Err(_) => Err(Refused::closed(req)),
         }
@@ -256,42 +262,40 @@ impl<Req, Res> Queue<Req, Res> {
     pub(crate) fn call_at(
         &self,
         place: Permit,
-        req: Req,
-        scope: Scope,
+        req: &mut Option<Req>,
+        context: CallContext,
     ) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
-        let mut req = Some(req);
         let channel = self.channel();
-        match channel.push(&mut req, scope, place) {
+        match channel.push(req, context, place) {
             Ok(message) => Ok(ResponseFuture::accepted_as(message, channel)),
             // The call's scope (its event and its span) is dropped without cancelling the event: the caller may make
             // the call again in another queue, as part of the same event.
-            Err(_) => Err(Refused::closed(req.expect("a refused call leaves its request"))),
+            Err(_) => Err(Refused::closed(req.take().expect("a refused call leaves its request"))),
         }
     }
 
-    /// Queues a call whose event and span are in `scope`. If the queue has no free place, the returned future waits for
-    /// one. Taking the request out of `req` saves moving it twice.
+    /// Queues a call. If the queue has no free place, the returned future waits for one. Taking the request out of
+    /// `req` saves moving it twice.
     #[inline]
-    pub(crate) fn call_in(&mut self, scope: Scope, req: &mut Option<Req>) -> ResponseFuture<Req, Res> {
+    pub(crate) fn call_in(&mut self, context: CallContext, req: &mut Option<Req>) -> ResponseFuture<Req, Res> {
         let channel = &self.close_on_drop.channel;
-        let scope = match self.acquire.try_acquire() {
-            Ok(Some(place)) => match channel.push(req, scope, place) {
+        let context = match self.acquire.try_acquire() {
+            Ok(Some(place)) => match channel.push(req, context, place) {
                 Ok(message) => return ResponseFuture::accepted_as(message, channel),
                 // The queue was closed just now. The returned future fails with `Closed` when it is polled.
-                Err(scope) => scope,
+                Err(context) => context,
             },
-            Ok(None) | Err(_) => scope,
+            Ok(None) | Err(_) => context,
         };
-        ResponseFuture {
-            state: State::WaitingForPlace(WaitingForPlace {
-                channel: channel.clone(),
-                acquire: Some(self.acquire.replace()),
-                call: Some(Box::new(UnqueuedCall {
-                    req: req.take(),
-                    scope,
-                    caller: None,
-                })),
-            }),
+        ResponseFuture::waiting(channel, self.acquire.replace(), req.take(), context)
+    }
+
+    /// Returns the context of a call with this request.
+    pub(crate) fn context(&self, req: &Req, scope: Scope, demand: Option<PendingCost>) -> CallContext {
+        CallContext {
+            scope,
+            deadline: self.deadline.and_then(|deadline| deadline(req)).map(Deadline::instant),
+            demand,
         }
     }
 
@@ -319,8 +323,8 @@ impl<Req, Res> Queue<Req, Res> {
         self.channel().close();
     }
 
-    /// Stops accepting calls, and cancels the accepted ones. The workers drop the running calls shortly after this
-    /// method has returned; [`ended`](Self::ended) waits for that.
+    /// Stops accepting calls, and cancels the accepted ones. The running calls are dropped by their tasks shortly after
+    /// this method has returned; [`ended`](Self::ended) waits for that.
     pub fn abort(&self) {
         self.channel().abort();
     }
@@ -374,7 +378,8 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
     /// Queues the call. A call without a preceding `poll_ready` does not panic: if the queue has no free place, the
     /// future waits for one.
     fn call(&mut self, req: Req) -> Self::Future {
-        self.call_in(Scope::capture(), &mut Some(req))
+        let context = self.context(&req, Scope::capture(), None);
+        self.call_in(context, &mut Some(req))
     }
 }
 
@@ -383,6 +388,7 @@ impl<Req, Res> Clone for Queue<Req, Res> {
         Self {
             close_on_drop: self.close_on_drop.clone(),
             acquire: self.acquire.clone(),
+            deadline: self.deadline,
         }
     }
 }
@@ -406,139 +412,3 @@ impl<Req, Res> Drop for CloseOnDrop<Req, Res> {
     }
 }
 
-// === impl ResponseFuture ===
-
-impl<Req, Res> ResponseFuture<Req, Res> {
-    /// Waits until the call has a place in the queue. Returns at once if the call [was accepted](Self::is_accepted)
-    /// already, or was cancelled.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Closed`] if the queue was closed before the call had a place.
-    ///
-    /// # Cancel safety
-    ///
-    /// This method is cancel safe: if its future is dropped, the call keeps its position among those that wait for a
-    /// place.
-    pub async fn accepted(&mut self) -> Result<(), Closed> {
-        poll_fn(|cx| self.poll_accepted(cx)).await
-    }
-
-    /// Returns whether the call has been accepted into the queue, even if it has left the queue since. After this
-    /// future has completed, that is no longer known, and the method returns `false`.
-    #[must_use]
-    pub const fn is_accepted(&self) -> bool {
-        matches!(self.state, State::Accepted { .. })
-    }
-
-    /// Drops this future without cancelling the call. The call's response is dropped. A call that has no place in the
-    /// queue yet is not made: await [`accepted`](Self::accepted) before detaching it.
-    pub fn detach(mut self) {
-        self.state = State::Finished;
-    }
-
-    /// Cancels the call. The place of a queued call is free at once; a running call is dropped by its worker. The
-    /// future then returns [`Cancelled`], unless the call had a response already.
-    pub fn cancel(&mut self) {
-        if let State::WaitingForPlace(waiting) = &mut self.state {
-            let call = waiting.call.take();
-            self.state = State::Cancelled;
-            if let Some(UnqueuedCall { scope, caller, .. }) = call.map(|call| *call) {
-                scope.cancel();
-                caller.into_iter().for_each(Waker::wake);
-            }
-        }
-        self.cancel_accepted();
-    }
-
-    /// Cancels the call if it was accepted. A call that waits for a place is not changed.
-    pub(crate) fn cancel_accepted(&self) {
-        if let State::Accepted { message, channel } = &self.state {
-            channel.cancel(message);
-        }
-    }
-
-    #[inline]
-    fn accepted_as(message: Arc<Message<Req, Res>>, channel: &Arc<Channel<Req, Res>>) -> Self {
-        Self {
-            state: State::Accepted {
-                message,
-                channel: channel.clone(),
-            },
-        }
-    }
-
-    fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        if let State::WaitingForPlace(waiting) = &mut self.state {
-            let WaitingForPlace { acquire, call, channel } = waiting;
-            let Poll::Ready(place) = Acquire::poll_acquire(acquire, cx) else {
-                // The acquirer of the place stores the same waker, but drops it without waking the task when the call
-                // is cancelled. So `cancel` needs this copy to wake the task.
-                if let Some(call) = call {
-                    call.caller = Some(cx.waker().clone());
-                }
-                return Poll::Pending;
-            };
-            let UnqueuedCall { mut req, scope, .. } = *call.take().expect("the call is there until it has a place");
-            let pushed = match place {
-                Ok(place) => channel.push(&mut req, scope, place),
-                Err(_) => Err(scope),
-            };
-            match pushed {
-                Ok(message) => {
-                    let channel = channel.clone();
-                    self.state = State::Accepted { message, channel };
-                }
-                Err(scope) => {
-                    scope.cancel();
-                    self.state = State::Finished;
-                    return Poll::Ready(Err(Closed::new()));
-                }
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<Req, Res> Future for ResponseFuture<Req, Res> {
-    type Output = Result<Res, BoxError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Err(closed) = ready!(self.poll_accepted(cx)) {
-            return Poll::Ready(Err(closed.into()));
-        }
-        match &self.state {
-            State::Accepted { message, .. } => {
-                let result = ready!(message.poll_response(cx));
-                self.state = State::Finished;
-                Poll::Ready(result)
-            }
-            State::Cancelled => Poll::Ready(Err(Cancelled::new().into())),
-            State::WaitingForPlace(_) | State::Finished => {
-                panic!("`ResponseFuture` polled after completion")
-            }
-        }
-    }
-}
-
-/// The future is `Unpin` even if the request and the response are not, because no field is structurally pinned.
-impl<Req, Res> Unpin for ResponseFuture<Req, Res> {}
-
-impl<Req, Res> Drop for ResponseFuture<Req, Res> {
-    fn drop(&mut self) {
-        self.cancel_accepted();
-    }
-}
-
-impl<Req, Res> fmt::Debug for ResponseFuture<Req, Res> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut debug = f.debug_tuple("queue::ResponseFuture");
-        match &self.state {
-            State::WaitingForPlace(_) => debug.field(&"WaitingForPlace"),
-            State::Accepted { message, .. } => debug.field(message),
-            State::Cancelled => debug.field(&"Cancelled"),
-            State::Finished => debug.field(&"Finished"),
-        };
-        debug.finish()
-    }
-}

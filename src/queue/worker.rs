@@ -1,217 +1,251 @@
-//! The workers of a queue. Each worker takes calls from the channel, calls the service when it is ready, and drives the
-//! calls' futures to their end.
+//! [`Worker`]: a task that runs one call at a time, from its begin to its end.
 //!
-//! Only the worker that holds the [`ServiceLock`] calls the service. This worker waits for a call, then waits until the
-//! service is ready for it, calls the service, and releases the lock. So calls begin in the order in which they were
-//! accepted, however many workers there are, and the service is never made ready without a call that uses the
-//! readiness.
+//! Each running call has a worker of its own, so that the runtime schedules the calls like any tasks: they have their
+//! own cooperative budgets, run on any thread, and do not wait for each other. A worker whose call has ended runs the
+//! next call, so that most calls need no new task. The [channel](super::channel) decides which worker begins the next
+//! call.
 //!
 //! The service is user code and may panic. A panic fails only the call in which it happened; the worker continues.
 
 use super::{
-    call_set::CallSet,
-    channel::{Channel, InFlightGuard, WorkerGuard},
-    message::Message,
-    service_lock::{ServiceGuard, ServiceLock},
+    channel::{Channel, Next, StartEpoch},
+    message::{EarlyEnd, Message},
 };
-use crate::{error::BoxError, event::Scope, panic::catch_unwind};
+use crate::{
+    deadline::PendingCost,
+    error::BoxError,
+    event::Scope,
+    panic::catch_unwind,
+    sync::{Mutex, MutexGuard},
+};
 use pin_project_lite::pin_project;
 use std::{
-    future::{Future, poll_fn},
+    future::Future,
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
+    sync::{Arc, PoisonError},
+    task::{Context, Poll},
 };
 use tower_service::Service;
 
-/// Spawns `workers` tasks that run the calls of `channel`. The tasks end when the channel is closed and empty and their
-/// calls have ended.
-///
-/// # Panics
-///
-/// Panics outside a Tokio runtime.
-pub(super) fn spawn<S, Req>(service: S, workers: usize, channel: &Arc<Channel<Req, S::Response>>)
-where
-    S: Service<Req> + Send + 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send,
-    S::Response: Send + 'static,
-    Req: Send + 'static,
-{
-    let service_lock = ServiceLock::new(service);
-    for _ in 0..workers {
-        let mut worker = Worker::new(&service_lock, workers == 1, channel);
-        let task = tokio::spawn(poll_fn(move |cx| worker.poll(cx)));
-        channel.register(task.abort_handle());
+/// The inner service of a queue. It is locked only by the worker that has the channel's turn, and only within one poll.
+/// `None` once it was dropped, because no further call begins.
+pub(super) type SharedService<S> = Arc<Mutex<Option<S>>>;
+
+pin_project! {
+    /// The task of a worker. If it is dropped while it runs a call, because its runtime is shut down, the call is
+    /// cancelled.
+    pub(super) struct Worker<S, Req>
+    where
+        S: Service<Req>,
+    {
+        #[pin]
+        future: Option<S::Future>,
+        // The call of `future`.
+        call: Option<RunningCall<Req, S::Response>>,
+        // What the call has until its future was polled once.
+        starting: Option<Starting>,
+        service: SharedService<S>,
+        id: usize,
+        channel: Arc<Channel<Req, S::Response>>,
+    }
+
+    impl<S, Req> PinnedDrop for Worker<S, Req>
+    where
+        S: Service<Req>,
+    {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            let _ = catch_unwind(|| this.future.set(None));
+            if let Some(call) = this.call.take() {
+                call.end(this.channel, Err(EarlyEnd::Cancelled));
+            }
+            let epoch = this.starting.take().map(|starting| starting.epoch);
+            if this.channel.remove_worker(*this.id, epoch) {
+                drop_service(this.service);
+                this.channel.set_ended();
+            }
+        }
     }
 }
 
-/// One worker. The fields are dropped in the order of their declaration: first the running calls, then the call that
-/// was about to begin, then the guard of the service.
-pub(super) struct Worker<S, Req>
-where
-    S: Service<Req>,
-{
-    running: CallSet<RunningCall<S::Future, Req, S::Response>>,
-    pending: Option<PendingCall<Req, S::Response>>,
-    service_guard: Option<ServiceGuard<S>>,
-    service_lock: ServiceLock<S>,
-    /// Whether the queue has no other worker, so that this worker never releases the service lock.
-    is_only_worker: bool,
-    guard: WorkerGuard<Req, S::Response>,
+/// What a call has from its begin until its future was polled once.
+struct Starting {
+    /// Counts the call among the starting ones.
+    epoch: StartEpoch,
+    /// Counts the call's cost among that of the calls that have not reached the limits: after the first poll, the
+    /// limiter counts it.
+    #[allow(dead_code, reason = "its drop is what matters")]
+    demand: Option<PendingCost>,
 }
 
-/// The result of an attempt to begin the next call.
-enum Next {
-    /// The service was called. The call's future is in the slot with this index and has not been polled yet.
-    Call(usize),
-    /// No future was made: the call was cancelled, or the service returned an error from `poll_ready` or panicked.
-    Nothing,
-    /// The channel is closed and empty, so there is no next call.
-    End,
+/// What a running call has besides its future.
+struct RunningCall<Req, Res> {
+    message: Arc<Message<Req, Res>>,
+    /// The call's event and span.
+    scope: Scope,
 }
 
-/// How many calls a worker begins in one poll before it yields to other tasks of the runtime. In Tokio's cooperative
-/// budget, a task has the same number of operations per poll.
+/// How many calls a worker begins in one poll before it yields to other tasks. In Tokio's cooperative budget, a task
+/// has the same number of operations per poll.
 const MAX_STARTS_PER_POLL: usize = 128;
+
+// === impl Worker ===
 
 impl<S, Req> Worker<S, Req>
 where
     S: Service<Req>,
     S::Error: Into<BoxError>,
 {
-    pub(super) fn new(
-        service_lock: &ServiceLock<S>,
-        is_only_worker: bool,
-        channel: &Arc<Channel<Req, S::Response>>,
-    ) -> Self {
+    pub(super) const fn new(service: SharedService<S>, id: usize, channel: Arc<Channel<Req, S::Response>>) -> Self {
         Self {
-            running: CallSet::new(),
-            pending: None,
-            service_guard: None,
-            service_lock: service_lock.clone(),
-            is_only_worker,
-            guard: WorkerGuard::enter(channel),
+            future: None,
+            call: None,
+            starting: None,
+            service,
+            id,
+            channel,
         }
     }
 
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Drives the worker's call. Ready when the worker has no call.
+    fn poll_call(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.as_mut().project();
+        let (Some(future), Some(call)) = (this.future.as_mut().as_pin_mut(), this.call.as_mut()) else {
+            return Poll::Ready(());
+        };
+        if let Some(why) = call.message.early_end() {
+            self.conclude(Err(why));
+            return Poll::Ready(());
+        }
+        let polled = catch_unwind(|| {
+            let _entered = call.scope.enter();
+            future.poll(cx).map_err(Into::into)
+        });
+        match polled {
+            Ok(Poll::Ready(result)) => self.conclude(Ok(result)),
+            Ok(Poll::Pending) => match call.message.early_end() {
+                Some(why) => self.conclude(Err(why)),
+                None => return Poll::Pending,
+            },
+            Err(panic) => {
+                // The future is dropped before the failure is written, so that the call's permit is free when its event
+                // ends.
+                let _ = catch_unwind(|| this.future.set(None));
+                let error = call.fail(panic);
+                self.conclude(Ok(Err(error)));
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Ends the call. The call's future, and with it the call's permit, is dropped first, so that a caller that makes
+    /// another call at once finds the permit free.
+    fn conclude(self: Pin<&mut Self>, end: Result<Result<S::Response, BoxError>, EarlyEnd>) {
+        let mut this = self.project();
+        let _ = catch_unwind(|| this.future.set(None));
+        if let Some(call) = this.call.take() {
+            call.end(this.channel, end);
+        }
+    }
+
+    /// Waits until the service is ready for the call, and calls it.
+    fn poll_begin(mut self: Pin<&mut Self>, message: Arc<Message<Req, S::Response>>, epoch: StartEpoch) -> Poll<()> {
+        let mut this = self.as_mut().project();
+        let channel = &*this.channel;
+        let mut service = lock(this.service);
+        let Some(service_ref) = service.as_mut() else {
+            drop(service);
+            channel.not_begun(&message, epoch);
+            return Poll::Ready(());
+        };
+        let ready = loop {
+            // The service's readiness is not polled for a call that has ended.
+            if message.ends_early() {
+                break Ok(());
+            }
+            let mut cx = Context::from_waker(channel.ready_waker());
+            match catch_unwind(|| service_ref.poll_ready(&mut cx).map_err(Into::into)) {
+                Ok(Poll::Ready(ready)) => break ready,
+                Ok(Poll::Pending) if channel.wait_until_ready(*this.id, &message, epoch) => return Poll::Pending,
+                // The service's waker was woken, or the call has ended, since the service was polled.
+                Ok(Poll::Pending) => {}
+                Err(panic) => break Err(panic),
+            }
+        };
+        let Some((req, scope, demand)) = message.begin(*this.id) else {
+            drop(service);
+            channel.not_begun(&message, epoch);
+            return Poll::Ready(());
+        };
+        channel.enter();
+        *this.starting = Some(Starting { epoch, demand });
+        let call = this.call.insert(RunningCall { message, scope });
+        let made = match ready {
+            Ok(()) => catch_unwind(|| {
+                let _entered = call.scope.enter();
+                this.future.set(Some(service_ref.call(req)));
+            }),
+            Err(error) => {
+                let _ = catch_unwind(|| drop(req));
+                Err(error)
+            }
+        };
+        drop(service);
+        channel.give_back_turn();
+        if let Err(error) = made {
+            let error = call.fail(error);
+            self.conclude(Ok(Err(error)));
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<S, Req> Future for Worker<S, Req>
+where
+    S: Service<Req>,
+    S::Error: Into<BoxError>,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..MAX_STARTS_PER_POLL {
-            self.running.poll(cx);
-            match self.poll_next(cx) {
-                // The new call's future is polled at once, before the next call begins, so that calls reach the limits
-                // below the queue in order. It is polled after the service lock was released, because the future may
-                // compute for a long time.
-                Poll::Ready(Next::Call(slot)) => self.running.poll_slot(slot),
-                Poll::Ready(Next::Nothing) => {}
-                Poll::Ready(Next::End) if self.running.is_empty() => return Poll::Ready(()),
-                Poll::Ready(Next::End) | Poll::Pending => return Poll::Pending,
+            let polled = self.as_mut().poll_call(cx);
+            let this = self.as_mut().project();
+            let epoch = this.starting.take().map(|starting| starting.epoch);
+            if polled.is_pending() {
+                if let Some(epoch) = epoch {
+                    this.channel.started(epoch);
+                }
+                return Poll::Pending;
+            }
+            match this.channel.next(*this.id, epoch, cx) {
+                Next::Call(message, epoch) => {
+                    if self.as_mut().poll_begin(message, epoch).is_pending() {
+                        return Poll::Pending;
+                    }
+                }
+                Next::Wait => return Poll::Pending,
+                Next::End => return Poll::Ready(()),
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
-
-    /// Waits for the service lock, for a call, and for the service to be ready for the call. Then calls the service.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        let mut service_guard = match self.service_guard.take() {
-            Some(guard) => guard,
-            None => ready!(self.service_lock.poll_acquire(cx)),
-        };
-        let next = self.poll_make(service_guard.service(), cx);
-        // A worker keeps the service lock while it waits for a call or for the service's readiness. The only worker of
-        // a queue always keeps it.
-        if next.is_pending() || self.is_only_worker {
-            self.service_guard = Some(service_guard);
-        }
-        next
-    }
-
-    fn poll_make(&mut self, service: &mut S, cx: &mut Context<'_>) -> Poll<Next> {
-        let pending = match self.pending.take() {
-            Some(pending) => pending,
-            None => match ready!(self.guard.channel.poll_next(cx)) {
-                Some(message) => PendingCall(Some(message)),
-                None => return Poll::Ready(Next::End),
-            },
-        };
-        // The service's readiness is not polled for a call that is cancelled.
-        if pending.message().is_cancelled() {
-            return Poll::Ready(Next::Nothing);
-        }
-        let ready = match catch_unwind(|| service.poll_ready(cx).map_err(Into::into)) {
-            Ok(Poll::Ready(ready)) => ready,
-            Ok(Poll::Pending) => {
-                // The call may have been cancelled after `is_cancelled` was checked, when the worker's waker was not
-                // registered yet. So `poll_cancelled` checks again when it registers the waker.
-                if pending.message().poll_cancelled(cx).is_ready() {
-                    return Poll::Ready(Next::Nothing);
-                }
-                self.pending = Some(pending);
-                return Poll::Pending;
-            }
-            Err(panic) => Err(panic),
-        };
-        let message = pending.into_message();
-        let channel = &self.guard.channel;
-        let slot = self
-            .running
-            .insert(|running| running.make(channel, message, ready, service));
-        Poll::Ready(slot.map_or(Next::Nothing, Next::Call))
-    }
 }
 
-/// A call that a worker took from the channel and that has not begun. If the worker is dropped before the call begins,
-/// the call is cancelled.
-struct PendingCall<Req, Res>(Option<Arc<Message<Req, Res>>>);
-
-impl<Req, Res> PendingCall<Req, Res> {
-    fn message(&self) -> &Message<Req, Res> {
-        self.0.as_ref().expect("the message is there until `into_message`")
-    }
-
-    fn into_message(mut self) -> Arc<Message<Req, Res>> {
-        self.0.take().expect("the message is there until `into_message`")
-    }
+fn lock<S>(service: &SharedService<S>) -> MutexGuard<'_, Option<S>> {
+    service.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<Req, Res> Drop for PendingCall<Req, Res> {
-    fn drop(&mut self) {
-        if let Some(message) = &self.0 {
-            let _ = catch_unwind(|| message.cancel());
-        }
-    }
+/// Drops the service, which runs user code, without the lock.
+fn drop_service<S>(service: &SharedService<S>) {
+    let service = lock(service).take();
+    let _ = catch_unwind(move || drop(service));
 }
 
-pin_project! {
-    /// The future of one call, or an empty future, which a slot of the call set keeps between two calls. If the worker
-    /// is dropped before the call ends, the call is cancelled.
-    struct RunningCall<F, Req, Res> {
-        #[pin]
-        future: Option<F>,
-        // Whether the waker of the call's slot is registered to be woken when the caller cancels the call.
-        is_watching: bool,
-        call: Option<StartedCall<Req, Res>>,
-    }
+// === impl RunningCall ===
 
-    impl<F, Req, Res> PinnedDrop for RunningCall<F, Req, Res> {
-        fn drop(this: Pin<&mut Self>) {
-            let mut this = this.project();
-            if let Some(call) = this.call.take() {
-                let _ = catch_unwind(|| this.future.set(None));
-                call.end(None);
-            }
-        }
-    }
-}
-
-/// What a running call has besides its future: its scope (event and span) and the guard that counts it as in flight.
-struct StartedCall<Req, Res> {
-    scope: Scope,
-    in_flight: InFlightGuard<Req, Res>,
-}
-
-impl<Req, Res> StartedCall<Req, Res> {
+impl<Req, Res> RunningCall<Req, Res> {
     /// Writes a failure to the call's event and returns the failure. The layers below cannot write it, because it is a
     /// panic or an error from `poll_ready`. Writing formats the error, which runs user code: if that panics, the call
     /// fails with that panic instead.
@@ -224,127 +258,22 @@ impl<Req, Res> StartedCall<Req, Res> {
         panic
     }
 
-    /// Ends the call with `result`, or as cancelled if `result` is `None`.
-    fn end(self, result: Option<Result<Res, BoxError>>) {
-        let Self { scope, in_flight } = self;
-        let message = in_flight.leave();
+    /// Ends the call with its result, or early. Everything about the call is final before the caller is told: its
+    /// future was dropped, it is no longer counted as in flight, and its event has ended.
+    fn end(self, channel: &Channel<Req, Res>, end: Result<Result<Res, BoxError>, EarlyEnd>) {
+        let Self { message, scope } = self;
+        channel.leave();
         // Each step is wrapped in `catch_unwind` because it may drop user values: a response that the caller does not
         // fetch, or a tracing span.
-        match result {
-            Some(result) => {
-                // The scope is dropped before the caller is woken, so that the caller has the last handle to the event
-                // and frees the event's memory on the thread that allocated it.
-                let _ = catch_unwind(move || drop(scope));
-                let _ = catch_unwind(move || message.finish(result));
-            }
-            None => {
-                let _ = catch_unwind(|| scope.cancel());
-                let _ = catch_unwind(move || message.cancel());
-                let _ = catch_unwind(move || drop(scope));
-            }
-        }
-    }
-}
-
-impl<F, Req, Res> Default for RunningCall<F, Req, Res> {
-    fn default() -> Self {
-        Self {
-            future: None,
-            is_watching: false,
-            call: None,
-        }
-    }
-}
-
-impl<F, Req, Res, E> RunningCall<F, Req, Res>
-where
-    F: Future<Output = Result<Res, E>>,
-    E: Into<BoxError>,
-{
-    /// Calls the service, or fails the call if `ready` is an error. Returns `Ready` if the call has ended already,
-    /// because it was cancelled or has failed.
-    fn make<S>(
-        mut self: Pin<&mut Self>,
-        channel: &Arc<Channel<Req, Res>>,
-        message: Arc<Message<Req, Res>>,
-        ready: Result<(), BoxError>,
-        service: &mut S,
-    ) -> Poll<()>
-    where
-        S: Service<Req, Future = F>,
-    {
-        let Some((req, scope)) = message.begin() else {
-            return Poll::Ready(());
-        };
-        let mut this = self.as_mut().project();
-        *this.is_watching = false;
-        let call = this.call.insert(StartedCall {
-            scope,
-            in_flight: InFlightGuard::enter(channel, message),
+        let result = end.unwrap_or_else(|why| {
+            let _ = catch_unwind(|| why.record(&scope));
+            Err(why.into_error())
         });
-        let made = match ready {
-            Ok(()) => catch_unwind(|| {
-                let _entered = call.scope.enter();
-                this.future.set(Some(service.call(req)));
-            }),
-            Err(error) => {
-                let _ = catch_unwind(|| drop(req));
-                Err(error)
-            }
-        };
-        match made {
-            Ok(()) => Poll::Pending,
-            Err(error) => {
-                let error = call.fail(error);
-                self.conclude(Some(Err(error)))
-            }
-        }
-    }
-
-    /// Ends the call. The call's future, and with it the call's permit, is dropped before the caller is woken with the
-    /// result, so that a caller that makes another call at once finds the permit free.
-    fn conclude(self: Pin<&mut Self>, result: Option<Result<Res, BoxError>>) -> Poll<()> {
-        let mut this = self.project();
-        let _ = catch_unwind(|| this.future.set(None));
-        if let Some(call) = this.call.take() {
-            call.end(result);
-        }
-        Poll::Ready(())
-    }
-}
-
-impl<F, Req, Res, E> Future for RunningCall<F, Req, Res>
-where
-    F: Future<Output = Result<Res, E>>,
-    E: Into<BoxError>,
-{
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.as_mut().project();
-        let (Some(future), Some(call)) = (this.future.as_mut().as_pin_mut(), this.call.as_mut()) else {
-            return Poll::Ready(());
-        };
-        if call.in_flight.message().is_cancelled() {
-            return self.conclude(None);
-        }
-        let polled = catch_unwind(|| {
-            let _entered = call.scope.enter();
-            future.poll(cx).map_err(Into::into)
-        });
-        let result = match polled {
-            Ok(Poll::Ready(result)) => result,
-            Ok(Poll::Pending) => {
-                // The waker has to be registered only once per call, because a call's future stays in its slot and is
-                // always polled with the waker of that slot.
-                if *this.is_watching || call.in_flight.message().poll_cancelled(cx).is_pending() {
-                    *this.is_watching = true;
-                    return Poll::Pending;
-                }
-                return self.conclude(None);
-            }
-            Err(panic) => Err(call.fail(panic)),
-        };
-        self.conclude(Some(result))
+        // The scope is dropped before the caller is woken, so that the caller has the last handle to the event and
+        // frees the event's memory on the thread that allocated it.
+        let _ = catch_unwind(move || drop(scope));
+        let _ = catch_unwind(|| message.finish(result));
+        channel.remove_deadline(&message);
+        let _ = catch_unwind(move || drop(message));
     }
 }

@@ -1,0 +1,94 @@
+//! [`Timer`]: the one timer of a queue, for the deadlines of its calls and for a call that is slow to start.
+//!
+//! The timer is armed by whoever learns of an earlier instant, on the thread where that happens, and its waker runs on
+//! the thread that drives the runtime's timers. No task has to be scheduled for either: a task could be stuck behind a
+//! caller that computes on the same thread.
+
+use super::runtime::Runtime;
+use crate::sync::{
+    Mutex,
+    atomic::{AtomicBool, Ordering},
+};
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    sync::PoisonError,
+    task::{Context, Poll, Waker},
+};
+use tokio::{
+    task::coop::unconstrained,
+    time::{Instant, Sleep},
+};
+
+pub(super) struct Timer {
+    state: Mutex<TimerState>,
+    /// Whether the timer has fired and nobody has acted on it yet.
+    fired: AtomicBool,
+    /// Wakes the owner of the timer when it fires.
+    waker: Waker,
+}
+
+#[derive(Default)]
+struct TimerState {
+    /// Tokio's timer, made when the queue first needs one.
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// The instant at which the timer fires. `None` if it is not armed.
+    armed: Option<Instant>,
+}
+
+impl Timer {
+    pub(super) fn new(waker: Waker) -> Self {
+        Self {
+            state: Mutex::default(),
+            fired: AtomicBool::new(false),
+            waker,
+        }
+    }
+
+    /// Arms the timer for `at`, unless it fires earlier already. Returns whether it has fired meanwhile, so that the
+    /// caller has to act on it.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the runtime's timer is not enabled.
+    #[cfg(not(tower_outbound_loom))]
+    pub(super) fn arm(&self, at: Instant, runtime: &Runtime) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.armed.is_some_and(|armed| armed <= at) {
+            return false;
+        }
+        let sleep = match &mut state.sleep {
+            Some(sleep) => {
+                sleep.as_mut().reset(at);
+                sleep
+            }
+            none => none.insert(Box::pin(runtime.sleep_until(at))),
+        };
+        // Without `unconstrained`, a task that has used up its cooperative budget would not arm the timer here.
+        let polled = pin!(unconstrained(sleep.as_mut())).poll(&mut Context::from_waker(&self.waker));
+        state.armed = Some(at).filter(|_| polled.is_pending());
+        drop(state);
+        // A deadline that passes while the timer is being armed wakes the waker on this thread, inside the poll above.
+        // `fire` then could not lock the state and has left the rest to this caller.
+        let has_fired = self.fired.swap(false, Ordering::AcqRel);
+        has_fired || polled == Poll::Ready(())
+    }
+
+    /// Under loom there is no time, so the timer never fires.
+    #[cfg(tower_outbound_loom)]
+    pub(super) fn arm(&self, _: Instant, _: &Runtime) -> bool {
+        false
+    }
+
+    /// Notes that the timer has fired. Returns whether the caller has to act on it; if not, the thread that is arming
+    /// the timer does.
+    pub(super) fn fire(&self) -> bool {
+        self.fired.store(true, Ordering::Release);
+        let Ok(mut state) = self.state.try_lock() else {
+            return false;
+        };
+        state.armed = None;
+        drop(state);
+        self.fired.swap(false, Ordering::AcqRel)
+    }
+}
