@@ -42,7 +42,7 @@
 //! | | |
 //! |---|---|
 //! | [`Executor`] | [start, submit, stop](executor) |
-//! | [`QueueLayer`] | a bounded [queue] whose workers drive the calls |
+//! | [`QueueLayer`] | a bounded [queue]; each call that has left it is a task |
 //! | [`EventLayer`] | the [record](event) of each call; used twice: around all layers below, and around the client |
 //! | [`DeadlineLayer`] | the [instant by which a call has to end](deadline) |
 //! | a layer of your own | [`retry`] (feature `http`), a timeout, or any other Tower layer |

@@ -213,3 +213,92 @@ async fn the_layer_ends_and_refuses_calls_without_an_executor() {
     assert_eq!(error.downcast_ref::<DeadlineExceeded>().unwrap().wait(), ms(200));
     assert_eq!(begun.elapsed(), ms(199));
 }
+
+// --- nobody polls ---
+
+/// Starts an executor that runs one call at a time.
+fn one_at_a_time(capacity: usize) -> Executor<Duration, ()> {
+    let builder = Executor::builder()
+        .limits(Limits::new())
+        .concurrency_limit(1)
+        .queue_capacity(capacity);
+    executor(builder, &Arc::default())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queued_call_ends_at_its_deadline_if_its_handle_is_dropped_or_kept_and_not_polled() {
+    let executor = one_at_a_time(10);
+    let begun = Instant::now();
+    let _running = executor.submit(call(ms(60_000))).await.unwrap();
+    let kept = executor.submit(call(ms(1)).timeout(ms(3_000))).await.unwrap();
+    let dropped = executor.submit(call(ms(1)).timeout(ms(2_000))).await.unwrap();
+    let event = dropped.event().clone();
+    drop(dropped);
+    for (event, at) in [(event, 2_000), (kept.event().clone(), 3_000)] {
+        let event = event.finished().await;
+        assert_eq!((event.status, begun.elapsed()), (RequestStatus::Failed, ms(at)));
+        assert_eq!(event.error_type.as_deref(), Some("DeadlineExceeded"));
+    }
+    assert_eq!(executor.monitor().queue_depth(), 0);
+    assert!(kept.await.unwrap_err().is_deadline_exceeded());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_call_ends_at_its_deadline_if_its_handle_is_not_polled_and_its_record_is_final() {
+    let executor = one_at_a_time(10);
+    let begun = Instant::now();
+    let handle = executor.submit(call(ms(60_000)).timeout(ms(500))).await.unwrap();
+    let event = handle.event().finished().await;
+    assert_eq!((event.status, begun.elapsed()), (RequestStatus::Failed, ms(500)));
+    assert!(event.attempts[0].ended_at.is_some());
+    let monitor = executor.monitor();
+    assert_eq!(
+        (monitor.in_flight(), monitor.calling(), monitor.totals().failed),
+        (0, 0, 1)
+    );
+    assert!(handle.await.unwrap_err().is_deadline_exceeded());
+}
+
+#[tokio::test(start_paused = true)]
+async fn queued_calls_hold_no_places_after_their_deadlines() {
+    let executor = one_at_a_time(2);
+    let _running = executor.submit(call(ms(60_000))).await.unwrap();
+    sleep(ms(1)).await;
+    for _ in 0..2 {
+        drop(executor.submit(call(ms(1)).timeout(ms(2_000))).await.unwrap());
+    }
+    let begun = Instant::now();
+    drop(executor.submit(call(ms(1))).await.unwrap());
+    assert_eq!(begun.elapsed(), ms(2_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_earlier_deadline_is_kept_behind_a_later_one() {
+    let executor = one_at_a_time(10);
+    let begun = Instant::now();
+    let _running = executor.submit(call(ms(60_000))).await.unwrap();
+    let mut events = Vec::new();
+    for timeout in [9_000, 3_000, 6_000, 1_000] {
+        let handle = executor.submit(call(ms(1)).timeout(ms(timeout))).await.unwrap();
+        events.push((timeout, handle.event().clone()));
+    }
+    events.sort_unstable_by_key(|(timeout, _)| *timeout);
+    for (timeout, event) in events {
+        event.finished().await;
+        assert_eq!(begun.elapsed(), ms(timeout));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_of_a_single_call_counts_the_calls_ahead_of_it() {
+    let builder = Executor::builder()
+        .requests(Rate::per_second(1).burst(1))
+        .concurrency_limit(1);
+    let executor = executor(builder, &Arc::default());
+    for _ in 0..5 {
+        drop(executor.submit(call(ms(1))).await.unwrap());
+    }
+    let error = executor.submit(call(ms(1)).timeout(ms(4_500))).await.unwrap_err();
+    assert_eq!(error.find::<DeadlineExceeded>().unwrap().wait(), ms(5_000));
+    drop(executor.submit(call(ms(1)).timeout(ms(5_500))).await.unwrap());
+}

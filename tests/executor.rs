@@ -11,7 +11,7 @@ use std::{
     },
     time::Duration,
 };
-use support::{Client, client, ms, pass, request, settle};
+use support::{Client, HANG, client, ms, pass, request, settle};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_test::{assert_pending, task};
 use tower::{BoxError, Service, ServiceExt, service_fn};
@@ -19,7 +19,7 @@ use tower_outbound::{
     ApiTokens, Call, Cost, Executor, ExecutorBuilder, Limits, NetworkRequestEvent, Rate, RequestStatus, Shutdown,
     error::CostExceedsBurst,
     event::{Http, Value},
-    executor::{Config, IntoHttpResponse, TrySubmitError},
+    executor::{Closure, Config, IntoHttpResponse, TrySubmitError},
 };
 
 type Plain = Executor<&'static str, &'static str>;
@@ -1068,4 +1068,66 @@ async fn a_client_that_is_not_sync_and_requests_that_are_not_can_be_used() {
     executor.start().unwrap();
     let call = executor.submit(Request::new(std::cell::Cell::new(2))).await.unwrap();
     assert_eq!(*call.await.unwrap().body(), 3);
+}
+
+// --- calls that make calls ---
+
+/// A call that submits and awaits a call of the executor, which responds with the time `takes` later.
+fn nested(executor: &Executor<Closure<String>, String>, takes: Duration) -> Call<Closure<String>> {
+    let executor = executor.clone();
+    Call::new(move || {
+        let executor = executor.clone();
+        async move {
+            sleep(ms(1)).await;
+            let inner = Call::new(move || async move {
+                sleep(takes).await;
+                Ok::<_, BoxError>((200, String::from("inner")))
+            });
+            executor.submit(inner).await?.await?;
+            Ok::<_, BoxError>((200, String::from("outer")))
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_awaits_a_call_without_a_permit_gets_an_error_if_no_call_could_go_on() {
+    for concurrency in [1, 3] {
+        let executor = unlimited()
+            .concurrency_limit(concurrency)
+            .build_for_closures::<String>()
+            .unwrap();
+        executor.start().unwrap();
+        let mut calls = Vec::new();
+        for _ in 0..concurrency {
+            calls.push(executor.submit(nested(&executor, ms(10))).await.unwrap());
+        }
+        let mut deadlocks = 0;
+        for call in calls {
+            match timeout(HANG, call).await.expect("no call hangs") {
+                Ok(response) => assert_eq!(response.body(), "outer"),
+                Err(error) => {
+                    assert!(error.is_deadlock(), "{error}");
+                    deadlocks += 1;
+                }
+            }
+        }
+        // The last of the calls completes the circle. When it has failed, the others go on.
+        assert_eq!(deadlocks, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_await_calls_go_on_if_a_permit_is_left_or_will_be_free() {
+    let executor = unlimited().concurrency_limit(2).build_for_closures::<String>().unwrap();
+    executor.start().unwrap();
+    let other = || async {
+        sleep(ms(50)).await;
+        Ok::<_, BoxError>((200, String::new()))
+    };
+    let other = executor.submit(Call::new(other)).await.unwrap();
+    let outer = executor.submit(nested(&executor, ms(10))).await.unwrap();
+    let begun = Instant::now();
+    assert_eq!(outer.await.unwrap().body(), "outer");
+    assert_eq!(begun.elapsed(), ms(60));
+    other.await.unwrap();
 }

@@ -2,13 +2,12 @@
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
-/// The queue accepts no more calls: it was closed, or its worker tasks have ended because their Tokio runtime was shut
-/// down.
+/// The queue accepts no more calls: it was closed, or its Tokio runtime was shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed(());
 
-/// The call was cancelled before it had ended: by its caller, by an abort of its queue, or because the runtime of the
-/// queue's workers was shut down.
+/// The call was cancelled before it had ended: by its caller, by an abort of its queue, or because the queue's runtime
+/// was shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cancelled(());
 
@@ -25,6 +24,34 @@ pub struct Refused<Req> {
     request: Req,
     closed: bool,
 }
+
+/// The call could never begin: every permit of the concurrency limit is held by a call that awaits a call of the same
+/// executor that has no permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlock {
+    permits: usize,
+}
+
+// === impl Deadlock ===
+
+impl Deadlock {
+    pub(crate) const fn new(permits: usize) -> Self {
+        Self { permits }
+    }
+}
+
+impl fmt::Display for Deadlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the call could never begin: each of the {} calls that hold a permit awaits a call without one; raise the \
+             concurrency limit, or do not await calls of an executor in its own calls",
+            self.permits
+        )
+    }
+}
+
+impl StdError for Deadlock {}
 
 // === impl Closed ===
 

@@ -10,7 +10,7 @@ mod rate;
 mod response;
 
 pub use crate::panic::Panicked;
-pub use call::{Cancelled, Closed, DeadlineExceeded, Refused};
+pub use call::{Cancelled, Closed, DeadlineExceeded, Deadlock, Refused};
 pub use config::InvalidConfig;
 pub use rate::{AcquireError, CostExceedsBurst, StoreUnavailable};
 #[cfg(feature = "http")]
@@ -124,6 +124,13 @@ impl Error {
     #[must_use]
     pub fn is_deadline_exceeded(&self) -> bool {
         self.find::<DeadlineExceeded>().is_some()
+    }
+
+    /// Whether the call could never begin, because it was awaited by a call that holds the permit it needs. See
+    /// [`executor`](crate::executor#calls-that-make-calls).
+    #[must_use]
+    pub fn is_deadlock(&self) -> bool {
+        self.find::<Deadlock>().is_some()
     }
 
     /// Returns the first error of type `E` among the wrapped error (for example the client's) and its first 128

@@ -185,6 +185,16 @@ impl EventHandle {
         self.writer().finish(Outcome::Cancelled);
     }
 
+    /// Returns the stage (how far in the stack) from which the handle was taken.
+    pub(crate) const fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Returns a number that no other event has while this one exists.
+    pub(crate) fn key(&self) -> usize {
+        Arc::as_ptr(&self.shared).addr()
+    }
+
     pub(super) fn writer(&self) -> Writer {
         Writer::new(&self.shared, self.stage)
     }

@@ -35,7 +35,7 @@ use tower_service::Service;
 /// | [`concurrency_limit`](Self::concurrency_limit) | 10 calls in flight |
 /// | [`requests`](Self::requests) | 10 per second, with a burst of 10 |
 /// | [`tokens`](Self::tokens) | not limited |
-/// | [`workers`](Self::workers) | 1 task |
+/// | [`workers`](Self::workers) | 1 call starts at once |
 /// | [`timeout`](Self::timeout) | none |
 ///
 /// ```
@@ -181,10 +181,11 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self
     }
 
-    /// Sets how many worker tasks poll the calls. Default: 1, since one worker can poll any number of calls at once.
+    /// Sets how many calls may start at once, that is, be on their way from the queue to the limits. Default: 1, so that
+    /// calls reach the limits in the order in which they were submitted. See
+    /// [`QueueLayer::workers`](crate::QueueLayer::workers).
     ///
-    /// The number of workers does not limit how many calls run at once. More workers spread the computation in the
-    /// calls' futures over several threads.
+    /// The number of workers does not limit how many calls run at once: each running call is a task of its own.
     pub fn workers(mut self, workers: usize) -> Self {
         self.settings.workers = workers;
         self

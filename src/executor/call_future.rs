@@ -1,10 +1,12 @@
 //! [`CallFuture`]: resolves to the response of a submitted call.
 
-use crate::{error::Error, queue};
+use super::nested::{NestedWait, NestedWaits};
+use crate::{error::Error, event::EventHandle, queue};
 use http::{Request, Response};
 use std::{
-    future::Future,
-    pin::Pin,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 use tokio::sync::oneshot;
@@ -19,6 +21,10 @@ pub(super) struct CallFuture<B, R> {
     /// The receiving end of the early-response channel. `None` if responses are not streamed, and after the channel has
     /// delivered a response or was closed.
     early_response: Option<Box<oneshot::Receiver<Response<R>>>>,
+    event: EventHandle,
+    nested_waits: Arc<NestedWaits>,
+    /// Counts the call that awaits this one, if it is a call of the same executor that holds a permit.
+    nested_wait: Option<NestedWait>,
     /// Whether the call runs on when this future is dropped. `true` if the caller has dropped its handle, or has
     /// received an early response: then the response's body decides when the call ends.
     is_detached: bool,
@@ -34,10 +40,15 @@ impl<B, R> CallFuture<B, R> {
     pub(super) const fn new(
         queued: queue::ResponseFuture<Request<B>, Response<R>>,
         early_response: Option<Box<oneshot::Receiver<Response<R>>>>,
+        event: EventHandle,
+        nested_waits: Arc<NestedWaits>,
     ) -> Self {
         Self {
             queued: Some(queued),
             early_response,
+            event,
+            nested_waits,
+            nested_wait: None,
             is_detached: false,
         }
     }
@@ -45,9 +56,28 @@ impl<B, R> CallFuture<B, R> {
     /// Waits until the call has a place in the queue. Fails if the queue is closed, or the call's deadline passes,
     /// before that.
     pub(super) async fn accepted(&mut self) -> Result<(), Error> {
-        match &mut self.queued {
-            Some(queued) => queued.accepted().await.map_err(Error::new),
-            None => Ok(()),
+        poll_fn(|cx| {
+            let Some(queued) = &mut self.queued else {
+                return Poll::Ready(Ok(()));
+            };
+            let accepted = pin!(queued.accepted()).poll(cx);
+            if let Poll::Ready(accepted) = accepted {
+                return Poll::Ready(accepted.map_err(Error::new));
+            }
+            self.poll_deadlock().map(Err)
+        })
+        .await
+    }
+
+    /// Ready if the call can never begin, because it is awaited by a call of the same executor whose permit it needs.
+    /// Then the call is cancelled.
+    fn poll_deadlock(&mut self) -> Poll<Error> {
+        match self.nested_waits.check(&self.event, &mut self.nested_wait) {
+            Ok(()) => Poll::Pending,
+            Err(deadlock) => {
+                self.queued = None;
+                Poll::Ready(Error::new(deadlock))
+            }
         }
     }
 
@@ -91,7 +121,13 @@ impl<B, R> Future for CallFuture<B, R> {
             return Poll::Ready(Ok(response));
         }
         let queued = self.queued.as_mut().expect("`CallHandle` polled after completion");
-        Pin::new(queued).poll(cx).map_err(Error::new)
+        match Pin::new(queued).poll(cx) {
+            Poll::Pending => self.poll_deadlock().map(Err),
+            polled => {
+                self.nested_wait = None;
+                polled.map_err(Error::new)
+            }
+        }
     }
 }
 

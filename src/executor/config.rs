@@ -45,7 +45,7 @@ pub struct Config {
     pub tokens_period_secs: f64,
     /// The most API tokens that may be used at one instant. Default: `tokens_rate`, but at least 1.
     pub tokens_burst: Option<f64>,
-    /// How many worker tasks poll the calls. Default: 1.
+    /// How many calls may start at once: see [`ExecutorBuilder::workers`](super::ExecutorBuilder::workers). Default: 1.
     pub workers: usize,
 }
 

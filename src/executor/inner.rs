@@ -1,9 +1,10 @@
 //! [`ExecutorInner`]: what the clones of an executor share, and how a call gets into the queue.
 
 use super::{
-    call_future::{CallFuture, OpenEarlyResponse},
     call::TrySubmitError,
+    call_future::{CallFuture, OpenEarlyResponse},
     monitor::Monitor,
+    nested::NestedWaits,
     stack::{BoxCost, BoxDescribe},
 };
 use crate::{
@@ -50,6 +51,7 @@ pub(super) struct ExecutorInner<B, R> {
     /// The total cost of the submitted calls that have not reached the limits, to compute how long a new call will wait
     /// behind them.
     pending_demand: Arc<PendingDemand>,
+    nested_waits: Arc<NestedWaits>,
     state: Mutex<RunState<B, R>>,
     /// Locked while the executor is started, so that two starts do not run at once. Cloning the client and the layers
     /// runs user code. It is done under this lock and not under `state`: every `submit` locks `state`, and would have
@@ -72,6 +74,7 @@ impl<B, R> ExecutorInner<B, R> {
             bursts: parts.monitor.limiter().bursts(),
             events: parts.monitor.events().clone(),
             pending_demand: Arc::default(),
+            nested_waits: NestedWaits::new(parts.monitor.events().clone(), parts.monitor.concurrency().clone()),
             parts,
             state: Mutex::new(RunState::Stopped),
             starting: Mutex::new(()),
@@ -183,7 +186,8 @@ impl<B, R> ExecutorInner<B, R> {
             demand: Some(self.pending_demand.add(cost)),
         };
         let queued = enqueue(&mut Some(request), context)?;
-        Ok((event, CallFuture::new(queued, early_response)))
+        let future = CallFuture::new(queued, early_response, event.clone(), self.nested_waits.clone());
+        Ok((event, future))
     }
 
     fn open_event(&self, request: &Request<B>) -> (EventHandle, Scope) {

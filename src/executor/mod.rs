@@ -33,6 +33,16 @@
 //! # }
 //! ```
 //!
+//! # Calls that make calls
+//!
+//! A call, for example a closure, may submit further calls to its own executor. If it awaits them, it keeps its permit
+//! of the concurrency limit meanwhile, so that fewer calls run than the limit allows. If all permits are held by calls
+//! that await a call without a permit, none of them could ever go on: then the last of these calls gets an error with
+//! [`is_deadlock`](crate::Error::is_deadlock) from the handle or the `submit` that it awaits. This is found only if the
+//! call polls the handle itself, or in a task that carries its event ([`instrument`](crate::EventHandle::instrument)),
+//! and if no other executor shares the concurrency limit. A call that needs further calls had better return first and
+//! let its caller submit them, or detach them by dropping their handles.
+//!
 //! An executor is also a Tower service from `Request<B>` to `Response<R>`. Dropping that service's response future
 //! cancels the call, while dropping a [`CallHandle`] lets the call run on.
 //!
@@ -45,6 +55,7 @@ mod closure;
 mod config;
 mod inner;
 mod monitor;
+mod nested;
 mod service;
 mod shutdown;
 pub mod stack;

@@ -104,7 +104,8 @@ pub(super) enum Next<Req, Res> {
 /// A worker that is to be woken or spawned for a queued call, which is done without the lock.
 #[must_use]
 enum Assigned {
-    Wake(Waker),
+    /// `None` if the worker was spawned and has not been polled yet: its first poll is still to come.
+    Wake(Option<Waker>),
     Spawn(usize),
 }
 
@@ -161,7 +162,12 @@ where
             state: Mutex::new(state),
             ended: Notify::new(),
         });
-        let first = channel.lock().workers.add();
+        let first = {
+            let mut state = channel.lock();
+            let first = state.workers.add();
+            state.workers.set_idle(first);
+            first
+        };
         (channel.spawn)(&channel, first);
         channel
     }
@@ -338,7 +344,7 @@ impl<Req, Res> Channel<Req, Res> {
 
     fn carry_out(self: &Arc<Self>, assigned: Option<Assigned>) {
         match assigned {
-            Some(Assigned::Wake(worker)) => panic::wake(worker),
+            Some(Assigned::Wake(worker)) => worker.into_iter().for_each(panic::wake),
             Some(Assigned::Spawn(id)) => (self.spawn)(self, id),
             None => {}
         }

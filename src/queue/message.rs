@@ -238,7 +238,8 @@ impl<Req, Res> Message<Req, Res> {
         if let Content::Request(request) = &mut state.content {
             *req = request.take();
         }
-        let QueuedParts { scope, place, demand } = state.queued.take().expect("a message that was not shared is queued");
+        let QueuedParts { scope, place, demand } =
+            state.queued.take().expect("a message that was not shared is queued");
         drop(state);
         drop(place);
         CallContext {

@@ -86,9 +86,9 @@ use std::{
     task::{Context, Poll},
 };
 use tokio::time::Instant;
-use worker::{SharedService, Worker};
 use tower_layer::Layer;
 use tower_service::Service;
+use worker::{SharedService, Worker};
 
 /// Puts a [`Queue`] in front of a service. See the [module docs](self).
 pub struct QueueLayer<Req> {
@@ -411,4 +411,3 @@ impl<Req, Res> Drop for CloseOnDrop<Req, Res> {
         self.channel.close();
     }
 }
-

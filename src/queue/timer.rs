@@ -3,6 +3,10 @@
 //! The timer is armed by whoever learns of an earlier instant, on the thread where that happens, and its waker runs on
 //! the thread that drives the runtime's timers. No task has to be scheduled for either: a task could be stuck behind a
 //! caller that computes on the same thread.
+#![cfg_attr(
+    tower_outbound_loom,
+    allow(dead_code, unused_imports, reason = "there is no time under loom")
+)]
 
 use super::runtime::Runtime;
 use crate::sync::{

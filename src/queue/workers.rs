@@ -77,12 +77,13 @@ impl<C> Workers<C> {
         removed
     }
 
-    /// Assigns an idle worker to a queued call, and returns its waker. `None` if no worker is idle.
-    pub(super) fn assign(&mut self, epoch: StartEpoch) -> Option<Waker> {
+    /// Assigns an idle worker to a queued call, and returns its waker, which a worker has from its first poll on. `None`
+    /// if no worker is idle.
+    pub(super) fn assign(&mut self, epoch: StartEpoch) -> Option<Option<Waker>> {
         let entry = self.idle.pop().and_then(|id| self.entries[id].as_mut())?;
         entry.is_idle = false;
         entry.assignment = Some(epoch);
-        entry.waker.clone()
+        Some(entry.waker.clone())
     }
 
     /// Ends the assignment of a worker that is polled, and that is therefore no longer idle.
@@ -100,7 +101,11 @@ impl<C> Workers<C> {
     /// Sets the waker of the worker, which stays the same for as long as the worker exists.
     pub(super) fn set_waker(&mut self, id: usize, waker: &Waker) {
         let Some(entry) = self.entry(id) else { return };
-        if !entry.waker.as_ref().is_some_and(|registered| registered.will_wake(waker)) {
+        if !entry
+            .waker
+            .as_ref()
+            .is_some_and(|registered| registered.will_wake(waker))
+        {
             entry.waker = Some(waker.clone());
         }
     }
