@@ -10,8 +10,8 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tower::{BoxError, Layer, Service, ServiceExt, retry::RetryLayer, retry::budget::TpsBudget, service_fn};
 use tower_outbound::{
-    Call, Executor, Limits, Rate, RequestStatus,
-    error::{Cancelled, RetryAfterTooLong},
+    Call, Cost, Executor, Limits, Rate, RateLimiter, RequestStatus,
+    error::{Cancelled, CostExceedsBurst, RetryAfterTooLong},
     provider::Provider,
     retry::{RetryPolicy, never_sent},
 };
@@ -130,6 +130,9 @@ async fn only_failures_that_may_pass_are_retried() {
         (code(503), 2),
         (code(529), 2),
         (with(400, &[("x-should-retry", "true")]), 2),
+        // Only a failure can be retried, whatever the header says.
+        (with(200, &[("x-should-retry", "true")]), 1),
+        (with(301, &[("x-should-retry", "true")]), 1),
         (with(503, &[("x-should-retry", "false")]), 1),
         (with(429, &[("x-should-retry", "false"), ("retry-after", "1")]), 1),
         (Answer::Error(io::ErrorKind::ConnectionRefused), 2),
@@ -456,6 +459,65 @@ async fn a_call_whose_caller_has_the_response_is_not_retried() {
         (1, Some("BodyFailed"))
     );
     assert_eq!(*calls.lock().unwrap(), 1);
+}
+
+/// Returns how often a service is called that always fails with the error that `fail` makes, by a policy that retries
+/// once.
+async fn attempts_failing_with(fail: impl Fn() -> BoxError + Clone) -> usize {
+    let count = Arc::new(Mutex::new(0));
+    let counted = count.clone();
+    let client = service_fn(move |_: Request<String>| {
+        *counted.lock().unwrap() += 1;
+        std::future::ready(Err::<Response<Bytes>, _>(fail()))
+    });
+    let service = RetryLayer::new(policy().max_retries(1)).layer(client);
+    service.oneshot(Request::new(String::new())).await.unwrap_err();
+    let count = *count.lock().unwrap();
+    count
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_connection_is_recognized_wherever_it_is_in_the_chain_of_sources() {
+    #[derive(Debug)]
+    struct Wrapper(BoxError);
+
+    impl std::fmt::Display for Wrapper {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("wrapper")
+        }
+    }
+
+    impl std::error::Error for Wrapper {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&*self.0)
+        }
+    }
+
+    let wrapped = |error: BoxError| BoxError::from(Wrapper(io::Error::other(Wrapper(error)).into()));
+    let reset = || io::Error::from(io::ErrorKind::ConnectionReset).into();
+    let denied = || io::Error::from(io::ErrorKind::PermissionDenied).into();
+    assert_eq!(attempts_failing_with(move || wrapped(reset())).await, 2);
+    assert_eq!(attempts_failing_with(move || wrapped(denied())).await, 1);
+    // The wrapped error of an `io::Error` is not one of its sources, and is found all the same.
+    let elapsed = || io::Error::other(tower::timeout::error::Elapsed::new()).into();
+    assert_eq!(attempts_failing_with(move || wrapped(elapsed())).await, 2);
+    let cancelled = || wrapped(tower_outbound::Error::from(never_admitted()).into());
+    assert_eq!(attempts_failing_with(cancelled).await, 1);
+    // The sources of an executor's error are redacted copies, and the client's error is found all the same.
+    let executor = Executor::builder()
+        .build(service_fn(move |_: Request<String>| {
+            std::future::ready(Err::<Response<Bytes>, _>(wrapped(reset())))
+        }))
+        .unwrap();
+    executor.start().unwrap();
+    let service = RetryLayer::new(policy().max_retries(1)).layer(executor.clone().map_err(BoxError::from));
+    service.oneshot(Request::new(String::new())).await.unwrap_err();
+    assert_eq!(executor.monitor().totals().failed, 2);
+}
+
+fn never_admitted() -> CostExceedsBurst {
+    let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_second(1))).unwrap();
+    limiter.check(Cost::tokens(9)).unwrap_err()
 }
 
 #[test]

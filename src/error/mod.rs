@@ -8,6 +8,8 @@ mod config;
 mod rate;
 #[cfg(feature = "http")]
 mod response;
+#[cfg(feature = "http")]
+pub(crate) mod transport;
 
 pub use crate::panic::Panicked;
 pub use call::{Cancelled, Closed, DeadlineExceeded, Refused};

@@ -1,6 +1,6 @@
 //! Errors of http responses: a delay before a retry that is too long, a body that fails or is too large.
 
-use super::causes;
+use super::{causes, transport};
 use crate::redact;
 use http::StatusCode;
 use std::{error::Error as StdError, fmt, time::Duration};
@@ -21,6 +21,7 @@ pub struct RetryAfterTooLong {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyFailed {
     message: String,
+    is_transient: bool,
 }
 
 /// The body of a response is larger than the configured limit.
@@ -85,7 +86,17 @@ impl BodyFailed {
             message.push_str(": ");
             message.push_str(&cause);
         }
-        Self { message }
+        Self {
+            message,
+            is_transient: transport::is_transient(error),
+        }
+    }
+
+    /// Returns whether the body failed because the connection was lost or a timeout ended it, so that another attempt
+    /// may succeed. A [`RetryPolicy`](crate::retry::RetryPolicy) retries such a call.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        self.is_transient
     }
 
     /// Returns the messages of the body's error and of its sources, redacted.

@@ -1,61 +1,42 @@
-//! [`never_sent`]: whether the request of a failed call did not reach the server. [`is_transient`]: whether the cause
-//! of a failure may go away by waiting.
+//! What the error of a call tells about its connection: [`never_sent`], whether the request did not reach the server;
+//! [`is_transient`], whether the cause of the failure may go away by waiting.
+//!
+//! Clients wrap the errors of lower layers: reqwest wraps those of hyper, and hyper those of sockets and of HTTP/2. So
+//! every error in the chain is looked at. Nothing is decided by the text of an error, which may change with any version
+//! of a client.
 
-use crate::error::{
-    BodyTooLarge, BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked, RetryAfterTooLong, sources,
+use super::{
+    BodyFailed, BodyTooLarge, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Error, MAX_SOURCES, Panicked,
+    RetryAfterTooLong,
 };
 use std::{
     error::Error as StdError,
     io::{self, ErrorKind},
-    iter::once,
+    iter::successors,
 };
 
-/// Returns true if the error reports that the connection to the server could not be made: the request was not sent, and
-/// has cost nothing.
-///
-/// The error and its [sources](std::error::Error::source) are searched for an [`io::Error`](std::io::Error) whose kind
-/// is a refused connection, an unreachable host or network, or an unavailable address. With the feature `reqwest`, they
-/// are also searched for a
-/// [`reqwest::Error`](https://docs.rs/reqwest/latest/reqwest/struct.Error.html#method.is_connect) that reports a
-/// failure to connect.
-///
-/// With [`ByUsage::unless_sent`](crate::rate::ByUsage::unless_sent), this function makes failed calls cost nothing if
-/// their request was not sent:
-///
-/// ```
-/// use tower_outbound::{retry::never_sent, rate::ByUsage};
-///
-/// let settlement = ByUsage::default().unless_sent(never_sent);
-/// ```
-#[must_use]
-#[allow(clippy::borrowed_box, reason = "`fn(&BoxError) -> bool` is what it is passed as")]
-pub fn never_sent(error: &BoxError) -> bool {
-    chain(error).any(|error| {
-        is_connect(error)
-            || io_error_kind(error).is_some_and(|kind| {
-                matches!(
-                    kind,
-                    ErrorKind::ConnectionRefused
-                        | ErrorKind::HostUnreachable
-                        | ErrorKind::NetworkUnreachable
-                        | ErrorKind::AddrNotAvailable
-                        | ErrorKind::NetworkDown
-                )
-            })
-    })
+/// Returns whether the error reports that the request did not reach the server: the connection could not be made, or
+/// was closed before the request was written to it.
+pub(crate) fn never_sent(error: &(dyn StdError + 'static)) -> bool {
+    if chain(error).any(is_connect) {
+        return true;
+    }
+    // An error of hyper is about a connection that was made. A socket error below it, such as an unreachable host, has
+    // then ended a request that may have been sent.
+    match chain(error).find_map(|error| error.downcast_ref::<hyper::Error>()) {
+        Some(error) => error.is_canceled() || error.is_closed(),
+        None => chain(error).filter_map(io_error_kind).any(is_unreachable),
+    }
 }
 
 /// Returns whether the cause of a failure may go away by waiting: the connection could not be made or was lost, or a
 /// timeout other than the call's [deadline](crate::deadline) ended the attempt.
-#[allow(clippy::borrowed_box, reason = "`fn(&BoxError) -> bool` is what it is passed as")]
-pub(super) fn is_transient(error: &BoxError) -> bool {
-    !chain(error).any(is_final)
-        && (never_sent(error)
-            || chain(error).any(|error| is_timeout(error) || io_error_kind(error).is_some_and(is_lost)))
+pub(crate) fn is_transient(error: &(dyn StdError + 'static)) -> bool {
+    !chain(error).any(is_final) && (never_sent(error) || chain(error).any(|error| is_timeout(error) || is_lost(error)))
 }
 
-/// Returns whether an error of this crate makes a retry useless: the call would fail in the same way again, or the
-/// caller has ended it.
+/// Returns whether an error makes a retry useless: the call would fail in the same way again, or the caller has ended
+/// it.
 fn is_final(error: &(dyn StdError + 'static)) -> bool {
     error.is::<Closed>()
         || error.is::<Cancelled>()
@@ -64,17 +45,43 @@ fn is_final(error: &(dyn StdError + 'static)) -> bool {
         || error.is::<DeadlineExceeded>()
         || error.is::<BodyTooLarge>()
         || error.is::<RetryAfterTooLong>()
+        // The body of the request failed, or the request cannot be sent. An I/O error below it, such as the end of a
+        // file that was to be sent, is not about the connection.
+        || error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_user)
 }
 
-const fn is_lost(kind: ErrorKind) -> bool {
+/// Returns whether this error of a chain reports a lost connection.
+fn is_lost(error: &(dyn StdError + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<hyper::Error>() {
+        // Every other error of hyper is about the connection or one HTTP/2 stream on it: closed before, in or after the
+        // head, broken off in the body, GOAWAY, a refused or reset stream. A response that cannot be parsed would be
+        // the same after a retry.
+        return !error.is_user() && !error.is_parse();
+    }
+    if let Some(error) = error.downcast_ref::<BodyFailed>() {
+        return error.is_transient();
+    }
+    io_error_kind(error).is_some_and(|kind| {
+        matches!(
+            kind,
+            ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::NotConnected
+                | ErrorKind::BrokenPipe
+                | ErrorKind::TimedOut
+                | ErrorKind::UnexpectedEof
+        )
+    })
+}
+
+const fn is_unreachable(kind: ErrorKind) -> bool {
     matches!(
         kind,
-        ErrorKind::ConnectionReset
-            | ErrorKind::ConnectionAborted
-            | ErrorKind::NotConnected
-            | ErrorKind::BrokenPipe
-            | ErrorKind::TimedOut
-            | ErrorKind::UnexpectedEof
+        ErrorKind::ConnectionRefused
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::AddrNotAvailable
+            | ErrorKind::NetworkDown
     )
 }
 
@@ -101,20 +108,24 @@ const fn is_connect(_: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// Returns the kind of an I/O error. An `io::Error` may contain another one, which may contain a further one: the
-/// innermost of them is the cause, and its kind is returned. The chain of [`source`](StdError::source) skips such inner
-/// errors: the `source` of an `io::Error` is not its inner error, but the source of that inner error.
 fn io_error_kind(error: &(dyn StdError + 'static)) -> Option<ErrorKind> {
-    let mut error = error.downcast_ref::<io::Error>()?;
-    while let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
-        error = inner;
-    }
-    Some(error.kind())
+    error.downcast_ref::<io::Error>().map(io::Error::kind)
 }
 
-/// Returns the error and its sources, outermost first.
-#[allow(clippy::borrowed_box, reason = "its callers have a `&BoxError`")]
-fn chain(error: &BoxError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    let first: &(dyn StdError + 'static) = &**error;
-    once(first).chain(sources(first))
+/// Returns the error and its causes, outermost first, at most [`MAX_SOURCES`] of them.
+fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    successors(Some(error), |error| cause(*error)).take(MAX_SOURCES)
+}
+
+/// Returns the next error in the chain. The [`source`](StdError::source) of an `io::Error` skips the error that it
+/// wraps, and that of an executor's [`Error`] is a redacted copy, so their wrapped errors are returned instead.
+fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    if let Some(error) = error.downcast_ref::<Error>() {
+        return Some(&*error.inner);
+    }
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    match wrapped {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
+    }
 }

@@ -1,20 +1,9 @@
 //! [`RetryPolicy`]: decides which calls are retried, and after which delay.
-//!
-//! [`RetryPolicy`] is a policy for tower's [`RetryLayer`](tower::retry::RetryLayer), made for metered APIs: it reads
-//! the provider's headers and error documents, waits as long as the server requests, and notes the reason for each
-//! retry in the event of the call. Where the policy is placed in the stack is shown in
-//! [`provider`](crate::provider#order).
-//!
-//! [`never_sent`] recognizes errors of requests that did not reach the server, and so have cost nothing.
 
-mod transient;
-mod verdict;
-
-pub use transient::never_sent;
-
+use super::verdict::{ResponseView, Verdict};
 use crate::{
     body::{WholeBody, is_delivered},
-    error::{BoxError, RetryAfterTooLong},
+    error::{BoxError, RetryAfterTooLong, transport},
     event,
     provider::Provider,
 };
@@ -33,8 +22,6 @@ use tower::retry::{
     Policy,
     budget::{Budget, TpsBudget},
 };
-use transient::is_transient;
-use verdict::{ResponseView, Verdict};
 
 /// Retries calls that failed for a reason that may go away by waiting, as a policy of [`tower::retry`].
 ///
@@ -56,11 +43,21 @@ use verdict::{ResponseView, Verdict};
 /// # Which calls
 ///
 /// The policy retries:
-/// - calls that failed because the connection could not be made or was lost, or because a timeout of the client or of
-///   user code ended the attempt: an [`io::Error`](std::io::Error) of the kind `TimedOut`, the `Elapsed` error of
-///   [`tower::timeout`] or [`tokio::time::timeout`], or reqwest's timeout error (feature `reqwest`),
+/// - calls whose connection could not be made or was lost: closed before, in or after the head of the response, reset,
+///   broken off in a body that was [collected](crate::body::CollectLayer), or, with HTTP/2, ended by GOAWAY or a reset
+///   of the stream. This is recognized by the I/O errors and the errors of hyper in the chain of sources, and so through
+///   reqwest and hyper-util. An error of hyper about the request's own body, or about a response that it cannot parse,
+///   is not retried,
+/// - calls whose attempt was ended by a timeout of the client or of user code: an [`io::Error`](std::io::Error) of the
+///   kind `TimedOut`, the `Elapsed` error of [`tower::timeout`] or [`tokio::time::timeout`], or reqwest's timeout error
+///   (feature `reqwest`),
 /// - calls with an error that [`retry_errors`](Self::retry_errors) accepts,
 /// - responses with the status 408, 409, 429 or 5xx, and a 403 of GitHub that reports an exceeded limit.
+///
+/// A retry may make the server do the same thing twice: if the connection is lost after the request was sent, the
+/// server may have processed it. By default such a call is retried all the same, whatever its method, as the libraries
+/// of OpenAI and Anthropic do: a prompt that is answered twice costs twice and does no other harm.
+/// [`retry_only_idempotent`](Self::retry_only_idempotent) excludes calls for which that is not so.
 ///
 /// A call that failed with [`DeadlineExceeded`](crate::error::DeadlineExceeded) is not retried, unless
 /// [`retry_errors`](Self::retry_errors) accepts that error.
@@ -88,6 +85,7 @@ use verdict::{ResponseView, Verdict};
 /// | [`backoff`](Self::backoff) | 500 ms, doubled up to 30 s |
 /// | [`max_delay`](Self::max_delay) | 60 s |
 /// | [`retry_errors`](Self::retry_errors) | none besides the errors listed above |
+/// | [`retry_only_idempotent`](Self::retry_only_idempotent) | not set: other calls are retried, too |
 /// | [`budget`](Self::budget) | [`TpsBudget::default`]: a fifth of the calls, and ten per second |
 ///
 /// The event of the call records all its attempts. A log entry in the event notes each retry, and each retry that is
@@ -119,6 +117,7 @@ struct Rules {
     cap: Duration,
     max_delay: Duration,
     is_retryable: fn(&BoxError) -> bool,
+    only_idempotent: bool,
     budget: Option<Arc<dyn Budget + Send + Sync>>,
     /// The generator of random delays. All clones of a policy share it, so that concurrent calls draw different delays.
     rng: Arc<Mutex<Rng>>,
@@ -147,6 +146,7 @@ impl RetryPolicy {
                 cap: Duration::from_secs(30),
                 max_delay: Duration::from_secs(60),
                 is_retryable: |_| false,
+                only_idempotent: false,
                 budget: Some(Arc::new(TpsBudget::default())),
                 rng: Arc::new(Mutex::new(Rng::new())),
             }),
@@ -193,6 +193,22 @@ impl RetryPolicy {
         self.with(|rules| rules.is_retryable = is_retryable)
     }
 
+    /// Does not retry a call that the server may have processed, unless the request is idempotent: its method is
+    /// (`GET`, `HEAD`, `OPTIONS`, `TRACE`, `PUT`, `DELETE`), or it has the header `idempotency-key`. Default: all calls
+    /// are retried.
+    ///
+    /// The server cannot have processed a request that was [never sent](super::never_sent), and has not processed one
+    /// that it answered with 403, 408, 409, 429, 503 or 529. After any other 5xx, a lost connection and a timeout, it
+    /// may have. A response with `x-should-retry: true` and an error that [`retry_errors`](Self::retry_errors) accepts
+    /// are retried in any case.
+    ///
+    /// HTTP/2 also tells that a request was not processed, by a refused stream. As hyper does not report that apart from
+    /// other errors, such a call counts as one that may have been processed. reqwest itself repeats it.
+    #[must_use]
+    pub fn retry_only_idempotent(self) -> Self {
+        self.with(|rules| rules.only_idempotent = true)
+    }
+
     /// Sets the budget that bounds the retries of all calls together: each successful call adds to the budget, each
     /// retry takes from it. Without a budget, retries multiply the load of a provider that fails all calls. Default:
     /// [`TpsBudget::default`]. With `None`, only [`max_retries`](Self::max_retries) bounds the retries.
@@ -210,7 +226,14 @@ impl RetryPolicy {
 
     fn verdict<R: WholeBody>(&self, result: &Result<Response<R>, BoxError>) -> Verdict {
         match result {
-            Err(error) if is_transient(error) || (self.rules.is_retryable)(error) => Verdict::Retry { delay: None },
+            Err(error) if (self.rules.is_retryable)(error) => Verdict::Retry {
+                delay: None,
+                may_be_processed: false,
+            },
+            Err(error) if transport::is_transient(&**error) => Verdict::Retry {
+                delay: None,
+                may_be_processed: !transport::never_sent(&**error),
+            },
             Err(_) => Verdict::Final,
             Ok(response) => {
                 let provider = self.rules.provider;
@@ -269,7 +292,11 @@ where
         if is_delivered(request) {
             return None;
         }
-        let Verdict::Retry { delay } = self.verdict(result) else {
+        let Verdict::Retry {
+            delay,
+            may_be_processed,
+        } = self.verdict(result)
+        else {
             if let (Some(budget), true) = (&self.rules.budget, result.as_ref().is_ok_and(is_success)) {
                 budget.deposit();
             }
@@ -284,6 +311,12 @@ where
                 }
             }
         };
+        if self.rules.only_idempotent && may_be_processed && !is_idempotent(request) {
+            log(format_args!(
+                "not retried: the server may have processed the request, which is not idempotent"
+            ));
+            return None;
+        }
         let max_delay = self.rules.max_delay;
         if let Some(delay) = delay.filter(|delay| *delay > max_delay) {
             log(format_args!(
@@ -312,6 +345,11 @@ where
     fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
         Some(request.clone())
     }
+}
+
+/// Returns whether the server does the same if it receives the request twice.
+fn is_idempotent<B>(request: &Request<B>) -> bool {
+    request.method().is_idempotent() || request.headers().contains_key("idempotency-key")
 }
 
 fn is_success<R>(response: &Response<R>) -> bool {

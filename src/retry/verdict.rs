@@ -8,8 +8,13 @@ use std::time::Duration;
 pub(super) enum Verdict {
     /// The call is not retried: its response or error is returned to the caller.
     Final,
-    /// The call may be retried. `delay` is the delay that the server requests, if it requests one.
-    Retry { delay: Option<Duration> },
+    /// The call may be retried.
+    Retry {
+        /// The delay that the server requests, if it requests one.
+        delay: Option<Duration>,
+        /// Whether the server may have processed the request in spite of the failure.
+        may_be_processed: bool,
+    },
 }
 
 /// The parts of a response on which the [`Verdict`] depends.
@@ -34,13 +39,23 @@ struct ErrorDocument {
 
 impl ResponseView<'_> {
     /// Decides whether the response is worth a retry. A delay in the headers takes precedence over a delay in the body,
-    /// and the header `x-should-retry` takes precedence over the status and the body.
+    /// and the header `x-should-retry` takes precedence over the status and the body of a failure (4xx, 5xx).
     pub(super) fn verdict(&self) -> Verdict {
+        if !self.status.is_client_error() && !self.status.is_server_error() {
+            return Verdict::Final;
+        }
         let document = ErrorDocument::read(self);
         let delay = self.info.retry_after.or(document.delay);
         match self.info.should_retry {
-            Some(true) => Verdict::Retry { delay },
-            None if self.may_pass(&document) => Verdict::Retry { delay },
+            Some(true) => Verdict::Retry {
+                delay,
+                may_be_processed: false,
+            },
+            None if self.may_pass(&document) => Verdict::Retry {
+                delay,
+                // A 503 and Anthropic's 529 report that the server is overloaded and has not begun.
+                may_be_processed: self.status.is_server_error() && !matches!(self.status.as_u16(), 503 | 529),
+            },
             Some(false) | None => Verdict::Final,
         }
     }
@@ -71,14 +86,11 @@ impl ErrorDocument {
         Self::default()
     }
 
-    /// Reads the error document in the body of a response that is not a success, unless the body is above 64 KiB. Error
-    /// documents are shorter.
+    /// Reads the error document in the body of a failure, unless the body is above 64 KiB. Error documents are shorter.
     #[cfg(feature = "json")]
     fn read(response: &ResponseView<'_>) -> Self {
         const MAX_BYTES: usize = 64 * 1024;
-        let body = response
-            .body
-            .filter(|body| !response.status.is_success() && body.len() <= MAX_BYTES);
+        let body = response.body.filter(|body| body.len() <= MAX_BYTES);
         let body = body.and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
         // Gemini may send a list whose first element is the error document.
         let error = body
