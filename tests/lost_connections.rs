@@ -103,7 +103,7 @@ enum Break {
 const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n";
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 
-const BREAKS: [Break; 13] = [
+const BREAKS: [Break; 15] = [
     Break::Closes(""),
     Break::Closes("HTTP/1.1 200 OK\r\ncontent-le"),
     Break::Closes(HEAD),
@@ -117,6 +117,9 @@ const BREAKS: [Break; 13] = [
     Break::Stalls(""),
     Break::Stalls(HEAD),
     Break::Stalls("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nthe beginning"),
+    // The head of a failure is retried, whatever becomes of its body.
+    Break::Closes("HTTP/1.1 503 Busy\r\ncontent-length: 100\r\n\r\nthe beginning"),
+    Break::Resets("HTTP/1.1 503 Busy\r\ncontent-length: 100\r\n\r\nthe beginning"),
 ];
 
 /// Starts a server that treats the first connections as `breaks` says, one entry for each, and answers the request of

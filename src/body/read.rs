@@ -1,10 +1,12 @@
-//! [`BoundedReader`]: reads an http body into memory, up to a number of bytes.
+//! [`BoundedReader`]: reads an http body into memory, up to a number of bytes. [`head_arrived`]: records the status of a
+//! response before its body is read.
 
 use crate::{
     error::{BodyFailed, BoxError},
-    event::BodyProgress,
+    event::{self, BodyProgress},
 };
 use bytes::Bytes;
+use http::StatusCode;
 use http_body::Body;
 use pin_project_lite::pin_project;
 use std::{
@@ -37,6 +39,14 @@ pub(super) enum ReadStep {
     TooLarge,
     /// The body has ended: it has no further frame.
     End,
+}
+
+/// Records the status of a response whose body has not ended. The attempt then has its status also if the body fails,
+/// or if a timeout or a deadline ends the call while its body is read.
+pub(super) fn head_arrived(status: StatusCode) {
+    if let Some(event) = event::current() {
+        event.head_arrived(status);
+    }
 }
 
 // === impl BoundedReader ===
