@@ -263,7 +263,12 @@ where
             // guard stayed in the request, the cost would be counted until the client drops the request.
             req.extensions_mut().remove::<PendingDemandGuard>();
         }
-        let deadline = in_request.or_else(|| timeout.map(Deadline::after));
+        let deadline = in_request.or_else(|| {
+            let deadline = Deadline::after((*timeout)?);
+            // The layers below, such as a retry, read the deadline from the request.
+            req.extensions_mut().insert(deadline);
+            Some(deadline)
+        });
         let wait = |(limiter, cost): &(Limiter, K)| limiter.wait(cost.cost(&req), Demand::default());
         let allowed = deadline.map_or(Ok(()), |deadline| {
             deadline.allows(limits.as_ref().map_or(Duration::ZERO, wait))

@@ -16,6 +16,8 @@ pub use call::{Cancelled, Closed, DeadlineExceeded, Refused};
 pub use config::InvalidConfig;
 pub use rate::{AcquireError, CostExceedsBurst, StoreUnavailable};
 #[cfg(feature = "http")]
+pub(crate) use response::DelayBound;
+#[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use response::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
 

@@ -7,10 +7,15 @@
 //!
 //! [`never_sent`] recognizes errors of requests that did not reach the server, and so have cost nothing.
 
+mod backoff;
+mod bodies;
+mod no_retry;
 mod policy;
 mod verdict;
 
-pub use policy::{Delay, RetryPolicy};
+pub use backoff::Delay;
+pub use bodies::{ByClone, ByWholeBody, CloneBody, InspectBody};
+pub use policy::RetryPolicy;
 
 use crate::error::{BoxError, transport};
 

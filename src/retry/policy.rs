@@ -1,23 +1,26 @@
 //! [`RetryPolicy`]: decides which calls are retried, and after which delay.
 
-use super::verdict::{ResponseView, Verdict};
+use super::{
+    backoff::{Backoff, Delay},
+    bodies::{ByClone, ByWholeBody, CloneBody, InspectBody},
+    no_retry::NoRetry,
+    verdict::{ResponseView, Verdict},
+};
 use crate::{
-    body::{WholeBody, is_delivered},
-    error::{BoxError, RetryAfterTooLong, transport},
+    body::is_delivered,
+    deadline::Deadline,
+    error::{BoxError, DelayBound, RetryAfterTooLong, transport},
     event,
     provider::Provider,
 };
-use fastrand::Rng;
-use http::{Request, Response, StatusCode};
+use bytes::Bytes;
+use http::{Request, Response};
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::time::{Sleep, sleep};
+use tokio::time::Instant;
 use tower::retry::{
     Policy,
     budget::{Budget, TpsBudget},
@@ -65,18 +68,56 @@ use tower::retry::{
 /// The header `x-should-retry` of a response takes precedence over its status. A 429 whose cause does not go away by
 /// waiting is not retried: OpenAI's `insufficient_quota`, Anthropic's spend limit (a 429 without `retry-after`), and
 /// Gemini's limits that are per day or zero. OpenAI and Gemini report such a cause in the body, which is read with the
-/// feature `json`, if the body is [in memory](WholeBody) and at most 64 KiB long.
+/// feature `json`, if the body is [in memory](crate::body::WholeBody) and at most 64 KiB long.
 ///
 /// A call whose response was [streamed](crate::body#streams) to the caller is not retried, as the caller has the
 /// response.
 ///
 /// # When
 ///
-/// If the server requests a delay, the policy waits for all of it before the retry. If the delay is above
-/// [`max_delay`](Self::max_delay), the call fails at once.
+/// If the server requests no delay, the policy waits for the backoff: a random part of a time that doubles with each
+/// retry ([full jitter](https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)).
 ///
-/// If the server requests no delay, the policy waits for a random part of a time that doubles with each retry ([full
-/// jitter](https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)).
+/// If the server requests a delay, the policy never waits for less, and never for less than the backoff, so that
+/// `Retry-After: 0` and very short delays do not use up all retries at once. While another call of the same policy
+/// waits for a requested delay, the backoff is added to the requested delay: a thousand calls that are told "1 s"
+/// together come back at different times, the first of them after exactly 1 s. GitHub requests a delay also with
+/// `x-ratelimit-remaining: 0`: until the time of `x-ratelimit-reset`.
+///
+/// Nobody waits in vain. If the server requests a delay above [`max_delay`](Self::max_delay), or one that does not end
+/// before the [`Deadline`] of the call, the call fails at once with [`RetryAfterTooLong`], which has the response. If
+/// the backoff does not end before the deadline, the last response or error is returned at once. The policy knows the
+/// deadline that an executor, a call or the request's extensions set, and that of a
+/// [`DeadlineLayer`](crate::DeadlineLayer) further out; it does not know a timeout of another layer.
+///
+/// # Bodies
+///
+/// A retry sends a clone of the request, so its body must be [`Clone`], as `String`, `Bytes` and `Full` are. For
+/// another body, [`clone_body_with`](Self::clone_body_with) tells how to clone it, or that it cannot be cloned: the
+/// call is then made once. The error documents of responses are found in bodies that implement
+/// [`WholeBody`](crate::body::WholeBody). For another body, [`whole_body_with`](Self::whole_body_with) tells how to look
+/// into it, or that it cannot be looked into: the policy then decides by the head alone.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http::{Request, Response};
+/// use http_body_util::{BodyExt, Full, combinators::BoxBody};
+/// use tower::{Layer, retry::RetryLayer, service_fn};
+/// use tower_outbound::retry::RetryPolicy;
+///
+/// /// A body that can neither be cloned nor looked into.
+/// type Opaque = BoxBody<Bytes, std::io::Error>;
+/// # let client = service_fn(async |_: Request<Opaque>| Ok::<_, tower::BoxError>(Response::new(Full::new(Bytes::new()))));
+///
+/// let policy = RetryPolicy::new()
+///     .clone_body_with(|_: &Opaque| None)
+///     .whole_body_with(|_: &Full<Bytes>| None);
+/// let client = RetryLayer::new(policy).layer(client);
+/// # fn is_service<S: tower::Service<Request<Opaque>>>(_: S) {}
+/// # is_service(client);
+/// ```
+///
+/// # Settings
 ///
 /// | setting | default |
 /// |---|---|
@@ -87,21 +128,26 @@ use tower::retry::{
 /// | [`retry_errors`](Self::retry_errors) | none besides the errors listed above |
 /// | [`retry_only_idempotent`](Self::retry_only_idempotent) | not set: other calls are retried, too |
 /// | [`budget`](Self::budget) | [`TpsBudget::default`]: a fifth of the calls, and ten per second |
+/// | [`clone_body_with`](Self::clone_body_with) | [`ByClone`]: bodies of requests are `Clone` |
+/// | [`whole_body_with`](Self::whole_body_with) | [`ByWholeBody`]: bodies of responses are `WholeBody` |
 ///
 /// The event of the call records all its attempts. A log entry in the event notes each retry, and each retry that is
 /// not made because a bound of the policy is reached.
 ///
 /// # Errors
 ///
-/// [`RetryAfterTooLong`] replaces the response if the server requests a delay above [`max_delay`](Self::max_delay). If
-/// a call is not retried any more for another reason, its last response or error is returned.
+/// [`RetryAfterTooLong`] replaces the response if the server requests a delay above [`max_delay`](Self::max_delay) or
+/// beyond the deadline of the call. If a call is not retried any more for another reason, its last response or error is
+/// returned.
 ///
 /// # Panics
 ///
 /// A retry after a delay panics outside a Tokio runtime with its timer enabled.
 #[derive(Clone)]
-pub struct RetryPolicy {
+pub struct RetryPolicy<C = ByClone, W = ByWholeBody> {
     rules: Arc<Rules>,
+    clone_body: C,
+    whole_body: W,
     /// How often the current call was retried. Tower clones the policy for each call.
     retries: u32,
 }
@@ -111,26 +157,12 @@ pub struct RetryPolicy {
 struct Rules {
     provider: Option<Provider>,
     max_retries: u32,
-    /// The backoff before the first retry.
-    base: Duration,
-    /// The bound up to which the backoff doubles with each retry.
-    cap: Duration,
+    backoff: Backoff,
     max_delay: Duration,
     is_retryable: fn(&BoxError) -> bool,
     only_idempotent: bool,
     budget: Option<Arc<dyn Budget + Send + Sync>>,
-    /// The generator of random delays. All clones of a policy share it, so that concurrent calls draw different delays.
-    rng: Arc<Mutex<Rng>>,
 }
-
-/// The future of a [`RetryPolicy`], which completes after the delay before a retry.
-///
-/// # Cancel safety
-///
-/// Dropping the future ends the delay and has no other effect. Tower's retry layer makes the retry only after the
-/// future has completed.
-#[must_use = "futures do nothing unless polled"]
-pub struct Delay(Option<Pin<Box<Sleep>>>);
 
 // === impl RetryPolicy ===
 
@@ -142,18 +174,20 @@ impl RetryPolicy {
             rules: Arc::new(Rules {
                 provider: None,
                 max_retries: 5,
-                base: Duration::from_millis(500),
-                cap: Duration::from_secs(30),
+                backoff: Backoff::new(),
                 max_delay: Duration::from_secs(60),
                 is_retryable: |_| false,
                 only_idempotent: false,
                 budget: Some(Arc::new(TpsBudget::default())),
-                rng: Arc::new(Mutex::new(Rng::new())),
             }),
+            clone_body: ByClone,
+            whole_body: ByWholeBody,
             retries: 0,
         }
     }
+}
 
+impl<C, W> RetryPolicy<C, W> {
     fn with(mut self, change: impl FnOnce(&mut Rules)) -> Self {
         change(Arc::make_mut(&mut self.rules));
         self
@@ -165,18 +199,18 @@ impl RetryPolicy {
         self.with(|rules| rules.provider = Some(provider))
     }
 
-    /// Sets the maximum number of retries of a call. Default: 5, so that a call has at most 6 attempts.
+    /// Sets the maximum number of retries of a call. Default: 5, so that a call has at most 6 attempts. With 0, the
+    /// policy does nothing: it does not even clone requests, and returns each response and error as it is.
     #[must_use]
     pub fn max_retries(self, retries: u32) -> Self {
         self.with(|rules| rules.max_retries = retries)
     }
 
-    /// Sets the backoff, which applies if the server requests no delay: it is `base` before the first retry, and
-    /// doubles with each further retry up to `cap`. The actual delay is a random fraction of the backoff. Default: 500
-    /// ms and 30 s.
+    /// Sets the backoff: it is `base` before the first retry, and doubles with each further retry up to `cap`. The call
+    /// waits for a random fraction of it if the server requests no delay, or a shorter one. Default: 500 ms and 30 s.
     #[must_use]
     pub fn backoff(self, base: Duration, cap: Duration) -> Self {
-        self.with(|rules| (rules.base, rules.cap) = (base, cap))
+        self.with(|rules| (rules.backoff.base, rules.backoff.cap) = (base, cap))
     }
 
     /// Sets the longest delay that a server may request. If a server requests a longer delay, the call fails at once
@@ -221,10 +255,50 @@ impl RetryPolicy {
     /// crate. Default: a random seed.
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {
-        self.with(|rules| rules.rng = Arc::new(Mutex::new(Rng::with_seed(seed))))
+        self.with(|rules| rules.backoff.seed(seed))
     }
 
-    fn verdict<R: WholeBody>(&self, result: &Result<Response<R>, BoxError>) -> Verdict {
+    /// Sets how the bodies of requests are cloned, for bodies that are not [`Clone`]. A call whose body `clone_body`
+    /// does not clone is made once, and returns its response or error as it is. Default: [`ByClone`].
+    ///
+    /// ```
+    /// # #[cfg(feature = "reqwest")] {
+    /// use tower_outbound::retry::RetryPolicy;
+    ///
+    /// // Calls whose body is a stream are not retried.
+    /// let policy = RetryPolicy::new().clone_body_with(|body: &reqwest::Body| {
+    ///     let bytes = body.as_bytes()?;
+    ///     Some(bytes.to_vec().into())
+    /// });
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn clone_body_with<B, F: Fn(&B) -> Option<B>>(self, clone_body: F) -> RetryPolicy<F, W> {
+        RetryPolicy {
+            rules: self.rules,
+            clone_body,
+            whole_body: self.whole_body,
+            retries: self.retries,
+        }
+    }
+
+    /// Sets how the policy gets the bytes of the body of a response, for bodies that are not
+    /// [`WholeBody`](crate::body::WholeBody). `whole_body` returns `None` for a body that is not in memory. Default:
+    /// [`ByWholeBody`].
+    #[must_use]
+    pub fn whole_body_with<R, F: Fn(&R) -> Option<&[u8]>>(self, whole_body: F) -> RetryPolicy<C, F> {
+        RetryPolicy {
+            rules: self.rules,
+            clone_body: self.clone_body,
+            whole_body,
+            retries: self.retries,
+        }
+    }
+
+    fn verdict<R>(&self, result: &Result<Response<R>, BoxError>) -> Verdict
+    where
+        W: InspectBody<R>,
+    {
         match result {
             Err(error) if (self.rules.is_retryable)(error) => Verdict::Retry {
                 delay: None,
@@ -235,6 +309,7 @@ impl RetryPolicy {
                 may_be_processed: !transport::never_sent(&**error),
             },
             Err(_) => Verdict::Final,
+            Ok(response) if !is_failure(response) => Verdict::Final,
             Ok(response) => {
                 let provider = self.rules.provider;
                 let info = provider
@@ -244,34 +319,50 @@ impl RetryPolicy {
                     provider,
                     status: response.status(),
                     info: &info,
-                    body: response.body().whole(),
+                    body: self.whole_body.bytes(response.body()),
                 }
                 .verdict()
             }
         }
     }
 
-    /// Returns the time until the next attempt: the delay that the server requests, or else a random part of the
-    /// backoff.
-    fn wait(&self, requested: Option<Duration>) -> Duration {
-        requested.unwrap_or_else(|| {
-            let factor = 1_u32.checked_shl(self.retries).unwrap_or(u32::MAX);
-            let backoff = self.rules.base.saturating_mul(factor).min(self.rules.cap);
-            let mut rng = self.rules.rng.lock().unwrap_or_else(PoisonError::into_inner);
-            backoff.mul_f64(rng.f64())
-        })
+    /// Decides when to retry a call that may be retried. `requested` is the delay that the server requests, `left` the
+    /// time until the call's deadline.
+    fn delay(&self, requested: Option<Duration>, left: Duration) -> Result<Delay, NoRetry> {
+        let Rules { max_delay, backoff, .. } = &*self.rules;
+        // A call that is retried at its deadline itself has no time left.
+        if let Some(delay) = requested.filter(|delay| delay > max_delay || *delay >= left) {
+            let bound = if left <= *max_delay {
+                DelayBound::Deadline(left)
+            } else {
+                DelayBound::MaxDelay(*max_delay)
+            };
+            return Err(NoRetry::TooLong { delay, bound });
+        }
+        if self.retries >= self.rules.max_retries {
+            return Err(NoRetry::MaxRetries);
+        }
+        let delay = match requested {
+            // A server that requests a delay of zero leaves the delay to the client.
+            Some(requested) if !requested.is_zero() => backoff.requested_delay(requested, self.retries, left),
+            _ => backoff.delay(self.retries, left).ok_or(NoRetry::Deadline { left })?,
+        };
+        match &self.rules.budget {
+            Some(budget) if !budget.withdraw() => Err(NoRetry::Budget),
+            _ => Ok(delay),
+        }
     }
 
-    /// Takes one retry from the retry budget, if the call has not reached `max_retries`. The error is the reason why
-    /// the call is not retried.
-    fn take_retry(&self) -> Result<(), &'static str> {
-        if self.retries >= self.rules.max_retries {
-            return Err("max_retries is reached");
-        }
-        match &self.rules.budget {
-            Some(budget) if !budget.withdraw() => Err("the retry budget is used up"),
-            _ => Ok(()),
-        }
+    /// Returns the error that replaces a response whose requested delay is too long.
+    fn too_long<R>(&self, response: &Response<R>, delay: Duration, bound: DelayBound) -> RetryAfterTooLong
+    where
+        W: InspectBody<R>,
+    {
+        let body = self.whole_body.bytes(response.body());
+        let mut copy = Response::new(body.map(Bytes::copy_from_slice).unwrap_or_default());
+        *copy.status_mut() = response.status();
+        *copy.headers_mut() = response.headers().clone();
+        RetryAfterTooLong::new(delay, bound, copy)
     }
 }
 
@@ -281,10 +372,10 @@ impl Default for RetryPolicy {
     }
 }
 
-impl<B, R> Policy<Request<B>, Response<R>, BoxError> for RetryPolicy
+impl<B, R, C, W> Policy<Request<B>, Response<R>, BoxError> for RetryPolicy<C, W>
 where
-    B: Clone,
-    R: WholeBody,
+    C: CloneBody<B>,
+    W: InspectBody<R>,
 {
     type Future = Delay;
 
@@ -302,48 +393,51 @@ where
             }
             return None;
         };
-        let number = self.retries + 1;
-        let log = |decision: fmt::Arguments<'_>| {
-            if let Some(event) = event::current() {
-                match &*result {
-                    Ok(response) => event.log(format!("Attempt {number}: {}; {decision}", response.status())),
-                    Err(error) => event.log(format!("Attempt {number}: {error}; {decision}")),
-                }
-            }
-        };
-        if self.rules.only_idempotent && may_be_processed && !is_idempotent(request) {
-            log(format_args!(
-                "not retried: the server may have processed the request, which is not idempotent"
-            ));
-            return None;
-        }
-        let max_delay = self.rules.max_delay;
-        if let Some(delay) = delay.filter(|delay| *delay > max_delay) {
-            log(format_args!(
-                "not retried: the server requests a delay of {delay:?}, and max_delay is {max_delay:?}"
-            ));
-            let status = result.as_ref().map_or(StatusCode::TOO_MANY_REQUESTS, Response::status);
-            *result = Err(RetryAfterTooLong::new(delay, max_delay, status).into());
-            return None;
-        }
-        if let Err(reason) = self.take_retry() {
-            log(format_args!("not retried: {reason}"));
-            return None;
-        }
-        let wait = self.wait(delay);
-        let source = if delay.is_some() {
-            "requested by the server"
+        let decision = if self.rules.only_idempotent && may_be_processed && !is_idempotent(request) {
+            Err(NoRetry::NotIdempotent)
         } else {
-            "backoff"
+            self.delay(delay, time_left(request))
         };
-        log(format_args!("retrying in {wait:?} ({source})"));
-        self.retries = number;
-        // A retry without delay creates no timer, so it also works in a runtime whose timer is not enabled.
-        Some(Delay((!wait.is_zero()).then(|| Box::pin(sleep(wait)))))
+        let number = self.retries + 1;
+        if let Some(event) = event::current() {
+            let failure: &dyn fmt::Display = match &*result {
+                Ok(response) => &response.status(),
+                Err(error) => error,
+            };
+            event.log(match &decision {
+                Ok(delay) => {
+                    let (duration, origin) = (delay.duration(), delay.origin());
+                    format!("Attempt {number}: {failure}; retrying in {duration:?} ({origin})")
+                }
+                Err(reason) => format!("Attempt {number}: {failure}; not retried: {reason}"),
+            });
+        }
+        match decision {
+            Ok(delay) => {
+                self.retries = number;
+                Some(delay)
+            }
+            Err(NoRetry::TooLong { delay, bound }) => {
+                if let Ok(response) = result {
+                    *result = Err(self.too_long(response, delay, bound).into());
+                }
+                None
+            }
+            Err(_) => None,
+        }
     }
 
     fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
-        Some(request.clone())
+        if self.rules.max_retries == 0 {
+            return None;
+        }
+        let mut clone = Request::new(self.clone_body.clone_body(request.body())?);
+        clone.method_mut().clone_from(request.method());
+        clone.uri_mut().clone_from(request.uri());
+        *clone.version_mut() = request.version();
+        clone.headers_mut().clone_from(request.headers());
+        clone.extensions_mut().clone_from(request.extensions());
+        Some(clone)
     }
 }
 
@@ -352,38 +446,32 @@ fn is_idempotent<B>(request: &Request<B>) -> bool {
     request.method().is_idempotent() || request.headers().contains_key("idempotency-key")
 }
 
+/// Returns the time until the call's deadline, or the longest duration if it has none.
+fn time_left<B>(request: &Request<B>) -> Duration {
+    Deadline::of(request).map_or(Duration::MAX, |deadline| {
+        deadline.instant().saturating_duration_since(Instant::now())
+    })
+}
+
+/// Returns whether the status of a response is 4xx or 5xx. No other response is retried.
+fn is_failure<R>(response: &Response<R>) -> bool {
+    response.status().is_client_error() || response.status().is_server_error()
+}
+
 fn is_success<R>(response: &Response<R>) -> bool {
     response.status().is_success()
 }
 
-impl fmt::Debug for RetryPolicy {
+impl<C, W> fmt::Debug for RetryPolicy<C, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rules = &self.rules;
         f.debug_struct("RetryPolicy")
             .field("provider", &rules.provider)
             .field("max_retries", &rules.max_retries)
-            .field("backoff", &(rules.base, rules.cap))
+            .field("backoff", &(rules.backoff.base, rules.backoff.cap))
             .field("max_delay", &rules.max_delay)
+            .field("only_idempotent", &rules.only_idempotent)
             .field("retries", &self.retries)
             .finish_non_exhaustive()
-    }
-}
-
-// === impl Delay ===
-
-impl Future for Delay {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.0 {
-            Some(sleep) => sleep.as_mut().poll(cx),
-            None => Poll::Ready(()),
-        }
-    }
-}
-
-impl fmt::Debug for Delay {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Delay")
     }
 }

@@ -17,7 +17,7 @@ pub(super) enum Verdict {
     },
 }
 
-/// The parts of a response on which the [`Verdict`] depends.
+/// The parts of a failure (4xx, 5xx) on which the [`Verdict`] depends.
 pub(super) struct ResponseView<'a> {
     pub(super) provider: Option<Provider>,
     pub(super) status: StatusCode,
@@ -38,12 +38,9 @@ struct ErrorDocument {
 // === impl ResponseView ===
 
 impl ResponseView<'_> {
-    /// Decides whether the response is worth a retry. A delay in the headers takes precedence over a delay in the body,
-    /// and the header `x-should-retry` takes precedence over the status and the body of a failure (4xx, 5xx).
+    /// Decides whether the failure is worth a retry. A delay in the headers takes precedence over a delay in the body,
+    /// and the header `x-should-retry` takes precedence over the status and the body.
     pub(super) fn verdict(&self) -> Verdict {
-        if !self.status.is_client_error() && !self.status.is_server_error() {
-            return Verdict::Final;
-        }
         let document = ErrorDocument::read(self);
         let delay = self.info.retry_after.or(document.delay);
         match self.info.should_retry {
