@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use tower::{BoxError, Layer, Service, ServiceExt, retry::RetryLayer, retry::budget::TpsBudget, service_fn};
 use tower_outbound::{
     Call, Cost, Deadline, DeadlineLayer, Executor, Limits, Rate, RateLimiter, RequestStatus,
-    error::{Cancelled, CostExceedsBurst, RetryAfterTooLong},
+    error::{Cancelled, CostExceedsBurst, DeadlineExceeded, RetryAfterTooLong},
     provider::Provider,
     retry::{RetryPolicy, never_sent},
 };
@@ -370,6 +370,16 @@ async fn a_backoff_beyond_the_deadline_is_not_waited_for() {
     let error = service.oneshot(Request::new(String::new())).await.unwrap_err();
     // The deadline of a layer further out counts, too.
     assert_eq!((server.started.elapsed(), error.is::<io::Error>()), (ms(0), true));
+
+    // It does not replace the timeout of a layer below, which applies to each attempt.
+    let server = Server::new(&[Answer::Hangs, code(200)]);
+    let attempt = DeadlineLayer::new().timeout(ms(100)).layer(server.client());
+    let policy = crate::policy().retry_errors(|error| error.is::<DeadlineExceeded>());
+    let service = DeadlineLayer::new()
+        .timeout(ms(1_000))
+        .layer(RetryLayer::new(policy).layer(attempt));
+    service.oneshot(Request::new(String::new())).await.unwrap();
+    assert_eq!(server.times(), [ms(0), ms(100)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -389,7 +399,7 @@ async fn calls_that_are_told_the_same_delay_come_back_before_their_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn githubs_primary_limit_is_waited_for_until_its_reset() {
+async fn a_limit_of_github_is_waited_for_until_its_reset_or_for_a_minute() {
     const DATE: (&str, &str) = ("date", "Tue, 03 Mar 2026 10:00:00 GMT");
     // 40 s after the date.
     const RESET: (&str, &str) = ("x-ratelimit-reset", "1772532040");
@@ -413,6 +423,13 @@ async fn githubs_primary_limit_is_waited_for_until_its_reset() {
             (ms(40_000), status, 1)
         );
     }
+    // Without a reset, and for secondary limits, GitHub's documentation asks for a minute.
+    let (server, _) = send(of(), &[with(403, &[USED_UP]), code(429)]).await;
+    assert_eq!(server.times(), [ms(0), ms(60_000), ms(120_000)]);
+    let secondary = r#"{"message":"You have exceeded a secondary rate limit. Please wait a few minutes."}"#;
+    let (server, _) = send(of(), &[Answer::Status(403, &[], secondary)]).await;
+    let json = cfg!(feature = "json");
+    assert_eq!(server.times(), if json { vec![ms(0), ms(60_000)] } else { vec![ms(0)] });
     // A missing permission is not a limit, and the reset of a limit that is not used up is not a delay.
     const REMAINING: (&str, &str) = ("x-ratelimit-remaining", "17");
     let (server, _) = send(of(), &[with(403, &[DATE, RESET, REMAINING])]).await;

@@ -20,7 +20,6 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::time::Instant;
 use tower::retry::{
     Policy,
     budget::{Budget, TpsBudget},
@@ -81,8 +80,10 @@ use tower::retry::{
 /// If the server requests a delay, the policy never waits for less, and never for less than the backoff, so that
 /// `Retry-After: 0` and very short delays do not use up all retries at once. While another call of the same policy
 /// waits for a requested delay, the backoff is added to the requested delay: a thousand calls that are told "1 s"
-/// together come back at different times, the first of them after exactly 1 s. GitHub requests a delay also with
-/// `x-ratelimit-remaining: 0`: until the time of `x-ratelimit-reset`.
+/// together come back at different times, the first of them after exactly 1 s.
+///
+/// GitHub requests a delay also with `x-ratelimit-remaining: 0`, until the time of `x-ratelimit-reset`. If it tells no
+/// delay, as for a secondary limit, the delay is the 60 s that its documentation asks for.
 ///
 /// Nobody waits in vain. If the server requests a delay above [`max_delay`](Self::max_delay), or one that does not end
 /// before the [`Deadline`] of the call, the call fails at once with [`RetryAfterTooLong`], which has the response. If
@@ -396,7 +397,7 @@ where
         let decision = if self.rules.only_idempotent && may_be_processed && !is_idempotent(request) {
             Err(NoRetry::NotIdempotent)
         } else {
-            self.delay(delay, time_left(request))
+            self.delay(delay, Deadline::time_left(request).unwrap_or(Duration::MAX))
         };
         let number = self.retries + 1;
         if let Some(event) = event::current() {
@@ -444,13 +445,6 @@ where
 /// Returns whether the server does the same if it receives the request twice.
 fn is_idempotent<B>(request: &Request<B>) -> bool {
     request.method().is_idempotent() || request.headers().contains_key("idempotency-key")
-}
-
-/// Returns the time until the call's deadline, or the longest duration if it has none.
-fn time_left<B>(request: &Request<B>) -> Duration {
-    Deadline::of(request).map_or(Duration::MAX, |deadline| {
-        deadline.instant().saturating_duration_since(Instant::now())
-    })
 }
 
 /// Returns whether the status of a response is 4xx or 5xx. No other response is retried.
