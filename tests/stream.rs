@@ -541,6 +541,13 @@ async fn how_long_the_body_of_a_failure_is_read_can_be_set() {
         .service(server.client());
     let response = service.oneshot(Request::new(500)).await.unwrap();
     assert_eq!((response.status().as_u16(), begun.elapsed()), (500, ms(10)));
+
+    let begun = Instant::now();
+    let builder = Executor::builder().failure_timeout(ms(50));
+    let executor = builder.build_streaming(server.client()).unwrap();
+    executor.start().unwrap();
+    executor.submit(get(500)).await.unwrap().await.unwrap();
+    assert_eq!(begun.elapsed(), ms(60));
 }
 
 #[tokio::test(start_paused = true)]
