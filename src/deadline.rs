@@ -84,6 +84,7 @@ pub struct DeadlineService<S, K = ByExtension> {
 /// The deadline that the [`timeout`](DeadlineLayer::timeout) of a layer gives a call: an extension of the call's http
 /// request, for a retry below. It is not a [`Deadline`], because a second [`DeadlineLayer`] below, for example one for
 /// each attempt, would then ignore its own timeout.
+#[cfg(feature = "http")]
 #[derive(Clone, Copy)]
 struct TimeoutDeadline(Deadline);
 
@@ -280,6 +281,7 @@ where
         }
         let deadline = in_request.or_else(|| {
             let deadline = Deadline::after((*timeout)?);
+            #[cfg(feature = "http")]
             req.extensions_mut().insert(TimeoutDeadline(deadline));
             Some(deadline)
         });
