@@ -49,7 +49,7 @@ use tower::retry::{
 ///   broken off in a body that was [collected](crate::body::CollectLayer), or, with HTTP/2, ended by GOAWAY or a reset
 ///   of the stream. This is recognized by the I/O errors and the errors of hyper in the chain of sources, and so through
 ///   reqwest and hyper-util. An error of hyper about the request's own body, or about a response that it cannot parse,
-///   is not retried,
+///   is not retried; nor is a host name that hyper-util cannot resolve, as its error does not tell that to a program,
 /// - calls whose attempt was ended by a timeout of the client or of user code: an [`io::Error`](std::io::Error) of the
 ///   kind `TimedOut`, the `Elapsed` error of [`tower::timeout`] or [`tokio::time::timeout`], or reqwest's timeout error
 ///   (feature `reqwest`),
@@ -85,7 +85,7 @@ use tower::retry::{
 /// GitHub requests a delay also with `x-ratelimit-remaining: 0`, until the time of `x-ratelimit-reset`. If it tells no
 /// delay, as for a secondary limit, the delay is the 60 s that its documentation asks for.
 ///
-/// Nobody waits in vain. If the server requests a delay above [`max_delay`](Self::max_delay), or one that does not end
+/// The policy does not wait in vain. If the server requests a delay above [`max_delay`](Self::max_delay), or one that does not end
 /// before the [`Deadline`] of the call, the call fails at once with [`RetryAfterTooLong`], which has the response. If
 /// the backoff does not end before the deadline, the last response or error is returned at once. The policy knows the
 /// deadline that an executor, a call or the request's extensions set, and that of a
@@ -260,7 +260,8 @@ impl<C, W> RetryPolicy<C, W> {
     }
 
     /// Sets how the bodies of requests are cloned, for bodies that are not [`Clone`]. A call whose body `clone_body`
-    /// does not clone is made once, and returns its response or error as it is. Default: [`ByClone`].
+    /// does not clone is made once, returns its response or error as it is, and adds nothing to the
+    /// [`budget`](Self::budget). Default: [`ByClone`].
     ///
     /// ```
     /// # #[cfg(feature = "reqwest")] {
@@ -331,6 +332,8 @@ impl<C, W> RetryPolicy<C, W> {
     /// time until the call's deadline.
     fn delay(&self, requested: Option<Duration>, left: Duration) -> Result<Delay, NoRetry> {
         let Rules { max_delay, backoff, .. } = &*self.rules;
+        // A server that requests a delay of zero leaves the delay to the client.
+        let requested = requested.filter(|delay| !delay.is_zero());
         // A call that is retried at its deadline itself has no time left.
         if let Some(delay) = requested.filter(|delay| delay > max_delay || *delay >= left) {
             let bound = if left <= *max_delay {
@@ -344,9 +347,8 @@ impl<C, W> RetryPolicy<C, W> {
             return Err(NoRetry::MaxRetries);
         }
         let delay = match requested {
-            // A server that requests a delay of zero leaves the delay to the client.
-            Some(requested) if !requested.is_zero() => backoff.requested_delay(requested, self.retries, left),
-            _ => backoff.delay(self.retries, left).ok_or(NoRetry::Deadline { left })?,
+            Some(requested) => backoff.requested_delay(requested, self.retries, left),
+            None => backoff.delay(self.retries, left).ok_or(NoRetry::Deadline { left })?,
         };
         match &self.rules.budget {
             Some(budget) if !budget.withdraw() => Err(NoRetry::Budget),
