@@ -751,8 +751,7 @@ async fn attempts_failing_with(fail: impl Fn() -> BoxError + Clone) -> usize {
     });
     let service = RetryLayer::new(policy().max_retries(1)).layer(client);
     service.oneshot(Request::new(String::new())).await.unwrap_err();
-    let count = *count.lock().unwrap();
-    count
+    *count.lock().unwrap()
 }
 
 #[tokio::test(start_paused = true)]
