@@ -1,7 +1,7 @@
 //! Tests of retries over real connections: servers on raw sockets that break off where the test says, and an HTTP/2
 //! server, each reached through reqwest and through hyper-util's client.
 //!
-//! These tests run in real time, since sockets do not know of a paused clock. Each takes a fraction of a second.
+//! These tests run in real time, since sockets do not know of a paused clock. Each takes a few seconds at most.
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -29,8 +29,8 @@ use tower_outbound::{
     retry::{RetryPolicy, never_sent},
 };
 
-/// How long a client waits for a server that has gone silent.
-const PATIENCE: Duration = Duration::from_millis(150);
+/// How long a client waits for a server that has gone silent. Servers that answer do so much sooner.
+const PATIENCE: Duration = Duration::from_millis(400);
 const HANG: Duration = Duration::from_secs(30);
 
 type Client = BoxCloneSyncService<Request<String>, Response<Bytes>, BoxError>;

@@ -597,4 +597,17 @@ async fn the_status_of_an_attempt_is_recorded_even_if_a_deadline_ends_its_body()
         let event = event.finished().await;
         assert_eq!(event.attempts[0].status_code, Some(status));
     }
+
+    // The same for a streamed response, of which the caller has the head.
+    let builder = Executor::builder().timeout(ms(1_000));
+    let executor = builder.build_streaming(server.client()).unwrap();
+    executor.start().unwrap();
+    let call = executor.submit(get(200)).await.unwrap();
+    let event = call.event().clone();
+    let _unread = call.await.unwrap();
+    let event = event.finished().await;
+    assert_eq!(
+        (event.status, event.attempts[0].status_code),
+        (RequestStatus::Failed, Some(200))
+    );
 }
