@@ -611,3 +611,28 @@ async fn the_status_of_an_attempt_is_recorded_even_if_a_deadline_ends_its_body()
         (RequestStatus::Failed, Some(200))
     );
 }
+
+/// A body that has always another frame, which is empty.
+struct Endless;
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::new()))))
+    }
+}
+
+/// In real time, since a paused clock stands still while a task is always ready.
+#[tokio::test]
+async fn a_body_of_endless_empty_frames_does_not_escape_its_timeouts() {
+    let client = service_fn(|request: Request<u16>| {
+        let response = Response::builder().status(*request.body()).body(Endless);
+        std::future::ready(Ok::<_, Infallible>(response.unwrap()))
+    });
+    let service = CollectLayer::new(1_000).failure_timeout(ms(50)).layer(client);
+    let response = timeout(Duration::from_secs(30), service.clone().oneshot(Request::new(500)));
+    assert_eq!(response.await.unwrap().unwrap().status(), 500);
+    assert!(timeout(ms(50), service.oneshot(Request::new(200))).await.is_err());
+}

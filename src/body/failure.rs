@@ -16,7 +16,7 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// How long the body of a failure is read by default. An error document arrives with its head or soon after it, also
 /// over a slow connection. A server in trouble may send the head alone, and neither a retry nor the permit of the call
@@ -74,7 +74,10 @@ where
                 )),
                 Poll::Pending => {
                     let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(*this.timeout)));
-                    if timer.as_mut().poll(cx).is_pending() {
+                    // The timer is polled for its wake-up alone. If the body has used up the cooperative budget of the
+                    // task, the timer is pending whatever the time is.
+                    let _ = timer.as_mut().poll(cx);
+                    if Instant::now() < timer.deadline() {
                         return Poll::Pending;
                     }
                     note(format_args!(

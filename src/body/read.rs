@@ -14,7 +14,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
-use tokio::time::Instant;
+use tokio::{task::coop::poll_proceed, time::Instant};
 
 pin_project! {
     /// An http body, and what was read of it: at most `limit` bytes.
@@ -79,9 +79,14 @@ where
     B::Error: Into<BoxError>,
 {
     /// Reads the next frame of the body, and keeps its data up to `limit` bytes in all.
+    ///
+    /// Takes part in Tokio's cooperative scheduling. Otherwise a body that always has another frame, for example an
+    /// empty one, would never let its task yield, so that no timeout around the call could end it.
     pub(super) fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<ReadStep, BodyFailed>> {
         let this = self.project();
+        let budget = ready!(poll_proceed(cx));
         let frame = ready!(this.body.poll_frame(cx)).transpose();
+        budget.made_progress();
         let Some(frame) = frame.map_err(|error| BodyFailed::new(&*error.into()))? else {
             return Poll::Ready(Ok(ReadStep::End));
         };
