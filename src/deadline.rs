@@ -84,6 +84,13 @@ pub struct DeadlineService<S, K = ByExtension> {
     layer: DeadlineLayer<K>,
 }
 
+/// The deadline that the [`timeout`](DeadlineLayer::timeout) of a layer gives a call: an extension of the call's http
+/// request, for a retry below. It is not a [`Deadline`], because a second [`DeadlineLayer`] below, for example one for
+/// each attempt, would then ignore its own timeout.
+#[cfg(feature = "http")]
+#[derive(Clone, Copy)]
+struct TimeoutDeadline(Deadline);
+
 pin_project! {
     /// The response future of a [`DeadlineService`].
     ///
@@ -176,6 +183,15 @@ impl Deadline {
         extensions.get().copied()
     }
 
+    /// Returns the time until the deadline that ends a call: the [`Deadline`] of its request, or else the one that a
+    /// layer further out gives the call. `None` if the call has none.
+    #[cfg(feature = "http")]
+    pub(crate) fn time_left<B>(request: &Request<B>) -> Option<Duration> {
+        let by_timeout = || request.extensions().get::<TimeoutDeadline>().map(|deadline| deadline.0);
+        let deadline = Self::of(request).or_else(by_timeout)?;
+        Some(deadline.0.saturating_duration_since(Instant::now()))
+    }
+
     /// Returns an error if a call that has to wait for `wait` would not be admitted before the deadline.
     pub(crate) fn allows(self, wait: Duration) -> Result<(), DeadlineExceeded> {
         let now = Instant::now();
@@ -264,14 +280,19 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, req: Request<B>) -> Self::Future {
+    fn call(&mut self, #[cfg_attr(not(feature = "http"), allow(unused_mut))] mut req: Request<B>) -> Self::Future {
         let DeadlineLayer {
             limits,
             timeout,
             only_refuses,
         } = &self.layer;
         let in_request = Deadline::of(&req);
-        let deadline = in_request.or_else(|| timeout.map(Deadline::after));
+        let deadline = in_request.or_else(|| {
+            let deadline = Deadline::after((*timeout)?);
+            #[cfg(feature = "http")]
+            req.extensions_mut().insert(TimeoutDeadline(deadline));
+            Some(deadline)
+        });
         let wait = |(limiter, cost): &(Limiter, K)| limiter.wait(cost.cost(&req), Demand::default());
         let allowed = deadline.map_or(Ok(()), |deadline| {
             deadline.allows(limits.as_ref().map_or(Duration::ZERO, wait))

@@ -51,7 +51,7 @@ fn types_of_the_feature_http_are_clone_send_and_sync() {
         error::{BodyFailed, BodyTooLarge, DeadlineExceeded, RetryAfterTooLong},
         provider::*,
         rate::ByUsage,
-        retry::{Delay, RetryPolicy},
+        retry::{ByClone, ByWholeBody, Delay, RetryPolicy},
     };
     fn error<T: std::error::Error + Clone + Send + Sync + 'static>() {}
     all::<Executor<Body, StreamBody<Body>>>();
@@ -60,6 +60,7 @@ fn types_of_the_feature_http_are_clone_send_and_sync() {
     all::<(CollectLayer, Collect<()>, UsageLayer, Usage<()>)>();
     all::<(FeedbackLayer, Feedback<()>, RateLimitInfo, Provider)>();
     all::<(RetryPolicy, CharacterEstimate, AverageEstimate, ByUsage, ApiTokensUsed)>();
+    all::<(ByClone, ByWholeBody)>();
     all::<Reqwest>();
     send::<(stream::ResponseFuture<Body>, client::ResponseFuture, Delay)>();
     // `reqwest::Body::wrap` accepts only bodies that are `Send` and `Sync`.

@@ -10,8 +10,8 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tower::{BoxError, Layer, Service, ServiceExt, retry::RetryLayer, retry::budget::TpsBudget, service_fn};
 use tower_outbound::{
-    Call, Executor, Limits, Rate, RequestStatus,
-    error::{Cancelled, RetryAfterTooLong},
+    Call, Cost, Deadline, DeadlineLayer, Executor, Limits, Rate, RateLimiter, RequestStatus,
+    error::{Cancelled, CostExceedsBurst, DeadlineExceeded, RetryAfterTooLong},
     provider::Provider,
     retry::{RetryPolicy, never_sent},
 };
@@ -130,6 +130,9 @@ async fn only_failures_that_may_pass_are_retried() {
         (code(503), 2),
         (code(529), 2),
         (with(400, &[("x-should-retry", "true")]), 2),
+        // Only a failure can be retried, whatever the header says.
+        (with(200, &[("x-should-retry", "true")]), 1),
+        (with(301, &[("x-should-retry", "true")]), 1),
         (with(503, &[("x-should-retry", "false")]), 1),
         (with(429, &[("x-should-retry", "false"), ("retry-after", "1")]), 1),
         (Answer::Error(io::ErrorKind::ConnectionRefused), 2),
@@ -217,11 +220,290 @@ async fn a_servers_delay_is_waited_in_full_and_no_longer() {
     let answers = [
         with(429, &[("retry-after", "7")]),
         with(503, &[("retry-after-ms", "1500"), ("retry-after", "9")]),
-        with(503, &[("retry-after", "0")]),
     ];
     let (server, result) = send(RetryPolicy::new().provider(Provider::OpenAi), &answers).await;
     assert_eq!(result.unwrap().status(), 200);
-    assert_eq!(server.times(), [ms(0), ms(7_000), ms(8_500), ms(8_500)]);
+    assert_eq!(server.times(), [ms(0), ms(7_000), ms(8_500)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_backs_off_however_short_the_delay_is_that_the_server_requests() {
+    for (value, shortest) in [("0", 0), ("0.001", 1), ("0.05", 50)] {
+        let answer = Answer::Status(429, Vec::leak(vec![("retry-after", value)]), "");
+        let mut last = Vec::new();
+        for seed in 0..100 {
+            let policy = RetryPolicy::new().backoff(ms(100), ms(400)).max_retries(3).seed(seed);
+            let (server, result) = send(policy, &vec![answer.clone(); 4]).await;
+            assert_eq!(result.unwrap().status(), 429);
+            let times = server.times();
+            let waits: Vec<_> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+            for (wait, most) in waits.iter().zip([100, 200, 400]) {
+                assert!((shortest..=most + 1).contains(wait), "{value}: {waits:?}");
+            }
+            last.push(waits[2]);
+        }
+        last.sort_unstable();
+        // The last waits are spread evenly over the backoff of 400 ms.
+        assert!((120..280).contains(&last[50]) && last[90] > 300, "{value}: {last:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_are_told_the_same_delay_together_do_not_come_back_in_the_same_instant() {
+    let server = Server::new(&vec![with(429, &[("retry-after", "1")]); 1_000]);
+    let service = RetryLayer::new(RetryPolicy::new().budget(None).seed(1)).layer(server.client());
+    let calls: Vec<_> = (0..1_000)
+        .map(|_| tokio::spawn(service.clone().oneshot(Request::new(String::new()))))
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap().status(), 200);
+    }
+    let second = server.times().split_off(1_000);
+    // One comes back after exactly the delay, the others in the 500 ms after it: about ten in any 5 ms.
+    assert_eq!((second.len(), second[0]), (1_000, ms(1_000)));
+    assert!(second[999] <= ms(1_501) && second[999] > ms(1_480), "{:?}", second[999]);
+    let most_at_once = second.iter().map(|at| {
+        let together = second.iter().filter(|other| *other >= at && **other < *at + ms(5));
+        together.count()
+    });
+    assert!(most_at_once.max().unwrap() < 30);
+    // When none waits any more, a call is alone again.
+    *server.answers.lock().unwrap() = vec![with(429, &[("retry-after", "1")])];
+    let begun = Instant::now();
+    service.oneshot(Request::new(String::new())).await.unwrap();
+    assert_eq!(begun.elapsed(), ms(1_000));
+}
+
+fn with_deadline(left: Duration) -> Request<String> {
+    Request::builder()
+        .extension(Deadline::after(left))
+        .body(String::new())
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_requested_delay_beyond_the_deadline_fails_at_once_with_the_response() {
+    const HEADERS: &[(&str, &str)] = &[("retry-after", "30"), ("x-request-id", "req_1")];
+    let server = Server::new(&[Answer::Status(429, HEADERS, "slow down")]);
+    let executor = Executor::builder()
+        .limits(Limits::new())
+        .layer(RetryLayer::new(RetryPolicy::new()))
+        .timeout(ms(10_000))
+        .build(server.client())
+        .unwrap();
+    executor.start().unwrap();
+    let call = executor.submit(Request::new(String::new())).await.unwrap();
+    let event = call.event().clone();
+    let error = call.await.unwrap_err();
+    assert_eq!((server.started.elapsed(), server.times().len()), (ms(0), 1));
+    assert_eq!(
+        error.to_string(),
+        "429 Too Many Requests: the server asks to retry after 30s, and the call has only 10s until its deadline: \
+         set a later deadline to wait for it"
+    );
+    let too_long = error.find::<RetryAfterTooLong>().unwrap();
+    assert_eq!((too_long.delay(), too_long.max_delay()), (ms(30_000), ms(10_000)));
+    assert!(too_long.is_deadline());
+    let response = too_long.clone().into_response();
+    assert_eq!(
+        (response.status().as_u16(), &**response.body()),
+        (429, &b"slow down"[..])
+    );
+    assert_eq!(response.headers()["x-request-id"], "req_1");
+    let debug = format!("{too_long:?}");
+    assert!(!debug.contains("req_1") && !debug.contains("slow down"), "{debug}");
+    let event = event.finished().await;
+    assert_eq!(
+        event.logs[0].message,
+        "Attempt 1: 429 Too Many Requests; not retried: the server requests a delay of 30s, and the call has only 10s \
+         until its deadline"
+    );
+    assert_eq!(event.attempts[0].status_code, Some(429));
+    assert_eq!(event.error_type.as_deref(), Some("RetryAfterTooLong"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_requested_delay_is_compared_with_the_time_left_and_with_the_maximum() {
+    for (left, max_delay, expected) in [
+        // Waits, since a call that is retried before its deadline may end in time.
+        (10_001, 10_000, None),
+        (10_000, 60_000, Some((10_000, true))),
+        (5_000, 6_000, Some((5_000, true))),
+        // Raising the other bound alone would not help.
+        (6_000, 5_000, Some((5_000, false))),
+        (60_000, 9_999, Some((9_999, false))),
+    ] {
+        let server = Server::new(&[with(503, &[("retry-after", "10")])]);
+        let service = RetryLayer::new(policy().max_delay(ms(max_delay))).layer(server.client());
+        let result = service.oneshot(with_deadline(ms(left))).await;
+        let bound = result.err().map(|error| {
+            let error = error.downcast::<RetryAfterTooLong>().unwrap();
+            (error.max_delay(), error.is_deadline())
+        });
+        assert_eq!(bound, expected.map(|(bound, is_deadline)| (ms(bound), is_deadline)));
+        assert_eq!(
+            server.started.elapsed(),
+            ms(if expected.is_none() { 10_000 } else { 0 })
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backoff_beyond_the_deadline_is_not_waited_for() {
+    for answer in [code(503), with(429, &[("retry-after", "0")])] {
+        for seed in 0..50 {
+            let server = Server::new(&vec![answer.clone(); 9]);
+            let policy = RetryPolicy::new().backoff(ms(1_000), ms(1_000)).budget(None).seed(seed);
+            let service = RetryLayer::new(policy).layer(server.client());
+            let response = service.oneshot(with_deadline(ms(700))).await.unwrap();
+            assert!(response.status().is_client_error() || response.status().is_server_error());
+            // The call ends with its last attempt, and is not ended by the deadline.
+            assert_eq!(server.started.elapsed(), *server.times().last().unwrap());
+            assert!(server.started.elapsed() <= ms(700));
+        }
+    }
+    let server = Server::new(&[Answer::Error(io::ErrorKind::ConnectionReset)]);
+    let policy = RetryPolicy::new().backoff(ms(1_000_000), ms(1_000_000)).seed(1);
+    let service = DeadlineLayer::new()
+        .timeout(ms(100))
+        .layer(RetryLayer::new(policy).layer(server.client()));
+    let error = service.oneshot(Request::new(String::new())).await.unwrap_err();
+    // The deadline of a layer further out counts, too.
+    assert_eq!((server.started.elapsed(), error.is::<io::Error>()), (ms(0), true));
+
+    // It does not replace the timeout of a layer below, which applies to each attempt.
+    let server = Server::new(&[Answer::Hangs, code(200)]);
+    let attempt = DeadlineLayer::new().timeout(ms(100)).layer(server.client());
+    let policy = crate::policy().retry_errors(|error| error.is::<DeadlineExceeded>());
+    let service = DeadlineLayer::new()
+        .timeout(ms(1_000))
+        .layer(RetryLayer::new(policy).layer(attempt));
+    service.oneshot(Request::new(String::new())).await.unwrap();
+    assert_eq!(server.times(), [ms(0), ms(100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_are_told_the_same_delay_come_back_before_their_deadline() {
+    let server = Server::new(&vec![with(429, &[("retry-after", "1")]); 200]);
+    let policy = RetryPolicy::new().backoff(ms(60_000), ms(60_000)).budget(None).seed(1);
+    let service = RetryLayer::new(policy).layer(server.client());
+    let calls: Vec<_> = (0..200)
+        .map(|_| tokio::spawn(service.clone().oneshot(with_deadline(ms(1_100)))))
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap().status(), 200);
+    }
+    let times = server.times().split_off(200);
+    assert!(times.iter().all(|at| (ms(1_000)..=ms(1_100)).contains(at)), "{times:?}");
+    assert!(times[100] < times[199]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_github_is_waited_for_until_its_reset_or_for_a_minute() {
+    const DATE: (&str, &str) = ("date", "Tue, 03 Mar 2026 10:00:00 GMT");
+    // 40 s after the date.
+    const RESET: (&str, &str) = ("x-ratelimit-reset", "1772532040");
+    const USED_UP: (&str, &str) = ("x-ratelimit-remaining", "0");
+    let of = || policy().provider(Provider::GitHub);
+    for status in [403, 429] {
+        let (server, result) = send(of(), &[with(status, &[DATE, RESET, USED_UP])]).await;
+        assert_eq!(
+            (result.unwrap().status().as_u16(), server.times()),
+            (200, vec![ms(0), ms(40_000)])
+        );
+
+        // A `retry-after`, which GitHub sends for its secondary limits, takes precedence.
+        let (server, _) = send(of(), &[with(status, &[DATE, RESET, USED_UP, ("retry-after", "50")])]).await;
+        assert_eq!(server.times(), [ms(0), ms(50_000)]);
+
+        let (server, result) = send(of().max_delay(ms(39_000)), &[with(status, &[DATE, RESET, USED_UP])]).await;
+        let error = result.unwrap_err().downcast::<RetryAfterTooLong>().unwrap();
+        assert_eq!(
+            (error.delay(), error.status().as_u16(), server.times().len()),
+            (ms(40_000), status, 1)
+        );
+    }
+    // Without a reset, and for secondary limits, GitHub's documentation asks for a minute.
+    let (server, _) = send(of(), &[with(403, &[USED_UP]), code(429)]).await;
+    assert_eq!(server.times(), [ms(0), ms(60_000), ms(120_000)]);
+    let secondary = r#"{"message":"You have exceeded a secondary rate limit. Please wait a few minutes."}"#;
+    let (server, _) = send(of(), &[Answer::Status(403, &[], secondary)]).await;
+    let json = cfg!(feature = "json");
+    assert_eq!(server.times(), if json { vec![ms(0), ms(60_000)] } else { vec![ms(0)] });
+    // A missing permission is not a limit, and the reset of a limit that is not used up is not a delay.
+    const REMAINING: (&str, &str) = ("x-ratelimit-remaining", "17");
+    let (server, _) = send(of(), &[with(403, &[DATE, RESET, REMAINING])]).await;
+    assert_eq!(server.times(), [ms(0)]);
+    let (server, _) = send(of(), &[with(500, &[DATE, RESET, REMAINING])]).await;
+    assert_eq!(server.times(), [ms(0), ms(0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_body_cannot_be_cloned_is_made_once() {
+    /// A body that can be sent once, unless it is shared.
+    #[derive(Debug)]
+    struct Stream(Option<Arc<str>>);
+
+    let server = Server::new(&[const { code(503) }; 4]);
+    let inner = server.client();
+    let client = service_fn(move |request: Request<Stream>| inner.clone().oneshot(request.map(|_| String::new())));
+    let policy = policy().clone_body_with(|body: &Stream| Some(Stream(Some(body.0.clone()?))));
+    let service = RetryLayer::new(policy).layer(client);
+    let response = service.clone().oneshot(Request::new(Stream(None))).await.unwrap();
+    assert_eq!((response.status().as_u16(), server.times().len()), (503, 1));
+    let response = service
+        .oneshot(Request::new(Stream(Some("shared".into()))))
+        .await
+        .unwrap();
+    assert_eq!((response.status().as_u16(), server.times().len()), (200, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn responses_of_any_body_type_are_retried_by_their_head_and_by_the_bytes_that_the_user_gives_access_to() {
+    const QUOTA: &str = r#"{"error":{"code":"insufficient_quota"}}"#;
+    struct Opaque(Bytes);
+
+    type Inspect = fn(&Opaque) -> Option<&[u8]>;
+    let looks_into: Inspect = |body| Some(&body.0);
+    let sees_none: Inspect = |_| None;
+    for (inspect, attempts) in [(sees_none, 2), (looks_into, if cfg!(feature = "json") { 1 } else { 2 })] {
+        let server = Server::new(&[Answer::Status(429, &[], QUOTA)]);
+        let client = server.client().map_response(|response| response.map(Opaque));
+        let policy = policy().provider(Provider::OpenAi).whole_body_with(inspect);
+        let service = RetryLayer::new(policy).layer(client);
+        service.oneshot(Request::new(String::new())).await.unwrap();
+        assert_eq!(server.times().len(), attempts);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_sent_again_with_its_head_and_its_extensions() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let client = {
+        let seen = seen.clone();
+        service_fn(move |request: Request<String>| {
+            seen.lock().unwrap().push(format!("{request:?}"));
+            let mut response = Response::new(Bytes::new());
+            *response.status_mut() = http::StatusCode::BAD_GATEWAY;
+            std::future::ready(Ok::<_, BoxError>(response))
+        })
+    };
+    let request = Request::put("http://localhost/a?b=c")
+        .version(http::Version::HTTP_2)
+        .header("x-one", "1")
+        .header("x-one", "2")
+        .extension(Deadline::after(ms(1_000)))
+        .body(String::from("body"))
+        .unwrap();
+    let sent = format!("{request:?}");
+    RetryLayer::new(policy()).layer(client).oneshot(request).await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), vec![sent; 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_retries_the_policy_returns_every_response_as_it_is() {
+    let (server, result) = send(policy().max_retries(0), &[with(429, &[("retry-after", "1000")])]).await;
+    assert_eq!((result.unwrap().status().as_u16(), server.times().len()), (429, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -456,6 +738,64 @@ async fn a_call_whose_caller_has_the_response_is_not_retried() {
         (1, Some("BodyFailed"))
     );
     assert_eq!(*calls.lock().unwrap(), 1);
+}
+
+/// Returns how often a service is called that always fails with the error that `fail` makes, by a policy that retries
+/// once.
+async fn attempts_failing_with(fail: impl Fn() -> BoxError + Clone) -> usize {
+    let count = Arc::new(Mutex::new(0));
+    let counted = count.clone();
+    let client = service_fn(move |_: Request<String>| {
+        *counted.lock().unwrap() += 1;
+        std::future::ready(Err::<Response<Bytes>, _>(fail()))
+    });
+    let service = RetryLayer::new(policy().max_retries(1)).layer(client);
+    service.oneshot(Request::new(String::new())).await.unwrap_err();
+    *count.lock().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_connection_is_recognized_wherever_it_is_in_the_chain_of_sources() {
+    #[derive(Debug)]
+    struct Wrapper(BoxError);
+
+    impl std::fmt::Display for Wrapper {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("wrapper")
+        }
+    }
+
+    impl std::error::Error for Wrapper {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&*self.0)
+        }
+    }
+
+    let wrapped = |error: BoxError| BoxError::from(Wrapper(io::Error::other(Wrapper(error)).into()));
+    let reset = || io::Error::from(io::ErrorKind::ConnectionReset).into();
+    let denied = || io::Error::from(io::ErrorKind::PermissionDenied).into();
+    assert_eq!(attempts_failing_with(move || wrapped(reset())).await, 2);
+    assert_eq!(attempts_failing_with(move || wrapped(denied())).await, 1);
+    // The wrapped error of an `io::Error` is not one of its sources, and is found all the same.
+    let elapsed = || io::Error::other(tower::timeout::error::Elapsed::new()).into();
+    assert_eq!(attempts_failing_with(move || wrapped(elapsed())).await, 2);
+    let cancelled = || wrapped(tower_outbound::Error::from(never_admitted()).into());
+    assert_eq!(attempts_failing_with(cancelled).await, 1);
+    // The sources of an executor's error are redacted copies, and the client's error is found all the same.
+    let executor = Executor::builder()
+        .build(service_fn(move |_: Request<String>| {
+            std::future::ready(Err::<Response<Bytes>, _>(wrapped(reset())))
+        }))
+        .unwrap();
+    executor.start().unwrap();
+    let service = RetryLayer::new(policy().max_retries(1)).layer(executor.clone().map_err(BoxError::from));
+    service.oneshot(Request::new(String::new())).await.unwrap_err();
+    assert_eq!(executor.monitor().totals().failed, 2);
+}
+
+fn never_admitted() -> CostExceedsBurst {
+    let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_second(1))).unwrap();
+    limiter.check(Cost::tokens(9)).unwrap_err()
 }
 
 #[test]

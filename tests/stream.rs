@@ -448,3 +448,191 @@ async fn a_collected_body_is_a_part_of_its_call_and_may_be_recorded() {
     let error = call.await.unwrap_err();
     assert_eq!(error.find::<BodyFailed>().unwrap().message(), "reset");
 }
+
+/// An executor that retries as often as it likes without a delay of its own, around a client whose bodies are streamed.
+fn retrying(server: &Server) -> Executor<u16, StreamBody<Pieces>> {
+    let executor = Executor::builder()
+        .limits(Limits::new())
+        .layer(tower::retry::RetryLayer::new(RetryUnavailable(Arc::default())))
+        .build_streaming(server.client())
+        .unwrap();
+    executor.start().unwrap();
+    executor
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_whose_body_does_not_end_is_returned_after_fifteen_seconds_with_what_has_arrived() {
+    let server = Server::default();
+    let streaming = executor(&server, 5);
+    let collecting = Executor::builder()
+        .limits(Limits::new())
+        .build(CollectLayer::new(1_000).layer(server.client()))
+        .unwrap();
+    collecting.start().unwrap();
+    for status in [302, 404, 429, 503] {
+        let begun = Instant::now();
+        let at = server.calls();
+        let streamed = streaming.submit(get(status)).await.unwrap();
+        let collected = collecting.submit(get(status)).await.unwrap();
+        let events = [streamed.event().clone(), collected.event().clone()];
+        sleep(ms(20)).await;
+        server.body(at).send(Ok("slow")).unwrap();
+        server.body(at + 1).send(Ok("slow")).unwrap();
+        let (streamed, collected) = (streamed.await.unwrap(), collected.await.unwrap());
+        assert_eq!(begun.elapsed(), ms(15_010));
+        assert_eq!([streamed.status().as_u16(), collected.status().as_u16()], [status; 2]);
+        assert_eq!(streamed.body().bytes().unwrap(), "slow");
+        assert_eq!(collected.body(), "slow");
+        for event in events {
+            let event = event.finished().await;
+            assert_eq!(
+                (event.response_status_code, event.response_bytes),
+                (Some(status), Some(4))
+            );
+            assert_eq!(event.attempts[0].status_code, Some(status));
+            let reason = StatusCode::from_u16(status).unwrap();
+            assert_eq!(
+                event.logs[0].message,
+                format!("The body of the response {reason} is cut off: it did not end within 15s")
+            );
+        }
+    }
+    assert_eq!(
+        (streaming.monitor().in_flight(), collecting.monitor().in_flight()),
+        (0, 0)
+    );
+    // The rest of the body was dropped.
+    assert!(server.body(0).send(Ok("more")).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_whose_body_does_not_end_is_retried() {
+    let server = Server::default();
+    let executor = retrying(&server);
+    let begun = Instant::now();
+    let call = executor.submit(get(503)).await.unwrap();
+    let event = call.event().clone();
+    let response = call.await.unwrap();
+    assert_eq!((response.status(), begun.elapsed()), (StatusCode::OK, ms(15_020)));
+    server.end(1);
+    response.into_body().collect().await.unwrap();
+    let codes: Vec<_> = event
+        .finished()
+        .await
+        .attempts
+        .iter()
+        .map(|it| it.status_code)
+        .collect();
+    assert_eq!(codes, [Some(503), Some(200)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_long_the_body_of_a_failure_is_read_can_be_set() {
+    let server = Server::default();
+    let begun = Instant::now();
+    let layer = CollectLayer::new(1_000).failure_timeout(ms(250));
+    let response = layer.layer(server.client()).oneshot(Request::new(500)).await.unwrap();
+    assert_eq!((response.status().as_u16(), begun.elapsed()), (500, ms(260)));
+
+    let begun = Instant::now();
+    let service = ServiceBuilder::new()
+        .layer(StreamLayer::new())
+        .layer(BodyLayer::new().failure_timeout(Duration::ZERO))
+        .service(server.client());
+    let response = service.oneshot(Request::new(500)).await.unwrap();
+    assert_eq!((response.status().as_u16(), begun.elapsed()), (500, ms(10)));
+
+    let begun = Instant::now();
+    let builder = Executor::builder().failure_timeout(ms(50));
+    let executor = builder.build_streaming(server.client()).unwrap();
+    executor.start().unwrap();
+    executor.submit(get(500)).await.unwrap().await.unwrap();
+    assert_eq!(begun.elapsed(), ms(60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_whose_body_fails_or_is_too_large_is_returned_with_what_has_arrived() {
+    let server = Server::default();
+    let streaming = executor(&server, 5);
+    let call = streaming.submit(get(503)).await.unwrap();
+    let event = call.event().clone();
+    sleep(ms(20)).await;
+    server.body(0).send(Ok("half")).unwrap();
+    server
+        .body(0)
+        .send(Err(io::Error::other("reset at https://u:p@h/")))
+        .unwrap();
+    let response = call.await.unwrap();
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.body().bytes().unwrap(), "half");
+    assert_eq!(
+        event.finished().await.logs[0].message,
+        "The body of the response 503 Service Unavailable is cut off: reset at https://h/"
+    );
+
+    let collecting = CollectLayer::new(6).layer(server.client());
+    let call = tokio::spawn(collecting.oneshot(Request::new(500)));
+    settle().await;
+    server.body(1).send(Ok("four")).unwrap();
+    server.body(1).send(Ok("five!")).unwrap();
+    let response = call.await.unwrap().unwrap();
+    assert_eq!((response.status().as_u16(), &**response.body()), (500, &b"fourfi"[..]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_of_an_attempt_is_recorded_even_if_a_deadline_ends_its_body() {
+    let server = Server::default();
+    let executor = Executor::builder()
+        .limits(Limits::new())
+        .timeout(ms(1_000))
+        .build(CollectLayer::new(1_000).layer(server.client()))
+        .unwrap();
+    executor.start().unwrap();
+    for status in [200, 429] {
+        let begun = Instant::now();
+        let call = executor.submit(get(status)).await.unwrap();
+        let event = call.event().clone();
+        assert!(call.await.unwrap_err().is_deadline_exceeded());
+        assert_eq!(begun.elapsed(), ms(1_000));
+        let event = event.finished().await;
+        assert_eq!(event.attempts[0].status_code, Some(status));
+    }
+
+    // The same for a streamed response, of which the caller has the head.
+    let builder = Executor::builder().timeout(ms(1_000));
+    let executor = builder.build_streaming(server.client()).unwrap();
+    executor.start().unwrap();
+    let call = executor.submit(get(200)).await.unwrap();
+    let event = call.event().clone();
+    let _unread = call.await.unwrap();
+    let event = event.finished().await;
+    assert_eq!(
+        (event.status, event.attempts[0].status_code),
+        (RequestStatus::Failed, Some(200))
+    );
+}
+
+/// A body that has always another frame, which is empty.
+struct Endless;
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::new()))))
+    }
+}
+
+/// In real time, since a paused clock stands still while a task is always ready.
+#[tokio::test]
+async fn a_body_of_endless_empty_frames_does_not_escape_its_timeouts() {
+    let client = service_fn(|request: Request<u16>| {
+        let response = Response::builder().status(*request.body()).body(Endless);
+        std::future::ready(Ok::<_, Infallible>(response.unwrap()))
+    });
+    let service = CollectLayer::new(1_000).failure_timeout(ms(50)).layer(client);
+    let response = timeout(Duration::from_secs(30), service.clone().oneshot(Request::new(500)));
+    assert_eq!(response.await.unwrap().unwrap().status(), 500);
+    assert!(timeout(ms(50), service.oneshot(Request::new(200))).await.is_err());
+}

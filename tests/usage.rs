@@ -122,8 +122,12 @@ async fn the_tokens_used_are_read_from_a_stream_of_events_of_each_provider() {
             "data: {\"usageMetadata\":{\"promptTokenCount\":4,\"totalTokenCount\":5}}\n\ndata: {\"usageMetadata\":{\"promptTokenCount\":4,\"totalTokenCount\":9}}\n\n",
             Some(9),
         ),
-        // The data of one event is split over several lines. The event counts only if an empty line ends it.
-        ("data: {\"usage\":\ndata: {\"total_tokens\":\ndata: 11}}", None),
+        // The data of one event is split over several lines. The last event counts even if the body ends without the
+        // empty line, or without the end of the last line.
+        ("data: {\"usage\":\ndata: {\"total_tokens\":\ndata: 11}}", Some(11)),
+        ("data: {\"usage\":\ndata: {\"total_tokens\":\ndata: 11}}\n", Some(11)),
+        ("data: {\"usage\":\ndata: {\"total_tokens\":\ndata: 11}}\r", Some(11)),
+        ("data: {\"usage\":\ndata: {\"total_tokens\":", None),
         ("data: {\"usage\":\ndata: {\"total_tokens\":\ndata: 11}}\n\n", Some(11)),
         (": a comment\n\ndata: usage\n\nid: 1\n\n", None),
     ] {

@@ -1,6 +1,9 @@
 //! [`CollectLayer`]: reads the whole body of each response within the call, up to a maximum size.
 
-use super::read::{BoundedReader, ReadStep};
+use super::{
+    failure::{FAILURE_TIMEOUT, FailureReader},
+    read::{BoundedReader, ReadStep, head_arrived},
+};
 use crate::{
     error::{BodyTooLarge, BoxError},
     event::{self, BodyProgress, Value},
@@ -14,6 +17,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tower_layer::Layer;
 use tower_service::Service;
@@ -24,6 +28,12 @@ use tower_service::Service;
 ///
 /// [`new`](Self::new) takes the maximum size of a body, which has no default. A body is recorded in the event of its
 /// call only if [`record`](Self::record) is set.
+///
+/// A response that is not a success (2xx) is always returned, whatever happens to its body: the body is cut off at the
+/// maximum size, after the [`failure_timeout`](Self::failure_timeout), or where it breaks off. See the [module
+/// docs](super#failures). The body of a success is waited for without a limit: set a timeout or a
+/// [deadline](crate::deadline) for the call. When that ends the call, the attempt in the event has the status of the
+/// response, if its head has arrived.
 ///
 /// ```
 /// use tower::{Layer, service_fn};
@@ -38,14 +48,15 @@ use tower_service::Service;
 pub struct CollectLayer {
     limit: usize,
     is_recorded: bool,
+    failure_timeout: Duration,
 }
 
 /// The service of [`CollectLayer`].
 ///
 /// # Errors
 ///
-/// Returns the errors of the client, [`BodyTooLarge`] if the body of the response is above the maximum size, and
-/// [`BodyFailed`](crate::error::BodyFailed) if reading the body fails.
+/// Returns the errors of the client, [`BodyTooLarge`] if the body of a success is above the maximum size, and
+/// [`BodyFailed`](crate::error::BodyFailed) if reading the body of a success fails.
 #[derive(Clone, Debug)]
 pub struct Collect<S> {
     inner: S,
@@ -57,7 +68,8 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// May panic when polled after it has completed.
+    /// Panics if it has to wait for the body of a failure outside a Tokio runtime with its timer enabled. May panic when
+    /// polled after it has completed.
     ///
     /// # Cancel safety
     ///
@@ -75,23 +87,34 @@ pin_project! {
     enum State<F, B> {
         /// The call was made, and the head of its response has not arrived.
         Calling { #[pin] future: F },
-        /// The head of the response has arrived, and its body is being read.
+        /// The head of a success has arrived, and its body is being read.
         Reading { parts: Option<Parts>, #[pin] reader: BoundedReader<B> },
+        /// The response is not a success, and its body is being read.
+        ReadingFailure { parts: Option<Parts>, #[pin] reader: FailureReader<B> },
     }
 }
 
 // === impl CollectLayer ===
 
 impl CollectLayer {
-    /// Creates a layer that accepts bodies of at most `limit` bytes. A call with a larger body fails with
+    /// Creates a layer that accepts bodies of at most `limit` bytes. A call whose success has a larger body fails with
     /// [`BodyTooLarge`]: before the body is read if its [`size_hint`](Body::size_hint) is above the limit, or else at
-    /// the first byte above the limit.
+    /// the first byte above the limit. A larger body of a failure is cut off.
     #[must_use]
     pub const fn new(limit: usize) -> Self {
         Self {
             limit,
             is_recorded: false,
+            failure_timeout: FAILURE_TIMEOUT,
         }
+    }
+
+    /// Sets how long the body of a response that is not a success (2xx) is read. The call then goes on with what has
+    /// arrived. Default: 15 s.
+    #[must_use]
+    pub const fn failure_timeout(mut self, timeout: Duration) -> Self {
+        self.failure_timeout = timeout;
+        self
     }
 
     /// Records the body of each response in the event of its call, with secrets redacted. For a body that is not UTF-8,
@@ -154,28 +177,44 @@ where
         let mut this = self.project();
         let limit = this.layer.limit;
         loop {
-            match this.state.as_mut().project() {
+            let (parts, bytes, progress) = match this.state.as_mut().project() {
                 StateProj::Calling { future } => {
                     let (parts, body) = ready!(future.poll(cx)).map_err(Into::into)?.into_parts();
-                    if body.size_hint().lower() > limit as u64 {
-                        return Poll::Ready(Err(BodyTooLarge::new(limit).into()));
+                    if !body.is_end_stream() {
+                        head_arrived(parts.status);
                     }
-                    this.state.set(State::Reading {
-                        parts: Some(parts),
-                        reader: BoundedReader::new(body, limit),
-                    });
+                    let next = if !parts.status.is_success() {
+                        State::ReadingFailure {
+                            reader: FailureReader::new(body, limit, this.layer.failure_timeout, parts.status),
+                            parts: Some(parts),
+                        }
+                    } else if body.size_hint().lower() > limit as u64 {
+                        return Poll::Ready(Err(BodyTooLarge::new(limit).into()));
+                    } else {
+                        State::Reading {
+                            parts: Some(parts),
+                            reader: BoundedReader::new(body, limit),
+                        }
+                    };
+                    this.state.set(next);
+                    continue;
                 }
                 StateProj::Reading { parts, mut reader } => match ready!(reader.as_mut().poll_read(cx))? {
-                    ReadStep::Read => {}
+                    ReadStep::Read => continue,
                     ReadStep::TooLarge => return Poll::Ready(Err(BodyTooLarge::new(limit).into())),
                     ReadStep::End => {
                         let (bytes, progress) = reader.take();
-                        this.layer.record_body(progress, &bytes);
-                        let parts = parts.take().expect("`ResponseFuture` polled after completion");
-                        return Poll::Ready(Ok(Response::from_parts(parts, bytes)));
+                        (parts, bytes, progress)
                     }
                 },
-            }
+                StateProj::ReadingFailure { parts, reader } => {
+                    let (bytes, progress) = ready!(reader.poll_read(cx));
+                    (parts, bytes, progress)
+                }
+            };
+            this.layer.record_body(progress, &bytes);
+            let parts = parts.take().expect("`ResponseFuture` polled after completion");
+            return Poll::Ready(Ok(Response::from_parts(parts, bytes)));
         }
     }
 }

@@ -13,7 +13,8 @@
 
 use super::{
     early_response::EarlyResponse,
-    read::{BoundedReader, ReadStep},
+    failure::{FAILURE_TIMEOUT, FailureReader},
+    read::head_arrived,
     stream_body::{BodyEnd, StreamBody},
 };
 use crate::{
@@ -29,6 +30,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tokio::sync::oneshot;
 use tower_layer::Layer;
@@ -37,10 +39,12 @@ use tower_service::Service;
 /// Lets each call last until the body of its response has ended. The layer is placed around the client, with a
 /// [`StreamLayer`](super::StreamLayer) on top of the stack.
 ///
-/// If a streamed call gets a response that is not a success (2xx), at most 64 KiB of its body are read within the call,
-/// and the rest of the body is dropped. See the [module docs](super#streams).
-#[derive(Clone, Copy, Debug, Default)]
-pub struct BodyLayer(());
+/// If a streamed call gets a response that is not a success (2xx), its body is read within the call, up to 64 KiB and
+/// for at most [`failure_timeout`](Self::failure_timeout). See the [module docs](super#failures).
+#[derive(Clone, Copy, Debug)]
+pub struct BodyLayer {
+    failure_timeout: Duration,
+}
 
 /// The service of [`BodyLayer`].
 ///
@@ -51,6 +55,7 @@ pub struct BodyLayer(());
 #[derive(Clone, Debug)]
 pub struct BodyService<S> {
     inner: S,
+    layer: BodyLayer,
 }
 
 pin_project! {
@@ -58,7 +63,8 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// May panic when polled after it has completed.
+    /// Panics if it has to wait for the body of a failure outside a Tokio runtime with its timer enabled. May panic when
+    /// polled after it has completed.
     ///
     /// # Cancel safety
     ///
@@ -69,6 +75,7 @@ pin_project! {
         #[pin]
         state: State<F, B>,
         early_response: Option<EarlyResponse<StreamBody<B>>>,
+        layer: BodyLayer,
     }
 }
 
@@ -78,7 +85,7 @@ pin_project! {
         /// The call was made, and the head of its response has not arrived.
         Calling { #[pin] future: F },
         /// The response is not a success, and its body is being read.
-        ReadingFailure { parts: Option<Parts>, #[pin] reader: BoundedReader<B> },
+        ReadingFailure { parts: Option<Parts>, #[pin] reader: FailureReader<B> },
         /// The caller has the response, and its body has not ended.
         Streaming { parts: Option<Parts>, end: oneshot::Receiver<BodyEnd> },
     }
@@ -91,10 +98,26 @@ const MAX_FAILURE_BYTES: usize = 64 * 1024;
 // === impl BodyLayer ===
 
 impl BodyLayer {
-    /// Creates the layer, which has no settings.
+    /// Creates the layer with the default settings.
     #[must_use]
     pub const fn new() -> Self {
-        Self(())
+        Self {
+            failure_timeout: FAILURE_TIMEOUT,
+        }
+    }
+
+    /// Sets how long the body of a response that is not a success (2xx) is read. The call then goes on with what has
+    /// arrived. Default: 15 s.
+    #[must_use]
+    pub const fn failure_timeout(mut self, timeout: Duration) -> Self {
+        self.failure_timeout = timeout;
+        self
+    }
+}
+
+impl Default for BodyLayer {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -102,7 +125,7 @@ impl<S> Layer<S> for BodyLayer {
     type Service = BodyService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        BodyService { inner }
+        BodyService { inner, layer: *self }
     }
 }
 
@@ -130,6 +153,7 @@ where
                 future: self.inner.call(req),
             },
             early_response,
+            layer: self.layer,
         }
     }
 }
@@ -155,24 +179,22 @@ where
                     let Some(early_response) = this.early_response.as_ref().filter(|_| !body.is_end_stream()) else {
                         return Poll::Ready(Ok(Response::from_parts(parts, StreamBody::unwatched(body))));
                     };
+                    head_arrived(parts.status);
                     if parts.status.is_success() {
                         match deliver(early_response, parts, body) {
                             Ok(state) => state,
                             Err(response) => return Poll::Ready(Ok(response)),
                         }
                     } else {
+                        let timeout = this.layer.failure_timeout;
                         State::ReadingFailure {
+                            reader: FailureReader::new(body, MAX_FAILURE_BYTES, timeout, parts.status),
                             parts: Some(parts),
-                            reader: BoundedReader::new(body, MAX_FAILURE_BYTES),
                         }
                     }
                 }
-                StateProj::ReadingFailure { parts, mut reader } => {
-                    let step = ready!(reader.as_mut().poll_read(cx))?;
-                    if step == ReadStep::Read && !reader.is_full() && !reader.is_end_stream() {
-                        continue;
-                    }
-                    let (bytes, progress) = reader.take();
+                StateProj::ReadingFailure { parts, reader } => {
+                    let (bytes, progress) = ready!(reader.poll_read(cx));
                     record(progress);
                     let parts = parts.take().expect("`ResponseFuture` polled after completion");
                     return Poll::Ready(Ok(Response::from_parts(parts, StreamBody::buffered(bytes))));

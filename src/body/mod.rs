@@ -29,9 +29,13 @@
 //! A streamed response that is neither read nor dropped holds the permit of its call. A
 //! [timeout](crate::ExecutorBuilder::timeout) bounds that time.
 //!
-//! Only a successful response (2xx) is streamed. Of any other response, the first 64 KiB of the body are read within
-//! the call, and the rest of the body is dropped. The response is then returned through all layers, so that a retry
-//! policy can look at its body.
+//! # Failures
+//!
+//! Only a successful response (2xx) is streamed. Any other response is returned through all layers, so that a retry
+//! policy can look at it. Its head tells what has failed and when to retry, so the call does not depend on its body:
+//! the body is read within the call for at most 15 s ([`failure_timeout`](BodyLayer::failure_timeout)), up to 64 KiB, or
+//! up to the limit of a [`CollectLayer`]. What arrives later, or beyond that size, is dropped. A body that breaks off
+//! counts as ended. If the time or an error has cut off a body, a note in the event tells so.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -57,6 +61,7 @@
 
 pub mod collect;
 mod early_response;
+mod failure;
 mod layer;
 mod read;
 pub mod stream;

@@ -1,10 +1,12 @@
-//! [`BoundedReader`]: reads an http body into memory, up to a number of bytes.
+//! [`BoundedReader`]: reads an http body into memory, up to a number of bytes. [`head_arrived`]: records the status of a
+//! response before its body is read.
 
 use crate::{
     error::{BodyFailed, BoxError},
-    event::BodyProgress,
+    event::{self, BodyProgress},
 };
 use bytes::Bytes;
+use http::StatusCode;
 use http_body::Body;
 use pin_project_lite::pin_project;
 use std::{
@@ -12,7 +14,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
-use tokio::time::Instant;
+use tokio::{task::coop::poll_proceed, time::Instant};
 
 pin_project! {
     /// An http body, and what was read of it: at most `limit` bytes.
@@ -37,6 +39,14 @@ pub(super) enum ReadStep {
     TooLarge,
     /// The body has ended: it has no further frame.
     End,
+}
+
+/// Records the status of a response whose body has not ended. The attempt then has its status also if the body fails,
+/// or if a timeout or a deadline ends the call while its body is read.
+pub(super) fn head_arrived(status: StatusCode) {
+    if let Some(event) = event::current() {
+        event.head_arrived(status);
+    }
 }
 
 // === impl BoundedReader ===
@@ -69,9 +79,14 @@ where
     B::Error: Into<BoxError>,
 {
     /// Reads the next frame of the body, and keeps its data up to `limit` bytes in all.
+    ///
+    /// Takes part in Tokio's cooperative scheduling. Otherwise a body that always has another frame, for example an
+    /// empty one, would never let its task yield, so that no timeout around the call could end it.
     pub(super) fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<ReadStep, BodyFailed>> {
         let this = self.project();
+        let budget = ready!(poll_proceed(cx));
         let frame = ready!(this.body.poll_frame(cx)).transpose();
+        budget.made_progress();
         let Some(frame) = frame.map_err(|error| BodyFailed::new(&*error.into()))? else {
             return Poll::Ready(Ok(ReadStep::End));
         };

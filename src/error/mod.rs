@@ -8,11 +8,15 @@ mod config;
 mod rate;
 #[cfg(feature = "http")]
 mod response;
+#[cfg(feature = "http")]
+pub(crate) mod transport;
 
 pub use crate::panic::Panicked;
 pub use call::{Cancelled, Closed, DeadlineExceeded, Deadlock, Refused};
 pub use config::InvalidConfig;
 pub use rate::{AcquireError, CostExceedsBurst, StoreUnavailable};
+#[cfg(feature = "http")]
+pub(crate) use response::DelayBound;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use response::{BodyFailed, BodyTooLarge, RetryAfterTooLong};

@@ -179,6 +179,12 @@ impl EventHandle {
         self.shared.write(|state| state.set_body_progress(progress));
     }
 
+    /// Records the status of the response to the last attempt, which has not ended yet.
+    #[cfg(feature = "http")]
+    pub(crate) fn head_arrived(&self, status: http::StatusCode) {
+        self.shared.write(|state| state.head_arrived(status.as_u16()));
+    }
+
     /// Ends the event as CANCELLED, if it has not ended.
     #[cfg(feature = "http")]
     pub(crate) fn cancel(&self) {

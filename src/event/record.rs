@@ -104,7 +104,8 @@ pub struct Attempt {
     /// When the attempt ended; `None` while the attempt runs.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::optional_time", default))]
     pub ended_at: Option<SystemTime>,
-    /// The status code of the response to this attempt, if there was a response.
+    /// The status code of the response to this attempt, if there was a response. Also set if the body of the response
+    /// failed, or did not arrive in time, in a stack with a `CollectLayer` or `BodyLayer`.
     pub status_code: Option<u16>,
     /// The type of the error that the attempt returned, if there was no response; `Cancelled` if the attempt was
     /// dropped.

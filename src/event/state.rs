@@ -153,6 +153,16 @@ impl EventState {
         (has_changed, later_attempts.len())
     }
 
+    /// Records the status of the response to the last attempt, whose head has arrived before the attempt has ended. If
+    /// the attempt ends without a response, because its body fails or a deadline ends it, this status is kept.
+    #[cfg(feature = "http")]
+    pub(super) fn head_arrived(&mut self, status_code: u16) {
+        let later = self.extra.as_mut().and_then(|extra| extra.later_attempts.last_mut());
+        if let Some(attempt) = later.or(self.first_attempt.as_mut()) {
+            attempt.status_code = Some(status_code);
+        }
+    }
+
     /// Records what an attempt returned. `result` is `None` if the attempt was dropped before it returned.
     pub(super) fn attempt_ended(
         &mut self,

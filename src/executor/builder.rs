@@ -67,6 +67,8 @@ struct Settings {
     concurrency: ConcurrencySetting,
     rates: RateSetting,
     timeout: Option<Duration>,
+    #[cfg(feature = "http")]
+    body_layer: BodyLayer,
 }
 
 #[derive(Clone, Debug)]
@@ -104,6 +106,8 @@ impl ExecutorBuilder {
                     tokens: None,
                 },
                 timeout: None,
+                #[cfg(feature = "http")]
+                body_layer: BodyLayer::new(),
             },
             layer: Identity::new(),
             describe: Http::default(),
@@ -202,6 +206,15 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self
     }
 
+    /// Sets how long the body of a response that is not a success (2xx) is read, in an executor that [streams
+    /// bodies](Self::build_streaming): see [`body`](crate::body#failures). Default: 15 s.
+    #[cfg(feature = "http")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+    pub fn failure_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.body_layer = self.settings.body_layer.failure_timeout(timeout);
+        self
+    }
+
     /// Adds a Tower layer around the concurrency limit and the rate limit: see [`stack`](super::stack). The layer added
     /// last is the outermost.
     pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Stack<L, N>, D, K, U> {
@@ -293,7 +306,8 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         B: Send + 'static,
         R: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
     {
-        self.build_with(BodyLayer::new().layer(client), Some(open_early_response))
+        let client = self.settings.body_layer.layer(client);
+        self.build_with(client, Some(open_early_response))
     }
 
     /// Builds an executor whose calls are closures instead of http requests to a client: see

@@ -104,7 +104,7 @@ impl Provider {
                 info.tokens_used = reader.number("x-ratelimit-tokens-query-cost");
             }
             Self::Cerebras => openai::read_cerebras(&reader, &mut info.windows),
-            Self::GitHub => github::read(&reader, &mut info.windows),
+            Self::GitHub => github::read(&reader, &mut info),
             Self::Ietf => ietf::read(&reader, &mut info.windows),
         }
         reader.log_malformed();

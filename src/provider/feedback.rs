@@ -24,8 +24,8 @@ use tower_service::Service;
 /// that paces the calls. The layer is placed around the client, below the limits in the stack.
 ///
 /// The headers are applied as follows:
-/// - A 429, 503 or 529 with a delay (`Retry-After`) pauses the limiter for *all* its users. So does a 403 of GitHub
-///   that reports an exceeded limit. A pause is only ever extended, and is at most [`max_pause`](Self::max_pause) long.
+/// - A 429, 503 or 529 with a [delay](RateLimitInfo::retry_after) pauses the limiter for *all* its users. So does a 403
+///   of GitHub that reports an exceeded limit. A pause is only ever extended, and is at most [`max_pause`](Self::max_pause) long.
 /// - If the provider reports that less of a limit remains than the bucket of the limiter holds, the bucket is lowered
 ///   to the remaining amount. The bucket is never raised.
 /// - With [`adopt_limits`](Self::adopt_limits), the limits that the provider reports replace those of the limiter.

@@ -9,7 +9,9 @@ use std::time::Duration;
 pub struct RateLimitInfo {
     /// The delay before the next attempt that the server requests: the header `retry-after-ms`, or else `Retry-After`
     /// ([RFC 9110](https://www.rfc-editor.org/rfc/rfc9110#field.retry-after)) in seconds, with a fraction if there is
-    /// one, or as a date, which is compared with the `Date` of the response.
+    /// one, or as a date, which is compared with the `Date` of the response. With
+    /// [`Provider::GitHub`](super::Provider::GitHub), and without these headers, the time until `x-ratelimit-reset` if
+    /// `x-ratelimit-remaining` is zero.
     pub retry_after: Option<Duration>,
     /// Whether another attempt is of use, in the opinion of the server: the header `x-should-retry`, which OpenAI
     /// sends.

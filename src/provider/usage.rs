@@ -313,6 +313,11 @@ impl Scanner {
         Ok(())
     }
 
+    /// Returns whether a part of a line of an event stream has arrived, but not the `\n` that ends it.
+    fn has_unfinished_line(&self) -> bool {
+        matches!(&self.framing, Framing::Events { line, .. } if !line.is_empty())
+    }
+
     /// Reads the numbers of tokens in a whole document, or in the data of one server-sent event.
     fn read_document(&mut self, document: &[u8]) {
         match (self.layer.read)(document) {
@@ -321,9 +326,12 @@ impl Scanner {
         }
     }
 
-    /// Reads the document of a body that has ended, or the last event if no empty line has ended it; a line without
-    /// `\n` is ignored. Then records the number of tokens used, if any was found.
+    /// Reads the document of a body that has ended, or the last event if neither an empty line has ended it nor a `\n`
+    /// its last line. Then records the number of tokens used, if any was found.
     fn finish(mut self) {
+        if self.has_unfinished_line() && self.observe_line(b"\n").is_err() {
+            return;
+        }
         let rest = match &mut self.framing {
             Framing::Document(document) => mem::take(document),
             Framing::Events { data, .. } => mem::take(data),

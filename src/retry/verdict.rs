@@ -8,11 +8,16 @@ use std::time::Duration;
 pub(super) enum Verdict {
     /// The call is not retried: its response or error is returned to the caller.
     Final,
-    /// The call may be retried. `delay` is the delay that the server requests, if it requests one.
-    Retry { delay: Option<Duration> },
+    /// The call may be retried.
+    Retry {
+        /// The delay that the server requests, if it requests one.
+        delay: Option<Duration>,
+        /// Whether the server may have processed the request in spite of the failure.
+        may_be_processed: bool,
+    },
 }
 
-/// The parts of a response on which the [`Verdict`] depends.
+/// The parts of a failure (4xx, 5xx) on which the [`Verdict`] depends.
 pub(super) struct ResponseView<'a> {
     pub(super) provider: Option<Provider>,
     pub(super) status: StatusCode,
@@ -28,19 +33,35 @@ struct ErrorDocument {
     is_permanent: bool,
     /// The delay before the next attempt that the server requests in the error document.
     delay: Option<Duration>,
+    /// Whether the document reports a secondary rate limit of GitHub, which its headers need not show.
+    is_secondary_limit: bool,
 }
+
+/// The delay that GitHub asks for when [a limit is
+/// exceeded](https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit)
+/// and no header tells one. A client that comes back sooner may be banned.
+const GITHUB_DELAY: Duration = Duration::from_secs(60);
 
 // === impl ResponseView ===
 
 impl ResponseView<'_> {
-    /// Decides whether the response is worth a retry. A delay in the headers takes precedence over a delay in the body,
+    /// Decides whether the failure is worth a retry. A delay in the headers takes precedence over a delay in the body,
     /// and the header `x-should-retry` takes precedence over the status and the body.
     pub(super) fn verdict(&self) -> Verdict {
         let document = ErrorDocument::read(self);
-        let delay = self.info.retry_after.or(document.delay);
+        let is_github_limit = self.provider == Some(Provider::GitHub) && matches!(self.status.as_u16(), 403 | 429);
+        let untold = is_github_limit.then_some(GITHUB_DELAY);
+        let delay = self.info.retry_after.or(document.delay).or(untold);
         match self.info.should_retry {
-            Some(true) => Verdict::Retry { delay },
-            None if self.may_pass(&document) => Verdict::Retry { delay },
+            Some(true) => Verdict::Retry {
+                delay,
+                may_be_processed: false,
+            },
+            None if self.may_pass(&document) => Verdict::Retry {
+                delay,
+                // A 503 and Anthropic's 529 report that the server is overloaded and has not begun.
+                may_be_processed: self.status.is_server_error() && !matches!(self.status.as_u16(), 503 | 529),
+            },
             Some(false) | None => Verdict::Final,
         }
     }
@@ -54,8 +75,8 @@ impl ResponseView<'_> {
             // which waiting is of no use. A 429 of Anthropic without that header is not retried.
             429 => self.provider != Some(Provider::Anthropic) || self.info.retry_after.is_some(),
             // GitHub sends a 403 for an exceeded limit as well as for a missing permission, for which waiting is of no
-            // use. Only a 403 whose headers report an exceeded limit is retried.
-            403 => self.provider == Some(Provider::GitHub) && self.info.is_limited(),
+            // use. Only a 403 that reports an exceeded limit, in its headers or its error document, is retried.
+            403 => self.provider == Some(Provider::GitHub) && (self.info.is_limited() || document.is_secondary_limit),
             408 | 409 | 500..=599 => true,
             _ => false,
         }
@@ -71,14 +92,11 @@ impl ErrorDocument {
         Self::default()
     }
 
-    /// Reads the error document in the body of a response that is not a success, unless the body is above 64 KiB. Error
-    /// documents are shorter.
+    /// Reads the error document in the body of a failure, unless the body is above 64 KiB. Error documents are shorter.
     #[cfg(feature = "json")]
     fn read(response: &ResponseView<'_>) -> Self {
         const MAX_BYTES: usize = 64 * 1024;
-        let body = response
-            .body
-            .filter(|body| !response.status.is_success() && body.len() <= MAX_BYTES);
+        let body = response.body.filter(|body| body.len() <= MAX_BYTES);
         let body = body.and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
         // Gemini may send a list whose first element is the error document.
         let error = body
@@ -86,13 +104,20 @@ impl ErrorDocument {
             .map(|body| body.get(0).unwrap_or(body))
             .and_then(|body| body.get("error"));
         match (response.provider, error) {
+            (Some(Provider::GitHub), _) => Self {
+                is_secondary_limit: body.is_some_and(|body| {
+                    let message = body.get("message").and_then(serde_json::Value::as_str);
+                    message.is_some_and(|message| message.contains("secondary rate limit"))
+                }),
+                ..Self::default()
+            },
             (Some(Provider::Gemini), Some(error)) => Self::of_gemini(error),
             (_, Some(error)) => Self {
                 // OpenAI sends `insufficient_quota` for an account without credit: waiting is of no use.
                 is_permanent: ["code", "type"]
                     .iter()
                     .any(|field| error.get(field).is_some_and(|text| text == "insufficient_quota")),
-                delay: None,
+                ..Self::default()
             },
             (_, None) => Self::default(),
         }
@@ -127,6 +152,7 @@ impl ErrorDocument {
         Self {
             is_permanent: is_per_day || is_zero,
             delay: delay.and_then(|delay| crate::provider::parse_go_duration(&delay)),
+            ..Self::default()
         }
     }
 }

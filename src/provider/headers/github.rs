@@ -3,15 +3,22 @@
 //! `x-ratelimit-reset`, in seconds since 1970.
 
 use super::Reader;
-use crate::provider::info::{Reset, Unit, Window};
+use crate::provider::info::{RateLimitInfo, Reset, Unit, Window};
 use std::time::Duration;
 
-pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) {
+/// Reads GitHub's headers. If nothing of the limit remains, [no request may be
+/// made](https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit)
+/// before the limit is reset, unless a `retry-after` says otherwise: so the time of the reset is the delay that the
+/// server requests.
+pub(in crate::provider) fn read(reader: &Reader<'_>, info: &mut RateLimitInfo) {
     let window = Window {
         limit: reader.number("x-ratelimit-limit"),
         remaining: reader.number("x-ratelimit-remaining"),
         reset: reader.time_until_epoch_seconds("x-ratelimit-reset").map(Reset::Full),
         ..Window::new(Unit::Requests, Some(Duration::from_secs(60 * 60)))
     };
-    window.add_to(windows);
+    if let (Some(0), Some(Reset::Full(reset))) = (window.remaining, window.reset) {
+        info.retry_after.get_or_insert(reset);
+    }
+    window.add_to(&mut info.windows);
 }

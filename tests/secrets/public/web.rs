@@ -2,7 +2,7 @@
 
 use super::{Shown, request};
 use crate::table::Secrets;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody as Frames};
 use hyper::body::Bytes;
@@ -15,7 +15,7 @@ use tower_outbound::{
     error::{BodyFailed, BodyTooLarge, DeadlineExceeded, RetryAfterTooLong},
     provider::{AverageEstimate, CharacterEstimate, FeedbackLayer, Provider, Reset, Unit, UsageLayer},
     rate::{AsCharged, Budget, ByUsage},
-    retry::RetryPolicy,
+    retry::{ByClone, ByWholeBody, RetryPolicy},
 };
 
 type Body = Frames<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, io::Error>>>>;
@@ -109,13 +109,17 @@ pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
         .body(request(secrets).into_body())
         .unwrap());
     shown.debug(&Policy::retry(&mut policy, &mut request(secrets), &mut result).unwrap());
-    let mut result = Ok(Response::builder()
-        .status(429)
-        .header("retry-after", "9")
-        .body(Bytes::new())
-        .unwrap());
+    // The error has the whole response, whose headers and body may contain secrets.
+    let (head, body) = request(secrets).into_parts();
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    *response.headers_mut() = head.headers;
+    response.headers_mut().insert("retry-after", 9.into());
+    let mut result = Ok(response);
     assert!(Policy::retry(&mut policy, &mut request(secrets), &mut result).is_none());
     shown.display(result.unwrap_err().downcast_ref::<RetryAfterTooLong>().unwrap());
+    shown.debug(&ByClone);
+    shown.debug(&ByWholeBody);
     shown.debug(&AverageEstimate::new(5));
     shown.debug(&CharacterEstimate::new());
     shown.debug(&ByUsage::default());
