@@ -14,6 +14,7 @@ use super::{
     message::{EarlyEnd, Ended, Message},
     runtime::Runtime,
     timer::Timer,
+    wakers::{ReadyWaker, TimerWaker},
     workers::Workers,
 };
 use crate::{
@@ -29,7 +30,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     mem,
     sync::{Arc, PoisonError, Weak},
-    task::{Context, Wake, Waker},
+    task::{Context, Waker},
     time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
@@ -39,11 +40,11 @@ pub(super) struct Channel<Req, Res> {
     /// A semaphore with one permit for each place in the queue.
     places: Semaphore,
     /// How many calls may start at once.
-    max_starting: usize,
+    pub(super) max_starting: usize,
     /// Spawns a worker with this id.
     spawn: Box<dyn Fn(&Arc<Self>, usize) + Send + Sync>,
     runtime: Runtime,
-    timer: Timer,
+    pub(super) timer: Timer,
     /// The waker with which the service is polled.
     ready_waker: Waker,
     closed: AtomicBool,
@@ -53,33 +54,33 @@ pub(super) struct Channel<Req, Res> {
     ended: Notify,
 }
 
-struct ChannelState<Req, Res> {
+pub(super) struct ChannelState<Req, Res> {
     calls: VecDeque<Arc<Message<Req, Res>>>,
     /// How many messages in `calls` have ended early. May be too high: a message that ends after it was taken out is
     /// counted, too. Such a message has no request any more and stays in `calls` until it is taken out or a sweep
     /// removes it.
     dead: usize,
     /// The call that has been taken out of `calls` and waits until the service is ready.
-    pending: Option<Arc<Message<Req, Res>>>,
-    turn: Turn,
+    pub(super) pending: Option<Arc<Message<Req, Res>>>,
+    pub(super) turn: Turn,
     /// Whether the service's waker was woken since the service was last polled.
-    is_ready: bool,
-    workers: Workers<Arc<Message<Req, Res>>>,
+    pub(super) is_ready: bool,
+    pub(super) workers: Workers<Arc<Message<Req, Res>>>,
     /// How many calls of the current epoch are starting.
-    starting: usize,
+    pub(super) starting: usize,
     /// Since when queued calls have waited for the starting ones. `None` if no queued call does.
-    starting_since: Option<Instant>,
+    pub(super) starting_since: Option<Instant>,
     /// The number of times that the starting calls took too long and ceased to be counted.
-    epoch: StartEpoch,
+    pub(super) epoch: StartEpoch,
     /// The calls that have a deadline, by the deadline and the address of the message.
-    deadlines: BTreeMap<(Instant, usize), Arc<Message<Req, Res>>>,
+    pub(super) deadlines: BTreeMap<(Instant, usize), Arc<Message<Req, Res>>>,
     /// Whether the queue is closed and the last worker has ended.
     is_ended: bool,
 }
 
 /// Who may begin the next call.
 #[derive(Clone, Copy, PartialEq)]
-enum Turn {
+pub(super) enum Turn {
     Free,
     /// A worker is asking for the service's readiness or calling the service.
     Taken,
@@ -89,7 +90,7 @@ enum Turn {
 
 /// The number of the epoch in which a call began to start: see [`START_TIMEOUT`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct StartEpoch(u64);
+pub(super) struct StartEpoch(pub(super) u64);
 
 /// What a worker without a call does next.
 pub(super) enum Next<Req, Res> {
@@ -103,21 +104,15 @@ pub(super) enum Next<Req, Res> {
 
 /// A worker that is to be woken or spawned for a queued call, which is done without the lock.
 #[must_use]
-enum Assigned {
+pub(super) enum Assigned {
     /// `None` if the worker was spawned and has not been polled yet: its first poll is still to come.
     Wake(Option<Waker>),
     Spawn(usize),
 }
 
-/// The waker of the channel's [`Timer`]. It does not keep the channel alive.
-struct TimerWaker<Req, Res>(Weak<Channel<Req, Res>>);
-
-/// The waker with which the service is polled. It does not keep the channel alive.
-struct ReadyWaker<Req, Res>(Weak<Channel<Req, Res>>);
-
 /// How long the starting calls may hold up the queued ones. A call that computes or blocks in its first poll, and a
 /// worker that is woken and not scheduled, delay the others only this long.
-const START_TIMEOUT: Duration = Duration::from_millis(5);
+pub(super) const START_TIMEOUT: Duration = Duration::from_millis(5);
 
 /// The number of dead messages above which the channel is swept, that is, its dead messages are removed, provided that
 /// they are more than half of its messages. Thus sweeps cost a constant time per dead call, and a few dead messages,
@@ -342,7 +337,7 @@ impl<Req, Res> Channel<Req, Res> {
         waiting.into_iter().for_each(panic::wake);
     }
 
-    fn carry_out(self: &Arc<Self>, assigned: Option<Assigned>) {
+    pub(super) fn carry_out(self: &Arc<Self>, assigned: Option<Assigned>) {
         match assigned {
             Some(Assigned::Wake(worker)) => worker.into_iter().for_each(panic::wake),
             Some(Assigned::Spawn(id)) => (self.spawn)(self, id),
@@ -350,7 +345,7 @@ impl<Req, Res> Channel<Req, Res> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, ChannelState<Req, Res>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, ChannelState<Req, Res>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -506,97 +501,11 @@ impl<Req, Res> Channel<Req, Res> {
         self.ended.notify_waiters();
     }
 }
-// === The timer ===
-
-impl<Req, Res> Channel<Req, Res> {
-    fn arm(self: &Arc<Self>, at: Instant) {
-        let mut next = Some(at);
-        while let Some(at) = next.take() {
-            if self.timer.arm(at, &self.runtime) {
-                next = self.timer_fired();
-            }
-        }
-    }
-
-    /// Ends the calls whose deadline has passed, and lets queued calls begin that have waited too long for a call to
-    /// start. Returns when this has to be done next.
-    fn timer_fired(self: &Arc<Self>) -> Option<Instant> {
-        let now = Instant::now();
-        let mut due = Vec::new();
-        let (assigned, next) = {
-            let mut state = self.lock();
-            while let Some(first) = state.deadlines.first_entry() {
-                if first.key().0 > now {
-                    break;
-                }
-                due.push(first.remove());
-            }
-            let since = state.starting_since;
-            let is_overdue = since.is_some_and(|since| since + START_TIMEOUT <= now);
-            if is_overdue && state.starting >= self.max_starting && state.has_call() {
-                state.epoch.0 += 1;
-                (state.starting, state.starting_since) = (0, None);
-            }
-            let assigned = state.assign(self.max_starting);
-            let overdue = state.watch_starts(self.max_starting);
-            let deadline = state.deadlines.first_key_value().map(|((deadline, _), _)| *deadline);
-            (assigned, deadline.into_iter().chain(overdue).min())
-        };
-        self.carry_out(assigned);
-        for message in due {
-            let _ = catch_unwind(|| self.end_early(&message, EarlyEnd::DeadlinePassed));
-        }
-        next
-    }
-}
-
-impl<Req, Res> Wake for TimerWaker<Req, Res>
-where
-    Req: Send + 'static,
-    Res: Send + 'static,
-{
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        let Some(channel) = self.0.upgrade() else { return };
-        if channel.timer.fire() {
-            if let Some(next) = channel.timer_fired() {
-                channel.arm(next);
-            }
-        }
-    }
-}
-
-impl<Req, Res> Wake for ReadyWaker<Req, Res>
-where
-    Req: Send + 'static,
-    Res: Send + 'static,
-{
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        let Some(channel) = self.0.upgrade() else { return };
-        let waiting = {
-            let mut state = channel.lock();
-            state.is_ready = true;
-            match state.turn {
-                Turn::Waits(worker) => state.workers.waker(worker),
-                Turn::Free | Turn::Taken => None,
-            }
-        };
-        waiting.into_iter().for_each(panic::wake);
-    }
-}
-
 // === impl ChannelState ===
 
 impl<Req, Res> ChannelState<Req, Res> {
     /// Whether a call is queued.
-    fn has_call(&self) -> bool {
+    pub(super) fn has_call(&self) -> bool {
         self.pending.is_some() || !self.calls.is_empty()
     }
 
@@ -625,7 +534,7 @@ impl<Req, Res> ChannelState<Req, Res> {
     }
 
     /// Assigns a worker to the next call, if one is queued, the turn is free and another call may start.
-    fn assign(&mut self, max_starting: usize) -> Option<Assigned> {
+    pub(super) fn assign(&mut self, max_starting: usize) -> Option<Assigned> {
         let is_free = match self.turn {
             Turn::Free => true,
             Turn::Taken => false,
@@ -643,7 +552,7 @@ impl<Req, Res> ChannelState<Req, Res> {
     }
 
     /// Returns when the starting calls have held up the queued ones for too long, if a queued call waits for them.
-    fn watch_starts(&mut self, max_starting: usize) -> Option<Instant> {
+    pub(super) fn watch_starts(&mut self, max_starting: usize) -> Option<Instant> {
         let waits = self.starting >= max_starting && self.has_call();
         waits.then(|| *self.starting_since.get_or_insert_with(clock::now) + START_TIMEOUT)
     }

@@ -66,6 +66,7 @@ mod message;
 mod response_future;
 mod runtime;
 mod timer;
+mod wakers;
 mod worker;
 mod workers;
 
