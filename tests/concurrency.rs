@@ -3,6 +3,7 @@
 mod support;
 
 use support::{client, ms, pass, request, settle};
+use tokio::{task::coop, time::Instant};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
 use tower::{Layer, Service, ServiceExt};
 use tower_outbound::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer};
@@ -132,6 +133,85 @@ async fn a_clone_that_waited_for_readiness_and_is_never_called_delays_the_next_o
     pass(ms(2)).await;
     assert!(next_ready.is_woken());
     assert_ready_ok!(next_ready.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_that_are_never_polled_again_do_not_add_up() {
+    for (idle, delay) in [(1, 5), (9, 10), (73, 15), (585, 20)] {
+        let (service, _, mut handle) = limited(1);
+        handle.allow(10);
+        let mut running = service.clone();
+        let mut running = call!(running, "first");
+        let mut idle: Vec<_> = (0..idle).map(|_| service.clone()).collect();
+        for service in &mut idle {
+            assert_pending!(task::spawn(service.ready()).poll());
+        }
+        let mut next: Vec<_> = (0..3).map(|_| service.clone()).collect();
+        let mut next: Vec<_> = next.iter_mut().map(|service| task::spawn(service.ready())).collect();
+        next.iter_mut().for_each(|ready| assert_pending!(ready.poll()));
+
+        let begun = Instant::now();
+        assert_request_eq!(handle, "first").send_response("");
+        assert_ready_ok!(running.poll());
+        pass(ms(delay - 1)).await;
+        assert!(next.iter().all(|ready| !ready.is_woken()));
+        pass(ms(1)).await;
+        assert_eq!(begun.elapsed(), ms(delay));
+        assert!(next.iter().all(task::Spawn::is_woken));
+        assert_ready_ok!(next[0].poll());
+    }
+}
+
+/// Eight waiters are notified at once after the first has not responded. As soon as one of them has taken the permit,
+/// the others are notified one by one again, in order.
+#[tokio::test(start_paused = true)]
+async fn one_waiter_is_notified_at_a_time_as_soon_as_one_has_responded() {
+    let (service, _, mut handle) = limited(1);
+    handle.allow(10);
+    let mut running = service.clone();
+    let mut running = call!(running, "running");
+    let mut idle = service.clone();
+    assert_pending!(task::spawn(idle.ready()).poll());
+    let mut waiting: Vec<_> = (0..4).map(|_| task::spawn(service.clone().oneshot("waited"))).collect();
+    waiting.iter_mut().for_each(|call| assert_pending!(call.poll()));
+
+    assert_request_eq!(handle, "running").send_response("");
+    assert_ready_ok!(running.poll());
+    pass(ms(5)).await;
+    assert!(waiting.iter().all(task::Spawn::is_woken));
+    // The third is polled first, and gets the permit. The others wait in order.
+    for next in [2, 0, 1, 3] {
+        assert!(waiting[next].is_woken());
+        assert_pending!(waiting[next].poll());
+        assert_request_eq!(handle, "waited").send_response("");
+        if next == 2 {
+            [0, 1, 3].map(|call| assert_pending!(waiting[call].poll()));
+        }
+        assert_ready_ok!(waiting[next].poll());
+    }
+}
+
+/// A timer that is armed while the task has used up its cooperative budget must be armed all the same.
+#[tokio::test(start_paused = true)]
+async fn a_release_without_cooperative_budget_still_skips_a_waiter_that_does_not_respond() {
+    let (service, _, mut handle) = limited(1);
+    handle.allow(10);
+    let mut running = service.clone();
+    let running = call!(running, "first");
+    let (mut idle, mut next) = (service.clone(), service);
+    assert_pending!(task::spawn(idle.ready()).poll());
+    let mut next = task::spawn(next.ready());
+    assert_pending!(next.poll());
+    tokio::spawn(async move {
+        while coop::has_budget_remaining() {
+            coop::consume_budget().await;
+        }
+        drop(running);
+    })
+    .await
+    .unwrap();
+    pass(ms(5)).await;
+    assert!(next.is_woken());
 }
 
 #[tokio::test(start_paused = true)]

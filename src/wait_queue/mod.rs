@@ -10,30 +10,35 @@
 //! 3. **One waiter is notified at a time**, and only when the resource is available to it. So a release wakes one task,
 //!    however long the queue is.
 //! 4. **A waiter that does not respond does not block the others.** If a notified waiter takes nothing within
-//!    [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT) (5 ms), it is *skipped* and the next waiter is notified. A skipped
+//!    [`HANDOFF_TIMEOUT`](resource::HANDOFF_TIMEOUT) (5 ms), it is *skipped* and the next waiters are notified. A skipped
 //!    waiter keeps its sequence number: when it is polled again, it is before all waiters that came after it.
+//! 5. **Waiters that do not respond do not add up.** Each time that nothing was taken within the timeout, eight times as
+//!    many waiters are notified at once: 1, 8, 64 and so on. The first of them that is polled takes the resource, so
+//!    they may overtake each other. From then on, one waiter is notified at a time again. So a thousand waiters that
+//!    are no longer polled delay the next one by 20 ms, once.
 //!
-//! If the first waiter has to wait until a certain instant, a [timer task](timer) notifies it then. The timer task also
-//! skips waiters that do not respond. It exists only while there are waiters.
+//! If the first waiter has to wait until a certain instant, a [timer](timers) notifies it then. The timers also skip
+//! waiters that do not respond. They exist only while there are waiters, and 5 ms longer at most.
 //!
-//! The files of this module import in one direction: `mod.rs` uses [`timer`], which uses [`order`], which uses
-//! [`resource`].
+//! The files of this module import in one direction: `mod.rs` uses [`locked`], which uses [`order`], which uses
+//! [`timers`] and [`resource`].
 
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
+mod locked;
 mod order;
 mod resource;
-mod timer;
+mod timers;
 
-pub(crate) use resource::{Availability, Resource};
+pub(crate) use resource::{Availability, HANDOFF_TIMEOUT, Resource};
 
 use crate::{clock::LazyNow, panic};
+use locked::LockedOrder;
 use std::{
     fmt,
     sync::Arc,
     task::{Context, Poll},
 };
-use timer::LockedOrder;
 use tokio::time::Instant;
 
 /// A [`Resource`] and the queue of waiters in front of it. Clones share both.
@@ -138,7 +143,7 @@ impl<R: Resource> Waiter<R> {
     /// Waits until this waiter is first and the resource is available to it.
     ///
     /// This method does not reserve: the waiter stays in the queue and must call [`poll_acquire`](Self::poll_acquire)
-    /// or [`try_acquire`](Self::try_acquire) within [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT), or the next waiter is
+    /// or [`try_acquire`](Self::try_acquire) within [`HANDOFF_TIMEOUT`](resource::HANDOFF_TIMEOUT), or the next waiter is
     /// notified.
     pub(crate) fn poll_ready(&mut self, request: &R::Request, cx: &mut Context<'_>) -> Poll<Result<(), R::Rejection>> {
         self.poll(request, cx, false, LazyNow::default())
@@ -180,7 +185,11 @@ impl<R: Resource> Waiter<R> {
         if let Ok(false) = taken {
             return taken;
         }
-        let deferred = order.dequeue(self.seq.take(), &mut now);
+        let seq = self.seq.take();
+        let deferred = match taken {
+            Ok(_) => order.complete(seq, &mut now),
+            Err(_) => order.dequeue(seq, &mut now),
+        };
         drop(order);
         self.locked.finish(deferred);
         taken
@@ -203,22 +212,15 @@ impl<R: Resource> Waiter<R> {
             // A waiter that does not have to wait never enters the queue.
             return Poll::Ready(done.map(drop));
         }
-        let deferred = match done {
-            Ok(false) => order.enqueue(&mut self.seq, request, cx.waker(), &mut now),
-            Ok(true) if !takes => {
-                // The waiter is ready and has taken nothing, so it stays in the queue. If it was not notified, it
-                // counts as notified now, and is skipped unless it takes something within `HANDOFF_TIMEOUT`.
-                if let Some(seq) = self.seq {
-                    if order.notified.is_none_or(|(notified, _)| notified != seq) {
-                        order.notified = Some((seq, now.get()));
-                    }
-                }
-                order.advance(&mut now)
-            }
-            Ok(true) | Err(_) => order.dequeue(self.seq.take(), &mut now),
+        let deferred = match (&done, self.seq) {
+            (Ok(false), _) => order.enqueue(&mut self.seq, request, cx.waker(), &mut now),
+            // The waiter is ready and has taken nothing, so it stays in the queue.
+            (Ok(true), Some(seq)) if !takes => order.stay(seq, &mut now),
+            (Ok(true), _) => order.complete(self.seq.take(), &mut now),
+            (Err(_), _) => order.dequeue(self.seq.take(), &mut now),
         };
         drop(order);
-        self.locked.check_timer(&deferred);
+        LockedOrder::<R>::check_timer(&deferred);
         self.locked.finish(deferred);
         match done {
             Ok(true) => Poll::Ready(Ok(())),
