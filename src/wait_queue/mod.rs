@@ -143,10 +143,18 @@ impl<R: Resource> Waiter<R> {
     /// Waits until this waiter is first and the resource is available to it.
     ///
     /// This method does not reserve: the waiter stays in the queue and must call [`poll_acquire`](Self::poll_acquire)
-    /// or [`try_acquire`](Self::try_acquire) within [`HANDOFF_TIMEOUT`](resource::HANDOFF_TIMEOUT), or the next waiter is
-    /// notified.
-    pub(crate) fn poll_ready(&mut self, request: &R::Request, cx: &mut Context<'_>) -> Poll<Result<(), R::Rejection>> {
-        self.poll(request, cx, false, LazyNow::default())
+    /// or [`try_acquire`](Self::try_acquire) within [`HANDOFF_TIMEOUT`], or the next waiter is notified.
+    ///
+    /// Here and in the other methods, `now` is the current time if the caller has read it before. For a waiter that is
+    /// in the queue, `now` is ignored and the clock is read under the lock: other waiters may have taken something at an
+    /// instant later than `now`.
+    pub(crate) fn poll_ready(
+        &mut self,
+        request: &R::Request,
+        cx: &mut Context<'_>,
+        now: Option<Instant>,
+    ) -> Poll<Result<(), R::Rejection>> {
+        self.poll(request, cx, false, now)
     }
 
     /// Waits until this waiter has taken what `request` wants, and has thereby left the queue.
@@ -154,35 +162,18 @@ impl<R: Resource> Waiter<R> {
         &mut self,
         request: &R::Request,
         cx: &mut Context<'_>,
+        now: Option<Instant>,
     ) -> Poll<Result<(), R::Rejection>> {
-        self.poll(request, cx, true, LazyNow::default())
-    }
-
-    /// Does what [`poll_acquire`](Self::poll_acquire) does, with a time `now` that was read before the queue's lock is
-    /// taken.
-    ///
-    /// For a waiter that is in the queue already, `now` is ignored and the clock is read under the lock: other waiters
-    /// may have taken something at an instant later than `now`.
-    pub(crate) fn poll_acquire_at(
-        &mut self,
-        request: &R::Request,
-        cx: &mut Context<'_>,
-        now: Instant,
-    ) -> Poll<Result<(), R::Rejection>> {
-        let now = match self.seq {
-            Some(_) => LazyNow::default(),
-            None => LazyNow::at(now),
-        };
         self.poll(request, cx, true, now)
     }
 
     /// Takes what `request` wants if that is available now and no other waiter is before this one. Returns whether it
     /// was taken. Never puts the waiter into the queue.
-    pub(crate) fn try_acquire(&mut self, request: &R::Request) -> Result<bool, R::Rejection> {
-        let mut now = LazyNow::default();
+    pub(crate) fn try_acquire(&mut self, request: &R::Request, now: Option<Instant>) -> Result<bool, R::Rejection> {
+        let mut now = self.lazy_now(now);
         let mut order = self.locked.lock();
         let taken = order.try_take(self.seq, request, &mut now);
-        if let Ok(false) = taken {
+        if self.seq.is_none() || matches!(taken, Ok(false)) {
             return taken;
         }
         let seq = self.seq.take();
@@ -195,13 +186,19 @@ impl<R: Resource> Waiter<R> {
         taken
     }
 
+    fn lazy_now(&self, now: Option<Instant>) -> LazyNow {
+        now.filter(|_| self.seq.is_none())
+            .map_or_else(LazyNow::default, LazyNow::at)
+    }
+
     fn poll(
         &mut self,
         request: &R::Request,
         cx: &mut Context<'_>,
         takes: bool,
-        mut now: LazyNow,
+        now: Option<Instant>,
     ) -> Poll<Result<(), R::Rejection>> {
+        let mut now = self.lazy_now(now);
         let mut order = self.locked.lock();
         let done = if takes {
             order.try_take(self.seq, request, &mut now)

@@ -6,7 +6,7 @@
 
 use super::{
     resource::{Availability, HANDOFF_TIMEOUT, Resource},
-    timers::{Timers, UnarmedTimer},
+    timers::{Deadline, Timers, UnarmedTimer},
 };
 use crate::clock::LazyNow;
 use std::{collections::BTreeMap, mem, task::Waker};
@@ -32,7 +32,7 @@ pub(super) struct Order<R: Resource> {
     /// grows with the logarithm of their number. It is 1 again as soon as a notified waiter takes the resource.
     width: usize,
     /// When a timer has to call [`advance`](Self::advance) next. `None` if no timer is needed.
-    deadline: Option<Instant>,
+    deadline: Option<Deadline>,
     pub(super) timers: Timers,
 }
 
@@ -244,7 +244,7 @@ impl<R: Resource> Order<R> {
             if availability == Availability::Now {
                 let take_by = self.notify(first, now, &mut deferred);
                 if now.get() < take_by {
-                    break Some(take_by);
+                    break Some(Deadline::Handoff(take_by));
                 }
                 self.skip_notified();
                 continue;
@@ -253,9 +253,9 @@ impl<R: Resource> Order<R> {
             match availability {
                 Availability::At(instant) => {
                     deferred.needs_timer = true;
-                    break Some(instant);
+                    break Some(Deadline::Turn(instant));
                 }
-                Availability::BlockedUntil(instant) => break Some(instant),
+                Availability::BlockedUntil(instant) => break Some(Deadline::Handoff(instant)),
                 Availability::Blocked | Availability::Now => break None,
             }
         };

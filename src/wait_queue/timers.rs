@@ -20,12 +20,25 @@ use std::{
     mem,
     pin::{Pin, pin},
     task::{Context, Waker},
+    time::Duration,
 };
 use tokio::{
     runtime::{Handle, Id},
     task::coop,
     time::{self, Instant, Sleep},
 };
+
+/// When the timers of a queue have to fire.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Deadline {
+    /// A notified waiter has to respond by this instant, or a holder may have to give something back then. Mostly the
+    /// deadline has changed before. So a timer that fires earlier is left as it is: when it fires, it is armed for the
+    /// deadline of that time.
+    Handoff(Instant),
+    /// The first waiter waits until this instant. A timer that fires earlier is armed again: waking an idle thread for
+    /// nothing costs more.
+    Turn(Instant),
+}
 
 /// The timers of one wait queue.
 #[derive(Default)]
@@ -72,6 +85,19 @@ pub(super) struct ArmedTimer {
     alarm: Option<(Alarm, bool)>,
 }
 
+/// The resolution of Tokio's timers.
+const RESOLUTION: Duration = Duration::from_millis(1);
+
+// === impl Deadline ===
+
+impl Deadline {
+    const fn at(self) -> Instant {
+        match self {
+            Self::Handoff(at) | Self::Turn(at) => at,
+        }
+    }
+}
+
 // === impl Timers ===
 
 impl Timers {
@@ -101,20 +127,19 @@ impl Timers {
         }
     }
 
-    /// Returns whether a timer has to be armed so that all timers fire by `deadline`. A timer that fires earlier is
-    /// left as it is: when it fires, it is armed for the deadline of that time.
-    pub(super) fn need_arming(&self, deadline: Instant) -> bool {
+    /// Returns whether a timer has to be armed for `deadline`.
+    pub(super) fn need_arming(&self, deadline: Deadline) -> bool {
         self.timers.iter().any(|timer| timer.needs_arming(deadline))
     }
 
     /// Takes out a timer that has to be armed for `deadline`.
-    pub(super) fn take_unarmed(&mut self, deadline: Instant) -> Option<UnarmedTimer> {
+    pub(super) fn take_unarmed(&mut self, deadline: Deadline) -> Option<UnarmedTimer> {
         let timer = self.timers.iter_mut().find(|timer| timer.needs_arming(deadline))?;
         timer.state = TimerState::TakenOut;
         Some(UnarmedTimer {
             runtime: timer.runtime.clone(),
             alarm: timer.alarm.take(),
-            deadline,
+            deadline: deadline.at(),
         })
     }
 
@@ -177,11 +202,12 @@ impl Timers {
 // === impl Timer ===
 
 impl Timer {
-    fn needs_arming(&self, deadline: Instant) -> bool {
-        match self.state {
-            TimerState::Unarmed => true,
-            TimerState::Armed(at) => deadline < at,
-            TimerState::TakenOut => false,
+    fn needs_arming(&self, deadline: Deadline) -> bool {
+        match (&self.state, deadline) {
+            (TimerState::Unarmed, _) => true,
+            (TimerState::TakenOut, _) => false,
+            (TimerState::Armed(armed), Deadline::Handoff(at)) => at < *armed,
+            (TimerState::Armed(armed), Deadline::Turn(at)) => at < *armed || at > *armed + RESOLUTION,
         }
     }
 
@@ -206,13 +232,23 @@ impl UnarmedTimer {
         } = self;
         // Tokio panics if the runtime has no timers, or has been shut down since it was taken out.
         let alarm = catch_unwind(|| {
-            let mut alarm = alarm.unwrap_or_else(|| {
-                let _entered = runtime.enter();
-                Alarm {
-                    sleep: Box::pin(time::sleep_until(deadline)),
-                    waker: waker(runtime.id()),
+            let mut alarm = match alarm {
+                Some(mut alarm) => {
+                    if alarm.sleep.deadline() < deadline {
+                        // A `Sleep` that is reset to a later deadline still wakes the thread at the earlier one.
+                        let _entered = runtime.enter();
+                        alarm.sleep.set(time::sleep_until(deadline));
+                    }
+                    alarm
                 }
-            });
+                None => {
+                    let _entered = runtime.enter();
+                    Alarm {
+                        sleep: Box::pin(time::sleep_until(deadline)),
+                        waker: waker(runtime.id()),
+                    }
+                }
+            };
             let is_armed = alarm.arm(deadline);
             (alarm, is_armed)
         });
