@@ -72,13 +72,8 @@ impl<R: Resource> LockedOrder<R> {
                 return;
             };
             let mut armed = timer.arm(|runtime| self.timer_waker(runtime));
-            let mut now = LazyNow::default();
-            let mut order = self.lock();
-            if !order.timers.put_back(&mut armed, || now.get()) {
-                let deferred = order.advance(&mut now);
-                drop(order);
-                wake(deferred);
-            }
+            let deferred = self.lock().put_back_timer(&mut armed);
+            wake(deferred);
         }
     }
 
@@ -112,10 +107,7 @@ impl<R: Resource> Wake for TimerWaker<R> {
 
     fn wake_by_ref(self: &Arc<Self>) {
         let Some(locked) = self.locked.upgrade() else { return };
-        let mut order = locked.lock();
-        order.timers.fired(self.runtime);
-        let deferred = order.advance(&mut LazyNow::default());
-        drop(order);
+        let deferred = locked.lock().timer_fired(self.runtime, &mut LazyNow::default());
         locked.finish(deferred);
     }
 }

@@ -13,15 +13,15 @@
 //!    [`HANDOFF_TIMEOUT`](resource::HANDOFF_TIMEOUT) (5 ms), it is *skipped* and the next waiters are notified. A skipped
 //!    waiter keeps its sequence number: when it is polled again, it is before all waiters that came after it.
 //! 5. **Waiters that do not respond do not add up.** Each time that nothing was taken within the timeout, eight times as
-//!    many waiters are notified at once: 1, 8, 64 and so on. The first of them that is polled takes the resource, so
-//!    they may overtake each other. From then on, one waiter is notified at a time again. So a thousand waiters that
-//!    are no longer polled delay the next one by 20 ms, once.
+//!    many waiters are notified at once: 1, 8, 64 and so on. The first of them that is polled becomes the first waiter,
+//!    so they may overtake each other; the others keep their positions. When one has taken something, one waiter is
+//!    notified at a time again. So a thousand waiters that are no longer polled delay the next one by 20 ms, once.
 //!
 //! If the first waiter has to wait until a certain instant, a [timer](timers) notifies it then. The timers also skip
 //! waiters that do not respond. They exist only while there are waiters, and 5 ms longer at most.
 //!
 //! The files of this module import in one direction: `mod.rs` uses [`locked`], which uses [`order`], which uses
-//! [`timers`] and [`resource`].
+//! [`waiters`], which uses [`timers`], which uses [`resource`].
 
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
@@ -29,6 +29,7 @@ mod locked;
 mod order;
 mod resource;
 mod timers;
+mod waiters;
 
 pub(crate) use resource::{Availability, HANDOFF_TIMEOUT, Resource};
 
@@ -89,7 +90,7 @@ impl<R: Resource> WaitQueue<R> {
         let mut now = LazyNow::default();
         let mut order = self.locked.lock();
         let output = change(&mut order.resource, &mut now);
-        if !order.waiting.is_empty() {
+        if order.waiting() > 0 {
             let deferred = order.advance(&mut now);
             drop(order);
             self.locked.finish(deferred);
@@ -101,15 +102,7 @@ impl<R: Resource> WaitQueue<R> {
     /// resource. Woken waiters that still have to wait keep their positions.
     pub(crate) fn update_and_wake_all<T>(&self, change: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {
         let output = self.update(change);
-        let wakers: Vec<_> = {
-            let order = self.locked.lock();
-            order
-                .waiting
-                .values()
-                .chain(order.skipped.values())
-                .map(|entry| entry.waker.clone())
-                .collect()
-        };
+        let wakers = self.locked.lock().wakers();
         wakers.into_iter().for_each(panic::wake);
         output
     }
@@ -126,7 +119,7 @@ impl<R: Resource> Clone for WaitQueue<R> {
 impl<R: Resource> fmt::Debug for WaitQueue<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WaitQueue")
-            .field("waiting", &self.locked.lock().waiting.len())
+            .field("waiting", &self.locked.lock().waiting())
             .finish()
     }
 }

@@ -1,55 +1,23 @@
-//! [`Order`]: the list of the waiters of a queue in the order in which they came, and which of them was notified.
+//! [`Order`]: a resource and its [`Waiters`], and which of them takes from the resource next.
 //!
-//! An `Order`, the ordered list of waiters, is used only under the queue's lock. Waking or dropping a waker runs user
+//! An `Order` is used only under the queue's lock. Waking or dropping a waker runs user
 //! code, which could lock the queue again and deadlock. So the methods of `Order` do neither: they return a
 //! [`Deferred`], which the caller carries out after it has released the lock.
 
 use super::{
-    resource::{Availability, HANDOFF_TIMEOUT, Resource},
-    timers::{Deadline, Timers, UnarmedTimer},
+    resource::{Availability, Resource},
+    timers::{ArmedTimer, Deadline, Timers, UnarmedTimer},
+    waiters::{Entry, Waiters},
 };
 use crate::clock::LazyNow;
-use std::{collections::BTreeMap, mem, task::Waker};
-use tokio::{runtime::Handle, time::Instant};
-
-/// How much [`Order::width`] grows each time that no notified waiter has responded.
-const WIDTH_GROWTH: usize = 8;
+use std::{mem, task::Waker};
+use tokio::runtime::{Handle, Id};
 
 pub(super) struct Order<R: Resource> {
     pub(super) resource: R,
     next_seq: u64,
-    /// The waiters in the queue by sequence number, except the [skipped](Self::skipped) ones, which were notified
-    /// and did not take the resource within [`HANDOFF_TIMEOUT`].
-    pub(super) waiting: BTreeMap<u64, Entry<R::Request>>,
-    /// Waiters that were notified and did not take the resource within [`HANDOFF_TIMEOUT`], by sequence number. They do
-    /// not block the queue. A skipped waiter that is polled again returns to `waiting` with its old sequence number,
-    /// before all later waiters.
-    pub(super) skipped: BTreeMap<u64, Entry<R::Request>>,
-    /// Which waiters were notified. `None` if the first waiter was not notified.
-    notified: Option<Notified>,
-    /// How many waiters are notified at once: 1, and [`WIDTH_GROWTH`] times more each time that none of the notified
-    /// ones has taken the resource within [`HANDOFF_TIMEOUT`]. So waiters that are no longer polled cost a time that
-    /// grows with the logarithm of their number. It is 1 again as soon as a notified waiter takes the resource.
-    width: usize,
-    /// When a timer has to call [`advance`](Self::advance) next. `None` if no timer is needed.
-    deadline: Option<Deadline>,
-    pub(super) timers: Timers,
-}
-
-/// The waiters that were notified: those at the front of [`Order::waiting`].
-struct Notified {
-    /// The sequence number of the last one.
-    last: u64,
-    /// When the first one was notified.
-    since: Instant,
-    /// How many more waiters may be notified until `since` is [`HANDOFF_TIMEOUT`] ago.
-    room: usize,
-}
-
-/// A waiter in the queue: its request and its waker.
-pub(super) struct Entry<Request> {
-    request: Request,
-    pub(super) waker: Waker,
+    /// `None` while there are no waiters and no timers, so that an idle queue takes little memory.
+    waiters: Option<Box<Waiters<R::Request>>>,
 }
 
 /// Actions that the caller carries out after it has released the queue's lock.
@@ -58,7 +26,7 @@ pub(super) struct Entry<Request> {
 pub(super) struct Deferred {
     /// The waker of the waiter that has just been notified. The caller must wake it.
     pub(super) wake: Option<Waker>,
-    /// The wakers of further waiters that have been notified. Empty unless waiters have not responded before.
+    /// The wakers of further waiters that have been notified. Empty unless notified waiters have not responded.
     pub(super) wake_also: Vec<Waker>,
     /// A waker that is no longer needed, to be dropped. Dropping it may drop a task that holds another waiter of this
     /// queue, whose drop locks the queue again.
@@ -81,17 +49,24 @@ impl<R: Resource> Order<R> {
         Self {
             resource,
             next_seq: 0,
-            waiting: BTreeMap::new(),
-            skipped: BTreeMap::new(),
-            notified: None,
-            width: 1,
-            deadline: None,
-            timers: Timers::new(),
+            waiters: None,
         }
     }
 
+    /// Returns how many waiters are in the queue, except skipped ones.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiters.as_ref().map_or(0, |waiters| waiters.waiting.len())
+    }
+
+    /// Returns the wakers of all waiters in the queue.
+    pub(super) fn wakers(&self) -> Vec<Waker> {
+        let waiters = self.waiters.iter();
+        let entries = waiters.flat_map(|waiters| waiters.waiting.values().chain(waiters.skipped.values()));
+        entries.map(|entry| entry.waker.clone()).collect()
+    }
+
     /// Returns whether the waiter with the sequence number `seq` (`None` if it is not in the queue) could take what it
-    /// wants now: no other waiter is before it that was not notified, and the resource is available. Takes nothing.
+    /// wants now: no other waiter is before it, except skipped ones, and the resource is available. Takes nothing.
     pub(super) fn can_take(
         &mut self,
         seq: Option<u64>,
@@ -101,7 +76,11 @@ impl<R: Resource> Order<R> {
         if let Some(rejection) = self.resource.rejection(request) {
             return Err(rejection);
         }
-        if !self.may_be_next(seq) {
+        let is_first = match (seq, &mut self.waiters) {
+            (Some(seq), Some(waiters)) => waiters.is_first(seq),
+            _ => self.waiting() == 0,
+        };
+        if !is_first {
             return Ok(false);
         }
         if seq.is_none() {
@@ -117,27 +96,10 @@ impl<R: Resource> Order<R> {
         request: &R::Request,
         now: &mut LazyNow,
     ) -> Result<bool, R::Rejection> {
-        if seq.is_none() && self.waiting.is_empty() {
+        if seq.is_none() && self.waiting() == 0 {
             return self.resource.try_take_uncontended(request, now);
         }
         Ok(self.can_take(seq, request, now)? && self.resource.try_take(request, true, now))
-    }
-
-    /// Returns whether the waiter with the sequence number `seq` is the first one or was notified. If that waiter was
-    /// skipped (it did not take the resource in time after it was notified), it first returns to its old position in
-    /// the queue. For `None`, returns whether no waiter is in the queue, except skipped ones.
-    fn may_be_next(&mut self, seq: Option<u64>) -> bool {
-        let Some(seq) = seq else {
-            return self.waiting.is_empty();
-        };
-        if let Some(entry) = self.skipped.remove(&seq) {
-            self.waiting.insert(seq, entry);
-        }
-        self.is_notified(seq) || self.waiting.first_key_value().is_some_and(|(first, _)| *first == seq)
-    }
-
-    fn is_notified(&self, seq: u64) -> bool {
-        self.notified.as_ref().is_some_and(|notified| seq <= notified.last)
     }
 
     /// Puts the waiter at the end of the queue and gives it a sequence number. If the waiter is in the queue already,
@@ -149,25 +111,23 @@ impl<R: Resource> Order<R> {
         waker: &Waker,
         now: &mut LazyNow,
     ) -> Deferred {
-        let mut is_timer_unproven = false;
-        let discard = match seq.and_then(|seq| self.waiting.get_mut(&seq)) {
-            Some(entry) if entry.waker.will_wake(waker) => None,
-            Some(entry) => {
-                let discard = mem::replace(&mut entry.waker, waker.clone());
-                is_timer_unproven = !self.add_timer();
-                Some(discard)
-            }
-            None => {
-                // The waker is cloned before anything is changed, because cloning it runs user code, which may panic.
-                let (request, waker) = (request.clone(), waker.clone());
+        let waiters = self.waiters.get_or_insert_default();
+        let known = seq.and_then(|seq| waiters.waiting.get_mut(&seq));
+        let (mut discard, mut is_timer_unproven) = (None, false);
+        if known.as_ref().is_none_or(|entry| !entry.waker.will_wake(waker)) {
+            // The waker is cloned before anything is changed, because cloning it runs user code, which may panic.
+            let waker = waker.clone();
+            if let Some(entry) = known {
+                discard = Some(mem::replace(&mut entry.waker, waker));
+            } else {
+                let request = request.clone();
                 let new = *seq.insert(self.next_seq);
                 self.next_seq += 1;
                 self.resource.on_enqueue(&request);
-                self.waiting.insert(new, Entry { request, waker });
-                is_timer_unproven = !self.add_timer();
-                None
+                waiters.waiting.insert(new, Entry { request, waker });
             }
-        };
+            is_timer_unproven = !add_timer(&mut waiters.timers);
+        }
         Deferred {
             discard,
             is_timer_unproven,
@@ -175,53 +135,30 @@ impl<R: Resource> Order<R> {
         }
     }
 
-    /// Adds a timer for the current runtime, if there is one. Returns whether the runtime is known to have timers.
-    fn add_timer(&mut self) -> bool {
-        let Ok(runtime) = Handle::try_current() else {
-            return false;
-        };
-        let is_proven = self.timers.has_armed(&runtime);
-        if !is_proven {
-            self.timers.add(runtime);
-        }
-        is_proven
-    }
-
-    /// Records that the waiter with the sequence number `seq` has stayed in the queue although the resource was
+    /// Records that the first waiter, whose sequence number is `seq`, has stayed in the queue although the resource was
     /// available to it. If it was not notified, it counts as notified now, and is skipped unless it takes something
-    /// within [`HANDOFF_TIMEOUT`].
+    /// within [`HANDOFF_TIMEOUT`](super::HANDOFF_TIMEOUT).
     pub(super) fn stay(&mut self, seq: u64, now: &mut LazyNow) -> Deferred {
-        if !self.is_notified(seq) {
-            self.notified = Some(Notified {
-                last: seq,
-                since: now.get(),
-                room: self.width.saturating_sub(1),
-            });
+        if let Some(waiters) = &mut self.waiters {
+            waiters.stay(seq, now);
         }
         self.advance(now)
     }
 
     /// Removes the waiter with the sequence number `seq` from the queue, which has taken what it waited for.
-    ///
-    /// If it was not the first one, the notified waiters before it have not responded yet. They count as skipped: they
-    /// return to their old positions when they are polled, and those that are no longer polled are not waited for
-    /// again.
     pub(super) fn complete(&mut self, seq: Option<u64>, now: &mut LazyNow) -> Deferred {
-        if let Some(seq) = seq {
-            self.skip_before(seq);
-            self.notified = None;
-            self.width = 1;
+        if let (Some(waiters), Some(_)) = (&mut self.waiters, seq) {
+            waiters.responded();
         }
         self.dequeue(seq, now)
     }
 
     /// Removes the waiter with the sequence number `seq` from the queue, if it is there.
     pub(super) fn dequeue(&mut self, seq: Option<u64>, now: &mut LazyNow) -> Deferred {
-        let Some(seq) = seq else {
+        let (Some(waiters), Some(seq)) = (&mut self.waiters, seq) else {
             return Deferred::default();
         };
-        let entry = self.waiting.remove(&seq).or_else(|| self.skipped.remove(&seq));
-        let discard = entry.map(|entry| {
+        let discard = waiters.remove(seq).map(|entry| {
             self.resource.on_dequeue(&entry.request);
             entry.waker
         });
@@ -232,96 +169,105 @@ impl<R: Resource> Order<R> {
     }
 
     /// Notifies the first waiter if the resource is available to it, and skips notified waiters of which none took
-    /// anything within [`HANDOFF_TIMEOUT`]. Called after every change of the queue or the resource, and by the timers.
+    /// anything within [`HANDOFF_TIMEOUT`](super::HANDOFF_TIMEOUT). Called after every change of the queue or the
+    /// resource, and by the timers.
     pub(super) fn advance(&mut self, now: &mut LazyNow) -> Deferred {
         let mut deferred = Deferred::default();
-        self.deadline = loop {
-            let Some((&first, entry)) = self.waiting.first_key_value() else {
-                self.notified = None;
-                break None;
-            };
-            let availability = self.resource.availability(&entry.request, now);
-            if availability == Availability::Now {
-                let take_by = self.notify(first, now, &mut deferred);
-                if now.get() < take_by {
-                    break Some(Deadline::Handoff(take_by));
+        let Some(waiters) = &mut self.waiters else {
+            return deferred;
+        };
+        waiters.deadline = loop {
+            let Some((_, entry)) = waiters.first() else { break None };
+            match self.resource.availability(&entry.request, now) {
+                Availability::Now => {
+                    if let Some(respond_by) = waiters.notify(now, |waker| deferred.wake(waker)) {
+                        break Some(Deadline::Handoff(respond_by));
+                    }
                 }
-                self.skip_notified();
-                continue;
-            }
-            self.notified = None;
-            match availability {
                 Availability::At(instant) => {
+                    waiters.withdraw();
                     deferred.needs_timer = true;
                     break Some(Deadline::Turn(instant));
                 }
-                Availability::BlockedUntil(instant) => break Some(Deadline::Handoff(instant)),
-                Availability::Blocked | Availability::Now => break None,
-            }
-        };
-        if let Some(deadline) = self.deadline {
-            if self.timers.is_empty() {
-                // All waiters are outside every runtime. The runtime that runs at the moment has to do.
-                if let Ok(runtime) = Handle::try_current() {
-                    self.timers.add(runtime);
+                Availability::BlockedUntil(instant) => {
+                    waiters.withdraw();
+                    break Some(Deadline::Handoff(instant));
+                }
+                Availability::Blocked => {
+                    waiters.withdraw();
+                    break None;
                 }
             }
-            deferred.arm_timers = self.timers.need_arming(deadline);
-        } else if self.waiting.is_empty() {
-            self.width = 1;
-            if !self.timers.is_empty() {
-                deferred.discard_timers = self.timers.retire(now.get());
+        };
+        if let Some(deadline) = waiters.deadline {
+            if waiters.timers.is_empty() {
+                // All waiters are outside every runtime. The runtime that runs at the moment has to do.
+                add_timer(&mut waiters.timers);
             }
-            if self.timers.is_empty() {
-                // An empty map keeps the memory of its last entries.
-                self.waiting = BTreeMap::new();
+            deferred.arm_timers = waiters.timers.need_arming(deadline);
+        } else if waiters.waiting.is_empty() {
+            waiters.responded();
+            if !waiters.timers.is_empty() {
+                deferred.discard_timers = waiters.timers.retire(now.get());
+            }
+            if waiters.skipped.is_empty() && waiters.timers.is_empty() {
+                self.waiters = None;
             }
         }
         deferred
     }
 
-    /// Notifies the first waiter, whose sequence number is `first`, unless it was notified already, and as many waiters
-    /// behind it as [`width`](Self::width) allows. Returns by when they have to respond.
-    fn notify(&mut self, first: u64, now: &mut LazyNow, deferred: &mut Deferred) -> Instant {
-        let notified = match &mut self.notified {
-            Some(notified) if first <= notified.last => notified,
-            notified => {
-                deferred.wake = self.waiting.get(&first).map(|entry| entry.waker.clone());
-                notified.insert(Notified {
-                    last: first,
-                    since: now.get(),
-                    room: self.width - 1,
-                })
-            }
-        };
-        if notified.room > 0 {
-            for (&seq, entry) in self.waiting.range(notified.last + 1..).take(notified.room) {
-                deferred.wake_also.push(entry.waker.clone());
-                notified.last = seq;
-                notified.room -= 1;
-            }
+    /// Advances the queue because the timer of `runtime` has fired.
+    pub(super) fn timer_fired(&mut self, runtime: Id, now: &mut LazyNow) -> Deferred {
+        if let Some(waiters) = &mut self.waiters {
+            waiters.timers.fired(runtime);
         }
-        notified.since + HANDOFF_TIMEOUT
-    }
-
-    /// Moves the notified waiters, of which none has responded, to the skipped ones.
-    fn skip_notified(&mut self) {
-        if let Some(notified) = self.notified.take() {
-            self.skip_before(notified.last + 1);
-            self.width = self.width.saturating_mul(WIDTH_GROWTH);
-        }
-    }
-
-    /// Moves the waiters with smaller sequence numbers than `seq` to the skipped ones.
-    fn skip_before(&mut self, seq: u64) {
-        while let Some(entry) = self.waiting.first_entry().filter(|entry| *entry.key() < seq) {
-            let (seq, entry) = entry.remove_entry();
-            self.skipped.insert(seq, entry);
-        }
+        self.advance(now)
     }
 
     /// Takes out a timer that has to be armed for the deadline.
     pub(super) fn take_unarmed_timer(&mut self) -> Option<UnarmedTimer> {
-        self.timers.take_unarmed(self.deadline?)
+        let waiters = self.waiters.as_mut()?;
+        waiters.timers.take_unarmed(waiters.deadline?)
+    }
+
+    /// Puts back a timer that was taken out, and advances the queue if the timer fired at once. What is left in `armed`
+    /// is dropped by the caller, without the queue's lock.
+    pub(super) fn put_back_timer(&mut self, armed: &mut ArmedTimer) -> Deferred {
+        let mut now = LazyNow::default();
+        let Some(waiters) = &mut self.waiters else {
+            return Deferred::default();
+        };
+        let fired = !waiters.timers.put_back(armed, || now.get());
+        // The last waiter may have left the queue in the meantime. Then nobody needs the timer.
+        if fired || waiters.deadline.is_none() {
+            self.advance(&mut now)
+        } else {
+            Deferred::default()
+        }
+    }
+}
+
+/// Adds a timer for the current runtime, if there is one. Returns whether the runtime is known to have timers.
+fn add_timer(timers: &mut Timers) -> bool {
+    let Ok(runtime) = Handle::try_current() else {
+        return false;
+    };
+    let is_proven = timers.has_armed(&runtime);
+    if !is_proven {
+        timers.add(runtime);
+    }
+    is_proven
+}
+
+// === impl Deferred ===
+
+impl Deferred {
+    fn wake(&mut self, waker: Waker) {
+        if self.wake.is_none() {
+            self.wake = Some(waker);
+        } else {
+            self.wake_also.push(waker);
+        }
     }
 }

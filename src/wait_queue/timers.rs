@@ -101,10 +101,6 @@ impl Deadline {
 // === impl Timers ===
 
 impl Timers {
-    pub(super) const fn new() -> Self {
-        Self { timers: Vec::new() }
-    }
-
     /// Returns whether `runtime` has a timer of this queue that was armed before, so that the runtime is known to have
     /// timers enabled. A timer that is taken out does not count.
     pub(super) fn has_armed(&self, runtime: &Handle) -> bool {
