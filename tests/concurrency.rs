@@ -188,7 +188,9 @@ async fn one_waiter_is_notified_at_a_time_as_soon_as_one_has_responded() {
         assert_pending!(waiting[next].poll());
         assert_request_eq!(handle, "waited").send_response("");
         if next == 2 {
-            [0, 1, 3].into_iter().for_each(|call| assert_pending!(waiting[call].poll()));
+            [0, 1, 3]
+                .into_iter()
+                .for_each(|call| assert_pending!(waiting[call].poll()));
         }
         assert_ready_ok!(waiting[next].poll());
     }
