@@ -32,7 +32,10 @@ const RETRY_SOON: Duration = Duration::from_millis(1);
 /// A call gets its whole cost at one instant, or waits and takes nothing. Calls are admitted in the order in which they
 /// began to wait, whatever they cost: no call overtakes another. There is one exception: a waiter whose turn has come
 /// and that is not polled within 5 ms is skipped. The skipped waiter keeps its place, and is admitted before all later
-/// calls when it is polled again.
+/// calls when it is polled again. Such waiters do not add up: the next 8 waiters are woken at once then, and the next 64
+/// if none of these is polled within 5 ms, and the one that is polled first is the first in the queue.
+///
+/// A call that need not wait counts as one unit of the cooperative budget of its [Tokio task](tokio::task::coop).
 ///
 /// In any time window of length T, at most `burst + rate x T` is admitted, plus at most `rate x 5 ms` by [catching
 /// up](Self#catching-up).

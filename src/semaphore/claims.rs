@@ -38,12 +38,14 @@ impl Claims {
     }
 
     /// Returns whether a claim would be accepted now.
+    #[inline]
     pub(super) fn is_open(&self) -> bool {
         let counts = self.counts();
         !counts.is_closed && counts.young < u16::MAX
     }
 
     /// Adds a claim, and returns its epoch. Returns `None` if claims are not accepted.
+    #[inline]
     pub(super) fn add(&self) -> Option<u32> {
         let added = self.update(|counts| {
             let young = counts.young.checked_add(1).filter(|_| !counts.is_closed)?;
@@ -53,6 +55,7 @@ impl Claims {
     }
 
     /// Ends the claim that was made in `epoch`. Returns whether it was still valid. If not, it has been revoked.
+    #[inline]
     pub(super) fn end(&self, epoch: u32) -> bool {
         let ended = self.update(|counts| {
             if epoch == counts.epoch {
@@ -100,6 +103,7 @@ impl Claims {
     }
 
     /// Accepts claims again.
+    #[inline]
     pub(super) fn reopen(&self) {
         if self.counts().is_closed {
             self.update(|counts| {
@@ -111,12 +115,14 @@ impl Claims {
         }
     }
 
+    #[inline]
     fn counts(&self) -> Counts {
         Counts::unpack(self.0.load(Ordering::Acquire))
     }
 
     /// Replaces the counts by what `change` returns, and returns the counts from before. Changes nothing and returns
     /// `None` if `change` does.
+    #[inline]
     fn update(&self, change: impl Fn(Counts) -> Option<Counts>) -> Option<Counts> {
         let change = |packed| change(Counts::unpack(packed)).map(Counts::pack);
         let before = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
@@ -127,6 +133,7 @@ impl Claims {
 // === impl Counts ===
 
 impl Counts {
+    #[inline]
     const fn unpack(packed: u64) -> Self {
         Self {
             epoch: (packed >> 32) as u32 & EPOCH_MASK,
@@ -136,6 +143,7 @@ impl Counts {
         }
     }
 
+    #[inline]
     const fn pack(self) -> u64 {
         (self.is_closed as u64) << 63 | (self.epoch as u64) << 32 | (self.old as u64) << 16 | self.young as u64
     }

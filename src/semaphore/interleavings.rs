@@ -8,7 +8,11 @@ use loom::{
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
-use std::{future::poll_fn, sync::Arc};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Waker},
+};
 
 /// Does what the wait queue does 5 ms after it has found claims that block an acquirer. Time does not pass under loom.
 fn revoke_claims(semaphore: &Semaphore) {
@@ -79,15 +83,19 @@ fn an_acquirer_that_waits_behind_a_claim_finds_it() {
             let semaphore = semaphore.clone();
             move || semaphore.acquire().claim()
         });
-        let mut acquire = semaphore.acquire();
-        let is_ready = acquire
-            .poll_ready(&mut std::task::Context::from_waker(std::task::Waker::noop()))
-            .is_ready();
-        let claim = claims.join().unwrap();
-        // Either the acquirer was first, or the queue knows that it has to look at the claim again.
-        assert!(is_ready || claim.is_err() || semaphore.state().claims.has_old());
-        drop(claim);
-        drop(acquire);
+        let waits = thread::spawn({
+            let semaphore = semaphore.clone();
+            move || {
+                let mut acquire = semaphore.acquire();
+                let is_ready = acquire.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready();
+                (acquire, is_ready)
+            }
+        });
+        let (claim, (acquire, is_ready)) = (claims.join().unwrap(), waits.join().unwrap());
+        // Unless the acquirer has found a permit, the queue knows that it has to look at the claim again.
+        assert!(claim.is_ok());
+        assert_eq!(semaphore.state().claims.has_old(), !is_ready);
+        drop((claim, acquire));
         assert_eq!(semaphore.held(), 0);
     });
 }

@@ -149,6 +149,7 @@ impl Semaphore {
         });
     }
 
+    #[inline]
     fn release(&self) {
         if self.state().release() {
             // `PermitState::release` has changed the counters already: the update only makes the wait queue notify its
@@ -157,6 +158,7 @@ impl Semaphore {
         }
     }
 
+    #[inline]
     fn state(&self) -> &PermitState {
         &self.inner.state
     }
@@ -243,6 +245,7 @@ impl Acquire {
         mem::replace(self, self.semaphore.acquire())
     }
 
+    #[inline]
     fn take_uncontended(&self) -> bool {
         self.waiter.is_none() && self.semaphore.state().take_uncontended()
     }
@@ -251,6 +254,7 @@ impl Acquire {
         self.waiter.get_or_insert_with(|| self.semaphore.inner.queue.waiter())
     }
 
+    #[inline]
     fn permit(&mut self) -> Permit {
         // The acquirer left the wait queue when it took the permit. Its handle to the wait queue is dropped, so that it
         // tries the fast path first again.
@@ -297,6 +301,7 @@ impl Permit {
         semaphore.acquire()
     }
 
+    #[inline]
     fn state(&self) -> Option<&PermitState> {
         self.semaphore.as_ref().map(Semaphore::state)
     }
@@ -336,12 +341,14 @@ impl Claim {
     }
 
     /// Ends the claim on `permit`, and returns whether it was valid.
+    #[inline]
     fn is_valid(&self, permit: &Permit) -> bool {
         permit.state().is_some_and(|state| state.claims.end(self.epoch))
     }
 }
 
 impl Drop for Claim {
+    #[inline]
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
             if !self.is_valid(&permit) {
@@ -361,12 +368,14 @@ impl fmt::Debug for Claim {
 
 impl PermitState {
     /// Returns whether the fast path is open and a permit is available.
+    #[inline]
     fn has_uncontended(&self) -> bool {
         let held = self.held.load(Ordering::Acquire);
         held & CONTENDED == 0 && held / PERMIT < self.total.load(Ordering::Acquire)
     }
 
     /// Takes a permit on the fast path. Returns `false` if the fast path is closed or no permit is available.
+    #[inline]
     fn take_uncontended(&self) -> bool {
         self.take_if(|held| held & CONTENDED == 0)
     }
@@ -376,6 +385,7 @@ impl PermitState {
         self.held.load(Ordering::Acquire) / PERMIT < self.total.load(Ordering::Acquire)
     }
 
+    #[inline]
     fn take_if(&self, is_allowed: impl Fn(usize) -> bool) -> bool {
         let total = self.total.load(Ordering::Acquire);
         let take = |held| (is_allowed(held) && held / PERMIT < total).then_some(held + PERMIT);
@@ -386,6 +396,7 @@ impl PermitState {
 
     /// Releases a permit. Returns whether the contended flag is set, in which case the wait queue has to notify a
     /// waiter.
+    #[inline]
     fn release(&self) -> bool {
         self.held.fetch_sub(PERMIT, Ordering::AcqRel) & CONTENDED != 0
     }
@@ -394,6 +405,7 @@ impl PermitState {
     ///
     /// The flag is read by a read-modify-write operation, as it is [set](Self::set_contended) by one: either this call
     /// sees the flag, or what this thread did before is seen by the thread that sets the flag afterwards.
+    #[inline]
     fn is_contended(&self) -> bool {
         self.held.fetch_or(0, Ordering::AcqRel) & CONTENDED != 0
     }

@@ -166,16 +166,14 @@ impl<R: Resource> Waiter<R> {
         let mut now = self.lazy_now(now);
         let mut order = self.locked.lock();
         let taken = order.try_take(self.seq, request, &mut now);
-        if self.seq.is_none() || matches!(taken, Ok(false)) {
-            return taken;
+        if self.seq.is_some() && !matches!(taken, Ok(false)) {
+            let deferred = match taken {
+                Ok(_) => order.complete(self.seq.take(), &mut now),
+                Err(_) => order.dequeue(self.seq.take(), &mut now),
+            };
+            drop(order);
+            self.locked.finish(deferred);
         }
-        let seq = self.seq.take();
-        let deferred = match taken {
-            Ok(_) => order.complete(seq, &mut now),
-            Err(_) => order.dequeue(seq, &mut now),
-        };
-        drop(order);
-        self.locked.finish(deferred);
         taken
     }
 
@@ -191,17 +189,30 @@ impl<R: Resource> Waiter<R> {
         takes: bool,
         now: Option<Instant>,
     ) -> Poll<Result<(), R::Rejection>> {
+        if self.seq.is_none() {
+            // A waiter that does not have to wait never enters the queue.
+            let mut now = self.lazy_now(now);
+            let done = self.locked.lock().poll(None, request, takes, &mut now);
+            if done != Ok(false) {
+                return Poll::Ready(done.map(drop));
+            }
+        }
+        self.poll_queued(request, cx, takes, now)
+    }
+
+    /// Does what [`poll`](Self::poll) does, for a waiter that is in the queue or has to enter it. Most calls do not wait,
+    /// and are faster without this code in between.
+    #[inline(never)]
+    fn poll_queued(
+        &mut self,
+        request: &R::Request,
+        cx: &mut Context<'_>,
+        takes: bool,
+        now: Option<Instant>,
+    ) -> Poll<Result<(), R::Rejection>> {
         let mut now = self.lazy_now(now);
         let mut order = self.locked.lock();
-        let done = if takes {
-            order.try_take(self.seq, request, &mut now)
-        } else {
-            order.can_take(self.seq, request, &mut now)
-        };
-        if self.seq.is_none() && done != Ok(false) {
-            // A waiter that does not have to wait never enters the queue.
-            return Poll::Ready(done.map(drop));
-        }
+        let done = order.poll(self.seq, request, takes, &mut now);
         let deferred = match (&done, self.seq) {
             (Ok(false), _) => order.enqueue(&mut self.seq, request, cx.waker(), &mut now),
             // The waiter is ready and has taken nothing, so it stays in the queue.

@@ -67,26 +67,18 @@ impl<R: Resource> Order<R> {
 
     /// Returns whether the waiter with the sequence number `seq` (`None` if it is not in the queue) could take what it
     /// wants now: no other waiter is before it, except skipped ones, and the resource is available. Takes nothing.
-    pub(super) fn can_take(
-        &mut self,
-        seq: Option<u64>,
-        request: &R::Request,
-        now: &mut LazyNow,
-    ) -> Result<bool, R::Rejection> {
+    fn can_take(&mut self, seq: Option<u64>, request: &R::Request, now: &mut LazyNow) -> Result<bool, R::Rejection> {
+        if seq.is_none() && self.waiting() == 0 {
+            return self.resource.is_available_uncontended(request, now);
+        }
         if let Some(rejection) = self.resource.rejection(request) {
             return Err(rejection);
         }
         let is_first = match (seq, &mut self.waiters) {
             (Some(seq), Some(waiters)) => waiters.is_first(seq),
-            _ => self.waiting() == 0,
+            _ => false,
         };
-        if !is_first {
-            return Ok(false);
-        }
-        if seq.is_none() {
-            self.resource.on_idle(now);
-        }
-        Ok(self.resource.availability(request, now) == Availability::Now)
+        Ok(is_first && self.resource.availability(request, now) == Availability::Now)
     }
 
     /// Takes what the waiter wants if [`can_take`](Self::can_take) allows it, and returns whether it was taken.
@@ -100,6 +92,22 @@ impl<R: Resource> Order<R> {
             return self.resource.try_take_uncontended(request, now);
         }
         Ok(self.can_take(seq, request, now)? && self.resource.try_take(request, true, now))
+    }
+
+    /// [Takes](Self::try_take) what the waiter wants if it `takes` it, and otherwise returns whether it
+    /// [could](Self::can_take).
+    pub(super) fn poll(
+        &mut self,
+        seq: Option<u64>,
+        request: &R::Request,
+        takes: bool,
+        now: &mut LazyNow,
+    ) -> Result<bool, R::Rejection> {
+        if takes {
+            self.try_take(seq, request, now)
+        } else {
+            self.can_take(seq, request, now)
+        }
     }
 
     /// Puts the waiter at the end of the queue and gives it a sequence number. If the waiter is in the queue already,

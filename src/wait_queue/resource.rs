@@ -41,17 +41,27 @@ pub(crate) trait Resource: Send + 'static {
     /// the tokens that have accumulated in the meantime.
     fn on_idle(&mut self, _now: &mut LazyNow) {}
 
+    /// Returns whether what `request` wants is available now, for a request that is made while the wait queue is empty.
+    /// May be overridden with a faster method that has the same result.
+    fn is_available_uncontended(
+        &mut self,
+        request: &Self::Request,
+        now: &mut LazyNow,
+    ) -> Result<bool, Self::Rejection> {
+        if let Some(rejection) = self.rejection(request) {
+            return Err(rejection);
+        }
+        self.on_idle(now);
+        Ok(self.availability(request, now) == Availability::Now)
+    }
+
     /// Takes what `request` wants if that is available now, for a request that is made while the wait queue is empty.
     /// Returns whether it was taken.
     ///
     /// Most requests are made while the wait queue is empty, so a resource may override this method with a faster one
     /// that has the same result.
     fn try_take_uncontended(&mut self, request: &Self::Request, now: &mut LazyNow) -> Result<bool, Self::Rejection> {
-        if let Some(rejection) = self.rejection(request) {
-            return Err(rejection);
-        }
-        self.on_idle(now);
-        Ok(self.availability(request, now) == Availability::Now && self.try_take(request, false, now))
+        Ok(self.is_available_uncontended(request, now)? && self.try_take(request, false, now))
     }
 
     /// Called before a waiter with this request enters the wait queue.
