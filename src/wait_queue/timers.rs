@@ -108,7 +108,7 @@ impl Timers {
         timer.is_some_and(|timer| timer.alarm.is_some())
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.timers.is_empty()
     }
 
