@@ -19,7 +19,9 @@
 //! - **Readiness comes last.** `poll_ready` does not ask the inner service whether it is ready. The call's future does
 //!   so when a permit is available, and calls the inner service at once. While the inner service is not ready, the call
 //!   holds no permit. If the permits are taken when it is ready, the call gives the readiness back: it continues with a
-//!   clone of the inner service. So the inner service's error from `poll_ready` is the result of the call.
+//!   clone of the inner service. So the inner service's error from `poll_ready` is the result of the call, and the limit
+//!   does not bound how many calls wait for an inner service that is not ready. (In an executor it does: there the inner
+//!   service is a [`RateLimit`](crate::rate::RateLimit), which is always ready and waits itself for the service below.)
 //! - **Cooperative.** A call counts as one unit of the cooperative budget of its [Tokio task](tokio::task::coop).
 //!
 //! # Examples
