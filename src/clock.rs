@@ -10,8 +10,8 @@
 //!
 //! A service that may be user code must not run while the cache is on: it may take long, and a reading from before it
 //! would then be stale. So a layer turns the cache off with [`bypass_cache`] before it calls or polls such a service,
-//! and the next call of [`now`] after that reads the clock anew. The functions that describe a call or compute its cost
-//! are user code, too, but are expected to be quick, and run while the cache is on.
+//! and the next call of [`now`] after that reads the clock anew. The functions that describe a call or compute its cost,
+//! and the `poll_ready` of a client, are user code, too, but are expected to be quick, and run while the cache is on.
 
 use std::cell::Cell;
 use tokio::time::Instant;

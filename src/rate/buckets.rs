@@ -345,6 +345,22 @@ impl Resource for Buckets {
         self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
     }
 
+    fn is_available_uncontended(
+        &mut self,
+        request: &ChargeRequest,
+        now: &mut LazyNow,
+    ) -> Result<bool, CostExceedsBurst> {
+        // What the buckets hold already is available, whatever they have gained since. Mostly that is enough.
+        if self.paused_until <= self.filled_to && self.has(request.cost) {
+            return Ok(true);
+        }
+        if let Some(rejection) = self.rejection(request) {
+            return Err(rejection);
+        }
+        self.on_idle(now);
+        Ok(self.availability(request, now) == Availability::Now)
+    }
+
     fn try_take_uncontended(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, CostExceedsBurst> {
         // While no call waits, one pass over the buckets both fills and checks them, which is faster than two.
         let elapsed = self.advance_idle(now);

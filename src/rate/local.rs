@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     clock::LazyNow,
+    coop,
     error::{CostExceedsBurst, InvalidConfig},
     wait_queue::{WaitQueue, Waiter},
 };
@@ -31,7 +32,10 @@ const RETRY_SOON: Duration = Duration::from_millis(1);
 /// A call gets its whole cost at one instant, or waits and takes nothing. Calls are admitted in the order in which they
 /// began to wait, whatever they cost: no call overtakes another. There is one exception: a waiter whose turn has come
 /// and that is not polled within 5 ms is skipped. The skipped waiter keeps its place, and is admitted before all later
-/// calls when it is polled again.
+/// calls when it is polled again. Such waiters do not add up: the next 8 waiters are woken at once then, and the next 64
+/// if none of these is polled within 5 ms, and the one that is polled first is the first in the queue.
+///
+/// A call that need not wait counts as one unit of the cooperative budget of its [Tokio task](tokio::task::coop).
 ///
 /// In any time window of length T, at most `burst + rate x T` is admitted, plus at most `rate x 5 ms` by [catching
 /// up](Self#catching-up).
@@ -132,7 +136,7 @@ impl RateLimiter {
             cost,
             limits_version: None,
         };
-        poll_fn(|cx| waiter.poll_acquire(&request, cx)).await
+        poll_fn(|cx| coop::poll_counted(cx, |cx| waiter.poll_acquire(&request, cx, None))).await
     }
 
     /// Like [`acquire`](Self::acquire), for a cost that is an estimate. [`Estimate::settle`] corrects the charge later.
@@ -166,7 +170,7 @@ impl RateLimiter {
     /// ```
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, CostExceedsBurst> {
         let mut admission = self.admission(true);
-        poll_fn(|cx| admission.poll(cost, Instant::now(), cx)).await?;
+        poll_fn(|cx| coop::poll_counted(cx, |cx| admission.poll(cost, cx))).await?;
         Ok(admission.estimate(cost).expect("the admission is of an estimate"))
     }
 
@@ -362,18 +366,36 @@ impl Settle for LocalCharge {
 // === impl LocalAdmission ===
 
 impl LocalAdmission {
-    /// Ready when `cost` has been charged. Every poll of a call must pass the same cost. `now` is the current time.
-    pub(super) fn poll(
+    /// Ready when it is the turn of the call and `cost` is available. Takes nothing. Every poll of a call must pass the
+    /// same cost. `now` is the current time.
+    pub(super) fn poll_turn(
         &mut self,
         cost: Cost,
         now: Instant,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), CostExceedsBurst>> {
-        let request = ChargeRequest {
+        let request = self.request(cost);
+        self.waiter.poll_ready(&request, cx, Some(now))
+    }
+
+    /// Charges `cost` if it is still the turn of the call and the cost is still available. Returns whether it was
+    /// charged.
+    pub(super) fn try_charge(&mut self, cost: Cost, now: Instant) -> Result<bool, CostExceedsBurst> {
+        let request = self.request(cost);
+        self.waiter.try_acquire(&request, Some(now))
+    }
+
+    /// Ready when `cost` has been charged.
+    fn poll(&mut self, cost: Cost, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
+        let request = self.request(cost);
+        self.waiter.poll_acquire(&request, cx, None)
+    }
+
+    fn request(&self, cost: Cost) -> ChargeRequest {
+        ChargeRequest {
             cost,
             limits_version: self.limits_version.clone(),
-        };
-        self.waiter.poll_acquire_at(&request, cx, now)
+        }
     }
 
     /// Returns the charge of an admitted call, to be settled when the true cost is available. `None` if the cost was
