@@ -58,27 +58,35 @@ struct Options {
     bench: bool,
 }
 
-/// A case where no call waits. Each function makes [`CALLS`] calls for each time it is told to run.
+/// A case where no call waits. Each function returns the processor time of its calls.
 struct Case {
     name: &'static str,
-    ours: fn(u32) -> Duration,
-    throttle_net: fn(u32) -> Duration,
+    ours: fn(Run) -> Duration,
+    throttle_net: fn(Run) -> Duration,
+}
+
+/// How a case is run.
+#[derive(Clone, Copy)]
+struct Run {
+    /// The number of calls, in units of [`CALLS`].
+    times: u32,
+    clock: fn() -> Duration,
 }
 
 const CASES: [Case; 3] = [
     Case {
         name: "try-acquire",
-        ours: |times| {
+        ours: |run| {
             let limiter = one_budget(Rate::per_second(u64::from(UNREACHED)));
-            on_a_thread(times, async || {
+            run.on_a_thread(async || {
                 for _ in 0..CALLS {
                     assert!(black_box(&limiter).try_acquire(Cost::request()).is_ok());
                 }
             })
         },
-        throttle_net: |times| {
+        throttle_net: |run| {
             let throttle = Throttle::per_second(UNREACHED);
-            on_a_thread(times, async || {
+            run.on_a_thread(async || {
                 for _ in 0..CALLS {
                     assert!(black_box(&throttle).try_acquire());
                 }
@@ -87,21 +95,21 @@ const CASES: [Case; 3] = [
     },
     Case {
         name: "refused",
-        ours: |times| {
+        ours: |run| {
             let limiter = one_budget(Rate::per_day(1));
             limiter
                 .try_acquire(Cost::request())
                 .expect("the first call is admitted");
-            on_a_thread(times, async || {
+            run.on_a_thread(async || {
                 for _ in 0..CALLS {
                     assert!(black_box(&limiter).try_acquire(Cost::request()).is_err());
                 }
             })
         },
-        throttle_net: |times| {
+        throttle_net: |run| {
             let throttle = Throttle::per_duration(1, DAY);
             assert!(throttle.try_acquire(), "the first call is admitted");
-            on_a_thread(times, async || {
+            run.on_a_thread(async || {
                 for _ in 0..CALLS {
                     assert!(!black_box(&throttle).try_acquire());
                 }
@@ -110,22 +118,22 @@ const CASES: [Case; 3] = [
     },
     Case {
         name: "acquire-two-budgets",
-        ours: |times| {
+        ours: |run| {
             let rate = Rate::per_second(u64::from(UNREACHED));
             let limiter = RateLimiter::new(Limits::new().requests(rate).tokens(rate)).expect("the rates are valid");
-            on_a_thread(times, async || {
+            run.on_a_thread(async || {
                 for _ in 0..CALLS {
                     let acquired = black_box(&limiter).acquire(Cost::tokens(u64::from(TOKENS))).await;
                     assert!(acquired.is_ok());
                 }
             })
         },
-        throttle_net: |times| {
+        throttle_net: |run| {
             let throttle = MultiLimiter::builder()
                 .dimension("requests", Throttle::per_second(UNREACHED))
                 .dimension("tokens", Throttle::per_second(UNREACHED))
                 .build();
-            on_a_thread(times, async || {
+            run.on_a_thread(async || {
                 for _ in 0..CALLS {
                     let costs = [("requests", 1), ("tokens", TOKENS)];
                     assert!(black_box(&throttle).acquire_costs(&costs).await.is_ok());
@@ -143,29 +151,35 @@ fn one_budget(rate: Rate) -> RateLimiter {
 
 // === Where no call waits ===
 
-/// Runs `calls` this many times on one thread. Returns the processor time.
-fn on_a_thread(times: u32, calls: impl AsyncFn()) -> Duration {
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime can be built");
-    runtime.block_on(async {
-        let begun = thread_cpu_time();
-        for _ in 0..times {
-            calls().await;
-        }
-        thread_cpu_time() - begun
-    })
+impl Run {
+    /// Runs `calls` on one thread.
+    fn on_a_thread(self, calls: impl AsyncFn()) -> Duration {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime can be built");
+        runtime.block_on(async {
+            let begun = (self.clock)();
+            for _ in 0..self.times {
+                calls().await;
+            }
+            (self.clock)() - begun
+        })
+    }
 }
 
 /// One round: nanoseconds per call of both limiters.
 fn round_of(case: &Case, turns: u32) -> [f64; 2] {
     let mut sums = [Duration::ZERO; 2];
+    let run = Run {
+        times: 1,
+        clock: thread_cpu_time,
+    };
     for turn in 0..turns {
         // Neither is always the first.
         let order = if turn % 2 == 0 { [0, 1] } else { [1, 0] };
         for limiter in order {
-            sums[limiter] += [case.ours, case.throttle_net][limiter](1);
+            sums[limiter] += [case.ours, case.throttle_net][limiter](run);
         }
     }
     sums.map(|sum| sum.as_nanos() as f64 / f64::from(turns * CALLS))
@@ -225,8 +239,16 @@ fn main() {
             eprintln!("there is no case called {name}: the first column of the table has the names");
             std::process::exit(2);
         };
-        let run = if is_peer { case.throttle_net } else { case.ours };
-        run(options.times);
+        // Without measuring it: reading the processor time crashes under valgrind.
+        let run = Run {
+            times: options.times,
+            clock: || Duration::ZERO,
+        };
+        if is_peer {
+            (case.throttle_net)(run)
+        } else {
+            (case.ours)(run)
+        };
         println!("{} calls of {name}", options.times * CALLS);
         return;
     }
