@@ -1,7 +1,7 @@
 //! Measures how exactly, fairly and cheaply a rate limiter lets calls wait: tower-outbound, and every peer that lets
 //! its callers wait.
 //!
-//! `cargo bench -p tower-outbound-benches --bench pacing` takes about four and a half minutes. 64 callers on two threads
+//! `cargo bench -p tower-outbound-benches --bench pacing` takes about four minutes. 64 callers on two threads
 //! each make one call after the other. Each setting is run on one limiter after the other. `-- --help` shows how to
 //! select rows, repeat them, or draw a picture.
 //!
