@@ -319,7 +319,7 @@ impl Soak {
         assert_eq!(event.status(), ended.status, "a terminal status does not change");
         self.count(fault, ended.status.as_str());
         self.account(&ended);
-        if number.is_multiple_of(SHOWN) {
+        if number % SHOWN == 0 {
             let shown = format!("{ended:?}");
             assert!(shown.contains(HEADER) && !shown.contains(SECRET), "{shown}");
         }
