@@ -1,7 +1,8 @@
-//! Measures the time and the allocations per call around a service that does nothing, for tower-outbound and its peers
-//! side by side.
+//! Measures the time and the allocations per call around a service that answers at once, for tower-outbound and its
+//! peers side by side, with empty requests and with those of a chat API.
 //!
-//! `cargo bench -p tower-outbound-benches --bench overhead [-- FILTER]` takes about a minute without a filter.
+//! `cargo bench -p tower-outbound-benches --bench overhead [-- FILTER]` takes about two minutes without a filter. With
+//! `--wire`, it measures the processor time per request with a real HTTP client instead.
 //!
 //! In each round, every contender of a group is measured once, so that other load on the machine affects all of them. A
 //! time is the median of the rounds, and a ratio is the median of the rounds' ratios. Compare the ratios, not the
@@ -11,10 +12,14 @@
 #[path = "../common.rs"]
 mod common;
 mod contenders;
+mod groups;
+mod limiters;
 mod measure;
+mod traffic;
+mod wire;
 
 use clap::Parser;
-use contenders::Contender;
+use groups::GROUPS;
 use measure::{Figures, Threads};
 
 const ROUNDS: usize = 11;
@@ -33,85 +38,27 @@ struct Options {
     /// The number of calls with --only, in units of 40,000
     #[arg(long, value_name = "N", default_value_t = 1)]
     times: usize,
+    /// Measure only the processor time per request with a real HTTP client and a local server
+    #[arg(long)]
+    wire: bool,
+    /// Be the server of --wire, until the standard input is closed
+    #[arg(long, hide = true)]
+    serve: bool,
     /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// Contenders that are measured in the same rounds, and the pairs of them that are compared.
-struct Group {
-    callers: &'static [usize],
-    contenders: &'static [Contender],
-    pairs: &'static [(&'static str, &'static str)],
-}
-
-const GROUPS: [Group; 4] = [
-    Group {
-        callers: &[1, 64, 512],
-        contenders: &[
-            contenders::EXECUTOR,
-            contenders::STACK_WITH_EVENTS,
-            contenders::STACK_WITHOUT_EVENTS,
-            contenders::TOWER_STACK,
-            contenders::RESILIENCE_STACK,
-        ],
-        pairs: &[
-            ("executor", "tower-stack"),
-            ("stack-with-events", "tower-stack"),
-            ("stack-without-events", "tower-stack"),
-            ("executor", "tower-resilience-stack"),
-            ("stack-with-events", "tower-resilience-stack"),
-            ("stack-without-events", "tower-resilience-stack"),
-        ],
-    },
-    Group {
-        callers: &[1, 64, 512],
-        contenders: &[
-            contenders::QUEUE,
-            contenders::TOWER_BUFFER,
-            contenders::CONCURRENCY,
-            contenders::TOWER_CONCURRENCY,
-            contenders::RESILIENCE_BULKHEAD,
-            contenders::RATE,
-            contenders::RESILIENCE_RATE,
-            contenders::EVENT,
-            contenders::TOWER_HTTP_TRACE,
-        ],
-        pairs: &[
-            ("queue", "tower-buffer"),
-            ("concurrency", "tower-concurrency"),
-            ("concurrency", "tower-resilience-bulkhead"),
-            ("rate", "tower-resilience-rate"),
-            ("event", "tower-http-trace"),
-        ],
-    },
-    // Tower's rate limit cannot be cloned, so this group has only one caller.
-    Group {
-        callers: &[1],
-        contenders: &[contenders::RATE, contenders::TOWER_RATE],
-        pairs: &[("rate", "tower-rate")],
-    },
-    Group {
-        callers: &[1],
-        contenders: &[
-            contenders::TRY_ACQUIRE,
-            contenders::GOVERNOR_CHECK,
-            contenders::INSTANT_NOW,
-            contenders::ACQUIRE,
-            contenders::GOVERNOR_UNTIL_READY,
-            contenders::LEAKY_BUCKET_ACQUIRE,
-        ],
-        pairs: &[
-            ("try-acquire", "governor-check"),
-            ("try-acquire", "tokio-instant-now"),
-            ("acquire", "governor-until-ready"),
-            ("acquire", "leaky-bucket-acquire"),
-        ],
-    },
-];
-
 fn main() {
     let options = Options::parse();
+    if options.serve {
+        wire::serve();
+        return;
+    }
+    if options.wire {
+        wire::compare(ROUNDS);
+        return;
+    }
     if let Some(name) = &options.only {
         let all = GROUPS.iter().flat_map(|group| group.contenders);
         let Some(contender) = all.into_iter().find(|contender| contender.name == name) else {

@@ -39,7 +39,7 @@ impl Threads {
         }
     }
 
-    fn build(self) -> Runtime {
+    pub(crate) fn build(self) -> Runtime {
         let runtime = match self {
             Self::One => Builder::new_current_thread().enable_all().build(),
             Self::Two => Builder::new_multi_thread().worker_threads(2).enable_all().build(),

@@ -1,7 +1,7 @@
 //! The client of the soak test, the innermost service, below the limits. It records when calls are admitted, and
 //! misbehaves according to the fault of the call.
 
-use super::Fault;
+use crate::fault::Fault;
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Empty;
@@ -101,10 +101,11 @@ impl Service<Request<Fault>> for Client {
         self.admissions.calls.fetch_add(1, Ordering::Relaxed);
         self.admissions.times.lock().unwrap().push(Instant::now());
 
-        let fault = *req.body();
+        let (mut head, fault) = req.into_parts();
         assert!(fault != Fault::PanicInCall, "{INTENDED} in call");
         let url = format!("http://{}{}", self.server, fault.path());
-        let sent = self.hyper.request(Request::get(url).body(Empty::new()).unwrap());
+        head.uri = url.parse().unwrap();
+        let sent = self.hyper.request(Request::from_parts(head, Empty::new()));
         Box::pin(async move {
             let (head, body) = sent.await?.into_parts();
             assert!(fault != Fault::PanicInFuture, "{INTENDED} in the future");

@@ -76,20 +76,14 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
             }
             // Sends nothing, and waits until the client closes the connection.
             "/stuck" => while stream.read_buf(&mut read).await? > 0 {},
-            "/status" => {
-                stream
-                    .write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n")
-                    .await?
-            }
+            "/status" => stream.write_all(BUSY).await?,
             "/reset" => {
                 // A connection that is closed with a linger time of zero is reset.
                 stream.set_zero_linger()?;
                 return Ok(());
             }
             "/half" => {
-                stream
-                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\nhalf")
-                    .await?;
+                stream.write_all(HALF).await?;
                 return stream.shutdown().await;
             }
             "/malformed" => {
@@ -110,10 +104,48 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
+/// The head of each response of the API, as chat APIs send it, without the line that says how long the body is.
+macro_rules! head {
+    ($status:literal, $content_type:literal) => {
+        concat!(
+            "HTTP/1.1 ",
+            $status,
+            "\r\ndate: Fri, 27 Nov 2026 20:00:00 GMT\r\ncontent-type: ",
+            $content_type,
+            "\r\nconnection: keep-alive\r\n\
+             openai-organization: org-soak\r\n\
+             openai-processing-ms: 312\r\n\
+             openai-version: 2020-10-01\r\n\
+             x-ratelimit-limit-requests: 5000\r\n\
+             x-ratelimit-limit-tokens: 800000\r\n\
+             x-ratelimit-remaining-requests: 4999\r\n\
+             x-ratelimit-remaining-tokens: 799744\r\n\
+             x-ratelimit-reset-requests: 12ms\r\n\
+             x-ratelimit-reset-tokens: 19ms\r\n\
+             x-request-id: req_8c2f4f7a0c9d4e5b8a1f3e2d1c0b9a87\r\n\
+             set-cookie: __cf_bm=sk-soak-3141592653589793; path=/; HttpOnly; Secure\r\n\
+             server: cloudflare\r\n"
+        )
+    };
+}
+
 /// A whole response, which reports a usage of 7 tokens.
-const WHOLE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 28\r\n\r\n{\"usage\":{\"total_tokens\":7}}";
+const WHOLE: &[u8] = concat!(
+    head!("200 OK", "application/json"),
+    "content-length: 28\r\n\r\n{\"usage\":{\"total_tokens\":7}}"
+)
+.as_bytes();
+
+const BUSY: &[u8] = concat!(head!("503 Busy", "application/json"), "content-length: 0\r\n\r\n").as_bytes();
+
+/// A response that ends early.
+const HALF: &[u8] = concat!(head!("200 OK", "application/json"), "content-length: 99\r\n\r\nhalf").as_bytes();
 
 /// The head of a streamed response. `PIECE` and `END` are its further parts, and the end reports a usage of 9 tokens.
-const STREAM: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+const STREAM: &[u8] = concat!(
+    head!("200 OK", "text/event-stream"),
+    "transfer-encoding: chunked\r\n\r\n"
+)
+.as_bytes();
 const PIECE: &[u8] = b"c\r\ndata: word\n\n\r\n";
 const END: &[u8] = b"24\r\ndata: {\"usage\":{\"total_tokens\":9}}\n\n\r\n0\r\n\r\n";
