@@ -103,6 +103,10 @@ where
     R: Send + 'static,
 {
     fn build_stack(&self, queue: QueueLayer<Request<B>>, client: C) -> Queue<Request<B>, Response<R>> {
+        if U::SETTLES {
+            // The first calls are already checked against their deadlines by what they are expected to use.
+            self.limiter.expect_estimates();
+        }
         ServiceBuilder::new()
             // The queue is bounded, so that callers wait when the limits are reached. The queue's workers poll the
             // calls, so that a call proceeds even if its handle is not polled.
