@@ -19,7 +19,7 @@ pub(crate) struct Call {
 }
 
 /// A rate per second and its burst.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Budget {
     pub(crate) rate: u64,
     pub(crate) burst: u64,
@@ -156,6 +156,17 @@ pub(crate) fn achieved(admissions: &[Call], budgets: &[(Budget, CostOf)], end: D
         }
     }
     100.0 * needed / (end - first.waited_until).as_secs_f64()
+}
+
+/// The amount that all calls but the first used, in percent of what flows in between the first admission and the last,
+/// without the time that was `lost`. If the burst is that of one call, an exact limiter reaches 100 %.
+pub(crate) fn used_rate(admissions: &[Call], budget: Budget, cost: CostOf, lost: Duration) -> f64 {
+    let [first, .., last] = admissions else {
+        return 0.0;
+    };
+    let used: u64 = admissions[1..].iter().map(cost).sum();
+    let time = (last.waited_until - first.waited_until).saturating_sub(lost);
+    100.0 * used as f64 / budget.inflow(time)
 }
 
 /// The largest value of `admitted - rate x length` over all windows that begin and end with an admission. This is the

@@ -4,13 +4,18 @@
 use crate::figures::Budget;
 use governor::{DefaultDirectRateLimiter, Quota};
 use std::{convert::Infallible, fmt, future::Future, num::NonZero, sync::Arc, time::Duration};
+use throttle_net::{MultiLimiter, Throttle};
 use tokio::time::Instant;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_outbound::{Cost, Limits, Rate, RateLimiter};
+use tower_outbound::{Cost, Limits, Rate, RateLimiter, rate::Estimate};
 use tower_resilience::ratelimiter::RateLimiterLayer;
 
 /// A budget that is never exhausted.
 pub(crate) const UNLIMITED: Budget = Budget::new(1_000_000_000_000, 1_000_000_000_000);
+
+/// The names of throttle-net's budgets.
+const REQUESTS: &str = "requests";
+const TOKENS: &str = "tokens";
 
 /// The capacity of the buffer in front of Tower's rate limit. It is larger than the number of callers.
 const BUFFER: usize = 1_024;
@@ -19,6 +24,7 @@ const BUFFER: usize = 1_024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limiter {
     TowerOutbound,
+    ThrottleNet,
     Governor,
     LeakyBucket,
     TowerResilience,
@@ -31,6 +37,40 @@ pub(crate) trait Pacer: Clone + Send + 'static {
     fn admit(&mut self, tokens: u64) -> impl Future<Output = Instant> + Send;
 }
 
+/// A limiter that can be paused.
+pub(crate) trait Pauses: Pacer {
+    /// Admits no call from now on for this time.
+    fn pause_for(&self, pause: Duration);
+}
+
+/// A limiter whose charge of a call can be corrected afterwards.
+pub(crate) trait Settles: Pacer {
+    type Estimate: Send;
+
+    /// Like [`admit`](Pacer::admit), for a number of tokens that is an estimate.
+    fn admit_estimate(&mut self, tokens: u64) -> impl Future<Output = (Instant, Self::Estimate)> + Send;
+
+    /// Replaces the estimate by the number of tokens that the call has used.
+    fn settle(&self, estimate: Self::Estimate, used: u64);
+}
+
+/// What is to be done with a limiter, whatever its type.
+pub(crate) trait WithPacer {
+    type Output;
+
+    /// `pacer` makes the limiter, and must be called within a Tokio runtime.
+    fn run<P: Pacer>(self, pacer: impl FnOnce() -> P) -> Self::Output;
+}
+
+/// A limiter of throttle-net.
+#[derive(Clone)]
+pub(crate) enum ThrottleNet {
+    /// Limits requests only.
+    Requests(Arc<Throttle>),
+    /// Limits requests and tokens.
+    Both(MultiLimiter),
+}
+
 /// A service behind a limit. The service responds with the time at which it was called.
 #[derive(Clone)]
 pub(crate) struct LimitedService<S>(S);
@@ -38,8 +78,9 @@ pub(crate) struct LimitedService<S>(S);
 // === impl Limiter ===
 
 impl Limiter {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::TowerOutbound,
+        Self::ThrottleNet,
         Self::Governor,
         Self::LeakyBucket,
         Self::TowerResilience,
@@ -49,6 +90,7 @@ impl Limiter {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::TowerOutbound => "tower-outbound",
+            Self::ThrottleNet => "throttle-net",
             Self::Governor => "governor",
             Self::LeakyBucket => "leaky-bucket",
             Self::TowerResilience => "tower-resilience",
@@ -62,6 +104,7 @@ impl Limiter {
             Self::TowerOutbound => {
                 "RateLimiter::acquire; requests at this rate and burst, and a budget of tokens that is never exhausted"
             }
+            Self::ThrottleNet => "Throttle::acquire; with two budgets, MultiLimiter::acquire_costs",
             Self::Governor => "until_ready; Quota::per_second(rate).allow_burst(burst)",
             Self::LeakyBucket => {
                 "fair; refills at intervals: a burst every burst / rate; at 20000/s burst 1, twenty every ms"
@@ -76,12 +119,24 @@ impl Limiter {
     /// The amount and the interval of the limiter's refills; `None` if it refills continuously.
     pub(crate) fn interval(self, requests: Budget) -> Option<(u64, Duration)> {
         let amount = match self {
-            Self::TowerOutbound | Self::Governor | Self::TowerResilience => return None,
+            Self::TowerOutbound | Self::ThrottleNet | Self::Governor | Self::TowerResilience => return None,
             // The timer of leaky-bucket has a resolution of a millisecond, so the interval must not be shorter.
             Self::LeakyBucket => requests.burst.max(requests.rate / 1_000),
             Self::Tower => requests.burst,
         };
         Some((amount, time_for(amount, requests)))
+    }
+
+    /// Does this with a limiter of these budgets. Only tower-outbound and throttle-net limit tokens.
+    pub(crate) fn with<W: WithPacer>(self, requests: Budget, tokens: Budget, with: W) -> W::Output {
+        match self {
+            Self::TowerOutbound => with.run(|| tower_outbound(requests, tokens)),
+            Self::ThrottleNet => with.run(|| throttle_net(requests, tokens)),
+            Self::Governor => with.run(|| governor(requests)),
+            Self::LeakyBucket => with.run(|| leaky_bucket(requests)),
+            Self::TowerResilience => with.run(|| tower_resilience(requests)),
+            Self::Tower => with.run(|| tower(requests)),
+        }
     }
 }
 
@@ -107,10 +162,84 @@ impl Pacer for RateLimiter {
     }
 }
 
+impl Pauses for RateLimiter {
+    fn pause_for(&self, pause: Duration) {
+        Self::pause_for(self, pause);
+    }
+}
+
+impl Settles for RateLimiter {
+    type Estimate = Estimate;
+
+    async fn admit_estimate(&mut self, tokens: u64) -> (Instant, Estimate) {
+        let estimate = self.acquire_estimate(Cost::tokens(tokens)).await;
+        let estimate = estimate.expect("the cost is not above the burst");
+        (Instant::now(), estimate)
+    }
+
+    fn settle(&self, estimate: Estimate, used: u64) {
+        estimate.settle(Cost::tokens(used));
+    }
+}
+
+// === throttle-net ===
+
+pub(crate) fn throttle_net(requests: Budget, tokens: Budget) -> ThrottleNet {
+    let throttle = |budget: Budget| {
+        Throttle::builder()
+            .per_second(small(budget.rate))
+            .burst(small(budget.burst))
+            .build()
+    };
+    if tokens == UNLIMITED {
+        return ThrottleNet::Requests(Arc::new(throttle(requests)));
+    }
+    let mut budgets = MultiLimiter::builder().dimension(TOKENS, throttle(tokens));
+    if requests != UNLIMITED {
+        budgets = budgets.dimension(REQUESTS, throttle(requests));
+    }
+    ThrottleNet::Both(budgets.strict(false).build())
+}
+
+impl Pacer for ThrottleNet {
+    async fn admit(&mut self, tokens: u64) -> Instant {
+        let admitted = match self {
+            Self::Requests(requests) => requests.acquire().await,
+            Self::Both(budgets) => budgets.acquire_costs(&[(REQUESTS, 1), (TOKENS, small(tokens))]).await,
+        };
+        admitted.expect("the cost is not above the capacity");
+        Instant::now()
+    }
+}
+
+impl Pauses for ThrottleNet {
+    fn pause_for(&self, pause: Duration) {
+        match self {
+            Self::Requests(requests) => requests.pause_for(pause),
+            Self::Both(budgets) => budgets.pause_for(pause),
+        }
+    }
+}
+
+impl Settles for ThrottleNet {
+    type Estimate = u64;
+
+    async fn admit_estimate(&mut self, tokens: u64) -> (Instant, u64) {
+        (self.admit(tokens).await, tokens)
+    }
+
+    fn settle(&self, estimate: u64, used: u64) {
+        let Self::Both(budgets) = self else {
+            unreachable!("only tokens are settled")
+        };
+        budgets.settle_costs(&[(TOKENS, small(estimate))], &[(TOKENS, small(used))]);
+    }
+}
+
 // === governor ===
 
 pub(crate) fn governor(requests: Budget) -> Arc<DefaultDirectRateLimiter> {
-    let whole = |amount| u32::try_from(amount).ok().and_then(NonZero::new).expect("above zero");
+    let whole = |amount| NonZero::new(small(amount)).expect("above zero");
     let quota = Quota::per_second(whole(requests.rate)).allow_burst(whole(requests.burst));
     Arc::new(DefaultDirectRateLimiter::direct(quota))
 }
@@ -192,7 +321,11 @@ fn clock() -> impl Service<(), Response = Instant, Error = Infallible, Future: S
     service_fn(async |()| Ok(Instant::now()))
 }
 
+fn small(amount: u64) -> u32 {
+    u32::try_from(amount).expect("small enough")
+}
+
 /// The time in which this amount flows into the bucket.
 fn time_for(amount: u64, budget: Budget) -> Duration {
-    Duration::from_secs(amount) / u32::try_from(budget.rate).expect("small enough")
+    Duration::from_secs(amount) / small(budget.rate)
 }

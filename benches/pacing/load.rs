@@ -3,17 +3,18 @@
 use crate::{
     common::process_cpu_time,
     figures::{Budget, Call},
-    limiters::{self, Limiter, Pacer},
+    limiters::{Limiter, Pacer, WithPacer},
 };
 use std::time::Duration;
 use tokio::{
-    runtime,
+    runtime::{self, Runtime},
     time::{self, Instant},
 };
 
 pub(crate) const CALLERS: u64 = 64;
 
-const THREADS: usize = 2;
+/// The number of threads of each runtime.
+pub(crate) const THREADS: usize = 2;
 
 /// The load that a limiter is measured with.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +29,14 @@ pub(crate) struct Load {
     pub(crate) length: Duration,
 }
 
+impl WithPacer for Load {
+    type Output = Record;
+
+    fn run<P: Pacer>(self, pacer: impl FnOnce() -> P) -> Record {
+        self.run_on(pacer)
+    }
+}
+
 /// The measurements of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
@@ -39,24 +48,13 @@ pub(crate) struct Record {
 // === impl Load ===
 
 impl Load {
-    /// Runs the load on a limiter. Only tower-outbound limits tokens; its peers limit requests only.
+    /// Runs the load on a limiter. Only tower-outbound and throttle-net limit tokens; the others limit requests only.
     pub(crate) fn run(&self, limiter: Limiter) -> Record {
-        match limiter {
-            Limiter::TowerOutbound => self.run_on(|| limiters::tower_outbound(self.requests, self.tokens)),
-            Limiter::Governor => self.run_on(|| limiters::governor(self.requests)),
-            Limiter::LeakyBucket => self.run_on(|| limiters::leaky_bucket(self.requests)),
-            Limiter::TowerResilience => self.run_on(|| limiters::tower_resilience(self.requests)),
-            Limiter::Tower => self.run_on(|| limiters::tower(self.requests)),
-        }
+        limiter.with(self.requests, self.tokens, *self)
     }
 
     fn run_on<P: Pacer>(&self, pacer: impl FnOnce() -> P) -> Record {
-        let runtime = runtime::Builder::new_multi_thread()
-            .worker_threads(THREADS)
-            .enable_all()
-            .build()
-            .expect("a runtime can be built");
-        runtime.block_on(async {
+        build_runtime().block_on(async {
             let mut pacer = pacer();
             let (start, cpu) = (Instant::now(), process_cpu_time());
             let mut calls = Vec::new();
@@ -108,4 +106,12 @@ impl Load {
         calls.retain(|call| call.arrived < self.length);
         calls
     }
+}
+
+pub(crate) fn build_runtime() -> Runtime {
+    runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .build()
+        .expect("a runtime can be built")
 }

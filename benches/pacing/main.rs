@@ -1,7 +1,7 @@
 //! Measures how exactly, fairly and cheaply a rate limiter lets calls wait: tower-outbound, and every peer that lets
 //! its callers wait.
 //!
-//! `cargo bench -p tower-outbound-benches --bench pacing` takes about two and a half minutes. 64 callers on two threads
+//! `cargo bench -p tower-outbound-benches --bench pacing` takes about four and a half minutes. 64 callers on two threads
 //! each make one call after the other. Each setting is run on one limiter after the other. `-- --help` shows how to
 //! select rows, repeat them, or draw a picture.
 //!
@@ -25,6 +25,10 @@
 //! not above 15 % at 20000/s with a burst of 1. Each of its rows ends with `ok`, or with `not reached` and the names of
 //! the columns.
 //!
+//! The rows whose names begin with `trouble` show something else: what a limiter lets through when waiting calls are
+//! cancelled, the limit is paused, threads are blocked, or calls use another amount than was estimated. The README of the
+//! benches explains their columns.
+//!
 //! The last lines of the output are for programs: `pacing <limiter> <setting>: achieved = .., burst = .., ..`.
 
 #[path = "../common.rs"]
@@ -34,6 +38,7 @@ mod limiters;
 mod load;
 mod plot;
 mod table;
+mod trouble;
 
 use clap::Parser;
 use figures::{Budget, Figures};
@@ -41,6 +46,7 @@ use limiters::{Limiter, UNLIMITED};
 use load::{CALLERS, Load};
 use std::time::Duration;
 use table::Row;
+use trouble::Trouble;
 
 /// How exactly, fairly and cheaply a rate limiter lets calls wait: tower-outbound and its peers.
 #[derive(Debug, Parser)]
@@ -98,7 +104,7 @@ fn settings() -> Vec<Setting> {
         requests,
         tokens,
         most_tokens: 1_000,
-        limiters: &[Limiter::TowerOutbound],
+        limiters: &[Limiter::TowerOutbound, Limiter::ThrottleNet],
     });
     even.into_iter().chain(weighted).collect()
 }
@@ -112,10 +118,7 @@ fn main() -> anyhow::Result<()> {
     let mut rows = Vec::new();
     table::print_head();
     for setting in settings() {
-        let chosen = |limiter: &&Limiter| {
-            let name = format!("{limiter} {}", setting.name);
-            args.filter.as_ref().is_none_or(|filter| name.contains(filter))
-        };
+        let chosen = |limiter: &&Limiter| args.selects(&format!("{limiter} {}", setting.name));
         let limiters: Vec<_> = setting.limiters.iter().filter(chosen).collect();
         let mut rounds = vec![Vec::new(); limiters.len()];
         for _ in 0..args.rounds {
@@ -130,8 +133,42 @@ fn main() -> anyhow::Result<()> {
         table::print_setting(&setting, &measured);
         rows.extend(measured);
     }
+    let troubles = measure_trouble(&args);
+    trouble::print(&troubles);
     table::print_foot(&rows);
+    trouble::print_for_programs(&troubles);
     Ok(())
+}
+
+/// In each round, every limiter is measured once.
+fn measure_trouble(args: &Args) -> Vec<trouble::Row> {
+    let scale = if args.quick {
+        trouble::Scale::QUICK
+    } else {
+        trouble::Scale::FULL
+    };
+    let mut rows = Vec::new();
+    for trouble in Trouble::ALL {
+        let limiters: Vec<_> = Limiter::ALL
+            .into_iter()
+            .filter(|limiter| args.selects(&format!("{limiter} {trouble}")))
+            .collect();
+        let mut rounds = vec![Vec::new(); limiters.len()];
+        for _ in 0..args.rounds {
+            for (limiter, rounds) in limiters.iter().zip(&mut rounds) {
+                rounds.extend(trouble.run(*limiter, scale));
+            }
+        }
+        let measured = limiters.into_iter().zip(&rounds);
+        rows.extend(measured.map(|(limiter, rounds)| trouble::Row::new(limiter, trouble, rounds)));
+    }
+    rows
+}
+
+impl Args {
+    fn selects(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|filter| name.contains(filter))
+    }
 }
 
 impl Setting {

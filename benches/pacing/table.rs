@@ -8,7 +8,7 @@ use crate::{
 use std::time::Duration;
 
 /// tower-outbound makes up for a late timer by the amount that flows in during this time.
-const CATCH_UP: Duration = Duration::from_millis(5);
+pub(crate) const CATCH_UP: Duration = Duration::from_millis(5);
 /// The smallest acceptable value of `achieved`, in percent.
 const MIN_ACHIEVED: f64 = 99.0;
 /// The largest acceptable value of `p99/p50`.

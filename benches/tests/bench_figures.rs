@@ -6,7 +6,7 @@ mod common;
 #[allow(dead_code)]
 mod figures;
 
-use figures::{Budget, Call, achieved, admissions, empirical_burst, envelope, overtakings, waits};
+use figures::{Budget, Call, achieved, admissions, empirical_burst, envelope, overtakings, used_rate, waits};
 use std::time::Duration;
 
 const fn ms(millis: u64) -> Duration {
@@ -110,6 +110,29 @@ fn with_two_budgets_each_call_waits_for_the_slower_one() {
         achieved(&calls, &[requests, tokens], ms(60)),
         100.0 * 30.0 / 60.0
     ));
+}
+
+#[test]
+fn the_used_rate_is_that_of_all_calls_but_the_first_without_the_time_lost() {
+    let requests = Budget::new(100, 1);
+    // Each entry: the times of the admissions in milliseconds, the milliseconds lost, and the rate at one every 10 ms.
+    let table: [(&[u64], u64, f64); 6] = [
+        (&[], 0, 0.0),
+        (&[5], 0, 0.0),
+        (&[5, 15, 25], 0, 100.0),
+        (&[0, 5, 10], 0, 200.0),
+        (&[0, 10, 120, 130], 100, 100.0),
+        // Calls that were admitted at once after the interruption, as if it had not been.
+        (&[0, 10, 40, 40, 40], 20, 200.0),
+    ];
+    for (times, lost, rate) in table {
+        let found = used_rate(&admitted_at(times), requests, Call::one, ms(lost));
+        assert!(close(found, rate), "{times:?}: {found}");
+    }
+    // Each call uses two tokens, and the limit is one every 10 ms.
+    let mut calls = admitted_at(&[0, 20, 40]);
+    calls.iter_mut().for_each(|call| call.tokens = 2);
+    assert!(close(used_rate(&calls, requests, Call::tokens, Duration::ZERO), 100.0));
 }
 
 #[test]
