@@ -160,6 +160,22 @@ async fn a_forgiven_debt_is_not_given_back_again_by_a_refund() {
     assert_eq!(limiter.available().tokens, Some(1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_cut_off_from_a_debt_is_not_given_back_by_a_refund() {
+    let limiter = tokens(Rate::per_hour(10).max_debt(3));
+    let (unused, used) = (
+        limiter.acquire_estimate(Cost::tokens(5)).await.unwrap(),
+        limiter.acquire_estimate(Cost::tokens(5)).await.unwrap(),
+    );
+    // The debt would be 7, of which 4 are forgotten.
+    used.settle(Cost::tokens(12));
+    unused.settle(Cost::tokens(0));
+    let begun = Instant::now();
+    limiter.acquire(Cost::tokens(1)).await.unwrap();
+    // Had the true costs been charged, a debt of 2 would be left: 3 tokens to fill, which take 6 minutes each.
+    assert_eq!(begun.elapsed(), 3 * 6 * MINUTE);
+}
+
 // === Rates that change ===
 
 #[tokio::test(start_paused = true)]

@@ -119,6 +119,7 @@ impl Bucket {
     }
 
     /// Returns whether the bucket holds `amount`. An amount of 0 can always be taken, also from a bucket in debt.
+    #[inline]
     pub(super) fn has(&self, amount: u64) -> bool {
         // `amount` is compared with the burst first, because a larger amount could overflow when it is converted to
         // units.
@@ -126,11 +127,12 @@ impl Bucket {
     }
 
     /// Adds what the rate yields in `elapsed` ticks, up to the capacity.
+    #[inline]
     pub(super) fn advance(&mut self, elapsed: u64) {
         let gained = u128::from(elapsed) * u128::from(self.fill);
-        // How much the bucket can still gain. The balance never exceeds the capacity, so `abs_diff` is the capacity
-        // minus the balance, and it cannot overflow.
-        let room = self.capacity.abs_diff(self.balance);
+        // How much the bucket can still gain. The balance never exceeds the capacity, so this is not negative, and it
+        // does not overflow.
+        let room = (self.capacity - self.balance) as u128;
         if gained < room {
             self.balance += gained as i128;
         } else {
@@ -141,37 +143,66 @@ impl Bucket {
     }
 
     /// Returns the number of ticks until `amount` can be taken if nothing else is taken before; 0 for an amount of 0,
-    /// also if the bucket is in debt. The amount may exceed the burst, because it may be the summed cost of several
-    /// calls.
-    pub(super) fn time_until(&self, amount: u128) -> u64 {
-        self.time_until_with(amount, 0)
+    /// also if the bucket is in debt. The amount may exceed the burst.
+    #[inline]
+    pub(super) fn time_until(&self, amount: u64) -> u64 {
+        if amount == 0 {
+            return 0;
+        }
+        self.time_until_units(self.saturating_units(amount), self.balance)
     }
 
-    /// Does what [`time_until`](Self::time_until) does, for a bucket that gets a refund of `refund` units at once.
-    fn time_until_with(&self, amount: u128, refund: i128) -> u64 {
+    /// Does what [`time_until`](Self::time_until) does for the sum of several amounts.
+    pub(super) fn time_until_sum(&self, amount: u128) -> u64 {
+        self.time_until_sum_with(amount, 0)
+    }
+
+    /// Does what [`time_until_sum`](Self::time_until_sum) does, for a bucket that gets a refund of `refund` units at
+    /// once.
+    fn time_until_sum_with(&self, amount: u128, refund: i128) -> u64 {
         if amount == 0 {
             return 0;
         }
         let needed = amount
             .checked_mul(self.unit)
             .map_or(i128::MAX, |units| units.min(i128::MAX as u128) as i128);
-        let balance = self.balance.saturating_add(refund);
+        self.time_until_units(needed, self.balance.saturating_add(refund))
+    }
+
+    /// Returns the number of ticks until a bucket with this balance holds `needed` units.
+    #[inline]
+    fn time_until_units(&self, needed: i128, balance: i128) -> u64 {
         if needed <= balance {
             return 0;
         }
         let missing = needed.saturating_sub(balance) as u128;
-        u64::try_from(missing.div_ceil(u128::from(self.fill))).unwrap_or(u64::MAX)
+        // Division is much faster with 64 bits, which most numbers have.
+        match u64::try_from(missing) {
+            Ok(missing) => missing.div_ceil(self.fill),
+            Err(_) => u64::try_from(missing.div_ceil(u128::from(self.fill))).unwrap_or(u64::MAX),
+        }
     }
 
     /// Returns the number of ticks until `amount` can probably be taken: the unsettled estimates are expected to be
     /// refunded, except for the share that calls turn out to use.
     pub(super) fn expected_time_until(&self, amount: u128, share: UsedShare) -> u64 {
         let used = share.of(self.estimated.unsigned_abs()) as i128;
-        self.time_until_with(amount, (self.estimated - used - self.withheld).max(0))
+        self.time_until_sum_with(amount, (self.estimated - used - self.withheld).max(0))
+    }
+
+    /// Takes `amount` if the bucket [holds](Self::has) it, and returns whether it was taken.
+    #[inline]
+    pub(super) fn try_take(&mut self, amount: u64, is_estimate: bool) -> bool {
+        let is_available = self.has(amount);
+        if is_available {
+            self.take(amount, is_estimate);
+        }
+        is_available
     }
 
     /// Takes `amount`, which the bucket must hold: see [`has`](Self::has). If `is_estimate` is set, the amount is an
     /// estimate, and [`settle`](Self::settle) must follow.
+    #[inline]
     pub(super) fn take(&mut self, amount: u64, is_estimate: bool) {
         let units = self.units_of(amount);
         self.balance -= units;
@@ -182,6 +213,7 @@ impl Bucket {
 
     /// Returns what the balance would be if nothing had been [`lost`](Self::lost). Between two times, this level rises
     /// by what the rate yields, also beyond the capacity, and falls by what is charged. It may wrap around.
+    #[cfg(feature = "http")]
     pub(super) const fn level(&self) -> i128 {
         self.balance.wrapping_add(self.lost)
     }
@@ -193,6 +225,7 @@ impl Bucket {
 
     /// Lowers the balance so that it is what it would be now if the bucket had held `amount` requests or tokens at an
     /// earlier time, at which its [`level`](Self::level) was `level`. Never raises the balance.
+    #[cfg(feature = "http")]
     pub(super) fn lower_since(&mut self, amount: u64, level: i128) {
         let held = level.wrapping_sub(self.lost);
         self.lower_by(held.saturating_sub(self.saturating_units(amount)));
@@ -200,6 +233,7 @@ impl Bucket {
 
     /// Lowers the balance so that it is at most what the bucket would hold now if it had held `amount` requests or
     /// tokens `elapsed` ticks ago and nothing had been charged since. Never raises the balance.
+    #[cfg(feature = "http")]
     pub(super) fn lower_before(&mut self, amount: u64, elapsed: u64) {
         let gained = (u128::from(elapsed) * u128::from(self.fill)).min(MAX_UNITS) as i128;
         let held = self.saturating_units(amount).saturating_add(gained);
@@ -303,6 +337,7 @@ impl Bucket {
 
     /// Raises `withheld` to the part of the unsettled estimates that would have overflowed by now if all of them had a
     /// true cost of 0.
+    #[inline]
     fn update_withheld(&mut self) {
         if self.estimated > 0 {
             let room = self.capacity.saturating_sub(self.balance);
@@ -311,12 +346,16 @@ impl Bucket {
     }
 
     /// Converts an amount of requests or tokens to units. An amount up to the burst cannot overflow.
+    #[inline]
     fn units_of(&self, amount: u64) -> i128 {
         (u128::from(amount) * self.unit) as i128
     }
 
     /// Converts any amount of requests or tokens to units, at most to `i128::MAX`.
     fn saturating_units(&self, amount: u64) -> i128 {
+        if amount <= self.burst {
+            return self.units_of(amount);
+        }
         u128::from(amount)
             .checked_mul(self.unit)
             .map_or(i128::MAX, |units| units.min(i128::MAX as u128) as i128)
@@ -429,7 +468,7 @@ mod tests {
         let mut bucket = sevenths(5);
         for (step, (elapsed, amount, wait)) in steps.into_iter().enumerate() {
             bucket.advance(elapsed);
-            assert_eq!(bucket.time_until(amount.into()), wait, "step {step}");
+            assert_eq!(bucket.time_until(amount), wait, "step {step}");
             if wait == 0 {
                 bucket.take(amount, false);
             }
@@ -477,7 +516,7 @@ mod tests {
                 now += elapsed;
                 bucket.advance(elapsed);
                 let amount = rng.u64(1..=burst);
-                if bucket.time_until(amount.into()) == 0 {
+                if bucket.time_until(amount) == 0 {
                     bucket.take(amount, false);
                     taken.push((now, amount));
                 }

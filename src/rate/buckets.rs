@@ -1,9 +1,10 @@
 //! [`Buckets`]: all buckets of one rate limiter. A call is charged to all of them or to none. Pauses and catching up
 //! after late wakeups are implemented here.
 
+#[cfg(feature = "http")]
+use super::level_history::LevelHistory;
 use super::{
     bucket::Bucket,
-    level_history::LevelHistory,
     limits::{Budget, Cost, Demand, Limits},
     pause::{Pause, PauseChange, PauseSource, Pauses},
     used_share::UsedShares,
@@ -79,6 +80,7 @@ pub(super) struct Buckets {
     used_shares: UsedShares,
     /// The levels of each bucket in the past, in the order of `buckets`. Empty until a call is [marked as
     /// sent](Self::mark_sent).
+    #[cfg(feature = "http")]
     histories: Vec<LevelHistory>,
     /// The time as of which `try_take` admits a call. The last call of `availability` has computed it.
     admission_time: u64,
@@ -134,6 +136,18 @@ impl Bursts {
     }
 }
 
+// === impl ChargeRequest ===
+
+impl ChargeRequest {
+    /// Stores the version of the limits under which the call is charged, if the cost is an estimate.
+    #[inline]
+    fn set_limits_version(&self, version: u64) {
+        if let Some(limits_version) = &self.limits_version {
+            limits_version.store(version, Ordering::Release);
+        }
+    }
+}
+
 // === impl Buckets ===
 
 impl Buckets {
@@ -152,6 +166,7 @@ impl Buckets {
             queued_estimates: Demand::default(),
             has_estimates: false,
             used_shares: UsedShares::default(),
+            #[cfg(feature = "http")]
             histories: Vec::new(),
             admission_time: 0,
         })
@@ -190,6 +205,7 @@ impl Buckets {
         self.pauses = self.pauses.map(|until| until.saturating_sub(self.filled_to));
         self.filled_to = 0;
         self.last_admission = Admitted::default();
+        #[cfg(feature = "http")]
         self.histories.clear();
         self.epoch = current.get();
         *now = current;
@@ -213,6 +229,7 @@ impl Buckets {
     /// the time of the lateness would be lost. So `filled_to` stays behind the present by the lateness, and a caller
     /// that makes its next call at once is admitted as of a time that is earlier by the lateness. Without this, a few
     /// callers that make one call after another would not reach the rate.
+    #[inline]
     fn advance_idle(&mut self, now: &mut LazyNow) -> u64 {
         let now = self.time(now);
         let Admitted { at, lateness } = self.last_admission;
@@ -233,13 +250,12 @@ impl Buckets {
     }
 
     /// Takes the cost of `request` from every bucket. Every bucket must hold it.
+    #[inline]
     fn charge(&mut self, request: &ChargeRequest) {
         for (budget, bucket) in &mut self.buckets {
             bucket.take(request.cost.of(*budget), request.limits_version.is_some());
         }
-        if let Some(version) = &request.limits_version {
-            version.store(self.limits_version, Ordering::Release);
-        }
+        request.set_limits_version(self.limits_version);
     }
 
     /// Returns the time as of which a call of this cost is admitted if no call is before it: the time at which every
@@ -252,22 +268,30 @@ impl Buckets {
         if self.has(cost) {
             return earliest;
         }
-        let waits = self
-            .buckets
-            .iter()
-            .map(|(budget, bucket)| bucket.time_until(cost.of(*budget).into()));
-        earliest.max(self.filled_to.saturating_add(waits.fold(0, u64::max)))
+        earliest.max(self.filled_to.saturating_add(self.time_until(cost)))
     }
 
     /// Returns how long a new call of this cost has to wait behind the waiters in the limiter's queue, if nothing is
     /// settled before.
     pub(super) fn wait(&mut self, cost: Cost, now: &mut LazyNow) -> Duration {
-        let waits = self
-            .buckets
-            .iter()
-            .map(|(budget, bucket)| bucket.time_until(self.queued.of(*budget) + u128::from(cost.of(*budget))));
-        let wait = waits.fold(0, u64::max);
+        let wait = if self.queued == Demand::default() {
+            self.time_until(cost)
+        } else {
+            let waits = self
+                .buckets
+                .iter()
+                .map(|(budget, bucket)| bucket.time_until_sum(self.queued.of(*budget) + u128::from(cost.of(*budget))));
+            waits.fold(0, u64::max)
+        };
         self.wait_from_filled(wait, now)
+    }
+
+    /// Returns the number of nanoseconds from `filled_to` until every bucket holds `cost`.
+    #[inline]
+    fn time_until(&self, cost: Cost) -> u64 {
+        let waits = self.buckets.iter();
+        let waits = waits.map(|(budget, bucket)| bucket.time_until(cost.of(*budget)));
+        waits.fold(0, u64::max)
     }
 
     /// Returns how long a new call of this cost will probably wait, behind the waiters in the limiter's queue and
@@ -337,6 +361,7 @@ impl Buckets {
         self.buckets = new;
         self.limits = limits;
         // The levels were counted in the units of the old buckets.
+        #[cfg(feature = "http")]
         self.histories.clear();
         Ok(())
     }
@@ -354,6 +379,7 @@ impl Buckets {
     /// Lowers what the bucket of one rate holds to what it would hold now if it had held `remaining` when the provider
     /// received a call that was sent at `sent`. Never raises what the bucket holds. Does nothing if `budget` and `period`
     /// do not identify a rate.
+    #[cfg(feature = "http")]
     pub(super) fn lower_since(
         &mut self,
         budget: Budget,
@@ -384,6 +410,7 @@ impl Buckets {
     }
 
     /// Records that a call is sent now, for a later [`lower_since`](Self::lower_since).
+    #[cfg(feature = "http")]
     pub(super) fn mark_sent(&mut self, now: &mut LazyNow) {
         self.fill_if_idle(now);
         let now = self.time(now);
@@ -402,6 +429,7 @@ impl Buckets {
     }
 
     /// Begins a pause of the provider that ends at `until`, or extends it to that instant.
+    #[cfg(feature = "http")]
     pub(super) fn extend_pause(&mut self, until: Option<Instant>, now: &mut LazyNow) -> PauseChange {
         let now = self.time(now);
         let until = self.end_of_pause(until);
@@ -450,6 +478,18 @@ impl Buckets {
     pub(super) fn forgive_debts(&mut self, now: &mut LazyNow) {
         self.fill_if_idle(now);
         self.buckets.iter_mut().for_each(|(_, bucket)| bucket.forgive_debt());
+    }
+
+    /// Takes the cost of `request` if it has become available since the time up to which the buckets are filled.
+    #[cold]
+    fn try_take_as_of_later(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, CostExceedsBurst> {
+        if let Some(rejection) = self.rejection(request) {
+            return Err(rejection);
+        }
+        let is_filled_to_now = self.filled_to >= self.time(now);
+        Ok(!is_filled_to_now
+            && self.availability(request, now) == Availability::Now
+            && self.try_take(request, false, now))
     }
 
     /// Fills the buckets before a balance is changed by something other than an admission. Does nothing while calls
@@ -503,22 +543,29 @@ impl Resource for Buckets {
         self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
     }
 
+    #[inline]
     fn try_take_uncontended(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, CostExceedsBurst> {
         // While no call waits, one pass over the buckets both fills and checks them, which is faster than two.
         let elapsed = self.advance_idle(now);
         let mut is_available = self.pauses.until() <= self.filled_to;
-        for (budget, bucket) in &mut self.buckets {
+        if let [(budget, bucket)] = &mut *self.buckets {
+            // With one bucket, which most limiters have, it can also be charged in that pass.
             bucket.advance(elapsed);
-            is_available &= bucket.has(request.cost.of(*budget));
+            if is_available && bucket.try_take(request.cost.of(*budget), request.limits_version.is_some()) {
+                request.set_limits_version(self.limits_version);
+                return Ok(true);
+            }
+        } else {
+            for (budget, bucket) in &mut self.buckets {
+                bucket.advance(elapsed);
+                is_available &= bucket.has(request.cost.of(*budget));
+            }
+            if is_available {
+                self.charge(request);
+                return Ok(true);
+            }
         }
-        if is_available {
-            self.charge(request);
-            return Ok(true);
-        }
-        match self.rejection(request) {
-            Some(rejection) => Err(rejection),
-            None => Ok(self.availability(request, now) == Availability::Now && self.try_take(request, false, now)),
-        }
+        self.try_take_as_of_later(request, now)
     }
 
     fn on_enqueue(&mut self, request: &ChargeRequest) {

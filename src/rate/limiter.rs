@@ -154,6 +154,7 @@ impl Limiter {
     }
 
     /// Records that a call is sent now, for a later [`lower_since`](Self::lower_since).
+    #[cfg(feature = "http")]
     pub(crate) fn mark_sent(&self) {
         match self {
             Self::Local(local) => local.mark_sent(),
@@ -164,6 +165,7 @@ impl Limiter {
 
     /// Lowers what the bucket of one rate holds to what is left now of `remaining`, which the provider held when it
     /// received a call that was sent at `sent`.
+    #[cfg(feature = "http")]
     pub(crate) fn lower_since(&self, budget: Budget, period: Option<Duration>, remaining: u64, sent: Instant) {
         either!(self, limiter => limiter.lower_since(budget, period, remaining, sent));
     }
@@ -182,6 +184,7 @@ impl Limiter {
 
     /// Admits no call for the duration `pause`, at the request of the provider. Only extends the provider's earlier
     /// pause.
+    #[cfg(feature = "http")]
     pub(crate) fn pause_for_provider(&self, pause: Duration) {
         either!(self, limiter => limiter.pause_for_provider(pause));
     }

@@ -15,6 +15,11 @@ use std::{
 /// The bucket of a rate fills continuously: `per_minute(60)` adds one every second, not sixty once a minute. The bucket
 /// holds at most its [*burst*](Self::burst), so at most the burst is admitted at one instant after an idle time.
 ///
+/// A new bucket is full, so the first minute of `per_minute(60)` admits up to 120: the burst, and what the rate adds in
+/// that minute. After that, no minute admits more than 120, and any longer time admits the rate on average. A provider
+/// that fills a bucket in the same way, as OpenAI does, allows that. For one that counts fixed or sliding
+/// windows, set a small burst, or an [initial fill](Self::initial) of 0 if only the start matters.
+///
 /// If a provider enforces a rate in slices (60 per minute as 1 per second), set a small burst.
 ///
 /// The values of a rate are checked when a [`RateLimiter`](crate::RateLimiter) is built from it.

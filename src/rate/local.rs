@@ -182,12 +182,14 @@ impl RateLimiter {
             cost,
             limits_version: None,
         };
-        match self.queue.try_acquire(&request, LazyNow::at(Instant::now())) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                let wait = self.queue.inspect(|buckets, now| buckets.wait(cost, now));
-                Err(TryAcquireError::NotYet(if wait.is_zero() { RETRY_SOON } else { wait }))
-            }
+        let now = LazyNow::at(Instant::now());
+        let refused = self
+            .queue
+            .try_acquire(&request, now, |buckets, now| buckets.wait(cost, now));
+        match refused {
+            Ok(None) => Ok(()),
+            Ok(Some(Duration::ZERO)) => Err(TryAcquireError::NotYet(RETRY_SOON)),
+            Ok(Some(wait)) => Err(TryAcquireError::NotYet(wait)),
             Err(error) => Err(TryAcquireError::CostExceedsBurst(error)),
         }
     }
@@ -270,12 +272,14 @@ impl RateLimiter {
     }
 
     /// Records that a call is sent now, for a later [`lower_since`](Self::lower_since).
+    #[cfg(feature = "http")]
     pub(super) fn mark_sent(&self) {
         self.queue.inspect(Buckets::mark_sent);
     }
 
     /// Lowers what the bucket of one rate holds, as [`lower`](Self::lower) does, to what is left now of `remaining`,
     /// which the provider held when it received a call that was sent at `sent`.
+    #[cfg(feature = "http")]
     pub(super) fn lower_since(&self, budget: Budget, period: Option<Duration>, remaining: u64, sent: Instant) {
         self.queue
             .update(|buckets, now| buckets.lower_since(budget, period, remaining, sent, now));
@@ -324,6 +328,7 @@ impl RateLimiter {
 
     /// Admits no call for the duration `pause`, at the request of the provider. Only extends an earlier pause of the
     /// provider: its responses may arrive in another order than they were sent.
+    #[cfg(feature = "http")]
     pub(super) fn pause_for_provider(&self, pause: Duration) {
         self.change_pause(|buckets, now| {
             let until = now.get().checked_add(pause);

@@ -71,6 +71,7 @@ mod bucket;
 mod buckets;
 mod estimate;
 mod layer;
+#[cfg(feature = "http")]
 mod level_history;
 mod limiter;
 mod limits;

@@ -116,6 +116,7 @@ impl<T: Copy + Ord> Pauses<T> {
     }
 
     /// Sets the end of the pause of `source` to `until`, unless it is later already.
+    #[cfg(any(test, feature = "http", feature = "redis"))]
     pub(super) fn extend(&mut self, source: PauseSource, until: T, now: T) -> PauseChange {
         self.set(source, until.max(self.of(source)), now)
     }

@@ -221,6 +221,7 @@ impl SharedRateLimiter {
 
     /// Lowers what remains of a rate to what is left now of `remaining`, which the provider held when it received a call
     /// that was sent at `sent`. What was charged since then is not subtracted: the next response reports it.
+    #[cfg(feature = "http")]
     pub(in crate::rate) fn lower_since(&self, budget: Budget, period: Option<Duration>, remaining: u64, sent: Instant) {
         let elapsed = sent.elapsed();
         self.with_coordinator(|coordinator| coordinator.lower_since(budget, period, remaining, elapsed));
@@ -260,6 +261,7 @@ impl SharedRateLimiter {
     }
 
     /// Pauses all members at the request of the provider. Only extends an earlier pause of the provider.
+    #[cfg(any(test, feature = "http"))]
     pub(in crate::rate) fn pause_for_provider(&self, pause: Duration) {
         if !pause.is_zero() {
             self.set_pause(PauseSource::Provider, pause);

@@ -378,7 +378,7 @@ impl QuotaState {
                 break;
             }
             let waits = self.buckets.iter();
-            let waits = waits.map(|(budget, bucket)| bucket.time_until(cost[*budget].into()));
+            let waits = waits.map(|(budget, bucket)| bucket.time_until(cost[*budget]));
             let admitted_at = from.max(self.scheduled_until + waits.fold(0, u64::max) as i64);
             self.advance_to(admitted_at);
             for (budget, bucket) in &mut self.buckets {

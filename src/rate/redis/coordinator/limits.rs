@@ -97,6 +97,7 @@ impl SharedLimits {
 
     /// Does what [`lower`](Self::lower) does, for a report of what the provider had left `elapsed` ago. The rate has
     /// brought more since. What was charged since is not known here, so it is not subtracted: the next report has it.
+    #[cfg(feature = "http")]
     pub(super) fn lower_since(&mut self, budget: Budget, period: Option<Duration>, remaining: u64, elapsed: Duration) {
         if let Some(position) = self.config.limits().index_of(budget, period) {
             let (_, spec) = &self.config.specs()[position];

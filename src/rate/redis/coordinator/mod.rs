@@ -250,6 +250,7 @@ impl Coordinator {
         self.limits.lower(budget, period, remaining);
     }
 
+    #[cfg(feature = "http")]
     pub(super) fn lower_since(&mut self, budget: Budget, period: Option<Duration>, remaining: u64, elapsed: Duration) {
         self.limits.lower_since(budget, period, remaining, elapsed);
     }
