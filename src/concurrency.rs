@@ -4,11 +4,23 @@
 //! permit, and the calls of other clones wait for that permit, possibly forever. Also, the limit cannot be changed once
 //! the service is built.
 //!
-//! [`ConcurrencyLimitLayer`] takes a permit when the call's future is polled, and releases it when that future
-//! completes or is dropped. `poll_ready` waits until a permit is available to this clone of the service, and reserves
-//! nothing. If a clone that had to wait is not called within 5 ms after it was woken, the next waiting clone or call is
-//! woken. Permits are handed out in the order in which services and futures began to wait. The [limit](Concurrency) can
-//! be read and changed at run time.
+//! [`ConcurrencyLimitLayer`] takes a permit in `call`, and releases it when the call's future completes or is dropped.
+//! `poll_ready` waits until a permit is available to this clone of the service, and reserves nothing. If a clone that
+//! had to wait is not called within 5 ms after it was woken, the next waiting clone or call is woken. Permits are handed
+//! out in the order in which services and futures began to wait. The [limit](Concurrency) can be read and changed at run
+//! time.
+//!
+//! A call that finds no permit waits for one in its future. It has the position among the waiters that its service had.
+//!
+//! - **A future that is not polled blocks nobody.** If a call's future is not polled within 5 to 10 ms after the call
+//!   was made, while another call or clone waits for a permit, the call loses its permit to that one, and waits for
+//!   another permit like a new call. Afterwards, calls take their permits when their futures are polled, until one has
+//!   done so, so that such futures do not add up.
+//! - **Readiness comes last.** `poll_ready` does not ask the inner service whether it is ready. The call's future does
+//!   so when a permit is available, and calls the inner service at once. While the inner service is not ready, the call
+//!   holds no permit. If the permits are taken when it is ready, the call gives the readiness back: it continues with a
+//!   clone of the inner service. So the inner service's error from `poll_ready` is the result of the call.
+//! - **Cooperative.** A call counts as one unit of the cooperative budget of its [Tokio task](tokio::task::coop).
 //!
 //! # Examples
 //!
@@ -32,8 +44,10 @@
 //! ```
 
 use crate::{
+    coop,
     error::InvalidConfig,
-    semaphore::{Acquire, Permit, Semaphore},
+    on_turn::OnTurn,
+    semaphore::{Acquire, Claim, Permit, Semaphore},
 };
 use pin_project_lite::pin_project;
 use std::{
@@ -53,10 +67,12 @@ pub struct ConcurrencyLimitLayer {
 }
 
 /// A service with a limited number of calls in flight, counted over all its clones. See the [module docs](self).
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ConcurrencyLimit<S> {
     inner: S,
     acquire: Acquire,
+    /// Whether `poll_ready` has consumed the unit of cooperative budget that the next call counts for.
+    is_counted: bool,
 }
 
 /// A limit on the calls in flight, which can be read and changed at run time, and shared by several services.
@@ -70,8 +86,12 @@ pub struct Concurrency {
 pin_project! {
     /// The response future of a [`ConcurrencyLimit`].
     ///
-    /// The future waits for a permit, calls the inner service, and holds the permit until the call has completed or the
-    /// future is dropped.
+    /// The future confirms the permit that the call has taken, or waits for one, asks the inner service to be ready,
+    /// calls it, and holds the permit until the call has completed or the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The error of the inner service, from `poll_ready` or from its call.
     ///
     /// # Panics
     ///
@@ -97,13 +117,21 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
-        /// The call waits for a permit. `ready` is the instance of the inner service that was made ready.
-        Waiting { acquire: Option<Acquire>, ready: S, req: Option<Req> },
+        /// The call waits for a permit and for the inner service to be ready.
+        Waiting { turn: Turn, inner: OnTurn<S>, req: Option<Req>, is_counted: bool },
         /// The call is in flight and holds a permit.
         Calling { #[pin] future: F },
         /// The future has returned the result of the call.
         Done,
     }
+}
+
+/// How a call that is not in flight gets its permit.
+enum Turn {
+    /// The call has taken a permit when it was made. Its future confirms that when it is polled.
+    Claimed(Claim),
+    /// The call waits for a permit, and holds none.
+    Waiting(Acquire),
 }
 
 // === impl ConcurrencyLimitLayer ===
@@ -140,6 +168,7 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
         ConcurrencyLimit {
             inner,
             acquire: self.limit.permits.acquire(),
+            is_counted: false,
         }
     }
 }
@@ -164,7 +193,8 @@ impl Concurrency {
         self.permits.total()
     }
 
-    /// Returns how many calls are in flight. After the limit was lowered, more calls than the limit may be in flight
+    /// Returns how many calls are in flight, that is, hold a permit. A call that was made and whose future was not polled
+    /// yet is counted, too, unless it found no permit or has lost it. After the limit was lowered, more calls than the limit may be in flight
     /// until enough calls have ended.
     #[must_use]
     pub fn in_flight(&self) -> usize {
@@ -203,25 +233,77 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S, Req>;
 
+    /// Waits until a permit is available. Takes no permit, and does not ask the inner service whether it is ready.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         // No permit is taken in `poll_ready`: if no call followed, the permit would be kept from the other clones.
         // Waiting for a permit never fails, because this semaphore is never closed.
-        let _ = ready!(self.acquire.poll_ready(cx));
-        self.inner.poll_ready(cx)
+        let _ = ready!(coop::poll_counted(cx, |cx| self.acquire.poll_ready(cx)));
+        self.is_counted = true;
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
-        // The future gets the instance of the inner service that was made ready, and the acquirer with its position
-        // among the waiters. A clone of the inner service, which is not ready, and a new acquirer stay in this service.
-        let fresh = self.inner.clone();
-        let ready = mem::replace(&mut self.inner, fresh);
+        let turn = match self.acquire.claim() {
+            Ok(claim) => Turn::Claimed(claim),
+            // The future gets the acquirer with its position among the waiters.
+            Err(acquire) => Turn::Waiting(acquire),
+        };
         ResponseFuture {
             state: State::Waiting {
-                acquire: Some(self.acquire.replace()),
-                ready,
+                turn,
+                inner: OnTurn::new(self.inner.clone()),
                 req: Some(req),
+                is_counted: mem::take(&mut self.is_counted),
             },
             permit: None,
+        }
+    }
+}
+
+impl<S: Clone> Clone for ConcurrencyLimit<S> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            acquire: self.acquire.clone(),
+            is_counted: false,
+        }
+    }
+}
+
+// === impl Turn ===
+
+impl Turn {
+    /// Waits until a permit is available and `inner` is ready, takes the permit, and returns it.
+    fn poll_permit<S, Req>(&mut self, inner: &mut OnTurn<S>, cx: &mut Context<'_>) -> Poll<Result<Permit, S::Error>>
+    where
+        S: Service<Req> + Clone,
+    {
+        loop {
+            match self {
+                Self::Claimed(claim) => match claim.confirm() {
+                    Ok(permit) => match inner.poll_ready(cx)? {
+                        Poll::Ready(()) => return Poll::Ready(Ok(permit)),
+                        Poll::Pending => {
+                            *self = Self::Waiting(permit.release());
+                            return Poll::Pending;
+                        }
+                    },
+                    Err(acquire) => *self = Self::Waiting(acquire),
+                },
+                Self::Waiting(acquire) => {
+                    if acquire.poll_ready(cx).is_pending() {
+                        inner.give_back();
+                        return Poll::Pending;
+                    }
+                    ready!(inner.poll_ready(cx))?;
+                    // Never fails, because this semaphore is never closed. Without a permit, which another call has
+                    // taken in the meantime, the loop waits again.
+                    if let Ok(Some(permit)) = acquire.try_acquire() {
+                        acquire.reopen_claims();
+                        return Poll::Ready(Ok(permit));
+                    }
+                }
+            }
         }
     }
 }
@@ -230,7 +312,7 @@ where
 
 impl<S, Req> Future for ResponseFuture<S, Req>
 where
-    S: Service<Req>,
+    S: Service<Req> + Clone,
 {
     type Output = Result<S::Response, S::Error>;
 
@@ -238,11 +320,25 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Waiting { acquire, ready, req } => {
-                    // Taking a permit never fails, because this semaphore is never closed.
-                    *this.permit = ready!(Acquire::poll_acquire(acquire, cx)).ok();
+                StateProj::Waiting {
+                    turn,
+                    inner,
+                    req,
+                    is_counted,
+                } => {
+                    if !*is_counted {
+                        ready!(coop::poll_unit(cx));
+                        *is_counted = true;
+                    }
+                    match ready!(turn.poll_permit::<S, Req>(inner, cx)) {
+                        Ok(permit) => *this.permit = Some(permit),
+                        Err(error) => {
+                            this.state.set(State::Done);
+                            return Poll::Ready(Err(error));
+                        }
+                    }
                     let req = req.take().expect("the request is there until it is called");
-                    let future = ready.call(req);
+                    let future = inner.call(req);
                     this.state.set(State::Calling { future });
                 }
                 StateProj::Calling { future } => {

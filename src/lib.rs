@@ -85,10 +85,12 @@ pub mod body;
 pub mod client;
 mod clock;
 pub mod concurrency;
+mod coop;
 pub mod deadline;
 pub mod error;
 pub mod event;
 pub mod executor;
+mod on_turn;
 mod panic;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]

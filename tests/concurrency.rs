@@ -3,6 +3,10 @@
 mod support;
 
 use support::{client, ms, pass, request, settle};
+use tokio::{
+    task::{JoinSet, coop},
+    time::Instant,
+};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
 use tower::{Layer, Service, ServiceExt};
 use tower_outbound::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer};
@@ -135,14 +139,282 @@ async fn a_clone_that_waited_for_readiness_and_is_never_called_delays_the_next_o
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_future_that_is_never_polled_holds_no_permit() {
+async fn waiters_that_are_never_polled_again_do_not_add_up() {
+    for (idle, delay) in [(1, 5), (9, 10), (73, 15), (585, 20)] {
+        let (service, _, mut handle) = limited(1);
+        handle.allow(10);
+        let mut running = service.clone();
+        let mut running = call!(running, "first");
+        let mut idle: Vec<_> = (0..idle).map(|_| service.clone()).collect();
+        for service in &mut idle {
+            assert_pending!(task::spawn(service.ready()).poll());
+        }
+        let mut next: Vec<_> = (0..3).map(|_| service.clone()).collect();
+        let mut next: Vec<_> = next.iter_mut().map(|service| task::spawn(service.ready())).collect();
+        next.iter_mut().for_each(|ready| assert_pending!(ready.poll()));
+
+        let begun = Instant::now();
+        assert_request_eq!(handle, "first").send_response("");
+        assert_ready_ok!(running.poll());
+        pass(ms(delay - 1)).await;
+        assert!(next.iter().all(|ready| !ready.is_woken()));
+        pass(ms(1)).await;
+        assert_eq!(begun.elapsed(), ms(delay));
+        assert!(next.iter().all(task::Spawn::is_woken));
+        assert_ready_ok!(next[0].poll());
+    }
+}
+
+/// Eight waiters are notified at once after the first has not responded. As soon as one of them has taken the permit,
+/// the others are notified one by one again, in order.
+#[tokio::test(start_paused = true)]
+async fn one_waiter_is_notified_at_a_time_as_soon_as_one_has_responded() {
+    let (service, _, mut handle) = limited(1);
+    handle.allow(10);
+    let mut running = service.clone();
+    let mut running = call!(running, "running");
+    let mut idle = service.clone();
+    assert_pending!(task::spawn(idle.ready()).poll());
+    let mut waiting: Vec<_> = (0..4).map(|_| task::spawn(service.clone().oneshot("waited"))).collect();
+    waiting.iter_mut().for_each(|call| assert_pending!(call.poll()));
+
+    assert_request_eq!(handle, "running").send_response("");
+    assert_ready_ok!(running.poll());
+    pass(ms(5)).await;
+    assert!(waiting.iter().all(task::Spawn::is_woken));
+    // The third is polled first, and gets the permit. The others wait in order.
+    for next in [2, 0, 1, 3] {
+        assert!(waiting[next].is_woken());
+        assert_pending!(waiting[next].poll());
+        assert_request_eq!(handle, "waited").send_response("");
+        if next == 2 {
+            [0, 1, 3]
+                .into_iter()
+                .for_each(|call| assert_pending!(waiting[call].poll()));
+        }
+        assert_ready_ok!(waiting[next].poll());
+    }
+}
+
+/// A timer that is armed while the task has used up its cooperative budget must be armed all the same.
+#[tokio::test(start_paused = true)]
+async fn a_release_without_cooperative_budget_still_skips_a_waiter_that_does_not_respond() {
+    let (service, _, mut handle) = limited(1);
+    handle.allow(10);
+    let mut running = service.clone();
+    let running = call!(running, "first");
+    let (mut idle, mut next) = (service.clone(), service);
+    assert_pending!(task::spawn(idle.ready()).poll());
+    let mut next = task::spawn(next.ready());
+    assert_pending!(next.poll());
+    tokio::spawn(async move {
+        while coop::has_budget_remaining() {
+            coop::consume_budget().await;
+        }
+        drop(running);
+    })
+    .await
+    .unwrap();
+    pass(ms(5)).await;
+    assert!(next.is_woken());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_holds_a_permit_before_its_future_is_polled() {
     let (mut service, limit, mut handle) = limited(1);
     handle.allow(10);
     assert_ready_ok!(task::spawn(service.ready()).poll());
-    let _never = service.call("never");
-    let mut other = service.clone();
-    let _call = call!(other, "other");
+    let first = service.call("first");
     assert_eq!(limit.in_flight(), 1);
+    assert_pending!(task::spawn(service.ready()).poll());
+    drop(first);
+    assert_eq!(limit.in_flight(), 0);
+    assert_ready_ok!(task::spawn(service.ready()).poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_future_that_is_not_polled_keeps_its_permit_while_nobody_waits_for_one() {
+    let (mut service, limit, mut handle) = limited(1);
+    handle.allow(10);
+    let mut call = task::spawn(service.call("call"));
+    pass(ms(3_600_000)).await;
+    assert_eq!(limit.in_flight(), 1);
+    assert_pending!(call.poll());
+    assert_request_eq!(handle, "call").send_response("");
+    assert_ready_ok!(call.poll());
+    assert_eq!(limit.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_future_that_is_never_polled_blocks_a_waiter_for_five_milliseconds_and_loses_its_permit() {
+    let (mut service, limit, mut handle) = limited(1);
+    handle.allow(10);
+    let mut late = task::spawn(service.call("late"));
+    pass(ms(1_000)).await;
+    let mut other = task::spawn(service.call("other"));
+    assert_pending!(other.poll());
+    pass(ms(4)).await;
+    assert!(!other.is_woken());
+    pass(ms(1)).await;
+    assert!(other.is_woken());
+    assert_pending!(other.poll());
+    assert_eq!(limit.in_flight(), 1);
+
+    // The late one waits for another permit.
+    assert_pending!(late.poll());
+    assert_request_eq!(handle, "other").send_response("");
+    assert_ready_ok!(other.poll());
+    assert!(late.is_woken());
+    assert_pending!(late.poll());
+    assert_request_eq!(handle, "late").send_response("");
+    assert_ready_ok!(late.poll());
+    assert_eq!(limit.in_flight(), 0);
+}
+
+/// The waiter began to wait when the first call was made. The second call has taken its permit after that, and has lost
+/// nothing when the first one loses its permit.
+#[tokio::test(start_paused = true)]
+async fn only_calls_that_were_made_five_milliseconds_ago_lose_their_permits() {
+    let (mut service, limit, mut handle) = limited(2);
+    handle.allow(10);
+    let busy = call!(service, "busy");
+    let _late = service.call("late");
+    let mut ready = [service.clone(), service.clone()];
+    let [first, second] = &mut ready;
+    let mut first_ready = task::spawn(first.ready());
+    let mut second_ready = task::spawn(second.ready());
+    assert_pending!(first_ready.poll());
+    assert_pending!(second_ready.poll());
+    pass(ms(3)).await;
+    drop(busy);
+    assert_ready_ok!(first_ready.poll());
+    drop(first_ready);
+    let in_time = first.call("in time");
+    pass(ms(2)).await;
+    assert!(second_ready.is_woken());
+    assert_ready_ok!(second_ready.poll());
+    drop(second_ready);
+    let mut in_time = task::spawn(in_time);
+    assert_pending!(in_time.poll());
+    assert_request_eq!(handle, "busy").send_response("");
+    assert_request_eq!(handle, "in time").send_response("");
+    assert_ready_ok!(in_time.poll());
+    assert_eq!(limit.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn futures_that_are_never_polled_do_not_add_up() {
+    let (mut service, limit, mut handle) = limited(1);
+    handle.allow(10);
+    let begun = Instant::now();
+    let mut never = Vec::new();
+    for _ in 0..500 {
+        never.push(service.ready().await.unwrap().call("never"));
+    }
+    service.ready().await.unwrap();
+    assert!(begun.elapsed() <= ms(25), "{:?}", begun.elapsed());
+
+    // As soon as calls are polled, each holds its permit from when it is made.
+    drop(never);
+    drop(call!(service, "polled"));
+    let _not_polled = service.call("not polled");
+    assert_eq!(limit.in_flight(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_that_spawns_its_calls_is_held_back_by_the_limit() {
+    let (client, _) = client(ms(100));
+    let mut service = ConcurrencyLimitLayer::new(3).unwrap().layer(client);
+    let mut calls = JoinSet::new();
+    for _ in 0..30 {
+        calls.spawn(service.ready().await.unwrap().call(request("call")));
+        while calls.try_join_next().is_some() {}
+        assert!(calls.len() <= 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_a_permit_keeps_the_position_that_its_service_had() {
+    let (service, limit, mut handle) = limited(1);
+    handle.allow(10);
+    let mut busy = service.clone();
+    let running = call!(busy, "running");
+    let (mut first, mut second) = (service.clone(), service);
+    assert_pending!(task::spawn(first.ready()).poll());
+    let mut second = task::spawn(second.ready());
+    assert_pending!(second.poll());
+    let mut first = task::spawn(first.call("first"));
+    assert_eq!(limit.in_flight(), 1);
+    assert_pending!(first.poll());
+    drop(running);
+    assert!(first.is_woken() && !second.is_woken());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_a_permit_holds_no_place_of_the_inner_service() {
+    let (service, mut handle) = mock::pair::<&str, &str>();
+    let layer = ConcurrencyLimitLayer::new(1).unwrap();
+    let (mut limited, mut direct) = (layer.layer(service.clone()), service);
+    handle.allow(1);
+    let running = call!(limited, "running");
+    let mut waits = task::spawn(limited.oneshot("waits"));
+    assert_pending!(waits.poll());
+    // The inner service has one place, and it is not reserved for the call that waits.
+    handle.allow(1);
+    assert_ready_ok!(task::spawn(direct.ready()).poll());
+    drop(running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_inner_service_is_not_ready_holds_no_permit() {
+    let (service, limit, mut handle) = limited(1);
+    let mut waits = task::spawn(service.clone().oneshot("waits"));
+    handle.allow(0);
+    assert_pending!(waits.poll());
+    assert_eq!(limit.in_flight(), 0);
+
+    // The other service has the same limit and is ready.
+    let (other, mut other_handle) = mock::pair::<&str, &str>();
+    other_handle.allow(1);
+    let mut other = ConcurrencyLimitLayer::with_limit(limit.clone()).layer(other);
+    let running = call!(other, "other");
+
+    // The call is made when both are there.
+    handle.allow(1);
+    assert!(waits.is_woken());
+    assert_pending!(waits.poll());
+    drop(running);
+    assert!(waits.is_woken());
+    assert_pending!(waits.poll());
+    assert_request_eq!(handle, "waits").send_response("");
+    assert_ready_ok!(waits.poll());
+    assert_eq!(limit.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_inner_service_that_fails_to_become_ready_fails_the_call_and_holds_no_permit() {
+    let (service, limit, mut handle) = limited(1);
+    handle.send_error("not ready");
+    let mut failed = service.clone();
+    let mut failed = task::spawn(failed.call("failed"));
+    assert_eq!(limit.in_flight(), 1);
+    assert_eq!(assert_ready_err!(failed.poll()).to_string(), "not ready");
+    assert_eq!(limit.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_of_calls_that_need_not_wait_lets_other_tasks_run() {
+    let service = tower::service_fn(async |()| Ok::<_, std::convert::Infallible>(()));
+    let mut service = ConcurrencyLimitLayer::new(1).unwrap().layer(service);
+    let other = tokio::spawn(async {});
+    let mut calls = 0;
+    while !other.is_finished() {
+        calls += 1;
+        assert!(calls < 1_000, "the task never yields");
+        service.ready().await.unwrap().call(()).await.unwrap();
+    }
+    // A call counts as one unit of the budget of 128.
+    assert!(calls > 100, "{calls}");
 }
 
 #[tokio::test(start_paused = true)]

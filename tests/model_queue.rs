@@ -520,6 +520,9 @@ impl Comparison {
                 self.inner.end(id, end);
                 self.model.end(id, end);
             }
+            // Below a concurrency limit, the calls wait for the service themselves, without a permit. The model does not
+            // say in which order they get one when the service is ready.
+            Step::SetReadiness(Readiness::Pending) if self.limit.is_some() => {}
             Step::SetReadiness(readiness) => {
                 self.inner.set(readiness);
                 self.model.readiness = readiness;

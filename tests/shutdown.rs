@@ -131,8 +131,7 @@ impl At {
     /// The time from the submission of the first call to the end of the last one, if no call is cancelled.
     fn last_end(self) -> Duration {
         match self {
-            Self::NoPlace | Self::Queue => 2 * TAKES,
-            Self::Permit => ms(1) + 2 * TAKES,
+            Self::NoPlace | Self::Queue | Self::Permit => 2 * TAKES,
             Self::Rate => Duration::from_secs(60) + TAKES,
             Self::Client | Self::Done | Self::Detached => TAKES,
         }
@@ -179,29 +178,27 @@ fn guaranteed(at: At, end: End) -> (RequestStatus, Received) {
     }
 }
 
-/// A middleware that waits for a millisecond before it polls the future of the inner service, so that another call can
-/// take the permit.
+/// A middleware that is always ready, so that a call leaves the queue and waits for the inner service, and with that for a
+/// permit, in its future.
 #[derive(Clone)]
-struct Late<S>(S);
+struct AlwaysReady<S>(S);
 
-impl<S: Service<R>, R> Service<R> for Late<S>
+impl<S, R> Service<R> for AlwaysReady<S>
 where
-    S::Future: Send + 'static,
+    S: Service<R> + Clone + Send + 'static,
+    S::Future: Send,
+    R: Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, req: R) -> Self::Future {
-        let future = self.0.call(req);
-        Box::pin(async move {
-            time::sleep(ms(1)).await;
-            future.await
-        })
+        Box::pin(self.0.clone().oneshot(req))
     }
 }
 
@@ -241,7 +238,7 @@ async fn bring(at: At) -> (TestExecutor, Subject, EventHandle) {
         At::Client | At::Done | At::Detached => unlimited(),
     };
     let mut executor = match at {
-        At::Permit => builder.layer(layer_fn(Late)).build(client).unwrap(),
+        At::Permit => builder.layer(layer_fn(AlwaysReady)).build(client).unwrap(),
         _ => builder.build(client).unwrap(),
     };
     executor.start().unwrap();

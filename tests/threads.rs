@@ -5,15 +5,24 @@ mod support;
 
 use http::{Request, Response};
 use std::{
+    future::{Future, pending, poll_fn},
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
+    task::Poll,
+    thread,
     time::Duration,
 };
-use support::HANG;
-use tokio::time::timeout;
-use tower::{BoxError, ServiceExt, service_fn};
+use support::{HANG, threaded_runtime, within_a_minute};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::oneshot,
+    time::timeout,
+};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_outbound::{Call, ConcurrencyLimitLayer, Cost, Executor, Limits, Rate, RateLimiter, Shutdown};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -176,4 +185,112 @@ async fn every_submit_that_races_with_a_stop_returns() {
         }
         assert_eq!(executor.monitor().totals().open(), 0);
     }
+}
+
+/// Polls `future` once on `runtime`, which is not driven afterwards. The future must be pending.
+fn poll_once_on<F: Future>(runtime: &Runtime, future: Pin<&mut F>) {
+    let mut future = future;
+    runtime.block_on(poll_fn(|cx| {
+        assert!(future.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    }));
+}
+
+/// A limiter of 100 requests a second whose first request has been taken.
+fn limiter_in_use() -> RateLimiter {
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(100).burst(1))).unwrap();
+    limiter.try_acquire(Cost::request()).unwrap();
+    limiter
+}
+
+/// The thread that computes does so until the other waiter was admitted. If the wake-up of the other waiter depended on
+/// a task in the queue of that thread, neither would ever continue.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_whose_thread_computes_does_not_block_the_next_one() {
+    let limiter = limiter_in_use();
+    let (is_polled, polled) = oneshot::channel();
+    let (is_admitted, admitted) = mpsc::channel();
+    let computes = tokio::spawn({
+        let limiter = limiter.clone();
+        async move {
+            let mut acquire = pin!(limiter.acquire(Cost::request()));
+            poll_fn(|cx| {
+                assert!(acquire.as_mut().poll(cx).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            is_polled.send(()).unwrap();
+            admitted.recv_timeout(HANG).expect("no hang");
+            acquire.await.unwrap();
+        }
+    });
+    let waits = tokio::spawn(async move {
+        polled.await.unwrap();
+        limiter.acquire(Cost::request()).await.unwrap();
+        is_admitted.send(()).unwrap();
+    });
+    waits.await.unwrap();
+    computes.await.unwrap();
+}
+
+#[test]
+fn a_wait_needs_no_task_of_its_own() {
+    let (runtime, limiter) = (threaded_runtime(), limiter_in_use());
+    let mut acquire = pin!(limiter.acquire(Cost::request()));
+    poll_once_on(&runtime, acquire.as_mut());
+    assert_eq!(runtime.metrics().num_alive_tasks(), 0);
+    runtime.block_on(acquire).unwrap();
+}
+
+#[test]
+fn a_waiter_depends_on_no_runtime_that_is_not_driven() {
+    within_a_minute(|| {
+        let (idle, limiter) = (idle_runtime(), limiter_in_use());
+        let mut first = pin!(limiter.acquire(Cost::request()));
+        poll_once_on(&idle, first.as_mut());
+        threaded_runtime().block_on(limiter.acquire(Cost::request())).unwrap();
+        idle.block_on(first).unwrap();
+    });
+}
+
+/// The permit is released outside every runtime, and the waiter that is notified is on a runtime that is not driven.
+#[test]
+fn a_waiter_for_a_permit_depends_on_no_runtime_that_is_not_driven() {
+    within_a_minute(|| {
+        let (idle, driven) = (idle_runtime(), threaded_runtime());
+        let service = service_fn(|()| pending::<Result<(), BoxError>>());
+        let service = ConcurrencyLimitLayer::new(1).unwrap().layer(service);
+        let (mut running, mut first, mut second) = (service.clone(), service.clone(), service);
+        let mut call = Box::pin(running.call(()));
+        poll_once_on(&driven, call.as_mut());
+        let mut first = pin!(first.ready());
+        poll_once_on(&idle, first.as_mut());
+        let second = driven.spawn(async move { second.ready().await.map(drop) });
+        while driven.metrics().num_alive_tasks() == 0 {
+            thread::yield_now();
+        }
+        drop(call);
+        driven.block_on(second).unwrap().unwrap();
+        idle.block_on(first).unwrap();
+    });
+}
+
+#[test]
+fn a_runtime_that_is_shut_down_takes_no_wake_up_with_it() {
+    within_a_minute(|| {
+        let (ends, stays, limiter) = (threaded_runtime(), threaded_runtime(), limiter_in_use());
+        let mut first = pin!(limiter.acquire(Cost::request()));
+        let mut second = pin!(limiter.acquire(Cost::request()));
+        poll_once_on(&ends, first.as_mut());
+        poll_once_on(&stays, second.as_mut());
+        drop(ends);
+        stays.block_on(second).unwrap();
+        stays.block_on(first).unwrap();
+        stays.block_on(limiter.acquire(Cost::request())).unwrap();
+    });
+}
+
+/// Returns a runtime that runs only while it is given something to block on.
+fn idle_runtime() -> Runtime {
+    Builder::new_current_thread().enable_time().build().expect("a runtime")
 }

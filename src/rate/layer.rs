@@ -7,15 +7,15 @@ use super::{
     limits::Cost,
 };
 use crate::{
-    clock,
-    error::BoxError,
+    clock, coop,
+    error::{AcquireError, BoxError},
+    on_turn::OnTurn,
     tokens::{ApiTokens, ApiTokensUsed},
 };
 use pin_project_lite::pin_project;
 use std::{
     fmt,
     future::Future,
-    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -32,6 +32,16 @@ pub struct RateLimitLayer<C = ByExtension, U = AsCharged> {
 }
 
 /// A service whose calls wait until a rate [`Limiter`] admits them. See the [module docs](crate::rate).
+///
+/// `poll_ready` is always ready: it asks neither the limiter, whose charge depends on the request, nor the inner service.
+/// The call's future waits for its turn, then asks the inner service to be ready, and is then charged and calls the
+/// inner service at once. So a call that waits for the limiter holds nothing of the inner service, and the inner
+/// service's error from `poll_ready` is the result of the call. While the inner service is not ready, nothing is charged
+/// and no other call waits for this one longer than 5 ms. If the turn is lost by then, the call gives the readiness
+/// back, that is, it continues with a clone of the inner service, and waits again.
+///
+/// A limiter that several processes share charges a call first and asks the inner service afterwards: asking the store
+/// twice would take twice as long.
 #[derive(Clone, Debug)]
 pub struct RateLimit<S, C = ByExtension, U = AsCharged> {
     inner: S,
@@ -85,14 +95,16 @@ pub struct ByUsage {
 }
 
 pin_project! {
-    /// The response future of [`RateLimit`]: waits until the limiter admits the call, then makes the inner call.
+    /// The response future of [`RateLimit`]: waits until the limiter admits the call and the inner service is ready, then
+    /// makes the inner call.
     ///
     /// # Errors
     ///
     /// - [`CostExceedsBurst`](crate::error::CostExceedsBurst) if the call costs more than the burst of a rate.
     /// - [`StoreUnavailable`](crate::error::StoreUnavailable) if several processes share the limits and their Redis
     ///   store is unavailable.
-    /// - The inner service's error.
+    /// - The inner service's error, from `poll_ready` or from the call. An error from `poll_ready` is charged nothing
+    ///   by a local limiter, and stays charged by a shared one.
     ///
     /// # Panics
     ///
@@ -102,8 +114,9 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// A future that is dropped while it waits for the limiter is charged nothing, and the next waiter moves up. A
-    /// future that is dropped during the inner call stays charged. The future enters the limiter's queue at its first
+    /// A future that is dropped before the inner call is charged nothing, and the next waiter moves up. (A shared limiter
+    /// charges a call before the inner service is ready: the call stays charged then.) A future that is dropped during
+    /// the inner call stays charged. The future enters the limiter's queue at its first
     /// poll.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, Req, U = AsCharged>
@@ -119,11 +132,20 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
-        /// The call waits for the limiter. `ready` is the inner service, which `poll_ready` has made ready.
-        Waiting { admission: Admission, cost: Cost, ready: S, req: Option<Req> },
+        /// The call waits for the limiter and for the inner service to be ready.
+        Waiting {
+            admission: Admission,
+            cost: Cost,
+            inner: OnTurn<S>,
+            req: Option<Req>,
+            // Whether the call has consumed its unit of cooperative budget.
+            is_counted: bool,
+        },
         /// The call is admitted and charged, and the inner call runs. `estimate` is present if the charge is to be
         /// corrected when the call has ended.
         Calling { #[pin] future: F, estimate: Option<Estimate> },
+        /// The call has failed before it was made.
+        Failed,
     }
 }
 
@@ -207,25 +229,18 @@ where
     type Error = BoxError;
     type Future = ResponseFuture<S, Req, U>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // `poll_ready` waits for the inner service only, not for the limiter: what the limiter charges depends on the
-        // request, which only `call` receives. The future that `call` returns waits for the limiter.
-        self.inner.poll_ready(cx).map_err(Into::into)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
-        // Only the service instance that `poll_ready` has made ready may be called. So the future takes that instance,
-        // and a clone takes its place in `self`.
-        let clone = self.inner.clone();
-        let ready = mem::replace(&mut self.inner, clone);
-        let cost = self.cost.cost(&req);
-        let admission = self.limiter.admission(U::SETTLES);
         ResponseFuture {
             state: State::Waiting {
-                admission,
-                cost,
-                ready,
+                admission: self.limiter.admission(U::SETTLES),
+                cost: self.cost.cost(&req),
+                inner: OnTurn::new(self.inner.clone()),
                 req: Some(req),
+                is_counted: false,
             },
             used: self.used.clone(),
         }
@@ -294,9 +309,37 @@ impl<R> UsedCost<http::Response<R>> for ByUsage {
 
 // === impl ResponseFuture ===
 
+/// Waits until it is the turn of the call and `inner` is ready, and charges the call.
+fn poll_charged<S, Req>(
+    admission: &mut Admission,
+    cost: Cost,
+    inner: &mut OnTurn<S>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), BoxError>>
+where
+    S: Service<Req> + Clone,
+    S::Error: Into<BoxError>,
+{
+    loop {
+        let now = clock::now();
+        match admission.poll_turn(cost, now, cx) {
+            Poll::Ready(turn) => turn.map_err(AcquireError::into_reason)?,
+            Poll::Pending => {
+                inner.give_back();
+                return Poll::Pending;
+            }
+        }
+        ready!(inner.poll_ready(cx)).map_err(Into::into)?;
+        // If another call was charged in the meantime, the loop waits again.
+        if admission.try_charge(cost, now).map_err(AcquireError::into_reason)? {
+            return Poll::Ready(Ok(()));
+        }
+    }
+}
+
 impl<S, Req, U> Future for ResponseFuture<S, Req, U>
 where
-    S: Service<Req>,
+    S: Service<Req> + Clone,
     S::Error: Into<BoxError>,
     U: UsedCost<S::Response>,
 {
@@ -309,17 +352,24 @@ where
                 StateProj::Waiting {
                     admission,
                     cost,
-                    ready,
+                    inner,
                     req,
+                    is_counted,
                 } => {
-                    if let Err(error) = ready!(admission.poll(*cost, clock::now(), cx)) {
-                        return Poll::Ready(Err(error.into_reason()));
+                    if !*is_counted {
+                        ready!(coop::poll_unit(cx));
+                        *is_counted = true;
+                    }
+                    if let Err(error) = ready!(poll_charged(admission, *cost, inner, cx)) {
+                        this.state.set(State::Failed);
+                        return Poll::Ready(Err(error));
                     }
                     let estimate = if U::SETTLES { admission.estimate(*cost) } else { None };
-                    let req = req.take().expect("`ResponseFuture` polled after completion");
-                    let future = ready.call(req);
+                    let req = req.take().expect("the request is there until it is called");
+                    let future = inner.call(req);
                     this.state.set(State::Calling { future, estimate });
                 }
+                StateProj::Failed => panic!("`ResponseFuture` polled after completion"),
                 StateProj::Calling { future, estimate } => {
                     if !U::SETTLES {
                         return future.poll(cx).map_err(Into::into);

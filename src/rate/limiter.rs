@@ -33,12 +33,16 @@ pub enum Limiter {
     Shared(SharedRateLimiter),
 }
 
-/// One call that waits for its admission by a limiter. Not a `Future`, because `poll` also takes the cost and the time.
+/// One call that waits for its admission by a limiter. Not a `Future`, because its methods also take the cost and the
+/// time.
 #[derive(Debug)]
 pub(super) enum Admission {
     Local(LocalAdmission),
     #[cfg(feature = "redis")]
     Shared(Box<SharedAdmission>),
+    /// A shared limiter has charged the call. If the cost is an estimate, it is kept until the call is made.
+    #[cfg(feature = "redis")]
+    Charged(Option<Estimate>),
 }
 
 /// Evaluates an expression with the local or the shared limiter. The two types have methods of the same names, but no
@@ -253,33 +257,63 @@ impl From<SharedRateLimiter> for Limiter {
 // === impl Admission ===
 
 impl Admission {
-    /// Ready when `cost` has been charged. Every poll of a call must pass the same cost. `now` is the current time.
-    pub(super) fn poll(&mut self, cost: Cost, now: Instant, cx: &mut Context<'_>) -> Poll<Result<(), AcquireError>> {
+    /// Ready when it is the turn of the call and `cost` is available. Every poll of a call must pass the same cost. `now`
+    /// is the current time.
+    ///
+    /// A local limiter has taken nothing then. A shared one has charged the cost: to ask and then to charge would take
+    /// two round trips to the store.
+    pub(super) fn poll_turn(
+        &mut self,
+        cost: Cost,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), AcquireError>> {
         match self {
-            Self::Local(local) => local.poll(cost, now, cx).map_err(AcquireError::from),
+            Self::Local(local) => local.poll_turn(cost, now, cx).map_err(AcquireError::from),
             #[cfg(feature = "redis")]
-            Self::Shared(shared) => shared.poll(cost, cx),
+            Self::Shared(shared) => {
+                std::task::ready!(shared.poll(cost, cx))?;
+                *self = Self::Charged(shared.estimate(cost));
+                Poll::Ready(Ok(()))
+            }
+            #[cfg(feature = "redis")]
+            Self::Charged(_) => Poll::Ready(Ok(())),
         }
     }
 
     /// Returns the last pause of the limiter if it ends after `since`, which may be in the past: the pause that a call
-    /// waits for now, or that held a call which has waited since then.
-    #[allow(dead_code, reason = "the layer asks for it when it records why a call waits")]
+    /// waits for now, or that held a call which has waited since then. `None` for a call that a shared limiter has charged.
     pub(super) fn pause_since(&self, since: Instant) -> Option<Pause> {
         match self {
             Self::Local(local) => local.pause_since(since),
             #[cfg(feature = "redis")]
             Self::Shared(shared) => shared.pause_since(since),
+            #[cfg(feature = "redis")]
+            Self::Charged(_) => None,
         }
     }
 
-    /// Returns the charge of an admitted call, to be settled when the true cost is available. `None` if the cost was
-    /// not charged as an estimate.
+    /// Charges `cost` if it is still the turn of the call and the cost is still available. Returns whether it was
+    /// charged.
+    pub(super) fn try_charge(&mut self, cost: Cost, now: Instant) -> Result<bool, AcquireError> {
+        match self {
+            Self::Local(local) => local.try_charge(cost, now).map_err(AcquireError::from),
+            #[cfg(feature = "redis")]
+            Self::Shared(_) => Ok(false),
+            #[cfg(feature = "redis")]
+            Self::Charged(_) => Ok(true),
+        }
+    }
+
+    /// Returns the charge of a charged call, to be settled when the true cost is available. `None` if the cost was not
+    /// charged as an estimate.
     pub(super) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
         match self {
             Self::Local(local) => local.estimate(cost),
             #[cfg(feature = "redis")]
-            Self::Shared(shared) => shared.estimate(cost),
+            Self::Shared(_) => None,
+            #[cfg(feature = "redis")]
+            Self::Charged(estimate) => estimate.take(),
         }
     }
 }

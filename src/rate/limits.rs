@@ -281,15 +281,21 @@ impl Limits {
     /// Adds a rate of requests.
     #[must_use]
     pub fn requests(mut self, rate: Rate) -> Self {
-        self.rates.push((Budget::Requests, rate));
+        self.push(Budget::Requests, rate);
         self
     }
 
     /// Adds a rate of API tokens.
     #[must_use]
     pub fn tokens(mut self, rate: Rate) -> Self {
-        self.rates.push((Budget::Tokens, rate));
+        self.push(Budget::Tokens, rate);
         self
+    }
+
+    /// Adds a rate, and reserves memory for no others: a limiter keeps its limits.
+    fn push(&mut self, budget: Budget, rate: Rate) {
+        self.rates.reserve_exact(1);
+        self.rates.push((budget, rate));
     }
 
     /// Returns the rates of these limits with their budgets, in the order in which they were added.

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     clock::LazyNow,
+    coop,
     error::{CostExceedsBurst, InvalidConfig},
     wait_queue::{WaitQueue, Waiter},
 };
@@ -133,7 +134,7 @@ impl RateLimiter {
             cost,
             limits_version: None,
         };
-        poll_fn(|cx| waiter.poll_acquire(&request, cx)).await
+        poll_fn(|cx| coop::poll_counted(cx, |cx| waiter.poll_acquire(&request, cx, None))).await
     }
 
     /// Like [`acquire`](Self::acquire), for a cost that is an estimate. [`Estimate::settle`] corrects the charge later.
@@ -167,7 +168,7 @@ impl RateLimiter {
     /// ```
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, CostExceedsBurst> {
         let mut admission = self.admission(true);
-        poll_fn(|cx| admission.poll(cost, Instant::now(), cx)).await?;
+        poll_fn(|cx| coop::poll_counted(cx, |cx| admission.poll(cost, cx))).await?;
         Ok(admission.estimate(cost).expect("the admission is of an estimate"))
     }
 
@@ -438,18 +439,36 @@ impl Settle for LocalCharge {
 // === impl LocalAdmission ===
 
 impl LocalAdmission {
-    /// Ready when `cost` has been charged. Every poll of a call must pass the same cost. `now` is the current time.
-    pub(super) fn poll(
+    /// Ready when it is the turn of the call and `cost` is available. Takes nothing. Every poll of a call must pass the
+    /// same cost. `now` is the current time.
+    pub(super) fn poll_turn(
         &mut self,
         cost: Cost,
         now: Instant,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), CostExceedsBurst>> {
-        let request = ChargeRequest {
+        let request = self.request(cost);
+        self.waiter.poll_ready(&request, cx, Some(now))
+    }
+
+    /// Charges `cost` if it is still the turn of the call and the cost is still available. Returns whether it was
+    /// charged.
+    pub(super) fn try_charge(&mut self, cost: Cost, now: Instant) -> Result<bool, CostExceedsBurst> {
+        let request = self.request(cost);
+        self.waiter.try_acquire(&request, Some(now))
+    }
+
+    /// Ready when `cost` has been charged.
+    fn poll(&mut self, cost: Cost, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
+        let request = self.request(cost);
+        self.waiter.poll_acquire(&request, cx, None)
+    }
+
+    fn request(&self, cost: Cost) -> ChargeRequest {
+        ChargeRequest {
             cost,
             limits_version: self.limits_version.clone(),
-        };
-        self.waiter.poll_acquire_at(&request, cx, now)
+        }
     }
 
     pub(super) fn pause_since(&self, since: Instant) -> Option<Pause> {

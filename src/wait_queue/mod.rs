@@ -10,30 +10,36 @@
 //! 3. **One waiter is notified at a time**, and only when the resource is available to it. So a release wakes one task,
 //!    however long the queue is.
 //! 4. **A waiter that does not respond does not block the others.** If a notified waiter takes nothing within
-//!    [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT) (5 ms), it is *skipped* and the next waiter is notified. A skipped
+//!    [`HANDOFF_TIMEOUT`](resource::HANDOFF_TIMEOUT) (5 ms), it is *skipped* and the next waiters are notified. A skipped
 //!    waiter keeps its sequence number: when it is polled again, it is before all waiters that came after it.
+//! 5. **Waiters that do not respond do not add up.** Each time that nothing was taken within the timeout, eight times as
+//!    many waiters are notified at once: 1, 8, 64 and so on. The first of them that is polled becomes the first waiter,
+//!    so they may overtake each other; the others keep their positions. When one has taken something, one waiter is
+//!    notified at a time again. So a thousand waiters that are no longer polled delay the next one by 20 ms, once.
 //!
-//! If the first waiter has to wait until a certain instant, a [timer task](timer) notifies it then. The timer task also
-//! skips waiters that do not respond. It exists only while there are waiters.
+//! If the first waiter has to wait until a certain instant, a [timer](timers) notifies it then. The timers also skip
+//! waiters that do not respond. They exist only while there are waiters, and 5 ms longer at most.
 //!
-//! The files of this module import in one direction: `mod.rs` uses [`timer`], which uses [`order`], which uses
-//! [`resource`].
+//! The files of this module import in one direction: `mod.rs` uses [`locked`], which uses [`order`], which uses
+//! [`waiters`], which uses [`timers`], which uses [`resource`].
 
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
+mod locked;
 mod order;
 mod resource;
-mod timer;
+mod timers;
+mod waiters;
 
-pub(crate) use resource::{Availability, Resource};
+pub(crate) use resource::{Availability, HANDOFF_TIMEOUT, Resource};
 
 use crate::{clock::LazyNow, panic};
+use locked::LockedOrder;
 use std::{
     fmt,
     sync::Arc,
     task::{Context, Poll},
 };
-use timer::LockedOrder;
 use tokio::time::Instant;
 
 /// A [`Resource`] and the queue of waiters in front of it. Clones share both.
@@ -95,7 +101,7 @@ impl<R: Resource> WaitQueue<R> {
         let mut now = LazyNow::default();
         let mut order = self.locked.lock();
         let output = change(&mut order.resource, &mut now);
-        if !order.waiting.is_empty() {
+        if order.waiting() > 0 {
             let deferred = order.advance(&mut now);
             drop(order);
             self.locked.finish(deferred);
@@ -107,15 +113,7 @@ impl<R: Resource> WaitQueue<R> {
     /// resource. Woken waiters that still have to wait keep their positions.
     pub(crate) fn update_and_wake_all<T>(&self, change: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {
         let output = self.update(change);
-        let wakers: Vec<_> = {
-            let order = self.locked.lock();
-            order
-                .waiting
-                .values()
-                .chain(order.skipped.values())
-                .map(|entry| entry.waker.clone())
-                .collect()
-        };
+        let wakers = self.locked.lock().wakers();
         wakers.into_iter().for_each(panic::wake);
         output
     }
@@ -132,7 +130,7 @@ impl<R: Resource> Clone for WaitQueue<R> {
 impl<R: Resource> fmt::Debug for WaitQueue<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WaitQueue")
-            .field("waiting", &self.locked.lock().waiting.len())
+            .field("waiting", &self.locked.lock().waiting())
             .finish()
     }
 }
@@ -149,10 +147,18 @@ impl<R: Resource> Waiter<R> {
     /// Waits until this waiter is first and the resource is available to it.
     ///
     /// This method does not reserve: the waiter stays in the queue and must call [`poll_acquire`](Self::poll_acquire)
-    /// or [`try_acquire`](Self::try_acquire) within [`HANDOFF_TIMEOUT`](order::HANDOFF_TIMEOUT), or the next waiter is
-    /// notified.
-    pub(crate) fn poll_ready(&mut self, request: &R::Request, cx: &mut Context<'_>) -> Poll<Result<(), R::Rejection>> {
-        self.poll(request, cx, false, LazyNow::default())
+    /// or [`try_acquire`](Self::try_acquire) within [`HANDOFF_TIMEOUT`], or the next waiter is notified.
+    ///
+    /// Here and in the other methods, `now` is the current time if the caller has read it before. For a waiter that is
+    /// in the queue, `now` is ignored and the clock is read under the lock: other waiters may have taken something at an
+    /// instant later than `now`.
+    pub(crate) fn poll_ready(
+        &mut self,
+        request: &R::Request,
+        cx: &mut Context<'_>,
+        now: Option<Instant>,
+    ) -> Poll<Result<(), R::Rejection>> {
+        self.poll(request, cx, false, now)
     }
 
     /// Waits until this waiter has taken what `request` wants, and has thereby left the queue.
@@ -160,41 +166,33 @@ impl<R: Resource> Waiter<R> {
         &mut self,
         request: &R::Request,
         cx: &mut Context<'_>,
+        now: Option<Instant>,
     ) -> Poll<Result<(), R::Rejection>> {
-        self.poll(request, cx, true, LazyNow::default())
-    }
-
-    /// Does what [`poll_acquire`](Self::poll_acquire) does, with a time `now` that was read before the queue's lock is
-    /// taken.
-    ///
-    /// For a waiter that is in the queue already, `now` is ignored and the clock is read under the lock: other waiters
-    /// may have taken something at an instant later than `now`.
-    pub(crate) fn poll_acquire_at(
-        &mut self,
-        request: &R::Request,
-        cx: &mut Context<'_>,
-        now: Instant,
-    ) -> Poll<Result<(), R::Rejection>> {
-        let now = match self.seq {
-            Some(_) => LazyNow::default(),
-            None => LazyNow::at(now),
-        };
         self.poll(request, cx, true, now)
     }
 
     /// Takes what `request` wants if that is available now and no other waiter is before this one. Returns whether it
     /// was taken. Never puts the waiter into the queue.
-    pub(crate) fn try_acquire(&mut self, request: &R::Request) -> Result<bool, R::Rejection> {
-        let mut now = LazyNow::default();
+    pub(crate) fn try_acquire(&mut self, request: &R::Request, now: Option<Instant>) -> Result<bool, R::Rejection> {
+        let mut now = self.lazy_now(now);
         let mut order = self.locked.lock();
         let taken = order.try_take(self.seq, request, &mut now);
-        if let Ok(false) = taken {
+        if self.seq.is_none() || matches!(taken, Ok(false)) {
             return taken;
         }
-        let deferred = order.dequeue(self.seq.take(), &mut now);
+        let seq = self.seq.take();
+        let deferred = match taken {
+            Ok(_) => order.complete(seq, &mut now),
+            Err(_) => order.dequeue(seq, &mut now),
+        };
         drop(order);
         self.locked.finish(deferred);
         taken
+    }
+
+    fn lazy_now(&self, now: Option<Instant>) -> LazyNow {
+        now.filter(|_| self.seq.is_none())
+            .map_or_else(LazyNow::default, LazyNow::at)
     }
 
     fn poll(
@@ -202,8 +200,9 @@ impl<R: Resource> Waiter<R> {
         request: &R::Request,
         cx: &mut Context<'_>,
         takes: bool,
-        mut now: LazyNow,
+        now: Option<Instant>,
     ) -> Poll<Result<(), R::Rejection>> {
+        let mut now = self.lazy_now(now);
         let mut order = self.locked.lock();
         let done = if takes {
             order.try_take(self.seq, request, &mut now)
@@ -214,22 +213,15 @@ impl<R: Resource> Waiter<R> {
             // A waiter that does not have to wait never enters the queue.
             return Poll::Ready(done.map(drop));
         }
-        let deferred = match done {
-            Ok(false) => order.enqueue(&mut self.seq, request, cx.waker(), &mut now),
-            Ok(true) if !takes => {
-                // The waiter is ready and has taken nothing, so it stays in the queue. If it was not notified, it
-                // counts as notified now, and is skipped unless it takes something within `HANDOFF_TIMEOUT`.
-                if let Some(seq) = self.seq {
-                    if order.notified.is_none_or(|(notified, _)| notified != seq) {
-                        order.notified = Some((seq, now.get()));
-                    }
-                }
-                order.advance(&mut now)
-            }
-            Ok(true) | Err(_) => order.dequeue(self.seq.take(), &mut now),
+        let deferred = match (&done, self.seq) {
+            (Ok(false), _) => order.enqueue(&mut self.seq, request, cx.waker(), &mut now),
+            // The waiter is ready and has taken nothing, so it stays in the queue.
+            (Ok(true), Some(seq)) if !takes => order.stay(seq, &mut now),
+            (Ok(true), _) => order.complete(self.seq.take(), &mut now),
+            (Err(_), _) => order.dequeue(self.seq.take(), &mut now),
         };
         drop(order);
-        self.locked.check_timer(&deferred);
+        LockedOrder::<R>::check_timer(&deferred);
         self.locked.finish(deferred);
         match done {
             Ok(true) => Poll::Ready(Ok(())),

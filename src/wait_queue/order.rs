@@ -1,52 +1,23 @@
-//! [`Order`]: the list of the waiters of a queue in the order in which they came, and which of them was notified.
+//! [`Order`]: a resource and its [`Waiters`], and which of them takes from the resource next.
 //!
-//! An `Order`, the ordered list of waiters, is used only under the queue's lock. Waking or dropping a waker runs user
+//! An `Order` is used only under the queue's lock. Waking or dropping a waker runs user
 //! code, which could lock the queue again and deadlock. So the methods of `Order` do neither: they return a
 //! [`Deferred`], which the caller carries out after it has released the lock.
 
-use super::resource::{Availability, Resource};
-use crate::clock::LazyNow;
-use std::{collections::BTreeMap, mem, task::Waker, time::Duration};
-use tokio::{
-    runtime::{Handle, Id},
-    time::Instant,
+use super::{
+    resource::{Availability, Resource},
+    timers::{ArmedTimer, Deadline, Timers, UnarmedTimer},
+    waiters::{Entry, Waiters},
 };
-
-/// How long a notified waiter has to take what it waits for before it is skipped and the next waiter is notified.
-///
-/// Five milliseconds are far more than a healthy runtime needs to poll a woken task, and several times the resolution
-/// of Tokio's timers (1 ms), so a waiter that is still polled is rarely skipped. They are also short, so a waiter that
-/// is no longer polled delays the waiters behind it only briefly.
-pub(super) const HANDOFF_TIMEOUT: Duration = Duration::from_millis(5);
+use crate::clock::LazyNow;
+use std::{mem, task::Waker};
+use tokio::runtime::{Handle, Id};
 
 pub(super) struct Order<R: Resource> {
     pub(super) resource: R,
     next_seq: u64,
-    /// The waiters in the queue by sequence number, except the [skipped](Self::skipped) ones, which were notified
-    /// and did not take the resource within [`HANDOFF_TIMEOUT`].
-    pub(super) waiting: BTreeMap<u64, Entry<R::Request>>,
-    /// Waiters that were notified and did not take the resource within [`HANDOFF_TIMEOUT`], by sequence number. They do
-    /// not block the queue. A skipped waiter that is polled again returns to `waiting` with its old sequence number,
-    /// before all later waiters.
-    pub(super) skipped: BTreeMap<u64, Entry<R::Request>>,
-    /// The sequence number of the first waiter and when it was notified. `None` if the first waiter was not notified.
-    pub(super) notified: Option<(u64, Instant)>,
-    /// When a timer task has to call [`advance`](Self::advance) next. `None` if no timer is needed.
-    pub(super) deadline: Option<Instant>,
-    /// The deadline until which the timer tasks sleep. `None` if it is not certain that a timer task sleeps until a
-    /// deadline.
-    pub(super) armed: Option<Instant>,
-    /// The runtimes that run a timer task for this queue: at most one task for each runtime.
-    timers: Vec<Id>,
-    /// The runtime of one of the waiters. If a timer task is needed on a thread that is outside every runtime, the task
-    /// is started on this runtime.
-    runtime: Option<Handle>,
-}
-
-/// A waiter in the queue: its request and its waker.
-pub(super) struct Entry<Request> {
-    request: Request,
-    pub(super) waker: Waker,
+    /// `None` while there are no waiters and no timers, so that an idle queue takes little memory.
+    waiters: Option<Box<Waiters<R::Request>>>,
 }
 
 /// Actions that the caller carries out after it has released the queue's lock.
@@ -55,15 +26,20 @@ pub(super) struct Entry<Request> {
 pub(super) struct Deferred {
     /// The waker of the waiter that has just been notified. The caller must wake it.
     pub(super) wake: Option<Waker>,
+    /// The wakers of further waiters that have been notified. Empty unless notified waiters have not responded.
+    pub(super) wake_also: Vec<Waker>,
     /// A waker that is no longer needed, to be dropped. Dropping it may drop a task that holds another waiter of this
     /// queue, whose drop locks the queue again.
     pub(super) discard: Option<Waker>,
-    /// Whether to wake the timer tasks, because they sleep past the deadline or are no longer needed.
-    pub(super) reschedule_timers: bool,
-    /// The runtime on which a timer task has to be started. It is already registered in [`Order::timers`].
-    pub(super) start_timer: Option<Handle>,
-    /// Whether the first waiter has to wait until a certain instant, so that only a timer task can notify it.
+    /// Timers that are no longer needed, to be dropped.
+    pub(super) discard_timers: Timers,
+    /// Whether a timer has to be armed.
+    pub(super) arm_timers: bool,
+    /// Whether the first waiter has to wait until a certain instant, so that only a timer can notify it.
     pub(super) needs_timer: bool,
+    /// Whether the waiter that has just entered the queue runs outside every runtime, or in one whose timer was not
+    /// armed before, so that it may have none.
+    pub(super) is_timer_unproven: bool,
 }
 
 // === impl Order ===
@@ -73,18 +49,24 @@ impl<R: Resource> Order<R> {
         Self {
             resource,
             next_seq: 0,
-            waiting: BTreeMap::new(),
-            skipped: BTreeMap::new(),
-            notified: None,
-            deadline: None,
-            armed: None,
-            timers: Vec::new(),
-            runtime: None,
+            waiters: None,
         }
     }
 
+    /// Returns how many waiters are in the queue, except skipped ones.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiters.as_ref().map_or(0, |waiters| waiters.waiting.len())
+    }
+
+    /// Returns the wakers of all waiters in the queue.
+    pub(super) fn wakers(&self) -> Vec<Waker> {
+        let waiters = self.waiters.iter();
+        let entries = waiters.flat_map(|waiters| waiters.waiting.values().chain(waiters.skipped.values()));
+        entries.map(|entry| entry.waker.clone()).collect()
+    }
+
     /// Returns whether the waiter with the sequence number `seq` (`None` if it is not in the queue) could take what it
-    /// wants now: no other waiter is before it, and the resource is available. Takes nothing.
+    /// wants now: no other waiter is before it, except skipped ones, and the resource is available. Takes nothing.
     pub(super) fn can_take(
         &mut self,
         seq: Option<u64>,
@@ -94,7 +76,11 @@ impl<R: Resource> Order<R> {
         if let Some(rejection) = self.resource.rejection(request) {
             return Err(rejection);
         }
-        if !self.is_first(seq) {
+        let is_first = match (seq, &mut self.waiters) {
+            (Some(seq), Some(waiters)) => waiters.is_first(seq),
+            _ => self.waiting() == 0,
+        };
+        if !is_first {
             return Ok(false);
         }
         if seq.is_none() {
@@ -111,23 +97,10 @@ impl<R: Resource> Order<R> {
         request: &R::Request,
         now: &mut LazyNow,
     ) -> Result<bool, R::Rejection> {
-        if seq.is_none() && self.waiting.is_empty() {
+        if seq.is_none() && self.waiting() == 0 {
             return self.resource.try_take_uncontended(request, now);
         }
         Ok(self.can_take(seq, request, now)? && self.resource.try_take(request, true, now))
-    }
-
-    /// Returns whether no other waiter is before the one with the sequence number `seq`. If that waiter was skipped (it
-    /// did not take the resource in time after it was notified), it first returns to its old position in the queue. For
-    /// `None`, returns whether no waiter is in the queue, except skipped ones.
-    fn is_first(&mut self, seq: Option<u64>) -> bool {
-        let Some(seq) = seq else {
-            return self.waiting.is_empty();
-        };
-        if let Some(entry) = self.skipped.remove(&seq) {
-            self.waiting.insert(seq, entry);
-        }
-        self.waiting.first_key_value().is_some_and(|(first, _)| *first == seq)
     }
 
     /// Puts the waiter at the end of the queue and gives it a sequence number. If the waiter is in the queue already,
@@ -139,35 +112,54 @@ impl<R: Resource> Order<R> {
         waker: &Waker,
         now: &mut LazyNow,
     ) -> Deferred {
-        let discard = match seq.and_then(|seq| self.waiting.get_mut(&seq)) {
-            Some(entry) if entry.waker.will_wake(waker) => None,
-            Some(entry) => Some(mem::replace(&mut entry.waker, waker.clone())),
-            None => {
-                // The waker is cloned before anything is changed, because cloning it runs user code, which may panic.
-                let (request, waker) = (request.clone(), waker.clone());
+        let waiters = self.waiters.get_or_insert_default();
+        let known = seq.and_then(|seq| waiters.waiting.get_mut(&seq));
+        let (mut discard, mut is_timer_unproven) = (None, false);
+        if known.as_ref().is_none_or(|entry| !entry.waker.will_wake(waker)) {
+            // The waker is cloned before anything is changed, because cloning it runs user code, which may panic.
+            let waker = waker.clone();
+            if let Some(entry) = known {
+                discard = Some(mem::replace(&mut entry.waker, waker));
+            } else {
+                let request = request.clone();
                 let new = *seq.insert(self.next_seq);
                 self.next_seq += 1;
                 self.resource.on_enqueue(&request);
-                if self.timers.is_empty() {
-                    self.runtime = Handle::try_current().ok();
-                }
-                self.waiting.insert(new, Entry { request, waker });
-                None
+                waiters.waiting.insert(new, Entry { request, waker });
             }
-        };
+            is_timer_unproven = !add_timer(&mut waiters.timers);
+        }
         Deferred {
             discard,
+            is_timer_unproven,
             ..self.advance(now)
         }
     }
 
+    /// Records that the first waiter, whose sequence number is `seq`, has stayed in the queue although the resource was
+    /// available to it. If it was not notified, it counts as notified now, and is skipped unless it takes something
+    /// within [`HANDOFF_TIMEOUT`](super::HANDOFF_TIMEOUT).
+    pub(super) fn stay(&mut self, seq: u64, now: &mut LazyNow) -> Deferred {
+        if let Some(waiters) = &mut self.waiters {
+            waiters.stay(seq, now);
+        }
+        self.advance(now)
+    }
+
+    /// Removes the waiter with the sequence number `seq` from the queue, which has taken what it waited for.
+    pub(super) fn complete(&mut self, seq: Option<u64>, now: &mut LazyNow) -> Deferred {
+        if let (Some(waiters), Some(_)) = (&mut self.waiters, seq) {
+            waiters.responded();
+        }
+        self.dequeue(seq, now)
+    }
+
     /// Removes the waiter with the sequence number `seq` from the queue, if it is there.
     pub(super) fn dequeue(&mut self, seq: Option<u64>, now: &mut LazyNow) -> Deferred {
-        let Some(seq) = seq else {
+        let (Some(waiters), Some(seq)) = (&mut self.waiters, seq) else {
             return Deferred::default();
         };
-        let entry = self.waiting.remove(&seq).or_else(|| self.skipped.remove(&seq));
-        let discard = entry.map(|entry| {
+        let discard = waiters.remove(seq).map(|entry| {
             self.resource.on_dequeue(&entry.request);
             entry.waker
         });
@@ -177,70 +169,106 @@ impl<R: Resource> Order<R> {
         }
     }
 
-    pub(super) fn remove_timer(&mut self, timer: Option<Id>) {
-        self.timers.retain(|id| Some(*id) != timer);
-        // `armed` is the deadline until which the timer tasks sleep. The removed task may have been the only one that
-        // slept until then: if `armed` stayed set, `advance` would not wake another timer task for the same deadline.
-        self.armed = None;
-    }
-
-    /// Notifies the first waiter if the resource is available to it, and skips a notified waiter that took nothing
-    /// within [`HANDOFF_TIMEOUT`]. Called after every change of the queue or the resource, and by the timer tasks.
+    /// Notifies the first waiter if the resource is available to it, and skips notified waiters of which none took
+    /// anything within [`HANDOFF_TIMEOUT`](super::HANDOFF_TIMEOUT). Called after every change of the queue or the
+    /// resource, and by the timers.
     pub(super) fn advance(&mut self, now: &mut LazyNow) -> Deferred {
         let mut deferred = Deferred::default();
-        self.deadline = loop {
-            let Some((&first, entry)) = self.waiting.first_key_value() else {
-                self.notified = None;
-                break None;
-            };
+        let Some(waiters) = &mut self.waiters else {
+            return deferred;
+        };
+        waiters.deadline = loop {
+            let Some((_, entry)) = waiters.first() else { break None };
             match self.resource.availability(&entry.request, now) {
-                Availability::Now => match self.notified {
-                    Some((notified, since)) if notified == first => {
-                        let take_by = since + HANDOFF_TIMEOUT;
-                        if now.get() < take_by {
-                            break Some(take_by);
-                        }
-                        self.skipped.extend(self.waiting.pop_first());
-                        self.notified = None;
+                Availability::Now => {
+                    if let Some(respond_by) = waiters.notify(now, |waker| deferred.wake(waker)) {
+                        break Some(Deadline::Handoff(respond_by));
                     }
-                    _ => {
-                        let now = now.get();
-                        self.notified = Some((first, now));
-                        deferred.wake = Some(entry.waker.clone());
-                        break Some(now + HANDOFF_TIMEOUT);
-                    }
-                },
+                }
                 Availability::At(instant) => {
-                    self.notified = None;
+                    waiters.withdraw();
                     deferred.needs_timer = true;
-                    break Some(instant);
+                    break Some(Deadline::Turn(instant));
+                }
+                Availability::BlockedUntil(instant) => {
+                    waiters.withdraw();
+                    break Some(Deadline::Handoff(instant));
                 }
                 Availability::Blocked => {
-                    self.notified = None;
+                    waiters.withdraw();
                     break None;
                 }
             }
         };
-        match (self.deadline, self.armed) {
-            (Some(deadline), Some(armed)) => deferred.reschedule_timers = deadline < armed,
-            (Some(_), None) => deferred.reschedule_timers = true,
-            // When the queue has become empty, a timer task that wakes up within `HANDOFF_TIMEOUT` anyway is not woken
-            // before its time: it ends when it finds the queue empty.
-            (None, Some(armed)) => {
-                deferred.reschedule_timers = self.waiting.is_empty() && armed > now.get() + HANDOFF_TIMEOUT;
+        if let Some(deadline) = waiters.deadline {
+            if waiters.timers.is_empty() {
+                // All waiters are outside every runtime. The runtime that runs at the moment has to do.
+                add_timer(&mut waiters.timers);
             }
-            (None, None) => deferred.reschedule_timers = self.waiting.is_empty() && !self.timers.is_empty(),
-        }
-        if self.deadline.is_some() {
-            let runtime = Handle::try_current().ok().or_else(|| self.runtime.clone());
-            if let Some(runtime) = runtime.filter(|runtime| !self.timers.contains(&runtime.id())) {
-                self.timers.push(runtime.id());
-                deferred.start_timer = Some(runtime);
+            deferred.arm_timers = waiters.timers.need_arming(deadline);
+        } else if waiters.waiting.is_empty() {
+            waiters.responded();
+            if !waiters.timers.is_empty() {
+                deferred.discard_timers = waiters.timers.retire(now.get());
             }
-        }
-        if self.waiting.is_empty() {
-            self.runtime = None;
+            if waiters.skipped.is_empty() && waiters.timers.is_empty() {
+                self.waiters = None;
+            }
         }
         deferred
+    }
+
+    /// Advances the queue because the timer of `runtime` has fired.
+    pub(super) fn timer_fired(&mut self, runtime: Id, now: &mut LazyNow) -> Deferred {
+        if let Some(waiters) = &mut self.waiters {
+            waiters.timers.fired(runtime);
+        }
+        self.advance(now)
+    }
+
+    /// Takes out a timer that has to be armed for the deadline.
+    pub(super) fn take_unarmed_timer(&mut self) -> Option<UnarmedTimer> {
+        let waiters = self.waiters.as_mut()?;
+        waiters.timers.take_unarmed(waiters.deadline?)
+    }
+
+    /// Puts back a timer that was taken out, and advances the queue if the timer fired at once. What is left in `armed`
+    /// is dropped by the caller, without the queue's lock.
+    pub(super) fn put_back_timer(&mut self, armed: &mut ArmedTimer) -> Deferred {
+        let mut now = LazyNow::default();
+        let Some(waiters) = &mut self.waiters else {
+            return Deferred::default();
+        };
+        let fired = !waiters.timers.put_back(armed, || now.get());
+        // The last waiter may have left the queue in the meantime. Then nobody needs the timer.
+        if fired || waiters.deadline.is_none() {
+            self.advance(&mut now)
+        } else {
+            Deferred::default()
+        }
+    }
+}
+
+/// Adds a timer for the current runtime, if there is one. Returns whether the runtime is known to have timers.
+fn add_timer(timers: &mut Timers) -> bool {
+    let Ok(runtime) = Handle::try_current() else {
+        return false;
+    };
+    let is_proven = timers.has_armed(&runtime);
+    if !is_proven {
+        timers.add(runtime);
+    }
+    is_proven
+}
+
+// === impl Deferred ===
+
+impl Deferred {
+    fn wake(&mut self, waker: Waker) {
+        if self.wake.is_none() {
+            self.wake = Some(waker);
+        } else {
+            self.wake_also.push(waker);
+        }
     }
 }

@@ -4,7 +4,15 @@
 //! The wait queue decides which waiter is next.
 
 use crate::clock::LazyNow;
+use std::time::Duration;
 use tokio::time::Instant;
+
+/// How long a notified waiter has to take what it waits for before it is skipped and the next waiter is notified.
+///
+/// Five milliseconds are far more than a healthy runtime needs to poll a woken task, and several times the resolution
+/// of Tokio's timers (1 ms), so a waiter that is still polled is rarely skipped. They are also short, so a waiter that
+/// is no longer polled delays the waiters behind it only briefly.
+pub(crate) const HANDOFF_TIMEOUT: Duration = Duration::from_millis(5);
 
 /// Something limited that waiters take from in the order of their queue, such as permits or the tokens of a rate limit.
 ///
@@ -62,4 +70,7 @@ pub(crate) enum Availability {
     /// The request can be granted only after the resource has been changed, for example after a permit was released or
     /// the total was raised.
     Blocked,
+    /// As for [`Blocked`](Self::Blocked). Besides, the resource wants to be asked again at this instant, because it may
+    /// then take something back from a holder. Where there is no timer, it is not asked.
+    BlockedUntil(Instant),
 }

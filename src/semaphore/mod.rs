@@ -8,21 +8,28 @@
 //!   flag, which closes the fast path, so that no newcomer takes a permit before the waiting acquirers. The last
 //!   acquirer that leaves the wait queue clears the flag.
 //!
+//! A call of a concurrency limit takes its permit when it is made, and [claims](Claim) it until it is polled.
+//!
 //! Tokio's semaphore cannot be used here: it assigns a permit to an acquirer before it wakes the acquirer's task, so a
 //! service that was made ready and is never called would keep a permit from the others.
+
+mod claims;
+#[cfg(all(test, tower_outbound_loom))]
+mod interleavings;
 
 use crate::{
     clock::LazyNow,
     error::Closed,
     sync::atomic::{AtomicUsize, Ordering},
-    wait_queue::{Availability, Resource, WaitQueue, Waiter},
+    wait_queue::{Availability, HANDOFF_TIMEOUT, Resource, WaitQueue, Waiter},
 };
-use crossbeam_utils::CachePadded;
+use claims::Claims;
 use std::{
     fmt, mem,
     sync::Arc,
     task::{Context, Poll, ready},
 };
+use tokio::time::Instant;
 
 /// A number of permits that are handed out in order, each to one holder at a time. Clones share the permits.
 #[derive(Clone)]
@@ -40,7 +47,18 @@ pub(crate) struct Acquire {
 
 /// One permit of a [`Semaphore`], released when dropped.
 pub(crate) struct Permit {
-    semaphore: Semaphore,
+    /// `None` only while a permit is dropped that does not have to be released.
+    semaphore: Option<Semaphore>,
+}
+
+/// A permit that was taken for a call which has not been polled yet, released when dropped.
+///
+/// If the claim is not [confirmed](Self::confirm) within 5 ms while an acquirer waits for a permit, it is void, and the
+/// acquirer gets the permit.
+pub(crate) struct Claim {
+    /// `None` after the claim was confirmed.
+    permit: Option<Permit>,
+    epoch: u32,
 }
 
 struct SemaphoreInner {
@@ -51,8 +69,10 @@ struct SemaphoreInner {
 /// The counters of a semaphore that the fast path reads and writes without the wait queue's lock.
 struct PermitState {
     total: AtomicUsize,
-    /// The number of permits held, times [`PERMIT`], plus [`CONTENDED`] while the fast path is closed.
-    held: CachePadded<AtomicUsize>,
+    /// The number of permits held, claimed ones included, times [`PERMIT`], plus [`CONTENDED`] while the fast path is
+    /// closed.
+    held: AtomicUsize,
+    claims: Claims,
 }
 
 /// The permits of one semaphore, as the [`Resource`] of its wait queue (the slow path).
@@ -60,6 +80,8 @@ pub(crate) struct Permits {
     state: Arc<PermitState>,
     waiting: usize,
     closed: bool,
+    /// When the old claims, if there are any, became old.
+    aged_at: Option<Instant>,
 }
 
 /// The flag in [`PermitState::held`] that closes the fast path while it is set.
@@ -73,12 +95,14 @@ impl Semaphore {
     pub(crate) fn new(total: usize) -> Self {
         let state = Arc::new(PermitState {
             total: AtomicUsize::new(total),
-            held: CachePadded::default(),
+            held: AtomicUsize::new(0),
+            claims: Claims::new(),
         });
         let permits = Permits {
             state: state.clone(),
             waiting: 0,
             closed: false,
+            aged_at: None,
         };
         Self {
             inner: Arc::new(SemaphoreInner {
@@ -102,7 +126,7 @@ impl Semaphore {
         self.state().total.load(Ordering::Acquire)
     }
 
-    /// Returns how many permits are held. After the total was lowered, more permits than the total may be held.
+    /// Returns how many permits are held, or claimed. After the total was lowered, more permits than the total may be held.
     pub(crate) fn held(&self) -> usize {
         self.state().held.load(Ordering::Acquire) / PERMIT
     }
@@ -123,6 +147,14 @@ impl Semaphore {
             // The fast path is closed for good, so that every acquirer uses the wait queue, which rejects it.
             permits.state.set_contended();
         });
+    }
+
+    fn release(&self) {
+        if self.state().release() {
+            // `PermitState::release` has changed the counters already: the update only makes the wait queue notify its
+            // first waiter.
+            self.inner.queue.update(|_, _| ());
+        }
     }
 
     fn state(&self) -> &PermitState {
@@ -151,13 +183,13 @@ impl Acquire {
         if self.waiter.is_none() && self.semaphore.state().has_uncontended() {
             return Poll::Ready(Ok(()));
         }
-        self.waiter().poll_ready(&(), cx)
+        self.waiter().poll_ready(&(), cx, None)
     }
 
     /// Takes a permit if one is available now and no other acquirer is before this one.
     #[inline]
     pub(crate) fn try_acquire(&mut self) -> Result<Option<Permit>, Closed> {
-        let taken = self.take_uncontended() || self.waiter().try_acquire(&())?;
+        let taken = self.take_uncontended() || self.waiter().try_acquire(&(), None)?;
         Ok(taken.then(|| self.permit()))
     }
 
@@ -166,10 +198,43 @@ impl Acquire {
     pub(crate) fn poll_acquire(slot: &mut Option<Self>, cx: &mut Context<'_>) -> Poll<Result<Permit, Closed>> {
         let acquire = slot.as_mut().expect("`Acquire` polled after completion");
         if !acquire.take_uncontended() {
-            ready!(acquire.waiter().poll_acquire(&(), cx))?;
+            ready!(acquire.waiter().poll_acquire(&(), cx, None))?;
         }
         let Self { semaphore, .. } = slot.take().expect("the slot was not empty above");
-        Poll::Ready(Ok(Permit { semaphore }))
+        Poll::Ready(Ok(Permit {
+            semaphore: Some(semaphore),
+        }))
+    }
+
+    /// Claims a permit for a call, if one is available now and no other acquirer is before this one. Otherwise, returns
+    /// an acquirer for the call, which has the position of this one in the wait queue. In both cases, this acquirer is
+    /// new afterwards.
+    #[inline]
+    pub(crate) fn claim(&mut self) -> Result<Claim, Self> {
+        if self.semaphore.state().claims.is_open() {
+            if let Ok(Some(permit)) = self.try_acquire() {
+                let state = self.semaphore.state();
+                if let Some(epoch) = state.claims.add() {
+                    if state.is_contended() {
+                        // An acquirer waits that may have looked for claims before this one was added. The update makes
+                        // the wait queue look again.
+                        self.semaphore.inner.queue.update(|_, _| ());
+                    }
+                    return Ok(Claim {
+                        permit: Some(permit),
+                        epoch,
+                    });
+                }
+            }
+        }
+        Err(self.replace())
+    }
+
+    /// Lets calls claim permits again after claims were revoked. Called when a call that has claimed no permit is polled
+    /// and takes one, which shows that calls are polled.
+    #[inline]
+    pub(crate) fn reopen_claims(&self) {
+        self.semaphore.state().claims.reopen();
     }
 
     /// Replaces this acquirer with a new one. Returns the old one, which keeps its position in the wait queue.
@@ -191,7 +256,7 @@ impl Acquire {
         // tries the fast path first again.
         self.waiter = None;
         Permit {
-            semaphore: self.semaphore.clone(),
+            semaphore: Some(self.semaphore.clone()),
         }
     }
 }
@@ -212,12 +277,36 @@ impl fmt::Debug for Acquire {
 
 // === impl Permit ===
 
+impl Permit {
+    /// Releases the permit, and returns a new acquirer of the same semaphore.
+    pub(crate) fn release(mut self) -> Acquire {
+        let semaphore = self
+            .semaphore
+            .take()
+            .expect("a permit belongs to a semaphore until it is dropped");
+        semaphore.release();
+        semaphore.acquire()
+    }
+
+    /// Drops the permit without releasing it, and returns a new acquirer of the same semaphore.
+    fn forget(mut self) -> Acquire {
+        let semaphore = self
+            .semaphore
+            .take()
+            .expect("a permit belongs to a semaphore until it is dropped");
+        semaphore.acquire()
+    }
+
+    fn state(&self) -> Option<&PermitState> {
+        self.semaphore.as_ref().map(Semaphore::state)
+    }
+}
+
 impl Drop for Permit {
     #[inline]
     fn drop(&mut self) {
-        if self.semaphore.state().release() {
-            // `release` has changed the counters already: the update only makes the wait queue notify its first waiter.
-            self.semaphore.inner.queue.update(|_, _| ());
+        if let Some(semaphore) = &self.semaphore {
+            semaphore.release();
         }
     }
 }
@@ -225,6 +314,46 @@ impl Drop for Permit {
 impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Permit")
+    }
+}
+
+// === impl Claim ===
+
+impl Claim {
+    /// Turns the claim into a permit. If the claim is void, returns an acquirer that is not in the wait queue.
+    ///
+    /// # Panics
+    ///
+    /// If it is called a second time.
+    #[inline]
+    pub(crate) fn confirm(&mut self) -> Result<Permit, Acquire> {
+        let permit = self.permit.take().expect("a claim is confirmed once");
+        if self.is_valid(&permit) {
+            Ok(permit)
+        } else {
+            Err(permit.forget())
+        }
+    }
+
+    /// Ends the claim on `permit`, and returns whether it was valid.
+    fn is_valid(&self, permit: &Permit) -> bool {
+        permit.state().is_some_and(|state| state.claims.end(self.epoch))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            if !self.is_valid(&permit) {
+                drop(permit.forget());
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Claim")
     }
 }
 
@@ -242,6 +371,11 @@ impl PermitState {
         self.take_if(|held| held & CONTENDED == 0)
     }
 
+    /// Returns whether a permit is available, whether or not the fast path is open.
+    fn is_available(&self) -> bool {
+        self.held.load(Ordering::Acquire) / PERMIT < self.total.load(Ordering::Acquire)
+    }
+
     fn take_if(&self, is_allowed: impl Fn(usize) -> bool) -> bool {
         let total = self.total.load(Ordering::Acquire);
         let take = |held| (is_allowed(held) && held / PERMIT < total).then_some(held + PERMIT);
@@ -256,6 +390,14 @@ impl PermitState {
         self.held.fetch_sub(PERMIT, Ordering::AcqRel) & CONTENDED != 0
     }
 
+    /// Returns whether the fast path is closed.
+    ///
+    /// The flag is read by a read-modify-write operation, as it is [set](Self::set_contended) by one: either this call
+    /// sees the flag, or what this thread did before is seen by the thread that sets the flag afterwards.
+    fn is_contended(&self) -> bool {
+        self.held.fetch_or(0, Ordering::AcqRel) & CONTENDED != 0
+    }
+
     fn set_contended(&self) {
         self.held.fetch_or(CONTENDED, Ordering::AcqRel);
     }
@@ -267,6 +409,15 @@ impl PermitState {
 
 // === impl Permits ===
 
+impl Permits {
+    /// Revokes the old claims, and releases their permits. The wait queue must be advanced afterwards.
+    fn revoke_old_claims(&mut self) {
+        let revoked = self.state.claims.revoke_old();
+        self.state.held.fetch_sub(revoked * PERMIT, Ordering::AcqRel);
+        self.aged_at = None;
+    }
+}
+
 impl Resource for Permits {
     type Request = ();
     type Rejection = Closed;
@@ -275,12 +426,27 @@ impl Resource for Permits {
         self.closed.then(Closed::new)
     }
 
-    fn availability(&mut self, (): &(), _: &mut LazyNow) -> Availability {
-        if self.state.held.load(Ordering::Acquire) / PERMIT < self.state.total.load(Ordering::Acquire) {
-            Availability::Now
-        } else {
-            Availability::Blocked
+    fn availability(&mut self, (): &(), now: &mut LazyNow) -> Availability {
+        if self.state.is_available() {
+            return Availability::Now;
         }
+        let claims = &self.state.claims;
+        if let Some(aged_at) = self.aged_at.filter(|_| claims.has_old()) {
+            let revoked_at = aged_at + HANDOFF_TIMEOUT;
+            if now.get() < revoked_at {
+                return Availability::BlockedUntil(revoked_at);
+            }
+            self.revoke_old_claims();
+            if self.state.is_available() {
+                return Availability::Now;
+            }
+        }
+        if self.state.claims.age() {
+            let now = now.get();
+            self.aged_at = Some(now);
+            return Availability::BlockedUntil(now + HANDOFF_TIMEOUT);
+        }
+        Availability::Blocked
     }
 
     fn try_take(&mut self, (): &(), _waited: bool, _: &mut LazyNow) -> bool {
