@@ -8,7 +8,7 @@ use support::{ms, pass};
 use tokio::time::{Instant, advance, sleep};
 use tokio_test::{assert_pending, assert_ready_ok, task};
 use tower_outbound::{
-    Cost, Limits, Rate, RateLimiter,
+    Call, CallHandle, Cost, Executor, Limits, Rate, RateLimiter,
     rate::{Budget, PauseSource},
 };
 
@@ -83,6 +83,42 @@ async fn ending_a_pause_that_is_over_changes_nothing() {
     let begun = Instant::now();
     limiter.acquire(ONE).await.unwrap();
     assert_eq!(begun.elapsed(), ms(100));
+}
+
+/// Waits for the end of a call, and returns the notes in its event.
+async fn notes<B>(call: CallHandle<B, String>) -> Vec<String> {
+    let event = call.event().clone();
+    call.await.unwrap();
+    event.snapshot().logs.into_iter().map(|log| log.message).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_event_of_a_call_that_waits_for_a_pause_says_so() {
+    let limiter = requests(Rate::per_second(100));
+    let executor = Executor::builder()
+        .limiter(limiter.clone())
+        .build_for_closures::<String>()
+        .unwrap();
+    executor.start().unwrap();
+    let call = || Call::new(async || Ok::<_, std::io::Error>((200, String::new())));
+    limiter.pause_for(ms(300));
+    assert_eq!(executor.monitor().paused().unwrap().source(), PauseSource::User);
+    let paused = executor.submit(call()).await.unwrap();
+    assert_eq!(
+        notes(paused).await,
+        ["Waits for a pause of the rate limiter that the user has begun and that ends in 300ms"]
+    );
+    // This call waits already when the pause begins.
+    limiter.acquire(cost(100)).await.unwrap();
+    let waiting = executor.submit(call()).await.unwrap();
+    sleep(ms(5)).await;
+    limiter.pause_for(ms(300));
+    assert_eq!(
+        notes(waiting).await,
+        ["Waited for a pause of the rate limiter that the user had begun"]
+    );
+    let unpaused = executor.submit(call()).await.unwrap();
+    assert_eq!(notes(unpaused).await, [""; 0]);
 }
 
 // === Debts ===

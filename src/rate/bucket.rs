@@ -130,9 +130,9 @@ impl Bucket {
     #[inline]
     pub(super) fn advance(&mut self, elapsed: u64) {
         let gained = u128::from(elapsed) * u128::from(self.fill);
-        // How much the bucket can still gain. The balance never exceeds the capacity, so this is not negative, and it
-        // does not overflow.
-        let room = (self.capacity - self.balance) as u128;
+        // How much the bucket can still gain: at most 2^127, which only a `u128` can represent. The balance never exceeds
+        // the capacity.
+        let room = self.capacity.wrapping_sub(self.balance) as u128;
         if gained < room {
             self.balance += gained as i128;
         } else {
