@@ -197,7 +197,9 @@ async fn a_token_a_nanosecond_and_one_in_a_hundred_years_are_exact() {
 #[tokio::test(start_paused = true)]
 async fn an_estimate_settled_at_the_extremes_leaves_a_debt_that_is_paid_off() {
     for used in [0, 1, 1_000, u64::MAX - 1, u64::MAX] {
-        let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_second(1_000))).unwrap();
+        // By default, the debt would be bounded.
+        let rate = Rate::per_second(1_000).max_debt(u64::MAX);
+        let limiter = RateLimiter::new(Limits::new().tokens(rate)).unwrap();
         let estimate = limiter.acquire_estimate(Cost::tokens(1_000)).await.unwrap();
         estimate.settle(Cost::tokens(used));
         let later = limiter
