@@ -129,11 +129,13 @@ impl LazyNow {
         }
     }
 
+    #[inline]
     pub(crate) fn get(&mut self) -> Instant {
         *self.now.get_or_insert_with(read)
     }
 
     /// Returns the nanoseconds from `epoch` to now. Every call must pass the same epoch, because the result is kept.
+    #[inline]
     pub(crate) fn nanos_since(&mut self, epoch: Instant) -> u64 {
         let now = self.get();
         *self.nanos.get_or_insert_with(|| nanos_between(epoch, now))
@@ -142,6 +144,7 @@ impl LazyNow {
 
 /// Returns the nanoseconds from `start` to `end`: zero if `end` is earlier than `start`, and `u64::MAX` (584 years) if
 /// there are more.
+#[inline]
 pub(crate) fn nanos_between(start: Instant, end: Instant) -> u64 {
     let between = end.saturating_duration_since(start);
     between

@@ -104,9 +104,12 @@ fn futures_and_calls_can_be_sent() {
     send::<tower_outbound::executor::ResponseFuture<Body, Body>>();
     send::<Call<Body>>();
     send::<Estimate>();
+    unwind_safe::<Estimate>();
     send::<Subscription>();
     clone::<Closure<u8>>();
 }
+
+fn unwind_safe<T: std::panic::UnwindSafe + std::panic::RefUnwindSafe>() {}
 
 #[test]
 fn errors_are_errors_that_can_be_sent_and_shared() {

@@ -15,8 +15,10 @@ use support::ms;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_outbound::{
-    ApiTokens, Call, Deadline, DeadlineLayer, Executor, ExecutorBuilder, Limits, Rate, RateLimiter, RequestStatus,
-    error::DeadlineExceeded, rate::ByExtension,
+    ApiTokens, ApiTokensUsed, Call, Deadline, DeadlineLayer, Executor, ExecutorBuilder, Limits, Rate, RateLimiter,
+    RequestStatus,
+    error::DeadlineExceeded,
+    rate::{ByExtension, ByUsage},
 };
 
 /// Starts an executor whose client responds after the duration in the body of the request. The client counts the calls
@@ -301,4 +303,64 @@ async fn the_deadline_of_a_single_call_counts_the_calls_ahead_of_it() {
     let error = executor.submit(call(ms(1)).timeout(ms(4_500))).await.unwrap_err();
     assert_eq!(error.find::<DeadlineExceeded>().unwrap().wait(), ms(5_000));
     drop(executor.submit(call(ms(1)).timeout(ms(5_500))).await.unwrap());
+}
+
+// === Estimates ===
+
+/// A client whose calls take 10 ms and turn out to have used the number of tokens in the body of the request.
+fn uses_tokens(builder: ExecutorBuilder) -> Executor<u64, ()> {
+    let client = service_fn(async |request: Request<u64>| {
+        sleep(ms(10)).await;
+        let used = ApiTokensUsed::new(*request.body());
+        Ok::<_, Infallible>(Response::builder().extension(used).body(()).unwrap())
+    });
+    let executor = builder
+        .settle(ByUsage::default())
+        .timeout(ms(5_000))
+        .build(client)
+        .unwrap();
+    executor.start().unwrap();
+    executor
+}
+
+/// Submits `calls` calls, each estimated at `estimate` tokens and using `used`. Returns how many of them are refused at
+/// once.
+async fn refused(executor: &Executor<u64, ()>, calls: usize, estimate: u64, used: u64) -> usize {
+    let mut refused = 0;
+    let mut accepted = Vec::new();
+    for _ in 0..calls {
+        match executor.submit(Call::from(Request::new(used)).tokens(estimate)).await {
+            Ok(call) => accepted.push(call),
+            Err(error) if error.is_deadline_exceeded() => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    for call in accepted {
+        let _ = call.await;
+    }
+    refused
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_are_refused_by_what_calls_turn_out_to_use_and_not_by_their_estimates() {
+    let limits = || Limits::new().tokens(Rate::per_minute(60_000));
+    // 100 calls of 600 tokens fit, whatever they are estimated at; none was settled before.
+    let executor = uses_tokens(Executor::builder().limits(limits()));
+    assert_eq!(refused(&executor, 100, 6_000, 600).await, 0);
+    // Calls that use what they are estimated at are refused as those without a settlement are: one call has used 600 of
+    // the 60,000, and 5 s add 5,000, so 107 more fit.
+    let executor = uses_tokens(Executor::builder().limits(limits()));
+    assert_eq!(refused(&executor, 1, 600, 600).await, 0);
+    assert_eq!(refused(&executor, 200, 600, 600).await, 200 - 107);
+    // What the call itself is charged has to be there at once, whatever it turns out to use.
+    let executor = uses_tokens(Executor::builder().limits(limits()));
+    assert_eq!(refused(&executor, 10, 6_000, 6_000).await, 0);
+    assert_eq!(refused(&executor, 1, 5_100, 10).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_count_in_full_before_the_first_settlement() {
+    let executor = uses_tokens(Executor::builder().limits(Limits::new().requests(Rate::per_second(2).burst(1))));
+    // One at once, and one each half second: the eleventh would be admitted at the deadline itself.
+    assert_eq!(refused(&executor, 15, 100, 100).await, 5);
 }

@@ -4,14 +4,15 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use std::{
     convert::Infallible,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_outbound::{
     Cost, Limits, Rate, RateLimiter,
     provider::{FeedbackLayer, Provider, RateLimitInfo, Reset, Unit},
-    rate::Budget,
+    rate::{Budget, PauseSource},
 };
 
 const MINUTE: u64 = 60;
@@ -640,4 +641,153 @@ async fn calls_in_flight_when_the_limits_were_lowered_do_not_lower_them_again() 
         call.await.unwrap().unwrap();
     }
     assert_eq!(amounts(&limiter), [540.0, 5_400.0]);
+}
+
+// === Reports of slow responses ===
+
+/// A provider that holds 60 and gains one each second. It reports what is left when a request arrives, `delay` after it
+/// was sent, and responds `takes` after that.
+#[derive(Clone)]
+struct SlowProvider {
+    /// What is left, and when that was computed.
+    left: Arc<Mutex<(f64, Instant)>>,
+    takes: Duration,
+}
+
+impl SlowProvider {
+    fn new(takes: Duration) -> Self {
+        let left = Arc::new(Mutex::new((60.0, Instant::now())));
+        Self { left, takes }
+    }
+
+    /// Takes `amount`, and returns what is left.
+    fn take(&self, amount: f64) -> f64 {
+        let mut left = self.left.lock().unwrap();
+        let gained = left.1.elapsed().as_secs_f64();
+        *left = ((left.0 + gained).min(60.0) - amount, Instant::now());
+        left.0
+    }
+
+    /// Acquires from `limiter`, and makes a call that arrives after `delay`.
+    async fn call(self, limiter: RateLimiter, layer: FeedbackLayer, delay: Duration) {
+        limiter.acquire(Cost::request()).await.unwrap();
+        let client = service_fn(move |_: Request<()>| {
+            let provider = self.clone();
+            async move {
+                sleep(delay).await;
+                let left = provider.take(1.0);
+                assert!(left > -1.5, "the provider would have responded 429");
+                sleep(provider.takes).await;
+                let response = Response::builder().header("x-ratelimit-remaining-requests", format!("{left:.0}"));
+                Ok::<_, Infallible>(response.body(()).unwrap())
+            }
+        });
+        layer.layer(client).oneshot(Request::new(())).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_slow_response_reports_is_not_lost_a_second_time() {
+    // The calls of a burst arrive in the order in which they were sent, in the reverse order, and in a random one.
+    let mut rng = fastrand::Rng::with_seed(4);
+    let random = (0..60).map(|_| rng.u64(0..100)).collect();
+    for delays in [vec![0; 60], (0..60).rev().collect(), random] {
+        for seconds in [0, 1, 20, 60, 120] {
+            let limiter = RateLimiter::new(Limits::new().requests(Rate::per_minute(60))).unwrap();
+            let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi);
+            let provider = SlowProvider::new(Duration::from_secs(seconds));
+            let calls = delays.iter().map(|delay| {
+                let delay = Duration::from_millis(*delay);
+                tokio::spawn(provider.clone().call(limiter.clone(), layer.clone(), delay))
+            });
+            for call in calls.collect::<Vec<_>>() {
+                call.await.unwrap();
+            }
+            let left = limiter.available().requests.unwrap();
+            assert!(left + 1 >= seconds.min(60), "{left} left after {seconds} s");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_have_used_is_found_out_from_slow_responses_and_charged_once() {
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_minute(60))).unwrap();
+    let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi);
+    let provider = SlowProvider::new(Duration::from_secs(10));
+    // Another program uses 30, and then 10 calls are sent, one each second.
+    provider.take(30.0);
+    let mut calls = Vec::new();
+    for _ in 0..10 {
+        calls.push(tokio::spawn(provider.clone().call(
+            limiter.clone(),
+            layer.clone(),
+            Duration::ZERO,
+        )));
+        sleep(Duration::from_secs(1)).await;
+    }
+    for call in calls {
+        call.await.unwrap();
+        let (left, expected) = (limiter.available().requests.unwrap() as f64, provider.take(0.0));
+        assert!((left - expected).abs() < 2.0, "{left} instead of {expected}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_from_before_a_change_of_the_limits_is_carried_forward_by_time() {
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_minute(60))).unwrap();
+    let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi);
+    let provider = SlowProvider::new(Duration::from_secs(20));
+    provider.take(50.0);
+    let call = tokio::spawn(provider.call(limiter.clone(), layer, Duration::ZERO));
+    sleep(Duration::from_secs(10)).await;
+    limiter
+        .set_limits(Limits::new().requests(Rate::per_minute(59)))
+        .unwrap();
+    call.await.unwrap();
+    // 9 were left, and about 20 came since then.
+    assert_eq!(limiter.available().requests, Some(28));
+}
+
+// === Pauses of the provider ===
+
+#[tokio::test(start_paused = true)]
+async fn the_user_and_the_provider_each_have_a_pause_of_their_own_and_resume_ends_both() {
+    let limiter = limiter();
+    let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi);
+    let start = Instant::now();
+    let paused = || {
+        limiter
+            .paused()
+            .map(|pause| (pause.source(), (pause.until() - start).as_secs()))
+    };
+    respond(&layer, 429, &[("retry-after", "50")]).await;
+    assert_eq!(paused(), Some((PauseSource::Provider, 50)));
+    limiter.pause_for(Duration::from_secs(70));
+    assert_eq!(paused(), Some((PauseSource::User, 70)));
+    limiter.pause_for(Duration::ZERO);
+    assert_eq!(paused(), Some((PauseSource::Provider, 50)));
+    // Responses arrive in any order: an earlier end of the provider's does not count.
+    respond(&layer, 429, &[("retry-after", "10")]).await;
+    respond(&layer, 429, &[("retry-after", "0")]).await;
+    assert_eq!(paused(), Some((PauseSource::Provider, 50)));
+    limiter.pause_for(Duration::from_secs(70));
+    limiter.resume();
+    assert_eq!(paused(), None);
+    limiter.acquire(Cost::request()).await.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    // After that, the provider can pause the limiter again.
+    respond(&layer, 429, &[("retry-after", "3")]).await;
+    limiter.acquire(Cost::request()).await.unwrap();
+    assert_eq!(start.elapsed(), Duration::from_secs(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_pauses_for_an_hour_at_most_unless_configured() {
+    let limiter = limiter();
+    let start = Instant::now();
+    let layer = FeedbackLayer::new(limiter.clone(), Provider::OpenAi);
+    for delay in ["86400", "99999999999999999999", "Sun, 06 Nov 2094 08:49:37 GMT"] {
+        respond(&layer, 429, Box::leak(Box::new([("retry-after", delay)]))).await;
+        assert_eq!(limiter.paused().unwrap().until(), start + Duration::from_secs(3_600));
+    }
 }

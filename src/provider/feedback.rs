@@ -25,9 +25,11 @@ use tower_service::Service;
 ///
 /// The headers are applied as follows:
 /// - A 429, 503 or 529 with a [delay](RateLimitInfo::retry_after) pauses the limiter for *all* its users. So does a 403
-///   of GitHub that reports an exceeded limit. A pause is only ever extended, and is at most [`max_pause`](Self::max_pause) long.
+///   of GitHub that reports an exceeded limit. The layer only extends its pause. The pause is at most
+///   [`max_pause`](Self::max_pause) long, and can be ended by [`Limiter::resume`].
 /// - If the provider reports that less of a limit remains than the bucket of the limiter holds, the bucket is lowered
-///   to the remaining amount. The bucket is never raised.
+///   to the remaining amount. The bucket is never raised. What remained is as of when the provider received the
+///   request, so what the rate has added and what was charged since the call was sent is taken into account.
 /// - With [`adopt_limits`](Self::adopt_limits), the limits that the provider reports replace those of the limiter.
 ///   Default: they do not.
 /// - With [`adapt`](Self::adapt), limits that no header reports are found from the provider's 429s. Default: they are
@@ -80,8 +82,8 @@ pin_project! {
         #[pin]
         future: F,
         layer: FeedbackLayer,
-        // When the call was sent. `None` if the layer does not adapt the limits.
-        started: Option<Instant>,
+        // When the call was sent.
+        sent: Instant,
     }
 }
 
@@ -122,18 +124,20 @@ impl FeedbackLayer {
         self
     }
 
-    /// Sets the longest pause that one response can cause. Default: one hour.
+    /// Sets the longest pause that one response can cause, so that a wrong header cannot stop all calls for days. A
+    /// longer delay is cut, with a warning in the log. Default: one hour. If the delay was right, such as that of a
+    /// daily limit, the next call gets another 429, and with it another pause.
     #[must_use]
     pub fn max_pause(mut self, pause: Duration) -> Self {
         self.max_pause = pause;
         self
     }
 
-    /// Applies the status and the headers of one response to the limiter. `started` is when the call was sent.
-    fn observe(&self, status: StatusCode, headers: &HeaderMap, started: Option<Instant>) {
-        if let (Some(adaptation), Some(started)) = (&self.adapts, started) {
+    /// Applies the status and the headers of one response to the limiter. `sent` is when the call was sent.
+    fn observe(&self, status: StatusCode, headers: &HeaderMap, sent: Instant) {
+        if let Some(adaptation) = &self.adapts {
             match status {
-                StatusCode::TOO_MANY_REQUESTS => adaptation.on_throttled(&self.limiter, started),
+                StatusCode::TOO_MANY_REQUESTS => adaptation.on_throttled(&self.limiter, sent),
                 _ if status.is_success() => adaptation.on_success(&self.limiter),
                 _ => {}
             }
@@ -141,7 +145,15 @@ impl FeedbackLayer {
         let info = self.provider.rate_limit_info(headers, SystemTime::now());
         if is_throttled(self.provider, status, &info) {
             if let Some(delay) = info.retry_after {
-                self.limiter.pause_for(delay.min(self.max_pause));
+                if delay > self.max_pause {
+                    tracing::warn!(
+                        target: "tower_outbound",
+                        ?delay,
+                        max_pause = ?self.max_pause,
+                        "The provider asks for a longer pause than is allowed: the pause is cut"
+                    );
+                }
+                self.limiter.pause_for_provider(delay.min(self.max_pause));
             }
         }
         for window in info.windows {
@@ -159,7 +171,7 @@ impl FeedbackLayer {
                 }
             }
             if let Some(remaining) = window.remaining {
-                self.limiter.lower(budget, window.period, remaining);
+                self.limiter.lower_since(budget, window.period, remaining, sent);
             }
         }
     }
@@ -214,8 +226,9 @@ where
     }
 
     fn call(&mut self, req: Request<B>) -> Self::Future {
+        self.layer.limiter.mark_sent();
         ResponseFuture {
-            started: self.layer.adapts.is_some().then(Instant::now),
+            sent: Instant::now(),
             future: self.inner.call(req),
             layer: self.layer.clone(),
         }
@@ -233,7 +246,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.future.poll(cx))?;
-        this.layer.observe(response.status(), response.headers(), *this.started);
+        this.layer.observe(response.status(), response.headers(), *this.sent);
         Poll::Ready(Ok(response))
     }
 }

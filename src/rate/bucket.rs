@@ -26,6 +26,8 @@
 //! that are not settled yet (8 in the example above), and `withheld`, the part of `estimated` that would have
 //! overflowed by now if all these estimates had a true cost of 0 (5 in the example). A refund is reduced by `withheld`.
 
+use super::used_share::UsedShare;
+
 /// The settings of one bucket: its rate, capacity and initial fill, in units (integer fractions of a request or token).
 /// See the [module docs](self).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,26 +41,44 @@ pub(super) struct BucketSpec {
     pub(super) capacity: i128,
     /// The number of units in a new bucket.
     pub(super) initial: i128,
-    /// The largest debt, in units. A larger debt is cut off, so that the arithmetic does not overflow.
+    /// The largest debt, in units. What would go deeper is cut off: see [`Rate::max_debt`](super::Rate::max_debt).
     pub(super) max_debt: i128,
 }
 
 /// A bucket of requests or tokens. Its balance is negative while the bucket is in debt.
 #[derive(Clone, Debug)]
 pub(super) struct Bucket {
-    spec: BucketSpec,
+    /// The number of units that one tick adds.
+    fill: u64,
     /// The capacity in whole requests or tokens, rounded down.
     burst: u64,
+    /// The number of units in one request or token.
+    unit: u128,
+    /// The number of units in a full bucket.
+    capacity: i128,
+    /// The largest debt, in units.
+    max_debt: i128,
     balance: i128,
     /// The sum of the charged estimates that are not settled yet, in units.
     estimated: i128,
     /// The part of the unsettled estimates, in units, that a refund does not give back: without the estimates, the
     /// bucket would have overflowed by as much. See the [module docs](self).
     withheld: i128,
+    /// The sum of all units that the bucket did not hold on to: what overflowed, was withheld from refunds, or was
+    /// [lowered](Self::lower_to). Only differences of this sum have a meaning, so it may wrap around.
+    lost: i128,
     /// The version of the limits that added this bucket's rate. Estimates charged under earlier versions were not
     /// charged to this bucket, so it does not refund them.
     limits_version: u64,
 }
+
+/// The largest number of units in a capacity, in a debt, and in one request or token. An `i128` can represent the sum
+/// of two of them.
+pub(super) const MAX_UNITS: u128 = 1 << 126;
+
+/// The largest sum of unsettled estimates, in units, that the Redis script counts.
+#[cfg(feature = "redis")]
+const MAX_SHARED_ESTIMATED: i128 = 1 << 52;
 
 impl BucketSpec {
     /// Returns the capacity in whole requests or tokens, rounded down.
@@ -70,11 +90,15 @@ impl BucketSpec {
 impl Bucket {
     pub(super) fn new(spec: BucketSpec) -> Self {
         Self {
-            spec,
+            fill: spec.fill,
             burst: spec.burst(),
+            unit: spec.unit,
+            capacity: spec.capacity,
+            max_debt: spec.max_debt,
             balance: spec.initial,
             estimated: 0,
             withheld: 0,
+            lost: 0,
             limits_version: 0,
         }
     }
@@ -91,10 +115,11 @@ impl Bucket {
 
     /// Returns the balance in whole requests or tokens, rounded down; 0 if the bucket is in debt.
     pub(super) fn available(&self) -> u64 {
-        whole(self.balance.max(0), self.spec.unit)
+        whole(self.balance.max(0), self.unit)
     }
 
     /// Returns whether the bucket holds `amount`. An amount of 0 can always be taken, also from a bucket in debt.
+    #[inline]
     pub(super) fn has(&self, amount: u64) -> bool {
         // `amount` is compared with the burst first, because a larger amount could overflow when it is converted to
         // units.
@@ -102,38 +127,82 @@ impl Bucket {
     }
 
     /// Adds what the rate yields in `elapsed` ticks, up to the capacity.
+    #[inline]
     pub(super) fn advance(&mut self, elapsed: u64) {
-        let gained = u128::from(elapsed) * u128::from(self.spec.fill);
-        // How much the bucket can still gain. The balance never exceeds the capacity, so `abs_diff` is the capacity
-        // minus the balance, and it cannot overflow.
-        let room = self.spec.capacity.abs_diff(self.balance);
-        self.balance = if gained < room {
-            self.balance + gained as i128
+        let gained = u128::from(elapsed) * u128::from(self.fill);
+        // How much the bucket can still gain: at most 2^127, which only a `u128` can represent. The balance never exceeds
+        // the capacity.
+        let room = self.capacity.wrapping_sub(self.balance) as u128;
+        if gained < room {
+            self.balance += gained as i128;
         } else {
-            self.spec.capacity
-        };
+            self.balance = self.capacity;
+            self.lost = self.lost.wrapping_add((gained - room) as i128);
+        }
         self.update_withheld();
     }
 
     /// Returns the number of ticks until `amount` can be taken if nothing else is taken before; 0 for an amount of 0,
-    /// also if the bucket is in debt. The amount may exceed the burst, because it may be the summed cost of several
-    /// calls.
-    pub(super) fn time_until(&self, amount: u128) -> u64 {
+    /// also if the bucket is in debt. The amount may exceed the burst.
+    #[inline]
+    pub(super) fn time_until(&self, amount: u64) -> u64 {
+        if amount == 0 {
+            return 0;
+        }
+        self.time_until_units(self.saturating_units(amount), self.balance)
+    }
+
+    /// Does what [`time_until`](Self::time_until) does for the sum of several amounts.
+    pub(super) fn time_until_sum(&self, amount: u128) -> u64 {
+        self.time_until_sum_with(amount, 0)
+    }
+
+    /// Does what [`time_until_sum`](Self::time_until_sum) does, for a bucket that gets a refund of `refund` units at
+    /// once.
+    fn time_until_sum_with(&self, amount: u128, refund: i128) -> u64 {
         if amount == 0 {
             return 0;
         }
         let needed = amount
-            .checked_mul(self.spec.unit)
+            .checked_mul(self.unit)
             .map_or(i128::MAX, |units| units.min(i128::MAX as u128) as i128);
-        if needed <= self.balance {
+        self.time_until_units(needed, self.balance.saturating_add(refund))
+    }
+
+    /// Returns the number of ticks until a bucket with this balance holds `needed` units.
+    #[inline]
+    fn time_until_units(&self, needed: i128, balance: i128) -> u64 {
+        if needed <= balance {
             return 0;
         }
-        let missing = needed.saturating_sub(self.balance) as u128;
-        u64::try_from(missing.div_ceil(u128::from(self.spec.fill))).unwrap_or(u64::MAX)
+        let missing = needed.saturating_sub(balance) as u128;
+        // Division is much faster with 64 bits, which most numbers have.
+        match u64::try_from(missing) {
+            Ok(missing) => missing.div_ceil(self.fill),
+            Err(_) => u64::try_from(missing.div_ceil(u128::from(self.fill))).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Returns the number of ticks until `amount` can probably be taken: the unsettled estimates are expected to be
+    /// refunded, except for the share that calls turn out to use.
+    pub(super) fn expected_time_until(&self, amount: u128, share: UsedShare) -> u64 {
+        let used = share.of(self.estimated.unsigned_abs()) as i128;
+        self.time_until_sum_with(amount, (self.estimated - used - self.withheld).max(0))
+    }
+
+    /// Takes `amount` if the bucket [holds](Self::has) it, and returns whether it was taken.
+    #[inline]
+    pub(super) fn try_take(&mut self, amount: u64, is_estimate: bool) -> bool {
+        let is_available = self.has(amount);
+        if is_available {
+            self.take(amount, is_estimate);
+        }
+        is_available
     }
 
     /// Takes `amount`, which the bucket must hold: see [`has`](Self::has). If `is_estimate` is set, the amount is an
     /// estimate, and [`settle`](Self::settle) must follow.
+    #[inline]
     pub(super) fn take(&mut self, amount: u64, is_estimate: bool) {
         let units = self.units_of(amount);
         self.balance -= units;
@@ -142,35 +211,81 @@ impl Bucket {
         }
     }
 
+    /// Returns what the balance would be if nothing had been [`lost`](Self::lost). Between two times, this level rises
+    /// by what the rate yields, also beyond the capacity, and falls by what is charged. It may wrap around.
+    #[cfg(feature = "http")]
+    pub(super) const fn level(&self) -> i128 {
+        self.balance.wrapping_add(self.lost)
+    }
+
     /// Lowers the balance to `amount` requests or tokens, and never raises it.
     pub(super) fn lower(&mut self, amount: u64) {
-        self.balance = self.balance.min(self.saturating_units(amount));
+        self.lower_by(self.balance.saturating_sub(self.saturating_units(amount)));
+    }
+
+    /// Lowers the balance so that it is what it would be now if the bucket had held `amount` requests or tokens at an
+    /// earlier time, at which its [`level`](Self::level) was `level`. Never raises the balance.
+    #[cfg(feature = "http")]
+    pub(super) fn lower_since(&mut self, amount: u64, level: i128) {
+        let held = level.wrapping_sub(self.lost);
+        self.lower_by(held.saturating_sub(self.saturating_units(amount)));
+    }
+
+    /// Lowers the balance so that it is at most what the bucket would hold now if it had held `amount` requests or
+    /// tokens `elapsed` ticks ago and nothing had been charged since. Never raises the balance.
+    #[cfg(feature = "http")]
+    pub(super) fn lower_before(&mut self, amount: u64, elapsed: u64) {
+        let gained = (u128::from(elapsed) * u128::from(self.fill)).min(MAX_UNITS) as i128;
+        let held = self.saturating_units(amount).saturating_add(gained);
+        self.lower_by(self.balance.saturating_sub(held));
+    }
+
+    /// Takes `units` from a positive balance, at most all of it.
+    fn lower_by(&mut self, units: i128) {
+        let units = units.min(self.balance).max(0);
+        self.balance -= units;
+        self.lost = self.lost.wrapping_add(units);
         self.update_withheld();
     }
 
     /// Replaces the charged `estimate` by what the call really `used`. `limits_version` is the version of the limits
-    /// under which the estimate was charged.
-    pub(super) fn settle(&mut self, estimate: u64, used: u64, limits_version: u64) {
-        if used > estimate {
-            self.debit(used - estimate);
-        }
+    /// under which the estimate was charged. Returns whether the debt was cut off at the largest one.
+    pub(super) fn settle(&mut self, estimate: u64, used: u64, limits_version: u64) -> bool {
+        let is_cut_off = used > estimate && self.debit(used - estimate);
         if limits_version < self.limits_version {
             // This bucket's rate was added after the estimate had been charged, so the estimate was not charged to this
             // bucket: nothing is refunded, and `estimated`, the sum of the unsettled estimates, does not contain this
             // one.
-            return;
+            return is_cut_off;
         }
         if used < estimate {
             self.credit(estimate - used);
         }
         let remaining = self.estimated.saturating_sub(self.saturating_units(estimate));
         self.set_estimated_units(remaining.max(0));
+        is_cut_off
     }
 
     /// Takes `amount`, which a call has used already, from the balance. The balance may become negative: a debt.
-    pub(super) fn debit(&mut self, amount: u64) {
-        let units = self.saturating_units(amount);
-        self.balance = self.balance.saturating_sub(units).max(-self.spec.max_debt);
+    /// Returns whether the debt was cut off at the largest one.
+    pub(super) fn debit(&mut self, amount: u64) -> bool {
+        self.debit_units(self.saturating_units(amount))
+    }
+
+    fn debit_units(&mut self, units: i128) -> bool {
+        self.balance = self.balance.saturating_sub(units);
+        let cut_off = (-self.max_debt).saturating_sub(self.balance).max(0);
+        if cut_off > 0 {
+            self.balance = -self.max_debt;
+            self.withhold(cut_off);
+        }
+        cut_off > 0
+    }
+
+    /// Withholds `debt`, which is forgotten, from the refunds of the unsettled estimates, as far as it may be due to
+    /// them. Otherwise it would be given back twice.
+    fn withhold(&mut self, debt: i128) {
+        self.withheld = self.withheld.saturating_add(debt).min(self.estimated);
     }
 
     /// Refunds `amount`, which was charged as an estimate and not used. The part that a full bucket would have lost in
@@ -179,23 +294,29 @@ impl Bucket {
         let refund = self.saturating_units(amount).min(self.estimated);
         let kept = refund.min(self.withheld);
         self.withheld -= kept;
-        self.balance = self.balance.saturating_add(refund - kept).min(self.spec.capacity);
+        let balance = self.balance.saturating_add(refund - kept).min(self.capacity);
+        self.lost = self.lost.wrapping_add(refund - (balance - self.balance));
+        self.balance = balance;
+    }
+
+    /// Raises the balance of a bucket in debt to 0.
+    pub(super) fn forgive_debt(&mut self) {
+        let debt = (-self.balance).max(0);
+        self.balance += debt;
+        self.withhold(debt);
     }
 
     /// Takes over the balance or debt and the unsettled estimates of `old`, the bucket of the rate that this bucket's
     /// rate replaces. A balance above the new capacity is cut off.
     pub(super) fn carry_over(&mut self, old: &Self) {
         let convert = |units: i128| -> i128 {
-            let (from, to) = (old.spec.unit as i128, self.spec.unit);
-            let whole = units.div_euclid(from).saturating_mul(to as i128);
-            // The product is capped below 2^128. It can be larger only if one request or token has very many units in
-            // the old and in the new bucket: if both rates have a fractional amount and a long period (a day). The
-            // balance then loses less than one request or token.
-            let part = (units.rem_euclid(from) as u128).saturating_mul(to) / old.spec.unit;
+            let (from, to) = (old.unit, self.unit);
+            let whole = units.div_euclid(from as i128).saturating_mul(to as i128);
+            let part = mul_div(units.rem_euclid(from as i128) as u128, to, from);
             whole.saturating_add(part as i128)
         };
         let balance = convert(old.balance);
-        self.balance = balance.clamp(-self.spec.max_debt, self.spec.capacity);
+        self.balance = balance.clamp(-self.max_debt, self.capacity);
         self.estimated = convert(old.estimated);
         // Like the balance, the withheld part is converted from the units of the old bucket to those of this one. If it
         // were converted by itself, it could be rounded down, and a refund could be one unit too large. So the old
@@ -203,6 +324,7 @@ impl Bucket {
         // new withheld part.
         let without = convert(old.balance.saturating_sub(old.withheld));
         self.withheld = balance.saturating_sub(without).min(self.estimated);
+        self.withhold((-self.max_debt).saturating_sub(balance).max(0));
         self.limits_version = old.limits_version;
         self.update_withheld();
     }
@@ -215,22 +337,27 @@ impl Bucket {
 
     /// Raises `withheld` to the part of the unsettled estimates that would have overflowed by now if all of them had a
     /// true cost of 0.
+    #[inline]
     fn update_withheld(&mut self) {
         if self.estimated > 0 {
-            let room = self.spec.capacity.saturating_sub(self.balance);
+            let room = self.capacity.saturating_sub(self.balance);
             self.withheld = self.withheld.max(self.estimated.saturating_sub(room));
         }
     }
 
     /// Converts an amount of requests or tokens to units. An amount up to the burst cannot overflow.
+    #[inline]
     fn units_of(&self, amount: u64) -> i128 {
-        (u128::from(amount) * self.spec.unit) as i128
+        (u128::from(amount) * self.unit) as i128
     }
 
     /// Converts any amount of requests or tokens to units, at most to `i128::MAX`.
     fn saturating_units(&self, amount: u64) -> i128 {
+        if amount <= self.burst {
+            return self.units_of(amount);
+        }
         u128::from(amount)
-            .checked_mul(self.spec.unit)
+            .checked_mul(self.unit)
             .map_or(i128::MAX, |units| units.min(i128::MAX as u128) as i128)
     }
 }
@@ -244,16 +371,15 @@ impl Bucket {
     /// emptying the bucket has already accounted for what was used before.
     pub(super) fn debit_share(&mut self, amount: u64, since_emptied: Option<u64>, shares: u64) {
         let filled = since_emptied.map_or(i128::MAX, |ticks| {
-            let all = u128::from(ticks) * u128::from(self.spec.fill);
+            let all = u128::from(ticks) * u128::from(self.fill);
             all.div_ceil(u128::from(shares.max(1))) as i128
         });
-        let units = self.saturating_units(amount).min(filled);
-        self.balance = self.balance.saturating_sub(units).max(-self.spec.max_debt);
+        self.debit_units(self.saturating_units(amount).min(filled));
     }
 
     /// Sets the sum of the unsettled estimates, in requests or tokens.
     pub(super) fn set_estimated(&mut self, amount: u64) {
-        self.set_estimated_units(self.saturating_units(amount).min(2 * self.spec.max_debt));
+        self.set_estimated_units(self.saturating_units(amount).min(MAX_SHARED_ESTIMATED));
     }
 
     /// Lowers a positive balance to 0. A debt remains.
@@ -263,9 +389,34 @@ impl Bucket {
 
     /// Returns the number of ticks until the bucket is full if nothing is taken before.
     pub(super) fn until_full(&self) -> u64 {
-        let missing = self.spec.capacity.abs_diff(self.balance);
-        u64::try_from(missing.div_ceil(u128::from(self.spec.fill))).unwrap_or(u64::MAX)
+        let missing = self.capacity.abs_diff(self.balance);
+        u64::try_from(missing.div_ceil(u128::from(self.fill))).unwrap_or(u64::MAX)
     }
+}
+
+/// Returns `a * b / c`, rounded down, for an `a` below `c`. The product may be too large for a `u128`.
+fn mul_div(mut a: u128, mut b: u128, c: u128) -> u128 {
+    if let Some(product) = a.checked_mul(b) {
+        return product / c;
+    }
+    // The multiplication adds `a`, doubled once for each bit of `b`, and counts how often the sum and the doubled `a`
+    // reach `c`. All of these numbers are below 2^127, so a doubled one does not overflow.
+    let (mut quotient, mut rest, mut quotient_of_a) = (0_u128, 0_u128, 0_u128);
+    while b > 0 {
+        if b & 1 == 1 {
+            quotient += quotient_of_a;
+            rest += a;
+            if rest >= c {
+                (rest, quotient) = (rest - c, quotient + 1);
+            }
+        }
+        (a, quotient_of_a) = (a << 1, quotient_of_a << 1);
+        if a >= c {
+            (a, quotient_of_a) = (a - c, quotient_of_a + 1);
+        }
+        b >>= 1;
+    }
+    quotient
 }
 
 /// Returns the number of whole requests or tokens in `units`, which must not be negative.
@@ -317,7 +468,7 @@ mod tests {
         let mut bucket = sevenths(5);
         for (step, (elapsed, amount, wait)) in steps.into_iter().enumerate() {
             bucket.advance(elapsed);
-            assert_eq!(bucket.time_until(amount.into()), wait, "step {step}");
+            assert_eq!(bucket.time_until(amount), wait, "step {step}");
             if wait == 0 {
                 bucket.take(amount, false);
             }
@@ -365,7 +516,7 @@ mod tests {
                 now += elapsed;
                 bucket.advance(elapsed);
                 let amount = rng.u64(1..=burst);
-                if bucket.time_until(amount.into()) == 0 {
+                if bucket.time_until(amount) == 0 {
                     bucket.take(amount, false);
                     taken.push((now, amount));
                 }

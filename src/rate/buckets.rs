@@ -1,9 +1,13 @@
 //! [`Buckets`]: all buckets of one rate limiter. A call is charged to all of them or to none. Pauses and catching up
 //! after late wakeups are implemented here.
 
+#[cfg(feature = "http")]
+use super::level_history::LevelHistory;
 use super::{
     bucket::Bucket,
     limits::{Budget, Cost, Demand, Limits},
+    pause::{Pause, PauseChange, PauseSource, Pauses},
+    used_share::UsedShares,
 };
 use crate::{
     clock::{LazyNow, nanos_between},
@@ -25,6 +29,10 @@ use tokio::time::Instant;
 /// The 5 ms compensate for timers, whose resolution is a millisecond. A longer time would let a runtime that was
 /// blocked send everything it missed as one burst.
 const MAX_CATCH_UP_NANOS: u64 = 5_000_000;
+
+/// How far behind the buckets the clock has to be, in nanoseconds, to count as set back. The clock of one runtime is
+/// never set back. But a test's paused clock can run ahead of the clock that a limiter in a static is used with next.
+const MIN_STEP_BACK_NANOS: u64 = 1_000_000_000;
 
 /// What the buckets of a rate limiter hold at one instant, and the end of its pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +69,19 @@ pub(super) struct Buckets {
     /// The time up to which the buckets are filled. It is behind the present while calls wait, because a waiter may be
     /// admitted as of a time in the past.
     filled_to: u64,
-    paused_until: u64,
+    pauses: Pauses<u64>,
     last_admission: Admitted,
     /// The sum of the costs of all waiters in the queue.
     queued: Demand,
+    /// The part of `queued` that consists of estimates.
+    queued_estimates: Demand,
+    /// Whether costs are charged as estimates, as far as is known.
+    has_estimates: bool,
+    used_shares: UsedShares,
+    /// The levels of each bucket in the past, in the order of `buckets`. Empty until a call is [marked as
+    /// sent](Self::mark_sent).
+    #[cfg(feature = "http")]
+    histories: Vec<LevelHistory>,
     /// The time as of which `try_take` admits a call. The last call of `availability` has computed it.
     admission_time: u64,
 }
@@ -119,6 +136,18 @@ impl Bursts {
     }
 }
 
+// === impl ChargeRequest ===
+
+impl ChargeRequest {
+    /// Stores the version of the limits under which the call is charged, if the cost is an estimate.
+    #[inline]
+    fn set_limits_version(&self, version: u64) {
+        if let Some(limits_version) = &self.limits_version {
+            limits_version.store(version, Ordering::Release);
+        }
+    }
+}
+
 // === impl Buckets ===
 
 impl Buckets {
@@ -131,9 +160,14 @@ impl Buckets {
             limits_version: 0,
             epoch: Instant::now(),
             filled_to: 0,
-            paused_until: 0,
+            pauses: Pauses::default(),
             last_admission: Admitted::default(),
             queued: Demand::default(),
+            queued_estimates: Demand::default(),
+            has_estimates: false,
+            used_shares: UsedShares::default(),
+            #[cfg(feature = "http")]
+            histories: Vec::new(),
             admission_time: 0,
         })
     }
@@ -144,6 +178,38 @@ impl Buckets {
 
     pub(super) const fn bursts(&self) -> &Arc<Bursts> {
         &self.bursts
+    }
+
+    /// Returns the current time.
+    #[inline]
+    fn time(&mut self, now: &mut LazyNow) -> u64 {
+        let time = now.nanos_since(self.epoch);
+        if time < self.filled_to || time == 0 {
+            return self.time_after_step_back(now);
+        }
+        time
+    }
+
+    /// Returns the current time, which seems to be before the time up to which the buckets are filled. If the clock was
+    /// set back, all stored times are set back with it, so that no time has passed: the buckets hold what they held,
+    /// and a pause is as long as it was. Otherwise no call would be admitted until the clock has caught up.
+    #[cold]
+    fn time_after_step_back(&mut self, now: &mut LazyNow) -> u64 {
+        // The caller may have read the clock long before it got the lock, so the clock is read again.
+        let mut current = LazyNow::default();
+        let filled_at = self.epoch.checked_add(Duration::from_nanos(self.filled_to));
+        let back = filled_at.map_or(0, |filled_at| nanos_between(current.get(), filled_at));
+        if back < MIN_STEP_BACK_NANOS {
+            return now.nanos_since(self.epoch);
+        }
+        self.pauses = self.pauses.map(|until| until.saturating_sub(self.filled_to));
+        self.filled_to = 0;
+        self.last_admission = Admitted::default();
+        #[cfg(feature = "http")]
+        self.histories.clear();
+        self.epoch = current.get();
+        *now = current;
+        0
     }
 
     /// Fills the buckets up to `time`, unless they are filled further already.
@@ -163,8 +229,9 @@ impl Buckets {
     /// the time of the lateness would be lost. So `filled_to` stays behind the present by the lateness, and a caller
     /// that makes its next call at once is admitted as of a time that is earlier by the lateness. Without this, a few
     /// callers that make one call after another would not reach the rate.
+    #[inline]
     fn advance_idle(&mut self, now: &mut LazyNow) -> u64 {
-        let now = now.nanos_since(self.epoch);
+        let now = self.time(now);
         let Admitted { at, lateness } = self.last_admission;
         let behind = if lateness > 0 && now.saturating_sub(at) <= MAX_CATCH_UP_NANOS {
             lateness.min(MAX_CATCH_UP_NANOS)
@@ -183,13 +250,12 @@ impl Buckets {
     }
 
     /// Takes the cost of `request` from every bucket. Every bucket must hold it.
+    #[inline]
     fn charge(&mut self, request: &ChargeRequest) {
         for (budget, bucket) in &mut self.buckets {
             bucket.take(request.cost.of(*budget), request.limits_version.is_some());
         }
-        if let Some(version) = &request.limits_version {
-            version.store(self.limits_version, Ordering::Release);
-        }
+        request.set_limits_version(self.limits_version);
     }
 
     /// Returns the time as of which a call of this cost is admitted if no call is before it: the time at which every
@@ -198,37 +264,70 @@ impl Buckets {
         let earliest = self
             .filled_to
             .max(now.saturating_sub(MAX_CATCH_UP_NANOS))
-            .max(self.paused_until);
+            .max(self.pauses.until());
         if self.has(cost) {
             return earliest;
         }
-        let waits = self
-            .buckets
-            .iter()
-            .map(|(budget, bucket)| bucket.time_until(cost.of(*budget).into()));
-        earliest.max(self.filled_to.saturating_add(waits.fold(0, u64::max)))
+        earliest.max(self.filled_to.saturating_add(self.time_until(cost)))
     }
 
-    /// Returns how long a new call of this cost would wait, behind the waiters in the limiter's queue and behind
-    /// `ahead`, the summed costs of the calls that will join the queue before it.
-    pub(super) fn wait(&mut self, cost: Cost, ahead: Demand, now: &mut LazyNow) -> Duration {
-        let now = now.nanos_since(self.epoch);
+    /// Returns how long a new call of this cost has to wait behind the waiters in the limiter's queue, if nothing is
+    /// settled before.
+    pub(super) fn wait(&mut self, cost: Cost, now: &mut LazyNow) -> Duration {
+        let wait = if self.queued == Demand::default() {
+            self.time_until(cost)
+        } else {
+            let waits = self
+                .buckets
+                .iter()
+                .map(|(budget, bucket)| bucket.time_until_sum(self.queued.of(*budget) + u128::from(cost.of(*budget))));
+            waits.fold(0, u64::max)
+        };
+        self.wait_from_filled(wait, now)
+    }
+
+    /// Returns the number of nanoseconds from `filled_to` until every bucket holds `cost`.
+    #[inline]
+    fn time_until(&self, cost: Cost) -> u64 {
+        let waits = self.buckets.iter();
+        let waits = waits.map(|(budget, bucket)| bucket.time_until(cost.of(*budget)));
+        waits.fold(0, u64::max)
+    }
+
+    /// Returns how long a new call of this cost will probably wait, behind the waiters in the limiter's queue and
+    /// behind `ahead`, the summed costs of the calls that will join the queue before it. Estimates, those of the calls
+    /// before it and those that are charged already, count as what calls turn out to use of them.
+    pub(super) fn expected_wait(&mut self, cost: Cost, ahead: Demand, now: &mut LazyNow) -> Duration {
         let waits = self.buckets.iter().map(|(budget, bucket)| {
-            let before = self.queued.of(*budget) + ahead.of(*budget);
-            bucket.time_until(before + u128::from(cost.of(*budget)))
+            let share = self.used_shares.of(*budget);
+            let (ahead, queued) = (ahead.of(*budget), self.queued.of(*budget));
+            let queued_estimates = self.queued_estimates.of(*budget);
+            let ahead = if self.has_estimates { share.of(ahead) } else { ahead };
+            let before = (queued - queued_estimates).saturating_add(share.of(queued_estimates).saturating_add(ahead));
+            bucket.expected_time_until(before.saturating_add(cost.of(*budget).into()), share)
         });
+        let wait = waits.fold(0, u64::max);
+        self.wait_from_filled(wait, now)
+    }
+
+    /// Returns how much time is left if a call is admitted `wait` nanoseconds after `filled_to`, or when the pause ends
+    /// if that is later.
+    fn wait_from_filled(&mut self, wait: u64, now: &mut LazyNow) -> Duration {
+        let now = self.time(now);
         // While calls wait, the buckets are filled only up to `filled_to`, which may be in the past, and the waiters
         // have not been charged. So the time that the buckets need for all these costs is counted from `filled_to`, not
         // from the present.
-        let admission = self
-            .filled_to
-            .saturating_add(waits.fold(0, u64::max))
-            .max(self.paused_until);
+        let admission = self.filled_to.saturating_add(wait).max(self.pauses.until());
         Duration::from_nanos(admission.saturating_sub(now))
     }
 
+    /// Declares that costs are charged as estimates, before the first of them is.
+    pub(super) const fn expect_estimates(&mut self) {
+        self.has_estimates = true;
+    }
+
     pub(super) fn available(&mut self, now: &mut LazyNow) -> Available {
-        let elapsed = now.nanos_since(self.epoch).saturating_sub(self.filled_to);
+        let elapsed = self.time(now).saturating_sub(self.filled_to);
         let min = |budget| {
             let available = self.buckets.iter().filter(|(of, _)| *of == budget).map(|(_, bucket)| {
                 let mut bucket = bucket.clone();
@@ -237,27 +336,23 @@ impl Buckets {
             });
             available.min()
         };
-        let paused_until = self.epoch.checked_add(Duration::from_nanos(self.paused_until));
         Available {
             requests: min(Budget::Requests),
             tokens: min(Budget::Tokens),
-            paused_until: paused_until.filter(|until| *until > now.get()),
+            paused_until: self.pause_since(now.get()).map(|pause| pause.until()),
         }
     }
 
-    /// Replaces the limits. For each budget, the first new rate takes over the bucket of the first old rate, the second
-    /// new rate that of the second old rate, and so on.
+    /// Replaces the limits. Each new rate takes over the bucket of the old rate that [`match_rates`] finds for it.
     pub(super) fn set_limits(&mut self, limits: Limits, now: &mut LazyNow) -> Result<(), InvalidConfig> {
         let mut new = limits.buckets()?;
-        let now = now.nanos_since(self.epoch);
+        let now = self.time(now);
         self.fill_to(now);
         self.limits_version += 1;
         new.iter_mut()
             .for_each(|(_, new)| new.set_limits_version(self.limits_version));
-        for budget in [Budget::Requests, Budget::Tokens] {
-            let old = self.buckets.iter().filter(|(of, _)| *of == budget);
-            let new = new.iter_mut().filter(|(of, _)| *of == budget);
-            for ((_, new), (_, old)) in new.zip(old) {
+        for ((_, new), old) in new.iter_mut().zip(limits.match_rates(&self.limits)) {
+            if let Some((_, old)) = old.and_then(|old| self.buckets.get(old)) {
                 new.carry_over(old);
             }
         }
@@ -265,6 +360,9 @@ impl Buckets {
             .set(&new.iter().map(|(budget, bucket)| (*budget, bucket.burst())));
         self.buckets = new;
         self.limits = limits;
+        // The levels were counted in the units of the old buckets.
+        #[cfg(feature = "http")]
+        self.histories.clear();
         Ok(())
     }
 
@@ -278,20 +376,120 @@ impl Buckets {
         }
     }
 
-    /// Admits no call until `until`, and never shortens a pause. `None` stands for an instant that is too far away to
-    /// be represented.
-    pub(super) fn pause(&mut self, until: Option<Instant>) {
-        let until = until.map_or(u64::MAX, |until| nanos_between(self.epoch, until));
-        self.paused_until = self.paused_until.max(until);
+    /// Lowers what the bucket of one rate holds to what it would hold now if it had held `remaining` when the provider
+    /// received a call that was sent at `sent`. Never raises what the bucket holds. Does nothing if `budget` and `period`
+    /// do not identify a rate.
+    #[cfg(feature = "http")]
+    pub(super) fn lower_since(
+        &mut self,
+        budget: Budget,
+        period: Option<Duration>,
+        remaining: u64,
+        sent: Instant,
+        now: &mut LazyNow,
+    ) {
+        self.fill_if_idle(now);
+        let Some(index) = self.limits.index_of(budget, period) else {
+            return;
+        };
+        let now = self.time(now);
+        let sent = nanos_between(self.epoch, sent);
+        let Some((_, bucket)) = self.buckets.get_mut(index) else {
+            return;
+        };
+        let lowest = self.histories.get(index).and_then(|history| history.lowest_since(sent));
+        match lowest {
+            Some(lowest) => {
+                let level = bucket.level();
+                let lowest = if level.wrapping_sub(lowest) < 0 { level } else { lowest };
+                bucket.lower_since(remaining, lowest);
+            }
+            // What was charged since is not known, for example because the limits were changed.
+            None => bucket.lower_before(remaining, now.saturating_sub(sent)),
+        }
+    }
+
+    /// Records that a call is sent now, for a later [`lower_since`](Self::lower_since).
+    #[cfg(feature = "http")]
+    pub(super) fn mark_sent(&mut self, now: &mut LazyNow) {
+        self.fill_if_idle(now);
+        let now = self.time(now);
+        self.histories.resize_with(self.buckets.len(), LevelHistory::default);
+        for ((_, bucket), history) in self.buckets.iter().zip(&mut self.histories) {
+            history.record(now, bucket.level());
+        }
+    }
+
+    /// Sets the end of the user's pause to `until`, which may be earlier than before. `None` stands for an instant that
+    /// is too far away to be represented.
+    pub(super) fn pause(&mut self, until: Option<Instant>, now: &mut LazyNow) -> PauseChange {
+        let now = self.time(now);
+        let until = self.end_of_pause(until);
+        self.pauses.set(PauseSource::User, until, now)
+    }
+
+    /// Begins a pause of the provider that ends at `until`, or extends it to that instant.
+    #[cfg(feature = "http")]
+    pub(super) fn extend_pause(&mut self, until: Option<Instant>, now: &mut LazyNow) -> PauseChange {
+        let now = self.time(now);
+        let until = self.end_of_pause(until);
+        self.pauses.extend(PauseSource::Provider, until, now)
+    }
+
+    fn end_of_pause(&self, until: Option<Instant>) -> u64 {
+        until.map_or(u64::MAX, |until| nanos_between(self.epoch, until))
+    }
+
+    /// Ends all pauses. Returns how the pause of each source has changed.
+    pub(super) fn resume(&mut self, now: &mut LazyNow) -> [(PauseSource, PauseChange); 2] {
+        let now = self.time(now);
+        PauseSource::ALL.map(|source| (source, self.pauses.set(source, 0, now)))
+    }
+
+    /// Returns the last pause if it ends after `instant`, which may be in the past.
+    pub(super) fn pause_since(&self, instant: Instant) -> Option<Pause> {
+        let until = self.epoch.checked_add(Duration::from_nanos(self.pauses.until()));
+        let until = until.filter(|until| *until > instant)?;
+        Some(Pause::new(self.pauses.source(), until))
     }
 
     /// Replaces the charged cost `estimate` by what the call really `used`. `limits_version` is the version of the
-    /// limits under which the estimate was charged.
-    pub(super) fn settle(&mut self, estimate: Cost, limits_version: u64, used: Cost, now: &mut LazyNow) {
+    /// limits under which the estimate was charged. Returns a budget whose debt was cut off at the
+    /// largest one.
+    pub(super) fn settle(
+        &mut self,
+        estimate: Cost,
+        limits_version: u64,
+        used: Cost,
+        now: &mut LazyNow,
+    ) -> Option<Budget> {
         self.fill_if_idle(now);
+        self.used_shares.record(estimate, used);
+        let mut cut_off = None;
         for (budget, bucket) in &mut self.buckets {
-            bucket.settle(estimate.of(*budget), used.of(*budget), limits_version);
+            if bucket.settle(estimate.of(*budget), used.of(*budget), limits_version) {
+                cut_off = Some(*budget);
+            }
         }
+        cut_off
+    }
+
+    /// Raises each bucket that is in debt to 0.
+    pub(super) fn forgive_debts(&mut self, now: &mut LazyNow) {
+        self.fill_if_idle(now);
+        self.buckets.iter_mut().for_each(|(_, bucket)| bucket.forgive_debt());
+    }
+
+    /// Takes the cost of `request` if it has become available since the time up to which the buckets are filled.
+    #[cold]
+    fn try_take_as_of_later(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, CostExceedsBurst> {
+        if let Some(rejection) = self.rejection(request) {
+            return Err(rejection);
+        }
+        let is_filled_to_now = self.filled_to >= self.time(now);
+        Ok(!is_filled_to_now
+            && self.availability(request, now) == Availability::Now
+            && self.try_take(request, false, now))
     }
 
     /// Fills the buckets before a balance is changed by something other than an admission. Does nothing while calls
@@ -316,7 +514,7 @@ impl Resource for Buckets {
     }
 
     fn availability(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Availability {
-        let now = now.nanos_since(self.epoch);
+        let now = self.time(now);
         self.admission_time = self.time_of_admission(request.cost, now);
         if self.admission_time <= now {
             return Availability::Now;
@@ -331,7 +529,7 @@ impl Resource for Buckets {
         self.fill_to(self.admission_time);
         self.charge(request);
         if waited {
-            let now = now.nanos_since(self.epoch);
+            let now = self.time(now);
             self.last_admission = Admitted {
                 at: now,
                 lateness: now.saturating_sub(self.admission_time),
@@ -351,7 +549,7 @@ impl Resource for Buckets {
         now: &mut LazyNow,
     ) -> Result<bool, CostExceedsBurst> {
         // What the buckets hold already is available, whatever they have gained since. Mostly that is enough.
-        if self.paused_until <= self.filled_to && self.has(request.cost) {
+        if self.pauses.until() <= self.filled_to && self.has(request.cost) {
             return Ok(true);
         }
         if let Some(rejection) = self.rejection(request) {
@@ -361,30 +559,44 @@ impl Resource for Buckets {
         Ok(self.availability(request, now) == Availability::Now)
     }
 
+    #[inline]
     fn try_take_uncontended(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, CostExceedsBurst> {
         // While no call waits, one pass over the buckets both fills and checks them, which is faster than two.
         let elapsed = self.advance_idle(now);
-        let mut is_available = self.paused_until <= self.filled_to;
-        for (budget, bucket) in &mut self.buckets {
+        let mut is_available = self.pauses.until() <= self.filled_to;
+        if let [(budget, bucket)] = &mut *self.buckets {
+            // With one bucket, which most limiters have, it can also be charged in that pass.
             bucket.advance(elapsed);
-            is_available &= bucket.has(request.cost.of(*budget));
+            if is_available && bucket.try_take(request.cost.of(*budget), request.limits_version.is_some()) {
+                request.set_limits_version(self.limits_version);
+                return Ok(true);
+            }
+        } else {
+            for (budget, bucket) in &mut self.buckets {
+                bucket.advance(elapsed);
+                is_available &= bucket.has(request.cost.of(*budget));
+            }
+            if is_available {
+                self.charge(request);
+                return Ok(true);
+            }
         }
-        if is_available {
-            self.charge(request);
-            return Ok(true);
-        }
-        match self.rejection(request) {
-            Some(rejection) => Err(rejection),
-            None => Ok(self.availability(request, now) == Availability::Now && self.try_take(request, false, now)),
-        }
+        self.try_take_as_of_later(request, now)
     }
 
     fn on_enqueue(&mut self, request: &ChargeRequest) {
         self.queued += request.cost;
+        if request.limits_version.is_some() {
+            self.queued_estimates += request.cost;
+            self.has_estimates = true;
+        }
     }
 
     fn on_dequeue(&mut self, request: &ChargeRequest) {
         self.queued -= request.cost;
+        if request.limits_version.is_some() {
+            self.queued_estimates -= request.cost;
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! [`Estimate`]: a cost that a rate limiter has charged before the true cost of the call is available.
 
-use super::limits::Cost;
-use std::fmt;
+use super::limits::{Budget, Cost};
+use std::{
+    fmt,
+    panic::{RefUnwindSafe, UnwindSafe},
+};
 
 /// A cost that a rate limiter has charged as an estimate, to be [settled](Self::settle) when the true cost of the call
 /// is available.
@@ -17,6 +20,17 @@ pub struct Estimate {
 pub(super) trait Settle: Send + Sync {
     /// Replaces the cost `charged` by the cost that the call really `used`.
     fn settle(&self, charged: Cost, used: Cost);
+}
+
+/// Logs that a call has `used` so much of `budget` that the debt is cut off. The caller must hold no lock, because a
+/// subscriber of the log is user code.
+pub(super) fn warn_of_cut_off(budget: Budget, used: Cost) {
+    tracing::warn!(
+        target: "tower_outbound",
+        budget = budget.name(),
+        used = used.of(budget),
+        "A call has used so much more than it was charged that a part is forgotten: the debt of a rate is at its bound"
+    );
 }
 
 // === impl Estimate ===
@@ -55,6 +69,11 @@ impl Drop for Estimate {
         }
     }
 }
+
+/// A limiter changes its state only under a lock and runs no user code there, so a panic that is caught cannot leave it
+/// half changed. The compiler does not see that through the trait object.
+impl UnwindSafe for Estimate {}
+impl RefUnwindSafe for Estimate {}
 
 impl fmt::Debug for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,6 +5,7 @@ use super::{
     estimate::Estimate,
     limiter::{Admission, Limiter},
     limits::Cost,
+    pause::{Pause, PauseWatch},
 };
 use crate::{
     clock, coop,
@@ -29,6 +30,7 @@ pub struct RateLimitLayer<C = ByExtension, U = AsCharged> {
     limiter: Limiter,
     cost: C,
     used: U,
+    on_pause: Option<fn(Pause)>,
 }
 
 /// A service whose calls wait until a rate [`Limiter`] admits them. See the [module docs](crate::rate).
@@ -48,6 +50,7 @@ pub struct RateLimit<S, C = ByExtension, U = AsCharged> {
     limiter: Limiter,
     cost: C,
     used: U,
+    on_pause: Option<fn(Pause)>,
 }
 
 /// Computes what a request is charged by a rate limiter: a number of requests and a number of API tokens.
@@ -140,6 +143,7 @@ pin_project! {
             req: Option<Req>,
             // Whether the call has consumed its unit of cooperative budget.
             is_counted: bool,
+            pauses: PauseWatch,
         },
         /// The call is admitted and charged, and the inner call runs. `estimate` is present if the charge is to be
         /// corrected when the call has ended.
@@ -178,6 +182,7 @@ impl<C> RateLimitLayer<C> {
             limiter: limiter.into(),
             cost,
             used: AsCharged,
+            on_pause: None,
         }
     }
 }
@@ -199,7 +204,15 @@ impl<C, U> RateLimitLayer<C, U> {
             limiter: self.limiter,
             cost: self.cost,
             used,
+            on_pause: self.on_pause,
         }
+    }
+
+    /// Calls `on_pause` once for each call that waits for a pause of the limiter: when the call finds that it waits for
+    /// one, or when it is admitted after one. Default: nothing is called.
+    pub(crate) fn on_pause(mut self, on_pause: fn(Pause)) -> Self {
+        self.on_pause = Some(on_pause);
+        self
     }
 }
 
@@ -212,6 +225,7 @@ impl<S, C: Clone, U: Clone> Layer<S> for RateLimitLayer<C, U> {
             limiter: self.limiter.clone(),
             cost: self.cost.clone(),
             used: self.used.clone(),
+            on_pause: self.on_pause,
         }
     }
 }
@@ -241,6 +255,7 @@ where
                 inner: OnTurn::new(self.inner.clone()),
                 req: Some(req),
                 is_counted: false,
+                pauses: PauseWatch::new(self.on_pause),
             },
             used: self.used.clone(),
         }
@@ -355,12 +370,15 @@ where
                     inner,
                     req,
                     is_counted,
+                    pauses,
                 } => {
                     if !*is_counted {
                         ready!(coop::poll_unit(cx));
                         *is_counted = true;
                     }
-                    if let Err(error) = ready!(poll_charged(admission, *cost, inner, cx)) {
+                    let charged = poll_charged(admission, *cost, inner, cx);
+                    pauses.observe(charged.is_pending(), |since| admission.pause_since(since));
+                    if let Err(error) = ready!(charged) {
                         this.state.set(State::Failed);
                         return Poll::Ready(Err(error));
                     }

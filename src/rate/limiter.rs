@@ -7,6 +7,7 @@ use super::{
     estimate::Estimate,
     limits::{Budget, Cost, Demand, Limits},
     local::{LocalAdmission, RateLimiter},
+    pause::Pause,
 };
 use crate::error::{AcquireError, CostExceedsBurst, InvalidConfig};
 use std::{
@@ -156,14 +157,56 @@ impl Limiter {
         either!(self, limiter => limiter.adopt(budget, period, amount))
     }
 
-    /// Admits no call for the duration `pause`. A pause can only be extended: a shorter one changes nothing.
+    /// Records that a call is sent now, for a later [`lower_since`](Self::lower_since).
+    #[cfg(feature = "http")]
+    pub(crate) fn mark_sent(&self) {
+        match self {
+            Self::Local(local) => local.mark_sent(),
+            #[cfg(feature = "redis")]
+            Self::Shared(_) => {}
+        }
+    }
+
+    /// Lowers what the bucket of one rate holds to what is left now of `remaining`, which the provider held when it
+    /// received a call that was sent at `sent`.
+    #[cfg(feature = "http")]
+    pub(crate) fn lower_since(&self, budget: Budget, period: Option<Duration>, remaining: u64, sent: Instant) {
+        either!(self, limiter => limiter.lower_since(budget, period, remaining, sent));
+    }
+
+    /// Admits no call for the duration `pause` from now on. Replaces the user's earlier pause, so a pause of zero ends
+    /// it. See [`RateLimiter::pause_for`].
     pub fn pause_for(&self, pause: Duration) {
         either!(self, limiter => limiter.pause_for(pause));
     }
 
-    /// Admits no call until `until`. A pause can only be extended: an earlier end changes nothing.
+    /// Admits no call until `until`. Replaces the user's earlier pause, so an instant that has passed ends it. See
+    /// [`RateLimiter::pause_until`].
     pub fn pause_until(&self, until: Instant) {
         either!(self, limiter => limiter.pause_until(until));
+    }
+
+    /// Admits no call for the duration `pause`, at the request of the provider. Only extends the provider's earlier
+    /// pause.
+    #[cfg(feature = "http")]
+    pub(crate) fn pause_for_provider(&self, pause: Duration) {
+        either!(self, limiter => limiter.pause_for_provider(pause));
+    }
+
+    /// Ends all pauses now, also a pause of the provider. See [`RateLimiter::resume`].
+    pub fn resume(&self) {
+        either!(self, limiter => limiter.resume());
+    }
+
+    /// Returns the current pause, with its end and with who has begun it. See [`RateLimiter::paused`].
+    #[must_use]
+    pub fn paused(&self) -> Option<Pause> {
+        either!(self, limiter => limiter.paused())
+    }
+
+    /// Raises each bucket that is in debt to 0. See [`RateLimiter::forgive_debts`].
+    pub fn forgive_debts(&self) {
+        either!(self, limiter => limiter.forgive_debts());
     }
 
     /// Replaces a charged estimate by what the call really `used`. See [`RateLimiter::settle`].
@@ -171,8 +214,14 @@ impl Limiter {
         estimate.settle(used);
     }
 
-    /// Returns how long a new call of this cost would wait, behind the waiters in the limiter's queue and behind
-    /// `ahead`, the summed costs of the calls that will join the queue before it.
+    /// Declares that costs will be charged as estimates, so that [`wait`](Self::wait) knows it before the first one.
+    pub(crate) fn expect_estimates(&self) {
+        either!(self, limiter => limiter.expect_estimates());
+    }
+
+    /// Returns how long a new call of this cost will probably wait, behind the waiters in the limiter's queue and behind
+    /// `ahead`, the summed costs of the calls that will join the queue before it. Estimates count as what calls turn out
+    /// to use of them; before the first settlement, their tokens count as nothing.
     pub(crate) fn wait(&self, cost: Cost, ahead: Demand) -> Duration {
         either!(self, limiter => limiter.wait(cost, ahead))
     }
@@ -229,6 +278,18 @@ impl Admission {
             }
             #[cfg(feature = "redis")]
             Self::Charged(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Returns the last pause of the limiter if it ends after `since`, which may be in the past: the pause that a call
+    /// waits for now, or that held a call which has waited since then. `None` for a call that a shared limiter has charged.
+    pub(super) fn pause_since(&self, since: Instant) -> Option<Pause> {
+        match self {
+            Self::Local(local) => local.pause_since(since),
+            #[cfg(feature = "redis")]
+            Self::Shared(shared) => shared.pause_since(since),
+            #[cfg(feature = "redis")]
+            Self::Charged(_) => None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     amount::{Amount, gcd},
-    bucket::{Bucket, BucketSpec},
+    bucket::{Bucket, BucketSpec, MAX_UNITS},
 };
 use crate::error::InvalidConfig;
 use std::{
@@ -14,6 +14,11 @@ use std::{
 ///
 /// The bucket of a rate fills continuously: `per_minute(60)` adds one every second, not sixty once a minute. The bucket
 /// holds at most its [*burst*](Self::burst), so at most the burst is admitted at one instant after an idle time.
+///
+/// A new bucket is full, so the first minute of `per_minute(60)` admits up to 120: the burst, and what the rate adds in
+/// that minute. After that, no minute admits more than 120, and any longer time admits the rate on average. A provider
+/// that fills a bucket in the same way, as OpenAI does, allows that. For one that counts fixed or sliding
+/// windows, set a small burst, or an [initial fill](Self::initial) of 0 if only the start matters.
 ///
 /// If a provider enforces a rate in slices (60 per minute as 1 per second), set a small burst.
 ///
@@ -32,6 +37,7 @@ pub struct Rate {
     pub(super) period: Duration,
     pub(super) burst: Option<Amount>,
     pub(super) initial: Option<Amount>,
+    pub(super) max_debt: Option<Amount>,
 }
 
 /// The limits of a rate limiter: any number of request rates and token rates, all of which hold at the same time.
@@ -85,6 +91,7 @@ impl Rate {
             period,
             burst: None,
             initial: None,
+            max_debt: None,
         }
     }
 
@@ -124,6 +131,21 @@ impl Rate {
     #[must_use]
     pub fn initial(mut self, initial: impl Into<Amount>) -> Self {
         self.initial = Some(initial.into());
+        self
+    }
+
+    /// Sets the largest debt of the rate's bucket, in requests or tokens. Default: what the rate adds in ten minutes or
+    /// in one period, or the burst, whichever is the most.
+    ///
+    /// A call that turns out to have used more than it was charged may leave the bucket in debt, and no call is
+    /// admitted until the debt is filled. The bound keeps an absurd number, such as a usage of 2,147,483,647 tokens,
+    /// from stopping all calls for weeks. What goes deeper is forgotten, with a warning in the log, and is then not
+    /// counted as used. So the bound should not be less than what the calls in flight may really use above their
+    /// estimates. A debt can be ended before it is filled: see
+    /// [`RateLimiter::forgive_debts`](crate::RateLimiter::forgive_debts).
+    #[must_use]
+    pub fn max_debt(mut self, debt: impl Into<Amount>) -> Self {
+        self.max_debt = Some(debt.into());
         self
     }
 
@@ -174,17 +196,16 @@ impl Rate {
         }
         // The longest valid period is 292 years (`i64::MAX` nanoseconds): the waits of a rate with a longer period
         // might end later than an `Instant` can represent.
-        let period = u128::from(
-            u64::try_from(self.period.as_nanos())
-                .ok()
-                .filter(|nanos| *nanos <= i64::MAX as u64)
-                .ok_or_else(|| {
-                    InvalidConfig::new(
-                        field("period"),
-                        format!("must be at most 292 years, is {:?}", self.period),
-                    )
-                })?,
-        ) * u128::from(scale);
+        let nanos = u64::try_from(self.period.as_nanos())
+            .ok()
+            .filter(|nanos| *nanos <= i64::MAX as u64)
+            .ok_or_else(|| {
+                InvalidConfig::new(
+                    field("period"),
+                    format!("must be at most 292 years, is {:?}", self.period),
+                )
+            })?;
+        let period = u128::from(nanos) * u128::from(scale);
 
         let divisor = gcd(u128::from(amount), period);
         let fill = amount / u64::try_from(divisor).unwrap_or(u64::MAX);
@@ -227,19 +248,26 @@ impl Rate {
         if initial > capacity {
             return Err(InvalidConfig::new(field("initial"), "must not be above the burst"));
         }
+        let max_debt = match &self.max_debt {
+            Some(debt) => units("max_debt", debt)?,
+            None => {
+                let filled = u128::from(fill) * u128::from(nanos.max(DEFAULT_DEBT_NANOS));
+                (filled.min(MAX_UNITS) as i128).max(capacity)
+            }
+        };
         Ok(BucketSpec {
             fill,
             unit,
             capacity,
             initial,
-            max_debt: MAX_UNITS as i128,
+            max_debt,
         })
     }
 }
 
-/// The largest capacity and the largest debt of a bucket, in units of the bucket (the smallest fraction of a token that
-/// it counts). An `i128` can represent both.
-const MAX_UNITS: u128 = 1 << 126;
+/// The default for the largest debt of a rate with a period that is not longer than this: what the rate adds in ten
+/// minutes, in nanoseconds.
+const DEFAULT_DEBT_NANOS: u64 = 10 * 60 * 1_000_000_000;
 
 // === impl Limits ===
 
@@ -283,6 +311,29 @@ impl Limits {
             Some(period) => of_budget.find(|index| self.rates[*index].1.period == period),
             None => of_budget.next().filter(|_| of_budget.next().is_none()),
         }
+    }
+
+    /// Returns for each rate of these limits the index of the rate in `old` whose bucket it takes over: the one with the
+    /// same budget and period. A rate without such a rate takes over the bucket of the first rate of its budget that is
+    /// left over, if any. Without that, a rate whose period is changed would start with a full bucket, though the one
+    /// before it is used up.
+    pub(super) fn match_rates(&self, old: &Self) -> Vec<Option<usize>> {
+        let mut is_taken = vec![false; old.rates.len()];
+        let mut matches = vec![None; self.rates.len()];
+        for same_period in [true, false] {
+            for ((budget, rate), found) in self.rates.iter().zip(&mut matches) {
+                if found.is_none() {
+                    *found = (0..old.rates.len()).find(|index| {
+                        let (of, old) = &old.rates[*index];
+                        !is_taken[*index] && of == budget && (!same_period || old.period == rate.period)
+                    });
+                    if let Some(index) = *found {
+                        is_taken[index] = true;
+                    }
+                }
+            }
+        }
+        matches
     }
 
     /// Returns these limits with another amount for the rate at `index`. `None` if there is no such rate, or if the

@@ -2,8 +2,9 @@
 
 use super::{
     buckets::{Available, Buckets, Bursts, ChargeRequest},
-    estimate::{Estimate, Settle},
+    estimate::{Estimate, Settle, warn_of_cut_off},
     limits::{Budget, Cost, Demand, Limits},
+    pause::{Pause, PauseChange, PauseSource},
 };
 use crate::{
     clock::LazyNow,
@@ -185,20 +186,29 @@ impl RateLimiter {
             cost,
             limits_version: None,
         };
-        match self.queue.try_acquire(&request, LazyNow::at(Instant::now())) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                let wait = self.wait(cost, Demand::default());
-                Err(TryAcquireError::NotYet(if wait.is_zero() { RETRY_SOON } else { wait }))
-            }
+        let now = LazyNow::at(Instant::now());
+        let refused = self
+            .queue
+            .try_acquire(&request, now, |buckets, now| buckets.wait(cost, now));
+        match refused {
+            Ok(None) => Ok(()),
+            Ok(Some(Duration::ZERO)) => Err(TryAcquireError::NotYet(RETRY_SOON)),
+            Ok(Some(wait)) => Err(TryAcquireError::NotYet(wait)),
             Err(error) => Err(TryAcquireError::CostExceedsBurst(error)),
         }
     }
 
-    /// Returns how long a new call of this cost would wait, behind the waiters in the limiter's queue and behind
-    /// `ahead`, the summed costs of the calls that will join the queue before it.
+    /// Returns how long a new call of this cost will probably wait, behind the waiters in the limiter's queue and behind
+    /// `ahead`, the summed costs of the calls that will join the queue before it. Estimates count as what calls turn out
+    /// to use of them.
     pub(super) fn wait(&self, cost: Cost, ahead: Demand) -> Duration {
-        self.queue.inspect(|buckets, now| buckets.wait(cost, ahead, now))
+        self.queue
+            .inspect(|buckets, now| buckets.expected_wait(cost, ahead, now))
+    }
+
+    /// Declares that costs will be charged as estimates, so that [`wait`](Self::wait) knows it before the first one.
+    pub(super) fn expect_estimates(&self) {
+        self.queue.inspect(|buckets, _| buckets.expect_estimates());
     }
 
     /// Returns what the buckets of the limiter hold now. A new call gets it only after the calls that wait already.
@@ -224,8 +234,9 @@ impl RateLimiter {
 
     /// Replaces the limits of this limiter. The new limits apply at once, also to the calls that wait already.
     ///
-    /// A bucket keeps its debt and what it holds, up to the new burst: the first new rate of requests takes over the
-    /// bucket of the first old rate of requests, and so on. A rate without a predecessor starts with its initial fill.
+    /// A bucket keeps its debt and what it holds, up to the new burst: a rate takes over the bucket of the old rate with
+    /// the same budget and period, whatever the order of the rates. If there is none, it takes over the bucket of the
+    /// first old rate of its budget that is left over. If none is left over, it starts with its initial fill.
     ///
     /// # Errors
     ///
@@ -264,6 +275,20 @@ impl RateLimiter {
             .update(|buckets, now| buckets.lower(budget, period, remaining, now));
     }
 
+    /// Records that a call is sent now, for a later [`lower_since`](Self::lower_since).
+    #[cfg(feature = "http")]
+    pub(super) fn mark_sent(&self) {
+        self.queue.inspect(Buckets::mark_sent);
+    }
+
+    /// Lowers what the bucket of one rate holds, as [`lower`](Self::lower) does, to what is left now of `remaining`,
+    /// which the provider held when it received a call that was sent at `sent`.
+    #[cfg(feature = "http")]
+    pub(super) fn lower_since(&self, budget: Budget, period: Option<Duration>, remaining: u64, sent: Instant) {
+        self.queue
+            .update(|buckets, now| buckets.lower_since(budget, period, remaining, sent, now));
+    }
+
     /// Replaces the amount per period of one rate, for example with the limit that the provider reports. A burst or
     /// initial fill above the new amount is lowered to it. Returns whether the limits have changed.
     ///
@@ -288,18 +313,64 @@ impl RateLimiter {
             })
     }
 
-    /// Admits no call for the duration `pause`. A pause can only be extended: a shorter one changes nothing. A pause
-    /// does not end if its end is too far away for an [`Instant`].
+    /// Admits no call for the duration `pause` from now on. Replaces the pause that was set by an earlier call of this
+    /// method or of [`pause_until`](Self::pause_until), so a shorter pause ends earlier, and a pause of zero ends at
+    /// once. A pause of the provider is not changed: see [`resume`](Self::resume). A pause does not end by itself if its
+    /// end is too far away for an [`Instant`].
     pub fn pause_for(&self, pause: Duration) {
-        self.queue.update(|buckets, now| {
+        self.change_pause(|buckets, now| {
             let until = now.get().checked_add(pause);
-            buckets.pause(until);
+            [(PauseSource::User, buckets.pause(until, now))]
         });
     }
 
-    /// Admits no call until `until`. A pause can only be extended: an earlier end changes nothing.
+    /// Admits no call until `until`. Replaces an earlier pause as [`pause_for`](Self::pause_for) does: an instant that
+    /// has passed ends it.
     pub fn pause_until(&self, until: Instant) {
-        self.queue.update(|buckets, _| buckets.pause(Some(until)));
+        self.change_pause(|buckets, now| [(PauseSource::User, buckets.pause(Some(until), now))]);
+    }
+
+    /// Admits no call for the duration `pause`, at the request of the provider. Only extends an earlier pause of the
+    /// provider: its responses may arrive in another order than they were sent.
+    #[cfg(feature = "http")]
+    pub(super) fn pause_for_provider(&self, pause: Duration) {
+        self.change_pause(|buckets, now| {
+            let until = now.get().checked_add(pause);
+            [(PauseSource::Provider, buckets.extend_pause(until, now))]
+        });
+    }
+
+    /// Ends all pauses now, also a pause of the provider. Waiting calls go on at once, as far as the limits allow.
+    pub fn resume(&self) {
+        self.change_pause(Buckets::resume);
+    }
+
+    /// Returns the current pause, with its end and with who has begun it. If there are several, returns the one that
+    /// ends last. `None` if the limiter is not paused.
+    #[must_use]
+    pub fn paused(&self) -> Option<Pause> {
+        self.queue.inspect(|buckets, now| buckets.pause_since(now.get()))
+    }
+
+    fn change_pause<const N: usize>(
+        &self,
+        change: impl FnOnce(&mut Buckets, &mut LazyNow) -> [(PauseSource, PauseChange); N],
+    ) {
+        let (changes, remaining) = self.queue.update(|buckets, now| {
+            let changes = change(buckets, now);
+            (changes, buckets.wait(Cost::default(), now))
+        });
+        for (source, change) in changes {
+            change.log(source, remaining);
+        }
+    }
+
+    /// Raises each bucket that is in debt to 0, so that calls are admitted again as soon as the rates have added their
+    /// cost. What a bucket holds stays. For a debt that is wrong, such as that of a usage that was reported wrongly.
+    ///
+    /// How large a debt can become is set by [`Rate::max_debt`](crate::Rate::max_debt).
+    pub fn forgive_debts(&self) {
+        self.queue.update(Buckets::forgive_debts);
     }
 
     pub(super) fn admission(&self, is_estimate: bool) -> LocalAdmission {
@@ -313,7 +384,8 @@ impl RateLimiter {
     /// in addition. The correction applies at once, also to the calls that wait already. This method is the same as
     /// [`Estimate::settle`].
     ///
-    /// A debit may leave a bucket in debt, which must be filled before the bucket admits another call. A refund never
+    /// A debit may leave a bucket in debt, which must be filled before the bucket admits another call. The debt is
+    /// [bounded](crate::Rate::max_debt), and can be [forgiven](Self::forgive_debts). A refund never
     /// lets more than `burst + rate x T` of true usage through in a window of length T: what would have overflowed in
     /// the meantime, had the true cost been charged from the start, is not refunded.
     pub fn settle(&self, estimate: Estimate, used: Cost) {
@@ -357,9 +429,13 @@ impl std::error::Error for TryAcquireError {}
 
 impl Settle for LocalCharge {
     fn settle(&self, charged: Cost, used: Cost) {
-        self.limiter
+        let cut_off = self
+            .limiter
             .queue
             .update(|buckets, now| buckets.settle(charged, self.limits_version, used, now));
+        if let Some(budget) = cut_off {
+            warn_of_cut_off(budget, used);
+        }
     }
 }
 
@@ -396,6 +472,10 @@ impl LocalAdmission {
             cost,
             limits_version: self.limits_version.clone(),
         }
+    }
+
+    pub(super) fn pause_since(&self, since: Instant) -> Option<Pause> {
+        self.waiter.queue().inspect(|buckets, _| buckets.pause_since(since))
     }
 
     /// Returns the charge of an admitted call, to be settled when the true cost is available. `None` if the cost was

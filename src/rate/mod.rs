@@ -71,12 +71,16 @@ mod bucket;
 mod buckets;
 mod estimate;
 mod layer;
+#[cfg(feature = "http")]
+mod level_history;
 mod limiter;
 mod limits;
 mod local;
+mod pause;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub mod redis;
+mod used_share;
 
 pub use crate::tokens::{ApiTokens, ApiTokensUsed};
 pub use amount::Amount;
@@ -88,3 +92,4 @@ pub use limiter::Limiter;
 pub(crate) use limits::Demand;
 pub use limits::{Budget, Cost, Limits, Rate};
 pub use local::{RateLimiter, TryAcquireError};
+pub use pause::{Pause, PauseSource};

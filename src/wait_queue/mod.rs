@@ -71,11 +71,22 @@ impl<R: Resource> WaitQueue<R> {
     }
 
     /// Takes what `request` wants if that is available now and no waiter is in the queue, except skipped ones (which
-    /// were notified and took nothing in time). Returns whether it was taken.
-    pub(crate) fn try_acquire(&self, request: &R::Request, mut now: LazyNow) -> Result<bool, R::Rejection> {
+    /// were notified and took nothing in time). Returns `None` if it was taken. Otherwise returns what `refused` reads
+    /// from the resource, under the same lock and with the same reading of the clock.
+    #[inline]
+    pub(crate) fn try_acquire<T>(
+        &self,
+        request: &R::Request,
+        mut now: LazyNow,
+        refused: impl FnOnce(&mut R, &mut LazyNow) -> T,
+    ) -> Result<Option<T>, R::Rejection> {
+        let mut order = self.locked.lock();
         // No waiter has to be notified afterwards: a request that has not waited takes something only if no waiter is
         // in the queue, except skipped ones, and these are not notified.
-        self.locked.lock().try_take(None, request, &mut now)
+        if order.try_take(None, request, &mut now)? {
+            return Ok(None);
+        }
+        Ok(Some(refused(&mut order.resource, &mut now)))
     }
 
     /// Reads the resource. A change of the resource that could let a waiter continue needs [`update`](Self::update)

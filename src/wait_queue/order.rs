@@ -82,6 +82,7 @@ impl<R: Resource> Order<R> {
     }
 
     /// Takes what the waiter wants if [`can_take`](Self::can_take) allows it, and returns whether it was taken.
+    #[inline]
     pub(super) fn try_take(
         &mut self,
         seq: Option<u64>,

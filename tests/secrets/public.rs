@@ -173,6 +173,12 @@ async fn no_public_type_shows_a_secret() {
     shown.debug(limit.limit());
     shown.debug(&limiter);
     shown.debug(&limiter.available());
+    limiter.pause_for(ms(10));
+    let pause = limiter.paused().unwrap();
+    shown.debug(&pause);
+    shown.debug(&pause.source());
+    shown.display(&pause.source());
+    limiter.resume();
     shown.debug(&RateLimitLayer::new(limiter.clone()));
     shown.debug(&EventLayer::calling().report_to(&events));
     shown.debug(&events);

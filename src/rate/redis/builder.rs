@@ -7,6 +7,7 @@ use super::{
     quota_config::QuotaConfig,
     shared::SharedRateLimiter,
     store::{OnPause, Origin, Store},
+    wire::pause_ends,
 };
 use crate::{error::InvalidConfig, rate::limits::Limits};
 use ::redis::aio::ConnectionLike;
@@ -186,10 +187,11 @@ impl SharedRateLimiterBuilder {
         let target: Arc<OnceLock<Weak<SharedCoordinator>>> = Arc::default();
         let on_pause: OnPause = {
             let target = target.clone();
-            Arc::new(move |pause| {
-                let shared = target.get().and_then(Weak::upgrade);
-                if let (Some(shared), Some(until)) = (shared, Instant::now().checked_add(pause)) {
-                    shared.with_coordinator(|coordinator| coordinator.extend_pause(until));
+            Arc::new(move |pauses| {
+                if let Some(shared) = target.get().and_then(Weak::upgrade) {
+                    let ends = pause_ends(pauses, Instant::now());
+                    shared.with_coordinator(|coordinator| coordinator.on_pauses(ends));
+                    shared.notify_driver();
                 }
             })
         };

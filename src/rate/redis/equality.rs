@@ -9,7 +9,10 @@ use super::{
     virtual_schedule::VirtualSchedule,
     wire::{StoreReply, StoreRequest},
 };
-use crate::rate::limits::{Cost, Limits, Rate};
+use crate::rate::{
+    limits::{Cost, Limits, Rate},
+    pause::Pauses,
+};
 use ::redis::{Script, Value};
 use std::{sync::Arc, time::Duration};
 
@@ -54,13 +57,13 @@ fn configs() -> Vec<Arc<QuotaConfig>> {
             .requests(Rate::per_second(500).burst(100))
             .tokens(Rate::per_minute(600_000).burst(20_000)),
         Limits::new()
-            .requests(Rate::per_second(250).burst(7))
+            .requests(Rate::per_second(250).burst(7).max_debt(3))
             .tokens(Rate::per_minute(30_001)),
         Limits::new()
             .tokens(Rate::new(7, Duration::from_micros(11)).burst(31).initial(3))
             .requests(Rate::per_second(0.3).burst(2))
             .requests(Rate::per_day(40_000)),
-        Limits::new().tokens(Rate::per_second(1_000_003).burst(1_500)),
+        Limits::new().tokens(Rate::per_second(1_000_003).burst(1_500).max_debt(100)),
         Limits::new(),
     ];
     limits
@@ -132,7 +135,8 @@ fn request(rng: &mut RandomInput, member: usize, state: MemberState, configs: &[
             Amounts::ZERO
         },
         estimated: state.estimated.saturating_sub(credit),
-        pause: rng.rarely(400_000),
+        pauses: Pauses::new(rng.rarely(400_000) - 1, rng.rarely(400_000) - 1),
+        is_forgiving: rng.one_in(50),
         lowered: (0..rates)
             .map(|at| (at, rng.0.u64(0..30_000)))
             .filter(|(_, remaining)| *remaining < 1_000)

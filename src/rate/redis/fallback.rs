@@ -5,7 +5,7 @@ use super::{
     virtual_schedule::VirtualSchedule,
     wire::{StoreRequest, instant_after, micros},
 };
-use crate::rate::limits::Cost;
+use crate::rate::{limits::Cost, pause::Pauses};
 use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 
@@ -76,7 +76,7 @@ impl LocalFallback {
             sequence: self.sequence,
             last_reservation: micros(self.begins_at.saturating_duration_since(now)),
             is_change,
-            pause: micros(pause),
+            pauses: Pauses::new(micros(pause), -1),
             costs,
             ..StoreRequest::new([0; 16], config)
         };

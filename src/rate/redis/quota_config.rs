@@ -104,22 +104,23 @@ fn by_microsecond(budget: Budget, spec: BucketSpec) -> Result<BucketSpec, Invali
         unit,
         capacity,
         initial: spec.initial / divisor as i128,
-        max_debt: MAX_UNITS,
+        max_debt: (spec.max_debt / divisor as i128).min(MAX_UNITS),
     })
 }
 
 /// Writes the limits as a text, with one word for each rate: the kind of budget (`requests` or `tokens`), amount,
-/// period in nanoseconds, burst and initial fill, separated by colons. Burst and initial fill are empty if they are not
-/// set.
+/// period in nanoseconds, burst, initial fill and largest debt, separated by colons. The last three are empty if they are
+/// not set.
 fn write(limits: &Limits) -> String {
     let mut text = String::new();
     for (budget, rate) in limits.rates() {
         let separator = if text.is_empty() { "" } else { " " };
         let burst = rate.burst.map(|amount| amount.to_string()).unwrap_or_default();
         let initial = rate.initial.map(|amount| amount.to_string()).unwrap_or_default();
+        let max_debt = rate.max_debt.map(|amount| amount.to_string()).unwrap_or_default();
         let _ = write!(
             text,
-            "{separator}{}:{}:{}:{burst}:{initial}",
+            "{separator}{}:{}:{}:{burst}:{initial}:{max_debt}",
             budget.name(),
             rate.amount,
             rate.period.as_nanos()
@@ -135,12 +136,15 @@ fn read(text: &str) -> Option<Limits> {
         let budget = parts.next()?;
         let amount = Amount::read(parts.next()?)?;
         let mut rate = Rate::new(amount, Duration::from_nanos(parts.next()?.parse().ok()?));
-        let (burst, initial) = (parts.next()?, parts.next()?);
+        let (burst, initial, max_debt) = (parts.next()?, parts.next()?, parts.next()?);
         if !burst.is_empty() {
             rate = rate.burst(Amount::read(burst)?);
         }
         if !initial.is_empty() {
             rate = rate.initial(Amount::read(initial)?);
+        }
+        if !max_debt.is_empty() {
+            rate = rate.max_debt(Amount::read(max_debt)?);
         }
         limits = match budget {
             "requests" => limits.requests(rate),
@@ -158,7 +162,7 @@ mod tests {
     fn limits() -> Limits {
         Limits::new()
             .requests(Rate::per_minute(500).burst(10).initial(0))
-            .requests(Rate::per_second(0.3))
+            .requests(Rate::per_second(0.3).max_debt(7))
             .tokens(Rate::new(30_001, Duration::from_nanos(1_500_000_007)).burst(2.5))
             .tokens(Rate::per_day(10_000_000))
     }
@@ -168,17 +172,18 @@ mod tests {
         let config = QuotaConfig::new(limits()).unwrap();
         assert_eq!(
             config.text(),
-            "requests:500:60000000000:10:0 requests:0.3:1000000000:: tokens:30001:1500000007:2.5: \
-             tokens:10000000:86400000000000::"
+            "requests:500:60000000000:10:0: requests:0.3:1000000000:::7 tokens:30001:1500000007:2.5:: \
+             tokens:10000000:86400000000000:::"
         );
         assert_eq!(QuotaConfig::read(config.text()), Some(config));
         assert_eq!(QuotaConfig::read(""), Some(QuotaConfig::new(Limits::new()).unwrap()));
         for invalid in [
             "requests",
-            "requests:1:0::",
-            "calls:1:1::",
-            "requests:-1:1000::",
-            "requests:1:x::",
+            "requests:1:1000::",
+            "requests:1:0:::",
+            "calls:1:1:::",
+            "requests:-1:1000:::",
+            "requests:1:x:::",
         ] {
             assert_eq!(QuotaConfig::read(invalid), None, "{invalid}");
         }

@@ -17,7 +17,7 @@
 --   - do not raise errors: their texts differ between server versions. Problems are part of the reply.
 --
 -- KEYS[1]  the stored state
--- ARGV[1]  the numbers of the request (wire.rs): a fixed list, then six for each rate, then two for each cost
+-- ARGV[1]  the numbers of the request (wire.rs): a fixed list, then eight for each rate, then two for each cost
 -- ARGV[2]  the name of the member, 16 bytes
 -- ARGV[3]  the publish/subscribe channel on which pauses are announced to the members
 -- ARGV[4]  two lines: the member's limits, and the limits that it was started with. Left out if the member expects that
@@ -28,20 +28,19 @@
 -- corrections), and the two lines of ARGV[4] from the member that set the limits.
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
 local read, write, rep, values = struct.unpack, struct.pack, string.rep, unpack
--- Both in units: a deeper debt of a bucket is cut off at the first, and estimates are counted up to the second. So no
--- sum exceeds what doubles hold exactly.
-local DEEPEST_DEBT, MAX_ESTIMATED = -2 ^ 51, 2 ^ 52
+-- In units: estimates are counted up to this number, so that no sum exceeds what doubles hold exactly.
+local MAX_ESTIMATED = 2 ^ 52
 -- All three in microseconds: see their descriptions in virtual_schedule.rs.
 local MEMBER_EXPIRY, SWEEP_INTERVAL, RETURN_TIME = 15000000, 1000000, 1500000
 -- In milliseconds: how much longer the key has to live than until the buckets are full and the pause has ended.
 local MIN_RETENTION = 60000
 -- In microseconds: the key's time to live is set again only if it is too short by more than this. So the key may expire
--- this much earlier.
+-- this much earlier, which store_view.rs knows.
 local EXPIRY_SLACK = 30000000
 -- In bytes: the length of a member's entry, and of the name that the entry begins with.
 local ENTRY, NAME = 48, 16
--- In bytes: the length of a rate in the request, which is six numbers.
-local RATE = 48
+-- In bytes: the length of a rate in the request, which is eight numbers.
+local RATE = 64
 
 local REQUEST_NAMES, rates_at = read(REQUEST_FORMAT, ARGV[1])
 
@@ -166,20 +165,33 @@ else
       end
       return q
     end
-    local old = {{}, {}}
+    local old, successor_of = {}, {}
     for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
       local without = bucket.balance - bucket.withheld
-      table.insert(old[bucket.budget], {unit = bucket.unit, balance = bucket.balance, without = without})
+      table.insert(old, {
+        budget = bucket.budget, period = bucket.period, unit = bucket.unit, balance = bucket.balance, without = without
+      })
     end
     for i = #state, FIRST_BUCKET, -1 do
       state[i] = nil
     end
     create_buckets()
-    local position, is_any_new = {1, 1}, false
+    -- A rate takes over the bucket of the old rate with the same budget and period, or else that of the first old rate
+    -- of its budget that is left over.
+    for _, same_period in ipairs({true, false}) do
+      for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+        for _, before in ipairs(old) do
+          if not successor_of[bucket] and not before.is_taken and before.budget == bucket.budget and
+            (not same_period or before.period == bucket.period) then
+            before.is_taken, successor_of[bucket] = true, before
+          end
+        end
+      end
+    end
+    local is_any_new = false
     for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
       local budget, unit = bucket.budget, bucket.unit
-      local before = old[budget][position[budget]]
-      position[budget] = position[budget] + 1
+      local before = successor_of[bucket]
       if before then
         local function convert(units)
           local whole = quotient(units, before.unit)
@@ -187,10 +199,11 @@ else
         end
         local balance = convert(before.balance)
         local amount = budget == 1 and state.estimated_requests or state.estimated_tokens
-        bucket.balance = max(min(balance, bucket.capacity), DEEPEST_DEBT)
+        bucket.balance = max(min(balance, bucket.capacity), -bucket.max_debt)
         -- The withheld part is rounded together with the balance. If both were rounded by themselves, a refund could be
         -- a unit more than before.
-        bucket.withheld = min(balance - convert(before.without), min(amount * unit, MAX_ESTIMATED))
+        local cut_off = max(-bucket.max_debt - balance, 0)
+        bucket.withheld = min(balance - convert(before.without) + cut_off, min(amount * unit, MAX_ESTIMATED))
       else
         is_any_new = true
       end
@@ -204,7 +217,7 @@ else
   end
 
   if not stored then
-    state, entries = {0, now, 0, now, 0, now, 0, now, 1, now, 0, 0, 0, 0, 0}, ''
+    state, entries = {0, now, 0, now, 0, now, 0, 0, now, 1, now, 0, 0, 0, 0, 0}, ''
     create_buckets()
     if config_version ~= 0 then state.config_version = config_version end
     if incarnation ~= 0 then
@@ -218,7 +231,9 @@ else
   -- If the server's clock went back, all stored times are moved back with it, so that no time has passed.
   local back = state.clock - now
   if back > 0 then
-    state.scheduled_until, state.paused_until = state.scheduled_until - back, max(state.paused_until - back, 0)
+    state.scheduled_until = state.scheduled_until - back
+    state.user_paused_until = max(state.user_paused_until - back, 0)
+    state.provider_paused_until = max(state.provider_paused_until - back, 0)
     state.swept_at, state.emptied_at = state.swept_at - back, state.emptied_at - back
     state.expires_at, state.last_contact = state.expires_at - back, state.last_contact - back
     local moved = {}
@@ -267,12 +282,22 @@ else
   end
 end
 
--- 3. Advance the time, begin a pause, and lower the buckets to what the provider reports as remaining.
+-- 3. Advance the time, change the pauses, and lower the buckets to what the provider reports as remaining.
 
 if now > state.scheduled_until then advance_to(now) end
-if pause > 0 and now + pause > state.paused_until then
-  state.paused_until = now + pause
-  redis.call('PUBLISH', ARGV[3], string.format('%.0f', pause))
+local user_paused_until, provider_paused_until = state.user_paused_until, state.provider_paused_until
+if user_pause > 0 or user_pause == 0 and user_paused_until > now then
+  user_paused_until = now + user_pause
+end
+-- The pause of the provider is only extended, unless it is ended.
+if provider_pause > 0 and now + provider_pause > provider_paused_until or
+  provider_pause == 0 and provider_paused_until > now then
+  provider_paused_until = now + provider_pause
+end
+if user_paused_until ~= state.user_paused_until or provider_paused_until ~= state.provider_paused_until then
+  state.user_paused_until, state.provider_paused_until = user_paused_until, provider_paused_until
+  local user, provider = max(user_paused_until - now, 0), max(provider_paused_until - now, 0)
+  redis.call('PUBLISH', ARGV[3], string.format('%.0f %.0f', user, provider))
 end
 -- The reported amounts belong to the rates of the member's limits, so they are used only if these limits are in force.
 if lowered > 0 and string.match(text, '^[^\n]*') == string.match(ARGV[4], '^[^\n]*') then
@@ -340,7 +365,18 @@ if not is_counted then
       -- until then. Since then it can have used no more than its share of the rate, so no more is charged.
       share = min(share, ceil((now - state.emptied_at) * bucket.fill / member_count))
     end
-    local balance = max(max(bucket.balance - share, DEEPEST_DEBT) - debit * bucket.unit, DEEPEST_DEBT)
+    local all_estimated = bucket.budget == 1 and state.estimated_requests or state.estimated_tokens
+    local balance = bucket.balance
+    for _, units in ipairs({share, debit * bucket.unit}) do
+      balance = balance - units
+      if balance < -bucket.max_debt then
+        -- A deeper debt is forgotten. As far as it may be due to unsettled estimates, it is not given back a second time
+        -- by their refunds.
+        local cut_off = -bucket.max_debt - balance
+        balance = -bucket.max_debt
+        bucket.withheld = min(bucket.withheld + cut_off, min(all_estimated * bucket.unit, MAX_ESTIMATED))
+      end
+    end
     if is_known then
       local refund = min(min(credit, estimated) * bucket.unit, MAX_ESTIMATED)
       local kept = min(refund, bucket.withheld)
@@ -348,6 +384,14 @@ if not is_counted then
       balance = min(balance + refund - kept, bucket.capacity)
     end
     bucket.balance = balance
+  end
+end
+if is_forgiving == 1 then
+  for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+    local debt = max(-bucket.balance, 0)
+    local estimated = bucket.budget == 1 and state.estimated_requests or state.estimated_tokens
+    bucket.balance = bucket.balance + debt
+    bucket.withheld = min(bucket.withheld + debt, min(estimated * bucket.unit, MAX_ESTIMATED))
   end
 end
 if is_probe == 0 then state.last_contact = now end
@@ -366,7 +410,8 @@ set_estimated(other_requests + own_requests, other_tokens + own_tokens)
 
 local reply = {REPLY_ZEROS}
 local retry_in, reserved, cost_at = 0, 0, rates_at + RATE * rates
-local scheduled_until, paused_until, all_requests, all_tokens = state.scheduled_until, state.paused_until, 0, 0
+local scheduled_until, all_requests, all_tokens = state.scheduled_until, 0, 0
+local paused_until = max(user_paused_until, provider_paused_until)
 for _ = 1, costs do
   local requests, tokens
   requests, tokens, cost_at = read('<dd', ARGV[1], cost_at)
@@ -445,7 +490,8 @@ else
 end
 
 reply.sequence, reply.incarnation, reply.config_version = state.sequence, state.incarnation, state.config_version
-reply.pause, reply.members = max(paused_until - now, 0), state.members
+reply.user_pause, reply.provider_pause = max(user_paused_until - now, 0), max(provider_paused_until - now, 0)
+reply.members = state.members
 if is_known then reply.is_known = 1 end
 reply.retention, reply.offset = retention, scheduled_until - now
 reply.remaining_requests, reply.remaining_tokens = remaining_requests, remaining_tokens

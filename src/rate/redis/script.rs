@@ -10,7 +10,7 @@ use std::{cmp::Reverse, sync::LazyLock};
 /// The version of the layout of the stored state, which is a part of the key under which the state is stored. Another
 /// layout needs another version, so that members with different versions of this crate do not misread each other's
 /// state.
-pub(super) const VERSION: &str = "v1";
+pub(super) const VERSION: &str = "v2";
 
 /// The script as it is loaded into the server. Its text is the same in all processes with the same version of this
 /// crate, so the server compiles and caches it once.
@@ -32,7 +32,10 @@ const STATE: &[&str] = &[
     // The time that the balances stand for, with all refills up to it added and all reservations subtracted: the time of
     // the last reservation, or of the last request if that is later.
     "scheduled_until",
-    "paused_until",
+    // When the pause that a program has begun ends or has ended; 0 if there was none.
+    "user_paused_until",
+    // The same for the pause that the provider has asked for.
+    "provider_paused_until",
     // The version of the limits in force: a later one is larger.
     "config_version",
     // 1 if this state began with full buckets, because the first member to send a request had seen no earlier state; 0
@@ -50,12 +53,14 @@ const STATE: &[&str] = &[
     "estimated_tokens",
 ];
 
-/// The names of the numbers of a bucket, in their order: budget (1 requests, 2 tokens), units that a microsecond
-/// brings, units in one request or token, units in a full bucket, current balance in units, units withheld from refunds
-/// (what would have overflowed the bucket without the unsettled estimates). A unit is a fraction of a request or token,
+/// The names of the numbers of a bucket, in their order: budget (1 requests, 2 tokens), period of the rate in
+/// nanoseconds, units that a microsecond brings, units in one request or token, units in a full bucket, units in the
+/// largest debt, current balance in units, units withheld from refunds (what would have overflowed the bucket without the unsettled estimates). A unit is a fraction of a request or token,
 /// so small that all these numbers are integers. In the stored state, the numbers of all buckets follow those of
 /// `STATE`.
-const BUCKET: &[&str] = &["budget", "fill", "unit", "capacity", "balance", "withheld"];
+const BUCKET: &[&str] = &[
+    "budget", "period", "fill", "unit", "capacity", "max_debt", "balance", "withheld",
+];
 
 fn generate(template: &str) -> String {
     let constants = [
@@ -104,10 +109,10 @@ mod tests {
         assert_eq!(
             generate(template),
             "local max_ahead, incarnation, sequence, last_reservation, config_version, is_change, is_leaving, \
-             is_probe, pause, batch, fallback_age, member_count, credit_requests, credit_tokens, debit_requests, \
-             debit_tokens, fallback_requests, fallback_tokens, estimated_requests, estimated_tokens, lowered, rates, \
-             costs, rest = read('<ddddddddddddddddddddddd')\n\
-             reply[12] = state[11] + state[bucket + 2] + state[bucket]"
+             is_probe, user_pause, provider_pause, is_forgiving, batch, fallback_age, member_count, credit_requests, \
+             credit_tokens, debit_requests, debit_tokens, fallback_requests, fallback_tokens, estimated_requests, \
+             estimated_tokens, lowered, rates, costs, rest = read('<ddddddddddddddddddddddddd')\n\
+             reply[13] = state[12] + state[bucket + 3] + state[bucket]"
         );
     }
 

@@ -12,8 +12,9 @@ use crate::{
     rate::{
         Bursts, Demand,
         buckets::Available,
-        estimate::{Estimate, Settle},
+        estimate::{Estimate, Settle, warn_of_cut_off},
         limits::{Budget, Cost, Limits},
+        pause::{Pause, PauseSource},
     },
 };
 use std::{
@@ -218,6 +219,15 @@ impl SharedRateLimiter {
         self.handle.shared.notify_driver();
     }
 
+    /// Lowers what remains of a rate to what is left now of `remaining`, which the provider held when it received a call
+    /// that was sent at `sent`. What was charged since then is not subtracted: the next response reports it.
+    #[cfg(feature = "http")]
+    pub(in crate::rate) fn lower_since(&self, budget: Budget, period: Option<Duration>, remaining: u64, sent: Instant) {
+        let elapsed = sent.elapsed();
+        self.with_coordinator(|coordinator| coordinator.lower_since(budget, period, remaining, elapsed));
+        self.handle.shared.notify_driver();
+    }
+
     /// Replaces the amount of one rate for all members, for example with the limit that the provider reports: see
     /// [`RateLimiter::adopt`](crate::RateLimiter::adopt).
     ///
@@ -235,22 +245,69 @@ impl SharedRateLimiter {
         self.set_limits(changed).map(|()| true)
     }
 
-    /// Pauses all members: none of them admits a call for the time `pause`. A pause that would end before the current
-    /// one changes nothing.
+    /// Pauses all members: none of them admits a call for the time `pause` from now on. Replaces the pause that any member
+    /// has set by this method or by [`pause_until`](Self::pause_until), so a shorter pause ends earlier, and a pause of
+    /// zero ends at once. A pause of the provider is not changed: see [`resume`](Self::resume).
     ///
-    /// The pause applies at once in this process, and to the other members as soon as the server has announced it to
+    /// The change applies at once in this process, and to the other members as soon as the server has announced it to
     /// them. Reservations whose time falls into the pause are given back, and made again after it.
     pub fn pause_for(&self, pause: Duration) {
-        let now = Instant::now();
-        // If the end of the pause cannot be represented as an `Instant`, the pause lasts a year.
-        let far = || now + Duration::from_secs(60 * 60 * 24 * 365);
-        self.pause_until(now.checked_add(pause).unwrap_or_else(far));
+        self.set_pause(PauseSource::User, pause);
     }
 
     /// Pauses all members until the given instant: see [`pause_for`](Self::pause_for).
     pub fn pause_until(&self, until: Instant) {
-        self.with_coordinator(|coordinator| coordinator.begin_pause(until));
+        self.pause_for(until.saturating_duration_since(Instant::now()));
+    }
+
+    /// Pauses all members at the request of the provider. Only extends an earlier pause of the provider.
+    #[cfg(any(test, feature = "http"))]
+    pub(in crate::rate) fn pause_for_provider(&self, pause: Duration) {
+        if !pause.is_zero() {
+            self.set_pause(PauseSource::Provider, pause);
+        }
+    }
+
+    /// Ends all pauses of all members now, also a pause of the provider.
+    ///
+    /// The pauses end at once in this process, and for the other members as soon as the server has announced it to them.
+    pub fn resume(&self) {
+        for source in PauseSource::ALL {
+            self.set_pause(source, Duration::ZERO);
+        }
+    }
+
+    /// Returns the current pause as this process knows it, with its end and with who has begun it. If there are several,
+    /// returns the one that ends last. `None` if the limiter is not paused.
+    #[must_use]
+    pub fn paused(&self) -> Option<Pause> {
+        self.pause_since(Instant::now())
+    }
+
+    pub(in crate::rate) fn pause_since(&self, instant: Instant) -> Option<Pause> {
+        self.with_coordinator(|coordinator| coordinator.pause_since(instant))
+    }
+
+    fn set_pause(&self, source: PauseSource, pause: Duration) {
+        let now = Instant::now();
+        // If the end of the pause cannot be represented as an `Instant`, the pause lasts a year.
+        let far = || now + Duration::from_secs(60 * 60 * 24 * 365);
+        let until = now.checked_add(pause).unwrap_or_else(far);
+        let change = self.with_coordinator(|coordinator| coordinator.set_pause(source, until, now));
+        change.log(source, pause);
         self.handle.shared.notify_driver();
+    }
+
+    /// Raises each bucket of the quota that is in debt to 0, for all members: see
+    /// [`RateLimiter::forgive_debts`](crate::RateLimiter::forgive_debts). It takes effect with the next round trip to the
+    /// store.
+    pub fn forgive_debts(&self) {
+        self.with_coordinator(Coordinator::forgive_debts);
+        self.handle.shared.notify_driver();
+    }
+
+    pub(in crate::rate) fn expect_estimates(&self) {
+        self.with_coordinator(Coordinator::expect_estimates);
     }
 
     /// Returns the status of the store, as this process sees it.
@@ -355,6 +412,10 @@ impl SharedAdmission {
         }
     }
 
+    pub(in crate::rate) fn pause_since(&self, since: Instant) -> Option<Pause> {
+        self.limiter.pause_since(since)
+    }
+
     /// Takes the estimate to settle later. Returns `None` if the cost is final, or if the call was not admitted.
     pub(in crate::rate) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
         let reservation = self.estimate.take()??;
@@ -385,7 +446,14 @@ impl fmt::Debug for SharedAdmission {
 impl Settle for ReservedCharge {
     fn settle(&self, reserved: Cost, used: Cost) {
         let shared = &self.limiter.handle.shared;
-        shared.with_coordinator(|coordinator| coordinator.settle(self.reservation, reserved, used));
+        let cut_off = shared.with_coordinator(|coordinator| {
+            coordinator.record_used(reserved, used);
+            coordinator.settle(self.reservation, reserved, used);
+            coordinator.cut_off(reserved, used)
+        });
+        if let Some(budget) = cut_off {
+            warn_of_cut_off(budget, used);
+        }
         if reserved != used {
             shared.notify_driver();
         }

@@ -9,7 +9,7 @@ use super::{
     script::{SCRIPT, VERSION},
     wire::{ReplyNumbers, StoreError, StoreReply, StoreRequest},
 };
-use crate::error::InvalidConfig;
+use crate::{error::InvalidConfig, rate::pause::Pauses};
 use ::redis::{
     Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, RedisError, RedisFuture,
     Script, ScriptInvocation, ServerErrorKind, Value,
@@ -18,8 +18,9 @@ use ::redis::{
 };
 use std::{borrow::Cow, convert::Infallible, fmt, str, sync::Arc, time::Duration};
 
-/// Called with the length of each pause that the server announces, whichever member has begun it.
-pub(super) type OnPause = Arc<dyn Fn(Duration) + Send + Sync>;
+/// Called when the server announces that a member has changed a pause, with the number of microseconds until the pause
+/// of each source ends.
+pub(super) type OnPause = Arc<dyn Fn(Pauses<i64>) + Send + Sync>;
 
 /// One quota on one server, and the connection to that server.
 pub(super) struct Store {
@@ -139,9 +140,10 @@ impl Store {
         let on_pause = self.on_pause.clone();
         let on_push = move |push: PushInfo| {
             if push.kind == PushKind::Message {
-                if let Some(Value::BulkString(micros)) = push.data.last() {
-                    let micros = str::from_utf8(micros).ok().and_then(|text| text.parse().ok());
-                    on_pause(Duration::from_micros(micros.unwrap_or(0)));
+                if let Some(Value::BulkString(announced)) = push.data.last() {
+                    if let Some(pauses) = read_pauses(announced) {
+                        on_pause(pauses);
+                    }
                 }
             }
             Ok::<_, Infallible>(())
@@ -192,6 +194,13 @@ pub(super) fn invocation<'a>(
         call.arg(request.limits_text());
     }
     call
+}
+
+/// Reads an announcement of the server: the microseconds until the user's and the provider's pause ends. Returns `None`
+/// if it is not valid.
+fn read_pauses(announced: &[u8]) -> Option<Pauses<i64>> {
+    let (user, provider) = str::from_utf8(announced).ok()?.split_once(' ')?;
+    Some(Pauses::new(user.parse().ok()?, provider.parse().ok()?))
 }
 
 /// Whether the reply is empty. By an empty reply the script asks the member to send the same request again, with the

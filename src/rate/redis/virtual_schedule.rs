@@ -14,7 +14,11 @@ use super::{
     quota_config::QuotaConfig,
     wire::{Member, StoreReply, StoreRequest},
 };
-use crate::rate::{bucket::Bucket, limits::Budget};
+use crate::rate::{
+    bucket::Bucket,
+    limits::Budget,
+    pause::{PauseSource, Pauses},
+};
 use std::{collections::HashMap, sync::Arc};
 
 /// A member that has sent no request to the store for this many microseconds is removed: it is no longer counted, and
@@ -48,7 +52,8 @@ struct QuotaState {
     /// The time that the balances of the buckets stand for: the refills up to this time have been added, and all
     /// reservations have been subtracted. It is the time of the last reservation, so it may lie in the future.
     scheduled_until: i64,
-    paused_until: i64,
+    /// When the pause of each source ends or has ended; 0 if there was none.
+    pauses: Pauses<i64>,
     /// The version of the limits in force: a later one is larger.
     config_version: i64,
     /// Whether this state began with full buckets, because the first member to send a request had seen no earlier
@@ -99,8 +104,16 @@ impl VirtualSchedule {
         if now > state.scheduled_until {
             state.advance_to(now);
         }
-        if request.pause > 0 {
-            state.paused_until = state.paused_until.max(now + request.pause);
+        for source in PauseSource::ALL {
+            match request.pauses.of(source) {
+                ..0 => {}
+                pause if source == PauseSource::Provider && pause > 0 => {
+                    state.pauses.extend(source, now + pause, now);
+                }
+                pause => {
+                    state.pauses.set(source, now + pause, now);
+                }
+            }
         }
         if request.config.text() == state.config.text() {
             for (position, remaining) in &request.lowered {
@@ -132,7 +145,7 @@ impl VirtualSchedule {
             sequence: state.sequence,
             incarnation: state.incarnation,
             config_version: state.config_version,
-            pause: (state.paused_until - now).max(0),
+            pauses: state.pauses.map(|until| (until - now).max(0)),
             members: state.members.len() as u64,
             is_known,
             retention: state.retention(),
@@ -177,7 +190,7 @@ impl QuotaState {
             clock: now,
             last_contact: 0,
             scheduled_until: if is_first { now } else { now + hold_time(request) },
-            paused_until: 0,
+            pauses: Pauses::default(),
             config_version: if request.config_version == 0 {
                 now
             } else {
@@ -206,7 +219,7 @@ impl QuotaState {
         let back = self.clock - now;
         if back > 0 {
             self.scheduled_until -= back;
-            self.paused_until = (self.paused_until - back).max(0);
+            self.pauses = self.pauses.map(|until| (until - back).max(0));
             self.swept_at -= back;
             self.emptied_at -= back;
             self.last_contact -= back;
@@ -266,18 +279,15 @@ impl QuotaState {
         }
     }
 
-    /// Replaces the limits by those of the request. Each rate takes over the bucket of one old rate of the same budget.
-    /// Returns whether a bucket is new, because its budget had fewer rates before.
+    /// Replaces the limits by those of the request. Each rate takes over the bucket of the old rate that
+    /// [`match_rates`](crate::Limits::match_rates) finds for it. Returns whether a bucket is new, because its budget had
+    /// fewer rates before.
     fn configure(&mut self, request: &StoreRequest, version: i64) -> bool {
         let mut new = new_buckets(&request.config);
-        let mut is_any_new = false;
-        for budget in [Budget::Requests, Budget::Tokens] {
-            let mut old = self.buckets.iter().filter(|(of, _)| *of == budget);
-            for (_, new) in new.iter_mut().filter(|(of, _)| *of == budget) {
-                match old.next() {
-                    Some((_, old)) => new.carry_over(old),
-                    None => is_any_new = true,
-                }
+        let matches = request.config.limits().match_rates(self.config.limits());
+        for ((_, new), old) in new.iter_mut().zip(&matches) {
+            if let Some(old) = old {
+                new.carry_over(&self.buckets[*old].1);
             }
         }
         self.buckets = new;
@@ -285,7 +295,7 @@ impl QuotaState {
         self.configured_as.clone_from(&request.configured_as);
         self.config_version = version;
         self.set_estimated(self.estimated);
-        is_any_new
+        matches.contains(&None)
     }
 
     /// Removes the members that have sent no request for `MEMBER_EXPIRY`, and their estimates.
@@ -308,6 +318,9 @@ impl QuotaState {
         let is_counted = is_known && before.is_some_and(|before| before.batch == request.batch);
         if !request.is_probe && !is_counted {
             self.settle_corrections(request, own, is_known);
+        }
+        if request.is_forgiving {
+            self.buckets.iter_mut().for_each(|(_, bucket)| bucket.forgive_debt());
         }
         if !request.is_probe {
             self.last_contact = self.clock;
@@ -350,7 +363,7 @@ impl QuotaState {
         };
         for cost in &request.costs {
             let cost = Amounts::from(*cost);
-            let from = self.scheduled_until.max(self.paused_until);
+            let from = self.scheduled_until.max(self.pauses.until());
             if from - now > request.max_ahead {
                 reserved.retry_in = from - now - request.max_ahead;
                 break;
@@ -365,7 +378,7 @@ impl QuotaState {
                 break;
             }
             let waits = self.buckets.iter();
-            let waits = waits.map(|(budget, bucket)| bucket.time_until(cost[*budget].into()));
+            let waits = waits.map(|(budget, bucket)| bucket.time_until(cost[*budget]));
             let admitted_at = from.max(self.scheduled_until + waits.fold(0, u64::max) as i64);
             self.advance_to(admitted_at);
             for (budget, bucket) in &mut self.buckets {
@@ -418,7 +431,7 @@ impl QuotaState {
     fn retention(&self) -> i64 {
         let until_full = self.buckets.iter().map(|(_, bucket)| bucket.until_full());
         let full_at = self.scheduled_until + until_full.fold(0, u64::max) as i64;
-        (full_at.max(self.paused_until) - self.clock).div_euclid(1_000) + MIN_RETENTION
+        (full_at.max(self.pauses.until()) - self.clock).div_euclid(1_000) + MIN_RETENTION
     }
 
     /// Returns what remains in the buckets at the end of the schedule, after all reservations.

@@ -6,7 +6,10 @@
 //! [script](super::script) are resolved by the same lists.
 
 use super::{amounts::Amounts, amounts::PerBudget, quota_config::QuotaConfig};
-use crate::rate::limits::{Budget, Cost};
+use crate::rate::{
+    limits::{Budget, Cost},
+    pause::{PauseSource, Pauses},
+};
 use std::{borrow::Cow, sync::Arc};
 use tokio::time::{Duration, Instant};
 
@@ -62,8 +65,11 @@ pub(super) struct StoreRequest {
     pub(super) member_count: i64,
     /// The member's unsettled estimates, without those that this request settles.
     pub(super) estimated: Amounts,
-    /// For how many more microseconds all members have to pause; 0 if this member has no new pause to report.
-    pub(super) pause: i64,
+    /// In how many microseconds the pause of each source ends, for all members; -1 for a source of which this member has
+    /// nothing to report. An end of 0 ends the pause. The pause of the provider is only extended otherwise.
+    pub(super) pauses: Pauses<i64>,
+    /// Whether the store raises the buckets that are in debt to 0, after it has counted the corrections in this request.
+    pub(super) is_forgiving: bool,
     /// What the provider reports as remaining of some rates: the position of a rate in the limits, and the amount. The
     /// store lowers the bucket of that rate to the amount if it holds more.
     pub(super) lowered: Vec<(usize, u64)>,
@@ -79,8 +85,8 @@ pub(super) struct StoreReply {
     /// Distinguishes the stored state from earlier states of the same quota that have been lost.
     pub(super) incarnation: i64,
     pub(super) config_version: i64,
-    /// For how many more microseconds no member may admit a call; 0 without a pause.
-    pub(super) pause: i64,
+    /// In how many microseconds the pause of each source ends; 0 without a pause. Until then no member may admit a call.
+    pub(super) pauses: Pauses<i64>,
     pub(super) members: u64,
     /// Whether the store still had the member's estimates, so that it could refund what was not used of them.
     pub(super) is_known: bool,
@@ -145,7 +151,9 @@ numbers! {
         is_change,
         is_leaving,
         is_probe,
-        pause,
+        user_pause,
+        provider_pause,
+        is_forgiving,
         batch,
         fallback_age,
         member_count,
@@ -166,10 +174,11 @@ numbers! {
     }
 }
 
-/// How many numbers a rate has in a request: budget (1 requests, 2 tokens), units that a microsecond brings, units in
-/// one request or token, units in a full bucket, initial balance in units, and the amount that the provider reports as
-/// remaining of the rate (-1 without such a report). A unit is a fraction of a request or token.
-const RATE_NUMBERS: usize = 6;
+/// How many numbers a rate has in a request: budget (1 requests, 2 tokens), period in nanoseconds, units that a
+/// microsecond brings, units in one request or token, units in a full bucket, units in the largest debt, initial balance
+/// in units, and the amount that the provider reports as remaining of the rate (-1 without such a report). A unit is a
+/// fraction of a request or token.
+const RATE_NUMBERS: usize = 8;
 
 numbers! {
     /// The numbers that every [`StoreReply`] begins with. The script writes the field `name` as `reply.name`.
@@ -177,7 +186,8 @@ numbers! {
         sequence,
         incarnation,
         config_version,
-        pause,
+        user_pause,
+        provider_pause,
         members,
         is_known,
         retention,
@@ -217,7 +227,8 @@ impl StoreRequest {
             fallback_age: 0,
             member_count: 1,
             estimated: Amounts::ZERO,
-            pause: 0,
+            pauses: Pauses::new(-1, -1),
+            is_forgiving: false,
             lowered: Vec::new(),
             costs: Vec::new(),
         }
@@ -242,14 +253,17 @@ impl StoreRequest {
         let mut packed = Vec::with_capacity(count * size_of::<f64>());
         let mut put = |number: f64| packed.extend_from_slice(&number.to_le_bytes());
         head.for_each(|number| put(*number));
-        for (at, (budget, spec)) in specs.iter().enumerate() {
+        let periods = self.config.limits().rates().map(|(_, rate)| rate.period());
+        for (at, ((budget, spec), period)) in specs.iter().zip(periods).enumerate() {
             put(match budget {
                 Budget::Requests => 1.0,
                 Budget::Tokens => 2.0,
             });
+            put(period.as_nanos() as f64);
             put(spec.fill as f64);
             put(spec.unit as f64);
             put(spec.capacity as f64);
+            put(spec.max_debt as f64);
             put(spec.initial as f64);
             let lowered = self.lowered.iter().filter(|(of, _)| *of == at);
             put(lowered.map(|(_, remaining)| *remaining).min().map_or(-1.0, amount));
@@ -271,7 +285,9 @@ impl StoreRequest {
             is_change: flag(self.is_change),
             is_leaving: flag(self.is_leaving),
             is_probe: flag(self.is_probe),
-            pause: self.pause as f64,
+            user_pause: self.pauses.of(PauseSource::User) as f64,
+            provider_pause: self.pauses.of(PauseSource::Provider) as f64,
+            is_forgiving: flag(self.is_forgiving),
             batch: self.batch as f64,
             fallback_age: self.fallback_age as f64,
             member_count: self.member_count as f64,
@@ -307,7 +323,7 @@ impl StoreReply {
             sequence: numbers.sequence,
             incarnation: numbers.incarnation,
             config_version: numbers.config_version,
-            pause: numbers.pause,
+            pauses: Pauses::new(numbers.user_pause, numbers.provider_pause),
             members: u64::try_from(numbers.members).ok()?,
             is_known: numbers.is_known == 1,
             retention: numbers.retention,
@@ -352,4 +368,9 @@ pub(super) fn instant_after(micros: i64, now: Instant) -> Instant {
         now.checked_add(distance)
     };
     instant.unwrap_or(now)
+}
+
+/// Returns when the pause of each source ends, for pauses that end in so many microseconds; `None` for 0.
+pub(super) fn pause_ends(micros: Pauses<i64>, now: Instant) -> Pauses<Option<Instant>> {
+    micros.map(|micros| (micros > 0).then(|| instant_after(micros, now)))
 }

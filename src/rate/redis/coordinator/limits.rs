@@ -95,6 +95,18 @@ impl SharedLimits {
         }
     }
 
+    /// Does what [`lower`](Self::lower) does, for a report of what the provider had left `elapsed` ago. The rate has
+    /// brought more since. What was charged since is not known here, so it is not subtracted: the next report has it.
+    #[cfg(feature = "http")]
+    pub(super) fn lower_since(&mut self, budget: Budget, period: Option<Duration>, remaining: u64, elapsed: Duration) {
+        if let Some(position) = self.config.limits().index_of(budget, period) {
+            let (_, spec) = &self.config.specs()[position];
+            let brought = elapsed.as_micros().saturating_mul(spec.fill.into()) / spec.unit;
+            let brought = u64::try_from(brought).unwrap_or(u64::MAX);
+            self.lowered.push((position, remaining.saturating_add(brought)));
+        }
+    }
+
     pub(super) const fn changes(&self) -> u64 {
         self.changes
     }

@@ -9,9 +9,11 @@ mod reports;
 mod request;
 mod store_view;
 
+pub(super) use pause::PauseEnds;
+use pause::PauseReport;
 pub(super) use request::RequestSnapshot;
 
-use self::{limits::SharedLimits, pause::Pause, reports::Reports, store_view::StoreView};
+use self::{limits::SharedLimits, pause::MemberPauses, reports::Reports, store_view::StoreView};
 use super::{
     amounts::{Amounts, PerBudget},
     fallback::LocalFallback,
@@ -25,6 +27,8 @@ use crate::{
     rate::{
         Bursts, Demand,
         limits::{Budget, Cost},
+        pause::{Pause, PauseChange, PauseSource},
+        used_share::UsedShares,
     },
 };
 use std::{sync::Arc, task::Waker};
@@ -52,8 +56,13 @@ pub(super) struct Coordinator {
     in_flight: Vec<u64>,
 
     limits: SharedLimits,
-    pause: Pause,
+    pauses: MemberPauses,
     reports: Reports,
+    /// Whether the debts of the buckets are to be forgiven, which has not reached the store yet.
+    is_forgiving: bool,
+    /// Whether this member charges estimates, as far as is known.
+    has_estimates: bool,
+    used_shares: UsedShares,
 
     store: StoreView,
     breaker: CircuitBreaker,
@@ -102,8 +111,11 @@ impl Coordinator {
             waiters: Waiters::default(),
             in_flight: Vec::new(),
             limits: SharedLimits::new(config),
-            pause: Pause::default(),
+            pauses: MemberPauses::default(),
             reports: Reports::default(),
+            is_forgiving: false,
+            has_estimates: false,
+            used_shares: UsedShares::default(),
             store: StoreView::default(),
             breaker: CircuitBreaker::default(),
             last_error: StoreError::new("no request was sent yet"),
@@ -181,6 +193,33 @@ impl Coordinator {
         }
     }
 
+    /// Learns how much calls turn out to use: a call that was charged the estimate `reserved` has used `used`.
+    pub(super) fn record_used(&mut self, reserved: Cost, used: Cost) {
+        self.has_estimates = true;
+        self.used_shares.record(reserved, used);
+    }
+
+    /// Declares that costs are charged as estimates, before the first of them is settled.
+    pub(super) const fn expect_estimates(&mut self) {
+        self.has_estimates = true;
+    }
+
+    /// Whether a debit of what was `used` above what was `reserved` is cut off in some bucket, even if that is full.
+    /// Returns the budget of that bucket.
+    pub(super) fn cut_off(&self, reserved: Cost, used: Cost) -> Option<Budget> {
+        let debit = Amounts::from(used).saturating_sub(reserved.into());
+        let mut specs = self.config().specs().iter();
+        let cut_off = specs.find(|(budget, spec)| {
+            u128::from(debit[*budget]).saturating_mul(spec.unit) > (spec.capacity + spec.max_debt).unsigned_abs()
+        });
+        cut_off.map(|(budget, _)| *budget)
+    }
+
+    /// Raises the buckets that are in debt to 0, for all members, with the next request to the store.
+    pub(super) const fn forgive_debts(&mut self) {
+        self.is_forgiving = true;
+    }
+
     // --- limits and pauses
 
     pub(super) const fn bursts(&self) -> &Arc<Bursts> {
@@ -211,18 +250,43 @@ impl Coordinator {
         self.limits.lower(budget, period, remaining);
     }
 
-    /// Begins a pause of all members that ends at `until`. Does nothing if the current pause ends later.
-    pub(super) fn begin_pause(&mut self, until: Instant) {
-        self.pause.begin(until);
+    #[cfg(feature = "http")]
+    pub(super) fn lower_since(&mut self, budget: Budget, period: Option<Duration>, remaining: u64, elapsed: Duration) {
+        self.limits.lower_since(budget, period, remaining, elapsed);
     }
 
-    /// Pauses this member until `until`, because another member has begun that pause.
-    pub(super) fn extend_pause(&mut self, until: Instant) {
-        self.pause.extend(until);
+    /// Sets the end of the pause of `source` for all members.
+    pub(super) fn set_pause(&mut self, source: PauseSource, until: Instant, now: Instant) -> PauseChange {
+        let change = self.pauses.set(source, until, now);
+        if matches!(change, PauseChange::Shortened | PauseChange::Ended) {
+            self.on_pause_shortened();
+        }
+        change
+    }
+
+    /// Takes over the pauses that the store has announced, because a member has changed them.
+    pub(super) fn on_pauses(&mut self, ends: PauseEnds) {
+        if self.pauses.on_store(PauseReport::default(), ends) {
+            self.on_pause_shortened();
+        }
+    }
+
+    /// Called when the last pause ends earlier: what waits for its end is requested at once.
+    fn on_pause_shortened(&mut self) {
+        self.retry_at = None;
+        if let Some(fallback) = &mut self.fallback {
+            fallback.retry_at = None;
+        }
     }
 
     pub(super) fn paused_until(&self, now: Instant) -> Option<Instant> {
-        self.pause.until(now)
+        self.pauses.until(now)
+    }
+
+    /// Returns the last pause if it ends after `instant`, which may be in the past.
+    pub(super) fn pause_since(&self, instant: Instant) -> Option<Pause> {
+        let until = self.pauses.until(instant)?;
+        Some(Pause::new(self.pauses.source(), until))
     }
 
     // --- the store's status
@@ -252,14 +316,15 @@ impl Coordinator {
         })
     }
 
-    /// Returns how long a new call with `cost` would wait behind the waiters of this process and behind `ahead`:
-    /// requests and tokens of calls that will wait before the new one. Of other members only the reservations are
-    /// counted, because their waiters are not known here.
+    /// Returns how long a new call with `cost` will probably wait behind the waiters of this process and behind `ahead`:
+    /// requests and tokens of calls that will wait before the new one. Estimates, also the unsettled ones, count as what
+    /// calls turn out to use of them. Of other members only the reservations are counted, because their waiters are not
+    /// known here.
     pub(super) fn wait(&self, cost: Cost, ahead: Demand, now: Instant) -> Duration {
         let scheduled_until = self.store.scheduled_until;
         let from = now
             .max(scheduled_until.unwrap_or(now))
-            .max(self.pause.until(now).unwrap_or(now));
+            .max(self.pauses.until(now).unwrap_or(now));
         let mut queued = PerBudget {
             requests: ahead.requests,
             tokens: ahead.tokens,
@@ -270,7 +335,12 @@ impl Coordinator {
         }
         let cost = Amounts::from(cost);
         let waits = self.config().specs().iter().map(|(budget, spec)| {
-            let needed = queued[*budget].saturating_add(cost[*budget].into());
+            let (mut before, mut refund) = (queued[*budget], 0);
+            if self.has_estimates {
+                let (share, estimated) = (self.used_shares.of(*budget), self.reports.estimated()[*budget].into());
+                (before, refund) = (share.of(before), estimated - share.of(estimated));
+            }
+            let needed = before.saturating_add(cost[*budget].into()).saturating_sub(refund);
             let needed = needed.saturating_mul(spec.unit);
             let available = scheduled_until.map_or(spec.initial as u128, |scheduled_until| {
                 let elapsed = now.saturating_duration_since(scheduled_until).as_micros();

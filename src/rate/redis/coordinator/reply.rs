@@ -6,7 +6,7 @@ use crate::rate::{
     redis::{
         amounts::Amounts,
         waiters::Reservation,
-        wire::{StoreError, StoreReply, instant_after},
+        wire::{StoreError, StoreReply, instant_after, pause_ends},
     },
 };
 use std::task::Waker;
@@ -34,6 +34,9 @@ impl Coordinator {
         } else {
             self.reports.on_batch_confirmed();
         }
+        if snapshot.is_forgiving {
+            self.is_forgiving = false;
+        }
         if self.fallback.take().is_some() {
             self.retry_at = None;
         }
@@ -55,8 +58,9 @@ impl Coordinator {
         if self.limits.on_reply(snapshot.changes, reply.config_version, config) {
             self.reject_too_large(&mut wakers);
         }
-        let paused_until = (reply.pause > 0).then(|| instant_after(reply.pause, now));
-        self.pause.on_reply(snapshot.pause, paused_until);
+        if self.pauses.on_store(snapshot.pauses, pause_ends(reply.pauses, now)) {
+            self.on_pause_shortened();
+        }
 
         let (requested, reserved) = (snapshot.requested.len(), reply.delays.len());
         let mut delays = reply.delays.into_iter();

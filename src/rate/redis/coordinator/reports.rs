@@ -55,7 +55,12 @@ impl Reports {
     /// Whether the store has yet to confirm a correction of an estimate, or what the local fallback admitted while the
     /// store was lost.
     pub(super) fn has_corrections(&self) -> bool {
-        !self.adjustments.is_empty() || self.batch.is_some() || self.has_fallback_usage()
+        self.batch.is_some() || self.has_unsent_corrections()
+    }
+
+    /// Whether there are corrections that no batch contains yet.
+    pub(super) fn has_unsent_corrections(&self) -> bool {
+        !self.adjustments.is_empty() || self.has_fallback_usage()
     }
 
     /// Whether this member's unsettled estimates have changed since the store last replied.
@@ -102,7 +107,7 @@ impl Reports {
     /// If `is_unlimited`, the local fallback has admitted every call without a limit. Its usage is then charged in full
     /// like a debit, and not as a share of the rates.
     pub(super) fn next_batch(&mut self, is_unlimited: bool, now: Instant) -> Option<Batch> {
-        if self.batch.is_none() && (!self.adjustments.is_empty() || self.has_fallback_usage()) {
+        if self.batch.is_none() && self.has_unsent_corrections() {
             let (credit, mut debit) = self.adjustments.take();
             let mut fallback_usage = std::mem::take(&mut self.fallback_usage);
             if is_unlimited {

@@ -1,6 +1,6 @@
 //! How the coordinator builds the requests to the store, and when it sends them.
 
-use super::{Coordinator, MAX_COSTS};
+use super::{Coordinator, MAX_COSTS, PauseReport};
 use crate::rate::{
     limits::Cost,
     redis::{
@@ -39,7 +39,9 @@ pub(in crate::rate::redis) struct RequestSnapshot {
     pub(super) requested: Vec<(u64, Cost)>,
     pub(super) estimated: Amounts,
     pub(super) lowered: Vec<(usize, u64)>,
-    pub(super) pause: Option<Instant>,
+    pub(super) pauses: PauseReport,
+    /// Whether the request forgives the debts of all estimates that were settled when it was sent.
+    pub(super) is_forgiving: bool,
     /// How often this member had set the limits when the request was sent.
     pub(super) changes: u64,
     pub(super) is_leaving: bool,
@@ -64,16 +66,19 @@ impl Coordinator {
         }
         self.waiters.on_requested(requested.iter().map(|(seq, _)| *seq));
         self.in_flight.extend(requested.iter().map(|(seq, _)| *seq));
-        let snapshot = RequestSnapshot {
+        let mut snapshot = RequestSnapshot {
             sent_at: now,
             estimated: self.reports.estimated(),
             lowered: self.limits.take_lowered(),
-            pause: self.pause.unreported(),
+            pauses: self.pauses.unreported(),
+            is_forgiving: false,
             changes: self.limits.changes(),
             is_leaving: self.is_leaving,
             requested,
         };
         let request = self.build_request(&snapshot, is_probe, now);
+        // A debit that is not in the request yet may leave a debt that is to be forgiven, too.
+        snapshot.is_forgiving = self.is_forgiving && !is_probe && !self.reports.has_unsent_corrections();
         self.requested_at = Some(now);
         self.counts.requests += 1;
         Some((request, snapshot))
@@ -114,7 +119,11 @@ impl Coordinator {
             }),
             member_count: i64::try_from(self.members()).unwrap_or(1),
             estimated: snapshot.estimated,
-            pause: time_to(snapshot.pause),
+            // A pause that has ended since it was set must not end a pause of another member.
+            pauses: snapshot
+                .pauses
+                .map(|change| change.map_or(-1, |end| end.map_or(0, |_| time_to(end).max(1)))),
+            is_forgiving: self.is_forgiving,
             lowered: snapshot.lowered.clone(),
             costs: snapshot.requested.iter().map(|(_, cost)| *cost).collect(),
         }
@@ -124,7 +133,7 @@ impl Coordinator {
     pub(super) fn next_request_at(&self, now: Instant) -> Instant {
         let requested_at = self.requested_at.unwrap_or(now);
         let mut at = self.requested_at.map_or(now, |requested_at| requested_at + HEARTBEAT);
-        if self.pause.unreported().is_some() || self.limits.has_news() || self.is_leaving {
+        if self.pauses.has_unreported() || self.is_forgiving || self.limits.has_news() || self.is_leaving {
             at = now;
         }
         if self.reports.has_corrections() {

@@ -6,6 +6,10 @@ use crate::rate::redis::{
 };
 use tokio::time::{Duration, Instant};
 
+/// How much earlier than it replies the store may drop the state, in microseconds: it does not set the time to live of
+/// the state with every request. The script has the same number.
+const EXPIRY_SLACK: i64 = 30_000_000;
+
 #[derive(Default)]
 pub(super) struct StoreView {
     /// Identifies the stored state that the last reply came from; 0 before the first reply.
@@ -49,7 +53,8 @@ impl StoreView {
         self.sequence = reply.sequence;
         self.members = reply.members;
         self.remaining = reply.remaining;
-        self.kept_until = Some(instant_after(reply.retention.saturating_mul(1_000).max(0), now));
+        let kept = reply.retention.saturating_mul(1_000) - EXPIRY_SLACK;
+        self.kept_until = Some(instant_after(kept.max(0), now));
         self.scheduled_until = Some(instant_after(reply.offset, now));
     }
 }

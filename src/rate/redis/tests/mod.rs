@@ -15,6 +15,7 @@ use crate::{
     rate::{
         buckets::Available,
         limits::{Budget, Cost, Limits, Rate},
+        pause::PauseSource,
     },
 };
 use std::{
@@ -287,12 +288,81 @@ async fn a_pause_holds_all_members_and_gives_back_reservations() {
     // The waiting call had a reservation that was due 102 ms after the start, that is, within the pause.
     assert!((1_014..=1_116).contains(&waiting.await.unwrap()));
     assert!(one.available().paused_until.is_none());
-    // A shorter pause does not end a longer one.
-    one.pause_for(ms(500));
-    one.pause_for(ms(100));
-    let begun = Instant::now();
-    one.acquire(Cost::request()).await.unwrap();
-    assert!(begun.elapsed() >= ms(500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_of_one_member_is_shortened_or_ended_by_another() {
+    for is_resumed in [false, true] {
+        let server = Server::new();
+        let (one, other) = (server.member(ten_a_second()), server.member(ten_a_second()));
+        one.acquire(Cost::request()).await.unwrap();
+        other.acquire(Cost::request()).await.unwrap();
+        let start = Instant::now();
+        one.pause_for_provider(ms(60_000));
+        one.pause_for(ms(90_000));
+        sleep(ms(10)).await;
+        let waiting = tokio::spawn({
+            let one = one.clone();
+            async move { at(&one, Cost::request(), start).await }
+        });
+        sleep(ms(500)).await;
+        // The server announces no pauses in this test, so the other member learns of this one with its next request.
+        sleep(ms(5_000)).await;
+        let pause = other.paused().unwrap();
+        assert_eq!(pause.source(), PauseSource::User);
+        assert!((89_990..90_020).contains(&(pause.until() - start).as_millis()));
+        other.pause_for(ms(1_000));
+        sleep(ms(10)).await;
+        let pause = other.paused().unwrap();
+        assert_eq!(pause.source(), PauseSource::Provider);
+        assert!((59_990..60_020).contains(&(pause.until() - start).as_millis()));
+        if is_resumed {
+            other.resume();
+        }
+        let waited = waiting.await.unwrap();
+        if is_resumed {
+            // The member that waits sends a request every 5 s at least.
+            assert!((5_500..10_700).contains(&waited), "{waited}");
+        } else {
+            assert!((59_990..60_200).contains(&waited), "{waited}");
+        }
+        assert_eq!((one.paused(), other.paused()), (None, None));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_absurd_usage_is_bounded_and_can_be_forgiven() {
+    let limits = || Limits::new().tokens(Rate::per_second(10).max_debt(20));
+    for is_forgiven in [false, true] {
+        let server = Server::new();
+        let limiter = server.member(limits());
+        let estimate = limiter.acquire_estimate(Cost::tokens(10)).await.unwrap();
+        let start = Instant::now();
+        estimate.settle(Cost::tokens(2_147_483_647));
+        if is_forgiven {
+            limiter.forgive_debts();
+        }
+        sleep(ms(50)).await;
+        let waited = at(&limiter, Cost::tokens(10), start).await;
+        let expected = if is_forgiven { 1_000 } else { 3_000 };
+        assert!((expected..expected + 50).contains(&waited), "{waited}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_is_not_taken_for_kept_when_it_may_have_expired() {
+    let server = Server::new();
+    let limiter = server.member(ten_a_second());
+    limiter.acquire(Cost::request()).await.unwrap();
+    let losses = || limiter.store_status().state_losses;
+    // The process stands still for longer than the store keeps the state for certain, and the state expires.
+    server.lose_state();
+    tokio::time::advance(ms(31_500)).await;
+    sleep(ms(6_000)).await;
+    assert_eq!(losses(), 0);
+    server.lose_state();
+    sleep(ms(6_000)).await;
+    assert_eq!(losses(), 1);
 }
 
 #[tokio::test(start_paused = true)]
