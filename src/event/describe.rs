@@ -88,7 +88,8 @@ impl Http {
     /// Redacts the values of `header`, in addition to those of headers whose name suggests a credential.
     #[must_use]
     pub fn redact(mut self, header: HeaderName) -> Self {
-        self.redacted = Some(self.redacted().iter().cloned().chain([header]).collect());
+        let others = self.redacted.as_deref().unwrap_or_default();
+        self.redacted = Some(others.iter().cloned().chain([header]).collect());
         self
     }
 
@@ -117,10 +118,6 @@ impl Http {
     pub const fn response_body<R, F: Fn(&R) -> Value>(self, body: F) -> HttpWithBody<F> {
         HttpWithBody { http: self, body }
     }
-
-    fn redacted(&self) -> &[HeaderName] {
-        self.redacted.as_deref().unwrap_or_default()
-    }
 }
 
 impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
@@ -130,7 +127,7 @@ impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
             details.method(req.method());
         }
         details.url(req.uri());
-        details.headers_redacting(req.headers(), self.redacted());
+        details.headers_redacting(req.headers(), self.redacted.as_ref());
         if extensions.is_empty() {
             return;
         }
@@ -151,7 +148,7 @@ impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
     fn response(&self, res: &http::Response<R>, details: &mut ResponseDetails) {
         details.status_code(res.status());
         if !details.code_only {
-            details.headers_redacting(res.headers(), self.redacted());
+            details.headers_redacting(res.headers(), self.redacted.as_ref());
             if let Some(used) = res.extensions().get::<ApiTokensUsed>().and_then(ApiTokensUsed::get) {
                 details.api_tokens_used(used);
             }

@@ -1,23 +1,23 @@
 //! What an event records of a request, of a response and of an error.
 //!
-//! Every setter redacts what it is given, except for the URL, which the code that shows it redacts. So an
-//! implementation of [`Describe`](super::Describe) cannot record a secret by accident.
+//! URLs, headers, bodies and metadata are kept as they are given, and redacted by the code that shows them: redacting
+//! costs far more than keeping, and most events are never read. Texts of errors are redacted here. The fields are
+//! visible in the module `event` only, so an implementation of [`Describe`](super::Describe) can neither record a secret
+//! by accident nor read one.
 
-use super::{
-    request_id::RequestId,
-    value::{Value, redacted_fields},
-};
+use super::{request_id::RequestId, value::Value};
 #[cfg(feature = "http")]
 use crate::error::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
 use crate::{
     error::{BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked, StoreUnavailable, causes},
-    redact,
+    redact::{self, UnredactedHeaders},
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 use std::{
     any::type_name,
     collections::BTreeMap,
     fmt::{self, Write as _},
+    sync::Arc,
 };
 use tracing::Span;
 
@@ -26,15 +26,14 @@ use tracing::Span;
 pub struct RequestDetails {
     pub(super) request_id: Option<RequestId>,
     pub(super) method: Option<Method>,
-    /// The URL of the request, not redacted yet: redacting a URL costs more than keeping it, so it is redacted only
-    /// when it is shown.
+    /// The URL of the request, not redacted.
     pub(super) url: Option<Uri>,
     pub(super) api_tokens: u64,
     pub(super) extra: Option<Box<Extra<MetadataMap>>>,
 }
 
 /// What an event records of a response.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct ResponseDetails {
     pub(super) status_code: Option<u16>,
     /// Whether only the status code is recorded, because the response ends one attempt and not the call.
@@ -55,19 +54,20 @@ pub(crate) struct ErrorDetails {
 
 /// The details that many requests and responses do not have. They are in a box, which is allocated when the first of
 /// them is set.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Extra<T> {
-    pub(super) headers: HeaderMap,
+    pub(super) headers: UnredactedHeaders,
+    /// The body, not redacted.
     pub(super) body: Option<Value>,
     /// The details that only requests have (the metadata), or only responses (the tokens used and the failure).
     pub(super) more: T,
 }
 
-/// The caller's metadata keys and values, of which at most [`MAX_KEYS`] are kept.
-#[derive(Debug, Default)]
+/// The caller's metadata keys and values, not redacted, of which at most [`MAX_KEYS`] are kept.
+#[derive(Default)]
 pub(super) struct MetadataMap(pub(super) BTreeMap<String, Value>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct ResponseExtra {
     pub(super) api_tokens_used: Option<u64>,
     /// The error to record, if the response counts as a failure.
@@ -106,11 +106,11 @@ impl RequestDetails {
 
     /// Sets the headers of the request. The values of secret headers are redacted.
     pub fn headers(&mut self, headers: &HeaderMap) -> &mut Self {
-        self.headers_redacting(headers, &[])
+        self.headers_redacting(headers, None)
     }
 
     /// Sets the headers of the request. The values of secret headers and of the headers named in `also` are redacted.
-    pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: &[HeaderName]) -> &mut Self {
+    pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: Option<&Arc<[HeaderName]>>) -> &mut Self {
         Extra::set_headers(&mut self.extra, headers, also);
         self
     }
@@ -131,13 +131,8 @@ impl RequestDetails {
     ///
     /// An event keeps at most 1,000 metadata keys. Further keys are only counted, under the key `[more]`.
     pub fn metadata(&mut self, metadata: BTreeMap<String, Value>) -> &mut Self {
-        self.add_metadata(redacted_fields(metadata));
+        self.extra.get_or_insert_default().more.add(metadata);
         self
-    }
-
-    /// Adds metadata keys and values that are redacted already.
-    pub(super) fn add_metadata(&mut self, redacted: BTreeMap<String, Value>) {
-        self.extra.get_or_insert_default().more.add(redacted);
     }
 
     /// Opens the tracing span of the call.
@@ -188,11 +183,11 @@ impl ResponseDetails {
 
     /// Sets the headers of the response. The values of secret headers are redacted.
     pub fn headers(&mut self, headers: &HeaderMap) -> &mut Self {
-        self.headers_redacting(headers, &[])
+        self.headers_redacting(headers, None)
     }
 
     /// Sets the headers of the response. The values of secret headers and of the headers named in `also` are redacted.
-    pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: &[HeaderName]) -> &mut Self {
+    pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: Option<&Arc<[HeaderName]>>) -> &mut Self {
         Extra::set_headers(&mut self.extra, headers, also);
         self
     }
@@ -229,19 +224,31 @@ impl ResponseDetails {
     }
 }
 
+impl fmt::Debug for ResponseDetails {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let extra = self.extra.as_deref();
+        f.debug_struct("ResponseDetails")
+            .field("status_code", &self.status_code)
+            .field("headers", &extra.map(|extra| &extra.headers))
+            .field("api_tokens_used", &extra.and_then(|extra| extra.more.api_tokens_used))
+            .field("failure", &extra.and_then(|extra| extra.more.failure.as_ref()))
+            .finish_non_exhaustive()
+    }
+}
+
 // === impl Extra and MetadataMap ===
 
 impl<T: Default> Extra<T> {
-    fn set_headers(extra: &mut Option<Box<Self>>, headers: &HeaderMap, also: &[HeaderName]) {
+    fn set_headers(extra: &mut Option<Box<Self>>, headers: &HeaderMap, also: Option<&Arc<[HeaderName]>>) {
         // An empty header map replaces headers that were set before. If the box for such details is not allocated yet,
         // an empty map is not a reason to allocate it.
         if !headers.is_empty() || extra.is_some() {
-            extra.get_or_insert_default().headers = redact::headers(headers, also);
+            extra.get_or_insert_default().headers = UnredactedHeaders::new(headers, also);
         }
     }
 
     fn set_body(extra: &mut Option<Box<Self>>, body: Value) {
-        extra.get_or_insert_default().body = Some(body.redacted());
+        extra.get_or_insert_default().body = Some(body);
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     request_id::RequestId,
     state::{EventState, Outcome},
     status::RequestStatus,
-    value::{Value, redacted_fields},
+    value::Value,
 };
 use crate::{
     clock,
@@ -95,10 +95,8 @@ impl EventHandle {
     /// Returns a copy of the event's record as it is now.
     #[must_use]
     pub fn snapshot(&self) -> NetworkRequestEvent {
-        let (mut event, method, url) = self.lock().snapshot();
-        event.method = method.map(|method| method.as_str().to_owned());
-        event.endpoint_url = url.map(|url| redact::uri(&url));
-        event
+        let copied = self.lock().snapshot();
+        copied.redacted()
     }
 
     /// Returns the call's status as it is now.
@@ -161,15 +159,15 @@ impl EventHandle {
     ///
     /// An event keeps at most 1,000 metadata keys. Further keys are only counted, under the key `[more]`.
     pub fn set_metadata(&self, key: impl Into<String>, value: impl Into<Value>) {
-        let fields = redacted_fields([(key.into(), value.into())].into());
+        let (key, value) = (key.into(), value.into());
         let now = Instant::now();
-        self.shared.write(|state| state.set_metadata(fields, now));
+        self.shared.write(|state| state.set_metadata(key, value, now));
     }
 
     /// Records the response's body in the event. No layer records the body unless it is configured to. The values of
     /// fields whose name suggests a credential are redacted.
     pub fn set_response_body(&self, body: impl Into<Value>) {
-        let body = body.into().redacted();
+        let body = body.into();
         let now = Instant::now();
         self.shared.write(|state| state.set_response_body(body, now));
     }

@@ -10,10 +10,11 @@ use super::{
     request_id::RequestId,
     status::RequestStatus,
     time::Anchor,
-    value::Value,
+    value::{Value, redacted_fields},
 };
+use crate::redact::{self, UnredactedHeaders};
 use http::{HeaderMap, Method, Uri};
-use std::{collections::BTreeMap, mem, task::Waker, time::SystemTime};
+use std::{mem, task::Waker, time::SystemTime};
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -43,7 +44,8 @@ struct EventExtra {
     later_attempts: Vec<AttemptState>,
     /// When a note, a metadata key or the response's body was last added to the event.
     last_noted: Option<Instant>,
-    response_headers: HeaderMap,
+    response_headers: UnredactedHeaders,
+    /// The response's body, not redacted.
     response_body: Option<Value>,
     api_tokens_used: Option<u64>,
     body_progress: Option<BodyProgress>,
@@ -62,6 +64,16 @@ pub(crate) struct BodyProgress {
     pub(crate) first: Option<Instant>,
     pub(crate) last: Option<Instant>,
     pub(crate) count: u64,
+}
+
+/// A copy of an event that is not redacted yet, and so must not be shown.
+pub(super) struct Copied {
+    /// The record. Its URL, method and headers are missing; its body, metadata and response's body may have secrets.
+    event: NetworkRequestEvent,
+    method: Option<Method>,
+    url: Option<Uri>,
+    headers: Option<UnredactedHeaders>,
+    response_headers: Option<UnredactedHeaders>,
 }
 
 struct AttemptState {
@@ -232,9 +244,9 @@ impl EventState {
         }
     }
 
-    pub(super) fn set_metadata(&mut self, redacted: BTreeMap<String, Value>, now: Instant) {
+    pub(super) fn set_metadata(&mut self, key: String, value: Value, now: Instant) {
         self.extra().last_noted = Some(now);
-        self.request.add_metadata(redacted);
+        self.request.metadata([(key, value)].into());
     }
 
     pub(super) fn set_response_body(&mut self, body: Value, now: Instant) {
@@ -270,9 +282,9 @@ impl EventState {
         self.extra.as_mut().map(|extra| mem::take(&mut extra.watchers))
     }
 
-    /// Returns the event's record without the method and the URL, and these two as they are: the caller formats them
-    /// after it has released the lock.
-    pub(super) fn snapshot(&mut self) -> (NetworkRequestEvent, Option<Method>, Option<Uri>) {
+    /// Copies the event. What the copy contains is redacted and formatted later, by [`Copied::redacted`], when the
+    /// caller has released the lock.
+    pub(super) fn snapshot(&mut self) -> Copied {
         let request_id = self.request_id().clone();
         let utc = |instant: Instant| self.opened.utc(instant);
         let extra = self.extra.as_deref();
@@ -291,11 +303,11 @@ impl EventState {
             completed_at: self.completed.map(utc),
             endpoint_url: None,
             method: None,
-            headers: request.map(|request| request.headers.clone()).unwrap_or_default(),
+            headers: HeaderMap::new(),
             payload: request.and_then(|request| request.body.clone()),
             api_tokens: self.request.api_tokens,
             response_status_code: self.response_status_code,
-            response_headers: extra.map(|extra| extra.response_headers.clone()).unwrap_or_default(),
+            response_headers: HeaderMap::new(),
             response_body: extra.and_then(|extra| extra.response_body.clone()),
             api_tokens_used: extra.and_then(|extra| extra.api_tokens_used),
             first_byte_at: body_progress.and_then(|progress| progress.first).map(utc),
@@ -313,7 +325,13 @@ impl EventState {
                 .collect(),
             metadata: request.map(|request| request.more.0.clone()).unwrap_or_default(),
         };
-        (event, self.request.method.clone(), self.request.url.clone())
+        Copied {
+            event,
+            method: self.request.method.clone(),
+            url: self.request.url.clone(),
+            headers: request.map(|request| request.headers.clone()),
+            response_headers: extra.map(|extra| extra.response_headers.clone()),
+        }
     }
 
     /// When the status, an attempt, a note, the metadata or the response's body last changed.
@@ -348,6 +366,25 @@ impl EventState {
 
     fn extra(&mut self) -> &mut EventExtra {
         self.extra.get_or_insert_default()
+    }
+}
+
+// === impl Copied ===
+
+impl Copied {
+    /// Returns the record without secrets.
+    pub(super) fn redacted(self) -> NetworkRequestEvent {
+        let headers = |headers: Option<UnredactedHeaders>| headers.map(UnredactedHeaders::redacted).unwrap_or_default();
+        NetworkRequestEvent {
+            endpoint_url: self.url.as_ref().map(redact::uri),
+            method: self.method.map(|method| method.as_str().to_owned()),
+            headers: headers(self.headers),
+            payload: self.event.payload.map(Value::redacted),
+            response_headers: headers(self.response_headers),
+            response_body: self.event.response_body.map(Value::redacted),
+            metadata: redacted_fields(self.event.metadata),
+            ..self.event
+        }
     }
 }
 

@@ -1,40 +1,70 @@
-//! Removes secrets from header maps.
+//! Header maps that may contain secrets, and their redaction.
 
 use super::{REDACTED, names::is_secret, text::text};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt, sync::Arc};
 
-/// Returns a copy of the headers without secrets. The whole value of a header is redacted if its name means a
-/// credential or is in `also`, or if the value is marked as sensitive. Other values are redacted as free text: see
-/// [`text`].
-pub(crate) fn headers(headers: &HeaderMap, also: &[HeaderName]) -> HeaderMap {
-    if headers.is_empty() {
-        return HeaderMap::new();
+/// Headers as they were sent or received, to be redacted when they are shown.
+///
+/// Redacting the headers of one call costs more than all else that is recorded of it, and most records are never read.
+/// A copy of a header map is cheap: its values are shared, not copied.
+#[derive(Clone, Default)]
+pub(crate) struct UnredactedHeaders {
+    headers: HeaderMap,
+    /// The names of headers to redact besides those whose name means a credential. Shared by all calls.
+    also: Option<Arc<[HeaderName]>>,
+}
+
+impl UnredactedHeaders {
+    pub(crate) fn new(headers: &HeaderMap, also: Option<&Arc<[HeaderName]>>) -> Self {
+        Self {
+            headers: headers.clone(),
+            also: also.cloned(),
+        }
     }
-    let redacted = || {
-        let mut value = HeaderValue::from_static(REDACTED);
-        value.set_sensitive(true);
-        value
-    };
-    headers
-        .iter()
-        .map(|(name, value)| {
-            let is_secret = value.is_sensitive() || also.contains(name) || is_secret(name.as_str());
-            // The value of a harmless header may contain a secret: that of a `Location` or `Referer` is a URL.
-            let value = match value.to_str() {
-                _ if is_secret => redacted(),
-                Ok(value_text) => match text(value_text) {
-                    Cow::Borrowed(_) => value.clone(),
-                    Cow::Owned(clean) => HeaderValue::from_str(&clean).unwrap_or_else(|_| redacted()),
-                },
-                Err(_) => match text(&String::from_utf8_lossy(value.as_bytes())) {
-                    Cow::Borrowed(_) => value.clone(),
-                    Cow::Owned(_) => redacted(),
-                },
-            };
-            (name.clone(), value)
-        })
-        .collect()
+
+    /// Returns the headers without secrets. The whole value of a header is redacted if its name means a credential or
+    /// is in `also`, or if the value is marked as sensitive. Other values are redacted as free text: see [`text`].
+    pub(crate) fn redacted(self) -> HeaderMap {
+        let also = self.also.as_deref().unwrap_or_default();
+        let mut headers = self.headers;
+        for (name, value) in &mut headers {
+            if value.is_sensitive() || also.contains(name) || is_secret(name.as_str()) {
+                *value = removed();
+            } else if let Some(clean) = redacted_value(value) {
+                *value = clean;
+            }
+        }
+        headers
+    }
+}
+
+/// Shows the headers without secrets.
+impl fmt::Debug for UnredactedHeaders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.clone().redacted().fmt(f)
+    }
+}
+
+/// Returns the value without the secrets that can be recognized in it: the value of a `Location` or `Referer` is a URL.
+/// `None` if there are none.
+fn redacted_value(value: &HeaderValue) -> Option<HeaderValue> {
+    match value.to_str() {
+        Ok(value_text) => match text(value_text) {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(clean) => Some(HeaderValue::from_str(&clean).unwrap_or_else(|_| removed())),
+        },
+        Err(_) => match text(&String::from_utf8_lossy(value.as_bytes())) {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(_) => Some(removed()),
+        },
+    }
+}
+
+fn removed() -> HeaderValue {
+    let mut value = HeaderValue::from_static(REDACTED);
+    value.set_sensitive(true);
+    value
 }
 
 #[cfg(test)]
@@ -52,7 +82,9 @@ mod tests {
         let mut marked = HeaderValue::from_static("s3");
         marked.set_sensitive(true);
         map.insert("x-marked", marked);
-        let clean = headers(&map, &[HeaderName::from_static("x-mine")]);
+        let kept = UnredactedHeaders::new(&map, Some(&[HeaderName::from_static("x-mine")].into()));
+        assert!(!format!("{kept:?}").contains("s3"));
+        let clean = kept.redacted();
         for name in ["authorization", "x-mine", "x-marked"] {
             assert_eq!(clean[name], REDACTED, "{name}");
         }
