@@ -88,8 +88,7 @@ impl Http {
     /// Redacts the values of `header`, in addition to those of headers whose name suggests a credential.
     #[must_use]
     pub fn redact(mut self, header: HeaderName) -> Self {
-        let others = self.redacted.as_deref().unwrap_or_default();
-        self.redacted = Some(others.iter().cloned().chain([header]).collect());
+        self.redacted = Some(self.redacted().iter().cloned().chain([header]).collect());
         self
     }
 
@@ -118,6 +117,10 @@ impl Http {
     pub const fn response_body<R, F: Fn(&R) -> Value>(self, body: F) -> HttpWithBody<F> {
         HttpWithBody { http: self, body }
     }
+
+    fn redacted(&self) -> &[HeaderName] {
+        self.redacted.as_deref().unwrap_or_default()
+    }
 }
 
 impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
@@ -127,7 +130,7 @@ impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
             details.method(req.method());
         }
         details.url(req.uri());
-        details.headers_redacting(req.headers(), self.redacted.as_ref());
+        details.headers_redacting(req.headers(), self.redacted());
         if extensions.is_empty() {
             return;
         }
@@ -148,7 +151,7 @@ impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
     fn response(&self, res: &http::Response<R>, details: &mut ResponseDetails) {
         details.status_code(res.status());
         if !details.code_only {
-            details.headers_redacting(res.headers(), self.redacted.as_ref());
+            details.headers_redacting(res.headers(), self.redacted());
             if let Some(used) = res.extensions().get::<ApiTokensUsed>().and_then(ApiTokensUsed::get) {
                 details.api_tokens_used(used);
             }

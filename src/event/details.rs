@@ -17,7 +17,6 @@ use std::{
     any::type_name,
     collections::BTreeMap,
     fmt::{self, Write as _},
-    sync::Arc,
 };
 use tracing::Span;
 
@@ -28,8 +27,9 @@ pub struct RequestDetails {
     pub(super) method: Option<Method>,
     /// The URL of the request, not redacted.
     pub(super) url: Option<Uri>,
+    pub(super) headers: UnredactedHeaders,
     pub(super) api_tokens: u64,
-    pub(super) extra: Option<Box<Extra<MetadataMap>>>,
+    pub(super) extra: Option<Box<RequestExtra>>,
 }
 
 /// What an event records of a response.
@@ -38,7 +38,8 @@ pub struct ResponseDetails {
     pub(super) status_code: Option<u16>,
     /// Whether only the status code is recorded, because the response ends one attempt and not the call.
     pub(super) code_only: bool,
-    pub(super) extra: Option<Box<Extra<ResponseExtra>>>,
+    pub(super) headers: UnredactedHeaders,
+    pub(super) extra: Option<Box<ResponseExtra>>,
 }
 
 /// What an event records of an error.
@@ -52,27 +53,27 @@ pub(crate) struct ErrorDetails {
     pub(super) sources: Option<String>,
 }
 
-/// The details that many requests and responses do not have. They are in a box, which is allocated when the first of
-/// them is set.
+/// The details that most requests do not have. They are in a box, which is allocated when the first of them is set.
 #[derive(Default)]
-pub(super) struct Extra<T> {
-    pub(super) headers: UnredactedHeaders,
+pub(super) struct RequestExtra {
+    /// The body, not redacted.
+    pub(super) payload: Option<Value>,
+    pub(super) metadata: MetadataMap,
+}
+
+/// The details that most responses do not have, in a box like those of [`RequestExtra`].
+#[derive(Default)]
+pub(super) struct ResponseExtra {
     /// The body, not redacted.
     pub(super) body: Option<Value>,
-    /// The details that only requests have (the metadata), or only responses (the tokens used and the failure).
-    pub(super) more: T,
+    pub(super) api_tokens_used: Option<u64>,
+    /// The error to record, if the response counts as a failure.
+    pub(super) failure: Option<ErrorDetails>,
 }
 
 /// The caller's metadata keys and values, not redacted, of which at most [`MAX_KEYS`] are kept.
 #[derive(Default)]
 pub(super) struct MetadataMap(pub(super) BTreeMap<String, Value>);
-
-#[derive(Default)]
-pub(super) struct ResponseExtra {
-    pub(super) api_tokens_used: Option<u64>,
-    /// The error to record, if the response counts as a failure.
-    pub(super) failure: Option<ErrorDetails>,
-}
 
 /// The number of metadata keys that an event keeps. Further keys are only counted, under the key [`FURTHER_KEYS`].
 const MAX_KEYS: usize = 1_000;
@@ -99,25 +100,25 @@ impl RequestDetails {
     /// Sets the URL of the request. User info and the values of secret query parameters are redacted. The URL `/`,
     /// which an [`http::Request`] has by default, is not recorded.
     pub fn url(&mut self, url: &Uri) -> &mut Self {
-        let is_default = url.host().is_none() && url.path() == "/" && url.query().is_none();
+        let is_default = url.path() == "/" && url.authority().is_none() && url.query().is_none();
         self.url = (!is_default).then(|| url.clone());
         self
     }
 
     /// Sets the headers of the request. The values of secret headers are redacted.
     pub fn headers(&mut self, headers: &HeaderMap) -> &mut Self {
-        self.headers_redacting(headers, None)
+        self.headers_redacting(headers, &[])
     }
 
     /// Sets the headers of the request. The values of secret headers and of the headers named in `also` are redacted.
-    pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: Option<&Arc<[HeaderName]>>) -> &mut Self {
-        Extra::set_headers(&mut self.extra, headers, also);
+    pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: &[HeaderName]) -> &mut Self {
+        self.headers = UnredactedHeaders::new(headers, also);
         self
     }
 
     /// Sets the body of the request. The values of secret fields are redacted.
     pub fn payload(&mut self, payload: impl Into<Value>) -> &mut Self {
-        Extra::set_body(&mut self.extra, payload.into());
+        self.extra.get_or_insert_default().payload = Some(payload.into());
         self
     }
 
@@ -131,7 +132,7 @@ impl RequestDetails {
     ///
     /// An event keeps at most 1,000 metadata keys. Further keys are only counted, under the key `[more]`.
     pub fn metadata(&mut self, metadata: BTreeMap<String, Value>) -> &mut Self {
-        self.extra.get_or_insert_default().more.add(metadata);
+        self.extra.get_or_insert_default().metadata.add(metadata);
         self
     }
 
@@ -183,30 +184,30 @@ impl ResponseDetails {
 
     /// Sets the headers of the response. The values of secret headers are redacted.
     pub fn headers(&mut self, headers: &HeaderMap) -> &mut Self {
-        self.headers_redacting(headers, None)
+        self.headers_redacting(headers, &[])
     }
 
     /// Sets the headers of the response. The values of secret headers and of the headers named in `also` are redacted.
-    pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: Option<&Arc<[HeaderName]>>) -> &mut Self {
-        Extra::set_headers(&mut self.extra, headers, also);
+    pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: &[HeaderName]) -> &mut Self {
+        self.headers = UnredactedHeaders::new(headers, also);
         self
     }
 
     /// Sets the body of the response. The values of secret fields are redacted.
     pub fn body(&mut self, body: impl Into<Value>) -> &mut Self {
-        Extra::set_body(&mut self.extra, body.into());
+        self.extra.get_or_insert_default().body = Some(body.into());
         self
     }
 
     /// Sets the number of the API's tokens that the call used.
     pub fn api_tokens_used(&mut self, tokens: u64) -> &mut Self {
-        self.more().api_tokens_used = Some(tokens);
+        self.extra.get_or_insert_default().api_tokens_used = Some(tokens);
         self
     }
 
     /// Makes the response count as a failure: the call's event ends as FAILED, with this error.
     pub fn failure(&mut self, error_type: impl Into<String>, message: impl AsRef<str>) -> &mut Self {
-        self.more().failure = Some(ErrorDetails {
+        self.extra.get_or_insert_default().failure = Some(ErrorDetails {
             kind: redact::text(&error_type.into()).into_owned(),
             kind_is_guess: false,
             message: redact::text(message.as_ref()).into_owned(),
@@ -216,11 +217,7 @@ impl ResponseDetails {
     }
 
     pub(super) fn is_failure(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| extra.more.failure.is_some())
-    }
-
-    fn more(&mut self) -> &mut ResponseExtra {
-        &mut self.extra.get_or_insert_default().more
+        self.extra.as_ref().is_some_and(|extra| extra.failure.is_some())
     }
 }
 
@@ -229,28 +226,14 @@ impl fmt::Debug for ResponseDetails {
         let extra = self.extra.as_deref();
         f.debug_struct("ResponseDetails")
             .field("status_code", &self.status_code)
-            .field("headers", &extra.map(|extra| &extra.headers))
-            .field("api_tokens_used", &extra.and_then(|extra| extra.more.api_tokens_used))
-            .field("failure", &extra.and_then(|extra| extra.more.failure.as_ref()))
+            .field("headers", &self.headers)
+            .field("api_tokens_used", &extra.and_then(|extra| extra.api_tokens_used))
+            .field("failure", &extra.and_then(|extra| extra.failure.as_ref()))
             .finish_non_exhaustive()
     }
 }
 
-// === impl Extra and MetadataMap ===
-
-impl<T: Default> Extra<T> {
-    fn set_headers(extra: &mut Option<Box<Self>>, headers: &HeaderMap, also: Option<&Arc<[HeaderName]>>) {
-        // An empty header map replaces headers that were set before. If the box for such details is not allocated yet,
-        // an empty map is not a reason to allocate it.
-        if !headers.is_empty() || extra.is_some() {
-            extra.get_or_insert_default().headers = UnredactedHeaders::new(headers, also);
-        }
-    }
-
-    fn set_body(extra: &mut Option<Box<Self>>, body: Value) {
-        extra.get_or_insert_default().body = Some(body);
-    }
-}
+// === impl MetadataMap ===
 
 impl MetadataMap {
     fn add(&mut self, fields: BTreeMap<String, Value>) {

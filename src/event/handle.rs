@@ -6,7 +6,7 @@ use super::{
     record::NetworkRequestEvent,
     reporter::Reporter,
     request_id::RequestId,
-    state::{EventState, Outcome},
+    state::{Ended, EventState, Outcome},
     status::RequestStatus,
     value::Value,
 };
@@ -24,7 +24,7 @@ use std::{
     fmt,
     future::poll_fn,
     sync::{Arc, PoisonError},
-    task::Poll,
+    task::{Context, Poll},
     thread,
 };
 use tokio::time::Instant;
@@ -83,6 +83,14 @@ pub(crate) enum Stage {
     Calling,
 }
 
+/// A task that waits for a change of an event. Its waker is removed from the event when this is dropped, so that tasks
+/// that have stopped waiting leave nothing behind.
+struct Watcher<'a> {
+    shared: &'a Shared,
+    /// The key of the task's waker in the event, once it was registered.
+    key: Option<u64>,
+}
+
 struct Shared {
     state: Mutex<EventState>,
     writers: AtomicUsize,
@@ -122,16 +130,13 @@ impl EventHandle {
     /// This method is cancel safe: if the future is dropped, no change of the event is missed. The next call of this
     /// method reports the changes that the dropped future has not reported.
     pub async fn changed(&mut self) -> RequestStatus {
-        poll_fn(|cx| {
-            let mut state = self.shared.lock();
-            if state.version == self.seen && !state.status.is_terminal() {
-                state.watch(cx.waker());
-                return Poll::Pending;
-            }
-            self.seen = state.version;
-            Poll::Ready(state.status)
-        })
-        .await
+        let mut watcher = Watcher {
+            shared: &self.shared,
+            key: None,
+        };
+        let (version, status) = poll_fn(|cx| watcher.poll_changed(self.seen, cx)).await;
+        self.seen = version;
+        status
     }
 
     /// Waits until the call has ended, and returns its record.
@@ -174,13 +179,15 @@ impl EventHandle {
 
     #[cfg(feature = "http")]
     pub(crate) fn set_body_progress(&self, progress: super::state::BodyProgress) {
-        self.shared.write(|state| state.set_body_progress(progress));
+        let now = clock::now();
+        self.shared.write(|state| state.set_body_progress(progress, now));
     }
 
-    /// Ends the event as CANCELLED, if it has not ended.
+    /// Makes the event end as CANCELLED, whatever the call returns, because its caller has cancelled it. The event ends
+    /// when the call does, so that the record is then final.
     #[cfg(feature = "http")]
     pub(crate) fn cancel(&self) {
-        self.writer().finish(Outcome::Cancelled);
+        self.lock().cancel();
     }
 
     /// Ends the event as FAILED with `error`, if it has not ended.
@@ -288,45 +295,59 @@ impl Writer {
         }
     }
 
-    /// Adds an attempt to the event, and returns the attempt's index.
+    /// Adds an attempt to the event, and returns the attempt's index. Returns `None` if the event has ended.
     #[inline]
-    pub(super) fn attempt_started(&self) -> usize {
+    pub(super) fn attempt_started(&self) -> Option<usize> {
         let now = clock::now();
-        let (has_changed, index) = self.shared.write(|state| state.attempt_started(now));
-        if let Some(reporter) = &self.shared.reporter {
-            reporter.attempt_started();
-        }
+        let (has_changed, index) = self.shared.write(|state| {
+            let started = state.attempt_started(now)?;
+            self.count(Reporter::attempt_started);
+            Some(started)
+        })?;
         if has_changed {
             self.publish(RequestStatus::Calling);
         }
-        index
+        Some(index)
     }
 
-    /// Records what an attempt returned. `result` is `None` if the attempt was dropped before it returned.
+    /// Records what an attempt returned, unless the event has ended. `result` is `None` if the attempt was dropped
+    /// before it returned.
     #[inline]
     pub(super) fn attempt_ended(&self, index: usize, result: Option<&Result<ResponseDetails, ErrorDetails>>) {
-        if let Some(reporter) = &self.shared.reporter {
-            reporter.attempt_ended();
-        }
         let now = clock::now();
-        self.shared.write(|state| state.attempt_ended(index, result, now));
+        self.shared.write(|state| {
+            if state.attempt_ended(index, result, now) {
+                self.count(|reporter| reporter.attempts_ended(1));
+            }
+        });
     }
 
     /// Ends the event with `outcome`, if it has not ended.
     pub(crate) fn finish(&self, outcome: Outcome) {
-        let status = outcome.status();
         let now = clock::now();
-        let Some(span) = self.shared.write(|state| state.finish(outcome, now)) else {
-            return;
-        };
-        if let Some(reporter) = &self.shared.reporter {
-            reporter.ended(status);
+        let ended = self.shared.write(|state| {
+            let ended = state.finish(outcome, now)?;
+            self.count(|reporter| {
+                reporter.attempts_ended(ended.closed_attempts);
+                reporter.ended(ended.status);
+            });
+            Some(ended)
+        });
+        let Some(ended) = ended else { return };
+        self.publish(ended.status);
+        // The outcome is recorded in the span last, and without the lock of the event: a tracing subscriber is user
+        // code, which may panic, or read the event and so take the lock.
+        if let Some(span) = &ended.span {
+            record_end(span, &ended);
         }
-        self.publish(status);
-        if let Some(span) = span {
-            // The outcome is recorded in the span last, and without the lock of the event: a tracing subscriber is user
-            // code, which may panic, or read the event and so take the lock.
-            record_end(&span, &self.handle().snapshot());
+    }
+
+    /// Changes the counts of the event's reporter. This is done while the event is locked, so that a reader who sees
+    /// the new state of the event finds it counted.
+    #[inline]
+    fn count(&self, change: impl FnOnce(&Reporter<EventHandle>)) {
+        if let Some(reporter) = &self.shared.reporter {
+            change(reporter);
         }
     }
 
@@ -367,8 +388,8 @@ impl Shared {
         let result = change(&mut state);
         let watchers = state.take_watchers();
         drop(state);
-        if let Some(watchers) = watchers {
-            watchers.into_iter().for_each(panic::wake);
+        for (_, watcher) in watchers {
+            panic::wake(watcher);
         }
         result
     }
@@ -380,12 +401,39 @@ impl Shared {
     }
 }
 
-fn record_end(span: &Span, event: &NetworkRequestEvent) {
-    span.record("status", event.status.as_str());
-    if let Some(code) = event.response_status_code {
+fn record_end(span: &Span, ended: &Ended) {
+    span.record("status", ended.status.as_str());
+    if let Some(code) = ended.response_status_code {
         span.record("http.response.status_code", code);
     }
-    if let Some(kind) = &event.error_type {
+    if let Some(kind) = &ended.error_type {
         span.record("error.type", kind.as_str());
+    }
+}
+
+// === impl Watcher ===
+
+impl Watcher<'_> {
+    /// Waits until the version of the event (the number of its changes) is not `seen`, or the event has ended. Returns
+    /// the version and the status.
+    fn poll_changed(&mut self, seen: u64, cx: &Context<'_>) -> Poll<(u64, RequestStatus)> {
+        let mut state = self.shared.lock();
+        if state.version == seen && !state.status.is_terminal() {
+            let (key, replaced) = state.watch(self.key, cx.waker());
+            drop(state);
+            drop(replaced);
+            self.key = Some(key);
+            return Poll::Pending;
+        }
+        Poll::Ready((state.version, state.status))
+    }
+}
+
+impl Drop for Watcher<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let removed = self.shared.lock().unwatch(key);
+            drop(removed);
+        }
     }
 }

@@ -27,11 +27,14 @@ pub(super) struct EventState {
     calling: Option<Instant>,
     completed: Option<Instant>,
     response_status_code: Option<u16>,
+    response_headers: UnredactedHeaders,
     first_attempt: Option<AttemptState>,
     extra: Option<Box<EventExtra>>,
     /// The number of changes so far. A handle compares it with the number that it has seen, to find out whether the
     /// event has changed.
     pub(super) version: u64,
+    /// Whether the caller has cancelled the call, so that the outcome will be CANCELLED, whatever the call returns.
+    is_cancelled: bool,
     /// The call's tracing span. It is taken out when the outcome is written, so that the span closes even if a handle
     /// keeps the event.
     span: Option<Box<Span>>,
@@ -44,7 +47,6 @@ struct EventExtra {
     later_attempts: Vec<AttemptState>,
     /// When a note, a metadata key or the response's body was last added to the event.
     last_noted: Option<Instant>,
-    response_headers: UnredactedHeaders,
     /// The response's body, not redacted.
     response_body: Option<Value>,
     api_tokens_used: Option<u64>,
@@ -54,8 +56,10 @@ struct EventExtra {
     /// because the box hides the type.
     error_type: Option<&'static str>,
     logs: Vec<(Instant, String)>,
-    /// The wakers of the tasks that wait for a change of the event.
-    watchers: Vec<Waker>,
+    /// The tasks that wait for a change of the event: the key of each, and its waker.
+    watchers: Vec<(u64, Waker)>,
+    /// The key of the next task that waits.
+    next_watcher: u64,
 }
 
 /// How many bytes of the response's body have arrived, and when the first and the last of them did.
@@ -66,14 +70,26 @@ pub(crate) struct BodyProgress {
     pub(crate) count: u64,
 }
 
+/// What has to be done after an event has ended, besides what is written to its state.
+pub(super) struct Ended {
+    pub(super) status: RequestStatus,
+    /// The number of attempts that were still on the wire, and are closed now.
+    pub(super) closed_attempts: usize,
+    /// The call's span, in which the outcome is to be recorded too.
+    pub(super) span: Option<Box<Span>>,
+    pub(super) response_status_code: Option<u16>,
+    /// The type of the error, if there is one and if the call has a span to record it in.
+    pub(super) error_type: Option<String>,
+}
+
 /// A copy of an event that is not redacted yet, and so must not be shown.
 pub(super) struct Copied {
     /// The record. Its URL, method and headers are missing; its body, metadata and response's body may have secrets.
     event: NetworkRequestEvent,
     method: Option<Method>,
     url: Option<Uri>,
-    headers: Option<UnredactedHeaders>,
-    response_headers: Option<UnredactedHeaders>,
+    headers: UnredactedHeaders,
+    response_headers: UnredactedHeaders,
 }
 
 struct AttemptState {
@@ -110,9 +126,11 @@ impl EventState {
             calling: None,
             completed: None,
             response_status_code: None,
+            response_headers: UnredactedHeaders::default(),
             first_attempt: None,
             extra: None,
             version: 0,
+            is_cancelled: false,
             span: None,
         }
     }
@@ -147,8 +165,11 @@ impl EventState {
     }
 
     /// Adds an attempt, and moves the status forward to CALLING. Returns whether the status has changed, and the
-    /// attempt's index.
-    pub(super) fn attempt_started(&mut self, now: Instant) -> (bool, usize) {
+    /// attempt's index. Returns `None` if the event has ended: its record is final.
+    pub(super) fn attempt_started(&mut self, now: Instant) -> Option<(bool, usize)> {
+        if self.status.is_terminal() {
+            return None;
+        }
         let has_changed = self.mark(RequestStatus::Calling, now);
         let attempt = AttemptState {
             started: now,
@@ -158,22 +179,25 @@ impl EventState {
         };
         if self.first_attempt.is_none() {
             self.first_attempt = Some(attempt);
-            return (has_changed, 0);
+            return Some((has_changed, 0));
         }
         let later_attempts = &mut self.extra().later_attempts;
         later_attempts.push(attempt);
-        (has_changed, later_attempts.len())
+        Some((has_changed, later_attempts.len()))
     }
 
-    /// Records what an attempt returned. `result` is `None` if the attempt was dropped before it returned.
+    /// Records what an attempt returned. `result` is `None` if the attempt was dropped before it returned. Returns false
+    /// and changes nothing if the attempt has ended already: the end of an event closes its attempts.
     pub(super) fn attempt_ended(
         &mut self,
         index: usize,
         result: Option<&Result<ResponseDetails, ErrorDetails>>,
         now: Instant,
-    ) {
+    ) -> bool {
         let error_type = self.take_error_type();
-        let Some(attempt) = self.attempt_mut(index) else { return };
+        let Some(attempt) = self.attempt_mut(index).filter(|attempt| attempt.ended.is_none()) else {
+            return false;
+        };
         attempt.ended = Some(now);
         match result {
             Some(Ok(response)) => attempt.status_code = response.status_code,
@@ -183,32 +207,42 @@ impl EventState {
                     .map_or_else(|| error.kind.clone(), str::to_owned);
                 attempt.error = Some(Box::new((kind, Some(error.message.clone()))));
             }
-            None => attempt.error = Some(Box::new(("Cancelled".to_owned(), None))),
+            None => attempt.set_cancelled(),
         }
+        true
     }
 
-    /// Records how the call ended. Returns `Some` with the call's span, in which the outcome is to be recorded too, or
-    /// `Some(None)` if the call has no span. If the call has already ended, returns `None` and leaves the outcome as it
-    /// is.
-    pub(super) fn finish(&mut self, outcome: Outcome, now: Instant) -> Option<Option<Box<Span>>> {
+    /// Makes the event end as CANCELLED, whatever the call returns.
+    #[cfg(feature = "http")]
+    pub(super) fn cancel(&mut self) {
+        self.is_cancelled = true;
+    }
+
+    /// Records how the call ended, and closes the attempts that are still open. If the event has ended before, returns
+    /// `None` and leaves the record as it is.
+    pub(super) fn finish(&mut self, mut outcome: Outcome, now: Instant) -> Option<Ended> {
         let error_type = self.take_error_type();
         if self.status.is_terminal() {
             return None;
         }
+        if self.is_cancelled {
+            outcome = Outcome::Cancelled;
+        }
+        let closed_attempts = self.close_attempts(now);
         self.status = outcome.status();
         self.completed = Some(now);
         match outcome {
             Outcome::Response(response) => {
                 self.response_status_code = response.status_code;
+                self.response_headers = response.headers;
                 if let Some(response) = response.extra {
                     let extra = self.extra();
-                    extra.response_headers = response.headers;
                     // A body that was set through the handle earlier is kept, unless the response has one to record.
                     if response.body.is_some() {
                         extra.response_body = response.body;
                     }
-                    extra.api_tokens_used = response.more.api_tokens_used;
-                    extra.error = response.more.failure;
+                    extra.api_tokens_used = response.api_tokens_used;
+                    extra.error = response.failure;
                 }
             }
             Outcome::Error(mut error) => {
@@ -227,7 +261,30 @@ impl EventState {
             }
             Outcome::Cancelled => {}
         }
-        Some(self.span.take())
+        let span = self.span.take();
+        let error = self.extra.as_ref().and_then(|extra| extra.error.as_ref());
+        Some(Ended {
+            status: self.status,
+            closed_attempts,
+            error_type: error.filter(|_| span.is_some()).map(|error| error.kind.clone()),
+            response_status_code: self.response_status_code,
+            span,
+        })
+    }
+
+    /// Closes the attempts that are still on the wire as cancelled. Returns how many there were.
+    fn close_attempts(&mut self, now: Instant) -> usize {
+        let later = self.extra.iter_mut().flat_map(|extra| &mut extra.later_attempts);
+        let open = self
+            .first_attempt
+            .iter_mut()
+            .chain(later)
+            .filter(|attempt| attempt.ended.is_none());
+        open.map(|attempt| {
+            attempt.ended = Some(now);
+            attempt.set_cancelled();
+        })
+        .count()
     }
 
     pub(super) fn log(&mut self, message: String, now: Instant) {
@@ -257,8 +314,10 @@ impl EventState {
 
     /// Records how much of the response's body has arrived. This replaces what was recorded for an earlier attempt.
     #[cfg(feature = "http")]
-    pub(super) fn set_body_progress(&mut self, progress: BodyProgress) {
-        self.extra().body_progress = Some(progress);
+    pub(super) fn set_body_progress(&mut self, progress: BodyProgress, now: Instant) {
+        let extra = self.extra();
+        extra.last_noted = Some(now);
+        extra.body_progress = Some(progress);
     }
 
     pub(super) fn set_error_type(&mut self, name: &'static str) {
@@ -269,17 +328,32 @@ impl EventState {
         self.extra.as_mut().and_then(|extra| extra.error_type.take())
     }
 
-    /// Registers a waker for the next change of the event. A task that polls again before that change is not registered
-    /// twice.
-    pub(super) fn watch(&mut self, waker: &Waker) {
-        let watchers = &mut self.extra().watchers;
-        if !watchers.iter().any(|watcher| watcher.will_wake(waker)) {
-            watchers.push(waker.clone());
+    /// Registers the waker of a task that waits for the next change of the event, under the key that the task got when
+    /// it registered before. Returns the task's key, and a replaced waker, which the caller drops after it has released
+    /// the lock.
+    pub(super) fn watch(&mut self, key: Option<u64>, waker: &Waker) -> (u64, Option<Waker>) {
+        let extra = self.extra();
+        if let Some((key, watcher)) = extra.watchers.iter_mut().find(|(other, _)| Some(*other) == key) {
+            let replaced = (!watcher.will_wake(waker)).then(|| mem::replace(watcher, waker.clone()));
+            return (*key, replaced);
         }
+        let key = extra.next_watcher;
+        extra.next_watcher += 1;
+        extra.watchers.push((key, waker.clone()));
+        (key, None)
     }
 
-    pub(super) fn take_watchers(&mut self) -> Option<Vec<Waker>> {
-        self.extra.as_mut().map(|extra| mem::take(&mut extra.watchers))
+    /// Removes the waker of a task that no longer waits. The caller drops it after it has released the lock.
+    pub(super) fn unwatch(&mut self, key: u64) -> Option<Waker> {
+        let watchers = &mut self.extra.as_mut()?.watchers;
+        let at = watchers.iter().position(|(other, _)| *other == key)?;
+        Some(watchers.swap_remove(at).1)
+    }
+
+    pub(super) fn take_watchers(&mut self) -> Vec<(u64, Waker)> {
+        self.extra
+            .as_mut()
+            .map_or_else(Vec::new, |extra| mem::take(&mut extra.watchers))
     }
 
     /// Copies the event. What the copy contains is redacted and formatted later, by [`Copied::redacted`], when the
@@ -304,7 +378,7 @@ impl EventState {
             endpoint_url: None,
             method: None,
             headers: HeaderMap::new(),
-            payload: request.and_then(|request| request.body.clone()),
+            payload: request.and_then(|request| request.payload.clone()),
             api_tokens: self.request.api_tokens,
             response_status_code: self.response_status_code,
             response_headers: HeaderMap::new(),
@@ -323,14 +397,14 @@ impl EventState {
                     message: message.clone(),
                 })
                 .collect(),
-            metadata: request.map(|request| request.more.0.clone()).unwrap_or_default(),
+            metadata: request.map(|request| request.metadata.0.clone()).unwrap_or_default(),
         };
         Copied {
             event,
             method: self.request.method.clone(),
             url: self.request.url.clone(),
-            headers: request.map(|request| request.headers.clone()),
-            response_headers: extra.map(|extra| extra.response_headers.clone()),
+            headers: self.request.headers.clone(),
+            response_headers: self.response_headers.clone(),
         }
     }
 
@@ -374,13 +448,12 @@ impl EventState {
 impl Copied {
     /// Returns the record without secrets.
     pub(super) fn redacted(self) -> NetworkRequestEvent {
-        let headers = |headers: Option<UnredactedHeaders>| headers.map(UnredactedHeaders::redacted).unwrap_or_default();
         NetworkRequestEvent {
             endpoint_url: self.url.as_ref().map(redact::uri),
             method: self.method.map(|method| method.as_str().to_owned()),
-            headers: headers(self.headers),
+            headers: self.headers.redacted(),
             payload: self.event.payload.map(Value::redacted),
-            response_headers: headers(self.response_headers),
+            response_headers: self.response_headers.redacted(),
             response_body: self.event.response_body.map(Value::redacted),
             metadata: redacted_fields(self.event.metadata),
             ..self.event
@@ -401,6 +474,10 @@ impl Outcome {
 }
 
 impl AttemptState {
+    fn set_cancelled(&mut self) {
+        self.error = Some(Box::new(("Cancelled".to_owned(), None)));
+    }
+
     fn snapshot(&self, utc: impl Fn(Instant) -> SystemTime) -> Attempt {
         let (error_type, error_message) = match self.error.as_deref() {
             Some((kind, message)) => (Some(kind.clone()), message.clone()),
