@@ -6,7 +6,7 @@ use super::{
     record::NetworkRequestEvent,
     reporter::Reporter,
     request_id::RequestId,
-    state::{Ended, EventState, Outcome},
+    state::{EventState, Outcome},
     status::RequestStatus,
     value::Value,
 };
@@ -16,7 +16,7 @@ use crate::{
     panic, redact,
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 use std::{
@@ -94,6 +94,9 @@ struct Watcher<'a> {
 struct Shared {
     state: Mutex<EventState>,
     writers: AtomicUsize,
+    /// Whether the event has ended, readable without the lock. It is set before the writer that ends the event is
+    /// dropped, so that the last writer to be dropped sees it.
+    has_ended: AtomicBool,
     reporter: Option<Arc<Reporter<EventHandle>>>,
 }
 
@@ -239,6 +242,7 @@ impl Writer {
         let mut shared = Arc::new(Shared {
             state: Mutex::new(EventState::new(clock::now())),
             writers: AtomicUsize::new(1),
+            has_ended: AtomicBool::new(false),
             reporter,
         });
         // `describe` writes the request's details directly into the event: they are large, and moving them would cost
@@ -327,6 +331,7 @@ impl Writer {
         let now = clock::now();
         let ended = self.shared.write(|state| {
             let ended = state.finish(outcome, now)?;
+            self.shared.has_ended.store(true, Ordering::Release);
             self.count(|reporter| {
                 reporter.attempts_ended(ended.closed_attempts);
                 reporter.ended(ended.status);
@@ -338,7 +343,8 @@ impl Writer {
         // The outcome is recorded in the span last, and without the lock of the event: a tracing subscriber is user
         // code, which may panic, or read the event and so take the lock.
         if let Some(span) = &ended.span {
-            record_end(span, &ended);
+            let (code, error_type) = self.shared.lock().outcome();
+            record_end(span, ended.status, code, error_type);
         }
     }
 
@@ -361,7 +367,8 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if self.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1 && !self.shared.lock().status.is_terminal() {
+        let is_last = self.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1;
+        if is_last && !self.shared.has_ended.load(Ordering::Acquire) {
             self.finish(if thread::panicking() {
                 Outcome::Error(ErrorDetails::panicked("the call panicked"))
             } else {
@@ -388,7 +395,7 @@ impl Shared {
         let result = change(&mut state);
         let watchers = state.take_watchers();
         drop(state);
-        for (_, watcher) in watchers {
+        for (_, watcher) in watchers.into_iter().flatten() {
             panic::wake(watcher);
         }
         result
@@ -401,12 +408,12 @@ impl Shared {
     }
 }
 
-fn record_end(span: &Span, ended: &Ended) {
-    span.record("status", ended.status.as_str());
-    if let Some(code) = ended.response_status_code {
+fn record_end(span: &Span, status: RequestStatus, code: Option<u16>, error_type: Option<String>) {
+    span.record("status", status.as_str());
+    if let Some(code) = code {
         span.record("http.response.status_code", code);
     }
-    if let Some(kind) = &ended.error_type {
+    if let Some(kind) = error_type {
         span.record("error.type", kind.as_str());
     }
 }

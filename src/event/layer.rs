@@ -203,7 +203,6 @@ where
             writes_outcome: opens || *stage == Stage::Processing,
             shares_cached_now: *shares_cached_now,
         };
-        let describe = describe.clone();
         let future = recorder.enter(|| self.inner.call(req)).unwrap_or_else(|panic| {
             recorder.write_panic(&*panic);
             resume_unwind(panic)
@@ -211,7 +210,7 @@ where
         ResponseFuture {
             future: Some(future),
             recorder,
-            describe,
+            describe: describe.clone(),
             request: PhantomData,
         }
     }

@@ -77,9 +77,6 @@ pub(super) struct Ended {
     pub(super) closed_attempts: usize,
     /// The call's span, in which the outcome is to be recorded too.
     pub(super) span: Option<Box<Span>>,
-    pub(super) response_status_code: Option<u16>,
-    /// The type of the error, if there is one and if the call has a span to record it in.
-    pub(super) error_type: Option<String>,
 }
 
 /// A copy of an event that is not redacted yet, and so must not be shown.
@@ -261,30 +258,34 @@ impl EventState {
             }
             Outcome::Cancelled => {}
         }
-        let span = self.span.take();
-        let error = self.extra.as_ref().and_then(|extra| extra.error.as_ref());
         Some(Ended {
             status: self.status,
             closed_attempts,
-            error_type: error.filter(|_| span.is_some()).map(|error| error.kind.clone()),
-            response_status_code: self.response_status_code,
-            span,
+            span: self.span.take(),
         })
     }
 
     /// Closes the attempts that are still on the wire as cancelled. Returns how many there were.
     fn close_attempts(&mut self, now: Instant) -> usize {
-        let later = self.extra.iter_mut().flat_map(|extra| &mut extra.later_attempts);
-        let open = self
-            .first_attempt
-            .iter_mut()
-            .chain(later)
-            .filter(|attempt| attempt.ended.is_none());
-        open.map(|attempt| {
-            attempt.ended = Some(now);
-            attempt.set_cancelled();
-        })
-        .count()
+        let mut closed = 0;
+        let mut close = |attempt: &mut AttemptState| {
+            if attempt.ended.is_none() {
+                attempt.ended = Some(now);
+                attempt.set_cancelled();
+                closed += 1;
+            }
+        };
+        self.first_attempt.iter_mut().for_each(&mut close);
+        if let Some(extra) = &mut self.extra {
+            extra.later_attempts.iter_mut().for_each(close);
+        }
+        closed
+    }
+
+    /// Returns the status code of the response and the type of the error with which the call ended.
+    pub(super) fn outcome(&self) -> (Option<u16>, Option<String>) {
+        let error = self.extra.as_ref().and_then(|extra| extra.error.as_ref());
+        (self.response_status_code, error.map(|error| error.kind.clone()))
     }
 
     pub(super) fn log(&mut self, message: String, now: Instant) {
@@ -350,10 +351,9 @@ impl EventState {
         Some(watchers.swap_remove(at).1)
     }
 
-    pub(super) fn take_watchers(&mut self) -> Vec<(u64, Waker)> {
-        self.extra
-            .as_mut()
-            .map_or_else(Vec::new, |extra| mem::take(&mut extra.watchers))
+    #[inline]
+    pub(super) fn take_watchers(&mut self) -> Option<Vec<(u64, Waker)>> {
+        self.extra.as_mut().map(|extra| mem::take(&mut extra.watchers))
     }
 
     /// Copies the event. What the copy contains is redacted and formatted later, by [`Copied::redacted`], when the

@@ -19,7 +19,7 @@ pub(crate) enum UnredactedHeaders {
     Shared(Box<HeaderMap>),
 }
 
-/// The size in bytes up to which headers are packed.
+/// The size in bytes up to which headers are packed. Longer ones are shared.
 const MAX_PACKED: usize = 8 * 1_024;
 
 /// The length of a value that was secret for certain, and is not kept.
@@ -27,40 +27,49 @@ const NOT_KEPT: u16 = u16::MAX;
 
 impl UnredactedHeaders {
     /// Copies the headers. The values of the headers named in `also`, and those marked as sensitive, are not copied.
+    #[inline]
     pub(crate) fn new(headers: &HeaderMap, also: &[HeaderName]) -> Self {
         if headers.is_empty() {
-            return Self::default();
+            Self::default()
+        } else {
+            Self::copied(headers, also)
         }
+    }
+
+    fn copied(headers: &HeaderMap, also: &[HeaderName]) -> Self {
         let is_secret = |name: &HeaderName, value: &HeaderValue| value.is_sensitive() || also.contains(name);
-        // A header with a secret value is counted with it: the packed headers are then shorter, not longer.
-        let size = headers
+        let size: usize = headers
             .iter()
-            .fold(0, |size, (name, value)| size + 4 + name.as_str().len() + value.len());
+            .map(|(name, value)| 4 + name.as_str().len() + value.len())
+            .sum();
         if size > MAX_PACKED {
-            let mut headers = headers.clone();
-            for (name, value) in &mut headers {
-                if is_secret(name, value) {
-                    *value = removed();
-                }
-            }
-            return Self::Shared(Box::new(headers));
+            return Self::shared(headers, is_secret);
         }
         let mut packed = Vec::with_capacity(size);
         for (name, value) in headers {
-            let (name_text, bytes) = (name.as_str(), value.as_bytes());
-            let [a, b] = length(name_text.len()).to_le_bytes();
-            if is_secret(name, value) {
-                let [c, d] = NOT_KEPT.to_le_bytes();
-                packed.extend_from_slice(&[a, b, c, d]);
-                packed.extend_from_slice(name_text.as_bytes());
+            let name_text = name.as_str().as_bytes();
+            let (length, bytes) = if is_secret(name, value) {
+                (NOT_KEPT, &[][..])
             } else {
-                let [c, d] = length(bytes.len()).to_le_bytes();
-                packed.extend_from_slice(&[a, b, c, d]);
-                packed.extend_from_slice(name_text.as_bytes());
-                packed.extend_from_slice(bytes);
-            }
+                (length(value.as_bytes()), value.as_bytes())
+            };
+            let [a, b] = self::length(name_text).to_le_bytes();
+            let [c, d] = length.to_le_bytes();
+            packed.extend_from_slice(&[a, b, c, d]);
+            packed.extend_from_slice(name_text);
+            packed.extend_from_slice(bytes);
         }
         Self::Packed(packed.into_boxed_slice())
+    }
+
+    fn shared(headers: &HeaderMap, is_secret: impl Fn(&HeaderName, &HeaderValue) -> bool) -> Self {
+        let mut headers = headers.clone();
+        for (name, value) in &mut headers {
+            if is_secret(name, value) {
+                *value = removed();
+            }
+        }
+        Self::Shared(Box::new(headers))
     }
 
     /// Returns the headers without secrets. The whole value of a header is redacted if its name means a credential, or
@@ -94,8 +103,8 @@ impl fmt::Debug for UnredactedHeaders {
     }
 }
 
-fn length(length: usize) -> u16 {
-    u16::try_from(length).expect("packed headers have at most 8 KiB")
+fn length(bytes: &[u8]) -> u16 {
+    u16::try_from(bytes.len()).expect("what is packed is at most 8 KiB")
 }
 
 /// Returns the headers that are packed as [`UnredactedHeaders::Packed`] describes.
