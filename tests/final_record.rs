@@ -14,7 +14,6 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
-    time::Duration,
 };
 use support::{HANG, ms, pass};
 use tokio::{
@@ -330,14 +329,10 @@ async fn recording_headers_takes_one_allocation_for_each_map_and_redaction_waits
     };
     let mut events = Vec::with_capacity(1);
     let bare = allocation_counter::measure(|| {
-        assert!(
-            task::spawn(std::pin::pin!(client.clone().call(call())))
-                .poll()
-                .is_ready()
-        );
+        assert!(task::spawn(std::pin::pin!({ client }.call(call()))).poll().is_ready());
     });
     let recorded = allocation_counter::measure(|| {
-        let future = EventLayer::calling().layer(client.clone()).call(call());
+        let future = EventLayer::calling().layer(client).call(call());
         events.push(future.event());
         assert!(task::spawn(std::pin::pin!(future)).poll().is_ready());
     });
@@ -392,7 +387,7 @@ mod bodies {
             let mut collect = collect.clone();
             async move {
                 let response = collect.call(request).await;
-                sleep(Duration::from_secs(1)).await;
+                sleep(ms(1_000)).await;
                 response
             }
         });
