@@ -10,8 +10,8 @@ use std::{borrow::Cow, fmt};
 /// Redacting the headers of one call costs more than all else that is recorded of it, and most records are never read.
 #[derive(Clone)]
 pub(crate) enum UnredactedHeaders {
-    /// All headers in one piece of memory, since that takes a fifth of the time that a copy of the map takes, a half of
-    /// its memory, and does not keep the client's read buffer alive. Each header is the length of its name (2 bytes),
+    /// All headers in one piece of memory, since that takes half the instructions that a copy of the map takes, half
+    /// its memory, and does not keep the read buffer of the client alive. Each header is the length of its name (2 bytes),
     /// the length of its value (2 bytes), its name and its value. [`NOT_KEPT`] is the length of a value that is not
     /// kept.
     Packed(Box<[u8]>),
