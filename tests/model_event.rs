@@ -412,8 +412,12 @@ impl Call {
         }
     }
 
+    /// Writes the outcome, unless there is one. The attempts that still run are closed: the record is final.
     fn finish(&mut self, returned: Returned) {
         if !self.has_ended() {
+            for (_, end) in self.attempts.iter_mut().filter(|(_, end)| end.is_none()) {
+                *end = Some((Instant::now(), Returned::Cancelled));
+            }
             self.statuses.push((returned.status(), Instant::now()));
             self.outcome = Some(returned);
         }
@@ -465,7 +469,9 @@ impl Call {
         if stack.calling {
             self.mark(RequestStatus::Pending);
             self.mark(RequestStatus::Calling);
-            self.attempts.push((Instant::now(), None));
+            if !self.has_ended() {
+                self.attempts.push((Instant::now(), None));
+            }
         }
         self.made += 1;
         if self.panics == Some(self.made - 1) {
@@ -796,9 +802,12 @@ impl Bench {
             Stage::Processing => call.mark(RequestStatus::Processing),
             Stage::Calling => {
                 call.mark(RequestStatus::Calling);
-                // This attempt starts and ends at the same time, while another attempt of the event may be running.
+                // This attempt starts and ends at the same time, while another attempt of the event may be running. An
+                // event that has ended takes no attempt.
                 let now = Instant::now();
-                call.attempts.push((now, Some((now, Returned::Code(200)))));
+                if !call.has_ended() {
+                    call.attempts.push((now, Some((now, Returned::Code(200)))));
+                }
             }
         }
         if !attaches || stage == Stage::Processing {

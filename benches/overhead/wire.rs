@@ -36,10 +36,12 @@ const CALLERS: usize = 64;
 /// The number of requests that each caller makes in one measurement.
 const EACH: usize = 200;
 
+type Run = Pin<Box<dyn Future<Output = ()>>>;
+
 /// A stack around the client, which makes a number of requests to the URL with each caller.
 struct Contender {
     name: &'static str,
-    run: fn(Uri, usize) -> Pin<Box<dyn Future<Output = ()>>>,
+    run: fn(Uri, usize) -> Run,
 }
 
 const CONTENDERS: [Contender; 4] = [

@@ -1,17 +1,16 @@
 //! What an event records of a request, of a response and of an error.
 //!
-//! Every setter redacts what it is given, except for the URL, which the code that shows it redacts. So an
-//! implementation of [`Describe`](super::Describe) cannot record a secret by accident.
+//! URLs, headers, bodies and metadata are kept as they are given, and redacted by the code that shows them: redacting
+//! costs far more than keeping, and most events are never read. Texts of errors are redacted here. The fields are
+//! visible in the module `event` only, so an implementation of [`Describe`](super::Describe) can neither record a secret
+//! by accident nor read one.
 
-use super::{
-    request_id::RequestId,
-    value::{Value, redacted_fields},
-};
+use super::{request_id::RequestId, value::Value};
 #[cfg(feature = "http")]
 use crate::error::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
 use crate::{
     error::{BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked, StoreUnavailable, causes},
-    redact,
+    redact::{self, UnredactedHeaders},
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 use std::{
@@ -26,20 +25,21 @@ use tracing::Span;
 pub struct RequestDetails {
     pub(super) request_id: Option<RequestId>,
     pub(super) method: Option<Method>,
-    /// The URL of the request, not redacted yet: redacting a URL costs more than keeping it, so it is redacted only
-    /// when it is shown.
+    /// The URL of the request, not redacted.
     pub(super) url: Option<Uri>,
+    pub(super) headers: UnredactedHeaders,
     pub(super) api_tokens: u64,
-    pub(super) extra: Option<Box<Extra<MetadataMap>>>,
+    pub(super) extra: Option<Box<RequestExtra>>,
 }
 
 /// What an event records of a response.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct ResponseDetails {
     pub(super) status_code: Option<u16>,
     /// Whether only the status code is recorded, because the response ends one attempt and not the call.
     pub(super) code_only: bool,
-    pub(super) extra: Option<Box<Extra<ResponseExtra>>>,
+    pub(super) headers: UnredactedHeaders,
+    pub(super) extra: Option<Box<ResponseExtra>>,
 }
 
 /// What an event records of an error.
@@ -53,26 +53,27 @@ pub(crate) struct ErrorDetails {
     pub(super) sources: Option<String>,
 }
 
-/// The details that many requests and responses do not have. They are in a box, which is allocated when the first of
-/// them is set.
-#[derive(Debug, Default)]
-pub(super) struct Extra<T> {
-    pub(super) headers: HeaderMap,
-    pub(super) body: Option<Value>,
-    /// The details that only requests have (the metadata), or only responses (the tokens used and the failure).
-    pub(super) more: T,
+/// The details that most requests do not have. They are in a box, which is allocated when the first of them is set.
+#[derive(Default)]
+pub(super) struct RequestExtra {
+    /// The body, not redacted.
+    pub(super) payload: Option<Value>,
+    pub(super) metadata: MetadataMap,
 }
 
-/// The caller's metadata keys and values, of which at most [`MAX_KEYS`] are kept.
-#[derive(Debug, Default)]
-pub(super) struct MetadataMap(pub(super) BTreeMap<String, Value>);
-
-#[derive(Debug, Default)]
+/// The details that most responses do not have, in a box like those of [`RequestExtra`].
+#[derive(Default)]
 pub(super) struct ResponseExtra {
+    /// The body, not redacted.
+    pub(super) body: Option<Value>,
     pub(super) api_tokens_used: Option<u64>,
     /// The error to record, if the response counts as a failure.
     pub(super) failure: Option<ErrorDetails>,
 }
+
+/// The caller's metadata keys and values, not redacted, of which at most [`MAX_KEYS`] are kept.
+#[derive(Default)]
+pub(super) struct MetadataMap(pub(super) BTreeMap<String, Value>);
 
 /// The number of metadata keys that an event keeps. Further keys are only counted, under the key [`FURTHER_KEYS`].
 const MAX_KEYS: usize = 1_000;
@@ -99,7 +100,7 @@ impl RequestDetails {
     /// Sets the URL of the request. User info and the values of secret query parameters are redacted. The URL `/`,
     /// which an [`http::Request`] has by default, is not recorded.
     pub fn url(&mut self, url: &Uri) -> &mut Self {
-        let is_default = url.host().is_none() && url.path() == "/" && url.query().is_none();
+        let is_default = url.path() == "/" && url.authority().is_none() && url.query().is_none();
         self.url = (!is_default).then(|| url.clone());
         self
     }
@@ -111,13 +112,13 @@ impl RequestDetails {
 
     /// Sets the headers of the request. The values of secret headers and of the headers named in `also` are redacted.
     pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: &[HeaderName]) -> &mut Self {
-        Extra::set_headers(&mut self.extra, headers, also);
+        self.headers = UnredactedHeaders::new(headers, also);
         self
     }
 
     /// Sets the body of the request. The values of secret fields are redacted.
     pub fn payload(&mut self, payload: impl Into<Value>) -> &mut Self {
-        Extra::set_body(&mut self.extra, payload.into());
+        self.extra.get_or_insert_default().payload = Some(payload.into());
         self
     }
 
@@ -131,13 +132,8 @@ impl RequestDetails {
     ///
     /// An event keeps at most 1,000 metadata keys. Further keys are only counted, under the key `[more]`.
     pub fn metadata(&mut self, metadata: BTreeMap<String, Value>) -> &mut Self {
-        self.add_metadata(redacted_fields(metadata));
+        self.extra.get_or_insert_default().metadata.add(metadata);
         self
-    }
-
-    /// Adds metadata keys and values that are redacted already.
-    pub(super) fn add_metadata(&mut self, redacted: BTreeMap<String, Value>) {
-        self.extra.get_or_insert_default().more.add(redacted);
     }
 
     /// Opens the tracing span of the call.
@@ -193,25 +189,25 @@ impl ResponseDetails {
 
     /// Sets the headers of the response. The values of secret headers and of the headers named in `also` are redacted.
     pub(super) fn headers_redacting(&mut self, headers: &HeaderMap, also: &[HeaderName]) -> &mut Self {
-        Extra::set_headers(&mut self.extra, headers, also);
+        self.headers = UnredactedHeaders::new(headers, also);
         self
     }
 
     /// Sets the body of the response. The values of secret fields are redacted.
     pub fn body(&mut self, body: impl Into<Value>) -> &mut Self {
-        Extra::set_body(&mut self.extra, body.into());
+        self.extra.get_or_insert_default().body = Some(body.into());
         self
     }
 
     /// Sets the number of the API's tokens that the call used.
     pub fn api_tokens_used(&mut self, tokens: u64) -> &mut Self {
-        self.more().api_tokens_used = Some(tokens);
+        self.extra.get_or_insert_default().api_tokens_used = Some(tokens);
         self
     }
 
     /// Makes the response count as a failure: the call's event ends as FAILED, with this error.
     pub fn failure(&mut self, error_type: impl Into<String>, message: impl AsRef<str>) -> &mut Self {
-        self.more().failure = Some(ErrorDetails {
+        self.extra.get_or_insert_default().failure = Some(ErrorDetails {
             kind: redact::text(&error_type.into()).into_owned(),
             kind_is_guess: false,
             message: redact::text(message.as_ref()).into_owned(),
@@ -221,29 +217,23 @@ impl ResponseDetails {
     }
 
     pub(super) fn is_failure(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| extra.more.failure.is_some())
-    }
-
-    fn more(&mut self) -> &mut ResponseExtra {
-        &mut self.extra.get_or_insert_default().more
+        self.extra.as_ref().is_some_and(|extra| extra.failure.is_some())
     }
 }
 
-// === impl Extra and MetadataMap ===
-
-impl<T: Default> Extra<T> {
-    fn set_headers(extra: &mut Option<Box<Self>>, headers: &HeaderMap, also: &[HeaderName]) {
-        // An empty header map replaces headers that were set before. If the box for such details is not allocated yet,
-        // an empty map is not a reason to allocate it.
-        if !headers.is_empty() || extra.is_some() {
-            extra.get_or_insert_default().headers = redact::headers(headers, also);
-        }
-    }
-
-    fn set_body(extra: &mut Option<Box<Self>>, body: Value) {
-        extra.get_or_insert_default().body = Some(body.redacted());
+impl fmt::Debug for ResponseDetails {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let extra = self.extra.as_deref();
+        f.debug_struct("ResponseDetails")
+            .field("status_code", &self.status_code)
+            .field("headers", &self.headers)
+            .field("api_tokens_used", &extra.and_then(|extra| extra.api_tokens_used))
+            .field("failure", &extra.and_then(|extra| extra.failure.as_ref()))
+            .finish_non_exhaustive()
     }
 }
+
+// === impl MetadataMap ===
 
 impl MetadataMap {
     fn add(&mut self, fields: BTreeMap<String, Value>) {

@@ -8,7 +8,7 @@ use super::{
     request_id::RequestId,
     state::{EventState, Outcome},
     status::RequestStatus,
-    value::{Value, redacted_fields},
+    value::Value,
 };
 use crate::{
     clock,
@@ -16,7 +16,7 @@ use crate::{
     panic, redact,
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 use std::{
@@ -24,7 +24,7 @@ use std::{
     fmt,
     future::poll_fn,
     sync::{Arc, PoisonError},
-    task::Poll,
+    task::{Context, Poll},
     thread,
 };
 use tokio::time::Instant;
@@ -83,9 +83,20 @@ pub(crate) enum Stage {
     Calling,
 }
 
+/// A task that waits for a change of an event. Its waker is removed from the event when this is dropped, so that tasks
+/// that have stopped waiting leave nothing behind.
+struct Watcher<'a> {
+    shared: &'a Shared,
+    /// The key of the task's waker in the event, once it was registered.
+    key: Option<u64>,
+}
+
 struct Shared {
     state: Mutex<EventState>,
     writers: AtomicUsize,
+    /// Whether the event has ended, readable without the lock. It is set before the writer that ends the event is
+    /// dropped, so that the last writer to be dropped sees it.
+    has_ended: AtomicBool,
     reporter: Option<Arc<Reporter<EventHandle>>>,
 }
 
@@ -95,10 +106,8 @@ impl EventHandle {
     /// Returns a copy of the event's record as it is now.
     #[must_use]
     pub fn snapshot(&self) -> NetworkRequestEvent {
-        let (mut event, method, url) = self.lock().snapshot();
-        event.method = method.map(|method| method.as_str().to_owned());
-        event.endpoint_url = url.map(|url| redact::uri(&url));
-        event
+        let copied = self.lock().snapshot();
+        copied.redacted()
     }
 
     /// Returns the call's status as it is now.
@@ -124,16 +133,13 @@ impl EventHandle {
     /// This method is cancel safe: if the future is dropped, no change of the event is missed. The next call of this
     /// method reports the changes that the dropped future has not reported.
     pub async fn changed(&mut self) -> RequestStatus {
-        poll_fn(|cx| {
-            let mut state = self.shared.lock();
-            if state.version == self.seen && !state.status.is_terminal() {
-                state.watch(cx.waker());
-                return Poll::Pending;
-            }
-            self.seen = state.version;
-            Poll::Ready(state.status)
-        })
-        .await
+        let mut watcher = Watcher {
+            shared: &self.shared,
+            key: None,
+        };
+        let (version, status) = poll_fn(|cx| watcher.poll_changed(self.seen, cx)).await;
+        self.seen = version;
+        status
     }
 
     /// Waits until the call has ended, and returns its record.
@@ -161,22 +167,23 @@ impl EventHandle {
     ///
     /// An event keeps at most 1,000 metadata keys. Further keys are only counted, under the key `[more]`.
     pub fn set_metadata(&self, key: impl Into<String>, value: impl Into<Value>) {
-        let fields = redacted_fields([(key.into(), value.into())].into());
+        let (key, value) = (key.into(), value.into());
         let now = Instant::now();
-        self.shared.write(|state| state.set_metadata(fields, now));
+        self.shared.write(|state| state.set_metadata(key, value, now));
     }
 
     /// Records the response's body in the event. No layer records the body unless it is configured to. The values of
     /// fields whose name suggests a credential are redacted.
     pub fn set_response_body(&self, body: impl Into<Value>) {
-        let body = body.into().redacted();
+        let body = body.into();
         let now = Instant::now();
         self.shared.write(|state| state.set_response_body(body, now));
     }
 
     #[cfg(feature = "http")]
     pub(crate) fn set_body_progress(&self, progress: super::state::BodyProgress) {
-        self.shared.write(|state| state.set_body_progress(progress));
+        let now = clock::now();
+        self.shared.write(|state| state.set_body_progress(progress, now));
     }
 
     /// Records the status of the response to the last attempt, which has not ended yet.
@@ -185,10 +192,11 @@ impl EventHandle {
         self.shared.write(|state| state.head_arrived(status.as_u16()));
     }
 
-    /// Ends the event as CANCELLED, if it has not ended.
+    /// Makes the event end as CANCELLED, whatever the call returns, because its caller has cancelled it. The event ends
+    /// when the call does, so that the record is then final.
     #[cfg(feature = "http")]
     pub(crate) fn cancel(&self) {
-        self.writer().finish(Outcome::Cancelled);
+        self.lock().cancel();
     }
 
     /// Returns the stage (how far in the stack) from which the handle was taken.
@@ -245,6 +253,7 @@ impl Writer {
         let mut shared = Arc::new(Shared {
             state: Mutex::new(EventState::new(clock::now())),
             writers: AtomicUsize::new(1),
+            has_ended: AtomicBool::new(false),
             reporter,
         });
         // `describe` writes the request's details directly into the event: they are large, and moving them would cost
@@ -301,45 +310,61 @@ impl Writer {
         }
     }
 
-    /// Adds an attempt to the event, and returns the attempt's index.
+    /// Adds an attempt to the event, and returns the attempt's index. Returns `None` if the event has ended.
     #[inline]
-    pub(super) fn attempt_started(&self) -> usize {
+    pub(super) fn attempt_started(&self) -> Option<usize> {
         let now = clock::now();
-        let (has_changed, index) = self.shared.write(|state| state.attempt_started(now));
-        if let Some(reporter) = &self.shared.reporter {
-            reporter.attempt_started();
-        }
+        let (has_changed, index) = self.shared.write(|state| {
+            let started = state.attempt_started(now)?;
+            self.count(Reporter::attempt_started);
+            Some(started)
+        })?;
         if has_changed {
             self.publish(RequestStatus::Calling);
         }
-        index
+        Some(index)
     }
 
-    /// Records what an attempt returned. `result` is `None` if the attempt was dropped before it returned.
+    /// Records what an attempt returned, unless the event has ended. `result` is `None` if the attempt was dropped
+    /// before it returned.
     #[inline]
     pub(super) fn attempt_ended(&self, index: usize, result: Option<&Result<ResponseDetails, ErrorDetails>>) {
-        if let Some(reporter) = &self.shared.reporter {
-            reporter.attempt_ended();
-        }
         let now = clock::now();
-        self.shared.write(|state| state.attempt_ended(index, result, now));
+        self.shared.write(|state| {
+            if state.attempt_ended(index, result, now) {
+                self.count(|reporter| reporter.attempts_ended(1));
+            }
+        });
     }
 
     /// Ends the event with `outcome`, if it has not ended.
     pub(crate) fn finish(&self, outcome: Outcome) {
-        let status = outcome.status();
         let now = clock::now();
-        let Some(span) = self.shared.write(|state| state.finish(outcome, now)) else {
-            return;
-        };
-        if let Some(reporter) = &self.shared.reporter {
-            reporter.ended(status);
+        let ended = self.shared.write(|state| {
+            let ended = state.finish(outcome, now)?;
+            self.shared.has_ended.store(true, Ordering::Release);
+            self.count(|reporter| {
+                reporter.attempts_ended(ended.closed_attempts);
+                reporter.ended(ended.status);
+            });
+            Some(ended)
+        });
+        let Some(ended) = ended else { return };
+        self.publish(ended.status);
+        // The outcome is recorded in the span last, and without the lock of the event: a tracing subscriber is user
+        // code, which may panic, or read the event and so take the lock.
+        if let Some(span) = &ended.span {
+            let (code, error_type) = self.shared.lock().outcome();
+            record_end(span, ended.status, code, error_type);
         }
-        self.publish(status);
-        if let Some(span) = span {
-            // The outcome is recorded in the span last, and without the lock of the event: a tracing subscriber is user
-            // code, which may panic, or read the event and so take the lock.
-            record_end(&span, &self.handle().snapshot());
+    }
+
+    /// Changes the counts of the event's reporter. This is done while the event is locked, so that a reader who sees
+    /// the new state of the event finds it counted.
+    #[inline]
+    fn count(&self, change: impl FnOnce(&Reporter<EventHandle>)) {
+        if let Some(reporter) = &self.shared.reporter {
+            change(reporter);
         }
     }
 
@@ -353,7 +378,8 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if self.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1 && !self.shared.lock().status.is_terminal() {
+        let is_last = self.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1;
+        if is_last && !self.shared.has_ended.load(Ordering::Acquire) {
             self.finish(if thread::panicking() {
                 Outcome::Error(ErrorDetails::panicked("the call panicked"))
             } else {
@@ -380,8 +406,8 @@ impl Shared {
         let result = change(&mut state);
         let watchers = state.take_watchers();
         drop(state);
-        if let Some(watchers) = watchers {
-            watchers.into_iter().for_each(panic::wake);
+        for (_, watcher) in watchers.into_iter().flatten() {
+            panic::wake(watcher);
         }
         result
     }
@@ -393,12 +419,39 @@ impl Shared {
     }
 }
 
-fn record_end(span: &Span, event: &NetworkRequestEvent) {
-    span.record("status", event.status.as_str());
-    if let Some(code) = event.response_status_code {
+fn record_end(span: &Span, status: RequestStatus, code: Option<u16>, error_type: Option<String>) {
+    span.record("status", status.as_str());
+    if let Some(code) = code {
         span.record("http.response.status_code", code);
     }
-    if let Some(kind) = &event.error_type {
+    if let Some(kind) = error_type {
         span.record("error.type", kind.as_str());
+    }
+}
+
+// === impl Watcher ===
+
+impl Watcher<'_> {
+    /// Waits until the version of the event (the number of its changes) is not `seen`, or the event has ended. Returns
+    /// the version and the status.
+    fn poll_changed(&mut self, seen: u64, cx: &Context<'_>) -> Poll<(u64, RequestStatus)> {
+        let mut state = self.shared.lock();
+        if state.version == seen && !state.status.is_terminal() {
+            let (key, replaced) = state.watch(self.key, cx.waker());
+            drop(state);
+            drop(replaced);
+            self.key = Some(key);
+            return Poll::Pending;
+        }
+        Poll::Ready((state.version, state.status))
+    }
+}
+
+impl Drop for Watcher<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let removed = self.shared.lock().unwatch(key);
+            drop(removed);
+        }
     }
 }

@@ -15,12 +15,14 @@ use crate::{
 };
 use pin_project_lite::pin_project;
 use std::{
+    any::Any,
     fmt,
     future::Future,
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
     task::{Context, Poll, ready},
+    thread,
 };
 use tower_layer::Layer;
 use tower_service::Service;
@@ -58,10 +60,10 @@ pin_project! {
     /// event ends as CANCELLED.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, D, Req> {
-        // The inner future is declared before the recorder, and so is dropped before it: dropping the recorder may end
-        // the event, which must not end before the call is dropped.
+        // The future of the inner service; `None` after it has completed. It is declared before the recorder, and so is
+        // dropped before it: dropping the recorder may end the event, which must not end before the call is dropped.
         #[pin]
-        future: F,
+        future: Option<F>,
         recorder: Recorder,
         describe: D,
         request: PhantomData<fn(Req)>,
@@ -193,7 +195,7 @@ where
                 writer.mark(RequestStatus::Processing);
                 None
             }
-            Stage::Calling => Some(writer.attempt_started()),
+            Stage::Calling => writer.attempt_started(),
         };
         let mut recorder = Recorder {
             scope: Scope::new(writer, span),
@@ -201,11 +203,14 @@ where
             writes_outcome: opens || *stage == Stage::Processing,
             shares_cached_now: *shares_cached_now,
         };
-        let describe = describe.clone();
+        let future = recorder.enter(|| self.inner.call(req)).unwrap_or_else(|panic| {
+            recorder.write_panic(&*panic);
+            resume_unwind(panic)
+        });
         ResponseFuture {
-            future: recorder.enter(|| self.inner.call(req)),
+            future: Some(future),
             recorder,
-            describe,
+            describe: describe.clone(),
             request: PhantomData,
         }
     }
@@ -238,8 +243,12 @@ impl<F, D, Req> ResponseFuture<F, D, Req> {
 
     /// Returns the inner future, whose result this layer then does not write to the event. The event stays open if
     /// another part of the stack, such as a queue, runs the call, and ends as CANCELLED otherwise.
+    ///
+    /// # Panics
+    ///
+    /// Panics if this future has completed.
     pub fn into_inner(self) -> F {
-        self.future
+        self.future.expect("the future has not completed")
     }
 }
 
@@ -252,9 +261,29 @@ where
     type Output = Result<Res, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
+        let mut this = self.project();
         let _cached_now = clock::cache();
-        let result = ready!(this.recorder.enter(|| this.future.poll(cx).map_err(Into::into)));
+        // When the call has ended, the inner future is dropped before the end is recorded, and with it what the call
+        // holds, such as a permit: when a reader finds the event ended, nothing of the call is left.
+        let polled = this.recorder.enter(|| {
+            let future = this.future.as_mut().as_pin_mut();
+            let polled = future
+                .expect("`ResponseFuture` polled after completion")
+                .poll(cx)
+                .map_err(Into::into);
+            if polled.is_ready() {
+                this.future.set(None);
+            }
+            polled
+        });
+        let result = match polled {
+            Ok(polled) => ready!(polled),
+            Err(panic) => {
+                let _ = crate::panic::catch_unwind(|| this.future.set(None));
+                this.recorder.write_panic(&*panic);
+                resume_unwind(panic)
+            }
+        };
         this.recorder.write(match &result {
             Ok(response) => {
                 let mut details = ResponseDetails {
@@ -285,22 +314,21 @@ impl Recorder {
         self.scope.event()
     }
 
-    /// Calls or polls the inner service with the call's event and span as the current ones.
+    /// Calls or polls the inner service with the call's event and span as the current ones, and catches a panic.
     ///
-    /// A panic of the inner service is caught, written to the event as its error, and then resumed. If the panic were
-    /// not written, and a layer further out caught it, the event's writers would be dropped when the thread no longer
-    /// panics, and the event would end as CANCELLED instead of FAILED.
+    /// The panic has to be written with [`write_panic`](Self::write_panic) and resumed. If it were not written, and a
+    /// layer further out caught it, the event's writers would be dropped when the thread no longer panics, and the event
+    /// would end as CANCELLED instead of FAILED.
     #[inline]
-    fn enter<T>(&mut self, f: impl FnOnce() -> T) -> T {
-        let result = {
-            let _bypass = (!self.shares_cached_now).then(clock::bypass_cache);
-            let _entered = self.scope.enter();
-            catch_unwind(AssertUnwindSafe(f))
-        };
-        result.unwrap_or_else(|panic| {
-            self.write(Err(ErrorDetails::of(&Panicked::from_payload(&*panic).into())));
-            resume_unwind(panic)
-        })
+    fn enter<T>(&mut self, f: impl FnOnce() -> T) -> thread::Result<T> {
+        let _bypass = (!self.shares_cached_now).then(clock::bypass_cache);
+        let _entered = self.scope.enter();
+        catch_unwind(AssertUnwindSafe(f))
+    }
+
+    /// Writes a panic of the inner service to the event, as its error.
+    fn write_panic(&mut self, panic: &(dyn Any + Send)) {
+        self.write(Err(ErrorDetails::of(&Panicked::from_payload(panic).into())));
     }
 
     /// Writes the response or the error to the event: to the attempt if this layer is around the client, and to the

@@ -3,7 +3,7 @@
 use super::status::RequestStatus;
 use crossbeam_utils::CachePadded;
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -18,9 +18,14 @@ pub(super) struct Reporter<H> {
     opened: CachePadded<AtomicU64>,
     /// The counters of running and ended calls, which are written by the tasks that run the calls.
     running: CachePadded<Running>,
-    /// The number of receivers, kept here so that publishing a status costs only one atomic load if there are none.
+    /// The channel to the subscribers. It is created for the first of them, because its buffer takes 200 kB.
+    updates: OnceLock<Updates<H>>,
+}
+
+struct Updates<H> {
+    /// The number of receivers, kept here so that publishing a status costs only two atomic loads if there are none.
     subscribers: Arc<AtomicUsize>,
-    updates: broadcast::Sender<(RequestStatus, H)>,
+    sender: broadcast::Sender<(RequestStatus, H)>,
 }
 
 #[derive(Default)]
@@ -62,8 +67,7 @@ impl<H: Clone> Reporter<H> {
         Self {
             opened: CachePadded::default(),
             running: CachePadded::default(),
-            subscribers: Arc::default(),
-            updates: broadcast::Sender::new(MAX_LAG),
+            updates: OnceLock::new(),
         }
     }
 
@@ -87,10 +91,14 @@ impl<H: Clone> Reporter<H> {
     }
 
     pub(super) fn subscribe(&self) -> Receiver<H> {
-        self.subscribers.fetch_add(1, Ordering::AcqRel);
+        let updates = self.updates.get_or_init(|| Updates {
+            subscribers: Arc::default(),
+            sender: broadcast::Sender::new(MAX_LAG),
+        });
+        updates.subscribers.fetch_add(1, Ordering::AcqRel);
         Receiver {
-            updates: self.updates.subscribe(),
-            subscribers: self.subscribers.clone(),
+            updates: updates.sender.subscribe(),
+            subscribers: updates.subscribers.clone(),
         }
     }
 
@@ -102,8 +110,10 @@ impl<H: Clone> Reporter<H> {
         self.running.calling.fetch_add(1, Ordering::AcqRel);
     }
 
-    pub(super) fn attempt_ended(&self) {
-        self.running.calling.fetch_sub(1, Ordering::AcqRel);
+    pub(super) fn attempts_ended(&self, count: usize) {
+        if count > 0 {
+            self.running.calling.fetch_sub(count, Ordering::AcqRel);
+        }
     }
 
     pub(super) fn ended(&self, status: RequestStatus) {
@@ -118,10 +128,11 @@ impl<H: Clone> Reporter<H> {
     /// Sends a new status of an event to the subscribers. Calls `handle`, which creates a handle to the event, only if
     /// there is a subscriber.
     pub(super) fn publish(&self, status: RequestStatus, handle: impl FnOnce() -> H) {
-        if self.subscribers.load(Ordering::Acquire) > 0 {
+        let Some(updates) = self.updates.get() else { return };
+        if updates.subscribers.load(Ordering::Acquire) > 0 {
             // The error is ignored: sending fails only if there is no receiver, because the last one has been dropped
             // since the number of subscribers was read.
-            let _ = self.updates.send((status, handle()));
+            let _ = updates.sender.send((status, handle()));
         }
     }
 }

@@ -10,10 +10,11 @@ use super::{
     request_id::RequestId,
     status::RequestStatus,
     time::Anchor,
-    value::Value,
+    value::{Value, redacted_fields},
 };
+use crate::redact::{self, UnredactedHeaders};
 use http::{HeaderMap, Method, Uri};
-use std::{collections::BTreeMap, mem, task::Waker, time::SystemTime};
+use std::{mem, task::Waker, time::SystemTime};
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -26,11 +27,14 @@ pub(super) struct EventState {
     calling: Option<Instant>,
     completed: Option<Instant>,
     response_status_code: Option<u16>,
+    response_headers: UnredactedHeaders,
     first_attempt: Option<AttemptState>,
     extra: Option<Box<EventExtra>>,
     /// The number of changes so far. A handle compares it with the number that it has seen, to find out whether the
     /// event has changed.
     pub(super) version: u64,
+    /// Whether the caller has cancelled the call, so that the outcome will be CANCELLED, whatever the call returns.
+    is_cancelled: bool,
     /// The call's tracing span. It is taken out when the outcome is written, so that the span closes even if a handle
     /// keeps the event.
     span: Option<Box<Span>>,
@@ -43,7 +47,7 @@ struct EventExtra {
     later_attempts: Vec<AttemptState>,
     /// When a note, a metadata key or the response's body was last added to the event.
     last_noted: Option<Instant>,
-    response_headers: HeaderMap,
+    /// The response's body, not redacted.
     response_body: Option<Value>,
     api_tokens_used: Option<u64>,
     body_progress: Option<BodyProgress>,
@@ -52,8 +56,10 @@ struct EventExtra {
     /// because the box hides the type.
     error_type: Option<&'static str>,
     logs: Vec<(Instant, String)>,
-    /// The wakers of the tasks that wait for a change of the event.
-    watchers: Vec<Waker>,
+    /// The tasks that wait for a change of the event: the key of each, and its waker.
+    watchers: Vec<(u64, Waker)>,
+    /// The key of the next task that waits.
+    next_watcher: u64,
 }
 
 /// How many bytes of the response's body have arrived, and when the first and the last of them did.
@@ -62,6 +68,25 @@ pub(crate) struct BodyProgress {
     pub(crate) first: Option<Instant>,
     pub(crate) last: Option<Instant>,
     pub(crate) count: u64,
+}
+
+/// What has to be done after an event has ended, besides what is written to its state.
+pub(super) struct Ended {
+    pub(super) status: RequestStatus,
+    /// The number of attempts that were still on the wire, and are closed now.
+    pub(super) closed_attempts: usize,
+    /// The call's span, in which the outcome is to be recorded too.
+    pub(super) span: Option<Box<Span>>,
+}
+
+/// A copy of an event that is not redacted yet, and so must not be shown.
+pub(super) struct Copied {
+    /// The record. Its URL, method and headers are missing; its body, metadata and response's body may have secrets.
+    event: NetworkRequestEvent,
+    method: Option<Method>,
+    url: Option<Uri>,
+    headers: UnredactedHeaders,
+    response_headers: UnredactedHeaders,
 }
 
 struct AttemptState {
@@ -98,9 +123,11 @@ impl EventState {
             calling: None,
             completed: None,
             response_status_code: None,
+            response_headers: UnredactedHeaders::default(),
             first_attempt: None,
             extra: None,
             version: 0,
+            is_cancelled: false,
             span: None,
         }
     }
@@ -135,8 +162,11 @@ impl EventState {
     }
 
     /// Adds an attempt, and moves the status forward to CALLING. Returns whether the status has changed, and the
-    /// attempt's index.
-    pub(super) fn attempt_started(&mut self, now: Instant) -> (bool, usize) {
+    /// attempt's index. Returns `None` if the event has ended: its record is final.
+    pub(super) fn attempt_started(&mut self, now: Instant) -> Option<(bool, usize)> {
+        if self.status.is_terminal() {
+            return None;
+        }
         let has_changed = self.mark(RequestStatus::Calling, now);
         let attempt = AttemptState {
             started: now,
@@ -146,11 +176,11 @@ impl EventState {
         };
         if self.first_attempt.is_none() {
             self.first_attempt = Some(attempt);
-            return (has_changed, 0);
+            return Some((has_changed, 0));
         }
         let later_attempts = &mut self.extra().later_attempts;
         later_attempts.push(attempt);
-        (has_changed, later_attempts.len())
+        Some((has_changed, later_attempts.len()))
     }
 
     /// Records the status of the response to the last attempt, whose head has arrived before the attempt has ended. If
@@ -163,15 +193,18 @@ impl EventState {
         }
     }
 
-    /// Records what an attempt returned. `result` is `None` if the attempt was dropped before it returned.
+    /// Records what an attempt returned. `result` is `None` if the attempt was dropped before it returned. Returns false
+    /// and changes nothing if the attempt has ended already: the end of an event closes its attempts.
     pub(super) fn attempt_ended(
         &mut self,
         index: usize,
         result: Option<&Result<ResponseDetails, ErrorDetails>>,
         now: Instant,
-    ) {
+    ) -> bool {
         let error_type = self.take_error_type();
-        let Some(attempt) = self.attempt_mut(index) else { return };
+        let Some(attempt) = self.attempt_mut(index).filter(|attempt| attempt.ended.is_none()) else {
+            return false;
+        };
         attempt.ended = Some(now);
         match result {
             Some(Ok(response)) => attempt.status_code = response.status_code,
@@ -181,32 +214,42 @@ impl EventState {
                     .map_or_else(|| error.kind.clone(), str::to_owned);
                 attempt.error = Some(Box::new((kind, Some(error.message.clone()))));
             }
-            None => attempt.error = Some(Box::new(("Cancelled".to_owned(), None))),
+            None => attempt.set_cancelled(),
         }
+        true
     }
 
-    /// Records how the call ended. Returns `Some` with the call's span, in which the outcome is to be recorded too, or
-    /// `Some(None)` if the call has no span. If the call has already ended, returns `None` and leaves the outcome as it
-    /// is.
-    pub(super) fn finish(&mut self, outcome: Outcome, now: Instant) -> Option<Option<Box<Span>>> {
+    /// Makes the event end as CANCELLED, whatever the call returns.
+    #[cfg(feature = "http")]
+    pub(super) fn cancel(&mut self) {
+        self.is_cancelled = true;
+    }
+
+    /// Records how the call ended, and closes the attempts that are still open. If the event has ended before, returns
+    /// `None` and leaves the record as it is.
+    pub(super) fn finish(&mut self, mut outcome: Outcome, now: Instant) -> Option<Ended> {
         let error_type = self.take_error_type();
         if self.status.is_terminal() {
             return None;
         }
+        if self.is_cancelled {
+            outcome = Outcome::Cancelled;
+        }
+        let closed_attempts = self.close_attempts(now);
         self.status = outcome.status();
         self.completed = Some(now);
         match outcome {
             Outcome::Response(response) => {
                 self.response_status_code = response.status_code;
+                self.response_headers = response.headers;
                 if let Some(response) = response.extra {
                     let extra = self.extra();
-                    extra.response_headers = response.headers;
                     // A body that was set through the handle earlier is kept, unless the response has one to record.
                     if response.body.is_some() {
                         extra.response_body = response.body;
                     }
-                    extra.api_tokens_used = response.more.api_tokens_used;
-                    extra.error = response.more.failure;
+                    extra.api_tokens_used = response.api_tokens_used;
+                    extra.error = response.failure;
                 }
             }
             Outcome::Error(mut error) => {
@@ -225,7 +268,34 @@ impl EventState {
             }
             Outcome::Cancelled => {}
         }
-        Some(self.span.take())
+        Some(Ended {
+            status: self.status,
+            closed_attempts,
+            span: self.span.take(),
+        })
+    }
+
+    /// Closes the attempts that are still on the wire as cancelled. Returns how many there were.
+    fn close_attempts(&mut self, now: Instant) -> usize {
+        let mut closed = 0;
+        let mut close = |attempt: &mut AttemptState| {
+            if attempt.ended.is_none() {
+                attempt.ended = Some(now);
+                attempt.set_cancelled();
+                closed += 1;
+            }
+        };
+        self.first_attempt.iter_mut().for_each(&mut close);
+        if let Some(extra) = &mut self.extra {
+            extra.later_attempts.iter_mut().for_each(close);
+        }
+        closed
+    }
+
+    /// Returns the status code of the response and the type of the error with which the call ended.
+    pub(super) fn outcome(&self) -> (Option<u16>, Option<String>) {
+        let error = self.extra.as_ref().and_then(|extra| extra.error.as_ref());
+        (self.response_status_code, error.map(|error| error.kind.clone()))
     }
 
     pub(super) fn log(&mut self, message: String, now: Instant) {
@@ -242,9 +312,9 @@ impl EventState {
         }
     }
 
-    pub(super) fn set_metadata(&mut self, redacted: BTreeMap<String, Value>, now: Instant) {
+    pub(super) fn set_metadata(&mut self, key: String, value: Value, now: Instant) {
         self.extra().last_noted = Some(now);
-        self.request.add_metadata(redacted);
+        self.request.metadata([(key, value)].into());
     }
 
     pub(super) fn set_response_body(&mut self, body: Value, now: Instant) {
@@ -255,8 +325,10 @@ impl EventState {
 
     /// Records how much of the response's body has arrived. This replaces what was recorded for an earlier attempt.
     #[cfg(feature = "http")]
-    pub(super) fn set_body_progress(&mut self, progress: BodyProgress) {
-        self.extra().body_progress = Some(progress);
+    pub(super) fn set_body_progress(&mut self, progress: BodyProgress, now: Instant) {
+        let extra = self.extra();
+        extra.last_noted = Some(now);
+        extra.body_progress = Some(progress);
     }
 
     pub(super) fn set_error_type(&mut self, name: &'static str) {
@@ -267,22 +339,36 @@ impl EventState {
         self.extra.as_mut().and_then(|extra| extra.error_type.take())
     }
 
-    /// Registers a waker for the next change of the event. A task that polls again before that change is not registered
-    /// twice.
-    pub(super) fn watch(&mut self, waker: &Waker) {
-        let watchers = &mut self.extra().watchers;
-        if !watchers.iter().any(|watcher| watcher.will_wake(waker)) {
-            watchers.push(waker.clone());
+    /// Registers the waker of a task that waits for the next change of the event, under the key that the task got when
+    /// it registered before. Returns the task's key, and a replaced waker, which the caller drops after it has released
+    /// the lock.
+    pub(super) fn watch(&mut self, key: Option<u64>, waker: &Waker) -> (u64, Option<Waker>) {
+        let extra = self.extra();
+        if let Some((key, watcher)) = extra.watchers.iter_mut().find(|(other, _)| Some(*other) == key) {
+            let replaced = (!watcher.will_wake(waker)).then(|| mem::replace(watcher, waker.clone()));
+            return (*key, replaced);
         }
+        let key = extra.next_watcher;
+        extra.next_watcher += 1;
+        extra.watchers.push((key, waker.clone()));
+        (key, None)
     }
 
-    pub(super) fn take_watchers(&mut self) -> Option<Vec<Waker>> {
+    /// Removes the waker of a task that no longer waits. The caller drops it after it has released the lock.
+    pub(super) fn unwatch(&mut self, key: u64) -> Option<Waker> {
+        let watchers = &mut self.extra.as_mut()?.watchers;
+        let at = watchers.iter().position(|(other, _)| *other == key)?;
+        Some(watchers.swap_remove(at).1)
+    }
+
+    #[inline]
+    pub(super) fn take_watchers(&mut self) -> Option<Vec<(u64, Waker)>> {
         self.extra.as_mut().map(|extra| mem::take(&mut extra.watchers))
     }
 
-    /// Returns the event's record without the method and the URL, and these two as they are: the caller formats them
-    /// after it has released the lock.
-    pub(super) fn snapshot(&mut self) -> (NetworkRequestEvent, Option<Method>, Option<Uri>) {
+    /// Copies the event. What the copy contains is redacted and formatted later, by [`Copied::redacted`], when the
+    /// caller has released the lock.
+    pub(super) fn snapshot(&mut self) -> Copied {
         let request_id = self.request_id().clone();
         let utc = |instant: Instant| self.opened.utc(instant);
         let extra = self.extra.as_deref();
@@ -301,11 +387,11 @@ impl EventState {
             completed_at: self.completed.map(utc),
             endpoint_url: None,
             method: None,
-            headers: request.map(|request| request.headers.clone()).unwrap_or_default(),
-            payload: request.and_then(|request| request.body.clone()),
+            headers: HeaderMap::new(),
+            payload: request.and_then(|request| request.payload.clone()),
             api_tokens: self.request.api_tokens,
             response_status_code: self.response_status_code,
-            response_headers: extra.map(|extra| extra.response_headers.clone()).unwrap_or_default(),
+            response_headers: HeaderMap::new(),
             response_body: extra.and_then(|extra| extra.response_body.clone()),
             api_tokens_used: extra.and_then(|extra| extra.api_tokens_used),
             first_byte_at: body_progress.and_then(|progress| progress.first).map(utc),
@@ -321,9 +407,15 @@ impl EventState {
                     message: message.clone(),
                 })
                 .collect(),
-            metadata: request.map(|request| request.more.0.clone()).unwrap_or_default(),
+            metadata: request.map(|request| request.metadata.0.clone()).unwrap_or_default(),
         };
-        (event, self.request.method.clone(), self.request.url.clone())
+        Copied {
+            event,
+            method: self.request.method.clone(),
+            url: self.request.url.clone(),
+            headers: self.request.headers.clone(),
+            response_headers: self.response_headers.clone(),
+        }
     }
 
     /// When the status, an attempt, a note, the metadata or the response's body last changed.
@@ -361,6 +453,24 @@ impl EventState {
     }
 }
 
+// === impl Copied ===
+
+impl Copied {
+    /// Returns the record without secrets.
+    pub(super) fn redacted(self) -> NetworkRequestEvent {
+        NetworkRequestEvent {
+            endpoint_url: self.url.as_ref().map(redact::uri),
+            method: self.method.map(|method| method.as_str().to_owned()),
+            headers: self.headers.redacted(),
+            payload: self.event.payload.map(Value::redacted),
+            response_headers: self.response_headers.redacted(),
+            response_body: self.event.response_body.map(Value::redacted),
+            metadata: redacted_fields(self.event.metadata),
+            ..self.event
+        }
+    }
+}
+
 // === impl Outcome and AttemptState ===
 
 impl Outcome {
@@ -374,6 +484,10 @@ impl Outcome {
 }
 
 impl AttemptState {
+    fn set_cancelled(&mut self) {
+        self.error = Some(Box::new(("Cancelled".to_owned(), None)));
+    }
+
     fn snapshot(&self, utc: impl Fn(Instant) -> SystemTime) -> Attempt {
         let (error_type, error_message) = match self.error.as_deref() {
             Some((kind, message)) => (Some(kind.clone()), message.clone()),
