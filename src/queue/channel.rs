@@ -316,16 +316,16 @@ impl<Req, Res> Channel<Req, Res> {
     }
 
     fn cancel_queued(&self) {
-        let (calls, pending) = {
+        let (pending, calls) = {
             let mut state = self.lock();
             state.dead = 0;
-            state.deadlines.clear();
-            (mem::take(&mut state.calls), state.pending.clone())
+            (state.pending.clone(), mem::take(&mut state.calls))
         };
-        for message in calls.into_iter().chain(pending) {
+        for message in pending.into_iter().chain(calls) {
             // Ending a call drops its request, which runs user code. A panic of that code is caught, because the other
             // calls still have to be cancelled.
             let _ = catch_unwind(|| message.end_early(EarlyEnd::Cancelled));
+            self.remove_deadline(&message);
         }
         let waiting = {
             let state = self.lock();

@@ -292,9 +292,11 @@ impl Limits {
         self
     }
 
-    /// Adds a rate, and reserves memory for no others: a limiter keeps its limits.
+    /// Adds a rate. A limiter keeps its limits, so no memory is reserved for further rates while there are few.
     fn push(&mut self, budget: Budget, rate: Rate) {
-        self.rates.reserve_exact(1);
+        if self.rates.len() < 4 {
+            self.rates.reserve_exact(1);
+        }
         self.rates.push((budget, rate));
     }
 

@@ -84,6 +84,25 @@ fn public_types(folder: &Path, names: &mut BTreeSet<String>) {
     }
 }
 
+/// Returns the error of a call that can never begin, because the call that awaits it holds the only permit.
+async fn deadlock() -> tower_outbound::error::Deadlock {
+    let executor = Executor::builder().concurrency_limit(1).build_for_closures().unwrap();
+    executor.start().unwrap();
+    let inner = executor.clone();
+    let outer = Call::<Closure<String>>::new(move || {
+        let inner = inner.clone();
+        async move {
+            inner
+                .submit(Call::new(|| async { Ok::<_, BoxError>((200, String::new())) }))
+                .await?
+                .await?;
+            Ok::<_, BoxError>((200, String::new()))
+        }
+    });
+    let error = executor.submit(outer).await.unwrap().await.unwrap_err();
+    *error.find().unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_public_type_shows_a_secret() {
     let secrets = Secrets::default();
@@ -230,6 +249,7 @@ async fn no_public_type_shows_a_secret() {
     shown.debug(closure.into_request().unwrap().body());
     shown.debug(&tower_outbound::executor::ClosureClient::<()>::new());
     shown.display(&lagged().await);
+    shown.display(&deadlock().await);
 
     #[cfg(feature = "full")]
     {
