@@ -9,7 +9,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     task::Poll,
@@ -208,10 +208,11 @@ fn limiter_in_use() -> RateLimiter {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiter_whose_thread_computes_does_not_block_the_next_one() {
     let limiter = limiter_in_use();
-    let (is_polled, polled) = oneshot::channel();
+    // A flag and not a channel: a channel would wake the other waiter's task into the queue of the thread that computes.
+    let polled = Arc::new(AtomicBool::new(false));
     let (is_admitted, admitted) = mpsc::channel();
     let computes = tokio::spawn({
-        let limiter = limiter.clone();
+        let (limiter, polled) = (limiter.clone(), polled.clone());
         async move {
             let mut acquire = pin!(limiter.acquire(Cost::request()));
             poll_fn(|cx| {
@@ -219,13 +220,15 @@ async fn a_waiter_whose_thread_computes_does_not_block_the_next_one() {
                 Poll::Ready(())
             })
             .await;
-            is_polled.send(()).unwrap();
+            polled.store(true, Ordering::Release);
             admitted.recv_timeout(HANG).expect("no hang");
             acquire.await.unwrap();
         }
     });
     let waits = tokio::spawn(async move {
-        polled.await.unwrap();
+        while !polled.load(Ordering::Acquire) {
+            tokio::task::yield_now().await;
+        }
         limiter.acquire(Cost::request()).await.unwrap();
         is_admitted.send(()).unwrap();
     });

@@ -6,7 +6,7 @@
 //! moment a worker is woken for it until its future was polled once. So calls reach the layers below in order.
 //!
 //! No call depends on one task being scheduled, because that task may be stuck behind a caller that computes on the
-//! same thread: a start that takes longer than [`START_TIMEOUT`] is no longer waited for, and a worker that was woken
+//! same thread: starts that make no progress for [`START_TIMEOUT`] are no longer waited for, and a worker that was woken
 //! because the service is ready, and has not run yet, may lose the turn to another.
 
 use super::{
@@ -41,6 +41,8 @@ pub(super) struct Channel<Req, Res> {
     places: Semaphore,
     /// How many calls may start at once.
     pub(super) max_starting: usize,
+    /// Whether the worker that has the turn gives it back. It is taken back when the state is locked next.
+    turn_given_back: AtomicBool,
     /// Spawns a worker with this id.
     spawn: Box<dyn Fn(&Arc<Self>, usize) + Send + Sync>,
     runtime: Runtime,
@@ -68,8 +70,11 @@ pub(super) struct ChannelState<Req, Res> {
     pub(super) workers: Workers<Arc<Message<Req, Res>>>,
     /// How many calls of the current epoch are starting.
     pub(super) starting: usize,
-    /// Since when queued calls have waited for the starting ones. `None` if no queued call does.
-    pub(super) starting_since: Option<Instant>,
+    /// How many starts have ended.
+    pub(super) starts_ended: u64,
+    /// When the timer checks whether `starts_ended` has changed from this number, because queued calls wait for the
+    /// starting ones. `None` if none does.
+    pub(super) check: Option<(Instant, u64)>,
     /// The number of times that the starting calls took too long and ceased to be counted.
     pub(super) epoch: StartEpoch,
     /// The calls that have a deadline, by the deadline and the address of the message.
@@ -110,9 +115,10 @@ pub(super) enum Assigned {
     Spawn(usize),
 }
 
-/// How long the starting calls may hold up the queued ones. A call that computes or blocks in its first poll, and a
-/// worker that is woken and not scheduled, delay the others only this long.
-pub(super) const START_TIMEOUT: Duration = Duration::from_millis(5);
+/// How often it is checked that the starting calls make progress while queued calls wait for them. If none of them has
+/// started since the last check, they are no longer waited for. So a call that computes or blocks in its first poll, and
+/// a worker that is woken and not scheduled, delay the others for at most twice this long.
+const START_TIMEOUT: Duration = Duration::from_millis(5);
 
 /// The number of dead messages above which the channel is swept, that is, its dead messages are removed, provided that
 /// they are more than half of its messages. Thus sweeps cost a constant time per dead call, and a few dead messages,
@@ -140,7 +146,8 @@ where
             is_ready: false,
             workers: Workers::new(),
             starting: 0,
-            starting_since: None,
+            starts_ended: 0,
+            check: None,
             epoch: StartEpoch::default(),
             deadlines: BTreeMap::new(),
             is_ended: false,
@@ -148,6 +155,7 @@ where
         let channel = Arc::new_cyclic(|channel: &Weak<Self>| Self {
             places,
             max_starting,
+            turn_given_back: AtomicBool::new(false),
             spawn: Box::new(spawn),
             runtime: Runtime::current(),
             timer: Timer::new(Arc::new(TimerWaker(channel.clone())).into()),
@@ -229,10 +237,10 @@ impl<Req, Res> Channel<Req, Res> {
             state.deadlines.insert(key, message.clone());
         }
         let assigned = state.assign(self.max_starting);
-        let overdue = state.watch_starts(self.max_starting);
+        let check = state.watch_starts(self.max_starting);
         drop(state);
         self.carry_out(assigned);
-        if let Some(at) = message.deadline().into_iter().chain(overdue).min() {
+        if let Some(at) = message.deadline().into_iter().chain(check).min() {
             self.arm(at);
         }
         Ok(message)
@@ -346,7 +354,12 @@ impl<Req, Res> Channel<Req, Res> {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, ChannelState<Req, Res>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.turn_given_back.load(Ordering::Acquire) {
+            self.turn_given_back.store(false, Ordering::Relaxed);
+            state.turn = Turn::Free;
+        }
+        state
     }
 }
 
@@ -406,15 +419,17 @@ impl<Req, Res> Channel<Req, Res> {
                 Next::Wait
             }
         };
-        let overdue = state.watch_starts(self.max_starting);
+        let check = state.watch_starts(self.max_starting);
         drop(state);
         // The last reference to a message may hold a response that nobody has fetched, whose drop may panic.
-        let _ = catch_unwind(move || drop(ended));
+        if let Some(ended) = ended {
+            let _ = catch_unwind(move || drop(ended));
+        }
         for message in dropped {
             let _ = catch_unwind(move || drop(message));
         }
         idle.into_iter().for_each(panic::wake);
-        if let Some(at) = overdue {
+        if let Some(at) = check {
             self.arm(at);
         }
         next
@@ -438,8 +453,12 @@ impl<Req, Res> Channel<Req, Res> {
 
     /// Gives the turn back, after the service was called.
     pub(super) fn give_back_turn(self: &Arc<Self>) {
+        self.turn_given_back.store(true, Ordering::Release);
+        if self.max_starting == 1 {
+            // No other call may begin before this one has started, so nobody has to be told now, and the lock is saved.
+            return;
+        }
         let mut state = self.lock();
-        state.turn = Turn::Free;
         let assigned = state.assign(self.max_starting);
         drop(state);
         self.carry_out(assigned);
@@ -450,11 +469,11 @@ impl<Req, Res> Channel<Req, Res> {
         // The call has ended already, unless the service was dropped.
         let _ = catch_unwind(|| message.end_early(EarlyEnd::Cancelled));
         self.remove_deadline(message);
-        self.lock().end_start(epoch);
-        self.give_back_turn();
+        self.turn_given_back.store(true, Ordering::Release);
+        self.started(epoch);
     }
 
-    /// Notes that the future of a starting call was polled once, and was not ready.
+    /// Notes that a call has started, because its future was polled once, or that it has ended without.
     pub(super) fn started(self: &Arc<Self>, epoch: StartEpoch) {
         let mut state = self.lock();
         state.end_start(epoch);
@@ -551,18 +570,22 @@ impl<Req, Res> ChannelState<Req, Res> {
         })
     }
 
-    /// Returns when the starting calls have held up the queued ones for too long, if a queued call waits for them.
+    /// If queued calls wait for the starting ones, and no check of these is due yet, returns when it is due.
     pub(super) fn watch_starts(&mut self, max_starting: usize) -> Option<Instant> {
-        let waits = self.starting >= max_starting && self.has_call();
-        waits.then(|| *self.starting_since.get_or_insert_with(clock::now) + START_TIMEOUT)
+        if self.check.is_some() || self.starting < max_starting || !self.has_call() {
+            return None;
+        }
+        let at = clock::now() + START_TIMEOUT;
+        self.check = Some((at, self.starts_ended));
+        Some(at)
     }
 
     /// Stops counting a call as starting, unless its epoch is over.
     fn end_start(&mut self, epoch: StartEpoch) {
         if epoch == self.epoch {
             self.starting -= 1;
-            self.starting_since = None;
         }
+        self.starts_ended += 1;
     }
 
     fn remove_deadline(&mut self, message: &Message<Req, Res>) -> Option<Arc<Message<Req, Res>>> {

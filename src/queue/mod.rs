@@ -16,7 +16,7 @@
 //! - **In order.** Calls begin in the order in which the queue accepted them, and by default reach the layers below in
 //!   that order, too: see [`workers`](QueueLayer::workers).
 //! - **Independent.** Each call is scheduled by the runtime as a task of its own. A call that computes, blocks, or
-//!   always has more to do delays no other call that has begun, and the next ones by at most 5 ms.
+//!   always has more to do delays no other call that has begun, and the next ones by at most 10 ms.
 //! - **Cancellation.** Dropping the [`ResponseFuture`] cancels the call. The place of a queued call is free at once; a
 //!   running call is dropped by its task. A [detached](ResponseFuture::detach) call continues without its future.
 //! - **Deadlines.** With [`QueueLayer::deadline`], a call ends at its deadline, whether it is queued or running, and
@@ -154,7 +154,7 @@ impl<Req> QueueLayer<Req> {
     /// right after the other may reach the layers below in either order.
     ///
     /// The number of workers changes neither how many calls run at once nor the order in which calls begin. A call that
-    /// takes longer than 5 ms to start is no longer waited for, so it does not hold up the calls behind it.
+    /// takes longer than 5 to 10 ms to start is no longer waited for, so it does not hold up the calls behind it.
     ///
     /// # Errors
     ///

@@ -9,9 +9,12 @@
 )]
 
 use super::runtime::Runtime;
-use crate::sync::{
-    Mutex,
-    atomic::{AtomicBool, Ordering},
+use crate::{
+    panic::catch_unwind,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use std::{
     future::Future,
@@ -38,6 +41,8 @@ struct TimerState {
     sleep: Option<Pin<Box<Sleep>>>,
     /// The instant at which the timer fires. `None` if it is not armed.
     armed: Option<Instant>,
+    /// Whether the runtime is being shut down, where a timer cannot be used any more.
+    is_shut_down: bool,
 }
 
 impl Timer {
@@ -58,18 +63,20 @@ impl Timer {
     #[cfg(not(tower_outbound_loom))]
     pub(super) fn arm(&self, at: Instant, runtime: &Runtime) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.armed.is_some_and(|armed| armed <= at) {
+        if state.is_shut_down || state.armed.is_some_and(|armed| armed <= at) {
             return false;
         }
-        let sleep = match &mut state.sleep {
-            Some(sleep) => {
-                sleep.as_mut().reset(at);
-                sleep
-            }
-            none => none.insert(Box::pin(runtime.sleep_until(at))),
-        };
+        let sleep = state.sleep.get_or_insert_with(|| Box::pin(runtime.sleep_until(at)));
+        // Resetting or polling a timer panics while its runtime is being shut down, when all calls are cancelled anyway.
         // Without `unconstrained`, a task that has used up its cooperative budget would not arm the timer here.
-        let polled = pin!(unconstrained(sleep.as_mut())).poll(&mut Context::from_waker(&self.waker));
+        let polled = catch_unwind(|| {
+            sleep.as_mut().reset(at);
+            pin!(unconstrained(sleep.as_mut())).poll(&mut Context::from_waker(&self.waker))
+        });
+        let Ok(polled) = polled else {
+            state.is_shut_down = true;
+            return false;
+        };
         state.armed = Some(at).filter(|_| polled.is_pending());
         drop(state);
         // A deadline that passes while the timer is being armed wakes the waker on this thread, inside the poll above.
@@ -91,7 +98,8 @@ impl Timer {
         let Ok(mut state) = self.state.try_lock() else {
             return false;
         };
-        state.armed = None;
+        // A runtime that is being shut down fires its timers before their time.
+        state.is_shut_down |= state.armed.take().is_some_and(|armed| Instant::now() < armed);
         drop(state);
         self.fired.swap(false, Ordering::AcqRel)
     }

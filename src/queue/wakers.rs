@@ -3,7 +3,7 @@
 //! Both do their work on the thread that wakes them, and leave none to a task that would have to be scheduled first.
 
 use super::{
-    channel::{Channel, START_TIMEOUT, Turn},
+    channel::{Channel, Turn},
     message::EarlyEnd,
 };
 use crate::panic::{self, catch_unwind};
@@ -45,16 +45,17 @@ impl<Req, Res> Channel<Req, Res> {
                 }
                 due.push(first.remove());
             }
-            let since = state.starting_since;
-            let is_overdue = since.is_some_and(|since| since + START_TIMEOUT <= now);
-            if is_overdue && state.starting >= self.max_starting && state.has_call() {
-                state.epoch.0 += 1;
-                (state.starting, state.starting_since) = (0, None);
+            if let Some((_, started)) = state.check.take_if(|(at, _)| *at <= now) {
+                if started == state.starts_ended && state.starting >= self.max_starting && state.has_call() {
+                    state.epoch.0 += 1;
+                    state.starting = 0;
+                }
             }
             let assigned = state.assign(self.max_starting);
-            let overdue = state.watch_starts(self.max_starting);
+            state.watch_starts(self.max_starting);
             let deadline = state.deadlines.first_key_value().map(|((deadline, _), _)| *deadline);
-            (assigned, deadline.into_iter().chain(overdue).min())
+            let check = state.check.map(|(at, _)| at);
+            (assigned, deadline.into_iter().chain(check).min())
         };
         self.carry_out(assigned);
         for message in due {
