@@ -19,7 +19,6 @@ use std::{
 use support::{HANG, threaded_runtime, within_a_minute};
 use tokio::{
     runtime::{Builder, Runtime},
-    sync::oneshot,
     time::timeout,
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};

@@ -85,9 +85,9 @@ struct RunningCall<Req, Res> {
     scope: Scope,
 }
 
-/// How many calls a worker begins in one poll before it yields to other tasks. In Tokio's cooperative budget, a task
-/// has the same number of operations per poll.
-const MAX_STARTS_PER_POLL: usize = 128;
+/// How many calls a worker begins in one poll before it yields to other tasks. They share the cooperative budget that
+/// Tokio gives a task per poll, 128 operations, and a call that runs out of it has to be continued in another poll.
+const MAX_STARTS_PER_POLL: usize = 32;
 
 // === impl Worker ===
 
@@ -228,6 +228,7 @@ where
                 Next::End => return Poll::Ready(()),
             }
         }
+        // A call has begun, which is polled in the worker's next poll.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
