@@ -129,7 +129,8 @@ async fn a_call_that_always_has_more_to_do_does_not_delay_its_neighbour() {
         executor.submit(light).await.unwrap(),
     );
     let (heavy, light) = tokio::join!(heavy, light);
-    (heavy.unwrap(), light.unwrap());
+    heavy.unwrap();
+    light.unwrap();
     assert_eq!(*ended.lock().unwrap(), ["light", "heavy"]);
 }
 

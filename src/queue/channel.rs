@@ -35,6 +35,9 @@ use std::{
 };
 use tokio::{sync::Notify, time::Instant};
 
+/// A function that spawns the worker with an id.
+type SpawnWorker<Req, Res> = dyn Fn(&Arc<Channel<Req, Res>>, usize) + Send + Sync;
+
 /// The part of a queue that its handles, response futures and workers share.
 pub(super) struct Channel<Req, Res> {
     /// A semaphore with one permit for each place in the queue.
@@ -44,7 +47,7 @@ pub(super) struct Channel<Req, Res> {
     /// Whether the worker that has the turn gives it back. It is taken back when the state is locked next.
     turn_given_back: AtomicBool,
     /// Spawns a worker with this id.
-    spawn: Box<dyn Fn(&Arc<Self>, usize) + Send + Sync>,
+    spawn: Box<SpawnWorker<Req, Res>>,
     runtime: Runtime,
     pub(super) timer: Timer,
     /// The waker with which the service is polled.

@@ -35,7 +35,7 @@ impl<C> Workers<C> {
         }
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.free.len() == self.entries.len()
     }
 
@@ -130,7 +130,7 @@ impl<C> Workers<C> {
     }
 
     /// Whether enough workers are idle while so many calls are in flight, so that a further one ends.
-    pub(super) const fn has_spare(&self, in_flight: usize) -> bool {
+    pub(super) fn has_spare(&self, in_flight: usize) -> bool {
         self.idle.len() >= SPARE_WORKERS + in_flight
     }
 
