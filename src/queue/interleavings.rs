@@ -1,5 +1,5 @@
 //! Loom tests of the queue: every order in which threads can push, end and run calls and close the queue, with up to
-//! one or two preemptions. Each worker is a thread.
+//! two preemptions. Each worker is a thread.
 
 use super::{
     CallContext,
@@ -151,7 +151,7 @@ impl Future for AtGate {
 
 #[test]
 fn every_accepted_call_is_made_once() {
-    model(1, || {
+    model(2, || {
         let made = Arc::new(AtomicUsize::new(0));
         let channel = channel(Echo(made.clone()));
         let calls = [1, 2].map(|req| push(&channel, req).unwrap());
@@ -184,7 +184,7 @@ fn a_call_pushed_while_the_queue_closes_is_refused_or_made() {
 
 #[test]
 fn a_call_that_is_cancelled_while_it_is_made_has_one_outcome_and_frees_its_place() {
-    model(1, || {
+    model(2, || {
         let made = Arc::new(AtomicUsize::new(0));
         let channel = channel(Echo(made.clone()));
         let call = push(&channel, 7).unwrap();
@@ -216,7 +216,7 @@ fn a_call_that_waits_is_reached_by_its_cancellation() {
 
 #[test]
 fn calls_go_on_when_the_service_becomes_ready() {
-    model(1, || {
+    model(2, || {
         let gate = Gate::default();
         let channel = channel(ReadyAtGate(gate.clone()));
         let opens = thread::spawn(move || gate.open());
