@@ -110,9 +110,6 @@ pin_project! {
     {
         #[pin]
         state: State<S, Req, S::Future>,
-        // The field `permit` is declared after `state`, which holds the inner call, and fields are dropped in this
-        // order. So the inner call ends before its permit is released.
-        permit: Option<Permit>,
     }
 }
 
@@ -122,7 +119,9 @@ pin_project! {
         /// The call waits for a permit and for the inner service to be ready.
         Waiting { turn: Turn, inner: OnTurn<S>, req: Option<Req>, is_counted: bool },
         /// The call is in flight and holds a permit.
-        Calling { #[pin] future: F },
+        // `permit` is declared after `future`, and the fields of a variant are dropped in this order. So the inner call
+        // ends before its permit is released.
+        Calling { #[pin] future: F, permit: Permit },
         /// The future has returned the result of the call.
         Done,
     }
@@ -257,7 +256,6 @@ where
                 req: Some(req),
                 is_counted: mem::take(&mut self.is_counted),
             },
-            permit: None,
         }
     }
 }
@@ -332,21 +330,20 @@ where
                         ready!(coop::poll_unit(cx));
                         *is_counted = true;
                     }
-                    match ready!(turn.poll_permit::<S, Req>(inner, cx)) {
-                        Ok(permit) => *this.permit = Some(permit),
+                    let permit = match ready!(turn.poll_permit::<S, Req>(inner, cx)) {
+                        Ok(permit) => permit,
                         Err(error) => {
                             this.state.set(State::Done);
                             return Poll::Ready(Err(error));
                         }
-                    }
+                    };
                     let req = req.take().expect("the request is there until it is called");
                     let future = inner.call(req);
-                    this.state.set(State::Calling { future });
+                    this.state.set(State::Calling { future, permit });
                 }
-                StateProj::Calling { future } => {
+                StateProj::Calling { future, .. } => {
                     let result = ready!(future.poll(cx));
                     this.state.set(State::Done);
-                    *this.permit = None;
                     return Poll::Ready(result);
                 }
                 StateProj::Done => panic!("`ResponseFuture` polled after completion"),
@@ -357,8 +354,12 @@ where
 
 impl<S: Service<Req>, Req> fmt::Debug for ResponseFuture<S, Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let permit = match &self.state {
+            State::Calling { permit, .. } => Some(permit),
+            State::Waiting { .. } | State::Done => None,
+        };
         f.debug_struct("concurrency::ResponseFuture")
-            .field("permit", &self.permit)
+            .field("permit", &permit)
             .finish_non_exhaustive()
     }
 }

@@ -2,6 +2,15 @@
 
 mod support;
 
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Poll,
+};
 use support::{client, ms, pass, request, settle};
 use tokio::{
     task::{JoinSet, coop},
@@ -101,6 +110,41 @@ async fn a_completed_future_that_is_kept_holds_no_permit() {
     // The permit is free again, although the completed response future has not been dropped yet.
     assert_eq!(limit.in_flight(), 0);
     drop(call);
+}
+
+#[tokio::test]
+async fn a_permit_is_released_after_the_inner_call_was_dropped() {
+    /// Records at its drop how many calls are in flight.
+    struct OnDrop(Concurrency, Arc<AtomicUsize>);
+    impl Drop for OnDrop {
+        fn drop(&mut self) {
+            self.1.store(self.0.in_flight(), Ordering::Relaxed);
+        }
+    }
+    for completes in [true, false] {
+        let layer = ConcurrencyLimitLayer::new(1).unwrap();
+        let (limit, at_drop) = (layer.limit().clone(), Arc::new(AtomicUsize::new(0)));
+        let guard = (limit.clone(), Arc::clone(&at_drop));
+        let service = tower::service_fn(move |()| {
+            let guard = OnDrop(guard.0.clone(), guard.1.clone());
+            poll_fn(move |_| {
+                // The future owns the guard, also when it has completed.
+                let _ = &guard;
+                if completes {
+                    Poll::Ready(Ok::<_, Infallible>(()))
+                } else {
+                    Poll::Pending
+                }
+            })
+        });
+        let mut service = layer.layer(service);
+        assert_ready_ok!(task::spawn(service.ready()).poll());
+        let mut call = task::spawn(service.call(()));
+        assert_eq!(call.poll().is_ready(), completes);
+        drop(call);
+        assert_eq!(at_drop.load(Ordering::Relaxed), 1);
+        assert_eq!(limit.in_flight(), 0);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -96,7 +96,7 @@ struct Admitted {
 }
 
 /// What one waiting call is to be charged.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct ChargeRequest {
     pub(super) cost: Cost,
     /// Present if the cost is an estimate. When the call is charged, the current version of the limits is stored here,
@@ -543,6 +543,7 @@ impl Resource for Buckets {
         self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
     }
 
+    #[inline]
     fn is_available_uncontended(
         &mut self,
         request: &ChargeRequest,

@@ -138,7 +138,6 @@ pin_project! {
         /// The call waits for the limiter and for the inner service to be ready.
         Waiting {
             admission: Admission,
-            cost: Cost,
             inner: OnTurn<S>,
             req: Option<Req>,
             // Whether the call has consumed its unit of cooperative budget.
@@ -248,10 +247,10 @@ where
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
+        let cost = self.cost.cost(&req);
         ResponseFuture {
             state: State::Waiting {
-                admission: self.limiter.admission(U::SETTLES),
-                cost: self.cost.cost(&req),
+                admission: self.limiter.admission(cost, U::SETTLES),
                 inner: OnTurn::new(self.inner.clone()),
                 req: Some(req),
                 is_counted: false,
@@ -327,7 +326,6 @@ impl<R> UsedCost<http::Response<R>> for ByUsage {
 /// Waits until it is the turn of the call and `inner` is ready, and charges the call.
 fn poll_charged<S, Req>(
     admission: &mut Admission,
-    cost: Cost,
     inner: &mut OnTurn<S>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), BoxError>>
@@ -337,7 +335,7 @@ where
 {
     loop {
         let now = clock::now();
-        match admission.poll_turn(cost, now, cx) {
+        match admission.poll_turn(now, cx) {
             Poll::Ready(turn) => turn.map_err(AcquireError::into_reason)?,
             Poll::Pending => {
                 inner.give_back();
@@ -346,7 +344,7 @@ where
         }
         ready!(inner.poll_ready(cx)).map_err(Into::into)?;
         // If another call was charged in the meantime, the loop waits again.
-        if admission.try_charge(cost, now).map_err(AcquireError::into_reason)? {
+        if admission.try_charge(now).map_err(AcquireError::into_reason)? {
             return Poll::Ready(Ok(()));
         }
     }
@@ -366,7 +364,6 @@ where
             match this.state.as_mut().project() {
                 StateProj::Waiting {
                     admission,
-                    cost,
                     inner,
                     req,
                     is_counted,
@@ -376,13 +373,13 @@ where
                         ready!(coop::poll_unit(cx));
                         *is_counted = true;
                     }
-                    let charged = poll_charged(admission, *cost, inner, cx);
+                    let charged = poll_charged(admission, inner, cx);
                     pauses.observe(charged.is_pending(), |since| admission.pause_since(since));
                     if let Err(error) = ready!(charged) {
                         this.state.set(State::Failed);
                         return Poll::Ready(Err(error));
                     }
-                    let estimate = if U::SETTLES { admission.estimate(*cost) } else { None };
+                    let estimate = if U::SETTLES { admission.estimate() } else { None };
                     let req = req.take().expect("the request is there until it is called");
                     let future = inner.call(req);
                     this.state.set(State::Calling { future, estimate });

@@ -33,13 +33,15 @@ pub enum Limiter {
     Shared(SharedRateLimiter),
 }
 
-/// One call that waits for its admission by a limiter. Not a `Future`, because its methods also take the cost and the
-/// time.
+/// One call that waits for its admission by a limiter. Not a `Future`, because its methods also take the time.
 #[derive(Debug)]
 pub(super) enum Admission {
     Local(LocalAdmission),
     #[cfg(feature = "redis")]
-    Shared(Box<SharedAdmission>),
+    Shared {
+        admission: Box<SharedAdmission>,
+        cost: Cost,
+    },
     /// A shared limiter has charged the call. If the cost is an estimate, it is kept until the call is made.
     #[cfg(feature = "redis")]
     Charged(Option<Estimate>),
@@ -232,11 +234,16 @@ impl Limiter {
         either!(self, limiter => limiter.bursts())
     }
 
-    pub(super) fn admission(&self, is_estimate: bool) -> Admission {
+    /// Returns the admission of a call that costs `cost`, which is corrected later if it `is_estimate`.
+    #[inline]
+    pub(super) fn admission(&self, cost: Cost, is_estimate: bool) -> Admission {
         match self {
-            Self::Local(local) => Admission::Local(local.admission(is_estimate)),
+            Self::Local(local) => Admission::Local(local.admission(cost, is_estimate)),
             #[cfg(feature = "redis")]
-            Self::Shared(shared) => Admission::Shared(Box::new(shared.admission(is_estimate))),
+            Self::Shared(shared) => Admission::Shared {
+                admission: Box::new(shared.admission(is_estimate)),
+                cost,
+            },
         }
     }
 }
@@ -257,23 +264,17 @@ impl From<SharedRateLimiter> for Limiter {
 // === impl Admission ===
 
 impl Admission {
-    /// Ready when it is the turn of the call and `cost` is available. Every poll of a call must pass the same cost. `now`
-    /// is the current time.
+    /// Ready when it is the turn of the call and its cost is available. `now` is the current time.
     ///
     /// A local limiter has taken nothing then. A shared one has charged the cost: to ask and then to charge would take
     /// two round trips to the store.
-    pub(super) fn poll_turn(
-        &mut self,
-        cost: Cost,
-        now: Instant,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), AcquireError>> {
+    pub(super) fn poll_turn(&mut self, now: Instant, cx: &mut Context<'_>) -> Poll<Result<(), AcquireError>> {
         match self {
-            Self::Local(local) => local.poll_turn(cost, now, cx).map_err(AcquireError::from),
+            Self::Local(local) => local.poll_turn(now, cx).map_err(AcquireError::from),
             #[cfg(feature = "redis")]
-            Self::Shared(shared) => {
-                std::task::ready!(shared.poll(cost, cx))?;
-                *self = Self::Charged(shared.estimate(cost));
+            Self::Shared { admission, cost } => {
+                std::task::ready!(admission.poll(*cost, cx))?;
+                *self = Self::Charged(admission.estimate(*cost));
                 Poll::Ready(Ok(()))
             }
             #[cfg(feature = "redis")]
@@ -287,19 +288,19 @@ impl Admission {
         match self {
             Self::Local(local) => local.pause_since(since),
             #[cfg(feature = "redis")]
-            Self::Shared(shared) => shared.pause_since(since),
+            Self::Shared { admission, .. } => admission.pause_since(since),
             #[cfg(feature = "redis")]
             Self::Charged(_) => None,
         }
     }
 
-    /// Charges `cost` if it is still the turn of the call and the cost is still available. Returns whether it was
+    /// Charges the cost if it is still the turn of the call and the cost is still available. Returns whether it was
     /// charged.
-    pub(super) fn try_charge(&mut self, cost: Cost, now: Instant) -> Result<bool, AcquireError> {
+    pub(super) fn try_charge(&mut self, now: Instant) -> Result<bool, AcquireError> {
         match self {
-            Self::Local(local) => local.try_charge(cost, now).map_err(AcquireError::from),
+            Self::Local(local) => local.try_charge(now).map_err(AcquireError::from),
             #[cfg(feature = "redis")]
-            Self::Shared(_) => Ok(false),
+            Self::Shared { .. } => Ok(false),
             #[cfg(feature = "redis")]
             Self::Charged(_) => Ok(true),
         }
@@ -307,11 +308,11 @@ impl Admission {
 
     /// Returns the charge of a charged call, to be settled when the true cost is available. `None` if the cost was not
     /// charged as an estimate.
-    pub(super) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
+    pub(super) fn estimate(&mut self) -> Option<Estimate> {
         match self {
-            Self::Local(local) => local.estimate(cost),
+            Self::Local(local) => local.estimate(),
             #[cfg(feature = "redis")]
-            Self::Shared(_) => None,
+            Self::Shared { .. } => None,
             #[cfg(feature = "redis")]
             Self::Charged(estimate) => estimate.take(),
         }

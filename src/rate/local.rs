@@ -15,10 +15,7 @@ use crate::{
 use std::{
     fmt,
     future::poll_fn,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -90,14 +87,12 @@ struct LocalCharge {
     limits_version: u64,
 }
 
-/// One call that waits for its admission by a [`RateLimiter`]. Not a `Future`, because `poll` also takes the cost and
-/// the time.
+/// One call that waits for its admission by a [`RateLimiter`]. Not a `Future`, because its methods also take the time.
 #[derive(Debug)]
 pub(super) struct LocalAdmission {
     waiter: Waiter<Buckets>,
-    /// Present if the cost is an estimate: holds the version of the limits under which the estimate was charged, once
-    /// it has been charged.
-    limits_version: Option<Arc<AtomicU64>>,
+    /// What the call is charged. If the cost is an estimate, the version of the limits is there once it was charged.
+    request: ChargeRequest,
 }
 
 // === impl RateLimiter ===
@@ -170,9 +165,9 @@ impl RateLimiter {
     /// # }
     /// ```
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, CostExceedsBurst> {
-        let mut admission = self.admission(true);
-        poll_fn(|cx| coop::poll_counted(cx, |cx| admission.poll(cost, cx))).await?;
-        Ok(admission.estimate(cost).expect("the admission is of an estimate"))
+        let mut admission = self.admission(cost, true);
+        poll_fn(|cx| coop::poll_counted(cx, |cx| admission.poll(cx))).await?;
+        Ok(admission.estimate().expect("the admission is of an estimate"))
     }
 
     /// Takes `cost` if it is available now and no other call waits.
@@ -373,10 +368,14 @@ impl RateLimiter {
         self.queue.update(Buckets::forgive_debts);
     }
 
-    pub(super) fn admission(&self, is_estimate: bool) -> LocalAdmission {
+    #[inline]
+    pub(super) fn admission(&self, cost: Cost, is_estimate: bool) -> LocalAdmission {
         LocalAdmission {
             waiter: self.queue.waiter(),
-            limits_version: is_estimate.then(Arc::default),
+            request: ChargeRequest {
+                cost,
+                limits_version: is_estimate.then(Arc::default),
+            },
         }
     }
 
@@ -442,36 +441,22 @@ impl Settle for LocalCharge {
 // === impl LocalAdmission ===
 
 impl LocalAdmission {
-    /// Ready when it is the turn of the call and `cost` is available. Takes nothing. Every poll of a call must pass the
-    /// same cost. `now` is the current time.
-    pub(super) fn poll_turn(
-        &mut self,
-        cost: Cost,
-        now: Instant,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), CostExceedsBurst>> {
-        let request = self.request(cost);
-        self.waiter.poll_ready(&request, cx, Some(now))
+    /// Ready when it is the turn of the call and its cost is available. Takes nothing. `now` is the current time.
+    #[inline]
+    pub(super) fn poll_turn(&mut self, now: Instant, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
+        self.waiter.poll_ready(&self.request, cx, Some(now))
     }
 
-    /// Charges `cost` if it is still the turn of the call and the cost is still available. Returns whether it was
+    /// Charges the cost if it is still the turn of the call and the cost is still available. Returns whether it was
     /// charged.
-    pub(super) fn try_charge(&mut self, cost: Cost, now: Instant) -> Result<bool, CostExceedsBurst> {
-        let request = self.request(cost);
-        self.waiter.try_acquire(&request, Some(now))
+    #[inline]
+    pub(super) fn try_charge(&mut self, now: Instant) -> Result<bool, CostExceedsBurst> {
+        self.waiter.try_acquire(&self.request, Some(now))
     }
 
-    /// Ready when `cost` has been charged.
-    fn poll(&mut self, cost: Cost, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
-        let request = self.request(cost);
-        self.waiter.poll_acquire(&request, cx, None)
-    }
-
-    fn request(&self, cost: Cost) -> ChargeRequest {
-        ChargeRequest {
-            cost,
-            limits_version: self.limits_version.clone(),
-        }
+    /// Ready when the cost has been charged.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
+        self.waiter.poll_acquire(&self.request, cx, None)
     }
 
     pub(super) fn pause_since(&self, since: Instant) -> Option<Pause> {
@@ -480,13 +465,13 @@ impl LocalAdmission {
 
     /// Returns the charge of an admitted call, to be settled when the true cost is available. `None` if the cost was
     /// not charged as an estimate.
-    pub(super) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
-        let limits_version = self.limits_version.take()?.load(Ordering::Acquire);
+    pub(super) fn estimate(&mut self) -> Option<Estimate> {
+        let limits_version = self.request.limits_version.take()?.load(Ordering::Acquire);
         let limiter = RateLimiter {
             queue: self.waiter.queue(),
         };
         Some(Estimate::new(
-            cost,
+            self.request.cost,
             LocalCharge {
                 limiter,
                 limits_version,

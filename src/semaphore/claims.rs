@@ -29,6 +29,10 @@ struct Counts {
 }
 
 const EPOCH_MASK: u32 = u32::MAX >> 1;
+/// One young claim in packed [`Counts`].
+const YOUNG: u64 = 1;
+/// One old claim in packed [`Counts`].
+const OLD: u64 = 1 << 16;
 
 // === impl Claims ===
 
@@ -47,23 +51,19 @@ impl Claims {
     /// Adds a claim, and returns its epoch. Returns `None` if claims are not accepted.
     #[inline]
     pub(super) fn add(&self) -> Option<u32> {
-        let added = self.update(|counts| {
-            let young = counts.young.checked_add(1).filter(|_| !counts.is_closed)?;
-            Some(Counts { young, ..counts })
-        });
+        let added = self
+            .update_packed(|packed, counts| (!counts.is_closed && counts.young < u16::MAX).then_some(packed + YOUNG));
         added.map(|counts| counts.epoch)
     }
 
     /// Ends the claim that was made in `epoch`. Returns whether it was still valid. If not, it has been revoked.
     #[inline]
     pub(super) fn end(&self, epoch: u32) -> bool {
-        let ended = self.update(|counts| {
+        let ended = self.update_packed(|packed, counts| {
             if epoch == counts.epoch {
-                let young = counts.young.checked_sub(1)?;
-                Some(Counts { young, ..counts })
+                (counts.young > 0).then(|| packed - YOUNG)
             } else if epoch == counts.epoch.wrapping_sub(1) & EPOCH_MASK {
-                let old = counts.old.checked_sub(1)?;
-                Some(Counts { old, ..counts })
+                (counts.old > 0).then(|| packed - OLD)
             } else {
                 None
             }
@@ -124,7 +124,14 @@ impl Claims {
     /// `None` if `change` does.
     #[inline]
     fn update(&self, change: impl Fn(Counts) -> Option<Counts>) -> Option<Counts> {
-        let change = |packed| change(Counts::unpack(packed)).map(Counts::pack);
+        self.update_packed(|_, counts| change(counts).map(Counts::pack))
+    }
+
+    /// Does what [`update`](Self::update) does, for a `change` that gets the counts also packed, and returns them packed.
+    /// To add to one count is faster than to pack them all, and is done several times for each call.
+    #[inline]
+    fn update_packed(&self, change: impl Fn(u64, Counts) -> Option<u64>) -> Option<Counts> {
+        let change = |packed| change(packed, Counts::unpack(packed));
         let before = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
         before.ok().map(Counts::unpack)
     }

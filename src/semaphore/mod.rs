@@ -154,8 +154,14 @@ impl Semaphore {
         if self.state().release() {
             // `PermitState::release` has changed the counters already: the update only makes the wait queue notify its
             // first waiter.
-            self.inner.queue.update(|_, _| ());
+            self.notify();
         }
+    }
+
+    /// Makes the wait queue notify its first waiter if a permit is available to it.
+    #[inline(never)]
+    fn notify(&self) {
+        self.inner.queue.update(|_, _| ());
     }
 
     #[inline]
@@ -191,8 +197,22 @@ impl Acquire {
     /// Takes a permit if one is available now and no other acquirer is before this one.
     #[inline]
     pub(crate) fn try_acquire(&mut self) -> Result<Option<Permit>, Closed> {
-        let taken = self.take_uncontended() || self.waiter().try_acquire(&(), None)?;
-        Ok(taken.then(|| self.permit()))
+        Ok(self.try_take()?.then(|| self.permit()))
+    }
+
+    /// Takes a permit as [`try_acquire`](Self::try_acquire) does, and returns whether it was taken. The caller must then
+    /// call [`permit`](Self::permit).
+    #[inline]
+    fn try_take(&mut self) -> Result<bool, Closed> {
+        if self.take_uncontended() {
+            return Ok(true);
+        }
+        self.try_take_contended()
+    }
+
+    #[inline(never)]
+    fn try_take_contended(&mut self) -> Result<bool, Closed> {
+        self.waiter().try_acquire(&(), None)
     }
 
     /// Waits for a permit and takes it. Then `slot` becomes `None`: an acquirer takes one permit, and is dropped.
@@ -214,13 +234,14 @@ impl Acquire {
     #[inline]
     pub(crate) fn claim(&mut self) -> Result<Claim, Self> {
         if self.semaphore.state().claims.is_open() {
-            if let Ok(Some(permit)) = self.try_acquire() {
+            if let Ok(true) = self.try_take() {
+                let permit = self.permit();
                 let state = self.semaphore.state();
                 if let Some(epoch) = state.claims.add() {
                     if state.is_contended() {
                         // An acquirer waits that may have looked for claims before this one was added. The update makes
                         // the wait queue look again.
-                        self.semaphore.inner.queue.update(|_, _| ());
+                        self.semaphore.notify();
                     }
                     return Ok(Claim {
                         permit: Some(permit),

@@ -41,6 +41,7 @@ impl<R: Resource> LockedOrder<R> {
 
     /// Locks the ordered list of waiters. Poisoning of the mutex is ignored: the only user code that runs under this
     /// lock is the clone of a waker, and a panic there leaves the list in a usable state.
+    #[inline]
     pub(super) fn lock(&self) -> MutexGuard<'_, Order<R>> {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }

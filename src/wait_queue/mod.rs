@@ -63,6 +63,7 @@ impl<R: Resource> WaitQueue<R> {
         }
     }
 
+    #[inline]
     pub(crate) fn waiter(&self) -> Waiter<R> {
         Waiter {
             locked: self.locked.clone(),
@@ -152,6 +153,7 @@ impl<R: Resource> Waiter<R> {
     /// Here and in the other methods, `now` is the current time if the caller has read it before. For a waiter that is
     /// in the queue, `now` is ignored and the clock is read under the lock: other waiters may have taken something at an
     /// instant later than `now`.
+    #[inline]
     pub(crate) fn poll_ready(
         &mut self,
         request: &R::Request,
@@ -162,6 +164,7 @@ impl<R: Resource> Waiter<R> {
     }
 
     /// Waits until this waiter has taken what `request` wants, and has thereby left the queue.
+    #[inline]
     pub(crate) fn poll_acquire(
         &mut self,
         request: &R::Request,
@@ -173,26 +176,32 @@ impl<R: Resource> Waiter<R> {
 
     /// Takes what `request` wants if that is available now and no other waiter is before this one. Returns whether it
     /// was taken. Never puts the waiter into the queue.
+    #[inline]
     pub(crate) fn try_acquire(&mut self, request: &R::Request, now: Option<Instant>) -> Result<bool, R::Rejection> {
-        let mut now = self.lazy_now(now);
+        if self.seq.is_some() {
+            return self.try_acquire_queued(request);
+        }
+        let mut now = lazy_now(now);
+        self.locked.lock().try_take(None, request, &mut now)
+    }
+
+    /// Does what [`try_acquire`](Self::try_acquire) does, for a waiter that is in the queue.
+    #[inline(never)]
+    fn try_acquire_queued(&mut self, request: &R::Request) -> Result<bool, R::Rejection> {
+        let mut now = LazyNow::default();
         let mut order = self.locked.lock();
         let taken = order.try_take(self.seq, request, &mut now);
-        if self.seq.is_some() && !matches!(taken, Ok(false)) {
-            let deferred = match taken {
-                Ok(_) => order.complete(self.seq.take(), &mut now),
-                Err(_) => order.dequeue(self.seq.take(), &mut now),
-            };
-            drop(order);
-            self.locked.finish(deferred);
-        }
+        let deferred = match taken {
+            Ok(false) => return taken,
+            Ok(true) => order.complete(self.seq.take(), &mut now),
+            Err(_) => order.dequeue(self.seq.take(), &mut now),
+        };
+        drop(order);
+        self.locked.finish(deferred);
         taken
     }
 
-    fn lazy_now(&self, now: Option<Instant>) -> LazyNow {
-        now.filter(|_| self.seq.is_none())
-            .map_or_else(LazyNow::default, LazyNow::at)
-    }
-
+    #[inline]
     fn poll(
         &mut self,
         request: &R::Request,
@@ -202,13 +211,21 @@ impl<R: Resource> Waiter<R> {
     ) -> Poll<Result<(), R::Rejection>> {
         if self.seq.is_none() {
             // A waiter that does not have to wait never enters the queue.
-            let mut now = self.lazy_now(now);
-            let done = self.locked.lock().poll(None, request, takes, &mut now);
-            if done != Ok(false) {
-                return Poll::Ready(done.map(drop));
+            let done = self.locked.lock().poll(None, request, takes, &mut lazy_now(now));
+            match done {
+                Ok(true) => return Poll::Ready(Ok(())),
+                Ok(false) => {}
+                Err(rejection) => return Poll::Ready(Err(rejection)),
             }
         }
         self.poll_queued(request, cx, takes, now)
+    }
+
+    /// Removes the waiter from the queue.
+    #[inline(never)]
+    fn leave(&mut self) {
+        let deferred = self.locked.lock().dequeue(self.seq.take(), &mut LazyNow::default());
+        self.locked.finish(deferred);
     }
 
     /// Does what [`poll`](Self::poll) does, for a waiter that is in the queue or has to enter it. Most calls do not wait,
@@ -221,7 +238,7 @@ impl<R: Resource> Waiter<R> {
         takes: bool,
         now: Option<Instant>,
     ) -> Poll<Result<(), R::Rejection>> {
-        let mut now = self.lazy_now(now);
+        let mut now = lazy_now(now.filter(|_| self.seq.is_none()));
         let mut order = self.locked.lock();
         let done = order.poll(self.seq, request, takes, &mut now);
         let deferred = match (&done, self.seq) {
@@ -242,6 +259,12 @@ impl<R: Resource> Waiter<R> {
     }
 }
 
+/// Returns the time that a caller has read before as a `LazyNow`, or one that reads the clock.
+#[inline]
+fn lazy_now(now: Option<Instant>) -> LazyNow {
+    now.map_or_else(LazyNow::default, LazyNow::at)
+}
+
 /// The clone is a new waiter of the same `WaitQueue`. It enters the queue when it has to wait.
 impl<R: Resource> Clone for Waiter<R> {
     fn clone(&self) -> Self {
@@ -253,10 +276,10 @@ impl<R: Resource> Clone for Waiter<R> {
 }
 
 impl<R: Resource> Drop for Waiter<R> {
+    #[inline]
     fn drop(&mut self) {
         if self.seq.is_some() {
-            let deferred = self.locked.lock().dequeue(self.seq, &mut LazyNow::default());
-            self.locked.finish(deferred);
+            self.leave();
         }
     }
 }

@@ -54,6 +54,7 @@ impl<R: Resource> Order<R> {
     }
 
     /// Returns how many waiters are in the queue, except skipped ones.
+    #[inline]
     pub(super) fn waiting(&self) -> usize {
         self.waiters.as_ref().map_or(0, |waiters| waiters.waiting.len())
     }
@@ -67,10 +68,22 @@ impl<R: Resource> Order<R> {
 
     /// Returns whether the waiter with the sequence number `seq` (`None` if it is not in the queue) could take what it
     /// wants now: no other waiter is before it, except skipped ones, and the resource is available. Takes nothing.
+    #[inline]
     fn can_take(&mut self, seq: Option<u64>, request: &R::Request, now: &mut LazyNow) -> Result<bool, R::Rejection> {
         if seq.is_none() && self.waiting() == 0 {
             return self.resource.is_available_uncontended(request, now);
         }
+        self.can_take_contended(seq, request, now)
+    }
+
+    /// Does what [`can_take`](Self::can_take) does while waiters are in the queue.
+    #[inline(never)]
+    fn can_take_contended(
+        &mut self,
+        seq: Option<u64>,
+        request: &R::Request,
+        now: &mut LazyNow,
+    ) -> Result<bool, R::Rejection> {
         if let Some(rejection) = self.resource.rejection(request) {
             return Err(rejection);
         }
@@ -92,11 +105,12 @@ impl<R: Resource> Order<R> {
         if seq.is_none() && self.waiting() == 0 {
             return self.resource.try_take_uncontended(request, now);
         }
-        Ok(self.can_take(seq, request, now)? && self.resource.try_take(request, true, now))
+        Ok(self.can_take_contended(seq, request, now)? && self.resource.try_take(request, true, now))
     }
 
     /// [Takes](Self::try_take) what the waiter wants if it `takes` it, and otherwise returns whether it
     /// [could](Self::can_take).
+    #[inline]
     pub(super) fn poll(
         &mut self,
         seq: Option<u64>,
