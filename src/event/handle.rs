@@ -328,7 +328,7 @@ impl Writer {
     /// Records what an attempt returned, unless the event has ended. `result` is `None` if the attempt was dropped
     /// before it returned.
     #[inline]
-    pub(super) fn attempt_ended(&self, index: usize, result: Option<&Result<ResponseDetails, ErrorDetails>>) {
+    pub(super) fn attempt_ended(&self, index: usize, result: Option<&Result<ResponseDetails, Box<ErrorDetails>>>) {
         let now = clock::now();
         self.shared.write(|state| {
             if state.attempt_ended(index, result, now) {
@@ -406,8 +406,10 @@ impl Shared {
         let result = change(&mut state);
         let watchers = state.take_watchers();
         drop(state);
-        for (_, watcher) in watchers.into_iter().flatten() {
-            panic::wake(watcher);
+        if let Some(watchers) = watchers {
+            for (_, watcher) in watchers {
+                panic::wake(watcher);
+            }
         }
         result
     }

@@ -21,7 +21,7 @@ use std::{
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     thread,
 };
 use tower_layer::Layer;
@@ -197,22 +197,29 @@ where
             }
             Stage::Calling => writer.attempt_started(),
         };
-        let mut recorder = Recorder {
-            scope: Scope::new(writer, span),
-            attempt,
-            writes_outcome: opens || *stage == Stage::Processing,
-            shares_cached_now: *shares_cached_now,
-        };
-        let future = recorder.enter(|| self.inner.call(req)).unwrap_or_else(|panic| {
-            recorder.write_panic(&*panic);
-            resume_unwind(panic)
-        });
-        ResponseFuture {
-            future: Some(future),
-            recorder,
+        // The inner future is written where it stays, and the request is taken where it is needed: both may be large,
+        // and each move of them into or out of a closure would copy them.
+        let mut req = Some(req);
+        let mut future = ResponseFuture {
+            future: None,
+            recorder: Recorder {
+                scope: Scope::new(writer, span),
+                attempt,
+                writes_outcome: opens || *stage == Stage::Processing,
+                shares_cached_now: *shares_cached_now,
+            },
             describe: describe.clone(),
             request: PhantomData,
+        };
+        let inner = &mut future.future;
+        let called = future
+            .recorder
+            .enter(|| *inner = req.take().map(|req| self.inner.call(req)));
+        if let Err(panic) = called {
+            future.recorder.write_panic(&*panic);
+            resume_unwind(panic)
         }
+        future
     }
 }
 
@@ -265,26 +272,21 @@ where
         let _cached_now = clock::cache();
         // When the call has ended, the inner future is dropped before the end is recorded, and with it what the call
         // holds, such as a permit: when a reader finds the event ended, nothing of the call is left.
-        let polled = this.recorder.enter(|| {
+        let mut polled = Poll::Pending;
+        let entered = this.recorder.enter(|| {
             let future = this.future.as_mut().as_pin_mut();
-            let polled = future
-                .expect("`ResponseFuture` polled after completion")
-                .poll(cx)
-                .map_err(Into::into);
-            if polled.is_ready() {
+            if let Poll::Ready(result) = future.expect("`ResponseFuture` polled after completion").poll(cx) {
+                polled = Poll::Ready(result.map_err(Into::into));
                 this.future.set(None);
             }
-            polled
         });
-        let result = match polled {
-            Ok(polled) => ready!(polled),
-            Err(panic) => {
-                let _ = crate::panic::catch_unwind(|| this.future.set(None));
-                this.recorder.write_panic(&*panic);
-                resume_unwind(panic)
-            }
-        };
-        this.recorder.write(match &result {
+        if let Err(panic) = entered {
+            let _ = crate::panic::catch_unwind(|| this.future.set(None));
+            this.recorder.write_panic(&*panic);
+            resume_unwind(panic)
+        }
+        let Poll::Ready(result) = &polled else { return polled };
+        this.recorder.write(match result {
             Ok(response) => {
                 let mut details = ResponseDetails {
                     code_only: !this.recorder.writes_outcome,
@@ -295,7 +297,7 @@ where
             }
             Err(error) => Err(ErrorDetails::of_type::<E>(error)),
         });
-        Poll::Ready(result)
+        polled
     }
 }
 
@@ -333,7 +335,7 @@ impl Recorder {
 
     /// Writes the response or the error to the event: to the attempt if this layer is around the client, and to the
     /// call if this layer writes its outcome.
-    fn write(&mut self, details: Result<ResponseDetails, ErrorDetails>) {
+    fn write(&mut self, details: Result<ResponseDetails, Box<ErrorDetails>>) {
         let attempt = self.attempt.take();
         let Some(event) = self.event() else { return };
         if let Some(index) = attempt {

@@ -51,7 +51,7 @@ struct EventExtra {
     response_body: Option<Value>,
     api_tokens_used: Option<u64>,
     body_progress: Option<BodyProgress>,
-    error: Option<ErrorDetails>,
+    error: Option<Box<ErrorDetails>>,
     /// The type name of the error that the client is returning in a box. It is set by the code that boxes the error,
     /// because the box hides the type.
     error_type: Option<&'static str>,
@@ -101,7 +101,7 @@ struct AttemptState {
 /// How a call ended.
 pub(crate) enum Outcome {
     Response(ResponseDetails),
-    Error(ErrorDetails),
+    Error(Box<ErrorDetails>),
     Cancelled,
 }
 
@@ -198,7 +198,7 @@ impl EventState {
     pub(super) fn attempt_ended(
         &mut self,
         index: usize,
-        result: Option<&Result<ResponseDetails, ErrorDetails>>,
+        result: Option<&Result<ResponseDetails, Box<ErrorDetails>>>,
         now: Instant,
     ) -> bool {
         let error_type = self.take_error_type();
@@ -361,9 +361,11 @@ impl EventState {
         Some(watchers.swap_remove(at).1)
     }
 
+    /// Takes the wakers of the tasks that wait for a change of the event. `None` if no task waits.
     #[inline]
     pub(super) fn take_watchers(&mut self) -> Option<Vec<(u64, Waker)>> {
-        self.extra.as_mut().map(|extra| mem::take(&mut extra.watchers))
+        let extra = self.extra.as_mut().filter(|extra| !extra.watchers.is_empty())?;
+        Some(mem::take(&mut extra.watchers))
     }
 
     /// Copies the event. What the copy contains is redacted and formatted later, by [`Copied::redacted`], when the

@@ -130,7 +130,7 @@ impl<B, R> ExecutorInner<B, R> {
         &self,
         queue: &mut Queue<Request<B>, Response<R>>,
         request: Request<B>,
-    ) -> Result<(EventHandle, CallFuture<B, R>), Error> {
+    ) -> Result<CallFuture<B, R>, Error> {
         let cost = self.check(&request)?;
         self.admit(request, cost, |request, context| Ok(queue.call_in(context, request)))
     }
@@ -140,7 +140,7 @@ impl<B, R> ExecutorInner<B, R> {
         &self,
         queue: &mut Queue<Request<B>, Response<R>>,
         request: Request<B>,
-    ) -> Result<(EventHandle, CallFuture<B, R>), TrySubmitError<B>> {
+    ) -> Result<CallFuture<B, R>, TrySubmitError<B>> {
         let cost = self.check(&request)?;
         let place = match queue.try_place() {
             Ok(Some(place)) => place,
@@ -160,7 +160,7 @@ impl<B, R> ExecutorInner<B, R> {
         mut request: Request<B>,
         cost: Cost,
         enqueue: impl FnOnce(&mut Option<Request<B>>, CallContext) -> Result<Queued<B, R>, E>,
-    ) -> Result<(EventHandle, CallFuture<B, R>), E> {
+    ) -> Result<CallFuture<B, R>, E> {
         if cost.tokens > 0 && request.extensions().get::<ApiTokens>().is_none() {
             // The number of tokens is put into the request's extension `ApiTokens`, which the event records. When the
             // layers compute the cost, a cost function that estimates tokens uses this number instead of estimating
@@ -186,8 +186,12 @@ impl<B, R> ExecutorInner<B, R> {
             demand: Some(self.pending_demand.add(cost)),
         };
         let queued = enqueue(&mut Some(request), context)?;
-        let future = CallFuture::new(queued, early_response, event.clone(), self.nested_waits.clone());
-        Ok((event, future))
+        Ok(CallFuture::new(
+            queued,
+            early_response,
+            event,
+            self.nested_waits.clone(),
+        ))
     }
 
     fn open_event(&self, request: &Request<B>) -> (EventHandle, Scope) {
