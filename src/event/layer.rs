@@ -197,29 +197,30 @@ where
             }
             Stage::Calling => writer.attempt_started(),
         };
-        // The inner future is written where it stays, and the request is taken where it is needed: both may be large,
-        // and each move of them into or out of a closure would copy them.
-        let mut req = Some(req);
-        let mut future = ResponseFuture {
-            future: None,
-            recorder: Recorder {
-                scope: Scope::new(writer, span),
-                attempt,
-                writes_outcome: opens || *stage == Stage::Processing,
-                shares_cached_now: *shares_cached_now,
-            },
-            describe: describe.clone(),
-            request: PhantomData,
+        let mut recorder = Recorder {
+            scope: Scope::new(writer, span),
+            attempt,
+            writes_outcome: opens || *stage == Stage::Processing,
+            shares_cached_now: *shares_cached_now,
         };
-        let inner = &mut future.future;
-        let called = future
-            .recorder
-            .enter(|| *inner = req.take().map(|req| self.inner.call(req)));
+        // The request is taken, and the inner future is stored, inside the closure: both may be large, and moving them
+        // through the closure's captures and its result would copy each of them several times.
+        let (mut req, mut future) = (Some(req), None);
+        let called = recorder.enter(|| {
+            if let Some(req) = req.take() {
+                future = Some(self.inner.call(req));
+            }
+        });
         if let Err(panic) = called {
-            future.recorder.write_panic(&*panic);
+            recorder.write_panic(&*panic);
             resume_unwind(panic)
         }
-        future
+        ResponseFuture {
+            future,
+            recorder,
+            describe: describe.clone(),
+            request: PhantomData,
+        }
     }
 }
 

@@ -114,10 +114,11 @@ const MAX_LOGS: usize = 1_000;
 impl EventState {
     #[inline]
     pub(super) fn new(now: Instant) -> Self {
+        let opened = Anchor::at(now);
         Self {
             status: RequestStatus::Pending,
             request: RequestDetails::default(),
-            opened: Anchor::at(now),
+            opened,
             queued: None,
             processing: None,
             calling: None,
