@@ -93,6 +93,7 @@ struct Watcher<'a> {
 
 struct Shared {
     state: Mutex<EventState>,
+    /// The number of writers. It is no longer counted down once the event has ended.
     writers: AtomicUsize,
     /// Whether the event has ended, readable without the lock. It is set before the writer that ends the event is
     /// dropped, so that the last writer to be dropped sees it.
@@ -377,7 +378,12 @@ impl Writer {
 }
 
 impl Drop for Writer {
+    #[inline]
     fn drop(&mut self) {
+        // Once the event has ended, its writers need not be counted any more.
+        if self.shared.has_ended.load(Ordering::Acquire) {
+            return;
+        }
         let is_last = self.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1;
         if is_last && !self.shared.has_ended.load(Ordering::Acquire) {
             self.finish(if thread::panicking() {
@@ -416,6 +422,7 @@ impl Shared {
 
     /// Locks the state of the event and ignores poisoning: the only user code that runs under the lock is the `clone`
     /// of a waker, and if that panics, nothing has been changed.
+    #[inline]
     fn lock(&self) -> MutexGuard<'_, EventState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

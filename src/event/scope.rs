@@ -34,7 +34,7 @@ use std::{
     mem,
     pin::pin,
 };
-use tracing::Span;
+use tracing::{Span, level_filters::LevelFilter};
 
 /// The event and the tracing span of one call, to be made current wherever the call continues, for example in another
 /// task.
@@ -113,7 +113,12 @@ fn swap_current(writer: &mut Option<Writer>) {
     CURRENT_EVENT.with_borrow_mut(|current| mem::swap(current, writer));
 }
 
+/// Returns the current tracing span, if there is one. If no tracing subscriber enables any level, no span is looked up.
+#[inline]
 fn current_span() -> Option<Box<Span>> {
+    if LevelFilter::current() == LevelFilter::OFF {
+        return None;
+    }
     Some(Span::current()).filter(|span| !span.is_disabled()).map(Box::new)
 }
 

@@ -21,7 +21,9 @@ use tracing::Span;
 pub(super) struct EventState {
     pub(super) status: RequestStatus,
     pub(super) request: RequestDetails,
-    opened: Anchor,
+    opened: Instant,
+    /// Converts the event's times to UTC.
+    anchor: Anchor,
     queued: Option<Instant>,
     processing: Option<Instant>,
     calling: Option<Instant>,
@@ -114,11 +116,12 @@ const MAX_LOGS: usize = 1_000;
 impl EventState {
     #[inline]
     pub(super) fn new(now: Instant) -> Self {
-        let opened = Anchor::at(now);
+        let anchor = Anchor::at(now);
         Self {
             status: RequestStatus::Pending,
             request: RequestDetails::default(),
-            opened,
+            opened: now,
+            anchor,
             queued: None,
             processing: None,
             calling: None,
@@ -373,7 +376,7 @@ impl EventState {
     /// caller has released the lock.
     pub(super) fn snapshot(&mut self) -> Copied {
         let request_id = self.request_id().clone();
-        let utc = |instant: Instant| self.opened.utc(instant);
+        let utc = |instant: Instant| self.anchor.utc(instant);
         let extra = self.extra.as_deref();
         let request = self.request.extra.as_deref();
         let error = extra.and_then(|extra| extra.error.as_ref());
@@ -382,7 +385,7 @@ impl EventState {
         let event = NetworkRequestEvent {
             request_id,
             status: self.status,
-            created_at: self.opened.utc,
+            created_at: utc(self.opened),
             updated_at: utc(self.updated()),
             queued_at: self.queued.map(utc),
             processing_started_at: self.processing.map(utc),
@@ -431,7 +434,7 @@ impl EventState {
             .into_iter()
             .chain(attempts)
             .flatten()
-            .fold(self.opened.instant, Instant::max)
+            .fold(self.opened, Instant::max)
     }
 
     fn attempts(&self) -> impl Iterator<Item = &AttemptState> {
