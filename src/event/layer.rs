@@ -215,10 +215,12 @@ where
             recorder.write_panic(&*panic);
             resume_unwind(panic)
         }
+        // Cloned before the future is built: the clone may panic, and the inner future would be copied aside for that.
+        let describe = describe.clone();
         ResponseFuture {
             future,
             recorder,
-            describe: describe.clone(),
+            describe,
             request: PhantomData,
         }
     }

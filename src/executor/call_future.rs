@@ -128,7 +128,7 @@ impl<B, R> Future for CallFuture<B, R> {
         let queued = self.queued.as_mut().expect("`CallHandle` polled after completion");
         match Pin::new(queued).poll(cx) {
             Poll::Pending => self.poll_deadlock().map(Err),
-            polled => {
+            polled @ Poll::Ready(_) => {
                 self.nested_wait = None;
                 polled.map_err(Error::new)
             }

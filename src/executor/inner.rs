@@ -150,6 +150,7 @@ impl<B, R> ExecutorInner<B, R> {
     }
 
     /// Admits a call into the queue if there is a free place now. A full queue refuses the request unchanged.
+    #[allow(clippy::result_large_err, reason = "it hands the request back")]
     pub(super) fn try_submit(
         &self,
         queue: &mut Queue<Request<B>, Response<R>>,
