@@ -42,7 +42,8 @@ pub struct ResponseDetails {
     pub(super) extra: Option<Box<ResponseExtra>>,
 }
 
-/// What an event records of an error.
+/// What an event records of an error. It is passed in a box: most calls do not fail, and a `Result` or an outcome that
+/// had room for it would cost each of them a longer copy.
 #[derive(Debug)]
 pub(crate) struct ErrorDetails {
     pub(super) kind: String,
@@ -68,7 +69,7 @@ pub(super) struct ResponseExtra {
     pub(super) body: Option<Value>,
     pub(super) api_tokens_used: Option<u64>,
     /// The error to record, if the response counts as a failure.
-    pub(super) failure: Option<ErrorDetails>,
+    pub(super) failure: Option<Box<ErrorDetails>>,
 }
 
 /// The caller's metadata keys and values, not redacted, of which at most [`MAX_KEYS`] are kept.
@@ -207,12 +208,12 @@ impl ResponseDetails {
 
     /// Makes the response count as a failure: the call's event ends as FAILED, with this error.
     pub fn failure(&mut self, error_type: impl Into<String>, message: impl AsRef<str>) -> &mut Self {
-        self.extra.get_or_insert_default().failure = Some(ErrorDetails {
+        self.extra.get_or_insert_default().failure = Some(Box::new(ErrorDetails {
             kind: redact::text(&error_type.into()).into_owned(),
             kind_is_guess: false,
             message: redact::text(message.as_ref()).into_owned(),
             sources: None,
-        });
+        }));
         self
     }
 
@@ -252,36 +253,37 @@ impl MetadataMap {
 
 impl ErrorDetails {
     /// Returns the details of an error whose type may have been lost when it was boxed.
-    pub(crate) fn of(error: &BoxError) -> Self {
+    pub(crate) fn of(error: &BoxError) -> Box<Self> {
         Self::with_kind(error, None)
     }
 
     /// Returns the details of an error that was an `E` before it was boxed. If `E` is [`BoxError`] itself, the type is
     /// guessed.
-    pub(super) fn of_type<E: 'static>(error: &BoxError) -> Self {
+    pub(super) fn of_type<E: 'static>(error: &BoxError) -> Box<Self> {
         let is_boxed = type_name::<E>() == type_name::<BoxError>();
         Self::with_kind(error, (!is_boxed).then(type_name::<E>))
     }
 
-    pub(super) fn panicked(message: &str) -> Self {
-        Self {
+    pub(super) fn panicked(message: &str) -> Box<Self> {
+        Box::new(Self {
             kind: "Panicked".into(),
             kind_is_guess: false,
             message: message.into(),
             sources: None,
-        }
+        })
     }
 
-    fn with_kind(error: &BoxError, kind: Option<&'static str>) -> Self {
+    #[cold]
+    fn with_kind(error: &BoxError, kind: Option<&'static str>) -> Box<Self> {
         let kind = kind_of_own(error).or(kind);
         let guess = || type_name_from_debug(error).unwrap_or_else(|| "dyn Error".to_owned());
         let sources = causes(&**error);
-        Self {
+        Box::new(Self {
             kind: kind.map_or_else(guess, str::to_owned),
             kind_is_guess: kind.is_none(),
             message: redact::text(&error.to_string()).into_owned(),
             sources: (!sources.is_empty()).then(|| sources.join("\n")),
-        }
+        })
     }
 }
 

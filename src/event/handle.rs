@@ -93,6 +93,7 @@ struct Watcher<'a> {
 
 struct Shared {
     state: Mutex<EventState>,
+    /// The number of writers. It is no longer counted down once the event has ended.
     writers: AtomicUsize,
     /// Whether the event has ended, readable without the lock. It is set before the writer that ends the event is
     /// dropped, so that the last writer to be dropped sees it.
@@ -328,7 +329,7 @@ impl Writer {
     /// Records what an attempt returned, unless the event has ended. `result` is `None` if the attempt was dropped
     /// before it returned.
     #[inline]
-    pub(super) fn attempt_ended(&self, index: usize, result: Option<&Result<ResponseDetails, ErrorDetails>>) {
+    pub(super) fn attempt_ended(&self, index: usize, result: Option<&Result<ResponseDetails, Box<ErrorDetails>>>) {
         let now = clock::now();
         self.shared.write(|state| {
             if state.attempt_ended(index, result, now) {
@@ -377,7 +378,12 @@ impl Writer {
 }
 
 impl Drop for Writer {
+    #[inline]
     fn drop(&mut self) {
+        // Once the event has ended, its writers need not be counted any more.
+        if self.shared.has_ended.load(Ordering::Acquire) {
+            return;
+        }
         let is_last = self.shared.writers.fetch_sub(1, Ordering::AcqRel) == 1;
         if is_last && !self.shared.has_ended.load(Ordering::Acquire) {
             self.finish(if thread::panicking() {
@@ -406,14 +412,17 @@ impl Shared {
         let result = change(&mut state);
         let watchers = state.take_watchers();
         drop(state);
-        for (_, watcher) in watchers.into_iter().flatten() {
-            panic::wake(watcher);
+        if let Some(watchers) = watchers {
+            for (_, watcher) in watchers {
+                panic::wake(watcher);
+            }
         }
         result
     }
 
     /// Locks the state of the event and ignores poisoning: the only user code that runs under the lock is the `clone`
     /// of a waker, and if that panics, nothing has been changed.
+    #[inline]
     fn lock(&self) -> MutexGuard<'_, EventState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

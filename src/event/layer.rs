@@ -21,7 +21,7 @@ use std::{
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     thread,
 };
 use tower_layer::Layer;
@@ -203,14 +203,24 @@ where
             writes_outcome: opens || *stage == Stage::Processing,
             shares_cached_now: *shares_cached_now,
         };
-        let future = recorder.enter(|| self.inner.call(req)).unwrap_or_else(|panic| {
+        // The request is taken, and the inner future is stored, inside the closure: both may be large, and moving them
+        // through the closure's captures and its result would copy each of them several times.
+        let (mut req, mut future) = (Some(req), None);
+        let called = recorder.enter(|| {
+            if let Some(req) = req.take() {
+                future = Some(self.inner.call(req));
+            }
+        });
+        if let Err(panic) = called {
             recorder.write_panic(&*panic);
             resume_unwind(panic)
-        });
+        }
+        // Cloned before the future is built: the clone may panic, and the inner future would be copied aside for that.
+        let describe = describe.clone();
         ResponseFuture {
-            future: Some(future),
+            future,
             recorder,
-            describe: describe.clone(),
+            describe,
             request: PhantomData,
         }
     }
@@ -265,26 +275,21 @@ where
         let _cached_now = clock::cache();
         // When the call has ended, the inner future is dropped before the end is recorded, and with it what the call
         // holds, such as a permit: when a reader finds the event ended, nothing of the call is left.
-        let polled = this.recorder.enter(|| {
+        let mut polled = Poll::Pending;
+        let entered = this.recorder.enter(|| {
             let future = this.future.as_mut().as_pin_mut();
-            let polled = future
-                .expect("`ResponseFuture` polled after completion")
-                .poll(cx)
-                .map_err(Into::into);
-            if polled.is_ready() {
+            if let Poll::Ready(result) = future.expect("`ResponseFuture` polled after completion").poll(cx) {
+                polled = Poll::Ready(result.map_err(Into::into));
                 this.future.set(None);
             }
-            polled
         });
-        let result = match polled {
-            Ok(polled) => ready!(polled),
-            Err(panic) => {
-                let _ = crate::panic::catch_unwind(|| this.future.set(None));
-                this.recorder.write_panic(&*panic);
-                resume_unwind(panic)
-            }
-        };
-        this.recorder.write(match &result {
+        if let Err(panic) = entered {
+            let _ = crate::panic::catch_unwind(|| this.future.set(None));
+            this.recorder.write_panic(&*panic);
+            resume_unwind(panic)
+        }
+        let Poll::Ready(result) = &polled else { return polled };
+        this.recorder.write(match result {
             Ok(response) => {
                 let mut details = ResponseDetails {
                     code_only: !this.recorder.writes_outcome,
@@ -295,7 +300,7 @@ where
             }
             Err(error) => Err(ErrorDetails::of_type::<E>(error)),
         });
-        Poll::Ready(result)
+        polled
     }
 }
 
@@ -333,7 +338,7 @@ impl Recorder {
 
     /// Writes the response or the error to the event: to the attempt if this layer is around the client, and to the
     /// call if this layer writes its outcome.
-    fn write(&mut self, details: Result<ResponseDetails, ErrorDetails>) {
+    fn write(&mut self, details: Result<ResponseDetails, Box<ErrorDetails>>) {
         let attempt = self.attempt.take();
         let Some(event) = self.event() else { return };
         if let Some(index) = attempt {

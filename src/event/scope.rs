@@ -28,8 +28,13 @@ use super::{
     status::RequestStatus,
 };
 use crate::error::BoxError;
-use std::{cell::Cell, future::Future, pin::pin};
-use tracing::Span;
+use std::{
+    cell::{Cell, RefCell},
+    future::Future,
+    mem,
+    pin::pin,
+};
+use tracing::{Span, level_filters::LevelFilter};
 
 /// The event and the tracing span of one call, to be made current wherever the call continues, for example in another
 /// task.
@@ -53,10 +58,10 @@ pub(crate) struct Scope {
 #[must_use = "the scope is left when this is dropped"]
 pub(crate) struct Entered<'a> {
     outer: CurrentContext,
-    /// Where to move the writers (the rights to end an event) when the guard is dropped: the field of the scope to
-    /// which the scope's writer is moved back, and the writer of the event that was current before, which is made
-    /// current again. `None` if the same event was current before: no writer was then moved.
-    swapped: Option<(&'a mut Option<Writer>, Option<Writer>)>,
+    /// The field of the scope that holds the scope's writer (the right to end the event). While the scope is entered,
+    /// the field holds the writer of the event that was current before. Dropping the guard swaps them back. `None` if
+    /// the same event was current before: no writer was then moved.
+    swapped: Option<&'a mut Option<Writer>>,
     _span: Option<tracing::span::Entered<'a>>,
 }
 
@@ -74,7 +79,7 @@ thread_local! {
     /// The writer of the current event (the right to end the event). The writer cannot be copied, so it is not a part
     /// of [`CONTEXT`], which holds the event's identifier and can be copied: most layers only compare identifiers and
     /// need no writer.
-    static CURRENT_EVENT: Cell<Option<Writer>> = const { Cell::new(None) };
+    static CURRENT_EVENT: RefCell<Option<Writer>> = const { RefCell::new(None) };
 }
 
 /// Returns the event of the call that is being made or polled on this thread, if there is one.
@@ -99,15 +104,21 @@ fn with_current<T>(f: impl FnOnce(&Writer) -> T) -> Option<T> {
     if CONTEXT.get().event == 0 {
         return None;
     }
-    CURRENT_EVENT.with(|current| {
-        let writer = current.take();
-        let output = writer.as_ref().map(f);
-        current.set(writer);
-        output
-    })
+    CURRENT_EVENT.with_borrow(|current| current.as_ref().map(f))
 }
 
+/// Makes the event of `writer` the current one, and moves the writer of the event that was current before to its place.
+#[inline]
+fn swap_current(writer: &mut Option<Writer>) {
+    CURRENT_EVENT.with_borrow_mut(|current| mem::swap(current, writer));
+}
+
+/// Returns the current tracing span, if there is one. If no tracing subscriber enables any level, no span is looked up.
+#[inline]
 fn current_span() -> Option<Box<Span>> {
+    if LevelFilter::current() == LevelFilter::OFF {
+        return None;
+    }
     Some(Span::current()).filter(|span| !span.is_disabled()).map(Box::new)
 }
 
@@ -182,8 +193,8 @@ impl Scope {
         Self::new(event, span.or_else(current_span))
     }
 
-    /// Returns the writer of the scope's event (the right to end the event). Returns `None` if the scope has no event,
-    /// or if the scope is entered and its writer is in the thread-local variable [`CURRENT_EVENT`].
+    /// Returns the writer of the scope's event (the right to end the event). Returns `None` if the scope has no event.
+    /// It cannot be called while the scope is entered, since the guard borrows the scope.
     pub(super) const fn event(&self) -> Option<&Writer> {
         self.event.as_ref()
     }
@@ -205,8 +216,8 @@ impl Scope {
         // Usually an outer layer has made the same event current. Then only the stage (how far in the stack) from which
         // the event is current changes, and the event's writer is not moved.
         let swapped = (outer.event != context.event).then(|| {
-            let outer = CURRENT_EVENT.replace(self.event.take());
-            (&mut self.event, outer)
+            swap_current(&mut self.event);
+            &mut self.event
         });
         Entered {
             outer,
@@ -242,8 +253,8 @@ impl Scope {
 impl Drop for Entered<'_> {
     #[inline]
     fn drop(&mut self) {
-        if let Some((event, outer)) = &mut self.swapped {
-            **event = CURRENT_EVENT.replace(outer.take());
+        if let Some(event) = &mut self.swapped {
+            swap_current(event);
         }
         CONTEXT.set(self.outer);
     }

@@ -21,7 +21,9 @@ use tracing::Span;
 pub(super) struct EventState {
     pub(super) status: RequestStatus,
     pub(super) request: RequestDetails,
-    opened: Anchor,
+    opened: Instant,
+    /// Converts the event's times to UTC.
+    anchor: Anchor,
     queued: Option<Instant>,
     processing: Option<Instant>,
     calling: Option<Instant>,
@@ -51,7 +53,7 @@ struct EventExtra {
     response_body: Option<Value>,
     api_tokens_used: Option<u64>,
     body_progress: Option<BodyProgress>,
-    error: Option<ErrorDetails>,
+    error: Option<Box<ErrorDetails>>,
     /// The type name of the error that the client is returning in a box. It is set by the code that boxes the error,
     /// because the box hides the type.
     error_type: Option<&'static str>,
@@ -101,7 +103,7 @@ struct AttemptState {
 /// How a call ended.
 pub(crate) enum Outcome {
     Response(ResponseDetails),
-    Error(ErrorDetails),
+    Error(Box<ErrorDetails>),
     Cancelled,
 }
 
@@ -114,10 +116,12 @@ const MAX_LOGS: usize = 1_000;
 impl EventState {
     #[inline]
     pub(super) fn new(now: Instant) -> Self {
+        let anchor = Anchor::at(now);
         Self {
             status: RequestStatus::Pending,
             request: RequestDetails::default(),
-            opened: Anchor::at(now),
+            opened: now,
+            anchor,
             queued: None,
             processing: None,
             calling: None,
@@ -198,7 +202,7 @@ impl EventState {
     pub(super) fn attempt_ended(
         &mut self,
         index: usize,
-        result: Option<&Result<ResponseDetails, ErrorDetails>>,
+        result: Option<&Result<ResponseDetails, Box<ErrorDetails>>>,
         now: Instant,
     ) -> bool {
         let error_type = self.take_error_type();
@@ -361,16 +365,18 @@ impl EventState {
         Some(watchers.swap_remove(at).1)
     }
 
+    /// Takes the wakers of the tasks that wait for a change of the event. `None` if no task waits.
     #[inline]
     pub(super) fn take_watchers(&mut self) -> Option<Vec<(u64, Waker)>> {
-        self.extra.as_mut().map(|extra| mem::take(&mut extra.watchers))
+        let extra = self.extra.as_mut().filter(|extra| !extra.watchers.is_empty())?;
+        Some(mem::take(&mut extra.watchers))
     }
 
     /// Copies the event. What the copy contains is redacted and formatted later, by [`Copied::redacted`], when the
     /// caller has released the lock.
     pub(super) fn snapshot(&mut self) -> Copied {
         let request_id = self.request_id().clone();
-        let utc = |instant: Instant| self.opened.utc(instant);
+        let utc = |instant: Instant| self.anchor.utc(instant);
         let extra = self.extra.as_deref();
         let request = self.request.extra.as_deref();
         let error = extra.and_then(|extra| extra.error.as_ref());
@@ -379,7 +385,7 @@ impl EventState {
         let event = NetworkRequestEvent {
             request_id,
             status: self.status,
-            created_at: self.opened.utc,
+            created_at: utc(self.opened),
             updated_at: utc(self.updated()),
             queued_at: self.queued.map(utc),
             processing_started_at: self.processing.map(utc),
@@ -428,7 +434,7 @@ impl EventState {
             .into_iter()
             .chain(attempts)
             .flatten()
-            .fold(self.opened.instant, Instant::max)
+            .fold(self.opened, Instant::max)
     }
 
     fn attempts(&self) -> impl Iterator<Item = &AttemptState> {

@@ -230,9 +230,9 @@ impl<B> fmt::Debug for Call<B> {
 // === impl CallHandle ===
 
 impl<B, R> CallHandle<B, R> {
-    pub(super) const fn new(event: EventHandle, future: CallFuture<B, R>) -> Self {
+    pub(super) fn new(future: CallFuture<B, R>) -> Self {
         Self {
-            event,
+            event: future.event().clone(),
             future: Some(future),
         }
     }

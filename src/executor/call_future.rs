@@ -53,6 +53,11 @@ impl<B, R> CallFuture<B, R> {
         }
     }
 
+    /// Returns the call's event.
+    pub(super) const fn event(&self) -> &EventHandle {
+        &self.event
+    }
+
     /// Waits until the call has a place in the queue. Fails if the queue is closed, or the call's deadline passes,
     /// before that.
     pub(super) async fn accepted(&mut self) -> Result<(), Error> {

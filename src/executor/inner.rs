@@ -21,6 +21,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use tokio::sync::oneshot;
 
 /// Makes the stack and returns the queue in front of it. This boxed function hides the types of the client and of
 /// all layers from the executor's type.
@@ -28,6 +29,16 @@ pub(super) type Start<B, R> = Box<dyn Fn() -> Queue<Request<B>, Response<R>> + S
 
 /// The queue's future of a call.
 type Queued<B, R> = queue::ResponseFuture<Request<B>, Response<R>>;
+
+/// The receiving end of a call's early-response channel. `None` if responses are not streamed.
+type EarlyResponse<R> = Option<Box<oneshot::Receiver<Response<R>>>>;
+
+/// What an admitted call has besides its request.
+struct Admission<R> {
+    context: CallContext,
+    event: EventHandle,
+    early_response: EarlyResponse<R>,
+}
 
 /// The parts of an executor, which its builder puts together.
 pub(super) struct ExecutorParts<B, R> {
@@ -129,10 +140,13 @@ impl<B, R> ExecutorInner<B, R> {
     pub(super) fn submit(
         &self,
         queue: &mut Queue<Request<B>, Response<R>>,
-        request: Request<B>,
-    ) -> Result<(EventHandle, CallFuture<B, R>), Error> {
+        mut request: Request<B>,
+    ) -> Result<CallFuture<B, R>, Error> {
         let cost = self.check(&request)?;
-        self.admit(request, cost, |request, context| Ok(queue.call_in(context, request)))
+        let _cached_now = clock::cache();
+        let admission = self.admit(&mut request, cost)?;
+        let queued = queue.call_in(admission.context, &mut Some(request));
+        Ok(self.future(queued, admission.event, admission.early_response))
     }
 
     /// Admits a call into the queue if there is a free place now. A full queue refuses the request unchanged.
@@ -140,35 +154,35 @@ impl<B, R> ExecutorInner<B, R> {
     pub(super) fn try_submit(
         &self,
         queue: &mut Queue<Request<B>, Response<R>>,
-        request: Request<B>,
-    ) -> Result<(EventHandle, CallFuture<B, R>), TrySubmitError<B>> {
+        mut request: Request<B>,
+    ) -> Result<CallFuture<B, R>, TrySubmitError<B>> {
         let cost = self.check(&request)?;
         let place = match queue.try_place() {
             Ok(Some(place)) => place,
             Ok(None) => return Err(TrySubmitError::Refused(Refused::full(request))),
             Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
         };
-        self.admit(request, cost, |request, context| {
-            queue.call_at(place, request, context).map_err(TrySubmitError::Refused)
-        })
+        let _cached_now = clock::cache();
+        let admission = self.admit(&mut request, cost)?;
+        let queued = queue.call_at(place, &mut Some(request), admission.context);
+        let queued = queued.map_err(TrySubmitError::Refused)?;
+        Ok(self.future(queued, admission.event, admission.early_response))
     }
 
-    /// The one place where calls are admitted: computes the call's deadline, opens its event, and queues the call with
-    /// `enqueue`. Fails if the wait for the rate limits alone would make the call miss its deadline.
+    /// The one place where calls are admitted: computes the call's deadline, and opens its event. Fails if the wait for
+    /// the rate limits alone would make the call miss its deadline.
+    ///
+    /// The caller has turned on the [cache of the clock](clock::cache), so that the event and the queue use one reading,
+    /// since each reading takes time. The request is borrowed, because it is large, and each move would copy it.
     #[inline]
-    fn admit<E: From<Error>>(
-        &self,
-        mut request: Request<B>,
-        cost: Cost,
-        enqueue: impl FnOnce(&mut Option<Request<B>>, CallContext) -> Result<Queued<B, R>, E>,
-    ) -> Result<(EventHandle, CallFuture<B, R>), E> {
+    fn admit(&self, request: &mut Request<B>, cost: Cost) -> Result<Admission<R>, Error> {
         if cost.tokens > 0 && request.extensions().get::<ApiTokens>().is_none() {
             // The number of tokens is put into the request's extension `ApiTokens`, which the event records. When the
             // layers compute the cost, a cost function that estimates tokens uses this number instead of estimating
             // again.
             request.extensions_mut().insert(ApiTokens(cost.tokens));
         }
-        let in_request = Deadline::of(&request);
+        let in_request = Deadline::of(request);
         let deadline = in_request.or_else(|| self.parts.timeout.map(Deadline::after));
         if let Some(deadline) = deadline {
             let wait = self.parts.monitor.limiter().wait(cost, self.pending_demand.cost());
@@ -177,18 +191,23 @@ impl<B, R> ExecutorInner<B, R> {
                 request.extensions_mut().insert(deadline);
             }
         }
-        // The event and the queue use one reading of the clock, since each reading takes time.
-        let _cached_now = clock::cache();
-        let (event, scope) = self.open_event(&request);
-        let early_response = self.parts.open_early_response.map(|open| Box::new(open(&mut request)));
+        let (event, scope) = self.open_event(request);
+        let early_response = self.parts.open_early_response.map(|open| Box::new(open(request)));
         let context = CallContext {
             scope,
             deadline: deadline.map(Deadline::instant),
             demand: Some(self.pending_demand.add(cost)),
         };
-        let queued = enqueue(&mut Some(request), context)?;
-        let future = CallFuture::new(queued, early_response, event.clone(), self.nested_waits.clone());
-        Ok((event, future))
+        Ok(Admission {
+            context,
+            event,
+            early_response,
+        })
+    }
+
+    #[inline]
+    fn future(&self, queued: Queued<B, R>, event: EventHandle, early_response: EarlyResponse<R>) -> CallFuture<B, R> {
+        CallFuture::new(queued, early_response, event, self.nested_waits.clone())
     }
 
     fn open_event(&self, request: &Request<B>) -> (EventHandle, Scope) {

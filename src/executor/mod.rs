@@ -144,9 +144,9 @@ impl<B, R> Executor<B, R> {
         consume_budget().await;
         let mut queue = self.inner.queue()?;
         let request = call.into().into_request().map_err(Error::new)?;
-        let (event, mut future) = self.inner.submit(&mut queue, request)?;
+        let mut future = self.inner.submit(&mut queue, request)?;
         future.accepted().await?;
-        Ok(CallHandle::new(event, future))
+        Ok(CallHandle::new(future))
     }
 
     /// Submits a call if the queue has a free place for it now; never waits for a place.
@@ -160,8 +160,8 @@ impl<B, R> Executor<B, R> {
     pub fn try_submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
         let mut queue = self.inner.queue()?;
         let request = call.into().into_request().map_err(Error::new)?;
-        let (event, future) = self.inner.try_submit(&mut queue, request)?;
-        Ok(CallHandle::new(event, future))
+        let future = self.inner.try_submit(&mut queue, request)?;
+        Ok(CallHandle::new(future))
     }
 
     /// Returns a handle that shows the depth of the queue, the calls in flight, the limits, the totals by outcome and

@@ -30,7 +30,6 @@ use tower_service::Service;
 pub struct ResponseFuture<B, R> {
     /// The future of the call, or the error with which the call was refused. `Err(None)` once that error was returned.
     call: Result<CallFuture<B, R>, Option<Error>>,
-    event: Option<EventHandle>,
 }
 
 // === impl Executor ===
@@ -46,17 +45,11 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
     }
 
     fn call(&mut self, req: Request<B>) -> Self::Future {
-        let queue = self.inner.open_queue(&mut self.queue);
-        match queue.and_then(|queue| self.inner.submit(queue, req)) {
-            Ok((event, future)) => ResponseFuture {
-                call: Ok(future),
-                event: Some(event),
-            },
-            Err(error) => ResponseFuture {
-                call: Err(Some(error)),
-                event: None,
-            },
-        }
+        let call = match self.inner.open_queue(&mut self.queue) {
+            Ok(queue) => self.inner.submit(queue, req).map_err(Some),
+            Err(error) => Err(Some(error)),
+        };
+        ResponseFuture { call }
     }
 }
 
@@ -80,7 +73,10 @@ impl<B, R> ResponseFuture<B, R> {
     /// Returns the call's event. `None` if the call was refused before it was queued.
     #[must_use]
     pub const fn event(&self) -> Option<&EventHandle> {
-        self.event.as_ref()
+        match &self.call {
+            Ok(future) => Some(future.event()),
+            Err(_) => None,
+        }
     }
 }
 
