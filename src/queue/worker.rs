@@ -180,13 +180,17 @@ where
         channel.enter();
         *this.starting = Some(Starting { epoch, demand });
         let call = this.call.insert(RunningCall { message, scope });
+        // The request, which may be large, is moved once, out of the option into the service.
+        let mut req = Some(req);
         let made = match ready {
             Ok(()) => catch_unwind(|| {
                 let _entered = call.scope.enter();
-                this.future.set(Some(service_ref.call(req)));
+                if let Some(req) = req.take() {
+                    this.future.set(Some(service_ref.call(req)));
+                }
             }),
             Err(error) => {
-                let _ = catch_unwind(|| drop(req));
+                let _ = catch_unwind(|| drop(req.take()));
                 Err(error)
             }
         };

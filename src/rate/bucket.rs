@@ -548,7 +548,7 @@ mod tests {
                 bucket.advance(elapsed);
                 ideal.advance(elapsed);
                 let estimate = rng.u64(1..=burst);
-                if bucket.time_until(estimate.into()) == 0 {
+                if bucket.time_until(estimate) == 0 {
                     let used = rng.u64(0..=estimate);
                     bucket.take(estimate, true);
                     ideal.take(used, false);

@@ -117,7 +117,7 @@ impl Claims {
 
     #[inline]
     fn counts(&self) -> Counts {
-        Counts::unpack(self.0.load(Ordering::Acquire))
+        Counts::unpack(self.0.load(Ordering::SeqCst))
     }
 
     /// Replaces the counts by what `change` returns, and returns the counts from before. Changes nothing and returns
@@ -132,7 +132,7 @@ impl Claims {
     #[inline]
     fn update_packed(&self, change: impl Fn(u64, Counts) -> Option<u64>) -> Option<Counts> {
         let change = |packed| change(packed, Counts::unpack(packed));
-        let before = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+        let before = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
         before.ok().map(Counts::unpack)
     }
 }

@@ -424,15 +424,22 @@ impl PermitState {
 
     /// Returns whether the fast path is closed.
     ///
-    /// The flag is read by a read-modify-write operation, as it is [set](Self::set_contended) by one: either this call
-    /// sees the flag, or what this thread did before is seen by the thread that sets the flag afterwards.
+    /// The flag and the [claims](Claims) are accessed with sequential consistency, so that either this call, which is
+    /// made after a claim was added, sees the flag, or the thread that sets the flag sees the claim afterwards.
     #[inline]
     fn is_contended(&self) -> bool {
-        self.held.fetch_or(0, Ordering::AcqRel) & CONTENDED != 0
+        // loom treats sequential consistency as acquire and release, for which the load has to be an operation that
+        // also writes. It costs much more.
+        let held = if cfg!(tower_outbound_loom) {
+            self.held.fetch_or(0, Ordering::SeqCst)
+        } else {
+            self.held.load(Ordering::SeqCst)
+        };
+        held & CONTENDED != 0
     }
 
     fn set_contended(&self) {
-        self.held.fetch_or(CONTENDED, Ordering::AcqRel);
+        self.held.fetch_or(CONTENDED, Ordering::SeqCst);
     }
 
     fn clear_contended(&self) {
