@@ -24,7 +24,7 @@ pub(super) struct CallFuture<B, R> {
     event: EventHandle,
     nested_waits: Arc<NestedWaits>,
     /// Counts the call that awaits this one, if it is a call of the same executor that holds a permit.
-    nested_wait: Option<NestedWait>,
+    nested_wait: Option<Box<NestedWait>>,
     /// Whether the call runs on when this future is dropped. `true` if the caller has dropped its handle, or has
     /// received an early response: then the response's body decides when the call ends.
     is_detached: bool,

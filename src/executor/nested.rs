@@ -47,7 +47,7 @@ impl NestedWaits {
     pub(super) fn check(
         self: &Arc<Self>,
         awaited: &EventHandle,
-        wait: &mut Option<NestedWait>,
+        wait: &mut Option<Box<NestedWait>>,
     ) -> Result<(), Deadlock> {
         let Some(outer) = event::current() else {
             return Ok(());
@@ -61,7 +61,7 @@ impl NestedWaits {
             return Ok(());
         }
         if wait.is_none() {
-            *wait = Some(NestedWait::new(self, outer.key()));
+            *wait = Some(Box::new(NestedWait::new(self, outer.key())));
         }
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len();
         let held = self.concurrency.in_flight();

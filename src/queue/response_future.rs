@@ -47,7 +47,9 @@ pub struct ResponseFuture<Req, Res> {
 
 enum State<Req, Res> {
     /// The call waits for a place in the queue.
-    WaitingForPlace(WaitingForPlace<Req, Res>),
+    ///
+    /// Boxed, because space for it, and for the request, would make the futures of accepted calls larger, too.
+    WaitingForPlace(Box<WaitingForPlace<Req, Res>>),
     /// The call was accepted: it had a place in the queue, and is queued, is running, or has a response.
     Accepted {
         message: Arc<Message<Req, Res>>,
@@ -62,8 +64,8 @@ enum State<Req, Res> {
 /// A call that waits for a place in the queue, with the acquirer of that place.
 struct WaitingForPlace<Req, Res> {
     acquire: Option<Acquire>,
-    /// The waiting call is boxed, because space for its request would make the futures of accepted calls larger, too.
-    call: Option<Box<UnqueuedCall<Req>>>,
+    /// `None` once the call has been accepted or has ended.
+    call: Option<UnqueuedCall<Req>>,
     channel: Arc<Channel<Req, Res>>,
 }
 
@@ -145,30 +147,32 @@ impl<Req, Res> ResponseFuture<Req, Res> {
         context: CallContext,
     ) -> Self {
         Self {
-            state: State::WaitingForPlace(WaitingForPlace {
+            state: State::WaitingForPlace(Box::new(WaitingForPlace {
                 acquire: Some(acquire),
-                call: Some(Box::new(UnqueuedCall {
+                call: Some(UnqueuedCall {
                     req,
                     context,
                     timer: None,
                     caller: None,
-                })),
+                }),
                 channel: channel.clone(),
-            }),
+            })),
         }
     }
 
     /// Ends a call that waits for a place.
     fn end_waiting(&mut self, why: EarlyEnd) {
-        if let State::WaitingForPlace(WaitingForPlace { call: Some(call), .. }) = &mut self.state {
-            why.record(&call.context.scope);
+        if let State::WaitingForPlace(waiting) = &self.state {
+            if let Some(call) = &waiting.call {
+                why.record(&call.context.scope);
+            }
         }
         self.state = State::EndedEarly(why);
     }
 
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         if let State::WaitingForPlace(waiting) = &mut self.state {
-            let WaitingForPlace { acquire, call, channel } = waiting;
+            let WaitingForPlace { acquire, call, channel } = &mut **waiting;
             let Poll::Ready(place) = Acquire::poll_acquire(acquire, cx) else {
                 // The acquirer of the place stores the same waker, but drops it without waking the task when the call
                 // is cancelled. So `cancel` needs this copy to wake the task.
@@ -182,7 +186,7 @@ impl<Req, Res> ResponseFuture<Req, Res> {
                 self.end_waiting(EarlyEnd::DeadlinePassed);
                 return Poll::Ready(Err(EarlyEnd::DeadlinePassed.into_error()));
             };
-            let UnqueuedCall { mut req, context, .. } = *call.take().expect("the call is there until it has a place");
+            let UnqueuedCall { mut req, context, .. } = call.take().expect("the call is there until it has a place");
             let pushed = match place {
                 Ok(place) => channel.push(&mut req, context, place),
                 Err(_) => Err(context),
