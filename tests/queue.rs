@@ -598,3 +598,21 @@ async fn a_call_can_be_cancelled_before_it_has_a_place() {
     queue.ended().await;
     assert_eq!(arrivals.names(), ["running", "queued"]);
 }
+
+#[test]
+fn calls_without_a_deadline_need_no_timer_of_the_runtime_and_one_with_a_deadline_panics_before_it_is_accepted() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let echo = service_fn(async |number: u32| Ok::<_, BoxError>(number));
+        let layer = QueueLayer::new(10).unwrap();
+        let soon = |number: &u32| (*number > 100).then(|| tower_outbound::Deadline::after(ms(1)));
+        let mut queue = layer.deadline(soon).layer(echo);
+        let calls: Vec<_> = (0..10).map(|number| queue.try_call(number).unwrap()).collect();
+        for (number, call) in (0..).zip(calls) {
+            assert_eq!(call.await.unwrap(), number);
+        }
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| queue.try_call(101)));
+        assert!(panicked.is_err());
+        assert_eq!((queue.depth(), queue.in_flight()), (0, 0));
+    });
+}

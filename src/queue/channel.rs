@@ -206,7 +206,6 @@ impl<Req, Res> Channel<Req, Res> {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 
-    #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
@@ -226,11 +225,14 @@ impl<Req, Res> Channel<Req, Res> {
         if self.is_closed() {
             return Err(context);
         }
+        if let Some(deadline) = context.deadline {
+            // This panics in a runtime without timers, before the call is accepted.
+            self.timer.prepare(deadline, &self.runtime);
+        }
         let message = Message::new(req, context, place);
         let mut state = self.lock();
         if self.is_closed() {
-            // The channel was closed after the first check, which was made without the lock. (The first check only
-            // saves allocating a message if the channel is closed already.)
+            // The channel was closed after the first check, which only saves allocating a message.
             drop(state);
             return Err(message.take_back(req));
         }

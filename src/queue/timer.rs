@@ -41,8 +41,8 @@ struct TimerState {
     sleep: Option<Pin<Box<Sleep>>>,
     /// The instant at which the timer fires. `None` if it is not armed.
     armed: Option<Instant>,
-    /// Whether the runtime is being shut down, where a timer cannot be used any more.
-    is_shut_down: bool,
+    /// Whether the timer cannot be used: the runtime has no timers, or is being shut down.
+    is_unusable: bool,
 }
 
 impl Timer {
@@ -54,27 +54,40 @@ impl Timer {
         }
     }
 
-    /// Arms the timer for `at`, unless it fires earlier already. Returns whether it has fired meanwhile, so that the
-    /// caller has to act on it.
+    /// Makes Tokio's timer, for a call that has a deadline.
     ///
     /// # Panics
     ///
     /// Panics if the runtime's timer is not enabled.
     #[cfg(not(tower_outbound_loom))]
+    pub(super) fn prepare(&self, at: Instant, runtime: &Runtime) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.sleep.is_none() {
+            state.sleep = Some(Box::pin(runtime.sleep_until(at)));
+        }
+    }
+
+    #[cfg(tower_outbound_loom)]
+    pub(super) fn prepare(&self, _: Instant, _: &Runtime) {}
+
+    /// Arms the timer for `at`, unless it fires earlier already. Returns whether it has fired meanwhile, so that the
+    /// caller has to act on it.
+    #[cfg(not(tower_outbound_loom))]
     pub(super) fn arm(&self, at: Instant, runtime: &Runtime) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.is_shut_down || state.armed.is_some_and(|armed| armed <= at) {
+        if state.is_unusable || state.armed.is_some_and(|armed| armed <= at) {
             return false;
         }
-        let sleep = state.sleep.get_or_insert_with(|| Box::pin(runtime.sleep_until(at)));
-        // Resetting or polling a timer panics while its runtime is being shut down, when all calls are cancelled anyway.
+        // Tokio panics while the runtime is being shut down, when all calls are cancelled anyway, and if it has no timers.
+        // Then calls without a deadline run nevertheless, and only starts that take too long are not noticed.
         // Without `unconstrained`, a task that has used up its cooperative budget would not arm the timer here.
         let polled = catch_unwind(|| {
+            let sleep = state.sleep.get_or_insert_with(|| Box::pin(runtime.sleep_until(at)));
             sleep.as_mut().reset(at);
             pin!(unconstrained(sleep.as_mut())).poll(&mut Context::from_waker(&self.waker))
         });
         let Ok(polled) = polled else {
-            state.is_shut_down = true;
+            state.is_unusable = true;
             return false;
         };
         state.armed = Some(at).filter(|_| polled.is_pending());
@@ -99,7 +112,7 @@ impl Timer {
             return false;
         };
         // A runtime that is being shut down fires its timers before their time.
-        state.is_shut_down |= state.armed.take().is_some_and(|armed| Instant::now() < armed);
+        state.is_unusable |= state.armed.take().is_some_and(|armed| Instant::now() < armed);
         drop(state);
         self.fired.swap(false, Ordering::AcqRel)
     }
