@@ -12,8 +12,8 @@
 //!
 //! A call that finds no permit waits for one in its future. It has the position among the waiters that its service had.
 //!
-//! - **A future that is not polled blocks nobody.** If a call's future is not polled within 5 to 10 ms after the call
-//!   was made, while another call or clone waits for a permit, the call loses its permit to that one, and waits for
+//! - **A future that is not polled blocks no other call.** If a call's future is not polled within 5 to 10 ms after the
+//!   call was made, while another call or clone waits for a permit, the call loses its permit to that one, and waits for
 //!   another permit like a new call. Afterwards, calls take their permits when their futures are polled, until one has
 //!   done so, so that such futures do not add up.
 //! - **Readiness comes last.** `poll_ready` does not ask the inner service whether it is ready. The call's future does

@@ -426,7 +426,7 @@ impl<Req, Res> Channel<Req, Res> {
         };
         let check = state.watch_starts(self.max_starting);
         drop(state);
-        // The last reference to a message may hold a response that nobody has fetched, whose drop may panic.
+        // The last reference to a message may hold a response that was not fetched, whose drop may panic.
         if let Some(ended) = ended {
             let _ = catch_unwind(move || drop(ended));
         }
@@ -460,7 +460,7 @@ impl<Req, Res> Channel<Req, Res> {
     pub(super) fn give_back_turn(self: &Arc<Self>) {
         self.turn_given_back.store(true, Ordering::Release);
         if self.max_starting == 1 {
-            // No other call may begin before this one has started, so nobody has to be told now, and the lock is saved.
+            // No other call may begin before this one has started, so no worker has to be woken now: the lock is saved.
             return;
         }
         let mut state = self.lock();

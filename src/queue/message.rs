@@ -184,7 +184,7 @@ impl<Req, Res> Message<Req, Res> {
         drop(state);
         if let Some(QueuedParts { scope, place, demand }) = queued {
             drop((place, demand));
-            // The event ends before the caller is told, so that whoever has the result finds the record final. Ending
+            // The event ends before the caller is told, so that a caller that has the result finds the record final. Ending
             // it and dropping the span run user code (a subscriber), which may panic.
             let _ = catch_unwind(move || {
                 why.record(&scope);
@@ -213,8 +213,8 @@ impl<Req, Res> Message<Req, Res> {
         }
     }
 
-    /// Begins the call on the worker with this id: frees its place in the queue, and returns its request, its scope (event and span) and its
-    /// pending cost. Returns `None` if the call has ended.
+    /// Begins the call on the worker with this id: frees its place in the queue, and returns its request, its scope
+    /// (event and span) and its pending cost. Returns `None` if the call has ended.
     #[inline]
     pub(super) fn begin(&self, worker: usize) -> Option<(Req, Scope, Option<PendingCost>)> {
         let mut state = self.lock();

@@ -1,8 +1,8 @@
 //! [`Timer`]: the one timer of a queue, for the deadlines of its calls and for a call that is slow to start.
 //!
-//! The timer is armed by whoever learns of an earlier instant, on the thread where that happens, and its waker runs on
-//! the thread that drives the runtime's timers. No task has to be scheduled for either: a task could be stuck behind a
-//! caller that computes on the same thread.
+//! The timer is armed at once on the thread that learns of an earlier instant, and its waker runs on the thread that
+//! drives the runtime's timers. No task has to be scheduled for either: a task could be stuck behind a caller that
+//! computes on the same thread.
 #![cfg_attr(
     tower_outbound_loom,
     allow(dead_code, unused_imports, reason = "there is no time under loom")
@@ -29,7 +29,7 @@ use tokio::{
 
 pub(super) struct Timer {
     state: Mutex<TimerState>,
-    /// Whether the timer has fired and nobody has acted on it yet.
+    /// Whether the timer has fired and no thread has acted on that yet.
     fired: AtomicBool,
     /// Wakes the owner of the timer when it fires.
     waker: Waker,

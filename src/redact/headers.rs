@@ -1,4 +1,4 @@
-//! The headers of one request or response, as they are kept until somebody looks at them, and their redaction.
+//! The headers of one request or response, as they are kept until the record is read, and their redaction.
 
 use super::{REDACTED, names::is_secret, text::text};
 use http::{HeaderMap, HeaderName, HeaderValue};

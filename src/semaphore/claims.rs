@@ -1,7 +1,7 @@
 //! [`Claims`]: how many permits are held by calls that were made and not polled yet, and since when.
 //!
 //! A call takes its permit when it is made, so that a caller who makes one call after another is held back by the
-//! limit. But a call that nobody polls would keep its permit forever. So such a permit is only *claimed* until the call
+//! limit. But a call that is not polled would keep its permit forever. So such a permit is only *claimed* until the call
 //! is polled for the first time, which *confirms* the claim. Claims that are not confirmed in time can be *revoked*,
 //! which makes them void and their permits free.
 //!
