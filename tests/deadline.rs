@@ -216,7 +216,7 @@ async fn the_layer_ends_and_refuses_calls_without_an_executor() {
     assert_eq!(begun.elapsed(), ms(199));
 }
 
-// --- nobody polls ---
+// --- handles that are not polled ---
 
 /// Starts an executor that runs one call at a time.
 fn one_at_a_time(capacity: usize) -> Executor<Duration, ()> {

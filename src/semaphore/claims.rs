@@ -5,7 +5,7 @@
 //! is polled for the first time, which *confirms* the claim. Claims that are not confirmed in time can be *revoked*,
 //! which makes them void and their permits free.
 //!
-//! The claims have two ages. New claims are young. While somebody waits for a permit, the young claims are made old,
+//! The claims have two ages. New claims are young. While an acquirer waits for a permit, the young claims are made old,
 //! and 5 ms later those that are still there are revoked; the claims that were made in the meantime are not. A claim
 //! remembers the epoch in which it was made, and each change of the ages begins a new epoch. That tells a claim that was
 //! revoked from one that was not, although only their numbers are kept.

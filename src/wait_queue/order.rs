@@ -262,7 +262,7 @@ impl<R: Resource> Order<R> {
             return Deferred::default();
         };
         let fired = !waiters.timers.put_back(armed, || now.get());
-        // The last waiter may have left the queue in the meantime. Then nobody needs the timer.
+        // The last waiter may have left the queue in the meantime. Then no waiter needs the timer.
         if fired || waiters.deadline.is_none() {
             self.advance(&mut now)
         } else {

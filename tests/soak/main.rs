@@ -14,7 +14,7 @@
 //! and executors are stopped in every way, dropped and replaced. Bodies are streamed, failures are retried, and used
 //! tokens are settled. Requests and responses have the headers of a chat API.
 //!
-//! Meanwhile the test checks that calls with a deadline end in time, though nobody polls their handles, and that no
+//! Meanwhile the test checks that calls with a deadline end in time, though their handles are not polled, and that no
 //! event shows a secret. Afterwards it checks that every call has ended exactly once; that all places in the queue and
 //! all permits are free and all tasks have ended; that the tokens charged are those of the admitted calls, corrected by
 //! what they used; that no window of time had more calls than its limit; and that memory has not grown.
