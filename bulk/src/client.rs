@@ -1,7 +1,7 @@
 //! The client: reqwest as a Tower service, with layers that read the provider's limits, the token usage and the whole
 //! body of each response.
 
-use crate::args::Args;
+use crate::args::SendArgs;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use hyper::body::Bytes;
 use tower::{BoxError, Service, ServiceBuilder};
@@ -46,7 +46,12 @@ pub(crate) fn service(
 
 /// Makes the HTTP client. It adds `headers` to every request after the executor has recorded the request, so that
 /// events do not hold the headers, which may be keys.
-pub(crate) fn reqwest(mut headers: HeaderMap, args: &Args, url: &Uri, local: bool) -> reqwest::Result<reqwest::Client> {
+pub(crate) fn reqwest(
+    mut headers: HeaderMap,
+    args: &SendArgs,
+    url: &Uri,
+    local: bool,
+) -> reqwest::Result<reqwest::Client> {
     // reqwest panics if the process has no default crypto provider. `install_default` fails if there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     headers
@@ -73,12 +78,13 @@ pub(crate) fn reqwest(mut headers: HeaderMap, args: &Args, url: &Uri, local: boo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::Args;
     use clap::Parser;
 
     #[tokio::test]
     async fn an_https_request_to_a_closed_port_fails_to_connect() {
         let url = Uri::from_static("https://127.0.0.1:1/");
-        let client = reqwest(HeaderMap::new(), &Args::parse_from(["bulk"]), &url, true).unwrap();
+        let client = reqwest(HeaderMap::new(), &Args::parse_from(["bulk"]).send, &url, true).unwrap();
         let error = client.get(url.to_string()).send().await.unwrap_err();
         assert!(error.is_connect(), "{error:?}");
     }

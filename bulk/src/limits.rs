@@ -1,6 +1,6 @@
 //! The limits of a run: those that the executor keeps, and those that the local provider enforces.
 
-use crate::args::{Args, Local};
+use crate::args::{Args, LimitArgs, LocalArgs};
 use anyhow::ensure;
 use std::{fmt, num::NonZeroU64, str::FromStr, time::Duration};
 use tower_outbound::{Limits, Rate, rate::Budget};
@@ -29,13 +29,13 @@ pub(crate) struct Bounds {
 impl Bounds {
     /// The limits of the command line. `largest` is the number of tokens of the largest request.
     pub(crate) fn new(args: &Args, largest: u64) -> anyhow::Result<Self> {
-        let Args {
+        let LimitArgs {
             rpm,
             tpm,
             rpm_burst,
             tpm_burst,
             ..
-        } = args;
+        } = &args.limits;
         ensure!(
             rpm.0.is_some() || rpm_burst.is_none(),
             "--rpm-burst cannot be combined with --rpm off"
@@ -47,7 +47,7 @@ impl Bounds {
         let pace = |per_minute: u64, burst: Option<NonZeroU64>, largest| {
             let burst = burst.map_or_else(|| default_burst(per_minute, largest), NonZeroU64::get);
             // The earlier run may have used up the burst just before this run starts.
-            let initial = if args.resume { 0 } else { burst };
+            let initial = if args.files.resume { 0 } else { burst };
             Pace {
                 per_minute,
                 burst,
@@ -57,12 +57,12 @@ impl Bounds {
         Ok(Self {
             requests: rpm.0.map(|rpm| pace(rpm, *rpm_burst, 1)),
             tokens: tpm.0.map(|tpm| pace(tpm, *tpm_burst, largest)),
-            concurrency: args.concurrency.get(),
+            concurrency: args.limits.concurrency.get(),
         })
     }
 
     /// The limits of the local provider, which may differ from those that the executor is given.
-    pub(crate) fn of_local(&self, local: &Local, largest: u64) -> Self {
+    pub(crate) fn of_local(&self, local: &LocalArgs, largest: u64) -> Self {
         let enforced = |given: Option<Pace>, local: Option<PerMinute>, largest| match local {
             Some(PerMinute(per_minute)) => per_minute.map(|per_minute| {
                 let burst = default_burst(per_minute, largest);

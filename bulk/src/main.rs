@@ -11,27 +11,25 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `run.rs` | the run from start to end: submit the requests, wait for the last call, Ctrl-C |
+//! | `args/` | the command line, a file for each group of options |
+//! | `limits.rs` | the limits that the command line sets |
+//! | `input/` | the file of requests, its forms, and the number of tokens of a request |
+//! | `output/` | the file of results, its lines, and what an earlier run wrote |
+//! | `run/` | the run from start to end: submit the requests, wait for the last call, stop |
 //! | `client.rs` | the client: reqwest with layers that read limits, usage and bodies |
-//! | `args.rs`, `limits.rs` | the command line, and the limits it sets |
-//! | `input.rs` | a line of the input, and its number of tokens |
-//! | `result.rs`, `output.rs` | a line of the results, and the file of results |
-//! | `progress.rs` | the progress that is shown during the run |
-//! | `counts.rs`, `summary.rs` | the counts of a run, and the summary at its end |
-//! | `provider.rs`, `bucket.rs` | the local provider, and the bucket it counts with |
+//! | `view/` | what is shown during the run |
+//! | `summary/` | the counts of a run, and the summary at its end |
+//! | `local/` | the local provider, and the bucket it counts with |
 
 mod args;
-mod bucket;
 mod client;
-mod counts;
 mod input;
 mod limits;
+mod local;
 mod output;
-mod progress;
-mod provider;
-mod result;
 mod run;
 mod summary;
+mod view;
 
 use args::Args;
 use clap::{CommandFactory, Parser, error::ErrorKind};
@@ -40,7 +38,7 @@ use std::process::ExitCode;
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    let target = args.target().unwrap_or_else(|error| {
+    let target = args.send.target().unwrap_or_else(|error| {
         Args::command()
             .error(ErrorKind::ValueValidation, format!("{error:#}"))
             .exit();

@@ -2,10 +2,10 @@
 //! with the same corpus.
 
 #[allow(dead_code)]
-#[path = "../../bulk/src/args.rs"]
+#[path = "../../bulk/src/args/mod.rs"]
 mod args;
 #[allow(dead_code)]
-#[path = "../../bulk/src/input.rs"]
+#[path = "../../bulk/src/input/mod.rs"]
 mod input;
 #[allow(dead_code)]
 #[path = "../../bulk/src/limits.rs"]

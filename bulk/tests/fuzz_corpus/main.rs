@@ -1,15 +1,15 @@
 //! Runs the fuzz targets of `bulk` (see `fuzz/README.md`) over their seeds and over random texts, without a fuzzer and
 //! on a stable compiler.
 
-#[allow(dead_code)]
-#[path = "../../src/args.rs"]
+#[allow(dead_code, unused_imports)]
+#[path = "../../src/args/mod.rs"]
 mod args;
-#[allow(dead_code)]
-#[path = "../../src/input.rs"]
+#[allow(dead_code, unused_imports)]
+#[path = "../../src/input/mod.rs"]
 mod input;
 #[path = "../../../tests/fuzz_corpus/inputs.rs"]
 mod inputs;
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../../src/limits.rs"]
 mod limits;
 mod targets;

@@ -54,8 +54,8 @@ pub fn bulk_input(data: &[u8]) {
 pub fn bulk_args(data: &[u8]) {
     let Some(text) = text_of(data) else { return };
     if let Ok(args) = Args::try_parse_from(std::iter::once("bulk").chain(text.lines())) {
-        let _ = (args.input(), args.output(), args.is_demonstration());
-        let _ = args.target();
+        let _ = (args.files.input(), args.files.output(), args.is_demonstration());
+        let _ = args.send.target();
     }
     for planted in [
         format!("--header=x: {text}{MARK}"),
@@ -64,7 +64,7 @@ pub fn bulk_args(data: &[u8]) {
         format!("--url=http://u:{MARK}@{text}"),
     ] {
         let args = Args::try_parse_from(["bulk", &planted]).unwrap_or_else(|error| panic!("{error}"));
-        if let Err(error) = args.target() {
+        if let Err(error) = args.send.target() {
             let message = format!("{error:#} {error:?}");
             // The error for an invalid value shows the name of the header, which may hold the secret.
             let is_name = planted.starts_with("--header=x") && text.contains(':');

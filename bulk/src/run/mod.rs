@@ -6,14 +6,13 @@ use crate::{
     client,
     input::{Request, Requests, Tokens},
     limits::Bounds,
-    output::{Done, LOCAL, Output},
-    progress::Progress,
-    provider::Provider,
-    result::Finished,
+    local::Provider,
+    output::{Done, Finished, LOCAL, Output},
     summary::{Summary, Survey},
+    view::Progress,
 };
 use anyhow::{Context, ensure};
-use http::{Response, Uri};
+use http::Uri;
 use hyper::body::Bytes;
 use std::{net::SocketAddr, process::ExitCode, sync::Arc};
 use tokio::{
@@ -37,17 +36,17 @@ const INTERRUPTED: u8 = 130;
 
 pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> {
     // The settings, the input and the output are checked before anything is sent.
-    let tokens = Tokens::new(args.tokens_field.as_deref(), args.estimate_times);
+    let tokens = Tokens::new(args.limits.tokens_field.as_deref(), args.limits.estimate_times);
     if args.serve.is_none() {
         Output::check(&args)?;
     }
-    let done = if args.resume {
-        Some(Done::read(args.output())?)
+    let done = if args.files.resume {
+        Some(Done::read(args.files.output())?)
     } else {
         None
     };
     let survey = survey(
-        Requests::open(args.input(), tokens.clone()).await?,
+        Requests::open(args.files.input(), tokens.clone()).await?,
         done.clone().unwrap_or_default(),
     )
     .await?;
@@ -56,26 +55,26 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         return serve(address, &bounds.of_local(&args.local, survey.largest), &args).await;
     }
     ensure!(
-        survey.malformed == 0 || args.on_malformed == OnMalformed::Skip,
+        survey.malformed == 0 || args.files.on_malformed == OnMalformed::Skip,
         "{} lines of {} are malformed; nothing was sent (--on-malformed skip sends the others)",
         survey.malformed,
-        args.input().display()
+        args.files.input().display()
     );
 
     let local = target.url.is_none();
     let start = || local_provider(&bounds.of_local(&args.local, survey.largest), &args);
     let url = target.url.map_or_else(start, Ok)?;
     let host = if local { LOCAL } else { url.host().unwrap_or_default() }.to_owned();
-    let client = client::reqwest(target.headers, &args, &url, local).context("cannot make a client")?;
+    let client = client::reqwest(target.headers, &args.send, &url, local).context("cannot make a client")?;
     let limiter = RateLimiter::new(bounds.limits())?;
     // Every request should succeed, however long that takes, so only the number of retries is limited: there is no
     // retry budget.
     let retries = RetryPolicy::new()
-        .provider(args.provider)
-        .max_retries(args.retries)
+        .provider(args.send.provider)
+        .max_retries(args.send.retries)
         .budget(None);
     let executor = Executor::builder()
-        .queue_capacity(args.queue.get())
+        .queue_capacity(args.limits.queue.get())
         .concurrency_limit(bounds.concurrency)
         .limiter(limiter.clone())
         // The tokens charged are an estimate. When the response reports the tokens used, the difference is settled. For
@@ -87,15 +86,15 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         .build(client::service(
             client,
             limiter.clone(),
-            args.provider,
-            !args.keep_limits,
+            args.send.provider,
+            !args.limits.keep_limits,
         ))?;
-    let output = Output::open(args.output(), done.as_ref(), host)?;
+    let output = Output::open(args.files.output(), done.as_ref(), host)?;
 
     let to_send = survey.requests - survey.skipped;
     let min_time = bounds.min_time(to_send, survey.tokens);
-    let progress = Arc::new(Progress::new(to_send, min_time, args.quiet));
-    if !args.quiet {
+    let progress = Arc::new(Progress::new(to_send, min_time, args.view.quiet));
+    if !args.view.quiet {
         let (tokens, min_time) = (survey.tokens, min_time.as_secs_f64());
         progress.note(&format!(
             "{to_send} requests, {tokens} tokens: at least {min_time:.1} s at {bounds}"
@@ -124,7 +123,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         progress: &progress,
         results,
     };
-    let requests = Requests::open(args.input(), tokens).await?;
+    let requests = Requests::open(args.files.input(), tokens).await?;
     let monitor = executor.monitor();
     let (submitted, fed) = tokio::select! {
         fed = async {
@@ -151,7 +150,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         elapsed: begun.elapsed(),
         not_sent,
     };
-    println!("results in {}\n{summary}", args.output().display());
+    println!("results in {}\n{summary}", args.files.output().display());
     written.context("cannot write results")?;
     fed?;
     Ok(match () {
@@ -235,12 +234,11 @@ impl Feeder<'_> {
     }
 
     async fn submit(&self, request: Request) {
-        let call = http::Request::post(self.url.clone())
-            .body(request.body.clone())
-            .map(Call::from);
-        let call = call
-            .expect("a request of a valid URL and a body is valid")
-            .tokens(request.tokens);
+        let mut sent = http::Request::new(request.body.clone());
+        *sent.method_mut() = request.method.clone();
+        *sent.uri_mut() = request.url.clone().unwrap_or_else(|| self.url.clone());
+        *sent.headers_mut() = request.headers.clone();
+        let call = Call::from(sent).tokens(request.tokens);
         match self.executor.submit(call).await {
             Ok(call) => {
                 tokio::spawn(report(call, request, self.results.clone()));
@@ -259,10 +257,10 @@ impl Feeder<'_> {
 async fn report(call: CallHandle<Bytes, Bytes>, request: Request, results: mpsc::Sender<Finished>) {
     let event = call.event().clone();
     // The error of a failed call is in its event.
-    let body = call.await.ok().map(Response::into_body);
+    let response = call.await.ok();
     // Sending fails after the writer has ended with an error, which the writer reports.
     let _ = results
-        .send(Finished::with_event(request, event.finished().await, body))
+        .send(Finished::with_event(request, event.finished().await, response))
         .await;
 }
 

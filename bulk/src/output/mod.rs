@@ -1,13 +1,12 @@
 //! The file of results: reads what an earlier run wrote, and writes new results.
 
-use crate::{
-    args::Args,
-    counts::Counts,
-    input::Request,
-    progress::Progress,
-    result::{EarlierResult, Finished, hex},
-};
+mod result;
+
+pub(crate) use result::Finished;
+
+use crate::{args::Args, input::Request, summary::counts::Counts, view::Progress};
 use anyhow::{Context, bail, ensure};
+use result::{EarlierResult, hex};
 use std::{
     collections::HashMap,
     fs::{self, File},
@@ -90,16 +89,16 @@ impl Done {
 impl Output {
     /// Checks that the run overwrites neither its input nor results that the user has not allowed to be overwritten.
     pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
-        let (path, input) = (args.output(), args.input());
+        let (path, input) = (args.files.output(), args.files.input());
         let same = fs::canonicalize(path).is_ok_and(|path| fs::canonicalize(input).is_ok_and(|input| path == input));
         ensure!(
             !same,
             "the output is the same file as the input: --output names another"
         );
         let is_empty = fs::metadata(path).map_or(true, |file| file.len() == 0);
-        let may_overwrite = args.force || (args.is_demonstration() && is_local(path));
+        let may_overwrite = args.files.force || (args.is_demonstration() && is_local(path));
         ensure!(
-            is_empty || args.resume || may_overwrite,
+            is_empty || args.files.resume || may_overwrite,
             "{} is not empty: --resume continues it, --force overwrites it, --output names another",
             path.display()
         );
@@ -190,8 +189,12 @@ mod tests {
         Request {
             line: 1,
             custom_id: None,
+            metadata: None,
             hash,
             tokens: 1,
+            method: http::Method::POST,
+            url: None,
+            headers: http::HeaderMap::new(),
             body: "{}".into(),
         }
     }

@@ -1,9 +1,10 @@
 //! One line of the file of results: what became of one request.
 
 use crate::input::Request;
+use http::Response;
 use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use std::time::{Duration, SystemTime};
 use tower_outbound::{
     NetworkRequestEvent, RequestStatus,
@@ -20,7 +21,7 @@ enum End {
     /// The executor accepted the request, and recorded its event.
     Event {
         event: Box<NetworkRequestEvent>,
-        body: Option<Bytes>,
+        response: Option<Response<Bytes>>,
     },
     /// The executor refused the request, because it could never be sent.
     Refused { kind: &'static str, message: String },
@@ -30,7 +31,7 @@ enum End {
 #[derive(Serialize)]
 struct Line<'a> {
     line: u64,
-    custom_id: Option<&'a Value>,
+    custom_id: Option<&'a RawValue>,
     hash: String,
     request_id: Option<String>,
     /// The host of the API. A later run recognizes results of the local provider, which it may overwrite, by this
@@ -72,12 +73,12 @@ pub(crate) struct EarlierResult {
 // === impl Finished ===
 
 impl Finished {
-    pub(crate) fn with_event(request: Request, event: NetworkRequestEvent, body: Option<Bytes>) -> Self {
+    pub(crate) fn with_event(request: Request, event: NetworkRequestEvent, response: Option<Response<Bytes>>) -> Self {
         Self {
             request,
             end: End::Event {
                 event: Box::new(event),
-                body,
+                response,
             },
         }
     }
@@ -123,7 +124,7 @@ impl Finished {
         let took = |time: fn(&NetworkRequestEvent) -> Option<Duration>| event.and_then(time).map(milliseconds);
         serde_json::to_vec(&Line {
             line: self.request.line,
-            custom_id: self.request.custom_id.as_ref(),
+            custom_id: self.request.custom_id.as_deref(),
             hash: hex(self.request.hash),
             request_id: event.map(|event| event.request_id.to_string()),
             host,
@@ -165,9 +166,14 @@ impl Finished {
 
     /// The body of the response: as JSON if it is valid JSON, otherwise as a string.
     fn response(&self) -> Option<Value> {
-        let End::Event { body: Some(body), .. } = &self.end else {
+        let End::Event {
+            response: Some(response),
+            ..
+        } = &self.end
+        else {
             return None;
         };
+        let body = response.body();
         let text = || Value::String(String::from_utf8_lossy(body).into_owned());
         (!body.is_empty()).then(|| serde_json::from_slice(body).unwrap_or_else(|_| text()))
     }

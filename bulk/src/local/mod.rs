@@ -1,9 +1,10 @@
 //! A local provider of a chat-like API. It enforces its limits, reports them in the headers that a real provider uses,
 //! and fails or delays some of its responses.
 
+mod bucket;
+
 use crate::{
-    args::{Args, Local},
-    bucket::Bucket,
+    args::{Args, LocalArgs},
     limits::{Bounds, Pace},
 };
 use axum::{
@@ -14,6 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use bucket::Bucket;
 use futures_util::stream;
 use hyper::body::Bytes;
 use serde::Deserialize;
@@ -48,7 +50,7 @@ pub(crate) struct Provider {
 struct Service {
     meter: Mutex<Meter>,
     dialect: Dialect,
-    behaviour: Local,
+    behaviour: LocalArgs,
 }
 
 /// The limits of the provider, and the numbers of requests it has received and admitted.
@@ -110,7 +112,7 @@ impl Provider {
             listener,
             service: Service {
                 meter: Mutex::new(Meter::new(bounds)),
-                dialect: args.provider,
+                dialect: args.send.provider,
                 behaviour: args.local.clone(),
             },
         })

@@ -1,6 +1,6 @@
 //! The counts of a run, which are updated with each result that is written.
 
-use crate::result::Finished;
+use crate::output::Finished;
 use hdrhistogram::Histogram;
 use std::{
     collections::BTreeMap,

@@ -1,9 +1,9 @@
 //! The summary that is printed at the end of a run.
 
-use crate::{
-    counts::Counts,
-    limits::{Bounds, Pace},
-};
+pub(crate) mod counts;
+
+use crate::limits::{Bounds, Pace};
+use counts::Counts;
 use std::{fmt, time::Duration};
 
 /// What `survey` found in the input.

@@ -1,8 +1,9 @@
 //! The file of requests. It is read line by line, so its length is not limited by memory.
 
 use anyhow::Context;
+use http::{HeaderMap, Method, Uri};
 use hyper::body::Bytes;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use std::path::Path;
 use tokio::{
     fs::File,
@@ -14,10 +15,18 @@ use tower_outbound::{provider::CharacterEstimate, rate::RequestCost};
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) line: u64,
-    pub(crate) custom_id: Option<Value>,
+    /// The name that the line gives to the request, as it is written there.
+    pub(crate) custom_id: Option<Box<RawValue>>,
+    /// What the line holds for its user alone: it is not sent, and stands in the result.
+    pub(crate) metadata: Option<Box<RawValue>>,
     /// A hash of the line, by which a later run recognizes the request.
     pub(crate) hash: u64,
     pub(crate) tokens: u64,
+    pub(crate) method: Method,
+    /// The absolute URL that the request is sent to; `None` for that of the command line.
+    pub(crate) url: Option<Uri>,
+    /// The headers of the line, which are sent beside those of the command line.
+    pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
@@ -116,6 +125,7 @@ fn parse(line: u64, text: &[u8], tokens: &Tokens) -> Result<Request, String> {
     })?;
     whole.as_object().ok_or("not a JSON object")?;
     let custom_id = whole.as_object_mut().and_then(|fields| fields.remove("custom_id"));
+    let custom_id = custom_id.and_then(|id| RawValue::from_string(id.to_string()).ok());
     // The body is the field `body` if that is an object, as in batch files, and the whole line otherwise.
     let body = whole
         .get("body")
@@ -126,8 +136,12 @@ fn parse(line: u64, text: &[u8], tokens: &Tokens) -> Result<Request, String> {
     Ok(Request {
         line,
         custom_id,
+        metadata: None,
         hash: hash(text),
         tokens: tokens.of(&whole, &request)?,
+        method: Method::POST,
+        url: None,
+        headers: HeaderMap::new(),
         body: request.into_body(),
     })
 }
@@ -155,7 +169,7 @@ mod tests {
             None,
         )
         .unwrap();
-        assert_eq!(request.custom_id, Some("a".into()));
+        assert_eq!(request.custom_id.unwrap().get(), r#""a""#);
         assert_eq!(request.body, r#"{"max_tokens":64,"messages":[{"content":"12345"}]}"#);
         assert_eq!((request.line, request.tokens), (7, 66));
     }

@@ -1,0 +1,56 @@
+//! The options of limits, and of the costs that count against them.
+
+use crate::limits::PerMinute;
+use std::num::{NonZeroU64, NonZeroUsize};
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct LimitArgs {
+    /// Limit of requests per minute, or `off`
+    #[arg(long, value_name = "N", default_value = "1500")]
+    pub(crate) rpm: PerMinute,
+
+    /// Limit of tokens per minute, or `off`
+    #[arg(long, value_name = "N", default_value = "240000")]
+    pub(crate) tpm: PerMinute,
+
+    /// Burst: requests that may be sent at once after a pause [default: one second's worth of --rpm, at least 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) rpm_burst: Option<NonZeroU64>,
+
+    /// Burst: tokens that may be charged at once after a pause; a request that needs more fails without being sent
+    /// [default: one second's worth of --tpm, or the largest request of the input if that is more, but at most one
+    /// minute's worth]
+    #[arg(long, value_name = "N")]
+    pub(crate) tpm_burst: Option<NonZeroU64>,
+
+    /// Limit of requests in flight at once
+    #[arg(long, value_name = "N", default_value = "32")]
+    pub(crate) concurrency: NonZeroUsize,
+
+    /// Limit of requests that wait in memory; the file is read further as they are sent
+    #[arg(long, value_name = "N", default_value = "100")]
+    pub(crate) queue: NonZeroUsize,
+
+    /// The field of a line that holds its number of tokens, as a path with dots: `tokens`, `usage.total` [default:
+    /// none, tokens are estimated as a quarter of the characters of the messages plus `max_tokens`]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) tokens_field: Option<String>,
+
+    /// Factor, from 0.01 to 100, by which token estimates are multiplied. When a response reports the tokens that were
+    /// used, the difference is settled in any case. Without effect if --tokens-field is given
+    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = factor)]
+    pub(crate) estimate_times: f64,
+
+    /// Keep the limits given here, even if the provider reports others or rejects requests within them. (Its remaining
+    /// quota and its `retry-after` are obeyed in any case)
+    #[arg(long)]
+    pub(crate) keep_limits: bool,
+}
+
+fn factor(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(factor) if (0.01..=100.0).contains(&factor) => Ok(factor),
+        _ => Err("must be a number from 0.01 to 100".into()),
+    }
+}
