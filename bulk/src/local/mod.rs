@@ -112,7 +112,7 @@ impl Provider {
             listener,
             service: Service {
                 meter: Mutex::new(Meter::new(bounds)),
-                dialect: args.send.provider,
+                dialect: args.send.provider(),
                 behaviour: args.local.clone(),
             },
         })
