@@ -143,8 +143,8 @@ impl Feeder<'_> {
             }
             // A request that is too large for the limits does not stop the others.
             Err(error) => {
-                self.progress
-                    .note(&format!("line {} cannot be sent: {error}", request.line));
+                let line = request.line;
+                self.progress.note(&format!("line {line} cannot be sent: {error}"));
                 let _ = self.results.send(Finished::refused(request, &error)).await;
             }
         }

@@ -122,8 +122,8 @@ impl Health {
             if stops {
                 let failed = if row == 1 { "an attempt".into() } else { format!("{row} attempts in a row") };
                 shared.progress.note(&format!(
-                    "stopping: {failed} failed for this reason ({}); the rest is left for --resume. --keep-going sends \
-                     all the same",
+                    "stopping: {}, and {failed} failed for this reason; the rest is left for --resume. --keep-going sends \
+                     it all the same",
                     failure.kind
                 ));
             }

@@ -180,6 +180,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
 
     let reason = stopper.reason();
     // An input that is read once is known as far as it was read.
+    let is_surveyed = survey.is_some();
     let survey = survey.unwrap_or(read);
     let not_sent = if reason.is_some() {
         (survey.requests - survey.skipped).saturating_sub(submitted) + left.count()
@@ -201,7 +202,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     Ok(match reason {
         _ if summary.lost() > 0 => ExitCode::from(LOST),
         Some(StopReason::Signal(signal)) => ExitCode::from(signal.exit_code()),
-        Some(StopReason::Hopeless(text) | StopReason::MaxCost(text)) if not_sent > 0 || !at_end => {
+        Some(StopReason::Hopeless(text) | StopReason::MaxCost(text)) if not_sent > 0 || !(at_end || is_surveyed) => {
             anyhow::bail!("stopped early: {text}")
         }
         _ if summary.counts.failed > 0 => ExitCode::from(FAILED),
