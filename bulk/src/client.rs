@@ -139,7 +139,11 @@ pub(crate) fn reqwest(target: &Target, args: &SendArgs) -> anyhow::Result<reqwes
         let cannot = || format!("--ca: cannot read certificates from {}", path.display());
         let certificates = reqwest::Certificate::from_pem_bundle(&fs::read(path).with_context(cannot)?);
         let certificates = certificates.with_context(cannot)?;
-        anyhow::ensure!(!certificates.is_empty(), "--ca: {} holds no certificate in PEM", path.display());
+        anyhow::ensure!(
+            !certificates.is_empty(),
+            "--ca: {} holds no certificate in PEM",
+            path.display()
+        );
         client = client.tls_certs_merge(certificates);
     } else if target.is_plain_http() {
         // Without installed certificates the client could not be built, although http needs none.
@@ -186,7 +190,10 @@ mod tests {
         let typed = |request| with_content_type(request).headers().get(header::CONTENT_TYPE).cloned();
         assert_eq!(typed(Request::new(Bytes::new())), None);
         assert_eq!(typed(Request::new("{}".into())).unwrap(), "application/json");
-        let text = Request::post("/").header("content-type", "text/plain").body("a".into()).unwrap();
+        let text = Request::post("/")
+            .header("content-type", "text/plain")
+            .body("a".into())
+            .unwrap();
         assert_eq!(typed(text).unwrap(), "text/plain");
     }
 }

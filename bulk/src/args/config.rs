@@ -94,7 +94,13 @@ mod tests {
     #[test]
     fn options_of_the_file_have_the_names_of_the_command_line() {
         let text = "rpm = 600\nresume = true\nkeep-going = false\nheader = [\"a: 1\", \"b: 2\"]\nestimate-times = 1.5";
-        let arguments = ["--estimate-times=1.5", "--header=a: 1", "--header=b: 2", "--resume", "--rpm=600"];
+        let arguments = [
+            "--estimate-times=1.5",
+            "--header=a: 1",
+            "--header=b: 2",
+            "--resume",
+            "--rpm=600",
+        ];
         assert_eq!(read(text, &[]).unwrap(), arguments.map(OsString::from));
     }
 
@@ -115,7 +121,12 @@ mod tests {
 
     #[test]
     fn an_error_shows_no_value() {
-        for bad in ["url = \"secret", "rpm = [600]\nurl=\"secret\"", "keep-going = \"secret\"", "url = { secret = 1 }"] {
+        for bad in [
+            "url = \"secret",
+            "rpm = [600]\nurl=\"secret\"",
+            "keep-going = \"secret\"",
+            "url = { secret = 1 }",
+        ] {
             let (_, reason) = read(bad, &[]).unwrap_err();
             assert!(!reason.contains("secret"), "{reason}");
         }

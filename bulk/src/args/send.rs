@@ -150,7 +150,11 @@ impl SendArgs {
         if let Some(variable) = &self.api_key_env {
             // A key that was given in place of the name of its variable must not be shown.
             let is_name = |letter: char| letter.is_ascii_uppercase() || letter.is_ascii_digit() || letter == '_';
-            let shown = if variable.chars().all(is_name) { variable } else { "given" };
+            let shown = if variable.chars().all(is_name) {
+                variable
+            } else {
+                "given"
+            };
             let key = key::from_environment(variable)
                 .with_context(|| format!("--api-key-env: the variable {shown} is not set, or empty"))?;
             let (name, value) = key::header(self.provider(), &key)
@@ -195,7 +199,8 @@ fn header(text: &str) -> anyhow::Result<(HeaderName, HeaderValue)> {
     };
     let name = HeaderName::from_bytes(name.trim().as_bytes()).context("must have the form \"Name: value\"")?;
     check_header(&name).map_err(anyhow::Error::msg)?;
-    let mut value = HeaderValue::from_str(value.trim()).with_context(|| format!("{name} has a value that cannot be sent"))?;
+    let mut value =
+        HeaderValue::from_str(value.trim()).with_context(|| format!("{name} has a value that cannot be sent"))?;
     value.set_sensitive(true);
     Ok((name, value))
 }

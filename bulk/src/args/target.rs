@@ -44,7 +44,9 @@ const REFUSED: [HeaderName; 9] = [
 /// Names the header if the client has to set it, or if it is about one connection.
 pub(crate) fn check_header(name: &HeaderName) -> Result<(), String> {
     if REFUSED.contains(name) {
-        Err(format!("the header `{name}` cannot be set: the client sets it as needed"))
+        Err(format!(
+            "the header `{name}` cannot be set: the client sets it as needed"
+        ))
     } else {
         Ok(())
     }
@@ -111,7 +113,10 @@ impl Target {
         let Some(url) = &self.url else {
             return Err(format!("the URL {} is relative: --base-url says to what", shown(&path)));
         };
-        if url.path().trim_end_matches('/').ends_with(path.path().trim_end_matches('/'))
+        if url
+            .path()
+            .trim_end_matches('/')
+            .ends_with(path.path().trim_end_matches('/'))
             && (path.query().is_none() || path.query() == url.query())
         {
             return Ok(None);
@@ -130,7 +135,10 @@ impl Target {
         if !matches!(url.scheme_str(), Some("http" | "https")) {
             return Err("the URL must begin with http:// or https://".into());
         }
-        if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        if url
+            .authority()
+            .is_some_and(|authority| authority.as_str().contains('@'))
+        {
             return Err("the URL holds a user or a password: send them as a header".into());
         }
         if self.is_local {
@@ -162,7 +170,10 @@ pub(super) fn endpoint(option: &str, url: &str) -> anyhow::Result<(Uri, Option<H
         matches!(uri.scheme_str(), Some("http" | "https")),
         "{option} must begin with http:// or https://"
     );
-    ensure!(uri.host().is_some_and(|host| !host.is_empty()), "{option} names no host");
+    ensure!(
+        uri.host().is_some_and(|host| !host.is_empty()),
+        "{option} names no host"
+    );
     let authority = uri.authority().context("the URL names no host")?.as_str();
     let Some((user, host)) = authority.rsplit_once('@') else {
         return Ok((uri, None));
@@ -181,7 +192,9 @@ pub(super) fn add_basic(headers: &mut HeaderMap, basic: Option<HeaderValue>) -> 
     let Some(basic) = basic else { return Ok(()) };
     match headers.get(header::AUTHORIZATION) {
         Some(other) if *other != basic => {
-            bail!("the URL holds a user and a password, and a header or a key is another `authorization`: give one of them")
+            bail!(
+                "the URL holds a user and a password, and a header or a key is another `authorization`: give one of them"
+            )
         }
         _ => headers.insert(header::AUTHORIZATION, basic),
     };
@@ -229,7 +242,11 @@ fn with_path(base: &Uri, base_path: &str, path: &Uri) -> Result<Uri, String> {
         joined.push_str(&query.join("&"));
     }
     let mut parts = base.clone().into_parts();
-    parts.path_and_query = Some(joined.parse().map_err(|error| format!("the URL is not valid: {error}"))?);
+    parts.path_and_query = Some(
+        joined
+            .parse()
+            .map_err(|error| format!("the URL is not valid: {error}"))?,
+    );
     Uri::from_parts(parts).map_err(|error| format!("the URL is not valid: {error}"))
 }
 
@@ -237,7 +254,9 @@ fn with_path(base: &Uri, base_path: &str, path: &Uri) -> Result<Uri, String> {
 fn is_version_only(path: &str) -> bool {
     let segment = path.trim_matches('/');
     segment.is_empty()
-        || (!segment.contains('/') && segment.starts_with('v') && segment[1..].starts_with(|c: char| c.is_ascii_digit()))
+        || (!segment.contains('/')
+            && segment.starts_with('v')
+            && segment[1..].starts_with(|c: char| c.is_ascii_digit()))
 }
 
 fn is_same_origin(one: &Uri, other: &Uri) -> bool {
@@ -273,7 +292,9 @@ mod tests {
     }
 
     fn resolved(target: &Target, line: &str) -> Result<String, String> {
-        Ok(target.resolve(Some(line))?.map_or("--url".into(), |url| url.to_string()))
+        Ok(target
+            .resolve(Some(line))?
+            .map_or("--url".into(), |url| url.to_string()))
     }
 
     #[test]
@@ -283,12 +304,24 @@ mod tests {
             ("https://api.x.com/", "/v1/chat", "https://api.x.com/v1/chat"),
             ("https://api.x.com/v1", "/v1/chat", "https://api.x.com/v1/chat"),
             ("https://api.x.com/v1/", "chat", "https://api.x.com/v1/chat"),
-            ("https://x.com/openai/v1", "/v1/embeddings", "https://x.com/openai/v1/embeddings"),
+            (
+                "https://x.com/openai/v1",
+                "/v1/embeddings",
+                "https://x.com/openai/v1/embeddings",
+            ),
             ("https://x.com/openai/v1", "/openai/v1/a", "https://x.com/openai/v1/a"),
-            ("https://x.com/o?api-version=2", "/chat?page=2", "https://x.com/o/chat?api-version=2&page=2"),
+            (
+                "https://x.com/o?api-version=2",
+                "/chat?page=2",
+                "https://x.com/o/chat?api-version=2&page=2",
+            ),
             ("http://127.0.0.1:81", "/ok?page=2", "http://127.0.0.1:81/ok?page=2"),
         ] {
-            assert_eq!(resolved(&target(None, Some(base)), line), Ok(joined.into()), "{base} {line}");
+            assert_eq!(
+                resolved(&target(None, Some(base)), line),
+                Ok(joined.into()),
+                "{base} {line}"
+            );
         }
     }
 
@@ -299,7 +332,11 @@ mod tests {
         assert!(resolved(&chat, "/v1/embeddings").unwrap_err().contains("--base-url"));
         for url in ["https://x.com", "https://x.com/", "https://x.com/v1"] {
             let embeddings = Ok("https://x.com/v1/embeddings".into());
-            assert_eq!(resolved(&target(Some(url), None), "/v1/embeddings"), embeddings, "{url}");
+            assert_eq!(
+                resolved(&target(Some(url), None), "/v1/embeddings"),
+                embeddings,
+                "{url}"
+            );
         }
         assert_eq!(target(Some("https://x.com/v1"), None).resolve(None), Ok(None));
         assert!(target(None, Some("https://x.com/v1")).resolve(None).is_err());
@@ -321,7 +358,10 @@ mod tests {
             assert!(resolved(&target, other).is_err(), "{other}");
         }
         let same = "https://API.x.com:443/v1/files";
-        assert_eq!(resolved(&target, same).unwrap().to_ascii_lowercase(), same.to_ascii_lowercase());
+        assert_eq!(
+            resolved(&target, same).unwrap().to_ascii_lowercase(),
+            same.to_ascii_lowercase()
+        );
         target.any_host = true;
         assert!(resolved(&target, "https://other.com/v1").is_ok());
     }
@@ -344,13 +384,22 @@ mod tests {
         assert!(basic.is_sensitive());
         assert_eq!(basic, format!("Basic {}", BASE64_STANDARD.encode("us@er:p:w")));
         let (_, user_alone) = endpoint("--url", "https://user@x.com").unwrap();
-        assert_eq!(user_alone.unwrap(), format!("Basic {}", BASE64_STANDARD.encode("user:")));
+        assert_eq!(
+            user_alone.unwrap(),
+            format!("Basic {}", BASE64_STANDARD.encode("user:"))
+        );
     }
 
     #[test]
     fn a_url_has_a_scheme_and_a_host() {
         assert!(endpoint("--url", "https://api.example.com/v1/chat/completions").is_ok());
-        for bad in ["api.example.com/v1", "ftp://api.example.com", "/v1/chat", "http://", "http://a b/"] {
+        for bad in [
+            "api.example.com/v1",
+            "ftp://api.example.com",
+            "/v1/chat",
+            "http://",
+            "http://a b/",
+        ] {
             assert!(endpoint("--url", bad).is_err(), "{bad}");
         }
     }
@@ -358,7 +407,13 @@ mod tests {
     #[test]
     fn headers_of_the_connection_are_refused_by_name() {
         assert!(check_header(&HeaderName::from_static("x-team")).is_ok());
-        for name in ["host", "content-length", "transfer-encoding", "connection", "keep-alive"] {
+        for name in [
+            "host",
+            "content-length",
+            "transfer-encoding",
+            "connection",
+            "keep-alive",
+        ] {
             assert!(check_header(&HeaderName::from_static(name)).unwrap_err().contains(name));
         }
     }

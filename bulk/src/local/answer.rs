@@ -43,7 +43,10 @@ impl Question {
             "/max_output_tokens",
             "/generationConfig/maxOutputTokens",
         ];
-        let longest = longest.iter().find_map(|path| body.pointer(path)?.as_u64()).unwrap_or(0);
+        let longest = longest
+            .iter()
+            .find_map(|path| body.pointer(path)?.as_u64())
+            .unwrap_or(0);
         let charged = CharacterEstimate::new().cost(request).tokens;
         Self {
             form: Form::of(request.uri().path(), &body, dialect),
@@ -72,8 +75,15 @@ impl Question {
     }
 
     fn text(&self) -> String {
-        let question = ["messages", "contents", "input", "prompt"].iter().find_map(|field| self.body.get(field));
-        let opening: String = question.and_then(last_text).unwrap_or("a request").chars().take(40).collect();
+        let question = ["messages", "contents", "input", "prompt"]
+            .iter()
+            .find_map(|field| self.body.get(field));
+        let opening: String = question
+            .and_then(last_text)
+            .unwrap_or("a request")
+            .chars()
+            .take(40)
+            .collect();
         format!("An answer to: {opening}…")
     }
 
@@ -128,7 +138,9 @@ impl Question {
             Form::Embeddings => {
                 let inputs = self.body.get("input").and_then(Value::as_array);
                 // A list of token ids is one input.
-                let inputs = inputs.filter(|inputs| !inputs.iter().all(Value::is_number)).map_or(1, Vec::len);
+                let inputs = inputs
+                    .filter(|inputs| !inputs.iter().all(Value::is_number))
+                    .map_or(1, Vec::len);
                 let data: Vec<_> = (0..inputs)
                     .map(|index| json!({ "object": "embedding", "index": index, "embedding": [0.25, -0.5, 0.125] }))
                     .collect();
@@ -164,7 +176,9 @@ impl Question {
             let message = json!({ "type": "message", "role": "assistant", "content": [], "usage": self.usage() });
             before.push(event(&json!({ "type": "message_start", "message": message })));
             let block = json!({ "type": "text", "text": "" });
-            before.push(event(&json!({ "type": "content_block_start", "index": 0, "content_block": block })));
+            before.push(event(
+                &json!({ "type": "content_block_start", "index": 0, "content_block": block }),
+            ));
             let stop = json!({ "stop_reason": "end_turn" });
             [
                 event(&json!({ "type": "content_block_stop", "index": 0 })),
@@ -182,7 +196,9 @@ impl Question {
             .concat()
         };
         let text = self.text();
-        let words = text.split_inclusive(' ').map(|text| (Duration::from_millis(20), word(text)));
+        let words = text
+            .split_inclusive(' ')
+            .map(|text| (Duration::from_millis(20), word(text)));
         let before = before.into_iter().map(|event| (Duration::ZERO, event));
         pieces(before.chain(words).chain([(Duration::ZERO, after)]).collect())
     }
@@ -211,7 +227,9 @@ fn last_text(value: &Value) -> Option<&str> {
     match value {
         Value::String(text) => Some(text),
         Value::Array(parts) => parts.iter().rev().find_map(last_text),
-        Value::Object(fields) => ["content", "parts", "text"].iter().find_map(|name| last_text(fields.get(*name)?)),
+        Value::Object(fields) => ["content", "parts", "text"]
+            .iter()
+            .find_map(|name| last_text(fields.get(*name)?)),
         _ => None,
     }
 }
@@ -246,8 +264,18 @@ mod tests {
             ("/v1/chat/completions", chat, Dialect::Anthropic, Form::Messages),
             ("/v1/messages", chat, Dialect::OpenAi, Form::Messages),
             ("/v1/responses", r#"{"input":"Hi"}"#, Dialect::OpenAi, Form::Responses),
-            ("/v1/embeddings", r#"{"input":["a","b"]}"#, Dialect::OpenAi, Form::Embeddings),
-            ("/m:generateContent", r#"{"contents":[{"parts":[{"text":"Hi"}]}]}"#, Dialect::Gemini, Form::Contents),
+            (
+                "/v1/embeddings",
+                r#"{"input":["a","b"]}"#,
+                Dialect::OpenAi,
+                Form::Embeddings,
+            ),
+            (
+                "/m:generateContent",
+                r#"{"contents":[{"parts":[{"text":"Hi"}]}]}"#,
+                Dialect::Gemini,
+                Form::Contents,
+            ),
             ("/repos/a/b", "", Dialect::GitHub, Form::Other),
         ] {
             assert_eq!(question(path, body, dialect).form, form, "{path}");
@@ -266,7 +294,11 @@ mod tests {
     #[test]
     fn every_input_has_its_embedding() {
         let embeddings = |body| question("/v1/embeddings", body, Dialect::OpenAi).answer(1);
-        for (body, count) in [(r#"{"input":"a"}"#, 1), (r#"{"input":["a","b"]}"#, 2), (r#"{"input":[1,2,3]}"#, 1)] {
+        for (body, count) in [
+            (r#"{"input":"a"}"#, 1),
+            (r#"{"input":["a","b"]}"#, 2),
+            (r#"{"input":[1,2,3]}"#, 1),
+        ] {
             assert_eq!(embeddings(body)["data"].as_array().unwrap().len(), count, "{body}");
         }
     }

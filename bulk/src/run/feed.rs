@@ -20,10 +20,7 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::mpsc, time::sleep};
-use tower_outbound::{
-    Call, CallHandle, Error, EventHandle, Executor, RequestStatus,
-    error::RetryAfterTooLong,
-};
+use tower_outbound::{Call, CallHandle, Error, EventHandle, Executor, RequestStatus, error::RetryAfterTooLong};
 
 /// Submits requests as fast as places in the queue of the executor become free.
 pub(super) struct Feeder<'a> {
@@ -117,7 +114,9 @@ impl Feeder<'_> {
             return Ok(());
         }
         if self.on_malformed == OnMalformed::Refuse {
-            bail!("line {line} is malformed: {reason}; the lines before it were sent (--on-malformed skip sends the others)");
+            bail!(
+                "line {line} is malformed: {reason}; the lines before it were sent (--on-malformed skip sends the others)"
+            );
         }
         self.progress.note(&format!("line {line} is malformed: {reason}"));
         Ok(())

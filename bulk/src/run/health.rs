@@ -104,8 +104,7 @@ impl Health {
             Ok(response) => {
                 let info = shared.provider.rate_limit_info(response.headers(), SystemTime::now());
                 self.tell_pause(response, info.retry_after);
-                let too_long = info.retry_after.filter(|delay| *delay > shared.max_wait);
-                Failure::of_response(shared.provider, response, too_long)
+                Failure::of_response(shared.provider, response, info.retry_after, shared.max_wait)
             }
             Err(error) => Failure::of_error(&**error),
         };
@@ -120,7 +119,11 @@ impl Health {
         if let (Some(row), false) = (row, shared.keeps_going) {
             let stops = shared.stopper.stop(StopReason::Hopeless(text.clone()));
             if stops {
-                let failed = if row == 1 { "an attempt".into() } else { format!("{row} attempts in a row") };
+                let failed = if row == 1 {
+                    "an attempt".into()
+                } else {
+                    format!("{row} attempts in a row")
+                };
                 shared.progress.note(&format!(
                     "stopping: {}, and {failed} failed for this reason; the rest is left for --resume. --keep-going sends \
                      it all the same",
@@ -137,7 +140,9 @@ impl Health {
         let left = pause.until().saturating_duration_since(Instant::now());
         {
             let mut state = shared.state();
-            let is_told = state.paused_until.is_some_and(|told| pause.until() < told + SHORT_PAUSE);
+            let is_told = state
+                .paused_until
+                .is_some_and(|told| pause.until() < told + SHORT_PAUSE);
             if left < SHORT_PAUSE || is_told {
                 return;
             }
@@ -148,7 +153,9 @@ impl Health {
         });
         let until = clock_time(SystemTime::now() + left);
         let status = response.status().as_u16();
-        shared.progress.note(&format!("paused until {until} by {status}{asked}"));
+        shared
+            .progress
+            .note(&format!("paused until {until} by {status}{asked}"));
     }
 }
 
@@ -160,7 +167,10 @@ impl Shared {
     /// The failure in a line: what, from whom, and what to do about it.
     fn describe(&self, failure: &Failure) -> String {
         let Failure { kind, status, message } = failure;
-        let message = self.secrets.iter().fold(message.clone(), |text, secret| text.replace(secret, "…"));
+        let message = self
+            .secrets
+            .iter()
+            .fold(message.clone(), |text, secret| text.replace(secret, "…"));
         let message = message.trim_end_matches('.');
         let who = &self.host;
         let what = match status {
@@ -229,7 +239,10 @@ mod tests {
 
     #[test]
     fn after_a_success_it_takes_twenty_in_a_row() {
-        let mut state = State { has_succeeded: true, ..State::default() };
+        let mut state = State {
+            has_succeeded: true,
+            ..State::default()
+        };
         for row in 1..20 {
             assert_eq!(state.count(Kind::Quota), (row == 1, None));
         }

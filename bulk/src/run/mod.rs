@@ -233,7 +233,12 @@ async fn survey(mut requests: Requests, mut done: Done, bounds: &Bounds, args: &
             }
             Err(malformed) => {
                 survey.malformed += 1;
-                eprintln!("line {} is malformed: {}", malformed.line, malformed.reason);
+                let _ = writeln!(
+                    io::stderr(),
+                    "line {} is malformed: {}",
+                    malformed.line,
+                    malformed.reason
+                );
             }
         }
     }
