@@ -73,6 +73,7 @@ fn types_of_the_feature_http_are_clone_send_and_sync() {
     error::<BodyTooLarge>();
     error::<BadResponse>();
     error::<ParseProviderError>();
+    error::<InvalidKeyError>();
 }
 
 #[cfg(feature = "redis")]

@@ -63,6 +63,7 @@ mod estimate;
 pub mod feedback;
 mod headers;
 mod info;
+mod key;
 #[cfg(feature = "json")]
 pub mod usage;
 #[cfg(feature = "json")]
@@ -75,5 +76,6 @@ pub use feedback::{Feedback, FeedbackLayer};
 #[cfg(feature = "json")]
 pub(crate) use headers::parse_go_duration;
 pub use info::{RateLimitInfo, Reset, Unit, Window};
+pub use key::InvalidKeyError;
 #[cfg(feature = "json")]
 pub use usage::{MeteredBody, Usage, UsageLayer};
