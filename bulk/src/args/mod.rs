@@ -6,7 +6,7 @@ mod local;
 mod send;
 mod view;
 
-pub(crate) use files::{FileArgs, OnMalformed};
+pub(crate) use files::{FileArgs, OnMalformed, OutputFormat};
 pub(crate) use limits::LimitArgs;
 pub(crate) use local::LocalArgs;
 pub(crate) use send::{SendArgs, Target};

@@ -88,6 +88,29 @@ impl SendArgs {
     }
 }
 
+impl Target {
+    /// Resolves the URL of a line. `None` is the URL of the command line, or the local provider.
+    ///
+    /// # Errors
+    ///
+    /// Why the URL cannot be used.
+    pub(crate) fn resolve(&self, line_url: Option<&str>) -> Result<Option<Uri>, String> {
+        let (Some(url), Some(line_url)) = (&self.url, line_url) else {
+            return Ok(None);
+        };
+        let line_url: Uri = line_url.parse().map_err(|_| "`url` is not a valid URL")?;
+        let Some(path) = line_url.path_and_query().cloned() else {
+            return Err("`url` has no path".into());
+        };
+        if line_url.host().is_some_and(|host| Some(host) != url.host()) {
+            return Err("`url` has another host than --url".into());
+        }
+        let mut parts = url.clone().into_parts();
+        parts.path_and_query = Some(path);
+        Uri::from_parts(parts).map(Some).map_err(|error| error.to_string())
+    }
+}
+
 fn endpoint(url: &str) -> anyhow::Result<Uri> {
     let uri: Uri = url.parse().context("--url is not a valid URL")?;
     ensure!(

@@ -4,17 +4,17 @@
 use crate::{
     args::{Args, OnMalformed, Target},
     client,
-    input::{Request, Requests, Tokens},
+    input::{self, Admission, Request, Requests},
     limits::Bounds,
     local::Provider,
-    output::{Done, Finished, LOCAL, Output},
+    output::{Claim, Done, Finished},
     summary::{Summary, Survey},
     view::Progress,
 };
 use anyhow::{Context, ensure};
 use http::Uri;
 use hyper::body::Bytes;
-use std::{net::SocketAddr, process::ExitCode, sync::Arc};
+use std::{io::ErrorKind, net::SocketAddr, process::ExitCode, sync::Arc};
 use tokio::{
     signal::ctrl_c,
     sync::{mpsc, watch},
@@ -33,29 +33,42 @@ use tower_outbound::{
 const FAILED: u8 = 3;
 const LOST: u8 = 4;
 const INTERRUPTED: u8 = 130;
+const PIPE_CLOSED: u8 = 141;
 
 pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> {
     // The settings, the input and the output are checked before anything is sent.
-    let tokens = Tokens::new(args.limits.tokens_field.as_deref(), args.limits.estimate_times);
-    if args.serve.is_none() {
-        Output::check(&args)?;
-    }
-    let done = if args.files.resume {
-        Some(Done::read(args.files.output())?)
-    } else {
-        None
+    let claim = match args.serve {
+        None => Some(Claim::new(&args, target.url.clone())?),
+        Some(_) => None,
     };
-    let survey = survey(
-        Requests::open(args.files.input(), tokens.clone()).await?,
-        done.clone().unwrap_or_default(),
-    )
-    .await?;
+    let target = Arc::new(target);
+    let options = input::Options::new(&args, target.clone());
+    let done = claim
+        .as_ref()
+        .map(|claim| claim.earlier(&args.files))
+        .transpose()?
+        .flatten();
+    let mut requests = Requests::open(&options).await?;
+    let mut survey = if requests.is_rewindable() {
+        survey(&mut requests, done.clone().unwrap_or_default(), args.view.quiet).await?
+    } else {
+        Survey::default()
+    };
+    if args.files.on_malformed == OnMalformed::Fail {
+        // Each malformed line has a result.
+        survey.requests += survey.malformed;
+    }
     let bounds = Bounds::new(&args, survey.largest)?;
     if let Some(address) = args.serve {
         return serve(address, &bounds.of_local(&args.local, survey.largest), &args).await;
     }
     ensure!(
-        survey.malformed == 0 || args.files.on_malformed == OnMalformed::Skip,
+        requests.is_rewindable() || args.files.on_malformed != OnMalformed::Refuse,
+        "--on-malformed refuse needs an input that can be read twice, and {} cannot",
+        args.files.input().display()
+    );
+    ensure!(
+        survey.malformed == 0 || args.files.on_malformed != OnMalformed::Refuse,
         "{} lines of {} are malformed; nothing was sent (--on-malformed skip sends the others)",
         survey.malformed,
         args.files.input().display()
@@ -63,9 +76,8 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
 
     let local = target.url.is_none();
     let start = || local_provider(&bounds.of_local(&args.local, survey.largest), &args);
-    let url = target.url.map_or_else(start, Ok)?;
-    let host = if local { LOCAL } else { url.host().unwrap_or_default() }.to_owned();
-    let client = client::reqwest(target.headers, &args.send, &url, local).context("cannot make a client")?;
+    let url = target.url.clone().map_or_else(start, Ok)?;
+    let client = client::reqwest(target.headers.clone(), &args.send, &url, local).context("cannot make a client")?;
     let limiter = RateLimiter::new(bounds.limits())?;
     // Every request should succeed, however long that takes, so only the number of retries is limited: there is no
     // retry budget.
@@ -89,12 +101,15 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
             args.send.provider,
             !args.limits.keep_limits,
         ))?;
-    let output = Output::open(args.files.output(), done.as_ref(), host)?;
+    let admission = Admission::new(args.files.memory, args.files.ordered);
+    let claim = claim.context("the output is claimed")?;
+    let output = claim.open(&args.files, done.as_ref(), &admission)?;
 
     let to_send = survey.requests - survey.skipped;
     let min_time = bounds.min_time(to_send, survey.tokens);
     let progress = Arc::new(Progress::new(to_send, min_time, args.view.quiet));
     if !args.view.quiet {
+        progress.note(&requests.form().to_string());
         let (tokens, min_time) = (survey.tokens, min_time.as_secs_f64());
         progress.note(&format!(
             "{to_send} requests, {tokens} tokens: at least {min_time:.1} s at {bounds}"
@@ -122,8 +137,15 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         url,
         progress: &progress,
         results,
+        admission,
+        fails_malformed: args.files.on_malformed == OnMalformed::Fail,
     };
-    let requests = Requests::open(args.files.input(), tokens).await?;
+    let is_surveyed = requests.is_rewindable();
+    let requests = if is_surveyed {
+        Requests::open(&options).await?
+    } else {
+        requests
+    };
     let monitor = executor.monitor();
     let (submitted, fed) = tokio::select! {
         fed = async {
@@ -137,6 +159,9 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let (counts, written) = writer.await?;
     progress.end();
 
+    if !is_surveyed {
+        survey.requests = submitted;
+    }
     let interrupted = *stop.borrow() > Stop::No;
     let not_sent = if interrupted {
         to_send.saturating_sub(submitted)
@@ -150,8 +175,17 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         elapsed: begun.elapsed(),
         not_sent,
     };
-    println!("results in {}\n{summary}", args.files.output().display());
-    written.context("cannot write results")?;
+    let text = format!("results in {}\n{summary}", args.files.output().display());
+    if args.files.writes_to_stdout() {
+        eprintln!("{text}");
+    } else {
+        println!("{text}");
+    }
+    match written {
+        // Whoever reads the results has closed the pipe, `head` for example.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(ExitCode::from(PIPE_CLOSED)),
+        written => written.context("cannot write results")?,
+    }
     fed?;
     Ok(match () {
         () if summary.lost() > 0 => ExitCode::from(LOST),
@@ -163,7 +197,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
 
 /// Reads the whole input before anything is sent, so that malformed lines and the shortest possible time are reported
 /// at the start.
-async fn survey(mut requests: Requests, mut done: Done) -> anyhow::Result<Survey> {
+async fn survey(requests: &mut Requests, mut done: Done, quiet: bool) -> anyhow::Result<Survey> {
     let mut survey = Survey::default();
     while let Some(line) = requests.next().await? {
         match line {
@@ -181,6 +215,10 @@ async fn survey(mut requests: Requests, mut done: Done) -> anyhow::Result<Survey
                 eprintln!("line {} is malformed: {}", malformed.line, malformed.reason);
             }
         }
+    }
+    if !quiet {
+        let notes = requests.repeated_ids().into_iter().chain(done.notes());
+        notes.for_each(|note| eprintln!("{note}"));
     }
     Ok(survey)
 }
@@ -201,6 +239,8 @@ struct Feeder<'a> {
     url: Uri,
     progress: &'a Progress,
     results: mpsc::Sender<Finished>,
+    admission: Admission,
+    fails_malformed: bool,
 }
 
 impl Feeder<'_> {
@@ -215,11 +255,16 @@ impl Feeder<'_> {
     ) -> (u64, anyhow::Result<()>) {
         let mut submitted = 0;
         loop {
-            let request = match requests.next().await {
+            let mut request = match requests.next().await {
                 Ok(Some(Ok(request))) if done.take(&request) => continue,
                 Ok(Some(Ok(request))) => request,
-                // A malformed line was reported by `survey`.
-                Ok(Some(Err(_))) => continue,
+                Ok(Some(Err(malformed))) => {
+                    if self.fails_malformed {
+                        submitted += 1;
+                        let _ = self.results.send(Finished::malformed(malformed)).await;
+                    }
+                    continue;
+                }
                 Ok(None) => return (submitted, Ok(())),
                 Err(error) => return (submitted, Err(error)),
             };
@@ -228,7 +273,10 @@ impl Feeder<'_> {
                 _ = stop.wait_for(|stop| *stop > Stop::No) => return (submitted, Ok(())),
                 // `submit` waits for a place in the queue, so the input is read only as fast as requests are sent, and
                 // is never in memory as a whole.
-                () = self.submit(request) => submitted += 1,
+                () = async {
+                    self.admission.admit(&mut request).await;
+                    self.submit(request).await;
+                } => submitted += 1,
             }
         }
     }
