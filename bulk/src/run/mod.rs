@@ -9,10 +9,10 @@ mod stop;
 use crate::{
     args::{Args, OnMalformed, Target},
     client,
-    input::{Requests, Tokens},
+    input::{self, Admission, Requests},
     limits::{Bounds, TokenBurst},
     local::Provider,
-    output::{Done, LOCAL, Output},
+    output::{Claim, Done},
     summary::{Summary, Survey},
     view::Progress,
 };
@@ -24,17 +24,12 @@ use hyper::body::Bytes;
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    path::Path,
     process::ExitCode,
     sync::Arc,
     time::Duration,
 };
 use stop::{Signal, StopReason, Stopper};
-use tokio::{
-    sync::mpsc,
-    task::spawn_blocking,
-    time::{Instant, sleep},
-};
+use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 use tower::retry::RetryLayer;
 use tower_outbound::{
     Executor, Limiter, RateLimiter, Shutdown,
@@ -46,6 +41,7 @@ use tower_outbound::{
 
 const FAILED: u8 = 3;
 const LOST: u8 = 4;
+const PIPE_CLOSED: u8 = 141;
 
 pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> {
     // The settings, the input and the output are checked before anything is sent.
@@ -53,29 +49,31 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     if let Some(address) = args.serve {
         return serve(address, &bounds.of_local(&args.local), &args).await;
     }
-    let tokens = Tokens::new(args.limits.tokens_field.as_deref(), args.limits.estimate_times);
-    Output::check(&args)?;
-    let done = if args.files.resume {
-        Some(Done::read(args.files.output())?)
+    let claim = Claim::new(&args, target.default_url())?;
+    let done = claim.earlier(&args.files)?;
+    let target = Arc::new(target);
+    let options = input::Options::new(&args, target.clone());
+    let mut requests = Requests::open(&options).await?;
+    let is_surveyed = requests.is_rewindable();
+    let survey = if is_surveyed {
+        Some(survey(&mut requests, done.clone().unwrap_or_default(), &bounds, &args).await?)
     } else {
         None
     };
-    let survey = if is_rewindable(args.files.input()) {
-        let requests = Requests::open(args.files.input(), tokens.clone()).await?;
-        let survey = survey(requests, done.clone().unwrap_or_default(), &bounds, &args).await?;
-        ensure!(
-            survey.malformed == 0 || args.files.on_malformed == OnMalformed::Skip,
-            "{} lines of {} are malformed; nothing was sent (--on-malformed skip sends the others)",
-            survey.malformed,
-            args.files.input().display()
-        );
-        Some(survey)
+    let form = requests.form();
+    ensure!(
+        is_surveyed || args.files.on_malformed != OnMalformed::Refuse,
+        "--on-malformed refuse needs an input that can be read twice, and {} cannot",
+        args.files.input().display()
+    );
+    let requests = if is_surveyed {
+        Requests::open(&options).await?
     } else {
-        None
+        requests
     };
 
     let target = if target.is_local() {
-        target.at_local(local_provider(&bounds.of_local(&args.local), &args)?)
+        Arc::new(target.at_local(local_provider(&bounds.of_local(&args.local), &args)?))
     } else {
         target
     };
@@ -114,8 +112,8 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
             !args.limits.keep_limits,
             move |result| health.observe(result),
         ))?;
-    let host = if target.is_local() { LOCAL } else { target.host() }.to_owned();
-    let output = Output::open(args.files.output(), done.as_ref(), host)?;
+    let admission = Admission::new(args.files.memory, args.files.ordered);
+    let output = claim.open(&args.files, done.as_ref(), &admission)?;
 
     if args.send.insecure {
         progress.note("WARNING: --insecure: certificates are not checked, so anybody on the way can read the key");
@@ -124,6 +122,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         progress.note(note);
     }
     if !args.view.quiet {
+        progress.note(&form.to_string());
         progress.note(&match (survey, to_send, min_time) {
             (Some(Survey { tokens, .. }), Some(to_send), Some(min_time)) => {
                 let min_time = min_time.as_secs_f64();
@@ -162,10 +161,10 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         results,
         stopper: stopper.clone(),
         left: left.clone(),
-        is_surveyed: survey.is_some(),
-        on_malformed: args.files.on_malformed,
+        is_surveyed,
+        fails_malformed: args.files.on_malformed == OnMalformed::Fail,
+        admission,
     };
-    let requests = Requests::open(args.files.input(), tokens).await?;
     let monitor = executor.monitor();
     let (Fed { read, submitted, end }, ()) = tokio::select! {
         ended = async {
@@ -180,7 +179,6 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
 
     let reason = stopper.reason();
     // An input that is read once is known as far as it was read.
-    let is_surveyed = survey.is_some();
     let survey = survey.unwrap_or(read);
     let not_sent = if reason.is_some() {
         (survey.requests - survey.skipped).saturating_sub(submitted) + left.count()
@@ -194,10 +192,18 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         elapsed: begun.elapsed(),
         not_sent,
     };
-    let results = args.files.output().display();
-    // A closed standard output, as of `head`, hides the summary and fails nothing.
-    let _ = writeln!(io::stdout(), "results in {results}\n{summary}");
-    written.context("cannot write results")?;
+    let text = format!("results in {}\n{summary}", args.files.output().display());
+    // A closed output, as of `head`, hides the summary and fails nothing.
+    let _ = if args.files.writes_to_stdout() {
+        writeln!(io::stderr(), "{text}")
+    } else {
+        writeln!(io::stdout(), "{text}")
+    };
+    match written {
+        // Whoever reads the results has closed the pipe, `head` for example.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::from(PIPE_CLOSED)),
+        written => written.context("cannot write results")?,
+    }
     let at_end = end?;
     Ok(match reason {
         _ if summary.lost() > 0 => ExitCode::from(LOST),
@@ -210,15 +216,9 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     })
 }
 
-/// Returns whether the file can be read more than once: a pipe or a terminal cannot.
-fn is_rewindable(path: &Path) -> bool {
-    // A file that does not exist counts as one: opening it tells what is wrong.
-    std::fs::metadata(path).map_or(path != Path::new("-"), |file| file.is_file())
-}
-
 /// Reads the whole input before anything is sent, so that malformed lines and the shortest possible time are reported
 /// at the start. Requests that can never be sent have no part in the time.
-async fn survey(mut requests: Requests, mut done: Done, bounds: &Bounds, args: &Args) -> anyhow::Result<Survey> {
+async fn survey(requests: &mut Requests, mut done: Done, bounds: &Bounds, args: &Args) -> anyhow::Result<Survey> {
     let mut survey = Survey::default();
     while let Some(line) = requests.next().await? {
         match line {
@@ -240,6 +240,21 @@ async fn survey(mut requests: Requests, mut done: Done, bounds: &Bounds, args: &
                     malformed.reason
                 );
             }
+        }
+    }
+    ensure!(
+        survey.malformed == 0 || args.files.on_malformed != OnMalformed::Refuse,
+        "{} lines of {} are malformed; nothing was sent (--on-malformed skip sends the others)",
+        survey.malformed,
+        args.files.input().display()
+    );
+    if args.files.on_malformed == OnMalformed::Fail {
+        // Each malformed line has a result.
+        survey.requests += survey.malformed;
+    }
+    if !args.view.quiet {
+        for note in requests.repeated_ids().into_iter().chain(done.notes()) {
+            let _ = writeln!(io::stderr(), "{note}");
         }
     }
     Ok(survey)
@@ -272,13 +287,9 @@ async fn drain(executor: &Executor<Bytes, Bytes>, stopper: &Stopper, limit: Dura
         _ = executor.stop(Shutdown::Graceful) => return,
         () = stopper.stopped() => {}
     }
-    // The reports of the calls cancel all that are not on the wire.
     tokio::select! {
-        _ = executor.stop(Shutdown::Graceful) => {}
+        _ = executor.stop(Shutdown::SentWithin(limit)) => {}
         () = stopper.stopped_now() => {
-            executor.stop(Shutdown::Immediate).await;
-        }
-        () = sleep(limit) => {
             executor.stop(Shutdown::Immediate).await;
         }
     }
