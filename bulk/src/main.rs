@@ -16,6 +16,7 @@
 //! | `input/` | the file of requests, its forms, and the number of tokens of a request |
 //! | `output/` | the file of results, its lines, and what an earlier run wrote |
 //! | `run/` | the run from start to end: submit the requests, wait for the last call, stop |
+//! | `price/` | prices, what requests cost, and the bound of it |
 //! | `client.rs` | the client: reqwest with layers that read limits, usage and bodies |
 //! | `view/` | what is shown during the run |
 //! | `summary/` | the counts of a run, and the summary at its end |
@@ -27,6 +28,7 @@ mod input;
 mod limits;
 mod local;
 mod output;
+mod price;
 mod run;
 mod summary;
 mod view;

@@ -1,6 +1,9 @@
 //! One line of the file of results: what became of one request.
 
-use crate::input::Request;
+use crate::{
+    input::Request,
+    price::{Money, Price},
+};
 use http::Response;
 use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
@@ -15,6 +18,7 @@ use tower_outbound::{
 pub(crate) struct Finished {
     request: Request,
     end: End,
+    cost: Option<Money>,
 }
 
 enum End {
@@ -43,6 +47,8 @@ struct Line<'a> {
     error: Option<Problem>,
     tokens: u64,
     tokens_used: Option<u64>,
+    /// In the currency of the prices; `null` if no prices are given, or if the answer reports no usage.
+    cost: Option<Box<RawValue>>,
     created_at: Option<String>,
     queued_at: Option<String>,
     processing_started_at: Option<String>,
@@ -80,6 +86,29 @@ impl Finished {
                 event: Box::new(event),
                 response,
             },
+            cost: None,
+        }
+    }
+
+    /// Computes what the request has cost, by the usage that its answer reports.
+    ///
+    /// The answer of a failed request counts as well, if it reports usage. Attempts before the last one do not: their
+    /// answers are not kept, and providers do not charge for the common ones, such as 429 and 503.
+    pub(crate) fn priced(mut self, price: Option<&Price>) -> Self {
+        self.cost = price.and_then(|price| price.of_answer(self.http_response()?.body()));
+        self
+    }
+
+    /// What the request has cost: `None` without [prices](Self::priced), or if its answer reports no usage.
+    pub(crate) const fn cost(&self) -> Option<Money> {
+        self.cost
+    }
+
+    /// The response with which the request ended, also if it counts as a failure.
+    pub(crate) fn http_response(&self) -> Option<&Response<Bytes>> {
+        match &self.end {
+            End::Event { response, .. } => response.as_ref(),
+            End::Refused { .. } => None,
         }
     }
 
@@ -95,6 +124,7 @@ impl Finished {
                 kind,
                 message: error.to_string(),
             },
+            cost: None,
         }
     }
 
@@ -134,6 +164,7 @@ impl Finished {
             error: self.problem(),
             tokens: self.request.tokens,
             tokens_used: event.and_then(|event| event.api_tokens_used),
+            cost: self.cost.and_then(Money::to_json),
             created_at: at(|event| Some(event.created_at)),
             queued_at: at(|event| event.queued_at),
             processing_started_at: at(|event| event.processing_started_at),
