@@ -1,9 +1,13 @@
 //! The client: reqwest as a Tower service, with layers that read the provider's limits, the token usage and the whole
 //! body of each response.
 
-use crate::args::SendArgs;
+use crate::{
+    args::SendArgs,
+    attempts::{Attempts, AttemptsLayer},
+};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use hyper::body::Bytes;
+use std::sync::Arc;
 use tower::{BoxError, Service, ServiceBuilder};
 use tower_outbound::{
     RateLimiter,
@@ -22,6 +26,7 @@ pub(crate) fn service(
     limiter: RateLimiter,
     provider: Provider,
     adopts_limits: bool,
+    attempts: Arc<Attempts>,
 ) -> impl Service<
     Request<Bytes>,
     Response = Response<Bytes>,
@@ -36,6 +41,7 @@ pub(crate) fn service(
         feedback = feedback.adopt_limits().adapt();
     }
     ServiceBuilder::new()
+        .layer(AttemptsLayer(attempts))
         .layer(CollectLayer::new(MAX_BODY))
         .layer(feedback)
         .layer(UsageLayer::new())

@@ -18,17 +18,21 @@
 //! | `run/` | the run from start to end: submit the requests, wait for the last call, stop |
 //! | `price/` | prices, what requests cost, and the bound of it |
 //! | `client.rs` | the client: reqwest with layers that read limits, usage and bodies |
+//! | `attempts.rs` | counts each attempt as it ends |
+//! | `recording.rs` | how the run went over time |
 //! | `view/` | what is shown during the run |
 //! | `summary/` | the counts of a run, and the summary at its end |
 //! | `local/` | the local provider, and the bucket it counts with |
 
 mod args;
+mod attempts;
 mod client;
 mod input;
 mod limits;
 mod local;
 mod output;
 mod price;
+mod recording;
 mod run;
 mod summary;
 mod view;

@@ -116,25 +116,26 @@ impl FromStr for Money {
     }
 }
 
-/// Shows two decimals, or more for a small amount: `1234.50`, `0.0042`. Rounds up, so that a cost is never shown as less
-/// than it is.
+/// Shows two decimals, and up to six where the amount is small: `1234.50`, `0.0042`. Rounds up, so that a cost is never
+/// shown as less than it is.
 impl fmt::Display for Money {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unit = 10_u128.pow(DECIMALS);
         let decimals = match self.0 {
-            amount if amount >= 100 * unit || amount == 0 => 2,
+            amount if amount >= 100 * unit => 2,
             amount if amount >= unit => 4,
             _ => 6,
         };
-        let step = 10_u128.pow(DECIMALS - decimals);
-        let rounded = self.0.div_ceil(step);
+        let rounded = self.0.div_ceil(10_u128.pow(DECIMALS - decimals));
         let whole = 10_u128.pow(decimals);
-        let text = format!(
+        let mut text = format!(
             "{}.{:0width$}",
             rounded / whole,
             rounded % whole,
             width = decimals as usize
         );
+        let shortest = text.len() - decimals as usize + 2;
+        text.truncate(text.trim_end_matches('0').len().max(shortest));
         f.pad(&text)
     }
 }
@@ -234,7 +235,8 @@ mod tests {
             ("1234.5", "1234.50"),
             ("1.23456", "1.2346"),
             ("0.000000825", "0.000001"),
-            ("0.5", "0.500000"),
+            ("0.5", "0.50"),
+            ("12", "12.00"),
         ] {
             assert_eq!(money(text).to_string(), shown);
         }

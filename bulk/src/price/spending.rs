@@ -182,7 +182,7 @@ mod tests {
         assert!(spending.reserve(&request()).await.is_none());
         assert_eq!(
             spending.stop_reason(),
-            "--max-cost 10.0000 is reached: 6.0000 spent, and the next request could exceed it"
+            "--max-cost 10.00 is reached: 6.00 spent, and the next request could exceed it"
         );
     }
 

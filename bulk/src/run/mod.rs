@@ -3,13 +3,15 @@
 
 use crate::{
     args::{Args, OnMalformed, Target},
+    attempts::Attempts,
     client,
     input::{Request, Requests, Tokens},
     limits::Bounds,
     local::Provider,
     output::{Done, Finished, LOCAL, Output},
+    price::Price,
     summary::{Summary, Survey},
-    view::Progress,
+    view::{Progress, Work},
 };
 use anyhow::{Context, ensure};
 use http::Uri;
@@ -73,6 +75,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         .provider(args.send.provider)
         .max_retries(args.send.retries)
         .budget(None);
+    let attempts = Arc::<Attempts>::default();
     let executor = Executor::builder()
         .queue_capacity(args.limits.queue.get())
         .concurrency_limit(bounds.concurrency)
@@ -88,12 +91,17 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
             limiter.clone(),
             args.send.provider,
             !args.limits.keep_limits,
+            attempts.clone(),
         ))?;
     let output = Output::open(args.files.output(), done.as_ref(), host)?;
 
     let to_send = survey.requests - survey.skipped;
     let min_time = bounds.min_time(to_send, survey.tokens);
-    let progress = Arc::new(Progress::new(to_send, min_time, args.view.quiet));
+    let work = Work {
+        requests: Some(to_send),
+        tokens: survey.tokens,
+    };
+    let progress = Arc::new(Progress::new(work, bounds, attempts.clone(), &args.view));
     if !args.view.quiet {
         let (tokens, min_time) = (survey.tokens, min_time.as_secs_f64());
         progress.note(&format!(
@@ -103,10 +111,12 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let stop = watch::Sender::new(Stop::No);
     tokio::spawn(handle_ctrl_c(stop.clone(), progress.clone(), executor.monitor()));
     let (results, received) = mpsc::channel(64);
+    let price = args.view.cost.price();
+    let has_prices = price.is_some();
     let writer = {
         let (progress, stop) = (progress.clone(), stop.clone());
         spawn_blocking(move || {
-            let (counts, written) = output.write_all(received, &progress);
+            let (counts, written) = output.write_all(received, &progress, has_prices);
             if written.is_err() {
                 // Further responses would be paid for and lost, because their results cannot be written.
                 stop.send_replace(Stop::Now);
@@ -122,6 +132,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         url,
         progress: &progress,
         results,
+        price,
     };
     let requests = Requests::open(args.files.input(), tokens).await?;
     let monitor = executor.monitor();
@@ -146,6 +157,8 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let summary = Summary {
         survey,
         counts,
+        attempts: attempts.counts(),
+        recording: progress.recording(),
         bounds: bounds.with_rates_of(&limiter.limits()),
         elapsed: begun.elapsed(),
         not_sent,
@@ -201,6 +214,7 @@ struct Feeder<'a> {
     url: Uri,
     progress: &'a Progress,
     results: mpsc::Sender<Finished>,
+    price: Option<Price>,
 }
 
 impl Feeder<'_> {
@@ -241,7 +255,7 @@ impl Feeder<'_> {
         let call = Call::from(sent).tokens(request.tokens);
         match self.executor.submit(call).await {
             Ok(call) => {
-                tokio::spawn(report(call, request, self.results.clone()));
+                tokio::spawn(report(call, request, self.results.clone(), self.price));
             }
             // A request that is too large for the limits does not stop the others.
             Err(error) => {
@@ -254,14 +268,18 @@ impl Feeder<'_> {
 }
 
 /// Waits for the end of a call, and sends its result to the writer.
-async fn report(call: CallHandle<Bytes, Bytes>, request: Request, results: mpsc::Sender<Finished>) {
+async fn report(
+    call: CallHandle<Bytes, Bytes>,
+    request: Request,
+    results: mpsc::Sender<Finished>,
+    price: Option<Price>,
+) {
     let event = call.event().clone();
     // The error of a failed call is in its event.
     let response = call.await.ok();
     // Sending fails after the writer has ended with an error, which the writer reports.
-    let _ = results
-        .send(Finished::with_event(request, event.finished().await, response))
-        .await;
+    let finished = Finished::with_event(request, event.finished().await, response);
+    let _ = results.send(finished.priced(price.as_ref())).await;
 }
 
 /// Waits until all submitted requests have ended. Cancels them when [`Stop::Now`] is set.
