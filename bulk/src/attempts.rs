@@ -9,7 +9,6 @@ use hyper::body::Bytes;
 use std::{
     collections::{BTreeMap, HashSet},
     fmt::Write as _,
-    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
@@ -44,8 +43,6 @@ struct State {
     counts: AttemptCounts,
     /// The requests whose last attempt has failed, and which may be tried again.
     failed: HashSet<RequestId>,
-    /// The first failure of each kind, until it is [taken](Attempts::take_news).
-    news: Vec<String>,
 }
 
 /// What [`Attempts`] has counted so far.
@@ -119,11 +116,6 @@ impl Attempts {
         }
     }
 
-    /// Returns a text for the first failure of each kind that has occurred since the last call of this method.
-    pub(crate) fn take_news(&self) -> Vec<String> {
-        mem::take(&mut self.lock().news)
-    }
-
     /// Records that a request has ended, so that it will not be tried again.
     pub(crate) fn request_ended(&self, id: &RequestId) {
         self.lock().failed.remove(id);
@@ -136,7 +128,7 @@ impl Attempts {
             Err(error) => (clean(&chain(error), MAX_TEXT), None),
         };
         let mut state = self.lock();
-        let State { counts, failed, news } = &mut *state;
+        let State { counts, failed } = &mut *state;
         failed.extend(id);
         if !result.as_ref().is_err_and(never_sent) {
             counts.requests_in_vain += 1;
@@ -157,7 +149,6 @@ impl Attempts {
         match counts.kinds.get_mut(&kind) {
             Some(count) => *count += 1,
             None if has_room => {
-                news.push(format!("first failure of this kind: {text}"));
                 counts.kinds.insert(kind, 1);
             }
             None => *counts.kinds.entry("others".to_owned()).or_default() += 1,
@@ -256,18 +247,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_failure_of_a_kind_is_news_once() {
+    async fn the_last_failure_is_shown_with_its_body() {
         let attempts = Arc::<Attempts>::default();
         for body in ["busy", "still busy"] {
             send(&attempts, Ok(response(503, body))).await;
         }
-        let news = ["first failure of this kind: 503 Service Unavailable: busy"];
-        assert_eq!(attempts.take_news(), news);
-        assert!(attempts.take_news().is_empty());
         assert_eq!(
             attempts.counts().last_failure.unwrap(),
             "503 Service Unavailable: still busy"
         );
+        assert_eq!(attempts.counts().kinds["503 Service Unavailable"], 2);
     }
 
     #[tokio::test]

@@ -28,21 +28,11 @@ pub(crate) struct Slot {
     pub(crate) allowed_tokens: f64,
 }
 
-/// How long the requests of a run were in each stage, summed over all of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Stages {
-    pub(crate) in_queue: Duration,
-    pub(crate) at_the_limits: Duration,
-    pub(crate) on_the_wire: Duration,
-    pub(crate) between_attempts: Duration,
-}
-
 #[derive(Clone, Debug)]
 pub(crate) struct Recording {
     started: SystemTime,
     length: Duration,
     slots: Vec<Slot>,
-    pub(crate) stages: Stages,
     /// For how long the run waited for what.
     waits: [Duration; Cause::ALL.len()],
     /// Whether requests and tokens are limited.
@@ -61,7 +51,6 @@ impl Recording {
             started,
             length: FIRST_LENGTH,
             slots: vec![first],
-            stages: Stages::default(),
             waits: Default::default(),
             has_limit: [bounds.requests.is_some(), bounds.tokens.is_some()],
         }
@@ -69,7 +58,6 @@ impl Recording {
 
     /// Records the attempts of a request that has ended. `estimate` is its estimate of tokens.
     pub(crate) fn add(&mut self, event: &NetworkRequestEvent, estimate: u64) {
-        let mut on_the_wire = Duration::ZERO;
         for attempt in &event.attempts {
             let is_success = attempt.status_code.is_some_and(|code| (200..300).contains(&code));
             let slot = self.slot(attempt.started_at.duration_since(self.started).unwrap_or_default());
@@ -77,21 +65,7 @@ impl Recording {
             slot.failures += u64::from(!is_success);
             let used = event.api_tokens_used.filter(|_| is_success);
             slot.tokens = slot.tokens.saturating_add(used.unwrap_or(estimate));
-            let end = attempt
-                .ended_at
-                .and_then(|end| end.duration_since(attempt.started_at).ok());
-            on_the_wire += end.unwrap_or_default();
         }
-        let Stages {
-            in_queue,
-            at_the_limits,
-            on_the_wire: wire,
-            between_attempts,
-        } = &mut self.stages;
-        *in_queue += event.time_in_queue().unwrap_or_default();
-        *at_the_limits += event.time_waiting().unwrap_or_default();
-        *wire += on_the_wire;
-        *between_attempts += event.time_calling().unwrap_or_default().saturating_sub(on_the_wire);
     }
 
     /// Records the state of the run, which has been so for the time `since`.

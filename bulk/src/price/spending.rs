@@ -74,6 +74,10 @@ impl Spending {
         }
     }
 
+    pub(crate) const fn price(&self) -> &Price {
+        &self.price
+    }
+
     /// What the finished requests have cost. A request whose answer reports no usage counts with its estimate if it
     /// was sent.
     pub(crate) fn spent(&self) -> Money {

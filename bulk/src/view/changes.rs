@@ -4,13 +4,10 @@ use super::{
     state::{Cause, PauseView, Snapshot},
     text::{grouped, span, time_of_day},
 };
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 /// 429s that are further apart than this belong to different episodes.
 const EPISODE: Duration = Duration::from_secs(60);
-
-/// A pause that ends later than the one before by no more than this is the same pause.
-const SAME_PAUSE: Duration = Duration::from_secs(1);
 
 /// The smallest change of a limit that is told: a tenth. A limit that adapts to the provider's 429s changes every second
 /// by less.
@@ -19,7 +16,7 @@ const TOLD_CHANGE: f64 = 0.1;
 /// What was told last.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    pause: Option<PauseView>,
+    is_paused: bool,
     limits: Vec<(Cause, u64)>,
     status_429: u64,
     /// When the last 429 was seen, since the start.
@@ -36,22 +33,10 @@ impl Changes {
         lines
     }
 
+    /// The end of a pause. Its beginning is told by the code that reads the response which asks for it.
     fn pause(&mut self, snapshot: &Snapshot) -> Option<String> {
-        let before = self.pause.take();
-        self.pause.clone_from(&snapshot.pause);
-        match (before, &snapshot.pause) {
-            (Some(_), None) => Some("the pause is over".to_owned()),
-            (before, Some(pause)) => {
-                let told = before.as_ref().map(|before| before.until + SAME_PAUSE);
-                if told.is_some_and(|told| pause.until <= told) {
-                    // The end that was told stays the one to compare with.
-                    self.pause = before;
-                    return None;
-                }
-                Some(pause_line(pause, snapshot))
-            }
-            (None, None) => None,
-        }
+        let was_paused = mem::replace(&mut self.is_paused, snapshot.pause.is_some());
+        (was_paused && !self.is_paused).then(|| "the pause is over".to_owned())
     }
 
     fn throttling(&mut self, snapshot: &Snapshot) -> Option<String> {
@@ -113,14 +98,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_told_when_it_begins_grows_and_ends() {
+    fn the_end_of_a_pause_is_told_once() {
         let mut changes = quiet();
-        let line = "paused until 14:04:35 UTC (75 s) by the provider: 429 Too Many Requests, Retry-After 75";
-        let line = line.replace("75 s)", "1 min 15 s)");
-        assert_eq!(changes.find(&paused(75)), [line]);
-        // Each further 429 moves the end by a little; the pause is the same.
-        assert!(changes.find(&paused(76)).is_empty());
-        assert_eq!(changes.find(&paused(90)).len(), 1);
+        assert!(changes.find(&paused(75)).is_empty());
+        assert!(changes.find(&paused(90)).is_empty());
         assert_eq!(changes.find(&sample()), ["the pause is over"]);
         assert!(changes.find(&sample()).is_empty());
     }

@@ -174,8 +174,7 @@ impl Progress {
         let since = now.duration_since(state.last_tick);
         state.last_tick = now;
         state.recording.sample(snapshot, since);
-        let mut told = self.attempts.take_news();
-        told.extend(state.changes.find(snapshot));
+        let mut told = state.changes.find(snapshot);
         if is_lines && state.schedule.is_due(snapshot.elapsed) {
             told.push(lines::line(snapshot));
         }

@@ -1,0 +1,240 @@
+//! Submits the requests of the input to the executor, and sends the result of each to the writer.
+
+use super::stop::{StopReason, Stopper};
+use crate::{
+    args::{OnMalformed, Target},
+    input::{Malformed, Request, Requests},
+    limits::TokenBurst,
+    output::{Done, Finished},
+    price::{Expected, Spending},
+    summary::Survey,
+    view::Progress,
+};
+use anyhow::bail;
+use http::{Response, Uri};
+use hyper::body::Bytes;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{sync::mpsc, time::sleep};
+use tower_outbound::{Call, CallHandle, Error, EventHandle, Executor, RequestStatus, error::RetryAfterTooLong};
+
+/// Submits requests as fast as places in the queue of the executor become free.
+pub(super) struct Feeder<'a> {
+    pub(super) executor: &'a Executor<Bytes, Bytes>,
+    pub(super) target: &'a Target,
+    /// The burst of tokens, which grows when a request needs more.
+    pub(super) burst: &'a mut TokenBurst,
+    pub(super) progress: &'a Progress,
+    /// What requests cost, if prices are given.
+    pub(super) spending: Option<Arc<Spending>>,
+    pub(super) results: mpsc::Sender<Finished>,
+    pub(super) stopper: Stopper,
+    pub(super) left: Left,
+    /// Whether the whole input was read before, and its malformed lines were reported.
+    pub(super) is_surveyed: bool,
+    pub(super) on_malformed: OnMalformed,
+}
+
+/// How far the input was read and submitted.
+pub(super) struct Fed {
+    /// What the part of the input that was read holds.
+    pub(super) read: Survey,
+    pub(super) submitted: u64,
+    /// Whether the input was read to its end, or why it could not be.
+    pub(super) end: anyhow::Result<bool>,
+}
+
+/// The number of submitted requests that are left for `--resume`: they were cancelled before they were sent, and have no
+/// result.
+#[derive(Clone, Default)]
+pub(super) struct Left(Arc<AtomicU64>);
+
+impl Left {
+    pub(super) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Feeder<'_> {
+    /// Submits all requests that an earlier run has not completed. Drops the sender of results, so that the writer ends
+    /// after the last call.
+    pub(super) async fn feed(mut self, mut requests: Requests, mut done: Done) -> Fed {
+        let mut fed = Fed {
+            read: Survey::default(),
+            submitted: 0,
+            end: Ok(false),
+        };
+        let stopped = self.stopper.stopped();
+        tokio::pin!(stopped);
+        loop {
+            // The input may be a pipe into which nothing is written for hours, so the stop ends also the reading.
+            let next = tokio::select! {
+                biased;
+                () = &mut stopped => return fed,
+                next = requests.next() => next,
+            };
+            let request = match next {
+                Ok(Some(Ok(request))) => {
+                    fed.read.requests += 1;
+                    if done.take(&request) {
+                        fed.read.skipped += 1;
+                        continue;
+                    }
+                    fed.read.tokens = fed.read.tokens.saturating_add(request.tokens);
+                    request
+                }
+                Ok(Some(Err(malformed))) => {
+                    fed.read.malformed += 1;
+                    if let Err(error) = self.report_malformed(&malformed) {
+                        return Fed { end: Err(error), ..fed };
+                    }
+                    continue;
+                }
+                Ok(None) => return Fed { end: Ok(true), ..fed },
+                Err(error) => return Fed { end: Err(error), ..fed },
+            };
+            tokio::select! {
+                biased;
+                () = &mut stopped => return fed,
+                // `submit` waits for a place in the queue, so the input is read only as fast as requests are sent, and
+                // is never in memory as a whole.
+                is_submitted = self.submit(request) => fed.submitted += u64::from(is_submitted),
+            }
+        }
+    }
+
+    fn report_malformed(&self, Malformed { line, reason }: &Malformed) -> anyhow::Result<()> {
+        if self.is_surveyed {
+            return Ok(());
+        }
+        if self.on_malformed == OnMalformed::Refuse {
+            bail!(
+                "line {line} is malformed: {reason}; the lines before it were sent (--on-malformed skip sends the others)"
+            );
+        }
+        self.progress.note(&format!("line {line} is malformed: {reason}"));
+        Ok(())
+    }
+
+    /// Submits a request, and returns whether it was submitted or has a result. It was not if it could exceed
+    /// `--max-cost`; then the run is stopped.
+    async fn submit(&mut self, request: Request) -> bool {
+        let expected = match &self.spending {
+            None => None,
+            Some(spending) => {
+                let Some(expected) = spending.reserve(&request).await else {
+                    self.stopper.stop(StopReason::MaxCost(spending.stop_reason()));
+                    return false;
+                };
+                Some(expected)
+            }
+        };
+        self.burst.grow_for(request.tokens);
+        let mut sent = http::Request::new(request.body.clone());
+        *sent.method_mut() = request.method.clone();
+        *sent.uri_mut() = request.url.clone().unwrap_or_else(|| self.default_url());
+        *sent.headers_mut() = request.headers.clone();
+        let call = Call::from(sent).tokens(request.tokens);
+        match self.executor.submit(call).await {
+            Ok(call) => {
+                let report = Report {
+                    event: call.event().clone(),
+                    request,
+                    spending: self.spending.clone(),
+                    expected,
+                    results: self.results.clone(),
+                    stopper: self.stopper.clone(),
+                    left: self.left.clone(),
+                };
+                tokio::spawn(report.when_ended(call));
+            }
+            // A request that is too large for the limits does not stop the others.
+            Err(error) => {
+                let line = request.line;
+                self.progress.note(&format!("line {line} cannot be sent: {error}"));
+                let _ = self.results.send(Finished::refused(request, &error)).await;
+            }
+        }
+        true
+    }
+
+    /// The URL of a request whose line names none.
+    fn default_url(&self) -> Uri {
+        self.target.url.clone().unwrap_or_default()
+    }
+}
+
+/// Sends the result of one call to the writer when the call has ended.
+struct Report {
+    event: EventHandle,
+    request: Request,
+    spending: Option<Arc<Spending>>,
+    /// The estimate of what the request costs.
+    expected: Option<Expected>,
+    results: mpsc::Sender<Finished>,
+    stopper: Stopper,
+    left: Left,
+}
+
+impl Report {
+    async fn when_ended(mut self, call: CallHandle<Bytes, Bytes>) {
+        let result = self.result(call).await;
+        let event = self.event.finished().await;
+        if event.status == RequestStatus::Cancelled && event.attempts.iter().all(|attempt| !was_cut(attempt)) {
+            // Nothing of the request is lost or paid for in vain, and --resume sends it: it needs no result.
+            self.left.add();
+            return;
+        }
+        // The error of a failed call is in its event.
+        let response = result.map_or_else(|error| failed_response(&error), Some);
+        // Sending fails after the writer has ended with an error, which the writer reports.
+        let price = self.spending.as_ref().map(|spending| spending.price());
+        let finished = Finished::with_event(self.request, event, response).priced(price);
+        if let (Some(spending), Some(expected)) = (self.spending, self.expected.take()) {
+            let was_answered = finished.status() == RequestStatus::Completed;
+            if expected.settle(finished.cost(), was_answered) {
+                self.stopper.stop(StopReason::MaxCost(spending.stop_reason()));
+            }
+        }
+        let _ = self.results.send(finished).await;
+    }
+
+    /// Waits for the end of the call. When the run is stopped, cancels the call as soon as it is not on the wire.
+    async fn result(&self, mut call: CallHandle<Bytes, Bytes>) -> Result<Response<Bytes>, Error> {
+        tokio::select! {
+            result = &mut call => return result,
+            () = self.stopper.stopped() => {}
+        }
+        loop {
+            let attempts = self.event.snapshot().attempts;
+            if attempts.last().is_none_or(|attempt| attempt.ended_at.is_some()) {
+                call.cancel();
+                return call.await;
+            }
+            tokio::select! {
+                result = &mut call => return result,
+                () = sleep(Duration::from_millis(20)) => {}
+            }
+        }
+    }
+}
+
+/// Returns whether the attempt was cancelled while it was on the wire, so that it may have been paid for.
+fn was_cut(attempt: &tower_outbound::event::Attempt) -> bool {
+    attempt.status_code.is_none() && attempt.error_type.as_deref() == Some("Cancelled")
+}
+
+/// Returns the response that an error holds.
+fn failed_response(error: &Error) -> Option<Response<Bytes>> {
+    // The response of a 2xx that is no success is found here, too, once the client has the layer that checks it.
+    error.find::<RetryAfterTooLong>().map(|error| error.response().clone())
+}
