@@ -1,7 +1,7 @@
 //! What an earlier run wrote: which requests are done, and by whom they were answered.
 
 use super::LOCAL;
-use crate::input::Request;
+use crate::{args::FileArgs, input::Request};
 use anyhow::{Context, bail};
 use http::Uri;
 use serde::Deserialize;
@@ -105,6 +105,13 @@ impl<'a> EarlierResult<'a> {
 impl Done {
     /// Reads the results at `path`; there are none if the file does not exist. `default_url` is the URL of requests
     /// whose line names none; `None` is the local provider.
+    /// Reads what an earlier run completed, if this run continues it. `default_url` is the URL of requests whose line
+    /// names none; `None` is the local provider.
+    pub(crate) fn earlier(files: &FileArgs, default_url: Option<&Uri>) -> anyhow::Result<Option<Self>> {
+        let read = || Self::read(files.output(), default_url);
+        files.resume.then(read).transpose()
+    }
+
     pub(super) fn read(path: &Path, default_url: Option<&Uri>) -> anyhow::Result<Self> {
         let mut done = match File::open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Self::default(),

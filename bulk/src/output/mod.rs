@@ -106,8 +106,7 @@ impl Claim {
 
     /// Reads which requests an earlier run completed, if this run continues it.
     pub(crate) fn earlier(&self, files: &FileArgs) -> anyhow::Result<Option<Done>> {
-        let read = || Done::read(files.output(), self.default_url.as_ref());
-        files.resume.then(read).transpose()
+        Done::earlier(files, self.default_url.as_ref())
     }
 
     /// Opens the file of results. If `done` is `None`, the run is a new one, and an existing file is emptied. Otherwise
@@ -200,8 +199,9 @@ impl Output {
         mut self,
         mut results: mpsc::Receiver<Finished>,
         progress: &Progress,
+        has_prices: bool,
     ) -> (Counts, io::Result<()>) {
-        let mut counts = Counts::default();
+        let mut counts = Counts::new(has_prices);
         let mut batch = Vec::new();
         // All results that wait in the channel are written and flushed together. Results that arrive slowly are flushed
         // one by one.
@@ -236,7 +236,7 @@ impl Output {
         }
         for finished in batch.drain(..) {
             counts.add(&finished);
-            progress.finished(finished.status());
+            progress.finished(&finished);
         }
         Ok(())
     }

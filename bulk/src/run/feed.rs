@@ -1,11 +1,12 @@
 //! Submits the requests of the input to the executor, and sends the result of each to the writer.
 
-use super::stop::Stopper;
+use super::stop::{StopReason, Stopper};
 use crate::{
     args::Target,
     input::{Admission, Malformed, Request, Requests},
     limits::TokenBurst,
     output::{Done, Finished},
+    price::{Expected, Spending},
     summary::Survey,
     view::Progress,
 };
@@ -28,6 +29,8 @@ pub(super) struct Feeder<'a> {
     /// The burst of tokens, which grows when a request needs more.
     pub(super) burst: &'a mut TokenBurst,
     pub(super) progress: &'a Progress,
+    /// What requests cost, if prices are given.
+    pub(super) spending: Option<Arc<Spending>>,
     pub(super) results: mpsc::Sender<Finished>,
     pub(super) stopper: Stopper,
     pub(super) left: Left,
@@ -111,15 +114,27 @@ impl Feeder<'_> {
                 () = &mut stopped => return fed,
                 // `submit` waits for a place in the queue, so the input is read only as fast as requests are sent, and
                 // is never in memory as a whole.
-                () = async {
+                is_submitted = async {
                     self.admission.admit(&mut request).await;
-                    self.submit(request).await;
-                } => fed.submitted += 1,
+                    self.submit(request).await
+                } => fed.submitted += u64::from(is_submitted),
             }
         }
     }
 
-    async fn submit(&mut self, request: Request) {
+    /// Submits a request, and returns whether it was submitted or has a result. It was not if it could exceed
+    /// `--max-cost`; then the run is stopped.
+    async fn submit(&mut self, request: Request) -> bool {
+        let expected = match &self.spending {
+            None => None,
+            Some(spending) => {
+                let Some(expected) = spending.reserve(&request).await else {
+                    self.stopper.stop(StopReason::MaxCost(spending.stop_reason()));
+                    return false;
+                };
+                Some(expected)
+            }
+        };
         self.burst.grow_for(request.tokens);
         let mut sent = http::Request::new(request.body.clone());
         *sent.method_mut() = request.method.clone();
@@ -130,7 +145,10 @@ impl Feeder<'_> {
             Ok(call) => {
                 let report = Report {
                     request,
+                    spending: self.spending.clone(),
+                    expected,
                     results: self.results.clone(),
+                    stopper: self.stopper.clone(),
                     left: self.left.clone(),
                 };
                 tokio::spawn(report.when_ended(call));
@@ -142,18 +160,23 @@ impl Feeder<'_> {
                 let _ = self.results.send(Finished::refused(request, &error)).await;
             }
         }
+        true
     }
 }
 
 /// Sends the result of one call to the writer when the call has ended.
 struct Report {
     request: Request,
+    spending: Option<Arc<Spending>>,
+    /// The estimate of what the request costs.
+    expected: Option<Expected>,
     results: mpsc::Sender<Finished>,
+    stopper: Stopper,
     left: Left,
 }
 
 impl Report {
-    async fn when_ended(self, call: CallHandle<Bytes, Bytes>) {
+    async fn when_ended(mut self, call: CallHandle<Bytes, Bytes>) {
         let event = call.event().clone();
         let result = call.await;
         let event = event.finished().await;
@@ -165,10 +188,15 @@ impl Report {
         // The error of a failed call is in its event.
         let response = result.map_or_else(|error| failed_response(&error), Some);
         // Sending fails after the writer has ended with an error, which the writer reports.
-        let _ = self
-            .results
-            .send(Finished::with_event(self.request, event, response))
-            .await;
+        let price = self.spending.as_ref().map(|spending| spending.price());
+        let finished = Finished::with_event(self.request, event, response).priced(price);
+        if let (Some(spending), Some(expected)) = (self.spending, self.expected.take()) {
+            let was_answered = finished.status() == RequestStatus::Completed;
+            if expected.settle(finished.cost(), was_answered) {
+                self.stopper.stop(StopReason::MaxCost(spending.stop_reason()));
+            }
+        }
+        let _ = self.results.send(finished).await;
     }
 }
 

@@ -8,13 +8,17 @@ mod stop;
 
 use crate::{
     args::{Args, OnMalformed, Target},
+    attempts::{Attempts, AttemptsLayer},
     client,
     input::{self, Admission, Requests},
     limits::{Bounds, TokenBurst},
     local::Provider,
     output::{Claim, Done},
+    plan,
+    price::Spending,
+    report,
     summary::{Summary, Survey},
-    view::Progress,
+    view::{Progress, Work},
 };
 use anyhow::{Context, ensure};
 use feed::{Fed, Feeder, Left};
@@ -30,7 +34,7 @@ use std::{
 };
 use stop::{Signal, StopReason, Stopper};
 use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
-use tower::retry::RetryLayer;
+use tower::{Layer, retry::RetryLayer};
 use tower_outbound::{
     Executor, Limiter, RateLimiter, Shutdown,
     event::Http,
@@ -49,10 +53,17 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     if let Some(address) = args.serve {
         return serve(address, &bounds.of_local(&args.local), &args).await;
     }
-    let claim = Claim::new(&args, target.default_url())?;
-    let done = claim.earlier(&args.files)?;
     let target = Arc::new(target);
     let options = input::Options::new(&args, target.clone());
+    if args.view.dry_run {
+        // Nothing is written, so the output of another run is no obstacle.
+        let done = Done::earlier(&args.files, target.default_url().as_ref())?.unwrap_or_default();
+        let plan = plan::of(Requests::open(&options).await?, done, &bounds, &args).await?;
+        let _ = writeln!(io::stdout(), "{plan}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let claim = Claim::new(&args, target.default_url())?;
+    let done = claim.earlier(&args.files)?;
     let mut requests = Requests::open(&options).await?;
     let is_surveyed = requests.is_rewindable();
     let survey = if is_surveyed {
@@ -82,11 +93,17 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let stopper = Stopper::new();
     let to_send = survey.map(|survey| survey.requests - survey.skipped);
     let min_time = survey.map(|survey| bounds.min_time(survey.requests - survey.skipped, survey.tokens));
-    let progress = Arc::new(Progress::new(
-        to_send.unwrap_or_default(),
-        min_time.unwrap_or_default(),
-        args.view.quiet,
-    ));
+    let work = Work {
+        requests: to_send,
+        tokens: survey.map_or(0, |survey| survey.tokens),
+    };
+    let attempts = Arc::<Attempts>::default();
+    let progress = Arc::new(Progress::new(work, bounds, attempts.clone(), &args.view));
+    let spending = args
+        .view
+        .cost
+        .price()
+        .map(|price| Spending::new(price, args.view.cost.max_cost));
     let health = Health::new(stopper.clone(), progress.clone(), limiter.clone(), &args.send, &target);
     // Every request should succeed, however long that takes, so only the number of retries is limited: there is no
     // retry budget. A request that waits for a paused limiter makes no attempt, so a pause costs it no retry.
@@ -105,13 +122,13 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         .layer(RetryLayer::new(retries))
         // A response without a 2xx status counts as FAILED, so that --resume sends the request again.
         .describe(Http::default().fail_on(|status| !status.is_success()))
-        .build(client::service(
+        .build(AttemptsLayer(attempts.clone()).layer(client::service(
             client,
             limiter.clone(),
             &args.send,
             !args.limits.keep_limits,
             move |result| health.observe(result),
-        ))?;
+        )))?;
     let admission = Admission::new(args.files.memory, args.files.ordered);
     let output = claim.open(&args.files, done.as_ref(), &admission)?;
 
@@ -132,10 +149,11 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         });
     }
     let (results, received) = mpsc::channel(64);
+    let has_prices = spending.is_some();
     let writer = {
         let (progress, stopper) = (progress.clone(), stopper.clone());
         spawn_blocking(move || {
-            let (counts, written) = output.write_all(received, &progress);
+            let (counts, written) = output.write_all(received, &progress, has_prices);
             if written.is_err() {
                 stopper.stop(StopReason::OutputFailed);
             }
@@ -158,6 +176,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         target: &target,
         burst: &mut burst,
         progress: &progress,
+        spending,
         results,
         stopper: stopper.clone(),
         left: left.clone(),
@@ -188,6 +207,8 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let summary = Summary {
         survey,
         counts,
+        attempts: attempts.counts(),
+        recording: progress.recording(),
         bounds: burst.bounds(),
         elapsed: begun.elapsed(),
         not_sent,
@@ -203,6 +224,9 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         // Whoever reads the results has closed the pipe, `head` for example.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::from(PIPE_CLOSED)),
         written => written.context("cannot write results")?,
+    }
+    if let Some(path) = &args.view.report {
+        report::write(path, &summary)?;
     }
     let at_end = end?;
     Ok(match reason {
