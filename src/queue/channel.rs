@@ -53,6 +53,8 @@ pub(super) struct Channel<Req, Res> {
     /// The waker with which the service is polled.
     ready_waker: Waker,
     closed: AtomicBool,
+    /// Whether the workers are to end their calls.
+    aborted: AtomicBool,
     in_flight: AtomicUsize,
     state: Mutex<ChannelState<Req, Res>>,
     /// Notified after `is_ended` was set.
@@ -70,7 +72,7 @@ pub(super) struct ChannelState<Req, Res> {
     pub(super) turn: Turn,
     /// Whether the service's waker was woken since the service was last polled.
     pub(super) is_ready: bool,
-    pub(super) workers: Workers<Arc<Message<Req, Res>>>,
+    pub(super) workers: Workers,
     /// How many calls of the current epoch are starting.
     pub(super) starting: usize,
     /// How many starts have ended.
@@ -164,6 +166,7 @@ where
             timer: Timer::new(Arc::new(TimerWaker(channel.clone())).into()),
             ready_waker: Arc::new(ReadyWaker(channel.clone())).into(),
             closed: AtomicBool::new(false),
+            aborted: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             state: Mutex::new(state),
             ended: Notify::new(),
@@ -210,8 +213,9 @@ impl<Req, Res> Channel<Req, Res> {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Accepts a call that holds `place`. Returns its message. If the channel is closed, the request stays in `req` and
-    /// the call's context is returned.
+    /// Accepts a call that holds `place`, and whose event has the status QUEUED already: a new status wakes subscribers to
+    /// events, which runs user code, so it is not written under the lock. Returns the call's message. If the channel is
+    /// closed, the request stays in `req` and the call's context is returned.
     #[inline]
     pub(super) fn push(
         self: &Arc<Self>,
@@ -219,9 +223,6 @@ impl<Req, Res> Channel<Req, Res> {
         context: CallContext,
         place: Permit,
     ) -> Result<Arc<Message<Req, Res>>, CallContext> {
-        // The event gets the status QUEUED before the lock is taken, because a new status wakes subscribers to events,
-        // which runs user code.
-        context.scope.queued();
         if self.is_closed() {
             return Err(context);
         }
@@ -294,12 +295,20 @@ impl<Req, Res> Channel<Req, Res> {
     }
 
     /// Stops accepting calls, and cancels the accepted ones.
-    pub(super) fn abort(self: &Arc<Self>) {
+    pub(super) fn abort(&self) {
         self.close();
+        self.aborted.store(true, Ordering::Release);
         self.cancel_queued();
-        let calls = self.lock().workers.calls();
-        for message in calls {
-            let _ = catch_unwind(|| self.end_early(&message, EarlyEnd::Cancelled));
+        // A call that a worker has taken, and so is not queued any more, is ended by its worker.
+        let wakers = self.lock().workers.wakers();
+        wakers.into_iter().for_each(panic::wake);
+    }
+
+    /// Ends a call that its worker has taken, if the channel was aborted.
+    #[inline]
+    pub(super) fn end_if_aborted(&self, message: &Message<Req, Res>) {
+        if self.aborted.load(Ordering::Acquire) {
+            let _ = catch_unwind(|| message.end_early(EarlyEnd::Cancelled));
         }
     }
 
@@ -377,7 +386,6 @@ impl<Req, Res> Channel<Req, Res> {
         let mut dropped = Vec::new();
         let mut state = self.lock();
         state.workers.set_waker(id, cx.waker());
-        let ended = state.workers.set_call(id, None);
         // The worker is counted anew below if it begins a call.
         let was_woken_for = state.workers.take_assignment(id);
         for epoch in was_woken_for.into_iter().chain(epoch) {
@@ -405,8 +413,6 @@ impl<Req, Res> Channel<Req, Res> {
                 state.starting += 1;
                 state.turn = Turn::Taken;
                 state.is_ready = false;
-                let none = state.workers.set_call(id, Some(message.clone()));
-                debug_assert!(none.is_none(), "the worker's previous call was removed above");
                 Next::Call(message, state.epoch)
             }
             None if self.is_closed() && !state.has_call() => {
@@ -426,10 +432,7 @@ impl<Req, Res> Channel<Req, Res> {
         };
         let check = state.watch_starts(self.max_starting);
         drop(state);
-        // The last reference to a message may hold a response that was not fetched, whose drop may panic.
-        if let Some(ended) = ended {
-            let _ = catch_unwind(move || drop(ended));
-        }
+        // The last reference to a message may be dropped, which runs user code.
         for message in dropped {
             let _ = catch_unwind(move || drop(message));
         }
@@ -441,18 +444,15 @@ impl<Req, Res> Channel<Req, Res> {
     }
 
     /// Keeps the call until the service is ready. Returns `false` if the service is to be polled again, because its
-    /// waker was woken meanwhile, or if the call has ended.
+    /// waker was woken meanwhile, or if the call has ended or is to be ended.
     pub(super) fn wait_until_ready(&self, id: usize, message: &Arc<Message<Req, Res>>, epoch: StartEpoch) -> bool {
         let mut state = self.lock();
-        if mem::take(&mut state.is_ready) || message.ends_early() {
+        if mem::take(&mut state.is_ready) || message.ends_early() || self.aborted.load(Ordering::Acquire) {
             return false;
         }
         state.end_start(epoch);
         state.turn = Turn::Waits(id);
         state.pending = Some(message.clone());
-        let removed = state.workers.set_call(id, None);
-        drop(state);
-        drop(removed);
         true
     }
 
