@@ -84,6 +84,16 @@ async fn the_tokens_used_are_read_from_a_document_of_each_provider() {
         ),
         // Embeddings: the usage has no output tokens.
         (r#"{"data":[],"usage":{"prompt_tokens":8,"total_tokens":8}}"#, Some(8)),
+        // A value of an unexpected type, or a name that is there twice, does not hide the numbers beside it.
+        (
+            r#"{"message":"done","response":[{"usage":3}],"usage":{"total_tokens":"9","input_tokens":[2],"prompt_tokens":4,"output_tokens":{"a":1},"completion_tokens":5}}"#,
+            Some(9),
+        ),
+        (
+            r#"{"usage":null,"usageMetadata":true,"message":{"usage":{"input_tokens":6}}}"#,
+            Some(6),
+        ),
+        (r#"{"usage":{"total_tokens":3,"total_tokens":8}}"#, Some(8)),
         // Texts that report no valid usage.
         ("{}", None),
         ("", None),
