@@ -20,9 +20,9 @@
 //!   ConcurrencyLimitLayer
 //!     RateLimitLayer           with .settle(ByUsage): replaces the estimated charge by the tokens that were used
 //!       EventLayer::calling
-//!         CheckLayer           fails the call if a collected body is no answer
 //!         BodyLayer            streams the body, and ends the call with it     } one of the two,
-//!         CollectLayer         or collects the body within the call            } or neither
+//!         CheckLayer           or fails the call if the collected body         } or neither
+//!           CollectLayer       is no answer
 //!           FeedbackLayer      applies the rate-limit headers to the limiter
 //!             UsageLayer       finds the tokens that were used
 //!               Reqwest        or another client
