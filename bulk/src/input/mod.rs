@@ -189,24 +189,23 @@ impl Requests {
             ids: Ids::default(),
         };
         let mut head = Vec::new();
+        // In an array or an object over several lines, a line may happen to be an object, too.
+        let mut spans_lines = None;
         let is_whole = loop {
             let Some(line) = requests.lines.next().await? else {
                 break true;
             };
-            let text = line.text.clone();
+            let text = line.text.clone().unwrap_or_default();
             requests.ahead.push_back(line);
-            let Ok(text) = text else { continue };
-            let is_first = head.is_empty();
+            let text = trim(&text);
             head.extend_from_slice(&text[..text.len().min(HEAD)]);
             head.push(b'\n');
-            let object = std::str::from_utf8(&text).ok().map(|text| trim(text.as_bytes()));
-            let object = object.and_then(|text| std::str::from_utf8(text).ok());
-            let fields = object.and_then(|text| fields::Fields::parse(text).ok());
-            // The first line of an array of objects is no object, and nor is that of a file with line breaks in objects:
-            // further lines of theirs may be.
-            let is_array = !is_first && trim(&head).starts_with(b"[");
-            let is_broken = trim(&head).starts_with(b"{\n") || trim(&head).starts_with(b"{\r\n");
-            if let (Some(fields), false, false) = (fields, is_array, is_broken) {
+            if text.is_empty() {
+                continue;
+            }
+            let spans_lines = *spans_lines.get_or_insert_with(|| form::is_opened(text));
+            let text = std::str::from_utf8(text).unwrap_or_default();
+            if !spans_lines && let Ok(fields) = fields::Fields::parse(text) {
                 requests.form = options.form.unwrap_or_else(|| Form::of(&fields));
                 return Ok(requests);
             }
@@ -354,8 +353,10 @@ mod tests {
     async fn a_malformed_line_does_not_end_the_file() {
         let (_, lines) = read("{\"a\":\n{\"a\":2}\n[]\n{\"a\":3}", &[]).await.unwrap();
         assert_eq!(lines, [Err(1), Ok(2), Err(3), Ok(4)]);
-        let (_, lines) = read("notes\n{\"a\":2}", &[]).await.unwrap();
-        assert_eq!(lines, [Err(1), Ok(2)]);
+        for first in ["notes", "[]"] {
+            let (_, lines) = read(format!("{first}\n{{\"a\":2}}"), &[]).await.unwrap();
+            assert_eq!(lines, [Err(1), Ok(2)]);
+        }
     }
 
     #[tokio::test]

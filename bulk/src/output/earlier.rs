@@ -56,6 +56,9 @@ pub(super) struct EarlierResult<'a> {
     /// The same fields in the form of OpenAI's batches.
     #[serde(borrow, default)]
     bulk: Option<Box<EarlierResult<'a>>>,
+    /// Whether the result has that form.
+    #[serde(skip)]
+    pub(super) is_batch: bool,
 }
 
 // === impl EarlierResult ===
@@ -63,17 +66,11 @@ pub(super) struct EarlierResult<'a> {
 impl<'a> EarlierResult<'a> {
     pub(super) fn parse(line: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(line).ok()?;
-        let result: Self = serde_json::from_str(text).ok()?;
-        let result = result.bulk.map_or_else(
-            || Self {
-                bulk: None,
-                hash: result.hash,
-                host: result.host,
-                url: result.url,
-                status: result.status,
-            },
-            |inner| *inner,
-        );
+        let mut result: Self = serde_json::from_str(text).ok()?;
+        if let Some(inner) = result.bulk.take() {
+            result = *inner;
+            result.is_batch = true;
+        }
         result.status.is_some().then_some(result)
     }
 

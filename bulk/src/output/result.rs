@@ -42,9 +42,8 @@ enum End {
 }
 
 /// What is the same in all result lines of a run.
-#[derive(Clone, Default)]
 pub(super) struct Style {
-    pub(super) format: Option<OutputFormat>,
+    pub(super) format: OutputFormat,
     /// The URL of requests whose line names none; `None` is the local provider.
     pub(super) default_url: Option<Uri>,
     /// Whether the request is repeated in its result.
@@ -210,8 +209,8 @@ impl Finished {
         let is_failure = self.status() != RequestStatus::Completed;
         let answer = self.response().map(|response| Answer::of(response, is_failure));
         match style.format {
-            Some(OutputFormat::OpenaiBatch) => batch::to_json(self, answer.as_ref(), style),
-            _ => self.to_line(answer.as_ref(), style),
+            OutputFormat::OpenaiBatch => batch::to_json(self, answer.as_ref(), style),
+            OutputFormat::Lines => self.to_line(answer.as_ref(), style),
         }
     }
 
