@@ -26,7 +26,6 @@ use serde_json::value::RawValue;
 use source::{Line, Lines};
 use std::{
     collections::{HashSet, VecDeque},
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -172,10 +171,10 @@ impl Requests {
         requests.with_context(|| format!("cannot use the input {}", path.display()))
     }
 
-    /// Reads requests from memory, or from whatever can be read.
+    /// Reads requests from memory.
     #[allow(dead_code, reason = "used by tests and by the fuzzer")]
-    pub(crate) async fn from_reader(source: impl Read + Send + 'static, options: &Options) -> anyhow::Result<Self> {
-        let lines = Lines::spawn(move || Ok(source), options.max_line)?;
+    pub(crate) async fn from_memory(bytes: &[u8], options: &Options) -> anyhow::Result<Self> {
+        let lines = Lines::from_memory(bytes, options.max_line)?;
         Self::recognize(lines, options, false).await
     }
 
@@ -327,12 +326,11 @@ impl Tokens {
 mod tests {
     use super::*;
     use clap::Parser;
-    use std::io::Cursor;
 
     async fn read(text: impl Into<Vec<u8>>, args: &[&str]) -> anyhow::Result<(Requests, Vec<Result<u64, u64>>)> {
         let args = Args::parse_from([&["bulk"], args].concat());
         let options = Options::new(&args, args.send.target()?);
-        let mut requests = Requests::from_reader(Cursor::new(text.into()), &options).await?;
+        let mut requests = Requests::from_memory(&text.into(), &options).await?;
         let mut lines = Vec::new();
         while let Some(line) = requests.next().await? {
             lines.push(line.map(|request| request.line).map_err(|malformed| malformed.line));

@@ -217,6 +217,7 @@ fn calls_are_sent_with_their_method_url_headers_and_body() {
     );
 }
 
+#[cfg(unix)]
 #[test]
 fn what_is_read_once_is_sent_once() {
     let run = Run::new();
