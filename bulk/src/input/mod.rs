@@ -217,10 +217,9 @@ impl Requests {
             .iter()
             .all(|line| matches!(&line.text, Ok(text) if trim(text).is_empty()));
         // A form that is forced is believed, as long as there is something to read.
-        if options.form.is_none() || is_empty {
-            if let Some(what) = form::what_it_is(&head, is_whole).filter(|_| !head.is_empty() || is_empty) {
-                bail!("it is no file of requests: it looks like {what}");
-            }
+        let is_judged = is_empty || (options.form.is_none() && !head.is_empty());
+        if let Some(what) = form::what_it_is(&head, is_whole).filter(|_| is_judged) {
+            bail!("it is no file of requests: it looks like {what}");
         }
         Ok(requests)
     }

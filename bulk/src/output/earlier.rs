@@ -55,7 +55,7 @@ pub(super) struct EarlierResult<'a> {
     status: Option<Cow<'a, str>>,
     /// The same fields in the form of OpenAI's batches.
     #[serde(borrow, default)]
-    bulk: Option<Box<EarlierResult<'a>>>,
+    bulk: Option<Box<Self>>,
     /// Whether the result has that form.
     #[serde(skip)]
     pub(super) is_batch: bool,
@@ -226,14 +226,13 @@ const fn key(hash: u64, api: usize) -> u64 {
     hash ^ (api as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Names the API behind a URL: its scheme, host and port, and the model, if the path holds it. `None` is the local
-/// provider.
+/// Names the API behind a URL: its scheme, host and port, and the model, if the path holds it. `None`, or a path
+/// without a host, is the local provider.
 fn api(url: Option<&Uri>) -> String {
-    let Some(url) = url else {
+    let Some((url, host)) = url.and_then(|url| Some((url, url.host()?.to_ascii_lowercase()))) else {
         return LOCAL.to_owned();
     };
     let scheme = url.scheme_str().unwrap_or_default();
-    let host = url.host().unwrap_or_default().to_ascii_lowercase();
     let default_port = if scheme == "https" { 443 } else { 80 };
     let port = url.port_u16().unwrap_or(default_port);
     let mut segments = url.path().split('/');
@@ -313,6 +312,14 @@ mod tests {
                 "1 results belong to no line of the input: a line that has changed is sent again",
             ]
         );
+    }
+
+    #[test]
+    fn a_path_without_a_host_is_the_local_provider() {
+        let mut done = done(&line_of(1, "COMPLETED", ""), URL);
+        let mut request = Request::example(1);
+        request.url = Some(Uri::from_static("/v1/embeddings"));
+        assert!(done.take(&request));
     }
 
     #[test]

@@ -291,6 +291,8 @@ impl Finished {
             .request
             .as_ref()
             .map(|request| request.url.as_ref().or(style.default_url.as_ref()));
+        // A URL without a host is a path of the local provider.
+        let url = url.map(|url| url.filter(|url| url.host().is_some()));
         Identity {
             hash: self.request.as_ref().map(|request| hex(request.hash)),
             host: url.map(|url| url.map_or(LOCAL, |url| url.host().unwrap_or_default()).to_owned()),
