@@ -3,7 +3,7 @@
 use crate::{
     args::Args,
     input::Requests,
-    limits::{Bounds, Pace},
+    limits::Bounds,
     output::Done,
     price::Money,
     view::{
@@ -212,11 +212,11 @@ impl fmt::Display for Plan {
             writeln!(f, "  {:<10} {cost:>15}  at most, if the estimates are right", "cost")?;
         }
         writeln!(f, "\nlimits: {bounds}")?;
-        write!(f, "the last request is sent after {}", span(self.time))?;
+        write!(f, "the last request is sent after {}", exact(self.time))?;
         let list = phases.list(self.time);
         if list.len() > MAX_PHASES {
             let sum = |limit: usize| phases.slots.iter().map(|slot| slot[limit]).sum();
-            let (requests, tokens) = (span(sum(0)), span(sum(1)));
+            let (requests, tokens) = (exact(sum(0)), exact(sum(1)));
             return write!(
                 f,
                 "\n  limited by requests per minute for {requests}, by tokens per minute for {tokens}"
@@ -226,16 +226,26 @@ impl fmt::Display for Plan {
         for (end, cause) in list {
             let cause = cause.map_or("not limited", Cause::name);
             let limited = if cause == "not limited" { "" } else { "limited by " };
-            write!(f, "\n  {} to {}: {limited}{cause}", span(start), span(end))?;
+            write!(f, "\n  {} to {}: {limited}{cause}", exact(start), exact(end))?;
             start = end;
         }
         Ok(())
     }
 }
 
+/// A time with its tenths of a second, as long as they matter.
+fn exact(time: Duration) -> String {
+    if time < Duration::from_secs(100) {
+        format!("{:.1} s", time.as_secs_f64())
+    } else {
+        span(time)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::Pace;
 
     fn limits(rpm: u64, tpm: u64) -> Limits {
         let pace = |per_minute, burst| {
