@@ -9,7 +9,7 @@ use std::{fmt, fs};
 use tower::{BoxError, Service, ServiceBuilder};
 use tower_outbound::{
     Limiter,
-    body::CollectLayer,
+    body::{CheckLayer, CollectLayer},
     client::Reqwest,
     provider::{FeedbackLayer, UsageLayer},
 };
@@ -20,7 +20,7 @@ use tower_outbound::{
 pub(crate) struct Untrusted(String);
 
 /// Makes a client that collects the body inside the call, so that a call keeps its permit and its event stays open
-/// until the body is complete. The client reports the provider's limits and delays to the limiter, and the result of
+/// until the body is complete. A 2xx whose body is no answer is an error. The client reports the provider's limits and delays to the limiter, and the result of
 /// each attempt to `observe`.
 pub(crate) fn service<F>(
     client: reqwest::Client,
@@ -50,8 +50,7 @@ where
             observe(&result);
             result
         })
-        // The layer that checks whether a 2xx is a success belongs here: below the retries, and above the collected
-        // body.
+        .layer(CheckLayer::new())
         .layer(CollectLayer::new(args.max_response))
         .layer(feedback)
         .layer(UsageLayer::new())

@@ -102,6 +102,22 @@ impl Bounds {
         }
     }
 
+    /// Returns these bounds with the rates of `limits` where those are higher.
+    fn at_least(&self, limits: &Limits) -> Self {
+        let current = self.with_rates_of(limits);
+        let higher = |given: Option<Pace>, current: Option<Pace>| {
+            given.zip(current).map(|(given, current)| Pace {
+                per_minute: given.per_minute.max(current.per_minute),
+                ..given
+            })
+        };
+        Self {
+            requests: higher(self.requests, current.requests),
+            tokens: higher(self.tokens, current.tokens),
+            ..*self
+        }
+    }
+
     /// Returns whether a request with this number of tokens can ever be sent.
     pub(crate) fn fits(&self, tokens: u64, args: &LimitArgs) -> bool {
         self.tokens.is_none_or(|pace| {
@@ -185,16 +201,16 @@ impl TokenBurst {
         if !self.may_grow || tokens <= pace.burst || tokens > pace.per_minute {
             return;
         }
-        // The provider may have changed the rates since the start.
-        let mut bounds = self.bounds();
-        if let Some(pace) = bounds.tokens.as_mut().filter(|pace| tokens <= pace.per_minute) {
-            pace.burst = tokens;
-            // The limits fail only for numbers that the limiter cannot represent. The burst then stays, and the request
-            // is refused by name.
-            if self.limiter.set_limits(bounds.limits()).is_ok() {
-                self.bounds.tokens = self.bounds.tokens.map(|pace| Pace { burst: tokens, ..pace });
-            }
+        // The provider may have lowered the limit since the start, so that the request does not fit any more.
+        if self.bounds().tokens.is_none_or(|pace| tokens > pace.per_minute) {
+            return;
         }
+        self.bounds.tokens = Some(Pace { burst: tokens, ..pace });
+        // A rate that was lowered, because the provider reports less or answers 429, is set to what the command line
+        // says again: if it is still too much, the next response lowers it. A rate that was raised stays.
+        let limits = self.bounds.at_least(&self.limiter.limits()).limits();
+        // This fails only for numbers that the limiter cannot represent. The request is then refused by name.
+        let _ = self.limiter.set_limits(limits);
     }
 
     /// The bounds with the rates and bursts of now.

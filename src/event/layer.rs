@@ -319,7 +319,11 @@ where
                 this.describe.response(response, &mut details);
                 Ok(details)
             }
-            Err(error) => Err(ErrorDetails::of_type::<E>(error)),
+            Err(error) => {
+                let mut details = ErrorDetails::of_type::<E>(error);
+                this.describe.error(error, &mut details.response);
+                Err(details)
+            }
         });
         polled
     }

@@ -232,6 +232,7 @@ impl EventState {
                 let kind = error_type
                     .filter(|_| error.kind_is_guess)
                     .map_or_else(|| error.kind.clone(), str::to_owned);
+                attempt.status_code = error.response.status_code.or(attempt.status_code);
                 attempt.error = Some(Box::new((kind, Some(error.message.clone()))));
             }
             None => attempt.set_cancelled(),
@@ -302,7 +303,12 @@ impl EventState {
                         .or_else(|| error_type.map(str::to_owned));
                     error.kind = kind.unwrap_or(error.kind);
                 }
-                self.extra().error = Some(error);
+                let response = mem::take(&mut error.response);
+                self.response_status_code = response.status_code;
+                self.response_headers = response.headers;
+                let extra = self.extra();
+                extra.api_tokens_used = response.extra.and_then(|response| response.api_tokens_used);
+                extra.error = Some(error);
             }
             Outcome::Cancelled => {}
         }

@@ -1,7 +1,6 @@
-//! The key of each provider: in which variable of the environment people keep it, in which header it is sent, and to
-//! which hosts it belongs.
+//! Keys of the environment, and the hosts that they belong to.
 
-use http::{HeaderName, HeaderValue, header::InvalidHeaderValue};
+use http::{HeaderName, HeaderValue};
 use std::{env, net::IpAddr};
 use tower_outbound::provider::Provider;
 
@@ -9,34 +8,6 @@ use tower_outbound::provider::Provider;
 pub(super) struct Key {
     pub(super) variable: &'static str,
     pub(super) header: (HeaderName, HeaderValue),
-}
-
-/// The variable in which the provider's own libraries look for the key.
-pub(super) const fn variable(provider: Provider) -> Option<&'static str> {
-    match provider {
-        Provider::OpenAi => Some("OPENAI_API_KEY"),
-        Provider::AzureOpenAi => Some("AZURE_OPENAI_API_KEY"),
-        Provider::Anthropic => Some("ANTHROPIC_API_KEY"),
-        Provider::Gemini => Some("GEMINI_API_KEY"),
-        Provider::Groq => Some("GROQ_API_KEY"),
-        Provider::Mistral => Some("MISTRAL_API_KEY"),
-        Provider::Cerebras => Some("CEREBRAS_API_KEY"),
-        Provider::GitHub => Some("GITHUB_TOKEN"),
-        _ => None,
-    }
-}
-
-/// The header in which the provider expects the key. Its value is marked as sensitive.
-pub(super) fn header(provider: Provider, key: &str) -> Result<(HeaderName, HeaderValue), InvalidHeaderValue> {
-    let (name, value) = match provider {
-        Provider::Anthropic => ("x-api-key", HeaderValue::from_str(key)),
-        Provider::AzureOpenAi => ("api-key", HeaderValue::from_str(key)),
-        Provider::Gemini => ("x-goog-api-key", HeaderValue::from_str(key)),
-        _ => ("authorization", HeaderValue::try_from(format!("Bearer {key}"))),
-    };
-    let mut value = value?;
-    value.set_sensitive(true);
-    Ok((HeaderName::from_static(name), value))
 }
 
 /// The value of a variable of the environment, without white space around it; `None` if it is empty or not set.
@@ -85,20 +56,6 @@ mod tests {
         assert_eq!(provider_of("my.openai.azure.com"), Some(Provider::AzureOpenAi));
         assert_eq!(provider_of("notopenai.com"), None);
         assert_eq!(provider_of("openai.com.evil.org"), None);
-    }
-
-    #[test]
-    fn the_key_is_sent_as_the_provider_expects_it() {
-        for (provider, name, sent) in [
-            (Provider::OpenAi, "authorization", "Bearer k"),
-            (Provider::Anthropic, "x-api-key", "k"),
-            (Provider::AzureOpenAi, "api-key", "k"),
-            (Provider::Gemini, "x-goog-api-key", "k"),
-        ] {
-            let (header, value) = header(provider, "k").unwrap();
-            assert_eq!((header.as_str(), value.to_str().unwrap()), (name, sent));
-            assert!(value.is_sensitive());
-        }
     }
 
     #[test]

@@ -157,7 +157,9 @@ impl SendArgs {
             };
             let key = key::from_environment(variable)
                 .with_context(|| format!("--api-key-env: the variable {shown} is not set, or empty"))?;
-            let (name, value) = key::header(self.provider(), &key)
+            let (name, value) = self
+                .provider()
+                .key_header(&key)
                 .with_context(|| format!("--api-key-env: the variable {shown} has a value that cannot be sent"))?;
             headers.insert(name, value);
         }
@@ -169,7 +171,7 @@ impl SendArgs {
     /// one provider must not reach another, nor be sent where anybody can read it.
     fn default_key(&self, target: &Target) -> anyhow::Result<Option<Key>> {
         let provider = self.provider();
-        let Some(variable) = key::variable(provider) else {
+        let Some(variable) = provider.key_variable() else {
             return Ok(None);
         };
         let has_key = self.api_key_env.is_some()
@@ -187,7 +189,8 @@ impl SendArgs {
         let Some(key) = key::from_environment(variable) else {
             return Ok(None);
         };
-        let header = key::header(provider, &key)
+        let header = provider
+            .key_header(&key)
             .with_context(|| format!("the variable {variable} has a value that cannot be sent"))?;
         Ok(Some(Key { variable, header }))
     }

@@ -76,7 +76,28 @@ impl Target {
         !self.any_host && self.origins().all(|url| url.scheme() == Some(&Scheme::HTTP))
     }
 
-    /// Returns the absolute URL for a request whose line names `line_url`; `None` for the URL of `--url`.
+    /// The URL that a result is of if its line names none; `None` is the local provider.
+    pub(crate) fn default_url(&self) -> Option<Uri> {
+        self.url
+            .clone()
+            .or_else(|| self.base.clone())
+            .filter(|_| !self.is_local)
+    }
+
+    /// Returns the URL to send a request to, for what [`resolve`](Self::resolve) has returned for its line.
+    pub(crate) fn url_of(&self, resolved: Option<&Uri>) -> Uri {
+        let own = self.url.as_ref();
+        match resolved {
+            // The local provider was not known when the line was read.
+            Some(url) if url.host().is_none() => own.and_then(|own| with_path(own, "", url).ok()),
+            Some(url) => Some(url.clone()),
+            None => own.cloned(),
+        }
+        .unwrap_or_default()
+    }
+
+    /// Returns the URL for a request whose line names `line_url`: an absolute one, `None` for that of `--url`, or a path
+    /// of the local provider.
     ///
     /// A relative URL is joined to `--base-url`, without doubling a path that both have, such as `/v1`. Without
     /// `--base-url` it is joined to the origin of `--url`, if `--url` has no path or only that of a version, and it may
@@ -103,9 +124,8 @@ impl Target {
         let path: Uri = format!("/{}", text.trim_start_matches('/'))
             .parse()
             .map_err(|error| format!("the URL is not valid: {error}"))?;
-        if let (true, url) = (self.is_local, &self.url) {
-            // The local provider is known only when it has been started.
-            return url.as_ref().map(|url| with_path(url, "", &path)).transpose();
+        if self.is_local {
+            return Ok(Some(path));
         }
         if let Some(base) = &self.base {
             return with_path(base, base.path(), &path).map(Some);
@@ -143,8 +163,8 @@ impl Target {
         }
         if self.is_local {
             // A demonstration sends nothing to a real host.
-            let local = self.url.clone().unwrap_or(url.clone());
-            return with_path(&local, "", &url);
+            let path = url.path_and_query().map_or("/", |path| path.as_str());
+            return path.parse().map_err(|error| format!("the URL is not valid: {error}"));
         }
         if self.any_host || self.origins().any(|origin| is_same_origin(origin, &url)) {
             Ok(url)
@@ -372,7 +392,9 @@ mod tests {
         target.is_local = true;
         let target = target.at_local("http://127.0.0.1:81/v1/chat/completions".parse().unwrap());
         for line in ["https://api.x.com/v1/embeddings", "/v1/embeddings"] {
-            assert_eq!(resolved(&target, line), Ok("http://127.0.0.1:81/v1/embeddings".into()));
+            let path = target.resolve(Some(line)).unwrap();
+            assert_eq!(path.as_ref().and_then(Uri::host), None);
+            assert_eq!(target.url_of(path.as_ref()), "http://127.0.0.1:81/v1/embeddings");
         }
     }
 

@@ -107,22 +107,31 @@ impl fmt::Display for Kind {
 }
 
 impl Failure {
-    /// The failure of a response without a 2xx status. `too_long` is the delay that the provider asks for, if that is
-    /// longer than the run may wait.
-    pub(super) fn of_response(provider: Provider, response: &Response<Bytes>, too_long: Option<Duration>) -> Self {
+    /// The failure of a response without a 2xx status. `delay` is the wait that the provider asks for, and `max_wait`
+    /// the longest that the run may wait.
+    pub(super) fn of_response(
+        provider: Provider,
+        response: &Response<Bytes>,
+        delay: Option<Duration>,
+        max_wait: Duration,
+    ) -> Self {
         let document = ErrorDocument::of(response);
         let status = response.status();
         let is_throttled = matches!(status.as_u16(), 429 | 503 | 529)
             || (status == StatusCode::FORBIDDEN && provider == Provider::GitHub);
-        let kind = match too_long.filter(|_| is_throttled) {
-            Some(_) => Kind::WaitTooLong,
-            None => document.kind(provider, status),
+        let message = document.message(response);
+        let (kind, message) = match delay.filter(|delay| is_throttled && *delay > max_wait) {
+            Some(delay) => {
+                let delay = Duration::from_secs(delay.as_secs());
+                let message = format!("{message}; it asks to wait {}", humantime::format_duration(delay));
+                (Kind::WaitTooLong, message)
+            }
+            // Anthropic sends a delay with the 429 of a rate limit, but not with that of the account's spend limit.
+            None if status == StatusCode::TOO_MANY_REQUESTS && provider == Provider::Anthropic && delay.is_none() => {
+                (Kind::Quota, message)
+            }
+            None => (document.kind(provider, status), message),
         };
-        let mut message = document.message(response);
-        if let (Kind::WaitTooLong, Some(delay)) = (kind, too_long) {
-            let delay = Duration::from_secs(delay.as_secs());
-            message = format!("{message}; it asks to wait {}", humantime::format_duration(delay));
-        }
         Self {
             kind,
             status: Some(status.as_u16()),
@@ -199,34 +208,40 @@ impl ErrorDocument {
         if status.is_client_error() && names(&["model_not_found", "invalid_model", "model_not_available"]) {
             return Kind::Model;
         }
-        let about_model = self
-            .text("message")
-            .is_some_and(|message| message.to_ascii_lowercase().contains("model"));
+        let says = |text: &str| self.text("message").is_some_and(|message| message.contains(text));
         match status.as_u16() {
             401 => Kind::Key,
-            // Gemini answers a wrong key with 400.
-            400 if self
-                .text("message")
-                .is_some_and(|message| message.contains("API key not valid")) =>
-            {
-                Kind::Key
-            }
+            // Gemini answers a wrong key with 400, and Anthropic an account without credit.
+            400 if says("API key not valid") => Kind::Key,
+            400 if says("credit balance is too low") => Kind::Quota,
             // GitHub sends a 403 for an exceeded limit, too.
-            403 if provider == Provider::GitHub
-                && self.text("message").is_some_and(|text| text.contains("rate limit")) =>
-            {
-                Kind::Throttled
-            }
+            403 if provider == Provider::GitHub && says("rate limit") => Kind::Throttled,
             403 => Kind::Forbidden,
-            404 if about_model => Kind::Model,
+            404 if says("model") => Kind::Model,
             404 | 405 => Kind::NoSuchPath,
-            // Anthropic sends no delay with the 429 of an account whose spend limit is reached.
+            // Gemini names the limit that is exceeded. That of a day does not pass by waiting.
+            429 if provider == Provider::Gemini && self.names_limit_of_a_day() => Kind::Quota,
             429 => Kind::Throttled,
             503 | 529 => Kind::Overloaded,
             300..=399 => Kind::Redirect,
             400..=499 => Kind::BadRequest,
             _ => Kind::ServerError,
         }
+    }
+
+    fn names_limit_of_a_day(&self) -> bool {
+        let details = self
+            .error
+            .as_ref()
+            .and_then(|error| error.pointer("/error/details")?.as_array());
+        let violations = details
+            .into_iter()
+            .flatten()
+            .filter_map(|detail| detail.get("violations")?.as_array());
+        let mut ids = violations
+            .flatten()
+            .filter_map(|violation| violation.get("quotaId")?.as_str());
+        ids.any(|id| id.contains("PerDay"))
     }
 
     fn message(&self, response: &Response<Bytes>) -> String {
@@ -284,8 +299,10 @@ mod tests {
 
     fn failure(status: u16, body: &'static str) -> Failure {
         let response = Response::builder().status(status).body(Bytes::from(body)).unwrap();
-        Failure::of_response(Provider::OpenAi, &response, None)
+        Failure::of_response(Provider::OpenAi, &response, None, HOUR)
     }
+
+    const HOUR: Duration = Duration::from_secs(3_600);
 
     #[test]
     fn a_response_is_known_by_its_status_and_its_error_document() {
@@ -345,7 +362,7 @@ mod tests {
         assert_eq!(failure(500, "a\u{1b}[31mb").message, "a [31mb");
         let html = Response::builder().status(502).header("content-type", "text/html");
         let html = html.body(Bytes::from("<html><title>502 Bad Gateway</title>")).unwrap();
-        let message = Failure::of_response(Provider::OpenAi, &html, None).message;
+        let message = Failure::of_response(Provider::OpenAi, &html, None, HOUR).message;
         assert_eq!(message, "HTML instead of JSON (502 Bad Gateway)");
         assert_eq!(one_line(&"a".repeat(1_000)).chars().count(), MAX_TEXT + 1);
     }
@@ -366,9 +383,29 @@ mod tests {
             .status(429)
             .body(Bytes::from(r#"{"error":{"message":"slow down"}}"#));
         let day = Some(Duration::from_secs(86_400));
-        let failure = Failure::of_response(Provider::OpenAi, &response.unwrap(), day);
+        let failure = Failure::of_response(Provider::OpenAi, &response.unwrap(), day, HOUR);
         assert_eq!(failure.kind, Kind::WaitTooLong);
         assert_eq!(failure.message, "slow down; it asks to wait 1day");
+    }
+
+    #[test]
+    fn a_quota_that_waiting_does_not_bring_back_is_known_by_provider() {
+        let kind = |provider, body: &'static str, delay| {
+            let response = Response::builder().status(429).body(Bytes::from(body)).unwrap();
+            Failure::of_response(provider, &response, delay, HOUR).kind
+        };
+        let second = Some(Duration::from_secs(1));
+        assert_eq!(kind(Provider::Anthropic, "{}", None), Kind::Quota);
+        assert_eq!(kind(Provider::Anthropic, "{}", second), Kind::Throttled);
+        let per = |period: &'static str| {
+            if period == "day" {
+                r#"{"error":{"details":[{"violations":[{"quotaId":"RequestsPerDayPerModel"}]}]}}"#
+            } else {
+                r#"{"error":{"details":[{"violations":[{"quotaId":"RequestsPerMinutePerModel"}]}]}}"#
+            }
+        };
+        assert_eq!(kind(Provider::Gemini, per("day"), None), Kind::Quota);
+        assert_eq!(kind(Provider::Gemini, per("minute"), None), Kind::Throttled);
     }
 
     #[test]

@@ -2,26 +2,25 @@
 
 use super::stop::{StopReason, Stopper};
 use crate::{
-    args::{OnMalformed, Target},
-    input::{Malformed, Request, Requests},
+    args::Target,
+    input::{Admission, Malformed, Request, Requests},
     limits::TokenBurst,
     output::{Done, Finished},
     price::{Expected, Spending},
     summary::Survey,
     view::Progress,
 };
-use anyhow::bail;
-use http::{Response, Uri};
+use http::Response;
 use hyper::body::Bytes;
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
-use tokio::{sync::mpsc, time::sleep};
-use tower_outbound::{Call, CallHandle, Error, EventHandle, Executor, RequestStatus, error::RetryAfterTooLong};
+use tokio::sync::mpsc;
+use tower_outbound::{
+    Call, CallHandle, Error, Executor, RequestStatus,
+    error::{BadResponse, RetryAfterTooLong},
+};
 
 /// Submits requests as fast as places in the queue of the executor become free.
 pub(super) struct Feeder<'a> {
@@ -37,7 +36,9 @@ pub(super) struct Feeder<'a> {
     pub(super) left: Left,
     /// Whether the whole input was read before, and its malformed lines were reported.
     pub(super) is_surveyed: bool,
-    pub(super) on_malformed: OnMalformed,
+    /// Whether a malformed line has a result, which is FAILED.
+    pub(super) fails_malformed: bool,
+    pub(super) admission: Admission,
 }
 
 /// How far the input was read and submitted.
@@ -82,7 +83,7 @@ impl Feeder<'_> {
                 () = &mut stopped => return fed,
                 next = requests.next() => next,
             };
-            let request = match next {
+            let mut request = match next {
                 Ok(Some(Ok(request))) => {
                     fed.read.requests += 1;
                     if done.take(&request) {
@@ -94,8 +95,14 @@ impl Feeder<'_> {
                 }
                 Ok(Some(Err(malformed))) => {
                     fed.read.malformed += 1;
-                    if let Err(error) = self.report_malformed(&malformed) {
-                        return Fed { end: Err(error), ..fed };
+                    if !self.is_surveyed {
+                        let Malformed { line, reason, .. } = &malformed;
+                        self.progress.note(&format!("line {line} is malformed: {reason}"));
+                    }
+                    if self.fails_malformed {
+                        fed.read.requests += 1;
+                        fed.submitted += 1;
+                        let _ = self.results.send(Finished::malformed(malformed)).await;
                     }
                     continue;
                 }
@@ -107,26 +114,16 @@ impl Feeder<'_> {
                 () = &mut stopped => return fed,
                 // `submit` waits for a place in the queue, so the input is read only as fast as requests are sent, and
                 // is never in memory as a whole.
-                is_submitted = self.submit(request) => fed.submitted += u64::from(is_submitted),
+                is_submitted = async {
+                    self.admission.admit(&mut request).await;
+                    self.submit(request).await
+                } => fed.submitted += u64::from(is_submitted),
             }
         }
     }
 
-    fn report_malformed(&self, Malformed { line, reason }: &Malformed) -> anyhow::Result<()> {
-        if self.is_surveyed {
-            return Ok(());
-        }
-        if self.on_malformed == OnMalformed::Refuse {
-            bail!(
-                "line {line} is malformed: {reason}; the lines before it were sent (--on-malformed skip sends the others)"
-            );
-        }
-        self.progress.note(&format!("line {line} is malformed: {reason}"));
-        Ok(())
-    }
-
-    /// Submits a request, and returns whether it was submitted or has a result. It was not if it could exceed
-    /// `--max-cost`; then the run is stopped.
+    /// Submits a request. Returns whether it has a result or will have one: it has none if it could exceed `--max-cost`,
+    /// and the run is stopped then.
     async fn submit(&mut self, request: Request) -> bool {
         let expected = match &self.spending {
             None => None,
@@ -141,15 +138,13 @@ impl Feeder<'_> {
         self.burst.grow_for(request.tokens);
         let mut sent = http::Request::new(request.body.clone());
         *sent.method_mut() = request.method.clone();
-        *sent.uri_mut() = request.url.clone().unwrap_or_else(|| self.default_url());
+        *sent.uri_mut() = self.target.url_of(request.url.as_ref());
         *sent.headers_mut() = request.headers.clone();
         let call = Call::from(sent).tokens(request.tokens);
         match self.executor.submit(call).await {
             Ok(call) => {
                 let report = Report {
-                    event: call.event().clone(),
                     request,
-                    spending: self.spending.clone(),
                     expected,
                     results: self.results.clone(),
                     stopper: self.stopper.clone(),
@@ -166,19 +161,12 @@ impl Feeder<'_> {
         }
         true
     }
-
-    /// The URL of a request whose line names none.
-    fn default_url(&self) -> Uri {
-        self.target.url.clone().unwrap_or_default()
-    }
 }
 
 /// Sends the result of one call to the writer when the call has ended.
 struct Report {
-    event: EventHandle,
     request: Request,
-    spending: Option<Arc<Spending>>,
-    /// The estimate of what the request costs.
+    /// The estimate of what the request costs, if prices are given.
     expected: Option<Expected>,
     results: mpsc::Sender<Finished>,
     stopper: Stopper,
@@ -186,10 +174,11 @@ struct Report {
 }
 
 impl Report {
-    async fn when_ended(mut self, call: CallHandle<Bytes, Bytes>) {
-        let result = self.result(call).await;
-        let event = self.event.finished().await;
-        if event.status == RequestStatus::Cancelled && event.attempts.iter().all(|attempt| !was_cut(attempt)) {
+    async fn when_ended(self, call: CallHandle<Bytes, Bytes>) {
+        let event = call.event().clone();
+        let result = call.await;
+        let event = event.finished().await;
+        if event.status == RequestStatus::Cancelled && !event.attempts.iter().any(was_cut) {
             // Nothing of the request is lost or paid for in vain, and --resume sends it: it needs no result.
             self.left.add();
             return;
@@ -197,34 +186,15 @@ impl Report {
         // The error of a failed call is in its event.
         let response = result.map_or_else(|error| failed_response(&error), Some);
         // Sending fails after the writer has ended with an error, which the writer reports.
-        let price = self.spending.as_ref().map(|spending| spending.price());
-        let finished = Finished::with_event(self.request, event, response).priced(price);
-        if let (Some(spending), Some(expected)) = (self.spending, self.expected.take()) {
+        let mut finished = Finished::with_event(self.request, event, response);
+        if let Some(expected) = self.expected {
+            finished = finished.priced(expected.price());
             let was_answered = finished.status() == RequestStatus::Completed;
-            if expected.settle(finished.cost(), was_answered) {
-                self.stopper.stop(StopReason::MaxCost(spending.stop_reason()));
+            if let Some(reason) = expected.settle(finished.cost(), was_answered) {
+                self.stopper.stop(StopReason::MaxCost(reason));
             }
         }
         let _ = self.results.send(finished).await;
-    }
-
-    /// Waits for the end of the call. When the run is stopped, cancels the call as soon as it is not on the wire.
-    async fn result(&self, mut call: CallHandle<Bytes, Bytes>) -> Result<Response<Bytes>, Error> {
-        tokio::select! {
-            result = &mut call => return result,
-            () = self.stopper.stopped() => {}
-        }
-        loop {
-            let attempts = self.event.snapshot().attempts;
-            if attempts.last().is_none_or(|attempt| attempt.ended_at.is_some()) {
-                call.cancel();
-                return call.await;
-            }
-            tokio::select! {
-                result = &mut call => return result,
-                () = sleep(Duration::from_millis(20)) => {}
-            }
-        }
     }
 }
 
@@ -235,6 +205,8 @@ fn was_cut(attempt: &tower_outbound::event::Attempt) -> bool {
 
 /// Returns the response that an error holds.
 fn failed_response(error: &Error) -> Option<Response<Bytes>> {
-    // The response of a 2xx that is no success is found here, too, once the client has the layer that checks it.
-    error.find::<RetryAfterTooLong>().map(|error| error.response().clone())
+    let too_long = error.find::<RetryAfterTooLong>().map(RetryAfterTooLong::response);
+    too_long
+        .or_else(|| error.find::<BadResponse>().map(BadResponse::response))
+        .cloned()
 }

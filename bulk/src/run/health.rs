@@ -104,8 +104,7 @@ impl Health {
             Ok(response) => {
                 let info = shared.provider.rate_limit_info(response.headers(), SystemTime::now());
                 self.tell_pause(response, info.retry_after);
-                let too_long = info.retry_after.filter(|delay| *delay > shared.max_wait);
-                Failure::of_response(shared.provider, response, too_long)
+                Failure::of_response(shared.provider, response, info.retry_after, shared.max_wait)
             }
             Err(error) => Failure::of_error(&**error),
         };

@@ -10,11 +10,11 @@ use crate::{
     args::{Args, OnMalformed, Target},
     attempts::{Attempts, AttemptsLayer},
     client,
-    input::{Requests, Tokens},
+    input::{self, Admission, Requests},
     limits::{Bounds, TokenBurst},
     local::Provider,
-    output::{Done, LOCAL, Output},
-    plan,
+    output::{Claim, Done},
+    plan::Plan,
     price::Spending,
     report,
     summary::{Summary, Survey},
@@ -28,17 +28,12 @@ use hyper::body::Bytes;
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    path::Path,
     process::ExitCode,
     sync::Arc,
     time::Duration,
 };
 use stop::{Signal, StopReason, Stopper};
-use tokio::{
-    sync::mpsc,
-    task::spawn_blocking,
-    time::{Instant, sleep},
-};
+use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 use tower::{Layer, retry::RetryLayer};
 use tower_outbound::{
     Executor, Limiter, RateLimiter, Shutdown,
@@ -50,6 +45,7 @@ use tower_outbound::{
 
 const FAILED: u8 = 3;
 const LOST: u8 = 4;
+const PIPE_CLOSED: u8 = 141;
 
 pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> {
     // The settings, the input and the output are checked before anything is sent.
@@ -57,37 +53,34 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     if let Some(address) = args.serve {
         return serve(address, &bounds.of_local(&args.local), &args).await;
     }
-    let tokens = Tokens::new(args.limits.tokens_field.as_deref(), args.limits.estimate_times);
-    if !args.view.dry_run {
-        Output::check(&args)?;
+    if args.view.dry_run {
+        return dry_run(&args, target, &bounds).await;
     }
-    let done = if args.files.resume {
-        Some(Done::read(args.files.output())?)
+    let claim = Claim::new(&args, target.default_url())?;
+    let done = claim.earlier(&args.files)?;
+    let target = Arc::new(target);
+    let options = input::Options::new(&args, target.clone());
+    let mut requests = Requests::open(&options).await?;
+    let is_surveyed = requests.is_rewindable();
+    let survey = if is_surveyed {
+        Some(survey(&mut requests, done.clone().unwrap_or_default(), &bounds, &args).await?)
     } else {
         None
     };
-    let survey = if is_rewindable(args.files.input()) {
-        let requests = Requests::open(args.files.input(), tokens.clone()).await?;
-        let survey = survey(requests, done.clone().unwrap_or_default(), &bounds, &args).await?;
-        ensure!(
-            survey.malformed == 0 || args.files.on_malformed == OnMalformed::Skip,
-            "{} lines of {} are malformed; nothing was sent (--on-malformed skip sends the others)",
-            survey.malformed,
-            args.files.input().display()
-        );
-        Some(survey)
+    let form = requests.form();
+    ensure!(
+        is_surveyed || args.files.on_malformed != OnMalformed::Refuse,
+        "--on-malformed refuse needs an input that can be read twice, and {} cannot",
+        args.files.input().display()
+    );
+    let requests = if is_surveyed {
+        Requests::open(&options).await?
     } else {
-        None
+        requests
     };
 
-    if args.view.dry_run {
-        let requests = Requests::open(args.files.input(), tokens).await?;
-        let plan = plan::of(requests, done.unwrap_or_default(), &bounds, &args).await?;
-        let _ = writeln!(io::stdout(), "{plan}");
-        return Ok(ExitCode::SUCCESS);
-    }
     let target = if target.is_local() {
-        target.at_local(local_provider(&bounds.of_local(&args.local), &args)?)
+        Arc::new(target.at_local(local_provider(&bounds.of_local(&args.local), &args)?))
     } else {
         target
     };
@@ -102,11 +95,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     };
     let attempts = Arc::<Attempts>::default();
     let progress = Arc::new(Progress::new(work, bounds, attempts.clone(), &args.view));
-    let spending = args
-        .view
-        .cost
-        .price()
-        .map(|price| Spending::new(price, args.view.cost.max_cost));
+    let spending = Spending::of(&args.view.cost);
     let health = Health::new(stopper.clone(), progress.clone(), limiter.clone(), &args.send, &target);
     // Every request should succeed, however long that takes, so only the number of retries is limited: there is no
     // retry budget. A request that waits for a paused limiter makes no attempt, so a pause costs it no retry.
@@ -132,8 +121,8 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
             !args.limits.keep_limits,
             move |result| health.observe(result),
         )))?;
-    let host = if target.is_local() { LOCAL } else { target.host() }.to_owned();
-    let output = Output::open(args.files.output(), done.as_ref(), host)?;
+    let admission = Admission::new(args.files.memory, args.files.ordered);
+    let output = claim.open(&args.files, done.as_ref(), &admission)?;
 
     if args.send.insecure {
         progress.note("WARNING: --insecure: certificates are not checked, so anybody on the way can read the key");
@@ -142,6 +131,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         progress.note(note);
     }
     if !args.view.quiet {
+        progress.note(&form.to_string());
         progress.note(&match (survey, to_send, min_time) {
             (Some(Survey { tokens, .. }), Some(to_send), Some(min_time)) => {
                 let min_time = min_time.as_secs_f64();
@@ -182,10 +172,10 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         results,
         stopper: stopper.clone(),
         left: left.clone(),
-        is_surveyed: survey.is_some(),
-        on_malformed: args.files.on_malformed,
+        is_surveyed,
+        fails_malformed: args.files.on_malformed == OnMalformed::Fail,
+        admission,
     };
-    let requests = Requests::open(args.files.input(), tokens).await?;
     let monitor = executor.monitor();
     let (Fed { read, submitted, end }, ()) = tokio::select! {
         ended = async {
@@ -200,7 +190,6 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
 
     let reason = stopper.reason();
     // An input that is read once is known as far as it was read.
-    let is_surveyed = survey.is_some();
     let survey = survey.unwrap_or(read);
     let not_sent = if reason.is_some() {
         (survey.requests - survey.skipped).saturating_sub(submitted) + left.count()
@@ -216,12 +205,20 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         elapsed: begun.elapsed(),
         not_sent,
     };
-    let results = args.files.output().display();
-    // A closed standard output, as of `head`, hides the summary and fails nothing.
-    let _ = writeln!(io::stdout(), "results in {results}\n{summary}");
-    written.context("cannot write results")?;
+    let text = format!("results in {}\n{summary}", args.files.output().display());
+    // A closed output, as of `head`, hides the summary and fails nothing.
+    let _ = if args.files.writes_to_stdout() {
+        writeln!(io::stderr(), "{text}")
+    } else {
+        writeln!(io::stdout(), "{text}")
+    };
     if let Some(path) = &args.view.report {
         report::write(path, &summary)?;
+    }
+    match written {
+        // Whoever reads the results has closed the pipe, `head` for example.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::from(PIPE_CLOSED)),
+        written => written.context("cannot write results")?,
     }
     let at_end = end?;
     Ok(match reason {
@@ -235,15 +232,22 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     })
 }
 
-/// Returns whether the file can be read more than once: a pipe or a terminal cannot.
-fn is_rewindable(path: &Path) -> bool {
-    // A file that does not exist counts as one: opening it tells what is wrong.
-    std::fs::metadata(path).map_or(path != Path::new("-"), |file| file.is_file())
+/// Shows what a run would do. Sends nothing and writes no results.
+async fn dry_run(args: &Args, target: Target, bounds: &Bounds) -> anyhow::Result<ExitCode> {
+    let done = if args.files.resume {
+        Claim::new(args, target.default_url())?.earlier(&args.files)?
+    } else {
+        None
+    };
+    let requests = Requests::open(&input::Options::new(args, target)).await?;
+    let plan = Plan::of(requests, done.unwrap_or_default(), bounds, args).await?;
+    let _ = writeln!(io::stdout(), "{plan}");
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Reads the whole input before anything is sent, so that malformed lines and the shortest possible time are reported
 /// at the start. Requests that can never be sent have no part in the time.
-async fn survey(mut requests: Requests, mut done: Done, bounds: &Bounds, args: &Args) -> anyhow::Result<Survey> {
+async fn survey(requests: &mut Requests, mut done: Done, bounds: &Bounds, args: &Args) -> anyhow::Result<Survey> {
     let mut survey = Survey::default();
     while let Some(line) = requests.next().await? {
         match line {
@@ -258,8 +262,28 @@ async fn survey(mut requests: Requests, mut done: Done, bounds: &Bounds, args: &
             }
             Err(malformed) => {
                 survey.malformed += 1;
-                eprintln!("line {} is malformed: {}", malformed.line, malformed.reason);
+                let _ = writeln!(
+                    io::stderr(),
+                    "line {} is malformed: {}",
+                    malformed.line,
+                    malformed.reason
+                );
             }
+        }
+    }
+    ensure!(
+        survey.malformed == 0 || args.files.on_malformed != OnMalformed::Refuse,
+        "{} lines of {} are malformed; nothing was sent (--on-malformed skip sends the others)",
+        survey.malformed,
+        args.files.input().display()
+    );
+    if args.files.on_malformed == OnMalformed::Fail {
+        // Each malformed line has a result.
+        survey.requests += survey.malformed;
+    }
+    if !args.view.quiet {
+        for note in requests.repeated_ids().into_iter().chain(done.notes()) {
+            let _ = writeln!(io::stderr(), "{note}");
         }
     }
     Ok(survey)
@@ -292,13 +316,9 @@ async fn drain(executor: &Executor<Bytes, Bytes>, stopper: &Stopper, limit: Dura
         _ = executor.stop(Shutdown::Graceful) => return,
         () = stopper.stopped() => {}
     }
-    // The reports of the calls cancel all that are not on the wire.
     tokio::select! {
-        _ = executor.stop(Shutdown::Graceful) => {}
+        _ = executor.stop(Shutdown::SentWithin(limit)) => {}
         () = stopper.stopped_now() => {
-            executor.stop(Shutdown::Immediate).await;
-        }
-        () = sleep(limit) => {
             executor.stop(Shutdown::Immediate).await;
         }
     }

@@ -112,7 +112,7 @@ impl Counts {
             let problems = self.problems.entry(problem).or_default();
             problems.count += 1;
             if problems.first_body.is_none() {
-                let body = finished.http_response().map(|response| response.body());
+                let body = finished.response().map(|response| response.body());
                 problems.first_body = body.and_then(|body| excerpt(body, MAX_BODY));
             }
         }
