@@ -149,7 +149,7 @@ impl Options {
             form: args.files.form(),
             max_line: args.files.max_line(),
             tokens: Tokens::new(args.limits.tokens_field.as_deref(), args.limits.estimate_times),
-            provider: args.send.provider,
+            provider: args.send.provider(),
             target: target.into(),
         }
     }
