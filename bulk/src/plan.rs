@@ -66,51 +66,60 @@ const FIRST_LENGTH: Duration = Duration::from_millis(100);
 /// The number of phases that are shown. A plan with more of them alternates between the limits.
 const MAX_PHASES: usize = 8;
 
-/// Reads the requests that a run with these arguments would send, and plans when each would be sent.
-pub(crate) async fn of(mut requests: Requests, mut done: Done, bounds: &Bounds, args: &Args) -> anyhow::Result<Plan> {
-    let price = args.view.cost.price();
-    let mut found = Found::default();
-    let mut cost = price.map(|_| Money::default());
-    // Eight bytes for each request: the requests themselves are not kept.
-    let mut tokens = Vec::new();
-    let hasher = RandomState::new();
-    let mut ids = HashSet::new();
-    while let Some(line) = requests.next().await? {
-        let Ok(request) = line else {
-            found.malformed += 1;
-            continue;
-        };
-        found.requests += 1;
-        if let Some(id) = &request.custom_id {
-            found.duplicates += u64::from(!ids.insert(hasher.hash_one(id.get())));
-        }
-        if done.take(&request) {
-            found.skipped += 1;
-        } else if bounds.fits(request.tokens, &args.limits) {
-            found.tokens = found.tokens.saturating_add(request.tokens);
-            found.largest = found.largest.max(request.tokens);
-            if let (Some(sum), Some(price)) = (&mut cost, &price) {
-                *sum += price.estimate(&request);
+// === impl Plan ===
+
+impl Plan {
+    /// Reads the requests that a run with these arguments would send, and plans when each would be sent.
+    pub(crate) async fn of(
+        mut requests: Requests,
+        mut done: Done,
+        bounds: &Bounds,
+        args: &Args,
+    ) -> anyhow::Result<Self> {
+        let price = args.view.cost.price();
+        let mut found = Found::default();
+        let mut cost = price.map(|_| Money::default());
+        // Eight bytes for each request: the requests themselves are not kept.
+        let mut tokens = Vec::new();
+        let hasher = RandomState::new();
+        let mut ids = HashSet::new();
+        while let Some(line) = requests.next().await? {
+            let Ok(request) = line else {
+                found.malformed += 1;
+                continue;
+            };
+            found.requests += 1;
+            if let Some(id) = &request.custom_id {
+                found.duplicates += u64::from(!ids.insert(hasher.hash_one(id.get())));
             }
-            tokens.push(request.tokens);
-        } else {
-            found.too_large += 1;
+            if done.take(&request) {
+                found.skipped += 1;
+            } else if bounds.fits(request.tokens, &args.limits) {
+                found.tokens = found.tokens.saturating_add(request.tokens);
+                found.largest = found.largest.max(request.tokens);
+                if let (Some(sum), Some(price)) = (&mut cost, &price) {
+                    *sum += price.estimate(&request);
+                }
+                tokens.push(request.tokens);
+            } else {
+                found.too_large += 1;
+            }
         }
+        let mut planned = *bounds;
+        // The burst of tokens grows for a request that needs more, and what the bucket holds stays as it is.
+        if let Some(pace) = &mut planned.tokens {
+            pace.burst = pace.burst.max(found.largest);
+        }
+        let (time, phases) = simulate(&planned.limits(), &tokens)?;
+        Ok(Self {
+            input: args.files.input().to_owned(),
+            bounds: *bounds,
+            found,
+            cost,
+            time,
+            phases,
+        })
     }
-    let mut planned = *bounds;
-    // The burst of tokens grows for a request that needs more, and what the bucket holds stays as it is.
-    if let Some(pace) = &mut planned.tokens {
-        pace.burst = pace.burst.max(found.largest);
-    }
-    let (time, phases) = simulate(&planned.limits(), &tokens)?;
-    Ok(Plan {
-        input: args.files.input().to_owned(),
-        bounds: *bounds,
-        found,
-        cost,
-        time,
-        phases,
-    })
 }
 
 /// Returns when the last of the requests is admitted, and what they wait for until then.
@@ -212,11 +221,11 @@ impl fmt::Display for Plan {
             writeln!(f, "  {:<10} {cost:>15}  at most, if the estimates are right", "cost")?;
         }
         writeln!(f, "\nlimits: {bounds}")?;
-        write!(f, "the last request is sent after {}", span(self.time))?;
+        write!(f, "the last request is sent after {}", exact(self.time))?;
         let list = phases.list(self.time);
         if list.len() > MAX_PHASES {
             let sum = |limit: usize| phases.slots.iter().map(|slot| slot[limit]).sum();
-            let (requests, tokens) = (span(sum(0)), span(sum(1)));
+            let (requests, tokens) = (exact(sum(0)), exact(sum(1)));
             return write!(
                 f,
                 "\n  limited by requests per minute for {requests}, by tokens per minute for {tokens}"
@@ -226,10 +235,19 @@ impl fmt::Display for Plan {
         for (end, cause) in list {
             let cause = cause.map_or("not limited", Cause::name);
             let limited = if cause == "not limited" { "" } else { "limited by " };
-            write!(f, "\n  {} to {}: {limited}{cause}", span(start), span(end))?;
+            write!(f, "\n  {} to {}: {limited}{cause}", exact(start), exact(end))?;
             start = end;
         }
         Ok(())
+    }
+}
+
+/// A time with its tenths of a second, as long as they matter.
+fn exact(time: Duration) -> String {
+    if time < Duration::from_secs(100) {
+        format!("{:.1} s", time.as_secs_f64())
+    } else {
+        span(time)
     }
 }
 

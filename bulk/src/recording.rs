@@ -35,6 +35,8 @@ pub(crate) struct Recording {
     slots: Vec<Slot>,
     /// For how long the run waited for what.
     waits: [Duration; Cause::ALL.len()],
+    /// The requests and the tokens that the limits allow at the start.
+    pub(crate) initial: [f64; 2],
     /// Whether requests and tokens are limited.
     pub(crate) has_limit: [bool; 2],
 }
@@ -42,15 +44,11 @@ pub(crate) struct Recording {
 impl Recording {
     pub(crate) fn new(started: SystemTime, bounds: &Bounds) -> Self {
         let initial = |pace: Option<Pace>| pace.map_or(0.0, |pace| pace.initial as f64);
-        let first = Slot {
-            allowed_requests: initial(bounds.requests),
-            allowed_tokens: initial(bounds.tokens),
-            ..Slot::default()
-        };
         Self {
             started,
             length: FIRST_LENGTH,
-            slots: vec![first],
+            slots: Vec::new(),
+            initial: [initial(bounds.requests), initial(bounds.tokens)],
             waits: Default::default(),
             has_limit: [bounds.requests.is_some(), bounds.tokens.is_some()],
         }
@@ -169,7 +167,7 @@ mod tests {
             recording.sample(&snapshot, Duration::from_secs(1));
         }
         let allowed: f64 = recording.slots().map(|(_, slot)| slot.allowed_requests).sum();
-        assert_eq!(allowed, 5.0 + 1.0 + 1.0 + 2.0);
+        assert_eq!((recording.initial[0], allowed), (5.0, 1.0 + 1.0 + 2.0));
         assert_eq!(
             recording.waits().collect::<Vec<_>>(),
             [(Cause::Tokens, Duration::from_secs(3))]

@@ -14,8 +14,13 @@ use plotters::{
 };
 use std::{fs, path::Path, time::Duration};
 
-const SIZE: (u32, u32) = (1_000, 760);
+const WIDTH: u32 = 1_000;
 const HEAD: u32 = 50;
+const CURVES: u32 = 440;
+
+/// The height above the first bar, and of each bar with the space below it.
+const BARS_HEAD: u32 = 34;
+const BAR: u32 = 28;
 
 const INK: RGBColor = RGBColor(31, 41, 51);
 const FAINT: RGBColor = RGBColor(97, 110, 124);
@@ -73,21 +78,24 @@ fn headline(summary: &Summary) -> String {
 }
 
 fn draw(summary: &Summary) -> anyhow::Result<String> {
+    let (waits, failures) = (waits(&summary.recording), failures(summary));
+    let rows = waits.len().max(failures.len()).max(1) as u32;
+    let height = HEAD + CURVES + BARS_HEAD + rows * BAR + 10;
     let mut drawing = String::new();
     {
-        let root = SVGBackend::with_string(&mut drawing, SIZE).into_drawing_area();
+        let root = SVGBackend::with_string(&mut drawing, (WIDTH, height)).into_drawing_area();
         // The background is part of the drawing, so that it is readable on a dark page.
         root.fill(&WHITE)?;
         let (head, below) = root.split_vertically(HEAD);
         write_on(&head, (20, 28), 22, INK, HPos::Left, &headline(summary))?;
-        let (curves, bars) = below.split_vertically(440);
+        let (curves, bars) = below.split_vertically(CURVES);
         let [requests, tokens] = curves_of(&summary.recording);
         let halves = curves.split_evenly((2, 1));
         draw_curve(&halves[0], "requests sent", &requests)?;
         draw_curve(&halves[1], "tokens used", &tokens)?;
         let halves = bars.split_evenly((1, 2));
-        draw_bars(&halves[0], "what the run waited for", &waits(&summary.recording))?;
-        draw_bars(&halves[1], "failed attempts", &failures(summary))?;
+        draw_bars(&halves[0], "what the run waited for", &waits)?;
+        draw_bars(&halves[1], "failed attempts", &failures)?;
         root.present()?;
     }
     Ok(drawing)
@@ -101,12 +109,11 @@ struct Curve {
 }
 
 fn curves_of(recording: &Recording) -> [Curve; 2] {
-    let [limits_requests, limits_tokens] = recording.has_limit;
-    let mut curves = [limits_requests, limits_tokens].map(|has_limit| Curve {
+    let mut sums = recording.initial.map(|initial| (0.0, initial));
+    let mut curves = [0, 1].map(|budget| Curve {
         sent: vec![(0.0, 0.0)],
-        allowed: has_limit.then(|| vec![(0.0, 0.0)]),
+        allowed: recording.has_limit[budget].then(|| vec![(0.0, recording.initial[budget])]),
     });
-    let mut sums = [(0.0, 0.0); 2];
     for (end, slot) in recording.slots() {
         let amounts = [
             (slot.requests as f64, slot.allowed_requests),
@@ -206,17 +213,15 @@ fn failures(summary: &Summary) -> Vec<Bar> {
 }
 
 fn draw_bars(area: &Area<'_>, title: &str, bars: &[Bar]) -> anyhow::Result<()> {
-    const TOP: i32 = 34;
-    const STEP: i32 = 28;
     let width = area.dim_in_pixel().0 as i32;
     let (left, right) = (236, width - 90);
     write_on(area, (20, 16), 16, INK, HPos::Left, title)?;
     if bars.is_empty() {
-        return write_on(area, (20, TOP + 10), 14, FAINT, HPos::Left, "none");
+        return write_on(area, (20, BARS_HEAD as i32 + 10), 14, FAINT, HPos::Left, "none");
     }
     let longest = bars.iter().map(|bar| bar.length).fold(f64::MIN_POSITIVE, f64::max);
     for (row, bar) in (0..).zip(bars) {
-        let top = TOP + row * STEP;
+        let top = (BARS_HEAD + row * BAR) as i32;
         let length = (f64::from(right - left) * bar.length / longest).round().max(1.0) as i32;
         write_on(area, (left - 8, top + 9), 14, INK, HPos::Right, &bar.name)?;
         area.draw(&Rectangle::new(

@@ -44,9 +44,8 @@ enum End {
 }
 
 /// What is the same in all result lines of a run.
-#[derive(Clone, Default)]
 pub(super) struct Style {
-    pub(super) format: Option<OutputFormat>,
+    pub(super) format: OutputFormat,
     /// The URL of requests whose line names none; `None` is the local provider.
     pub(super) default_url: Option<Uri>,
     /// Whether the request is repeated in its result.
@@ -127,20 +126,6 @@ impl Finished {
         Self::new(request, End::Event { event, response })
     }
 
-    /// Computes what the request has cost, by the usage that its answer reports.
-    ///
-    /// The answer of a failed request counts as well, if it reports usage. Attempts before the last one do not: their
-    /// answers are not kept, and providers do not charge for the common ones, such as 429 and 503.
-    pub(crate) fn priced(mut self, price: Option<&Price>) -> Self {
-        self.cost = price.and_then(|price| price.of_answer(self.response()?.body()));
-        self
-    }
-
-    /// What the request has cost: `None` without [prices](Self::priced), or if its answer reports no usage.
-    pub(crate) const fn cost(&self) -> Option<Money> {
-        self.cost
-    }
-
     pub(crate) fn refused(request: Request, error: &Error) -> Self {
         let kind = if error.find::<CostExceedsBurst>().is_some() {
             "CostExceedsBurst"
@@ -173,6 +158,20 @@ impl Finished {
             end,
             cost: None,
         }
+    }
+
+    /// Computes what the request has cost, by the usage that its answer reports.
+    ///
+    /// The answer of a failed request counts as well, if it reports usage. Attempts before the last one do not: their
+    /// answers are not kept, and providers do not charge for the common ones, such as 429 and 503.
+    pub(crate) fn priced(mut self, price: &Price) -> Self {
+        self.cost = self.response().and_then(|response| price.of_answer(response.body()));
+        self
+    }
+
+    /// What the request has cost: `None` without [prices](Self::priced), or if its answer reports no usage.
+    pub(crate) const fn cost(&self) -> Option<Money> {
+        self.cost
     }
 
     pub(crate) const fn line(&self) -> u64 {
@@ -230,8 +229,8 @@ impl Finished {
         let is_failure = self.status() != RequestStatus::Completed;
         let answer = self.response().map(|response| Answer::of(response, is_failure));
         match style.format {
-            Some(OutputFormat::OpenaiBatch) => batch::to_json(self, answer.as_ref(), style),
-            _ => self.to_line(answer.as_ref(), style),
+            OutputFormat::OpenaiBatch => batch::to_json(self, answer.as_ref(), style),
+            OutputFormat::Lines => self.to_line(answer.as_ref(), style),
         }
     }
 
@@ -312,9 +311,9 @@ impl Finished {
         let url = self
             .request
             .as_ref()
-            .map(|request| request.url.as_ref().or(style.default_url.as_ref()))
-            // A URL without a host is one of the local provider.
-            .map(|url| url.filter(|url| url.host().is_some()));
+            .map(|request| request.url.as_ref().or(style.default_url.as_ref()));
+        // A URL without a host is a path of the local provider.
+        let url = url.map(|url| url.filter(|url| url.host().is_some()));
         Identity {
             hash: self.request.as_ref().map(|request| hex(request.hash)),
             host: url.map(|url| url.map_or(LOCAL, |url| url.host().unwrap_or_default()).to_owned()),

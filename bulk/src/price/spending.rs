@@ -1,7 +1,7 @@
 //! [`Spending`]: what a run has spent and may still spend, and the bound of both (`--max-cost`).
 
 use super::{Money, Price};
-use crate::input::Request;
+use crate::{args::CostArgs, input::Request};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
@@ -33,6 +33,11 @@ pub(crate) struct Expected {
 }
 
 impl Spending {
+    /// `None` if the command line gives no prices.
+    pub(crate) fn of(args: &CostArgs) -> Option<Arc<Self>> {
+        args.price().map(|price| Self::new(price, args.max_cost))
+    }
+
     pub(crate) fn new(price: Price, bound: Option<Money>) -> Arc<Self> {
         Arc::new(Self {
             price,
@@ -74,10 +79,6 @@ impl Spending {
         }
     }
 
-    pub(crate) const fn price(&self) -> &Price {
-        &self.price
-    }
-
     /// What the finished requests have cost. A request whose answer reports no usage counts with its estimate if it
     /// was sent.
     pub(crate) fn spent(&self) -> Money {
@@ -104,13 +105,17 @@ impl Spending {
 }
 
 impl Expected {
+    pub(crate) fn price(&self) -> &Price {
+        &self.spending.price
+    }
+
     /// Replaces the estimate by the cost of the finished request: that which its answer reports, or the estimate if the
-    /// request was answered without a report. Returns whether the bound is exceeded.
-    pub(crate) fn settle(mut self, cost: Option<Money>, was_answered: bool) -> bool {
+    /// request was answered without a report. Returns why the run has to stop if the bound is exceeded.
+    pub(crate) fn settle(mut self, cost: Option<Money>, was_answered: bool) -> Option<String> {
         self.cost = cost.or_else(|| was_answered.then_some(self.estimate));
         let spending = self.spending.clone();
         drop(self);
-        spending.overshoot().is_some()
+        spending.overshoot().map(|_| spending.stop_reason())
     }
 }
 
@@ -128,6 +133,7 @@ impl Drop for Expected {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::{HeaderMap, Method};
     use std::time::Duration;
     use tokio::time::timeout;
 
@@ -144,9 +150,16 @@ mod tests {
     /// A request that is estimated to cost 6: a million tokens of input, and half a million of output.
     fn request() -> Request {
         Request {
+            admitted: None,
+            line: 1,
+            custom_id: None,
+            metadata: None,
+            hash: 0,
             tokens: 1_500_000,
+            method: Method::POST,
+            url: None,
+            headers: HeaderMap::new(),
             body: r#"{"max_tokens":500000}"#.into(),
-            ..Request::example(1)
         }
     }
 
@@ -164,7 +177,7 @@ mod tests {
                 .is_err()
         );
         // The first one has cost 4 and not 6, so there is room for another 6.
-        assert!(!first.settle(Some(money("4")), true));
+        assert_eq!(first.settle(Some(money("4")), true), None);
         let second = timeout(Duration::from_secs(1), spending.reserve(&request()))
             .await
             .unwrap();
@@ -175,7 +188,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_could_exceed_the_bound_is_not_sent() {
         let spending = spending("10");
-        assert!(!spending.reserve(&request()).await.unwrap().settle(None, true));
+        assert_eq!(spending.reserve(&request()).await.unwrap().settle(None, true), None);
         assert!(spending.reserve(&request()).await.is_none());
         assert_eq!(
             spending.stop_reason(),
@@ -186,13 +199,10 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_costs_more_than_estimated_is_an_overshoot() {
         let spending = spending("10");
-        assert!(
-            spending
-                .reserve(&request())
-                .await
-                .unwrap()
-                .settle(Some(money("12.5")), true)
-        );
+        let expected = spending.reserve(&request()).await.unwrap();
+        let reason =
+            "--max-cost 10.00 is reached: 12.50 spent, 2.50 above it, because requests cost more than estimated";
+        assert_eq!(expected.settle(Some(money("12.5")), true).unwrap(), reason);
         assert_eq!(spending.overshoot(), Some(money("2.5")));
         assert!(spending.reserve(&request()).await.is_none());
     }
@@ -201,7 +211,7 @@ mod tests {
     async fn a_request_that_was_not_answered_costs_nothing() {
         let spending = spending("10");
         drop(spending.reserve(&request()).await);
-        assert!(!spending.reserve(&request()).await.unwrap().settle(None, false));
+        assert_eq!(spending.reserve(&request()).await.unwrap().settle(None, false), None);
         assert!(spending.spent().is_zero());
     }
 }

@@ -122,8 +122,8 @@ impl Feeder<'_> {
         }
     }
 
-    /// Submits a request, and returns whether it was submitted or has a result. It was not if it could exceed
-    /// `--max-cost`; then the run is stopped.
+    /// Submits a request. Returns whether it has a result or will have one: it has none if it could exceed `--max-cost`,
+    /// and the run is stopped then.
     async fn submit(&mut self, request: Request) -> bool {
         let expected = match &self.spending {
             None => None,
@@ -145,7 +145,6 @@ impl Feeder<'_> {
             Ok(call) => {
                 let report = Report {
                     request,
-                    spending: self.spending.clone(),
                     expected,
                     results: self.results.clone(),
                     stopper: self.stopper.clone(),
@@ -167,8 +166,7 @@ impl Feeder<'_> {
 /// Sends the result of one call to the writer when the call has ended.
 struct Report {
     request: Request,
-    spending: Option<Arc<Spending>>,
-    /// The estimate of what the request costs.
+    /// The estimate of what the request costs, if prices are given.
     expected: Option<Expected>,
     results: mpsc::Sender<Finished>,
     stopper: Stopper,
@@ -176,7 +174,7 @@ struct Report {
 }
 
 impl Report {
-    async fn when_ended(mut self, call: CallHandle<Bytes, Bytes>) {
+    async fn when_ended(self, call: CallHandle<Bytes, Bytes>) {
         let event = call.event().clone();
         let result = call.await;
         let event = event.finished().await;
@@ -188,12 +186,12 @@ impl Report {
         // The error of a failed call is in its event.
         let response = result.map_or_else(|error| failed_response(&error), Some);
         // Sending fails after the writer has ended with an error, which the writer reports.
-        let price = self.spending.as_ref().map(|spending| spending.price());
-        let finished = Finished::with_event(self.request, event, response).priced(price);
-        if let (Some(spending), Some(expected)) = (self.spending, self.expected.take()) {
+        let mut finished = Finished::with_event(self.request, event, response);
+        if let Some(expected) = self.expected {
+            finished = finished.priced(expected.price());
             let was_answered = finished.status() == RequestStatus::Completed;
-            if expected.settle(finished.cost(), was_answered) {
-                self.stopper.stop(StopReason::MaxCost(spending.stop_reason()));
+            if let Some(reason) = expected.settle(finished.cost(), was_answered) {
+                self.stopper.stop(StopReason::MaxCost(reason));
             }
         }
         let _ = self.results.send(finished).await;

@@ -14,7 +14,7 @@ use crate::{
     limits::{Bounds, TokenBurst},
     local::Provider,
     output::{Claim, Done},
-    plan,
+    plan::Plan,
     price::Spending,
     report,
     summary::{Summary, Survey},
@@ -53,17 +53,13 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     if let Some(address) = args.serve {
         return serve(address, &bounds.of_local(&args.local), &args).await;
     }
-    let target = Arc::new(target);
-    let options = input::Options::new(&args, target.clone());
     if args.view.dry_run {
-        // Nothing is written, so the output of another run is no obstacle.
-        let done = Done::earlier(&args.files, target.default_url().as_ref())?.unwrap_or_default();
-        let plan = plan::of(Requests::open(&options).await?, done, &bounds, &args).await?;
-        let _ = writeln!(io::stdout(), "{plan}");
-        return Ok(ExitCode::SUCCESS);
+        return dry_run(&args, target, &bounds).await;
     }
     let claim = Claim::new(&args, target.default_url())?;
     let done = claim.earlier(&args.files)?;
+    let target = Arc::new(target);
+    let options = input::Options::new(&args, target.clone());
     let mut requests = Requests::open(&options).await?;
     let is_surveyed = requests.is_rewindable();
     let survey = if is_surveyed {
@@ -99,11 +95,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     };
     let attempts = Arc::<Attempts>::default();
     let progress = Arc::new(Progress::new(work, bounds, attempts.clone(), &args.view));
-    let spending = args
-        .view
-        .cost
-        .price()
-        .map(|price| Spending::new(price, args.view.cost.max_cost));
+    let spending = Spending::of(&args.view.cost);
     let health = Health::new(stopper.clone(), progress.clone(), limiter.clone(), &args.send, &target);
     // Every request should succeed, however long that takes, so only the number of retries is limited: there is no
     // retry budget. A request that waits for a paused limiter makes no attempt, so a pause costs it no retry.
@@ -220,13 +212,13 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     } else {
         writeln!(io::stdout(), "{text}")
     };
+    if let Some(path) = &args.view.report {
+        report::write(path, &summary)?;
+    }
     match written {
         // Whoever reads the results has closed the pipe, `head` for example.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::from(PIPE_CLOSED)),
         written => written.context("cannot write results")?,
-    }
-    if let Some(path) = &args.view.report {
-        report::write(path, &summary)?;
     }
     let at_end = end?;
     Ok(match reason {
@@ -238,6 +230,19 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         _ if summary.counts.failed > 0 => ExitCode::from(FAILED),
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// Shows what a run would do. Sends nothing and writes no results.
+async fn dry_run(args: &Args, target: Target, bounds: &Bounds) -> anyhow::Result<ExitCode> {
+    let done = if args.files.resume {
+        Claim::new(args, target.default_url())?.earlier(&args.files)?
+    } else {
+        None
+    };
+    let requests = Requests::open(&input::Options::new(args, target)).await?;
+    let plan = Plan::of(requests, done.unwrap_or_default(), bounds, args).await?;
+    let _ = writeln!(io::stdout(), "{plan}");
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Reads the whole input before anything is sent, so that malformed lines and the shortest possible time are reported
