@@ -208,7 +208,16 @@ fn a_wait_that_is_too_long_stops_the_run_and_keeps_the_answer() {
         "{said}"
     );
     assert!(server.arrived().len() <= 32);
-    assert_eq!(folder.results()[0]["response"]["error"]["message"], "come tomorrow");
+    let result = &folder.results()[0];
+    assert_eq!(
+        (&result["http_status"], &result["response"]["error"]["message"]),
+        (&429.into(), &"come tomorrow".into())
+    );
+    let message = result["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("asks to wait 1day") && message.contains("--max-wait 86401"),
+        "{message}"
+    );
 }
 
 #[test]
