@@ -14,7 +14,7 @@ pub(crate) use limits::LimitArgs;
 pub(crate) use local::LocalArgs;
 pub(crate) use send::SendArgs;
 pub(crate) use target::Target;
-pub(crate) use view::ViewArgs;
+pub(crate) use view::{CostArgs, ViewArgs};
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, error::ErrorKind};
 use std::{env, ffi::OsString, net::SocketAddr, path::PathBuf};

@@ -200,8 +200,9 @@ impl Output {
         mut self,
         mut results: mpsc::Receiver<Finished>,
         progress: &Progress,
+        has_prices: bool,
     ) -> (Counts, io::Result<()>) {
-        let mut counts = Counts::default();
+        let mut counts = Counts::new(has_prices);
         let mut batch = Vec::new();
         // All results that wait in the channel are written and flushed together. Results that arrive slowly are flushed
         // one by one.
@@ -236,7 +237,7 @@ impl Output {
         }
         for finished in batch.drain(..) {
             counts.add(&finished);
-            progress.finished(finished.status());
+            progress.finished(&finished);
         }
         Ok(())
     }

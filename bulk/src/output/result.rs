@@ -8,6 +8,7 @@ use super::{
 use crate::{
     args::OutputFormat,
     input::{Malformed, Request, without_secrets},
+    price::{Money, Price},
 };
 use http::{Response, Uri};
 use hyper::body::Bytes;
@@ -29,6 +30,7 @@ pub(crate) struct Finished {
     /// `None` for a malformed line.
     request: Option<Request>,
     end: End,
+    cost: Option<Money>,
 }
 
 enum End {
@@ -66,6 +68,8 @@ struct Line<'a> {
     error: Option<Problem>,
     tokens: u64,
     tokens_used: Option<u64>,
+    /// In the currency of the prices; `null` if no prices are given, or if the answer reports no usage.
+    cost: Option<Box<RawValue>>,
     created_at: Option<String>,
     queued_at: Option<String>,
     processing_started_at: Option<String>,
@@ -143,6 +147,7 @@ impl Finished {
                 kind: "MalformedLine",
                 message: malformed.reason,
             },
+            cost: None,
         }
     }
 
@@ -152,7 +157,22 @@ impl Finished {
             custom_id: request.custom_id.clone(),
             request: Some(request),
             end,
+            cost: None,
         }
+    }
+
+    /// Computes what the request has cost, by the usage that its answer reports.
+    ///
+    /// The answer of a failed request counts as well, if it reports usage. Attempts before the last one do not: their
+    /// answers are not kept, and providers do not charge for the common ones, such as 429 and 503.
+    pub(crate) fn priced(mut self, price: &Price) -> Self {
+        self.cost = self.response().and_then(|response| price.of_answer(response.body()));
+        self
+    }
+
+    /// What the request has cost: `None` without [prices](Self::priced), or if its answer reports no usage.
+    pub(crate) const fn cost(&self) -> Option<Money> {
+        self.cost
     }
 
     pub(crate) const fn line(&self) -> u64 {
@@ -234,6 +254,7 @@ impl Finished {
             error: self.problem(),
             tokens: self.tokens(),
             tokens_used: event.and_then(|event| event.api_tokens_used),
+            cost: self.cost.and_then(Money::to_json),
             created_at: at(|event| Some(event.created_at)),
             queued_at: at(|event| event.queued_at),
             processing_started_at: at(|event| event.processing_started_at),
