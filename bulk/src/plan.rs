@@ -5,7 +5,7 @@ use crate::{
     input::Requests,
     limits::Bounds,
     output::Done,
-    price::Money,
+    price::{Money, Price},
     view::{
         Cause,
         text::{grouped, span},
@@ -47,6 +47,8 @@ pub(crate) struct Found {
     pub(crate) duplicates: u64,
     /// The requests that need more tokens than the limits ever allow.
     pub(crate) too_large: u64,
+    /// The requests to send that set no bound of their output, which is then in no estimate.
+    pub(crate) unbounded: u64,
     pub(crate) tokens: u64,
     pub(crate) largest: u64,
 }
@@ -99,6 +101,7 @@ impl Plan {
                 found.largest = found.largest.max(request.tokens);
                 if let (Some(sum), Some(price)) = (&mut cost, &price) {
                     *sum += price.estimate(&request);
+                    found.unbounded += u64::from(!Price::bounds_output(&request));
                 }
                 tokens.push(request.tokens);
             } else {
@@ -219,6 +222,14 @@ impl fmt::Display for Plan {
         }
         if let Some(cost) = self.cost {
             writeln!(f, "  {:<10} {cost:>15}  at most, if the estimates are right", "cost")?;
+            if found.unbounded > 0 {
+                let unbounded = grouped(found.unbounded);
+                writeln!(
+                    f,
+                    "  {:26}  and the output of {unbounded} requests that set no max_tokens",
+                    ""
+                )?;
+            }
         }
         writeln!(f, "\nlimits: {bounds}")?;
         write!(f, "the last request is sent after {}", exact(self.time))?;

@@ -57,6 +57,12 @@ impl Price {
         self.input.times(request.tokens - output) + self.output.times(output)
     }
 
+    /// Returns whether the request sets a bound of its output, so that its [estimate](Self::estimate) is one of all of
+    /// its cost.
+    pub(crate) fn bounds_output(request: &Request) -> bool {
+        usage::max_output(&request.body) > 0
+    }
+
     fn of_usage(&self, usage: &Usage) -> Money {
         // A write to the cache costs more than plain input: by 25 % for the cache of five minutes, and twice as much for
         // that of an hour (Anthropic, the only provider that reports writes).
@@ -92,6 +98,11 @@ impl Money {
     /// Returns the part of this amount that is above `bound`, or zero.
     pub(crate) const fn above(self, bound: Self) -> Self {
         Self(self.0.saturating_sub(bound.0))
+    }
+
+    /// Returns the mean, rounded up, of an amount that is the sum of this many; zero if there is none.
+    pub(crate) fn shared_by(self, count: u64) -> Self {
+        Self(self.0.div_ceil(u128::from(count.max(1))))
     }
 
     pub(crate) const fn is_zero(self) -> bool {

@@ -7,8 +7,8 @@ use tokio::sync::Notify;
 
 /// The money of a run: what its finished requests have cost, and what those that are under way will cost at most.
 ///
-/// Before a request is submitted, its estimate is [reserved](Self::reserve). So the bound is exceeded only where requests
-/// cost more than their estimates.
+/// Before a request is submitted, its estimate is [reserved](Self::reserve), or the mean cost of the finished requests if
+/// that is more: a request may set no bound of its output. So the bound is exceeded only where requests cost more.
 #[derive(Debug)]
 pub(crate) struct Spending {
     price: Price,
@@ -22,6 +22,8 @@ struct State {
     spent: Money,
     expected: Money,
     under_way: u64,
+    /// The number of requests that have cost something.
+    paid: u64,
 }
 
 /// The estimate of a request that is under way. Dropping it takes the estimate back.
@@ -54,13 +56,14 @@ impl Spending {
     ///
     /// A future that is dropped has reserved nothing.
     pub(crate) async fn reserve(self: &Arc<Self>, request: &Request) -> Option<Expected> {
-        let estimate = self.price.estimate(request);
+        let own_estimate = self.price.estimate(request);
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             // Registered before the check, so that a change between the check and the wait is not missed.
             changed.as_mut().enable();
             {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                let estimate = own_estimate.max(state.mean_cost());
                 let sum = state.spent + state.expected + estimate;
                 if self.bound.is_none_or(|bound| sum <= bound) {
                     state.expected += estimate;
@@ -104,6 +107,16 @@ impl Spending {
     }
 }
 
+// === impl State ===
+
+impl State {
+    fn mean_cost(&self) -> Money {
+        self.spent.shared_by(self.paid)
+    }
+}
+
+// === impl Expected ===
+
 impl Expected {
     pub(crate) fn price(&self) -> &Price {
         &self.spending.price
@@ -124,7 +137,10 @@ impl Drop for Expected {
         let mut state = self.spending.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.expected = state.expected.above(self.estimate);
         state.under_way -= 1;
-        state.spent += self.cost.unwrap_or_default();
+        if let Some(cost) = self.cost {
+            state.spent += cost;
+            state.paid += 1;
+        }
         drop(state);
         self.spending.changed.notify_waiters();
     }
@@ -205,6 +221,19 @@ mod tests {
         assert_eq!(expected.settle(Some(money("12.5")), true).unwrap(), reason);
         assert_eq!(spending.overshoot(), Some(money("2.5")));
         assert!(spending.reserve(&request()).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_request_without_a_bound_of_its_output_counts_as_the_mean_of_those_before() {
+        let unbounded = Request {
+            tokens: 0,
+            body: "{}".into(),
+            ..request()
+        };
+        let spending = spending("10");
+        let first = spending.reserve(&unbounded).await.unwrap();
+        assert_eq!(first.settle(Some(money("6")), true), None);
+        assert!(spending.reserve(&unbounded).await.is_none());
     }
 
     #[tokio::test]

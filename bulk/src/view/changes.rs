@@ -9,6 +9,9 @@ use std::{mem, time::Duration};
 /// 429s that are further apart than this belong to different episodes.
 const EPISODE: Duration = Duration::from_secs(60);
 
+/// The end of a pause that is shorter than this is not told, as its beginning is not.
+const SHORT_PAUSE: Duration = Duration::from_secs(2);
+
 /// The smallest change of a limit that is told: a tenth. A limit that adapts to the provider's 429s changes every second
 /// by less.
 const TOLD_CHANGE: f64 = 0.1;
@@ -16,6 +19,7 @@ const TOLD_CHANGE: f64 = 0.1;
 /// What was told last.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
+    /// Whether there is a pause that is not short.
     is_paused: bool,
     limits: Vec<(Cause, u64)>,
     status_429: u64,
@@ -35,8 +39,12 @@ impl Changes {
 
     /// The end of a pause. Its beginning is told by the code that reads the response which asks for it.
     fn pause(&mut self, snapshot: &Snapshot) -> Option<String> {
-        let was_paused = mem::replace(&mut self.is_paused, snapshot.pause.is_some());
-        (was_paused && !self.is_paused).then(|| "the pause is over".to_owned())
+        let Some(pause) = &snapshot.pause else {
+            return mem::take(&mut self.is_paused).then(|| "the pause is over".to_owned());
+        };
+        let left = pause.until.duration_since(snapshot.now).unwrap_or_default();
+        self.is_paused |= left >= SHORT_PAUSE;
+        None
     }
 
     fn throttling(&mut self, snapshot: &Snapshot) -> Option<String> {
@@ -46,7 +54,8 @@ impl Changes {
         }
         self.status_429 = snapshot.status_429;
         let last = self.last_429.replace(snapshot.elapsed);
-        let is_episode = last.is_none_or(|last| snapshot.elapsed.saturating_sub(last) > EPISODE);
+        // The first 429 is told with its body, as the first failure of its kind.
+        let is_episode = last.is_some_and(|last| snapshot.elapsed.saturating_sub(last) > EPISODE);
         let count = grouped(snapshot.status_429);
         is_episode.then(|| format!("the provider rejects requests for its limits: {count} x 429 so far"))
     }
@@ -101,8 +110,9 @@ mod tests {
     fn the_end_of_a_pause_is_told_once() {
         let mut changes = quiet();
         assert!(changes.find(&paused(75)).is_empty());
-        assert!(changes.find(&paused(90)).is_empty());
+        assert!(changes.find(&paused(1)).is_empty());
         assert_eq!(changes.find(&sample()), ["the pause is over"]);
+        assert!(changes.find(&paused(1)).is_empty());
         assert!(changes.find(&sample()).is_empty());
     }
 
