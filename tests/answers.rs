@@ -267,6 +267,17 @@ async fn a_stream_is_an_answer_only_with_its_end_and_without_an_error() {
             Some(Reason::ReportedError),
         ),
         (
+            format!("{hello}event: error\n\ndata: [DONE]\n\n"),
+            Some(Reason::ReportedError),
+        ),
+        (
+            format!("{hello}data: {{\"error\":{{\"code\":502}},\"choices\":[{{\"delta\":{{}}}}]}}\n\ndata: [DONE]\n\n"),
+            Some(Reason::ReportedError),
+        ),
+        // A document in place of the stream.
+        (r#"{"error":{"code":502}}"#.to_owned(), Some(Reason::ReportedError)),
+        (r#"{"choices":[{"finish_reason":"stop"}]}"#.to_owned(), None),
+        (
             format!("{claude}event: message_stop\ndata: {{\"type\":\"message_stop\"}}\n\n"),
             None,
         ),
@@ -397,6 +408,12 @@ async fn the_error_tells_what_the_body_reports_and_whether_it_may_pass() {
             true,
         ),
         (r#"{"error":"Bad Request","code":400}"#, Some(400), None, false),
+        (
+            r#"{"error":{"code":401},"choices":[{"finish_reason":"error"}]}"#,
+            Some(401),
+            None,
+            false,
+        ),
         // Unknown errors, and sentences, by which nothing is decided.
         (r#"{"error":{"code":-32000}}"#, None, None, true),
         (r#"{"error":{"type":"mystery"}}"#, None, Some("mystery"), true),
@@ -436,6 +453,26 @@ async fn a_body_that_is_not_in_memory_is_not_checked() {
     let client = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(())));
     let response = CheckLayer::new().layer(client).oneshot(Request::new(())).await;
     assert_eq!(response.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_streamed_answer_is_not_checked_when_its_body_has_ended() {
+    use http_body_util::{BodyExt, Full};
+    let client = service_fn(async |_: Request<Bytes>| {
+        let body = Full::new(Bytes::from_static(b"data: {\"choices\":[{}]}\n\n"));
+        let response = Response::builder().header("content-type", EVENTS).body(body);
+        Ok::<_, Infallible>(response.unwrap())
+    });
+    let executor = Executor::builder()
+        .layer(CheckLayer::new())
+        .build_streaming(client)
+        .unwrap();
+    executor.start().unwrap();
+    let call = executor.submit(prompt()).await.unwrap();
+    let event = call.event().clone();
+    let body = call.await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert!(body.starts_with(b"data:"));
+    assert_eq!(event.finished().await.status, RequestStatus::Completed);
 }
 
 /// A client that gives each of `answers` to one attempt, and then an answer to all others. Counts the attempts.

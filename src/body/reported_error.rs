@@ -99,7 +99,7 @@ impl ReportedError {
             let has_failed = matches!(document.text("status"), Some("failed" | "cancelled"));
             return has_failed.then(|| Self::of_response(document));
         }
-        if let Some(error) = Self::of_choices(document.get("choices").map_or(&[][..], Outline::elements)) {
+        if let Some(error) = Self::of_choices(document) {
             return Some(error);
         }
         if ANSWERS
@@ -161,13 +161,15 @@ impl ReportedError {
         }
     }
 
-    /// Returns the error of the first of `choices`, if each of them has an error in place of the end of its answer.
-    fn of_choices(choices: &[Outline]) -> Option<Self> {
+    /// Returns the error of the first choice, if each choice has an error in place of the end of its answer.
+    fn of_choices(document: &Outline) -> Option<Self> {
+        let choices = document.get("choices")?.elements();
         let has_failed = |choice: &Outline| {
             choice.get("error").is_some_and(Outline::is_something) || choice.text("finish_reason") == Some("error")
         };
         let first = choices.first().filter(|_| choices.iter().all(has_failed))?;
-        Some(first.get("error").map_or_else(Self::default, Self::of))
+        let error = first.get("error").or_else(|| document.get("error"));
+        Some(error.map_or_else(Self::default, Self::of))
     }
 
     /// Returns the first of a list of `errors`, if the document tells that there is no answer beside them.

@@ -44,9 +44,8 @@ enum End {
 }
 
 /// What is the same in all result lines of a run.
-#[derive(Clone, Default)]
 pub(super) struct Style {
-    pub(super) format: Option<OutputFormat>,
+    pub(super) format: OutputFormat,
     /// The URL of requests whose line names none; `None` is the local provider.
     pub(super) default_url: Option<Uri>,
     /// Whether the request is repeated in its result.
@@ -230,8 +229,8 @@ impl Finished {
         let is_failure = self.status() != RequestStatus::Completed;
         let answer = self.response().map(|response| Answer::of(response, is_failure));
         match style.format {
-            Some(OutputFormat::OpenaiBatch) => batch::to_json(self, answer.as_ref(), style),
-            _ => self.to_line(answer.as_ref(), style),
+            OutputFormat::OpenaiBatch => batch::to_json(self, answer.as_ref(), style),
+            OutputFormat::Lines => self.to_line(answer.as_ref(), style),
         }
     }
 
@@ -312,9 +311,9 @@ impl Finished {
         let url = self
             .request
             .as_ref()
-            .map(|request| request.url.as_ref().or(style.default_url.as_ref()))
-            // A URL without a host is one of the local provider.
-            .map(|url| url.filter(|url| url.host().is_some()));
+            .map(|request| request.url.as_ref().or(style.default_url.as_ref()));
+        // A URL without a host is a path of the local provider.
+        let url = url.map(|url| url.filter(|url| url.host().is_some()));
         Identity {
             hash: self.request.as_ref().map(|request| hex(request.hash)),
             host: url.map(|url| url.map_or(LOCAL, |url| url.host().unwrap_or_default()).to_owned()),

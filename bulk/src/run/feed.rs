@@ -11,6 +11,7 @@ use crate::{
     view::Progress,
 };
 use http::Response;
+use humantime::format_duration;
 use hyper::body::Bytes;
 use std::sync::{
     Arc,
@@ -19,7 +20,7 @@ use std::sync::{
 use tokio::sync::mpsc;
 use tower_outbound::{
     Call, CallHandle, Error, Executor, RequestStatus,
-    error::{BadResponse, RetryAfterTooLong},
+    error::{BadResponse, BodyTooLarge, RetryAfterTooLong},
 };
 
 /// Submits requests as fast as places in the queue of the executor become free.
@@ -177,11 +178,14 @@ impl Report {
     async fn when_ended(self, call: CallHandle<Bytes, Bytes>) {
         let event = call.event().clone();
         let result = call.await;
-        let event = event.finished().await;
+        let mut event = event.finished().await;
         if event.status == RequestStatus::Cancelled && !event.attempts.iter().any(was_cut) {
             // Nothing of the request is lost or paid for in vain, and --resume sends it: it needs no result.
             self.left.add();
             return;
+        }
+        if let Some(message) = result.as_ref().err().and_then(with_option) {
+            event.error_message = Some(message);
         }
         // The error of a failed call is in its event.
         let response = result.map_or_else(|error| failed_response(&error), Some);
@@ -201,6 +205,24 @@ impl Report {
 /// Returns whether the attempt was cancelled while it was on the wire, so that it may have been paid for.
 fn was_cut(attempt: &tower_outbound::event::Attempt) -> bool {
     attempt.status_code.is_none() && attempt.error_type.as_deref() == Some("Cancelled")
+}
+
+/// Returns the message of an error that names the option of this program, where that of the library names a method.
+fn with_option(error: &Error) -> Option<String> {
+    if let Some(error) = error.find::<RetryAfterTooLong>() {
+        let (status, delay) = (error.status(), error.delay().as_secs());
+        let (asked, longest) = (format_duration(error.delay()), format_duration(error.max_delay()));
+        return Some(format!(
+            "{status}: the provider asks to wait {asked}, and the longest wait is {longest}: --max-wait {} would wait for \
+             it",
+            delay + 1
+        ));
+    }
+    let too_large = error.find::<BodyTooLarge>()?;
+    let limit = too_large.limit();
+    Some(format!(
+        "the response is larger than {limit} bytes: --max-response sets that limit"
+    ))
 }
 
 /// Returns the response that an error holds.
