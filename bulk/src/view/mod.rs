@@ -16,7 +16,7 @@ use changes::Changes;
 use lines::Schedule;
 use state::{BudgetLevel, Ended, PauseView, Rest, TimeLeft, binding};
 use std::{
-    io::{Stderr, stderr},
+    io::{Stderr, Write, stderr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -134,7 +134,8 @@ impl Progress {
             // A terminal that cannot be written to is no reason to stop the run.
             let _ = screen.print_above(text, terminal::size().0);
         } else {
-            eprintln!("{text}");
+            // Standard error may be closed, which is no reason to stop the run either.
+            let _ = writeln!(stderr(), "{text}");
         }
     }
 
