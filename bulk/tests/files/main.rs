@@ -272,6 +272,18 @@ fn a_file_that_holds_no_requests_is_refused_by_name() {
 }
 
 #[test]
+fn nothing_is_sent_to_a_real_api_without_an_input() {
+    let run = Run::new();
+    let mut command = Command::new(cargo_bin_cmd!("bulk").get_program());
+    command
+        .current_dir(run.folder.path())
+        .args(["--url", &run.server.url("/ok")]);
+    let output = command.output().unwrap();
+    assert_eq!((code(&output), run.sent().len()), (1, 0));
+    assert!(stderr(&output).contains("no --input is given"), "{}", stderr(&output));
+}
+
+#[test]
 fn a_malformed_line_has_a_result_and_the_others_are_sent() {
     let run = Run::new();
     let input = run.file("in.jsonl", format!("{THREE}[]\n{{\"a\":\n"));
