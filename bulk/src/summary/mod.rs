@@ -93,7 +93,7 @@ impl Summary {
             counts.completed, survey.requests
         )?;
         for (name, count, meaning) in [
-            ("failed", counts.failed, "no response, or one without a 2xx status"),
+            ("failed", counts.failed, "no answer, or one that is no success"),
             (
                 "429s",
                 counts.status_429,
@@ -102,9 +102,13 @@ impl Summary {
             (
                 "other",
                 counts.other_failures,
-                "other failed attempts: 503, no connection, …",
+                "other failed attempts: 503, no connection, no answer in a 200, …",
             ),
-            ("cancelled", counts.cancelled, "ended by Ctrl-C"),
+            (
+                "cancelled",
+                counts.cancelled,
+                "cut off on the wire when the run was stopped",
+            ),
             ("skipped", survey.skipped, "completed by an earlier run"),
             ("not sent", self.not_sent, "left for --resume"),
             (
