@@ -35,6 +35,9 @@ pub(crate) struct Summary {
     pub(crate) not_sent: u64,
 }
 
+/// A limit that was used to less than this, in percent, has not held up the run.
+const MIN_BINDING: f64 = 50.0;
+
 /// A row of the table of limits in the summary.
 struct LimitRow {
     name: &'static str,
@@ -252,7 +255,15 @@ impl fmt::Display for Summary {
         let Some((binding, percent)) = percents.max_by(|(_, one), (_, other)| one.total_cmp(other)) else {
             return Ok(());
         };
-        write!(f, "\nbinding limit: {}, used to {percent:.2} %", binding.name)?;
+        if percent < MIN_BINDING {
+            let name = binding.name;
+            write!(
+                f,
+                "\nno limit held the run up: {name}, the closest, was used to {percent:.2} %"
+            )?;
+        } else {
+            write!(f, "\nbinding limit: {}, used to {percent:.2} %", binding.name)?;
+        }
         if binding.in_vain > 0.0 {
             let AttemptCounts {
                 requests_in_vain,
@@ -274,6 +285,18 @@ impl fmt::Display for Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_attempts_in_vain_were_charged_is_a_part_of_what_was_used() {
+        let pace = Pace {
+            per_minute: 600,
+            burst: 10,
+            initial: 10,
+        };
+        let row = LimitRow::of_rate("requests/min", Some(pace), 99, 11, Duration::from_secs(10));
+        assert_eq!((row.percent, row.achieved), (Some(100.0), 600.0));
+        assert_eq!(row.in_vain, 10.0);
+    }
 
     #[test]
     fn a_limit_is_used_completely_when_the_bucket_ends_empty() {
