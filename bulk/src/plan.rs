@@ -2,7 +2,7 @@
 
 use crate::{
     args::Args,
-    input::Requests,
+    input::{Malformed, Requests},
     limits::Bounds,
     output::Done,
     price::{Money, Price},
@@ -12,9 +12,8 @@ use crate::{
     },
 };
 use std::{
-    collections::{HashSet, hash_map::RandomState},
     fmt,
-    hash::BuildHasher,
+    io::{self, Write as _},
     path::PathBuf,
     time::Duration,
 };
@@ -27,6 +26,8 @@ use tower_outbound::{
 #[derive(Debug)]
 pub(crate) struct Plan {
     input: PathBuf,
+    /// The form of the input, and what else is to be known about it, in a line each.
+    notes: Vec<String>,
     bounds: Bounds,
     pub(crate) found: Found,
     /// What the requests would cost at most; `None` if no prices are given.
@@ -43,8 +44,6 @@ pub(crate) struct Found {
     pub(crate) malformed: u64,
     /// The requests that an earlier run has completed.
     pub(crate) skipped: u64,
-    /// The requests with the `custom_id` of an earlier one.
-    pub(crate) duplicates: u64,
     /// The requests that need more tokens than the limits ever allow.
     pub(crate) too_large: u64,
     /// The requests to send that set no bound of their output, which is then in no estimate.
@@ -83,17 +82,16 @@ impl Plan {
         let mut cost = price.map(|_| Money::default());
         // Eight bytes for each request: the requests themselves are not kept.
         let mut tokens = Vec::new();
-        let hasher = RandomState::new();
-        let mut ids = HashSet::new();
         while let Some(line) = requests.next().await? {
-            let Ok(request) = line else {
-                found.malformed += 1;
-                continue;
+            let request = match line {
+                Ok(request) => request,
+                Err(Malformed { line, reason, .. }) => {
+                    found.malformed += 1;
+                    let _ = writeln!(io::stderr(), "line {line} is malformed: {reason}");
+                    continue;
+                }
             };
             found.requests += 1;
-            if let Some(id) = &request.custom_id {
-                found.duplicates += u64::from(!ids.insert(hasher.hash_one(id.get())));
-            }
             if done.take(&request) {
                 found.skipped += 1;
             } else if bounds.fits(request.tokens, &args.limits) {
@@ -101,13 +99,15 @@ impl Plan {
                 found.largest = found.largest.max(request.tokens);
                 if let (Some(sum), Some(price)) = (&mut cost, &price) {
                     *sum += price.estimate(&request);
-                    found.unbounded += u64::from(!Price::bounds_output(&request));
+                    found.unbounded += u64::from(request.tokens > 0 && !Price::bounds_output(&request));
                 }
                 tokens.push(request.tokens);
             } else {
                 found.too_large += 1;
             }
         }
+        let notes = [requests.form().to_string()].into_iter();
+        let notes = notes.chain(requests.repeated_ids()).chain(done.notes()).collect();
         let mut planned = *bounds;
         // The burst of tokens grows for a request that needs more, and what the bucket holds stays as it is.
         if let Some(pace) = &mut planned.tokens {
@@ -116,6 +116,7 @@ impl Plan {
         let (time, phases) = simulate(&planned.limits(), &tokens)?;
         Ok(Self {
             input: args.files.input().to_owned(),
+            notes,
             bounds: *bounds,
             found,
             cost,
@@ -194,18 +195,20 @@ impl Phases {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            found, bounds, phases, ..
+            found,
+            bounds,
+            phases,
+            notes,
+            ..
         } = self;
         writeln!(f, "dry run of {}: nothing was sent", self.input.display())?;
+        for note in notes {
+            writeln!(f, "{note}")?;
+        }
         for (name, count, meaning) in [
             ("requests", found.requests, ""),
             ("malformed", found.malformed, "lines that are not requests"),
             ("skipped", found.skipped, "completed by an earlier run"),
-            (
-                "duplicates",
-                found.duplicates,
-                "requests with the custom_id of an earlier one",
-            ),
             (
                 "too large",
                 found.too_large,
