@@ -2,6 +2,7 @@
 
 use crate::{
     limits::{Bounds, Pace},
+    summary::counts::is_success,
     view::{Cause, Snapshot},
 };
 use std::time::{Duration, SystemTime};
@@ -57,7 +58,7 @@ impl Recording {
     /// Records the attempts of a request that has ended. `estimate` is its estimate of tokens.
     pub(crate) fn add(&mut self, event: &NetworkRequestEvent, estimate: u64) {
         for attempt in &event.attempts {
-            let is_success = attempt.status_code.is_some_and(|code| (200..300).contains(&code));
+            let is_success = is_success(attempt);
             let slot = self.slot(attempt.started_at.duration_since(self.started).unwrap_or_default());
             slot.requests += 1;
             slot.failures += u64::from(!is_success);

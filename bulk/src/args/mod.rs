@@ -77,8 +77,8 @@ rest is left for --resume. Twice: what is on the wire is cancelled, too.
 
 Exit codes:
   0    every request has a COMPLETED line
-  1    the run could not start, or was broken off: because of the input, the output or the settings, or because every
-       further request would have failed
+  1    the run could not start, or was broken off: because of the input, the output or the settings, because every
+       further request would have failed, or because --max-cost is reached
   2    the command line is wrong
   3    some requests FAILED
   4    some requests have no result line

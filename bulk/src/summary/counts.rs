@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     time::{Duration, SystemTime},
 };
-use tower_outbound::RequestStatus;
+use tower_outbound::{RequestStatus, event::Attempt};
 
 /// The number of distinct error messages that are counted separately. Requests with further messages are counted
 /// together as `others`.
@@ -126,7 +126,7 @@ impl Counts {
         };
         self.first_created = Some(self.first_created.unwrap_or(event.created_at).min(event.created_at));
         for attempt in &event.attempts {
-            let is_success = attempt.status_code.is_some_and(|code| (200..300).contains(&code));
+            let is_success = is_success(attempt);
             self.requests += 1;
             if is_success {
                 self.successes += 1;
@@ -176,6 +176,11 @@ impl Counts {
             0.0
         }
     }
+}
+
+/// Returns whether the attempt had a 2xx response, and one that is an answer.
+pub(crate) fn is_success(attempt: &Attempt) -> bool {
+    attempt.error_type.is_none() && attempt.status_code.is_some_and(|code| (200..300).contains(&code))
 }
 
 fn between(start: Option<SystemTime>, end: Option<SystemTime>) -> Duration {

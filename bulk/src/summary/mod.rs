@@ -35,6 +35,9 @@ pub(crate) struct Summary {
     pub(crate) not_sent: u64,
 }
 
+/// A limit that was used to less than this, in percent, has not held up the run.
+const MIN_BINDING: f64 = 50.0;
+
 /// A row of the table of limits in the summary.
 struct LimitRow {
     name: &'static str,
@@ -93,7 +96,7 @@ impl Summary {
             counts.completed, survey.requests
         )?;
         for (name, count, meaning) in [
-            ("failed", counts.failed, "no response, or one without a 2xx status"),
+            ("failed", counts.failed, "no answer, or one that is no success"),
             (
                 "429s",
                 counts.status_429,
@@ -102,9 +105,13 @@ impl Summary {
             (
                 "other",
                 counts.other_failures,
-                "other failed attempts: 503, no connection, …",
+                "other failed attempts: 503, no connection, no answer in a 200, …",
             ),
-            ("cancelled", counts.cancelled, "ended by Ctrl-C"),
+            (
+                "cancelled",
+                counts.cancelled,
+                "cut off on the wire when the run was stopped",
+            ),
             ("skipped", survey.skipped, "completed by an earlier run"),
             ("not sent", self.not_sent, "left for --resume"),
             (
@@ -248,7 +255,15 @@ impl fmt::Display for Summary {
         let Some((binding, percent)) = percents.max_by(|(_, one), (_, other)| one.total_cmp(other)) else {
             return Ok(());
         };
-        write!(f, "\nbinding limit: {}, used to {percent:.2} %", binding.name)?;
+        if percent < MIN_BINDING {
+            let name = binding.name;
+            write!(
+                f,
+                "\nno limit held the run up: {name}, the closest, was used to {percent:.2} %"
+            )?;
+        } else {
+            write!(f, "\nbinding limit: {}, used to {percent:.2} %", binding.name)?;
+        }
         if binding.in_vain > 0.0 {
             let AttemptCounts {
                 requests_in_vain,
@@ -270,6 +285,18 @@ impl fmt::Display for Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_attempts_in_vain_were_charged_is_a_part_of_what_was_used() {
+        let pace = Pace {
+            per_minute: 600,
+            burst: 10,
+            initial: 10,
+        };
+        let row = LimitRow::of_rate("requests/min", Some(pace), 99, 11, Duration::from_secs(10));
+        assert_eq!((row.percent, row.achieved), (Some(100.0), 600.0));
+        assert_eq!(row.in_vain, 10.0);
+    }
 
     #[test]
     fn a_limit_is_used_completely_when_the_bucket_ends_empty() {

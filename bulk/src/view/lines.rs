@@ -2,7 +2,7 @@
 
 use super::{
     state::Snapshot,
-    text::{grouped, span},
+    text::{grouped, span, time_of_day},
 };
 use std::{fmt::Write as _, time::Duration};
 
@@ -62,7 +62,10 @@ pub(crate) fn line(snapshot: &Snapshot) -> String {
         snapshot.in_flight
     );
     let waiting = snapshot.queued;
-    if waiting > 0 {
+    if let Some(pause) = &snapshot.pause {
+        let until = time_of_day(pause.until, snapshot.now);
+        let _ = write!(line, ", paused until {until}, {} waiting", grouped(waiting));
+    } else if waiting > 0 {
         let _ = write!(line, ", {} waiting for {}", grouped(waiting), snapshot.waits_for.name());
     }
     if snapshot.waiting_to_retry > 0 {
@@ -108,6 +111,20 @@ mod tests {
         assert!(schedule.is_due(Duration::from_secs(100)));
         assert!(!schedule.is_due(Duration::from_secs(119)));
         assert!(schedule.is_due(Duration::from_secs(120)));
+    }
+
+    #[test]
+    fn a_line_in_a_pause_says_until_when() {
+        let mut snapshot = crate::view::sample();
+        snapshot.pause = Some(crate::view::state::PauseView {
+            until: snapshot.now + Duration::from_secs(75),
+            by: "the provider".to_owned(),
+        });
+        let line = line(&snapshot);
+        assert!(
+            line.contains(", paused until 14:04:35 UTC, 100 waiting, 2 to retry"),
+            "{line}"
+        );
     }
 
     #[test]

@@ -131,7 +131,6 @@ impl Progress {
     /// Prints a message without disturbing the live view, also when progress is not shown.
     pub(crate) fn note(&self, text: &str) {
         if let Display::Live(screen) = &mut *self.display() {
-            // A terminal that cannot be written to is no reason to stop the run.
             let _ = screen.print_above(text, terminal::size().0);
         } else {
             // Standard error may be closed, which is no reason to stop the run either.
@@ -145,10 +144,15 @@ impl Progress {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             ticks.tick().await;
-            for line in self.tick(&self.snapshot(monitor)) {
+            let snapshot = self.snapshot(monitor);
+            for line in self.tick(&snapshot) {
                 self.note(&line);
             }
-            self.draw(monitor);
+            if let Display::Live(screen) = &mut *self.display() {
+                let size = terminal::size();
+                // A terminal that cannot be written to is no reason to stop the run.
+                let _ = screen.draw(live::lines(&snapshot, size.0), size);
+            }
         }
     }
 
@@ -180,17 +184,6 @@ impl Progress {
             told.push(lines::line(snapshot));
         }
         if is_shown { told } else { Vec::new() }
-    }
-
-    fn draw(&self, monitor: &Monitor) {
-        if !matches!(*self.display(), Display::Live(_)) {
-            return;
-        }
-        let snapshot = self.snapshot(monitor);
-        let size = terminal::size();
-        if let Display::Live(screen) = &mut *self.display() {
-            let _ = screen.draw(live::lines(&snapshot, size.0), size);
-        }
     }
 
     fn snapshot(&self, monitor: &Monitor) -> Snapshot {

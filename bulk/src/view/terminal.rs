@@ -16,7 +16,7 @@ use ratatui::{
     },
     layout::Rect,
     style::Style,
-    text::Line,
+    text::{Line, Span},
     widgets::{Paragraph, Widget},
 };
 use std::{
@@ -111,7 +111,16 @@ impl<W: Write> Screen<W> {
 
     fn row(&mut self, cells: &[Cell]) -> io::Result<()> {
         let mut style = Style::reset();
+        // The number of further cells that the last symbol covers: a Chinese letter takes two.
+        let mut covered = 0;
         for cell in cells {
+            if covered > 0 {
+                covered -= 1;
+                continue;
+            }
+            if !cell.symbol().is_ascii() {
+                covered = Span::raw(cell.symbol()).width().saturating_sub(1);
+            }
             let wanted = cell.style();
             if self.has_colors && wanted != style {
                 let ContentStyle {
@@ -181,6 +190,13 @@ mod tests {
         screen.draw(lines(&["one", "two", "three"]), (20, 3)).unwrap();
         let frame = written(&mut screen);
         assert!(frame.contains("two") && !frame.contains("three"), "{frame:?}");
+    }
+
+    #[test]
+    fn a_letter_that_takes_two_cells_is_not_followed_by_the_second() {
+        let mut screen = screen(false);
+        screen.draw(lines(&["日本 x"]), (20, 10)).unwrap();
+        assert!(written(&mut screen).contains("日本 x\u{1b}[K"));
     }
 
     #[test]
