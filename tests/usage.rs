@@ -448,7 +448,7 @@ fn an_estimate_counts_a_medium_as_a_typical_one_and_never_its_base64() {
         (openai(r#"{"type":"image"}"#), 0),
     ] {
         let body = body.replace("B64", &base64);
-        assert_eq!(estimated(&body), tokens, "{:.200}", body);
+        assert_eq!(estimated(&body), tokens, "{body:.200}");
     }
     // Long texts that only resemble base64.
     for text in [
@@ -457,7 +457,7 @@ fn an_estimate_counts_a_medium_as_a_typical_one_and_never_its_base64() {
         "語".repeat(4_000),
     ] {
         let body = openai(&format!(r#"{{"type":"text","text":"{text}"}}"#));
-        assert_eq!(estimated(&body), text.chars().count() as u64 / 4, "{:.20}", text);
+        assert_eq!(estimated(&body), text.chars().count() as u64 / 4, "{text:.20}");
     }
 }
 

@@ -217,7 +217,7 @@ impl ResponseDetails {
             kind_is_guess: false,
             message: redact::text(message.as_ref()).into_owned(),
             sources: None,
-            response: ResponseDetails::default(),
+            response: Self::default(),
         }));
         self
     }

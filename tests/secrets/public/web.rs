@@ -10,9 +10,9 @@ use std::{io, time::Duration, time::SystemTime};
 use tower::{BoxError, Layer, Service, ServiceExt, retry::Policy, service_fn};
 use tower_outbound::{
     ApiTokensUsed, Deadline, DeadlineLayer, Executor, Limits, Rate, RateLimiter,
-    body::{BodyLayer, CollectLayer, StreamLayer},
+    body::{BodyLayer, CheckLayer, CollectLayer, StreamLayer},
     client::Reqwest,
-    error::{BodyFailed, BodyTooLarge, DeadlineExceeded, RetryAfterTooLong},
+    error::{BadResponse, BodyFailed, BodyTooLarge, DeadlineExceeded, RetryAfterTooLong},
     provider::{AverageEstimate, CharacterEstimate, FeedbackLayer, Provider, Reset, Unit, UsageLayer},
     rate::{AsCharged, Budget, ByUsage},
     retry::{ByClone, ByWholeBody, RetryPolicy},
@@ -65,6 +65,24 @@ pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     *long.body_mut() = Bytes::from_static(&[b'x'; 10]);
     let too_large = CollectLayer::new(9).layer(client()).call(long).await.unwrap_err();
     shown.display(too_large.downcast_ref::<BodyTooLarge>().unwrap());
+    // The error has the whole response, and a message of its body.
+    let refused = service_fn(|request: Request<Bytes>| {
+        let message = format!("could not reach {}", request.uri());
+        let body = serde_json::json!({"error": {"message": message}, "prompt": request.body().to_vec()});
+        let mut response = Response::new(Bytes::from(body.to_string()));
+        *response.headers_mut() = request.headers().clone();
+        std::future::ready(Ok::<_, BoxError>(response))
+    });
+    shown.debug(&CheckLayer::new());
+    let mut check = CheckLayer::new().layer(refused);
+    shown.debug(&check);
+    let future = check.call(request(secrets));
+    shown.debug(&future);
+    let error = future.await.unwrap_err();
+    let error = error.downcast_ref::<BadResponse>().unwrap();
+    shown.display(error);
+    shown.debug(&error.reason());
+    assert!(error.message().is_some());
     shown.debug(&UsageLayer::new());
     let mut usage = UsageLayer::new().layer(client());
     shown.debug(&usage);
@@ -100,6 +118,12 @@ pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     shown.debug(&Unit::Tokens);
     shown.display(&Provider::OpenAi);
     shown.display(&secrets.of("provider").parse::<Provider>().unwrap_err());
+    shown.debug(&Provider::OpenAi.key_header(&secrets.of("key")).unwrap());
+    shown.display(
+        &Provider::OpenAi
+            .key_header(&format!("{} x", secrets.of("key")))
+            .unwrap_err(),
+    );
 
     // Retries, settlement and deadlines.
     let mut policy = RetryPolicy::new().max_delay(Duration::from_secs(1));
