@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[command(next_help_heading = "Files")]
 pub(crate) struct FileArgs {
     /// The file of requests, one JSON object per line, also compressed by gzip or zstd. `-` is standard input. Pipes are
-    /// read once [default: bulk/data/requests.jsonl, with 500 requests]
+    /// read once [default for the local provider: 500 requests that come with the program]
     #[arg(long, value_name = "FILE")]
     pub(super) input: Option<PathBuf>,
 
@@ -97,9 +97,15 @@ pub(crate) enum OutputFormat {
 }
 
 impl FileArgs {
+    /// The input, or a name to show for the requests that come with the program.
     pub(crate) fn input(&self) -> &Path {
-        let bundled = concat!(env!("CARGO_MANIFEST_DIR"), "/data/requests.jsonl");
-        self.input.as_deref().unwrap_or_else(|| Path::new(bundled))
+        self.given_input().unwrap_or_else(|| Path::new("(bundled requests)"))
+    }
+
+    /// The input of the command line. Without one, the requests that come with the program are sent to the local
+    /// provider.
+    pub(crate) fn given_input(&self) -> Option<&Path> {
+        self.input.as_deref()
     }
 
     pub(crate) fn output(&self) -> &Path {

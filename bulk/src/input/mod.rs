@@ -19,7 +19,7 @@ pub(crate) use form::Form;
 pub(crate) use line::without_secrets;
 
 use crate::args::{Args, Target};
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use http::{HeaderMap, Method, Uri};
 use hyper::body::Bytes;
 use serde_json::value::RawValue;
@@ -30,6 +30,10 @@ use std::{
     sync::Arc,
 };
 use tower_outbound::provider::Provider;
+
+/// The requests that are sent to the local provider if no input is given. They are in the program, because an installed
+/// one has no files beside it.
+const BUNDLED: &[u8] = include_bytes!("../../data/requests.jsonl");
 
 /// The size of the beginning of the input that is looked at to tell what it is, in bytes.
 const HEAD: usize = 64 << 10;
@@ -82,7 +86,8 @@ pub(crate) enum Tokens {
 /// How the input is read.
 #[derive(Clone)]
 pub(crate) struct Options {
-    path: PathBuf,
+    /// `None` for the requests that come with the program.
+    path: Option<PathBuf>,
     /// The form of all lines; `None` to recognize that of each line.
     form: Option<Form>,
     /// The longest line, in bytes.
@@ -145,7 +150,7 @@ impl Options {
     /// Takes the options from the command line. `target` is where requests are sent to.
     pub(crate) fn new(args: &Args, target: impl Into<Arc<Target>>) -> Self {
         Self {
-            path: args.files.input().to_owned(),
+            path: args.files.given_input().map(Path::to_owned),
             form: args.files.form(),
             max_line: args.files.max_line(),
             tokens: Tokens::new(args.limits.tokens_field.as_deref(), args.limits.estimate_times),
@@ -164,7 +169,14 @@ impl Requests {
     ///
     /// An error if the input cannot be read, or is no file of requests.
     pub(crate) async fn open(options: &Options) -> anyhow::Result<Self> {
-        let path = &options.path;
+        let Some(path) = &options.path else {
+            ensure!(
+                options.target.is_local(),
+                "no --input is given, and the requests that come with the program are for the local provider only"
+            );
+            let lines = Lines::from_memory(BUNDLED, options.max_line)?;
+            return Self::recognize(lines, options, true).await;
+        };
         let lines = Lines::open(path, options.max_line).with_context(|| format!("cannot open {}", path.display()))?;
         let is_rewindable = path != Path::new("-") && source::is_regular(path);
         let requests = Self::recognize(lines, options, is_rewindable).await;

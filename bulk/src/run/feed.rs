@@ -107,7 +107,13 @@ impl Feeder<'_> {
                     }
                     continue;
                 }
-                Ok(None) => return Fed { end: Ok(true), ..fed },
+                Ok(None) => {
+                    if !self.is_surveyed {
+                        let notes = requests.repeated_ids().into_iter().chain(done.notes());
+                        notes.for_each(|note| self.progress.note(&note));
+                    }
+                    return Fed { end: Ok(true), ..fed };
+                }
                 Err(error) => return Fed { end: Err(error), ..fed },
             };
             tokio::select! {

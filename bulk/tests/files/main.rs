@@ -272,6 +272,18 @@ fn a_file_that_holds_no_requests_is_refused_by_name() {
 }
 
 #[test]
+fn nothing_is_sent_to_a_real_api_without_an_input() {
+    let run = Run::new();
+    let mut command = Command::new(cargo_bin_cmd!("bulk").get_program());
+    command
+        .current_dir(run.folder.path())
+        .args(["--url", &run.server.url("/ok")]);
+    let output = command.output().unwrap();
+    assert_eq!((code(&output), run.sent().len()), (1, 0));
+    assert!(stderr(&output).contains("no --input is given"), "{}", stderr(&output));
+}
+
+#[test]
 fn a_malformed_line_has_a_result_and_the_others_are_sent() {
     let run = Run::new();
     let input = run.file("in.jsonl", format!("{THREE}[]\n{{\"a\":\n"));
@@ -392,6 +404,39 @@ fn results_of_another_api_are_not_taken_for_done() {
     assert_eq!(
         (code(&other.bulk("/ok", &input, &["--resume"])), other.sent().len()),
         (0, 3)
+    );
+}
+
+#[test]
+fn a_result_that_was_cut_off_is_sent_again_and_its_line_is_whole() {
+    let run = Run::new();
+    let input = run.file("in.jsonl", THREE);
+    assert_eq!(code(&run.bulk("/ok", &input, &[])), 0);
+    // As after a kill in the middle of a line.
+    let written = fs::read(run.path("out.jsonl")).unwrap();
+    fs::write(run.path("out.jsonl"), &written[..written.len() - 40]).unwrap();
+    assert_eq!(code(&run.bulk("/ok", &input, &["--resume"])), 0);
+    assert_eq!((run.results().len(), run.sent().len()), (3, 4));
+}
+
+#[test]
+fn a_file_of_something_else_is_neither_continued_nor_overwritten() {
+    let run = Run::new();
+    let input = run.file("in.jsonl", THREE);
+    let notes = "notes of a user\n";
+    for args in [
+        &[][..],
+        &["--resume"],
+        &["--errors", "out.jsonl", "--output", "other.jsonl"],
+    ] {
+        run.file("out.jsonl", notes);
+        assert_eq!(code(&run.bulk("/ok", &input, args)), 1, "{args:?}");
+        assert_eq!(fs::read_to_string(run.path("out.jsonl")).unwrap(), notes);
+    }
+    assert_eq!(code(&run.bulk("/ok", &input, &["--output", "in.jsonl", "--force"])), 1);
+    assert_eq!(
+        (fs::read_to_string(&input).unwrap().as_str(), run.sent().len()),
+        (THREE, 0)
     );
 }
 
