@@ -15,16 +15,16 @@
 //! | `limits.rs` | the limits that the command line sets |
 //! | `input/` | the file of requests, its forms, and the number of tokens of a request |
 //! | `output/` | the file of results, its lines, and what an earlier run wrote |
-//! | `run/` | the run from start to end: submit the requests, wait for the last call, stop |
+//! | `run/` | the run from start to end: feed the executor, watch the health of the attempts, stop |
 //! | `price/` | prices, what requests cost, and the bound of it |
-//! | `client.rs` | the client: reqwest with layers that read limits, usage and bodies |
+//! | `client/` | the client: reqwest with layers that read limits, usage and bodies; certificates to trust |
 //! | `attempts.rs` | counts each attempt as it ends |
 //! | `plan.rs` | what a run would do, send and cost, without sending |
 //! | `report.rs` | the picture of a run |
 //! | `recording.rs` | how the run went over time |
 //! | `view/` | what is shown during the run |
 //! | `summary/` | the counts of a run, and the summary at its end |
-//! | `local/` | the local provider, and the bucket it counts with |
+//! | `local/` | the local provider: its answers, its limits, and the bucket it counts with |
 
 mod args;
 mod attempts;

@@ -107,7 +107,10 @@ impl Health {
         let failure = match result {
             Ok(response) => {
                 let info = shared.provider.rate_limit_info(response.headers(), SystemTime::now());
-                self.tell_pause(response, info.retry_after);
+                // A run that stops does not wait.
+                if shared.keeps_going || info.retry_after.is_none_or(|delay| delay <= shared.max_wait) {
+                    self.tell_pause(response, info.retry_after);
+                }
                 Failure::of_response(shared.provider, response, info.retry_after, shared.max_wait)
             }
             Err(error) => Failure::of_error(&**error),

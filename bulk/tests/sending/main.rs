@@ -10,10 +10,10 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tempfile::TempDir;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 const WRONG_KEY: &str = r#"{"error":{"message":"Incorrect API key provided: sk-12345","code":"invalid_api_key"}}"#;
 
