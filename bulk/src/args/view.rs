@@ -45,8 +45,8 @@ pub(crate) struct CostArgs {
     #[arg(long, value_name = "PRICE", requires = "price_in")]
     price_cached_in: Option<PerMillion>,
 
-    /// Stop when the next request could exceed this cost: what is spent, and the estimates of the requests that are
-    /// under way, count. Exceeded only by requests that use more tokens than estimated. Attempts whose answer is lost
+    /// Stop when the next request could make this run cost more: what it has spent, and the estimates of the requests
+    /// that are under way, count. Exceeded only by requests that use more tokens than estimated. Attempts whose answer is lost
     /// (a timeout, for example) do not count
     #[arg(long, value_name = "AMOUNT", requires = "price")]
     pub(crate) max_cost: Option<Money>,

@@ -94,7 +94,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         tokens: survey.map_or(0, |survey| survey.tokens),
     };
     let attempts = Arc::<Attempts>::default();
-    let progress = Arc::new(Progress::new(work, bounds, attempts.clone(), &args.view));
+    let progress = Arc::new(Progress::new(work, bounds, attempts.clone(), &args));
     let spending = Spending::of(&args.view.cost);
     let health = Health::new(stopper.clone(), progress.clone(), limiter.clone(), &args.send, &target);
     // Every request should succeed, however long that takes, so only the number of retries is limited: there is no

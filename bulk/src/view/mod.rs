@@ -11,12 +11,12 @@ pub(crate) mod text;
 
 pub(crate) use state::{Cause, Snapshot};
 
-use crate::{args::ViewArgs, attempts::Attempts, limits::Bounds, output::Finished, price::Money, recording::Recording};
+use crate::{args::Args, attempts::Attempts, limits::Bounds, output::Finished, price::Money, recording::Recording};
 use changes::Changes;
 use lines::Schedule;
 use state::{BudgetLevel, Ended, PauseView, Rest, TimeLeft, binding};
 use std::{
-    io::{Stderr, Write, stderr},
+    io::{IsTerminal, Stderr, Write, stderr, stdout},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -64,10 +64,13 @@ enum Display {
 
 impl Progress {
     /// `bounds` are the limits of the run at its start, and `attempts` counts the attempts of its client.
-    pub(crate) fn new(work: Work, bounds: Bounds, attempts: Arc<Attempts>, args: &ViewArgs) -> Self {
+    pub(crate) fn new(work: Work, bounds: Bounds, attempts: Arc<Attempts>, args: &Args) -> Self {
+        // Results on the same terminal would be drawn over.
+        let mixes_with_results = args.files.writes_to_stdout() && stdout().is_terminal();
+        let args = &args.view;
         let display = if args.quiet {
             Display::Nothing
-        } else if args.lines || !terminal::is_capable() {
+        } else if args.lines || mixes_with_results || !terminal::is_capable() {
             Display::Lines
         } else {
             Display::Live(Screen::new(stderr(), terminal::has_colors()))
