@@ -235,6 +235,8 @@ async fn no_public_type_shows_a_secret() {
     shown.debug(&Rate::per_second(1));
     shown.debug(&tower_outbound::rate::Amount::from(1));
     shown.debug(&Limits::new());
+    shown.debug(&Limits::new().plan().unwrap());
+    shown.debug(&tower_outbound::rate::Binding::Concurrency);
     shown.debug(&ByExtension);
     shown.display(&RateLimiter::new(Limits::new().requests(Rate::per_second(0))).unwrap_err());
     shown.display(&"calling".parse::<RequestStatus>().unwrap_err());
