@@ -20,6 +20,8 @@ pub(crate) struct SendArgs {
     provider: Option<Provider>,
 
     /// The URL to send requests to [default: the local provider]
+    ///
+    /// A line that names a path, such as /v1/embeddings, is sent to that path of the same server.
     #[arg(long, value_name = "URL")]
     pub(super) url: Option<String>,
 

@@ -148,13 +148,14 @@ impl Target {
         {
             return Ok(None);
         }
-        if is_version_only(url.path()) {
-            return with_path(url, url.path(), &path).map(Some);
+        // A path without a slash at its beginning is no path of the server's root, as those of batch files are.
+        if !text.starts_with('/') && !is_version_only(url.path()) {
+            return Err(format!(
+                "the URL {} is relative, and --url names another path: give --base-url instead of --url",
+                shown(&path)
+            ));
         }
-        Err(format!(
-            "the URL {} is relative, and --url names another path: give --base-url instead of --url",
-            shown(&path)
-        ))
+        with_path(url, root(url.path(), path.path()), &path).map(Some)
     }
 
     fn absolute(&self, text: &str) -> Result<Uri, String> {
@@ -246,6 +247,21 @@ fn decoded(text: &str) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// Returns the part of the path of --url under which the paths of lines are. It is what stands before the first segment
+/// of `path`, for example `/proxy` of `/proxy/v1/chat/completions` for the path `/v1/embeddings`. If that segment is not
+/// there, it is the whole path of --url if that is only a version, and otherwise nothing, as when a link is followed.
+fn root<'a>(url_path: &'a str, path: &str) -> &'a str {
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    let mut start = 0;
+    for segment in url_path.split('/') {
+        if segment == first && !first.is_empty() {
+            return &url_path[..start];
+        }
+        start += segment.len() + 1;
+    }
+    if is_version_only(url_path) { url_path } else { "" }
 }
 
 /// Returns the URL with the origin of `base`, whose path is `base_path` followed by that of `path`. Segments with which
@@ -356,7 +372,7 @@ mod tests {
     fn a_relative_url_fits_to_a_url_that_ends_with_it_or_has_no_path_of_its_own() {
         let chat = target(Some("https://x.com/v1/chat/completions"), None);
         assert_eq!(resolved(&chat, "/v1/chat/completions"), Ok("--url".into()));
-        assert!(resolved(&chat, "/v1/embeddings").unwrap_err().contains("--base-url"));
+        assert!(resolved(&chat, "embeddings").unwrap_err().contains("--base-url"));
         for url in ["https://x.com", "https://x.com/", "https://x.com/v1"] {
             let embeddings = Ok("https://x.com/v1/embeddings".into());
             assert_eq!(
@@ -367,6 +383,30 @@ mod tests {
         }
         assert_eq!(target(Some("https://x.com/v1"), None).resolve(None), Ok(None));
         assert!(target(None, Some("https://x.com/v1")).resolve(None).is_err());
+    }
+
+    #[test]
+    fn a_path_of_a_line_replaces_that_of_the_url_under_the_same_root() {
+        for (url, line, joined) in [
+            (
+                "https://x.com/v1/chat/completions",
+                "/v1/embeddings",
+                "https://x.com/v1/embeddings",
+            ),
+            (
+                "https://x.com/proxy/v1/chat",
+                "/v1/embeddings",
+                "https://x.com/proxy/v1/embeddings",
+            ),
+            ("https://x.com/chat", "/items/7?a=1", "https://x.com/items/7?a=1"),
+            ("https://x.com/v1/v1/chat", "/v1/b", "https://x.com/v1/b"),
+        ] {
+            assert_eq!(
+                resolved(&target(Some(url), None), line),
+                Ok(joined.into()),
+                "{url} {line}"
+            );
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use http::{Response, StatusCode, header};
 use hyper::body::Bytes;
 use serde_json::Value;
 use std::{error::Error as StdError, fmt, io, time::Duration};
-use tower_outbound::provider::Provider;
+use tower_outbound::{error::BadResponse, provider::Provider};
 
 /// The longest text of a failure that is shown, in characters.
 const MAX_TEXT: usize = 300;
@@ -144,8 +144,21 @@ impl Failure {
         let io = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>().map(io::Error::kind));
         // The type of the error of a resolver is private to the client, and the kind of its I/O error has no name.
         let is_unknown_host = causes(error).any(|cause| cause.to_string() == "dns error");
+        let bad = causes(error).find_map(|cause| cause.downcast_ref::<BadResponse>());
         let (kind, message) = if error.is::<Untrusted>() {
             (Kind::Certificate, error.to_string())
+        } else if let Some(bad) = bad {
+            // The status is a 2xx, but the body reports another one.
+            let kind = match bad.reported_status().map_or(0, |status| status.as_u16()) {
+                401 => Kind::Key,
+                402 => Kind::Quota,
+                403 => Kind::Forbidden,
+                404 => Kind::NoSuchPath,
+                429 => Kind::Throttled,
+                503 | 529 => Kind::Overloaded,
+                _ => Kind::BadAnswer,
+            };
+            (kind, error.to_string())
         } else if is_unknown_host {
             (Kind::UnknownHost, format!("the host cannot be found: {last}"))
         } else if io == Some(io::ErrorKind::ConnectionRefused) {

@@ -43,6 +43,9 @@ use tower_outbound::{
     retry::{RetryPolicy, never_sent},
 };
 
+/// Signals within this time after the first one are the same one.
+const SAME_SIGNAL: Duration = Duration::from_millis(300);
+
 const FAILED: u8 = 3;
 const LOST: u8 = 4;
 const PIPE_CLOSED: u8 = 141;
@@ -326,7 +329,13 @@ async fn drain(executor: &Executor<Bytes, Bytes>, stopper: &Stopper, limit: Dura
 
 /// Stops the run at the first signal, and cancels what is on the wire at the second.
 async fn stop_on_signals(stopper: Stopper, progress: Arc<Progress>, monitor: Monitor, limit: Duration) {
+    let mut first_at = None;
     let on_signal = |signal: Signal| {
+        // `timeout` and the like send a signal to the program and to its group: what comes twice at once is one signal.
+        if first_at.is_some_and(|at: Instant| at.elapsed() < SAME_SIGNAL) {
+            return;
+        }
+        first_at.get_or_insert_with(Instant::now);
         let on_wire = monitor.calling();
         progress.note(&if stopper.stop(StopReason::Signal(signal)) {
             format!(

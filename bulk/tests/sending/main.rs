@@ -279,7 +279,7 @@ fn what_is_on_the_wire_is_cut_by_a_second_signal_or_after_the_time_to_drain() {
     let child = folder.start(&["--url", &server.url(), "--concurrency", "4"]);
     wait_until(|| server.arrived().len() == 4);
     signal(&child, "-INT");
-    thread::sleep(Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(600));
     signal(&child, "-INT");
     assert_code(&child.wait_with_output().unwrap(), 130);
     assert_eq!(folder.count("CANCELLED"), 4);
@@ -291,6 +291,23 @@ fn what_is_on_the_wire_is_cut_by_a_second_signal_or_after_the_time_to_drain() {
     signal(&child, "-TERM");
     assert_code(&child.wait_with_output().unwrap(), 143);
     assert_eq!(folder.count("CANCELLED"), 4);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_that_comes_twice_at_once_is_one_signal() {
+    let server = Server::start(async |_| {
+        sleep(Duration::from_secs(1)).await;
+        good()
+    });
+    let folder = Folder::with(40);
+    let child = folder.start(&["--url", &server.url(), "--concurrency", "4"]);
+    wait_until(|| server.arrived().len() == 4);
+    // As `timeout` does.
+    signal(&child, "-TERM");
+    signal(&child, "-TERM");
+    assert_code(&child.wait_with_output().unwrap(), 143);
+    assert_eq!(folder.count("COMPLETED"), 4);
 }
 
 #[cfg(unix)]
