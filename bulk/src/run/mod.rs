@@ -10,7 +10,7 @@ use crate::{
     args::{Args, OnMalformed, Target},
     attempts::{Attempts, AttemptsLayer},
     client,
-    input::{self, Admission, Requests},
+    input::{self, Admission, Form, Requests},
     limits::{Bounds, TokenBurst},
     local::Provider,
     output::{Claim, Done},
@@ -127,22 +127,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let admission = Admission::new(args.files.memory, args.files.ordered);
     let output = claim.open(&args.files, done.as_ref(), &admission)?;
 
-    if args.send.insecure {
-        progress.note("WARNING: --insecure: certificates are not checked, so anybody on the way can read the key");
-    }
-    if let Some(note) = target.note.as_ref().filter(|_| !args.view.quiet) {
-        progress.note(note);
-    }
-    if !args.view.quiet {
-        progress.note(&form.to_string());
-        progress.note(&match (survey, to_send, min_time) {
-            (Some(Survey { tokens, .. }), Some(to_send), Some(min_time)) => {
-                let min_time = min_time.as_secs_f64();
-                format!("{to_send} requests, {tokens} tokens: at least {min_time:.1} s at {bounds}")
-            }
-            _ => format!("requests are read once, as they come, and sent at {bounds}"),
-        });
-    }
+    announce(&progress, &args, &target, form, bounds, survey.zip(min_time));
     let (results, received) = mpsc::channel(64);
     let has_prices = spending.is_some();
     let writer = {
@@ -223,11 +208,46 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::from(PIPE_CLOSED)),
         written => written.context("cannot write results")?,
     }
-    let at_end = end?;
+    let at_end = end? || is_surveyed;
+    exit_code(reason, &summary, at_end)
+}
+
+/// Tells what the run is about to do.
+fn announce(
+    progress: &Progress,
+    args: &Args,
+    target: &Target,
+    form: Form,
+    bounds: Bounds,
+    known: Option<(Survey, Duration)>,
+) {
+    if args.send.insecure {
+        progress.note("WARNING: --insecure: certificates are not checked, so anybody on the way can read the key");
+    }
+    if args.view.quiet {
+        return;
+    }
+    if let Some(note) = &target.note {
+        progress.note(note);
+    }
+    progress.note(&form.to_string());
+    progress.note(&match known {
+        Some((survey, min_time)) => {
+            let (to_send, tokens) = (survey.requests - survey.skipped, survey.tokens);
+            let min_time = min_time.as_secs_f64();
+            format!("{to_send} requests, {tokens} tokens: at least {min_time:.1} s at {bounds}")
+        }
+        None => format!("requests are read once, as they come, and sent at {bounds}"),
+    });
+}
+
+/// How the run has ended, as the help describes it. `at_end` is whether it is known that nothing of the input is left
+/// beside what the summary counts.
+fn exit_code(reason: Option<StopReason>, summary: &Summary, at_end: bool) -> anyhow::Result<ExitCode> {
     Ok(match reason {
         _ if summary.lost() > 0 => ExitCode::from(LOST),
         Some(StopReason::Signal(signal)) => ExitCode::from(signal.exit_code()),
-        Some(StopReason::Hopeless(text) | StopReason::MaxCost(text)) if not_sent > 0 || !(at_end || is_surveyed) => {
+        Some(StopReason::Hopeless(text) | StopReason::MaxCost(text)) if summary.not_sent > 0 || !at_end => {
             anyhow::bail!("stopped early: {text}")
         }
         _ if summary.counts.failed > 0 => ExitCode::from(FAILED),
