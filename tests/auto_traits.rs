@@ -48,7 +48,7 @@ fn types_of_the_feature_http_are_clone_send_and_sync() {
         body::*,
         client::{self, Reqwest},
         deadline::{Deadline, DeadlineLayer, DeadlineService},
-        error::{BodyFailed, BodyTooLarge, DeadlineExceeded, RetryAfterTooLong},
+        error::{BadResponse, BodyFailed, BodyTooLarge, DeadlineExceeded, RetryAfterTooLong},
         provider::*,
         rate::ByUsage,
         retry::{ByClone, ByWholeBody, Delay, RetryPolicy},
@@ -58,6 +58,7 @@ fn types_of_the_feature_http_are_clone_send_and_sync() {
     all::<(DeadlineLayer, DeadlineService<()>, Deadline)>();
     all::<(BodyLayer, BodyService<()>, StreamLayer, StreamService<()>)>();
     all::<(CollectLayer, Collect<()>, UsageLayer, Usage<()>)>();
+    all::<(CheckLayer, Check<()>)>();
     all::<(FeedbackLayer, Feedback<()>, RateLimitInfo, Provider)>();
     all::<(RetryPolicy, CharacterEstimate, AverageEstimate, ByUsage, ApiTokensUsed)>();
     all::<(ByClone, ByWholeBody)>();
@@ -70,7 +71,9 @@ fn types_of_the_feature_http_are_clone_send_and_sync() {
     error::<RetryAfterTooLong>();
     error::<BodyFailed>();
     error::<BodyTooLarge>();
+    error::<BadResponse>();
     error::<ParseProviderError>();
+    error::<InvalidKeyError>();
 }
 
 #[cfg(feature = "redis")]

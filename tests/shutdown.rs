@@ -64,6 +64,10 @@ enum End {
     /// A stop with a deadline that passes before the calls have ended.
     DeadlinePasses,
     Immediate,
+    /// A stop that finishes what is on the wire, with a limit that leaves it enough time.
+    SentFarAway,
+    /// The same with a limit that passes before the calls have ended.
+    SentPasses,
     /// A graceful stop, and an immediate one while the first still waits.
     GracefulThenImmediate,
     /// A graceful stop whose future is dropped while it waits.
@@ -94,11 +98,13 @@ const EVERY_STATE: [At; 7] = [
     At::Detached,
 ];
 
-const EVERY_END: [End; 9] = [
+const EVERY_END: [End; 11] = [
     End::Graceful,
     End::DeadlineFarAway,
     End::DeadlinePasses,
     End::Immediate,
+    End::SentFarAway,
+    End::SentPasses,
     End::GracefulThenImmediate,
     End::GracefulDropped,
     End::DeadlineDropped,
@@ -137,6 +143,11 @@ impl At {
         }
     }
 
+    /// How many calls are on the wire when the executor is ended.
+    fn on_wire(self) -> u64 {
+        u64::from(self != Self::Done)
+    }
+
     fn status(self) -> RequestStatus {
         match self {
             Self::NoPlace => RequestStatus::Pending,
@@ -160,7 +171,7 @@ impl End {
     /// How long the test lets the calls run between the start of the stop and their cancellation.
     fn patience(self) -> Duration {
         match self {
-            Self::DeadlinePasses | Self::GracefulThenImmediate => ms(1_000),
+            Self::DeadlinePasses | Self::GracefulThenImmediate | Self::SentPasses => ms(1_000),
             _ => ms(0),
         }
     }
@@ -168,7 +179,8 @@ impl End {
 
 /// Returns what the executor guarantees for a call in this state: its final status, and what its caller receives.
 fn guaranteed(at: At, end: End) -> (RequestStatus, Received) {
-    match (at, end.is_graceful()) {
+    let is_on_wire = matches!(at, At::Client | At::Detached);
+    match (at, end.is_graceful() || (end == End::SentFarAway && is_on_wire)) {
         (At::NoPlace, _) => (RequestStatus::Cancelled, Received::Closed),
         (At::Done, _) => (RequestStatus::Completed, Received::Response),
         (At::Detached, true) => (RequestStatus::Completed, Received::Nothing),
@@ -277,6 +289,8 @@ async fn ends(executor: TestExecutor, end: End) -> Option<StopReport> {
         End::DeadlineFarAway => Some(executor.stop(Shutdown::Within(far)).await),
         End::DeadlinePasses => Some(executor.stop(Shutdown::Within(end.patience())).await),
         End::Immediate => Some(executor.stop(Shutdown::Immediate).await),
+        End::SentFarAway => Some(executor.stop(Shutdown::SentWithin(far)).await),
+        End::SentPasses => Some(executor.stop(Shutdown::SentWithin(end.patience())).await),
         End::GracefulThenImmediate => {
             let graceful = executor.stop(Shutdown::Graceful);
             let immediate = async {
@@ -354,11 +368,16 @@ fn a_call_in_each_state_ends_as_guaranteed_for_each_way_to_end() {
                             At::Done => (0, 0),
                             _ => (at.others() + 1, at.others() + u64::from(at != At::NoPlace)),
                         };
-                        let completed = if end.is_graceful() { finished } else { 0 };
+                        let completed = match end {
+                            End::SentFarAway => at.on_wire(),
+                            _ if end.is_graceful() => finished,
+                            _ => 0,
+                        };
                         let expected = (completed, 0, open - completed);
                         assert_eq!((report.completed, report.failed, report.cancelled), expected, "{case}");
                         let elapsed = match (at, end.is_graceful()) {
                             (At::Done, _) => ms(0),
+                            _ if end == End::SentFarAway => TAKES - at.reached(),
                             (_, true) => at.last_end() - at.reached(),
                             (_, false) => end.patience(),
                         };
@@ -382,7 +401,7 @@ fn a_call_in_each_state_ends_as_guaranteed_for_each_way_to_end() {
             cases += 1;
         }
     }
-    assert_eq!(cases, 63);
+    assert_eq!(cases, 77);
 }
 
 // --- Concurrent and repeated stops ---
@@ -559,7 +578,12 @@ async fn the_last_clone_can_be_dropped_by_a_call_of_the_executor() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_stops_its_executor_does_not_wait_for_itself() {
-    for how in [Shutdown::Graceful, Shutdown::Within(ms(500)), Shutdown::Immediate] {
+    for how in [
+        Shutdown::Graceful,
+        Shutdown::Within(ms(500)),
+        Shutdown::SentWithin(ms(500)),
+        Shutdown::Immediate,
+    ] {
         let executor = unlimited()
             .concurrency_limit(2)
             .build_for_closures::<StopReport>()
@@ -773,7 +797,7 @@ fn a_stop_may_come_from_another_runtime_or_from_none() {
                     Shutdown::Graceful => assert_eq!(has_response, [true, true]),
                     Shutdown::Within(_) if !is_stuck => assert_eq!(has_response, [true, true]),
                     Shutdown::Within(_) => assert_eq!((has_response, report.cancelled), ([false, false], 2)),
-                    Shutdown::Immediate => {}
+                    Shutdown::Immediate | Shutdown::SentWithin(_) => {}
                 }
             }
         }

@@ -1,79 +1,163 @@
 //! The client: reqwest as a Tower service, with layers that read the provider's limits, the token usage and the whole
 //! body of each response.
 
-use crate::args::SendArgs;
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
+use crate::args::{SendArgs, Target};
+use anyhow::Context;
+use http::{HeaderValue, Request, Response, header};
 use hyper::body::Bytes;
+use std::{fmt, fs};
 use tower::{BoxError, Service, ServiceBuilder};
 use tower_outbound::{
-    RateLimiter,
-    body::CollectLayer,
+    Limiter,
+    body::{CheckLayer, CollectLayer},
     client::Reqwest,
-    provider::{FeedbackLayer, Provider, UsageLayer},
+    provider::{FeedbackLayer, UsageLayer},
 };
 
-/// The longest response body that is accepted, in bytes: 64 MiB.
-const MAX_BODY: usize = 64 << 20;
+/// The certificate of the server is not trusted. Another attempt would meet the same certificate, so the error is none
+/// of a lost connection, and is not retried.
+#[derive(Debug)]
+pub(crate) struct Untrusted(String);
 
 /// Makes a client that collects the body inside the call, so that a call keeps its permit and its event stays open
-/// until the body is complete. The client reports the provider's limits and delays to the limiter.
-pub(crate) fn service(
+/// until the body is complete. A 2xx whose body is no answer is an error. The client reports the provider's limits and delays to the limiter, and the result of
+/// each attempt to `observe`.
+pub(crate) fn service<F>(
     client: reqwest::Client,
-    limiter: RateLimiter,
-    provider: Provider,
+    limiter: Limiter,
+    args: &SendArgs,
     adopts_limits: bool,
+    observe: F,
 ) -> impl Service<
     Request<Bytes>,
     Response = Response<Bytes>,
     Error = BoxError,
-    Future = impl Future<Output = Result<Response<Bytes>, BoxError>> + Send,
+    Future = impl Future<Output = Result<Response<Bytes>, BoxError>> + Send + use<F>,
 > + Clone
-+ Send {
-    let mut feedback = FeedbackLayer::new(limiter, provider);
++ Send
++ use<F>
+where
+    F: Fn(&Result<Response<Bytes>, BoxError>) + Clone + Send,
+{
+    let mut feedback = FeedbackLayer::new(limiter, args.provider()).max_pause(args.max_wait);
     if adopts_limits {
         // The limiter adopts the limits that the provider reports. Where the provider reports none, the limiter adapts
         // its rates to the provider's 429s.
         feedback = feedback.adopt_limits().adapt();
     }
     ServiceBuilder::new()
-        .layer(CollectLayer::new(MAX_BODY))
+        .map_result(move |result| {
+            observe(&result);
+            result
+        })
+        .layer(CheckLayer::new())
+        .layer(CollectLayer::new(args.max_response))
         .layer(feedback)
         .layer(UsageLayer::new())
-        // The URL of a request may hold a key, so an error must not show the URL in results or messages.
-        .map_err(reqwest::Error::without_url)
+        .map_request(with_content_type)
+        .map_err(transport_error)
         .service(Reqwest::new(client))
 }
 
-/// Makes the HTTP client. It adds `headers` to every request after the executor has recorded the request, so that
-/// events do not hold the headers, which may be keys.
-pub(crate) fn reqwest(
-    mut headers: HeaderMap,
-    args: &SendArgs,
-    url: &Uri,
-    local: bool,
-) -> reqwest::Result<reqwest::Client> {
+/// Adds the content type to a request with a body, unless the line or the command line gives one.
+fn with_content_type(mut request: Request<Bytes>) -> Request<Bytes> {
+    if !request.body().is_empty() {
+        request
+            .headers_mut()
+            .entry(header::CONTENT_TYPE)
+            .or_insert(HeaderValue::from_static("application/json"));
+    }
+    request
+}
+
+/// The URL of a request may hold a key, so an error must not show the URL in results or messages.
+fn transport_error(error: reqwest::Error) -> BoxError {
+    let error = error.without_url();
+    match certificate_error(&error) {
+        Some(reason) => Box::new(Untrusted(reason)),
+        None => Box::new(error),
+    }
+}
+
+fn certificate_error(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    causes(error).find_map(|cause| match cause.downcast_ref::<rustls::Error>() {
+        Some(error @ (rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)) => {
+            Some(error.to_string())
+        }
+        _ => None,
+    })
+}
+
+/// Returns an error and its causes, outermost first, also those that an I/O error wraps.
+pub(crate) fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    let next = |error: &&'a (dyn std::error::Error + 'static)| {
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        wrapped
+            .map(|wrapped| wrapped as &(dyn std::error::Error + 'static))
+            .or_else(|| error.source())
+    };
+    // An error can be its own source.
+    std::iter::successors(Some(error), next).take(32)
+}
+
+/// Makes the HTTP client. It adds the headers of the target to every request after the executor has recorded the
+/// request, so that events do not hold them: they may be keys. A header that the request has is kept.
+pub(crate) fn reqwest(target: &Target, args: &SendArgs) -> anyhow::Result<reqwest::Client> {
     // reqwest panics if the process has no default crypto provider. `install_default` fails if there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    headers
-        .entry(header::CONTENT_TYPE)
-        .or_insert(HeaderValue::from_static("application/json"));
     let mut client = reqwest::Client::builder()
         .user_agent(concat!("tower-outbound-bulk/", env!("CARGO_PKG_VERSION")))
-        .default_headers(headers)
+        .default_headers(target.headers.clone())
         .timeout(args.timeout)
+        .connect_timeout(args.connect_timeout)
         // Redirects are not followed, so that one call is exactly one request, as the limits count it, and keys are
         // sent to no host except the given one.
         .redirect(reqwest::redirect::Policy::none());
-    if local {
+    if target.is_local() {
         // If the environment names a proxy, the proxy cannot reach a provider inside this process.
         client = client.no_proxy();
     }
-    if url.scheme_str() == Some("http") {
+    if let Some(proxy) = &args.proxy {
+        // The URL of a proxy may hold a password, which the error must not show.
+        let proxy = reqwest::Proxy::all(proxy).map_err(|_| anyhow::anyhow!("--proxy is not the URL of a proxy"))?;
+        client = client.proxy(proxy);
+    }
+    if args.http2 {
+        client = client.http2_prior_knowledge();
+    }
+    if args.insecure {
+        client = client.tls_danger_accept_invalid_certs(true);
+    }
+    #[cfg(unix)]
+    if let Some(path) = &args.unix_socket {
+        client = client.unix_socket(path.clone());
+    }
+    if let Some(path) = &args.ca {
+        let cannot = || format!("--ca: cannot read certificates from {}", path.display());
+        let certificates = reqwest::Certificate::from_pem_bundle(&fs::read(path).with_context(cannot)?);
+        let certificates = certificates.with_context(cannot)?;
+        anyhow::ensure!(
+            !certificates.is_empty(),
+            "--ca: {} holds no certificate in PEM",
+            path.display()
+        );
+        client = client.tls_certs_merge(certificates);
+    } else if target.is_plain_http() {
         // Without installed certificates the client could not be built, although http needs none.
         client = client.tls_certs_only([]);
     }
-    client.build()
+    client.build().context("cannot make a client")
 }
+
+impl fmt::Display for Untrusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the certificate of the server is not trusted: {}", self.0)
+    }
+}
+
+impl std::error::Error for Untrusted {}
 
 #[cfg(test)]
 mod tests {
@@ -81,11 +165,34 @@ mod tests {
     use crate::args::Args;
     use clap::Parser;
 
+    fn client(command_line: &[&str]) -> anyhow::Result<reqwest::Client> {
+        let args = Args::parse_from([&["bulk"], command_line].concat()).send;
+        reqwest(&args.target()?, &args)
+    }
+
     #[tokio::test]
     async fn an_https_request_to_a_closed_port_fails_to_connect() {
-        let url = Uri::from_static("https://127.0.0.1:1/");
-        let client = reqwest(HeaderMap::new(), &Args::parse_from(["bulk"]).send, &url, true).unwrap();
-        let error = client.get(url.to_string()).send().await.unwrap_err();
+        let client = client(&[]).unwrap();
+        let error = client.get("https://127.0.0.1:1/").send().await.unwrap_err();
         assert!(error.is_connect(), "{error:?}");
+        assert_eq!(certificate_error(&error), None);
+    }
+
+    #[test]
+    fn the_error_for_a_bad_proxy_does_not_show_it() {
+        let error = format!("{:#}", client(&["--proxy", "nothing://user:secret@"]).unwrap_err());
+        assert!(error.contains("--proxy") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn a_content_type_is_added_to_a_body_only() {
+        let typed = |request| with_content_type(request).headers().get(header::CONTENT_TYPE).cloned();
+        assert_eq!(typed(Request::new(Bytes::new())), None);
+        assert_eq!(typed(Request::new("{}".into())).unwrap(), "application/json");
+        let text = Request::post("/")
+            .header("content-type", "text/plain")
+            .body("a".into())
+            .unwrap();
+        assert_eq!(typed(text).unwrap(), "text/plain");
     }
 }

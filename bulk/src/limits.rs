@@ -3,7 +3,7 @@
 use crate::args::{Args, LimitArgs, LocalArgs};
 use anyhow::ensure;
 use std::{fmt, num::NonZeroU64, str::FromStr, time::Duration};
-use tower_outbound::{Limits, Rate, rate::Budget};
+use tower_outbound::{Limiter, Limits, Rate, rate::Budget};
 
 /// An amount per minute; `None` if there is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +27,8 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// The limits of the command line. `largest` is the number of tokens of the largest request.
-    pub(crate) fn new(args: &Args, largest: u64) -> anyhow::Result<Self> {
+    /// The limits of the command line.
+    pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
         let LimitArgs {
             rpm,
             tpm,
@@ -44,8 +44,8 @@ impl Bounds {
             tpm.0.is_some() || tpm_burst.is_none(),
             "--tpm-burst cannot be combined with --tpm off"
         );
-        let pace = |per_minute: u64, burst: Option<NonZeroU64>, largest| {
-            let burst = burst.map_or_else(|| default_burst(per_minute, largest), NonZeroU64::get);
+        let pace = |per_minute: u64, burst: Option<NonZeroU64>| {
+            let burst = burst.map_or_else(|| default_burst(per_minute), NonZeroU64::get);
             // The earlier run may have used up the burst just before this run starts.
             let initial = if args.files.resume { 0 } else { burst };
             Pace {
@@ -55,17 +55,17 @@ impl Bounds {
             }
         };
         Ok(Self {
-            requests: rpm.0.map(|rpm| pace(rpm, *rpm_burst, 1)),
-            tokens: tpm.0.map(|tpm| pace(tpm, *tpm_burst, largest)),
+            requests: rpm.0.map(|rpm| pace(rpm, *rpm_burst)),
+            tokens: tpm.0.map(|tpm| pace(tpm, *tpm_burst)),
             concurrency: args.limits.concurrency.get(),
         })
     }
 
     /// The limits of the local provider, which may differ from those that the executor is given.
-    pub(crate) fn of_local(&self, local: &LocalArgs, largest: u64) -> Self {
-        let enforced = |given: Option<Pace>, local: Option<PerMinute>, largest| match local {
+    pub(crate) fn of_local(&self, local: &LocalArgs) -> Self {
+        let enforced = |given: Option<Pace>, local: Option<PerMinute>| match local {
             Some(PerMinute(per_minute)) => per_minute.map(|per_minute| {
-                let burst = default_burst(per_minute, largest);
+                let burst = default_burst(per_minute);
                 Pace {
                     per_minute,
                     burst,
@@ -75,8 +75,8 @@ impl Bounds {
             None => given,
         };
         Self {
-            requests: enforced(self.requests, local.local_rpm, 1),
-            tokens: enforced(self.tokens, local.local_tpm, largest),
+            requests: enforced(self.requests, local.local_rpm),
+            tokens: enforced(self.tokens, local.local_tpm),
             ..*self
         }
     }
@@ -100,6 +100,34 @@ impl Bounds {
             tokens: current(self.tokens, Budget::Tokens),
             ..*self
         }
+    }
+
+    /// Returns these bounds with the rates of `limits` where those are higher.
+    fn at_least(&self, limits: &Limits) -> Self {
+        let current = self.with_rates_of(limits);
+        let higher = |given: Option<Pace>, current: Option<Pace>| {
+            given.zip(current).map(|(given, current)| Pace {
+                per_minute: given.per_minute.max(current.per_minute),
+                ..given
+            })
+        };
+        Self {
+            requests: higher(self.requests, current.requests),
+            tokens: higher(self.tokens, current.tokens),
+            ..*self
+        }
+    }
+
+    /// Returns whether a request with this number of tokens can ever be sent.
+    pub(crate) fn fits(&self, tokens: u64, args: &LimitArgs) -> bool {
+        self.tokens.is_none_or(|pace| {
+            let most = if args.tpm_burst.is_some() {
+                pace.burst
+            } else {
+                pace.per_minute
+            };
+            tokens <= most
+        })
     }
 
     pub(crate) fn limits(&self) -> Limits {
@@ -141,11 +169,54 @@ impl Pace {
 }
 
 /// The burst if the command line sets none: the amount of one second, because a provider that counts by the second
-/// rejects a larger burst with 429. If the largest request costs more, the burst is the cost of that request, because
-/// the request must fit into the bucket. The burst is never above the amount of one minute, because no provider admits
-/// a larger request, and never below 1.
-fn default_burst(per_minute: u64, largest: u64) -> u64 {
-    (per_minute / 60).max(largest.min(per_minute)).max(1)
+/// rejects a larger burst with 429. It is never below 1.
+fn default_burst(per_minute: u64) -> u64 {
+    (per_minute / 60).max(1)
+}
+
+/// The burst of tokens of a limiter, which grows when a request needs more.
+///
+/// A request must fit into the bucket. If the burst were that of the largest request from the start, one large request
+/// would let many small ones pass at once, which a provider that counts by the second rejects. Growing leaves in the
+/// bucket what it holds, so that the pace of the requests before the large one stays as it was.
+pub(crate) struct TokenBurst {
+    limiter: Limiter,
+    bounds: Bounds,
+    /// Whether the command line leaves the burst to the program.
+    may_grow: bool,
+}
+
+impl TokenBurst {
+    pub(crate) const fn new(limiter: Limiter, bounds: Bounds, args: &LimitArgs) -> Self {
+        Self {
+            limiter,
+            bounds,
+            may_grow: args.tpm_burst.is_none(),
+        }
+    }
+
+    /// Raises the burst to `tokens`, but not above the amount of one minute: no provider admits a larger request.
+    pub(crate) fn grow_for(&mut self, tokens: u64) {
+        let Some(pace) = self.bounds.tokens else { return };
+        if !self.may_grow || tokens <= pace.burst || tokens > pace.per_minute {
+            return;
+        }
+        // The provider may have lowered the limit since the start, so that the request does not fit any more.
+        if self.bounds().tokens.is_none_or(|pace| tokens > pace.per_minute) {
+            return;
+        }
+        self.bounds.tokens = Some(Pace { burst: tokens, ..pace });
+        // A rate that was lowered, because the provider reports less or answers 429, is set to what the command line
+        // says again: if it is still too much, the next response lowers it. A rate that was raised stays.
+        let limits = self.bounds.at_least(&self.limiter.limits()).limits();
+        // This fails only for numbers that the limiter cannot represent. The request is then refused by name.
+        let _ = self.limiter.set_limits(limits);
+    }
+
+    /// The bounds with the rates and bursts of now.
+    pub(crate) fn bounds(&self) -> Bounds {
+        self.bounds.with_rates_of(&self.limiter.limits())
+    }
 }
 
 impl FromStr for PerMinute {
@@ -176,6 +247,8 @@ impl fmt::Display for Bounds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+    use tower_outbound::{Cost, RateLimiter};
 
     #[test]
     fn a_rate_is_a_number_or_off() {
@@ -187,11 +260,39 @@ mod tests {
     }
 
     #[test]
-    fn the_default_burst_is_one_second_or_the_largest_request() {
-        assert_eq!(default_burst(240_000, 493), 4_000);
-        assert_eq!(default_burst(6_000, 493), 493);
-        assert_eq!(default_burst(300, 493), 300);
-        assert_eq!(default_burst(3, 1), 1);
+    fn the_default_burst_is_the_amount_of_one_second() {
+        assert_eq!(default_burst(240_000), 4_000);
+        assert_eq!(default_burst(300), 5);
+        assert_eq!(default_burst(3), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_burst_grows_for_a_larger_request_and_leaves_the_level_as_it_is() {
+        let args = Args::parse_from(["bulk", "--tpm", "60000", "--rpm", "off"]);
+        let bounds = Bounds::new(&args).unwrap();
+        let limiter = RateLimiter::new(bounds.limits()).unwrap();
+        let mut burst = TokenBurst::new(limiter.clone().into(), bounds, &args.limits);
+        limiter.acquire(Cost::tokens(950)).await.unwrap();
+        burst.grow_for(60_001);
+        assert_eq!(burst.bounds().tokens.unwrap().burst, 1_000);
+        burst.grow_for(50_000);
+        assert_eq!(burst.bounds().tokens.unwrap().burst, 50_000);
+        assert_eq!(limiter.available().tokens, Some(0));
+        // A thousand tokens flow in each second.
+        let begun = tokio::time::Instant::now();
+        limiter.acquire(Cost::tokens(50_000)).await.unwrap();
+        assert_eq!(begun.elapsed().as_secs(), 50);
+    }
+
+    #[test]
+    fn a_burst_of_the_command_line_does_not_grow() {
+        let args = Args::parse_from(["bulk", "--tpm", "60000", "--tpm-burst", "2000"]);
+        let bounds = Bounds::new(&args).unwrap();
+        assert!(bounds.fits(2_000, &args.limits) && !bounds.fits(2_001, &args.limits));
+        let limiter = RateLimiter::new(bounds.limits()).unwrap();
+        let mut burst = TokenBurst::new(limiter.into(), bounds, &args.limits);
+        burst.grow_for(3_000);
+        assert_eq!(burst.bounds().tokens.unwrap().burst, 2_000);
     }
 
     #[test]

@@ -32,12 +32,27 @@ mod summary;
 mod view;
 
 use args::Args;
-use clap::{CommandFactory, Parser, error::ErrorKind};
-use std::process::ExitCode;
+use clap::{CommandFactory, error::ErrorKind};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::read();
+    if let Some(shell) = args.completions {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Args::command(), "bulk", &mut script);
+        return print(&script);
+    }
+    if args.man {
+        let mut page = Vec::new();
+        return match clap_mangen::Man::new(Args::command()).render(&mut page) {
+            Ok(()) => print(&page),
+            Err(error) => failed(&error.into()),
+        };
+    }
     let target = args.send.target().unwrap_or_else(|error| {
         Args::command()
             .error(ErrorKind::ValueValidation, format!("{error:#}"))
@@ -45,9 +60,20 @@ async fn main() -> ExitCode {
     });
     match run::run(args, target).await {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    // Standard error may be closed, which must not hide how the run ended.
+    let _ = writeln!(io::stderr(), "error: {error:#}");
+    ExitCode::FAILURE
+}
+
+/// Writes to the standard output. A reader that has read enough, such as `head`, is no failure.
+fn print(text: &[u8]) -> ExitCode {
+    match io::stdout().write_all(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => failed(&error.into()),
+        _ => ExitCode::SUCCESS,
     }
 }

@@ -29,6 +29,12 @@
 //! A streamed response that is neither read nor dropped holds the permit of its call. A
 //! [timeout](crate::ExecutorBuilder::timeout) bounds that time.
 //!
+//! # Answers
+//!
+//! A successful status (2xx) does not tell that there is an answer. Around a client whose bodies are collected,
+//! [`CheckLayer`] makes an error of a response whose body is none: an error document, a page, a stream without its end
+//! (feature `json`).
+//!
 //! # Failures
 //!
 //! Only a successful response (2xx) is streamed. Any other response is returned through all layers, so that a retry
@@ -59,15 +65,29 @@
 //! # }
 //! ```
 
+#[cfg(feature = "json")]
+mod answer;
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub mod check;
 pub mod collect;
 mod early_response;
+#[cfg(feature = "json")]
+mod events;
 mod failure;
 mod layer;
+#[cfg(feature = "json")]
+mod outline;
 mod read;
+#[cfg(feature = "json")]
+mod reported_error;
 pub mod stream;
 mod stream_body;
 mod whole;
 
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use check::{Check, CheckLayer};
 pub use collect::{Collect, CollectLayer};
 pub use layer::{BodyLayer, BodyService, ResponseFuture};
 pub use stream::{StreamLayer, StreamService};
@@ -75,3 +95,5 @@ pub use stream_body::StreamBody;
 pub use whole::WholeBody;
 
 pub(crate) use early_response::{is_delivered, open_early_response};
+#[cfg(feature = "json")]
+pub(crate) use events::{EventReader, is_event_stream};

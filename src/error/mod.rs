@@ -3,6 +3,8 @@
 //! Layers return [`BoxError`], as Tower's layers do. The [`Executor`](crate::Executor) returns [`Error`], whose methods
 //! (`is_closed()`, `is_panicked()`, …) walk the chain of sources, so that a caller need not downcast.
 
+#[cfg(feature = "json")]
+mod bad_response;
 mod call;
 mod config;
 mod rate;
@@ -12,6 +14,11 @@ mod response;
 pub(crate) mod transport;
 
 pub use crate::panic::Panicked;
+#[cfg(feature = "json")]
+pub(crate) use bad_response::Reported;
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use bad_response::{BadResponse, BadResponseReason};
 pub use call::{Cancelled, Closed, DeadlineExceeded, Deadlock, Refused};
 pub use config::InvalidConfig;
 pub use rate::{AcquireError, CostExceedsBurst, StoreUnavailable};

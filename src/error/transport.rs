@@ -108,6 +108,11 @@ const fn is_connect(_: &(dyn StdError + 'static)) -> bool {
     false
 }
 
+/// Returns the first error of type `E` among the error and its causes.
+pub(crate) fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
+    chain(error).find_map(|error| error.downcast_ref())
+}
+
 fn io_error_kind(error: &(dyn StdError + 'static)) -> Option<ErrorKind> {
     error.downcast_ref::<io::Error>().map(io::Error::kind)
 }

@@ -8,7 +8,10 @@ use super::{
     request_id::RequestId,
     value::{Value, redacted_fields},
 };
-use crate::tokens::{ApiTokens, ApiTokensUsed};
+use crate::{
+    error::BoxError,
+    tokens::{ApiTokens, ApiTokensUsed},
+};
 use http::{HeaderName, StatusCode};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -43,9 +46,19 @@ pub trait Describe<Req, Res> {
     /// Records a response, and whether it counts as a failure. Called for the response to each attempt, and again for
     /// the response with which the call ends.
     fn response(&self, res: &Res, details: &mut ResponseDetails);
+
+    /// Records the response that an error was made of. Called for the error of each attempt, and again for the error
+    /// with which the call ends. Default: records nothing.
+    fn error(&self, error: &BoxError, details: &mut ResponseDetails) {
+        let _ = (error, details);
+    }
 }
 
 /// Describes http requests and responses: method, URL, headers and status code. Bodies are not recorded.
+///
+/// Of an error that has a response ([`BadResponse`](crate::error::BadResponse),
+/// [`RetryAfterTooLong`](crate::error::RetryAfterTooLong)), the headers and the status code are recorded as of any
+/// response (feature `http`).
 ///
 /// Extensions are recorded too: [`ApiTokens`], [`RequestId`], [`Metadata`] and [`Payload`] of the request, and
 /// [`ApiTokensUsed`] of the response.
@@ -118,6 +131,26 @@ impl Http {
         HttpWithBody { http: self, body }
     }
 
+    /// Records the response of an error of this crate that has one.
+    #[cfg(feature = "http")]
+    fn error_response(&self, error: &BoxError, details: &mut ResponseDetails) {
+        use crate::error::{RetryAfterTooLong, transport::find};
+        let response = find::<RetryAfterTooLong>(&**error).map(RetryAfterTooLong::response);
+        #[cfg(feature = "json")]
+        let response = response.or_else(|| Some(find::<crate::error::BadResponse>(&**error)?.response()));
+        if let Some(response) = response {
+            // Whether the status counts as a failure does not matter: the error is one.
+            let plain = Self {
+                is_failure: None,
+                ..self.clone()
+            };
+            Describe::<http::Request<()>, _>::response(&plain, response, details);
+        }
+    }
+
+    #[cfg(not(feature = "http"))]
+    const fn error_response(&self, _: &BoxError, _: &mut ResponseDetails) {}
+
     fn redacted(&self) -> &[HeaderName] {
         self.redacted.as_deref().unwrap_or_default()
     }
@@ -160,6 +193,10 @@ impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
             details.failure("HttpStatus", res.status().to_string());
         }
     }
+
+    fn error(&self, error: &BoxError, details: &mut ResponseDetails) {
+        self.error_response(error, details);
+    }
 }
 
 impl<B, R, F: Fn(&R) -> Value> Describe<http::Request<B>, http::Response<R>> for HttpWithBody<F> {
@@ -172,6 +209,10 @@ impl<B, R, F: Fn(&R) -> Value> Describe<http::Request<B>, http::Response<R>> for
         if !details.code_only {
             details.body((self.body)(res.body()));
         }
+    }
+
+    fn error(&self, error: &BoxError, details: &mut ResponseDetails) {
+        self.http.error_response(error, details);
     }
 }
 

@@ -6,6 +6,8 @@
 //! by accident nor read one.
 
 use super::{request_id::RequestId, value::Value};
+#[cfg(feature = "json")]
+use crate::error::BadResponse;
 #[cfg(feature = "http")]
 use crate::error::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
 use crate::{
@@ -52,6 +54,8 @@ pub(crate) struct ErrorDetails {
     pub(super) message: String,
     /// The messages of the error's sources, one on each line.
     pub(super) sources: Option<String>,
+    /// The response that the error was made of, if it has one.
+    pub(super) response: ResponseDetails,
 }
 
 /// The details that most requests do not have. They are in a box, which is allocated when the first of them is set.
@@ -213,6 +217,7 @@ impl ResponseDetails {
             kind_is_guess: false,
             message: redact::text(message.as_ref()).into_owned(),
             sources: None,
+            response: ResponseDetails::default(),
         }));
         self
     }
@@ -270,6 +275,7 @@ impl ErrorDetails {
             kind_is_guess: false,
             message: message.into(),
             sources: None,
+            response: ResponseDetails::default(),
         })
     }
 
@@ -283,6 +289,7 @@ impl ErrorDetails {
             kind_is_guess: kind.is_none(),
             message: redact::text(&error.to_string()).into_owned(),
             sources: (!sources.is_empty()).then(|| sources.join("\n")),
+            response: ResponseDetails::default(),
         })
     }
 }
@@ -302,6 +309,8 @@ fn kind_of_own(error: &BoxError) -> Option<&'static str> {
         (error.is::<BodyFailed>(), "BodyFailed"),
         #[cfg(feature = "http")]
         (error.is::<BodyTooLarge>(), "BodyTooLarge"),
+        #[cfg(feature = "json")]
+        (error.is::<BadResponse>(), "BadResponse"),
     ];
     own.into_iter().find_map(|(is_type, name)| is_type.then_some(name))
 }

@@ -6,7 +6,7 @@ use super::{
     record::NetworkRequestEvent,
     reporter::Reporter,
     request_id::RequestId,
-    state::{EventState, Outcome},
+    state::{AttemptStart, EventState, Outcome},
     status::RequestStatus,
     value::Value,
 };
@@ -311,19 +311,33 @@ impl Writer {
         }
     }
 
-    /// Adds an attempt to the event, and returns the attempt's index. Returns `None` if the event has ended.
+    /// Adds an attempt to the event, unless the event has ended or refuses further attempts.
     #[inline]
-    pub(super) fn attempt_started(&self) -> Option<usize> {
+    pub(super) fn attempt_started(&self) -> AttemptStart {
         let now = clock::now();
-        let (has_changed, index) = self.shared.write(|state| {
-            let started = state.attempt_started(now)?;
-            self.count(Reporter::attempt_started);
-            Some(started)
-        })?;
+        let (has_changed, start) = self.shared.write(|state| {
+            let (has_changed, start) = state.attempt_started(now);
+            if let AttemptStart::Started(_) = start {
+                self.count(Reporter::attempt_started);
+            }
+            (has_changed, start)
+        });
         if has_changed {
             self.publish(RequestStatus::Calling);
         }
-        Some(index)
+        start
+    }
+
+    /// Makes the event refuse further attempts. Returns whether the call may still finish: an attempt is on the wire,
+    /// the last one has succeeded, or the event has ended.
+    pub(super) fn finish_attempts(&self) -> bool {
+        self.shared.lock().finish_attempts()
+    }
+
+    /// Makes the event end as CANCELLED after it has refused an attempt, unless another attempt is on the wire. Returns
+    /// whether it will.
+    pub(super) fn cancel_refused(&self) -> bool {
+        self.shared.lock().cancel_refused()
     }
 
     /// Records what an attempt returned, unless the event has ended. `result` is `None` if the attempt was dropped

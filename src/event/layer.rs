@@ -6,12 +6,12 @@ use super::{
     events::Events,
     handle::{EventHandle, Stage, Writer},
     scope::{Scope, attach},
-    state::Outcome,
+    state::{AttemptStart, Outcome},
     status::RequestStatus,
 };
 use crate::{
     clock,
-    error::{BoxError, Panicked},
+    error::{BoxError, Cancelled, Panicked},
 };
 use pin_project_lite::pin_project;
 use std::{
@@ -65,6 +65,8 @@ pin_project! {
         #[pin]
         future: Option<F>,
         recorder: Recorder,
+        // Whether the attempt was refused, because the call was to end with its earlier attempts. `future` is `None` then.
+        is_refused: bool,
         describe: D,
         request: PhantomData<fn(Req)>,
     }
@@ -189,13 +191,21 @@ where
             },
             |writer| (writer, None),
         );
+        let mut is_refused = false;
         let attempt = match stage {
             Stage::Queued => None,
             Stage::Processing => {
                 writer.mark(RequestStatus::Processing);
                 None
             }
-            Stage::Calling => writer.attempt_started(),
+            Stage::Calling => match writer.attempt_started() {
+                AttemptStart::Started(index) => Some(index),
+                AttemptStart::Ended => None,
+                AttemptStart::Refused => {
+                    is_refused = true;
+                    None
+                }
+            },
         };
         let mut recorder = Recorder {
             scope: Scope::new(writer, span),
@@ -207,7 +217,7 @@ where
         // through the closure's captures and its result would copy each of them several times.
         let (mut req, mut future) = (Some(req), None);
         let called = recorder.enter(|| {
-            if let Some(req) = req.take() {
+            if let Some(req) = req.take().filter(|_| !is_refused) {
                 future = Some(self.inner.call(req));
             }
         });
@@ -220,6 +230,7 @@ where
         ResponseFuture {
             future,
             recorder,
+            is_refused,
             describe,
             request: PhantomData,
         }
@@ -256,7 +267,8 @@ impl<F, D, Req> ResponseFuture<F, D, Req> {
     ///
     /// # Panics
     ///
-    /// Panics if this future has completed.
+    /// Panics if this future has completed, or if the attempt was refused because the executor finishes only the calls
+    /// that have been sent ([`Shutdown::SentWithin`](crate::Shutdown::SentWithin)).
     pub fn into_inner(self) -> F {
         self.future.expect("the future has not completed")
     }
@@ -272,6 +284,15 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        if *this.is_refused {
+            // Another attempt, such as the first of two that run at once, is not disturbed.
+            let is_over = this.recorder.event().is_none_or(Writer::cancel_refused);
+            return if is_over {
+                Poll::Ready(Err(Cancelled::new().into()))
+            } else {
+                Poll::Pending
+            };
+        }
         let _cached_now = clock::cache();
         // When the call has ended, the inner future is dropped before the end is recorded, and with it what the call
         // holds, such as a permit: when a reader finds the event ended, nothing of the call is left.
@@ -298,7 +319,11 @@ where
                 this.describe.response(response, &mut details);
                 Ok(details)
             }
-            Err(error) => Err(ErrorDetails::of_type::<E>(error)),
+            Err(error) => {
+                let mut details = ErrorDetails::of_type::<E>(error);
+                this.describe.error(error, &mut details.response);
+                Err(details)
+            }
         });
         polled
     }

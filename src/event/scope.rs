@@ -233,6 +233,12 @@ impl Scope {
         }
     }
 
+    /// Lets the call start no further attempt. Returns whether the call may still finish: an attempt is on the wire, or
+    /// the last one has succeeded. A call without an event always may.
+    pub(crate) fn finish_attempts(&self) -> bool {
+        self.event().is_none_or(Writer::finish_attempts)
+    }
+
     /// Ends the event as FAILED, if it has not ended.
     pub(crate) fn fail(&self, error: &BoxError) {
         if let Some(event) = self.event() {

@@ -37,6 +37,8 @@ pub(super) struct EventState {
     pub(super) version: u64,
     /// Whether the caller has cancelled the call, so that the outcome will be CANCELLED, whatever the call returns.
     is_cancelled: bool,
+    /// Whether no further attempt may start, because the call is to end with those that are on the wire.
+    refuses_attempts: bool,
     /// The call's tracing span. It is taken out when the outcome is written, so that the span closes even if a handle
     /// keeps the event.
     span: Option<Box<Span>>,
@@ -100,6 +102,17 @@ struct AttemptState {
     error: Option<Box<(String, Option<String>)>>,
 }
 
+/// Whether an attempt may start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AttemptStart {
+    /// The attempt was added to the event, with this index.
+    Started(usize),
+    /// The event has ended, and its record is final. The attempt starts and is not recorded.
+    Ended,
+    /// The attempt must not start: see [`EventState::finish_attempts`].
+    Refused,
+}
+
 /// How a call ended.
 pub(crate) enum Outcome {
     Response(ResponseDetails),
@@ -132,6 +145,7 @@ impl EventState {
             extra: None,
             version: 0,
             is_cancelled: false,
+            refuses_attempts: false,
             span: None,
         }
     }
@@ -165,11 +179,13 @@ impl EventState {
         true
     }
 
-    /// Adds an attempt, and moves the status forward to CALLING. Returns whether the status has changed, and the
-    /// attempt's index. Returns `None` if the event has ended: its record is final.
-    pub(super) fn attempt_started(&mut self, now: Instant) -> Option<(bool, usize)> {
+    /// Adds an attempt, and moves the status forward to CALLING. Returns whether the status has changed.
+    pub(super) fn attempt_started(&mut self, now: Instant) -> (bool, AttemptStart) {
         if self.status.is_terminal() {
-            return None;
+            return (false, AttemptStart::Ended);
+        }
+        if self.refuses_attempts {
+            return (false, AttemptStart::Refused);
         }
         let has_changed = self.mark(RequestStatus::Calling, now);
         let attempt = AttemptState {
@@ -180,11 +196,11 @@ impl EventState {
         };
         if self.first_attempt.is_none() {
             self.first_attempt = Some(attempt);
-            return Some((has_changed, 0));
+            return (has_changed, AttemptStart::Started(0));
         }
         let later_attempts = &mut self.extra().later_attempts;
         later_attempts.push(attempt);
-        Some((has_changed, later_attempts.len()))
+        (has_changed, AttemptStart::Started(later_attempts.len()))
     }
 
     /// Records the status of the response to the last attempt, whose head has arrived before the attempt has ended. If
@@ -216,6 +232,7 @@ impl EventState {
                 let kind = error_type
                     .filter(|_| error.kind_is_guess)
                     .map_or_else(|| error.kind.clone(), str::to_owned);
+                attempt.status_code = error.response.status_code.or(attempt.status_code);
                 attempt.error = Some(Box::new((kind, Some(error.message.clone()))));
             }
             None => attempt.set_cancelled(),
@@ -227,6 +244,24 @@ impl EventState {
     #[cfg(feature = "http")]
     pub(super) fn cancel(&mut self) {
         self.is_cancelled = true;
+    }
+
+    /// Refuses further attempts. Returns whether the call may still finish: an attempt is on the wire, the last one has
+    /// succeeded, so that nothing but its response is waited for, or the event has ended.
+    pub(super) fn finish_attempts(&mut self) -> bool {
+        self.refuses_attempts = true;
+        self.status.is_terminal() || self.is_on_wire() || self.last_attempt().is_some_and(AttemptState::has_succeeded)
+    }
+
+    /// Makes the event end as CANCELLED, whatever the call returns, unless an attempt is on the wire. Returns whether it
+    /// will.
+    pub(super) fn cancel_refused(&mut self) -> bool {
+        self.is_cancelled |= !self.is_on_wire();
+        self.is_cancelled
+    }
+
+    fn is_on_wire(&self) -> bool {
+        self.attempts().any(|attempt| attempt.ended.is_none())
     }
 
     /// Records how the call ended, and closes the attempts that are still open. If the event has ended before, returns
@@ -268,7 +303,12 @@ impl EventState {
                         .or_else(|| error_type.map(str::to_owned));
                     error.kind = kind.unwrap_or(error.kind);
                 }
-                self.extra().error = Some(error);
+                let response = mem::take(&mut error.response);
+                self.response_status_code = response.status_code;
+                self.response_headers = response.headers;
+                let extra = self.extra();
+                extra.api_tokens_used = response.extra.and_then(|response| response.api_tokens_used);
+                extra.error = Some(error);
             }
             Outcome::Cancelled => {}
         }
@@ -490,6 +530,12 @@ impl Outcome {
 }
 
 impl AttemptState {
+    /// Whether the attempt has ended with a response that is not tried again: one without a status, or with one below
+    /// 400.
+    fn has_succeeded(&self) -> bool {
+        self.ended.is_some() && self.error.is_none() && self.status_code.is_none_or(|code| code < 400)
+    }
+
     fn set_cancelled(&mut self) {
         self.error = Some(Box::new(("Cancelled".to_owned(), None)));
     }

@@ -15,6 +15,22 @@ pub enum Shutdown {
     Graceful,
     /// Let accepted calls run for at most this duration, and then cancel those that have not ended.
     Within(Duration),
+    /// Finish the calls whose request has been sent, for at most this duration, and cancel all others now. What is left
+    /// of a large job is thus cancelled without losing a response that is paid for.
+    ///
+    /// | call | ends |
+    /// |---|---|
+    /// | waits for a place in the queue | with [`is_closed`](crate::Error::is_closed) |
+    /// | is queued | cancelled |
+    /// | waits for a permit, for the rate limits, or in a layer of the user before its first attempt | cancelled |
+    /// | waits after an attempt with an error or a status of 400 or more, such as in a retry's backoff | cancelled |
+    /// | is *on the wire*: its client was called and has not returned, or a body is read inside the call | with the result of that attempt; cancelled when the duration is over |
+    /// | has got a response with another status, which a layer of the user still handles | the same |
+    ///
+    /// No call makes a further attempt: a retry of an attempt that was on the wire is cancelled. A call whose request is
+    /// being sent while the stop begins counts as on the wire. An attempt that a layer of the user makes in a task of its
+    /// own counts only if that task carries the call's event ([`instrument`](crate::EventHandle::instrument)).
+    SentWithin(Duration),
     /// Cancel all queued and running calls now.
     Immediate,
 }
@@ -98,15 +114,16 @@ impl<B, R> Executor<B, R> {
     ///
     /// # Panics
     ///
-    /// A stop with [`Shutdown::Within`] panics outside a Tokio runtime with its timer enabled. In that case, the
+    /// A stop with [`Shutdown::Within`] or [`Shutdown::SentWithin`] panics outside a Tokio runtime with its timer enabled. In that case, the
     /// executor is not stopped.
     ///
     /// # Cancel safety
     ///
     /// If the future of `stop` is dropped, the executor still finishes the accepted calls and stops. With
-    /// [`Shutdown::Within`], the calls that are left after the given duration are then not cancelled.
+    /// [`Shutdown::Within`] or [`Shutdown::SentWithin`], the calls that are left after the given duration are then not
+    /// cancelled.
     pub async fn stop(&self, how: Shutdown) -> StopReport {
-        if let Shutdown::Within(_) = how {
+        if let Shutdown::Within(_) | Shutdown::SentWithin(_) = how {
             // Creating a `Sleep` panics if the runtime has no timer. One is created here, so that the panic comes
             // before the executor has been changed.
             drop(time::sleep(Duration::ZERO));
@@ -130,7 +147,10 @@ impl<B, R> Executor<B, R> {
                 return self.stop_report(before, started, left);
             }
             Shutdown::Graceful => {}
-            Shutdown::Within(limit) => {
+            Shutdown::Within(limit) | Shutdown::SentWithin(limit) => {
+                if let Shutdown::SentWithin(_) = how {
+                    queue.finish_sent();
+                }
                 if time::timeout(limit, queue.ended()).await.is_err() {
                     queue.abort();
                 }

@@ -20,6 +20,7 @@
 //!   ConcurrencyLimitLayer
 //!     RateLimitLayer           with .settle(ByUsage): replaces the estimated charge by the tokens that were used
 //!       EventLayer::calling
+//!         CheckLayer           fails the call if a collected body is no answer
 //!         BodyLayer            streams the body, and ends the call with it     } one of the two,
 //!         CollectLayer         or collects the body within the call            } or neither
 //!           FeedbackLayer      applies the rate-limit headers to the limiter
@@ -27,8 +28,8 @@
 //!               Reqwest        or another client
 //! ```
 //!
-//! With an [`Executor`](crate::Executor), the layers that this stack has below `EventLayer::calling` (from `BodyLayer`
-//! or `CollectLayer` to `UsageLayer`) are put around the client that is passed to
+//! With an [`Executor`](crate::Executor), the layers that this stack has below `EventLayer::calling` (from
+//! [`CheckLayer`](crate::body::CheckLayer) to `UsageLayer`) are put around the client that is passed to
 //! [`build`](crate::ExecutorBuilder::build). [`build_streaming`](crate::ExecutorBuilder::build_streaming) adds the
 //! `BodyLayer` itself. A [`RetryPolicy`](crate::retry::RetryPolicy) in tower's `RetryLayer` is added with
 //! [`ExecutorBuilder::layer`](crate::ExecutorBuilder::layer). `UsageLayer` must be *inside* `BodyLayer` or
@@ -62,6 +63,7 @@ mod estimate;
 pub mod feedback;
 mod headers;
 mod info;
+mod key;
 #[cfg(feature = "json")]
 pub mod usage;
 #[cfg(feature = "json")]
@@ -74,5 +76,6 @@ pub use feedback::{Feedback, FeedbackLayer};
 #[cfg(feature = "json")]
 pub(crate) use headers::parse_go_duration;
 pub use info::{RateLimitInfo, Reset, Unit, Window};
+pub use key::InvalidKeyError;
 #[cfg(feature = "json")]
 pub use usage::{MeteredBody, Usage, UsageLayer};

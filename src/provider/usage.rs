@@ -1,15 +1,18 @@
 //! [`UsageLayer`]: searches the body of a response for the number of the API's tokens that the call has used.
 
 use super::usage_report::{UsageReport, UsageTotals};
-use crate::{error::BoxError, tokens::ApiTokensUsed};
+use crate::{
+    body::{EventReader, is_event_stream},
+    error::BoxError,
+    tokens::ApiTokensUsed,
+};
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header::CONTENT_TYPE};
+use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use std::{
     fmt,
     future::Future,
-    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -85,9 +88,8 @@ struct Scanner {
 enum Framing {
     /// The whole body is one document, of which these bytes have arrived.
     Document(Vec<u8>),
-    /// The body is a stream of server-sent events: the data of the current event, and the part of the current line that
-    /// has arrived.
-    Events { data: Vec<u8>, line: Vec<u8> },
+    /// The body is a stream of server-sent events.
+    Events(EventReader),
 }
 
 /// The size of the largest document that is kept in memory to be parsed, in bytes.
@@ -273,7 +275,10 @@ struct TooLarge;
 impl Scanner {
     /// Searches the next bytes of the body for the number of tokens.
     fn observe(&mut self, bytes: &[u8]) -> Result<(), TooLarge> {
-        match &mut self.framing {
+        let Self {
+            layer, totals, framing, ..
+        } = self;
+        match framing {
             Framing::Document(document) => {
                 document.extend_from_slice(bytes);
                 if document.len() > MAX_DOCUMENT_BYTES {
@@ -281,66 +286,45 @@ impl Scanner {
                 }
                 Ok(())
             }
-            Framing::Events { .. } => bytes
-                .split_inclusive(|byte| *byte == b'\n')
-                .try_for_each(|part| self.observe_line(part)),
-        }
-    }
-
-    /// Searches a part of a line of an event stream. Only the last part of a line ends in `\n`.
-    fn observe_line(&mut self, part: &[u8]) -> Result<(), TooLarge> {
-        let Framing::Events { data, line } = &mut self.framing else {
-            return Ok(());
-        };
-        line.extend_from_slice(part);
-        if line.len() + data.len() > MAX_EVENT_BYTES {
-            return Err(TooLarge);
-        }
-        let Some(whole) = line.strip_suffix(b"\n") else {
-            return Ok(());
-        };
-        let whole = whole.strip_suffix(b"\r").unwrap_or(whole);
-        if let Some(text) = whole.strip_prefix(b"data:") {
-            data.extend_from_slice(text);
-            data.push(b'\n');
-        }
-        // In an event stream, an empty line ends an event.
-        let event = whole.is_empty().then(|| mem::take(data));
-        line.clear();
-        if let Some(event) = event {
-            self.read_document(&event);
-        }
-        Ok(())
-    }
-
-    /// Returns whether a part of a line of an event stream has arrived, but not the `\n` that ends it.
-    fn has_unfinished_line(&self) -> bool {
-        matches!(&self.framing, Framing::Events { line, .. } if !line.is_empty())
-    }
-
-    /// Reads the numbers of tokens in a whole document, or in the data of one server-sent event.
-    fn read_document(&mut self, document: &[u8]) {
-        match (self.layer.read)(document) {
-            Some(used) => self.totals = UsageTotals::of(used),
-            None => self.totals.update(&UsageReport::read(document)),
+            Framing::Events(events) => events
+                .push(bytes, |event| layer.read_document(event.data, totals))
+                .map_err(|_| TooLarge),
         }
     }
 
     /// Reads the document of a body that has ended, or the last event if neither an empty line has ended it nor a `\n`
     /// its last line. Then records the number of tokens used, if any was found.
-    fn finish(mut self) {
-        if self.has_unfinished_line() && self.observe_line(b"\n").is_err() {
-            return;
+    fn finish(self) {
+        let Self {
+            layer,
+            used,
+            mut totals,
+            framing,
+        } = self;
+        match framing {
+            Framing::Document(document) if document.is_empty() => {}
+            Framing::Document(document) => layer.read_document(&document, &mut totals),
+            Framing::Events(events) => {
+                if events
+                    .finish(|event| layer.read_document(event.data, &mut totals))
+                    .is_err()
+                {
+                    return;
+                }
+            }
         }
-        let rest = match &mut self.framing {
-            Framing::Document(document) => mem::take(document),
-            Framing::Events { data, .. } => mem::take(data),
-        };
-        if !rest.is_empty() {
-            self.read_document(&rest);
+        if let Some(tokens) = totals.tokens() {
+            used.set(tokens);
         }
-        if let Some(used) = self.totals.tokens() {
-            self.used.set(used);
+    }
+}
+
+impl UsageLayer {
+    /// Reads the numbers of tokens in a whole document, or in the data of one server-sent event.
+    fn read_document(self, document: &[u8], totals: &mut UsageTotals) {
+        match (self.read)(document) {
+            Some(used) => *totals = UsageTotals::of(used),
+            None => totals.update(&UsageReport::read(document)),
         }
     }
 }
@@ -349,12 +333,8 @@ impl Framing {
     /// Returns the framing of a body with the content type in `headers`. Any body that is not an event stream is one
     /// document.
     fn of(headers: &HeaderMap) -> Self {
-        let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
-        if kind.len() >= 17 && kind[..17].eq_ignore_ascii_case(b"text/event-stream") {
-            Self::Events {
-                data: Vec::new(),
-                line: Vec::new(),
-            }
+        if is_event_stream(headers) {
+            Self::Events(EventReader::new(MAX_EVENT_BYTES))
         } else {
             Self::Document(Vec::new())
         }

@@ -53,6 +53,8 @@ pub(super) struct Channel<Req, Res> {
     /// The waker with which the service is polled.
     ready_waker: Waker,
     closed: AtomicBool,
+    /// Whether calls that are not on the wire are to be cancelled: see [`finish_sent`](Self::finish_sent).
+    pub(super) only_sent: AtomicBool,
     in_flight: AtomicUsize,
     state: Mutex<ChannelState<Req, Res>>,
     /// Notified after `is_ended` was set.
@@ -164,6 +166,7 @@ where
             timer: Timer::new(Arc::new(TimerWaker(channel.clone())).into()),
             ready_waker: Arc::new(ReadyWaker(channel.clone())).into(),
             closed: AtomicBool::new(false),
+            only_sent: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             state: Mutex::new(state),
             ended: Notify::new(),
@@ -293,16 +296,6 @@ impl<Req, Res> Channel<Req, Res> {
         wakers.into_iter().for_each(panic::wake);
     }
 
-    /// Stops accepting calls, and cancels the accepted ones.
-    pub(super) fn abort(self: &Arc<Self>) {
-        self.close();
-        self.cancel_queued();
-        let calls = self.lock().workers.calls();
-        for message in calls {
-            let _ = catch_unwind(|| self.end_early(&message, EarlyEnd::Cancelled));
-        }
-    }
-
     pub(super) fn is_ended(&self) -> bool {
         self.lock().is_ended
     }
@@ -328,7 +321,8 @@ impl<Req, Res> Channel<Req, Res> {
         }
     }
 
-    fn cancel_queued(&self) {
+    /// Cancels the calls that have not been taken from the queue by a worker.
+    pub(super) fn cancel_queued(&self) {
         let (pending, calls) = {
             let mut state = self.lock();
             state.dead = 0;

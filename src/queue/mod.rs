@@ -60,6 +60,7 @@
 //! ```
 
 mod channel;
+mod ending;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
 mod message;
@@ -328,6 +329,12 @@ impl<Req, Res> Queue<Req, Res> {
     /// this method has returned; [`ended`](Self::ended) waits for that.
     pub fn abort(&self) {
         self.channel().abort();
+    }
+
+    /// Stops accepting calls, finishes those that are on the wire, and cancels the others. The event of each call tells
+    /// whether it is on the wire, so this is only for queues whose calls have events, as those of an executor.
+    pub(crate) fn finish_sent(&self) {
+        self.channel().finish_sent();
     }
 
     /// Returns whether the queue was closed, so that it accepts no more calls.

@@ -113,7 +113,7 @@ where
         let (Some(future), Some(call)) = (this.future.as_mut().as_pin_mut(), this.call.as_mut()) else {
             return Poll::Ready(());
         };
-        if let Some(why) = call.message.early_end() {
+        if let Some(why) = call.early_end(this.channel) {
             self.conclude(Err(why));
             return Poll::Ready(());
         }
@@ -123,7 +123,7 @@ where
         });
         match polled {
             Ok(Poll::Ready(result)) => self.conclude(Ok(result)),
-            Ok(Poll::Pending) => match call.message.early_end() {
+            Ok(Poll::Pending) => match call.early_end(this.channel) {
                 Some(why) => self.conclude(Err(why)),
                 None => return Poll::Pending,
             },
@@ -251,6 +251,15 @@ fn drop_service<S>(service: &SharedService<S>) {
 // === impl RunningCall ===
 
 impl<Req, Res> RunningCall<Req, Res> {
+    /// Returns why the call has to end now, if it has to. It must not be polled meanwhile.
+    fn early_end(&self, channel: &Channel<Req, Res>) -> Option<EarlyEnd> {
+        let why = self.message.early_end();
+        if why.is_none() && channel.finishes_only_sent() && !self.scope.finish_attempts() {
+            return Some(EarlyEnd::Cancelled);
+        }
+        why
+    }
+
     /// Writes a failure to the call's event and returns the failure. The layers below cannot write it, because it is a
     /// panic or an error from `poll_ready`. Writing formats the error, which runs user code: if that panics, the call
     /// fails with that panic instead.

@@ -77,6 +77,7 @@ mod limiter;
 mod limits;
 mod local;
 mod pause;
+mod plan;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub mod redis;
@@ -93,3 +94,4 @@ pub(crate) use limits::Demand;
 pub use limits::{Budget, Cost, Limits, Rate};
 pub use local::{RateLimiter, TryAcquireError};
 pub use pause::{Pause, PauseSource};
+pub use plan::{Binding, Plan};

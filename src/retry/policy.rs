@@ -6,12 +6,14 @@ use super::{
     no_retry::NoRetry,
     verdict::{ResponseView, Verdict},
 };
+#[cfg(feature = "json")]
+use crate::error::BadResponse;
 use crate::{
     body::is_delivered,
     deadline::Deadline,
     error::{BoxError, DelayBound, RetryAfterTooLong, transport},
     event,
-    provider::Provider,
+    provider::{Provider, RateLimitInfo},
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -54,7 +56,10 @@ use tower::retry::{
 ///   kind `TimedOut`, the `Elapsed` error of [`tower::timeout`] or [`tokio::time::timeout`], or reqwest's timeout error
 ///   (feature `reqwest`),
 /// - calls with an error that [`retry_errors`](Self::retry_errors) accepts,
-/// - responses with the status 408, 409, 429 or 5xx, and a 403 of GitHub that reports an exceeded limit.
+/// - responses with the status 408, 409, 429 or 5xx, and a 403 of GitHub that reports an exceeded limit,
+/// - successful responses (2xx) without an answer, if a [`CheckLayer`](crate::body::CheckLayer) below has found that
+///   another attempt may succeed: see [`BadResponse::is_transient`](crate::error::BadResponse::is_transient) (feature
+///   `json`).
 ///
 /// A retry may make the server do the same thing twice: if the connection is lost after the request was sent, the
 /// server may have processed it. By default such a call is retried all the same, whatever its method, as the libraries
@@ -310,22 +315,40 @@ impl<C, W> RetryPolicy<C, W> {
                 delay: None,
                 may_be_processed: !transport::never_sent(&**error),
             },
-            Err(_) => Verdict::Final,
+            Err(error) => self.verdict_of_bad_response(error),
             Ok(response) if !is_failure(response) => Verdict::Final,
-            Ok(response) => {
-                let provider = self.rules.provider;
-                let info = provider
-                    .unwrap_or(Provider::Ietf)
-                    .rate_limit_info(response.headers(), SystemTime::now());
-                ResponseView {
-                    provider,
-                    status: response.status(),
-                    info: &info,
-                    body: self.whole_body.bytes(response.body()),
-                }
-                .verdict()
+            Ok(response) => ResponseView {
+                provider: self.rules.provider,
+                status: response.status(),
+                info: &self.info(response),
+                body: self.whole_body.bytes(response.body()),
             }
+            .verdict(),
         }
+    }
+
+    #[cfg(feature = "json")]
+    fn verdict_of_bad_response(&self, error: &BoxError) -> Verdict {
+        let Some(error) = transport::find::<BadResponse>(&**error) else {
+            return Verdict::Final;
+        };
+        ResponseView {
+            provider: self.rules.provider,
+            status: error.response().status(),
+            info: &self.info(error.response()),
+            body: Some(error.response().body()),
+        }
+        .verdict_of_bad_response(error)
+    }
+
+    #[cfg(not(feature = "json"))]
+    const fn verdict_of_bad_response(&self, _: &BoxError) -> Verdict {
+        Verdict::Final
+    }
+
+    fn info<R>(&self, response: &Response<R>) -> RateLimitInfo {
+        let provider = self.rules.provider.unwrap_or(Provider::Ietf);
+        provider.rate_limit_info(response.headers(), SystemTime::now())
     }
 
     /// Decides when to retry a call that may be retried. `requested` is the delay that the server requests, `left` the

@@ -1,5 +1,7 @@
 //! [`Verdict`]: whether the response of a failed call is worth a retry, and after which delay.
 
+#[cfg(feature = "json")]
+use crate::error::BadResponse;
 use crate::provider::{Provider, RateLimitInfo};
 use http::StatusCode;
 use std::time::Duration;
@@ -63,6 +65,21 @@ impl ResponseView<'_> {
                 may_be_processed: self.status.is_server_error() && !matches!(self.status.as_u16(), 503 | 529),
             },
             Some(false) | None => Verdict::Final,
+        }
+    }
+
+    /// Decides whether a response that is not an answer, in spite of its successful status, is worth a retry.
+    #[cfg(feature = "json")]
+    pub(super) fn verdict_of_bad_response(&self, error: &BadResponse) -> Verdict {
+        let document = ErrorDocument::read(self);
+        let may_pass = error.is_transient() && !document.is_permanent;
+        if self.info.should_retry.unwrap_or(may_pass) {
+            Verdict::Retry {
+                delay: self.info.retry_after.or(document.delay),
+                may_be_processed: !error.is_throttled(),
+            }
+        } else {
+            Verdict::Final
         }
     }
 

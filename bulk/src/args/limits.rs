@@ -19,8 +19,7 @@ pub(crate) struct LimitArgs {
     pub(crate) rpm_burst: Option<NonZeroU64>,
 
     /// Burst: tokens that may be charged at once after a pause; a request that needs more fails without being sent
-    /// [default: one second's worth of --tpm, or the largest request of the input if that is more, but at most one
-    /// minute's worth]
+    /// [default: one second's worth of --tpm; it grows when a larger request comes, to at most one minute's worth]
     #[arg(long, value_name = "N")]
     pub(crate) tpm_burst: Option<NonZeroU64>,
 
@@ -46,6 +45,15 @@ pub(crate) struct LimitArgs {
     /// quota and its `retry-after` are obeyed in any case)
     #[arg(long)]
     pub(crate) keep_limits: bool,
+
+    /// Share the limits with all runs that name the same --quota, through this Redis or Valkey server:
+    /// redis://host:port/
+    #[arg(long, value_name = "URL", requires = "quota", help_heading = "Shared limits")]
+    pub(crate) redis: Option<String>,
+
+    /// The name of the limits that are shared through --redis
+    #[arg(long, value_name = "NAME", requires = "redis", help_heading = "Shared limits")]
+    pub(crate) quota: Option<String>,
 }
 
 fn factor(text: &str) -> Result<f64, String> {

@@ -1,15 +1,45 @@
 //! The file of requests. It is read line by line, so its length is not limited by memory.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `source.rs` | where the lines come from: files, pipes, compressed or not |
+//! | `form.rs` | the forms of a file of requests, and how they are recognized |
+//! | `fields.rs` | the fields of a JSON object as they are written |
+//! | `line.rs` | one line, parsed into its request |
+//! | `admission.rs` | how much of the input is in memory at once |
 
-use anyhow::Context;
+mod admission;
+mod fields;
+mod form;
+mod line;
+mod source;
+
+pub(crate) use admission::{Admission, Admitted};
+pub(crate) use form::Form;
+pub(crate) use line::without_secrets;
+
+use crate::args::{Args, Target};
+use anyhow::{Context, bail};
 use http::{HeaderMap, Method, Uri};
 use hyper::body::Bytes;
-use serde_json::{Value, value::RawValue};
-use std::path::Path;
-use tokio::{
-    fs::File,
-    io::{AsyncBufReadExt, AsyncRead, BufReader},
+use serde_json::value::RawValue;
+use source::{Line, Lines};
+use std::{
+    collections::{HashSet, VecDeque},
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
-use tower_outbound::{provider::CharacterEstimate, rate::RequestCost};
+use tower_outbound::provider::Provider;
+
+/// The size of the beginning of the input that is looked at to tell what it is, in bytes.
+const HEAD: usize = 64 << 10;
+
+/// The number of ids that are remembered to find those that occur twice. Above it, ids are not compared.
+const MAX_IDS: usize = 1_000_000;
+
+/// The bytes that a request takes in memory beside what its line holds.
+const OVERHEAD: u64 = 2_048;
 
 /// The request in one line of the file.
 #[derive(Debug)]
@@ -27,13 +57,17 @@ pub(crate) struct Request {
     pub(crate) url: Option<Uri>,
     /// The headers of the line, which are sent beside those of the command line.
     pub(crate) headers: HeaderMap,
+    /// The bytes of the line that are sent.
     pub(crate) body: Bytes,
+    /// The place of the request in memory, if there is a bound.
+    pub(crate) admitted: Option<Admitted>,
 }
 
 /// A line of the input that is not a request, and what is wrong with it.
 #[derive(Debug)]
 pub(crate) struct Malformed {
     pub(crate) line: u64,
+    pub(crate) custom_id: Option<Box<RawValue>>,
     pub(crate) reason: String,
 }
 
@@ -46,55 +80,240 @@ pub(crate) enum Tokens {
     Field(String),
 }
 
-/// Reads the requests of a file. Empty lines are skipped.
-pub(crate) struct Requests<R = File> {
-    file: BufReader<R>,
-    line: u64,
+/// How the input is read.
+#[derive(Clone)]
+pub(crate) struct Options {
+    path: PathBuf,
+    /// The form of all lines; `None` to recognize that of each line.
+    form: Option<Form>,
+    /// The longest line, in bytes.
+    max_line: usize,
     tokens: Tokens,
+    provider: Provider,
+    target: Arc<Target>,
 }
+
+/// Reads the requests of the input. Empty lines are skipped.
+pub(crate) struct Requests {
+    lines: Lines,
+    /// Lines that were read to recognize the form of the file.
+    ahead: VecDeque<Line>,
+    options: Options,
+    form: Form,
+    is_rewindable: bool,
+    ids: Ids,
+}
+
+/// Finds ids that occur more than once, by hashes of them.
+#[derive(Default)]
+struct Ids {
+    seen: HashSet<u64>,
+    repeated: u64,
+    /// The first repeated id, and its line.
+    example: Option<(String, u64)>,
+}
+
+// === impl Request ===
+
+impl Request {
+    /// The bytes that the request takes in memory, roughly.
+    pub(crate) fn bytes(&self) -> u64 {
+        let notes = [&self.custom_id, &self.metadata];
+        let notes: usize = notes.into_iter().flatten().map(|note| note.get().len()).sum();
+        (self.body.len() + notes) as u64 + OVERHEAD
+    }
+
+    #[cfg(test)]
+    pub(crate) fn example(line: u64) -> Self {
+        Self {
+            line,
+            custom_id: None,
+            metadata: None,
+            hash: line,
+            tokens: 1,
+            method: Method::POST,
+            url: None,
+            headers: HeaderMap::new(),
+            body: "{}".into(),
+            admitted: None,
+        }
+    }
+}
+
+// === impl Options ===
+
+impl Options {
+    /// Takes the options from the command line. `target` is where requests are sent to.
+    pub(crate) fn new(args: &Args, target: impl Into<Arc<Target>>) -> Self {
+        Self {
+            path: args.files.input().to_owned(),
+            form: args.files.form(),
+            max_line: args.files.max_line(),
+            tokens: Tokens::new(args.limits.tokens_field.as_deref(), args.limits.estimate_times),
+            provider: args.send.provider(),
+            target: target.into(),
+        }
+    }
+}
+
+// === impl Requests ===
 
 impl Requests {
-    pub(crate) async fn open(path: &Path, tokens: Tokens) -> anyhow::Result<Self> {
-        let file = File::open(path)
-            .await
-            .with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self::new(file, tokens))
+    /// Opens the input and recognizes its form, for which it waits for the first line.
+    ///
+    /// # Errors
+    ///
+    /// An error if the input cannot be read, or is no file of requests.
+    pub(crate) async fn open(options: &Options) -> anyhow::Result<Self> {
+        let path = &options.path;
+        let lines = Lines::open(path, options.max_line).with_context(|| format!("cannot open {}", path.display()))?;
+        let is_rewindable = path != Path::new("-") && source::is_regular(path);
+        let requests = Self::recognize(lines, options, is_rewindable).await;
+        requests.with_context(|| format!("cannot use the input {}", path.display()))
     }
-}
 
-impl<R: AsyncRead + Unpin> Requests<R> {
-    pub(crate) fn new(file: R, tokens: Tokens) -> Self {
-        Self {
-            file: BufReader::new(file),
-            line: 0,
-            tokens,
+    /// Reads requests from memory, or from whatever can be read.
+    #[allow(dead_code, reason = "used by tests and by the fuzzer")]
+    pub(crate) async fn from_reader(source: impl Read + Send + 'static, options: &Options) -> anyhow::Result<Self> {
+        let lines = Lines::spawn(move || Ok(source), options.max_line)?;
+        Self::recognize(lines, options, false).await
+    }
+
+    async fn recognize(lines: Lines, options: &Options, is_rewindable: bool) -> anyhow::Result<Self> {
+        let mut requests = Self {
+            lines,
+            ahead: VecDeque::new(),
+            form: options.form.unwrap_or(Form::Lines),
+            options: options.clone(),
+            is_rewindable,
+            ids: Ids::default(),
+        };
+        let mut head = Vec::new();
+        let is_whole = loop {
+            let Some(line) = requests.lines.next().await? else {
+                break true;
+            };
+            let text = line.text.clone();
+            requests.ahead.push_back(line);
+            let Ok(text) = text else { continue };
+            let is_first = head.is_empty();
+            head.extend_from_slice(&text[..text.len().min(HEAD)]);
+            head.push(b'\n');
+            let object = std::str::from_utf8(&text).ok().map(|text| trim(text.as_bytes()));
+            let object = object.and_then(|text| std::str::from_utf8(text).ok());
+            let fields = object.and_then(|text| fields::Fields::parse(text).ok());
+            // The first line of an array of objects is no object, and nor is that of a file with line breaks in objects:
+            // further lines of theirs may be.
+            let is_array = !is_first && trim(&head).starts_with(b"[");
+            let is_broken = trim(&head).starts_with(b"{\n") || trim(&head).starts_with(b"{\r\n");
+            if let (Some(fields), false, false) = (fields, is_array, is_broken) {
+                requests.form = options.form.unwrap_or_else(|| Form::of(&fields));
+                return Ok(requests);
+            }
+            if head.len() >= HEAD {
+                break false;
+            }
+        };
+        let is_empty = requests
+            .ahead
+            .iter()
+            .all(|line| matches!(&line.text, Ok(text) if trim(text).is_empty()));
+        // A form that is forced is believed, as long as there is something to read.
+        if options.form.is_none() || is_empty {
+            if let Some(what) = form::what_it_is(&head, is_whole).filter(|_| !head.is_empty() || is_empty) {
+                bail!("it is no file of requests: it looks like {what}");
+            }
         }
+        Ok(requests)
     }
 
+    /// Returns whether the input can be opened again. A pipe or standard input can be read once only.
+    pub(crate) const fn is_rewindable(&self) -> bool {
+        self.is_rewindable
+    }
+
+    /// The form of the first request. Other lines may have other forms.
+    pub(crate) const fn form(&self) -> Form {
+        self.form
+    }
+
+    /// Returns a note about ids that occur more than once in what has been read.
+    pub(crate) fn repeated_ids(&self) -> Option<String> {
+        let (id, line) = self.ids.example.as_ref()?;
+        let count = self.ids.repeated;
+        Some(format!(
+            "{count} lines repeat a custom_id of an earlier line; the first is line {line} with {id}"
+        ))
+    }
+
+    /// Returns the next request, or what is wrong with the next line; `None` at the end. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// An error if the input cannot be read further.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Result<Request, Malformed>>> {
-        let mut bytes = Vec::new();
         loop {
-            bytes.clear();
-            if self
-                .file
-                .read_until(b'\n', &mut bytes)
-                .await
-                .context("cannot read the input")?
-                == 0
-            {
-                return Ok(None);
-            }
-            self.line += 1;
-            let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes).trim_ascii();
-            if !text.is_empty() {
-                let line = self.line;
-                return Ok(Some(
-                    parse(line, text, &self.tokens).map_err(|reason| Malformed { line, reason }),
-                ));
+            let line = match self.ahead.pop_front() {
+                Some(line) => line,
+                None => match self.lines.next().await.context("cannot read the input")? {
+                    Some(line) => line,
+                    None => return Ok(None),
+                },
+            };
+            if let Some(request) = self.parse(line) {
+                return Ok(Some(request));
             }
         }
     }
+
+    fn parse(&mut self, line: Line) -> Option<Result<Request, Malformed>> {
+        let number = line.number;
+        let bytes = match line.text {
+            Ok(bytes) => bytes,
+            Err(length) => {
+                let limit = self.options.max_line;
+                return Some(Err(Malformed {
+                    line: number,
+                    custom_id: None,
+                    reason: format!("{length} bytes long, above --max-line of {limit} bytes"),
+                }));
+            }
+        };
+        let text = trim(&bytes);
+        if text.is_empty() {
+            return None;
+        }
+        let request = line::parse(number, &bytes.slice_ref(text), &self.options);
+        if let Ok(Request {
+            custom_id: Some(id), ..
+        }) = &request
+        {
+            self.ids.add(id.get(), number);
+        }
+        Some(request)
+    }
 }
+
+/// Cuts off whitespace, and the byte order mark that some programs write at the beginning of a file.
+fn trim(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text).trim_ascii()
+}
+
+// === impl Ids ===
+
+impl Ids {
+    fn add(&mut self, id: &str, line: u64) {
+        if self.seen.len() >= MAX_IDS || self.seen.insert(line::hash(id.as_bytes())) {
+            return;
+        }
+        self.repeated += 1;
+        if self.example.is_none() {
+            self.example = Some((id.chars().take(100).collect(), line));
+        }
+    }
+}
+
+// === impl Tokens ===
 
 impl Tokens {
     pub(crate) fn new(path: Option<&str>, times: f64) -> Self {
@@ -103,116 +322,68 @@ impl Tokens {
             Self::Field(format!("/{pointer}"))
         })
     }
-
-    /// Returns the number of tokens of `request`, whose whole line is `whole`.
-    fn of(&self, whole: &Value, request: &http::Request<Bytes>) -> Result<u64, String> {
-        match self {
-            Self::Estimate(times) => Ok((CharacterEstimate::new().cost(request).tokens as f64 * times).ceil() as u64),
-            Self::Field(pointer) => whole
-                .pointer(pointer)
-                .and_then(Value::as_u64)
-                .ok_or_else(|| format!("no number of tokens at {}", pointer[1..].replace('/', "."))),
-        }
-    }
-}
-
-fn parse(line: u64, text: &[u8], tokens: &Tokens) -> Result<Request, String> {
-    let mut whole: Value = serde_json::from_slice(text).map_err(|error| {
-        let reason = error.to_string();
-        // The parser sees a single line, so the line number in its error is always 1 and is cut off.
-        let reason = reason.split(" at line ").next().unwrap_or_default();
-        format!("{reason}, at column {}", error.column())
-    })?;
-    whole.as_object().ok_or("not a JSON object")?;
-    let custom_id = whole.as_object_mut().and_then(|fields| fields.remove("custom_id"));
-    let custom_id = custom_id.and_then(|id| RawValue::from_string(id.to_string()).ok());
-    // The body is the field `body` if that is an object, as in batch files, and the whole line otherwise.
-    let body = whole
-        .get("body")
-        .filter(|body| body.is_object())
-        .unwrap_or(&whole)
-        .to_string();
-    let request = http::Request::new(Bytes::from(body));
-    Ok(Request {
-        line,
-        custom_id,
-        metadata: None,
-        hash: hash(text),
-        tokens: tokens.of(&whole, &request)?,
-        method: Method::POST,
-        url: None,
-        headers: HeaderMap::new(),
-        body: request.into_body(),
-    })
-}
-
-/// The FNV-1a hash. It does not depend on the version of a library, so hashes in the results of earlier runs stay
-/// valid.
-fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+    use std::io::Cursor;
 
-    fn request(text: &str, tokens: Option<&str>) -> Result<Request, String> {
-        parse(7, text.as_bytes(), &Tokens::new(tokens, 1.0))
+    async fn read(text: impl Into<Vec<u8>>, args: &[&str]) -> anyhow::Result<(Requests, Vec<Result<u64, u64>>)> {
+        let args = Args::parse_from([&["bulk"], args].concat());
+        let options = Options::new(&args, args.send.target()?);
+        let mut requests = Requests::from_reader(Cursor::new(text.into()), &options).await?;
+        let mut lines = Vec::new();
+        while let Some(line) = requests.next().await? {
+            lines.push(line.map(|request| request.line).map_err(|malformed| malformed.line));
+        }
+        Ok((requests, lines))
     }
 
-    #[test]
-    fn the_line_without_its_custom_id_is_the_body() {
-        let request = request(
-            r#"{"custom_id":"a","max_tokens":64,"messages":[{"content":"12345"}]}"#,
-            None,
-        )
-        .unwrap();
-        assert_eq!(request.custom_id.unwrap().get(), r#""a""#);
-        assert_eq!(request.body, r#"{"max_tokens":64,"messages":[{"content":"12345"}]}"#);
-        assert_eq!((request.line, request.tokens), (7, 66));
+    #[tokio::test]
+    async fn a_mark_at_the_start_carriage_returns_and_blank_lines_do_not_matter() {
+        let text = "\u{feff}{\"a\":1}\r\n\r\n  \n{\"a\":2}\r\n{\"a\":3}";
+        let (requests, lines) = read(text, &[]).await.unwrap();
+        assert_eq!(lines, [Ok(1), Ok(4), Ok(5)]);
+        assert_eq!(requests.form(), Form::Lines);
+        assert!(!requests.is_rewindable());
     }
 
-    #[test]
-    fn the_field_body_is_the_body_if_it_is_an_object() {
-        let text = r#"{"custom_id":1,"url":"/v1","tokens":9,"body":{"max_tokens":5}}"#;
-        assert_eq!(request(text, None).unwrap().body, r#"{"max_tokens":5}"#);
-        assert_eq!(request(text, None).unwrap().tokens, 5);
-        assert_eq!(request(text, Some("tokens")).unwrap().tokens, 9);
-        // A field `body` that is not an object is a field like any other.
-        assert_eq!(
-            request(r#"{"body":"hello"}"#, None).unwrap().body,
-            r#"{"body":"hello"}"#
-        );
+    #[tokio::test]
+    async fn a_malformed_line_does_not_end_the_file() {
+        let (_, lines) = read("{\"a\":\n{\"a\":2}\n[]\n{\"a\":3}", &[]).await.unwrap();
+        assert_eq!(lines, [Err(1), Ok(2), Err(3), Ok(4)]);
+        let (_, lines) = read("notes\n{\"a\":2}", &[]).await.unwrap();
+        assert_eq!(lines, [Err(1), Ok(2)]);
     }
 
-    #[test]
-    fn the_estimate_counts_characters_of_all_messages() {
-        let text = r#"{"messages":[{"role":"system","content":"äöüß"},{"content":[{"type":"text","text":"1234"},{"type":"image"}]}]}"#;
-        assert_eq!(request(text, None).unwrap().tokens, 2);
-        assert_eq!(request(r#"{"max_completion_tokens":10}"#, None).unwrap().tokens, 10);
-        assert_eq!(request("{}", None).unwrap().tokens, 0);
-    }
-
-    #[test]
-    fn a_field_is_found_by_its_path() {
-        assert_eq!(request(r#"{"a":{"b/c":[4,5]}}"#, Some("a.b/c.1")).unwrap().tokens, 5);
-        for text in [r#"{"a":{}}"#, r#"{"a":{"b":"5"}}"#, r#"{"a":{"b":-5}}"#] {
-            assert_eq!(request(text, Some("a.b")).unwrap_err(), "no number of tokens at a.b");
+    #[tokio::test]
+    async fn a_file_of_something_else_is_an_error_that_says_what_it_looks_like() {
+        for (text, what) in [
+            ("[\n{\"a\":1},\n{\"a\":2}\n]", "a JSON array"),
+            ("[\n  {\n    \"a\": {}\n  },\n  {}\n]", "a JSON array"),
+            ("{\n  \"a\": [\n    {}\n  ]\n}", "JSON with line breaks"),
+            ("id,prompt\n1,a", "a table (CSV)"),
+            ("\n\n", "an empty file"),
+        ] {
+            let error = read(text, &[]).await.err().unwrap().to_string();
+            assert!(error.contains(what), "{error}");
         }
     }
 
-    #[test]
-    fn a_line_that_is_not_an_object_is_malformed() {
-        assert_eq!(request("[]", None).unwrap_err(), "not a JSON object");
-        assert_eq!(request(r#"{"a":}"#, None).unwrap_err(), "expected value, at column 6");
-        assert!(parse(1, b"{\"a\":\"\xff\"}", &Tokens::Estimate(1.0)).is_err());
+    #[tokio::test]
+    async fn a_line_above_the_limit_is_malformed_and_the_others_are_read() {
+        let text = format!("{{\"a\":1}}\n{{\"a\":\"{}\"}}\n{{\"a\":3}}\n", "x".repeat(2 << 20));
+        let (_, lines) = read(text, &["--max-line", "1M"]).await.unwrap();
+        assert_eq!(lines, [Ok(1), Err(2), Ok(3)]);
     }
 
-    #[test]
-    fn the_hash_is_fnv_1a() {
-        assert_eq!(hash(b""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(hash(b"foobar"), 0x8594_4171_f739_67e8);
+    #[tokio::test]
+    async fn ids_that_occur_twice_are_counted_and_the_first_is_named() {
+        let text = "{\"custom_id\":\"a\"}\n{\"custom_id\":\"b\"}\n{\"custom_id\":\"a\"}\n{\"custom_id\":\"b\"}\n";
+        let (requests, _) = read(text, &[]).await.unwrap();
+        let expected = "2 lines repeat a custom_id of an earlier line; the first is line 3 with \"a\"";
+        assert_eq!(requests.repeated_ids().as_deref(), Some(expected));
     }
 }

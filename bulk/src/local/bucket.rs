@@ -42,6 +42,11 @@ impl Bucket {
         (amount <= self.capacity).then(|| Duration::from_nanos(u64::try_from(missing).unwrap_or(u64::MAX)))
     }
 
+    /// Raises the capacity, and leaves the level as it is.
+    pub(crate) const fn grow(&mut self, amount: u64) {
+        self.capacity += amount as u128 * PARTS;
+    }
+
     /// The whole requests or tokens left at the last update. The capacity is one more than the burst, and that one is
     /// not included.
     pub(crate) fn left(&self) -> u64 {
@@ -103,6 +108,14 @@ mod tests {
             bucket(60, 10, Duration::ZERO).wait(12, Duration::from_secs(3_600)),
             None
         );
+    }
+
+    #[test]
+    fn a_bucket_that_grows_keeps_its_level() {
+        let mut bucket = bucket(6_000, 10, Duration::ZERO);
+        bucket.take(11);
+        bucket.grow(10);
+        assert_eq!(bucket.wait(21, Duration::ZERO), Some(210 * MS));
     }
 
     #[test]

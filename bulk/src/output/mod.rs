@@ -1,132 +1,200 @@
 //! The file of results: reads what an earlier run wrote, and writes new results.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `lock.rs` | one writer per output |
+//! | `earlier.rs` | what an earlier run wrote, for `--resume` |
+//! | `result.rs`, `batch.rs` | a result line, in the program's own form and in that of OpenAI's batches |
+//! | `answer.rs`, `assemble.rs` | the response in it; the events of a streamed one |
+//! | `order.rs` | results in the order of the input |
 
+mod answer;
+mod assemble;
+mod batch;
+mod earlier;
+mod lock;
+mod order;
 mod result;
 
+pub(crate) use earlier::Done;
 pub(crate) use result::Finished;
 
-use crate::{args::Args, input::Request, summary::counts::Counts, view::Progress};
-use anyhow::{Context, bail, ensure};
-use result::{EarlierResult, hex};
+use crate::{
+    args::{Args, FileArgs},
+    input::Admission,
+    summary::counts::Counts,
+    view::Progress,
+};
+use anyhow::{Context, ensure};
+use earlier::EarlierResult;
+use http::Uri;
+use lock::Lock;
+use order::Order;
+use result::Style;
 use std::{
-    collections::HashMap,
     fs::{self, File},
     io::{self, BufRead, BufReader, BufWriter, ErrorKind, Seek, SeekFrom, Write},
     path::Path,
 };
 use tokio::sync::mpsc;
+use tower_outbound::RequestStatus;
 
 /// The `host` of results of the local provider. This text is not a valid host name, so it cannot be the host of a real
 /// API.
 pub(crate) const LOCAL: &str = "(local provider)";
 
-/// The requests that an earlier run completed.
-#[derive(Clone, Default)]
-pub(crate) struct Done {
-    /// The number of completed requests for each hash of a request. The number can be above one, because a file may
-    /// have the same line twice.
-    completed: HashMap<String, u64>,
-    /// The number of bytes up to the end of the last complete line.
-    complete_bytes: u64,
-    ends_with_newline: bool,
+/// The right to write to the output, which no other run has at the same time.
+#[must_use = "another run may write to the output when this is dropped"]
+pub(crate) struct Claim {
+    lock: Option<Lock>,
+    /// The URL of requests whose line names none; `None` is the local provider.
+    default_url: Option<Uri>,
 }
 
-/// Writes results in the order in which they arrive.
+/// Writes results in the order in which they arrive, or in that of the input.
 pub(crate) struct Output {
-    file: BufWriter<File>,
-    host: String,
+    sink: Sink,
+    /// Where results of requests that are not COMPLETED go, if not to `sink`.
+    errors: Option<Sink>,
+    order: Option<Order>,
+    style: Style,
+    _lock: Option<Lock>,
 }
 
-// === impl Done ===
+/// A file, or standard output.
+struct Sink {
+    writer: BufWriter<Box<dyn Write + Send>>,
+    /// The file again, to wait until its content is on the disk.
+    file: Option<File>,
+}
 
-impl Done {
-    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        let file = match File::open(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
-            opened => opened.with_context(|| format!("cannot open {}", path.display()))?,
-        };
-        Self::from_lines(BufReader::new(file)).with_context(|| format!("cannot continue {}", path.display()))
-    }
+// === impl Claim ===
 
-    fn from_lines(mut lines: impl BufRead) -> anyhow::Result<Self> {
-        let mut done = Self {
-            ends_with_newline: true,
-            ..Self::default()
-        };
-        let mut bytes = Vec::new();
-        for number in 1.. {
-            bytes.clear();
-            let length = lines.read_until(b'\n', &mut bytes)?;
-            let has_newline = bytes.ends_with(b"\n");
-            match serde_json::from_slice::<EarlierResult>(&bytes) {
-                _ if length == 0 => break,
-                Ok(earlier) if earlier.is_completed() => *done.completed.entry(earlier.hash).or_default() += 1,
-                Ok(_) => {}
-                // The earlier run was killed while it wrote this line, so the request of the line is sent again.
-                Err(_) if !has_newline => break,
-                // The file holds something other than results, which must not be overwritten.
-                Err(_) => bail!("its line {number} is not a result"),
-            }
-            done.complete_bytes += length as u64;
-            done.ends_with_newline = has_newline;
+impl Claim {
+    /// Takes the output for this run. `default_url` is the URL of requests whose line names none; `None` is the local
+    /// provider.
+    ///
+    /// # Errors
+    ///
+    /// An error if another run writes to the output, or if the run would overwrite its input or results that the user
+    /// has not allowed to be overwritten.
+    pub(crate) fn new(args: &Args, default_url: Option<Uri>) -> anyhow::Result<Self> {
+        let files = &args.files;
+        let path = files.output();
+        let is_stdout = files.writes_to_stdout();
+        let lock = if is_stdout { None } else { Lock::of(path)? };
+        check_paths(files)?;
+        ensure!(
+            !files.resume || !(is_stdout || (path.exists() && !path.is_file())),
+            "--resume needs an output that is a file: results that went through a pipe are not there to be read"
+        );
+        let may_overwrite = files.force || (args.is_demonstration() && is_local(path));
+        ensure!(
+            is_stdout || is_empty(path) || files.resume || may_overwrite,
+            "{} is not empty: --resume continues it, --force overwrites it, --output names another",
+            path.display()
+        );
+        if let Some(errors) = &files.errors {
+            ensure!(
+                is_empty(errors) || files.force || (files.resume && first_result(errors, |_| true)),
+                "{} is not empty: --force overwrites it, --errors names another",
+                errors.display()
+            );
         }
-        Ok(done)
+        Ok(Self { lock, default_url })
     }
 
-    /// Returns whether an earlier run completed this request. Each completed line counts for one request only.
-    pub(crate) fn take(&mut self, request: &Request) -> bool {
-        match self.completed.get_mut(&hex(request.hash)) {
-            Some(left) if *left > 0 => {
-                *left -= 1;
-                true
-            }
-            _ => false,
-        }
+    /// Reads which requests an earlier run completed, if this run continues it.
+    pub(crate) fn earlier(&self, files: &FileArgs) -> anyhow::Result<Option<Done>> {
+        let read = || Done::read(files.output(), self.default_url.as_ref());
+        files.resume.then(read).transpose()
     }
+
+    /// Opens the file of results. If `done` is `None`, the run is a new one, and an existing file is emptied. Otherwise
+    /// results are appended, and text after the last complete line is cut off. With `--ordered`, `admission` tells which
+    /// lines are open.
+    pub(crate) fn open(self, files: &FileArgs, done: Option<&Done>, admission: &Admission) -> anyhow::Result<Output> {
+        let path = files.output();
+        let sink = if files.writes_to_stdout() {
+            Ok(Sink::stdout())
+        } else {
+            open(path, done).map(Sink::file)
+        };
+        let errors = files.errors.as_ref().map(|path| {
+            let created = File::create(path).map(Sink::file);
+            created.with_context(|| format!("cannot write to {}", path.display()))
+        });
+        Ok(Output {
+            sink: sink.with_context(|| format!("cannot write to {}", path.display()))?,
+            errors: errors.transpose()?,
+            order: files.ordered.then(|| Order::new(admission.clone())),
+            style: Style {
+                format: Some(files.output_format),
+                default_url: self.default_url,
+                echo: files.echo,
+            },
+            _lock: self.lock,
+        })
+    }
+}
+
+/// The input, the output and the file of errors must be three files.
+fn check_paths(files: &FileArgs) -> anyhow::Result<()> {
+    let is_same = |one: &Path, other: &Path| {
+        let is_file = one.is_file();
+        is_file && fs::canonicalize(one).is_ok_and(|one| fs::canonicalize(other).is_ok_and(|other| one == other))
+    };
+    let (input, output) = (files.input(), files.output());
+    ensure!(
+        !is_same(output, input),
+        "the output is the same file as the input: --output names another"
+    );
+    if let Some(errors) = &files.errors {
+        ensure!(
+            errors != output && !is_same(errors, output) && !is_same(errors, input),
+            "--errors is the same file as the input or the output"
+        );
+    }
+    Ok(())
+}
+
+fn is_empty(path: &Path) -> bool {
+    fs::metadata(path).map_or(true, |file| file.len() == 0)
+}
+
+/// Opens the output to write after what an earlier run has completed, or anew.
+fn open(path: &Path, done: Option<&Done>) -> io::Result<File> {
+    let Some(done) = done else {
+        return File::create(path);
+    };
+    let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
+    // The lock keeps other runs out, but not other programs.
+    if file.metadata()?.len() != done.all_bytes {
+        return Err(io::Error::other("it has changed since it was read"));
+    }
+    file.set_len(done.complete_bytes)?;
+    file.seek(SeekFrom::End(0))?;
+    if done.complete_bytes > 0 && !done.ends_with_newline {
+        file.write_all(b"\n")?;
+    }
+    Ok(file)
+}
+
+/// Returns whether the results in this file came from the local provider.
+fn is_local(path: &Path) -> bool {
+    first_result(path, |first| first.is_local())
+}
+
+/// Returns whether the first line of the file is a result that fulfils the condition.
+fn first_result(path: &Path, is_met: impl Fn(&EarlierResult<'_>) -> bool) -> bool {
+    let mut first = Vec::new();
+    let read = File::open(path).and_then(|file| BufReader::new(file).read_until(b'\n', &mut first));
+    read.is_ok() && EarlierResult::parse(&first).is_some_and(|first| is_met(&first))
 }
 
 // === impl Output ===
 
 impl Output {
-    /// Checks that the run overwrites neither its input nor results that the user has not allowed to be overwritten.
-    pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
-        let (path, input) = (args.files.output(), args.files.input());
-        let same = fs::canonicalize(path).is_ok_and(|path| fs::canonicalize(input).is_ok_and(|input| path == input));
-        ensure!(
-            !same,
-            "the output is the same file as the input: --output names another"
-        );
-        let is_empty = fs::metadata(path).map_or(true, |file| file.len() == 0);
-        let may_overwrite = args.files.force || (args.is_demonstration() && is_local(path));
-        ensure!(
-            is_empty || args.files.resume || may_overwrite,
-            "{} is not empty: --resume continues it, --force overwrites it, --output names another",
-            path.display()
-        );
-        Ok(())
-    }
-
-    /// Opens the file of results. If `done` is `None`, the run is a new one, and an existing file is emptied. Otherwise
-    /// results are appended, and text after the last complete line is cut off.
-    pub(crate) fn open(path: &Path, done: Option<&Done>, host: String) -> anyhow::Result<Self> {
-        let open = || -> io::Result<File> {
-            let Some(done) = done else {
-                return File::create(path);
-            };
-            let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
-            file.set_len(done.complete_bytes)?;
-            file.seek(SeekFrom::End(0))?;
-            if done.complete_bytes > 0 && !done.ends_with_newline {
-                file.write_all(b"\n")?;
-            }
-            Ok(file)
-        };
-        let file = open().with_context(|| format!("cannot write to {}", path.display()))?;
-        Ok(Self {
-            file: BufWriter::new(file),
-            host,
-        })
-    }
-
     /// Writes results until all senders are dropped or writing fails. Blocks the thread.
     pub(crate) fn write_all(
         mut self,
@@ -138,114 +206,72 @@ impl Output {
         // All results that wait in the channel are written and flushed together. Results that arrive slowly are flushed
         // one by one.
         while results.blocking_recv_many(&mut batch, 256) > 0 {
-            if let Err(error) = self.write(&batch) {
+            if let Some(order) = &mut self.order {
+                batch.drain(..).for_each(|finished| order.hold(finished));
+                batch.extend(std::iter::from_fn(|| order.next()));
+            }
+            if let Err(error) = self.write(&mut batch, &mut counts, progress) {
                 return (counts, Err(error));
             }
-            for finished in batch.drain(..) {
-                counts.add(&finished);
-                progress.finished(finished.status());
+        }
+        if let Some(order) = &mut self.order {
+            batch.extend(std::iter::from_fn(|| order.rest()));
+        }
+        let written = self.write(&mut batch, &mut counts, progress);
+        (counts, written.and_then(|()| self.sync()))
+    }
+
+    fn write(&mut self, batch: &mut Vec<Finished>, counts: &mut Counts, progress: &Progress) -> io::Result<()> {
+        for finished in &*batch {
+            let mut line = finished.to_json(&self.style)?;
+            line.push(b'\n');
+            let sink = match &mut self.errors {
+                Some(errors) if finished.status() != RequestStatus::Completed => errors,
+                _ => &mut self.sink,
+            };
+            sink.writer.write_all(&line)?;
+        }
+        for sink in [Some(&mut self.sink), self.errors.as_mut()].into_iter().flatten() {
+            sink.writer.flush()?;
+        }
+        for finished in batch.drain(..) {
+            counts.add(&finished);
+            progress.finished(finished.status());
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let files = [
+            self.sink.file.as_ref(),
+            self.errors.as_ref().and_then(|sink| sink.file.as_ref()),
+        ];
+        for file in files.into_iter().flatten() {
+            match file.sync_all() {
+                // A pipe or a terminal cannot be synced, which is no error here.
+                Err(error) if error.kind() == ErrorKind::InvalidInput => {}
+                synced => synced?,
             }
         }
-        let synced = match self.file.get_ref().sync_all() {
-            // A pipe or a terminal cannot be synced, which is no error here.
-            Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
-            synced => synced,
-        };
-        (counts, synced)
-    }
-
-    fn write(&mut self, batch: &[Finished]) -> io::Result<()> {
-        for finished in batch {
-            let mut line = finished.to_json(&self.host)?;
-            line.push(b'\n');
-            self.file.write_all(&line)?;
-        }
-        self.file.flush()
+        Ok(())
     }
 }
 
-/// Returns whether the results in this file came from the local provider.
-fn is_local(path: &Path) -> bool {
-    let first = File::open(path).and_then(|file| BufReader::new(file).lines().next().transpose());
-    let earlier = first
-        .ok()
-        .flatten()
-        .and_then(|line| serde_json::from_str::<EarlierResult>(&line).ok());
-    earlier.is_some_and(|earlier| earlier.host == LOCAL)
-}
+// === impl Sink ===
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line(hash: u64, status: &str) -> String {
-        format!(
-            "{{\"hash\":\"{}\",\"host\":\"-\",\"status\":\"{status}\",\"line\":1}}\n",
-            hex(hash)
-        )
-    }
-
-    fn request(hash: u64) -> Request {
-        Request {
-            line: 1,
-            custom_id: None,
-            metadata: None,
-            hash,
-            tokens: 1,
-            method: http::Method::POST,
-            url: None,
-            headers: http::HeaderMap::new(),
-            body: "{}".into(),
+impl Sink {
+    fn file(file: File) -> Self {
+        Self {
+            file: file.try_clone().ok(),
+            writer: BufWriter::new(Box::new(file)),
         }
     }
 
-    #[test]
-    fn only_completed_lines_count_and_each_counts_once() {
-        let text = [
-            line(1, "COMPLETED"),
-            line(2, "FAILED"),
-            line(1, "COMPLETED"),
-            line(3, "CANCELLED"),
-        ]
-        .concat();
-        let mut done = Done::from_lines(text.as_bytes()).unwrap();
-        let taken: Vec<_> = [1, 1, 1, 2, 3, 4]
-            .into_iter()
-            .map(|hash| done.take(&request(hash)))
-            .collect();
-        assert_eq!(taken, [true, true, false, false, false, false]);
-    }
-
-    #[test]
-    fn a_line_that_was_cut_off_does_not_count() {
-        let (first, second) = (line(1, "COMPLETED"), line(2, "COMPLETED"));
-        let text = format!("{first}{}", &second[..20]);
-        let mut done = Done::from_lines(text.as_bytes()).unwrap();
-        assert_eq!(
-            (done.complete_bytes, done.ends_with_newline),
-            (first.len() as u64, true)
-        );
-        assert!(!done.take(&request(2)));
-    }
-
-    #[test]
-    fn a_complete_result_without_a_newline_counts() {
-        let text = line(1, "COMPLETED");
-        let text = text.trim_end();
-        let mut done = Done::from_lines(text.as_bytes()).unwrap();
-        assert_eq!(
-            (done.complete_bytes, done.ends_with_newline),
-            (text.len() as u64, false)
-        );
-        assert!(done.take(&request(1)));
-    }
-
-    #[test]
-    fn a_file_with_other_lines_is_refused() {
-        let text = format!("{}notes\n{}", line(1, "COMPLETED"), line(2, "COMPLETED"));
-        assert_eq!(
-            Done::from_lines(text.as_bytes()).err().unwrap().to_string(),
-            "its line 2 is not a result"
-        );
+    /// Standard output as it was opened: opened again by its name, a file that it is redirected to would be emptied.
+    fn stdout() -> Self {
+        Self {
+            file: None,
+            writer: BufWriter::new(Box::new(io::stdout())),
+        }
     }
 }

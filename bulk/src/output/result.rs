@@ -1,19 +1,33 @@
 //! One line of the file of results: what became of one request.
 
-use crate::input::Request;
-use http::Response;
+use super::{
+    LOCAL,
+    answer::{Answer, Readable, in_one_line},
+    batch,
+};
+use crate::{
+    args::OutputFormat,
+    input::{Malformed, Request, without_secrets},
+};
+use http::{Response, Uri};
 use hyper::body::Bytes;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, value::RawValue};
-use std::time::{Duration, SystemTime};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 use tower_outbound::{
     NetworkRequestEvent, RequestStatus,
     error::{CostExceedsBurst, Error},
 };
 
-/// A request that has ended.
+/// A request that has ended, or a line that is none.
 pub(crate) struct Finished {
-    request: Request,
+    line: u64,
+    custom_id: Option<Box<RawValue>>,
+    /// `None` for a malformed line.
+    request: Option<Request>,
     end: End,
 }
 
@@ -23,8 +37,18 @@ enum End {
         event: Box<NetworkRequestEvent>,
         response: Option<Response<Bytes>>,
     },
-    /// The executor refused the request, because it could never be sent.
+    /// The request was not sent, because it never could be.
     Refused { kind: &'static str, message: String },
+}
+
+/// What is the same in all result lines of a run.
+#[derive(Clone, Default)]
+pub(super) struct Style {
+    pub(super) format: Option<OutputFormat>,
+    /// The URL of requests whose line names none; `None` is the local provider.
+    pub(super) default_url: Option<Uri>,
+    /// Whether the request is repeated in its result.
+    pub(super) echo: bool,
 }
 
 /// The fields of a result line. Times are in UTC.
@@ -32,12 +56,11 @@ enum End {
 struct Line<'a> {
     line: u64,
     custom_id: Option<&'a RawValue>,
-    hash: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<&'a RawValue>,
+    #[serde(flatten)]
+    identity: Identity,
     request_id: Option<String>,
-    /// The host of the API. A later run recognizes results of the local provider, which it may overwrite, by this
-    /// field.
-    host: &'a str,
-    status: &'static str,
     http_status: Option<u16>,
     attempts: usize,
     error: Option<Problem>,
@@ -51,36 +74,53 @@ struct Line<'a> {
     in_queue_ms: Option<f64>,
     waiting_ms: Option<f64>,
     calling_ms: Option<f64>,
-    response: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_headers: Option<&'a BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_encoding: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_base64: Option<String>,
+    /// The length of the response in bytes, if only its beginning is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_truncated: Option<usize>,
+    response: Option<Readable<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<Box<RawValue>>,
+}
+
+/// The fields by which a later run knows which request is done, and who answered it.
+#[derive(Serialize)]
+pub(super) struct Identity {
+    /// The hash of the line; none for a malformed line, which is read again.
+    hash: Option<String>,
+    /// The host of the API. A later run recognizes results of the local provider, which it may overwrite, by this
+    /// field.
+    host: Option<String>,
+    /// Scheme, host, port and path: user information and query may hold keys.
+    url: Option<String>,
+    /// The answer is invented by the local provider.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    demonstration: bool,
+    status: &'static str,
 }
 
 /// The error of a request.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 pub(crate) struct Problem {
     #[serde(rename = "type")]
-    kind: String,
+    pub(super) kind: String,
     pub(crate) message: String,
-}
-
-/// The fields of a result line that a later run reads.
-#[derive(Deserialize)]
-pub(crate) struct EarlierResult {
-    pub(crate) hash: String,
-    pub(crate) host: String,
-    status: String,
 }
 
 // === impl Finished ===
 
 impl Finished {
+    /// A request that the executor accepted. `response` is the response of its last attempt, also that of a failure.
     pub(crate) fn with_event(request: Request, event: NetworkRequestEvent, response: Option<Response<Bytes>>) -> Self {
-        Self {
-            request,
-            end: End::Event {
-                event: Box::new(event),
-                response,
-            },
-        }
+        let event = Box::new(event);
+        Self::new(request, End::Event { event, response })
     }
 
     pub(crate) fn refused(request: Request, error: &Error) -> Self {
@@ -89,21 +129,42 @@ impl Finished {
         } else {
             "Refused"
         };
+        let message = error.to_string();
+        Self::new(request, End::Refused { kind, message })
+    }
+
+    /// A line of the input that is not a request.
+    pub(crate) fn malformed(malformed: Malformed) -> Self {
         Self {
-            request,
+            line: malformed.line,
+            custom_id: malformed.custom_id,
+            request: None,
             end: End::Refused {
-                kind,
-                message: error.to_string(),
+                kind: "MalformedLine",
+                message: malformed.reason,
             },
         }
+    }
+
+    fn new(request: Request, end: End) -> Self {
+        Self {
+            line: request.line,
+            custom_id: request.custom_id.clone(),
+            request: Some(request),
+            end,
+        }
+    }
+
+    pub(crate) const fn line(&self) -> u64 {
+        self.line
     }
 
     pub(crate) fn status(&self) -> RequestStatus {
         self.event().map_or(RequestStatus::Failed, |event| event.status)
     }
 
-    pub(crate) const fn tokens(&self) -> u64 {
-        self.request.tokens
+    pub(crate) fn tokens(&self) -> u64 {
+        self.request.as_ref().map_or(0, |request| request.tokens)
     }
 
     pub(crate) fn event(&self) -> Option<&NetworkRequestEvent> {
@@ -113,37 +174,12 @@ impl Finished {
         }
     }
 
-    /// The result line as JSON, without the newline.
-    pub(crate) fn to_json(&self, host: &str) -> serde_json::Result<Vec<u8>> {
-        let event = self.event();
-        let at = |time: fn(&NetworkRequestEvent) -> Option<SystemTime>| {
-            event
-                .and_then(time)
-                .map(|time| humantime::format_rfc3339_micros(time).to_string())
-        };
-        let took = |time: fn(&NetworkRequestEvent) -> Option<Duration>| event.and_then(time).map(milliseconds);
-        serde_json::to_vec(&Line {
-            line: self.request.line,
-            custom_id: self.request.custom_id.as_deref(),
-            hash: hex(self.request.hash),
-            request_id: event.map(|event| event.request_id.to_string()),
-            host,
-            status: self.status().as_str(),
-            http_status: event.and_then(|event| event.response_status_code),
-            attempts: event.map_or(0, |event| event.attempts.len()),
-            error: self.problem(),
-            tokens: self.request.tokens,
-            tokens_used: event.and_then(|event| event.api_tokens_used),
-            created_at: at(|event| Some(event.created_at)),
-            queued_at: at(|event| event.queued_at),
-            processing_started_at: at(|event| event.processing_started_at),
-            call_started_at: at(|event| event.call_started_at),
-            completed_at: at(|event| event.completed_at),
-            in_queue_ms: took(NetworkRequestEvent::time_in_queue),
-            waiting_ms: took(NetworkRequestEvent::time_waiting),
-            calling_ms: took(NetworkRequestEvent::time_calling),
-            response: self.response(),
-        })
+    /// The response of the last attempt.
+    pub(crate) fn response(&self) -> Option<&Response<Bytes>> {
+        match &self.end {
+            End::Event { response, .. } => response.as_ref(),
+            End::Refused { .. } => None,
+        }
     }
 
     pub(crate) fn problem(&self) -> Option<Problem> {
@@ -164,31 +200,124 @@ impl Finished {
         }
     }
 
-    /// The body of the response: as JSON if it is valid JSON, otherwise as a string.
-    fn response(&self) -> Option<Value> {
-        let End::Event {
-            response: Some(response),
-            ..
-        } = &self.end
-        else {
-            return None;
-        };
-        let body = response.body();
-        let text = || Value::String(String::from_utf8_lossy(body).into_owned());
-        (!body.is_empty()).then(|| serde_json::from_slice(body).unwrap_or_else(|_| text()))
+    /// The bytes that the result takes in memory, roughly, beside those of its request.
+    pub(super) fn response_bytes(&self) -> usize {
+        self.response().map_or(0, |response| response.body().len())
     }
-}
 
-// === impl EarlierResult ===
+    /// The result line as JSON, without the newline.
+    pub(super) fn to_json(&self, style: &Style) -> serde_json::Result<Vec<u8>> {
+        let is_failure = self.status() != RequestStatus::Completed;
+        let answer = self.response().map(|response| Answer::of(response, is_failure));
+        match style.format {
+            Some(OutputFormat::OpenaiBatch) => batch::to_json(self, answer.as_ref(), style),
+            _ => self.to_line(answer.as_ref(), style),
+        }
+    }
 
-impl EarlierResult {
-    pub(crate) fn is_completed(&self) -> bool {
-        self.status == RequestStatus::Completed.as_str()
+    fn to_line(&self, answer: Option<&Answer>, style: &Style) -> serde_json::Result<Vec<u8>> {
+        let event = self.event();
+        let at = |time: fn(&NetworkRequestEvent) -> Option<SystemTime>| {
+            event
+                .and_then(time)
+                .map(|time| humantime::format_rfc3339_micros(time).to_string())
+        };
+        let took = |time: fn(&NetworkRequestEvent) -> Option<Duration>| event.and_then(time).map(milliseconds);
+        serde_json::to_vec(&Line {
+            line: self.line,
+            custom_id: self.custom_id.as_deref(),
+            metadata: self.metadata(),
+            identity: self.identity(style),
+            request_id: event.map(|event| event.request_id.to_string()),
+            http_status: self.http_status(),
+            attempts: event.map_or(0, |event| event.attempts.len()),
+            error: self.problem(),
+            tokens: self.tokens(),
+            tokens_used: event.and_then(|event| event.api_tokens_used),
+            created_at: at(|event| Some(event.created_at)),
+            queued_at: at(|event| event.queued_at),
+            processing_started_at: at(|event| event.processing_started_at),
+            call_started_at: at(|event| event.call_started_at),
+            completed_at: at(|event| event.completed_at),
+            in_queue_ms: took(NetworkRequestEvent::time_in_queue),
+            waiting_ms: took(NetworkRequestEvent::time_waiting),
+            calling_ms: took(NetworkRequestEvent::time_calling),
+            response_headers: answer
+                .map(|answer| &answer.headers)
+                .filter(|headers| !headers.is_empty()),
+            content_type: answer.and_then(|answer| answer.content_type.as_deref()),
+            content_encoding: answer.and_then(|answer| answer.content_encoding.as_deref()),
+            response_base64: answer.and_then(Answer::base64),
+            response_truncated: answer.and_then(|answer| answer.truncated),
+            response: answer.and_then(Answer::readable),
+            request: self.echo(style),
+        })
+    }
+
+    fn http_status(&self) -> Option<u16> {
+        let of_event = self.event().and_then(|event| event.response_status_code);
+        of_event.or_else(|| self.response().map(|response| response.status().as_u16()))
+    }
+
+    /// Frees the place that the request has in memory.
+    pub(super) fn release(&mut self) {
+        if let Some(request) = &mut self.request {
+            request.admitted = None;
+        }
+    }
+
+    /// A request that was not sent.
+    #[cfg(test)]
+    pub(super) fn unsent(request: Request) -> Self {
+        let message = "it was not sent".into();
+        Self::new(
+            request,
+            End::Refused {
+                kind: "Refused",
+                message,
+            },
+        )
+    }
+
+    pub(super) fn custom_id(&self) -> Option<&RawValue> {
+        self.custom_id.as_deref()
+    }
+
+    pub(super) fn metadata(&self) -> Option<&RawValue> {
+        self.request.as_ref()?.metadata.as_deref()
+    }
+
+    pub(super) fn identity(&self, style: &Style) -> Identity {
+        let url = self
+            .request
+            .as_ref()
+            .map(|request| request.url.as_ref().or(style.default_url.as_ref()))
+            // A URL without a host is one of the local provider.
+            .map(|url| url.filter(|url| url.host().is_some()));
+        Identity {
+            hash: self.request.as_ref().map(|request| hex(request.hash)),
+            host: url.map(|url| url.map_or(LOCAL, |url| url.host().unwrap_or_default()).to_owned()),
+            url: url.flatten().map(without_secrets),
+            demonstration: url == Some(None),
+            status: self.status().as_str(),
+        }
+    }
+
+    /// The body of the request: JSON as it was sent, or text.
+    pub(super) fn echo(&self, style: &Style) -> Option<Box<RawValue>> {
+        let request = self.request.as_ref().filter(|_| style.echo)?;
+        let text = std::str::from_utf8(&request.body)
+            .ok()
+            .filter(|text| !text.is_empty())?;
+        match serde_json::from_str::<&RawValue>(text) {
+            Ok(json) => Some(in_one_line(json)),
+            Err(_) => serde_json::value::to_raw_value(text).ok(),
+        }
     }
 }
 
 /// The hash of a request as results hold it: as a string, because many JSON parsers round 64-bit numbers.
-pub(crate) fn hex(hash: u64) -> String {
+pub(super) fn hex(hash: u64) -> String {
     format!("{hash:016x}")
 }
 

@@ -1,29 +1,38 @@
-//! Runs the program from start to end: reads the input, submits its requests, and waits until the last result is
+//! The run of the program from start to end: reads the input, submits its requests, and waits until the last result is
 //! written.
+
+mod failure;
+mod feed;
+mod health;
+mod stop;
 
 use crate::{
     args::{Args, OnMalformed, Target},
     client,
-    input::{Request, Requests, Tokens},
-    limits::Bounds,
+    input::{self, Admission, Requests},
+    limits::{Bounds, TokenBurst},
     local::Provider,
-    output::{Done, Finished, LOCAL, Output},
+    output::{Claim, Done},
     summary::{Summary, Survey},
     view::Progress,
 };
 use anyhow::{Context, ensure};
+use feed::{Fed, Feeder, Left};
+use health::Health;
 use http::Uri;
 use hyper::body::Bytes;
-use std::{net::SocketAddr, process::ExitCode, sync::Arc};
-use tokio::{
-    signal::ctrl_c,
-    sync::{mpsc, watch},
-    task::spawn_blocking,
-    time::Instant,
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
 };
+use stop::{Signal, StopReason, Stopper};
+use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 use tower::retry::RetryLayer;
 use tower_outbound::{
-    Call, CallHandle, Executor, RateLimiter, Shutdown,
+    Executor, Limiter, RateLimiter, Shutdown,
     event::Http,
     executor::Monitor,
     rate::ByUsage,
@@ -32,46 +41,59 @@ use tower_outbound::{
 
 const FAILED: u8 = 3;
 const LOST: u8 = 4;
-const INTERRUPTED: u8 = 130;
+const PIPE_CLOSED: u8 = 141;
 
 pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> {
     // The settings, the input and the output are checked before anything is sent.
-    let tokens = Tokens::new(args.limits.tokens_field.as_deref(), args.limits.estimate_times);
-    if args.serve.is_none() {
-        Output::check(&args)?;
+    let bounds = Bounds::new(&args)?;
+    if let Some(address) = args.serve {
+        return serve(address, &bounds.of_local(&args.local), &args).await;
     }
-    let done = if args.files.resume {
-        Some(Done::read(args.files.output())?)
+    let claim = Claim::new(&args, target.default_url())?;
+    let done = claim.earlier(&args.files)?;
+    let target = Arc::new(target);
+    let options = input::Options::new(&args, target.clone());
+    let mut requests = Requests::open(&options).await?;
+    let is_surveyed = requests.is_rewindable();
+    let survey = if is_surveyed {
+        Some(survey(&mut requests, done.clone().unwrap_or_default(), &bounds, &args).await?)
     } else {
         None
     };
-    let survey = survey(
-        Requests::open(args.files.input(), tokens.clone()).await?,
-        done.clone().unwrap_or_default(),
-    )
-    .await?;
-    let bounds = Bounds::new(&args, survey.largest)?;
-    if let Some(address) = args.serve {
-        return serve(address, &bounds.of_local(&args.local, survey.largest), &args).await;
-    }
+    let form = requests.form();
     ensure!(
-        survey.malformed == 0 || args.files.on_malformed == OnMalformed::Skip,
-        "{} lines of {} are malformed; nothing was sent (--on-malformed skip sends the others)",
-        survey.malformed,
+        is_surveyed || args.files.on_malformed != OnMalformed::Refuse,
+        "--on-malformed refuse needs an input that can be read twice, and {} cannot",
         args.files.input().display()
     );
+    let requests = if is_surveyed {
+        Requests::open(&options).await?
+    } else {
+        requests
+    };
 
-    let local = target.url.is_none();
-    let start = || local_provider(&bounds.of_local(&args.local, survey.largest), &args);
-    let url = target.url.map_or_else(start, Ok)?;
-    let host = if local { LOCAL } else { url.host().unwrap_or_default() }.to_owned();
-    let client = client::reqwest(target.headers, &args.send, &url, local).context("cannot make a client")?;
-    let limiter = RateLimiter::new(bounds.limits())?;
+    let target = if target.is_local() {
+        Arc::new(target.at_local(local_provider(&bounds.of_local(&args.local), &args)?))
+    } else {
+        target
+    };
+    let client = client::reqwest(&target, &args.send)?;
+    let limiter = limiter(&bounds, &args)?;
+    let stopper = Stopper::new();
+    let to_send = survey.map(|survey| survey.requests - survey.skipped);
+    let min_time = survey.map(|survey| bounds.min_time(survey.requests - survey.skipped, survey.tokens));
+    let progress = Arc::new(Progress::new(
+        to_send.unwrap_or_default(),
+        min_time.unwrap_or_default(),
+        args.view.quiet,
+    ));
+    let health = Health::new(stopper.clone(), progress.clone(), limiter.clone(), &args.send, &target);
     // Every request should succeed, however long that takes, so only the number of retries is limited: there is no
-    // retry budget.
+    // retry budget. A request that waits for a paused limiter makes no attempt, so a pause costs it no retry.
     let retries = RetryPolicy::new()
-        .provider(args.send.provider)
+        .provider(args.send.provider())
         .max_retries(args.send.retries)
+        .max_delay(args.send.max_wait)
         .budget(None);
     let executor = Executor::builder()
         .queue_capacity(args.limits.queue.get())
@@ -86,203 +108,209 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         .build(client::service(
             client,
             limiter.clone(),
-            args.send.provider,
+            &args.send,
             !args.limits.keep_limits,
+            move |result| health.observe(result),
         ))?;
-    let output = Output::open(args.files.output(), done.as_ref(), host)?;
+    let admission = Admission::new(args.files.memory, args.files.ordered);
+    let output = claim.open(&args.files, done.as_ref(), &admission)?;
 
-    let to_send = survey.requests - survey.skipped;
-    let min_time = bounds.min_time(to_send, survey.tokens);
-    let progress = Arc::new(Progress::new(to_send, min_time, args.view.quiet));
-    if !args.view.quiet {
-        let (tokens, min_time) = (survey.tokens, min_time.as_secs_f64());
-        progress.note(&format!(
-            "{to_send} requests, {tokens} tokens: at least {min_time:.1} s at {bounds}"
-        ));
+    if args.send.insecure {
+        progress.note("WARNING: --insecure: certificates are not checked, so anybody on the way can read the key");
     }
-    let stop = watch::Sender::new(Stop::No);
-    tokio::spawn(handle_ctrl_c(stop.clone(), progress.clone(), executor.monitor()));
+    if let Some(note) = target.note.as_ref().filter(|_| !args.view.quiet) {
+        progress.note(note);
+    }
+    if !args.view.quiet {
+        progress.note(&form.to_string());
+        progress.note(&match (survey, to_send, min_time) {
+            (Some(Survey { tokens, .. }), Some(to_send), Some(min_time)) => {
+                let min_time = min_time.as_secs_f64();
+                format!("{to_send} requests, {tokens} tokens: at least {min_time:.1} s at {bounds}")
+            }
+            _ => format!("requests are read once, as they come, and sent at {bounds}"),
+        });
+    }
     let (results, received) = mpsc::channel(64);
     let writer = {
-        let (progress, stop) = (progress.clone(), stop.clone());
+        let (progress, stopper) = (progress.clone(), stopper.clone());
         spawn_blocking(move || {
             let (counts, written) = output.write_all(received, &progress);
             if written.is_err() {
-                // Further responses would be paid for and lost, because their results cannot be written.
-                stop.send_replace(Stop::Now);
+                stopper.stop(StopReason::OutputFailed);
             }
             (counts, written)
         })
     };
+    tokio::spawn(stop_on_signals(
+        stopper.clone(),
+        progress.clone(),
+        executor.monitor(),
+        args.send.drain,
+    ));
 
     let begun = Instant::now();
     executor.start()?;
+    let mut burst = TokenBurst::new(limiter.clone(), bounds, &args.limits);
+    let left = Left::default();
     let feeder = Feeder {
         executor: &executor,
-        url,
+        target: &target,
+        burst: &mut burst,
         progress: &progress,
         results,
+        stopper: stopper.clone(),
+        left: left.clone(),
+        is_surveyed,
+        fails_malformed: args.files.on_malformed == OnMalformed::Fail,
+        admission,
     };
-    let requests = Requests::open(args.files.input(), tokens).await?;
     let monitor = executor.monitor();
-    let (submitted, fed) = tokio::select! {
-        fed = async {
-            let fed = feeder.feed(requests, done.unwrap_or_default(), stop.subscribe()).await;
-            drain(&executor, stop.subscribe()).await;
-            fed
-        } => fed,
+    let (Fed { read, submitted, end }, ()) = tokio::select! {
+        ended = async {
+            let fed = feeder.feed(requests, done.unwrap_or_default()).await;
+            (fed, drain(&executor, &stopper, args.send.drain).await)
+        } => ended,
         () = progress.show(&monitor) => unreachable!("it never returns"),
     };
     // The writer ends when the last sender of results is dropped, which is after the last call has ended.
     let (counts, written) = writer.await?;
     progress.end();
 
-    let interrupted = *stop.borrow() > Stop::No;
-    let not_sent = if interrupted {
-        to_send.saturating_sub(submitted)
+    let reason = stopper.reason();
+    // An input that is read once is known as far as it was read.
+    let survey = survey.unwrap_or(read);
+    let not_sent = if reason.is_some() {
+        (survey.requests - survey.skipped).saturating_sub(submitted) + left.count()
     } else {
         0
     };
     let summary = Summary {
         survey,
         counts,
-        bounds: bounds.with_rates_of(&limiter.limits()),
+        bounds: burst.bounds(),
         elapsed: begun.elapsed(),
         not_sent,
     };
-    println!("results in {}\n{summary}", args.files.output().display());
-    written.context("cannot write results")?;
-    fed?;
-    Ok(match () {
-        () if summary.lost() > 0 => ExitCode::from(LOST),
-        () if interrupted => ExitCode::from(INTERRUPTED),
-        () if summary.counts.failed > 0 => ExitCode::from(FAILED),
-        () => ExitCode::SUCCESS,
+    let text = format!("results in {}\n{summary}", args.files.output().display());
+    // A closed output, as of `head`, hides the summary and fails nothing.
+    let _ = if args.files.writes_to_stdout() {
+        writeln!(io::stderr(), "{text}")
+    } else {
+        writeln!(io::stdout(), "{text}")
+    };
+    match written {
+        // Whoever reads the results has closed the pipe, `head` for example.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::from(PIPE_CLOSED)),
+        written => written.context("cannot write results")?,
+    }
+    let at_end = end?;
+    Ok(match reason {
+        _ if summary.lost() > 0 => ExitCode::from(LOST),
+        Some(StopReason::Signal(signal)) => ExitCode::from(signal.exit_code()),
+        Some(StopReason::Hopeless(text) | StopReason::MaxCost(text)) if not_sent > 0 || !(at_end || is_surveyed) => {
+            anyhow::bail!("stopped early: {text}")
+        }
+        _ if summary.counts.failed > 0 => ExitCode::from(FAILED),
+        _ => ExitCode::SUCCESS,
     })
 }
 
 /// Reads the whole input before anything is sent, so that malformed lines and the shortest possible time are reported
-/// at the start.
-async fn survey(mut requests: Requests, mut done: Done) -> anyhow::Result<Survey> {
+/// at the start. Requests that can never be sent have no part in the time.
+async fn survey(requests: &mut Requests, mut done: Done, bounds: &Bounds, args: &Args) -> anyhow::Result<Survey> {
     let mut survey = Survey::default();
     while let Some(line) = requests.next().await? {
         match line {
             Ok(request) => {
                 survey.requests += 1;
-                survey.largest = survey.largest.max(request.tokens);
                 if done.take(&request) {
                     survey.skipped += 1;
-                } else {
+                } else if bounds.fits(request.tokens, &args.limits) {
+                    survey.largest = survey.largest.max(request.tokens);
                     survey.tokens = survey.tokens.saturating_add(request.tokens);
                 }
             }
             Err(malformed) => {
                 survey.malformed += 1;
-                eprintln!("line {} is malformed: {}", malformed.line, malformed.reason);
+                let _ = writeln!(
+                    io::stderr(),
+                    "line {} is malformed: {}",
+                    malformed.line,
+                    malformed.reason
+                );
             }
+        }
+    }
+    ensure!(
+        survey.malformed == 0 || args.files.on_malformed != OnMalformed::Refuse,
+        "{} lines of {} are malformed; nothing was sent (--on-malformed skip sends the others)",
+        survey.malformed,
+        args.files.input().display()
+    );
+    if args.files.on_malformed == OnMalformed::Fail {
+        // Each malformed line has a result.
+        survey.requests += survey.malformed;
+    }
+    if !args.view.quiet {
+        for note in requests.repeated_ids().into_iter().chain(done.notes()) {
+            let _ = writeln!(io::stderr(), "{note}");
         }
     }
     Ok(survey)
 }
 
-/// Whether, and how, the run stops before the end of the input.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Stop {
-    No,
-    /// The run submits no more requests, and finishes those that are submitted.
-    Soon,
-    /// The run cancels the submitted requests.
-    Now,
+/// The limiter of this run, or the one that it shares with other runs.
+#[cfg(feature = "redis")]
+fn limiter(bounds: &Bounds, args: &Args) -> anyhow::Result<Limiter> {
+    use tower_outbound::rate::redis::SharedRateLimiter;
+    Ok(match (&args.limits.redis, &args.limits.quota) {
+        (Some(url), Some(quota)) => SharedRateLimiter::connect(url, quota, bounds.limits())
+            .context("--redis")?
+            .into(),
+        _ => RateLimiter::new(bounds.limits())?.into(),
+    })
 }
 
-/// Submits requests to the executor, as fast as places in its queue become free.
-struct Feeder<'a> {
-    executor: &'a Executor<Bytes, Bytes>,
-    url: Uri,
-    progress: &'a Progress,
-    results: mpsc::Sender<Finished>,
+#[cfg(not(feature = "redis"))]
+fn limiter(bounds: &Bounds, args: &Args) -> anyhow::Result<Limiter> {
+    ensure!(
+        args.limits.redis.is_none(),
+        "--redis: this program was built without it; build it with: cargo install --path bulk --features redis"
+    );
+    Ok(RateLimiter::new(bounds.limits())?.into())
 }
 
-impl Feeder<'_> {
-    /// Submits all requests that an earlier run has not completed. Returns the number of submitted requests, and an
-    /// error if the input could not be read to the end. Drops the sender of results, so that the writer ends after the
-    /// last call.
-    async fn feed(
-        self,
-        mut requests: Requests,
-        mut done: Done,
-        mut stop: watch::Receiver<Stop>,
-    ) -> (u64, anyhow::Result<()>) {
-        let mut submitted = 0;
-        loop {
-            let request = match requests.next().await {
-                Ok(Some(Ok(request))) if done.take(&request) => continue,
-                Ok(Some(Ok(request))) => request,
-                // A malformed line was reported by `survey`.
-                Ok(Some(Err(_))) => continue,
-                Ok(None) => return (submitted, Ok(())),
-                Err(error) => return (submitted, Err(error)),
-            };
-            tokio::select! {
-                biased;
-                _ = stop.wait_for(|stop| *stop > Stop::No) => return (submitted, Ok(())),
-                // `submit` waits for a place in the queue, so the input is read only as fast as requests are sent, and
-                // is never in memory as a whole.
-                () = self.submit(request) => submitted += 1,
-            }
-        }
-    }
-
-    async fn submit(&self, request: Request) {
-        let mut sent = http::Request::new(request.body.clone());
-        *sent.method_mut() = request.method.clone();
-        *sent.uri_mut() = request.url.clone().unwrap_or_else(|| self.url.clone());
-        *sent.headers_mut() = request.headers.clone();
-        let call = Call::from(sent).tokens(request.tokens);
-        match self.executor.submit(call).await {
-            Ok(call) => {
-                tokio::spawn(report(call, request, self.results.clone()));
-            }
-            // A request that is too large for the limits does not stop the others.
-            Err(error) => {
-                self.progress
-                    .note(&format!("line {} cannot be sent: {error}", request.line));
-                let _ = self.results.send(Finished::refused(request, &error)).await;
-            }
-        }
-    }
-}
-
-/// Waits for the end of a call, and sends its result to the writer.
-async fn report(call: CallHandle<Bytes, Bytes>, request: Request, results: mpsc::Sender<Finished>) {
-    let event = call.event().clone();
-    // The error of a failed call is in its event.
-    let response = call.await.ok();
-    // Sending fails after the writer has ended with an error, which the writer reports.
-    let _ = results
-        .send(Finished::with_event(request, event.finished().await, response))
-        .await;
-}
-
-/// Waits until all submitted requests have ended. Cancels them when [`Stop::Now`] is set.
-async fn drain(executor: &Executor<Bytes, Bytes>, mut stop: watch::Receiver<Stop>) {
+/// Waits until all submitted requests have ended. When the run is stopped, those on the wire get the time `limit`.
+async fn drain(executor: &Executor<Bytes, Bytes>, stopper: &Stopper, limit: Duration) {
     tokio::select! {
-        _ = executor.stop(Shutdown::Graceful) => {}
-        _ = stop.wait_for(|stop| *stop == Stop::Now) => {
+        _ = executor.stop(Shutdown::Graceful) => return,
+        () = stopper.stopped() => {}
+    }
+    tokio::select! {
+        _ = executor.stop(Shutdown::SentWithin(limit)) => {}
+        () = stopper.stopped_now() => {
             executor.stop(Shutdown::Immediate).await;
         }
     }
 }
 
-async fn handle_ctrl_c(stop: watch::Sender<Stop>, progress: Arc<Progress>, monitor: Monitor) {
-    while ctrl_c().await.is_ok() {
-        let open = monitor.totals().open();
-        stop.send_modify(|stop| *stop = if *stop == Stop::No { Stop::Soon } else { Stop::Now });
-        progress.note(&if *stop.borrow() == Stop::Soon {
-            format!("Ctrl-C: finishing the {open} requests already read; press Ctrl-C again to cancel them")
+/// Stops the run at the first signal, and cancels what is on the wire at the second.
+async fn stop_on_signals(stopper: Stopper, progress: Arc<Progress>, monitor: Monitor, limit: Duration) {
+    let on_signal = |signal: Signal| {
+        let on_wire = monitor.calling();
+        progress.note(&if stopper.stop(StopReason::Signal(signal)) {
+            format!(
+                "{signal}: nothing more is sent; the {on_wire} requests on the wire get {limit:?} to finish, the others \
+                 are left for --resume; {signal} again cancels"
+            )
         } else {
-            format!("Ctrl-C: cancelling {open} requests")
+            stopper.stop_now();
+            format!("{signal}: cancelling the {on_wire} requests on the wire")
         });
+    };
+    if let Err(error) = stop::on_signals(on_signal).await {
+        progress.note(&format!("signals end the program at once: {error}"));
     }
 }
 
@@ -296,10 +324,12 @@ fn local_provider(bounds: &Bounds, args: &Args) -> anyhow::Result<Uri> {
 
 async fn serve(address: SocketAddr, bounds: &Bounds, args: &Args) -> anyhow::Result<ExitCode> {
     let provider = Provider::bind(address, bounds, args).with_context(|| format!("cannot listen at {address}"))?;
-    println!("{bounds}\ntry: bulk --url {}", provider.url());
+    let _ = writeln!(io::stdout(), "{bounds}\ntry: bulk --url {}", provider.url());
+    let stopper = Stopper::new();
     tokio::select! {
         served = provider.serve() => served?,
-        stopped = ctrl_c() => stopped?,
+        stopped = stop::on_signals(|signal| { stopper.stop(StopReason::Signal(signal)); }) => stopped?,
+        () = stopper.stopped() => {}
     }
     Ok(ExitCode::SUCCESS)
 }

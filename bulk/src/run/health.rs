@@ -1,0 +1,267 @@
+//! Whether the run is worth going on: what kind of failures attempts end with, and how many of a final kind in a row.
+//!
+//! The first failure of each kind is told at once. When the first requests all fail for a reason that no further request
+//! can escape, such as a wrong key, the run stops, with the reason and with what to do.
+
+use super::{
+    failure::{Failure, Kind},
+    stop::{StopReason, Stopper},
+};
+use crate::{
+    args::{SendArgs, Target},
+    view::Progress,
+};
+use http::Response;
+use hyper::body::Bytes;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+use tokio::time::Instant;
+use tower::BoxError;
+use tower_outbound::{Limiter, provider::Provider};
+
+/// The number of attempts that fail for the same final reason, without a success before, after which the run stops.
+const AT_START: u64 = 5;
+
+/// The number of attempts in a row that fail for the same final reason after a success, after which the run stops.
+const LATER: u64 = 20;
+
+/// A pause that is shorter than this is not told.
+const SHORT_PAUSE: Duration = Duration::from_secs(2);
+
+/// Observes the result of each attempt. Clones observe the same run.
+#[derive(Clone)]
+pub(super) struct Health {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    stopper: Stopper,
+    progress: Arc<Progress>,
+    limiter: Limiter,
+    provider: Provider,
+    host: String,
+    /// The variable that holds the key, for the advice.
+    key_variable: Option<String>,
+    /// The values of secret headers, which a provider may repeat in its error.
+    secrets: Vec<String>,
+    max_wait: Duration,
+    keeps_going: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    has_succeeded: bool,
+    /// The last final kind, and the number of failures of this kind since the last success or failure of another final
+    /// kind. Failures that are not final are not counted: the run cannot tell from them.
+    row: Option<(Kind, u64)>,
+    told: HashSet<Kind>,
+    /// The end of the last pause that was told.
+    paused_until: Option<Instant>,
+}
+
+impl Health {
+    pub(super) fn new(
+        stopper: Stopper,
+        progress: Arc<Progress>,
+        limiter: Limiter,
+        args: &SendArgs,
+        target: &Target,
+    ) -> Self {
+        let secrets = target.headers.values().filter(|value| value.is_sensitive());
+        let secrets = secrets.filter_map(|value| value.to_str().ok());
+        let secrets = secrets.map(|value| value.rsplit(' ').next().unwrap_or(value).to_owned());
+        Self {
+            shared: Arc::new(Shared {
+                stopper,
+                progress,
+                limiter,
+                provider: args.provider(),
+                host: target.host().to_owned(),
+                key_variable: target.key_variable.clone(),
+                // A short value, such as a version, stands in many texts that are no secret.
+                secrets: secrets.filter(|value| value.len() >= 8).collect(),
+                max_wait: args.max_wait,
+                keeps_going: args.keep_going,
+                state: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Takes the result of one attempt into account.
+    pub(super) fn observe(&self, result: &Result<Response<Bytes>, BoxError>) {
+        let shared = &*self.shared;
+        if result.as_ref().is_ok_and(|response| response.status().is_success()) {
+            let mut state = shared.state();
+            state.has_succeeded = true;
+            state.row = None;
+            return;
+        }
+        let failure = match result {
+            Ok(response) => {
+                let info = shared.provider.rate_limit_info(response.headers(), SystemTime::now());
+                self.tell_pause(response, info.retry_after);
+                Failure::of_response(shared.provider, response, info.retry_after, shared.max_wait)
+            }
+            Err(error) => Failure::of_error(&**error),
+        };
+        let (is_first, row) = shared.state().count(failure.kind);
+        if !is_first && row.is_none() {
+            return;
+        }
+        let text = shared.describe(&failure);
+        if is_first {
+            shared.progress.note(&text);
+        }
+        if let (Some(row), false) = (row, shared.keeps_going) {
+            let stops = shared.stopper.stop(StopReason::Hopeless(text.clone()));
+            if stops {
+                let failed = if row == 1 {
+                    "an attempt".into()
+                } else {
+                    format!("{row} attempts in a row")
+                };
+                shared.progress.note(&format!(
+                    "stopping: {}, and {failed} failed for this reason; the rest is left for --resume. --keep-going sends \
+                     it all the same",
+                    failure.kind
+                ));
+            }
+        }
+    }
+
+    /// Tells that the limiter is paused, once for each pause that the provider asks for.
+    fn tell_pause(&self, response: &Response<Bytes>, retry_after: Option<Duration>) {
+        let shared = &*self.shared;
+        let Some(pause) = shared.limiter.paused() else { return };
+        let left = pause.until().saturating_duration_since(Instant::now());
+        {
+            let mut state = shared.state();
+            let is_told = state
+                .paused_until
+                .is_some_and(|told| pause.until() < told + SHORT_PAUSE);
+            if left < SHORT_PAUSE || is_told {
+                return;
+            }
+            state.paused_until = Some(pause.until());
+        }
+        let asked = retry_after.map_or(String::new(), |delay| {
+            format!(", Retry-After {} s", delay.as_millis().div_ceil(1_000))
+        });
+        let until = clock_time(SystemTime::now() + left);
+        let status = response.status().as_u16();
+        shared
+            .progress
+            .note(&format!("paused until {until} by {status}{asked}"));
+    }
+}
+
+impl Shared {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The failure in a line: what, from whom, and what to do about it.
+    fn describe(&self, failure: &Failure) -> String {
+        let Failure { kind, status, message } = failure;
+        let message = self
+            .secrets
+            .iter()
+            .fold(message.clone(), |text, secret| text.replace(secret, "…"));
+        let message = message.trim_end_matches('.');
+        let who = &self.host;
+        let what = match status {
+            Some(status) => format!("{status} from {who}: {message}."),
+            None => format!("{who}: {message}."),
+        };
+        match kind.advice(self.key_variable.as_deref()) {
+            Some(advice) => format!("{what} {advice}"),
+            None => what,
+        }
+    }
+}
+
+impl State {
+    /// Counts a failure. Returns whether it is the first of its kind, and the number of failures in a row if they are
+    /// enough to stop.
+    fn count(&mut self, kind: Kind) -> (bool, Option<u64>) {
+        let is_first = self.told.insert(kind);
+        let Some(enough) = self.enough(kind) else {
+            return (is_first, None);
+        };
+        let row = match self.row {
+            Some((last, row)) if last == kind => row + 1,
+            _ => 1,
+        };
+        self.row = Some((kind, row));
+        (is_first, (row >= enough).then_some(row))
+    }
+
+    /// The number of failures of this kind in a row after which every further request would fail, too. `None` if the
+    /// next request may succeed in any case.
+    fn enough(&self, kind: Kind) -> Option<u64> {
+        match kind {
+            // A pause of all requests would be in vain: the provider says that it will go on refusing.
+            Kind::WaitTooLong => Some(1),
+            // A resolver that has answered before may answer again.
+            Kind::UnknownHost if self.has_succeeded => None,
+            _ if !kind.is_final() => None,
+            _ if self.has_succeeded => Some(LATER),
+            _ => Some(AT_START),
+        }
+    }
+}
+
+/// The time of day, in UTC.
+fn clock_time(time: SystemTime) -> String {
+    let text = humantime::format_rfc3339_seconds(time).to_string();
+    format!("{} UTC", &text[11..19])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_five_of_the_same_final_kind_are_enough_to_stop() {
+        let mut state = State::default();
+        assert_eq!(state.count(Kind::Key), (true, None));
+        for _ in 0..3 {
+            assert_eq!(state.count(Kind::Key), (false, None));
+            // Failures that may pass say nothing about the others.
+            state.count(Kind::Overloaded);
+        }
+        assert_eq!(state.count(Kind::Key), (false, Some(5)));
+    }
+
+    #[test]
+    fn after_a_success_it_takes_twenty_in_a_row() {
+        let mut state = State {
+            has_succeeded: true,
+            ..State::default()
+        };
+        for row in 1..20 {
+            assert_eq!(state.count(Kind::Quota), (row == 1, None));
+        }
+        assert_eq!(state.count(Kind::Quota), (false, Some(20)));
+        assert_eq!(state.count(Kind::Key), (true, None));
+        assert!((0..100).all(|_| state.count(Kind::UnknownHost).1.is_none()));
+    }
+
+    #[test]
+    fn failures_that_may_pass_never_stop_the_run() {
+        let mut state = State::default();
+        for kind in [Kind::Overloaded, Kind::Throttled, Kind::Refused, Kind::BadRequest] {
+            assert!((0..100).all(|_| state.count(kind).1.is_none()), "{kind}");
+        }
+    }
+
+    #[test]
+    fn the_time_of_day_is_in_utc() {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(14 * 3_600 + 3 * 60 + 20);
+        assert_eq!(clock_time(time), "14:03:20 UTC");
+    }
+}
