@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,13 @@ import urllib.request
 
 MARKER = re.compile(r"marker-\d{5}")
 # No run takes longer, unless it hangs.
-LONGEST_RUN = 120
+LONGEST_RUN = 200
+
+
+# A signal in the middle of a run, and the exit code that it causes.
+Interrupt = collections.namedtuple("Interrupt", ["signal", "after", "exit"])
+# One request as a server saw it. `whole`: it sent a complete answer.
+Attempt = collections.namedtuple("Attempt", ["marker", "status", "whole", "fault"], defaults=[None])
 
 
 # --- Servers -----------------------------------------------------------------------------------------------------------
@@ -76,7 +83,7 @@ class Nginx:
         listen = f"listen 127.0.0.1:{self.port}"
         if tls:
             self.make_certificates()
-            listen += f" ssl; ssl_certificate {self.folder}/server.pem; ssl_certificate_key {self.folder}/server.key"
+            listen += f" ssl http2; keepalive_requests 50; ssl_certificate {self.folder}/server.pem; ssl_certificate_key {self.folder}/server.key"
         temporary = "".join(
             f"{kind}_temp_path {self.folder}/{kind};" for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         )
@@ -114,7 +121,7 @@ class Nginx:
         for line in (self.folder / "access.log").read_text().splitlines():
             status, _, body = line.partition(" ")
             marker = MARKER.search(body)
-            yield marker and marker.group(), int(status), int(status) == 200 and marker is not None
+            yield Attempt(marker and marker.group(), int(status), int(status) == 200 and marker is not None)
 
     def verdict(self):
         return ""
@@ -143,7 +150,7 @@ class Llmock:
             marker = MARKER.search(json.dumps(record["body"]))
             # A malformed chunk is not the end of the stream: llmock records such a response as completed.
             whole = record["completed"] and not (record["fault"] or "").startswith("stream:malformed")
-            yield marker and marker.group(), record["status"], record["status"] == 200 and whole
+            yield Attempt(marker and marker.group(), record["status"], record["status"] == 200 and whole, record["fault"])
 
     def verdict(self):
         verdict = self.ask("verdict")
@@ -156,23 +163,37 @@ class Llmock:
 
 
 class LiteLlm:
-    """LiteLLM's proxy. Its models are mocks that return the text that a request names."""
+    """LiteLLM's proxy, in front of another server that records the requests which the proxy passes on."""
 
-    def __init__(self, folder, tools, model, settings=""):
-        self.port, self.log = free_port(), folder / "litellm.log"
-        config = folder / "litellm.yaml"
-        config.write_text(f"model_list:\n{model}\n{settings}\n")
+    KEY = "sk-only-for-tests-0123456789abcdef"
+
+    def __init__(self, folder, tools, name, behind, model="", settings=""):
+        self.behind, self.port, self.log = behind, free_port(), folder / f"litellm-{name}.log"
+        config = folder / f"litellm-{name}.yaml"
+        url = f"http://127.0.0.1:{behind.port}/v1"
+        config.write_text(
+            f"""
+model_list: [{{model_name: mock, litellm_params: {{model: openai/mock, api_key: none, api_base: "{url}" {model}}}}}]
+router_settings: {{num_retries: 0 {settings}}}
+general_settings: {{master_key: {self.KEY}}}
+"""
+        )
         self.command = [f"{tools}/litellm/bin/litellm", "--config", str(config), "--host", "127.0.0.1",
                         "--port", str(self.port), "--telemetry", "False"]
 
+    @contextlib.contextmanager
     def running(self):
-        # The list of prices that comes with the package: the proxy would look for a newer one on the network.
-        return running(self.command, self.port, self.log, LITELLM_LOCAL_MODEL_COST_MAP="True", NO_DOCS="True")
+        # With the list of prices that comes with the package: the proxy would look for a newer one on the network.
+        local = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        with self.behind.running(), running(self.command, self.port, self.log, **local):
+            yield
 
     def attempts(self):
-        """Its log has one line per response, without the request."""
+        """What the proxy passed on and was answered, and what it refused: its log holds the status alone."""
+        yield from (attempt for attempt in self.behind.attempts() if attempt.whole)
         for status in re.findall(r'"POST \S+ HTTP/1.1" (\d+)', self.log.read_text()):
-            yield None, int(status), int(status) == 200
+            if status != "200":
+                yield Attempt(None, int(status), False)
 
     def verdict(self):
         return ""
@@ -188,61 +209,97 @@ def chat(marker, **fields):
     return {"model": "mock", "max_tokens": 20, "messages": [{"role": "user", "content": marker}], **fields}
 
 
+def responses(marker, **fields):
+    return {"model": "mock", "max_output_tokens": 20, "input": marker, **fields}
+
+
+def gemini(marker):
+    return {"contents": [{"role": "user", "parts": [{"text": marker}]}], "generationConfig": {"maxOutputTokens": 20}}
+
+
+def batch_line(marker, number):
+    """A line of a batch file that mixes the urls."""
+    urls = [("/v1/chat/completions", chat(marker)), ("/v1/responses", responses(marker)),
+            ("/v1/embeddings", {"model": "mock", "input": marker})]
+    url, body = urls[number % len(urls)]
+    return {"custom_id": f"id-{number}", "method": "POST", "url": url, "body": body}
+
+
 class Run:
     """Sends requests, and collects what became of them."""
 
-    def __init__(self, bench, name, server, url, bodies, *options, expect=None):
+    def __init__(self, bench, name, server, target, bodies, *options, expect=None, interrupt=None):
         self.name, self.server, self.problems = name, server, []
         folder = pathlib.Path(tempfile.mkdtemp(dir=bench.folder))
         lines = [json.dumps(body) for body in bodies]
         self.markers = [MARKER.search(line).group() for line in lines]
         (folder / "in.jsonl").write_text("\n".join(lines) + "\n")
-        command = [bench.bulk, "--quiet", "--url", url, "--input", folder / "in.jsonl", "--output", folder / "out.jsonl",
+        command = [bench.bulk, "--quiet", *target, "--input", folder / "in.jsonl", "--output", folder / "out.jsonl",
                    "--tpm", "off", *options]
         started = time.monotonic()
-        try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_RUN, stdin=subprocess.DEVNULL)
-            self.exit, self.said = ended.returncode, ended.stdout + ended.stderr
-        except subprocess.TimeoutExpired as error:
-            self.exit, self.said = "hangs", str(error)
+        if interrupt:
+            self.execute(command, interrupt)
+            self.check(self.exit == interrupt.exit, f"exit code {interrupt.exit} after the signal, and not {self.exit}")
+            command.append("--resume")
+        self.execute(command)
         self.seconds = time.monotonic() - started
         output = folder / "out.jsonl"
         self.results = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+        if interrupt:
+            # A request that was cancelled has a second line, and that is its result.
+            self.results = [result for result in self.results if result["status"] != "CANCELLED"]
         self.statuses = collections.Counter(result["status"] for result in self.results)
         self.attempts = list(server.attempts())
-        self.refused = collections.Counter(status for _, status, _ in self.attempts if status != 200)
-        self.check_exit(expect)
+        self.refused = collections.Counter(attempt.status for attempt in self.attempts if attempt.status != 200)
+        if expect is None:
+            expect = 3 if self.statuses["FAILED"] else 0
+        self.check(self.exit == expect, f"exit code {expect}, and not {self.exit}: {self.said[-1500:]}")
+
+    def execute(self, command, interrupt=None):
+        """Runs `bulk`, and sends it a signal in the middle if one is given."""
+        program = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   text=True)
+        try:
+            if interrupt:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    program.wait(interrupt.after)
+                program.send_signal(interrupt.signal)
+            self.said, _ = program.communicate(timeout=LONGEST_RUN)
+            self.exit = program.returncode
+        except subprocess.TimeoutExpired:
+            program.kill()
+            self.said, _ = program.communicate()
+            self.exit = "hangs"
 
     def marker_of(self, result):
         return self.markers[result["line"] - 1]
 
-    def check_exit(self, expect):
-        if expect is None:
-            expect = 3 if self.statuses["FAILED"] else 0
-        if self.exit != expect:
-            self.problems.append(f"exit code {self.exit} in place of {expect}: {self.said[-1500:]}")
+    def check_answers(self, silent=(), sent_twice=0):
+        """Compares each result with what the server recorded.
 
-    def check_answers(self, told_by_server=True):
-        """Compares each result with what the server recorded."""
-        whole = collections.Counter(marker for marker, _, whole in self.attempts if whole)
+        The answers to the markers in `silent` do not hold them. `sent_twice`: how many may be sent again after an answer.
+        """
+        whole = collections.Counter(attempt.marker for attempt in self.attempts if attempt.whole)
         written = collections.Counter(self.marker_of(result) for result in self.results)
         completed = {self.marker_of(result) for result in self.results if result["status"] == "COMPLETED"}
         self.wrong = {
             self.marker_of(result)
             for result in self.results
-            if result["status"] == "COMPLETED" and self.marker_of(result) not in json.dumps(result["response"])
+            if result["status"] == "COMPLETED"
+            and self.marker_of(result) not in silent
+            and self.marker_of(result) not in json.dumps(result["response"])
         }
         self.lost = {marker for marker in self.markers if not written[marker]}
         self.doubled = {marker for marker, count in written.items() if count > 1}
-        if told_by_server:
-            self.wrong |= {marker for marker in completed if not whole[marker]}
-            self.lost |= {marker for marker in self.markers if whole[marker] and marker not in completed}
-            self.doubled |= {marker for marker, count in whole.items() if count > 1}
-        elif len(completed) != sum(whole.values()):
-            self.problems.append(f"the server sent {sum(whole.values())} answers, and {len(completed)} are COMPLETED")
+        self.wrong |= {marker for marker in completed if not whole[marker]}
+        self.lost |= {marker for marker in self.markers if whole[marker] and marker not in completed}
+        again = {marker for marker, count in whole.items() if count > 1}
+        if len(again) > sent_twice:
+            self.doubled |= again
         for kind in ["wrong", "lost", "doubled"]:
             if markers := getattr(self, kind):
-                self.problems.append(f"{kind}: {len(markers)}, e.g. {self.example(min(markers))}")
+                examples = "".join(f"\n      {self.example(marker)}" for marker in sorted(markers)[:5])
+                self.problems.append(f"{kind}: {len(markers)}, e.g.{examples}")
         self.ask_judge()
         return self
 
@@ -253,13 +310,13 @@ class Run:
 
     def example(self, marker):
         """What the server and `bulk` say of one request."""
-        at_server = [(status, whole) for name, status, whole in self.attempts if name == marker]
+        at_server = [f"{attempt.status} {attempt.fault or ''}" for attempt in self.attempts if attempt.marker == marker]
         results = [
             {key: result.get(key) for key in ["line", "status", "http_status", "attempts", "error", "response"]}
             for result in self.results
             if self.marker_of(result) == marker
         ]
-        return f"{marker}, at the server (status, complete): {at_server}; result: {json.dumps(results)[:600]}"
+        return f"{marker}, at the server: {at_server}; result: {json.dumps(results)[:600]}"
 
     def check(self, holds, promise):
         if not holds:
@@ -290,13 +347,14 @@ class Bench:
         self.markers = (f"marker-{number:05}" for number in range(100_000))
         self.runs = []
 
-    def bodies(self, count, **fields):
-        return [chat(next(self.markers), **fields) for _ in range(count)]
+    def bodies(self, count, make=chat, **fields):
+        return [make(next(self.markers), **fields) for _ in range(count)]
 
-    def run(self, name, server, path, bodies, *options, scheme="http", **expect):
+    def run(self, name, server, path, bodies, *options, scheme="http", option="--url", **more):
         """Starts the server, sends the requests, and yields what became of them for the checks of this run."""
         with server.running():
-            run = Run(self, name, server, f"{scheme}://127.0.0.1:{server.port}{path}", bodies, *options, **expect)
+            target = [option, f"{scheme}://127.0.0.1:{server.port}{path}"]
+            run = Run(self, name, server, target, bodies, *options, **more)
             self.runs.append(run)
             yield run
             run.print()
@@ -347,11 +405,12 @@ class Bench:
     def tls(self):
         server = Nginx(self.folder, "tls", f"echo_read_request_body; echo {Nginx.ANSWER};", tls=True)
         path = "/v1/chat/completions"
-        for run in self.run("nginx with TLS, --ca", server, path, self.bodies(200), "--rpm", "off", "--ca",
+        for run in self.run("nginx with TLS, HTTP/2, 50 per connection, --ca", server, path, self.bodies(200), "--rpm", "off", "--ca",
                             server.folder / "ca.pem", scheme="https"):
             run.check_answers().check(run.statuses["COMPLETED"] == 200, "all are done")
         for run in self.run("nginx with TLS, certificate not trusted", server, path, self.bodies(200), "--rpm", "off",
                             scheme="https", expect=1):
+            # The name of the certificate's problem, not only "error sending request".
             run.check("certificate" in run.said.lower(), "it names the certificate: " + run.said[-800:])
             run.check(len(run.results) < 100, "it stops early")
 
@@ -372,14 +431,34 @@ class Bench:
             run.check_answers()
         faults = ["truncate=0.1", "disconnect=0.1", "malformed=0.1", "stall=0.02"]
         faults = [word for fault in faults for word in ("--stream-fault", fault)]
-        for api, path in [("OpenAI's chat", "/v1/chat/completions"), ("Anthropic's", "/anthropic/v1/messages"),
-                          ("Groq's", "/groq/openai/v1/chat/completions"), ("Cohere's", "/cohere/v2/chat")]:
-            server = Llmock(self.folder, self.tools, api, "--stream-stall-seconds", "6", *faults)
-            options = ["--rpm", "6000", "--timeout", "3"]
-            if api.startswith("Anthropic"):
-                options += ["--provider", "anthropic"]
-            for run in self.run(f"llmock, broken streams of {api}", server, path, self.bodies(100, stream=True), *options):
+        streams = {
+            "OpenAI's chat": ("/v1/chat/completions", self.bodies(100, stream=True)),
+            "OpenAI's responses": ("/v1/responses", self.bodies(100, responses, stream=True)),
+            "Anthropic": ("/anthropic/v1/messages", self.bodies(100, stream=True)),
+            "Gemini": ("/gemini/v1beta/models/mock:streamGenerateContent?alt=sse", self.bodies(100, gemini)),
+            "Cohere": ("/cohere/v2/chat", self.bodies(100, stream=True)),
+        }
+        for api, (path, bodies) in streams.items():
+            server = Llmock(self.folder, self.tools, f"streams of {api}", "--stream-stall-seconds", "6", *faults)
+            provider = ["--provider", api.lower()] if api in ["Anthropic", "Gemini"] else []
+            for run in self.run(f"llmock, broken streams of {api}", server, path, bodies, "--rpm", "6000",
+                                "--timeout", "3", *provider):
                 run.check_answers()
+        server = Llmock(self.folder, self.tools, "batch")
+        lines = [batch_line(next(self.markers), number) for number in range(90)]
+        embeddings = {MARKER.search(json.dumps(line)).group() for line in lines if "embeddings" in line["url"]}
+        for run in self.run("llmock, a batch file for three urls", server, "/v1", lines, "--rpm", "6000",
+                            option="--base-url"):
+            run.check_answers(silent=embeddings).check(run.statuses["COMPLETED"] == 90, "all are done")
+        for name, interrupt, sent_twice in [
+            ("SIGTERM", Interrupt(signal.SIGTERM, 1.5, 128 + signal.SIGTERM), 0),
+            # What is on the wire when the program dies is sent again: its answers are not in the file.
+            ("kill -9", Interrupt(signal.SIGKILL, 1.5, -signal.SIGKILL), 32),
+        ]:
+            server = Llmock(self.folder, self.tools, name, "--latency-ms", "200")
+            for run in self.run(f"llmock, {name} in the middle, then --resume", server, "/v1/chat/completions",
+                                self.bodies(200), "--rpm", "3000", interrupt=interrupt):
+                run.check_answers(sent_twice=sent_twice).check(run.statuses["COMPLETED"] == 200, "all are done")
         server = Llmock(self.folder, self.tools, "unauthorized", "--error-rate", "401=1.0")
         for run in self.run("llmock, 401 for all", server, "/v1/chat/completions", self.bodies(300), "--rpm", "6000",
                             expect=1):
@@ -388,16 +467,20 @@ class Bench:
             run.ask_judge()
 
     def litellm_proxy(self):
-        def bodies(count):
-            return [chat(marker, mock_response=f"You said {marker}") for marker in
-                    (next(self.markers) for _ in range(count))]
-
-        model = "- model_name: mock\n  litellm_params: {model: openai/mock, api_key: none, rpm: 60, mock_response: none}"
-        settings = 'router_settings: {optional_pre_call_checks: ["enforce_model_rate_limits"], num_retries: 0}'
-        server = LiteLlm(self.folder, self.tools, model, settings)
-        for run in self.run("LiteLLM's proxy, 60 a minute, told 600", server, "/v1/chat/completions", bodies(100),
-                            "--rpm", "600"):
-            run.check_answers(told_by_server=False)
+        path, header = "/v1/chat/completions", ["--header", f"authorization: Bearer {LiteLlm.KEY}"]
+        # Its window is the minute of the clock, and it counts the requests that it refuses.
+        behind = Llmock(self.folder, self.tools, "limited")
+        server = LiteLlm(self.folder, self.tools, "limited", behind, ", rpm: 60",
+                         ', optional_pre_call_checks: ["enforce_model_rate_limits"]')
+        for run in self.run("LiteLLM's proxy, 60 a minute, told 600", server, path, self.bodies(70), "--rpm", "600",
+                            *header):
+            run.check_answers().check(run.statuses["COMPLETED"] == 70, "all are done")
+        rates = ["429=0.05", "500=0.1", "503=0.05", "400=0.05"]
+        behind = Llmock(self.folder, self.tools, "behind", *(word for rate in rates for word in ("--error-rate", rate)))
+        server = LiteLlm(self.folder, self.tools, "chaos", behind)
+        for run in self.run("LiteLLM's proxy in front of 400, 429, 500, 503", server, path, self.bodies(100),
+                            "--rpm", "600", *header):
+            run.check_answers()
 
 
 def main():
