@@ -64,6 +64,8 @@ async fn an_error_document_is_not_an_answer() {
         r#"{"object":"error","message":"no","type":"BadRequestError","code":400}"#,
         r#"{"error":"channel_not_found","ok":false}"#,
         r#"{"error":true,"message":"no"}"#,
+        r#"{"success":false,"error":"no","data":{"request":1}}"#,
+        r#"{"timestamp":1,"status":500,"error":"Internal Server Error"}"#,
         r#"{"error":{"message":"no"},"choices":[]}"#,
         r#"{"error":{"message":"no"},"choices":null,"usage":{"total_tokens":3}}"#,
         r#"{"choices":[{"index":0,"error":{"code":502,"message":"gone"},"finish_reason":"error","message":{"content":"He"}}]}"#,
@@ -111,6 +113,7 @@ async fn a_document_with_an_answer_is_an_answer_whatever_else_it_holds() {
         r#"{"object":"batch","status":"failed","errors":{"data":[{"message":"x"}]}}"#,
         r#"{"a":{"error":{"message":"deeper"}}}"#,
         r#"[{"id":1,"error":{"message":"one of many"}},{"id":2}]"#,
+        r#"[{"id":1},{"id":2,"error":{"message":"one of many"}}]"#,
         r#"{"n":123456789012345678901234567890}"#,
         "{}",
         "[]",
@@ -267,6 +270,17 @@ async fn a_stream_is_an_answer_only_with_its_end_and_without_an_error() {
             Some(Reason::ReportedError),
         ),
         (
+            format!("{hello}event: error\n\ndata: [DONE]\n\n"),
+            Some(Reason::ReportedError),
+        ),
+        (
+            format!("{hello}data: {{\"error\":{{\"code\":502}},\"choices\":[{{\"delta\":{{}}}}]}}\n\ndata: [DONE]\n\n"),
+            Some(Reason::ReportedError),
+        ),
+        // A document in place of the stream.
+        (r#"{"error":{"code":502}}"#.to_owned(), Some(Reason::ReportedError)),
+        (r#"{"choices":[{"finish_reason":"stop"}]}"#.to_owned(), None),
+        (
             format!("{claude}event: message_stop\ndata: {{\"type\":\"message_stop\"}}\n\n"),
             None,
         ),
@@ -366,6 +380,12 @@ async fn the_error_tells_what_the_body_reports_and_whether_it_may_pass() {
         ),
         (r#"{"error":{"code":400,"type":"x"}}"#, Some(400), Some("x"), false),
         (
+            r#"{"error":{"type":"BadRequestError"}}"#,
+            Some(400),
+            Some("BadRequestError"),
+            false,
+        ),
+        (
             r#"{"error":{"type":"invalid_request_error","code":null}}"#,
             Some(400),
             Some("invalid_request_error"),
@@ -397,6 +417,12 @@ async fn the_error_tells_what_the_body_reports_and_whether_it_may_pass() {
             true,
         ),
         (r#"{"error":"Bad Request","code":400}"#, Some(400), None, false),
+        (
+            r#"{"error":{"code":401},"choices":[{"finish_reason":"error"}]}"#,
+            Some(401),
+            None,
+            false,
+        ),
         // Unknown errors, and sentences, by which nothing is decided.
         (r#"{"error":{"code":-32000}}"#, None, None, true),
         (r#"{"error":{"type":"mystery"}}"#, None, Some("mystery"), true),
@@ -436,6 +462,26 @@ async fn a_body_that_is_not_in_memory_is_not_checked() {
     let client = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(())));
     let response = CheckLayer::new().layer(client).oneshot(Request::new(())).await;
     assert_eq!(response.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_streamed_answer_is_not_checked_when_its_body_has_ended() {
+    use http_body_util::{BodyExt, Full};
+    let client = service_fn(async |_: Request<Bytes>| {
+        let body = Full::new(Bytes::from_static(b"data: {\"choices\":[{}]}\n\n"));
+        let response = Response::builder().header("content-type", EVENTS).body(body);
+        Ok::<_, Infallible>(response.unwrap())
+    });
+    let executor = Executor::builder()
+        .layer(CheckLayer::new())
+        .build_streaming(client)
+        .unwrap();
+    executor.start().unwrap();
+    let call = executor.submit(prompt()).await.unwrap();
+    let event = call.event().clone();
+    let body = call.await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert!(body.starts_with(b"data:"));
+    assert_eq!(event.finished().await.status, RequestStatus::Completed);
 }
 
 /// A client that gives each of `answers` to one attempt, and then an answer to all others. Counts the attempts.

@@ -649,7 +649,12 @@ fn a_clock_that_jumps_at_any_step_admits_no_burst() {
 
 #[test]
 fn a_stop_at_any_step_accounts_for_every_call_and_the_executor_can_start_again() {
-    for how in [Shutdown::Graceful, Shutdown::Within(ms(60)), Shutdown::Immediate] {
+    for how in [
+        Shutdown::Graceful,
+        Shutdown::Within(ms(60)),
+        Shutdown::SentWithin(ms(60)),
+        Shutdown::Immediate,
+    ] {
         at_every_step(
             |setup| {
                 let (executor, client, limiter) = (
@@ -689,7 +694,7 @@ fn a_stop_at_any_step_accounts_for_every_call_and_the_executor_can_start_again()
                     // cancelled.
                     Shutdown::Graceful => assert_eq!(report.cancelled, after.cancelled - before.cancelled, "{what}"),
                     Shutdown::Immediate => assert_eq!((report.completed, report.elapsed), (0, ms(0)), "{what}"),
-                    Shutdown::Within(limit) => assert!(report.elapsed <= limit, "{what}"),
+                    Shutdown::Within(limit) | Shutdown::SentWithin(limit) => assert!(report.elapsed <= limit, "{what}"),
                 }
                 for result in results {
                     let Err(error) = result else { continue };

@@ -592,16 +592,32 @@ async fn unreported_limits_are_found_by_their_429s() {
     assert_eq!(amounts(&limiter), [600.0, 6_000.0]);
     respond(&layer, 429, &[]).await;
     assert_eq!(amounts(&limiter), [540.0, 5_400.0]);
-    respond(&layer, 503, &[]).await;
-    respond(&layer, 429, &[]).await;
-    assert_eq!(amounts(&limiter), [486.0, 4_860.0]);
-    // Successful responses raise the lowered amounts again, by a hundredth per second without a 429, up to the
-    // configured amounts.
+    // The provider's bucket is empty, and so is the limiter's.
+    assert_eq!(
+        (limiter.available().requests, limiter.available().tokens),
+        (Some(0), Some(0))
+    );
+    // In the first second after that, rejections change nothing.
+    for _ in 0..5 {
+        respond(&layer, 200, &[]).await;
+        respond(&layer, 503, &[]).await;
+    }
+    assert_eq!(amounts(&limiter), [540.0, 5_400.0]);
+    // Then the rates are set to 97 % of the share that was accepted: 6 of 11 calls.
+    tokio::time::advance(Duration::from_secs(1)).await;
     respond(&layer, 200, &[]).await;
-    assert_eq!(amounts(&limiter), [486.0, 4_860.0]);
-    tokio::time::advance(Duration::from_secs(2)).await;
-    respond(&layer, 200, &[]).await;
-    assert_eq!(amounts(&limiter), [495.0, 4_957.0]);
+    assert_eq!(amounts(&limiter), [285.0, 2_857.0]);
+    // A second without a rejection ends the episode, and the rates rise towards what was accepted (294), and beyond.
+    for _ in 0..10 {
+        respond(&layer, 200, &[]).await;
+    }
+    let mut rates = Vec::new();
+    for _ in 0..6 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        respond(&layer, 200, &[]).await;
+        rates.push(amounts(&limiter)[0]);
+    }
+    assert_eq!(rates, [285.0, 292.0, 292.0, 292.0, 296.0, 304.0]);
     tokio::time::advance(Duration::from_secs(1_000)).await;
     respond(&layer, 200, &[]).await;
     assert_eq!(amounts(&limiter), [600.0, 6_000.0]);
@@ -614,6 +630,11 @@ async fn unreported_limits_are_found_by_their_429s() {
     respond(&layer, 429, &[]).await;
     assert_eq!(amounts(&limiter), [90.0]);
     for _ in 0..200 {
+        respond(&layer, 429, &[]).await;
+    }
+    assert_eq!(amounts(&limiter), [90.0]);
+    for _ in 0..30 {
+        tokio::time::advance(Duration::from_secs(5)).await;
         respond(&layer, 429, &[]).await;
     }
     assert_eq!(amounts(&limiter), [1.0]);
@@ -641,6 +662,23 @@ async fn calls_in_flight_when_the_limits_were_lowered_do_not_lower_them_again() 
         call.await.unwrap().unwrap();
     }
     assert_eq!(amounts(&limiter), [540.0, 5_400.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_lowers_no_quota_of_a_day_unless_there_is_nothing_else() {
+    let day = Rate::per_day(10_000);
+    for (limits, lowered) in [
+        (
+            Limits::new().requests(Rate::per_second(100)).requests(day),
+            vec![90.0, 10_000.0],
+        ),
+        (Limits::new().requests(day), vec![9_000.0]),
+    ] {
+        let limiter = RateLimiter::new(limits).unwrap();
+        let layer = FeedbackLayer::new(limiter.clone(), Provider::Ietf).adapt();
+        respond(&layer, 429, &[]).await;
+        assert_eq!(amounts(&limiter), lowered);
+    }
 }
 
 // === Reports of slow responses ===

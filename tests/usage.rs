@@ -84,6 +84,16 @@ async fn the_tokens_used_are_read_from_a_document_of_each_provider() {
         ),
         // Embeddings: the usage has no output tokens.
         (r#"{"data":[],"usage":{"prompt_tokens":8,"total_tokens":8}}"#, Some(8)),
+        // A value of an unexpected type, or a name that is there twice, does not hide the numbers beside it.
+        (
+            r#"{"message":"done","response":[{"usage":3}],"usage":{"total_tokens":"9","input_tokens":[2],"prompt_tokens":4,"output_tokens":{"a":1},"completion_tokens":5}}"#,
+            Some(9),
+        ),
+        (
+            r#"{"usage":null,"usageMetadata":true,"message":{"usage":{"input_tokens":6}}}"#,
+            Some(6),
+        ),
+        (r#"{"usage":{"total_tokens":3,"total_tokens":8}}"#, Some(8)),
         // Texts that report no valid usage.
         ("{}", None),
         ("", None),
@@ -292,10 +302,11 @@ fn an_estimate_is_a_quarter_of_the_characters_and_the_longest_answer_allowed() {
         ),
         (
             r#"{"messages":[{"content":[{"type":"text","text":"äöüß"},{"type":"image_url","image_url":{"url":"1234"}}]}],"max_completion_tokens":1}"#,
-            2,
+            767,
         ),
         (r#"{"input":"12345678","max_output_tokens":10}"#, 12),
-        (r#"{"input":["1234","5678"]}"#, 502),
+        (r#"{"input":"12345678"}"#, 502),
+        (r#"{"input":["1234","5678"]}"#, 2),
         (r#"{"system":"1234","messages":[],"max_tokens":0}"#, 1),
         (
             r#"{"contents":[{"parts":[{"text":"12345678"}]}],"generationConfig":{"maxOutputTokens":7}}"#,
@@ -312,6 +323,152 @@ fn an_estimate_is_a_quarter_of_the_characters_and_the_longest_answer_allowed() {
     request.extensions_mut().insert(tower_outbound::ApiTokens(9));
     assert_eq!(CharacterEstimate::new().cost(&request), Cost::tokens(9));
     assert_eq!(AverageEstimate::new(5).cost(&request), Cost::tokens(9));
+}
+
+/// Returns the estimate for a body, with 500 tokens for an answer without a bound.
+fn estimated(body: &str) -> u64 {
+    let estimate = CharacterEstimate::new().default_answer(500);
+    estimate.cost(&Request::new(body)).tokens
+}
+
+#[test]
+fn an_estimate_counts_each_answer_that_is_asked_for() {
+    for (body, tokens) in [
+        (r#"{"messages":[{"content":"1234"}],"max_tokens":10,"n":3}"#, 31),
+        (r#"{"messages":[{"content":"1234"}],"n":3}"#, 1_501),
+        (r#"{"prompt":"1234","max_tokens":10,"n":2,"best_of":5}"#, 51),
+        (r#"{"prompt":["1234","5678"],"max_tokens":10,"n":2}"#, 42),
+        (r#"{"prompt":[[1,2,3],[4,5]],"max_tokens":10}"#, 25),
+        (r#"{"prompt":[1,2,3],"max_tokens":10}"#, 13),
+        (
+            r#"{"contents":[{"parts":[{"text":"1234"}]}],"generationConfig":{"maxOutputTokens":7,"candidateCount":4}}"#,
+            29,
+        ),
+        // Of two bounds, the larger counts.
+        (r#"{"prompt":"1234","max_tokens":10,"max_completion_tokens":20}"#, 21),
+        (r#"{"prompt":"1234","max_tokens":18446744073709551615,"n":9}"#, u64::MAX),
+        (r#"{"prompt":"1234","max_tokens":"10","n":null}"#, 501),
+    ] {
+        assert_eq!(estimated(body), tokens, "{body}");
+    }
+}
+
+#[test]
+fn an_estimate_of_embeddings_has_no_answer() {
+    for (body, tokens) in [
+        (r#"{"model":"text-embedding-3-small","input":"12345678"}"#, 2),
+        (r#"{"model":"m","input":["12345678","1234"]}"#, 3),
+        (r#"{"model":"m","input":[101,102,103]}"#, 3),
+        (r#"{"model":"m","input":[[101,102,103],[104]]}"#, 4),
+        (r#"{"model":"m","input":"12345678","encoding_format":"base64"}"#, 2),
+        (r#"{"model":"embed-v4","texts":["12345678"],"input_type":"x"}"#, 2),
+        // The items of a conversation.
+        (r#"{"model":"m","input":[{"role":"user","content":"12345678"}]}"#, 502),
+    ] {
+        assert_eq!(estimated(body), tokens, "{body}");
+    }
+    let request = Request::post("https://h/v1/embeddings")
+        .body(r#"{"input":"12345678"}"#)
+        .unwrap();
+    let estimate = CharacterEstimate::new().default_answer(500);
+    assert_eq!(estimate.cost(&request), Cost::tokens(2));
+}
+
+#[test]
+fn an_estimate_counts_schemas_by_their_length() {
+    let tools = r#"[{"type":"function","function":{"name":"weather","parameters":{"type":"object"}}}]"#;
+    let body = format!(r#"{{"messages":[],"max_tokens":0,"tools":{tools}}}"#);
+    assert_eq!(estimated(&body), (tools.len() as u64).div_ceil(4));
+    let schema = r#"{"properties":{"city":{"type":"string"}}}"#;
+    for body in [
+        format!(r#"{{"messages":[],"max_tokens":0,"response_format":{schema}}}"#),
+        format!(r#"{{"input":"","max_output_tokens":0,"text":{schema}}}"#),
+        format!(r#"{{"contents":[],"generationConfig":{{"maxOutputTokens":0,"responseSchema":{schema}}}}}"#),
+    ] {
+        assert_eq!(estimated(&body), (schema.len() as u64).div_ceil(4), "{body}");
+    }
+}
+
+#[test]
+fn an_estimate_counts_a_medium_as_a_typical_one_and_never_its_base64() {
+    let base64 = "aGVsbG8gd29ybGQ5".repeat(100_000);
+    let openai = |part: &str| format!(r#"{{"messages":[{{"content":[{part}]}}],"max_tokens":0}}"#);
+    let gemini =
+        |part: &str| format!(r#"{{"contents":[{{"parts":[{part}]}}],"generationConfig":{{"maxOutputTokens":0}}}}"#);
+    for (body, tokens) in [
+        (
+            openai(r#"{"type":"image_url","image_url":{"url":"data:image/png;base64,B64"}}"#),
+            765,
+        ),
+        (
+            openai(r#"{"type":"image_url","image_url":{"url":"https://h/a.png","detail":"low"}}"#),
+            85,
+        ),
+        (
+            openai(r#"{"type":"input_image","image_url":"data:image/png;base64,B64"}"#),
+            765,
+        ),
+        (openai(r#"{"file_id":"file-1","type":"input_image"}"#), 765),
+        (
+            openai(r#"{"type":"input_audio","input_audio":{"data":"B64","format":"wav"}}"#),
+            600,
+        ),
+        (
+            openai(r#"{"type":"file","file":{"file_data":"data:application/pdf;base64,B64"}}"#),
+            1_500,
+        ),
+        (
+            openai(r#"{"type":"input_file","filename":"a.pdf","file_data":"B64"}"#),
+            1_500,
+        ),
+        (
+            openai(r#"{"source":{"type":"base64","media_type":"image/png","data":"B64"},"type":"image"}"#),
+            1_600,
+        ),
+        (
+            openai(r#"{"source":{"type":"url","url":"https://h/a"},"type":"image"}"#),
+            1_600,
+        ),
+        (
+            openai(r#"{"type":"document","source":{"type":"base64","media_type":"application/pdf","data":"B64"}}"#),
+            1_500,
+        ),
+        // Anthropic's documents may be texts.
+        (
+            openai(r#"{"type":"document","source":{"data":"12345678","type":"text","media_type":"text/plain"}}"#),
+            2,
+        ),
+        (
+            openai(r#"{"type":"document","source":{"type":"content","content":[{"type":"text","text":"1234"}]}}"#),
+            1,
+        ),
+        (gemini(r#"{"inlineData":{"mimeType":"image/png","data":"B64"}}"#), 1_032),
+        (
+            gemini(r#"{"inline_data":{"data":"B64","mime_type":"audio/mp3"}}"#),
+            1_920,
+        ),
+        (
+            gemini(r#"{"fileData":{"mimeType":"application/pdf","fileUri":"https://h/a"}}"#),
+            1_500,
+        ),
+        // Images in a list, and data where nobody knows it.
+        (openai(r#"{"images":["B64","B64"],"content":"1234"}"#), 2 * 765 + 1),
+        (openai(r#"{"type":"tool_result","content":"B64"}"#), 1_500),
+        (openai(r#"{"type":"thinking","thinking":"1234","signature":"B64"}"#), 1),
+        (openai(r#"{"type":"image"}"#), 0),
+    ] {
+        let body = body.replace("B64", &base64);
+        assert_eq!(estimated(&body), tokens, "{:.200}", body);
+    }
+    // Long texts that only resemble base64.
+    for text in [
+        "ACGT".repeat(1_000),
+        "word and 2 Words ".repeat(500),
+        "語".repeat(4_000),
+    ] {
+        let body = openai(&format!(r#"{{"type":"text","text":"{text}"}}"#));
+        assert_eq!(estimated(&body), text.chars().count() as u64 / 4, "{:.20}", text);
+    }
 }
 
 #[test]

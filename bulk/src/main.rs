@@ -16,17 +16,27 @@
 //! | `input/` | the file of requests, its forms, and the number of tokens of a request |
 //! | `output/` | the file of results, its lines, and what an earlier run wrote |
 //! | `run/` | the run from start to end: submit the requests, wait for the last call, stop |
+//! | `price/` | prices, what requests cost, and the bound of it |
 //! | `client.rs` | the client: reqwest with layers that read limits, usage and bodies |
+//! | `attempts.rs` | counts each attempt as it ends |
+//! | `plan.rs` | what a run would do, send and cost, without sending |
+//! | `report.rs` | the picture of a run |
+//! | `recording.rs` | how the run went over time |
 //! | `view/` | what is shown during the run |
 //! | `summary/` | the counts of a run, and the summary at its end |
 //! | `local/` | the local provider, and the bucket it counts with |
 
 mod args;
+mod attempts;
 mod client;
 mod input;
 mod limits;
 mod local;
 mod output;
+mod plan;
+mod price;
+mod recording;
+mod report;
 mod run;
 mod summary;
 mod view;

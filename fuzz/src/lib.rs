@@ -10,6 +10,9 @@ mod input;
 #[allow(dead_code)]
 #[path = "../../bulk/src/limits.rs"]
 mod limits;
+#[allow(dead_code, unused_imports)]
+#[path = "../../bulk/src/price/mod.rs"]
+mod price;
 #[path = "../../bulk/tests/fuzz_corpus/targets.rs"]
 pub mod bulk;
 #[path = "../../tests/secrets/recorded.rs"]

@@ -173,6 +173,8 @@ impl Kind {
         let kind = kind.map(|kind| kind.split(';').next().unwrap_or(kind).trim().to_ascii_lowercase());
         let told = match kind.as_deref() {
             None | Some("") => Self::Untold,
+            // Some servers send a document in place of the stream, for an error above all.
+            Some("text/event-stream") if body.starts_with(b"{") => return Self::Json,
             Some("text/event-stream") => return Self::Events,
             Some("application/x-ndjson" | "application/ndjson" | "application/jsonl" | "application/x-jsonlines") => {
                 return Self::JsonLines;
@@ -272,7 +274,8 @@ fn check_events(body: &[u8]) -> Result<(), Defect> {
 impl Stream {
     /// Reads one document of the stream, which came with the event of this name.
     fn read(&mut self, name: &[u8], data: &[u8]) {
-        if self.defect.is_some() || data.is_empty() {
+        let is_error = name == b"error";
+        if self.defect.is_some() || (data.is_empty() && !is_error) {
             return;
         }
         self.has_documents = true;
@@ -280,19 +283,23 @@ impl Stream {
             self.has_ended = true;
             return;
         }
-        let is_error = name == b"error";
         if !is_error && !data.starts_with(b"{") {
             return;
         }
         self.defect = match parse(data) {
             Ok(document) => {
                 self.observe_end(&document);
-                let found = ReportedError::find(&document);
+                // In a stream, an error ends what came before, and is none of its answers.
+                let error = document
+                    .get("error")
+                    .filter(|error| matches!(error, Outline::Object(_)));
+                let error = error.filter(|error| error.is_something()).map(ReportedError::of);
+                let found = ReportedError::find(&document).or(error);
                 let found = found.or_else(|| is_error.then(|| ReportedError::of(&document)));
                 found.map(Defect::Reported)
             }
             Err(_) if is_error => Some(Defect::Reported(ReportedError {
-                message: Some(String::from_utf8_lossy(data).into_owned()),
+                message: (!data.is_empty()).then(|| String::from_utf8_lossy(data).into_owned()),
                 ..ReportedError::default()
             })),
             Err(defect) => Some(defect),

@@ -3,6 +3,7 @@
 use super::{
     WholeBody,
     answer::{Defect, Expected},
+    early_response::Delivered,
 };
 use crate::error::{BadResponse, BadResponseReason, BoxError, Reported};
 use bytes::Bytes;
@@ -46,7 +47,7 @@ use tower_service::Service;
 ///
 /// Everything else is an answer: texts, audio, images, and any body with a `content-encoding` that the client has not
 /// decoded. A response that is not a success (4xx, 5xx) is passed on, as is a body that is [not in
-/// memory](WholeBody), such as one that is streamed.
+/// memory](WholeBody), and one that was [streamed](super#streams) to the caller.
 ///
 /// # Example
 ///
@@ -100,6 +101,8 @@ pin_project! {
         #[pin]
         future: F,
         expected: Expected,
+        // Tells whether the caller has the response already, and this service only a copy of it without its body.
+        delivered: Option<Delivered>,
     }
 }
 
@@ -141,6 +144,7 @@ where
     fn call(&mut self, req: Request<B>) -> Self::Future {
         ResponseFuture {
             expected: Expected::of(&req, req.body().whole()),
+            delivered: Delivered::of(&req),
             future: self.inner.call(req),
         }
     }
@@ -159,7 +163,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.future.poll(cx)).map_err(Into::into)?;
-        let whole = response.body().whole().filter(|_| response.status().is_success());
+        let is_delivered = this.delivered.as_ref().is_some_and(Delivered::is_set);
+        let is_checked = response.status().is_success() && !is_delivered;
+        let whole = response.body().whole().filter(|_| is_checked);
         let Some(Err(defect)) = whole.map(|body| this.expected.check(&response, body)) else {
             return Poll::Ready(Ok(response));
         };

@@ -28,7 +28,7 @@ pub(super) struct EarlyResponse<R> {
 /// An extension of the http request: a flag that is true once the sender of the early-response channel was used. The
 /// flag is also true if the response could not be sent because the caller had dropped the receiver.
 #[derive(Clone, Default)]
-struct Delivered(Arc<AtomicBool>);
+pub(super) struct Delivered(Arc<AtomicBool>);
 
 /// The caller's side of the early-response channel. Receiving fails when all copies of the sender were dropped without
 /// sending an early response: those in the clones of the request, and those that calls have taken out of their
@@ -48,11 +48,23 @@ pub(crate) fn open_early_response<B, R: Send + 'static>(request: &mut Request<B>
     receiver
 }
 
+impl Delivered {
+    /// Returns the flag of a request, if it has an early-response channel.
+    #[cfg(feature = "json")]
+    pub(super) fn of<B>(request: &Request<B>) -> Option<Self> {
+        request.extensions().get().cloned()
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 /// Returns whether an early response to `request` was sent to the caller, or was to be sent but the caller had dropped
 /// the receiver. A retry policy must not repeat such a call: the caller has its response, or does not wait for one.
 pub(crate) fn is_delivered<B>(request: &Request<B>) -> bool {
     let delivered = request.extensions().get::<Delivered>();
-    delivered.is_some_and(|delivered| delivered.0.load(Ordering::Acquire))
+    delivered.is_some_and(Delivered::is_set)
 }
 
 // === impl EarlyResponse ===

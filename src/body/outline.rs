@@ -93,6 +93,12 @@ impl Outline {
         found.map(|(_, value)| value).filter(|value| **value != Self::Null)
     }
 
+    /// Returns whether this is an object with one field, which is not null.
+    pub(super) fn has_only(&self, name: &str) -> bool {
+        matches!(self, Self::Object(fields) if fields.known.len() == 1 && !fields.has_others)
+            && self.get(name).is_some()
+    }
+
     /// Returns whether an object has a field that is null.
     pub(super) fn has_null(&self, name: &str) -> bool {
         let Self::Object(fields) = self else { return false };

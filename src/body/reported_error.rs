@@ -2,13 +2,13 @@
 //!
 //! | document | reports an error if |
 //! |---|---|
-//! | any object | `error` is not null, false, zero or empty, and no field of [`ANSWERS`] holds something |
+//! | any object | `error` is not null, false, zero or empty, and no field of [`ANSWERS`] holds something, or `ok` or `success` is false |
 //! | any object | `type` or `object` is `error` (Anthropic, vLLM) |
 //! | any object | `errors` is a list of objects with a `message`, and `data` is null or `success` false (GraphQL, Cloudflare) |
 //! | OpenAI chat and its copies | each element of `choices` has an `error`, or the `finish_reason` is `error` (OpenRouter) |
 //! | OpenAI responses | `object` is `response`, and `status` is `failed` or `cancelled`; `incomplete` is an answer |
 //! | an event of such a stream | `type` is `response.failed` |
-//! | a list (Gemini) | its last element reports an error |
+//! | a list (Gemini) | its last element has an `error` and nothing else |
 
 use super::outline::Outline;
 use http::StatusCode;
@@ -44,7 +44,7 @@ const ANSWERS: [&str; 15] = [
 ];
 
 /// What codes and types of errors stand for, by a part of their names in lower case. The first entry that fits counts.
-const STATUSES: [(&str, u16); 33] = [
+const STATUSES: [(&str, u16); 37] = [
     // No credit, for which waiting is of no use: whatever the number beside it.
     ("insufficient_quota", 402),
     ("billing", 402),
@@ -74,9 +74,13 @@ const STATUSES: [(&str, u16); 33] = [
     ("forbidden", 403),
     ("access_denied", 403),
     ("not_found", 404),
+    ("notfound", 404),
     ("too_large", 413),
     ("context_length", 400),
     ("content_", 400),
+    ("bad_request", 400),
+    ("badrequest", 400),
+    ("failed_precondition", 400),
     ("invalid", 400),
     ("unsupported", 400),
 ];
@@ -89,7 +93,7 @@ impl ReportedError {
         if let Outline::List(elements) = document {
             return elements
                 .last()
-                .filter(|last| last.get("error").is_some())
+                .filter(|last| last.has_only("error"))
                 .and_then(Self::find);
         }
         if document.text("type") == Some("response.failed") {
@@ -99,13 +103,14 @@ impl ReportedError {
             let has_failed = matches!(document.text("status"), Some("failed" | "cancelled"));
             return has_failed.then(|| Self::of_response(document));
         }
-        if let Some(error) = Self::of_choices(document.get("choices").map_or(&[][..], Outline::elements)) {
+        if let Some(error) = Self::of_choices(document) {
             return Some(error);
         }
-        if ANSWERS
+        let is = |field: &&str| document.get(field).is_some_and(Outline::is_something);
+        let is_denied = ["ok", "success"]
             .iter()
-            .any(|field| document.get(field).is_some_and(Outline::is_something))
-        {
+            .any(|field| document.get(field) == Some(&Outline::Flag(false)));
+        if ANSWERS.iter().any(is) && !is_denied {
             return None;
         }
         let is_error = |field| document.text(field) == Some("error");
@@ -161,13 +166,15 @@ impl ReportedError {
         }
     }
 
-    /// Returns the error of the first of `choices`, if each of them has an error in place of the end of its answer.
-    fn of_choices(choices: &[Outline]) -> Option<Self> {
+    /// Returns the error of the first choice, if each choice has an error in place of the end of its answer.
+    fn of_choices(document: &Outline) -> Option<Self> {
+        let choices = document.get("choices")?.elements();
         let has_failed = |choice: &Outline| {
             choice.get("error").is_some_and(Outline::is_something) || choice.text("finish_reason") == Some("error")
         };
         let first = choices.first().filter(|_| choices.iter().all(has_failed))?;
-        Some(first.get("error").map_or_else(Self::default, Self::of))
+        let error = first.get("error").or_else(|| document.get("error"));
+        Some(error.map_or_else(Self::default, Self::of))
     }
 
     /// Returns the first of a list of `errors`, if the document tells that there is no answer beside them.

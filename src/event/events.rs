@@ -78,8 +78,13 @@ impl Events {
     }
 
     /// Opens an event that reports to this `Events`: see [`Writer::open`].
-    pub(crate) fn open(&self, describe: impl FnOnce(&mut RequestDetails), stage: Stage) -> (Writer, Option<Box<Span>>) {
-        Writer::open(describe, Some(self.reporter()), stage)
+    pub(crate) fn open(
+        &self,
+        describe: impl FnOnce(&mut RequestDetails),
+        stage: Stage,
+        is_queued: bool,
+    ) -> (Writer, Option<Box<Span>>) {
+        Writer::open(describe, Some(self.reporter()), stage, is_queued)
     }
 
     pub(super) fn reporter(&self) -> Arc<Reporter<EventHandle>> {

@@ -56,7 +56,7 @@ pub struct EventHandle {
     stage: Stage,
     /// The version of the event (the number of its changes) when [`changed`](Self::changed) last returned; 0 if that
     /// method has not been called.
-    seen: u64,
+    seen: u32,
 }
 
 /// The right to end an event. Each part of the stack that still runs the call has one.
@@ -245,31 +245,42 @@ impl fmt::Debug for EventHandle {
 impl Writer {
     /// Opens an event and its tracing span, for a call that is about to be made. `stage` is the stage (how far in the
     /// stack) of the layer that opens the event. The returned span is `None` if no tracing subscriber records it.
+    ///
+    /// The event's status is PENDING, or QUEUED if `is_queued`, because the call has a place in the queue already.
     #[inline]
     pub(super) fn open(
         describe: impl FnOnce(&mut RequestDetails),
         reporter: Option<Arc<Reporter<EventHandle>>>,
         stage: Stage,
+        is_queued: bool,
     ) -> (Self, Option<Box<Span>>) {
+        let now = clock::now();
         let mut shared = Arc::new(Shared {
-            state: Mutex::new(EventState::new(clock::now())),
+            state: Mutex::new(EventState::new(now)),
             writers: AtomicUsize::new(1),
             has_ended: AtomicBool::new(false),
             reporter,
         });
         // `describe` writes the request's details directly into the event: they are large, and moving them would cost
-        // time.
+        // time. The event is not shared yet, so its lock is not needed.
         let mut span = None;
         if let Some(Shared { state, .. }) = Arc::get_mut(&mut shared) {
             let state = state.get_mut().unwrap_or_else(PoisonError::into_inner);
             describe(&mut state.request);
             span = state.open_span();
+            if is_queued {
+                state.version += 1;
+                state.mark(RequestStatus::Queued, now);
+            }
         }
         let writer = Self { shared, stage };
         if let Some(reporter) = &writer.shared.reporter {
             reporter.opened();
         }
         writer.publish(RequestStatus::Pending);
+        if is_queued {
+            writer.publish(RequestStatus::Queued);
+        }
         (writer, span)
     }
 
@@ -422,7 +433,7 @@ impl Shared {
     #[inline]
     fn write<T>(&self, change: impl FnOnce(&mut EventState) -> T) -> T {
         let mut state = self.lock();
-        state.version += 1;
+        state.version = state.version.wrapping_add(1);
         let result = change(&mut state);
         let watchers = state.take_watchers();
         drop(state);
@@ -457,7 +468,7 @@ fn record_end(span: &Span, status: RequestStatus, code: Option<u16>, error_type:
 impl Watcher<'_> {
     /// Waits until the version of the event (the number of its changes) is not `seen`, or the event has ended. Returns
     /// the version and the status.
-    fn poll_changed(&mut self, seen: u64, cx: &Context<'_>) -> Poll<(u64, RequestStatus)> {
+    fn poll_changed(&mut self, seen: u32, cx: &Context<'_>) -> Poll<(u32, RequestStatus)> {
         let mut state = self.shared.lock();
         if state.version == seen && !state.status.is_terminal() {
             let (key, replaced) = state.watch(self.key, cx.waker());

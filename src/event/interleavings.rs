@@ -12,7 +12,7 @@ use crate::sync::model;
 use loom::{future::block_on, thread};
 
 fn open(events: &Events) -> Writer {
-    events.open(|_| (), Stage::Queued).0
+    events.open(|_| (), Stage::Queued, false).0
 }
 
 #[test]

@@ -187,7 +187,7 @@ where
         let (writer, span) = attached.map_or_else(
             || {
                 let reporter = events.as_ref().map(Events::reporter);
-                Writer::open(|details| describe.request(&req, details), reporter, *stage)
+                Writer::open(|details| describe.request(&req, details), reporter, *stage, false)
             },
             |writer| (writer, None),
         );

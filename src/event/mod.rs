@@ -106,6 +106,22 @@ pub use scope::current;
 pub use status::{ParseStatusError, RequestStatus};
 pub use value::Value;
 
+/// Returns the text without secrets, as events show texts: user info and secret parameters of URLs, credentials after
+/// `Bearer` or `Basic`, and quoted values of fields whose name suggests a secret are replaced by `[redacted]`.
+///
+/// For a program that shows what it has received beside its events, such as the body of a failed response. Free text is
+/// redacted as far as secrets can be recognized.
+///
+/// ```
+/// let body = r#"{"error": "not allowed", "api_key": "sk-12345678"}"#;
+/// let shown = tower_outbound::event::redact_text(body);
+/// assert_eq!(shown, r#"{"error": "not allowed", "api_key": "[redacted]"}"#);
+/// ```
+#[must_use]
+pub fn redact_text(text: &str) -> std::borrow::Cow<'_, str> {
+    crate::redact::text(text)
+}
+
 pub(crate) use describe::NoMethod;
 pub(crate) use handle::Stage;
 pub(crate) use scope::Scope;

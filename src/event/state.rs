@@ -34,7 +34,7 @@ pub(super) struct EventState {
     extra: Option<Box<EventExtra>>,
     /// The number of changes so far. A handle compares it with the number that it has seen, to find out whether the
     /// event has changed.
-    pub(super) version: u64,
+    pub(super) version: u32,
     /// Whether the caller has cancelled the call, so that the outcome will be CANCELLED, whatever the call returns.
     is_cancelled: bool,
     /// Whether no further attempt may start, because the call is to end with those that are on the wire.

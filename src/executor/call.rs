@@ -56,9 +56,7 @@ pub struct Call<B> {
 /// Dropping the handle lets the call run on. [`cancel`](Self::cancel) ends the call.
 #[must_use = "a future: await it for the response, or drop it explicitly to let the call run on"]
 pub struct CallHandle<B, R> {
-    event: EventHandle,
-    /// The future of the call. `None` only after `drop` has taken it.
-    future: Option<CallFuture<B, R>>,
+    future: CallFuture<B, R>,
 }
 
 /// The reason why [`try_submit`](super::Executor::try_submit) did not submit a call.
@@ -230,32 +228,30 @@ impl<B> fmt::Debug for Call<B> {
 // === impl CallHandle ===
 
 impl<B, R> CallHandle<B, R> {
+    /// Creates a handle whose drop lets the call run on.
     pub(super) fn new(future: CallFuture<B, R>) -> Self {
         Self {
-            event: future.event().clone(),
-            future: Some(future),
+            future: future.detached(),
         }
     }
 
     /// Returns the call's event.
     #[must_use]
     pub const fn event(&self) -> &EventHandle {
-        &self.event
+        self.future.event()
     }
 
     /// Returns the id of the call, which is also in the call's event.
     #[must_use]
     pub fn request_id(&self) -> RequestId {
-        self.event.request_id()
+        self.event().request_id()
     }
 
     /// Ends the call. If the call is queued, its place is free at once. If the call is running, it is dropped, and the
     /// next frame of a streamed response body that has not ended is the error [`Cancelled`](crate::error::Cancelled).
     /// The event ends with the status CANCELLED, unless the call had ended before.
     pub fn cancel(&self) {
-        if let Some(future) = &self.future {
-            future.cancel();
-        }
+        self.future.cancel();
     }
 }
 
@@ -263,23 +259,14 @@ impl<B, R> Future for CallHandle<B, R> {
     type Output = Result<Response<R>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let future = self.future.as_mut().expect("the future is taken by drop only");
-        Pin::new(future).poll(cx)
-    }
-}
-
-impl<B, R> Drop for CallHandle<B, R> {
-    fn drop(&mut self) {
-        if let Some(future) = self.future.take() {
-            future.detach();
-        }
+        Pin::new(&mut self.future).poll(cx)
     }
 }
 
 impl<B, R> fmt::Debug for CallHandle<B, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CallHandle")
-            .field("event", &self.event)
+            .field("event", self.event())
             .finish_non_exhaustive()
     }
 }

@@ -25,8 +25,8 @@ pub(super) struct CallFuture<B, R> {
     nested_waits: Arc<NestedWaits>,
     /// Counts the call that awaits this one, if it is a call of the same executor that holds a permit.
     nested_wait: Option<Box<NestedWait>>,
-    /// Whether the call runs on when this future is dropped. `true` if the caller has dropped its handle, or has
-    /// received an early response: then the response's body decides when the call ends.
+    /// Whether the call runs on when this future is dropped. `true` in a [`CallHandle`](super::CallHandle), and after an
+    /// early response: then the response's body decides when the call ends.
     is_detached: bool,
 }
 
@@ -112,9 +112,10 @@ impl<B, R> CallFuture<B, R> {
         }
     }
 
-    /// Drops this future without cancelling the call, which runs on.
-    pub(super) fn detach(mut self) {
+    /// Lets the call run on when this future is dropped.
+    pub(super) fn detached(mut self) -> Self {
         self.is_detached = true;
+        self
     }
 }
 

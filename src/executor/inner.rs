@@ -140,12 +140,17 @@ impl<B, R> ExecutorInner<B, R> {
     pub(super) fn submit(
         &self,
         queue: &mut Queue<Request<B>, Response<R>>,
-        mut request: Request<B>,
+        request: Request<B>,
     ) -> Result<CallFuture<B, R>, Error> {
-        let cost = self.check(&request)?;
+        // The request is large, and is not moved until it is in the queue.
+        let mut slot = Some(request);
+        let request = slot.as_mut().expect("the request is there until it is queued");
+        let cost = self.check(request)?;
         let _cached_now = clock::cache();
-        let admission = self.admit(&mut request, cost)?;
-        let queued = queue.call_in(admission.context, &mut Some(request));
+        // If the queue was closed just now, the returned future fails with `Closed`, like that of a call that waits.
+        let place = queue.try_place().unwrap_or_default();
+        let admission = self.admit(request, cost, place.is_some())?;
+        let queued = queue.call_in(place, admission.context, &mut slot);
         Ok(self.future(queued, admission.event, admission.early_response))
     }
 
@@ -163,19 +168,19 @@ impl<B, R> ExecutorInner<B, R> {
             Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
         };
         let _cached_now = clock::cache();
-        let admission = self.admit(&mut request, cost)?;
+        let admission = self.admit(&mut request, cost, true)?;
         let queued = queue.call_at(place, &mut Some(request), admission.context);
         let queued = queued.map_err(TrySubmitError::Refused)?;
         Ok(self.future(queued, admission.event, admission.early_response))
     }
 
     /// The one place where calls are admitted: computes the call's deadline, and opens its event. Fails if the wait for
-    /// the rate limits alone would make the call miss its deadline.
+    /// the rate limits alone would make the call miss its deadline. The event is QUEUED if the call `has_place`.
     ///
     /// The caller has turned on the [cache of the clock](clock::cache), so that the event and the queue use one reading,
     /// since each reading takes time. The request is borrowed, because it is large, and each move would copy it.
     #[inline]
-    fn admit(&self, request: &mut Request<B>, cost: Cost) -> Result<Admission<R>, Error> {
+    fn admit(&self, request: &mut Request<B>, cost: Cost, has_place: bool) -> Result<Admission<R>, Error> {
         if cost.tokens > 0 && request.extensions().get::<ApiTokens>().is_none() {
             // The number of tokens is put into the request's extension `ApiTokens`, which the event records. When the
             // layers compute the cost, a cost function that estimates tokens uses this number instead of estimating
@@ -191,7 +196,7 @@ impl<B, R> ExecutorInner<B, R> {
                 request.extensions_mut().insert(deadline);
             }
         }
-        let (event, scope) = self.open_event(request);
+        let (event, scope) = self.open_event(request, has_place);
         let early_response = self.parts.open_early_response.map(|open| Box::new(open(request)));
         let context = CallContext {
             scope,
@@ -210,9 +215,9 @@ impl<B, R> ExecutorInner<B, R> {
         CallFuture::new(queued, early_response, event, self.nested_waits.clone())
     }
 
-    fn open_event(&self, request: &Request<B>) -> (EventHandle, Scope) {
+    fn open_event(&self, request: &Request<B>, has_place: bool) -> (EventHandle, Scope) {
         let describe = |details: &mut RequestDetails| self.parts.describe.request(request, details);
-        let (writer, span) = self.events.open(describe, Stage::Queued);
+        let (writer, span) = self.events.open(describe, Stage::Queued, has_place);
         (writer.handle(), Scope::capture_with(writer, span))
     }
 

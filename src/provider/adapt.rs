@@ -1,23 +1,72 @@
 //! [`Adaptation`]: finds the limits of a provider from its 429 responses, when no header reports the limits.
 //!
-//! A 429 means that the limits of the limiter are too high, and lowers all its rates by a tenth. Successful responses
-//! raise the rates by a hundredth for each second without a 429, up to the configured amounts. The rates thus settle
-//! just below what the provider allows.
+//! A provider that rejects a call says only that too much was sent, not how much it allows. The adaptation therefore
+//! does what TCP's congestion control does for a network path. It multiplies the configured limits by one factor,
+//! lowers the factor when calls are rejected, and raises it again when they are not.
 //!
-//! The adaptation resembles TCP's congestion control, which also decreases by a factor. It decreases less and increases
-//! more slowly than TCP does, as a provider's limit changes less often than the capacity of a network path.
+//! # One signal per episode
+//!
+//! Many calls are rejected for the same reason: all that were on the way when the provider's bucket ran empty. They are
+//! one signal, as the packets that are lost within one window are for TCP (RFC 5681, section 3.1, and RFC 6582). An
+//! *episode* begins with the rejection of a call that was sent after the limits were last lowered, and ends when a
+//! [`ROUND`] has passed without a rejection and a call that was sent in it has succeeded, or [`PATIENCE`] after its last
+//! lowering. The first rejection of an episode lowers the factor at once, by [`BETA`]. The limiter's buckets are emptied
+//! with it, since the provider's bucket is empty, too: what they still hold would only be rejected.
+//!
+//! # Down to what was measured
+//!
+//! If calls are still rejected after the lowering, the limits are far above the provider's. The share of the calls of a
+//! round that were *not* rejected tells how far: while more is sent than is allowed, that share of it is what the
+//! provider allows. At the end of such a round, the factor is multiplied by the share, and by [`MARGIN`], so that the
+//! provider's bucket fills again. So limits that are twice as high as the provider's are found after a second, and not by
+//! many blind steps. This is what BBR and TCP Westwood do with the rate of delivery. Calls that have not been answered
+//! yet count as accepted: a provider rejects at once, while an answer may take a minute.
+//!
+//! # Up quickly, then in small steps
+//!
+//! After an episode the factor follows CUBIC's curve (RFC 9438, section 4.2): `C (t - K)^3 + W`, where `W` is the factor
+//! that the provider allowed last, and `K` the time at which the curve reaches it. The curve rises quickly towards `W`,
+//! is flat around it, and then rises faster and faster, so that a limit that was raised is found within seconds. `W` is
+//! taken a little below the factor at which calls were rejected, so that clients that share a limit converge to equal
+//! shares (fast convergence, section 4.7): the larger one gives up more, and all rise by the same amount.
+//!
+//! What the provider's bucket can hold is not learned: after an idle time, a burst may be rejected, and begins an episode.
 
 use crate::rate::{Limiter, Limits};
-use std::sync::{Mutex, PoisonError};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::time::Instant;
 
-/// The factor by which each 429 multiplies the rates.
-const DECREASE: f64 = 0.9;
-/// The factor by which each second without a 429 multiplies the rates.
-const INCREASE_PER_SECOND: f64 = 1.01;
+/// The factor by which the first rejection of an episode multiplies the rates. TCP's is 0.5, CUBIC's 0.7: they must also
+/// empty the queue of a router, while a provider has none.
+const BETA: f64 = 0.9;
+/// The factor by which each further rejection of an episode multiplies the rates if it asks for a pause. Few calls are
+/// rejected then, whatever the limits, so nothing can be measured; and each rejection costs the time of a pause.
+const PAUSED_BETA: f64 = 0.7;
+/// How far below the measured rate the rates are set, so that the provider's bucket gains again.
+const MARGIN: f64 = 0.97;
+/// CUBIC's constant: how fast the factor rises, in configured amounts per cubed second. From half the configured amount
+/// to all of it takes 8 seconds.
+const C: f64 = 0.001;
+/// For how long the calls of a round are counted, from the first one.
+const ROUND: Duration = Duration::from_secs(1);
+/// The number of calls that a round has at least, unless it lasts for [`PATIENCE`]: fewer measure nothing.
+const ROUND_CALLS: u32 = 10;
+/// The longest time of a round, and the time without a rejection after which an episode ends without a success.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The least that a measured round leaves of the rates. The share of a few calls says little, so more is left then.
+const MIN_SHARE: f64 = 0.1;
+const MIN_SHARE_OF_FEW: f64 = 0.5;
+/// The smallest change by which the rates are raised, so that waiting calls are not woken for each response.
+const STEP: f64 = 1.01;
 /// The lowest rates, as a fraction of the configured amounts. Without a lower bound, a long outage that is answered
 /// with 429s would lower the rates further and further.
 const MIN_FACTOR: f64 = 0.01;
+/// The longest period of a rate that is adapted, if any rate has a period as short. A longer one is a quota, such as
+/// that of a day: a rejected call does not say that the quota is smaller.
+const LONGEST_PERIOD: Duration = Duration::from_secs(60);
 
 /// The state of the adaptation of one limiter, shared by all clones of a [`FeedbackLayer`](super::FeedbackLayer).
 pub(super) struct Adaptation {
@@ -31,9 +80,41 @@ struct AdaptationState {
     applied: Limits,
     /// The factor by which the configured limits are multiplied, from [`MIN_FACTOR`] to 1.
     factor: f64,
-    /// When the adaptation last changed the limits.
-    changed: Instant,
+    /// When the limits were last lowered. Calls that were sent before do not lower them again.
+    lowered: Instant,
+    phase: Phase,
 }
+
+#[derive(Clone, Copy)]
+enum Phase {
+    /// The configured limits are in force.
+    Configured,
+    /// Calls were rejected, and the calls that were sent since the limits were lowered are counted.
+    Episode(Round),
+    /// The factor rises from `from`, its value at the instant `since`, towards `target` and beyond.
+    Recovery { since: Instant, from: f64, target: f64 },
+}
+
+/// The calls that were sent since the limits were last lowered.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    /// When the first of them was sent. `None` before that: a pause may keep calls back for long.
+    began: Option<Instant>,
+    sent: u32,
+    rejected: u32,
+    /// Whether one of them has succeeded.
+    has_success: bool,
+    /// The factor towards which the rates are raised after the episode.
+    target: f64,
+}
+
+/// What follows from the calls so far.
+enum Decision {
+    Lower { factor: f64, target: f64 },
+    Raise(f64),
+}
+
+// === impl Adaptation ===
 
 impl Adaptation {
     pub(super) fn new(limiter: &Limiter) -> Self {
@@ -43,49 +124,219 @@ impl Adaptation {
                 applied: configured.clone(),
                 configured,
                 factor: 1.0,
-                changed: Instant::now(),
+                lowered: Instant::now(),
+                phase: Phase::Configured,
             }),
         }
     }
 
-    /// Lowers the limits after a 429. `started` is when the call that got the 429 was sent.
-    pub(super) fn on_throttled(&self, limiter: &Limiter, started: Instant) {
-        self.change(limiter, |state| {
-            // A 429 of a call that was sent before the limits were last changed is ignored: it does not mean that the
-            // current limits are too high. Otherwise each of the calls in flight would lower the limits once more.
-            (started >= state.changed).then(|| (state.factor * DECREASE).max(MIN_FACTOR))
-        });
+    /// Counts a call that is sent at `now`.
+    pub(super) fn on_sent(&self, limiter: &Limiter, now: Instant) {
+        let mut state = self.lock();
+        let is_first = state.on_sent(now);
+        let applied = is_first.then(|| state.applied.clone());
+        drop(state);
+        // While the limiter was paused, its buckets have filled again. What they gained is not sent as one burst.
+        if let Some(limits) = applied {
+            empty(limiter, &limits);
+        }
     }
 
-    /// Raises lowered limits after a successful response, by a hundredth for each second since the limits were last
-    /// changed. Does nothing in the first second after a change.
-    pub(super) fn on_success(&self, limiter: &Limiter) {
-        self.change(limiter, |state| {
-            let seconds = state.changed.elapsed().as_secs_f64();
-            (state.factor < 1.0 && seconds >= 1.0).then(|| (state.factor * INCREASE_PER_SECOND.powf(seconds)).min(1.0))
-        });
+    /// Notes that a call, which was sent at `sent`, was rejected, and whether the limiter is paused for that.
+    pub(super) fn on_throttled(&self, limiter: &Limiter, sent: Instant, pauses: bool) {
+        self.change(limiter, true, |state, now| state.on_throttled(sent, now, pauses));
     }
 
-    /// Sets the limits of the limiter to the configured ones, multiplied by the factor that `change` returns. If
-    /// `change` returns `None`, nothing changes.
-    fn change(&self, limiter: &Limiter, change: impl FnOnce(&AdaptationState) -> Option<f64>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(factor) = change(&state) else { return };
+    /// Notes that a call, which was sent at `sent`, has succeeded.
+    pub(super) fn on_success(&self, limiter: &Limiter, sent: Instant) {
+        self.change(limiter, false, |state, now| state.on_success(sent, now));
+    }
+
+    /// Sets the limits of the limiter as `decide` returns. Whether user code has set other limits is checked when that
+    /// changes the limits, and at each rejection.
+    fn change(
+        &self,
+        limiter: &Limiter,
+        is_rejection: bool,
+        decide: impl FnOnce(&mut AdaptationState, Instant) -> Option<Decision>,
+    ) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        let decision = decide(&mut state, now);
+        if decision.is_none() && !is_rejection {
+            return;
+        }
         let limits = limiter.limits();
         if limits != state.applied {
-            // User code has set other limits, which become the configured ones. The factor that was found for the
-            // previous limits does not apply to them, and starts again at 1.
+            // User code has set other limits, which become the configured ones. What was found for the previous limits
+            // does not apply to them.
+            state.applied = limits.clone();
             state.configured = limits;
             state.factor = 1.0;
-        } else {
-            state.factor = factor;
+            state.lowered = now;
+            state.phase = Phase::Configured;
+            return;
         }
-        let scaled = state.configured.scaled(state.factor);
-        state.changed = Instant::now();
+        let Some(decision) = decision else { return };
+        let is_lower = matches!(decision, Decision::Lower { .. });
+        state.apply(&decision, now);
+        let (factor, scaled) = (state.factor, scaled(&state.configured, state.factor));
         // Setting the limits fails if a scaled rate is too low to be represented. The limits of the limiter then stay
         // as they are.
-        if limiter.set_limits(scaled.clone()).is_ok() {
-            state.applied = scaled;
+        let is_set = limiter.set_limits(scaled.clone()).is_ok();
+        if is_set {
+            state.applied.clone_from(&scaled);
         }
+        drop(state);
+        if is_lower {
+            empty(limiter, &scaled);
+            tracing::info!(target: "tower_outbound", factor, "Lowered the limits, as the provider has rejected calls");
+        } else if factor >= 1.0 {
+            tracing::info!(target: "tower_outbound", factor, "Raised the limits to the configured ones");
+        } else {
+            tracing::debug!(target: "tower_outbound", factor, "Raised the limits, as the provider rejects no calls");
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, AdaptationState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Decision ===
+
+impl Decision {
+    /// Lowers the factor by `beta`, without knowing what the provider allows: probably something in between.
+    fn lower(factor: f64, beta: f64) -> Self {
+        Self::Lower {
+            factor: factor * beta,
+            target: factor * (1.0 + beta) / 2.0,
+        }
+    }
+}
+
+// === impl AdaptationState ===
+
+impl AdaptationState {
+    /// Counts a call that is sent at `now`. Returns whether it is the first one after the limits were lowered.
+    fn on_sent(&mut self, now: Instant) -> bool {
+        let Phase::Episode(round) = &mut self.phase else {
+            return false;
+        };
+        round.sent += 1;
+        round.began.replace(round.began.unwrap_or(now)).is_none()
+    }
+
+    fn on_throttled(&mut self, sent: Instant, now: Instant, pauses: bool) -> Option<Decision> {
+        if sent < self.lowered {
+            return None;
+        }
+        match &mut self.phase {
+            // The pause hides how many calls would be rejected.
+            Phase::Episode(_) if pauses => Some(Decision::lower(self.factor, PAUSED_BETA)),
+            Phase::Episode(round) => {
+                round.rejected += 1;
+                self.evaluate(now)
+            }
+            Phase::Configured | Phase::Recovery { .. } => Some(Decision::lower(self.factor, BETA)),
+        }
+    }
+
+    fn on_success(&mut self, sent: Instant, now: Instant) -> Option<Decision> {
+        if let Phase::Episode(round) = &mut self.phase {
+            round.has_success |= sent >= self.lowered;
+        }
+        self.evaluate(now)
+    }
+
+    /// Ends a round that has lasted long enough, and follows the curve after an episode.
+    fn evaluate(&mut self, now: Instant) -> Option<Decision> {
+        match self.phase {
+            Phase::Configured => None,
+            Phase::Episode(round) => {
+                let age = now.duration_since(round.began?);
+                if age < ROUND || (age < PATIENCE && round.sent < ROUND_CALLS) {
+                    return None;
+                }
+                if round.rejected > 0 {
+                    let factor = self.factor * round.accepted_share();
+                    return Some(Decision::Lower {
+                        factor: factor * MARGIN,
+                        target: factor,
+                    });
+                }
+                if round.has_success || age >= PATIENCE {
+                    self.phase = Phase::Recovery {
+                        since: now,
+                        from: self.factor,
+                        target: round.target,
+                    };
+                }
+                None
+            }
+            Phase::Recovery { since, from, target } => {
+                let time = now.duration_since(since).as_secs_f64();
+                let until_target = ((target - from).max(0.0) / C).cbrt();
+                let factor = (target.max(from) + C * (time - until_target).powi(3)).min(1.0);
+                (factor >= self.factor * STEP || (factor >= 1.0 && self.factor < 1.0))
+                    .then_some(Decision::Raise(factor))
+            }
+        }
+    }
+
+    fn apply(&mut self, decision: &Decision, now: Instant) {
+        match *decision {
+            Decision::Lower { factor, target } => {
+                self.factor = factor.max(MIN_FACTOR);
+                self.lowered = now;
+                self.phase = Phase::Episode(Round {
+                    target: target.max(MIN_FACTOR),
+                    ..Round::default()
+                });
+            }
+            Decision::Raise(factor) => {
+                self.factor = factor;
+                if factor >= 1.0 {
+                    self.phase = Phase::Configured;
+                }
+            }
+        }
+    }
+}
+
+// === impl Round ===
+
+impl Round {
+    /// Returns the share of the calls that were not rejected, within the bounds for one round.
+    fn accepted_share(&self) -> f64 {
+        let share = 1.0 - f64::from(self.rejected) / f64::from(self.sent.max(1));
+        let min = if self.sent < ROUND_CALLS {
+            MIN_SHARE_OF_FEW
+        } else {
+            MIN_SHARE
+        };
+        share.max(min)
+    }
+}
+
+/// Returns the limits with the rates that are adapted multiplied by `factor`.
+fn scaled(limits: &Limits, factor: f64) -> Limits {
+    limits.scaled(factor, longest_period(limits))
+}
+
+/// Empties the buckets of the rates that are adapted.
+fn empty(limiter: &Limiter, limits: &Limits) {
+    let longest = longest_period(limits);
+    for (budget, rate) in limits.rates().filter(|(_, rate)| rate.period() <= longest) {
+        limiter.lower(budget, Some(rate.period()), 0);
+    }
+}
+
+/// Returns the longest period of the rates that are adapted: those of at most a minute, or all if there are none.
+fn longest_period(limits: &Limits) -> Duration {
+    if limits.rates().any(|(_, rate)| rate.period() <= LONGEST_PERIOD) {
+        LONGEST_PERIOD
+    } else {
+        Duration::MAX
     }
 }

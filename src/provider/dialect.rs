@@ -90,7 +90,7 @@ impl Provider {
         let reader = Reader::new(headers, now);
         let mut info = RateLimitInfo {
             retry_after: reader.retry_after(),
-            should_retry: reader.flag("x-should-retry"),
+            should_retry: reader.should_retry(),
             ..RateLimitInfo::default()
         };
         match self {
@@ -99,10 +99,7 @@ impl Provider {
             Self::Anthropic => anthropic::read(&reader, &mut info.windows),
             Self::Gemini => {}
             Self::Groq => openai::read_groq(&reader, &mut info.windows),
-            Self::Mistral => {
-                openai::read_mistral(&reader, &mut info.windows);
-                info.tokens_used = reader.number("x-ratelimit-tokens-query-cost");
-            }
+            Self::Mistral => openai::read_mistral(&reader, &mut info),
             Self::Cerebras => openai::read_cerebras(&reader, &mut info.windows),
             Self::GitHub => github::read(&reader, &mut info),
             Self::Ietf => ietf::read(&reader, &mut info.windows),

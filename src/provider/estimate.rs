@@ -1,6 +1,7 @@
 //! [`CharacterEstimate`] and [`AverageEstimate`]: estimate the API's tokens that a call will use, before the call is
 //! made.
 
+use super::request_size::RequestSize;
 use crate::{
     body::WholeBody,
     error::BoxError,
@@ -8,7 +9,6 @@ use crate::{
     tokens::ApiTokens,
 };
 use http::{Request, Response};
-use serde_json::Value;
 use std::{
     fmt,
     sync::{
@@ -17,8 +17,9 @@ use std::{
     },
 };
 
-/// Estimates the tokens of a call as one for every four characters of the prompt, plus the longest answer that the
-/// request allows (`max_tokens` and its equivalents). OpenAI and Azure charge a call in this way before it has run.
+/// Estimates the tokens of a call as one for every four characters of the prompt, plus the longest answers that the
+/// request allows (`max_tokens` and its equivalents, times `n`). OpenAI and Azure charge a call in this way before it
+/// has run.
 ///
 /// A request with the extension [`ApiTokens`] costs the number of tokens that the extension declares. How a prompt is
 /// counted is described in the [module docs](super#estimates).
@@ -37,8 +38,9 @@ pub struct CharacterEstimate {
     default_answer: u64,
 }
 
-/// Estimates the tokens of a call as one for every four characters of the prompt, plus the average answer of earlier
-/// calls, or the longest answer that the request allows if that is shorter.
+/// Estimates the tokens of a call as one for every four characters of the prompt, plus the average of the answers of
+/// earlier calls, or the longest answers that the request allows if these are shorter. All answers to one call (`n`)
+/// count as one.
 ///
 /// The average answer is an exponential moving average: each successful call changes it by 1/16 of the difference
 /// between the tokens that the call has used and those that it was charged. The tokens used are read from the extension
@@ -69,10 +71,6 @@ pub struct AverageEstimate {
 /// differences are not lost in the division.
 const AVERAGE_LENGTH: i64 = 16;
 
-/// The size of the largest request body that is parsed as JSON, in bytes. The estimate for a larger body is based on
-/// its number of bytes.
-const MAX_BODY_BYTES: usize = 8 << 20;
-
 /// The upper bound for the numbers of tokens that the average answer is computed from. Larger numbers are no real
 /// usage, and could overflow the sums.
 const MAX_LEARNED_TOKENS: u64 = 1 << 40;
@@ -80,14 +78,15 @@ const MAX_LEARNED_TOKENS: u64 = 1 << 40;
 // === impl CharacterEstimate ===
 
 impl CharacterEstimate {
-    /// Creates an estimate in which the answer to a request without `max_tokens` counts as zero tokens: see
+    /// Creates an estimate in which an answer to a request without `max_tokens` counts as zero tokens: see
     /// [`default_answer`](Self::default_answer).
     #[must_use]
     pub const fn new() -> Self {
         Self { default_answer: 0 }
     }
 
-    /// Sets the number of tokens that are estimated for the answer to a request without `max_tokens`. Default: 0.
+    /// Sets the number of tokens that are estimated for each answer to a request without `max_tokens` or one of its
+    /// equivalents. Requests for embeddings have no answer that costs tokens. Default: 0.
     #[must_use]
     pub const fn default_answer(mut self, tokens: u64) -> Self {
         self.default_answer = tokens;
@@ -104,9 +103,10 @@ impl Default for CharacterEstimate {
 impl<B: WholeBody> RequestCost<Request<B>> for CharacterEstimate {
     fn cost(&self, req: &Request<B>) -> Cost {
         Cost::tokens(declared_tokens(req).unwrap_or_else(|| {
-            let prompt = PromptSize::read(req.body());
-            let answer = prompt.max_answer.unwrap_or(self.default_answer);
-            prompt.tokens().saturating_add(answer)
+            let size = size(req);
+            let unbounded = || self.default_answer.saturating_mul(size.answers());
+            size.prompt()
+                .saturating_add(size.max_answers().unwrap_or_else(unbounded))
         }))
     }
 }
@@ -141,10 +141,10 @@ impl AverageEstimate {
 impl<B: WholeBody> RequestCost<Request<B>> for AverageEstimate {
     fn cost(&self, req: &Request<B>) -> Cost {
         Cost::tokens(declared_tokens(req).unwrap_or_else(|| {
-            let prompt = PromptSize::read(req.body());
+            let size = size(req);
             let average = self.answer();
-            let answer = prompt.max_answer.map_or(average, |max| average.min(max));
-            prompt.tokens().saturating_add(answer)
+            let answers = size.max_answers().map_or(average, |max| average.min(max));
+            size.prompt().saturating_add(answers)
         }))
     }
 }
@@ -178,91 +178,8 @@ fn declared_tokens<B>(req: &Request<B>) -> Option<u64> {
     req.extensions().get::<ApiTokens>().map(|tokens| tokens.0)
 }
 
-/// The size of the prompt in a request, and the longest answer that the request allows.
-#[derive(Default)]
-struct PromptSize {
-    characters: u64,
-    /// The longest answer that the request allows, in tokens. `None` if the request sets no bound.
-    max_answer: Option<u64>,
-}
-
-impl PromptSize {
-    /// Reads the size of the prompt from the body of a request, as described in the [module docs](super#estimates).
-    fn read(body: &impl WholeBody) -> Self {
-        let Some(body) = body.whole() else {
-            return Self::default();
-        };
-        let json = (body.len() <= MAX_BODY_BYTES)
-            .then(|| serde_json::from_slice::<Value>(body).ok())
-            .flatten();
-        let Some(json) = json else {
-            return Self {
-                characters: body.len() as u64,
-                max_answer: None,
-            };
-        };
-        let gemini_max_answer = || json.pointer("/generationConfig/maxOutputTokens")?.as_u64();
-        Self {
-            characters: PROMPT_FIELDS
-                .iter()
-                .filter_map(|field| json.get(field))
-                .map(characters)
-                .sum(),
-            max_answer: MAX_ANSWER_FIELDS
-                .iter()
-                .find_map(|field| json.get(field)?.as_u64())
-                .or_else(gemini_max_answer),
-        }
-    }
-
-    /// Returns the estimated tokens of the prompt: one for every four characters.
-    fn tokens(&self) -> u64 {
-        self.characters.div_ceil(4)
-    }
-}
-
-/// The fields of a JSON request whose text the model reads: those of OpenAI (chat, responses, completions, embeddings),
-/// Anthropic, Mistral and Gemini.
-const PROMPT_FIELDS: [&str; 8] = [
-    "messages",
-    "input",
-    "prompt",
-    "system",
-    "instructions",
-    "contents",
-    "systemInstruction",
-    "tools",
-];
-
-/// The fields of a JSON request that bound the length of the answer, in tokens. Gemini's bound is in a nested field.
-const MAX_ANSWER_FIELDS: [&str; 3] = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
-
-/// Fields inside a prompt whose strings are not counted, since the model does not read them as text: names of roles and
-/// kinds, identifiers, images and other files.
-const NON_TEXT_FIELDS: [&str; 10] = [
-    "role",
-    "type",
-    "id",
-    "name",
-    "image_url",
-    "source",
-    "inlineData",
-    "inline_data",
-    "file_data",
-    "input_audio",
-];
-
-/// Returns the number of characters of all strings in a JSON value at any depth, except for those in
-/// [`NON_TEXT_FIELDS`]. The recursion is bounded, as serde_json rejects JSON that is nested deeper than 128 levels.
-fn characters(value: &Value) -> u64 {
-    match value {
-        Value::String(text) => text.chars().count() as u64,
-        Value::Array(values) => values.iter().map(characters).sum(),
-        Value::Object(fields) => fields
-            .iter()
-            .filter(|(name, _)| !NON_TEXT_FIELDS.contains(&name.as_str()))
-            .map(|(_, value)| characters(value))
-            .sum(),
-        _ => 0,
-    }
+/// Returns the size of a request. A body that is not in memory counts as an empty prompt.
+fn size<B: WholeBody>(req: &Request<B>) -> RequestSize {
+    let body = req.body().whole();
+    body.map_or_else(RequestSize::default, |body| RequestSize::read(req.uri(), body))
 }

@@ -110,13 +110,21 @@ impl FeedbackLayer {
         self
     }
 
-    /// Adapts the rates of the limiter to the provider's 429s, for providers that do not report their limits or share
-    /// them among many accounts. Each 429 lowers all rates by a tenth, but never below a hundredth of the configured
-    /// amounts. Each second without a 429 raises them by a hundredth, up to the configured amounts. Default: the
-    /// configured limits stay.
+    /// Adapts the rates of the limiter to the provider's rejections (429, 503, 529, and GitHub's 403 for an exceeded
+    /// limit), for providers that do not report their limits or share them among many accounts. Default: the configured
+    /// limits stay.
     ///
-    /// The 429 of a call that was in flight when the limits were last changed does not lower the limits again. If user
-    /// code [sets](Limiter::set_limits) other limits on the limiter, these become the configured ones, and the
+    /// Many rejections with the same cause are one signal. The first one lowers the rates by a tenth, and empties the
+    /// limiter's buckets. Those of calls that were sent before that change nothing. If calls are still rejected after the
+    /// lowering, the rates are set, once a second, to the share that the provider has accepted. So limits that are far
+    /// too high are found within a second or two. When no call is rejected any more, the rates rise: within seconds to
+    /// what the provider has last allowed, then slowly beyond it, and after that faster and faster, up to the configured
+    /// amounts (the curve of CUBIC, [RFC 9438](https://www.rfc-editor.org/rfc/rfc9438)). The rates are never above
+    /// the configured amounts, and never below a hundredth of them. A log entry of tracing tells each change, and
+    /// [`Limiter::limits`] shows the rates in force.
+    ///
+    /// Rates with a period above a minute are quotas, and stay as they are, unless the limiter has no other rates. If
+    /// user code [sets](Limiter::set_limits) other limits on the limiter, these become the configured ones, and the
     /// adaptation starts again from them.
     #[must_use]
     pub fn adapt(mut self) -> Self {
@@ -135,15 +143,16 @@ impl FeedbackLayer {
 
     /// Applies the status and the headers of one response to the limiter. `sent` is when the call was sent.
     fn observe(&self, status: StatusCode, headers: &HeaderMap, sent: Instant) {
+        let info = self.provider.rate_limit_info(headers, SystemTime::now());
+        let is_throttled = is_throttled(self.provider, status, &info);
         if let Some(adaptation) = &self.adapts {
-            match status {
-                StatusCode::TOO_MANY_REQUESTS => adaptation.on_throttled(&self.limiter, sent),
-                _ if status.is_success() => adaptation.on_success(&self.limiter),
-                _ => {}
+            if is_throttled {
+                adaptation.on_throttled(&self.limiter, sent, info.retry_after.is_some());
+            } else if status.is_success() {
+                adaptation.on_success(&self.limiter, sent);
             }
         }
-        let info = self.provider.rate_limit_info(headers, SystemTime::now());
-        if is_throttled(self.provider, status, &info) {
+        if is_throttled {
             if let Some(delay) = info.retry_after {
                 if delay > self.max_pause {
                     tracing::warn!(
@@ -227,8 +236,12 @@ where
 
     fn call(&mut self, req: Request<B>) -> Self::Future {
         self.layer.limiter.mark_sent();
+        let sent = Instant::now();
+        if let Some(adaptation) = &self.layer.adapts {
+            adaptation.on_sent(&self.layer.limiter, sent);
+        }
         ResponseFuture {
-            sent: Instant::now(),
+            sent,
             future: self.inner.call(req),
             layer: self.layer.clone(),
         }

@@ -20,9 +20,9 @@
 //!   ConcurrencyLimitLayer
 //!     RateLimitLayer           with .settle(ByUsage): replaces the estimated charge by the tokens that were used
 //!       EventLayer::calling
-//!         CheckLayer           fails the call if a collected body is no answer
 //!         BodyLayer            streams the body, and ends the call with it     } one of the two,
-//!         CollectLayer         or collects the body within the call            } or neither
+//!         CheckLayer           or fails the call if the collected body         } or neither
+//!           CollectLayer       is no answer
 //!           FeedbackLayer      applies the rate-limit headers to the limiter
 //!             UsageLayer       finds the tokens that were used
 //!               Reqwest        or another client
@@ -51,10 +51,27 @@
 //! is corrected when the call ends, to the number of tokens that [`UsageLayer`] has found.
 //!
 //! A request with the extension [`ApiTokens`](crate::ApiTokens) costs the number of tokens that the extension declares:
-//! nothing is estimated. Otherwise the estimate counts the characters of the prompt in the JSON body, in the formats of
-//! OpenAI, Anthropic, Gemini and Mistral, and takes four characters as one token. Role names, images and other files
-//! are not counted. For a body that is not JSON, or larger than 8 MiB, four bytes count as one token. A body that is
-//! [not in memory](crate::body::WholeBody) counts as an empty prompt.
+//! nothing is estimated. Otherwise the estimate reads the JSON body, in the formats of OpenAI, Anthropic, Gemini,
+//! Mistral and those who copy them:
+//!
+//! | in the request | counts as |
+//! |---|---|
+//! | texts in `messages`, `input`, `prompt`, `system`, `instructions`, `contents` and others, at any depth | a token for every four characters ([OpenAI](https://help.openai.com/en/articles/4936856-what-are-tokens-and-how-to-count-them), [Gemini](https://ai.google.dev/gemini-api/docs/tokens)) |
+//! | names, identifiers, signatures | nothing |
+//! | `tools`, `functions`, `response_format`, `text`, Gemini's `responseSchema` | a token for every four characters of their JSON |
+//! | numbers in a list: token ids | a token each |
+//! | an image in OpenAI's format | 765 tokens, or 85 with `detail: low`: 85, and 170 for each tile of 512 pixels of an image of 1024 x 1024 ([OpenAI](https://platform.openai.com/docs/guides/images-vision#calculating-costs)) |
+//! | an image in Anthropic's format | 1,600 tokens, as the largest image that is not scaled down ([Anthropic](https://docs.anthropic.com/en/docs/build-with-claude/vision#calculate-image-costs)) |
+//! | an image in Gemini's format | 1,032 tokens: 258 for each of 4 tiles ([Gemini](https://ai.google.dev/gemini-api/docs/tokens)) |
+//! | audio | a minute: 600 tokens in OpenAI's format ([OpenAI](https://platform.openai.com/docs/guides/realtime-costs)), 1,920 in Gemini's ([Gemini](https://ai.google.dev/gemini-api/docs/tokens)) |
+//! | any other file, and a text that looks like one: base64 of 1 KiB and more | 1,500 tokens, as a page of text ([Anthropic](https://docs.anthropic.com/en/docs/build-with-claude/pdf-support#estimate-your-costs)) |
+//! | `max_tokens`, `max_completion_tokens`, `max_output_tokens`, `maxOutputTokens` | that many tokens for each answer; without them, [a default](CharacterEstimate::default_answer) |
+//! | `n`, `best_of` (the larger), `candidateCount`, a list of prompts | so many answers |
+//! | embeddings: a path or `model` with `embed` in it, `encoding_format`, `dimensions`, an `input` that is a list of texts or token ids | no answer |
+//!
+//! What is not listed is not counted. The sizes of images and files are not known before they are decoded, so each counts
+//! as a typical one. For a body that is not a JSON object, four bytes count as one token. A body that is [not in
+//! memory](crate::body::WholeBody) counts as an empty prompt.
 
 mod adapt;
 mod dialect;
@@ -64,6 +81,10 @@ pub mod feedback;
 mod headers;
 mod info;
 mod key;
+#[cfg(feature = "json")]
+mod media;
+#[cfg(feature = "json")]
+mod request_size;
 #[cfg(feature = "json")]
 pub mod usage;
 #[cfg(feature = "json")]

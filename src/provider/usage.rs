@@ -7,7 +7,7 @@ use crate::{
     tokens::ApiTokensUsed,
 };
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use std::{
@@ -97,7 +97,7 @@ const MAX_DOCUMENT_BYTES: usize = 8 << 20;
 /// The size of the largest server-sent event that is kept in memory to be parsed, in bytes.
 const MAX_EVENT_BYTES: usize = 1 << 20;
 /// Mistral's header with the number of tokens used.
-const QUERY_COST: &str = "x-ratelimit-tokens-query-cost";
+static QUERY_COST: HeaderName = HeaderName::from_static("x-ratelimit-tokens-query-cost");
 
 // === impl UsageLayer ===
 
@@ -210,7 +210,7 @@ impl<F> fmt::Debug for ResponseFuture<F> {
 }
 
 fn query_cost(headers: &HeaderMap) -> Option<u64> {
-    headers.get(QUERY_COST)?.to_str().ok()?.trim().parse().ok()
+    headers.get(&QUERY_COST)?.to_str().ok()?.trim().parse().ok()
 }
 
 // === impl MeteredBody ===

@@ -53,7 +53,9 @@ pub(super) struct Channel<Req, Res> {
     /// The waker with which the service is polled.
     ready_waker: Waker,
     closed: AtomicBool,
-    /// Whether calls that are not on the wire are to be cancelled: see [`finish_sent`](Self::finish_sent).
+    /// Whether the workers are to end their calls.
+    pub(super) aborted: AtomicBool,
+    /// Whether the workers are to end the calls that are not on the wire.
     pub(super) only_sent: AtomicBool,
     in_flight: AtomicUsize,
     state: Mutex<ChannelState<Req, Res>>,
@@ -72,7 +74,7 @@ pub(super) struct ChannelState<Req, Res> {
     pub(super) turn: Turn,
     /// Whether the service's waker was woken since the service was last polled.
     pub(super) is_ready: bool,
-    pub(super) workers: Workers<Arc<Message<Req, Res>>>,
+    pub(super) workers: Workers,
     /// How many calls of the current epoch are starting.
     pub(super) starting: usize,
     /// How many starts have ended.
@@ -166,6 +168,7 @@ where
             timer: Timer::new(Arc::new(TimerWaker(channel.clone())).into()),
             ready_waker: Arc::new(ReadyWaker(channel.clone())).into(),
             closed: AtomicBool::new(false),
+            aborted: AtomicBool::new(false),
             only_sent: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             state: Mutex::new(state),
@@ -213,8 +216,9 @@ impl<Req, Res> Channel<Req, Res> {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Accepts a call that holds `place`. Returns its message. If the channel is closed, the request stays in `req` and
-    /// the call's context is returned.
+    /// Accepts a call that holds `place`, and whose event has the status QUEUED already: a new status wakes subscribers to
+    /// events, which runs user code, so it is not written under the lock. Returns the call's message. If the channel is
+    /// closed, the request stays in `req` and the call's context is returned.
     #[inline]
     pub(super) fn push(
         self: &Arc<Self>,
@@ -222,9 +226,6 @@ impl<Req, Res> Channel<Req, Res> {
         context: CallContext,
         place: Permit,
     ) -> Result<Arc<Message<Req, Res>>, CallContext> {
-        // The event gets the status QUEUED before the lock is taken, because a new status wakes subscribers to events,
-        // which runs user code.
-        context.scope.queued();
         if self.is_closed() {
             return Err(context);
         }
@@ -371,7 +372,6 @@ impl<Req, Res> Channel<Req, Res> {
         let mut dropped = Vec::new();
         let mut state = self.lock();
         state.workers.set_waker(id, cx.waker());
-        let ended = state.workers.set_call(id, None);
         // The worker is counted anew below if it begins a call.
         let was_woken_for = state.workers.take_assignment(id);
         for epoch in was_woken_for.into_iter().chain(epoch) {
@@ -399,8 +399,6 @@ impl<Req, Res> Channel<Req, Res> {
                 state.starting += 1;
                 state.turn = Turn::Taken;
                 state.is_ready = false;
-                let none = state.workers.set_call(id, Some(message.clone()));
-                debug_assert!(none.is_none(), "the worker's previous call was removed above");
                 Next::Call(message, state.epoch)
             }
             None if self.is_closed() && !state.has_call() => {
@@ -420,10 +418,7 @@ impl<Req, Res> Channel<Req, Res> {
         };
         let check = state.watch_starts(self.max_starting);
         drop(state);
-        // The last reference to a message may hold a response that was not fetched, whose drop may panic.
-        if let Some(ended) = ended {
-            let _ = catch_unwind(move || drop(ended));
-        }
+        // The last reference to a message may be dropped, which runs user code.
         for message in dropped {
             let _ = catch_unwind(move || drop(message));
         }
@@ -435,18 +430,15 @@ impl<Req, Res> Channel<Req, Res> {
     }
 
     /// Keeps the call until the service is ready. Returns `false` if the service is to be polled again, because its
-    /// waker was woken meanwhile, or if the call has ended.
+    /// waker was woken meanwhile, or if the call has ended or is to be ended.
     pub(super) fn wait_until_ready(&self, id: usize, message: &Arc<Message<Req, Res>>, epoch: StartEpoch) -> bool {
         let mut state = self.lock();
-        if mem::take(&mut state.is_ready) || message.ends_early() {
+        if mem::take(&mut state.is_ready) || message.ends_early() || self.is_stopped() {
             return false;
         }
         state.end_start(epoch);
         state.turn = Turn::Waits(id);
         state.pending = Some(message.clone());
-        let removed = state.workers.set_call(id, None);
-        drop(state);
-        drop(removed);
         true
     }
 

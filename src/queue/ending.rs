@@ -2,46 +2,55 @@
 
 use super::{
     channel::Channel,
-    message::{EarlyEnd, Ended},
+    message::{EarlyEnd, Message},
 };
 use crate::{
     panic::{self, catch_unwind},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicBool, Ordering},
 };
-use std::sync::Arc;
 
 impl<Req, Res> Channel<Req, Res> {
     /// Stops accepting calls, and cancels the accepted ones.
-    pub(super) fn abort(self: &Arc<Self>) {
-        self.close();
-        self.cancel_queued();
-        let calls = self.lock().workers.calls();
-        for message in calls {
-            let _ = catch_unwind(|| self.end_early(&message, EarlyEnd::Cancelled));
-        }
+    pub(super) fn abort(&self) {
+        self.stop(&self.aborted);
     }
 
     /// Stops accepting calls, and cancels the accepted ones, except those that are on the wire.
     ///
     /// The worker of a running call decides whether the call is on the wire, when it is not polling the call: so it
     /// cannot cancel a call that is just being sent.
-    pub(super) fn finish_sent(self: &Arc<Self>) {
-        self.only_sent.store(true, Ordering::Release);
+    pub(super) fn finish_sent(&self) {
+        self.stop(&self.only_sent);
+    }
+
+    /// A call that a worker has taken, and so is not queued any more, is ended by its worker, which sees the flag.
+    fn stop(&self, flag: &AtomicBool) {
+        flag.store(true, Ordering::Release);
         self.close();
         self.cancel_queued();
-        let calls = self.lock().workers.calls();
-        for message in calls {
-            let ended = catch_unwind(|| message.end_queued(EarlyEnd::Cancelled));
-            match ended {
-                Ok(Ended::ByWorker(worker)) => {
-                    let waker = self.lock().workers.waker(worker);
-                    waker.into_iter().for_each(panic::wake);
-                }
-                // The call has not begun: the worker that has taken it finds it ended.
-                Ok(Ended::InQueue) | Err(_) => self.remove_deadline(&message),
-                Ok(Ended::Before) => {}
-            }
+        let wakers = self.lock().workers.wakers();
+        wakers.into_iter().for_each(panic::wake);
+    }
+
+    /// Ends a call that has begun, if all calls are to be cancelled.
+    #[inline]
+    pub(super) fn end_if_aborted(&self, message: &Message<Req, Res>) {
+        if self.aborted.load(Ordering::Acquire) {
+            let _ = catch_unwind(|| message.end_early(EarlyEnd::Cancelled));
         }
+    }
+
+    /// Ends a call that a worker has taken and not begun, if such calls are to be cancelled.
+    #[inline]
+    pub(super) fn end_if_stopped(&self, message: &Message<Req, Res>) {
+        if self.is_stopped() {
+            let _ = catch_unwind(|| message.end_early(EarlyEnd::Cancelled));
+        }
+    }
+
+    /// Whether calls that have not begun are to be cancelled.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.aborted.load(Ordering::Acquire) || self.finishes_only_sent()
     }
 
     /// Whether calls that are not on the wire are to be cancelled.

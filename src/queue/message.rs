@@ -80,7 +80,7 @@ pub(super) enum EarlyEnd {
 pub(super) enum Ended {
     /// The call was queued, and has ended.
     InQueue,
-    /// The call is running, and the worker with this id has to be woken to end it, or to see whether it is to end.
+    /// The call is running, and the worker with this id has to be woken to end it.
     ByWorker(usize),
     /// Nothing: the call had ended, or was being ended.
     Before,
@@ -167,19 +167,9 @@ impl<Req, Res> Message<Req, Res> {
     /// Ends the call, unless it has a result already. A queued call ends at once. A running call ends when its worker,
     /// which the caller of this method has to wake, has dropped the call's future, and with it the call's permit.
     pub(super) fn end_early(&self, why: EarlyEnd) -> Ended {
-        self.end(why, true)
-    }
-
-    /// Ends the call if it is queued. A running call goes on, and its worker is returned.
-    pub(super) fn end_queued(&self, why: EarlyEnd) -> Ended {
-        self.end(why, false)
-    }
-
-    fn end(&self, why: EarlyEnd, ends_running: bool) -> Ended {
         let mut state = self.lock();
         match state.stage {
             MessageStage::Queued => {}
-            MessageStage::Running(worker) if !ends_running => return Ended::ByWorker(worker),
             MessageStage::Running(worker) => {
                 state.stage = MessageStage::Ending(why);
                 self.ends_early.store(true, Ordering::Release);

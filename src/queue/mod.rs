@@ -247,6 +247,7 @@ impl<Req, Res> Queue<Req, Res> {
         match self.try_place() {
             Ok(Some(place)) => {
                 let context = self.context(&req, Scope::capture(), None);
+                context.scope.queued();
                 self.call_at(place, &mut Some(req), context)
             }
             Ok(None) => Err(Refused::full(req)),
@@ -255,12 +256,13 @@ impl<Req, Res> Queue<Req, Res> {
     }
 
     /// Takes a place if the queue has a free one now and no other caller waits for a place. The place can then be given
-    /// to [`call_at`](Self::call_at).
+    /// to [`call_at`](Self::call_at) or [`call_in`](Self::call_in).
+    #[inline]
     pub(crate) fn try_place(&mut self) -> Result<Option<Permit>, Closed> {
         self.acquire.try_acquire()
     }
 
-    /// Queues a call that has taken `place` already.
+    /// Queues a call that has taken `place` already, and whose event has the status QUEUED.
     pub(crate) fn call_at(
         &self,
         place: Permit,
@@ -276,18 +278,24 @@ impl<Req, Res> Queue<Req, Res> {
         }
     }
 
-    /// Queues a call. If the queue has no free place, the returned future waits for one. Taking the request out of
-    /// `req` saves moving it twice.
+    /// Queues a call. `place` is what [`try_place`](Self::try_place) has returned; if it is a place, the call's event has
+    /// the status QUEUED. Without a place, the returned future waits for one. Taking the request out of `req` saves
+    /// moving it twice.
     #[inline]
-    pub(crate) fn call_in(&mut self, context: CallContext, req: &mut Option<Req>) -> ResponseFuture<Req, Res> {
+    pub(crate) fn call_in(
+        &mut self,
+        place: Option<Permit>,
+        context: CallContext,
+        req: &mut Option<Req>,
+    ) -> ResponseFuture<Req, Res> {
         let channel = &self.close_on_drop.channel;
-        let context = match self.acquire.try_acquire() {
-            Ok(Some(place)) => match channel.push(req, context, place) {
+        let context = match place {
+            Some(place) => match channel.push(req, context, place) {
                 Ok(message) => return ResponseFuture::accepted_as(message, channel),
                 // The queue was closed just now. The returned future fails with `Closed` when it is polled.
                 Err(context) => context,
             },
-            Ok(None) | Err(_) => context,
+            None => context,
         };
         ResponseFuture::waiting(channel, self.acquire.replace(), req.take(), context)
     }
@@ -386,8 +394,12 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
     /// Queues the call. A call without a preceding `poll_ready` does not panic: if the queue has no free place, the
     /// future waits for one.
     fn call(&mut self, req: Req) -> Self::Future {
+        let place = self.try_place().unwrap_or_default();
         let context = self.context(&req, Scope::capture(), None);
-        self.call_in(context, &mut Some(req))
+        if place.is_some() {
+            context.scope.queued();
+        }
+        self.call_in(place, context, &mut Some(req))
     }
 }
 

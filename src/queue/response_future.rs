@@ -188,7 +188,10 @@ impl<Req, Res> ResponseFuture<Req, Res> {
             };
             let UnqueuedCall { mut req, context, .. } = call.take().expect("the call is there until it has a place");
             let pushed = match place {
-                Ok(place) => channel.push(&mut req, context, place),
+                Ok(place) => {
+                    context.scope.queued();
+                    channel.push(&mut req, context, place)
+                }
                 Err(_) => Err(context),
             };
             match pushed {

@@ -113,6 +113,7 @@ where
         let (Some(future), Some(call)) = (this.future.as_mut().as_pin_mut(), this.call.as_mut()) else {
             return Poll::Ready(());
         };
+        this.channel.end_if_aborted(&call.message);
         if let Some(why) = call.early_end(this.channel) {
             self.conclude(Err(why));
             return Poll::Ready(());
@@ -159,6 +160,7 @@ where
             return Poll::Ready(());
         };
         let ready = loop {
+            channel.end_if_stopped(&message);
             // The service's readiness is not polled for a call that has ended.
             if message.ends_early() {
                 break Ok(());

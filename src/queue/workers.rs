@@ -1,22 +1,20 @@
-//! [`Workers`]: the workers of a queue, which of them are idle, and which call each of them runs.
+//! [`Workers`]: the workers of a queue, and which of them are idle.
 
 use super::channel::StartEpoch;
 use std::{mem, task::Waker};
 
-/// The workers of a queue, each with an id. `C` is a call.
-pub(super) struct Workers<C> {
-    entries: Vec<Option<Entry<C>>>,
+/// The workers of a queue, each with an id.
+pub(super) struct Workers {
+    entries: Vec<Option<Entry>>,
     /// The ids without a worker.
     free: Vec<usize>,
     /// The ids of the idle workers. The one that was idle last is woken first, because its memory is likely in a cache.
     idle: Vec<usize>,
 }
 
-struct Entry<C> {
+struct Entry {
     /// The waker of the worker's task. `None` until its first poll, which does what a wake-up would.
     waker: Option<Waker>,
-    /// The call that the worker begins or runs.
-    call: Option<C>,
     /// Set when the worker is woken or spawned for a queued call, which counts as starting since.
     assignment: Option<StartEpoch>,
     is_idle: bool,
@@ -26,7 +24,7 @@ struct Entry<C> {
 /// is dropped, the queue knows that its runtime is shut down.
 const SPARE_WORKERS: usize = 4;
 
-impl<C> Workers<C> {
+impl Workers {
     pub(super) const fn new() -> Self {
         Self {
             entries: Vec::new(),
@@ -43,7 +41,6 @@ impl<C> Workers<C> {
     pub(super) fn add(&mut self) -> usize {
         let entry = Some(Entry {
             waker: None,
-            call: None,
             assignment: None,
             is_idle: false,
         });
@@ -65,7 +62,7 @@ impl<C> Workers<C> {
     }
 
     /// Removes a worker. Returns what was kept of it, which is to be dropped without the lock.
-    pub(super) fn remove(&mut self, id: usize) -> impl Sized + use<C> {
+    pub(super) fn remove(&mut self, id: usize) -> impl Sized + use<> {
         self.end_idle(id);
         let removed = self.entries.get_mut(id).and_then(Option::take);
         if removed.is_some() {
@@ -90,12 +87,6 @@ impl<C> Workers<C> {
     pub(super) fn take_assignment(&mut self, id: usize) -> Option<StartEpoch> {
         self.end_idle(id);
         self.entry(id)?.assignment.take()
-    }
-
-    /// Sets which call the worker runs. Returns the previous one, which is to be dropped without the lock.
-    pub(super) fn set_call(&mut self, id: usize, call: Option<C>) -> Option<C> {
-        let entry = self.entry(id)?;
-        mem::replace(&mut entry.call, call)
     }
 
     /// Sets the waker of the worker, which stays the same for as long as the worker exists.
@@ -154,13 +145,10 @@ impl<C> Workers<C> {
         self.waker(*self.idle.last()?)
     }
 
-    /// Returns the calls that the workers begin or run.
-    pub(super) fn calls(&self) -> Vec<C>
-    where
-        C: Clone,
-    {
+    /// Returns the wakers of all workers.
+    pub(super) fn wakers(&self) -> Vec<Waker> {
         let entries = self.entries.iter().flatten();
-        entries.filter_map(|entry| entry.call.clone()).collect()
+        entries.filter_map(|entry| entry.waker.clone()).collect()
     }
 
     fn end_idle(&mut self, id: usize) {
@@ -173,7 +161,7 @@ impl<C> Workers<C> {
         }
     }
 
-    fn entry(&mut self, id: usize) -> Option<&mut Entry<C>> {
+    fn entry(&mut self, id: usize) -> Option<&mut Entry> {
         self.entries.get_mut(id)?.as_mut()
     }
 }

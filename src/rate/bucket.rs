@@ -176,8 +176,10 @@ impl Bucket {
             return 0;
         }
         let missing = needed.saturating_sub(balance) as u128;
-        // Division is much faster with 64 bits, which most numbers have.
+        // Division is much faster with 64 bits, which most numbers have. At most rates a tick adds one unit, so that it is
+        // not needed at all.
         match u64::try_from(missing) {
+            Ok(missing) if self.fill == 1 => missing,
             Ok(missing) => missing.div_ceil(self.fill),
             Err(_) => u64::try_from(missing.div_ceil(u128::from(self.fill))).unwrap_or(u64::MAX),
         }

@@ -350,14 +350,20 @@ impl Limits {
         Some(limits)
     }
 
-    /// Returns these limits with the amount of each rate multiplied by `factor` and rounded down. A burst or initial
-    /// fill above the new amount is lowered to it, but not below 1. A factor of 1 or more changes nothing.
+    /// Returns these limits with the amount of each rate whose period is at most `longest` multiplied by `factor` and
+    /// rounded down. A burst or initial fill above the new amount is lowered to it, but not below 1. A factor of 1 or
+    /// more changes nothing.
     #[cfg(feature = "http")]
-    pub(crate) fn scaled(&self, factor: f64) -> Self {
+    pub(crate) fn scaled(&self, factor: f64, longest: Duration) -> Self {
         if factor >= 1.0 {
             return self.clone();
         }
-        let scaled = |rate: &Rate| rate.with_amount(rate.amount.scaled(factor));
+        let scaled = |rate: &Rate| {
+            if rate.period > longest {
+                return *rate;
+            }
+            rate.with_amount(rate.amount.scaled(factor))
+        };
         let rates = self.rates.iter().map(|(budget, rate)| (*budget, scaled(rate)));
         Self { rates: rates.collect() }
     }

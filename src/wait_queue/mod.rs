@@ -84,7 +84,7 @@ impl<R: Resource> WaitQueue<R> {
         let mut order = self.locked.lock();
         // No waiter has to be notified afterwards: a request that has not waited takes something only if no waiter is
         // in the queue, except skipped ones, and these are not notified.
-        if order.try_take(None, request, &mut now)? {
+        if order.try_take_as_newcomer(request, &mut now)? {
             return Ok(None);
         }
         Ok(Some(refused(&mut order.resource, &mut now)))
@@ -182,7 +182,7 @@ impl<R: Resource> Waiter<R> {
             return self.try_acquire_queued(request);
         }
         let mut now = lazy_now(now);
-        self.locked.lock().try_take(None, request, &mut now)
+        self.locked.lock().try_take_as_newcomer(request, &mut now)
     }
 
     /// Does what [`try_acquire`](Self::try_acquire) does, for a waiter that is in the queue.

@@ -102,10 +102,24 @@ impl<R: Resource> Order<R> {
         request: &R::Request,
         now: &mut LazyNow,
     ) -> Result<bool, R::Rejection> {
-        if seq.is_none() && self.waiting() == 0 {
-            return self.resource.try_take_uncontended(request, now);
+        if seq.is_none() {
+            return self.try_take_as_newcomer(request, now);
         }
         Ok(self.can_take_contended(seq, request, now)? && self.resource.try_take(request, true, now))
+    }
+
+    /// Does what [`try_take`](Self::try_take) does for a request that is not in the queue: it takes nothing while
+    /// waiters are there.
+    #[inline]
+    pub(super) fn try_take_as_newcomer(
+        &mut self,
+        request: &R::Request,
+        now: &mut LazyNow,
+    ) -> Result<bool, R::Rejection> {
+        if self.waiting() == 0 {
+            return self.resource.try_take_uncontended(request, now);
+        }
+        self.resource.rejection(request).map_or(Ok(false), Err)
     }
 
     /// [Takes](Self::try_take) what the waiter wants if it `takes` it, and otherwise returns whether it

@@ -12,6 +12,12 @@
 //! Arming a `Sleep` may run its waker at once, which locks the queue. So a timer is armed without the queue's lock: it
 //! is taken out of the queue ([`Timers::take_unarmed`]), armed ([`UnarmedTimer::arm`]) and put back
 //! ([`Timers::put_back`]).
+//!
+//! Arming a `Sleep` that is due before all other timers of its runtime makes Tokio wake the thread that waits for them,
+//! which takes a system call, and the thread finds nothing to do. So a timer has two `Sleep`s. One is due when the first
+//! waiter is to be notified. The other is due when this waiter has to have responded, and is armed at the same time:
+//! while the waiter is notified and takes what it waits for, that `Sleep` is before the one that is armed for the next
+//! waiter.
 
 use super::resource::HANDOFF_TIMEOUT;
 use crate::panic::catch_unwind;
@@ -57,15 +63,19 @@ struct Timer {
 enum TimerState {
     /// The timer was never armed, or has fired.
     Unarmed,
-    /// The timer fires at this instant. It may fire earlier if its runtime is shut down.
-    Armed(Instant),
+    /// The timer fires at the instant `at`, and once more at `then`, if that is there. It may fire earlier if its
+    /// runtime is shut down.
+    Armed { at: Instant, then: Option<Instant> },
     /// A thread has taken the timer out to arm it.
     TakenOut,
 }
 
-/// A `Sleep`, and the waker that it wakes when it fires.
+/// The `Sleep`s of a timer, and the waker that each of them wakes when it fires.
 struct Alarm {
-    sleep: Pin<Box<Sleep>>,
+    /// Fires at the deadline.
+    first: Option<Pin<Box<Sleep>>>,
+    /// Fires [`HANDOFF_TIMEOUT`] after a [`Deadline::Turn`]. `None` for a [`Deadline::Handoff`].
+    second: Option<Pin<Box<Sleep>>>,
     waker: Waker,
 }
 
@@ -73,7 +83,7 @@ struct Alarm {
 pub(super) struct UnarmedTimer {
     runtime: Handle,
     alarm: Option<Alarm>,
-    deadline: Instant,
+    deadline: Deadline,
 }
 
 /// A timer that [`UnarmedTimer::arm`] has tried to arm, to be [put back](Timers::put_back).
@@ -82,7 +92,7 @@ pub(super) struct ArmedTimer {
     deadline: Instant,
     /// The timer, and whether it is armed: if not, it fired while it was armed. `None` if the runtime has no timers
     /// enabled.
-    alarm: Option<(Alarm, bool)>,
+    alarm: Option<(Alarm, TimerState)>,
 }
 
 /// The resolution of Tokio's timers.
@@ -135,12 +145,12 @@ impl Timers {
         Some(UnarmedTimer {
             runtime: timer.runtime.clone(),
             alarm: timer.alarm.take(),
-            deadline: deadline.at(),
+            deadline,
         })
     }
 
-    /// Puts back a timer that was taken out. Returns `false` if the timer fired at once because its deadline had passed:
-    /// the queue must be advanced before the timer is armed again.
+    /// Puts back a timer that was taken out. Returns `false` if the timer may have fired already because its deadline has
+    /// passed: the queue must be advanced before the timer is armed again.
     ///
     /// A timer that fired before its deadline belongs to a runtime that is being shut down. Such a timer is removed, and
     /// so is one that its runtime could not create. It stays in `armed`, to be dropped without the queue's lock.
@@ -150,31 +160,29 @@ impl Timers {
             return true;
         };
         let deadline = armed.deadline;
-        match armed.alarm {
-            Some((_, true)) => {
-                self.timers[index].set(armed, TimerState::Armed(deadline));
-                true
-            }
-            Some((_, false)) if deadline <= now() => {
-                self.timers[index].set(armed, TimerState::Unarmed);
+        match armed.alarm.take() {
+            // Also a timer that was armed may have fired by now, while it was taken out.
+            Some((alarm, _)) if deadline <= now() => {
+                self.timers[index].put_back(alarm, TimerState::Unarmed);
                 false
             }
-            Some((_, false)) | None => {
+            Some((alarm, state @ TimerState::Armed { .. })) => {
+                self.timers[index].put_back(alarm, state);
+                true
+            }
+            removed => {
+                armed.alarm = removed;
                 self.timers.swap_remove(index);
                 true
             }
         }
     }
 
-    /// Marks the timer of `runtime` as not armed: it has fired.
+    /// Records that the timer of `runtime` has fired.
     pub(super) fn fired(&mut self, runtime: Id) {
         let timer = self.timers.iter_mut().find(|timer| timer.runtime.id() == runtime);
-        if let Some(Timer {
-            state: state @ TimerState::Armed(_),
-            ..
-        }) = timer
-        {
-            *state = TimerState::Unarmed;
+        if let Some(timer) = timer {
+            timer.fired();
         }
     }
 
@@ -183,7 +191,7 @@ impl Timers {
     pub(super) fn retire(&mut self, now: Instant) -> Self {
         let fires_soon = |timer: &Timer| match timer.state {
             TimerState::Unarmed => false,
-            TimerState::Armed(at) => at <= now + HANDOFF_TIMEOUT,
+            TimerState::Armed { at, then } => then.unwrap_or(at) <= now + HANDOFF_TIMEOUT,
             TimerState::TakenOut => true,
         };
         if self.timers.iter().all(fires_soon) {
@@ -202,15 +210,23 @@ impl Timer {
         match (&self.state, deadline) {
             (TimerState::Unarmed, _) => true,
             (TimerState::TakenOut, _) => false,
-            (TimerState::Armed(armed), Deadline::Handoff(at)) => at < *armed,
-            (TimerState::Armed(armed), Deadline::Turn(at)) => at < *armed || at > *armed + RESOLUTION,
+            (TimerState::Armed { at: armed, .. }, Deadline::Handoff(at)) => at < *armed,
+            (TimerState::Armed { at: armed, .. }, Deadline::Turn(at)) => at < *armed || at > *armed + RESOLUTION,
         }
     }
 
-    /// Takes over what `armed` has taken out.
-    fn set(&mut self, armed: &mut ArmedTimer, state: TimerState) {
-        self.alarm = armed.alarm.take().map(|(alarm, _)| alarm);
+    fn put_back(&mut self, alarm: Alarm, state: TimerState) {
+        self.alarm = Some(alarm);
         self.state = state;
+    }
+
+    fn fired(&mut self) {
+        if let TimerState::Armed { then, .. } = self.state {
+            self.state = match then {
+                Some(at) => TimerState::Armed { at, then: None },
+                None => TimerState::Unarmed,
+            };
+        }
     }
 }
 
@@ -228,29 +244,18 @@ impl UnarmedTimer {
         } = self;
         // Tokio panics if the runtime has no timers, or has been shut down since it was taken out.
         let alarm = catch_unwind(|| {
-            let mut alarm = match alarm {
-                Some(mut alarm) => {
-                    if alarm.sleep.deadline() < deadline {
-                        // A `Sleep` that is reset to a later deadline still wakes the thread at the earlier one.
-                        let _entered = runtime.enter();
-                        alarm.sleep.set(time::sleep_until(deadline));
-                    }
-                    alarm
-                }
-                None => {
-                    let _entered = runtime.enter();
-                    Alarm {
-                        sleep: Box::pin(time::sleep_until(deadline)),
-                        waker: waker(runtime.id()),
-                    }
-                }
-            };
-            let is_armed = alarm.arm(deadline);
-            (alarm, is_armed)
+            let _entered = runtime.enter();
+            let mut alarm = alarm.unwrap_or_else(|| Alarm {
+                first: None,
+                second: None,
+                waker: waker(runtime.id()),
+            });
+            let state = alarm.arm(deadline);
+            (alarm, state)
         });
         ArmedTimer {
             runtime,
-            deadline,
+            deadline: deadline.at(),
             alarm: alarm.ok(),
         }
     }
@@ -259,16 +264,40 @@ impl UnarmedTimer {
 // === impl Alarm ===
 
 impl Alarm {
-    /// Arms the timer. Returns `false` if it fires at once: its deadline has passed, or its runtime is shut down.
-    fn arm(&mut self, deadline: Instant) -> bool {
-        // `reset` enters the `Sleep` in the list of the runtime's timers, also the first time. If the runtime is shut
-        // down, the timer has fired then. To poll it would panic.
-        self.sleep.as_mut().reset(deadline);
-        // Polling stores the waker. It must do so even if the task that happens to run on this thread has used up its
-        // cooperative budget, so it is not counted.
-        !self.sleep.is_elapsed()
-            && pin!(coop::unconstrained(self.sleep.as_mut()))
-                .poll(&mut Context::from_waker(&self.waker))
-                .is_pending()
+    /// Arms the timer. It is unarmed afterwards if it fires at once: its deadline has passed, or its runtime is shut
+    /// down. Must be called in the context of its runtime.
+    fn arm(&mut self, deadline: Deadline) -> TimerState {
+        let at = deadline.at();
+        // The `Sleep` that is due first is armed first, while the other one is still due before it.
+        if !arm(&mut self.first, at, &self.waker) {
+            return TimerState::Unarmed;
+        }
+        let then = match deadline {
+            Deadline::Turn(at) => at.checked_add(HANDOFF_TIMEOUT),
+            Deadline::Handoff(_) => None,
+        };
+        let then = then.filter(|then| arm(&mut self.second, *then, &self.waker));
+        if then.is_none() {
+            self.second = None;
+        }
+        TimerState::Armed { at, then }
     }
+}
+
+/// Arms `sleep`, or a new one. Returns `false` if it fires at once.
+fn arm(sleep: &mut Option<Pin<Box<Sleep>>>, at: Instant, waker: &Waker) -> bool {
+    let sleep = sleep.get_or_insert_with(|| Box::pin(time::sleep_until(at)));
+    if sleep.deadline() < at && !sleep.is_elapsed() {
+        // A `Sleep` that is reset to a later deadline still wakes the thread at the earlier one.
+        sleep.set(time::sleep_until(at));
+    }
+    // `reset` enters the `Sleep` in the list of the runtime's timers, also the first time. If the runtime is shut down,
+    // the timer has fired then. To poll it would panic.
+    sleep.as_mut().reset(at);
+    // Polling stores the waker. It must do so even if the task that happens to run on this thread has used up its
+    // cooperative budget, so it is not counted.
+    !sleep.is_elapsed()
+        && pin!(coop::unconstrained(sleep.as_mut()))
+            .poll(&mut Context::from_waker(waker))
+            .is_pending()
 }

@@ -18,6 +18,8 @@ use std::{
 use tower::{Layer, Service, retry::Policy, service_fn};
 use tower_outbound::{
     ApiTokensUsed, Cost, NetworkRequestEvent, RequestStatus,
+    body::CheckLayer,
+    error::BadResponse,
     event::Value,
     executor::Config,
     provider::{CharacterEstimate, Provider, UsageLayer},
@@ -168,7 +170,39 @@ pub fn response_body(data: &[u8]) {
         }
         let cost = CharacterEstimate::new().cost(&request);
         assert_eq!(cost.requests, 1);
+        for kind in [
+            "application/json",
+            "application/x-ndjson",
+            "text/event-stream",
+            "text/plain",
+        ] {
+            check(kind, &body);
+        }
     });
+}
+
+/// Checks whether a response with this content type and body is an answer. What is an answer is passed on unchanged.
+fn check(kind: &'static str, body: &Bytes) {
+    let mut response = Some(
+        Response::builder()
+            .header("content-type", kind)
+            .body(body.clone())
+            .expect("a response"),
+    );
+    let client = service_fn(move |_: Request<Bytes>| {
+        let response = response.take().expect("the client is called once");
+        ready(Ok::<_, Infallible>(response))
+    });
+    let request = Request::post("/").body(Bytes::from_static(b"{}")).expect("a request");
+    let checked = CheckLayer::new().layer(client).call(request).now_or_never();
+    match checked.expect("nothing is waited for") {
+        Ok(response) => assert_eq!(response.body(), body),
+        Err(error) => {
+            let error = error.downcast::<BadResponse>().expect("the client has no other error");
+            assert_eq!(error.response().body(), body);
+            assert!(error.to_string().len() < 5_000, "{error}");
+        }
+    }
 }
 
 /// Returns the number of used tokens that is read from a response with this content type and body, sent in frames of

@@ -1,6 +1,6 @@
 //! Keys of the environment, and the hosts that they belong to.
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Uri};
 use std::{env, net::IpAddr};
 use tower_outbound::provider::Provider;
 
@@ -41,7 +41,15 @@ pub(super) fn provider_of(host: &str) -> Option<Provider> {
     .find_map(|(domain, provider)| at(domain).then_some(provider))
 }
 
-pub(super) fn is_loopback(host: &str) -> bool {
+/// Returns whether the provider's key of the environment may be sent to a URL unasked: only to https URLs of the provider
+/// itself, or of any other host if the user names the provider, and never to a server of this machine.
+pub(super) fn may_reach(url: &Uri, provider: Provider, is_named: bool) -> bool {
+    let host = url.host().unwrap_or_default();
+    let is_own = provider_of(host) == Some(provider);
+    url.scheme_str() == Some("https") && !is_loopback(host) && (is_own || is_named)
+}
+
+fn is_loopback(host: &str) -> bool {
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
@@ -56,6 +64,21 @@ mod tests {
         assert_eq!(provider_of("my.openai.azure.com"), Some(Provider::AzureOpenAi));
         assert_eq!(provider_of("notopenai.com"), None);
         assert_eq!(provider_of("openai.com.evil.org"), None);
+    }
+
+    #[test]
+    fn the_key_of_the_environment_reaches_only_its_provider_unasked() {
+        let may_reach = |url: &'static str, is_named| may_reach(&Uri::from_static(url), Provider::OpenAi, is_named);
+        assert!(may_reach("https://api.openai.com/v1", false));
+        assert!(may_reach("https://proxy.example.com/v1", true));
+        for (url, is_named) in [
+            ("https://proxy.example.com/v1", false),
+            ("https://api.groq.com/openai/v1", false),
+            ("http://api.openai.com/v1", true),
+            ("https://127.0.0.1/v1", true),
+        ] {
+            assert!(!may_reach(url, is_named), "{url}");
+        }
     }
 
     #[test]

@@ -14,12 +14,14 @@ pub(crate) struct LimitArgs {
     #[arg(long, value_name = "N", default_value = "240000")]
     pub(crate) tpm: PerMinute,
 
-    /// Burst: requests that may be sent at once after a pause [default: one second's worth of --rpm, at least 1]
+    /// Requests that may be sent at once after a pause [default: one second's worth of --rpm]
     #[arg(long, value_name = "N")]
     pub(crate) rpm_burst: Option<NonZeroU64>,
 
-    /// Burst: tokens that may be charged at once after a pause; a request that needs more fails without being sent
-    /// [default: one second's worth of --tpm; it grows when a larger request comes, to at most one minute's worth]
+    /// Tokens that may be charged at once after a pause [default: one second's worth of --tpm, or what a request needs]
+    ///
+    /// A request that needs more fails without being sent. By default the burst grows when a larger request comes, to at
+    /// most one minute's worth.
     #[arg(long, value_name = "N")]
     pub(crate) tpm_burst: Option<NonZeroU64>,
 
@@ -27,27 +29,34 @@ pub(crate) struct LimitArgs {
     #[arg(long, value_name = "N", default_value = "32")]
     pub(crate) concurrency: NonZeroUsize,
 
-    /// Limit of requests that wait in memory; the file is read further as they are sent
+    /// Limit of requests that wait in memory
+    ///
+    /// The file is read further as they are sent.
     #[arg(long, value_name = "N", default_value = "100")]
     pub(crate) queue: NonZeroUsize,
 
-    /// The field of a line that holds its number of tokens, as a path with dots: `tokens`, `usage.total` [default:
-    /// none, tokens are estimated as a quarter of the characters of the messages plus `max_tokens`]
+    /// The field of a line that holds its number of tokens, as a path with dots: `tokens`, `usage.total`
+    ///
+    /// Without it, tokens are estimated as a quarter of the characters of the messages plus `max_tokens`.
     #[arg(long, value_name = "PATH")]
     pub(crate) tokens_field: Option<String>,
 
-    /// Factor, from 0.01 to 100, by which token estimates are multiplied. When a response reports the tokens that were
-    /// used, the difference is settled in any case. Without effect if --tokens-field is given
+    /// Factor, from 0.01 to 100, by which token estimates are multiplied
+    ///
+    /// When a response reports the tokens that were used, the difference is settled in any case. Without effect if
+    /// --tokens-field is given.
     #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = factor)]
     pub(crate) estimate_times: f64,
 
-    /// Keep the limits given here, even if the provider reports others or rejects requests within them. (Its remaining
-    /// quota and its `retry-after` are obeyed in any case)
+    /// Keep the limits given here, even if the provider reports others or rejects requests within them
+    ///
+    /// Its remaining quota and its `retry-after` are obeyed in any case.
     #[arg(long)]
     pub(crate) keep_limits: bool,
 
-    /// Share the limits with all runs that name the same --quota, through this Redis or Valkey server:
-    /// redis://host:port/
+    /// Share the limits with other runs through this Redis or Valkey server: redis://host:port/
+    ///
+    /// All runs that name the same --quota share its limits. The program has to be built with the feature `redis`.
     #[arg(long, value_name = "URL", requires = "quota", help_heading = "Shared limits")]
     pub(crate) redis: Option<String>,
 

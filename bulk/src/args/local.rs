@@ -7,29 +7,29 @@ use crate::limits::PerMinute;
 #[command(next_help_heading = "Local provider")]
 pub(crate) struct LocalArgs {
     /// Requests per minute that the local provider allows, or `off` [default: the value of --rpm]
-    #[arg(long, value_name = "N")]
+    #[arg(long, hide_short_help = true, value_name = "N")]
     pub(crate) local_rpm: Option<PerMinute>,
 
     /// Tokens per minute that the local provider allows, or `off` [default: the value of --tpm]
-    #[arg(long, value_name = "N")]
+    #[arg(long, hide_short_help = true, value_name = "N")]
     pub(crate) local_tpm: Option<PerMinute>,
 
     /// Percentage of `max_tokens` that each response uses, from 1 to 100
-    #[arg(long, value_name = "PERCENT", default_value = "100",
+    #[arg(long, hide_short_help = true, value_name = "PERCENT", default_value = "100",
           value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) local_usage: u8,
 
     /// Percentage of requests that are answered with 503, from 0 to 100
-    #[arg(long, value_name = "PERCENT", default_value = "2",
+    #[arg(long, hide_short_help = true, value_name = "PERCENT", default_value = "2",
           value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) local_faults: u8,
 
     /// Percentage of responses whose body pauses for 400 ms in the middle, from 0 to 100
-    #[arg(long, value_name = "PERCENT", default_value = "5",
+    #[arg(long, hide_short_help = true, value_name = "PERCENT", default_value = "5",
           value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) local_slow: u8,
 
     /// Seed that selects the requests with a 503 or a slow response; the same seed selects the same ones
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value = "1")]
     pub(crate) local_seed: u64,
 }

@@ -14,7 +14,7 @@ pub(crate) use limits::LimitArgs;
 pub(crate) use local::LocalArgs;
 pub(crate) use send::SendArgs;
 pub(crate) use target::Target;
-pub(crate) use view::ViewArgs;
+pub(crate) use view::{CostArgs, ViewArgs};
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, error::ErrorKind};
 use std::{env, ffi::OsString, net::SocketAddr, path::PathBuf};
@@ -44,23 +44,25 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) local: LocalArgs,
 
-    /// Send nothing: run only the local provider, at this address (127.0.0.1:8080, for example), until Ctrl-C. Another
-    /// `bulk --url` can send to it
+    /// Send nothing: run only the local provider, at this address (127.0.0.1:8080, for example), until Ctrl-C
+    ///
+    /// Another `bulk --url` can send to it.
     #[arg(long, value_name = "ADDRESS", help_heading = "Local provider", 
           conflicts_with_all = ["url", "base_url", "any_host", "resume"])]
     pub(crate) serve: Option<SocketAddr>,
 
-    /// Read options from this file (TOML), under the names that they have here: `rpm = 500`, `header = ["x-team: a"]`.
-    /// The command line wins over the file
-    #[arg(long, value_name = "FILE")]
+    /// Read options from this file (TOML), under the names that they have here
+    ///
+    /// For example: `rpm = 500`, `header = ["x-team: a"]`, `keep-going = true`. The command line wins over the file.
+    #[arg(long, value_name = "FILE", help_heading = None)]
     config: Option<PathBuf>,
 
     /// Print a script that completes the options of this program in a shell, and exit
-    #[arg(long, value_name = "SHELL", exclusive = true, hide_short_help = true)]
+    #[arg(long, value_name = "SHELL", exclusive = true, hide_short_help = true, help_heading = None)]
     pub(crate) completions: Option<clap_complete::Shell>,
 
     /// Print the manual page in roff, and exit
-    #[arg(long, exclusive = true, hide_short_help = true)]
+    #[arg(long, exclusive = true, hide_short_help = true, help_heading = None)]
     pub(crate) man: bool,
 }
 
@@ -76,7 +78,7 @@ rest is left for --resume. Twice: what is on the wire is cancelled, too.
 Exit codes:
   0    every request has a COMPLETED line
   1    the run could not start, or was broken off: because of the input, the output or the settings, or because every
-       request would have failed
+       further request would have failed
   2    the command line is wrong
   3    some requests FAILED
   4    some requests have no result line

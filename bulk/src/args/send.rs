@@ -5,16 +5,17 @@ use super::{
     target::{Target, add_basic, check_header, endpoint},
 };
 use anyhow::{Context, bail};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use std::{path::PathBuf, time::Duration};
 use tower_outbound::provider::{ParseProviderError, Provider};
 
 #[derive(clap::Args)]
 #[command(next_help_heading = "Requests")]
 pub(crate) struct SendArgs {
-    /// The provider of the API. Decides how the key is sent, and how limits, errors and usage are read from responses:
-    /// openai, azure-openai, anthropic, gemini, groq, mistral, cerebras, github or ietf (any API with the IETF's
-    /// `RateLimit` headers) [default: the one whose host the URL names, else openai]
+    /// The provider of the API [default: the one whose host the URL names, else openai]
+    ///
+    /// It decides how the key is sent, and how limits, errors and usage are read from responses: openai, azure-openai,
+    /// anthropic, gemini, groq, mistral, cerebras, github or ietf (any API with the IETF's `RateLimit` headers).
     #[arg(long, value_name = "NAME", value_parser = parse_provider)]
     provider: Option<Provider>,
 
@@ -22,36 +23,48 @@ pub(crate) struct SendArgs {
     #[arg(long, value_name = "URL")]
     pub(super) url: Option<String>,
 
-    /// The URL to which relative URLs of lines are joined, e.g. https://api.openai.com/v1. A path that both have, such
-    /// as `/v1`, is not doubled
+    /// The URL to which relative URLs of lines are joined, e.g. https://api.openai.com/v1
+    ///
+    /// A path that both have, such as `/v1`, is not doubled.
     #[arg(long, value_name = "URL")]
     pub(super) base_url: Option<String>,
 
-    /// Let lines name URLs of any server. The headers and the key of the command line are sent to each of them
+    /// Let lines name URLs of any server
+    ///
+    /// The headers and the key of the command line are sent to each of them.
     #[arg(long)]
     pub(super) any_host: bool,
 
-    /// A header to send with each request, e.g. "x-team: search". May be repeated. A header of a line wins over it. For
-    /// API keys use --api-key-env
+    /// A header to send with each request, e.g. "x-team: search"
+    ///
+    /// May be repeated. A header of a line wins over it. For API keys use --api-key-env.
     #[arg(long = "header", value_name = "NAME: VALUE")]
     pub(super) headers: Vec<String>,
 
-    /// Environment variable that holds the API key. The key is sent in the header that the provider expects, and never
-    /// shown [default: the provider's own, e.g. OPENAI_API_KEY, for https URLs of the provider, or if --provider is
-    /// given]
+    /// Environment variable that holds the API key [default: the provider's own, e.g. OPENAI_API_KEY]
+    ///
+    /// The key is sent in the header that the provider expects, and never shown. The provider's own variable is used for
+    /// https URLs of the provider's host, and of other hosts if --provider is given.
     #[arg(long, value_name = "VAR")]
     pub(super) api_key_env: Option<String>,
 
-    /// Retries per request, at most, after a temporary failure: no connection, 408, 409, 429, 5xx
+    /// Retries per request, at most, after a temporary failure
+    ///
+    /// Temporary are: no connection, the status 408, 409, 429 or 5xx, and an answer that is none, such as HTML or a
+    /// broken stream.
     #[arg(long, value_name = "N", default_value = "8", help_heading = "Failures")]
     pub(crate) retries: u32,
 
-    /// The longest wait that a provider may ask for, in seconds. A request that would have to wait longer fails
+    /// The longest wait that a provider may ask for, in seconds
+    ///
+    /// A request that would have to wait longer fails, and the run stops: see --keep-going.
     #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = seconds, help_heading = "Failures")]
     pub(crate) max_wait: Duration,
 
-    /// Send all requests, even if every one fails: by default the run stops early when the key, the quota, the host, its
-    /// certificate or the model is refused for each of the first requests, or for many in a row
+    /// Send all requests, even if every one fails
+    ///
+    /// Without it the run stops early if the key, the quota, the host, its certificate, the model or the path is wrong
+    /// for each of the first 5 attempts, or later for 20 in a row. The rest is left for --resume.
     #[arg(long, help_heading = "Failures")]
     pub(crate) keep_going: bool,
 
@@ -67,25 +80,29 @@ pub(crate) struct SendArgs {
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, help_heading = "Connection")]
     pub(crate) connect_timeout: Duration,
 
-    /// The longest response body that is accepted, in bytes; a request with a longer one fails
+    /// The longest response body that is accepted, in bytes
     #[arg(long, value_name = "BYTES", default_value = "67108864", help_heading = "Connection")]
     pub(crate) max_response: usize,
 
     /// File of certificates (PEM) to trust beside those of the system
+    ///
+    /// They are those of authorities, or that of the server itself.
     #[arg(long, value_name = "FILE", help_heading = "Connection")]
     pub(crate) ca: Option<PathBuf>,
 
-    /// Accept any certificate: whoever answers gets the key. For tests alone
+    /// Accept any certificate: whoever answers gets the key
     #[arg(long, help_heading = "Connection")]
     pub(crate) insecure: bool,
 
-    /// Speak HTTP/2 from the first byte, also without TLS. (With TLS, HTTP/2 is used in any case if the server offers
-    /// it)
+    /// Speak HTTP/2 from the first byte, also without TLS
+    ///
+    /// With TLS, HTTP/2 is used in any case if the server offers it.
     #[arg(long, help_heading = "Connection")]
     pub(crate) http2: bool,
 
-    /// The proxy to send through: http, https, socks5 or socks5h [default: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
-    /// NO_PROXY of the environment]
+    /// The proxy to send through: http, https, socks5 or socks5h [default: that of the environment]
+    ///
+    /// The environment names one in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, and hosts without one in NO_PROXY.
     #[arg(long, value_name = "URL", help_heading = "Connection")]
     pub(crate) proxy: Option<String>,
 
@@ -104,7 +121,7 @@ impl SendArgs {
     /// The provider that is named, or whose host the URL names; OpenAI, whose headers many copy, for any other host.
     pub(crate) fn provider(&self) -> Provider {
         let url = self.url.as_deref().or(self.base_url.as_deref());
-        let of_host = || key::provider_of(url?.parse::<http::Uri>().ok()?.host()?);
+        let of_host = || key::provider_of(url?.parse::<Uri>().ok()?.host()?);
         self.provider.or_else(of_host).unwrap_or(Provider::OpenAi)
     }
 
@@ -174,16 +191,10 @@ impl SendArgs {
         let Some(variable) = provider.key_variable() else {
             return Ok(None);
         };
-        let has_key = self.api_key_env.is_some()
-            || ["authorization", "x-api-key", "api-key", "x-goog-api-key"]
-                .iter()
-                .any(|name| target.headers.contains_key(*name));
-        let may_get_it = [&target.url, &target.base].into_iter().flatten().all(|url| {
-            let host = url.host().unwrap_or_default();
-            let is_own = key::provider_of(host) == Some(provider);
-            url.scheme_str() == Some("https") && !key::is_loopback(host) && (is_own || self.provider.is_some())
-        });
-        if has_key || !may_get_it || target.is_local() || self.any_host {
+        let is_named = self.provider.is_some();
+        let may_get_it = |url: &Uri| key::may_reach(url, provider, is_named);
+        let urls = [&target.url, &target.base];
+        if target.has_key() || target.is_local() || self.any_host || !urls.into_iter().flatten().all(may_get_it) {
             return Ok(None);
         }
         let Some(key) = key::from_environment(variable) else {

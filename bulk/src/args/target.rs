@@ -65,6 +65,13 @@ impl Target {
         }
     }
 
+    /// Returns whether a header holds a key, in one of the names that providers use.
+    pub(crate) fn has_key(&self) -> bool {
+        ["authorization", "x-api-key", "api-key", "x-goog-api-key"]
+            .iter()
+            .any(|name| self.headers.contains_key(*name))
+    }
+
     /// The host that requests are sent to, for messages.
     pub(crate) fn host(&self) -> &str {
         let url = self.url.as_ref().or(self.base.as_ref());

@@ -66,6 +66,12 @@ impl fmt::Display for Form {
     }
 }
 
+/// Returns whether the first line of a file opens an array or an object that ends in a later line.
+pub(super) fn is_opened(line: &[u8]) -> bool {
+    let is_json = || serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok();
+    line == b"{" || (line.starts_with(b"[") && !is_json())
+}
+
 /// What a file looks like that is no file of requests, and what to do with it.
 ///
 /// `head` is the beginning of the file, whose first lines hold no JSON object. `is_whole` tells that the file has

@@ -26,7 +26,6 @@ use serde_json::value::RawValue;
 use source::{Line, Lines};
 use std::{
     collections::{HashSet, VecDeque},
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -172,10 +171,10 @@ impl Requests {
         requests.with_context(|| format!("cannot use the input {}", path.display()))
     }
 
-    /// Reads requests from memory, or from whatever can be read.
+    /// Reads requests from memory.
     #[allow(dead_code, reason = "used by tests and by the fuzzer")]
-    pub(crate) async fn from_reader(source: impl Read + Send + 'static, options: &Options) -> anyhow::Result<Self> {
-        let lines = Lines::spawn(move || Ok(source), options.max_line)?;
+    pub(crate) async fn from_memory(bytes: &[u8], options: &Options) -> anyhow::Result<Self> {
+        let lines = Lines::from_memory(bytes, options.max_line)?;
         Self::recognize(lines, options, false).await
     }
 
@@ -189,24 +188,23 @@ impl Requests {
             ids: Ids::default(),
         };
         let mut head = Vec::new();
+        // In an array or an object over several lines, a line may happen to be an object, too.
+        let mut spans_lines = None;
         let is_whole = loop {
             let Some(line) = requests.lines.next().await? else {
                 break true;
             };
-            let text = line.text.clone();
+            let text = line.text.clone().unwrap_or_default();
             requests.ahead.push_back(line);
-            let Ok(text) = text else { continue };
-            let is_first = head.is_empty();
+            let text = trim(&text);
             head.extend_from_slice(&text[..text.len().min(HEAD)]);
             head.push(b'\n');
-            let object = std::str::from_utf8(&text).ok().map(|text| trim(text.as_bytes()));
-            let object = object.and_then(|text| std::str::from_utf8(text).ok());
-            let fields = object.and_then(|text| fields::Fields::parse(text).ok());
-            // The first line of an array of objects is no object, and nor is that of a file with line breaks in objects:
-            // further lines of theirs may be.
-            let is_array = !is_first && trim(&head).starts_with(b"[");
-            let is_broken = trim(&head).starts_with(b"{\n") || trim(&head).starts_with(b"{\r\n");
-            if let (Some(fields), false, false) = (fields, is_array, is_broken) {
+            if text.is_empty() {
+                continue;
+            }
+            let spans_lines = *spans_lines.get_or_insert_with(|| form::is_opened(text));
+            let text = std::str::from_utf8(text).unwrap_or_default();
+            if !spans_lines && let Ok(fields) = fields::Fields::parse(text) {
                 requests.form = options.form.unwrap_or_else(|| Form::of(&fields));
                 return Ok(requests);
             }
@@ -219,10 +217,9 @@ impl Requests {
             .iter()
             .all(|line| matches!(&line.text, Ok(text) if trim(text).is_empty()));
         // A form that is forced is believed, as long as there is something to read.
-        if options.form.is_none() || is_empty {
-            if let Some(what) = form::what_it_is(&head, is_whole).filter(|_| !head.is_empty() || is_empty) {
-                bail!("it is no file of requests: it looks like {what}");
-            }
+        let is_judged = is_empty || (options.form.is_none() && !head.is_empty());
+        if let Some(what) = form::what_it_is(&head, is_whole).filter(|_| is_judged) {
+            bail!("it is no file of requests: it looks like {what}");
         }
         Ok(requests)
     }
@@ -328,12 +325,11 @@ impl Tokens {
 mod tests {
     use super::*;
     use clap::Parser;
-    use std::io::Cursor;
 
     async fn read(text: impl Into<Vec<u8>>, args: &[&str]) -> anyhow::Result<(Requests, Vec<Result<u64, u64>>)> {
         let args = Args::parse_from([&["bulk"], args].concat());
         let options = Options::new(&args, args.send.target()?);
-        let mut requests = Requests::from_reader(Cursor::new(text.into()), &options).await?;
+        let mut requests = Requests::from_memory(&text.into(), &options).await?;
         let mut lines = Vec::new();
         while let Some(line) = requests.next().await? {
             lines.push(line.map(|request| request.line).map_err(|malformed| malformed.line));
@@ -354,8 +350,10 @@ mod tests {
     async fn a_malformed_line_does_not_end_the_file() {
         let (_, lines) = read("{\"a\":\n{\"a\":2}\n[]\n{\"a\":3}", &[]).await.unwrap();
         assert_eq!(lines, [Err(1), Ok(2), Err(3), Ok(4)]);
-        let (_, lines) = read("notes\n{\"a\":2}", &[]).await.unwrap();
-        assert_eq!(lines, [Err(1), Ok(2)]);
+        for first in ["notes", "[]"] {
+            let (_, lines) = read(format!("{first}\n{{\"a\":2}}"), &[]).await.unwrap();
+            assert_eq!(lines, [Err(1), Ok(2)]);
+        }
     }
 
     #[tokio::test]

@@ -73,7 +73,20 @@ impl Lines {
                 let _ = sender.blocking_send(Err(error));
             }
         })?;
-        Ok(Self {
+        Ok(Self::new(chunks, max_line))
+    }
+
+    /// Reads from memory, without a thread.
+    pub(super) fn from_memory(bytes: &[u8], max_line: usize) -> io::Result<Self> {
+        let mut chunk = Vec::new();
+        decompressed(bytes)?.read_to_end(&mut chunk)?;
+        let mut lines = Self::new(mpsc::channel(1).1, max_line);
+        lines.chunk = chunk;
+        Ok(lines)
+    }
+
+    const fn new(chunks: mpsc::Receiver<io::Result<Vec<u8>>>, max_line: usize) -> Self {
+        Self {
             chunks,
             chunk: Vec::new(),
             taken: 0,
@@ -81,7 +94,7 @@ impl Lines {
             length: 0,
             number: 0,
             max_line,
-        })
+        }
     }
 
     /// Returns the next line, or `None` at the end of the input. Cancel safe: no byte is lost.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json, value::RawValue};
 
-/// Assembles a stream of OpenAI (chat, completions, responses) or Anthropic. `None` if it is another one, or is not
+/// Assembles a stream of OpenAI (chat, completions, responses), Anthropic or Gemini. `None` if it is another one, or is not
 /// complete: the events are then kept as text.
 pub(super) fn assemble(text: &str) -> Option<Box<RawValue>> {
     let datas = datas(text);
@@ -23,6 +23,8 @@ pub(super) fn assemble(text: &str) -> Option<Box<RawValue>> {
         message(events)?
     } else if first["choices"].is_array() {
         completion(&events, is_done)?
+    } else if first["candidates"].is_array() {
+        generated(&events)?
     } else {
         return None;
     };
@@ -235,6 +237,72 @@ fn message(events: Vec<Value>) -> Option<Value> {
     is_complete.then_some(message)
 }
 
+/// Gemini's generated content. Every event has the form of a whole answer.
+fn generated(events: &[Value]) -> Option<Value> {
+    let mut whole = Map::new();
+    let mut candidates: Vec<Value> = Vec::new();
+    for event in events {
+        for (name, value) in event.as_object()?.iter().filter(|(name, _)| *name != "candidates") {
+            whole.insert(name.clone(), value.clone());
+        }
+        for part in event["candidates"].as_array().into_iter().flatten() {
+            let index = part["index"].as_u64().unwrap_or(0);
+            let at = candidates
+                .iter()
+                .position(|one| one["index"].as_u64().unwrap_or(0) == index);
+            match at {
+                Some(at) => add_candidate(&mut candidates[at], part)?,
+                None => candidates.push(part.clone()),
+            }
+        }
+    }
+    let is_complete = candidates.iter().all(|candidate| candidate["finishReason"].is_string());
+    whole.insert("candidates".into(), candidates.into());
+    is_complete.then(|| whole.into())
+}
+
+fn add_candidate(candidate: &mut Value, part: &Value) -> Option<()> {
+    for (name, value) in part.as_object()? {
+        if name != "content" {
+            candidate[name] = value.clone();
+            continue;
+        }
+        let content = candidate.as_object_mut()?.entry(name).or_insert_with(|| json!({}));
+        for (name, value) in value.as_object()?.iter().filter(|(name, _)| *name != "parts") {
+            content[name] = value.clone();
+        }
+        let parts = content
+            .as_object_mut()?
+            .entry("parts")
+            .or_insert_with(|| json!([]))
+            .as_array_mut()?;
+        for part in value["parts"].as_array().into_iter().flatten() {
+            add_part(parts, part);
+        }
+    }
+    Some(())
+}
+
+/// Joins text to the text before it, if it is of the same kind (an answer, or a thought).
+fn add_part(parts: &mut Vec<Value>, part: &Value) {
+    if let (Some(last), Some(text)) = (parts.last_mut(), part["text"].as_str())
+        && last["thought"] == part["thought"]
+        && let Value::String(whole) = &mut last["text"]
+    {
+        whole.push_str(text);
+        for (name, value) in part
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| *name != "text")
+        {
+            last[name] = value.clone();
+        }
+        return;
+    }
+    parts.push(part.clone());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,6 +378,24 @@ mod tests {
             r#"{"type":"response.completed","response":{"z":1,"a":12345678901234567890123}}"#,
         ]);
         assert_eq!(assemble(&text).unwrap().get(), r#"{"z":1,"a":12345678901234567890123}"#);
+    }
+
+    #[test]
+    fn the_text_of_candidates_is_joined() {
+        let whole = assembled(&[
+            r#"{"candidates":[{"index":0,"content":{"role":"model","parts":[{"text":"hm","thought":true}]}}],"modelVersion":"g"}"#,
+            r#"{"candidates":[{"index":0,"content":{"role":"model","parts":[{"text":"he"}]}}]}"#,
+            r#"{"candidates":[{"index":0,"content":{"parts":[{"text":"llo"},{"functionCall":{"name":"f"}}]},"finishReason":"STOP"}],"usageMetadata":{"totalTokenCount":9}}"#,
+        ]);
+        assert_eq!(
+            whole,
+            json!({"modelVersion": "g", "usageMetadata": {"totalTokenCount": 9}, "candidates": [{
+                "index": 0, "finishReason": "STOP",
+                "content": {"role": "model", "parts": [
+                    {"text": "hm", "thought": true}, {"text": "hello"}, {"functionCall": {"name": "f"}},
+                ]},
+            }]})
+        );
     }
 
     #[test]

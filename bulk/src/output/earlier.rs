@@ -55,7 +55,10 @@ pub(super) struct EarlierResult<'a> {
     status: Option<Cow<'a, str>>,
     /// The same fields in the form of OpenAI's batches.
     #[serde(borrow, default)]
-    bulk: Option<Box<EarlierResult<'a>>>,
+    bulk: Option<Box<Self>>,
+    /// Whether the result has that form.
+    #[serde(skip)]
+    pub(super) is_batch: bool,
 }
 
 // === impl EarlierResult ===
@@ -63,17 +66,11 @@ pub(super) struct EarlierResult<'a> {
 impl<'a> EarlierResult<'a> {
     pub(super) fn parse(line: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(line).ok()?;
-        let result: Self = serde_json::from_str(text).ok()?;
-        let result = result.bulk.map_or_else(
-            || Self {
-                bulk: None,
-                hash: result.hash,
-                host: result.host,
-                url: result.url,
-                status: result.status,
-            },
-            |inner| *inner,
-        );
+        let mut result: Self = serde_json::from_str(text).ok()?;
+        if let Some(inner) = result.bulk.take() {
+            result = *inner;
+            result.is_batch = true;
+        }
         result.status.is_some().then_some(result)
     }
 
@@ -229,15 +226,13 @@ const fn key(hash: u64, api: usize) -> u64 {
     hash ^ (api as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Names the API behind a URL: its scheme, host and port, and the model, if the path holds it. `None` is the local
-/// provider.
+/// Names the API behind a URL: its scheme, host and port, and the model, if the path holds it. `None`, or a path
+/// without a host, is the local provider.
 fn api(url: Option<&Uri>) -> String {
-    // The local provider is the one server without a host that lasts.
-    let Some(url) = url.filter(|url| url.host().is_some()) else {
+    let Some((url, host)) = url.and_then(|url| Some((url, url.host()?.to_ascii_lowercase()))) else {
         return LOCAL.to_owned();
     };
     let scheme = url.scheme_str().unwrap_or_default();
-    let host = url.host().unwrap_or_default().to_ascii_lowercase();
     let default_port = if scheme == "https" { 443 } else { 80 };
     let port = url.port_u16().unwrap_or(default_port);
     let mut segments = url.path().split('/');
@@ -317,6 +312,14 @@ mod tests {
                 "1 results belong to no line of the input: a line that has changed is sent again",
             ]
         );
+    }
+
+    #[test]
+    fn a_path_without_a_host_is_the_local_provider() {
+        let mut done = done(&line_of(1, "COMPLETED", ""), URL);
+        let mut request = Request::example(1);
+        request.url = Some(Uri::from_static("/v1/embeddings"));
+        assert!(done.take(&request));
     }
 
     #[test]

@@ -26,6 +26,8 @@ impl Lock {
         if output.exists() && !output.is_file() {
             return Ok(None);
         }
+        // Another name of the same file has the same lock.
+        let output = &output.canonicalize().unwrap_or_else(|_| output.to_owned());
         let mut path = output.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);

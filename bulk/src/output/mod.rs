@@ -20,7 +20,7 @@ pub(crate) use earlier::Done;
 pub(crate) use result::Finished;
 
 use crate::{
-    args::{Args, FileArgs},
+    args::{Args, FileArgs, OutputFormat},
     input::Admission,
     summary::counts::Counts,
     view::Progress,
@@ -46,7 +46,7 @@ pub(crate) const LOCAL: &str = "(local provider)";
 /// The right to write to the output, which no other run has at the same time.
 #[must_use = "another run may write to the output when this is dropped"]
 pub(crate) struct Claim {
-    lock: Option<Lock>,
+    locks: Vec<Lock>,
     /// The URL of requests whose line names none; `None` is the local provider.
     default_url: Option<Uri>,
 }
@@ -58,7 +58,7 @@ pub(crate) struct Output {
     errors: Option<Sink>,
     order: Option<Order>,
     style: Style,
-    _lock: Option<Lock>,
+    _locks: Vec<Lock>,
 }
 
 /// A file, or standard output.
@@ -82,8 +82,10 @@ impl Claim {
         let files = &args.files;
         let path = files.output();
         let is_stdout = files.writes_to_stdout();
-        let lock = if is_stdout { None } else { Lock::of(path)? };
         check_paths(files)?;
+        let locked = [(!is_stdout).then_some(path), files.errors.as_deref()];
+        let locks = locked.into_iter().flatten().map(Lock::of).filter_map(Result::transpose);
+        let locks = locks.collect::<Result<_, _>>()?;
         ensure!(
             !files.resume || !(is_stdout || (path.exists() && !path.is_file())),
             "--resume needs an output that is a file: results that went through a pipe are not there to be read"
@@ -94,6 +96,13 @@ impl Claim {
             "{} is not empty: --resume continues it, --force overwrites it, --output names another",
             path.display()
         );
+        let is_batch = files.output_format == OutputFormat::OpenaiBatch;
+        ensure!(
+            !(files.resume && first_result(path, |first| first.is_batch != is_batch)),
+            "{} has results in another form: --output-format {} continues it",
+            path.display(),
+            if is_batch { "lines" } else { "openai-batch" }
+        );
         if let Some(errors) = &files.errors {
             ensure!(
                 is_empty(errors) || files.force || (files.resume && first_result(errors, |_| true)),
@@ -101,7 +110,7 @@ impl Claim {
                 errors.display()
             );
         }
-        Ok(Self { lock, default_url })
+        Ok(Self { locks, default_url })
     }
 
     /// Reads which requests an earlier run completed, if this run continues it.
@@ -129,11 +138,11 @@ impl Claim {
             errors: errors.transpose()?,
             order: files.ordered.then(|| Order::new(admission.clone())),
             style: Style {
-                format: Some(files.output_format),
+                format: files.output_format,
                 default_url: self.default_url,
                 echo: files.echo,
             },
-            _lock: self.lock,
+            _locks: self.locks,
         })
     }
 }
@@ -200,8 +209,9 @@ impl Output {
         mut self,
         mut results: mpsc::Receiver<Finished>,
         progress: &Progress,
+        has_prices: bool,
     ) -> (Counts, io::Result<()>) {
-        let mut counts = Counts::default();
+        let mut counts = Counts::new(has_prices);
         let mut batch = Vec::new();
         // All results that wait in the channel are written and flushed together. Results that arrive slowly are flushed
         // one by one.
@@ -236,7 +246,7 @@ impl Output {
         }
         for finished in batch.drain(..) {
             counts.add(&finished);
-            progress.finished(finished.status());
+            progress.finished(&finished);
         }
         Ok(())
     }

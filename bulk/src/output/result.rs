@@ -8,6 +8,7 @@ use super::{
 use crate::{
     args::OutputFormat,
     input::{Malformed, Request, without_secrets},
+    price::{Money, Price},
 };
 use http::{Response, Uri};
 use hyper::body::Bytes;
@@ -29,6 +30,7 @@ pub(crate) struct Finished {
     /// `None` for a malformed line.
     request: Option<Request>,
     end: End,
+    cost: Option<Money>,
 }
 
 enum End {
@@ -42,9 +44,8 @@ enum End {
 }
 
 /// What is the same in all result lines of a run.
-#[derive(Clone, Default)]
 pub(super) struct Style {
-    pub(super) format: Option<OutputFormat>,
+    pub(super) format: OutputFormat,
     /// The URL of requests whose line names none; `None` is the local provider.
     pub(super) default_url: Option<Uri>,
     /// Whether the request is repeated in its result.
@@ -66,6 +67,8 @@ struct Line<'a> {
     error: Option<Problem>,
     tokens: u64,
     tokens_used: Option<u64>,
+    /// In the currency of the prices; `null` if no prices are given, or if the answer reports no usage.
+    cost: Option<Box<RawValue>>,
     created_at: Option<String>,
     queued_at: Option<String>,
     processing_started_at: Option<String>,
@@ -143,6 +146,7 @@ impl Finished {
                 kind: "MalformedLine",
                 message: malformed.reason,
             },
+            cost: None,
         }
     }
 
@@ -152,7 +156,22 @@ impl Finished {
             custom_id: request.custom_id.clone(),
             request: Some(request),
             end,
+            cost: None,
         }
+    }
+
+    /// Computes what the request has cost, by the usage that its answer reports.
+    ///
+    /// The answer of a failed request counts as well, if it reports usage. Attempts before the last one do not: their
+    /// answers are not kept, and providers do not charge for the common ones, such as 429 and 503.
+    pub(crate) fn priced(mut self, price: &Price) -> Self {
+        self.cost = self.response().and_then(|response| price.of_answer(response.body()));
+        self
+    }
+
+    /// What the request has cost: `None` without [prices](Self::priced), or if its answer reports no usage.
+    pub(crate) const fn cost(&self) -> Option<Money> {
+        self.cost
     }
 
     pub(crate) const fn line(&self) -> u64 {
@@ -210,8 +229,8 @@ impl Finished {
         let is_failure = self.status() != RequestStatus::Completed;
         let answer = self.response().map(|response| Answer::of(response, is_failure));
         match style.format {
-            Some(OutputFormat::OpenaiBatch) => batch::to_json(self, answer.as_ref(), style),
-            _ => self.to_line(answer.as_ref(), style),
+            OutputFormat::OpenaiBatch => batch::to_json(self, answer.as_ref(), style),
+            OutputFormat::Lines => self.to_line(answer.as_ref(), style),
         }
     }
 
@@ -234,6 +253,7 @@ impl Finished {
             error: self.problem(),
             tokens: self.tokens(),
             tokens_used: event.and_then(|event| event.api_tokens_used),
+            cost: self.cost.and_then(Money::to_json),
             created_at: at(|event| Some(event.created_at)),
             queued_at: at(|event| event.queued_at),
             processing_started_at: at(|event| event.processing_started_at),
@@ -291,9 +311,9 @@ impl Finished {
         let url = self
             .request
             .as_ref()
-            .map(|request| request.url.as_ref().or(style.default_url.as_ref()))
-            // A URL without a host is one of the local provider.
-            .map(|url| url.filter(|url| url.host().is_some()));
+            .map(|request| request.url.as_ref().or(style.default_url.as_ref()));
+        // A URL without a host is a path of the local provider.
+        let url = url.map(|url| url.filter(|url| url.host().is_some()));
         Identity {
             hash: self.request.as_ref().map(|request| hex(request.hash)),
             host: url.map(|url| url.map_or(LOCAL, |url| url.host().unwrap_or_default()).to_owned()),

@@ -61,22 +61,18 @@ impl Kind {
         )
     }
 
-    /// What the user can do. `key_variable` is the variable of the environment that holds the key.
-    pub(super) fn advice(self, key_variable: Option<&str>) -> Option<String> {
+    /// What the user can do, where that does not depend on the key.
+    pub(super) const fn advice(self) -> Option<&'static str> {
         Some(match self {
-            Self::Key => match key_variable {
-                Some(variable) => format!("Is {variable} right?"),
-                None => "No key was sent: --api-key-env names the variable that holds it".into(),
-            },
-            Self::Forbidden => "May this key use this API?".into(),
-            Self::Quota => "The account has no credit or quota left: see the provider's billing page".into(),
-            Self::Model => "Is the name of the model right, and may this key use it?".into(),
-            Self::NoSuchPath => "Is the path of the URL right?".into(),
-            Self::WaitTooLong => "--max-wait sets the longest wait; --resume continues later".into(),
-            Self::UnknownHost => "Is the URL right, and is there a network?".into(),
-            Self::Certificate => "--ca FILE names certificates to trust".into(),
-            Self::Redirect => "Redirects are not followed: is the URL right?".into(),
-            Self::Refused => "Is the server running? Retrying".into(),
+            Self::Forbidden => "May this key use this API?",
+            Self::Quota => "The account has no credit or quota left: see the provider's billing page",
+            Self::Model => "Is the name of the model right, and may this key use it?",
+            Self::NoSuchPath => "Is the path of the URL right?",
+            Self::WaitTooLong => "--max-wait sets the longest wait; --resume continues later",
+            Self::UnknownHost => "Is the URL right, and is there a network?",
+            Self::Certificate => "--ca FILE names certificates to trust",
+            Self::Redirect => "Redirects are not followed: is the URL right?",
+            Self::Refused => "Is the server running? Retrying",
             _ => return None,
         })
     }

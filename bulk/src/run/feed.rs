@@ -1,15 +1,17 @@
 //! Submits the requests of the input to the executor, and sends the result of each to the writer.
 
-use super::stop::Stopper;
+use super::stop::{StopReason, Stopper};
 use crate::{
     args::Target,
     input::{Admission, Malformed, Request, Requests},
     limits::TokenBurst,
     output::{Done, Finished},
+    price::{Expected, Spending},
     summary::Survey,
     view::Progress,
 };
 use http::Response;
+use humantime::format_duration;
 use hyper::body::Bytes;
 use std::sync::{
     Arc,
@@ -18,7 +20,7 @@ use std::sync::{
 use tokio::sync::mpsc;
 use tower_outbound::{
     Call, CallHandle, Error, Executor, RequestStatus,
-    error::{BadResponse, RetryAfterTooLong},
+    error::{BadResponse, BodyTooLarge, RetryAfterTooLong},
 };
 
 /// Submits requests as fast as places in the queue of the executor become free.
@@ -28,6 +30,8 @@ pub(super) struct Feeder<'a> {
     /// The burst of tokens, which grows when a request needs more.
     pub(super) burst: &'a mut TokenBurst,
     pub(super) progress: &'a Progress,
+    /// What requests cost, if prices are given.
+    pub(super) spending: Option<Arc<Spending>>,
     pub(super) results: mpsc::Sender<Finished>,
     pub(super) stopper: Stopper,
     pub(super) left: Left,
@@ -111,15 +115,27 @@ impl Feeder<'_> {
                 () = &mut stopped => return fed,
                 // `submit` waits for a place in the queue, so the input is read only as fast as requests are sent, and
                 // is never in memory as a whole.
-                () = async {
+                is_submitted = async {
                     self.admission.admit(&mut request).await;
-                    self.submit(request).await;
-                } => fed.submitted += 1,
+                    self.submit(request).await
+                } => fed.submitted += u64::from(is_submitted),
             }
         }
     }
 
-    async fn submit(&mut self, request: Request) {
+    /// Submits a request. Returns whether it has a result or will have one: it has none if it could exceed `--max-cost`,
+    /// and the run is stopped then.
+    async fn submit(&mut self, request: Request) -> bool {
+        let expected = match &self.spending {
+            None => None,
+            Some(spending) => {
+                let Some(expected) = spending.reserve(&request).await else {
+                    self.stopper.stop(StopReason::MaxCost(spending.stop_reason()));
+                    return false;
+                };
+                Some(expected)
+            }
+        };
         self.burst.grow_for(request.tokens);
         let mut sent = http::Request::new(request.body.clone());
         *sent.method_mut() = request.method.clone();
@@ -130,7 +146,9 @@ impl Feeder<'_> {
             Ok(call) => {
                 let report = Report {
                     request,
+                    expected,
                     results: self.results.clone(),
+                    stopper: self.stopper.clone(),
                     left: self.left.clone(),
                 };
                 tokio::spawn(report.when_ended(call));
@@ -142,13 +160,17 @@ impl Feeder<'_> {
                 let _ = self.results.send(Finished::refused(request, &error)).await;
             }
         }
+        true
     }
 }
 
 /// Sends the result of one call to the writer when the call has ended.
 struct Report {
     request: Request,
+    /// The estimate of what the request costs, if prices are given.
+    expected: Option<Expected>,
     results: mpsc::Sender<Finished>,
+    stopper: Stopper,
     left: Left,
 }
 
@@ -156,25 +178,51 @@ impl Report {
     async fn when_ended(self, call: CallHandle<Bytes, Bytes>) {
         let event = call.event().clone();
         let result = call.await;
-        let event = event.finished().await;
+        let mut event = event.finished().await;
         if event.status == RequestStatus::Cancelled && !event.attempts.iter().any(was_cut) {
             // Nothing of the request is lost or paid for in vain, and --resume sends it: it needs no result.
             self.left.add();
             return;
         }
+        if let Some(message) = result.as_ref().err().and_then(with_option) {
+            event.error_message = Some(message);
+        }
         // The error of a failed call is in its event.
         let response = result.map_or_else(|error| failed_response(&error), Some);
         // Sending fails after the writer has ended with an error, which the writer reports.
-        let _ = self
-            .results
-            .send(Finished::with_event(self.request, event, response))
-            .await;
+        let mut finished = Finished::with_event(self.request, event, response);
+        if let Some(expected) = self.expected {
+            finished = finished.priced(expected.price());
+            let was_answered = finished.status() == RequestStatus::Completed;
+            if let Some(reason) = expected.settle(finished.cost(), was_answered) {
+                self.stopper.stop(StopReason::MaxCost(reason));
+            }
+        }
+        let _ = self.results.send(finished).await;
     }
 }
 
 /// Returns whether the attempt was cancelled while it was on the wire, so that it may have been paid for.
 fn was_cut(attempt: &tower_outbound::event::Attempt) -> bool {
     attempt.status_code.is_none() && attempt.error_type.as_deref() == Some("Cancelled")
+}
+
+/// Returns the message of an error that names the option of this program, where that of the library names a method.
+fn with_option(error: &Error) -> Option<String> {
+    if let Some(error) = error.find::<RetryAfterTooLong>() {
+        let (status, delay) = (error.status(), error.delay().as_secs());
+        let (asked, longest) = (format_duration(error.delay()), format_duration(error.max_delay()));
+        return Some(format!(
+            "{status}: the provider asks to wait {asked}, and the longest wait is {longest}: --max-wait {} would wait for \
+             it",
+            delay + 1
+        ));
+    }
+    let too_large = error.find::<BodyTooLarge>()?;
+    let limit = too_large.limit();
+    Some(format!(
+        "the response is larger than {limit} bytes: --max-response sets that limit"
+    ))
 }
 
 /// Returns the response that an error holds.

@@ -43,8 +43,8 @@ struct Shared {
     limiter: Limiter,
     provider: Provider,
     host: String,
-    /// The variable that holds the key, for the advice.
-    key_variable: Option<String>,
+    /// What to do if the key is refused.
+    key_advice: String,
     /// The values of secret headers, which a provider may repeat in its error.
     secrets: Vec<String>,
     max_wait: Duration,
@@ -81,7 +81,11 @@ impl Health {
                 limiter,
                 provider: args.provider(),
                 host: target.host().to_owned(),
-                key_variable: target.key_variable.clone(),
+                key_advice: match &target.key_variable {
+                    Some(variable) => format!("Is {variable} right?"),
+                    None if target.has_key() => "Is the key in the header or the URL right?".into(),
+                    None => "No key was sent: --api-key-env names the variable that holds it".into(),
+                },
                 // A short value, such as a version, stands in many texts that are no secret.
                 secrets: secrets.filter(|value| value.len() >= 8).collect(),
                 max_wait: args.max_wait,
@@ -177,7 +181,12 @@ impl Shared {
             Some(status) => format!("{status} from {who}: {message}."),
             None => format!("{who}: {message}."),
         };
-        match kind.advice(self.key_variable.as_deref()) {
+        let advice = if *kind == Kind::Key {
+            Some(&*self.key_advice)
+        } else {
+            kind.advice()
+        };
+        match advice {
             Some(advice) => format!("{what} {advice}"),
             None => what,
         }

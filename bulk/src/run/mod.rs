@@ -8,13 +8,17 @@ mod stop;
 
 use crate::{
     args::{Args, OnMalformed, Target},
+    attempts::{Attempts, AttemptsLayer},
     client,
     input::{self, Admission, Requests},
     limits::{Bounds, TokenBurst},
     local::Provider,
     output::{Claim, Done},
+    plan::Plan,
+    price::Spending,
+    report,
     summary::{Summary, Survey},
-    view::Progress,
+    view::{Progress, Work},
 };
 use anyhow::{Context, ensure};
 use feed::{Fed, Feeder, Left};
@@ -30,7 +34,7 @@ use std::{
 };
 use stop::{Signal, StopReason, Stopper};
 use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
-use tower::retry::RetryLayer;
+use tower::{Layer, retry::RetryLayer};
 use tower_outbound::{
     Executor, Limiter, RateLimiter, Shutdown,
     event::Http,
@@ -48,6 +52,9 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let bounds = Bounds::new(&args)?;
     if let Some(address) = args.serve {
         return serve(address, &bounds.of_local(&args.local), &args).await;
+    }
+    if args.view.dry_run {
+        return dry_run(&args, target, &bounds).await;
     }
     let claim = Claim::new(&args, target.default_url())?;
     let done = claim.earlier(&args.files)?;
@@ -82,11 +89,13 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let stopper = Stopper::new();
     let to_send = survey.map(|survey| survey.requests - survey.skipped);
     let min_time = survey.map(|survey| bounds.min_time(survey.requests - survey.skipped, survey.tokens));
-    let progress = Arc::new(Progress::new(
-        to_send.unwrap_or_default(),
-        min_time.unwrap_or_default(),
-        args.view.quiet,
-    ));
+    let work = Work {
+        requests: to_send,
+        tokens: survey.map_or(0, |survey| survey.tokens),
+    };
+    let attempts = Arc::<Attempts>::default();
+    let progress = Arc::new(Progress::new(work, bounds, attempts.clone(), &args.view));
+    let spending = Spending::of(&args.view.cost);
     let health = Health::new(stopper.clone(), progress.clone(), limiter.clone(), &args.send, &target);
     // Every request should succeed, however long that takes, so only the number of retries is limited: there is no
     // retry budget. A request that waits for a paused limiter makes no attempt, so a pause costs it no retry.
@@ -105,13 +114,13 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         .layer(RetryLayer::new(retries))
         // A response without a 2xx status counts as FAILED, so that --resume sends the request again.
         .describe(Http::default().fail_on(|status| !status.is_success()))
-        .build(client::service(
+        .build(AttemptsLayer(attempts.clone()).layer(client::service(
             client,
             limiter.clone(),
             &args.send,
             !args.limits.keep_limits,
             move |result| health.observe(result),
-        ))?;
+        )))?;
     let admission = Admission::new(args.files.memory, args.files.ordered);
     let output = claim.open(&args.files, done.as_ref(), &admission)?;
 
@@ -132,10 +141,11 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         });
     }
     let (results, received) = mpsc::channel(64);
+    let has_prices = spending.is_some();
     let writer = {
         let (progress, stopper) = (progress.clone(), stopper.clone());
         spawn_blocking(move || {
-            let (counts, written) = output.write_all(received, &progress);
+            let (counts, written) = output.write_all(received, &progress, has_prices);
             if written.is_err() {
                 stopper.stop(StopReason::OutputFailed);
             }
@@ -158,6 +168,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         target: &target,
         burst: &mut burst,
         progress: &progress,
+        spending,
         results,
         stopper: stopper.clone(),
         left: left.clone(),
@@ -188,6 +199,8 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let summary = Summary {
         survey,
         counts,
+        attempts: attempts.counts(),
+        recording: progress.recording(),
         bounds: burst.bounds(),
         elapsed: begun.elapsed(),
         not_sent,
@@ -199,6 +212,9 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     } else {
         writeln!(io::stdout(), "{text}")
     };
+    if let Some(path) = &args.view.report {
+        report::write(path, &summary)?;
+    }
     match written {
         // Whoever reads the results has closed the pipe, `head` for example.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::from(PIPE_CLOSED)),
@@ -214,6 +230,19 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         _ if summary.counts.failed > 0 => ExitCode::from(FAILED),
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// Shows what a run would do. Sends nothing and writes no results.
+async fn dry_run(args: &Args, target: Target, bounds: &Bounds) -> anyhow::Result<ExitCode> {
+    let done = if args.files.resume {
+        Claim::new(args, target.default_url())?.earlier(&args.files)?
+    } else {
+        None
+    };
+    let requests = Requests::open(&input::Options::new(args, target)).await?;
+    let plan = Plan::of(requests, done.unwrap_or_default(), bounds, args).await?;
+    let _ = writeln!(io::stdout(), "{plan}");
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Reads the whole input before anything is sent, so that malformed lines and the shortest possible time are reported

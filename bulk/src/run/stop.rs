@@ -12,7 +12,6 @@ use tokio::sync::watch;
 pub(crate) enum StopReason {
     Signal(Signal),
     /// `--max-cost` is reached. The text says what was spent.
-    #[allow(dead_code, reason = "the code that counts costs stops the run with it")]
     MaxCost(String),
     /// Results cannot be written, so that further answers would be paid for and lost.
     OutputFailed,

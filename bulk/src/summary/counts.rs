@@ -1,6 +1,6 @@
 //! The counts of a run, which are updated with each result that is written.
 
-use crate::output::Finished;
+use crate::{attempts::excerpt, output::Finished, price::Money};
 use hdrhistogram::Histogram;
 use std::{
     collections::BTreeMap,
@@ -12,18 +12,26 @@ use tower_outbound::RequestStatus;
 /// together as `others`.
 const MAX_PROBLEMS: usize = 100;
 
+/// The number of characters of a body that are shown.
+const MAX_BODY: usize = 500;
+
 pub(crate) struct Counts {
     pub(crate) completed: u64,
     pub(crate) failed: u64,
     pub(crate) cancelled: u64,
     /// The number of responses with status 429.
     pub(crate) status_429: u64,
-    /// The number of requests for each error message.
-    pub(crate) problems: BTreeMap<String, u64>,
+    /// The requests that have failed, by their error message.
+    pub(crate) problems: BTreeMap<String, Problems>,
+    /// The cost of the requests whose answers report usage; `None` if no prices are given.
+    pub(crate) cost: Option<Money>,
+    /// The number of completed requests whose answers report no usage, and whose cost is not known.
+    pub(crate) without_cost: u64,
     /// The number of attempts that had neither a 2xx response nor status 429.
     pub(crate) other_failures: u64,
-    /// The number of attempts that the provider admitted: all except those with status 429.
+    /// The number of attempts, and of those with a 2xx response.
     pub(crate) requests: u64,
+    pub(crate) successes: u64,
     /// The tokens of all successful attempts: those that the response reports as used, or the estimate if it reports
     /// none.
     pub(crate) tokens: u64,
@@ -43,6 +51,24 @@ pub(crate) struct Counts {
     in_flight_time: Duration,
 }
 
+/// The requests that have failed with one error message.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    pub(crate) count: u64,
+    /// The beginning of the body of the first of them that has one.
+    pub(crate) first_body: Option<String>,
+}
+
+impl Counts {
+    /// Starts at zero. `has_prices` tells whether costs are counted.
+    pub(crate) fn new(has_prices: bool) -> Self {
+        Self {
+            cost: has_prices.then(Money::default),
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Counts {
     fn default() -> Self {
         // The histogram has a precision of three digits, and grows as needed.
@@ -53,8 +79,11 @@ impl Default for Counts {
             cancelled: 0,
             status_429: 0,
             problems: BTreeMap::new(),
+            cost: None,
+            without_cost: 0,
             other_failures: 0,
             requests: 0,
+            successes: 0,
             tokens: 0,
             used: 0,
             estimated: 0,
@@ -80,7 +109,17 @@ impl Counts {
             let is_counted = self.problems.contains_key(&problem.message);
             let has_room = is_counted || self.problems.len() < MAX_PROBLEMS;
             let problem = if has_room { problem.message } else { "others".to_owned() };
-            *self.problems.entry(problem).or_default() += 1;
+            let problems = self.problems.entry(problem).or_default();
+            problems.count += 1;
+            if problems.first_body.is_none() {
+                let body = finished.response().map(|response| response.body());
+                problems.first_body = body.and_then(|body| excerpt(body, MAX_BODY));
+            }
+        }
+        match (&mut self.cost, finished.cost()) {
+            (Some(sum), Some(cost)) => *sum += cost,
+            (Some(_), None) => self.without_cost += u64::from(finished.status() == RequestStatus::Completed),
+            (None, _) => {}
         }
         let Some(event) = finished.event() else {
             return;
@@ -88,16 +127,14 @@ impl Counts {
         self.first_created = Some(self.first_created.unwrap_or(event.created_at).min(event.created_at));
         for attempt in &event.attempts {
             let is_success = attempt.status_code.is_some_and(|code| (200..300).contains(&code));
-            match attempt.status_code {
-                Some(429) => self.status_429 += 1,
-                _ => {
-                    self.other_failures += u64::from(!is_success);
-                    self.requests += 1;
-                    // A failed attempt uses no tokens.
-                    if is_success {
-                        self.tokens += event.api_tokens_used.unwrap_or_else(|| finished.tokens());
-                    }
-                }
+            self.requests += 1;
+            if is_success {
+                self.successes += 1;
+                self.tokens += event.api_tokens_used.unwrap_or_else(|| finished.tokens());
+            } else if attempt.status_code == Some(429) {
+                self.status_429 += 1;
+            } else {
+                self.other_failures += 1;
             }
             // `None` is less than any time, so `max` returns the time.
             self.last_sent = self.last_sent.max(Some(attempt.started_at));

@@ -2,8 +2,13 @@
 
 pub(crate) mod counts;
 
-use crate::limits::{Bounds, Pace};
-use counts::Counts;
+use crate::{
+    attempts::AttemptCounts,
+    limits::{Bounds, Pace},
+    recording::Recording,
+    view::text::{grouped, span},
+};
+use counts::{Counts, Problems};
 use std::{fmt, time::Duration};
 
 /// What `survey` found in the input.
@@ -22,6 +27,8 @@ pub(crate) struct Survey {
 pub(crate) struct Summary {
     pub(crate) survey: Survey,
     pub(crate) counts: Counts,
+    pub(crate) attempts: AttemptCounts,
+    pub(crate) recording: Recording,
     pub(crate) bounds: Bounds,
     pub(crate) elapsed: Duration,
     /// The number of requests that were not submitted because of Ctrl-C.
@@ -36,6 +43,8 @@ struct LimitRow {
     achieved: f64,
     /// How far the limit was used, in percent; `None` if there was no limit.
     percent: Option<f64>,
+    /// The part of `percent` that was charged for attempts in vain.
+    in_vain: f64,
 }
 
 impl Summary {
@@ -53,11 +62,24 @@ impl Summary {
             burst: String::new(),
             achieved: counts.in_flight(),
             percent: Some(100.0 * counts.in_flight() / bounds.concurrency as f64),
+            in_vain: 0.0,
         };
         let sending = counts.sending();
         [
-            LimitRow::of_rate("requests/min", bounds.requests, counts.requests, sending),
-            LimitRow::of_rate("tokens/min", bounds.tokens, counts.tokens, sending),
+            LimitRow::of_rate(
+                "requests/min",
+                bounds.requests,
+                counts.successes,
+                self.attempts.requests_in_vain,
+                sending,
+            ),
+            LimitRow::of_rate(
+                "tokens/min",
+                bounds.tokens,
+                counts.tokens,
+                self.attempts.tokens_in_vain,
+                sending,
+            ),
             concurrency,
         ]
     }
@@ -102,12 +124,42 @@ impl Summary {
                 "  tokens: {estimated} estimated, {used} used; the difference of {off:+.1} % was settled"
             )?;
         }
-        let mut problems: Vec<_> = counts.problems.iter().collect();
-        problems.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-        for (problem, count) in problems.into_iter().take(5) {
+        if let Some(cost) = counts.cost {
+            write!(f, "  cost: {cost}")?;
+            if counts.without_cost > 0 {
+                let unknown = counts.without_cost;
+                write!(f, ", without {unknown} requests whose answers report no usage")?;
+            }
+            writeln!(f)?;
+        }
+        self.write_problems(f)
+    }
+
+    /// The most frequent failures, each with the beginning of the first body.
+    fn write_problems(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut problems: Vec<_> = self.counts.problems.iter().collect();
+        problems.sort_by_key(|(_, problems)| std::cmp::Reverse(problems.count));
+        for (problem, Problems { count, first_body }) in problems.into_iter().take(5) {
             writeln!(f, "  {count} x {problem}")?;
+            if let Some(body) = first_body {
+                writeln!(f, "      the first: {body}")?;
+            }
         }
         Ok(())
+    }
+
+    /// What the run waited for, and for how long.
+    fn write_waits(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut waits: Vec<_> = self.recording.waits().collect();
+        waits.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
+        let texts: Vec<_> = waits
+            .iter()
+            .map(|(cause, time)| format!("{} {}", cause.name(), span(*time)))
+            .collect();
+        if texts.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "\nwaited for: {}", texts.join(", "))
     }
 
     fn write_times(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,19 +179,22 @@ impl Summary {
 }
 
 impl LimitRow {
-    fn of_rate(name: &'static str, pace: Option<Pace>, amount: u64, sending: Duration) -> Self {
+    /// `amount` was used by successful attempts, and `in_vain` was charged for the others.
+    fn of_rate(name: &'static str, pace: Option<Pace>, amount: u64, in_vain: u64, sending: Duration) -> Self {
+        let charged = amount.saturating_add(in_vain);
         let Some(pace) = pace else {
             let minutes = sending.as_secs_f64() / 60.0;
-            let achieved = if minutes > 0.0 { amount as f64 / minutes } else { 0.0 };
+            let achieved = if minutes > 0.0 { charged as f64 / minutes } else { 0.0 };
             return Self {
                 name,
                 limit: "off".into(),
                 burst: String::new(),
                 achieved,
                 percent: None,
+                in_vain: 0.0,
             };
         };
-        let used = used(pace, amount, sending);
+        let used = used(pace, charged, sending);
         Self {
             name,
             limit: pace.per_minute.to_string(),
@@ -147,6 +202,7 @@ impl LimitRow {
             // The achieved rate is the sustained one: the burst at the start does not count.
             achieved: used * pace.per_minute as f64,
             percent: Some(100.0 * used),
+            in_vain: 100.0 * used * in_vain as f64 / charged.max(1) as f64,
         }
     }
 }
@@ -167,6 +223,7 @@ impl fmt::Display for Summary {
             return write!(f, "\nnothing was sent");
         }
         self.write_times(f)?;
+        self.write_waits(f)?;
 
         writeln!(
             f,
@@ -180,16 +237,33 @@ impl fmt::Display for Summary {
             burst,
             achieved,
             percent,
+            ..
         } in &limits
         {
             let percent = percent.map_or(String::new(), |percent| format!("{percent:.2} %"));
             writeln!(f, "{name:<13} {limit:>9} {burst:>9} {achieved:>9.1} {percent:>9}")?;
         }
 
-        let percents = limits.iter().filter_map(|limit| Some((limit.name, limit.percent?)));
-        let binding = percents.max_by(|(_, one), (_, other)| one.total_cmp(other));
-        let (name, percent) = binding.unwrap_or_default();
-        write!(f, "\nbinding limit: {name}, used to {percent:.2} %")
+        let percents = limits.iter().filter_map(|limit| Some((limit, limit.percent?)));
+        let Some((binding, percent)) = percents.max_by(|(_, one), (_, other)| one.total_cmp(other)) else {
+            return Ok(());
+        };
+        write!(f, "\nbinding limit: {}, used to {percent:.2} %", binding.name)?;
+        if binding.in_vain > 0.0 {
+            let AttemptCounts {
+                requests_in_vain,
+                tokens_in_vain,
+                ..
+            } = self.attempts;
+            write!(
+                f,
+                ", of which {:.2} % was charged for attempts in vain ({} requests, {} tokens)",
+                binding.in_vain,
+                grouped(requests_in_vain),
+                grouped(tokens_in_vain)
+            )?;
+        }
+        Ok(())
     }
 }
 

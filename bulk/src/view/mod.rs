@@ -1,116 +1,342 @@
-//! The progress of a run, shown on standard error: as a bar on a terminal, otherwise as a line each second.
+//! The progress of a run, shown on standard error: as a live view on a terminal that can show one, otherwise as lines.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+mod changes;
+mod lines;
+mod live;
+#[cfg(test)]
+mod picture;
+mod state;
+mod terminal;
+pub(crate) mod text;
+
+pub(crate) use state::{Cause, Snapshot};
+
+use crate::{args::ViewArgs, attempts::Attempts, limits::Bounds, output::Finished, price::Money, recording::Recording};
+use changes::Changes;
+use lines::Schedule;
+use state::{BudgetLevel, Ended, PauseView, Rest, TimeLeft, binding};
 use std::{
-    io::{IsTerminal, stderr},
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    io::{Stderr, Write, stderr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
-use tokio::time::{Instant, interval};
-use tower_outbound::{RequestStatus, executor::Monitor};
+use terminal::Screen;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tower_outbound::{RequestStatus, executor::Monitor, rate::PauseSource};
+
+/// The time between two frames of the live view, and between two looks for something that has changed.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What a run has to do, as far as it is known before it starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Work {
+    /// The number of requests; `None` if the input can be read only once.
+    pub(crate) requests: Option<u64>,
+    /// The estimated tokens of these requests.
+    pub(crate) tokens: u64,
+}
 
 pub(crate) struct Progress {
-    total: u64,
-    /// The shortest time that the limits allow for all requests.
-    min_time: Duration,
-    done: AtomicU64,
-    failed: AtomicU64,
+    work: Work,
+    bounds: Bounds,
+    max_cost: Option<Money>,
+    attempts: Arc<Attempts>,
     started: Instant,
-    display: Display,
+    state: Mutex<State>,
+    display: Mutex<Display>,
+}
+
+struct State {
+    ended: Ended,
+    recording: Recording,
+    last_tick: Instant,
+    changes: Changes,
+    schedule: Schedule,
 }
 
 enum Display {
-    Bar(ProgressBar),
+    Live(Screen<Stderr>),
     Lines,
     Nothing,
 }
 
+// === impl Progress ===
+
 impl Progress {
-    pub(crate) fn new(total: u64, min_time: Duration, quiet: bool) -> Self {
-        let display = match (quiet, stderr().is_terminal()) {
-            (true, _) => Display::Nothing,
-            (false, false) => Display::Lines,
-            (false, true) => {
-                let style = ProgressStyle::with_template("{wide_bar:.cyan/blue} {msg}").expect("the template is valid");
-                let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-                Display::Bar(bar.with_style(style))
-            }
+    /// `bounds` are the limits of the run at its start, and `attempts` counts the attempts of its client.
+    pub(crate) fn new(work: Work, bounds: Bounds, attempts: Arc<Attempts>, args: &ViewArgs) -> Self {
+        let display = if args.quiet {
+            Display::Nothing
+        } else if args.lines || !terminal::is_capable() {
+            Display::Lines
+        } else {
+            Display::Live(Screen::new(stderr(), terminal::has_colors()))
         };
+        let now = Instant::now();
         Self {
-            total,
-            min_time,
-            done: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            started: Instant::now(),
-            display,
+            work,
+            bounds,
+            max_cost: args.cost.max_cost,
+            attempts,
+            started: now,
+            state: Mutex::new(State {
+                ended: Ended {
+                    cost: args.cost.price().map(|_| Money::default()),
+                    ..Ended::default()
+                },
+                recording: Recording::new(SystemTime::now(), &bounds),
+                last_tick: now,
+                changes: Changes::default(),
+                schedule: Schedule::default(),
+            }),
+            display: Mutex::new(display),
         }
     }
 
     /// Counts a request that has ended.
-    pub(crate) fn finished(&self, status: RequestStatus) {
-        self.done.fetch_add(1, Ordering::Relaxed);
-        if status == RequestStatus::Failed {
-            self.failed.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn finished(&self, finished: &Finished) {
+        let mut state = self.state();
+        let State { ended, recording, .. } = &mut *state;
+        match finished.status() {
+            RequestStatus::Completed => ended.completed += 1,
+            RequestStatus::Cancelled => ended.cancelled += 1,
+            _ => ended.failed += 1,
         }
+        ended.estimated = ended.estimated.saturating_add(finished.tokens());
+        if let (Some(sum), Some(cost)) = (&mut ended.cost, finished.cost()) {
+            *sum += cost;
+        }
+        let Some(event) = finished.event() else { return };
+        self.attempts.request_ended(&event.request_id);
+        ended.retried += u64::from(event.attempts.len() > 1);
+        let used = event.api_tokens_used.unwrap_or_else(|| {
+            // A request without an answer has used nothing that is known.
+            if finished.status() == RequestStatus::Completed {
+                finished.tokens()
+            } else {
+                0
+            }
+        });
+        ended.tokens = ended.tokens.saturating_add(used);
+        for attempt in &event.attempts {
+            let time = attempt
+                .ended_at
+                .and_then(|end| end.duration_since(attempt.started_at).ok());
+            ended.calling += time.unwrap_or_default();
+            ended.attempts += 1;
+        }
+        recording.add(event, finished.tokens());
     }
 
-    /// Prints a message without disturbing the progress bar, also when progress is not shown.
+    /// Prints a message without disturbing the live view, also when progress is not shown.
     pub(crate) fn note(&self, text: &str) {
-        match &self.display {
-            Display::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
-            Display::Lines | Display::Nothing => eprintln!("{text}"),
+        if let Display::Live(screen) = &mut *self.display() {
+            // A terminal that cannot be written to is no reason to stop the run.
+            let _ = screen.print_above(text, terminal::size().0);
+        } else {
+            // Standard error may be closed, which is no reason to stop the run either.
+            let _ = writeln!(stderr(), "{text}");
         }
     }
 
     /// Shows the progress again and again. The future never completes, and has to be dropped to stop it.
     pub(crate) async fn show(&self, monitor: &Monitor) {
-        let every = match self.display {
-            Display::Bar(_) => Duration::from_millis(100),
-            Display::Lines => Duration::from_secs(1),
-            Display::Nothing => return std::future::pending().await,
-        };
-        let mut ticks = interval(every);
-        ticks.tick().await;
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             ticks.tick().await;
-            let line = self.line(monitor);
-            match &self.display {
-                Display::Bar(bar) => {
-                    bar.set_position(self.done.load(Ordering::Relaxed));
-                    bar.set_message(line);
-                }
-                Display::Lines | Display::Nothing => eprintln!("{line}"),
+            for line in self.tick(&self.snapshot(monitor)) {
+                self.note(&line);
             }
+            self.draw(monitor);
         }
     }
 
+    /// Ends the view. The summary follows.
     pub(crate) fn end(&self) {
-        if let Display::Bar(bar) = &self.display {
-            bar.finish_and_clear();
+        let mut display = self.display();
+        if let Display::Live(screen) = &mut *display {
+            let _ = screen.clear(terminal::size().0);
+            *display = Display::Lines;
         }
     }
 
-    fn line(&self, monitor: &Monitor) -> String {
-        let (done, failed) = (self.done.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
-        let in_flight = monitor.calling();
-        // Calls that hold a permit but still wait for the rate limit count as waiting.
-        let waiting = (monitor.queue_depth() + monitor.in_flight()).saturating_sub(in_flight);
-        let elapsed = self.started.elapsed().as_secs_f64();
-        let rate = done as f64 / elapsed;
-        // At the start, the burst makes the rate higher than it can stay, so the remaining time is never estimated
-        // below the shortest possible time.
-        let left = (self.total.saturating_sub(done) as f64 / rate).max(self.min_time.as_secs_f64() - elapsed);
-        let left = if left.is_finite() {
-            format!("{left:.0} s")
-        } else {
-            "?".into()
+    /// What was recorded of the run, for its report.
+    pub(crate) fn recording(&self) -> Recording {
+        self.state().recording.clone()
+    }
+
+    /// Records the state, and returns the lines that are to be told at once.
+    fn tick(&self, snapshot: &Snapshot) -> Vec<String> {
+        let is_shown = !matches!(*self.display(), Display::Nothing);
+        let is_lines = matches!(*self.display(), Display::Lines);
+        let mut state = self.state();
+        let now = Instant::now();
+        let since = now.duration_since(state.last_tick);
+        state.last_tick = now;
+        state.recording.sample(snapshot, since);
+        let mut told = state.changes.find(snapshot);
+        if is_lines && state.schedule.is_due(snapshot.elapsed) {
+            told.push(lines::line(snapshot));
+        }
+        if is_shown { told } else { Vec::new() }
+    }
+
+    fn draw(&self, monitor: &Monitor) {
+        if !matches!(*self.display(), Display::Live(_)) {
+            return;
+        }
+        let snapshot = self.snapshot(monitor);
+        let size = terminal::size();
+        if let Display::Live(screen) = &mut *self.display() {
+            let _ = screen.draw(live::lines(&snapshot, size.0), size);
+        }
+    }
+
+    fn snapshot(&self, monitor: &Monitor) -> Snapshot {
+        let ended = self.state().ended;
+        let attempts = self.attempts.counts();
+        let limiter = monitor.limiter();
+        let bounds = self.bounds.with_rates_of(&limiter.limits());
+        let available = limiter.available();
+        let level = |cause, pace: Option<_>, available: Option<u64>| {
+            pace.zip(available)
+                .map(|(pace, available)| BudgetLevel { cause, pace, available })
         };
-        let failed = if failed > 0 {
-            format!(" ({failed} failed)")
-        } else {
-            String::new()
+        let budgets: Vec<_> = [
+            level(Cause::Requests, bounds.requests, available.requests),
+            level(Cause::Tokens, bounds.tokens, available.tokens),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+
+        let now = SystemTime::now();
+        let pause_left = limiter
+            .paused()
+            .map(|pause| (pause, pause.until().duration_since(Instant::now())));
+        let pause = pause_left.map(|(pause, left)| PauseView {
+            until: now + left,
+            by: match (pause.source(), attempts.last_delay) {
+                (PauseSource::User, _) => "the program".to_owned(),
+                (_, Some(why)) => format!("the provider: {why}"),
+                _ => "the provider".to_owned(),
+            },
+        });
+
+        let in_flight = monitor.calling() as u64;
+        let waiting_to_retry = attempts.waiting_to_retry as u64;
+        let queued = monitor.totals().open().saturating_sub(in_flight + waiting_to_retry);
+        let concurrency = monitor.concurrency().get() as u64;
+        let mean_tokens = self.mean_tokens(&ended);
+        let waits_for = match () {
+            () if pause.is_some() => Cause::Pause,
+            () if in_flight >= concurrency => Cause::Permits,
+            () if queued > 0 => binding(&budgets, mean_tokens).unwrap_or(Cause::Answers),
+            () if waiting_to_retry > 0 => Cause::Retries,
+            () if in_flight > 0 => Cause::Answers,
+            () => Cause::Input,
         };
-        let total = self.total;
-        format!("{done}/{total}{failed}, {rate:.1}/s, {in_flight} in flight, {waiting} waiting, {left} left")
+        let time_left = self.work.requests.and_then(|total| {
+            let sent = ended.requests() + in_flight;
+            let estimated = ended.estimated + (in_flight as f64 * mean_tokens) as u64;
+            let rest = Rest {
+                requests: total.saturating_sub(sent),
+                tokens: ended.expected(self.work.tokens.saturating_sub(estimated)),
+                calling: ended.mean_calling(),
+                pause: pause_left.map_or(Duration::ZERO, |(_, left)| left),
+            };
+            TimeLeft::of(
+                &rest,
+                &Bounds {
+                    concurrency: concurrency as usize,
+                    ..bounds
+                },
+                &budgets,
+            )
+        });
+        Snapshot {
+            now,
+            elapsed: self.started.elapsed(),
+            total: self.work.requests,
+            ended,
+            status_429: attempts.status_429,
+            queued,
+            in_flight,
+            concurrency,
+            waiting_to_retry,
+            budgets,
+            pause,
+            waits_for,
+            time_left,
+            max_cost: self.max_cost,
+            last_failure: attempts.last_failure,
+        }
+    }
+
+    /// The mean of the tokens of a request, by its estimate.
+    fn mean_tokens(&self, ended: &Ended) -> f64 {
+        match self.work.requests {
+            Some(total) if total > 0 => self.work.tokens as f64 / total as f64,
+            _ if ended.requests() > 0 => ended.estimated as f64 / ended.requests() as f64,
+            _ => 1.0,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn display(&self) -> MutexGuard<'_, Display> {
+        self.display.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The state of a run in the middle of its work, for tests and for the picture in the README.
+#[cfg(test)]
+pub(crate) fn sample() -> Snapshot {
+    use crate::limits::Pace;
+
+    let budget = |cause, per_minute, burst, available| BudgetLevel {
+        cause,
+        available,
+        pace: Pace {
+            per_minute,
+            burst,
+            initial: burst,
+        },
+    };
+    Snapshot {
+        now: SystemTime::UNIX_EPOCH + Duration::from_secs(50_600),
+        elapsed: Duration::from_secs(72),
+        total: Some(5_000),
+        ended: Ended {
+            completed: 1_231,
+            failed: 3,
+            retried: 12,
+            estimated: 400_000,
+            tokens: 345_678,
+            cost: Some("1.23456".parse().unwrap()),
+            calling: Duration::from_secs(600),
+            attempts: 1_246,
+            ..Ended::default()
+        },
+        status_429: 12,
+        queued: 100,
+        in_flight: 7,
+        concurrency: 32,
+        waiting_to_retry: 2,
+        budgets: vec![
+            budget(Cause::Requests, 1_500, 25, 19),
+            budget(Cause::Tokens, 240_000, 4_000, 310),
+        ],
+        pause: None,
+        waits_for: Cause::Tokens,
+        time_left: Some(TimeLeft {
+            time: Duration::from_secs(220),
+            by: Cause::Tokens,
+        }),
+        max_cost: Some("10".parse().unwrap()),
+        last_failure: Some("503 Service Unavailable: {\"error\": {\"message\": \"overloaded\"}}".to_owned()),
     }
 }

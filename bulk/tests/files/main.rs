@@ -217,6 +217,7 @@ fn calls_are_sent_with_their_method_url_headers_and_body() {
     );
 }
 
+#[cfg(unix)]
 #[test]
 fn what_is_read_once_is_sent_once() {
     let run = Run::new();
@@ -354,7 +355,10 @@ fn a_batch_of_results_has_the_form_of_openai_and_can_be_resumed() {
 #[test]
 fn results_of_another_api_are_not_taken_for_done() {
     let run = Run::new();
-    let input = run.file("in.jsonl", THREE);
+    let chat = |number| {
+        format!("{{\"model\":\"m\",\"max_tokens\":1,\"messages\":[{{\"role\":\"user\",\"content\":\"{number}\"}}]}}\n")
+    };
+    let input = run.file("in.jsonl", (1..=3).map(chat).collect::<String>());
     let mut local = Command::new(cargo_bin_cmd!("bulk").get_program());
     let out = run.path("out.jsonl");
     local.args([

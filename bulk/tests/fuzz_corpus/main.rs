@@ -12,6 +12,9 @@ mod inputs;
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/limits.rs"]
 mod limits;
+#[allow(dead_code, unused_imports)]
+#[path = "../../src/price/mod.rs"]
+mod price;
 mod targets;
 
 use inputs::{over_random_texts, over_the_seeds};

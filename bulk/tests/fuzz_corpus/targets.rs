@@ -5,13 +5,29 @@
 
 use crate::{
     args::Args,
-    input::{Options, Requests},
+    input::{Form, Options, Requests},
 };
 use clap::Parser;
-use std::{borrow::Cow, io::Cursor};
+use std::{borrow::Cow, sync::LazyLock};
 
 /// The secret that the targets add to inputs. An input that contains the beginning of the secret already is skipped.
 const MARK: &str = "Zq9Xw7Kv";
+
+/// How `bulk_input` reads its input, and whether each line is then a body. They are made once, because parsing a command
+/// line takes longer than reading a small input.
+static OPTIONS: LazyLock<Vec<(bool, Options)>> = LazyLock::new(|| {
+    let command_lines = [
+        &["bulk"][..],
+        &["bulk", "--input-format", "lines", "--tokens-field", "a.b/c~.0"],
+        &["bulk", "--input-format", "rest", "--max-line", "100"],
+    ];
+    let options = command_lines.into_iter().map(|args| {
+        let args = Args::parse_from(args);
+        let target = args.send.target().expect("no URL");
+        (args.files.form() == Some(Form::Lines), Options::new(&args, target))
+    });
+    options.collect()
+});
 
 fn text_of(data: &[u8]) -> Option<Cow<'_, str>> {
     let text = String::from_utf8_lossy(data);
@@ -25,14 +41,8 @@ pub fn bulk_input(data: &[u8]) {
         .build()
         .expect("a runtime");
     let lines = data.split(|byte| *byte == b'\n').count() as u64;
-    for args in [
-        &["bulk"][..],
-        &["bulk", "--input-format", "lines", "--tokens-field", "a.b/c~.0"],
-        &["bulk", "--input-format", "rest", "--max-line", "100"],
-    ] {
-        let args = Args::parse_from(args);
-        let options = Options::new(&args, args.send.target().expect("no URL"));
-        let opened = runtime.block_on(Requests::from_reader(Cursor::new(data.to_vec()), &options));
+    for (are_bodies, options) in OPTIONS.iter() {
+        let opened = runtime.block_on(Requests::from_memory(data, options));
         let mut requests = match opened {
             Ok(requests) => requests,
             Err(error) => {
@@ -40,6 +50,7 @@ pub fn bulk_input(data: &[u8]) {
                 continue;
             }
         };
+        let is_compressed = data.starts_with(&[0x1f, 0x8b]) || data.starts_with(&[0x28, 0xb5]);
         let mut last = 0;
         // A compressed input may be broken.
         while let Ok(Some(line)) = runtime.block_on(requests.next()) {
@@ -49,6 +60,10 @@ pub fn bulk_input(data: &[u8]) {
                     if is_json {
                         serde_json::from_slice::<serde::de::IgnoredAny>(&request.body).expect("a body is JSON");
                     }
+                    if *are_bodies && !is_compressed {
+                        let line = data.split(|byte| *byte == b'\n').nth(request.line as usize - 1);
+                        assert_is_without_names(line.unwrap_or_default(), &request.body);
+                    }
                     request.line
                 }
                 Err(malformed) => {
@@ -57,10 +72,29 @@ pub fn bulk_input(data: &[u8]) {
                 }
             };
             assert!(number > last);
-            assert!(number <= lines || data.starts_with(&[0x1f, 0x8b]) || data.starts_with(&[0x28, 0xb5]));
+            assert!(number <= lines || is_compressed);
             last = number;
         }
     }
+}
+
+/// Asserts that a body is its line without the fields that are not sent. Nothing is asserted where the line is too deep
+/// to be compared.
+fn assert_is_without_names(line: &[u8], body: &[u8]) {
+    let line = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line);
+    let Ok(mut expected) = serde_json::from_slice::<serde_json::Value>(line) else {
+        return;
+    };
+    let is_stored = expected["store"] == true;
+    let fields = expected.as_object_mut().expect("a request is an object");
+    fields.remove("custom_id");
+    if !is_stored {
+        fields.remove("metadata");
+    }
+    assert_eq!(
+        serde_json::from_slice::<serde_json::Value>(body).expect("a body is JSON"),
+        expected
+    );
 }
 
 /// The input is a command line, with one argument per line. Errors about a header or a URL must not show its value.

@@ -208,7 +208,16 @@ fn a_wait_that_is_too_long_stops_the_run_and_keeps_the_answer() {
         "{said}"
     );
     assert!(server.arrived().len() <= 32);
-    assert_eq!(folder.results()[0]["response"]["error"]["message"], "come tomorrow");
+    let result = &folder.results()[0];
+    assert_eq!(
+        (&result["http_status"], &result["response"]["error"]["message"]),
+        (&429.into(), &"come tomorrow".into())
+    );
+    let message = result["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("asks to wait 1day") && message.contains("--max-wait 86401"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -417,6 +426,83 @@ fn options_are_read_from_a_file_and_an_unknown_one_is_named_with_its_line() {
     assert_code(&output, 2);
     let said = text(&output.stderr);
     assert!(said.contains("line 3 of bulk.toml: `rpn` is not an option"), "{said}");
+}
+
+#[test]
+fn lines_are_sent_to_their_own_urls_with_their_own_methods_and_headers() {
+    let server = Server::start(async |_| good());
+    let folder = Folder::with(0);
+    let lines = [
+        r#"{"custom_id":"a","method":"POST","url":"/v1/embeddings","body":{"input":"a"}}"#,
+        r#"{"custom_id":"b","method":"GET","url":"/items?page=2","headers":{"x-team":"line"}}"#,
+        r#"{"custom_id":"c","method":"GET","url":"https://elsewhere.example/v1/items"}"#,
+    ];
+    fs::write(folder.path("in.jsonl"), lines.join("\n")).unwrap();
+    let output = folder.run(&[
+        "--base-url",
+        &server.base_url(),
+        "--header",
+        "x-team: all",
+        "--concurrency",
+        "1",
+    ]);
+    assert_code(&output, 3);
+    let arrived = server.arrived();
+    let seen: Vec<_> = arrived
+        .iter()
+        .map(|request| (request.method.as_str(), &*request.uri))
+        .collect();
+    assert_eq!(seen, [("POST", "/v1/embeddings"), ("GET", "/v1/items?page=2")]);
+    let header = |at: usize, name| arrived[at].headers.get(name).map(|value| value.to_str().unwrap());
+    assert_eq!(
+        (header(0, "x-team"), header(0, "content-type")),
+        (Some("all"), Some("application/json"))
+    );
+    assert_eq!((header(1, "x-team"), header(1, "content-type")), (Some("line"), None));
+    // The third line names another server, which must not get the headers of the command line.
+    let failed = folder
+        .results()
+        .into_iter()
+        .find(|result| result["custom_id"] == "c")
+        .unwrap();
+    assert!(
+        failed["error"]["message"].as_str().unwrap().contains("--any-host"),
+        "{failed}"
+    );
+}
+
+#[test]
+fn http2_is_spoken_without_tls_if_asked() {
+    let server = Server::start(async |_| good());
+    let folder = Folder::with(3);
+    assert_code(&folder.run(&["--url", &server.url(), "--http2"]), 0);
+    assert!(
+        server
+            .arrived()
+            .iter()
+            .all(|request| request.version == axum::http::Version::HTTP_2)
+    );
+}
+
+#[test]
+fn a_success_without_an_answer_is_sent_again_and_its_failure_keeps_the_body() {
+    let server = Server::start(async |request| {
+        let is_hopeless = request.body.contains("question 0\"");
+        if is_hopeless || request.before == 0 {
+            answer(200, r#"{"error":{"message":"Provider returned error","code":502}}"#)
+        } else {
+            good()
+        }
+    });
+    let folder = Folder::with(5);
+    assert_code(&folder.run(&["--url", &server.url(), "--retries", "2"]), 3);
+    assert_eq!((server.arrived().len(), folder.count("COMPLETED")), (11, 4));
+    let failed = folder
+        .results()
+        .into_iter()
+        .find(|result| result["status"] == "FAILED")
+        .unwrap();
+    assert_eq!(failed["response"]["error"]["code"], 502);
 }
 
 #[cfg(unix)]

@@ -4,7 +4,7 @@ use axum::{
     Router,
     body::{Body, to_bytes},
     extract::Request,
-    http::HeaderMap,
+    http::{HeaderMap, Method, Version},
     response::{IntoResponse, Response},
 };
 use std::{
@@ -17,6 +17,9 @@ use std::{
 /// A request that has arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrived {
+    pub(crate) method: Method,
+    pub(crate) uri: String,
+    pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
     pub(crate) body: String,
     /// How many requests with this body have arrived before.
@@ -52,6 +55,9 @@ impl Server {
                     let mut arrived = arrived.lock().unwrap();
                     let before = arrived.iter().filter(|other| other.body == body).count();
                     let request = Arrived {
+                        method: parts.method,
+                        uri: parts.uri.to_string(),
+                        version: parts.version,
                         headers: parts.headers,
                         body,
                         before,
@@ -82,6 +88,11 @@ impl Server {
 
     pub(crate) fn url(&self) -> String {
         self.url_with("")
+    }
+
+    /// The URL of the server without the path of an endpoint.
+    pub(crate) fn base_url(&self) -> String {
+        format!("http://{}/v1", self.address)
     }
 
     pub(crate) fn arrived(&self) -> Vec<Arrived> {

@@ -7,31 +7,34 @@
 
 use super::Reader;
 use crate::provider::info::{Reset, Unit, Window};
+use http::HeaderName;
 use std::time::Duration;
 
 /// Returns the three header names of one limit: `anthropic-ratelimit-…-limit`, `…-remaining` and `…-reset`.
 macro_rules! names {
     ($what:literal) => {
         [
-            concat!("anthropic-ratelimit-", $what, "-limit"),
-            concat!("anthropic-ratelimit-", $what, "-remaining"),
-            concat!("anthropic-ratelimit-", $what, "-reset"),
+            HeaderName::from_static(concat!("anthropic-ratelimit-", $what, "-limit")),
+            HeaderName::from_static(concat!("anthropic-ratelimit-", $what, "-remaining")),
+            HeaderName::from_static(concat!("anthropic-ratelimit-", $what, "-reset")),
         ]
     };
 }
 
+static LIMITS: [([HeaderName; 3], Unit); 4] = [
+    (names!("requests"), Unit::Requests),
+    (names!("tokens"), Unit::Tokens),
+    (names!("input-tokens"), Unit::InputTokens),
+    (names!("output-tokens"), Unit::OutputTokens),
+];
+
 pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) {
-    for ([limit, remaining, reset], unit) in [
-        (names!("requests"), Unit::Requests),
-        (names!("tokens"), Unit::Tokens),
-        (names!("input-tokens"), Unit::InputTokens),
-        (names!("output-tokens"), Unit::OutputTokens),
-    ] {
+    for ([limit, remaining, reset], unit) in &LIMITS {
         let window = Window {
             limit: reader.number(limit),
             remaining: reader.number(remaining),
             reset: reader.time_until_rfc3339(reset).map(Reset::Full),
-            ..Window::new(unit, Some(Duration::from_secs(60)))
+            ..Window::new(*unit, Some(Duration::from_secs(60)))
         };
         window.add_to(windows);
     }

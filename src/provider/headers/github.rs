@@ -4,7 +4,12 @@
 
 use super::Reader;
 use crate::provider::info::{RateLimitInfo, Reset, Unit, Window};
+use http::HeaderName;
 use std::time::Duration;
+
+static LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+static REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+static RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// Reads GitHub's headers. If nothing of the limit remains, [no request may be
 /// made](https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit)
@@ -12,9 +17,9 @@ use std::time::Duration;
 /// server requests.
 pub(in crate::provider) fn read(reader: &Reader<'_>, info: &mut RateLimitInfo) {
     let window = Window {
-        limit: reader.number("x-ratelimit-limit"),
-        remaining: reader.number("x-ratelimit-remaining"),
-        reset: reader.time_until_epoch_seconds("x-ratelimit-reset").map(Reset::Full),
+        limit: reader.number(&LIMIT),
+        remaining: reader.number(&REMAINING),
+        reset: reader.time_until_epoch_seconds(&RESET).map(Reset::Full),
         ..Window::new(Unit::Requests, Some(Duration::from_secs(60 * 60)))
     };
     if let (Some(0), Some(Reset::Full(reset))) = (window.remaining, window.reset) {

@@ -10,24 +10,27 @@
 
 use super::Reader;
 use crate::provider::info::{Reset, Unit, Window};
+use http::HeaderName;
 use sfv::{BareItem, Dictionary, FieldType, Item, List, ListEntry, Parameters, Parser};
 use std::time::Duration;
 
-const LIMIT: &str = "ratelimit-limit";
-const POLICY: &str = "ratelimit-policy";
-const RATE_LIMIT: &str = "ratelimit";
+static LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
+static REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
+static RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+static POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+static RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// The maximum number of limits that are read from one response. Real responses have a few limits. Without a bound, a
 /// hostile response could make the list of limits very long.
 const MAX_WINDOWS: usize = 16;
 
 pub(in crate::provider) fn read(reader: &Reader<'_>, windows: &mut Vec<Window>) {
-    let policies = items(reader, POLICY);
-    let named = items_or_none(reader, RATE_LIMIT);
+    let policies = items(reader, &POLICY);
+    let named = items_or_none(reader, &RATE_LIMIT);
     match named {
         Some(limits) if !limits.is_empty() => read_named(&policies, &limits, windows),
-        _ if reader.headers().contains_key(RATE_LIMIT) => read_dictionary(reader, &policies, windows),
-        _ if reader.headers().contains_key("ratelimit-remaining") => read_separate_fields(reader, &policies, windows),
+        _ if reader.headers().contains_key(&RATE_LIMIT) => read_dictionary(reader, &policies, windows),
+        _ if reader.headers().contains_key(&REMAINING) => read_separate_fields(reader, &policies, windows),
         // No field reports what remains of the limits. The policies are read nevertheless, for the amounts and periods
         // of the limits.
         _ => read_named(&policies, &[], windows),
@@ -65,7 +68,7 @@ fn with_limit(window: Window, limit: Option<&Item>) -> Window {
 /// Reads the fields of draft 07, in which `RateLimit` is a dictionary that describes one limit, and policies have no
 /// names.
 fn read_dictionary(reader: &Reader<'_>, policies: &[Item], windows: &mut Vec<Window>) {
-    let Some(dictionary) = parsed::<Dictionary>(reader, RATE_LIMIT) else {
+    let Some(dictionary) = parsed::<Dictionary>(reader, &RATE_LIMIT) else {
         return;
     };
     let number = |key: &str| match dictionary.get(key) {
@@ -85,7 +88,7 @@ fn read_dictionary(reader: &Reader<'_>, policies: &[Item], windows: &mut Vec<Win
 /// Reads the fields of drafts 02 to 06, in which a limit has three fields. In `RateLimit-Limit`, policies may follow
 /// the amount of the limit.
 fn read_separate_fields(reader: &Reader<'_>, policies: &[Item], windows: &mut Vec<Window>) {
-    let limits = items(reader, LIMIT);
+    let limits = items(reader, &LIMIT);
     let limit = limits.first().and_then(|item| integer(&item.bare_item));
     let policies = if policies.is_empty() {
         limits.get(1..).unwrap_or_default()
@@ -94,8 +97,8 @@ fn read_separate_fields(reader: &Reader<'_>, policies: &[Item], windows: &mut Ve
     };
     let window = Window {
         limit,
-        remaining: reader.number("ratelimit-remaining"),
-        reset: reader.seconds("ratelimit-reset").map(Reset::More),
+        remaining: reader.number(&REMAINING),
+        reset: reader.seconds(&RESET).map(Reset::More),
         ..Window::new(Unit::Requests, period_of(policies, limit))
     };
     window.add_to(windows);
@@ -166,7 +169,7 @@ fn name(item: &BareItem) -> Option<&str> {
 
 /// Returns the items of a header field that is a list, without inner lists. A field that is not a list is marked as
 /// malformed.
-fn items(reader: &Reader<'_>, name: &'static str) -> Vec<Item> {
+fn items(reader: &Reader<'_>, name: &'static HeaderName) -> Vec<Item> {
     let items = items_or_none(reader, name);
     if items.is_none() && reader.headers().contains_key(name) {
         reader.mark_malformed(name);
@@ -176,7 +179,7 @@ fn items(reader: &Reader<'_>, name: &'static str) -> Vec<Item> {
 
 /// Returns the items of a header field that is a list, without inner lists. Returns `None` if the field is absent or is
 /// not a list.
-fn items_or_none(reader: &Reader<'_>, name: &'static str) -> Option<Vec<Item>> {
+fn items_or_none(reader: &Reader<'_>, name: &'static HeaderName) -> Option<Vec<Item>> {
     let value = reader.headers().get(name)?;
     let list: List = Parser::new(value.as_bytes()).parse().ok()?;
     let items = list.into_iter().filter_map(|entry| match entry {
@@ -186,7 +189,7 @@ fn items_or_none(reader: &Reader<'_>, name: &'static str) -> Option<Vec<Item>> {
     Some(items.collect())
 }
 
-fn parsed<T: FieldType>(reader: &Reader<'_>, name: &'static str) -> Option<T> {
+fn parsed<T: FieldType>(reader: &Reader<'_>, name: &'static HeaderName) -> Option<T> {
     let value = reader.headers().get(name)?;
     let parsed = Parser::new(value.as_bytes()).parse().ok();
     if parsed.is_none() {

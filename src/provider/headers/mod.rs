@@ -9,21 +9,27 @@ pub(super) mod github;
 pub(super) mod ietf;
 pub(super) mod openai;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, header};
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     time::{Duration, SystemTime},
 };
 
 /// Reads the headers of one response, and remembers whether one was malformed.
 pub(in crate::provider) struct Reader<'a> {
     headers: &'a HeaderMap,
-    /// The time that dates in the headers are compared with. This is the `Date` of the response if it has one, so that
-    /// dates are compared with the clock of the server that wrote them.
+    /// The time on the client's clock.
     now: SystemTime,
+    /// The time that dates in the headers are compared with, read when the first of them is: see
+    /// [`server_now`](Self::server_now).
+    server_now: OnceCell<SystemTime>,
     /// The name of the first malformed header of the response.
     malformed: Cell<Option<&'static str>>,
 }
+
+// The names that are read for every provider. Names are parsed when the program is compiled, and not for each response.
+static RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+static SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// The upper bound of all times in headers: 366 days. Longer times, also those that do not fit into a `Duration`, are
 /// cut to this bound.
@@ -32,16 +38,12 @@ const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 // === impl Reader ===
 
 impl<'a> Reader<'a> {
-    pub(in crate::provider) fn new(headers: &'a HeaderMap, now: SystemTime) -> Self {
-        let reader = Self {
+    pub(in crate::provider) const fn new(headers: &'a HeaderMap, now: SystemTime) -> Self {
+        Self {
             headers,
             now,
+            server_now: OnceCell::new(),
             malformed: Cell::new(None),
-        };
-        let date = reader.parsed("date", |text| httpdate::parse_http_date(text).ok());
-        Self {
-            now: date.unwrap_or(now),
-            ..reader
         }
     }
 
@@ -49,9 +51,9 @@ impl<'a> Reader<'a> {
         self.headers
     }
 
-    pub(in crate::provider) fn mark_malformed(&self, name: &'static str) {
+    pub(in crate::provider) fn mark_malformed(&self, name: &'static HeaderName) {
         if self.malformed.get().is_none() {
-            self.malformed.set(Some(name));
+            self.malformed.set(Some(name.as_str()));
         }
     }
 
@@ -66,11 +68,11 @@ impl<'a> Reader<'a> {
     /// Parses the value of the first header called `name`. Returns `None` if the header is absent or malformed.
     pub(in crate::provider) fn parsed<T>(
         &self,
-        name: &'static str,
+        name: &'static HeaderName,
         parse: impl FnOnce(&str) -> Option<T>,
     ) -> Option<T> {
         let value = self.headers.get(name)?;
-        let parsed = value.to_str().ok().and_then(|text| parse(text.trim()));
+        let parsed = value.to_str().ok().and_then(|text| parse(text.trim_ascii()));
         if parsed.is_none() {
             self.mark_malformed(name);
         }
@@ -79,15 +81,20 @@ impl<'a> Reader<'a> {
 
     /// Reads a header that is a number. `-1`, which Azure sends for an unknown number, is `None` without being
     /// malformed.
-    pub(in crate::provider) fn number(&self, name: &'static str) -> Option<u64> {
+    pub(in crate::provider) fn number(&self, name: &'static HeaderName) -> Option<u64> {
         self.parsed(name, |text| match text {
             "-1" => Some(None),
             _ => parse_number(text).map(Some),
         })?
     }
 
+    /// Returns whether another attempt is of use, in the opinion of the server: `x-should-retry`.
+    pub(in crate::provider) fn should_retry(&self) -> Option<bool> {
+        self.flag(&SHOULD_RETRY)
+    }
+
     /// Reads a header that is `true` or `false`, in upper or lower case.
-    pub(in crate::provider) fn flag(&self, name: &'static str) -> Option<bool> {
+    fn flag(&self, name: &'static HeaderName) -> Option<bool> {
         self.parsed(name, |text| match text {
             _ if text.eq_ignore_ascii_case("true") => Some(true),
             _ if text.eq_ignore_ascii_case("false") => Some(false),
@@ -96,11 +103,11 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a header that is a duration in Go's format (`6m0s`, `2m59.56s`, `12ms`), or a number of seconds.
-    pub(in crate::provider) fn duration(&self, name: &'static str) -> Option<Duration> {
+    pub(in crate::provider) fn duration(&self, name: &'static HeaderName) -> Option<Duration> {
         self.parsed(name, |text| parse_seconds(text).or_else(|| parse_go_duration(text)))
     }
 
-    pub(in crate::provider) fn seconds(&self, name: &'static str) -> Option<Duration> {
+    pub(in crate::provider) fn seconds(&self, name: &'static HeaderName) -> Option<Duration> {
         self.parsed(name, parse_seconds)
     }
 
@@ -108,22 +115,22 @@ impl<'a> Reader<'a> {
     /// exact, or else `Retry-After` ([RFC 9110](https://www.rfc-editor.org/rfc/rfc9110#field.retry-after)), which is a
     /// number of seconds or a date.
     pub(in crate::provider) fn retry_after(&self) -> Option<Duration> {
-        let millis = self.parsed("retry-after-ms", |text| Some(parse_seconds(text)? / 1_000));
+        let millis = self.parsed(&RETRY_AFTER_MS, |text| Some(parse_seconds(text)? / 1_000));
         millis.or_else(|| {
-            self.parsed("retry-after", |text| {
+            self.parsed(&header::RETRY_AFTER, |text| {
                 parse_seconds(text).or_else(|| Some(self.time_until(httpdate::parse_http_date(text).ok()?)))
             })
         })
     }
 
     /// Reads a header that is a date in the format of RFC 3339, and returns the time until that date.
-    pub(in crate::provider) fn time_until_rfc3339(&self, name: &'static str) -> Option<Duration> {
+    pub(in crate::provider) fn time_until_rfc3339(&self, name: &'static HeaderName) -> Option<Duration> {
         let date = self.parsed(name, |text| text.parse::<jiff::Timestamp>().ok())?;
         Some(self.time_until(date.into()))
     }
 
     /// Reads a header that is a date as a number of seconds since 1970, and returns the time until that date.
-    pub(in crate::provider) fn time_until_epoch_seconds(&self, name: &'static str) -> Option<Duration> {
+    pub(in crate::provider) fn time_until_epoch_seconds(&self, name: &'static HeaderName) -> Option<Duration> {
         let seconds = self.number(name)?;
         let date = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
         Some(date.map_or(MAX_DURATION, |date| self.time_until(date)))
@@ -131,7 +138,18 @@ impl<'a> Reader<'a> {
 
     /// Returns the time until `date`, or zero if the date has passed.
     fn time_until(&self, date: SystemTime) -> Duration {
-        date.duration_since(self.now).unwrap_or_default().min(MAX_DURATION)
+        date.duration_since(self.server_now())
+            .unwrap_or_default()
+            .min(MAX_DURATION)
+    }
+
+    /// Returns the `Date` of the response if it has one, so that dates are compared with the clock of the server that
+    /// wrote them, or else the time on the client's clock.
+    fn server_now(&self) -> SystemTime {
+        *self.server_now.get_or_init(|| {
+            let date = self.parsed(&header::DATE, |text| httpdate::parse_http_date(text).ok());
+            date.unwrap_or(self.now)
+        })
     }
 }
 

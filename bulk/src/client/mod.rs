@@ -1,11 +1,13 @@
 //! The client: reqwest as a Tower service, with layers that read the provider's limits, the token usage and the whole
 //! body of each response.
 
+mod trust;
+
 use crate::args::{SendArgs, Target};
 use anyhow::Context;
 use http::{HeaderValue, Request, Response, header};
 use hyper::body::Bytes;
-use std::{fmt, fs};
+use std::{fmt, sync::Arc};
 use tower::{BoxError, Service, ServiceBuilder};
 use tower_outbound::{
     Limiter,
@@ -134,16 +136,9 @@ pub(crate) fn reqwest(target: &Target, args: &SendArgs) -> anyhow::Result<reqwes
     if let Some(path) = &args.unix_socket {
         client = client.unix_socket(path.clone());
     }
-    if let Some(path) = &args.ca {
-        let cannot = || format!("--ca: cannot read certificates from {}", path.display());
-        let certificates = reqwest::Certificate::from_pem_bundle(&fs::read(path).with_context(cannot)?);
-        let certificates = certificates.with_context(cannot)?;
-        anyhow::ensure!(
-            !certificates.is_empty(),
-            "--ca: {} holds no certificate in PEM",
-            path.display()
-        );
-        client = client.tls_certs_merge(certificates);
+    if let Some(path) = args.ca.as_ref().filter(|_| !args.insecure) {
+        let crypto = Arc::new(rustls::crypto::ring::default_provider());
+        client = client.tls_backend_preconfigured(trust::config(path, &crypto, args.http2)?);
     } else if target.is_plain_http() {
         // Without installed certificates the client could not be built, although http needs none.
         client = client.tls_certs_only([]);
