@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 
@@ -28,6 +29,8 @@ MARKER = re.compile(r"marker-\d{5}")
 LONGEST_RUN = 200
 
 
+# A server that is gone for some seconds, some time after the start.
+Outage = collections.namedtuple("Outage", ["after", "seconds"])
 # A signal in the middle of a run, and the exit code that it causes.
 Interrupt = collections.namedtuple("Interrupt", ["signal", "after", "exit"])
 # One request as a server saw it. `whole`: it sent a complete answer.
@@ -77,6 +80,9 @@ class Nginx:
         """"total_tokens":20},"request":$request_body}'"""
     )
 
+    # When the server is gone for a while: `None` for never.
+    outage = None
+
     def __init__(self, folder, name, location, http="", tls=False):
         self.folder, self.port = folder / f"nginx-{name}", free_port()
         self.folder.mkdir()
@@ -112,7 +118,32 @@ class Nginx:
         openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
                 "-out", "server.pem", "-days", "2", "-extfile", "names")
 
+    @contextlib.contextmanager
     def running(self):
+        if self.outage is None:
+            with self.started():
+                yield
+            return
+        over = threading.Event()
+
+        def interrupted():
+            with self.started():
+                over.wait(self.outage.after)
+            over.wait(self.outage.seconds)
+            with self.started():
+                over.wait()
+
+        thread = threading.Thread(target=interrupted)
+        thread.start()
+        try:
+            # The client finds a server that listens.
+            time.sleep(0.5)
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def started(self):
         command = ["/usr/sbin/nginx", "-e", f"{self.folder}/error.log", "-c", f"{self.folder}/nginx.conf"]
         return running(command, self.port, self.folder / "output")
 
@@ -402,10 +433,17 @@ class Bench:
                             "--rpm", "6000"):
             run.check_answers()
 
+        server = Nginx(self.folder, "outage", f"echo_read_request_body; echo_sleep 0.2; echo {Nginx.ANSWER};")
+        server.outage = Outage(after=1.5, seconds=4)
+        for run in self.run("nginx: gone for 4 s in the middle", server, path, self.bodies(200), "--rpm", "3000"):
+            # What was on the wire is sent again. Its log does not have the connections that it cut.
+            run.check_answers(sent_twice=32).check(run.statuses["COMPLETED"] == 200, "all are done")
+
     def tls(self):
-        server = Nginx(self.folder, "tls", f"echo_read_request_body; echo {Nginx.ANSWER};", tls=True)
+        location = f"gzip on; gzip_types *; gzip_min_length 1; echo_read_request_body; echo {Nginx.ANSWER};"
+        server = Nginx(self.folder, "tls", location, tls=True)
         path = "/v1/chat/completions"
-        for run in self.run("nginx with TLS, HTTP/2, 50 per connection, --ca", server, path, self.bodies(200), "--rpm", "off", "--ca",
+        for run in self.run("nginx with TLS, HTTP/2, gzip, 50 per connection, --ca", server, path, self.bodies(200), "--rpm", "off", "--ca",
                             server.folder / "ca.pem", scheme="https"):
             run.check_answers().check(run.statuses["COMPLETED"] == 200, "all are done")
         for run in self.run("nginx with TLS, certificate not trusted", server, path, self.bodies(200), "--rpm", "off",
