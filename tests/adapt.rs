@@ -172,6 +172,7 @@ async fn limits_that_are_right_are_left_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_fails_now_and_then_does_not_lower_the_limits() {
     let nginx = nginx(200.0, 429);
+    nginx.lock().unwrap().burst = 1_000.0;
     nginx.lock().unwrap().failing = 0.02;
     let (executor, limiter) = executor(&nginx, 100, ms(50), 1);
     for _ in 0..60 {

@@ -16,9 +16,10 @@
 //! # A failing server is no signal
 //!
 //! Some servers reject with 503, as nginx does by default, and some fail with it now and then, whatever the limits are. A
-//! 503 or 529 without a delay is a *doubtful* rejection: it counts only if [`MIN_DOUBTFUL`] of them come
-//! within [`PATIENCE`], and they are [`MIN_DOUBTFUL_SHARE`] of the answers of that time. A server that fails for two of a
-//! hundred calls almost never does so, and one that is sent a tenth too much soon does.
+//! 503 or 529 without a delay is a *doubtful* rejection: it counts only when, within [`PATIENCE`], there are
+//! [`MIN_DOUBTFUL`] of them beyond [`DOUBTFUL_SHARE`] of the answers. This is a sequential test (Wald, 1945): a server
+//! that fails for two of a hundred calls passes its bound about once in four hundred times, and one that is sent twice
+//! too much after eight calls.
 //!
 //! # Down to what was measured
 //!
@@ -66,10 +67,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The least that a measured round leaves of the rates. The share of a few calls says little, so more is left then.
 const MIN_SHARE: f64 = 0.1;
 const MIN_SHARE_OF_FEW: f64 = 0.5;
-/// The share of the answers that doubtful rejections have at least, to count.
-const MIN_DOUBTFUL_SHARE: f64 = 0.08;
-/// The number of doubtful rejections that there are at least, to count.
-const MIN_DOUBTFUL: u32 = 5;
+/// The share of the answers that may be doubtful rejections without being a signal.
+const DOUBTFUL_SHARE: f64 = 0.06;
+/// The number of doubtful rejections beyond that share that are a signal.
+const MIN_DOUBTFUL: f64 = 4.0;
 /// The smallest change by which the rates are raised, so that waiting calls are not woken for each response.
 const STEP: f64 = 1.01;
 /// The lowest rates, as a fraction of the configured amounts. Without a lower bound, a long outage that is answered
@@ -398,7 +399,7 @@ impl Answers {
 
 /// Returns whether doubtful rejections are so many among the calls that a failing server is not the reason.
 fn are_many(doubtful: u32, all: u32) -> bool {
-    doubtful >= MIN_DOUBTFUL && f64::from(doubtful) >= MIN_DOUBTFUL_SHARE * f64::from(all)
+    f64::from(doubtful) >= MIN_DOUBTFUL + DOUBTFUL_SHARE * f64::from(all)
 }
 
 /// Returns the limits with the rates that are adapted multiplied by `factor`.

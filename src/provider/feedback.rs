@@ -124,7 +124,7 @@ impl FeedbackLayer {
     /// [`Limiter::limits`] shows the rates in force.
     ///
     /// A 503 or 529 without a delay may also come from a server that fails now and then. These count only while they are
-    /// many: at least five within five seconds, and 8 % of the answers.
+    /// many: four within five seconds, beyond 6 % of the answers.
     ///
     /// Rates with a period above a minute are quotas, and stay as they are, unless the limiter has no other rates. If
     /// user code [sets](Limiter::set_limits) other limits on the limiter, these become the configured ones, and the
