@@ -24,6 +24,9 @@ struct Nginx {
     burst: f64,
     status: u16,
     retry_after: Option<u64>,
+    /// A server that fails with 503 at random, for this share of the requests.
+    failing: f64,
+    random: fastrand::Rng,
     level: f64,
     last: Instant,
     accepted: usize,
@@ -38,6 +41,8 @@ fn nginx(rate: f64, status: u16) -> Shared {
         burst: 9.0,
         status,
         retry_after: None,
+        failing: 0.0,
+        random: fastrand::Rng::with_seed(1),
         level: 0.0,
         last: Instant::now(),
         accepted: 0,
@@ -47,6 +52,9 @@ fn nginx(rate: f64, status: u16) -> Shared {
 
 impl Nginx {
     fn respond(&mut self) -> Response<String> {
+        if self.random.f64() < self.failing {
+            return Response::builder().status(503).body(String::new()).unwrap();
+        }
         let now = Instant::now();
         let leaked = now.duration_since(self.last).as_secs_f64() * self.rate;
         let level = (self.level - leaked).max(0.0);
@@ -159,6 +167,18 @@ async fn limits_that_are_right_are_left_alone() {
     sleep(Duration::from_secs(20)).await;
     assert_eq!(submit(&executor, 1).await, 1);
     assert!((per_second(&limiter) - 100.0).abs() < 1e-9, "{}", per_second(&limiter));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_fails_now_and_then_does_not_lower_the_limits() {
+    let nginx = nginx(200.0, 429);
+    nginx.lock().unwrap().burst = 1_000.0;
+    nginx.lock().unwrap().failing = 0.02;
+    let (executor, limiter) = executor(&nginx, 100, ms(50), 1);
+    for _ in 0..60 {
+        assert_eq!(submit(&executor, 100).await, 100);
+        assert!((per_second(&limiter) - 100.0).abs() < 1e-9, "{}", per_second(&limiter));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,6 +13,14 @@
 //! lowering. The first rejection of an episode lowers the factor at once, by [`BETA`]. The limiter's buckets are emptied
 //! with it, since the provider's bucket is empty, too: what they still hold would only be rejected.
 //!
+//! # A failing server is no signal
+//!
+//! Some servers reject with 503, as nginx does by default, and some fail with it now and then, whatever the limits are. A
+//! 503 or 529 without a delay is a *doubtful* rejection: it counts only when, within [`PATIENCE`], there are
+//! [`MIN_DOUBTFUL`] of them beyond [`DOUBTFUL_SHARE`] of the answers. This is a sequential test (Wald, 1945): a server
+//! that fails for two of a hundred calls passes its bound about once in four hundred times, and one that is sent twice
+//! too much after eight calls.
+//!
 //! # Down to what was measured
 //!
 //! If calls are still rejected after the lowering, the limits are far above the provider's. The share of the calls of a
@@ -59,6 +67,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The least that a measured round leaves of the rates. The share of a few calls says little, so more is left then.
 const MIN_SHARE: f64 = 0.1;
 const MIN_SHARE_OF_FEW: f64 = 0.5;
+/// The share of the answers that may be doubtful rejections without being a signal.
+const DOUBTFUL_SHARE: f64 = 0.06;
+/// The number of doubtful rejections beyond that share that are a signal.
+const MIN_DOUBTFUL: f64 = 4.0;
 /// The smallest change by which the rates are raised, so that waiting calls are not woken for each response.
 const STEP: f64 = 1.01;
 /// The lowest rates, as a fraction of the configured amounts. Without a lower bound, a long outage that is answered
@@ -83,6 +95,27 @@ struct AdaptationState {
     /// When the limits were last lowered. Calls that were sent before do not lower them again.
     lowered: Instant,
     phase: Phase,
+    /// The answers while there is no episode.
+    answers: Answers,
+}
+
+/// How the provider has rejected a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rejection {
+    /// For its limits.
+    Certain,
+    /// For its limits, and the limiter is paused for the delay that the provider asks for.
+    Pausing,
+    /// For its limits, or because the server fails.
+    Doubtful,
+}
+
+/// The answers since the first doubtful rejection, for at most [`PATIENCE`].
+#[derive(Clone, Copy)]
+struct Answers {
+    began: Instant,
+    all: u32,
+    doubtful: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -102,6 +135,7 @@ struct Round {
     began: Option<Instant>,
     sent: u32,
     rejected: u32,
+    doubtful: u32,
     /// Whether one of them has succeeded.
     has_success: bool,
     /// The factor towards which the rates are raised after the episode.
@@ -126,6 +160,7 @@ impl Adaptation {
                 factor: 1.0,
                 lowered: Instant::now(),
                 phase: Phase::Configured,
+                answers: Answers::new(Instant::now()),
             }),
         }
     }
@@ -142,9 +177,9 @@ impl Adaptation {
         }
     }
 
-    /// Notes that a call, which was sent at `sent`, was rejected, and whether the limiter is paused for that.
-    pub(super) fn on_throttled(&self, limiter: &Limiter, sent: Instant, pauses: bool) {
-        self.change(limiter, true, |state, now| state.on_throttled(sent, now, pauses));
+    /// Notes that a call, which was sent at `sent`, was rejected.
+    pub(super) fn on_throttled(&self, limiter: &Limiter, sent: Instant, rejection: Rejection) {
+        self.change(limiter, true, |state, now| state.on_throttled(sent, now, rejection));
     }
 
     /// Notes that a call, which was sent at `sent`, has succeeded.
@@ -227,24 +262,31 @@ impl AdaptationState {
         round.began.replace(round.began.unwrap_or(now)).is_none()
     }
 
-    fn on_throttled(&mut self, sent: Instant, now: Instant, pauses: bool) -> Option<Decision> {
+    fn on_throttled(&mut self, sent: Instant, now: Instant, rejection: Rejection) -> Option<Decision> {
         if sent < self.lowered {
             return None;
         }
-        match &mut self.phase {
+        match (&mut self.phase, rejection) {
             // The pause hides how many calls would be rejected.
-            Phase::Episode(_) if pauses => Some(Decision::lower(self.factor, PAUSED_BETA)),
-            Phase::Episode(round) => {
+            (Phase::Episode(_), Rejection::Pausing) => Some(Decision::lower(self.factor, PAUSED_BETA)),
+            (Phase::Episode(round), Rejection::Certain) => {
                 round.rejected += 1;
                 self.evaluate(now)
             }
-            Phase::Configured | Phase::Recovery { .. } => Some(Decision::lower(self.factor, BETA)),
+            (Phase::Episode(round), Rejection::Doubtful) => {
+                round.doubtful += 1;
+                self.evaluate(now)
+            }
+            (_, Rejection::Doubtful) if !self.answers.count_doubtful(now) => None,
+            _ => Some(Decision::lower(self.factor, BETA)),
         }
     }
 
     fn on_success(&mut self, sent: Instant, now: Instant) -> Option<Decision> {
         if let Phase::Episode(round) = &mut self.phase {
             round.has_success |= sent >= self.lowered;
+        } else {
+            self.answers.all = self.answers.all.saturating_add(1);
         }
         self.evaluate(now)
     }
@@ -258,8 +300,9 @@ impl AdaptationState {
                 if age < ROUND || (age < PATIENCE && round.sent < ROUND_CALLS) {
                     return None;
                 }
-                if round.rejected > 0 {
-                    let factor = self.factor * round.accepted_share();
+                let rejected = round.all_rejected();
+                if rejected > 0 {
+                    let factor = self.factor * round.accepted_share(rejected);
                     return Some(Decision::Lower {
                         factor: factor * MARGIN,
                         target: factor,
@@ -307,9 +350,18 @@ impl AdaptationState {
 // === impl Round ===
 
 impl Round {
+    /// Returns how many calls were rejected. The doubtful ones among them count if they are many.
+    fn all_rejected(&self) -> u32 {
+        if are_many(self.doubtful, self.sent) {
+            self.rejected + self.doubtful
+        } else {
+            self.rejected
+        }
+    }
+
     /// Returns the share of the calls that were not rejected, within the bounds for one round.
-    fn accepted_share(&self) -> f64 {
-        let share = 1.0 - f64::from(self.rejected) / f64::from(self.sent.max(1));
+    fn accepted_share(&self, rejected: u32) -> f64 {
+        let share = 1.0 - f64::from(rejected) / f64::from(self.sent.max(1));
         let min = if self.sent < ROUND_CALLS {
             MIN_SHARE_OF_FEW
         } else {
@@ -317,6 +369,37 @@ impl Round {
         };
         share.max(min)
     }
+}
+
+// === impl Answers ===
+
+impl Answers {
+    const fn new(began: Instant) -> Self {
+        Self {
+            began,
+            all: 0,
+            doubtful: 0,
+        }
+    }
+
+    /// Counts a doubtful rejection. Returns whether the provider rejects calls for its limits.
+    fn count_doubtful(&mut self, now: Instant) -> bool {
+        if self.doubtful == 0 || now.duration_since(self.began) > PATIENCE {
+            *self = Self::new(now);
+        }
+        self.all = self.all.saturating_add(1);
+        self.doubtful += 1;
+        let are_many = are_many(self.doubtful, self.all);
+        if are_many {
+            *self = Self::new(now);
+        }
+        are_many
+    }
+}
+
+/// Returns whether doubtful rejections are so many among the calls that a failing server is not the reason.
+fn are_many(doubtful: u32, all: u32) -> bool {
+    f64::from(doubtful) >= MIN_DOUBTFUL + DOUBTFUL_SHARE * f64::from(all)
 }
 
 /// Returns the limits with the rates that are adapted multiplied by `factor`.

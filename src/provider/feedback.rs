@@ -1,7 +1,7 @@
 //! [`FeedbackLayer`]: applies the rate-limit headers of a provider to a limiter.
 
 use super::{
-    adapt::Adaptation,
+    adapt::{Adaptation, Rejection},
     dialect::Provider,
     info::{RateLimitInfo, Unit},
 };
@@ -123,6 +123,9 @@ impl FeedbackLayer {
     /// the configured amounts, and never below a hundredth of them. A log entry of tracing tells each change, and
     /// [`Limiter::limits`] shows the rates in force.
     ///
+    /// A 503 or 529 without a delay may also come from a server that fails now and then. These count only while they are
+    /// many: four within five seconds, beyond 6 % of the answers.
+    ///
     /// Rates with a period above a minute are quotas, and stay as they are, unless the limiter has no other rates. If
     /// user code [sets](Limiter::set_limits) other limits on the limiter, these become the configured ones, and the
     /// adaptation starts again from them.
@@ -147,7 +150,12 @@ impl FeedbackLayer {
         let is_throttled = is_throttled(self.provider, status, &info);
         if let Some(adaptation) = &self.adapts {
             if is_throttled {
-                adaptation.on_throttled(&self.limiter, sent, info.retry_after.is_some());
+                let rejection = match status.as_u16() {
+                    _ if info.retry_after.is_some() => Rejection::Pausing,
+                    503 | 529 => Rejection::Doubtful,
+                    _ => Rejection::Certain,
+                };
+                adaptation.on_throttled(&self.limiter, sent, rejection);
             } else if status.is_success() {
                 adaptation.on_success(&self.limiter, sent);
             }
