@@ -240,6 +240,9 @@ async fn what_was_not_asked_for_need_not_be_there() {
 async fn a_stream_is_an_answer_only_with_its_end_and_without_an_error() {
     let hello = "data: {\"choices\":[{\"delta\":{\"content\":\"he\"},\"finish_reason\":null}]}\n\n";
     let usage = "data: {\"choices\":[],\"usage\":{\"total_tokens\":12}}\n\n";
+    let chunk =
+        "data: {\"object\":\"chat.completion.chunk\",\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    let cohere = "data: {\"type\":\"message-start\"}\n\ndata: {\"type\":\"content-delta\"}\n\n";
     let claude = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"content\":[]}}\n\n";
     let created = "event: response.created\r\ndata: {\"type\":\"response.created\",\"response\":{\"object\":\"response\",\"error\":null}}\r\n\r\n";
     for (text, reason) in [
@@ -249,6 +252,13 @@ async fn a_stream_is_an_answer_only_with_its_end_and_without_an_error() {
             format!("{hello}data: {{\"choices\":[{{\"delta\":{{}},\"finish_reason\":\"stop\"}}]}}\n\n"),
             None,
         ),
+        // OpenAI itself sends `[DONE]`, and the usage before it.
+        (format!("{chunk}data: [DONE]\n\n"), None),
+        (chunk.to_owned(), Some(Reason::Truncated)),
+        (format!("{chunk}data: [DO\n\n"), Some(Reason::Truncated)),
+        (format!("{hello}data: [DO\n\ndata: [DONE]\n\n"), Some(Reason::NotJson)),
+        (cohere.to_owned(), Some(Reason::Truncated)),
+        (format!("{cohere}data: {{\"type\":\"message-end\"}}\n\n"), None),
         (format!("{hello}{usage}"), Some(Reason::Truncated)),
         (format!("{hello}data: {{\"choices\":[{{\"del"), Some(Reason::Truncated)),
         (

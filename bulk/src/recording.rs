@@ -55,6 +55,12 @@ impl Recording {
         }
     }
 
+    /// What the limits have added during the run: requests and tokens.
+    pub(crate) fn added(&self) -> [f64; 2] {
+        let sum = |added: fn(&Slot) -> f64| self.slots.iter().map(added).sum();
+        [sum(|slot| slot.allowed_requests), sum(|slot| slot.allowed_tokens)]
+    }
+
     /// Records the attempts of a request that has ended. `estimate` is its estimate of tokens.
     pub(crate) fn add(&mut self, event: &NetworkRequestEvent, estimate: u64) {
         for attempt in &event.attempts {

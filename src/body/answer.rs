@@ -63,6 +63,8 @@ struct Stream {
     /// Whether its format is one that tells its end.
     has_end: bool,
     has_ended: bool,
+    /// Whether there was an event that is neither a document nor a known end.
+    has_other: bool,
     defect: Option<Defect>,
 }
 
@@ -284,6 +286,7 @@ impl Stream {
             return;
         }
         if !is_error && !data.starts_with(b"{") {
+            self.has_other = true;
             return;
         }
         self.defect = match parse(data) {
@@ -309,14 +312,12 @@ impl Stream {
     /// Finds out whether the stream has a format that tells its end, and whether this document is its end.
     fn observe_end(&mut self, document: &Outline) {
         let (has_end, is_end) = if let Some(choices) = document.get("choices") {
-            // OpenAI chat: also `[DONE]`.
-            (
-                true,
-                choices
-                    .elements()
-                    .iter()
-                    .any(|choice| choice.text("finish_reason").is_some()),
-            )
+            // OpenAI chat ends with `[DONE]`, after the usage. Some servers that copy the format leave out both the
+            // name of the format and `[DONE]`: a `finish_reason` is their end.
+            let is_openai = document.text("object") == Some("chat.completion.chunk");
+            let mut choices = choices.elements().iter();
+            let is_end = !is_openai && choices.any(|choice| choice.text("finish_reason").is_some());
+            (true, is_end)
         } else if let Some(candidates) = document.get("candidates") {
             // Gemini: the last document tells why it is the last.
             (
@@ -327,10 +328,16 @@ impl Stream {
                     .any(|candidate| candidate.text("finishReason").is_some()),
             )
         } else if let Some(kind) = document.text("type") {
-            // Anthropic, and OpenAI's Responses API.
-            let is_message = matches!(kind, "message_start" | "message_stop");
-            let is_end = matches!(kind, "message_stop" | "response.completed" | "response.incomplete");
+            // Anthropic, OpenAI's Responses API, and Cohere.
+            let is_message = matches!(kind, "message_start" | "message_stop" | "message-start" | "message-end");
+            let is_end = matches!(
+                kind,
+                "message_stop" | "response.completed" | "response.incomplete" | "message-end"
+            );
             (is_message || kind.starts_with("response."), is_end)
+        } else if let Some(kind) = document.text("event_type") {
+            // Cohere's first version.
+            (true, kind == "stream-end")
         } else if let Some(Outline::Flag(done)) = document.get("done") {
             // Ollama.
             (true, *done)
@@ -346,6 +353,8 @@ impl Stream {
             Some(defect) => Err(defect),
             None if !self.has_documents => Err(Defect::Empty),
             None if self.has_end && !self.has_ended => Err(Defect::Truncated),
+            // In a stream of documents, a text that is none is a document, or an end, that was damaged on the way.
+            None if self.has_end && self.has_other => Err(Defect::NotJson),
             None => Ok(()),
         }
     }

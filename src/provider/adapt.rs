@@ -16,7 +16,7 @@
 //! # A failing server is no signal
 //!
 //! Some servers reject with 503, as nginx does by default, and some fail with it now and then, whatever the limits are. A
-//! 503 or 529 without a delay is a *doubtful* rejection: it counts only when, within [`PATIENCE`], there are
+//! 503 or 529 is a *doubtful* rejection: it counts only when, within [`PATIENCE`], there are
 //! [`MIN_DOUBTFUL`] of them beyond [`DOUBTFUL_SHARE`] of the answers. This is a sequential test (Wald, 1945): a server
 //! that fails for two of a hundred calls passes its bound about once in four hundred times, and one that is sent twice
 //! too much after eight calls.

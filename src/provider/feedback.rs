@@ -123,7 +123,7 @@ impl FeedbackLayer {
     /// the configured amounts, and never below a hundredth of them. A log entry of tracing tells each change, and
     /// [`Limiter::limits`] shows the rates in force.
     ///
-    /// A 503 or 529 without a delay may also come from a server that fails now and then. These count only while they are
+    /// A 503 or 529 may also come from a server that fails now and then. These count only while they are
     /// many: four within five seconds, beyond 6 % of the answers.
     ///
     /// Rates with a period above a minute are quotas, and stay as they are, unless the limiter has no other rates. If
@@ -151,8 +151,8 @@ impl FeedbackLayer {
         if let Some(adaptation) = &self.adapts {
             if is_throttled {
                 let rejection = match status.as_u16() {
-                    _ if info.retry_after.is_some() => Rejection::Pausing,
                     503 | 529 => Rejection::Doubtful,
+                    _ if info.retry_after.is_some() => Rejection::Pausing,
                     _ => Rejection::Certain,
                 };
                 adaptation.on_throttled(&self.limiter, sent, rejection);

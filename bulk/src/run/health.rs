@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::time::Instant;
 use tower::BoxError;
-use tower_outbound::{Limiter, provider::Provider};
+use tower_outbound::{Limiter, provider::Provider, retry::never_sent};
 
 /// The number of attempts that fail for the same final reason, without a success before, after which the run stops.
 const AT_START: u64 = 5;
@@ -30,6 +30,13 @@ const LATER: u64 = 20;
 
 /// A pause that is shorter than this is not told.
 const SHORT_PAUSE: Duration = Duration::from_secs(2);
+
+/// The number of attempts in a row without a connection, after which all requests wait. Without a common wait, an outage
+/// uses up the retries of each request.
+const UNREACHABLE: u32 = 3;
+
+/// The longest wait between two attempts to connect.
+const MAX_OUTAGE_PAUSE: Duration = Duration::from_secs(15);
 
 /// Observes the result of each attempt. Clones observe the same run.
 #[derive(Clone)]
@@ -59,6 +66,9 @@ struct State {
     /// kind. Failures that are not final are not counted: the run cannot tell from them.
     row: Option<(Kind, u64)>,
     told: HashSet<Kind>,
+    /// The attempts in a row that found no server, and when the next pause may begin.
+    unreachable: u32,
+    outage: Option<(Instant, Duration)>,
     /// The end of the last pause that was told.
     paused_until: Option<Instant>,
 }
@@ -102,8 +112,10 @@ impl Health {
             let mut state = shared.state();
             state.has_succeeded = true;
             state.row = None;
+            (state.unreachable, state.outage) = (0, None);
             return;
         }
+        self.pause_in_outage(result);
         let failure = match result {
             Ok(response) => {
                 let info = shared.provider.rate_limit_info(response.headers(), SystemTime::now());
@@ -138,6 +150,31 @@ impl Health {
                 ));
             }
         }
+    }
+
+    /// Lets all requests wait while no server can be reached, longer each time.
+    fn pause_in_outage(&self, result: &Result<Response<Bytes>, BoxError>) {
+        let shared = &*self.shared;
+        let is_unreachable = result.as_ref().is_err_and(never_sent);
+        let mut state = shared.state();
+        if !is_unreachable {
+            (state.unreachable, state.outage) = (0, None);
+            return;
+        }
+        state.unreachable += 1;
+        // Only a server that has answered before is worth the wait.
+        if state.unreachable < UNREACHABLE || !state.has_succeeded {
+            return;
+        }
+        let now = Instant::now();
+        let pause = match state.outage {
+            Some((until, _)) if now < until => return,
+            Some((_, last)) => (last * 2).min(MAX_OUTAGE_PAUSE),
+            None => Duration::from_secs(1),
+        };
+        state.outage = Some((now + pause, pause));
+        drop(state);
+        shared.limiter.pause_for(pause);
     }
 
     /// Tells that the limiter is paused, once for each pause that the provider asks for.

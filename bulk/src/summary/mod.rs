@@ -68,6 +68,7 @@ impl Summary {
             in_vain: 0.0,
         };
         let sending = counts.sending();
+        let [requests_added, tokens_added] = self.recording.added();
         [
             LimitRow::of_rate(
                 "requests/min",
@@ -75,6 +76,7 @@ impl Summary {
                 counts.successes,
                 self.attempts.requests_in_vain,
                 sending,
+                requests_added,
             ),
             LimitRow::of_rate(
                 "tokens/min",
@@ -82,6 +84,7 @@ impl Summary {
                 counts.tokens,
                 self.attempts.tokens_in_vain,
                 sending,
+                tokens_added,
             ),
             concurrency,
         ]
@@ -186,11 +189,19 @@ impl Summary {
 }
 
 impl LimitRow {
-    /// `amount` was used by successful attempts, and `in_vain` was charged for the others.
-    fn of_rate(name: &'static str, pace: Option<Pace>, amount: u64, in_vain: u64, sending: Duration) -> Self {
+    /// `amount` was used by successful attempts, and `in_vain` was charged for the others. `added` is what the limit has
+    /// added by the recording of the run.
+    fn of_rate(
+        name: &'static str,
+        pace: Option<Pace>,
+        amount: u64,
+        in_vain: u64,
+        sending: Duration,
+        added: f64,
+    ) -> Self {
         let charged = amount.saturating_add(in_vain);
+        let minutes = sending.as_secs_f64() / 60.0;
         let Some(pace) = pace else {
-            let minutes = sending.as_secs_f64() / 60.0;
             let achieved = if minutes > 0.0 { charged as f64 / minutes } else { 0.0 };
             return Self {
                 name,
@@ -201,13 +212,15 @@ impl LimitRow {
                 in_vain: 0.0,
             };
         };
-        let used = used(pace, charged, sending);
+        // A limit that was lowered during the run has allowed more before. The recording ends with its last sample.
+        let flowed = added.max(pace.per_minute as f64 * minutes);
+        let used = used(pace.initial, flowed, charged);
         Self {
             name,
             limit: pace.per_minute.to_string(),
             burst: pace.burst.to_string(),
             // The achieved rate is the sustained one: the burst at the start does not count.
-            achieved: used * pace.per_minute as f64,
+            achieved: if minutes > 0.0 { used * flowed / minutes } else { 0.0 },
             percent: Some(100.0 * used),
             in_vain: 100.0 * used * in_vain as f64 / charged.max(1) as f64,
         }
@@ -219,8 +232,8 @@ impl LimitRow {
 /// The allowed amount is what the provider's bucket holds at the start, and what flows into it until the last
 /// admission. The cost of the last admission counts, because the call was admitted as soon as the bucket held that
 /// cost.
-fn used(pace: Pace, amount: u64, sending: Duration) -> f64 {
-    amount as f64 / (pace.initial as f64 + pace.per_minute as f64 * sending.as_secs_f64() / 60.0)
+fn used(initial: u64, flowed: f64, amount: u64) -> f64 {
+    amount as f64 / (initial as f64 + flowed)
 }
 
 impl fmt::Display for Summary {
@@ -293,23 +306,21 @@ mod tests {
             burst: 10,
             initial: 10,
         };
-        let row = LimitRow::of_rate("requests/min", Some(pace), 99, 11, Duration::from_secs(10));
+        let row = LimitRow::of_rate("requests/min", Some(pace), 99, 11, Duration::from_secs(10), 0.0);
         assert_eq!((row.percent, row.achieved), (Some(100.0), 600.0));
         assert_eq!(row.in_vain, 10.0);
+        // The limit was twice as high during a part of the run.
+        let row = LimitRow::of_rate("requests/min", Some(pace), 160, 0, Duration::from_secs(10), 150.0);
+        assert_eq!((row.percent, row.achieved), (Some(100.0), 900.0));
     }
 
     #[test]
     fn a_limit_is_used_completely_when_the_bucket_ends_empty() {
-        let pace = Pace {
-            per_minute: 600,
-            burst: 10,
-            initial: 10,
-        };
         // The limit allows ten at once, and then one every 100 ms.
-        assert_eq!(used(pace, 10, Duration::ZERO), 1.0);
-        assert_eq!(used(pace, 110, Duration::from_secs(10)), 1.0);
-        assert_eq!(used(pace, 55, Duration::from_secs(10)), 0.5);
+        assert_eq!(used(10, 0.0, 10), 1.0);
+        assert_eq!(used(10, 100.0, 110), 1.0);
+        assert_eq!(used(10, 100.0, 55), 0.5);
         // If the bucket is empty at the start, the first request is admitted after 100 ms.
-        assert_eq!(used(Pace { initial: 0, ..pace }, 100, Duration::from_secs(10)), 1.0);
+        assert_eq!(used(0, 100.0, 100), 1.0);
     }
 }
