@@ -349,6 +349,54 @@ async fn a_stream_is_an_answer_only_with_its_end_and_without_an_error() {
 }
 
 #[tokio::test]
+async fn a_stream_of_several_choices_has_ended_when_each_of_them_has() {
+    let begun = |index: u32| format!("data: {{\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"he\"}}}}]}}\n\n");
+    let ended = |index: u32| format!("data: {{\"choices\":[{{\"index\":{index},\"finish_reason\":\"stop\"}}]}}\n\n");
+    let both = format!("{}{}", begun(0), begun(1));
+    for (text, reason) in [
+        (format!("{both}{}", ended(0)), Some(Reason::Truncated)),
+        (format!("{both}{}", ended(1)), Some(Reason::Truncated)),
+        (format!("{both}{}{}", ended(1), ended(0)), None),
+        (format!("{both}{}data: [DONE]\n\n", ended(1)), None),
+        // Azure sends the results of its filter after the end of the choice.
+        (format!("{}{}{}", begun(0), ended(0), begun(0)), None),
+    ] {
+        assert_eq!(defect(EVENTS, &text).await, reason, "{text}");
+    }
+    let candidate = |index: u32, end: &str| format!("data: {{\"candidates\":[{{\"index\":{index}{end}}}]}}\n\n");
+    let end = ",\"finishReason\":\"STOP\"";
+    let cut = format!("{}{}", candidate(0, end), candidate(1, ""));
+    assert_eq!(defect(EVENTS, &cut).await, Some(Reason::Truncated));
+    let whole = format!("{cut}{}", candidate(1, end));
+    assert_eq!(defect(EVENTS, &whole).await, None);
+}
+
+#[tokio::test]
+async fn an_end_without_anything_before_it_is_not_an_answer() {
+    for text in [
+        "data: [DONE]\n\n",
+        ": PROCESSING\n\ndata: [DONE]\n\n",
+        "data: {\"choices\":[],\"usage\":{\"total_tokens\":3}}\n\ndata: [DONE]\n\n",
+    ] {
+        assert_eq!(defect(EVENTS, text).await, Some(Reason::Empty), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn lines_that_are_no_json_are_not_an_answer() {
+    for (text, reason) in [
+        ("<html></html>", Some(Reason::Html)),
+        ("upstream connect error", Some(Reason::NotJson)),
+        ("{\"id\":1}\nupstream connect error\n", Some(Reason::NotJson)),
+        ("[1,2]\n[3,", Some(Reason::Truncated)),
+        ("[1,2]\n3\n\"a\"", None),
+        ("{\"id\":1}\n[DONE]", None),
+    ] {
+        assert_eq!(defect(LINES, text).await, reason, "{text}");
+    }
+}
+
+#[tokio::test]
 async fn the_error_tells_what_the_body_reports_and_whether_it_may_pass() {
     for (text, status, code, is_transient) in [
         (r#"{"error":{"code":502}}"#, Some(502), None, true),

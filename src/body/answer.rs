@@ -10,7 +10,7 @@ use http::{
     header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
 };
 use serde::de::IgnoredAny;
-use std::str;
+use std::{collections::BTreeMap, str};
 
 /// Why the body of a successful response is not an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +63,10 @@ struct Stream {
     /// Whether its format is one that tells its end.
     has_end: bool,
     has_ended: bool,
+    /// Whether its format is OpenAI's chat format, in which an answer has at least one choice.
+    is_chat: bool,
+    /// Whether each choice of a chat, or candidate of Gemini, has ended, by its index. They need not end together.
+    choices: BTreeMap<u64, bool>,
     defect: Option<Defect>,
 }
 
@@ -257,7 +261,13 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 fn check_lines(body: &[u8]) -> Result<(), Defect> {
     let mut stream = Stream::default();
-    lines(body).for_each(|line| stream.read(b"", line));
+    for line in lines(body) {
+        stream.read(b"", line);
+        // In a stream of events, the data may be any text. A line has to be JSON.
+        if stream.defect.is_none() && !line.starts_with(b"{") && line != b"[DONE]" {
+            stream.defect = parse(line).err();
+        }
+    }
     stream.end()
 }
 
@@ -278,11 +288,11 @@ impl Stream {
         if self.defect.is_some() || (data.is_empty() && !is_error) {
             return;
         }
-        self.has_documents = true;
         if data == b"[DONE]" {
             self.has_ended = true;
             return;
         }
+        self.has_documents = true;
         if !is_error && !data.starts_with(b"{") {
             return;
         }
@@ -310,22 +320,13 @@ impl Stream {
     fn observe_end(&mut self, document: &Outline) {
         let (has_end, is_end) = if let Some(choices) = document.get("choices") {
             // OpenAI chat: also `[DONE]`.
-            (
-                true,
-                choices
-                    .elements()
-                    .iter()
-                    .any(|choice| choice.text("finish_reason").is_some()),
-            )
+            self.is_chat = true;
+            self.observe_choices(choices, "finish_reason");
+            (true, false)
         } else if let Some(candidates) = document.get("candidates") {
-            // Gemini: the last document tells why it is the last.
-            (
-                true,
-                candidates
-                    .elements()
-                    .iter()
-                    .any(|candidate| candidate.text("finishReason").is_some()),
-            )
+            // Gemini: the last document of a candidate tells why it is the last.
+            self.observe_choices(candidates, "finishReason");
+            (true, false)
         } else if let Some(kind) = document.text("type") {
             // Anthropic, and OpenAI's Responses API.
             let is_message = matches!(kind, "message_start" | "message_stop");
@@ -341,11 +342,25 @@ impl Stream {
         self.has_ended |= is_end;
     }
 
+    /// Finds out which choices of a document have ended: those with a text in the field `end`. What comes after the end
+    /// of a choice, such as the result of a filter, does not begin it anew.
+    fn observe_choices(&mut self, choices: &Outline, end: &str) {
+        for choice in choices.elements() {
+            let index = match choice.get("index") {
+                Some(Outline::Number(index)) => *index as u64,
+                _ => 0,
+            };
+            *self.choices.entry(index).or_default() |= choice.text(end).is_some();
+        }
+    }
+
     fn end(self) -> Result<(), Defect> {
+        let has_ended = self.has_ended || (!self.choices.is_empty() && self.choices.values().all(|ended| *ended));
         match self.defect {
             Some(defect) => Err(defect),
             None if !self.has_documents => Err(Defect::Empty),
-            None if self.has_end && !self.has_ended => Err(Defect::Truncated),
+            None if self.has_end && !has_ended => Err(Defect::Truncated),
+            None if self.is_chat && self.choices.is_empty() => Err(Defect::Empty),
             None => Ok(()),
         }
     }

@@ -34,7 +34,7 @@ struct Levels(u8);
 struct FieldName(Option<&'static str>);
 
 /// The fields that are kept. An outline of a document without them has no fields.
-const FIELDS: [&str; 29] = [
+const FIELDS: [&str; 30] = [
     "candidates",
     "choices",
     "code",
@@ -49,6 +49,7 @@ const FIELDS: [&str; 29] = [
     "finishReason",
     "finish_reason",
     "generated_text",
+    "index",
     "message",
     "object",
     "ok",
