@@ -350,7 +350,8 @@ async fn a_stream_is_an_answer_only_with_its_end_and_without_an_error() {
 
 #[tokio::test]
 async fn a_stream_of_several_choices_has_ended_when_each_of_them_has() {
-    let begun = |index: u32| format!("data: {{\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"he\"}}}}]}}\n\n");
+    let begun =
+        |index: u32| format!("data: {{\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"he\"}}}}]}}\n\n");
     let ended = |index: u32| format!("data: {{\"choices\":[{{\"index\":{index},\"finish_reason\":\"stop\"}}]}}\n\n");
     let both = format!("{}{}", begun(0), begun(1));
     for (text, reason) in [
