@@ -373,6 +373,14 @@ async fn a_stream_of_several_choices_has_ended_when_each_of_them_has() {
 }
 
 #[tokio::test]
+async fn of_a_field_that_is_there_twice_the_last_one_counts() {
+    let answer = r#"{"choices":null,"choices":[{"message":{}}]}"#;
+    assert_eq!(defect(JSON, answer).await, None);
+    let nothing = r#"{"choices":[{"message":{}}],"choices":null}"#;
+    assert_eq!(defect(JSON, nothing).await, Some(Reason::Empty));
+}
+
+#[tokio::test]
 async fn an_end_without_anything_before_it_is_not_an_answer() {
     for text in [
         "data: [DONE]\n\n",

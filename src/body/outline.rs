@@ -89,8 +89,7 @@ impl Outline {
     /// Returns a field of an object, if the object has it and it is not null.
     pub(super) fn get(&self, name: &str) -> Option<&Self> {
         let Self::Object(fields) = self else { return None };
-        // If a name is there twice, the last one counts, as for most parsers.
-        let found = fields.known.iter().rev().find(|(known, _)| *known == name);
+        let found = fields.known.iter().find(|(known, _)| *known == name);
         found.map(|(_, value)| value).filter(|value| **value != Self::Null)
     }
 
@@ -210,7 +209,12 @@ impl<'de> Visitor<'de> for Levels {
         let mut fields = Fields::default();
         while let Some(FieldName(name)) = map.next_key()? {
             match name {
-                Some(name) => fields.known.push((name, map.next_value_seed(Self(below))?)),
+                Some(name) => {
+                    // If a name is there twice, the last one counts, as for most parsers. So an outline has each name
+                    // once, however often a document has it.
+                    fields.known.retain(|(known, _)| *known != name);
+                    fields.known.push((name, map.next_value_seed(Self(below))?));
+                }
                 None => {
                     map.next_value::<IgnoredAny>()?;
                     fields.has_others = true;
