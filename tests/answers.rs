@@ -106,6 +106,7 @@ async fn a_document_with_an_answer_is_an_answer_whatever_else_it_holds() {
         r#"{"error":false,"value":1}"#,
         r#"{"error":"","value":1}"#,
         r#"{"error":{},"value":1}"#,
+        r#"{"object":"fine_tuning.job","status":"running","error":{"code":null,"message":null,"param":null}}"#,
         r#"{"errors":[],"data":{"a":1}}"#,
         r#"{"errors":[{"message":"one field"}],"data":{"a":1}}"#,
         r#"{"valid":false,"errors":["no name"]}"#,

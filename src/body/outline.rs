@@ -22,7 +22,7 @@ pub(super) enum Outline {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Fields {
     known: Vec<(&'static str, Outline)>,
-    /// Whether the object has fields that are not in [`FIELDS`].
+    /// Whether the object has fields that are not in [`FIELDS`] and not null.
     has_others: bool,
 }
 
@@ -127,7 +127,8 @@ impl Outline {
         }
     }
 
-    /// Returns whether the value holds something: it is neither null, false, zero nor empty.
+    /// Returns whether the value holds something: it is neither null, false, zero nor empty. An object whose fields are
+    /// all null is empty, such as the `error` of OpenAI's fine-tuning jobs.
     pub(super) fn is_something(&self) -> bool {
         match self {
             Self::Null => false,
@@ -135,7 +136,7 @@ impl Outline {
             Self::Number(number) => *number != 0.0,
             Self::Text(text) => !text.is_empty(),
             Self::List(elements) => !elements.is_empty(),
-            Self::Object(fields) => fields.has_others || !fields.known.is_empty(),
+            Self::Object(fields) => fields.has_others || fields.known.iter().any(|(_, value)| *value != Self::Null),
             Self::Skipped => true,
         }
     }
@@ -215,10 +216,7 @@ impl<'de> Visitor<'de> for Levels {
                     fields.known.retain(|(known, _)| *known != name);
                     fields.known.push((name, map.next_value_seed(Self(below))?));
                 }
-                None => {
-                    map.next_value::<IgnoredAny>()?;
-                    fields.has_others = true;
-                }
+                None => fields.has_others |= map.next_value::<Option<IgnoredAny>>()?.is_some(),
             }
         }
         Ok(Outline::Object(fields))
