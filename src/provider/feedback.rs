@@ -147,7 +147,8 @@ impl FeedbackLayer {
         let is_throttled = is_throttled(self.provider, status, &info);
         if let Some(adaptation) = &self.adapts {
             if is_throttled {
-                adaptation.on_throttled(&self.limiter, sent, info.retry_after.is_some());
+                let pauses = info.retry_after.is_some_and(|delay| !delay.is_zero());
+                adaptation.on_throttled(&self.limiter, sent, pauses);
             } else if status.is_success() {
                 adaptation.on_success(&self.limiter, sent);
             }
