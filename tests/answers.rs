@@ -374,6 +374,21 @@ async fn a_stream_of_several_choices_has_ended_when_each_of_them_has() {
 }
 
 #[tokio::test]
+async fn a_document_with_half_of_a_character_is_read_like_any_other() {
+    // JavaScript cuts texts in the middle of such characters.
+    let error = r#"{"error":{"type":"overloaded_error","message":"no room for \\ud83d and \ud83d"}}"#;
+    let error = check(prompt(), response(JSON, error)).await.unwrap_err();
+    assert_eq!(error.reported_status(), StatusCode::from_u16(529).ok());
+    assert_eq!(
+        defect(JSON, r#"{"choices":[],"id":"\ud83d"}"#).await,
+        Some(Reason::Empty)
+    );
+    let end = "data: {\"choices\":[{\"delta\":{\"content\":\"\\ud83d\"},\"text\":\"\\ud83d\",\"finish_reason\":\"stop\"}]}\n\n";
+    let begun = "data: {\"choices\":[{\"delta\":{}}]}\n\n";
+    assert_eq!(defect(EVENTS, &format!("{begun}{end}")).await, None);
+}
+
+#[tokio::test]
 async fn of_a_field_that_is_there_twice_the_last_one_counts() {
     let answer = r#"{"choices":null,"choices":[{"message":{}}]}"#;
     assert_eq!(defect(JSON, answer).await, None);

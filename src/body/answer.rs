@@ -225,10 +225,27 @@ fn parse(text: &[u8]) -> Result<Outline, Defect> {
     };
     Outline::read(text).or_else(|error| match error {
         error if error.is_eof() => Err(Defect::Truncated),
-        // Some JSON has no value in Rust: a number beyond the range of an `f64`, half of a surrogate pair.
-        _ if serde_json::from_str::<IgnoredAny>(text).is_ok() => Ok(Outline::Skipped),
+        // Some JSON has no value in Rust: half of a surrogate pair, a number beyond the range of an `f64`.
+        _ if serde_json::from_str::<IgnoredAny>(text).is_ok() => {
+            Ok(Outline::read(&without_surrogates(text)).unwrap_or(Outline::Skipped))
+        }
         _ => Err(defect),
     })
+}
+
+/// Replaces each half of a surrogate pair in a JSON document, such as `\ud83d`, by the escape of the replacement
+/// character.
+fn without_surrogates(text: &str) -> String {
+    let mut parts = text.split("\\u");
+    let mut replaced = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part.get(..4).and_then(|code| u16::from_str_radix(code, 16).ok());
+        let is_surrogate = code.is_some_and(|code| (0xD800..0xE000).contains(&code));
+        replaced.push_str("\\u");
+        replaced.push_str(if is_surrogate { "fffd" } else { "" });
+        replaced.push_str(if is_surrogate { &part[4..] } else { part });
+    }
+    replaced
 }
 
 fn check_document(text: &[u8]) -> Result<(), Defect> {
