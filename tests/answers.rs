@@ -528,6 +528,14 @@ async fn the_error_shows_no_secret_and_no_body() {
     assert!(!shown.contains("s3cr3t"), "{shown}");
     assert_eq!(error.message().unwrap().chars().count(), 301);
     assert_eq!(error.into_response().headers()["x-api-key"], "s3cr3t");
+    // A password is only recognized together with the `@` after it.
+    let text = format!(
+        r#"{{"error":{{"message":"{} http://u:s3cr3t{}@h/"}}}}"#,
+        "語".repeat(195),
+        "s3cr3t".repeat(90)
+    );
+    let error = check(prompt(), response(JSON, text)).await.unwrap_err();
+    assert!(error.message().unwrap().ends_with("語 http://h/"), "{error}");
 }
 
 #[tokio::test]

@@ -70,8 +70,9 @@ const FIELDS: [&str; 30] = [
 /// The levels of objects and lists that are kept. The deepest value that is looked at is the message of an error in a
 /// choice in a list: four levels below the document.
 const MAX_DEPTH: u8 = 6;
-/// The longest text that is kept, in bytes.
-const MAX_TEXT: usize = 600;
+/// The longest text that is kept, in bytes. The 300 characters of a message that are shown have up to 1,200; some
+/// secrets are only recognized by what follows them, such as a password by the `@` after it.
+const MAX_TEXT: usize = 4_000;
 /// The elements of a list that are kept: the first ones, and the last one in the place of the last of them.
 const MAX_ELEMENTS: usize = 64;
 
