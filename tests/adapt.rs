@@ -159,6 +159,19 @@ async fn a_provider_that_asks_for_pauses_is_not_asked_for_many() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rejection_that_asks_for_no_time_at_all_is_not_a_pause() {
+    let took = async |retry_after| {
+        let nginx = nginx(100.0, 429);
+        nginx.lock().unwrap().retry_after = retry_after;
+        let (executor, _) = executor(&nginx, 200, ms(1), 1);
+        let start = Instant::now();
+        assert_eq!(submit(&executor, 1_000).await, 1_000);
+        start.elapsed()
+    };
+    assert_eq!(took(Some(0)).await, took(None).await);
+}
+
+#[tokio::test(start_paused = true)]
 async fn limits_that_are_right_are_left_alone() {
     let nginx = nginx(100.0, 429);
     let (executor, limiter) = executor(&nginx, 100, ms(1), 1);

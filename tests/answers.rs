@@ -106,6 +106,7 @@ async fn a_document_with_an_answer_is_an_answer_whatever_else_it_holds() {
         r#"{"error":false,"value":1}"#,
         r#"{"error":"","value":1}"#,
         r#"{"error":{},"value":1}"#,
+        r#"{"object":"fine_tuning.job","status":"running","error":{"code":null,"message":null,"param":null}}"#,
         r#"{"errors":[],"data":{"a":1}}"#,
         r#"{"errors":[{"message":"one field"}],"data":{"a":1}}"#,
         r#"{"valid":false,"errors":["no name"]}"#,
@@ -359,6 +360,78 @@ async fn a_stream_is_an_answer_only_with_its_end_and_without_an_error() {
 }
 
 #[tokio::test]
+async fn a_stream_of_several_choices_has_ended_when_each_of_them_has() {
+    let begun =
+        |index: u32| format!("data: {{\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"he\"}}}}]}}\n\n");
+    let ended = |index: u32| format!("data: {{\"choices\":[{{\"index\":{index},\"finish_reason\":\"stop\"}}]}}\n\n");
+    let both = format!("{}{}", begun(0), begun(1));
+    for (text, reason) in [
+        (format!("{both}{}", ended(0)), Some(Reason::Truncated)),
+        (format!("{both}{}", ended(1)), Some(Reason::Truncated)),
+        (format!("{both}{}{}", ended(1), ended(0)), None),
+        (format!("{both}{}data: [DONE]\n\n", ended(1)), None),
+        // Azure sends the results of its filter after the end of the choice.
+        (format!("{}{}{}", begun(0), ended(0), begun(0)), None),
+    ] {
+        assert_eq!(defect(EVENTS, &text).await, reason, "{text}");
+    }
+    let candidate = |index: u32, end: &str| format!("data: {{\"candidates\":[{{\"index\":{index}{end}}}]}}\n\n");
+    let end = ",\"finishReason\":\"STOP\"";
+    let cut = format!("{}{}", candidate(0, end), candidate(1, ""));
+    assert_eq!(defect(EVENTS, &cut).await, Some(Reason::Truncated));
+    let whole = format!("{cut}{}", candidate(1, end));
+    assert_eq!(defect(EVENTS, &whole).await, None);
+}
+
+#[tokio::test]
+async fn a_document_with_half_of_a_character_is_read_like_any_other() {
+    // JavaScript cuts texts in the middle of such characters.
+    let error = r#"{"error":{"type":"overloaded_error","message":"no room for \\ud83d and \ud83d"}}"#;
+    let error = check(prompt(), response(JSON, error)).await.unwrap_err();
+    assert_eq!(error.reported_status(), StatusCode::from_u16(529).ok());
+    assert_eq!(
+        defect(JSON, r#"{"choices":[],"id":"\ud83d"}"#).await,
+        Some(Reason::Empty)
+    );
+    let end = "data: {\"choices\":[{\"delta\":{\"content\":\"\\ud83d\"},\"text\":\"\\ud83d\",\"finish_reason\":\"stop\"}]}\n\n";
+    let begun = "data: {\"choices\":[{\"delta\":{}}]}\n\n";
+    assert_eq!(defect(EVENTS, &format!("{begun}{end}")).await, None);
+}
+
+#[tokio::test]
+async fn of_a_field_that_is_there_twice_the_last_one_counts() {
+    let answer = r#"{"choices":null,"choices":[{"message":{}}]}"#;
+    assert_eq!(defect(JSON, answer).await, None);
+    let nothing = r#"{"choices":[{"message":{}}],"choices":null}"#;
+    assert_eq!(defect(JSON, nothing).await, Some(Reason::Empty));
+}
+
+#[tokio::test]
+async fn an_end_without_anything_before_it_is_not_an_answer() {
+    for text in [
+        "data: [DONE]\n\n",
+        ": PROCESSING\n\ndata: [DONE]\n\n",
+        "data: {\"choices\":[],\"usage\":{\"total_tokens\":3}}\n\ndata: [DONE]\n\n",
+    ] {
+        assert_eq!(defect(EVENTS, text).await, Some(Reason::Empty), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn lines_that_are_no_json_are_not_an_answer() {
+    for (text, reason) in [
+        ("<html></html>", Some(Reason::Html)),
+        ("upstream connect error", Some(Reason::NotJson)),
+        ("{\"id\":1}\nupstream connect error\n", Some(Reason::NotJson)),
+        ("[1,2]\n[3,", Some(Reason::Truncated)),
+        ("[1,2]\n3\n\"a\"", None),
+        ("{\"id\":1}\n[DONE]", None),
+    ] {
+        assert_eq!(defect(LINES, text).await, reason, "{text}");
+    }
+}
+
+#[tokio::test]
 async fn the_error_tells_what_the_body_reports_and_whether_it_may_pass() {
     for (text, status, code, is_transient) in [
         (r#"{"error":{"code":502}}"#, Some(502), None, true),
@@ -465,6 +538,14 @@ async fn the_error_shows_no_secret_and_no_body() {
     assert!(!shown.contains("s3cr3t"), "{shown}");
     assert_eq!(error.message().unwrap().chars().count(), 301);
     assert_eq!(error.into_response().headers()["x-api-key"], "s3cr3t");
+    // A password is only recognized together with the `@` after it.
+    let text = format!(
+        r#"{{"error":{{"message":"{} http://u:s3cr3t{}@h/"}}}}"#,
+        "語".repeat(195),
+        "s3cr3t".repeat(90)
+    );
+    let error = check(prompt(), response(JSON, text)).await.unwrap_err();
+    assert!(error.message().unwrap().ends_with("語 http://h/"), "{error}");
 }
 
 #[tokio::test]

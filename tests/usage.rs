@@ -453,6 +453,9 @@ fn an_estimate_counts_a_medium_as_a_typical_one_and_never_its_base64() {
         ),
         // Images in a list, and data where nobody knows it.
         (openai(r#"{"images":["B64","B64"],"content":"1234"}"#), 2 * 765 + 1),
+        (openai(r#"{"images":"B64","content":"1234"}"#), 765 + 1),
+        (openai(r#"{"images":null,"content":"1234"}"#), 1),
+        (openai(r#"{"images":{"url":"B64"},"content":"1234"}"#), 765 + 1),
         (openai(r#"{"type":"tool_result","content":"B64"}"#), 1_500),
         (openai(r#"{"type":"thinking","thinking":"1234","signature":"B64"}"#), 1),
         (openai(r#"{"type":"image"}"#), 0),

@@ -10,7 +10,7 @@ use http::{
     header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
 };
 use serde::de::IgnoredAny;
-use std::str;
+use std::{collections::BTreeMap, str};
 
 /// Why the body of a successful response is not an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,6 +65,12 @@ struct Stream {
     has_ended: bool,
     /// Whether there was an event that is neither a document nor a known end.
     has_other: bool,
+    /// Whether its format is OpenAI's chat format, in which an answer has at least one choice.
+    is_chat: bool,
+    /// Whether the documents of a chat name their format, as OpenAI's do. Then `[DONE]` is the end.
+    is_named_chat: bool,
+    /// Whether each choice of a chat, or candidate of Gemini, has ended, by its index. They need not end together.
+    choices: BTreeMap<u64, bool>,
     defect: Option<Defect>,
 }
 
@@ -223,10 +229,27 @@ fn parse(text: &[u8]) -> Result<Outline, Defect> {
     };
     Outline::read(text).or_else(|error| match error {
         error if error.is_eof() => Err(Defect::Truncated),
-        // Some JSON has no value in Rust: a number beyond the range of an `f64`, half of a surrogate pair.
-        _ if serde_json::from_str::<IgnoredAny>(text).is_ok() => Ok(Outline::Skipped),
+        // Some JSON has no value in Rust: half of a surrogate pair, a number beyond the range of an `f64`.
+        _ if serde_json::from_str::<IgnoredAny>(text).is_ok() => {
+            Ok(Outline::read(&without_surrogates(text)).unwrap_or(Outline::Skipped))
+        }
         _ => Err(defect),
     })
+}
+
+/// Replaces each half of a surrogate pair in a JSON document, such as `\ud83d`, by the escape of the replacement
+/// character.
+fn without_surrogates(text: &str) -> String {
+    let mut parts = text.split("\\u");
+    let mut replaced = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part.get(..4).and_then(|code| u16::from_str_radix(code, 16).ok());
+        let is_surrogate = code.is_some_and(|code| (0xD800..0xE000).contains(&code));
+        replaced.push_str("\\u");
+        replaced.push_str(if is_surrogate { "fffd" } else { "" });
+        replaced.push_str(if is_surrogate { &part[4..] } else { part });
+    }
+    replaced
 }
 
 fn check_document(text: &[u8]) -> Result<(), Defect> {
@@ -259,7 +282,13 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 fn check_lines(body: &[u8]) -> Result<(), Defect> {
     let mut stream = Stream::default();
-    lines(body).for_each(|line| stream.read(b"", line));
+    for line in lines(body) {
+        stream.read(b"", line);
+        // In a stream of events, the data may be any text. A line has to be JSON.
+        if stream.defect.is_none() && !line.starts_with(b"{") && line != b"[DONE]" {
+            stream.defect = parse(line).err();
+        }
+    }
     stream.end()
 }
 
@@ -280,11 +309,11 @@ impl Stream {
         if self.defect.is_some() || (data.is_empty() && !is_error) {
             return;
         }
-        self.has_documents = true;
         if data == b"[DONE]" {
             self.has_ended = true;
             return;
         }
+        self.has_documents = true;
         if !is_error && !data.starts_with(b"{") {
             self.has_other = true;
             return;
@@ -313,20 +342,15 @@ impl Stream {
     fn observe_end(&mut self, document: &Outline) {
         let (has_end, is_end) = if let Some(choices) = document.get("choices") {
             // OpenAI chat ends with `[DONE]`, after the usage. Some servers that copy the format leave out both the
-            // name of the format and `[DONE]`: a `finish_reason` is their end.
-            let is_openai = document.text("object") == Some("chat.completion.chunk");
-            let mut choices = choices.elements().iter();
-            let is_end = !is_openai && choices.any(|choice| choice.text("finish_reason").is_some());
-            (true, is_end)
+            // name of the format and `[DONE]`: the end of each choice is their end.
+            self.is_chat = true;
+            self.is_named_chat |= document.text("object") == Some("chat.completion.chunk");
+            self.observe_choices(choices, "finish_reason");
+            (true, false)
         } else if let Some(candidates) = document.get("candidates") {
-            // Gemini: the last document tells why it is the last.
-            (
-                true,
-                candidates
-                    .elements()
-                    .iter()
-                    .any(|candidate| candidate.text("finishReason").is_some()),
-            )
+            // Gemini: the last document of a candidate tells why it is the last.
+            self.observe_choices(candidates, "finishReason");
+            (true, false)
         } else if let Some(kind) = document.text("type") {
             // Anthropic, OpenAI's Responses API, and Cohere.
             let is_message = matches!(kind, "message_start" | "message_stop" | "message-start" | "message-end");
@@ -348,13 +372,28 @@ impl Stream {
         self.has_ended |= is_end;
     }
 
+    /// Finds out which choices of a document have ended: those with a text in the field `end`. What comes after the end
+    /// of a choice, such as the result of a filter, does not begin it anew.
+    fn observe_choices(&mut self, choices: &Outline, end: &str) {
+        for choice in choices.elements() {
+            let index = match choice.get("index") {
+                Some(Outline::Number(index)) => *index as u64,
+                _ => 0,
+            };
+            *self.choices.entry(index).or_default() |= choice.text(end).is_some();
+        }
+    }
+
     fn end(self) -> Result<(), Defect> {
+        let have_choices_ended = !self.choices.is_empty() && self.choices.values().all(|ended| *ended);
+        let has_ended = self.has_ended || (have_choices_ended && !self.is_named_chat);
         match self.defect {
             Some(defect) => Err(defect),
             None if !self.has_documents => Err(Defect::Empty),
-            None if self.has_end && !self.has_ended => Err(Defect::Truncated),
+            None if self.has_end && !has_ended => Err(Defect::Truncated),
             // In a stream of documents, a text that is none is a document, or an end, that was damaged on the way.
             None if self.has_end && self.has_other => Err(Defect::NotJson),
+            None if self.is_chat && self.choices.is_empty() => Err(Defect::Empty),
             None => Ok(()),
         }
     }

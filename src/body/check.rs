@@ -33,10 +33,11 @@ use tower_service::Service;
 ///   `cancelled`, `errors` beside a `data` that is null. An answer that was cut off at the longest length that the
 ///   request allows (`incomplete`, `length`, `max_tokens`) is an answer.
 /// - A stream of server-sent events, or of JSON documents in lines, with such a document or with an event `error`.
-/// - A stream without its end: in OpenAI's chat format, `[DONE]` (or a `finish_reason`, if
-///   the documents do not name their format); in that of its Responses API,
-///   `response.completed` or `response.incomplete`; in Anthropic's, `message_stop`; in Gemini's, a `finishReason`; in
-///   Ollama's, `done`; in Cohere's, `message-end` or `stream-end`. In other formats, the end cannot be told.
+/// - A stream without its end: in OpenAI's chat format, `[DONE]` (or, if the documents do not name their format, a
+///   `finish_reason` of each choice that has begun); in that of its Responses API, `response.completed` or
+///   `response.incomplete`; in Anthropic's, `message_stop`; in Gemini's, a `finishReason` of each candidate that has
+///   begun; in Ollama's, `done`; in Cohere's, `message-end` or `stream-end`. In other formats, the end cannot be told.
+/// - A stream with nothing but its end, and a completion without a choice.
 /// - A body that breaks off: in the middle of a JSON document, or before its content length.
 /// - A body that is not JSON, if its content type says so, or if it has no content type and the request asks for JSON:
 ///   by its header `accept`, or by having a JSON body itself. If `accept` names nothing but JSON, a text is not an

@@ -22,7 +22,7 @@ pub(super) enum Outline {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Fields {
     known: Vec<(&'static str, Outline)>,
-    /// Whether the object has fields that are not in [`FIELDS`].
+    /// Whether the object has fields that are not in [`FIELDS`] and not null.
     has_others: bool,
 }
 
@@ -34,7 +34,7 @@ struct Levels(u8);
 struct FieldName(Option<&'static str>);
 
 /// The fields that are kept. An outline of a document without them has no fields.
-const FIELDS: [&str; 29] = [
+const FIELDS: [&str; 30] = [
     "candidates",
     "choices",
     "code",
@@ -49,6 +49,7 @@ const FIELDS: [&str; 29] = [
     "finishReason",
     "finish_reason",
     "generated_text",
+    "index",
     "message",
     "object",
     "ok",
@@ -69,8 +70,9 @@ const FIELDS: [&str; 29] = [
 /// The levels of objects and lists that are kept. The deepest value that is looked at is the message of an error in a
 /// choice in a list: four levels below the document.
 const MAX_DEPTH: u8 = 6;
-/// The longest text that is kept, in bytes.
-const MAX_TEXT: usize = 600;
+/// The longest text that is kept, in bytes. The 300 characters of a message that are shown have up to 1,200; some
+/// secrets are only recognized by what follows them, such as a password by the `@` after it.
+const MAX_TEXT: usize = 4_000;
 /// The elements of a list that are kept: the first ones, and the last one in the place of the last of them.
 const MAX_ELEMENTS: usize = 64;
 
@@ -88,8 +90,7 @@ impl Outline {
     /// Returns a field of an object, if the object has it and it is not null.
     pub(super) fn get(&self, name: &str) -> Option<&Self> {
         let Self::Object(fields) = self else { return None };
-        // If a name is there twice, the last one counts, as for most parsers.
-        let found = fields.known.iter().rev().find(|(known, _)| *known == name);
+        let found = fields.known.iter().find(|(known, _)| *known == name);
         found.map(|(_, value)| value).filter(|value| **value != Self::Null)
     }
 
@@ -127,7 +128,8 @@ impl Outline {
         }
     }
 
-    /// Returns whether the value holds something: it is neither null, false, zero nor empty.
+    /// Returns whether the value holds something: it is neither null, false, zero nor empty. An object whose fields are
+    /// all null is empty, such as the `error` of OpenAI's fine-tuning jobs.
     pub(super) fn is_something(&self) -> bool {
         match self {
             Self::Null => false,
@@ -135,7 +137,7 @@ impl Outline {
             Self::Number(number) => *number != 0.0,
             Self::Text(text) => !text.is_empty(),
             Self::List(elements) => !elements.is_empty(),
-            Self::Object(fields) => fields.has_others || !fields.known.is_empty(),
+            Self::Object(fields) => fields.has_others || fields.known.iter().any(|(_, value)| *value != Self::Null),
             Self::Skipped => true,
         }
     }
@@ -209,11 +211,13 @@ impl<'de> Visitor<'de> for Levels {
         let mut fields = Fields::default();
         while let Some(FieldName(name)) = map.next_key()? {
             match name {
-                Some(name) => fields.known.push((name, map.next_value_seed(Self(below))?)),
-                None => {
-                    map.next_value::<IgnoredAny>()?;
-                    fields.has_others = true;
+                Some(name) => {
+                    // If a name is there twice, the last one counts, as for most parsers. So an outline has each name
+                    // once, however often a document has it.
+                    fields.known.retain(|(known, _)| *known != name);
+                    fields.known.push((name, map.next_value_seed(Self(below))?));
                 }
+                None => fields.has_others |= map.next_value::<Option<IgnoredAny>>()?.is_some(),
             }
         }
         Ok(Outline::Object(fields))

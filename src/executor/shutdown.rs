@@ -114,8 +114,8 @@ impl<B, R> Executor<B, R> {
     ///
     /// # Panics
     ///
-    /// A stop with [`Shutdown::Within`] or [`Shutdown::SentWithin`] panics outside a Tokio runtime with its timer enabled. In that case, the
-    /// executor is not stopped.
+    /// A stop with [`Shutdown::Within`] or [`Shutdown::SentWithin`] panics outside a Tokio runtime with its timer
+    /// enabled. In that case, the executor is not stopped.
     ///
     /// # Cancel safety
     ///

@@ -52,8 +52,8 @@ pub struct CharacterEstimate {
 ///
 /// ```
 /// use tower_outbound::{Executor, provider::AverageEstimate};
-/// # let client = tower::service_fn(async |_: http::Request<String>| Ok::<_,
-/// tower::BoxError>(http::Response::new(())));
+/// # use http::{Request, Response};
+/// # let client = tower::service_fn(async |_: Request<String>| Ok::<_, tower::BoxError>(Response::new(())));
 ///
 /// let estimate = AverageEstimate::new(500);
 /// let executor = Executor::builder().cost(estimate.clone()).settle(estimate).build(client)?;

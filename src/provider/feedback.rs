@@ -152,7 +152,7 @@ impl FeedbackLayer {
             if is_throttled {
                 let rejection = match status.as_u16() {
                     503 | 529 => Rejection::Doubtful,
-                    _ if info.retry_after.is_some() => Rejection::Pausing,
+                    _ if info.retry_after.is_some_and(|delay| !delay.is_zero()) => Rejection::Pausing,
                     _ => Rejection::Certain,
                 };
                 adaptation.on_throttled(&self.limiter, sent, rejection);

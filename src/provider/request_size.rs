@@ -39,7 +39,7 @@ struct Size {
 /// A JSON value whose texts are counted at any depth.
 struct Texts;
 
-/// A list, each of whose elements is an image.
+/// A list, each of whose elements is an image, or one image.
 struct Images;
 
 /// The name of a field.
@@ -443,9 +443,54 @@ impl<'de> DeserializeSeed<'de> for Images {
     type Value = Size;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Size, D::Error> {
-        let images = Vec::<IgnoredAny>::deserialize(deserializer)?;
-        let each = Medium::OpenAiImage.tokens();
-        Ok(Size::of_tokens(each.saturating_mul(images.len() as u64)))
+        let count: u64 = deserializer.deserialize_any(self)?;
+        Ok(Size::of_tokens(Medium::OpenAiImage.tokens().saturating_mul(count)))
+    }
+}
+
+/// Counts the images. A value of another type than expected must not fail: the whole body would then count as text.
+impl<'de> Visitor<'de> for Images {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<u64, E> {
+        Ok(1)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<u64, E> {
+        Ok(0)
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<u64, E> {
+        Ok(0)
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<u64, E> {
+        Ok(0)
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<u64, E> {
+        Ok(0)
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<u64, E> {
+        Ok(0)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<u64, A::Error> {
+        let mut count = 0;
+        while seq.next_element::<IgnoredAny>()?.is_some() {
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<u64, A::Error> {
+        IgnoredAny.visit_map(map)?;
+        Ok(1)
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     error::{BoxError, Cancelled},
-    event::Scope,
+    event::{Events, Scope, Stage},
     semaphore::Semaphore,
     sync::{Mutex, model},
 };
@@ -43,9 +43,14 @@ where
 
 /// Pushes a call with the request `req`. Returns the call, or `None` if the queue was closed.
 fn push(channel: &Arc<Channel<u32, u32>>, req: u32) -> Option<Call> {
+    push_in(channel, req, Scope::capture())
+}
+
+/// Pushes a call with the request `req` and the event of `scope`.
+fn push_in(channel: &Arc<Channel<u32, u32>>, req: u32, scope: Scope) -> Option<Call> {
     let place = channel.places().acquire().try_acquire().ok()??;
     let context = CallContext {
-        scope: Scope::capture(),
+        scope,
         deadline: None,
         demand: None,
     };
@@ -235,6 +240,65 @@ fn an_abort_ends_a_call_that_waits_for_the_service() {
         let call = push(&channel, 7).unwrap();
         channel.abort();
         assert!(response(&call).unwrap_err().is::<Cancelled>());
+        join(&channel);
+    });
+}
+
+#[test]
+fn an_abort_ends_a_call_that_begins_or_waits() {
+    model(2, || {
+        let channel = channel(WaitsAtGate(Gate::default()));
+        let call = push(&channel, 7).unwrap();
+        channel.abort();
+        assert!(response(&call).unwrap_err().is::<Cancelled>());
+        join(&channel);
+    });
+}
+
+#[test]
+fn a_stop_that_finishes_what_is_on_the_wire_ends_a_call_that_never_gets_there() {
+    model(2, || {
+        let events = Events::new();
+        let channel = channel(WaitsAtGate(Gate::default()));
+        let (event, span) = events.open(|_| (), Stage::Queued, false);
+        let call = push_in(&channel, 7, Scope::capture_with(event, span)).unwrap();
+        channel.finish_sent();
+        assert!(response(&call).unwrap_err().is::<Cancelled>());
+        join(&channel);
+        assert_eq!(events.totals().cancelled, 1);
+    });
+}
+
+#[test]
+fn an_abort_during_a_stop_ends_the_calls_that_the_stop_would_finish() {
+    model(2, || {
+        let channel = channel(WaitsAtGate(Gate::default()));
+        // A call without an event counts as on the wire once it has begun.
+        let call = push(&channel, 7).unwrap();
+        let finishes = thread::spawn({
+            let channel = channel.clone();
+            move || channel.finish_sent()
+        });
+        channel.abort();
+        assert!(response(&call).unwrap_err().is::<Cancelled>());
+        finishes.join().unwrap();
+        join(&channel);
+    });
+}
+
+#[test]
+fn a_call_whose_service_becomes_ready_during_a_stop_has_one_outcome() {
+    model(2, || {
+        let gate = Gate::default();
+        let channel = channel(ReadyAtGate(gate.clone()));
+        let call = push(&channel, 7).unwrap();
+        let opens = thread::spawn(move || gate.open());
+        channel.finish_sent();
+        match response(&call) {
+            Ok(response) => assert_eq!(response, 7),
+            Err(error) => assert!(error.is::<Cancelled>()),
+        }
+        opens.join().unwrap();
         join(&channel);
     });
 }
