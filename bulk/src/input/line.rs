@@ -69,6 +69,12 @@ fn parse_fields(
             body_of(&fields, bytes, &mut headers)?
         }
     };
+    // A part of the line keeps the whole line in memory, of which only the part is counted.
+    let body = if body.len() < bytes.len() / 2 {
+        Bytes::copy_from_slice(&body)
+    } else {
+        body
+    };
     let line_url = match form {
         Form::OpenAiBatch | Form::Rest => fields.get("url").map(|url| string(url, "url")).transpose()?,
         _ => None,
@@ -146,7 +152,7 @@ fn headers_of(fields: &Fields<'_>) -> Result<HeaderMap, String> {
     for name in object.names() {
         let value = object.get(name).map_or("", RawValue::get);
         let value = match value.starts_with('"') {
-            true => serde_json::from_str(value).unwrap_or_default(),
+            true => serde_json::from_str(value).map_err(|_| format!("the header {name:?} is not a string"))?,
             false if value.starts_with(['{', '[', 'n']) => return Err(format!("the header {name:?} is not a string")),
             false => value.to_owned(),
         };
@@ -256,6 +262,17 @@ mod tests {
     }
 
     #[test]
+    fn a_request_does_not_keep_what_else_is_in_its_line() {
+        let text = Bytes::from(format!(
+            r#"{{"custom_id":"c","body":{{"a":1}},"metadata":"{}"}}"#,
+            "x".repeat(1_000)
+        ));
+        let request = parse(7, &text, &options(&[])).unwrap();
+        assert_eq!(request.body, r#"{"a":1}"#);
+        assert!(text.is_unique());
+    }
+
+    #[test]
     fn a_call_has_its_method_headers_and_body() {
         let call = request(r#"{"method":"patch","url":"/x","headers":{"x-team":"a","x-n":7},"body":[1, 2]}"#);
         assert_eq!((call.method.as_str(), &*call.body), ("PATCH", &b"[1, 2]"[..]));
@@ -291,6 +308,10 @@ mod tests {
             (
                 r#"{"method":"GET","url":"/x","headers":[]}"#,
                 "`headers` is not an object",
+            ),
+            (
+                r#"{"method":"GET","url":"/x","headers":{"a":"\ud800"}}"#,
+                "the header \"a\" is not a string",
             ),
             (r#"{"method":"A B","url":"/x"}"#, "`method` is no method of a request"),
             ("[]", "not a JSON object"),

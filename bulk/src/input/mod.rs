@@ -224,12 +224,12 @@ impl Requests {
                 break false;
             }
         };
-        let is_empty = requests
-            .ahead
-            .iter()
-            .all(|line| matches!(&line.text, Ok(text) if trim(text).is_empty()));
+        let is_blank = |line: &Line| matches!(&line.text, Ok(text) if trim(text).is_empty());
+        let is_empty = is_whole && requests.ahead.iter().all(is_blank);
         // A form that is forced is believed, as long as there is something to read.
-        let is_judged = is_empty || (options.form.is_none() && !head.is_empty());
+        // Of lines above `--max-line` nothing is kept that could be judged: each of them is malformed.
+        let has_text = !head.trim_ascii().is_empty();
+        let is_judged = is_empty || (options.form.is_none() && has_text);
         if let Some(what) = form::what_it_is(&head, is_whole).filter(|_| is_judged) {
             bail!("it is no file of requests: it looks like {what}");
         }
@@ -356,6 +356,8 @@ mod tests {
         assert_eq!(lines, [Ok(1), Ok(4), Ok(5)]);
         assert_eq!(requests.form(), Form::Lines);
         assert!(!requests.is_rewindable());
+        let (_, lines) = read("\n".repeat(HEAD + 1) + "{\"a\":1}", &[]).await.unwrap();
+        assert_eq!(lines, [Ok(HEAD as u64 + 2)]);
     }
 
     #[tokio::test]
@@ -387,6 +389,11 @@ mod tests {
         let text = format!("{{\"a\":1}}\n{{\"a\":\"{}\"}}\n{{\"a\":3}}\n", "x".repeat(2 << 20));
         let (_, lines) = read(text, &["--max-line", "1M"]).await.unwrap();
         assert_eq!(lines, [Ok(1), Err(2), Ok(3)]);
+        // Such a line alone is not an empty file.
+        let (_, lines) = read(format!("[{}]", " ".repeat(2 << 20)), &["--max-line", "1M"])
+            .await
+            .unwrap();
+        assert_eq!(lines, [Err(1)]);
     }
 
     #[tokio::test]
