@@ -119,8 +119,7 @@ impl FileArgs {
 
     /// Returns whether results go to standard output, so that nothing else may be written there.
     pub(crate) fn writes_to_stdout(&self) -> bool {
-        const NAMES: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
-        NAMES.iter().any(|name| self.output() == Path::new(name))
+        is_stdout(self.output())
     }
 
     /// The form that all lines of the input have, if it is given.
@@ -139,6 +138,12 @@ impl FileArgs {
     pub(crate) fn max_line(&self) -> usize {
         usize::try_from(self.max_line).unwrap_or(usize::MAX)
     }
+}
+
+/// Returns whether the path is a name of standard output.
+pub(crate) fn is_stdout(path: &Path) -> bool {
+    const NAMES: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
+    NAMES.iter().any(|name| path == Path::new(name))
 }
 
 /// Parses a number of bytes, with K, M or G for powers of 1,024.

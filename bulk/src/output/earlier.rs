@@ -74,8 +74,13 @@ impl<'a> EarlierResult<'a> {
         result.status.is_some().then_some(result)
     }
 
-    pub(super) fn is_local(&self) -> bool {
+    fn is_local(&self) -> bool {
         self.host.as_deref() == Some(LOCAL)
+    }
+
+    /// Returns whether an API was meant to answer the request. The result of a malformed line names no host.
+    pub(super) fn is_of_api(&self) -> bool {
+        self.host.is_some() && !self.is_local()
     }
 
     /// The hash of the request, if the result is that of a completed one.
