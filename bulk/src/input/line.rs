@@ -27,6 +27,7 @@ pub(super) fn parse(line: u64, text: &Bytes, options: &Options) -> Result<Reques
         line,
         custom_id,
         reason,
+        admitted: None,
     })
 }
 

@@ -72,6 +72,8 @@ pub(crate) struct Malformed {
     pub(crate) line: u64,
     pub(crate) custom_id: Option<Box<RawValue>>,
     pub(crate) reason: String,
+    /// The place of its result in memory, if there is a bound.
+    pub(crate) admitted: Option<Admitted>,
 }
 
 /// How the number of tokens of a request is determined.
@@ -139,6 +141,26 @@ impl Request {
             url: None,
             headers: HeaderMap::new(),
             body: "{}".into(),
+            admitted: None,
+        }
+    }
+}
+
+// === impl Malformed ===
+
+impl Malformed {
+    /// The bytes that the result of the line takes in memory, roughly.
+    pub(crate) fn bytes(&self) -> u64 {
+        let custom_id = self.custom_id.as_ref().map_or(0, |id| id.get().len());
+        (custom_id + self.reason.len()) as u64 + OVERHEAD
+    }
+
+    #[cfg(test)]
+    pub(crate) fn example(line: u64) -> Self {
+        Self {
+            line,
+            custom_id: None,
+            reason: "it is none".into(),
             admitted: None,
         }
     }
@@ -285,6 +307,7 @@ impl Requests {
                     line: number,
                     custom_id: None,
                     reason: format!("{length} bytes long, above --max-line of {limit} bytes"),
+                    admitted: None,
                 }));
             }
         };
