@@ -192,7 +192,7 @@ fn string(value: &RawValue, name: &str) -> Result<String, String> {
 
 /// The FNV-1a hash. It does not depend on the version of a library, so hashes in the results of earlier runs stay
 /// valid.
-pub(super) fn hash(bytes: &[u8]) -> u64 {
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })

@@ -16,7 +16,7 @@ mod source;
 
 pub(crate) use admission::{Admission, Admitted};
 pub(crate) use form::Form;
-pub(crate) use line::without_secrets;
+pub(crate) use line::{hash, without_secrets};
 
 use crate::args::{Args, Target};
 use anyhow::{Context, bail, ensure};
