@@ -44,7 +44,8 @@ fn parse_fields(
     let id = fields
         .get("custom_id")
         .or_else(|| fields.get("key").filter(|_| form == Form::GeminiBatch));
-    *custom_id = id.map(RawValue::to_owned);
+    // Tools that write tables as JSON write `null` for what a row does not have.
+    *custom_id = id.filter(|id| id.get() != "null").map(RawValue::to_owned);
     let part = |name: &str| {
         let value = fields.get(name).filter(|value| value.get().starts_with('{'));
         let range = fields.range_of(value.ok_or_else(|| format!("no object `{name}`"))?);
@@ -332,6 +333,15 @@ mod tests {
         let text = Bytes::from_static(br#"{"custom_id":"a","method":"A B","url":"/x"}"#);
         let malformed = parse(1, &text, &options(&[])).unwrap_err();
         assert_eq!(malformed.custom_id.unwrap().get(), r#""a""#);
+    }
+
+    #[test]
+    fn null_is_no_custom_id() {
+        let request = request(r#"{"custom_id":null,"a":1}"#);
+        assert_eq!(
+            (request.custom_id.is_none(), &*request.body),
+            (true, &br#"{"a":1}"#[..])
+        );
     }
 
     #[test]

@@ -163,6 +163,13 @@ fn check_paths(files: &FileArgs) -> anyhow::Result<()> {
         !is_same(output, input),
         "the output is the same file as the input: --output names another"
     );
+    for path in [Some(output), files.errors.as_deref()].into_iter().flatten() {
+        ensure!(
+            !path.is_dir(),
+            "{} is a folder: a file is needed for results",
+            path.display()
+        );
+    }
     if let Some(errors) = &files.errors {
         ensure!(
             !is_stdout(errors),

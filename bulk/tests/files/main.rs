@@ -429,6 +429,7 @@ fn a_file_of_something_else_is_neither_continued_nor_overwritten() {
         &["--resume"],
         &["--errors", "out.jsonl", "--output", "other.jsonl"],
         &["--errors", "out.jsonl", "--output", "other.jsonl", "--resume"],
+        &["--output", ".", "--force"],
         &["--errors", "-", "--force"],
         &["--errors", "/dev/stdout", "--output", "-"],
     ] {
