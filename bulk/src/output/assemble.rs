@@ -109,7 +109,7 @@ fn completion(events: &[Value], is_done: bool) -> Option<Value> {
             }
         }
     }
-    let is_finished = choices.iter().all(|choice| choice["finish_reason"].is_string());
+    let is_finished = !choices.is_empty() && choices.iter().all(|choice| choice["finish_reason"].is_string());
     if !(is_done || is_finished) {
         return None;
     }
@@ -473,6 +473,7 @@ mod tests {
             &[r#"{"other":1}"#][..],
             &["text"],
             &[r#"{"choices":[{"index":0,"delta":{"content":"he"}}]}"#],
+            &[r#"{"choices":[],"prompt_filter_results":[]}"#],
             &[r#"{"type":"message_start","message":{"id":"m"}}"#],
             &[],
         ] {
