@@ -47,9 +47,10 @@ pub(crate) struct FileArgs {
     #[arg(long, value_name = "BYTES", default_value = "48M", value_parser = bytes)]
     pub(crate) memory: u64,
 
-    /// Continue an earlier run: skip the requests that are COMPLETED in the output by the same API and path, and append the other
-    /// results. Requests are recognized by a hash of their line, so lines may be added or moved between the runs; a
-    /// changed line is sent again. The limits start with empty buckets, because the earlier run may have used them up
+    /// Continue an earlier run: skip the requests that are COMPLETED in the output by the same API and path, and append
+    /// the other results. Requests are recognized by a hash of their line, so lines may be added or moved between the
+    /// runs; a changed line is sent again. The limits start with empty buckets, because the earlier run may have used
+    /// them up
     #[arg(long)]
     pub(crate) resume: bool,
 
