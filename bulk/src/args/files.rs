@@ -47,9 +47,10 @@ pub(crate) struct FileArgs {
     #[arg(long, value_name = "BYTES", default_value = "48M", value_parser = bytes)]
     pub(crate) memory: u64,
 
-    /// Continue an earlier run: skip the requests that are COMPLETED in the output by the same API, and append the other
-    /// results. Requests are recognized by a hash of their line, so lines may be added or moved between the runs; a
-    /// changed line is sent again. The limits start with empty buckets, because the earlier run may have used them up
+    /// Continue an earlier run: skip the requests that are COMPLETED in the output by the same API and path, and append
+    /// the other results. Requests are recognized by a hash of their line, so lines may be added or moved between the
+    /// runs; a changed line is sent again. The limits start with empty buckets, because the earlier run may have used
+    /// them up
     #[arg(long)]
     pub(crate) resume: bool,
 
@@ -119,8 +120,7 @@ impl FileArgs {
 
     /// Returns whether results go to standard output, so that nothing else may be written there.
     pub(crate) fn writes_to_stdout(&self) -> bool {
-        const NAMES: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
-        NAMES.iter().any(|name| self.output() == Path::new(name))
+        is_stdout(self.output())
     }
 
     /// The form that all lines of the input have, if it is given.
@@ -139,6 +139,12 @@ impl FileArgs {
     pub(crate) fn max_line(&self) -> usize {
         usize::try_from(self.max_line).unwrap_or(usize::MAX)
     }
+}
+
+/// Returns whether the path is a name of standard output.
+pub(crate) fn is_stdout(path: &Path) -> bool {
+    const NAMES: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
+    NAMES.iter().any(|name| path == Path::new(name))
 }
 
 /// Parses a number of bytes, with K, M or G for powers of 1,024.

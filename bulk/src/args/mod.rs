@@ -9,7 +9,7 @@ mod send;
 mod target;
 mod view;
 
-pub(crate) use files::{FileArgs, OnMalformed, OutputFormat};
+pub(crate) use files::{FileArgs, OnMalformed, OutputFormat, is_stdout};
 pub(crate) use limits::LimitArgs;
 pub(crate) use local::LocalArgs;
 pub(crate) use send::SendArgs;

@@ -1,6 +1,6 @@
 //! How much of the input is in memory at once.
 
-use super::Request;
+use super::{Malformed, Request};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
@@ -48,18 +48,26 @@ impl Admission {
     /// Waits until there is room for the request, and gives it its place. A request that is larger than the whole
     /// budget waits until it is the only one. Cancel safe: a request that has waited in vain holds nothing.
     pub(crate) async fn admit(&self, request: &mut Request) {
-        let kib = request.bytes().div_ceil(1024).min(u64::from(self.total)) as u32;
-        let window = self.window.clone().acquire_owned().await;
-        let kib = self.kib.clone().acquire_many_owned(kib).await;
+        request.admitted = self.place(request.line, request.bytes()).await;
+    }
+
+    /// Waits as [`admit`](Self::admit) does, for a line that is no request: its result may have to wait, too.
+    pub(crate) async fn admit_malformed(&self, malformed: &mut Malformed) {
+        malformed.admitted = self.place(malformed.line, malformed.bytes()).await;
+    }
+
+    async fn place(&self, line: u64, bytes: u64) -> Option<Admitted> {
+        let kib = bytes.div_ceil(1024).min(u64::from(self.total)) as u32;
         // The semaphores are never closed.
-        let (Ok(window), Ok(kib)) = (window, kib) else { return };
-        self.lock_open().insert(request.line);
-        request.admitted = Some(Admitted {
-            line: request.line,
+        let window = self.window.clone().acquire_owned().await.ok()?;
+        let kib = self.kib.clone().acquire_many_owned(kib).await.ok()?;
+        self.lock_open().insert(line);
+        Some(Admitted {
+            line,
             open: self.open.clone(),
             _kib: kib,
             _window: window,
-        });
+        })
     }
 
     /// Takes what is left of the budget, up to `bytes`, for a result that waits for earlier lines. Never waits: the
@@ -119,6 +127,21 @@ mod tests {
         assert!(now_or_never(admission.admit(&mut small)).is_none());
         drop(large);
         assert!(now_or_never(admission.admit(&mut small)).is_some());
+    }
+
+    #[test]
+    fn with_an_order_malformed_lines_wait_as_requests_do() {
+        let admission = Admission::new(10 << 20, true);
+        let mut first = request(1, 1);
+        now_or_never(admission.admit(&mut first)).unwrap();
+        let mut lines: Vec<_> = (2..=WINDOW as u64 + 1).map(Malformed::example).collect();
+        let (last, others) = lines.split_last_mut().unwrap();
+        for line in others {
+            assert!(now_or_never(admission.admit_malformed(line)).is_some());
+        }
+        assert!(now_or_never(admission.admit_malformed(last)).is_none());
+        drop(first);
+        assert!(now_or_never(admission.admit_malformed(last)).is_some());
     }
 
     #[test]

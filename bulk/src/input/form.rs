@@ -21,7 +21,7 @@ pub(crate) enum Form {
 /// The fields by which a line is known as the body itself, whatever else it holds.
 const BODY_FIELDS: [&str; 5] = ["model", "messages", "input", "prompt", "contents"];
 
-/// All fields of a line that describes a call.
+/// All fields of a line that describes a call, with or without a `url`.
 const REST_FIELDS: [&str; 6] = ["custom_id", "metadata", "method", "url", "headers", "body"];
 
 impl Form {
@@ -31,8 +31,10 @@ impl Form {
         let is_string = |name| fields.get(name).is_some_and(|value| value.get().starts_with('"'));
         let is_body = BODY_FIELDS.iter().any(|name| fields.has(name));
         let has_url = is_string("method") && is_string("url");
-        let is_call = is_string("url") && fields.has("body") && fields.names().all(|name| REST_FIELDS.contains(&name));
-        if is_object("body") {
+        // A line with other fields may be a body itself, as that of an API for mails: `{"to": …, "body": {…}}`.
+        let has_call_fields_only = fields.names().all(|name| REST_FIELDS.contains(&name));
+        let is_call = is_string("url") && fields.has("body") && has_call_fields_only;
+        if is_object("body") && (has_url || has_call_fields_only) {
             let is_post = fields.get("method").is_none_or(|method| method.get() == "\"POST\"");
             if is_post && !fields.has("headers") {
                 Self::OpenAiBatch
@@ -174,6 +176,8 @@ mod tests {
             r#"{"model":"m","custom_id":1,"params":{}}"#,
             r#"{"request":{},"other":1}"#,
             r#"{"body":"hello"}"#,
+            r#"{"to":"a","subject":"b","body":{"text":"c"}}"#,
+            r#"{"custom_id":1,"model":"m","messages":[],"body":{}}"#,
         ] {
             assert_eq!(form(text), Form::Lines, "{text}");
         }

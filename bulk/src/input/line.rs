@@ -27,6 +27,7 @@ pub(super) fn parse(line: u64, text: &Bytes, options: &Options) -> Result<Reques
         line,
         custom_id,
         reason,
+        admitted: None,
     })
 }
 
@@ -43,7 +44,8 @@ fn parse_fields(
     let id = fields
         .get("custom_id")
         .or_else(|| fields.get("key").filter(|_| form == Form::GeminiBatch));
-    *custom_id = id.map(RawValue::to_owned);
+    // Tools that write tables as JSON write `null` for what a row does not have.
+    *custom_id = id.filter(|id| id.get() != "null").map(RawValue::to_owned);
     let part = |name: &str| {
         let value = fields.get(name).filter(|value| value.get().starts_with('{'));
         let range = fields.range_of(value.ok_or_else(|| format!("no object `{name}`"))?);
@@ -68,6 +70,12 @@ fn parse_fields(
             headers = headers_of(&fields)?;
             body_of(&fields, bytes, &mut headers)?
         }
+    };
+    // A part of the line keeps the whole line in memory, of which only the part is counted.
+    let body = if body.len() < bytes.len() / 2 {
+        Bytes::copy_from_slice(&body)
+    } else {
+        body
     };
     let line_url = match form {
         Form::OpenAiBatch | Form::Rest => fields.get("url").map(|url| string(url, "url")).transpose()?,
@@ -146,7 +154,7 @@ fn headers_of(fields: &Fields<'_>) -> Result<HeaderMap, String> {
     for name in object.names() {
         let value = object.get(name).map_or("", RawValue::get);
         let value = match value.starts_with('"') {
-            true => serde_json::from_str(value).unwrap_or_default(),
+            true => serde_json::from_str(value).map_err(|_| format!("the header {name:?} is not a string"))?,
             false if value.starts_with(['{', '[', 'n']) => return Err(format!("the header {name:?} is not a string")),
             false => value.to_owned(),
         };
@@ -185,7 +193,7 @@ fn string(value: &RawValue, name: &str) -> Result<String, String> {
 
 /// The FNV-1a hash. It does not depend on the version of a library, so hashes in the results of earlier runs stay
 /// valid.
-pub(super) fn hash(bytes: &[u8]) -> u64 {
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
@@ -256,6 +264,17 @@ mod tests {
     }
 
     #[test]
+    fn a_request_does_not_keep_what_else_is_in_its_line() {
+        let text = Bytes::from(format!(
+            r#"{{"custom_id":"c","body":{{"a":1}},"metadata":"{}"}}"#,
+            "x".repeat(1_000)
+        ));
+        let request = parse(7, &text, &options(&[])).unwrap();
+        assert_eq!(request.body, r#"{"a":1}"#);
+        assert!(text.is_unique());
+    }
+
+    #[test]
     fn a_call_has_its_method_headers_and_body() {
         let call = request(r#"{"method":"patch","url":"/x","headers":{"x-team":"a","x-n":7},"body":[1, 2]}"#);
         assert_eq!((call.method.as_str(), &*call.body), ("PATCH", &b"[1, 2]"[..]));
@@ -292,6 +311,10 @@ mod tests {
                 r#"{"method":"GET","url":"/x","headers":[]}"#,
                 "`headers` is not an object",
             ),
+            (
+                r#"{"method":"GET","url":"/x","headers":{"a":"\ud800"}}"#,
+                "the header \"a\" is not a string",
+            ),
             (r#"{"method":"A B","url":"/x"}"#, "`method` is no method of a request"),
             ("[]", "not a JSON object"),
             (r#"{"a":}"#, "expected value, at column 6"),
@@ -310,6 +333,15 @@ mod tests {
         let text = Bytes::from_static(br#"{"custom_id":"a","method":"A B","url":"/x"}"#);
         let malformed = parse(1, &text, &options(&[])).unwrap_err();
         assert_eq!(malformed.custom_id.unwrap().get(), r#""a""#);
+    }
+
+    #[test]
+    fn null_is_no_custom_id() {
+        let request = request(r#"{"custom_id":null,"a":1}"#);
+        assert_eq!(
+            (request.custom_id.is_none(), &*request.body),
+            (true, &br#"{"a":1}"#[..])
+        );
     }
 
     #[test]

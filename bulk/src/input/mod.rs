@@ -16,7 +16,7 @@ mod source;
 
 pub(crate) use admission::{Admission, Admitted};
 pub(crate) use form::Form;
-pub(crate) use line::without_secrets;
+pub(crate) use line::{hash, without_secrets};
 
 use crate::args::{Args, Target};
 use anyhow::{Context, bail, ensure};
@@ -72,6 +72,8 @@ pub(crate) struct Malformed {
     pub(crate) line: u64,
     pub(crate) custom_id: Option<Box<RawValue>>,
     pub(crate) reason: String,
+    /// The place of its result in memory, if there is a bound.
+    pub(crate) admitted: Option<Admitted>,
 }
 
 /// How the number of tokens of a request is determined.
@@ -139,6 +141,26 @@ impl Request {
             url: None,
             headers: HeaderMap::new(),
             body: "{}".into(),
+            admitted: None,
+        }
+    }
+}
+
+// === impl Malformed ===
+
+impl Malformed {
+    /// The bytes that the result of the line takes in memory, roughly.
+    pub(crate) fn bytes(&self) -> u64 {
+        let custom_id = self.custom_id.as_ref().map_or(0, |id| id.get().len());
+        (custom_id + self.reason.len()) as u64 + OVERHEAD
+    }
+
+    #[cfg(test)]
+    pub(crate) fn example(line: u64) -> Self {
+        Self {
+            line,
+            custom_id: None,
+            reason: "it is none".into(),
             admitted: None,
         }
     }
@@ -224,12 +246,12 @@ impl Requests {
                 break false;
             }
         };
-        let is_empty = requests
-            .ahead
-            .iter()
-            .all(|line| matches!(&line.text, Ok(text) if trim(text).is_empty()));
+        let is_blank = |line: &Line| matches!(&line.text, Ok(text) if trim(text).is_empty());
+        let is_empty = is_whole && requests.ahead.iter().all(is_blank);
         // A form that is forced is believed, as long as there is something to read.
-        let is_judged = is_empty || (options.form.is_none() && !head.is_empty());
+        // Of lines above `--max-line` nothing is kept that could be judged: each of them is malformed.
+        let has_text = !head.trim_ascii().is_empty();
+        let is_judged = is_empty || (options.form.is_none() && has_text);
         if let Some(what) = form::what_it_is(&head, is_whole).filter(|_| is_judged) {
             bail!("it is no file of requests: it looks like {what}");
         }
@@ -285,6 +307,7 @@ impl Requests {
                     line: number,
                     custom_id: None,
                     reason: format!("{length} bytes long, above --max-line of {limit} bytes"),
+                    admitted: None,
                 }));
             }
         };
@@ -356,6 +379,8 @@ mod tests {
         assert_eq!(lines, [Ok(1), Ok(4), Ok(5)]);
         assert_eq!(requests.form(), Form::Lines);
         assert!(!requests.is_rewindable());
+        let (_, lines) = read("\n".repeat(HEAD + 1) + "{\"a\":1}", &[]).await.unwrap();
+        assert_eq!(lines, [Ok(HEAD as u64 + 2)]);
     }
 
     #[tokio::test]
@@ -387,6 +412,11 @@ mod tests {
         let text = format!("{{\"a\":1}}\n{{\"a\":\"{}\"}}\n{{\"a\":3}}\n", "x".repeat(2 << 20));
         let (_, lines) = read(text, &["--max-line", "1M"]).await.unwrap();
         assert_eq!(lines, [Ok(1), Err(2), Ok(3)]);
+        // Such a line alone is not an empty file.
+        let (_, lines) = read(format!("[{}]", " ".repeat(2 << 20)), &["--max-line", "1M"])
+            .await
+            .unwrap();
+        assert_eq!(lines, [Err(1)]);
     }
 
     #[tokio::test]

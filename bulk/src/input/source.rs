@@ -171,7 +171,9 @@ fn decompressed<'a>(mut source: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>
     // A pipe may deliver fewer bytes than were asked for.
     source.by_ref().take(4).read_to_end(&mut magic)?;
     let is_gzip = magic.starts_with(&[0x1f, 0x8b]);
-    let is_zstd = magic == [0x28, 0xb5, 0x2f, 0xfd];
+    // A zstd file may begin with a frame that readers skip, as those of pzstd do.
+    let is_skipped_frame = magic.len() == 4 && magic[0] & 0xf0 == 0x50 && magic[1..] == [0x2a, 0x4d, 0x18];
+    let is_zstd = magic == [0x28, 0xb5, 0x2f, 0xfd] || is_skipped_frame;
     let whole = io::Cursor::new(magic).chain(source);
     Ok(if is_gzip {
         Box::new(MultiGzDecoder::new(whole))
@@ -307,8 +309,10 @@ mod tests {
         let frame = |text: &'static [u8]| compress_to_vec(text, CompressionLevel::Fastest);
         // A frame that readers skip: its magic number, its length, and its content.
         let skipped = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat();
-        let bytes = [frame(b"a\nb"), skipped, frame(b"c\n")].concat();
-        assert_eq!(lines(&bytes, 10).await.unwrap(), [Ok("a".into()), Ok("bc".into())]);
+        let bytes = [frame(b"a\nb"), skipped.clone(), frame(b"c\n")].concat();
+        for bytes in [[skipped, bytes.clone()].concat(), bytes] {
+            assert_eq!(lines(&bytes, 10).await.unwrap(), [Ok("a".into()), Ok("bc".into())]);
+        }
     }
 
     #[tokio::test]

@@ -28,7 +28,26 @@ pub(super) fn assemble(text: &str) -> Option<Box<RawValue>> {
     } else {
         return None;
     };
+    if !is_exact(&assembled) {
+        return None;
+    }
     serde_json::value::to_raw_value(&assembled).ok()
+}
+
+/// Returns whether no number has lost digits: an integer above 64 bits is read as the nearest floating-point number.
+fn is_exact(value: &Value) -> bool {
+    const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(number) => !number.is_f64() || number.as_f64().is_some_and(|number| number.abs() < MAX_EXACT),
+        Value::Array(values) => values.iter().all(is_exact),
+        Value::Object(fields) => fields.values().all(is_exact),
+        _ => true,
+    }
+}
+
+/// Returns whether a later part says nothing about a field: some APIs repeat all fields, with `null` or an empty text.
+fn is_blank(value: &Value) -> bool {
+    value.is_null() || value == ""
 }
 
 /// The data of each event. Comments and other fields are left out.
@@ -77,20 +96,20 @@ fn completion(events: &[Value], is_done: bool) -> Option<Value> {
                         add_choice(&mut choices, part)?;
                     }
                 }
-                "object" => {
+                "object" if !is_blank(value) => {
                     let object = value.as_str().unwrap_or_default().replace(".chunk", "");
                     whole.insert(name.clone(), object.into());
                 }
                 // Padding against the guessing of lengths.
                 "obfuscation" => {}
-                _ if value.is_null() => {}
+                _ if value.is_null() || (whole.contains_key(name) && is_blank(value)) => {}
                 _ => {
                     whole.insert(name.clone(), value.clone());
                 }
             }
         }
     }
-    let is_finished = choices.iter().all(|choice| choice["finish_reason"].is_string());
+    let is_finished = !choices.is_empty() && choices.iter().all(|choice| choice["finish_reason"].is_string());
     if !(is_done || is_finished) {
         return None;
     }
@@ -101,6 +120,8 @@ fn completion(events: &[Value], is_done: bool) -> Option<Value> {
             }
         }
     }
+    // The parts of several answers arrive in any order, and readers take the first choice for number 0.
+    choices.sort_by_key(|choice| choice["index"].as_u64());
     whole.insert("choices".into(), choices.into());
     Some(whole.into())
 }
@@ -122,8 +143,8 @@ fn add_choice(choices: &mut Vec<Value>, part: &Value) -> Option<()> {
                 add_delta(message, value)?;
             }
             "index" => {}
-            "text" | "logprobs" => join(choice.entry(name).or_insert(Value::Null), value),
-            _ if value.is_null() => {}
+            "text" | "logprobs" => join(choice.entry(name).or_insert(Value::Null), value)?,
+            _ if is_blank(value) => {}
             _ => {
                 choice.insert(name.clone(), value.clone());
             }
@@ -135,15 +156,18 @@ fn add_choice(choices: &mut Vec<Value>, part: &Value) -> Option<()> {
 fn add_delta(message: &mut Value, delta: &Value) -> Option<()> {
     let message = message.as_object_mut()?;
     for (name, value) in delta.as_object().into_iter().flatten() {
-        if name == "tool_calls" {
+        if value.is_null() && message.contains_key(name) {
+            continue;
+        }
+        if name == "tool_calls" && !value.is_null() {
             let calls = message.entry(name).or_insert_with(|| json!([])).as_array_mut()?;
             for part in value.as_array().into_iter().flatten() {
                 add_call(calls, part)?;
             }
-        } else if name == "role" {
+        } else if name != "role" {
+            join(message.entry(name).or_insert(Value::Null), value)?;
+        } else if !is_blank(value) {
             message.insert(name.clone(), value.clone());
-        } else {
-            join(message.entry(name).or_insert(Value::Null), value);
         }
     }
     Some(())
@@ -159,11 +183,12 @@ fn add_call(calls: &mut Vec<Value>, part: &Value) -> Option<()> {
     let call = calls[at].as_object_mut()?;
     for (name, value) in part.as_object()? {
         match (name.as_str(), value) {
-            ("index", _) | (_, Value::Null) => {}
+            ("index", _) => {}
+            _ if is_blank(value) => {}
             ("function", Value::Object(fields)) => {
                 let function = call.entry(name).or_insert_with(|| json!({})).as_object_mut()?;
                 for (name, value) in fields {
-                    join(function.entry(name).or_insert(Value::Null), value);
+                    join(function.entry(name).or_insert(Value::Null), value)?;
                 }
             }
             _ => {
@@ -174,19 +199,29 @@ fn add_call(calls: &mut Vec<Value>, part: &Value) -> Option<()> {
     Some(())
 }
 
-/// Appends a part of a value: to text and to lists; fields of objects one by one. Another value replaces.
-fn join(whole: &mut Value, part: &Value) {
+/// Appends a part of a value: to text and to lists; fields of objects one by one. Another value replaces. `None` if what
+/// was received before would be lost: the part is of another type.
+fn join(whole: &mut Value, part: &Value) -> Option<()> {
+    let is_empty = match &*whole {
+        Value::String(whole) => whole.is_empty(),
+        Value::Array(whole) => whole.is_empty(),
+        Value::Object(whole) => whole.is_empty(),
+        _ => true,
+    };
     match (whole, part) {
         (_, Value::Null) => {}
+        (_, Value::String(part)) if part.is_empty() && !is_empty => {}
         (Value::String(whole), Value::String(part)) => whole.push_str(part),
         (Value::Array(whole), Value::Array(part)) => whole.extend(part.iter().cloned()),
         (Value::Object(whole), Value::Object(part)) => {
             for (name, value) in part {
-                join(whole.entry(name).or_insert(Value::Null), value);
+                join(whole.entry(name).or_insert(Value::Null), value)?;
             }
         }
-        (whole, part) => *whole = part.clone(),
+        (whole, part) if is_empty => *whole = part.clone(),
+        _ => return None,
     }
+    Some(())
 }
 
 /// Anthropic's messages.
@@ -204,10 +239,10 @@ fn message(events: Vec<Value>) -> Option<Value> {
                 let delta = &event["delta"];
                 match delta["type"].as_str()? {
                     "input_json_delta" => input.push_str(delta["partial_json"].as_str()?),
-                    "citations_delta" => join(&mut block["citations"], &json!([delta["citation"]])),
+                    "citations_delta" => join(&mut block["citations"], &json!([delta["citation"]]))?,
                     _ => {
                         for (name, value) in delta.as_object()?.iter().filter(|(name, _)| *name != "type") {
-                            join(&mut block[name], value);
+                            join(&mut block[name], value)?;
                         }
                     }
                 }
@@ -350,6 +385,40 @@ mod tests {
     }
 
     #[test]
+    fn a_field_that_is_repeated_without_a_value_keeps_its_value() {
+        let whole = assembled(&[
+            r#"{"id":"a","object":"chat.completion.chunk","choices":[{"index":1,"delta":{"role":"assistant","content":"other"},"finish_reason":"stop"}]}"#,
+            r#"{"id":"","object":"","choices":[{"index":0,"delta":{"role":"assistant","content":"he","tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"{"}}]}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"role":null,"content":"llo","tool_calls":[{"index":0,"id":"","function":{"name":"","arguments":"}"}}]},"finish_reason":""}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"role":"","content":null,"tool_calls":null},"finish_reason":"stop"}]}"#,
+        ]);
+        assert_eq!(
+            whole,
+            json!({"id": "a", "object": "chat.completion", "choices": [
+                {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "hello", "tool_calls": [
+                    {"id": "c", "function": {"name": "f", "arguments": "{}"}},
+                ]}},
+                {"index": 1, "finish_reason": "stop", "message": {"role": "assistant", "content": "other"}},
+            ]})
+        );
+    }
+
+    #[test]
+    fn what_would_lose_a_part_or_a_digit_is_not_assembled() {
+        for events in [
+            &[
+                r#"{"choices":[{"index":0,"delta":{"content":[{"type":"thinking"}]}}]}"#,
+                r#"{"choices":[{"index":0,"delta":{"content":"text"},"finish_reason":"stop"}]}"#,
+            ][..],
+            &[
+                r#"{"candidates":[{"content":{"parts":[{"functionCall":{"args":{"n":123456789012345678901}}}]},"finishReason":"STOP"}]}"#,
+            ],
+        ] {
+            assert!(assemble(&stream(events)).is_none(), "{events:?}");
+        }
+    }
+
+    #[test]
     fn the_blocks_of_a_message_are_joined() {
         let whole = assembled(&[
             r#"{"type":"message_start","message":{"id":"m","content":[],"stop_reason":null,"usage":{"input_tokens":5,"output_tokens":1}}}"#,
@@ -404,6 +473,7 @@ mod tests {
             &[r#"{"other":1}"#][..],
             &["text"],
             &[r#"{"choices":[{"index":0,"delta":{"content":"he"}}]}"#],
+            &[r#"{"choices":[],"prompt_filter_results":[]}"#],
             &[r#"{"type":"message_start","message":{"id":"m"}}"#],
             &[],
         ] {

@@ -1,7 +1,7 @@
 //! What an earlier run wrote: which requests are done, and by whom they were answered.
 
 use super::LOCAL;
-use crate::input::Request;
+use crate::input::{Request, hash};
 use anyhow::{Context, bail};
 use http::Uri;
 use serde::Deserialize;
@@ -32,8 +32,9 @@ pub(crate) struct Done {
     apis: Vec<(String, u64)>,
     taken: u64,
     completed: u64,
-    /// The API of requests whose line names no URL.
+    /// The API of requests whose line names no URL, and the hash of their path: see [`path_hash`].
     default_api: String,
+    default_path: u64,
     /// The number of bytes up to the end of the last complete line.
     pub(super) complete_bytes: u64,
     /// The length of the file when it was read, in bytes.
@@ -74,8 +75,13 @@ impl<'a> EarlierResult<'a> {
         result.status.is_some().then_some(result)
     }
 
-    pub(super) fn is_local(&self) -> bool {
+    fn is_local(&self) -> bool {
         self.host.as_deref() == Some(LOCAL)
+    }
+
+    /// Returns whether an API was meant to answer the request. The result of a malformed line names no host.
+    pub(super) fn is_of_api(&self) -> bool {
+        self.host.is_some() && !self.is_local()
     }
 
     /// The hash of the request, if the result is that of a completed one.
@@ -89,11 +95,14 @@ impl<'a> EarlierResult<'a> {
         if self.is_local() {
             return LOCAL.to_owned();
         }
-        let url = self.url.as_deref().and_then(|url| url.parse().ok());
-        url.map_or_else(
+        self.uri().map_or_else(
             || self.host.as_deref().unwrap_or_default().to_owned(),
             |url| api(Some(&url)),
         )
+    }
+
+    fn uri(&self) -> Option<Uri> {
+        self.url.as_deref()?.parse().ok()
     }
 }
 
@@ -111,8 +120,13 @@ impl Done {
                     .with_context(|| format!("cannot continue {}", path.display()))?
             }
         };
-        done.default_api = api(default_url);
+        done.set_default_url(default_url);
         Ok(done)
+    }
+
+    fn set_default_url(&mut self, url: Option<&Uri>) {
+        self.default_api = api(url);
+        self.default_path = path_hash(url);
     }
 
     fn from_lines(mut lines: impl BufRead) -> anyhow::Result<Self> {
@@ -131,7 +145,8 @@ impl Done {
                 _ if length == 0 => break,
                 Some(earlier) => {
                     if let Some(hash) = earlier.completed() {
-                        keys.extend(done.api_number(earlier.api()).map(|api| key(hash, api)));
+                        let path = path_hash(earlier.uri().as_ref());
+                        keys.extend(done.api_number(earlier.api()).map(|api| key(hash, api, path)));
                         done.completed += 1;
                     }
                 }
@@ -166,19 +181,22 @@ impl Done {
     /// counts for one request only.
     pub(crate) fn take(&mut self, request: &Request) -> bool {
         let of_line;
-        let wanted = match &request.url {
+        let (wanted, path) = match &request.url {
             Some(url) => {
                 of_line = api(Some(url));
-                &of_line
+                (&of_line, path_hash(Some(url)))
             }
-            None => &self.default_api,
+            None => (&self.default_api, self.default_path),
         };
         let position = self.apis.iter().position(|(known, _)| known == wanted);
-        if position.is_some_and(|position| take(&self.keys, &mut self.left, key(request.hash, position))) {
+        if position.is_some_and(|position| take(&self.keys, &mut self.left, key(request.hash, position, path))) {
             self.taken += 1;
             return true;
         }
-        let other = (0..self.apis.len()).find(|number| take(&self.keys, &mut self.left, key(request.hash, *number)));
+        let other = self.apis.iter().enumerate().position(|(number, (api, _))| {
+            let path = if api == LOCAL { 0 } else { path };
+            take(&self.keys, &mut self.left, key(request.hash, number, path))
+        });
         if let Some(other) = other {
             self.apis[other].1 += 1;
         }
@@ -204,7 +222,8 @@ impl Done {
         let unknown = self.completed - self.taken - of_others;
         if unknown > 0 {
             notes.push(format!(
-                "{unknown} results belong to no line of the input: a line that has changed is sent again"
+                "{unknown} results belong to no line of the input: a line that has changed, or goes to another path, is sent \
+                 again"
             ));
         }
         notes
@@ -221,9 +240,17 @@ fn take(keys: &[u64], left: &mut [u32], key: u64) -> bool {
     is_left
 }
 
-/// The key of a request that was answered by an API: the hash of its line, mixed with the number of the API.
-const fn key(hash: u64, api: usize) -> u64 {
-    hash ^ (api as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+/// The key of a request that was answered by an API: the hash of its line, mixed with the number of the API and the hash
+/// of the path.
+const fn key(hash: u64, api: usize, path: u64) -> u64 {
+    hash ^ (api as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ path.wrapping_mul(0xff51_afd7_ed55_8ccd)
+}
+
+/// The hash of the path of a URL: the same body means another request at another path, such as `/v1/embeddings` and
+/// `/v1/moderations`. A slash at the end does not matter. Zero for the local provider, which has no paths in results.
+fn path_hash(url: Option<&Uri>) -> u64 {
+    let url = url.filter(|url| url.host().is_some());
+    url.map_or(0, |url| hash(url.path().trim_end_matches('/').as_bytes()))
 }
 
 /// Names the API behind a URL: its scheme, host and port, and the model, if the path holds it. `None`, or a path
@@ -267,7 +294,7 @@ mod tests {
 
     fn done(text: &str, url: &'static str) -> Done {
         let mut done = Done::from_lines(text.as_bytes()).unwrap();
-        done.default_api = api(Some(&Uri::from_static(url)));
+        done.set_default_url(Some(&Uri::from_static(url)));
         done
     }
 
@@ -297,7 +324,7 @@ mod tests {
     fn results_of_another_api_do_not_count_and_are_said() {
         let text = [
             line_of(1, "COMPLETED", ""),
-            line_of(2, "COMPLETED", "http://h:80/other?x"),
+            line_of(2, "COMPLETED", "http://h:80/v1/chat/?x"),
             line_of(3, "COMPLETED", "https://h/v1/chat"),
             line_of(4, "COMPLETED", "http://h:8080/v1/chat"),
         ]
@@ -309,9 +336,21 @@ mod tests {
             [
                 "1 results are of (local provider): those requests are sent again",
                 "1 results are of https://h:443: those requests are sent again",
-                "1 results belong to no line of the input: a line that has changed is sent again",
+                "1 results belong to no line of the input: a line that has changed, or goes to another path, is sent again",
             ]
         );
+    }
+
+    #[test]
+    fn results_of_another_path_do_not_count() {
+        let mut done = done(
+            &line_of(1, "COMPLETED", "http://h/v1/embeddings"),
+            "http://h/v1/moderations",
+        );
+        assert_eq!(taken(&mut done, &[1]), [false]);
+        let mut request = Request::example(1);
+        request.url = Some(Uri::from_static("http://h/v1/embeddings"));
+        assert!(done.take(&request));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One writer per output: a lock beside it, as long as the run lasts.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use std::{
     fs::{self, File, TryLockError},
     io::{Read, Seek, Write},
@@ -27,7 +27,7 @@ impl Lock {
             return Ok(None);
         }
         // Another name of the same file has the same lock.
-        let output = &output.canonicalize().unwrap_or_else(|_| output.to_owned());
+        let output = &behind_links(output);
         let mut path = output.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);
@@ -56,6 +56,15 @@ impl Lock {
             if !is_same(&file, &path) {
                 continue;
             }
+            let mut earlier = String::new();
+            let is_foreign = (&file).take(1_000).read_to_string(&mut earlier).is_err()
+                || !(earlier.is_empty() || earlier.starts_with("process "));
+            // A lock file of another program, as of a package manager, may have the same name.
+            ensure!(
+                !is_foreign,
+                "{} is needed as a lock, and holds something else: --output names another",
+                path.display()
+            );
             let holder = format!("process {} on {}, since {}\n", process::id(), host(), now());
             let written = file
                 .set_len(0)
@@ -73,6 +82,19 @@ impl Drop for Lock {
         let _ = fs::remove_file(&self.path);
         let _ = self.file.unlock();
     }
+}
+
+/// Returns the file that a link leads to, also one that does not exist yet.
+fn behind_links(output: &Path) -> PathBuf {
+    // The number of links that Linux follows.
+    const MAX_LINKS: usize = 40;
+    let mut path = output.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = fs::read_link(&path) else { break };
+        // A relative target begins in the folder of the link.
+        path = path.parent().unwrap_or_else(|| Path::new("")).join(target);
+    }
+    path.canonicalize().unwrap_or(path)
 }
 
 #[cfg(unix)]
@@ -121,6 +143,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("out.jsonl.lock"), "process 1 on a, since b\n").unwrap();
         assert!(Lock::of(&folder.path().join("out.jsonl")).unwrap().is_some());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_has_the_lock_of_its_file_also_before_the_file_exists() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link.jsonl");
+        std::os::unix::fs::symlink("out.jsonl", &link).unwrap();
+        let _lock = Lock::of(&link).unwrap();
+        fs::write(folder.path().join("out.jsonl"), "").unwrap();
+        assert!(Lock::of(&link).is_err());
+        assert!(Lock::of(&folder.path().join("out.jsonl")).is_err());
+    }
+
+    #[test]
+    fn a_file_of_another_program_is_not_used_as_a_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let foreign = folder.path().join("packages.lock");
+        fs::write(&foreign, "version = 4\n").unwrap();
+        assert!(Lock::of(&folder.path().join("packages")).is_err());
+        assert_eq!(fs::read_to_string(&foreign).unwrap(), "version = 4\n");
     }
 
     #[cfg(unix)]

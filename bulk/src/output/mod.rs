@@ -20,7 +20,7 @@ pub(crate) use earlier::Done;
 pub(crate) use result::Finished;
 
 use crate::{
-    args::{Args, FileArgs, OutputFormat},
+    args::{Args, FileArgs, OutputFormat, is_stdout},
     input::Admission,
     summary::counts::Counts,
     view::Progress,
@@ -106,8 +106,13 @@ impl Claim {
         if let Some(errors) = &files.errors {
             ensure!(
                 is_empty(errors) || files.force || (files.resume && first_result(errors, |_| true)),
-                "{} is not empty: --force overwrites it, --errors names another",
-                errors.display()
+                "{} is not empty{}: --errors names another",
+                errors.display(),
+                if files.resume {
+                    ", and holds no results"
+                } else {
+                    " (--force overwrites it)"
+                }
             );
         }
         Ok(Self { locks, default_url })
@@ -158,7 +163,18 @@ fn check_paths(files: &FileArgs) -> anyhow::Result<()> {
         !is_same(output, input),
         "the output is the same file as the input: --output names another"
     );
+    for path in [Some(output), files.errors.as_deref()].into_iter().flatten() {
+        ensure!(
+            !path.is_dir(),
+            "{} is a folder: a file is needed for results",
+            path.display()
+        );
+    }
     if let Some(errors) = &files.errors {
+        ensure!(
+            !is_stdout(errors),
+            "--errors needs a file: standard output holds the summary, or the results of --output -"
+        );
         ensure!(
             errors != output && !is_same(errors, output) && !is_same(errors, input),
             "--errors is the same file as the input or the output"
@@ -189,9 +205,12 @@ fn open(path: &Path, done: Option<&Done>) -> io::Result<File> {
     Ok(file)
 }
 
-/// Returns whether the results in this file came from the local provider.
+/// Returns whether all results in this file came from the local provider. A run that sends to an API may have continued
+/// the file, so the first result does not speak for the others.
 fn is_local(path: &Path) -> bool {
-    first_result(path, |first| first.is_local())
+    let Ok(file) = File::open(path) else { return false };
+    let mut lines = BufReader::new(file).split(b'\n');
+    lines.all(|line| line.is_ok_and(|line| EarlierResult::parse(&line).is_some_and(|result| !result.is_of_api())))
 }
 
 /// Returns whether the first line of the file is a result that fulfils the condition.
@@ -258,8 +277,8 @@ impl Output {
         ];
         for file in files.into_iter().flatten() {
             match file.sync_all() {
-                // A pipe or a terminal cannot be synced, which is no error here.
-                Err(error) if error.kind() == ErrorKind::InvalidInput => {}
+                // A pipe, a terminal and some file systems cannot be synced, which is no error here.
+                Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {}
                 synced => synced?,
             }
         }

@@ -60,16 +60,12 @@ mod tests {
         let mut order = Order::new(admission.clone());
         let one = finished(&admission, 1).await;
         let two = finished(&admission, 2).await;
-        // Line 3 is malformed, and was never admitted. Line 4 was completed by an earlier run.
+        // Line 3 is malformed. Line 4 was completed by an earlier run.
         let five = finished(&admission, 5).await;
         let lines =
             |order: &mut Order| -> Vec<u64> { std::iter::from_fn(|| order.next()).map(|one| one.line()).collect() };
         order.hold(five);
-        order.hold(Finished::malformed(Malformed {
-            line: 3,
-            custom_id: None,
-            reason: "it is none".into(),
-        }));
+        order.hold(Finished::malformed(Malformed::example(3)));
         assert!(lines(&mut order).is_empty());
         order.hold(one);
         assert_eq!(lines(&mut order), [1]);

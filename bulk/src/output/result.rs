@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     args::OutputFormat,
-    input::{Malformed, Request, without_secrets},
+    input::{Admitted, Malformed, Request, without_secrets},
     price::{Money, Price},
 };
 use http::{Response, Uri};
@@ -31,6 +31,8 @@ pub(crate) struct Finished {
     request: Option<Request>,
     end: End,
     cost: Option<Money>,
+    /// The place of the result of a malformed line in memory. That of another result is in its request.
+    admitted: Option<Admitted>,
 }
 
 enum End {
@@ -147,6 +149,7 @@ impl Finished {
                 message: malformed.reason,
             },
             cost: None,
+            admitted: malformed.admitted,
         }
     }
 
@@ -157,6 +160,7 @@ impl Finished {
             request: Some(request),
             end,
             cost: None,
+            admitted: None,
         }
     }
 
@@ -279,8 +283,9 @@ impl Finished {
         of_event.or_else(|| self.response().map(|response| response.status().as_u16()))
     }
 
-    /// Frees the place that the request has in memory.
+    /// Frees the place that the result and its request have in memory.
     pub(super) fn release(&mut self) {
+        self.admitted = None;
         if let Some(request) = &mut self.request {
             request.admitted = None;
         }

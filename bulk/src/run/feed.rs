@@ -94,13 +94,18 @@ impl Feeder<'_> {
                     fed.read.tokens = fed.read.tokens.saturating_add(request.tokens);
                     request
                 }
-                Ok(Some(Err(malformed))) => {
+                Ok(Some(Err(mut malformed))) => {
                     fed.read.malformed += 1;
                     if !self.is_surveyed {
                         let Malformed { line, reason, .. } = &malformed;
                         self.progress.note(&format!("line {line} is malformed: {reason}"));
                     }
                     if self.fails_malformed {
+                        tokio::select! {
+                            biased;
+                            () = &mut stopped => return fed,
+                            () = self.admission.admit_malformed(&mut malformed) => {}
+                        }
                         fed.read.requests += 1;
                         fed.submitted += 1;
                         let _ = self.results.send(Finished::malformed(malformed)).await;

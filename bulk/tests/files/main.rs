@@ -428,6 +428,10 @@ fn a_file_of_something_else_is_neither_continued_nor_overwritten() {
         &[][..],
         &["--resume"],
         &["--errors", "out.jsonl", "--output", "other.jsonl"],
+        &["--errors", "out.jsonl", "--output", "other.jsonl", "--resume"],
+        &["--output", ".", "--force"],
+        &["--errors", "-", "--force"],
+        &["--errors", "/dev/stdout", "--output", "-"],
     ] {
         run.file("out.jsonl", notes);
         assert_eq!(code(&run.bulk("/ok", &input, args)), 1, "{args:?}");
@@ -438,6 +442,48 @@ fn a_file_of_something_else_is_neither_continued_nor_overwritten() {
         (fs::read_to_string(&input).unwrap().as_str(), run.sent().len()),
         (THREE, 0)
     );
+}
+
+#[test]
+fn a_demonstration_does_not_overwrite_answers_of_an_api() {
+    let run = Run::new();
+    let input = run.file("in.jsonl", "{\"model\":\"m\",\"messages\":[]}\n");
+    let demonstrate = || {
+        let mut command = Command::new(cargo_bin_cmd!("bulk").get_program());
+        command.current_dir(run.folder.path());
+        let output = command
+            .args(["--input", &input, "--rpm", "off", "--tpm", "off"])
+            .output();
+        code(&output.unwrap())
+    };
+    assert_eq!((demonstrate(), demonstrate()), (0, 0));
+    assert_eq!(results(&run.path("results.jsonl")).len(), 1);
+    let args = ["--output", "results.jsonl", "--resume"];
+    assert_eq!(code(&run.bulk("/ok", &input, &args)), 0);
+    assert_eq!(demonstrate(), 1);
+    assert_eq!(results(&run.path("results.jsonl")).len(), 2);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_run_on_a_link_to_the_same_output_is_refused() {
+    let run = Run::new();
+    let input = run.file("in.jsonl", "{\"n\":1}\n");
+    std::os::unix::fs::symlink("out.jsonl", run.path("link.jsonl")).unwrap();
+    let args = ["--output", "link.jsonl", "--resume"];
+    let mut first = run
+        .command("/slow", &input, &args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while run.server.arrived().is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(code(&run.bulk("/ok", &input, &args)), 1);
+    assert_eq!(code(&run.bulk("/ok", &input, &["--resume"])), 1);
+    assert_eq!(first.wait().unwrap().code(), Some(0));
+    assert_eq!((run.results().len(), run.sent().len()), (1, 1));
 }
 
 #[test]
