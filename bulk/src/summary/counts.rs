@@ -130,7 +130,8 @@ impl Counts {
             self.requests += 1;
             if is_success {
                 self.successes += 1;
-                self.tokens += event.api_tokens_used.unwrap_or_else(|| finished.tokens());
+                let tokens = event.api_tokens_used.unwrap_or_else(|| finished.tokens());
+                self.tokens = self.tokens.saturating_add(tokens);
             } else if attempt.status_code == Some(429) {
                 self.status_429 += 1;
             } else {
@@ -142,8 +143,9 @@ impl Counts {
             self.in_flight_time += between(Some(attempt.started_at), attempt.ended_at);
         }
         if let Some(used) = event.api_tokens_used {
-            self.used += used;
-            self.estimated += finished.tokens();
+            // Anybody may report any number.
+            self.used = self.used.saturating_add(used);
+            self.estimated = self.estimated.saturating_add(finished.tokens());
         }
         for (histogram, time) in [
             (&mut self.in_queue, event.time_in_queue()),
