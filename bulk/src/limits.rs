@@ -213,6 +213,11 @@ impl TokenBurst {
         let _ = self.limiter.set_limits(limits);
     }
 
+    /// Returns whether the burst grows for a larger request, up to the tokens of one minute.
+    pub(crate) const fn may_grow(&self) -> bool {
+        self.may_grow
+    }
+
     /// The bounds with the rates and bursts of now.
     pub(crate) fn bounds(&self) -> Bounds {
         self.bounds.with_rates_of(&self.limiter.limits())

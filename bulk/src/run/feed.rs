@@ -20,7 +20,7 @@ use std::sync::{
 use tokio::sync::mpsc;
 use tower_outbound::{
     Call, CallHandle, Error, Executor, RequestStatus,
-    error::{BadResponse, BodyTooLarge, RetryAfterTooLong},
+    error::{BadResponse, BodyTooLarge, CostExceedsBurst, RetryAfterTooLong},
 };
 
 /// Submits requests as fast as places in the queue of the executor become free.
@@ -162,8 +162,9 @@ impl Feeder<'_> {
             // A request that is too large for the limits does not stop the others.
             Err(error) => {
                 let line = request.line;
-                self.progress.note(&format!("line {line} cannot be sent: {error}"));
-                let _ = self.results.send(Finished::refused(request, &error)).await;
+                let message = too_many_tokens(&error, self.burst).unwrap_or_else(|| error.to_string());
+                self.progress.note(&format!("line {line} cannot be sent: {message}"));
+                let _ = self.results.send(Finished::refused(request, &error, message)).await;
             }
         }
         true
@@ -181,7 +182,7 @@ struct Report {
 }
 
 impl Report {
-    async fn when_ended(self, call: CallHandle<Bytes, Bytes>) {
+    async fn when_ended(mut self, call: CallHandle<Bytes, Bytes>) {
         let event = call.event().clone();
         let result = call.await;
         let mut event = event.finished().await;
@@ -195,6 +196,9 @@ impl Report {
         }
         // The error of a failed call is in its event.
         let response = result.map_or_else(|error| failed_response(&error), Some);
+        if let (Some(admitted), Some(response)) = (&mut self.request.admitted, &response) {
+            admitted.hold(response.body().len());
+        }
         // Sending fails after the writer has ended with an error, which the writer reports.
         let mut finished = Finished::with_event(self.request, event, response);
         if let Some(expected) = self.expected {
@@ -208,9 +212,29 @@ impl Report {
     }
 }
 
-/// Returns whether the attempt was cancelled while it was on the wire, so that it may have been paid for.
+/// Returns whether the attempt was cancelled while it was on the wire, before its response or in the middle of it, so
+/// that it may have been paid for.
 fn was_cut(attempt: &tower_outbound::event::Attempt) -> bool {
-    attempt.status_code.is_none() && attempt.error_type.as_deref() == Some("Cancelled")
+    attempt.error_type.as_deref() == Some("Cancelled")
+}
+
+/// Returns the message for a request with more tokens than the limits allow at once, which names the option to raise.
+fn too_many_tokens(error: &Error, burst: &TokenBurst) -> Option<String> {
+    let cost = error
+        .find::<CostExceedsBurst>()
+        .filter(|error| error.budget() == "tokens")?
+        .cost();
+    Some(if burst.may_grow() {
+        let most = burst.bounds().tokens?.per_minute;
+        format!(
+            "it needs {cost} tokens, and the limit is {most} tokens per minute: raise --tpm, or shorten the request"
+        )
+    } else {
+        let most = burst.bounds().tokens?.burst;
+        format!(
+            "it needs {cost} tokens, and at most {most} are allowed at once: raise --tpm-burst, or shorten the request"
+        )
+    })
 }
 
 /// Returns the message of an error that names the option of this program, where that of the library names a method.
