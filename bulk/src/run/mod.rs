@@ -17,7 +17,8 @@ use crate::{
     plan::Plan,
     price::Spending,
     report,
-    summary::{Summary, Survey},
+    secrets::Secrets,
+    summary::{Summary, Survey, counts::Counts},
     view::{Progress, Work},
 };
 use anyhow::{Context, ensure};
@@ -96,10 +97,18 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         requests: to_send,
         tokens: survey.map_or(0, |survey| survey.tokens),
     };
-    let attempts = Arc::<Attempts>::default();
+    let secrets = Secrets::of(&target.headers);
+    let attempts = Arc::new(Attempts::new(secrets.clone()));
     let progress = Arc::new(Progress::new(work, bounds, attempts.clone(), &args));
     let spending = Spending::of(&args.view.cost);
-    let health = Health::new(stopper.clone(), progress.clone(), limiter.clone(), &args.send, &target);
+    let health = Health::new(
+        stopper.clone(),
+        progress.clone(),
+        limiter.clone(),
+        &args.send,
+        &target,
+        secrets.clone(),
+    );
     // Every request should succeed, however long that takes, so only the number of retries is limited: there is no
     // retry budget. A request that waits for a paused limiter makes no attempt, so a pause costs it no retry.
     let retries = RetryPolicy::new()
@@ -129,11 +138,11 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
 
     announce(&progress, &args, &target, form, bounds, survey.zip(min_time));
     let (results, received) = mpsc::channel(64);
-    let has_prices = spending.is_some();
+    let counts = Counts::new(spending.is_some(), secrets.clone());
     let writer = {
         let (progress, stopper) = (progress.clone(), stopper.clone());
         spawn_blocking(move || {
-            let (counts, written) = output.write_all(received, &progress, has_prices);
+            let (counts, written) = output.write_all(received, &progress, counts);
             if written.is_err() {
                 stopper.stop(StopReason::OutputFailed);
             }

@@ -1,6 +1,6 @@
 //! The counts of a run, which are updated with each result that is written.
 
-use crate::{attempts::excerpt, output::Finished, price::Money};
+use crate::{attempts::excerpt, output::Finished, price::Money, secrets::Secrets};
 use hdrhistogram::Histogram;
 use std::{
     collections::BTreeMap,
@@ -49,6 +49,7 @@ pub(crate) struct Counts {
     last_sent: Option<SystemTime>,
     last_ended: Option<SystemTime>,
     in_flight_time: Duration,
+    secrets: Secrets,
 }
 
 /// The requests that have failed with one error message.
@@ -60,9 +61,10 @@ pub(crate) struct Problems {
 }
 
 impl Counts {
-    /// Starts at zero. `has_prices` tells whether costs are counted.
-    pub(crate) fn new(has_prices: bool) -> Self {
+    /// Starts at zero. `has_prices` tells whether costs are counted. Failures are kept without `secrets`.
+    pub(crate) fn new(has_prices: bool, secrets: Secrets) -> Self {
         Self {
+            secrets,
             cost: has_prices.then(Money::default),
             ..Self::default()
         }
@@ -94,6 +96,7 @@ impl Default for Counts {
             last_sent: None,
             last_ended: None,
             in_flight_time: Duration::ZERO,
+            secrets: Secrets::default(),
         }
     }
 }
@@ -106,14 +109,14 @@ impl Counts {
             _ => self.failed += 1,
         }
         if let Some(problem) = finished.problem() {
-            let is_counted = self.problems.contains_key(&problem.message);
-            let has_room = is_counted || self.problems.len() < MAX_PROBLEMS;
-            let problem = if has_room { problem.message } else { "others".to_owned() };
+            let message = self.secrets.hide(&problem.message).into_owned();
+            let has_room = self.problems.contains_key(&message) || self.problems.len() < MAX_PROBLEMS;
+            let problem = if has_room { message } else { "others".to_owned() };
             let problems = self.problems.entry(problem).or_default();
             problems.count += 1;
             if problems.first_body.is_none() {
                 let body = finished.response().map(|response| response.body());
-                problems.first_body = body.and_then(|body| excerpt(body, MAX_BODY));
+                problems.first_body = body.and_then(|body| excerpt(body, MAX_BODY, &self.secrets));
             }
         }
         match (&mut self.cost, finished.cost()) {

@@ -53,7 +53,7 @@ struct LimitRow {
 impl Summary {
     /// The number of submitted requests without a result line.
     pub(crate) const fn lost(&self) -> u64 {
-        let expected = self.survey.requests - self.survey.skipped - self.not_sent;
+        let expected = (self.survey.requests - self.survey.skipped).saturating_sub(self.not_sent);
         expected.saturating_sub(self.counts.written())
     }
 

@@ -138,6 +138,34 @@ fn a_wrong_key_stops_the_run_early_and_says_what_to_do() {
 }
 
 #[test]
+fn a_key_that_the_server_repeats_is_not_shown() {
+    let server = Server::start(async |request| {
+        let key = request.headers["authorization"]
+            .to_str()
+            .unwrap()
+            .replace("Bearer ", "");
+        (
+            axum::http::StatusCode::BAD_REQUEST,
+            format!("bad token {key}, says the proxy"),
+        )
+            .into_response()
+    });
+    let folder = Folder::with(3);
+    let output = folder
+        .bulk(&["--url", &server.url(), "--api-key-env", "MY_KEY", "--lines"])
+        .env("MY_KEY", "my-own-secret")
+        .output()
+        .unwrap();
+    assert_code(&output, 3);
+    let (summary, said) = (text(&output.stdout), text(&output.stderr));
+    assert!(summary.contains("the first: bad token …, says the proxy"), "{summary}");
+    assert!(
+        !summary.contains("my-own-secret") && !said.contains("my-own-secret"),
+        "{said}"
+    );
+}
+
+#[test]
 fn all_are_sent_in_spite_of_a_wrong_key_if_asked() {
     let server = Server::start(async |_| answer(401, WRONG_KEY));
     let folder = Folder::with(60);
