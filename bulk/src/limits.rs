@@ -213,9 +213,26 @@ impl TokenBurst {
         let _ = self.limiter.set_limits(limits);
     }
 
-    /// Returns whether the burst grows for a larger request, up to the tokens of one minute.
-    pub(crate) const fn may_grow(&self) -> bool {
-        self.may_grow
+    /// Says why a request with this number of tokens cannot be sent, and which option to raise. `None` without a limit of
+    /// tokens.
+    pub(crate) fn too_small_for(&self, tokens: u64) -> Option<String> {
+        let (given, now) = (self.bounds.tokens?, self.bounds().tokens?);
+        let Pace { per_minute, burst, .. } = now;
+        Some(if per_minute < given.per_minute {
+            format!(
+                "it needs {tokens} tokens, and the provider allows {per_minute} tokens per minute: shorten the request"
+            )
+        } else if self.may_grow {
+            format!(
+                "it needs {tokens} tokens, and the limit is {per_minute} tokens per minute: raise --tpm, or shorten the \
+                 request"
+            )
+        } else {
+            format!(
+                "it needs {tokens} tokens, and at most {burst} may be charged at once: raise --tpm-burst, or shorten the \
+                 request"
+            )
+        })
     }
 
     /// The bounds with the rates and bursts of now.
@@ -298,6 +315,26 @@ mod tests {
         let mut burst = TokenBurst::new(limiter.into(), bounds, &args.limits);
         burst.grow_for(3_000);
         assert_eq!(burst.bounds().tokens.unwrap().burst, 2_000);
+        assert!(burst.too_small_for(3_000).unwrap().contains("raise --tpm-burst"));
+    }
+
+    #[test]
+    fn a_request_that_is_too_large_says_which_option_to_raise() {
+        let args = Args::parse_from(["bulk", "--tpm", "60000"]);
+        let bounds = Bounds::new(&args).unwrap();
+        let limiter = RateLimiter::new(bounds.limits()).unwrap();
+        let burst = TokenBurst::new(limiter.clone().into(), bounds, &args.limits);
+        assert!(burst.too_small_for(70_000).unwrap().contains("raise --tpm,"));
+        // The provider reports less, which no option changes.
+        let reported = Limits::new()
+            .requests(Rate::per_minute(1_500))
+            .tokens(Rate::per_minute(3_000));
+        limiter.set_limits(reported).unwrap();
+        let message = burst.too_small_for(50_000).unwrap();
+        assert!(
+            message.contains("the provider allows 3000 tokens") && !message.contains("raise"),
+            "{message}"
+        );
     }
 
     #[test]

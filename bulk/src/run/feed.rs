@@ -162,12 +162,17 @@ impl Feeder<'_> {
             // A request that is too large for the limits does not stop the others.
             Err(error) => {
                 let line = request.line;
-                let message = too_many_tokens(&error, self.burst).unwrap_or_else(|| error.to_string());
+                let message = self.too_many_tokens(&error).unwrap_or_else(|| error.to_string());
                 self.progress.note(&format!("line {line} cannot be sent: {message}"));
                 let _ = self.results.send(Finished::refused(request, &error, message)).await;
             }
         }
         true
+    }
+
+    fn too_many_tokens(&self, error: &Error) -> Option<String> {
+        let error = error.find::<CostExceedsBurst>()?;
+        (error.budget() == "tokens").then(|| self.burst.too_small_for(error.cost()))?
     }
 }
 
@@ -216,25 +221,6 @@ impl Report {
 /// that it may have been paid for.
 fn was_cut(attempt: &tower_outbound::event::Attempt) -> bool {
     attempt.error_type.as_deref() == Some("Cancelled")
-}
-
-/// Returns the message for a request with more tokens than the limits allow at once, which names the option to raise.
-fn too_many_tokens(error: &Error, burst: &TokenBurst) -> Option<String> {
-    let cost = error
-        .find::<CostExceedsBurst>()
-        .filter(|error| error.budget() == "tokens")?
-        .cost();
-    Some(if burst.may_grow() {
-        let most = burst.bounds().tokens?.per_minute;
-        format!(
-            "it needs {cost} tokens, and the limit is {most} tokens per minute: raise --tpm, or shorten the request"
-        )
-    } else {
-        let most = burst.bounds().tokens?.burst;
-        format!(
-            "it needs {cost} tokens, and at most {most} are allowed at once: raise --tpm-burst, or shorten the request"
-        )
-    })
 }
 
 /// Returns the message of an error that names the option of this program, where that of the library names a method.

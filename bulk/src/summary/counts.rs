@@ -27,7 +27,7 @@ pub(crate) struct Counts {
     pub(crate) cost: Option<Money>,
     /// The number of completed requests whose answers report no usage, and whose cost is not known.
     pub(crate) without_cost: u64,
-    /// The number of attempts that had neither a 2xx response nor status 429.
+    /// The number of attempts that had neither a 2xx response nor status 429. Cancelled ones do not count.
     pub(crate) other_failures: u64,
     /// The number of attempts, and of those with a 2xx response.
     pub(crate) requests: u64,
@@ -137,7 +137,7 @@ impl Counts {
                 self.tokens = self.tokens.saturating_add(tokens);
             } else if attempt.status_code == Some(429) {
                 self.status_429 += 1;
-            } else {
+            } else if attempt.error_type.as_deref() != Some("Cancelled") {
                 self.other_failures += 1;
             }
             // `None` is less than any time, so `max` returns the time.
