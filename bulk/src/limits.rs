@@ -201,10 +201,6 @@ impl TokenBurst {
         if !self.may_grow || tokens <= pace.burst || tokens > pace.per_minute {
             return;
         }
-        // The provider may have lowered the limit since the start, so that the request does not fit any more.
-        if self.bounds().tokens.is_none_or(|pace| tokens > pace.per_minute) {
-            return;
-        }
         self.bounds.tokens = Some(Pace { burst: tokens, ..pace });
         // A rate that was lowered, because the provider reports less or answers 429, is set to what the command line
         // says again: if it is still too much, the next response lowers it. A rate that was raised stays.

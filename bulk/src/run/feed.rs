@@ -234,6 +234,13 @@ fn with_option(error: &Error) -> Option<String> {
             delay + 1
         ));
     }
+    // The limits had room for the request when it was submitted, so the provider has reported less since.
+    if let Some(error) = error.find::<CostExceedsBurst>() {
+        let (cost, budget, burst) = (error.cost(), error.budget(), error.burst());
+        return Some(format!(
+            "it needs {cost} {budget}, and the provider allows at most {burst}: shorten the request"
+        ));
+    }
     let too_large = error.find::<BodyTooLarge>()?;
     let limit = too_large.limit();
     Some(format!(
