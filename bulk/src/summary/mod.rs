@@ -31,7 +31,7 @@ pub(crate) struct Summary {
     pub(crate) recording: Recording,
     pub(crate) bounds: Bounds,
     pub(crate) elapsed: Duration,
-    /// The number of requests that were not submitted because of Ctrl-C.
+    /// The number of requests that were not sent because the run was stopped. They are left for `--resume`.
     pub(crate) not_sent: u64,
 }
 
