@@ -10,9 +10,9 @@ use std::{
 };
 use support::ms;
 use tokio::time::{Instant, sleep};
-use tower::{Layer, retry::RetryLayer, service_fn};
+use tower::{Layer, ServiceExt, retry::RetryLayer, service_fn};
 use tower_outbound::{
-    Executor, Limits, Rate, RateLimiter,
+    Cost, Executor, Limits, Rate, RateLimiter,
     provider::{FeedbackLayer, Provider},
     retry::RetryPolicy,
 };
@@ -239,4 +239,27 @@ async fn two_clients_that_share_one_limit_get_equal_shares() {
         work.abort();
         more.abort();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_needs_the_configured_burst_waits_while_the_rates_are_lowered() {
+    let rate = Rate::per_minute(60_000_u64).burst(60_000_u64).initial(0_u64);
+    let limiter = RateLimiter::new(Limits::new().tokens(rate)).unwrap();
+    let large = tokio::spawn({
+        let limiter = limiter.clone();
+        async move { limiter.acquire(Cost::tokens(58_000)).await }
+    });
+    let nginx = nginx(0.0, 429);
+    nginx.lock().unwrap().burst = -1.0;
+    let client = service_fn(move |_: Request<String>| {
+        let response = nginx.lock().unwrap().respond();
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let client = FeedbackLayer::new(limiter.clone(), Provider::Ietf)
+        .adapt()
+        .layer(client);
+    let response = client.oneshot(Request::new(String::new())).await.unwrap();
+    assert_eq!(response.status(), 429);
+    assert_eq!(per_second(&limiter), 900.0);
+    assert_eq!(large.await.unwrap(), Ok(()));
 }

@@ -3,6 +3,7 @@
 //! The event of a request is complete only when the request has ended, which may be hours after its first attempt. What
 //! is shown during the run, and what failed attempts were charged, is counted here.
 
+use crate::secrets::Secrets;
 use futures_util::{FutureExt, future::BoxFuture};
 use http::{Request, Response, StatusCode, header::RETRY_AFTER};
 use hyper::body::Bytes;
@@ -35,6 +36,7 @@ pub(crate) struct CountAttempts<S> {
 /// The counts of all attempts of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
+    secrets: Secrets,
     state: Mutex<State>,
 }
 
@@ -108,6 +110,14 @@ where
 // === impl Attempts ===
 
 impl Attempts {
+    /// Starts at zero. Failures are kept without `secrets`.
+    pub(crate) fn new(secrets: Secrets) -> Self {
+        Self {
+            secrets,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn counts(&self) -> AttemptCounts {
         let state = self.lock();
         AttemptCounts {
@@ -124,8 +134,11 @@ impl Attempts {
     fn ended(&self, id: Option<RequestId>, tokens: u64, result: &Result<Response<Bytes>, BoxError>) {
         let (kind, body) = match result {
             Ok(response) if response.status().is_success() => return,
-            Ok(response) => (response.status().to_string(), excerpt(response.body(), MAX_TEXT)),
-            Err(error) => (clean(&chain(error), MAX_TEXT), None),
+            Ok(response) => {
+                let body = excerpt(response.body(), MAX_TEXT, &self.secrets);
+                (response.status().to_string(), body)
+            }
+            Err(error) => (clean(&self.secrets.hide(&chain(error)), MAX_TEXT), None),
         };
         let mut state = self.lock();
         let State { counts, failed } = &mut *state;
@@ -161,26 +174,23 @@ impl Attempts {
     }
 }
 
-/// Returns the beginning of a body for people to read: on one line, without secrets, and at most `max` characters.
-/// `None` for an empty body.
-pub(crate) fn excerpt(body: &[u8], max: usize) -> Option<String> {
+/// Returns the beginning of a body for people to read: on one line, without secrets (those of the run, and what looks
+/// like one), and at most `max` characters. `None` for an empty body.
+pub(crate) fn excerpt(body: &[u8], max: usize, secrets: &Secrets) -> Option<String> {
     let text = match std::str::from_utf8(body) {
         Ok(text) => text,
         // The body is cut in the middle of a character.
         Err(error) if error.error_len().is_none() => std::str::from_utf8(&body[..error.valid_up_to()]).ok()?,
         Err(_) => return Some(format!("({} bytes that are no text)", body.len())),
     };
-    let text = clean(text, max);
+    let text = clean(&secrets.hide(beginning(text, max)), max);
     (!text.is_empty()).then_some(text)
 }
 
 /// Removes secrets, puts a space in place of each run of spaces and control characters, which could change what a
 /// terminal shows, and cuts the text after `max` characters.
 pub(crate) fn clean(text: &str, max: usize) -> String {
-    // A secret that is cut in two could not be recognized, so secrets are removed before the text is cut. A long text is
-    // cut roughly before, because removing secrets takes time.
-    let rough = text.char_indices().nth(8 * max).map_or(text, |(end, _)| &text[..end]);
-    let redacted = event::redact_text(rough);
+    let redacted = event::redact_text(beginning(text, max));
     let words = redacted.split(|letter: char| letter.is_whitespace() || letter.is_control());
     let mut clean = String::new();
     for word in words.filter(|word| !word.is_empty()) {
@@ -191,6 +201,13 @@ pub(crate) fn clean(text: &str, max: usize) -> String {
         Some((end, _)) => format!("{}…", &clean[..end]),
         None => clean,
     }
+}
+
+/// Returns the beginning of a text, from which `max` characters are shown. A secret that is cut in two could not be
+/// recognized, so secrets are removed before the text is cut to `max`; a long text is cut roughly before, because removing
+/// secrets takes time.
+fn beginning(text: &str, max: usize) -> &str {
+    text.char_indices().nth(8 * max).map_or(text, |(end, _)| &text[..end])
 }
 
 /// The messages of an error and of its sources. A message that repeats that of its source is left out.
@@ -271,13 +288,14 @@ mod tests {
 
     #[test]
     fn an_excerpt_is_one_line_without_secrets_or_control_characters() {
+        let none = Secrets::default();
         let body = "{\"error\": \"no\",\n\t\"api_key\": \"sk-12345678\"}\u{1b}[2J";
         assert_eq!(
-            excerpt(body.as_bytes(), 500).unwrap(),
+            excerpt(body.as_bytes(), 500, &none).unwrap(),
             "{\"error\": \"no\", \"api_key\": \"[redacted]\"} [2J"
         );
-        assert_eq!(excerpt("äöü".as_bytes(), 2).unwrap(), "äö…");
-        assert_eq!(excerpt(b"\xff\xfe", 10).unwrap(), "(2 bytes that are no text)");
-        assert_eq!(excerpt(b" \n", 10), None);
+        assert_eq!(excerpt("äöü".as_bytes(), 2, &none).unwrap(), "äö…");
+        assert_eq!(excerpt(b"\xff\xfe", 10, &none).unwrap(), "(2 bytes that are no text)");
+        assert_eq!(excerpt(b" \n", 10, &none), None);
     }
 }

@@ -201,16 +201,34 @@ impl TokenBurst {
         if !self.may_grow || tokens <= pace.burst || tokens > pace.per_minute {
             return;
         }
-        // The provider may have lowered the limit since the start, so that the request does not fit any more.
-        if self.bounds().tokens.is_none_or(|pace| tokens > pace.per_minute) {
-            return;
-        }
         self.bounds.tokens = Some(Pace { burst: tokens, ..pace });
         // A rate that was lowered, because the provider reports less or answers 429, is set to what the command line
         // says again: if it is still too much, the next response lowers it. A rate that was raised stays.
         let limits = self.bounds.at_least(&self.limiter.limits()).limits();
         // This fails only for numbers that the limiter cannot represent. The request is then refused by name.
         let _ = self.limiter.set_limits(limits);
+    }
+
+    /// Says why a request with this number of tokens cannot be sent, and which option to raise. `None` without a limit of
+    /// tokens.
+    pub(crate) fn too_small_for(&self, tokens: u64) -> Option<String> {
+        let (given, now) = (self.bounds.tokens?, self.bounds().tokens?);
+        let Pace { per_minute, burst, .. } = now;
+        Some(if per_minute < given.per_minute {
+            format!(
+                "it needs {tokens} tokens, and the provider allows {per_minute} tokens per minute: shorten the request"
+            )
+        } else if self.may_grow {
+            format!(
+                "it needs {tokens} tokens, and the limit is {per_minute} tokens per minute: raise --tpm, or shorten the \
+                 request"
+            )
+        } else {
+            format!(
+                "it needs {tokens} tokens, and at most {burst} may be charged at once: raise --tpm-burst, or shorten the \
+                 request"
+            )
+        })
     }
 
     /// The bounds with the rates and bursts of now.
@@ -293,6 +311,26 @@ mod tests {
         let mut burst = TokenBurst::new(limiter.into(), bounds, &args.limits);
         burst.grow_for(3_000);
         assert_eq!(burst.bounds().tokens.unwrap().burst, 2_000);
+        assert!(burst.too_small_for(3_000).unwrap().contains("raise --tpm-burst"));
+    }
+
+    #[test]
+    fn a_request_that_is_too_large_says_which_option_to_raise() {
+        let args = Args::parse_from(["bulk", "--tpm", "60000"]);
+        let bounds = Bounds::new(&args).unwrap();
+        let limiter = RateLimiter::new(bounds.limits()).unwrap();
+        let burst = TokenBurst::new(limiter.clone().into(), bounds, &args.limits);
+        assert!(burst.too_small_for(70_000).unwrap().contains("raise --tpm,"));
+        // The provider reports less, which no option changes.
+        let reported = Limits::new()
+            .requests(Rate::per_minute(1_500))
+            .tokens(Rate::per_minute(3_000));
+        limiter.set_limits(reported).unwrap();
+        let message = burst.too_small_for(50_000).unwrap();
+        assert!(
+            message.contains("the provider allows 3000 tokens") && !message.contains("raise"),
+            "{message}"
+        );
     }
 
     #[test]

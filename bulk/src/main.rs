@@ -19,6 +19,7 @@
 //! | `price/` | prices, what requests cost, and the bound of it |
 //! | `client/` | the client: reqwest with layers that read limits, usage and bodies; certificates to trust |
 //! | `attempts.rs` | counts each attempt as it ends |
+//! | `secrets.rs` | the keys of a run, to hide them |
 //! | `plan.rs` | what a run would do, send and cost, without sending |
 //! | `report.rs` | the picture of a run |
 //! | `recording.rs` | how the run went over time |
@@ -38,6 +39,7 @@ mod price;
 mod recording;
 mod report;
 mod run;
+mod secrets;
 mod summary;
 mod view;
 

@@ -120,7 +120,8 @@ impl FeedbackLayer {
     /// too high are found within a second or two. When no call is rejected any more, the rates rise: within seconds to
     /// what the provider has last allowed, then slowly beyond it, and after that faster and faster, up to the configured
     /// amounts (the curve of CUBIC, [RFC 9438](https://www.rfc-editor.org/rfc/rfc9438)). The rates are never above
-    /// the configured amounts, and never below a hundredth of them. A log entry of tracing tells each change, and
+    /// the configured amounts, and never below a hundredth of them. A burst that was [set](crate::Rate::burst) stays, so
+    /// that a call that needs it waits and does not fail. A log entry of tracing tells each change, and
     /// [`Limiter::limits`] shows the rates in force.
     ///
     /// A 503 or 529 may also come from a server that fails now and then. These count only while they are

@@ -351,8 +351,9 @@ impl Limits {
     }
 
     /// Returns these limits with the amount of each rate whose period is at most `longest` multiplied by `factor` and
-    /// rounded down. A burst or initial fill above the new amount is lowered to it, but not below 1. A factor of 1 or
-    /// more changes nothing.
+    /// rounded down. A burst that was set stays: otherwise a call that needs it would fail, although the amount may rise
+    /// again. A burst that was not set is the new amount. An initial fill above the new amount is lowered to it, but not
+    /// below 1. A factor of 1 or more changes nothing.
     #[cfg(feature = "http")]
     pub(crate) fn scaled(&self, factor: f64, longest: Duration) -> Self {
         if factor >= 1.0 {
@@ -362,7 +363,10 @@ impl Limits {
             if rate.period > longest {
                 return *rate;
             }
-            rate.with_amount(rate.amount.scaled(factor))
+            Rate {
+                burst: rate.burst,
+                ..rate.with_amount(rate.amount.scaled(factor))
+            }
         };
         let rates = self.rates.iter().map(|(budget, rate)| (*budget, scaled(rate)));
         Self { rates: rates.collect() }

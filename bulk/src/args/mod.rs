@@ -69,8 +69,10 @@ pub(crate) struct Args {
 const AFTER_HELP: &str = "\
 Results: one line per request, written when the request ends. COMPLETED: a response with a 2xx status. FAILED: a
 response with any other status (429, for example), or no response, after the last retry. CANCELLED: cut off on the wire
-when the run was stopped. With --resume only COMPLETED requests are skipped. If a request has several lines, the last
-one is its result.
+when the run was stopped. A 2xx whose body is no answer (an error object, HTML, a broken stream) is FAILED, too, and so
+is a malformed line of the input, unless --on-malformed says otherwise. With --errors FILE the lines that are not
+COMPLETED are in that file, and only there. With --resume only COMPLETED requests are skipped. If a request has several
+lines, the last one is its result.
 
 Ctrl-C, SIGTERM and SIGHUP, once: nothing more is sent, what is on the wire finishes (at most --drain seconds), and the
 rest is left for --resume. Twice: what is on the wire is cancelled, too.
@@ -80,7 +82,7 @@ Exit codes:
   1    the run could not start, or was broken off: because of the input, the output or the settings, because every
        further request would have failed, or because --max-cost is reached
   2    the command line is wrong
-  3    some requests FAILED
+  3    some requests FAILED, or some lines of the input are malformed (with --on-malformed fail)
   4    some requests have no result line
   130  interrupted by Ctrl-C (143: by SIGTERM, 129: by SIGHUP)";
 

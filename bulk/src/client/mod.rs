@@ -22,8 +22,8 @@ use tower_outbound::{
 pub(crate) struct Untrusted(String);
 
 /// Makes a client that collects the body inside the call, so that a call keeps its permit and its event stays open
-/// until the body is complete. A 2xx whose body is no answer is an error. The client reports the provider's limits and delays to the limiter, and the result of
-/// each attempt to `observe`.
+/// until the body is complete. A 2xx whose body is no answer is an error. The client reports the provider's limits and
+/// delays to the limiter, and the result of each attempt to `observe`.
 pub(crate) fn service<F>(
     client: reqwest::Client,
     limiter: Limiter,
@@ -139,11 +139,17 @@ pub(crate) fn reqwest(target: &Target, args: &SendArgs) -> anyhow::Result<reqwes
     if let Some(path) = args.ca.as_ref().filter(|_| !args.insecure) {
         let crypto = Arc::new(rustls::crypto::ring::default_provider());
         client = client.tls_backend_preconfigured(trust::config(path, &crypto, args.http2)?);
-    } else if target.is_plain_http() {
+    } else if target.is_plain_http() && !has_https_proxy(args) {
         // Without installed certificates the client could not be built, although http needs none.
         client = client.tls_certs_only([]);
     }
     client.build().context("cannot make a client")
+}
+
+/// Returns whether `--proxy` names a proxy with a certificate of its own.
+fn has_https_proxy(args: &SendArgs) -> bool {
+    let scheme = args.proxy.as_deref().and_then(|proxy| proxy.split_once("://"));
+    scheme.is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("https"))
 }
 
 impl fmt::Display for Untrusted {
@@ -177,6 +183,13 @@ mod tests {
     fn the_error_for_a_bad_proxy_does_not_show_it() {
         let error = format!("{:#}", client(&["--proxy", "nothing://user:secret@"]).unwrap_err());
         assert!(error.contains("--proxy") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn the_certificate_of_a_proxy_is_checked_against_those_of_the_system_also_for_http() {
+        let is_https = |proxy| has_https_proxy(&Args::parse_from(["bulk", "--proxy", proxy]).send);
+        assert!(is_https("https://proxy.example:3128") && is_https("HTTPS://user:pw@proxy.example"));
+        assert!(!is_https("http://proxy.example:3128") && !is_https("proxy.example:3128"));
     }
 
     #[test]

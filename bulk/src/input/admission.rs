@@ -26,7 +26,7 @@ pub(crate) struct Admission {
 pub(crate) struct Admitted {
     line: u64,
     open: Arc<Mutex<BTreeSet<u64>>>,
-    _kib: OwnedSemaphorePermit,
+    kib: OwnedSemaphorePermit,
     _window: OwnedSemaphorePermit,
 }
 
@@ -65,16 +65,9 @@ impl Admission {
         Some(Admitted {
             line,
             open: self.open.clone(),
-            _kib: kib,
+            kib,
             _window: window,
         })
-    }
-
-    /// Takes what is left of the budget, up to `bytes`, for a result that waits for earlier lines. Never waits: the
-    /// requests that the result waits for are admitted already.
-    pub(crate) fn hold(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let kib = bytes.div_ceil(1024).min(self.kib.available_permits());
-        self.kib.clone().try_acquire_many_owned(u32::try_from(kib).ok()?).ok()
     }
 
     /// Returns whether a line before `line` is open.
@@ -84,6 +77,21 @@ impl Admission {
 
     fn lock_open(&self) -> std::sync::MutexGuard<'_, BTreeSet<u64>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Admitted {
+    /// Takes what is left of the budget, up to `bytes`, for the response, which is in memory until its result is
+    /// written. Never waits: what a result waits for, a slow reader of the output or the results of earlier lines, needs
+    /// no more of the budget.
+    pub(crate) fn hold(&mut self, bytes: usize) {
+        let budget = self.kib.semaphore().clone();
+        let kib = bytes.div_ceil(1024).min(budget.available_permits());
+        let kib = u32::try_from(kib).unwrap_or(u32::MAX);
+        // Another response may have taken it in the meantime. This one is then in memory beside the budget.
+        if let Ok(more) = budget.try_acquire_many_owned(kib) {
+            self.kib.merge(more);
+        }
     }
 }
 
@@ -142,6 +150,17 @@ mod tests {
         assert!(now_or_never(admission.admit_malformed(last)).is_none());
         drop(first);
         assert!(now_or_never(admission.admit_malformed(last)).is_some());
+    }
+
+    #[test]
+    fn requests_wait_while_responses_that_are_not_written_fill_the_room() {
+        let admission = Admission::new(1 << 20, false);
+        let (mut answered, mut next) = (request(1, 1), request(2, 1));
+        assert!(now_or_never(admission.admit(&mut answered)).is_some());
+        answered.admitted.as_mut().unwrap().hold(5 << 20);
+        assert!(now_or_never(admission.admit(&mut next)).is_none());
+        drop(answered);
+        assert!(now_or_never(admission.admit(&mut next)).is_some());
     }
 
     #[test]

@@ -223,14 +223,13 @@ fn first_result(path: &Path, is_met: impl Fn(&EarlierResult<'_>) -> bool) -> boo
 // === impl Output ===
 
 impl Output {
-    /// Writes results until all senders are dropped or writing fails. Blocks the thread.
+    /// Writes results until all senders are dropped or writing fails, and adds them to `counts`. Blocks the thread.
     pub(crate) fn write_all(
         mut self,
         mut results: mpsc::Receiver<Finished>,
         progress: &Progress,
-        has_prices: bool,
+        mut counts: Counts,
     ) -> (Counts, io::Result<()>) {
-        let mut counts = Counts::new(has_prices);
         let mut batch = Vec::new();
         // All results that wait in the channel are written and flushed together. Results that arrive slowly are flushed
         // one by one.

@@ -3,13 +3,12 @@
 use super::Finished;
 use crate::input::Admission;
 use std::collections::BTreeMap;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// Holds back results until those of all earlier lines are written.
 pub(super) struct Order {
     admission: Admission,
     /// By their line. What they hold of the memory for requests keeps the input from being read further meanwhile.
-    held: BTreeMap<u64, (Finished, Option<OwnedSemaphorePermit>)>,
+    held: BTreeMap<u64, Finished>,
 }
 
 impl Order {
@@ -21,8 +20,7 @@ impl Order {
     }
 
     pub(super) fn hold(&mut self, finished: Finished) {
-        let room = self.admission.hold(finished.response_bytes());
-        self.held.insert(finished.line(), (finished, room));
+        self.held.insert(finished.line(), finished);
     }
 
     /// Returns the next result, if no earlier line is open. Its place is free from now on, so that the line after it is
@@ -37,7 +35,7 @@ impl Order {
 
     /// Returns the next result, whatever is open: at the end, when nothing can come any more.
     pub(super) fn rest(&mut self) -> Option<Finished> {
-        let (_, (mut finished, _)) = self.held.pop_first()?;
+        let (_, mut finished) = self.held.pop_first()?;
         finished.release();
         Some(finished)
     }

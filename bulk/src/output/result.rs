@@ -128,13 +128,12 @@ impl Finished {
         Self::new(request, End::Event { event, response })
     }
 
-    pub(crate) fn refused(request: Request, error: &Error) -> Self {
+    pub(crate) fn refused(request: Request, error: &Error, message: String) -> Self {
         let kind = if error.find::<CostExceedsBurst>().is_some() {
             "CostExceedsBurst"
         } else {
             "Refused"
         };
-        let message = error.to_string();
         Self::new(request, End::Refused { kind, message })
     }
 
@@ -221,11 +220,6 @@ impl Finished {
                 message: message.clone(),
             }),
         }
-    }
-
-    /// The bytes that the result takes in memory, roughly, beside those of its request.
-    pub(super) fn response_bytes(&self) -> usize {
-        self.response().map_or(0, |response| response.body().len())
     }
 
     /// The result line as JSON, without the newline.

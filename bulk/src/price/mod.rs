@@ -66,7 +66,8 @@ impl Price {
     fn of_usage(&self, usage: &Usage) -> Money {
         // A write to the cache costs more than plain input: by 25 % for the cache of five minutes, and twice as much for
         // that of an hour (Anthropic, the only provider that reports writes).
-        let Money(quarter_prices) = self.input.times(5 * usage.written + 8 * usage.written_for_an_hour);
+        let quarters = 5 * u128::from(usage.written) + 8 * u128::from(usage.written_for_an_hour);
+        let quarter_prices = quarters.saturating_mul(u128::from(self.input.0));
         self.input.times(usage.input)
             + Money(quarter_prices.div_ceil(4))
             + self.cached_input.times(usage.cached)
@@ -237,6 +238,24 @@ mod tests {
             ..Usage::default()
         };
         assert_eq!(price.of_usage(&usage), money("13"));
+    }
+
+    #[test]
+    fn a_cost_beyond_all_measure_is_the_largest_one() {
+        let most = PerMillion(u64::MAX);
+        let price = Price {
+            input: most,
+            cached_input: most,
+            output: most,
+        };
+        let usage = Usage {
+            input: u64::MAX,
+            cached: u64::MAX,
+            written: u64::MAX,
+            written_for_an_hour: u64::MAX,
+            output: u64::MAX,
+        };
+        assert_eq!(price.of_usage(&usage), Money(u128::MAX));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! | API | input | cached | output |
 //! |---|---|---|---|
 //! | OpenAI chat, Mistral, Groq | `prompt_tokens`, which include the cached | `prompt_tokens_details.cached_tokens` | `completion_tokens` |
+//! | LiteLLM's proxy | `prompt_tokens`, which include the cached and the written | `prompt_tokens_details.cached_tokens` | `completion_tokens` |
 //! | OpenAI responses | `input_tokens`, which include the cached | `input_tokens_details.cached_tokens` | `output_tokens` |
 //! | Anthropic | `input_tokens`, without the cached and the written | `cache_read_input_tokens` | `output_tokens` |
 //! | Gemini | `promptTokenCount`, which include the cached, and `toolUsePromptTokenCount` | `cachedContentTokenCount` | `candidatesTokenCount` and `thoughtsTokenCount` |
@@ -53,7 +54,7 @@ impl Usage {
 /// The numbers that the documents of one answer report under the names of their APIs.
 #[derive(Default)]
 struct Numbers {
-    /// OpenAI's and Gemini's number of input tokens, which includes the cached.
+    /// OpenAI's and Gemini's number of input tokens, which includes the cached and the written.
     input_with_cached: Option<u64>,
     /// Anthropic's number of input tokens, which does not.
     input_alone: Option<u64>,
@@ -73,10 +74,8 @@ impl Numbers {
         let number = |names: &[&str]| names.iter().find_map(|name| usage.pointer(name)?.as_u64());
         let update = |known: &mut Option<u64>, new: Option<u64>| *known = new.or(*known);
 
-        let is_anthropic = usage.get("cache_read_input_tokens").is_some()
-            || usage.get("cache_creation_input_tokens").is_some()
-            || document.get("type").is_some_and(|kind| kind == "message")
-            || document.get("message").is_some();
+        // A proxy reports the fields of Anthropic beside those of OpenAI, whose meaning they do not change.
+        let is_anthropic = usage.get("prompt_tokens").is_none() && has_form_of_anthropic(usage, document);
         let input = number(&["/prompt_tokens", "/input_tokens", "/promptTokenCount"]);
         if is_anthropic {
             update(&mut self.input_alone, input);
@@ -110,15 +109,24 @@ impl Numbers {
         }
         let cached = self.cached.unwrap_or(0);
         let for_an_hour = self.written_for_an_hour.unwrap_or(0);
-        let with_cached = self.input_with_cached.unwrap_or(0).saturating_sub(cached);
+        let written = self.written.unwrap_or(0);
+        let from_cache = cached.saturating_add(written);
+        let without_cached = self.input_with_cached.unwrap_or(0).saturating_sub(from_cache);
         Some(Usage {
-            input: self.input_alone.unwrap_or(with_cached),
+            input: self.input_alone.unwrap_or(without_cached),
             cached,
-            written: self.written.unwrap_or(0).saturating_sub(for_an_hour),
+            written: written.saturating_sub(for_an_hour),
             written_for_an_hour: for_an_hour,
             output: self.output.unwrap_or(0),
         })
     }
+}
+
+fn has_form_of_anthropic(usage: &Value, document: &Value) -> bool {
+    usage.get("cache_read_input_tokens").is_some()
+        || usage.get("cache_creation_input_tokens").is_some()
+        || document.get("type").is_some_and(|kind| kind == "message")
+        || document.get("message").is_some()
 }
 
 /// Returns the most output tokens that a request allows, times the number of answers it asks for; 0 if its body sets no
@@ -167,6 +175,20 @@ mod tests {
         ] {
             assert_eq!(Usage::of_body(body.as_bytes()), usage(40, 60, 7), "{body}");
         }
+    }
+
+    #[test]
+    fn a_proxy_that_reports_the_fields_of_two_apis_counts_no_token_twice() {
+        let body = r#"{"object":"chat.completion","usage":{"prompt_tokens":100,"completion_tokens":7,"total_tokens":107,
+            "prompt_tokens_details":{"cached_tokens":60},"cache_read_input_tokens":60,"cache_creation_input_tokens":10}}"#;
+        let expected = Usage {
+            input: 30,
+            cached: 60,
+            written: 10,
+            output: 7,
+            ..Usage::default()
+        };
+        assert_eq!(Usage::of_body(body.as_bytes()), Some(expected));
     }
 
     #[test]

@@ -7,8 +7,9 @@ use serde_json::Value;
 use std::{error::Error as StdError, fmt, io, time::Duration};
 use tower_outbound::{error::BadResponse, provider::Provider};
 
-/// The longest text of a failure that is shown, in characters.
-const MAX_TEXT: usize = 300;
+/// The longest text of a failure that is kept, in characters. Much less is shown, so that a key in what is shown is not
+/// cut in two here, and can be recognized.
+const MAX_TEXT: usize = 2_000;
 
 /// The largest error document that is read, in bytes.
 const MAX_DOCUMENT: usize = 64 << 10;
@@ -277,7 +278,7 @@ fn title(html: &str) -> &str {
     titled.map_or_else(|| html.get(..80).unwrap_or(html), |(title, _)| title)
 }
 
-/// Returns the text in one line, without control characters, and cut to a length that fits on a screen. Words that look
+/// Returns the text in one line, without control characters, and cut after [`MAX_TEXT`]. Words that look
 /// like keys are left out.
 fn one_line(text: &str) -> String {
     let mut line = String::new();
@@ -295,7 +296,7 @@ fn one_line(text: &str) -> String {
                     .starts_with(prefix)
             });
         line.push_str(if looks_like_key { "…" } else { word });
-        if line.chars().count() > MAX_TEXT {
+        if line.len() > MAX_TEXT && line.chars().count() > MAX_TEXT {
             return line.chars().take(MAX_TEXT).chain(['…']).collect();
         }
     }
@@ -373,7 +374,7 @@ mod tests {
         let html = html.body(Bytes::from("<html><title>502 Bad Gateway</title>")).unwrap();
         let message = Failure::of_response(Provider::OpenAi, &html, None, HOUR).message;
         assert_eq!(message, "HTML instead of JSON (502 Bad Gateway)");
-        assert_eq!(one_line(&"a".repeat(1_000)).chars().count(), MAX_TEXT + 1);
+        assert_eq!(one_line(&"a".repeat(10_000)).chars().count(), MAX_TEXT + 1);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::sync::{
 use tokio::sync::mpsc;
 use tower_outbound::{
     Call, CallHandle, Error, Executor, RequestStatus,
-    error::{BadResponse, BodyTooLarge, RetryAfterTooLong},
+    error::{BadResponse, BodyTooLarge, CostExceedsBurst, RetryAfterTooLong},
 };
 
 /// Submits requests as fast as places in the queue of the executor become free.
@@ -167,11 +167,17 @@ impl Feeder<'_> {
             // A request that is too large for the limits does not stop the others.
             Err(error) => {
                 let line = request.line;
-                self.progress.note(&format!("line {line} cannot be sent: {error}"));
-                let _ = self.results.send(Finished::refused(request, &error)).await;
+                let message = self.too_many_tokens(&error).unwrap_or_else(|| error.to_string());
+                self.progress.note(&format!("line {line} cannot be sent: {message}"));
+                let _ = self.results.send(Finished::refused(request, &error, message)).await;
             }
         }
         true
+    }
+
+    fn too_many_tokens(&self, error: &Error) -> Option<String> {
+        let error = error.find::<CostExceedsBurst>()?;
+        (error.budget() == "tokens").then(|| self.burst.too_small_for(error.cost()))?
     }
 }
 
@@ -186,7 +192,7 @@ struct Report {
 }
 
 impl Report {
-    async fn when_ended(self, call: CallHandle<Bytes, Bytes>) {
+    async fn when_ended(mut self, call: CallHandle<Bytes, Bytes>) {
         let event = call.event().clone();
         let result = call.await;
         let mut event = event.finished().await;
@@ -200,6 +206,9 @@ impl Report {
         }
         // The error of a failed call is in its event.
         let response = result.map_or_else(|error| failed_response(&error), Some);
+        if let (Some(admitted), Some(response)) = (&mut self.request.admitted, &response) {
+            admitted.hold(response.body().len());
+        }
         // Sending fails after the writer has ended with an error, which the writer reports.
         let mut finished = Finished::with_event(self.request, event, response);
         if let Some(expected) = self.expected {
@@ -213,9 +222,10 @@ impl Report {
     }
 }
 
-/// Returns whether the attempt was cancelled while it was on the wire, so that it may have been paid for.
+/// Returns whether the attempt was cancelled while it was on the wire, before its response or in the middle of it, so
+/// that it may have been paid for.
 fn was_cut(attempt: &tower_outbound::event::Attempt) -> bool {
-    attempt.status_code.is_none() && attempt.error_type.as_deref() == Some("Cancelled")
+    attempt.error_type.as_deref() == Some("Cancelled")
 }
 
 /// Returns the message of an error that names the option of this program, where that of the library names a method.
@@ -227,6 +237,13 @@ fn with_option(error: &Error) -> Option<String> {
             "{status}: the provider asks to wait {asked}, and the longest wait is {longest}: --max-wait {} would wait for \
              it",
             delay + 1
+        ));
+    }
+    // The limits had room for the request when it was submitted, so the provider has reported less since.
+    if let Some(error) = error.find::<CostExceedsBurst>() {
+        let (cost, budget, burst) = (error.cost(), error.budget(), error.burst());
+        return Some(format!(
+            "it needs {cost} {budget}, and the provider allows at most {burst}: shorten the request"
         ));
     }
     let too_large = error.find::<BodyTooLarge>()?;

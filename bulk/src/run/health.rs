@@ -9,6 +9,8 @@ use super::{
 };
 use crate::{
     args::{SendArgs, Target},
+    attempts::clean,
+    secrets::Secrets,
     view::Progress,
 };
 use http::Response;
@@ -27,6 +29,9 @@ const AT_START: u64 = 5;
 
 /// The number of attempts in a row that fail for the same final reason after a success, after which the run stops.
 const LATER: u64 = 20;
+
+/// The longest text of a failure that is shown, in characters.
+const MAX_TEXT: usize = 300;
 
 /// A pause that is shorter than this is not told.
 const SHORT_PAUSE: Duration = Duration::from_secs(2);
@@ -52,8 +57,7 @@ struct Shared {
     host: String,
     /// What to do if the key is refused.
     key_advice: String,
-    /// The values of secret headers, which a provider may repeat in its error.
-    secrets: Vec<String>,
+    secrets: Secrets,
     max_wait: Duration,
     keeps_going: bool,
     state: Mutex<State>,
@@ -80,10 +84,8 @@ impl Health {
         limiter: Limiter,
         args: &SendArgs,
         target: &Target,
+        secrets: Secrets,
     ) -> Self {
-        let secrets = target.headers.values().filter(|value| value.is_sensitive());
-        let secrets = secrets.filter_map(|value| value.to_str().ok());
-        let secrets = secrets.map(|value| value.rsplit(' ').next().unwrap_or(value).to_owned());
         Self {
             shared: Arc::new(Shared {
                 stopper,
@@ -96,8 +98,7 @@ impl Health {
                     None if target.has_key() => "Is the key in the header or the URL right?".into(),
                     None => "No key was sent: --api-key-env names the variable that holds it".into(),
                 },
-                // A short value, such as a version, stands in many texts that are no secret.
-                secrets: secrets.filter(|value| value.len() >= 8).collect(),
+                secrets,
                 max_wait: args.max_wait,
                 keeps_going: args.keep_going,
                 state: Mutex::default(),
@@ -211,10 +212,7 @@ impl Shared {
     /// The failure in a line: what, from whom, and what to do about it.
     fn describe(&self, failure: &Failure) -> String {
         let Failure { kind, status, message } = failure;
-        let message = self
-            .secrets
-            .iter()
-            .fold(message.clone(), |text, secret| text.replace(secret, "…"));
+        let message = clean(&self.secrets.hide(message), MAX_TEXT);
         let message = message.trim_end_matches('.');
         let who = &self.host;
         let what = match status {

@@ -7,7 +7,7 @@ mod health;
 mod stop;
 
 use crate::{
-    args::{Args, OnMalformed, Target},
+    args::{Args, OnMalformed, SendArgs, Target},
     attempts::{Attempts, AttemptsLayer},
     client,
     input::{self, Admission, Form, Requests},
@@ -17,7 +17,8 @@ use crate::{
     plan::Plan,
     price::Spending,
     report,
-    summary::{Summary, Survey},
+    secrets::Secrets,
+    summary::{Summary, Survey, counts::Counts},
     view::{Progress, Work},
 };
 use anyhow::{Context, ensure};
@@ -96,10 +97,18 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         requests: to_send,
         tokens: survey.map_or(0, |survey| survey.tokens),
     };
-    let attempts = Arc::<Attempts>::default();
+    let secrets = Secrets::of(&target.headers);
+    let attempts = Arc::new(Attempts::new(secrets.clone()));
     let progress = Arc::new(Progress::new(work, bounds, attempts.clone(), &args));
     let spending = Spending::of(&args.view.cost);
-    let health = Health::new(stopper.clone(), progress.clone(), limiter.clone(), &args.send, &target);
+    let health = Health::new(
+        stopper.clone(),
+        progress.clone(),
+        limiter.clone(),
+        &args.send,
+        &target,
+        secrets.clone(),
+    );
     // Every request should succeed, however long that takes, so only the number of retries is limited: there is no
     // retry budget. A request that waits for a paused limiter makes no attempt, so a pause costs it no retry.
     let retries = RetryPolicy::new()
@@ -129,11 +138,11 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
 
     announce(&progress, &args, &target, form, bounds, survey.zip(min_time));
     let (results, received) = mpsc::channel(64);
-    let has_prices = spending.is_some();
+    let counts = Counts::new(spending.is_some(), secrets.clone());
     let writer = {
         let (progress, stopper) = (progress.clone(), stopper.clone());
         spawn_blocking(move || {
-            let (counts, written) = output.write_all(received, &progress, has_prices);
+            let (counts, written) = output.write_all(received, &progress, counts);
             if written.is_err() {
                 stopper.stop(StopReason::OutputFailed);
             }
@@ -168,7 +177,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let (Fed { read, submitted, end }, ()) = tokio::select! {
         ended = async {
             let fed = feeder.feed(requests, done.unwrap_or_default()).await;
-            (fed, drain(&executor, &stopper, args.send.drain).await)
+            (fed, drain(&executor, &stopper, &args.send).await)
         } => ended,
         () = progress.show(&monitor) => unreachable!("it never returns"),
     };
@@ -333,17 +342,26 @@ fn limiter(bounds: &Bounds, args: &Args) -> anyhow::Result<Limiter> {
     Ok(RateLimiter::new(bounds.limits())?.into())
 }
 
-/// Waits until all submitted requests have ended. When the run is stopped, those on the wire get the time `limit`.
-async fn drain(executor: &Executor<Bytes, Bytes>, stopper: &Stopper, limit: Duration) {
+/// Waits until all submitted requests have ended. When the run is stopped, those on the wire are finished, because they
+/// are paid for, which takes no longer than `--timeout`. After a signal they get the time of `--drain` only.
+async fn drain(executor: &Executor<Bytes, Bytes>, stopper: &Stopper, args: &SendArgs) {
     tokio::select! {
         _ = executor.stop(Shutdown::Graceful) => return,
         () = stopper.stopped() => {}
     }
+    // A later stop replaces the time that an earlier one allows.
     tokio::select! {
-        _ = executor.stop(Shutdown::SentWithin(limit)) => {}
+        biased;
+        () = stopper.signalled() => {}
+        () = stopper.stopped_now() => {}
+        _ = executor.stop(Shutdown::SentWithin(args.timeout)) => return,
+    }
+    tokio::select! {
+        biased;
         () = stopper.stopped_now() => {
             executor.stop(Shutdown::Immediate).await;
         }
+        _ = executor.stop(Shutdown::SentWithin(args.drain)) => {}
     }
 }
 
@@ -355,9 +373,12 @@ async fn stop_on_signals(stopper: Stopper, progress: Arc<Progress>, monitor: Mon
         if first_at.is_some_and(|at: Instant| at.elapsed() < SAME_SIGNAL) {
             return;
         }
+        // The first signal does not cut off what is paid for, also if the run is stopped for another reason already.
+        let is_first = first_at.is_none();
         first_at.get_or_insert_with(Instant::now);
         let on_wire = monitor.calling();
-        progress.note(&if stopper.stop(StopReason::Signal(signal)) {
+        progress.note(&if is_first {
+            stopper.stop(StopReason::Signal(signal));
             format!(
                 "{signal}: nothing more is sent; the {on_wire} requests on the wire get {limit:?} to finish, the others \
                  are left for --resume; {signal} again cancels"

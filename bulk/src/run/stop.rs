@@ -2,7 +2,8 @@
 //!
 //! A stop has two steps. In the first, no further request is sent: queued and waiting ones are left for `--resume`, and
 //! those on the wire are finished, because their answers are paid for. In the second, those on the wire are cancelled,
-//! too: after a second signal, after the time that `--drain` allows, or if results cannot be written any more.
+//! too: after a second signal, at the end of the time that `--drain` allows after the first one, or if results cannot be
+//! written any more.
 
 use std::{fmt, future::Future};
 use tokio::sync::watch;
@@ -34,6 +35,7 @@ pub(crate) struct Stopper(watch::Sender<State>);
 #[derive(Clone, Default)]
 struct State {
     reason: Option<StopReason>,
+    is_signalled: bool,
     /// Whether the calls on the wire are cancelled, too.
     now: bool,
 }
@@ -74,6 +76,7 @@ impl Stopper {
         self.0.send_modify(|state| {
             is_first = state.reason.is_none();
             state.now |= reason == StopReason::OutputFailed;
+            state.is_signalled |= matches!(reason, StopReason::Signal(_));
             state.reason.get_or_insert(reason);
         });
         is_first
@@ -91,6 +94,11 @@ impl Stopper {
     /// Waits until the run is to stop.
     pub(crate) fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
         self.wait_for(|state| state.reason.is_some())
+    }
+
+    /// Waits until a signal stops the run, also one that is stopped for another reason already.
+    pub(crate) fn signalled(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.wait_for(|state| state.is_signalled)
     }
 
     /// Waits until the calls on the wire are to be cancelled.

@@ -1,6 +1,6 @@
 //! The counts of a run, which are updated with each result that is written.
 
-use crate::{attempts::excerpt, output::Finished, price::Money};
+use crate::{attempts::excerpt, output::Finished, price::Money, secrets::Secrets};
 use hdrhistogram::Histogram;
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ pub(crate) struct Counts {
     pub(crate) cost: Option<Money>,
     /// The number of completed requests whose answers report no usage, and whose cost is not known.
     pub(crate) without_cost: u64,
-    /// The number of attempts that had neither a 2xx response nor status 429.
+    /// The number of attempts that had neither a 2xx response nor status 429. Cancelled ones do not count.
     pub(crate) other_failures: u64,
     /// The number of attempts, and of those with a 2xx response.
     pub(crate) requests: u64,
@@ -49,6 +49,7 @@ pub(crate) struct Counts {
     last_sent: Option<SystemTime>,
     last_ended: Option<SystemTime>,
     in_flight_time: Duration,
+    secrets: Secrets,
 }
 
 /// The requests that have failed with one error message.
@@ -60,9 +61,10 @@ pub(crate) struct Problems {
 }
 
 impl Counts {
-    /// Starts at zero. `has_prices` tells whether costs are counted.
-    pub(crate) fn new(has_prices: bool) -> Self {
+    /// Starts at zero. `has_prices` tells whether costs are counted. Failures are kept without `secrets`.
+    pub(crate) fn new(has_prices: bool, secrets: Secrets) -> Self {
         Self {
+            secrets,
             cost: has_prices.then(Money::default),
             ..Self::default()
         }
@@ -94,6 +96,7 @@ impl Default for Counts {
             last_sent: None,
             last_ended: None,
             in_flight_time: Duration::ZERO,
+            secrets: Secrets::default(),
         }
     }
 }
@@ -106,14 +109,14 @@ impl Counts {
             _ => self.failed += 1,
         }
         if let Some(problem) = finished.problem() {
-            let is_counted = self.problems.contains_key(&problem.message);
-            let has_room = is_counted || self.problems.len() < MAX_PROBLEMS;
-            let problem = if has_room { problem.message } else { "others".to_owned() };
+            let message = self.secrets.hide(&problem.message).into_owned();
+            let has_room = self.problems.contains_key(&message) || self.problems.len() < MAX_PROBLEMS;
+            let problem = if has_room { message } else { "others".to_owned() };
             let problems = self.problems.entry(problem).or_default();
             problems.count += 1;
             if problems.first_body.is_none() {
                 let body = finished.response().map(|response| response.body());
-                problems.first_body = body.and_then(|body| excerpt(body, MAX_BODY));
+                problems.first_body = body.and_then(|body| excerpt(body, MAX_BODY, &self.secrets));
             }
         }
         match (&mut self.cost, finished.cost()) {
@@ -130,10 +133,11 @@ impl Counts {
             self.requests += 1;
             if is_success {
                 self.successes += 1;
-                self.tokens += event.api_tokens_used.unwrap_or_else(|| finished.tokens());
+                let tokens = event.api_tokens_used.unwrap_or_else(|| finished.tokens());
+                self.tokens = self.tokens.saturating_add(tokens);
             } else if attempt.status_code == Some(429) {
                 self.status_429 += 1;
-            } else {
+            } else if attempt.error_type.as_deref() != Some("Cancelled") {
                 self.other_failures += 1;
             }
             // `None` is less than any time, so `max` returns the time.
@@ -142,8 +146,9 @@ impl Counts {
             self.in_flight_time += between(Some(attempt.started_at), attempt.ended_at);
         }
         if let Some(used) = event.api_tokens_used {
-            self.used += used;
-            self.estimated += finished.tokens();
+            // Anybody may report any number.
+            self.used = self.used.saturating_add(used);
+            self.estimated = self.estimated.saturating_add(finished.tokens());
         }
         for (histogram, time) in [
             (&mut self.in_queue, event.time_in_queue()),

@@ -31,7 +31,7 @@ pub(crate) struct Summary {
     pub(crate) recording: Recording,
     pub(crate) bounds: Bounds,
     pub(crate) elapsed: Duration,
-    /// The number of requests that were not submitted because of Ctrl-C.
+    /// The number of requests that were not sent because the run was stopped. They are left for `--resume`.
     pub(crate) not_sent: u64,
 }
 
@@ -53,7 +53,7 @@ struct LimitRow {
 impl Summary {
     /// The number of submitted requests without a result line.
     pub(crate) const fn lost(&self) -> u64 {
-        let expected = self.survey.requests - self.survey.skipped - self.not_sent;
+        let expected = (self.survey.requests - self.survey.skipped).saturating_sub(self.not_sent);
         expected.saturating_sub(self.counts.written())
     }
 

@@ -3,6 +3,8 @@
 mod server;
 
 use assert_cmd::cargo::cargo_bin;
+use axum::{body::Body, response::IntoResponse};
+use futures_util::{StreamExt, stream};
 use serde_json::Value;
 use server::{Server, answer, good, with_header};
 use std::{
@@ -133,6 +135,34 @@ fn a_wrong_key_stops_the_run_early_and_says_what_to_do() {
     assert!((5..150).contains(&arrived), "{arrived}");
     // What has arrived has a result, and what has not has none.
     assert_eq!(folder.count("FAILED"), arrived);
+}
+
+#[test]
+fn a_key_that_the_server_repeats_is_not_shown() {
+    let server = Server::start(async |request| {
+        let key = request.headers["authorization"]
+            .to_str()
+            .unwrap()
+            .replace("Bearer ", "");
+        (
+            axum::http::StatusCode::BAD_REQUEST,
+            format!("bad token {key}, says the proxy"),
+        )
+            .into_response()
+    });
+    let folder = Folder::with(3);
+    let output = folder
+        .bulk(&["--url", &server.url(), "--api-key-env", "MY_KEY", "--lines"])
+        .env("MY_KEY", "my-own-secret")
+        .output()
+        .unwrap();
+    assert_code(&output, 3);
+    let (summary, said) = (text(&output.stdout), text(&output.stderr));
+    assert!(summary.contains("the first: bad token …, says the proxy"), "{summary}");
+    assert!(
+        !summary.contains("my-own-secret") && !said.contains("my-own-secret"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -312,6 +342,54 @@ fn a_signal_that_comes_twice_at_once_is_one_signal() {
 
 #[cfg(unix)]
 #[test]
+fn a_request_whose_response_is_cut_off_has_a_result() {
+    let server = Server::start(async |_| {
+        let begun = stream::iter([Ok::<_, std::io::Error>("{\"choices\":")]);
+        let body = Body::from_stream(begun.chain(stream::pending()));
+        ([("content-type", "application/json")], body).into_response()
+    });
+    let folder = Folder::with(40);
+    let child = folder.start(&["--url", &server.url(), "--concurrency", "4", "--drain", "0.5"]);
+    wait_until(|| server.arrived().len() == 4);
+    thread::sleep(Duration::from_millis(300));
+    signal(&child, "-INT");
+    assert_code(&child.wait_with_output().unwrap(), 130);
+    assert_eq!(folder.count("CANCELLED"), 4);
+}
+
+#[test]
+fn what_is_on_the_wire_is_finished_when_the_cost_stops_the_run() {
+    let server = Server::start(async |request| {
+        if !request.body.contains("question 0\"") {
+            sleep(Duration::from_millis(1_500)).await;
+        }
+        answer(
+            200,
+            r#"{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":1000000}}"#,
+        )
+    });
+    let folder = Folder::with(40);
+    let output = folder.run(&[
+        "--url",
+        &server.url(),
+        "--concurrency",
+        "4",
+        "--drain",
+        "0.1",
+        "--price-out",
+        "1",
+        "--max-cost",
+        "0.5",
+    ]);
+    assert_code(&output, 1);
+    assert_eq!(
+        (folder.count("COMPLETED"), folder.count("CANCELLED")),
+        (server.arrived().len(), 0)
+    );
+}
+
+#[cfg(unix)]
+#[test]
 fn a_request_that_waits_to_be_sent_again_is_left_for_resume() {
     let server = Server::start(async |request| match request.before {
         0 => with_header(answer(429, "{}"), "retry-after", "60"),
@@ -399,6 +477,8 @@ fn a_line_that_is_too_large_fails_by_name_and_does_not_change_the_pace_of_the_ot
         .find(|result| result["status"] == "FAILED")
         .unwrap();
     assert_eq!(failed["error"]["type"], "CostExceedsBurst");
+    let message = failed["error"]["message"].as_str().unwrap();
+    assert!(message.contains("raise --tpm, "), "{message}");
 }
 
 #[test]
