@@ -1,85 +1,23 @@
 //! How the program sends, waits and stops. Each test runs the program itself against a server of odd answers.
 
+mod folder;
 mod server;
 
 use assert_cmd::cargo::cargo_bin;
 use axum::{body::Body, response::IntoResponse};
+use folder::{Folder, line};
 use futures_util::{StreamExt, stream};
-use serde_json::Value;
 use server::{Server, answer, good, with_header};
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Output, Stdio},
     thread,
     time::Duration,
 };
-use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 const WRONG_KEY: &str = r#"{"error":{"message":"Incorrect API key provided: sk-12345","code":"invalid_api_key"}}"#;
-
-/// A folder with an input, in which the program runs.
-struct Folder(TempDir);
-
-impl Folder {
-    /// A folder whose input has this number of requests.
-    fn with(requests: usize) -> Self {
-        let folder = Self(TempDir::new().unwrap());
-        let lines: String = (0..requests).map(line).collect();
-        fs::write(folder.path("in.jsonl"), lines).unwrap();
-        folder
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// The program with its input and output, without limits of rates, and without keys of the environment.
-    fn bulk(&self, options: &[&str]) -> Command {
-        let mut command = Command::new(cargo_bin("bulk"));
-        command
-            .current_dir(self.0.path())
-            .args([
-                "--input",
-                "in.jsonl",
-                "--output",
-                "out.jsonl",
-                "--rpm",
-                "off",
-                "--tpm",
-                "off",
-            ])
-            .args(options)
-            .env_remove("OPENAI_API_KEY");
-        command
-    }
-
-    fn run(&self, options: &[&str]) -> Output {
-        self.bulk(options).output().unwrap()
-    }
-
-    fn start(&self, options: &[&str]) -> Child {
-        let mut command = self.bulk(options);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    }
-
-    fn results(&self) -> Vec<Value> {
-        let lines = fs::read_to_string(self.path("out.jsonl")).unwrap();
-        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    fn count(&self, status: &str) -> usize {
-        self.results()
-            .iter()
-            .filter(|result| result["status"] == status)
-            .count()
-    }
-}
-
-fn line(number: usize) -> String {
-    format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"question {number}\"}}]}}\n")
-}
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
