@@ -107,7 +107,8 @@ pub(crate) struct Requests {
     options: Options,
     form: Form,
     is_rewindable: bool,
-    ids: Ids,
+    /// `None` if the ids have been compared before.
+    ids: Option<Ids>,
 }
 
 /// Finds ids that occur more than once, by hashes of them.
@@ -219,7 +220,7 @@ impl Requests {
             form: options.form.unwrap_or(Form::Lines),
             options: options.clone(),
             is_rewindable,
-            ids: Ids::default(),
+            ids: Some(Ids::default()),
         };
         let mut head = Vec::new();
         // In an array or an object over several lines, a line may happen to be an object, too.
@@ -268,10 +269,19 @@ impl Requests {
         self.form
     }
 
+    /// Reads the same input from its start. Its ids, which take memory for each line, are not compared again.
+    pub(crate) async fn again(self, options: &Options) -> anyhow::Result<Self> {
+        drop(self);
+        let mut again = Self::open(options).await?;
+        again.ids = None;
+        Ok(again)
+    }
+
     /// Returns a note about ids that occur more than once in what has been read.
     pub(crate) fn repeated_ids(&self) -> Option<String> {
-        let (id, line) = self.ids.example.as_ref()?;
-        let count = self.ids.repeated;
+        let ids = self.ids.as_ref()?;
+        let (id, line) = ids.example.as_ref()?;
+        let count = ids.repeated;
         Some(format!(
             "{count} lines repeat a custom_id of an earlier line; the first is line {line} with {id}"
         ))
@@ -316,11 +326,14 @@ impl Requests {
             return None;
         }
         let request = line::parse(number, &bytes.slice_ref(text), &self.options);
-        if let Ok(Request {
-            custom_id: Some(id), ..
-        }) = &request
+        if let (
+            Some(ids),
+            Ok(Request {
+                custom_id: Some(id), ..
+            }),
+        ) = (&mut self.ids, &request)
         {
-            self.ids.add(id.get(), number);
+            ids.add(id.get(), number);
         }
         Some(request)
     }

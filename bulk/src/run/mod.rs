@@ -78,7 +78,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         args.files.input().display()
     );
     let requests = if is_surveyed {
-        Requests::open(&options).await?
+        requests.again(&options).await?
     } else {
         requests
     };
