@@ -92,7 +92,7 @@ pub(crate) struct SendArgs {
     #[arg(long, value_name = "FILE", help_heading = "Connection")]
     pub(crate) ca: Option<PathBuf>,
 
-    /// Accept any certificate: whoever answers gets the key
+    /// Accept any certificate: any server that answers gets the key
     #[arg(long, help_heading = "Connection")]
     pub(crate) insecure: bool,
 
@@ -187,7 +187,7 @@ impl SendArgs {
 
     /// Returns the key in the provider's own variable of the environment, if no other key is given and the URL may get
     /// it: an https URL of the provider itself, or of any host if the provider is named on the command line. A key of
-    /// one provider must not reach another, nor be sent where anybody can read it.
+    /// one provider must not reach another, nor be sent where it can be read on the way.
     fn default_key(&self, target: &Target) -> anyhow::Result<Option<Key>> {
         let provider = self.provider();
         let Some(variable) = provider.key_variable() else {

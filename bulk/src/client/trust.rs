@@ -1,7 +1,7 @@
 //! The certificates of `--ca`: authorities that are trusted beside those of the system, or the certificate of the server
 //! itself.
 //!
-//! A certificate that somebody has made for one server, with the defaults of OpenSSL, is that of an authority, too. The
+//! A certificate that was made for one server with the defaults of OpenSSL is that of an authority, too. The
 //! verifier of rustls does not accept such a certificate from a server, even if it is the one that is trusted. Here it is
 //! accepted, as by curl, if it is byte for byte one of the file, and valid for the name of the server.
 

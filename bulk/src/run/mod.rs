@@ -213,7 +213,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         report::write(path, &summary)?;
     }
     match written {
-        // Whoever reads the results has closed the pipe, `head` for example.
+        // The reader of the results, `head` for example, has closed the pipe.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::from(PIPE_CLOSED)),
         written => written.context("cannot write results")?,
     }
@@ -231,7 +231,7 @@ fn announce(
     known: Option<(Survey, Duration)>,
 ) {
     if args.send.insecure {
-        progress.note("WARNING: --insecure: certificates are not checked, so anybody on the way can read the key");
+        progress.note("WARNING: --insecure: certificates are not checked, so the key can be read on the way");
     }
     if args.view.quiet {
         return;
