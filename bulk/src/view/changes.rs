@@ -16,12 +16,24 @@ const SHORT_PAUSE: Duration = Duration::from_secs(2);
 /// by less.
 const TOLD_CHANGE: f64 = 0.1;
 
+/// How long a changed limit has to last until it is told.
+const LASTING: Duration = Duration::from_secs(3);
+
+/// A limit as it was told last.
+#[derive(Debug)]
+struct ToldLimit {
+    cause: Cause,
+    told: u64,
+    /// Since when the limit differs from what was told, since the start of the run.
+    differs_since: Option<Duration>,
+}
+
 /// What was told last.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     /// Whether there is a pause that is not short.
     is_paused: bool,
-    limits: Vec<(Cause, u64)>,
+    limits: Vec<ToldLimit>,
     status_429: u64,
     /// When the last 429 was seen, since the start.
     last_429: Option<Duration>,
@@ -33,7 +45,7 @@ impl Changes {
         let mut lines = Vec::new();
         lines.extend(self.pause(snapshot));
         lines.extend(self.throttling(snapshot));
-        self.limits(snapshot, &mut lines);
+        lines.extend(self.limits(snapshot));
         lines
     }
 
@@ -60,22 +72,33 @@ impl Changes {
         is_episode.then(|| format!("the provider rejects requests for its limits: {count} x 429 so far"))
     }
 
-    fn limits(&mut self, snapshot: &Snapshot, lines: &mut Vec<String>) {
+    /// Limits that have changed, and have stayed so for a while: a limit that adapts may be lowered for a second only.
+    fn limits(&mut self, snapshot: &Snapshot) -> Option<String> {
+        let mut changed = Vec::new();
         for level in &snapshot.budgets {
             let now = level.pace.per_minute;
-            let Some((_, told)) = self.limits.iter_mut().find(|(cause, _)| *cause == level.cause) else {
-                self.limits.push((level.cause, now));
+            let Some(limit) = self.limits.iter_mut().find(|limit| limit.cause == level.cause) else {
+                self.limits.push(ToldLimit {
+                    cause: level.cause,
+                    told: now,
+                    differs_since: None,
+                });
                 continue;
             };
-            if now.abs_diff(*told) as f64 >= TOLD_CHANGE * *told as f64 && now != *told {
-                let (before, name) = (grouped(*told), level.cause.name());
-                lines.push(format!(
-                    "the limit of {name} is now {} instead of {before}, as the provider answers",
-                    grouped(now)
-                ));
-                *told = now;
+            if now == limit.told || (now.abs_diff(limit.told) as f64) < TOLD_CHANGE * limit.told as f64 {
+                limit.differs_since = None;
+                continue;
+            }
+            let since = *limit.differs_since.get_or_insert(snapshot.elapsed);
+            if snapshot.elapsed.saturating_sub(since) >= LASTING {
+                let (before, name) = (grouped(limit.told), limit.cause.name());
+                changed.push(format!("{} instead of {before} {name}", grouped(now)));
+                limit.told = now;
+                limit.differs_since = None;
             }
         }
+        let changed = changed.join(", ");
+        (!changed.is_empty()).then(|| format!("the limits have changed, as the provider answers: {changed}"))
     }
 }
 
@@ -132,16 +155,24 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_told_when_it_has_changed_by_a_tenth() {
+    fn a_limit_is_told_when_it_has_changed_by_a_tenth_for_a_while() {
         let mut changes = quiet();
         let mut snapshot = sample();
-        snapshot.budgets[1].pace.per_minute = 230_000;
-        assert!(changes.find(&snapshot).is_empty());
-        snapshot.budgets[1].pace.per_minute = 60_000;
-        assert_eq!(
-            changes.find(&snapshot),
-            ["the limit of tokens per minute is now 60,000 instead of 240,000, as the provider answers"]
-        );
-        assert!(changes.find(&snapshot).is_empty());
+        let mut after = |per_minute, millis| {
+            snapshot.budgets[1].pace.per_minute = per_minute;
+            snapshot.elapsed += Duration::from_millis(millis);
+            changes.find(&snapshot)
+        };
+        assert!(after(230_000, 9_000).is_empty());
+        // Lowered for two seconds.
+        assert!(after(200_000, 0).is_empty());
+        assert!(after(200_000, 2_000).is_empty());
+        assert!(after(240_000, 2_000).is_empty());
+        // Lowered for good.
+        assert!(after(60_000, 0).is_empty());
+        assert!(after(60_000, 2_999).is_empty());
+        let line = "the limits have changed, as the provider answers: 60,000 instead of 240,000 tokens per minute";
+        assert_eq!(after(60_000, 1), [line]);
+        assert!(after(60_000, 9_000).is_empty());
     }
 }
