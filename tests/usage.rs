@@ -451,7 +451,7 @@ fn an_estimate_counts_a_medium_as_a_typical_one_and_never_its_base64() {
             gemini(r#"{"fileData":{"mimeType":"application/pdf","fileUri":"https://h/a"}}"#),
             1_500,
         ),
-        // Images in a list, and data where nobody knows it.
+        // Images in a list, and data in a field that no API has.
         (openai(r#"{"images":["B64","B64"],"content":"1234"}"#), 2 * 765 + 1),
         (openai(r#"{"images":"B64","content":"1234"}"#), 765 + 1),
         (openai(r#"{"images":null,"content":"1234"}"#), 1),
