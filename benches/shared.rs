@@ -8,7 +8,7 @@
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use std::time::Duration;
 use tokio::{task::JoinSet, time::Instant};
-use tower_outbound::{Cost, Limits, Rate, rate::redis::SharedRateLimiter};
+use tower_outbound::{Cost, Limits, Rate, RateLimiter, rate};
 
 mod common;
 #[path = "../tests/support/redis.rs"]
@@ -45,7 +45,7 @@ async fn measure(server: &server::Server, rounds: usize, millis: u64) {
     let limits = Limits::new()
         .requests(Rate::per_second(100_000_000).burst(10_000_000))
         .tokens(Rate::per_second(1_000_000_000).burst(1_000_000_000));
-    let limiter = SharedRateLimiter::connect(&server.url(), "bench", limits).unwrap();
+    let limiter = rate::redis::connect(&server.url(), "bench", limits).unwrap();
     limiter.acquire(Cost::tokens(10)).await.unwrap();
 
     let (mut pings_p50, mut acquires_p50, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
@@ -100,7 +100,7 @@ async fn latencies(span: Duration, mut call: impl AsyncFnMut()) -> Vec<f64> {
 }
 
 /// Returns how many acquires per second are admitted when this number of callers each make one acquire after the other.
-async fn throughput(limiter: &SharedRateLimiter, callers: usize, span: Duration) -> f64 {
+async fn throughput(limiter: &RateLimiter, callers: usize, span: Duration) -> f64 {
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
     for _ in 0..callers {

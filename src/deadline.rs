@@ -32,7 +32,7 @@
 
 use crate::{
     error::{BoxError, DeadlineExceeded},
-    rate::{ByExtension, Cost, Demand, Limiter, RequestCost},
+    rate::{ByExtension, Cost, Demand, RateLimiter, RequestCost},
 };
 use http::Request;
 use pin_project_lite::pin_project;
@@ -41,7 +41,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -71,7 +71,7 @@ pub struct Deadline(Instant);
 /// [`QueueLayer::deadline`](crate::QueueLayer::deadline).
 #[derive(Clone, Debug)]
 pub struct DeadlineLayer<K = ByExtension> {
-    limits: Option<(Limiter, K)>,
+    limits: Option<(RateLimiter, K)>,
     timeout: Option<Duration>,
     /// Whether calls are only refused, because the queue above ends them at their deadline.
     only_refuses: bool,
@@ -140,13 +140,19 @@ struct DeadlineTimer {
 pub(crate) struct PendingDemand {
     requests: AtomicU64,
     tokens: AtomicU64,
+    /// The sum over the calls whose costs have more than requests and tokens.
+    others: Mutex<Demand>,
 }
 
 /// Counts the cost of one call in the [`PendingDemand`] until this guard is dropped, which happens when the call has
 /// left the queue and its future was polled once: from then on, the limiter counts it.
 pub(crate) struct PendingCost {
     demand: Arc<PendingDemand>,
-    cost: Cost,
+    requests: u64,
+    tokens: u64,
+    /// The rest of the cost, if there is any. Most costs are requests and tokens, and a queued call should take little
+    /// memory.
+    others: Option<Box<Cost>>,
 }
 
 // === impl Deadline ===
@@ -231,9 +237,9 @@ impl<K> DeadlineLayer<K> {
     /// Refuses calls that `limiter` could not admit before their deadline. `cost` computes what the limiter charges a
     /// call. Default: a call is refused only if its deadline has passed already when the service is called.
     #[must_use]
-    pub fn limiter<N>(self, limiter: impl Into<Limiter>, cost: N) -> DeadlineLayer<N> {
+    pub fn limiter<N>(self, limiter: RateLimiter, cost: N) -> DeadlineLayer<N> {
         DeadlineLayer {
-            limits: Some((limiter.into(), cost)),
+            limits: Some((limiter, cost)),
             timeout: self.timeout,
             only_refuses: self.only_refuses,
         }
@@ -293,7 +299,7 @@ where
             req.extensions_mut().insert(TimeoutDeadline(deadline));
             Some(deadline)
         });
-        let wait = |(limiter, cost): &(Limiter, K)| limiter.wait(cost.cost(&req), Demand::default());
+        let wait = |(limiter, cost): &(RateLimiter, K)| limiter.wait(&cost.cost(&req), &Demand::default());
         let allowed = deadline.map_or(Ok(()), |deadline| {
             deadline.allows(limits.as_ref().map_or(Duration::ZERO, wait))
         });
@@ -362,32 +368,47 @@ impl DeadlineTimer {
 
 impl PendingDemand {
     /// Adds the cost of a call to the pending demand until the returned guard is dropped.
-    pub(crate) fn add(self: &Arc<Self>, cost: Cost) -> PendingCost {
+    pub(crate) fn add(self: &Arc<Self>, cost: &Cost) -> PendingCost {
         self.requests.fetch_add(cost.requests, Ordering::Relaxed);
         if cost.tokens > 0 {
             self.tokens.fetch_add(cost.tokens, Ordering::Relaxed);
         }
+        let others = cost.without_requests_and_tokens().map(Box::new);
+        if let Some(others) = &others {
+            *self.others() += others;
+        }
         PendingCost {
             demand: self.clone(),
-            cost,
+            requests: cost.requests,
+            tokens: cost.tokens,
+            others,
         }
     }
 
-    /// Returns the summed costs, in requests and tokens, of the calls that have not left the queue.
-    pub(crate) fn cost(&self) -> Demand {
-        let load = |number: &AtomicU64| number.load(Ordering::Relaxed).into();
-        Demand {
+    /// Returns the summed costs of the calls that have not left the queue.
+    pub(crate) fn sum(&self) -> Demand {
+        let mut sum = *self.others();
+        let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        sum += &Cost {
             requests: load(&self.requests),
-            tokens: load(&self.tokens),
-        }
+            ..Cost::tokens(load(&self.tokens))
+        };
+        sum
+    }
+
+    fn others(&self) -> MutexGuard<'_, Demand> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for PendingCost {
     fn drop(&mut self) {
-        self.demand.requests.fetch_sub(self.cost.requests, Ordering::Relaxed);
-        if self.cost.tokens > 0 {
-            self.demand.tokens.fetch_sub(self.cost.tokens, Ordering::Relaxed);
+        self.demand.requests.fetch_sub(self.requests, Ordering::Relaxed);
+        if self.tokens > 0 {
+            self.demand.tokens.fetch_sub(self.tokens, Ordering::Relaxed);
+        }
+        if let Some(others) = &self.others {
+            *self.demand.others() -= others;
         }
     }
 }

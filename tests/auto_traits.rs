@@ -8,7 +8,7 @@ use tower_outbound::{
     error::{Cancelled, Closed, CostExceedsBurst, Error, Panicked, Refused},
     event::{Lagged, ParseStatusError, Subscription},
     executor::{Closure, Monitor, TrySubmitError},
-    rate::{Estimate, TryAcquireError},
+    rate::{AcquireError, Estimate},
 };
 
 fn send<T: Send>() {}
@@ -81,19 +81,10 @@ fn types_of_the_feature_http_are_clone_send_and_sync() {
 fn types_of_the_feature_redis_are_clone_send_and_sync() {
     use tower_outbound::{
         error::{AcquireError, StoreUnavailable},
-        rate::{
-            Limiter,
-            redis::{OnStoreLoss, SharedRateLimiter, SharedRateLimiterBuilder, StoreStatus},
-        },
+        rate::redis::{Builder, OnStoreLoss, StoreStatus},
     };
     fn error<T: std::error::Error + Clone + Send + Sync + 'static>() {}
-    all::<(
-        SharedRateLimiter,
-        SharedRateLimiterBuilder,
-        OnStoreLoss,
-        StoreStatus,
-        Limiter,
-    )>();
+    all::<(Builder, OnStoreLoss, StoreStatus)>();
     error::<AcquireError>();
     error::<StoreUnavailable>();
 }
@@ -125,7 +116,7 @@ fn errors_are_errors_that_can_be_sent_and_shared() {
     error::<Cancelled>();
     error::<Lagged>();
     error::<ParseStatusError>();
-    error::<TryAcquireError>();
+    error::<AcquireError>();
     // The errors that give a refused request back to the caller are errors for any request, even one without `Debug`.
     struct Plain;
     error::<Refused<Plain>>();

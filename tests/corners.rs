@@ -238,13 +238,10 @@ async fn an_attempt_that_ends_after_a_later_one_updates_the_event() {
 async fn the_deepest_debt_of_the_largest_bucket_is_counted() -> Result<(), Box<dyn Error>> {
     let rate = Rate::new(0.5, Duration::from_nanos(1 << 62)).burst(1_u64 << 63);
     let limiter = RateLimiter::new(Limits::new().tokens(rate))?;
-    let nothing = Cost { requests: 0, tokens: 0 };
+    let nothing = Cost::none();
     for _ in 0..3 {
         let estimate = limiter.acquire_estimate(nothing).await?;
-        estimate.settle(Cost {
-            requests: 0,
-            tokens: u64::MAX,
-        });
+        estimate.settle(Cost::tokens(u64::MAX).with("requests", 0));
         time::sleep(Duration::from_secs(1)).await;
         assert_eq!(limiter.available().tokens, Some(0));
     }

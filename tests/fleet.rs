@@ -13,7 +13,7 @@ use std::{
 };
 use support::redis::Server;
 use tokio::{task::JoinSet, time::Instant};
-use tower_outbound::{Cost, Limits, Rate, rate::redis::SharedRateLimiter};
+use tower_outbound::{Cost, Limits, Rate, rate::redis};
 use tracing::field::{Field, Visit};
 
 mod support {
@@ -98,7 +98,7 @@ fn worker() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let limiter = SharedRateLimiter::connect(&url, quota.name, quota.limits()).unwrap();
+        let limiter = redis::connect(&url, quota.name, quota.limits()).unwrap();
         // All worker processes begin to make calls at the same time.
         let start = Duration::from_nanos(number("FLEET_START"));
         tokio::time::sleep(start.saturating_sub(Duration::from_nanos(now() as u64))).await;

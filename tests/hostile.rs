@@ -126,12 +126,7 @@ async fn extreme_rates_are_counted_or_refused_and_their_field_is_named() {
                     assert!((1..=u64::MAX).contains(&burst) && start <= burst, "{rate:?}");
                     // The limits have no rate of requests, so any number of requests is admitted. All available tokens
                     // can be taken at once, and then none is left.
-                    limiter
-                        .try_acquire(Cost {
-                            requests: u64::MAX,
-                            tokens: 0,
-                        })
-                        .unwrap();
+                    limiter.try_acquire(Cost::request().with("requests", u64::MAX)).unwrap();
                     limiter.try_acquire(Cost::tokens(start)).unwrap();
                     assert_eq!(limiter.available().tokens, Some(0), "{rate:?}");
                     let later = limiter.try_acquire(Cost::tokens(1)).unwrap_err().retry_after();
@@ -139,11 +134,8 @@ async fn extreme_rates_are_counted_or_refused_and_their_field_is_named() {
                     // Estimates of 0 tokens are settled with the largest and the smallest true costs. This leaves
                     // debts, and never brings tokens back.
                     for used in [u64::MAX, 0, 1] {
-                        let nothing = limiter.acquire_estimate(Cost { requests: 0, tokens: 0 }).await.unwrap();
-                        nothing.settle(Cost {
-                            requests: u64::MAX,
-                            tokens: used,
-                        });
+                        let nothing = limiter.acquire_estimate(Cost::none()).await.unwrap();
+                        nothing.settle(Cost::tokens(used).with("requests", u64::MAX));
                         assert_eq!(limiter.available().tokens, Some(0), "{rate:?}");
                     }
                     if limiters.len() < 64 || counted % 97 == 0 {
@@ -264,10 +256,7 @@ async fn a_call_that_costs_nothing_is_admitted_and_one_above_the_burst_is_refuse
         .limits(limits)
         .cost(|req: &Request<&'static str>| {
             let tokens = req.extensions().get::<ApiTokens>().map_or(0, |tokens| tokens.0);
-            Cost {
-                requests: tokens,
-                tokens,
-            }
+            Cost::tokens(tokens).with("requests", tokens)
         })
         .build(client)
         .unwrap();
@@ -1480,7 +1469,7 @@ fn a_waker_may_use_everything_when_it_is_woken() {
                     event.log("woken");
                     event.set_metadata("woken", 1);
                     let _ = (event.snapshot(), format!("{executor:?} {limiter:?} {event:?}"));
-                    let _ = limiter.local().unwrap().try_acquire(Cost::request());
+                    let _ = limiter.try_acquire(Cost::request());
                     limiter.pause_for(Duration::ZERO);
                     limiter
                         .set_limits(Limits::new().requests(Rate::per_second(10).burst(1)))

@@ -1,5 +1,5 @@
 //! What both limiters guarantee: one list of cases is run with the local `RateLimiter`, and with the
-//! `SharedRateLimiter`, whose limits several processes share in Redis.
+//! one whose limits several processes share in Redis.
 
 mod support;
 
@@ -15,11 +15,11 @@ use tower::{Layer, ServiceExt};
 use tower_outbound::{
     Call, Cost, Executor, Limits, Rate, RateLimitLayer, RateLimiter, Shutdown,
     error::AcquireError,
-    rate::{Budget, Limiter, PauseSource},
+    rate::{Budget, PauseSource, RateLimiter},
 };
 
 /// A function that creates a limiter with the given limits for one case.
-type Make<'a> = &'a (dyn Fn(Limits) -> Limiter + Sync);
+type Make<'a> = &'a (dyn Fn(Limits) -> RateLimiter + Sync);
 type Case = for<'a> fn(Make<'a>) -> LocalBoxFuture<'a, ()>;
 
 const CASES: &[(&str, Case)] = &[
@@ -354,7 +354,7 @@ async fn the_local_limiter_passes_every_case() {
 #[ignore = "needs redis-server"]
 async fn the_shared_limiter_passes_every_case() {
     use std::sync::atomic::{AtomicU32, Ordering};
-    use tower_outbound::rate::redis::SharedRateLimiter;
+    use tower_outbound::rate::redis;
 
     let server = support::redis::Server::start();
     let quotas = AtomicU32::new(0);
@@ -362,9 +362,7 @@ async fn the_shared_limiter_passes_every_case() {
         println!("{name}");
         case(&|limits| {
             let quota = format!("case-{}", quotas.fetch_add(1, Ordering::Relaxed));
-            SharedRateLimiter::connect(&server.url(), &quota, limits)
-                .unwrap()
-                .into()
+            redis::connect(&server.url(), &quota, limits).unwrap()
         })
         .await;
     }
@@ -374,13 +372,13 @@ async fn the_shared_limiter_passes_every_case() {
 #[cfg(feature = "redis-tls")]
 #[tokio::test]
 async fn a_rediss_url_works_without_choosing_a_provider_of_cryptography() {
-    use tower_outbound::rate::redis::{OnStoreLoss, SharedRateLimiter};
+    use tower_outbound::rate::redis::{Builder, OnStoreLoss};
 
     // The server closes each connection, so that the TLS handshake fails. The handshake needs the provider.
     let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("rediss://{}/", server.local_addr().unwrap());
     let server = tokio::spawn(async move { while server.accept().await.is_ok() {} });
-    let limiter = SharedRateLimiter::builder(Limits::new().requests(Rate::per_second(10)))
+    let limiter = Builder::new(Limits::new().requests(Rate::per_second(10)))
         .on_store_loss(OnStoreLoss::Closed)
         .patience(ms(300))
         .connect(&url, "tls")

@@ -15,7 +15,7 @@ use tokio_test::task::{self, Spawn};
 use tower_outbound::{
     Cost, Limits, Rate, RateLimiter,
     error::CostExceedsBurst,
-    rate::{Estimate, TryAcquireError},
+    rate::{AcquireError, Estimate},
 };
 
 const MS: u64 = 1_000_000;
@@ -434,10 +434,7 @@ impl Model {
         let used = used.unwrap_or(cost);
         self.admitted.push(Admitted {
             at: self.now,
-            cost: Cost {
-                requests: cost.requests.min(used.requests),
-                tokens: cost.tokens.min(used.tokens),
-            },
+            cost: Cost::tokens(cost.tokens.min(used.tokens)).with("requests", cost.requests.min(used.requests)),
         });
     }
 
@@ -559,10 +556,7 @@ impl Model {
     }
 
     fn cost(&self, spec: CostSpec) -> Cost {
-        Cost {
-            requests: spec.requests.of(self.max_cost(false)),
-            tokens: spec.tokens.of(self.max_cost(true)),
-        }
+        Cost::tokens(spec.tokens.of(self.max_cost(true))).with("requests", spec.requests.of(self.max_cost(false)))
     }
 
     /// Checks that no bucket holds more than if the true costs had been charged from the start.
@@ -676,14 +670,14 @@ impl Harness {
                 let is_admitted = self.model.arrive(cost, None);
                 match self.limiter.try_acquire(cost) {
                     Ok(()) => prop_assert!(is_admitted, "admitted too early"),
-                    Err(TryAcquireError::NotYet(wait)) => {
+                    Err(AcquireError::NotYet(wait)) => {
                         prop_assert!(
                             !is_admitted && expected.is_none(),
                             "should have been admitted: retry in {wait:?}"
                         );
                         prop_assert_eq!(wait, self.model.retry_after(cost));
                     }
-                    Err(TryAcquireError::CostExceedsBurst(rejection)) => check_rejection(&rejection, expected)?,
+                    Err(AcquireError::CostExceedsBurst(rejection)) => check_rejection(&rejection, expected)?,
                     Err(other) => prop_assert!(false, "{other}"),
                 }
                 // `try_acquire` never joins the limiter's queue, so the limiter does not check the queue either.

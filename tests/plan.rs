@@ -77,7 +77,7 @@ proptest! {
         for rate in tokens {
             limits = limits.tokens(rate);
         }
-        let costs: Vec<_> = costs.into_iter().map(|(requests, tokens)| Cost { requests, tokens }).collect();
+        let costs: Vec<_> = costs.into_iter().map(|(requests, tokens)| Cost::tokens(tokens).with("requests", requests)).collect();
         let mut plan = limits.plan().unwrap();
         let planned: Vec<_> = costs.iter().map(|cost| plan.admit(*cost).ok().map(tick)).collect();
         prop_assert_eq!(planned, on_paused_clock(admissions(limits, &costs)));

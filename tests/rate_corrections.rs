@@ -24,7 +24,7 @@ fn tokens(rate: Rate) -> RateLimiter {
 }
 
 const fn cost(requests: u64) -> Cost {
-    Cost { requests, tokens: 0 }
+    Cost::request().with("requests", requests)
 }
 
 // === Pauses ===

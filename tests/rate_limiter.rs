@@ -10,7 +10,7 @@ use std::{
 use support::{ms, pass, settle};
 use tokio::time::{Instant, advance, sleep};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
-use tower_outbound::{Cost, Limits, Rate, RateLimiter, rate::TryAcquireError};
+use tower_outbound::{Cost, Limits, Rate, RateLimiter, error::AcquireError};
 
 const ONE: Cost = Cost::request();
 
@@ -345,9 +345,9 @@ async fn a_cost_above_the_burst_is_rejected_at_once_and_takes_nothing() {
     );
     assert!(matches!(
         limiter.try_acquire(Cost::tokens(u64::MAX)),
-        Err(TryAcquireError::CostExceedsBurst(_))
+        Err(AcquireError::CostExceedsBurst(_))
     ));
-    let many = Cost { requests: 2, tokens: 0 };
+    let many = Cost::request().with("requests", 2);
     assert_eq!(limiter.check(many).unwrap_err().budget(), "requests");
 }
 
@@ -355,12 +355,12 @@ async fn a_cost_above_the_burst_is_rejected_at_once_and_takes_nothing() {
 async fn a_rejection_has_the_time_to_retry_after() {
     let limiter = requests(Rate::per_second(10).burst(1));
     limiter.try_acquire(ONE).unwrap();
-    assert_eq!(limiter.try_acquire(ONE), Err(TryAcquireError::NotYet(ms(100))));
+    assert_eq!(limiter.try_acquire(ONE), Err(AcquireError::NotYet(ms(100))));
     pass(ms(30)).await;
     let later = limiter.try_acquire(ONE).unwrap_err();
     assert_eq!(later.retry_after(), Some(ms(70)));
     assert_eq!(later.to_string(), "the rate limit is reached: retry in 70ms");
-    let error = limiter.try_acquire(Cost { requests: 2, tokens: 0 }).unwrap_err();
+    let error = limiter.try_acquire(Cost::request().with("requests", 2)).unwrap_err();
     assert_eq!(error.retry_after(), None);
     assert_eq!(
         error.to_string(),
@@ -369,7 +369,7 @@ async fn a_rejection_has_the_time_to_retry_after() {
     // `try_acquire` adds the costs of the calls that wait to the time to retry after, and is not admitted before them.
     let mut waiting = task::spawn(limiter.acquire(ONE));
     assert_pending!(waiting.poll());
-    assert_eq!(limiter.try_acquire(ONE), Err(TryAcquireError::NotYet(ms(170))));
+    assert_eq!(limiter.try_acquire(ONE), Err(AcquireError::NotYet(ms(170))));
     pass(ms(70)).await;
     assert!(limiter.try_acquire(ONE).is_err());
     assert_ready_ok!(waiting.poll());
@@ -435,7 +435,7 @@ async fn new_limits_reject_at_once_waiters_that_exceed_them() {
 #[tokio::test(start_paused = true)]
 async fn new_limits_keep_what_the_buckets_hold() {
     let limiter = requests(Rate::per_second(10).burst(10));
-    limiter.acquire(Cost { requests: 6, tokens: 0 }).await.unwrap();
+    limiter.acquire(Cost::request().with("requests", 6)).await.unwrap();
     limiter
         .set_limits(Limits::new().requests(Rate::per_minute(7).burst(100)))
         .unwrap();
@@ -507,7 +507,7 @@ async fn a_refund_leaves_out_what_would_have_overflowed() {
     // s. The refund would have overflowed, so it must not be added to the bucket afterwards.
     sleep(ms(10_000)).await;
     limiter.acquire(Cost::tokens(10)).await.unwrap();
-    estimate.settle(Cost { requests: 1, tokens: 0 });
+    estimate.settle(Cost::tokens(0));
     assert_eq!(limiter.available().tokens, Some(0));
 }
 

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tower_outbound::{
     Cost, Limits, Rate,
-    rate::redis::{OnStoreLoss, SharedRateLimiter, StoreStatus},
+    rate::redis::{self, Builder, OnStoreLoss, StoreStatus},
 };
 
 mod support;
@@ -39,7 +39,7 @@ fn limits() -> Limits {
 
 /// Members of one quota that admit as many calls as they can.
 struct Load {
-    members: Vec<SharedRateLimiter>,
+    members: Vec<RateLimiter>,
     /// The time of each admission, counted from `start`.
     admitted: Arc<Mutex<Vec<Duration>>>,
     longest_wait: Arc<Mutex<Duration>>,
@@ -55,9 +55,7 @@ impl Load {
         let members: Vec<_> = urls
             .iter()
             .map(|url| {
-                let builder = SharedRateLimiter::builder(limits())
-                    .on_store_loss(on_loss)
-                    .members(urls.len() as u64);
+                let builder = Builder::new(limits()).on_store_loss(on_loss).members(urls.len() as u64);
                 builder.connect(url, "faults").unwrap()
             })
             .collect();
@@ -370,7 +368,7 @@ async fn a_cut_off_member_admits_at_most_its_local_share_on_top_of_the_other_mem
 #[ignore = "needs redis-server"]
 async fn an_open_member_admits_every_call_while_the_server_is_down_and_counts_them() {
     let mut server = Server::start();
-    let limiter = SharedRateLimiter::builder(limits())
+    let limiter = Builder::new(limits())
         .on_store_loss(OnStoreLoss::Open)
         .connect(&server.url(), "faults")
         .unwrap();
@@ -424,7 +422,7 @@ async fn a_limiter_can_use_an_existing_connection() {
     let server = Server::start();
     let client = redis::Client::open(server.url()).unwrap();
     let connection = client.get_connection_manager().await.unwrap();
-    let builder = SharedRateLimiter::builder(limits()).prefix("mine");
+    let builder = Builder::new(limits()).prefix("mine");
     let (one, other) = (
         builder.clone().connection(connection, "quota").unwrap(),
         builder.connect(&server.url(), "quota").unwrap(),
@@ -447,7 +445,7 @@ async fn a_hundred_rates_are_accepted_and_the_slowest_one_counts() {
     let many = (0..100).fold(Limits::new(), |limits, at| {
         limits.requests(Rate::per_second(1_000 + at).burst(10))
     });
-    let limiter = SharedRateLimiter::connect(&server.url(), "many", many).unwrap();
+    let limiter = redis::connect(&server.url(), "many", many).unwrap();
     for _ in 0..30 {
         timeout(ms(2_000), limiter.acquire(Cost::request()))
             .await

@@ -107,8 +107,6 @@ fn start_idle(callers: usize) -> Executor<(), ()> {
     let monitor = executor.monitor();
     monitor
         .limiter()
-        .local()
-        .expect("the limiter is local")
         .try_acquire(Cost::request())
         .expect("the bucket holds the cost of the first call");
     for _ in 0..callers {

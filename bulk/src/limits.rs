@@ -3,7 +3,7 @@
 use crate::args::{Args, LimitArgs, LocalArgs};
 use anyhow::ensure;
 use std::{fmt, num::NonZeroU64, str::FromStr, time::Duration};
-use tower_outbound::{Limiter, Limits, Rate, rate::Budget};
+use tower_outbound::{Limits, Rate, RateLimiter, rate::Budget};
 
 /// An amount per minute; `None` if there is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,14 +180,14 @@ fn default_burst(per_minute: u64) -> u64 {
 /// would let many small ones pass at once, which a provider that counts by the second rejects. Growing leaves in the
 /// bucket what it holds, so that the pace of the requests before the large one stays as it was.
 pub(crate) struct TokenBurst {
-    limiter: Limiter,
+    limiter: RateLimiter,
     bounds: Bounds,
     /// Whether the command line leaves the burst to the program.
     may_grow: bool,
 }
 
 impl TokenBurst {
-    pub(crate) const fn new(limiter: Limiter, bounds: Bounds, args: &LimitArgs) -> Self {
+    pub(crate) const fn new(limiter: RateLimiter, bounds: Bounds, args: &LimitArgs) -> Self {
         Self {
             limiter,
             bounds,

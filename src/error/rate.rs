@@ -28,6 +28,14 @@ pub enum AcquireError {
     CostExceedsBurst(CostExceedsBurst),
     /// The rate limits are shared, and their Redis store was unavailable.
     StoreUnavailable(StoreUnavailable),
+    /// The cost is not available now. It is available after this time, if no call that comes later takes it before. The
+    /// calls that wait already are taken into account. The time is never zero.
+    ///
+    /// Only the methods return it that do not wait, such as [`try_acquire`](crate::RateLimiter::try_acquire).
+    NotYet(Duration),
+    /// Only the Redis store of the shared rate limits knows whether the cost is available, and to ask it takes a round
+    /// trip. Only the methods return it that do not wait.
+    NeedsStore,
 }
 
 // === impl CostExceedsBurst ===
@@ -110,6 +118,18 @@ impl AcquireError {
         match self {
             Self::CostExceedsBurst(error) => error.into(),
             Self::StoreUnavailable(error) => error.into(),
+            // A call that waits fails for none of the other reasons.
+            error => error.into(),
+        }
+    }
+
+    /// Returns the time after which to retry. `None` if a retry cannot succeed under the current limits, or if the time
+    /// is not known.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::NotYet(wait) => Some(*wait),
+            Self::CostExceedsBurst(_) | Self::StoreUnavailable(_) | Self::NeedsStore => None,
         }
     }
 }
@@ -119,6 +139,10 @@ impl fmt::Display for AcquireError {
         match self {
             Self::CostExceedsBurst(error) => error.fmt(f),
             Self::StoreUnavailable(error) => error.fmt(f),
+            Self::NotYet(wait) => write!(f, "the rate limit is reached: retry in {wait:?}"),
+            Self::NeedsStore => f.write_str(
+                "whether the cost is available is known to the store of the shared limits only: use `acquire`",
+            ),
         }
     }
 }

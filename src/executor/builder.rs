@@ -15,7 +15,7 @@ use crate::{
     error::{BoxError, InvalidConfig},
     event::Http,
     queue::QueueLayer,
-    rate::{AsCharged, ByExtension, Limiter, Limits, Rate, RateLimiter},
+    rate::{AsCharged, ByExtension, Limits, Rate, RateLimiter},
 };
 use http::{Request, Response};
 use std::{
@@ -85,7 +85,7 @@ enum RateSetting {
         tokens: Option<Rate>,
     },
     Limits(Limits),
-    Shared(Limiter),
+    Shared(RateLimiter),
     /// The method `limiter`, which sets a shared limiter, was called, and then `requests` or `tokens`, which set a rate
     /// for this executor only. The two settings contradict each other, so building the executor fails.
     Conflict,
@@ -179,9 +179,9 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// only.
     ///
     /// If [`requests`](Self::requests) or [`tokens`](Self::tokens) is called after `limiter`, building the executor
-    /// fails. The rates of a shared limiter are changed with [`Limiter::set_limits`].
-    pub fn limiter(mut self, limiter: impl Into<Limiter>) -> Self {
-        self.settings.rates = RateSetting::Shared(limiter.into());
+    /// fails. The rates of a shared limiter are changed with [`RateLimiter::set_limits`].
+    pub fn limiter(mut self, limiter: RateLimiter) -> Self {
+        self.settings.rates = RateSetting::Shared(limiter);
         self
     }
 
@@ -378,7 +378,7 @@ impl ConcurrencySetting {
 // === impl RateSetting ===
 
 impl RateSetting {
-    fn into_limiter(self) -> Result<Limiter, InvalidConfig> {
+    fn into_limiter(self) -> Result<RateLimiter, InvalidConfig> {
         let limits = match self {
             Self::Simple { requests, tokens } => {
                 let limits = Limits::new().requests(requests);
@@ -396,6 +396,6 @@ impl RateSetting {
                 ));
             }
         };
-        Ok(RateLimiter::new(limits)?.into())
+        RateLimiter::new(limits)
     }
 }

@@ -131,7 +131,7 @@ impl<B, R> ExecutorInner<B, R> {
     /// admitted.
     fn check(&self, request: &Request<B>) -> Result<Cost, Error> {
         let cost = self.parts.cost.cost(request);
-        self.bursts.check(cost)?;
+        self.bursts.check(&cost)?;
         Ok(cost)
     }
 
@@ -190,7 +190,7 @@ impl<B, R> ExecutorInner<B, R> {
         let in_request = Deadline::of(request);
         let deadline = in_request.or_else(|| self.parts.timeout.map(Deadline::after));
         if let Some(deadline) = deadline {
-            let wait = self.parts.monitor.limiter().wait(cost, self.pending_demand.cost());
+            let wait = self.parts.monitor.limiter().wait(&cost, &self.pending_demand.sum());
             deadline.allows(wait).map_err(Error::from)?;
             if in_request.is_none() {
                 request.extensions_mut().insert(deadline);
@@ -201,7 +201,7 @@ impl<B, R> ExecutorInner<B, R> {
         let context = CallContext {
             scope,
             deadline: deadline.map(Deadline::instant),
-            demand: Some(self.pending_demand.add(cost)),
+            demand: Some(self.pending_demand.add(&cost)),
         };
         Ok(Admission {
             context,

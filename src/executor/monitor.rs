@@ -3,7 +3,7 @@
 use crate::{
     concurrency::Concurrency,
     event::{Events, Subscription, Totals},
-    rate::{Limiter, Pause},
+    rate::{Pause, RateLimiter},
     semaphore::Semaphore,
 };
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Monitor {
-    limiter: Limiter,
+    limiter: RateLimiter,
     concurrency: Concurrency,
     events: Events,
     /// The places of the queue that the most recent start created, which count the queued calls. `None` before the
@@ -32,7 +32,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    pub(super) fn new(limiter: Limiter, concurrency: Concurrency) -> Self {
+    pub(super) fn new(limiter: RateLimiter, concurrency: Concurrency) -> Self {
         Self {
             limiter,
             concurrency,
@@ -88,12 +88,12 @@ impl Monitor {
 
     /// Returns the rate limiter, which shows what is left of the rates, changes them and pauses them.
     #[must_use]
-    pub const fn limiter(&self) -> &Limiter {
+    pub const fn limiter(&self) -> &RateLimiter {
         &self.limiter
     }
 
     /// Returns the current pause of the rate limiter, with its end and with who has begun it: the program or the
-    /// provider. `None` if the limiter is not paused. [`Limiter::resume`] ends a pause.
+    /// provider. `None` if the limiter is not paused. [`RateLimiter::resume`] ends a pause.
     #[must_use]
     pub fn paused(&self) -> Option<Pause> {
         self.limiter.paused()

@@ -33,7 +33,7 @@ use crate::{
     error::BoxError,
     event::{self, Describe, EventLayer, EventService},
     queue::{Queue, QueueLayer},
-    rate::{Limiter, Pause, RateLimit, RateLimitLayer, RequestCost, UsedCost},
+    rate::{Pause, RateLimit, RateLimitLayer, RateLimiter, RequestCost, UsedCost},
 };
 use http::{Request, Response};
 use std::any::TypeId;
@@ -53,7 +53,7 @@ pub type Limited<C, D, K, U> = ConcurrencyLimit<RateLimit<EventService<C, D>, K,
 pub struct StackLayers<L, D, K, U> {
     pub(super) layer: L,
     pub(super) concurrency: Concurrency,
-    pub(super) limiter: Limiter,
+    pub(super) limiter: RateLimiter,
     pub(super) cost: K,
     pub(super) used: U,
     pub(super) describe: D,

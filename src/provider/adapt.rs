@@ -40,7 +40,7 @@
 //!
 //! What the provider's bucket can hold is not learned: after an idle time, a burst may be rejected, and begins an episode.
 
-use crate::rate::{Limiter, Limits};
+use crate::rate::{Limits, RateLimiter};
 use std::{
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -151,7 +151,7 @@ enum Decision {
 // === impl Adaptation ===
 
 impl Adaptation {
-    pub(super) fn new(limiter: &Limiter) -> Self {
+    pub(super) fn new(limiter: &RateLimiter) -> Self {
         let configured = limiter.limits();
         Self {
             state: Mutex::new(AdaptationState {
@@ -166,7 +166,7 @@ impl Adaptation {
     }
 
     /// Counts a call that is sent at `now`.
-    pub(super) fn on_sent(&self, limiter: &Limiter, now: Instant) {
+    pub(super) fn on_sent(&self, limiter: &RateLimiter, now: Instant) {
         let mut state = self.lock();
         let is_first = state.on_sent(now);
         let applied = is_first.then(|| state.applied.clone());
@@ -178,12 +178,12 @@ impl Adaptation {
     }
 
     /// Notes that a call, which was sent at `sent`, was rejected.
-    pub(super) fn on_throttled(&self, limiter: &Limiter, sent: Instant, rejection: Rejection) {
+    pub(super) fn on_throttled(&self, limiter: &RateLimiter, sent: Instant, rejection: Rejection) {
         self.change(limiter, true, |state, now| state.on_throttled(sent, now, rejection));
     }
 
     /// Notes that a call, which was sent at `sent`, has succeeded.
-    pub(super) fn on_success(&self, limiter: &Limiter, sent: Instant) {
+    pub(super) fn on_success(&self, limiter: &RateLimiter, sent: Instant) {
         self.change(limiter, false, |state, now| state.on_success(sent, now));
     }
 
@@ -191,7 +191,7 @@ impl Adaptation {
     /// changes the limits, and at each rejection.
     fn change(
         &self,
-        limiter: &Limiter,
+        limiter: &RateLimiter,
         is_rejection: bool,
         decide: impl FnOnce(&mut AdaptationState, Instant) -> Option<Decision>,
     ) {
@@ -408,7 +408,7 @@ fn scaled(limits: &Limits, factor: f64) -> Limits {
 }
 
 /// Empties the buckets of the rates that are adapted.
-fn empty(limiter: &Limiter, limits: &Limits) {
+fn empty(limiter: &RateLimiter, limits: &Limits) {
     let longest = longest_period(limits);
     for (budget, rate) in limits.rates().filter(|(_, rate)| rate.period() <= longest) {
         limiter.lower(budget, Some(rate.period()), 0);

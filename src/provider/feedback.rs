@@ -5,7 +5,7 @@ use super::{
     dialect::Provider,
     info::{RateLimitInfo, Unit},
 };
-use crate::rate::{Budget, Limiter};
+use crate::rate::{Budget, RateLimiter};
 use http::{HeaderMap, Request, Response, StatusCode};
 use pin_project_lite::pin_project;
 use std::{
@@ -20,13 +20,13 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Reads the rate-limit headers of each response in the dialect of a [`Provider`], and applies them to the [`Limiter`]
+/// Reads the rate-limit headers of each response in the dialect of a [`Provider`], and applies them to the [`RateLimiter`]
 /// that paces the calls. The layer is placed around the client, below the limits in the stack.
 ///
 /// The headers are applied as follows:
 /// - A 429, 503 or 529 with a [delay](RateLimitInfo::retry_after) pauses the limiter for *all* its users. So does a 403
 ///   of GitHub that reports an exceeded limit. The layer only extends its pause. The pause is at most
-///   [`max_pause`](Self::max_pause) long, and can be ended by [`Limiter::resume`].
+///   [`max_pause`](Self::max_pause) long, and can be ended by [`RateLimiter::resume`].
 /// - If the provider reports that less of a limit remains than the bucket of the limiter holds, the bucket is lowered
 ///   to the remaining amount. The bucket is never raised. What remained is as of when the provider received the
 ///   request, so what the rate has added and what was charged since the call was sent is taken into account.
@@ -53,7 +53,7 @@ use tower_service::Service;
 /// ```
 #[derive(Clone)]
 pub struct FeedbackLayer {
-    limiter: Limiter,
+    limiter: RateLimiter,
     provider: Provider,
     adopts: bool,
     adapts: Option<Arc<Adaptation>>,
@@ -92,9 +92,9 @@ pin_project! {
 impl FeedbackLayer {
     /// Creates a layer that applies the headers of `provider` to `limiter`, and so to all clones of the limiter.
     #[must_use]
-    pub fn new(limiter: impl Into<Limiter>, provider: Provider) -> Self {
+    pub fn new(limiter: RateLimiter, provider: Provider) -> Self {
         Self {
-            limiter: limiter.into(),
+            limiter,
             provider,
             adopts: false,
             adapts: None,
@@ -122,13 +122,13 @@ impl FeedbackLayer {
     /// amounts (the curve of CUBIC, [RFC 9438](https://www.rfc-editor.org/rfc/rfc9438)). The rates are never above
     /// the configured amounts, and never below a hundredth of them. A burst that was [set](crate::Rate::burst) stays, so
     /// that a call that needs it waits and does not fail. A log entry of tracing tells each change, and
-    /// [`Limiter::limits`] shows the rates in force.
+    /// [`RateLimiter::limits`] shows the rates in force.
     ///
     /// A 503 or 529 may also come from a server that fails now and then. These count only while they are
     /// many: four within five seconds, beyond 6 % of the answers.
     ///
     /// Rates with a period above a minute are quotas, and stay as they are, unless the limiter has no other rates. If
-    /// user code [sets](Limiter::set_limits) other limits on the limiter, these become the configured ones, and the
+    /// user code [sets](RateLimiter::set_limits) other limits on the limiter, these become the configured ones, and the
     /// adaptation starts again from them.
     #[must_use]
     pub fn adapt(mut self) -> Self {

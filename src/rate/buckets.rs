@@ -5,7 +5,9 @@
 use super::level_history::LevelHistory;
 use super::{
     bucket::Bucket,
-    limits::{Budget, Cost, Demand, Limits},
+    budget::Budget,
+    cost::{Cost, Demand, Named, PerBudget},
+    limits::Limits,
     pause::{Pause, PauseChange, PauseSource, Pauses},
     used_share::UsedShares,
 };
@@ -16,7 +18,7 @@ use crate::{
 };
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -44,17 +46,32 @@ pub struct Available {
     /// The number of tokens that the buckets hold: the minimum over all rates of tokens. `None` if tokens are not
     /// limited.
     pub tokens: Option<u64>,
+    /// The number of tokens of prompts that the buckets hold, or `None` if they are not limited.
+    pub input_tokens: Option<u64>,
+    /// The number of tokens of answers that the buckets hold, or `None` if they are not limited.
+    pub output_tokens: Option<u64>,
+    named: Named<Option<u64>>,
     /// The end of the current pause, before which no call is admitted. `None` without a pause.
     pub paused_until: Option<Instant>,
 }
 
 /// The largest cost that one call may have, per budget: the smallest burst of the budget's rates. Reading it does not
 /// lock the limiter.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Bursts {
-    requests: AtomicU64,
-    tokens: AtomicU64,
+    /// The bursts of the budgets of [`BUILT_IN`], in that order; `u64::MAX` for a budget that is not limited.
+    built_in: [AtomicU64; BUILT_IN.len()],
+    /// The bursts of the other budgets.
+    named: Mutex<Vec<(Budget, u64)>>,
 }
+
+/// The budgets whose bursts are read without a lock.
+const BUILT_IN: [Budget; 4] = [
+    Budget::Requests,
+    Budget::Tokens,
+    Budget::InputTokens,
+    Budget::OutputTokens,
+];
 
 /// All buckets of a rate limiter: what the waiters in its wait queue wait for. All times are nanoseconds since the
 /// limiter's `epoch`.
@@ -71,19 +88,28 @@ pub(super) struct Buckets {
     filled_to: u64,
     pauses: Pauses<u64>,
     last_admission: Admitted,
-    /// The sum of the costs of all waiters in the queue.
-    queued: Demand,
-    /// The part of `queued` that consists of estimates.
-    queued_estimates: Demand,
+    /// The waiters in the queue. `None` until a call has waited, so that an idle limiter takes little memory.
+    queued: Option<Box<Queued>>,
     /// Whether costs are charged as estimates, as far as is known.
     has_estimates: bool,
-    used_shares: UsedShares,
+    /// How much of their estimates calls use. `None` before the first settlement.
+    used_shares: Option<Box<UsedShares>>,
     /// The levels of each bucket in the past, in the order of `buckets`. Empty until a call is [marked as
     /// sent](Self::mark_sent).
     #[cfg(feature = "http")]
     histories: Vec<LevelHistory>,
     /// The time as of which `try_take` admits a call. The last call of `availability` has computed it.
     admission_time: u64,
+}
+
+/// The waiters in the queue of a limiter.
+#[derive(Debug, Default)]
+struct Queued {
+    waiters: usize,
+    /// The sum of the costs of all waiters.
+    demand: Demand,
+    /// The part of `demand` that consists of estimates.
+    estimates: Demand,
 }
 
 /// The last admission of a call that had to wait.
@@ -104,6 +130,34 @@ pub(super) struct ChargeRequest {
     pub(super) limits_version: Option<Arc<AtomicU64>>,
 }
 
+// === impl Available ===
+
+impl Available {
+    pub(super) fn new(available: PerBudget<Option<u64>>, paused_until: Option<Instant>) -> Self {
+        Self {
+            requests: available.requests,
+            tokens: available.tokens,
+            input_tokens: available.input_tokens,
+            output_tokens: available.output_tokens,
+            named: available.named,
+            paused_until,
+        }
+    }
+
+    /// Returns how much of `budget`, which may be its name, the buckets hold: the minimum over all of its rates. `None`
+    /// if the budget is not limited.
+    #[must_use]
+    pub fn of(&self, budget: impl Into<Budget>) -> Option<u64> {
+        match budget.into() {
+            Budget::Requests => self.requests,
+            Budget::Tokens => self.tokens,
+            Budget::InputTokens => self.input_tokens,
+            Budget::OutputTokens => self.output_tokens,
+            Budget::Named(name) => self.named.of(name).flatten(),
+        }
+    }
+}
+
 // === impl Bursts ===
 
 impl Bursts {
@@ -113,32 +167,66 @@ impl Bursts {
         bursts
     }
 
-    /// Sets the burst of each budget (requests or tokens) to the smallest burst that `all`, the bursts of all rates,
-    /// has for the budget, or to `u64::MAX` (no limit) if `all` has none for it.
+    /// Sets the burst of each budget to the smallest burst that `all`, the bursts of all rates, has for the budget. A
+    /// budget that is not in `all` is not limited.
     pub(super) fn set(&self, all: &(impl Iterator<Item = (Budget, u64)> + Clone)) {
-        let min = |budget| {
-            let bursts = all.clone().filter(|(of, _)| *of == budget).map(|(_, burst)| burst);
-            bursts.min().unwrap_or(u64::MAX)
-        };
-        self.requests.store(min(Budget::Requests), Ordering::Release);
-        self.tokens.store(min(Budget::Tokens), Ordering::Release);
+        let mut named: Vec<(Budget, u64)> = Vec::new();
+        for (budget, burst) in all.clone().filter(|(budget, _)| !BUILT_IN.contains(budget)) {
+            match named.iter_mut().find(|(of, _)| *of == budget) {
+                Some((_, least)) => *least = burst.min(*least),
+                None => named.push((budget, burst)),
+            }
+        }
+        *self.named() = named;
+        for (budget, burst) in BUILT_IN.iter().zip(&self.built_in) {
+            let bursts = all.clone().filter(|(of, _)| of == budget).map(|(_, burst)| burst);
+            burst.store(bursts.min().unwrap_or(u64::MAX), Ordering::Release);
+        }
     }
 
     /// Returns an error if `cost` exceeds the burst of a budget.
-    pub(crate) fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        for (budget, burst) in [(Budget::Requests, &self.requests), (Budget::Tokens, &self.tokens)] {
+    pub(crate) fn check(&self, cost: &Cost) -> Result<(), CostExceedsBurst> {
+        for (budget, burst) in BUILT_IN.into_iter().zip(&self.built_in) {
             let burst = burst.load(Ordering::Acquire);
             if cost.of(budget) > burst {
                 return Err(CostExceedsBurst::new(budget.name(), cost.of(budget), burst));
             }
         }
+        if cost.has_named() {
+            let bursts = self.named();
+            let exceeded = bursts.iter().find(|(budget, burst)| cost.of(*budget) > *burst);
+            if let Some((budget, burst)) = exceeded {
+                return Err(CostExceedsBurst::new(budget.name(), cost.of(*budget), *burst));
+            }
+        }
         Ok(())
+    }
+
+    fn named(&self) -> MutexGuard<'_, Vec<(Budget, u64)>> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Bursts {
+    fn default() -> Self {
+        Self {
+            built_in: [const { AtomicU64::new(u64::MAX) }; BUILT_IN.len()],
+            named: Mutex::default(),
+        }
     }
 }
 
 // === impl ChargeRequest ===
 
 impl ChargeRequest {
+    #[inline]
+    pub(super) fn new(cost: Cost, is_estimate: bool) -> Self {
+        Self {
+            cost,
+            limits_version: is_estimate.then(Arc::default),
+        }
+    }
+
     /// Stores the version of the limits under which the call is charged, if the cost is an estimate.
     #[inline]
     fn set_limits_version(&self, version: u64) {
@@ -162,10 +250,9 @@ impl Buckets {
             filled_to: 0,
             pauses: Pauses::default(),
             last_admission: Admitted::default(),
-            queued: Demand::default(),
-            queued_estimates: Demand::default(),
+            queued: None,
             has_estimates: false,
-            used_shares: UsedShares::default(),
+            used_shares: None,
             #[cfg(feature = "http")]
             histories: Vec::new(),
             admission_time: 0,
@@ -245,7 +332,7 @@ impl Buckets {
     }
 
     /// Returns whether every bucket holds `cost`.
-    fn has(&self, cost: Cost) -> bool {
+    fn has(&self, cost: &Cost) -> bool {
         self.buckets.iter().all(|(budget, bucket)| bucket.has(cost.of(*budget)))
     }
 
@@ -260,7 +347,7 @@ impl Buckets {
 
     /// Returns the time as of which a call of this cost is admitted if no call is before it: the time at which every
     /// bucket holds the cost and no pause is in force, or 5 ms ago if that is later.
-    fn time_of_admission(&self, cost: Cost, now: u64) -> u64 {
+    fn time_of_admission(&self, cost: &Cost, now: u64) -> u64 {
         let earliest = self
             .filled_to
             .max(now.saturating_sub(MAX_CATCH_UP_NANOS))
@@ -273,22 +360,28 @@ impl Buckets {
 
     /// Returns how long a new call of this cost has to wait behind the waiters in the limiter's queue, if nothing is
     /// settled before.
-    pub(super) fn wait(&mut self, cost: Cost, now: &mut LazyNow) -> Duration {
-        let wait = if self.queued == Demand::default() {
-            self.time_until(cost)
-        } else {
-            let waits = self
-                .buckets
-                .iter()
-                .map(|(budget, bucket)| bucket.time_until_sum(self.queued.of(*budget) + u128::from(cost.of(*budget))));
-            waits.fold(0, u64::max)
+    pub(super) fn wait(&mut self, cost: &Cost, now: &mut LazyNow) -> Duration {
+        let wait = match self.queued() {
+            None => self.time_until(cost),
+            Some(queued) => {
+                let waits = self.buckets.iter().map(|(budget, bucket)| {
+                    bucket.time_until_sum(queued.demand.of(*budget) + u128::from(cost.of(*budget)))
+                });
+                waits.fold(0, u64::max)
+            }
         };
         self.wait_from_filled(wait, now)
     }
 
+    /// Returns the waiters in the queue, or `None` if there are none.
+    #[inline]
+    fn queued(&self) -> Option<&Queued> {
+        self.queued.as_deref().filter(|queued| queued.waiters > 0)
+    }
+
     /// Returns the number of nanoseconds from `filled_to` until every bucket holds `cost`.
     #[inline]
-    fn time_until(&self, cost: Cost) -> u64 {
+    fn time_until(&self, cost: &Cost) -> u64 {
         let waits = self.buckets.iter();
         let waits = waits.map(|(budget, bucket)| bucket.time_until(cost.of(*budget)));
         waits.fold(0, u64::max)
@@ -297,11 +390,13 @@ impl Buckets {
     /// Returns how long a new call of this cost will probably wait, behind the waiters in the limiter's queue and
     /// behind `ahead`, the summed costs of the calls that will join the queue before it. Estimates, those of the calls
     /// before it and those that are charged already, count as what calls turn out to use of them.
-    pub(super) fn expected_wait(&mut self, cost: Cost, ahead: Demand, now: &mut LazyNow) -> Duration {
+    pub(super) fn expected_wait(&mut self, cost: &Cost, ahead: &Demand, now: &mut LazyNow) -> Duration {
+        let shares = self.used_shares.as_deref().copied().unwrap_or_default();
+        let waiters = self.queued();
         let waits = self.buckets.iter().map(|(budget, bucket)| {
-            let share = self.used_shares.of(*budget);
-            let (ahead, queued) = (ahead.of(*budget), self.queued.of(*budget));
-            let queued_estimates = self.queued_estimates.of(*budget);
+            let share = shares.of(*budget);
+            let (ahead, queued) = (ahead.of(*budget), waiters.map_or(0, |queued| queued.demand.of(*budget)));
+            let queued_estimates = waiters.map_or(0, |queued| queued.estimates.of(*budget));
             let ahead = if self.has_estimates { share.of(ahead) } else { ahead };
             let before = (queued - queued_estimates).saturating_add(share.of(queued_estimates).saturating_add(ahead));
             bucket.expected_time_until(before.saturating_add(cost.of(*budget).into()), share)
@@ -328,19 +423,15 @@ impl Buckets {
 
     pub(super) fn available(&mut self, now: &mut LazyNow) -> Available {
         let elapsed = self.time(now).saturating_sub(self.filled_to);
-        let min = |budget| {
-            let available = self.buckets.iter().filter(|(of, _)| *of == budget).map(|(_, bucket)| {
-                let mut bucket = bucket.clone();
-                bucket.advance(elapsed);
-                bucket.available()
-            });
-            available.min()
-        };
-        Available {
-            requests: min(Budget::Requests),
-            tokens: min(Budget::Tokens),
-            paused_until: self.pause_since(now.get()).map(|pause| pause.until()),
+        let mut available = PerBudget::<Option<u64>>::default();
+        for (budget, bucket) in &self.buckets {
+            let mut bucket = bucket.clone();
+            bucket.advance(elapsed);
+            if let Some(least) = available.entry(*budget) {
+                *least = Some(least.unwrap_or(u64::MAX).min(bucket.available()));
+            }
         }
+        Available::new(available, self.pause_since(now.get()).map(|pause| pause.until()))
     }
 
     /// Replaces the limits. Each new rate takes over the bucket of the old rate that [`match_rates`] finds for it.
@@ -458,13 +549,13 @@ impl Buckets {
     /// largest one.
     pub(super) fn settle(
         &mut self,
-        estimate: Cost,
+        estimate: &Cost,
         limits_version: u64,
-        used: Cost,
+        used: &Cost,
         now: &mut LazyNow,
     ) -> Option<Budget> {
         self.fill_if_idle(now);
-        self.used_shares.record(estimate, used);
+        self.used_shares.get_or_insert_default().record(estimate, used);
         let mut cut_off = None;
         for (budget, bucket) in &mut self.buckets {
             if bucket.settle(estimate.of(*budget), used.of(*budget), limits_version) {
@@ -496,7 +587,7 @@ impl Buckets {
     /// wait: the first waiter may still be admitted as of a time in the past, which filling up to the present would
     /// make impossible.
     fn fill_if_idle(&mut self, now: &mut LazyNow) {
-        if self.queued == Demand::default() {
+        if self.queued().is_none() {
             self.on_idle(now);
         }
     }
@@ -515,7 +606,7 @@ impl Resource for Buckets {
 
     fn availability(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Availability {
         let now = self.time(now);
-        self.admission_time = self.time_of_admission(request.cost, now);
+        self.admission_time = self.time_of_admission(&request.cost, now);
         if self.admission_time <= now {
             return Availability::Now;
         }
@@ -550,7 +641,7 @@ impl Resource for Buckets {
         now: &mut LazyNow,
     ) -> Result<bool, CostExceedsBurst> {
         // What the buckets hold already is available, whatever they have gained since. Mostly that is enough.
-        if self.pauses.until() <= self.filled_to && self.has(request.cost) {
+        if self.pauses.until() <= self.filled_to && self.has(&request.cost) {
             return Ok(true);
         }
         if let Some(rejection) = self.rejection(request) {
@@ -586,17 +677,21 @@ impl Resource for Buckets {
     }
 
     fn on_enqueue(&mut self, request: &ChargeRequest) {
-        self.queued += request.cost;
+        let queued = self.queued.get_or_insert_default();
+        queued.waiters += 1;
+        queued.demand += &request.cost;
         if request.limits_version.is_some() {
-            self.queued_estimates += request.cost;
+            queued.estimates += &request.cost;
             self.has_estimates = true;
         }
     }
 
     fn on_dequeue(&mut self, request: &ChargeRequest) {
-        self.queued -= request.cost;
+        let Some(queued) = &mut self.queued else { return };
+        queued.waiters -= 1;
+        queued.demand -= &request.cost;
         if request.limits_version.is_some() {
-            self.queued_estimates -= request.cost;
+            queued.estimates -= &request.cost;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! [`Estimate`]: a cost that a rate limiter has charged before the true cost of the call is available.
 
-use super::limits::{Budget, Cost};
+use super::{budget::Budget, cost::Cost};
 use std::{
     fmt,
     panic::{RefUnwindSafe, UnwindSafe},

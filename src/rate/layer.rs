@@ -2,9 +2,9 @@
 //! corrects the charge when the true cost is available.
 
 use super::{
+    cost::Cost,
     estimate::Estimate,
-    limiter::{Admission, Limiter},
-    limits::Cost,
+    limiter::{Admission, RateLimiter},
     pause::{Pause, PauseWatch},
 };
 use crate::{
@@ -23,17 +23,17 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A layer that makes each call of a service wait until a rate [`Limiter`] admits it. See the [module
+/// A layer that makes each call of a service wait until a rate [`RateLimiter`] admits it. See the [module
 /// docs](crate::rate).
 #[derive(Clone, Debug)]
 pub struct RateLimitLayer<C = ByExtension, U = AsCharged> {
-    limiter: Limiter,
+    limiter: RateLimiter,
     cost: C,
     used: U,
     on_pause: Option<fn(Pause)>,
 }
 
-/// A service whose calls wait until a rate [`Limiter`] admits them. See the [module docs](crate::rate).
+/// A service whose calls wait until a rate [`RateLimiter`] admits them. See the [module docs](crate::rate).
 ///
 /// `poll_ready` is always ready: it asks neither the limiter, whose charge depends on the request, nor the inner service.
 /// The call's future waits for its turn, then asks the inner service to be ready, and is then charged and calls the
@@ -47,7 +47,7 @@ pub struct RateLimitLayer<C = ByExtension, U = AsCharged> {
 #[derive(Clone, Debug)]
 pub struct RateLimit<S, C = ByExtension, U = AsCharged> {
     inner: S,
-    limiter: Limiter,
+    limiter: RateLimiter,
     cost: C,
     used: U,
     on_pause: Option<fn(Pause)>,
@@ -158,10 +158,10 @@ impl RateLimitLayer {
     /// Creates a rate limit for http requests. Each of them costs one request and the tokens of its extension
     /// [`ApiTokens`].
     ///
-    /// `limiter` is a [`RateLimiter`](crate::RateLimiter), or a limiter that several processes share: see [`Limiter`].
+    /// `limiter` is a [`RateLimiter`](crate::RateLimiter), or a limiter that several processes share: see [`RateLimiter`].
     /// Clones of a limiter share its buckets, so one limiter can serve several stacks.
     #[must_use]
-    pub fn new(limiter: impl Into<Limiter>) -> Self {
+    pub fn new(limiter: RateLimiter) -> Self {
         Self::with_cost(limiter, ByExtension)
     }
 }
@@ -176,9 +176,9 @@ impl<C> RateLimitLayer<C> {
     /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
     /// ```
     #[must_use]
-    pub fn with_cost(limiter: impl Into<Limiter>, cost: C) -> Self {
+    pub fn with_cost(limiter: RateLimiter, cost: C) -> Self {
         Self {
-            limiter: limiter.into(),
+            limiter,
             cost,
             used: AsCharged,
             on_pause: None,

@@ -1,36 +1,79 @@
-//! [`Limiter`]: a rate limiter, either of this process or shared by several processes.
+//! [`RateLimiter`]: the rate limiter as its users see it, whether its buckets are in this process or shared by several.
 
 #[cfg(feature = "redis")]
-use super::redis::{SharedAdmission, SharedRateLimiter};
+use super::redis::{SharedAdmission, SharedLimiter, StoreStatus};
 use super::{
     buckets::{Available, Bursts},
+    budget::Budget,
+    cost::{Cost, Demand},
     estimate::Estimate,
-    limits::{Budget, Cost, Demand, Limits},
-    local::{LocalAdmission, RateLimiter},
+    limits::Limits,
+    local::{LocalAdmission, LocalLimiter},
     pause::Pause,
 };
 use crate::error::{AcquireError, CostExceedsBurst, InvalidConfig};
 use std::{
+    fmt,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 use tokio::time::Instant;
 
-/// A rate limiter whose buckets are in this process ([`RateLimiter`]), or one that several processes share
-/// (`rate::redis::SharedRateLimiter`, feature `redis`).
+/// A rate limiter of requests, tokens and whatever else a provider counts. Clones share the buckets and the limits.
 ///
-/// Layers and executors accept either kind of limiter, as `impl Into<Limiter>`, and work the same with both. This type
-/// has the methods that both kinds have; their own types document the methods in detail.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Limiter {
-    /// A limiter whose buckets are in this process.
-    Local(RateLimiter),
-    /// A limiter that several processes share.
+/// Its buckets are in this process, or on a Redis or Valkey server, where several processes share them: see
+/// [`rate::redis`](super::redis) (feature `redis`). Layers and executors work the same with both. Where a shared limiter
+/// differs, the methods say so.
+///
+/// A call gets its whole cost at one instant, or waits and takes nothing. Calls are admitted in the order in which they
+/// began to wait, whatever they cost: no call overtakes another. There is one exception: a waiter whose turn has come
+/// and that is not polled within 5 ms is skipped. The skipped waiter keeps its place, and is admitted before all later
+/// calls when it is polled again. Such waiters do not add up: the next 8 waiters are woken at once then, and the next 64
+/// if none of these is polled within 5 ms, and the one that is polled first is the first in the queue.
+///
+/// A call that need not wait counts as one unit of the cooperative budget of its [Tokio task](tokio::task::coop).
+///
+/// In any time window of length T, at most `burst + rate x T` is admitted, plus at most `rate x 5 ms` by [catching
+/// up](Self#catching-up).
+///
+/// # Catching up
+///
+/// A timer is coarse (a millisecond in Tokio), and a woken task may run late. So a waiter is admitted as of the instant
+/// at which its cost became available, not as of the instant at which it runs: lateness costs no throughput, even at
+/// 20,000 requests a second with a burst of 1. No more than 5 ms are caught up, so a window may admit up to `rate x 5
+/// ms` more.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_outbound::{Cost, Limits, Rate, RateLimiter};
+///
+/// let limiter = RateLimiter::new(
+///     Limits::new().requests(Rate::per_second(10).burst(1)).tokens(Rate::per_minute(6_000)),
+/// )?;
+///
+/// limiter.acquire(Cost::tokens(500)).await?;          // takes one request and 500 tokens at once
+/// limiter.acquire(Cost::tokens(500)).await?;          // takes one request and 500 tokens 100 ms later
+///
+/// let later = limiter.try_acquire(Cost::tokens(500)).unwrap_err();
+/// assert_eq!(later.retry_after(), Some(std::time::Duration::from_millis(100)));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RateLimiter {
+    kind: Kind,
+}
+
+/// Where the buckets of a limiter are.
+#[derive(Clone)]
+enum Kind {
+    Local(LocalLimiter),
     #[cfg(feature = "redis")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-    Shared(SharedRateLimiter),
+    Shared(SharedLimiter),
 }
 
 /// One call that waits for its admission by a limiter. Not a `Future`, because its methods also take the time.
@@ -51,40 +94,61 @@ pub(super) enum Admission {
 /// common trait.
 macro_rules! either {
     ($limiter:expr, $inner:ident => $call:expr) => {
-        match $limiter {
-            Limiter::Local($inner) => $call,
+        match &$limiter.kind {
+            Kind::Local($inner) => $call,
             #[cfg(feature = "redis")]
-            Limiter::Shared($inner) => $call,
+            Kind::Shared($inner) => $call,
         }
     };
 }
 
-// === impl Limiter ===
+// === impl RateLimiter ===
 
-impl Limiter {
-    /// Waits until every bucket of the limiter holds `cost`, and takes it from all of them. See
-    /// [`RateLimiter::acquire`].
+impl RateLimiter {
+    /// Creates a rate limiter whose buckets are in this process. With limits without any rate, it admits every call.
     ///
     /// # Errors
     ///
-    /// [`AcquireError`] if the cost exceeds a burst, or if several processes share the limits and their Redis store is
-    /// unavailable.
+    /// [`InvalidConfig`] names the invalid field: an amount or a period of 0, a number that is negative or not finite,
+    /// a period above 292 years, a burst below 1, an initial fill above the burst, numbers too large to be counted
+    /// exactly, the name of a budget that is not valid, or more than four budgets that are not built in.
+    pub fn new(limits: Limits) -> Result<Self, InvalidConfig> {
+        Ok(Self {
+            kind: Kind::Local(LocalLimiter::new(limits)?),
+        })
+    }
+
+    #[cfg(feature = "redis")]
+    pub(super) const fn shared(shared: SharedLimiter) -> Self {
+        Self {
+            kind: Kind::Shared(shared),
+        }
+    }
+
+    /// Waits until every bucket of the limiter holds `cost`, and takes it from all of them at one instant.
+    ///
+    /// # Errors
+    ///
+    /// - [`AcquireError::CostExceedsBurst`], at once, if a bucket can never hold as much as the cost. A call that waits
+    ///   already gets this error when [`set_limits`](Self::set_limits) lowers a burst below its cost.
+    /// - [`AcquireError::StoreUnavailable`] if several processes share the limits, their store is lost, and the limiter
+    ///   admits no call without it.
     ///
     /// # Panics
     ///
-    /// A local limiter panics when it has to wait outside a Tokio runtime with its timer enabled. A shared limiter
-    /// panics outside a Tokio runtime with its timer and its I/O enabled.
+    /// If the call has to wait outside a Tokio runtime with its timer enabled. A shared limiter panics outside a Tokio
+    /// runtime with its timer and its I/O enabled.
     ///
     /// # Cancel safety
     ///
-    /// A future that is dropped while it waits loses its place in the queue, and nothing is charged. A shared limiter
-    /// gives back what it has reserved for the call.
+    /// A future that is dropped while it waits for the limiter loses its place in the queue and has taken nothing. A
+    /// shared limiter gives back what it has reserved for the call, except for what would let other calls exceed the
+    /// limits. The future enters the queue at its first poll.
     pub async fn acquire(&self, cost: Cost) -> Result<(), AcquireError> {
         either!(self, limiter => Ok(limiter.acquire(cost).await?))
     }
 
-    /// Like [`acquire`](Self::acquire), for a cost that is an estimate and is corrected later. See
-    /// [`RateLimiter::acquire_estimate`].
+    /// Like [`acquire`](Self::acquire), for a cost that is an estimate. [`Estimate::settle`] corrects the charge later.
     ///
     /// # Errors
     ///
@@ -97,23 +161,124 @@ impl Limiter {
     /// # Cancel safety
     ///
     /// Dropping the future has the same effect as for [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_outbound::{Cost, Limits, Rate, RateLimiter};
+    ///
+    /// let limiter = RateLimiter::new(Limits::new().tokens(Rate::per_minute(1_000)))?;
+    /// let estimate = limiter.acquire_estimate(Cost::tokens(800)).await?;
+    /// // The response reports that 300 tokens were used.
+    /// estimate.settle(Cost::tokens(300));
+    /// assert_eq!(limiter.available().tokens, Some(700));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
         either!(self, limiter => Ok(limiter.acquire_estimate(cost).await?))
     }
 
-    /// Returns the [`RateLimiter`] if the limiter's buckets are in this process, or `None` if several processes share
-    /// the limiter. A [`RateLimiter`] has methods that a `Limiter` has not, such as
-    /// [`try_acquire`](RateLimiter::try_acquire).
-    #[must_use]
-    pub const fn local(&self) -> Option<&RateLimiter> {
-        match self {
-            Self::Local(local) => Some(local),
+    /// Waits until it is the turn of a call and every bucket holds `cost`, and takes nothing. A caller that then does
+    /// something else first, such as asking a service to be ready, takes the cost with
+    /// [`try_acquire`](Self::try_acquire), which may fail if another call was faster.
+    ///
+    /// A shared limiter takes the cost for a moment and gives it back, except for what would let other calls exceed the
+    /// limits: it cannot wait for its turn without a reservation.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error in the same cases as [`acquire`](Self::acquire).
+    ///
+    /// # Panics
+    ///
+    /// Panics in the same cases as [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has the same effect as for [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_outbound::{Cost, Limits, Rate, RateLimiter};
+    ///
+    /// let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(1)))?;
+    /// limiter.acquire(Cost::request()).await?;
+    /// limiter.ready(Cost::request()).await?;             // a second later
+    /// assert_eq!(limiter.available().requests, Some(1));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn ready(&self, cost: Cost) -> Result<(), AcquireError> {
+        match &self.kind {
+            Kind::Local(local) => Ok(local.ready(cost).await?),
             #[cfg(feature = "redis")]
-            Self::Shared(_) => None,
+            Kind::Shared(shared) => {
+                shared.acquire_estimate(cost).await?.settle(Cost::none());
+                Ok(())
+            }
         }
     }
 
-    /// Returns what the buckets of the limiter hold. See [`RateLimiter::available`].
+    /// Takes `cost` if it is available now and no other call waits.
+    ///
+    /// # Errors
+    ///
+    /// - [`AcquireError::NotYet`] with the time to retry after.
+    /// - [`AcquireError::CostExceedsBurst`] if a retry cannot succeed under the current limits.
+    /// - [`AcquireError::NeedsStore`], always, if several processes share the limits: only their store knows what is
+    ///   available, and to ask it takes a round trip. Use [`acquire`](Self::acquire) with a timeout instead.
+    ///
+    /// Nothing is taken in any of these cases.
+    #[inline]
+    pub fn try_acquire(&self, cost: Cost) -> Result<(), AcquireError> {
+        match &self.kind {
+            Kind::Local(local) => local.try_acquire(cost),
+            #[cfg(feature = "redis")]
+            Kind::Shared(shared) => Err(shared.cannot_try(cost)),
+        }
+    }
+
+    /// Like [`try_acquire`](Self::try_acquire), for a cost that is an estimate. [`Estimate::settle`] corrects the charge
+    /// later.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error in the same cases as [`try_acquire`](Self::try_acquire).
+    pub fn try_acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
+        match &self.kind {
+            Kind::Local(local) => local.try_acquire_estimate(cost),
+            #[cfg(feature = "redis")]
+            Kind::Shared(shared) => Err(shared.cannot_try(cost)),
+        }
+    }
+
+    /// Returns how long a call of this cost that comes now would probably wait, behind all calls that wait already.
+    /// Zero if it would be admitted at once. For a cost that no bucket can hold, the time until the buckets would have
+    /// added as much.
+    ///
+    /// Where charges are estimates, calls are expected to use what the last ones have used of their estimates. Before
+    /// the first settlement, the requests of the waiting calls count in full, and nothing else of them does. A shared
+    /// limiter computes the time from the store's last reply.
+    #[must_use]
+    pub fn wait_for(&self, cost: Cost) -> Duration {
+        self.wait(&cost, &Demand::default())
+    }
+
+    /// Does what [`wait_for`](Self::wait_for) does, for a call behind `ahead`, too: the summed costs of the calls that
+    /// will join the limiter's queue before it.
+    pub(crate) fn wait(&self, cost: &Cost, ahead: &Demand) -> Duration {
+        either!(self, limiter => limiter.wait(cost, ahead))
+    }
+
+    /// Returns what the buckets of the limiter hold now. A new call gets it only after the calls that wait already.
+    ///
+    /// Of a shared limiter: what its store has last reported. What the rates have added since then is not counted.
     #[must_use]
     pub fn available(&self) -> Available {
         either!(self, limiter => limiter.available())
@@ -125,47 +290,78 @@ impl Limiter {
     ///
     /// [`CostExceedsBurst`] if a bucket can never hold as much as the cost.
     pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        either!(self, limiter => limiter.check(cost))
+        self.bursts().check(&cost)
     }
 
-    /// Returns the current limits of the limiter.
+    /// Returns the current limits of this limiter. Of a shared limiter: those that this process has last set, or has
+    /// last received from the store.
     #[must_use]
     pub fn limits(&self) -> Limits {
         either!(self, limiter => limiter.limits())
     }
 
-    /// Replaces the limits, also for the calls that wait already. See [`RateLimiter::set_limits`].
+    /// Replaces the limits of this limiter. The new limits apply at once, also to the calls that wait already.
+    ///
+    /// A bucket keeps its debt and what it holds, up to the new burst: a rate takes over the bucket of the old rate with
+    /// the same budget and period, whatever the order of the rates. If there is none, it takes over the bucket of the
+    /// first old rate of its budget that is left over. If none is left over, it starts with its initial fill.
+    ///
+    /// The limits of a shared limiter are replaced for all processes. The others receive them with the store's next
+    /// reply.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] names the invalid field. The limits are unchanged then.
+    /// [`InvalidConfig`], in the same cases as [`new`](Self::new), and, if the limiter is shared, limits
+    /// that its store cannot count exactly. The limits are unchanged then.
     pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
         either!(self, limiter => limiter.set_limits(limits))
     }
 
     /// Lowers what the bucket of one rate holds to `remaining`, for example to the amount that the provider reports.
-    /// See [`RateLimiter::lower`].
-    pub fn lower(&self, budget: Budget, period: Option<Duration>, remaining: u64) {
-        either!(self, limiter => limiter.lower(budget, period, remaining));
+    /// Never raises what the bucket holds. The change applies at once, also to the calls that wait already.
+    ///
+    /// The rate is the first one with this budget and period. Without a period, it is the only rate of the budget. The
+    /// method does nothing if there is no such rate, or if there are several rates and no period is given.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_outbound::{Limits, Rate, LocalLimiter, rate::Budget};
+    /// let limits = Limits::new().tokens(Rate::per_minute(30_000)).tokens(Rate::per_day(1_000_000));
+    /// let limiter = LocalLimiter::new(limits)?;
+    /// limiter.lower(Budget::Tokens, Some(Duration::from_secs(60)), 12_000);
+    /// limiter.lower(Budget::Tokens, Some(Duration::from_secs(60)), 29_000);
+    /// assert_eq!(limiter.available().tokens, Some(12_000));
+    /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
+    /// ```
+    pub fn lower(&self, budget: impl Into<Budget>, period: Option<Duration>, remaining: u64) {
+        either!(self, limiter => limiter.lower(budget.into(), period, remaining));
     }
 
-    /// Replaces the amount of one rate, for example with the limit that the provider reports. Returns whether the
-    /// limits have changed. See [`RateLimiter::adopt`].
+    /// Replaces the amount per period of one rate, for example with the limit that the provider reports. A burst or
+    /// initial fill above the new amount is lowered to it. Returns whether the limits have changed.
+    ///
+    /// The rate is identified by its budget and period, as in [`lower`](Self::lower). The method returns `false` if
+    /// there is no such rate, or if the rate has this amount already.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] for an amount that is not valid, such as 0. The limits are unchanged then.
-    pub fn adopt(&self, budget: Budget, period: Option<Duration>, amount: u64) -> Result<bool, InvalidConfig> {
-        either!(self, limiter => limiter.adopt(budget, period, amount))
+    /// [`InvalidConfig`] for an amount that [`new`](Self::new) would reject, such as 0. The limits are unchanged then.
+    pub fn adopt(
+        &self,
+        budget: impl Into<Budget>,
+        period: Option<Duration>,
+        amount: u64,
+    ) -> Result<bool, InvalidConfig> {
+        either!(self, limiter => limiter.adopt(budget.into(), period, amount))
     }
 
     /// Records that a call is sent now, for a later [`lower_since`](Self::lower_since).
     #[cfg(feature = "http")]
     pub(crate) fn mark_sent(&self) {
-        match self {
-            Self::Local(local) => local.mark_sent(),
+        match &self.kind {
+            Kind::Local(local) => local.mark_sent(),
             #[cfg(feature = "redis")]
-            Self::Shared(_) => {}
+            Kind::Shared(_) => {}
         }
     }
 
@@ -176,56 +372,78 @@ impl Limiter {
         either!(self, limiter => limiter.lower_since(budget, period, remaining, sent));
     }
 
-    /// Admits no call for the duration `pause` from now on. Replaces the user's earlier pause, so a pause of zero ends
-    /// it. See [`RateLimiter::pause_for`].
+    /// Admits no call for the duration `pause` from now on. Replaces the pause that was set by an earlier call of this
+    /// method or of [`pause_until`](Self::pause_until), so a shorter pause ends earlier, and a pause of zero ends at
+    /// once. A pause of the provider is not changed: see [`resume`](Self::resume). A pause does not end by itself if its
+    /// end is too far away for an [`Instant`].
+    ///
+    /// The pause of a shared limiter holds all processes, as soon as the server has announced it to them. Reservations
+    /// that fall into it are given back, and made again after it.
     pub fn pause_for(&self, pause: Duration) {
         either!(self, limiter => limiter.pause_for(pause));
     }
 
-    /// Admits no call until `until`. Replaces the user's earlier pause, so an instant that has passed ends it. See
-    /// [`RateLimiter::pause_until`].
+    /// Admits no call until `until`. Replaces an earlier pause as [`pause_for`](Self::pause_for) does: an instant that
+    /// has passed ends it.
     pub fn pause_until(&self, until: Instant) {
         either!(self, limiter => limiter.pause_until(until));
     }
 
     /// Admits no call for the duration `pause`, at the request of the provider. Only extends the provider's earlier
-    /// pause.
+    /// pause: its responses may arrive in another order than they were sent.
     #[cfg(feature = "http")]
     pub(crate) fn pause_for_provider(&self, pause: Duration) {
         either!(self, limiter => limiter.pause_for_provider(pause));
     }
 
-    /// Ends all pauses now, also a pause of the provider. See [`RateLimiter::resume`].
+    /// Ends all pauses now, also a pause of the provider. Waiting calls go on at once, as far as the limits allow.
     pub fn resume(&self) {
         either!(self, limiter => limiter.resume());
     }
 
-    /// Returns the current pause, with its end and with who has begun it. See [`RateLimiter::paused`].
+    /// Returns the current pause, with its end and with who has begun it. If there are several, returns the one that
+    /// ends last. `None` if the limiter is not paused.
     #[must_use]
     pub fn paused(&self) -> Option<Pause> {
         either!(self, limiter => limiter.paused())
     }
 
-    /// Raises each bucket that is in debt to 0. See [`RateLimiter::forgive_debts`].
+    /// Raises each bucket that is in debt to 0, so that calls are admitted again as soon as the rates have added their
+    /// cost. What a bucket holds stays. For a debt that is wrong, such as that of a usage that was reported wrongly.
+    ///
+    /// How large a debt can become is set by [`Rate::max_debt`](super::Rate::max_debt).
+    /// For a shared limiter, all this takes effect with the next round trip to its store.
     pub fn forgive_debts(&self) {
         either!(self, limiter => limiter.forgive_debts());
     }
 
-    /// Replaces a charged estimate by what the call really `used`. See [`RateLimiter::settle`].
+    /// Replaces a charged estimate by what the call really `used`: refunds what was not used, or debits what was used
+    /// in addition. The correction applies at once, also to the calls that wait already. This method is the same as
+    /// [`Estimate::settle`].
+    ///
+    /// A debit may leave a bucket in debt, which must be filled before the bucket admits another call. The debt is
+    /// [bounded](super::Rate::max_debt), and can be [forgiven](Self::forgive_debts). A refund never lets more than
+    /// `burst + rate x T` of true usage through in a window of length T: what would have overflowed in the meantime, had
+    /// the true cost been charged from the start, is not refunded.
     pub fn settle(&self, estimate: Estimate, used: Cost) {
         estimate.settle(used);
+    }
+
+    /// Returns the state of the Redis or Valkey server that holds the buckets, as this process sees it. `None` if the
+    /// buckets are in this process.
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    #[must_use]
+    pub fn store_status(&self) -> Option<StoreStatus> {
+        match &self.kind {
+            Kind::Local(_) => None,
+            Kind::Shared(shared) => Some(shared.store_status()),
+        }
     }
 
     /// Declares that costs will be charged as estimates, so that [`wait`](Self::wait) knows it before the first one.
     pub(crate) fn expect_estimates(&self) {
         either!(self, limiter => limiter.expect_estimates());
-    }
-
-    /// Returns how long a new call of this cost will probably wait, behind the waiters in the limiter's queue and behind
-    /// `ahead`, the summed costs of the calls that will join the queue before it. Estimates count as what calls turn out
-    /// to use of them; before the first settlement, their tokens count as nothing.
-    pub(crate) fn wait(&self, cost: Cost, ahead: Demand) -> Duration {
-        either!(self, limiter => limiter.wait(cost, ahead))
     }
 
     /// Returns the largest cost, per budget, that one call may have. The shared value is updated whenever the limits
@@ -237,10 +455,10 @@ impl Limiter {
     /// Returns the admission of a call that costs `cost`, which is corrected later if it `is_estimate`.
     #[inline]
     pub(super) fn admission(&self, cost: Cost, is_estimate: bool) -> Admission {
-        match self {
-            Self::Local(local) => Admission::Local(local.admission(cost, is_estimate)),
+        match &self.kind {
+            Kind::Local(local) => Admission::Local(local.admission(cost, is_estimate)),
             #[cfg(feature = "redis")]
-            Self::Shared(shared) => Admission::Shared {
+            Kind::Shared(shared) => Admission::Shared {
                 admission: Box::new(shared.admission(is_estimate)),
                 cost,
             },
@@ -248,16 +466,11 @@ impl Limiter {
     }
 }
 
-impl From<RateLimiter> for Limiter {
-    fn from(local: RateLimiter) -> Self {
-        Self::Local(local)
-    }
-}
-
-#[cfg(feature = "redis")]
-impl From<SharedRateLimiter> for Limiter {
-    fn from(shared: SharedRateLimiter) -> Self {
-        Self::Shared(shared)
+impl fmt::Debug for RateLimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimiter")
+            .field("available", &self.available())
+            .finish_non_exhaustive()
     }
 }
 

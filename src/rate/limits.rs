@@ -1,16 +1,15 @@
-//! [`Rate`], [`Limits`] and [`Budget`], which define a rate limit, and [`Cost`], what a call is charged.
+//! [`Rate`] and [`Limits`], which define a rate limit.
 
 use super::{
     amount::{Amount, gcd},
     bucket::{Bucket, BucketSpec, MAX_UNITS},
+    budget::Budget,
+    cost::MAX_NAMED,
 };
 use crate::error::InvalidConfig;
-use std::{
-    ops::{AddAssign, SubAssign},
-    time::Duration,
-};
+use std::time::Duration;
 
-/// A number of requests or tokens per period, with a burst and an initial fill.
+/// An amount per period of what a budget counts, such as requests or tokens, with a burst and an initial fill.
 ///
 /// The bucket of a rate fills continuously: `per_minute(60)` adds one every second, not sixty once a minute. The bucket
 /// holds at most its [*burst*](Self::burst), so at most the burst is admitted at one instant after an idle time.
@@ -40,7 +39,7 @@ pub struct Rate {
     pub(super) max_debt: Option<Amount>,
 }
 
-/// The limits of a rate limiter: any number of request rates and token rates, all of which hold at the same time.
+/// The limits of a rate limiter: any number of rates for each [`Budget`], all of which hold at the same time.
 ///
 /// ```
 /// use tower_outbound::{Limits, Rate};
@@ -48,36 +47,15 @@ pub struct Rate {
 /// let limits = Limits::new()
 ///     .requests(Rate::per_second(5))
 ///     .requests(Rate::per_day(10_000))
-///     .tokens(Rate::per_minute(30_000));
+///     .input_tokens(Rate::per_minute(30_000))
+///     .output_tokens(Rate::per_minute(8_000))
+///     .budget("images", Rate::per_minute(50));
 /// ```
+///
+/// A budget without a rate is not limited: a call may take any amount of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Limits {
     rates: Vec<(Budget, Rate)>,
-}
-
-/// What a provider counts and a [`Rate`] limits: requests or tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Budget {
-    /// The number of requests.
-    Requests,
-    /// The number of the API's tokens, such as a language model's.
-    Tokens,
-}
-
-/// What one call takes of each budget that a rate limit counts. Most calls take one request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
-    /// The number of requests, usually 1.
-    pub requests: u64,
-    /// The number of the API's tokens, such as a language model's.
-    pub tokens: u64,
-}
-
-/// The sum of the costs of calls that a rate limiter has not admitted yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Demand {
-    pub(crate) requests: u128,
-    pub(crate) tokens: u128,
 }
 
 // === impl Rate ===
@@ -153,6 +131,19 @@ impl Rate {
     #[must_use]
     pub fn amount(&self) -> f64 {
         self.amount.value()
+    }
+
+    /// Returns the burst of the rate: the one that was [set](Self::burst), or its default.
+    #[must_use]
+    pub fn burst_amount(&self) -> f64 {
+        self.burst.map_or_else(|| self.amount().max(1.0), |burst| burst.value())
+    }
+
+    /// Returns what the bucket of the rate holds at first: the amount that was [set](Self::initial), or its default.
+    #[must_use]
+    pub fn initial_amount(&self) -> f64 {
+        self.initial
+            .map_or_else(|| self.burst_amount(), |initial| initial.value())
     }
 
     /// Returns the period of the rate.
@@ -285,10 +276,33 @@ impl Limits {
         self
     }
 
-    /// Adds a rate of API tokens.
+    /// Adds a rate of API tokens, those of the prompt and of the answer together.
     #[must_use]
     pub fn tokens(mut self, rate: Rate) -> Self {
         self.push(Budget::Tokens, rate);
+        self
+    }
+
+    /// Adds a rate of the tokens of the prompt, for providers that limit them apart.
+    #[must_use]
+    pub fn input_tokens(mut self, rate: Rate) -> Self {
+        self.push(Budget::InputTokens, rate);
+        self
+    }
+
+    /// Adds a rate of the tokens of the answer, for providers that limit them apart.
+    #[must_use]
+    pub fn output_tokens(mut self, rate: Rate) -> Self {
+        self.push(Budget::OutputTokens, rate);
+        self
+    }
+
+    /// Adds a rate of `budget`, which may be any name, such as `images`. A call takes of it what its
+    /// [cost](super::Cost::with) has under the same name. The limits may have rates of at most four budgets that are not
+    /// built in.
+    #[must_use]
+    pub fn budget(mut self, budget: impl Into<Budget>, rate: Rate) -> Self {
+        self.push(budget.into(), rate);
         self
     }
 
@@ -385,69 +399,31 @@ impl Limits {
 
     /// Checks each rate and converts it to the integer units of its bucket, which counts time in nanoseconds.
     pub(super) fn bucket_specs(&self) -> Result<Vec<(Budget, BucketSpec)>, InvalidConfig> {
+        self.check_budgets()?;
         self.rates
             .iter()
             .map(|(budget, rate)| Ok((*budget, rate.bucket_spec(*budget)?)))
             .collect()
     }
-}
 
-// === impl Budget ===
-
-impl Budget {
-    /// Returns the name of the budget in errors and in the text form of limits that Redis stores.
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Requests => "requests",
-            Self::Tokens => "tokens",
+    /// Checks the names of the budgets, and how many there are.
+    fn check_budgets(&self) -> Result<(), InvalidConfig> {
+        let mut named = Vec::new();
+        for (budget, _) in &self.rates {
+            budget.check()?;
+            if matches!(budget, Budget::Named(_)) && !named.contains(budget) {
+                named.push(*budget);
+            }
         }
-    }
-}
-
-// === impl Cost ===
-
-impl Cost {
-    /// Returns the cost of one request and no tokens.
-    #[must_use]
-    pub const fn request() -> Self {
-        Self { requests: 1, tokens: 0 }
-    }
-
-    /// Returns the cost of one request and `tokens` API tokens.
-    #[must_use]
-    pub const fn tokens(tokens: u64) -> Self {
-        Self { requests: 1, tokens }
-    }
-
-    pub(super) const fn of(&self, budget: Budget) -> u64 {
-        match budget {
-            Budget::Requests => self.requests,
-            Budget::Tokens => self.tokens,
+        if named.len() > MAX_NAMED {
+            return Err(InvalidConfig::new(
+                "limits",
+                format!(
+                    "must have at most {MAX_NAMED} budgets that are not built in, have {}",
+                    named.len()
+                ),
+            ));
         }
-    }
-}
-
-// === impl Demand ===
-
-impl Demand {
-    pub(super) const fn of(&self, budget: Budget) -> u128 {
-        match budget {
-            Budget::Requests => self.requests,
-            Budget::Tokens => self.tokens,
-        }
-    }
-}
-
-impl AddAssign<Cost> for Demand {
-    fn add_assign(&mut self, cost: Cost) {
-        self.requests += u128::from(cost.requests);
-        self.tokens += u128::from(cost.tokens);
-    }
-}
-
-impl SubAssign<Cost> for Demand {
-    fn sub_assign(&mut self, cost: Cost) {
-        self.requests -= u128::from(cost.requests);
-        self.tokens -= u128::from(cost.tokens);
+        Ok(())
     }
 }

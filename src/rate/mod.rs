@@ -3,8 +3,8 @@
 //! A provider limits what an account may use, for example to 500 requests and 30,000 tokens a minute. Requests and
 //! tokens are *budgets*, and each may have several [rates](Rate), such as one per minute and one per day. A
 //! [`RateLimiter`] keeps one bucket for each rate, which fills continuously, and makes a call wait until *all* buckets
-//! hold what the call costs. [`RateLimitLayer`] puts a limiter in front of a service. The limiter is a [`RateLimiter`],
-//! whose buckets are in this process, or one that several processes share: see `rate::redis` (feature `redis`).
+//! hold what the call costs. [`RateLimitLayer`] puts a limiter in front of a service. The buckets are in this process,
+//! or several processes share them: see `rate::redis` (feature `redis`).
 //!
 //! # Guarantees
 //!
@@ -69,6 +69,8 @@
 mod amount;
 mod bucket;
 mod buckets;
+mod budget;
+mod cost;
 mod estimate;
 mod layer;
 #[cfg(feature = "http")]
@@ -87,11 +89,12 @@ pub use crate::tokens::{ApiTokens, ApiTokensUsed};
 pub use amount::Amount;
 pub use buckets::Available;
 pub(crate) use buckets::Bursts;
+pub use budget::{Budget, BudgetName};
+pub use cost::Cost;
+pub(crate) use cost::Demand;
 pub use estimate::Estimate;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
-pub use limiter::Limiter;
-pub(crate) use limits::Demand;
-pub use limits::{Budget, Cost, Limits, Rate};
-pub use local::{RateLimiter, TryAcquireError};
+pub use limiter::RateLimiter;
+pub use limits::{Limits, Rate};
 pub use pause::{Pause, PauseSource};
 pub use plan::{Binding, Plan};

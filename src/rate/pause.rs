@@ -14,7 +14,7 @@ pub struct Pause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PauseSource {
-    /// The program, with [`pause_for`](super::Limiter::pause_for) or [`pause_until`](super::Limiter::pause_until).
+    /// The program, with [`pause_for`](super::RateLimiter::pause_for) or [`pause_until`](super::RateLimiter::pause_until).
     User,
     /// The provider, with a response that the [`FeedbackLayer`](crate::provider::FeedbackLayer) has read.
     Provider,

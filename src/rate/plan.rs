@@ -1,9 +1,6 @@
 //! [`Plan`]: when a rate limiter would admit calls, computed without a clock.
 
-use super::{
-    bucket::Bucket,
-    limits::{Budget, Cost, Limits},
-};
+use super::{bucket::Bucket, budget::Budget, cost::Cost, limits::Limits};
 use crate::error::{CostExceedsBurst, InvalidConfig};
 use std::{collections::VecDeque, time::Duration};
 

@@ -1,16 +1,16 @@
 //! [`UsedShares`]: how much of their estimates calls turn out to use, to predict how long a call will wait.
 
-use super::limits::{Budget, Cost};
+use super::{
+    budget::Budget,
+    cost::{Cost, PerBudget},
+};
 
 /// How much of their estimates calls turn out to use, for each budget.
 ///
-/// Before the first settlement, requests are taken to be used as estimated, and tokens not at all: nothing is known
-/// about them yet, and a prediction should not refuse a call because of tokens that may be refunded.
+/// Before the first settlement, requests are taken to be used as estimated, and everything else not at all: nothing is
+/// known about it yet, and a prediction should not refuse a call because of tokens that may be refunded.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct UsedShares {
-    requests: UsedShare,
-    tokens: UsedShare,
-}
+pub(super) struct UsedShares(PerBudget<UsedShare>);
 
 /// The share of estimates that is used: a moving average over the last settled calls, weighted by their estimates.
 #[derive(Clone, Copy, Debug)]
@@ -27,31 +27,37 @@ const MAX_ESTIMATE: u64 = 1 << 40;
 // === impl UsedShares ===
 
 impl UsedShares {
-    pub(super) const fn of(&self, budget: Budget) -> UsedShare {
-        match budget {
-            Budget::Requests => self.requests,
-            Budget::Tokens => self.tokens,
-        }
+    pub(super) fn of(&self, budget: Budget) -> UsedShare {
+        self.0.of(budget)
     }
 
     /// Learns from a call that was charged `estimate` and has `used` what it has. What is used above an estimate counts
     /// as the estimate, so that one absurd number does not refuse all later calls.
-    pub(super) fn record(&mut self, estimate: Cost, used: Cost) {
-        self.requests.record(estimate.requests, used.requests);
-        self.tokens.record(estimate.tokens, used.tokens);
+    pub(super) fn record(&mut self, estimate: &Cost, used: &Cost) {
+        for (budget, amount) in estimate.amounts() {
+            if let Some(share) = self.0.entry(budget) {
+                share.record(amount, used.of(budget));
+            }
+        }
     }
 }
 
 impl Default for UsedShares {
     fn default() -> Self {
-        Self {
+        Self(PerBudget {
             requests: UsedShare { charged: 1, used: 1 },
-            tokens: UsedShare { charged: 1, used: 0 },
-        }
+            ..PerBudget::default()
+        })
     }
 }
 
 // === impl UsedShare ===
+
+impl Default for UsedShare {
+    fn default() -> Self {
+        Self { charged: 1, used: 0 }
+    }
+}
 
 impl UsedShare {
     fn record(&mut self, estimate: u64, used: u64) {
@@ -87,7 +93,7 @@ mod tests {
     fn shares(settled: &[(u64, u64)]) -> UsedShares {
         let mut shares = UsedShares::default();
         for (estimate, used) in settled {
-            shares.record(Cost::tokens(*estimate), Cost::tokens(*used));
+            shares.record(&Cost::tokens(*estimate), &Cost::tokens(*used));
         }
         shares
     }

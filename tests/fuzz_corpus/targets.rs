@@ -329,15 +329,12 @@ pub fn config(data: &[u8]) {
     };
     let executor = builder.build_for_closures::<()>().expect("the numbers were checked");
     let monitor = executor.monitor();
-    let limiter = monitor.limiter().local().unwrap();
+    let limiter = monitor.limiter();
     let _ = format!("{executor:?} {limiter:?}");
     for cost in [
         Cost::request(),
         Cost::tokens(u64::MAX),
-        Cost {
-            requests: u64::MAX,
-            tokens: 1,
-        },
+        Cost::tokens(1).with("requests", u64::MAX),
     ] {
         // `try_acquire` admits a cost only if `check` accepts it, that is, only if no bucket is too small for it.
         assert!(limiter.try_acquire(cost).is_err() || limiter.check(cost).is_ok());

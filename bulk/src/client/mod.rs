@@ -10,7 +10,7 @@ use hyper::body::Bytes;
 use std::{fmt, sync::Arc};
 use tower::{BoxError, Service, ServiceBuilder};
 use tower_outbound::{
-    Limiter,
+    RateLimiter,
     body::{CheckLayer, CollectLayer},
     client::Reqwest,
     provider::{FeedbackLayer, UsageLayer},
@@ -26,7 +26,7 @@ pub(crate) struct Untrusted(String);
 /// delays to the limiter, and the result of each attempt to `observe`.
 pub(crate) fn service<F>(
     client: reqwest::Client,
-    limiter: Limiter,
+    limiter: RateLimiter,
     args: &SendArgs,
     adopts_limits: bool,
     observe: F,

@@ -22,7 +22,7 @@ use std::{
 };
 use tokio::time::Instant;
 use tower::BoxError;
-use tower_outbound::{Limiter, provider::Provider, retry::never_sent};
+use tower_outbound::{RateLimiter, provider::Provider, retry::never_sent};
 
 /// The number of attempts that fail for the same final reason, without a success before, after which the run stops.
 const AT_START: u64 = 5;
@@ -52,7 +52,7 @@ pub(super) struct Health {
 struct Shared {
     stopper: Stopper,
     progress: Arc<Progress>,
-    limiter: Limiter,
+    limiter: RateLimiter,
     provider: Provider,
     host: String,
     /// What to do if the key is refused.
@@ -81,7 +81,7 @@ impl Health {
     pub(super) fn new(
         stopper: Stopper,
         progress: Arc<Progress>,
-        limiter: Limiter,
+        limiter: RateLimiter,
         args: &SendArgs,
         target: &Target,
         secrets: Secrets,

@@ -37,7 +37,7 @@ use stop::{Signal, StopReason, Stopper};
 use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 use tower::{Layer, retry::RetryLayer};
 use tower_outbound::{
-    Executor, Limiter, RateLimiter, Shutdown,
+    Executor, RateLimiter, Shutdown,
     event::Http,
     executor::Monitor,
     rate::ByUsage,
@@ -323,23 +323,21 @@ async fn survey(requests: &mut Requests, mut done: Done, bounds: &Bounds, args: 
 
 /// The limiter of this run, or the one that it shares with other runs.
 #[cfg(feature = "redis")]
-fn limiter(bounds: &Bounds, args: &Args) -> anyhow::Result<Limiter> {
-    use tower_outbound::rate::redis::SharedRateLimiter;
+fn limiter(bounds: &Bounds, args: &Args) -> anyhow::Result<RateLimiter> {
+    use tower_outbound::rate::redis;
     Ok(match (&args.limits.redis, &args.limits.quota) {
-        (Some(url), Some(quota)) => SharedRateLimiter::connect(url, quota, bounds.limits())
-            .context("--redis")?
-            .into(),
-        _ => RateLimiter::new(bounds.limits())?.into(),
+        (Some(url), Some(quota)) => redis::connect(url, quota, bounds.limits()).context("--redis")?,
+        _ => RateLimiter::new(bounds.limits())?,
     })
 }
 
 #[cfg(not(feature = "redis"))]
-fn limiter(bounds: &Bounds, args: &Args) -> anyhow::Result<Limiter> {
+fn limiter(bounds: &Bounds, args: &Args) -> anyhow::Result<RateLimiter> {
     ensure!(
         args.limits.redis.is_none(),
         "--redis: this program was built without it; build it with: cargo install --path bulk --features redis"
     );
-    Ok(RateLimiter::new(bounds.limits())?.into())
+    Ok(RateLimiter::new(bounds.limits())?)
 }
 
 /// Waits until all submitted requests have ended. When the run is stopped, those on the wire are finished, because they

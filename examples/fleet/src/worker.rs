@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, sleep_until};
-use tower_outbound::{Call, Executor, Limits, Rate, Shutdown, client::Reqwest, rate::redis::SharedRateLimiter};
+use tower_outbound::{Call, Executor, Limits, Rate, Shutdown, client::Reqwest, rate::redis};
 
 /// The number of tasks that each make one call after the other. The number is large, so that calls are always waiting
 /// for the limits.
@@ -22,7 +22,7 @@ pub(crate) async fn run(args: &Args, number: u32) -> anyhow::Result<()> {
     let redis = args.redis.as_deref().context("a worker needs --redis")?;
     let url = args.provider.clone().context("a worker needs --provider")?;
     let limits = Limits::new().requests(Rate::per_second(args.requests_per_second).burst(args.burst));
-    let limiter = SharedRateLimiter::builder(limits)
+    let limiter = Builder::new(limits)
         .members(args.workers.into())
         .connect(redis, "fleet")?;
 

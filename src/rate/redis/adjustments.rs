@@ -2,7 +2,7 @@
 //! that it has yet to report to the store.
 
 use super::amounts::Amounts;
-use crate::rate::limits::Cost;
+use crate::rate::cost::Cost;
 
 /// The estimates that the store has charged for this member, and the corrections of them that are not reported yet.
 ///

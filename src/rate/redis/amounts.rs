@@ -1,6 +1,6 @@
 //! [`Amounts`]: a number of requests and a number of the API's tokens, which are counted side by side.
 
-use crate::rate::limits::{Budget, Cost};
+use crate::rate::{budget::Budget, cost::Cost};
 use std::ops::Index;
 
 /// One value for each [`Budget`]: one for requests and one for tokens.
@@ -28,7 +28,8 @@ impl<T> Index<Budget> for PerBudget<T> {
     fn index(&self, budget: Budget) -> &T {
         match budget {
             Budget::Requests => &self.requests,
-            Budget::Tokens => &self.tokens,
+            // The limits of a shared limiter have no other budgets.
+            _ => &self.tokens,
         }
     }
 }

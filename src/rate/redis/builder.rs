@@ -1,15 +1,18 @@
-//! [`SharedRateLimiterBuilder`]: the settings of a [`SharedRateLimiter`], their defaults and their checks.
+//! [`Builder`]: the settings of a limiter that processes share, their defaults and their checks.
 
 use super::{
     coordinator::{Coordinator, MemberSettings},
     driver::{Connect, SharedCoordinator},
     loss::OnStoreLoss,
     quota_config::QuotaConfig,
-    shared::SharedRateLimiter,
+    shared::SharedLimiter,
     store::{OnPause, Origin, Store},
     wire::pause_ends,
 };
-use crate::{error::InvalidConfig, rate::limits::Limits};
+use crate::{
+    error::InvalidConfig,
+    rate::{RateLimiter, limits::Limits},
+};
 use ::redis::aio::ConnectionLike;
 use std::{
     ops::RangeInclusive,
@@ -23,13 +26,13 @@ const MAX_MEMBERS: u64 = 1_000_000;
 
 const MAX_AHEAD: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
-/// The settings of a [`SharedRateLimiter`], which [`connect`](Self::connect) builds.
+/// The settings of a [`RateLimiter`](crate::RateLimiter) whose limits processes share.
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_outbound::{Limits, Rate, rate::redis::{OnStoreLoss, SharedRateLimiter}};
+/// use tower_outbound::{Limits, Rate, rate::redis::{Builder, OnStoreLoss}};
 ///
-/// let limiter = SharedRateLimiter::builder(Limits::new().requests(Rate::per_second(50)))
+/// let limiter = Builder::new(Limits::new().requests(Rate::per_second(50)))
 ///     .on_store_loss(OnStoreLoss::Closed)
 ///     .patience(Duration::from_secs(30))
 ///     .connect("redis://127.0.0.1/", "billing-api")?;
@@ -37,7 +40,7 @@ const MAX_AHEAD: RangeInclusive<Duration> = Duration::from_millis(100)..=Duratio
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it connects"]
-pub struct SharedRateLimiterBuilder {
+pub struct Builder {
     limits: Limits,
     prefix: String,
     on_loss: OnStoreLoss,
@@ -47,32 +50,22 @@ pub struct SharedRateLimiterBuilder {
     timeout: Duration,
 }
 
-// === impl SharedRateLimiter ===
-
-impl SharedRateLimiter {
-    /// Builds a limiter for `quota` on the server at `url`, with the defaults of all other settings.
-    ///
-    /// The URL is `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS (feature `redis-tls`). The limiter
-    /// does not connect in this function, but when its first call waits for admission.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidConfig`] names the invalid field: the URL, the name of the quota, or a number of the limits that is out
-    /// of range.
-    pub fn connect(url: &str, quota: &str, limits: Limits) -> Result<Self, InvalidConfig> {
-        Self::builder(limits).connect(url, quota)
-    }
-
-    /// Returns a builder for a limiter with these limits, in which the defaults of the other settings can be changed.
-    pub const fn builder(limits: Limits) -> SharedRateLimiterBuilder {
-        SharedRateLimiterBuilder::new(limits)
-    }
+/// Builds a limiter for `quota` on the server at `url`, with the defaults of all other settings: see
+/// [`Builder::connect`].
+///
+/// # Errors
+///
+/// [`InvalidConfig`] names the invalid field: the URL, the name of the quota, or a number of the limits that is out of
+/// range.
+pub fn connect(url: &str, quota: &str, limits: Limits) -> Result<RateLimiter, InvalidConfig> {
+    Builder::new(limits).connect(url, quota)
 }
 
-// === impl SharedRateLimiterBuilder ===
+// === impl Builder ===
 
-impl SharedRateLimiterBuilder {
-    const fn new(limits: Limits) -> Self {
+impl Builder {
+    /// Creates a builder for a limiter with these limits.
+    pub const fn new(limits: Limits) -> Self {
         Self {
             limits,
             prefix: String::new(),
@@ -137,15 +130,17 @@ impl SharedRateLimiterBuilder {
         self
     }
 
-    /// Builds a limiter for `quota` on the server at `url`, without connecting to it yet: see
-    /// [`SharedRateLimiter::connect`].
+    /// Builds a limiter for `quota` on the server at `url`.
+    ///
+    /// The URL is `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS (feature `redis-tls`). The limiter
+    /// does not connect in this function, but when its first call waits for admission.
     ///
     /// # Errors
     ///
     /// [`InvalidConfig`] names the invalid setting or limit.
-    pub fn connect(self, url: &str, quota: &str) -> Result<SharedRateLimiter, InvalidConfig> {
+    pub fn connect(self, url: &str, quota: &str) -> Result<RateLimiter, InvalidConfig> {
         let origin = Origin::url(url)?;
-        self.build(origin, quota)
+        self.build(origin, quota).map(RateLimiter::shared)
     }
 
     /// Builds a limiter for `quota` over an existing connection: a `ConnectionManager` or a `ClusterConnection` of the
@@ -157,14 +152,15 @@ impl SharedRateLimiterBuilder {
     /// # Errors
     ///
     /// [`InvalidConfig`] names the invalid setting or limit.
-    pub fn connection<C>(self, connection: C, quota: &str) -> Result<SharedRateLimiter, InvalidConfig>
+    pub fn connection<C>(self, connection: C, quota: &str) -> Result<RateLimiter, InvalidConfig>
     where
         C: ConnectionLike + Clone + Send + Sync + 'static,
     {
-        self.build(Origin::Given(Arc::new(move || Box::new(connection.clone()))), quota)
+        let origin = Origin::Given(Arc::new(move || Box::new(connection.clone())));
+        self.build(origin, quota).map(RateLimiter::shared)
     }
 
-    fn build(self, origin: Origin, quota: &str) -> Result<SharedRateLimiter, InvalidConfig> {
+    fn build(self, origin: Origin, quota: &str) -> Result<SharedLimiter, InvalidConfig> {
         let prefix = if self.prefix.is_empty() {
             "tower-outbound"
         } else {
@@ -206,7 +202,7 @@ impl SharedRateLimiterBuilder {
     }
 
     /// Checks the settings, and builds a limiter whose connections to the store are made by `connect`.
-    pub(super) fn build_with(self, connect: Connect) -> Result<SharedRateLimiter, InvalidConfig> {
+    pub(super) fn build_with(self, connect: Connect) -> Result<SharedLimiter, InvalidConfig> {
         if !MAX_AHEAD.contains(&self.max_ahead) {
             return Err(InvalidConfig::new(
                 "max_ahead",
@@ -231,6 +227,6 @@ impl SharedRateLimiterBuilder {
         };
         let coordinator = Coordinator::new(settings, QuotaConfig::new(self.limits)?);
         let shared = SharedCoordinator::new(coordinator, connect, self.timeout);
-        Ok(SharedRateLimiter::new(shared))
+        Ok(SharedLimiter::new(shared))
     }
 }

@@ -10,7 +10,8 @@ use super::{
     wire::{StoreReply, StoreRequest},
 };
 use crate::rate::{
-    limits::{Cost, Limits, Rate},
+    cost::Cost,
+    limits::{Limits, Rate},
     pause::Pauses,
 };
 use ::redis::{Script, Value};
@@ -149,6 +150,7 @@ fn request(rng: &mut RandomInput, member: usize, state: MemberState, configs: &[
                 } else {
                     rng.0.u64(0..900)
                 },
+                ..Cost::none()
             })
             .collect(),
     }

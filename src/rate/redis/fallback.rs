@@ -5,7 +5,7 @@ use super::{
     virtual_schedule::VirtualSchedule,
     wire::{StoreRequest, instant_after, micros},
 };
-use crate::rate::{limits::Cost, pause::Pauses};
+use crate::rate::{cost::Cost, pause::Pauses};
 use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 

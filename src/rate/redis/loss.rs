@@ -20,7 +20,7 @@ pub enum OnStoreLoss {
     #[default]
     LocalShare,
     /// The member admits no call until the store is back. Calls wait until their deadline, or until their
-    /// [`patience`](super::SharedRateLimiterBuilder::patience) ends. The limits are never exceeded.
+    /// [`patience`](super::Builder::patience) ends. The limits are never exceeded.
     Closed,
     /// The member admits every call at once, without any limit. What the member admits during the loss is charged to
     /// the shared buckets when the store is back.

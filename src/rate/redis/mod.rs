@@ -1,26 +1,25 @@
 //! One quota for many processes: limits that are kept in Redis or Valkey.
 //!
 //! A provider counts the calls of an account. Processes that share an account also have to share its limits: otherwise
-//! each of them sends as much as the account may send in total. A [`SharedRateLimiter`] keeps the buckets on a Redis or
-//! Valkey server. Layers and executors accept it in place of a [`RateLimiter`](crate::RateLimiter):
+//! each of them sends as much as the account may send in total. A [`RateLimiter`](crate::RateLimiter) that
+//! [`connect`] has built keeps its buckets on a Redis or Valkey server:
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! # let client = tower::service_fn(async |_: http::Request<String>| Ok::<_,
-//! tower::BoxError>(http::Response::new(""))); use tower_outbound::{Executor, Limits, Rate,
-//! rate::redis::SharedRateLimiter};
+//! tower::BoxError>(http::Response::new(""))); use tower_outbound::{Executor, Limits, Rate, rate::redis};
 //!
 //! let limits = Limits::new().requests(Rate::per_minute(500).burst(10)).tokens(Rate::per_minute(30_000));
-//! let limiter = SharedRateLimiter::connect("redis://127.0.0.1/", "openai:gpt-5", limits)?;
+//! let limiter = redis::connect("redis://127.0.0.1/", "openai:gpt-5", limits)?;
 //! let executor = Executor::builder().limiter(limiter).build(client)?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A single process does not need a shared limiter: a [`RateLimiter`](crate::RateLimiter) costs no round trip, and can
-//! decide at once whether a call is admitted.
+//! A single process does not need a shared limiter: one that [`RateLimiter::new`](crate::RateLimiter::new) has built
+//! costs no round trip, and can decide at once whether a call is admitted.
 //!
-//! In these docs a *member* is a process (more exactly, a `SharedRateLimiter` and its clones) that takes part in a
+//! In these docs a *member* is a process (more exactly, a limiter and its clones) that takes part in a
 //! quota, and the *store* is the Redis or Valkey server.
 //!
 //! # Guarantees
@@ -35,24 +34,24 @@
 //!   has.
 //! - **One round trip for all waiting calls.** Calls that arrive while a round trip is in flight are sent together in
 //!   the next one.
-//! - **Shared control.** A [pause](SharedRateLimiter::pause_for) holds all members at once, and gives back the
-//!   reservations that fall into it. [Limits that one member sets](SharedRateLimiter::set_limits) apply to all members.
-//!   An estimate is [settled](SharedRateLimiter::settle) for all members, and a refund never lets more than
+//! - **Shared control.** A [pause](crate::RateLimiter::pause_for) holds all members at once, and gives back the
+//!   reservations that fall into it. [Limits that one member sets](crate::RateLimiter::set_limits) apply to all members.
+//!   An estimate is [settled](crate::RateLimiter::settle) for all members, and a refund never lets more than
 //!   `burst + rate x T` of true usage through. A member that starts with other limits than the members before it
 //!   replaces the limits in force: the last one to start wins.
 //!
 //! # When the store is lost
 //!
 //! The store is lost to a member after three round trips in a row that failed or took longer than the
-//! [timeout](SharedRateLimiterBuilder::timeout). Calls still use the reservations that the store has already made. What
+//! [timeout](Builder::timeout). Calls still use the reservations that the store has already made. What
 //! the member does with further calls is set by [`OnStoreLoss`]. The member probes the store with one request at a time
 //! until the store replies. The wait before the first probe is 25 to 50 ms. This wait doubles after each failed probe,
 //! until it is 0.5 to 1 s. No call waits beyond its deadline. Each loss and each return of the store is logged once,
-//! and [`SharedRateLimiter::store_status`] has counters.
+//! and [`RateLimiter::store_status`](crate::RateLimiter::store_status) has counters.
 //!
 //! | what happens | what follows | above the limits |
 //! |---|---|---|
-//! | the server is down at the start, killed, frozen, out of memory, read-only or cut off, for all members | [`LocalShare`](OnStoreLoss::LocalShare): each member admits its share of the rates, without a burst, starting [`max_ahead`](SharedRateLimiterBuilder::max_ahead) after the loss | nothing, if the number of members is right |
+//! | the server is down at the start, killed, frozen, out of memory, read-only or cut off, for all members | [`LocalShare`](OnStoreLoss::LocalShare): each member admits its share of the rates, without a burst, starting [`max_ahead`](Builder::max_ahead) after the loss | nothing, if the number of members is right |
 //! | | [`Closed`](OnStoreLoss::Closed): no call is admitted until the store is back | nothing |
 //! | | [`Open`](OnStoreLoss::Open): every call is admitted | no bound |
 //! | the server is cut off from some members only | `LocalShare`: these members admit their shares | their shares, while it lasts |
@@ -86,13 +85,13 @@
 //! - `maxmemory-policy noeviction`, or a `volatile-` policy with enough memory: otherwise the server may evict the key
 //!   of a quota.
 //! - Neither replication nor persistence is needed: if the state is lost, members admit no calls for
-//!   [`max_ahead`](SharedRateLimiterBuilder::max_ahead), and then go on with empty buckets.
+//!   [`max_ahead`](Builder::max_ahead), and then go on with empty buckets.
 //! - A system clock that is adjusted gradually (slewed), not stepped.
 //! - With access control, the commands `EVALSHA`, `SCRIPT LOAD`, `GET`, `SET`, `TIME`, `PUBLISH` and `SUBSCRIBE` on
 //!   keys and channels that begin with `{tower-outbound:`.
 //! - For TLS, a `rediss://` URL and the feature `redis-tls`, which uses ring unless the program has installed another
 //!   provider of cryptography for rustls, and trusts the roots of the operating system. For a cluster or sentinels,
-//!   [`SharedRateLimiterBuilder::connection`].
+//!   [`Builder::connection`].
 //!
 //! Members trust each other: every process that can write the key can lift the limits.
 
@@ -117,7 +116,7 @@ mod virtual_schedule;
 mod waiters;
 mod wire;
 
-pub use builder::SharedRateLimiterBuilder;
+pub use builder::{Builder, connect};
 pub use loss::OnStoreLoss;
-pub(super) use shared::SharedAdmission;
-pub use shared::{SharedRateLimiter, StoreStatus};
+pub use shared::StoreStatus;
+pub(super) use shared::{SharedAdmission, SharedLimiter};

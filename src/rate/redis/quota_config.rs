@@ -6,7 +6,8 @@ use crate::{
     rate::{
         amount::{Amount, gcd},
         bucket::BucketSpec,
-        limits::{Budget, Limits, Rate},
+        budget::Budget,
+        limits::{Limits, Rate},
     },
 };
 use std::{fmt::Write, time::Duration};
@@ -30,6 +31,15 @@ pub(super) struct QuotaConfig {
 impl QuotaConfig {
     pub(super) fn new(limits: Limits) -> Result<Self, InvalidConfig> {
         let specs = limits.bucket_specs()?;
+        if let Some((budget, _)) = specs
+            .iter()
+            .find(|(of, _)| !matches!(of, Budget::Requests | Budget::Tokens))
+        {
+            return Err(InvalidConfig::new(
+                "limits",
+                format!("must be of requests and tokens if shared, have {budget}"),
+            ));
+        }
         if specs.len() > MAX_RATES {
             return Err(InvalidConfig::new(
                 "limits",

@@ -1,4 +1,5 @@
-//! [`SharedRateLimiter`]: a rate limiter like [`RateLimiter`](crate::RateLimiter), whose buckets many processes share.
+//! [`SharedLimiter`]: the rate limiter whose buckets many processes share. Its users see it as a
+//! [`RateLimiter`](crate::RateLimiter).
 
 use super::{
     coordinator::{Coordinator, WaiterStep},
@@ -7,13 +8,15 @@ use super::{
     waiters::Reservation,
 };
 use crate::{
-    error::{AcquireError, CostExceedsBurst, InvalidConfig},
+    error::{AcquireError, InvalidConfig},
     panic,
     rate::{
         Bursts, Demand,
         buckets::Available,
+        budget::Budget,
+        cost::{Cost, PerBudget},
         estimate::{Estimate, Settle, warn_of_cut_off},
-        limits::{Budget, Cost, Limits},
+        limits::Limits,
         pause::{Pause, PauseSource},
     },
 };
@@ -27,28 +30,10 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A limiter of requests and tokens whose limits are shared by all processes that name the same quota on the same
-/// server.
-///
-/// A shared limiter is used like a [`RateLimiter`](crate::RateLimiter): by
-/// [`RateLimitLayer::new`](crate::RateLimitLayer::new), [`ExecutorBuilder::limiter`](crate::ExecutorBuilder::limiter),
-/// and wherever else a [`Limiter`](crate::rate::Limiter) is accepted. Clones share one connection. See the [module
-/// docs](super) for what a shared limiter guarantees.
-///
-/// # Examples
-///
-/// ```no_run
-/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-/// use tower_outbound::{Cost, Limits, Rate, rate::redis::SharedRateLimiter};
-///
-/// let limits = Limits::new().requests(Rate::per_minute(500).burst(10)).tokens(Rate::per_minute(30_000));
-/// let limiter = SharedRateLimiter::connect("redis://127.0.0.1/", "openai:gpt-5", limits)?;
-/// limiter.acquire(Cost::tokens(1_200)).await?;
-/// # Ok(())
-/// # }
-/// ```
+/// A rate limiter whose limits are shared by all processes that name the same quota on the same server. Clones share one
+/// connection.
 #[derive(Clone)]
-pub struct SharedRateLimiter {
+pub(in crate::rate) struct SharedLimiter {
     handle: Arc<Handle>,
 }
 
@@ -66,7 +51,7 @@ pub struct StoreStatus {
     /// Whether the store counts as reachable: `false` until its first reply, and while it is lost.
     pub is_up: bool,
     /// The number of processes that share the quota, including this one, by the store's last reply. Never less than
-    /// what [`SharedRateLimiterBuilder::members`](super::SharedRateLimiterBuilder::members) was set to.
+    /// what [`Builder::members`](super::Builder::members) was set to.
     pub members: u64,
     /// The number of requests to the store that were begun.
     pub requests: u64,
@@ -88,7 +73,7 @@ pub struct StoreStatus {
 
 /// Waits for a reservation in the shared limits, and then for the time that was reserved.
 pub(in crate::rate) struct SharedAdmission {
-    limiter: SharedRateLimiter,
+    limiter: SharedLimiter,
     /// The sequence number of the waiter in the coordinator; `None` before the first poll, and after the call was
     /// admitted or rejected.
     seq: Option<u64>,
@@ -100,13 +85,13 @@ pub(in crate::rate) struct SharedAdmission {
 
 /// The reservation by which an estimate was charged, and through which it is settled.
 struct ReservedCharge {
-    limiter: SharedRateLimiter,
+    limiter: SharedLimiter,
     reservation: Reservation,
 }
 
-// === impl SharedRateLimiter ===
+// === impl SharedLimiter ===
 
-impl SharedRateLimiter {
+impl SharedLimiter {
     pub(super) fn new(shared: SharedCoordinator) -> Self {
         let shared = Arc::new(shared);
         Self {
@@ -118,81 +103,40 @@ impl SharedRateLimiter {
         Arc::downgrade(&self.handle.shared)
     }
 
-    /// Waits until all buckets of the shared limits hold enough for `cost`, and takes `cost` from them.
-    ///
-    /// # Errors
-    ///
-    /// - [`AcquireError::CostExceedsBurst`] if a bucket can never hold `cost`. The call fails at once, or, if the
-    ///   limits are lowered below `cost` while it waits, as soon as they are.
-    /// - [`AcquireError::StoreUnavailable`] if the store is lost, the limiter admits no call without it
-    ///   ([`Closed`](super::OnStoreLoss::Closed)), and the call has waited for its whole
-    ///   [patience](super::SharedRateLimiterBuilder::patience).
-    ///
-    /// # Panics
-    ///
-    /// Panics outside a Tokio runtime with its timer and its I/O enabled.
-    ///
-    /// # Cancel safety
-    ///
-    /// A call that is dropped loses its place in the queue. If the call had a reservation, its cost is refunded, except
-    /// for what would let other calls exceed the limits.
-    pub async fn acquire(&self, cost: Cost) -> Result<(), AcquireError> {
+    pub(in crate::rate) async fn acquire(&self, cost: Cost) -> Result<(), AcquireError> {
         let mut admission = self.admission(false);
         poll_fn(|cx| admission.poll(cost, cx)).await
     }
 
-    /// Waits as [`acquire`](Self::acquire) does, for a cost that is only estimated, and is settled later with the true
-    /// cost: see [`RateLimiter::acquire_estimate`](crate::RateLimiter::acquire_estimate).
-    ///
-    /// # Errors
-    ///
-    /// Fails as [`acquire`](Self::acquire) does.
-    ///
-    /// # Panics
-    ///
-    /// Panics outside a Tokio runtime with its timer and its I/O enabled, as [`acquire`](Self::acquire) does.
-    ///
-    /// # Cancel safety
-    ///
-    /// A call that is dropped gives up its place in the queue and its reservation, as in [`acquire`](Self::acquire).
-    pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
+    pub(in crate::rate) async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
         let mut admission = self.admission(true);
         poll_fn(|cx| admission.poll(cost, cx)).await?;
         Ok(admission.estimate(cost).expect("the admission is an estimate"))
     }
 
-    /// Replaces the charge of `estimate` by `used`, the true cost, as [`Estimate::settle`] does.
-    pub fn settle(&self, estimate: Estimate, used: Cost) {
-        estimate.settle(used);
+    /// Returns why a call cannot be charged at once.
+    pub(in crate::rate) fn cannot_try(&self, cost: Cost) -> AcquireError {
+        match self.bursts().check(&cost) {
+            Ok(()) => AcquireError::NeedsStore,
+            Err(error) => error.into(),
+        }
     }
 
     /// Returns what could be admitted at once, by the store's last reply. What the rates have added to the buckets
     /// since that reply is not counted.
-    #[must_use]
-    pub fn available(&self) -> Available {
+    pub(in crate::rate) fn available(&self) -> Available {
         let now = Instant::now();
         self.with_coordinator(|coordinator| {
             let remaining = coordinator.remaining(now);
-            Available {
-                requests: remaining.requests,
-                tokens: remaining.tokens,
-                paused_until: coordinator.paused_until(now),
-            }
+            let mut available = PerBudget::default();
+            available.requests = remaining.requests;
+            available.tokens = remaining.tokens;
+            Available::new(available, coordinator.paused_until(now))
         })
     }
 
-    /// Checks that a call with `cost` can be admitted at all: that no bucket is too small for it.
-    ///
-    /// # Errors
-    ///
-    /// [`CostExceedsBurst`] if a bucket is smaller than `cost`.
-    pub fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        self.bursts().check(cost)
-    }
-
     /// Returns the limits that this process uses: the limits that it has last set, or has last received from the store.
-    #[must_use]
-    pub fn limits(&self) -> Limits {
+    pub(in crate::rate) fn limits(&self) -> Limits {
         self.with_coordinator(|coordinator| coordinator.config().limits().clone())
     }
 
@@ -204,7 +148,7 @@ impl SharedRateLimiter {
     /// # Errors
     ///
     /// [`InvalidConfig`] names the invalid field. In that case nothing is changed.
-    pub fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
+    pub(in crate::rate) fn set_limits(&self, limits: Limits) -> Result<(), InvalidConfig> {
         let config = QuotaConfig::new(limits)?;
         let wakers = self.with_coordinator(|coordinator| coordinator.set_limits(config));
         wakers.into_iter().for_each(panic::wake);
@@ -214,7 +158,7 @@ impl SharedRateLimiter {
 
     /// Lowers what remains of a rate to `remaining` for all members, for example to what the provider reports: see
     /// [`RateLimiter::lower`](crate::RateLimiter::lower).
-    pub fn lower(&self, budget: Budget, period: Option<Duration>, remaining: u64) {
+    pub(in crate::rate) fn lower(&self, budget: Budget, period: Option<Duration>, remaining: u64) {
         self.with_coordinator(|coordinator| coordinator.lower(budget, period, remaining));
         self.handle.shared.notify_driver();
     }
@@ -234,7 +178,12 @@ impl SharedRateLimiter {
     /// # Errors
     ///
     /// [`InvalidConfig`] for an amount that is not valid, such as 0. In that case nothing is changed.
-    pub fn adopt(&self, budget: Budget, period: Option<Duration>, amount: u64) -> Result<bool, InvalidConfig> {
+    pub(in crate::rate) fn adopt(
+        &self,
+        budget: Budget,
+        period: Option<Duration>,
+        amount: u64,
+    ) -> Result<bool, InvalidConfig> {
         let limits = self.limits();
         let Some(changed) = limits
             .index_of(budget, period)
@@ -251,12 +200,12 @@ impl SharedRateLimiter {
     ///
     /// The change applies at once in this process, and to the other members as soon as the server has announced it to
     /// them. Reservations whose time falls into the pause are given back, and made again after it.
-    pub fn pause_for(&self, pause: Duration) {
+    pub(in crate::rate) fn pause_for(&self, pause: Duration) {
         self.set_pause(PauseSource::User, pause);
     }
 
     /// Pauses all members until the given instant: see [`pause_for`](Self::pause_for).
-    pub fn pause_until(&self, until: Instant) {
+    pub(in crate::rate) fn pause_until(&self, until: Instant) {
         self.pause_for(until.saturating_duration_since(Instant::now()));
     }
 
@@ -271,7 +220,7 @@ impl SharedRateLimiter {
     /// Ends all pauses of all members now, also a pause of the provider.
     ///
     /// The pauses end at once in this process, and for the other members as soon as the server has announced it to them.
-    pub fn resume(&self) {
+    pub(in crate::rate) fn resume(&self) {
         for source in PauseSource::ALL {
             self.set_pause(source, Duration::ZERO);
         }
@@ -279,8 +228,7 @@ impl SharedRateLimiter {
 
     /// Returns the current pause as this process knows it, with its end and with who has begun it. If there are several,
     /// returns the one that ends last. `None` if the limiter is not paused.
-    #[must_use]
-    pub fn paused(&self) -> Option<Pause> {
+    pub(in crate::rate) fn paused(&self) -> Option<Pause> {
         self.pause_since(Instant::now())
     }
 
@@ -301,7 +249,7 @@ impl SharedRateLimiter {
     /// Raises each bucket of the quota that is in debt to 0, for all members: see
     /// [`RateLimiter::forgive_debts`](crate::RateLimiter::forgive_debts). It takes effect with the next round trip to the
     /// store.
-    pub fn forgive_debts(&self) {
+    pub(in crate::rate) fn forgive_debts(&self) {
         self.with_coordinator(Coordinator::forgive_debts);
         self.handle.shared.notify_driver();
     }
@@ -311,8 +259,7 @@ impl SharedRateLimiter {
     }
 
     /// Returns the status of the store, as this process sees it.
-    #[must_use]
-    pub fn store_status(&self) -> StoreStatus {
+    pub(in crate::rate) fn store_status(&self) -> StoreStatus {
         let latency = self.handle.shared.latency();
         self.with_coordinator(|coordinator| StoreStatus {
             is_up: coordinator.is_up(),
@@ -327,8 +274,8 @@ impl SharedRateLimiter {
         })
     }
 
-    pub(in crate::rate) fn wait(&self, cost: Cost, ahead: Demand) -> Duration {
-        self.with_coordinator(|coordinator| coordinator.wait(cost, ahead, Instant::now()))
+    pub(in crate::rate) fn wait(&self, cost: &Cost, ahead: &Demand) -> Duration {
+        self.with_coordinator(|coordinator| coordinator.wait(*cost, *ahead, Instant::now()))
     }
 
     pub(in crate::rate) fn bursts(&self) -> Arc<Bursts> {
@@ -355,9 +302,9 @@ impl Drop for Handle {
     }
 }
 
-impl fmt::Debug for SharedRateLimiter {
+impl fmt::Debug for SharedLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedRateLimiter")
+        f.debug_struct("SharedLimiter")
             .field("available", &self.available())
             .field("store", &self.store_status())
             .finish_non_exhaustive()

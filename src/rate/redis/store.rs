@@ -1,6 +1,6 @@
 //! [`Store`]: the connection to the Redis or Valkey server that holds the buckets. No other file uses the client
 //! library, except for the connection types that
-//! [`SharedRateLimiterBuilder::connection`](super::SharedRateLimiterBuilder::connection) accepts.
+//! [`Builder::connection`](super::Builder::connection) accepts.
 
 #[cfg(feature = "redis-tls")]
 use super::tls;

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::rate::{
     bucket::Bucket,
-    limits::Budget,
+    budget::Budget,
     pause::{PauseSource, Pauses},
 };
 use std::{collections::HashMap, sync::Arc};
@@ -456,7 +456,10 @@ fn new_buckets(config: &QuotaConfig) -> Vec<(Budget, Bucket)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rate::limits::{Cost, Limits, Rate};
+    use crate::rate::{
+        cost::Cost,
+        limits::{Limits, Rate},
+    };
     use std::time::Duration;
 
     const RATE: i64 = 3;
@@ -519,7 +522,7 @@ mod tests {
             request.last_reservation = (last - real).max(0);
             let costs = (0..rng.usize(0..4)).map(|_| Cost {
                 requests: 0,
-                tokens: rng.u64(1..=20),
+                ..Cost::tokens(rng.u64(1..=20))
             });
             request.costs = costs.collect();
             let reply = schedule.handle(request, now);

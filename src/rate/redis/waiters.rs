@@ -2,7 +2,7 @@
 //! the order in which they arrived.
 
 use super::amounts::Amounts;
-use crate::{error::AcquireError, rate::limits::Cost};
+use crate::{error::AcquireError, rate::cost::Cost};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     task::Waker,

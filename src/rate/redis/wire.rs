@@ -7,7 +7,8 @@
 
 use super::{amounts::Amounts, amounts::PerBudget, quota_config::QuotaConfig};
 use crate::rate::{
-    limits::{Budget, Cost},
+    budget::Budget,
+    cost::Cost,
     pause::{PauseSource, Pauses},
 };
 use std::{borrow::Cow, sync::Arc};
@@ -257,7 +258,7 @@ impl StoreRequest {
         for (at, ((budget, spec), period)) in specs.iter().zip(periods).enumerate() {
             put(match budget {
                 Budget::Requests => 1.0,
-                Budget::Tokens => 2.0,
+                _ => 2.0,
             });
             put(period.as_nanos() as f64);
             put(spec.fill as f64);

@@ -7,8 +7,8 @@ use tower_outbound::{
     Cost, Limits, Rate,
     error::AcquireError,
     rate::{
-        Limiter,
-        redis::{OnStoreLoss, SharedRateLimiter},
+        RateLimiter,
+        redis::{Builder, OnStoreLoss},
     },
 };
 
@@ -17,7 +17,7 @@ pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     let password = secrets.of("what a closure has");
     // No server listens on port 1, so the limiter cannot connect.
     let url = format!("redis://someone:{}@127.0.0.1:1/", secrets.in_url("what a closure has"));
-    let builder = SharedRateLimiter::builder(limits)
+    let builder = Builder::new(limits)
         .on_store_loss(OnStoreLoss::Closed)
         .patience(Duration::from_millis(1));
     shown.debug(&builder);
@@ -40,5 +40,5 @@ pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     shown.display(&error);
     shown.debug(&limiter);
     shown.debug(&limiter.store_status());
-    shown.debug(&Limiter::from(limiter));
+    shown.debug(&limiter);
 }

@@ -3,11 +3,7 @@
 
 use crate::{
     error::CostExceedsBurst,
-    rate::{
-        Bursts,
-        limits::{Budget, Cost},
-        redis::quota_config::QuotaConfig,
-    },
+    rate::{Bursts, budget::Budget, cost::Cost, redis::quota_config::QuotaConfig},
 };
 use std::{sync::Arc, time::Duration};
 
@@ -47,7 +43,7 @@ impl SharedLimits {
     }
 
     pub(super) fn check(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        self.bursts.check(cost)
+        self.bursts.check(&cost)
     }
 
     pub(super) const fn config(&self) -> &Arc<QuotaConfig> {

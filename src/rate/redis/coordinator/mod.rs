@@ -26,7 +26,8 @@ use crate::{
     error::{AcquireError, CostExceedsBurst, StoreUnavailable},
     rate::{
         Bursts, Demand,
-        limits::{Budget, Cost},
+        budget::Budget,
+        cost::Cost,
         pause::{Pause, PauseChange, PauseSource},
         used_share::UsedShares,
     },
@@ -196,7 +197,7 @@ impl Coordinator {
     /// Learns how much calls turn out to use: a call that was charged the estimate `reserved` has used `used`.
     pub(super) fn record_used(&mut self, reserved: Cost, used: Cost) {
         self.has_estimates = true;
-        self.used_shares.record(reserved, used);
+        self.used_shares.record(&reserved, &used);
     }
 
     /// Declares that costs are charged as estimates, before the first of them is settled.

@@ -2,7 +2,7 @@
 
 use super::{Coordinator, LocalFallback, RequestSnapshot};
 use crate::rate::{
-    limits::Cost,
+    cost::Cost,
     redis::{
         amounts::Amounts,
         waiters::Reservation,

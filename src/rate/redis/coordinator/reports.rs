@@ -2,7 +2,7 @@
 //! minus estimate), and what it admitted without the store.
 
 use crate::rate::{
-    limits::Cost,
+    cost::Cost,
     redis::{adjustments::Adjustments, amounts::Amounts},
 };
 use tokio::time::Instant;

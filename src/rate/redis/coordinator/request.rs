@@ -2,7 +2,7 @@
 
 use super::{Coordinator, MAX_COSTS, PauseReport};
 use crate::rate::{
-    limits::Cost,
+    cost::Cost,
     redis::{
         amounts::Amounts,
         loss::OnStoreLoss,

@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test(start_paused = true)]
 async fn a_closed_member_waits_for_the_store_and_admits_no_call_meanwhile() {
     let server = Server::new();
-    let builder = SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Closed);
+    let builder = Builder::new(ten_a_second()).on_store_loss(OnStoreLoss::Closed);
     let limiter = server.member_with(builder);
     let start = Instant::now();
     limiter.acquire(Cost::request()).await.unwrap();
@@ -30,7 +30,7 @@ async fn a_closed_member_waits_for_the_store_and_admits_no_call_meanwhile() {
 async fn a_call_of_a_closed_member_fails_with_a_reason_when_its_patience_ends() {
     let server = Server::new();
     server.set(Network::Refuses);
-    let builder = SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Closed);
+    let builder = Builder::new(ten_a_second()).on_store_loss(OnStoreLoss::Closed);
     let limiter = server.member_with(builder.patience(ms(300)));
     let begun = Instant::now();
     let error = limiter.acquire(Cost::request()).await.unwrap_err();
@@ -44,7 +44,7 @@ async fn a_call_of_a_closed_member_fails_with_a_reason_when_its_patience_ends() 
 #[tokio::test(start_paused = true)]
 async fn an_open_member_admits_every_call_and_charges_it_afterwards() {
     let server = Server::new();
-    let builder = SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Open);
+    let builder = Builder::new(ten_a_second()).on_store_loss(OnStoreLoss::Open);
     let limiter = server.member_with(builder);
     limiter.acquire(Cost::request()).await.unwrap();
     server.set(Network::Refuses);
@@ -72,7 +72,7 @@ async fn an_open_member_admits_every_call_and_charges_it_afterwards() {
 async fn a_pause_also_holds_calls_that_are_admitted_without_the_store() {
     let server = Server::new();
     server.set(Network::Refuses);
-    let limiter = server.member_with(SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Open));
+    let limiter = server.member_with(Builder::new(ten_a_second()).on_store_loss(OnStoreLoss::Open));
     limiter.acquire(Cost::request()).await.unwrap();
     let begun = Instant::now();
     limiter.pause_for(ms(700));
@@ -92,7 +92,7 @@ async fn a_client_that_panics_counts_as_a_lost_store() {
             panic!("there is no reactor running")
         }
     }
-    let builder = SharedRateLimiter::builder(ten_a_second());
+    let builder = Builder::new(ten_a_second());
     let limiter = builder.build_with(Box::new(|| Box::new(Panics))).unwrap();
     let begun = Instant::now();
     for _ in 0..3 {
@@ -226,7 +226,7 @@ async fn a_store_that_has_lost_its_state_begins_empty() {
 async fn a_store_that_is_down_at_the_start_is_found_later() {
     let server = Server::new();
     server.set(Network::Refuses);
-    let limiter = server.member_with(SharedRateLimiter::builder(ten_a_second()).members(2));
+    let limiter = server.member_with(Builder::new(ten_a_second()).members(2));
     let begun = Instant::now();
     for _ in 0..5 {
         limiter.acquire(Cost::request()).await.unwrap();
@@ -248,7 +248,7 @@ async fn a_store_that_is_down_at_the_start_is_found_later() {
 #[tokio::test(start_paused = true)]
 async fn no_call_waits_longer_than_its_deadline() {
     let server = Server::new();
-    let limiter = server.member_with(SharedRateLimiter::builder(ten_a_second()).on_store_loss(OnStoreLoss::Closed));
+    let limiter = server.member_with(Builder::new(ten_a_second()).on_store_loss(OnStoreLoss::Closed));
     limiter.acquire(Cost::request()).await.unwrap();
     for network in [Network::Refuses, Network::Frozen, Network::LosesReplies] {
         server.set(network);

@@ -1,0 +1,361 @@
+//! [`Cost`]: what a call takes of each budget; and [`PerBudget`], a value for each budget.
+
+use super::budget::{Budget, BudgetName};
+use std::{
+    array, fmt,
+    ops::{AddAssign, SubAssign},
+};
+
+/// What one call takes of each budget that a rate limit counts. Most calls take one request.
+///
+/// A limiter charges those amounts for whose budgets it has rates. So one cost can name more than one provider counts,
+/// such as the tokens in total and apart: [`input_output_tokens`](Self::input_output_tokens).
+///
+/// ```
+/// use tower_outbound::{Cost, rate::Budget};
+///
+/// let cost = Cost::input_output_tokens(900, 300).with("images", 2);
+/// assert_eq!((cost.requests, cost.tokens, cost.of(Budget::OutputTokens)), (1, 1_200, 300));
+/// assert_eq!(cost.of("images"), 2);
+/// ```
+#[derive(Clone, Copy, Default)]
+pub struct Cost {
+    /// The number of requests, usually 1.
+    pub requests: u64,
+    /// The number of the API's tokens, such as a language model's: those of the prompt and of the answer together.
+    pub tokens: u64,
+    /// The number of tokens of the prompt, for providers that limit them apart.
+    pub input_tokens: u64,
+    /// The number of tokens of the answer, for providers that limit them apart.
+    pub output_tokens: u64,
+    pub(crate) named: Named<u64>,
+}
+
+/// A value for each built-in budget, and for a few budgets that the user has named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PerBudget<T> {
+    pub(crate) requests: T,
+    pub(crate) tokens: T,
+    pub(crate) input_tokens: T,
+    pub(crate) output_tokens: T,
+    pub(crate) named: Named<T>,
+}
+
+/// The sum of the costs of calls that a rate limiter has not admitted yet.
+pub(crate) type Demand = PerBudget<u128>;
+
+/// The values of the budgets that the user has named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Named<T> {
+    /// The names come before all places that are free.
+    names: [Option<BudgetName>; MAX_NAMED],
+    values: [T; MAX_NAMED],
+}
+
+/// The largest number of budgets, besides the built-in ones, that one cost or the limits of one limiter can name. They
+/// are stored in the cost itself, so that it is copied without an allocation.
+pub(super) const MAX_NAMED: usize = 4;
+
+// === impl Cost ===
+
+impl Cost {
+    /// Returns the cost of one request, and nothing else.
+    #[must_use]
+    pub const fn request() -> Self {
+        Self::tokens(0)
+    }
+
+    /// Returns the cost of one request and `tokens` API tokens.
+    #[must_use]
+    pub const fn tokens(tokens: u64) -> Self {
+        Self {
+            requests: 1,
+            tokens,
+            ..Self::none()
+        }
+    }
+
+    /// Returns the cost of one request with so many tokens in its prompt and in its answer. Their sum is the number of
+    /// [`tokens`](Self::tokens).
+    #[must_use]
+    pub const fn input_output_tokens(input: u64, output: u64) -> Self {
+        Self {
+            requests: 1,
+            tokens: input.saturating_add(output),
+            input_tokens: input,
+            output_tokens: output,
+            ..Self::none()
+        }
+    }
+
+    /// Returns the cost of nothing, which every limiter admits.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self {
+            requests: 0,
+            tokens: 0,
+            input_tokens: 0,
+            output_tokens: 0,
+            named: Named {
+                names: [None; MAX_NAMED],
+                values: [0; MAX_NAMED],
+            },
+        }
+    }
+
+    /// Returns this cost with another amount of `budget`, which may be the name of the budget.
+    ///
+    /// # Panics
+    ///
+    /// If the cost would have amounts of more than four budgets that are not built in: a limiter counts no more.
+    #[must_use]
+    #[track_caller]
+    pub fn with(mut self, budget: impl Into<Budget>, amount: u64) -> Self {
+        match budget.into() {
+            Budget::Requests => self.requests = amount,
+            Budget::Tokens => self.tokens = amount,
+            Budget::InputTokens => self.input_tokens = amount,
+            Budget::OutputTokens => self.output_tokens = amount,
+            Budget::Named(name) => match self.named.entry(name) {
+                Some(value) => *value = amount,
+                None => panic!("a cost has at most {MAX_NAMED} budgets that are not built in"),
+            },
+        }
+        self
+    }
+
+    /// Returns the amount of `budget`, which may be the name of the budget. 0 if the cost has none of it.
+    #[inline]
+    #[must_use]
+    pub fn of(&self, budget: impl Into<Budget>) -> u64 {
+        match budget.into() {
+            Budget::Requests => self.requests,
+            Budget::Tokens => self.tokens,
+            Budget::InputTokens => self.input_tokens,
+            Budget::OutputTokens => self.output_tokens,
+            Budget::Named(name) => self.named.of(name).unwrap_or(0),
+        }
+    }
+
+    /// Returns the budgets of which this cost has an amount above zero, with the amounts.
+    pub fn amounts(&self) -> impl Iterator<Item = (Budget, u64)> + '_ {
+        PerBudget::from(*self).into_values().filter(|(_, amount)| *amount > 0)
+    }
+
+    /// Returns the cost of the other budgets than requests and tokens, or `None` if it has no amount of these.
+    #[inline]
+    pub(crate) fn without_requests_and_tokens(&self) -> Option<Self> {
+        let has_others = self.input_tokens > 0 || self.output_tokens > 0 || self.has_named();
+        has_others.then_some(Self {
+            requests: 0,
+            tokens: 0,
+            ..*self
+        })
+    }
+
+    /// Whether the cost has amounts of budgets that are not built in, be they zero.
+    pub(super) const fn has_named(&self) -> bool {
+        self.named.names[0].is_some()
+    }
+}
+
+/// Costs are equal if they have the same amount of each budget.
+impl PartialEq for Cost {
+    fn eq(&self, other: &Self) -> bool {
+        let has_all_of = |one: &Self, other: &Self| one.amounts().all(|(budget, amount)| other.of(budget) == amount);
+        has_all_of(self, other) && has_all_of(other, self)
+    }
+}
+
+impl Eq for Cost {}
+
+impl fmt::Debug for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut fields = f.debug_struct("Cost");
+        for (budget, amount) in self.amounts() {
+            fields.field(budget.name(), &amount);
+        }
+        fields.finish()
+    }
+}
+
+// === impl Named ===
+
+impl<T: Copy + Default> Named<T> {
+    pub(super) fn of(&self, name: BudgetName) -> Option<T> {
+        let at = self.names.iter().position(|known| *known == Some(name))?;
+        self.values.get(at).copied()
+    }
+
+    /// Returns the value of `name`, which is added if there is room for it.
+    fn entry(&mut self, name: BudgetName) -> Option<&mut T> {
+        let is_its_place = |place: &Option<BudgetName>| place.is_none_or(|known| known == name);
+        let at = self.names.iter().position(is_its_place)?;
+        self.names[at] = Some(name);
+        self.values.get_mut(at)
+    }
+}
+
+impl<T: Copy + Default> Default for Named<T> {
+    fn default() -> Self {
+        Self {
+            names: [None; MAX_NAMED],
+            values: [T::default(); MAX_NAMED],
+        }
+    }
+}
+
+// === impl PerBudget ===
+
+impl<T: Copy + Default> PerBudget<T> {
+    pub(crate) fn of(&self, budget: Budget) -> T {
+        match budget {
+            Budget::Requests => self.requests,
+            Budget::Tokens => self.tokens,
+            Budget::InputTokens => self.input_tokens,
+            Budget::OutputTokens => self.output_tokens,
+            Budget::Named(name) => self.named.of(name).unwrap_or_default(),
+        }
+    }
+
+    /// Returns the value of `budget`, which is added if there is room for it: for [`MAX_NAMED`] budgets that are not
+    /// built in.
+    pub(crate) fn entry(&mut self, budget: Budget) -> Option<&mut T> {
+        match budget {
+            Budget::Requests => Some(&mut self.requests),
+            Budget::Tokens => Some(&mut self.tokens),
+            Budget::InputTokens => Some(&mut self.input_tokens),
+            Budget::OutputTokens => Some(&mut self.output_tokens),
+            Budget::Named(name) => self.named.entry(name),
+        }
+    }
+
+    /// Returns the value of each budget, in the same order each time.
+    pub(crate) fn into_values(self) -> impl Iterator<Item = (Budget, T)> {
+        let built_in = [
+            (Budget::Requests, self.requests),
+            (Budget::Tokens, self.tokens),
+            (Budget::InputTokens, self.input_tokens),
+            (Budget::OutputTokens, self.output_tokens),
+        ];
+        let named = array::from_fn::<_, MAX_NAMED, _>(|at| (self.named.names[at], self.named.values[at]));
+        let named = named.into_iter();
+        built_in
+            .into_iter()
+            .chain(named.filter_map(|(name, value)| Some((Budget::Named(name?), value))))
+    }
+}
+
+impl<T: Copy + Default> Default for PerBudget<T> {
+    fn default() -> Self {
+        Self {
+            requests: T::default(),
+            tokens: T::default(),
+            input_tokens: T::default(),
+            output_tokens: T::default(),
+            named: Named::default(),
+        }
+    }
+}
+
+impl From<Cost> for PerBudget<u64> {
+    fn from(cost: Cost) -> Self {
+        let Cost {
+            requests,
+            tokens,
+            input_tokens,
+            output_tokens,
+            named,
+        } = cost;
+        Self {
+            requests,
+            tokens,
+            input_tokens,
+            output_tokens,
+            named,
+        }
+    }
+}
+
+// === impl Demand ===
+
+impl Demand {
+    /// Changes the sum of each budget by the amount in `cost`.
+    #[inline]
+    fn change(&mut self, cost: &Cost, change: impl Fn(&mut u128, u128)) {
+        change(&mut self.requests, cost.requests.into());
+        change(&mut self.tokens, cost.tokens.into());
+        change(&mut self.input_tokens, cost.input_tokens.into());
+        change(&mut self.output_tokens, cost.output_tokens.into());
+        if cost.has_named() {
+            for (name, amount) in cost.named.names.iter().zip(cost.named.values) {
+                // There is no room only if calls name more budgets than a limiter can count. The sum serves a
+                // prediction.
+                if let Some(sum) = name.and_then(|name| self.named.entry(name)) {
+                    change(sum, amount.into());
+                }
+            }
+        }
+    }
+}
+
+impl AddAssign<&Cost> for Demand {
+    fn add_assign(&mut self, cost: &Cost) {
+        self.change(cost, |sum, amount| *sum = sum.saturating_add(amount));
+    }
+}
+
+impl SubAssign<&Cost> for Demand {
+    fn sub_assign(&mut self, cost: &Cost) {
+        self.change(cost, |sum, amount| *sum = sum.saturating_sub(amount));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cost_has_an_amount_of_each_budget() {
+        let cost = Cost::input_output_tokens(900, 300)
+            .with("images", 2)
+            .with(Budget::Requests, 3);
+        let amounts: Vec<_> = cost.amounts().collect();
+        let images = Budget::from("images");
+        assert_eq!(
+            amounts,
+            [
+                (Budget::Requests, 3),
+                (Budget::Tokens, 1_200),
+                (Budget::InputTokens, 900),
+                (Budget::OutputTokens, 300),
+                (images, 2),
+            ]
+        );
+        assert_eq!((cost.of("seconds"), cost.with(images, 5).of(images)), (0, 5));
+        assert_eq!(
+            format!("{:?}", Cost::request().with("images", 2)),
+            "Cost { requests: 1, images: 2 }"
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "at most 4 budgets that are not built in")]
+    fn a_cost_has_no_fifth_budget_of_the_users_own() {
+        let _ = ["a", "b", "c", "d", "e"]
+            .into_iter()
+            .fold(Cost::none(), |cost, name| cost.with(name, 1));
+    }
+
+    #[test]
+    fn demand_is_the_sum_of_the_costs_that_are_in_it() {
+        let mut demand = Demand::default();
+        let cost = Cost::tokens(u64::MAX).with("images", 7);
+        demand += &cost;
+        demand += &cost;
+        assert_eq!(demand.of(Budget::Tokens), 2 * u128::from(u64::MAX));
+        demand -= &cost;
+        demand -= &cost;
+        assert_eq!(demand.into_values().map(|(_, sum)| sum).sum::<u128>(), 0);
+    }
+}
