@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, sleep_until};
-use tower_outbound::{Call, Executor, Limits, Rate, Shutdown, client::Reqwest, rate::redis};
+use tower_outbound::{Call, Executor, Limits, Rate, Shutdown, client::Reqwest, rate::redis::Builder};
 
 /// The number of tasks that each make one call after the other. The number is large, so that calls are always waiting
 /// for the limits.
