@@ -36,7 +36,7 @@ pub(crate) async fn run(args: &Args, number: u32) -> anyhow::Result<()> {
     let (sent, rejected) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let until = Instant::now() + Duration::from_secs(args.seconds);
     let report = || {
-        let store = limiter.store_status();
+        let store = limiter.store_status().expect("the limits are shared");
         let report = Report {
             sent: sent.load(Ordering::Relaxed),
             rejected: rejected.load(Ordering::Relaxed),
