@@ -6,8 +6,10 @@
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! # let client = tower::service_fn(async |_: http::Request<String>| Ok::<_,
-//! tower::BoxError>(http::Response::new(""))); use tower_outbound::{Executor, Limits, Rate, rate::redis};
+//! # let client = tower::service_fn(async |_: http::Request<String>| {
+//! #     Ok::<_, tower::BoxError>(http::Response::new(""))
+//! # });
+//! use tower_outbound::{Executor, Limits, Rate, rate::redis};
 //!
 //! let limits = Limits::new().requests(Rate::per_minute(500).burst(10)).tokens(Rate::per_minute(30_000));
 //! let limiter = redis::connect("redis://127.0.0.1/", "openai:gpt-5", limits)?;
