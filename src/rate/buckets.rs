@@ -382,9 +382,11 @@ impl Buckets {
     /// Returns the number of nanoseconds from `filled_to` until every bucket holds `cost`.
     #[inline]
     fn time_until(&self, cost: &Cost) -> u64 {
-        let waits = self.buckets.iter();
-        let waits = waits.map(|(budget, bucket)| bucket.time_until(cost.of(*budget)));
-        waits.fold(0, u64::max)
+        let mut longest = 0;
+        for (budget, bucket) in &self.buckets {
+            longest = bucket.time_until(cost.of(*budget)).max(longest);
+        }
+        longest
     }
 
     /// Returns how long a new call of this cost will probably wait, behind the waiters in the limiter's queue and
