@@ -3,8 +3,9 @@
 #[cfg(feature = "redis")]
 use super::redis::{SharedAdmission, SharedLimiter, StoreStatus};
 use super::{
-    buckets::{Available, Bursts},
+    available::Available,
     budget::Budget,
+    bursts::Bursts,
     cost::{Cost, Demand},
     estimate::Estimate,
     limits::Limits,
@@ -182,10 +183,7 @@ impl RateLimiter {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn acquire_estimate(
-        &self,
-        cost: Cost,
-    ) -> impl Future<Output = Result<Estimate, AcquireError>> + Send + use<> {
+    pub fn acquire_estimate(&self, cost: Cost) -> impl Future<Output = Result<Estimate, AcquireError>> + Send + use<> {
         let mut admission = self.admission(cost, true);
         poll_fn(move |cx| {
             ready!(coop::poll_counted(cx, |cx| admission.poll_acquire(cx)))?;

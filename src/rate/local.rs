@@ -2,8 +2,10 @@
 //! see it as a [`RateLimiter`](crate::RateLimiter), where its methods are documented.
 
 use super::{
-    buckets::{Available, Buckets, Bursts, ChargeRequest},
+    available::Available,
+    buckets::{Buckets, ChargeRequest},
     budget::Budget,
+    bursts::Bursts,
     cost::{Cost, Demand},
     estimate::{Estimate, Settle, warn_of_cut_off},
     limits::Limits,

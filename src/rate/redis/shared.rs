@@ -12,7 +12,7 @@ use crate::{
     panic,
     rate::{
         Bursts, Demand,
-        buckets::Available,
+        available::Available,
         budget::Budget,
         cost::{Cost, PerBudget},
         estimate::{Estimate, Settle, warn_of_cut_off},
