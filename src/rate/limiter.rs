@@ -21,7 +21,7 @@ use std::{
     future::{Future, poll_fn},
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
 
@@ -118,8 +118,18 @@ impl RateLimiter {
     /// a period above 292 years, a burst below 1, an initial fill above the burst, numbers too large to be counted
     /// exactly, the name of a budget that is not valid, or more than four budgets that are not built in.
     pub fn new(limits: Limits) -> Result<Self, InvalidConfig> {
+        Self::at(limits, SystemTime::now())
+    }
+
+    /// Does what [`new`](Self::new) does, when the wall clock shows `now`. Only rates by the calendar, such as
+    /// [`Rate::utc_day`](super::Rate::utc_day), depend on it. For tests, and where the system's clock is wrong.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error in the same cases as [`new`](Self::new).
+    pub fn at(limits: Limits, now: SystemTime) -> Result<Self, InvalidConfig> {
         Ok(Self {
-            kind: Kind::Local(LocalLimiter::new(limits)?),
+            kind: Kind::Local(LocalLimiter::new(limits, now)?),
         })
     }
 
@@ -136,6 +146,8 @@ impl RateLimiter {
     ///
     /// - [`AcquireError::CostExceedsBurst`], at once, if a bucket can never hold as much as the cost. A call that waits
     ///   already gets this error when [`set_limits`](Self::set_limits) lowers a burst below its cost.
+    /// - [`AcquireError::Exhausted`], at once or when the call's turn has come, if a rate that
+    ///   [refuses](super::Rate::refuse) calls does not hold the cost.
     /// - [`AcquireError::StoreUnavailable`] if several processes share the limits, their store is lost, and the limiter
     ///   admits no call without it.
     ///

@@ -115,6 +115,7 @@ fn by_microsecond(budget: Budget, spec: BucketSpec) -> Result<BucketSpec, Invali
         capacity,
         initial: spec.initial / divisor as i128,
         max_debt: (spec.max_debt / divisor as i128).min(MAX_UNITS),
+        kind: spec.kind,
     })
 }
 
