@@ -1,7 +1,7 @@
 //! Errors of rate limits.
 
-use super::BoxError;
-use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
+use super::{BoxError, StoreProblem};
+use std::{error::Error as StdError, fmt, time::Duration};
 
 /// The call costs more than the bucket of a rate can ever hold, so it could never be admitted. Nothing was charged to
 /// any rate.
@@ -16,7 +16,7 @@ pub struct CostExceedsBurst {
 /// to any rate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreUnavailable {
-    problem: Cow<'static, str>,
+    problem: StoreProblem,
     waited: Duration,
 }
 
@@ -81,8 +81,14 @@ impl StdError for CostExceedsBurst {}
 
 impl StoreUnavailable {
     #[cfg(feature = "redis")]
-    pub(crate) const fn new(problem: Cow<'static, str>, waited: Duration) -> Self {
+    pub(crate) const fn new(problem: StoreProblem, waited: Duration) -> Self {
         Self { problem, waited }
+    }
+
+    /// Returns why the last request to the store failed.
+    #[must_use]
+    pub const fn problem(&self) -> StoreProblem {
+        self.problem
     }
 
     /// Returns how long the call waited for the Redis store.

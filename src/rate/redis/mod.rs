@@ -100,13 +100,18 @@
 mod adjustments;
 mod amounts;
 mod builder;
+mod channels;
 mod coordinator;
 mod driver;
+mod endpoint;
 #[cfg(test)]
 mod equality;
 mod fallback;
+mod link;
 mod loss;
+mod problem;
 mod quota_config;
+mod round_trips;
 mod script;
 mod shared;
 mod store;

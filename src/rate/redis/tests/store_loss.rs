@@ -88,12 +88,12 @@ async fn a_pause_also_holds_calls_that_are_admitted_without_the_store() {
 async fn a_client_that_panics_counts_as_a_lost_store() {
     struct Panics;
     impl Backend for Panics {
-        fn call<'a>(&'a mut self, _: &'a StoreRequest) -> ReplyFuture<'a> {
+        fn call<'a>(&'a self, _: &'a StoreRequest) -> ReplyFuture<'a> {
             panic!("there is no reactor running")
         }
     }
     let builder = Builder::new(ten_a_second());
-    let limiter = builder.build_with(Box::new(|| Box::new(Panics))).unwrap();
+    let limiter = builder.build_with(Box::new(|| Arc::new(Panics)), Arc::default()).unwrap();
     let begun = Instant::now();
     for _ in 0..3 {
         limiter.acquire(Cost::request()).await.unwrap();
