@@ -78,7 +78,9 @@ impl Channels {
     async fn unsubscribe(&self, channel: &str, subscribed_on: &SubscribedOn, established: Established) {
         let mut generation = subscribed_on.lock().await;
         let is_unused = |channels: &HashMap<Arc<str>, Channel>| {
-            channels.get(channel).is_some_and(|channel| channel.listeners.is_empty())
+            channels
+                .get(channel)
+                .is_some_and(|channel| channel.listeners.is_empty())
         };
         if *generation == Some(established.generation) && is_unused(&self.lock()) {
             *generation = None;
@@ -106,7 +108,12 @@ impl Subscription {
         let (channels, channel) = (link.channels().clone(), Arc::<str>::from(channel));
         let id = channels.ids.fetch_add(1, Ordering::Relaxed);
         let listener = (id, on_pause);
-        channels.lock().entry(channel.clone()).or_default().listeners.push(listener);
+        channels
+            .lock()
+            .entry(channel.clone())
+            .or_default()
+            .listeners
+            .push(listener);
         Self {
             link,
             channel,
@@ -119,16 +126,17 @@ impl Subscription {
         &self.link
     }
 
-    /// Subscribes to the channel, unless this connection is already subscribed to it. Returns whether the connection is
-    /// another one than the last time.
+    /// Whether the connection is another one than that of the last subscription.
+    pub(super) fn is_new(&self, established: &Established) -> bool {
+        self.seen_on.load(Ordering::Relaxed) != established.generation
+    }
+
+    /// Subscribes to the channel, unless this connection is already subscribed to it.
     ///
     /// # Cancel safety
     ///
     /// If the future is dropped, the next call subscribes again, which changes nothing on the server.
-    pub(super) async fn confirm(&self, established: &Established) -> Result<bool, StoreError> {
-        if self.seen_on.load(Ordering::Relaxed) == established.generation {
-            return Ok(false);
-        }
+    pub(super) async fn confirm(&self, established: &Established) -> Result<(), StoreError> {
         let subscribed_on = match self.link.channels().lock().get(&self.channel) {
             Some(channel) => channel.subscribed_on.clone(),
             None => unreachable!("a channel with a listener is not removed"),
@@ -140,7 +148,7 @@ impl Subscription {
             *generation = Some(established.generation);
         }
         self.seen_on.store(established.generation, Ordering::Relaxed);
-        Ok(true)
+        Ok(())
     }
 }
 

@@ -121,6 +121,10 @@ impl SharedCoordinator {
         self.round_trips.last()
     }
 
+    fn deadline(&self, request: &InFlightRequest) -> Instant {
+        self.round_trips.deadline(request.started_at, self.timeout)
+    }
+
     /// Returns a connection to the store for the current runtime.
     pub(super) fn connect(&self) -> Arc<dyn Backend> {
         (self.connect)()
@@ -198,9 +202,7 @@ async fn run(guard: DriverGuard) {
 
         let now = Instant::now();
         let mut wakers = Vec::new();
-        // The timeout grows while the request is in flight, if its connection finds out how far the server is.
-        let timeout = shared.round_trips.timeout(shared.timeout);
-        let timed_out = in_flight.take_if(|in_flight| now >= in_flight.started_at + timeout);
+        let timed_out = in_flight.take_if(|in_flight| now >= shared.deadline(in_flight));
         // Dropping the future of the round trip takes locks of the connection, so it is dropped here.
         let timed_out = timed_out.map(|in_flight| (in_flight.snapshot, backend.timeout_problem()));
         let (next_wakeup, has_ended) = shared.with_coordinator(|coordinator| {
@@ -221,10 +223,9 @@ async fn run(guard: DriverGuard) {
             return;
         }
 
-        let timeout = in_flight
-            .as_ref()
-            .map(|in_flight| in_flight.started_at + timeout);
-        let next_wakeup = [next_wakeup, timeout].into_iter().flatten().min();
+        // The deadline moves while the request is in flight, if it gets on. So it is looked at again when it is over.
+        let deadline = in_flight.as_ref().map(|in_flight| shared.deadline(in_flight));
+        let next_wakeup = [next_wakeup, deadline].into_iter().flatten().min();
         // The timer is reset only to an earlier time, never to a later one. So it sometimes fires before there is
         // anything to do, but this costs less than a reset in each round.
         if let Some(at) = next_wakeup.filter(|at| !is_timer_set || *at < timer.deadline()) {
@@ -250,7 +251,7 @@ async fn run(guard: DriverGuard) {
             let ended = in_flight.take().expect("the request that has ended was in flight");
             let now = Instant::now();
             if result.is_ok() {
-                shared.round_trips.record(now - ended.started_at);
+                shared.round_trips.on_reply(ended.started_at, now);
             }
             let wakers = shared.with_coordinator(|coordinator| match result {
                 Ok(reply) => coordinator.on_reply(ended.snapshot, reply, now),

@@ -1,8 +1,8 @@
 //! [`Endpoint`]: where the store is, and how to connect to it: a URL, the sentinels that know the address, and TLS.
 
+use super::problem::{ResolveFailed, StoreError, is_out_of_descriptors};
 #[cfg(feature = "redis-tls")]
 use super::tls::{self, TlsSettings};
-use super::problem::{ResolveFailed, StoreError, is_out_of_descriptors};
 use crate::error::{InvalidConfig, StoreProblem};
 use ::redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushInfo,
@@ -125,7 +125,10 @@ impl Endpoint {
                 // A sentinel that is down is not the problem if another one replies.
                 Ok(Err(error)) if problem == StoreProblem::NoSentinel => {
                     let error = StoreError::from(error).problem;
-                    if matches!(error, StoreProblem::Authentication | StoreProblem::Permission | StoreProblem::Tls(_)) {
+                    if matches!(
+                        error,
+                        StoreProblem::Authentication | StoreProblem::Permission | StoreProblem::Tls(_)
+                    ) {
                         problem = error;
                     }
                 }
@@ -178,7 +181,10 @@ fn client(field: &'static str, url: &str, settings: &EndpointSettings) -> Result
         )
     };
     if !cfg!(feature = "redis-tls") && ["rediss://", "valkeys://"].iter().any(|scheme| url.starts_with(scheme)) {
-        return Err(InvalidConfig::new(field, "asks for TLS, which needs the feature `redis-tls`"));
+        return Err(InvalidConfig::new(
+            field,
+            "asks for TLS, which needs the feature `redis-tls`",
+        ));
     }
     let info = url.into_connection_info().map_err(|error| invalid(&error))?;
     // The protocol is RESP3, because pauses arrive as pushes on the same connection. Also, with RESP3 the client library
@@ -203,7 +209,10 @@ fn open(
         return Ok(settings.tls.client(info));
     }
     if field == "url" {
-        return Err(InvalidConfig::new(field, "must begin with rediss://, because TLS certificates were set"));
+        return Err(InvalidConfig::new(
+            field,
+            "must begin with rediss://, because TLS certificates were set",
+        ));
     }
     // Sentinels may be reached without TLS although the server is not.
     Ok(Client::open(info))

@@ -1,11 +1,6 @@
 //! [`Link`]: the connection to one server, which all limiters of a runtime share that name this server.
 
-use super::{
-    channels::Channels,
-    endpoint::Endpoint,
-    problem::StoreError,
-    script::SCRIPT,
-};
+use super::{channels::Channels, endpoint::Endpoint, problem::StoreError, script::SCRIPT};
 use crate::error::StoreProblem;
 use ::redis::{
     PushInfo, PushKind,
@@ -208,7 +203,9 @@ impl Drop for Attempt {
 async fn establish(link: &Weak<Link>, endpoint: &Endpoint) -> Result<Established, StoreError> {
     let first = async {
         let late = StoreError::new(StoreProblem::ConnectTimeout);
-        timeout(CONNECT_TIMEOUT, handshake(link, endpoint)).await.unwrap_or(Err(late))
+        timeout(CONNECT_TIMEOUT, handshake(link, endpoint))
+            .await
+            .unwrap_or(Err(late))
     };
     let renewed = async {
         sleep(RENEWAL).await;
@@ -254,6 +251,11 @@ async fn handshake(link: &Weak<Link>, endpoint: &Endpoint) -> Result<Established
 // === impl LinkRequest ===
 
 impl LinkRequest<'_> {
+    /// Records that a reply has arrived that is not the last one.
+    pub(super) fn on_progress(&self) {
+        self.link.lock().replied_at = Some(Instant::now());
+    }
+
     /// Records that a reply has arrived, or an error.
     pub(super) fn end<T>(mut self, result: &Result<T, StoreError>) {
         self.is_answered = true;

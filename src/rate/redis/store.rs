@@ -4,18 +4,16 @@ use super::{
     channels::{OnPause, Subscription},
     driver::{Backend, ReplyFuture},
     endpoint::Endpoint,
-    link::Link,
+    link::{Link, LinkRequest},
     problem::StoreError,
     round_trips::RoundTrips,
     script::{SCRIPT, VERSION},
     wire::{ReplyNumbers, StoreReply, StoreRequest},
 };
 use crate::error::StoreProblem;
-use ::redis::{
-    Cmd, Pipeline, RedisFuture, Script, ScriptInvocation, Value,
-    aio::ConnectionLike,
-};
+use ::redis::{Cmd, Pipeline, RedisFuture, Script, ScriptInvocation, Value, aio::ConnectionLike};
 use std::{fmt, sync::Arc};
+use tokio::time::Instant;
 
 /// One quota on one server, and the connection to that server.
 pub(super) struct Store {
@@ -87,26 +85,39 @@ impl Store {
     async fn round_trip(&self, request: &StoreRequest) -> Result<StoreReply, StoreError> {
         let subscription = match &self.connection {
             StoreConnection::Shared(subscription) => subscription,
-            StoreConnection::Given(give) => return self.run_script(&mut Connection(give()), request).await,
+            StoreConnection::Given(give) => {
+                let on_progress = || self.round_trips.on_progress(Instant::now());
+                return self.run_script(&mut Connection(give()), request, on_progress).await;
+            }
         };
         let link = subscription.link();
         let mut established = link.connection().await?;
         let in_flight = link.begin_request(&established);
         let result = async {
-            if subscription.confirm(&established).await? {
-                self.round_trips.record_connected(established.round_trip);
+            if subscription.is_new(&established) {
+                // This comes first: it sets the timeout of this request.
+                self.round_trips.on_connected(established.round_trip, Instant::now());
+                subscription.confirm(&established).await?;
+                self.on_progress(&in_flight);
             }
-            self.run_script(&mut established.connection, request).await
+            let on_progress = || self.on_progress(&in_flight);
+            self.run_script(&mut established.connection, request, on_progress).await
         };
         let result = result.await;
         in_flight.end(&result);
         result
     }
 
+    fn on_progress(&self, request: &LinkRequest<'_>) {
+        request.on_progress();
+        self.round_trips.on_progress(Instant::now());
+    }
+
     async fn run_script(
         &self,
         connection: &mut impl ConnectionLike,
         request: &StoreRequest,
+        on_progress: impl Fn(),
     ) -> Result<StoreReply, StoreError> {
         let mut reply = Value::Nil;
         // If the server is likely to have the same version of the limits, the request is first sent without them, which
@@ -120,6 +131,7 @@ impl Store {
             if !needs_limits(&reply) {
                 break;
             }
+            on_progress();
         }
         read(reply).ok_or(StoreError::new(StoreProblem::InvalidReply))
     }

@@ -130,7 +130,8 @@ impl Coordinator {
         self.last_problem = error.problem;
         if let (true, Some(failing_since)) = (self.breaker.is_open(), self.breaker.failing_since()) {
             let (on_loss, admitted) = (self.settings.on_loss, self.counts.admitted_without_store);
-            self.loss_log.on_failure(error.problem, on_loss, admitted, failing_since, now);
+            self.loss_log
+                .on_failure(error.problem, on_loss, admitted, failing_since, now);
         }
     }
 }

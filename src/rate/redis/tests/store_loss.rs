@@ -93,7 +93,9 @@ async fn a_client_that_panics_counts_as_a_lost_store() {
         }
     }
     let builder = Builder::new(ten_a_second());
-    let limiter = builder.build_with(Box::new(|| Arc::new(Panics)), Arc::default()).unwrap();
+    let limiter = builder
+        .build_with(Box::new(|| Arc::new(Panics)), Arc::default())
+        .unwrap();
     let begun = Instant::now();
     for _ in 0..3 {
         limiter.acquire(Cost::request()).await.unwrap();
