@@ -47,10 +47,58 @@ async fn the_check_names_what_is_wrong() {
     server.command(&["CONFIG", "SET", "maxmemory", "1"]);
     assert_eq!(problem_of(&url("", 0)).await, StoreProblem::OutOfMemory);
     server.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    server.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    assert_eq!(problem_of(&url("", 0)).await, StoreProblem::Server("NOREPLICAS"));
+    server.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     server.command(&["REPLICAOF", "127.0.0.1", "1"]);
     assert_eq!(problem_of(&url("", 0)).await, StoreProblem::ReadOnly);
     server.kill();
     assert_eq!(problem_of(&url("", 0)).await, StoreProblem::Refused);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_user_needs_the_documented_rights_and_no_others() {
+    let server = Server::start();
+    let rights = "on >s3cr3t ~{tower-outbound:* &{tower-outbound:* +evalsha +script|load +get +set +time +publish \
+                  +subscribe +unsubscribe +select";
+    let mut command = vec!["ACL", "SETUSER", "app"];
+    command.extend(rights.split_whitespace());
+    assert!(server.command(&command).starts_with("+OK"));
+    let url = format!("redis://app:s3cr3t@127.0.0.1:{}/1", server.port());
+    let limiter = closed().connect(&url, "rights").unwrap();
+    assert_eq!(limiter.check_store().await, Ok(()));
+    admitted(&limiter, ms(1_000)).await;
+    limiter.pause_for(ms(100));
+    admitted(&limiter, ms(1_000)).await;
+    assert_eq!(limiter.store_status().unwrap().failures, 0);
+}
+
+#[cfg(unix)]
+#[test]
+#[ignore = "needs redis-server"]
+fn a_process_without_file_descriptors_says_so() {
+    let server = Server::start();
+    // The limit holds for a whole process, so the test runs in one of its own.
+    let status = std::process::Command::new("sh")
+        .args(["-c", "ulimit -n 64 && exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["causes::without_descriptors", "--exact", "--ignored"])
+        .env("STORE_URL", server.url())
+        .status();
+    assert!(status.unwrap().success());
+}
+
+#[cfg(unix)]
+#[tokio::test]
+#[ignore = "is started by another test"]
+async fn without_descriptors() {
+    let Ok(url) = std::env::var("STORE_URL") else { return };
+    let held: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    let problem = problem_of(&url).await;
+    drop(held);
+    assert_eq!(problem, StoreProblem::FileDescriptors);
+    assert_eq!(closed().connect(&url, "cause").unwrap().check_store().await, Ok(()));
 }
 
 #[tokio::test]

@@ -21,7 +21,8 @@ pub enum OnStoreLoss {
     #[default]
     LocalShare,
     /// The member admits no call until the store is back. Calls wait until their deadline, or until their
-    /// [`patience`](super::Builder::patience) ends. The limits are never exceeded.
+    /// [`patience`](super::Builder::patience) ends. The limits are not exceeded, as long as there is one store: in a split
+    /// brain, where two servers accept writes, each of them admits the whole rate.
     Closed,
     /// The member admits every call at once, without any limit. What the member admits during the loss is charged to
     /// the shared buckets when the store is back.
