@@ -303,7 +303,10 @@ async fn a_loss_is_logged_at_once_and_every_half_minute_with_its_cause_and_durat
     let logged = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     let warnings: Vec<_> = logged.lines().filter(|line| line.contains("WARN")).collect();
     assert_eq!(warnings.len(), 4, "{logged}");
-    assert!(warnings.iter().all(|line| line.contains("problem=connection refused")), "{logged}");
+    assert!(
+        warnings.iter().all(|line| line.contains("problem=connection refused")),
+        "{logged}"
+    );
     assert!(warnings[3].contains("lost_for=9"), "{logged}");
     let back = logged.lines().last().unwrap();
     assert!(back.contains("is back") && back.contains("lost_for=9"), "{logged}");
