@@ -4,9 +4,11 @@
 #[cfg(feature = "http")]
 use super::level_history::LevelHistory;
 use super::{
+    available::Available,
     bucket::Bucket,
     budget::Budget,
-    cost::{Cost, Demand, Named, PerBudget},
+    bursts::Bursts,
+    cost::{Cost, Demand, PerBudget},
     limits::Limits,
     pause::{Pause, PauseChange, PauseSource, Pauses},
     used_share::UsedShares,
@@ -18,7 +20,7 @@ use crate::{
 };
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -35,43 +37,6 @@ const MAX_CATCH_UP_NANOS: u64 = 5_000_000;
 /// How far behind the buckets the clock has to be, in nanoseconds, to count as set back. The clock of one runtime is
 /// never set back. But a test's paused clock can run ahead of the clock that a limiter in a static is used with next.
 const MIN_STEP_BACK_NANOS: u64 = 1_000_000_000;
-
-/// What the buckets of a rate limiter hold at one instant, and the end of its pause.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Available {
-    /// The number of requests that the buckets hold: the minimum over all rates of requests. `None` if requests are not
-    /// limited.
-    pub requests: Option<u64>,
-    /// The number of tokens that the buckets hold: the minimum over all rates of tokens. `None` if tokens are not
-    /// limited.
-    pub tokens: Option<u64>,
-    /// The number of tokens of prompts that the buckets hold, or `None` if they are not limited.
-    pub input_tokens: Option<u64>,
-    /// The number of tokens of answers that the buckets hold, or `None` if they are not limited.
-    pub output_tokens: Option<u64>,
-    named: Named<Option<u64>>,
-    /// The end of the current pause, before which no call is admitted. `None` without a pause.
-    pub paused_until: Option<Instant>,
-}
-
-/// The largest cost that one call may have, per budget: the smallest burst of the budget's rates. Reading it does not
-/// lock the limiter.
-#[derive(Debug)]
-pub(crate) struct Bursts {
-    /// The bursts of the budgets of [`BUILT_IN`], in that order; `u64::MAX` for a budget that is not limited.
-    built_in: [AtomicU64; BUILT_IN.len()],
-    /// The bursts of the other budgets.
-    named: Mutex<Vec<(Budget, u64)>>,
-}
-
-/// The budgets whose bursts are read without a lock.
-const BUILT_IN: [Budget; 4] = [
-    Budget::Requests,
-    Budget::Tokens,
-    Budget::InputTokens,
-    Budget::OutputTokens,
-];
 
 /// All buckets of a rate limiter: what the waiters in its wait queue wait for. All times are nanoseconds since the
 /// limiter's `epoch`.
@@ -128,92 +93,6 @@ pub(super) struct ChargeRequest {
     /// Present if the cost is an estimate. When the call is charged, the current version of the limits is stored here,
     /// for the settlement of the estimate.
     pub(super) limits_version: Option<Arc<AtomicU64>>,
-}
-
-// === impl Available ===
-
-impl Available {
-    pub(super) fn new(available: PerBudget<Option<u64>>, paused_until: Option<Instant>) -> Self {
-        Self {
-            requests: available.requests,
-            tokens: available.tokens,
-            input_tokens: available.input_tokens,
-            output_tokens: available.output_tokens,
-            named: available.named,
-            paused_until,
-        }
-    }
-
-    /// Returns how much of `budget`, which may be its name, the buckets hold: the minimum over all of its rates. `None`
-    /// if the budget is not limited.
-    #[must_use]
-    pub fn of(&self, budget: impl Into<Budget>) -> Option<u64> {
-        match budget.into() {
-            Budget::Requests => self.requests,
-            Budget::Tokens => self.tokens,
-            Budget::InputTokens => self.input_tokens,
-            Budget::OutputTokens => self.output_tokens,
-            Budget::Named(name) => self.named.of(name).flatten(),
-        }
-    }
-}
-
-// === impl Bursts ===
-
-impl Bursts {
-    fn of(buckets: &[(Budget, Bucket)]) -> Self {
-        let bursts = Self::default();
-        bursts.set(&buckets.iter().map(|(budget, bucket)| (*budget, bucket.burst())));
-        bursts
-    }
-
-    /// Sets the burst of each budget to the smallest burst that `all`, the bursts of all rates, has for the budget. A
-    /// budget that is not in `all` is not limited.
-    pub(super) fn set(&self, all: &(impl Iterator<Item = (Budget, u64)> + Clone)) {
-        let mut named: Vec<(Budget, u64)> = Vec::new();
-        for (budget, burst) in all.clone().filter(|(budget, _)| !BUILT_IN.contains(budget)) {
-            match named.iter_mut().find(|(of, _)| *of == budget) {
-                Some((_, least)) => *least = burst.min(*least),
-                None => named.push((budget, burst)),
-            }
-        }
-        *self.named() = named;
-        for (budget, burst) in BUILT_IN.iter().zip(&self.built_in) {
-            let bursts = all.clone().filter(|(of, _)| of == budget).map(|(_, burst)| burst);
-            burst.store(bursts.min().unwrap_or(u64::MAX), Ordering::Release);
-        }
-    }
-
-    /// Returns an error if `cost` exceeds the burst of a budget.
-    pub(crate) fn check(&self, cost: &Cost) -> Result<(), CostExceedsBurst> {
-        for (budget, burst) in BUILT_IN.into_iter().zip(&self.built_in) {
-            let burst = burst.load(Ordering::Acquire);
-            if cost.of(budget) > burst {
-                return Err(CostExceedsBurst::new(budget.name(), cost.of(budget), burst));
-            }
-        }
-        if cost.has_named() {
-            let bursts = self.named();
-            let exceeded = bursts.iter().find(|(budget, burst)| cost.of(*budget) > *burst);
-            if let Some((budget, burst)) = exceeded {
-                return Err(CostExceedsBurst::new(budget.name(), cost.of(*budget), *burst));
-            }
-        }
-        Ok(())
-    }
-
-    fn named(&self) -> MutexGuard<'_, Vec<(Budget, u64)>> {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Default for Bursts {
-    fn default() -> Self {
-        Self {
-            built_in: [const { AtomicU64::new(u64::MAX) }; BUILT_IN.len()],
-            named: Mutex::default(),
-        }
-    }
 }
 
 // === impl ChargeRequest ===
@@ -382,9 +261,11 @@ impl Buckets {
     /// Returns the number of nanoseconds from `filled_to` until every bucket holds `cost`.
     #[inline]
     fn time_until(&self, cost: &Cost) -> u64 {
-        let waits = self.buckets.iter();
-        let waits = waits.map(|(budget, bucket)| bucket.time_until(cost.of(*budget)));
-        waits.fold(0, u64::max)
+        let mut longest = 0;
+        for (budget, bucket) in &self.buckets {
+            longest = bucket.time_until(cost.of(*budget)).max(longest);
+        }
+        longest
     }
 
     /// Returns how long a new call of this cost will probably wait, behind the waiters in the limiter's queue and

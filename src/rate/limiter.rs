@@ -3,8 +3,9 @@
 #[cfg(feature = "redis")]
 use super::redis::{SharedAdmission, SharedLimiter, StoreStatus};
 use super::{
-    buckets::{Available, Bursts},
+    available::Available,
     budget::Budget,
+    bursts::Bursts,
     cost::{Cost, Demand},
     estimate::Estimate,
     limits::Limits,
@@ -13,11 +14,15 @@ use super::{
 };
 #[cfg(feature = "redis")]
 use crate::error::StoreUnavailable;
-use crate::error::{AcquireError, CostExceedsBurst, InvalidConfig};
+use crate::{
+    coop,
+    error::{AcquireError, CostExceedsBurst, InvalidConfig},
+};
 use std::{
     fmt,
+    future::{Future, poll_fn},
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -146,8 +151,9 @@ impl RateLimiter {
     /// A future that is dropped while it waits for the limiter loses its place in the queue and has taken nothing. A
     /// shared limiter gives back what it has reserved for the call, except for what would let other calls exceed the
     /// limits. The future enters the queue at its first poll.
-    pub async fn acquire(&self, cost: Cost) -> Result<(), AcquireError> {
-        either!(self, limiter => Ok(limiter.acquire(cost).await?))
+    pub fn acquire(&self, cost: Cost) -> impl Future<Output = Result<(), AcquireError>> + Send + use<> {
+        let mut admission = self.admission(cost, false);
+        poll_fn(move |cx| coop::poll_counted(cx, |cx| admission.poll_acquire(cx)))
     }
 
     /// Like [`acquire`](Self::acquire), for a cost that is an estimate. [`Estimate::settle`] corrects the charge later.
@@ -179,8 +185,12 @@ impl RateLimiter {
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
-        either!(self, limiter => Ok(limiter.acquire_estimate(cost).await?))
+    pub fn acquire_estimate(&self, cost: Cost) -> impl Future<Output = Result<Estimate, AcquireError>> + Send + use<> {
+        let mut admission = self.admission(cost, true);
+        poll_fn(move |cx| {
+            ready!(coop::poll_counted(cx, |cx| admission.poll_acquire(cx)))?;
+            Poll::Ready(Ok(admission.estimate().expect("the admission is of an estimate")))
+        })
     }
 
     /// Waits until it is the turn of a call and every bucket holds `cost`, and takes nothing. A caller that then does
@@ -217,14 +227,13 @@ impl RateLimiter {
     /// # }
     /// ```
     pub async fn ready(&self, cost: Cost) -> Result<(), AcquireError> {
-        match &self.kind {
-            Kind::Local(local) => Ok(local.ready(cost).await?),
-            #[cfg(feature = "redis")]
-            Kind::Shared(shared) => {
-                shared.acquire_estimate(cost).await?.settle(Cost::none());
-                Ok(())
-            }
+        let mut admission = self.admission(cost, true);
+        poll_fn(|cx| coop::poll_counted(cx, |cx| admission.poll_turn(Instant::now(), cx))).await?;
+        #[cfg(feature = "redis")]
+        if let Admission::Charged(Some(estimate)) = admission {
+            estimate.settle(Cost::none());
         }
+        Ok(())
     }
 
     /// Takes `cost` if it is available now and no other call waits.
@@ -513,12 +522,22 @@ impl Admission {
             Self::Local(local) => local.poll_turn(now, cx).map_err(AcquireError::from),
             #[cfg(feature = "redis")]
             Self::Shared { admission, cost } => {
-                std::task::ready!(admission.poll(*cost, cx))?;
+                ready!(admission.poll(*cost, cx))?;
                 *self = Self::Charged(admission.estimate(*cost));
                 Poll::Ready(Ok(()))
             }
             #[cfg(feature = "redis")]
             Self::Charged(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Ready when it is the turn of the call and the cost has been charged.
+    #[inline]
+    fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AcquireError>> {
+        match self {
+            Self::Local(local) => local.poll_acquire(cx).map_err(AcquireError::from),
+            #[cfg(feature = "redis")]
+            _ => self.poll_turn(Instant::now(), cx),
         }
     }
 

@@ -2,8 +2,10 @@
 //! see it as a [`RateLimiter`](crate::RateLimiter), where its methods are documented.
 
 use super::{
-    buckets::{Available, Buckets, Bursts, ChargeRequest},
+    available::Available,
+    buckets::{Buckets, ChargeRequest},
     budget::Budget,
+    bursts::Bursts,
     cost::{Cost, Demand},
     estimate::{Estimate, Settle, warn_of_cut_off},
     limits::Limits,
@@ -11,13 +13,11 @@ use super::{
 };
 use crate::{
     clock::LazyNow,
-    coop,
     error::{AcquireError, CostExceedsBurst, InvalidConfig},
     wait_queue::{WaitQueue, Waiter},
 };
 use std::{
     fmt,
-    future::poll_fn,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
@@ -56,24 +56,6 @@ impl LocalLimiter {
         Ok(Self {
             queue: WaitQueue::new(Buckets::new(limits)?),
         })
-    }
-
-    pub(super) async fn acquire(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        let mut waiter = self.queue.waiter();
-        let request = ChargeRequest::new(cost, false);
-        poll_fn(|cx| coop::poll_counted(cx, |cx| waiter.poll_acquire(&request, cx, None))).await
-    }
-
-    pub(super) async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, CostExceedsBurst> {
-        let mut admission = self.admission(cost, true);
-        poll_fn(|cx| coop::poll_counted(cx, |cx| admission.poll(cx))).await?;
-        Ok(admission.estimate().expect("the admission is of an estimate"))
-    }
-
-    pub(super) async fn ready(&self, cost: Cost) -> Result<(), CostExceedsBurst> {
-        let mut waiter = self.queue.waiter();
-        let request = ChargeRequest::new(cost, false);
-        poll_fn(|cx| coop::poll_counted(cx, |cx| waiter.poll_ready(&request, cx, None))).await
     }
 
     #[inline]
@@ -272,7 +254,8 @@ impl LocalAdmission {
     }
 
     /// Ready when the cost has been charged.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
+    #[inline]
+    pub(super) fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
         self.waiter.poll_acquire(&self.request, cx, None)
     }
 

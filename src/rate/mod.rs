@@ -67,9 +67,11 @@
 //! ```
 
 mod amount;
+mod available;
 mod bucket;
 mod buckets;
 mod budget;
+mod bursts;
 mod cost;
 mod estimate;
 mod layer;
@@ -87,9 +89,9 @@ mod used_share;
 
 pub use crate::tokens::{ApiTokens, ApiTokensUsed};
 pub use amount::Amount;
-pub use buckets::Available;
-pub(crate) use buckets::Bursts;
+pub use available::Available;
 pub use budget::{Budget, BudgetName};
+pub(crate) use bursts::Bursts;
 pub use cost::Cost;
 pub(crate) use cost::Demand;
 pub use estimate::Estimate;

@@ -12,7 +12,7 @@ use crate::{
     panic,
     rate::{
         Bursts, Demand,
-        buckets::Available,
+        available::Available,
         budget::Budget,
         cost::{Cost, PerBudget},
         estimate::{Estimate, Settle, warn_of_cut_off},
@@ -22,7 +22,7 @@ use crate::{
 };
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::Future,
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, ready},
@@ -108,14 +108,16 @@ impl SharedLimiter {
         Arc::downgrade(&self.handle.shared)
     }
 
+    #[cfg(test)]
     pub(in crate::rate) async fn acquire(&self, cost: Cost) -> Result<(), AcquireError> {
         let mut admission = self.admission(false);
-        poll_fn(|cx| admission.poll(cost, cx)).await
+        std::future::poll_fn(|cx| admission.poll(cost, cx)).await
     }
 
+    #[cfg(test)]
     pub(in crate::rate) async fn acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
         let mut admission = self.admission(true);
-        poll_fn(|cx| admission.poll(cost, cx)).await?;
+        std::future::poll_fn(|cx| admission.poll(cost, cx)).await?;
         Ok(admission.estimate(cost).expect("the admission is an estimate"))
     }
 
