@@ -10,6 +10,7 @@ mod config;
 mod rate;
 #[cfg(feature = "http")]
 mod response;
+mod store;
 #[cfg(feature = "http")]
 pub(crate) mod transport;
 
@@ -28,6 +29,7 @@ pub(crate) use response::DelayBound;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use response::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
+pub use store::{StoreProblem, TlsProblem};
 
 use crate::redact;
 use std::{error::Error as StdError, fmt, iter::successors};

@@ -1,8 +1,7 @@
 //! Errors of rate limits.
 
-use super::BoxError;
+use super::{BoxError, StoreProblem};
 use std::{
-    borrow::Cow,
     error::Error as StdError,
     fmt,
     time::{Duration, SystemTime},
@@ -32,7 +31,7 @@ pub struct Exhausted {
 /// to any rate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreUnavailable {
-    problem: Cow<'static, str>,
+    problem: StoreProblem,
     waited: Duration,
 }
 
@@ -187,8 +186,14 @@ impl From<Rejected> for AcquireError {
 
 impl StoreUnavailable {
     #[cfg(feature = "redis")]
-    pub(crate) const fn new(problem: Cow<'static, str>, waited: Duration) -> Self {
+    pub(crate) const fn new(problem: StoreProblem, waited: Duration) -> Self {
         Self { problem, waited }
+    }
+
+    /// Returns why the last request to the store failed.
+    #[must_use]
+    pub const fn problem(&self) -> StoreProblem {
+        self.problem
     }
 
     /// Returns how long the call waited for the Redis store.

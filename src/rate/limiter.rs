@@ -12,6 +12,8 @@ use super::{
     local::{LocalAdmission, LocalLimiter},
     pause::Pause,
 };
+#[cfg(feature = "redis")]
+use crate::error::StoreUnavailable;
 use crate::{
     coop,
     error::{AcquireError, CostExceedsBurst, InvalidConfig},
@@ -459,6 +461,31 @@ impl RateLimiter {
         match &self.kind {
             Kind::Local(_) => None,
             Kind::Shared(shared) => Some(shared.store_status()),
+        }
+    }
+
+    /// Connects to the server that holds the buckets, and runs the script of the shared limits there once, without
+    /// reserving anything. Use it when a program starts: a limiter connects with its first call otherwise, and a URL or a
+    /// password that can never work looks like a server that is away. Does nothing if the buckets are in this process.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreUnavailable`] with the [problem](StoreUnavailable::problem), as soon as there is one, and after 15 s at the
+    /// latest.
+    ///
+    /// # Panics
+    ///
+    /// If the limits are shared, panics outside a Tokio runtime with its timer and its I/O enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the check. Nothing has to be undone.
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    pub async fn check_store(&self) -> Result<(), StoreUnavailable> {
+        match &self.kind {
+            Kind::Local(_) => Ok(()),
+            Kind::Shared(shared) => shared.check_store().await,
         }
     }
 

@@ -1,5 +1,4 @@
-//! [`StoreRequest`] and [`StoreReply`]: what a member and the store send each other in one round trip; [`StoreError`]:
-//! why a round trip failed.
+//! [`StoreRequest`] and [`StoreReply`]: what a member and the store send each other in one round trip.
 //!
 //! Requests and replies are sent as lists of numbers. [`RequestNumbers`] and [`ReplyNumbers`] are the only places that
 //! fix the order of these numbers: Rust reads and writes the fields of the two structs, and the names in the
@@ -11,7 +10,7 @@ use crate::rate::{
     cost::Cost,
     pause::{PauseSource, Pauses},
 };
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 
 /// The longest time in a request to the store, in microseconds: 143 years. Requests consist of doubles, which hold this
@@ -109,14 +108,6 @@ pub(super) struct StoreReply {
     pub(super) delays: Vec<i64>,
     /// The limits in force, as a text, if the request named another version of them.
     pub(super) config: Option<String>,
-}
-
-/// Why a round trip to the store failed. The text names neither the server nor a password.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct StoreError {
-    pub(super) problem: Cow<'static, str>,
-    /// Whether the connection is of no further use, so that the next request needs a new one.
-    pub(super) reconnect: bool,
 }
 
 /// Declares a struct whose fields are numbers of one type, which are sent in the order of the fields.
@@ -338,17 +329,6 @@ impl StoreReply {
             delays,
             config,
         })
-    }
-}
-
-// === impl StoreError ===
-
-impl StoreError {
-    pub(super) fn new(problem: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            problem: problem.into(),
-            reconnect: false,
-        }
     }
 }
 

@@ -17,13 +17,14 @@ use self::{limits::SharedLimits, pause::MemberPauses, reports::Reports, store_vi
 use super::{
     amounts::{Amounts, PerBudget},
     fallback::LocalFallback,
-    loss::{CircuitBreaker, OnStoreLoss},
+    loss::{CircuitBreaker, LossLog, OnStoreLoss},
+    problem::StoreError,
     quota_config::QuotaConfig,
     waiters::{MAX_LATENESS, Reservation, WaiterStage, Waiters},
-    wire::{Member, StoreError},
+    wire::Member,
 };
 use crate::{
-    error::{AcquireError, CostExceedsBurst, StoreUnavailable},
+    error::{AcquireError, CostExceedsBurst, StoreProblem, StoreUnavailable},
     rate::{
         Bursts, Demand,
         budget::Budget,
@@ -67,7 +68,10 @@ pub(super) struct Coordinator {
 
     store: StoreView,
     breaker: CircuitBreaker,
-    last_error: StoreError,
+    /// Logs the loss of the store, again and again while it lasts.
+    loss_log: LossLog,
+    /// Why the last request that failed has failed.
+    last_problem: StoreProblem,
     /// The schedule by which calls are admitted without the store; `Some` only while the store is lost.
     fallback: Option<LocalFallback>,
 
@@ -119,7 +123,8 @@ impl Coordinator {
             used_shares: UsedShares::default(),
             store: StoreView::default(),
             breaker: CircuitBreaker::default(),
-            last_error: StoreError::new("no request was sent yet"),
+            loss_log: LossLog::default(),
+            last_problem: StoreProblem::NotConnected,
             fallback: None,
             requested_at: None,
             retry_at: None,
@@ -296,6 +301,11 @@ impl Coordinator {
         !self.breaker.is_open() && self.requested_at.is_some() && self.store.incarnation != 0
     }
 
+    /// Returns why the last request to the store failed; `None` if it succeeded, or if there was none.
+    pub(super) fn problem(&self) -> Option<StoreProblem> {
+        self.breaker.failing_since().map(|_| self.last_problem)
+    }
+
     pub(super) fn members(&self) -> u64 {
         self.store.members.max(self.settings.min_members)
     }
@@ -384,7 +394,7 @@ impl Coordinator {
     /// A panic counts as a failure of the store, so that the next driver does not cause it again at once.
     pub(super) fn on_driver_exit(&mut self, is_panic: bool, now: Instant) {
         if is_panic {
-            self.record_failure(StoreError::new("the client panicked"), now);
+            self.record_failure(StoreError::new(StoreProblem::Client), now);
         }
         for seq in std::mem::take(&mut self.in_flight) {
             self.waiters.on_not_reserved(seq);
@@ -439,10 +449,10 @@ impl Coordinator {
         let Some(patience) = self.settings.patience.filter(|_| self.is_closed()) else {
             return;
         };
-        let problem = &self.last_error.problem;
+        let problem = self.last_problem;
         let reason = |since: Instant| {
             let waited = now.saturating_duration_since(since);
-            (waited >= patience).then(|| StoreUnavailable::new(problem.clone(), waited))
+            (waited >= patience).then(|| StoreUnavailable::new(problem, waited))
         };
         self.waiters
             .reject(|entry| reason(entry.since).map(AcquireError::StoreUnavailable), wakers);

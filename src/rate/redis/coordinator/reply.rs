@@ -5,8 +5,9 @@ use crate::rate::{
     cost::Cost,
     redis::{
         amounts::Amounts,
+        problem::StoreError,
         waiters::Reservation,
-        wire::{StoreError, StoreReply, instant_after, pause_ends},
+        wire::{StoreReply, instant_after, pause_ends},
     },
 };
 use std::task::Waker;
@@ -27,10 +28,7 @@ impl Coordinator {
 
         if self.breaker.on_success() {
             // The store was lost, so the request was a probe, which carried no corrections to confirm.
-            tracing::info!(
-                members = reply.members,
-                "The store of the shared limits is back: calls are admitted by it again"
-            );
+            self.loss_log.on_return(reply.members, now);
         } else {
             self.reports.on_batch_confirmed();
         }
@@ -119,12 +117,6 @@ impl Coordinator {
         self.counts.failures += 1;
         if self.breaker.on_failure(self.requested_at.unwrap_or(now), now) {
             self.counts.losses += 1;
-            tracing::warn!(
-                problem = %error.problem,
-                on_store_loss = ?self.settings.on_loss,
-                "The store of the shared limits is lost: check the server. After each failed probe it is probed again \
-                 within a second"
-            );
             // The local fallback begins after the last reservation that a member may have from the store. If it began
             // earlier, both together could exceed the limits.
             let failing_since = self.breaker.failing_since().unwrap_or(now);
@@ -135,6 +127,11 @@ impl Coordinator {
                 .unwrap_or(now);
             self.fallback = Some(LocalFallback::new(self.counts.losses, begins_at, now));
         }
-        self.last_error = error;
+        self.last_problem = error.problem;
+        if let (true, Some(failing_since)) = (self.breaker.is_open(), self.breaker.failing_since()) {
+            let (on_loss, admitted) = (self.settings.on_loss, self.counts.admitted_without_store);
+            self.loss_log
+                .on_failure(error.problem, on_loss, admitted, failing_since, now);
+        }
     }
 }

@@ -84,6 +84,29 @@ impl Coordinator {
         Some((request, snapshot))
     }
 
+    /// Returns a request that finds out whether the store works. It reserves and reports nothing, and the store does not
+    /// keep its sender as a member.
+    pub(in crate::rate::redis) fn check_request(&mut self, now: Instant) -> StoreRequest {
+        let nothing = RequestSnapshot {
+            sent_at: now,
+            requested: Vec::new(),
+            estimated: Amounts::ZERO,
+            lowered: Vec::new(),
+            pauses: PauseReport::default(),
+            is_forgiving: false,
+            changes: self.limits.changes(),
+            is_leaving: true,
+        };
+        let is_probe = true;
+        StoreRequest {
+            member: *uuid::Uuid::new_v4().as_bytes(),
+            is_leaving: true,
+            is_change: false,
+            is_forgiving: false,
+            ..self.build_request(&nothing, is_probe, now)
+        }
+    }
+
     fn build_request(&mut self, snapshot: &RequestSnapshot, is_probe: bool, now: Instant) -> StoreRequest {
         let is_unlimited = self.settings.on_loss == OnStoreLoss::Open;
         let batch = if is_probe {

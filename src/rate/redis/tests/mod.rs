@@ -7,12 +7,13 @@ use super::{
     builder::Builder,
     driver::{Backend, ReplyFuture},
     loss::OnStoreLoss,
+    problem::StoreError,
     shared::SharedLimiter,
     virtual_schedule::VirtualSchedule,
-    wire::{StoreError, StoreRequest},
+    wire::StoreRequest,
 };
 use crate::{
-    error::AcquireError,
+    error::{AcquireError, StoreProblem},
     rate::{
         budget::Budget,
         cost::Cost,
@@ -84,16 +85,17 @@ impl Server {
 
     fn member_with(&self, builder: Builder) -> SharedLimiter {
         let server = self.clone();
-        builder.build_with(Box::new(move || Box::new(server.clone()))).unwrap()
+        let connect = Box::new(move || Arc::new(server.clone()) as Arc<dyn Backend>);
+        builder.build_with(connect, Arc::default()).unwrap()
     }
 }
 
 impl Backend for Server {
-    fn call<'a>(&'a mut self, request: &'a StoreRequest) -> ReplyFuture<'a> {
+    fn call<'a>(&'a self, request: &'a StoreRequest) -> ReplyFuture<'a> {
         Box::pin(async {
             let network = self.state.lock().unwrap().network;
             match network {
-                Network::Refuses => return Err(StoreError::new("connection refused")),
+                Network::Refuses => return Err(StoreError::new(StoreProblem::Refused)),
                 Network::Frozen => std::future::pending().await,
                 Network::Works | Network::LosesReplies => sleep(ms(1)).await,
             }
