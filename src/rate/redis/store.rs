@@ -6,7 +6,7 @@
 use super::tls;
 use super::{
     driver::{Backend, ReplyFuture},
-    script::{SCRIPT, VERSION},
+    script::{FIRST_KEY, SCRIPT, STATE_KEY, VERSION},
     wire::{ReplyNumbers, StoreError, StoreReply, StoreRequest},
 };
 use crate::{error::InvalidConfig, rate::pause::Pauses};
@@ -30,6 +30,8 @@ pub(super) struct Store {
     script: Script,
     /// The key under which the server stores the state of the quota.
     state_key: String,
+    /// The key under which the first release with shared limits kept the state.
+    first_key: String,
     /// The publish/subscribe channel on which the script announces pauses to all members.
     pause_channel: String,
     on_pause: OnPause,
@@ -87,13 +89,15 @@ impl Store {
     pub(super) fn new(origin: Origin, prefix: &str, quota: &str, timeout: Duration, on_pause: OnPause) -> Self {
         // A Redis cluster chooses the node of a key by the part in braces. All keys of a quota have the same part in
         // braces, so they are on one node.
-        let state_key = format!("{{{prefix}:{quota}}}:{VERSION}");
+        let key = |part| format!("{{{prefix}:{quota}}}:{part}");
+        let state_key = key(STATE_KEY);
         Self {
             origin,
             connection: None,
             script: Script::new(&SCRIPT),
             pause_channel: format!("{state_key}:pauses"),
             state_key,
+            first_key: key(FIRST_KEY),
             on_pause,
             timeout,
         }
@@ -123,13 +127,19 @@ impl Store {
             if !with_limits && !request.can_omit_limits() {
                 continue;
             }
-            let call = invocation(&self.script, request, with_limits, &self.state_key, &self.pause_channel);
+            let call = invocation(
+                &self.script,
+                request,
+                with_limits,
+                [&self.state_key, &self.first_key],
+                &self.pause_channel,
+            );
             reply = call.invoke_async(&mut Connection(&mut *connection)).await?;
             if !needs_limits(&reply) {
                 break;
             }
         }
-        read(reply).ok_or_else(|| StoreError::new("the reply is not valid"))
+        read(reply, request)
     }
 
     async fn connect(&self) -> Result<Box<dyn ConnectionLike + Send + Sync>, StoreError> {
@@ -182,14 +192,17 @@ pub(super) fn invocation<'a>(
     script: &'a Script,
     request: &StoreRequest,
     with_limits: bool,
-    state_key: &str,
+    keys: [&str; 2],
     pause_channel: &str,
 ) -> ScriptInvocation<'a> {
     let mut call = script.prepare_invoke();
-    call.key(state_key);
+    for key in keys {
+        call.key(key);
+    }
     call.arg(request.packed(with_limits))
         .arg(&request.member)
-        .arg(pause_channel);
+        .arg(pause_channel)
+        .arg(request.config.names());
     if with_limits {
         call.arg(request.limits_text());
     }
@@ -209,10 +222,20 @@ pub(super) fn needs_limits(reply: &Value) -> bool {
     matches!(reply, Value::Array(values) if values.is_empty())
 }
 
-/// Reads a reply of the script: its numbers, the delays of the reservations, and the limits if the member has another
-/// version of them. Returns `None` if the reply is not valid.
-pub(super) fn read(reply: Value) -> Option<StoreReply> {
-    let Value::Array(values) = reply else { return None };
+/// Reads the reply of the script to `request`.
+pub(super) fn read(reply: Value, request: &StoreRequest) -> Result<StoreReply, StoreError> {
+    match reply {
+        Value::Array(values) => match values[..] {
+            [Value::Int(version)] => Err(StoreError::other_version(version)),
+            _ => read_numbers(values, request).ok_or_else(|| StoreError::new("the reply is not valid")),
+        },
+        _ => Err(StoreError::new("the reply is not valid")),
+    }
+}
+
+/// Reads the numbers of a reply, what remains of each budget, the delays of the reservations, and the limits if the
+/// member has another version of them. Returns `None` if the reply is not valid.
+fn read_numbers(values: Vec<Value>, request: &StoreRequest) -> Option<StoreReply> {
     let mut values = values.into_iter();
     let mut number = || match values.next() {
         Some(Value::Int(number)) => Some(number),
@@ -224,9 +247,11 @@ pub(super) fn read(reply: Value) -> Option<StoreReply> {
         Some(number) => *field = number,
         None => is_complete = false,
     });
-    if !is_complete {
+    if !is_complete || numbers.version != VERSION {
         return None;
     }
+    let budgets = request.config.budgets().iter();
+    let remaining: Vec<_> = budgets.map(|_| number()).collect::<Option<_>>()?;
     let reserved = usize::try_from(numbers.reserved).ok()?;
     let delays = (0..reserved).map(|_| number()).collect::<Option<_>>()?;
     let config = match values.next() {
@@ -234,7 +259,7 @@ pub(super) fn read(reply: Value) -> Option<StoreReply> {
         None => None,
         Some(_) => return None,
     };
-    StoreReply::new(&numbers, delays, config)
+    StoreReply::new(request, &numbers, &remaining, delays, config)
 }
 
 // === impl StoreError ===
@@ -253,6 +278,7 @@ impl From<RedisError> for StoreError {
             },
         };
         Self {
+            is_other_version: false,
             problem,
             // After these errors the connection is dropped, and the next request makes a new one: the server does not
             // reply, has become a replica or no longer accepts the credentials, or the client library reports an error
