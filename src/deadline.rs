@@ -387,7 +387,7 @@ impl PendingDemand {
 
     /// Returns the summed costs of the calls that have not left the queue.
     pub(crate) fn sum(&self) -> Demand {
-        let mut sum = *self.others();
+        let mut sum = self.others().clone();
         let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
         sum += &Cost {
             requests: load(&self.requests),

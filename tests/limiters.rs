@@ -15,7 +15,7 @@ use tower::{Layer, ServiceExt};
 use tower_outbound::{
     Call, Cost, Executor, Limits, Rate, RateLimitLayer, RateLimiter, Shutdown,
     error::AcquireError,
-    rate::{Budget, PauseSource, RateLimiter},
+    rate::{Budget, PauseSource},
 };
 
 /// A function that creates a limiter with the given limits for one case.
@@ -345,7 +345,7 @@ async fn executor(make: Make<'_>) {
 async fn the_local_limiter_passes_every_case() {
     for (name, case) in CASES {
         println!("{name}");
-        case(&|limits| RateLimiter::new(limits).unwrap().into()).await;
+        case(&|limits| RateLimiter::new(limits).unwrap()).await;
     }
 }
 

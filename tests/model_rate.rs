@@ -1,4 +1,4 @@
-//! Compares `RateLimiter` with a model of it: a list of waiters, and a balance per rate in whole fractions of a token.
+//! Compares `RateLimiter` with a model of it: a list of waiters, and a balance per rate in whole fractions of what its budget counts.
 //!
 //! The limiter has a lock, a timer task, timers and wakers; the model has none of them. Both get the same steps at the
 //! same times, and they must agree to the nanosecond about which calls are admitted, what is left, and how long the
@@ -14,8 +14,8 @@ use tokio::time::{Instant, advance};
 use tokio_test::task::{self, Spawn};
 use tower_outbound::{
     Cost, Limits, Rate, RateLimiter,
-    error::CostExceedsBurst,
-    rate::{AcquireError, Estimate},
+    error::AcquireError,
+    rate::Estimate,
 };
 
 const MS: u64 = 1_000_000;
@@ -25,7 +25,7 @@ const MAX_CATCH_UP: u64 = 5 * MS;
 
 #[derive(Clone, Copy, Debug)]
 struct RateSpec {
-    of_tokens: bool,
+    budget: BudgetIndex,
     amount: u64,
     period: u64,
     burst: Option<u64>,
@@ -33,19 +33,32 @@ struct RateSpec {
     initial: Option<Quantity>,
 }
 
-/// A number of requests or tokens: as such, or as thousandths of the largest possible number, which is a burst.
+/// The budgets of the test: those that are built in, and as many others as one limiter can count.
+const BUDGETS: [&str; 8] = [
+    "requests",
+    "tokens",
+    "input_tokens",
+    "output_tokens",
+    "images",
+    "seconds",
+    "image",
+    "cents.usd",
+];
+
+/// The index of a budget in [`BUDGETS`].
+type BudgetIndex = usize;
+
+/// An amount of a budget: as such, or as thousandths of the largest possible number, which is a burst.
 #[derive(Clone, Copy, Debug)]
 enum Quantity {
     Absolute(u64),
     Thousandths(u64),
 }
 
-/// The cost of a call: numbers of requests and tokens, or thousandths of their smallest burst.
+/// The cost of a call: an amount of each budget, as thousandths of the smallest burst or as such. `None` for a budget
+/// that the cost does not name.
 #[derive(Clone, Copy, Debug)]
-struct CostSpec {
-    requests: Quantity,
-    tokens: Quantity,
-}
+struct CostSpec([Option<Quantity>; BUDGETS.len()]);
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -100,9 +113,11 @@ fn rate_spec() -> impl Strategy<Value = RateSpec> {
         1..50 * MS,
     ];
     let burst = option::of(prop_oneof![Just(1), 1..10_u64, 1..5_000_u64]);
-    (any::<bool>(), amount, period, burst, option::of(quantity())).prop_map(
-        |(of_tokens, amount, period, burst, initial)| RateSpec {
-            of_tokens,
+    // Most rates are of a few budgets, so that there are often several rates of one.
+    let budget = prop_oneof![3 => 0..2_usize, 2 => 0..5_usize, 1 => 0..BUDGETS.len()];
+    (budget, amount, period, burst, option::of(quantity())).prop_map(
+        |(budget, amount, period, burst, initial)| RateSpec {
+            budget,
             amount,
             period,
             burst,
@@ -129,7 +144,22 @@ fn cost_spec() -> impl Strategy<Value = CostSpec> {
         2 => (1..4_u64).prop_map(Quantity::Absolute),
         6 => (0..1_020_u64).prop_map(Quantity::Thousandths),
     ];
-    (requests, tokens).prop_map(|(requests, tokens)| CostSpec { requests, tokens })
+    let other = prop_oneof![
+        4 => Just(None),
+        1 => Just(Some(Quantity::Absolute(0))),
+        1 => (1..4_u64).prop_map(|amount| Some(Quantity::Absolute(amount))),
+        3 => (0..1_020_u64).prop_map(|part| Some(Quantity::Thousandths(part))),
+        // Without a rate of the budget, it may be any amount.
+        1 => Just(Some(Quantity::Absolute(u64::MAX))),
+    ];
+    let others = [(); BUDGETS.len() - 2].map(|()| other.clone());
+    (requests, tokens, others).prop_map(|(requests, tokens, others)| {
+        let mut all = [None; BUDGETS.len()];
+        all[0] = Some(requests);
+        all[1] = Some(tokens);
+        all[2..].copy_from_slice(&others);
+        CostSpec(all)
+    })
 }
 
 fn nanos() -> impl Strategy<Value = u64> {
@@ -159,7 +189,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => nanos().prop_map(Step::PauseFor),
         1 => (-20..200_i64).prop_map(|ms| Step::PauseUntil(ms * MS as i64 + 7)),
         1 => prop_oneof![Just(Step::Resume), Just(Step::ForgiveDebts)],
-        1 => vec(rate_spec(), 0..4).prop_map(Step::SetLimits),
+        1 => vec(rate_spec(), 0..7).prop_map(Step::SetLimits),
         5 => nanos().prop_map(Step::Advance),
         6 => prop_oneof![
             Just(0), Just(-1), Just(1), Just(MAX_CATCH_UP as i64), 0..10 * MS as i64
@@ -168,7 +198,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    (0..MS, vec(rate_spec(), 0..4), vec(step(), 1..60), any::<bool>()).prop_map(|(phase, limits, steps, last_first)| {
+    (0..MS, vec(rate_spec(), 0..7), vec(step(), 1..60), any::<bool>()).prop_map(|(phase, limits, steps, last_first)| {
         Case {
             phase,
             limits,
@@ -184,15 +214,18 @@ impl RateSpec {
     }
 
     fn initial(&self) -> u64 {
-        self.initial.map_or(self.burst(), |quantity| quantity.of(self.burst()))
+        self.initial.map_or(self.burst(), |quantity| quantity.of(Some(self.burst())))
     }
 }
 
 impl Quantity {
-    fn of(self, whole: u64) -> u64 {
-        match self {
-            Self::Absolute(amount) => amount.min(whole + 1),
-            Self::Thousandths(part) => whole * part / 1_000,
+    /// Returns the amount if the largest possible one is `whole`, and no more than one above it. Without a largest one,
+    /// thousandths are of 1,000.
+    fn of(self, whole: Option<u64>) -> u64 {
+        match (self, whole) {
+            (Self::Absolute(amount), Some(whole)) => amount.min(whole + 1),
+            (Self::Absolute(amount), None) => amount,
+            (Self::Thousandths(part), whole) => whole.unwrap_or(1_000) * part / 1_000,
         }
     }
 }
@@ -206,21 +239,17 @@ fn limits(specs: &[RateSpec]) -> Limits {
         if spec.initial.is_some() {
             rate = rate.initial(spec.initial().min(spec.burst()));
         }
-        if spec.of_tokens {
-            limits.tokens(rate)
-        } else {
-            limits.requests(rate)
-        }
+        limits.budget(BUDGETS[spec.budget], rate)
     })
 }
 
 // === The model ===
 
-/// The model of one rate's bucket. It counts in units, which are whole fractions of a request or token: one request or
-/// token is `unit` units, and each nanosecond adds `fill` units.
+/// The model of one rate's bucket. It counts in units, which are whole fractions of what the budget counts: one request
+/// or token is `unit` units, and each nanosecond adds `fill` units.
 #[derive(Clone, Debug)]
 struct Bucket {
-    of_tokens: bool,
+    budget: BudgetIndex,
     period: u64,
     fill: i128,
     unit: i128,
@@ -280,7 +309,7 @@ impl Bucket {
         let fill = i128::from(spec.amount / divisor);
         let capacity = i128::from(spec.burst()) * unit;
         Self {
-            of_tokens: spec.of_tokens,
+            budget: spec.budget,
             period: spec.period,
             fill,
             unit,
@@ -295,7 +324,7 @@ impl Bucket {
     }
 
     fn units(&self, cost: Cost) -> i128 {
-        i128::from(if self.of_tokens { cost.tokens } else { cost.requests }) * self.unit
+        i128::from(cost.of(BUDGETS[self.budget])) * self.unit
     }
 
     fn can_never_hold(&self, cost: Cost) -> bool {
@@ -382,13 +411,12 @@ impl Model {
         }
     }
 
-    /// Returns the first burst that the cost exceeds, if any: whether it is a burst of tokens, the cost in tokens or
-    /// requests, and the burst.
-    fn rejection(&self, cost: Cost) -> Option<(bool, u64, u64)> {
+    /// Returns the first burst that the cost exceeds, if any: of which budget it is, the cost, and the burst.
+    fn rejection(&self, cost: Cost) -> Option<Rejection> {
         let exceeded = self.buckets.iter().find(|bucket| bucket.can_never_hold(cost))?;
-        let cost = if exceeded.of_tokens { cost.tokens } else { cost.requests };
+        let budget = BUDGETS[exceeded.budget];
         let burst = u64::try_from(exceeded.capacity / exceeded.unit).unwrap();
-        Some((exceeded.of_tokens, cost, burst))
+        Some((budget, cost.of(budget), burst))
     }
 
     /// Returns the time as of which a first waiter with this cost is admitted: when its cost is available and no pause
@@ -432,9 +460,13 @@ impl Model {
             self.estimates = estimate + 1;
         }
         let used = used.unwrap_or(cost);
+        let least = |sum: Cost, budget: &str| match cost.of(budget).min(used.of(budget)) {
+            0 => sum,
+            amount => sum.with(budget, amount),
+        };
         self.admitted.push(Admitted {
             at: self.now,
-            cost: Cost::tokens(cost.tokens.min(used.tokens)).with("requests", cost.requests.min(used.requests)),
+            cost: BUDGETS.into_iter().fold(Cost::none(), least),
         });
     }
 
@@ -523,7 +555,7 @@ impl Model {
             for (new, has_old) in new.iter_mut().zip(&mut has_old).filter(|(_, has_old)| !**has_old) {
                 let found = old.iter_mut().find(|old| {
                     old.as_ref().is_some_and(|old: &Bucket| {
-                        old.of_tokens == new.of_tokens && (!same_period || old.period == new.period)
+                        old.budget == new.budget && (!same_period || old.period == new.period)
                     })
                 });
                 if let Some(old) = found.and_then(Option::take) {
@@ -536,9 +568,9 @@ impl Model {
         self.admitted.clear();
     }
 
-    fn available(&self, of_tokens: bool) -> Option<u64> {
+    fn available(&self, budget: BudgetIndex) -> Option<u64> {
         let elapsed = self.now.saturating_sub(self.filled_to);
-        let buckets = self.buckets.iter().filter(|bucket| bucket.of_tokens == of_tokens);
+        let buckets = self.buckets.iter().filter(|bucket| bucket.budget == budget);
         let left = buckets.map(|bucket| {
             let mut bucket = bucket.clone();
             bucket.advance(elapsed);
@@ -547,16 +579,18 @@ impl Model {
         left.min()
     }
 
-    /// Returns the largest number of requests or tokens that one call may cost: the smallest burst, or 1,000 without a
-    /// rate.
-    fn max_cost(&self, of_tokens: bool) -> u64 {
-        let buckets = self.buckets.iter().filter(|bucket| bucket.of_tokens == of_tokens);
+    /// Returns the largest amount of a budget that one call may cost: the smallest burst, or `None` without a rate.
+    fn max_cost(&self, budget: BudgetIndex) -> Option<u64> {
+        let buckets = self.buckets.iter().filter(|bucket| bucket.budget == budget);
         let bursts = buckets.map(|bucket| u64::try_from(bucket.capacity / bucket.unit).unwrap());
-        bursts.min().unwrap_or(1_000)
+        bursts.min()
     }
 
     fn cost(&self, spec: CostSpec) -> Cost {
-        Cost::tokens(spec.tokens.of(self.max_cost(true))).with("requests", spec.requests.of(self.max_cost(false)))
+        let amounts = (0..).zip(spec.0).filter_map(|(budget, quantity)| Some((budget, quantity?)));
+        amounts.fold(Cost::none(), |cost, (budget, quantity)| {
+            cost.with(BUDGETS[budget], quantity.of(self.max_cost(budget)))
+        })
     }
 
     /// Checks that no bucket holds more than if the true costs had been charged from the start.
@@ -594,7 +628,10 @@ impl Model {
 
 // === The limiter and the model side by side ===
 
-type Acquiring = Pin<Box<dyn Future<Output = Result<Option<Estimate>, CostExceedsBurst>>>>;
+type Acquiring = Pin<Box<dyn Future<Output = Result<Option<Estimate>, AcquireError>>>>;
+
+/// The budget whose burst a cost exceeds, the cost, and the burst.
+type Rejection = (&'static str, u64, u64);
 
 struct Caller {
     id: usize,
@@ -623,8 +660,11 @@ struct Harness {
     last_first: bool,
 }
 
-fn check_rejection(rejection: &CostExceedsBurst, expected: Option<(bool, u64, u64)>) -> Outcome {
-    let actual = (rejection.budget() == "tokens", rejection.cost(), rejection.burst());
+fn check_rejection(error: &AcquireError, expected: Option<Rejection>) -> Outcome {
+    let AcquireError::CostExceedsBurst(rejection) = error else {
+        return Err(TestCaseError::fail(error.to_string()));
+    };
+    let actual = (rejection.budget(), rejection.cost(), rejection.burst());
     prop_assert_eq!(Some(actual), expected);
     Ok(())
 }
@@ -677,8 +717,7 @@ impl Harness {
                         );
                         prop_assert_eq!(wait, self.model.retry_after(cost));
                     }
-                    Err(AcquireError::CostExceedsBurst(rejection)) => check_rejection(&rejection, expected)?,
-                    Err(other) => prop_assert!(false, "{other}"),
+                    Err(error) => check_rejection(&error, expected)?,
                 }
                 // `try_acquire` never joins the limiter's queue, so the limiter does not check the queue either.
                 return Ok(false);
@@ -820,8 +859,9 @@ impl Harness {
 
     fn check(&self, queue_checked: bool) -> Outcome {
         let available = self.limiter.available();
-        prop_assert_eq!(available.requests, self.model.available(false));
-        prop_assert_eq!(available.tokens, self.model.available(true));
+        for (index, budget) in BUDGETS.into_iter().enumerate() {
+            prop_assert_eq!(available.of(budget), self.model.available(index), "{}", budget);
+        }
         let paused_until = (self.model.paused_until > self.model.now).then(|| self.at(self.model.paused_until));
         prop_assert_eq!(available.paused_until, paused_until);
         self.model.check_true_usage()?;
@@ -889,7 +929,7 @@ enum UnpolledStep {
     Advance(u64),
 }
 
-type Acquired = Result<(), CostExceedsBurst>;
+type Acquired = Result<(), AcquireError>;
 
 struct UnpolledCaller {
     cost: Cost,
@@ -1033,7 +1073,7 @@ impl UnpolledHarness {
 
 #[test]
 fn a_waiter_that_is_not_polled_stalls_no_other_and_keeps_its_place() {
-    let cases = (vec(rate_spec(), 0..3), vec(unpolled_step(), 1..50));
+    let cases = (vec(rate_spec(), 0..6), vec(unpolled_step(), 1..50));
     check(file!(), &cases, |(specs, steps)| async move {
         let mut harness = UnpolledHarness {
             limiter: RateLimiter::new(limits(&specs)).unwrap(),

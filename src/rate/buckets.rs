@@ -6,7 +6,8 @@ use super::level_history::LevelHistory;
 use super::{
     bucket::Bucket,
     budget::Budget,
-    cost::{Cost, Demand, Named, PerBudget},
+    cost::{Cost, Named, PerBudget},
+    demand::Demand,
     limits::Limits,
     pause::{Pause, PauseChange, PauseSource, Pauses},
     used_share::UsedShares,
@@ -186,10 +187,11 @@ impl Bursts {
 
     /// Returns an error if `cost` exceeds the burst of a budget.
     pub(crate) fn check(&self, cost: &Cost) -> Result<(), CostExceedsBurst> {
-        for (budget, burst) in BUILT_IN.into_iter().zip(&self.built_in) {
+        let amounts = [cost.requests, cost.tokens, cost.input_tokens, cost.output_tokens];
+        for ((budget, amount), burst) in BUILT_IN.iter().zip(amounts).zip(&self.built_in) {
             let burst = burst.load(Ordering::Acquire);
-            if cost.of(budget) > burst {
-                return Err(CostExceedsBurst::new(budget.name(), cost.of(budget), burst));
+            if amount > burst {
+                return Err(CostExceedsBurst::new(budget.name(), amount, burst));
             }
         }
         if cost.has_named() {
@@ -391,7 +393,8 @@ impl Buckets {
     /// behind `ahead`, the summed costs of the calls that will join the queue before it. Estimates, those of the calls
     /// before it and those that are charged already, count as what calls turn out to use of them.
     pub(super) fn expected_wait(&mut self, cost: &Cost, ahead: &Demand, now: &mut LazyNow) -> Duration {
-        let shares = self.used_shares.as_deref().copied().unwrap_or_default();
+        let unknown = UsedShares::default();
+        let shares = self.used_shares.as_deref().unwrap_or(&unknown);
         let waiters = self.queued();
         let waits = self.buckets.iter().map(|(budget, bucket)| {
             let share = shares.of(*budget);

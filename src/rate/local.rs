@@ -4,7 +4,8 @@
 use super::{
     buckets::{Available, Buckets, Bursts, ChargeRequest},
     budget::Budget,
-    cost::{Cost, Demand},
+    cost::Cost,
+    demand::Demand,
     estimate::{Estimate, Settle, warn_of_cut_off},
     limits::Limits,
     pause::{Pause, PauseChange, PauseSource},

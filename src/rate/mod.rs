@@ -71,6 +71,7 @@ mod bucket;
 mod buckets;
 mod budget;
 mod cost;
+mod demand;
 mod estimate;
 mod layer;
 #[cfg(feature = "http")]
@@ -91,7 +92,7 @@ pub use buckets::Available;
 pub(crate) use buckets::Bursts;
 pub use budget::{Budget, BudgetName};
 pub use cost::Cost;
-pub(crate) use cost::Demand;
+pub(crate) use demand::Demand;
 pub use estimate::Estimate;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
 pub use limiter::RateLimiter;
