@@ -3,8 +3,9 @@
 use http::{Request, Response};
 use tower::{Service, service_fn};
 use tower_outbound::{
-    Call, CallHandle, Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer, Cost, EventHandle, EventLayer, EventService,
-    Events, Executor, InvalidConfig, Limits, NetworkRequestEvent, Queue, QueueLayer, Rate, RateLimit, RateLimitLayer, RateLimiter,
+    Call, CallHandle, Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer, Cost, EventHandle, EventLayer,
+    EventService, Events, Executor, InvalidConfig, Limits, NetworkRequestEvent, Queue, QueueLayer, Rate, RateLimit,
+    RateLimitLayer, RateLimiter,
     error::{AcquireError, Cancelled, Closed, CostExceedsBurst, Error, Panicked, Refused},
     event::{Lagged, ParseStatusError, Subscription},
     executor::{Closure, Monitor, TrySubmitError},

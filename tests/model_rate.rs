@@ -12,11 +12,7 @@ use std::{future::Future, pin::Pin, task::Poll, time::Duration};
 use support::model::{Outcome, check, turns};
 use tokio::time::{Instant, advance};
 use tokio_test::task::{self, Spawn};
-use tower_outbound::{
-    Cost, Limits, Rate, RateLimiter,
-    error::AcquireError,
-    rate::Estimate,
-};
+use tower_outbound::{Cost, Limits, Rate, RateLimiter, error::AcquireError, rate::Estimate};
 
 const MS: u64 = 1_000_000;
 const MAX_CATCH_UP: u64 = 5 * MS;
@@ -33,8 +29,8 @@ struct RateSpec {
     initial: Option<Quantity>,
 }
 
-/// The budgets of the test: those that are built in, and as many others as one limiter can count.
-const BUDGETS: [&str; 8] = [
+/// The budgets of the test: those that are built in, and more others than one limiter can count.
+const BUDGETS: [&str; 10] = [
     "requests",
     "tokens",
     "input_tokens",
@@ -43,7 +39,15 @@ const BUDGETS: [&str; 8] = [
     "seconds",
     "image",
     "cents.usd",
+    "image-2",
+    "i",
 ];
+
+/// The number of the first budgets in [`BUDGETS`], which are built in.
+const BUILT_IN: usize = 4;
+
+/// The largest number of other budgets that a cost, or the limits of a limiter, can name.
+const MAX_NAMED: usize = 4;
 
 /// The index of a budget in [`BUDGETS`].
 type BudgetIndex = usize;
@@ -67,6 +71,10 @@ enum Step {
     /// later.
     AcquireEstimate(CostSpec, CostSpec),
     TryAcquire(CostSpec),
+    /// Like `AcquireEstimate`, without waiting.
+    TryAcquireEstimate(CostSpec, CostSpec),
+    /// Waits for a cost and takes nothing.
+    Ready(CostSpec),
     Cancel(Index),
     /// Polls a waiter that need not have been woken.
     Poll(Index),
@@ -115,15 +123,31 @@ fn rate_spec() -> impl Strategy<Value = RateSpec> {
     let burst = option::of(prop_oneof![Just(1), 1..10_u64, 1..5_000_u64]);
     // Most rates are of a few budgets, so that there are often several rates of one.
     let budget = prop_oneof![3 => 0..2_usize, 2 => 0..5_usize, 1 => 0..BUDGETS.len()];
-    (budget, amount, period, burst, option::of(quantity())).prop_map(
-        |(budget, amount, period, burst, initial)| RateSpec {
+    (budget, amount, period, burst, option::of(quantity())).prop_map(|(budget, amount, period, burst, initial)| {
+        RateSpec {
             budget,
             amount,
             period,
             burst,
             initial,
-        },
-    )
+        }
+    })
+}
+
+/// The rates of a limiter, of no more budgets than it can count.
+fn rate_specs(max: usize) -> impl Strategy<Value = Vec<RateSpec>> {
+    vec(rate_spec(), 0..max).prop_map(|mut specs| {
+        let mut named = Vec::new();
+        specs.retain(|spec| {
+            let is_known = spec.budget < BUILT_IN || named.contains(&spec.budget);
+            let has_room = named.len() < MAX_NAMED;
+            if !is_known && has_room {
+                named.push(spec.budget);
+            }
+            is_known || has_room
+        });
+        specs
+    })
 }
 
 fn quantity() -> impl Strategy<Value = Quantity> {
@@ -158,6 +182,8 @@ fn cost_spec() -> impl Strategy<Value = CostSpec> {
         all[0] = Some(requests);
         all[1] = Some(tokens);
         all[2..].copy_from_slice(&others);
+        let named = all[BUILT_IN..].iter_mut().filter(|amount| amount.is_some());
+        named.skip(MAX_NAMED).for_each(|amount| *amount = None);
         CostSpec(all)
     })
 }
@@ -182,6 +208,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => cost_spec().prop_map(Step::Acquire),
         4 => (cost_spec(), cost_spec()).prop_map(|(charged, used)| Step::AcquireEstimate(charged, used)),
         3 => cost_spec().prop_map(Step::TryAcquire),
+        1 => (cost_spec(), cost_spec()).prop_map(|(charged, used)| Step::TryAcquireEstimate(charged, used)),
+        2 => cost_spec().prop_map(Step::Ready),
         2 => any::<Index>().prop_map(Step::Cancel),
         3 => any::<Index>().prop_map(Step::Poll),
         3 => any::<Index>().prop_map(Step::Settle),
@@ -189,7 +217,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => nanos().prop_map(Step::PauseFor),
         1 => (-20..200_i64).prop_map(|ms| Step::PauseUntil(ms * MS as i64 + 7)),
         1 => prop_oneof![Just(Step::Resume), Just(Step::ForgiveDebts)],
-        1 => vec(rate_spec(), 0..7).prop_map(Step::SetLimits),
+        1 => rate_specs(7).prop_map(Step::SetLimits),
         5 => nanos().prop_map(Step::Advance),
         6 => prop_oneof![
             Just(0), Just(-1), Just(1), Just(MAX_CATCH_UP as i64), 0..10 * MS as i64
@@ -198,13 +226,11 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    (0..MS, vec(rate_spec(), 0..7), vec(step(), 1..60), any::<bool>()).prop_map(|(phase, limits, steps, last_first)| {
-        Case {
-            phase,
-            limits,
-            steps,
-            last_first,
-        }
+    (0..MS, rate_specs(7), vec(step(), 1..60), any::<bool>()).prop_map(|(phase, limits, steps, last_first)| Case {
+        phase,
+        limits,
+        steps,
+        last_first,
     })
 }
 
@@ -214,7 +240,8 @@ impl RateSpec {
     }
 
     fn initial(&self) -> u64 {
-        self.initial.map_or(self.burst(), |quantity| quantity.of(Some(self.burst())))
+        self.initial
+            .map_or(self.burst(), |quantity| quantity.of(Some(self.burst())))
     }
 }
 
@@ -270,8 +297,16 @@ struct Bucket {
 struct Waiting {
     id: usize,
     cost: Cost,
-    /// The true cost of the call, if `cost` is an estimate.
-    used: Option<Cost>,
+    charge: Charge,
+}
+
+/// What a call is charged when it is admitted.
+#[derive(Clone, Copy, Debug)]
+enum Charge {
+    Nothing,
+    Cost,
+    /// Its cost as an estimate, and later this true cost.
+    Estimate(Cost),
 }
 
 /// An admitted call: when it was admitted, and its true cost, or what it was charged if that is less.
@@ -450,7 +485,12 @@ impl Model {
         }
     }
 
-    fn admit(&mut self, cost: Cost, used: Option<Cost>) {
+    fn admit(&mut self, cost: Cost, charge: Charge) {
+        let used = match charge {
+            Charge::Nothing => return,
+            Charge::Cost => None,
+            Charge::Estimate(used) => Some(used),
+        };
         self.fill_to(self.time_of_admission(cost));
         let estimate = self.estimates;
         for bucket in &mut self.buckets {
@@ -471,14 +511,14 @@ impl Model {
     }
 
     /// Models the arrival of a call, and returns whether the call is admitted at once.
-    fn arrive(&mut self, cost: Cost, used: Option<Cost>) -> bool {
+    fn arrive(&mut self, cost: Cost, charge: Charge) -> bool {
         if !self.queue.is_empty() {
             return false;
         }
         self.fill_idle();
         let is_admitted = self.rejection(cost).is_none() && self.time_of_admission(cost) <= self.now;
         if is_admitted {
-            self.admit(cost, used);
+            self.admit(cost, charge);
         }
         is_admitted
     }
@@ -489,8 +529,10 @@ impl Model {
         let is_admitted = first.id == id && self.time_of_admission(first.cost) <= self.now;
         if is_admitted {
             let admission = self.time_of_admission(first.cost);
-            self.admit(first.cost, first.used);
-            self.last_admission = (self.now, self.now - admission);
+            self.admit(first.cost, first.charge);
+            if !matches!(first.charge, Charge::Nothing) {
+                self.last_admission = (self.now, self.now - admission);
+            }
             self.queue.remove(0);
         }
         is_admitted
@@ -587,7 +629,9 @@ impl Model {
     }
 
     fn cost(&self, spec: CostSpec) -> Cost {
-        let amounts = (0..).zip(spec.0).filter_map(|(budget, quantity)| Some((budget, quantity?)));
+        let amounts = (0..)
+            .zip(spec.0)
+            .filter_map(|(budget, quantity)| Some((budget, quantity?)));
         amounts.fold(Cost::none(), |cost, (budget, quantity)| {
             cost.with(BUDGETS[budget], quantity.of(self.max_cost(budget)))
         })
@@ -636,7 +680,7 @@ type Rejection = (&'static str, u64, u64);
 struct Caller {
     id: usize,
     cost: Cost,
-    used: Option<Cost>,
+    charge: Charge,
     future: Spawn<Acquiring>,
 }
 
@@ -698,18 +742,31 @@ impl Harness {
     /// whether its first waiter is to be woken.
     async fn step(&mut self, step: &Step) -> Result<bool, TestCaseError> {
         match step {
-            Step::Acquire(spec) => return self.acquire(self.model.cost(*spec), None),
+            Step::Acquire(spec) => return self.acquire(self.model.cost(*spec), Charge::Cost),
+            Step::Ready(spec) => return self.acquire(self.model.cost(*spec), Charge::Nothing),
             Step::AcquireEstimate(spec, used) => {
                 let used = self.model.cost(*used);
-                return self.acquire(self.model.cost(*spec), Some(used));
+                return self.acquire(self.model.cost(*spec), Charge::Estimate(used));
             }
-            Step::TryAcquire(spec) => {
+            Step::TryAcquire(spec) | Step::TryAcquireEstimate(spec, _) => {
                 let cost = self.model.cost(*spec);
                 let expected = self.model.rejection(cost);
                 prop_assert_eq!(self.limiter.check(cost).is_err(), expected.is_some());
-                let is_admitted = self.model.arrive(cost, None);
-                match self.limiter.try_acquire(cost) {
-                    Ok(()) => prop_assert!(is_admitted, "admitted too early"),
+                let number = self.model.estimates;
+                let charge = match step {
+                    Step::TryAcquireEstimate(_, used) => Charge::Estimate(self.model.cost(*used)),
+                    _ => Charge::Cost,
+                };
+                let is_admitted = self.model.arrive(cost, charge);
+                let admitted = match charge {
+                    Charge::Estimate(_) => self.limiter.try_acquire_estimate(cost).map(Some),
+                    _ => self.limiter.try_acquire(cost).map(|()| None),
+                };
+                match admitted {
+                    Ok(estimate) => {
+                        prop_assert!(is_admitted, "admitted too early");
+                        self.charge(number, estimate, charge);
+                    }
                     Err(AcquireError::NotYet(wait)) => {
                         prop_assert!(
                             !is_admitted && expected.is_none(),
@@ -780,29 +837,35 @@ impl Harness {
         Ok(true)
     }
 
-    fn acquire(&mut self, cost: Cost, used: Option<Cost>) -> Result<bool, TestCaseError> {
+    fn acquire(&mut self, cost: Cost, charge: Charge) -> Result<bool, TestCaseError> {
         let limiter = self.limiter.clone();
-        let future: Acquiring = match used {
-            Some(_) => Box::pin(async move { limiter.acquire_estimate(cost).await.map(Some) }),
-            None => Box::pin(async move { limiter.acquire(cost).await.map(|()| None) }),
+        let future: Acquiring = match charge {
+            Charge::Nothing => Box::pin(async move { limiter.ready(cost).await.map(|()| None) }),
+            Charge::Estimate(_) => Box::pin(async move { limiter.acquire_estimate(cost).await.map(Some) }),
+            Charge::Cost => Box::pin(async move { limiter.acquire(cost).await.map(|()| None) }),
         };
         let mut future = task::spawn(future);
         let rejection = self.model.rejection(cost);
         let number = self.model.estimates;
-        let is_admitted = self.model.arrive(cost, used);
+        let is_admitted = self.model.arrive(cost, charge);
         let id = self.next_id;
         self.next_id += 1;
         match future.poll() {
             Poll::Ready(Ok(estimate)) => {
                 prop_assert!(is_admitted, "admitted too early");
-                self.charge(number, estimate, used);
+                self.charge(number, estimate, charge);
             }
             Poll::Ready(Err(error)) => check_rejection(&error, rejection)?,
             Poll::Pending => {
                 prop_assert!(!is_admitted, "should have been admitted");
                 prop_assert_eq!(rejection, None);
-                self.model.queue.push(Waiting { id, cost, used });
-                self.callers.push(Caller { id, cost, used, future });
+                self.model.queue.push(Waiting { id, cost, charge });
+                self.callers.push(Caller {
+                    id,
+                    cost,
+                    charge,
+                    future,
+                });
                 return Ok(true);
             }
         }
@@ -810,22 +873,22 @@ impl Harness {
         Ok(false)
     }
 
-    fn charge(&mut self, number: usize, estimate: Option<Estimate>, used: Option<Cost>) {
-        if let (Some(estimate), Some(used)) = (estimate, used) {
+    fn charge(&mut self, number: usize, estimate: Option<Estimate>, charge: Charge) {
+        if let (Some(estimate), Charge::Estimate(used)) = (estimate, charge) {
             self.charged.push(ChargedEstimate { number, estimate, used });
         }
     }
 
     fn poll(&mut self, index: usize) -> Outcome {
         let caller = &mut self.callers[index];
-        let (id, used) = (caller.id, caller.used);
+        let (id, charge) = (caller.id, caller.charge);
         let rejection = self.model.rejection(caller.cost);
         let number = self.model.estimates;
         let is_admitted = rejection.is_none() && self.model.poll(id);
         match caller.future.poll() {
             Poll::Ready(Ok(estimate)) => {
                 prop_assert!(is_admitted, "admitted too early, or before an earlier waiter");
-                self.charge(number, estimate, used);
+                self.charge(number, estimate, charge);
                 self.callers.remove(index);
             }
             Poll::Ready(Err(error)) => {
@@ -1073,7 +1136,7 @@ impl UnpolledHarness {
 
 #[test]
 fn a_waiter_that_is_not_polled_stalls_no_other_and_keeps_its_place() {
-    let cases = (vec(rate_spec(), 0..6), vec(unpolled_step(), 1..50));
+    let cases = (rate_specs(6), vec(unpolled_step(), 1..50));
     check(file!(), &cases, |(specs, steps)| async move {
         let mut harness = UnpolledHarness {
             limiter: RateLimiter::new(limits(&specs)).unwrap(),

@@ -186,7 +186,24 @@ impl Bursts {
     }
 
     /// Returns an error if `cost` exceeds the burst of a budget.
+    #[inline]
     pub(crate) fn check(&self, cost: &Cost) -> Result<(), CostExceedsBurst> {
+        let exceeds = |amount: u64, burst: &AtomicU64| amount > burst.load(Ordering::Acquire);
+        let [requests, tokens, input_tokens, output_tokens] = &self.built_in;
+        if exceeds(cost.requests, requests)
+            || exceeds(cost.tokens, tokens)
+            || exceeds(cost.input_tokens, input_tokens)
+            || exceeds(cost.output_tokens, output_tokens)
+            || cost.has_named()
+        {
+            return self.check_each(cost);
+        }
+        Ok(())
+    }
+
+    /// Does what [`check`](Self::check) does, budget by budget.
+    #[inline(never)]
+    fn check_each(&self, cost: &Cost) -> Result<(), CostExceedsBurst> {
         let amounts = [cost.requests, cost.tokens, cost.input_tokens, cost.output_tokens];
         for ((budget, amount), burst) in BUILT_IN.iter().zip(amounts).zip(&self.built_in) {
             let burst = burst.load(Ordering::Acquire);
@@ -384,9 +401,11 @@ impl Buckets {
     /// Returns the number of nanoseconds from `filled_to` until every bucket holds `cost`.
     #[inline]
     fn time_until(&self, cost: &Cost) -> u64 {
-        let waits = self.buckets.iter();
-        let waits = waits.map(|(budget, bucket)| bucket.time_until(cost.of(*budget)));
-        waits.fold(0, u64::max)
+        let mut longest = 0;
+        for (budget, bucket) in &self.buckets {
+            longest = bucket.time_until(cost.of(*budget)).max(longest);
+        }
+        longest
     }
 
     /// Returns how long a new call of this cost will probably wait, behind the waiters in the limiter's queue and
@@ -656,25 +675,32 @@ impl Resource for Buckets {
 
     #[inline]
     fn try_take_uncontended(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, CostExceedsBurst> {
-        // While no call waits, one pass over the buckets both fills and checks them, which is faster than two.
+        // While no call waits, one pass over the buckets fills, checks and charges them, which is faster than two. If a
+        // bucket does not hold the cost, those before it get theirs back, so that the call is charged to none.
         let elapsed = self.advance_idle(now);
+        let is_estimate = request.limits_version.is_some();
         let mut is_available = self.pauses.until() <= self.filled_to;
         if let [(budget, bucket)] = &mut *self.buckets {
-            // With one bucket, which most limiters have, it can also be charged in that pass.
+            // Nothing has to be given back with one bucket, which most limiters have.
             bucket.advance(elapsed);
-            if is_available && bucket.try_take(request.cost.of(*budget), request.limits_version.is_some()) {
+            if is_available && bucket.try_take(request.cost.of(*budget), is_estimate) {
                 request.set_limits_version(self.limits_version);
                 return Ok(true);
             }
-        } else {
-            for (budget, bucket) in &mut self.buckets {
-                bucket.advance(elapsed);
-                is_available &= bucket.has(request.cost.of(*budget));
-            }
-            if is_available {
-                self.charge(request);
-                return Ok(true);
-            }
+            return self.try_take_as_of_later(request, now);
+        }
+        let mut charged = 0;
+        for (budget, bucket) in &mut self.buckets {
+            bucket.advance(elapsed);
+            is_available = is_available && bucket.try_take(request.cost.of(*budget), is_estimate);
+            charged += usize::from(is_available);
+        }
+        if is_available {
+            request.set_limits_version(self.limits_version);
+            return Ok(true);
+        }
+        for (budget, bucket) in self.buckets.iter_mut().take(charged) {
+            bucket.put_back(request.cost.of(*budget), is_estimate);
         }
         self.try_take_as_of_later(request, now)
     }

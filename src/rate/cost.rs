@@ -136,15 +136,10 @@ impl Cost {
         PerBudget::from(*self).into_values().filter(|(_, amount)| *amount > 0)
     }
 
-    /// Returns the cost of the other budgets than requests and tokens, or `None` if it has no amount of these.
+    /// Whether the cost has amounts of other budgets than requests and tokens.
     #[inline]
-    pub(crate) fn without_requests_and_tokens(&self) -> Option<Self> {
-        let has_others = self.input_tokens > 0 || self.output_tokens > 0 || self.has_named();
-        has_others.then_some(Self {
-            requests: 0,
-            tokens: 0,
-            ..*self
-        })
+    pub(crate) const fn has_more_than_requests_and_tokens(&self) -> bool {
+        self.input_tokens > 0 || self.output_tokens > 0 || self.has_named()
     }
 
     /// Whether the cost has amounts of budgets that are not built in, be they zero.
@@ -177,6 +172,8 @@ impl fmt::Debug for Cost {
 // === impl Named ===
 
 impl<T: Copy + Default> Named<T> {
+    // Not inlined: most costs and limits have built-in budgets only, and a caller that handles only these is smaller.
+    #[inline(never)]
     pub(super) fn of(&self, name: BudgetName) -> Option<T> {
         let at = self.names.iter().position(|known| *known == Some(name))?;
         self.values.get(at).copied()

@@ -144,7 +144,10 @@ mod tests {
         let mut shares = UsedShares::default();
         let names: Vec<_> = (0..10_u64).map(|number| format!("share-{number}")).collect();
         for (number, name) in (0..).zip(&names) {
-            shares.record(&Cost::none().with(&**name, 1_000), &Cost::none().with(&**name, 100 * number));
+            shares.record(
+                &Cost::none().with(&**name, 1_000),
+                &Cost::none().with(&**name, 100 * number),
+            );
         }
         for (number, name) in (0..).zip(&names) {
             assert_eq!(shares.of(Budget::from(&**name)).of(10_000), 1_000 * number);
