@@ -411,7 +411,7 @@ async fn settled_by_budget(make: Make<'_>) {
     // More input than estimated leaves a debt, less output and fewer images are refunded.
     limiter.settle(estimate, Cost::input_output_tokens(150, 20).with("images", 1));
     assert_eq!(left(&limiter), [Some(9), Some(0), Some(30), Some(3)]);
-    let waits = [("input_tokens", 60), ("output_tokens", 0), ("images", 0)];
+    let waits = [("input_tokens", 51), ("output_tokens", 0), ("images", 0)];
     for (budget, wait) in waits {
         assert_eq!(
             limiter.wait_for(Cost::none().with(budget, 1)),
