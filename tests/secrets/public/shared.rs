@@ -36,6 +36,6 @@ pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     };
     shown.display(&error);
     shown.debug(&limiter);
-    shown.debug(&limiter.store_status());
+    shown.debug(&limiter.store_status().unwrap());
     shown.debug(&limiter);
 }
