@@ -298,7 +298,7 @@ impl SharedLimiter {
     }
 
     pub(in crate::rate) fn wait(&self, cost: &Cost, ahead: &Demand) -> Duration {
-        self.with_coordinator(|coordinator| coordinator.wait(*cost, *ahead, Instant::now()))
+        self.with_coordinator(|coordinator| coordinator.wait(*cost, ahead.clone(), Instant::now()))
     }
 
     pub(in crate::rate) fn bursts(&self) -> Arc<Bursts> {

@@ -3,7 +3,7 @@
 
 use crate::{
     error::AcquireError,
-    rate::cost::{Cost, Demand},
+    rate::{cost::Cost, demand::Demand},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -210,8 +210,8 @@ impl Waiters {
     }
 
     /// Returns the sum of the costs of the reservations that waiters hold and have not used yet.
-    pub(super) const fn unused(&self) -> Demand {
-        self.unused
+    pub(super) fn unused(&self) -> Demand {
+        self.unused.clone()
     }
 
     /// Returns the wakers of all waiters, in the queue or not.

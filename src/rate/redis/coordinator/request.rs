@@ -2,7 +2,8 @@
 
 use super::{Coordinator, MAX_COSTS, PauseReport};
 use crate::rate::{
-    cost::{Cost, Demand},
+    cost::Cost,
+    demand::Demand,
     redis::{
         amounts::Amounts,
         loss::OnStoreLoss,
