@@ -201,7 +201,7 @@ async fn a_reader_of_one_response_keeps_its_state_from_event_to_event_and_from_n
     let layer = UsageLayer::with_each(|| {
         let mut sum = 0;
         move |event: &[u8]| {
-            sum += std::str::from_utf8(event).ok()?.parse::<u64>().ok()?;
+            sum += std::str::from_utf8(event).ok()?.trim().parse::<u64>().ok()?;
             Some(sum)
         }
     });
