@@ -179,13 +179,13 @@ impl TokenCounts {
             // Some providers count the reasoning in the total only.
             output = Some(tokens.max(total.saturating_sub(input)));
         }
-        let mut usage = TokenUsage::default();
-        usage.cached_input = self.cached.max(self.uncounted_cached);
-        usage.reasoning = self.reasoning.max(self.further_reasoning);
-        usage.total = total.or_else(|| sum(input, output)).or(self.total);
-        usage.input = input;
-        usage.output = output;
-        usage
+        TokenUsage {
+            cached_input: self.cached.max(self.uncounted_cached),
+            reasoning: self.reasoning.max(self.further_reasoning),
+            total: total.or_else(|| sum(input, output)).or(self.total),
+            input,
+            output,
+        }
     }
 
     /// Returns where the number of the field is kept. `None` if its value is not a number that is kept.
