@@ -62,7 +62,14 @@ fn types_of_the_feature_http_are_clone_send_and_sync() {
     all::<(CollectLayer, Collect<()>, UsageLayer, Usage<()>)>();
     all::<(CheckLayer, Check<()>)>();
     all::<(FeedbackLayer, Feedback<()>, RateLimitInfo, Provider)>();
-    all::<(RetryPolicy, CharacterEstimate, AverageEstimate, ByUsage, ApiTokensUsed)>();
+    all::<(
+        RetryPolicy,
+        CharacterEstimate,
+        AverageEstimate,
+        QuantileEstimate,
+        ByUsage,
+        ApiTokensUsed,
+    )>();
     all::<(ByClone, ByWholeBody)>();
     all::<Reqwest>();
     send::<(stream::ResponseFuture<Body>, client::ResponseFuture, Delay)>();

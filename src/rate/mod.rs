@@ -90,7 +90,7 @@ mod plan;
 pub mod redis;
 mod used_share;
 
-pub use crate::tokens::{ApiTokens, ApiTokensUsed};
+pub use crate::tokens::{ApiTokens, ApiTokensUsed, TokenUsage};
 pub use amount::Amount;
 pub use available::Available;
 pub use budget::{Budget, BudgetName};
