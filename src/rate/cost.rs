@@ -299,6 +299,21 @@ impl From<Cost> for PerBudget<u64> {
 // === impl Demand ===
 
 impl Demand {
+    /// Returns the mean cost of `calls` calls whose costs are summed here, rounded up.
+    pub(crate) fn mean(&self, calls: usize) -> Cost {
+        let mean = |sum: u128| u64::try_from(sum.div_ceil(calls.max(1) as u128)).unwrap_or(u64::MAX);
+        Cost {
+            requests: mean(self.requests),
+            tokens: mean(self.tokens),
+            input_tokens: mean(self.input_tokens),
+            output_tokens: mean(self.output_tokens),
+            named: Named {
+                names: self.named.names,
+                values: self.named.values.map(mean),
+            },
+        }
+    }
+
     /// Changes the sum of each budget by the amount in `cost`.
     #[inline]
     fn change(&mut self, cost: &Cost, change: impl Fn(&mut u128, u128)) {
