@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_outbound::{
     ConcurrencyLimitLayer, Cost, Limits, Rate, RateLimitLayer, RateLimiter,
+    error::AcquireError,
     rate::{Binding, Budget},
 };
 
@@ -136,7 +137,9 @@ fn a_plan_tells_which_limit_a_call_waits_for_last() {
 fn a_cost_above_a_burst_is_refused_and_leaves_the_plan_as_it_is() {
     let limits = Limits::new().tokens(Rate::per_second(100).burst(1_000).initial(0));
     let mut plan = limits.plan().unwrap();
-    let error = plan.admit(Cost::tokens(1_001)).unwrap_err();
+    let AcquireError::CostExceedsBurst(error) = plan.admit(Cost::tokens(1_001)).unwrap_err() else {
+        panic!("the cost exceeds the burst");
+    };
     assert_eq!((error.cost(), error.burst()), (1_001, 1_000));
     assert_eq!(plan.admit(Cost::tokens(50)).unwrap(), Duration::from_millis(500));
     assert!(Limits::new().requests(Rate::per_second(0)).plan().is_err());

@@ -23,7 +23,7 @@ fn tokens(rate: Rate) -> RateLimiter {
     RateLimiter::new(Limits::new().tokens(rate)).unwrap()
 }
 
-const fn cost(requests: u64) -> Cost {
+fn cost(requests: u64) -> Cost {
     Cost::request().with("requests", requests)
 }
 

@@ -10,7 +10,10 @@ use std::{
 use support::{ms, pass, settle};
 use tokio::time::{Instant, advance, sleep};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
-use tower_outbound::{Cost, Limits, Rate, RateLimiter, error::AcquireError};
+use tower_outbound::{
+    Cost, Limits, Rate, RateLimiter,
+    error::{AcquireError, CostExceedsBurst},
+};
 
 const ONE: Cost = Cost::request();
 
@@ -20,6 +23,14 @@ fn requests(rate: Rate) -> RateLimiter {
 
 fn tokens(rate: Rate) -> RateLimiter {
     RateLimiter::new(Limits::new().tokens(rate)).unwrap()
+}
+
+/// Returns the error of a cost that exceeds a burst.
+fn exceeded(error: &AcquireError) -> CostExceedsBurst {
+    match error {
+        AcquireError::CostExceedsBurst(error) => *error,
+        other => panic!("{other}"),
+    }
 }
 
 /// Runs `callers` loops that each call `acquire` again as soon as a call is admitted, for the time `run`. Returns for
@@ -337,7 +348,9 @@ async fn a_cost_above_the_burst_is_rejected_at_once_and_takes_nothing() {
     let mut waiting = task::spawn(limiter.acquire(Cost::tokens(50)));
     assert_pending!(waiting.poll());
     // A cost above the burst is also rejected at once while another call waits for its tokens.
-    let error = assert_ready_err!(task::spawn(limiter.acquire(Cost::tokens(51))).poll());
+    let error = exceeded(&assert_ready_err!(
+        task::spawn(limiter.acquire(Cost::tokens(51))).poll()
+    ));
     assert_eq!((error.budget(), error.cost(), error.burst()), ("tokens", 51, 50));
     assert_eq!(
         error.to_string(),
@@ -428,7 +441,7 @@ async fn new_limits_reject_at_once_waiters_that_exceed_them() {
         .unwrap();
     for waiter in [&mut heavy, &mut behind] {
         assert!(waiter.is_woken());
-        assert_eq!(assert_ready_err!(waiter.poll()).burst(), 50);
+        assert_eq!(exceeded(&assert_ready_err!(waiter.poll())).burst(), 50);
     }
 }
 

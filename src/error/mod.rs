@@ -10,6 +10,7 @@ mod config;
 mod rate;
 #[cfg(feature = "http")]
 mod response;
+mod store;
 #[cfg(feature = "http")]
 pub(crate) mod transport;
 
@@ -21,12 +22,14 @@ pub(crate) use bad_response::Reported;
 pub use bad_response::{BadResponse, BadResponseReason};
 pub use call::{Cancelled, Closed, DeadlineExceeded, Deadlock, Refused};
 pub use config::InvalidConfig;
-pub use rate::{AcquireError, CostExceedsBurst, StoreUnavailable};
+pub(crate) use rate::Rejected;
+pub use rate::{AcquireError, CostExceedsBurst, Exhausted, StoreUnavailable};
 #[cfg(feature = "http")]
 pub(crate) use response::DelayBound;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use response::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
+pub use store::{StoreProblem, TlsProblem};
 
 use crate::redact;
 use std::{error::Error as StdError, fmt, iter::successors, time::Duration};
@@ -121,6 +124,12 @@ impl Error {
     #[must_use]
     pub fn is_cost_exceeds_burst(&self) -> bool {
         self.find::<CostExceedsBurst>().is_some()
+    }
+
+    /// Whether the call was refused because a rate that [refuses](crate::Rate::refuse) calls did not hold its cost.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.find::<Exhausted>().is_some()
     }
 
     /// Whether the call failed because the Redis store of the shared rate limits was unavailable for as long as a call

@@ -1,7 +1,11 @@
 //! Errors of rate limits.
 
-use super::BoxError;
-use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
+use super::{BoxError, StoreProblem};
+use std::{
+    error::Error as StdError,
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 /// The call costs more than the bucket of a rate can ever hold, so it could never be admitted. Nothing was charged to
 /// any rate.
@@ -12,11 +16,22 @@ pub struct CostExceedsBurst {
     burst: u64,
 }
 
+/// A rate that [refuses](crate::Rate::refuse) calls instead of letting them wait does not hold the cost of the call.
+/// Nothing was charged to any rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exhausted {
+    budget: &'static str,
+    cost: u64,
+    left: u64,
+    retry_after: Duration,
+    resets_at: SystemTime,
+}
+
 /// The Redis store of the shared rate limits was unavailable for as long as a call may wait for it. Nothing was charged
 /// to any rate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreUnavailable {
-    problem: Cow<'static, str>,
+    problem: StoreProblem,
     waited: Duration,
 }
 
@@ -26,6 +41,8 @@ pub struct StoreUnavailable {
 pub enum AcquireError {
     /// The call costs more than the bucket of a rate can ever hold.
     CostExceedsBurst(CostExceedsBurst),
+    /// A rate that refuses calls does not hold the cost of the call.
+    Exhausted(Exhausted),
     /// The rate limits are shared, and their Redis store was unavailable.
     StoreUnavailable(StoreUnavailable),
     /// The cost is not available now. It is available after this time, if no call that comes later takes it before. The
@@ -36,6 +53,13 @@ pub enum AcquireError {
     /// Only the Redis store of the shared rate limits knows whether the cost is available, and to ask it takes a round
     /// trip. Only the methods return it that do not wait.
     NeedsStore,
+}
+
+/// Why the buckets of a rate limiter do not admit a call, and do not let it wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rejected {
+    CostExceedsBurst(CostExceedsBurst),
+    Exhausted(Exhausted),
 }
 
 // === impl CostExceedsBurst ===
@@ -77,12 +101,99 @@ impl fmt::Display for CostExceedsBurst {
 
 impl StdError for CostExceedsBurst {}
 
+// === impl Exhausted ===
+
+impl Exhausted {
+    pub(crate) const fn new(
+        budget: &'static str,
+        cost: u64,
+        left: u64,
+        retry_after: Duration,
+        resets_at: SystemTime,
+    ) -> Self {
+        Self {
+            budget,
+            cost,
+            left,
+            retry_after,
+            resets_at,
+        }
+    }
+
+    /// Returns the name of the budget that is exhausted, such as `micro_usd`.
+    #[must_use]
+    pub const fn budget(&self) -> &'static str {
+        self.budget
+    }
+
+    /// Returns what the call costs of the [`budget`](Self::budget).
+    #[must_use]
+    pub const fn cost(&self) -> u64 {
+        self.cost
+    }
+
+    /// Returns what is left of the [`budget`](Self::budget).
+    #[must_use]
+    pub const fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// Returns how long after the refusal the cost of the call is available if nothing else is charged before. Never
+    /// zero.
+    #[must_use]
+    pub const fn retry_after(&self) -> Duration {
+        self.retry_after
+    }
+
+    /// Returns when, by the wall clock, the cost of the call is available if nothing else is charged before: for a rate
+    /// by the calendar, the start of the next day or month.
+    #[must_use]
+    pub const fn resets_at(&self) -> SystemTime {
+        self.resets_at
+    }
+}
+
+impl fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            budget,
+            cost,
+            left,
+            retry_after,
+            ..
+        } = self;
+        write!(
+            f,
+            "the call costs {cost} {budget}, of which {left} are left: retry in {retry_after:?}"
+        )
+    }
+}
+
+impl StdError for Exhausted {}
+
+// === impl Rejected ===
+
+impl From<Rejected> for AcquireError {
+    fn from(rejected: Rejected) -> Self {
+        match rejected {
+            Rejected::CostExceedsBurst(error) => Self::CostExceedsBurst(error),
+            Rejected::Exhausted(error) => Self::Exhausted(error),
+        }
+    }
+}
+
 // === impl StoreUnavailable ===
 
 impl StoreUnavailable {
     #[cfg(feature = "redis")]
-    pub(crate) const fn new(problem: Cow<'static, str>, waited: Duration) -> Self {
+    pub(crate) const fn new(problem: StoreProblem, waited: Duration) -> Self {
         Self { problem, waited }
+    }
+
+    /// Returns why the last request to the store failed.
+    #[must_use]
+    pub const fn problem(&self) -> StoreProblem {
+        self.problem
     }
 
     /// Returns how long the call waited for the Redis store.
@@ -106,6 +217,12 @@ impl StdError for StoreUnavailable {}
 
 // === impl AcquireError ===
 
+impl From<Exhausted> for AcquireError {
+    fn from(error: Exhausted) -> Self {
+        Self::Exhausted(error)
+    }
+}
+
 impl From<CostExceedsBurst> for AcquireError {
     fn from(error: CostExceedsBurst) -> Self {
         Self::CostExceedsBurst(error)
@@ -117,6 +234,7 @@ impl AcquireError {
     pub(crate) fn into_reason(self) -> BoxError {
         match self {
             Self::CostExceedsBurst(error) => error.into(),
+            Self::Exhausted(error) => error.into(),
             Self::StoreUnavailable(error) => error.into(),
             // A call that waits fails for none of the other reasons.
             error => error.into(),
@@ -129,6 +247,7 @@ impl AcquireError {
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::NotYet(wait) => Some(*wait),
+            Self::Exhausted(error) => Some(error.retry_after()),
             Self::CostExceedsBurst(_) | Self::StoreUnavailable(_) | Self::NeedsStore => None,
         }
     }
@@ -138,6 +257,7 @@ impl fmt::Display for AcquireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CostExceedsBurst(error) => error.fmt(f),
+            Self::Exhausted(error) => error.fmt(f),
             Self::StoreUnavailable(error) => error.fmt(f),
             Self::NotYet(wait) => write!(f, "the rate limit is reached: retry in {wait:?}"),
             Self::NeedsStore => f.write_str(

@@ -11,7 +11,9 @@ use crate::error::BadResponse;
 #[cfg(feature = "http")]
 use crate::error::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
 use crate::{
-    error::{BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Panicked, StoreUnavailable, causes},
+    error::{
+        BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Exhausted, Panicked, StoreUnavailable, causes,
+    },
     redact::{self, UnredactedHeaders},
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
@@ -301,6 +303,7 @@ fn kind_of_own(error: &BoxError) -> Option<&'static str> {
         (error.is::<Cancelled>(), "Cancelled"),
         (error.is::<Panicked>(), "Panicked"),
         (error.is::<CostExceedsBurst>(), "CostExceedsBurst"),
+        (error.is::<Exhausted>(), "Exhausted"),
         (error.is::<DeadlineExceeded>(), "DeadlineExceeded"),
         (error.is::<StoreUnavailable>(), "StoreUnavailable"),
         #[cfg(feature = "http")]

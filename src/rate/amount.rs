@@ -75,7 +75,6 @@ impl fmt::Display for Amount {
     }
 }
 
-#[cfg(feature = "http")]
 impl Amount {
     /// Returns this amount multiplied by `factor` and rounded down: to an integer if the product is 100 or more, to a
     /// millionth if it is less.

@@ -26,7 +26,10 @@
 //! that are not settled yet (8 in the example above), and `withheld`, the part of `estimated` that would have
 //! overflowed by now if all these estimates had a true cost of 0 (5 in the example). A refund is reduced by `withheld`.
 
-use super::used_share::UsedShare;
+use super::{
+    calendar::{Calendar, OpenWindow},
+    used_share::UsedShare,
+};
 
 /// The settings of one bucket: its rate, capacity and initial fill, in units (integer fractions of a request or token).
 /// See the [module docs](self).
@@ -43,6 +46,18 @@ pub(super) struct BucketSpec {
     pub(super) initial: i128,
     /// The largest debt, in units. What would go deeper is cut off: see [`Rate::max_debt`](super::Rate::max_debt).
     pub(super) max_debt: i128,
+    pub(super) kind: BucketKind,
+}
+
+/// How a bucket differs from one that fills continuously, makes calls wait, and credits a call that was woken late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct BucketKind {
+    /// Present if the bucket is filled at once when a window of the calendar begins, and does not gain otherwise.
+    pub(super) calendar: Option<Calendar>,
+    /// Whether a call whose cost the bucket does not hold is refused, and does not wait.
+    pub(super) refuses: bool,
+    /// Whether a call is never admitted as of an earlier time: see [`Rate::strict`](super::Rate::strict).
+    pub(super) is_strict: bool,
 }
 
 /// A bucket of requests or tokens. Its balance is negative while the bucket is in debt.
@@ -70,6 +85,10 @@ pub(super) struct Bucket {
     /// The version of the limits that added this bucket's rate. Estimates charged under earlier versions were not
     /// charged to this bucket, so it does not refund them.
     limits_version: u64,
+    refuses: bool,
+    is_strict: bool,
+    /// The window of the calendar that the bucket is in. The bucket has no `fill` then.
+    window: Option<Box<OpenWindow>>,
 }
 
 /// The largest number of units in a capacity, in a debt, and in one request or token. An `i128` can represent the sum
@@ -88,6 +107,16 @@ impl BucketSpec {
 }
 
 impl Bucket {
+    /// Creates a bucket that begins at the time `began`, in nanoseconds since 1970, which only windows of the calendar
+    /// depend on.
+    pub(super) fn new_at(spec: BucketSpec, began: u64) -> Self {
+        let window = spec.kind.calendar.map(|calendar| OpenWindow::new(calendar, began));
+        Self {
+            window: window.map(Box::new),
+            ..Self::new(spec)
+        }
+    }
+
     pub(super) fn new(spec: BucketSpec) -> Self {
         Self {
             fill: spec.fill,
@@ -100,6 +129,9 @@ impl Bucket {
             withheld: 0,
             lost: 0,
             limits_version: 0,
+            refuses: spec.kind.refuses,
+            is_strict: spec.kind.is_strict,
+            window: None,
         }
     }
 
@@ -126,9 +158,23 @@ impl Bucket {
         amount == 0 || (amount <= self.burst && self.units_of(amount) <= self.balance)
     }
 
+    /// Whether a call whose cost the bucket does not hold is refused.
+    #[inline]
+    pub(super) const fn refuses(&self) -> bool {
+        self.refuses
+    }
+
+    /// Returns the number of ticks until the window ends that the bucket is in. `None` if it fills continuously.
+    pub(super) fn until_window_ends(&self) -> Option<u64> {
+        self.window.as_ref().map(|window| window.left())
+    }
+
     /// Adds what the rate yields in `elapsed` ticks, up to the capacity.
     #[inline]
     pub(super) fn advance(&mut self, elapsed: u64) {
+        if self.fill == 0 {
+            return self.advance_window(elapsed);
+        }
         let gained = u128::from(elapsed) * u128::from(self.fill);
         // How much the bucket can still gain: at most 2^127, which only a `u128` can represent. The balance never exceeds
         // the capacity.
@@ -140,6 +186,40 @@ impl Bucket {
             self.lost = self.lost.wrapping_add((gained - room) as i128);
         }
         self.update_withheld();
+    }
+
+    /// Fills the bucket if a window begins within `elapsed` ticks.
+    #[cold]
+    fn advance_window(&mut self, elapsed: u64) {
+        let is_new = self.window.as_mut().is_some_and(|window| window.advance(elapsed));
+        if is_new {
+            // What a provider held in the window before says nothing about this one, so the level rises beyond all that
+            // it could be compared with.
+            self.lost = self.lost.wrapping_add(self.capacity);
+            self.balance = self.capacity;
+            self.update_withheld();
+        }
+    }
+
+    /// Loses what would overflow within `ticks` before the next charge. For a call that is admitted as of a time that is
+    /// `ticks` ago, because of another bucket: this one has overflowed meanwhile, at the provider, too. The balance may
+    /// become lower than the cost that is charged next, until the bucket is filled up to the present.
+    ///
+    /// A bucket with a burst so small that it cannot hold what the rate adds in `catch_up` ticks, the longest time that
+    /// is caught up, loses nothing: otherwise two such buckets could not reach their rates together. Neither does one that
+    /// made the call wait (`is_binding`). Those of [strict](super::Rate::strict) rates always do.
+    pub(super) fn overflow(&mut self, ticks: u64, is_binding: bool, catch_up: u64) {
+        let gain = |ticks: u64| (u128::from(ticks) * u128::from(self.fill)).min(MAX_UNITS) as i128;
+        if !self.is_strict && (is_binding || self.capacity < gain(catch_up)) {
+            return;
+        }
+        let spilled = self.balance.saturating_add(gain(ticks)).saturating_sub(self.capacity);
+        if spilled > 0 {
+            self.balance -= spilled;
+            self.lost = self.lost.wrapping_add(spilled);
+            // The bucket is full now, so nothing of the estimates that are not settled yet could be refunded.
+            self.withheld = self.withheld.max(self.estimated);
+        }
     }
 
     /// Returns the number of ticks until `amount` can be taken if nothing else is taken before; 0 for an amount of 0,
@@ -176,6 +256,9 @@ impl Bucket {
             return 0;
         }
         let missing = needed.saturating_sub(balance) as u128;
+        if self.fill == 0 {
+            return self.window_with(missing);
+        }
         // Division is much faster with 64 bits, which most numbers have. At most rates a tick adds one unit, so that it is
         // not needed at all.
         match u64::try_from(missing) {
@@ -183,6 +266,17 @@ impl Bucket {
             Ok(missing) => missing.div_ceil(self.fill),
             Err(_) => u64::try_from(missing.div_ceil(u128::from(self.fill))).unwrap_or(u64::MAX),
         }
+    }
+
+    /// Returns the number of ticks until a window begins in which so many more units are there, if each window before it
+    /// is used up.
+    #[cold]
+    fn window_with(&self, missing: u128) -> u64 {
+        let windows = (missing - 1) / self.capacity.max(1) as u128;
+        let windows = u64::try_from(windows).unwrap_or(u64::MAX);
+        self.window
+            .as_ref()
+            .map_or(u64::MAX, |window| window.left_after(windows))
     }
 
     /// Returns the number of ticks until `amount` can probably be taken: the unsettled estimates are expected to be
@@ -438,6 +532,7 @@ mod tests {
             capacity: burst * 7,
             initial: burst * 7,
             max_debt: 1 << 126,
+            kind: BucketKind::default(),
         })
     }
 
@@ -450,6 +545,7 @@ mod tests {
             capacity,
             initial: capacity,
             max_debt: 1 << 126,
+            kind: BucketKind::default(),
         })
     }
 

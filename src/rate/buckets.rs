@@ -8,6 +8,7 @@ use super::{
     bucket::Bucket,
     budget::Budget,
     bursts::Bursts,
+    calendar,
     cost::{Cost, Demand, PerBudget},
     limits::Limits,
     pause::{Pause, PauseChange, PauseSource, Pauses},
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::{
     clock::{LazyNow, nanos_between},
-    error::{CostExceedsBurst, InvalidConfig},
+    error::{CostExceedsBurst, Exhausted, InvalidConfig, Rejected},
     wait_queue::{Availability, Resource},
 };
 use std::{
@@ -23,7 +24,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
 
@@ -45,9 +46,15 @@ pub(super) struct Buckets {
     limits: Limits,
     /// One bucket for each rate of `limits`, in the same order.
     buckets: Vec<(Budget, Bucket)>,
+    /// Whether one of the rates refuses calls.
+    has_caps: bool,
+    /// Whether one of the rates counts by the calendar.
+    has_windows: bool,
     /// The number of times that the limits have been replaced.
     limits_version: u64,
     epoch: Instant,
+    /// The wall clock at `epoch`, in nanoseconds since 1970.
+    wall_epoch: u64,
     /// The time up to which the buckets are filled. It is behind the present while calls wait, because a waiter may be
     /// admitted as of a time in the past.
     filled_to: u64,
@@ -84,6 +91,8 @@ struct Admitted {
     at: u64,
     /// How much earlier the call's cost was available than the call was admitted: at most 5 ms, in nanoseconds.
     lateness: u64,
+    /// The position of the bucket that made the call wait.
+    binding: usize,
 }
 
 /// What one waiting call is to be charged.
@@ -118,9 +127,14 @@ impl ChargeRequest {
 // === impl Buckets ===
 
 impl Buckets {
-    pub(super) fn new(limits: Limits) -> Result<Self, InvalidConfig> {
-        let buckets = limits.buckets()?;
+    /// `wall_clock` is the current time, which rates by the calendar depend on.
+    pub(super) fn new(limits: Limits, wall_clock: SystemTime) -> Result<Self, InvalidConfig> {
+        let wall_epoch = calendar::nanos(wall_clock);
+        let buckets = limits.buckets(wall_epoch)?;
         Ok(Self {
+            has_caps: buckets.iter().any(|(_, bucket)| bucket.refuses()),
+            has_windows: buckets.iter().any(|(_, bucket)| bucket.until_window_ends().is_some()),
+            wall_epoch,
             bursts: Arc::new(Bursts::of(&buckets)),
             limits,
             buckets,
@@ -169,6 +183,7 @@ impl Buckets {
             return now.nanos_since(self.epoch);
         }
         self.pauses = self.pauses.map(|until| until.saturating_sub(self.filled_to));
+        self.wall_epoch = self.wall_epoch.saturating_add(self.filled_to);
         self.filled_to = 0;
         self.last_admission = Admitted::default();
         #[cfg(feature = "http")]
@@ -198,7 +213,7 @@ impl Buckets {
     #[inline]
     fn advance_idle(&mut self, now: &mut LazyNow) -> u64 {
         let now = self.time(now);
-        let Admitted { at, lateness } = self.last_admission;
+        let Admitted { at, lateness, .. } = self.last_admission;
         let behind = if lateness > 0 && now.saturating_sub(at) <= MAX_CATCH_UP_NANOS {
             lateness.min(MAX_CATCH_UP_NANOS)
         } else {
@@ -215,6 +230,52 @@ impl Buckets {
         self.buckets.iter().all(|(budget, bucket)| bucket.has(cost.of(*budget)))
     }
 
+    /// Prepares the buckets for a charge as of `filled_to`, when it is `now`: those that did not make the call wait lose
+    /// what has overflowed since. `binding` is the position of the one that did.
+    #[cold]
+    fn overflow(&mut self, now: u64, binding: Option<usize>) {
+        let late = now.saturating_sub(self.filled_to);
+        for (at, (_, bucket)) in self.buckets.iter_mut().enumerate() {
+            bucket.overflow(late, binding == Some(at), MAX_CATCH_UP_NANOS);
+        }
+    }
+
+    /// Returns the position of the bucket that holds `cost` last.
+    fn binding(&self, cost: &Cost) -> Option<usize> {
+        let mut binding = None;
+        let mut longest = 0;
+        for (at, (budget, bucket)) in self.buckets.iter().enumerate() {
+            let wait = bucket.time_until(cost.of(*budget));
+            if wait > longest && !bucket.refuses() {
+                (binding, longest) = (Some(at), wait);
+            }
+        }
+        binding
+    }
+
+    /// Returns why a rate that refuses calls does not admit one of this cost.
+    #[cold]
+    fn exhausted(&mut self, cost: &Cost, now: &mut LazyNow) -> Option<Exhausted> {
+        let time = self.time(now);
+        let behind = time.saturating_sub(self.filled_to);
+        self.buckets.iter().find_map(|(budget, bucket)| {
+            let amount = cost.of(*budget);
+            let wait = bucket.time_until(amount).saturating_sub(behind);
+            (bucket.refuses() && wait > 0).then(|| {
+                let mut bucket = bucket.clone();
+                bucket.advance(behind);
+                let resets = self.wall_epoch.saturating_add(time).saturating_add(wait);
+                Exhausted::new(
+                    budget.name(),
+                    amount,
+                    bucket.available(),
+                    Duration::from_nanos(wait),
+                    SystemTime::UNIX_EPOCH + Duration::from_nanos(resets),
+                )
+            })
+        })
+    }
+
     /// Takes the cost of `request` from every bucket. Every bucket must hold it.
     #[inline]
     fn charge(&mut self, request: &ChargeRequest) {
@@ -227,14 +288,23 @@ impl Buckets {
     /// Returns the time as of which a call of this cost is admitted if no call is before it: the time at which every
     /// bucket holds the cost and no pause is in force, or 5 ms ago if that is later.
     fn time_of_admission(&self, cost: &Cost, now: u64) -> u64 {
-        let earliest = self
+        let mut earliest = self
             .filled_to
             .max(now.saturating_sub(MAX_CATCH_UP_NANOS))
             .max(self.pauses.until());
-        if self.has(cost) {
-            return earliest;
+        if self.has_windows {
+            // A call is not admitted as of a time in a window that has ended.
+            for (_, bucket) in &self.buckets {
+                let began = bucket
+                    .until_window_ends()
+                    .map(|left| self.filled_to.saturating_add(left));
+                earliest = earliest.max(began.filter(|began| *began <= now).unwrap_or(0));
+            }
         }
-        earliest.max(self.filled_to.saturating_add(self.time_until(cost)))
+        match self.time_until(cost) {
+            0 => earliest,
+            wait => earliest.max(self.filled_to.saturating_add(wait)),
+        }
     }
 
     /// Returns how long a new call of this cost has to wait behind the waiters in the limiter's queue, if nothing is
@@ -243,7 +313,8 @@ impl Buckets {
         let wait = match self.queued() {
             None => self.time_until(cost),
             Some(queued) => {
-                let waits = self.buckets.iter().map(|(budget, bucket)| {
+                let waits = self.buckets.iter().filter(|(_, bucket)| !bucket.refuses());
+                let waits = waits.map(|(budget, bucket)| {
                     bucket.time_until_sum(queued.demand.of(*budget) + u128::from(cost.of(*budget)))
                 });
                 waits.fold(0, u64::max)
@@ -263,7 +334,10 @@ impl Buckets {
     fn time_until(&self, cost: &Cost) -> u64 {
         let mut longest = 0;
         for (budget, bucket) in &self.buckets {
-            longest = bucket.time_until(cost.of(*budget)).max(longest);
+            // A rate that refuses calls does not let them wait.
+            if !bucket.refuses() {
+                longest = bucket.time_until(cost.of(*budget)).max(longest);
+            }
         }
         longest
     }
@@ -274,7 +348,8 @@ impl Buckets {
     pub(super) fn expected_wait(&mut self, cost: &Cost, ahead: &Demand, now: &mut LazyNow) -> Duration {
         let shares = self.used_shares.as_deref().copied().unwrap_or_default();
         let waiters = self.queued();
-        let waits = self.buckets.iter().map(|(budget, bucket)| {
+        let waits = self.buckets.iter().filter(|(_, bucket)| !bucket.refuses());
+        let waits = waits.map(|(budget, bucket)| {
             let share = shares.of(*budget);
             let (ahead, queued) = (ahead.of(*budget), waiters.map_or(0, |queued| queued.demand.of(*budget)));
             let queued_estimates = waiters.map_or(0, |queued| queued.estimates.of(*budget));
@@ -317,8 +392,8 @@ impl Buckets {
 
     /// Replaces the limits. Each new rate takes over the bucket of the old rate that [`match_rates`] finds for it.
     pub(super) fn set_limits(&mut self, limits: Limits, now: &mut LazyNow) -> Result<(), InvalidConfig> {
-        let mut new = limits.buckets()?;
         let now = self.time(now);
+        let mut new = limits.buckets(self.wall_epoch.saturating_add(now))?;
         self.fill_to(now);
         self.limits_version += 1;
         new.iter_mut()
@@ -330,8 +405,11 @@ impl Buckets {
         }
         self.bursts
             .set(&new.iter().map(|(budget, bucket)| (*budget, bucket.burst())));
+        self.has_caps = new.iter().any(|(_, bucket)| bucket.refuses());
+        self.has_windows = new.iter().any(|(_, bucket)| bucket.until_window_ends().is_some());
         self.buckets = new;
         self.limits = limits;
+        self.last_admission = Admitted::default();
         // The levels were counted in the units of the old buckets.
         #[cfg(feature = "http")]
         self.histories.clear();
@@ -454,14 +532,33 @@ impl Buckets {
 
     /// Takes the cost of `request` if it has become available since the time up to which the buckets are filled.
     #[cold]
-    fn try_take_as_of_later(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, CostExceedsBurst> {
-        if let Some(rejection) = self.rejection(request) {
+    fn try_take_as_of_later(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, Rejected> {
+        if let Some(rejection) = self.rejection(request, now) {
             return Err(rejection);
         }
         let is_filled_to_now = self.filled_to >= self.time(now);
         Ok(!is_filled_to_now
             && self.availability(request, now) == Availability::Now
             && self.try_take(request, false, now))
+    }
+
+    /// Takes the cost of `request` while no call waits, shortly after a call was admitted as of an earlier time: see
+    /// [`advance_idle`](Self::advance_idle). `elapsed` is the time by which the buckets have to be filled.
+    #[cold]
+    fn try_take_behind(&mut self, request: &ChargeRequest, elapsed: u64, now: &mut LazyNow) -> Result<bool, Rejected> {
+        self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
+        let time = self.time(now);
+        if self.pauses.until() > self.filled_to || !self.has(&request.cost) {
+            return self.try_take_as_of_later(request, now);
+        }
+        if self.filled_to < time {
+            self.overflow(time, Some(self.last_admission.binding));
+        } else {
+            // The buckets are filled up to the present again.
+            self.last_admission = Admitted::default();
+        }
+        self.charge(request);
+        Ok(true)
     }
 
     /// Fills the buckets before a balance is changed by something other than an admission. Does nothing while calls
@@ -476,13 +573,17 @@ impl Buckets {
 
 impl Resource for Buckets {
     type Request = ChargeRequest;
-    type Rejection = CostExceedsBurst;
+    type Rejection = Rejected;
 
-    fn rejection(&self, request: &ChargeRequest) -> Option<CostExceedsBurst> {
-        self.buckets.iter().find_map(|(budget, bucket)| {
+    fn rejection(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Option<Rejected> {
+        let exceeded = self.buckets.iter().find_map(|(budget, bucket)| {
             let cost = request.cost.of(*budget);
             (cost > bucket.burst()).then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
-        })
+        });
+        match exceeded {
+            None if self.has_caps => self.exhausted(&request.cost, now).map(Rejected::Exhausted),
+            exceeded => exceeded.map(Rejected::CostExceedsBurst),
+        }
     }
 
     fn availability(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Availability {
@@ -498,15 +599,23 @@ impl Resource for Buckets {
     fn try_take(&mut self, request: &ChargeRequest, waited: bool, now: &mut LazyNow) -> bool {
         // `admission_time` belongs to this request: the queue has just called `availability` with the request, and
         // `availability` has set `admission_time`.
-        self.fill_to(self.admission_time);
-        self.charge(request);
-        if waited {
-            let now = self.time(now);
-            self.last_admission = Admitted {
-                at: now,
-                lateness: now.saturating_sub(self.admission_time),
-            };
+        let now = self.time(now);
+        if self.admission_time < now {
+            let binding = self.binding(&request.cost);
+            self.fill_to(self.admission_time);
+            self.overflow(now, binding);
+            if let Some(binding) = binding.filter(|_| waited) {
+                let lateness = now - self.admission_time;
+                self.last_admission = Admitted {
+                    at: now,
+                    lateness,
+                    binding,
+                };
+            }
+        } else {
+            self.fill_to(self.admission_time);
         }
+        self.charge(request);
         true
     }
 
@@ -516,16 +625,12 @@ impl Resource for Buckets {
     }
 
     #[inline]
-    fn is_available_uncontended(
-        &mut self,
-        request: &ChargeRequest,
-        now: &mut LazyNow,
-    ) -> Result<bool, CostExceedsBurst> {
+    fn is_available_uncontended(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, Rejected> {
         // What the buckets hold already is available, whatever they have gained since. Mostly that is enough.
         if self.pauses.until() <= self.filled_to && self.has(&request.cost) {
             return Ok(true);
         }
-        if let Some(rejection) = self.rejection(request) {
+        if let Some(rejection) = self.rejection(request, now) {
             return Err(rejection);
         }
         self.on_idle(now);
@@ -533,9 +638,12 @@ impl Resource for Buckets {
     }
 
     #[inline]
-    fn try_take_uncontended(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, CostExceedsBurst> {
+    fn try_take_uncontended(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, Rejected> {
         // While no call waits, one pass over the buckets both fills and checks them, which is faster than two.
         let elapsed = self.advance_idle(now);
+        if self.last_admission.lateness > 0 {
+            return self.try_take_behind(request, elapsed, now);
+        }
         let mut is_available = self.pauses.until() <= self.filled_to;
         if let [(budget, bucket)] = &mut *self.buckets {
             // With one bucket, which most limiters have, it can also be charged in that pass.

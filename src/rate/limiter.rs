@@ -12,6 +12,8 @@ use super::{
     local::{LocalAdmission, LocalLimiter},
     pause::Pause,
 };
+#[cfg(feature = "redis")]
+use crate::error::StoreUnavailable;
 use crate::{
     coop,
     error::{AcquireError, CostExceedsBurst, InvalidConfig},
@@ -21,7 +23,7 @@ use std::{
     future::{Future, poll_fn},
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
 
@@ -118,8 +120,18 @@ impl RateLimiter {
     /// a period above 292 years, a burst below 1, an initial fill above the burst, numbers too large to be counted
     /// exactly, the name of a budget that is not valid, or more than four budgets that are not built in.
     pub fn new(limits: Limits) -> Result<Self, InvalidConfig> {
+        Self::at(limits, SystemTime::now())
+    }
+
+    /// Does what [`new`](Self::new) does, when the wall clock shows `now`. Only rates by the calendar, such as
+    /// [`Rate::utc_day`](super::Rate::utc_day), depend on it. For tests, and where the system's clock is wrong.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error in the same cases as [`new`](Self::new).
+    pub fn at(limits: Limits, now: SystemTime) -> Result<Self, InvalidConfig> {
         Ok(Self {
-            kind: Kind::Local(LocalLimiter::new(limits)?),
+            kind: Kind::Local(LocalLimiter::new(limits, now)?),
         })
     }
 
@@ -136,6 +148,8 @@ impl RateLimiter {
     ///
     /// - [`AcquireError::CostExceedsBurst`], at once, if a bucket can never hold as much as the cost. A call that waits
     ///   already gets this error when [`set_limits`](Self::set_limits) lowers a burst below its cost.
+    /// - [`AcquireError::Exhausted`], at once or when the call's turn has come, if a rate that
+    ///   [refuses](super::Rate::refuse) calls does not hold the cost.
     /// - [`AcquireError::StoreUnavailable`] if several processes share the limits, their store is lost, and the limiter
     ///   admits no call without it.
     ///
@@ -447,6 +461,31 @@ impl RateLimiter {
         match &self.kind {
             Kind::Local(_) => None,
             Kind::Shared(shared) => Some(shared.store_status()),
+        }
+    }
+
+    /// Connects to the server that holds the buckets, and runs the script of the shared limits there once, without
+    /// reserving anything. Use it when a program starts: a limiter connects with its first call otherwise, and a URL or a
+    /// password that can never work looks like a server that is away. Does nothing if the buckets are in this process.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreUnavailable`] with the [problem](StoreUnavailable::problem), as soon as there is one, and after 15 s at the
+    /// latest.
+    ///
+    /// # Panics
+    ///
+    /// If the limits are shared, panics outside a Tokio runtime with its timer and its I/O enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the check. Nothing has to be undone.
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    pub async fn check_store(&self) -> Result<(), StoreUnavailable> {
+        match &self.kind {
+            Kind::Local(_) => Ok(()),
+            Kind::Shared(shared) => shared.check_store().await,
         }
     }
 

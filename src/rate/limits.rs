@@ -2,8 +2,9 @@
 
 use super::{
     amount::{Amount, gcd},
-    bucket::{Bucket, BucketSpec, MAX_UNITS},
+    bucket::{Bucket, BucketKind, BucketSpec, MAX_UNITS},
     budget::Budget,
+    calendar::Calendar,
     cost::MAX_NAMED,
 };
 use crate::error::InvalidConfig;
@@ -37,6 +38,10 @@ pub struct Rate {
     pub(super) burst: Option<Amount>,
     pub(super) initial: Option<Amount>,
     pub(super) max_debt: Option<Amount>,
+    headroom: f64,
+    pub(super) kind: BucketKind,
+    /// How long after midnight UTC the windows of the calendar begin.
+    window_start: Duration,
 }
 
 /// The limits of a rate limiter: any number of rates for each [`Budget`], all of which hold at the same time.
@@ -70,6 +75,9 @@ impl Rate {
             burst: None,
             initial: None,
             max_debt: None,
+            headroom: 0.0,
+            kind: BucketKind::default(),
+            window_start: Duration::ZERO,
         }
     }
 
@@ -95,6 +103,100 @@ impl Rate {
     #[must_use]
     pub fn per_day(amount: impl Into<Amount>) -> Self {
         Self::new(amount, Duration::from_secs(24 * 60 * 60))
+    }
+
+    /// Creates a rate of `amount` per calendar day, which begins at midnight UTC: the whole amount is there when the day
+    /// begins, and nothing is added before the next one. For providers that count in this way, and for caps of the
+    /// user's own: see [`refuse`](Self::refuse). See [`starting_at`](Self::starting_at) for days that begin at another
+    /// time.
+    ///
+    /// The wall clock is read when the limiter is built or its limits are set, and is carried on by Tokio's clock: a
+    /// wall clock that is stepped later is not followed. What a call turns out to use more or less than it was charged
+    /// is counted in the window in which that is known. A debt ends with its window.
+    #[must_use]
+    pub fn utc_day(amount: impl Into<Amount>) -> Self {
+        Self::by_calendar(amount.into(), Calendar::DAY)
+    }
+
+    /// Creates a rate of `amount` per calendar month, in UTC: see [`utc_day`](Self::utc_day). Its [period](Self::period)
+    /// is 30 days.
+    #[must_use]
+    pub fn utc_month(amount: impl Into<Amount>) -> Self {
+        Self::by_calendar(amount.into(), Calendar::MONTH)
+    }
+
+    fn by_calendar(amount: Amount, calendar: Calendar) -> Self {
+        let mut rate = Self::new(amount, calendar.period());
+        rate.kind.calendar = Some(calendar);
+        rate
+    }
+
+    /// Lets the days or months of a rate by the calendar begin `time` after midnight UTC, which must be less than a day.
+    /// Default: at midnight. A day of US Pacific time, by which Gemini counts requests, begins 8 hours after midnight
+    /// UTC in winter, and 7 in summer.
+    #[must_use]
+    pub const fn starting_at(mut self, time: Duration) -> Self {
+        self.window_start = time;
+        self
+    }
+
+    /// Refuses a call whose cost the rate's bucket does not hold, with
+    /// [`AcquireError::Exhausted`](crate::error::AcquireError::Exhausted), instead of letting it wait. Nothing is taken
+    /// from any other bucket then. Default: calls wait.
+    ///
+    /// For hard caps, such as money per day. What is charged should be what a call is expected to cost; when a call turns
+    /// out to cost more, the cap is exceeded by that, so at most by what the calls in flight use above their estimates.
+    /// A call that waits for another rate is refused when its turn has come and the cap does not hold its cost any more.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_outbound::{Cost, Limits, Rate, RateLimiter, error::AcquireError};
+    ///
+    /// // At most 5 dollars a day, counted in millionths.
+    /// let limits = Limits::new()
+    ///     .requests(Rate::per_minute(500))
+    ///     .budget("micro_usd", Rate::utc_day(5_000_000).refuse());
+    /// let limiter = RateLimiter::new(limits)?;
+    ///
+    /// let estimate = limiter.acquire_estimate(Cost::request().with("micro_usd", 4_000_000)).await?;
+    /// let refused = limiter.acquire(Cost::request().with("micro_usd", 2_000_000)).await.unwrap_err();
+    /// assert!(matches!(refused, AcquireError::Exhausted(cap) if cap.budget() == "micro_usd"));
+    /// // The answer was shorter than expected.
+    /// estimate.settle(Cost::request().with("micro_usd", 1_000_000));
+    /// limiter.acquire(Cost::request().with("micro_usd", 2_000_000)).await?;
+    /// assert_eq!(limiter.available().of("micro_usd"), Some(2_000_000));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub const fn refuse(mut self) -> Self {
+        self.kind.refuses = true;
+        self
+    }
+
+    /// Admits no call as of an earlier time: the time by which a call was woken late is not [caught
+    /// up](crate::rate#catching-up) for this rate. Default: it is caught up.
+    ///
+    /// For a server that checks each gap between calls, or that counts strictly in windows: with a burst of 1, two calls
+    /// are then never closer to each other than the rate says, when they are admitted. The price is throughput: each wait
+    /// may be up to a millisecond longer than needed, so a strict rate with a small burst stays below about one burst in
+    /// a millisecond. The network may still change the gaps: see [`headroom`](Self::headroom).
+    #[must_use]
+    pub const fn strict(mut self) -> Self {
+        self.kind.is_strict = true;
+        self
+    }
+
+    /// Paces this share of the amount below the amount, from 0 to less than 1: with 0.05, a rate of 100 admits 95.
+    /// Default: 0. A burst that was not [set](Self::burst) is lowered, too.
+    ///
+    /// For a server whose clock runs differently, or to which calls arrive closer to each other than they were sent. A
+    /// rate in the middle of a period needs none of it.
+    #[must_use]
+    pub const fn headroom(mut self, share: f64) -> Self {
+        self.headroom = share;
+        self
     }
 
     /// Sets the capacity of the rate's bucket: the most that is admitted at one instant, in requests or tokens. It must
@@ -152,6 +254,11 @@ impl Rate {
         self.period
     }
 
+    /// Whether this rate counts in the same periods or windows as `other`.
+    fn has_period_of(&self, other: &Self) -> bool {
+        self.period == other.period && self.kind.calendar == other.kind.calendar
+    }
+
     /// Returns this rate with another amount per period. A burst or initial fill above the new amount is lowered to it,
     /// but not below 1.
     fn with_amount(self, amount: Amount) -> Self {
@@ -175,8 +282,14 @@ impl Rate {
     fn bucket_spec(&self, budget: Budget) -> Result<BucketSpec, InvalidConfig> {
         let name = budget.name();
         let field = |part| format!("{name}.{part}");
-        let (amount, scale) = self
-            .amount
+        if !(0.0..1.0).contains(&self.headroom) {
+            return Err(InvalidConfig::new(
+                field("headroom"),
+                format!("must be from 0 to less than 1, is {}", self.headroom),
+            ));
+        }
+        let paced = self.paced_amount();
+        let (amount, scale) = paced
             .fraction()
             .map_err(|problem| InvalidConfig::new(field("amount"), problem))?;
         if amount == 0 {
@@ -196,11 +309,15 @@ impl Rate {
                     format!("must be at most 292 years, is {:?}", self.period),
                 )
             })?;
-        let period = u128::from(nanos) * u128::from(scale);
-
-        let divisor = gcd(u128::from(amount), period);
-        let fill = amount / u64::try_from(divisor).unwrap_or(u64::MAX);
-        let unit = period / divisor;
+        let kind = self.checked_kind(&field)?;
+        let (fill, unit) = if kind.calendar.is_some() {
+            // A bucket that is filled when a window begins does not gain otherwise.
+            (0, u128::from(scale))
+        } else {
+            let period = u128::from(nanos) * u128::from(scale);
+            let divisor = gcd(u128::from(amount), period);
+            (amount / u64::try_from(divisor).unwrap_or(u64::MAX), period / divisor)
+        };
         let too_large = |part| {
             InvalidConfig::new(
                 field(part),
@@ -224,7 +341,7 @@ impl Rate {
         }
         let capacity = match &self.burst {
             Some(burst) => units("burst", burst)?,
-            None => units("amount", &self.amount)?.max(unit as i128),
+            None => units("amount", &paced)?.max(unit as i128),
         };
         if capacity < unit as i128 {
             return Err(InvalidConfig::new(
@@ -252,7 +369,39 @@ impl Rate {
             capacity,
             initial,
             max_debt,
+            kind,
         })
+    }
+
+    /// Returns the amount per period that is paced: the amount less its [headroom](Self::headroom).
+    pub(super) fn paced_amount(&self) -> Amount {
+        if self.headroom > 0.0 && self.amount.fraction().is_ok() {
+            self.amount.scaled(1.0 - self.headroom)
+        } else {
+            self.amount
+        }
+    }
+
+    /// Checks what differs from a bucket that fills continuously. `field` returns the name of a field in errors.
+    fn checked_kind(&self, field: impl Fn(&'static str) -> String) -> Result<BucketKind, InvalidConfig> {
+        let invalid = |part, problem| Err(InvalidConfig::new(field(part), problem));
+        match self.kind.calendar {
+            Some(_) if self.burst.is_some() => invalid(
+                "burst",
+                "must not be set for days and months of the calendar: it is their amount",
+            ),
+            Some(calendar) => match calendar.starting_at(self.window_start) {
+                Some(calendar) => Ok(BucketKind {
+                    calendar: Some(calendar),
+                    ..self.kind
+                }),
+                None => invalid("starting_at", "must be less than a day"),
+            },
+            None if !self.window_start.is_zero() => {
+                invalid("starting_at", "must be set only for days and months of the calendar")
+            }
+            None => Ok(self.kind),
+        }
     }
 }
 
@@ -341,7 +490,7 @@ impl Limits {
                 if found.is_none() {
                     *found = (0..old.rates.len()).find(|index| {
                         let (of, old) = &old.rates[*index];
-                        !is_taken[*index] && of == budget && (!same_period || old.period == rate.period)
+                        !is_taken[*index] && of == budget && (!same_period || old.has_period_of(rate))
                     });
                     if let Some(index) = *found {
                         is_taken[index] = true;
@@ -388,13 +537,16 @@ impl Limits {
 
     /// Checks the values of all rates.
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
-        self.buckets().map(drop)
+        self.bucket_specs().map(drop)
     }
 
     /// Creates a bucket for each rate of these limits, in the order in which the rates were added.
-    pub(super) fn buckets(&self) -> Result<Vec<(Budget, Bucket)>, InvalidConfig> {
+    /// `now` is the time in nanoseconds since 1970.
+    pub(super) fn buckets(&self, now: u64) -> Result<Vec<(Budget, Bucket)>, InvalidConfig> {
         let specs = self.bucket_specs()?.into_iter();
-        Ok(specs.map(|(budget, spec)| (budget, Bucket::new(spec))).collect())
+        Ok(specs
+            .map(|(budget, spec)| (budget, Bucket::new_at(spec, now)))
+            .collect())
     }
 
     /// Checks each rate and converts it to the integer units of its bucket, which counts time in nanoseconds.

@@ -13,14 +13,14 @@ use super::{
 };
 use crate::{
     clock::LazyNow,
-    error::{AcquireError, CostExceedsBurst, InvalidConfig},
+    error::{AcquireError, InvalidConfig, Rejected},
     wait_queue::{WaitQueue, Waiter},
 };
 use std::{
     fmt,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
 
@@ -52,9 +52,9 @@ pub(super) struct LocalAdmission {
 // === impl LocalLimiter ===
 
 impl LocalLimiter {
-    pub(super) fn new(limits: Limits) -> Result<Self, InvalidConfig> {
+    pub(super) fn new(limits: Limits, wall_clock: SystemTime) -> Result<Self, InvalidConfig> {
         Ok(Self {
-            queue: WaitQueue::new(Buckets::new(limits)?),
+            queue: WaitQueue::new(Buckets::new(limits, wall_clock)?),
         })
     }
 
@@ -242,20 +242,20 @@ impl Settle for LocalCharge {
 impl LocalAdmission {
     /// Ready when it is the turn of the call and its cost is available. Takes nothing. `now` is the current time.
     #[inline]
-    pub(super) fn poll_turn(&mut self, now: Instant, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
+    pub(super) fn poll_turn(&mut self, now: Instant, cx: &mut Context<'_>) -> Poll<Result<(), Rejected>> {
         self.waiter.poll_ready(&self.request, cx, Some(now))
     }
 
     /// Charges the cost if it is still the turn of the call and the cost is still available. Returns whether it was
     /// charged.
     #[inline]
-    pub(super) fn try_charge(&mut self, now: Instant) -> Result<bool, CostExceedsBurst> {
+    pub(super) fn try_charge(&mut self, now: Instant) -> Result<bool, Rejected> {
         self.waiter.try_acquire(&self.request, Some(now))
     }
 
     /// Ready when the cost has been charged.
     #[inline]
-    pub(super) fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CostExceedsBurst>> {
+    pub(super) fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejected>> {
         self.waiter.poll_acquire(&self.request, cx, None)
     }
 

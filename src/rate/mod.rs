@@ -72,6 +72,7 @@ mod bucket;
 mod buckets;
 mod budget;
 mod bursts;
+mod calendar;
 mod cost;
 mod estimate;
 mod layer;

@@ -1,8 +1,11 @@
 //! [`Plan`]: when a rate limiter would admit calls, computed without a clock.
 
-use super::{bucket::Bucket, budget::Budget, cost::Cost, limits::Limits};
-use crate::error::{CostExceedsBurst, InvalidConfig};
-use std::{collections::VecDeque, time::Duration};
+use super::{bucket::Bucket, budget::Budget, calendar, cost::Cost, limits::Limits};
+use crate::error::{AcquireError, CostExceedsBurst, Exhausted, InvalidConfig};
+use std::{
+    collections::VecDeque,
+    time::{Duration, SystemTime},
+};
 
 /// When a limiter with given [`Limits`] would admit calls that all wait from the start, in order.
 ///
@@ -78,7 +81,7 @@ impl Limits {
     ///
     /// [`InvalidConfig`] for limits that [`RateLimiter::new`](super::RateLimiter::new) rejects.
     pub fn plan(&self) -> Result<Plan, InvalidConfig> {
-        let buckets = self.rates().zip(self.buckets()?);
+        let buckets = self.rates().zip(self.buckets(calendar::nanos(SystemTime::now()))?);
         Ok(Plan {
             buckets: buckets
                 .map(|((_, rate), (budget, bucket))| (budget, rate.period(), bucket))
@@ -110,13 +113,14 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// [`CostExceedsBurst`] if a bucket can never hold as much as the cost. The plan is unchanged then, and further
-    /// calls can be admitted.
-    pub fn admit(&mut self, cost: Cost) -> Result<Duration, CostExceedsBurst> {
+    /// [`AcquireError::CostExceedsBurst`] if a bucket can never hold as much as the cost, and
+    /// [`AcquireError::Exhausted`] if a rate that [refuses](super::Rate::refuse) calls does not hold it when the other
+    /// rates do. The plan is unchanged then, and further calls can be admitted.
+    pub fn admit(&mut self, cost: Cost) -> Result<Duration, AcquireError> {
         for (budget, _, bucket) in &self.buckets {
             let cost = cost.of(*budget);
             if cost > bucket.burst() {
-                return Err(CostExceedsBurst::new(budget.name(), cost, bucket.burst()));
+                return Err(CostExceedsBurst::new(budget.name(), cost, bucket.burst()).into());
             }
         }
         let mut admission = self.now;
@@ -125,7 +129,7 @@ impl Plan {
             admission = free;
             self.binding = Some(Binding::Concurrency);
         }
-        for (budget, period, bucket) in &self.buckets {
+        for (budget, period, bucket) in self.buckets.iter().filter(|(_, _, bucket)| !bucket.refuses()) {
             let available = self.now.saturating_add(bucket.time_until(cost.of(*budget)));
             if available > admission {
                 admission = available;
@@ -136,6 +140,9 @@ impl Plan {
             }
         }
         let elapsed = admission - self.now;
+        if let Some(exhausted) = self.exhausted(&cost, elapsed) {
+            return Err(exhausted.into());
+        }
         for (budget, _, bucket) in &mut self.buckets {
             bucket.advance(elapsed);
             // A bucket does not hold the cost only if that would take more than 584 years. Then nothing is taken.
@@ -146,6 +153,18 @@ impl Plan {
             calls.ends.push_back(admission.saturating_add(calls.duration));
         }
         Ok(Duration::from_nanos(admission))
+    }
+
+    /// Returns why a rate that refuses calls does not admit one of this cost `elapsed` nanoseconds from now.
+    fn exhausted(&self, cost: &Cost, elapsed: u64) -> Option<Exhausted> {
+        let caps = self.buckets.iter().filter(|(_, _, bucket)| bucket.refuses());
+        caps.filter_map(|(budget, _, bucket)| {
+            let amount = cost.of(*budget);
+            let wait = Duration::from_nanos(bucket.time_until(amount).saturating_sub(elapsed));
+            let resets = SystemTime::now() + Duration::from_nanos(elapsed) + wait;
+            (!wait.is_zero()).then(|| Exhausted::new(budget.name(), amount, bucket.available(), wait, resets))
+        })
+        .next()
     }
 
     /// Returns which limit the last admitted call waited for last, behind the call before it. `None` if it was admitted

@@ -462,7 +462,7 @@ impl Resource for Permits {
     type Request = ();
     type Rejection = Closed;
 
-    fn rejection(&self, (): &()) -> Option<Closed> {
+    fn rejection(&mut self, (): &(), _: &mut LazyNow) -> Option<Closed> {
         self.closed.then(Closed::new)
     }
 

@@ -84,7 +84,7 @@ impl<R: Resource> Order<R> {
         request: &R::Request,
         now: &mut LazyNow,
     ) -> Result<bool, R::Rejection> {
-        if let Some(rejection) = self.resource.rejection(request) {
+        if let Some(rejection) = self.resource.rejection(request, now) {
             return Err(rejection);
         }
         let is_first = match (seq, &mut self.waiters) {
@@ -119,7 +119,7 @@ impl<R: Resource> Order<R> {
         if self.waiting() == 0 {
             return self.resource.try_take_uncontended(request, now);
         }
-        self.resource.rejection(request).map_or(Ok(false), Err)
+        self.resource.rejection(request, now).map_or(Ok(false), Err)
     }
 
     /// [Takes](Self::try_take) what the waiter wants if it `takes` it, and otherwise returns whether it

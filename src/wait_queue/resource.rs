@@ -20,11 +20,12 @@ pub(crate) const HANDOFF_TIMEOUT: Duration = Duration::from_millis(5);
 pub(crate) trait Resource: Send + 'static {
     /// What one waiter wants to take, such as the cost of a call.
     type Request: Clone + Send + 'static;
-    /// The reason why a request can never be granted.
+    /// The reason why a request is not granted, and does not wait.
     type Rejection: PartialEq;
 
-    /// Returns the reason if `request` can never be granted, however long its waiter waits.
-    fn rejection(&self, request: &Self::Request) -> Option<Self::Rejection>;
+    /// Returns the reason if `request` cannot be granted and its waiter must not wait, for example because it could never
+    /// be granted.
+    fn rejection(&mut self, request: &Self::Request, now: &mut LazyNow) -> Option<Self::Rejection>;
 
     /// Returns the time at which `request` can be granted, provided that no other request is granted before it.
     fn availability(&mut self, request: &Self::Request, now: &mut LazyNow) -> Availability;
@@ -48,7 +49,7 @@ pub(crate) trait Resource: Send + 'static {
         request: &Self::Request,
         now: &mut LazyNow,
     ) -> Result<bool, Self::Rejection> {
-        if let Some(rejection) = self.rejection(request) {
+        if let Some(rejection) = self.rejection(request, now) {
             return Err(rejection);
         }
         self.on_idle(now);

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 pub struct Server {
     child: Option<Child>,
     port: u16,
+    first: Vec<String>,
     arguments: Vec<String>,
     directory: std::path::PathBuf,
 }
@@ -28,12 +29,18 @@ impl Server {
 
     /// Starts a Redis server with additional command-line arguments for `redis-server`.
     pub fn start_with(arguments: &[&str]) -> Self {
+        Self::start_as(&[], arguments)
+    }
+
+    /// Starts a Redis server whose first arguments are `first`: the name of a file of settings, for example.
+    pub fn start_as(first: &[&str], arguments: &[&str]) -> Self {
         let port = free_port();
         let directory = std::env::temp_dir().join(format!("tower-outbound-redis-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let mut server = Self {
             child: None,
             port,
+            first: first.iter().map(|argument| (*argument).to_owned()).collect(),
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             directory,
         };
@@ -43,6 +50,11 @@ impl Server {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Returns the directory of the server's files, which is deleted with the server.
+    pub fn directory(&self) -> &std::path::Path {
+        &self.directory
     }
 
     pub fn url(&self) -> String {
@@ -68,6 +80,7 @@ impl Server {
         let until = Instant::now() + Duration::from_secs(10);
         loop {
             let mut child = Command::new(std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".into()))
+                .args(&self.first)
                 .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
                 .args(["--save", "", "--appendonly", "no", "--dir"])
                 .arg(&self.directory)
@@ -79,7 +92,7 @@ impl Server {
             while Instant::now() < until && child.try_wait().unwrap().is_none() {
                 if self
                     .try_command(&["PING"])
-                    .is_some_and(|reply| reply.starts_with("+PONG"))
+                    .is_some_and(|reply| reply.starts_with("+PONG") || reply.starts_with("-NOAUTH"))
                 {
                     self.child = Some(child);
                     return;
@@ -98,18 +111,17 @@ impl Server {
         self.try_command(words).expect("redis-server did not reply")
     }
 
+    /// Sends several Redis commands over one connection, for example to authenticate first.
+    pub fn commands(&self, commands: &[&[&str]]) {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
+        for words in commands {
+            send(&mut stream, words).expect("redis-server did not reply");
+        }
+    }
+
     fn try_command(&self, words: &[&str]) -> Option<String> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        let mut command = format!("*{}\r\n", words.len());
-        for word in words {
-            command.push_str(&format!("${}\r\n{word}\r\n", word.len()));
-        }
-        stream.write_all(command.as_bytes()).ok()?;
-        let mut reply = vec![0; 64 * 1024];
-        let read = stream.read(&mut reply).ok()?;
-        reply.truncate(read);
-        String::from_utf8(reply).ok()
+        send(&mut stream, words)
     }
 
     /// Sends a signal to the server process: `STOP` freezes the process, `CONT` resumes it.
@@ -128,7 +140,22 @@ impl Drop for Server {
     }
 }
 
-fn free_port() -> u16 {
+/// Sends a command, and returns what the server replies first: up to 64 KiB.
+fn send(stream: &mut TcpStream, words: &[&str]) -> Option<String> {
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    let mut command = format!("*{}\r\n", words.len());
+    for word in words {
+        command.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+    }
+    stream.write_all(command.as_bytes()).ok()?;
+    let mut reply = vec![0; 64 * 1024];
+    let read = stream.read(&mut reply).ok()?;
+    reply.truncate(read);
+    String::from_utf8(reply).ok()
+}
+
+/// Returns a port of 127.0.0.1 that no process listens on.
+pub fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .unwrap()
         .local_addr()

@@ -1,12 +1,15 @@
 //! [`Builder`]: the settings of a limiter that processes share, their defaults and their checks.
 
 use super::{
+    channels::OnPause,
     coordinator::{Coordinator, MemberSettings},
     driver::{Connect, SharedCoordinator},
+    endpoint::{Endpoint, EndpointSettings},
     loss::OnStoreLoss,
     quota_config::QuotaConfig,
+    round_trips::RoundTrips,
     shared::SharedLimiter,
-    store::{OnPause, Origin, Store},
+    store::{Origin, Store},
     wire::pause_ends,
 };
 use crate::{
@@ -48,6 +51,7 @@ pub struct Builder {
     members: u64,
     patience: Option<Duration>,
     timeout: Duration,
+    endpoint: EndpointSettings,
 }
 
 /// Builds a limiter for `quota` on the server at `url`, with the defaults of all other settings: see
@@ -74,6 +78,7 @@ impl Builder {
             members: 1,
             patience: None,
             timeout: Duration::from_millis(500),
+            endpoint: EndpointSettings::new(),
         }
     }
 
@@ -124,27 +129,73 @@ impl Builder {
 
     /// Sets how long a round trip to the store may take, including the time to connect. Default: 500 ms.
     ///
-    /// After three round trips in a row that failed or took longer than this timeout, the store counts as lost.
+    /// After three round trips in a row that failed or took longer than this timeout, the store counts as lost. Once the
+    /// limiter is connected, a round trip may take at least twice as long as is usual for this server, up to 10 s. A
+    /// connection that is not made within the timeout is made all the same, for a later request.
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Names the sentinels that know the address of the server, by their URLs. Default: none.
+    ///
+    /// The host in the URL of the server is then the name of the primary that the sentinels watch, as in
+    /// `redis://user:password@mymaster/0`; its port is not used. Whenever the limiter connects, it asks the sentinels for
+    /// the address, one after the other. After a failover it finds the new primary in this way, as soon as the sentinels
+    /// know it.
+    ///
+    /// ```
+    /// # use tower_outbound::{Limits, Rate, rate::redis::Builder};
+    /// let limiter = Builder::new(Limits::new().requests(Rate::per_second(50)))
+    ///     .sentinels(["redis://10.0.0.1:26379", "redis://10.0.0.2:26379", "redis://10.0.0.3:26379"])
+    ///     .connect("redis://mymaster/", "billing-api")?;
+    /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
+    /// ```
+    pub fn sentinels<T: Into<String>>(mut self, urls: impl IntoIterator<Item = T>) -> Self {
+        self.endpoint.sentinels = urls.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the certificates of the authorities that may sign the server's certificate, in the PEM format. Default: those
+    /// of the operating system.
+    #[cfg(feature = "redis-tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis-tls")))]
+    pub fn tls_root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.endpoint.tls.root_certificates = Some(pem.into());
+        self
+    }
+
+    /// Sets the certificate of this client, with those that it is signed by, and its private key, both in the PEM format:
+    /// for a server that asks for one (mutual TLS). Default: none.
+    #[cfg(feature = "redis-tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis-tls")))]
+    pub fn tls_client_certificate(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.endpoint.tls.client_certificate = Some((certificate.into(), key.into()));
         self
     }
 
     /// Builds a limiter for `quota` on the server at `url`.
     ///
     /// The URL is `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS (feature `redis-tls`). The limiter
-    /// does not connect in this function, but when its first call waits for admission.
+    /// does not connect in this function, but when its first call waits for admission, or in
+    /// [`check_store`](RateLimiter::check_store).
+    ///
+    /// The limiters of a runtime that have the same URL, sentinels and certificates share one connection. It is closed
+    /// when the last of them is dropped.
     ///
     /// # Errors
     ///
     /// [`InvalidConfig`] names the invalid setting or limit.
     pub fn connect(self, url: &str, quota: &str) -> Result<RateLimiter, InvalidConfig> {
-        let origin = Origin::url(url)?;
+        let mut settings = self.endpoint.clone();
+        url.clone_into(&mut settings.url);
+        let origin = Origin::Endpoint(Box::new(Endpoint::new(settings)?));
         self.build(origin, quota).map(RateLimiter::shared)
     }
 
     /// Builds a limiter for `quota` over an existing connection: a `ConnectionManager` or a `ClusterConnection` of the
-    /// crate `redis`, version 1. The runtime that the connection was made in has to outlive the limiter.
+    /// crate `redis`, version 1. The runtime that the connection was made in has to outlive the limiter, and the
+    /// connection has to replace itself when it is lost.
     ///
     /// A limiter over such a connection does not receive the server's announcements of pauses. So a pause that another
     /// process begins takes effect in this process with the store's next reply, not at once.
@@ -177,7 +228,6 @@ impl Builder {
                 ));
             }
         }
-        let timeout = self.timeout;
         // `target` is the coordinator that receives the pauses that the server announces. It is set after the
         // limiter is built, because the coordinator and its connections refer to each other.
         let target: Arc<OnceLock<Weak<SharedCoordinator>>> = Arc::default();
@@ -192,17 +242,23 @@ impl Builder {
             })
         };
         let (prefix, quota) = (prefix.to_owned(), quota.to_owned());
+        let round_trips = Arc::<RoundTrips>::default();
+        let of_store = round_trips.clone();
         let connect: Connect = Box::new(move || {
-            let origin = origin.clone();
-            Box::new(Store::new(origin, &prefix, &quota, timeout, on_pause.clone()))
+            let (on_pause, round_trips) = (on_pause.clone(), of_store.clone());
+            Arc::new(Store::new(&origin, &prefix, &quota, on_pause, round_trips))
         });
-        let limiter = self.build_with(connect)?;
+        let limiter = self.build_with(connect, round_trips)?;
         let _ = target.set(limiter.downgrade());
         Ok(limiter)
     }
 
     /// Checks the settings, and builds a limiter whose connections to the store are made by `connect`.
-    pub(super) fn build_with(self, connect: Connect) -> Result<SharedLimiter, InvalidConfig> {
+    pub(super) fn build_with(
+        self,
+        connect: Connect,
+        round_trips: Arc<RoundTrips>,
+    ) -> Result<SharedLimiter, InvalidConfig> {
         if !MAX_AHEAD.contains(&self.max_ahead) {
             return Err(InvalidConfig::new(
                 "max_ahead",
@@ -226,7 +282,7 @@ impl Builder {
             patience: self.patience,
         };
         let coordinator = Coordinator::new(settings, QuotaConfig::new(self.limits)?);
-        let shared = SharedCoordinator::new(coordinator, connect, self.timeout);
+        let shared = SharedCoordinator::new(coordinator, connect, self.timeout, round_trips);
         Ok(SharedLimiter::new(shared))
     }
 }

@@ -7,9 +7,11 @@
 
 use super::{
     coordinator::{Coordinator, RequestSnapshot},
-    wire::{StoreError, StoreReply, StoreRequest},
+    problem::StoreError,
+    round_trips::RoundTrips,
+    wire::{StoreReply, StoreRequest},
 };
-use crate::panic;
+use crate::{error::StoreProblem, panic};
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
@@ -23,26 +25,32 @@ use tokio::{
     time::{self, Instant},
 };
 
-/// A connection to the store.
-pub(super) trait Backend: Send {
+/// A connection to the store, which replaces itself when it is lost.
+pub(super) trait Backend: Send + Sync {
     /// Sends `request` to the store and waits for the reply. If the returned future is dropped, the store may still
     /// have served the request.
-    fn call<'a>(&'a mut self, request: &'a StoreRequest) -> ReplyFuture<'a>;
+    fn call<'a>(&'a self, request: &'a StoreRequest) -> ReplyFuture<'a>;
+
+    /// Returns why a request has had no reply, if it times out now.
+    fn timeout_problem(&self) -> StoreProblem {
+        StoreProblem::Timeout
+    }
 }
 
 pub(super) type ReplyFuture<'a> = Pin<Box<dyn Future<Output = Result<StoreReply, StoreError>> + Send + 'a>>;
 
 /// Creates a [`Backend`]. The function is called in the driver's runtime, and the backend connects when it sends its
 /// first request.
-pub(super) type Connect = Box<dyn Fn() -> Box<dyn Backend> + Send + Sync>;
+pub(super) type Connect = Box<dyn Fn() -> Arc<dyn Backend> + Send + Sync>;
 
 /// The coordinator behind a lock, which the clones of a limiter and its driver share.
 pub(super) struct SharedCoordinator {
     state: Mutex<DriverState>,
     driver_notify: Notify,
     connect: Connect,
+    /// How long a round trip may take, if the server is not so far that it takes longer.
     timeout: Duration,
-    latency: Mutex<Duration>,
+    round_trips: Arc<RoundTrips>,
 }
 
 struct DriverState {
@@ -58,14 +66,11 @@ struct DriverGuard(Arc<SharedCoordinator>);
 struct InFlightRequest {
     started_at: Instant,
     snapshot: RequestSnapshot,
-    round_trip: Pin<Box<dyn Future<Output = RoundTrip> + Send>>,
+    round_trip: ReplyFuture<'static>,
 }
 
-/// The result of a round trip to the store: the connection, to be used again, and the reply or the error.
-type RoundTrip = (Box<dyn Backend>, Result<StoreReply, StoreError>);
-
 enum DriverStep {
-    RoundTripEnded(RoundTrip),
+    RoundTripEnded(Result<StoreReply, StoreError>),
     /// The driver was notified, or its timer has fired, so it checks what there is to do.
     Woken,
 }
@@ -73,7 +78,12 @@ enum DriverStep {
 // === impl SharedCoordinator ===
 
 impl SharedCoordinator {
-    pub(super) fn new(coordinator: Coordinator, connect: Connect, timeout: Duration) -> Self {
+    pub(super) fn new(
+        coordinator: Coordinator,
+        connect: Connect,
+        timeout: Duration,
+        round_trips: Arc<RoundTrips>,
+    ) -> Self {
         Self {
             state: Mutex::new(DriverState {
                 coordinator,
@@ -82,7 +92,7 @@ impl SharedCoordinator {
             driver_notify: Notify::new(),
             connect,
             timeout,
-            latency: Mutex::default(),
+            round_trips,
         }
     }
 
@@ -108,11 +118,16 @@ impl SharedCoordinator {
 
     /// Returns how long the last completed round trip to the store took; 0 before the first.
     pub(super) fn latency(&self) -> Duration {
-        *self.latency.lock().unwrap_or_else(PoisonError::into_inner)
+        self.round_trips.last()
     }
 
-    fn set_latency(&self, latency: Duration) {
-        *self.latency.lock().unwrap_or_else(PoisonError::into_inner) = latency;
+    fn deadline(&self, request: &InFlightRequest) -> Instant {
+        self.round_trips.deadline(request.started_at, self.timeout)
+    }
+
+    /// Returns a connection to the store for the current runtime.
+    pub(super) fn connect(&self) -> Arc<dyn Backend> {
+        (self.connect)()
     }
 
     /// Notifies the driver that there is something to send to the store, or starts a driver if there is none.
@@ -162,11 +177,8 @@ impl SharedCoordinator {
 // === impl InFlightRequest ===
 
 impl InFlightRequest {
-    fn new(mut backend: Box<dyn Backend>, request: StoreRequest, snapshot: RequestSnapshot, now: Instant) -> Self {
-        let round_trip = Box::pin(async move {
-            let result = backend.call(&request).await;
-            (backend, result)
-        });
+    fn new(backend: Arc<dyn Backend>, request: StoreRequest, snapshot: RequestSnapshot, now: Instant) -> Self {
+        let round_trip = Box::pin(async move { backend.call(&request).await });
         Self {
             started_at: now,
             snapshot,
@@ -179,8 +191,7 @@ impl InFlightRequest {
 
 async fn run(guard: DriverGuard) {
     let shared = guard.0.clone();
-    // The connection to the store; `None` while a request is in flight, because the request owns the connection.
-    let mut backend = Some((shared.connect)());
+    let backend = shared.connect();
     let mut in_flight: Option<InFlightRequest> = None;
     let mut timer = pin!(time::sleep(Duration::ZERO));
     let mut is_timer_set = false;
@@ -191,20 +202,18 @@ async fn run(guard: DriverGuard) {
 
         let now = Instant::now();
         let mut wakers = Vec::new();
-        let timed_out = in_flight.take_if(|in_flight| now >= in_flight.started_at + shared.timeout);
+        let timed_out = in_flight.take_if(|in_flight| now >= shared.deadline(in_flight));
+        // Dropping the future of the round trip takes locks of the connection, so it is dropped here.
+        let timed_out = timed_out.map(|in_flight| (in_flight.snapshot, backend.timeout_problem()));
         let (next_wakeup, has_ended) = shared.with_coordinator(|coordinator| {
-            if let Some(InFlightRequest { snapshot, .. }) = timed_out {
-                // The request owns its connection, so dropping the request closes the connection, and a new one is
-                // needed.
-                coordinator.on_failure(snapshot, StoreError::new("no reply within the timeout"), now);
-                backend = Some((shared.connect)());
+            if let Some((snapshot, problem)) = timed_out {
+                coordinator.on_failure(snapshot, StoreError::new(problem), now);
             }
             coordinator.serve_locally(now, &mut wakers);
-            if let Some(idle) = backend.take() {
-                match coordinator.next_request(now) {
-                    Some((request, snapshot)) => in_flight = Some(InFlightRequest::new(idle, request, snapshot, now)),
-                    None => backend = Some(idle),
-                }
+            if in_flight.is_none() {
+                let next = coordinator.next_request(now);
+                let backend = backend.clone();
+                in_flight = next.map(|(request, snapshot)| InFlightRequest::new(backend, request, snapshot, now));
             }
             let next_wakeup = coordinator.next_wakeup(in_flight.is_some(), now);
             (next_wakeup, coordinator.has_ended())
@@ -214,10 +223,9 @@ async fn run(guard: DriverGuard) {
             return;
         }
 
-        let timeout = in_flight
-            .as_ref()
-            .map(|in_flight| in_flight.started_at + shared.timeout);
-        let next_wakeup = [next_wakeup, timeout].into_iter().flatten().min();
+        // The deadline moves while the request is in flight, if it gets on. So it is looked at again when it is over.
+        let deadline = in_flight.as_ref().map(|in_flight| shared.deadline(in_flight));
+        let next_wakeup = [next_wakeup, deadline].into_iter().flatten().min();
         // The timer is reset only to an earlier time, never to a later one. So it sometimes fires before there is
         // anything to do, but this costs less than a reset in each round.
         if let Some(at) = next_wakeup.filter(|at| !is_timer_set || *at < timer.deadline()) {
@@ -239,11 +247,12 @@ async fn run(guard: DriverGuard) {
             }
             Poll::Pending
         });
-        if let DriverStep::RoundTripEnded((idle, result)) = step.await {
+        if let DriverStep::RoundTripEnded(result) = step.await {
             let ended = in_flight.take().expect("the request that has ended was in flight");
-            backend = Some(idle);
             let now = Instant::now();
-            shared.set_latency(now - ended.started_at);
+            if result.is_ok() {
+                shared.round_trips.on_reply(ended.started_at, now);
+            }
             let wakers = shared.with_coordinator(|coordinator| match result {
                 Ok(reply) => coordinator.on_reply(ended.snapshot, reply, now),
                 Err(error) => {

@@ -1,6 +1,7 @@
 //! [`OnStoreLoss`]: what a member does while the store is lost; [`CircuitBreaker`]: decides when the store counts as
-//! lost and when to send the next request to it.
+//! lost and when to send the next request to it; [`LossLog`]: what is logged of it.
 
+use crate::error::StoreProblem;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -20,7 +21,8 @@ pub enum OnStoreLoss {
     #[default]
     LocalShare,
     /// The member admits no call until the store is back. Calls wait until their deadline, or until their
-    /// [`patience`](super::Builder::patience) ends. The limits are never exceeded.
+    /// [`patience`](super::Builder::patience) ends. The limits are not exceeded, as long as there is one store: in a split
+    /// brain, where two servers accept writes, each of them admits the whole rate.
     Closed,
     /// The member admits every call at once, without any limit. What the member admits during the loss is charged to
     /// the shared buckets when the store is back.
@@ -45,6 +47,25 @@ pub(super) struct CircuitBreaker {
     /// When the first of the requests that failed in a row was sent; `None` if the last request succeeded.
     failing_since: Option<Instant>,
     retry_at: Option<Instant>,
+}
+
+/// How often a loss that lasts is logged.
+const WARNING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Logs that the store is lost, at once and then every [`WARNING_INTERVAL`] while it lasts: a process that goes on by
+/// itself otherwise looks as if nothing was wrong.
+#[derive(Debug, Default)]
+pub(super) struct LossLog {
+    /// When the loss was logged last, and how many calls had been admitted without the store when it began; `None` while
+    /// the store is not lost.
+    warned: Option<Warned>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Warned {
+    at: Instant,
+    lost_at: Instant,
+    admitted_before: u64,
 }
 
 impl CircuitBreaker {
@@ -86,6 +107,56 @@ impl CircuitBreaker {
         // same time.
         self.retry_at = Some(now + longest.mul_f64(0.5 + 0.5 * fastrand::f64()));
         !was_open && self.is_open()
+    }
+}
+
+impl LossLog {
+    /// Called for each failure while the store is lost. `admitted` counts the calls that this process has ever admitted
+    /// without the store.
+    pub(super) fn on_failure(
+        &mut self,
+        problem: StoreProblem,
+        on_store_loss: OnStoreLoss,
+        admitted: u64,
+        failing_since: Instant,
+        now: Instant,
+    ) {
+        let warned = self.warned.get_or_insert(Warned {
+            at: now,
+            lost_at: failing_since,
+            admitted_before: admitted,
+        });
+        let is_first = warned.at == now;
+        if !is_first && now - warned.at < WARNING_INTERVAL {
+            return;
+        }
+        warned.at = now;
+        let lost_for = now - warned.lost_at;
+        if is_first {
+            tracing::warn!(
+                %problem,
+                ?on_store_loss,
+                "The store of the shared limits is lost: check the server. It is probed at least once a second"
+            );
+        } else {
+            tracing::warn!(
+                %problem,
+                ?on_store_loss,
+                ?lost_for,
+                admitted_without_store = admitted - warned.admitted_before,
+                "The store of the shared limits is still lost: this process does not share its limits with others"
+            );
+        }
+    }
+
+    /// Called when the store has replied after a loss.
+    pub(super) fn on_return(&mut self, members: u64, now: Instant) {
+        let lost_for = self.warned.take().map(|warned| now - warned.lost_at);
+        tracing::info!(
+            members,
+            lost_for = ?lost_for.unwrap_or_default(),
+            "The store of the shared limits is back: calls are admitted by it again"
+        );
     }
 }
 

@@ -34,6 +34,10 @@
 //!   reservation of another, and a call with a large cost is not starved by small ones.
 //! - **Fair.** Members that have more calls than the limits allow get equal shares, however many callers each member
 //!   has.
+//! - **Budgets by name.** All [budgets](crate::rate::Budget) that limits can have are shared. A member whose release keeps
+//!   another version of the state in Redis cannot take part: its calls fail with
+//!   [`StoreUnavailable`](crate::error::StoreUnavailable), which names both versions, unless it is
+//!   [`Open`](OnStoreLoss::Open).
 //! - **One round trip for all waiting calls.** Calls that arrive while a round trip is in flight are sent together in
 //!   the next one.
 //! - **Shared control.** A [pause](crate::RateLimiter::pause_for) holds all members at once, and gives back the
@@ -48,8 +52,15 @@
 //! [timeout](Builder::timeout). Calls still use the reservations that the store has already made. What
 //! the member does with further calls is set by [`OnStoreLoss`]. The member probes the store with one request at a time
 //! until the store replies. The wait before the first probe is 25 to 50 ms. This wait doubles after each failed probe,
-//! until it is 0.5 to 1 s. No call waits beyond its deadline. Each loss and each return of the store is logged once,
-//! and [`RateLimiter::store_status`](crate::RateLimiter::store_status) has counters.
+//! until it is 0.5 to 1 s. No call waits beyond its deadline. No error outlives the probe after its cause: neither a wrong
+//! password nor a missing permission nor a name that cannot be resolved.
+//!
+//! A loss is logged at the level WARN when it begins, and every 30 s while it lasts, with its cause and how long it has
+//! lasted: a member that admits calls by itself otherwise looks as if nothing was wrong. The cause is a
+//! [`StoreProblem`](crate::error::StoreProblem), which is also in
+//! [`StoreUnavailable`](crate::error::StoreUnavailable) and in
+//! [`RateLimiter::store_status`](crate::RateLimiter::store_status).
+//! [`RateLimiter::check_store`](crate::RateLimiter::check_store) finds it when the program starts.
 //!
 //! | what happens | what follows | above the limits |
 //! |---|---|---|
@@ -60,10 +71,12 @@
 //! | the store is back after a loss | what local shares admitted is charged; if no member had the store, the buckets begin empty, 1.5 s later, when all members have come back | nothing |
 //! | the server is restarted empty, the key is deleted or evicted, or the server is replaced by an empty one | the buckets begin empty, `max_ahead` later, because some member remembers the lost state | nothing; one burst, if no remaining member remembers it |
 //! | the server is rolled back to an old snapshot, or replaced by a replica that lagged behind | the buckets begin empty, `max_ahead` later | nothing |
-//! | failover to another server | the member reconnects; what follows depends on whether the new server has the state, an old state or none, as in the rows before | nothing |
+//! | failover to another server | the member reconnects (with sentinels, to the server that they name); what follows depends on whether the new server has the state, an old state or none, as in the rows before | nothing |
+//! | a split brain: two servers accept writes, and some members reach only one of them and others only the other | each server admits the whole rate, also under `Closed` | a second rate and a second burst, while it lasts |
+//! | the same, and the servers have `min-replicas-to-write 1` | the server without its replica refuses writes, and counts as lost | as for members that are cut off; nothing under `Closed`, except for what the server admitted before it noticed (`min-replicas-max-lag`) |
 //! | the script is flushed, or connections are killed | the member loads the script and reconnects, within the same round trip or the next | nothing |
 //! | the server's clock is set back | members are admitted as if no time had passed | nothing |
-//! | the server's clock is set forward | members are admitted as if that time had passed | one burst |
+//! | the server's clock is set forward | members are admitted as if that time had passed | one burst, and what the rates bring in the 0.25 s for which members reserve ahead |
 //! | a process is killed | its reservations are lost, and it is not counted as a member after 15 s | nothing |
 //! | a process does not run for a while | its reservations that are more than 5 ms late are given back and made again | nothing |
 //!
@@ -89,24 +102,42 @@
 //! - Neither replication nor persistence is needed: if the state is lost, members admit no calls for
 //!   [`max_ahead`](Builder::max_ahead), and then go on with empty buckets.
 //! - A system clock that is adjusted gradually (slewed), not stepped.
-//! - With access control, the commands `EVALSHA`, `SCRIPT LOAD`, `GET`, `SET`, `TIME`, `PUBLISH` and `SUBSCRIBE` on
-//!   keys and channels that begin with `{tower-outbound:`.
+//! - With access control, the commands `EVALSHA`, `SCRIPT LOAD`, `GET`, `SET`, `TIME`, `PUBLISH`, `SUBSCRIBE` and
+//!   `UNSUBSCRIBE` on keys and channels that begin with `{tower-outbound:`, and `SELECT` if the URL has the number of a
+//!   database: `ACL SETUSER app on >password ~{tower-outbound:* &{tower-outbound:* +evalsha +script|load +get +set +time
+//!   +publish +subscribe +unsubscribe +select`.
 //! - For TLS, a `rediss://` URL and the feature `redis-tls`, which uses ring unless the program has installed another
-//!   provider of cryptography for rustls, and trusts the roots of the operating system. For a cluster or sentinels,
-//!   [`Builder::connection`].
+//!   provider of cryptography for rustls. It trusts the roots of the operating system, or
+//!   [those that were set](Builder::tls_root_certificates).
+//! - For sentinels, [`Builder::sentinels`]. For a cluster, [`Builder::connection`].
+//!
+//! # Connections
+//!
+//! The limiters of a runtime that name the same server hold one connection, however many there are. It is made when the
+//! first of them needs it, replaced when it is lost, and closed when the last of them is dropped. A limiter that outlives
+//! the runtime of its connection gets another one in the runtime in which it is used next.
+//!
+//! A connection may take 10 s to be made, so a server that is far is found. A request that waits for it meanwhile fails
+//! after the timeout, and the connection is made all the same. Then a round trip may take at least twice as long as is
+//! usual for this server.
 //!
 //! Members trust each other: every process that can write the key can lift the limits.
 
 mod adjustments;
 mod amounts;
 mod builder;
+mod channels;
 mod coordinator;
 mod driver;
+mod endpoint;
 #[cfg(test)]
 mod equality;
 mod fallback;
+mod link;
 mod loss;
+mod problem;
 mod quota_config;
+mod round_trips;
 mod script;
 mod shared;
 mod store;

@@ -8,13 +8,13 @@ use super::{
     waiters::Reservation,
 };
 use crate::{
-    error::{AcquireError, InvalidConfig},
+    error::{AcquireError, InvalidConfig, StoreProblem, StoreUnavailable},
     panic,
     rate::{
         Bursts, Demand,
         available::Available,
         budget::Budget,
-        cost::{Cost, PerBudget},
+        cost::Cost,
         estimate::{Estimate, Settle, warn_of_cut_off},
         limits::Limits,
         pause::{Pause, PauseSource},
@@ -28,7 +28,10 @@ use std::{
     task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+/// How long a check of the store may take: longer than the time to connect.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A rate limiter whose limits are shared by all processes that name the same quota on the same server. Clones share one
 /// connection.
@@ -50,6 +53,8 @@ struct Handle {
 pub struct StoreStatus {
     /// Whether the store counts as reachable: `false` until its first reply, and while it is lost.
     pub is_up: bool,
+    /// Why the last request to the store failed; `None` if it succeeded, or if none has ended yet.
+    pub problem: Option<StoreProblem>,
     /// The number of processes that share the quota, including this one, by the store's last reply. Never less than
     /// what [`Builder::members`](super::Builder::members) was set to.
     pub members: u64,
@@ -130,10 +135,7 @@ impl SharedLimiter {
         let now = Instant::now();
         self.with_coordinator(|coordinator| {
             let remaining = coordinator.remaining(now);
-            let mut available = PerBudget::default();
-            available.requests = remaining.requests;
-            available.tokens = remaining.tokens;
-            Available::new(available, coordinator.paused_until(now))
+            Available::new(remaining, coordinator.paused_until(now))
         })
     }
 
@@ -260,11 +262,30 @@ impl SharedLimiter {
         self.with_coordinator(Coordinator::expect_estimates);
     }
 
+    /// Connects to the store, and runs the script there once without reserving anything.
+    pub(in crate::rate) async fn check_store(&self) -> Result<(), StoreUnavailable> {
+        let (shared, begun) = (&self.handle.shared, Instant::now());
+        let store = shared.connect();
+        let request = self.with_coordinator(|coordinator| coordinator.check_request(begun));
+        let result = timeout(CHECK_TIMEOUT, store.call(&request)).await;
+        let problem = match result {
+            Ok(Ok(_)) => {
+                // The driver keeps the connection.
+                shared.notify_driver();
+                return Ok(());
+            }
+            Ok(Err(error)) => error.problem,
+            Err(_) => store.timeout_problem(),
+        };
+        Err(StoreUnavailable::new(problem, begun.elapsed()))
+    }
+
     /// Returns the status of the store, as this process sees it.
     pub(in crate::rate) fn store_status(&self) -> StoreStatus {
         let latency = self.handle.shared.latency();
         self.with_coordinator(|coordinator| StoreStatus {
             is_up: coordinator.is_up(),
+            problem: coordinator.problem(),
             members: coordinator.members(),
             requests: coordinator.counts.requests,
             failures: coordinator.counts.failures,

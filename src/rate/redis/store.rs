@@ -1,120 +1,127 @@
-//! [`Store`]: the connection to the Redis or Valkey server that holds the buckets. No other file uses the client
-//! library, except for the connection types that
-//! [`Builder::connection`](super::Builder::connection) accepts.
+//! [`Store`]: one quota on a Redis or Valkey server: runs the script, and reads its replies.
 
-#[cfg(feature = "redis-tls")]
-use super::tls;
 use super::{
+    channels::{OnPause, Subscription},
     driver::{Backend, ReplyFuture},
-    script::{SCRIPT, VERSION},
-    wire::{ReplyNumbers, StoreError, StoreReply, StoreRequest},
+    endpoint::Endpoint,
+    link::{Link, LinkRequest},
+    problem::StoreError,
+    round_trips::RoundTrips,
+    script::{FIRST_KEY, SCRIPT, STATE_KEY, VERSION},
+    wire::{ReplyNumbers, StoreReply, StoreRequest},
 };
-use crate::{error::InvalidConfig, rate::pause::Pauses};
-use ::redis::{
-    Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, RedisError, RedisFuture,
-    Script, ScriptInvocation, ServerErrorKind, Value,
-    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
-    io::tcp::TcpSettings,
-};
-use std::{borrow::Cow, convert::Infallible, fmt, str, sync::Arc, time::Duration};
-
-/// Called when the server announces that a member has changed a pause, with the number of microseconds until the pause
-/// of each source ends.
-pub(super) type OnPause = Arc<dyn Fn(Pauses<i64>) + Send + Sync>;
+use crate::error::StoreProblem;
+use ::redis::{Cmd, Pipeline, RedisFuture, Script, ScriptInvocation, Value, aio::ConnectionLike};
+use std::{fmt, sync::Arc};
+use tokio::time::Instant;
 
 /// One quota on one server, and the connection to that server.
 pub(super) struct Store {
-    origin: Origin,
-    /// The connection to the server; `None` before the first request and after a failure that needs another connection.
-    connection: Option<Box<dyn ConnectionLike + Send + Sync>>,
+    connection: StoreConnection,
     script: Script,
     /// The key under which the server stores the state of the quota.
     state_key: String,
+    /// The key under which the first release with shared limits kept the state.
+    first_key: String,
     /// The publish/subscribe channel on which the script announces pauses to all members.
     pause_channel: String,
-    on_pause: OnPause,
-    timeout: Duration,
+    round_trips: Arc<RoundTrips>,
+}
+
+enum StoreConnection {
+    /// A connection that this process shares, on which the announcements of pauses arrive.
+    Shared(Subscription),
+    Given(GiveConnection),
 }
 
 /// Where the connections to the server come from.
 #[derive(Clone)]
 pub(super) enum Origin {
-    Url(Box<Client>),
-    /// A function that clones the connection which the user has passed to the builder.
-    Given(Arc<dyn Fn() -> Box<dyn ConnectionLike + Send + Sync> + Send + Sync>),
+    Endpoint(Box<Endpoint>),
+    Given(GiveConnection),
 }
+
+/// Clones the connection that the user has passed to the builder.
+pub(super) type GiveConnection = Arc<dyn Fn() -> GivenConnection + Send + Sync>;
+
+pub(super) type GivenConnection = Box<dyn ConnectionLike + Send + Sync>;
 
 /// Wraps a `dyn ConnectionLike`, because some functions of the client library accept only `Sized` connections.
-struct Connection<'a>(&'a mut (dyn ConnectionLike + Send + Sync));
-
-// === impl Origin ===
-
-impl Origin {
-    pub(super) fn url(url: &str) -> Result<Self, InvalidConfig> {
-        // The error names only the category of the client library's error, whose text may contain the URL, and with it
-        // a password.
-        let invalid = |error: &RedisError| {
-            InvalidConfig::new(
-                "url",
-                format!("must be a Redis URL, such as redis://localhost: {}", error.category()),
-            )
-        };
-        let info = url.into_connection_info().map_err(|error| invalid(&error))?;
-        // The protocol is RESP3, because pauses arrive as pushes on the same connection. Also, with RESP3 the client
-        // library reports at once that a connection is lost; with RESP2 only the next command would find out.
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let info = info
-            .set_tcp_settings(TcpSettings::default().set_nodelay(true))
-            .set_redis_settings(settings);
-        Client::open(info)
-            .map(|client| Self::Url(Box::new(client)))
-            .map_err(|error| invalid(&error))
-    }
-}
-
-impl fmt::Debug for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Url(_) => "Url",
-            Self::Given(_) => "Given",
-        })
-    }
-}
+struct Connection(GivenConnection);
 
 // === impl Store ===
 
 impl Store {
-    pub(super) fn new(origin: Origin, prefix: &str, quota: &str, timeout: Duration, on_pause: OnPause) -> Self {
+    /// Creates the store of a quota. It connects with its first request.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside a Tokio runtime.
+    pub(super) fn new(
+        origin: &Origin,
+        prefix: &str,
+        quota: &str,
+        on_pause: OnPause,
+        round_trips: Arc<RoundTrips>,
+    ) -> Self {
         // A Redis cluster chooses the node of a key by the part in braces. All keys of a quota have the same part in
         // braces, so they are on one node.
-        let state_key = format!("{{{prefix}:{quota}}}:{VERSION}");
+        let key = |part| format!("{{{prefix}:{quota}}}:{part}");
+        let state_key = key(STATE_KEY);
+        let pause_channel = format!("{state_key}:pauses");
+        let connection = match origin {
+            Origin::Endpoint(endpoint) => {
+                let link = Link::shared(endpoint);
+                StoreConnection::Shared(Subscription::new(link, &pause_channel, on_pause))
+            }
+            Origin::Given(give) => StoreConnection::Given(give.clone()),
+        };
         Self {
-            origin,
-            connection: None,
+            connection,
             script: Script::new(&SCRIPT),
-            pause_channel: format!("{state_key}:pauses"),
             state_key,
-            on_pause,
-            timeout,
+            first_key: key(FIRST_KEY),
+            pause_channel,
+            round_trips,
         }
     }
 
-    async fn round_trip(&mut self, request: &StoreRequest) -> Result<StoreReply, StoreError> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => self.connect().await?,
+    async fn round_trip(&self, request: &StoreRequest) -> Result<StoreReply, StoreError> {
+        let subscription = match &self.connection {
+            StoreConnection::Shared(subscription) => subscription,
+            StoreConnection::Given(give) => {
+                let on_progress = || self.round_trips.on_progress(Instant::now());
+                return self.run_script(&mut Connection(give()), request, on_progress).await;
+            }
         };
-        let result = self.converse(&mut *connection, request).await;
-        if result.as_ref().err().is_none_or(|error| !error.reconnect) {
-            self.connection = Some(connection);
-        }
+        let link = subscription.link();
+        let mut established = link.connection().await?;
+        let in_flight = link.begin_request(&established);
+        let result = async {
+            if subscription.is_new(&established) {
+                // This comes first: it sets the timeout of this request.
+                self.round_trips.on_connected(established.round_trip, Instant::now());
+                subscription.confirm(&established).await?;
+                self.on_progress(&in_flight);
+            }
+            let on_progress = || self.on_progress(&in_flight);
+            self.run_script(&mut established.connection, request, on_progress).await
+        };
+        let result = result.await;
+        in_flight.end(&result);
         result
     }
 
-    async fn converse(
+    fn on_progress(&self, request: &LinkRequest<'_>) {
+        request.on_progress();
+        self.round_trips.on_progress(Instant::now());
+    }
+
+    async fn run_script(
         &self,
-        connection: &mut (dyn ConnectionLike + Send + Sync),
+        connection: &mut impl ConnectionLike,
         request: &StoreRequest,
+        on_progress: impl Fn(),
     ) -> Result<StoreReply, StoreError> {
         let mut reply = Value::Nil;
         // If the server is likely to have the same version of the limits, the request is first sent without them, which
@@ -123,46 +130,20 @@ impl Store {
             if !with_limits && !request.can_omit_limits() {
                 continue;
             }
-            let call = invocation(&self.script, request, with_limits, &self.state_key, &self.pause_channel);
-            reply = call.invoke_async(&mut Connection(&mut *connection)).await?;
+            let call = invocation(
+                &self.script,
+                request,
+                with_limits,
+                [&self.state_key, &self.first_key],
+                &self.pause_channel,
+            );
+            reply = call.invoke_async(connection).await?;
             if !needs_limits(&reply) {
                 break;
             }
+            on_progress();
         }
-        read(reply).ok_or_else(|| StoreError::new("the reply is not valid"))
-    }
-
-    async fn connect(&self) -> Result<Box<dyn ConnectionLike + Send + Sync>, StoreError> {
-        let client = match &self.origin {
-            Origin::Given(connection) => return Ok(connection()),
-            Origin::Url(client) => Client::clone(client),
-        };
-        let on_pause = self.on_pause.clone();
-        let on_push = move |push: PushInfo| {
-            if push.kind == PushKind::Message {
-                if let Some(Value::BulkString(announced)) = push.data.last() {
-                    if let Some(pauses) = read_pauses(announced) {
-                        on_pause(pauses);
-                    }
-                }
-            }
-            Ok::<_, Infallible>(())
-        };
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(1)))
-            .set_response_timeout(Some(self.timeout))
-            // The client library retries a failed connection only once, because the circuit breaker decides when to try
-            // again.
-            .set_number_of_retries(1)
-            .set_min_delay(Duration::from_millis(20))
-            .set_max_delay(Duration::from_secs(1))
-            .set_push_sender(on_push)
-            .set_automatic_resubscription();
-        #[cfg(feature = "redis-tls")]
-        tls::install_provider();
-        let mut manager = ConnectionManager::new_lazy_with_config(client, config)?;
-        manager.subscribe(&self.pause_channel).await?;
-        Ok(Box::new(manager))
+        read(reply, request)
     }
 }
 
@@ -171,9 +152,28 @@ impl Backend for Store {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the returned future drops the connection. The server may have served the request all the same.
-    fn call<'a>(&'a mut self, request: &'a StoreRequest) -> ReplyFuture<'a> {
+    /// The server may have served the request although the returned future is dropped. If nothing has arrived over the
+    /// connection since the request was sent, the connection is not used any more.
+    fn call<'a>(&'a self, request: &'a StoreRequest) -> ReplyFuture<'a> {
         Box::pin(self.round_trip(request))
+    }
+
+    fn timeout_problem(&self) -> StoreProblem {
+        match &self.connection {
+            StoreConnection::Shared(subscription) if subscription.link().established().is_none() => {
+                StoreProblem::ConnectTimeout
+            }
+            _ => StoreProblem::Timeout,
+        }
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Endpoint(_) => "Endpoint",
+            Self::Given(_) => "Given",
+        })
     }
 }
 
@@ -182,25 +182,21 @@ pub(super) fn invocation<'a>(
     script: &'a Script,
     request: &StoreRequest,
     with_limits: bool,
-    state_key: &str,
+    keys: [&str; 2],
     pause_channel: &str,
 ) -> ScriptInvocation<'a> {
     let mut call = script.prepare_invoke();
-    call.key(state_key);
+    for key in keys {
+        call.key(key);
+    }
     call.arg(request.packed(with_limits))
         .arg(&request.member)
-        .arg(pause_channel);
+        .arg(pause_channel)
+        .arg(request.config.names());
     if with_limits {
         call.arg(request.limits_text());
     }
     call
-}
-
-/// Reads an announcement of the server: the microseconds until the user's and the provider's pause ends. Returns `None`
-/// if it is not valid.
-fn read_pauses(announced: &[u8]) -> Option<Pauses<i64>> {
-    let (user, provider) = str::from_utf8(announced).ok()?.split_once(' ')?;
-    Some(Pauses::new(user.parse().ok()?, provider.parse().ok()?))
 }
 
 /// Whether the reply is empty. By an empty reply the script asks the member to send the same request again, with the
@@ -209,10 +205,20 @@ pub(super) fn needs_limits(reply: &Value) -> bool {
     matches!(reply, Value::Array(values) if values.is_empty())
 }
 
-/// Reads a reply of the script: its numbers, the delays of the reservations, and the limits if the member has another
-/// version of them. Returns `None` if the reply is not valid.
-pub(super) fn read(reply: Value) -> Option<StoreReply> {
-    let Value::Array(values) = reply else { return None };
+/// Reads the reply of the script to `request`.
+pub(super) fn read(reply: Value, request: &StoreRequest) -> Result<StoreReply, StoreError> {
+    match reply {
+        Value::Array(values) => match values[..] {
+            [Value::Int(version)] => Err(StoreError::other_version(version)),
+            _ => read_numbers(values, request).ok_or_else(|| StoreError::new(StoreProblem::InvalidReply)),
+        },
+        _ => Err(StoreError::new(StoreProblem::InvalidReply)),
+    }
+}
+
+/// Reads the numbers of a reply, what remains of each budget, the delays of the reservations, and the limits if the
+/// member has another version of them. Returns `None` if the reply is not valid.
+fn read_numbers(values: Vec<Value>, request: &StoreRequest) -> Option<StoreReply> {
     let mut values = values.into_iter();
     let mut number = || match values.next() {
         Some(Value::Int(number)) => Some(number),
@@ -224,9 +230,11 @@ pub(super) fn read(reply: Value) -> Option<StoreReply> {
         Some(number) => *field = number,
         None => is_complete = false,
     });
-    if !is_complete {
+    if !is_complete || numbers.version != VERSION {
         return None;
     }
+    let budgets = request.config.budgets().iter();
+    let remaining: Vec<_> = budgets.map(|_| number()).collect::<Option<_>>()?;
     let reserved = usize::try_from(numbers.reserved).ok()?;
     let delays = (0..reserved).map(|_| number()).collect::<Option<_>>()?;
     let config = match values.next() {
@@ -234,43 +242,12 @@ pub(super) fn read(reply: Value) -> Option<StoreReply> {
         None => None,
         Some(_) => return None,
     };
-    StoreReply::new(&numbers, delays, config)
-}
-
-// === impl StoreError ===
-
-impl From<RedisError> for StoreError {
-    fn from(error: RedisError) -> Self {
-        let problem: Cow<'static, str> = match error.kind() {
-            _ if error.is_timeout() => "no reply within the timeout".into(),
-            _ if error.is_connection_refusal() => "connection refused".into(),
-            ErrorKind::Io => "connection lost".into(),
-            // The problem names only the code of the server's error, such as OOM or READONLY, because the rest of the
-            // text may contain anything.
-            _ => match error.code() {
-                Some(code) => format!("the server replied {code}").into(),
-                None => error.category().to_owned().into(),
-            },
-        };
-        Self {
-            problem,
-            // After these errors the connection is dropped, and the next request makes a new one: the server does not
-            // reply, has become a replica or no longer accepts the credentials, or the client library reports an error
-            // of its own.
-            reconnect: error.is_timeout()
-                || matches!(
-                    error.kind(),
-                    ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
-                        | ErrorKind::AuthenticationFailed
-                        | ErrorKind::Client
-                ),
-        }
-    }
+    StoreReply::new(request, &numbers, &remaining, delays, config)
 }
 
 // === impl Connection ===
 
-impl ConnectionLike for Connection<'_> {
+impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         self.0.req_packed_command(cmd)
     }

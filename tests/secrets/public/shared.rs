@@ -5,7 +5,7 @@ use crate::table::Secrets;
 use std::time::Duration;
 use tower_outbound::{
     Cost, Limits, Rate,
-    error::AcquireError,
+    error::{AcquireError, TlsProblem},
     rate::{
         RateLimiter,
         redis::{Builder, OnStoreLoss},
@@ -38,7 +38,27 @@ pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
         panic!("{error}")
     };
     shown.display(&error);
+    shown.debug(&error.problem());
     shown.debug(&limiter);
-    shown.debug(&limiter.store_status());
+    shown.debug(&limiter.store_status().unwrap());
+    shown.display(&limiter.check_store().await.unwrap_err());
+    show_connection(secrets, shown).await;
+}
+
+/// Shows what is set for the connection: sentinels with passwords, and the key of a client.
+async fn show_connection(secrets: &Secrets, shown: &mut Shown) {
+    let password = secrets.in_url("what a closure has");
+    let builder = Builder::new(Limits::new())
+        .sentinels([format!("redis://someone:{password}@127.0.0.1:1/")])
+        .tls_client_certificate(password.clone(), password.clone());
+    shown.debug(&builder);
+    let url = format!("rediss://someone:{password}@primary/");
+    shown.display(&builder.connect(&url, "quota").unwrap_err());
+    shown.debug(&TlsProblem::Other);
+    let builder = Builder::new(Limits::new()).sentinels([format!("http://{password}")]);
+    shown.display(&builder.connect(&url, "quota").unwrap_err());
+    let builder = Builder::new(Limits::new()).sentinels([format!("redis://someone:{password}@127.0.0.1:1/")]);
+    let limiter = builder.connect(&url, "quota").unwrap();
     shown.debug(&limiter);
+    shown.display(&limiter.check_store().await.unwrap_err());
 }

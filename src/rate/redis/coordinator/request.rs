@@ -2,7 +2,7 @@
 
 use super::{Coordinator, MAX_COSTS, PauseReport};
 use crate::rate::{
-    cost::Cost,
+    cost::{Cost, Demand},
     redis::{
         amounts::Amounts,
         loss::OnStoreLoss,
@@ -84,6 +84,29 @@ impl Coordinator {
         Some((request, snapshot))
     }
 
+    /// Returns a request that finds out whether the store works. It reserves and reports nothing, and the store does not
+    /// keep its sender as a member.
+    pub(in crate::rate::redis) fn check_request(&mut self, now: Instant) -> StoreRequest {
+        let nothing = RequestSnapshot {
+            sent_at: now,
+            requested: Vec::new(),
+            estimated: Amounts::default(),
+            lowered: Vec::new(),
+            pauses: PauseReport::default(),
+            is_forgiving: false,
+            changes: self.limits.changes(),
+            is_leaving: true,
+        };
+        let is_probe = true;
+        StoreRequest {
+            member: *uuid::Uuid::new_v4().as_bytes(),
+            is_leaving: true,
+            is_change: false,
+            is_forgiving: false,
+            ..self.build_request(&nothing, is_probe, now)
+        }
+    }
+
     fn build_request(&mut self, snapshot: &RequestSnapshot, is_probe: bool, now: Instant) -> StoreRequest {
         let is_unlimited = self.settings.on_loss == OnStoreLoss::Open;
         let batch = if is_probe {
@@ -91,7 +114,7 @@ impl Coordinator {
         } else {
             self.reports.next_batch(is_unlimited, now)
         };
-        let with_usage = batch.filter(|batch| batch.fallback_usage != Amounts::ZERO);
+        let with_usage = batch.filter(|batch| !batch.fallback_usage.is_zero());
         // The request names the state of the last reply only if the store should still have it. If that state has
         // expired by now, nothing is lost, because its buckets would be full.
         let is_remembered = with_usage.is_some() || self.reports.has_fallback_usage() || self.store.is_kept(now);
@@ -111,9 +134,9 @@ impl Coordinator {
             config_version: self.limits.version(),
             is_change: self.limits.is_changed(),
             batch: self.reports.batch_number(),
-            credit: batch.map_or(Amounts::ZERO, |batch| batch.credit),
-            debit: batch.map_or(Amounts::ZERO, |batch| batch.debit),
-            fallback_usage: batch.map_or(Amounts::ZERO, |batch| batch.fallback_usage),
+            credit: batch.map_or(Amounts::default(), |batch| batch.credit),
+            debit: batch.map_or(Amounts::default(), |batch| batch.debit),
+            fallback_usage: batch.map_or(Amounts::default(), |batch| batch.fallback_usage),
             fallback_age: with_usage.map_or(0, |batch| {
                 micros(now.saturating_duration_since(batch.since)).clamp(1, MAX_MICROS)
             }),
@@ -164,19 +187,19 @@ impl Coordinator {
         let share = self.share_ahead(now).as_micros() as f64;
         let config = self.limits.config();
         // Returns how long the rates take to bring `amounts`, in microseconds.
-        let duration = |amounts: Amounts| {
+        let duration = |amounts: &Demand| {
             let durations = config.specs().iter();
             let durations =
-                durations.map(|(budget, spec)| amounts[*budget] as f64 * spec.unit as f64 / spec.fill as f64);
+                durations.map(|(budget, spec)| amounts.of(*budget) as f64 * spec.unit as f64 / spec.fill as f64);
             durations.fold(0.0, f64::max)
         };
         let mut reserved = self.waiters.unused();
         let mut requestable = Vec::new();
         for (seq, cost) in self.waiters.queued().take(MAX_COSTS) {
-            if duration(reserved) > share {
+            if duration(&reserved) > share {
                 break;
             }
-            reserved = reserved.saturating_add(cost.into());
+            reserved += &cost;
             requestable.push((seq, cost));
         }
         self.retry_at = requestable.is_empty().then(|| now + self.retry_delay(now));

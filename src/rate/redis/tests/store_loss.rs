@@ -88,12 +88,14 @@ async fn a_pause_also_holds_calls_that_are_admitted_without_the_store() {
 async fn a_client_that_panics_counts_as_a_lost_store() {
     struct Panics;
     impl Backend for Panics {
-        fn call<'a>(&'a mut self, _: &'a StoreRequest) -> ReplyFuture<'a> {
+        fn call<'a>(&'a self, _: &'a StoreRequest) -> ReplyFuture<'a> {
             panic!("there is no reactor running")
         }
     }
     let builder = Builder::new(ten_a_second());
-    let limiter = builder.build_with(Box::new(|| Box::new(Panics))).unwrap();
+    let limiter = builder
+        .build_with(Box::new(|| Arc::new(Panics)), Arc::default())
+        .unwrap();
     let begun = Instant::now();
     for _ in 0..3 {
         limiter.acquire(Cost::request()).await.unwrap();
@@ -261,4 +263,55 @@ async fn no_call_waits_longer_than_its_deadline() {
             .unwrap()
             .unwrap();
     }
+}
+
+/// Collects the lines that are logged on the current thread.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_is_logged_at_once_and_every_half_minute_with_its_cause_and_duration() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let server = Server::new();
+    let limiter = server.member(ten_a_second());
+    limiter.acquire(Cost::request()).await.unwrap();
+    server.set(Network::Refuses);
+    sleep(Duration::from_secs(100)).await;
+    for _ in 0..5 {
+        limiter.acquire(Cost::request()).await.unwrap();
+    }
+    assert_eq!(limiter.store_status().problem, Some(StoreProblem::Refused));
+    server.set(Network::Works);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(limiter.store_status().problem, None);
+    let logged = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let warnings: Vec<_> = logged.lines().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(warnings.len(), 4, "{logged}");
+    assert!(
+        warnings.iter().all(|line| line.contains("problem=connection refused")),
+        "{logged}"
+    );
+    assert!(warnings[3].contains("lost_for=9"), "{logged}");
+    let back = logged.lines().last().unwrap();
+    // The store is probed again within a second, so the end of the loss is not known to the second.
+    let is_told = ["lost_for=99.", "lost_for=100.", "lost_for=101."]
+        .iter()
+        .any(|time| back.contains(time));
+    assert!(back.contains("is back") && is_told, "{logged}");
 }

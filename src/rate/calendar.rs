@@ -1,0 +1,170 @@
+//! [`Calendar`]: windows of the calendar, in which a provider counts anew: days and months.
+//!
+//! Times are nanoseconds since 1970, in UTC. This module has no clock.
+
+use std::time::{Duration, SystemTime};
+
+/// A division of time into windows by the calendar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Calendar {
+    unit: Unit,
+    /// How long after midnight UTC a window begins, in nanoseconds: less than a day.
+    start: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Day,
+    Month,
+}
+
+/// The window that a bucket is in.
+#[derive(Clone, Debug)]
+pub(super) struct OpenWindow {
+    calendar: Calendar,
+    now: u64,
+    ends: u64,
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const DAY_NANOS: u64 = DAY.as_nanos() as u64;
+
+// === impl Calendar ===
+
+impl Calendar {
+    pub(super) const DAY: Self = Self {
+        unit: Unit::Day,
+        start: 0,
+    };
+    pub(super) const MONTH: Self = Self {
+        unit: Unit::Month,
+        start: 0,
+    };
+
+    /// Returns this calendar with windows that begin `start` after midnight UTC. `None` if that is a day or more.
+    pub(super) fn starting_at(self, start: Duration) -> Option<Self> {
+        let start = (start < DAY).then_some(start.as_nanos() as u64)?;
+        Some(Self { start, ..self })
+    }
+
+    /// Returns how long a window is. Of a month: 30 days.
+    pub(super) const fn period(self) -> Duration {
+        match self.unit {
+            Unit::Day => DAY,
+            Unit::Month => Duration::from_secs(30 * 24 * 60 * 60),
+        }
+    }
+
+    /// Returns when the window ends that `time` is in.
+    fn end_of_window(self, time: u64) -> u64 {
+        let day = time.saturating_sub(self.start) / DAY_NANOS;
+        let next = match self.unit {
+            Unit::Day => day + 1,
+            Unit::Month => first_day_of_next_month(day),
+        };
+        next.saturating_mul(DAY_NANOS).saturating_add(self.start)
+    }
+}
+
+/// Returns the first day of the month after the one that `day` is in. Days are counted from the first one of 1970.
+fn first_day_of_next_month(day: u64) -> u64 {
+    let mut first = 0;
+    for year in 1970_u64.. {
+        let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        for month in 1..=12 {
+            first += match month {
+                2 if is_leap => 29,
+                2 => 28,
+                4 | 6 | 9 | 11 => 30,
+                _ => 31,
+            };
+            if first > day {
+                return first;
+            }
+        }
+    }
+    u64::MAX
+}
+
+// === impl OpenWindow ===
+
+impl OpenWindow {
+    pub(super) fn new(calendar: Calendar, now: u64) -> Self {
+        Self {
+            calendar,
+            now,
+            ends: calendar.end_of_window(now),
+        }
+    }
+
+    /// Moves the time on. Returns whether a new window has begun.
+    pub(super) fn advance(&mut self, elapsed: u64) -> bool {
+        self.now = self.now.saturating_add(elapsed);
+        let is_new = self.now >= self.ends;
+        if is_new {
+            self.ends = self.calendar.end_of_window(self.now);
+        }
+        is_new
+    }
+
+    /// Returns the number of nanoseconds until the window ends.
+    pub(super) const fn left(&self) -> u64 {
+        self.ends.saturating_sub(self.now)
+    }
+
+    /// Returns the number of nanoseconds until `windows` more windows have ended after this one.
+    pub(super) fn left_after(&self, windows: u64) -> u64 {
+        let more = self.calendar.period().as_nanos() as u64;
+        self.left().saturating_add(more.saturating_mul(windows))
+    }
+}
+
+/// Returns `time` in nanoseconds since 1970; 0 if it is before that.
+pub(super) fn nanos(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the nanoseconds since 1970 of a time that is given as seconds.
+    const fn at(seconds: u64) -> u64 {
+        seconds * 1_000_000_000
+    }
+
+    // The seconds are those of `date -u -d DATE +%s`.
+    const NOON_OF_FEBRUARY_29_2028: u64 = at(1_835_438_400);
+    const MARCH_1_2028: u64 = at(1_835_481_600);
+    const LAST_SECOND_OF_2026: u64 = at(1_798_761_599);
+
+    #[test]
+    fn a_day_ends_at_midnight_utc_or_as_long_after_it_as_was_set() {
+        let day = OpenWindow::new(Calendar::DAY, NOON_OF_FEBRUARY_29_2028);
+        assert_eq!(day.ends, MARCH_1_2028);
+        let pacific = Calendar::DAY.starting_at(Duration::from_secs(8 * 60 * 60)).unwrap();
+        assert_eq!(
+            OpenWindow::new(pacific, MARCH_1_2028).ends,
+            MARCH_1_2028 + at(8 * 60 * 60)
+        );
+        assert_eq!(
+            OpenWindow::new(pacific, MARCH_1_2028 + at(8 * 60 * 60)).ends,
+            MARCH_1_2028 + at(32 * 60 * 60)
+        );
+        assert_eq!(Calendar::DAY.starting_at(DAY), None);
+    }
+
+    #[test]
+    fn a_month_ends_with_its_last_day() {
+        assert_eq!(
+            OpenWindow::new(Calendar::MONTH, NOON_OF_FEBRUARY_29_2028).ends,
+            MARCH_1_2028
+        );
+        let mut december = OpenWindow::new(Calendar::MONTH, LAST_SECOND_OF_2026);
+        assert_eq!(december.left(), at(1));
+        assert!(!december.advance(at(1) - 1));
+        assert!(december.advance(1));
+        assert_eq!(december.left(), at(31 * 24 * 60 * 60));
+    }
+}
