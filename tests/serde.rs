@@ -110,3 +110,73 @@ fn a_config_has_a_default_for_each_field_and_rejects_unknown_fields() {
         serde_json::from_str::<Config>(bad).unwrap_err();
     }
 }
+
+#[test]
+fn a_config_has_rates_of_budgets_by_name() {
+    let text = r#"{ "requests_rate": 50, "requests_period_secs": 60, "budgets": {
+        "requests": [{ "rate": 40, "period_secs": 86400 }],
+        "input_tokens": [{ "rate": 30000 }], "output_tokens": [{ "rate": 8000, "burst": 4000 }],
+        "images": [{ "rate": 5, "period_secs": 1 }, { "rate": 3, "period_secs": 3600 }] } }"#;
+    let config: Config = serde_json::from_str(text).unwrap();
+    let written = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<Config>(&written).unwrap(), config);
+    let executor = config.into_builder().unwrap().build_for_closures::<()>().unwrap();
+    let available = executor.monitor().available();
+    assert_eq!((available.requests, available.tokens), (Some(40), None));
+    assert_eq!(
+        (available.input_tokens, available.output_tokens),
+        (Some(30_000), Some(4_000))
+    );
+    assert_eq!(available.of("images"), Some(3));
+}
+
+#[test]
+fn a_budget_of_a_config_that_is_wrong_is_an_error_that_names_it() {
+    for (budgets, field) in [
+        (r#"{ "Images": [{ "rate": 1 }] }"#, "budgets.Images"),
+        (r#"{ "": [{ "rate": 1 }] }"#, "budgets."),
+        // Other spellings of built-in budgets would be budgets that no call takes anything of.
+        (r#"{ "input-tokens": [{ "rate": 1 }] }"#, "budgets.input-tokens"),
+        (r#"{ "inputTokens": [] }"#, "budgets.inputTokens"),
+        (r#"{ "request": [{ "rate": 1 }] }"#, "budgets.request"),
+        (r#"{ "images": [{ "rate": 0 }] }"#, "budgets.images.rate"),
+        (
+            r#"{ "images": [{ "rate": 1, "period_secs": -1 }] }"#,
+            "budgets.images.period_secs",
+        ),
+        (
+            r#"{ "images": [{ "rate": 1, "period_secs": 0 }] }"#,
+            "budgets.images.period_secs",
+        ),
+        (
+            r#"{ "output_tokens": [{ "rate": 1, "burst": 0.5 }] }"#,
+            "budgets.output_tokens.burst",
+        ),
+        (
+            r#"{ "a": [{ "rate": 1 }], "b": [{ "rate": 1 }], "c": [{ "rate": 1 }], "d": [{ "rate": 1 }], "e": [{ "rate": 1 }] }"#,
+            "budgets",
+        ),
+    ] {
+        let config: Config = serde_json::from_str(&format!(r#"{{ "budgets": {budgets} }}"#)).unwrap();
+        let error = config.into_builder().unwrap_err();
+        assert_eq!(error.field(), field, "{error}");
+    }
+    for (budgets, named) in [
+        (r#"{ "images": [{ "rat": 1 }] }"#, "unknown field `rat`"),
+        (r#"{ "images": [{ "period_secs": 1 }] }"#, "missing field `rate`"),
+    ] {
+        let error = serde_json::from_str::<Config>(&format!(r#"{{ "budgets": {budgets} }}"#)).unwrap_err();
+        assert!(error.to_string().contains(named), "{error}");
+    }
+}
+
+#[test]
+fn a_config_without_rates_can_be_used_with_a_shared_limiter() {
+    let limiter = tower_outbound::RateLimiter::new(tower_outbound::Limits::new()).unwrap();
+    let config: Config = serde_json::from_str(r#"{ "workers": 2 }"#).unwrap();
+    let builder = config.into_builder().unwrap().limiter(limiter.clone());
+    builder.build_for_closures::<()>().unwrap();
+    let config: Config = serde_json::from_str(r#"{ "tokens_rate": 5 }"#).unwrap();
+    let builder = config.into_builder().unwrap().limiter(limiter);
+    assert_eq!(builder.build_for_closures::<()>().unwrap_err().field(), "limiter");
+}

@@ -12,7 +12,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `args/` | the command line, a file for each group of options |
-//! | `limits.rs` | the limits that the command line sets |
+//! | `limits/` | the limits that the command line sets |
 //! | `input/` | the file of requests, its forms, and the number of tokens of a request |
 //! | `output/` | the file of results, its lines, and what an earlier run wrote |
 //! | `run/` | the run from start to end: feed the executor, watch the health of the attempts, stop |

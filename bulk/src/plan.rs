@@ -57,9 +57,18 @@ pub(crate) struct Found {
 #[derive(Debug)]
 struct Phases {
     length: Duration,
-    /// For each slot, for how long requests wait for requests and for tokens per minute.
-    slots: Vec<[Duration; 2]>,
+    /// For each slot, for how long requests wait for each of [`CAUSES`].
+    slots: Vec<[Duration; CAUSES.len()]>,
 }
+
+/// What requests can wait for in a plan.
+const CAUSES: [Cause; 5] = [
+    Cause::Requests,
+    Cause::Tokens,
+    Cause::InputTokens,
+    Cause::OutputTokens,
+    Cause::Budget,
+];
 
 const SLOTS: usize = 64;
 const FIRST_LENGTH: Duration = Duration::from_millis(100);
@@ -81,7 +90,8 @@ impl Plan {
         let mut found = Found::default();
         let mut cost = price.map(|_| Money::default());
         // Eight bytes for each request: the requests themselves are not kept.
-        let mut tokens = Vec::new();
+        let mut costs = Vec::new();
+        let cost_of = |request: &_| Price::tokens_apart(request);
         while let Some(line) = requests.next().await? {
             let request = match line {
                 Ok(request) => request,
@@ -94,14 +104,14 @@ impl Plan {
             found.requests += 1;
             if done.take(&request) {
                 found.skipped += 1;
-            } else if bounds.fits(request.tokens, &args.limits) {
+            } else if bounds.fits(request.tokens, &args.limits) && bounds.further.fits(&cost_of(&request)) {
                 found.tokens = found.tokens.saturating_add(request.tokens);
                 found.largest = found.largest.max(request.tokens);
                 if let (Some(sum), Some(price)) = (&mut cost, &price) {
                     *sum += price.estimate(&request);
                     found.unbounded += u64::from(request.tokens > 0 && !Price::bounds_output(&request));
                 }
-                tokens.push(request.tokens);
+                costs.push(apart(&cost_of(&request)));
             } else {
                 found.too_large += 1;
             }
@@ -113,7 +123,7 @@ impl Plan {
         if let Some(pace) = &mut planned.tokens {
             pace.burst = pace.burst.max(found.largest);
         }
-        let (time, phases) = simulate(&planned.limits(), &tokens)?;
+        let (time, phases) = simulate(&planned.limits(), &costs)?;
         Ok(Self {
             input: args.files.input().to_owned(),
             notes,
@@ -127,22 +137,39 @@ impl Plan {
 }
 
 /// Returns when the last of the requests is admitted, and what they wait for until then.
-fn simulate(limits: &Limits, tokens: &[u64]) -> anyhow::Result<(Duration, Phases)> {
+fn simulate(limits: &Limits, costs: &[[u32; 2]]) -> anyhow::Result<(Duration, Phases)> {
     let mut plan = limits.plan()?;
     let mut phases = Phases::new();
     let mut last = Duration::ZERO;
-    for tokens in tokens {
-        let admitted = plan.admit(Cost::tokens(*tokens))?;
-        match plan.binding() {
-            Some(Binding::Rate {
-                budget: Budget::Tokens, ..
-            }) => phases.add(last, admitted, 1),
-            Some(_) => phases.add(last, admitted, 0),
-            None => {}
+    for [input, output] in costs {
+        let admitted = plan.admit(Cost::input_output_tokens((*input).into(), (*output).into()))?;
+        if let Some(binding) = plan.binding() {
+            let cause = cause_of(&binding);
+            let at = CAUSES.iter().position(|known| *known == cause);
+            phases.add(last, admitted, at.unwrap_or_default());
         }
         last = admitted;
     }
     Ok((last, phases))
+}
+
+/// Returns the tokens of a prompt and of an answer, of which there are no more than four billion.
+fn apart(cost: &Cost) -> [u32; 2] {
+    [cost.input_tokens, cost.output_tokens].map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX))
+}
+
+/// Returns what a request waits for whose time the plan says is given by `binding`.
+fn cause_of(binding: &Binding) -> Cause {
+    match binding {
+        Binding::Rate { period, .. } if period.as_secs() != 60 => Cause::Budget,
+        Binding::Rate { budget, .. } => match budget {
+            Budget::Tokens => Cause::Tokens,
+            Budget::InputTokens => Cause::InputTokens,
+            Budget::OutputTokens => Cause::OutputTokens,
+            _ => Cause::Requests,
+        },
+        _ => Cause::Requests,
+    }
 }
 
 // === impl Phases ===
@@ -161,12 +188,13 @@ impl Phases {
             self.length *= 2;
             let pairs = self.slots.chunks(2);
             self.slots = pairs
-                .map(|pair| [0, 1].map(|limit| pair.iter().map(|slot| slot[limit]).sum()))
+                .map(|pair| std::array::from_fn(|limit| pair.iter().map(|slot| slot[limit]).sum()))
                 .collect();
         }
         let slot = |time: Duration| (time.as_nanos() / self.length.as_nanos()) as usize;
         let (first, last) = (slot(start), slot(end));
-        self.slots.resize(self.slots.len().max(last + 1), [Duration::ZERO; 2]);
+        self.slots
+            .resize(self.slots.len().max(last + 1), [Duration::ZERO; CAUSES.len()]);
         for index in first..=last {
             let (from, to) = (self.length * index as u32, self.length * (index as u32 + 1));
             self.slots[index][limit] += end.min(to).saturating_sub(start.max(from));
@@ -175,10 +203,9 @@ impl Phases {
 
     /// The phases with their ends: in each, most of the time goes to waiting for one limit.
     fn list(&self, end: Duration) -> Vec<(Duration, Option<Cause>)> {
-        let causes = self.slots.iter().map(|[requests, tokens]| match requests.cmp(tokens) {
-            _ if requests.is_zero() && tokens.is_zero() => None,
-            std::cmp::Ordering::Greater => Some(Cause::Requests),
-            _ => Some(Cause::Tokens),
+        let causes = self.slots.iter().map(|slot| {
+            let waits = CAUSES.into_iter().zip(slot).filter(|(_, time)| !time.is_zero());
+            waits.max_by_key(|(_, time)| **time).map(|(cause, _)| cause)
         });
         let mut phases: Vec<(Duration, Option<Cause>)> = Vec::new();
         for (number, cause) in (1..).zip(causes) {
@@ -238,12 +265,14 @@ impl fmt::Display for Plan {
         write!(f, "the last request is sent after {}", exact(self.time))?;
         let list = phases.list(self.time);
         if list.len() > MAX_PHASES {
-            let sum = |limit: usize| phases.slots.iter().map(|slot| slot[limit]).sum();
-            let (requests, tokens) = (exact(sum(0)), exact(sum(1)));
-            return write!(
-                f,
-                "\n  limited by requests per minute for {requests}, by tokens per minute for {tokens}"
-            );
+            let sums = (0..CAUSES.len()).map(|limit| phases.slots.iter().map(|slot| slot[limit]).sum::<Duration>());
+            let waits: Vec<_> = CAUSES
+                .into_iter()
+                .zip(sums)
+                .filter(|(cause, time)| matches!(cause, Cause::Requests | Cause::Tokens) || !time.is_zero())
+                .map(|(cause, time)| format!("by {} for {}", cause.name(), exact(time)))
+                .collect();
+            return write!(f, "\n  limited {}", waits.join(", "));
         }
         let mut start = Duration::ZERO;
         for (end, cause) in list {
@@ -281,6 +310,7 @@ mod tests {
         let bounds = Bounds {
             requests: pace(rpm, 1),
             tokens: pace(tpm, 1_000),
+            further: crate::limits::Further::NONE,
             concurrency: 1,
         };
         bounds.limits()
@@ -289,7 +319,7 @@ mod tests {
     #[test]
     fn the_limit_that_holds_up_each_part_of_the_job_is_told() {
         // A request a second, and a hundred tokens a second: first many small requests, then large ones.
-        let tokens = [[10; 300].as_slice(), &[1_000; 30]].concat();
+        let tokens = [[[10, 0]; 300].as_slice(), &[[600, 400]; 30]].concat();
         let (time, phases) = simulate(&limits(60, 6_000), &tokens).unwrap();
         // The bucket of tokens is full when the large requests begin.
         assert_eq!(time, Duration::from_secs(300 + 1 + 29 * 10));
@@ -302,7 +332,7 @@ mod tests {
 
     #[test]
     fn without_limits_everything_is_sent_at_once() {
-        let (time, phases) = simulate(&Limits::new(), &[500; 1_000]).unwrap();
+        let (time, phases) = simulate(&Limits::new(), &[[500, 0]; 1_000]).unwrap();
         assert_eq!(time, Duration::ZERO);
         assert!(phases.list(time).is_empty());
     }
@@ -310,7 +340,7 @@ mod tests {
     #[test]
     fn a_plan_of_a_million_requests_takes_seconds_at_most() {
         let started = tokio::time::Instant::now();
-        let (time, phases) = simulate(&limits(600, 60_000), &vec![100; 1_000_000]).unwrap();
+        let (time, phases) = simulate(&limits(600, 60_000), &vec![[60, 40]; 1_000_000]).unwrap();
         assert_eq!(time, Duration::from_secs(100_000));
         assert_eq!(phases.list(time).len(), 1);
         assert!(phases.slots.len() <= SLOTS);

@@ -83,7 +83,8 @@ impl Recording {
             let added = level.pace.per_minute as f64 * since.as_secs_f64() / 60.0;
             match level.cause {
                 Cause::Tokens => slot.allowed_tokens += added,
-                _ => slot.allowed_requests += added,
+                Cause::Requests => slot.allowed_requests += added,
+                _ => {}
             }
         }
     }
@@ -136,6 +137,7 @@ mod tests {
     const BOUNDS: Bounds = Bounds {
         requests: None,
         tokens: None,
+        further: crate::limits::Further::NONE,
         concurrency: 1,
     };
 

@@ -264,6 +264,7 @@ mod tests {
                 initial: 25,
             }),
             tokens: None,
+            further: crate::limits::Further::NONE,
             concurrency: 4,
         };
         let mut recording = Recording::new(SystemTime::UNIX_EPOCH, &bounds);

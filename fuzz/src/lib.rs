@@ -8,7 +8,7 @@ mod args;
 #[path = "../../bulk/src/input/mod.rs"]
 mod input;
 #[allow(dead_code)]
-#[path = "../../bulk/src/limits.rs"]
+#[path = "../../bulk/src/limits/mod.rs"]
 mod limits;
 #[allow(dead_code, unused_imports)]
 #[path = "../../bulk/src/price/mod.rs"]

@@ -23,6 +23,7 @@ pub struct DeadlineExceeded {
 pub struct Refused<Req> {
     request: Req,
     closed: bool,
+    retry_after: Option<Duration>,
 }
 
 /// The call could never begin: every permit of the concurrency limit is held by a call that awaits a call of the same
@@ -104,6 +105,22 @@ impl DeadlineExceeded {
     pub const fn left(&self) -> Duration {
         self.left
     }
+
+    /// Returns the time after which the same call with as much time until its deadline would be accepted: by how much
+    /// its wait was too long, and a millisecond. Calls that come in between make it longer. `None` if the call was not
+    /// refused for its wait, but ended at its deadline. The time is never zero.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        if self.wait.is_zero() {
+            return None;
+        }
+        // A wait that ends exactly at the deadline is too long, too.
+        Some(
+            self.wait
+                .saturating_sub(self.left)
+                .saturating_add(Duration::from_millis(1)),
+        )
+    }
 }
 
 impl fmt::Display for DeadlineExceeded {
@@ -126,11 +143,25 @@ impl StdError for DeadlineExceeded {}
 
 impl<Req> Refused<Req> {
     pub(crate) const fn full(request: Req) -> Self {
-        Self { request, closed: false }
+        Self {
+            request,
+            closed: false,
+            retry_after: None,
+        }
     }
 
     pub(crate) const fn closed(request: Req) -> Self {
-        Self { request, closed: true }
+        Self {
+            request,
+            closed: true,
+            retry_after: None,
+        }
+    }
+
+    /// Sets when the full queue probably has a free place.
+    pub(crate) const fn free_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
     }
 
     /// Whether the call was refused because the queue was closed. A closed queue never accepts a call again.
@@ -143,6 +174,19 @@ impl<Req> Refused<Req> {
     #[must_use]
     pub const fn is_full(&self) -> bool {
         !self.closed
+    }
+
+    /// Returns the time after which the full queue of an [`Executor`](crate::Executor) probably has a free place, for
+    /// example for the `Retry-After` of a gateway's own response. The time is never zero. `None` if the queue is closed,
+    /// or if it is a [`Queue`](crate::Queue) without an executor, which knows of no limits.
+    ///
+    /// A place becomes free when the rate limiter admits the first of the calls that wait. The time is computed from the
+    /// wait of a new call at the limiter, less the share of the calls that wait there already, each at the mean cost of
+    /// the queued calls. It includes a pause of the limiter. How long calls are on the wire is not known: if the rates
+    /// hold up no call, so that the queue is full only because the calls in flight take their time, it is 100 ms.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     /// Returns the request of the refused call.

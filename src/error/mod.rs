@@ -32,7 +32,7 @@ pub use response::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
 pub use store::{StoreProblem, TlsProblem};
 
 use crate::redact;
-use std::{error::Error as StdError, fmt, iter::successors};
+use std::{error::Error as StdError, fmt, iter::successors, time::Duration};
 
 /// An error of any type: the same alias as `tower::BoxError`.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -144,6 +144,24 @@ impl Error {
     #[must_use]
     pub fn is_deadline_exceeded(&self) -> bool {
         self.find::<DeadlineExceeded>().is_some()
+    }
+
+    /// Returns the time after which a retry of the call may succeed, for example for the `Retry-After` of a gateway's
+    /// own response. The time is never zero. `None` if a retry cannot help, or if the time is not known.
+    ///
+    /// The time is that of the first error in the chain of sources that has one: [`DeadlineExceeded`] of a call that was
+    /// refused in advance, [`AcquireError`] of a rate limiter, or, with the feature `http`, `RetryAfterTooLong` of a
+    /// provider.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        let deadline = || self.find::<DeadlineExceeded>().and_then(DeadlineExceeded::retry_after);
+        let limiter = || self.find::<AcquireError>().and_then(AcquireError::retry_after);
+        #[cfg(feature = "http")]
+        let provider = || self.find::<RetryAfterTooLong>().map(RetryAfterTooLong::delay);
+        #[cfg(not(feature = "http"))]
+        let provider = || None;
+        let known = deadline().or_else(limiter).or_else(provider);
+        known.filter(|wait| !wait.is_zero())
     }
 
     /// Whether the call could never begin, because it was awaited by a call that holds the permit it needs. See

@@ -6,6 +6,7 @@ use super::{
     closure::{Closure, ClosureClient},
     inner::ExecutorParts,
     monitor::Monitor,
+    rate_settings::RateSettings,
     stack::{BuildStack, StackLayers},
 };
 #[cfg(feature = "http")]
@@ -15,7 +16,7 @@ use crate::{
     error::{BoxError, InvalidConfig},
     event::Http,
     queue::QueueLayer,
-    rate::{AsCharged, ByExtension, Limits, Rate, RateLimiter},
+    rate::{AsCharged, Budget, ByExtension, Limits, Rate, RateLimiter},
 };
 use http::{Request, Response};
 use std::{
@@ -33,8 +34,8 @@ use tower_service::Service;
 /// |---|---|
 /// | [`queue_capacity`](Self::queue_capacity) | 1000 calls |
 /// | [`concurrency_limit`](Self::concurrency_limit) | 10 calls in flight |
-/// | [`requests`](Self::requests) | 10 per second, with a burst of 10 |
-/// | [`tokens`](Self::tokens) | not limited |
+/// | [`requests`](Self::requests) | 10 per second, with a burst of 10, also if other budgets are limited |
+/// | [`tokens`](Self::tokens), [`input_tokens`](Self::input_tokens), [`output_tokens`](Self::output_tokens), [`budget`](Self::budget) | not limited |
 /// | [`workers`](Self::workers) | 1 call starts at once |
 /// | [`timeout`](Self::timeout) | none |
 ///
@@ -49,6 +50,8 @@ use tower_service::Service;
 ///     .build_for_closures::<String>()?;
 /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
 /// ```
+///
+/// An executor whose requests are not limited has [`limits`](Self::limits) without a rate of requests.
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it builds"]
 pub struct ExecutorBuilder<L = Identity, D = Http, K = ByExtension, U = AsCharged> {
@@ -65,7 +68,7 @@ struct Settings {
     queue_capacity: usize,
     workers: usize,
     concurrency: ConcurrencySetting,
-    rates: RateSetting,
+    rates: RateSettings,
     timeout: Option<Duration>,
     #[cfg(feature = "http")]
     body_layer: BodyLayer,
@@ -75,20 +78,6 @@ struct Settings {
 enum ConcurrencySetting {
     Own(usize),
     Shared(Concurrency),
-}
-
-#[derive(Clone, Debug)]
-enum RateSetting {
-    /// The limits are one rate of requests, and at most one rate of tokens.
-    Simple {
-        requests: Rate,
-        tokens: Option<Rate>,
-    },
-    Limits(Limits),
-    Shared(RateLimiter),
-    /// The method `limiter`, which sets a shared limiter, was called, and then `requests` or `tokens`, which set a rate
-    /// for this executor only. The two settings contradict each other, so building the executor fails.
-    Conflict,
 }
 
 // === impl ExecutorBuilder ===
@@ -101,10 +90,7 @@ impl ExecutorBuilder {
                 queue_capacity: 1_000,
                 workers: 1,
                 concurrency: ConcurrencySetting::Own(10),
-                rates: RateSetting::Simple {
-                    requests: Rate::new(10, Duration::from_secs(1)),
-                    tokens: None,
-                },
+                rates: RateSettings::default(),
                 timeout: None,
                 #[cfg(feature = "http")]
                 body_layer: BodyLayer::new(),
@@ -143,45 +129,66 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self
     }
 
-    /// Sets the rate of requests. Default: 10 per second. If [`limits`](Self::limits) was called before, the rate is
-    /// added to those limits.
+    /// Sets the rate of requests. Default: 10 per second, whether or not other budgets are limited. If
+    /// [`limits`](Self::limits) was called before, the rate is added to those limits.
     pub fn requests(mut self, rate: Rate) -> Self {
-        self.settings.rates = match self.settings.rates {
-            RateSetting::Simple { tokens, .. } => RateSetting::Simple { requests: rate, tokens },
-            RateSetting::Limits(limits) => RateSetting::Limits(limits.requests(rate)),
-            RateSetting::Shared(_) | RateSetting::Conflict => RateSetting::Conflict,
-        };
+        self.settings.rates.set("requests", Budget::Requests, rate);
         self
     }
 
-    /// Sets the rate of the API's tokens. Default: not limited. If [`limits`](Self::limits) was called before, the rate
-    /// is added to those limits.
+    /// Sets the rate of the API's tokens, of prompts and answers together. Default: not limited. If
+    /// [`limits`](Self::limits) was called before, the rate is added to those limits.
+    ///
+    /// This does not change the rate of [`requests`](Self::requests): if that is not set, the executor still sends 10
+    /// requests per second at most, and building it logs that.
     pub fn tokens(mut self, rate: Rate) -> Self {
-        self.settings.rates = match self.settings.rates {
-            RateSetting::Simple { requests, .. } => RateSetting::Simple {
-                requests,
-                tokens: Some(rate),
-            },
-            RateSetting::Limits(limits) => RateSetting::Limits(limits.tokens(rate)),
-            RateSetting::Shared(_) | RateSetting::Conflict => RateSetting::Conflict,
-        };
+        self.settings.rates.set("tokens", Budget::Tokens, rate);
         self
     }
 
-    /// Sets any number of rates that are all enforced at once, or none at all. They replace the rates set before with
-    /// [`requests`](Self::requests) and [`tokens`](Self::tokens).
+    /// Sets the rate of the tokens of prompts, for providers that limit them apart. Default: not limited. Otherwise like
+    /// [`tokens`](Self::tokens).
+    pub fn input_tokens(mut self, rate: Rate) -> Self {
+        self.settings.rates.set("input_tokens", Budget::InputTokens, rate);
+        self
+    }
+
+    /// Sets the rate of the tokens of answers, for providers that limit them apart. Default: not limited. Otherwise like
+    /// [`tokens`](Self::tokens).
+    pub fn output_tokens(mut self, rate: Rate) -> Self {
+        self.settings.rates.set("output_tokens", Budget::OutputTokens, rate);
+        self
+    }
+
+    /// Sets the rate of any budget, such as `images`: see [`Limits::budget`]. A call takes of it what the executor's
+    /// [`cost`](Self::cost) has under the same name. Default: not limited. Otherwise like [`tokens`](Self::tokens).
+    pub fn budget(mut self, budget: impl Into<Budget>, rate: Rate) -> Self {
+        self.settings.rates.set("budget", budget.into(), rate);
+        self
+    }
+
+    /// Adds a rate to those that are set, as [`Config`](super::Config) does, which may have several for a budget.
+    pub(super) fn add_rate(mut self, budget: Budget, rate: Rate) -> Self {
+        self.settings.rates.add("budget", budget, rate);
+        self
+    }
+
+    /// Sets any number of rates that are all enforced at once, or none at all. They replace the rates set before for
+    /// single budgets, and the default rate of requests: without a rate of requests in `limits`, requests are not
+    /// limited.
     pub fn limits(mut self, limits: Limits) -> Self {
-        self.settings.rates = RateSetting::Limits(limits);
+        self.settings.rates.replace(limits);
         self
     }
 
     /// Uses a rate limiter that is shared, within this process or between processes, instead of rates for this executor
     /// only.
     ///
-    /// If [`requests`](Self::requests) or [`tokens`](Self::tokens) is called after `limiter`, building the executor
-    /// fails. The rates of a shared limiter are changed with [`RateLimiter::set_limits`].
+    /// If [`limits`](Self::limits) or the rate of a budget, such as [`requests`](Self::requests), is set, too, be it
+    /// before or after, building the executor fails. The rates of a shared limiter are changed with
+    /// [`RateLimiter::set_limits`].
     pub fn limiter(mut self, limiter: RateLimiter) -> Self {
-        self.settings.rates = RateSetting::Shared(limiter);
+        self.settings.rates.share(limiter);
         self
     }
 
@@ -372,30 +379,5 @@ impl ConcurrencySetting {
             Self::Own(limit) => Concurrency::new(limit),
             Self::Shared(limit) => Ok(limit),
         }
-    }
-}
-
-// === impl RateSetting ===
-
-impl RateSetting {
-    fn into_limiter(self) -> Result<RateLimiter, InvalidConfig> {
-        let limits = match self {
-            Self::Simple { requests, tokens } => {
-                let limits = Limits::new().requests(requests);
-                match tokens {
-                    Some(tokens) => limits.tokens(tokens),
-                    None => limits,
-                }
-            }
-            Self::Limits(limits) => limits,
-            Self::Shared(limiter) => return Ok(limiter),
-            Self::Conflict => {
-                return Err(InvalidConfig::new(
-                    "limiter",
-                    "is shared, so its rates cannot be set here: leave out `requests` and `tokens`",
-                ));
-            }
-        };
-        RateLimiter::new(limits)
     }
 }

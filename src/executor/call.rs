@@ -280,6 +280,16 @@ impl<B> TrySubmitError<B> {
         matches!(self, Self::Refused(refused) if refused.is_full())
     }
 
+    /// Returns the time after which a retry may succeed: [`Refused::retry_after`] of a full queue, or
+    /// [`Error::retry_after`]. The time is never zero. `None` if a retry cannot help, or if the time is not known.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused(refused) => refused.retry_after(),
+            Self::Other(error) => error.retry_after(),
+        }
+    }
+
     /// Returns the request if the queue refused it, and `None` if the call failed for any other reason.
     #[must_use]
     pub fn into_request(self) -> Option<Request<B>> {

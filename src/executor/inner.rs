@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Refused},
     event::{self, EventHandle, Events, RequestDetails, Scope, Stage},
     queue::{self, CallContext, Queue},
-    rate::{ApiTokens, Bursts, Cost},
+    rate::{ApiTokens, Bursts, Cost, Demand},
 };
 use http::{Request, Response};
 use std::{
@@ -32,6 +32,9 @@ type Queued<B, R> = queue::ResponseFuture<Request<B>, Response<R>>;
 
 /// The receiving end of a call's early-response channel. `None` if responses are not streamed.
 type EarlyResponse<R> = Option<Box<oneshot::Receiver<Response<R>>>>;
+
+/// When a full queue probably has a free place, if no rate holds up its calls: how long they take is not known.
+const UNKNOWN_WAIT: Duration = Duration::from_millis(100);
 
 /// What an admitted call has besides its request.
 struct Admission<R> {
@@ -164,7 +167,10 @@ impl<B, R> ExecutorInner<B, R> {
         let cost = self.check(&request)?;
         let place = match queue.try_place() {
             Ok(Some(place)) => place,
-            Ok(None) => return Err(TrySubmitError::Refused(Refused::full(request))),
+            Ok(None) => {
+                let refused = Refused::full(request).free_after(self.time_until_place());
+                return Err(TrySubmitError::Refused(refused));
+            }
             Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
         };
         let _cached_now = clock::cache();
@@ -208,6 +214,28 @@ impl<B, R> ExecutorInner<B, R> {
             event,
             early_response,
         })
+    }
+
+    /// Returns the time after which the full queue probably has a free place. What it is computed from is documented at
+    /// [`Refused::retry_after`].
+    fn time_until_place(&self) -> Duration {
+        let monitor = &self.parts.monitor;
+        let pending = self.pending_demand.sum();
+        // The calls that wait for a place are pending, too, and count by their requests.
+        let queued = usize::try_from(pending.requests).unwrap_or(usize::MAX);
+        let queued = queued.max(monitor.queue_depth()).max(1);
+        let mean = pending.mean(queued);
+        let behind_limiter = monitor.limiter().wait(&mean, &Demand::default());
+        let behind_queue = monitor.limiter().wait(&mean, &pending);
+        // The limiter says how long the last call in a line waits. The first one waits shorter by as many calls as wait
+        // between them, each for the time that the queued calls take on average.
+        let each = behind_queue.saturating_sub(behind_limiter) / u32::try_from(queued).unwrap_or(u32::MAX);
+        let at_limiter = monitor.in_flight().saturating_sub(monitor.calling());
+        let of_others = each.saturating_mul(u32::try_from(at_limiter).unwrap_or(u32::MAX));
+        let of_first = behind_limiter.saturating_sub(of_others);
+        // Calls in flight that do not wait for this limiter can make the difference too small.
+        let known = [of_first, each].into_iter().find(|wait| !wait.is_zero());
+        known.unwrap_or(UNKNOWN_WAIT)
     }
 
     #[inline]

@@ -3,7 +3,7 @@
 use crate::{
     concurrency::Concurrency,
     event::{Events, Subscription, Totals},
-    rate::{Pause, RateLimiter},
+    rate::{Available, Pause, RateLimiter},
     semaphore::Semaphore,
 };
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,6 +90,12 @@ impl Monitor {
     #[must_use]
     pub const fn limiter(&self) -> &RateLimiter {
         &self.limiter
+    }
+
+    /// Returns what the rate limiter's buckets hold now, by budget. A new call gets it only after the calls that wait.
+    #[must_use]
+    pub fn available(&self) -> Available {
+        self.limiter.available()
     }
 
     /// Returns the current pause of the rate limiter, with its end and with who has begun it: the program or the

@@ -2,7 +2,7 @@
 
 use super::{
     budget::{Budget, BudgetName},
-    cost::Cost,
+    cost::{Cost, MAX_NAMED},
 };
 use std::ops::{AddAssign, SubAssign};
 
@@ -36,6 +36,23 @@ impl Demand {
                 found.map_or(0, |(_, sum)| *sum)
             }
         }
+    }
+
+    /// Returns the mean cost of `calls` calls whose costs are summed here, rounded up. Of the budgets that are not built
+    /// in, it has as many as a cost has room for.
+    pub(crate) fn mean(&self, calls: usize) -> Cost {
+        let mean = |sum: u128| u64::try_from(sum.div_ceil(calls.max(1) as u128)).unwrap_or(u64::MAX);
+        let built_in = Cost {
+            requests: mean(self.requests),
+            tokens: mean(self.tokens),
+            input_tokens: mean(self.input_tokens),
+            output_tokens: mean(self.output_tokens),
+            ..Cost::none()
+        };
+        let named = self.named.iter().take(MAX_NAMED);
+        named.fold(built_in, |cost, (name, sum)| {
+            cost.with(Budget::Named(*name), mean(*sum))
+        })
     }
 
     /// Changes the sum of each budget by the amount in `cost`.

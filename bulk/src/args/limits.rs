@@ -1,6 +1,6 @@
 //! The options of limits, and of the costs that count against them.
 
-use crate::limits::PerMinute;
+use crate::limits::{FurtherRate, PerMinute};
 use std::num::{NonZeroU64, NonZeroUsize};
 
 #[derive(clap::Args)]
@@ -13,6 +13,25 @@ pub(crate) struct LimitArgs {
     /// Limit of tokens per minute, or `off`
     #[arg(long, value_name = "N", default_value = "240000")]
     pub(crate) tpm: PerMinute,
+
+    /// Limit of tokens of the prompts per minute, or `off`, for providers that limit them apart
+    ///
+    /// A prompt is estimated as what a request is estimated to need without its `max_tokens`.
+    #[arg(long, value_name = "N", default_value = "off")]
+    pub(crate) input_tokens: PerMinute,
+
+    /// Limit of tokens of the answers per minute, or `off`, for providers that limit them apart
+    ///
+    /// An answer is estimated as the `max_tokens` of its request.
+    #[arg(long, value_name = "N", default_value = "off")]
+    pub(crate) output_tokens: PerMinute,
+
+    /// A further limit, such as requests=14400/day or tokens=500000/day; may be given several times
+    ///
+    /// NAME is requests, tokens, input_tokens or output_tokens, and PERIOD is s, min, h or day. At most N may be sent at
+    /// once, so up to twice N in the first period.
+    #[arg(long, value_name = "NAME=N/PERIOD")]
+    pub(crate) budget: Vec<FurtherRate>,
 
     /// Requests that may be sent at once after a pause [default: one second's worth of --rpm]
     #[arg(long, value_name = "N")]

@@ -15,6 +15,7 @@ use std::{
     ops::{Add, AddAssign},
     str::FromStr,
 };
+use tower_outbound::Cost;
 use usage::Usage;
 
 /// The number of decimals of an amount: a price has up to six, and a millionth of that is the price of one token.
@@ -55,6 +56,13 @@ impl Price {
     pub(crate) fn estimate(&self, request: &Request) -> Money {
         let output = usage::max_output(&request.body).min(request.tokens);
         self.input.times(request.tokens - output) + self.output.times(output)
+    }
+
+    /// Returns what the request costs of each budget: its tokens apart, as its prompt and the longest answer that it
+    /// allows.
+    pub(crate) fn tokens_apart(request: &Request) -> Cost {
+        let output = usage::max_output(&request.body).min(request.tokens);
+        Cost::input_output_tokens(request.tokens - output, output)
     }
 
     /// Returns whether the request sets a bound of its output, so that its [estimate](Self::estimate) is one of all of

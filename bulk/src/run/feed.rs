@@ -6,7 +6,7 @@ use crate::{
     input::{Admission, Malformed, Request, Requests},
     limits::TokenBurst,
     output::{Done, Finished},
-    price::{Expected, Spending},
+    price::{Expected, Price, Spending},
     summary::Survey,
     view::Progress,
 };
@@ -152,6 +152,9 @@ impl Feeder<'_> {
         *sent.method_mut() = request.method.clone();
         *sent.uri_mut() = self.target.url_of(request.url.as_ref());
         *sent.headers_mut() = request.headers.clone();
+        if self.burst.tells_tokens_apart() {
+            sent.extensions_mut().insert(Price::tokens_apart(&request));
+        }
         let call = Call::from(sent).tokens(request.tokens);
         match self.executor.submit(call).await {
             Ok(call) => {

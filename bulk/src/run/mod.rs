@@ -37,7 +37,7 @@ use stop::{Signal, StopReason, Stopper};
 use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 use tower::{Layer, retry::RetryLayer};
 use tower_outbound::{
-    Executor, RateLimiter, Shutdown,
+    ApiTokens, Cost, Executor, RateLimiter, Shutdown,
     event::Http,
     executor::Monitor,
     rate::ByUsage,
@@ -120,6 +120,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         .queue_capacity(args.limits.queue.get())
         .concurrency_limit(bounds.concurrency)
         .limiter(limiter.clone())
+        .cost(cost_of)
         // The tokens charged are an estimate. When the response reports the tokens used, the difference is settled. For
         // a request that was never sent, the whole estimate is refunded.
         .settle(ByUsage::default().unless_sent(never_sent))
@@ -319,6 +320,13 @@ async fn survey(requests: &mut Requests, mut done: Done, bounds: &Bounds, args: 
         }
     }
     Ok(survey)
+}
+
+/// Returns what a request is charged: what the feeder has found, where tokens are limited apart.
+fn cost_of(request: &http::Request<Bytes>) -> Cost {
+    let extensions = request.extensions();
+    let all = || Cost::tokens(extensions.get::<ApiTokens>().map_or(0, |tokens| tokens.0));
+    extensions.get().copied().unwrap_or_else(all)
 }
 
 /// The limiter of this run, or the one that it shares with other runs.

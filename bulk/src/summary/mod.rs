@@ -263,6 +263,10 @@ impl fmt::Display for Summary {
             let percent = percent.map_or(String::new(), |percent| format!("{percent:.2} %"));
             writeln!(f, "{name:<13} {limit:>9} {burst:>9} {achieved:>9.1} {percent:>9}")?;
         }
+        let further: Vec<_> = self.bounds.further.rates().map(|rate| rate.to_string()).collect();
+        if !further.is_empty() {
+            writeln!(f, "further limits: {}", further.join(", "))?;
+        }
 
         let percents = limits.iter().filter_map(|limit| Some((limit, limit.percent?)));
         let Some((binding, percent)) = percents.max_by(|(_, one), (_, other)| one.total_cmp(other)) else {

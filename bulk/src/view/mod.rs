@@ -22,7 +22,11 @@ use std::{
 };
 use terminal::Screen;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tower_outbound::{RequestStatus, executor::Monitor, rate::PauseSource};
+use tower_outbound::{
+    RequestStatus,
+    executor::Monitor,
+    rate::{Budget, PauseSource},
+};
 
 /// The time between two frames of the live view, and between two looks for something that has changed.
 const TICK: Duration = Duration::from_millis(100);
@@ -202,6 +206,16 @@ impl Progress {
         let budgets: Vec<_> = [
             level(Cause::Requests, bounds.requests, available.requests),
             level(Cause::Tokens, bounds.tokens, available.tokens),
+            level(
+                Cause::InputTokens,
+                bounds.pace_of(Budget::InputTokens),
+                available.input_tokens,
+            ),
+            level(
+                Cause::OutputTokens,
+                bounds.pace_of(Budget::OutputTokens),
+                available.output_tokens,
+            ),
         ]
         .into_iter()
         .flatten()

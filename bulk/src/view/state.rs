@@ -76,6 +76,10 @@ pub(crate) struct TimeLeft {
 pub(crate) enum Cause {
     Requests,
     Tokens,
+    InputTokens,
+    OutputTokens,
+    /// Another limit of the command line, such as one per day.
+    Budget,
     Permits,
     Pause,
     Retries,
@@ -98,9 +102,12 @@ pub(crate) struct Rest {
 // === impl Cause ===
 
 impl Cause {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Requests,
         Self::Tokens,
+        Self::InputTokens,
+        Self::OutputTokens,
+        Self::Budget,
         Self::Permits,
         Self::Pause,
         Self::Retries,
@@ -113,6 +120,9 @@ impl Cause {
         match self {
             Self::Requests => "requests per minute",
             Self::Tokens => "tokens per minute",
+            Self::InputTokens => "input tokens per minute",
+            Self::OutputTokens => "output tokens per minute",
+            Self::Budget => "a limit of --budget",
             Self::Permits => "concurrency",
             Self::Pause => "the end of a pause",
             Self::Retries => "retries",
@@ -126,6 +136,9 @@ impl Cause {
         match self {
             Self::Requests => "requests",
             Self::Tokens => "tokens",
+            Self::InputTokens => "input",
+            Self::OutputTokens => "output",
+            Self::Budget => "--budget",
             Self::Permits => "in flight",
             Self::Pause => "pause",
             Self::Retries => "retries",
@@ -159,12 +172,12 @@ impl Ended {
 // === impl BudgetLevel ===
 
 impl BudgetLevel {
-    /// Returns for how many mean requests the bucket holds enough.
+    /// Returns for how many mean requests the bucket holds enough. The mean of the tokens of prompts, and of those of
+    /// answers, is taken to be that of all tokens, which is more.
     fn requests_left(&self, mean_tokens: f64) -> f64 {
-        let cost = if self.cause == Cause::Tokens {
-            mean_tokens.max(1.0)
-        } else {
-            1.0
+        let cost = match self.cause {
+            Cause::Tokens | Cause::InputTokens | Cause::OutputTokens => mean_tokens.max(1.0),
+            _ => 1.0,
         };
         self.available as f64 / cost
     }
@@ -183,8 +196,11 @@ impl TimeLeft {
     /// Returns how long the rest takes at least, by the limit that takes longest. `None` as long as nothing is known
     /// that limits the run.
     pub(crate) fn of(rest: &Rest, bounds: &Bounds, budgets: &[BudgetLevel]) -> Option<Self> {
-        let mut longest = budgets
+        // How many tokens of prompts and of answers are left is not known apart.
+        let known = budgets
             .iter()
+            .filter(|level| matches!(level.cause, Cause::Requests | Cause::Tokens));
+        let mut longest = known
             .map(|level| {
                 let amount = if level.cause == Cause::Tokens {
                     rest.tokens
@@ -241,6 +257,7 @@ mod tests {
     const BOUNDS: Bounds = Bounds {
         requests: None,
         tokens: None,
+        further: crate::limits::Further::NONE,
         concurrency: 4,
     };
 

@@ -10,7 +10,7 @@ mod input;
 #[path = "../../../tests/fuzz_corpus/inputs.rs"]
 mod inputs;
 #[allow(dead_code, unused_imports)]
-#[path = "../../src/limits.rs"]
+#[path = "../../src/limits/mod.rs"]
 mod limits;
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/price/mod.rs"]

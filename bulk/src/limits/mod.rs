@@ -1,5 +1,9 @@
 //! The limits of a run: those that the executor keeps, and those that the local provider enforces.
 
+mod further;
+
+pub(crate) use further::{Further, FurtherRate};
+
 use crate::args::{Args, LimitArgs, LocalArgs};
 use anyhow::ensure;
 use std::{fmt, num::NonZeroU64, str::FromStr, time::Duration};
@@ -7,7 +11,7 @@ use tower_outbound::{Limits, Rate, RateLimiter, rate::Budget};
 
 /// An amount per minute; `None` if there is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PerMinute(Option<u64>);
+pub(crate) struct PerMinute(pub(crate) Option<u64>);
 
 /// A rate per minute with its burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub(crate) struct Pace {
 pub(crate) struct Bounds {
     pub(crate) requests: Option<Pace>,
     pub(crate) tokens: Option<Pace>,
+    /// The limits of other budgets, and of other periods than a minute.
+    pub(crate) further: Further,
     pub(crate) concurrency: usize,
 }
 
@@ -57,6 +63,7 @@ impl Bounds {
         Ok(Self {
             requests: rpm.0.map(|rpm| pace(rpm, *rpm_burst)),
             tokens: tpm.0.map(|tpm| pace(tpm, *tpm_burst)),
+            further: Further::new(args)?,
             concurrency: args.limits.concurrency.get(),
         })
     }
@@ -138,7 +145,16 @@ impl Bounds {
         if let Some(pace) = self.tokens {
             limits = limits.tokens(pace.rate());
         }
-        limits
+        self.further.add_to(limits)
+    }
+
+    /// Returns the pace of a budget with a further limit.
+    pub(crate) fn pace_of(&self, budget: Budget) -> Option<Pace> {
+        self.further.of(budget).map(|rate| Pace {
+            per_minute: (rate.amount as f64 * 60.0 / rate.period.as_secs_f64()) as u64,
+            burst: rate.amount,
+            initial: rate.amount,
+        })
     }
 
     /// The shortest time in which these numbers of requests and tokens can be sent.
@@ -231,6 +247,11 @@ impl TokenBurst {
         })
     }
 
+    /// Whether the tokens of prompts and of answers have to be told apart.
+    pub(crate) fn tells_tokens_apart(&self) -> bool {
+        self.bounds.further.tells_tokens_apart()
+    }
+
     /// The bounds with the rates and bursts of now.
     pub(crate) fn bounds(&self) -> Bounds {
         self.bounds.with_rates_of(&self.limiter.limits())
@@ -257,6 +278,9 @@ impl fmt::Display for Bounds {
                 Some(Pace { per_minute, burst, .. }) => write!(f, "{per_minute} {name}/min (burst {burst}), ")?,
                 None => write!(f, "no limit of {name}, ")?,
             }
+        }
+        for rate in self.further.rates() {
+            write!(f, "{rate}, ")?;
         }
         write!(f, "{} in flight", self.concurrency)
     }
