@@ -24,7 +24,7 @@ use tower_outbound::{
     RateLimiter, RequestStatus, Shutdown,
     event::{Describe, Events, Http, Metadata, Nothing, Payload, RequestDetails, ResponseDetails},
     executor::{Closure, Config},
-    rate::ByExtension,
+    rate::{Budget, ByExtension},
 };
 
 /// The `Debug` and `Display` output of the public types, by the name of the type.
@@ -238,6 +238,9 @@ async fn no_public_type_shows_a_secret() {
     shown.debug(&Limits::new().plan().unwrap());
     shown.debug(&tower_outbound::rate::Binding::Concurrency);
     shown.debug(&ByExtension);
+    if let Budget::Named(name) = Budget::from("images") {
+        shown.debug(&name);
+    }
     shown.display(&RateLimiter::new(Limits::new().requests(Rate::per_second(0))).unwrap_err());
     shown.display(&"calling".parse::<RequestStatus>().unwrap_err());
 
