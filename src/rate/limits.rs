@@ -535,6 +535,14 @@ impl Limits {
         Self { rates: rates.collect() }
     }
 
+    /// Returns the budget of a rate that only a limiter in one process can count.
+    #[cfg(feature = "redis")]
+    pub(super) fn local_only(&self) -> Option<Budget> {
+        let is_local = |rate: &Rate| rate.headroom > 0.0 || rate.kind != BucketKind::default();
+        let mut rates = self.rates.iter();
+        rates.find_map(|(budget, rate)| is_local(rate).then_some(*budget))
+    }
+
     /// Checks the values of all rates.
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
         self.bucket_specs().map(drop)

@@ -31,6 +31,14 @@ pub(super) struct QuotaConfig {
 impl QuotaConfig {
     pub(super) fn new(limits: Limits) -> Result<Self, InvalidConfig> {
         let specs = limits.bucket_specs()?;
+        if let Some(budget) = limits.local_only() {
+            return Err(InvalidConfig::new(
+                "limits",
+                format!(
+                    "must have no headroom, and not refuse, be strict or count by the calendar if shared: {budget}"
+                ),
+            ));
+        }
         if let Some((budget, _)) = specs
             .iter()
             .find(|(of, _)| !matches!(of, Budget::Requests | Budget::Tokens))
@@ -176,6 +184,15 @@ mod tests {
             .requests(Rate::per_second(0.3).max_debt(7))
             .tokens(Rate::new(30_001, Duration::from_nanos(1_500_000_007)).burst(2.5))
             .tokens(Rate::per_day(10_000_000))
+    }
+
+    #[test]
+    fn rates_that_only_one_process_can_count_are_an_error() {
+        let rate = Rate::per_minute(500);
+        for rate in [rate.refuse(), rate.strict(), rate.headroom(0.1), Rate::utc_day(500)] {
+            let error = QuotaConfig::new(limits().requests(rate)).unwrap_err();
+            assert_eq!(error.field(), "limits");
+        }
     }
 
     #[test]
