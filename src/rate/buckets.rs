@@ -1,6 +1,7 @@
 //! [`Buckets`]: all buckets of one rate limiter. A call is charged to all of them or to none. Pauses and catching up
 //! after late wakeups are implemented here.
 
+mod pausing;
 mod prediction;
 mod saving;
 
@@ -14,7 +15,7 @@ use super::{
     calendar,
     cost::{Cost, Demand, PerBudget},
     limits::Limits,
-    pause::{Pause, PauseChange, PauseSource, Pauses},
+    pause::Pauses,
     used_share::UsedShares,
 };
 use crate::{
@@ -425,39 +426,6 @@ impl Buckets {
         for ((_, bucket), history) in self.buckets.iter().zip(&mut self.histories) {
             history.record(now, bucket.level());
         }
-    }
-
-    /// Sets the end of the user's pause to `until`, which may be earlier than before. `None` stands for an instant that
-    /// is too far away to be represented.
-    pub(super) fn pause(&mut self, until: Option<Instant>, now: &mut LazyNow) -> PauseChange {
-        let now = self.time(now);
-        let until = self.end_of_pause(until);
-        self.pauses.set(PauseSource::User, until, now)
-    }
-
-    /// Begins a pause of the provider that ends at `until`, or extends it to that instant.
-    #[cfg(feature = "http")]
-    pub(super) fn extend_pause(&mut self, until: Option<Instant>, now: &mut LazyNow) -> PauseChange {
-        let now = self.time(now);
-        let until = self.end_of_pause(until);
-        self.pauses.extend(PauseSource::Provider, until, now)
-    }
-
-    fn end_of_pause(&self, until: Option<Instant>) -> u64 {
-        until.map_or(u64::MAX, |until| nanos_between(self.epoch, until))
-    }
-
-    /// Ends all pauses. Returns how the pause of each source has changed.
-    pub(super) fn resume(&mut self, now: &mut LazyNow) -> [(PauseSource, PauseChange); 2] {
-        let now = self.time(now);
-        PauseSource::ALL.map(|source| (source, self.pauses.set(source, 0, now)))
-    }
-
-    /// Returns the last pause if it ends after `instant`, which may be in the past.
-    pub(super) fn pause_since(&self, instant: Instant) -> Option<Pause> {
-        let until = self.epoch.checked_add(Duration::from_nanos(self.pauses.until()));
-        let until = until.filter(|until| *until > instant)?;
-        Some(Pause::new(self.pauses.source(), until))
     }
 
     /// Replaces the charged cost `estimate` by what the call really `used`. `limits_version` is the version of the
