@@ -1,4 +1,4 @@
-//! What a plan promises: it admits calls exactly when a limiter with the same limits does.
+//! What a plan promises: it admits calls when a limiter with the same limits does, exactly but for the lateness of wakeups.
 
 use proptest::prelude::*;
 use std::time::Duration;
@@ -66,12 +66,13 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_plan_admits_each_call_at_the_tick_at_which_a_limiter_does(
+    fn a_plan_admits_each_call_when_a_limiter_does(
         requests in proptest::collection::vec(rate(50), 0..3),
         tokens in proptest::collection::vec(rate(5_000), 0..3),
         costs in proptest::collection::vec((0_u64..3, 0_u64..2_000), 1..60),
     ) {
         let mut limits = Limits::new();
+        let rates = requests.len() + tokens.len();
         for rate in requests {
             limits = limits.requests(rate);
         }
@@ -81,7 +82,24 @@ proptest! {
         let costs: Vec<_> = costs.into_iter().map(|(requests, tokens)| Cost::tokens(tokens).with("requests", requests)).collect();
         let mut plan = limits.plan().unwrap();
         let planned: Vec<_> = costs.iter().map(|cost| plan.admit(*cost).ok().map(tick)).collect();
-        prop_assert_eq!(planned, on_paused_clock(admissions(limits, &costs)));
+        let admitted = on_paused_clock(admissions(limits, &costs));
+        if rates <= 1 {
+            prop_assert_eq!(planned, admitted);
+        } else {
+            // A budget that was full while a call waited for another is not credited for that call's lateness, which is
+            // below a tick. So a limiter may be behind the plan by one tick for each time at which a call was woken.
+            let (mut last, mut wakeups) = (None, 0);
+            for (planned, admitted) in planned.iter().zip(&admitted) {
+                let within = match (planned, admitted) {
+                    (Some(planned), Some(admitted)) => (*planned..=*planned + Duration::from_millis(wakeups)).contains(admitted),
+                    (planned, admitted) => planned == admitted,
+                };
+                prop_assert!(within, "{planned:?} {admitted:?} after {wakeups} wakeups");
+                if admitted.is_some() && *admitted != last {
+                    (last, wakeups) = (*admitted, wakeups + 1);
+                }
+            }
+        }
     }
 }
 

@@ -340,3 +340,30 @@ async fn a_lowered_bucket_fills_again_from_what_was_reported() {
     limiter.acquire(Cost::tokens(1)).await.unwrap();
     assert_eq!(begun.elapsed(), ms(6_000));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_a_day_is_the_same_without_the_rate_of_the_minute_and_in_another_order() {
+    for budget in ["requests", "images"] {
+        let minute = || Rate::per_minute(500);
+        let day = || Rate::per_day(500);
+        let take = |amount| Cost::none().with(budget, amount);
+        let limiter = RateLimiter::new(Limits::new().budget(budget, minute()).budget(budget, day())).unwrap();
+        limiter.acquire(take(499)).await.unwrap();
+        limiter
+            .set_limits(Limits::new().budget(budget, day()).budget(budget, minute()))
+            .unwrap();
+        assert_eq!(limiter.available().of(budget), Some(1));
+        limiter.set_limits(Limits::new().budget(budget, day())).unwrap();
+        assert_eq!(
+            limiter.available().of(budget),
+            Some(1),
+            "without the rate of the minute"
+        );
+        // Another budget of the same period is another bucket.
+        limiter
+            .set_limits(Limits::new().budget("seconds", day()).budget(budget, day()))
+            .unwrap();
+        assert_eq!(limiter.available().of(budget), Some(1));
+        assert_eq!(limiter.available().of("seconds"), Some(500));
+    }
+}

@@ -1,6 +1,10 @@
 //! [`Buckets`]: all buckets of one rate limiter. A call is charged to all of them or to none. Pauses and catching up
 //! after late wakeups are implemented here.
 
+mod pausing;
+mod prediction;
+mod saving;
+
 #[cfg(feature = "http")]
 use super::level_history::LevelHistory;
 use super::{
@@ -12,7 +16,7 @@ use super::{
     cost::{Cost, PerBudget},
     demand::Demand,
     limits::Limits,
-    pause::{Pause, PauseChange, PauseSource, Pauses},
+    pause::Pauses,
     used_share::UsedShares,
 };
 use crate::{
@@ -308,22 +312,6 @@ impl Buckets {
         }
     }
 
-    /// Returns how long a new call of this cost has to wait behind the waiters in the limiter's queue, if nothing is
-    /// settled before.
-    pub(super) fn wait(&mut self, cost: &Cost, now: &mut LazyNow) -> Duration {
-        let wait = match self.queued() {
-            None => self.time_until(cost),
-            Some(queued) => {
-                let waits = self.buckets.iter().filter(|(_, bucket)| !bucket.refuses());
-                let waits = waits.map(|(budget, bucket)| {
-                    bucket.time_until_sum(queued.demand.of(*budget) + u128::from(cost.of(*budget)))
-                });
-                waits.fold(0, u64::max)
-            }
-        };
-        self.wait_from_filled(wait, now)
-    }
-
     /// Returns the waiters in the queue, or `None` if there are none.
     #[inline]
     fn queued(&self) -> Option<&Queued> {
@@ -341,37 +329,6 @@ impl Buckets {
             }
         }
         longest
-    }
-
-    /// Returns how long a new call of this cost will probably wait, behind the waiters in the limiter's queue and
-    /// behind `ahead`, the summed costs of the calls that will join the queue before it. Estimates, those of the calls
-    /// before it and those that are charged already, count as what calls turn out to use of them.
-    pub(super) fn expected_wait(&mut self, cost: &Cost, ahead: &Demand, now: &mut LazyNow) -> Duration {
-        let unknown = UsedShares::default();
-        let shares = self.used_shares.as_deref().unwrap_or(&unknown);
-        let waiters = self.queued();
-        let waits = self.buckets.iter().filter(|(_, bucket)| !bucket.refuses());
-        let waits = waits.map(|(budget, bucket)| {
-            let share = shares.of(*budget);
-            let (ahead, queued) = (ahead.of(*budget), waiters.map_or(0, |queued| queued.demand.of(*budget)));
-            let queued_estimates = waiters.map_or(0, |queued| queued.estimates.of(*budget));
-            let ahead = if self.has_estimates { share.of(ahead) } else { ahead };
-            let before = (queued - queued_estimates).saturating_add(share.of(queued_estimates).saturating_add(ahead));
-            bucket.expected_time_until(before.saturating_add(cost.of(*budget).into()), share)
-        });
-        let wait = waits.fold(0, u64::max);
-        self.wait_from_filled(wait, now)
-    }
-
-    /// Returns how much time is left if a call is admitted `wait` nanoseconds after `filled_to`, or when the pause ends
-    /// if that is later.
-    fn wait_from_filled(&mut self, wait: u64, now: &mut LazyNow) -> Duration {
-        let now = self.time(now);
-        // While calls wait, the buckets are filled only up to `filled_to`, which may be in the past, and the waiters
-        // have not been charged. So the time that the buckets need for all these costs is counted from `filled_to`, not
-        // from the present.
-        let admission = self.filled_to.saturating_add(wait).max(self.pauses.until());
-        Duration::from_nanos(admission.saturating_sub(now))
     }
 
     /// Declares that costs are charged as estimates, before the first of them is.
@@ -470,39 +427,6 @@ impl Buckets {
         for ((_, bucket), history) in self.buckets.iter().zip(&mut self.histories) {
             history.record(now, bucket.level());
         }
-    }
-
-    /// Sets the end of the user's pause to `until`, which may be earlier than before. `None` stands for an instant that
-    /// is too far away to be represented.
-    pub(super) fn pause(&mut self, until: Option<Instant>, now: &mut LazyNow) -> PauseChange {
-        let now = self.time(now);
-        let until = self.end_of_pause(until);
-        self.pauses.set(PauseSource::User, until, now)
-    }
-
-    /// Begins a pause of the provider that ends at `until`, or extends it to that instant.
-    #[cfg(feature = "http")]
-    pub(super) fn extend_pause(&mut self, until: Option<Instant>, now: &mut LazyNow) -> PauseChange {
-        let now = self.time(now);
-        let until = self.end_of_pause(until);
-        self.pauses.extend(PauseSource::Provider, until, now)
-    }
-
-    fn end_of_pause(&self, until: Option<Instant>) -> u64 {
-        until.map_or(u64::MAX, |until| nanos_between(self.epoch, until))
-    }
-
-    /// Ends all pauses. Returns how the pause of each source has changed.
-    pub(super) fn resume(&mut self, now: &mut LazyNow) -> [(PauseSource, PauseChange); 2] {
-        let now = self.time(now);
-        PauseSource::ALL.map(|source| (source, self.pauses.set(source, 0, now)))
-    }
-
-    /// Returns the last pause if it ends after `instant`, which may be in the past.
-    pub(super) fn pause_since(&self, instant: Instant) -> Option<Pause> {
-        let until = self.epoch.checked_add(Duration::from_nanos(self.pauses.until()));
-        let until = until.filter(|until| *until > instant)?;
-        Some(Pause::new(self.pauses.source(), until))
     }
 
     /// Replaces the charged cost `estimate` by what the call really `used`. `limits_version` is the version of the

@@ -107,6 +107,12 @@ impl OpenWindow {
         is_new
     }
 
+    /// Whether the window had begun already `age` nanoseconds ago.
+    pub(super) fn has_lasted(&self, age: u64) -> bool {
+        let then = self.now.saturating_sub(age);
+        self.calendar.end_of_window(then) == self.ends
+    }
+
     /// Returns the number of nanoseconds until the window ends.
     pub(super) const fn left(&self) -> u64 {
         self.ends.saturating_sub(self.now)

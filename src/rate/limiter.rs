@@ -12,6 +12,7 @@ use super::{
     limits::Limits,
     local::{LocalAdmission, LocalLimiter},
     pause::Pause,
+    saved::SavedLimits,
 };
 #[cfg(feature = "redis")]
 use crate::error::StoreUnavailable;
@@ -341,6 +342,37 @@ impl RateLimiter {
         either!(self, limiter => limiter.set_limits(limits))
     }
 
+    /// Returns what the buckets hold, to be [restored](Self::restore) later, for example by the next run of a program.
+    /// Estimates that are not settled count as used.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] for a shared limiter: its store keeps what the buckets hold.
+    pub fn save(&self) -> Result<SavedLimits, InvalidConfig> {
+        match &self.kind {
+            Kind::Local(local) => Ok(local.save()),
+            #[cfg(feature = "redis")]
+            Kind::Shared(_) => Err(kept_by_store()),
+        }
+    }
+
+    /// Sets what each bucket holds to what it held when it was saved, and what its rate has added since by the wall
+    /// clock, at most a full bucket. A bucket by the calendar whose window has ended since is not changed. The rates are
+    /// found by budget and period; one that was not saved keeps what it holds. The change applies at once, also to the
+    /// calls that wait already. What was charged before is forgotten, so restore before the first call.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] if `saved` is of another version or has no rate of this limiter, and for a shared limiter.
+    /// Nothing is changed then.
+    pub fn restore(&self, saved: &SavedLimits) -> Result<(), InvalidConfig> {
+        match &self.kind {
+            Kind::Local(local) => local.restore(saved),
+            #[cfg(feature = "redis")]
+            Kind::Shared(_) => Err(kept_by_store()),
+        }
+    }
+
     /// Lowers what the bucket of one rate holds to `remaining`, for example to the amount that the provider reports.
     /// Never raises what the bucket holds. The change applies at once, also to the calls that wait already.
     ///
@@ -514,6 +546,14 @@ impl RateLimiter {
             },
         }
     }
+}
+
+#[cfg(feature = "redis")]
+fn kept_by_store() -> InvalidConfig {
+    InvalidConfig::new(
+        "limiter",
+        "must not be shared to be saved or restored: its store keeps what the buckets hold",
+    )
 }
 
 impl fmt::Debug for RateLimiter {

@@ -309,7 +309,7 @@ impl Rate {
                     format!("must be at most 292 years, is {:?}", self.period),
                 )
             })?;
-        let kind = self.checked_kind(&field)?;
+        let kind = self.checked_kind(field)?;
         let (fill, unit) = if kind.calendar.is_some() {
             // A bucket that is filled when a window begins does not gain otherwise.
             (0, u128::from(scale))

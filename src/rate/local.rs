@@ -11,6 +11,7 @@ use super::{
     estimate::{Estimate, Settle, warn_of_cut_off},
     limits::Limits,
     pause::{Pause, PauseChange, PauseSource},
+    saved::SavedLimits,
 };
 use crate::{
     clock::LazyNow,
@@ -111,6 +112,15 @@ impl LocalLimiter {
         limits.check()?;
         self.queue
             .update_and_wake_all(|buckets, now| buckets.set_limits(limits, now))
+    }
+
+    pub(super) fn save(&self) -> SavedLimits {
+        self.queue.inspect(Buckets::save)
+    }
+
+    pub(super) fn restore(&self, saved: &SavedLimits) -> Result<(), InvalidConfig> {
+        self.queue
+            .update_and_wake_all(|buckets, now| buckets.restore(saved, now))
     }
 
     pub(super) fn limits(&self) -> Limits {

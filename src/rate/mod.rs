@@ -88,6 +88,7 @@ mod plan;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub mod redis;
+mod saved;
 mod used_share;
 
 pub use crate::tokens::{ApiTokens, ApiTokensUsed, TokenUsage};
@@ -103,3 +104,4 @@ pub use limiter::RateLimiter;
 pub use limits::{Limits, Rate};
 pub use pause::{Pause, PauseSource};
 pub use plan::{Binding, Plan};
+pub use saved::SavedLimits;

@@ -15,8 +15,10 @@ use std::{
 /// a second.
 ///
 /// A plan is exact, to the nanosecond. A real limiter admits a call at that instant or up to a millisecond later, as
-/// Tokio's timer ticks once in a millisecond; the lateness does not add up. What a plan does not know: pauses, corrected
-/// estimates, changed limits and the calls of others.
+/// Tokio's timer ticks once in a millisecond. The lateness does not add up, with two exceptions: a [strict](super::Rate::strict)
+/// rate is late by as much at each wait, and of two rates that hold up calls in turns, the one whose bucket became full
+/// meanwhile is not credited for the lateness of the other. What a plan does not know: pauses, corrected estimates,
+/// changed limits and the calls of others.
 ///
 /// ```
 /// use std::time::Duration;

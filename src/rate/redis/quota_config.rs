@@ -212,6 +212,19 @@ mod tests {
     }
 
     #[test]
+    fn rates_that_only_one_process_can_count_are_an_error() {
+        let rate = Rate::per_minute(500);
+        for (rate, field) in [
+            (rate.refuse(), "requests.refuse"),
+            (rate.strict(), "requests.strict"),
+            (Rate::utc_day(500), "requests.calendar"),
+        ] {
+            let error = QuotaConfig::new(limits().requests(rate)).unwrap_err();
+            assert_eq!(error.field(), field);
+        }
+    }
+
+    #[test]
     fn limits_are_read_back_as_they_were_written() {
         let config = QuotaConfig::new(limits()).unwrap();
         assert_eq!(
