@@ -6,10 +6,7 @@ use std::time::Duration;
 use tower_outbound::{
     Cost, Limits, Rate,
     error::{AcquireError, TlsProblem},
-    rate::{
-        RateLimiter,
-        redis::{Builder, OnStoreLoss},
-    },
+    rate::redis::{Builder, OnStoreLoss},
 };
 
 pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
