@@ -73,7 +73,7 @@ struct Run {
     clock: fn() -> Duration,
 }
 
-const CASES: [Case; 3] = [
+const CASES: [Case; 4] = [
     Case {
         name: "try-acquire",
         ours: |run| {
@@ -136,6 +136,34 @@ const CASES: [Case; 3] = [
             run.on_a_thread(async || {
                 for _ in 0..CALLS {
                     let costs = [("requests", 1), ("tokens", TOKENS)];
+                    assert!(black_box(&throttle).acquire_costs(&costs).await.is_ok());
+                }
+            })
+        },
+    },
+    Case {
+        name: "acquire-three-budgets",
+        ours: |run| {
+            let rate = Rate::per_second(u64::from(UNREACHED));
+            let limits = Limits::new().requests(rate).input_tokens(rate).output_tokens(rate);
+            let limiter = RateLimiter::new(limits).expect("the rates are valid");
+            let tokens = u64::from(TOKENS);
+            run.on_a_thread(async || {
+                for _ in 0..CALLS {
+                    let cost = Cost::input_output_tokens(tokens, tokens);
+                    assert!(black_box(&limiter).acquire(cost).await.is_ok());
+                }
+            })
+        },
+        throttle_net: |run| {
+            let throttle = MultiLimiter::builder()
+                .dimension("requests", Throttle::per_second(UNREACHED))
+                .dimension("input_tokens", Throttle::per_second(UNREACHED))
+                .dimension("output_tokens", Throttle::per_second(UNREACHED))
+                .build();
+            run.on_a_thread(async || {
+                for _ in 0..CALLS {
+                    let costs = [("requests", 1), ("input_tokens", TOKENS), ("output_tokens", TOKENS)];
                     assert!(black_box(&throttle).acquire_costs(&costs).await.is_ok());
                 }
             })

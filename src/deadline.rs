@@ -373,10 +373,7 @@ impl PendingDemand {
         if cost.tokens > 0 {
             self.tokens.fetch_add(cost.tokens, Ordering::Relaxed);
         }
-        let others = cost.without_requests_and_tokens().map(Box::new);
-        if let Some(others) = &others {
-            *self.others() += others;
-        }
+        let others = cost.has_more_than_requests_and_tokens().then(|| self.add_others(cost));
         PendingCost {
             demand: self.clone(),
             requests: cost.requests,
@@ -385,15 +382,32 @@ impl PendingDemand {
         }
     }
 
+    /// Adds what the cost has of other budgets than requests and tokens, and returns it.
+    #[cold]
+    fn add_others(&self, cost: &Cost) -> Box<Cost> {
+        let others = Box::new(Cost {
+            requests: 0,
+            tokens: 0,
+            ..*cost
+        });
+        *self.others() += &others;
+        others
+    }
+
     /// Returns the summed costs of the calls that have not left the queue.
     pub(crate) fn sum(&self) -> Demand {
-        let mut sum = *self.others();
+        let mut sum = self.others().clone();
         let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
         sum += &Cost {
             requests: load(&self.requests),
             ..Cost::tokens(load(&self.tokens))
         };
         sum
+    }
+
+    #[cold]
+    fn remove_others(&self, others: &Cost) {
+        *self.others() -= others;
     }
 
     fn others(&self) -> MutexGuard<'_, Demand> {
@@ -408,7 +422,7 @@ impl Drop for PendingCost {
             self.demand.tokens.fetch_sub(self.tokens, Ordering::Relaxed);
         }
         if let Some(others) = &self.others {
-            *self.demand.others() -= others;
+            self.demand.remove_others(others);
         }
     }
 }

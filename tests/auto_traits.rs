@@ -3,12 +3,13 @@
 use http::{Request, Response};
 use tower::{Service, service_fn};
 use tower_outbound::{
-    Call, CallHandle, Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer, EventHandle, EventLayer, EventService,
-    Events, Executor, InvalidConfig, NetworkRequestEvent, Queue, QueueLayer, RateLimit, RateLimitLayer, RateLimiter,
-    error::{Cancelled, Closed, CostExceedsBurst, Error, Panicked, Refused},
+    Call, CallHandle, Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer, Cost, EventHandle, EventLayer,
+    EventService, Events, Executor, InvalidConfig, Limits, NetworkRequestEvent, Queue, QueueLayer, Rate, RateLimit,
+    RateLimitLayer, RateLimiter,
+    error::{AcquireError, Cancelled, Closed, CostExceedsBurst, Error, Panicked, Refused},
     event::{Lagged, ParseStatusError, Subscription},
     executor::{Closure, Monitor, TrySubmitError},
-    rate::{AcquireError, Estimate},
+    rate::{Available, Budget, BudgetName, Estimate, Pause, Plan},
 };
 
 fn send<T: Send>() {}
@@ -38,6 +39,7 @@ fn services_layers_and_handles_are_clone_send_and_sync() {
     all::<Monitor>();
     all::<NetworkRequestEvent>();
     all::<Closure<Body>>();
+    all::<(Cost, Limits, Rate, Budget, BudgetName, Available, Pause, Plan)>();
 }
 
 #[cfg(feature = "full")]
@@ -60,7 +62,14 @@ fn types_of_the_feature_http_are_clone_send_and_sync() {
     all::<(CollectLayer, Collect<()>, UsageLayer, Usage<()>)>();
     all::<(CheckLayer, Check<()>)>();
     all::<(FeedbackLayer, Feedback<()>, RateLimitInfo, Provider)>();
-    all::<(RetryPolicy, CharacterEstimate, AverageEstimate, ByUsage, ApiTokensUsed)>();
+    all::<(
+        RetryPolicy,
+        CharacterEstimate,
+        AverageEstimate,
+        QuantileEstimate,
+        ByUsage,
+        ApiTokensUsed,
+    )>();
     all::<(ByClone, ByWholeBody)>();
     all::<Reqwest>();
     send::<(stream::ResponseFuture<Body>, client::ResponseFuture, Delay)>();

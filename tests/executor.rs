@@ -64,7 +64,7 @@ async fn tokens_given_without_a_period_are_per_minute() {
         ..Config::default()
     };
     let executor = config.into_builder().unwrap().build_for_closures::<()>().unwrap();
-    let limiter = executor.monitor().limiter().local().unwrap().clone();
+    let limiter = executor.monitor().limiter().clone();
     assert_eq!(limiter.available().tokens, Some(600));
     limiter.try_acquire(Cost::tokens(600)).unwrap();
     assert_eq!(

@@ -15,7 +15,7 @@ use tower::{Layer, ServiceExt};
 use tower_outbound::{
     Call, Cost, Executor, Limits, Rate, RateLimitLayer, RateLimiter, Shutdown,
     error::AcquireError,
-    rate::{Budget, PauseSource, RateLimiter},
+    rate::{Budget, PauseSource},
 };
 
 /// A function that creates a limiter with the given limits for one case.
@@ -58,6 +58,31 @@ const CASES: &[(&str, Case)] = &[
     ("a limiter paces a layer", |make| layer(make).boxed_local()),
     ("a limiter paces an executor, and deadlines include its wait", |make| {
         executor(make).boxed_local()
+    }),
+];
+
+/// Cases of budgets that only the limiter in this process can count.
+const NAMED_CASES: &[(&str, Case)] = &[
+    ("all budgets are taken together or not at all", |make| {
+        all_budgets_or_none(make).boxed_local()
+    }),
+    ("an estimate is settled budget by budget", |make| {
+        settled_by_budget(make).boxed_local()
+    }),
+    ("a named budget can be asked, lowered and adopted", |make| {
+        asked_by_name(make).boxed_local()
+    }),
+    ("`ready` waits for every budget and takes none", |make| {
+        ready(make).boxed_local()
+    }),
+    ("a wait counts the calls before it in every budget", |make| {
+        waits(make).boxed_local()
+    }),
+    ("rates of new budgets apply to waiters too, in any order", |make| {
+        added(make).boxed_local()
+    }),
+    ("a fifth named budget is an error of the limits", |make| {
+        too_many(make).boxed_local()
     }),
 ];
 
@@ -341,11 +366,179 @@ async fn executor(make: Make<'_>) {
     executor.stop(Shutdown::Immediate).await;
 }
 
+/// Limits with a burst of 10 requests, 100 input tokens, 50 output tokens and 4 images, which add as much each second.
+fn four_budgets() -> Limits {
+    Limits::new()
+        .requests(Rate::per_second(10))
+        .input_tokens(Rate::per_second(100))
+        .output_tokens(Rate::per_second(50))
+        .budget("images", Rate::per_second(4))
+}
+
+/// Returns what the limiter holds of the budgets of [`four_budgets`].
+fn left(limiter: &RateLimiter) -> [Option<u64>; 4] {
+    ["requests", "input_tokens", "output_tokens", "images"].map(|budget| limiter.available().of(budget))
+}
+
+async fn all_budgets_or_none(make: Make<'_>) {
+    let limiter = make(four_budgets());
+    let cost = Cost::input_output_tokens(60, 10).with("images", 1);
+    limiter.acquire(cost).await.unwrap();
+    assert_eq!(left(&limiter), [Some(9), Some(40), Some(40), Some(3)]);
+    // Only the input tokens are missing, and nothing is taken of the other budgets.
+    let error = limiter.try_acquire(cost).unwrap_err();
+    assert_eq!(error.retry_after(), Some(ms(200)));
+    assert!(limiter.try_acquire_estimate(cost.with("images", 4)).is_err());
+    assert_eq!(left(&limiter), [Some(9), Some(40), Some(40), Some(3)]);
+    let start = Instant::now();
+    limiter.acquire(cost).await.unwrap();
+    assert_took(start, ms(200));
+    // A budget without a rate is not limited, and a cost of nothing is always admitted.
+    limiter.acquire(Cost::none().with("seconds", u64::MAX)).await.unwrap();
+    limiter.acquire(Cost::none()).await.unwrap();
+    assert_took(start, ms(200));
+    let error = limiter.acquire(cost.with("images", 5)).await.unwrap_err();
+    assert!(matches!(error, AcquireError::CostExceedsBurst(error) if error.budget() == "images"));
+    assert_eq!(limiter.check(cost.with("images", 5)).unwrap_err().budget(), "images");
+}
+
+async fn settled_by_budget(make: Make<'_>) {
+    let limiter = make(four_budgets());
+    let estimate = limiter
+        .try_acquire_estimate(Cost::input_output_tokens(80, 50).with("images", 4))
+        .unwrap();
+    assert_eq!(left(&limiter), [Some(9), Some(20), Some(0), Some(0)]);
+    // More input than estimated leaves a debt, less output and fewer images are refunded.
+    limiter.settle(estimate, Cost::input_output_tokens(150, 20).with("images", 1));
+    assert_eq!(left(&limiter), [Some(9), Some(0), Some(30), Some(3)]);
+    let waits = [("input_tokens", 51), ("output_tokens", 0), ("images", 0)];
+    for (budget, wait) in waits {
+        assert_eq!(
+            limiter.wait_for(Cost::none().with(budget, 1)),
+            ms(wait * 10),
+            "{budget}"
+        );
+    }
+}
+
+async fn asked_by_name(make: Make<'_>) {
+    let limiter = make(four_budgets());
+    assert_eq!(
+        (limiter.available().of("images"), limiter.available().of("image")),
+        (Some(4), None)
+    );
+    limiter.lower("images", None, 1);
+    limiter.lower("image", None, 0);
+    assert_eq!(left(&limiter), [Some(10), Some(100), Some(50), Some(1)]);
+    assert!(limiter.adopt("images", None, 8).unwrap());
+    assert!(!limiter.adopt("images", None, 8).unwrap());
+    assert_eq!(limiter.wait_for(Cost::none().with("images", 2)), ms(125));
+}
+
+async fn ready(make: Make<'_>) {
+    let limiter = make(four_budgets());
+    limiter.acquire(Cost::none().with("images", 4)).await.unwrap();
+    let start = Instant::now();
+    let cost = Cost::input_output_tokens(10, 10).with("images", 1);
+    limiter.ready(cost).await.unwrap();
+    assert_took(start, ms(250));
+    assert_eq!(left(&limiter), [Some(10), Some(100), Some(50), Some(1)]);
+    limiter.try_acquire(cost).unwrap();
+    let error = limiter.ready(Cost::none().with("images", 5)).await.unwrap_err();
+    assert!(matches!(error, AcquireError::CostExceedsBurst(_)));
+}
+
+async fn waits(make: Make<'_>) {
+    // The calls name more budgets than the limits may have. Each counts, whichever the first ones are.
+    let limiter = make(Limits::new().requests(Rate::per_second(10).burst(1)));
+    limiter.acquire(Cost::request()).await.unwrap();
+    let names: Vec<String> = (0..6_u64).map(|number| format!("waits-{number}")).collect();
+    let waiting: Vec<_> = (0..6_usize)
+        .map(|number| {
+            let (limiter, cost) = (limiter.clone(), Cost::request().with(&*names[number], 10));
+            tokio::spawn(async move {
+                match number {
+                    0..3 => limiter.acquire(cost).await,
+                    _ => limiter.acquire_estimate(cost).await.map(drop),
+                }
+            })
+        })
+        .collect();
+    sleep(ms(10)).await;
+    for name in &names {
+        let limits = Limits::new().requests(Rate::per_second(10).burst(1));
+        limiter
+            .set_limits(limits.budget(&**name, Rate::per_second(10).initial(0)))
+            .unwrap();
+        let error = limiter.try_acquire(Cost::none().with(&**name, 1)).unwrap_err();
+        assert!(error.retry_after() >= Some(ms(1_090)), "{name}: {error}");
+        assert!(limiter.wait_for(Cost::request()) >= ms(590), "{name}");
+    }
+    limiter.set_limits(Limits::new()).unwrap();
+    for call in join_all(waiting).await {
+        call.unwrap().unwrap();
+    }
+}
+
+async fn added(make: Make<'_>) {
+    let limiter = make(four_budgets());
+    limiter
+        .acquire(Cost::input_output_tokens(90, 50).with("images", 3))
+        .await
+        .unwrap();
+    let start = Instant::now();
+    let waiting = tokio::spawn({
+        let limiter = limiter.clone();
+        async move {
+            limiter
+                .acquire(Cost::input_output_tokens(30, 1).with("seconds", 7))
+                .await
+        }
+    });
+    sleep(ms(10)).await;
+    // The same rates in another order keep what they hold. The waiter needs the new budget, too.
+    let reordered = Limits::new()
+        .budget("seconds", Rate::per_second(10).initial(2))
+        .budget("images", Rate::per_second(4))
+        .output_tokens(Rate::per_second(50))
+        .input_tokens(Rate::per_second(100))
+        .requests(Rate::per_second(10));
+    limiter.set_limits(reordered).unwrap();
+    assert_eq!(left(&limiter), [Some(9), Some(11), Some(0), Some(1)]);
+    assert_eq!(limiter.available().of("seconds"), Some(2));
+    waiting.await.unwrap().unwrap();
+    assert_took(start, ms(510));
+    // A budget whose rate is gone is not limited any more.
+    limiter
+        .set_limits(Limits::new().requests(Rate::per_second(10)))
+        .unwrap();
+    limiter.acquire(Cost::request().with("images", 1_000)).await.unwrap();
+    assert_took(start, ms(510));
+}
+
+async fn too_many(make: Make<'_>) {
+    let names = ["a", "b", "c", "d", "e"];
+    let limits = |names: &[&str]| {
+        let rates = names.iter().map(|name| (*name, Rate::per_second(1)));
+        rates.fold(Limits::new(), |limits, (name, rate)| limits.budget(name, rate))
+    };
+    let limiter = make(limits(&names[..4]));
+    assert_eq!(limiter.set_limits(limits(&names)).unwrap_err().field(), "limits");
+    assert_eq!(limiter.limits(), limits(&names[..4]));
+    assert!(RateLimiter::new(limits(&names)).is_err());
+    // Names that differ in case or length are other names.
+    let error = limiter.set_limits(limits(&["A"])).unwrap_err();
+    assert_eq!(error.field(), "budget");
+    limiter.set_limits(limits(&["a", "aa"])).unwrap();
+    limiter.acquire(Cost::none().with("a", 1)).await.unwrap();
+    assert_eq!(["a", "aa"].map(|name| limiter.available().of(name)), [Some(0), Some(1)]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_local_limiter_passes_every_case() {
-    for (name, case) in CASES {
+    for (name, case) in CASES.iter().chain(NAMED_CASES) {
         println!("{name}");
-        case(&|limits| RateLimiter::new(limits).unwrap().into()).await;
+        case(&|limits| RateLimiter::new(limits).unwrap()).await;
     }
 }
 
@@ -365,6 +558,9 @@ async fn the_shared_limiter_passes_every_case() {
             redis::connect(&server.url(), &quota, limits).unwrap()
         })
         .await;
+    }
+    for (name, _) in NAMED_CASES {
+        println!("skipped, because a shared limiter does not count these budgets yet: {name}");
     }
 }
 

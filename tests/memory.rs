@@ -23,6 +23,52 @@ fn size<T>(make: impl FnOnce() -> T) -> u64 {
 }
 
 #[test]
+fn a_rate_limit_takes_at_most_760_bytes() {
+    let size = size(limiter);
+    assert!(size <= 760, "{size}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cost_allocates_nothing_whatever_its_budgets_and_an_estimate_one_box_and_one_version() {
+    let limits = Limits::new()
+        .requests(Rate::per_second(1_000))
+        .input_tokens(Rate::per_second(100_000))
+        .output_tokens(Rate::per_second(100_000))
+        .budget("images", Rate::per_second(1_000))
+        .budget("seconds", Rate::per_second(1_000));
+    let limiter = RateLimiter::new(limits).unwrap();
+    let built_in = || Cost::input_output_tokens(20, 10);
+    let named = || built_in().with("images", 2).with("seconds", 1);
+    for make in [&built_in as &dyn Fn() -> Cost, &named] {
+        let rounds = 10;
+        let estimates = |limiter: &RateLimiter| {
+            for _ in 0..rounds {
+                let estimate = limiter.try_acquire_estimate(make()).unwrap();
+                estimate.settle(black_box(built_in()));
+            }
+        };
+        // The first estimate of a budget creates the limiter's record of what estimates use.
+        estimates(&limiter);
+        let counted = measure(|| {
+            for _ in 0..rounds {
+                let cost = black_box(make());
+                let copy = black_box(cost);
+                assert_eq!((cost, cost.amounts().count() >= 4), (copy, true));
+                limiter.check(cost).unwrap();
+                limiter.try_acquire(cost).unwrap();
+                let mut acquire = std::pin::pin!(limiter.acquire(copy));
+                let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+                assert!(std::future::Future::poll(acquire.as_mut(), &mut cx).is_ready());
+            }
+        });
+        assert_eq!(counted.count_total, 0);
+        let counted = measure(|| estimates(&limiter));
+        assert_eq!(counted.count_total, 2 * rounds);
+        assert_eq!(counted.bytes_current, 0);
+    }
+}
+
+#[test]
 fn a_concurrency_limit_takes_at_most_160_bytes() {
     let size = size(|| Concurrency::new(10).unwrap());
     assert!(size <= 160, "{size}");

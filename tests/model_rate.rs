@@ -1,4 +1,4 @@
-//! Compares `RateLimiter` with a model of it: a list of waiters, and a balance per rate in whole fractions of a token.
+//! Compares `RateLimiter` with a model of it: a list of waiters, and a balance per rate in whole fractions of what its budget counts.
 //!
 //! The limiter has a lock, a timer task, timers and wakers; the model has none of them. Both get the same steps at the
 //! same times, and they must agree to the nanosecond about which calls are admitted, what is left, and how long the
@@ -12,11 +12,7 @@ use std::{future::Future, pin::Pin, task::Poll, time::Duration};
 use support::model::{Outcome, check, turns};
 use tokio::time::{Instant, advance};
 use tokio_test::task::{self, Spawn};
-use tower_outbound::{
-    Cost, Limits, Rate, RateLimiter,
-    error::CostExceedsBurst,
-    rate::{AcquireError, Estimate},
-};
+use tower_outbound::{Cost, Limits, Rate, RateLimiter, error::AcquireError, rate::Estimate};
 
 const MS: u64 = 1_000_000;
 const MAX_CATCH_UP: u64 = 5 * MS;
@@ -25,7 +21,7 @@ const MAX_CATCH_UP: u64 = 5 * MS;
 
 #[derive(Clone, Copy, Debug)]
 struct RateSpec {
-    of_tokens: bool,
+    budget: BudgetIndex,
     amount: u64,
     period: u64,
     burst: Option<u64>,
@@ -33,19 +29,40 @@ struct RateSpec {
     initial: Option<Quantity>,
 }
 
-/// A number of requests or tokens: as such, or as thousandths of the largest possible number, which is a burst.
+/// The budgets of the test: those that are built in, and more others than one limiter can count.
+const BUDGETS: [&str; 10] = [
+    "requests",
+    "tokens",
+    "input_tokens",
+    "output_tokens",
+    "images",
+    "seconds",
+    "image",
+    "cents.usd",
+    "image-2",
+    "i",
+];
+
+/// The number of the first budgets in [`BUDGETS`], which are built in.
+const BUILT_IN: usize = 4;
+
+/// The largest number of other budgets that a cost, or the limits of a limiter, can name.
+const MAX_NAMED: usize = 4;
+
+/// The index of a budget in [`BUDGETS`].
+type BudgetIndex = usize;
+
+/// An amount of a budget: as such, or as thousandths of the largest possible number, which is a burst.
 #[derive(Clone, Copy, Debug)]
 enum Quantity {
     Absolute(u64),
     Thousandths(u64),
 }
 
-/// The cost of a call: numbers of requests and tokens, or thousandths of their smallest burst.
+/// The cost of a call: an amount of each budget, as thousandths of the smallest burst or as such. `None` for a budget
+/// that the cost does not name.
 #[derive(Clone, Copy, Debug)]
-struct CostSpec {
-    requests: Quantity,
-    tokens: Quantity,
-}
+struct CostSpec([Option<Quantity>; BUDGETS.len()]);
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -54,6 +71,10 @@ enum Step {
     /// later.
     AcquireEstimate(CostSpec, CostSpec),
     TryAcquire(CostSpec),
+    /// Like `AcquireEstimate`, without waiting.
+    TryAcquireEstimate(CostSpec, CostSpec),
+    /// Waits for a cost and takes nothing.
+    Ready(CostSpec),
     Cancel(Index),
     /// Polls a waiter that need not have been woken.
     Poll(Index),
@@ -100,15 +121,33 @@ fn rate_spec() -> impl Strategy<Value = RateSpec> {
         1..50 * MS,
     ];
     let burst = option::of(prop_oneof![Just(1), 1..10_u64, 1..5_000_u64]);
-    (any::<bool>(), amount, period, burst, option::of(quantity())).prop_map(
-        |(of_tokens, amount, period, burst, initial)| RateSpec {
-            of_tokens,
+    // Most rates are of a few budgets, so that there are often several rates of one.
+    let budget = prop_oneof![3 => 0..2_usize, 2 => 0..5_usize, 1 => 0..BUDGETS.len()];
+    (budget, amount, period, burst, option::of(quantity())).prop_map(|(budget, amount, period, burst, initial)| {
+        RateSpec {
+            budget,
             amount,
             period,
             burst,
             initial,
-        },
-    )
+        }
+    })
+}
+
+/// The rates of a limiter, of no more budgets than it can count.
+fn rate_specs(max: usize) -> impl Strategy<Value = Vec<RateSpec>> {
+    vec(rate_spec(), 0..max).prop_map(|mut specs| {
+        let mut named = Vec::new();
+        specs.retain(|spec| {
+            let is_known = spec.budget < BUILT_IN || named.contains(&spec.budget);
+            let has_room = named.len() < MAX_NAMED;
+            if !is_known && has_room {
+                named.push(spec.budget);
+            }
+            is_known || has_room
+        });
+        specs
+    })
 }
 
 fn quantity() -> impl Strategy<Value = Quantity> {
@@ -129,7 +168,24 @@ fn cost_spec() -> impl Strategy<Value = CostSpec> {
         2 => (1..4_u64).prop_map(Quantity::Absolute),
         6 => (0..1_020_u64).prop_map(Quantity::Thousandths),
     ];
-    (requests, tokens).prop_map(|(requests, tokens)| CostSpec { requests, tokens })
+    let other = prop_oneof![
+        4 => Just(None),
+        1 => Just(Some(Quantity::Absolute(0))),
+        1 => (1..4_u64).prop_map(|amount| Some(Quantity::Absolute(amount))),
+        3 => (0..1_020_u64).prop_map(|part| Some(Quantity::Thousandths(part))),
+        // Without a rate of the budget, it may be any amount.
+        1 => Just(Some(Quantity::Absolute(u64::MAX))),
+    ];
+    let others = [(); BUDGETS.len() - 2].map(|()| other.clone());
+    (requests, tokens, others).prop_map(|(requests, tokens, others)| {
+        let mut all = [None; BUDGETS.len()];
+        all[0] = Some(requests);
+        all[1] = Some(tokens);
+        all[2..].copy_from_slice(&others);
+        let named = all[BUILT_IN..].iter_mut().filter(|amount| amount.is_some());
+        named.skip(MAX_NAMED).for_each(|amount| *amount = None);
+        CostSpec(all)
+    })
 }
 
 fn nanos() -> impl Strategy<Value = u64> {
@@ -152,6 +208,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => cost_spec().prop_map(Step::Acquire),
         4 => (cost_spec(), cost_spec()).prop_map(|(charged, used)| Step::AcquireEstimate(charged, used)),
         3 => cost_spec().prop_map(Step::TryAcquire),
+        1 => (cost_spec(), cost_spec()).prop_map(|(charged, used)| Step::TryAcquireEstimate(charged, used)),
+        2 => cost_spec().prop_map(Step::Ready),
         2 => any::<Index>().prop_map(Step::Cancel),
         3 => any::<Index>().prop_map(Step::Poll),
         3 => any::<Index>().prop_map(Step::Settle),
@@ -159,7 +217,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => nanos().prop_map(Step::PauseFor),
         1 => (-20..200_i64).prop_map(|ms| Step::PauseUntil(ms * MS as i64 + 7)),
         1 => prop_oneof![Just(Step::Resume), Just(Step::ForgiveDebts)],
-        1 => vec(rate_spec(), 0..4).prop_map(Step::SetLimits),
+        1 => rate_specs(7).prop_map(Step::SetLimits),
         5 => nanos().prop_map(Step::Advance),
         6 => prop_oneof![
             Just(0), Just(-1), Just(1), Just(MAX_CATCH_UP as i64), 0..10 * MS as i64
@@ -168,13 +226,11 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    (0..MS, vec(rate_spec(), 0..4), vec(step(), 1..60), any::<bool>()).prop_map(|(phase, limits, steps, last_first)| {
-        Case {
-            phase,
-            limits,
-            steps,
-            last_first,
-        }
+    (0..MS, rate_specs(7), vec(step(), 1..60), any::<bool>()).prop_map(|(phase, limits, steps, last_first)| Case {
+        phase,
+        limits,
+        steps,
+        last_first,
     })
 }
 
@@ -184,15 +240,19 @@ impl RateSpec {
     }
 
     fn initial(&self) -> u64 {
-        self.initial.map_or(self.burst(), |quantity| quantity.of(self.burst()))
+        self.initial
+            .map_or(self.burst(), |quantity| quantity.of(Some(self.burst())))
     }
 }
 
 impl Quantity {
-    fn of(self, whole: u64) -> u64 {
-        match self {
-            Self::Absolute(amount) => amount.min(whole + 1),
-            Self::Thousandths(part) => whole * part / 1_000,
+    /// Returns the amount if the largest possible one is `whole`, and no more than one above it. Without a largest one,
+    /// thousandths are of 1,000.
+    fn of(self, whole: Option<u64>) -> u64 {
+        match (self, whole) {
+            (Self::Absolute(amount), Some(whole)) => amount.min(whole + 1),
+            (Self::Absolute(amount), None) => amount,
+            (Self::Thousandths(part), whole) => whole.unwrap_or(1_000) * part / 1_000,
         }
     }
 }
@@ -206,21 +266,17 @@ fn limits(specs: &[RateSpec]) -> Limits {
         if spec.initial.is_some() {
             rate = rate.initial(spec.initial().min(spec.burst()));
         }
-        if spec.of_tokens {
-            limits.tokens(rate)
-        } else {
-            limits.requests(rate)
-        }
+        limits.budget(BUDGETS[spec.budget], rate)
     })
 }
 
 // === The model ===
 
-/// The model of one rate's bucket. It counts in units, which are whole fractions of a request or token: one request or
-/// token is `unit` units, and each nanosecond adds `fill` units.
+/// The model of one rate's bucket. It counts in units, which are whole fractions of what the budget counts: one request
+/// or token is `unit` units, and each nanosecond adds `fill` units.
 #[derive(Clone, Debug)]
 struct Bucket {
-    of_tokens: bool,
+    budget: BudgetIndex,
     period: u64,
     fill: i128,
     unit: i128,
@@ -241,8 +297,16 @@ struct Bucket {
 struct Waiting {
     id: usize,
     cost: Cost,
-    /// The true cost of the call, if `cost` is an estimate.
-    used: Option<Cost>,
+    charge: Charge,
+}
+
+/// What a call is charged when it is admitted.
+#[derive(Clone, Copy, Debug)]
+enum Charge {
+    Nothing,
+    Cost,
+    /// Its cost as an estimate, and later this true cost.
+    Estimate(Cost),
 }
 
 /// An admitted call: when it was admitted, and its true cost, or what it was charged if that is less.
@@ -280,7 +344,7 @@ impl Bucket {
         let fill = i128::from(spec.amount / divisor);
         let capacity = i128::from(spec.burst()) * unit;
         Self {
-            of_tokens: spec.of_tokens,
+            budget: spec.budget,
             period: spec.period,
             fill,
             unit,
@@ -295,7 +359,7 @@ impl Bucket {
     }
 
     fn units(&self, cost: Cost) -> i128 {
-        i128::from(if self.of_tokens { cost.tokens } else { cost.requests }) * self.unit
+        i128::from(cost.of(BUDGETS[self.budget])) * self.unit
     }
 
     fn can_never_hold(&self, cost: Cost) -> bool {
@@ -382,13 +446,12 @@ impl Model {
         }
     }
 
-    /// Returns the first burst that the cost exceeds, if any: whether it is a burst of tokens, the cost in tokens or
-    /// requests, and the burst.
-    fn rejection(&self, cost: Cost) -> Option<(bool, u64, u64)> {
+    /// Returns the first burst that the cost exceeds, if any: of which budget it is, the cost, and the burst.
+    fn rejection(&self, cost: Cost) -> Option<Rejection> {
         let exceeded = self.buckets.iter().find(|bucket| bucket.can_never_hold(cost))?;
-        let cost = if exceeded.of_tokens { cost.tokens } else { cost.requests };
+        let budget = BUDGETS[exceeded.budget];
         let burst = u64::try_from(exceeded.capacity / exceeded.unit).unwrap();
-        Some((exceeded.of_tokens, cost, burst))
+        Some((budget, cost.of(budget), burst))
     }
 
     /// Returns the time as of which a first waiter with this cost is admitted: when its cost is available and no pause
@@ -422,7 +485,12 @@ impl Model {
         }
     }
 
-    fn admit(&mut self, cost: Cost, used: Option<Cost>) {
+    fn admit(&mut self, cost: Cost, charge: Charge) {
+        let used = match charge {
+            Charge::Nothing => return,
+            Charge::Cost => None,
+            Charge::Estimate(used) => Some(used),
+        };
         self.fill_to(self.time_of_admission(cost));
         let estimate = self.estimates;
         for bucket in &mut self.buckets {
@@ -432,21 +500,25 @@ impl Model {
             self.estimates = estimate + 1;
         }
         let used = used.unwrap_or(cost);
+        let least = |sum: Cost, budget: &str| match cost.of(budget).min(used.of(budget)) {
+            0 => sum,
+            amount => sum.with(budget, amount),
+        };
         self.admitted.push(Admitted {
             at: self.now,
-            cost: Cost::tokens(cost.tokens.min(used.tokens)).with("requests", cost.requests.min(used.requests)),
+            cost: BUDGETS.into_iter().fold(Cost::none(), least),
         });
     }
 
     /// Models the arrival of a call, and returns whether the call is admitted at once.
-    fn arrive(&mut self, cost: Cost, used: Option<Cost>) -> bool {
+    fn arrive(&mut self, cost: Cost, charge: Charge) -> bool {
         if !self.queue.is_empty() {
             return false;
         }
         self.fill_idle();
         let is_admitted = self.rejection(cost).is_none() && self.time_of_admission(cost) <= self.now;
         if is_admitted {
-            self.admit(cost, used);
+            self.admit(cost, charge);
         }
         is_admitted
     }
@@ -457,8 +529,10 @@ impl Model {
         let is_admitted = first.id == id && self.time_of_admission(first.cost) <= self.now;
         if is_admitted {
             let admission = self.time_of_admission(first.cost);
-            self.admit(first.cost, first.used);
-            self.last_admission = (self.now, self.now - admission);
+            self.admit(first.cost, first.charge);
+            if !matches!(first.charge, Charge::Nothing) {
+                self.last_admission = (self.now, self.now - admission);
+            }
             self.queue.remove(0);
         }
         is_admitted
@@ -523,7 +597,7 @@ impl Model {
             for (new, has_old) in new.iter_mut().zip(&mut has_old).filter(|(_, has_old)| !**has_old) {
                 let found = old.iter_mut().find(|old| {
                     old.as_ref().is_some_and(|old: &Bucket| {
-                        old.of_tokens == new.of_tokens && (!same_period || old.period == new.period)
+                        old.budget == new.budget && (!same_period || old.period == new.period)
                     })
                 });
                 if let Some(old) = found.and_then(Option::take) {
@@ -536,9 +610,9 @@ impl Model {
         self.admitted.clear();
     }
 
-    fn available(&self, of_tokens: bool) -> Option<u64> {
+    fn available(&self, budget: BudgetIndex) -> Option<u64> {
         let elapsed = self.now.saturating_sub(self.filled_to);
-        let buckets = self.buckets.iter().filter(|bucket| bucket.of_tokens == of_tokens);
+        let buckets = self.buckets.iter().filter(|bucket| bucket.budget == budget);
         let left = buckets.map(|bucket| {
             let mut bucket = bucket.clone();
             bucket.advance(elapsed);
@@ -547,16 +621,20 @@ impl Model {
         left.min()
     }
 
-    /// Returns the largest number of requests or tokens that one call may cost: the smallest burst, or 1,000 without a
-    /// rate.
-    fn max_cost(&self, of_tokens: bool) -> u64 {
-        let buckets = self.buckets.iter().filter(|bucket| bucket.of_tokens == of_tokens);
+    /// Returns the largest amount of a budget that one call may cost: the smallest burst, or `None` without a rate.
+    fn max_cost(&self, budget: BudgetIndex) -> Option<u64> {
+        let buckets = self.buckets.iter().filter(|bucket| bucket.budget == budget);
         let bursts = buckets.map(|bucket| u64::try_from(bucket.capacity / bucket.unit).unwrap());
-        bursts.min().unwrap_or(1_000)
+        bursts.min()
     }
 
     fn cost(&self, spec: CostSpec) -> Cost {
-        Cost::tokens(spec.tokens.of(self.max_cost(true))).with("requests", spec.requests.of(self.max_cost(false)))
+        let amounts = (0..)
+            .zip(spec.0)
+            .filter_map(|(budget, quantity)| Some((budget, quantity?)));
+        amounts.fold(Cost::none(), |cost, (budget, quantity)| {
+            cost.with(BUDGETS[budget], quantity.of(self.max_cost(budget)))
+        })
     }
 
     /// Checks that no bucket holds more than if the true costs had been charged from the start.
@@ -594,12 +672,15 @@ impl Model {
 
 // === The limiter and the model side by side ===
 
-type Acquiring = Pin<Box<dyn Future<Output = Result<Option<Estimate>, CostExceedsBurst>>>>;
+type Acquiring = Pin<Box<dyn Future<Output = Result<Option<Estimate>, AcquireError>>>>;
+
+/// The budget whose burst a cost exceeds, the cost, and the burst.
+type Rejection = (&'static str, u64, u64);
 
 struct Caller {
     id: usize,
     cost: Cost,
-    used: Option<Cost>,
+    charge: Charge,
     future: Spawn<Acquiring>,
 }
 
@@ -623,8 +704,11 @@ struct Harness {
     last_first: bool,
 }
 
-fn check_rejection(rejection: &CostExceedsBurst, expected: Option<(bool, u64, u64)>) -> Outcome {
-    let actual = (rejection.budget() == "tokens", rejection.cost(), rejection.burst());
+fn check_rejection(error: &AcquireError, expected: Option<Rejection>) -> Outcome {
+    let AcquireError::CostExceedsBurst(rejection) = error else {
+        return Err(TestCaseError::fail(error.to_string()));
+    };
+    let actual = (rejection.budget(), rejection.cost(), rejection.burst());
     prop_assert_eq!(Some(actual), expected);
     Ok(())
 }
@@ -658,18 +742,31 @@ impl Harness {
     /// whether its first waiter is to be woken.
     async fn step(&mut self, step: &Step) -> Result<bool, TestCaseError> {
         match step {
-            Step::Acquire(spec) => return self.acquire(self.model.cost(*spec), None),
+            Step::Acquire(spec) => return self.acquire(self.model.cost(*spec), Charge::Cost),
+            Step::Ready(spec) => return self.acquire(self.model.cost(*spec), Charge::Nothing),
             Step::AcquireEstimate(spec, used) => {
                 let used = self.model.cost(*used);
-                return self.acquire(self.model.cost(*spec), Some(used));
+                return self.acquire(self.model.cost(*spec), Charge::Estimate(used));
             }
-            Step::TryAcquire(spec) => {
+            Step::TryAcquire(spec) | Step::TryAcquireEstimate(spec, _) => {
                 let cost = self.model.cost(*spec);
                 let expected = self.model.rejection(cost);
                 prop_assert_eq!(self.limiter.check(cost).is_err(), expected.is_some());
-                let is_admitted = self.model.arrive(cost, None);
-                match self.limiter.try_acquire(cost) {
-                    Ok(()) => prop_assert!(is_admitted, "admitted too early"),
+                let number = self.model.estimates;
+                let charge = match step {
+                    Step::TryAcquireEstimate(_, used) => Charge::Estimate(self.model.cost(*used)),
+                    _ => Charge::Cost,
+                };
+                let is_admitted = self.model.arrive(cost, charge);
+                let admitted = match charge {
+                    Charge::Estimate(_) => self.limiter.try_acquire_estimate(cost).map(Some),
+                    _ => self.limiter.try_acquire(cost).map(|()| None),
+                };
+                match admitted {
+                    Ok(estimate) => {
+                        prop_assert!(is_admitted, "admitted too early");
+                        self.charge(number, estimate, charge);
+                    }
                     Err(AcquireError::NotYet(wait)) => {
                         prop_assert!(
                             !is_admitted && expected.is_none(),
@@ -677,8 +774,7 @@ impl Harness {
                         );
                         prop_assert_eq!(wait, self.model.retry_after(cost));
                     }
-                    Err(AcquireError::CostExceedsBurst(rejection)) => check_rejection(&rejection, expected)?,
-                    Err(other) => prop_assert!(false, "{other}"),
+                    Err(error) => check_rejection(&error, expected)?,
                 }
                 // `try_acquire` never joins the limiter's queue, so the limiter does not check the queue either.
                 return Ok(false);
@@ -741,29 +837,35 @@ impl Harness {
         Ok(true)
     }
 
-    fn acquire(&mut self, cost: Cost, used: Option<Cost>) -> Result<bool, TestCaseError> {
+    fn acquire(&mut self, cost: Cost, charge: Charge) -> Result<bool, TestCaseError> {
         let limiter = self.limiter.clone();
-        let future: Acquiring = match used {
-            Some(_) => Box::pin(async move { limiter.acquire_estimate(cost).await.map(Some) }),
-            None => Box::pin(async move { limiter.acquire(cost).await.map(|()| None) }),
+        let future: Acquiring = match charge {
+            Charge::Nothing => Box::pin(async move { limiter.ready(cost).await.map(|()| None) }),
+            Charge::Estimate(_) => Box::pin(async move { limiter.acquire_estimate(cost).await.map(Some) }),
+            Charge::Cost => Box::pin(async move { limiter.acquire(cost).await.map(|()| None) }),
         };
         let mut future = task::spawn(future);
         let rejection = self.model.rejection(cost);
         let number = self.model.estimates;
-        let is_admitted = self.model.arrive(cost, used);
+        let is_admitted = self.model.arrive(cost, charge);
         let id = self.next_id;
         self.next_id += 1;
         match future.poll() {
             Poll::Ready(Ok(estimate)) => {
                 prop_assert!(is_admitted, "admitted too early");
-                self.charge(number, estimate, used);
+                self.charge(number, estimate, charge);
             }
             Poll::Ready(Err(error)) => check_rejection(&error, rejection)?,
             Poll::Pending => {
                 prop_assert!(!is_admitted, "should have been admitted");
                 prop_assert_eq!(rejection, None);
-                self.model.queue.push(Waiting { id, cost, used });
-                self.callers.push(Caller { id, cost, used, future });
+                self.model.queue.push(Waiting { id, cost, charge });
+                self.callers.push(Caller {
+                    id,
+                    cost,
+                    charge,
+                    future,
+                });
                 return Ok(true);
             }
         }
@@ -771,22 +873,22 @@ impl Harness {
         Ok(false)
     }
 
-    fn charge(&mut self, number: usize, estimate: Option<Estimate>, used: Option<Cost>) {
-        if let (Some(estimate), Some(used)) = (estimate, used) {
+    fn charge(&mut self, number: usize, estimate: Option<Estimate>, charge: Charge) {
+        if let (Some(estimate), Charge::Estimate(used)) = (estimate, charge) {
             self.charged.push(ChargedEstimate { number, estimate, used });
         }
     }
 
     fn poll(&mut self, index: usize) -> Outcome {
         let caller = &mut self.callers[index];
-        let (id, used) = (caller.id, caller.used);
+        let (id, charge) = (caller.id, caller.charge);
         let rejection = self.model.rejection(caller.cost);
         let number = self.model.estimates;
         let is_admitted = rejection.is_none() && self.model.poll(id);
         match caller.future.poll() {
             Poll::Ready(Ok(estimate)) => {
                 prop_assert!(is_admitted, "admitted too early, or before an earlier waiter");
-                self.charge(number, estimate, used);
+                self.charge(number, estimate, charge);
                 self.callers.remove(index);
             }
             Poll::Ready(Err(error)) => {
@@ -820,8 +922,9 @@ impl Harness {
 
     fn check(&self, queue_checked: bool) -> Outcome {
         let available = self.limiter.available();
-        prop_assert_eq!(available.requests, self.model.available(false));
-        prop_assert_eq!(available.tokens, self.model.available(true));
+        for (index, budget) in BUDGETS.into_iter().enumerate() {
+            prop_assert_eq!(available.of(budget), self.model.available(index), "{}", budget);
+        }
         let paused_until = (self.model.paused_until > self.model.now).then(|| self.at(self.model.paused_until));
         prop_assert_eq!(available.paused_until, paused_until);
         self.model.check_true_usage()?;
@@ -889,7 +992,7 @@ enum UnpolledStep {
     Advance(u64),
 }
 
-type Acquired = Result<(), CostExceedsBurst>;
+type Acquired = Result<(), AcquireError>;
 
 struct UnpolledCaller {
     cost: Cost,
@@ -1033,7 +1136,7 @@ impl UnpolledHarness {
 
 #[test]
 fn a_waiter_that_is_not_polled_stalls_no_other_and_keeps_its_place() {
-    let cases = (vec(rate_spec(), 0..3), vec(unpolled_step(), 1..50));
+    let cases = (rate_specs(6), vec(unpolled_step(), 1..50));
     check(file!(), &cases, |(specs, steps)| async move {
         let mut harness = UnpolledHarness {
             limiter: RateLimiter::new(limits(&specs)).unwrap(),

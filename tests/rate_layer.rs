@@ -22,6 +22,32 @@ fn limiter(limits: Limits) -> RateLimiter {
     RateLimiter::new(limits).unwrap()
 }
 
+/// A cost has room for four names. A function that gives it more panics, which must stay with its call.
+#[tokio::test(start_paused = true)]
+async fn a_cost_of_a_fifth_named_budget_fails_its_call_and_no_other() {
+    use tower::{BoxError, service_fn};
+    use tower_outbound::{QueueLayer, error::Panicked};
+
+    let limiter = RateLimiter::new(Limits::new().budget("layer-0", Rate::per_second(5))).unwrap();
+    let cost = |names: &u64| {
+        let named = (0..*names).map(|number| format!("layer-{number}"));
+        named.fold(Cost::request(), |cost, name| cost.with(&*name, 1))
+    };
+    let service = ServiceBuilder::new()
+        .layer(QueueLayer::new(10).unwrap())
+        .layer(RateLimitLayer::with_cost(limiter.clone(), cost))
+        .service(service_fn(|names: u64| async move { Ok::<_, BoxError>(names) }));
+    let calls = [4, 5, 1].map(|names| service.clone().oneshot(names));
+    let [four, five, one] = futures_util::future::join_all(calls).await.try_into().unwrap();
+    assert_eq!((four.unwrap(), one.unwrap()), (4, 1));
+    let error = five.unwrap_err();
+    assert!(
+        error.is::<Panicked>() || error.to_string().contains("panicked"),
+        "{error}"
+    );
+    assert_eq!(limiter.available().of("layer-0"), Some(3));
+}
+
 #[tokio::test(start_paused = true)]
 async fn calls_are_paced() {
     let (client, arrivals) = client(ms(0));

@@ -312,7 +312,7 @@ async fn a_deleted_key_begins_again_with_empty_buckets() {
     server.command(&["FLUSHALL"]);
     load.recovers(ms(5_000)).await;
     sleep(ms(1_000)).await;
-    server.command(&["DEL", "{tower-outbound:faults}:v2"]);
+    server.command(&["DEL", "{tower-outbound:faults}:state"]);
     load.recovers(ms(5_000)).await;
     sleep(ms(1_000)).await;
     assert_eq!(load.end("key deleted, twice").state_losses, 2);
@@ -440,7 +440,7 @@ async fn a_limiter_can_use_an_existing_connection() {
         (2, 2)
     );
     assert!(other.available().requests.unwrap() < 250, "{other:?}");
-    assert!(server.command(&["KEYS", "*"]).contains("{mine:quota}:v2"));
+    assert!(server.command(&["KEYS", "*"]).contains("{mine:quota}:state"));
     assert!(one.store_status().unwrap().failures == 0 && other.store_status().unwrap().failures == 0);
 }
 

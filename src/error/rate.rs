@@ -69,20 +69,19 @@ impl CostExceedsBurst {
         Self { budget, cost, burst }
     }
 
-    /// Returns the cost of the call, in requests or tokens: see [`budget`](Self::budget).
+    /// Returns the amount of the [budget](Self::budget) that the call costs.
     #[must_use]
     pub const fn cost(&self) -> u64 {
         self.cost
     }
 
-    /// Returns the burst of the rate, which is the most that its bucket can hold, in requests or tokens: see
-    /// [`budget`](Self::budget).
+    /// Returns the burst of the rate, which is the most that its bucket can hold of the [budget](Self::budget).
     #[must_use]
     pub const fn burst(&self) -> u64 {
         self.burst
     }
 
-    /// Returns the name of the budget whose burst the cost of the call exceeds: `requests` or `tokens`.
+    /// Returns the name of the budget whose burst the cost of the call exceeds, such as `requests`.
     #[must_use]
     pub const fn budget(&self) -> &'static str {
         self.budget

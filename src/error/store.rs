@@ -34,6 +34,14 @@ pub enum StoreProblem {
     Database,
     /// The key of the quota holds something else.
     KeyType,
+    /// Processes of another release keep the state of the quota, in this version of it. Processes of both releases cannot
+    /// share a quota: run one release, or give them different quotas.
+    OtherVersion {
+        /// The version in the store.
+        stored: i64,
+        /// The version of this release.
+        ours: i64,
+    },
     /// The server is a replica, or accepts no writes for another reason.
     ReadOnly,
     /// The server is out of memory.
@@ -88,6 +96,13 @@ impl fmt::Display for StoreProblem {
             Self::Permission => "the server's access control denies a command, a key or a channel (NOPERM)",
             Self::Database => "the server has no database of the number in the URL",
             Self::KeyType => "the key of the quota holds something else: choose another prefix or quota",
+            Self::OtherVersion { stored, ours } => {
+                return write!(
+                    f,
+                    "the state of the quota has version {stored}, and this release has version {ours}: run releases \
+                     with the same version in all members, or give them different quotas"
+                );
+            }
             Self::ReadOnly => "the server accepts no writes (READONLY): it is a replica",
             Self::OutOfMemory => "the server is out of memory (OOM)",
             Self::TooManyClients => "the server has reached its largest number of clients",

@@ -185,8 +185,8 @@ impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
         details.status_code(res.status());
         if !details.code_only {
             details.headers_redacting(res.headers(), self.redacted());
-            if let Some(used) = res.extensions().get::<ApiTokensUsed>().and_then(ApiTokensUsed::get) {
-                details.api_tokens_used(used);
+            if let Some(used) = res.extensions().get::<ApiTokensUsed>().and_then(ApiTokensUsed::usage) {
+                details.token_usage(used);
             }
         }
         if self.is_failure.is_some_and(|is_failure| is_failure(res.status())) {

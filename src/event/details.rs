@@ -15,6 +15,7 @@ use crate::{
         BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Exhausted, Panicked, StoreUnavailable, causes,
     },
     redact::{self, UnredactedHeaders},
+    tokens::TokenUsage,
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 use std::{
@@ -73,7 +74,7 @@ pub(super) struct RequestExtra {
 pub(super) struct ResponseExtra {
     /// The body, not redacted.
     pub(super) body: Option<Value>,
-    pub(super) api_tokens_used: Option<u64>,
+    pub(super) token_usage: Option<TokenUsage>,
     /// The error to record, if the response counts as a failure.
     pub(super) failure: Option<Box<ErrorDetails>>,
 }
@@ -206,9 +207,14 @@ impl ResponseDetails {
         self
     }
 
-    /// Sets the number of the API's tokens that the call used.
+    /// Sets the number of the API's tokens that the call used, of which the kinds are not known.
     pub fn api_tokens_used(&mut self, tokens: u64) -> &mut Self {
-        self.extra.get_or_insert_default().api_tokens_used = Some(tokens);
+        self.token_usage(TokenUsage::total(tokens))
+    }
+
+    /// Sets the numbers of the API's tokens that the call used, by kind.
+    pub fn token_usage(&mut self, usage: TokenUsage) -> &mut Self {
+        self.extra.get_or_insert_default().token_usage = Some(usage);
         self
     }
 
@@ -235,7 +241,7 @@ impl fmt::Debug for ResponseDetails {
         f.debug_struct("ResponseDetails")
             .field("status_code", &self.status_code)
             .field("headers", &self.headers)
-            .field("api_tokens_used", &extra.and_then(|extra| extra.api_tokens_used))
+            .field("token_usage", &extra.and_then(|extra| extra.token_usage))
             .field("failure", &extra.and_then(|extra| extra.failure.as_ref()))
             .finish_non_exhaustive()
     }

@@ -65,6 +65,19 @@ pub struct NetworkRequestEvent {
     /// The number of the API's tokens that the call used, as its response reports it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub api_tokens_used: Option<u64>,
+    /// The tokens of the prompt, as the response reports them: see [`TokenUsage`](crate::TokenUsage) for this and the
+    /// three numbers that follow.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub input_tokens_used: Option<u64>,
+    /// The tokens of the answer, with those that were used for reasoning.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub output_tokens_used: Option<u64>,
+    /// The tokens of the prompt that the provider has read from its cache.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub cached_tokens: Option<u64>,
+    /// The tokens of the answer that were used for reasoning.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub reasoning_tokens: Option<u64>,
 
     /// When the first byte of the response's body arrived, if a layer of [`body`](crate::body) read the body.
     #[cfg_attr(feature = "serde", serde(with = "super::formats::optional_time", default))]

@@ -12,7 +12,10 @@ use super::{
     time::Anchor,
     value::{Value, redacted_fields},
 };
-use crate::redact::{self, UnredactedHeaders};
+use crate::{
+    redact::{self, UnredactedHeaders},
+    tokens::TokenUsage,
+};
 use http::{HeaderMap, Method, Uri};
 use std::{mem, task::Waker, time::SystemTime};
 use tokio::time::Instant;
@@ -53,7 +56,7 @@ struct EventExtra {
     last_noted: Option<Instant>,
     /// The response's body, not redacted.
     response_body: Option<Value>,
-    api_tokens_used: Option<u64>,
+    token_usage: Option<TokenUsage>,
     body_progress: Option<BodyProgress>,
     error: Option<Box<ErrorDetails>>,
     /// The type name of the error that the client is returning in a box. It is set by the code that boxes the error,
@@ -287,7 +290,7 @@ impl EventState {
                     if response.body.is_some() {
                         extra.response_body = response.body;
                     }
-                    extra.api_tokens_used = response.api_tokens_used;
+                    extra.token_usage = response.token_usage;
                     extra.error = response.failure;
                 }
             }
@@ -307,7 +310,7 @@ impl EventState {
                 self.response_status_code = response.status_code;
                 self.response_headers = response.headers;
                 let extra = self.extra();
-                extra.api_tokens_used = response.extra.and_then(|response| response.api_tokens_used);
+                extra.token_usage = response.extra.and_then(|response| response.token_usage);
                 extra.error = Some(error);
             }
             Outcome::Cancelled => {}
@@ -422,6 +425,7 @@ impl EventState {
         let error = extra.and_then(|extra| extra.error.as_ref());
         let body_progress = extra.and_then(|extra| extra.body_progress);
         let logs = extra.iter().flat_map(|extra| &extra.logs);
+        let usage = extra.and_then(|extra| extra.token_usage);
         let event = NetworkRequestEvent {
             request_id,
             status: self.status,
@@ -439,7 +443,11 @@ impl EventState {
             response_status_code: self.response_status_code,
             response_headers: HeaderMap::new(),
             response_body: extra.and_then(|extra| extra.response_body.clone()),
-            api_tokens_used: extra.and_then(|extra| extra.api_tokens_used),
+            api_tokens_used: usage.and_then(|usage| usage.counted()),
+            input_tokens_used: usage.and_then(|usage| usage.input),
+            output_tokens_used: usage.and_then(|usage| usage.output),
+            cached_tokens: usage.and_then(|usage| usage.cached_input),
+            reasoning_tokens: usage.and_then(|usage| usage.reasoning),
             first_byte_at: body_progress.and_then(|progress| progress.first).map(utc),
             last_byte_at: body_progress.and_then(|progress| progress.last).map(utc),
             response_bytes: body_progress.map(|progress| progress.count),

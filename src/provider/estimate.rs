@@ -19,7 +19,8 @@ use std::{
 
 /// Estimates the tokens of a call as one for every four characters of the prompt, plus the longest answers that the
 /// request allows (`max_tokens` and its equivalents, times `n`). OpenAI and Azure charge a call in this way before it
-/// has run.
+/// has run. The tokens of the prompt and of the answers also count as input and output tokens, for limits that count them
+/// apart.
 ///
 /// A request with the extension [`ApiTokens`] costs the number of tokens that the extension declares. How a prompt is
 /// counted is described in the [module docs](super#estimates).
@@ -31,7 +32,7 @@ use std::{
 /// use tower_outbound::{Cost, provider::CharacterEstimate, rate::RequestCost};
 ///
 /// let request = Request::new(r#"{"messages": [{"role": "user", "content": "How are you?"}], "max_tokens": 100}"#);
-/// assert_eq!(CharacterEstimate::new().cost(&request), Cost::tokens(103));
+/// assert_eq!(CharacterEstimate::new().cost(&request), Cost::input_output_tokens(3, 100));
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct CharacterEstimate {
@@ -40,7 +41,7 @@ pub struct CharacterEstimate {
 
 /// Estimates the tokens of a call as one for every four characters of the prompt, plus the average of the answers of
 /// earlier calls, or the longest answers that the request allows if these are shorter. All answers to one call (`n`)
-/// count as one.
+/// count as one. The tokens of the prompt and of the answers also count as input and output tokens.
 ///
 /// The average answer is an exponential moving average: each successful call changes it by 1/16 of the difference
 /// between the tokens that the call has used and those that it was charged. The tokens used are read from the extension
@@ -102,12 +103,12 @@ impl Default for CharacterEstimate {
 
 impl<B: WholeBody> RequestCost<Request<B>> for CharacterEstimate {
     fn cost(&self, req: &Request<B>) -> Cost {
-        Cost::tokens(declared_tokens(req).unwrap_or_else(|| {
-            let size = size(req);
-            let unbounded = || self.default_answer.saturating_mul(size.answers());
-            size.prompt()
-                .saturating_add(size.max_answers().unwrap_or_else(unbounded))
-        }))
+        if let Some(tokens) = declared_tokens(req) {
+            return Cost::tokens(tokens);
+        }
+        let size = size(req);
+        let unbounded = || self.default_answer.saturating_mul(size.answers());
+        Cost::input_output_tokens(size.prompt(), size.max_answers().unwrap_or_else(unbounded))
     }
 }
 
@@ -140,12 +141,13 @@ impl AverageEstimate {
 
 impl<B: WholeBody> RequestCost<Request<B>> for AverageEstimate {
     fn cost(&self, req: &Request<B>) -> Cost {
-        Cost::tokens(declared_tokens(req).unwrap_or_else(|| {
-            let size = size(req);
-            let average = self.answer();
-            let answers = size.max_answers().map_or(average, |max| average.min(max));
-            size.prompt().saturating_add(answers)
-        }))
+        if let Some(tokens) = declared_tokens(req) {
+            return Cost::tokens(tokens);
+        }
+        let size = size(req);
+        let average = self.answer();
+        let answers = size.max_answers().map_or(average, |max| average.min(max));
+        Cost::input_output_tokens(size.prompt(), answers)
     }
 }
 
@@ -174,12 +176,12 @@ impl fmt::Debug for AverageEstimate {
 // === Requests ===
 
 /// Returns the number of tokens that a request declares with its extension [`ApiTokens`].
-fn declared_tokens<B>(req: &Request<B>) -> Option<u64> {
+pub(super) fn declared_tokens<B>(req: &Request<B>) -> Option<u64> {
     req.extensions().get::<ApiTokens>().map(|tokens| tokens.0)
 }
 
 /// Returns the size of a request. A body that is not in memory counts as an empty prompt.
-fn size<B: WholeBody>(req: &Request<B>) -> RequestSize {
+pub(super) fn size<B: WholeBody>(req: &Request<B>) -> RequestSize {
     let body = req.body().whole();
     body.map_or_else(RequestSize::default, |body| RequestSize::read(req.uri(), body))
 }

@@ -8,7 +8,7 @@
 //! | [`Provider::rate_limit_info`] | reads the headers of nine dialects as a [`RateLimitInfo`] |
 //! | [`FeedbackLayer`] | applies the headers to a limiter: pauses it, lowers its buckets, adopts or finds its limits |
 //! | [`UsageLayer`] | finds the number of tokens used in the body of a response (feature `json`) |
-//! | [`CharacterEstimate`], [`AverageEstimate`] | [estimate](#estimates) the tokens of a request (feature `json`) |
+//! | [`CharacterEstimate`], [`AverageEstimate`], [`QuantileEstimate`] | [estimate](#estimates) the tokens of a request (feature `json`) |
 //!
 //! # Order
 //!
@@ -84,7 +84,11 @@ mod key;
 #[cfg(feature = "json")]
 mod media;
 #[cfg(feature = "json")]
+mod quantile;
+#[cfg(feature = "json")]
 mod request_size;
+#[cfg(feature = "json")]
+mod unread;
 #[cfg(feature = "json")]
 pub mod usage;
 #[cfg(feature = "json")]
@@ -98,5 +102,7 @@ pub use feedback::{Feedback, FeedbackLayer};
 pub(crate) use headers::parse_go_duration;
 pub use info::{RateLimitInfo, Reset, Unit, Window};
 pub use key::InvalidKeyError;
+#[cfg(feature = "json")]
+pub use quantile::QuantileEstimate;
 #[cfg(feature = "json")]
 pub use usage::{MeteredBody, Usage, UsageLayer};

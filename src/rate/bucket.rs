@@ -307,6 +307,15 @@ impl Bucket {
         }
     }
 
+    /// Undoes [`take`](Self::take), after which nothing else must have changed the bucket.
+    pub(super) fn put_back(&mut self, amount: u64, is_estimate: bool) {
+        let units = self.units_of(amount);
+        self.balance += units;
+        if is_estimate {
+            self.estimated -= units;
+        }
+    }
+
     /// Returns what the balance would be if nothing had been [`lost`](Self::lost). Between two times, this level rises
     /// by what the rate yields, also beyond the capacity, and falls by what is charged. It may wrap around.
     #[cfg(feature = "http")]

@@ -9,7 +9,8 @@ use super::{
     budget::Budget,
     bursts::Bursts,
     calendar,
-    cost::{Cost, Demand, PerBudget},
+    cost::{Cost, PerBudget},
+    demand::Demand,
     limits::Limits,
     pause::{Pause, PauseChange, PauseSource, Pauses},
     used_share::UsedShares,
@@ -346,7 +347,8 @@ impl Buckets {
     /// behind `ahead`, the summed costs of the calls that will join the queue before it. Estimates, those of the calls
     /// before it and those that are charged already, count as what calls turn out to use of them.
     pub(super) fn expected_wait(&mut self, cost: &Cost, ahead: &Demand, now: &mut LazyNow) -> Duration {
-        let shares = self.used_shares.as_deref().copied().unwrap_or_default();
+        let unknown = UsedShares::default();
+        let shares = self.used_shares.as_deref().unwrap_or(&unknown);
         let waiters = self.queued();
         let waits = self.buckets.iter().filter(|(_, bucket)| !bucket.refuses());
         let waits = waits.map(|(budget, bucket)| {
@@ -639,28 +641,35 @@ impl Resource for Buckets {
 
     #[inline]
     fn try_take_uncontended(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, Rejected> {
-        // While no call waits, one pass over the buckets both fills and checks them, which is faster than two.
+        // While no call waits, one pass over the buckets fills, checks and charges them, which is faster than two. If a
+        // bucket does not hold the cost, those before it get theirs back, so that the call is charged to none.
         let elapsed = self.advance_idle(now);
         if self.last_admission.lateness > 0 {
             return self.try_take_behind(request, elapsed, now);
         }
+        let is_estimate = request.limits_version.is_some();
         let mut is_available = self.pauses.until() <= self.filled_to;
         if let [(budget, bucket)] = &mut *self.buckets {
-            // With one bucket, which most limiters have, it can also be charged in that pass.
+            // Nothing has to be given back with one bucket, which most limiters have.
             bucket.advance(elapsed);
-            if is_available && bucket.try_take(request.cost.of(*budget), request.limits_version.is_some()) {
+            if is_available && bucket.try_take(request.cost.of(*budget), is_estimate) {
                 request.set_limits_version(self.limits_version);
                 return Ok(true);
             }
-        } else {
-            for (budget, bucket) in &mut self.buckets {
-                bucket.advance(elapsed);
-                is_available &= bucket.has(request.cost.of(*budget));
-            }
-            if is_available {
-                self.charge(request);
-                return Ok(true);
-            }
+            return self.try_take_as_of_later(request, now);
+        }
+        let mut charged = 0;
+        for (budget, bucket) in &mut self.buckets {
+            bucket.advance(elapsed);
+            is_available = is_available && bucket.try_take(request.cost.of(*budget), is_estimate);
+            charged += usize::from(is_available);
+        }
+        if is_available {
+            request.set_limits_version(self.limits_version);
+            return Ok(true);
+        }
+        for (budget, bucket) in self.buckets.iter_mut().take(charged) {
+            bucket.put_back(request.cost.of(*budget), is_estimate);
         }
         self.try_take_as_of_later(request, now)
     }

@@ -67,21 +67,31 @@ impl Budget {
     /// Returns an error if the name of the budget is not valid.
     pub(super) fn check(self) -> Result<(), InvalidConfig> {
         let Self::Named(name) = self else { return Ok(()) };
-        let text = name.as_str();
         if name.0.get() > MAX_NAMES {
             return Err(InvalidConfig::new(
                 "budget",
                 format!("must be one of at most {MAX_NAMES} names in a process"),
             ));
         }
-        if !is_valid(text) {
-            return Err(InvalidConfig::new(
-                "budget",
-                format!("must be a name of 1 to {MAX_LENGTH} of the characters a-z, 0-9, _, - and ., is {text:?}"),
-            ));
-        }
-        Ok(())
+        check_name(name.as_str())
     }
+}
+
+fn check_name(name: &str) -> Result<(), InvalidConfig> {
+    if is_valid(name) {
+        return Ok(());
+    }
+    let name = shortened(name);
+    Err(InvalidConfig::new(
+        "budget",
+        format!("must be a name of 1 to {MAX_LENGTH} of the characters a-z, 0-9, _, - and ., is {name:?}"),
+    ))
+}
+
+/// Returns the beginning of a name that is too long, which is enough for an error to show, and is too long itself.
+fn shortened(name: &str) -> &str {
+    let end = name.char_indices().nth(MAX_LENGTH + 1).map(|(end, _)| end);
+    end.and_then(|end| name.get(..end)).unwrap_or(name)
 }
 
 fn is_valid(name: &str) -> bool {
@@ -105,7 +115,14 @@ impl From<&str> for Budget {
 impl FromStr for Budget {
     type Err = InvalidConfig;
 
+    /// Returns the budget with this name.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] for a name that is not valid, and if the process has used 1,024 other names. A name that is not
+    /// valid is not remembered.
     fn from_str(name: &str) -> Result<Self, InvalidConfig> {
+        check_name(name)?;
         let budget = Self::from(name);
         budget.check().map(|()| budget)
     }
@@ -130,10 +147,7 @@ impl BudgetName {
             return Self(NonZeroU16::MAX);
         }
         // A name that is too long is invalid, so only its beginning is kept, for the error.
-        let kept = match name.char_indices().nth(MAX_LENGTH + 1) {
-            Some((end, _)) => name.get(..end).unwrap_or_default(),
-            None => name,
-        };
+        let kept = shortened(name);
         if let Some(at) = names.iter().position(|known| *known == kept) {
             return Self::at(at);
         }

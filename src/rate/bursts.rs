@@ -11,19 +11,17 @@ use std::sync::{
 /// lock the limiter.
 #[derive(Debug)]
 pub(crate) struct Bursts {
-    /// The bursts of the budgets of [`BUILT_IN`], in that order; `u64::MAX` for a budget that is not limited.
-    built_in: [AtomicU64; BUILT_IN.len()],
-    /// The bursts of the other budgets.
-    named: Mutex<Vec<(Budget, u64)>>,
+    /// The burst of requests, `u64::MAX` if they are not limited.
+    requests: AtomicU64,
+    /// The burst of tokens, `u64::MAX` if they are not limited.
+    tokens: AtomicU64,
+    /// The bursts of the other budgets that are limited. `None` if there are none, so that most limiters take little
+    /// memory.
+    others: Mutex<Option<Box<OtherBursts>>>,
 }
 
-/// The budgets whose bursts are read without a lock.
-const BUILT_IN: [Budget; 4] = [
-    Budget::Requests,
-    Budget::Tokens,
-    Budget::InputTokens,
-    Budget::OutputTokens,
-];
+#[derive(Debug, Default)]
+struct OtherBursts(Vec<(Budget, u64)>);
 
 // === impl Bursts ===
 
@@ -37,48 +35,70 @@ impl Bursts {
     /// Sets the burst of each budget to the smallest burst that `all`, the bursts of all rates, has for the budget. A
     /// budget that is not in `all` is not limited.
     pub(super) fn set(&self, all: &(impl Iterator<Item = (Budget, u64)> + Clone)) {
-        let mut named: Vec<(Budget, u64)> = Vec::new();
-        for (budget, burst) in all.clone().filter(|(budget, _)| !BUILT_IN.contains(budget)) {
-            match named.iter_mut().find(|(of, _)| *of == budget) {
-                Some((_, least)) => *least = burst.min(*least),
-                None => named.push((budget, burst)),
-            }
+        let (mut requests, mut tokens, mut others) = (u64::MAX, u64::MAX, OtherBursts::default());
+        for (budget, burst) in all.clone() {
+            let least = match budget {
+                Budget::Requests => &mut requests,
+                Budget::Tokens => &mut tokens,
+                other => others.entry(other),
+            };
+            *least = burst.min(*least);
         }
-        *self.named() = named;
-        for (budget, burst) in BUILT_IN.iter().zip(&self.built_in) {
-            let bursts = all.clone().filter(|(of, _)| of == budget).map(|(_, burst)| burst);
-            burst.store(bursts.min().unwrap_or(u64::MAX), Ordering::Release);
-        }
+        *self.others() = (!others.0.is_empty()).then(|| Box::new(others));
+        self.requests.store(requests, Ordering::Release);
+        self.tokens.store(tokens, Ordering::Release);
     }
 
     /// Returns an error if `cost` exceeds the burst of a budget.
+    #[inline]
     pub(crate) fn check(&self, cost: &Cost) -> Result<(), CostExceedsBurst> {
-        for (budget, burst) in BUILT_IN.into_iter().zip(&self.built_in) {
+        let (requests, tokens) = (&self.requests, &self.tokens);
+        for (budget, amount, burst) in [
+            (Budget::Requests, cost.requests, requests),
+            (Budget::Tokens, cost.tokens, tokens),
+        ] {
             let burst = burst.load(Ordering::Acquire);
-            if cost.of(budget) > burst {
-                return Err(CostExceedsBurst::new(budget.name(), cost.of(budget), burst));
+            if amount > burst {
+                return Err(CostExceedsBurst::new(budget.name(), amount, burst));
             }
         }
-        if cost.has_named() {
-            let bursts = self.named();
-            let exceeded = bursts.iter().find(|(budget, burst)| cost.of(*budget) > *burst);
-            if let Some((budget, burst)) = exceeded {
-                return Err(CostExceedsBurst::new(budget.name(), cost.of(*budget), *burst));
-            }
+        if cost.has_more_than_requests_and_tokens() {
+            return self.check_others(cost);
         }
         Ok(())
     }
 
-    fn named(&self) -> MutexGuard<'_, Vec<(Budget, u64)>> {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    fn check_others(&self, cost: &Cost) -> Result<(), CostExceedsBurst> {
+        let bursts = self.others();
+        let mut bursts = bursts.iter().flat_map(|others| &others.0);
+        match bursts.find(|(budget, burst)| cost.of(*budget) > *burst) {
+            Some((budget, burst)) => Err(CostExceedsBurst::new(budget.name(), cost.of(*budget), *burst)),
+            None => Ok(()),
+        }
+    }
+
+    fn others(&self) -> MutexGuard<'_, Option<Box<OtherBursts>>> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Default for Bursts {
     fn default() -> Self {
         Self {
-            built_in: [const { AtomicU64::new(u64::MAX) }; BUILT_IN.len()],
-            named: Mutex::default(),
+            requests: AtomicU64::new(u64::MAX),
+            tokens: AtomicU64::new(u64::MAX),
+            others: Mutex::default(),
         }
+    }
+}
+
+impl OtherBursts {
+    /// Returns the burst of `budget`, which is added if it is not there.
+    fn entry(&mut self, budget: Budget) -> &mut u64 {
+        let at = self.0.iter().position(|(of, _)| *of == budget).unwrap_or_else(|| {
+            self.0.push((budget, u64::MAX));
+            self.0.len() - 1
+        });
+        &mut self.0[at].1
     }
 }

@@ -1,10 +1,7 @@
 //! [`Cost`]: what a call takes of each budget; and [`PerBudget`], a value for each budget.
 
 use super::budget::{Budget, BudgetName};
-use std::{
-    array, fmt,
-    ops::{AddAssign, SubAssign},
-};
+use std::fmt;
 
 /// What one call takes of each budget that a rate limit counts. Most calls take one request.
 ///
@@ -40,9 +37,6 @@ pub(crate) struct PerBudget<T> {
     pub(crate) output_tokens: T,
     pub(crate) named: Named<T>,
 }
-
-/// The sum of the costs of calls that a rate limiter has not admitted yet.
-pub(crate) type Demand = PerBudget<u128>;
 
 /// The values of the budgets that the user has named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,18 +155,14 @@ impl Cost {
         PerBudget::from(*self).into_values().filter(|(_, amount)| *amount > 0)
     }
 
-    /// Returns the cost of the other budgets than requests and tokens, or `None` if it has no amount of these.
+    /// Whether the cost has amounts of other budgets than requests and tokens.
     #[inline]
-    pub(crate) fn without_requests_and_tokens(&self) -> Option<Self> {
-        let has_others = self.input_tokens > 0 || self.output_tokens > 0 || self.has_named();
-        has_others.then_some(Self {
-            requests: 0,
-            tokens: 0,
-            ..*self
-        })
+    pub(crate) const fn has_more_than_requests_and_tokens(&self) -> bool {
+        self.input_tokens > 0 || self.output_tokens > 0 || self.has_named()
     }
 
     /// Whether the cost has amounts of budgets that are not built in, be they zero.
+    #[inline]
     pub(super) const fn has_named(&self) -> bool {
         self.named.names[0].is_some()
     }
@@ -201,9 +191,17 @@ impl fmt::Debug for Cost {
 // === impl Named ===
 
 impl<T: Copy + Default> Named<T> {
+    // Not inlined: most costs and limits have built-in budgets only, and a caller that handles only these is smaller.
+    #[inline(never)]
     pub(super) fn of(&self, name: BudgetName) -> Option<T> {
         let at = self.names.iter().position(|known| *known == Some(name))?;
         self.values.get(at).copied()
+    }
+
+    /// Returns each name that has a value, with the value.
+    pub(super) fn into_values(self) -> impl Iterator<Item = (BudgetName, T)> {
+        let places = self.names.into_iter().zip(self.values);
+        places.filter_map(|(name, value)| Some((name?, value)))
     }
 
     /// Returns the value of `name`, which is added if there is room for it.
@@ -257,11 +255,10 @@ impl<T: Copy + Default> PerBudget<T> {
             (Budget::InputTokens, self.input_tokens),
             (Budget::OutputTokens, self.output_tokens),
         ];
-        let named = array::from_fn::<_, MAX_NAMED, _>(|at| (self.named.names[at], self.named.values[at]));
-        let named = named.into_iter();
+        let named = self.named.into_values();
         built_in
             .into_iter()
-            .chain(named.filter_map(|(name, value)| Some((Budget::Named(name?), value))))
+            .chain(named.map(|(name, value)| (Budget::Named(name), value)))
     }
 }
 
@@ -293,40 +290,6 @@ impl From<Cost> for PerBudget<u64> {
             output_tokens,
             named,
         }
-    }
-}
-
-// === impl Demand ===
-
-impl Demand {
-    /// Changes the sum of each budget by the amount in `cost`.
-    #[inline]
-    fn change(&mut self, cost: &Cost, change: impl Fn(&mut u128, u128)) {
-        change(&mut self.requests, cost.requests.into());
-        change(&mut self.tokens, cost.tokens.into());
-        change(&mut self.input_tokens, cost.input_tokens.into());
-        change(&mut self.output_tokens, cost.output_tokens.into());
-        if cost.has_named() {
-            for (name, amount) in cost.named.names.iter().zip(cost.named.values) {
-                // There is no room only if calls name more budgets than a limiter can count. The sum serves a
-                // prediction.
-                if let Some(sum) = name.and_then(|name| self.named.entry(name)) {
-                    change(sum, amount.into());
-                }
-            }
-        }
-    }
-}
-
-impl AddAssign<&Cost> for Demand {
-    fn add_assign(&mut self, cost: &Cost) {
-        self.change(cost, |sum, amount| *sum = sum.saturating_add(amount));
-    }
-}
-
-impl SubAssign<&Cost> for Demand {
-    fn sub_assign(&mut self, cost: &Cost) {
-        self.change(cost, |sum, amount| *sum = sum.saturating_sub(amount));
     }
 }
 
@@ -364,17 +327,5 @@ mod tests {
         let _ = ["a", "b", "c", "d", "e"]
             .into_iter()
             .fold(Cost::none(), |cost, name| cost.with(name, 1));
-    }
-
-    #[test]
-    fn demand_is_the_sum_of_the_costs_that_are_in_it() {
-        let mut demand = Demand::default();
-        let cost = Cost::tokens(u64::MAX).with("images", 7);
-        demand += &cost;
-        demand += &cost;
-        assert_eq!(demand.of(Budget::Tokens), 2 * u128::from(u64::MAX));
-        demand -= &cost;
-        demand -= &cost;
-        assert_eq!(demand.into_values().map(|(_, sum)| sum).sum::<u128>(), 0);
     }
 }

@@ -11,13 +11,15 @@ use crate::{
     clock, coop,
     error::{AcquireError, BoxError},
     on_turn::OnTurn,
-    tokens::{ApiTokens, ApiTokensUsed},
+    tokens::{ApiTokens, ApiTokensUsed, TokenUsage},
 };
 use pin_project_lite::pin_project;
 use std::{
     fmt,
     future::Future,
+    panic::{RefUnwindSafe, UnwindSafe},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 use tower_layer::Layer;
@@ -86,16 +88,23 @@ pub trait UsedCost<Res> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AsCharged;
 
-/// A [`UsedCost`] for http responses: the tokens that a call has used are the number in the response's extension
+/// A [`UsedCost`] for http responses: the tokens that a call has used are the numbers in the response's extension
 /// [`ApiTokensUsed`].
+///
+/// The total settles the budget of tokens; the numbers of input and output tokens settle theirs. A number that is not
+/// known leaves its budget as it was charged, and so do requests and all other budgets, unless they are
+/// [priced](Self::price).
 ///
 /// A call whose response has no [`ApiTokensUsed`], or one without a number, stays charged. So does a call that failed:
 /// OpenAI and Azure document that they count failed calls, too. Only a call whose request was [never
 /// sent](Self::unless_sent) costs nothing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct ByUsage {
     never_sent: fn(&BoxError) -> bool,
+    price: Option<Price>,
 }
+
+type Price = Arc<dyn Fn(TokenUsage, Cost) -> Cost + Send + Sync>;
 
 pin_project! {
     /// The response future of [`RateLimit`]: waits until the limiter admits the call and the inner service is ready, then
@@ -297,15 +306,51 @@ impl ByUsage {
     /// Refunds the whole cost, the request and its tokens, of a call whose error makes `never_sent` return `true`
     /// because its request never reached the provider. Default: a failed call is not refunded.
     #[must_use]
-    pub const fn unless_sent(mut self, never_sent: fn(&BoxError) -> bool) -> Self {
+    pub fn unless_sent(mut self, never_sent: fn(&BoxError) -> bool) -> Self {
         self.never_sent = never_sent;
+        self
+    }
+
+    /// Computes the true cost of a call with `price`, which gets what the call has used, and the cost that is settled
+    /// without it. The cost that it returns is settled. Default: the latter cost.
+    ///
+    /// So a budget of any name can be reserved as it is expected, and settled as it was used. It is not called for a call
+    /// that failed or whose usage is not known: such a call stays charged.
+    ///
+    /// ```
+    /// use tower_outbound::rate::ByUsage;
+    ///
+    /// // Millionths of a dollar: 3 for a token of the prompt, and 15 for one of the answer.
+    /// let settlement = ByUsage::default().price(|used, cost| {
+    ///     let dollars = 3 * used.input.unwrap_or(0) + 15 * used.output.unwrap_or(0);
+    ///     cost.with("microdollars", dollars)
+    /// });
+    /// ```
+    #[must_use]
+    pub fn price(mut self, price: impl Fn(TokenUsage, Cost) -> Cost + Send + Sync + 'static) -> Self {
+        self.price = Some(Arc::new(price));
         self
     }
 }
 
 impl Default for ByUsage {
     fn default() -> Self {
-        Self { never_sent: |_| false }
+        Self {
+            never_sent: |_| false,
+            price: None,
+        }
+    }
+}
+
+/// The function of [`ByUsage::price`] is only called, never changed. The compiler does not see through the trait object.
+impl UnwindSafe for ByUsage {}
+impl RefUnwindSafe for ByUsage {}
+
+impl fmt::Debug for ByUsage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ByUsage")
+            .field("is_priced", &self.price.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -313,10 +358,19 @@ impl<R> UsedCost<http::Response<R>> for ByUsage {
     fn used(&self, charged: Cost, result: Result<&http::Response<R>, &BoxError>) -> Option<Cost> {
         match result {
             Ok(response) => {
-                let tokens = response.extensions().get::<ApiTokensUsed>()?.get()?;
-                Some(Cost { tokens, ..charged })
+                let used = response.extensions().get::<ApiTokensUsed>()?.usage()?;
+                let cost = Cost {
+                    tokens: used.counted().unwrap_or(charged.tokens),
+                    input_tokens: used.input.unwrap_or(charged.input_tokens),
+                    output_tokens: used.output.unwrap_or(charged.output_tokens),
+                    ..charged
+                };
+                Some(match &self.price {
+                    Some(price) => price(used, cost),
+                    None => cost,
+                })
             }
-            Err(error) => (self.never_sent)(error).then(Cost::default),
+            Err(error) => (self.never_sent)(error).then(Cost::none),
         }
     }
 }

@@ -6,7 +6,8 @@ use super::{
     available::Available,
     budget::Budget,
     bursts::Bursts,
-    cost::{Cost, Demand},
+    cost::Cost,
+    demand::Demand,
     estimate::Estimate,
     limits::Limits,
     local::{LocalAdmission, LocalLimiter},
@@ -348,9 +349,9 @@ impl RateLimiter {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_outbound::{Limits, Rate, LocalLimiter, rate::Budget};
+    /// # use tower_outbound::{Limits, Rate, RateLimiter, rate::Budget};
     /// let limits = Limits::new().tokens(Rate::per_minute(30_000)).tokens(Rate::per_day(1_000_000));
-    /// let limiter = LocalLimiter::new(limits)?;
+    /// let limiter = RateLimiter::new(limits)?;
     /// limiter.lower(Budget::Tokens, Some(Duration::from_secs(60)), 12_000);
     /// limiter.lower(Budget::Tokens, Some(Duration::from_secs(60)), 29_000);
     /// assert_eq!(limiter.available().tokens, Some(12_000));
@@ -489,7 +490,8 @@ impl RateLimiter {
         }
     }
 
-    /// Declares that costs will be charged as estimates, so that [`wait`](Self::wait) knows it before the first one.
+    /// Declares that costs will be charged as estimates, so that [`wait_for`](Self::wait_for) knows it before the first
+    /// one.
     pub(crate) fn expect_estimates(&self) {
         either!(self, limiter => limiter.expect_estimates());
     }

@@ -1,8 +1,9 @@
-//! Rate limits: how many requests and API tokens are admitted per period.
+//! Rate limits: how many requests, API tokens and other amounts are admitted per period.
 //!
-//! A provider limits what an account may use, for example to 500 requests and 30,000 tokens a minute. Requests and
-//! tokens are *budgets*, and each may have several [rates](Rate), such as one per minute and one per day. A
-//! [`RateLimiter`] keeps one bucket for each rate, which fills continuously, and makes a call wait until *all* buckets
+//! A provider limits what an account may use, for example to 500 requests and 30,000 tokens a minute. What it counts
+//! are *budgets*: requests, tokens, tokens of prompts and of answers apart, and up to four others that the user
+//! [names](Limits::budget), such as images. Each budget may have several [rates](Rate), such as one per minute and one
+//! per day. A [`RateLimiter`] keeps one bucket for each rate, which fills continuously, and makes a call wait until *all* buckets
 //! hold what the call costs. [`RateLimitLayer`] puts a limiter in front of a service. The buckets are in this process,
 //! or several processes share them: see `rate::redis` (feature `redis`).
 //!
@@ -74,6 +75,7 @@ mod budget;
 mod bursts;
 mod calendar;
 mod cost;
+mod demand;
 mod estimate;
 mod layer;
 #[cfg(feature = "http")]
@@ -88,13 +90,13 @@ mod plan;
 pub mod redis;
 mod used_share;
 
-pub use crate::tokens::{ApiTokens, ApiTokensUsed};
+pub use crate::tokens::{ApiTokens, ApiTokensUsed, TokenUsage};
 pub use amount::Amount;
 pub use available::Available;
 pub use budget::{Budget, BudgetName};
 pub(crate) use bursts::Bursts;
 pub use cost::Cost;
-pub(crate) use cost::Demand;
+pub(crate) use demand::Demand;
 pub use estimate::Estimate;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
 pub use limiter::RateLimiter;

@@ -1,16 +1,24 @@
 //! [`UsedShares`]: how much of their estimates calls turn out to use, to predict how long a call will wait.
 
 use super::{
-    budget::Budget,
-    cost::{Cost, PerBudget},
+    budget::{Budget, BudgetName},
+    cost::Cost,
 };
 
 /// How much of their estimates calls turn out to use, for each budget.
 ///
 /// Before the first settlement, requests are taken to be used as estimated, and everything else not at all: nothing is
 /// known about it yet, and a prediction should not refuse a call because of tokens that may be refunded.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct UsedShares(PerBudget<UsedShare>);
+#[derive(Clone, Debug)]
+pub(super) struct UsedShares {
+    requests: UsedShare,
+    tokens: UsedShare,
+    input_tokens: UsedShare,
+    output_tokens: UsedShare,
+    /// The shares of the budgets that are not built in, of all that estimates have named: also of those that have no
+    /// rate, which new limits may give them.
+    named: Vec<(BudgetName, UsedShare)>,
+}
 
 /// The share of estimates that is used: a moving average over the last settled calls, weighted by their estimates.
 #[derive(Clone, Copy, Debug)]
@@ -28,26 +36,44 @@ const MAX_ESTIMATE: u64 = 1 << 40;
 
 impl UsedShares {
     pub(super) fn of(&self, budget: Budget) -> UsedShare {
-        self.0.of(budget)
+        match budget {
+            Budget::Requests => self.requests,
+            Budget::Tokens => self.tokens,
+            Budget::InputTokens => self.input_tokens,
+            Budget::OutputTokens => self.output_tokens,
+            Budget::Named(name) => {
+                let found = self.named.iter().find(|(of, _)| *of == name);
+                found.map_or_else(UsedShare::default, |(_, share)| *share)
+            }
+        }
     }
 
     /// Learns from a call that was charged `estimate` and has `used` what it has. What is used above an estimate counts
     /// as the estimate, so that one absurd number does not refuse all later calls.
     pub(super) fn record(&mut self, estimate: &Cost, used: &Cost) {
-        for (budget, amount) in estimate.amounts() {
-            if let Some(share) = self.0.entry(budget) {
-                share.record(amount, used.of(budget));
-            }
+        self.requests.record(estimate.requests, used.requests);
+        self.tokens.record(estimate.tokens, used.tokens);
+        self.input_tokens.record(estimate.input_tokens, used.input_tokens);
+        self.output_tokens.record(estimate.output_tokens, used.output_tokens);
+        for (name, amount) in estimate.named.into_values().filter(|(_, amount)| *amount > 0) {
+            let at = self.named.iter().position(|(of, _)| *of == name).unwrap_or_else(|| {
+                self.named.push((name, UsedShare::default()));
+                self.named.len() - 1
+            });
+            self.named[at].1.record(amount, used.named.of(name).unwrap_or(0));
         }
     }
 }
 
 impl Default for UsedShares {
     fn default() -> Self {
-        Self(PerBudget {
+        Self {
             requests: UsedShare { charged: 1, used: 1 },
-            ..PerBudget::default()
-        })
+            tokens: UsedShare::default(),
+            input_tokens: UsedShare::default(),
+            output_tokens: UsedShare::default(),
+            named: Vec::new(),
+        }
     }
 }
 
@@ -111,6 +137,21 @@ mod tests {
         assert!(full.of(Budget::Tokens).of(1_000) < 30);
         let relearned = shares(&[(100, 0); 9].into_iter().chain([(100, 100); 100]).collect::<Vec<_>>());
         assert!((99..=100).contains(&relearned.of(Budget::Tokens).of(100)));
+    }
+
+    #[test]
+    fn each_name_has_a_share_of_its_own_however_many_there_are() {
+        let mut shares = UsedShares::default();
+        let names: Vec<_> = (0..10_u64).map(|number| format!("share-{number}")).collect();
+        for (number, name) in (0..).zip(&names) {
+            shares.record(
+                &Cost::none().with(&**name, 1_000),
+                &Cost::none().with(&**name, 100 * number),
+            );
+        }
+        for (number, name) in (0..).zip(&names) {
+            assert_eq!(shares.of(Budget::from(&**name)).of(10_000), 1_000 * number);
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tower_outbound::{
     event::Value,
     executor::Config,
     provider::{CharacterEstimate, Provider, UsageLayer},
-    rate::RequestCost,
+    rate::{Budget, RequestCost},
     retry::RetryPolicy,
 };
 
@@ -49,6 +49,31 @@ pub fn status(data: &[u8]) {
     let json = serde_json::Value::String(text.clone().into_owned());
     let from_json = serde_json::from_value::<RequestStatus>(json).ok();
     assert_eq!(from_json, text.parse().ok());
+}
+
+/// The input is the name of a budget. The same rules hold whether it is parsed or read from JSON.
+pub fn budget(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let is_valid = (1..=64).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.'));
+    let parsed = text.parse::<Budget>();
+    match &parsed {
+        Ok(budget) => {
+            assert_eq!((budget.name(), budget.to_string().as_str()), (&*text, &*text));
+            assert!(is_valid, "{text:?}");
+            let cost = Cost::none().with(*budget, u64::MAX);
+            assert_eq!(cost.of(&*text), u64::MAX);
+        }
+        Err(error) => {
+            // A process remembers at most 1,024 names.
+            assert!(!is_valid || error.to_string().contains("1024"), "{text:?}: {error}");
+            assert!(error.to_string().len() < 1_000, "{error}");
+        }
+    }
+    let json = serde_json::Value::String(text.into_owned());
+    assert_eq!(serde_json::from_value::<Budget>(json).ok(), parsed.ok());
 }
 
 /// The input is a part of the URL of a request. An event must never record the value of a secret parameter, or the user

@@ -2,7 +2,7 @@
 //! that it has yet to report to the store.
 
 use super::amounts::Amounts;
-use crate::rate::cost::Cost;
+use crate::rate::budget::Budget;
 
 /// The estimates that the store has charged for this member, and the corrections of them that are not reported yet.
 ///
@@ -33,11 +33,11 @@ impl Adjustments {
 
     /// Whether there is no correction to report.
     pub(super) fn is_empty(&self) -> bool {
-        self.credit == Amounts::ZERO && self.debit == Amounts::ZERO
+        self.credit.is_zero() && self.debit.is_zero()
     }
 
-    pub(super) fn on_reserved(&mut self, cost: Cost) {
-        self.estimated = self.estimated.saturating_add(cost.into());
+    pub(super) fn on_reserved(&mut self, cost: Amounts) {
+        self.estimated = self.estimated.saturating_add(cost);
     }
 
     /// Settles a reservation that was made when the store had lost this member's estimates `generation` times: its call
@@ -45,8 +45,7 @@ impl Adjustments {
     ///
     /// What was used on top of the reservation is always charged. What was reserved and not used is refunded only if
     /// the store has not lost the estimates since.
-    pub(super) fn settle(&mut self, generation: u64, reserved: Cost, used: Cost) {
-        let (reserved, used) = (Amounts::from(reserved), Amounts::from(used));
+    pub(super) fn settle(&mut self, generation: u64, reserved: Amounts, used: Amounts) {
         self.debit = self.debit.saturating_add(used.saturating_sub(reserved));
         if generation == self.generation {
             self.estimated = self.estimated.saturating_sub(reserved);
@@ -63,7 +62,14 @@ impl Adjustments {
     /// more.
     pub(super) fn on_state_lost(&mut self) {
         self.generation += 1;
-        self.estimated = Amounts::ZERO;
-        self.credit = Amounts::ZERO;
+        self.estimated = Amounts::default();
+        self.credit = Amounts::default();
+    }
+
+    /// Forgets what the new limits do not count.
+    pub(super) fn retain(&mut self, budgets: &[Budget]) {
+        for sum in [&mut self.estimated, &mut self.credit, &mut self.debit] {
+            *sum = sum.retain(budgets);
+        }
     }
 }

@@ -1,62 +1,52 @@
-//! [`Amounts`]: a number of requests and a number of the API's tokens, which are counted side by side.
+//! [`Amounts`]: a sum for each budget that the limits of a quota count.
 
-use crate::rate::{budget::Budget, cost::Cost};
-use std::ops::Index;
+use crate::rate::{
+    budget::Budget,
+    cost::{Cost, PerBudget},
+};
 
-/// One value for each [`Budget`]: one for requests and one for tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct PerBudget<T> {
-    pub(super) requests: T,
-    pub(super) tokens: T,
-}
-
-/// A number of requests and a number of tokens.
+/// A number of each budget: of requests, of tokens, and so on.
+///
+/// There is room for four budgets that are not built in, as many as limits can have. So costs are added
+/// [as the limits count them](super::quota_config::QuotaConfig::amounts), and sums
+/// [keep](Self::retain) only what the limits count when these change.
 pub(super) type Amounts = PerBudget<u64>;
 
-impl<T> PerBudget<T> {
-    pub(super) fn from_fn(mut value: impl FnMut(Budget) -> T) -> Self {
-        Self {
-            requests: value(Budget::Requests),
-            tokens: value(Budget::Tokens),
-        }
-    }
-}
-
-impl<T> Index<Budget> for PerBudget<T> {
-    type Output = T;
-
-    fn index(&self, budget: Budget) -> &T {
-        match budget {
-            Budget::Requests => &self.requests,
-            // The limits of a shared limiter have no other budgets.
-            _ => &self.tokens,
-        }
-    }
-}
-
 impl Amounts {
-    pub(super) const ZERO: Self = Self { requests: 0, tokens: 0 };
-
-    pub(super) const fn saturating_add(self, other: Self) -> Self {
-        Self {
-            requests: self.requests.saturating_add(other.requests),
-            tokens: self.tokens.saturating_add(other.tokens),
-        }
+    pub(super) fn is_zero(&self) -> bool {
+        self.into_values().all(|(_, amount)| amount == 0)
     }
 
-    pub(super) const fn saturating_sub(self, other: Self) -> Self {
-        Self {
-            requests: self.requests.saturating_sub(other.requests),
-            tokens: self.tokens.saturating_sub(other.tokens),
-        }
+    pub(super) fn saturating_add(self, other: Self) -> Self {
+        self.with(other, u64::saturating_add)
     }
-}
 
-impl From<Cost> for Amounts {
-    fn from(cost: Cost) -> Self {
-        Self {
-            requests: cost.requests,
-            tokens: cost.tokens,
+    pub(super) fn saturating_sub(self, other: Self) -> Self {
+        self.with(other, u64::saturating_sub)
+    }
+
+    fn with(mut self, other: Self, change: impl Fn(u64, u64) -> u64) -> Self {
+        for (budget, amount) in other.into_values().filter(|(_, amount)| *amount > 0) {
+            if let Some(own) = self.entry(budget) {
+                *own = change(*own, amount);
+            }
         }
+        self
+    }
+
+    /// Returns the amounts of these budgets, and nothing of any other.
+    pub(super) fn retain(&self, budgets: &[Budget]) -> Self {
+        let mut retained = Self::default();
+        for budget in budgets {
+            if let Some(amount) = retained.entry(*budget) {
+                *amount = self.of(*budget);
+            }
+        }
+        retained
+    }
+
+    /// Returns what a call with `cost` takes of these budgets.
+    pub(super) fn of_cost(cost: &Cost, budgets: &[Budget]) -> Self {
+        Self::from(*cost).retain(budgets)
     }
 }

@@ -10,6 +10,7 @@ use super::{
     wire::{StoreReply, StoreRequest},
 };
 use crate::rate::{
+    budget::Budget,
     cost::Cost,
     limits::{Limits, Rate},
     pause::Pauses,
@@ -42,13 +43,13 @@ impl ScriptUnderTest {
             if !with_limits && !request.can_omit_limits() {
                 continue;
             }
-            let mut call = store::invocation(&self.script, request, with_limits, "{q}", "{q}:pauses");
+            let mut call = store::invocation(&self.script, request, with_limits, ["{q}", "{q}:first"], "{q}:pauses");
             reply = call.arg(now).invoke(&mut self.connection).unwrap();
             if !store::needs_limits(&reply) {
                 break;
             }
         }
-        store::read(reply).unwrap()
+        store::read(reply, request).unwrap()
     }
 }
 
@@ -66,11 +67,37 @@ fn configs() -> Vec<Arc<QuotaConfig>> {
             .requests(Rate::per_day(40_000)),
         Limits::new().tokens(Rate::per_second(1_000_003).burst(1_500).max_debt(100)),
         Limits::new(),
+        Limits::new()
+            .input_tokens(Rate::per_minute(600_000).burst(15_000))
+            .output_tokens(Rate::per_minute(100_000))
+            .requests(Rate::per_second(500).burst(100)),
+        Limits::new()
+            .budget("images", Rate::per_second(30))
+            .tokens(Rate::per_minute(600_000).burst(20_000))
+            .output_tokens(Rate::per_second(5_000))
+            .requests(Rate::per_second(500).burst(100))
+            .output_tokens(Rate::per_day(3_000_000))
+            .input_tokens(Rate::per_minute(600_000).burst(15_000)),
+        Limits::new()
+            .requests(Rate::per_second(400).burst(90))
+            .input_tokens(Rate::per_second(9_000))
+            .budget("seconds", Rate::per_second(60).max_debt(50))
+            .budget("images", Rate::per_second(30)),
     ];
     limits
         .map(|limits| Arc::new(QuotaConfig::new(limits).unwrap()))
         .to_vec()
 }
+
+/// The budgets that the limits count, and how much smaller their amounts are than those of tokens.
+const BUDGETS: [(&str, u64); 6] = [
+    ("requests", 100),
+    ("tokens", 1),
+    ("input_tokens", 1),
+    ("output_tokens", 6),
+    ("images", 100),
+    ("seconds", 50),
+];
 
 struct RandomInput(fastrand::Rng);
 
@@ -79,11 +106,13 @@ impl RandomInput {
         self.0.u32(0..many) == 0
     }
 
-    fn amounts(&mut self, most: u64) -> Amounts {
-        Amounts {
-            requests: self.0.u64(0..=most / 100),
-            tokens: self.0.u64(0..=most),
+    /// Returns an amount of each of these budgets.
+    fn amounts(&mut self, most: u64, budgets: &[Budget]) -> Amounts {
+        let mut amounts = Amounts::default();
+        for (budget, part) in BUDGETS {
+            *amounts.entry(budget.into()).unwrap() = self.0.u64(0..=most / part);
         }
+        amounts.retain(budgets)
     }
 
     /// Returns 0, but with a probability of 1 in 20 a random number from 0 to below `end`.
@@ -103,10 +132,11 @@ struct MemberState {
 }
 
 fn request(rng: &mut RandomInput, member: usize, state: MemberState, configs: &[Arc<QuotaConfig>]) -> StoreRequest {
+    let budgets = configs[state.config].budgets();
     let credit = if rng.one_in(3) {
-        rng.amounts(3_000)
+        rng.amounts(3_000, budgets)
     } else {
-        Amounts::ZERO
+        Amounts::default()
     };
     let rates = configs[state.config].specs().len();
     StoreRequest {
@@ -123,19 +153,19 @@ fn request(rng: &mut RandomInput, member: usize, state: MemberState, configs: &[
         is_change: rng.one_in(100),
         batch: rng.0.i64(0..3),
         fallback_usage: if rng.one_in(10) {
-            rng.amounts(3_000)
+            rng.amounts(3_000, budgets)
         } else {
-            Amounts::ZERO
+            Amounts::default()
         },
         fallback_age: if rng.one_in(10) { rng.0.i64(1..30_000) } else { 0 },
         member_count: rng.0.i64(1..5),
         credit,
         debit: if rng.one_in(4) {
-            rng.amounts(2_000)
+            rng.amounts(2_000, budgets)
         } else {
-            Amounts::ZERO
+            Amounts::default()
         },
-        estimated: state.estimated.saturating_sub(credit),
+        estimated: state.estimated.saturating_sub(credit).retain(budgets),
         pauses: Pauses::new(rng.rarely(400_000) - 1, rng.rarely(400_000) - 1),
         is_forgiving: rng.one_in(50),
         lowered: (0..rates)
@@ -143,14 +173,13 @@ fn request(rng: &mut RandomInput, member: usize, state: MemberState, configs: &[
             .filter(|(_, remaining)| *remaining < 1_000)
             .collect(),
         costs: (0..rng.0.usize(0..6))
-            .map(|_| Cost {
-                requests: rng.0.u64(0..3),
-                tokens: if rng.one_in(50) {
-                    rng.0.u64(0..30_000)
-                } else {
-                    rng.0.u64(0..900)
-                },
-                ..Cost::none()
+            .map(|_| {
+                let most = if rng.one_in(50) { 30_000 } else { 900 };
+                let budgets = BUDGETS.into_iter();
+                budgets.fold(Cost::none(), |cost, (budget, part)| {
+                    let most = if budget == "requests" { 2 } else { most / part };
+                    cost.with(budget, rng.0.u64(0..=most))
+                })
             })
             .collect(),
     }
@@ -170,7 +199,7 @@ fn the_script_and_the_model_give_equal_replies() {
         sequence: 0,
         config_version: 0,
         config: 0,
-        estimated: Amounts::ZERO,
+        estimated: Amounts::default(),
     };
     let mut members = [fresh; 5];
     let mut now = 1_760_000_000_000_000_i64;
@@ -224,7 +253,7 @@ fn the_script_and_the_model_give_equal_replies() {
         let estimated = if reply.is_known {
             request.estimated
         } else {
-            Amounts::ZERO
+            Amounts::default()
         };
         let costs = request.costs[..reply.delays.len()].iter();
         let estimated = costs.fold(estimated, |sum, cost| sum.saturating_add((*cost).into()));
@@ -235,7 +264,7 @@ fn the_script_and_the_model_give_equal_replies() {
             config: config.unwrap_or(before.config),
             // With a probability of 1 in 3, all estimates of the member count as settled. Otherwise the sum of its
             // unsettled estimates (costs charged before the true cost is known) would only grow.
-            estimated: if rng.one_in(3) { Amounts::ZERO } else { estimated },
+            estimated: if rng.one_in(3) { Amounts::default() } else { estimated },
         };
     }
     println!(

@@ -34,6 +34,10 @@
 //!   reservation of another, and a call with a large cost is not starved by small ones.
 //! - **Fair.** Members that have more calls than the limits allow get equal shares, however many callers each member
 //!   has.
+//! - **Budgets by name.** All [budgets](crate::rate::Budget) that limits can have are shared. A member whose release keeps
+//!   another version of the state in Redis cannot take part: its calls fail with
+//!   [`StoreUnavailable`](crate::error::StoreUnavailable), which names both versions, unless it is
+//!   [`Open`](OnStoreLoss::Open).
 //! - **One round trip for all waiting calls.** Calls that arrive while a round trip is in flight are sent together in
 //!   the next one.
 //! - **Shared control.** A [pause](crate::RateLimiter::pause_for) holds all members at once, and gives back the

@@ -1,6 +1,7 @@
 //! [`StoreError`]: why a round trip to the store failed, found from the errors of the client library, of the operating
 //! system and of the server.
 
+use super::script::VERSION;
 use crate::error::StoreProblem;
 use ::redis::{ErrorKind, RedisError};
 use std::{error::Error as StdError, fmt, io, sync::Arc};
@@ -59,6 +60,19 @@ const TEXTS: &[(&str, StoreProblem)] = &[
 ];
 
 impl StoreError {
+    /// The key of the quota holds a state of the given version, or nothing that is a state if the version is 0.
+    pub(super) fn other_version(version: i64) -> Self {
+        Self::new(match version {
+            0 => StoreProblem::KeyType,
+            stored => StoreProblem::OtherVersion { stored, ours: VERSION },
+        })
+    }
+
+    /// Whether the key of the quota holds the state of another release.
+    pub(super) const fn is_other_version(&self) -> bool {
+        matches!(self.problem, StoreProblem::OtherVersion { .. })
+    }
+
     pub(super) fn new(problem: StoreProblem) -> Self {
         Self {
             problem,

@@ -1,12 +1,14 @@
 //! [`QuotaConfig`]: the limits that all members of a quota share, in units per microsecond, and as a text that every
 //! member can read.
 
+use super::amounts::Amounts;
 use crate::{
     error::InvalidConfig,
     rate::{
         amount::{Amount, gcd},
         bucket::BucketSpec,
         budget::Budget,
+        cost::Cost,
         limits::{Limits, Rate},
     },
 };
@@ -25,32 +27,48 @@ const MAX_RATES: usize = 100;
 pub(super) struct QuotaConfig {
     limits: Limits,
     specs: Vec<(Budget, BucketSpec)>,
+    /// The budgets of the rates, each once: the order in which requests have their numbers.
+    budgets: Vec<Budget>,
+    names: String,
     text: String,
 }
 
 impl QuotaConfig {
     pub(super) fn new(limits: Limits) -> Result<Self, InvalidConfig> {
         let specs = limits.bucket_specs()?;
-        if let Some((budget, _)) = specs
-            .iter()
-            .find(|(of, _)| !matches!(of, Budget::Requests | Budget::Tokens))
-        {
-            return Err(InvalidConfig::new(
-                "limits",
-                format!("must be of requests and tokens if shared, have {budget}"),
-            ));
-        }
         if specs.len() > MAX_RATES {
             return Err(InvalidConfig::new(
                 "limits",
                 format!("must be at most {MAX_RATES} rates, are {}", specs.len()),
             ));
         }
+        for (budget, spec) in &specs {
+            let unsupported = [
+                ("calendar", spec.kind.calendar.is_some()),
+                ("refuse", spec.kind.refuses),
+                ("strict", spec.kind.is_strict),
+            ];
+            if let Some((part, _)) = unsupported.iter().find(|(_, is_set)| *is_set) {
+                return Err(InvalidConfig::new(
+                    format!("{budget}.{part}"),
+                    "must not be set for limits that processes share: put a limiter of this process beside them",
+                ));
+            }
+        }
         let specs = specs
             .into_iter()
             .map(|(budget, spec)| Ok((budget, by_microsecond(budget, spec)?)))
-            .collect::<Result<_, InvalidConfig>>()?;
+            .collect::<Result<Vec<_>, InvalidConfig>>()?;
+        let mut budgets = Vec::new();
+        for (budget, _) in &specs {
+            if !budgets.contains(budget) {
+                budgets.push(*budget);
+            }
+        }
+        let names: Vec<_> = budgets.iter().map(|budget| budget.name()).collect();
         Ok(Self {
+            names: names.join(" "),
+            budgets,
             text: write(&limits),
             limits,
             specs,
@@ -69,6 +87,21 @@ impl QuotaConfig {
 
     pub(super) fn specs(&self) -> &[(Budget, BucketSpec)] {
         &self.specs
+    }
+
+    /// Returns the budgets that these limits count, in the order in which a request has their numbers.
+    pub(super) fn budgets(&self) -> &[Budget] {
+        &self.budgets
+    }
+
+    /// Returns the names of the [`budgets`](Self::budgets), separated by spaces.
+    pub(super) fn names(&self) -> &str {
+        &self.names
+    }
+
+    /// Returns what a call with `cost` takes of the budgets that these limits count.
+    pub(super) fn amounts(&self, cost: &Cost) -> Amounts {
+        Amounts::of_cost(cost, &self.budgets)
     }
 
     pub(super) fn text(&self) -> &str {
@@ -92,6 +125,8 @@ impl QuotaConfig {
         Self {
             limits: self.limits.clone(),
             specs: self.specs.iter().map(share).collect(),
+            budgets: self.budgets.clone(),
+            names: self.names.clone(),
             text: self.text.clone(),
         }
     }
@@ -119,7 +154,7 @@ fn by_microsecond(budget: Budget, spec: BucketSpec) -> Result<BucketSpec, Invali
     })
 }
 
-/// Writes the limits as a text, with one word for each rate: the kind of budget (`requests` or `tokens`), amount,
+/// Writes the limits as a text, with one word for each rate: the name of the budget, amount,
 /// period in nanoseconds, burst, initial fill and largest debt, separated by colons. The last three are empty if they are
 /// not set.
 fn write(limits: &Limits) -> String {
@@ -133,7 +168,7 @@ fn write(limits: &Limits) -> String {
             text,
             "{separator}{}:{}:{}:{burst}:{initial}:{max_debt}",
             budget.name(),
-            rate.amount,
+            rate.paced_amount(),
             rate.period.as_nanos()
         );
     }
@@ -157,11 +192,7 @@ fn read(text: &str) -> Option<Limits> {
         if !max_debt.is_empty() {
             rate = rate.max_debt(Amount::read(max_debt)?);
         }
-        limits = match budget {
-            "requests" => limits.requests(rate),
-            "tokens" => limits.tokens(rate),
-            _ => return None,
-        };
+        limits = limits.budget(budget.parse::<Budget>().ok()?, rate);
     }
     Some(limits)
 }
@@ -176,6 +207,8 @@ mod tests {
             .requests(Rate::per_second(0.3).max_debt(7))
             .tokens(Rate::new(30_001, Duration::from_nanos(1_500_000_007)).burst(2.5))
             .tokens(Rate::per_day(10_000_000))
+            .output_tokens(Rate::per_minute(8_000))
+            .budget("images", Rate::per_minute(50))
     }
 
     #[test]
@@ -184,15 +217,16 @@ mod tests {
         assert_eq!(
             config.text(),
             "requests:500:60000000000:10:0: requests:0.3:1000000000:::7 tokens:30001:1500000007:2.5:: \
-             tokens:10000000:86400000000000:::"
+             tokens:10000000:86400000000000::: output_tokens:8000:60000000000::: images:50:60000000000:::"
         );
+        assert_eq!(config.names(), "requests tokens output_tokens images");
         assert_eq!(QuotaConfig::read(config.text()), Some(config));
         assert_eq!(QuotaConfig::read(""), Some(QuotaConfig::new(Limits::new()).unwrap()));
         for invalid in [
             "requests",
             "requests:1:1000::",
             "requests:1:0:::",
-            "calls:1:1:::",
+            "Calls:1:1:::",
             "requests:-1:1000:::",
             "requests:1:x:::",
         ] {

@@ -17,17 +17,22 @@
 --   - do not raise errors: their texts differ between server versions. Problems are part of the reply.
 --
 -- KEYS[1]  the stored state
--- ARGV[1]  the numbers of the request (wire.rs): a fixed list, then eight for each rate, then two for each cost
+-- KEYS[2]  where the first release with shared limits kept its state
+-- ARGV[1]  the numbers of the request (wire.rs): a fixed list, then eight for each rate, then for each budget of the
+--          member what to refund, then for each what to charge, and so on, then for each cost one number per budget
 -- ARGV[2]  the name of the member, 16 bytes
 -- ARGV[3]  the publish/subscribe channel on which pauses are announced to the members
--- ARGV[4]  two lines: the member's limits, and the limits that it was started with. Left out if the member expects that
+-- ARGV[4]  the names of the member's budgets, separated by spaces
+-- ARGV[5]  two lines: the member's limits, and the limits that it was started with. Left out if the member expects that
 --          the stored state has the same version of the limits; an empty reply asks for a request with the limits.
 --
--- The stored state is a string: the numbers of `state`, the numbers of each bucket, an entry for each member (its name,
--- the time of its last request, its unsettled estimates in requests and tokens, the number of its last batch of
--- corrections), and the two lines of ARGV[4] from the member that set the limits.
+-- The stored state is a string: the numbers of `state`, the sum of the unsettled estimates of each budget, the numbers
+-- of each bucket, an entry for each member (its name, the time of its last request, the number of its last batch of
+-- corrections, its unsettled estimates of each budget), the names of the budgets, and the two lines of ARGV[5] from the
+-- member that set the limits. A bucket names its budget by its position in the list of names. The state begins with the
+-- version of this layout, also in all later releases; the reply begins with it, too.
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
-local read, write, rep, values = struct.unpack, struct.pack, string.rep, unpack
+local read, write, rep, sub, values = struct.unpack, struct.pack, string.rep, string.sub, unpack
 -- In units: estimates are counted up to this number, so that no sum exceeds what doubles hold exactly.
 local MAX_ESTIMATED = 2 ^ 52
 -- All three in microseconds: see their descriptions in virtual_schedule.rs.
@@ -37,8 +42,8 @@ local MIN_RETENTION = 60000
 -- In microseconds: the key's time to live is set again only if it is too short by more than this. So the key may expire
 -- this much earlier, which store_view.rs knows.
 local EXPIRY_SLACK = 30000000
--- In bytes: the length of a member's entry, and of the name that the entry begins with.
-local ENTRY, NAME = 48, 16
+-- In bytes: the length of the name that the entry of a member begins with.
+local NAME = 16
 -- In bytes: the length of a rate in the request, which is eight numbers.
 local RATE = 64
 
@@ -47,7 +52,10 @@ local REQUEST_NAMES, rates_at = read(REQUEST_FORMAT, ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
-local state, entries, text, last_bucket
+local state, entries, names, text
+-- The positions of the first and of the last bucket in the state; the length of a member's entry in bytes; the formats
+-- of the numbers in the state and in an entry.
+local first_bucket, last_bucket, entry_length, state_format, entry_format
 
 -- Creating a function costs more than calling it, so only the two functions that every request needs are created here.
 
@@ -56,7 +64,7 @@ local state, entries, text, last_bucket
 -- would have overflowed too.
 local function advance_to(target)
   local elapsed = target - state.scheduled_until
-  for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+  for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
     local balance, capacity = bucket.balance, bucket.capacity
     if elapsed * bucket.fill < capacity - balance then
       balance = balance + elapsed * bucket.fill
@@ -64,7 +72,7 @@ local function advance_to(target)
       balance = capacity
     end
     bucket.balance = balance
-    local estimated = bucket.budget == 1 and state.estimated_requests or state.estimated_tokens
+    local estimated = state[ESTIMATED + bucket.budget]
     if estimated > 0 then
       local spilled = min(estimated * bucket.unit, MAX_ESTIMATED) - (capacity - balance)
       if spilled > bucket.withheld then bucket.withheld = spilled end
@@ -73,11 +81,10 @@ local function advance_to(target)
   state.scheduled_until = target
 end
 
--- Sets the sum of the unsettled estimates of all members, and adapts what is withheld from refunds.
-local function set_estimated(requests, tokens)
-  state.estimated_requests, state.estimated_tokens = requests, tokens
-  for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
-    local estimated = min((bucket.budget == 1 and requests or tokens) * bucket.unit, MAX_ESTIMATED)
+-- Adapts what is withheld from refunds, after the sums of the unsettled estimates or the balances have changed.
+local function adapt_withheld()
+  for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
+    local estimated = min(state[ESTIMATED + bucket.budget] * bucket.unit, MAX_ESTIMATED)
     if bucket.withheld > estimated then bucket.withheld = estimated end
     local spilled = estimated - (bucket.capacity - bucket.balance)
     if estimated > 0 and spilled > bucket.withheld then bucket.withheld = spilled end
@@ -88,15 +95,23 @@ end
 
 local stored = redis.call('GET', KEYS[1])
 if stored then
-  local count = read('<d', stored)
-  state = {read('<' .. rep('d', STATE_LENGTH + BUCKET_LENGTH * count), stored)}
-  last_bucket = FIRST_BUCKET + BUCKET_LENGTH * count - BUCKET_LENGTH
+  -- Releases with other layouts cannot share a quota. If they kept their states apart, each would admit the whole rate.
+  if #stored < 24 then return {0} end
+  local stored_version, its_rates, its_budgets = read('<ddd', stored)
+  if stored_version ~= VERSION then return {stored_version} end
+  local length = ESTIMATED + its_budgets + BUCKET_LENGTH * its_rates
+  first_bucket, last_bucket = ESTIMATED + its_budgets + 1, length - BUCKET_LENGTH + 1
+  entry_length, entry_format = NAME + 16 + 8 * its_budgets, sub('<dddddddddd', 1, 3 + its_budgets)
+  state_format = '<' .. rep('d', length)
+  state = {read(state_format, stored)}
   -- The last value that was read is no number of the state: it is the position where reading stopped.
-  local from = state[FIRST_BUCKET + BUCKET_LENGTH * count]
-  local to = from + ENTRY * state.members
-  entries, text = string.sub(stored, from, to - 1), string.sub(stored, to)
-  state[FIRST_BUCKET + BUCKET_LENGTH * count] = nil
+  local from = state[length + 1]
+  local to = from + entry_length * state.members
+  entries, names = sub(stored, from, to - 1), sub(stored, to, to + state.names_length - 1)
+  text = sub(stored, to + state.names_length)
+  state[length + 1] = nil
 end
+if incarnation == 0 and redis.call('GET', KEYS[2]) then return {FIRST_VERSION} end
 
 -- 2. Compare the stored state with what the member has seen: state may be lost, limits may differ, the clock may have
 -- gone back.
@@ -108,7 +123,7 @@ if stored and now >= state.clock and config_version == state.config_version and 
   -- This is the usual case: the stored state is the one that the member has seen.
   state.clock = now
 else
-  if not ARGV[4] and (not stored or config_version > state.config_version) then
+  if not ARGV[5] and (not stored or config_version > state.config_version) then
     -- The member's limits are needed: the empty reply asks the member to send the request again, with its limits.
     -- Nothing has been written yet.
     return {}
@@ -119,7 +134,7 @@ else
   local function hold(span, is_emptied)
     if now > state.scheduled_until then advance_to(now) end
     if is_emptied then
-      for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+      for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
         bucket.balance = min(bucket.balance, 0)
       end
       state.emptied_at = now
@@ -133,18 +148,35 @@ else
     return q
   end
 
-  -- Replaces the buckets by new ones for the member's limits.
+  local function names_in(list)
+    local all = {}
+    for name in string.gmatch(list, '[^ ]+') do
+      table.insert(all, name)
+    end
+    return all
+  end
+
+  -- Replaces the buckets by new ones for the member's limits, without estimates.
   local function create_buckets()
     local specs = {read('<' .. rep('d', BUCKET_LENGTH * rates), ARGV[1], rates_at)}
-    state.rates, last_bucket = rates, FIRST_BUCKET + BUCKET_LENGTH * rates - BUCKET_LENGTH
-    for i = 1, BUCKET_LENGTH * rates do
-      state[FIRST_BUCKET - 1 + i] = specs[i]
+    for i = #state, ESTIMATED + 1, -1 do
+      state[i] = nil
     end
-    for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+    state.rates, state.budgets, names, text = rates, budgets, ARGV[4], ARGV[5]
+    first_bucket = ESTIMATED + budgets + 1
+    last_bucket = first_bucket + BUCKET_LENGTH * (rates - 1)
+    state_format = '<' .. rep('d', last_bucket + BUCKET_LENGTH - 1)
+    entry_length, entry_format = NAME + 16 + 8 * budgets, sub('<dddddddddd', 1, 3 + budgets)
+    for i = 1, budgets do
+      state[ESTIMATED + i] = 0
+    end
+    for i = 1, BUCKET_LENGTH * rates do
+      state[first_bucket - 1 + i] = specs[i]
+    end
+    for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
       -- In the request, this position has the number that step 3 reads: what the provider reports as remaining.
       bucket.withheld = 0
     end
-    text = ARGV[4]
   end
 
   -- Takes over the member's limits; what is in the buckets stays there. Returns whether a bucket is new, so that it has
@@ -166,22 +198,41 @@ else
       return q
     end
     local old, successor_of = {}, {}
-    for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+    local old_names, estimated_of, old_length, old_format = names_in(names), {}, entry_length, entry_format
+    for i, name in ipairs(old_names) do
+      estimated_of[name] = state[ESTIMATED + i]
+    end
+    for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
       local without = bucket.balance - bucket.withheld
       table.insert(old, {
-        budget = bucket.budget, period = bucket.period, unit = bucket.unit, balance = bucket.balance, without = without
+        budget = old_names[bucket.budget], period = bucket.period, unit = bucket.unit, balance = bucket.balance, without = without
       })
     end
-    for i = #state, FIRST_BUCKET, -1 do
-      state[i] = nil
-    end
     create_buckets()
+    local new_names = names_in(names)
+    for i, name in ipairs(new_names) do
+      state[ESTIMATED + i] = estimated_of[name] or 0
+    end
+    -- The entries of the members have their estimates in the order of the new names.
+    local moved = {}
+    for at = 1, #entries, old_length do
+      local numbers = {read(old_format, entries, at + NAME)}
+      for i, name in ipairs(old_names) do
+        estimated_of[name] = numbers[2 + i]
+      end
+      local entry = {numbers[1], numbers[2]}
+      for _, name in ipairs(new_names) do
+        table.insert(entry, estimated_of[name] or 0)
+      end
+      table.insert(moved, sub(entries, at, at + NAME - 1) .. write(entry_format, values(entry)))
+    end
+    entries = table.concat(moved)
     -- A rate takes over the bucket of the old rate with the same budget and period, or else that of the first old rate
     -- of its budget that is left over.
     for _, same_period in ipairs({true, false}) do
-      for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+      for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
         for _, before in ipairs(old) do
-          if not successor_of[bucket] and not before.is_taken and before.budget == bucket.budget and
+          if not successor_of[bucket] and not before.is_taken and before.budget == new_names[bucket.budget] and
             (not same_period or before.period == bucket.period) then
             before.is_taken, successor_of[bucket] = true, before
           end
@@ -189,8 +240,8 @@ else
       end
     end
     local is_any_new = false
-    for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
-      local budget, unit = bucket.budget, bucket.unit
+    for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
+      local unit = bucket.unit
       local before = successor_of[bucket]
       if before then
         local function convert(units)
@@ -198,7 +249,7 @@ else
           return whole * unit + scaled(units - whole * before.unit, unit, before.unit)
         end
         local balance = convert(before.balance)
-        local amount = budget == 1 and state.estimated_requests or state.estimated_tokens
+        local amount = state[ESTIMATED + bucket.budget]
         bucket.balance = max(min(balance, bucket.capacity), -bucket.max_debt)
         -- The withheld part is rounded together with the balance. If both were rounded by themselves, a refund could be
         -- a unit more than before.
@@ -213,11 +264,16 @@ else
 
   local function forget_members()
     entries, state.members = '', 0
-    set_estimated(0, 0)
+    for i = 1, state.budgets do
+      state[ESTIMATED + i] = 0
+    end
+    adapt_withheld()
   end
 
   if not stored then
-    state, entries = {0, now, 0, now, 0, now, 0, 0, now, 1, now, 0, 0, 0, 0, 0}, ''
+    state, entries = {STATE_ZEROS}, ''
+    state.incarnation, state.clock, state.scheduled_until, state.swept_at = now, now, now, now
+    state.version, state.config_version, state.began_full = VERSION, now, 1
     create_buckets()
     if config_version ~= 0 then state.config_version = config_version end
     if incarnation ~= 0 then
@@ -237,10 +293,10 @@ else
     state.swept_at, state.emptied_at = state.swept_at - back, state.emptied_at - back
     state.expires_at, state.last_contact = state.expires_at - back, state.last_contact - back
     local moved = {}
-    for at = 1, #entries, ENTRY do
-      local seen, requests, tokens, last_batch = read('<dddd', entries, at + NAME)
-      local numbers = write('<dddd', seen - back, requests, tokens, last_batch)
-      table.insert(moved, string.sub(entries, at, at + NAME - 1) .. numbers)
+    for at = 1, #entries, entry_length do
+      local seen = write('<d', read('<d', entries, at + NAME) - back)
+      local rest = sub(entries, at + NAME + 8, at + entry_length - 1)
+      table.insert(moved, sub(entries, at, at + NAME - 1) .. seen .. rest)
     end
     entries = table.concat(moved)
   end
@@ -264,9 +320,9 @@ else
     local is_new = false
     if config_version == 0 then
       -- A member that has just started brings its limits, unless they are in force or were replaced since.
-      local line_end, own_line_end = string.find(text, '\n', 1, true), string.find(ARGV[4], '\n', 1, true)
-      is_new = string.sub(ARGV[4], own_line_end) ~= string.sub(text, line_end) and
-        string.sub(ARGV[4], 1, own_line_end) ~= string.sub(text, 1, line_end)
+      local line_end, own_line_end = string.find(text, '\n', 1, true), string.find(ARGV[5], '\n', 1, true)
+      is_new = sub(ARGV[5], own_line_end) ~= sub(text, line_end) and
+        sub(ARGV[5], 1, own_line_end) ~= sub(text, 1, line_end)
     end
     if is_change == 1 or config_version > state.config_version or is_new then
       if is_change == 1 or config_version == 0 then
@@ -275,7 +331,7 @@ else
         state.config_version = config_version
       end
       local is_any_new = configure()
-      set_estimated(state.estimated_requests, state.estimated_tokens)
+      adapt_withheld()
       -- Earlier estimates were never charged to a new bucket, so they must not be refunded to it.
       if is_any_new then forget_members() end
     end
@@ -300,44 +356,81 @@ if user_paused_until ~= state.user_paused_until or provider_paused_until ~= stat
   redis.call('PUBLISH', ARGV[3], string.format('%.0f %.0f', user, provider))
 end
 -- The reported amounts belong to the rates of the member's limits, so they are used only if these limits are in force.
-if lowered > 0 and string.match(text, '^[^\n]*') == string.match(ARGV[4], '^[^\n]*') then
+if lowered > 0 and string.match(text, '^[^\n]*') == string.match(ARGV[5], '^[^\n]*') then
   for i = 1, rates do
     local remaining = read('<d', ARGV[1], rates_at + RATE * i - 8)
-    local bucket = FIRST_BUCKET - BUCKET_LENGTH + BUCKET_LENGTH * i
+    local bucket = first_bucket + BUCKET_LENGTH * (i - 1)
     if remaining >= 0 and remaining * bucket.unit < bucket.balance then bucket.balance = remaining * bucket.unit end
   end
-  set_estimated(state.estimated_requests, state.estimated_tokens)
+  adapt_withheld()
 end
 
 -- 4. Remove the members that have sent no request for 15 s.
 
 if now - state.swept_at >= SWEEP_INTERVAL then
-  local requests, tokens, kept = 0, 0, {}
-  for at = 1, #entries, ENTRY do
-    local seen, its_requests, its_tokens = read('<ddd', entries, at + NAME)
-    if now - seen < MEMBER_EXPIRY then
-      requests, tokens = requests + its_requests, tokens + its_tokens
-      table.insert(kept, string.sub(entries, at, at + ENTRY - 1))
+  local kept = {}
+  for i = 1, state.budgets do
+    state[ESTIMATED + i] = 0
+  end
+  for at = 1, #entries, entry_length do
+    local numbers = {read(entry_format, entries, at + NAME)}
+    if now - numbers[1] < MEMBER_EXPIRY then
+      for i = 1, state.budgets do
+        state[ESTIMATED + i] = state[ESTIMATED + i] + numbers[2 + i]
+      end
+      table.insert(kept, sub(entries, at, at + entry_length - 1))
     end
   end
   entries = table.concat(kept)
   state.swept_at, state.members = now, #kept
-  set_estimated(requests, tokens)
+  adapt_withheld()
 end
 
--- 5. Settle the corrections (true cost minus estimate) that the member reports.
+-- 5. Read the amounts of the request, in the order of the budgets in the state.
+
+local amounts = {read('<' .. rep('d', budgets * (AMOUNT_LISTS + costs)), ARGV[1], rates_at + RATE * rates)}
+local is_missing = false
+-- For each budget of the state the position of that budget in the request, or 0; nil if all positions are the same.
+local places
+if names ~= ARGV[4] then
+  local position, mapped = {}, {}
+  places = {}
+  local i = 0
+  for name in string.gmatch(ARGV[4], '[^ ]+') do
+    i = i + 1
+    position[name] = i
+  end
+  for name in string.gmatch(names, '[^ ]+') do
+    -- The member does not know that this budget is limited. It learns that from the reply, and asks again.
+    is_missing = is_missing or not position[name]
+    table.insert(places, position[name] or 0)
+  end
+  for list = 0, AMOUNT_LISTS - 1 + costs do
+    for _, place in ipairs(places) do
+      table.insert(mapped, place > 0 and amounts[budgets * list + place] or 0)
+    end
+  end
+  amounts = mapped
+end
+local count = state.budgets
+-- Where the amounts of each kind begin: what follows is the number for the first budget, and so on.
+local debits, usages, estimates, cost_at = count, 2 * count, 3 * count, AMOUNT_LISTS * count
+
+-- 6. Settle the corrections (true cost minus estimate) that the member reports.
 
 local entry_at = string.find(entries, ARGV[2], 1, true)
-while entry_at and entry_at % ENTRY ~= 1 do
+while entry_at and entry_at % entry_length ~= 1 do
   -- This match is not the start of an entry: the numbers in some entry look like the name.
   entry_at = string.find(entries, ARGV[2], entry_at + 1, true)
 end
 -- A batch of corrections is counted once: if its reply was lost, the member sends it again with the same number.
 local is_known, is_counted = entry_at and not is_stale, is_probe == 1
-local own_requests, own_tokens = 0, 0
+-- The entry of the member: when it was seen, its batch, and then its estimates, beginning at `OWN + 1`.
+local OWN = 2
+local own
 if entry_at then
-  local _, last_batch
-  _, own_requests, own_tokens, last_batch = read('<dddd', entries, entry_at + NAME)
+  own = {read(entry_format, entries, entry_at + NAME)}
+  local last_batch = own[2]
   if is_counted then batch = last_batch end
   is_counted = is_counted or is_known and last_batch == batch
 end
@@ -347,25 +440,21 @@ if not is_counted then
     -- No member has reached the store since this member lost it. So all members admitted calls by their local
     -- fallbacks, and have used what would be in the buckets now. They come back and report their usage within
     -- 1.5 s.
-    for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+    for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
       bucket.balance = min(bucket.balance, 0)
     end
     state.emptied_at, state.scheduled_until = now, max(state.scheduled_until, now + RETURN_TIME)
   end
-  for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
-    local credit, debit, usage = credit_requests, debit_requests, fallback_requests
-    local estimated = min(own_requests, state.estimated_requests)
-    if bucket.budget == 2 then
-      credit, debit, usage = credit_tokens, debit_tokens, fallback_tokens
-      estimated = min(own_tokens, state.estimated_tokens)
-    end
+  for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
+    local budget = bucket.budget
+    local all_estimated = state[ESTIMATED + budget]
+    local credit, debit, usage = amounts[budget], amounts[debits + budget], amounts[usages + budget]
     local share = usage * bucket.unit
     if state.emptied_at > began then
       -- If the buckets were emptied after the member had begun to admit calls locally, this has paid for its usage
       -- until then. Since then it can have used no more than its share of the rate, so no more is charged.
       share = min(share, ceil((now - state.emptied_at) * bucket.fill / member_count))
     end
-    local all_estimated = bucket.budget == 1 and state.estimated_requests or state.estimated_tokens
     local balance = bucket.balance
     for _, units in ipairs({share, debit * bucket.unit}) do
       balance = balance - units
@@ -378,7 +467,7 @@ if not is_counted then
       end
     end
     if is_known then
-      local refund = min(min(credit, estimated) * bucket.unit, MAX_ESTIMATED)
+      local refund = min(min(credit, own[OWN + budget], all_estimated) * bucket.unit, MAX_ESTIMATED)
       local kept = min(refund, bucket.withheld)
       bucket.withheld = bucket.withheld - kept
       balance = min(balance + refund - kept, bucket.capacity)
@@ -387,42 +476,50 @@ if not is_counted then
   end
 end
 if is_forgiving == 1 then
-  for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+  for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
     local debt = max(-bucket.balance, 0)
-    local estimated = bucket.budget == 1 and state.estimated_requests or state.estimated_tokens
+    local estimated = min(state[ESTIMATED + bucket.budget] * bucket.unit, MAX_ESTIMATED)
     bucket.balance = bucket.balance + debt
-    bucket.withheld = min(bucket.withheld + debt, min(estimated * bucket.unit, MAX_ESTIMATED))
+    bucket.withheld = min(bucket.withheld + debt, estimated)
   end
 end
 if is_probe == 0 then state.last_contact = now end
-local other_requests, other_tokens = state.estimated_requests - own_requests, state.estimated_tokens - own_tokens
-if other_requests < 0 then other_requests = 0 end
-if other_tokens < 0 then other_tokens = 0 end
-if is_known then
-  own_requests, own_tokens = estimated_requests, estimated_tokens
-else
-  own_requests, own_tokens = 0, 0
+if not entry_at then own = {0, 0} end
+own[1], own[2], own[OWN + count + 1] = now, batch, nil
+for i = 1, count do
+  -- The estimates of the other members, to which those of this member are added.
+  local estimated, others = 0, state[ESTIMATED + i] - (entry_at and own[OWN + i] or 0)
+  if others < 0 then others = 0 end
+  if is_known then estimated = amounts[estimates + i] end
+  own[OWN + i], state[ESTIMATED + i] = estimated, others + estimated
 end
-set_estimated(other_requests + own_requests, other_tokens + own_tokens)
+adapt_withheld()
 
--- 6. Reserve the costs in order, until the schedule reaches further than max_ahead into the future. Each cost is
+-- 7. Reserve the costs in order, until the schedule reaches further than max_ahead into the future. Each cost is
 -- admitted at the earliest time when all buckets have enough.
 
 local reply = {REPLY_ZEROS}
-local retry_in, reserved, cost_at = 0, 0, rates_at + RATE * rates
-local scheduled_until, all_requests, all_tokens = state.scheduled_until, 0, 0
+-- The numbers of the reply are followed by what remains of each budget of the member, and then by the delays.
+local delays_at = REPLY_LENGTH + budgets
+for i = REPLY_LENGTH + 1, delays_at do
+  reply[i] = -1
+end
+-- The estimates of this member grow by as much as the sums of all members, so only the sums are counted in the loop.
+for i = 1, count do
+  own[OWN + i] = own[OWN + i] - state[ESTIMATED + i]
+end
+local retry_in, reserved, scheduled_until = 0, 0, state.scheduled_until
 local paused_until = max(user_paused_until, provider_paused_until)
+if is_missing then costs = 0 end
 for _ = 1, costs do
-  local requests, tokens
-  requests, tokens, cost_at = read('<dd', ARGV[1], cost_at)
   local admitted_at, is_impossible = scheduled_until, false
   if paused_until > admitted_at then admitted_at = paused_until end
   if admitted_at - now > max_ahead then
     retry_in = admitted_at - now - max_ahead
     break
   end
-  for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
-    local needed = (bucket.budget == 1 and requests or tokens) * bucket.unit
+  for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
+    local needed = amounts[cost_at + bucket.budget] * bucket.unit
     if needed > bucket.balance and needed > 0 then
       if needed > bucket.capacity then is_impossible = true end
       local filled_at = scheduled_until + ceil((needed - bucket.balance) / bucket.fill)
@@ -436,33 +533,34 @@ for _ = 1, costs do
     advance_to(admitted_at)
     scheduled_until = admitted_at
   end
-  for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
-    bucket.balance = bucket.balance - (bucket.budget == 1 and requests or tokens) * bucket.unit
+  for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
+    bucket.balance = bucket.balance - amounts[cost_at + bucket.budget] * bucket.unit
   end
   -- The estimates grow by as much as the balances fall, so no more has to be withheld from refunds.
-  state.estimated_requests = state.estimated_requests + requests
-  state.estimated_tokens = state.estimated_tokens + tokens
-  all_requests, all_tokens = all_requests + requests, all_tokens + tokens
-  reserved = reserved + 1
-  reply[REPLY_LENGTH + reserved] = admitted_at - now
+  for i = 1, count do
+    state[ESTIMATED + i] = state[ESTIMATED + i] + amounts[cost_at + i]
+  end
+  cost_at, reserved = cost_at + count, reserved + 1
+  reply[delays_at + reserved] = admitted_at - now
 end
 
--- 7. Store the state, and reply to the member.
+-- 8. Store the state, and reply to the member.
 
 state.sequence = state.sequence + 1
-local entry = ''
-if is_leaving == 0 then
-  entry = ARGV[2] .. write('<dddd', now, own_requests + all_requests, own_tokens + all_tokens, batch)
+for i = 1, count do
+  own[OWN + i] = own[OWN + i] + state[ESTIMATED + i]
 end
+local entry = ''
+if is_leaving == 0 then entry = ARGV[2] .. write(entry_format, values(own)) end
 if entry_at then
-  entries = string.sub(entries, 1, entry_at - 1) .. entry .. string.sub(entries, entry_at + ENTRY)
+  entries = sub(entries, 1, entry_at - 1) .. entry .. sub(entries, entry_at + entry_length)
 else
   entries = entries .. entry
 end
-state.members = #entries / ENTRY
+state.members = #entries / entry_length
 
-local until_full, remaining_requests, remaining_tokens = 0, -1, -1
-for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
+local until_full = 0
+for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
   local full = ceil((bucket.capacity - bucket.balance) / bucket.fill)
   if full > until_full then until_full = full end
   local remaining = 0
@@ -470,11 +568,9 @@ for bucket = FIRST_BUCKET, last_bucket, BUCKET_LENGTH do
     remaining = floor(bucket.balance / bucket.unit)
     if remaining * bucket.unit > bucket.balance then remaining = remaining - 1 end
   end
-  if bucket.budget == 1 then
-    if remaining_requests < 0 or remaining < remaining_requests then remaining_requests = remaining end
-  elseif remaining_tokens < 0 or remaining < remaining_tokens then
-    remaining_tokens = remaining
-  end
+  local place = places and places[bucket.budget] or bucket.budget
+  local least = reply[REPLY_LENGTH + place]
+  if place > 0 and (remaining < least or least < 0) then reply[REPLY_LENGTH + place] = remaining end
 end
 -- After a state has expired, the next one begins with full buckets, so a state must not expire before its own buckets
 -- are full.
@@ -482,21 +578,22 @@ local retention = floor((max(scheduled_until + until_full, paused_until) - now) 
 -- The time to live is not set with every request, because that would cost as much as writing the state.
 local is_too_short = state.expires_at - now < retention * 1000 - EXPIRY_SLACK
 if is_too_short then state.expires_at = now + retention * 1000 end
-local packed = write('<' .. rep('d', STATE_LENGTH + BUCKET_LENGTH * state.rates), values(state)) .. entries .. text
+state.names_length = #names
+local packed = write(state_format, values(state)) .. entries .. names .. text
 if is_too_short then
   redis.call('SET', KEYS[1], packed, 'PX', retention)
 else
   redis.call('SET', KEYS[1], packed, 'KEEPTTL')
 end
 
+reply.version = VERSION
 reply.sequence, reply.incarnation, reply.config_version = state.sequence, state.incarnation, state.config_version
 reply.user_pause, reply.provider_pause = max(user_paused_until - now, 0), max(provider_paused_until - now, 0)
 reply.members = state.members
 if is_known then reply.is_known = 1 end
 reply.retention, reply.offset = retention, scheduled_until - now
-reply.remaining_requests, reply.remaining_tokens = remaining_requests, remaining_tokens
 reply.retry_in, reply.now, reply.reserved = retry_in, now, reserved
 if state.config_version ~= config_version then
-  reply[REPLY_LENGTH + 1 + reserved] = string.sub(text, 1, string.find(text, '\n', 1, true) - 1)
+  reply[delays_at + 1 + reserved] = sub(text, 1, string.find(text, '\n', 1, true) - 1)
 end
 return reply

@@ -4,13 +4,24 @@
 //! requests and the replies are lists anyway. So the script is written with names such as `state.clock` and loaded with
 //! positions such as `state[4]`, which are generated from the lists of names.
 
-use super::wire::{ReplyNumbers, RequestNumbers};
+use super::wire::{AMOUNT_LISTS, ReplyNumbers, RequestNumbers};
 use std::{cmp::Reverse, sync::LazyLock};
 
-/// The version of the layout of the stored state, which is a part of the key under which the state is stored. Another
-/// layout needs another version, so that members with different versions of this crate do not misread each other's
-/// state.
-pub(super) const VERSION: &str = "v2";
+/// The version of the layout of the stored state. The state begins with it, and so does each reply. Another layout needs
+/// another version: a member that finds the state of another version under the key of its quota changes nothing, and
+/// rejects its calls with an error that names both.
+pub(super) const VERSION: i64 = 3;
+
+/// The version of the first release with shared limits, which kept its state under a key of its own:
+/// [`FIRST_KEY`].
+const FIRST_VERSION: i64 = 2;
+
+/// The last part of the name of the key of the stored state. It is the same in all later releases, so that members of
+/// two releases find each other's state.
+pub(super) const STATE_KEY: &str = "state";
+
+/// The last part of the name of the key of the first release.
+pub(super) const FIRST_KEY: &str = "v2";
 
 /// The script as it is loaded into the server. Its text is the same in all processes with the same version of this
 /// crate, so the server compiles and caches it once.
@@ -19,8 +30,14 @@ pub(super) static SCRIPT: LazyLock<String> = LazyLock::new(|| generate(include_s
 /// The names of the numbers that the stored state of a quota begins with, in their order. Times are in microseconds
 /// since 1970.
 const STATE: &[&str] = &[
+    // The version of the layout, which is the first number in all versions.
+    "version",
     // The number of rates of the quota. Each rate has one bucket.
     "rates",
+    // The number of budgets that the rates have.
+    "budgets",
+    // The length in bytes of the names of the budgets.
+    "names_length",
     // Distinguishes this stored state from earlier ones that were lost: the time of its creation, or a larger number.
     "incarnation",
     // How many requests of members this stored state has served.
@@ -48,16 +65,13 @@ const STATE: &[&str] = &[
     "emptied_at",
     // When the server deletes the key of this state.
     "expires_at",
-    // The sums of all unsettled estimates of the members, in requests and in tokens.
-    "estimated_requests",
-    "estimated_tokens",
-];
+]; // The sum of the unsettled estimates of all members follows, a number for each budget.
 
-/// The names of the numbers of a bucket, in their order: budget (1 requests, 2 tokens), period of the rate in
+/// The names of the numbers of a bucket, in their order: position of the budget in the list of names, period of the rate in
 /// nanoseconds, units that a microsecond brings, units in one request or token, units in a full bucket, units in the
 /// largest debt, current balance in units, units withheld from refunds (what would have overflowed the bucket without the unsettled estimates). A unit is a fraction of a request or token,
 /// so small that all these numbers are integers. In the stored state, the numbers of all buckets follow those of
-/// `STATE`.
+/// `STATE` and the estimates.
 const BUCKET: &[&str] = &[
     "budget", "period", "fill", "unit", "capacity", "max_debt", "balance", "withheld",
 ];
@@ -71,8 +85,11 @@ fn generate(template: &str) -> String {
         ),
         ("REPLY_ZEROS", vec!["0"; ReplyNumbers::NAMES.len()].join(", ")),
         ("REPLY_LENGTH", ReplyNumbers::NAMES.len().to_string()),
-        ("STATE_LENGTH", STATE.len().to_string()),
-        ("FIRST_BUCKET", (STATE.len() + 1).to_string()),
+        ("STATE_ZEROS", vec!["0"; STATE.len()].join(", ")),
+        ("ESTIMATED +", format!("{} +", STATE.len())),
+        ("AMOUNT_LISTS", AMOUNT_LISTS.to_string()),
+        ("FIRST_VERSION", FIRST_VERSION.to_string()),
+        ("VERSION", VERSION.to_string()),
         ("BUCKET_LENGTH", BUCKET.len().to_string()),
     ];
     let element = |table: &str, at: usize| match (table, at) {
@@ -109,10 +126,9 @@ mod tests {
         assert_eq!(
             generate(template),
             "local max_ahead, incarnation, sequence, last_reservation, config_version, is_change, is_leaving, \
-             is_probe, user_pause, provider_pause, is_forgiving, batch, fallback_age, member_count, credit_requests, \
-             credit_tokens, debit_requests, debit_tokens, fallback_requests, fallback_tokens, estimated_requests, \
-             estimated_tokens, lowered, rates, costs, rest = read('<ddddddddddddddddddddddddd')\n\
-             reply[13] = state[12] + state[bucket + 3] + state[bucket]"
+             is_probe, user_pause, provider_pause, is_forgiving, batch, fallback_age, member_count, lowered, rates, \
+             budgets, costs, rest = read('<dddddddddddddddddd')\n\
+             reply[12] = state[15] + state[bucket + 3] + state[bucket]"
         );
     }
 

@@ -14,7 +14,7 @@ use crate::{
         Bursts, Demand,
         available::Available,
         budget::Budget,
-        cost::{Cost, PerBudget},
+        cost::Cost,
         estimate::{Estimate, Settle, warn_of_cut_off},
         limits::Limits,
         pause::{Pause, PauseSource},
@@ -135,10 +135,7 @@ impl SharedLimiter {
         let now = Instant::now();
         self.with_coordinator(|coordinator| {
             let remaining = coordinator.remaining(now);
-            let mut available = PerBudget::default();
-            available.requests = remaining.requests;
-            available.tokens = remaining.tokens;
-            Available::new(available, coordinator.paused_until(now))
+            Available::new(remaining, coordinator.paused_until(now))
         })
     }
 
@@ -301,7 +298,7 @@ impl SharedLimiter {
     }
 
     pub(in crate::rate) fn wait(&self, cost: &Cost, ahead: &Demand) -> Duration {
-        self.with_coordinator(|coordinator| coordinator.wait(*cost, *ahead, Instant::now()))
+        self.with_coordinator(|coordinator| coordinator.wait(*cost, ahead.clone(), Instant::now()))
     }
 
     pub(in crate::rate) fn bursts(&self) -> Arc<Bursts> {

@@ -7,7 +7,7 @@ use super::{
     link::{Link, LinkRequest},
     problem::StoreError,
     round_trips::RoundTrips,
-    script::{SCRIPT, VERSION},
+    script::{FIRST_KEY, SCRIPT, STATE_KEY, VERSION},
     wire::{ReplyNumbers, StoreReply, StoreRequest},
 };
 use crate::error::StoreProblem;
@@ -21,6 +21,8 @@ pub(super) struct Store {
     script: Script,
     /// The key under which the server stores the state of the quota.
     state_key: String,
+    /// The key under which the first release with shared limits kept the state.
+    first_key: String,
     /// The publish/subscribe channel on which the script announces pauses to all members.
     pause_channel: String,
     round_trips: Arc<RoundTrips>,
@@ -64,7 +66,8 @@ impl Store {
     ) -> Self {
         // A Redis cluster chooses the node of a key by the part in braces. All keys of a quota have the same part in
         // braces, so they are on one node.
-        let state_key = format!("{{{prefix}:{quota}}}:{VERSION}");
+        let key = |part| format!("{{{prefix}:{quota}}}:{part}");
+        let state_key = key(STATE_KEY);
         let pause_channel = format!("{state_key}:pauses");
         let connection = match origin {
             Origin::Endpoint(endpoint) => {
@@ -77,6 +80,7 @@ impl Store {
             connection,
             script: Script::new(&SCRIPT),
             state_key,
+            first_key: key(FIRST_KEY),
             pause_channel,
             round_trips,
         }
@@ -126,14 +130,20 @@ impl Store {
             if !with_limits && !request.can_omit_limits() {
                 continue;
             }
-            let call = invocation(&self.script, request, with_limits, &self.state_key, &self.pause_channel);
+            let call = invocation(
+                &self.script,
+                request,
+                with_limits,
+                [&self.state_key, &self.first_key],
+                &self.pause_channel,
+            );
             reply = call.invoke_async(connection).await?;
             if !needs_limits(&reply) {
                 break;
             }
             on_progress();
         }
-        read(reply).ok_or(StoreError::new(StoreProblem::InvalidReply))
+        read(reply, request)
     }
 }
 
@@ -172,14 +182,17 @@ pub(super) fn invocation<'a>(
     script: &'a Script,
     request: &StoreRequest,
     with_limits: bool,
-    state_key: &str,
+    keys: [&str; 2],
     pause_channel: &str,
 ) -> ScriptInvocation<'a> {
     let mut call = script.prepare_invoke();
-    call.key(state_key);
+    for key in keys {
+        call.key(key);
+    }
     call.arg(request.packed(with_limits))
         .arg(&request.member)
-        .arg(pause_channel);
+        .arg(pause_channel)
+        .arg(request.config.names());
     if with_limits {
         call.arg(request.limits_text());
     }
@@ -192,10 +205,20 @@ pub(super) fn needs_limits(reply: &Value) -> bool {
     matches!(reply, Value::Array(values) if values.is_empty())
 }
 
-/// Reads a reply of the script: its numbers, the delays of the reservations, and the limits if the member has another
-/// version of them. Returns `None` if the reply is not valid.
-pub(super) fn read(reply: Value) -> Option<StoreReply> {
-    let Value::Array(values) = reply else { return None };
+/// Reads the reply of the script to `request`.
+pub(super) fn read(reply: Value, request: &StoreRequest) -> Result<StoreReply, StoreError> {
+    match reply {
+        Value::Array(values) => match values[..] {
+            [Value::Int(version)] => Err(StoreError::other_version(version)),
+            _ => read_numbers(values, request).ok_or_else(|| StoreError::new(StoreProblem::InvalidReply)),
+        },
+        _ => Err(StoreError::new(StoreProblem::InvalidReply)),
+    }
+}
+
+/// Reads the numbers of a reply, what remains of each budget, the delays of the reservations, and the limits if the
+/// member has another version of them. Returns `None` if the reply is not valid.
+fn read_numbers(values: Vec<Value>, request: &StoreRequest) -> Option<StoreReply> {
     let mut values = values.into_iter();
     let mut number = || match values.next() {
         Some(Value::Int(number)) => Some(number),
@@ -207,9 +230,11 @@ pub(super) fn read(reply: Value) -> Option<StoreReply> {
         Some(number) => *field = number,
         None => is_complete = false,
     });
-    if !is_complete {
+    if !is_complete || numbers.version != VERSION {
         return None;
     }
+    let budgets = request.config.budgets().iter();
+    let remaining: Vec<_> = budgets.map(|_| number()).collect::<Option<_>>()?;
     let reserved = usize::try_from(numbers.reserved).ok()?;
     let delays = (0..reserved).map(|_| number()).collect::<Option<_>>()?;
     let config = match values.next() {
@@ -217,7 +242,7 @@ pub(super) fn read(reply: Value) -> Option<StoreReply> {
         None => None,
         Some(_) => return None,
     };
-    StoreReply::new(&numbers, delays, config)
+    StoreReply::new(request, &numbers, &remaining, delays, config)
 }
 
 // === impl Connection ===

@@ -10,13 +10,14 @@
 //! timer.
 
 use super::{
-    amounts::{Amounts, PerBudget},
+    amounts::Amounts,
     quota_config::QuotaConfig,
     wire::{Member, StoreReply, StoreRequest},
 };
 use crate::rate::{
     bucket::Bucket,
     budget::Budget,
+    cost::PerBudget,
     pause::{PauseSource, Pauses},
 };
 use std::{collections::HashMap, sync::Arc};
@@ -150,7 +151,7 @@ impl VirtualSchedule {
             is_known,
             retention: state.retention(),
             offset: state.scheduled_until - now,
-            remaining: state.remaining(),
+            remaining: state.remaining(request.config.budgets()),
             retry_in: reserved.retry_in,
             now,
             delays: reserved.delays,
@@ -199,7 +200,7 @@ impl QuotaState {
             began_full: is_first,
             swept_at: now,
             emptied_at: if is_first { 0 } else { now },
-            estimated: Amounts::ZERO,
+            estimated: Amounts::default(),
             config: request.config.clone(),
             configured_as: request.configured_as.clone(),
             buckets: new_buckets(&request.config),
@@ -307,12 +308,12 @@ impl QuotaState {
         self.swept_at = now;
         self.members.retain(|_, member| now - member.seen_at < MEMBER_EXPIRY);
         let estimates = self.members.values().map(|member| member.estimated);
-        self.set_estimated(estimates.fold(Amounts::ZERO, Amounts::saturating_add));
+        self.set_estimated(estimates.fold(Amounts::default(), Amounts::saturating_add));
     }
 
     /// Charges and refunds the corrections that the member reports. Returns the member's unsettled estimates.
     fn settle(&mut self, request: &StoreRequest, before: Option<MemberEntry>, is_known: bool) -> Amounts {
-        let own = before.map_or(Amounts::ZERO, |before| before.estimated);
+        let own = before.map_or(Amounts::default(), |before| before.estimated);
         // If a reply was lost, the member sends the same batch of corrections again with the same number. The batch
         // must be counted only once.
         let is_counted = is_known && before.is_some_and(|before| before.batch == request.batch);
@@ -326,7 +327,11 @@ impl QuotaState {
             self.last_contact = self.clock;
         }
         let others = self.estimated.saturating_sub(own);
-        let own = if is_known { request.estimated } else { Amounts::ZERO };
+        let own = if is_known {
+            request.estimated
+        } else {
+            Amounts::default()
+        };
         self.set_estimated(others.saturating_add(own));
         own
     }
@@ -344,11 +349,11 @@ impl QuotaState {
         // rate, so no more than this share is charged.
         let since_emptied = (self.emptied_at > began).then(|| (self.clock - self.emptied_at).unsigned_abs());
         for (budget, bucket) in &mut self.buckets {
-            let usage = request.fallback_usage[*budget];
+            let usage = request.fallback_usage.of(*budget);
             bucket.debit_share(usage, since_emptied, request.member_count.unsigned_abs());
-            bucket.debit(request.debit[*budget]);
+            bucket.debit(request.debit.of(*budget));
             if is_known {
-                bucket.credit(request.credit[*budget].min(own[*budget]));
+                bucket.credit(request.credit.of(*budget).min(own.of(*budget)));
             }
         }
     }
@@ -357,12 +362,17 @@ impl QuotaState {
     fn reserve(&mut self, request: &StoreRequest) -> Reserved {
         let now = self.clock;
         let mut reserved = Reserved {
-            amounts: Amounts::ZERO,
+            amounts: Amounts::default(),
             delays: Vec::with_capacity(request.costs.len()),
             retry_in: 0,
         };
+        let declared = request.config.budgets();
+        if self.config.budgets().iter().any(|budget| !declared.contains(budget)) {
+            // The member does not know that one of the budgets is limited. It learns that from the reply, and asks again.
+            return reserved;
+        }
         for cost in &request.costs {
-            let cost = Amounts::from(*cost);
+            let cost = self.config.amounts(cost);
             let from = self.scheduled_until.max(self.pauses.until());
             if from - now > request.max_ahead {
                 reserved.retry_in = from - now - request.max_ahead;
@@ -371,18 +381,18 @@ impl QuotaState {
             if self
                 .buckets
                 .iter()
-                .any(|(budget, bucket)| cost[*budget] > bucket.burst())
+                .any(|(budget, bucket)| cost.of(*budget) > bucket.burst())
             {
                 // The cost exceeds a burst of the limits in force, which the member does not have yet. It learns them
                 // from the reply and rejects the call.
                 break;
             }
             let waits = self.buckets.iter();
-            let waits = waits.map(|(budget, bucket)| bucket.time_until(cost[*budget]));
+            let waits = waits.map(|(budget, bucket)| bucket.time_until(cost.of(*budget)));
             let admitted_at = from.max(self.scheduled_until + waits.fold(0, u64::max) as i64);
             self.advance_to(admitted_at);
             for (budget, bucket) in &mut self.buckets {
-                bucket.take(cost[*budget], false);
+                bucket.take(cost.of(*budget), false);
             }
             self.set_estimated(self.estimated.saturating_add(cost));
             reserved.amounts = reserved.amounts.saturating_add(cost);
@@ -417,13 +427,13 @@ impl QuotaState {
     fn set_estimated(&mut self, estimated: Amounts) {
         self.estimated = estimated;
         for (budget, bucket) in &mut self.buckets {
-            bucket.set_estimated(estimated[*budget]);
+            bucket.set_estimated(estimated.of(*budget));
         }
     }
 
     fn forget_members(&mut self) {
         self.members.clear();
-        self.set_estimated(Amounts::ZERO);
+        self.set_estimated(Amounts::default());
     }
 
     /// Returns how long the state has to be kept, in milliseconds. After a state has expired, the next one begins with
@@ -435,11 +445,15 @@ impl QuotaState {
     }
 
     /// Returns what remains in the buckets at the end of the schedule, after all reservations.
-    fn remaining(&self) -> PerBudget<Option<u64>> {
-        PerBudget::from_fn(|budget| {
-            let buckets = self.buckets.iter().filter(|(of, _)| *of == budget);
-            buckets.map(|(_, bucket)| bucket.available()).min()
-        })
+    fn remaining(&self, budgets: &[Budget]) -> PerBudget<Option<u64>> {
+        let mut remaining = PerBudget::default();
+        for budget in budgets {
+            let buckets = self.buckets.iter().filter(|(of, _)| of == budget);
+            if let Some(least) = remaining.entry(*budget) {
+                *least = buckets.map(|(_, bucket)| bucket.available()).min();
+            }
+        }
+        remaining
     }
 }
 

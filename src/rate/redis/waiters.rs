@@ -1,8 +1,10 @@
 //! [`Waiters`]: the calls of this process that wait for a reservation or for the time that was reserved for them, in
 //! the order in which they arrived.
 
-use super::amounts::Amounts;
-use crate::{error::AcquireError, rate::cost::Cost};
+use crate::{
+    error::AcquireError,
+    rate::{cost::Cost, demand::Demand},
+};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     task::Waker,
@@ -26,7 +28,7 @@ pub(super) struct Waiters {
     /// have been dropped or admitted since.
     reserved: VecDeque<(u64, Instant)>,
     /// The sum of the costs of the reservations that waiters hold and have not used yet.
-    unused: Amounts,
+    unused: Demand,
     /// Wakers that are no longer needed. They are dropped after the lock is released, because dropping a waker runs
     /// user code.
     discarded: Vec<Waker>,
@@ -101,7 +103,7 @@ impl Waiters {
     pub(super) fn requeue(&mut self, seq: u64) {
         let entry = self.entries.get_mut(&seq).expect("a waiter is removed only once");
         if let WaiterStage::Reserved(_) = entry.stage {
-            self.unused = self.unused.saturating_sub(entry.cost.into());
+            self.unused -= &entry.cost;
         }
         entry.stage = WaiterStage::Waiting;
         self.queued.insert(seq);
@@ -113,7 +115,7 @@ impl Waiters {
         self.queued.remove(&seq);
         let reservation = match entry.stage {
             WaiterStage::Reserved(reservation) => {
-                self.unused = self.unused.saturating_sub(entry.cost.into());
+                self.unused -= &entry.cost;
                 Some(reservation)
             }
             _ => None,
@@ -159,7 +161,7 @@ impl Waiters {
             return false;
         };
         entry.stage = WaiterStage::Reserved(reservation);
-        self.unused = self.unused.saturating_add(entry.cost.into());
+        self.unused += &entry.cost;
         self.reserved.push_back((seq, reservation.at));
         self.queued.remove(&seq);
         wakers.push(entry.waker.clone());
@@ -195,7 +197,7 @@ impl Waiters {
                 }
                 if let WaiterStage::Reserved(reservation) = std::mem::replace(&mut entry.stage, WaiterStage::Expired) {
                     on_expired(entry.cost, reservation);
-                    self.unused = self.unused.saturating_sub(entry.cost.into());
+                    self.unused -= &entry.cost;
                 }
             }
             self.reserved.pop_front();
@@ -208,8 +210,8 @@ impl Waiters {
     }
 
     /// Returns the sum of the costs of the reservations that waiters hold and have not used yet.
-    pub(super) const fn unused(&self) -> Amounts {
-        self.unused
+    pub(super) fn unused(&self) -> Demand {
+        self.unused.clone()
     }
 
     /// Returns the wakers of all waiters, in the queue or not.

@@ -4,10 +4,9 @@
 //! fix the order of these numbers: Rust reads and writes the fields of the two structs, and the names in the
 //! [script](super::script) are resolved by the same lists.
 
-use super::{amounts::Amounts, amounts::PerBudget, quota_config::QuotaConfig};
+use super::{amounts::Amounts, quota_config::QuotaConfig};
 use crate::rate::{
-    budget::Budget,
-    cost::Cost,
+    cost::{Cost, PerBudget},
     pause::{PauseSource, Pauses},
 };
 use std::sync::Arc;
@@ -95,8 +94,7 @@ pub(super) struct StoreReply {
     pub(super) retention: i64,
     /// How far in the future the last reservation of any member is, in microseconds; 0 if there is none in the future.
     pub(super) offset: i64,
-    /// How many requests and how many tokens remain in the buckets after the last reservation; `None` for the kind
-    /// (requests or tokens) that has no limit.
+    /// What remains of each budget of the request after the last reservation; `None` if the budget has no limit.
     pub(super) remaining: PerBudget<Option<u64>>,
     /// In how many microseconds to request the costs again that were not reserved because of `max_ahead`; 0 if there
     /// are none.
@@ -149,32 +147,33 @@ numbers! {
         batch,
         fallback_age,
         member_count,
-        credit_requests,
-        credit_tokens,
-        debit_requests,
-        debit_tokens,
-        fallback_requests,
-        fallback_tokens,
-        estimated_requests,
-        estimated_tokens,
         /// How many reports of the provider about what remains of a rate this request contains.
         lowered,
         /// How many rates follow, with [`RATE_NUMBERS`] numbers each; 0 if the request is sent without the limits.
         rates,
-        /// How many costs follow after the rates, with two numbers each: requests and tokens.
+        /// How many budgets the member's limits count. After the rates, each of [`AMOUNT_LISTS`] lists of amounts follows
+        /// with a number for each of these budgets, and then each cost.
+        budgets,
         costs,
     }
 }
 
-/// How many numbers a rate has in a request: budget (1 requests, 2 tokens), period in nanoseconds, units that a
+/// How many numbers a rate has in a request: position of its budget, period in nanoseconds, units that a
 /// microsecond brings, units in one request or token, units in a full bucket, units in the largest debt, initial balance
 /// in units, and the amount that the provider reports as remaining of the rate (-1 without such a report). A unit is a
 /// fraction of a request or token.
 const RATE_NUMBERS: usize = 8;
 
+/// How many lists of amounts a request has: what the store refunds, what it charges, what the local fallback reserved,
+/// and the unsettled estimates.
+pub(super) const AMOUNT_LISTS: usize = 4;
+
 numbers! {
     /// The numbers that every [`StoreReply`] begins with. The script writes the field `name` as `reply.name`.
     struct ReplyNumbers of i64 {
+        /// The version of the layout of the stored state. A reply that has no other number rejects the request, because
+        /// the stored state has this version, and not the one of this release; 0 if it is no state of a quota.
+        version,
         sequence,
         incarnation,
         config_version,
@@ -184,13 +183,10 @@ numbers! {
         is_known,
         retention,
         offset,
-        /// What remains of the limits of requests, after the last reservation; -1 if requests are not limited.
-        remaining_requests,
-        /// What remains of the limits of tokens, after the last reservation; -1 if tokens are not limited.
-        remaining_tokens,
         retry_in,
         now,
-        /// How many costs were reserved. As many delays follow.
+        /// How many costs were reserved. What remains of each budget of the request follows, after the last reservation,
+        /// or -1 if the budget is not limited; and then as many delays as this number says.
         reserved,
     }
 }
@@ -213,12 +209,12 @@ impl StoreRequest {
             config_version: 0,
             is_change: false,
             batch: 0,
-            credit: Amounts::ZERO,
-            debit: Amounts::ZERO,
-            fallback_usage: Amounts::ZERO,
+            credit: Amounts::default(),
+            debit: Amounts::default(),
+            fallback_usage: Amounts::default(),
             fallback_age: 0,
             member_count: 1,
-            estimated: Amounts::ZERO,
+            estimated: Amounts::default(),
             pauses: Pauses::new(-1, -1),
             is_forgiving: false,
             lowered: Vec::new(),
@@ -241,16 +237,18 @@ impl StoreRequest {
     pub(super) fn packed(&self, with_limits: bool) -> Vec<u8> {
         let specs = if with_limits { self.config.specs() } else { &[] };
         let mut head = self.numbers(specs.len());
-        let count = RequestNumbers::NAMES.len() + RATE_NUMBERS * specs.len() + 2 * self.costs.len();
+        let budgets = self.config.budgets();
+        let lists = [self.credit, self.debit, self.fallback_usage, self.estimated];
+        let count = RequestNumbers::NAMES.len()
+            + RATE_NUMBERS * specs.len()
+            + budgets.len() * (AMOUNT_LISTS + self.costs.len());
         let mut packed = Vec::with_capacity(count * size_of::<f64>());
         let mut put = |number: f64| packed.extend_from_slice(&number.to_le_bytes());
         head.for_each(|number| put(*number));
         let periods = self.config.limits().rates().map(|(_, rate)| rate.period());
         for (at, ((budget, spec), period)) in specs.iter().zip(periods).enumerate() {
-            put(match budget {
-                Budget::Requests => 1.0,
-                _ => 2.0,
-            });
+            let position = budgets.iter().position(|of| of == budget);
+            put(position.map_or(0, |position| position + 1) as f64);
             put(period.as_nanos() as f64);
             put(spec.fill as f64);
             put(spec.unit as f64);
@@ -260,10 +258,12 @@ impl StoreRequest {
             let lowered = self.lowered.iter().filter(|(of, _)| *of == at);
             put(lowered.map(|(_, remaining)| *remaining).min().map_or(-1.0, amount));
         }
-        for cost in &self.costs {
-            put(amount(cost.requests));
-            put(amount(cost.tokens));
-        }
+        let amounts = lists
+            .iter()
+            .flat_map(|list| budgets.iter().map(|budget| list.of(*budget)));
+        let costs = self.costs.iter();
+        let costs = costs.flat_map(|cost| budgets.iter().map(|budget| cost.of(*budget)));
+        amounts.chain(costs).for_each(|number| put(amount(number)));
         packed
     }
 
@@ -283,16 +283,9 @@ impl StoreRequest {
             batch: self.batch as f64,
             fallback_age: self.fallback_age as f64,
             member_count: self.member_count as f64,
-            credit_requests: amount(self.credit.requests),
-            credit_tokens: amount(self.credit.tokens),
-            debit_requests: amount(self.debit.requests),
-            debit_tokens: amount(self.debit.tokens),
-            fallback_requests: amount(self.fallback_usage.requests),
-            fallback_tokens: amount(self.fallback_usage.tokens),
-            estimated_requests: amount(self.estimated.requests),
-            estimated_tokens: amount(self.estimated.tokens),
             lowered: self.lowered.len() as f64,
             rates: rates as f64,
+            budgets: self.config.budgets().len() as f64,
             costs: self.costs.len() as f64,
         }
     }
@@ -310,7 +303,19 @@ fn amount(amount: u64) -> f64 {
 
 impl StoreReply {
     /// Creates a reply from its numbers. Returns `None` if these cannot be the numbers of a reply.
-    pub(super) fn new(numbers: &ReplyNumbers, delays: Vec<i64>, config: Option<String>) -> Option<Self> {
+    ///
+    /// `remaining` has what remains of each budget of `request`; -1 for a budget without a limit.
+    pub(super) fn new(
+        request: &StoreRequest,
+        numbers: &ReplyNumbers,
+        remaining: &[i64],
+        delays: Vec<i64>,
+        config: Option<String>,
+    ) -> Option<Self> {
+        let mut remaining_of = PerBudget::default();
+        for (budget, remaining) in request.config.budgets().iter().zip(remaining) {
+            *remaining_of.entry(*budget)? = u64::try_from(*remaining).ok();
+        }
         Some(Self {
             sequence: numbers.sequence,
             incarnation: numbers.incarnation,
@@ -320,10 +325,7 @@ impl StoreReply {
             is_known: numbers.is_known == 1,
             retention: numbers.retention,
             offset: numbers.offset,
-            remaining: PerBudget {
-                requests: u64::try_from(numbers.remaining_requests).ok(),
-                tokens: u64::try_from(numbers.remaining_tokens).ok(),
-            },
+            remaining: remaining_of,
             retry_in: numbers.retry_in,
             now: numbers.now,
             delays,

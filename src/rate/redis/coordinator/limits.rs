@@ -58,11 +58,7 @@ impl SharedLimits {
         self.version
     }
 
-    pub(super) fn has_limit(&self, budget: Budget) -> bool {
-        self.config.specs().iter().any(|(of, _)| *of == budget)
-    }
-
-    /// Returns how many requests or tokens, as `budget` says, new buckets admit at once; `None` if they have no limit.
+    /// Returns how much of `budget` new buckets admit at once; `None` if they have no limit.
     pub(super) fn initial(&self, budget: Budget) -> Option<u64> {
         let specs = self.config.specs().iter().filter(|(of, _)| *of == budget);
         specs.map(|(_, spec)| (spec.initial as u128 / spec.unit) as u64).min()

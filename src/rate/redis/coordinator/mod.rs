@@ -15,7 +15,6 @@ pub(super) use request::RequestSnapshot;
 
 use self::{limits::SharedLimits, pause::MemberPauses, reports::Reports, store_view::StoreView};
 use super::{
-    amounts::{Amounts, PerBudget},
     fallback::LocalFallback,
     loss::{CircuitBreaker, LossLog, OnStoreLoss},
     problem::StoreError,
@@ -28,7 +27,7 @@ use crate::{
     rate::{
         Bursts, Demand,
         budget::Budget,
-        cost::Cost,
+        cost::{Cost, PerBudget},
         pause::{Pause, PauseChange, PauseSource},
         used_share::UsedShares,
     },
@@ -72,6 +71,9 @@ pub(super) struct Coordinator {
     loss_log: LossLog,
     /// Why the last request that failed has failed.
     last_problem: StoreProblem,
+    /// Whether the store's last reply said that the state of the quota is that of another release. Calls are rejected then,
+    /// and not admitted by local shares: the members of the other release admit the whole rates.
+    is_other_version: bool,
     /// The schedule by which calls are admitted without the store; `Some` only while the store is lost.
     fallback: Option<LocalFallback>,
 
@@ -125,6 +127,7 @@ impl Coordinator {
             breaker: CircuitBreaker::default(),
             loss_log: LossLog::default(),
             last_problem: StoreProblem::NotConnected,
+            is_other_version: false,
             fallback: None,
             requested_at: None,
             retry_at: None,
@@ -188,6 +191,8 @@ impl Coordinator {
     /// Settles a reservation: its call has used `used` instead of what was `reserved`.
     pub(super) fn settle(&mut self, reservation: Reservation, reserved: Cost, used: Cost) {
         let generation = reservation.generation;
+        let config = self.limits.config();
+        let (reserved, used) = (config.amounts(&reserved), config.amounts(&used));
         if reservation.is_from_store {
             self.reports.settle(generation, reserved, used);
         } else if self.fallback.as_ref().map(LocalFallback::generation) == Some(generation) {
@@ -213,10 +218,11 @@ impl Coordinator {
     /// Whether a debit of what was `used` above what was `reserved` is cut off in some bucket, even if that is full.
     /// Returns the budget of that bucket.
     pub(super) fn cut_off(&self, reserved: Cost, used: Cost) -> Option<Budget> {
-        let debit = Amounts::from(used).saturating_sub(reserved.into());
-        let mut specs = self.config().specs().iter();
+        let config = self.config();
+        let debit = config.amounts(&used).saturating_sub(config.amounts(&reserved));
+        let mut specs = config.specs().iter();
         let cut_off = specs.find(|(budget, spec)| {
-            u128::from(debit[*budget]).saturating_mul(spec.unit) > (spec.capacity + spec.max_debt).unsigned_abs()
+            u128::from(debit.of(*budget)).saturating_mul(spec.unit) > (spec.capacity + spec.max_debt).unsigned_abs()
         });
         cut_off.map(|(budget, _)| *budget)
     }
@@ -241,8 +247,15 @@ impl Coordinator {
     pub(super) fn set_limits(&mut self, config: QuotaConfig) -> Vec<Waker> {
         self.limits.set(config);
         let mut wakers = Vec::new();
-        self.reject_too_large(&mut wakers);
+        self.on_limits_replaced(&mut wakers);
         wakers
+    }
+
+    /// Called when other limits apply in this process: what was computed from the former ones no longer holds.
+    fn on_limits_replaced(&mut self, wakers: &mut Vec<Waker>) {
+        self.reports.retain(self.limits.config().budgets());
+        self.retry_at = None;
+        self.reject_too_large(wakers);
     }
 
     /// Rejects the waiters in the queue whose cost exceeds the burst of a bucket, and adds their wakers to `wakers`.
@@ -310,21 +323,22 @@ impl Coordinator {
         self.store.members.max(self.settings.min_members)
     }
 
-    /// Returns how many requests and how many tokens could be admitted at once, by the store's last reply; `None` for
-    /// the kind (requests or tokens) that has no limit.
+    /// Returns how much of each budget could be admitted at once, by the store's last reply; `None` for a budget that
+    /// has no limit.
     pub(super) fn remaining(&self, now: Instant) -> PerBudget<Option<u64>> {
-        PerBudget::from_fn(|budget| {
-            let Some(scheduled_until) = self.store.scheduled_until else {
+        let mut remaining = PerBudget::default();
+        for budget in self.config().budgets() {
+            let Some(of_budget) = remaining.entry(*budget) else {
+                continue;
+            };
+            *of_budget = match self.store.scheduled_until {
                 // The store has not replied yet, so its buckets are taken to be new.
-                return self.limits.initial(budget);
+                None => self.limits.initial(*budget),
+                Some(scheduled_until) if scheduled_until > now => Some(0),
+                Some(_) => Some(self.store.remaining.of(*budget).unwrap_or(0)),
             };
-            let remaining = if scheduled_until > now {
-                0
-            } else {
-                self.store.remaining[budget].unwrap_or(0)
-            };
-            self.limits.has_limit(budget).then_some(remaining)
-        })
+        }
+        remaining
     }
 
     /// Returns how long a new call with `cost` will probably wait behind the waiters of this process and behind `ahead`:
@@ -336,26 +350,24 @@ impl Coordinator {
         let from = now
             .max(scheduled_until.unwrap_or(now))
             .max(self.pauses.until(now).unwrap_or(now));
-        let mut queued = PerBudget {
-            requests: ahead.requests,
-            tokens: ahead.tokens,
-        };
+        let mut queued = ahead;
         for (_, cost) in self.waiters.queued() {
-            queued.requests += u128::from(cost.requests);
-            queued.tokens += u128::from(cost.tokens);
+            queued += &cost;
         }
-        let cost = Amounts::from(cost);
         let waits = self.config().specs().iter().map(|(budget, spec)| {
-            let (mut before, mut refund) = (queued[*budget], 0);
+            let (mut before, mut refund) = (queued.of(*budget), 0);
             if self.has_estimates {
-                let (share, estimated) = (self.used_shares.of(*budget), self.reports.estimated()[*budget].into());
+                let (share, estimated) = (
+                    self.used_shares.of(*budget),
+                    self.reports.estimated().of(*budget).into(),
+                );
                 (before, refund) = (share.of(before), estimated - share.of(estimated));
             }
-            let needed = before.saturating_add(cost[*budget].into()).saturating_sub(refund);
+            let needed = before.saturating_add(cost.of(*budget).into()).saturating_sub(refund);
             let needed = needed.saturating_mul(spec.unit);
             let available = scheduled_until.map_or(spec.initial as u128, |scheduled_until| {
                 let elapsed = now.saturating_duration_since(scheduled_until).as_micros();
-                let remaining = u128::from(self.store.remaining[*budget].unwrap_or(0)).saturating_mul(spec.unit);
+                let remaining = u128::from(self.store.remaining.of(*budget).unwrap_or(0)).saturating_mul(spec.unit);
                 remaining
                     .saturating_add(elapsed.saturating_mul(spec.fill.into()))
                     .min(spec.capacity as u128)
@@ -421,7 +433,9 @@ impl Coordinator {
 
     /// Whether the waiters in the queue are given reservations without the store, because it is lost.
     fn is_serving_locally(&self) -> bool {
-        self.breaker.is_open() && self.settings.on_loss != OnStoreLoss::Closed
+        self.breaker.is_open()
+            && self.settings.on_loss != OnStoreLoss::Closed
+            && (!self.is_other_version || self.settings.on_loss == OnStoreLoss::Open)
     }
 
     /// Does what can be done without the store: takes back reservations that were not used in time, rejects waiters
@@ -430,6 +444,13 @@ impl Coordinator {
     pub(super) fn serve_locally(&mut self, now: Instant, wakers: &mut Vec<Waker>) {
         self.expire_reservations(now);
         self.reject_out_of_patience(now, wakers);
+        let is_retry_due = self.breaker.retry_at().is_none_or(|at| at <= now);
+        if self.is_other_version && !is_retry_due && self.settings.on_loss != OnStoreLoss::Open {
+            let problem = self.last_problem;
+            let error = |since| StoreUnavailable::new(problem, now.saturating_duration_since(since));
+            self.waiters
+                .reject(|entry| Some(AcquireError::StoreUnavailable(error(entry.since))), wakers);
+        }
         if self.is_serving_locally() {
             self.reserve_from_fallback(now, wakers);
         }
@@ -482,7 +503,8 @@ impl Coordinator {
             fallback.reserve(self.limits.config().share(members), costs, pause, now)
         };
         for ((seq, cost), at) in queued.into_iter().zip(times) {
-            self.reports.on_fallback_reserved(cost, now);
+            let amounts = self.limits.config().amounts(&cost);
+            self.reports.on_fallback_reserved(amounts, now);
             self.counts.admitted_without_store += 1;
             let reservation = Reservation {
                 at,

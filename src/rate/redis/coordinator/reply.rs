@@ -4,7 +4,6 @@ use super::{Coordinator, LocalFallback, RequestSnapshot};
 use crate::rate::{
     cost::Cost,
     redis::{
-        amounts::Amounts,
         problem::StoreError,
         waiters::Reservation,
         wire::{StoreReply, instant_after, pause_ends},
@@ -32,6 +31,7 @@ impl Coordinator {
         } else {
             self.reports.on_batch_confirmed();
         }
+        self.is_other_version = false;
         if snapshot.is_forgiving {
             self.is_forgiving = false;
         }
@@ -40,7 +40,7 @@ impl Coordinator {
         }
 
         let is_replaced = self.store.is_replaced_by(&reply);
-        if is_replaced || (!reply.is_known && snapshot.estimated != Amounts::ZERO) {
+        if is_replaced || (!reply.is_known && !snapshot.estimated.is_zero()) {
             self.reports.on_state_lost();
         }
         if is_replaced && self.store.is_kept(now) {
@@ -54,7 +54,7 @@ impl Coordinator {
 
         let config = reply.config.as_deref();
         if self.limits.on_reply(snapshot.changes, reply.config_version, config) {
-            self.reject_too_large(&mut wakers);
+            self.on_limits_replaced(&mut wakers);
         }
         if self.pauses.on_store(snapshot.pauses, pause_ends(reply.pauses, now)) {
             self.on_pause_shortened();
@@ -92,11 +92,11 @@ impl Coordinator {
     }
 
     fn on_reserved(&mut self, seq: u64, cost: Cost, reservation: Reservation, wakers: &mut Vec<Waker>) {
-        self.reports.on_reserved(cost);
+        self.reports.on_reserved(self.limits.config().amounts(&cost));
         self.store.last_reservation = self.store.last_reservation.max(Some(reservation.at));
         if !self.waiters.on_reserved(seq, reservation, wakers) {
             // The waiter was dropped while the request was in flight, so its reservation is given back.
-            self.reports.settle(reservation.generation, cost, Cost::default());
+            self.settle(reservation, cost, Cost::default());
         }
     }
 
@@ -115,6 +115,10 @@ impl Coordinator {
 
     pub(super) fn record_failure(&mut self, error: StoreError, now: Instant) {
         self.counts.failures += 1;
+        if error.is_other_version() && !self.is_other_version {
+            tracing::error!(problem = %error.problem, "This process cannot share its quota, and rejects its calls");
+        }
+        self.is_other_version = error.is_other_version();
         if self.breaker.on_failure(self.requested_at.unwrap_or(now), now) {
             self.counts.losses += 1;
             // The local fallback begins after the last reservation that a member may have from the store. If it began

@@ -2,7 +2,7 @@
 //! minus estimate), and what it admitted without the store.
 
 use crate::rate::{
-    cost::Cost,
+    budget::Budget,
     redis::{adjustments::Adjustments, amounts::Amounts},
 };
 use tokio::time::Instant;
@@ -49,7 +49,7 @@ impl Reports {
 
     /// Whether the local fallback has reserved anything that no batch of corrections contains yet.
     pub(super) fn has_fallback_usage(&self) -> bool {
-        self.fallback_usage != Amounts::ZERO
+        !self.fallback_usage.is_zero()
     }
 
     /// Whether the store has yet to confirm a correction of an estimate, or what the local fallback admitted while the
@@ -70,31 +70,30 @@ impl Reports {
 
     // --- reservations
 
-    pub(super) fn on_reserved(&mut self, cost: Cost) {
+    pub(super) fn on_reserved(&mut self, cost: Amounts) {
         self.adjustments.on_reserved(cost);
     }
 
     /// Settles a reservation that the store made: see [`Adjustments::settle`].
-    pub(super) fn settle(&mut self, generation: u64, reserved: Cost, used: Cost) {
+    pub(super) fn settle(&mut self, generation: u64, reserved: Amounts, used: Amounts) {
         self.adjustments.settle(generation, reserved, used);
     }
 
     /// Settles a reservation of a local fallback whose usage was reported to the store already: only what was used on
     /// top of the reservation still has to be charged.
-    pub(super) fn settle_reported(&mut self, reserved: Cost, used: Cost) {
+    pub(super) fn settle_reported(&mut self, reserved: Amounts, used: Amounts) {
         // `u64::MAX` stands for estimates that the store does not have, so nothing is refunded: no generation of
         // estimates has this number.
         self.adjustments.settle(u64::MAX, reserved, used);
     }
 
-    pub(super) fn on_fallback_reserved(&mut self, cost: Cost, now: Instant) {
-        self.fallback_usage = self.fallback_usage.saturating_add(cost.into());
+    pub(super) fn on_fallback_reserved(&mut self, cost: Amounts, now: Instant) {
+        self.fallback_usage = self.fallback_usage.saturating_add(cost);
         self.fallback_since.get_or_insert(now);
     }
 
     /// Settles a reservation of the current local fallback: its call has used `used` instead of what was `reserved`.
-    pub(super) fn settle_fallback(&mut self, reserved: Cost, used: Cost) {
-        let (reserved, used) = (Amounts::from(reserved), Amounts::from(used));
+    pub(super) fn settle_fallback(&mut self, reserved: Amounts, used: Amounts) {
         let usage = self.fallback_usage.saturating_sub(reserved.saturating_sub(used));
         self.fallback_usage = usage.saturating_add(used.saturating_sub(reserved));
     }
@@ -132,6 +131,12 @@ impl Reports {
     /// Begins a new generation of estimates, because the store has lost this member's estimates.
     pub(super) fn on_state_lost(&mut self) {
         self.adjustments.on_state_lost();
+    }
+
+    /// Forgets what the new limits do not count.
+    pub(super) fn retain(&mut self, budgets: &[Budget]) {
+        self.adjustments.retain(budgets);
+        self.fallback_usage = self.fallback_usage.retain(budgets);
     }
 
     /// Records that the store has replied, so that it has all estimates that are unsettled now.

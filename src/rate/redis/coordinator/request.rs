@@ -3,6 +3,7 @@
 use super::{Coordinator, MAX_COSTS, PauseReport};
 use crate::rate::{
     cost::Cost,
+    demand::Demand,
     redis::{
         amounts::Amounts,
         loss::OnStoreLoss,
@@ -90,7 +91,7 @@ impl Coordinator {
         let nothing = RequestSnapshot {
             sent_at: now,
             requested: Vec::new(),
-            estimated: Amounts::ZERO,
+            estimated: Amounts::default(),
             lowered: Vec::new(),
             pauses: PauseReport::default(),
             is_forgiving: false,
@@ -114,7 +115,7 @@ impl Coordinator {
         } else {
             self.reports.next_batch(is_unlimited, now)
         };
-        let with_usage = batch.filter(|batch| batch.fallback_usage != Amounts::ZERO);
+        let with_usage = batch.filter(|batch| !batch.fallback_usage.is_zero());
         // The request names the state of the last reply only if the store should still have it. If that state has
         // expired by now, nothing is lost, because its buckets would be full.
         let is_remembered = with_usage.is_some() || self.reports.has_fallback_usage() || self.store.is_kept(now);
@@ -134,9 +135,9 @@ impl Coordinator {
             config_version: self.limits.version(),
             is_change: self.limits.is_changed(),
             batch: self.reports.batch_number(),
-            credit: batch.map_or(Amounts::ZERO, |batch| batch.credit),
-            debit: batch.map_or(Amounts::ZERO, |batch| batch.debit),
-            fallback_usage: batch.map_or(Amounts::ZERO, |batch| batch.fallback_usage),
+            credit: batch.map_or(Amounts::default(), |batch| batch.credit),
+            debit: batch.map_or(Amounts::default(), |batch| batch.debit),
+            fallback_usage: batch.map_or(Amounts::default(), |batch| batch.fallback_usage),
             fallback_age: with_usage.map_or(0, |batch| {
                 micros(now.saturating_duration_since(batch.since)).clamp(1, MAX_MICROS)
             }),
@@ -187,19 +188,19 @@ impl Coordinator {
         let share = self.share_ahead(now).as_micros() as f64;
         let config = self.limits.config();
         // Returns how long the rates take to bring `amounts`, in microseconds.
-        let duration = |amounts: Amounts| {
+        let duration = |amounts: &Demand| {
             let durations = config.specs().iter();
             let durations =
-                durations.map(|(budget, spec)| amounts[*budget] as f64 * spec.unit as f64 / spec.fill as f64);
+                durations.map(|(budget, spec)| amounts.of(*budget) as f64 * spec.unit as f64 / spec.fill as f64);
             durations.fold(0.0, f64::max)
         };
         let mut reserved = self.waiters.unused();
         let mut requestable = Vec::new();
         for (seq, cost) in self.waiters.queued().take(MAX_COSTS) {
-            if duration(reserved) > share {
+            if duration(&reserved) > share {
                 break;
             }
-            reserved = reserved.saturating_add(cost.into());
+            reserved += &cost;
             requestable.push((seq, cost));
         }
         self.retry_at = requestable.is_empty().then(|| now + self.retry_delay(now));

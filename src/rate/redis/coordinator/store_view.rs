@@ -1,8 +1,8 @@
 //! [`StoreView`]: the state of the store, as its last reply to this member described it.
 
-use crate::rate::redis::{
-    amounts::PerBudget,
-    wire::{StoreReply, instant_after},
+use crate::rate::{
+    cost::PerBudget,
+    redis::wire::{StoreReply, instant_after},
 };
 use tokio::time::{Duration, Instant};
 

@@ -499,3 +499,52 @@ fn runtime() -> tokio::runtime::Runtime {
         .build()
         .unwrap()
 }
+
+#[tokio::test(start_paused = true)]
+async fn budgets_of_any_name_are_shared_in_whatever_order_members_name_them() {
+    let server = Server::new();
+    let limits = Limits::new()
+        .budget("images", Rate::per_second(10).burst(4))
+        .output_tokens(Rate::per_second(1_000).burst(500))
+        .requests(Rate::per_second(100));
+    let one = server.member(limits);
+    let start = Instant::now();
+    let estimate = one.acquire_estimate(Cost::input_output_tokens(9, 500).with("images", 3));
+    let estimate = estimate.await.unwrap();
+    assert_eq!(one.available().of("images"), Some(1));
+    assert_eq!(one.available().output_tokens, Some(0));
+    // The other member names the same rates in another order, which changes nothing about what is in the buckets.
+    let limits = Limits::new()
+        .requests(Rate::per_second(100))
+        .output_tokens(Rate::per_second(1_000).burst(500))
+        .budget("images", Rate::per_second(10).burst(4));
+    let other = server.member(limits);
+    assert_eq!(at(&other, Cost::request().with("images", 2), start).await, 102);
+    // 400 of the output tokens and 3 images were not used. Without them, the bucket of images would have lost one.
+    estimate.settle(Cost::input_output_tokens(9, 100));
+    sleep(ms(30)).await;
+    other
+        .acquire(Cost::input_output_tokens(0, 450).with("images", 2))
+        .await
+        .unwrap();
+    assert_eq!(start.elapsed(), ms(154));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_that_another_member_adds_is_charged_from_the_next_call_on() {
+    let server = Server::new();
+    let requests = || Limits::new().requests(Rate::per_second(1_000));
+    let (one, other) = (server.member(requests()), server.member(requests()));
+    one.acquire(Cost::request()).await.unwrap();
+    other.acquire(Cost::request()).await.unwrap();
+    one.set_limits(requests().budget("images", Rate::per_second(1).burst(2)))
+        .unwrap();
+    sleep(ms(10)).await;
+    // The other member does not know of the new limit when it sends its first request.
+    let start = Instant::now();
+    let mut times = Vec::new();
+    for _ in 0..4 {
+        times.push(at(&other, Cost::request().with("images", 1), start).await / 1_000);
+    }
+    assert_eq!(times, [0, 0, 1, 2]);
+}

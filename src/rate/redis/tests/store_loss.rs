@@ -309,5 +309,9 @@ async fn a_loss_is_logged_at_once_and_every_half_minute_with_its_cause_and_durat
     );
     assert!(warnings[3].contains("lost_for=9"), "{logged}");
     let back = logged.lines().last().unwrap();
-    assert!(back.contains("is back") && back.contains("lost_for=9"), "{logged}");
+    // The store is probed again within a second, so the end of the loss is not known to the second.
+    let is_told = ["lost_for=99.", "lost_for=100.", "lost_for=101."]
+        .iter()
+        .any(|time| back.contains(time));
+    assert!(back.contains("is back") && is_told, "{logged}");
 }
