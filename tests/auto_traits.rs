@@ -5,10 +5,10 @@ use tower::{Service, service_fn};
 use tower_outbound::{
     Call, CallHandle, Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer, EventHandle, EventLayer, EventService,
     Events, Executor, InvalidConfig, NetworkRequestEvent, Queue, QueueLayer, RateLimit, RateLimitLayer, RateLimiter,
-    error::{Cancelled, Closed, CostExceedsBurst, Error, Panicked, Refused},
+    error::{AcquireError, Cancelled, Closed, CostExceedsBurst, Error, Panicked, Refused},
     event::{Lagged, ParseStatusError, Subscription},
     executor::{Closure, Monitor, TrySubmitError},
-    rate::{AcquireError, Estimate},
+    rate::Estimate,
 };
 
 fn send<T: Send>() {}
