@@ -116,6 +116,7 @@ mod store;
 mod tests;
 #[cfg(feature = "redis-tls")]
 mod tls;
+#[cfg(test)]
 mod virtual_schedule;
 mod waiters;
 mod wire;
