@@ -107,6 +107,7 @@ mod driver;
 #[cfg(test)]
 mod equality;
 mod fallback;
+mod goodbye;
 mod loss;
 mod quota_config;
 mod script;

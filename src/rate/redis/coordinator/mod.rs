@@ -410,6 +410,11 @@ impl Coordinator {
         self.is_leaving = true;
     }
 
+    /// Whether the limiter was dropped.
+    pub(super) const fn is_leaving(&self) -> bool {
+        self.is_leaving
+    }
+
     /// Whether the driver can end: the limiter was dropped, and either the driver has reported that to the store, or
     /// the store has never replied.
     pub(super) const fn has_ended(&self) -> bool {
