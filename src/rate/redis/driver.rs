@@ -67,6 +67,8 @@ struct InFlightRequest {
 /// The result of a round trip to the store: the connection, to be used again, and the reply or the error.
 type RoundTrip = (Box<dyn Backend>, Result<StoreReply, StoreError>);
 
+// A step is handled where it is made, so its size does not matter.
+#[allow(clippy::large_enum_variant)]
 enum DriverStep {
     RoundTripEnded(RoundTrip),
     /// The driver was notified, or its timer has fired, so it checks what there is to do.

@@ -27,9 +27,9 @@
 --          the stored state has the same version of the limits; an empty reply asks for a request with the limits.
 --
 -- The stored state is a string: the numbers of `state`, the sum of the unsettled estimates of each budget, the numbers
--- of each bucket, an entry for each member (its name, the time of its last request, the number of its last batch of
--- corrections, its unsettled estimates of each budget), the names of the budgets, and the two lines of ARGV[5] from the
--- member that set the limits. A bucket names its budget by its position in the list of names. The state begins with the
+-- of each bucket, an entry for each member (its name, the numbers of `entry`, its unsettled estimates of each budget), the
+-- name of the member that holds the claim, the names of the budgets, and the two lines of ARGV[5] from the member that
+-- set the limits. A bucket names its budget by its position in the list of names. The state begins with the
 -- version of this layout, also in all later releases; the reply begins with it, too.
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
 local read, write, rep, sub, values = struct.unpack, struct.pack, string.rep, string.sub, unpack
