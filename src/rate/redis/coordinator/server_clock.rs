@@ -6,6 +6,9 @@ use tokio::time::{Duration, Instant};
 /// How long the best of several measurements is used before newer ones replace it: two clocks drift apart by about a
 /// millisecond in this time.
 const WINDOW: Duration = Duration::from_secs(10);
+/// How much earlier than a reply usually arrives a reservation may be. A call that is admitted when the reply arrives
+/// needs no timer, which would wait for up to a millisecond longer.
+const SLACK: Duration = Duration::from_millis(2);
 /// How many replies the lead is taken from.
 const REPLIES: usize = 8;
 
@@ -70,16 +73,17 @@ impl ServerClock {
     }
 
     /// Returns how long a reply takes to arrive: the second longest of the last times, so that a single slow reply does
-    /// not count. 0 before the first reply.
+    /// not count, less a part of the time in which a reservation may be used late. 0 before the first reply.
     pub(super) fn lead(&self) -> Duration {
         let mut delays = self.delays;
         let seen = &mut delays[..self.replies.min(REPLIES)];
         seen.sort_unstable();
-        match seen {
+        let usual = match seen {
             [] => Duration::ZERO,
             [only] => *only,
             [.., second, _] => *second,
-        }
+        };
+        usual.saturating_sub(SLACK)
     }
 }
 
@@ -111,9 +115,9 @@ mod tests {
         assert_eq!(clock.local_of(server(500), start), start + ms(500));
         clock.on_reply(server(310), start + ms(300), start + ms(700));
         assert_eq!(clock.local_of(server(500), start), start + ms(500));
-        assert_eq!(clock.lead(), ms(50));
+        assert_eq!(clock.lead(), ms(48));
         clock.on_reply(server(1_095), start + ms(1_000), start + ms(1_100));
-        assert_eq!(clock.lead(), ms(50));
+        assert_eq!(clock.lead(), ms(48));
     }
 
     #[test]

@@ -249,7 +249,9 @@ async fn a_reservation_that_is_not_polled_for_is_given_back() {
     // back 6 ms later, and the next call cannot be admitted before that.
     let first = at(&limiter, Cost::request(), start).await;
     assert!((106..=130).contains(&first), "{first}");
-    assert_eq!(at(&limiter, Cost::request(), start).await, first + 100);
+    // The first call was reserved for when its request reached the server, and admitted when the reply arrived.
+    let second = at(&limiter, Cost::request(), start).await;
+    assert!((99..=100).contains(&(second - first)), "{first} {second}");
     assert_eq!(limiter.store_status().expired_reservations, 1);
     // When the first call is polled again, it gets another reservation.
     for _ in 0..120 {
