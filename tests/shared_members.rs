@@ -45,3 +45,31 @@ async fn a_state_of_another_release_is_left_alone_and_calls_are_rejected_with_bo
             .unwrap();
     }
 }
+
+#[test]
+#[ignore = "needs redis-server"]
+fn short_runs_leave_no_members_behind() {
+    let server = Server::start();
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    for run in 0..20 {
+        let runtime = runtime();
+        let limiter = redis::connect(&server.url(), "quota", limits()).unwrap();
+        runtime.block_on(limiter.acquire(Cost::request())).unwrap();
+        // Either the limiter is dropped first, or the runtime.
+        if run % 2 == 0 {
+            drop(limiter);
+            drop(runtime);
+        } else {
+            drop(runtime);
+            drop(limiter);
+        }
+    }
+    let limiter = redis::connect(&server.url(), "quota", limits()).unwrap();
+    runtime().block_on(limiter.acquire(Cost::request())).unwrap();
+    assert_eq!(limiter.store_status().unwrap().members, 1);
+}

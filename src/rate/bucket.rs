@@ -96,7 +96,7 @@ pub(super) struct Bucket {
 pub(super) const MAX_UNITS: u128 = 1 << 126;
 
 /// The largest sum of unsettled estimates, in units, that the Redis script counts.
-#[cfg(feature = "redis")]
+#[cfg(all(test, feature = "redis"))]
 const MAX_SHARED_ESTIMATED: i128 = 1 << 52;
 
 impl BucketSpec {
@@ -497,6 +497,7 @@ impl Bucket {
     /// reach the Redis store. The share is one of `shares` equal ones. If the bucket was emptied during that time,
     /// `since_emptied` is the number of ticks since then, and at most what one share filled in those ticks is debited:
     /// emptying the bucket has already accounted for what was used before.
+    #[cfg(test)]
     pub(super) fn debit_share(&mut self, amount: u64, since_emptied: Option<u64>, shares: u64) {
         let filled = since_emptied.map_or(i128::MAX, |ticks| {
             let all = u128::from(ticks) * u128::from(self.fill);
@@ -506,6 +507,7 @@ impl Bucket {
     }
 
     /// Sets the sum of the unsettled estimates, in requests or tokens.
+    #[cfg(test)]
     pub(super) fn set_estimated(&mut self, amount: u64) {
         self.set_estimated_units(self.saturating_units(amount).min(MAX_SHARED_ESTIMATED));
     }
@@ -516,6 +518,7 @@ impl Bucket {
     }
 
     /// Returns the number of ticks until the bucket is full if nothing is taken before.
+    #[cfg(test)]
     pub(super) fn until_full(&self) -> u64 {
         let missing = self.capacity.abs_diff(self.balance);
         u64::try_from(missing.div_ceil(u128::from(self.fill))).unwrap_or(u64::MAX)

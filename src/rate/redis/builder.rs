@@ -101,8 +101,7 @@ impl Builder {
     /// If a process is killed, its reservations are wasted: at most what the limits allow in this time. When the store
     /// has lost its state, and before members admit calls at their [local shares](OnStoreLoss::LocalShare), members
     /// admit no call without a reservation for this long, because earlier reservations may be used until then. The
-    /// value has to be the same for all members, and many times as long as a round trip. With more than 25 members it
-    /// should be larger than the default: 40 ms per member.
+    /// value has to be the same for all members, and many times as long as a round trip.
     pub const fn max_ahead(mut self, ahead: Duration) -> Self {
         self.max_ahead = ahead;
         self

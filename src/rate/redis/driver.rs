@@ -7,6 +7,7 @@
 
 use super::{
     coordinator::{Coordinator, RequestSnapshot},
+    goodbye,
     problem::StoreError,
     round_trips::RoundTrips,
     wire::{StoreReply, StoreRequest},
@@ -56,6 +57,8 @@ pub(super) struct SharedCoordinator {
 struct DriverState {
     coordinator: Coordinator,
     has_driver: bool,
+    /// Whether a thread of its own was started to report that this member leaves.
+    has_left_without_runtime: bool,
 }
 
 /// A guard that the driver task owns. When the guard is dropped, it records that there is no driver, and wakes the
@@ -69,6 +72,8 @@ struct InFlightRequest {
     round_trip: ReplyFuture<'static>,
 }
 
+// A step is handled where it is made, so its size does not matter.
+#[allow(clippy::large_enum_variant)]
 enum DriverStep {
     RoundTripEnded(Result<StoreReply, StoreError>),
     /// The driver was notified, or its timer has fired, so it checks what there is to do.
@@ -88,6 +93,7 @@ impl SharedCoordinator {
             state: Mutex::new(DriverState {
                 coordinator,
                 has_driver: false,
+                has_left_without_runtime: false,
             }),
             driver_notify: Notify::new(),
             connect,
@@ -168,9 +174,28 @@ impl SharedCoordinator {
 
     /// Called when the last clone of the limiter is dropped. The driver then reports to the store that this process no
     /// longer shares the quota, and ends.
-    pub(super) fn close(&self) {
-        self.lock().coordinator.leave();
-        self.driver_notify.notify_one();
+    pub(super) fn close(self: &Arc<Self>) {
+        let has_work = {
+            let mut state = self.lock();
+            state.coordinator.leave();
+            !state.coordinator.has_ended()
+        };
+        if !has_work {
+            self.driver_notify.notify_one();
+            return;
+        }
+        self.notify_driver();
+        if !self.lock().has_driver {
+            self.leave_without_runtime();
+        }
+    }
+
+    /// Reports that this member leaves from a thread of its own, if that has not been tried before.
+    fn leave_without_runtime(self: &Arc<Self>) {
+        let was_tried = std::mem::replace(&mut self.lock().has_left_without_runtime, true);
+        if !was_tried {
+            goodbye::leave_without_runtime(self.clone());
+        }
     }
 }
 
@@ -188,6 +213,12 @@ impl InFlightRequest {
 }
 
 // === the task ===
+
+/// Runs a driver in the current task, because the runtime of the former one has ended.
+pub(super) async fn run_again(shared: Arc<SharedCoordinator>) {
+    shared.lock().has_driver = true;
+    run(DriverGuard(shared)).await;
+}
 
 async fn run(guard: DriverGuard) {
     let shared = guard.0.clone();
@@ -277,5 +308,13 @@ impl Drop for DriverGuard {
             state.coordinator.wakers()
         };
         wakers.into_iter().for_each(panic::wake);
+        let has_to_leave = {
+            let state = self.0.lock();
+            state.coordinator.is_leaving() && !state.coordinator.has_ended()
+        };
+        if has_to_leave && !std::thread::panicking() {
+            // The limiter was dropped, and its runtime has ended before the driver could report that.
+            self.0.leave_without_runtime();
+        }
     }
 }

@@ -1,32 +1,26 @@
-//! [`LocalFallback`]: the schedule by which a member admits calls without the store, while the store is lost.
+//! [`LocalFallback`]: the buckets by which a member admits calls without the store, while the store is lost.
 
 use super::{
     quota_config::QuotaConfig,
-    virtual_schedule::VirtualSchedule,
-    wire::{StoreRequest, instant_after, micros},
+    wire::{instant_after, micros},
 };
-use crate::rate::{cost::Cost, pause::Pauses};
-use std::sync::Arc;
+use crate::rate::{bucket::Bucket, budget::Budget, cost::Cost};
 use tokio::time::{Duration, Instant};
 
-/// How far into the future the local fallback makes reservations, in microseconds.
-const MAX_AHEAD: i64 = 100_000;
-/// What the local fallback's clock shows at its `epoch`, in microseconds. It is above 0, because a time or an
-/// incarnation of 0 in a request means that there is none.
-const FIRST_MICRO: i64 = 1;
+/// How far into the future the local fallback makes reservations.
+const MAX_AHEAD: Duration = Duration::from_millis(100);
 
-/// Admits calls at one of several equal shares of the rates. The fallback saves nothing up: its buckets are emptied
-/// before each use.
+/// Admits calls at one of several equal shares of the rates. The fallback saves nothing up while no call waits.
 pub(super) struct LocalFallback {
-    schedule: VirtualSchedule,
     generation: u64,
-    epoch: Instant,
-    /// When the fallback begins to admit calls. Until then members may use reservations that the store made before it
-    /// was lost.
-    begins_at: Instant,
-    config: Option<Arc<QuotaConfig>>,
-    incarnation: i64,
-    sequence: i64,
+    /// The buckets of this member's share of the limits; they count time in microseconds.
+    buckets: Vec<(Budget, Bucket)>,
+    share: Option<QuotaConfig>,
+    /// The time that the balances stand for, which is the time of the last reservation, or later. The fallback begins to
+    /// admit calls at the first one: until then members may use reservations that the store made before it was lost.
+    scheduled_until: Instant,
+    /// Whether a call waits for the buckets to fill.
+    is_filling: bool,
     /// When to make reservations for the waiters in the queue again; `None` if that may be done at once.
     pub(super) retry_at: Option<Instant>,
 }
@@ -34,17 +28,13 @@ pub(super) struct LocalFallback {
 impl LocalFallback {
     /// `generation` is a number that no earlier fallback of this member had. Reservations carry it, so that each is
     /// settled with the fallback that made it.
-    pub(super) fn new(generation: u64, begins_at: Instant, now: Instant) -> Self {
+    pub(super) const fn new(generation: u64, begins_at: Instant) -> Self {
         Self {
-            schedule: VirtualSchedule::default(),
             generation,
-            epoch: now,
-            begins_at,
-            config: None,
-            // The first request to the schedule names an earlier state, so that the buckets begin empty and not with a
-            // burst.
-            incarnation: FIRST_MICRO,
-            sequence: 0,
+            buckets: Vec::new(),
+            share: None,
+            scheduled_until: begins_at,
+            is_filling: false,
             retry_at: None,
         }
     }
@@ -53,37 +43,70 @@ impl LocalFallback {
         self.generation
     }
 
-    /// Reserves `costs` in order, until the schedule reaches further than 100 ms into the future, and returns when each
-    /// of the reserved ones is admitted.
+    /// Reserves `costs` in order, but nothing further than 100 ms into the future, and returns when each of the reserved
+    /// ones is admitted.
     ///
-    /// `config` is this member's share of the limits. `pause` is how much longer the current pause lasts; 0 if there is
-    /// none.
+    /// `share` is this member's share of the limits. No call is admitted before `paused_until`.
     pub(super) fn reserve(
         &mut self,
-        config: QuotaConfig,
-        costs: Vec<Cost>,
-        pause: Duration,
+        share: QuotaConfig,
+        costs: &[Cost],
+        paused_until: Option<Instant>,
         now: Instant,
     ) -> Vec<Instant> {
-        let clock = FIRST_MICRO + micros(now - self.epoch);
-        self.schedule.drain(clock);
-        let config = Arc::new(config);
-        let is_change = self.config.as_ref().is_some_and(|before| *before != config);
-        self.config = Some(config.clone());
-        let request = StoreRequest {
-            max_ahead: MAX_AHEAD,
-            incarnation: self.incarnation,
-            sequence: self.sequence,
-            last_reservation: micros(self.begins_at.saturating_duration_since(now)),
-            is_change,
-            pauses: Pauses::new(micros(pause), -1),
-            costs,
-            ..StoreRequest::new([0; 16], config)
-        };
-        let reply = self.schedule.handle(&request, clock);
-        (self.incarnation, self.sequence) = (reply.incarnation, reply.sequence);
-        self.retry_at = (reply.retry_in > 0).then(|| instant_after(reply.retry_in, now));
-        let delays = reply.delays.into_iter();
-        delays.map(|delay| instant_after(delay, now)).collect()
+        self.set_share(share);
+        if now > self.scheduled_until {
+            self.advance_to(now);
+            if !self.is_filling {
+                self.buckets.iter_mut().for_each(|(_, bucket)| bucket.empty());
+            }
+        }
+        (self.is_filling, self.retry_at) = (false, None);
+        let mut reserved = Vec::new();
+        for cost in costs {
+            let waits = self.buckets.iter();
+            let waits = waits.map(|(budget, bucket)| bucket.time_until(cost.of(*budget)));
+            let wait = i64::try_from(waits.fold(0, u64::max)).unwrap_or(i64::MAX);
+            let filled_at = instant_after(wait, self.scheduled_until);
+            let admitted_at = paused_until.map_or(filled_at, |until| filled_at.max(until));
+            if admitted_at > now + MAX_AHEAD {
+                self.is_filling = true;
+                self.retry_at = Some(admitted_at - MAX_AHEAD);
+                break;
+            }
+            self.advance_to(admitted_at);
+            for (budget, bucket) in &mut self.buckets {
+                bucket.take(cost.of(*budget), false);
+            }
+            reserved.push(admitted_at);
+        }
+        reserved
+    }
+
+    /// Takes over another share of the limits. What is in the buckets stays there.
+    fn set_share(&mut self, share: QuotaConfig) {
+        if self.share.as_ref() == Some(&share) {
+            return;
+        }
+        let new = share.specs().iter();
+        let mut new: Vec<_> = new.map(|(budget, spec)| (*budget, Bucket::new(*spec))).collect();
+        if let Some(before) = &self.share {
+            let matches = share.limits().match_rates(before.limits());
+            for ((_, new), old) in new.iter_mut().zip(matches) {
+                if let Some(old) = old {
+                    new.carry_over(&self.buckets[old].1);
+                }
+            }
+        }
+        (self.buckets, self.share) = (new, Some(share));
+    }
+
+    fn advance_to(&mut self, time: Instant) {
+        // Whole microseconds are added, and the rest is left for the next time.
+        let elapsed = micros(time.saturating_duration_since(self.scheduled_until));
+        self.buckets
+            .iter_mut()
+            .for_each(|(_, bucket)| bucket.advance(elapsed.unsigned_abs()));
+        self.scheduled_until = instant_after(elapsed, self.scheduled_until);
     }
 }

@@ -33,7 +33,11 @@
 //! - **All or nothing, and in order.** A call is charged to all of its buckets at the same time. No member overtakes a
 //!   reservation of another, and a call with a large cost is not starved by small ones.
 //! - **Fair.** Members that have more calls than the limits allow get equal shares, however many callers each member
-//!   has.
+//!   has, and however far it is from the server. Members that have less demand, are idle or have died take nothing from
+//!   them.
+//! - **Nothing far ahead.** A call that has to wait for longer than [`max_ahead`](Builder::max_ahead) holds its place at
+//!   the head of all members, but no reservation. So changed limits, a forgiven debt, and a call before it that gives up
+//!   act at once; a member that does not hear of them from the server asks again within a second.
 //! - **Budgets by name.** All [budgets](crate::rate::Budget) that limits can have are shared. A member whose release keeps
 //!   another version of the state in Redis cannot take part: its calls fail with
 //!   [`StoreUnavailable`](crate::error::StoreUnavailable), which names both versions, unless it is
@@ -133,6 +137,7 @@ mod endpoint;
 #[cfg(test)]
 mod equality;
 mod fallback;
+mod goodbye;
 mod link;
 mod loss;
 mod problem;
@@ -145,6 +150,7 @@ mod store;
 mod tests;
 #[cfg(feature = "redis-tls")]
 mod tls;
+#[cfg(test)]
 mod virtual_schedule;
 mod waiters;
 mod wire;

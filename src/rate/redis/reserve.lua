@@ -27,16 +27,17 @@
 --          the stored state has the same version of the limits; an empty reply asks for a request with the limits.
 --
 -- The stored state is a string: the numbers of `state`, the sum of the unsettled estimates of each budget, the numbers
--- of each bucket, an entry for each member (its name, the time of its last request, the number of its last batch of
--- corrections, its unsettled estimates of each budget), the names of the budgets, and the two lines of ARGV[5] from the
--- member that set the limits. A bucket names its budget by its position in the list of names. The state begins with the
+-- of each bucket, an entry for each member (its name, the numbers of `entry`, its unsettled estimates of each budget), the
+-- name of the member that holds the claim, the names of the budgets, and the two lines of ARGV[5] from the member that
+-- set the limits. A bucket names its budget by its position in the list of names. The state begins with the
 -- version of this layout, also in all later releases; the reply begins with it, too.
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
 local read, write, rep, sub, values = struct.unpack, struct.pack, string.rep, string.sub, unpack
 -- In units: estimates are counted up to this number, so that no sum exceeds what doubles hold exactly.
 local MAX_ESTIMATED = 2 ^ 52
--- All three in microseconds: see their descriptions in virtual_schedule.rs.
+-- All in microseconds: see their descriptions in virtual_schedule.rs.
 local MEMBER_EXPIRY, SWEEP_INTERVAL, RETURN_TIME = 15000000, 1000000, 1500000
+local DEMAND_EXPIRY, CLAIM_EXPIRY, MAX_SERVED = 500000, 2500000, 60000000
 -- In milliseconds: how much longer the key has to live than until the buckets are full and the pause has ended.
 local MIN_RETENTION = 60000
 -- In microseconds: the key's time to live is set again only if it is too short by more than this. So the key may expire
@@ -52,7 +53,9 @@ local REQUEST_NAMES, rates_at = read(REQUEST_FORMAT, ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
-local state, entries, names, text
+local state, entries, claimant, names, text
+-- Whether members that wait have to send their requests again at once, because something has changed.
+local is_announced = false
 -- The positions of the first and of the last bucket in the state; the length of a member's entry in bytes; the formats
 -- of the numbers in the state and in an entry.
 local first_bucket, last_bucket, entry_length, state_format, entry_format
@@ -101,14 +104,15 @@ if stored then
   if stored_version ~= VERSION then return {stored_version} end
   local length = ESTIMATED + its_budgets + BUCKET_LENGTH * its_rates
   first_bucket, last_bucket = ESTIMATED + its_budgets + 1, length - BUCKET_LENGTH + 1
-  entry_length, entry_format = NAME + 16 + 8 * its_budgets, sub('<dddddddddd', 1, 3 + its_budgets)
+  entry_length, entry_format = NAME + 8 * (ENTRY_NUMBERS + its_budgets), sub('<dddddddddddd', 1, 1 + ENTRY_NUMBERS + its_budgets)
   state_format = '<' .. rep('d', length)
   state = {read(state_format, stored)}
   -- The last value that was read is no number of the state: it is the position where reading stopped.
   local from = state[length + 1]
   local to = from + entry_length * state.members
-  entries, names = sub(stored, from, to - 1), sub(stored, to, to + state.names_length - 1)
-  text = sub(stored, to + state.names_length)
+  entries, claimant = sub(stored, from, to - 1), sub(stored, to, to + NAME - 1)
+  to = to + NAME
+  names, text = sub(stored, to, to + state.names_length - 1), sub(stored, to + state.names_length)
   state[length + 1] = nil
 end
 if incarnation == 0 and redis.call('GET', KEYS[2]) then return {FIRST_VERSION} end
@@ -166,7 +170,7 @@ else
     first_bucket = ESTIMATED + budgets + 1
     last_bucket = first_bucket + BUCKET_LENGTH * (rates - 1)
     state_format = '<' .. rep('d', last_bucket + BUCKET_LENGTH - 1)
-    entry_length, entry_format = NAME + 16 + 8 * budgets, sub('<dddddddddd', 1, 3 + budgets)
+    entry_length, entry_format = NAME + 8 * (ENTRY_NUMBERS + budgets), sub('<dddddddddddd', 1, 1 + ENTRY_NUMBERS + budgets)
     for i = 1, budgets do
       state[ESTIMATED + i] = 0
     end
@@ -218,9 +222,9 @@ else
     for at = 1, #entries, old_length do
       local numbers = {read(old_format, entries, at + NAME)}
       for i, name in ipairs(old_names) do
-        estimated_of[name] = numbers[2 + i]
+        estimated_of[name] = numbers[ENTRY_NUMBERS + i]
       end
-      local entry = {numbers[1], numbers[2]}
+      local entry = {values(numbers, 1, ENTRY_NUMBERS)}
       for _, name in ipairs(new_names) do
         table.insert(entry, estimated_of[name] or 0)
       end
@@ -263,7 +267,7 @@ else
   end
 
   local function forget_members()
-    entries, state.members = '', 0
+    entries, state.members, state.wanting, state.claimed_until = '', 0, 0, 0
     for i = 1, state.budgets do
       state[ESTIMATED + i] = 0
     end
@@ -271,7 +275,7 @@ else
   end
 
   if not stored then
-    state, entries = {STATE_ZEROS}, ''
+    state, entries, claimant = {STATE_ZEROS}, '', rep('\0', NAME)
     state.incarnation, state.clock, state.scheduled_until, state.swept_at = now, now, now, now
     state.version, state.config_version, state.began_full = VERSION, now, 1
     create_buckets()
@@ -280,7 +284,7 @@ else
       -- The member has seen a state that is lost. What other members have taken from that state cannot be found out, so
       -- the buckets begin empty.
       state.incarnation, state.began_full = max(now, incarnation + 1), 0
-      hold(max(last_reservation, max_ahead), true)
+      hold(max_ahead, true)
     end
   end
 
@@ -291,12 +295,14 @@ else
     state.user_paused_until = max(state.user_paused_until - back, 0)
     state.provider_paused_until = max(state.provider_paused_until - back, 0)
     state.swept_at, state.emptied_at = state.swept_at - back, state.emptied_at - back
+    state.claimed_until, state.claim_at = state.claimed_until - back, state.claim_at - back
     state.expires_at, state.last_contact = state.expires_at - back, state.last_contact - back
     local moved = {}
     for at = 1, #entries, entry_length do
-      local seen = write('<d', read('<d', entries, at + NAME) - back)
-      local rest = sub(entries, at + NAME + 8, at + entry_length - 1)
-      table.insert(moved, sub(entries, at, at + NAME - 1) .. seen .. rest)
+      local entry = {read(entry_format, entries, at + NAME)}
+      entry.seen_at, entry.served_until = entry.seen_at - back, entry.served_until - back
+      entry.wants_until, entry[ENTRY_NUMBERS + 1 + state.budgets] = entry.wants_until - back, nil
+      table.insert(moved, sub(entries, at, at + NAME - 1) .. write(entry_format, values(entry)))
     end
     entries = table.concat(moved)
   end
@@ -305,13 +311,13 @@ else
   if incarnation ~= 0 and incarnation ~= state.incarnation then
     is_stale = true
     -- A state that began with full buckets was not informed of the earlier one that this member has seen.
-    if state.began_full == 1 then hold(max(last_reservation, max_ahead), true) else hold(last_reservation, false) end
+    if state.began_full == 1 then hold(max_ahead, true) else hold(min(last_reservation, max_ahead), false) end
     state.began_full = 0
   elseif incarnation ~= 0 and state.sequence < sequence then
     -- The server went back to an old snapshot, or to a replica that lagged behind, so that the stored state is older
     -- than the member's last reply.
     is_stale = true
-    hold(max(last_reservation, max_ahead), true)
+    hold(max_ahead, true)
     state.incarnation, state.began_full, state.sequence = max(now, state.incarnation + 1), 0, sequence
     forget_members()
   end
@@ -331,6 +337,7 @@ else
         state.config_version = config_version
       end
       local is_any_new = configure()
+      is_announced = true
       adapt_withheld()
       -- Earlier estimates were never charged to a new bucket, so they must not be refunded to it.
       if is_any_new then forget_members() end
@@ -352,8 +359,7 @@ if provider_pause > 0 and now + provider_pause > provider_paused_until or
 end
 if user_paused_until ~= state.user_paused_until or provider_paused_until ~= state.provider_paused_until then
   state.user_paused_until, state.provider_paused_until = user_paused_until, provider_paused_until
-  local user, provider = max(user_paused_until - now, 0), max(provider_paused_until - now, 0)
-  redis.call('PUBLISH', ARGV[3], string.format('%.0f %.0f', user, provider))
+  is_announced = true
 end
 -- The reported amounts belong to the rates of the member's limits, so they are used only if these limits are in force.
 if lowered > 0 and string.match(text, '^[^\n]*') == string.match(ARGV[5], '^[^\n]*') then
@@ -369,20 +375,22 @@ end
 
 if now - state.swept_at >= SWEEP_INTERVAL then
   local kept = {}
+  state.swept_at, state.wanting = now, 0
   for i = 1, state.budgets do
     state[ESTIMATED + i] = 0
   end
   for at = 1, #entries, entry_length do
-    local numbers = {read(entry_format, entries, at + NAME)}
-    if now - numbers[1] < MEMBER_EXPIRY then
+    local entry = {read(entry_format, entries, at + NAME)}
+    if now - entry.seen_at < MEMBER_EXPIRY then
       for i = 1, state.budgets do
-        state[ESTIMATED + i] = state[ESTIMATED + i] + numbers[2 + i]
+        state[ESTIMATED + i] = state[ESTIMATED + i] + entry[ENTRY_NUMBERS + i]
       end
+      if entry.wants_until > now then state.wanting = state.wanting + 1 end
       table.insert(kept, sub(entries, at, at + entry_length - 1))
     end
   end
   entries = table.concat(kept)
-  state.swept_at, state.members = now, #kept
+  state.members = #kept
   adapt_withheld()
 end
 
@@ -425,12 +433,10 @@ while entry_at and entry_at % entry_length ~= 1 do
 end
 -- A batch of corrections is counted once: if its reply was lost, the member sends it again with the same number.
 local is_known, is_counted = entry_at and not is_stale, is_probe == 1
--- The entry of the member: when it was seen, its batch, and then its estimates, beginning at `OWN + 1`.
-local OWN = 2
-local own
+local entry
 if entry_at then
-  own = {read(entry_format, entries, entry_at + NAME)}
-  local last_batch = own[2]
+  entry = {read(entry_format, entries, entry_at + NAME)}
+  local last_batch = entry.batch
   if is_counted then batch = last_batch end
   is_counted = is_counted or is_known and last_batch == batch
 end
@@ -467,7 +473,7 @@ if not is_counted then
       end
     end
     if is_known then
-      local refund = min(min(credit, own[OWN + budget], all_estimated) * bucket.unit, MAX_ESTIMATED)
+      local refund = min(min(credit, entry[ENTRY_NUMBERS + budget], all_estimated) * bucket.unit, MAX_ESTIMATED)
       local kept = min(refund, bucket.withheld)
       bucket.withheld = bucket.withheld - kept
       balance = min(balance + refund - kept, bucket.capacity)
@@ -482,21 +488,26 @@ if is_forgiving == 1 then
     bucket.balance = bucket.balance + debt
     bucket.withheld = min(bucket.withheld + debt, estimated)
   end
+  is_announced = true
 end
 if is_probe == 0 then state.last_contact = now end
-if not entry_at then own = {0, 0} end
-own[1], own[2], own[OWN + count + 1] = now, batch, nil
+if not entry_at then entry = {ENTRY_ZEROS} end
+entry.seen_at, entry.batch, entry[ENTRY_NUMBERS + count + 1] = now, batch, nil
 for i = 1, count do
   -- The estimates of the other members, to which those of this member are added.
-  local estimated, others = 0, state[ESTIMATED + i] - (entry_at and own[OWN + i] or 0)
+  local estimated, others = 0, state[ESTIMATED + i] - (entry_at and entry[ENTRY_NUMBERS + i] or 0)
   if others < 0 then others = 0 end
   if is_known then estimated = amounts[estimates + i] end
-  own[OWN + i], state[ESTIMATED + i] = estimated, others + estimated
+  entry[ENTRY_NUMBERS + i], state[ESTIMATED + i] = estimated, others + estimated
 end
 adapt_withheld()
 
--- 7. Reserve the costs in order, until the schedule reaches further than max_ahead into the future. Each cost is
--- admitted at the earliest time when all buckets have enough.
+-- 7. Reserve the costs in order. Each cost is admitted at the earliest time when all buckets have enough and the member
+-- has the reply, but nothing is reserved further than max_ahead into the future. A cost that has to wait longer claims
+-- the next reservation: until it has it, or gives up, no other cost of any member is reserved.
+--
+-- While the schedule reaches further than `ahead` into the future, each member with more demand than it was given gets
+-- an equal part of it: `served_until` advances by the time that its reservations take, times the number of such members.
 
 local reply = {REPLY_ZEROS}
 -- The numbers of the reply are followed by what remains of each budget of the member, and then by the delays.
@@ -506,18 +517,34 @@ for i = REPLY_LENGTH + 1, delays_at do
 end
 -- The estimates of this member grow by as much as the sums of all members, so only the sums are counted in the loop.
 for i = 1, count do
-  own[OWN + i] = own[OWN + i] - state[ESTIMATED + i]
+  entry[ENTRY_NUMBERS + i] = entry[ENTRY_NUMBERS + i] - state[ESTIMATED + i]
 end
 local retry_in, reserved, scheduled_until = 0, 0, state.scheduled_until
 local paused_until = max(user_paused_until, provider_paused_until)
+local is_counted_as_wanting = entry.wants_until > state.swept_at
+local sharing = is_counted_as_wanting and state.wanting or state.wanting + 1
+if entry.served_until < now then entry.served_until = now end
+local was_claiming = claimant == ARGV[2] and state.claimed_until > now
+if was_claiming then state.claimed_until = 0 end
 if is_missing then costs = 0 end
+-- The earliest time of the next reservation.
+local from = max(scheduled_until, paused_until, now + lead)
+local served_from = entry.served_until - from * sharing
 for _ = 1, costs do
-  local admitted_at, is_impossible = scheduled_until, false
-  if paused_until > admitted_at then admitted_at = paused_until end
-  if admitted_at - now > max_ahead then
-    retry_in = admitted_at - now - max_ahead
+  if from - now > max_ahead then
+    retry_in = from - now - max_ahead
     break
   end
+  if state.claimed_until > now then
+    retry_in = max(state.claim_at - now - max_ahead, 1)
+    break
+  end
+  local too_far = min(from, served_from + from * sharing) - now - ahead
+  if too_far > 0 then
+    retry_in = too_far
+    break
+  end
+  local admitted_at, is_impossible = from, false
   for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
     local needed = amounts[cost_at + bucket.budget] * bucket.unit
     if needed > bucket.balance and needed > 0 then
@@ -529,10 +556,16 @@ for _ = 1, costs do
   -- The cost exceeds a burst of the limits in force, which the member does not have yet. It learns them from the reply
   -- and rejects the call.
   if is_impossible then break end
+  if admitted_at - now > max_ahead then
+    claimant, state.claimed_until, state.claim_at = ARGV[2], now + CLAIM_EXPIRY, admitted_at
+    retry_in = admitted_at - now - max_ahead
+    break
+  end
   if admitted_at > scheduled_until then
     advance_to(admitted_at)
     scheduled_until = admitted_at
   end
+  from = admitted_at
   for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
     bucket.balance = bucket.balance - amounts[cost_at + bucket.budget] * bucket.unit
   end
@@ -543,19 +576,28 @@ for _ = 1, costs do
   cost_at, reserved = cost_at + count, reserved + 1
   reply[delays_at + reserved] = admitted_at - now
 end
+if reserved > 0 then entry.served_until = min(served_from + from * sharing, now + MAX_SERVED) end
+if costs > reserved or is_backlogged == 1 then
+  entry.wants_until = now + DEMAND_EXPIRY
+  if not is_counted_as_wanting then state.wanting = state.wanting + 1 end
+  is_counted_as_wanting = true
+end
+if is_leaving == 1 and is_counted_as_wanting then state.wanting = state.wanting - 1 end
+-- The claim has ended earlier than the other members expect.
+if was_claiming and state.claimed_until == 0 and state.claim_at - now > max_ahead then is_announced = true end
 
 -- 8. Store the state, and reply to the member.
 
 state.sequence = state.sequence + 1
 for i = 1, count do
-  own[OWN + i] = own[OWN + i] + state[ESTIMATED + i]
+  entry[ENTRY_NUMBERS + i] = entry[ENTRY_NUMBERS + i] + state[ESTIMATED + i]
 end
-local entry = ''
-if is_leaving == 0 then entry = ARGV[2] .. write(entry_format, values(own)) end
+local own = ''
+if is_leaving == 0 then own = ARGV[2] .. write(entry_format, values(entry)) end
 if entry_at then
-  entries = sub(entries, 1, entry_at - 1) .. entry .. sub(entries, entry_at + entry_length)
+  entries = sub(entries, 1, entry_at - 1) .. own .. sub(entries, entry_at + entry_length)
 else
-  entries = entries .. entry
+  entries = entries .. own
 end
 state.members = #entries / entry_length
 
@@ -579,11 +621,16 @@ local retention = floor((max(scheduled_until + until_full, paused_until) - now) 
 local is_too_short = state.expires_at - now < retention * 1000 - EXPIRY_SLACK
 if is_too_short then state.expires_at = now + retention * 1000 end
 state.names_length = #names
-local packed = write(state_format, values(state)) .. entries .. names .. text
+local packed = write(state_format, values(state)) .. entries .. claimant .. names .. text
 if is_too_short then
   redis.call('SET', KEYS[1], packed, 'PX', retention)
 else
   redis.call('SET', KEYS[1], packed, 'KEEPTTL')
+end
+
+if is_announced then
+  local user, provider = max(user_paused_until - now, 0), max(provider_paused_until - now, 0)
+  redis.call('PUBLISH', ARGV[3], string.format('%.0f %.0f', user, provider))
 end
 
 reply.version = VERSION
@@ -591,6 +638,7 @@ reply.sequence, reply.incarnation, reply.config_version = state.sequence, state.
 reply.user_pause, reply.provider_pause = max(user_paused_until - now, 0), max(provider_paused_until - now, 0)
 reply.members = state.members
 if is_known then reply.is_known = 1 end
+if state.claimed_until > now and claimant == ARGV[2] then reply.is_claiming = 1 end
 reply.retention, reply.offset = retention, scheduled_until - now
 reply.retry_in, reply.now, reply.reserved = retry_in, now, reserved
 if state.config_version ~= config_version then

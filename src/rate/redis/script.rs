@@ -65,6 +65,13 @@ const STATE: &[&str] = &[
     "emptied_at",
     // When the server deletes the key of this state.
     "expires_at",
+    // How many members were given less than they have demand for; those that have been given all since are counted until
+    // the script looks for members to remove.
+    "wanting",
+    // Until when a cost that has to wait for longer than the script reserves ahead keeps its place at the head of all
+    // members, and when it is expected to be admitted.
+    "claimed_until",
+    "claim_at",
 ]; // The sum of the unsettled estimates of all members follows, a number for each budget.
 
 /// The names of the numbers of a bucket, in their order: position of the budget in the list of names, period of the rate in
@@ -74,6 +81,18 @@ const STATE: &[&str] = &[
 /// `STATE` and the estimates.
 const BUCKET: &[&str] = &[
     "budget", "period", "fill", "unit", "capacity", "max_debt", "balance", "withheld",
+];
+
+/// The names of the numbers in the entry of a member, in their order. Its unsettled estimates of each budget follow.
+const ENTRY: &[&str] = &[
+    // When the member sent its last request.
+    "seen_at",
+    // The number of its last batch of corrections.
+    "batch",
+    // Up to when the member was given its part of the schedule.
+    "served_until",
+    // Until when the member counts as one with more demand than it was given.
+    "wants_until",
 ];
 
 fn generate(template: &str) -> String {
@@ -90,6 +109,8 @@ fn generate(template: &str) -> String {
         ("AMOUNT_LISTS", AMOUNT_LISTS.to_string()),
         ("FIRST_VERSION", FIRST_VERSION.to_string()),
         ("VERSION", VERSION.to_string()),
+        ("ENTRY_ZEROS", vec!["0"; ENTRY.len()].join(", ")),
+        ("ENTRY_NUMBERS", ENTRY.len().to_string()),
         ("BUCKET_LENGTH", BUCKET.len().to_string()),
     ];
     let element = |table: &str, at: usize| match (table, at) {
@@ -99,7 +120,13 @@ fn generate(template: &str) -> String {
         _ => format!("{table}[{}]", at + 1),
     };
     let mut elements = Vec::new();
-    for (table, names) in [("state", STATE), ("bucket", BUCKET), ("reply", ReplyNumbers::NAMES)] {
+    let tables = [
+        ("state", STATE),
+        ("bucket", BUCKET),
+        ("entry", ENTRY),
+        ("reply", ReplyNumbers::NAMES),
+    ];
+    for (table, names) in tables {
         let named = names.iter().enumerate();
         elements.extend(named.map(|(at, name)| (format!("{table}.{name}"), element(table, at))));
     }
@@ -125,16 +152,17 @@ mod tests {
                         reply.now = state.members + bucket.unit + bucket.budget";
         assert_eq!(
             generate(template),
-            "local max_ahead, incarnation, sequence, last_reservation, config_version, is_change, is_leaving, \
+            "local max_ahead, ahead, lead, incarnation, sequence, last_reservation, config_version, is_change, is_leaving, \
              is_probe, user_pause, provider_pause, is_forgiving, batch, fallback_age, member_count, lowered, rates, \
-             budgets, costs, rest = read('<dddddddddddddddddd')\n\
-             reply[12] = state[15] + state[bucket + 3] + state[bucket]"
+             budgets, costs, is_backlogged, rest = \
+             read('<ddddddddddddddddddddd')\n\
+             reply[13] = state[15] + state[bucket + 3] + state[bucket]"
         );
     }
 
     #[test]
     fn the_script_uses_no_name_that_is_in_no_list() {
-        for table in ["state.", "bucket.", "reply."] {
+        for table in ["state.", "bucket.", "entry.", "reply."] {
             let unknown = SCRIPT
                 .split(table)
                 .skip(1)

@@ -398,7 +398,9 @@ impl Drop for SharedAdmission {
     fn drop(&mut self) {
         if let Some(seq) = self.seq {
             let shared = &self.limiter.handle.shared;
-            shared.with_coordinator(|coordinator| coordinator.remove_waiter(seq));
+            if shared.with_coordinator(|coordinator| coordinator.remove_waiter(seq)) {
+                shared.notify_driver();
+            }
         }
     }
 }

@@ -5,9 +5,8 @@
 //! at which *all* buckets have enough, and is charged as of that time. So calls are admitted in order, nothing is
 //! charged before it is used, and at most `burst + rate x T` is admitted in any window of length T.
 //!
-//! A process that has lost the store admits calls by such a schedule ([`LocalFallback`](super::fallback)), and the
-//! tests compare the script with it. Callers pass the time, in microseconds. The schedule holds no lock, clock or
-//! timer.
+//! Only tests use it: one compares the script with it, and others use it in place of a server. Callers pass the time, in
+//! microseconds. The schedule holds no lock, clock or timer.
 
 use super::{
     amounts::Amounts,
@@ -30,6 +29,13 @@ const SWEEP_INTERVAL: i64 = 1_000_000;
 /// If members lost the store at the same time, and one of them has reached it again, all others are assumed to reach it
 /// within this many microseconds.
 const RETURN_TIME: i64 = 1_500_000;
+/// How long a member counts as one with more demand than it was given, in microseconds, after a request of which that
+/// was true.
+const DEMAND_EXPIRY: i64 = 500_000;
+/// How long a claim lasts if its member sends no further request, in microseconds.
+const CLAIM_EXPIRY: i64 = 2_500_000;
+/// For how long, in microseconds, a member that was given more than its part may be given less than it.
+const MAX_SERVED: i64 = 60_000_000;
 /// How much longer the state is kept than until its buckets are full and its pause has ended, in milliseconds.
 const MIN_RETENTION: i64 = 60_000;
 
@@ -71,6 +77,19 @@ struct QuotaState {
     configured_as: String,
     buckets: Vec<(Budget, Bucket)>,
     members: HashMap<Member, MemberEntry>,
+    /// How many members have more demand than they were given: those whose `wants_until` is after `swept_at`.
+    wanting: i64,
+    claim: Claim,
+}
+
+/// The place at the head of all members of a cost that has to wait for longer than `max_ahead`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Claim {
+    member: Member,
+    /// Until when the claim lasts; 0 if there is none.
+    until: i64,
+    /// When the cost is expected to be admitted.
+    admitted_at: i64,
 }
 
 /// What the stored state keeps of a member.
@@ -82,6 +101,10 @@ struct MemberEntry {
     estimated: Amounts,
     /// The number of the member's last batch of corrections.
     batch: i64,
+    /// Up to when the member was given its part of the schedule.
+    served_until: i64,
+    /// Until when the member counts as one with more demand than it was given.
+    wants_until: i64,
 }
 
 /// What was reserved for the costs of a request to the store.
@@ -126,7 +149,9 @@ impl VirtualSchedule {
         let before = state.members.get(&request.member).copied();
         let is_known = before.is_some() && !is_stale;
         let estimated = state.settle(request, before, is_known);
-        let reserved = state.reserve(request);
+        let demand = before.map_or((now, 0), |before| (before.served_until.max(now), before.wants_until));
+        let (mut served_until, mut wants_until) = demand;
+        let reserved = state.reserve(request, &mut served_until, &mut wants_until);
 
         state.sequence += 1;
         if request.is_leaving {
@@ -139,6 +164,8 @@ impl VirtualSchedule {
                     Some(before) if request.is_probe => before.batch,
                     _ => request.batch,
                 },
+                served_until,
+                wants_until,
             };
             state.members.insert(request.member, entry);
         }
@@ -149,6 +176,7 @@ impl VirtualSchedule {
             pauses: state.pauses.map(|until| (until - now).max(0)),
             members: state.members.len() as u64,
             is_known,
+            is_claiming: state.claim.until > now && state.claim.member == request.member,
             retention: state.retention(),
             offset: state.scheduled_until - now,
             remaining: state.remaining(request.config.budgets()),
@@ -159,18 +187,6 @@ impl VirtualSchedule {
         }
     }
 
-    /// Empties the buckets at `now`, so that nothing is saved up until then. Debts stay. Does nothing if there is a
-    /// reservation for `now` or later.
-    pub(super) fn drain(&mut self, now: i64) {
-        if let Some(state) = &mut self.state {
-            if now > state.scheduled_until {
-                state.advance_to(now);
-                state.empty_buckets();
-            }
-        }
-    }
-
-    #[cfg(test)]
     pub(super) fn lose_state(&mut self) {
         self.state = None;
     }
@@ -190,7 +206,7 @@ impl QuotaState {
             sequence: 0,
             clock: now,
             last_contact: 0,
-            scheduled_until: if is_first { now } else { now + hold_time(request) },
+            scheduled_until: if is_first { now } else { now + request.max_ahead },
             pauses: Pauses::default(),
             config_version: if request.config_version == 0 {
                 now
@@ -205,6 +221,8 @@ impl QuotaState {
             configured_as: request.configured_as.clone(),
             buckets: new_buckets(&request.config),
             members: HashMap::new(),
+            wanting: 0,
+            claim: Claim::default(),
         };
         if !is_first {
             // How much the other members have taken from the lost state cannot be found out, so the buckets
@@ -226,7 +244,11 @@ impl QuotaState {
             self.last_contact -= back;
             for member in self.members.values_mut() {
                 member.seen_at -= back;
+                member.served_until -= back;
+                member.wants_until -= back;
             }
+            self.claim.until -= back;
+            self.claim.admitted_at -= back;
         }
         self.clock = now;
     }
@@ -241,9 +263,9 @@ impl QuotaState {
             if self.began_full {
                 // This state began with full buckets, because the member that created it did not know of the lost
                 // state. So the buckets are emptied now.
-                self.hold(hold_time(request), true);
+                self.hold(request.max_ahead, true);
             } else {
-                self.hold(request.last_reservation, false);
+                self.hold(request.last_reservation.min(request.max_ahead), false);
             }
             self.began_full = false;
             return true;
@@ -251,7 +273,7 @@ impl QuotaState {
         if self.sequence < request.sequence {
             // The server went back to an old snapshot, or to a replica that lagged behind, so that this state is older
             // than the member's last reply.
-            self.hold(hold_time(request), true);
+            self.hold(request.max_ahead, true);
             self.incarnation = self.clock.max(self.incarnation + 1);
             self.began_full = false;
             self.sequence = request.sequence;
@@ -307,6 +329,8 @@ impl QuotaState {
         }
         self.swept_at = now;
         self.members.retain(|_, member| now - member.seen_at < MEMBER_EXPIRY);
+        let wanting = self.members.values().filter(|member| member.wants_until > now);
+        self.wanting = wanting.count() as i64;
         let estimates = self.members.values().map(|member| member.estimated);
         self.set_estimated(estimates.fold(Amounts::default(), Amounts::saturating_add));
     }
@@ -358,24 +382,44 @@ impl QuotaState {
         }
     }
 
-    /// Reserves the costs of the request in order, until the schedule reaches further than `max_ahead` into the future.
-    fn reserve(&mut self, request: &StoreRequest) -> Reserved {
+    /// Reserves the costs of the request in order, but nothing further than `max_ahead` into the future. A cost that has to
+    /// wait longer claims the next reservation: until it has it, or gives up, no other cost is reserved.
+    ///
+    /// While the schedule reaches further than `ahead` into the future, each member with more demand than it was given gets
+    /// an equal part of it: `served_until` advances by the time that its reservations take, times the number of such
+    /// members.
+    fn reserve(&mut self, request: &StoreRequest, served_until: &mut i64, wants_until: &mut i64) -> Reserved {
         let now = self.clock;
         let mut reserved = Reserved {
             amounts: Amounts::default(),
             delays: Vec::with_capacity(request.costs.len()),
             retry_in: 0,
         };
-        let declared = request.config.budgets();
-        if self.config.budgets().iter().any(|budget| !declared.contains(budget)) {
-            // The member does not know that one of the budgets is limited. It learns that from the reply, and asks again.
-            return reserved;
+        let was_counted = *wants_until > self.swept_at;
+        let sharing = self.wanting + i64::from(!was_counted);
+        if self.claim.member == request.member && self.claim.until > now {
+            self.claim.until = 0;
         }
-        for cost in &request.costs {
+        let declared = request.config.budgets();
+        // If the member does not know that one of the budgets is limited, nothing is reserved. It learns that from the
+        // reply, and asks again.
+        let is_missing = self.config.budgets().iter().any(|budget| !declared.contains(budget));
+        let costs = if is_missing { &[] } else { &request.costs[..] };
+        let mut from = self.scheduled_until.max(self.pauses.until()).max(now + request.lead);
+        let served_from = *served_until - from * sharing;
+        for cost in costs {
             let cost = self.config.amounts(cost);
-            let from = self.scheduled_until.max(self.pauses.until());
             if from - now > request.max_ahead {
                 reserved.retry_in = from - now - request.max_ahead;
+                break;
+            }
+            if self.claim.until > now {
+                reserved.retry_in = (self.claim.admitted_at - now - request.max_ahead).max(1);
+                break;
+            }
+            let too_far = from.min(served_from + from * sharing) - now - request.ahead;
+            if too_far > 0 {
+                reserved.retry_in = too_far;
                 break;
             }
             if self
@@ -390,13 +434,33 @@ impl QuotaState {
             let waits = self.buckets.iter();
             let waits = waits.map(|(budget, bucket)| bucket.time_until(cost.of(*budget)));
             let admitted_at = from.max(self.scheduled_until + waits.fold(0, u64::max) as i64);
+            if admitted_at - now > request.max_ahead {
+                self.claim = Claim {
+                    member: request.member,
+                    until: now + CLAIM_EXPIRY,
+                    admitted_at,
+                };
+                reserved.retry_in = admitted_at - now - request.max_ahead;
+                break;
+            }
             self.advance_to(admitted_at);
+            from = admitted_at;
             for (budget, bucket) in &mut self.buckets {
                 bucket.take(cost.of(*budget), false);
             }
             self.set_estimated(self.estimated.saturating_add(cost));
             reserved.amounts = reserved.amounts.saturating_add(cost);
             reserved.delays.push(admitted_at - now);
+        }
+        if !reserved.delays.is_empty() {
+            *served_until = (served_from + from * sharing).min(now + MAX_SERVED);
+        }
+        if costs.len() > reserved.delays.len() || request.is_backlogged {
+            *wants_until = now + DEMAND_EXPIRY;
+            self.wanting += i64::from(!was_counted);
+        }
+        if request.is_leaving && *wants_until > self.swept_at {
+            self.wanting -= 1;
         }
         reserved
     }
@@ -433,6 +497,8 @@ impl QuotaState {
 
     fn forget_members(&mut self) {
         self.members.clear();
+        self.wanting = 0;
+        self.claim.until = 0;
         self.set_estimated(Amounts::default());
     }
 
@@ -455,11 +521,6 @@ impl QuotaState {
         }
         remaining
     }
-}
-
-/// Returns for how many microseconds members may have reservations from a state that is lost.
-fn hold_time(request: &StoreRequest) -> i64 {
-    request.last_reservation.max(request.max_ahead)
 }
 
 fn new_buckets(config: &QuotaConfig) -> Vec<(Budget, Bucket)> {

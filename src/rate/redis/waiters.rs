@@ -146,11 +146,13 @@ impl Waiters {
     }
 
     /// Puts the waiter back into the queue, because a request to the store has not reserved its cost. Does nothing if
-    /// the waiter was dropped.
-    pub(super) fn on_not_reserved(&mut self, seq: u64) {
-        if self.entries.contains_key(&seq) {
+    /// the waiter was dropped. Returns whether it was not.
+    pub(super) fn on_not_reserved(&mut self, seq: u64) -> bool {
+        let is_waiting = self.entries.contains_key(&seq);
+        if is_waiting {
             self.queued.insert(seq);
         }
+        is_waiting
     }
 
     /// Gives the waiter its reservation. Returns `false` if the waiter was dropped before, and the caller has to give

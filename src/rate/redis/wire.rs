@@ -31,9 +31,14 @@ pub(super) struct StoreRequest {
     pub(super) is_leaving: bool,
     /// Whether the request only finds out if a lost store is back. Such a probe carries no corrections and no costs.
     pub(super) is_probe: bool,
-    /// The store makes no further reservation while its last reservation, or the end of a pause, is further in the
-    /// future than this many microseconds.
+    /// The store makes no reservation that is further in the future than this many microseconds.
     pub(super) max_ahead: i64,
+    /// While the schedule reaches no further than this many microseconds into the future, the store makes reservations for
+    /// whatever member asks first. Beyond that, members with more demand get equal parts.
+    pub(super) ahead: i64,
+    /// How long the reply takes to arrive, in microseconds: no reservation is made for an earlier time, because it could
+    /// not be used then.
+    pub(super) lead: i64,
     /// Identifies the stored state that the member's last reply came from; 0 if there was no reply, or if that state
     /// has expired.
     pub(super) incarnation: i64,
@@ -74,6 +79,8 @@ pub(super) struct StoreRequest {
     pub(super) lowered: Vec<(usize, u64)>,
     /// The costs of the waiting calls that the store has to reserve, in this order.
     pub(super) costs: Vec<Cost>,
+    /// Whether more calls wait than those whose costs are in this request.
+    pub(super) is_backlogged: bool,
 }
 
 /// What the store replies to a request. Times are in microseconds; all of them but `now` count from the reply.
@@ -89,6 +96,9 @@ pub(super) struct StoreReply {
     pub(super) members: u64,
     /// Whether the store still had the member's estimates, so that it could refund what was not used of them.
     pub(super) is_known: bool,
+    /// Whether the first cost that was not reserved has to wait for longer than `max_ahead`, and has claimed the next
+    /// reservation. If its call is dropped, the store has to be told with the next request.
+    pub(super) is_claiming: bool,
     /// For how many milliseconds the store keeps the state if no further request arrives. The state may expire up to
     /// 30 s earlier, because its time to live is not renewed with every request.
     pub(super) retention: i64,
@@ -134,6 +144,8 @@ numbers! {
     /// field.
     struct RequestNumbers of f64 {
         max_ahead,
+        ahead,
+        lead,
         incarnation,
         sequence,
         last_reservation,
@@ -155,6 +167,7 @@ numbers! {
         /// with a number for each of these budgets, and then each cost.
         budgets,
         costs,
+        is_backlogged,
     }
 }
 
@@ -181,6 +194,8 @@ numbers! {
         provider_pause,
         members,
         is_known,
+        /// 1 if the first cost that was not reserved has claimed the next reservation of all members.
+        is_claiming,
         retention,
         offset,
         retry_in,
@@ -195,12 +210,15 @@ numbers! {
 
 impl StoreRequest {
     /// Creates a request of a member that has seen no stored state, and has nothing to report and no costs to reserve.
+    #[cfg(test)]
     pub(super) fn new(member: Member, config: Arc<QuotaConfig>) -> Self {
         Self {
             member,
             is_leaving: false,
             is_probe: false,
             max_ahead: 0,
+            ahead: 0,
+            lead: 0,
             incarnation: 0,
             sequence: 0,
             last_reservation: 0,
@@ -219,6 +237,7 @@ impl StoreRequest {
             is_forgiving: false,
             lowered: Vec::new(),
             costs: Vec::new(),
+            is_backlogged: false,
         }
     }
 
@@ -270,6 +289,8 @@ impl StoreRequest {
     fn numbers(&self, rates: usize) -> RequestNumbers {
         RequestNumbers {
             max_ahead: self.max_ahead as f64,
+            ahead: self.ahead as f64,
+            lead: self.lead as f64,
             incarnation: self.incarnation as f64,
             sequence: self.sequence as f64,
             last_reservation: self.last_reservation as f64,
@@ -287,6 +308,7 @@ impl StoreRequest {
             rates: rates as f64,
             budgets: self.config.budgets().len() as f64,
             costs: self.costs.len() as f64,
+            is_backlogged: flag(self.is_backlogged),
         }
     }
 }
@@ -323,6 +345,7 @@ impl StoreReply {
             pauses: Pauses::new(numbers.user_pause, numbers.provider_pause),
             members: u64::try_from(numbers.members).ok()?,
             is_known: numbers.is_known == 1,
+            is_claiming: numbers.is_claiming == 1,
             retention: numbers.retention,
             offset: numbers.offset,
             remaining: remaining_of,

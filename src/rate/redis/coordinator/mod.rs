@@ -7,13 +7,16 @@ mod pause;
 mod reply;
 mod reports;
 mod request;
+mod server_clock;
 mod store_view;
 
 pub(super) use pause::PauseEnds;
 use pause::PauseReport;
 pub(super) use request::RequestSnapshot;
 
-use self::{limits::SharedLimits, pause::MemberPauses, reports::Reports, store_view::StoreView};
+use self::{
+    limits::SharedLimits, pause::MemberPauses, reports::Reports, server_clock::ServerClock, store_view::StoreView,
+};
 use super::{
     fallback::LocalFallback,
     loss::{CircuitBreaker, LossLog, OnStoreLoss},
@@ -55,6 +58,12 @@ pub(super) struct Coordinator {
     waiters: Waiters,
     /// The sequence numbers of the waiters whose costs are in the request to the store that is in flight.
     in_flight: Vec<u64>,
+    /// The largest number of costs in the next request to the store.
+    most_costs: usize,
+    /// The waiter whose cost has claimed the next reservation of all members, by the store's last reply.
+    claim: Option<u64>,
+    /// Whether the call that held the claim was dropped, which has not reached the store yet.
+    is_claim_dropped: bool,
 
     limits: SharedLimits,
     pauses: MemberPauses,
@@ -66,6 +75,7 @@ pub(super) struct Coordinator {
     used_shares: UsedShares,
 
     store: StoreView,
+    server_clock: ServerClock,
     breaker: CircuitBreaker,
     /// Logs the loss of the store, again and again while it lasts.
     loss_log: LossLog,
@@ -117,6 +127,9 @@ impl Coordinator {
             counts: Counts::default(),
             waiters: Waiters::default(),
             in_flight: Vec::new(),
+            most_costs: MAX_COSTS,
+            claim: None,
+            is_claim_dropped: false,
             limits: SharedLimits::new(config),
             pauses: MemberPauses::default(),
             reports: Reports::default(),
@@ -124,6 +137,7 @@ impl Coordinator {
             has_estimates: false,
             used_shares: UsedShares::default(),
             store: StoreView::default(),
+            server_clock: ServerClock::default(),
             breaker: CircuitBreaker::default(),
             loss_log: LossLog::default(),
             last_problem: StoreProblem::NotConnected,
@@ -181,11 +195,15 @@ impl Coordinator {
         Ok(WaiterStep::Admitted(reservation))
     }
 
-    /// Removes a waiter whose call was dropped, and gives back its reservation.
-    pub(super) fn remove_waiter(&mut self, seq: u64) {
+    /// Removes a waiter whose call was dropped, and gives back its reservation. Returns whether the driver has to be
+    /// notified, because other calls of all members wait behind the claim of this one.
+    pub(super) fn remove_waiter(&mut self, seq: u64) -> bool {
+        let held_claim = self.claim.take_if(|claim| *claim == seq).is_some();
+        self.is_claim_dropped |= held_claim;
         if let Some((cost, Some(reservation))) = self.waiters.remove(seq) {
             self.settle(reservation, cost, Cost::default());
         }
+        held_claim
     }
 
     /// Settles a reservation: its call has used `used` instead of what was `reserved`.
@@ -253,6 +271,9 @@ impl Coordinator {
 
     /// Called when other limits apply in this process: what was computed from the former ones no longer holds.
     fn on_limits_replaced(&mut self, wakers: &mut Vec<Waker>) {
+        if let Some(fallback) = &mut self.fallback {
+            fallback.retry_at = None;
+        }
         self.reports.retain(self.limits.config().budgets());
         self.retry_at = None;
         self.reject_too_large(wakers);
@@ -288,6 +309,9 @@ impl Coordinator {
         if self.pauses.on_store(PauseReport::default(), ends) {
             self.on_pause_shortened();
         }
+        // The server announces its pauses also when something else has changed for those that wait: the limits, a debt, or
+        // the claim of a call.
+        self.retry_at = None;
     }
 
     /// Called when the last pause ends earlier: what waits for its end is requested at once.
@@ -396,6 +420,11 @@ impl Coordinator {
         self.is_leaving = true;
     }
 
+    /// Whether the limiter was dropped.
+    pub(super) const fn is_leaving(&self) -> bool {
+        self.is_leaving
+    }
+
     /// Whether the driver can end: the limiter was dropped, and either the driver has reported that to the store, or
     /// the store has never replied.
     pub(super) const fn has_ended(&self) -> bool {
@@ -498,9 +527,8 @@ impl Coordinator {
         let times = if is_unlimited {
             vec![now; queued.len()]
         } else {
-            let costs = queued.iter().map(|(_, cost)| *cost).collect();
-            let pause = paused_until.map_or(Duration::ZERO, |until| until - now);
-            fallback.reserve(self.limits.config().share(members), costs, pause, now)
+            let costs: Vec<_> = queued.iter().map(|(_, cost)| *cost).collect();
+            fallback.reserve(self.limits.config().share(members), &costs, paused_until, now)
         };
         for ((seq, cost), at) in queued.into_iter().zip(times) {
             let amounts = self.limits.config().amounts(&cost);

@@ -1,6 +1,6 @@
 //! How the coordinator handles a reply of the store, or the failure of a request to it.
 
-use super::{Coordinator, LocalFallback, RequestSnapshot};
+use super::{Coordinator, LocalFallback, MAX_COSTS, RequestSnapshot};
 use crate::rate::{
     cost::Cost,
     redis::{
@@ -10,7 +10,13 @@ use crate::rate::{
     },
 };
 use std::task::Waker;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
+
+/// The smallest number of costs in a request for which the store may reserve as many.
+const MIN_COSTS: usize = 16;
+/// How long the waiters in the queue wait at most before their costs are requested again, whatever the store has computed:
+/// limits, debts, pauses and the stored state may have changed since.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 impl Coordinator {
     /// Handles the reply to the request that `snapshot` describes. Returns the wakers of the waiters that have got a
@@ -50,25 +56,37 @@ impl Coordinator {
                  server was not restarted, check that it does not evict keys"
             );
         }
-        self.store.on_reply(&reply, snapshot.sent_at, now);
+        self.server_clock.on_reply(reply.now, snapshot.sent_at, now);
+        // The times in the reply count from when the server made it.
+        let replied_at = self.server_clock.local_of(reply.now, now);
+        self.store.on_reply(&reply, snapshot.sent_at, replied_at, now);
 
         let config = reply.config.as_deref();
         if self.limits.on_reply(snapshot.changes, reply.config_version, config) {
             self.on_limits_replaced(&mut wakers);
         }
-        if self.pauses.on_store(snapshot.pauses, pause_ends(reply.pauses, now)) {
+        if self
+            .pauses
+            .on_store(snapshot.pauses, pause_ends(reply.pauses, replied_at))
+        {
             self.on_pause_shortened();
         }
 
         let (requested, reserved) = (snapshot.requested.len(), reply.delays.len());
         let mut delays = reply.delays.into_iter();
+        self.claim = None;
+        self.most_costs = if reserved < requested {
+            (2 * reserved + MIN_COSTS).min(MAX_COSTS)
+        } else {
+            (2 * self.most_costs).min(MAX_COSTS)
+        };
         for (seq, cost) in snapshot.requested {
             let Some(delay) = delays.next() else {
-                self.waiters.on_not_reserved(seq);
+                self.on_not_reserved(seq, reply.is_claiming && self.claim.is_none());
                 continue;
             };
             let reservation = Reservation {
-                at: instant_after(delay.max(0), now),
+                at: instant_after(delay, replied_at),
                 at_store: reply.now + delay,
                 is_from_store: true,
                 generation: self.reports.generation(),
@@ -82,13 +100,24 @@ impl Coordinator {
         }
         self.reports.on_estimates_reported();
         if reply.retry_in > 0 {
-            self.retry_at = Some(instant_after(reply.retry_in, now) + self.retry_delay(now));
+            let retry_at = instant_after(reply.retry_in, replied_at) + self.retry_delay();
+            self.retry_at = Some(retry_at.min(now + MAX_RETRY_DELAY));
         } else if reserved == 0 && !self.waiters.is_queue_empty() && self.retry_at.is_none() {
             // No cost was reserved, perhaps because the store has limits that this member cannot read. The same request
             // would fail again, so it is delayed.
-            self.retry_at = Some(now + self.retry_delay(now));
+            self.retry_at = Some(now + self.retry_delay());
         }
         wakers
+    }
+
+    /// Puts a waiter back into the queue, whose cost the store has not reserved. If its call was dropped meanwhile, the
+    /// claim that the cost may have has to be given up.
+    fn on_not_reserved(&mut self, seq: u64, is_claiming: bool) {
+        let is_waiting = self.waiters.on_not_reserved(seq);
+        if is_claiming {
+            self.claim = Some(seq).filter(|_| is_waiting);
+            self.is_claim_dropped = !is_waiting;
+        }
     }
 
     fn on_reserved(&mut self, seq: u64, cost: Cost, reservation: Reservation, wakers: &mut Vec<Waker>) {
@@ -129,7 +158,7 @@ impl Coordinator {
                 .max(self.store.last_reservation)
                 .max(self.store.scheduled_until)
                 .unwrap_or(now);
-            self.fallback = Some(LocalFallback::new(self.counts.losses, begins_at, now));
+            self.fallback = Some(LocalFallback::new(self.counts.losses, begins_at));
         }
         self.last_problem = error.problem;
         if let (true, Some(failing_since)) = (self.breaker.is_open(), self.breaker.failing_since()) {

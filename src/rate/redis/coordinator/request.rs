@@ -1,6 +1,6 @@
 //! How the coordinator builds the requests to the store, and when it sends them.
 
-use super::{Coordinator, MAX_COSTS, PauseReport};
+use super::{Coordinator, PauseReport};
 use crate::rate::{
     cost::Cost,
     demand::Demand,
@@ -21,17 +21,9 @@ const CONFIRMATION_DELAY: Duration = Duration::from_secs(1);
 /// How long after its last request a member that has nothing to report sends a request, so that the store keeps
 /// counting the member.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// How far into the future all members together make reservations. Each member gets an equal part of this time, but no
-/// less than `MIN_RESERVED_AHEAD`.
-const RESERVED_AHEAD: Duration = Duration::from_millis(250);
-/// How far into the future each member may make reservations, however many members there are, so that a member need not
-/// send a request for each call.
-const MIN_RESERVED_AHEAD: Duration = Duration::from_millis(40);
-/// How long after the store's first reply a member counts as new. Other members may be new too and not counted yet, so
-/// a new member assumes at least `MIN_MEMBERS_WHILE_JOINING` members.
-const JOIN_PERIOD: Duration = Duration::from_secs(1);
-/// The smallest number of members that a new member assumes.
-const MIN_MEMBERS_WHILE_JOINING: u64 = 8;
+/// How far into the future reservations are made for whatever member asks first; further ones are shared equally. It is
+/// longer than the time between two requests of a member that waits.
+const RESERVED_AHEAD: Duration = Duration::from_millis(80);
 
 /// What a request to the store contained, which is needed to interpret the reply.
 pub(in crate::rate::redis) struct RequestSnapshot {
@@ -80,6 +72,7 @@ impl Coordinator {
         let request = self.build_request(&snapshot, is_probe, now);
         // A debit that is not in the request yet may leave a debt that is to be forgiven, too.
         snapshot.is_forgiving = self.is_forgiving && !is_probe && !self.reports.has_unsent_corrections();
+        self.is_claim_dropped = false;
         self.requested_at = Some(now);
         self.counts.requests += 1;
         Some((request, snapshot))
@@ -127,6 +120,8 @@ impl Coordinator {
             is_leaving: self.is_leaving,
             is_probe,
             max_ahead: micros(self.settings.max_ahead),
+            ahead: micros(self.ahead()),
+            lead: micros(self.server_clock.lead().min(self.settings.max_ahead / 2)),
             incarnation: if is_remembered { self.store.incarnation } else { 0 },
             sequence: self.store.sequence,
             last_reservation: time_to(self.store.last_reservation),
@@ -150,6 +145,7 @@ impl Coordinator {
             is_forgiving: self.is_forgiving,
             lowered: snapshot.lowered.clone(),
             costs: snapshot.requested.iter().map(|(_, cost)| *cost).collect(),
+            is_backlogged: !self.waiters.is_queue_empty(),
         }
     }
 
@@ -157,7 +153,12 @@ impl Coordinator {
     pub(super) fn next_request_at(&self, now: Instant) -> Instant {
         let requested_at = self.requested_at.unwrap_or(now);
         let mut at = self.requested_at.map_or(now, |requested_at| requested_at + HEARTBEAT);
-        if self.pauses.has_unreported() || self.is_forgiving || self.limits.has_news() || self.is_leaving {
+        if self.pauses.has_unreported()
+            || self.is_forgiving
+            || self.limits.has_news()
+            || self.is_leaving
+            || self.is_claim_dropped
+        {
             at = now;
         }
         if self.reports.has_corrections() {
@@ -177,15 +178,18 @@ impl Coordinator {
         }
     }
 
-    /// Returns the waiters in the queue whose costs may be requested from the store now.
-    ///
-    /// Each member makes reservations only up to its [share](Self::share_ahead) of the future. So no member takes what
-    /// the waiters of the others wait for, and all members get the same.
+    /// Returns the waiters in the queue whose costs may be requested from the store now. How many of them are reserved, the
+    /// store decides, which knows the demand of all members. But the member requests no more while it holds reservations
+    /// that fill the schedule: those that are given back are of use to waiters that have none.
     fn take_requestable(&mut self, now: Instant) -> Vec<(u64, Cost)> {
         if self.waiters.is_queue_empty() || self.retry_at.is_some_and(|retry_at| retry_at > now) {
             return Vec::new();
         }
-        let share = self.share_ahead(now).as_micros() as f64;
+        let scheduled = self
+            .store
+            .scheduled_until
+            .map(|until| until.saturating_duration_since(now));
+        let most = self.ahead().max(scheduled.unwrap_or_default()).as_micros() as f64;
         let config = self.limits.config();
         // Returns how long the rates take to bring `amounts`, in microseconds.
         let duration = |amounts: &Demand| {
@@ -196,37 +200,29 @@ impl Coordinator {
         };
         let mut reserved = self.waiters.unused();
         let mut requestable = Vec::new();
-        for (seq, cost) in self.waiters.queued().take(MAX_COSTS) {
-            if duration(&reserved) > share {
+        for (seq, cost) in self.waiters.queued().take(self.most_costs) {
+            if duration(&reserved) > most {
                 break;
             }
             reserved += &cost;
             requestable.push((seq, cost));
         }
-        self.retry_at = requestable.is_empty().then(|| now + self.retry_delay(now));
+        self.retry_at = requestable.is_empty().then(|| now + self.retry_delay());
         requestable
     }
 
-    /// Returns how much this member may reserve ahead, as the time in which the rates of the whole quota bring that
-    /// amount. It is enough for a few round trips to the store, and no more, so that the reservations of all members
-    /// are well mixed.
-    fn share_ahead(&self, now: Instant) -> Duration {
-        let is_new = self
-            .store
-            .joined_at
-            .is_none_or(|joined_at| now < joined_at + JOIN_PERIOD);
-        let least = if is_new { MIN_MEMBERS_WHILE_JOINING } else { 1 };
-        let members = u32::try_from(self.members().max(least)).unwrap_or(u32::MAX);
-        (RESERVED_AHEAD / members)
-            .max(MIN_RESERVED_AHEAD)
+    /// Returns how far into the future the store makes reservations for this member before it counts what all members
+    /// have got: long enough for a few round trips, so that the rates are used in full.
+    fn ahead(&self) -> Duration {
+        RESERVED_AHEAD
             .max(4 * self.store.round_trip)
-            .min(self.settings.max_ahead / members)
+            .min(self.settings.max_ahead)
     }
 
     /// Returns how long to wait until some reservations are used and more may be made. The time is random, so that no
     /// member always sends its requests just before another member.
-    pub(super) fn retry_delay(&self, now: Instant) -> Duration {
-        let delay = (self.share_ahead(now) / 4).clamp(Duration::from_millis(2), Duration::from_millis(50));
+    pub(super) fn retry_delay(&self) -> Duration {
+        let delay = (self.ahead() / 3).clamp(Duration::from_millis(2), Duration::from_millis(50));
         delay.mul_f64(0.5 + 0.5 * fastrand::f64())
     }
 }

@@ -27,8 +27,6 @@ pub(super) struct StoreView {
     pub(super) last_reservation: Option<Instant>,
     /// Until when the store keeps the state if it receives no further request.
     kept_until: Option<Instant>,
-    /// When the store first replied to this member.
-    pub(super) joined_at: Option<Instant>,
     /// How long a round trip to the store takes: about the longest of the recent ones.
     pub(super) round_trip: Duration,
 }
@@ -45,8 +43,7 @@ impl StoreView {
         self.incarnation != 0 && reply.incarnation != self.incarnation
     }
 
-    pub(super) fn on_reply(&mut self, reply: &StoreReply, sent_at: Instant, now: Instant) {
-        self.joined_at.get_or_insert(now);
+    pub(super) fn on_reply(&mut self, reply: &StoreReply, sent_at: Instant, replied_at: Instant, now: Instant) {
         // The round trip time rises at once, and falls slowly: by a sixteenth with each reply.
         self.round_trip = (self.round_trip * 15 / 16).max(now - sent_at);
         self.incarnation = reply.incarnation;
@@ -54,7 +51,7 @@ impl StoreView {
         self.members = reply.members;
         self.remaining = reply.remaining;
         let kept = reply.retention.saturating_mul(1_000) - EXPIRY_SLACK;
-        self.kept_until = Some(instant_after(kept.max(0), now));
-        self.scheduled_until = Some(instant_after(reply.offset, now));
+        self.kept_until = Some(instant_after(kept.max(0), replied_at));
+        self.scheduled_until = Some(instant_after(reply.offset, replied_at));
     }
 }

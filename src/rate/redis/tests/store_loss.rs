@@ -120,9 +120,10 @@ async fn a_local_share_is_the_rate_divided_by_the_members_and_has_no_burst() {
         members[0].acquire(Cost::request()).await.unwrap();
         times.push(begun.elapsed().as_millis());
     }
-    // The store counts as lost after three timeouts of 500 ms. From then on one call is admitted every 40 ms: a quarter
+    // The store counts as lost after three timeouts of 500 ms, with two waits of 20 to 40 ms
+    // between them. From then on one call is admitted every 40 ms: a quarter
     // of the rate.
-    assert!((1_600..1_800).contains(&times[0]), "{times:?}");
+    assert!((1_575..1_625).contains(&times[0]), "{times:?}");
     assert!(
         times.windows(2).all(|pair| (39..=41).contains(&(pair[1] - pair[0]))),
         "{times:?}"
@@ -210,8 +211,8 @@ async fn a_store_that_has_lost_its_state_begins_empty() {
     let begun = Instant::now();
     limiter.acquire(Cost::request()).await.unwrap();
     // The store reserves nothing for a second, in which other members may use reservations of the lost state. After it,
-    // the empty bucket needs 10 ms to refill for one request, and the round trip to the store takes 2 ms.
-    assert_eq!(begun.elapsed().as_millis(), 1_012);
+    // the empty bucket needs 10 ms to refill for one request, and the request to the store takes 1 ms.
+    assert_eq!(begun.elapsed().as_millis(), 1_011);
     assert_eq!(limiter.store_status().state_losses, 1);
     let begun = Instant::now();
     for _ in 0..50 {
