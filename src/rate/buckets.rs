@@ -2,7 +2,7 @@
 //! after late wakeups are implemented here.
 
 #[cfg(feature = "http")]
-use super::level_history::LevelHistory;
+use super::{followed::Followed, level_history::LevelHistory};
 use super::{
     available::Available,
     bucket::Bucket,
@@ -45,7 +45,7 @@ pub(super) struct Buckets {
     bursts: Arc<Bursts>,
     limits: Limits,
     /// One bucket for each rate of `limits`, in the same order.
-    buckets: Vec<(Budget, Bucket)>,
+    pub(super) buckets: Vec<(Budget, Bucket)>,
     /// Whether one of the rates refuses calls.
     has_caps: bool,
     /// Whether one of the rates counts by the calendar.
@@ -57,7 +57,7 @@ pub(super) struct Buckets {
     wall_epoch: u64,
     /// The time up to which the buckets are filled. It is behind the present while calls wait, because a waiter may be
     /// admitted as of a time in the past.
-    filled_to: u64,
+    pub(super) filled_to: u64,
     pauses: Pauses<u64>,
     last_admission: Admitted,
     /// The waiters in the queue. `None` until a call has waited, so that an idle limiter takes little memory.
@@ -70,6 +70,9 @@ pub(super) struct Buckets {
     /// sent](Self::mark_sent).
     #[cfg(feature = "http")]
     histories: Vec<LevelHistory>,
+    /// Present if the buckets follow those of a provider.
+    #[cfg(feature = "http")]
+    pub(super) followed: Option<Box<Followed>>,
     /// The time as of which `try_take` admits a call. The last call of `availability` has computed it.
     admission_time: u64,
 }
@@ -148,6 +151,8 @@ impl Buckets {
             used_shares: None,
             #[cfg(feature = "http")]
             histories: Vec::new(),
+            #[cfg(feature = "http")]
+            followed: None,
             admission_time: 0,
         })
     }
@@ -162,7 +167,7 @@ impl Buckets {
 
     /// Returns the current time.
     #[inline]
-    fn time(&mut self, now: &mut LazyNow) -> u64 {
+    pub(super) fn time(&mut self, now: &mut LazyNow) -> u64 {
         let time = now.nanos_since(self.epoch);
         if time < self.filled_to || time == 0 {
             return self.time_after_step_back(now);
@@ -187,7 +192,12 @@ impl Buckets {
         self.filled_to = 0;
         self.last_admission = Admitted::default();
         #[cfg(feature = "http")]
-        self.histories.clear();
+        {
+            self.histories.clear();
+            if let Some(followed) = &mut self.followed {
+                followed.on_step_back();
+            }
+        }
         self.epoch = current.get();
         *now = current;
         0
@@ -412,7 +422,12 @@ impl Buckets {
         self.last_admission = Admitted::default();
         // The levels were counted in the units of the old buckets.
         #[cfg(feature = "http")]
-        self.histories.clear();
+        {
+            self.histories.clear();
+            if let Some(followed) = &mut self.followed {
+                followed.on_limits_changed(&self.limits);
+            }
+        }
         Ok(())
     }
 
@@ -564,7 +579,7 @@ impl Buckets {
     /// Fills the buckets before a balance is changed by something other than an admission. Does nothing while calls
     /// wait: the first waiter may still be admitted as of a time in the past, which filling up to the present would
     /// make impossible.
-    fn fill_if_idle(&mut self, now: &mut LazyNow) {
+    pub(super) fn fill_if_idle(&mut self, now: &mut LazyNow) {
         if self.queued().is_none() {
             self.on_idle(now);
         }

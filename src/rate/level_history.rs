@@ -52,6 +52,11 @@ impl LevelHistory {
         self.entries.get(at).map(|(_, level)| *level)
     }
 
+    /// Returns the time to which the history reaches back. `None` while it is empty.
+    pub(super) const fn since(&self) -> Option<u64> {
+        self.since
+    }
+
     fn merge_old(&mut self, now: u64) {
         let mut merged: Vec<(u64, i128)> = Vec::with_capacity(MAX_ENTRIES);
         for (at, level) in self.entries.drain(..) {

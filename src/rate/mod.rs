@@ -77,6 +77,8 @@ mod cost;
 mod estimate;
 mod layer;
 #[cfg(feature = "http")]
+mod followed;
+#[cfg(feature = "http")]
 mod level_history;
 mod limiter;
 mod limits;
@@ -96,6 +98,8 @@ pub(crate) use bursts::Bursts;
 pub use cost::Cost;
 pub(crate) use cost::Demand;
 pub use estimate::Estimate;
+#[cfg(feature = "http")]
+pub(crate) use followed::Report;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
 pub use limiter::RateLimiter;
 pub use limits::{Limits, Rate};
