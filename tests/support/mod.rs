@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod model;
+pub mod provider;
 #[cfg(feature = "redis")]
 pub mod proxy;
 #[cfg(feature = "redis")]
