@@ -158,7 +158,8 @@ impl FeedbackLayer {
     ///   429s count only if they are many.
     /// - **At the start**, nothing is known. A rate of at most a minute without an [initial fill](crate::Rate::initial)
     ///   begins with the requests of one second, or if requests are not limited, with a tenth of its burst. The first
-    ///   response releases the rest: half of it, and after a round trip without other users of the account, all.
+    ///   response releases half of what is left, and each further round trip half of the rest, as another client of the
+    ///   account may begin at the same time. After ten seconds without one, everything is released at once.
     ///
     /// A limit applies to the rate with the same budget and period. Where the period of a limit is not reported (OpenAI's
     /// requests), it is found from how long the limit takes to be full. If two limits apply to one rate, such as those of

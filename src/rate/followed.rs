@@ -29,8 +29,8 @@ use std::time::Duration;
 /// response took, within these bounds. A call that was charged by so much earlier may not be counted in a report.
 const MIN_SKEW: u64 = 10_000_000;
 const MAX_SKEW: u64 = 1_000_000_000;
-/// For how long, in nanoseconds, a bucket is raised by half steps after others have used the provider's bucket, so that
-/// two clients that see the same amount do not both take all of it.
+/// For how long, in nanoseconds, a bucket is raised by half steps at first, and after others have used the provider's
+/// bucket, so that two clients that see the same amount do not both take all of it.
 const CONTENDED: u64 = 10_000_000_000;
 /// The time, in nanoseconds, whose gain is kept in reserve.
 const RESERVE: u64 = 1_000_000_000;
@@ -64,6 +64,8 @@ struct FollowedRate {
     capacity: Option<u64>,
     /// When the bucket was last raised. Calls that were sent before do not raise it again.
     raised: Option<u64>,
+    /// Whether the cost of one call was added since, to ask for a report that shows what others have taken meanwhile.
+    is_probed: bool,
     /// Until when others are taken to use the provider's bucket, too.
     contended_until: u64,
 }
@@ -194,7 +196,8 @@ impl FollowedRate {
             bucket.lower_before(report.remaining, now.saturating_sub(report.stamp));
             return;
         };
-        let skew = ((now - report.stamp) / 2).clamp(MIN_SKEW, MAX_SKEW);
+        let age = now.saturating_sub(report.stamp);
+        let skew = (age / 2).clamp(MIN_SKEW, MAX_SKEW);
         let since = if report.is_alone {
             report.stamp + 1
         } else {
@@ -221,13 +224,29 @@ impl FollowedRate {
         if missing <= 0 || self.raised.is_some_and(|raised| report.stamp <= raised) {
             return;
         }
-        let is_contended = self.raised.is_none() || now < self.contended_until;
-        let step = if is_contended { missing - missing / 2 } else { missing };
+        // A call that was sent just after a raise was counted before what others have sent at the same time.
+        let is_early = self.raised.is_some_and(|raised| report.stamp < raised.saturating_add(age.min(MAX_SKEW)));
+        if is_early && self.is_probed {
+            return;
+        }
+        if self.raised.is_none() {
+            // Whether others begin at the same time is not known yet.
+            self.contended_until = now.saturating_add(CONTENDED);
+        }
+        let is_contended = now < self.contended_until;
+        let step = match (is_early, is_contended) {
+            (true, _) => missing.min((self.cost as i128).max(bucket.unit() as i128)),
+            (false, true) => missing - missing / 2,
+            (false, false) => missing,
+        };
         let most = (self.most.held * bucket.unit() as f64).min(bucket.capacity() as f64) as i128;
         let step = step.min(most.saturating_sub(balance));
         if step > 0 {
             bucket.shift(step);
-            self.raised = Some(now);
+            self.is_probed = is_early;
+            if !is_early {
+                self.raised = Some(now);
+            }
         }
     }
 
@@ -274,7 +293,8 @@ impl Limits {
 impl Buckets {
     /// Makes the buckets follow those of a provider, up to `most`, which must have the rates of the current limits. A
     /// bucket whose initial fill is not set, and whose period is at most a minute, is lowered to what the first calls
-    /// may take before the first report: a second's requests, or if requests are not limited, a tenth of the others.
+    /// may take before the first report: a second's requests, or if requests are not limited, a tenth of the others. A
+    /// bucket of requests that is empty gets one, so that the first call can ask.
     pub(super) fn follow(&mut self, most: &Limits, is_start: bool, now: &mut LazyNow) {
         let now = self.fill_for_following(now);
         let limits = self.limits().clone();
@@ -288,6 +308,9 @@ impl Buckets {
             .rates()
             .any(|(budget, rate)| budget == Budget::Requests && is_cautious(&rate));
         for ((budget, rate), (_, bucket)) in limits.rates().zip(&mut self.buckets) {
+            if is_start && budget == Budget::Requests && bucket.balance() < bucket.unit() as i128 {
+                bucket.shift(bucket.unit() as i128 - bucket.balance());
+            }
             if is_cautious(&rate) {
                 match budget {
                     Budget::Requests => bucket.lower((rate.amount() / rate.period().as_secs_f64()).max(1.0) as u64),
