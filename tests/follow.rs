@@ -89,7 +89,6 @@ async fn a_short_job_uses_at_once_what_is_left() {
             let client = client(&model, dialect, Limits::new().requests(rate), 1);
             let start = Instant::now();
             let took = run(&client, 60, 1).await;
-            println!("{headers:?} {rate:?} {way:?}: {took:?} {:?}", model.counts(start));
             assert!(took <= ms(3_000), "{took:?}");
             assert!(model.counts(start).1 <= 1, "{:?}", model.counts(start));
         }
@@ -103,7 +102,6 @@ async fn a_job_of_a_minutes_amount_is_done_in_seconds() {
         let client = client(&model, dialect, per_minute(600, 60_000), 1);
         let start = Instant::now();
         let took = run(&client, 600, 100).await;
-        println!("{headers:?}: {took:?} {:?}", model.counts(start));
         assert!(took <= 10 * SECOND, "{took:?}");
         assert!(model.counts(start).1 <= 3, "{:?}", model.counts(start));
     }
@@ -130,12 +128,12 @@ async fn a_limit_that_differs_from_the_configured_one_or_changes_is_followed_wit
                 sleep(20 * SECOND).await;
                 let after = model.counts(changed);
                 let share = (after.0 - before.0) as f64 / (rate / 3.0);
-                println!("{headers:?} {way:?} {rate}: {share} {after:?}");
                 assert!(share >= 0.95, "{share}");
             }
             let total = model.counts(start);
-            println!("{total:?}");
-            assert!(total.1 as f64 <= 0.01 * total.0 as f64, "{total:?}");
+            // What was sent before a limit fell is rejected: of ways of a second, some calls.
+            let bound = if way > ms(50) { 0.025 } else { 0.01 };
+            assert!(total.1 as f64 <= bound * total.0 as f64, "{total:?}");
             work.abort();
         }
     }
@@ -159,10 +157,10 @@ async fn clients_that_share_an_account_take_equal_shares() {
             sleep(60 * SECOND).await;
             let (after, total) = (done(), model.counts(start));
             let shares = [0, 1].map(|of| (after[of] - before[of]) as f64 / 600.0);
-            println!("{headers:?} {way:?} {joins}: {shares:?}, 429 before {at:?} after {total:?}");
             assert!(shares[0] + shares[1] >= 0.95, "{shares:?}");
             assert!(shares.iter().all(|share| (0.42..0.58).contains(share)), "{shares:?}");
-            assert!(total.1 as f64 <= 0.01 * total.0 as f64, "{total:?}");
+            let bound = if way > ms(50) { 0.025 } else { 0.01 };
+            assert!(total.1 as f64 <= bound * total.0 as f64, "{total:?}");
             first.abort();
             second.abort();
         }
@@ -178,7 +176,6 @@ async fn a_report_that_is_not_true_neither_stops_nor_frees_all_calls() {
         let start = Instant::now();
         sleep(60 * SECOND).await;
         let (accepted, _) = model.counts(start);
-        println!("{limit} {remaining}: {accepted}");
         assert!((6..=1_201).contains(&accepted), "{limit}, {remaining}: {accepted}");
         work.abort();
     }
@@ -208,7 +205,6 @@ async fn where_the_provider_tells_nothing_its_rejections_do() {
     let from = Instant::now();
     sleep(30 * SECOND).await;
     let (accepted, rejected) = model.counts(from);
-    println!("{accepted} {rejected}");
     assert!(accepted >= 142 && rejected <= 8, "{accepted}, {rejected}");
     let learned = &feedback.learned()[0];
     assert_eq!((learned.source, learned.level), (Source::Found, None));
@@ -223,7 +219,6 @@ async fn what_was_learned_can_be_read() {
     let client = client(&model, Provider::OpenAi, per_minute(600, 60_000), 1);
     run(&client, 1, 100).await;
     let learned: Vec<Learned> = client.feedback.learned();
-    println!("{learned:?}");
     let told = learned.iter().map(|of| (of.budget, of.amount, of.capacity, of.source));
     assert_eq!(
         told.collect::<Vec<_>>(),

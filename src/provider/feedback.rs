@@ -154,8 +154,8 @@ impl FeedbackLayer {
     /// - **Where the provider tells**, in the headers of its responses, the amounts follow the reported limits, down to a
     ///   hundredth of the configured ones. What is left is carried forward from when the provider received the call, and
     ///   each report counts once. The limiter keeps a second's amount and the cost of a call in reserve.
-    /// - **Where it tells nothing**, limits are found from its 429s, as with [`adapt`](Self::adapt). Where it tells, the
-    ///   429s count only if they are many.
+    /// - **Where it tells nothing**, limits are found from its 429s, as with [`adapt`](Self::adapt), and at most a
+    ///   second's requests are sent at once. Where it tells, the 429s count only if they are many.
     /// - **At the start**, nothing is known. A rate of at most a minute without an [initial fill](crate::Rate::initial)
     ///   begins with the requests of one second, or if requests are not limited, with a tenth of its burst. The first
     ///   response releases half of what is left, and each further round trip half of the rest, as another client of the

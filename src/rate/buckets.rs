@@ -405,6 +405,8 @@ impl Buckets {
         let now = self.time(now);
         let mut new = limits.buckets(self.wall_epoch.saturating_add(now))?;
         self.fill_to(now);
+        #[cfg(feature = "http")]
+        self.before_limits_change(now);
         self.limits_version += 1;
         new.iter_mut()
             .for_each(|(_, new)| new.set_limits_version(self.limits_version));
@@ -424,9 +426,7 @@ impl Buckets {
         #[cfg(feature = "http")]
         {
             self.histories.clear();
-            if let Some(followed) = &mut self.followed {
-                followed.on_limits_changed(&self.limits);
-            }
+            self.on_limits_changed();
         }
         Ok(())
     }

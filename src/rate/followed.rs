@@ -47,6 +47,8 @@ pub(super) struct Followed {
     keys: Vec<(Budget, Duration)>,
     /// The last time that was recorded, in nanoseconds since the limiter's epoch. Each record has a time of its own.
     last_record: u64,
+    /// Whether a call was sent.
+    is_started: bool,
 }
 
 /// What is known about the provider's bucket of one rate.
@@ -59,6 +61,8 @@ struct FollowedRate {
     last: Option<(u64, i128, i128)>,
     /// What a call costs on average, in units.
     cost: f64,
+    /// The number of units in one request or token at the last record.
+    unit: u128,
     most: Most,
     /// The capacity of the provider's bucket, as far as reports tell it.
     capacity: Option<u64>,
@@ -106,13 +110,17 @@ impl Followed {
             rates: most.rates().map(|(_, rate)| FollowedRate::new(rate)).collect(),
             keys: keys(most),
             last_record: now,
+            is_started: false,
         }
     }
 
-    /// Called when the limits were replaced by `limits`. Levels were counted in the units of the old buckets.
-    pub(super) fn on_limits_changed(&mut self, limits: &Limits) {
+    /// Called when the limits were replaced by `limits`, with their buckets. The levels are converted to the units of the
+    /// new buckets, so that reports about calls in flight are still understood.
+    fn on_limits_changed(&mut self, limits: &Limits, buckets: &[(Budget, Bucket)]) {
         if keys(limits) == self.keys {
-            self.rates.iter_mut().for_each(FollowedRate::forget_levels);
+            for (rate, (_, bucket)) in self.rates.iter_mut().zip(buckets) {
+                rate.convert_levels(bucket);
+            }
         } else {
             *self = Self::new(limits, self.last_record);
         }
@@ -147,6 +155,26 @@ impl FollowedRate {
         }
     }
 
+    /// Converts all levels to the units of `bucket`, which has replaced the one of the last record at that time.
+    fn convert_levels(&mut self, bucket: &Bucket) {
+        let Some((at, flow, _)) = self.last.filter(|_| self.unit > 0) else {
+            return;
+        };
+        let level = bucket.level();
+        let new_flow = level.wrapping_sub(bucket.settled());
+        let ratio = bucket.unit() as f64 / self.unit as f64;
+        let convert = |old: i128, base: i128, new_base: i128| {
+            let difference = old.wrapping_sub(base) as f64 * ratio;
+            new_base.wrapping_add(difference as i128)
+        };
+        self.lows.convert(|low| convert(low, flow, new_flow));
+        self.highs
+            .convert(|high| convert(high, flow.wrapping_neg(), new_flow.wrapping_neg()));
+        self.cost *= ratio;
+        self.unit = bucket.unit();
+        self.last = Some((at, new_flow, level));
+    }
+
     fn forget_levels(&mut self) {
         (self.lows, self.highs) = Default::default();
         (self.last, self.cost) = (None, 0.0);
@@ -172,6 +200,7 @@ impl FollowedRate {
             let filled = self.most.held + elapsed as f64 * self.most.per_nano;
             self.most.held = (filled.min(self.most.burst) - used).min(self.most.burst);
         }
+        self.unit = bucket.unit();
         self.lows.record(at, flow);
         self.highs.record(at, highest.wrapping_neg());
         self.last = Some((at, flow, level));
@@ -250,14 +279,19 @@ impl FollowedRate {
         }
     }
 
-    /// Lowers the bucket to what the provider's can hold: it gains more only when the provider's does.
-    fn trim(&self, bucket: &mut Bucket, pending: i128) {
-        if let Some(capacity) = self.capacity {
-            let most = bucket.units(capacity).saturating_sub(self.reserve(bucket));
-            let above = bucket.balance().saturating_add(pending).saturating_sub(most);
-            if above > 0 {
-                bucket.shift(-above);
+    /// Lowers the bucket to what the provider's can hold: it gains more only when the provider's does. A bucket of
+    /// requests about which nothing is known holds a second's.
+    fn trim(&self, bucket: &mut Bucket, pending: i128, (budget, period): (Budget, Duration)) {
+        let most = match self.capacity {
+            Some(capacity) => bucket.units(capacity).saturating_sub(self.reserve(bucket)),
+            None if budget == Budget::Requests && period <= LONGEST_CAUTIOUS => {
+                bucket.gain(RESERVE).max(bucket.unit() as i128)
             }
+            None => return,
+        };
+        let above = bucket.balance().saturating_add(pending).saturating_sub(most);
+        if above > 0 {
+            bucket.shift(-above);
         }
     }
 }
@@ -297,18 +331,24 @@ impl Buckets {
     /// bucket of requests that is empty gets one, so that the first call can ask.
     pub(super) fn follow(&mut self, most: &Limits, is_start: bool, now: &mut LazyNow) {
         let now = self.fill_for_following(now);
-        let limits = self.limits().clone();
         self.followed = Some(Box::new(Followed::new(most, now)));
-        if let Some(followed) = &mut self.followed {
-            followed.on_limits_changed(&limits);
-        }
+        self.on_limits_changed();
         self.record_levels(now);
-        let is_cautious = |rate: &Rate| is_start && rate.period() <= LONGEST_CAUTIOUS && rate.initial.is_none();
+        if is_start {
+            self.lower_to_start(true);
+        }
+    }
+
+    /// Lowers the buckets to what the first calls may take before the first report. `is_new` adds the first request to
+    /// an empty bucket.
+    fn lower_to_start(&mut self, is_new: bool) {
+        let is_cautious = |rate: &Rate| rate.period() <= LONGEST_CAUTIOUS && rate.initial.is_none();
+        let limits = self.limits().clone();
         let has_requests = limits
             .rates()
             .any(|(budget, rate)| budget == Budget::Requests && is_cautious(&rate));
         for ((budget, rate), (_, bucket)) in limits.rates().zip(&mut self.buckets) {
-            if is_start && budget == Budget::Requests && bucket.balance() < bucket.unit() as i128 {
+            if is_new && budget == Budget::Requests && bucket.balance() < bucket.unit() as i128 {
                 bucket.shift(bucket.unit() as i128 - bucket.balance());
             }
             if is_cautious(&rate) {
@@ -321,16 +361,35 @@ impl Buckets {
         }
     }
 
+    /// Records the levels at the time `now`, up to which the buckets are filled, before other limits replace them.
+    pub(super) fn before_limits_change(&mut self, now: u64) {
+        self.record_levels(now);
+    }
+
+    /// Called after the limits and the buckets were replaced.
+    pub(super) fn on_limits_changed(&mut self) {
+        let limits = self.limits().clone();
+        if let Some(followed) = &mut self.followed {
+            followed.on_limits_changed(&limits, &self.buckets);
+        }
+    }
+
     /// Records that a call is sent now, and returns the stamp of this record, by which [`report`](Self::report) knows
     /// the call.
     pub(super) fn stamp_sent(&mut self, now: &mut LazyNow) -> u64 {
         let now = self.fill_for_following(now);
+        let is_first = self.followed.as_mut().is_some_and(|followed| !std::mem::replace(&mut followed.is_started, true));
+        if is_first {
+            // The buckets have filled since the limiter was created.
+            self.lower_to_start(false);
+        }
         let stamp = self.record_levels(now);
         let filled_to = self.filled_to;
         if let Some(followed) = &mut self.followed {
-            for (rate, (_, bucket)) in followed.rates.iter().zip(&mut self.buckets) {
+            let rates = followed.rates.iter().zip(&followed.keys);
+            for ((rate, key), (_, bucket)) in rates.zip(&mut self.buckets) {
                 let pending = bucket.gain(now.saturating_sub(filled_to));
-                rate.trim(bucket, pending);
+                rate.trim(bucket, pending, *key);
             }
         }
         stamp

@@ -57,6 +57,11 @@ impl LevelHistory {
         self.since
     }
 
+    /// Replaces each level by what `convert` returns for it, which must keep their order.
+    pub(super) fn convert(&mut self, convert: impl Fn(i128) -> i128) {
+        self.entries.iter_mut().for_each(|(_, level)| *level = convert(*level));
+    }
+
     fn merge_old(&mut self, now: u64) {
         let mut merged: Vec<(u64, i128)> = Vec::with_capacity(MAX_ENTRIES);
         for (at, level) in self.entries.drain(..) {
