@@ -189,7 +189,10 @@ async fn a_configured_burst_is_the_most_at_one_instant() {
     let start = Instant::now();
     sleep(10 * SECOND).await;
     let (accepted, rejected) = model.counts(start);
-    assert!((95..=106).contains(&accepted) && rejected == 0, "{accepted}, {rejected}");
+    assert!(
+        (95..=106).contains(&accepted) && rejected == 0,
+        "{accepted}, {rejected}"
+    );
     work.abort();
 }
 
@@ -227,7 +230,13 @@ async fn what_was_learned_can_be_read() {
             (Budget::Tokens, 30_000.0, Some(30_000), Source::Told),
         ]
     );
-    assert!(client.limiter.limits().rates().all(|(_, rate)| rate.amount() <= 30_000.0));
+    assert!(
+        client
+            .limiter
+            .limits()
+            .rates()
+            .all(|(_, rate)| rate.amount() <= 30_000.0)
+    );
 }
 
 /// Returns the response of a provider with these headers to one call through `feedback`.
@@ -256,7 +265,10 @@ async fn limits_of_input_and_output_tokens_and_of_a_day_are_applied_to_their_rat
     ];
     respond(&feedback, &pairs).await;
     let available = limiter.available();
-    assert_eq!((available.input_tokens, available.output_tokens), (Some(500), Some(200)));
+    assert_eq!(
+        (available.input_tokens, available.output_tokens),
+        (Some(500), Some(200))
+    );
     // 990 of 1,000 are filled in 14 minutes and a bit: a day's limit.
     let feedback = FeedbackLayer::new(limiter.clone(), Provider::OpenAi);
     let pairs = [

@@ -50,6 +50,7 @@ impl Recording {
             length: FIRST_LENGTH,
             slots: Vec::new(),
             initial: [initial(bounds.requests), initial(bounds.tokens)],
+            follows: false,
             waits: Default::default(),
             has_limit: [bounds.requests.is_some(), bounds.tokens.is_some()],
         }
@@ -160,6 +161,7 @@ mod tests {
             per_minute,
             burst: 5,
             initial: 5,
+            follows: false,
         };
         let bounds = Bounds {
             requests: Some(pace(60)),

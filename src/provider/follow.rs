@@ -128,7 +128,9 @@ impl Following {
         }
         for (index, ((budget, rate), reported)) in state.most.rates().zip(&reported).enumerate() {
             if let Some((remaining, window)) = reported.level {
-                let amount = reported.limit.map_or(rate.amount(), |limit| rate.amount().min(limit as f64));
+                let amount = reported
+                    .limit
+                    .map_or(rate.amount(), |limit| rate.amount().min(limit as f64));
                 let report = Report {
                     remaining,
                     capacity: window.capacity(amount, rate.period()),

@@ -1,8 +1,6 @@
 //! [`Buckets`]: all buckets of one rate limiter. A call is charged to all of them or to none. Pauses and catching up
 //! after late wakeups are implemented here.
 
-#[cfg(feature = "http")]
-use super::{followed::Followed, level_history::LevelHistory};
 use super::{
     available::Available,
     bucket::Bucket,
@@ -14,6 +12,8 @@ use super::{
     pause::{Pause, PauseChange, PauseSource, Pauses},
     used_share::UsedShares,
 };
+#[cfg(feature = "http")]
+use super::{followed::Followed, level_history::LevelHistory};
 use crate::{
     clock::{LazyNow, nanos_between},
     error::{CostExceedsBurst, Exhausted, InvalidConfig, Rejected},

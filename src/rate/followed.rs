@@ -234,8 +234,12 @@ impl FollowedRate {
         };
         let highest = self.highs.lowest_since(since).map_or(flow, i128::wrapping_neg);
         let reserve = self.reserve(bucket);
-        let upper = remaining.saturating_add(flow.wrapping_sub(lowest)).saturating_sub(reserve);
-        let mut lower = remaining.saturating_add(flow.wrapping_sub(highest)).saturating_sub(reserve);
+        let upper = remaining
+            .saturating_add(flow.wrapping_sub(lowest))
+            .saturating_sub(reserve);
+        let mut lower = remaining
+            .saturating_add(flow.wrapping_sub(highest))
+            .saturating_sub(reserve);
         if budget == Budget::OutputTokens {
             // The tokens of an answer are counted when they are there, so the report lacks those of calls in flight.
             lower = lower.saturating_sub(bucket.estimated());
@@ -254,7 +258,9 @@ impl FollowedRate {
             return;
         }
         // A call that was sent just after a raise was counted before what others have sent at the same time.
-        let is_early = self.raised.is_some_and(|raised| report.stamp < raised.saturating_add(age.min(MAX_SKEW)));
+        let is_early = self
+            .raised
+            .is_some_and(|raised| report.stamp < raised.saturating_add(age.min(MAX_SKEW)));
         if is_early && self.is_probed {
             return;
         }
@@ -308,8 +314,16 @@ impl Limits {
             let told = told.map(|told| told as f64).filter(|told| *told < rate.amount());
             let rate = told.map_or(rate, |told| {
                 let least = rate.amount.scaled(MIN_TOLD);
-                let amount = if told < least.value() { least } else { Amount::from(told as u64) };
-                let burst = if rate.amount() < 1.0 { Amount::from(1_u64) } else { rate.amount };
+                let amount = if told < least.value() {
+                    least
+                } else {
+                    Amount::from(told as u64)
+                };
+                let burst = if rate.amount() < 1.0 {
+                    Amount::from(1_u64)
+                } else {
+                    rate.amount
+                };
                 Rate {
                     amount,
                     burst: Some(rate.burst.unwrap_or(burst)),
@@ -378,7 +392,10 @@ impl Buckets {
     /// the call.
     pub(super) fn stamp_sent(&mut self, now: &mut LazyNow) -> u64 {
         let now = self.fill_for_following(now);
-        let is_first = self.followed.as_mut().is_some_and(|followed| !std::mem::replace(&mut followed.is_started, true));
+        let is_first = self
+            .followed
+            .as_mut()
+            .is_some_and(|followed| !std::mem::replace(&mut followed.is_started, true));
         if is_first {
             // The buckets have filled since the limiter was created.
             self.lower_to_start(false);
@@ -413,10 +430,15 @@ impl Buckets {
     pub(super) fn followed_levels(&mut self, now: &mut LazyNow) -> Vec<FollowedLevel> {
         let now = self.fill_for_following(now);
         let filled_to = self.filled_to;
-        let Some(followed) = &self.followed else { return Vec::new() };
+        let Some(followed) = &self.followed else {
+            return Vec::new();
+        };
         let levels = followed.rates.iter().zip(&self.buckets).map(|(rate, (_, bucket))| {
             let pending = bucket.gain(now.saturating_sub(filled_to));
-            let level = bucket.balance().saturating_add(pending).saturating_add(rate.reserve(bucket));
+            let level = bucket
+                .balance()
+                .saturating_add(pending)
+                .saturating_add(rate.reserve(bucket));
             let level = u64::try_from(level.max(0) as u128 / bucket.unit()).unwrap_or(u64::MAX);
             FollowedLevel {
                 level: rate.capacity.map_or(level, |capacity| level.min(capacity)),

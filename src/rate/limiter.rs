@@ -1,9 +1,9 @@
 //! [`RateLimiter`]: the rate limiter as its users see it, whether its buckets are in this process or shared by several.
 
-#[cfg(feature = "redis")]
-use super::redis::{SharedAdmission, SharedLimiter, StoreStatus};
 #[cfg(feature = "http")]
 use super::followed::{FollowedLevel, Report};
+#[cfg(feature = "redis")]
+use super::redis::{SharedAdmission, SharedLimiter, StoreStatus};
 use super::{
     available::Available,
     budget::Budget,

@@ -75,9 +75,9 @@ mod bursts;
 mod calendar;
 mod cost;
 mod estimate;
-mod layer;
 #[cfg(feature = "http")]
 mod followed;
+mod layer;
 #[cfg(feature = "http")]
 mod level_history;
 mod limiter;

@@ -141,7 +141,12 @@ impl Provider {
             Headers::Anthropic => {
                 // A date in whole seconds, counted from the date of the response.
                 let full = bucket.until_full().as_secs_f64().ceil() as u64;
-                let full = format!("2026-10-21T{:02}:{:02}:{:02}Z", 7 + full / 3_600, full / 60 % 60, full % 60);
+                let full = format!(
+                    "2026-10-21T{:02}:{:02}:{:02}Z",
+                    7 + full / 3_600,
+                    full / 60 % 60,
+                    full % 60
+                );
                 response
                     .header("date", "Wed, 21 Oct 2026 07:00:00 GMT")
                     .header(format!("anthropic-ratelimit-{name}-limit"), limit)
