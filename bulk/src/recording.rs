@@ -50,7 +50,6 @@ impl Recording {
             length: FIRST_LENGTH,
             slots: Vec::new(),
             initial: [initial(bounds.requests), initial(bounds.tokens)],
-            follows: false,
             waits: Default::default(),
             has_limit: [bounds.requests.is_some(), bounds.tokens.is_some()],
         }
