@@ -323,8 +323,9 @@ struct Model {
     filled_to: u64,
     now: u64,
     paused_until: u64,
-    /// The time at which a waiter was last admitted, and how much earlier it could have been admitted, in nanoseconds.
-    last_admission: (u64, u64),
+    /// The time at which a waiter was last admitted, how much earlier it could have been admitted, in nanoseconds, and which
+    /// bucket it waited for. Zeros if no bucket is credited.
+    last_admission: (u64, u64, usize),
     queue: Vec<Waiting>,
     /// The calls that were admitted since the limits were last set.
     admitted: Vec<Admitted>,
@@ -377,6 +378,21 @@ impl Bucket {
         self.balance = (self.balance + gained).min(self.capacity);
         self.ideal = (self.ideal + gained).min(self.capacity);
         self.update_withheld();
+    }
+
+    /// Loses what would overflow within `nanos`, for a call that is admitted as of a time that is so long ago. The bucket
+    /// that made the call wait loses nothing, nor does one that cannot hold what comes in `MAX_CATCH_UP`.
+    fn overflow(&mut self, nanos: u64, is_binding: bool) {
+        let gain = |nanos: u64| i128::from(nanos) * self.fill;
+        if is_binding || self.capacity < gain(MAX_CATCH_UP) {
+            return;
+        }
+        let filled = self.balance + gain(nanos);
+        let spilled = (filled - self.capacity).max(0);
+        let ideal_spilled = (self.ideal + gain(nanos) - self.capacity).max(0);
+        self.balance -= spilled;
+        self.ideal -= ideal_spilled;
+        self.withheld = self.withheld.max(self.estimated + filled.min(self.capacity) - self.capacity);
     }
 
     fn take(&mut self, cost: Cost, used: Option<Cost>) {
@@ -439,7 +455,7 @@ impl Model {
             filled_to: 0,
             now: 0,
             paused_until: 0,
-            last_admission: (0, 0),
+            last_admission: (0, 0, 0),
             queue: Vec::new(),
             admitted: Vec::new(),
             estimates: 0,
@@ -464,11 +480,19 @@ impl Model {
             .max(self.paused_until)
     }
 
+    /// Returns which bucket holds the cost last, if it does not hold it already.
+    fn binding(&self, cost: Cost) -> Option<usize> {
+        let waits = self.buckets.iter().map(|bucket| bucket.time_until(bucket.units(cost)));
+        let waits: Vec<_> = waits.collect();
+        let longest = *waits.iter().max()?;
+        waits.iter().position(|wait| *wait == longest && longest > 0)
+    }
+
     /// Fills the buckets while no call waits. They are filled up to the present, unless a waiter was admitted late
     /// within the last `MAX_CATCH_UP`. Then they stay behind the present by as much as that waiter was late, up to
     /// `MAX_CATCH_UP`.
     fn fill_idle(&mut self) {
-        let (admitted, lateness) = self.last_admission;
+        let (admitted, lateness, _) = self.last_admission;
         let behind = if self.now - admitted <= MAX_CATCH_UP {
             lateness.min(MAX_CATCH_UP)
         } else {
@@ -485,13 +509,30 @@ impl Model {
         }
     }
 
-    fn admit(&mut self, cost: Cost, charge: Charge) {
+    fn admit(&mut self, cost: Cost, charge: Charge, waited: bool) {
         let used = match charge {
             Charge::Nothing => return,
             Charge::Cost => None,
             Charge::Estimate(used) => Some(used),
         };
-        self.fill_to(self.time_of_admission(cost));
+        let at = self.time_of_admission(cost);
+        // A call that need not wait is admitted as of the time up to which the buckets are filled, because of the call
+        // before it.
+        let is_behind = !waited && at == self.filled_to;
+        let binding = if is_behind {
+            Some(self.last_admission.2)
+        } else {
+            self.binding(cost)
+        };
+        self.fill_to(at);
+        let late = self.now - at;
+        for (index, bucket) in self.buckets.iter_mut().enumerate().filter(|_| late > 0) {
+            bucket.overflow(late, binding == Some(index));
+        }
+        if waited {
+            let credited = binding.filter(|_| late > 0);
+            self.last_admission = credited.map_or((0, 0, 0), |binding| (self.now, late, binding));
+        }
         let estimate = self.estimates;
         for bucket in &mut self.buckets {
             bucket.take(cost, used);
@@ -518,7 +559,7 @@ impl Model {
         self.fill_idle();
         let is_admitted = self.rejection(cost).is_none() && self.time_of_admission(cost) <= self.now;
         if is_admitted {
-            self.admit(cost, charge);
+            self.admit(cost, charge, false);
         }
         is_admitted
     }
@@ -528,11 +569,7 @@ impl Model {
         let first = self.queue[0].clone();
         let is_admitted = first.id == id && self.time_of_admission(first.cost) <= self.now;
         if is_admitted {
-            let admission = self.time_of_admission(first.cost);
-            self.admit(first.cost, first.charge);
-            if !matches!(first.charge, Charge::Nothing) {
-                self.last_admission = (self.now, self.now - admission);
-            }
+            self.admit(first.cost, first.charge, true);
             self.queue.remove(0);
         }
         is_admitted
@@ -589,6 +626,7 @@ impl Model {
 
     fn set_limits(&mut self, specs: &[RateSpec]) {
         self.fill_to(self.now);
+        self.last_admission = (0, 0, 0);
         let mut new: Vec<_> = specs.iter().map(|spec| Bucket::new(spec, self.estimates)).collect();
         // Each new bucket takes over the old one of the same period, or else the first old one that is left over.
         let mut old: Vec<_> = self.buckets.drain(..).map(Some).collect();

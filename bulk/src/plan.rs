@@ -305,6 +305,7 @@ mod tests {
                 per_minute,
                 burst,
                 initial: 0,
+                follows: false,
             })
         };
         let bounds = Bounds {

@@ -162,6 +162,7 @@ mod tests {
             per_minute,
             burst: 5,
             initial: 5,
+            follows: false,
         };
         let bounds = Bounds {
             requests: Some(pace(60)),

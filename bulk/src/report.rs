@@ -262,6 +262,7 @@ mod tests {
                 per_minute: 1_500,
                 burst: 25,
                 initial: 25,
+                follows: false,
             }),
             tokens: None,
             further: crate::limits::Further::NONE,

@@ -97,6 +97,8 @@ struct AdaptationState {
     phase: Phase,
     /// The answers while there is no episode.
     answers: Answers,
+    /// Whether user code has set other limits since [`Adaptation::replaced`] was called last.
+    is_replaced: bool,
 }
 
 /// How the provider has rejected a call.
@@ -161,6 +163,7 @@ impl Adaptation {
                 lowered: Instant::now(),
                 phase: Phase::Configured,
                 answers: Answers::new(Instant::now()),
+                is_replaced: false,
             }),
         }
     }
@@ -201,15 +204,7 @@ impl Adaptation {
         if decision.is_none() && !is_rejection {
             return;
         }
-        let limits = limiter.limits();
-        if limits != state.applied {
-            // User code has set other limits, which become the configured ones. What was found for the previous limits
-            // does not apply to them.
-            state.applied = limits.clone();
-            state.configured = limits;
-            state.factor = 1.0;
-            state.lowered = now;
-            state.phase = Phase::Configured;
+        if state.check_replaced(limiter, now) {
             return;
         }
         let Some(decision) = decision else { return };
@@ -233,6 +228,32 @@ impl Adaptation {
         }
     }
 
+    /// Returns the limits that user code has set, if it has done so since the last call of this method.
+    pub(super) fn replaced(&self, limiter: &RateLimiter) -> Option<Limits> {
+        let mut state = self.lock();
+        state.check_replaced(limiter, Instant::now());
+        let is_replaced = std::mem::take(&mut state.is_replaced);
+        is_replaced.then(|| state.configured.clone())
+    }
+
+    /// Replaces the limits that the adaptation starts from, for example by those that the provider reports. What was
+    /// found so far still applies: the limits in force are the new ones multiplied by the same factor.
+    pub(super) fn set_configured(&self, limiter: &RateLimiter, configured: Limits) {
+        let mut state = self.lock();
+        if state.check_replaced(limiter, Instant::now()) {
+            return;
+        }
+        let scaled = scaled(&configured, state.factor);
+        if limiter.set_limits(scaled.clone()).is_ok() {
+            (state.applied, state.configured) = (scaled, configured);
+        }
+    }
+
+    /// Returns the factor by which the configured limits are multiplied.
+    pub(super) fn factor(&self) -> f64 {
+        self.lock().factor
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, AdaptationState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -253,6 +274,22 @@ impl Decision {
 // === impl AdaptationState ===
 
 impl AdaptationState {
+    /// Returns whether user code has set other limits, which become the configured ones. What was found for the previous
+    /// limits does not apply to them.
+    fn check_replaced(&mut self, limiter: &RateLimiter, now: Instant) -> bool {
+        let limits = limiter.limits();
+        if limits == self.applied {
+            return false;
+        }
+        self.applied = limits.clone();
+        self.configured = limits;
+        self.factor = 1.0;
+        self.lowered = now;
+        self.phase = Phase::Configured;
+        self.is_replaced = true;
+        true
+    }
+
     /// Counts a call that is sent at `now`. Returns whether it is the first one after the limits were lowered.
     fn on_sent(&mut self, now: Instant) -> bool {
         let Phase::Episode(round) = &mut self.phase else {

@@ -3,9 +3,10 @@
 use super::{
     adapt::{Adaptation, Rejection},
     dialect::Provider,
-    info::{RateLimitInfo, Unit},
+    follow::{Following, InFlight, Learned},
+    info::RateLimitInfo,
 };
-use crate::rate::{Budget, RateLimiter};
+use crate::rate::RateLimiter;
 use http::{HeaderMap, Request, Response, StatusCode};
 use pin_project_lite::pin_project;
 use std::{
@@ -32,12 +33,13 @@ use tower_service::Service;
 ///   request, so what the rate has added and what was charged since the call was sent is taken into account.
 /// - With [`adopt_limits`](Self::adopt_limits), the limits that the provider reports replace those of the limiter.
 ///   Default: they do not.
+/// - With [`follow`](Self::follow), the limiter follows the provider's buckets, up as well as down. Default: it does not.
 /// - With [`adapt`](Self::adapt), limits that no header reports are found from the provider's 429s. Default: they are
 ///   not.
 ///
-/// Reported limits of requests and of tokens are applied. Separate limits of input tokens and of output tokens are
-/// ignored. A limit of the provider applies to the rate of the limiter that has the same budget (requests or tokens)
-/// and the same period: see [`RateLimiter::lower`](crate::rate::RateLimiter::lower).
+/// A limit of the provider applies to the rate of the limiter that has the same budget (requests, tokens, input tokens,
+/// output tokens) and the same period. If the period of a limit is not reported, it is found from the time until the
+/// limit is full, from the amount, or is that of the budget's only rate.
 ///
 /// The layer passes responses and errors on unchanged.
 ///
@@ -57,6 +59,7 @@ pub struct FeedbackLayer {
     provider: Provider,
     adopts: bool,
     adapts: Option<Arc<Adaptation>>,
+    follows: Option<Arc<Following>>,
     max_pause: Duration,
 }
 
@@ -84,6 +87,8 @@ pin_project! {
         layer: FeedbackLayer,
         // When the call was sent.
         sent: Instant,
+        // `None` if the limiter does not follow the provider, or the call is over.
+        in_flight: Option<InFlight>,
     }
 }
 
@@ -98,6 +103,7 @@ impl FeedbackLayer {
             provider,
             adopts: false,
             adapts: None,
+            follows: None,
             max_pause: Duration::from_secs(60 * 60),
         }
     }
@@ -136,6 +142,49 @@ impl FeedbackLayer {
         self
     }
 
+    /// Makes the limiter follow the provider's own buckets: their rates, what they can hold, and what they hold now, up
+    /// as well as down. So a short job uses at once what the provider has left, a limit that is changed is followed with
+    /// the next response, and clients that share an account take equal shares. Default: buckets are only lowered.
+    ///
+    /// **The limits of the limiter are the most.** A rate is never above its configured amount, and no window of length T
+    /// admits more than the configured `burst + rate x T`, whatever is reported. So state the highest limits that you
+    /// may have: `Rate::per_minute(600)` allows 600 requests at once where the provider has as many left, and
+    /// `.burst(10)` never more than 10.
+    ///
+    /// - **Where the provider tells**, in the headers of its responses, the amounts follow the reported limits, down to a
+    ///   hundredth of the configured ones. What is left is carried forward from when the provider received the call, and
+    ///   each report counts once. The limiter keeps a second's amount and the cost of a call in reserve.
+    /// - **Where it tells nothing**, limits are found from its 429s, as with [`adapt`](Self::adapt), and at most a
+    ///   second's requests are sent at once. Where it tells, the 429s count only if they are many.
+    /// - **At the start**, nothing is known. A rate of at most a minute without an [initial fill](crate::Rate::initial)
+    ///   begins with the requests of one second, or if requests are not limited, with a tenth of its burst. The first
+    ///   response releases half of what is left, and each further round trip half of the rest, as another client of the
+    ///   account may begin at the same time. After ten seconds without one, everything is released at once.
+    ///
+    /// A limit applies to the rate with the same budget and period. Where the period of a limit is not reported (OpenAI's
+    /// requests), it is found from how long the limit takes to be full. If two limits apply to one rate, such as those of
+    /// an organization and of a project, the lower one does. What was learned is in [`learned`](Self::learned), and a log
+    /// entry of tracing tells each change of a limit. If user code [sets](RateLimiter::set_limits) other limits on the
+    /// limiter, these become the most.
+    ///
+    /// A limiter that several processes share in a store follows the limits, and is lowered but not raised. The clones of
+    /// a layer follow together; two layers should not follow for one limiter.
+    #[must_use]
+    pub fn follow(mut self) -> Self {
+        let following = Following::new(&self.limiter);
+        self.adapts = Some(following.adaptation().clone());
+        self.follows = Some(Arc::new(following));
+        self
+    }
+
+    /// Returns what was learned about the provider's limits, one for each rate of the limiter. Empty without
+    /// [`follow`](Self::follow).
+    #[must_use]
+    pub fn learned(&self) -> Vec<Learned> {
+        let following = self.follows.as_ref();
+        following.map_or_else(Vec::new, |following| following.learned(&self.limiter))
+    }
+
     /// Sets the longest pause that one response can cause, so that a wrong header cannot stop all calls for days. A
     /// longer delay is cut, with a warning in the log. Default: one hour. If the delay was right, such as that of a
     /// daily limit, the next call gets another 429, and with it another pause.
@@ -146,13 +195,16 @@ impl FeedbackLayer {
     }
 
     /// Applies the status and the headers of one response to the limiter. `sent` is when the call was sent.
-    fn observe(&self, status: StatusCode, headers: &HeaderMap, sent: Instant) {
+    fn observe(&self, status: StatusCode, headers: &HeaderMap, sent: Instant, in_flight: Option<&InFlight>) {
         let info = self.provider.rate_limit_info(headers, SystemTime::now());
         let is_throttled = is_throttled(self.provider, status, &info);
         if let Some(adaptation) = &self.adapts {
             if is_throttled {
+                let is_told = self.follows.as_ref().is_some_and(|following| following.is_told());
                 let rejection = match status.as_u16() {
                     503 | 529 => Rejection::Doubtful,
+                    // What is left is known from the reports.
+                    _ if is_told => Rejection::Doubtful,
                     _ if info.retry_after.is_some_and(|delay| !delay.is_zero()) => Rejection::Pausing,
                     _ => Rejection::Certain,
                 };
@@ -174,22 +226,26 @@ impl FeedbackLayer {
                 self.limiter.pause_for_provider(delay.min(self.max_pause));
             }
         }
+        if let (Some(following), Some(in_flight)) = (&self.follows, in_flight) {
+            following.observe(&self.limiter, &info.windows, in_flight, sent);
+            return;
+        }
+        let limits = self.limiter.limits();
         for window in info.windows {
-            let budget = match window.unit {
-                Unit::Requests => Budget::Requests,
-                Unit::Tokens => Budget::Tokens,
-                Unit::InputTokens | Unit::OutputTokens => continue,
+            let Some((budget, rate)) = window.index_in(&limits).and_then(|index| limits.rates().nth(index)) else {
+                continue;
             };
+            let period = Some(rate.period());
             if let Some(limit) = window.limit.filter(|limit| self.adopts && *limit > 0) {
                 // Adopting the provider's limit fails for an amount that the limiter cannot represent. The limiter then
                 // keeps its amount.
-                let adopted = self.limiter.adopt(budget, window.period, limit);
+                let adopted = self.limiter.adopt(budget, period, limit);
                 if let Ok(true) = adopted {
                     tracing::info!(target: "tower_outbound", ?budget, limit, "Adopted the provider's limit");
                 }
             }
             if let Some(remaining) = window.remaining {
-                self.limiter.lower_since(budget, window.period, remaining, sent);
+                self.limiter.lower_since(budget, period, remaining, sent);
             }
         }
     }
@@ -213,6 +269,7 @@ impl fmt::Debug for FeedbackLayer {
             .field("provider", &self.provider)
             .field("adopts", &self.adopts)
             .field("adapts", &self.adapts.is_some())
+            .field("follows", &self.follows.is_some())
             .field("max_pause", &self.max_pause)
             .finish_non_exhaustive()
     }
@@ -244,13 +301,20 @@ where
     }
 
     fn call(&mut self, req: Request<B>) -> Self::Future {
-        self.layer.limiter.mark_sent();
+        let in_flight = match &self.layer.follows {
+            Some(following) => Some(following.on_sent(&self.layer.limiter)),
+            None => {
+                self.layer.limiter.mark_sent();
+                None
+            }
+        };
         let sent = Instant::now();
         if let Some(adaptation) = &self.layer.adapts {
             adaptation.on_sent(&self.layer.limiter, sent);
         }
         ResponseFuture {
             sent,
+            in_flight,
             future: self.inner.call(req),
             layer: self.layer.clone(),
         }
@@ -268,7 +332,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.future.poll(cx))?;
-        this.layer.observe(response.status(), response.headers(), *this.sent);
+        let in_flight = this.in_flight.take();
+        this.layer
+            .observe(response.status(), response.headers(), *this.sent, in_flight.as_ref());
         Poll::Ready(Ok(response))
     }
 }

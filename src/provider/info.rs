@@ -1,6 +1,7 @@
 //! [`RateLimitInfo`]: what the headers of a response report about the provider's limits, in the same form for all
 //! providers.
 
+use crate::rate::{Budget, Limits, Rate};
 use std::time::Duration;
 
 /// What the headers of a response report about the limits of the provider.
@@ -73,6 +74,21 @@ impl RateLimitInfo {
     }
 }
 
+// === impl Unit ===
+
+impl Unit {
+    /// Returns the budget of a limiter that counts the same.
+    #[must_use]
+    pub const fn budget(self) -> Budget {
+        match self {
+            Self::Requests => Budget::Requests,
+            Self::Tokens => Budget::Tokens,
+            Self::InputTokens => Budget::InputTokens,
+            Self::OutputTokens => Budget::OutputTokens,
+        }
+    }
+}
+
 // === impl Window ===
 
 impl Window {
@@ -84,6 +100,55 @@ impl Window {
             remaining: None,
             reset: None,
         }
+    }
+
+    /// Returns the index of the rate that this limit applies to: the one with the same budget and period.
+    ///
+    /// A limit without a period may be that of a minute or of a day. The time until it is full tells which: the rest of
+    /// the limit takes that long to be filled. If that tells nothing, it is the rate with the same amount, or the only
+    /// rate of the budget.
+    pub(super) fn index_in(&self, limits: &Limits) -> Option<usize> {
+        let of_budget = || {
+            let rates = limits.rates().enumerate();
+            rates.filter(|(_, (budget, _))| *budget == self.unit.budget())
+        };
+        let with_period = |period| of_budget().find(|(_, (_, rate))| rate.period() == period);
+        let found = match self.period.or_else(|| self.period_from_reset()) {
+            Some(period) => with_period(period),
+            None => {
+                let is_same = |rate: &Rate| self.limit.is_some_and(|limit| rate.amount() == limit as f64);
+                let mut same = of_budget().filter(|(_, (_, rate))| is_same(rate));
+                let same = same.next().filter(|_| same.next().is_none());
+                let mut all = of_budget();
+                same.or_else(|| all.next().filter(|_| all.next().is_none()))
+            }
+        };
+        found.map(|(index, _)| index)
+    }
+
+    /// Returns a minute or a day if the time until the limit is full tells that it is filled in about this time.
+    fn period_from_reset(&self) -> Option<Duration> {
+        let (Some(limit), Some(remaining), Some(Reset::Full(reset))) = (self.limit, self.remaining, self.reset) else {
+            return None;
+        };
+        let missing = limit.checked_sub(remaining).filter(|missing| *missing > 0)?;
+        let period = reset.as_secs_f64() * limit as f64 / missing as f64;
+        let periods = [60, 24 * 60 * 60].map(Duration::from_secs);
+        periods
+            .into_iter()
+            .find(|of| (0.5..2.0).contains(&(period / of.as_secs_f64())))
+    }
+
+    /// Returns what the provider's bucket can hold, as far as this limit tells: what it holds, and what the rate adds
+    /// until it is full.
+    pub(super) fn capacity(&self, amount: f64, period: Duration) -> Option<u64> {
+        let limit = self.limit?;
+        let (Some(remaining), Some(Reset::Full(reset))) = (self.remaining, self.reset) else {
+            return Some(limit);
+        };
+        // The time may be rounded to a second.
+        let missing = amount * (reset.as_secs_f64() + 1.0) / period.as_secs_f64();
+        Some(limit.min(remaining.saturating_add(missing as u64)))
     }
 
     /// Adds this limit to `windows`, unless the response reports neither its amount nor what remains of it.

@@ -78,6 +78,7 @@ mod dialect;
 #[cfg(feature = "json")]
 mod estimate;
 pub mod feedback;
+mod follow;
 mod headers;
 mod info;
 mod key;
@@ -98,6 +99,7 @@ pub use dialect::{ParseProviderError, Provider};
 #[cfg(feature = "json")]
 pub use estimate::{AverageEstimate, CharacterEstimate};
 pub use feedback::{Feedback, FeedbackLayer};
+pub use follow::{Learned, Source};
 #[cfg(feature = "json")]
 pub(crate) use headers::parse_go_duration;
 pub use info::{RateLimitInfo, Reset, Unit, Window};

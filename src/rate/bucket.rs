@@ -82,6 +82,9 @@ pub(super) struct Bucket {
     /// The sum of all units that the bucket did not hold on to: what overflowed, was withheld from refunds, or was
     /// [lowered](Self::lower_to). Only differences of this sum have a meaning, so it may wrap around.
     lost: i128,
+    /// The sum of all settlements: refunds less debits, in units. It may wrap around.
+    #[cfg(feature = "http")]
+    settled: i128,
     /// The version of the limits that added this bucket's rate. Estimates charged under earlier versions were not
     /// charged to this bucket, so it does not refund them.
     limits_version: u64,
@@ -128,6 +131,8 @@ impl Bucket {
             estimated: 0,
             withheld: 0,
             lost: 0,
+            #[cfg(feature = "http")]
+            settled: 0,
             limits_version: 0,
             refuses: spec.kind.refuses,
             is_strict: spec.kind.is_strict,
@@ -170,7 +175,7 @@ impl Bucket {
     }
 
     /// Returns the balance in whole requests or tokens, rounded down; negative for a debt.
-    pub(super) fn balance(&self) -> i64 {
+    pub(super) fn whole_balance(&self) -> i64 {
         let whole = self.balance.div_euclid(self.unit as i128);
         i64::try_from(whole).unwrap_or(if whole < 0 { i64::MIN } else { i64::MAX })
     }
@@ -236,13 +241,13 @@ impl Bucket {
         if !self.is_strict && (is_binding || self.capacity < gain(catch_up)) {
             return;
         }
-        let spilled = self.balance.saturating_add(gain(ticks)).saturating_sub(self.capacity);
-        if spilled > 0 {
-            self.balance -= spilled;
-            self.lost = self.lost.wrapping_add(spilled);
-            // The bucket is full now, so nothing of the estimates that are not settled yet could be refunded.
-            self.withheld = self.withheld.max(self.estimated);
-        }
+        let filled = self.balance.saturating_add(gain(ticks));
+        let spilled = filled.saturating_sub(self.capacity).max(0);
+        self.balance -= spilled;
+        self.lost = self.lost.wrapping_add(spilled);
+        // What would have overflowed by now without the unsettled estimates is withheld from their refunds.
+        let room = self.capacity - filled.min(self.capacity);
+        self.withheld = self.withheld.max(self.estimated.saturating_sub(room));
     }
 
     /// Returns the number of ticks until `amount` can be taken if nothing else is taken before; 0 for an amount of 0,
@@ -401,6 +406,10 @@ impl Bucket {
     }
 
     fn debit_units(&mut self, units: i128) -> bool {
+        #[cfg(feature = "http")]
+        {
+            self.settled = self.settled.wrapping_sub(units);
+        }
         self.balance = self.balance.saturating_sub(units);
         let cut_off = (-self.max_debt).saturating_sub(self.balance).max(0);
         if cut_off > 0 {
@@ -421,6 +430,10 @@ impl Bucket {
     pub(super) fn credit(&mut self, amount: u64) {
         let refund = self.saturating_units(amount).min(self.estimated);
         let kept = refund.min(self.withheld);
+        #[cfg(feature = "http")]
+        {
+            self.settled = self.settled.wrapping_add(refund);
+        }
         self.withheld -= kept;
         let balance = self.balance.saturating_add(refund - kept).min(self.capacity);
         self.lost = self.lost.wrapping_add(refund - (balance - self.balance));
@@ -487,6 +500,54 @@ impl Bucket {
         u128::from(amount)
             .checked_mul(self.unit)
             .map_or(i128::MAX, |units| units.min(i128::MAX as u128) as i128)
+    }
+}
+
+/// Methods for a bucket that follows a provider's: see [`followed`](super::followed).
+#[cfg(feature = "http")]
+impl Bucket {
+    pub(super) const fn unit(&self) -> u128 {
+        self.unit
+    }
+
+    pub(super) const fn capacity(&self) -> i128 {
+        self.capacity
+    }
+
+    pub(super) const fn balance(&self) -> i128 {
+        self.balance
+    }
+
+    /// Returns the sum of the unsettled estimates, in units.
+    pub(super) const fn estimated(&self) -> i128 {
+        self.estimated
+    }
+
+    /// Returns the sum of all settlements, in units. Only differences of it have a meaning, as it may wrap around.
+    pub(super) const fn settled(&self) -> i128 {
+        self.settled
+    }
+
+    /// Returns what the rate yields in `elapsed` ticks, in units.
+    pub(super) fn gain(&self, elapsed: u64) -> i128 {
+        (u128::from(elapsed) * u128::from(self.fill)).min(MAX_UNITS) as i128
+    }
+
+    /// Converts an amount of requests or tokens to units, at most to the largest number of units.
+    pub(super) fn units(&self, amount: u64) -> i128 {
+        self.saturating_units(amount).min(MAX_UNITS as i128)
+    }
+
+    /// Moves the balance by `units`, up to the capacity and down to the largest debt. The [`level`](Self::level) stays:
+    /// nothing is charged or gained.
+    pub(super) fn shift(&mut self, units: i128) {
+        let balance = self
+            .balance
+            .saturating_add(units)
+            .clamp((-self.max_debt).min(self.balance), self.capacity);
+        self.lost = self.lost.wrapping_sub(balance - self.balance);
+        self.balance = balance;
+        self.update_withheld();
     }
 }
 

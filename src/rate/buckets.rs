@@ -5,8 +5,6 @@ mod pausing;
 mod prediction;
 mod saving;
 
-#[cfg(feature = "http")]
-use super::level_history::LevelHistory;
 use super::{
     available::Available,
     bucket::Bucket,
@@ -19,6 +17,8 @@ use super::{
     pause::Pauses,
     used_share::UsedShares,
 };
+#[cfg(feature = "http")]
+use super::{followed::Followed, level_history::LevelHistory};
 use crate::{
     clock::{LazyNow, nanos_between},
     error::{CostExceedsBurst, Exhausted, InvalidConfig, Rejected},
@@ -50,7 +50,7 @@ pub(super) struct Buckets {
     bursts: Arc<Bursts>,
     limits: Limits,
     /// One bucket for each rate of `limits`, in the same order.
-    buckets: Vec<(Budget, Bucket)>,
+    pub(super) buckets: Vec<(Budget, Bucket)>,
     /// Whether one of the rates refuses calls.
     has_caps: bool,
     /// Whether one of the rates counts by the calendar.
@@ -62,7 +62,7 @@ pub(super) struct Buckets {
     wall_epoch: u64,
     /// The time up to which the buckets are filled. It is behind the present while calls wait, because a waiter may be
     /// admitted as of a time in the past.
-    filled_to: u64,
+    pub(super) filled_to: u64,
     pauses: Pauses<u64>,
     last_admission: Admitted,
     /// The waiters in the queue. `None` until a call has waited, so that an idle limiter takes little memory.
@@ -75,6 +75,9 @@ pub(super) struct Buckets {
     /// sent](Self::mark_sent).
     #[cfg(feature = "http")]
     histories: Vec<LevelHistory>,
+    /// Present if the buckets follow those of a provider.
+    #[cfg(feature = "http")]
+    pub(super) followed: Option<Box<Followed>>,
     /// The time as of which `try_take` admits a call. The last call of `availability` has computed it.
     admission_time: u64,
 }
@@ -153,6 +156,8 @@ impl Buckets {
             used_shares: None,
             #[cfg(feature = "http")]
             histories: Vec::new(),
+            #[cfg(feature = "http")]
+            followed: None,
             admission_time: 0,
         })
     }
@@ -167,7 +172,7 @@ impl Buckets {
 
     /// Returns the current time.
     #[inline]
-    fn time(&mut self, now: &mut LazyNow) -> u64 {
+    pub(super) fn time(&mut self, now: &mut LazyNow) -> u64 {
         let time = now.nanos_since(self.epoch);
         if time < self.filled_to || time == 0 {
             return self.time_after_step_back(now);
@@ -192,7 +197,12 @@ impl Buckets {
         self.filled_to = 0;
         self.last_admission = Admitted::default();
         #[cfg(feature = "http")]
-        self.histories.clear();
+        {
+            self.histories.clear();
+            if let Some(followed) = &mut self.followed {
+                followed.on_step_back();
+            }
+        }
         self.epoch = current.get();
         *now = current;
         0
@@ -354,6 +364,8 @@ impl Buckets {
         let now = self.time(now);
         let mut new = limits.buckets(self.wall_epoch.saturating_add(now))?;
         self.fill_to(now);
+        #[cfg(feature = "http")]
+        self.before_limits_change(now);
         self.limits_version += 1;
         new.iter_mut()
             .for_each(|(_, new)| new.set_limits_version(self.limits_version));
@@ -371,7 +383,10 @@ impl Buckets {
         self.last_admission = Admitted::default();
         // The levels were counted in the units of the old buckets.
         #[cfg(feature = "http")]
-        self.histories.clear();
+        {
+            self.histories.clear();
+            self.on_limits_changed();
+        }
         Ok(())
     }
 
@@ -479,8 +494,8 @@ impl Buckets {
         }
         if self.filled_to < time {
             self.overflow(time, Some(self.last_admission.binding));
-        } else {
-            // The buckets are filled up to the present again.
+        } else if time.saturating_sub(self.last_admission.at) > MAX_CATCH_UP_NANOS {
+            // The lateness is not made up for any more, so the next call need not ask.
             self.last_admission = Admitted::default();
         }
         self.charge(request);
@@ -490,7 +505,7 @@ impl Buckets {
     /// Fills the buckets before a balance is changed by something other than an admission. Does nothing while calls
     /// wait: the first waiter may still be admitted as of a time in the past, which filling up to the present would
     /// make impossible.
-    fn fill_if_idle(&mut self, now: &mut LazyNow) {
+    pub(super) fn fill_if_idle(&mut self, now: &mut LazyNow) {
         if self.queued().is_none() {
             self.on_idle(now);
         }
@@ -530,16 +545,19 @@ impl Resource for Buckets {
             let binding = self.binding(&request.cost);
             self.fill_to(self.admission_time);
             self.overflow(now, binding);
-            if let Some(binding) = binding.filter(|_| waited) {
+            if waited {
                 let lateness = now - self.admission_time;
-                self.last_admission = Admitted {
+                self.last_admission = binding.map_or(Admitted::default(), |binding| Admitted {
                     at: now,
                     lateness,
                     binding,
-                };
+                });
             }
         } else {
             self.fill_to(self.admission_time);
+            if waited {
+                self.last_admission = Admitted::default();
+            }
         }
         self.charge(request);
         true

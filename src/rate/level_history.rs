@@ -52,6 +52,16 @@ impl LevelHistory {
         self.entries.get(at).map(|(_, level)| *level)
     }
 
+    /// Returns the time to which the history reaches back. `None` while it is empty.
+    pub(super) const fn since(&self) -> Option<u64> {
+        self.since
+    }
+
+    /// Replaces each level by what `convert` returns for it, which must keep their order.
+    pub(super) fn convert(&mut self, convert: impl Fn(i128) -> i128) {
+        self.entries.iter_mut().for_each(|(_, level)| *level = convert(*level));
+    }
+
     fn merge_old(&mut self, now: u64) {
         let mut merged: Vec<(u64, i128)> = Vec::with_capacity(MAX_ENTRIES);
         for (at, level) in self.entries.drain(..) {

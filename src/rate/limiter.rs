@@ -1,5 +1,7 @@
 //! [`RateLimiter`]: the rate limiter as its users see it, whether its buckets are in this process or shared by several.
 
+#[cfg(feature = "http")]
+use super::followed::{FollowedLevel, Report};
 #[cfg(feature = "redis")]
 use super::redis::{SharedAdmission, SharedLimiter, StoreStatus};
 use super::{
@@ -426,6 +428,51 @@ impl RateLimiter {
     #[cfg(feature = "http")]
     pub(crate) fn lower_since(&self, budget: Budget, period: Option<Duration>, remaining: u64, sent: Instant) {
         either!(self, limiter => limiter.lower_since(budget, period, remaining, sent));
+    }
+
+    /// Makes the buckets follow those of a provider, up to `most`. A shared limiter is lowered to what the provider
+    /// reports, and never raised.
+    #[cfg(feature = "http")]
+    pub(crate) fn follow(&self, most: &Limits, is_start: bool) {
+        match &self.kind {
+            Kind::Local(local) => local.follow(most, is_start),
+            #[cfg(feature = "redis")]
+            Kind::Shared(_) => {}
+        }
+    }
+
+    /// Records that a call is sent now, and returns the stamp of the record, for a later [`report`](Self::report).
+    #[cfg(feature = "http")]
+    pub(crate) fn stamp_sent(&self) -> u64 {
+        match &self.kind {
+            Kind::Local(local) => local.stamp_sent(),
+            #[cfg(feature = "redis")]
+            Kind::Shared(_) => 0,
+        }
+    }
+
+    /// Applies what the provider has reported about the rate at `index`, which has this budget and period, with the
+    /// response to a call that was sent at `sent`.
+    #[cfg(feature = "http")]
+    pub(crate) fn report(&self, index: usize, (budget, period): (Budget, Duration), report: &Report, sent: Instant) {
+        match &self.kind {
+            Kind::Local(local) => {
+                let _ = (budget, period, sent);
+                local.report(index, report);
+            }
+            #[cfg(feature = "redis")]
+            Kind::Shared(shared) => shared.lower_since(budget, Some(period), report.remaining, sent),
+        }
+    }
+
+    /// Returns what is known about the provider's buckets, in the order of the limits. Empty for a shared limiter.
+    #[cfg(feature = "http")]
+    pub(crate) fn followed_levels(&self) -> Vec<FollowedLevel> {
+        match &self.kind {
+            Kind::Local(local) => local.followed_levels(),
+            #[cfg(feature = "redis")]
+            Kind::Shared(_) => Vec::new(),
+        }
     }
 
     /// Admits no call for the duration `pause` from now on. Replaces the pause that was set by an earlier call of this

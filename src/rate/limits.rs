@@ -38,10 +38,10 @@ pub struct Rate {
     pub(super) burst: Option<Amount>,
     pub(super) initial: Option<Amount>,
     pub(super) max_debt: Option<Amount>,
-    headroom: f64,
+    pub(super) headroom: f64,
     pub(super) kind: BucketKind,
     /// How long after midnight UTC the windows of the calendar begin.
-    window_start: Duration,
+    pub(super) window_start: Duration,
 }
 
 /// The limits of a rate limiter: any number of rates for each [`Budget`], all of which hold at the same time.

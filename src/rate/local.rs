@@ -1,6 +1,8 @@
 //! [`LocalLimiter`]: the rate limiter whose buckets are in this process. Its callers wait in order of arrival. Its users
 //! see it as a [`RateLimiter`](crate::RateLimiter), where its methods are documented.
 
+#[cfg(feature = "http")]
+use super::followed::{FollowedLevel, Report};
 use super::{
     available::Available,
     buckets::{Buckets, ChargeRequest},
@@ -144,6 +146,30 @@ impl LocalLimiter {
     pub(super) fn lower_since(&self, budget: Budget, period: Option<Duration>, remaining: u64, sent: Instant) {
         self.queue
             .update(|buckets, now| buckets.lower_since(budget, period, remaining, sent, now));
+    }
+
+    /// Makes the buckets [follow](Buckets::follow) a provider's.
+    #[cfg(feature = "http")]
+    pub(super) fn follow(&self, most: &Limits, is_start: bool) {
+        self.queue.update(|buckets, now| buckets.follow(most, is_start, now));
+    }
+
+    /// Records that a call is sent now, and returns the stamp of the record.
+    #[cfg(feature = "http")]
+    pub(super) fn stamp_sent(&self) -> u64 {
+        self.queue.inspect(Buckets::stamp_sent)
+    }
+
+    /// Moves the bucket of the rate at `index` to what the provider has reported.
+    #[cfg(feature = "http")]
+    pub(super) fn report(&self, index: usize, report: &Report) {
+        self.queue.update(|buckets, now| buckets.report(index, report, now));
+    }
+
+    /// Returns what is known about the provider's buckets, in the order of the limits.
+    #[cfg(feature = "http")]
+    pub(super) fn followed_levels(&self) -> Vec<FollowedLevel> {
+        self.queue.inspect(Buckets::followed_levels)
     }
 
     pub(super) fn adopt(&self, budget: Budget, period: Option<Duration>, amount: u64) -> Result<bool, InvalidConfig> {

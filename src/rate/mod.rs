@@ -77,6 +77,8 @@ mod calendar;
 mod cost;
 mod demand;
 mod estimate;
+#[cfg(feature = "http")]
+mod followed;
 mod layer;
 #[cfg(feature = "http")]
 mod level_history;
@@ -99,6 +101,8 @@ pub(crate) use bursts::Bursts;
 pub use cost::Cost;
 pub(crate) use demand::Demand;
 pub use estimate::Estimate;
+#[cfg(feature = "http")]
+pub(crate) use followed::Report;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
 pub use limiter::RateLimiter;
 pub use limits::{Limits, Rate};

@@ -8,6 +8,7 @@ pub mod model;
 pub mod proxy;
 #[cfg(feature = "redis")]
 pub mod redis;
+pub mod refilling_provider;
 
 use http::{Request, Response};
 use std::{

@@ -3,7 +3,10 @@
 
 mod trust;
 
-use crate::args::{SendArgs, Target};
+use crate::{
+    args::{SendArgs, Target},
+    limits::LimitFeedback,
+};
 use anyhow::Context;
 use http::{HeaderValue, Request, Response, header};
 use hyper::body::Bytes;
@@ -28,7 +31,7 @@ pub(crate) fn service<F>(
     client: reqwest::Client,
     limiter: RateLimiter,
     args: &SendArgs,
-    adopts_limits: bool,
+    feedback: LimitFeedback,
     observe: F,
 ) -> impl Service<
     Request<Bytes>,
@@ -41,12 +44,12 @@ pub(crate) fn service<F>(
 where
     F: Fn(&Result<Response<Bytes>, BoxError>) + Clone + Send,
 {
-    let mut feedback = FeedbackLayer::new(limiter, args.provider()).max_pause(args.max_wait);
-    if adopts_limits {
-        // The limiter adopts the limits that the provider reports. Where the provider reports none, the limiter adapts
-        // its rates to the provider's 429s.
-        feedback = feedback.adopt_limits().adapt();
-    }
+    let layer = FeedbackLayer::new(limiter, args.provider()).max_pause(args.max_wait);
+    let feedback = match feedback {
+        LimitFeedback::Keep => layer,
+        LimitFeedback::Adopt => layer.adopt_limits().adapt(),
+        LimitFeedback::Follow => layer.follow(),
+    };
     ServiceBuilder::new()
         .map_result(move |result| {
             observe(&result);

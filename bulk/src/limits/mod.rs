@@ -20,6 +20,19 @@ pub(crate) struct Pace {
     pub(crate) burst: u64,
     /// The amount that the provider is assumed to allow at the start.
     pub(crate) initial: u64,
+    /// Whether the burst is sent at the start if the provider reports that it has as much left.
+    pub(crate) follows: bool,
+}
+
+/// What the limiter takes over from the responses of the provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LimitFeedback {
+    /// What is left, where that is less than assumed.
+    Keep,
+    /// Reported limits as well. Where none are reported, limits are found from the provider's 429s.
+    Adopt,
+    /// The same, and what is left also where that is more: a minute's amount may be sent at once.
+    Follow,
 }
 
 /// The limits of requests and tokens (`None` where there is no limit), and the limit of requests in flight.
@@ -51,13 +64,14 @@ impl Bounds {
             "--tpm-burst cannot be combined with --tpm off"
         );
         let pace = |per_minute: u64, burst: Option<NonZeroU64>| {
-            let burst = burst.map_or_else(|| default_burst(per_minute), NonZeroU64::get);
-            // The earlier run may have used up the burst just before this run starts.
-            let initial = if args.files.resume { 0 } else { burst };
+            let follows = burst.is_none() && args.limits.feedback() == LimitFeedback::Follow;
+            let at_start = burst.map_or_else(|| default_burst(per_minute), NonZeroU64::get);
             Pace {
                 per_minute,
-                burst,
-                initial,
+                burst: if follows { per_minute } else { at_start },
+                // The earlier run may have used up the burst just before this run starts.
+                initial: if args.files.resume { 0 } else { at_start },
+                follows,
             }
         };
         Ok(Self {
@@ -77,6 +91,7 @@ impl Bounds {
                     per_minute,
                     burst,
                     initial: burst,
+                    follows: false,
                 }
             }),
             None => given,
@@ -100,6 +115,7 @@ impl Bounds {
                 per_minute,
                 burst: pace.burst.min(per_minute),
                 initial: pace.initial.min(per_minute),
+                follows: pace.follows,
             })
         };
         Self {
@@ -165,6 +181,18 @@ impl Bounds {
     }
 }
 
+impl LimitArgs {
+    /// Returns what the limiter takes over from the provider. Limits that are shared through a store are not raised to
+    /// what is left.
+    pub(crate) const fn feedback(&self) -> LimitFeedback {
+        match (self.keep_limits, &self.redis) {
+            (true, _) => LimitFeedback::Keep,
+            (false, Some(_)) => LimitFeedback::Adopt,
+            (false, None) => LimitFeedback::Follow,
+        }
+    }
+}
+
 impl Pace {
     /// The rate for the limiter, whose bucket begins with 95 % of `initial`.
     ///
@@ -179,7 +207,8 @@ impl Pace {
 
     /// The shortest time until this amount has been admitted.
     fn time_for(self, amount: u64) -> Duration {
-        let beyond = amount.saturating_sub(self.initial);
+        let at_start = if self.follows { self.burst } else { self.initial };
+        let beyond = amount.saturating_sub(at_start);
         Duration::from_secs_f64(beyond as f64 * 60.0 / self.per_minute as f64)
     }
 }
@@ -363,6 +392,7 @@ mod tests {
             per_minute: 60,
             burst: 10,
             initial: 10,
+            follows: false,
         };
         assert_eq!(pace.time_for(10), Duration::ZERO);
         assert_eq!(pace.time_for(12), Duration::from_secs(2));

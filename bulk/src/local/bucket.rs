@@ -77,6 +77,7 @@ mod tests {
                 per_minute,
                 burst,
                 initial: burst,
+                follows: false,
             },
             slack,
         )

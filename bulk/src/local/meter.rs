@@ -181,6 +181,7 @@ mod tests {
                 per_minute: 1,
                 burst,
                 initial: burst,
+                follows: false,
             };
             Some((pace, Bucket::new(pace, Duration::ZERO)))
         };

@@ -131,7 +131,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
             client,
             limiter.clone(),
             &args.send,
-            !args.limits.keep_limits,
+            args.limits.feedback(),
             move |result| health.observe(result),
         )))?;
     let admission = Admission::new(args.files.memory, args.files.ordered);

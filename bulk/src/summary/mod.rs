@@ -309,6 +309,7 @@ mod tests {
             per_minute: 600,
             burst: 10,
             initial: 10,
+            follows: false,
         };
         let row = LimitRow::of_rate("requests/min", Some(pace), 99, 11, Duration::from_secs(10), 0.0);
         assert_eq!((row.percent, row.achieved), (Some(100.0), 600.0));

@@ -314,6 +314,7 @@ pub(crate) fn sample() -> Snapshot {
             per_minute,
             burst,
             initial: burst,
+            follows: false,
         },
     };
     Snapshot {

@@ -241,6 +241,7 @@ mod tests {
             per_minute,
             burst: 10,
             initial: 10,
+            follows: false,
         }
     }
 

@@ -18,7 +18,7 @@ impl Buckets {
         let saved = rates.map(|((_, bucket), (budget, rate))| {
             let mut bucket = bucket.clone();
             bucket.advance(elapsed);
-            SavedRate::new(budget, &rate, bucket.balance())
+            SavedRate::new(budget, &rate, bucket.whole_balance())
         });
         SavedLimits::new(self.wall_epoch.saturating_add(time) / NANOS_PER_MS, saved.collect())
     }
