@@ -392,7 +392,9 @@ impl Bucket {
         let ideal_spilled = (self.ideal + gain(nanos) - self.capacity).max(0);
         self.balance -= spilled;
         self.ideal -= ideal_spilled;
-        self.withheld = self.withheld.max(self.estimated + filled.min(self.capacity) - self.capacity);
+        self.withheld = self
+            .withheld
+            .max(self.estimated + filled.min(self.capacity) - self.capacity);
     }
 
     fn take(&mut self, cost: Cost, used: Option<Cost>) {

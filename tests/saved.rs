@@ -34,7 +34,7 @@ async fn a_restored_bucket_holds_what_was_left_and_what_was_added_since() {
             .tokens(Rate::per_minute(1_000))
     };
     let saved = saved_after_an_hour(limits(), Cost::tokens(700).with("requests", 100)).await;
-    for (later, requests) in [(HOUR * 0, 150), (HOUR * 2, 170), (HOUR * 30, 240)] {
+    for (later, requests) in [(Duration::ZERO, 150), (HOUR * 2, 170), (HOUR * 30, 240)] {
         let limiter = RateLimiter::at(limits(), new_years_eve() + HOUR + later).unwrap();
         limiter.restore(&saved).unwrap();
         assert_eq!(limiter.available().requests, Some(requests), "{later:?} later");

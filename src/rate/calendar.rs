@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Calendar {
     unit: Unit,
-    /// How long after midnight UTC a window begins, in nanoseconds: less than a day.
-    start: u64,
+    /// How long after midnight UTC a window begins, in seconds: less than a day.
+    start: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +41,9 @@ impl Calendar {
         start: 0,
     };
 
-    /// Returns this calendar with windows that begin `start` after midnight UTC. `None` if that is a day or more.
-    pub(super) fn starting_at(self, start: Duration) -> Option<Self> {
-        let start = (start < DAY).then_some(start.as_nanos() as u64)?;
-        Some(Self { start, ..self })
+    /// Returns this calendar with windows that begin `start` seconds after midnight UTC. `None` if that is a day or more.
+    pub(super) fn starting_at(self, start: u32) -> Option<Self> {
+        (u64::from(start) < DAY.as_secs()).then_some(Self { start, ..self })
     }
 
     /// Returns how long a window is. Of a month: 30 days.
@@ -57,12 +56,13 @@ impl Calendar {
 
     /// Returns when the window ends that `time` is in.
     fn end_of_window(self, time: u64) -> u64 {
-        let day = time.saturating_sub(self.start) / DAY_NANOS;
+        let start = u64::from(self.start) * 1_000_000_000;
+        let day = time.saturating_sub(start) / DAY_NANOS;
         let next = match self.unit {
             Unit::Day => day + 1,
             Unit::Month => first_day_of_next_month(day),
         };
-        next.saturating_mul(DAY_NANOS).saturating_add(self.start)
+        next.saturating_mul(DAY_NANOS).saturating_add(start)
     }
 }
 
@@ -149,7 +149,7 @@ mod tests {
     fn a_day_ends_at_midnight_utc_or_as_long_after_it_as_was_set() {
         let day = OpenWindow::new(Calendar::DAY, NOON_OF_FEBRUARY_29_2028);
         assert_eq!(day.ends, MARCH_1_2028);
-        let pacific = Calendar::DAY.starting_at(Duration::from_secs(8 * 60 * 60)).unwrap();
+        let pacific = Calendar::DAY.starting_at(8 * 60 * 60).unwrap();
         assert_eq!(
             OpenWindow::new(pacific, MARCH_1_2028).ends,
             MARCH_1_2028 + at(8 * 60 * 60)
@@ -158,7 +158,7 @@ mod tests {
             OpenWindow::new(pacific, MARCH_1_2028 + at(8 * 60 * 60)).ends,
             MARCH_1_2028 + at(32 * 60 * 60)
         );
-        assert_eq!(Calendar::DAY.starting_at(DAY), None);
+        assert_eq!(Calendar::DAY.starting_at(24 * 60 * 60), None);
     }
 
     #[test]

@@ -38,10 +38,11 @@ pub struct Rate {
     pub(super) burst: Option<Amount>,
     pub(super) initial: Option<Amount>,
     pub(super) max_debt: Option<Amount>,
-    pub(super) headroom: f64,
+    /// The share of the amount that is not used, in millionths. [`INVALID`] if what was set is no share.
+    pub(super) headroom: u32,
     pub(super) kind: BucketKind,
     /// How long after midnight UTC the windows of the calendar begin.
-    pub(super) window_start: Duration,
+    pub(super) window_start: u32,
 }
 
 /// The limits of a rate limiter: any number of rates for each [`Budget`], all of which hold at the same time.
@@ -63,6 +64,11 @@ pub struct Limits {
     rates: Vec<(Budget, Rate)>,
 }
 
+/// Stands for a setting of a rate that is not valid. A rate keeps its settings as small numbers, as a limiter keeps its
+/// rates.
+const INVALID: u32 = u32::MAX;
+const MILLION: f64 = 1_000_000.0;
+
 // === impl Rate ===
 
 impl Rate {
@@ -75,9 +81,9 @@ impl Rate {
             burst: None,
             initial: None,
             max_debt: None,
-            headroom: 0.0,
+            headroom: 0,
             kind: BucketKind::default(),
-            window_start: Duration::ZERO,
+            window_start: 0,
         }
     }
 
@@ -136,7 +142,11 @@ impl Rate {
     /// UTC in winter, and 7 in summer.
     #[must_use]
     pub const fn starting_at(mut self, time: Duration) -> Self {
-        self.window_start = time;
+        self.window_start = if time.as_secs() < INVALID as u64 {
+            time.as_secs() as u32
+        } else {
+            INVALID
+        };
         self
     }
 
@@ -194,8 +204,12 @@ impl Rate {
     /// For a server whose clock runs differently, or to which calls arrive closer to each other than they were sent. A
     /// rate in the middle of a period needs none of it.
     #[must_use]
-    pub const fn headroom(mut self, share: f64) -> Self {
-        self.headroom = share;
+    pub fn headroom(mut self, share: f64) -> Self {
+        self.headroom = if (0.0..1.0).contains(&share) {
+            (share * MILLION).round() as u32
+        } else {
+            INVALID
+        };
         self
     }
 
@@ -282,11 +296,8 @@ impl Rate {
     fn bucket_spec(&self, budget: Budget) -> Result<BucketSpec, InvalidConfig> {
         let name = budget.name();
         let field = |part| format!("{name}.{part}");
-        if !(0.0..1.0).contains(&self.headroom) {
-            return Err(InvalidConfig::new(
-                field("headroom"),
-                format!("must be from 0 to less than 1, is {}", self.headroom),
-            ));
+        if self.headroom == INVALID {
+            return Err(InvalidConfig::new(field("headroom"), "must be from 0 to less than 1"));
         }
         let paced = self.paced_amount();
         let (amount, scale) = paced
@@ -375,8 +386,8 @@ impl Rate {
 
     /// Returns the amount per period that is paced: the amount less its [headroom](Self::headroom).
     pub(super) fn paced_amount(&self) -> Amount {
-        if self.headroom > 0.0 && self.amount.fraction().is_ok() {
-            self.amount.scaled(1.0 - self.headroom)
+        if self.headroom > 0 && self.amount.fraction().is_ok() {
+            self.amount.scaled((MILLION - f64::from(self.headroom)) / MILLION)
         } else {
             self.amount
         }
@@ -397,7 +408,7 @@ impl Rate {
                 }),
                 None => invalid("starting_at", "must be less than a day"),
             },
-            None if !self.window_start.is_zero() => {
+            None if self.window_start > 0 => {
                 invalid("starting_at", "must be set only for days and months of the calendar")
             }
             None => Ok(self.kind),

@@ -21,9 +21,10 @@ use std::{
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_outbound::{
     ApiTokens, Call, ConcurrencyLimitLayer, Cost, EventLayer, Executor, Limits, QueueLayer, Rate, RateLimitLayer,
-    RateLimiter, RequestStatus, Shutdown,
+    RateLimiter, RequestStatus, Shutdown, TokenUsage,
+    error::AcquireError,
     event::{Describe, Events, Http, Metadata, Nothing, Payload, RequestDetails, ResponseDetails},
-    executor::{Closure, Config},
+    executor::{BudgetRate, Closure, Config},
     rate::{Budget, ByExtension},
 };
 
@@ -241,6 +242,19 @@ async fn no_public_type_shows_a_secret() {
     if let Budget::Named(name) = Budget::from("images") {
         shown.debug(&name);
     }
+    let capped = RateLimiter::new(Limits::new().requests(Rate::per_day(1).refuse())).unwrap();
+    shown.debug(&capped.save().unwrap());
+    capped.try_acquire(Cost::request()).unwrap();
+    match capped.try_acquire(Cost::request()) {
+        Err(AcquireError::Exhausted(exhausted)) => shown.display(&exhausted),
+        other => panic!("{other:?}"),
+    }
+    shown.debug(&BudgetRate {
+        rate: 1.0,
+        period_secs: 60.0,
+        burst: None,
+    });
+    shown.debug(&TokenUsage::default());
     shown.display(&RateLimiter::new(Limits::new().requests(Rate::per_second(0))).unwrap_err());
     shown.display(&"calling".parse::<RequestStatus>().unwrap_err());
 

@@ -170,6 +170,7 @@ impl Bounds {
             per_minute: (rate.amount as f64 * 60.0 / rate.period.as_secs_f64()) as u64,
             burst: rate.amount,
             initial: rate.amount,
+            follows: false,
         })
     }
 
@@ -342,7 +343,7 @@ mod tests {
         let args = Args::parse_from(["bulk", "--tpm", "60000", "--rpm", "off"]);
         let bounds = Bounds::new(&args).unwrap();
         let limiter = RateLimiter::new(bounds.limits()).unwrap();
-        let mut burst = TokenBurst::new(limiter.clone().into(), bounds, &args.limits);
+        let mut burst = TokenBurst::new(limiter.clone(), bounds, &args.limits);
         limiter.acquire(Cost::tokens(950)).await.unwrap();
         burst.grow_for(60_001);
         assert_eq!(burst.bounds().tokens.unwrap().burst, 1_000);
@@ -361,7 +362,7 @@ mod tests {
         let bounds = Bounds::new(&args).unwrap();
         assert!(bounds.fits(2_000, &args.limits) && !bounds.fits(2_001, &args.limits));
         let limiter = RateLimiter::new(bounds.limits()).unwrap();
-        let mut burst = TokenBurst::new(limiter.into(), bounds, &args.limits);
+        let mut burst = TokenBurst::new(limiter, bounds, &args.limits);
         burst.grow_for(3_000);
         assert_eq!(burst.bounds().tokens.unwrap().burst, 2_000);
         assert!(burst.too_small_for(3_000).unwrap().contains("raise --tpm-burst"));
@@ -372,7 +373,7 @@ mod tests {
         let args = Args::parse_from(["bulk", "--tpm", "60000"]);
         let bounds = Bounds::new(&args).unwrap();
         let limiter = RateLimiter::new(bounds.limits()).unwrap();
-        let burst = TokenBurst::new(limiter.clone().into(), bounds, &args.limits);
+        let burst = TokenBurst::new(limiter.clone(), bounds, &args.limits);
         assert!(burst.too_small_for(70_000).unwrap().contains("raise --tpm,"));
         // The provider reports less, which no option changes.
         let reported = Limits::new()

@@ -13,7 +13,9 @@ use tower_outbound::{
     body::{BodyLayer, CheckLayer, CollectLayer, StreamLayer},
     client::Reqwest,
     error::{BadResponse, BodyFailed, BodyTooLarge, DeadlineExceeded, RetryAfterTooLong},
-    provider::{AverageEstimate, CharacterEstimate, FeedbackLayer, Provider, Reset, Unit, UsageLayer},
+    provider::{
+        AverageEstimate, CharacterEstimate, FeedbackLayer, Provider, QuantileEstimate, Reset, Source, Unit, UsageLayer,
+    },
     rate::{AsCharged, Budget, ByUsage},
     retry::{ByClone, ByWholeBody, RetryPolicy},
 };
@@ -145,6 +147,11 @@ pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     shown.debug(&ByClone);
     shown.debug(&ByWholeBody);
     shown.debug(&AverageEstimate::new(5));
+    shown.debug(&QuantileEstimate::new(0.95).unwrap());
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_minute(5))).unwrap();
+    let learned = FeedbackLayer::new(limiter, Provider::OpenAi).follow().learned();
+    shown.debug(&learned[0]);
+    shown.debug(&Source::Told);
     shown.debug(&CharacterEstimate::new());
     shown.debug(&ByUsage::default());
     shown.debug(&AsCharged);

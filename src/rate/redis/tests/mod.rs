@@ -84,7 +84,7 @@ impl Server {
     }
 
     /// Returns the same server, seen from a place from which requests and replies take this long.
-    fn from_afar(&self, delay: Duration) -> Self {
+    fn at_a_distance(&self, delay: Duration) -> Self {
         Self { delay, ..self.clone() }
     }
 

@@ -31,7 +31,7 @@ fn hundred_a_second() -> Limits {
 async fn members_at_any_distance_get_equal_shares() {
     let server = Server::new();
     let delays = [0, 1, 40, 100];
-    let members = delays.map(|delay| server.from_afar(ms(delay)).member(hundred_a_second()));
+    let members = delays.map(|delay| server.at_a_distance(ms(delay)).member(hundred_a_second()));
     let counts: Vec<_> = admissions(&members, 100, ms(40_000)).await;
     let counts: Vec<_> = counts.iter().map(Vec::len).collect();
     let sum: usize = counts.iter().sum();
@@ -41,7 +41,7 @@ async fn members_at_any_distance_get_equal_shares() {
 
 #[tokio::test(start_paused = true)]
 async fn idle_and_dead_members_take_nothing_from_a_member_that_works() {
-    let server = Server::new().from_afar(ms(10));
+    let server = Server::new().at_a_distance(ms(10));
     let idle: Vec<_> = (0..200).map(|_| server.member(hundred_a_second())).collect();
     for member in &idle {
         // A call of no cost makes the member known to the server.
@@ -69,7 +69,7 @@ async fn idle_and_dead_members_take_nothing_from_a_member_that_works() {
 async fn members_near_and_far_stay_within_the_burst_by_the_wall_clock() {
     let server = Server::new();
     let limits = || Limits::new().requests(Rate::per_second(1_000).burst(10));
-    let members = [0, 50].map(|delay| server.from_afar(ms(delay)).member(limits()));
+    let members = [0, 50].map(|delay| server.at_a_distance(ms(delay)).member(limits()));
     let mut times = admissions(&members, 50, ms(5_000)).await.concat();
     times.sort_unstable();
     assert!(times.len() > 4_900, "{}", times.len());
