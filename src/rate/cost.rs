@@ -225,6 +225,7 @@ impl<T: Copy + Default> Default for Named<T> {
 // === impl PerBudget ===
 
 impl<T: Copy + Default> PerBudget<T> {
+    #[cfg(feature = "redis")]
     pub(crate) fn of(&self, budget: Budget) -> T {
         match budget {
             Budget::Requests => self.requests,
