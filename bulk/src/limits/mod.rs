@@ -340,7 +340,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_burst_grows_for_a_larger_request_and_leaves_the_level_as_it_is() {
-        let args = Args::parse_from(["bulk", "--tpm", "60000", "--rpm", "off"]);
+        let args = Args::parse_from(["bulk", "--tpm", "60000", "--rpm", "off", "--keep-limits"]);
         let bounds = Bounds::new(&args).unwrap();
         let limiter = RateLimiter::new(bounds.limits()).unwrap();
         let mut burst = TokenBurst::new(limiter.clone(), bounds, &args.limits);
