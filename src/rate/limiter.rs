@@ -31,7 +31,7 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// A rate limiter of requests, tokens and whatever else a provider counts. Clones share the buckets and the limits.
+/// A rate limiter of requests, tokens and other things that a provider counts. Clones share the buckets and the limits.
 ///
 /// Its buckets are in this process, or on a Redis or Valkey server, where several processes share them: see
 /// [`rate::redis`](super::redis) (feature `redis`). Layers and executors work the same with both. Where a shared limiter

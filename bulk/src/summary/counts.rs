@@ -146,7 +146,7 @@ impl Counts {
             self.in_flight_time += between(Some(attempt.started_at), attempt.ended_at);
         }
         if let Some(used) = event.api_tokens_used {
-            // Anybody may report any number.
+            // A server may report any number.
             self.used = self.used.saturating_add(used);
             self.estimated = self.estimated.saturating_add(finished.tokens());
         }

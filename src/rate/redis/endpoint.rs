@@ -159,7 +159,7 @@ async fn ask(sentinel: &Client, name: &str) -> Result<Option<(String, u16)>, Red
     Ok(text(host).zip(text(port).and_then(|port| port.parse().ok())))
 }
 
-/// Returns a configuration without timeouts: whoever waits for a connection or a reply sets its own.
+/// Returns a configuration without timeouts: the code that waits for a connection or a reply has its own.
 fn config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(None)
