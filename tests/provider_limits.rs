@@ -8,12 +8,13 @@ mod support;
 use bytes::Bytes;
 use http::{Request, Response};
 use provider::{Dialect, Limit, Provider, Shape, Truth};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use support::ms;
 use tower::{BoxError, Layer};
 use tower_outbound::{
     Call, Cost, Executor, Limits, Rate, RateLimiter, Shutdown,
     body::CollectLayer,
+    error::Exhausted,
     provider::{CharacterEstimate, FeedbackLayer, Provider as Headers, UsageLayer},
     rate::{ByUsage, RequestCost, UsedCost},
 };
@@ -254,6 +255,61 @@ async fn five_hundred_calls_use_the_limits_of_each_provider_without_one_rejectio
     for row in rows() {
         run(row).await;
     }
+}
+
+/// What tokens cost, in millionths of a dollar.
+fn price(input: u64, output: u64) -> u64 {
+    3 * input + 15 * output
+}
+
+/// A cap that the user sets, and no provider: of what the calls of a day may cost.
+#[tokio::test(start_paused = true)]
+async fn money_per_day_is_used_up_and_never_exceeded_and_is_settled_to_the_millionth() {
+    const CAP: u64 = 1_000_000;
+    let limits = Limits::new()
+        .requests(Rate::per_minute(500).burst(8))
+        .budget("micro_usd", Rate::utc_day(CAP).refuse());
+    let noon = SystemTime::UNIX_EPOCH + DAY * 20_000 + DAY / 2;
+    let limiter = RateLimiter::at(limits, noon).unwrap();
+    let provider = Provider::new(Dialect::OpenAi, vec![limit("requests", 500, MINUTE, Shape::Bucket)]);
+    let client = CollectLayer::new(1 << 20).layer(UsageLayer::new().layer(provider));
+    let executor = Executor::builder()
+        .queue_capacity(CALLS as usize)
+        // Once the cap is reached, all calls that wait are refused, and what those in flight give back is not used.
+        .concurrency_limit(2)
+        .limiter(limiter.clone())
+        .cost(|request: &Request<String>| {
+            let cost = cost(request);
+            cost.with("micro_usd", price(cost.input_tokens, cost.output_tokens))
+        })
+        .settle(ByUsage::default().price(|usage, charged| {
+            let (input, output) = (usage.input.unwrap(), usage.output.unwrap());
+            charged.with("micro_usd", price(input, output))
+        }))
+        .build(client)
+        .unwrap();
+    executor.start().unwrap();
+    let row = &rows()[0];
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut handles = Vec::new();
+    for _ in 0..CALLS {
+        let (call, truth) = call(row, &mut random);
+        handles.push((executor.submit(call).await.unwrap(), truth));
+    }
+    let (mut spent, mut refused) = (0, 0);
+    for (handle, truth) in handles {
+        match handle.await {
+            Ok(_) => spent += price(truth.input, truth.output),
+            Err(error) => {
+                let exhausted = error.find::<Exhausted>().expect("only the cap refuses calls");
+                assert_eq!(exhausted.resets_at(), noon + DAY / 2);
+                refused += 1;
+            }
+        }
+    }
+    assert!((CAP * 99 / 100..=CAP).contains(&spent), "{spent}");
+    assert!((200..300).contains(&refused), "{refused}");
+    assert_eq!(limiter.available().of("micro_usd"), Some(CAP - spent));
 }
 
 /// Source text without what does not matter to the compiler.
