@@ -5,18 +5,17 @@
 mod provider;
 mod support;
 
-use bytes::Bytes;
-use http::{Request, Response};
+use http::Request;
 use provider::{Dialect, Limit, Provider, Shape, Truth};
 use std::time::{Duration, SystemTime};
 use support::ms;
-use tower::{BoxError, Layer};
+use tower::Layer;
 use tower_outbound::{
-    Call, Cost, Executor, Limits, Rate, RateLimiter, Shutdown,
+    Call, Executor, Limits, Rate, RateLimiter, Shutdown,
     body::CollectLayer,
     error::Exhausted,
     provider::{CharacterEstimate, FeedbackLayer, Provider as Headers, UsageLayer},
-    rate::{ByUsage, RequestCost, UsedCost},
+    rate::{ByUsage, RequestCost},
 };
 
 const CALLS: u64 = 500;
@@ -86,7 +85,7 @@ fn rows() -> Vec<Row> {
         Limits::new()
             .requests(Rate::per_minute(10).burst(1))
             .tokens(Rate::per_minute(225_000).burst(25_000))
-            .requests(Rate::per_day(250).burst(1))
+            .requests(Rate::utc_day(250).starting_at(Duration::from_secs(8 * 60 * 60)))
     );
     let groq = limits!(
         Limits::new()
@@ -181,34 +180,10 @@ fn call(row: &Row, random: &mut fastrand::Rng) -> (Call<String>, Truth) {
     (Call::from(request.body(body.to_string()).unwrap()), truth)
 }
 
-fn max_tokens(body: &str) -> u64 {
-    let body: serde_json::Value = serde_json::from_str(body).unwrap();
-    body["max_tokens"].as_u64().unwrap()
-}
-
-/// The cost of a request by kind of tokens.
-fn cost(request: &Request<String>) -> Cost {
-    let (all, output) = (
-        CharacterEstimate::new().cost(request).tokens,
-        max_tokens(request.body()),
-    );
-    Cost::input_output_tokens(all - output, output)
-}
-
-/// What a call has used by kind of tokens, with output counted `times` in the sum.
-fn used(times: u64, charged: Cost, result: Result<&Response<Bytes>, &BoxError>) -> Option<Cost> {
-    let all = ByUsage::default().used(charged, result)?;
-    let body: serde_json::Value = serde_json::from_slice(result.ok()?.body()).ok()?;
-    let names = ["completion_tokens", "output_tokens", "candidatesTokenCount"];
-    let usage = body.get("usage").or_else(|| body.get("usageMetadata"))?;
-    let output = names.iter().find_map(|name| usage[name].as_u64())?;
-    let input = all.tokens - output;
-    Some(Cost::input_output_tokens(input, output).with("tokens", input + times * output))
-}
-
 async fn run(row: Row) {
     let provider = Provider::new(row.dialect, row.enforced.clone());
-    let limiter = RateLimiter::new(row.limits.clone()).unwrap();
+    // The days of the model begin when it does, as those of Gemini begin at 8:00 UTC in winter.
+    let limiter = RateLimiter::at(row.limits.clone(), SystemTime::UNIX_EPOCH + DAY * 20_000 + DAY / 3).unwrap();
     let headers = row.headers.unwrap_or(Headers::Ietf);
     let metered = UsageLayer::new().layer(provider.clone());
     let client = CollectLayer::new(1 << 20).layer(FeedbackLayer::new(limiter.clone(), headers).layer(metered));
@@ -217,8 +192,11 @@ async fn run(row: Row) {
         .queue_capacity(CALLS as usize)
         .concurrency_limit(200)
         .limiter(limiter.clone())
-        .cost(cost)
-        .settle(move |charged: Cost, result: Result<&Response<Bytes>, &BoxError>| used(times, charged, result))
+        .cost(CharacterEstimate::new())
+        .settle(ByUsage::default().price(move |usage, settled| {
+            let (input, output) = (usage.input.unwrap(), usage.output.unwrap());
+            settled.with("tokens", input + times * output)
+        }))
         .build(client)
         .unwrap();
     executor.start().unwrap();
@@ -279,7 +257,7 @@ async fn money_per_day_is_used_up_and_never_exceeded_and_is_settled_to_the_milli
         .concurrency_limit(2)
         .limiter(limiter.clone())
         .cost(|request: &Request<String>| {
-            let cost = cost(request);
+            let cost = CharacterEstimate::new().cost(request);
             cost.with("micro_usd", price(cost.input_tokens, cost.output_tokens))
         })
         .settle(ByUsage::default().price(|usage, charged| {

@@ -189,9 +189,12 @@ impl<B, R> ExecutorInner<B, R> {
     fn admit(&self, request: &mut Request<B>, cost: Cost, has_place: bool) -> Result<Admission<R>, Error> {
         if cost.tokens > 0 && request.extensions().get::<ApiTokens>().is_none() {
             // The number of tokens is put into the request's extension `ApiTokens`, which the event records. When the
-            // layers compute the cost, a cost function that estimates tokens uses this number instead of estimating
-            // again.
+            // layers compute the cost, a cost function that estimates tokens uses it instead of estimating again. A cost
+            // of more budgets is an extension, too: otherwise nothing would be charged to the others.
             request.extensions_mut().insert(ApiTokens(cost.tokens));
+            if cost.has_more_than_requests_and_tokens() {
+                request.extensions_mut().insert(cost);
+            }
         }
         let in_request = Deadline::of(request);
         let deadline = in_request.or_else(|| self.parts.timeout.map(Deadline::after));

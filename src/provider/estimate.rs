@@ -103,8 +103,8 @@ impl Default for CharacterEstimate {
 
 impl<B: WholeBody> RequestCost<Request<B>> for CharacterEstimate {
     fn cost(&self, req: &Request<B>) -> Cost {
-        if let Some(tokens) = declared_tokens(req) {
-            return Cost::tokens(tokens);
+        if let Some(cost) = declared_cost(req) {
+            return cost;
         }
         let size = size(req);
         let unbounded = || self.default_answer.saturating_mul(size.answers());
@@ -141,8 +141,8 @@ impl AverageEstimate {
 
 impl<B: WholeBody> RequestCost<Request<B>> for AverageEstimate {
     fn cost(&self, req: &Request<B>) -> Cost {
-        if let Some(tokens) = declared_tokens(req) {
-            return Cost::tokens(tokens);
+        if let Some(cost) = declared_cost(req) {
+            return cost;
         }
         let size = size(req);
         let average = self.answer();
@@ -175,9 +175,11 @@ impl fmt::Debug for AverageEstimate {
 
 // === Requests ===
 
-/// Returns the number of tokens that a request declares with its extension [`ApiTokens`].
-pub(super) fn declared_tokens<B>(req: &Request<B>) -> Option<u64> {
-    req.extensions().get::<ApiTokens>().map(|tokens| tokens.0)
+/// Returns the cost that a request declares with its extension [`Cost`] or [`ApiTokens`].
+pub(super) fn declared_cost<B>(req: &Request<B>) -> Option<Cost> {
+    let extensions = req.extensions();
+    let tokens = || extensions.get::<ApiTokens>().map(|tokens| Cost::tokens(tokens.0));
+    extensions.get::<Cost>().copied().or_else(tokens)
 }
 
 /// Returns the size of a request. A body that is not in memory counts as an empty prompt.

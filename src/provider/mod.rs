@@ -50,8 +50,9 @@
 //! [`RateLimitLayer::with_cost`](crate::RateLimitLayer::with_cost). With [`ByUsage`](crate::rate::ByUsage), the charge
 //! is corrected when the call ends, to the number of tokens that [`UsageLayer`] has found.
 //!
-//! A request with the extension [`ApiTokens`](crate::ApiTokens) costs the number of tokens that the extension declares:
-//! nothing is estimated. Otherwise the estimate reads the JSON body, in the formats of OpenAI, Anthropic, Gemini,
+//! A request with the extension [`Cost`](crate::Cost) costs that, and one with the extension
+//! [`ApiTokens`](crate::ApiTokens) the number of tokens that the extension declares, of which the parts of prompt and
+//! answer are not known: nothing is estimated. Otherwise the estimate reads the JSON body, in the formats of OpenAI, Anthropic, Gemini,
 //! Mistral and those who copy them:
 //!
 //! | in the request | counts as |

@@ -1,6 +1,6 @@
 //! [`QuantileEstimate`]: estimates the tokens of an answer by a quantile of the answers of earlier calls.
 
-use super::estimate::{declared_tokens, size};
+use super::estimate::{declared_cost, size};
 use crate::{
     body::WholeBody,
     error::{BoxError, InvalidConfig},
@@ -115,8 +115,8 @@ impl QuantileEstimate {
 
 impl<B: WholeBody> RequestCost<Request<B>> for QuantileEstimate {
     fn cost(&self, req: &Request<B>) -> Cost {
-        if let Some(tokens) = declared_tokens(req) {
-            return Cost::tokens(tokens);
+        if let Some(cost) = declared_cost(req) {
+            return cost;
         }
         let size = size(req);
         let longest = size.max_answers();

@@ -63,8 +63,8 @@ pub trait RequestCost<Req> {
     fn cost(&self, req: &Req) -> Cost;
 }
 
-/// A [`RequestCost`] for http requests: the cost is one request and the tokens of its extension [`ApiTokens`], or no
-/// tokens without that extension.
+/// A [`RequestCost`] for http requests: the cost is the request's extension [`Cost`], or else one request and the tokens
+/// of its extension [`ApiTokens`], or no tokens without that extension.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByExtension;
 
@@ -274,7 +274,9 @@ where
 
 impl<B> RequestCost<http::Request<B>> for ByExtension {
     fn cost(&self, req: &http::Request<B>) -> Cost {
-        Cost::tokens(req.extensions().get::<ApiTokens>().map_or(0, |tokens| tokens.0))
+        let extensions = req.extensions();
+        let tokens = || Cost::tokens(extensions.get::<ApiTokens>().map_or(0, |tokens| tokens.0));
+        extensions.get::<Cost>().copied().unwrap_or_else(tokens)
     }
 }
 
