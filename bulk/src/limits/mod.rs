@@ -338,6 +338,21 @@ mod tests {
         assert_eq!(default_burst(3), 1);
     }
 
+    #[test]
+    fn a_minutes_amount_may_be_sent_at_once_where_the_provider_is_followed() {
+        let bounds = |more: &[&str]| {
+            let args = Args::parse_from([&["bulk", "--rpm", "600"], more].concat());
+            Bounds::new(&args).unwrap().requests.unwrap()
+        };
+        let followed = bounds(&[]);
+        assert_eq!((followed.burst, followed.initial, followed.follows), (600, 10, true));
+        assert_eq!(followed.time_for(600), Duration::ZERO);
+        let kept = bounds(&["--keep-limits"]);
+        assert_eq!((kept.burst, kept.initial, kept.follows), (10, 10, false));
+        let set = bounds(&["--rpm-burst", "20"]);
+        assert_eq!((set.burst, set.initial, set.follows), (20, 20, false));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_burst_grows_for_a_larger_request_and_leaves_the_level_as_it_is() {
         let args = Args::parse_from(["bulk", "--tpm", "60000", "--rpm", "off", "--keep-limits"]);

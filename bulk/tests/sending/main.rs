@@ -394,6 +394,7 @@ fn a_line_that_is_too_large_fails_by_name_and_does_not_change_the_pace_of_the_ot
             "off",
             "--tpm",
             "120000",
+            "--keep-limits",
             "--local-faults",
             "0",
         ])
