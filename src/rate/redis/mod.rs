@@ -28,9 +28,9 @@
 //!
 //! - **Exact.** By the server's clock, all members together admit at most `burst + rate x T` in any window of length T.
 //!   Each call is admitted at the time that was reserved for it, or up to 4 ms later; a call that is later than that
-//!   needs a new reservation. So late timers can add what the rates bring in 5 ms, with what the processes
-//!   read the server's clock wrongly by. The delay of the network to the
-//!   provider is not covered: leave some headroom if the provider is strict.
+//!   needs a new reservation. By the wall clock, late timers and what the processes read the
+//!   server's clock wrongly by can add what the rates bring in 7 ms, more if round trips take long. The delay of the
+//!   network to the provider is not covered: leave some headroom if the provider is strict.
 //! - **All or nothing, and in order.** A call is charged to all of its buckets at the same time. No member overtakes a
 //!   reservation of another, and a call with a large cost is not starved by small ones.
 //! - **Fair.** Members that have more calls than the limits allow get equal shares, however many callers each member
