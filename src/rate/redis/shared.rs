@@ -69,7 +69,7 @@ pub struct StoreStatus {
     pub state_losses: u64,
     /// The number of reservations made without the store, while it was lost: see [`OnStoreLoss`](super::OnStoreLoss).
     pub admitted_without_store: u64,
-    /// The number of reservations that were given back, because they were not used within 4 ms of their time or because
+    /// The number of reservations that were given back, because they were not used within 5 ms of their time or because
     /// their time fell into a pause.
     pub expired_reservations: u64,
     /// How long the last completed round trip to the store took; 0 before the first.

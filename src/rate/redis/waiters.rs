@@ -14,9 +14,9 @@ use tokio::time::{Duration, Instant};
 /// How long after its time a reservation may be used. If it were used later, it could exceed the limits together with
 /// the reservations that follow. So it is given back, and a new one is requested. The error by which a process reads the
 /// server's clock comes on top.
-pub(super) const MAX_LATENESS: Duration = Duration::from_millis(4);
+pub(super) const MAX_LATENESS: Duration = Duration::from_millis(5);
 /// How long after its time a reservation is taken back if the waiter that has it was not polled.
-const EXPIRES_AFTER: Duration = Duration::from_millis(5);
+const EXPIRES_AFTER: Duration = Duration::from_millis(6);
 
 #[derive(Debug, Default)]
 pub(super) struct Waiters {

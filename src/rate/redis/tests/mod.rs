@@ -248,7 +248,7 @@ async fn a_reservation_that_is_not_polled_for_is_given_back() {
     let mut unpolled = tokio_test::task::spawn(limiter.acquire(Cost::request()));
     assert!(unpolled.poll().is_pending());
     // The call that is not polled holds the reservation that is due 102 ms after the start. The reservation is taken
-    // back 5 ms later, and the next call cannot be admitted before that.
+    // back 6 ms later, and the next call cannot be admitted before that.
     let first = at(&limiter, Cost::request(), start).await;
     assert!((106..=130).contains(&first), "{first}");
     // The first call was reserved for when its request reached the server, and admitted when the reply arrived.
