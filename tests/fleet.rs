@@ -3,6 +3,9 @@
 //!
 //! The test starts its own executable four times as a worker. Each worker logs every admitted call with two times: the
 //! reserved time by the clock of the Redis server, and the actual time by the monotonic clock of the machine.
+//!
+//! A machine that is busy stops a process for a while now and then. The reservations that the process can then not use in
+//! time are given back, and may be lost to the quota. So each worker also logs how many it gave back.
 #![cfg(unix)]
 
 use std::{
@@ -91,13 +94,14 @@ fn worker() {
     let quota = QUOTAS[number("FLEET_QUOTA") as usize];
     let millis = number("FLEET_MILLIS");
     let seed = number("FLEET_SEED");
+    let path = std::env::var("FLEET_LOG").unwrap();
     let log = Log::default();
     tracing::subscriber::set_global_default(log.clone()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(async {
+    let expired = runtime.block_on(async {
         let limiter = redis::connect(&url, quota.name, quota.limits()).unwrap();
         // All worker processes begin to make calls at the same time.
         let start = Duration::from_nanos(number("FLEET_START"));
@@ -115,7 +119,9 @@ fn worker() {
         tokio::time::sleep_until(until).await;
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
-        eprintln!("{:?}", limiter.store_status());
+        let status = limiter.store_status().unwrap();
+        eprintln!("{status:?}");
+        status.expired_reservations
     });
     let log = log.0.lock().unwrap();
     let lines: String = log
@@ -130,7 +136,7 @@ fn worker() {
             format!("{at_store} {at} {requests} {tokens}\n")
         })
         .collect();
-    std::fs::write(std::env::var("FLEET_LOG").unwrap(), lines).unwrap();
+    std::fs::write(path, format!("{expired}\n{lines}")).unwrap();
 }
 
 fn number(name: &str) -> u64 {
@@ -198,6 +204,13 @@ struct Worker {
     log: std::path::PathBuf,
 }
 
+/// What a worker has logged.
+struct WorkerLog {
+    admitted: Vec<Admitted>,
+    /// The number of reservations that the worker gave back because it was too late to use them.
+    expired: i64,
+}
+
 fn start(server: &Server, quota: usize, seed: u64, millis: u64, begins: i64) -> Worker {
     let log = std::env::temp_dir().join(format!("tower-outbound-fleet-{}-{quota}-{seed}", std::process::id()));
     let child = Command::new(std::env::current_exe().unwrap())
@@ -215,11 +228,12 @@ fn start(server: &Server, quota: usize, seed: u64, millis: u64, begins: i64) -> 
 }
 
 impl Worker {
-    fn log(mut self) -> Vec<Admitted> {
+    fn log(mut self) -> WorkerLog {
         assert!(self.child.wait().unwrap().success());
         let text = std::fs::read_to_string(&self.log).unwrap();
         std::fs::remove_file(&self.log).unwrap();
-        let admitted = text.lines().map(|line| {
+        let (expired, lines) = text.split_once('\n').unwrap();
+        let admitted = lines.lines().map(|line| {
             let mut numbers = line.split(' ').map(|number| number.parse().unwrap());
             let mut next = || numbers.next().unwrap();
             Admitted {
@@ -229,7 +243,10 @@ impl Worker {
                 tokens: next(),
             }
         });
-        admitted.collect()
+        WorkerLog {
+            admitted: admitted.collect(),
+            expired: expired.parse().unwrap(),
+        }
     }
 }
 
@@ -246,10 +263,12 @@ fn excess(times_and_costs: impl Iterator<Item = (i64, i64)>, (rate, burst): (i64
     worst as f64 / ticks as f64
 }
 
-/// Prints what the worker processes admitted together. Checks that they stayed within the quota, that they used it up,
-/// and that their shares are about equal.
-fn check(quota: Quota, logs: &[Vec<Admitted>], seconds: f64) {
-    let mut all: Vec<_> = logs.iter().flatten().copied().collect();
+/// Prints what the worker processes admitted together. Checks that they stayed within the quota, that they used it up
+/// but for what they gave back, and that their shares are about equal.
+fn check(quota: Quota, logs: &[WorkerLog], seconds: f64) {
+    let mut all: Vec<_> = logs.iter().flat_map(|log| log.admitted.iter().copied()).collect();
+    let expired: i64 = logs.iter().map(|log| log.expired).sum();
+    let expired = expired as f64 / all.len() as f64;
     let mut budgets = vec![(
         quota.requests,
         (|admitted| admitted.requests) as fn(&Admitted) -> i64,
@@ -276,23 +295,24 @@ fn check(quota: Quota, logs: &[Vec<Admitted>], seconds: f64) {
             rate,
             1_000_000_000,
         );
-        let shares: Vec<i64> = logs.iter().map(|log| log.iter().map(cost).sum()).collect();
+        let shares: Vec<i64> = logs.iter().map(|log| log.admitted.iter().map(cost).sum()).collect();
         let uneven = *shares.iter().max().unwrap() as f64 / *shares.iter().min().unwrap() as f64 - 1.0;
         println!(
             "{:<20} {name:<9} {} admissions, {on_server} over by the server's clock, {on_wall:.2} over by the wall \
-             clock ({:.2} ms of the rate), {:.2} % of the quota, shares {:.1} % apart",
+             clock ({:.2} ms of the rate), {:.2} % of the quota, {:.2} % given back, shares {:.1} % apart",
             quota.name,
             all.len(),
             on_wall * 1e3 / rate.0 as f64,
             100.0 * sum as f64 / allowed,
+            100.0 * expired,
             100.0 * uneven,
         );
         assert!(on_server <= 0.0, "{on_server} {name} over");
-        // A call may be 5 ms late, and each process reads the server's clock wrongly by a part of a round trip.
-        assert!(on_wall <= rate.0 as f64 * 0.007, "{on_wall} {name} over");
+        // A call may be 5 ms late.
+        assert!(on_wall <= rate.0 as f64 * 0.005, "{on_wall} {name} over");
         assert!(uneven <= 0.15, "{shares:?}");
     }
-    assert!(used >= 0.99, "{used}");
+    assert!(used * (1.0 + expired) >= 0.99 && used >= 0.95, "{used} {expired}");
 }
 
 #[test]
@@ -321,14 +341,18 @@ fn a_killed_process_wastes_only_what_it_had_reserved() {
     victim.child.kill().unwrap();
     victim.child.wait().unwrap();
     let logs: Vec<_> = others.into_iter().map(Worker::log).collect();
+    let expired: i64 = logs.iter().map(|log| log.expired).sum();
     // In the last four of the eight seconds, no reservations of the killed process are left, and the other three
     // processes have the whole rate of 2,000 requests per second.
-    let all: Vec<_> = logs.iter().flatten().collect();
+    let all: Vec<_> = logs.iter().flat_map(|log| &log.admitted).collect();
     let last = all.iter().map(|admitted| admitted.at_store).max().unwrap();
     let late = all
         .iter()
         .filter(|admitted| admitted.at_store > last - 4_000_000)
         .count();
-    println!("{late} of 8,000 in four seconds");
-    assert!((7_920..=8_010).contains(&late), "{late}");
+    println!("{late} of 8,000 in four seconds, {expired} given back in eight");
+    assert!(
+        late <= 8_010 && late as i64 + expired >= 7_920 && late >= 7_600,
+        "{late} {expired}"
+    );
 }

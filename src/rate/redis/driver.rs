@@ -279,10 +279,10 @@ async fn run(guard: DriverGuard) {
             Poll::Pending
         });
         if let DriverStep::RoundTripEnded(result) = step.await {
-            let ended = in_flight.take().expect("the request that has ended was in flight");
+            let mut ended = in_flight.take().expect("the request that has ended was in flight");
             let now = Instant::now();
             if result.is_ok() {
-                shared.round_trips.on_reply(ended.started_at, now);
+                ended.snapshot.sent_at = shared.round_trips.on_reply(ended.started_at, now);
             }
             let wakers = shared.with_coordinator(|coordinator| match result {
                 Ok(reply) => coordinator.on_reply(ended.snapshot, reply, now),

@@ -28,9 +28,10 @@
 //!
 //! - **Exact.** By the server's clock, all members together admit at most `burst + rate x T` in any window of length T.
 //!   Each call is admitted at the time that was reserved for it, or up to 5 ms later; a call that is later than that
-//!   needs a new reservation. By the wall clock, late timers and what the processes read the
-//!   server's clock wrongly by can add what the rates bring in 7 ms, more if round trips take long. The delay of the
-//!   network to the provider is not covered: leave some headroom if the provider is strict.
+//!   needs a new reservation. By the wall clock, late timers can add what the rates bring in 5 ms. So can
+//!   what a process reads the server's clock wrongly by: at most half of the difference between the times that its quickest
+//!   request and its quickest reply take. The delay of the network to the provider is not covered: leave some headroom if
+//!   the provider is strict.
 //! - **All or nothing, and in order.** A call is charged to all of its buckets at the same time. No member overtakes a
 //!   reservation of another, and a call with a large cost is not starved by small ones.
 //! - **Fair.** Members that have more calls than the limits allow get equal shares, however many callers each member
@@ -83,7 +84,7 @@
 //! | the server's clock is set back | members are admitted as if no time had passed | nothing |
 //! | the server's clock is set forward | members are admitted as if that time had passed | one burst, and what the rates bring in the 0.25 s for which members reserve ahead |
 //! | a process is killed | its reservations are lost, and it is not counted as a member after 15 s | nothing |
-//! | a process does not run for a while | its reservations that are more than 5 ms late are given back and made again | nothing |
+//! | a process does not run for a while | its reservations that are more than 5 ms late are given back and made again; their share of the quota may be lost | nothing |
 //!
 //! # Size and speed
 //!

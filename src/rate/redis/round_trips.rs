@@ -25,12 +25,14 @@ struct Times {
 }
 
 impl RoundTrips {
-    /// Records that the request that was begun at `began_at` has its last reply at `now`.
-    pub(super) fn on_reply(&self, began_at: Instant, now: Instant) {
+    /// Records that the request that was begun at `began_at` has its last reply at `now`. Returns when what this reply
+    /// answers was sent: later than `began_at` if the connection had to be made first.
+    pub(super) fn on_reply(&self, began_at: Instant, now: Instant) -> Instant {
         let mut times = self.lock();
         times.last = now - began_at;
-        let sent_at = times.progressed_at.map_or(began_at, |at| at.max(began_at));
+        let sent_at = times.last_step(began_at);
         times.add(now.saturating_duration_since(sent_at));
+        sent_at
     }
 
     /// Records that a request has a reply at `now`, and goes on.
@@ -56,7 +58,7 @@ impl RoundTrips {
     pub(super) fn deadline(&self, began_at: Instant, least: Duration) -> Instant {
         let times = *self.lock();
         let usual = times.smoothed + times.smoothed.max(4 * times.variation);
-        times.progressed_at.map_or(began_at, |at| at.max(began_at)) + least.max(usual.min(MAX_TIMEOUT))
+        times.last_step(began_at) + least.max(usual.min(MAX_TIMEOUT))
     }
 
     fn lock(&self) -> MutexGuard<'_, Times> {
@@ -65,6 +67,11 @@ impl RoundTrips {
 }
 
 impl Times {
+    /// Returns when the request that was begun at `began_at` has last got on.
+    fn last_step(&self, began_at: Instant) -> Instant {
+        self.progressed_at.map_or(began_at, |at| at.max(began_at))
+    }
+
     fn add(&mut self, time: Duration) {
         if self.smoothed.is_zero() {
             (self.smoothed, self.variation) = (time, time / 2);

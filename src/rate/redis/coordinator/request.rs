@@ -27,7 +27,8 @@ const RESERVED_AHEAD: Duration = Duration::from_millis(80);
 
 /// What a request to the store contained, which is needed to interpret the reply.
 pub(in crate::rate::redis) struct RequestSnapshot {
-    pub(super) sent_at: Instant,
+    /// When the request was sent: before that, the server has not read its clock.
+    pub(in crate::rate::redis) sent_at: Instant,
     /// The sequence numbers and costs of the waiters whose costs are in the request, in the order of the reply.
     pub(super) requested: Vec<(u64, Cost)>,
     pub(super) estimated: Amounts,

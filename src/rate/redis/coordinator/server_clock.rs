@@ -3,8 +3,8 @@
 use crate::rate::redis::wire::instant_after;
 use tokio::time::{Duration, Instant};
 
-/// How long the best of several measurements is used before newer ones replace it: two clocks drift apart by about a
-/// millisecond in this time.
+/// How long what replies have told of the server's clock is used before newer replies replace it: two clocks drift apart
+/// by about a millisecond in this time.
 const WINDOW: Duration = Duration::from_secs(10);
 /// How much earlier than a reply usually arrives a reservation may be. A call that is admitted when the reply arrives
 /// needs no timer, which would wait for up to a millisecond longer.
@@ -12,30 +12,31 @@ const SLACK: Duration = Duration::from_millis(2);
 /// How many replies the lead is taken from.
 const REPLIES: usize = 8;
 
-/// The server's clock, as the round trips to the server have shown it.
+/// The server's clock, as the replies have shown it.
 ///
-/// The server reads its clock between the time when a request was sent and the time when the reply arrived. The middle of
-/// the two is wrong by at most half of the round trip, so the estimate comes from the shortest round trip of the last 10
-/// to 20 s (Cristian's algorithm; NTP filters in the same way).
+/// The server reads its clock after a request was sent, and before its reply arrives. So each reply says between which two
+/// local times the server's clock has shown its time. What all replies of the last 10 to 20 s allow is about as short as
+/// the quickest request and the quickest reply together, and the estimate is the middle of it (after Marzullo's
+/// algorithm, on which NTP builds). A single request that was quick tells as much as a round trip that was.
 #[derive(Debug, Default)]
 pub(super) struct ServerClock {
-    /// The best measurement of the current window.
-    best: Option<Measurement>,
-    /// The best measurement of the window before.
-    previous: Option<Measurement>,
+    /// What the replies since the begin of this window and of the one before it allow.
+    since_previous: Option<Reading>,
+    /// What the replies since the begin of this window allow.
+    since_current: Option<Reading>,
     window_ends: Option<Instant>,
     /// How long the last replies took to arrive, by the estimate at that time; the oldest is replaced next.
     delays: [Duration; REPLIES],
     replies: usize,
 }
 
-/// One reading of both clocks.
+/// The server's clock has shown `server` between two local times.
 #[derive(Clone, Copy, Debug)]
-struct Measurement {
+struct Reading {
     /// In microseconds since 1970.
     server: i64,
-    local: Instant,
-    round_trip: Duration,
+    earliest: Instant,
+    latest: Instant,
 }
 
 impl ServerClock {
@@ -43,23 +44,15 @@ impl ServerClock {
     pub(super) fn on_reply(&mut self, server: i64, sent_at: Instant, now: Instant) {
         if self.window_ends.is_none_or(|ends| now >= ends) {
             self.window_ends = Some(now + WINDOW);
-            self.previous = self.best.take();
+            self.since_previous = self.since_current.take();
         }
-        let round_trip = now.saturating_duration_since(sent_at);
-        let measured = Measurement {
+        let reading = Reading {
             server,
-            local: sent_at + round_trip / 2,
-            round_trip,
+            earliest: sent_at,
+            latest: now,
         };
-        for known in [&mut self.best, &mut self.previous].into_iter().flatten() {
-            // An estimate by which the server has read its clock before the request was sent, or after the reply
-            // arrived, is wrong by at least the difference: one of the clocks was set or drifts.
-            let estimated = known.local_of(server);
-            let possible = estimated.clamp(sent_at, now);
-            known.local = known.local + (possible - estimated) - (estimated - possible);
-        }
-        if self.best.is_none_or(|best| round_trip <= best.round_trip) {
-            self.best = Some(measured);
+        for known in [&mut self.since_previous, &mut self.since_current] {
+            *known = Some(known.map_or(reading, |known| known.narrowed_by(reading)));
         }
         self.delays[self.replies % REPLIES] = now.saturating_duration_since(self.local_of(server, now));
         self.replies += 1;
@@ -67,9 +60,8 @@ impl ServerClock {
 
     /// Returns when the server's clock shows `server`. Before the first reply, returns `now`.
     pub(super) fn local_of(&self, server: i64, now: Instant) -> Instant {
-        let known = [self.best, self.previous].into_iter().flatten();
-        let best = known.min_by_key(|known| known.round_trip);
-        best.map_or(now, |best| best.local_of(server))
+        let known = self.since_previous.map(|known| known.at(server));
+        known.map_or(now, |known| known.earliest + (known.latest - known.earliest) / 2)
     }
 
     /// Returns how long a reply takes to arrive: the second longest of the last times, so that a single slow reply does
@@ -87,9 +79,26 @@ impl ServerClock {
     }
 }
 
-impl Measurement {
-    fn local_of(&self, server: i64) -> Instant {
-        instant_after(server - self.server, self.local)
+impl Reading {
+    /// Returns when the server's clock shows `server`.
+    fn at(self, server: i64) -> Self {
+        let local = |known| instant_after(server - self.server, known);
+        Self {
+            server,
+            earliest: local(self.earliest),
+            latest: local(self.latest),
+        }
+    }
+
+    /// Returns what both readings allow. If they exclude each other, because one of the clocks was set or drifts, returns
+    /// the time that is nearest to this reading and that the `newer` one allows.
+    fn narrowed_by(self, newer: Self) -> Self {
+        let known = self.at(newer.server);
+        Self {
+            server: newer.server,
+            earliest: known.earliest.clamp(newer.earliest, newer.latest),
+            latest: known.latest.clamp(newer.earliest, newer.latest),
+        }
     }
 }
 
@@ -102,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shortest_round_trip_tells_the_time_and_a_slow_reply_changes_nothing() {
+    fn quick_requests_and_replies_tell_the_time_and_a_slow_one_changes_nothing() {
         let mut clock = ServerClock::default();
         let start = Instant::now();
         // The server's clock shows one second more than the milliseconds since the start.
@@ -111,7 +120,10 @@ mod tests {
         // The request takes 10 ms and the reply 90 ms, so the middle of the round trip is wrong by 40 ms.
         clock.on_reply(server(10), start, start + ms(100));
         assert_eq!(clock.local_of(server(10), start), start + ms(50));
-        clock.on_reply(server(205), start + ms(200), start + ms(210));
+        // This request takes 50 ms, and the reply 4 ms: with the request before, the error is (10 - 4) / 2 = 3 ms.
+        clock.on_reply(server(150), start + ms(100), start + ms(154));
+        assert_eq!(clock.local_of(server(150), start), start + ms(147));
+        clock.on_reply(server(205), start + ms(202), start + ms(208));
         assert_eq!(clock.local_of(server(500), start), start + ms(500));
         clock.on_reply(server(310), start + ms(300), start + ms(700));
         assert_eq!(clock.local_of(server(500), start), start + ms(500));
