@@ -9,34 +9,24 @@
 #![cfg(unix)]
 
 use std::{
-    fmt::Debug,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
     time::Duration,
 };
-use support::redis::Server;
+use support::{
+    admissions::{Admitted, Log, excess, now},
+    redis::Server,
+};
 use tokio::{task::JoinSet, time::Instant};
 use tower_outbound::{Cost, Limits, Rate, rate::redis};
-use tracing::field::{Field, Visit};
 
 mod support {
+    pub mod admissions;
     pub mod redis;
 }
 
 const PROCESSES: u64 = 4;
 /// How often a quota is tried until the processes use it up.
 const ROUNDS: u64 = 3;
-
-/// A call that a worker process admitted, as in the worker's log.
-#[derive(Clone, Copy, Debug, Default)]
-struct Admitted {
-    /// The time that was reserved for the call, in microseconds of the Redis server's clock.
-    at_store: i64,
-    /// The time when the call was admitted, in nanoseconds of the machine's monotonic clock.
-    at: i64,
-    requests: i64,
-    tokens: i64,
-}
 
 /// A quota that the processes share, and the number of tasks in each process that make calls.
 #[derive(Clone, Copy)]
@@ -125,9 +115,9 @@ fn worker() {
         eprintln!("{status:?}");
         status.expired_reservations
     });
-    let log = log.0.lock().unwrap();
     let lines: String = log
-        .iter()
+        .take()
+        .into_iter()
         .map(|admitted| {
             let Admitted {
                 at_store,
@@ -143,60 +133,6 @@ fn worker() {
 
 fn number(name: &str) -> u64 {
     std::env::var(name).unwrap().parse().unwrap()
-}
-
-/// Returns the time of the machine's monotonic clock, in nanoseconds.
-fn now() -> i64 {
-    let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    clock.tv_sec * 1_000_000_000 + clock.tv_nsec
-}
-
-/// A tracing subscriber that records the limiter's trace events of admitted calls, and no other event.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<Admitted>>>);
-
-impl tracing::Subscriber for Log {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target().starts_with("tower_outbound::rate::redis") && *metadata.level() == tracing::Level::TRACE
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        let mut admitted = Admitted {
-            at: now(),
-            ..Admitted::default()
-        };
-        event.record(&mut admitted);
-        self.0.lock().unwrap().push(admitted);
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
-impl Visit for Admitted {
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        match field.name() {
-            "at_store" => self.at_store = value,
-            "requests" => self.requests = value,
-            "tokens" => self.tokens = value,
-            _ => {}
-        }
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.record_i64(field, value as i64);
-    }
-
-    fn record_debug(&mut self, _: &Field, _: &dyn Debug) {}
 }
 
 // === the fleet
@@ -250,19 +186,6 @@ impl Worker {
             expired: expired.parse().unwrap(),
         }
     }
-}
-
-/// Returns by how many requests or tokens the admitted calls exceed a bucket that counts exactly; 0 if they stay within
-/// it. `times_and_costs` has the time of each call in ticks, and its cost. One second has `ticks` ticks.
-fn excess(times_and_costs: impl Iterator<Item = (i64, i64)>, (rate, burst): (i64, i64), ticks: i128) -> f64 {
-    let (mut level, mut last, mut worst) = (0_i128, None, 0_i128);
-    for (at, cost) in times_and_costs {
-        let elapsed = i128::from(at - last.unwrap_or(at));
-        last = Some(at);
-        level = (level - elapsed * i128::from(rate)).max(0) + i128::from(cost) * ticks;
-        worst = worst.max(level - i128::from(burst) * ticks);
-    }
-    worst as f64 / ticks as f64
 }
 
 /// Prints what the worker processes admitted together. Checks that they stayed within the quota, and that their shares are

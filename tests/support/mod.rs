@@ -3,6 +3,8 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+#[cfg(all(unix, feature = "redis"))]
+pub mod admissions;
 pub mod model;
 #[cfg(feature = "redis")]
 pub mod proxy;

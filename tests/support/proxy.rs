@@ -2,18 +2,20 @@
 
 #![allow(dead_code, unreachable_pub)]
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::Ipv4Addr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
+    time::{Instant, sleep_until},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Network {
     Passes,
-    /// The proxy delays all data by this time, in each direction.
+    /// The proxy delays all data by this time, in each direction. Data that is sent meanwhile is on its way at the same
+    /// time, and does not overtake.
     Delays(Duration),
     /// The proxy accepts connections and data, and delivers nothing in either direction.
     BlackHole,
@@ -74,6 +76,11 @@ impl Proxy {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
+    /// Returns what the network is set by, to set it from another task.
+    pub fn network(&self) -> Arc<watch::Sender<Network>> {
+        self.network.clone()
+    }
+
     pub fn set(&self, network: Network) {
         self.network.send_replace(network);
     }
@@ -86,9 +93,19 @@ async fn copy(
     is_reply: bool,
 ) {
     let mut bytes = vec![0; 64 * 1024];
+    // What is delayed, with the time when it is delivered.
+    let mut on_its_way: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
     loop {
+        let next = on_its_way.front().map(|(at, _)| *at);
         let read = tokio::select! {
             read = from.read(&mut bytes) => read,
+            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                let (_, data) = on_its_way.pop_front().expect("something is on its way");
+                if to.write_all(&data).await.is_err() {
+                    return;
+                }
+                continue;
+            }
             changed = network.changed() => {
                 if changed.is_err() || *network.borrow() == Network::Resets {
                     return;
@@ -98,16 +115,22 @@ async fn copy(
         };
         let Ok(read @ 1..) = read else { return };
         let now = *network.borrow();
-        match now {
-            Network::Passes => {}
-            Network::Delays(delay) => tokio::time::sleep(delay).await,
+        let delay = match now {
+            Network::Passes => Duration::ZERO,
+            Network::Delays(delay) => delay,
             Network::BlackHole => continue,
             Network::HalfOpen if is_reply => continue,
-            Network::HalfOpen => {}
+            Network::HalfOpen => Duration::ZERO,
             Network::Resets => return,
-        }
-        if to.write_all(&bytes[..read]).await.is_err() {
-            return;
+        };
+        if delay.is_zero() && on_its_way.is_empty() {
+            if to.write_all(&bytes[..read]).await.is_err() {
+                return;
+            }
+        } else {
+            let last = on_its_way.back().map(|(at, _)| *at);
+            let at = (Instant::now() + delay).max(last.unwrap_or_else(Instant::now));
+            on_its_way.push_back((at, bytes[..read].to_vec()));
         }
     }
 }
