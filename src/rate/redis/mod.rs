@@ -79,7 +79,7 @@
 //! | the server is rolled back to an old snapshot, or replaced by a replica that lagged behind | the buckets begin empty, `max_ahead` later | nothing |
 //! | failover to another server | the member reconnects (with sentinels, to the server that they name); what follows depends on whether the new server has the state, an old state or none, as in the rows before | nothing |
 //! | a split brain: two servers accept writes, and some members reach only one of them and others only the other | each server admits the whole rate, also under `Closed` | a second rate and a second burst, while it lasts |
-//! | the same, and the servers have `min-replicas-to-write 1` | the server without its replica refuses writes, and counts as lost | as for members that are cut off; nothing under `Closed`, except for what the server admitted before it noticed (`min-replicas-max-lag`) |
+//! | the same, and the servers have `min-replicas-to-write 1`, which holds for scripts since Redis 7.0 | the server without its replica refuses writes, and counts as lost | as for members that are cut off; nothing under `Closed`, except for what the server admitted before it noticed (`min-replicas-max-lag`) |
 //! | the script is flushed, or connections are killed | the member loads the script and reconnects, within the same round trip or the next | nothing |
 //! | the server's clock is set back | members are admitted as if no time had passed | nothing |
 //! | the server's clock is set forward | members are admitted as if that time had passed | one burst, and what the rates bring in the 0.25 s for which members reserve ahead |
@@ -102,7 +102,8 @@
 //!
 //! # Requirements for the server
 //!
-//! - Redis 6.2 or newer, or Valkey, with RESP3 and Lua scripts. Some proxies lack one of these.
+//! - Redis 6.2 or newer, or Valkey, with RESP3 and Lua scripts. Some proxies lack one of these. Tested with Redis 6.2, 7.0
+//!   and 8.2, and with Valkey 9.1.
 //! - `maxmemory-policy noeviction`, or a `volatile-` policy with enough memory: otherwise the server may evict the key
 //!   of a quota.
 //! - Neither replication nor persistence is needed: if the state is lost, members admit no calls for
@@ -110,8 +111,8 @@
 //! - A system clock that is adjusted gradually (slewed), not stepped.
 //! - With access control, the commands `EVALSHA`, `SCRIPT LOAD`, `GET`, `SET`, `TIME`, `PUBLISH`, `SUBSCRIBE` and
 //!   `UNSUBSCRIBE` on keys and channels that begin with `{tower-outbound:`, and `SELECT` if the URL has the number of a
-//!   database: `ACL SETUSER app on >password ~{tower-outbound:* &{tower-outbound:* +evalsha +script|load +get +set +time
-//!   +publish +subscribe +unsubscribe +select`.
+//!   database: `ACL SETUSER app on >password ~{tower-outbound:* resetchannels &{tower-outbound:* +evalsha +script|load
+//!   +get +set +time +publish +subscribe +unsubscribe +select`.
 //! - For TLS, a `rediss://` URL and the feature `redis-tls`, which uses ring unless the program has installed another
 //!   provider of cryptography for rustls. It trusts the roots of the operating system, or
 //!   [those that were set](Builder::tls_root_certificates).
