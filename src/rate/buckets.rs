@@ -25,6 +25,7 @@ use crate::{
     wait_queue::{Availability, Resource},
 };
 use std::{
+    mem,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -104,13 +105,16 @@ struct Admitted {
 }
 
 /// What one waiting call is to be charged.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct ChargeRequest {
     pub(super) cost: Cost,
-    /// Present if the cost is an estimate. When the call is charged, the current version of the limits is stored here,
-    /// for the settlement of the estimate.
-    pub(super) limits_version: Option<Arc<AtomicU64>>,
+    /// [`FINAL`] if the cost is no estimate. When an estimate is charged, the current version of the limits is stored
+    /// here, for the settlement. Atomic only because a request is charged through a shared reference.
+    limits_version: AtomicU64,
 }
+
+/// In place of a version of the limits: the cost is not an estimate.
+const FINAL: u64 = u64::MAX;
 
 // === impl ChargeRequest ===
 
@@ -119,16 +123,35 @@ impl ChargeRequest {
     pub(super) fn new(cost: Cost, is_estimate: bool) -> Self {
         Self {
             cost,
-            limits_version: is_estimate.then(Arc::default),
+            limits_version: AtomicU64::new(if is_estimate { 0 } else { FINAL }),
         }
+    }
+
+    #[inline]
+    fn is_estimate(&self) -> bool {
+        self.limits_version.load(Ordering::Relaxed) != FINAL
     }
 
     /// Stores the version of the limits under which the call is charged, if the cost is an estimate.
     #[inline]
     fn set_limits_version(&self, version: u64) {
-        if let Some(limits_version) = &self.limits_version {
-            limits_version.store(version, Ordering::Release);
+        if self.is_estimate() {
+            self.limits_version.store(version, Ordering::Relaxed);
         }
+    }
+
+    /// Returns the version of the limits under which the call was charged, the first time. `None` if the cost is not an
+    /// estimate.
+    pub(super) fn take_limits_version(&mut self) -> Option<u64> {
+        let version = mem::replace(self.limits_version.get_mut(), FINAL);
+        (version != FINAL).then_some(version)
+    }
+}
+
+/// The clone is a request of the same cost that has not been charged.
+impl Clone for ChargeRequest {
+    fn clone(&self) -> Self {
+        Self::new(self.cost, self.is_estimate())
     }
 }
 
@@ -295,7 +318,7 @@ impl Buckets {
     #[inline]
     fn charge(&mut self, request: &ChargeRequest) {
         for (budget, bucket) in &mut self.buckets {
-            bucket.take(request.cost.of(*budget), request.limits_version.is_some());
+            bucket.take(request.cost.of(*budget), request.is_estimate());
         }
         request.set_limits_version(self.limits_version);
     }
@@ -471,6 +494,20 @@ impl Buckets {
         self.buckets.iter_mut().for_each(|(_, bucket)| bucket.forgive_debt());
     }
 
+    /// Undoes what [`try_take_uncontended`](Resource::try_take_uncontended) has done until it has found a bucket that does
+    /// not hold the cost, the one at `position`: the buckets before it get theirs back. Those behind it are filled, too.
+    #[cold]
+    fn put_back_before(&mut self, position: usize, request: &ChargeRequest, elapsed: u64) {
+        let (before, behind) = self.buckets.split_at_mut(position);
+        for (budget, bucket) in before {
+            bucket.put_back(request.cost.of(*budget), request.is_estimate());
+        }
+        behind
+            .iter_mut()
+            .skip(1)
+            .for_each(|(_, bucket)| bucket.advance(elapsed));
+    }
+
     /// Takes the cost of `request` if it has become available since the time up to which the buckets are filled.
     #[cold]
     fn try_take_as_of_later(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Result<bool, Rejected> {
@@ -589,38 +626,27 @@ impl Resource for Buckets {
         if self.last_admission.lateness > 0 {
             return self.try_take_behind(request, elapsed, now);
         }
-        let is_estimate = request.limits_version.is_some();
-        let mut is_available = self.pauses.until() <= self.filled_to;
-        if let [(budget, bucket)] = &mut *self.buckets {
-            // Nothing has to be given back with one bucket, which most limiters have.
+        let is_estimate = request.is_estimate();
+        let is_paused = self.pauses.until() > self.filled_to;
+        for (position, (budget, bucket)) in self.buckets.iter_mut().enumerate() {
             bucket.advance(elapsed);
-            if is_available && bucket.try_take(request.cost.of(*budget), is_estimate) {
-                request.set_limits_version(self.limits_version);
-                return Ok(true);
+            if is_paused || !bucket.try_take(request.cost.of(*budget), is_estimate) {
+                // Nothing has to be undone with one bucket, which most limiters have.
+                if self.buckets.len() > 1 {
+                    self.put_back_before(position, request, elapsed);
+                }
+                return self.try_take_as_of_later(request, now);
             }
-            return self.try_take_as_of_later(request, now);
         }
-        let mut charged = 0;
-        for (budget, bucket) in &mut self.buckets {
-            bucket.advance(elapsed);
-            is_available = is_available && bucket.try_take(request.cost.of(*budget), is_estimate);
-            charged += usize::from(is_available);
-        }
-        if is_available {
-            request.set_limits_version(self.limits_version);
-            return Ok(true);
-        }
-        for (budget, bucket) in self.buckets.iter_mut().take(charged) {
-            bucket.put_back(request.cost.of(*budget), is_estimate);
-        }
-        self.try_take_as_of_later(request, now)
+        request.set_limits_version(self.limits_version);
+        Ok(true)
     }
 
     fn on_enqueue(&mut self, request: &ChargeRequest) {
         let queued = self.queued.get_or_insert_default();
         queued.waiters += 1;
         queued.demand += &request.cost;
-        if request.limits_version.is_some() {
+        if request.is_estimate() {
             queued.estimates += &request.cost;
             self.has_estimates = true;
         }
@@ -630,7 +656,7 @@ impl Resource for Buckets {
         let Some(queued) = &mut self.queued else { return };
         queued.waiters -= 1;
         queued.demand -= &request.cost;
-        if request.limits_version.is_some() {
+        if request.is_estimate() {
             queued.estimates -= &request.cost;
         }
     }

@@ -67,6 +67,7 @@
 //! # Ok::<_, tower_outbound::error::InvalidConfig>(())
 //! ```
 
+mod admission;
 mod amount;
 mod available;
 mod bucket;
