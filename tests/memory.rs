@@ -23,9 +23,9 @@ fn size<T>(make: impl FnOnce() -> T) -> u64 {
 }
 
 #[test]
-fn a_rate_limit_takes_at_most_896_bytes() {
+fn a_rate_limit_takes_at_most_744_bytes() {
     let size = size(limiter);
-    assert!(size <= 896, "{size}");
+    assert!(size <= 744, "{size}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,27 +9,17 @@
 //! `amount / g` units. At 500 requests a minute, for example, one request is 120,000,000 units, and each nanosecond
 //! adds 1 unit. So the fill is never rounded: after a year at any rate the balance is exact.
 //!
-//! # Refunds and the withheld part
+//! # Estimates
 //!
-//! A call may be charged an estimate of its cost, which is settled later with the true cost. Debiting a difference is
-//! simple. Refunding one is not: had the true cost been charged from the start, the bucket might have been full in the
-//! meantime and would have overflowed, and what overflows is lost. A refund must not bring back what would have been
-//! lost, or more than `burst + rate x T` of true usage could pass in a window of length T.
-//!
-//! For example, a full bucket of capacity 10 is charged an estimate of 8, which leaves a balance of 2. The bucket gains
-//! 5, so the balance is 7. If the true cost turns out to be 0, a bucket that was charged the true cost would have been
-//! full all the time and would have lost those 5. A refund of 8 must therefore raise the balance by 3 only, to 10. If
-//! another call takes the 7 before the settlement, the refund is still 3: without the estimate the bucket would hold
-//! `10 - 7 = 3`.
-//!
-//! To withhold from a refund what would have overflowed, a bucket keeps two sums: `estimated`, the charged estimates
-//! that are not settled yet (8 in the example above), and `withheld`, the part of `estimated` that would have
-//! overflowed by now if all these estimates had a true cost of 0 (5 in the example). A refund is reduced by `withheld`.
+//! A charge may be an estimate, which is corrected when the true cost is known: see [`settlement`].
+
+mod settlement;
 
 use super::{
     calendar::{Calendar, OpenWindow},
     used_share::UsedShare,
 };
+use settlement::Unsettled;
 
 /// The settings of one bucket: its rate, capacity and initial fill, in units (integer fractions of a request or token).
 /// See the [module docs](self).
@@ -65,8 +55,6 @@ pub(super) struct BucketKind {
 pub(super) struct Bucket {
     /// The number of units that one tick adds.
     fill: u64,
-    /// The capacity in whole requests or tokens, rounded down.
-    burst: u64,
     /// The number of units in one request or token.
     unit: u128,
     /// The number of units in a full bucket.
@@ -74,24 +62,15 @@ pub(super) struct Bucket {
     /// The largest debt, in units.
     max_debt: i128,
     balance: i128,
-    /// The sum of the charged estimates that are not settled yet, in units.
-    estimated: i128,
-    /// The part of the unsettled estimates, in units, that a refund does not give back: without the estimates, the
-    /// bucket would have overflowed by as much. See the [module docs](self).
-    withheld: i128,
     /// The sum of all units that the bucket did not hold on to: what overflowed, was withheld from refunds, or was
     /// [lowered](Self::lower_to). Only differences of this sum have a meaning, so it may wrap around.
     lost: i128,
-    /// The sum of all settlements: refunds less debits, in units. It may wrap around.
-    #[cfg(feature = "http")]
-    settled: i128,
-    /// The version of the limits that added this bucket's rate. Estimates charged under earlier versions were not
-    /// charged to this bucket, so it does not refund them.
-    limits_version: u64,
     refuses: bool,
     is_strict: bool,
     /// The window of the calendar that the bucket is in. The bucket has no `fill` then.
     window: Option<Box<OpenWindow>>,
+    /// `None` until an estimate is charged, so that a bucket without estimates takes little memory.
+    unsettled: Option<Box<Unsettled>>,
 }
 
 /// The largest number of units in a capacity, in a debt, and in one request or token. An `i128` can represent the sum
@@ -123,44 +102,53 @@ impl Bucket {
     pub(super) fn new(spec: BucketSpec) -> Self {
         Self {
             fill: spec.fill,
-            burst: spec.burst(),
             unit: spec.unit,
             capacity: spec.capacity,
             max_debt: spec.max_debt,
             balance: spec.initial,
-            estimated: 0,
-            withheld: 0,
             lost: 0,
-            #[cfg(feature = "http")]
-            settled: 0,
-            limits_version: 0,
             refuses: spec.kind.refuses,
             is_strict: spec.kind.is_strict,
             window: None,
+            unsettled: None,
         }
     }
 
-    /// Sets the version of the limits that added this bucket's rate. Default: 0, the first version.
-    pub(super) const fn set_limits_version(&mut self, version: u64) {
-        self.limits_version = version;
+    /// Returns the capacity in whole requests or tokens, rounded down.
+    pub(super) fn burst(&self) -> u64 {
+        whole(self.capacity, self.unit)
     }
 
-    /// Returns the capacity in whole requests or tokens, rounded down.
-    pub(super) const fn burst(&self) -> u64 {
-        self.burst
+    /// Whether the bucket can hold `amount` when it is full.
+    #[inline]
+    pub(super) fn can_hold(&self, amount: u64) -> bool {
+        self.units_of(amount) <= self.capacity
     }
 
     /// Returns the balance in whole requests or tokens, rounded down; 0 if the bucket is in debt.
     pub(super) fn available(&self) -> u64 {
-        whole(self.balance.max(0), self.unit)
+        self.available_after(0)
+    }
+
+    /// Returns the balance that the bucket has `elapsed` ticks later, in whole requests or tokens, rounded down; 0 if the
+    /// bucket is in debt then.
+    pub(super) fn available_after(&self, elapsed: u64) -> u64 {
+        whole(self.balance_after(elapsed).max(0), self.unit)
+    }
+
+    /// Returns the balance that the bucket has `elapsed` ticks later if nothing is taken before.
+    fn balance_after(&self, elapsed: u64) -> i128 {
+        match &self.window {
+            Some(window) if window.left() <= elapsed => self.capacity,
+            Some(_) => self.balance,
+            None => self.balance.saturating_add(self.gain(elapsed)).min(self.capacity),
+        }
     }
 
     /// Returns whether the bucket holds `amount`. An amount of 0 can always be taken, also from a bucket in debt.
     #[inline]
     pub(super) fn has(&self, amount: u64) -> bool {
-        // `amount` is compared with the burst first, because a larger amount could overflow when it is converted to
-        // units.
-        amount == 0 || (amount <= self.burst && self.units_of(amount) <= self.balance)
+        amount == 0 || self.units_of(amount) <= self.balance
     }
 
     /// Whether a call whose cost the bucket does not hold is refused.
@@ -174,9 +162,10 @@ impl Bucket {
         self.window.as_ref().map(|window| window.left())
     }
 
-    /// Returns the balance in whole requests or tokens, rounded down; negative for a debt.
-    pub(super) fn whole_balance(&self) -> i64 {
-        let whole = self.balance.div_euclid(self.unit as i128);
+    /// Returns the balance that the bucket has `elapsed` ticks later, in whole requests or tokens, rounded down; negative
+    /// for a debt.
+    pub(super) fn whole_balance_after(&self, elapsed: u64) -> i64 {
+        let whole = self.balance_after(elapsed).div_euclid(self.unit as i128);
         i64::try_from(whole).unwrap_or(if whole < 0 { i64::MIN } else { i64::MAX })
     }
 
@@ -186,7 +175,7 @@ impl Bucket {
         if self.window.as_ref().is_some_and(|window| !window.has_lasted(age)) {
             return;
         }
-        let units = self.saturating_units(amount.unsigned_abs());
+        let units = self.units_of(amount.unsigned_abs());
         let units = if amount < 0 { -units } else { units };
         let balance = units.clamp(-self.max_debt, self.capacity);
         self.lost = self.lost.wrapping_add(self.balance.saturating_sub(balance));
@@ -237,17 +226,15 @@ impl Bucket {
     /// is caught up, loses nothing: otherwise two such buckets could not reach their rates together. Neither does one that
     /// made the call wait (`is_binding`). Those of [strict](super::Rate::strict) rates always do.
     pub(super) fn overflow(&mut self, ticks: u64, is_binding: bool, catch_up: u64) {
-        let gain = |ticks: u64| (u128::from(ticks) * u128::from(self.fill)).min(MAX_UNITS) as i128;
-        if !self.is_strict && (is_binding || self.capacity < gain(catch_up)) {
+        if !self.is_strict && (is_binding || self.capacity < self.gain(catch_up)) {
             return;
         }
-        let filled = self.balance.saturating_add(gain(ticks));
+        let filled = self.balance.saturating_add(self.gain(ticks));
         let spilled = filled.saturating_sub(self.capacity).max(0);
         self.balance -= spilled;
         self.lost = self.lost.wrapping_add(spilled);
         // What would have overflowed by now without the unsettled estimates is withheld from their refunds.
-        let room = self.capacity - filled.min(self.capacity);
-        self.withheld = self.withheld.max(self.estimated.saturating_sub(room));
+        self.withhold_overflow(filled.min(self.capacity));
     }
 
     /// Returns the number of ticks until `amount` can be taken if nothing else is taken before; 0 for an amount of 0,
@@ -257,7 +244,7 @@ impl Bucket {
         if amount == 0 {
             return 0;
         }
-        self.time_until_units(self.saturating_units(amount), self.balance)
+        self.time_until_units(self.units_of(amount), self.balance)
     }
 
     /// Does what [`time_until`](Self::time_until) does for the sum of several amounts.
@@ -310,8 +297,9 @@ impl Bucket {
     /// Returns the number of ticks until `amount` can probably be taken: the unsettled estimates are expected to be
     /// refunded, except for the share that calls turn out to use.
     pub(super) fn expected_time_until(&self, amount: u128, share: UsedShare) -> u64 {
-        let used = share.of(self.estimated.unsigned_abs()) as i128;
-        self.time_until_sum_with(amount, (self.estimated - used - self.withheld).max(0))
+        let estimated = self.estimated();
+        let used = share.of(estimated.unsigned_abs()) as i128;
+        self.time_until_sum_with(amount, (estimated - used - self.withheld()).max(0))
     }
 
     /// Takes `amount` if the bucket [holds](Self::has) it, and returns whether it was taken.
@@ -331,7 +319,8 @@ impl Bucket {
         let units = self.units_of(amount);
         self.balance -= units;
         if is_estimate {
-            self.estimated = self.estimated.saturating_add(units);
+            let unsettled = self.unsettled_mut();
+            unsettled.estimated = unsettled.estimated.saturating_add(units);
         }
     }
 
@@ -340,7 +329,7 @@ impl Bucket {
         let units = self.units_of(amount);
         self.balance += units;
         if is_estimate {
-            self.estimated -= units;
+            self.unsettled_mut().estimated -= units;
         }
     }
 
@@ -353,7 +342,7 @@ impl Bucket {
 
     /// Lowers the balance to `amount` requests or tokens, and never raises it.
     pub(super) fn lower(&mut self, amount: u64) {
-        self.lower_by(self.balance.saturating_sub(self.saturating_units(amount)));
+        self.lower_by(self.balance.saturating_sub(self.units_of(amount)));
     }
 
     /// Lowers the balance so that it is what it would be now if the bucket had held `amount` requests or tokens at an
@@ -361,7 +350,7 @@ impl Bucket {
     #[cfg(feature = "http")]
     pub(super) fn lower_since(&mut self, amount: u64, level: i128) {
         let held = level.wrapping_sub(self.lost);
-        self.lower_by(held.saturating_sub(self.saturating_units(amount)));
+        self.lower_by(held.saturating_sub(self.units_of(amount)));
     }
 
     /// Lowers the balance so that it is at most what the bucket would hold now if it had held `amount` requests or
@@ -369,7 +358,7 @@ impl Bucket {
     #[cfg(feature = "http")]
     pub(super) fn lower_before(&mut self, amount: u64, elapsed: u64) {
         let gained = (u128::from(elapsed) * u128::from(self.fill)).min(MAX_UNITS) as i128;
-        let held = self.saturating_units(amount).saturating_add(gained);
+        let held = self.units_of(amount).saturating_add(gained);
         self.lower_by(self.balance.saturating_sub(held));
     }
 
@@ -379,72 +368,6 @@ impl Bucket {
         self.balance -= units;
         self.lost = self.lost.wrapping_add(units);
         self.update_withheld();
-    }
-
-    /// Replaces the charged `estimate` by what the call really `used`. `limits_version` is the version of the limits
-    /// under which the estimate was charged. Returns whether the debt was cut off at the largest one.
-    pub(super) fn settle(&mut self, estimate: u64, used: u64, limits_version: u64) -> bool {
-        let is_cut_off = used > estimate && self.debit(used - estimate);
-        if limits_version < self.limits_version {
-            // This bucket's rate was added after the estimate had been charged, so the estimate was not charged to this
-            // bucket: nothing is refunded, and `estimated`, the sum of the unsettled estimates, does not contain this
-            // one.
-            return is_cut_off;
-        }
-        if used < estimate {
-            self.credit(estimate - used);
-        }
-        let remaining = self.estimated.saturating_sub(self.saturating_units(estimate));
-        self.set_estimated_units(remaining.max(0));
-        is_cut_off
-    }
-
-    /// Takes `amount`, which a call has used already, from the balance. The balance may become negative: a debt.
-    /// Returns whether the debt was cut off at the largest one.
-    pub(super) fn debit(&mut self, amount: u64) -> bool {
-        self.debit_units(self.saturating_units(amount))
-    }
-
-    fn debit_units(&mut self, units: i128) -> bool {
-        #[cfg(feature = "http")]
-        {
-            self.settled = self.settled.wrapping_sub(units);
-        }
-        self.balance = self.balance.saturating_sub(units);
-        let cut_off = (-self.max_debt).saturating_sub(self.balance).max(0);
-        if cut_off > 0 {
-            self.balance = -self.max_debt;
-            self.withhold(cut_off);
-        }
-        cut_off > 0
-    }
-
-    /// Withholds `debt`, which is forgotten, from the refunds of the unsettled estimates, as far as it may be due to
-    /// them. Otherwise it would be given back twice.
-    fn withhold(&mut self, debt: i128) {
-        self.withheld = self.withheld.saturating_add(debt).min(self.estimated);
-    }
-
-    /// Refunds `amount`, which was charged as an estimate and not used. The part that a full bucket would have lost in
-    /// the meantime is kept back: see the [module docs](self).
-    pub(super) fn credit(&mut self, amount: u64) {
-        let refund = self.saturating_units(amount).min(self.estimated);
-        let kept = refund.min(self.withheld);
-        #[cfg(feature = "http")]
-        {
-            self.settled = self.settled.wrapping_add(refund);
-        }
-        self.withheld -= kept;
-        let balance = self.balance.saturating_add(refund - kept).min(self.capacity);
-        self.lost = self.lost.wrapping_add(refund - (balance - self.balance));
-        self.balance = balance;
-    }
-
-    /// Raises the balance of a bucket in debt to 0.
-    pub(super) fn forgive_debt(&mut self) {
-        let debt = (-self.balance).max(0);
-        self.balance += debt;
-        self.withhold(debt);
     }
 
     /// Takes over the balance or debt and the unsettled estimates of `old`, the bucket of the rate that this bucket's
@@ -458,48 +381,34 @@ impl Bucket {
         };
         let balance = convert(old.balance);
         self.balance = balance.clamp(-self.max_debt, self.capacity);
-        self.estimated = convert(old.estimated);
         // Like the balance, the withheld part is converted from the units of the old bucket to those of this one. If it
         // were converted by itself, it could be rounded down, and a refund could be one unit too large. So the old
         // balance minus the old withheld part is converted, and what this result is below the converted balance is the
         // new withheld part.
-        let without = convert(old.balance.saturating_sub(old.withheld));
-        self.withheld = balance.saturating_sub(without).min(self.estimated);
-        self.withhold((-self.max_debt).saturating_sub(balance).max(0));
-        self.limits_version = old.limits_version;
-        self.update_withheld();
-    }
-
-    fn set_estimated_units(&mut self, units: i128) {
-        self.estimated = units;
-        self.withheld = self.withheld.min(units);
-        self.update_withheld();
-    }
-
-    /// Raises `withheld` to the part of the unsettled estimates that would have overflowed by now if all of them had a
-    /// true cost of 0.
-    #[inline]
-    fn update_withheld(&mut self) {
-        if self.estimated > 0 {
-            let room = self.capacity.saturating_sub(self.balance);
-            self.withheld = self.withheld.max(self.estimated.saturating_sub(room));
+        let without = convert(old.balance.saturating_sub(old.withheld()));
+        self.unsettled = old.unsettled.clone();
+        if let Some(unsettled) = &mut self.unsettled {
+            unsettled.estimated = convert(unsettled.estimated);
+            unsettled.withheld = balance.saturating_sub(without).min(unsettled.estimated);
         }
+        self.withhold((-self.max_debt).saturating_sub(balance).max(0));
+        self.update_withheld();
     }
 
-    /// Converts an amount of requests or tokens to units. An amount up to the burst cannot overflow.
+    /// Returns what the rate yields in `elapsed` ticks, in units.
+    pub(super) fn gain(&self, elapsed: u64) -> i128 {
+        (u128::from(elapsed) * u128::from(self.fill)).min(MAX_UNITS) as i128
+    }
+
+    /// Converts an amount of requests or tokens to units, at most to `i128::MAX`, which no bucket can hold.
     #[inline]
     fn units_of(&self, amount: u64) -> i128 {
-        (u128::from(amount) * self.unit) as i128
-    }
-
-    /// Converts any amount of requests or tokens to units, at most to `i128::MAX`.
-    fn saturating_units(&self, amount: u64) -> i128 {
-        if amount <= self.burst {
-            return self.units_of(amount);
-        }
-        u128::from(amount)
-            .checked_mul(self.unit)
-            .map_or(i128::MAX, |units| units.min(i128::MAX as u128) as i128)
+        let units = match u64::try_from(self.unit) {
+            // Most units fit into 64 bits, and multiplying such numbers is fast and cannot overflow.
+            Ok(unit) => u128::from(amount) * u128::from(unit),
+            Err(_) => u128::from(amount).saturating_mul(self.unit),
+        };
+        i128::try_from(units).unwrap_or(i128::MAX)
     }
 }
 
@@ -518,24 +427,9 @@ impl Bucket {
         self.balance
     }
 
-    /// Returns the sum of the unsettled estimates, in units.
-    pub(super) const fn estimated(&self) -> i128 {
-        self.estimated
-    }
-
-    /// Returns the sum of all settlements, in units. Only differences of it have a meaning, as it may wrap around.
-    pub(super) const fn settled(&self) -> i128 {
-        self.settled
-    }
-
-    /// Returns what the rate yields in `elapsed` ticks, in units.
-    pub(super) fn gain(&self, elapsed: u64) -> i128 {
-        (u128::from(elapsed) * u128::from(self.fill)).min(MAX_UNITS) as i128
-    }
-
     /// Converts an amount of requests or tokens to units, at most to the largest number of units.
     pub(super) fn units(&self, amount: u64) -> i128 {
-        self.saturating_units(amount).min(MAX_UNITS as i128)
+        self.units_of(amount).min(MAX_UNITS as i128)
     }
 
     /// Moves the balance by `units`, up to the capacity and down to the largest debt. The [`level`](Self::level) stays:
@@ -554,25 +448,6 @@ impl Bucket {
 /// Methods that are only needed for limits that several processes share in Redis.
 #[cfg(feature = "redis")]
 impl Bucket {
-    /// Debits `amount`, which one process (a member) admitted from its own share of a shared rate while it could not
-    /// reach the Redis store. The share is one of `shares` equal ones. If the bucket was emptied during that time,
-    /// `since_emptied` is the number of ticks since then, and at most what one share filled in those ticks is debited:
-    /// emptying the bucket has already accounted for what was used before.
-    #[cfg(test)]
-    pub(super) fn debit_share(&mut self, amount: u64, since_emptied: Option<u64>, shares: u64) {
-        let filled = since_emptied.map_or(i128::MAX, |ticks| {
-            let all = u128::from(ticks) * u128::from(self.fill);
-            all.div_ceil(u128::from(shares.max(1))) as i128
-        });
-        self.debit_units(self.saturating_units(amount).min(filled));
-    }
-
-    /// Sets the sum of the unsettled estimates, in requests or tokens.
-    #[cfg(test)]
-    pub(super) fn set_estimated(&mut self, amount: u64) {
-        self.set_estimated_units(self.saturating_units(amount).min(MAX_SHARED_ESTIMATED));
-    }
-
     /// Lowers a positive balance to 0. A debt remains.
     pub(super) fn empty(&mut self) {
         self.balance = self.balance.min(0);

@@ -51,13 +51,13 @@ pub(super) struct Buckets {
     bursts: Arc<Bursts>,
     limits: Limits,
     /// One bucket for each rate of `limits`, in the same order.
-    pub(super) buckets: Vec<(Budget, Bucket)>,
+    pub(super) buckets: Box<[(Budget, Bucket)]>,
     /// Whether one of the rates refuses calls.
     has_caps: bool,
     /// Whether one of the rates counts by the calendar.
     has_windows: bool,
-    /// The number of times that the limits have been replaced.
-    limits_version: u64,
+    /// The number of estimates that were charged.
+    estimates: u64,
     epoch: Instant,
     /// The wall clock at `epoch`, in nanoseconds since 1970.
     wall_epoch: u64,
@@ -75,7 +75,7 @@ pub(super) struct Buckets {
     /// The levels of each bucket in the past, in the order of `buckets`. Empty until a call is [marked as
     /// sent](Self::mark_sent).
     #[cfg(feature = "http")]
-    histories: Vec<LevelHistory>,
+    histories: Box<[LevelHistory]>,
     /// Present if the buckets follow those of a provider.
     #[cfg(feature = "http")]
     pub(super) followed: Option<Box<Followed>>,
@@ -99,21 +99,22 @@ struct Admitted {
     /// When the call was admitted, in nanoseconds since the limiter's epoch.
     at: u64,
     /// How much earlier the call's cost was available than the call was admitted: at most 5 ms, in nanoseconds.
-    lateness: u64,
+    lateness: u32,
     /// The position of the bucket that made the call wait.
-    binding: usize,
+    binding: u32,
 }
 
 /// What one waiting call is to be charged.
 #[derive(Debug)]
 pub(super) struct ChargeRequest {
     pub(super) cost: Cost,
-    /// [`FINAL`] if the cost is no estimate. When an estimate is charged, the current version of the limits is stored
-    /// here, for the settlement. Atomic only because a request is charged through a shared reference.
-    limits_version: AtomicU64,
+    /// [`FINAL`] if the cost is no estimate. When an estimate is charged, the number of estimates that the limiter had
+    /// charged before is stored here, for the settlement. Atomic only because a request is charged through a shared
+    /// reference.
+    number: AtomicU64,
 }
 
-/// In place of a version of the limits: the cost is not an estimate.
+/// In place of the number of an estimate: the cost is not an estimate.
 const FINAL: u64 = u64::MAX;
 
 // === impl ChargeRequest ===
@@ -123,28 +124,19 @@ impl ChargeRequest {
     pub(super) fn new(cost: Cost, is_estimate: bool) -> Self {
         Self {
             cost,
-            limits_version: AtomicU64::new(if is_estimate { 0 } else { FINAL }),
+            number: AtomicU64::new(if is_estimate { 0 } else { FINAL }),
         }
     }
 
     #[inline]
     fn is_estimate(&self) -> bool {
-        self.limits_version.load(Ordering::Relaxed) != FINAL
+        self.number.load(Ordering::Relaxed) != FINAL
     }
 
-    /// Stores the version of the limits under which the call is charged, if the cost is an estimate.
-    #[inline]
-    fn set_limits_version(&self, version: u64) {
-        if self.is_estimate() {
-            self.limits_version.store(version, Ordering::Relaxed);
-        }
-    }
-
-    /// Returns the version of the limits under which the call was charged, the first time. `None` if the cost is not an
-    /// estimate.
-    pub(super) fn take_limits_version(&mut self) -> Option<u64> {
-        let version = mem::replace(self.limits_version.get_mut(), FINAL);
-        (version != FINAL).then_some(version)
+    /// Returns the number of the charged estimate, the first time. `None` if the cost is not an estimate.
+    pub(super) fn take_number(&mut self) -> Option<u64> {
+        let number = mem::replace(self.number.get_mut(), FINAL);
+        (number != FINAL).then_some(number)
     }
 }
 
@@ -168,8 +160,8 @@ impl Buckets {
             wall_epoch,
             bursts: Arc::new(Bursts::of(&buckets)),
             limits,
-            buckets,
-            limits_version: 0,
+            buckets: buckets.into(),
+            estimates: 0,
             epoch: Instant::now(),
             filled_to: 0,
             pauses: Pauses::default(),
@@ -178,7 +170,7 @@ impl Buckets {
             has_estimates: false,
             used_shares: None,
             #[cfg(feature = "http")]
-            histories: Vec::new(),
+            histories: Box::default(),
             #[cfg(feature = "http")]
             followed: None,
             admission_time: 0,
@@ -221,7 +213,7 @@ impl Buckets {
         self.last_admission = Admitted::default();
         #[cfg(feature = "http")]
         {
-            self.histories.clear();
+            self.histories = Box::default();
             if let Some(followed) = &mut self.followed {
                 followed.on_step_back();
             }
@@ -253,7 +245,7 @@ impl Buckets {
         let now = self.time(now);
         let Admitted { at, lateness, .. } = self.last_admission;
         let behind = if lateness > 0 && now.saturating_sub(at) <= MAX_CATCH_UP_NANOS {
-            lateness.min(MAX_CATCH_UP_NANOS)
+            u64::from(lateness).min(MAX_CATCH_UP_NANOS)
         } else {
             0
         };
@@ -271,18 +263,18 @@ impl Buckets {
     /// Prepares the buckets for a charge as of `filled_to`, when it is `now`: those that did not make the call wait lose
     /// what has overflowed since. `binding` is the position of the one that did.
     #[cold]
-    fn overflow(&mut self, now: u64, binding: Option<usize>) {
+    fn overflow(&mut self, now: u64, binding: Option<u32>) {
         let late = now.saturating_sub(self.filled_to);
-        for (at, (_, bucket)) in self.buckets.iter_mut().enumerate() {
+        for (at, (_, bucket)) in (0..).zip(&mut self.buckets) {
             bucket.overflow(late, binding == Some(at), MAX_CATCH_UP_NANOS);
         }
     }
 
     /// Returns the position of the bucket that holds `cost` last.
-    fn binding(&self, cost: &Cost) -> Option<usize> {
+    fn binding(&self, cost: &Cost) -> Option<u32> {
         let mut binding = None;
         let mut longest = 0;
-        for (at, (budget, bucket)) in self.buckets.iter().enumerate() {
+        for (at, (budget, bucket)) in (0..).zip(&self.buckets) {
             let wait = bucket.time_until(cost.of(*budget));
             if wait > longest && !bucket.refuses() {
                 (binding, longest) = (Some(at), wait);
@@ -300,13 +292,11 @@ impl Buckets {
             let amount = cost.of(*budget);
             let wait = bucket.time_until(amount).saturating_sub(behind);
             (bucket.refuses() && wait > 0).then(|| {
-                let mut bucket = bucket.clone();
-                bucket.advance(behind);
                 let resets = self.wall_epoch.saturating_add(time).saturating_add(wait);
                 Exhausted::new(
                     budget.name(),
                     amount,
-                    bucket.available(),
+                    bucket.available_after(behind),
                     Duration::from_nanos(wait),
                     SystemTime::UNIX_EPOCH + Duration::from_nanos(resets),
                 )
@@ -320,7 +310,16 @@ impl Buckets {
         for (budget, bucket) in &mut self.buckets {
             bucket.take(request.cost.of(*budget), request.is_estimate());
         }
-        request.set_limits_version(self.limits_version);
+        self.number(request);
+    }
+
+    /// Gives the charged request its number, if its cost is an estimate.
+    #[inline]
+    fn number(&mut self, request: &ChargeRequest) {
+        if request.is_estimate() {
+            request.number.store(self.estimates, Ordering::Relaxed);
+            self.estimates += 1;
+        }
     }
 
     /// Returns the time as of which a call of this cost is admitted if no call is before it: the time at which every
@@ -373,10 +372,8 @@ impl Buckets {
         let elapsed = self.time(now).saturating_sub(self.filled_to);
         let mut available = PerBudget::<Option<u64>>::default();
         for (budget, bucket) in &self.buckets {
-            let mut bucket = bucket.clone();
-            bucket.advance(elapsed);
             if let Some(least) = available.entry(*budget) {
-                *least = Some(least.unwrap_or(u64::MAX).min(bucket.available()));
+                *least = Some(least.unwrap_or(u64::MAX).min(bucket.available_after(elapsed)));
             }
         }
         Available::new(available, self.pause_since(now.get()).map(|pause| pause.until()))
@@ -389,9 +386,8 @@ impl Buckets {
         self.fill_to(now);
         #[cfg(feature = "http")]
         self.before_limits_change(now);
-        self.limits_version += 1;
         new.iter_mut()
-            .for_each(|(_, new)| new.set_limits_version(self.limits_version));
+            .for_each(|(_, new)| new.set_charged_before(self.estimates));
         for ((_, new), old) in new.iter_mut().zip(limits.match_rates(&self.limits)) {
             if let Some((_, old)) = old.and_then(|old| self.buckets.get(old)) {
                 new.carry_over(old);
@@ -401,13 +397,13 @@ impl Buckets {
             .set(&new.iter().map(|(budget, bucket)| (*budget, bucket.burst())));
         self.has_caps = new.iter().any(|(_, bucket)| bucket.refuses());
         self.has_windows = new.iter().any(|(_, bucket)| bucket.until_window_ends().is_some());
-        self.buckets = new;
+        self.buckets = new.into();
         self.limits = limits;
         self.last_admission = Admitted::default();
         // The levels were counted in the units of the old buckets.
         #[cfg(feature = "http")]
         {
-            self.histories.clear();
+            self.histories = Box::default();
             self.on_limits_changed();
         }
         Ok(())
@@ -461,27 +457,22 @@ impl Buckets {
     pub(super) fn mark_sent(&mut self, now: &mut LazyNow) {
         self.fill_if_idle(now);
         let now = self.time(now);
-        self.histories.resize_with(self.buckets.len(), LevelHistory::default);
+        if self.histories.is_empty() {
+            self.histories = self.buckets.iter().map(|_| LevelHistory::default()).collect();
+        }
         for ((_, bucket), history) in self.buckets.iter().zip(&mut self.histories) {
             history.record(now, bucket.level());
         }
     }
 
-    /// Replaces the charged cost `estimate` by what the call really `used`. `limits_version` is the version of the
-    /// limits under which the estimate was charged. Returns a budget whose debt was cut off at the
-    /// largest one.
-    pub(super) fn settle(
-        &mut self,
-        estimate: &Cost,
-        limits_version: u64,
-        used: &Cost,
-        now: &mut LazyNow,
-    ) -> Option<Budget> {
+    /// Replaces the charged cost `estimate` by what the call really `used`. `number` is the number of estimates that were
+    /// charged before this one. Returns a budget whose debt was cut off at the largest one.
+    pub(super) fn settle(&mut self, estimate: &Cost, number: u64, used: &Cost, now: &mut LazyNow) -> Option<Budget> {
         self.fill_if_idle(now);
         self.used_shares.get_or_insert_default().record(estimate, used);
         let mut cut_off = None;
         for (budget, bucket) in &mut self.buckets {
-            if bucket.settle(estimate.of(*budget), used.of(*budget), limits_version) {
+            if bucket.settle(estimate.of(*budget), used.of(*budget), number) {
                 cut_off = Some(*budget);
             }
         }
@@ -556,7 +547,7 @@ impl Resource for Buckets {
     fn rejection(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Option<Rejected> {
         let exceeded = self.buckets.iter().find_map(|(budget, bucket)| {
             let cost = request.cost.of(*budget);
-            (cost > bucket.burst()).then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
+            (!bucket.can_hold(cost)).then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
         });
         match exceeded {
             None if self.has_caps => self.exhausted(&request.cost, now).map(Rejected::Exhausted),
@@ -583,7 +574,7 @@ impl Resource for Buckets {
             self.fill_to(self.admission_time);
             self.overflow(now, binding);
             if waited {
-                let lateness = now - self.admission_time;
+                let lateness = u32::try_from(now - self.admission_time).unwrap_or(u32::MAX);
                 self.last_admission = binding.map_or(Admitted::default(), |binding| Admitted {
                     at: now,
                     lateness,
@@ -626,11 +617,14 @@ impl Resource for Buckets {
         if self.last_admission.lateness > 0 {
             return self.try_take_behind(request, elapsed, now);
         }
+        if self.pauses.until() > self.filled_to {
+            self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
+            return self.try_take_as_of_later(request, now);
+        }
         let is_estimate = request.is_estimate();
-        let is_paused = self.pauses.until() > self.filled_to;
         for (position, (budget, bucket)) in self.buckets.iter_mut().enumerate() {
             bucket.advance(elapsed);
-            if is_paused || !bucket.try_take(request.cost.of(*budget), is_estimate) {
+            if !bucket.try_take(request.cost.of(*budget), is_estimate) {
                 // Nothing has to be undone with one bucket, which most limiters have.
                 if self.buckets.len() > 1 {
                     self.put_back_before(position, request, elapsed);
@@ -638,7 +632,7 @@ impl Resource for Buckets {
                 return self.try_take_as_of_later(request, now);
             }
         }
-        request.set_limits_version(self.limits_version);
+        self.number(request);
         Ok(true)
     }
 

@@ -40,8 +40,8 @@ pub(super) struct LocalLimiter {
 /// An estimate that a [`LocalLimiter`] has charged.
 pub(super) struct LocalCharge {
     limiter: LocalLimiter,
-    /// The version of the limits under which the estimate was charged.
-    limits_version: u64,
+    /// The number of estimates that the limiter had charged before.
+    number: u64,
 }
 
 /// One call that waits for its admission by a [`LocalLimiter`]. Not a `Future`, because its methods also take the time.
@@ -68,10 +68,10 @@ impl LocalLimiter {
     pub(super) fn try_acquire_estimate(&self, cost: Cost) -> Result<LocalCharge, AcquireError> {
         let mut request = ChargeRequest::new(cost, true);
         self.try_take(&request)?;
-        let limits_version = request.take_limits_version();
+        let number = request.take_number();
         Ok(LocalCharge {
             limiter: self.clone(),
-            limits_version: limits_version.expect("the request is of an estimate"),
+            number: number.expect("the request is of an estimate"),
         })
     }
 
@@ -257,7 +257,7 @@ impl LocalCharge {
     /// the largest one.
     pub(super) fn settle(&self, charged: &Cost, used: &Cost) -> Option<Budget> {
         let queue = &self.limiter.queue;
-        queue.update(|buckets, now| buckets.settle(charged, self.limits_version, used, now))
+        queue.update(|buckets, now| buckets.settle(charged, self.number, used, now))
     }
 }
 
@@ -290,11 +290,11 @@ impl LocalAdmission {
     /// Returns the cost of an admitted call and its charge, to be settled when the true cost is available. `None` if the
     /// cost was not charged as an estimate.
     pub(super) fn charge(&mut self) -> Option<(Cost, LocalCharge)> {
-        let limits_version = self.request.take_limits_version()?;
+        let number = self.request.take_number()?;
         let queue = self.waiter.queue();
         let charge = LocalCharge {
             limiter: LocalLimiter { queue },
-            limits_version,
+            number,
         };
         Some((self.request.cost, charge))
     }

@@ -68,7 +68,7 @@ fn the_example_of_the_module_docs() {
         let mut bucket = bucket_of_ten(1);
         bucket.take(8, true);
         bucket.advance(5);
-        assert_eq!((bucket.balance, bucket.withheld), (7, 5));
+        assert_eq!((bucket.balance, bucket.withheld()), (7, 5));
         if taken_before {
             bucket.take(7, false);
         }
