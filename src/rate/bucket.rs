@@ -55,6 +55,8 @@ pub(super) struct BucketKind {
 pub(super) struct Bucket {
     /// The number of units that one tick adds.
     fill: u64,
+    /// The capacity in whole requests or tokens, rounded down.
+    burst: u64,
     /// The number of units in one request or token.
     unit: u128,
     /// The number of units in a full bucket.
@@ -67,10 +69,16 @@ pub(super) struct Bucket {
     lost: i128,
     refuses: bool,
     is_strict: bool,
+    /// `None` until it is needed, so that most buckets take little memory.
+    rest: Option<Box<Rest>>,
+}
+
+/// What only some buckets need.
+#[derive(Clone, Debug, Default)]
+struct Rest {
     /// The window of the calendar that the bucket is in. The bucket has no `fill` then.
-    window: Option<Box<OpenWindow>>,
-    /// `None` until an estimate is charged, so that a bucket without estimates takes little memory.
-    unsettled: Option<Box<Unsettled>>,
+    window: Option<OpenWindow>,
+    unsettled: Unsettled,
 }
 
 /// The largest number of units in a capacity, in a debt, and in one request or token. An `i128` can represent the sum
@@ -93,8 +101,12 @@ impl Bucket {
     /// depend on.
     pub(super) fn new_at(spec: BucketSpec, began: u64) -> Self {
         let window = spec.kind.calendar.map(|calendar| OpenWindow::new(calendar, began));
+        let rest = window.map(|window| Rest {
+            window: Some(window),
+            unsettled: Unsettled::default(),
+        });
         Self {
-            window: window.map(Box::new),
+            rest: rest.map(Box::new),
             ..Self::new(spec)
         }
     }
@@ -102,6 +114,7 @@ impl Bucket {
     pub(super) fn new(spec: BucketSpec) -> Self {
         Self {
             fill: spec.fill,
+            burst: spec.burst(),
             unit: spec.unit,
             capacity: spec.capacity,
             max_debt: spec.max_debt,
@@ -109,20 +122,13 @@ impl Bucket {
             lost: 0,
             refuses: spec.kind.refuses,
             is_strict: spec.kind.is_strict,
-            window: None,
-            unsettled: None,
+            rest: None,
         }
     }
 
     /// Returns the capacity in whole requests or tokens, rounded down.
-    pub(super) fn burst(&self) -> u64 {
-        whole(self.capacity, self.unit)
-    }
-
-    /// Whether the bucket can hold `amount` when it is full.
-    #[inline]
-    pub(super) fn can_hold(&self, amount: u64) -> bool {
-        self.units_of(amount) <= self.capacity
+    pub(super) const fn burst(&self) -> u64 {
+        self.burst
     }
 
     /// Returns the balance in whole requests or tokens, rounded down; 0 if the bucket is in debt.
@@ -138,7 +144,7 @@ impl Bucket {
 
     /// Returns the balance that the bucket has `elapsed` ticks later if nothing is taken before.
     fn balance_after(&self, elapsed: u64) -> i128 {
-        match &self.window {
+        match self.window() {
             Some(window) if window.left() <= elapsed => self.capacity,
             Some(_) => self.balance,
             None => self.balance.saturating_add(self.gain(elapsed)).min(self.capacity),
@@ -148,7 +154,9 @@ impl Bucket {
     /// Returns whether the bucket holds `amount`. An amount of 0 can always be taken, also from a bucket in debt.
     #[inline]
     pub(super) fn has(&self, amount: u64) -> bool {
-        amount == 0 || self.units_of(amount) <= self.balance
+        // `amount` is compared with the burst first, because a larger amount could overflow when it is converted to
+        // units.
+        amount == 0 || (amount <= self.burst && self.units_of(amount) <= self.balance)
     }
 
     /// Whether a call whose cost the bucket does not hold is refused.
@@ -157,9 +165,13 @@ impl Bucket {
         self.refuses
     }
 
+    fn window(&self) -> Option<&OpenWindow> {
+        self.rest.as_ref()?.window.as_ref()
+    }
+
     /// Returns the number of ticks until the window ends that the bucket is in. `None` if it fills continuously.
     pub(super) fn until_window_ends(&self) -> Option<u64> {
-        self.window.as_ref().map(|window| window.left())
+        self.window().map(|window| window.left())
     }
 
     /// Returns the balance that the bucket has `elapsed` ticks later, in whole requests or tokens, rounded down; negative
@@ -172,10 +184,10 @@ impl Bucket {
     /// Sets the balance to what a bucket holds that held `amount` requests or tokens (negative for a debt) `age` ticks
     /// ago. Does nothing if a window of the calendar has begun since.
     pub(super) fn restore(&mut self, amount: i64, age: u64) {
-        if self.window.as_ref().is_some_and(|window| !window.has_lasted(age)) {
+        if self.window().is_some_and(|window| !window.has_lasted(age)) {
             return;
         }
-        let units = self.units_of(amount.unsigned_abs());
+        let units = self.saturating_units(amount.unsigned_abs());
         let units = if amount < 0 { -units } else { units };
         let balance = units.clamp(-self.max_debt, self.capacity);
         self.lost = self.lost.wrapping_add(self.balance.saturating_sub(balance));
@@ -208,7 +220,8 @@ impl Bucket {
     /// Fills the bucket if a window begins within `elapsed` ticks.
     #[cold]
     fn advance_window(&mut self, elapsed: u64) {
-        let is_new = self.window.as_mut().is_some_and(|window| window.advance(elapsed));
+        let window = self.rest.as_mut().and_then(|rest| rest.window.as_mut());
+        let is_new = window.is_some_and(|window| window.advance(elapsed));
         if is_new {
             // What a provider held in the window before says nothing about this one, so the level rises beyond all that
             // it could be compared with.
@@ -244,7 +257,7 @@ impl Bucket {
         if amount == 0 {
             return 0;
         }
-        self.time_until_units(self.units_of(amount), self.balance)
+        self.time_until_units(self.saturating_units(amount), self.balance)
     }
 
     /// Does what [`time_until`](Self::time_until) does for the sum of several amounts.
@@ -289,9 +302,7 @@ impl Bucket {
     fn window_with(&self, missing: u128) -> u64 {
         let windows = (missing - 1) / self.capacity.max(1) as u128;
         let windows = u64::try_from(windows).unwrap_or(u64::MAX);
-        self.window
-            .as_ref()
-            .map_or(u64::MAX, |window| window.left_after(windows))
+        self.window().map_or(u64::MAX, |window| window.left_after(windows))
     }
 
     /// Returns the number of ticks until `amount` can probably be taken: the unsettled estimates are expected to be
@@ -342,7 +353,7 @@ impl Bucket {
 
     /// Lowers the balance to `amount` requests or tokens, and never raises it.
     pub(super) fn lower(&mut self, amount: u64) {
-        self.lower_by(self.balance.saturating_sub(self.units_of(amount)));
+        self.lower_by(self.balance.saturating_sub(self.saturating_units(amount)));
     }
 
     /// Lowers the balance so that it is what it would be now if the bucket had held `amount` requests or tokens at an
@@ -350,7 +361,7 @@ impl Bucket {
     #[cfg(feature = "http")]
     pub(super) fn lower_since(&mut self, amount: u64, level: i128) {
         let held = level.wrapping_sub(self.lost);
-        self.lower_by(held.saturating_sub(self.units_of(amount)));
+        self.lower_by(held.saturating_sub(self.saturating_units(amount)));
     }
 
     /// Lowers the balance so that it is at most what the bucket would hold now if it had held `amount` requests or
@@ -358,7 +369,7 @@ impl Bucket {
     #[cfg(feature = "http")]
     pub(super) fn lower_before(&mut self, amount: u64, elapsed: u64) {
         let gained = (u128::from(elapsed) * u128::from(self.fill)).min(MAX_UNITS) as i128;
-        let held = self.units_of(amount).saturating_add(gained);
+        let held = self.saturating_units(amount).saturating_add(gained);
         self.lower_by(self.balance.saturating_sub(held));
     }
 
@@ -386,10 +397,13 @@ impl Bucket {
         // balance minus the old withheld part is converted, and what this result is below the converted balance is the
         // new withheld part.
         let without = convert(old.balance.saturating_sub(old.withheld()));
-        self.unsettled = old.unsettled.clone();
-        if let Some(unsettled) = &mut self.unsettled {
-            unsettled.estimated = convert(unsettled.estimated);
-            unsettled.withheld = balance.saturating_sub(without).min(unsettled.estimated);
+        if let Some(rest) = &old.rest {
+            let estimated = convert(rest.unsettled.estimated);
+            *self.unsettled_mut() = Unsettled {
+                estimated,
+                withheld: balance.saturating_sub(without).min(estimated),
+                ..rest.unsettled.clone()
+            };
         }
         self.withhold((-self.max_debt).saturating_sub(balance).max(0));
         self.update_withheld();
@@ -400,15 +414,20 @@ impl Bucket {
         (u128::from(elapsed) * u128::from(self.fill)).min(MAX_UNITS) as i128
     }
 
-    /// Converts an amount of requests or tokens to units, at most to `i128::MAX`, which no bucket can hold.
+    /// Converts an amount of requests or tokens to units. An amount up to the burst cannot overflow.
     #[inline]
     fn units_of(&self, amount: u64) -> i128 {
-        let units = match u64::try_from(self.unit) {
-            // Most units fit into 64 bits, and multiplying such numbers is fast and cannot overflow.
-            Ok(unit) => u128::from(amount) * u128::from(unit),
-            Err(_) => u128::from(amount).saturating_mul(self.unit),
-        };
-        i128::try_from(units).unwrap_or(i128::MAX)
+        (u128::from(amount) * self.unit) as i128
+    }
+
+    /// Converts any amount of requests or tokens to units, at most to `i128::MAX`.
+    fn saturating_units(&self, amount: u64) -> i128 {
+        if amount <= self.burst {
+            return self.units_of(amount);
+        }
+        u128::from(amount)
+            .checked_mul(self.unit)
+            .map_or(i128::MAX, |units| units.min(i128::MAX as u128) as i128)
     }
 }
 
@@ -429,7 +448,7 @@ impl Bucket {
 
     /// Converts an amount of requests or tokens to units, at most to the largest number of units.
     pub(super) fn units(&self, amount: u64) -> i128 {
-        self.units_of(amount).min(MAX_UNITS as i128)
+        self.saturating_units(amount).min(MAX_UNITS as i128)
     }
 
     /// Moves the balance by `units`, up to the capacity and down to the largest debt. The [`level`](Self::level) stays:

@@ -547,7 +547,7 @@ impl Resource for Buckets {
     fn rejection(&mut self, request: &ChargeRequest, now: &mut LazyNow) -> Option<Rejected> {
         let exceeded = self.buckets.iter().find_map(|(budget, bucket)| {
             let cost = request.cost.of(*budget);
-            (!bucket.can_hold(cost)).then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
+            (cost > bucket.burst()).then(|| CostExceedsBurst::new(budget.name(), cost, bucket.burst()))
         });
         match exceeded {
             None if self.has_caps => self.exhausted(&request.cost, now).map(Rejected::Exhausted),

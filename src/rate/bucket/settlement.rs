@@ -17,9 +17,9 @@
 //! that are not settled yet (8 in the example above), and `withheld`, the part of `estimated` that would have
 //! overflowed by now if all these estimates had a true cost of 0 (5 in the example). A refund is reduced by `withheld`.
 
-use super::Bucket;
 #[cfg(all(test, feature = "redis"))]
 use super::MAX_SHARED_ESTIMATED;
+use super::{Bucket, Rest};
 
 /// What a bucket counts for its estimates, in units.
 #[derive(Clone, Debug, Default)]
@@ -47,33 +47,31 @@ impl Bucket {
 
     #[inline]
     pub(super) fn unsettled_mut(&mut self) -> &mut Unsettled {
-        self.unsettled.get_or_insert_default()
+        &mut self.rest.get_or_insert_default().unsettled
     }
 
     /// Returns the sum of the unsettled estimates, in units.
     pub(in crate::rate) fn estimated(&self) -> i128 {
-        self.unsettled.as_ref().map_or(0, |unsettled| unsettled.estimated)
+        self.rest.as_ref().map_or(0, |rest| rest.unsettled.estimated)
     }
 
     /// Returns the part of the unsettled estimates, in units, that no refund gives back.
     pub(super) fn withheld(&self) -> i128 {
-        self.unsettled.as_ref().map_or(0, |unsettled| unsettled.withheld)
+        self.rest.as_ref().map_or(0, |rest| rest.unsettled.withheld)
     }
 
     /// Returns the sum of all settlements, in units. Only differences of it have a meaning, as it may wrap around.
     #[cfg(feature = "http")]
     pub(in crate::rate) fn settled(&self) -> i128 {
-        self.unsettled.as_ref().map_or(0, |unsettled| unsettled.settled)
+        self.rest.as_ref().map_or(0, |rest| rest.unsettled.settled)
     }
 
     /// Replaces the charged `estimate` by what the call really `used`. `number` is the number of estimates that the
     /// limiter had charged before. Returns whether the debt was cut off at the largest one.
     pub(in crate::rate) fn settle(&mut self, estimate: u64, used: u64, number: u64) -> bool {
         let is_cut_off = used > estimate && self.debit(used - estimate);
-        let units = self.units_of(estimate);
-        let Some(unsettled) = &mut self.unsettled else {
-            return is_cut_off;
-        };
+        let units = self.saturating_units(estimate);
+        let unsettled = self.unsettled_mut();
         if number < unsettled.charged_before {
             // This bucket's rate was added after the estimate had been charged, so the estimate was not charged to this
             // bucket: nothing is refunded, and `estimated` does not contain this one.
@@ -90,7 +88,7 @@ impl Bucket {
     /// Takes `amount`, which a call has used already, from the balance. The balance may become negative: a debt.
     /// Returns whether the debt was cut off at the largest one.
     pub(in crate::rate) fn debit(&mut self, amount: u64) -> bool {
-        self.debit_units(self.units_of(amount))
+        self.debit_units(self.saturating_units(amount))
     }
 
     fn debit_units(&mut self, units: i128) -> bool {
@@ -111,7 +109,7 @@ impl Bucket {
     /// Withholds `debt`, which is forgotten, from the refunds of the unsettled estimates, as far as it may be due to
     /// them. Otherwise it would be given back twice.
     pub(super) fn withhold(&mut self, debt: i128) {
-        if let Some(unsettled) = &mut self.unsettled {
+        if let Some(Rest { unsettled, .. }) = self.rest.as_deref_mut() {
             unsettled.withheld = unsettled.withheld.saturating_add(debt).min(unsettled.estimated);
         }
     }
@@ -119,8 +117,10 @@ impl Bucket {
     /// Refunds `amount`, which was charged as an estimate and not used. The part that a full bucket would have lost in
     /// the meantime is kept back: see the [module docs](self).
     pub(in crate::rate) fn credit(&mut self, amount: u64) {
-        let units = self.units_of(amount);
-        let Some(unsettled) = &mut self.unsettled else { return };
+        let units = self.saturating_units(amount);
+        let Some(Rest { unsettled, .. }) = self.rest.as_deref_mut() else {
+            return;
+        };
         let refund = units.min(unsettled.estimated);
         let kept = refund.min(unsettled.withheld);
         #[cfg(feature = "http")]
@@ -157,7 +157,7 @@ impl Bucket {
     /// Does what [`update_withheld`](Self::update_withheld) does, for a bucket that holds `balance`.
     #[inline]
     pub(super) fn withhold_overflow(&mut self, balance: i128) {
-        if let Some(unsettled) = &mut self.unsettled
+        if let Some(Rest { unsettled, .. }) = self.rest.as_deref_mut()
             && unsettled.estimated > 0
         {
             let room = self.capacity.saturating_sub(balance);
@@ -178,11 +178,11 @@ impl Bucket {
             let all = u128::from(ticks) * u128::from(self.fill);
             all.div_ceil(u128::from(shares.max(1))) as i128
         });
-        self.debit_units(self.units_of(amount).min(filled));
+        self.debit_units(self.saturating_units(amount).min(filled));
     }
 
     /// Sets the sum of the unsettled estimates, in requests or tokens.
     pub(in crate::rate) fn set_estimated(&mut self, amount: u64) {
-        self.set_estimated_units(self.units_of(amount).min(MAX_SHARED_ESTIMATED));
+        self.set_estimated_units(self.saturating_units(amount).min(MAX_SHARED_ESTIMATED));
     }
 }
