@@ -1,6 +1,7 @@
 //! [`Buckets`]: all buckets of one rate limiter. A call is charged to all of them or to none. Pauses and catching up
 //! after late wakeups are implemented here.
 
+mod correcting;
 mod pausing;
 mod prediction;
 mod saving;
@@ -11,6 +12,7 @@ use super::{
     budget::Budget,
     bursts::Bursts,
     calendar,
+    charge_request::ChargeRequest,
     cost::{Cost, PerBudget},
     demand::Demand,
     limits::Limits,
@@ -25,11 +27,7 @@ use crate::{
     wait_queue::{Availability, Resource},
 };
 use std::{
-    mem,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
@@ -102,49 +100,6 @@ struct Admitted {
     lateness: u32,
     /// The position of the bucket that made the call wait.
     binding: u32,
-}
-
-/// What one waiting call is to be charged.
-#[derive(Debug)]
-pub(super) struct ChargeRequest {
-    pub(super) cost: Cost,
-    /// [`FINAL`] if the cost is no estimate. When an estimate is charged, the number of estimates that the limiter had
-    /// charged before is stored here, for the settlement. Atomic only because a request is charged through a shared
-    /// reference.
-    number: AtomicU64,
-}
-
-/// In place of the number of an estimate: the cost is not an estimate.
-const FINAL: u64 = u64::MAX;
-
-// === impl ChargeRequest ===
-
-impl ChargeRequest {
-    #[inline]
-    pub(super) fn new(cost: Cost, is_estimate: bool) -> Self {
-        Self {
-            cost,
-            number: AtomicU64::new(if is_estimate { 0 } else { FINAL }),
-        }
-    }
-
-    #[inline]
-    fn is_estimate(&self) -> bool {
-        self.number.load(Ordering::Relaxed) != FINAL
-    }
-
-    /// Returns the number of the charged estimate, the first time. `None` if the cost is not an estimate.
-    pub(super) fn take_number(&mut self) -> Option<u64> {
-        let number = mem::replace(self.number.get_mut(), FINAL);
-        (number != FINAL).then_some(number)
-    }
-}
-
-/// The clone is a request of the same cost that has not been charged.
-impl Clone for ChargeRequest {
-    fn clone(&self) -> Self {
-        Self::new(self.cost, self.is_estimate())
-    }
 }
 
 // === impl Buckets ===
@@ -317,7 +272,7 @@ impl Buckets {
     #[inline]
     fn number(&mut self, request: &ChargeRequest) {
         if request.is_estimate() {
-            request.number.store(self.estimates, Ordering::Relaxed);
+            request.set_number(self.estimates);
             self.estimates += 1;
         }
     }
@@ -407,82 +362,6 @@ impl Buckets {
             self.on_limits_changed();
         }
         Ok(())
-    }
-
-    /// Lowers what the bucket of one rate holds to `remaining`, and never raises it. Does nothing if `budget` and
-    /// `period` do not identify a rate.
-    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, remaining: u64, now: &mut LazyNow) {
-        self.fill_if_idle(now);
-        let index = self.limits.index_of(budget, period);
-        if let Some((_, bucket)) = index.and_then(|index| self.buckets.get_mut(index)) {
-            bucket.lower(remaining);
-        }
-    }
-
-    /// Lowers what the bucket of one rate holds to what it would hold now if it had held `remaining` when the provider
-    /// received a call that was sent at `sent`. Never raises what the bucket holds. Does nothing if `budget` and `period`
-    /// do not identify a rate.
-    #[cfg(feature = "http")]
-    pub(super) fn lower_since(
-        &mut self,
-        budget: Budget,
-        period: Option<Duration>,
-        remaining: u64,
-        sent: Instant,
-        now: &mut LazyNow,
-    ) {
-        self.fill_if_idle(now);
-        let Some(index) = self.limits.index_of(budget, period) else {
-            return;
-        };
-        let now = self.time(now);
-        let sent = nanos_between(self.epoch, sent);
-        let Some((_, bucket)) = self.buckets.get_mut(index) else {
-            return;
-        };
-        let lowest = self.histories.get(index).and_then(|history| history.lowest_since(sent));
-        match lowest {
-            Some(lowest) => {
-                let level = bucket.level();
-                let lowest = if level.wrapping_sub(lowest) < 0 { level } else { lowest };
-                bucket.lower_since(remaining, lowest);
-            }
-            // What was charged since is not known, for example because the limits were changed.
-            None => bucket.lower_before(remaining, now.saturating_sub(sent)),
-        }
-    }
-
-    /// Records that a call is sent now, for a later [`lower_since`](Self::lower_since).
-    #[cfg(feature = "http")]
-    pub(super) fn mark_sent(&mut self, now: &mut LazyNow) {
-        self.fill_if_idle(now);
-        let now = self.time(now);
-        if self.histories.is_empty() {
-            self.histories = self.buckets.iter().map(|_| LevelHistory::default()).collect();
-        }
-        for ((_, bucket), history) in self.buckets.iter().zip(&mut self.histories) {
-            history.record(now, bucket.level());
-        }
-    }
-
-    /// Replaces the charged cost `estimate` by what the call really `used`. `number` is the number of estimates that were
-    /// charged before this one. Returns a budget whose debt was cut off at the largest one.
-    pub(super) fn settle(&mut self, estimate: &Cost, number: u64, used: &Cost, now: &mut LazyNow) -> Option<Budget> {
-        self.fill_if_idle(now);
-        self.used_shares.get_or_insert_default().record(estimate, used);
-        let mut cut_off = None;
-        for (budget, bucket) in &mut self.buckets {
-            if bucket.settle(estimate.of(*budget), used.of(*budget), number) {
-                cut_off = Some(*budget);
-            }
-        }
-        cut_off
-    }
-
-    /// Raises each bucket that is in debt to 0.
-    pub(super) fn forgive_debts(&mut self, now: &mut LazyNow) {
-        self.fill_if_idle(now);
-        self.buckets.iter_mut().for_each(|(_, bucket)| bucket.forgive_debt());
     }
 
     /// Undoes what [`try_take_uncontended`](Resource::try_take_uncontended) has done until it has found a bucket that does

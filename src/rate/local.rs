@@ -5,9 +5,10 @@
 use super::followed::{FollowedLevel, Report};
 use super::{
     available::Available,
-    buckets::{Buckets, ChargeRequest},
+    buckets::Buckets,
     budget::Budget,
     bursts::Bursts,
+    charge_request::ChargeRequest,
     cost::Cost,
     demand::Demand,
     limits::Limits,

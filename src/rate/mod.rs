@@ -75,6 +75,7 @@ mod buckets;
 mod budget;
 mod bursts;
 mod calendar;
+mod charge_request;
 mod cost;
 mod demand;
 mod estimate;
