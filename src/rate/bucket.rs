@@ -332,6 +332,7 @@ impl Bucket {
         if is_estimate {
             let unsettled = self.unsettled_mut();
             unsettled.estimated = unsettled.estimated.saturating_add(units);
+            unsettled.charged += 1;
         }
     }
 
@@ -340,7 +341,9 @@ impl Bucket {
         let units = self.units_of(amount);
         self.balance += units;
         if is_estimate {
-            self.unsettled_mut().estimated -= units;
+            let unsettled = self.unsettled_mut();
+            unsettled.estimated -= units;
+            unsettled.charged -= 1;
         }
     }
 

@@ -16,6 +16,16 @@
 //! To withhold from a refund what would have overflowed, a bucket keeps two sums: `estimated`, the charged estimates
 //! that are not settled yet (8 in the example above), and `withheld`, the part of `estimated` that would have
 //! overflowed by now if all these estimates had a true cost of 0 (5 in the example). A refund is reduced by `withheld`.
+//!
+//! When a call is settled, its true cost is known, and a bucket that was charged it has been lower by as much ever since
+//! the charge. If all of `withheld` would have overflowed after that charge, it would have overflowed less by the true
+//! cost. So the true cost is subtracted from `withheld` before the refund. With a true cost of 3 in the example, a bucket
+//! that was charged 3 would have lost 2, and the refund of 5 raises the balance by 3, to 10. With a true cost of 6, it
+//! would have lost nothing, and the whole refund of 2 is given.
+//!
+//! Nothing is subtracted for a call that was charged when a part of `withheld` had overflowed already: that part would
+//! have overflowed whatever the call used. How large it was then is not kept for each call, so too much may be withheld,
+//! and never too little.
 
 #[cfg(all(test, feature = "redis"))]
 use super::MAX_SHARED_ESTIMATED;
@@ -29,6 +39,11 @@ pub(super) struct Unsettled {
     /// The part of `estimated` that a refund does not give back: without the estimates, the bucket would have
     /// overflowed by as much. See the [module docs](self).
     pub(super) withheld: i128,
+    /// The number of estimates that this bucket has been charged.
+    pub(super) charged: u64,
+    /// The value of `charged` when `withheld` last rose from 0: nothing was withheld when those were charged. 0 if
+    /// `withheld` has a part that does not depend on what a call has used, which is a debt that was forgotten.
+    pub(super) charged_without: u64,
     /// The sum of all settlements: refunds less debits. It may wrap around.
     #[cfg(feature = "http")]
     pub(super) settled: i128,
@@ -70,7 +85,7 @@ impl Bucket {
     /// limiter had charged before. Returns whether the debt was cut off at the largest one.
     pub(in crate::rate) fn settle(&mut self, estimate: u64, used: u64, number: u64) -> bool {
         let is_cut_off = used > estimate && self.debit(used - estimate);
-        let units = self.saturating_units(estimate);
+        let (units, used_units) = (self.saturating_units(estimate), self.saturating_units(used));
         let unsettled = self.unsettled_mut();
         if number < unsettled.charged_before {
             // This bucket's rate was added after the estimate had been charged, so the estimate was not charged to this
@@ -78,6 +93,11 @@ impl Bucket {
             return is_cut_off;
         }
         let remaining = unsettled.estimated.saturating_sub(units).max(0);
+        if number - unsettled.charged_before < unsettled.charged_without {
+            // Not more than the estimate, which is all that the call had a part in: `withheld` is not above `estimated`.
+            let spared = if used < estimate { used_units } else { units };
+            unsettled.withheld = unsettled.withheld.saturating_sub(spared).max(0);
+        }
         if used < estimate {
             self.credit(estimate - used);
         }
@@ -109,8 +129,12 @@ impl Bucket {
     /// Withholds `debt`, which is forgotten, from the refunds of the unsettled estimates, as far as it may be due to
     /// them. Otherwise it would be given back twice.
     pub(super) fn withhold(&mut self, debt: i128) {
+        if debt == 0 {
+            return;
+        }
         if let Some(Rest { unsettled, .. }) = self.rest.as_deref_mut() {
             unsettled.withheld = unsettled.withheld.saturating_add(debt).min(unsettled.estimated);
+            unsettled.charged_without = 0;
         }
     }
 
@@ -161,7 +185,13 @@ impl Bucket {
             && unsettled.estimated > 0
         {
             let room = self.capacity.saturating_sub(balance);
-            unsettled.withheld = unsettled.withheld.max(unsettled.estimated.saturating_sub(room));
+            let overflowed = unsettled.estimated.saturating_sub(room);
+            if overflowed > unsettled.withheld {
+                if unsettled.withheld == 0 {
+                    unsettled.charged_without = unsettled.charged;
+                }
+                unsettled.withheld = overflowed;
+            }
         }
     }
 }
