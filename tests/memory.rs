@@ -23,13 +23,13 @@ fn size<T>(make: impl FnOnce() -> T) -> u64 {
 }
 
 #[test]
-fn a_rate_limit_takes_at_most_896_bytes() {
+fn a_rate_limit_takes_at_most_744_bytes() {
     let size = size(limiter);
-    assert!(size <= 896, "{size}");
+    assert!(size <= 744, "{size}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cost_allocates_nothing_whatever_its_budgets_and_an_estimate_one_box_and_one_version() {
+async fn neither_a_cost_nor_an_estimate_allocates_whatever_its_budgets() {
     let limits = Limits::new()
         .requests(Rate::per_second(1_000))
         .input_tokens(Rate::per_second(100_000))
@@ -63,7 +63,7 @@ async fn a_cost_allocates_nothing_whatever_its_budgets_and_an_estimate_one_box_a
         });
         assert_eq!(counted.count_total, 0);
         let counted = measure(|| estimates(&limiter));
-        assert_eq!(counted.count_total, 2 * rounds);
+        assert_eq!(counted.count_total, 0);
         assert_eq!(counted.bytes_current, 0);
     }
 }

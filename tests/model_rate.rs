@@ -284,6 +284,10 @@ struct Bucket {
     balance: i128,
     estimated: i128,
     withheld: i128,
+    /// The number of estimates that were charged to this bucket.
+    charged: usize,
+    /// How many of them were charged before `withheld` last rose from 0; 0 if a forgotten debt is withheld.
+    charged_without: usize,
     /// The largest debt: what the rate adds in ten minutes or in one period, or the burst, whichever is the most.
     max_debt: i128,
     /// The balance, in units, that the bucket would have if it had been charged the true costs from the start.
@@ -354,6 +358,8 @@ impl Bucket {
             balance: initial,
             estimated: 0,
             withheld: 0,
+            charged: 0,
+            charged_without: 0,
             ideal: initial,
             first_estimate,
         }
@@ -392,9 +398,7 @@ impl Bucket {
         let ideal_spilled = (self.ideal + gain(nanos) - self.capacity).max(0);
         self.balance -= spilled;
         self.ideal -= ideal_spilled;
-        self.withheld = self
-            .withheld
-            .max(self.estimated + filled.min(self.capacity) - self.capacity);
+        self.raise_withheld(self.estimated + filled.min(self.capacity) - self.capacity);
     }
 
     fn take(&mut self, cost: Cost, used: Option<Cost>) {
@@ -403,19 +407,26 @@ impl Bucket {
         self.ideal -= used.map_or(charged, |used| self.units(used).min(charged));
         if used.is_some() {
             self.estimated += charged;
+            self.charged += 1;
         }
     }
 
-    /// Replaces the estimate `cost` by the true cost `used`. If `was_charged` is `false`, the estimate was charged
-    /// before the bucket existed, and the bucket refunds nothing.
-    fn settle(&mut self, cost: Cost, used: Cost, was_charged: bool) {
+    /// Replaces the estimate `cost` by the true cost `used`. If `estimate`, its number, is too low, the estimate was
+    /// charged before the bucket existed, and the bucket refunds nothing.
+    fn settle(&mut self, cost: Cost, used: Cost, estimate: usize) {
         let (charged, used) = (self.units(cost), self.units(used));
+        let was_charged = estimate >= self.first_estimate;
         if used > charged {
             let balance = self.balance - (used - charged);
             self.balance = balance.max(-self.max_debt);
-            self.withheld = (self.withheld + self.balance - balance).min(self.estimated);
+            self.withhold_debt(self.balance - balance);
             self.ideal = (self.ideal - (used - charged)).max(-self.max_debt);
-        } else if was_charged {
+        }
+        // What the call has used could not have overflowed after it was charged.
+        if was_charged && estimate - self.first_estimate < self.charged_without {
+            self.withheld = (self.withheld - used.min(charged)).max(0);
+        }
+        if was_charged && used < charged {
             let refund = charged - used;
             let kept = refund.min(self.withheld);
             self.withheld -= kept;
@@ -431,7 +442,24 @@ impl Bucket {
     /// Raises `withheld` to the part of the unsettled estimates that would have overflowed by now if all of them had a
     /// true cost of 0.
     fn update_withheld(&mut self) {
-        self.withheld = self.withheld.max(self.estimated + self.balance - self.capacity);
+        self.raise_withheld(self.estimated + self.balance - self.capacity);
+    }
+
+    fn raise_withheld(&mut self, to: i128) {
+        if to > self.withheld {
+            if self.withheld == 0 {
+                self.charged_without = self.charged;
+            }
+            self.withheld = to;
+        }
+    }
+
+    /// What is forgotten of a debt is not given back by later refunds.
+    fn withhold_debt(&mut self, debt: i128) {
+        if debt > 0 {
+            self.withheld = (self.withheld + debt).min(self.estimated);
+            self.charged_without = 0;
+        }
     }
 
     fn carry_over(&mut self, old: &Self) {
@@ -442,10 +470,10 @@ impl Bucket {
         self.estimated = convert(old.estimated);
         // The balance minus the withheld part is converted and rounded down, as the limiter does. Rounding the withheld
         // part down by itself could make a later refund one unit too large.
-        self.withheld = balance - convert(old.balance - old.withheld);
-        // What is cut off from a debt is not given back by later refunds.
-        self.withheld = (self.withheld + (-self.max_debt - balance).max(0)).min(self.estimated);
+        self.withheld = (balance - convert(old.balance - old.withheld)).min(self.estimated);
         self.first_estimate = old.first_estimate;
+        (self.charged, self.charged_without) = (old.charged, old.charged_without);
+        self.withhold_debt((-self.max_debt - balance).max(0));
         self.update_withheld();
     }
 }
@@ -614,7 +642,7 @@ impl Model {
         for bucket in &mut self.buckets {
             let debt = (-bucket.balance).max(0);
             bucket.balance += debt;
-            bucket.withheld = (bucket.withheld + debt).min(bucket.estimated);
+            bucket.withhold_debt(debt);
             bucket.ideal = bucket.ideal.max(0);
         }
     }
@@ -622,7 +650,7 @@ impl Model {
     fn settle(&mut self, estimate: usize, cost: Cost, used: Cost) {
         self.fill_unless_waiting();
         for bucket in &mut self.buckets {
-            bucket.settle(cost, used, estimate >= bucket.first_estimate);
+            bucket.settle(cost, used, estimate);
         }
     }
 

@@ -389,6 +389,18 @@ async fn a_rejection_has_the_time_to_retry_after() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_limiter_without_any_rate_can_be_paused() {
+    let limiter = RateLimiter::new(Limits::new()).unwrap();
+    limiter.acquire(Cost::tokens(7)).await.unwrap();
+    limiter.pause_for(ms(30));
+    let refused = limiter.try_acquire(Cost::tokens(7)).unwrap_err();
+    assert_eq!(refused.retry_after(), Some(ms(30)));
+    let start = Instant::now();
+    limiter.acquire(Cost::tokens(7)).await.unwrap();
+    assert_eq!(start.elapsed(), ms(30));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pause_holds_every_call_until_it_ends() {
     let limiter = requests(Rate::per_second(10).burst(2));
     let start = Instant::now();

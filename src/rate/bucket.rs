@@ -9,27 +9,17 @@
 //! `amount / g` units. At 500 requests a minute, for example, one request is 120,000,000 units, and each nanosecond
 //! adds 1 unit. So the fill is never rounded: after a year at any rate the balance is exact.
 //!
-//! # Refunds and the withheld part
+//! # Estimates
 //!
-//! A call may be charged an estimate of its cost, which is settled later with the true cost. Debiting a difference is
-//! simple. Refunding one is not: had the true cost been charged from the start, the bucket might have been full in the
-//! meantime and would have overflowed, and what overflows is lost. A refund must not bring back what would have been
-//! lost, or more than `burst + rate x T` of true usage could pass in a window of length T.
-//!
-//! For example, a full bucket of capacity 10 is charged an estimate of 8, which leaves a balance of 2. The bucket gains
-//! 5, so the balance is 7. If the true cost turns out to be 0, a bucket that was charged the true cost would have been
-//! full all the time and would have lost those 5. A refund of 8 must therefore raise the balance by 3 only, to 10. If
-//! another call takes the 7 before the settlement, the refund is still 3: without the estimate the bucket would hold
-//! `10 - 7 = 3`.
-//!
-//! To withhold from a refund what would have overflowed, a bucket keeps two sums: `estimated`, the charged estimates
-//! that are not settled yet (8 in the example above), and `withheld`, the part of `estimated` that would have
-//! overflowed by now if all these estimates had a true cost of 0 (5 in the example). A refund is reduced by `withheld`.
+//! A charge may be an estimate, which is corrected when the true cost is known: see [`settlement`].
+
+mod settlement;
 
 use super::{
     calendar::{Calendar, OpenWindow},
     used_share::UsedShare,
 };
+use settlement::Unsettled;
 
 /// The settings of one bucket: its rate, capacity and initial fill, in units (integer fractions of a request or token).
 /// See the [module docs](self).
@@ -74,24 +64,21 @@ pub(super) struct Bucket {
     /// The largest debt, in units.
     max_debt: i128,
     balance: i128,
-    /// The sum of the charged estimates that are not settled yet, in units.
-    estimated: i128,
-    /// The part of the unsettled estimates, in units, that a refund does not give back: without the estimates, the
-    /// bucket would have overflowed by as much. See the [module docs](self).
-    withheld: i128,
     /// The sum of all units that the bucket did not hold on to: what overflowed, was withheld from refunds, or was
     /// [lowered](Self::lower_to). Only differences of this sum have a meaning, so it may wrap around.
     lost: i128,
-    /// The sum of all settlements: refunds less debits, in units. It may wrap around.
-    #[cfg(feature = "http")]
-    settled: i128,
-    /// The version of the limits that added this bucket's rate. Estimates charged under earlier versions were not
-    /// charged to this bucket, so it does not refund them.
-    limits_version: u64,
     refuses: bool,
     is_strict: bool,
+    /// `None` until it is needed, so that most buckets take little memory.
+    rest: Option<Box<Rest>>,
+}
+
+/// What only some buckets need.
+#[derive(Clone, Debug, Default)]
+struct Rest {
     /// The window of the calendar that the bucket is in. The bucket has no `fill` then.
-    window: Option<Box<OpenWindow>>,
+    window: Option<OpenWindow>,
+    unsettled: Unsettled,
 }
 
 /// The largest number of units in a capacity, in a debt, and in one request or token. An `i128` can represent the sum
@@ -114,8 +101,12 @@ impl Bucket {
     /// depend on.
     pub(super) fn new_at(spec: BucketSpec, began: u64) -> Self {
         let window = spec.kind.calendar.map(|calendar| OpenWindow::new(calendar, began));
+        let rest = window.map(|window| Rest {
+            window: Some(window),
+            unsettled: Unsettled::default(),
+        });
         Self {
-            window: window.map(Box::new),
+            rest: rest.map(Box::new),
             ..Self::new(spec)
         }
     }
@@ -128,21 +119,11 @@ impl Bucket {
             capacity: spec.capacity,
             max_debt: spec.max_debt,
             balance: spec.initial,
-            estimated: 0,
-            withheld: 0,
             lost: 0,
-            #[cfg(feature = "http")]
-            settled: 0,
-            limits_version: 0,
             refuses: spec.kind.refuses,
             is_strict: spec.kind.is_strict,
-            window: None,
+            rest: None,
         }
-    }
-
-    /// Sets the version of the limits that added this bucket's rate. Default: 0, the first version.
-    pub(super) const fn set_limits_version(&mut self, version: u64) {
-        self.limits_version = version;
     }
 
     /// Returns the capacity in whole requests or tokens, rounded down.
@@ -152,7 +133,22 @@ impl Bucket {
 
     /// Returns the balance in whole requests or tokens, rounded down; 0 if the bucket is in debt.
     pub(super) fn available(&self) -> u64 {
-        whole(self.balance.max(0), self.unit)
+        self.available_after(0)
+    }
+
+    /// Returns the balance that the bucket has `elapsed` ticks later, in whole requests or tokens, rounded down; 0 if the
+    /// bucket is in debt then.
+    pub(super) fn available_after(&self, elapsed: u64) -> u64 {
+        whole(self.balance_after(elapsed).max(0), self.unit)
+    }
+
+    /// Returns the balance that the bucket has `elapsed` ticks later if nothing is taken before.
+    fn balance_after(&self, elapsed: u64) -> i128 {
+        match self.window() {
+            Some(window) if window.left() <= elapsed => self.capacity,
+            Some(_) => self.balance,
+            None => self.balance.saturating_add(self.gain(elapsed)).min(self.capacity),
+        }
     }
 
     /// Returns whether the bucket holds `amount`. An amount of 0 can always be taken, also from a bucket in debt.
@@ -169,21 +165,26 @@ impl Bucket {
         self.refuses
     }
 
-    /// Returns the number of ticks until the window ends that the bucket is in. `None` if it fills continuously.
-    pub(super) fn until_window_ends(&self) -> Option<u64> {
-        self.window.as_ref().map(|window| window.left())
+    fn window(&self) -> Option<&OpenWindow> {
+        self.rest.as_ref()?.window.as_ref()
     }
 
-    /// Returns the balance in whole requests or tokens, rounded down; negative for a debt.
-    pub(super) fn whole_balance(&self) -> i64 {
-        let whole = self.balance.div_euclid(self.unit as i128);
+    /// Returns the number of ticks until the window ends that the bucket is in. `None` if it fills continuously.
+    pub(super) fn until_window_ends(&self) -> Option<u64> {
+        self.window().map(|window| window.left())
+    }
+
+    /// Returns the balance that the bucket has `elapsed` ticks later, in whole requests or tokens, rounded down; negative
+    /// for a debt.
+    pub(super) fn whole_balance_after(&self, elapsed: u64) -> i64 {
+        let whole = self.balance_after(elapsed).div_euclid(self.unit as i128);
         i64::try_from(whole).unwrap_or(if whole < 0 { i64::MIN } else { i64::MAX })
     }
 
     /// Sets the balance to what a bucket holds that held `amount` requests or tokens (negative for a debt) `age` ticks
     /// ago. Does nothing if a window of the calendar has begun since.
     pub(super) fn restore(&mut self, amount: i64, age: u64) {
-        if self.window.as_ref().is_some_and(|window| !window.has_lasted(age)) {
+        if self.window().is_some_and(|window| !window.has_lasted(age)) {
             return;
         }
         let units = self.saturating_units(amount.unsigned_abs());
@@ -219,7 +220,8 @@ impl Bucket {
     /// Fills the bucket if a window begins within `elapsed` ticks.
     #[cold]
     fn advance_window(&mut self, elapsed: u64) {
-        let is_new = self.window.as_mut().is_some_and(|window| window.advance(elapsed));
+        let window = self.rest.as_mut().and_then(|rest| rest.window.as_mut());
+        let is_new = window.is_some_and(|window| window.advance(elapsed));
         if is_new {
             // What a provider held in the window before says nothing about this one, so the level rises beyond all that
             // it could be compared with.
@@ -237,17 +239,15 @@ impl Bucket {
     /// is caught up, loses nothing: otherwise two such buckets could not reach their rates together. Neither does one that
     /// made the call wait (`is_binding`). Those of [strict](super::Rate::strict) rates always do.
     pub(super) fn overflow(&mut self, ticks: u64, is_binding: bool, catch_up: u64) {
-        let gain = |ticks: u64| (u128::from(ticks) * u128::from(self.fill)).min(MAX_UNITS) as i128;
-        if !self.is_strict && (is_binding || self.capacity < gain(catch_up)) {
+        if !self.is_strict && (is_binding || self.capacity < self.gain(catch_up)) {
             return;
         }
-        let filled = self.balance.saturating_add(gain(ticks));
+        let filled = self.balance.saturating_add(self.gain(ticks));
         let spilled = filled.saturating_sub(self.capacity).max(0);
         self.balance -= spilled;
         self.lost = self.lost.wrapping_add(spilled);
         // What would have overflowed by now without the unsettled estimates is withheld from their refunds.
-        let room = self.capacity - filled.min(self.capacity);
-        self.withheld = self.withheld.max(self.estimated.saturating_sub(room));
+        self.withhold_overflow(filled.min(self.capacity));
     }
 
     /// Returns the number of ticks until `amount` can be taken if nothing else is taken before; 0 for an amount of 0,
@@ -302,16 +302,15 @@ impl Bucket {
     fn window_with(&self, missing: u128) -> u64 {
         let windows = (missing - 1) / self.capacity.max(1) as u128;
         let windows = u64::try_from(windows).unwrap_or(u64::MAX);
-        self.window
-            .as_ref()
-            .map_or(u64::MAX, |window| window.left_after(windows))
+        self.window().map_or(u64::MAX, |window| window.left_after(windows))
     }
 
     /// Returns the number of ticks until `amount` can probably be taken: the unsettled estimates are expected to be
     /// refunded, except for the share that calls turn out to use.
     pub(super) fn expected_time_until(&self, amount: u128, share: UsedShare) -> u64 {
-        let used = share.of(self.estimated.unsigned_abs()) as i128;
-        self.time_until_sum_with(amount, (self.estimated - used - self.withheld).max(0))
+        let estimated = self.estimated();
+        let used = share.of(estimated.unsigned_abs()) as i128;
+        self.time_until_sum_with(amount, (estimated - used - self.withheld()).max(0))
     }
 
     /// Takes `amount` if the bucket [holds](Self::has) it, and returns whether it was taken.
@@ -331,7 +330,9 @@ impl Bucket {
         let units = self.units_of(amount);
         self.balance -= units;
         if is_estimate {
-            self.estimated = self.estimated.saturating_add(units);
+            let unsettled = self.unsettled_mut();
+            unsettled.estimated = unsettled.estimated.saturating_add(units);
+            unsettled.charged += 1;
         }
     }
 
@@ -340,7 +341,9 @@ impl Bucket {
         let units = self.units_of(amount);
         self.balance += units;
         if is_estimate {
-            self.estimated -= units;
+            let unsettled = self.unsettled_mut();
+            unsettled.estimated -= units;
+            unsettled.charged -= 1;
         }
     }
 
@@ -381,72 +384,6 @@ impl Bucket {
         self.update_withheld();
     }
 
-    /// Replaces the charged `estimate` by what the call really `used`. `limits_version` is the version of the limits
-    /// under which the estimate was charged. Returns whether the debt was cut off at the largest one.
-    pub(super) fn settle(&mut self, estimate: u64, used: u64, limits_version: u64) -> bool {
-        let is_cut_off = used > estimate && self.debit(used - estimate);
-        if limits_version < self.limits_version {
-            // This bucket's rate was added after the estimate had been charged, so the estimate was not charged to this
-            // bucket: nothing is refunded, and `estimated`, the sum of the unsettled estimates, does not contain this
-            // one.
-            return is_cut_off;
-        }
-        if used < estimate {
-            self.credit(estimate - used);
-        }
-        let remaining = self.estimated.saturating_sub(self.saturating_units(estimate));
-        self.set_estimated_units(remaining.max(0));
-        is_cut_off
-    }
-
-    /// Takes `amount`, which a call has used already, from the balance. The balance may become negative: a debt.
-    /// Returns whether the debt was cut off at the largest one.
-    pub(super) fn debit(&mut self, amount: u64) -> bool {
-        self.debit_units(self.saturating_units(amount))
-    }
-
-    fn debit_units(&mut self, units: i128) -> bool {
-        #[cfg(feature = "http")]
-        {
-            self.settled = self.settled.wrapping_sub(units);
-        }
-        self.balance = self.balance.saturating_sub(units);
-        let cut_off = (-self.max_debt).saturating_sub(self.balance).max(0);
-        if cut_off > 0 {
-            self.balance = -self.max_debt;
-            self.withhold(cut_off);
-        }
-        cut_off > 0
-    }
-
-    /// Withholds `debt`, which is forgotten, from the refunds of the unsettled estimates, as far as it may be due to
-    /// them. Otherwise it would be given back twice.
-    fn withhold(&mut self, debt: i128) {
-        self.withheld = self.withheld.saturating_add(debt).min(self.estimated);
-    }
-
-    /// Refunds `amount`, which was charged as an estimate and not used. The part that a full bucket would have lost in
-    /// the meantime is kept back: see the [module docs](self).
-    pub(super) fn credit(&mut self, amount: u64) {
-        let refund = self.saturating_units(amount).min(self.estimated);
-        let kept = refund.min(self.withheld);
-        #[cfg(feature = "http")]
-        {
-            self.settled = self.settled.wrapping_add(refund);
-        }
-        self.withheld -= kept;
-        let balance = self.balance.saturating_add(refund - kept).min(self.capacity);
-        self.lost = self.lost.wrapping_add(refund - (balance - self.balance));
-        self.balance = balance;
-    }
-
-    /// Raises the balance of a bucket in debt to 0.
-    pub(super) fn forgive_debt(&mut self) {
-        let debt = (-self.balance).max(0);
-        self.balance += debt;
-        self.withhold(debt);
-    }
-
     /// Takes over the balance or debt and the unsettled estimates of `old`, the bucket of the rate that this bucket's
     /// rate replaces. A balance above the new capacity is cut off.
     pub(super) fn carry_over(&mut self, old: &Self) {
@@ -458,32 +395,26 @@ impl Bucket {
         };
         let balance = convert(old.balance);
         self.balance = balance.clamp(-self.max_debt, self.capacity);
-        self.estimated = convert(old.estimated);
         // Like the balance, the withheld part is converted from the units of the old bucket to those of this one. If it
         // were converted by itself, it could be rounded down, and a refund could be one unit too large. So the old
         // balance minus the old withheld part is converted, and what this result is below the converted balance is the
         // new withheld part.
-        let without = convert(old.balance.saturating_sub(old.withheld));
-        self.withheld = balance.saturating_sub(without).min(self.estimated);
-        self.withhold((-self.max_debt).saturating_sub(balance).max(0));
-        self.limits_version = old.limits_version;
-        self.update_withheld();
-    }
-
-    fn set_estimated_units(&mut self, units: i128) {
-        self.estimated = units;
-        self.withheld = self.withheld.min(units);
-        self.update_withheld();
-    }
-
-    /// Raises `withheld` to the part of the unsettled estimates that would have overflowed by now if all of them had a
-    /// true cost of 0.
-    #[inline]
-    fn update_withheld(&mut self) {
-        if self.estimated > 0 {
-            let room = self.capacity.saturating_sub(self.balance);
-            self.withheld = self.withheld.max(self.estimated.saturating_sub(room));
+        let without = convert(old.balance.saturating_sub(old.withheld()));
+        if let Some(rest) = &old.rest {
+            let estimated = convert(rest.unsettled.estimated);
+            *self.unsettled_mut() = Unsettled {
+                estimated,
+                withheld: balance.saturating_sub(without).min(estimated),
+                ..rest.unsettled.clone()
+            };
         }
+        self.withhold((-self.max_debt).saturating_sub(balance).max(0));
+        self.update_withheld();
+    }
+
+    /// Returns what the rate yields in `elapsed` ticks, in units.
+    pub(super) fn gain(&self, elapsed: u64) -> i128 {
+        (u128::from(elapsed) * u128::from(self.fill)).min(MAX_UNITS) as i128
     }
 
     /// Converts an amount of requests or tokens to units. An amount up to the burst cannot overflow.
@@ -518,21 +449,6 @@ impl Bucket {
         self.balance
     }
 
-    /// Returns the sum of the unsettled estimates, in units.
-    pub(super) const fn estimated(&self) -> i128 {
-        self.estimated
-    }
-
-    /// Returns the sum of all settlements, in units. Only differences of it have a meaning, as it may wrap around.
-    pub(super) const fn settled(&self) -> i128 {
-        self.settled
-    }
-
-    /// Returns what the rate yields in `elapsed` ticks, in units.
-    pub(super) fn gain(&self, elapsed: u64) -> i128 {
-        (u128::from(elapsed) * u128::from(self.fill)).min(MAX_UNITS) as i128
-    }
-
     /// Converts an amount of requests or tokens to units, at most to the largest number of units.
     pub(super) fn units(&self, amount: u64) -> i128 {
         self.saturating_units(amount).min(MAX_UNITS as i128)
@@ -554,25 +470,6 @@ impl Bucket {
 /// Methods that are only needed for limits that several processes share in Redis.
 #[cfg(feature = "redis")]
 impl Bucket {
-    /// Debits `amount`, which one process (a member) admitted from its own share of a shared rate while it could not
-    /// reach the Redis store. The share is one of `shares` equal ones. If the bucket was emptied during that time,
-    /// `since_emptied` is the number of ticks since then, and at most what one share filled in those ticks is debited:
-    /// emptying the bucket has already accounted for what was used before.
-    #[cfg(test)]
-    pub(super) fn debit_share(&mut self, amount: u64, since_emptied: Option<u64>, shares: u64) {
-        let filled = since_emptied.map_or(i128::MAX, |ticks| {
-            let all = u128::from(ticks) * u128::from(self.fill);
-            all.div_ceil(u128::from(shares.max(1))) as i128
-        });
-        self.debit_units(self.saturating_units(amount).min(filled));
-    }
-
-    /// Sets the sum of the unsettled estimates, in requests or tokens.
-    #[cfg(test)]
-    pub(super) fn set_estimated(&mut self, amount: u64) {
-        self.set_estimated_units(self.saturating_units(amount).min(MAX_SHARED_ESTIMATED));
-    }
-
     /// Lowers a positive balance to 0. A debt remains.
     pub(super) fn empty(&mut self) {
         self.balance = self.balance.min(0);

@@ -1,6 +1,7 @@
 //! [`Buckets`]: all buckets of one rate limiter. A call is charged to all of them or to none. Pauses and catching up
 //! after late wakeups are implemented here.
 
+mod correcting;
 mod pausing;
 mod prediction;
 mod saving;
@@ -11,6 +12,7 @@ use super::{
     budget::Budget,
     bursts::Bursts,
     calendar,
+    charge_request::ChargeRequest,
     cost::{Cost, PerBudget},
     demand::Demand,
     limits::Limits,
@@ -25,10 +27,7 @@ use crate::{
     wait_queue::{Availability, Resource},
 };
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
@@ -50,13 +49,13 @@ pub(super) struct Buckets {
     bursts: Arc<Bursts>,
     limits: Limits,
     /// One bucket for each rate of `limits`, in the same order.
-    pub(super) buckets: Vec<(Budget, Bucket)>,
+    pub(super) buckets: Box<[(Budget, Bucket)]>,
     /// Whether one of the rates refuses calls.
     has_caps: bool,
     /// Whether one of the rates counts by the calendar.
     has_windows: bool,
-    /// The number of times that the limits have been replaced.
-    limits_version: u64,
+    /// The number of estimates that were charged.
+    estimates: u64,
     epoch: Instant,
     /// The wall clock at `epoch`, in nanoseconds since 1970.
     wall_epoch: u64,
@@ -74,7 +73,7 @@ pub(super) struct Buckets {
     /// The levels of each bucket in the past, in the order of `buckets`. Empty until a call is [marked as
     /// sent](Self::mark_sent).
     #[cfg(feature = "http")]
-    histories: Vec<LevelHistory>,
+    histories: Box<[LevelHistory]>,
     /// Present if the buckets follow those of a provider.
     #[cfg(feature = "http")]
     pub(super) followed: Option<Box<Followed>>,
@@ -98,38 +97,9 @@ struct Admitted {
     /// When the call was admitted, in nanoseconds since the limiter's epoch.
     at: u64,
     /// How much earlier the call's cost was available than the call was admitted: at most 5 ms, in nanoseconds.
-    lateness: u64,
+    lateness: u32,
     /// The position of the bucket that made the call wait.
-    binding: usize,
-}
-
-/// What one waiting call is to be charged.
-#[derive(Clone, Debug)]
-pub(super) struct ChargeRequest {
-    pub(super) cost: Cost,
-    /// Present if the cost is an estimate. When the call is charged, the current version of the limits is stored here,
-    /// for the settlement of the estimate.
-    pub(super) limits_version: Option<Arc<AtomicU64>>,
-}
-
-// === impl ChargeRequest ===
-
-impl ChargeRequest {
-    #[inline]
-    pub(super) fn new(cost: Cost, is_estimate: bool) -> Self {
-        Self {
-            cost,
-            limits_version: is_estimate.then(Arc::default),
-        }
-    }
-
-    /// Stores the version of the limits under which the call is charged, if the cost is an estimate.
-    #[inline]
-    fn set_limits_version(&self, version: u64) {
-        if let Some(limits_version) = &self.limits_version {
-            limits_version.store(version, Ordering::Release);
-        }
-    }
+    binding: u32,
 }
 
 // === impl Buckets ===
@@ -145,8 +115,8 @@ impl Buckets {
             wall_epoch,
             bursts: Arc::new(Bursts::of(&buckets)),
             limits,
-            buckets,
-            limits_version: 0,
+            buckets: buckets.into(),
+            estimates: 0,
             epoch: Instant::now(),
             filled_to: 0,
             pauses: Pauses::default(),
@@ -155,7 +125,7 @@ impl Buckets {
             has_estimates: false,
             used_shares: None,
             #[cfg(feature = "http")]
-            histories: Vec::new(),
+            histories: Box::default(),
             #[cfg(feature = "http")]
             followed: None,
             admission_time: 0,
@@ -198,7 +168,7 @@ impl Buckets {
         self.last_admission = Admitted::default();
         #[cfg(feature = "http")]
         {
-            self.histories.clear();
+            self.histories = Box::default();
             if let Some(followed) = &mut self.followed {
                 followed.on_step_back();
             }
@@ -230,7 +200,7 @@ impl Buckets {
         let now = self.time(now);
         let Admitted { at, lateness, .. } = self.last_admission;
         let behind = if lateness > 0 && now.saturating_sub(at) <= MAX_CATCH_UP_NANOS {
-            lateness.min(MAX_CATCH_UP_NANOS)
+            u64::from(lateness).min(MAX_CATCH_UP_NANOS)
         } else {
             0
         };
@@ -248,18 +218,18 @@ impl Buckets {
     /// Prepares the buckets for a charge as of `filled_to`, when it is `now`: those that did not make the call wait lose
     /// what has overflowed since. `binding` is the position of the one that did.
     #[cold]
-    fn overflow(&mut self, now: u64, binding: Option<usize>) {
+    fn overflow(&mut self, now: u64, binding: Option<u32>) {
         let late = now.saturating_sub(self.filled_to);
-        for (at, (_, bucket)) in self.buckets.iter_mut().enumerate() {
+        for (at, (_, bucket)) in (0..).zip(&mut self.buckets) {
             bucket.overflow(late, binding == Some(at), MAX_CATCH_UP_NANOS);
         }
     }
 
     /// Returns the position of the bucket that holds `cost` last.
-    fn binding(&self, cost: &Cost) -> Option<usize> {
+    fn binding(&self, cost: &Cost) -> Option<u32> {
         let mut binding = None;
         let mut longest = 0;
-        for (at, (budget, bucket)) in self.buckets.iter().enumerate() {
+        for (at, (budget, bucket)) in (0..).zip(&self.buckets) {
             let wait = bucket.time_until(cost.of(*budget));
             if wait > longest && !bucket.refuses() {
                 (binding, longest) = (Some(at), wait);
@@ -277,13 +247,11 @@ impl Buckets {
             let amount = cost.of(*budget);
             let wait = bucket.time_until(amount).saturating_sub(behind);
             (bucket.refuses() && wait > 0).then(|| {
-                let mut bucket = bucket.clone();
-                bucket.advance(behind);
                 let resets = self.wall_epoch.saturating_add(time).saturating_add(wait);
                 Exhausted::new(
                     budget.name(),
                     amount,
-                    bucket.available(),
+                    bucket.available_after(behind),
                     Duration::from_nanos(wait),
                     SystemTime::UNIX_EPOCH + Duration::from_nanos(resets),
                 )
@@ -295,9 +263,18 @@ impl Buckets {
     #[inline]
     fn charge(&mut self, request: &ChargeRequest) {
         for (budget, bucket) in &mut self.buckets {
-            bucket.take(request.cost.of(*budget), request.limits_version.is_some());
+            bucket.take(request.cost.of(*budget), request.is_estimate());
         }
-        request.set_limits_version(self.limits_version);
+        self.number(request);
+    }
+
+    /// Gives the charged request its number, if its cost is an estimate.
+    #[inline]
+    fn number(&mut self, request: &ChargeRequest) {
+        if request.is_estimate() {
+            request.set_number(self.estimates);
+            self.estimates += 1;
+        }
     }
 
     /// Returns the time as of which a call of this cost is admitted if no call is before it: the time at which every
@@ -350,10 +327,8 @@ impl Buckets {
         let elapsed = self.time(now).saturating_sub(self.filled_to);
         let mut available = PerBudget::<Option<u64>>::default();
         for (budget, bucket) in &self.buckets {
-            let mut bucket = bucket.clone();
-            bucket.advance(elapsed);
             if let Some(least) = available.entry(*budget) {
-                *least = Some(least.unwrap_or(u64::MAX).min(bucket.available()));
+                *least = Some(least.unwrap_or(u64::MAX).min(bucket.available_after(elapsed)));
             }
         }
         Available::new(available, self.pause_since(now.get()).map(|pause| pause.until()))
@@ -366,9 +341,8 @@ impl Buckets {
         self.fill_to(now);
         #[cfg(feature = "http")]
         self.before_limits_change(now);
-        self.limits_version += 1;
         new.iter_mut()
-            .for_each(|(_, new)| new.set_limits_version(self.limits_version));
+            .for_each(|(_, new)| new.set_charged_before(self.estimates));
         for ((_, new), old) in new.iter_mut().zip(limits.match_rates(&self.limits)) {
             if let Some((_, old)) = old.and_then(|old| self.buckets.get(old)) {
                 new.carry_over(old);
@@ -378,97 +352,30 @@ impl Buckets {
             .set(&new.iter().map(|(budget, bucket)| (*budget, bucket.burst())));
         self.has_caps = new.iter().any(|(_, bucket)| bucket.refuses());
         self.has_windows = new.iter().any(|(_, bucket)| bucket.until_window_ends().is_some());
-        self.buckets = new;
+        self.buckets = new.into();
         self.limits = limits;
         self.last_admission = Admitted::default();
         // The levels were counted in the units of the old buckets.
         #[cfg(feature = "http")]
         {
-            self.histories.clear();
+            self.histories = Box::default();
             self.on_limits_changed();
         }
         Ok(())
     }
 
-    /// Lowers what the bucket of one rate holds to `remaining`, and never raises it. Does nothing if `budget` and
-    /// `period` do not identify a rate.
-    pub(super) fn lower(&mut self, budget: Budget, period: Option<Duration>, remaining: u64, now: &mut LazyNow) {
-        self.fill_if_idle(now);
-        let index = self.limits.index_of(budget, period);
-        if let Some((_, bucket)) = index.and_then(|index| self.buckets.get_mut(index)) {
-            bucket.lower(remaining);
+    /// Undoes what [`try_take_uncontended`](Resource::try_take_uncontended) has done until it has found a bucket that does
+    /// not hold the cost, the one at `position`: the buckets before it get theirs back. Those behind it are filled, too.
+    #[cold]
+    fn put_back_before(&mut self, position: usize, request: &ChargeRequest, elapsed: u64) {
+        let (before, behind) = self.buckets.split_at_mut(position);
+        for (budget, bucket) in before {
+            bucket.put_back(request.cost.of(*budget), request.is_estimate());
         }
-    }
-
-    /// Lowers what the bucket of one rate holds to what it would hold now if it had held `remaining` when the provider
-    /// received a call that was sent at `sent`. Never raises what the bucket holds. Does nothing if `budget` and `period`
-    /// do not identify a rate.
-    #[cfg(feature = "http")]
-    pub(super) fn lower_since(
-        &mut self,
-        budget: Budget,
-        period: Option<Duration>,
-        remaining: u64,
-        sent: Instant,
-        now: &mut LazyNow,
-    ) {
-        self.fill_if_idle(now);
-        let Some(index) = self.limits.index_of(budget, period) else {
-            return;
-        };
-        let now = self.time(now);
-        let sent = nanos_between(self.epoch, sent);
-        let Some((_, bucket)) = self.buckets.get_mut(index) else {
-            return;
-        };
-        let lowest = self.histories.get(index).and_then(|history| history.lowest_since(sent));
-        match lowest {
-            Some(lowest) => {
-                let level = bucket.level();
-                let lowest = if level.wrapping_sub(lowest) < 0 { level } else { lowest };
-                bucket.lower_since(remaining, lowest);
-            }
-            // What was charged since is not known, for example because the limits were changed.
-            None => bucket.lower_before(remaining, now.saturating_sub(sent)),
-        }
-    }
-
-    /// Records that a call is sent now, for a later [`lower_since`](Self::lower_since).
-    #[cfg(feature = "http")]
-    pub(super) fn mark_sent(&mut self, now: &mut LazyNow) {
-        self.fill_if_idle(now);
-        let now = self.time(now);
-        self.histories.resize_with(self.buckets.len(), LevelHistory::default);
-        for ((_, bucket), history) in self.buckets.iter().zip(&mut self.histories) {
-            history.record(now, bucket.level());
-        }
-    }
-
-    /// Replaces the charged cost `estimate` by what the call really `used`. `limits_version` is the version of the
-    /// limits under which the estimate was charged. Returns a budget whose debt was cut off at the
-    /// largest one.
-    pub(super) fn settle(
-        &mut self,
-        estimate: &Cost,
-        limits_version: u64,
-        used: &Cost,
-        now: &mut LazyNow,
-    ) -> Option<Budget> {
-        self.fill_if_idle(now);
-        self.used_shares.get_or_insert_default().record(estimate, used);
-        let mut cut_off = None;
-        for (budget, bucket) in &mut self.buckets {
-            if bucket.settle(estimate.of(*budget), used.of(*budget), limits_version) {
-                cut_off = Some(*budget);
-            }
-        }
-        cut_off
-    }
-
-    /// Raises each bucket that is in debt to 0.
-    pub(super) fn forgive_debts(&mut self, now: &mut LazyNow) {
-        self.fill_if_idle(now);
-        self.buckets.iter_mut().for_each(|(_, bucket)| bucket.forgive_debt());
+        behind
+            .iter_mut()
+            .skip(1)
+            .for_each(|(_, bucket)| bucket.advance(elapsed));
     }
 
     /// Takes the cost of `request` if it has become available since the time up to which the buckets are filled.
@@ -546,7 +453,7 @@ impl Resource for Buckets {
             self.fill_to(self.admission_time);
             self.overflow(now, binding);
             if waited {
-                let lateness = now - self.admission_time;
+                let lateness = u32::try_from(now - self.admission_time).unwrap_or(u32::MAX);
                 self.last_admission = binding.map_or(Admitted::default(), |binding| Admitted {
                     at: now,
                     lateness,
@@ -589,38 +496,30 @@ impl Resource for Buckets {
         if self.last_admission.lateness > 0 {
             return self.try_take_behind(request, elapsed, now);
         }
-        let is_estimate = request.limits_version.is_some();
-        let mut is_available = self.pauses.until() <= self.filled_to;
-        if let [(budget, bucket)] = &mut *self.buckets {
-            // Nothing has to be given back with one bucket, which most limiters have.
-            bucket.advance(elapsed);
-            if is_available && bucket.try_take(request.cost.of(*budget), is_estimate) {
-                request.set_limits_version(self.limits_version);
-                return Ok(true);
-            }
+        if self.pauses.until() > self.filled_to {
+            self.buckets.iter_mut().for_each(|(_, bucket)| bucket.advance(elapsed));
             return self.try_take_as_of_later(request, now);
         }
-        let mut charged = 0;
-        for (budget, bucket) in &mut self.buckets {
+        let is_estimate = request.is_estimate();
+        for (position, (budget, bucket)) in self.buckets.iter_mut().enumerate() {
             bucket.advance(elapsed);
-            is_available = is_available && bucket.try_take(request.cost.of(*budget), is_estimate);
-            charged += usize::from(is_available);
+            if !bucket.try_take(request.cost.of(*budget), is_estimate) {
+                // Nothing has to be undone with one bucket, which most limiters have.
+                if self.buckets.len() > 1 {
+                    self.put_back_before(position, request, elapsed);
+                }
+                return self.try_take_as_of_later(request, now);
+            }
         }
-        if is_available {
-            request.set_limits_version(self.limits_version);
-            return Ok(true);
-        }
-        for (budget, bucket) in self.buckets.iter_mut().take(charged) {
-            bucket.put_back(request.cost.of(*budget), is_estimate);
-        }
-        self.try_take_as_of_later(request, now)
+        self.number(request);
+        Ok(true)
     }
 
     fn on_enqueue(&mut self, request: &ChargeRequest) {
         let queued = self.queued.get_or_insert_default();
         queued.waiters += 1;
         queued.demand += &request.cost;
-        if request.limits_version.is_some() {
+        if request.is_estimate() {
             queued.estimates += &request.cost;
             self.has_estimates = true;
         }
@@ -630,7 +529,7 @@ impl Resource for Buckets {
         let Some(queued) = &mut self.queued else { return };
         queued.waiters -= 1;
         queued.demand -= &request.cost;
-        if request.limits_version.is_some() {
+        if request.is_estimate() {
             queued.estimates -= &request.cost;
         }
     }

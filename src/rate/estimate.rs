@@ -1,6 +1,6 @@
 //! [`Estimate`]: a cost that a rate limiter has charged before the true cost of the call is available.
 
-use super::{budget::Budget, cost::Cost};
+use super::{budget::Budget, cost::Cost, local::LocalCharge};
 use std::{
     fmt,
     panic::{RefUnwindSafe, UnwindSafe},
@@ -13,10 +13,19 @@ use std::{
 #[must_use = "an estimate that is dropped becomes the final charge: if that is intended, use `acquire`"]
 pub struct Estimate {
     cost: Cost,
-    charge: Box<dyn Settle>,
+    charge: Charge,
 }
 
-/// Corrects a charge. Implemented by the handle of the limiter that made the charge.
+/// The charge of an estimate. That of a limiter in this process is stored in the estimate, so that estimates allocate
+/// nothing.
+enum Charge {
+    Local(LocalCharge),
+    #[cfg(feature = "redis")]
+    Shared(Box<dyn Settle>),
+}
+
+/// Corrects a charge. Implemented by the handle of the shared limiter that made the charge.
+#[cfg(feature = "redis")]
 pub(super) trait Settle: Send + Sync {
     /// Replaces the cost `charged` by the cost that the call really `used`.
     fn settle(&self, charged: Cost, used: Cost);
@@ -36,10 +45,18 @@ pub(super) fn warn_of_cut_off(budget: Budget, used: Cost) {
 // === impl Estimate ===
 
 impl Estimate {
+    pub(super) const fn local(cost: Cost, charge: LocalCharge) -> Self {
+        Self {
+            cost,
+            charge: Charge::Local(charge),
+        }
+    }
+
+    #[cfg(feature = "redis")]
     pub(super) fn new(cost: Cost, charge: impl Settle + 'static) -> Self {
         Self {
             cost,
-            charge: Box::new(charge),
+            charge: Charge::Shared(Box::new(charge)),
         }
     }
 
@@ -62,6 +79,20 @@ impl Estimate {
     }
 }
 
+impl Charge {
+    fn settle(&self, charged: Cost, used: Cost) {
+        match self {
+            Self::Local(local) => {
+                if let Some(budget) = local.settle(&charged, &used) {
+                    warn_of_cut_off(budget, used);
+                }
+            }
+            #[cfg(feature = "redis")]
+            Self::Shared(shared) => shared.settle(charged, used),
+        }
+    }
+}
+
 impl Drop for Estimate {
     fn drop(&mut self) {
         if self.cost != Cost::default() {
@@ -71,7 +102,7 @@ impl Drop for Estimate {
 }
 
 /// A limiter changes its state only under a lock and runs no user code there, so a panic that is caught cannot leave it
-/// half changed. The compiler does not see that through the trait object.
+/// half changed. The compiler does not see that through the lock and the trait object.
 impl UnwindSafe for Estimate {}
 impl RefUnwindSafe for Estimate {}
 

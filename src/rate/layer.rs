@@ -2,9 +2,10 @@
 //! corrects the charge when the true cost is available.
 
 use super::{
+    admission::Admission,
     cost::Cost,
     estimate::Estimate,
-    limiter::{Admission, RateLimiter},
+    limiter::RateLimiter,
     pause::{Pause, PauseWatch},
 };
 use crate::{

@@ -3,18 +3,10 @@
 #[cfg(feature = "http")]
 use super::followed::{FollowedLevel, Report};
 #[cfg(feature = "redis")]
-use super::redis::{SharedAdmission, SharedLimiter, StoreStatus};
+use super::redis::{SharedLimiter, StoreStatus};
 use super::{
-    available::Available,
-    budget::Budget,
-    bursts::Bursts,
-    cost::Cost,
-    demand::Demand,
-    estimate::Estimate,
-    limits::Limits,
-    local::{LocalAdmission, LocalLimiter},
-    pause::Pause,
-    saved::SavedLimits,
+    admission::Admission, available::Available, budget::Budget, bursts::Bursts, cost::Cost, demand::Demand,
+    estimate::Estimate, limits::Limits, local::LocalLimiter, pause::Pause, saved::SavedLimits,
 };
 #[cfg(feature = "redis")]
 use crate::error::StoreUnavailable;
@@ -26,7 +18,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Poll, ready},
     time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
@@ -85,20 +77,6 @@ enum Kind {
     Local(LocalLimiter),
     #[cfg(feature = "redis")]
     Shared(SharedLimiter),
-}
-
-/// One call that waits for its admission by a limiter. Not a `Future`, because its methods also take the time.
-#[derive(Debug)]
-pub(super) enum Admission {
-    Local(LocalAdmission),
-    #[cfg(feature = "redis")]
-    Shared {
-        admission: Box<SharedAdmission>,
-        cost: Cost,
-    },
-    /// A shared limiter has charged the call. If the cost is an estimate, it is kept until the call is made.
-    #[cfg(feature = "redis")]
-    Charged(Option<Estimate>),
 }
 
 /// Evaluates an expression with the local or the shared limiter. The two types have methods of the same names, but no
@@ -167,6 +145,7 @@ impl RateLimiter {
     /// A future that is dropped while it waits for the limiter loses its place in the queue and has taken nothing. A
     /// shared limiter gives back what it has reserved for the call, except for what would let other calls exceed the
     /// limits. The future enters the queue at its first poll.
+    #[inline]
     pub fn acquire(&self, cost: Cost) -> impl Future<Output = Result<(), AcquireError>> + Send + use<> {
         let mut admission = self.admission(cost, false);
         poll_fn(move |cx| coop::poll_counted(cx, |cx| admission.poll_acquire(cx)))
@@ -279,7 +258,7 @@ impl RateLimiter {
     /// Returns an error in the same cases as [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
         match &self.kind {
-            Kind::Local(local) => local.try_acquire_estimate(cost),
+            Kind::Local(local) => Ok(Estimate::local(cost, local.try_acquire_estimate(cost)?)),
             #[cfg(feature = "redis")]
             Kind::Shared(shared) => Err(shared.cannot_try(cost)),
         }
@@ -608,73 +587,5 @@ impl fmt::Debug for RateLimiter {
         f.debug_struct("RateLimiter")
             .field("available", &self.available())
             .finish_non_exhaustive()
-    }
-}
-
-// === impl Admission ===
-
-impl Admission {
-    /// Ready when it is the turn of the call and its cost is available. `now` is the current time.
-    ///
-    /// A local limiter has taken nothing then. A shared one has charged the cost: to ask and then to charge would take
-    /// two round trips to the store.
-    pub(super) fn poll_turn(&mut self, now: Instant, cx: &mut Context<'_>) -> Poll<Result<(), AcquireError>> {
-        match self {
-            Self::Local(local) => local.poll_turn(now, cx).map_err(AcquireError::from),
-            #[cfg(feature = "redis")]
-            Self::Shared { admission, cost } => {
-                ready!(admission.poll(*cost, cx))?;
-                *self = Self::Charged(admission.estimate(*cost));
-                Poll::Ready(Ok(()))
-            }
-            #[cfg(feature = "redis")]
-            Self::Charged(_) => Poll::Ready(Ok(())),
-        }
-    }
-
-    /// Ready when it is the turn of the call and the cost has been charged.
-    #[inline]
-    fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AcquireError>> {
-        match self {
-            Self::Local(local) => local.poll_acquire(cx).map_err(AcquireError::from),
-            #[cfg(feature = "redis")]
-            _ => self.poll_turn(Instant::now(), cx),
-        }
-    }
-
-    /// Returns the last pause of the limiter if it ends after `since`, which may be in the past: the pause that a call
-    /// waits for now, or that held a call which has waited since then. `None` for a call that a shared limiter has charged.
-    pub(super) fn pause_since(&self, since: Instant) -> Option<Pause> {
-        match self {
-            Self::Local(local) => local.pause_since(since),
-            #[cfg(feature = "redis")]
-            Self::Shared { admission, .. } => admission.pause_since(since),
-            #[cfg(feature = "redis")]
-            Self::Charged(_) => None,
-        }
-    }
-
-    /// Charges the cost if it is still the turn of the call and the cost is still available. Returns whether it was
-    /// charged.
-    pub(super) fn try_charge(&mut self, now: Instant) -> Result<bool, AcquireError> {
-        match self {
-            Self::Local(local) => local.try_charge(now).map_err(AcquireError::from),
-            #[cfg(feature = "redis")]
-            Self::Shared { .. } => Ok(false),
-            #[cfg(feature = "redis")]
-            Self::Charged(_) => Ok(true),
-        }
-    }
-
-    /// Returns the charge of a charged call, to be settled when the true cost is available. `None` if the cost was not
-    /// charged as an estimate.
-    pub(super) fn estimate(&mut self) -> Option<Estimate> {
-        match self {
-            Self::Local(local) => local.estimate(),
-            #[cfg(feature = "redis")]
-            Self::Shared { .. } => None,
-            #[cfg(feature = "redis")]
-            Self::Charged(estimate) => estimate.take(),
-        }
     }
 }

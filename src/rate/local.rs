@@ -5,12 +5,12 @@
 use super::followed::{FollowedLevel, Report};
 use super::{
     available::Available,
-    buckets::{Buckets, ChargeRequest},
+    buckets::Buckets,
     budget::Budget,
     bursts::Bursts,
+    charge_request::ChargeRequest,
     cost::Cost,
     demand::Demand,
-    estimate::{Estimate, Settle, warn_of_cut_off},
     limits::Limits,
     pause::{Pause, PauseChange, PauseSource},
     saved::SavedLimits,
@@ -22,7 +22,7 @@ use crate::{
 };
 use std::{
     fmt,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -39,17 +39,16 @@ pub(super) struct LocalLimiter {
 }
 
 /// An estimate that a [`LocalLimiter`] has charged.
-struct LocalCharge {
+pub(super) struct LocalCharge {
     limiter: LocalLimiter,
-    /// The version of the limits under which the estimate was charged.
-    limits_version: u64,
+    /// The number of estimates that the limiter had charged before.
+    number: u64,
 }
 
 /// One call that waits for its admission by a [`LocalLimiter`]. Not a `Future`, because its methods also take the time.
 #[derive(Debug)]
 pub(super) struct LocalAdmission {
     waiter: Waiter<Buckets>,
-    /// What the call is charged. If the cost is an estimate, the version of the limits is there once it was charged.
     request: ChargeRequest,
 }
 
@@ -67,10 +66,14 @@ impl LocalLimiter {
         self.try_take(&ChargeRequest::new(cost, false))
     }
 
-    pub(super) fn try_acquire_estimate(&self, cost: Cost) -> Result<Estimate, AcquireError> {
-        let request = ChargeRequest::new(cost, true);
+    pub(super) fn try_acquire_estimate(&self, cost: Cost) -> Result<LocalCharge, AcquireError> {
+        let mut request = ChargeRequest::new(cost, true);
         self.try_take(&request)?;
-        Ok(self.charged(request).expect("the request is of an estimate"))
+        let number = request.take_number();
+        Ok(LocalCharge {
+            limiter: self.clone(),
+            number: number.expect("the request is of an estimate"),
+        })
     }
 
     #[inline]
@@ -240,18 +243,6 @@ impl LocalLimiter {
             request: ChargeRequest::new(cost, is_estimate),
         }
     }
-
-    /// Returns the charge of `request` that was taken, to be settled when the true cost is available. `None` if the cost
-    /// is not an estimate.
-    fn charged(&self, mut request: ChargeRequest) -> Option<Estimate> {
-        let limits_version = request.limits_version.take()?.load(Ordering::Acquire);
-        let limiter = self.clone();
-        let charge = LocalCharge {
-            limiter,
-            limits_version,
-        };
-        Some(Estimate::new(request.cost, charge))
-    }
 }
 
 impl fmt::Debug for LocalLimiter {
@@ -262,15 +253,12 @@ impl fmt::Debug for LocalLimiter {
 
 // === impl LocalCharge ===
 
-impl Settle for LocalCharge {
-    fn settle(&self, charged: Cost, used: Cost) {
-        let cut_off = self
-            .limiter
-            .queue
-            .update(|buckets, now| buckets.settle(&charged, self.limits_version, &used, now));
-        if let Some(budget) = cut_off {
-            warn_of_cut_off(budget, used);
-        }
+impl LocalCharge {
+    /// Replaces the cost `charged` by the cost that the call really `used`. Returns a budget whose debt was cut off at
+    /// the largest one.
+    pub(super) fn settle(&self, charged: &Cost, used: &Cost) -> Option<Budget> {
+        let queue = &self.limiter.queue;
+        queue.update(|buckets, now| buckets.settle(charged, self.number, used, now))
     }
 }
 
@@ -300,16 +288,15 @@ impl LocalAdmission {
         self.waiter.queue().inspect(|buckets, _| buckets.pause_since(since))
     }
 
-    /// Returns the charge of an admitted call, to be settled when the true cost is available. `None` if the cost was
-    /// not charged as an estimate.
-    pub(super) fn estimate(&mut self) -> Option<Estimate> {
-        let limits_version = self.request.limits_version.take();
-        let limiter = LocalLimiter {
-            queue: self.waiter.queue(),
+    /// Returns the cost of an admitted call and its charge, to be settled when the true cost is available. `None` if the
+    /// cost was not charged as an estimate.
+    pub(super) fn charge(&mut self) -> Option<(Cost, LocalCharge)> {
+        let number = self.request.take_number()?;
+        let queue = self.waiter.queue();
+        let charge = LocalCharge {
+            limiter: LocalLimiter { queue },
+            number,
         };
-        limiter.charged(ChargeRequest {
-            cost: self.request.cost,
-            limits_version,
-        })
+        Some((self.request.cost, charge))
     }
 }

@@ -67,6 +67,7 @@
 //! # Ok::<_, tower_outbound::error::InvalidConfig>(())
 //! ```
 
+mod admission;
 mod amount;
 mod available;
 mod bucket;
@@ -74,6 +75,7 @@ mod buckets;
 mod budget;
 mod bursts;
 mod calendar;
+mod charge_request;
 mod cost;
 mod demand;
 mod estimate;

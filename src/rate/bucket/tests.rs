@@ -68,7 +68,7 @@ fn the_example_of_the_module_docs() {
         let mut bucket = bucket_of_ten(1);
         bucket.take(8, true);
         bucket.advance(5);
-        assert_eq!((bucket.balance, bucket.withheld), (7, 5));
+        assert_eq!((bucket.balance, bucket.withheld()), (7, 5));
         if taken_before {
             bucket.take(7, false);
         }
@@ -118,7 +118,8 @@ fn a_refund_never_leaves_more_than_charging_the_true_costs_would_have() {
         // A bucket that is charged the true costs from the start. The bucket that is charged estimates must never
         // hold more than this ideal one.
         let mut ideal = sevenths(burst.into());
-        let mut unsettled: Vec<(u64, u64)> = Vec::new();
+        let mut unsettled: Vec<(u64, u64, u64)> = Vec::new();
+        let mut charged = 0;
         for _ in 0..80 {
             let elapsed = rng.u64(0..12);
             bucket.advance(elapsed);
@@ -128,12 +129,13 @@ fn a_refund_never_leaves_more_than_charging_the_true_costs_would_have() {
                 let used = rng.u64(0..=estimate);
                 bucket.take(estimate, true);
                 ideal.take(used, false);
-                unsettled.push((estimate, used));
+                unsettled.push((estimate, used, charged));
+                charged += 1;
             }
             if !unsettled.is_empty() && rng.bool() {
-                let (estimate, used) = unsettled.swap_remove(rng.usize(0..unsettled.len()));
+                let (estimate, used, number) = unsettled.swap_remove(rng.usize(0..unsettled.len()));
                 let before = bucket.balance;
-                bucket.settle(estimate, used, 0);
+                bucket.settle(estimate, used, number);
                 refunded += bucket.balance - before;
             }
             assert!(bucket.balance <= ideal.balance, "{bucket:?} {ideal:?}");
@@ -171,4 +173,40 @@ fn a_new_rate_never_makes_a_refund_larger() {
     new.carry_over(&old);
     new.settle(3, 0, 0);
     assert_eq!(new.balance, 31 * 2 / 7);
+}
+
+#[test]
+fn a_refund_is_exact_if_nothing_was_withheld_when_the_call_was_charged() {
+    // Each case: the true cost of an estimate of 8, and the balance that the true cost would have left.
+    for (used, balance) in [(0, 10), (3, 10), (6, 9), (8, 7), (12, 3)] {
+        let mut bucket = bucket_of_ten(1);
+        bucket.take(8, true);
+        bucket.advance(5);
+        bucket.settle(8, used, 0);
+        assert_eq!((bucket.balance, bucket.withheld()), (balance, 0), "{used}");
+    }
+}
+
+#[test]
+fn a_call_that_was_charged_later_gives_back_nothing_that_overflowed_before() {
+    let mut bucket = bucket_of_ten(1);
+    bucket.take(8, true);
+    bucket.advance(5);
+    bucket.take(6, true);
+    bucket.settle(6, 6, 1);
+    assert_eq!((bucket.balance, bucket.withheld()), (1, 5));
+    // The first call has used nothing, so a bucket that was charged the true costs would hold 10 - 6.
+    bucket.settle(8, 0, 0);
+    assert_eq!(bucket.balance, 4);
+}
+
+#[test]
+fn a_debt_that_was_forgotten_is_withheld_whatever_the_calls_have_used() {
+    let mut bucket = bucket_of_ten(1);
+    bucket.take(8, true);
+    bucket.debit(6);
+    bucket.forgive_debt();
+    assert_eq!((bucket.balance, bucket.withheld()), (0, 4));
+    bucket.settle(8, 3, 0);
+    assert_eq!(bucket.balance, 1);
 }

@@ -15,11 +15,8 @@ impl Buckets {
         let time = self.time(now);
         let elapsed = time.saturating_sub(self.filled_to);
         let rates = self.buckets.iter().zip(self.limits.rates());
-        let saved = rates.map(|((_, bucket), (budget, rate))| {
-            let mut bucket = bucket.clone();
-            bucket.advance(elapsed);
-            SavedRate::new(budget, &rate, bucket.whole_balance())
-        });
+        let saved = rates
+            .map(|((_, bucket), (budget, rate))| SavedRate::new(budget, &rate, bucket.whole_balance_after(elapsed)));
         SavedLimits::new(self.wall_epoch.saturating_add(time) / NANOS_PER_MS, saved.collect())
     }
 
