@@ -75,6 +75,8 @@
 //! memory](crate::body::WholeBody) counts as an empty prompt.
 
 mod adapt;
+#[cfg(feature = "json")]
+mod answers;
 mod dialect;
 #[cfg(feature = "json")]
 mod estimate;
@@ -85,6 +87,8 @@ mod info;
 mod key;
 #[cfg(feature = "json")]
 mod media;
+#[cfg(feature = "json")]
+mod model;
 #[cfg(feature = "json")]
 mod quantile;
 #[cfg(feature = "json")]
