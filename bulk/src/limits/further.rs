@@ -1,5 +1,6 @@
 //! [`Further`]: the limits of a run besides those of requests and of tokens per minute.
 
+use super::own::{self, OwnBudgets};
 use crate::args::Args;
 use anyhow::ensure;
 use std::{fmt, str::FromStr, time::Duration};
@@ -24,14 +25,6 @@ pub(crate) struct Further {
 /// The largest number of further limits.
 const MAX: usize = 8;
 
-/// The budgets that can be limited: those that the program knows a request's amount of.
-const BUDGETS: [Budget; 4] = [
-    Budget::Requests,
-    Budget::Tokens,
-    Budget::InputTokens,
-    Budget::OutputTokens,
-];
-
 const MINUTE: Duration = Duration::from_secs(60);
 
 const PERIODS: [(&str, Duration); 4] = [
@@ -50,6 +43,7 @@ impl Further {
     /// The further limits of the command line.
     pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
         let limits = &args.limits;
+        OwnBudgets::check(limits)?;
         let per_minute = |budget, amount: Option<u64>| {
             amount.map(|amount| FurtherRate {
                 budget,
@@ -90,11 +84,6 @@ impl Further {
         self.rates().find(|rate| rate.budget == budget)
     }
 
-    /// Whether the tokens of prompts and of answers have to be told apart.
-    pub(crate) fn tells_tokens_apart(&self) -> bool {
-        self.of(Budget::InputTokens).or(self.of(Budget::OutputTokens)).is_some()
-    }
-
     /// Returns whether a request of this cost can ever be sent.
     pub(crate) fn fits(&self, cost: &Cost) -> bool {
         self.rates().all(|rate| cost.of(rate.budget) <= rate.amount)
@@ -123,11 +112,7 @@ impl FromStr for FurtherRate {
         let (name, rate) = text
             .split_once('=')
             .ok_or("must be NAME=N/PERIOD, such as requests=14400/day")?;
-        let budget = BUDGETS.into_iter().find(|budget| budget.name() == name);
-        let budget = budget.ok_or_else(|| {
-            let names = BUDGETS.map(Budget::name).join(", ");
-            format!("`{name}` is none of {names}")
-        })?;
+        let budget = own::budget(name)?;
         let (amount, period) = rate
             .split_once('/')
             .ok_or("must have a period, such as requests=14400/day")?;
@@ -170,9 +155,12 @@ mod tests {
             (Budget::Requests, 14_400, 86_400)
         );
         assert_eq!(rate.to_string(), "14400 requests/day");
+        let own: FurtherRate = "images=5/min".parse().unwrap();
+        assert_eq!((own.budget, own.amount), (Budget::from("images"), 5));
         for (bad, named) in [
             ("requests", "NAME=N/PERIOD"),
-            ("images=5/min", "`images`"),
+            ("input-tokens=5/min", "`input_tokens`"),
+            ("Images=5/min", "a-z"),
             ("requests=5", "period"),
             ("requests=0/min", "above zero"),
             ("requests=x/min", "whole number"),

@@ -1,8 +1,12 @@
 //! The limits of a run: those that the executor keeps, and those that the local provider enforces.
 
+mod charges;
 mod further;
+mod own;
 
+pub(crate) use charges::{Charges, cost_of};
 pub(crate) use further::{Further, FurtherRate};
+pub(crate) use own::{COST_FIELD, DefaultAmount, LOCAL_COST, OwnBudgets, local_cost};
 
 use crate::args::{Args, LimitArgs, LocalArgs};
 use anyhow::ensure;
@@ -275,11 +279,6 @@ impl TokenBurst {
                  request"
             )
         })
-    }
-
-    /// Whether the tokens of prompts and of answers have to be told apart.
-    pub(crate) fn tells_tokens_apart(&self) -> bool {
-        self.bounds.further.tells_tokens_apart()
     }
 
     /// The bounds with the rates and bursts of now.

@@ -4,13 +4,13 @@ use super::stop::{StopReason, Stopper};
 use crate::{
     args::Target,
     input::{Admission, Malformed, Request, Requests},
-    limits::TokenBurst,
+    limits::{LOCAL_COST, TokenBurst, cost_of, local_cost},
     output::{Done, Finished},
-    price::{Expected, Price, Spending},
+    price::{Expected, Spending},
     summary::Survey,
     view::Progress,
 };
-use http::Response;
+use http::{HeaderValue, Response};
 use humantime::format_duration;
 use hyper::body::Bytes;
 use std::sync::{
@@ -152,10 +152,13 @@ impl Feeder<'_> {
         *sent.method_mut() = request.method.clone();
         *sent.uri_mut() = self.target.url_of(request.url.as_ref());
         *sent.headers_mut() = request.headers.clone();
-        if self.burst.tells_tokens_apart() {
-            sent.extensions_mut().insert(Price::tokens_apart(&request));
+        if self.target.is_local() && request.own_cost.amounts().next().is_some() {
+            // Its characters are those of names and numbers.
+            if let Ok(told) = HeaderValue::try_from(local_cost(&request.own_cost)) {
+                sent.headers_mut().insert(LOCAL_COST, told);
+            }
         }
-        let call = Call::from(sent).tokens(request.tokens);
+        let call = Call::from(sent).tokens(request.tokens).cost(cost_of(&request));
         match self.executor.submit(call).await {
             Ok(call) => {
                 let report = Report {

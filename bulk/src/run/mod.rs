@@ -11,7 +11,7 @@ use crate::{
     attempts::{Attempts, AttemptsLayer},
     client,
     input::{self, Admission, Form, Requests},
-    limits::{Bounds, TokenBurst},
+    limits::{Bounds, Charges, TokenBurst, cost_of},
     local::Provider,
     output::{Claim, Done},
     plan::Plan,
@@ -36,13 +36,7 @@ use std::{
 use stop::{Signal, StopReason, Stopper};
 use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 use tower::{Layer, retry::RetryLayer};
-use tower_outbound::{
-    ApiTokens, Cost, Executor, RateLimiter, Shutdown,
-    event::Http,
-    executor::Monitor,
-    rate::ByUsage,
-    retry::{RetryPolicy, never_sent},
-};
+use tower_outbound::{Executor, RateLimiter, Shutdown, event::Http, executor::Monitor, retry::RetryPolicy};
 
 /// Signals within this time after the first one are the same one.
 const SAME_SIGNAL: Duration = Duration::from_millis(300);
@@ -90,6 +84,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     };
     let client = client::reqwest(&target, &args.send)?;
     let limiter = limiter(&bounds, &args)?;
+    let charges = Charges::new(limiter.clone(), &args.limits)?;
     let stopper = Stopper::new();
     let to_send = survey.map(|survey| survey.requests - survey.skipped);
     let min_time = survey.map(|survey| bounds.min_time(survey.requests - survey.skipped, survey.tokens));
@@ -120,14 +115,12 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         .queue_capacity(args.limits.queue.get())
         .concurrency_limit(bounds.concurrency)
         .limiter(limiter.clone())
-        .cost(cost_of)
-        // The tokens charged are an estimate. When the response reports the tokens used, the difference is settled. For
-        // a request that was never sent, the whole estimate is refunded.
-        .settle(ByUsage::default().unless_sent(never_sent))
+        // The tokens charged are an estimate. When the response reports the tokens used, the difference is settled.
+        .estimate(charges.clone())
         .layer(RetryLayer::new(retries))
         // A response without a 2xx status counts as FAILED, so that --resume sends the request again.
         .describe(Http::default().fail_on(|status| !status.is_success()))
-        .build(AttemptsLayer(attempts.clone()).layer(client::service(
+        .build(AttemptsLayer::new(attempts.clone(), charges).layer(client::service(
             client,
             limiter.clone(),
             &args.send,
@@ -288,7 +281,7 @@ async fn survey(requests: &mut Requests, mut done: Done, bounds: &Bounds, args: 
                 survey.requests += 1;
                 if done.take(&request) {
                     survey.skipped += 1;
-                } else if bounds.fits(request.tokens, &args.limits) {
+                } else if bounds.fits(request.tokens, &args.limits) && bounds.further.fits(&cost_of(&request)) {
                     survey.largest = survey.largest.max(request.tokens);
                     survey.tokens = survey.tokens.saturating_add(request.tokens);
                 }
@@ -320,13 +313,6 @@ async fn survey(requests: &mut Requests, mut done: Done, bounds: &Bounds, args: 
         }
     }
     Ok(survey)
-}
-
-/// Returns what a request is charged: what the feeder has found, where tokens are limited apart.
-fn cost_of(request: &http::Request<Bytes>) -> Cost {
-    let extensions = request.extensions();
-    let all = || Cost::tokens(extensions.get::<ApiTokens>().map_or(0, |tokens| tokens.0));
-    extensions.get().copied().unwrap_or_else(all)
 }
 
 /// The limiter of this run, or the one that it shares with other runs.

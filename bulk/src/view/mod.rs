@@ -220,6 +220,11 @@ impl Progress {
         .into_iter()
         .flatten()
         .collect();
+        let own = bounds.further.rates().filter_map(|rate| match rate.budget {
+            budget @ Budget::Named(_) => level(Cause::Budget, bounds.pace_of(budget), available.of(budget)),
+            _ => None,
+        });
+        let all: Vec<_> = budgets.iter().copied().chain(own).collect();
 
         let now = SystemTime::now();
         let pause_left = limiter
@@ -242,7 +247,7 @@ impl Progress {
         let waits_for = match () {
             () if pause.is_some() => Cause::Pause,
             () if in_flight >= concurrency => Cause::Permits,
-            () if queued > 0 => binding(&budgets, mean_tokens).unwrap_or(Cause::Answers),
+            () if queued > 0 => binding(&all, mean_tokens).unwrap_or(Cause::Answers),
             () if waiting_to_retry > 0 => Cause::Retries,
             () if in_flight > 0 => Cause::Answers,
             () => Cause::Input,
