@@ -367,6 +367,23 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_a_budget_of_ones_own_is_told_by_its_option() {
+        use clap::Parser;
+        let args = Args::parse_from(["bulk", "--rpm", "off", "--tpm", "off", "--budget", "images=60/min"]);
+        let own = OwnBudgets::of(&args.limits);
+        let mut costs = Costs::new(&own);
+        for _ in 0..30 {
+            costs.push(&Cost::input_output_tokens(10, 0).with("images", 3));
+        }
+        let bounds = Bounds::new(&args).unwrap();
+        let (time, phases) = simulate(&bounds.limits(), &costs).unwrap();
+        // The limit begins with 57, and adds one a second.
+        assert_eq!(time, Duration::from_secs(33));
+        let causes: Vec<_> = phases.list(time).iter().map(|(_, cause)| *cause).collect();
+        assert_eq!(causes, [Some(Cause::Budget)]);
+    }
+
+    #[test]
     fn without_limits_everything_is_sent_at_once() {
         let (time, phases) = simulate(&Limits::new(), &costs(&[[500, 0]; 1_000])).unwrap();
         assert_eq!(time, Duration::ZERO);

@@ -25,6 +25,9 @@ pub(crate) struct Further {
 /// The largest number of further limits.
 const MAX: usize = 8;
 
+/// How long the first requests travel at most, with the time in which their connections are made.
+const TRAVEL: Duration = Duration::from_millis(500);
+
 const MINUTE: Duration = Duration::from_secs(60);
 
 const PERIODS: [(&str, Duration); 4] = [
@@ -44,6 +47,10 @@ impl Further {
     pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
         let limits = &args.limits;
         OwnBudgets::check(limits)?;
+        ensure!(
+            args.local.local_budget.len() <= MAX,
+            "--local-budget: at most {MAX} limits"
+        );
         let per_minute = |budget, amount: Option<u64>| {
             amount.map(|amount| FurtherRate {
                 budget,
@@ -75,6 +82,18 @@ impl Further {
         Ok(further)
     }
 
+    /// The further limits of the local provider: those that it is given, or else those of the run.
+    pub(crate) fn of_local(self, given: &[FurtherRate]) -> Self {
+        if given.is_empty() {
+            return self;
+        }
+        let mut further = Self::default();
+        for (place, rate) in further.rates.iter_mut().zip(given) {
+            *place = Some(*rate);
+        }
+        further
+    }
+
     pub(crate) fn rates(&self) -> impl Iterator<Item = FurtherRate> + '_ {
         self.rates.iter().flatten().copied()
     }
@@ -98,10 +117,14 @@ impl Further {
 // === impl FurtherRate ===
 
 impl FurtherRate {
-    /// The rate for the limiter. It begins with 95 % of what may be sent at once: the provider's bucket is full while
-    /// the first requests travel to it, and cannot gain what the limiter's bucket gains in this time.
+    /// The rate for the limiter. It begins with 95 % of what may be sent at once, or without what half a second adds, if
+    /// that is less: the provider's bucket is full while the first requests travel to it, and cannot gain what the
+    /// limiter's bucket gains in this time.
     fn rate(self) -> Rate {
-        Rate::new(self.amount, self.period).initial(self.initial - self.initial / 20)
+        let added = u128::from(self.amount) * TRAVEL.as_nanos() / self.period.as_nanos();
+        let kept_back = (self.initial / 20).max(u64::try_from(added).unwrap_or(u64::MAX));
+        let initial = self.initial.saturating_sub(kept_back).max(self.initial.min(1));
+        Rate::new(self.amount, self.period).initial(initial)
     }
 }
 
@@ -191,6 +214,21 @@ mod tests {
         assert_eq!((available.tokens, available.requests), (Some(475_000), None));
         assert!(further.fits(&Cost::input_output_tokens(30_000, 8_000)));
         assert!(!further.fits(&Cost::input_output_tokens(100, 8_001)));
+    }
+
+    #[test]
+    fn a_limit_begins_without_what_it_gains_while_the_first_requests_travel() {
+        for (limit, initial) in [
+            ("images=10/s", 5),
+            ("images=1/s", 1),
+            ("images=60/min", 57),
+            ("images=2/day", 2),
+            ("images=100/day", 95),
+        ] {
+            let further = further(&["--budget", limit]).unwrap();
+            let limiter = RateLimiter::new(further.add_to(Limits::new())).unwrap();
+            assert_eq!(limiter.available().of("images"), Some(initial), "{limit}");
+        }
     }
 
     #[test]

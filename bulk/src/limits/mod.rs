@@ -6,7 +6,7 @@ mod own;
 
 pub(crate) use charges::{Charges, cost_of};
 pub(crate) use further::{Further, FurtherRate};
-pub(crate) use own::{COST_FIELD, DefaultAmount, LOCAL_COST, OwnBudgets, local_cost};
+pub(crate) use own::{COST_FIELD, DefaultAmount, LOCAL_COST, OwnBudgets};
 
 use crate::args::{Args, LimitArgs, LocalArgs};
 use anyhow::ensure;
@@ -103,6 +103,7 @@ impl Bounds {
         Self {
             requests: enforced(self.requests, local.local_rpm),
             tokens: enforced(self.tokens, local.local_tpm),
+            further: self.further.of_local(&local.local_budget),
             ..*self
         }
     }

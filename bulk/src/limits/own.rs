@@ -100,15 +100,15 @@ impl OwnBudgets {
         Ok(cost)
     }
 
+    /// Returns the value of [`LOCAL_COST`] for a request of this cost: `images=2, seconds=0`.
+    pub(crate) fn local_cost(&self, cost: &Cost) -> String {
+        let amounts = self.budgets().map(|budget| format!("{budget}={}", cost.of(budget)));
+        amounts.collect::<Vec<_>>().join(", ")
+    }
+
     fn has(&self, budget: Budget) -> bool {
         self.budgets().any(|own| own == budget)
     }
-}
-
-/// Returns the value of [`LOCAL_COST`] for what a request takes: `images=2, seconds=30`.
-pub(crate) fn local_cost(own: &Cost) -> String {
-    let amounts = own.amounts().map(|(budget, amount)| format!("{budget}={amount}"));
-    amounts.collect::<Vec<_>>().join(", ")
 }
 
 // === impl DefaultAmount ===
@@ -194,8 +194,8 @@ mod tests {
         assert_eq!(cost("{}"), Ok(expected(1, 10)));
         assert_eq!(cost(r#"{"images": 3}"#), Ok(expected(3, 10)));
         assert_eq!(cost(r#"{"seconds":0,"images":2,"images":4}"#), Ok(expected(4, 0)));
-        assert_eq!(local_cost(&expected(4, 0)), "images=4");
-        assert_eq!(local_cost(&expected(4, 2)), "images=4, seconds=2");
+        let own = OwnBudgets::of(&args(&["--budget", "images=5/min", "--budget", "seconds=60/min"]));
+        assert_eq!(own.local_cost(&expected(4, 0)), "images=4, seconds=0");
     }
 
     #[test]

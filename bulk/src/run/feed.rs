@@ -4,7 +4,7 @@ use super::stop::{StopReason, Stopper};
 use crate::{
     args::Target,
     input::{Admission, Malformed, Request, Requests},
-    limits::{LOCAL_COST, TokenBurst, cost_of, local_cost},
+    limits::{LOCAL_COST, OwnBudgets, TokenBurst, cost_of},
     output::{Done, Finished},
     price::{Expected, Spending},
     summary::Survey,
@@ -29,6 +29,8 @@ pub(super) struct Feeder<'a> {
     pub(super) target: &'a Target,
     /// The burst of tokens, which grows when a request needs more.
     pub(super) burst: &'a mut TokenBurst,
+    /// The budgets with names of the user's own, of which the local provider is told what each request takes.
+    pub(super) own_budgets: OwnBudgets,
     pub(super) progress: &'a Progress,
     /// What requests cost, if prices are given.
     pub(super) spending: Option<Arc<Spending>>,
@@ -152,9 +154,9 @@ impl Feeder<'_> {
         *sent.method_mut() = request.method.clone();
         *sent.uri_mut() = self.target.url_of(request.url.as_ref());
         *sent.headers_mut() = request.headers.clone();
-        if self.target.is_local() && request.own_cost.amounts().next().is_some() {
+        if self.target.is_local() && !self.own_budgets.is_empty() {
             // Its characters are those of names and numbers.
-            if let Ok(told) = HeaderValue::try_from(local_cost(&request.own_cost)) {
+            if let Ok(told) = HeaderValue::try_from(self.own_budgets.local_cost(&request.own_cost)) {
                 sent.headers_mut().insert(LOCAL_COST, told);
             }
         }
