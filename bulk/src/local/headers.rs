@@ -119,8 +119,11 @@ mod tests {
     use super::*;
     use tower_outbound::provider::Unit;
 
+    /// What a limit counts, its period in seconds, its amount, and what remains of it.
+    type Read = (Unit, Option<u64>, Option<u64>, Option<u64>);
+
     /// The limits that the library reads in the headers of a provider that has all of these limits.
-    fn read(dialect: Dialect) -> Vec<(Unit, Option<u64>, Option<u64>, Option<u64>)> {
+    fn read(dialect: Dialect) -> Vec<Read> {
         let mut headers = HeaderMap::new();
         for (budget, period, limit) in [
             ("requests", MINUTE, 100),

@@ -199,17 +199,17 @@ mod tests {
         }
     }
 
-    fn rejected_for(admitted: Result<u64, Rejection>) -> Option<&'static str> {
+    fn rejected_for(admitted: &Result<u64, Rejection>) -> Option<&'static str> {
         match admitted {
             Ok(_) => None,
-            Err(Rejection::NotYet { budget, .. } | Rejection::Never { budget, .. }) => Some(budget),
+            Err(Rejection::NotYet { budget, .. } | Rejection::Never { budget, .. }) => Some(*budget),
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_request_rejected_for_its_tokens_does_not_count() {
         let mut meter = meter(&[("requests", 1, 1), ("tokens", 1, 99)]);
-        let mut admit = |tokens| rejected_for(meter.admit(&Cost::tokens(tokens), &HashMap::new()));
+        let mut admit = |tokens| rejected_for(&meter.admit(&Cost::tokens(tokens), &HashMap::new()));
         assert_eq!(admit(100), None);
         for _ in 0..5 {
             assert_eq!(admit(100), Some("tokens"));
@@ -224,7 +224,7 @@ mod tests {
         let mut meter = meter(&[("input_tokens", 60, 60), ("output_tokens", 60, 9), ("images", 60, 4)]);
         let mut admit = |input, output, images: Option<u64>| {
             let told = images.map(|images| ("images".to_owned(), images)).into_iter().collect();
-            rejected_for(meter.admit(&Cost::input_output_tokens(input, output), &told))
+            rejected_for(&meter.admit(&Cost::input_output_tokens(input, output), &told))
         };
         // Each bucket admits one more than its burst.
         assert_eq!(admit(1, 6, Some(3)), None);
