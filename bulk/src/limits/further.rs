@@ -22,6 +22,10 @@ pub(crate) struct Further {
     rates: [Option<FurtherRate>; MAX],
 }
 
+/// How much of each further limit requests take, in the order of the limits.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FurtherSums([u64; MAX]);
+
 /// The largest number of further limits.
 const MAX: usize = 8;
 
@@ -106,6 +110,23 @@ impl Further {
     /// Returns whether a request of this cost can ever be sent.
     pub(crate) fn fits(&self, cost: &Cost) -> bool {
         self.rates().all(|rate| cost.of(rate.budget) <= rate.amount)
+    }
+
+    /// Adds what a request of this cost takes to `sums`.
+    pub(crate) fn add_cost(&self, cost: &Cost, sums: &mut FurtherSums) {
+        for (sum, rate) in sums.0.iter_mut().zip(self.rates()) {
+            *sum = sum.saturating_add(cost.of(rate.budget));
+        }
+    }
+
+    /// The shortest time in which requests that take so much can be sent.
+    pub(crate) fn min_time(&self, sums: &FurtherSums) -> Duration {
+        let times = self.rates().zip(sums.0).map(|(rate, sum)| {
+            let beyond = sum.saturating_sub(rate.initial) as f64;
+            Duration::try_from_secs_f64(beyond * rate.period.as_secs_f64() / rate.amount as f64)
+                .unwrap_or(Duration::MAX)
+        });
+        times.max().unwrap_or_default()
     }
 
     pub(crate) fn add_to(&self, limits: Limits) -> Limits {
@@ -214,6 +235,17 @@ mod tests {
         assert_eq!((available.tokens, available.requests), (Some(475_000), None));
         assert!(further.fits(&Cost::input_output_tokens(30_000, 8_000)));
         assert!(!further.fits(&Cost::input_output_tokens(100, 8_001)));
+    }
+
+    #[test]
+    fn the_limit_that_takes_longest_gives_the_shortest_time() {
+        let further = further(&["--budget", "images=60/min", "--budget", "requests=100/h"]).unwrap();
+        let mut sums = FurtherSums::default();
+        for _ in 0..50 {
+            further.add_cost(&Cost::request().with("images", 3), &mut sums);
+        }
+        assert_eq!(further.min_time(&sums), Duration::from_secs(90));
+        assert_eq!(further.min_time(&FurtherSums::default()), Duration::ZERO);
     }
 
     #[test]

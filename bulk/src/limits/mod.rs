@@ -5,7 +5,7 @@ mod further;
 mod own;
 
 pub(crate) use charges::{Charges, cost_of};
-pub(crate) use further::{Further, FurtherRate};
+pub(crate) use further::{Further, FurtherRate, FurtherSums};
 pub(crate) use own::{COST_FIELD, DefaultAmount, LOCAL_COST, OwnBudgets};
 
 use crate::args::{Args, LimitArgs, LocalArgs};

@@ -11,7 +11,7 @@ use crate::{
     attempts::{Attempts, AttemptsLayer},
     client,
     input::{self, Admission, Form, Requests},
-    limits::{Bounds, Charges, OwnBudgets, TokenBurst, cost_of},
+    limits::{Bounds, Charges, FurtherSums, OwnBudgets, TokenBurst, cost_of},
     local::Provider,
     output::{Claim, Done},
     plan::Plan,
@@ -60,11 +60,15 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let options = input::Options::new(&args, target.clone());
     let mut requests = Requests::open(&options).await?;
     let is_surveyed = requests.is_rewindable();
-    let survey = if is_surveyed {
+    let surveyed = if is_surveyed {
         Some(survey(&mut requests, done.clone().unwrap_or_default(), &bounds, &args).await?)
     } else {
         None
     };
+    let survey = surveyed.map(|(survey, _)| survey);
+    let further = surveyed
+        .map(|(_, sums)| bounds.further.min_time(&sums))
+        .unwrap_or_default();
     let form = requests.form();
     ensure!(
         is_surveyed || args.files.on_malformed != OnMalformed::Refuse,
@@ -87,10 +91,15 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let charges = Charges::new(limiter.clone(), &args.limits)?;
     let stopper = Stopper::new();
     let to_send = survey.map(|survey| survey.requests - survey.skipped);
-    let min_time = survey.map(|survey| bounds.min_time(survey.requests - survey.skipped, survey.tokens));
+    let min_time = survey.map(|survey| {
+        bounds
+            .min_time(survey.requests - survey.skipped, survey.tokens)
+            .max(further)
+    });
     let work = Work {
         requests: to_send,
         tokens: survey.map_or(0, |survey| survey.tokens),
+        further,
     };
     let secrets = Secrets::of(&target.headers);
     let attempts = Arc::new(Attempts::new(secrets.clone()));
@@ -273,16 +282,25 @@ async fn dry_run(args: &Args, target: Target, bounds: &Bounds) -> anyhow::Result
 }
 
 /// Reads the whole input before anything is sent, so that malformed lines and the shortest possible time are reported
-/// at the start. Requests that can never be sent have no part in the time.
-async fn survey(requests: &mut Requests, mut done: Done, bounds: &Bounds, args: &Args) -> anyhow::Result<Survey> {
+/// at the start. Requests that can never be sent have no part in the time. Returns also what the requests to send take of
+/// the further limits.
+async fn survey(
+    requests: &mut Requests,
+    mut done: Done,
+    bounds: &Bounds,
+    args: &Args,
+) -> anyhow::Result<(Survey, FurtherSums)> {
     let mut survey = Survey::default();
+    let mut sums = FurtherSums::default();
     while let Some(line) = requests.next().await? {
         match line {
             Ok(request) => {
                 survey.requests += 1;
+                let cost = cost_of(&request);
                 if done.take(&request) {
                     survey.skipped += 1;
-                } else if bounds.fits(request.tokens, &args.limits) && bounds.further.fits(&cost_of(&request)) {
+                } else if bounds.fits(request.tokens, &args.limits) && bounds.further.fits(&cost) {
+                    bounds.further.add_cost(&cost, &mut sums);
                     survey.largest = survey.largest.max(request.tokens);
                     survey.tokens = survey.tokens.saturating_add(request.tokens);
                 }
@@ -313,7 +331,7 @@ async fn survey(requests: &mut Requests, mut done: Done, bounds: &Bounds, args: 
             let _ = writeln!(io::stderr(), "{note}");
         }
     }
-    Ok(survey)
+    Ok((survey, sums))
 }
 
 /// The limiter of this run, or the one that it shares with other runs.

@@ -38,6 +38,8 @@ pub(crate) struct Work {
     pub(crate) requests: Option<u64>,
     /// The estimated tokens of these requests.
     pub(crate) tokens: u64,
+    /// The shortest time that the further limits leave for these requests.
+    pub(crate) further: Duration,
 }
 
 pub(crate) struct Progress {
@@ -255,8 +257,10 @@ impl Progress {
         let time_left = self.work.requests.and_then(|total| {
             let sent = ended.requests() + in_flight;
             let estimated = ended.estimated + (in_flight as f64 * mean_tokens) as u64;
+            let requests = total.saturating_sub(sent);
             let rest = Rest {
-                requests: total.saturating_sub(sent),
+                requests,
+                further: self.work.further.mul_f64(requests as f64 / total.max(1) as f64),
                 tokens: ended.expected(self.work.tokens.saturating_sub(estimated)),
                 calling: ended.mean_calling(),
                 pause: pause_left.map_or(Duration::ZERO, |(_, left)| left),
