@@ -140,8 +140,10 @@ struct DeadlineTimer {
 pub(crate) struct PendingDemand {
     requests: AtomicU64,
     tokens: AtomicU64,
-    /// The sum over the calls whose costs have more than requests and tokens.
-    others: Mutex<Demand>,
+    input_tokens: AtomicU64,
+    output_tokens: AtomicU64,
+    /// The sum over the calls whose costs have budgets that are not built in.
+    named: Mutex<Demand>,
 }
 
 /// Counts the cost of one call in the [`PendingDemand`] until this guard is dropped, which happens when the call has
@@ -150,9 +152,11 @@ pub(crate) struct PendingCost {
     demand: Arc<PendingDemand>,
     requests: u64,
     tokens: u64,
-    /// The rest of the cost, if there is any. Most costs are requests and tokens, and a queued call should take little
+    input_tokens: u64,
+    output_tokens: u64,
+    /// The rest of the cost, if there is any. Most costs have built-in budgets only, and a queued call should take little
     /// memory.
-    others: Option<Box<Cost>>,
+    named: Option<Box<Cost>>,
 }
 
 // === impl Deadline ===
@@ -370,59 +374,80 @@ impl PendingDemand {
     /// Adds the cost of a call to the pending demand until the returned guard is dropped.
     pub(crate) fn add(self: &Arc<Self>, cost: &Cost) -> PendingCost {
         self.requests.fetch_add(cost.requests, Ordering::Relaxed);
-        if cost.tokens > 0 {
-            self.tokens.fetch_add(cost.tokens, Ordering::Relaxed);
+        for (sum, amount) in self.tokens_by_kind().into_iter().zip(tokens_by_kind(cost)) {
+            if amount > 0 {
+                sum.fetch_add(amount, Ordering::Relaxed);
+            }
         }
-        let others = cost.has_more_than_requests_and_tokens().then(|| self.add_others(cost));
         PendingCost {
             demand: self.clone(),
             requests: cost.requests,
             tokens: cost.tokens,
-            others,
+            input_tokens: cost.input_tokens,
+            output_tokens: cost.output_tokens,
+            named: cost.has_named().then(|| self.add_named(cost)),
         }
     }
 
-    /// Adds what the cost has of other budgets than requests and tokens, and returns it.
+    /// Adds what the cost has of budgets that are not built in, and returns it.
     #[cold]
-    fn add_others(&self, cost: &Cost) -> Box<Cost> {
-        let others = Box::new(Cost {
+    fn add_named(&self, cost: &Cost) -> Box<Cost> {
+        let named = Box::new(Cost {
             requests: 0,
             tokens: 0,
+            input_tokens: 0,
+            output_tokens: 0,
             ..*cost
         });
-        *self.others() += &others;
-        others
+        *self.named() += &named;
+        named
     }
 
     /// Returns the summed costs of the calls that have not left the queue.
     pub(crate) fn sum(&self) -> Demand {
-        let mut sum = self.others().clone();
-        let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        let mut sum = self.named().clone();
+        let [tokens, input_tokens, output_tokens] = self.tokens_by_kind().map(|sum| sum.load(Ordering::Relaxed));
         sum += &Cost {
-            requests: load(&self.requests),
-            ..Cost::tokens(load(&self.tokens))
+            requests: self.requests.load(Ordering::Relaxed),
+            tokens,
+            input_tokens,
+            output_tokens,
+            ..Cost::none()
         };
         sum
     }
 
-    #[cold]
-    fn remove_others(&self, others: &Cost) {
-        *self.others() -= others;
+    const fn tokens_by_kind(&self) -> [&AtomicU64; 3] {
+        [&self.tokens, &self.input_tokens, &self.output_tokens]
     }
 
-    fn others(&self) -> MutexGuard<'_, Demand> {
-        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    #[cold]
+    fn remove_named(&self, named: &Cost) {
+        *self.named() -= named;
     }
+
+    fn named(&self) -> MutexGuard<'_, Demand> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the amounts in the order of [`PendingDemand::tokens_by_kind`].
+const fn tokens_by_kind(cost: &Cost) -> [u64; 3] {
+    [cost.tokens, cost.input_tokens, cost.output_tokens]
 }
 
 impl Drop for PendingCost {
     fn drop(&mut self) {
-        self.demand.requests.fetch_sub(self.requests, Ordering::Relaxed);
-        if self.tokens > 0 {
-            self.demand.tokens.fetch_sub(self.tokens, Ordering::Relaxed);
+        let demand = &self.demand;
+        demand.requests.fetch_sub(self.requests, Ordering::Relaxed);
+        let own = [self.tokens, self.input_tokens, self.output_tokens];
+        for (sum, amount) in demand.tokens_by_kind().into_iter().zip(own) {
+            if amount > 0 {
+                sum.fetch_sub(amount, Ordering::Relaxed);
+            }
         }
-        if let Some(others) = &self.others {
-            self.demand.remove_others(others);
+        if let Some(named) = &self.named {
+            demand.remove_named(named);
         }
     }
 }

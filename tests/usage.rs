@@ -321,8 +321,14 @@ fn an_estimate_is_a_quarter_of_the_characters_and_the_longest_answer_allowed() {
     }
     let mut request = Request::new("1234");
     request.extensions_mut().insert(tower_outbound::ApiTokens(9));
-    assert_eq!(CharacterEstimate::new().cost(&request), Cost::tokens(9));
-    assert_eq!(AverageEstimate::new(5).cost(&request), Cost::tokens(9));
+    assert_eq!(
+        CharacterEstimate::new().cost(&request),
+        Cost::from(tower_outbound::ApiTokens(9))
+    );
+    assert_eq!(
+        AverageEstimate::new(5).cost(&request),
+        Cost::from(tower_outbound::ApiTokens(9))
+    );
 }
 
 /// Returns the estimate for a body, with 500 tokens for an answer without a bound.

@@ -3,7 +3,7 @@
 //! The event of a request is complete only when the request has ended, which may be hours after its first attempt. What
 //! is shown during the run, and what failed attempts were charged, is counted here.
 
-use crate::secrets::Secrets;
+use crate::{limits::Charges, secrets::Secrets};
 use futures_util::{FutureExt, future::BoxFuture};
 use http::{Request, Response, StatusCode, header::RETRY_AFTER};
 use hyper::body::Bytes;
@@ -14,7 +14,7 @@ use std::{
     task::{Context, Poll},
 };
 use tower::{BoxError, Layer, Service};
-use tower_outbound::{ApiTokens, RequestId, event, retry::never_sent};
+use tower_outbound::{RequestId, event, rate::RequestCost, retry::never_sent};
 
 /// The number of kinds of failures that are counted separately. Further kinds are counted together as `others`.
 const MAX_KINDS: usize = 100;
@@ -24,13 +24,16 @@ const MAX_TEXT: usize = 300;
 
 /// Counts the attempts of the client below it. Belongs directly around the client, below the layer that retries.
 #[derive(Clone, Debug)]
-pub(crate) struct AttemptsLayer(pub(crate) Arc<Attempts>);
+pub(crate) struct AttemptsLayer {
+    attempts: Arc<Attempts>,
+    charges: Charges,
+}
 
 /// The service of [`AttemptsLayer`].
 #[derive(Clone, Debug)]
 pub(crate) struct CountAttempts<S> {
     inner: S,
-    attempts: Arc<Attempts>,
+    layer: AttemptsLayer,
 }
 
 /// The counts of all attempts of a run.
@@ -67,13 +70,20 @@ pub(crate) struct AttemptCounts {
 
 // === impl AttemptsLayer ===
 
+impl AttemptsLayer {
+    /// Counts in `attempts`, and takes an attempt to be charged what `charges` say.
+    pub(crate) const fn new(attempts: Arc<Attempts>, charges: Charges) -> Self {
+        Self { attempts, charges }
+    }
+}
+
 impl<S> Layer<S> for AttemptsLayer {
     type Service = CountAttempts<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
         CountAttempts {
             inner,
-            attempts: self.0.clone(),
+            layer: self.clone(),
         }
     }
 }
@@ -94,9 +104,9 @@ where
     }
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let tokens = request.extensions().get::<ApiTokens>().map_or(0, |tokens| tokens.0);
+        let tokens = self.layer.charges.cost(&request).tokens;
         let id = event::current().map(|event| event.request_id());
-        let attempts = self.attempts.clone();
+        let attempts = self.layer.attempts.clone();
         if let Some(id) = &id {
             attempts.lock().failed.remove(id);
         }
@@ -227,7 +237,15 @@ fn chain(error: &BoxError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::Args;
+    use clap::Parser;
     use tower::{ServiceBuilder, ServiceExt, service_fn};
+    use tower_outbound::{ApiTokens, Limits, RateLimiter};
+
+    fn charges() -> Charges {
+        let limiter = RateLimiter::new(Limits::new()).unwrap();
+        Charges::new(limiter, &Args::parse_from(["bulk"]).limits).unwrap()
+    }
 
     fn response(status: u16, body: &'static str) -> Response<Bytes> {
         let mut response = Response::new(Bytes::from(body));
@@ -239,7 +257,7 @@ mod tests {
         let mut result = Some(result);
         let client = service_fn(move |_: Request<Bytes>| std::future::ready(result.take().unwrap()));
         let service = ServiceBuilder::new()
-            .layer(AttemptsLayer(attempts.clone()))
+            .layer(AttemptsLayer::new(attempts.clone(), charges()))
             .service(client);
         let mut request = Request::new(Bytes::new());
         request.extensions_mut().insert(ApiTokens(50));

@@ -12,7 +12,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `args/` | the command line, a file for each group of options |
-//! | `limits/` | the limits that the command line sets |
+//! | `limits/` | the limits that the command line sets, and what a request is charged |
 //! | `input/` | the file of requests, its forms, and the number of tokens of a request |
 //! | `output/` | the file of results, its lines, and what an earlier run wrote |
 //! | `run/` | the run from start to end: feed the executor, watch the health of the attempts, stop |
@@ -25,7 +25,7 @@
 //! | `recording.rs` | how the run went over time |
 //! | `view/` | what is shown during the run |
 //! | `summary/` | the counts of a run, and the summary at its end |
-//! | `local/` | the local provider: its answers, its limits, and the bucket it counts with |
+//! | `local/` | the local provider: its answers, its limits, the bucket it counts with, and its headers |
 
 mod args;
 mod attempts;

@@ -3,7 +3,7 @@
 use crate::{
     args::Args,
     input::{Malformed, Requests},
-    limits::Bounds,
+    limits::{Bounds, OwnBudgets, cost_of},
     output::Done,
     price::{Money, Price},
     view::{
@@ -44,7 +44,7 @@ pub(crate) struct Found {
     pub(crate) malformed: u64,
     /// The requests that an earlier run has completed.
     pub(crate) skipped: u64,
-    /// The requests that need more tokens than the limits ever allow.
+    /// The requests that need more of a budget than the limits ever allow.
     pub(crate) too_large: u64,
     /// The requests to send that set no bound of their output, which is then in no estimate.
     pub(crate) unbounded: u64,
@@ -59,6 +59,15 @@ struct Phases {
     length: Duration,
     /// For each slot, for how long requests wait for each of [`CAUSES`].
     slots: Vec<[Duration; CAUSES.len()]>,
+}
+
+/// What the requests cost, without the requests themselves: four bytes for each budget, besides requests, of each request.
+/// No request takes more than four billion of a budget.
+#[derive(Debug)]
+struct Costs {
+    budgets: Vec<Budget>,
+    /// The amounts of all budgets of the first request, then those of the second one, and so on.
+    amounts: Vec<u32>,
 }
 
 /// What requests can wait for in a plan.
@@ -89,9 +98,7 @@ impl Plan {
         let price = args.view.cost.price();
         let mut found = Found::default();
         let mut cost = price.map(|_| Money::default());
-        // Eight bytes for each request: the requests themselves are not kept.
-        let mut costs = Vec::new();
-        let cost_of = |request: &_| Price::tokens_apart(request);
+        let mut costs = Costs::new(&OwnBudgets::of(&args.limits));
         while let Some(line) = requests.next().await? {
             let request = match line {
                 Ok(request) => request,
@@ -111,7 +118,7 @@ impl Plan {
                     *sum += price.estimate(&request);
                     found.unbounded += u64::from(request.tokens > 0 && !Price::bounds_output(&request));
                 }
-                costs.push(apart(&cost_of(&request)));
+                costs.push(&cost_of(&request));
             } else {
                 found.too_large += 1;
             }
@@ -137,12 +144,12 @@ impl Plan {
 }
 
 /// Returns when the last of the requests is admitted, and what they wait for until then.
-fn simulate(limits: &Limits, costs: &[[u32; 2]]) -> anyhow::Result<(Duration, Phases)> {
+fn simulate(limits: &Limits, costs: &Costs) -> anyhow::Result<(Duration, Phases)> {
     let mut plan = limits.plan()?;
     let mut phases = Phases::new();
     let mut last = Duration::ZERO;
-    for [input, output] in costs {
-        let admitted = plan.admit(Cost::input_output_tokens((*input).into(), (*output).into()))?;
+    for cost in costs.iter() {
+        let admitted = plan.admit(cost)?;
         if let Some(binding) = plan.binding() {
             let cause = cause_of(&binding);
             let at = CAUSES.iter().position(|known| *known == cause);
@@ -153,11 +160,6 @@ fn simulate(limits: &Limits, costs: &[[u32; 2]]) -> anyhow::Result<(Duration, Ph
     Ok((last, phases))
 }
 
-/// Returns the tokens of a prompt and of an answer, of which there are no more than four billion.
-fn apart(cost: &Cost) -> [u32; 2] {
-    [cost.input_tokens, cost.output_tokens].map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX))
-}
-
 /// Returns what a request waits for whose time the plan says is given by `binding`.
 fn cause_of(binding: &Binding) -> Cause {
     match binding {
@@ -166,9 +168,35 @@ fn cause_of(binding: &Binding) -> Cause {
             Budget::Tokens => Cause::Tokens,
             Budget::InputTokens => Cause::InputTokens,
             Budget::OutputTokens => Cause::OutputTokens,
+            Budget::Named(_) => Cause::Budget,
             _ => Cause::Requests,
         },
         _ => Cause::Requests,
+    }
+}
+
+// === impl Costs ===
+
+impl Costs {
+    fn new(own: &OwnBudgets) -> Self {
+        let tokens = [Budget::InputTokens, Budget::OutputTokens];
+        Self {
+            budgets: tokens.into_iter().chain(own.budgets()).collect(),
+            amounts: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, cost: &Cost) {
+        let amount = |budget: &Budget| u32::try_from(cost.of(*budget)).unwrap_or(u32::MAX);
+        self.amounts.extend(self.budgets.iter().map(amount));
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Cost> + '_ {
+        self.amounts.chunks(self.budgets.len()).map(|amounts| {
+            let tokens = Cost::input_output_tokens(amounts[0].into(), amounts[1].into());
+            let own = self.budgets.iter().zip(amounts).skip(2);
+            own.fold(tokens, |cost, (budget, amount)| cost.with(*budget, (*amount).into()))
+        })
     }
 }
 
@@ -239,7 +267,7 @@ impl fmt::Display for Plan {
             (
                 "too large",
                 found.too_large,
-                "requests with more tokens than the limits ever allow",
+                "requests that need more than the limits ever allow",
             ),
             ("tokens", found.tokens, "estimated, of the requests to send"),
             ("largest", found.largest, "tokens of the largest request"),
@@ -317,11 +345,18 @@ mod tests {
         bounds.limits()
     }
 
+    fn costs(tokens: &[[u64; 2]]) -> Costs {
+        let mut costs = Costs::new(&OwnBudgets::default());
+        let all = tokens.iter();
+        all.for_each(|[input, output]| costs.push(&Cost::input_output_tokens(*input, *output)));
+        costs
+    }
+
     #[test]
     fn the_limit_that_holds_up_each_part_of_the_job_is_told() {
         // A request a second, and a hundred tokens a second: first many small requests, then large ones.
         let tokens = [[[10, 0]; 300].as_slice(), &[[600, 400]; 30]].concat();
-        let (time, phases) = simulate(&limits(60, 6_000), &tokens).unwrap();
+        let (time, phases) = simulate(&limits(60, 6_000), &costs(&tokens)).unwrap();
         // The bucket of tokens is full when the large requests begin.
         assert_eq!(time, Duration::from_secs(300 + 1 + 29 * 10));
         let list = phases.list(time);
@@ -332,8 +367,25 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_a_budget_of_ones_own_is_told_by_its_option() {
+        use clap::Parser;
+        let args = Args::parse_from(["bulk", "--rpm", "off", "--tpm", "off", "--budget", "images=60/min"]);
+        let own = OwnBudgets::of(&args.limits);
+        let mut costs = Costs::new(&own);
+        for _ in 0..30 {
+            costs.push(&Cost::input_output_tokens(10, 0).with("images", 3));
+        }
+        let bounds = Bounds::new(&args).unwrap();
+        let (time, phases) = simulate(&bounds.limits(), &costs).unwrap();
+        // The limit begins with 57, and adds one a second.
+        assert_eq!(time, Duration::from_secs(33));
+        let causes: Vec<_> = phases.list(time).iter().map(|(_, cause)| *cause).collect();
+        assert_eq!(causes, [Some(Cause::Budget)]);
+    }
+
+    #[test]
     fn without_limits_everything_is_sent_at_once() {
-        let (time, phases) = simulate(&Limits::new(), &[[500, 0]; 1_000]).unwrap();
+        let (time, phases) = simulate(&Limits::new(), &costs(&[[500, 0]; 1_000])).unwrap();
         assert_eq!(time, Duration::ZERO);
         assert!(phases.list(time).is_empty());
     }
@@ -341,7 +393,7 @@ mod tests {
     #[test]
     fn a_plan_of_a_million_requests_takes_seconds_at_most() {
         let started = tokio::time::Instant::now();
-        let (time, phases) = simulate(&limits(600, 60_000), &vec![[60, 40]; 1_000_000]).unwrap();
+        let (time, phases) = simulate(&limits(600, 60_000), &costs(&vec![[60, 40]; 1_000_000])).unwrap();
         assert_eq!(time, Duration::from_secs(100_000));
         assert_eq!(phases.list(time).len(), 1);
         assert!(phases.slots.len() <= SLOTS);

@@ -247,8 +247,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     }
 
     /// Sets how the cost of a request is computed: a [`RequestCost`](crate::rate::RequestCost), for example a function
-    /// from `&Request<B>` to [`Cost`](crate::Cost). Default: one request, and the number of tokens in the request's
-    /// extension [`ApiTokens`](crate::ApiTokens).
+    /// from `&Request<B>` to [`Cost`](crate::Cost). Default: [`ByExtension`], the cost that the request declares.
     pub fn cost<N>(self, cost: N) -> ExecutorBuilder<L, D, N, U> {
         ExecutorBuilder {
             settings: self.settings,
@@ -270,6 +269,13 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
             cost: self.cost,
             used,
         }
+    }
+
+    /// Sets an estimate that is both the [cost](Self::cost) of a request and what [settles](Self::settle) it, because it
+    /// learns from what calls have used: [`QuantileEstimate`](crate::provider::QuantileEstimate), or
+    /// [`AverageEstimate`](crate::provider::AverageEstimate). Default: none.
+    pub fn estimate<E: Clone>(self, estimate: E) -> ExecutorBuilder<L, D, E, E> {
+        self.cost(estimate.clone()).settle(estimate)
     }
 
     /// Builds an executor that makes its calls with `client`.

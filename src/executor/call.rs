@@ -8,6 +8,7 @@ use crate::{
     deadline::Deadline,
     error::{BoxError, Error, Refused},
     event::{EventHandle, Metadata, NoMethod, Payload, RequestId, Value},
+    rate::Cost,
     tokens::ApiTokens,
 };
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
@@ -22,8 +23,8 @@ use std::{
 /// A call to submit to an [`Executor`](super::Executor): an http request, with settings for the executor and for the
 /// call's event.
 ///
-/// Any [`http::Request`] converts into a `Call`. The settings are kept in the extensions of the request ([`ApiTokens`],
-/// [`Deadline`], [`Metadata`], [`RequestId`], [`Payload`]), and can also be inserted there directly.
+/// Any [`http::Request`] converts into a `Call`. The settings are kept in the extensions of the request ([`Cost`],
+/// [`ApiTokens`], [`Deadline`], [`Metadata`], [`RequestId`], [`Payload`]), and can also be inserted there directly.
 ///
 /// ```
 /// use tower_outbound::Call;
@@ -110,8 +111,27 @@ impl<R> Call<Closure<R>> {
 impl<B> Call<B> {
     /// Sets how many of the API's tokens the call is expected to use. Default: none, unless the executor's [cost
     /// function](super::ExecutorBuilder::cost) estimates them.
+    ///
+    /// Limits of input tokens and of output tokens are each charged all of them, since either kind may be all of them. Use
+    /// [`cost`](Self::cost) to tell them apart.
     pub fn tokens(self, tokens: u64) -> Self {
         self.extension(ApiTokens(tokens))
+    }
+
+    /// Sets what the call takes of each budget that is limited. Replaces [`tokens`](Self::tokens). Default: one request
+    /// and those tokens, unless the executor's [cost function](super::ExecutorBuilder::cost) estimates them.
+    ///
+    /// A cost function of your own is used instead, and may read the cost from the request's extensions.
+    ///
+    /// ```
+    /// use tower_outbound::{Call, Cost};
+    ///
+    /// let request = http::Request::post("http://localhost/v1/images").body(String::from("{}"))?;
+    /// let call = Call::from(request).cost(Cost::input_output_tokens(900, 300).with("images", 2));
+    /// # Ok::<_, http::Error>(())
+    /// ```
+    pub fn cost(self, cost: Cost) -> Self {
+        self.extension(cost)
     }
 
     /// Sets how long the call may take, from when `timeout` is called until the call has ended. Default: the [timeout

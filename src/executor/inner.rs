@@ -13,12 +13,15 @@ use crate::{
     error::{Error, Refused},
     event::{self, EventHandle, Events, RequestDetails, Scope, Stage},
     queue::{self, CallContext, Queue},
-    rate::{ApiTokens, Bursts, Cost, Demand},
+    rate::{ApiTokens, Budget, Bursts, Cost, Demand},
 };
 use http::{Request, Response};
 use std::{
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::oneshot;
@@ -57,9 +60,11 @@ pub(super) struct ExecutorParts<B, R> {
 /// What the clones of an executor share. `ExecutorInner` is dropped with the last clone, and then cancels all calls.
 pub(super) struct ExecutorInner<B, R> {
     parts: ExecutorParts<B, R>,
-    /// The largest cost that the rate limiter admits, for each kind of budget (requests and tokens). It is kept here so
+    /// The largest cost that the rate limiter admits, for each budget. It is kept here so
     /// that checking the cost of a call takes no lock.
     bursts: Arc<Bursts>,
+    /// Whether to warn of the first cost that names tokens, but none of the kinds of tokens that are limited.
+    warns_of_untold_kinds: AtomicBool,
     /// Counts the events of the calls, and sends every change of a call's status to subscribers.
     events: Events,
     /// The total cost of the submitted calls that have not reached the limits, to compute how long a new call will wait
@@ -84,8 +89,11 @@ pub(super) enum RunState<B, R> {
 
 impl<B, R> ExecutorInner<B, R> {
     pub(super) fn new(parts: ExecutorParts<B, R>) -> Self {
+        let limits = parts.monitor.limiter().limits();
+        let is_kind = |budget| matches!(budget, Budget::InputTokens | Budget::OutputTokens);
         Self {
             bursts: parts.monitor.limiter().bursts(),
+            warns_of_untold_kinds: AtomicBool::new(limits.rates().any(|(budget, _)| is_kind(budget))),
             events: parts.monitor.events().clone(),
             pending_demand: Arc::default(),
             nested_waits: NestedWaits::new(parts.monitor.events().clone(), parts.monitor.concurrency().clone()),
@@ -132,10 +140,26 @@ impl<B, R> ExecutorInner<B, R> {
 
     /// Returns the cost of the request. Fails if the cost is above the burst of a rate, since the call could never be
     /// admitted.
-    fn check(&self, request: &Request<B>) -> Result<Cost, Error> {
+    fn check(&self, request: &mut Request<B>) -> Result<Cost, Error> {
+        self.parts.cost.prepare(request);
         let cost = self.parts.cost.cost(request);
         self.bursts.check(&cost)?;
+        if cost.tokens > 0 && cost.input_tokens == 0 && cost.output_tokens == 0 {
+            self.warn_of_untold_kinds();
+        }
         Ok(cost)
+    }
+
+    fn warn_of_untold_kinds(&self) {
+        if self.warns_of_untold_kinds.load(Ordering::Relaxed)
+            && self.warns_of_untold_kinds.swap(false, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                target: "tower_outbound",
+                "The cost of a call names tokens, but no input and no output tokens, which are limited: nothing is charged to \
+                 those limits. Use `Cost::input_output_tokens`, or `Cost::from(ApiTokens(n))`"
+            );
+        }
     }
 
     /// Admits a call into the queue, or lets it wait for a place.
@@ -164,7 +188,7 @@ impl<B, R> ExecutorInner<B, R> {
         queue: &mut Queue<Request<B>, Response<R>>,
         mut request: Request<B>,
     ) -> Result<CallFuture<B, R>, TrySubmitError<B>> {
-        let cost = self.check(&request)?;
+        let cost = self.check(&mut request)?;
         let place = match queue.try_place() {
             Ok(Some(place)) => place,
             Ok(None) => {
@@ -188,11 +212,11 @@ impl<B, R> ExecutorInner<B, R> {
     #[inline]
     fn admit(&self, request: &mut Request<B>, cost: Cost, has_place: bool) -> Result<Admission<R>, Error> {
         if cost.tokens > 0 && request.extensions().get::<ApiTokens>().is_none() {
-            // The number of tokens is put into the request's extension `ApiTokens`, which the event records. When the
-            // layers compute the cost, a cost function that estimates tokens uses it instead of estimating again. A cost
-            // of more budgets is an extension, too: otherwise nothing would be charged to the others.
+            // The number of tokens is put into the request's extension `ApiTokens`, which the event records. The cost is
+            // an extension, too, so that a cost function that estimates tokens uses it when the layers compute the cost,
+            // instead of estimating again. An estimate that is prepared to be computed again is not kept.
             request.extensions_mut().insert(ApiTokens(cost.tokens));
-            if cost.has_more_than_requests_and_tokens() {
+            if cost.has_more_than_requests_and_tokens() && !self.parts.cost.prepare(request) {
                 request.extensions_mut().insert(cost);
             }
         }

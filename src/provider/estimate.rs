@@ -178,12 +178,11 @@ impl fmt::Debug for AverageEstimate {
 /// Returns the cost that a request declares with its extension [`Cost`] or [`ApiTokens`].
 pub(super) fn declared_cost<B>(req: &Request<B>) -> Option<Cost> {
     let extensions = req.extensions();
-    let tokens = || extensions.get::<ApiTokens>().map(|tokens| Cost::tokens(tokens.0));
+    let tokens = || extensions.get::<ApiTokens>().map(|tokens| Cost::from(*tokens));
     extensions.get::<Cost>().copied().or_else(tokens)
 }
 
 /// Returns the size of a request. A body that is not in memory counts as an empty prompt.
 pub(super) fn size<B: WholeBody>(req: &Request<B>) -> RequestSize {
-    let body = req.body().whole();
-    body.map_or_else(RequestSize::default, |body| RequestSize::read(req.uri(), body))
+    RequestSize::read(req.uri(), req.body().whole().unwrap_or_default())
 }

@@ -51,9 +51,9 @@
 //! is corrected when the call ends, to the number of tokens that [`UsageLayer`] has found.
 //!
 //! A request with the extension [`Cost`](crate::Cost) costs that, and one with the extension
-//! [`ApiTokens`](crate::ApiTokens) the number of tokens that the extension declares, of which the parts of prompt and
-//! answer are not known: nothing is estimated. Otherwise the estimate reads the JSON body, in the formats of OpenAI, Anthropic, Gemini,
-//! Mistral and those who copy them:
+//! [`ApiTokens`](crate::ApiTokens) the number of tokens that the extension declares: nothing is estimated. The parts of
+//! prompt and answer are not known then, so limits of input tokens and of output tokens are each charged all of them.
+//! Otherwise the estimate reads the JSON body, in the formats of OpenAI, Anthropic, Gemini, Mistral and those who copy them:
 //!
 //! | in the request | counts as |
 //! |---|---|
@@ -75,6 +75,8 @@
 //! memory](crate::body::WholeBody) counts as an empty prompt.
 
 mod adapt;
+#[cfg(feature = "json")]
+mod answers;
 mod dialect;
 #[cfg(feature = "json")]
 mod estimate;
@@ -85,6 +87,8 @@ mod info;
 mod key;
 #[cfg(feature = "json")]
 mod media;
+#[cfg(feature = "json")]
+mod model;
 #[cfg(feature = "json")]
 mod quantile;
 #[cfg(feature = "json")]

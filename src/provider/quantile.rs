@@ -1,10 +1,15 @@
-//! [`QuantileEstimate`]: estimates the tokens of an answer by a quantile of the answers of earlier calls.
+//! [`QuantileEstimate`]: estimates the tokens of an answer by a quantile of the answers of earlier calls to the same
+//! model.
 
-use super::estimate::{declared_cost, size};
+use super::{
+    answers::Answers,
+    estimate::{declared_cost, size},
+    request_size::RequestSize,
+};
 use crate::{
     body::WholeBody,
     error::{BoxError, InvalidConfig},
-    rate::{ByUsage, Cost, RequestCost, UsedCost},
+    rate::{ByUsage, CallKind, Cost, RequestCost, UsedCost},
     sync::Mutex,
     tokens::ApiTokensUsed,
 };
@@ -15,18 +20,25 @@ use std::{
 };
 
 /// Estimates the tokens of a call as one for every four characters of the prompt, plus a quantile of the answers of
-/// earlier calls, or the longest answers that the request allows if these are shorter. All answers to one call (`n`)
-/// count as one.
+/// earlier calls to the same model, or the longest answers that the request allows if these are shorter. All answers to
+/// one call (`n`) count as one.
 ///
 /// With a quantile of 0.95, one call in twenty uses more for its answer than it was charged. So calls with a large
 /// `max_tokens` and short answers do not wait for tokens that none of them uses, and yet few are charged too little. The
-/// quantile is that of the last 128 answers of any model: calls to models whose answers differ much need an estimate for
-/// each. Until 20 answers have been seen, an answer is estimated as by [`CharacterEstimate`](super::CharacterEstimate).
+/// quantile is that of the last 128 answers of the model. Until 20 answers have been seen, an answer is estimated as by
+/// [`CharacterEstimate`](super::CharacterEstimate).
+///
+/// The model is what the field `model` of the body names, or the path of the URL (Gemini, Bedrock, Azure OpenAI). The
+/// answers of 64 models are kept apart, and all other calls share those of the rest.
 ///
 /// The tokens used are read from the extension [`ApiTokensUsed`] of the response when the call is settled, so the same
-/// estimate is passed to both `cost` and `settle`. Clones of the estimate share the answers.
+/// estimate is passed to both `cost` and `settle`, which
+/// [`ExecutorBuilder::estimate`](crate::ExecutorBuilder::estimate) does. Clones of the estimate share the answers. In an
+/// executor, a call is charged by the answers that are known when it gets its permit, not by those when it was submitted.
+/// If the estimate is called by a cost function of your own, the function tells no model, and all models share one
+/// quantile.
 ///
-/// A request with the extension [`ApiTokens`](crate::ApiTokens) costs the number of tokens that the extension declares.
+/// A request with the extension [`Cost`] or [`ApiTokens`](crate::ApiTokens) costs what the extension declares.
 /// How a prompt is counted is described in the [module docs](super#estimates).
 ///
 /// ```
@@ -35,7 +47,7 @@ use std::{
 /// # let client = tower::service_fn(async |_: Request<String>| Ok::<_, tower::BoxError>(Response::new(())));
 ///
 /// let estimate = QuantileEstimate::new(0.95)?.default_answer(1_000);
-/// let executor = Executor::builder().cost(estimate.clone()).settle(estimate).build(client)?;
+/// let executor = Executor::builder().estimate(estimate).build(client)?;
 /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
 /// ```
 #[derive(Clone)]
@@ -46,21 +58,15 @@ pub struct QuantileEstimate {
     answers: Arc<Mutex<Answers>>,
 }
 
-/// The last answers, in tokens.
-struct Answers {
-    ring: [u64; RING],
-    /// Where the next answer is put.
-    next: usize,
-    /// How many answers there are in the ring.
-    seen: usize,
-    /// The quantile of the answers in the ring. `None` until there are enough.
-    estimate: Option<u64>,
+/// What was read of a request: an extension of it.
+#[derive(Clone, Copy)]
+struct Prepared {
+    size: RequestSize,
+    /// The length of the body that was read. If the body has another length now, it is read again.
+    length: usize,
+    /// Whether the request declared its cost when it was read. Later, an executor adds the estimate as an `ApiTokens`.
+    is_declared: bool,
 }
-
-/// The number of answers that are kept.
-const RING: usize = 128;
-/// The number of answers from which on the quantile is used.
-const ENOUGH: usize = 20;
 
 // === impl QuantileEstimate ===
 
@@ -82,12 +88,7 @@ impl QuantileEstimate {
             quantile,
             default_answer: 0,
             settlement: ByUsage::default(),
-            answers: Arc::new(Mutex::new(Answers {
-                ring: [0; RING],
-                next: 0,
-                seen: 0,
-                estimate: None,
-            })),
+            answers: Arc::new(Mutex::new(Answers::default())),
         })
     }
 
@@ -106,21 +107,28 @@ impl QuantileEstimate {
         self
     }
 
-    /// Returns the quantile of the answers in tokens, or `None` if fewer than 20 have been seen.
+    /// Returns the quantile, in tokens, of the answers of calls that tell no model, and of models beyond the 64 that are
+    /// kept apart. `None` if fewer than 20 have been seen.
     #[must_use]
     pub fn answer(&self) -> Option<u64> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).estimate
+        self.quantile(None)
     }
-}
 
-impl<B: WholeBody> RequestCost<Request<B>> for QuantileEstimate {
-    fn cost(&self, req: &Request<B>) -> Cost {
-        if let Some(cost) = declared_cost(req) {
-            return cost;
-        }
-        let size = size(req);
+    /// Returns the quantile, in tokens, of the answers of a model: `answer_of(CallKind::of("gpt-4o"))`. `None` if fewer
+    /// than 20 have been seen. If none has been kept of the model, it is that of [`answer`](Self::answer).
+    #[must_use]
+    pub fn answer_of(&self, model: CallKind) -> Option<u64> {
+        self.quantile(Some(model))
+    }
+
+    fn quantile(&self, model: Option<CallKind>) -> Option<u64> {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.quantile(model)
+    }
+
+    fn estimated(&self, size: &RequestSize) -> Cost {
         let longest = size.max_answers();
-        let answers = match self.answer() {
+        let answers = match self.quantile(size.model()) {
             Some(answer) => longest.map_or(answer, |longest| answer.min(longest)),
             None => longest.unwrap_or_else(|| self.default_answer.saturating_mul(size.answers())),
         };
@@ -128,16 +136,57 @@ impl<B: WholeBody> RequestCost<Request<B>> for QuantileEstimate {
     }
 }
 
+impl<B: WholeBody> RequestCost<Request<B>> for QuantileEstimate {
+    fn cost(&self, req: &Request<B>) -> Cost {
+        if let Some(cost) = req.extensions().get::<Cost>() {
+            return *cost;
+        }
+        match Prepared::of(req) {
+            Some(prepared) if !prepared.is_declared => self.estimated(&prepared.size),
+            _ => declared_cost(req).unwrap_or_else(|| self.estimated(&size(req))),
+        }
+    }
+
+    fn kind(&self, req: &Request<B>) -> Option<CallKind> {
+        let size = Prepared::of(req).map_or_else(|| size(req), |prepared| prepared.size);
+        size.model()
+    }
+
+    fn prepare(&self, req: &mut Request<B>) -> bool {
+        if Prepared::of(req).is_none() {
+            let before = req.extensions().get::<Prepared>();
+            let prepared = Prepared {
+                size: size(req),
+                length: length(req),
+                is_declared: before.map_or_else(|| declared_cost(req).is_some(), |before| before.is_declared),
+            };
+            req.extensions_mut().insert(prepared);
+        }
+        true
+    }
+}
+
 impl<R> UsedCost<Response<R>> for QuantileEstimate {
     fn used(&self, charged: Cost, result: Result<&Response<R>, &BoxError>) -> Option<Cost> {
+        self.used_by_kind(None, charged, result)
+    }
+
+    fn used_by_kind(
+        &self,
+        kind: Option<CallKind>,
+        charged: Cost,
+        result: Result<&Response<R>, &BoxError>,
+    ) -> Option<Cost> {
         let usage = result
             .ok()
             .and_then(|response| response.extensions().get::<ApiTokensUsed>()?.usage());
         if let Some(usage) = usage {
-            let rest = || Some(usage.counted()?.saturating_sub(charged.input_tokens));
+            // Of a charge that does not tell the prompt's tokens apart, it is not known what is left for the answer.
+            let is_told_apart = charged.output_tokens < charged.tokens || charged.input_tokens < charged.tokens;
+            let rest = || Some(usage.counted()?.saturating_sub(charged.input_tokens)).filter(|_| is_told_apart);
             if let Some(answer) = usage.output.or_else(rest) {
                 let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-                answers.add(answer, self.quantile);
+                answers.add(kind, answer, self.quantile);
             }
         }
         self.settlement.used(charged, result)
@@ -148,25 +197,20 @@ impl fmt::Debug for QuantileEstimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QuantileEstimate")
             .field("quantile", &self.quantile)
-            .field("answer", &self.answer())
+            .field("default_answer", &self.default_answer)
             .finish_non_exhaustive()
     }
 }
 
-// === impl Answers ===
+// === impl Prepared ===
 
-impl Answers {
-    fn add(&mut self, answer: u64, quantile: f64) {
-        self.ring[self.next] = answer;
-        self.next = (self.next + 1) % RING;
-        self.seen = (self.seen + 1).min(RING);
-        let seen = self.seen;
-        if seen >= ENOUGH {
-            let mut answers = self.ring;
-            let answers = &mut answers[..seen];
-            let rank = (quantile * seen as f64).ceil() as usize;
-            let (_, estimate, _) = answers.select_nth_unstable(rank.clamp(1, seen) - 1);
-            self.estimate = Some(*estimate);
-        }
+impl Prepared {
+    fn of<B: WholeBody>(req: &Request<B>) -> Option<Self> {
+        let prepared = req.extensions().get::<Self>().copied();
+        prepared.filter(|prepared| prepared.length == length(req))
     }
+}
+
+fn length<B: WholeBody>(req: &Request<B>) -> usize {
+    req.body().whole().map_or(0, <[u8]>::len)
 }

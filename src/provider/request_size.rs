@@ -3,7 +3,11 @@
 //! The body is read in one pass. Texts are counted where they stand, and what is not counted is skipped, so that a body
 //! with megabytes of images costs little more than finding its end.
 
-use super::media::{Kind, Medium, is_base64};
+use super::{
+    media::{Kind, Medium, is_base64},
+    model::model_in_path,
+};
+use crate::rate::CallKind;
 use http::Uri;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
@@ -21,6 +25,8 @@ pub(super) struct RequestSize {
     prompts: u64,
     /// Whether the answers are embeddings, which cost no tokens.
     is_embedding: bool,
+    /// The model that the request is for, if it tells.
+    model: Option<CallKind>,
 }
 
 /// The size of a part of a prompt.
@@ -80,12 +86,18 @@ impl RequestSize {
             ..Self::default()
         });
         size.is_embedding |= uri.path().contains("embed");
+        // Where the path names a model, a provider does not read it in the body.
+        size.model = model_in_path(uri.path()).map(CallKind::of).or(size.model);
         size
     }
 
     /// Returns the tokens of the prompt: one for every four characters, and those of what is not text.
     pub(super) fn prompt(&self) -> u64 {
         self.prompt.characters.div_ceil(4).saturating_add(self.prompt.tokens)
+    }
+
+    pub(super) const fn model(&self) -> Option<CallKind> {
+        self.model
     }
 
     /// Returns how many answers the request asks for that cost tokens.
@@ -179,6 +191,7 @@ impl<'de> Visitor<'de> for RequestSize {
                 "model" => {
                     let model: Value = map.next_value()?;
                     self.is_embedding |= model.as_str().is_some_and(|model| model.contains("embed"));
+                    self.model = model.as_str().map(CallKind::of);
                 }
                 "encoding_format" | "dimensions" => {
                     map.next_value::<IgnoredAny>()?;

@@ -1,6 +1,7 @@
 //! [`Cost`]: what a call takes of each budget; and [`PerBudget`], a value for each budget.
 
 use super::budget::{Budget, BudgetName};
+use crate::tokens::ApiTokens;
 use std::fmt;
 
 /// What one call takes of each budget that a rate limit counts. Most calls take one request.
@@ -60,6 +61,9 @@ impl Cost {
     }
 
     /// Returns the cost of one request and `tokens` API tokens.
+    ///
+    /// Limits of input tokens and of output tokens are charged nothing, of which an executor warns once. Where a provider has such limits, and it is known
+    /// only how many tokens there are in total, use `Cost::from(ApiTokens(tokens))`.
     #[must_use]
     pub const fn tokens(tokens: u64) -> Self {
         Self {
@@ -163,8 +167,27 @@ impl Cost {
 
     /// Whether the cost has amounts of budgets that are not built in, be they zero.
     #[inline]
-    pub(super) const fn has_named(&self) -> bool {
+    pub(crate) const fn has_named(&self) -> bool {
         self.named.names[0].is_some()
+    }
+}
+
+/// One request with so many tokens, of which it is not known how many are of the prompt and how many of the answer. Either
+/// may be all of them, so limits of input tokens and of output tokens are charged all of them, too.
+///
+/// ```
+/// use tower_outbound::{ApiTokens, Cost};
+///
+/// let cost = Cost::from(ApiTokens(750));
+/// assert_eq!((cost.tokens, cost.input_tokens, cost.output_tokens), (750, 750, 750));
+/// ```
+impl From<ApiTokens> for Cost {
+    fn from(ApiTokens(tokens): ApiTokens) -> Self {
+        Self {
+            input_tokens: tokens,
+            output_tokens: tokens,
+            ..Self::tokens(tokens)
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use super::{
     admission::Admission,
     cost::Cost,
     estimate::Estimate,
+    kind::CallKind,
     limiter::RateLimiter,
     pause::{Pause, PauseWatch},
 };
@@ -56,16 +57,34 @@ pub struct RateLimit<S, C = ByExtension, U = AsCharged> {
     on_pause: Option<fn(Pause)>,
 }
 
-/// Computes what a request is charged by a rate limiter: a number of requests and a number of API tokens.
+/// Computes what a request is charged by a rate limiter: an amount of each budget.
 ///
 /// Every `Fn(&Req) -> Cost` implements this trait. A [`RateLimitLayer`] uses [`ByExtension`] by default.
 pub trait RequestCost<Req> {
     /// Returns the cost of `req`.
     fn cost(&self, req: &Req) -> Cost;
+
+    /// Returns which other calls `req` is like, for a [`UsedCost`] that learns from each kind apart. Default: `None`.
+    fn kind(&self, _req: &Req) -> Option<CallKind> {
+        None
+    }
+
+    /// Reads once what [`cost`](Self::cost) and [`kind`](Self::kind) need, and keeps it in the request, for callers that
+    /// ask several times. Returns whether it did. Default: does nothing, and returns `false`.
+    ///
+    /// An executor asks for the cost when a call is submitted, and again when the call is charged. The cost of a request
+    /// that is not prepared is computed when it is submitted, and kept. That of a prepared one is computed anew, by what
+    /// was learned in the meantime.
+    fn prepare(&self, _req: &mut Req) -> bool {
+        false
+    }
 }
 
-/// A [`RequestCost`] for http requests: the cost is the request's extension [`Cost`], or else one request and the tokens
-/// of its extension [`ApiTokens`], or no tokens without that extension.
+/// A [`RequestCost`] for http requests: the cost is the request's extension [`Cost`], or else that of its extension
+/// [`ApiTokens`], or else one request.
+///
+/// Which of the tokens of an `ApiTokens` are of the prompt and which of the answer is not known, so limits of input tokens
+/// and of output tokens are each charged all of them. A `Cost` tells them apart.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByExtension;
 
@@ -83,6 +102,12 @@ pub trait UsedCost<Res> {
     ///
     /// This method is not called for a call whose future is dropped before the call has ended. That call stays charged.
     fn used(&self, charged: Cost, result: Result<&Res, &BoxError>) -> Option<Cost>;
+
+    /// Does what [`used`](Self::used) does, for a call of which its [`RequestCost`] tells the kind. This is the method
+    /// that a [`RateLimit`] calls. Default: calls `used`.
+    fn used_by_kind(&self, _kind: Option<CallKind>, charged: Cost, result: Result<&Res, &BoxError>) -> Option<Cost> {
+        self.used(charged, result)
+    }
 }
 
 /// A [`UsedCost`] that corrects no charge: every charge is final. A [`RateLimitLayer`] uses it by default.
@@ -139,6 +164,7 @@ pin_project! {
         #[pin]
         state: State<S, Req, S::Future>,
         used: U,
+        kind: Option<CallKind>,
     }
 }
 
@@ -256,8 +282,10 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, req: Req) -> Self::Future {
+    fn call(&mut self, mut req: Req) -> Self::Future {
+        self.cost.prepare(&mut req);
         let cost = self.cost.cost(&req);
+        let kind = if U::SETTLES { self.cost.kind(&req) } else { None };
         ResponseFuture {
             state: State::Waiting {
                 admission: self.limiter.admission(cost, U::SETTLES),
@@ -267,6 +295,7 @@ where
                 pauses: PauseWatch::new(self.on_pause),
             },
             used: self.used.clone(),
+            kind,
         }
     }
 }
@@ -276,8 +305,9 @@ where
 impl<B> RequestCost<http::Request<B>> for ByExtension {
     fn cost(&self, req: &http::Request<B>) -> Cost {
         let extensions = req.extensions();
-        let tokens = || Cost::tokens(extensions.get::<ApiTokens>().map_or(0, |tokens| tokens.0));
-        extensions.get::<Cost>().copied().unwrap_or_else(tokens)
+        let tokens = || extensions.get::<ApiTokens>().map(|tokens| Cost::from(*tokens));
+        let declared = extensions.get::<Cost>().copied().or_else(tokens);
+        declared.unwrap_or_else(Cost::request)
     }
 }
 
@@ -448,7 +478,7 @@ where
                     }
                     let result = ready!(future.poll(cx)).map_err(Into::into);
                     if let Some(estimate) = estimate.take() {
-                        if let Some(used) = this.used.used(estimate.cost(), result.as_ref()) {
+                        if let Some(used) = this.used.used_by_kind(*this.kind, estimate.cost(), result.as_ref()) {
                             estimate.settle(used);
                         }
                     }

@@ -81,6 +81,7 @@ mod demand;
 mod estimate;
 #[cfg(feature = "http")]
 mod followed;
+mod kind;
 mod layer;
 #[cfg(feature = "http")]
 mod level_history;
@@ -105,6 +106,7 @@ pub(crate) use demand::Demand;
 pub use estimate::Estimate;
 #[cfg(feature = "http")]
 pub(crate) use followed::Report;
+pub use kind::CallKind;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
 pub use limiter::RateLimiter;
 pub use limits::{Limits, Rate};

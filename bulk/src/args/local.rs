@@ -1,6 +1,6 @@
 //! The options of the local provider.
 
-use crate::limits::PerMinute;
+use crate::limits::{FurtherRate, PerMinute};
 
 /// The behaviour of the local provider.
 #[derive(clap::Args, Clone, Debug)]
@@ -13,6 +13,15 @@ pub(crate) struct LocalArgs {
     /// Tokens per minute that the local provider allows, or `off` [default: the value of --tpm]
     #[arg(long, hide_short_help = true, value_name = "N")]
     pub(crate) local_tpm: Option<PerMinute>,
+
+    /// A further limit of the local provider, such as output_tokens=8000/min [default: those of --input-tokens,
+    /// --output-tokens and --budget]
+    ///
+    /// May be given several times. What a request takes of a budget with a name of your own stands in its header
+    /// `x-local-cost`, which this program sends to its own local provider: `images=2, seconds=30`. A request without it
+    /// takes 1.
+    #[arg(long, hide_short_help = true, value_name = "NAME=N/PERIOD")]
+    pub(crate) local_budget: Vec<FurtherRate>,
 
     /// Percentage of `max_tokens` that each response uses, from 1 to 100
     #[arg(long, hide_short_help = true, value_name = "PERCENT", default_value = "100",

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use std::{borrow::Cow, fmt, ops::Range};
 
 /// The fields of an object in their order. Names are without escapes, values as they are written.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     text: &'a str,
     fields: Vec<(Cow<'a, str>, &'a RawValue)>,
 }
@@ -19,7 +19,7 @@ impl<'a> Fields<'a> {
     /// # Errors
     ///
     /// What is wrong with the text if it is no JSON object, and where.
-    pub(super) fn parse(text: &'a str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &'a str) -> Result<Self, String> {
         if !text.starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok() {
             return Err("not a JSON object".into());
         }
@@ -33,7 +33,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Returns the value of a field; the last one if there are several.
-    pub(super) fn get(&self, name: &str) -> Option<&'a RawValue> {
+    pub(crate) fn get(&self, name: &str) -> Option<&'a RawValue> {
         let found = self.fields.iter().rev().find(|(field, _)| field == name);
         found.map(|(_, value)| *value)
     }
@@ -42,7 +42,7 @@ impl<'a> Fields<'a> {
         self.get(name).is_some()
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.fields.iter().map(|(name, _)| &**name)
     }
 

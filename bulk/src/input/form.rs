@@ -25,14 +25,15 @@ const BODY_FIELDS: [&str; 5] = ["model", "messages", "input", "prompt", "content
 const REST_FIELDS: [&str; 6] = ["custom_id", "metadata", "method", "url", "headers", "body"];
 
 impl Form {
-    /// Recognizes the form of a line by its fields.
-    pub(super) fn of(fields: &Fields<'_>) -> Self {
+    /// Recognizes the form of a line by its fields, without `own_field`, which is a field of this program in any form.
+    pub(super) fn of(fields: &Fields<'_>, own_field: &str) -> Self {
         let is_object = |name| fields.get(name).is_some_and(|value| value.get().starts_with('{'));
         let is_string = |name| fields.get(name).is_some_and(|value| value.get().starts_with('"'));
         let is_body = BODY_FIELDS.iter().any(|name| fields.has(name));
         let has_url = is_string("method") && is_string("url");
         // A line with other fields may be a body itself, as that of an API for mails: `{"to": …, "body": {…}}`.
-        let has_call_fields_only = fields.names().all(|name| REST_FIELDS.contains(&name));
+        let names = || fields.names().filter(|name| *name != own_field);
+        let has_call_fields_only = names().all(|name| REST_FIELDS.contains(&name));
         let is_call = is_string("url") && fields.has("body") && has_call_fields_only;
         if is_object("body") && (has_url || has_call_fields_only) {
             let is_post = fields.get("method").is_none_or(|method| method.get() == "\"POST\"");
@@ -47,7 +48,7 @@ impl Form {
             Self::AnthropicBatch
         } else if is_object("request")
             && !is_body
-            && (fields.has("key") || fields.has("custom_id") || fields.names().count() == 1)
+            && (fields.has("key") || fields.has("custom_id") || names().count() == 1)
         {
             Self::GeminiBatch
         } else {
@@ -144,7 +145,23 @@ mod tests {
     use super::*;
 
     fn form(text: &str) -> Form {
-        Form::of(&Fields::parse(text).unwrap())
+        Form::of(&Fields::parse(text).unwrap(), "")
+    }
+
+    #[test]
+    fn a_field_of_this_program_does_not_change_the_form() {
+        for (text, with, without) in [
+            (r#"{"custom_id":1,"body":{},"cost":{}}"#, Form::OpenAiBatch, Form::Lines),
+            (
+                r#"{"request":{"contents":[]},"cost":{}}"#,
+                Form::GeminiBatch,
+                Form::Lines,
+            ),
+            (r#"{"prompt":"x","cost":{}}"#, Form::Lines, Form::Lines),
+        ] {
+            let fields = Fields::parse(text).unwrap();
+            assert_eq!((Form::of(&fields, "cost"), form(text)), (with, without), "{text}");
+        }
     }
 
     #[test]

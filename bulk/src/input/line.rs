@@ -1,10 +1,12 @@
 //! One line of the input, parsed into its request.
 
 use super::{Malformed, Options, Request, Tokens, fields::Fields, form::Form};
+use crate::limits::COST_FIELD;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use hyper::body::Bytes;
 use serde_json::{Value, value::RawValue};
 use tower_outbound::{
+    Cost,
     provider::{CharacterEstimate, Provider},
     rate::RequestCost,
 };
@@ -40,7 +42,7 @@ fn parse_fields(
     let text =
         std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8, at column {}", error.valid_up_to() + 1))?;
     let fields = Fields::parse(text)?;
-    let form = options.form.unwrap_or_else(|| Form::of(&fields));
+    let form = options.form_of(&fields);
     let id = fields
         .get("custom_id")
         .or_else(|| fields.get("key").filter(|_| form == Form::GeminiBatch));
@@ -56,7 +58,8 @@ fn parse_fields(
     let body = match form {
         Form::Lines => {
             let keeps_metadata = keeps_metadata(&fields, options.provider);
-            let is_cut = |name: &str| name == "custom_id" || (name == "metadata" && !keeps_metadata);
+            let is_own = |name: &str| name == COST_FIELD && !options.own_budgets.is_empty();
+            let is_cut = |name: &str| name == "custom_id" || (name == "metadata" && !keeps_metadata) || is_own(name);
             fields.without(is_cut).map_or_else(|| bytes.clone(), Bytes::from)
         }
         Form::AnthropicBatch => part("params")?,
@@ -91,6 +94,11 @@ fn parse_fields(
         *request.uri_mut() = url.clone();
     }
     let tokens = options.tokens.of(text, &request)?;
+    let own_cost = if options.own_budgets.is_empty() {
+        Cost::none()
+    } else {
+        options.own_budgets.cost(fields.get(COST_FIELD))?
+    };
     let (parts, body) = request.into_parts();
     Ok(Request {
         line,
@@ -98,6 +106,7 @@ fn parse_fields(
         metadata: fields.get("metadata").map(RawValue::to_owned),
         hash: hash(bytes),
         tokens,
+        own_cost,
         method: parts.method,
         url,
         headers,
@@ -238,6 +247,38 @@ mod tests {
             r#"{"z":1.0, "a":{"big":123456789012345678901234567890,"big":"\u0041"}}"#
         );
         assert_eq!((request.line, request.method), (7, Method::POST));
+    }
+
+    #[test]
+    fn what_a_line_takes_of_budgets_of_ones_own_is_cut_out_of_a_body_and_read_in_every_form() {
+        let own = ["--budget", "images=10/min"];
+        for (text, body, images) in [
+            (r#"{"cost":{"images":3},"input":"x"}"#, r#"{"input":"x"}"#, 3),
+            (
+                r#"{"custom_id":"c","params":{"a":1},"cost":{"images":0}}"#,
+                r#"{"a":1}"#,
+                0,
+            ),
+            (
+                r#"{"custom_id":"c","url":"/x","body":{"a":1},"cost":{"images":2}}"#,
+                r#"{"a":1}"#,
+                2,
+            ),
+            (r#"{"key":"c","request":{"a":1}}"#, r#"{"a":1}"#, 1),
+        ] {
+            let request = with(text, &own).unwrap();
+            assert_eq!(
+                (&*request.body, request.own_cost.of("images")),
+                (body.as_bytes(), images)
+            );
+        }
+        assert_eq!(
+            with(r#"{"cost":{"images":"3"},"input":"x"}"#, &own).unwrap_err(),
+            "`cost.images` is not a whole number"
+        );
+        // Without such a budget it is a field like any other.
+        let body = r#"{"cost":"low","input":"x"}"#;
+        assert_eq!(request(body).body, body);
     }
 
     #[test]

@@ -15,10 +15,14 @@ mod line;
 mod source;
 
 pub(crate) use admission::{Admission, Admitted};
+pub(crate) use fields::Fields;
 pub(crate) use form::Form;
 pub(crate) use line::{hash, without_secrets};
 
-use crate::args::{Args, Target};
+use crate::{
+    args::{Args, Target},
+    limits::{COST_FIELD, OwnBudgets},
+};
 use anyhow::{Context, bail, ensure};
 use http::{HeaderMap, Method, Uri};
 use hyper::body::Bytes;
@@ -29,7 +33,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tower_outbound::provider::Provider;
+use tower_outbound::{Cost, provider::Provider};
 
 /// The requests that are sent to the local provider if no input is given. They are in the program, because an installed
 /// one has no files beside it.
@@ -55,6 +59,8 @@ pub(crate) struct Request {
     /// A hash of the line, by which a later run recognizes the request.
     pub(crate) hash: u64,
     pub(crate) tokens: u64,
+    /// What the request takes of the budgets with names of the user's own, and nothing of any other.
+    pub(crate) own_cost: Cost,
     pub(crate) method: Method,
     /// The absolute URL that the request is sent to; `None` for that of the command line.
     pub(crate) url: Option<Uri>,
@@ -95,6 +101,7 @@ pub(crate) struct Options {
     /// The longest line, in bytes.
     max_line: usize,
     tokens: Tokens,
+    own_budgets: OwnBudgets,
     provider: Provider,
     target: Arc<Target>,
 }
@@ -138,6 +145,7 @@ impl Request {
             metadata: None,
             hash: line,
             tokens: 1,
+            own_cost: Cost::none(),
             method: Method::POST,
             url: None,
             headers: HeaderMap::new(),
@@ -177,9 +185,16 @@ impl Options {
             form: args.files.form(),
             max_line: args.files.max_line(),
             tokens: Tokens::new(args.limits.tokens_field.as_deref(), args.limits.estimate_times),
+            own_budgets: OwnBudgets::of(&args.limits),
             provider: args.send.provider(),
             target: target.into(),
         }
+    }
+
+    /// Returns the form of a line. The field `cost` tells nothing about it if it is one of this program's.
+    fn form_of(&self, fields: &fields::Fields<'_>) -> Form {
+        let own_field = if self.own_budgets.is_empty() { "" } else { COST_FIELD };
+        self.form.unwrap_or_else(|| Form::of(fields, own_field))
     }
 }
 
@@ -240,7 +255,7 @@ impl Requests {
             let spans_lines = *spans_lines.get_or_insert_with(|| form::is_opened(text));
             let text = std::str::from_utf8(text).unwrap_or_default();
             if !spans_lines && let Ok(fields) = fields::Fields::parse(text) {
-                requests.form = options.form.unwrap_or_else(|| Form::of(&fields));
+                requests.form = options.form_of(&fields);
                 return Ok(requests);
             }
             if head.len() >= HEAD {

@@ -1,5 +1,6 @@
 //! [`Further`]: the limits of a run besides those of requests and of tokens per minute.
 
+use super::own::{self, OwnBudgets};
 use crate::args::Args;
 use anyhow::ensure;
 use std::{fmt, str::FromStr, time::Duration};
@@ -21,16 +22,15 @@ pub(crate) struct Further {
     rates: [Option<FurtherRate>; MAX],
 }
 
+/// How much of each further limit requests take, in the order of the limits.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FurtherSums([u64; MAX]);
+
 /// The largest number of further limits.
 const MAX: usize = 8;
 
-/// The budgets that can be limited: those that the program knows a request's amount of.
-const BUDGETS: [Budget; 4] = [
-    Budget::Requests,
-    Budget::Tokens,
-    Budget::InputTokens,
-    Budget::OutputTokens,
-];
+/// How long the first requests travel at most, with the time in which their connections are made.
+const TRAVEL: Duration = Duration::from_millis(500);
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -50,6 +50,11 @@ impl Further {
     /// The further limits of the command line.
     pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
         let limits = &args.limits;
+        OwnBudgets::check(limits)?;
+        ensure!(
+            args.local.local_budget.len() <= MAX,
+            "--local-budget: at most {MAX} limits"
+        );
         let per_minute = |budget, amount: Option<u64>| {
             amount.map(|amount| FurtherRate {
                 budget,
@@ -81,6 +86,18 @@ impl Further {
         Ok(further)
     }
 
+    /// The further limits of the local provider: those that it is given, or else those of the run.
+    pub(crate) fn of_local(self, given: &[FurtherRate]) -> Self {
+        if given.is_empty() {
+            return self;
+        }
+        let mut further = Self::default();
+        for (place, rate) in further.rates.iter_mut().zip(given) {
+            *place = Some(*rate);
+        }
+        further
+    }
+
     pub(crate) fn rates(&self) -> impl Iterator<Item = FurtherRate> + '_ {
         self.rates.iter().flatten().copied()
     }
@@ -90,14 +107,26 @@ impl Further {
         self.rates().find(|rate| rate.budget == budget)
     }
 
-    /// Whether the tokens of prompts and of answers have to be told apart.
-    pub(crate) fn tells_tokens_apart(&self) -> bool {
-        self.of(Budget::InputTokens).or(self.of(Budget::OutputTokens)).is_some()
-    }
-
     /// Returns whether a request of this cost can ever be sent.
     pub(crate) fn fits(&self, cost: &Cost) -> bool {
         self.rates().all(|rate| cost.of(rate.budget) <= rate.amount)
+    }
+
+    /// Adds what a request of this cost takes to `sums`.
+    pub(crate) fn add_cost(&self, cost: &Cost, sums: &mut FurtherSums) {
+        for (sum, rate) in sums.0.iter_mut().zip(self.rates()) {
+            *sum = sum.saturating_add(cost.of(rate.budget));
+        }
+    }
+
+    /// The shortest time in which requests that take so much can be sent.
+    pub(crate) fn min_time(&self, sums: &FurtherSums) -> Duration {
+        let times = self.rates().zip(sums.0).map(|(rate, sum)| {
+            let beyond = sum.saturating_sub(rate.initial) as f64;
+            Duration::try_from_secs_f64(beyond * rate.period.as_secs_f64() / rate.amount as f64)
+                .unwrap_or(Duration::MAX)
+        });
+        times.max().unwrap_or_default()
     }
 
     pub(crate) fn add_to(&self, limits: Limits) -> Limits {
@@ -109,10 +138,14 @@ impl Further {
 // === impl FurtherRate ===
 
 impl FurtherRate {
-    /// The rate for the limiter. It begins with 95 % of what may be sent at once: the provider's bucket is full while
-    /// the first requests travel to it, and cannot gain what the limiter's bucket gains in this time.
+    /// The rate for the limiter. It begins with 95 % of what may be sent at once, or without what half a second adds, if
+    /// that is less: the provider's bucket is full while the first requests travel to it, and cannot gain what the
+    /// limiter's bucket gains in this time.
     fn rate(self) -> Rate {
-        Rate::new(self.amount, self.period).initial(self.initial - self.initial / 20)
+        let added = u128::from(self.amount) * TRAVEL.as_nanos() / self.period.as_nanos();
+        let kept_back = (self.initial / 20).max(u64::try_from(added).unwrap_or(u64::MAX));
+        let initial = self.initial.saturating_sub(kept_back).max(self.initial.min(1));
+        Rate::new(self.amount, self.period).initial(initial)
     }
 }
 
@@ -123,11 +156,7 @@ impl FromStr for FurtherRate {
         let (name, rate) = text
             .split_once('=')
             .ok_or("must be NAME=N/PERIOD, such as requests=14400/day")?;
-        let budget = BUDGETS.into_iter().find(|budget| budget.name() == name);
-        let budget = budget.ok_or_else(|| {
-            let names = BUDGETS.map(Budget::name).join(", ");
-            format!("`{name}` is none of {names}")
-        })?;
+        let budget = own::budget(name)?;
         let (amount, period) = rate
             .split_once('/')
             .ok_or("must have a period, such as requests=14400/day")?;
@@ -170,9 +199,12 @@ mod tests {
             (Budget::Requests, 14_400, 86_400)
         );
         assert_eq!(rate.to_string(), "14400 requests/day");
+        let own: FurtherRate = "images=5/min".parse().unwrap();
+        assert_eq!((own.budget, own.amount), (Budget::from("images"), 5));
         for (bad, named) in [
             ("requests", "NAME=N/PERIOD"),
-            ("images=5/min", "`images`"),
+            ("input-tokens=5/min", "`input_tokens`"),
+            ("Images=5/min", "a-z"),
             ("requests=5", "period"),
             ("requests=0/min", "above zero"),
             ("requests=x/min", "whole number"),
@@ -203,6 +235,32 @@ mod tests {
         assert_eq!((available.tokens, available.requests), (Some(475_000), None));
         assert!(further.fits(&Cost::input_output_tokens(30_000, 8_000)));
         assert!(!further.fits(&Cost::input_output_tokens(100, 8_001)));
+    }
+
+    #[test]
+    fn the_limit_that_takes_longest_gives_the_shortest_time() {
+        let further = further(&["--budget", "images=60/min", "--budget", "requests=100/h"]).unwrap();
+        let mut sums = FurtherSums::default();
+        for _ in 0..50 {
+            further.add_cost(&Cost::request().with("images", 3), &mut sums);
+        }
+        assert_eq!(further.min_time(&sums), Duration::from_secs(90));
+        assert_eq!(further.min_time(&FurtherSums::default()), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_limit_begins_without_what_it_gains_while_the_first_requests_travel() {
+        for (limit, initial) in [
+            ("images=10/s", 5),
+            ("images=1/s", 1),
+            ("images=60/min", 57),
+            ("images=2/day", 2),
+            ("images=100/day", 95),
+        ] {
+            let further = further(&["--budget", limit]).unwrap();
+            let limiter = RateLimiter::new(further.add_to(Limits::new())).unwrap();
+            assert_eq!(limiter.available().of("images"), Some(initial), "{limit}");
+        }
     }
 
     #[test]

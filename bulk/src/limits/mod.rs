@@ -1,8 +1,12 @@
 //! The limits of a run: those that the executor keeps, and those that the local provider enforces.
 
+mod charges;
 mod further;
+mod own;
 
-pub(crate) use further::{Further, FurtherRate};
+pub(crate) use charges::{Charges, cost_of};
+pub(crate) use further::{Further, FurtherRate, FurtherSums};
+pub(crate) use own::{COST_FIELD, DefaultAmount, LOCAL_COST, OwnBudgets};
 
 use crate::args::{Args, LimitArgs, LocalArgs};
 use anyhow::ensure;
@@ -99,6 +103,7 @@ impl Bounds {
         Self {
             requests: enforced(self.requests, local.local_rpm),
             tokens: enforced(self.tokens, local.local_tpm),
+            further: self.further.of_local(&local.local_budget),
             ..*self
         }
     }
@@ -275,11 +280,6 @@ impl TokenBurst {
                  request"
             )
         })
-    }
-
-    /// Whether the tokens of prompts and of answers have to be told apart.
-    pub(crate) fn tells_tokens_apart(&self) -> bool {
-        self.bounds.further.tells_tokens_apart()
     }
 
     /// The bounds with the rates and bursts of now.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::{convert::Infallible, time::Duration};
 use tokio::time::sleep;
 use tower_outbound::{
+    Cost,
     provider::{CharacterEstimate, Provider as Dialect},
     rate::RequestCost,
 };
@@ -56,7 +57,12 @@ impl Question {
         }
     }
 
-    pub(super) const fn tokens(&self) -> u64 {
+    /// What the request takes of each built-in budget.
+    pub(super) const fn cost(&self) -> Cost {
+        Cost::input_output_tokens(self.prompt, self.completion)
+    }
+
+    const fn tokens(&self) -> u64 {
         self.prompt.saturating_add(self.completion)
     }
 

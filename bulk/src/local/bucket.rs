@@ -1,15 +1,14 @@
 //! The token bucket with which the local provider enforces its limits, exact to the nanosecond. The bucket shares no
 //! code with the limiter of the library, so that an error in one of the two shows as a 429.
 
-use crate::limits::Pace;
 use std::time::Duration;
 
-/// The number of parts in which a bucket counts one request or token. With this number, each nanosecond adds a whole
-/// number of parts: `per_minute`.
-const PARTS: u128 = 60 * 1_000_000_000;
-
 pub(crate) struct Bucket {
-    per_minute: u128,
+    /// The amount that is added in each period: the number of parts that each nanosecond adds.
+    amount: u128,
+    /// The number of parts in which one request, token or other unit is counted: the nanoseconds of the period. So each
+    /// nanosecond adds a whole number of parts.
+    parts: u128,
     capacity: u128,
     level: u128,
     /// The time at which `level` was last updated.
@@ -17,13 +16,14 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// Makes a bucket that is full at time zero. Its capacity is the burst plus one, plus the amount that flows in
-    /// within `slack`.
-    pub(crate) fn new(pace: Pace, slack: Duration) -> Self {
-        let per_minute = u128::from(pace.per_minute);
-        let capacity = (u128::from(pace.burst) + 1) * PARTS + per_minute * slack.as_nanos();
+    /// Makes a bucket of this amount per period that is full at time zero. Its capacity is the burst plus one, plus the
+    /// amount that flows in within `slack`.
+    pub(crate) fn new(amount: u64, period: Duration, burst: u64, slack: Duration) -> Self {
+        let (amount, parts) = (u128::from(amount), period.as_nanos());
+        let capacity = (u128::from(burst) + 1) * parts + amount * slack.as_nanos();
         Self {
-            per_minute,
+            amount,
+            parts,
             capacity,
             level: capacity,
             updated_at: Duration::ZERO,
@@ -35,33 +35,33 @@ impl Bucket {
     pub(crate) fn wait(&mut self, amount: u64, now: Duration) -> Option<Duration> {
         self.level = self
             .capacity
-            .min(self.level + self.per_minute * now.saturating_sub(self.updated_at).as_nanos());
+            .min(self.level + self.amount * now.saturating_sub(self.updated_at).as_nanos());
         self.updated_at = self.updated_at.max(now);
-        let amount = u128::from(amount) * PARTS;
-        let missing = amount.saturating_sub(self.level).div_ceil(self.per_minute);
+        let amount = u128::from(amount) * self.parts;
+        let missing = amount.saturating_sub(self.level).div_ceil(self.amount);
         (amount <= self.capacity).then(|| Duration::from_nanos(u64::try_from(missing).unwrap_or(u64::MAX)))
     }
 
     /// Raises the capacity, and leaves the level as it is.
     pub(crate) const fn grow(&mut self, amount: u64) {
-        self.capacity += amount as u128 * PARTS;
+        self.capacity += amount as u128 * self.parts;
     }
 
-    /// The whole requests or tokens left at the last update. The capacity is one more than the burst, and that one is
+    /// The whole units left at the last update. The capacity is one more than the burst, and that one is
     /// not included.
     pub(crate) fn left(&self) -> u64 {
-        u64::try_from(self.level.saturating_sub(PARTS) / PARTS).unwrap_or(u64::MAX)
+        u64::try_from(self.level.saturating_sub(self.parts) / self.parts).unwrap_or(u64::MAX)
     }
 
     /// The time from the last update until the bucket is full.
     pub(crate) fn until_full(&self) -> Duration {
-        let missing = (self.capacity - self.level).div_ceil(self.per_minute);
+        let missing = (self.capacity - self.level).div_ceil(self.amount);
         Duration::from_nanos(u64::try_from(missing).unwrap_or(u64::MAX))
     }
 
     /// Takes an amount from the bucket. The amount must be available.
     pub(crate) fn take(&mut self, amount: u64) {
-        self.level -= u128::from(amount) * PARTS;
+        self.level -= u128::from(amount) * self.parts;
     }
 }
 
@@ -72,15 +72,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn bucket(per_minute: u64, burst: u64, slack: Duration) -> Bucket {
-        Bucket::new(
-            Pace {
-                per_minute,
-                burst,
-                initial: burst,
-                follows: false,
-            },
-            slack,
-        )
+        Bucket::new(per_minute, Duration::from_secs(60), burst, slack)
     }
 
     #[test]

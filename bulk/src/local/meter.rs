@@ -1,14 +1,14 @@
-//! The limits of the local provider: what it admits, what it reports of them in headers, and how it rejects.
+//! The limits of the local provider: what it admits, and how it rejects.
 
-use super::{answer::error, bucket::Bucket};
+use super::{answer::error, bucket::Bucket, headers::Report};
 use crate::limits::{Bounds, Pace};
 use axum::{
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
-use std::time::{Duration, SystemTime};
+use std::{collections::HashMap, time::Duration};
 use tokio::time::Instant;
-use tower_outbound::provider::Provider as Dialect;
+use tower_outbound::{Cost, provider::Provider as Dialect, rate::Budget};
 
 /// What the provider admits beyond the burst: the amount that flows in during this time.
 ///
@@ -16,37 +16,53 @@ use tower_outbound::provider::Provider as Dialect;
 /// intervals, so another 5 ms are allowed for the network. Over longer times the provider enforces the rate exactly.
 const SLACK: Duration = Duration::from_millis(10);
 
+const MINUTE: Duration = Duration::from_secs(60);
+
 /// The limits of the provider, and the numbers of requests it has received and admitted.
 pub(super) struct Meter {
-    requests: Option<(Pace, Bucket)>,
-    tokens: Option<(Pace, Bucket)>,
+    limits: Vec<Limit>,
     started: Instant,
     /// The number of requests that the provider has received.
     seen: u64,
     admitted: u64,
 }
 
-/// Why the provider did not admit a request.
-pub(super) enum Rejection {
-    NotYet { budget: &'static str, wait: Duration },
-    Never { budget: &'static str },
+/// A limit with what is left of it.
+struct Limit {
+    budget: Budget,
+    amount: u64,
+    period: Duration,
+    burst: u64,
+    bucket: Bucket,
 }
 
-/// A limit of the provider and the amount that remains of it, as reported in response headers.
-struct Remaining {
-    limit: u64,
-    remaining: u64,
-    until_full: Duration,
+/// Why the provider did not admit a request.
+pub(super) enum Rejection {
+    NotYet {
+        budget: &'static str,
+        period: &'static str,
+        wait: Duration,
+    },
+    Never {
+        budget: &'static str,
+        period: &'static str,
+    },
 }
 
 // === impl Meter ===
 
 impl Meter {
     pub(super) fn new(bounds: &Bounds) -> Self {
-        let bucket = |pace: Option<Pace>| pace.map(|pace| (pace, Bucket::new(pace, SLACK)));
+        let per_minute =
+            |budget, pace: Option<Pace>| pace.map(|pace| Limit::new(budget, pace.per_minute, MINUTE, pace.burst));
+        let paces = [
+            per_minute(Budget::Requests, bounds.requests),
+            per_minute(Budget::Tokens, bounds.tokens),
+        ];
+        let further = bounds.further.rates();
+        let further = further.map(|rate| Limit::new(rate.budget, rate.amount, rate.period, rate.amount));
         Self {
-            requests: bucket(bounds.requests),
-            tokens: bucket(bounds.tokens),
+            limits: paces.into_iter().flatten().chain(further).collect(),
             started: Instant::now(),
             seen: 0,
             admitted: 0,
@@ -59,34 +75,25 @@ impl Meter {
         self.seen
     }
 
-    /// Charges the request to both budgets or to none: a request that is rejected for its tokens does not count as a
-    /// request. Returns the number of the admitted request.
-    pub(super) fn admit(&mut self, tokens: u64) -> Result<u64, Rejection> {
+    /// Charges the request to all limits or to none: a request that is rejected for its tokens does not count as a
+    /// request. It takes `cost` of the built-in budgets, and what was `told` of others, or else 1. Returns the number of
+    /// the admitted request.
+    pub(super) fn admit(&mut self, cost: &Cost, told: &HashMap<String, u64>) -> Result<u64, Rejection> {
         let now = self.started.elapsed();
-        let budgets = [
-            ("requests", &mut self.requests, 1),
-            ("tokens", &mut self.tokens, tokens),
-        ];
-        for (budget, bucket, amount) in budgets {
-            let wait = bucket.as_mut().map_or(Some(Duration::ZERO), |(pace, bucket)| {
-                // A provider admits a request up to the amount of one minute, even if its bucket is that of a second.
-                if amount > pace.burst && amount <= pace.per_minute {
-                    bucket.grow(amount - pace.burst);
-                    pace.burst = amount;
-                }
-                bucket.wait(amount, now)
-            });
-            match wait {
+        let amount_of = |budget: Budget| match budget {
+            Budget::Named(name) => told.get(name.as_str()).copied().unwrap_or(1),
+            budget => cost.of(budget),
+        };
+        for limit in &mut self.limits {
+            let (budget, period) = (limit.budget.name(), period_name(limit.period));
+            match limit.wait(amount_of(limit.budget), now) {
                 Some(Duration::ZERO) => {}
-                Some(wait) => return Err(Rejection::NotYet { budget, wait }),
-                None => return Err(Rejection::Never { budget }),
+                Some(wait) => return Err(Rejection::NotYet { budget, period, wait }),
+                None => return Err(Rejection::Never { budget, period }),
             }
         }
-        if let Some((_, bucket)) = &mut self.requests {
-            bucket.take(1);
-        }
-        if let Some((_, bucket)) = &mut self.tokens {
-            bucket.take(tokens);
+        for limit in &mut self.limits {
+            limit.bucket.take(amount_of(limit.budget));
         }
         self.admitted += 1;
         Ok(self.admitted)
@@ -95,48 +102,50 @@ impl Meter {
     /// The response headers that report the limits and the remaining amounts.
     pub(super) fn headers(&self, dialect: Dialect) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        for (budget, bucket) in [("requests", &self.requests), ("tokens", &self.tokens)] {
-            let Some((pace, bucket)) = bucket else { continue };
-            let remaining = Remaining {
-                limit: pace.per_minute,
-                remaining: bucket.left(),
-                until_full: bucket.until_full(),
+        for limit in &self.limits {
+            let report = Report {
+                budget: limit.budget,
+                period: limit.period,
+                limit: limit.amount,
+                remaining: limit.bucket.left(),
+                until_full: limit.bucket.until_full(),
             };
-            remaining.write_to(&mut headers, dialect, budget);
+            report.add_to(&mut headers, dialect);
         }
         headers
     }
 }
 
-// === impl Remaining ===
+// === impl Limit ===
 
-impl Remaining {
-    fn write_to(&self, headers: &mut HeaderMap, dialect: Dialect, budget: &str) {
-        let names = match dialect {
-            Dialect::OpenAi | Dialect::AzureOpenAi => {
-                ["limit", "remaining", "reset"].map(|part| format!("x-ratelimit-{part}-{budget}"))
-            }
-            Dialect::Anthropic => {
-                ["limit", "remaining", "reset"].map(|part| format!("anthropic-ratelimit-{budget}-{part}"))
-            }
-            Dialect::Mistral => {
-                let budget = if budget == "requests" { "req" } else { budget };
-                ["limit", "remaining", "reset"].map(|part| format!("x-ratelimit-{part}-{budget}-minute"))
-            }
-            // The other providers report no limits, or limits for periods other than a minute.
-            _ => return,
-        };
-        let reset = match dialect {
-            Dialect::Anthropic => humantime::format_rfc3339_seconds(SystemTime::now() + self.until_full).to_string(),
-            Dialect::AzureOpenAi => self.until_full.as_secs().to_string(),
-            _ => format!("{}ms", self.until_full.as_millis()),
-        };
-        let values = [self.limit.to_string(), self.remaining.to_string(), reset];
-        for (name, value) in names.iter().zip(values) {
-            if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::try_from(value)) {
-                headers.insert(name, value);
-            }
+impl Limit {
+    fn new(budget: Budget, amount: u64, period: Duration, burst: u64) -> Self {
+        Self {
+            budget,
+            amount,
+            period,
+            burst,
+            bucket: Bucket::new(amount, period, burst, SLACK),
         }
+    }
+
+    /// How long it takes until `amount` is available; `None` if it never is.
+    fn wait(&mut self, amount: u64, now: Duration) -> Option<Duration> {
+        // A provider admits a request up to the amount of one minute, even if its bucket is that of a second.
+        if amount > self.burst && amount <= self.amount {
+            self.bucket.grow(amount - self.burst);
+            self.burst = amount;
+        }
+        self.bucket.wait(amount, now)
+    }
+}
+
+fn period_name(period: Duration) -> &'static str {
+    match period.as_secs() {
+        1 => "second",
+        60 => "minute",
+        3_600 => "hour",
+        _ => "day",
     }
 }
 
@@ -145,9 +154,9 @@ impl Remaining {
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         match self {
-            Self::NotYet { budget, wait } => {
+            Self::NotYet { budget, period, wait } => {
                 let message = format!(
-                    "Rate limit reached for {budget} per minute. Try again in {} ms.",
+                    "Rate limit reached for {budget} per {period}. Try again in {} ms.",
                     wait.as_millis()
                 );
                 // The delays are rounded up, because a request that is sent earlier is rejected again.
@@ -162,8 +171,8 @@ impl IntoResponse for Rejection {
                 )
                     .into_response()
             }
-            Self::Never { budget } => {
-                let message = format!("The request is larger than the limit of {budget} per minute.");
+            Self::Never { budget, period } => {
+                let message = format!("The request is larger than the limit of {budget} per {period}.");
                 (StatusCode::BAD_REQUEST, error(budget, "request_too_large", &message)).into_response()
             }
         }
@@ -174,39 +183,56 @@ impl IntoResponse for Rejection {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_request_rejected_for_its_tokens_does_not_count() {
-        let bucket = |burst| {
-            let pace = Pace {
-                per_minute: 1,
-                burst,
-                initial: burst,
-                follows: false,
-            };
-            Some((pace, Bucket::new(pace, Duration::ZERO)))
-        };
-        let mut meter = Meter {
-            requests: bucket(1),
-            tokens: bucket(99),
+    fn meter(limits: &[(&str, u64, u64)]) -> Meter {
+        let limits = limits.iter().map(|(budget, amount, burst)| {
+            let budget = Budget::from(*budget);
+            Limit {
+                bucket: Bucket::new(*amount, MINUTE, *burst, Duration::ZERO),
+                ..Limit::new(budget, *amount, MINUTE, *burst)
+            }
+        });
+        Meter {
+            limits: limits.collect(),
             started: Instant::now(),
             seen: 0,
             admitted: 0,
-        };
-        assert!(meter.admit(100).is_ok());
-        for _ in 0..5 {
-            assert!(matches!(
-                meter.admit(100),
-                Err(Rejection::NotYet { budget: "tokens", .. })
-            ));
         }
-        assert!(meter.admit(0).is_ok());
-        assert!(matches!(
-            meter.admit(0),
-            Err(Rejection::NotYet { budget: "requests", .. })
-        ));
-        assert!(matches!(
-            meter.admit(101),
-            Err(Rejection::NotYet { budget: "requests", .. })
-        ));
+    }
+
+    fn rejected_for(admitted: &Result<u64, Rejection>) -> Option<&'static str> {
+        match admitted {
+            Ok(_) => None,
+            Err(Rejection::NotYet { budget, .. } | Rejection::Never { budget, .. }) => Some(*budget),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_rejected_for_its_tokens_does_not_count() {
+        let mut meter = meter(&[("requests", 1, 1), ("tokens", 1, 99)]);
+        let mut admit = |tokens| rejected_for(&meter.admit(&Cost::tokens(tokens), &HashMap::new()));
+        assert_eq!(admit(100), None);
+        for _ in 0..5 {
+            assert_eq!(admit(100), Some("tokens"));
+        }
+        assert_eq!(admit(0), None);
+        assert_eq!(admit(0), Some("requests"));
+        assert_eq!(admit(101), Some("requests"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_budget_is_enforced_and_one_that_a_request_does_not_tell_takes_one() {
+        let mut meter = meter(&[("input_tokens", 60, 60), ("output_tokens", 60, 9), ("images", 60, 4)]);
+        let mut admit = |input, output, images: Option<u64>| {
+            let told = images.map(|images| ("images".to_owned(), images)).into_iter().collect();
+            rejected_for(&meter.admit(&Cost::input_output_tokens(input, output), &told))
+        };
+        // Each bucket admits one more than its burst.
+        assert_eq!(admit(1, 6, Some(3)), None);
+        assert_eq!(admit(1, 5, Some(0)), Some("output_tokens"));
+        assert_eq!(admit(61, 1, Some(0)), Some("input_tokens"));
+        assert_eq!(admit(1, 1, Some(3)), Some("images"));
+        assert_eq!(admit(1, 1, None), None);
+        assert_eq!(admit(1, 1, None), None);
+        assert_eq!(admit(1, 1, None), Some("images"));
     }
 }

@@ -3,21 +3,23 @@
 
 mod answer;
 mod bucket;
+mod headers;
 mod meter;
 
 use crate::{
     args::{Args, LocalArgs},
-    limits::Bounds,
+    limits::{Bounds, LOCAL_COST},
 };
 use answer::{Question, error, pieces};
 use axum::{
     Router,
     extract::State,
-    http::{Request, StatusCode, header::CONTENT_TYPE},
+    http::{HeaderMap, Request, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use meter::Meter;
 use std::{
+    collections::HashMap,
     io,
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, PoisonError},
@@ -94,14 +96,15 @@ async fn answer(State(service): State<Arc<Service>>, request: axum::extract::Req
         let body = error("invalid_request_error", "too_large", "The request is too large.");
         return (StatusCode::PAYLOAD_TOO_LARGE, body).into_response();
     };
-    let question = Question::read(&Request::from_parts(parts, body), *dialect, behaviour.local_usage);
+    let request = Request::from_parts(parts, body);
+    let question = Question::read(&request, *dialect, behaviour.local_usage);
     let (admitted, seen, headers) = {
         let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = meter.see();
         if percent(behaviour.local_seed, seen, 0) < behaviour.local_faults {
             return fault();
         }
-        let admitted = meter.admit(question.tokens());
+        let admitted = meter.admit(&question.cost(), &told_cost(request.headers()));
         (admitted, seen, meter.headers(*dialect))
     };
     let number = match admitted {
@@ -121,6 +124,16 @@ async fn answer(State(service): State<Arc<Service>>, request: axum::extract::Req
         whole.into()
     };
     (headers, [(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// What the request takes of budgets with names of the user's own, as the header [`LOCAL_COST`] tells.
+fn told_cost(headers: &HeaderMap) -> HashMap<String, u64> {
+    let told = headers.get(LOCAL_COST).and_then(|told| told.to_str().ok());
+    let amounts = told.unwrap_or_default().split(',').filter_map(|amount| {
+        let (name, amount) = amount.trim().split_once('=')?;
+        Some((name.to_owned(), amount.parse().ok()?))
+    });
+    amounts.collect()
 }
 
 /// A response with status 503, without a `retry-after`.

@@ -152,6 +152,7 @@ mod tests {
     use http::{HeaderMap, Method};
     use std::time::Duration;
     use tokio::time::timeout;
+    use tower_outbound::Cost;
 
     fn spending(bound: &str) -> Arc<Spending> {
         let price = |text: &str| text.parse().unwrap();
@@ -172,6 +173,7 @@ mod tests {
             metadata: None,
             hash: 0,
             tokens: 1_500_000,
+            own_cost: Cost::none(),
             method: Method::POST,
             url: None,
             headers: HeaderMap::new(),

@@ -4,13 +4,13 @@ use super::stop::{StopReason, Stopper};
 use crate::{
     args::Target,
     input::{Admission, Malformed, Request, Requests},
-    limits::TokenBurst,
+    limits::{LOCAL_COST, OwnBudgets, TokenBurst, cost_of},
     output::{Done, Finished},
-    price::{Expected, Price, Spending},
+    price::{Expected, Spending},
     summary::Survey,
     view::Progress,
 };
-use http::Response;
+use http::{HeaderValue, Response};
 use humantime::format_duration;
 use hyper::body::Bytes;
 use std::sync::{
@@ -29,6 +29,8 @@ pub(super) struct Feeder<'a> {
     pub(super) target: &'a Target,
     /// The burst of tokens, which grows when a request needs more.
     pub(super) burst: &'a mut TokenBurst,
+    /// The budgets with names of the user's own, of which the local provider is told what each request takes.
+    pub(super) own_budgets: OwnBudgets,
     pub(super) progress: &'a Progress,
     /// What requests cost, if prices are given.
     pub(super) spending: Option<Arc<Spending>>,
@@ -152,10 +154,13 @@ impl Feeder<'_> {
         *sent.method_mut() = request.method.clone();
         *sent.uri_mut() = self.target.url_of(request.url.as_ref());
         *sent.headers_mut() = request.headers.clone();
-        if self.burst.tells_tokens_apart() {
-            sent.extensions_mut().insert(Price::tokens_apart(&request));
+        if self.target.is_local() && !self.own_budgets.is_empty() {
+            // Its characters are those of names and numbers.
+            if let Ok(told) = HeaderValue::try_from(self.own_budgets.local_cost(&request.own_cost)) {
+                sent.headers_mut().insert(LOCAL_COST, told);
+            }
         }
-        let call = Call::from(sent).tokens(request.tokens);
+        let call = Call::from(sent).tokens(request.tokens).cost(cost_of(&request));
         match self.executor.submit(call).await {
             Ok(call) => {
                 let report = Report {

@@ -11,7 +11,7 @@ use crate::{
     attempts::{Attempts, AttemptsLayer},
     client,
     input::{self, Admission, Form, Requests},
-    limits::{Bounds, TokenBurst},
+    limits::{Bounds, Charges, FurtherSums, OwnBudgets, TokenBurst, cost_of},
     local::Provider,
     output::{Claim, Done},
     plan::Plan,
@@ -36,13 +36,7 @@ use std::{
 use stop::{Signal, StopReason, Stopper};
 use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 use tower::{Layer, retry::RetryLayer};
-use tower_outbound::{
-    ApiTokens, Cost, Executor, RateLimiter, Shutdown,
-    event::Http,
-    executor::Monitor,
-    rate::ByUsage,
-    retry::{RetryPolicy, never_sent},
-};
+use tower_outbound::{Executor, RateLimiter, Shutdown, event::Http, executor::Monitor, retry::RetryPolicy};
 
 /// Signals within this time after the first one are the same one.
 const SAME_SIGNAL: Duration = Duration::from_millis(300);
@@ -66,11 +60,15 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     let options = input::Options::new(&args, target.clone());
     let mut requests = Requests::open(&options).await?;
     let is_surveyed = requests.is_rewindable();
-    let survey = if is_surveyed {
+    let surveyed = if is_surveyed {
         Some(survey(&mut requests, done.clone().unwrap_or_default(), &bounds, &args).await?)
     } else {
         None
     };
+    let survey = surveyed.map(|(survey, _)| survey);
+    let further = surveyed
+        .map(|(_, sums)| bounds.further.min_time(&sums))
+        .unwrap_or_default();
     let form = requests.form();
     ensure!(
         is_surveyed || args.files.on_malformed != OnMalformed::Refuse,
@@ -90,12 +88,18 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
     };
     let client = client::reqwest(&target, &args.send)?;
     let limiter = limiter(&bounds, &args)?;
+    let charges = Charges::new(limiter.clone(), &args.limits)?;
     let stopper = Stopper::new();
     let to_send = survey.map(|survey| survey.requests - survey.skipped);
-    let min_time = survey.map(|survey| bounds.min_time(survey.requests - survey.skipped, survey.tokens));
+    let min_time = survey.map(|survey| {
+        bounds
+            .min_time(survey.requests - survey.skipped, survey.tokens)
+            .max(further)
+    });
     let work = Work {
         requests: to_send,
         tokens: survey.map_or(0, |survey| survey.tokens),
+        further,
     };
     let secrets = Secrets::of(&target.headers);
     let attempts = Arc::new(Attempts::new(secrets.clone()));
@@ -120,14 +124,12 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         .queue_capacity(args.limits.queue.get())
         .concurrency_limit(bounds.concurrency)
         .limiter(limiter.clone())
-        .cost(cost_of)
-        // The tokens charged are an estimate. When the response reports the tokens used, the difference is settled. For
-        // a request that was never sent, the whole estimate is refunded.
-        .settle(ByUsage::default().unless_sent(never_sent))
+        // The tokens charged are an estimate. When the response reports the tokens used, the difference is settled.
+        .estimate(charges.clone())
         .layer(RetryLayer::new(retries))
         // A response without a 2xx status counts as FAILED, so that --resume sends the request again.
         .describe(Http::default().fail_on(|status| !status.is_success()))
-        .build(AttemptsLayer(attempts.clone()).layer(client::service(
+        .build(AttemptsLayer::new(attempts.clone(), charges).layer(client::service(
             client,
             limiter.clone(),
             &args.send,
@@ -165,6 +167,7 @@ pub(crate) async fn run(args: Args, target: Target) -> anyhow::Result<ExitCode> 
         executor: &executor,
         target: &target,
         burst: &mut burst,
+        own_budgets: OwnBudgets::of(&args.limits),
         progress: &progress,
         spending,
         results,
@@ -279,16 +282,25 @@ async fn dry_run(args: &Args, target: Target, bounds: &Bounds) -> anyhow::Result
 }
 
 /// Reads the whole input before anything is sent, so that malformed lines and the shortest possible time are reported
-/// at the start. Requests that can never be sent have no part in the time.
-async fn survey(requests: &mut Requests, mut done: Done, bounds: &Bounds, args: &Args) -> anyhow::Result<Survey> {
+/// at the start. Requests that can never be sent have no part in the time. Returns also what the requests to send take of
+/// the further limits.
+async fn survey(
+    requests: &mut Requests,
+    mut done: Done,
+    bounds: &Bounds,
+    args: &Args,
+) -> anyhow::Result<(Survey, FurtherSums)> {
     let mut survey = Survey::default();
+    let mut sums = FurtherSums::default();
     while let Some(line) = requests.next().await? {
         match line {
             Ok(request) => {
                 survey.requests += 1;
+                let cost = cost_of(&request);
                 if done.take(&request) {
                     survey.skipped += 1;
-                } else if bounds.fits(request.tokens, &args.limits) {
+                } else if bounds.fits(request.tokens, &args.limits) && bounds.further.fits(&cost) {
+                    bounds.further.add_cost(&cost, &mut sums);
                     survey.largest = survey.largest.max(request.tokens);
                     survey.tokens = survey.tokens.saturating_add(request.tokens);
                 }
@@ -319,14 +331,7 @@ async fn survey(requests: &mut Requests, mut done: Done, bounds: &Bounds, args: 
             let _ = writeln!(io::stderr(), "{note}");
         }
     }
-    Ok(survey)
-}
-
-/// Returns what a request is charged: what the feeder has found, where tokens are limited apart.
-fn cost_of(request: &http::Request<Bytes>) -> Cost {
-    let extensions = request.extensions();
-    let all = || Cost::tokens(extensions.get::<ApiTokens>().map_or(0, |tokens| tokens.0));
-    extensions.get().copied().unwrap_or_else(all)
+    Ok((survey, sums))
 }
 
 /// The limiter of this run, or the one that it shares with other runs.

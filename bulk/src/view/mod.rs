@@ -38,6 +38,8 @@ pub(crate) struct Work {
     pub(crate) requests: Option<u64>,
     /// The estimated tokens of these requests.
     pub(crate) tokens: u64,
+    /// The shortest time that the further limits leave for these requests.
+    pub(crate) further: Duration,
 }
 
 pub(crate) struct Progress {
@@ -220,6 +222,11 @@ impl Progress {
         .into_iter()
         .flatten()
         .collect();
+        let own = bounds.further.rates().filter_map(|rate| match rate.budget {
+            budget @ Budget::Named(_) => level(Cause::Budget, bounds.pace_of(budget), available.of(budget)),
+            _ => None,
+        });
+        let all: Vec<_> = budgets.iter().copied().chain(own).collect();
 
         let now = SystemTime::now();
         let pause_left = limiter
@@ -242,7 +249,7 @@ impl Progress {
         let waits_for = match () {
             () if pause.is_some() => Cause::Pause,
             () if in_flight >= concurrency => Cause::Permits,
-            () if queued > 0 => binding(&budgets, mean_tokens).unwrap_or(Cause::Answers),
+            () if queued > 0 => binding(&all, mean_tokens).unwrap_or(Cause::Answers),
             () if waiting_to_retry > 0 => Cause::Retries,
             () if in_flight > 0 => Cause::Answers,
             () => Cause::Input,
@@ -250,8 +257,10 @@ impl Progress {
         let time_left = self.work.requests.and_then(|total| {
             let sent = ended.requests() + in_flight;
             let estimated = ended.estimated + (in_flight as f64 * mean_tokens) as u64;
+            let requests = total.saturating_sub(sent);
             let rest = Rest {
-                requests: total.saturating_sub(sent),
+                requests,
+                further: self.work.further.mul_f64(requests as f64 / total.max(1) as f64),
                 tokens: ended.expected(self.work.tokens.saturating_sub(estimated)),
                 calling: ended.mean_calling(),
                 pause: pause_left.map_or(Duration::ZERO, |(_, left)| left),

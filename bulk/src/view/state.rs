@@ -94,6 +94,8 @@ pub(crate) struct Rest {
     pub(crate) requests: u64,
     /// The tokens that they are expected to use.
     pub(crate) tokens: u64,
+    /// How long the further limits take for these requests.
+    pub(crate) further: Duration,
     /// The mean time of an attempt on the wire.
     pub(crate) calling: Duration,
     pub(crate) pause: Duration,
@@ -212,6 +214,13 @@ impl TimeLeft {
                 Self { time, by: level.cause }
             })
             .max_by_key(|left| left.time);
+        if !rest.further.is_zero() {
+            let by_further = Self {
+                time: rest.further,
+                by: Cause::Budget,
+            };
+            longest = longest.into_iter().chain([by_further]).max_by_key(|left| left.time);
+        }
         if !rest.calling.is_zero() {
             let rounds = rest.requests as f64 / bounds.concurrency.max(1) as f64;
             let by_permits = Self {
@@ -265,6 +274,7 @@ mod tests {
     const REST: Rest = Rest {
         requests: 120,
         tokens: 6_000,
+        further: Duration::ZERO,
         calling: Duration::from_secs(1),
         pause: Duration::ZERO,
     };
@@ -275,6 +285,11 @@ mod tests {
         assert_eq!(left(&REST), Some((Cause::Requests, 121)));
         let many_tokens = Rest { tokens: 60_000, ..REST };
         assert_eq!(left(&many_tokens), Some((Cause::Tokens, 601)));
+        let further = Rest {
+            further: Duration::from_secs(500),
+            ..REST
+        };
+        assert_eq!(left(&further), Some((Cause::Budget, 501)));
         let slow = Rest {
             calling: Duration::from_secs(10),
             ..REST

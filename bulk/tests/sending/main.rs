@@ -1,5 +1,6 @@
 //! How the program sends, waits and stops. Each test runs the program itself against a server of odd answers.
 
+mod budgets;
 mod folder;
 mod server;
 
