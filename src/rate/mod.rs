@@ -79,6 +79,8 @@ mod demand;
 mod estimate;
 #[cfg(feature = "http")]
 mod followed;
+#[cfg(all(test, tower_outbound_loom))]
+mod interleavings;
 mod layer;
 #[cfg(feature = "http")]
 mod level_history;

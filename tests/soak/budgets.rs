@@ -39,14 +39,14 @@ pub(crate) struct Charged([u64; COUNTED.len()]);
 // === impl Paced ===
 
 impl Paced {
-    pub(crate) const INITIAL: Self = Self([(20_000, 100), (1_000_000, 5_000), (700_000, 4_000), (2_000, 10)]);
+    pub(crate) const INITIAL: Self = Self([(20_000, 100), (1_000_000, 5_000), (700_000, 4_000), (100, 10)]);
 
     pub(crate) fn draw(rng: &mut Rng) -> Self {
         Self([
             (rng.u64(2_000..40_000), rng.u64(1..200)),
             (rng.u64(80_000..2_000_000), rng.u64(60..10_000)),
             (rng.u64(60_000..1_500_000), rng.u64(50..8_000)),
-            (rng.u64(300..3_000), rng.u64(3..30)),
+            (rng.u64(20..200), rng.u64(3..12)),
         ])
     }
 
@@ -147,7 +147,7 @@ impl Charged {
 /// Returns the estimated cost of a call. It is above and below what calls turn out to use.
 pub(crate) fn estimate(rng: &mut Rng) -> Cost {
     let (input, output) = (rng.u64(30..=60), rng.u64(20..=50));
-    let images = if rng.u8(..10) == 0 { rng.u64(1..=3) } else { 0 };
+    let images = if rng.u8(..16) == 0 { rng.u64(1..=3) } else { 0 };
     let cost = Cost::input_output_tokens(input, output).with(IMAGES, images);
     cost.with(MONEY, price(input, output))
 }

@@ -258,6 +258,12 @@ impl Soak {
         let most = |samples: &[u64]| samples.iter().copied().max().unwrap_or(0);
         assert!(most(late) <= most(early) + 32, "{memory:?} MiB");
 
+        let refused = self.refused.load(Ordering::Relaxed);
+        assert!(
+            refused > 0 || attempts < 10_000,
+            "the rate of images has refused no call"
+        );
+
         self.print_table(elapsed, most(&memory));
         // No task is left. The tasks of the connections end once the client is dropped, so the test waits for up to 10
         // s.
@@ -501,7 +507,7 @@ impl Soak {
 
     async fn changes_of_the_server(self: Arc<Self>) {
         let mut rng = Rng::with_seed(self.seed ^ 3);
-        while self.continues_after(rng.u64(2_000..6_000)).await {
+        while self.continues_after(rng.u64(4_000..8_000)).await {
             self.server.change(&mut rng);
         }
     }

@@ -51,10 +51,10 @@ impl Provider {
     /// Changes all limits. Each bucket then holds what it gains in a few seconds, so that it is soon used up.
     pub(crate) fn change(&self, rng: &mut Rng) {
         for (bucket, mean) in self.buckets.lock().unwrap().iter_mut().zip(MEAN) {
-            let rate = rng.u64(500..6_000) * mean;
+            let rate = rng.u64(300..3_000) * mean;
             bucket.limit = 60 * rate;
-            bucket.gain = rate as f64 * if rng.bool() { 1.0 } else { 0.6 };
-            bucket.level = rate as f64 * rng.u32(2..5) as f64;
+            bucket.gain = rate as f64 * if rng.bool() { 1.0 } else { 0.5 };
+            bucket.level = rate as f64 * rng.u32(15..30) as f64 / 10.0;
         }
     }
 
