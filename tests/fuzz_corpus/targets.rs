@@ -19,7 +19,7 @@ use tower::{Layer, Service, retry::Policy, service_fn};
 use tower_outbound::{
     ApiTokensUsed, Cost, Limits, NetworkRequestEvent, Rate, RateLimiter, RequestStatus,
     body::CheckLayer,
-    error::BadResponse,
+    error::{AcquireError, BadResponse},
     event::Value,
     executor::Config,
     provider::{CharacterEstimate, Provider, UsageLayer},
@@ -373,7 +373,7 @@ const BUDGETS: [(&str, u64); 5] = [
     ("input_tokens", 200),
     ("output_tokens", 100),
     ("images", 20),
-    ("cents", 50),
+    ("cents", 12),
 ];
 
 /// The input is a program of two bytes a step, which acquires, settles, advances the clock, pauses and replaces the
@@ -418,6 +418,10 @@ pub fn limiter(data: &[u8]) {
                     limiter.try_acquire_estimate(cost).map(Some)
                 };
                 assert_eq!(charged.is_ok(), is_held, "{cost:?} of {held:?}");
+                // What the cap does not hold is refused; what only the others do not hold would be waited for.
+                let is_refused = amounts[4] > 0 && held[4] < i128::from(amounts[4]);
+                let is_exhausted = matches!(charged, Err(AcquireError::Exhausted(cap)) if cap.budget() == "cents");
+                assert_eq!(is_exhausted, is_refused, "{amounts:?} of {held:?}");
                 if let Ok(estimate) = charged {
                     held.iter_mut()
                         .zip(amounts)
