@@ -278,7 +278,7 @@ async fn an_estimate_settled_at_the_extremes_leaves_a_debt_that_is_paid_off() {
             let estimate = limiter.acquire_estimate(of_each(1_000)).await.unwrap();
             // What the call has used of one budget settles no other.
             estimate.settle(Cost::none().with(budget, used));
-            let left = if used >= 1_000 { 0 } else { 1_000 - used };
+            let left = 1_000_u64.saturating_sub(used);
             for of in BUDGETS {
                 assert_eq!(
                     limiter.available().of(of),
