@@ -8,8 +8,8 @@ use std::{
         Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
 };
+use tokio::time::Instant;
 
 /// The names of the limits in the headers.
 const NAMES: [&str; 3] = ["requests", "input-tokens", "output-tokens"];
