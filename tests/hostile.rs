@@ -17,7 +17,7 @@ use std::{
     },
     task::{Context, Poll, Wake, Waker},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use support::{HANG, client, ms, request, settle, within_a_minute};
 use tokio::time::{self, Instant, timeout};
@@ -26,13 +26,17 @@ use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_outbound::{
     ApiTokens, Call, Concurrency, Cost, EventLayer, Executor, ExecutorBuilder, Limits, NetworkRequestEvent, QueueLayer,
     Rate, RateLimiter, RequestStatus, Shutdown,
+    error::CostExceedsBurst,
     event::{self, Http, Metadata, Value},
-    executor::Config,
-    rate::Amount,
+    executor::{BudgetRate, Config},
+    rate::{Amount, Budget},
 };
 
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MEGA: usize = 1_000_000;
+/// The budgets that are built in, and one that the user has named.
+const BUDGETS: [&str; 5] = ["requests", "tokens", "input_tokens", "output_tokens", "images"];
 
 fn unlimited() -> ExecutorBuilder {
     Executor::builder().limits(Limits::new())
@@ -49,6 +53,19 @@ async fn recorded(request: Request<()>, outcome: Result<Response<()>, BoxError>)
 }
 
 // --- numbers ---
+
+/// Returns the cost of this amount of every budget.
+fn of_each(amount: u64) -> Cost {
+    BUDGETS
+        .iter()
+        .fold(Cost::none(), |cost, budget| cost.with(*budget, amount))
+}
+
+/// Returns limits with this rate for every budget, beginning with the one at `first`.
+fn for_each(rate: Rate, first: usize) -> Limits {
+    let budgets = BUDGETS.iter().cycle().skip(first % BUDGETS.len()).take(BUDGETS.len());
+    budgets.fold(Limits::new(), |limits, budget| limits.budget(*budget, rate))
+}
 
 /// Returns amounts for a rate: the smallest and the largest that can be counted, and others that are out of range.
 fn amounts() -> Vec<Amount> {
@@ -101,16 +118,18 @@ async fn extreme_rates_are_counted_or_refused_and_their_field_is_named() {
                     Some(Amount::from(u64::MAX)),
                     Some(Amount::from(0.5)),
                 ] {
+                    let number = counted + refused;
                     let rate = Rate::new(amount, period);
                     let rate = burst.map_or(rate, |burst| rate.burst(burst));
                     let rate = initial.map_or(rate, |initial| rate.initial(initial));
-                    let limits = Limits::new().tokens(rate);
+                    let rate = if number % 3 == 0 { rate.refuse() } else { rate };
+                    let limits = for_each(rate, number);
                     let limiter = match RateLimiter::new(limits.clone()) {
                         Ok(limiter) => limiter,
                         Err(error) => {
-                            let field = error.field();
+                            let field = error.field().strip_prefix(BUDGETS[number % BUDGETS.len()]);
                             assert!(
-                                ["tokens.amount", "tokens.period", "tokens.burst", "tokens.initial"].contains(&field),
+                                [".amount", ".period", ".burst", ".initial"].map(Some).contains(&field),
                                 "{rate:?}: {error}"
                             );
                             refused += 1;
@@ -118,25 +137,29 @@ async fn extreme_rates_are_counted_or_refused_and_their_field_is_named() {
                         }
                     };
                     counted += 1;
-                    let burst = match limiter.check(Cost::tokens(u64::MAX)) {
-                        Err(never) => never.burst(),
-                        Ok(()) => u64::MAX,
-                    };
-                    let start = limiter.available().tokens.unwrap();
+                    let burst = burst_of(&limiter, BUDGETS[0]);
+                    let start = limiter.available().requests.unwrap();
                     assert!((1..=u64::MAX).contains(&burst) && start <= burst, "{rate:?}");
-                    // The limits have no rate of requests, so any number of requests is admitted. All available tokens
-                    // can be taken at once, and then none is left.
-                    limiter.try_acquire(Cost::request().with("requests", u64::MAX)).unwrap();
-                    limiter.try_acquire(Cost::tokens(start)).unwrap();
-                    assert_eq!(limiter.available().tokens, Some(0), "{rate:?}");
-                    let later = limiter.try_acquire(Cost::tokens(1)).unwrap_err().retry_after();
-                    assert!(later.is_some_and(|later| !later.is_zero()), "{rate:?}");
-                    // Estimates of 0 tokens are settled with the largest and the smallest true costs. This leaves
-                    // debts, and never brings tokens back.
+                    // A budget without a rate is not limited. All that is available of every budget can be taken at
+                    // once, and then none is left.
+                    limiter.try_acquire(Cost::none().with("seconds", u64::MAX)).unwrap();
+                    limiter.try_acquire(of_each(start)).unwrap();
+                    let is_empty = || BUDGETS.iter().all(|budget| limiter.available().of(*budget) == Some(0));
+                    assert!(is_empty(), "{rate:?}: {:?}", limiter.available());
+                    for budget in BUDGETS {
+                        assert_eq!(burst_of(&limiter, budget), burst, "{budget}: {rate:?}");
+                        let later = limiter
+                            .try_acquire(Cost::none().with(budget, 1))
+                            .unwrap_err()
+                            .retry_after();
+                        assert!(later.is_some_and(|later| !later.is_zero()), "{budget}: {rate:?}");
+                    }
+                    // Estimates of 0 are settled with the largest and the smallest true costs. This leaves debts in every
+                    // budget, and never brings anything back.
                     for used in [u64::MAX, 0, 1] {
                         let nothing = limiter.acquire_estimate(Cost::none()).await.unwrap();
-                        nothing.settle(Cost::tokens(used).with("requests", u64::MAX));
-                        assert_eq!(limiter.available().tokens, Some(0), "{rate:?}");
+                        nothing.settle(of_each(used).with("seconds", u64::MAX));
+                        assert!(is_empty(), "{rate:?}: {:?}", limiter.available());
                     }
                     if limiters.len() < 64 || counted % 97 == 0 {
                         limiters.push((limits, burst, limiter));
@@ -151,61 +174,130 @@ async fn extreme_rates_are_counted_or_refused_and_their_field_is_named() {
     for (_, _, limiter) in &limiters {
         for (limits, burst, _) in &limiters {
             limiter.set_limits(limits.clone()).unwrap();
-            let never = limiter.check(Cost::tokens(u64::MAX)).err();
-            assert_eq!(never.map_or(u64::MAX, |never| never.burst()), *burst);
             time::advance(Duration::from_nanos(1)).await;
-            assert!(limiter.available().tokens.unwrap() <= *burst);
-            let _ = limiter.try_acquire(Cost::tokens(1));
+            for budget in BUDGETS {
+                assert_eq!(burst_of(limiter, budget), *burst);
+                assert!(limiter.available().of(budget).unwrap() <= *burst);
+            }
+            let _ = limiter.try_acquire(of_each(1));
         }
     }
     time::advance(100 * YEAR).await;
     for (_, _, limiter) in &limiters {
-        let _ = (limiter.available(), limiter.try_acquire(Cost::tokens(1)));
+        let _ = (limiter.available(), limiter.try_acquire(of_each(1)));
     }
+}
+
+/// Returns the burst of a budget, as the error of a call that costs more of it tells.
+fn burst_of(limiter: &RateLimiter, budget: &'static str) -> u64 {
+    match limiter.check(Cost::none().with(budget, u64::MAX)) {
+        Err(never) => {
+            assert_eq!(never.budget(), budget);
+            never.burst()
+        }
+        Ok(()) => u64::MAX,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn days_and_months_at_any_time_of_the_calendar_end_or_are_refused_and_their_field_is_named() {
+    let mut counted = 0;
+    let epoch = SystemTime::UNIX_EPOCH;
+    for now in [epoch - YEAR, epoch, epoch + 56 * YEAR, epoch + 500 * YEAR] {
+        for (number, amount) in amounts().into_iter().enumerate() {
+            for starting_at in [Duration::ZERO, Duration::from_nanos(1), DAY - ms(1), DAY, Duration::MAX] {
+                for rate in [Rate::utc_day(amount), Rate::utc_month(amount)] {
+                    let rate = if number % 2 == 0 { rate.refuse() } else { rate };
+                    let limiter = match RateLimiter::at(for_each(rate.starting_at(starting_at), number), now) {
+                        Ok(limiter) => limiter,
+                        Err(error) => {
+                            let field = error.field().strip_prefix(BUDGETS[number % BUDGETS.len()]);
+                            let known = [".amount", ".starting_at", ".burst"].map(Some).contains(&field);
+                            assert!(known, "{rate:?}: {error}");
+                            continue;
+                        }
+                    };
+                    counted += 1;
+                    let whole = limiter.available().requests.unwrap();
+                    limiter.try_acquire(of_each(whole)).unwrap();
+                    for budget in BUDGETS {
+                        assert_eq!(limiter.available().of(budget), Some(0), "{now:?}, {rate:?}");
+                        let refused = limiter.try_acquire(Cost::none().with(budget, 1)).unwrap_err();
+                        let later = refused.retry_after().unwrap();
+                        assert!(
+                            (Duration::from_nanos(1)..=31 * DAY).contains(&later),
+                            "{now:?}, {rate:?}: {later:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+    assert!(counted > 100, "{counted}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_token_a_nanosecond_and_one_in_a_hundred_years_are_exact() {
     let fast = Rate::new(u64::MAX, Duration::from_nanos(1)).burst(1);
-    let limiter = RateLimiter::new(Limits::new().tokens(fast)).unwrap();
-    for _ in 0..3 {
-        limiter.try_acquire(Cost::tokens(1)).unwrap();
-        assert_eq!(limiter.available().tokens, Some(0));
-        time::advance(Duration::from_nanos(1)).await;
-        assert_eq!(limiter.available().tokens, Some(1));
-    }
     let slow = Rate::new(1, 100 * YEAR);
-    let limiter = RateLimiter::new(Limits::new().tokens(slow)).unwrap();
-    limiter.try_acquire(Cost::tokens(1)).unwrap();
-    let later = limiter.try_acquire(Cost::tokens(1)).unwrap_err().retry_after();
-    assert_eq!(later, Some(100 * YEAR));
-    time::advance(100 * YEAR - Duration::from_nanos(1)).await;
-    let later = limiter.try_acquire(Cost::tokens(1)).unwrap_err().retry_after();
-    assert_eq!(later, Some(Duration::from_nanos(1)));
-    time::advance(Duration::from_nanos(1)).await;
-    limiter.try_acquire(Cost::tokens(1)).unwrap();
+    for budget in BUDGETS {
+        let one = Cost::none().with(budget, 1);
+        // The other budgets are not what the calls wait for.
+        let with = |rate: Rate| {
+            let others = for_each(Rate::per_second(1).refuse(), 0);
+            let others = others.rates().filter(|(of, _)| of.name() != budget);
+            let others = others.fold(Limits::new(), |limits, (of, rate)| limits.budget(of, rate));
+            RateLimiter::new(others.budget(budget, rate)).unwrap()
+        };
+        let limiter = with(fast);
+        for _ in 0..3 {
+            limiter.try_acquire(one).unwrap();
+            assert_eq!(limiter.available().of(budget), Some(0));
+            time::advance(Duration::from_nanos(1)).await;
+            assert_eq!(limiter.available().of(budget), Some(1));
+        }
+        let limiter = with(slow);
+        limiter.try_acquire(one).unwrap();
+        let later = limiter.try_acquire(one).unwrap_err().retry_after();
+        assert_eq!(later, Some(100 * YEAR), "{budget}");
+        time::advance(100 * YEAR - Duration::from_nanos(1)).await;
+        let later = limiter.try_acquire(one).unwrap_err().retry_after();
+        assert_eq!(later, Some(Duration::from_nanos(1)), "{budget}");
+        time::advance(Duration::from_nanos(1)).await;
+        limiter.try_acquire(one).unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_estimate_settled_at_the_extremes_leaves_a_debt_that_is_paid_off() {
-    for used in [0, 1, 1_000, u64::MAX - 1, u64::MAX] {
+    for (first, used) in [0, 1, 1_000, u64::MAX - 1, u64::MAX].into_iter().enumerate() {
         // By default, the debt would be bounded.
         let rate = Rate::per_second(1_000).max_debt(u64::MAX);
-        let limiter = RateLimiter::new(Limits::new().tokens(rate)).unwrap();
-        let estimate = limiter.acquire_estimate(Cost::tokens(1_000)).await.unwrap();
-        estimate.settle(Cost::tokens(used));
-        let later = limiter
-            .try_acquire(Cost::tokens(1_000))
-            .err()
-            .and_then(|error| error.retry_after());
-        // The rate of 1,000 tokens per second pays off the used tokens, at 1 ms each. A wait that does not fit into 64
-        // bits of nanoseconds is reported as the longest one that does.
-        let debt = Duration::from_millis(used);
-        let expected = (used > 0).then(|| debt.min(Duration::from_nanos(u64::MAX)));
-        assert_eq!(later, expected, "{used}");
-        if used == 1_000 {
-            time::advance(ms(1_000)).await;
-            limiter.try_acquire(Cost::tokens(1_000)).unwrap();
+        for budget in BUDGETS {
+            let limiter = RateLimiter::new(for_each(rate, first)).unwrap();
+            let estimate = limiter.acquire_estimate(of_each(1_000)).await.unwrap();
+            // What the call has used of one budget settles no other.
+            estimate.settle(Cost::none().with(budget, used));
+            let left = 1_000_u64.saturating_sub(used);
+            for of in BUDGETS {
+                assert_eq!(
+                    limiter.available().of(of),
+                    Some(if of == budget { left } else { 1_000 })
+                );
+            }
+            let later = limiter
+                .try_acquire(of_each(1_000))
+                .err()
+                .and_then(|error| error.retry_after());
+            // The rate of 1,000 per second pays off what was used, at 1 ms each. A wait that does not fit into 64 bits of
+            // nanoseconds is reported as the longest one that does.
+            let debt = Duration::from_millis(used);
+            let expected = (used > 0).then(|| debt.min(Duration::from_nanos(u64::MAX)));
+            assert_eq!(later, expected, "{budget}: {used}");
+            if used == 1_000 {
+                time::advance(ms(1_000)).await;
+                limiter.try_acquire(of_each(1_000)).unwrap();
+            }
         }
     }
 }
@@ -250,13 +342,14 @@ async fn a_million_limits_hold_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_costs_nothing_is_admitted_and_one_above_the_burst_is_refused() {
-    let limits = Limits::new().requests(Rate::per_second(1)).tokens(Rate::per_second(1));
+    let limits = for_each(Rate::per_second(1), 0).budget("cents", Rate::utc_day(1).refuse());
     let (client, arrivals) = client(ms(0));
     let executor = Executor::builder()
         .limits(limits)
         .cost(|req: &Request<&'static str>| {
             let tokens = req.extensions().get::<ApiTokens>().map_or(0, |tokens| tokens.0);
-            Cost::tokens(tokens).with("requests", tokens)
+            let budget = req.extensions().get::<Budget>();
+            budget.map_or(Cost::none(), |budget| Cost::none().with(*budget, tokens))
         })
         .build(client)
         .unwrap();
@@ -265,15 +358,23 @@ async fn a_call_that_costs_nothing_is_admitted_and_one_above_the_burst_is_refuse
         executor.submit(request("nothing")).await.unwrap().await.unwrap();
     }
     assert_eq!(arrivals.times()[99], ms(0));
-    for cost in [2, u64::MAX] {
-        let heavy = || Call::from(request("heavy")).tokens(cost);
-        assert!(executor.submit(heavy()).await.unwrap_err().is_cost_exceeds_burst());
-        assert!(!executor.try_submit(heavy()).unwrap_err().is_full());
+    let heavy = |budget: Budget, cost| {
+        let mut request = request("heavy");
+        request.extensions_mut().insert(budget);
+        Call::from(request).tokens(cost)
+    };
+    for budget in BUDGETS.iter().chain(&["cents"]) {
+        for cost in [2, u64::MAX] {
+            let heavy = || heavy(Budget::from(*budget), cost);
+            let error = executor.submit(heavy()).await.unwrap_err();
+            let error = error.find::<CostExceedsBurst>().unwrap();
+            assert_eq!((error.budget(), error.cost(), error.burst()), (*budget, cost, 1));
+            assert!(!executor.try_submit(heavy()).unwrap_err().is_full());
+        }
     }
     // Without limits, a call of `u64::MAX` tokens is admitted.
     executor.monitor().limiter().set_limits(Limits::new()).unwrap();
-    let heavy = Call::from(request("heavy")).tokens(u64::MAX);
-    let call = executor.submit(heavy).await.unwrap();
+    let call = executor.submit(heavy(Budget::Tokens, u64::MAX)).await.unwrap();
     assert_eq!(call.event().snapshot().api_tokens, u64::MAX);
     call.await.unwrap();
 }
@@ -383,6 +484,31 @@ fn extreme_configs_build_an_executor_or_are_refused_and_their_field_is_named() {
                     (config.tokens_rate, config.tokens_period_secs, config.tokens_burst) = (Some(rate), period, burst);
                 };
                 named(with(&change), &["tokens_rate", "tokens_period_secs", "tokens_burst"]);
+                for name in ["input_tokens", "output_tokens", "images"] {
+                    let change = |config: &mut Config| {
+                        let ordinary = BudgetRate {
+                            rate: 1.0,
+                            period_secs: 60.0,
+                            burst: None,
+                        };
+                        let extreme = BudgetRate {
+                            rate,
+                            period_secs: period,
+                            burst,
+                        };
+                        let rates = |of| {
+                            if of == name {
+                                vec![ordinary.clone(), extreme.clone()]
+                            } else {
+                                vec![ordinary.clone()]
+                            }
+                        };
+                        let names = ["cents", "images", "input_tokens", "output_tokens"];
+                        config.budgets = names.map(|of| (of.to_owned(), rates(of))).into();
+                    };
+                    let fields = ["rate", "period_secs", "burst"].map(|field| format!("budgets.{name}.{field}"));
+                    named(with(&change), &fields.each_ref().map(String::as_str));
+                }
             }
         }
     }
@@ -404,8 +530,17 @@ fn a_config_of_garbage_is_an_error_and_never_a_panic() {
         "18446744073709551616",
         "99999999999999999999999999999999999999999999",
     ] {
-        for field in ["queue_capacity", "workers", "requests_rate", "tokens_period_secs"] {
-            let json = format!(r#"{{ "{field}": {value} }}"#);
+        for setting in [
+            format!(r#""queue_capacity": {value}"#),
+            format!(r#""workers": {value}"#),
+            format!(r#""requests_rate": {value}"#),
+            format!(r#""tokens_period_secs": {value}"#),
+            format!(r#""budgets": {{ "images": [], "cents": [1, {value}] }}"#),
+            format!(r#""budgets": {{ "images": [{{ "rate": {value} }}] }}"#),
+            format!(r#""budgets": {{ "output_tokens": [{{ "rate": 1 }}, {{ "rate": 1, "period_secs": {value} }}] }}"#),
+            format!(r#""budgets": {{ "input-tokens": [{{ "rate": 1 }}], "images": [{value}] }}"#),
+        ] {
+            let json = format!("{{ {setting} }}");
             let built = serde_json::from_str::<Config>(&json)
                 .map_err(|error| error.to_string())
                 .and_then(|config| config.into_builder().map_err(|error| error.to_string()))

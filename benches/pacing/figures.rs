@@ -15,7 +15,10 @@ pub(crate) struct Call {
     /// The time of the admission. For a call that was still waiting when the run ended, the end of the run.
     pub(crate) waited_until: Duration,
     pub(crate) admitted: bool,
+    /// The tokens of the prompt if those of the answer are limited apart, and otherwise all tokens.
     pub(crate) tokens: u64,
+    /// The tokens of the answer.
+    pub(crate) output: u64,
 }
 
 /// A rate per second and its burst.
@@ -33,10 +36,9 @@ pub(crate) type CostOf = fn(&Call) -> u64;
 pub(crate) struct Figures {
     /// The admitted amount, in percent of what the budgets allow. See [`achieved`].
     pub(crate) achieved: f64,
-    /// The empirical burst of requests. See [`empirical_burst`].
-    pub(crate) requests: f64,
-    /// The empirical burst of tokens. See [`empirical_burst`].
-    pub(crate) tokens: f64,
+    /// The empirical burst of requests, of tokens and of the tokens of the answer, 0 if they are not limited. See
+    /// [`empirical_burst`].
+    pub(crate) bursts: [f64; 3],
     pub(crate) waits: Waits,
     /// The processor time of the process, in percent of one core.
     pub(crate) cpu: f64,
@@ -63,6 +65,10 @@ impl Call {
         self.tokens
     }
 
+    pub(crate) fn output(&self) -> u64 {
+        self.output
+    }
+
     fn wait(&self) -> Duration {
         self.waited_until - self.arrived
     }
@@ -87,15 +93,18 @@ impl Figures {
     pub(crate) fn new(
         calls: &[Call],
         cpu: f64,
-        [requests, tokens]: [Budget; 2],
+        budgets: &[(Budget, CostOf)],
         warm_up: Duration,
         end: Duration,
     ) -> Self {
         let admissions = admissions(calls);
+        let mut bursts = [0.0; 3];
+        for (burst, (budget, cost)) in bursts.iter_mut().zip(budgets) {
+            *burst = empirical_burst(&admissions, *budget, *cost);
+        }
         Self {
-            achieved: achieved(&admissions, &[(requests, Call::one), (tokens, Call::tokens)], end),
-            requests: empirical_burst(&admissions, requests, Call::one),
-            tokens: empirical_burst(&admissions, tokens, Call::tokens),
+            achieved: achieved(&admissions, budgets, end),
+            bursts,
             waits: waits(calls, warm_up),
             cpu,
             overtaken: overtakings(calls) as f64,
@@ -104,11 +113,11 @@ impl Figures {
 
     /// Takes the median over all rounds, for each figure separately.
     pub(crate) fn median(rounds: &[Self]) -> Self {
+        let bursts = std::array::from_fn(|budget| median(rounds.iter().map(|figures| figures.bursts[budget])));
         let median = |figure: fn(&Self) -> f64| median(rounds.iter().map(figure));
         Self {
             achieved: median(|figures| figures.achieved),
-            requests: median(|figures| figures.requests),
-            tokens: median(|figures| figures.tokens),
+            bursts,
             waits: Waits {
                 p50: median(|figures| figures.waits.p50),
                 p99: median(|figures| figures.waits.p99),

@@ -1,13 +1,13 @@
 //! The limiters that are measured: tower-outbound, and every peer that lets its callers wait. Each is set up to be as
 //! close to a token bucket as it allows.
 
-use crate::figures::Budget;
+use crate::figures::{Budget, Call, CostOf};
 use governor::{DefaultDirectRateLimiter, Quota};
 use std::{convert::Infallible, fmt, future::Future, num::NonZero, sync::Arc, time::Duration};
 use throttle_net::{MultiLimiter, Throttle};
 use tokio::time::Instant;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_outbound::{Cost, Limits, Rate, RateLimiter, rate::Estimate};
+use tower_outbound::{Cost, Rate, RateLimiter, rate::Estimate};
 use tower_resilience::ratelimiter::RateLimiterLayer;
 
 /// A budget that is never exhausted.
@@ -16,9 +16,20 @@ pub(crate) const UNLIMITED: Budget = Budget::new(1_000_000_000_000, 1_000_000_00
 /// The names of throttle-net's budgets.
 const REQUESTS: &str = "requests";
 const TOKENS: &str = "tokens";
+const OUTPUT: &str = "output tokens";
 
 /// The capacity of the buffer in front of Tower's rate limit. It is larger than the number of callers.
 const BUFFER: usize = 1_024;
+
+/// The limits of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) requests: Budget,
+    /// The limit of the tokens of the prompt if those of the answer have one of their own, and otherwise of all tokens.
+    pub(crate) tokens: Budget,
+    /// The limit of the tokens of the answer.
+    pub(crate) output: Option<Budget>,
+}
 
 /// A limiter that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +44,8 @@ pub(crate) enum Limiter {
 
 /// The handle with which one caller waits for a limiter.
 pub(crate) trait Pacer: Clone + Send + 'static {
-    /// Waits until one request and `tokens` tokens are admitted, and returns the time of the admission.
-    fn admit(&mut self, tokens: u64) -> impl Future<Output = Instant> + Send;
+    /// Waits until a call of this cost is admitted, and returns the time of the admission.
+    fn admit(&mut self, cost: Cost) -> impl Future<Output = Instant> + Send;
 }
 
 /// A limiter that can be paused.
@@ -67,13 +78,50 @@ pub(crate) trait WithPacer {
 pub(crate) enum ThrottleNet {
     /// Limits requests only.
     Requests(Arc<Throttle>),
-    /// Limits requests and tokens.
-    Both(MultiLimiter),
+    /// Limits requests and tokens, of one kind or of two.
+    Several { budgets: MultiLimiter, kinds: usize },
 }
 
 /// A service behind a limit. The service responds with the time at which it was called.
 #[derive(Clone)]
 pub(crate) struct LimitedService<S>(S);
+
+// === impl Limits ===
+
+impl Limits {
+    pub(crate) const fn requests(requests: Budget) -> Self {
+        Self {
+            requests,
+            tokens: UNLIMITED,
+            output: None,
+        }
+    }
+
+    pub(crate) const fn tokens(tokens: Budget) -> Self {
+        Self {
+            tokens,
+            ..Self::requests(UNLIMITED)
+        }
+    }
+
+    /// The limits, and what a call costs of each: requests, tokens, and the tokens of the answer if they are limited.
+    pub(crate) fn budgets(&self) -> Vec<(Budget, CostOf)> {
+        let both = [
+            (self.requests, Call::one as CostOf),
+            (self.tokens, Call::tokens as CostOf),
+        ];
+        let output = self.output.map(|output| (output, Call::output as CostOf));
+        both.into_iter().chain(output).collect()
+    }
+
+    /// The cost of a call with so many tokens.
+    pub(crate) fn cost(&self, tokens: u64, output: u64) -> Cost {
+        match self.output {
+            Some(_) => Cost::input_output_tokens(tokens, output),
+            None => Cost::tokens(tokens),
+        }
+    }
+}
 
 // === impl Limiter ===
 
@@ -104,7 +152,7 @@ impl Limiter {
             Self::TowerOutbound => {
                 "RateLimiter::acquire; requests at this rate and burst, and a budget of tokens that is never exhausted"
             }
-            Self::ThrottleNet => "Throttle::acquire; with two budgets, MultiLimiter::acquire_costs",
+            Self::ThrottleNet => "Throttle::acquire; with several budgets, MultiLimiter::acquire_costs",
             Self::Governor => "until_ready; Quota::per_second(rate).allow_burst(burst)",
             Self::LeakyBucket => {
                 "fair; refills at intervals: a burst every burst / rate; at 20000/s burst 1, twenty every ms"
@@ -127,11 +175,18 @@ impl Limiter {
         Some((amount, time_for(amount, requests)))
     }
 
-    /// Does this with a limiter of these budgets. Only tower-outbound and throttle-net limit tokens.
-    pub(crate) fn with<W: WithPacer>(self, requests: Budget, tokens: Budget, with: W) -> W::Output {
+    /// Whether the limiter limits tokens besides requests.
+    pub(crate) const fn limits_tokens(self) -> bool {
+        matches!(self, Self::TowerOutbound | Self::ThrottleNet)
+    }
+
+    /// Does this with a limiter of these limits. A limiter that does not [limit tokens](Self::limits_tokens) limits
+    /// requests only.
+    pub(crate) fn with<W: WithPacer>(self, limits: Limits, with: W) -> W::Output {
+        let requests = limits.requests;
         match self {
-            Self::TowerOutbound => with.run(|| tower_outbound(requests, tokens)),
-            Self::ThrottleNet => with.run(|| throttle_net(requests, tokens)),
+            Self::TowerOutbound => with.run(|| tower_outbound(limits)),
+            Self::ThrottleNet => with.run(|| throttle_net(limits)),
             Self::Governor => with.run(|| governor(requests)),
             Self::LeakyBucket => with.run(|| leaky_bucket(requests)),
             Self::TowerResilience => with.run(|| tower_resilience(requests)),
@@ -148,16 +203,19 @@ impl fmt::Display for Limiter {
 
 // === tower-outbound ===
 
-pub(crate) fn tower_outbound(requests: Budget, tokens: Budget) -> RateLimiter {
+pub(crate) fn tower_outbound(limits: Limits) -> RateLimiter {
     let rate = |budget: Budget| Rate::per_second(budget.rate).burst(budget.burst);
-    RateLimiter::new(Limits::new().requests(rate(requests)).tokens(rate(tokens))).expect("the limits make sense")
+    let requests = tower_outbound::Limits::new().requests(rate(limits.requests));
+    let limits = match limits.output {
+        Some(output) => requests.input_tokens(rate(limits.tokens)).output_tokens(rate(output)),
+        None => requests.tokens(rate(limits.tokens)),
+    };
+    RateLimiter::new(limits).expect("the limits make sense")
 }
 
 impl Pacer for RateLimiter {
-    async fn admit(&mut self, tokens: u64) -> Instant {
-        self.acquire(Cost::tokens(tokens))
-            .await
-            .expect("the cost is below the burst");
+    async fn admit(&mut self, cost: Cost) -> Instant {
+        self.acquire(cost).await.expect("the cost is below the burst");
         Instant::now()
     }
 }
@@ -184,7 +242,12 @@ impl Settles for RateLimiter {
 
 // === throttle-net ===
 
-pub(crate) fn throttle_net(requests: Budget, tokens: Budget) -> ThrottleNet {
+pub(crate) fn throttle_net(limits: Limits) -> ThrottleNet {
+    let Limits {
+        requests,
+        tokens,
+        output,
+    } = limits;
     let throttle = |budget: Budget| {
         Throttle::builder()
             .per_second(small(budget.rate))
@@ -198,14 +261,29 @@ pub(crate) fn throttle_net(requests: Budget, tokens: Budget) -> ThrottleNet {
     if requests != UNLIMITED {
         budgets = budgets.dimension(REQUESTS, throttle(requests));
     }
-    ThrottleNet::Both(budgets.strict(false).build())
+    if let Some(output) = output {
+        budgets = budgets.dimension(OUTPUT, throttle(output));
+    }
+    ThrottleNet::Several {
+        budgets: budgets.strict(false).build(),
+        kinds: if output.is_some() { 3 } else { 2 },
+    }
 }
 
 impl Pacer for ThrottleNet {
-    async fn admit(&mut self, tokens: u64) -> Instant {
+    async fn admit(&mut self, cost: Cost) -> Instant {
         let admitted = match self {
             Self::Requests(requests) => requests.acquire().await,
-            Self::Both(budgets) => budgets.acquire_costs(&[(REQUESTS, 1), (TOKENS, small(tokens))]).await,
+            Self::Several { budgets, kinds: 2 } => {
+                let costs = [(REQUESTS, 1), (TOKENS, small(cost.tokens))];
+                budgets.acquire_costs(&costs).await
+            }
+            Self::Several { budgets, .. } => {
+                let (input, output) = (small(cost.input_tokens), small(cost.output_tokens));
+                budgets
+                    .acquire_costs(&[(REQUESTS, 1), (TOKENS, input), (OUTPUT, output)])
+                    .await
+            }
         };
         admitted.expect("the cost is not above the capacity");
         Instant::now()
@@ -216,7 +294,7 @@ impl Pauses for ThrottleNet {
     fn pause_for(&self, pause: Duration) {
         match self {
             Self::Requests(requests) => requests.pause_for(pause),
-            Self::Both(budgets) => budgets.pause_for(pause),
+            Self::Several { budgets, .. } => budgets.pause_for(pause),
         }
     }
 }
@@ -225,11 +303,11 @@ impl Settles for ThrottleNet {
     type Estimate = u64;
 
     async fn admit_estimate(&mut self, tokens: u64) -> (Instant, u64) {
-        (self.admit(tokens).await, tokens)
+        (self.admit(Cost::tokens(tokens)).await, tokens)
     }
 
     fn settle(&self, estimate: u64, used: u64) {
-        let Self::Both(budgets) = self else {
+        let Self::Several { budgets, .. } = self else {
             unreachable!("only tokens are settled")
         };
         budgets.settle_costs(&[(TOKENS, small(estimate))], &[(TOKENS, small(used))]);
@@ -245,7 +323,7 @@ pub(crate) fn governor(requests: Budget) -> Arc<DefaultDirectRateLimiter> {
 }
 
 impl Pacer for Arc<DefaultDirectRateLimiter> {
-    async fn admit(&mut self, _: u64) -> Instant {
+    async fn admit(&mut self, _: Cost) -> Instant {
         self.until_ready().await;
         Instant::now()
     }
@@ -270,7 +348,7 @@ pub(crate) fn leaky_bucket(requests: Budget) -> Arc<leaky_bucket::RateLimiter> {
 }
 
 impl Pacer for Arc<leaky_bucket::RateLimiter> {
-    async fn admit(&mut self, _: u64) -> Instant {
+    async fn admit(&mut self, _: Cost) -> Instant {
         self.acquire_one().await;
         Instant::now()
     }
@@ -307,7 +385,7 @@ impl<S> Pacer for LimitedService<S>
 where
     S: Service<(), Response = Instant, Error: Into<BoxError> + Send, Future: Send> + Clone + Send + 'static,
 {
-    async fn admit(&mut self, _: u64) -> Instant {
+    async fn admit(&mut self, _: Cost) -> Instant {
         let called = async { self.0.ready().await?.call(()).await };
         called
             .await

@@ -2,8 +2,8 @@
 
 use crate::{
     common::process_cpu_time,
-    figures::{Budget, Call},
-    limiters::{Limiter, Pacer, WithPacer},
+    figures::Call,
+    limiters::{Limiter, Limits, Pacer, WithPacer},
 };
 use std::time::Duration;
 use tokio::{
@@ -19,14 +19,22 @@ pub(crate) const THREADS: usize = 2;
 /// The load that a limiter is measured with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
-    pub(crate) requests: Budget,
-    pub(crate) tokens: Budget,
-    /// Each call costs a random number of tokens from one to this number.
-    pub(crate) most_tokens: u64,
+    pub(crate) limits: Limits,
+    pub(crate) tokens: Tokens,
     /// If this is not zero, one call is made at the start, and the callers begin after this time.
     pub(crate) pause: Duration,
     /// The length of the run.
     pub(crate) length: Duration,
+}
+
+/// How many tokens calls cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tokens {
+    /// Each call costs a random number from one to this number.
+    UpTo(u64),
+    /// The prompt and the answer each cost a random number of tokens: from one to [`LIGHT`](Self::LIGHT), and in turns of
+    /// [`TURN`](Self::TURN) of neither, the prompt, and the answer, to [`HEAVY`](Self::HEAVY).
+    InTurns,
 }
 
 impl WithPacer for Load {
@@ -45,12 +53,30 @@ pub(crate) struct Record {
     pub(crate) cpu: f64,
 }
 
+// === impl Tokens ===
+
+impl Tokens {
+    pub(crate) const LIGHT: u64 = 100;
+    pub(crate) const HEAVY: u64 = 1_000;
+    pub(crate) const TURN: Duration = Duration::from_millis(500);
+
+    /// Returns the tokens of the prompt and of the answer of a call that is made at this time.
+    fn draw(self, rng: &mut fastrand::Rng, at: Duration) -> (u64, u64) {
+        let turn = match self {
+            Self::UpTo(most) => return (rng.u64(1..=most), 0),
+            Self::InTurns => at.as_millis() / Self::TURN.as_millis() % 3,
+        };
+        let most = |is_heavy| if is_heavy { Self::HEAVY } else { Self::LIGHT };
+        (rng.u64(1..=most(turn == 1)), rng.u64(1..=most(turn == 2)))
+    }
+}
+
 // === impl Load ===
 
 impl Load {
-    /// Runs the load on a limiter. Only tower-outbound and throttle-net limit tokens; the others limit requests only.
+    /// Runs the load on a limiter.
     pub(crate) fn run(&self, limiter: Limiter) -> Record {
-        limiter.with(self.requests, self.tokens, *self)
+        limiter.with(self.limits, *self)
     }
 
     fn run_on<P: Pacer>(&self, pacer: impl FnOnce() -> P) -> Record {
@@ -61,9 +87,10 @@ impl Load {
             if !self.pause.is_zero() {
                 calls.push(Call {
                     arrived: Duration::ZERO,
-                    waited_until: pacer.admit(1).await - start,
+                    waited_until: pacer.admit(self.limits.cost(1, 0)).await - start,
                     admitted: true,
                     tokens: 1,
+                    output: 0,
                 });
                 time::sleep_until(start + self.pause).await;
             }
@@ -86,14 +113,16 @@ impl Load {
         let mut calls: Vec<Call> = Vec::new();
         let calling = async {
             loop {
-                let tokens = costs.u64(1..=self.most_tokens);
+                let arrived = start.elapsed();
+                let (tokens, output) = self.tokens.draw(&mut costs, arrived);
                 calls.push(Call {
-                    arrived: start.elapsed(),
+                    arrived,
                     waited_until: self.length,
                     admitted: false,
                     tokens,
+                    output,
                 });
-                let admitted = pacer.admit(tokens).await - start;
+                let admitted = pacer.admit(self.limits.cost(tokens, output)).await - start;
                 if let Some(call) = calls.last_mut().filter(|_| admitted < self.length) {
                     call.waited_until = admitted;
                     call.admitted = true;

@@ -7,7 +7,7 @@
 //!
 //! The columns of the table:
 //!
-//! - **achieved**: `(admitted - burst) / (rate x elapsed)`, from the first admission to the end of the run. With two
+//! - **achieved**: `(admitted - burst) / (rate x elapsed)`, from the first admission to the end of the run. With several
 //!   budgets, `(admitted - burst) / rate` is replaced by the time that an exact limiter needs for these calls in this
 //!   order.
 //! - **burst**: the largest value of `admitted - rate x length` over all windows of time of any length. For an exact
@@ -42,8 +42,8 @@ mod trouble;
 
 use clap::Parser;
 use figures::{Budget, Figures};
-use limiters::{Limiter, UNLIMITED};
-use load::{CALLERS, Load};
+use limiters::{Limiter, Limits};
+use load::{CALLERS, Load, Tokens};
 use std::time::Duration;
 use table::Row;
 use trouble::Trouble;
@@ -67,14 +67,13 @@ struct Args {
     bench: bool,
 }
 
-/// The limits and costs that one limiter after the other is run with.
+/// The limits and costs that one limiter after the other is run with. Those that do not limit tokens are left out where
+/// these are limited.
 #[derive(Clone, Debug)]
 struct Setting {
     name: String,
-    requests: Budget,
-    tokens: Budget,
-    most_tokens: u64,
-    limiters: &'static [Limiter],
+    limits: Limits,
+    tokens: Tokens,
 }
 
 fn settings() -> Vec<Setting> {
@@ -94,19 +93,30 @@ fn settings() -> Vec<Setting> {
     ];
     let even = even.map(|(rate, burst)| Setting {
         name: format!("{rate}/s burst {burst}"),
-        requests: Budget::new(rate, burst),
-        tokens: UNLIMITED,
-        most_tokens: 1,
-        limiters: &Limiter::ALL,
+        limits: Limits::requests(Budget::new(rate, burst)),
+        tokens: Tokens::UpTo(1),
     });
     let weighted = weighted.map(|(binding, requests, tokens)| Setting {
         name: format!("weighted, {binding} binding"),
-        requests,
-        tokens,
-        most_tokens: 1_000,
-        limiters: &[Limiter::TowerOutbound, Limiter::ThrottleNet],
+        limits: Limits {
+            requests,
+            tokens,
+            output: None,
+        },
+        tokens: Tokens::UpTo(1_000),
     });
-    even.into_iter().chain(weighted).collect()
+    // Light calls wait for a request. A call with a heavy prompt, or a heavy answer, costs 500.5 tokens of it on average,
+    // and waits for these.
+    let in_turns = Setting {
+        name: "three budgets, binding in turns".to_owned(),
+        limits: Limits {
+            requests: Budget::new(1_000, 10),
+            tokens: Budget::new(250_250, 2_500),
+            output: Some(Budget::new(250_250, 2_500)),
+        },
+        tokens: Tokens::InTurns,
+    };
+    even.into_iter().chain(weighted).chain([in_turns]).collect()
 }
 
 fn main() -> anyhow::Result<()> {
@@ -119,7 +129,9 @@ fn main() -> anyhow::Result<()> {
     table::print_head();
     for setting in settings() {
         let chosen = |limiter: &&Limiter| args.selects(&format!("{limiter} {}", setting.name));
-        let limiters: Vec<_> = setting.limiters.iter().filter(chosen).collect();
+        let limiters = Limiter::ALL.iter().filter(chosen);
+        let (limiters, unable): (Vec<&Limiter>, Vec<_>) =
+            limiters.partition(|limiter| setting.is_counted_by(**limiter));
         let mut rounds = vec![Vec::new(); limiters.len()];
         for _ in 0..args.rounds {
             for (limiter, rounds) in limiters.iter().zip(&mut rounds) {
@@ -130,7 +142,7 @@ fn main() -> anyhow::Result<()> {
         let measured: Vec<_> = measured
             .map(|(limiter, rounds)| Row::new(*limiter, &setting, Figures::median(rounds)))
             .collect();
-        table::print_setting(&setting, &measured);
+        table::print_setting(&setting, &measured, &unable);
         rows.extend(measured);
     }
     let troubles = measure_trouble(&args);
@@ -174,24 +186,32 @@ impl Args {
 impl Setting {
     fn measure(&self, limiter: Limiter, length: Duration) -> Figures {
         let load = Load {
-            requests: self.requests,
+            limits: self.limits,
             tokens: self.tokens,
-            most_tokens: self.most_tokens,
             pause: Duration::ZERO,
             length,
         };
         let record = load.run(limiter);
         let warm_up = Duration::from_secs_f64(CALLERS as f64 / self.calls_per_second());
-        Figures::new(&record.calls, record.cpu, [self.requests, self.tokens], warm_up, length)
+        Figures::new(&record.calls, record.cpu, &self.limits.budgets(), warm_up, length)
     }
 
     fn is_weighted(&self) -> bool {
-        self.most_tokens > 1
+        self.tokens != Tokens::UpTo(1)
     }
 
-    /// The number of calls per second that an exact limiter admits.
+    fn is_counted_by(&self, limiter: Limiter) -> bool {
+        !self.is_weighted() || limiter.limits_tokens()
+    }
+
+    /// The number of calls per second that an exact limiter admits; where the costs change, the lowest.
     fn calls_per_second(&self) -> f64 {
-        let mean_tokens = (1 + self.most_tokens) as f64 / 2.0;
-        (self.requests.rate as f64).min(self.tokens.rate as f64 / mean_tokens)
+        let most_tokens = match self.tokens {
+            Tokens::UpTo(most) => most,
+            Tokens::InTurns => Tokens::HEAVY,
+        };
+        let mean_tokens = (1 + most_tokens) as f64 / 2.0;
+        let Limits { requests, tokens, .. } = self.limits;
+        (requests.rate as f64).min(tokens.rate as f64 / mean_tokens)
     }
 }

@@ -7,8 +7,8 @@
 
 use crate::{
     figures::{Budget, Call, admissions, empirical_burst, envelope, overtakings, waits},
-    limiters::{Limiter, UNLIMITED},
-    load::{CALLERS, Load},
+    limiters::{Limiter, Limits},
+    load::{CALLERS, Load, Tokens},
 };
 use anyhow::Context;
 use plotters::{
@@ -23,9 +23,8 @@ use resvg::{
 use std::{env, fs, time::Duration};
 
 const LOAD: Load = Load {
-    requests: Budget::new(200, 20),
-    tokens: UNLIMITED,
-    most_tokens: 1,
+    limits: Limits::requests(Budget::new(200, 20)),
+    tokens: Tokens::UpTo(1),
     pause: Duration::from_millis(90),
     length: Duration::from_millis(600),
 };
@@ -107,7 +106,7 @@ fn rasterize(drawing: &str) -> anyhow::Result<Pixmap> {
 }
 
 fn draw_on(root: &Area<'_>, panels: &[Panel]) -> anyhow::Result<()> {
-    let Budget { rate, burst } = LOAD.requests;
+    let Budget { rate, burst } = LOAD.limits.requests;
     root.fill(&WHITE)?;
     let (title, below) = root.split_vertically(TITLE_HEIGHT);
     write_on(
@@ -168,8 +167,8 @@ impl Panel {
     fn draw_on(&self, cell: &Area<'_>) -> anyhow::Result<()> {
         let (head, body) = cell.split_vertically(HEAD_HEIGHT);
         write_on(&head, (64, 18), bold(19), &self.title())?;
-        let burst = empirical_burst(&self.admissions, LOAD.requests, Call::one);
-        let excess = exceeds(burst, LOAD.requests.burst as f64);
+        let burst = empirical_burst(&self.admissions, LOAD.limits.requests, Call::one);
+        let excess = exceeds(burst, LOAD.limits.requests.burst as f64);
         let color = if excess { EXCESS } else { FAINT };
         let calls = format!(
             "{} of {} calls, largest burst {burst:.1}",
@@ -217,7 +216,7 @@ impl Panel {
     }
 
     fn title(&self) -> String {
-        match self.limiter.interval(LOAD.requests) {
+        match self.limiter.interval(LOAD.limits.requests) {
             Some((amount, interval)) => format!("{}: {amount} every {} ms", self.limiter, interval.as_millis()),
             None => self.limiter.to_string(),
         }
@@ -226,13 +225,13 @@ impl Panel {
     /// The number of calls that an exact limiter admits: the burst, and the inflow from the end of the pause to the end
     /// of the run.
     fn possible() -> u32 {
-        let busy = LOAD.requests.inflow(LOAD.length - LOAD.pause);
-        LOAD.requests.burst as u32 + busy.ceil() as u32
+        let busy = LOAD.limits.requests.inflow(LOAD.length - LOAD.pause);
+        LOAD.limits.requests.burst as u32 + busy.ceil() as u32
     }
 
     /// The corners of the envelope, with times in milliseconds.
     fn edge(&self) -> Vec<(f64, f64)> {
-        let corners = envelope(&self.admissions, LOAD.requests, LOAD.length);
+        let corners = envelope(&self.admissions, LOAD.limits.requests, LOAD.length);
         corners.into_iter().map(|(at, allowed)| (millis(at), allowed)).collect()
     }
 
@@ -246,7 +245,7 @@ impl Panel {
                 excess,
             }),
         };
-        let per_milli = LOAD.requests.rate as f64 / 1e3;
+        let per_milli = LOAD.limits.requests.rate as f64 / 1e3;
         let (mut corner, mut allowed) = ((0.0, 0.0), 0.0);
         let mut edge = self.edge().into_iter().peekable();
         let ends = self

@@ -22,7 +22,8 @@ pub(crate) struct Row {
     limiter: Limiter,
     setting: String,
     figures: Figures,
-    weighted: bool,
+    /// The budgets besides requests that are measured.
+    tokens: &'static [&'static str],
     /// The bounds that the figures are compared with; `None` for a peer of tower-outbound.
     bars: Option<Bars>,
 }
@@ -30,10 +31,8 @@ pub(crate) struct Row {
 /// The bounds that the figures of tower-outbound are compared with.
 #[derive(Clone, Debug)]
 struct Bars {
-    /// The bound of the empirical burst of requests.
-    requests: f64,
-    /// The bound of the empirical burst of tokens.
-    tokens: f64,
+    /// The bound of the empirical burst of each budget.
+    bursts: Vec<f64>,
     /// The columns whose bound is not kept.
     missed: Vec<&'static str>,
 }
@@ -46,7 +45,11 @@ impl Row {
             limiter,
             setting: setting.name.clone(),
             figures,
-            weighted: setting.is_weighted(),
+            tokens: match (setting.is_weighted(), setting.limits.output) {
+                (false, _) => &[],
+                (true, None) => &["tokens"],
+                (true, Some(_)) => &["input tokens", "output tokens"],
+            },
             bars: (limiter == Limiter::TowerOutbound).then(|| Bars::new(setting, &figures)),
         }
     }
@@ -54,13 +57,14 @@ impl Row {
     fn print(&self) {
         let Figures {
             achieved,
-            requests,
+            bursts,
             waits,
             cpu,
             overtaken,
             ..
         } = self.figures;
-        let bound = self.bars.as_ref().map(|bars| format!("<= {:.1}", bars.requests));
+        let bound = self.bars.as_ref().map(|bars| format!("<= {:.1}", bars.bursts[0]));
+        let requests = bursts[0];
         let (limiter, bound, tail) = (self.limiter, bound.unwrap_or_default(), waits.tail());
         print!("  {limiter:<16} {achieved:>8.2} % {requests:>9.1} {bound:<9} ");
         print!("{:>8.1} {:>8.1} {:>8.1} {tail:>7.2} ", waits.p50, waits.p99, waits.max);
@@ -71,11 +75,8 @@ impl Row {
             } else {
                 print!("  not reached: {}", bars.missed.join(", "));
             }
-            if self.weighted {
-                print!(
-                    "\n  {:<26} {:>10.1} <= {:.1}",
-                    "  tokens", self.figures.tokens, bars.tokens
-                );
+            for ((name, burst), bound) in self.tokens.iter().zip(&bursts[1..]).zip(&bars.bursts[1..]) {
+                print!("\n    {name:<24} {burst:>10.1} <= {bound:.1}");
             }
         }
         println!();
@@ -84,18 +85,17 @@ impl Row {
     fn print_for_programs(&self) {
         let Figures {
             achieved,
-            requests,
-            tokens,
+            bursts,
             waits,
             cpu,
             overtaken,
         } = self.figures;
         print!(
-            "pacing {} {}: achieved = {achieved:.2}, burst = {requests:.1}",
-            self.limiter, self.setting
+            "pacing {} {}: achieved = {achieved:.2}, burst = {:.1}",
+            self.limiter, self.setting, bursts[0]
         );
-        if self.weighted {
-            print!(", tokens burst = {tokens:.1}");
+        for (name, burst) in self.tokens.iter().zip(&bursts[1..]) {
+            print!(", {name} burst = {burst:.1}");
         }
         println!(
             ", p50 = {:.2}, p99 = {:.2}, max = {:.2}, cpu = {cpu:.1}, overtaken = {overtaken:.0}",
@@ -109,26 +109,26 @@ impl Row {
 impl Bars {
     fn new(setting: &Setting, figures: &Figures) -> Self {
         let bound = |budget: Budget| budget.burst as f64 + 1.0 + budget.inflow(CATCH_UP);
-        let (requests, tokens) = (bound(setting.requests), bound(setting.tokens));
-        let rate = setting.requests.rate;
+        let budgets = setting.limits.budgets();
+        let bursts: Vec<_> = budgets.iter().map(|(budget, _)| bound(*budget)).collect();
+        let Budget { rate, burst } = setting.limits.requests;
         let bars = [
             ("achieved", figures.achieved >= MIN_ACHIEVED),
-            ("burst", figures.requests <= requests && figures.tokens <= tokens),
+            (
+                "burst",
+                figures.bursts.iter().zip(&bursts).all(|(burst, bound)| burst <= bound),
+            ),
             // If calls differ in cost, even an exact limiter lets them wait for different times, so this bound does not
             // apply.
             (
                 "p99/p50",
                 setting.is_weighted() || rate > 1_000 || figures.waits.tail() <= MAX_TAIL,
             ),
-            (
-                "cpu",
-                rate < 20_000 || setting.requests.burst > 1 || figures.cpu <= MAX_CPU,
-            ),
+            ("cpu", rate < 20_000 || burst > 1 || figures.cpu <= MAX_CPU),
         ];
         let missed = bars.into_iter().filter(|(_, met)| !met).map(|(name, _)| name);
         Self {
-            requests,
-            tokens,
+            bursts,
             missed: missed.collect(),
         }
     }
@@ -146,10 +146,14 @@ pub(crate) fn print_head() {
     );
 }
 
-pub(crate) fn print_setting(setting: &Setting, rows: &[Row]) {
-    if !rows.is_empty() {
+/// Prints the rows of one setting. The limiters that are `unable` to count its budgets have no figures.
+pub(crate) fn print_setting(setting: &Setting, rows: &[Row], unable: &[&Limiter]) {
+    if !rows.is_empty() || !unable.is_empty() {
         println!("{}", setting.name);
-        rows.iter().for_each(Row::print);
+    }
+    rows.iter().for_each(Row::print);
+    for limiter in unable {
+        println!("  {limiter:<16} {:>10}  limits one budget", "—");
     }
 }
 

@@ -8,7 +8,7 @@
 use crate::{
     common::median,
     figures::{Budget, Call, CostOf, admissions, empirical_burst, overtakings, used_rate},
-    limiters::{self, Limiter, Pacer, Pauses, Settles, UNLIMITED, WithPacer},
+    limiters::{self, Limiter, Limits, Pacer, Pauses, Settles, WithPacer},
     load::{THREADS, build_runtime},
     table::CATCH_UP,
 };
@@ -24,6 +24,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep, timeout},
 };
+use tower_outbound::Cost;
 
 const REQUESTS: Budget = Budget::new(100, 1);
 /// The tokens that each call is estimated to use, and their limit: a call of this estimate every 10 ms.
@@ -132,14 +133,16 @@ impl Trouble {
     pub(crate) fn run(self, limiter: Limiter, scale: Scale) -> Option<Effect> {
         let run = Run { trouble: self, scale };
         let calls = match (self, limiter) {
-            (Self::Cancelled | Self::Stalled, _) => limiter.with(REQUESTS, UNLIMITED, run),
-            (Self::Paused, Limiter::TowerOutbound) => run.paused(|| limiters::tower_outbound(REQUESTS, UNLIMITED)),
-            (Self::Paused, Limiter::ThrottleNet) => run.paused(|| limiters::throttle_net(REQUESTS, UNLIMITED)),
+            (Self::Cancelled | Self::Stalled, _) => limiter.with(Limits::requests(REQUESTS), run),
+            (Self::Paused, Limiter::TowerOutbound) => {
+                run.paused(|| limiters::tower_outbound(Limits::requests(REQUESTS)))
+            }
+            (Self::Paused, Limiter::ThrottleNet) => run.paused(|| limiters::throttle_net(Limits::requests(REQUESTS))),
             (Self::TwiceTheEstimate | Self::FifthOfTheEstimate, Limiter::TowerOutbound) => {
-                run.settled(|| limiters::tower_outbound(UNLIMITED, TOKENS))
+                run.settled(|| limiters::tower_outbound(Limits::tokens(TOKENS)))
             }
             (Self::TwiceTheEstimate | Self::FifthOfTheEstimate, Limiter::ThrottleNet) => {
-                run.settled(|| limiters::throttle_net(UNLIMITED, TOKENS))
+                run.settled(|| limiters::throttle_net(Limits::tokens(TOKENS)))
             }
             _ => return None,
         };
@@ -248,7 +251,7 @@ impl<P: Pacer> Calls<P> {
     fn arrive(&mut self, calls: usize) -> Vec<AbortHandle> {
         let arrive = |_| {
             let mut pacer = self.pacer.clone();
-            self.spawn(1, async move { pacer.admit(1).await })
+            self.spawn(1, async move { pacer.admit(Cost::tokens(1)).await })
         };
         (0..calls).map(arrive).collect()
     }
@@ -264,6 +267,7 @@ impl<P: Pacer> Calls<P> {
                 waited_until: admitted.unwrap_or_else(Instant::now) - start,
                 admitted: admitted.is_some(),
                 tokens,
+                output: 0,
             }
         })
     }

@@ -19,6 +19,7 @@ fn call(arrived: u64, admitted: u64) -> Call {
         waited_until: ms(admitted),
         admitted: true,
         tokens: 1,
+        output: 0,
     }
 }
 
@@ -109,6 +110,25 @@ fn with_two_budgets_each_call_waits_for_the_slower_one() {
     assert!(close(
         achieved(&calls, &[requests, tokens], ms(60)),
         100.0 * 30.0 / 60.0
+    ));
+}
+
+#[test]
+fn with_three_budgets_each_call_waits_for_the_slowest_one() {
+    let mut calls = admitted_at(&[0, 10, 50, 100]);
+    for (call, (tokens, output)) in calls.iter_mut().zip([(1, 1), (5, 1), (1, 3), (1, 1)]) {
+        (call.tokens, call.output) = (tokens, output);
+    }
+    let budgets = [
+        (Budget::new(100, 1), Call::one as _),
+        (Budget::new(200, 5), Call::tokens as _),
+        (Budget::new(50, 3), Call::output as _),
+    ];
+    // The second call waits 10 ms for a request. By then a token of the prompt is back, so it does not wait for them. The
+    // third waits for the answer's tokens: 2.5 - 1 are left, and 1.5 more take 30 ms. The fourth waits 20 ms for one.
+    assert!(close(
+        achieved(&calls, &budgets, ms(100)),
+        100.0 * (10.0 + 30.0 + 20.0) / 100.0
     ));
 }
 

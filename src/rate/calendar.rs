@@ -57,7 +57,11 @@ impl Calendar {
     /// Returns when the window ends that `time` is in.
     fn end_of_window(self, time: u64) -> u64 {
         let start = u64::from(self.start) * 1_000_000_000;
-        let day = time.saturating_sub(start) / DAY_NANOS;
+        // The window that was open when 1970 began.
+        let Some(since) = time.checked_sub(start) else {
+            return start;
+        };
+        let day = since / DAY_NANOS;
         let next = match self.unit {
             Unit::Day => day + 1,
             Unit::Month => first_day_of_next_month(day),

@@ -81,6 +81,8 @@ mod demand;
 mod estimate;
 #[cfg(feature = "http")]
 mod followed;
+#[cfg(all(test, tower_outbound_loom))]
+mod interleavings;
 mod kind;
 mod layer;
 #[cfg(feature = "http")]

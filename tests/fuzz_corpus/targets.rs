@@ -17,13 +17,13 @@ use std::{
 };
 use tower::{Layer, Service, retry::Policy, service_fn};
 use tower_outbound::{
-    ApiTokensUsed, Cost, NetworkRequestEvent, RequestStatus,
+    ApiTokensUsed, Cost, Limits, NetworkRequestEvent, Rate, RateLimiter, RequestStatus,
     body::CheckLayer,
-    error::BadResponse,
+    error::{AcquireError, BadResponse},
     event::Value,
     executor::Config,
     provider::{CharacterEstimate, Provider, UsageLayer},
-    rate::{Budget, RequestCost},
+    rate::{Budget, Estimate, RequestCost},
     retry::RetryPolicy,
 };
 
@@ -348,7 +348,8 @@ pub fn config(data: &[u8]) {
         Ok(builder) => builder,
         Err(error) => {
             let fields = serde_json::to_value(Config::default()).expect("a config is JSON");
-            assert!(fields.get(error.field()).is_some(), "{error}");
+            let setting = error.field().split('.').next().unwrap_or_default();
+            assert!(fields.get(setting).is_some(), "{error}");
             return;
         }
     };
@@ -356,13 +357,100 @@ pub fn config(data: &[u8]) {
     let monitor = executor.monitor();
     let limiter = monitor.limiter();
     let _ = format!("{executor:?} {limiter:?}");
-    for cost in [
-        Cost::request(),
-        Cost::tokens(u64::MAX),
-        Cost::tokens(1).with("requests", u64::MAX),
-    ] {
+    let budgets: Vec<_> = limiter.limits().rates().map(|(budget, _)| budget).collect();
+    let extreme = budgets.iter().map(|budget| Cost::none().with(*budget, u64::MAX));
+    for cost in extreme.chain([Cost::request(), Cost::tokens(u64::MAX), Cost::none()]) {
         // `try_acquire` admits a cost only if `check` accepts it, that is, only if no bucket is too small for it.
         assert!(limiter.try_acquire(cost).is_err() || limiter.check(cost).is_ok());
     }
-    let _ = limiter.available();
+    let available = limiter.available();
+    assert!(budgets.iter().all(|budget| available.of(*budget).is_some()));
+}
+
+/// The budgets of the target `limiter`, and the capacities of their buckets. The last one refuses calls.
+const BUDGETS: [(&str, u64); 5] = [
+    ("requests", 10),
+    ("input_tokens", 200),
+    ("output_tokens", 100),
+    ("images", 20),
+    ("cents", 12),
+];
+
+/// The input is a program of two bytes a step, which acquires, settles, advances the clock, pauses and replaces the
+/// limits of a limiter with five budgets. What the buckets hold must be what was charged of each, to the unit: while the
+/// program runs, they do not refill.
+pub fn limiter(data: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    let _entered = runtime.enter();
+    let limits = |order: usize| {
+        let budgets = BUDGETS.iter().cycle().skip(order % BUDGETS.len()).take(BUDGETS.len());
+        budgets.fold(Limits::new(), |limits, (budget, burst)| {
+            let rate = if *budget == "cents" {
+                Rate::utc_day(*burst).refuse()
+            } else {
+                Rate::new(1, Duration::from_secs(100 * 366 * 24 * 60 * 60)).burst(*burst)
+            };
+            // Half is there at first, so that a refund always fits.
+            limits.budget(*budget, rate.initial(*burst / 2))
+        })
+    };
+    let limiter = RateLimiter::at(limits(0), SystemTime::UNIX_EPOCH).expect("the limits make sense");
+    let mut held = BUDGETS.map(|(_, burst)| i128::from(burst / 2));
+    let mut estimates: Vec<(Estimate, [u64; 5])> = Vec::new();
+    for step in data.chunks_exact(2).take(256) {
+        let [what, amount] = [step[0], step[1]];
+        // Each budget gets another amount, from the bits of one byte.
+        let amounts: [u64; 5] = std::array::from_fn(|index| u64::from(amount >> index & 7));
+        let cost = BUDGETS.iter().zip(amounts);
+        let cost = cost.fold(Cost::none(), |cost, ((budget, _), amount)| cost.with(*budget, amount));
+        match what % 6 {
+            0 | 1 => {
+                // A budget that is in debt does not keep a call that costs nothing of it.
+                let is_held = |(held, amount): (&i128, u64)| amount == 0 || *held >= i128::from(amount);
+                let is_held = held.iter().zip(amounts).all(is_held);
+                let charged = if what % 6 == 0 {
+                    limiter.try_acquire(cost).map(|()| None)
+                } else {
+                    limiter.try_acquire_estimate(cost).map(Some)
+                };
+                assert_eq!(charged.is_ok(), is_held, "{cost:?} of {held:?}");
+                // What the cap does not hold is refused; what only the others do not hold would be waited for.
+                let is_refused = amounts[4] > 0 && held[4] < i128::from(amounts[4]);
+                let is_exhausted = matches!(charged, Err(AcquireError::Exhausted(cap)) if cap.budget() == "cents");
+                assert_eq!(is_exhausted, is_refused, "{amounts:?} of {held:?}");
+                if let Ok(estimate) = charged {
+                    held.iter_mut()
+                        .zip(amounts)
+                        .for_each(|(held, amount)| *held -= i128::from(amount));
+                    estimates.extend(estimate.map(|estimate| (estimate, amounts)));
+                }
+            }
+            2 => {
+                if let Some((estimate, charged)) = estimates.pop() {
+                    estimate.settle(cost);
+                    for ((held, charged), used) in held.iter_mut().zip(charged).zip(amounts) {
+                        *held += i128::from(charged) - i128::from(used);
+                    }
+                }
+            }
+            3 => limiter
+                .set_limits(limits(amount.into()))
+                .expect("the limits make sense"),
+            4 => drop(estimates.pop()),
+            _ => {
+                limiter.pause_for(Duration::from_secs(1));
+                assert!(limiter.try_acquire(Cost::none()).is_err());
+                limiter.resume();
+            }
+        }
+        let available = limiter.available();
+        for ((budget, _), held) in BUDGETS.iter().zip(held) {
+            let held = u64::try_from(held).unwrap_or(0);
+            assert_eq!(available.of(*budget), Some(held), "{budget} after {step:?}");
+        }
+    }
 }

@@ -13,8 +13,9 @@ use std::fmt::Write;
 use support::{ms, pass};
 use tower::{BoxError, ServiceExt, service_fn};
 use tower_outbound::{
-    Call, Executor, RequestStatus, Shutdown,
+    Call, Cost, Executor, Limits, Rate, RequestStatus, Shutdown,
     event::{Http, Value},
+    rate::Budget,
 };
 use tracing::Instrument;
 use tracing_output::TracingOutput;
@@ -99,8 +100,21 @@ async fn no_secret_of_a_call_is_shown_however_the_call_ends() {
                 .unwrap()),
         }
     });
+    // Five budgets, of which one refuses the fifth call.
+    let limits = Limits::new()
+        .requests(Rate::per_second(100))
+        .input_tokens(Rate::per_minute(1_000))
+        .output_tokens(Rate::per_minute(1_000))
+        .budget("images", Rate::per_minute(10))
+        .budget("cents", Rate::utc_day(4).refuse());
     let executor = Executor::builder()
         .describe(Http::default().redact("x-own".parse().unwrap()))
+        .limits(limits)
+        .cost(|_: &Request<String>| Cost::input_output_tokens(5, 5).with("images", 1).with("cents", 1))
+        .settle(|charged: Cost, result: Result<&Response<String>, &BoxError>| {
+            let _ = result.ok()?;
+            Some(charged.with(Budget::InputTokens, 7))
+        })
         .build(client)
         .unwrap();
     executor.start().unwrap();
@@ -130,6 +144,10 @@ async fn no_secret_of_a_call_is_shown_however_the_call_ends() {
         }
     }
     assert_eq!(errors, 3);
+    let exhausted = executor.submit(call()).await.unwrap().await.unwrap_err();
+    assert!(exhausted.is_exhausted());
+    write!(seen, "\n{exhausted} {exhausted:?} {:?}", executor.monitor().available()).unwrap();
+    write!(seen, "\n{:?}", executor.monitor().limiter().limits()).unwrap();
     write!(seen, "\n{:?} {executor:?} {:?}", call(), executor.monitor()).unwrap();
     executor.stop(Shutdown::Graceful).await;
     let refused = executor.try_submit(call()).unwrap_err();
@@ -148,6 +166,7 @@ async fn no_secret_of_a_call_is_shown_however_the_call_ends() {
         "POST",
         "error sending request",
         "could not reach",
+        "cents",
     ] {
         assert!(seen.contains(shown), "{shown}");
     }

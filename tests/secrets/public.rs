@@ -186,7 +186,13 @@ async fn no_public_type_shows_a_secret() {
         tokio::time::sleep(ms(10)).await;
         Ok::<_, BoxError>(Response::new(Bytes::new()))
     });
-    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(5)).tokens(Rate::per_second(5))).unwrap();
+    let limits = Limits::new()
+        .requests(Rate::per_second(5))
+        .tokens(Rate::per_second(5))
+        .input_tokens(Rate::per_second(5))
+        .output_tokens(Rate::per_second(5))
+        .budget("cents", Rate::utc_day(5).refuse());
+    let limiter = RateLimiter::new(limits).unwrap();
     let limit = ConcurrencyLimitLayer::new(1).unwrap();
     let events = Events::new();
     shown.debug(&limit);

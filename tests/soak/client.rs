@@ -1,7 +1,7 @@
 //! The client of the soak test, the innermost service, below the limits. It records when calls are admitted, and
 //! misbehaves according to the fault of the call.
 
-use crate::fault::Fault;
+use crate::{budgets::least, fault::Fault};
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Empty;
@@ -22,6 +22,7 @@ use std::{
 };
 use tokio::time::Instant;
 use tower::{BoxError, Service};
+use tower_outbound::Cost;
 
 /// The beginning of the message of every panic that the test causes on purpose.
 pub(crate) const INTENDED: &str = "intended:";
@@ -39,8 +40,8 @@ pub(crate) struct Admissions {
     pub(crate) calls: AtomicU64,
     /// How many times `poll_ready` of the client was called.
     readiness: AtomicU64,
-    /// The times at which calls were admitted since the limits were last changed.
-    pub(crate) times: Mutex<Vec<Instant>>,
+    /// When calls were admitted since the limits were last changed, and the least that each was charged.
+    pub(crate) charges: Mutex<Vec<(Instant, Cost)>>,
 }
 
 /// The body of a response. Dropping the body may panic.
@@ -99,9 +100,14 @@ impl Service<Request<Fault>> for Client {
 
     fn call(&mut self, req: Request<Fault>) -> Self::Future {
         self.admissions.calls.fetch_add(1, Ordering::Relaxed);
-        self.admissions.times.lock().unwrap().push(Instant::now());
-
         let (mut head, fault) = req.into_parts();
+        let charge = head.extensions.get::<Cost>().map(|estimate| least(estimate, fault));
+        self.admissions
+            .charges
+            .lock()
+            .unwrap()
+            .push((Instant::now(), charge.expect("each request has its estimate")));
+
         assert!(fault != Fault::PanicInCall, "{INTENDED} in call");
         let url = format!("http://{}{}", self.server, fault.path());
         head.uri = url.parse().unwrap();

@@ -13,6 +13,11 @@ pub(crate) const HEADER: &str = "soak-client/1.0";
 /// A part of each secret that a request or a response has. No event shows it.
 pub(crate) const SECRET: &str = "sk-soak-3141592653589793";
 
+/// The number of input and output tokens that a call uses.
+pub(crate) const USAGE: (u64, u64) = (40, 30);
+/// The same for a call whose response is streamed.
+pub(crate) const STREAM_USAGE: (u64, u64) = (50, 40);
+
 /// What goes wrong with a call. Most calls have the fault `None`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
@@ -88,6 +93,14 @@ impl Fault {
         }
     }
 
+    /// The number of input and output tokens that the response to such a call reports, if it reports any.
+    pub(crate) fn usage(self) -> (u64, u64) {
+        match self {
+            Self::Stream | Self::DropsBody(_) => STREAM_USAGE,
+            _ => USAGE,
+        }
+    }
+
     /// How long the call may take.
     pub(crate) fn timeout(self) -> Option<Duration> {
         match self {
@@ -104,13 +117,13 @@ impl Fault {
 
 /// A request with the head that the client of a chat API sends. The fault takes the place of the body.
 pub(crate) fn chat_request(fault: Fault) -> Request<Fault> {
-    Request::post("https://localhost/v1/chat/completions")
+    Request::post("https://localhost/v1/messages")
         .header(AUTHORIZATION, format!("Bearer {SECRET}"))
         .header(CONTENT_TYPE, "application/json")
         .header(ACCEPT, "application/json")
         .header(USER_AGENT, HEADER)
         .header("idempotency-key", "stainless-retry-6f0c0c5a")
-        .header("openai-organization", "org-soak")
+        .header("anthropic-version", "2023-06-01")
         .body(fault)
         .unwrap()
 }

@@ -11,25 +11,32 @@
 //! | `SOAK_SEED` | 1 | determines the fault of each call, and how executors are stopped |
 //!
 //! The fault of a call is drawn from the seed and the number of the call. Meanwhile limits change, threads are blocked,
-//! and executors are stopped in every way, dropped and replaced. Bodies are streamed, failures are retried, and used
-//! tokens are settled. Requests and responses have the headers of a chat API.
+//! and executors are stopped in every way, dropped and replaced. Bodies are streamed, failures are retried, and what was
+//! used is settled. Requests and responses have the headers of a chat API. A call costs an amount of each of six budgets:
+//! requests, tokens in total and apart, images, whose rate refuses calls, and money, of which a month has a cap. The
+//! limiter follows the server, which has limits of its own and changes them.
 //!
-//! Meanwhile the test checks that calls with a deadline end in time, though their handles are not polled, and that no
-//! event shows a secret. Afterwards it checks that every call has ended exactly once; that all places in the queue and
-//! all permits are free and all tasks have ended; that the tokens charged are those of the admitted calls, corrected by
-//! what they used; that no window of time had more calls than its limit; and that memory has not grown.
+//! Meanwhile the test checks that calls with a deadline end in time, though their handles are not polled, that no event
+//! shows a secret, and that the limits in force are not above those that were set. Afterwards it checks that every call
+//! has ended exactly once; that all places in the queue and all permits are free and all tasks have ended; that what was
+//! charged of each budget is what the admitted calls cost, corrected by what they used; that no window of time had more
+//! of any budget than its limit; that the server has rejected at most 1 % of the calls; and that memory has not grown.
 
 #![cfg(target_os = "linux")]
 
+mod budgets;
 mod client;
 mod fault;
+mod provider;
 mod server;
 
+use budgets::{Charged, Paced, estimate, priced};
 use client::{Admissions, Client, INTENDED, ResponseBody};
 use fastrand::Rng;
 use fault::{Fault, HEADER, SECRET, chat_request};
 use http::Response;
 use http_body_util::BodyExt;
+use provider::Provider;
 use server::Server;
 use std::{
     collections::BTreeMap,
@@ -53,11 +60,11 @@ use tokio::{
 };
 use tower::{Layer, retry::RetryLayer};
 use tower_outbound::{
-    Call, CallHandle, Concurrency, Executor, Limits, NetworkRequestEvent, Rate, RateLimiter, RequestStatus, Shutdown,
+    Call, CallHandle, Concurrency, Executor, RateLimiter, RequestStatus, Shutdown,
     body::StreamBody,
     error::Cancelled,
     event::Totals,
-    provider::{MeteredBody, UsageLayer},
+    provider::{FeedbackLayer, MeteredBody, Provider as Api, UsageLayer},
     rate::ByUsage,
     retry::RetryPolicy,
 };
@@ -72,9 +79,8 @@ const SLACK: Duration = Duration::from_secs(1);
 const STANDSTILL: Duration = Duration::from_secs(3);
 /// One of so many calls has its event searched for secrets.
 const SHOWN: u64 = 16;
-/// The burst of the token limit. The limit refills one token in 100 years, so that every missing token was charged to a
-/// call. Half of the burst is available at the start, so that refunds always fit into the bucket.
-const TOKENS: u64 = 1_000_000_000_000;
+/// The largest share of the attempts that the server may reject because its own limits are used up.
+const MOST_REJECTED: f64 = 0.01;
 
 /// The state of the test that all callers share.
 struct Soak {
@@ -86,12 +92,17 @@ struct Soak {
     /// The executor that accepts calls now.
     executor: RwLock<Executor<Fault, Stream>>,
     limiter: RateLimiter,
-    /// The rate of the request limit per second, and its burst.
-    rate: Mutex<(u64, u64)>,
+    /// Makes the limiter follow the server's limits.
+    feedback: FeedbackLayer,
+    /// The rates that were last set.
+    paced: Mutex<Paced>,
+    server: Arc<Provider>,
     concurrency: Concurrency,
     client: Client,
-    /// The number of attempts and of charged tokens, summed up from the events of the calls.
-    charged: Mutex<(u64, u64)>,
+    /// What the calls were charged, summed up from their events.
+    charged: Mutex<Charged>,
+    /// The number of calls that the rate of images has refused.
+    refused: AtomicU64,
     /// The totals of the executors that were dropped.
     totals: Mutex<Vec<Totals>>,
     /// The number of calls for each fault and each outcome.
@@ -138,8 +149,9 @@ fn a_million_calls_with_every_fault_lose_nothing_leak_nothing_and_stay_in_their_
 
 impl Soak {
     fn new(server: &Server) -> Self {
-        let rate = (20_000, 100);
-        let limiter = RateLimiter::new(limits(rate)).unwrap();
+        let paced = Paced::INITIAL;
+        let limiter = paced.limiter();
+        let feedback = FeedbackLayer::new(limiter.clone(), Api::Anthropic).follow();
         let concurrency = Concurrency::new(32).unwrap();
         let client = Client::new(server.address, Arc::new(Admissions::default()));
         Self {
@@ -148,12 +160,15 @@ impl Soak {
             until: Instant::now() + Duration::from_secs(variable("SOAK_SECONDS", 3_600)),
             next: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
-            executor: RwLock::new(executor(&limiter, &concurrency, &client, 1)),
+            executor: RwLock::new(executor(&limiter, &feedback, &concurrency, &client, 1)),
             limiter,
-            rate: Mutex::new(rate),
+            feedback,
+            paced: Mutex::new(paced),
+            server: server.provider.clone(),
             concurrency,
             client,
             charged: Mutex::default(),
+            refused: AtomicU64::new(0),
             totals: Mutex::default(),
             outcomes: Mutex::default(),
             stops: Mutex::default(),
@@ -175,6 +190,7 @@ impl Soak {
         let mut disturbances = JoinSet::new();
         disturbances.spawn(self.clone().stops_and_restarts());
         disturbances.spawn(self.clone().changes_of_limits());
+        disturbances.spawn(self.clone().changes_of_the_server());
         disturbances.spawn(self.clone().stalls());
         let mut memory = Vec::new();
         while !callers.is_empty() {
@@ -223,18 +239,30 @@ impl Soak {
         );
         drop(monitor);
 
-        // The attempts in the events are those that reached the client, and the tokens that are missing in the bucket
-        // are those that were charged according to the events.
-        let (attempts, charged) = *self.charged.lock().unwrap();
+        // The attempts in the events are those that reached the client, and what is missing in the ledgers is what was
+        // charged according to the events.
+        let charged = *self.charged.lock().unwrap();
+        let attempts = charged.attempts();
         assert_eq!(attempts, self.client.admissions.calls.load(Ordering::Relaxed));
-        assert_eq!(self.limiter.available().tokens, Some(TOKENS / 2 - charged));
-        self.check_window();
+        self.check_windows();
+        charged.check(&self.limiter);
+        let rejected = self.server.rejected.load(Ordering::Relaxed);
+        assert!(
+            rejected as f64 <= attempts as f64 * MOST_REJECTED,
+            "the server has rejected {rejected} of {attempts}"
+        );
 
         // Memory does not grow: its maximum in the second half of the run is at most 32 MiB above that in the first
         // half.
         let (early, late) = memory.split_at(memory.len() / 2);
         let most = |samples: &[u64]| samples.iter().copied().max().unwrap_or(0);
         assert!(most(late) <= most(early) + 32, "{memory:?} MiB");
+
+        let refused = self.refused.load(Ordering::Relaxed);
+        assert!(
+            refused > 0 || attempts < 10_000,
+            "the rate of images has refused no call"
+        );
 
         self.print_table(elapsed, most(&memory));
         // No task is left. The tasks of the connections end once the client is dropped, so the test waits for up to 10
@@ -271,10 +299,12 @@ impl Soak {
     async fn call(&self, number: u64) {
         let mut rng = Rng::with_seed(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number);
         let fault = Fault::draw(&mut rng);
-        let tokens = rng.u64(..100);
+        let estimate = estimate(&mut rng);
         let (begun, handle) = loop {
             let executor = self.executor();
-            let call = Call::from(chat_request(fault)).tokens(tokens);
+            let mut request = chat_request(fault);
+            request.extensions_mut().insert(estimate);
+            let call = Call::from(request).tokens(estimate.tokens);
             let begun = Instant::now();
             let call = match fault.timeout() {
                 Some(timeout) => call.timeout(timeout),
@@ -318,23 +348,14 @@ impl Soak {
         yield_now().await;
         assert_eq!(event.status(), ended.status, "a terminal status does not change");
         self.count(fault, ended.status.as_str());
-        self.account(&ended);
+        self.charged.lock().unwrap().add(&ended, &estimate);
+        if ended.error_type.as_deref() == Some("Exhausted") {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
         if number % SHOWN == 0 {
             let shown = format!("{ended:?}");
             assert!(shown.contains(HEADER) && !shown.contains(SECRET), "{shown}");
         }
-    }
-
-    /// Adds up what the call was charged: its estimate for every attempt. If the call reports its usage, the usage
-    /// replaces the estimate of one attempt.
-    fn account(&self, event: &NetworkRequestEvent) {
-        let attempts = event.attempts.len() as u64;
-        let estimated = attempts * event.api_tokens;
-        let charged = event
-            .api_tokens_used
-            .map_or(estimated, |used| estimated - event.api_tokens + used);
-        let mut sums = self.charged.lock().unwrap();
-        *sums = (sums.0 + attempts, sums.1 + charged);
     }
 
     /// Waits for the response, or as long as the fault of the call lets the caller wait. Checks that the result agrees
@@ -442,7 +463,7 @@ impl Soak {
             *self.stops.lock().unwrap().entry(name).or_default() += 1;
             let Some(how) = how else {
                 let workers = rng.usize(1..4);
-                let next = crate::executor(&self.limiter, &self.concurrency, &self.client, workers);
+                let next = crate::executor(&self.limiter, &self.feedback, &self.concurrency, &self.client, workers);
                 next.start().unwrap();
                 *self.executor.write().unwrap() = next;
                 let monitor = executor.monitor();
@@ -476,10 +497,18 @@ impl Soak {
                 self.limiter.pause_for(rng.u32(..5) * MS);
                 continue;
             }
-            let rate = (rng.u64(2_000..40_000), rng.u64(1..200));
-            self.limiter.set_limits(limits(rate)).unwrap();
-            self.check_window();
-            *self.rate.lock().unwrap() = rate;
+            let paced = Paced::draw(&mut rng);
+            self.paced.lock().unwrap().check(&self.limiter);
+            self.limiter.set_limits(paced.limits()).unwrap();
+            self.check_windows();
+            *self.paced.lock().unwrap() = paced;
+        }
+    }
+
+    async fn changes_of_the_server(self: Arc<Self>) {
+        let mut rng = Rng::with_seed(self.seed ^ 3);
+        while self.continues_after(rng.u64(4_000..8_000)).await {
+            self.server.change(&mut rng);
         }
     }
 
@@ -500,22 +529,10 @@ impl Soak {
 
     // === Checks and the table ===
 
-    /// Checks with a leaky bucket that no window of time since the last change of the limits had more calls than its
-    /// limit allows.
-    fn check_window(&self) {
-        let (rate, burst) = *self.rate.lock().unwrap();
-        let mut admitted = self.client.admissions.times.lock().unwrap();
-        // The limiter makes up for a late timer by the calls of up to 5 ms. Four more calls allow for each of the two
-        // threads being delayed between an admission and its record, and across a change of the limits.
-        let most = burst as f64 + rate as f64 * 0.005 + 4.0;
-        let mut level = 0.0_f64;
-        let mut last = None;
-        for at in admitted.drain(..) {
-            let since = last.map_or(Duration::ZERO, |last| at.saturating_duration_since(last));
-            level = (level - since.as_secs_f64() * rate as f64).max(0.0) + 1.0;
-            last = Some(at);
-            assert!(level <= most, "{level} in a window at {rate}/s with a burst of {burst}");
-        }
+    /// Checks the calls that were admitted since the last change of the limits.
+    fn check_windows(&self) {
+        let mut admitted = self.client.admissions.charges.lock().unwrap();
+        self.paced.lock().unwrap().check_windows(admitted.drain(..));
     }
 
     fn print_progress(&self, begun: Instant) {
@@ -541,6 +558,11 @@ impl Soak {
         }
         let admitted = self.client.admissions.calls.load(Ordering::Relaxed);
         println!("{admitted} calls were admitted, in {elapsed:.1?}; {most} MiB at most");
+        println!(
+            "{} calls were refused by the rate of images, {} rejected by the server",
+            self.refused.load(Ordering::Relaxed),
+            self.server.rejected.load(Ordering::Relaxed)
+        );
         println!("executors were stopped: {:?}", self.stops.lock().unwrap());
         println!(
             "threads were blocked for 200 ms {} times, limits changed {} times; seed {}",
@@ -551,17 +573,9 @@ impl Soak {
     }
 }
 
-fn limits((rate, burst): (u64, u64)) -> Limits {
-    let without_refill = Rate::new(1_u64, Duration::from_secs(100 * 365 * 86_400))
-        .burst(TOKENS)
-        .initial(TOKENS / 2);
-    Limits::new()
-        .requests(Rate::per_second(rate).burst(burst))
-        .tokens(without_refill)
-}
-
 fn executor(
     limiter: &RateLimiter,
+    feedback: &FeedbackLayer,
     concurrency: &Concurrency,
     client: &Client,
     workers: usize,
@@ -571,11 +585,11 @@ fn executor(
         .workers(workers)
         .limiter(limiter.clone())
         .concurrency(concurrency.clone())
-        .settle(ByUsage::default())
+        .settle(ByUsage::default().price(priced))
         .layer(RetryLayer::new(
             RetryPolicy::new().max_retries(2).budget(None).backoff(MS, 5 * MS),
         ))
-        .build_streaming(UsageLayer::new().layer(client.clone()))
+        .build_streaming(feedback.layer(UsageLayer::new().layer(client.clone())))
         .unwrap()
 }
 

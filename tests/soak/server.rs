@@ -1,6 +1,7 @@
 //! A server on loopback that responds properly, late, wrongly or not at all, depending on the path of the request.
 
-use std::{io, net::SocketAddr, thread, time::Duration};
+use crate::{fault, provider::Provider};
+use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -12,6 +13,7 @@ use tokio::{
 /// A server with its own thread and runtime. When the server is dropped, both end.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
+    pub(crate) provider: Arc<Provider>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -22,13 +24,15 @@ impl Server {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
+        let provider = Arc::new(Provider::new());
+        let limits = provider.clone();
         let thread = thread::spawn(move || {
             let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let serve = async {
                     let listener = TcpListener::from_std(listener).unwrap();
                     while let Ok((stream, _)) = listener.accept().await {
-                        tokio::spawn(serve(stream));
+                        tokio::spawn(serve(stream, limits.clone()));
                     }
                 };
                 tokio::select! {
@@ -39,6 +43,7 @@ impl Server {
         });
         Self {
             address,
+            provider,
             stop: Some(stop),
             thread: Some(thread),
         }
@@ -55,7 +60,7 @@ impl Drop for Server {
 }
 
 /// Serves one connection. Requests have no body, so each request ends with an empty line.
-async fn serve(mut stream: TcpStream) -> io::Result<()> {
+async fn serve(mut stream: TcpStream, provider: Arc<Provider>) -> io::Result<()> {
     let mut read = Vec::new();
     loop {
         let end = loop {
@@ -69,21 +74,39 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
         let head = String::from_utf8_lossy(&read[..end]).into_owned();
         read.drain(..end);
         let path = head.split(' ').nth(1).unwrap_or_default();
+        let usage = if path == "/stream" {
+            fault::STREAM_USAGE
+        } else {
+            fault::USAGE
+        };
+        let (is_held, limits) = provider.take(usage);
+        if !is_held {
+            let rejected = response(
+                "429 Too Many Requests",
+                &limits,
+                "application/json",
+                "content-length: 0",
+            );
+            stream.write_all(rejected.as_bytes()).await?;
+            continue;
+        }
+        let respond = |status, content_type, framing: &str| response(status, &limits, content_type, framing);
         match path {
-            "/slow" => {
-                sleep(Duration::from_millis(20)).await;
-                stream.write_all(WHOLE).await?;
-            }
             // Sends nothing, and waits until the client closes the connection.
             "/stuck" => while stream.read_buf(&mut read).await? > 0 {},
-            "/status" => stream.write_all(BUSY).await?,
+            "/status" => {
+                let busy = respond("503 Busy", "application/json", "content-length: 0");
+                stream.write_all(busy.as_bytes()).await?;
+            }
             "/reset" => {
                 // A connection that is closed with a linger time of zero is reset.
                 stream.set_zero_linger()?;
                 return Ok(());
             }
             "/half" => {
-                stream.write_all(HALF).await?;
+                // A response that ends early.
+                let half = respond("200 OK", "application/json", "content-length: 99") + "half";
+                stream.write_all(half.as_bytes()).await?;
                 return stream.shutdown().await;
             }
             "/malformed" => {
@@ -92,60 +115,52 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
             }
             "/hangs-up" => return Ok(()),
             "/stream" => {
-                stream.write_all(STREAM).await?;
+                let begin = respond("200 OK", "text/event-stream", "transfer-encoding: chunked");
+                stream.write_all(begin.as_bytes()).await?;
                 for _ in 0..5 {
                     sleep(Duration::from_millis(2)).await;
                     stream.write_all(PIECE).await?;
                 }
-                stream.write_all(END).await?;
+                let end = format!("data: {}\n\n", reported(usage));
+                let end = format!("{:x}\r\n{end}\r\n0\r\n\r\n", end.len());
+                stream.write_all(end.as_bytes()).await?;
             }
-            _ => stream.write_all(WHOLE).await?,
+            path => {
+                if path == "/slow" {
+                    sleep(Duration::from_millis(20)).await;
+                }
+                let body = reported(usage);
+                let length = format!("content-length: {}", body.len());
+                let whole = respond("200 OK", "application/json", &length) + &body;
+                stream.write_all(whole.as_bytes()).await?;
+            }
         }
     }
 }
 
-/// The head of each response of the API, as chat APIs send it, without the line that says how long the body is.
-macro_rules! head {
-    ($status:literal, $content_type:literal) => {
-        concat!(
-            "HTTP/1.1 ",
-            $status,
-            "\r\ndate: Fri, 27 Nov 2026 20:00:00 GMT\r\ncontent-type: ",
-            $content_type,
-            "\r\nconnection: keep-alive\r\n\
-             openai-organization: org-soak\r\n\
-             openai-processing-ms: 312\r\n\
-             openai-version: 2020-10-01\r\n\
-             x-ratelimit-limit-requests: 5000\r\n\
-             x-ratelimit-limit-tokens: 800000\r\n\
-             x-ratelimit-remaining-requests: 4999\r\n\
-             x-ratelimit-remaining-tokens: 799744\r\n\
-             x-ratelimit-reset-requests: 12ms\r\n\
-             x-ratelimit-reset-tokens: 19ms\r\n\
-             x-request-id: req_8c2f4f7a0c9d4e5b8a1f3e2d1c0b9a87\r\n\
-             set-cookie: __cf_bm=sk-soak-3141592653589793; path=/; HttpOnly; Secure\r\n\
-             server: cloudflare\r\n"
-        )
-    };
+/// The head of a response of the API, as chat APIs send it, with the provider's limits and the header that says how long
+/// the body is.
+fn response(status: &str, limits: &str, content_type: &str, framing: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\n\
+         date: Fri, 27 Nov 2026 20:00:00 GMT\r\n\
+         content-type: {content_type}\r\n\
+         connection: keep-alive\r\n\
+         anthropic-organization-id: 5b2c1c1e-9d0b-4c62-8f43-4f3e0c6f8d2a\r\n\
+         {limits}\
+         request-id: req_8c2f4f7a0c9d4e5b8a1f3e2d1c0b9a87\r\n\
+         strict-transport-security: max-age=31536000; includeSubDomains; preload\r\n\
+         cf-cache-status: DYNAMIC\r\n\
+         set-cookie: __cf_bm=sk-soak-3141592653589793; path=/; HttpOnly; Secure\r\n\
+         server: cloudflare\r\n\
+         {framing}\r\n\r\n"
+    )
 }
 
-/// A whole response, which reports a usage of 7 tokens.
-const WHOLE: &[u8] = concat!(
-    head!("200 OK", "application/json"),
-    "content-length: 28\r\n\r\n{\"usage\":{\"total_tokens\":7}}"
-)
-.as_bytes();
+/// The end of a body, which reports what the call has used.
+fn reported((input, output): (u64, u64)) -> String {
+    format!(r#"{{"usage":{{"input_tokens":{input},"output_tokens":{output}}}}}"#)
+}
 
-const BUSY: &[u8] = concat!(head!("503 Busy", "application/json"), "content-length: 0\r\n\r\n").as_bytes();
-
-/// A response that ends early.
-const HALF: &[u8] = concat!(head!("200 OK", "application/json"), "content-length: 99\r\n\r\nhalf").as_bytes();
-
-/// The head of a streamed response. `PIECE` and `END` are its further parts, and the end reports a usage of 9 tokens.
-const STREAM: &[u8] = concat!(
-    head!("200 OK", "text/event-stream"),
-    "transfer-encoding: chunked\r\n\r\n"
-)
-.as_bytes();
+/// A part of the body of a streamed response.
 const PIECE: &[u8] = b"c\r\ndata: word\n\n\r\n";
-const END: &[u8] = b"24\r\ndata: {\"usage\":{\"total_tokens\":9}}\n\n\r\n0\r\n\r\n";
