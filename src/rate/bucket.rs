@@ -46,6 +46,8 @@ pub(super) struct BucketSpec {
     pub(super) initial: i128,
     /// The largest debt, in units. What would go deeper is cut off: see [`Rate::max_debt`](super::Rate::max_debt).
     pub(super) max_debt: i128,
+    /// The number of ticks in a second.
+    pub(super) second: u64,
     pub(super) kind: BucketKind,
 }
 
@@ -102,6 +104,15 @@ pub(super) const MAX_UNITS: u128 = 1 << 126;
 #[cfg(all(test, feature = "redis"))]
 const MAX_SHARED_ESTIMATED: i128 = 1 << 52;
 
+impl BucketKind {
+    /// Whether the bucket is an allowance of which calls take until it is used up: it refuses calls or counts by the
+    /// calendar.
+    #[cfg(feature = "redis")]
+    pub(super) const fn is_allowance(&self) -> bool {
+        self.refuses || self.calendar.is_some()
+    }
+}
+
 impl BucketSpec {
     /// Returns the capacity in whole requests or tokens, rounded down.
     pub(super) fn burst(&self) -> u64 {
@@ -110,10 +121,11 @@ impl BucketSpec {
 }
 
 impl Bucket {
-    /// Creates a bucket that begins at the time `began`, in nanoseconds since 1970, which only windows of the calendar
-    /// depend on.
+    /// Creates a bucket that begins at the time `began`, in ticks since 1970, which only windows of the calendar depend
+    /// on.
     pub(super) fn new_at(spec: BucketSpec, began: u64) -> Self {
-        let window = spec.kind.calendar.map(|calendar| OpenWindow::new(calendar, began));
+        let window = spec.kind.calendar;
+        let window = window.map(|calendar| OpenWindow::new(calendar, began, spec.second));
         Self {
             window: window.map(Box::new),
             ..Self::new(spec)
@@ -283,10 +295,11 @@ impl Bucket {
         if needed <= balance {
             return 0;
         }
-        let missing = needed.saturating_sub(balance) as u128;
         if self.fill == 0 {
-            return self.window_with(missing);
+            // A debt ends with its window.
+            return self.window_with(needed.saturating_sub(balance.max(0)) as u128);
         }
+        let missing = needed.saturating_sub(balance) as u128;
         // Division is much faster with 64 bits, which most numbers have. At most rates a tick adds one unit, so that it is
         // not needed at all.
         match u64::try_from(missing) {
@@ -558,9 +571,11 @@ impl Bucket {
     /// reach the Redis store. The share is one of `shares` equal ones. If the bucket was emptied during that time,
     /// `since_emptied` is the number of ticks since then, and at most what one share filled in those ticks is debited:
     /// emptying the bucket has already accounted for what was used before.
+    ///
+    /// A bucket of the calendar has no fill that a share could be of, so the whole amount is debited.
     #[cfg(test)]
     pub(super) fn debit_share(&mut self, amount: u64, since_emptied: Option<u64>, shares: u64) {
-        let filled = since_emptied.map_or(i128::MAX, |ticks| {
+        let filled = since_emptied.filter(|_| self.fill > 0).map_or(i128::MAX, |ticks| {
             let all = u128::from(ticks) * u128::from(self.fill);
             all.div_ceil(u128::from(shares.max(1))) as i128
         });
@@ -573,15 +588,47 @@ impl Bucket {
         self.set_estimated_units(self.saturating_units(amount).min(MAX_SHARED_ESTIMATED));
     }
 
+    /// Whether the bucket is an [allowance](BucketKind::is_allowance).
+    pub(super) const fn is_allowance(&self) -> bool {
+        self.refuses || self.window.is_some()
+    }
+
     /// Lowers a positive balance to 0. A debt remains.
     pub(super) fn empty(&mut self) {
         self.balance = self.balance.min(0);
+    }
+
+    /// Takes `amount` for a call that is made up to `lateness` ticks later. The bucket of a
+    /// [strict](super::Rate::strict) rate loses what will have overflowed by then, at the provider, too.
+    pub(super) fn take_reserved(&mut self, amount: u64, lateness: u64) {
+        if self.is_strict && amount > 0 {
+            self.overflow(lateness, false, 0);
+        }
+        self.take(amount, false);
+    }
+
+    /// Lets `elapsed` ticks pass in which the bucket gains nothing, unless a window of the calendar begins.
+    pub(super) fn skip(&mut self, elapsed: u64) {
+        if self.fill == 0 {
+            self.advance_window(elapsed);
+        }
+    }
+
+    /// Moves the time of a bucket of the calendar back, because the clock was set back.
+    #[cfg(test)]
+    pub(super) fn step_back(&mut self, back: u64) {
+        if let Some(window) = &mut self.window {
+            window.step_back(back);
+        }
     }
 
     /// Returns the number of ticks until the bucket is full if nothing is taken before.
     #[cfg(test)]
     pub(super) fn until_full(&self) -> u64 {
         let missing = self.capacity.abs_diff(self.balance);
+        if self.fill == 0 {
+            return self.until_window_ends().filter(|_| missing > 0).unwrap_or(0);
+        }
         u64::try_from(missing.div_ceil(u128::from(self.fill))).unwrap_or(u64::MAX)
     }
 }

@@ -380,6 +380,7 @@ impl Rate {
             capacity,
             initial,
             max_debt,
+            second: NANOS_PER_SECOND,
             kind,
         })
     }
@@ -416,9 +417,11 @@ impl Rate {
     }
 }
 
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
 /// The default for the largest debt of a rate with a period that is not longer than this: what the rate adds in ten
 /// minutes, in nanoseconds.
-const DEFAULT_DEBT_NANOS: u64 = 10 * 60 * 1_000_000_000;
+const DEFAULT_DEBT_NANOS: u64 = 10 * 60 * NANOS_PER_SECOND;
 
 // === impl Limits ===
 

@@ -8,7 +8,7 @@ use super::{
     problem::StoreError,
     round_trips::RoundTrips,
     script::{FIRST_KEY, SCRIPT, STATE_KEY, VERSION},
-    wire::{ReplyNumbers, StoreReply, StoreRequest},
+    wire::{REFUSED_NUMBERS, RefusedCost, ReplyNumbers, StoreReply, StoreRequest},
 };
 use crate::error::StoreProblem;
 use ::redis::{Cmd, Pipeline, RedisFuture, Script, ScriptInvocation, Value, aio::ConnectionLike};
@@ -216,8 +216,8 @@ pub(super) fn read(reply: Value, request: &StoreRequest) -> Result<StoreReply, S
     }
 }
 
-/// Reads the numbers of a reply, what remains of each budget, the delays of the reservations, and the limits if the
-/// member has another version of them. Returns `None` if the reply is not valid.
+/// Reads the numbers of a reply, what remains of each budget, the delays of the reservations, the refused costs, what is
+/// left of rates that refuse calls or count by the calendar, and the limits if the member has another version of them. Returns `None` if the reply is not valid.
 fn read_numbers(values: Vec<Value>, request: &StoreRequest) -> Option<StoreReply> {
     let mut values = values.into_iter();
     let mut number = || match values.next() {
@@ -237,12 +237,23 @@ fn read_numbers(values: Vec<Value>, request: &StoreRequest) -> Option<StoreReply
     let remaining: Vec<_> = budgets.map(|_| number()).collect::<Option<_>>()?;
     let reserved = usize::try_from(numbers.reserved).ok()?;
     let delays = (0..reserved).map(|_| number()).collect::<Option<_>>()?;
-    let config = match values.next() {
-        Some(Value::BulkString(text)) => Some(String::from_utf8(text).ok()?),
-        None => None,
-        Some(_) => return None,
-    };
-    StoreReply::new(request, &numbers, &remaining, delays, config)
+    let mut refused = Vec::new();
+    for _ in 0..numbers.refused {
+        let mut of_cost = [0; REFUSED_NUMBERS];
+        for of_cost in &mut of_cost {
+            *of_cost = number()?;
+        }
+        refused.push(RefusedCost::new(request, of_cost)?);
+    }
+    let (mut left, mut config) = (Vec::new(), None);
+    for value in values {
+        match value {
+            Value::Int(number) if config.is_none() => left.push(u64::try_from(number).ok()?),
+            Value::BulkString(text) if config.is_none() => config = Some(String::from_utf8(text).ok()?),
+            _ => return None,
+        }
+    }
+    StoreReply::new(request, &numbers, &remaining, delays, refused, left, config)
 }
 
 // === impl Connection ===

@@ -193,9 +193,10 @@ impl Coordinator {
         let config = self.limits.config();
         // Returns how long the rates take to bring `amounts`, in microseconds.
         let duration = |amounts: &Demand| {
-            let durations = config.specs().iter();
+            // A rate by the calendar brings nothing within its window.
+            let filling = config.specs().iter().filter(|(_, spec)| spec.fill > 0);
             let durations =
-                durations.map(|(budget, spec)| amounts.of(*budget) as f64 * spec.unit as f64 / spec.fill as f64);
+                filling.map(|(budget, spec)| amounts.of(*budget) as f64 * spec.unit as f64 / spec.fill as f64);
             durations.fold(0.0, f64::max)
         };
         let mut reserved = self.waiters.unused();
