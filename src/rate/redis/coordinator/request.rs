@@ -193,8 +193,8 @@ impl Coordinator {
         let config = self.limits.config();
         // Returns how long the rates take to bring `amounts`, in microseconds.
         let duration = |amounts: &Demand| {
-            // A rate by the calendar brings nothing within its window.
-            let filling = config.specs().iter().filter(|(_, spec)| spec.fill > 0);
+            // No reservation waits for a rate that refuses calls, and one by the calendar brings nothing in its window.
+            let filling = config.specs().iter().filter(|(_, spec)| !spec.kind.is_allowance());
             let durations =
                 filling.map(|(budget, spec)| amounts.of(*budget) as f64 * spec.unit as f64 / spec.fill as f64);
             durations.fold(0.0, f64::max)

@@ -91,6 +91,43 @@ impl HonestMember {
     }
 }
 
+/// Sends a request for calls of `member` that cost so many cents each, and returns how many are admitted.
+fn take(schedule: &mut VirtualSchedule, member: u8, costs: &[u64], now: i64) -> usize {
+    let limits = Limits::new().budget("cents", Rate::utc_day(100).refuse());
+    let request = StoreRequest {
+        costs: costs.iter().map(|cents| Cost::none().with("cents", *cents)).collect(),
+        ..StoreRequest::new([member; 16], Arc::new(QuotaConfig::new(limits).unwrap()))
+    };
+    schedule.handle(&request, now).delays.len()
+}
+
+/// In microseconds.
+const DAY: i64 = 24 * 60 * 60 * 1_000_000;
+const SECOND: i64 = 1_000_000;
+
+#[test]
+fn a_clock_that_is_set_back_over_midnight_does_not_begin_the_day_twice() {
+    let mut schedule = VirtualSchedule::default();
+    let midnight = 20_000 * DAY;
+    assert_eq!(take(&mut schedule, 1, &[60, 60], midnight - SECOND), 1);
+    assert_eq!(take(&mut schedule, 2, &[60, 60], midnight + SECOND), 1);
+    // The clock goes back by two seconds, and passes midnight again.
+    assert_eq!(take(&mut schedule, 1, &[60], midnight - SECOND), 0);
+    assert_eq!(take(&mut schedule, 2, &[60, 40, 1], midnight + SECOND), 1);
+    assert_eq!(take(&mut schedule, 1, &[100], midnight + DAY - 1), 0);
+    assert_eq!(take(&mut schedule, 1, &[100], midnight + DAY), 1);
+}
+
+#[test]
+fn a_clock_that_was_wrong_by_years_costs_no_more_than_one_day() {
+    let mut schedule = VirtualSchedule::default();
+    let midnight = 20_000 * DAY;
+    assert_eq!(take(&mut schedule, 1, &[100], midnight), 1);
+    assert_eq!(take(&mut schedule, 1, &[100], midnight + 3_000 * DAY), 1);
+    assert_eq!(take(&mut schedule, 1, &[1], midnight + SECOND), 0);
+    assert_eq!(take(&mut schedule, 1, &[100], midnight + DAY), 1);
+}
+
 #[test]
 fn no_window_sees_more_true_usage_than_the_burst_and_what_came_in() {
     let mut rng = fastrand::Rng::with_seed(7);
