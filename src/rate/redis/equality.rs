@@ -172,6 +172,13 @@ fn request(rng: &mut RandomInput, member: usize, state: MemberState, configs: &[
         incarnation: state.incarnation,
         sequence: state.sequence,
         last_reservation: rng.rarely(3_000_000),
+        left: if rng.one_in(3) {
+            let specs = configs[state.config].specs().iter();
+            let allowances = specs.filter(|(_, spec)| spec.kind.is_allowance());
+            allowances.map(|_| rng.0.u64(0..30_000)).collect()
+        } else {
+            Vec::new()
+        },
         config: configs[state.config].clone(),
         configured_as: configs[usize::from(member == 3)].text().to_owned(),
         config_version: state.config_version,

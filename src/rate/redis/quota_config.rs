@@ -103,11 +103,21 @@ impl QuotaConfig {
 
     /// Returns a new bucket for each rate, which begins at the time `began`, in microseconds since 1970.
     pub(super) fn buckets(&self, began: i64) -> Vec<(Budget, Bucket)> {
-        let began = u64::try_from(began).unwrap_or(0);
-        let specs = self.specs.iter();
-        specs
-            .map(|(budget, spec)| (*budget, Bucket::new_at(*spec, began)))
-            .collect()
+        buckets(&self.specs, began)
+    }
+
+    /// Returns the settings of buckets that replace lost ones. Those by the calendar begin with what is `left` of their
+    /// windows: a number for each rate that refuses calls or counts by the calendar, in order. Without these numbers, all
+    /// begin as new ones.
+    pub(super) fn specs_with(&self, left: &[u64]) -> Vec<(Budget, BucketSpec)> {
+        let mut left = left.iter();
+        let spec = |(budget, spec): &(Budget, BucketSpec)| {
+            let left = if spec.kind.is_allowance() { left.next() } else { None };
+            let left = left.filter(|_| spec.kind.calendar.is_some());
+            let initial = left.map_or(spec.initial, |left| units_left(spec, *left));
+            (*budget, BucketSpec { initial, ..*spec })
+        };
+        self.specs.iter().map(spec).collect()
     }
 
     /// Returns one of `members` equal shares of the limits: the buckets fill `members` times slower, and begin empty. The
@@ -124,7 +134,7 @@ impl QuotaConfig {
             let spec = BucketSpec {
                 unit: spec.unit * members as u128,
                 capacity: spec.capacity * scale,
-                initial: (i128::from(left).saturating_mul(spec.unit as i128)).min(spec.capacity),
+                initial: units_left(spec, left),
                 max_debt: spec.max_debt * scale,
                 ..*spec
             };
@@ -138,6 +148,19 @@ impl QuotaConfig {
             text: self.text.clone(),
         }
     }
+}
+
+/// Returns a bucket for each of these settings, which begins at the time `began`, in microseconds since 1970.
+pub(super) fn buckets(specs: &[(Budget, BucketSpec)], began: i64) -> Vec<(Budget, Bucket)> {
+    let (began, specs) = (u64::try_from(began).unwrap_or(0), specs.iter());
+    specs
+        .map(|(budget, spec)| (*budget, Bucket::new_at(*spec, began)))
+        .collect()
+}
+
+/// Returns the number of units in a bucket that holds `left`.
+fn units_left(spec: &BucketSpec, left: u64) -> i128 {
+    i128::from(left).saturating_mul(spec.unit as i128).min(spec.capacity)
 }
 
 /// Converts a bucket from units per nanosecond to units per microsecond. A fraction of a unit in the burst is cut off.

@@ -49,8 +49,6 @@ local EXPIRY_SLACK = 30000000
 local NAME = 16
 -- In bytes: the length of a rate and of a special kind in the request, which are eight numbers and seven.
 local RATE, KIND = 64, 56
--- In microseconds: the length of a day. Later than every time: when the next window begins if there is none.
-local DAY, NEVER = 86400000000, 2 ^ 53
 
 local REQUEST_NAMES, rates_at = read(REQUEST_FORMAT, ARGV[1])
 
@@ -63,41 +61,16 @@ local is_announced = false
 -- The positions of the first and of the last bucket in the state, and of the first and of the last special kind; the
 -- length of a member's entry in bytes; the formats of the numbers in the state and in an entry.
 local first_bucket, last_bucket, first_kind, last_kind, entry_length, state_format, entry_format
+-- When the next window of the calendar begins, and the function that fills its bucket then.
+local next_window, begin_windows = 2 ^ 53, nil
 
 -- Creating a function costs more than calling it, so only the two functions that every request needs are created here.
 
 -- Fills the buckets up to the time `target`. What overflows while estimates are unsettled is withheld from later
 -- refunds: if the true cost had been charged instead of the estimate, the bucket would have been fuller, and the refund
 -- would have overflowed too.
---
--- The buckets of a day or month are filled if one has begun.
 local function advance_to(target)
-  if target >= state.next_window then
-    state.next_window = NEVER
-    for kind = first_kind, last_kind, KIND_LENGTH do
-      if kind.months > 0 or kind.days > 0 then
-        if target >= kind.ends then
-          local bucket = kind.bucket
-          -- A new bucket is in no window yet, and holds its initial fill.
-          if kind.ends > 0 then bucket.balance = bucket.capacity end
-          local today = floor((target - kind.start) / DAY)
-          local next_day, year = today + 1, 1970
-          if kind.months > 0 then
-            next_day = 0
-            while next_day <= today do
-              local february = (year % 4 == 0 and (year % 100 ~= 0 or year % 400 == 0)) and 29 or 28
-              for _, days in ipairs({31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31}) do
-                if next_day <= today then next_day = next_day + days end
-              end
-              year = year + 1
-            end
-          end
-          kind.ends = next_day * DAY + kind.start
-        end
-        state.next_window = min(state.next_window, kind.ends)
-      end
-    end
-  end
+  if target >= next_window then begin_windows(target) end
   local elapsed = target - state.scheduled_until
   for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
     local balance, capacity = bucket.balance, bucket.capacity
@@ -134,7 +107,8 @@ if stored then
   if #stored < 32 then return {0} end
   local stored_version, its_rates, its_budgets, its_kinds = read('<dddd', stored)
   if stored_version ~= VERSION then return {stored_version} end
-  first_bucket, first_kind = ESTIMATED + its_budgets + 1, ESTIMATED + its_budgets + 1 + BUCKET_LENGTH * its_rates
+  first_bucket = ESTIMATED + its_budgets + 1
+  first_kind = first_bucket + BUCKET_LENGTH * its_rates
   local length = first_kind - 1 + KIND_LENGTH * its_kinds
   last_bucket, last_kind = first_kind - BUCKET_LENGTH, length - KIND_LENGTH + 1
   entry_length, entry_format = NAME + 8 * (ENTRY_NUMBERS + its_budgets), sub('<dddddddddddd', 1, 1 + ENTRY_NUMBERS + its_budgets)
@@ -149,6 +123,38 @@ if stored then
   state[length + 1] = nil
 end
 if incarnation == 0 and redis.call('GET', KEYS[2]) then return {FIRST_VERSION} end
+
+if kinds > 0 or stored and state.kinds > 0 then
+  -- Fills the buckets of the calendar whose windows have ended at the time `target`, and finds out when the next ones end.
+  begin_windows = function(target)
+    local DAY = 86400000000
+    next_window = 2 ^ 53
+    for kind = first_kind, last_kind, KIND_LENGTH do
+      if kind.months > 0 or kind.days > 0 then
+        if target >= kind.ends then
+          local bucket = kind.bucket
+          -- A new bucket is in no window yet, and holds its initial fill.
+          if kind.ends > 0 then bucket.balance = bucket.capacity end
+          local today = floor((target - kind.start) / DAY)
+          local next_day, year = today + 1, 1970
+          if kind.months > 0 then
+            next_day = 0
+            while next_day <= today do
+              local february = year % 4 == 0 and (year % 100 ~= 0 or year % 400 == 0) and 29 or 28
+              for _, days in ipairs({31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31}) do
+                if next_day <= today then next_day = next_day + days end
+              end
+              year = year + 1
+            end
+          end
+          kind.ends = next_day * DAY + kind.start
+        end
+        next_window = min(next_window, kind.ends)
+      end
+    end
+  end
+  if stored then begin_windows(state.scheduled_until) end
+end
 
 -- 2. Compare the stored state with what the member has seen: state may be lost, limits may differ, the clock may have
 -- gone back.
@@ -167,12 +173,13 @@ else
   end
 
   -- Reserves nothing for `span` microseconds, in which members may use reservations of a lost state. Also empties the
-  -- buckets if `is_emptied`.
+  -- buckets if `is_emptied`, except for those of the calendar: what was taken out of these is known from the members,
+  -- which report what was left.
   local function hold(span, is_emptied)
     if now > state.scheduled_until then advance_to(now) end
     if is_emptied then
       for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-        bucket.balance = min(bucket.balance, 0)
+        if bucket.fill > 0 then bucket.balance = min(bucket.balance, 0) end
       end
       state.emptied_at = now
     end
@@ -220,9 +227,7 @@ else
       -- In the request, this position has the number that step 3 reads: what the provider reports as remaining.
       bucket.withheld = 0
     end
-    -- Finds out in which windows the buckets begin.
-    state.next_window = 0
-    advance_to(state.scheduled_until)
+    if kinds > 0 then begin_windows(state.scheduled_until) end
   end
 
   -- Takes over the member's limits; what is in the buckets stays there. Returns whether a bucket is new, so that it has
@@ -342,10 +347,10 @@ else
     -- A window of the calendar ends when it would have ended: otherwise it would begin again, with another whole amount.
     -- But if the clock was wrong by more than a window, the window is the one of the new time.
     for kind = first_kind, last_kind, KIND_LENGTH do
-      local length = (kind.days + 30 * kind.months) * DAY
-      if kind.ends - state.scheduled_until > 2 * length then kind.ends, state.next_window = 0, 0 end
+      local length = (kind.days + 30 * kind.months) * 86400000000
+      if kind.ends - state.scheduled_until > 2 * length then kind.ends = 0 end
     end
-    if state.next_window == 0 then advance_to(state.scheduled_until) end
+    if begin_windows then begin_windows(state.scheduled_until) end
     local moved = {}
     for at = 1, #entries, entry_length do
       local entry = {read(entry_format, entries, at + NAME)}

@@ -177,7 +177,7 @@ end
 for i = 1, count do
   entry[ENTRY_NUMBERS + i] = entry[ENTRY_NUMBERS + i] - state[ESTIMATED + i]
 end
-local retry_in, reserved, handled, scheduled_until = 0, 0, 0, state.scheduled_until
+local retry_in, reserved, scheduled_until = 0, 0, state.scheduled_until
 local paused_until = max(user_paused_until, provider_paused_until)
 local is_counted_as_wanting = entry.wants_until > state.swept_at
 local sharing = is_counted_as_wanting and state.wanting or state.wanting + 1
@@ -189,12 +189,12 @@ if is_missing then costs = 0 end
 local from = max(scheduled_until, paused_until, now + lead)
 -- It counts from now on: a time since 1970 that is multiplied by the number of members is not exact in a double.
 local served_from = entry.served_until - now - (from - now) * sharing
--- Numbers at the end of the reply, if there are rates of special kinds: first four for each refused cost, which are its
--- position in the request, the position of the budget in the member's list, how much is left of it, and in how many
--- microseconds there is enough.
+-- Numbers at the end of the reply, if there are rates of special kinds: how many costs are refused, and four for each of
+-- these, which are its position in the request, the position of the budget in the member's list, how much is left of it,
+-- and in how many microseconds there is enough.
 local extra, refused, is_any_strict, is_any_refusing = nil, 0, false, false
 for kind = first_kind, last_kind, KIND_LENGTH do
-  extra, is_any_strict = {}, is_any_strict or kind.lost_late > 0
+  extra, is_any_strict = {0}, is_any_strict or kind.lost_late > 0
   is_any_refusing = is_any_refusing or kind.refuses == 1
 end
 -- Returns the number of whole requests or tokens in `units`; 0 for a debt.
@@ -217,6 +217,7 @@ local refuse = is_any_refusing and function(position)
         table.insert(extra, number)
       end
       refused = refused + 1
+      extra[1] = refused
       return true
     end
   end
@@ -224,15 +225,16 @@ local refuse = is_any_refusing and function(position)
 end
 for position = 1, costs do
   if not (refuse and refuse(position)) then
-    if from - now > max_ahead then
-      retry_in = from - now - max_ahead
+    local wait = from - now
+    if wait > max_ahead then
+      retry_in = wait - max_ahead
       break
     end
     if state.claimed_until > now then
       retry_in = max(state.claim_at - now - max_ahead, 1)
       break
     end
-    local too_far = min(from - now, served_from + (from - now) * sharing) - ahead
+    local too_far = min(wait, served_from + wait * sharing) - ahead
     if too_far > 0 then
       retry_in = too_far
       break
@@ -287,10 +289,10 @@ for position = 1, costs do
     reserved = reserved + 1
     reply[delays_at + reserved] = admitted_at - now
   end
-  cost_at, handled = cost_at + count, position
+  cost_at = cost_at + count
 end
 if refuse then
-  for position = handled + 1, costs do
+  for position = cost_at / count - AMOUNT_LISTS + 1, costs do
     refuse(position)
     cost_at = cost_at + count
   end
@@ -322,8 +324,11 @@ state.members = #entries / entry_length
 
 local until_full = 0
 for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-  local full = bucket.fill > 0 and ceil((bucket.capacity - bucket.balance) / bucket.fill) or 0
-  if full > until_full then until_full = full end
+  local fill = bucket.fill
+  if fill > 0 then
+    local full = ceil((bucket.capacity - bucket.balance) / fill)
+    if full > until_full then until_full = full end
+  end
   local remaining = 0
   if bucket.balance > 0 then
     remaining = floor(bucket.balance / bucket.unit)
@@ -365,9 +370,11 @@ reply.members = state.members
 if is_known then reply.is_known = 1 end
 if state.claimed_until > now and claimant == ARGV[2] then reply.is_claiming = 1 end
 reply.retention, reply.offset = retention, scheduled_until - now
-reply.retry_in, reply.now, reply.reserved, reply.refused = retry_in, now, reserved, refused
-for i = 1, extra and #extra or 0 do
-  reply[delays_at + reserved + i] = extra[i]
+reply.retry_in, reply.now, reply.reserved = retry_in, now, reserved
+if extra then
+  for _, number in ipairs(extra) do
+    table.insert(reply, number)
+  end
 end
 if state.config_version ~= config_version then
   reply[#reply + 1] = sub(text, 1, string.find(text, '\n', 1, true) - 1)

@@ -76,8 +76,6 @@ const STATE: &[&str] = &[
     // members, and when it is expected to be admitted.
     "claimed_until",
     "claim_at",
-    // When the next window of the calendar begins; a time that never comes if no rate counts by the calendar.
-    "next_window",
 ]; // The sum of the unsettled estimates of all members follows, a number for each budget.
 
 /// The names of the numbers of a bucket, in their order: position of the budget in the list of names, period of the rate in

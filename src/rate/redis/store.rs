@@ -237,22 +237,23 @@ fn read_numbers(values: Vec<Value>, request: &StoreRequest) -> Option<StoreReply
     let remaining: Vec<_> = budgets.map(|_| number()).collect::<Option<_>>()?;
     let reserved = usize::try_from(numbers.reserved).ok()?;
     let delays = (0..reserved).map(|_| number()).collect::<Option<_>>()?;
-    let mut refused = Vec::new();
-    for _ in 0..numbers.refused {
-        let mut of_cost = [0; REFUSED_NUMBERS];
-        for of_cost in &mut of_cost {
-            *of_cost = number()?;
-        }
-        refused.push(RefusedCost::new(request, of_cost)?);
-    }
-    let (mut left, mut config) = (Vec::new(), None);
+    let (mut extra, mut config) = (Vec::new(), None);
     for value in values {
         match value {
-            Value::Int(number) if config.is_none() => left.push(u64::try_from(number).ok()?),
+            Value::Int(number) if config.is_none() => extra.push(number),
             Value::BulkString(text) if config.is_none() => config = Some(String::from_utf8(text).ok()?),
             _ => return None,
         }
     }
+    let (refused, left) = match extra.split_first() {
+        Some((refused, extra)) => extra.split_at_checked(REFUSED_NUMBERS * usize::try_from(*refused).ok()?)?,
+        None => Default::default(),
+    };
+    let refused = refused.chunks_exact(REFUSED_NUMBERS);
+    let refused = refused.map(|numbers| RefusedCost::new(request, numbers));
+    let refused = refused.collect::<Option<_>>()?;
+    let left = left.iter().map(|left| u64::try_from(*left).ok());
+    let left = left.collect::<Option<_>>()?;
     StoreReply::new(request, &numbers, &remaining, delays, refused, left, config)
 }
 

@@ -10,7 +10,7 @@
 
 use super::{
     amounts::Amounts,
-    quota_config::{LATENESS, QuotaConfig},
+    quota_config::{LATENESS, QuotaConfig, buckets},
     wire::{Member, RefusedCost, StoreReply, StoreRequest},
 };
 use crate::rate::{
@@ -223,7 +223,7 @@ impl QuotaState {
             estimated: Amounts::default(),
             config: request.config.clone(),
             configured_as: request.configured_as.clone(),
-            buckets: request.config.buckets(now),
+            buckets: buckets(&request.config.specs_with(&request.left), now),
             members: HashMap::new(),
             wanting: 0,
             claim: Claim::default(),
@@ -313,7 +313,7 @@ impl QuotaState {
     /// [`match_rates`](crate::Limits::match_rates) finds for it. Returns whether a bucket is new, because its budget had
     /// fewer rates before.
     fn configure(&mut self, request: &StoreRequest, version: i64) -> bool {
-        let mut new = request.config.buckets(self.scheduled_until);
+        let mut new = buckets(&request.config.specs_with(&request.left), self.scheduled_until);
         let matches = request.config.limits().match_rates(self.config.limits());
         for ((_, new), old) in new.iter_mut().zip(&matches) {
             if let Some(old) = old {
@@ -372,12 +372,8 @@ impl QuotaState {
         if request.fallback_age > 0 && self.last_contact < began {
             // No process that shares the quota has reached the store since this one lost its connection. So all of them
             // admitted calls by their local fallbacks, and have spent what would have refilled the buckets meanwhile.
-            // Therefore the buckets start empty. One of the calendar has gained nothing meanwhile: what the processes
-            // report is taken from it.
-            let fills = |bucket: &Bucket| bucket.until_window_ends().is_none();
-            self.empty_buckets(fills);
-            self.emptied_at = self.clock;
-            self.hold(RETURN_TIME, false);
+            // Therefore the buckets start empty.
+            self.hold(RETURN_TIME, true);
         }
         // If the buckets were emptied after the member had begun to admit calls locally, what was taken out of them has
         // paid for the member's usage until then. Since then the member can have used no more than its share of the
@@ -513,7 +509,7 @@ impl QuotaState {
             self.advance_to(self.clock);
         }
         if is_emptied {
-            self.empty_buckets(|_| true);
+            self.empty_buckets();
             self.emptied_at = self.clock;
         }
         let until = self.scheduled_until.max(self.clock + span);
@@ -529,9 +525,12 @@ impl QuotaState {
         self.scheduled_until = time;
     }
 
-    fn empty_buckets(&mut self, which: impl Fn(&Bucket) -> bool) {
+    /// Empties the buckets, except for those of the calendar: what was taken out of these is known from the members, which
+    /// report what was left, and what they have used since.
+    fn empty_buckets(&mut self) {
         let buckets = self.buckets.iter_mut().map(|(_, bucket)| bucket);
-        buckets.filter(|bucket| which(bucket)).for_each(Bucket::empty);
+        let filling = buckets.filter(|bucket| bucket.until_window_ends().is_none());
+        filling.for_each(Bucket::empty);
     }
 
     fn set_estimated(&mut self, estimated: Amounts) {

@@ -54,6 +54,9 @@ pub(super) struct StoreRequest {
     pub(super) sequence: i64,
     /// How far in the future the member's last reservation is, in microseconds; 0 if there is none in the future.
     pub(super) last_reservation: i64,
+    /// What the member's last reply has left of each rate that refuses calls or counts by the calendar, in the order of the
+    /// limits. If the stored state is lost, a new one begins with it. Empty if it is not known.
+    pub(super) left: Vec<u64>,
     pub(super) config: Arc<QuotaConfig>,
     /// The limits that the member was started with, as a text. Other limits may have replaced them since.
     pub(super) configured_as: String,
@@ -235,10 +238,10 @@ numbers! {
         now,
         /// How many costs were reserved. What remains of each budget of the request follows, after the last reservation,
         /// or -1 if the budget is not limited; and then as many delays as this number says.
+        /// If the limits have rates of special kinds, the number of refused costs follows the delays, and then
+        /// [`REFUSED_NUMBERS`] numbers for each of these, and what is left of each rate that refuses calls or counts by the
+        /// calendar.
         reserved,
-        /// How many costs were refused. [`REFUSED_NUMBERS`] numbers for each follow the delays, and then what is left of
-        /// each rate that refuses calls or counts by the calendar.
-        refused,
     }
 }
 
@@ -262,6 +265,7 @@ impl StoreRequest {
             incarnation: 0,
             sequence: 0,
             last_reservation: 0,
+            left: Vec::new(),
             config,
             configured_as: String::new(),
             config_version: 0,
@@ -294,7 +298,11 @@ impl StoreRequest {
 
     /// Writes the numbers of the request as the script reads them: little-endian doubles.
     pub(super) fn packed(&self, with_limits: bool) -> Vec<u8> {
-        let specs = if with_limits { self.config.specs() } else { &[] };
+        let specs = if with_limits {
+            self.config.specs_with(&self.left)
+        } else {
+            Vec::new()
+        };
         let is_special = |spec: &BucketSpec| spec.kind != BucketKind::default();
         let kinds = specs.iter().enumerate().filter(|(_, (_, spec))| is_special(spec));
         let kinds_count = kinds.clone().count();
@@ -426,8 +434,10 @@ impl StoreReply {
 
 impl RefusedCost {
     /// Creates a refused cost of `request` from its numbers. Returns `None` if these cannot be the numbers of one.
-    pub(super) fn new(request: &StoreRequest, numbers: [i64; REFUSED_NUMBERS]) -> Option<Self> {
-        let [position, budget, left, held_in] = numbers;
+    pub(super) fn new(request: &StoreRequest, numbers: &[i64]) -> Option<Self> {
+        let [position, budget, left, held_in] = *numbers else {
+            return None;
+        };
         let index = |position: i64| usize::try_from(position).ok()?.checked_sub(1);
         Some(Self {
             position: index(position)?,

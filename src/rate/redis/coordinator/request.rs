@@ -125,6 +125,11 @@ impl Coordinator {
             incarnation: if is_remembered { self.store.incarnation } else { 0 },
             sequence: self.store.sequence,
             last_reservation: time_to(self.store.last_reservation),
+            left: if is_remembered && !self.limits.is_changed() {
+                self.store.left_at(self.limits.config(), now)
+            } else {
+                Vec::new()
+            },
             config: self.limits.config().clone(),
             configured_as: self.limits.configured_as().to_owned(),
             config_version: self.limits.version(),

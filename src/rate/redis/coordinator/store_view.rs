@@ -3,7 +3,10 @@
 use crate::rate::{
     bucket::{Bucket, BucketSpec},
     cost::PerBudget,
-    redis::wire::{StoreReply, instant_after, micros, system_clock},
+    redis::{
+        quota_config::QuotaConfig,
+        wire::{StoreReply, instant_after, micros, system_clock},
+    },
 };
 use tokio::time::{Duration, Instant};
 
@@ -48,6 +51,24 @@ impl StoreView {
     /// the first reply, returns the same of the clock of this process.
     pub(super) fn clock(&self, now: Instant) -> (i64, Instant) {
         self.clock.unwrap_or_else(|| (system_clock(), now))
+    }
+
+    /// Returns what is left at `now` of each rate of `config` that refuses calls or counts by the calendar, by the last
+    /// reply. Empty if that is not known.
+    pub(super) fn left_at(&self, config: &QuotaConfig, now: Instant) -> Vec<u64> {
+        let (shown, at) = self.clock(now);
+        let specs = config.specs_with(&self.left);
+        let allowances = specs.iter().filter(|(_, spec)| spec.kind.is_allowance());
+        if allowances.clone().count() != self.left.len() {
+            return Vec::new();
+        }
+        let elapsed = micros(now.saturating_duration_since(at)).unsigned_abs();
+        let left = allowances.map(|(_, spec)| {
+            let mut bucket = Bucket::new_at(*spec, shown.unsigned_abs());
+            bucket.skip(elapsed);
+            bucket.available()
+        });
+        left.collect()
     }
 
     /// Returns how long it takes until a bucket of the calendar that was left with `left` at the last reply, or is new

@@ -280,3 +280,23 @@ async fn a_short_loss_of_the_store_does_not_use_up_what_is_left_of_a_day() {
     limiter.acquire(cents(50)).await.unwrap();
     assert_eq!(exhausted(limiter.acquire(cents(1)).await.unwrap_err()).left(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_day_goes_on_with_what_was_left_of_it_when_the_store_has_lost_its_state() {
+    let server = Server::with_clock(NEW_YEAR);
+    let limits = Limits::new()
+        .requests(Rate::per_second(100))
+        .budget("cents", Rate::utc_day(100).refuse());
+    let (one, other) = (server.member(limits.clone()), server.member(limits));
+    one.acquire(cents(20)).await.unwrap();
+    other.acquire(cents(30)).await.unwrap();
+    server.lose_state();
+    // The member that finds the store empty knows of 80 that are left, and the other one of 50.
+    let start = Instant::now();
+    one.acquire(cents(20)).await.unwrap();
+    assert!(start.elapsed() > ms(1_000));
+    sleep(ms(5_000)).await;
+    assert_eq!(exhausted(one.acquire(cents(90)).await.unwrap_err()).left(), 50);
+    other.acquire(cents(50)).await.unwrap();
+    assert_eq!(exhausted(one.acquire(cents(1)).await.unwrap_err()).left(), 0);
+}
