@@ -26,6 +26,9 @@
 //! that are not settled yet (8 in the example above), and `withheld`, the part of `estimated` that would have
 //! overflowed by now if all these estimates had a true cost of 0 (5 in the example). A refund is reduced by `withheld`.
 
+#[cfg(feature = "redis")]
+mod shared;
+
 use super::{
     calendar::{Calendar, OpenWindow},
     used_share::UsedShare,
@@ -99,10 +102,6 @@ pub(super) struct Bucket {
 /// The largest number of units in a capacity, in a debt, and in one request or token. An `i128` can represent the sum
 /// of two of them.
 pub(super) const MAX_UNITS: u128 = 1 << 126;
-
-/// The largest sum of unsettled estimates, in units, that the Redis script counts.
-#[cfg(all(test, feature = "redis"))]
-const MAX_SHARED_ESTIMATED: i128 = 1 << 52;
 
 impl BucketKind {
     /// Whether the bucket is an allowance of which calls take until it is used up: it refuses calls or counts by the
@@ -516,19 +515,22 @@ impl Bucket {
     }
 }
 
-/// Methods for a bucket that follows a provider's: see [`followed`](super::followed).
-#[cfg(feature = "http")]
+#[cfg(any(feature = "http", all(test, feature = "redis")))]
 impl Bucket {
-    pub(super) const fn unit(&self) -> u128 {
-        self.unit
-    }
-
     pub(super) const fn capacity(&self) -> i128 {
         self.capacity
     }
 
     pub(super) const fn balance(&self) -> i128 {
         self.balance
+    }
+}
+
+/// Methods for a bucket that follows a provider's: see [`followed`](super::followed).
+#[cfg(feature = "http")]
+impl Bucket {
+    pub(super) const fn unit(&self) -> u128 {
+        self.unit
     }
 
     /// Returns the sum of the unsettled estimates, in units.
@@ -561,75 +563,6 @@ impl Bucket {
         self.lost = self.lost.wrapping_sub(balance - self.balance);
         self.balance = balance;
         self.update_withheld();
-    }
-}
-
-/// Methods that are only needed for limits that several processes share in Redis.
-#[cfg(feature = "redis")]
-impl Bucket {
-    /// Debits `amount`, which one process (a member) admitted from its own share of a shared rate while it could not
-    /// reach the Redis store. The share is one of `shares` equal ones. If the bucket was emptied during that time,
-    /// `since_emptied` is the number of ticks since then, and at most what one share filled in those ticks is debited:
-    /// emptying the bucket has already accounted for what was used before.
-    ///
-    /// A bucket of the calendar has no fill that a share could be of, so the whole amount is debited.
-    #[cfg(test)]
-    pub(super) fn debit_share(&mut self, amount: u64, since_emptied: Option<u64>, shares: u64) {
-        let filled = since_emptied.filter(|_| self.fill > 0).map_or(i128::MAX, |ticks| {
-            let all = u128::from(ticks) * u128::from(self.fill);
-            all.div_ceil(u128::from(shares.max(1))) as i128
-        });
-        self.debit_units(self.saturating_units(amount).min(filled));
-    }
-
-    /// Sets the sum of the unsettled estimates, in requests or tokens.
-    #[cfg(test)]
-    pub(super) fn set_estimated(&mut self, amount: u64) {
-        self.set_estimated_units(self.saturating_units(amount).min(MAX_SHARED_ESTIMATED));
-    }
-
-    /// Whether the bucket is an [allowance](BucketKind::is_allowance).
-    pub(super) const fn is_allowance(&self) -> bool {
-        self.refuses || self.window.is_some()
-    }
-
-    /// Lowers a positive balance to 0. A debt remains.
-    pub(super) fn empty(&mut self) {
-        self.balance = self.balance.min(0);
-    }
-
-    /// Takes `amount` for a call that is made up to `lateness` ticks later. The bucket of a
-    /// [strict](super::Rate::strict) rate loses what will have overflowed by then, at the provider, too.
-    pub(super) fn take_reserved(&mut self, amount: u64, lateness: u64) {
-        if self.is_strict && amount > 0 {
-            self.overflow(lateness, false, 0);
-        }
-        self.take(amount, false);
-    }
-
-    /// Lets `elapsed` ticks pass in which the bucket gains nothing, unless a window of the calendar begins.
-    pub(super) fn skip(&mut self, elapsed: u64) {
-        if self.fill == 0 {
-            self.advance_window(elapsed);
-        }
-    }
-
-    /// Moves the time of a bucket of the calendar back, because the clock was set back.
-    #[cfg(test)]
-    pub(super) fn step_back(&mut self, back: u64) {
-        if let Some(window) = &mut self.window {
-            window.step_back(back);
-        }
-    }
-
-    /// Returns the number of ticks until the bucket is full if nothing is taken before.
-    #[cfg(test)]
-    pub(super) fn until_full(&self) -> u64 {
-        let missing = self.capacity.abs_diff(self.balance);
-        if self.fill == 0 {
-            return self.until_window_ends().filter(|_| missing > 0).unwrap_or(0);
-        }
-        u64::try_from(missing.div_ceil(u128::from(self.fill))).unwrap_or(u64::MAX)
     }
 }
 

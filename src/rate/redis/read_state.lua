@@ -19,7 +19,7 @@
 --
 -- KEYS[1]  the stored state
 -- KEYS[2]  where the first release with shared limits kept its state
--- ARGV[1]  the numbers of the request (wire.rs): a fixed list, then eight for each rate, then seven for each rate of a
+-- ARGV[1]  the numbers of the request (wire.rs): a fixed list, then eight for each rate, then eight for each rate of a
 --          special kind, then for each budget of the member what to refund, then for each what to charge, and so on, then
 --          for each cost one number per budget
 -- ARGV[2]  the name of the member, 16 bytes
@@ -47,8 +47,8 @@ local MIN_RETENTION = 60000
 local EXPIRY_SLACK = 30000000
 -- In bytes: the length of the name that the entry of a member begins with.
 local NAME = 16
--- In bytes: the length of a rate and of a special kind in the request, which are eight numbers and seven.
-local RATE, KIND = 64, 56
+-- In bytes: the length of a rate and of a special kind in the request, which are eight numbers each.
+local RATE, KIND = 64, 64
 
 local REQUEST_NAMES, rates_at = read(REQUEST_FORMAT, ARGV[1])
 
@@ -147,7 +147,7 @@ if kinds > 0 or stored and state.kinds > 0 then
               year = year + 1
             end
           end
-          kind.ends = next_day * DAY + kind.start
+          kind.ends, kind.began_with = next_day * DAY + kind.start, bucket.capacity
         end
         next_window = min(next_window, kind.ends)
       end
@@ -166,7 +166,7 @@ if stored and now >= state.clock and config_version == state.config_version and 
   -- This is the usual case: the stored state is the one that the member has seen.
   state.clock = now
 else
-  if not ARGV[5] and (not stored or config_version > state.config_version) then
+  if not ARGV[5] and (not stored or config_version > state.config_version or begin_windows) then
     -- The member's limits are needed: the empty reply asks the member to send the request again, with its limits.
     -- Nothing has been written yet.
     return {}
@@ -185,6 +185,22 @@ else
     end
     state.scheduled_until = max(state.scheduled_until, now + span)
     advance_to(state.scheduled_until)
+  end
+
+  -- Lowers the buckets of the calendar to what this member has seen of a lost state: by as much as the lost state had less
+  -- left than this one began with. What was taken since then stays taken.
+  local function lower_windows()
+    if string.match(text, '^[^\n]*') ~= string.match(ARGV[5], '^[^\n]*') then return end
+    for kind = first_kind, last_kind, KIND_LENGTH do
+      local bucket = kind.bucket
+      -- The initial balance in the request is what was left.
+      local left = read('<d', ARGV[1], rates_at + RATE * (bucket - first_bucket) / BUCKET_LENGTH + RATE - 16)
+      if kind.ends > 0 and left < kind.began_with then
+        bucket.balance = max(bucket.balance - (kind.began_with - left), -bucket.max_debt)
+        kind.began_with = left
+      end
+    end
+    adapt_withheld()
   end
 
   local function quotient(a, b)
@@ -228,6 +244,10 @@ else
       bucket.withheld = 0
     end
     if kinds > 0 then begin_windows(state.scheduled_until) end
+    for kind = first_kind, last_kind, KIND_LENGTH do
+      local bucket = kind.bucket
+      kind.began_with = bucket.balance
+    end
   end
 
   -- Takes over the member's limits; what is in the buckets stays there. Returns whether a bucket is new, so that it has
@@ -367,6 +387,7 @@ else
     -- A state that began with full buckets was not informed of the earlier one that this member has seen.
     if state.began_full == 1 then hold(max_ahead, true) else hold(min(last_reservation, max_ahead), false) end
     state.began_full = 0
+    if begin_windows then lower_windows() end
   elseif incarnation ~= 0 and state.sequence < sequence then
     -- The server went back to an old snapshot, or to a replica that lagged behind, so that the stored state is older
     -- than the member's last reply.
@@ -374,6 +395,11 @@ else
     hold(max_ahead, true)
     state.incarnation, state.began_full, state.sequence = max(now, state.incarnation + 1), 0, sequence
     forget_members()
+    for kind = first_kind, last_kind, KIND_LENGTH do
+      local bucket = kind.bucket
+      kind.began_with = bucket.balance
+    end
+    if begin_windows then lower_windows() end
   end
 
   if config_version ~= state.config_version or is_change == 1 then

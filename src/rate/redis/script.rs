@@ -105,6 +105,9 @@ const KIND: &[&str] = &[
     "start",
     // When the present window ends, in microseconds since 1970; 0 if the bucket fills continuously.
     "ends",
+    // What was left of the present window when this state began, as far as is known: a member that has seen that a lost
+    // state had less left lowers the bucket by the difference.
+    "began_with",
 ];
 
 /// The names of the numbers in the entry of a member, in their order. Its unsettled estimates of each budget follow.

@@ -8,6 +8,9 @@
 //! Only tests use it: one compares the script with it, and others use it in place of a server. Callers pass the time, in
 //! microseconds. The schedule holds no lock, clock or timer.
 
+mod windows_left;
+
+use self::windows_left::WindowsLeft;
 use super::{
     amounts::Amounts,
     quota_config::{LATENESS, QuotaConfig, buckets},
@@ -76,6 +79,8 @@ struct QuotaState {
     /// The limits, as a text, that one member was started with: the member that brought the limits in force.
     configured_as: String,
     buckets: Vec<(Budget, Bucket)>,
+    /// What was left of the windows of the calendar when this state began, as far as is known.
+    began_with: WindowsLeft,
     members: HashMap<Member, MemberEntry>,
     /// How many members have more demand than they were given: those whose `wants_until` is after `swept_at`.
     wanting: i64,
@@ -224,10 +229,12 @@ impl QuotaState {
             config: request.config.clone(),
             configured_as: request.configured_as.clone(),
             buckets: buckets(&request.config.specs_with(&request.left), now),
+            began_with: WindowsLeft::default(),
             members: HashMap::new(),
             wanting: 0,
             claim: Claim::default(),
         };
+        state.began_with.record(&state.buckets, now);
         if !is_first {
             // How much the other members have taken from the lost state cannot be found out, so the buckets
             // begin empty.
@@ -275,6 +282,7 @@ impl QuotaState {
                 self.hold(request.last_reservation.min(request.max_ahead), false);
             }
             self.began_full = false;
+            self.lower_windows(request);
             return true;
         }
         if self.sequence < request.sequence {
@@ -285,9 +293,21 @@ impl QuotaState {
             self.began_full = false;
             self.sequence = request.sequence;
             self.forget_members();
+            self.began_with.record(&self.buckets, self.scheduled_until);
+            self.lower_windows(request);
             return true;
         }
         false
+    }
+
+    /// Lowers the buckets of the calendar to what the member has seen of a lost state: by as much as the lost state had
+    /// less left than this one began with. What was taken since then stays taken.
+    fn lower_windows(&mut self, request: &StoreRequest) {
+        if request.config.text() == self.config.text() {
+            let specs = request.config.specs_with(&request.left);
+            let left: Vec<_> = specs.iter().map(|(_, spec)| spec.initial).collect();
+            self.began_with.lower(&mut self.buckets, &left, self.scheduled_until);
+        }
     }
 
     /// Takes over the limits of the request if the member sets them or has a newer version of them. A member that has
@@ -314,6 +334,7 @@ impl QuotaState {
     /// fewer rates before.
     fn configure(&mut self, request: &StoreRequest, version: i64) -> bool {
         let mut new = buckets(&request.config.specs_with(&request.left), self.scheduled_until);
+        self.began_with.record(&new, self.scheduled_until);
         let matches = request.config.limits().match_rates(self.config.limits());
         for ((_, new), old) in new.iter_mut().zip(&matches) {
             if let Some(old) = old {
@@ -557,11 +578,8 @@ impl QuotaState {
 
     /// Returns what is left in the buckets that refuse calls or count by the calendar, after all reservations.
     fn left(&self) -> Vec<u64> {
-        let buckets = self.buckets.iter().map(|(_, bucket)| bucket);
-        buckets
-            .filter(|bucket| bucket.is_allowance())
-            .map(Bucket::available)
-            .collect()
+        let allowances = self.buckets.iter().filter(|(_, bucket)| bucket.is_allowance());
+        allowances.map(|(_, bucket)| bucket.available()).collect()
     }
 
     /// Returns what remains in the buckets at the end of the schedule, after all reservations.

@@ -211,7 +211,7 @@ const RATE_NUMBERS: usize = 8;
 
 /// How many numbers a special kind has in a request: position of its rate, and then those that a
 /// [kind](super::script) has in the stored state.
-const KIND_NUMBERS: usize = 7;
+const KIND_NUMBERS: usize = 8;
 
 /// How many lists of amounts a request has: what the store refunds, what it charges, what the local fallback reserved,
 /// and the unsettled estimates.
@@ -342,7 +342,8 @@ impl StoreRequest {
             put(flag(calendar.is_some_and(|calendar| !calendar.is_month())));
             put(flag(calendar.is_some_and(Calendar::is_month)));
             put(calendar.map_or(0.0, |calendar| f64::from(calendar.start()) * MICROS_PER_SECOND));
-            // The script finds out when the window ends.
+            // The script finds out when the window ends, and what it begins with.
+            put(0.0);
             put(0.0);
         }
         let amounts = lists

@@ -99,16 +99,6 @@ impl SharedLimits {
         }
     }
 
-    /// Records what was left of each rate that refuses calls or counts by the calendar, after the store has lost its
-    /// state: a member that knew of less than the store does now lowers the windows of the calendar to it.
-    pub(super) fn lower_windows(&mut self, left: &[u64]) {
-        let rates = self.config.specs().iter().enumerate();
-        let allowances = rates.filter(|(_, (_, spec))| spec.kind.is_allowance()).zip(left);
-        let windows = allowances.filter(|((_, (_, spec)), _)| spec.kind.calendar.is_some());
-        self.lowered
-            .extend(windows.map(|((position, _), left)| (position, *left)));
-    }
-
     pub(super) const fn changes(&self) -> u64 {
         self.changes
     }

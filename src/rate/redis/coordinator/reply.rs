@@ -59,11 +59,6 @@ impl Coordinator {
                  server was not restarted, check that it does not evict keys"
             );
         }
-        let left = if is_replaced && snapshot.changes == self.limits.changes() {
-            self.store.left_at(self.limits.config(), now)
-        } else {
-            Vec::new()
-        };
         self.server_clock.on_reply(reply.now, snapshot.sent_at, now);
         // The times in the reply count from when the server made it.
         let replied_at = self.server_clock.local_of(reply.now, now);
@@ -72,8 +67,6 @@ impl Coordinator {
         let config = reply.config.as_deref();
         if self.limits.on_reply(snapshot.changes, reply.config_version, config) {
             self.on_limits_replaced(&mut wakers);
-        } else {
-            self.limits.lower_windows(&left);
         }
         if self
             .pauses
