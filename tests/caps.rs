@@ -159,6 +159,20 @@ async fn what_was_used_of_a_day_stays_used_when_the_limits_are_set_again() {
     assert_eq!(limiter.available().requests, Some(1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_debt_of_a_day_ends_with_it_so_that_no_call_waits_for_longer() {
+    let limiter = RateLimiter::at(Limits::new().requests(Rate::utc_day(100)), new_years_eve()).unwrap();
+    let first = limiter.try_acquire_estimate(Cost::request()).unwrap();
+    first.settle(Cost::request().with("requests", 150));
+    let most = Cost::request().with("requests", 100);
+    assert_eq!(limiter.wait_for(most), HOUR * 4);
+    assert_eq!(limiter.try_acquire(most), Err(AcquireError::NotYet(HOUR * 4)));
+    let mut next = task::spawn(limiter.acquire(most));
+    assert_pending!(next.poll());
+    pass(HOUR * 4).await;
+    assert_ready_ok!(next.poll());
+}
+
 #[test]
 fn settings_that_do_not_fit_a_calendar_are_errors_that_name_them() {
     let field = |rate| {

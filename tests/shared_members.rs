@@ -16,10 +16,13 @@ fn limits() -> Limits {
 #[tokio::test]
 #[ignore = "needs redis-server"]
 async fn a_state_of_another_release_is_left_alone_and_calls_are_rejected_with_both_versions() {
-    // The first number of a state is its version, a double; this one is 4. The first release had a key of its own.
-    let of_later_release = format!("\0\0\0\0\0\0\x10@{}", "\0".repeat(64));
+    // The first number of a state is its version, a double: 3 in the release before, and 5 in a later one. The first
+    // release had a key of its own.
+    let of_version = |last: char| format!("\0\0\0\0\0\0{last}@{}", "\0".repeat(64));
+    let (before, later) = (of_version('\x08'), of_version('\x14'));
     let states = [
-        ("{tower-outbound:quota}:state", &*of_later_release, "has version 4"),
+        ("{tower-outbound:quota}:state", &*before, "has version 3"),
+        ("{tower-outbound:quota}:state", &*later, "has version 5"),
         ("{tower-outbound:quota}:v2", "any", "has version 2"),
     ];
     for (key, state, problem) in states {
@@ -29,7 +32,7 @@ async fn a_state_of_another_release_is_left_alone_and_calls_are_rejected_with_bo
         for _ in 0..4 {
             let error = limiter.acquire(Cost::request()).await.unwrap_err();
             assert!(error.to_string().contains(problem), "{error}");
-            assert!(error.to_string().contains("this release has version 3"), "{error}");
+            assert!(error.to_string().contains("this release has version 4"), "{error}");
         }
         assert_eq!(
             server.command(&["GET", key]),

@@ -15,6 +15,9 @@
 
 mod settlement;
 
+#[cfg(feature = "redis")]
+mod shared;
+
 use super::{
     calendar::{Calendar, OpenWindow},
     used_share::UsedShare,
@@ -36,6 +39,8 @@ pub(super) struct BucketSpec {
     pub(super) initial: i128,
     /// The largest debt, in units. What would go deeper is cut off: see [`Rate::max_debt`](super::Rate::max_debt).
     pub(super) max_debt: i128,
+    /// The number of ticks in a second.
+    pub(super) second: u64,
     pub(super) kind: BucketKind,
 }
 
@@ -85,9 +90,14 @@ struct Rest {
 /// of two of them.
 pub(super) const MAX_UNITS: u128 = 1 << 126;
 
-/// The largest sum of unsettled estimates, in units, that the Redis script counts.
-#[cfg(all(test, feature = "redis"))]
-const MAX_SHARED_ESTIMATED: i128 = 1 << 52;
+impl BucketKind {
+    /// Whether the bucket is an allowance of which calls take until it is used up: it refuses calls or counts by the
+    /// calendar.
+    #[cfg(feature = "redis")]
+    pub(super) const fn is_allowance(&self) -> bool {
+        self.refuses || self.calendar.is_some()
+    }
+}
 
 impl BucketSpec {
     /// Returns the capacity in whole requests or tokens, rounded down.
@@ -97,10 +107,11 @@ impl BucketSpec {
 }
 
 impl Bucket {
-    /// Creates a bucket that begins at the time `began`, in nanoseconds since 1970, which only windows of the calendar
-    /// depend on.
+    /// Creates a bucket that begins at the time `began`, in ticks since 1970, which only windows of the calendar depend
+    /// on.
     pub(super) fn new_at(spec: BucketSpec, began: u64) -> Self {
-        let window = spec.kind.calendar.map(|calendar| OpenWindow::new(calendar, began));
+        let window = spec.kind.calendar;
+        let window = window.map(|calendar| OpenWindow::new(calendar, began, spec.second));
         let rest = window.map(|window| Rest {
             window: Some(window),
             unsettled: Unsettled::default(),
@@ -283,10 +294,11 @@ impl Bucket {
         if needed <= balance {
             return 0;
         }
-        let missing = needed.saturating_sub(balance) as u128;
         if self.fill == 0 {
-            return self.window_with(missing);
+            // A debt ends with its window.
+            return self.window_with(needed.saturating_sub(balance.max(0)) as u128);
         }
+        let missing = needed.saturating_sub(balance) as u128;
         // Division is much faster with 64 bits, which most numbers have. At most rates a tick adds one unit, so that it is
         // not needed at all.
         match u64::try_from(missing) {
@@ -434,19 +446,22 @@ impl Bucket {
     }
 }
 
-/// Methods for a bucket that follows a provider's: see [`followed`](super::followed).
-#[cfg(feature = "http")]
+#[cfg(any(feature = "http", all(test, feature = "redis")))]
 impl Bucket {
-    pub(super) const fn unit(&self) -> u128 {
-        self.unit
-    }
-
     pub(super) const fn capacity(&self) -> i128 {
         self.capacity
     }
 
     pub(super) const fn balance(&self) -> i128 {
         self.balance
+    }
+}
+
+/// Methods for a bucket that follows a provider's: see [`followed`](super::followed).
+#[cfg(feature = "http")]
+impl Bucket {
+    pub(super) const fn unit(&self) -> u128 {
+        self.unit
     }
 
     /// Converts an amount of requests or tokens to units, at most to the largest number of units.
@@ -464,22 +479,6 @@ impl Bucket {
         self.lost = self.lost.wrapping_sub(balance - self.balance);
         self.balance = balance;
         self.update_withheld();
-    }
-}
-
-/// Methods that are only needed for limits that several processes share in Redis.
-#[cfg(feature = "redis")]
-impl Bucket {
-    /// Lowers a positive balance to 0. A debt remains.
-    pub(super) fn empty(&mut self) {
-        self.balance = self.balance.min(0);
-    }
-
-    /// Returns the number of ticks until the bucket is full if nothing is taken before.
-    #[cfg(test)]
-    pub(super) fn until_full(&self) -> u64 {
-        let missing = self.capacity.abs_diff(self.balance);
-        u64::try_from(missing.div_ceil(u128::from(self.fill))).unwrap_or(u64::MAX)
     }
 }
 

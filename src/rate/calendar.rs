@@ -1,6 +1,7 @@
 //! [`Calendar`]: windows of the calendar, in which a provider counts anew: days and months.
 //!
-//! Times are nanoseconds since 1970, in UTC. This module has no clock.
+//! Times are ticks since 1970, in UTC: nanoseconds, or microseconds for limits that processes share. This module has no
+//! clock.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,12 +23,13 @@ enum Unit {
 #[derive(Clone, Debug)]
 pub(super) struct OpenWindow {
     calendar: Calendar,
+    /// The number of ticks in a second.
+    second: u64,
     now: u64,
     ends: u64,
 }
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const DAY_NANOS: u64 = DAY.as_nanos() as u64;
 
 // === impl Calendar ===
 
@@ -54,19 +56,31 @@ impl Calendar {
         }
     }
 
-    /// Returns when the window ends that `time` is in.
-    fn end_of_window(self, time: u64) -> u64 {
-        let start = u64::from(self.start) * 1_000_000_000;
+    /// Returns how long after midnight UTC a window begins, in seconds.
+    #[cfg(feature = "redis")]
+    pub(super) const fn start(self) -> u32 {
+        self.start
+    }
+
+    #[cfg(feature = "redis")]
+    pub(super) const fn is_month(self) -> bool {
+        matches!(self.unit, Unit::Month)
+    }
+
+    /// Returns when the window ends that `time` is in. `second` is the number of ticks in a second.
+    fn end_of_window(self, time: u64, second: u64) -> u64 {
+        let start = u64::from(self.start) * second;
         // The window that was open when 1970 began.
         let Some(since) = time.checked_sub(start) else {
             return start;
         };
-        let day = since / DAY_NANOS;
+        let length = DAY.as_secs() * second;
+        let day = since / length;
         let next = match self.unit {
             Unit::Day => day + 1,
             Unit::Month => first_day_of_next_month(day),
         };
-        next.saturating_mul(DAY_NANOS).saturating_add(start)
+        next.saturating_mul(length).saturating_add(start)
     }
 }
 
@@ -93,11 +107,13 @@ fn first_day_of_next_month(day: u64) -> u64 {
 // === impl OpenWindow ===
 
 impl OpenWindow {
-    pub(super) fn new(calendar: Calendar, now: u64) -> Self {
+    /// `second` is the number of ticks in a second.
+    pub(super) fn new(calendar: Calendar, now: u64, second: u64) -> Self {
         Self {
             calendar,
+            second,
             now,
-            ends: calendar.end_of_window(now),
+            ends: calendar.end_of_window(now, second),
         }
     }
 
@@ -106,25 +122,36 @@ impl OpenWindow {
         self.now = self.now.saturating_add(elapsed);
         let is_new = self.now >= self.ends;
         if is_new {
-            self.ends = self.calendar.end_of_window(self.now);
+            self.ends = self.calendar.end_of_window(self.now, self.second);
         }
         is_new
     }
 
-    /// Whether the window had begun already `age` nanoseconds ago.
-    pub(super) fn has_lasted(&self, age: u64) -> bool {
-        let then = self.now.saturating_sub(age);
-        self.calendar.end_of_window(then) == self.ends
+    /// Moves the time back, because the clock was set back. The window ends when it would have ended: otherwise it would
+    /// begin again, with another whole amount. But if the clock was wrong by more than a window, the window is the one of
+    /// the new time.
+    #[cfg(all(test, feature = "redis"))]
+    pub(super) fn step_back(&mut self, back: u64) {
+        self.now = self.now.saturating_sub(back);
+        if self.left() > 2 * self.calendar.period().as_secs() * self.second {
+            self.ends = self.calendar.end_of_window(self.now, self.second);
+        }
     }
 
-    /// Returns the number of nanoseconds until the window ends.
+    /// Whether the window had begun already `age` ticks ago.
+    pub(super) fn has_lasted(&self, age: u64) -> bool {
+        let then = self.now.saturating_sub(age);
+        self.calendar.end_of_window(then, self.second) == self.ends
+    }
+
+    /// Returns the number of ticks until the window ends.
     pub(super) const fn left(&self) -> u64 {
         self.ends.saturating_sub(self.now)
     }
 
-    /// Returns the number of nanoseconds until `windows` more windows have ended after this one.
+    /// Returns the number of ticks until `windows` more windows have ended after this one.
     pub(super) fn left_after(&self, windows: u64) -> u64 {
-        let more = self.calendar.period().as_nanos() as u64;
+        let more = self.calendar.period().as_secs() * self.second;
         self.left().saturating_add(more.saturating_mul(windows))
     }
 }
@@ -139,9 +166,11 @@ pub(super) fn nanos(time: SystemTime) -> u64 {
 mod tests {
     use super::*;
 
+    const SECOND: u64 = 1_000_000_000;
+
     /// Returns the nanoseconds since 1970 of a time that is given as seconds.
     const fn at(seconds: u64) -> u64 {
-        seconds * 1_000_000_000
+        seconds * SECOND
     }
 
     // The seconds are those of `date -u -d DATE +%s`.
@@ -151,15 +180,15 @@ mod tests {
 
     #[test]
     fn a_day_ends_at_midnight_utc_or_as_long_after_it_as_was_set() {
-        let day = OpenWindow::new(Calendar::DAY, NOON_OF_FEBRUARY_29_2028);
+        let day = OpenWindow::new(Calendar::DAY, NOON_OF_FEBRUARY_29_2028, SECOND);
         assert_eq!(day.ends, MARCH_1_2028);
         let pacific = Calendar::DAY.starting_at(8 * 60 * 60).unwrap();
         assert_eq!(
-            OpenWindow::new(pacific, MARCH_1_2028).ends,
+            OpenWindow::new(pacific, MARCH_1_2028, SECOND).ends,
             MARCH_1_2028 + at(8 * 60 * 60)
         );
         assert_eq!(
-            OpenWindow::new(pacific, MARCH_1_2028 + at(8 * 60 * 60)).ends,
+            OpenWindow::new(pacific, MARCH_1_2028 + at(8 * 60 * 60), SECOND).ends,
             MARCH_1_2028 + at(32 * 60 * 60)
         );
         assert_eq!(Calendar::DAY.starting_at(24 * 60 * 60), None);
@@ -168,10 +197,10 @@ mod tests {
     #[test]
     fn a_month_ends_with_its_last_day() {
         assert_eq!(
-            OpenWindow::new(Calendar::MONTH, NOON_OF_FEBRUARY_29_2028).ends,
+            OpenWindow::new(Calendar::MONTH, NOON_OF_FEBRUARY_29_2028, SECOND).ends,
             MARCH_1_2028
         );
-        let mut december = OpenWindow::new(Calendar::MONTH, LAST_SECOND_OF_2026);
+        let mut december = OpenWindow::new(Calendar::MONTH, LAST_SECOND_OF_2026, SECOND);
         assert_eq!(december.left(), at(1));
         assert!(!december.advance(at(1) - 1));
         assert!(december.advance(1));

@@ -117,7 +117,7 @@ impl Rate {
     /// time.
     ///
     /// The wall clock is read when the limiter is built or its limits are set, and is carried on by Tokio's clock: a
-    /// wall clock that is stepped later is not followed. What a call turns out to use more or less than it was charged
+    /// wall clock that is stepped later is not followed. Processes that share limits go by the clock of their server. What a call turns out to use more or less than it was charged
     /// is counted in the window in which that is known. A debt ends with its window.
     #[must_use]
     pub fn utc_day(amount: impl Into<Amount>) -> Self {
@@ -191,7 +191,8 @@ impl Rate {
     /// For a server that checks each gap between calls, or that counts strictly in windows: with a burst of 1, two calls
     /// are then never closer to each other than the rate says, when they are admitted. The price is throughput: each wait
     /// may be up to a millisecond longer than needed, so a strict rate with a small burst stays below about one burst in
-    /// a millisecond. The network may still change the gaps: see [`headroom`](Self::headroom).
+    /// a millisecond. In limits that processes share, each wait may be up to 5 ms longer than needed. The network may still
+    /// change the gaps: see [`headroom`](Self::headroom).
     #[must_use]
     pub const fn strict(mut self) -> Self {
         self.kind.is_strict = true;
@@ -380,6 +381,7 @@ impl Rate {
             capacity,
             initial,
             max_debt,
+            second: NANOS_PER_SECOND,
             kind,
         })
     }
@@ -416,9 +418,11 @@ impl Rate {
     }
 }
 
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
 /// The default for the largest debt of a rate with a period that is not longer than this: what the rate adds in ten
 /// minutes, in nanoseconds.
-const DEFAULT_DEBT_NANOS: u64 = 10 * 60 * 1_000_000_000;
+const DEFAULT_DEBT_NANOS: u64 = 10 * 60 * NANOS_PER_SECOND;
 
 // === impl Limits ===
 

@@ -27,8 +27,6 @@
 //! have overflowed whatever the call used. How large it was then is not kept for each call, so too much may be withheld,
 //! and never too little.
 
-#[cfg(all(test, feature = "redis"))]
-use super::MAX_SHARED_ESTIMATED;
 use super::{Bucket, Rest};
 
 /// What a bucket counts for its estimates, in units.
@@ -111,7 +109,7 @@ impl Bucket {
         self.debit_units(self.saturating_units(amount))
     }
 
-    fn debit_units(&mut self, units: i128) -> bool {
+    pub(super) fn debit_units(&mut self, units: i128) -> bool {
         #[cfg(feature = "http")]
         {
             let unsettled = self.unsettled_mut();
@@ -193,26 +191,5 @@ impl Bucket {
                 unsettled.withheld = overflowed;
             }
         }
-    }
-}
-
-/// Methods that only the model of the script of shared limits needs.
-#[cfg(all(test, feature = "redis"))]
-impl Bucket {
-    /// Debits `amount`, which one process (a member) admitted from its own share of a shared rate while it could not
-    /// reach the Redis store. The share is one of `shares` equal ones. If the bucket was emptied during that time,
-    /// `since_emptied` is the number of ticks since then, and at most what one share filled in those ticks is debited:
-    /// emptying the bucket has already accounted for what was used before.
-    pub(in crate::rate) fn debit_share(&mut self, amount: u64, since_emptied: Option<u64>, shares: u64) {
-        let filled = since_emptied.map_or(i128::MAX, |ticks| {
-            let all = u128::from(ticks) * u128::from(self.fill);
-            all.div_ceil(u128::from(shares.max(1))) as i128
-        });
-        self.debit_units(self.saturating_units(amount).min(filled));
-    }
-
-    /// Sets the sum of the unsettled estimates, in requests or tokens.
-    pub(in crate::rate) fn set_estimated(&mut self, amount: u64) {
-        self.set_estimated_units(self.saturating_units(amount).min(MAX_SHARED_ESTIMATED));
     }
 }

@@ -10,6 +10,7 @@ fn sevenths(burst: i128) -> Bucket {
         capacity: burst * 7,
         initial: burst * 7,
         max_debt: 1 << 126,
+        second: 1_000_000_000,
         kind: BucketKind::default(),
     })
 }
@@ -23,6 +24,7 @@ fn bucket_of_ten(unit: u128) -> Bucket {
         capacity,
         initial: capacity,
         max_debt: 1 << 126,
+        second: 1_000_000_000,
         kind: BucketKind::default(),
     })
 }

@@ -1,21 +1,25 @@
 //! [`LocalFallback`]: the buckets by which a member admits calls without the store, while the store is lost.
 
 use super::{
-    quota_config::QuotaConfig,
-    wire::{instant_after, micros},
+    quota_config::{LATENESS, QuotaConfig},
+    wire::{instant_after, micros, system_time},
 };
-use crate::rate::{bucket::Bucket, budget::Budget, cost::Cost};
+use crate::{
+    error::Exhausted,
+    rate::{bucket::Bucket, budget::Budget, cost::Cost},
+};
 use tokio::time::{Duration, Instant};
 
 /// How far into the future the local fallback makes reservations.
 const MAX_AHEAD: Duration = Duration::from_millis(100);
 
-/// Admits calls at one of several equal shares of the rates. The fallback saves nothing up while no call waits.
+/// Admits calls at one of several equal shares of the rates. The fallback saves nothing up while no call waits, except for
+/// rates that refuse calls or count by the calendar: its share of these is used up once.
 pub(super) struct LocalFallback {
     generation: u64,
     /// The buckets of this member's share of the limits; they count time in microseconds.
     buckets: Vec<(Budget, Bucket)>,
-    share: Option<QuotaConfig>,
+    share: Option<LocalShare>,
     /// The time that the balances stand for, which is the time of the last reservation, or later. The fallback begins to
     /// admit calls at the first one: until then members may use reservations that the store made before it was lost.
     scheduled_until: Instant,
@@ -23,6 +27,15 @@ pub(super) struct LocalFallback {
     is_filling: bool,
     /// When to make reservations for the waiters in the queue again; `None` if that may be done at once.
     pub(super) retry_at: Option<Instant>,
+}
+
+/// One member's share of the limits.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct LocalShare {
+    pub(super) limits: QuotaConfig,
+    /// What the store's clock showed at its last reply, in microseconds since 1970, and when that was here. What is left
+    /// of the windows of the calendar is that of this time.
+    pub(super) clock: (i64, Instant),
 }
 
 impl LocalFallback {
@@ -44,26 +57,31 @@ impl LocalFallback {
     }
 
     /// Reserves `costs` in order, but nothing further than 100 ms into the future, and returns when each of the reserved
-    /// ones is admitted.
+    /// ones is admitted, or why a rate refuses it.
     ///
     /// `share` is this member's share of the limits. No call is admitted before `paused_until`.
     pub(super) fn reserve(
         &mut self,
-        share: QuotaConfig,
+        share: LocalShare,
         costs: &[Cost],
         paused_until: Option<Instant>,
         now: Instant,
-    ) -> Vec<Instant> {
+    ) -> Vec<Result<Instant, Exhausted>> {
         self.set_share(share);
         if now > self.scheduled_until {
             self.advance_to(now);
             if !self.is_filling {
-                self.buckets.iter_mut().for_each(|(_, bucket)| bucket.empty());
+                let buckets = self.buckets.iter_mut().map(|(_, bucket)| bucket);
+                buckets.filter(|bucket| !bucket.is_allowance()).for_each(Bucket::empty);
             }
         }
         (self.is_filling, self.retry_at) = (false, None);
         let mut reserved = Vec::new();
         for cost in costs {
+            if let Some(exhausted) = self.exhausted(cost, now) {
+                reserved.push(Err(exhausted));
+                continue;
+            }
             let waits = self.buckets.iter();
             let waits = waits.map(|(budget, bucket)| bucket.time_until(cost.of(*budget)));
             let wait = i64::try_from(waits.fold(0, u64::max)).unwrap_or(i64::MAX);
@@ -76,22 +94,42 @@ impl LocalFallback {
             }
             self.advance_to(admitted_at);
             for (budget, bucket) in &mut self.buckets {
-                bucket.take(cost.of(*budget), false);
+                bucket.take_reserved(cost.of(*budget), LATENESS as u64);
             }
-            reserved.push(admitted_at);
+            reserved.push(Ok(admitted_at));
         }
         reserved
     }
 
+    /// Returns why the share of a rate that refuses calls does not admit one of this cost.
+    fn exhausted(&self, cost: &Cost, now: Instant) -> Option<Exhausted> {
+        let (shown, at) = self.share.as_ref()?.clock;
+        let caps = self.buckets.iter().filter(|(_, bucket)| bucket.refuses());
+        let mut waits = caps.map(|(budget, bucket)| (*budget, bucket, bucket.time_until(cost.of(*budget))));
+        let (budget, bucket, wait) = waits.find(|(.., wait)| *wait > 0)?;
+        let held_at = instant_after(i64::try_from(wait).unwrap_or(i64::MAX), self.scheduled_until);
+        let resets_at = shown.saturating_add(micros(held_at.saturating_duration_since(at)));
+        Some(Exhausted::new(
+            budget.name(),
+            cost.of(budget),
+            bucket.available(),
+            held_at.saturating_duration_since(now).max(Duration::from_micros(1)),
+            system_time(resets_at),
+        ))
+    }
+
     /// Takes over another share of the limits. What is in the buckets stays there.
-    fn set_share(&mut self, share: QuotaConfig) {
-        if self.share.as_ref() == Some(&share) {
+    fn set_share(&mut self, share: LocalShare) {
+        let is_same = |before: &LocalShare| before.limits == share.limits;
+        if self.share.as_ref().is_some_and(is_same) {
             return;
         }
-        let new = share.specs().iter();
-        let mut new: Vec<_> = new.map(|(budget, spec)| (*budget, Bucket::new(*spec))).collect();
+        let (shown, at) = share.clock;
+        let mut new = share.limits.buckets(shown);
+        let since = micros(self.scheduled_until.saturating_duration_since(at));
+        new.iter_mut().for_each(|(_, bucket)| bucket.skip(since.unsigned_abs()));
         if let Some(before) = &self.share {
-            let matches = share.limits().match_rates(before.limits());
+            let matches = share.limits.limits().match_rates(before.limits.limits());
             for ((_, new), old) in new.iter_mut().zip(matches) {
                 if let Some(old) = old {
                     new.carry_over(&self.buckets[old].1);

@@ -40,6 +40,13 @@
 //! - **Nothing far ahead.** A call that has to wait for longer than [`max_ahead`](Builder::max_ahead) holds its place at
 //!   the head of all members, but no reservation. So changed limits, a forgiven debt, and a call before it that gives up
 //!   act at once; a member that does not hear of them from the server asks again within a second.
+//! - **Caps, days and months.** Rates that [refuse](crate::Rate::refuse) calls refuse those of all members, in the same
+//!   round trip: nothing is taken from any other budget, and the calls behind are not held up.
+//!   [Days and months](crate::Rate::utc_day) begin by the server's clock, once for all members. If that clock is set back
+//!   over the beginning of a day, the day does not begin again.
+//! - **Strict rates.** A reservation of a [strict](crate::Rate::strict) rate may still be used up to 5 ms late, so each
+//!   wait for the rate is up to 5 ms longer: by the server's clock, two calls are never closer than the rate says. A rate
+//!   whose burst is above what it brings in 5 ms loses no throughput.
 //! - **Budgets by name.** All [budgets](crate::rate::Budget) that limits can have are shared. A member whose release keeps
 //!   another version of the state in Redis cannot take part: its calls fail with
 //!   [`StoreUnavailable`](crate::error::StoreUnavailable), which names both versions, unless it is
@@ -71,11 +78,13 @@
 //! | what happens | what follows | above the limits |
 //! |---|---|---|
 //! | the server is down at the start, killed, frozen, out of memory, read-only or cut off, for all members | [`LocalShare`](OnStoreLoss::LocalShare): each member admits its share of the rates, without a burst, starting [`max_ahead`](Builder::max_ahead) after the loss | nothing, if the number of members is right |
+//! | | and of rates that refuse calls or count by the calendar, its share of what was left by its last reply; what exceeds it is refused or waits | for these rates, what others were given since that reply, at most 5 s before the loss |
 //! | | [`Closed`](OnStoreLoss::Closed): no call is admitted until the store is back | nothing |
 //! | | [`Open`](OnStoreLoss::Open): every call is admitted | no bound |
 //! | the server is cut off from some members only | `LocalShare`: these members admit their shares | their shares, while it lasts |
 //! | the store is back after a loss | what local shares admitted is charged; if no member had the store, the buckets begin empty, 1.5 s later, when all members have come back | nothing |
 //! | the server is restarted empty, the key is deleted or evicted, or the server is replaced by an empty one | the buckets begin empty, `max_ahead` later, because some member remembers the lost state | nothing; one burst, if no remaining member remembers it |
+//! | the same, for days and months | what was left goes on, by the member that knows of the least; without such a member, they begin anew | what members admit before that member, if it is idle, sends its next request (5 s) |
 //! | the server is rolled back to an old snapshot, or replaced by a replica that lagged behind | the buckets begin empty, `max_ahead` later | nothing |
 //! | failover to another server | the member reconnects (with sentinels, to the server that they name); what follows depends on whether the new server has the state, an old state or none, as in the rows before | nothing |
 //! | a split brain: two servers accept writes, and some members reach only one of them and others only the other | each server admits the whole rate, also under `Closed` | a second rate and a second burst, while it lasts |
@@ -107,7 +116,8 @@
 //! - `maxmemory-policy noeviction`, or a `volatile-` policy with enough memory: otherwise the server may evict the key
 //!   of a quota.
 //! - Neither replication nor persistence is needed: if the state is lost, members admit no calls for
-//!   [`max_ahead`](Builder::max_ahead), and then go on with empty buckets.
+//!   [`max_ahead`](Builder::max_ahead), and then go on with empty buckets. For caps of days and months that must hold
+//!   although all members have ended meanwhile, the server needs persistence.
 //! - A system clock that is adjusted gradually (slewed), not stepped.
 //! - With access control, the commands `EVALSHA`, `SCRIPT LOAD`, `GET`, `SET`, `TIME`, `PUBLISH`, `SUBSCRIBE` and
 //!   `UNSUBSCRIBE` on keys and channels that begin with `{tower-outbound:`, and `SELECT` if the URL has the number of a

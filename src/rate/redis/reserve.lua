@@ -1,350 +1,3 @@
--- Serves one request of one member of a quota: reserves, settles estimates, pauses, changes the limits. The server runs
--- the script in one step, so members cannot overtake each other in the middle of it.
---
--- virtual_schedule.rs does the same in Rust, in the same steps, and a test compares the two. If you change one of the
--- two files, change the other.
---
--- This file is a template. Before it is loaded, script.rs replaces
---   state.NAME   by state[I]           a number of the stored state; the list of them is in script.rs
---   bucket.NAME  by state[bucket + I]  a number of a bucket, where `bucket` is the position of the bucket's first one
---   reply.NAME   by reply[I]           a number of the reply; the list of them is in wire.rs
--- and some words in capitals, such as the length of the state, by what follows from these lists.
---
--- Lua counts in doubles, which hold integers up to 2^53 exactly. All numbers here are such integers: buckets are
--- counted in units (fractions of a request or token), times in microseconds. So
---   - do not concatenate a number to a string: Lua keeps only 14 digits of it;
---   - do not call TIME twice: the server's clock advances while the script runs;
---   - do not raise errors: their texts differ between server versions. Problems are part of the reply.
---
--- KEYS[1]  the stored state
--- KEYS[2]  where the first release with shared limits kept its state
--- ARGV[1]  the numbers of the request (wire.rs): a fixed list, then eight for each rate, then for each budget of the
---          member what to refund, then for each what to charge, and so on, then for each cost one number per budget
--- ARGV[2]  the name of the member, 16 bytes
--- ARGV[3]  the publish/subscribe channel on which pauses are announced to the members
--- ARGV[4]  the names of the member's budgets, separated by spaces
--- ARGV[5]  two lines: the member's limits, and the limits that it was started with. Left out if the member expects that
---          the stored state has the same version of the limits; an empty reply asks for a request with the limits.
---
--- The stored state is a string: the numbers of `state`, the sum of the unsettled estimates of each budget, the numbers
--- of each bucket, an entry for each member (its name, the numbers of `entry`, its unsettled estimates of each budget), the
--- name of the member that holds the claim, the names of the budgets, and the two lines of ARGV[5] from the member that
--- set the limits. A bucket names its budget by its position in the list of names. The state begins with the
--- version of this layout, also in all later releases; the reply begins with it, too.
-local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
-local read, write, rep, sub, values = struct.unpack, struct.pack, string.rep, string.sub, unpack
--- In units: estimates are counted up to this number, so that no sum exceeds what doubles hold exactly.
-local MAX_ESTIMATED = 2 ^ 52
--- All in microseconds: see their descriptions in virtual_schedule.rs.
-local MEMBER_EXPIRY, SWEEP_INTERVAL, RETURN_TIME = 15000000, 1000000, 1500000
-local DEMAND_EXPIRY, CLAIM_EXPIRY, MAX_SERVED = 500000, 2500000, 60000000
--- In milliseconds: how much longer the key has to live than until the buckets are full and the pause has ended.
-local MIN_RETENTION = 60000
--- In microseconds: the key's time to live is set again only if it is too short by more than this. So the key may expire
--- this much earlier, which store_view.rs knows.
-local EXPIRY_SLACK = 30000000
--- In bytes: the length of the name that the entry of a member begins with.
-local NAME = 16
--- In bytes: the length of a rate in the request, which is eight numbers.
-local RATE = 64
-
-local REQUEST_NAMES, rates_at = read(REQUEST_FORMAT, ARGV[1])
-
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-
-local state, entries, claimant, names, text
--- Whether members that wait have to send their requests again at once, because something has changed.
-local is_announced = false
--- The positions of the first and of the last bucket in the state; the length of a member's entry in bytes; the formats
--- of the numbers in the state and in an entry.
-local first_bucket, last_bucket, entry_length, state_format, entry_format
-
--- Creating a function costs more than calling it, so only the two functions that every request needs are created here.
-
--- Fills the buckets up to the time `target`. What overflows while estimates are unsettled is withheld from later
--- refunds: if the true cost had been charged instead of the estimate, the bucket would have been fuller, and the refund
--- would have overflowed too.
-local function advance_to(target)
-  local elapsed = target - state.scheduled_until
-  for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-    local balance, capacity = bucket.balance, bucket.capacity
-    if elapsed * bucket.fill < capacity - balance then
-      balance = balance + elapsed * bucket.fill
-    else
-      balance = capacity
-    end
-    bucket.balance = balance
-    local estimated = state[ESTIMATED + bucket.budget]
-    if estimated > 0 then
-      local spilled = min(estimated * bucket.unit, MAX_ESTIMATED) - (capacity - balance)
-      if spilled > bucket.withheld then bucket.withheld = spilled end
-    end
-  end
-  state.scheduled_until = target
-end
-
--- Adapts what is withheld from refunds, after the sums of the unsettled estimates or the balances have changed.
-local function adapt_withheld()
-  for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-    local estimated = min(state[ESTIMATED + bucket.budget] * bucket.unit, MAX_ESTIMATED)
-    if bucket.withheld > estimated then bucket.withheld = estimated end
-    local spilled = estimated - (bucket.capacity - bucket.balance)
-    if estimated > 0 and spilled > bucket.withheld then bucket.withheld = spilled end
-  end
-end
-
--- 1. Read the stored state.
-
-local stored = redis.call('GET', KEYS[1])
-if stored then
-  -- Releases with other layouts cannot share a quota. If they kept their states apart, each would admit the whole rate.
-  if #stored < 24 then return {0} end
-  local stored_version, its_rates, its_budgets = read('<ddd', stored)
-  if stored_version ~= VERSION then return {stored_version} end
-  local length = ESTIMATED + its_budgets + BUCKET_LENGTH * its_rates
-  first_bucket, last_bucket = ESTIMATED + its_budgets + 1, length - BUCKET_LENGTH + 1
-  entry_length, entry_format = NAME + 8 * (ENTRY_NUMBERS + its_budgets), sub('<dddddddddddd', 1, 1 + ENTRY_NUMBERS + its_budgets)
-  state_format = '<' .. rep('d', length)
-  state = {read(state_format, stored)}
-  -- The last value that was read is no number of the state: it is the position where reading stopped.
-  local from = state[length + 1]
-  local to = from + entry_length * state.members
-  entries, claimant = sub(stored, from, to - 1), sub(stored, to, to + NAME - 1)
-  to = to + NAME
-  names, text = sub(stored, to, to + state.names_length - 1), sub(stored, to + state.names_length)
-  state[length + 1] = nil
-end
-if incarnation == 0 and redis.call('GET', KEYS[2]) then return {FIRST_VERSION} end
-
--- 2. Compare the stored state with what the member has seen: state may be lost, limits may differ, the clock may have
--- gone back.
-
--- Whether the stored state lacks something that this member was promised by a reply, such as a reservation.
-local is_stale = false
-if stored and now >= state.clock and config_version == state.config_version and is_change == 0 and
-  (incarnation == 0 or incarnation == state.incarnation and state.sequence >= sequence) then
-  -- This is the usual case: the stored state is the one that the member has seen.
-  state.clock = now
-else
-  if not ARGV[5] and (not stored or config_version > state.config_version) then
-    -- The member's limits are needed: the empty reply asks the member to send the request again, with its limits.
-    -- Nothing has been written yet.
-    return {}
-  end
-
-  -- Reserves nothing for `span` microseconds, in which members may use reservations of a lost state. Also empties the
-  -- buckets if `is_emptied`.
-  local function hold(span, is_emptied)
-    if now > state.scheduled_until then advance_to(now) end
-    if is_emptied then
-      for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-        bucket.balance = min(bucket.balance, 0)
-      end
-      state.emptied_at = now
-    end
-    state.scheduled_until = max(state.scheduled_until, now + span)
-  end
-
-  local function quotient(a, b)
-    local q = floor(a / b)
-    if q * b > a then q = q - 1 end
-    return q
-  end
-
-  local function names_in(list)
-    local all = {}
-    for name in string.gmatch(list, '[^ ]+') do
-      table.insert(all, name)
-    end
-    return all
-  end
-
-  -- Replaces the buckets by new ones for the member's limits, without estimates.
-  local function create_buckets()
-    local specs = {read('<' .. rep('d', BUCKET_LENGTH * rates), ARGV[1], rates_at)}
-    for i = #state, ESTIMATED + 1, -1 do
-      state[i] = nil
-    end
-    state.rates, state.budgets, names, text = rates, budgets, ARGV[4], ARGV[5]
-    first_bucket = ESTIMATED + budgets + 1
-    last_bucket = first_bucket + BUCKET_LENGTH * (rates - 1)
-    state_format = '<' .. rep('d', last_bucket + BUCKET_LENGTH - 1)
-    entry_length, entry_format = NAME + 8 * (ENTRY_NUMBERS + budgets), sub('<dddddddddddd', 1, 1 + ENTRY_NUMBERS + budgets)
-    for i = 1, budgets do
-      state[ESTIMATED + i] = 0
-    end
-    for i = 1, BUCKET_LENGTH * rates do
-      state[first_bucket - 1 + i] = specs[i]
-    end
-    for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-      -- In the request, this position has the number that step 3 reads: what the provider reports as remaining.
-      bucket.withheld = 0
-    end
-  end
-
-  -- Takes over the member's limits; what is in the buckets stays there. Returns whether a bucket is new, so that it has
-  -- no contents to take over.
-  local function configure()
-    -- Returns the whole part of a * b / c, for a < c.
-    local function scaled(a, b, c)
-      if a * b < 2 ^ 53 then return quotient(a * b, c) end
-      -- The product a * b would not be exact in a double, so this is a long multiplication and division, bit by bit.
-      local q, r, bit = 0, 0, 2 ^ 51
-      while bit >= 1 do
-        q, r = q * 2, r * 2
-        if floor(b / bit) % 2 == 1 then r = r + a end
-        while r >= c do
-          q, r = q + 1, r - c
-        end
-        bit = bit / 2
-      end
-      return q
-    end
-    local old, successor_of = {}, {}
-    local old_names, estimated_of, old_length, old_format = names_in(names), {}, entry_length, entry_format
-    for i, name in ipairs(old_names) do
-      estimated_of[name] = state[ESTIMATED + i]
-    end
-    for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-      local without = bucket.balance - bucket.withheld
-      table.insert(old, {
-        budget = old_names[bucket.budget], period = bucket.period, unit = bucket.unit, balance = bucket.balance, without = without
-      })
-    end
-    create_buckets()
-    local new_names = names_in(names)
-    for i, name in ipairs(new_names) do
-      state[ESTIMATED + i] = estimated_of[name] or 0
-    end
-    -- The entries of the members have their estimates in the order of the new names.
-    local moved = {}
-    for at = 1, #entries, old_length do
-      local numbers = {read(old_format, entries, at + NAME)}
-      for i, name in ipairs(old_names) do
-        estimated_of[name] = numbers[ENTRY_NUMBERS + i]
-      end
-      local entry = {values(numbers, 1, ENTRY_NUMBERS)}
-      for _, name in ipairs(new_names) do
-        table.insert(entry, estimated_of[name] or 0)
-      end
-      table.insert(moved, sub(entries, at, at + NAME - 1) .. write(entry_format, values(entry)))
-    end
-    entries = table.concat(moved)
-    -- A rate takes over the bucket of the old rate with the same budget and period, or else that of the first old rate
-    -- of its budget that is left over.
-    for _, same_period in ipairs({true, false}) do
-      for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-        for _, before in ipairs(old) do
-          if not successor_of[bucket] and not before.is_taken and before.budget == new_names[bucket.budget] and
-            (not same_period or before.period == bucket.period) then
-            before.is_taken, successor_of[bucket] = true, before
-          end
-        end
-      end
-    end
-    local is_any_new = false
-    for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-      local unit = bucket.unit
-      local before = successor_of[bucket]
-      if before then
-        local function convert(units)
-          local whole = quotient(units, before.unit)
-          return whole * unit + scaled(units - whole * before.unit, unit, before.unit)
-        end
-        local balance = convert(before.balance)
-        local amount = state[ESTIMATED + bucket.budget]
-        bucket.balance = max(min(balance, bucket.capacity), -bucket.max_debt)
-        -- The withheld part is rounded together with the balance. If both were rounded by themselves, a refund could be
-        -- a unit more than before.
-        local cut_off = max(-bucket.max_debt - balance, 0)
-        bucket.withheld = min(balance - convert(before.without) + cut_off, min(amount * unit, MAX_ESTIMATED))
-      else
-        is_any_new = true
-      end
-    end
-    return is_any_new
-  end
-
-  local function forget_members()
-    entries, state.members, state.wanting, state.claimed_until = '', 0, 0, 0
-    for i = 1, state.budgets do
-      state[ESTIMATED + i] = 0
-    end
-    adapt_withheld()
-  end
-
-  if not stored then
-    state, entries, claimant = {STATE_ZEROS}, '', rep('\0', NAME)
-    state.incarnation, state.clock, state.scheduled_until, state.swept_at = now, now, now, now
-    state.version, state.config_version, state.began_full = VERSION, now, 1
-    create_buckets()
-    if config_version ~= 0 then state.config_version = config_version end
-    if incarnation ~= 0 then
-      -- The member has seen a state that is lost. What other members have taken from that state cannot be found out, so
-      -- the buckets begin empty.
-      state.incarnation, state.began_full = max(now, incarnation + 1), 0
-      hold(max_ahead, true)
-    end
-  end
-
-  -- If the server's clock went back, all stored times are moved back with it, so that no time has passed.
-  local back = state.clock - now
-  if back > 0 then
-    state.scheduled_until = state.scheduled_until - back
-    state.user_paused_until = max(state.user_paused_until - back, 0)
-    state.provider_paused_until = max(state.provider_paused_until - back, 0)
-    state.swept_at, state.emptied_at = state.swept_at - back, state.emptied_at - back
-    state.claimed_until, state.claim_at = state.claimed_until - back, state.claim_at - back
-    state.expires_at, state.last_contact = state.expires_at - back, state.last_contact - back
-    local moved = {}
-    for at = 1, #entries, entry_length do
-      local entry = {read(entry_format, entries, at + NAME)}
-      entry.seen_at, entry.served_until = entry.seen_at - back, entry.served_until - back
-      entry.wants_until, entry[ENTRY_NUMBERS + 1 + state.budgets] = entry.wants_until - back, nil
-      table.insert(moved, sub(entries, at, at + NAME - 1) .. write(entry_format, values(entry)))
-    end
-    entries = table.concat(moved)
-  end
-  state.clock = now
-
-  if incarnation ~= 0 and incarnation ~= state.incarnation then
-    is_stale = true
-    -- A state that began with full buckets was not informed of the earlier one that this member has seen.
-    if state.began_full == 1 then hold(max_ahead, true) else hold(min(last_reservation, max_ahead), false) end
-    state.began_full = 0
-  elseif incarnation ~= 0 and state.sequence < sequence then
-    -- The server went back to an old snapshot, or to a replica that lagged behind, so that the stored state is older
-    -- than the member's last reply.
-    is_stale = true
-    hold(max_ahead, true)
-    state.incarnation, state.began_full, state.sequence = max(now, state.incarnation + 1), 0, sequence
-    forget_members()
-  end
-
-  if config_version ~= state.config_version or is_change == 1 then
-    local is_new = false
-    if config_version == 0 then
-      -- A member that has just started brings its limits, unless they are in force or were replaced since.
-      local line_end, own_line_end = string.find(text, '\n', 1, true), string.find(ARGV[5], '\n', 1, true)
-      is_new = sub(ARGV[5], own_line_end) ~= sub(text, line_end) and
-        sub(ARGV[5], 1, own_line_end) ~= sub(text, 1, line_end)
-    end
-    if is_change == 1 or config_version > state.config_version or is_new then
-      if is_change == 1 or config_version == 0 then
-        state.config_version = max(now, state.config_version + 1)
-      else
-        state.config_version = config_version
-      end
-      local is_any_new = configure()
-      is_announced = true
-      adapt_withheld()
-      -- Earlier estimates were never charged to a new bucket, so they must not be refunded to it.
-      if is_any_new then forget_members() end
-    end
-  end
-end
-
 -- 3. Advance the time, change the pauses, and lower the buckets to what the provider reports as remaining.
 
 if now > state.scheduled_until then advance_to(now) end
@@ -396,7 +49,8 @@ end
 
 -- 5. Read the amounts of the request, in the order of the budgets in the state.
 
-local amounts = {read('<' .. rep('d', budgets * (AMOUNT_LISTS + costs)), ARGV[1], rates_at + RATE * rates)}
+local amounts_at = rates_at + RATE * rates + KIND * kinds
+local amounts = {read('<' .. rep('d', budgets * (AMOUNT_LISTS + costs)), ARGV[1], amounts_at)}
 local is_missing = false
 -- For each budget of the state the position of that budget in the request, or 0; nil if all positions are the same.
 local places
@@ -445,18 +99,19 @@ if not is_counted then
   if fallback_age > 0 and state.last_contact < began then
     -- No member has reached the store since this member lost it. So all members admitted calls by their local
     -- fallbacks, and have used what would be in the buckets now. They come back and report their usage within
-    -- 1.5 s.
+    -- 1.5 s. A bucket of the calendar has gained nothing meanwhile: what they report is taken from it.
     for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-      bucket.balance = min(bucket.balance, 0)
+      if bucket.fill > 0 then bucket.balance = min(bucket.balance, 0) end
     end
     state.emptied_at, state.scheduled_until = now, max(state.scheduled_until, now + RETURN_TIME)
+    advance_to(state.scheduled_until)
   end
   for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
     local budget = bucket.budget
     local all_estimated = state[ESTIMATED + budget]
     local credit, debit, usage = amounts[budget], amounts[debits + budget], amounts[usages + budget]
     local share = usage * bucket.unit
-    if state.emptied_at > began then
+    if state.emptied_at > began and bucket.fill > 0 then
       -- If the buckets were emptied after the member had begun to admit calls locally, this has paid for its usage
       -- until then. Since then it can have used no more than its share of the rate, so no more is charged.
       share = min(share, ceil((now - state.emptied_at) * bucket.fill / member_count))
@@ -508,6 +163,9 @@ adapt_withheld()
 --
 -- While the schedule reaches further than `ahead` into the future, each member with more demand than it was given gets
 -- an equal part of it: `served_until` advances by the time that its reservations take, times the number of such members.
+--
+-- A cost that a rate which refuses calls does not hold now is refused, whether or not costs before it have to wait. It
+-- takes nothing, and the costs behind it are not affected.
 
 local reply = {REPLY_ZEROS}
 -- The numbers of the reply are followed by what remains of each budget of the member, and then by the delays.
@@ -529,55 +187,118 @@ if was_claiming then state.claimed_until = 0 end
 if is_missing then costs = 0 end
 -- The earliest time of the next reservation.
 local from = max(scheduled_until, paused_until, now + lead)
-local served_from = entry.served_until - from * sharing
-for _ = 1, costs do
-  if from - now > max_ahead then
-    retry_in = from - now - max_ahead
-    break
-  end
-  if state.claimed_until > now then
-    retry_in = max(state.claim_at - now - max_ahead, 1)
-    break
-  end
-  local too_far = min(from, served_from + from * sharing) - now - ahead
-  if too_far > 0 then
-    retry_in = too_far
-    break
-  end
-  local admitted_at, is_impossible = from, false
-  for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-    local needed = amounts[cost_at + bucket.budget] * bucket.unit
-    if needed > bucket.balance and needed > 0 then
-      if needed > bucket.capacity then is_impossible = true end
-      local filled_at = scheduled_until + ceil((needed - bucket.balance) / bucket.fill)
-      if filled_at > admitted_at then admitted_at = filled_at end
+-- It counts from now on: a time since 1970 that is multiplied by the number of members is not exact in a double.
+local served_from = entry.served_until - now - (from - now) * sharing
+-- Numbers at the end of the reply, if there are rates of special kinds: how many costs are refused, and four for each of
+-- these, which are its position in the request, the position of the budget in the member's list, how much is left of it,
+-- and in how many microseconds there is enough.
+local extra, refused, is_any_strict, is_any_refusing = nil, 0, false, false
+for kind = first_kind, last_kind, KIND_LENGTH do
+  extra, is_any_strict = {0}, is_any_strict or kind.lost_late > 0
+  is_any_refusing = is_any_refusing or kind.refuses == 1
+end
+-- Returns the number of whole requests or tokens in `units`; 0 for a debt.
+local whole = extra and function(units, unit)
+  if units <= 0 then return 0 end
+  local amount = floor(units / unit)
+  return amount * unit > units and amount - 1 or amount
+end
+-- Refuses the cost if a rate that refuses calls does not hold it, and returns whether it did.
+local refuse = is_any_refusing and function(position)
+  for kind = first_kind, last_kind, KIND_LENGTH do
+    local bucket = kind.bucket
+    local balance, unit = bucket.balance, bucket.unit
+    local needed = amounts[cost_at + bucket.budget] * unit
+    if kind.refuses == 1 and needed > max(balance, 0) and needed <= bucket.capacity then
+      local held_at = kind.ends
+      if bucket.fill > 0 then held_at = state.scheduled_until + ceil((needed - balance) / bucket.fill) end
+      local place = places and places[bucket.budget] or bucket.budget
+      for _, number in ipairs({position, place, whole(balance, unit), held_at - now}) do
+        table.insert(extra, number)
+      end
+      refused = refused + 1
+      extra[1] = refused
+      return true
     end
   end
-  -- The cost exceeds a burst of the limits in force, which the member does not have yet. It learns them from the reply
-  -- and rejects the call.
-  if is_impossible then break end
-  if admitted_at - now > max_ahead then
-    claimant, state.claimed_until, state.claim_at = ARGV[2], now + CLAIM_EXPIRY, admitted_at
-    retry_in = admitted_at - now - max_ahead
-    break
-  end
-  if admitted_at > scheduled_until then
-    advance_to(admitted_at)
-    scheduled_until = admitted_at
-  end
-  from = admitted_at
-  for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-    bucket.balance = bucket.balance - amounts[cost_at + bucket.budget] * bucket.unit
-  end
-  -- The estimates grow by as much as the balances fall, so no more has to be withheld from refunds.
-  for i = 1, count do
-    state[ESTIMATED + i] = state[ESTIMATED + i] + amounts[cost_at + i]
-  end
-  cost_at, reserved = cost_at + count, reserved + 1
-  reply[delays_at + reserved] = admitted_at - now
+  return false
 end
-if reserved > 0 then entry.served_until = min(served_from + from * sharing, now + MAX_SERVED) end
-if costs > reserved or is_backlogged == 1 then
+for position = 1, costs do
+  if not (refuse and refuse(position)) then
+    local wait = from - now
+    if wait > max_ahead then
+      retry_in = wait - max_ahead
+      break
+    end
+    if state.claimed_until > now then
+      retry_in = max(state.claim_at - now - max_ahead, 1)
+      break
+    end
+    local too_far = min(wait, served_from + wait * sharing) - ahead
+    if too_far > 0 then
+      retry_in = too_far
+      break
+    end
+    local admitted_at, is_impossible = from, false
+    for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
+      local needed = amounts[cost_at + bucket.budget] * bucket.unit
+      if needed > bucket.balance and needed > 0 then
+        if needed > bucket.capacity then is_impossible = true end
+        local filled_at = scheduled_until + ceil((needed - bucket.balance) / bucket.fill)
+        for kind = first_kind, last_kind, KIND_LENGTH do
+          -- A bucket of the calendar is filled when the next window begins.
+          if kind.bucket == bucket and kind.ends > 0 then filled_at = kind.ends end
+        end
+        if filled_at > admitted_at then admitted_at = filled_at end
+      end
+    end
+    -- The cost exceeds a burst of the limits in force, which the member does not have yet. It learns them from the reply
+    -- and rejects the call.
+    if is_impossible then break end
+    if admitted_at - now > max_ahead then
+      claimant, state.claimed_until, state.claim_at = ARGV[2], now + CLAIM_EXPIRY, admitted_at
+      retry_in = admitted_at - now - max_ahead
+      break
+    end
+    if admitted_at > scheduled_until then
+      advance_to(admitted_at)
+      scheduled_until = admitted_at
+    end
+    from = admitted_at
+    if is_any_strict then
+      -- The call may be made up to 5 ms later. The bucket of a strict rate loses what will have overflowed by then, at the
+      -- provider, too. What would have overflowed without the unsettled estimates is withheld from refunds.
+      for kind = first_kind, last_kind, KIND_LENGTH do
+        local bucket = kind.bucket
+        if kind.lost_late > 0 and amounts[cost_at + bucket.budget] > 0 then
+          local filled = bucket.balance + kind.lost_late
+          local room = max(bucket.capacity - filled, 0)
+          bucket.balance = min(bucket.balance, bucket.capacity - kind.lost_late)
+          local estimated = min(state[ESTIMATED + bucket.budget] * bucket.unit, MAX_ESTIMATED)
+          if estimated - room > bucket.withheld then bucket.withheld = estimated - room end
+        end
+      end
+    end
+    for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
+      bucket.balance = bucket.balance - amounts[cost_at + bucket.budget] * bucket.unit
+    end
+    -- The estimates grow by as much as the balances fall, so no more has to be withheld from refunds.
+    for i = 1, count do
+      state[ESTIMATED + i] = state[ESTIMATED + i] + amounts[cost_at + i]
+    end
+    reserved = reserved + 1
+    reply[delays_at + reserved] = admitted_at - now
+  end
+  cost_at = cost_at + count
+end
+if refuse then
+  for position = cost_at / count - AMOUNT_LISTS + 1, costs do
+    refuse(position)
+    cost_at = cost_at + count
+  end
+end
+if reserved > 0 then entry.served_until = now + min(served_from + (from - now) * sharing, MAX_SERVED) end
+if costs > reserved + refused or is_backlogged == 1 then
   entry.wants_until = now + DEMAND_EXPIRY
   if not is_counted_as_wanting then state.wanting = state.wanting + 1 end
   is_counted_as_wanting = true
@@ -603,8 +324,11 @@ state.members = #entries / entry_length
 
 local until_full = 0
 for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
-  local full = ceil((bucket.capacity - bucket.balance) / bucket.fill)
-  if full > until_full then until_full = full end
+  local fill = bucket.fill
+  if fill > 0 then
+    local full = ceil((bucket.capacity - bucket.balance) / fill)
+    if full > until_full then until_full = full end
+  end
   local remaining = 0
   if bucket.balance > 0 then
     remaining = floor(bucket.balance / bucket.unit)
@@ -613,6 +337,12 @@ for bucket = first_bucket, last_bucket, BUCKET_LENGTH do
   local place = places and places[bucket.budget] or bucket.budget
   local least = reply[REPLY_LENGTH + place]
   if place > 0 and (remaining < least or least < 0) then reply[REPLY_LENGTH + place] = remaining end
+end
+-- After the refused costs, `extra` has what is left of each rate that refuses calls or counts by the calendar.
+for kind = first_kind, last_kind, KIND_LENGTH do
+  local bucket = kind.bucket
+  if kind.ends > 0 and bucket.balance < bucket.capacity then until_full = max(until_full, kind.ends - scheduled_until) end
+  if kind.ends > 0 or kind.refuses == 1 then table.insert(extra, whole(bucket.balance, bucket.unit)) end
 end
 -- After a state has expired, the next one begins with full buckets, so a state must not expire before its own buckets
 -- are full.
@@ -641,7 +371,12 @@ if is_known then reply.is_known = 1 end
 if state.claimed_until > now and claimant == ARGV[2] then reply.is_claiming = 1 end
 reply.retention, reply.offset = retention, scheduled_until - now
 reply.retry_in, reply.now, reply.reserved = retry_in, now, reserved
+if extra then
+  for _, number in ipairs(extra) do
+    table.insert(reply, number)
+  end
+end
 if state.config_version ~= config_version then
-  reply[delays_at + 1 + reserved] = sub(text, 1, string.find(text, '\n', 1, true) - 1)
+  reply[#reply + 1] = sub(text, 1, string.find(text, '\n', 1, true) - 1)
 end
 return reply

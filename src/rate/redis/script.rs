@@ -1,4 +1,5 @@
-//! The Lua script that the server runs: `reserve.lua`, in which names are replaced by positions in lists.
+//! The Lua script that the server runs: `read_state.lua` and then `reserve.lua`, in which names are replaced by positions
+//! in lists.
 //!
 //! Lua reads an element of a list by its position faster than a field of a table by its name, and the stored state, the
 //! requests and the replies are lists anyway. So the script is written with names such as `state.clock` and loaded with
@@ -10,7 +11,7 @@ use std::{cmp::Reverse, sync::LazyLock};
 /// The version of the layout of the stored state. The state begins with it, and so does each reply. Another layout needs
 /// another version: a member that finds the state of another version under the key of its quota changes nothing, and
 /// rejects its calls with an error that names both.
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 4;
 
 /// The version of the first release with shared limits, which kept its state under a key of its own:
 /// [`FIRST_KEY`].
@@ -25,7 +26,8 @@ pub(super) const FIRST_KEY: &str = "v2";
 
 /// The script as it is loaded into the server. Its text is the same in all processes with the same version of this
 /// crate, so the server compiles and caches it once.
-pub(super) static SCRIPT: LazyLock<String> = LazyLock::new(|| generate(include_str!("reserve.lua")));
+pub(super) static SCRIPT: LazyLock<String> =
+    LazyLock::new(|| generate(concat!(include_str!("read_state.lua"), include_str!("reserve.lua"))));
 
 /// The names of the numbers that the stored state of a quota begins with, in their order. Times are in microseconds
 /// since 1970.
@@ -36,6 +38,8 @@ const STATE: &[&str] = &[
     "rates",
     // The number of budgets that the rates have.
     "budgets",
+    // The number of special kinds: of rates that refuse calls, are strict or count by the calendar.
+    "kinds",
     // The length in bytes of the names of the budgets.
     "names_length",
     // Distinguishes this stored state from earlier ones that were lost: the time of its creation, or a larger number.
@@ -75,12 +79,35 @@ const STATE: &[&str] = &[
 ]; // The sum of the unsettled estimates of all members follows, a number for each budget.
 
 /// The names of the numbers of a bucket, in their order: position of the budget in the list of names, period of the rate in
-/// nanoseconds, units that a microsecond brings, units in one request or token, units in a full bucket, units in the
+/// nanoseconds (less than 0 if it is a window of the calendar), units that a microsecond brings, units in one request or token, units in a full bucket, units in the
 /// largest debt, current balance in units, units withheld from refunds (what would have overflowed the bucket without the unsettled estimates). A unit is a fraction of a request or token,
 /// so small that all these numbers are integers. In the stored state, the numbers of all buckets follow those of
 /// `STATE` and the estimates.
 const BUCKET: &[&str] = &[
     "budget", "period", "fill", "unit", "capacity", "max_debt", "balance", "withheld",
+];
+
+/// The names of the numbers of what makes a bucket special, in their order. In the stored state, they follow the numbers of
+/// all buckets. Buckets that fill continuously, make calls wait and catch up have no such numbers, and cost nothing for
+/// them.
+const KIND: &[&str] = &[
+    // The position of the bucket's first number in the state.
+    "bucket",
+    // 1 if a call whose cost the bucket does not hold is refused, otherwise 0.
+    "refuses",
+    // Of a strict rate: the units that it brings in the time by which a reservation may be used late. Otherwise 0.
+    "lost_late",
+    // How many days or months of the calendar a window has: 1 of one of them, or 0 of both if the bucket fills
+    // continuously.
+    "days",
+    "months",
+    // How long after midnight UTC a window begins.
+    "start",
+    // When the present window ends, in microseconds since 1970; 0 if the bucket fills continuously.
+    "ends",
+    // What was left of the present window when this state began, as far as is known: a member that has seen that a lost
+    // state had less left lowers the bucket by the difference.
+    "began_with",
 ];
 
 /// The names of the numbers in the entry of a member, in their order. Its unsettled estimates of each budget follow.
@@ -112,10 +139,11 @@ fn generate(template: &str) -> String {
         ("ENTRY_ZEROS", vec!["0"; ENTRY.len()].join(", ")),
         ("ENTRY_NUMBERS", ENTRY.len().to_string()),
         ("BUCKET_LENGTH", BUCKET.len().to_string()),
+        ("KIND_LENGTH", KIND.len().to_string()),
     ];
     let element = |table: &str, at: usize| match (table, at) {
-        ("bucket", 0) => "state[bucket]".to_owned(),
-        ("bucket", _) => format!("state[bucket + {at}]"),
+        ("bucket" | "kind", 0) => format!("state[{table}]"),
+        ("bucket" | "kind", _) => format!("state[{table} + {at}]"),
         // Lua counts positions from 1.
         _ => format!("{table}[{}]", at + 1),
     };
@@ -123,6 +151,7 @@ fn generate(template: &str) -> String {
     let tables = [
         ("state", STATE),
         ("bucket", BUCKET),
+        ("kind", KIND),
         ("entry", ENTRY),
         ("reply", ReplyNumbers::NAMES),
     ];
@@ -154,15 +183,15 @@ mod tests {
             generate(template),
             "local max_ahead, ahead, lead, incarnation, sequence, last_reservation, config_version, is_change, is_leaving, \
              is_probe, user_pause, provider_pause, is_forgiving, batch, fallback_age, member_count, lowered, rates, \
-             budgets, costs, is_backlogged, rest = \
-             read('<ddddddddddddddddddddd')\n\
-             reply[13] = state[15] + state[bucket + 3] + state[bucket]"
+             budgets, kinds, costs, is_backlogged, rest = \
+             read('<dddddddddddddddddddddd')\n\
+             reply[13] = state[16] + state[bucket + 3] + state[bucket]"
         );
     }
 
     #[test]
     fn the_script_uses_no_name_that_is_in_no_list() {
-        for table in ["state.", "bucket.", "entry.", "reply."] {
+        for table in ["state.", "bucket.", "kind.", "entry.", "reply."] {
             let unknown = SCRIPT
                 .split(table)
                 .skip(1)

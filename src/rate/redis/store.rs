@@ -8,7 +8,7 @@ use super::{
     problem::StoreError,
     round_trips::RoundTrips,
     script::{FIRST_KEY, SCRIPT, STATE_KEY, VERSION},
-    wire::{ReplyNumbers, StoreReply, StoreRequest},
+    wire::{REFUSED_NUMBERS, RefusedCost, ReplyNumbers, StoreReply, StoreRequest},
 };
 use crate::error::StoreProblem;
 use ::redis::{Cmd, Pipeline, RedisFuture, Script, ScriptInvocation, Value, aio::ConnectionLike};
@@ -216,8 +216,8 @@ pub(super) fn read(reply: Value, request: &StoreRequest) -> Result<StoreReply, S
     }
 }
 
-/// Reads the numbers of a reply, what remains of each budget, the delays of the reservations, and the limits if the
-/// member has another version of them. Returns `None` if the reply is not valid.
+/// Reads the numbers of a reply, what remains of each budget, the delays of the reservations, the refused costs, what is
+/// left of rates that refuse calls or count by the calendar, and the limits if the member has another version of them. Returns `None` if the reply is not valid.
 fn read_numbers(values: Vec<Value>, request: &StoreRequest) -> Option<StoreReply> {
     let mut values = values.into_iter();
     let mut number = || match values.next() {
@@ -237,12 +237,24 @@ fn read_numbers(values: Vec<Value>, request: &StoreRequest) -> Option<StoreReply
     let remaining: Vec<_> = budgets.map(|_| number()).collect::<Option<_>>()?;
     let reserved = usize::try_from(numbers.reserved).ok()?;
     let delays = (0..reserved).map(|_| number()).collect::<Option<_>>()?;
-    let config = match values.next() {
-        Some(Value::BulkString(text)) => Some(String::from_utf8(text).ok()?),
-        None => None,
-        Some(_) => return None,
+    let (mut extra, mut config) = (Vec::new(), None);
+    for value in values {
+        match value {
+            Value::Int(number) if config.is_none() => extra.push(number),
+            Value::BulkString(text) if config.is_none() => config = Some(String::from_utf8(text).ok()?),
+            _ => return None,
+        }
+    }
+    let (refused, left) = match extra.split_first() {
+        Some((refused, extra)) => extra.split_at_checked(REFUSED_NUMBERS * usize::try_from(*refused).ok()?)?,
+        None => Default::default(),
     };
-    StoreReply::new(request, &numbers, &remaining, delays, config)
+    let refused = refused.chunks_exact(REFUSED_NUMBERS);
+    let refused = refused.map(|numbers| RefusedCost::new(request, numbers));
+    let refused = refused.collect::<Option<_>>()?;
+    let left = left.iter().map(|left| u64::try_from(*left).ok());
+    let left = left.collect::<Option<_>>()?;
+    StoreReply::new(request, &numbers, &remaining, delays, refused, left, config)
 }
 
 // === impl Connection ===

@@ -1,4 +1,4 @@
-//! [`VirtualSchedule`]: the Rust version of `reserve.lua`, in the same steps. Both give exactly equal replies.
+//! [`VirtualSchedule`]: the Rust version of the script (`read_state.lua` and `reserve.lua`), in the same steps. Both give exactly equal replies.
 //!
 //! All buckets of a quota are filled and charged up to one common time, the end of the schedule. This is the time of
 //! the last reservation, so it may lie in the future. The next reservation is made at the earliest time from there on
@@ -8,10 +8,13 @@
 //! Only tests use it: one compares the script with it, and others use it in place of a server. Callers pass the time, in
 //! microseconds. The schedule holds no lock, clock or timer.
 
+mod windows_left;
+
+use self::windows_left::WindowsLeft;
 use super::{
     amounts::Amounts,
-    quota_config::QuotaConfig,
-    wire::{Member, StoreReply, StoreRequest},
+    quota_config::{LATENESS, QuotaConfig, buckets},
+    wire::{Member, RefusedCost, StoreReply, StoreRequest},
 };
 use crate::rate::{
     bucket::Bucket,
@@ -76,6 +79,8 @@ struct QuotaState {
     /// The limits, as a text, that one member was started with: the member that brought the limits in force.
     configured_as: String,
     buckets: Vec<(Budget, Bucket)>,
+    /// What was left of the windows of the calendar when this state began, as far as is known.
+    began_with: WindowsLeft,
     members: HashMap<Member, MemberEntry>,
     /// How many members have more demand than they were given: those whose `wants_until` is after `swept_at`.
     wanting: i64,
@@ -110,8 +115,10 @@ struct MemberEntry {
 /// What was reserved for the costs of a request to the store.
 struct Reserved {
     amounts: Amounts,
-    /// In how many microseconds each reserved cost is admitted. These are the first costs of the request.
+    /// In how many microseconds each reserved cost is admitted. These are the first costs of the request that are not
+    /// refused.
     delays: Vec<i64>,
+    refused: Vec<RefusedCost>,
     /// In how many microseconds to request the other costs again, if `max_ahead` has prevented their reservation;
     /// otherwise 0.
     retry_in: i64,
@@ -183,6 +190,8 @@ impl VirtualSchedule {
             retry_in: reserved.retry_in,
             now,
             delays: reserved.delays,
+            refused: reserved.refused,
+            left: state.left(),
             config: (state.config_version != request.config_version).then(|| state.config.text().to_owned()),
         }
     }
@@ -206,7 +215,7 @@ impl QuotaState {
             sequence: 0,
             clock: now,
             last_contact: 0,
-            scheduled_until: if is_first { now } else { now + request.max_ahead },
+            scheduled_until: now,
             pauses: Pauses::default(),
             config_version: if request.config_version == 0 {
                 now
@@ -215,19 +224,21 @@ impl QuotaState {
             },
             began_full: is_first,
             swept_at: now,
-            emptied_at: if is_first { 0 } else { now },
+            emptied_at: 0,
             estimated: Amounts::default(),
             config: request.config.clone(),
             configured_as: request.configured_as.clone(),
-            buckets: new_buckets(&request.config),
+            buckets: buckets(&request.config.specs_with(&request.left), now),
+            began_with: WindowsLeft::default(),
             members: HashMap::new(),
             wanting: 0,
             claim: Claim::default(),
         };
+        state.began_with.record(&state.buckets, now);
         if !is_first {
             // How much the other members have taken from the lost state cannot be found out, so the buckets
             // begin empty.
-            state.empty_buckets();
+            state.hold(request.max_ahead, true);
         }
         state
     }
@@ -249,6 +260,9 @@ impl QuotaState {
             }
             self.claim.until -= back;
             self.claim.admitted_at -= back;
+            for (_, bucket) in &mut self.buckets {
+                bucket.step_back(back.unsigned_abs());
+            }
         }
         self.clock = now;
     }
@@ -268,6 +282,7 @@ impl QuotaState {
                 self.hold(request.last_reservation.min(request.max_ahead), false);
             }
             self.began_full = false;
+            self.lower_windows(request);
             return true;
         }
         if self.sequence < request.sequence {
@@ -278,9 +293,21 @@ impl QuotaState {
             self.began_full = false;
             self.sequence = request.sequence;
             self.forget_members();
+            self.began_with.record(&self.buckets, self.scheduled_until);
+            self.lower_windows(request);
             return true;
         }
         false
+    }
+
+    /// Lowers the buckets of the calendar to what the member has seen of a lost state: by as much as the lost state had
+    /// less left than this one began with. What was taken since then stays taken.
+    fn lower_windows(&mut self, request: &StoreRequest) {
+        if request.config.text() == self.config.text() {
+            let specs = request.config.specs_with(&request.left);
+            let left: Vec<_> = specs.iter().map(|(_, spec)| spec.initial).collect();
+            self.began_with.lower(&mut self.buckets, &left, self.scheduled_until);
+        }
     }
 
     /// Takes over the limits of the request if the member sets them or has a newer version of them. A member that has
@@ -306,7 +333,8 @@ impl QuotaState {
     /// [`match_rates`](crate::Limits::match_rates) finds for it. Returns whether a bucket is new, because its budget had
     /// fewer rates before.
     fn configure(&mut self, request: &StoreRequest, version: i64) -> bool {
-        let mut new = new_buckets(&request.config);
+        let mut new = buckets(&request.config.specs_with(&request.left), self.scheduled_until);
+        self.began_with.record(&new, self.scheduled_until);
         let matches = request.config.limits().match_rates(self.config.limits());
         for ((_, new), old) in new.iter_mut().zip(&matches) {
             if let Some(old) = old {
@@ -388,11 +416,15 @@ impl QuotaState {
     /// While the schedule reaches further than `ahead` into the future, each member with more demand than it was given gets
     /// an equal part of it: `served_until` advances by the time that its reservations take, times the number of such
     /// members.
+    ///
+    /// A cost that a rate which refuses calls does not hold now is refused, whether or not costs before it have to wait. It
+    /// takes nothing, and the costs behind it are not affected.
     fn reserve(&mut self, request: &StoreRequest, served_until: &mut i64, wants_until: &mut i64) -> Reserved {
         let now = self.clock;
         let mut reserved = Reserved {
             amounts: Amounts::default(),
             delays: Vec::with_capacity(request.costs.len()),
+            refused: Vec::new(),
             retry_in: 0,
         };
         let was_counted = *wants_until > self.swept_at;
@@ -407,20 +439,29 @@ impl QuotaState {
         let costs = if is_missing { &[] } else { &request.costs[..] };
         let mut from = self.scheduled_until.max(self.pauses.until()).max(now + request.lead);
         let served_from = *served_until - from * sharing;
-        for cost in costs {
+        let mut is_blocked = false;
+        for (position, cost) in costs.iter().enumerate() {
             let cost = self.config.amounts(cost);
+            if let Some(refused) = self.refused(position, cost) {
+                reserved.refused.push(refused);
+                continue;
+            }
+            if is_blocked {
+                continue;
+            }
+            is_blocked = true;
             if from - now > request.max_ahead {
                 reserved.retry_in = from - now - request.max_ahead;
-                break;
+                continue;
             }
             if self.claim.until > now {
                 reserved.retry_in = (self.claim.admitted_at - now - request.max_ahead).max(1);
-                break;
+                continue;
             }
             let too_far = from.min(served_from + from * sharing) - now - request.ahead;
             if too_far > 0 {
                 reserved.retry_in = too_far;
-                break;
+                continue;
             }
             if self
                 .buckets
@@ -429,7 +470,7 @@ impl QuotaState {
             {
                 // The cost exceeds a burst of the limits in force, which the member does not have yet. It learns them
                 // from the reply and rejects the call.
-                break;
+                continue;
             }
             let waits = self.buckets.iter();
             let waits = waits.map(|(budget, bucket)| bucket.time_until(cost.of(*budget)));
@@ -441,12 +482,13 @@ impl QuotaState {
                     admitted_at,
                 };
                 reserved.retry_in = admitted_at - now - request.max_ahead;
-                break;
+                continue;
             }
+            is_blocked = false;
             self.advance_to(admitted_at);
             from = admitted_at;
             for (budget, bucket) in &mut self.buckets {
-                bucket.take(cost.of(*budget), false);
+                bucket.take_reserved(cost.of(*budget), LATENESS as u64);
             }
             self.set_estimated(self.estimated.saturating_add(cost));
             reserved.amounts = reserved.amounts.saturating_add(cost);
@@ -455,7 +497,7 @@ impl QuotaState {
         if !reserved.delays.is_empty() {
             *served_until = (served_from + from * sharing).min(now + MAX_SERVED);
         }
-        if costs.len() > reserved.delays.len() || request.is_backlogged {
+        if costs.len() > reserved.delays.len() + reserved.refused.len() || request.is_backlogged {
             *wants_until = now + DEMAND_EXPIRY;
             self.wanting += i64::from(!was_counted);
         }
@@ -463,6 +505,22 @@ impl QuotaState {
             self.wanting -= 1;
         }
         reserved
+    }
+
+    /// Returns why a rate that refuses calls does not hold the cost at `position` in a request. `None` if all of them hold
+    /// it, or if one of them never can.
+    fn refused(&self, position: usize, cost: Amounts) -> Option<RefusedCost> {
+        let caps = self.buckets.iter().filter(|(_, bucket)| bucket.refuses());
+        let mut lacking = caps.filter(|(budget, bucket)| {
+            let amount = cost.of(*budget);
+            amount <= bucket.burst() && bucket.time_until(amount) > 0
+        });
+        lacking.next().map(|(budget, bucket)| RefusedCost {
+            position,
+            budget: *budget,
+            left: bucket.available(),
+            held_in: self.scheduled_until - self.clock + bucket.time_until(cost.of(*budget)) as i64,
+        })
     }
 
     /// Reserves nothing for `span` microseconds, in which members may use reservations of a lost state. Also empties
@@ -475,7 +533,11 @@ impl QuotaState {
             self.empty_buckets();
             self.emptied_at = self.clock;
         }
-        self.scheduled_until = self.scheduled_until.max(self.clock + span);
+        let until = self.scheduled_until.max(self.clock + span);
+        for (_, bucket) in &mut self.buckets {
+            bucket.skip((until - self.scheduled_until).unsigned_abs());
+        }
+        self.scheduled_until = until;
     }
 
     fn advance_to(&mut self, time: i64) {
@@ -484,8 +546,12 @@ impl QuotaState {
         self.scheduled_until = time;
     }
 
+    /// Empties the buckets, except for those of the calendar: what was taken out of these is known from the members, which
+    /// report what was left, and what they have used since.
     fn empty_buckets(&mut self) {
-        self.buckets.iter_mut().for_each(|(_, bucket)| bucket.empty());
+        let buckets = self.buckets.iter_mut().map(|(_, bucket)| bucket);
+        let filling = buckets.filter(|bucket| bucket.until_window_ends().is_none());
+        filling.for_each(Bucket::empty);
     }
 
     fn set_estimated(&mut self, estimated: Amounts) {
@@ -510,6 +576,12 @@ impl QuotaState {
         (full_at.max(self.pauses.until()) - self.clock).div_euclid(1_000) + MIN_RETENTION
     }
 
+    /// Returns what is left in the buckets that refuse calls or count by the calendar, after all reservations.
+    fn left(&self) -> Vec<u64> {
+        let allowances = self.buckets.iter().filter(|(_, bucket)| bucket.is_allowance());
+        allowances.map(|(_, bucket)| bucket.available()).collect()
+    }
+
     /// Returns what remains in the buckets at the end of the schedule, after all reservations.
     fn remaining(&self, budgets: &[Budget]) -> PerBudget<Option<u64>> {
         let mut remaining = PerBudget::default();
@@ -523,146 +595,5 @@ impl QuotaState {
     }
 }
 
-fn new_buckets(config: &QuotaConfig) -> Vec<(Budget, Bucket)> {
-    let specs = config.specs().iter();
-    specs.map(|(budget, spec)| (*budget, Bucket::new(*spec))).collect()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rate::{
-        cost::Cost,
-        limits::{Limits, Rate},
-    };
-    use std::time::Duration;
-
-    const RATE: i64 = 3;
-    const BURST: i64 = 40;
-
-    /// A member of the quota that reports truthfully what its calls have used, and records when they did.
-    struct HonestMember {
-        request: StoreRequest,
-        open: Vec<OpenReservation>,
-    }
-
-    /// A reservation of the simulated member that is not settled yet.
-    struct OpenReservation {
-        admitted_at: i64,
-        reserved: u64,
-        /// How many tokens the call will turn out to use.
-        used: u64,
-    }
-
-    impl HonestMember {
-        fn new(number: u8) -> Self {
-            // The rate is 3 tokens per 11 microseconds.
-            let limits = Limits::new().tokens(Rate::new(RATE, Duration::from_micros(11)).burst(BURST));
-            let config = Arc::new(QuotaConfig::new(limits).unwrap());
-            let request = StoreRequest {
-                max_ahead: 300,
-                configured_as: config.text().to_owned(),
-                ..StoreRequest::new([number; 16], config)
-            };
-            Self {
-                request,
-                open: Vec::new(),
-            }
-        }
-
-        /// Sends a request when the server's clock shows `now`. Returns what finished calls have used and when, by the
-        /// clock `real`, which never jumps.
-        fn call(
-            &mut self,
-            schedule: &mut VirtualSchedule,
-            rng: &mut fastrand::Rng,
-            now: i64,
-            real: i64,
-        ) -> Vec<(i64, u64)> {
-            let mut used = Vec::new();
-            let mut credit = 0;
-            self.open.retain(|open| {
-                let is_over = open.admitted_at < real && rng.bool();
-                if is_over {
-                    credit += open.reserved - open.used;
-                    used.push((open.admitted_at, open.used));
-                }
-                !is_over
-            });
-            let request = &mut self.request;
-            request.batch += 1;
-            request.credit.tokens = credit;
-            request.estimated.tokens = self.open.iter().map(|open| open.reserved).sum();
-            let last = self.open.iter().map(|open| open.admitted_at).max().unwrap_or(real);
-            request.last_reservation = (last - real).max(0);
-            let costs = (0..rng.usize(0..4)).map(|_| Cost {
-                requests: 0,
-                ..Cost::tokens(rng.u64(1..=20))
-            });
-            request.costs = costs.collect();
-            let reply = schedule.handle(request, now);
-            if request.incarnation != 0 && request.incarnation != reply.incarnation {
-                // The store has lost its state and refunds nothing for these estimates, so all of them count as used.
-                used.extend(self.open.drain(..).map(|open| (open.admitted_at, open.reserved)));
-            }
-            request.incarnation = reply.incarnation;
-            request.sequence = reply.sequence;
-            request.config_version = reply.config_version;
-            for (delay, cost) in reply.delays.iter().zip(&request.costs) {
-                // A quarter of the calls are cancelled and use nothing.
-                let is_cancelled = rng.u8(0..4) == 0;
-                self.open.push(OpenReservation {
-                    admitted_at: real + delay,
-                    reserved: cost.tokens,
-                    used: if is_cancelled { 0 } else { rng.u64(0..=cost.tokens) },
-                });
-            }
-            used
-        }
-    }
-
-    #[test]
-    fn no_window_sees_more_true_usage_than_the_burst_and_what_came_in() {
-        let mut rng = fastrand::Rng::with_seed(7);
-        let (mut admitted, mut steps_back, mut lost) = (0, 0, 0);
-        for _ in 0..if cfg!(miri) { 3 } else { 400 } {
-            let mut schedule = VirtualSchedule::default();
-            let mut members = [HonestMember::new(1), HonestMember::new(2), HonestMember::new(3)];
-            let (mut now, mut real) = (1_000_000_i64, 0_i64);
-            let mut used = Vec::new();
-            for _ in 0..200 {
-                let passed = rng.i64(0..60);
-                real += passed;
-                now += passed;
-                match rng.u32(0..60) {
-                    0 => {
-                        now -= rng.i64(0..100_000);
-                        steps_back += 1;
-                    }
-                    1 if members.iter().all(|member| member.request.incarnation != 0) => {
-                        schedule.lose_state();
-                        lost += 1;
-                    }
-                    _ => {}
-                }
-                let member = rng.usize(0..3);
-                used.extend(members[member].call(&mut schedule, &mut rng, now, real));
-            }
-            for member in &mut members {
-                used.extend(member.open.drain(..).map(|open| (open.admitted_at, open.used)));
-            }
-            used.sort_unstable();
-            // Replays the usage through an exact bucket. It counts in elevenths of a token, because the rate of 3
-            // tokens per 11 microseconds drains 3 elevenths each microsecond.
-            let (mut level, mut last) = (0_i64, 0);
-            for (at, tokens) in used {
-                level = (level - (at - last) * RATE).max(0) + tokens as i64 * 11;
-                last = at;
-                assert!(level <= BURST * 11, "{} elevenths over at {at}", level - BURST * 11);
-                admitted += 1;
-            }
-        }
-        assert!(admitted > 10_000 || cfg!(miri), "{admitted}");
-        assert!((steps_back > 100 && lost > 100) || cfg!(miri), "{steps_back} {lost}");
-    }
-}
+mod tests;

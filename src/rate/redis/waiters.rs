@@ -185,6 +185,16 @@ impl Waiters {
         });
     }
 
+    /// Rejects the waiter, whose cost was in a request to the store, and adds its waker to `wakers`. Does nothing if the
+    /// waiter was dropped.
+    pub(super) fn reject_one(&mut self, seq: u64, error: AcquireError, wakers: &mut Vec<Waker>) {
+        if let Some(entry) = self.entries.get_mut(&seq) {
+            entry.stage = WaiterStage::Rejected(error);
+            self.queued.remove(&seq);
+            wakers.push(entry.waker.clone());
+        }
+    }
+
     /// Takes back the reservations whose time has passed by `EXPIRES_AFTER` and whose waiters were not polled, and
     /// passes each of them to `on_expired`.
     pub(super) fn expire(&mut self, now: Instant, mut on_expired: impl FnMut(Cost, Reservation)) {

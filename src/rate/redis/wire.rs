@@ -4,12 +4,18 @@
 //! fix the order of these numbers: Rust reads and writes the fields of the two structs, and the names in the
 //! [script](super::script) are resolved by the same lists.
 
-use super::{amounts::Amounts, quota_config::QuotaConfig};
+use super::{
+    amounts::Amounts,
+    quota_config::{LATENESS, QuotaConfig},
+};
 use crate::rate::{
+    bucket::{BucketKind, BucketSpec},
+    budget::Budget,
+    calendar::Calendar,
     cost::{Cost, PerBudget},
     pause::{PauseSource, Pauses},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 use tokio::time::{Duration, Instant};
 
 /// The longest time in a request to the store, in microseconds: 143 years. Requests consist of doubles, which hold this
@@ -19,6 +25,8 @@ pub(super) const MAX_MICROS: i64 = 1 << 52;
 /// The largest amount of requests or tokens in a request to the store. Requests consist of doubles, which hold this
 /// number exactly, and no real limit comes near it.
 const MAX_AMOUNT: u64 = 1 << 52;
+
+const MICROS_PER_SECOND: f64 = 1_000_000.0;
 
 /// The name of a member of the quota: random, so that no other process has the same.
 pub(super) type Member = [u8; 16];
@@ -46,6 +54,9 @@ pub(super) struct StoreRequest {
     pub(super) sequence: i64,
     /// How far in the future the member's last reservation is, in microseconds; 0 if there is none in the future.
     pub(super) last_reservation: i64,
+    /// What the member's last reply has left of each rate that refuses calls or counts by the calendar, in the order of the
+    /// limits. If the stored state is lost, a new one begins with it. Empty if it is not known.
+    pub(super) left: Vec<u64>,
     pub(super) config: Arc<QuotaConfig>,
     /// The limits that the member was started with, as a text. Other limits may have replaced them since.
     pub(super) configured_as: String,
@@ -111,11 +122,29 @@ pub(super) struct StoreReply {
     pub(super) retry_in: i64,
     /// The store's clock when it replied, in microseconds since 1970.
     pub(super) now: i64,
-    /// In how many microseconds each reserved cost is admitted. These are the first costs of the request; the others
-    /// were not reserved.
+    /// In how many microseconds each reserved cost is admitted. These are the first costs of the request that were not
+    /// refused; the others were not reserved.
     pub(super) delays: Vec<i64>,
+    /// The costs that a rate which [refuses](crate::Rate::refuse) calls does not hold, in their order in the request.
+    pub(super) refused: Vec<RefusedCost>,
+    /// What is left after the last reservation of each rate that refuses calls or counts by the calendar, in the order of
+    /// the limits that the store has.
+    pub(super) left: Vec<u64>,
     /// The limits in force, as a text, if the request named another version of them.
     pub(super) config: Option<String>,
+}
+
+/// A cost that the store has refused.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct RefusedCost {
+    /// The position of the cost in the request.
+    pub(super) position: usize,
+    /// What the rate counts that does not hold the cost.
+    pub(super) budget: Budget,
+    /// How much of the budget is left.
+    pub(super) left: u64,
+    /// In how many microseconds the rate holds the cost, if nothing else is charged before.
+    pub(super) held_in: i64,
 }
 
 /// Declares a struct whose fields are numbers of one type, which are sent in the order of the fields.
@@ -163,19 +192,26 @@ numbers! {
         lowered,
         /// How many rates follow, with [`RATE_NUMBERS`] numbers each; 0 if the request is sent without the limits.
         rates,
-        /// How many budgets the member's limits count. After the rates, each of [`AMOUNT_LISTS`] lists of amounts follows
-        /// with a number for each of these budgets, and then each cost.
+        /// How many budgets the member's limits count. After the rates and the special kinds, each of [`AMOUNT_LISTS`]
+        /// lists of amounts follows with a number for each of these budgets, and then each cost.
         budgets,
+        /// How many special kinds follow the rates, with [`KIND_NUMBERS`] numbers each.
+        kinds,
         costs,
         is_backlogged,
     }
 }
 
-/// How many numbers a rate has in a request: position of its budget, period in nanoseconds, units that a
+/// How many numbers a rate has in a request: position of its budget, period in nanoseconds (less than 0 if it is a window
+/// of the calendar), units that a
 /// microsecond brings, units in one request or token, units in a full bucket, units in the largest debt, initial balance
 /// in units, and the amount that the provider reports as remaining of the rate (-1 without such a report). A unit is a
 /// fraction of a request or token.
 const RATE_NUMBERS: usize = 8;
+
+/// How many numbers a special kind has in a request: position of its rate, and then those that a
+/// [kind](super::script) has in the stored state.
+const KIND_NUMBERS: usize = 8;
 
 /// How many lists of amounts a request has: what the store refunds, what it charges, what the local fallback reserved,
 /// and the unsettled estimates.
@@ -202,9 +238,16 @@ numbers! {
         now,
         /// How many costs were reserved. What remains of each budget of the request follows, after the last reservation,
         /// or -1 if the budget is not limited; and then as many delays as this number says.
+        /// If the limits have rates of special kinds, the number of refused costs follows the delays, and then
+        /// [`REFUSED_NUMBERS`] numbers for each of these, and what is left of each rate that refuses calls or counts by the
+        /// calendar.
         reserved,
     }
 }
+
+/// How many numbers a reply has for a refused cost: its position in the request, from 1 on, the position of the budget in
+/// the member's list, from 1 on, how much of it is left, and in how many microseconds the cost is there.
+pub(super) const REFUSED_NUMBERS: usize = 4;
 
 // === impl StoreRequest ===
 
@@ -222,6 +265,7 @@ impl StoreRequest {
             incarnation: 0,
             sequence: 0,
             last_reservation: 0,
+            left: Vec::new(),
             config,
             configured_as: String::new(),
             config_version: 0,
@@ -254,12 +298,20 @@ impl StoreRequest {
 
     /// Writes the numbers of the request as the script reads them: little-endian doubles.
     pub(super) fn packed(&self, with_limits: bool) -> Vec<u8> {
-        let specs = if with_limits { self.config.specs() } else { &[] };
-        let mut head = self.numbers(specs.len());
+        let specs = if with_limits {
+            self.config.specs_with(&self.left)
+        } else {
+            Vec::new()
+        };
+        let is_special = |spec: &BucketSpec| spec.kind != BucketKind::default();
+        let kinds = specs.iter().enumerate().filter(|(_, (_, spec))| is_special(spec));
+        let kinds_count = kinds.clone().count();
+        let mut head = self.numbers(specs.len(), kinds_count);
         let budgets = self.config.budgets();
         let lists = [self.credit, self.debit, self.fallback_usage, self.estimated];
         let count = RequestNumbers::NAMES.len()
             + RATE_NUMBERS * specs.len()
+            + KIND_NUMBERS * kinds_count
             + budgets.len() * (AMOUNT_LISTS + self.costs.len());
         let mut packed = Vec::with_capacity(count * size_of::<f64>());
         let mut put = |number: f64| packed.extend_from_slice(&number.to_le_bytes());
@@ -268,7 +320,8 @@ impl StoreRequest {
         for (at, ((budget, spec), period)) in specs.iter().zip(periods).enumerate() {
             let position = budgets.iter().position(|of| of == budget);
             put(position.map_or(0, |position| position + 1) as f64);
-            put(period.as_nanos() as f64);
+            let sign = if spec.kind.calendar.is_some() { -1.0 } else { 1.0 };
+            put(sign * period.as_nanos() as f64);
             put(spec.fill as f64);
             put(spec.unit as f64);
             put(spec.capacity as f64);
@@ -276,6 +329,22 @@ impl StoreRequest {
             put(spec.initial as f64);
             let lowered = self.lowered.iter().filter(|(of, _)| *of == at);
             put(lowered.map(|(_, remaining)| *remaining).min().map_or(-1.0, amount));
+        }
+        for (at, (_, spec)) in kinds {
+            put(at as f64);
+            put(flag(spec.kind.refuses));
+            put(if spec.kind.is_strict {
+                (u128::from(spec.fill) * LATENESS) as f64
+            } else {
+                0.0
+            });
+            let calendar = spec.kind.calendar;
+            put(flag(calendar.is_some_and(|calendar| !calendar.is_month())));
+            put(flag(calendar.is_some_and(Calendar::is_month)));
+            put(calendar.map_or(0.0, |calendar| f64::from(calendar.start()) * MICROS_PER_SECOND));
+            // The script finds out when the window ends, and what it begins with.
+            put(0.0);
+            put(0.0);
         }
         let amounts = lists
             .iter()
@@ -286,7 +355,7 @@ impl StoreRequest {
         packed
     }
 
-    fn numbers(&self, rates: usize) -> RequestNumbers {
+    fn numbers(&self, rates: usize, kinds: usize) -> RequestNumbers {
         RequestNumbers {
             max_ahead: self.max_ahead as f64,
             ahead: self.ahead as f64,
@@ -307,6 +376,7 @@ impl StoreRequest {
             lowered: self.lowered.len() as f64,
             rates: rates as f64,
             budgets: self.config.budgets().len() as f64,
+            kinds: kinds as f64,
             costs: self.costs.len() as f64,
             is_backlogged: flag(self.is_backlogged),
         }
@@ -332,6 +402,8 @@ impl StoreReply {
         numbers: &ReplyNumbers,
         remaining: &[i64],
         delays: Vec<i64>,
+        refused: Vec<RefusedCost>,
+        left: Vec<u64>,
         config: Option<String>,
     ) -> Option<Self> {
         let mut remaining_of = PerBudget::default();
@@ -352,7 +424,27 @@ impl StoreReply {
             retry_in: numbers.retry_in,
             now: numbers.now,
             delays,
+            refused,
+            left,
             config,
+        })
+    }
+}
+
+// === impl RefusedCost ===
+
+impl RefusedCost {
+    /// Creates a refused cost of `request` from its numbers. Returns `None` if these cannot be the numbers of one.
+    pub(super) fn new(request: &StoreRequest, numbers: &[i64]) -> Option<Self> {
+        let [position, budget, left, held_in] = *numbers else {
+            return None;
+        };
+        let index = |position: i64| usize::try_from(position).ok()?.checked_sub(1);
+        Some(Self {
+            position: index(position)?,
+            budget: *request.config.budgets().get(index(budget)?)?,
+            left: u64::try_from(left).ok()?,
+            held_in,
         })
     }
 }
@@ -374,6 +466,20 @@ pub(super) fn instant_after(micros: i64, now: Instant) -> Instant {
         now.checked_add(distance)
     };
     instant.unwrap_or(now)
+}
+
+/// Returns the wall-clock time that is given in microseconds since 1970.
+pub(super) fn system_time(micros: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+}
+
+/// Returns the microseconds since 1970 that the clock of this process shows.
+pub(super) fn system_clock() -> i64 {
+    micros(
+        SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default(),
+    )
 }
 
 /// Returns when the pause of each source ends, for pauses that end in so many microseconds; `None` for 0.

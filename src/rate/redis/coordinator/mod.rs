@@ -18,7 +18,7 @@ use self::{
     limits::SharedLimits, pause::MemberPauses, reports::Reports, server_clock::ServerClock, store_view::StoreView,
 };
 use super::{
-    fallback::LocalFallback,
+    fallback::{LocalFallback, LocalShare},
     loss::{CircuitBreaker, LossLog, OnStoreLoss},
     problem::StoreError,
     quota_config::QuotaConfig,
@@ -378,7 +378,13 @@ impl Coordinator {
         for (_, cost) in self.waiters.queued() {
             queued += &cost;
         }
+        let mut left = self.store.left.iter().copied();
         let waits = self.config().specs().iter().map(|(budget, spec)| {
+            let left = if spec.kind.is_allowance() { left.next() } else { None };
+            if spec.kind.refuses {
+                // A call does not wait for such a rate.
+                return Duration::ZERO;
+            }
             let (mut before, mut refund) = (queued.of(*budget), 0);
             if self.has_estimates {
                 let (share, estimated) = (
@@ -388,6 +394,9 @@ impl Coordinator {
                 (before, refund) = (share.of(before), estimated - share.of(estimated));
             }
             let needed = before.saturating_add(cost.of(*budget).into()).saturating_sub(refund);
+            if spec.kind.calendar.is_some() {
+                return self.store.time_until(spec, left, needed, from);
+            }
             let needed = needed.saturating_mul(spec.unit);
             let available = scheduled_until.map_or(spec.initial as u128, |scheduled_until| {
                 let elapsed = now.saturating_duration_since(scheduled_until).as_micros();
@@ -525,12 +534,23 @@ impl Coordinator {
             return;
         }
         let times = if is_unlimited {
-            vec![now; queued.len()]
+            vec![Ok(now); queued.len()]
         } else {
             let costs: Vec<_> = queued.iter().map(|(_, cost)| *cost).collect();
-            fallback.reserve(self.limits.config().share(members), &costs, paused_until, now)
+            let share = LocalShare {
+                limits: self.limits.config().share(members, &self.store.left),
+                clock: self.store.clock(now),
+            };
+            fallback.reserve(share, &costs, paused_until, now)
         };
         for ((seq, cost), at) in queued.into_iter().zip(times) {
+            let at = match at {
+                Ok(at) => at,
+                Err(exhausted) => {
+                    self.waiters.reject_one(seq, exhausted.into(), wakers);
+                    continue;
+                }
+            };
             let amounts = self.limits.config().amounts(&cost);
             self.reports.on_fallback_reserved(amounts, now);
             self.counts.admitted_without_store += 1;

@@ -1,12 +1,15 @@
 //! How the coordinator handles a reply of the store, or the failure of a request to it.
 
 use super::{Coordinator, LocalFallback, MAX_COSTS, RequestSnapshot};
-use crate::rate::{
-    cost::Cost,
-    redis::{
-        problem::StoreError,
-        waiters::Reservation,
-        wire::{StoreReply, instant_after, pause_ends},
+use crate::{
+    error::Exhausted,
+    rate::{
+        cost::Cost,
+        redis::{
+            problem::StoreError,
+            waiters::Reservation,
+            wire::{RefusedCost, StoreReply, instant_after, pause_ends, system_time},
+        },
     },
 };
 use std::task::Waker;
@@ -72,15 +75,22 @@ impl Coordinator {
             self.on_pause_shortened();
         }
 
-        let (requested, reserved) = (snapshot.requested.len(), reply.delays.len());
+        let (requested, reserved) = (snapshot.requested.len(), reply.delays.len() + reply.refused.len());
         let mut delays = reply.delays.into_iter();
+        let mut refused = reply.refused.into_iter().peekable();
         self.claim = None;
         self.most_costs = if reserved < requested {
             (2 * reserved + MIN_COSTS).min(MAX_COSTS)
         } else {
             (2 * self.most_costs).min(MAX_COSTS)
         };
-        for (seq, cost) in snapshot.requested {
+        for (position, (seq, cost)) in snapshot.requested.into_iter().enumerate() {
+            if let Some(refused) = refused.next_if(|refused| refused.position == position) {
+                let held_at = instant_after(refused.held_in, replied_at);
+                let exhausted = exhausted(&refused, &cost, held_at.saturating_duration_since(now), reply.now);
+                self.waiters.reject_one(seq, exhausted.into(), &mut wakers);
+                continue;
+            }
             let Some(delay) = delays.next() else {
                 self.on_not_reserved(seq, reply.is_claiming && self.claim.is_none());
                 continue;
@@ -167,4 +177,14 @@ impl Coordinator {
                 .on_failure(error.problem, on_loss, admitted, failing_since, now);
         }
     }
+}
+
+/// Returns the error of a call whose `cost` the store has refused, when its clock showed `store_clock`. The cost is there
+/// in the time `retry_after`.
+fn exhausted(refused: &RefusedCost, cost: &Cost, retry_after: Duration, store_clock: i64) -> Exhausted {
+    let budget = refused.budget;
+    let resets_at = system_time(store_clock.saturating_add(refused.held_in));
+    // The time is never zero, also if the reply took as long as it.
+    let retry_after = retry_after.max(Duration::from_micros(1));
+    Exhausted::new(budget.name(), cost.of(budget), refused.left, retry_after, resets_at)
 }

@@ -126,6 +126,11 @@ impl Coordinator {
             incarnation: if is_remembered { self.store.incarnation } else { 0 },
             sequence: self.store.sequence,
             last_reservation: time_to(self.store.last_reservation),
+            left: if is_remembered && !self.limits.is_changed() {
+                self.store.left_at(self.limits.config(), now)
+            } else {
+                Vec::new()
+            },
             config: self.limits.config().clone(),
             configured_as: self.limits.configured_as().to_owned(),
             config_version: self.limits.version(),
@@ -194,9 +199,10 @@ impl Coordinator {
         let config = self.limits.config();
         // Returns how long the rates take to bring `amounts`, in microseconds.
         let duration = |amounts: &Demand| {
-            let durations = config.specs().iter();
+            // No reservation waits for a rate that refuses calls, and one by the calendar brings nothing in its window.
+            let filling = config.specs().iter().filter(|(_, spec)| !spec.kind.is_allowance());
             let durations =
-                durations.map(|(budget, spec)| amounts.of(*budget) as f64 * spec.unit as f64 / spec.fill as f64);
+                filling.map(|(budget, spec)| amounts.of(*budget) as f64 * spec.unit as f64 / spec.fill as f64);
             durations.fold(0.0, f64::max)
         };
         let mut reserved = self.waiters.unused();

@@ -1,6 +1,7 @@
 //! Tests members of one quota on Tokio's paused clock. Their store is a `VirtualSchedule` in place of a server, behind
 //! a simulated network that takes a millisecond each way and can fail. So all times are exact.
 
+mod allowances;
 mod shares;
 mod store_loss;
 
@@ -36,6 +37,8 @@ use tokio::{
 struct Server {
     state: Arc<Mutex<ServerState>>,
     epoch: Instant,
+    /// What the server's clock showed at `epoch`, in microseconds since 1970.
+    clock: i64,
     /// How long a request takes to the server, and a reply back.
     delay: Duration,
 }
@@ -67,8 +70,14 @@ impl Server {
         Self {
             state: Arc::new(Mutex::new(state)),
             epoch: Instant::now(),
+            clock: 1,
             delay: ms(1),
         }
+    }
+
+    /// Returns a new server whose clock shows so many microseconds since 1970.
+    fn with_clock(clock: i64) -> Self {
+        Self { clock, ..Self::new() }
     }
 
     fn set(&self, network: Network) {
@@ -108,7 +117,7 @@ impl Backend for Server {
                 Network::Frozen => std::future::pending().await,
                 Network::Works | Network::LosesReplies => sleep(self.delay).await,
             }
-            let now = 1 + i64::try_from(self.epoch.elapsed().as_micros()).unwrap();
+            let now = self.clock + i64::try_from(self.epoch.elapsed().as_micros()).unwrap();
             let reply = {
                 let mut state = self.state.lock().unwrap();
                 state.requests.push(request.clone());
