@@ -24,8 +24,9 @@ mod support;
 
 /// The requests per second, and their burst.
 const RATE: (i64, i64) = (1_000, 10);
-/// How many callers each member has. So many wait at a time that even the farthest member wants more than its share.
-const CALLERS: usize = 400;
+/// How many callers each member has: more than can hold a reservation at a time. While round trips take 400 ms, members
+/// reserve up to a second ahead. A member all of whose callers hold a reservation asks for no more, and gets less.
+const CALLERS: usize = 1_000;
 /// The time in which all members find the server. Shares and the use of the quota are counted after it, the excess from
 /// the start.
 const WARM_UP: Duration = ms(3_000);
