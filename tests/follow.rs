@@ -3,7 +3,7 @@
 mod support;
 
 use http::{Request, Response};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use support::{
     ms,
     refilling_provider::{Headers, Provider as Model},
@@ -11,7 +11,7 @@ use support::{
 use tokio::time::{Instant, sleep};
 use tower::{Layer, ServiceExt, retry::RetryLayer};
 use tower_outbound::{
-    ApiTokens, Executor, Limits, Rate, RateLimiter,
+    ApiTokens, Cost, Executor, Limits, Rate, RateLimiter,
     provider::{FeedbackLayer, Learned, Provider, Source},
     rate::Budget,
     retry::RetryPolicy,
@@ -304,4 +304,83 @@ async fn of_an_organizations_and_a_projects_limit_the_lower_one_is_followed() {
     let learned = feedback.learned()[0];
     assert_eq!((learned.amount, learned.capacity), (30_000.0, Some(30_000)));
     assert!(limiter.available().tokens <= Some(9_000), "{:?}", limiter.available());
+}
+
+/// Headers of Groq, whose requests are those of a day.
+async fn report_day(feedback: &FeedbackLayer, limit: &'static str, remaining: &'static str) {
+    let pairs = [
+        ("x-ratelimit-limit-requests", limit),
+        ("x-ratelimit-remaining-requests", remaining),
+    ];
+    respond(feedback, &pairs).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_by_the_calendar_is_lowered_to_what_is_reported_and_never_raised_before_its_day_ends() {
+    let limits = Limits::new().requests(Rate::utc_day(1_000));
+    let ten_hours = SystemTime::UNIX_EPOCH + 14 * 3_600 * SECOND;
+    let limiter = RateLimiter::at(limits, ten_hours).unwrap();
+    let feedback = FeedbackLayer::new(limiter.clone(), Provider::Groq).follow();
+    report_day(&feedback, "1000", "300").await;
+    assert_eq!(limiter.available().requests, Some(300));
+    // What others seem to give back is not taken.
+    report_day(&feedback, "5000", "4000").await;
+    assert_eq!(limiter.available().requests, Some(300));
+    let learned = feedback.learned()[0];
+    assert_eq!(
+        (learned.amount, learned.level, learned.source),
+        (1_000.0, Some(300), Source::Told)
+    );
+    for _ in 0..100 {
+        limiter.acquire(Cost::request()).await.unwrap();
+    }
+    report_day(&feedback, "1000", "150").await;
+    assert_eq!(limiter.available().requests, Some(150));
+    sleep(9 * 3_600 * SECOND).await;
+    assert_eq!(limiter.available().requests, Some(150));
+    sleep(2 * 3_600 * SECOND).await;
+    assert_eq!(limiter.available().requests, Some(1_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lower_limit_of_a_day_is_followed_beside_that_of_a_minute() {
+    let limits = Limits::new()
+        .requests(Rate::utc_day(1_000))
+        .tokens(Rate::per_minute(60_000));
+    let limiter = RateLimiter::at(limits, SystemTime::UNIX_EPOCH).unwrap();
+    let feedback = FeedbackLayer::new(limiter.clone(), Provider::Groq).follow();
+    let pairs = [
+        ("x-ratelimit-limit-requests", "400"),
+        ("x-ratelimit-remaining-requests", "20"),
+        ("x-ratelimit-limit-tokens", "30000"),
+        ("x-ratelimit-remaining-tokens", "9000"),
+    ];
+    respond(&feedback, &pairs).await;
+    let amounts: Vec<f64> = limiter.limits().rates().map(|(_, rate)| rate.amount()).collect();
+    assert_eq!(amounts, [400.0, 30_000.0]);
+    assert_eq!(limiter.available().requests, Some(20));
+    sleep(24 * 3_600 * SECOND).await;
+    assert_eq!(limiter.available().requests, Some(400));
+    // The limit is raised again, but not above the configured one.
+    report_day(&feedback, "2000", "2000").await;
+    assert_eq!(limiter.limits().rates().next().unwrap().1.amount(), 1_000.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_about_the_day_before_does_not_lower_the_new_one() {
+    let limits = Limits::new().requests(Rate::utc_day(1_000));
+    let midnight = SystemTime::UNIX_EPOCH + 24 * 3_600 * SECOND - SECOND;
+    let limiter = RateLimiter::at(limits, midnight).unwrap();
+    let feedback = FeedbackLayer::new(limiter.clone(), Provider::Groq).follow();
+    let response = Response::builder().header("x-ratelimit-remaining-requests", "3");
+    let response = response.body(()).unwrap();
+    let client = tower::service_fn(move |_: Request<()>| {
+        let response = response.clone();
+        async move {
+            sleep(2 * SECOND).await;
+            Ok::<_, ()>(response)
+        }
+    });
+    feedback.layer(client).oneshot(Request::new(())).await.unwrap();
+    assert_eq!(limiter.available().requests, Some(1_000));
 }

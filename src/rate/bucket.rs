@@ -518,6 +518,11 @@ impl Bucket {
         self.balance
     }
 
+    /// Whether the bucket is filled when a window of the calendar begins, and does not gain otherwise.
+    pub(super) const fn is_by_calendar(&self) -> bool {
+        self.window.is_some()
+    }
+
     /// Returns the sum of the unsettled estimates, in units.
     pub(super) const fn estimated(&self) -> i128 {
         self.estimated

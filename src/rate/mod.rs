@@ -78,6 +78,8 @@ mod cost;
 mod demand;
 mod estimate;
 #[cfg(feature = "http")]
+mod follow_start;
+#[cfg(feature = "http")]
 mod followed;
 mod layer;
 #[cfg(feature = "http")]
