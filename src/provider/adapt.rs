@@ -44,8 +44,8 @@
 //! # Each try costs a rejection
 //!
 //! To find out whether more is allowed, more has to be sent, until a call is rejected. When two episodes in a row have
-//! found the same limit, the curve stays at `W` until [`CALLS_PER_REJECTION`] calls were accepted for each one that the
-//! last episode has cost, at most for [`LONGEST_HOLD`]. So a limit that does not change costs less than one call in a
+//! found the same limit, the curve stays at `W` until 200 calls were accepted for each one that the
+//! last episode has cost, at most for 5 minutes. So a limit that does not change costs less than one call in a
 //! hundred, and one that was raised is found after that many calls. Beyond `W`, the curve rises more slowly where
 //! rejections take long: in a round trip, it should not rise by more than a lowering takes back.
 //!
@@ -57,6 +57,7 @@
 //!
 //! What the provider's bucket can hold is not learned: after an idle time, a burst may be rejected, and begins an episode.
 
+use super::tries::{Average, Price, is_same_limit};
 use crate::rate::{Limits, RateLimiter};
 use std::{
     sync::{Mutex, PoisonError},
@@ -93,18 +94,11 @@ const STEP: f64 = 1.01;
 /// The lowest rates, as a fraction of the configured amounts. Without a lower bound, a long outage that is answered
 /// with 429s would lower the rates further and further.
 const MIN_FACTOR: f64 = 0.01;
-/// How many calls have to be accepted for each rejected one, before a limit that was found twice is tried to be exceeded
-/// again.
-const CALLS_PER_REJECTION: u32 = 200;
-/// The longest time without trying.
-const LONGEST_HOLD: Duration = Duration::from_secs(5 * 60);
 /// How far below the average factor the rates are raised after a try, and how far below that they are lowered at first.
 const AVERAGE_MARGIN: f64 = 0.98;
 const BETA_OF_AVERAGE: f64 = 0.95;
 /// How many times the known limit a factor is at most while only the bucket of the provider is used up.
 const MOST_OVERSHOOT: f64 = 1.7;
-/// Two limits that differ by at most this share are the same.
-const SAME_LIMIT: f64 = 0.15;
 /// The longest period of a rate that is adapted, if any rate has a period as short. A longer one is a quota, such as
 /// that of a day: a rejected call does not say that the quota is smaller.
 const LONGEST_PERIOD: Duration = Duration::from_secs(60);
@@ -171,24 +165,6 @@ enum Phase {
         target: f64,
         beyond: Option<Instant>,
     },
-}
-
-/// The average factor since the last rejection.
-#[derive(Clone, Copy)]
-struct Average {
-    since: Instant,
-    until: Instant,
-    /// The sum of the factors, each multiplied by the seconds in which it was in force, from `since` to `until`.
-    sum: f64,
-}
-
-/// What an episode has cost, and the calls that were accepted since.
-#[derive(Clone, Copy, Default)]
-struct Price {
-    /// Whether the episode has found the same limit as the one before.
-    is_known: bool,
-    rejected: u32,
-    accepted: u32,
 }
 
 /// The calls that were sent since the limits were last lowered.
@@ -354,33 +330,6 @@ impl Decision {
     }
 }
 
-// === impl Average ===
-
-impl Average {
-    const fn new(now: Instant) -> Self {
-        Self {
-            since: now,
-            until: now,
-            sum: 0.0,
-        }
-    }
-
-    /// Adds the time until `now`, in which `factor` was in force.
-    fn add(&mut self, factor: f64, now: Instant) {
-        self.sum += factor * now.duration_since(self.until).as_secs_f64();
-        self.until = now;
-    }
-
-    /// Begins anew, and returns the average so far. `None` if it is one of a short time.
-    fn restart(&mut self, factor: f64, now: Instant) -> Option<f64> {
-        self.add(factor, now);
-        let time = now.duration_since(self.since);
-        let average = (time >= PATIENCE).then(|| self.sum / time.as_secs_f64());
-        *self = Self::new(now);
-        average
-    }
-}
-
 // === impl AdaptationState ===
 
 impl AdaptationState {
@@ -449,9 +398,8 @@ impl AdaptationState {
         let average = average.filter(|_| !is_disturbed);
         let allowed = self.allowed(average);
         let found = average.unwrap_or(allowed).min(allowed);
-        let is_same = |last: f64| (found / last - 1.0).abs() < SAME_LIMIT;
         self.price = Price {
-            is_known: average.is_some() && self.last_found.is_some_and(is_same),
+            is_known: average.is_some() && self.last_found.is_some_and(|last| is_same_limit(found, last)),
             rejected: 1,
             accepted: 0,
         };
@@ -564,17 +512,6 @@ impl AdaptationState {
                 }
             }
         }
-    }
-}
-
-// === impl Price ===
-
-impl Price {
-    /// Returns whether enough calls were accepted since the episode, or enough `time` has passed. What was found once may
-    /// be wrong, so it is tried again soon.
-    fn is_paid(&self, time: Duration) -> bool {
-        let price = self.rejected.saturating_mul(CALLS_PER_REJECTION);
-        !self.is_known || self.accepted >= price || time > LONGEST_HOLD
     }
 }
 
