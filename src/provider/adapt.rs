@@ -355,10 +355,8 @@ impl AdaptationState {
         let Phase::Episode(round) = &mut self.phase else {
             return false;
         };
+        round.sent += u32::from(round.ended.is_none());
         round.end_if_long(now);
-        if round.ended.is_none() {
-            round.sent += 1;
-        }
         round.began.replace(round.began.unwrap_or(now)).is_none()
     }
 
