@@ -473,7 +473,6 @@ impl AdaptationState {
                 let until_target = Duration::from_secs_f64(((*target - *from).max(0.0) / C).cbrt());
                 let start = match *beyond {
                     Some(start) => start,
-                    None if !self.price.is_known && time > until_target => *beyond.insert(*since + until_target),
                     None if time > until_target && self.price.is_paid(time) => *beyond.insert(now),
                     // Up to the target, the time is negative.
                     None => *since + until_target.max(time),
