@@ -193,6 +193,28 @@ class Llmock:
         return [finding["title"] for finding in self.ask("verdict")["findings"] if finding["severity"] == "error"]
 
 
+class LimiterApp:
+    """An app that uses a rate limiter of a registry. Prints the marker of each request that it accepts."""
+
+    def __init__(self, folder, name, command, **environment):
+        self.port, self.log, self.environment = free_port(), folder / f"app-{name}.log", environment
+        self.command = [str(word).replace("PORT", str(self.port)) for word in command]
+
+    def running(self):
+        return running(self.command, self.port, self.log, **self.environment)
+
+    def attempts(self):
+        """What the limiter refuses does not reach the app, which prints no marker for it."""
+        for marker in re.findall(r"accepted (marker-\d{5})", self.log.read_text()):
+            yield Attempt(marker, 200, True)
+
+    def verdict(self):
+        return ""
+
+    def errors(self):
+        return []
+
+
 class LiteLlm:
     """LiteLLM's proxy, in front of another server that records the requests which the proxy passes on."""
 
@@ -266,7 +288,7 @@ class Run:
         self.markers = [MARKER.search(line).group() for line in lines]
         (folder / "in.jsonl").write_text("\n".join(lines) + "\n")
         command = [bench.bulk, "--quiet", *target, "--input", folder / "in.jsonl", "--output", folder / "out.jsonl",
-                   "--tpm", "off", *options]
+                   *([] if "--tpm" in options else ["--tpm", "off"]), *options]
         started = time.monotonic()
         if interrupt:
             self.execute(command, interrupt)
@@ -391,7 +413,7 @@ class Bench:
             run.print()
 
     def everything(self):
-        for runs in [self.nginx, self.tls, self.llmock, *([self.litellm_proxy] if self.litellm else [])]:
+        for runs in [self.nginx, self.tls, self.llmock, self.limiter_apps, *([self.litellm_proxy] if self.litellm else [])]:
             if not self.only or self.only in runs.__name__:
                 runs()
 
@@ -457,6 +479,13 @@ class Bench:
         server = Llmock(self.folder, self.tools, "adopted", "--rpm", "1200")
         for run in self.run("llmock, 1,200 a minute, told 6,000", server, path, self.bodies(200), "--rpm", "6000"):
             run.check_answers().check(run.statuses["COMPLETED"] == 200, "all are done")
+        # Its buckets start full, and it reports what they hold: a job of a minute's amount takes a few seconds.
+        server = Llmock(self.folder, self.tools, "full", "--rpm", "600", "--tpm", "60000")
+        for run in self.run("llmock, 600 and 60,000 tokens a minute, told so", server, path, self.bodies(600),
+                            "--rpm", "600", "--tpm", "60000"):
+            run.check_answers().check(run.statuses["COMPLETED"] == 600, "all are done")
+            run.check(run.seconds <= 30, f"it takes 30 s, and not {run.seconds:.1f}")
+            run.check(run.refused[429] <= 6, "at most 1 % are refused")
         # Its bucket holds a minute's worth: the last 20 requests are refused, with the time to wait.
         server = Llmock(self.folder, self.tools, "kept", "--rpm", "120")
         for run in self.run("llmock, 120 a minute, told 6,000, --keep-limits", server, path, self.bodies(140),
@@ -503,6 +532,28 @@ class Bench:
             run.check("401" in run.said, "it names the status: " + run.said[-800:])
             run.check(len(run.attempts) < 150, f"it stops early, and not after {len(run.attempts)} attempts")
             run.ask_judge()
+
+    def limiter_apps(self):
+        """Limiters that count in windows, and report what is left in the present one."""
+        path = "/v1/chat/completions"
+        apps = {
+            "slowapi, 600 a minute": LimiterApp(
+                self.folder, "slowapi",
+                [f"{self.tools}/slowapi/bin/uvicorn", "--app-dir", ".ci", "--port", "PORT", "limiter_app:app"],
+                LIMIT="600/minute",
+            )
+        }
+        for draft, limit, seconds in [("draft-6", 600, 60), ("draft-7", 600, 60), ("draft-8", 600, 60), ("draft-8", 100, 10)]:
+            apps[f"express-rate-limit, {limit} in {seconds} s, {draft}"] = LimiterApp(
+                self.folder, f"{draft}-{limit}", ["node", ".ci/limiter_app.cjs", "PORT", limit, seconds, draft],
+                NODE_PATH=f"{self.tools}/express/node_modules",
+            )
+        for name, server in apps.items():
+            for run in self.run(f"{name}, told so", server, path, self.bodies(150), "--rpm", "600", "--provider", "ietf"):
+                run.check_answers().check(run.statuses["COMPLETED"] == 150, "all are done")
+                refused = int(re.search(r"429s +(\d+)", run.said).group(1))
+                run.refused[429] = refused
+                run.check(refused <= 3, f"at most 3 are refused, and not {refused}")
 
     def litellm_proxy(self):
         path, header = "/v1/chat/completions", ["--header", f"authorization: Bearer {LiteLlm.KEY}"]

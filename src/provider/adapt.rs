@@ -30,6 +30,9 @@
 //! many blind steps. This is what BBR and TCP Westwood do with the rate of delivery. Calls that have not been answered
 //! yet count as accepted: a provider rejects at once, while an answer may take a minute.
 //!
+//! Whether a call is rejected is known a round trip after it was sent. So a round is judged when the rejections of its
+//! last calls have had the time to arrive which the first rejection took: otherwise those would begin another episode.
+//!
 //! # Up quickly, then in small steps
 //!
 //! After an episode the factor follows CUBIC's curve (RFC 9438, section 4.2): `C (t - K)^3 + W`, where `W` is the factor
@@ -38,8 +41,23 @@
 //! taken a little below the factor at which calls were rejected, so that clients that share a limit converge to equal
 //! shares (fast convergence, section 4.7): the larger one gives up more, and all rise by the same amount.
 //!
+//! # Each try costs a rejection
+//!
+//! To find out whether more is allowed, more has to be sent, until a call is rejected. When two episodes in a row have
+//! found the same limit, the curve stays at `W` until 200 calls were accepted for each one that the
+//! last episode has cost, at most for 5 minutes. So a limit that does not change costs less than one call in a
+//! hundred, and one that was raised is found after that many calls. Beyond `W`, the curve rises more slowly where
+//! rejections take long: in a round trip, it should not rise by more than a lowering takes back.
+//!
+//! The provider's bucket holds something when the try begins, so the factor is above the limit for a while before a call
+//! is rejected. Between two rejections, though, a bucket that was empty both times has let through exactly what its rate
+//! added. So a try that fails returns to the average factor since the last rejection, or to `W`, which was held
+//! without one, whichever is more. If the factor is then more than [`MOST_OVERSHOOT`] times as high, the limit was raised,
+//! and the average tells nothing.
+//!
 //! What the provider's bucket can hold is not learned: after an idle time, a burst may be rejected, and begins an episode.
 
+use super::tries::{Average, Price, is_same_limit};
 use crate::rate::{Limits, RateLimiter};
 use std::{
     sync::{Mutex, PoisonError},
@@ -76,6 +94,11 @@ const STEP: f64 = 1.01;
 /// The lowest rates, as a fraction of the configured amounts. Without a lower bound, a long outage that is answered
 /// with 429s would lower the rates further and further.
 const MIN_FACTOR: f64 = 0.01;
+/// How far below the average factor the rates are raised after a try, and how far below that they are lowered at first.
+const AVERAGE_MARGIN: f64 = 0.98;
+const BETA_OF_AVERAGE: f64 = 0.95;
+/// How many times the known limit a factor is at most while only the bucket of the provider is used up.
+const MOST_OVERSHOOT: f64 = 1.7;
 /// The longest period of a rate that is adapted, if any rate has a period as short. A longer one is a quota, such as
 /// that of a day: a rejected call does not say that the quota is smaller.
 const LONGEST_PERIOD: Duration = Duration::from_secs(60);
@@ -95,6 +118,14 @@ struct AdaptationState {
     /// When the limits were last lowered. Calls that were sent before do not lower them again.
     lowered: Instant,
     phase: Phase,
+    /// The factor that the last episode has found to be the limit. `None` if it is not known.
+    last_found: Option<f64>,
+    /// How long the rejection took to arrive that began the episode.
+    delay: Duration,
+    /// What the last episode has cost.
+    price: Price,
+    /// The average factor since the last rejection.
+    average: Average,
     /// The answers while there is no episode.
     answers: Answers,
     /// Whether user code has set other limits since [`Adaptation::replaced`] was called last.
@@ -126,8 +157,14 @@ enum Phase {
     Configured,
     /// Calls were rejected, and the calls that were sent since the limits were lowered are counted.
     Episode(Round),
-    /// The factor rises from `from`, its value at the instant `since`, towards `target` and beyond.
-    Recovery { since: Instant, from: f64, target: f64 },
+    /// The factor rises from `from`, its value at the instant `since`, towards `target`, and from the instant `beyond` on
+    /// higher.
+    Recovery {
+        since: Instant,
+        from: f64,
+        target: f64,
+        beyond: Option<Instant>,
+    },
 }
 
 /// The calls that were sent since the limits were last lowered.
@@ -135,6 +172,10 @@ enum Phase {
 struct Round {
     /// When the first of them was sent. `None` before that: a pause may keep calls back for long.
     began: Option<Instant>,
+    /// When the round was long enough. Calls that are sent later are not counted.
+    ended: Option<Instant>,
+    /// How long a rejection takes to arrive. The round is judged when those of its last calls are there.
+    delay: Duration,
     sent: u32,
     rejected: u32,
     doubtful: u32,
@@ -162,6 +203,10 @@ impl Adaptation {
                 factor: 1.0,
                 lowered: Instant::now(),
                 phase: Phase::Configured,
+                last_found: None,
+                delay: Duration::ZERO,
+                price: Price::default(),
+                average: Average::new(Instant::now()),
                 answers: Answers::new(Instant::now()),
                 is_replaced: false,
             }),
@@ -269,6 +314,20 @@ impl Decision {
             target: factor * (1.0 + beta) / 2.0,
         }
     }
+
+    /// Lowers the factor further if the provider allows no more than this on average.
+    fn at_most(self, average: f64) -> Self {
+        match self {
+            Self::Lower { factor, target } => {
+                let target = target.min(average * AVERAGE_MARGIN);
+                Self::Lower {
+                    factor: factor.min(target * BETA_OF_AVERAGE),
+                    target,
+                }
+            }
+            Self::Raise(_) => self,
+        }
+    }
 }
 
 // === impl AdaptationState ===
@@ -286,6 +345,7 @@ impl AdaptationState {
         self.factor = 1.0;
         self.lowered = now;
         self.phase = Phase::Configured;
+        self.last_found = None;
         self.is_replaced = true;
         true
     }
@@ -295,17 +355,22 @@ impl AdaptationState {
         let Phase::Episode(round) = &mut self.phase else {
             return false;
         };
-        round.sent += 1;
+        round.sent += u32::from(round.ended.is_none());
+        round.end_if_long(now);
         round.began.replace(round.began.unwrap_or(now)).is_none()
     }
 
     fn on_throttled(&mut self, sent: Instant, now: Instant, rejection: Rejection) -> Option<Decision> {
+        self.price.rejected = self.price.rejected.saturating_add(1);
+        let average = self.average.restart(self.factor, now);
         if sent < self.lowered {
             return None;
         }
+        let delay = now.duration_since(sent);
         match (&mut self.phase, rejection) {
             // The pause hides how many calls would be rejected.
             (Phase::Episode(_), Rejection::Pausing) => Some(Decision::lower(self.factor, PAUSED_BETA)),
+            (Phase::Episode(round), _) if round.ended.is_some_and(|ended| sent > ended) => self.evaluate(now),
             (Phase::Episode(round), Rejection::Certain) => {
                 round.rejected += 1;
                 self.evaluate(now)
@@ -315,11 +380,52 @@ impl AdaptationState {
                 self.evaluate(now)
             }
             (_, Rejection::Doubtful) if !self.answers.count_doubtful(now) => None,
-            _ => Some(Decision::lower(self.factor, BETA)),
+            _ => {
+                self.delay = delay;
+                // In a pause, the factor is not in force.
+                let average = average.filter(|_| rejection != Rejection::Pausing);
+                Some(self.begin_episode(average))
+            }
+        }
+    }
+
+    /// Lowers the factor as an episode begins. `average` is the average factor since the last rejection.
+    fn begin_episode(&mut self, average: Option<f64>) -> Decision {
+        // Calls are rejected at a factor that was held: the limit is lower now, or shared with others.
+        let is_disturbed = self.price.is_known && matches!(self.phase, Phase::Recovery { beyond: None, .. });
+        let average = average.filter(|_| !is_disturbed);
+        let allowed = self.allowed(average);
+        let found = average.unwrap_or(allowed).min(allowed);
+        self.price = Price {
+            is_known: average.is_some() && self.last_found.is_some_and(|last| is_same_limit(found, last)),
+            rejected: 1,
+            accepted: 0,
+        };
+        self.last_found = (!is_disturbed).then_some(found);
+        Decision::lower(self.factor, BETA).at_most(allowed)
+    }
+
+    /// Returns the highest factor that the provider may allow, as an episode begins.
+    fn allowed(&self, average: Option<f64>) -> f64 {
+        match (self.phase, average) {
+            _ if !self.price.is_known => self.factor,
+            (
+                Phase::Recovery {
+                    target,
+                    beyond: Some(_),
+                    ..
+                },
+                Some(average),
+            ) if self.factor <= target.max(average) * MOST_OVERSHOOT => {
+                average.max(target / AVERAGE_MARGIN).min(self.factor)
+            }
+            (Phase::Recovery { beyond: Some(_), .. }, _) => self.factor,
+            (_, average) => average.unwrap_or(self.factor).min(self.factor),
         }
     }
 
     fn on_success(&mut self, sent: Instant, now: Instant) -> Option<Decision> {
+        self.price.accepted = self.price.accepted.saturating_add(1);
         if let Phase::Episode(round) = &mut self.phase {
             round.has_success |= sent >= self.lowered;
         } else {
@@ -330,15 +436,17 @@ impl AdaptationState {
 
     /// Ends a round that has lasted long enough, and follows the curve after an episode.
     fn evaluate(&mut self, now: Instant) -> Option<Decision> {
-        match self.phase {
+        match &mut self.phase {
             Phase::Configured => None,
             Phase::Episode(round) => {
+                round.end_if_long(now);
                 let age = now.duration_since(round.began?);
-                if age < ROUND || (age < PATIENCE && round.sent < ROUND_CALLS) {
+                if now < round.ended? + round.delay {
                     return None;
                 }
                 let rejected = round.all_rejected();
                 if rejected > 0 {
+                    self.price.is_known = false;
                     let factor = self.factor * round.accepted_share(rejected);
                     return Some(Decision::Lower {
                         factor: factor * MARGIN,
@@ -350,14 +458,33 @@ impl AdaptationState {
                         since: now,
                         from: self.factor,
                         target: round.target,
+                        beyond: None,
                     };
                 }
                 None
             }
-            Phase::Recovery { since, from, target } => {
-                let time = now.duration_since(since).as_secs_f64();
-                let until_target = ((target - from).max(0.0) / C).cbrt();
-                let factor = (target.max(from) + C * (time - until_target).powi(3)).min(1.0);
+            Phase::Recovery {
+                since,
+                from,
+                target,
+                beyond,
+            } => {
+                let time = now.duration_since(*since);
+                let until_target = Duration::from_secs_f64(((*target - *from).max(0.0) / C).cbrt());
+                let start = match *beyond {
+                    Some(start) => start,
+                    None if time > until_target && self.price.is_paid(time) => *beyond.insert(now),
+                    // Up to the target, the time is negative.
+                    None => *since + until_target.max(time),
+                };
+                let time = now.duration_since(start).as_secs_f64() - start.duration_since(now).as_secs_f64();
+                let most = target.max(*from);
+                let c = if beyond.is_some() {
+                    C / (1.0 + 10.0 * self.delay.as_secs_f64())
+                } else {
+                    C
+                };
+                let factor = (most + c * time.powi(3)).min(1.0);
                 (factor >= self.factor * STEP || (factor >= 1.0 && self.factor < 1.0))
                     .then_some(Decision::Raise(factor))
             }
@@ -365,12 +492,14 @@ impl AdaptationState {
     }
 
     fn apply(&mut self, decision: &Decision, now: Instant) {
+        self.average.add(self.factor, now);
         match *decision {
             Decision::Lower { factor, target } => {
                 self.factor = factor.max(MIN_FACTOR);
                 self.lowered = now;
                 self.phase = Phase::Episode(Round {
                     target: target.max(MIN_FACTOR),
+                    delay: self.delay,
                     ..Round::default()
                 });
             }
@@ -387,6 +516,14 @@ impl AdaptationState {
 // === impl Round ===
 
 impl Round {
+    /// Ends the round at `now` if it has lasted long enough.
+    fn end_if_long(&mut self, now: Instant) {
+        let age = self.began.map_or(Duration::ZERO, |began| now.duration_since(began));
+        if self.ended.is_none() && age >= ROUND && (age >= PATIENCE || self.sent >= ROUND_CALLS) {
+            self.ended = Some(now);
+        }
+    }
+
     /// Returns how many calls were rejected. The doubtful ones among them count if they are many.
     fn all_rejected(&self) -> u32 {
         if are_many(self.doubtful, self.sent) {

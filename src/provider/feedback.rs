@@ -125,7 +125,8 @@ impl FeedbackLayer {
     /// lowering, the rates are set, once a second, to the share that the provider has accepted. So limits that are far
     /// too high are found within a second or two. When no call is rejected any more, the rates rise: within seconds to
     /// what the provider has last allowed, then slowly beyond it, and after that faster and faster, up to the configured
-    /// amounts (the curve of CUBIC, [RFC 9438](https://www.rfc-editor.org/rfc/rfc9438)). The rates are never above
+    /// amounts. A limit that was found twice is tried again only after 200 calls for each rejection of the last try, or
+    /// after five minutes (the curve of CUBIC, [RFC 9438](https://www.rfc-editor.org/rfc/rfc9438)). The rates are never above
     /// the configured amounts, and never below a hundredth of them. A burst that was [set](crate::Rate::burst) stays, so
     /// that a call that needs it waits and does not fail. A log entry of tracing tells each change, and
     /// [`RateLimiter::limits`] shows the rates in force.
@@ -153,11 +154,15 @@ impl FeedbackLayer {
     ///
     /// - **Where the provider tells**, in the headers of its responses, the amounts follow the reported limits, down to a
     ///   hundredth of the configured ones. What is left is carried forward from when the provider received the call, and
-    ///   each report counts once. The limiter keeps a second's amount and the cost of a call in reserve.
+    ///   each report counts once. The limiter keeps two seconds' amount in reserve, or that of a round trip if it is
+    ///   longer, up to five seconds, so that calls on their way are not rejected when a limit falls.
     /// - **Where it tells nothing**, limits are found from its 429s, as with [`adapt`](Self::adapt), and at most a
     ///   second's requests are sent at once. Where it tells, the 429s count only if they are many.
+    /// - **Rates by the calendar**, such as [`utc_day`](crate::Rate::utc_day), are lowered to what is left, and never raised
+    ///   before their window ends. Their limits follow the reported ones, at most up to the configured ones.
     /// - **At the start**, nothing is known. A rate of at most a minute without an [initial fill](crate::Rate::initial)
-    ///   begins with the requests of one second, or if requests are not limited, with a tenth of its burst. The first
+    ///   begins with the requests of one second, or if requests are not limited, with a tenth of its burst, and sends no
+    ///   more before the first response, for at most two seconds. The first
     ///   response releases half of what is left, and each further round trip half of the rest, as another client of the
     ///   account may begin at the same time. After ten seconds without one, everything is released at once.
     ///

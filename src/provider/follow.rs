@@ -5,7 +5,7 @@ use crate::rate::{Budget, Limits, RateLimiter, Report};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -46,6 +46,8 @@ pub(super) struct Following {
     adaptation: Arc<Adaptation>,
     state: Mutex<State>,
     in_flight: Arc<AtomicUsize>,
+    /// Whether a response has come since the limiter began to follow.
+    is_answered: AtomicBool,
 }
 
 /// A call on its way to the provider. Counted until it is dropped.
@@ -90,6 +92,7 @@ impl Following {
             adaptation: Arc::new(Adaptation::new(limiter)),
             state: Mutex::new(State::new(most)),
             in_flight: Arc::default(),
+            is_answered: AtomicBool::new(false),
         }
     }
 
@@ -113,12 +116,16 @@ impl Following {
 
     /// Applies what the response to a call, which was sent at `sent`, reports.
     pub(super) fn observe(&self, limiter: &RateLimiter, windows: &[Window], call: &InFlight, sent: Instant) {
+        if !self.is_answered.swap(true, Ordering::AcqRel) {
+            limiter.end_start();
+        }
         if windows.is_empty() {
             return;
         }
         let mut state = self.lock();
         if let Some(most) = self.adaptation.replaced(limiter) {
             limiter.follow(&most, false);
+            self.is_answered.store(false, Ordering::Release);
             *state = State::new(most);
         }
         let reported = state.reported(windows);

@@ -94,6 +94,7 @@ mod quantile;
 #[cfg(feature = "json")]
 mod request_size;
 #[cfg(feature = "json")]
+mod tries;
 mod unread;
 #[cfg(feature = "json")]
 pub mod usage;

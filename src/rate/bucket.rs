@@ -460,6 +460,11 @@ impl Bucket {
 /// Methods for a bucket that follows a provider's: see [`followed`](super::followed).
 #[cfg(feature = "http")]
 impl Bucket {
+    /// Whether the bucket is filled when a window of the calendar begins, and does not gain otherwise.
+    pub(super) fn is_by_calendar(&self) -> bool {
+        self.window().is_some()
+    }
+
     pub(super) const fn unit(&self) -> u128 {
         self.unit
     }

@@ -5,20 +5,40 @@
 //! is known only within bounds, so the report gives a range: a bucket that holds more than its upper end is lowered, and
 //! one that holds less than its lower end is raised. Between the two, nothing is changed.
 //!
-//! The bucket aims at a *reserve* below what the provider holds: what the rate adds in a second, and the cost of a call.
-//! The reserve is for calls that arrive earlier than evenly spaced ones would. It also makes clients that share an
-//! account slow down together: each sees what the others have taken, goes into debt for it, and sends again when the
-//! provider's bucket has filled above the reserve. All of them see the same bucket, so their shares are equal.
+//! # The reserve
+//!
+//! The bucket aims at a *reserve* below what the provider holds. What is known at an instant is what the provider held
+//! half a round trip ago, and what is sent now arrives half a round trip later. So whatever changes at the provider is
+//! answered by calls that arrive a whole round trip after it. What the calls of that time take, at most rate x round
+//! trip, has to be there already, or they are rejected. This is the reserve: it covers a limit that falls to any lower
+//! one, and a second client that begins to use all of the rate. It is what the rate adds in a second and the cost of a
+//! call (calls arrive earlier than evenly spaced ones would), at least what the rate adds in two seconds, and
+//! for a client alone with a longer round trip, what the rate adds in that, up to 5 seconds. It falls slowly: if it fell
+//! with the limit, the difference would be released at once, into a bucket that is empty by then.
+//!
+//! Nothing smaller could do: a shorter reserve rejects calls at each change, and a longer one changes nothing but what a
+//! short job can use at once. Three and more clients with round trips of more than a second overshoot by more than the
+//! reserve, as each answers the others' calls that late; their 429s lower the rates: see `provider::adapt`.
+//!
+//! The reserve also makes clients that share an account slow down together: each sees what the others have taken, goes
+//! into debt for it, and sends again when the provider's bucket has filled above the reserve. All of them see the same
+//! bucket and keep the same reserve, whatever their round trips, so their shares are equal.
+//!
+//! # Bounds
 //!
 //! A raise is bounded by what the *most* allows, the limits that the user has configured: a bucket of that rate and
 //! burst, which is charged what the calls cost and is never raised. So no window of length T admits more than the
 //! configured `burst + rate x T`, whatever a provider reports.
+//!
+//! A bucket by the calendar is only lowered. It gains nothing before its window ends, so what is gone stays gone, and a
+//! raise could admit more than the configured amount in one window.
 
 use super::{
     amount::Amount,
     bucket::Bucket,
     buckets::Buckets,
     budget::Budget,
+    follow_start::Start,
     level_history::LevelHistory,
     limits::{Limits, Rate},
 };
@@ -32,12 +52,14 @@ const MAX_SKEW: u64 = 1_000_000_000;
 /// For how long, in nanoseconds, a bucket is raised by half steps at first, and after others have used the provider's
 /// bucket, so that two clients that see the same amount do not both take all of it.
 const CONTENDED: u64 = 10_000_000_000;
-/// The time, in nanoseconds, whose gain is kept in reserve.
-const RESERVE: u64 = 1_000_000_000;
+const SECOND: u64 = 1_000_000_000;
+/// The least and the longest time, in nanoseconds, whose gain is kept in reserve.
+const RESERVE: u64 = 2 * SECOND;
+const MAX_RESERVE: u64 = 5 * SECOND;
 /// The lowest rate that a provider can set, as a share of the configured one.
 const MIN_TOLD: f64 = 0.01;
 /// Rates with at most this period begin with little, until the first report.
-const LONGEST_CAUTIOUS: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_CAUTIOUS: Duration = Duration::from_secs(60);
 
 /// The state of a limiter whose buckets follow a provider's.
 pub(super) struct Followed {
@@ -47,8 +69,7 @@ pub(super) struct Followed {
     keys: Vec<(Budget, Duration)>,
     /// The last time that was recorded, in nanoseconds since the limiter's epoch. Each record has a time of its own.
     last_record: u64,
-    /// Whether a call was sent.
-    is_started: bool,
+    pub(super) start: Start,
 }
 
 /// What is known about the provider's bucket of one rate.
@@ -72,6 +93,11 @@ struct FollowedRate {
     is_probed: bool,
     /// Until when others are taken to use the provider's bucket, too.
     contended_until: u64,
+    /// How long a response takes, in nanoseconds, on average. 0 before the first one.
+    round_trip: u64,
+    /// What is kept in reserve, in units, and since when.
+    reserve: i128,
+    reserved_at: u64,
 }
 
 /// A bucket with the configured rate and burst, which bounds what a raise may give. In requests or tokens.
@@ -110,7 +136,7 @@ impl Followed {
             rates: most.rates().map(|(_, rate)| FollowedRate::new(rate)).collect(),
             keys: keys(most),
             last_record: now,
-            is_started: false,
+            start: Start::default(),
         }
     }
 
@@ -171,6 +197,7 @@ impl FollowedRate {
         self.highs
             .convert(|high| convert(high, flow.wrapping_neg(), new_flow.wrapping_neg()));
         self.cost *= ratio;
+        self.reserve = (self.reserve as f64 * ratio) as i128;
         self.unit = bucket.unit();
         self.last = Some((at, new_flow, level));
     }
@@ -209,8 +236,26 @@ impl FollowedRate {
 
     /// Returns how much of the provider's bucket is kept in reserve, in units.
     fn reserve(&self, bucket: &Bucket) -> i128 {
-        let cost = self.cost as i128;
-        (bucket.gain(RESERVE) + cost.max(bucket.unit() as i128)).min(bucket.capacity() / 4)
+        let capacity = self
+            .capacity
+            .map_or(bucket.capacity(), |capacity| bucket.units(capacity));
+        self.reserve.min(capacity.min(bucket.capacity()) / 4)
+    }
+
+    /// Sets the reserve to what it should be at the time `now`. It rises at once, and falls slowly.
+    fn update_reserve(&mut self, bucket: &Bucket, now: u64) {
+        let cost = (self.cost as i128).max(bucket.unit() as i128);
+        // Clients with different round trips would otherwise keep different reserves, and take unequal shares.
+        let is_contended = now < self.contended_until;
+        let trip = if is_contended {
+            0
+        } else {
+            self.round_trip.min(MAX_RESERVE)
+        };
+        let target = bucket.gain(RESERVE).max(bucket.gain(trip.max(SECOND)) + cost);
+        let fall = bucket.gain(now.saturating_sub(self.reserved_at)) / 4;
+        self.reserve = target.max(self.reserve.saturating_sub(fall));
+        self.reserved_at = now;
     }
 
     /// Moves the bucket into the range that `report` gives. `now` is the time of the present record, `flow` the level
@@ -226,6 +271,19 @@ impl FollowedRate {
             return;
         };
         let age = now.saturating_sub(report.stamp);
+        let trip = self.round_trip;
+        self.round_trip = if trip == 0 { age } else { trip - trip / 8 + age / 8 };
+        if bucket.is_by_calendar() {
+            // Nothing flows back before the window ends, so what others have taken is gone, and no reserve is needed. A
+            // raise could admit more than the configured amount in one window.
+            let left = remaining.saturating_add(flow.wrapping_sub(lowest));
+            let above = bucket.balance().saturating_sub(left);
+            if above > 0 {
+                bucket.shift(-above);
+            }
+            return;
+        }
+        self.update_reserve(bucket, now);
         let skew = (age / 2).clamp(MIN_SKEW, MAX_SKEW);
         let since = if report.is_alone {
             report.stamp + 1
@@ -288,10 +346,13 @@ impl FollowedRate {
     /// Lowers the bucket to what the provider's can hold: it gains more only when the provider's does. A bucket of
     /// requests about which nothing is known holds a second's.
     fn trim(&self, bucket: &mut Bucket, pending: i128, (budget, period): (Budget, Duration)) {
+        if bucket.is_by_calendar() {
+            return;
+        }
         let most = match self.capacity {
             Some(capacity) => bucket.units(capacity).saturating_sub(self.reserve(bucket)),
             None if budget == Budget::Requests && period <= LONGEST_CAUTIOUS => {
-                bucket.gain(RESERVE).max(bucket.unit() as i128)
+                bucket.gain(SECOND).max(bucket.unit() as i128)
             }
             None => return,
         };
@@ -324,11 +385,9 @@ impl Limits {
                 } else {
                     rate.amount
                 };
-                Rate {
-                    amount,
-                    burst: Some(rate.burst.unwrap_or(burst)),
-                    ..rate
-                }
+                // A bucket by the calendar has no burst of its own.
+                let burst = rate.kind.calendar.is_none().then(|| rate.burst.unwrap_or(burst));
+                Rate { amount, burst, ..rate }
             });
             limits = limits.budget(budget, rate);
         }
@@ -339,10 +398,8 @@ impl Limits {
 // === impl Buckets ===
 
 impl Buckets {
-    /// Makes the buckets follow those of a provider, up to `most`, which must have the rates of the current limits. A
-    /// bucket whose initial fill is not set, and whose period is at most a minute, is lowered to what the first calls
-    /// may take before the first report: a second's requests, or if requests are not limited, a tenth of the others. A
-    /// bucket of requests that is empty gets one, so that the first call can ask.
+    /// Makes the buckets follow those of a provider, up to `most`, which must have the rates of the current limits. With
+    /// `is_start`, they are lowered to what the first calls may take: see [`follow_start`](super::follow_start).
     pub(super) fn follow(&mut self, most: &Limits, is_start: bool, now: &mut LazyNow) {
         let now = self.fill_for_following(now);
         self.followed = Some(Box::new(Followed::new(most, now)));
@@ -350,28 +407,6 @@ impl Buckets {
         self.record_levels(now);
         if is_start {
             self.lower_to_start(true);
-        }
-    }
-
-    /// Lowers the buckets to what the first calls may take before the first report. `is_new` adds the first request to
-    /// an empty bucket.
-    fn lower_to_start(&mut self, is_new: bool) {
-        let is_cautious = |rate: &Rate| rate.period() <= LONGEST_CAUTIOUS && rate.initial.is_none();
-        let limits = self.limits().clone();
-        let has_requests = limits
-            .rates()
-            .any(|(budget, rate)| budget == Budget::Requests && is_cautious(&rate));
-        for ((budget, rate), (_, bucket)) in limits.rates().zip(&mut self.buckets) {
-            if is_new && budget == Budget::Requests && bucket.balance() < bucket.unit() as i128 {
-                bucket.shift(bucket.unit() as i128 - bucket.balance());
-            }
-            if is_cautious(&rate) {
-                match budget {
-                    Budget::Requests => bucket.lower((rate.amount() / rate.period().as_secs_f64()).max(1.0) as u64),
-                    _ if !has_requests => bucket.lower((rate.burst_amount() / 10.0).max(1.0) as u64),
-                    _ => {}
-                }
-            }
         }
     }
 
@@ -392,14 +427,7 @@ impl Buckets {
     /// the call.
     pub(super) fn stamp_sent(&mut self, now: &mut LazyNow) -> u64 {
         let now = self.fill_for_following(now);
-        let is_first = self
-            .followed
-            .as_mut()
-            .is_some_and(|followed| !std::mem::replace(&mut followed.is_started, true));
-        if is_first {
-            // The buckets have filled since the limiter was created.
-            self.lower_to_start(false);
-        }
+        self.follow_start(now);
         let stamp = self.record_levels(now);
         let filled_to = self.filled_to;
         if let Some(followed) = &mut self.followed {
@@ -450,7 +478,7 @@ impl Buckets {
 
     /// Fills the buckets if no call waits, and returns the time. While calls wait, what the buckets have gained since
     /// they were filled is pending.
-    fn fill_for_following(&mut self, now: &mut LazyNow) -> u64 {
+    pub(super) fn fill_for_following(&mut self, now: &mut LazyNow) -> u64 {
         self.fill_if_idle(now);
         self.time(now).max(self.filled_to)
     }

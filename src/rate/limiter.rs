@@ -430,6 +430,16 @@ impl RateLimiter {
         }
     }
 
+    /// Tells a limiter that follows a provider that the first response is there.
+    #[cfg(feature = "http")]
+    pub(crate) fn end_start(&self) {
+        match &self.kind {
+            Kind::Local(local) => local.end_start(),
+            #[cfg(feature = "redis")]
+            Kind::Shared(_) => {}
+        }
+    }
+
     /// Applies what the provider has reported about the rate at `index`, which has this budget and period, with the
     /// response to a call that was sent at `sent`.
     #[cfg(feature = "http")]

@@ -163,6 +163,12 @@ impl LocalLimiter {
         self.queue.inspect(Buckets::stamp_sent)
     }
 
+    /// Ends the [start](Buckets::end_start): the first response is there.
+    #[cfg(feature = "http")]
+    pub(super) fn end_start(&self) {
+        self.queue.update(|buckets, now| buckets.end_start(now));
+    }
+
     /// Moves the bucket of the rate at `index` to what the provider has reported.
     #[cfg(feature = "http")]
     pub(super) fn report(&self, index: usize, report: &Report) {

@@ -80,6 +80,8 @@ mod cost;
 mod demand;
 mod estimate;
 #[cfg(feature = "http")]
+mod follow_start;
+#[cfg(feature = "http")]
 mod followed;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;

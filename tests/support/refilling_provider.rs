@@ -107,6 +107,16 @@ impl Provider {
         (count(&state.accepted), count(&state.rejected))
     }
 
+    /// Returns the same provider, this far away.
+    pub fn with_way(&self, way: Duration) -> Self {
+        Self { way, ..self.clone() }
+    }
+
+    /// Returns when each call was rejected.
+    pub fn rejections(&self) -> Vec<Instant> {
+        self.state.lock().unwrap().rejected.clone()
+    }
+
     pub fn client(&self) -> ProviderClient {
         let provider = self.clone();
         BoxCloneSyncService::new(tower::service_fn(move |request: Request<u64>| {

@@ -48,6 +48,15 @@ struct LimitRow {
     percent: Option<f64>,
     /// The part of `percent` that was charged for attempts in vain.
     in_vain: f64,
+    /// What was used, if more was used than the assumed initial fill and the rate explain: the provider's bucket held more.
+    full_bucket: Option<FullBucket>,
+}
+
+/// A run that used at once what a following limiter has found in the provider's bucket.
+struct FullBucket {
+    amount: u64,
+    /// For how long the rate would need to add as much, in seconds.
+    seconds: f64,
 }
 
 impl Summary {
@@ -66,6 +75,7 @@ impl Summary {
             achieved: counts.in_flight(),
             percent: Some(100.0 * counts.in_flight() / bounds.concurrency as f64),
             in_vain: 0.0,
+            full_bucket: None,
         };
         let sending = counts.sending();
         let [requests_added, tokens_added] = self.recording.added();
@@ -210,12 +220,22 @@ impl LimitRow {
                 achieved,
                 percent: None,
                 in_vain: 0.0,
+                full_bucket: None,
             };
         };
         // A limit that was lowered during the run has allowed more before. The recording ends with its last sample.
         let flowed = added.max(pace.per_minute as f64 * minutes);
-        let used = used(pace.initial, flowed, charged);
+        let mut used = used(pace.initial, flowed, charged);
+        let full_bucket = (pace.follows && used > 1.0).then(|| FullBucket {
+            amount: charged,
+            seconds: 60.0 * charged as f64 / pace.per_minute as f64,
+        });
+        if full_bucket.is_some() {
+            // What the bucket held at the start is not known, but all of it was used.
+            used = 1.0;
+        }
         Self {
+            full_bucket,
             name,
             limit: pace.per_minute.to_string(),
             burst: pace.burst.to_string(),
@@ -278,6 +298,14 @@ impl fmt::Display for Summary {
                 f,
                 "\nno limit held the run up: {name}, the closest, was used to {percent:.2} %"
             )?;
+        } else if let Some(FullBucket { amount, seconds }) = binding.full_bucket {
+            let (unit, amount) = (binding.name.trim_end_matches("/min"), grouped(amount));
+            write!(
+                f,
+                "\nbinding limit: {}, of which the provider had some left: {amount} {unit}, {seconds:.0} s of the rate, in {:.1} s",
+                binding.name,
+                self.counts.sending().as_secs_f64()
+            )?;
         } else {
             write!(f, "\nbinding limit: {}, used to {percent:.2} %", binding.name)?;
         }
@@ -317,6 +345,22 @@ mod tests {
         // The limit was twice as high during a part of the run.
         let row = LimitRow::of_rate("requests/min", Some(pace), 160, 0, Duration::from_secs(10), 150.0);
         assert_eq!((row.percent, row.achieved), (Some(100.0), 900.0));
+    }
+
+    #[test]
+    fn what_a_full_bucket_of_the_provider_gave_is_told_as_time_of_the_rate() {
+        let pace = |follows| Pace {
+            per_minute: 600,
+            burst: 600,
+            initial: 10,
+            follows,
+        };
+        let row = LimitRow::of_rate("requests/min", Some(pace(true)), 600, 0, Duration::from_secs(5), 0.0);
+        let full = row.full_bucket.unwrap();
+        assert_eq!((row.percent, full.amount, full.seconds), (Some(100.0), 600, 60.0));
+        // Without following, more than the limit allows is shown as it is.
+        let row = LimitRow::of_rate("requests/min", Some(pace(false)), 600, 0, Duration::from_secs(5), 0.0);
+        assert!(row.full_bucket.is_none() && row.percent > Some(900.0));
     }
 
     #[test]
