@@ -16,7 +16,7 @@ use tower_outbound::{
     provider::{
         AverageEstimate, CharacterEstimate, FeedbackLayer, Provider, QuantileEstimate, Reset, Source, Unit, UsageLayer,
     },
-    rate::{AsCharged, Budget, ByUsage},
+    rate::{AsCharged, Budget, ByUsage, CallKind},
     retry::{ByClone, ByWholeBody, RetryPolicy},
 };
 
@@ -156,6 +156,7 @@ pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
     shown.debug(&ByUsage::default());
     shown.debug(&AsCharged);
     shown.debug(&Budget::Tokens);
+    shown.debug(&CallKind::of("sk-secret-model"));
     shown.debug(&Deadline::after(Duration::ZERO));
     let layer = DeadlineLayer::new().timeout(Duration::ZERO);
     shown.debug(&layer);
