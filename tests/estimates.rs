@@ -237,14 +237,14 @@ async fn declared_tokens_are_charged_to_each_budget_of_tokens_that_is_limited() 
     support::settle().await;
     assert_eq!(left(), (29_000, 7_000));
     assert_eq!(call.event().snapshot().api_tokens, 1_000);
-    // The answer tells the kinds apart.
+    // The answer tells the kinds apart. It has taken 10 ms, in which the rates bring 5 and 1.
     call.await.unwrap();
-    assert_eq!(left(), (29_300, 7_900));
+    assert_eq!(left(), (29_305, 7_901));
     // Told apart, each budget is charged its own.
     let told = Call::from(post("")).cost(Cost::input_output_tokens(900, 300));
     let call = executor.submit(told).await.unwrap();
     support::settle().await;
-    assert_eq!(left(), (28_400, 7_600));
+    assert_eq!(left(), (28_405, 7_601));
     drop(call);
     executor.stop(Shutdown::Graceful).await;
 }

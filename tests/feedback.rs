@@ -585,6 +585,18 @@ fn amounts(limiter: &RateLimiter) -> Vec<f64> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rejection_leaves_the_caps_of_the_user_as_they_are() {
+    let cap = Rate::per_second(40).refuse();
+    let limits = Limits::new().requests(Rate::per_minute(600)).budget("images", cap);
+    let limiter = RateLimiter::new(limits).unwrap();
+    let layer = FeedbackLayer::new(limiter.clone(), Provider::Gemini).adapt();
+    respond(&layer, 429, &[]).await;
+    assert_eq!(amounts(&limiter), [540.0, 40.0]);
+    let available = limiter.available();
+    assert_eq!((available.requests, available.of("images")), (Some(0), Some(40)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn unreported_limits_are_found_by_their_429s() {
     let limiter = limiter();
     let layer = FeedbackLayer::new(limiter.clone(), Provider::Gemini).adapt();

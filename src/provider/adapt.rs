@@ -58,7 +58,7 @@
 //! What the provider's bucket can hold is not learned: after an idle time, a burst may be rejected, and begins an episode.
 
 use super::tries::{Average, Price, is_same_limit};
-use crate::rate::{Limits, RateLimiter};
+use crate::rate::{Limits, Rate, RateLimiter};
 use std::{
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -584,14 +584,17 @@ fn scaled(limits: &Limits, factor: f64) -> Limits {
 /// Empties the buckets of the rates that are adapted.
 fn empty(limiter: &RateLimiter, limits: &Limits) {
     let longest = longest_period(limits);
-    for (budget, rate) in limits.rates().filter(|(_, rate)| rate.period() <= longest) {
+    let adapted = |rate: &Rate| rate.period() <= longest && !rate.refuses();
+    for (budget, rate) in limits.rates().filter(|(_, rate)| adapted(rate)) {
         limiter.lower(budget, Some(rate.period()), 0);
     }
 }
 
-/// Returns the longest period of the rates that are adapted: those of at most a minute, or all if there are none.
+/// Returns the longest period of the rates that are adapted: those of at most a minute, or all if there are none. Rates
+/// that refuse are never adapted: they are caps of the user's own.
 fn longest_period(limits: &Limits) -> Duration {
-    if limits.rates().any(|(_, rate)| rate.period() <= LONGEST_PERIOD) {
+    let is_short = |rate: &Rate| rate.period() <= LONGEST_PERIOD && !rate.refuses();
+    if limits.rates().any(|(_, rate)| is_short(&rate)) {
         LONGEST_PERIOD
     } else {
         Duration::MAX

@@ -22,7 +22,8 @@
 //!
 //! The reserve also makes clients that share an account slow down together: each sees what the others have taken, goes
 //! into debt for it, and sends again when the provider's bucket has filled above the reserve. All of them see the same
-//! bucket and keep the same reserve, whatever their round trips, so their shares are equal.
+//! bucket and keep the same reserve, so their shares are about equal. Three and more clients whose round trips take a
+//! second and more, or differ by as much, do not get equal shares.
 //!
 //! # Bounds
 //!

@@ -185,6 +185,12 @@ impl Rate {
         self
     }
 
+    /// Whether calls above the rate are [refused](Self::refuse).
+    #[cfg(feature = "http")]
+    pub(crate) const fn refuses(&self) -> bool {
+        self.kind.refuses
+    }
+
     /// Admits no call as of an earlier time: the time by which a call was woken late is not [caught
     /// up](crate::rate#catching-up) for this rate. Default: it is caught up.
     ///
@@ -531,14 +537,15 @@ impl Limits {
     /// Returns these limits with the amount of each rate whose period is at most `longest` multiplied by `factor` and
     /// rounded down. A burst that was set stays: otherwise a call that needs it would fail, although the amount may rise
     /// again. A burst that was not set is the new amount. An initial fill above the new amount is lowered to it, but not
-    /// below 1. A factor of 1 or more changes nothing.
+    /// below 1. A factor of 1 or more changes nothing. A rate that refuses is a cap of the user's own, which a provider's
+    /// rejections say nothing about, so it stays.
     #[cfg(feature = "http")]
     pub(crate) fn scaled(&self, factor: f64, longest: Duration) -> Self {
         if factor >= 1.0 {
             return self.clone();
         }
         let scaled = |rate: &Rate| {
-            if rate.period > longest {
+            if rate.period > longest || rate.refuses() {
                 return *rate;
             }
             Rate {
