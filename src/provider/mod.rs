@@ -93,8 +93,8 @@ mod model;
 mod quantile;
 #[cfg(feature = "json")]
 mod request_size;
-#[cfg(feature = "json")]
 mod tries;
+#[cfg(feature = "json")]
 mod unread;
 #[cfg(feature = "json")]
 pub mod usage;

@@ -1,4 +1,4 @@
-//! What tries to exceed a limit cost: see [`adapt`](super::adapt).
+//! What it costs to try to exceed a limit: see [`adapt`](super::adapt).
 
 use std::time::Duration;
 use tokio::time::Instant;
