@@ -179,17 +179,16 @@ impl Bucket {
     /// Does what [`update_withheld`](Self::update_withheld) does, for a bucket that holds `balance`.
     #[inline]
     pub(super) fn withhold_overflow(&mut self, balance: i128) {
-        if let Some(Rest { unsettled, .. }) = self.rest.as_deref_mut()
-            && unsettled.estimated > 0
-        {
-            let room = self.capacity.saturating_sub(balance);
-            let overflowed = unsettled.estimated.saturating_sub(room);
-            if overflowed > unsettled.withheld {
-                if unsettled.withheld == 0 {
-                    unsettled.charged_without = unsettled.charged;
-                }
-                unsettled.withheld = overflowed;
+        let Some(Rest { unsettled, .. }) = self.rest.as_deref_mut() else {
+            return;
+        };
+        let room = self.capacity.saturating_sub(balance);
+        let overflowed = unsettled.estimated.saturating_sub(room);
+        if unsettled.estimated > 0 && overflowed > unsettled.withheld {
+            if unsettled.withheld == 0 {
+                unsettled.charged_without = unsettled.charged;
             }
+            unsettled.withheld = overflowed;
         }
     }
 }
