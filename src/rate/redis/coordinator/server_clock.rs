@@ -65,7 +65,8 @@ impl ServerClock {
     }
 
     /// Returns how long a reply takes to arrive: the second longest of the last times, so that a single slow reply does
-    /// not count, less a part of the time in which a reservation may be used late. 0 before the first reply.
+    /// not count, and a sixteenth more, since what comes from far varies by more. A part of the time in which a
+    /// reservation may be used late is subtracted. 0 before the first reply.
     pub(super) fn lead(&self) -> Duration {
         let mut delays = self.delays;
         let seen = &mut delays[..self.replies.min(REPLIES)];
@@ -75,7 +76,7 @@ impl ServerClock {
             [only] => *only,
             [.., second, _] => *second,
         };
-        usual.saturating_sub(SLACK)
+        (usual + usual / 16).saturating_sub(SLACK)
     }
 }
 
@@ -127,9 +128,9 @@ mod tests {
         assert_eq!(clock.local_of(server(500), start), start + ms(500));
         clock.on_reply(server(310), start + ms(300), start + ms(700));
         assert_eq!(clock.local_of(server(500), start), start + ms(500));
-        assert_eq!(clock.lead(), ms(48));
+        assert_eq!(clock.lead(), Duration::from_micros(51_125));
         clock.on_reply(server(1_095), start + ms(1_000), start + ms(1_100));
-        assert_eq!(clock.lead(), ms(48));
+        assert_eq!(clock.lead(), Duration::from_micros(51_125));
     }
 
     #[test]
