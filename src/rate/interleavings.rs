@@ -66,7 +66,8 @@ fn try_charge(limiter: &LocalLimiter, amounts: [u64; 4]) -> bool {
 fn charge_estimate(limiter: &LocalLimiter, amounts: [u64; 4]) -> Estimate {
     let mut admission = limiter.admission(cost(amounts), true);
     assert!(admission.try_charge(clock::now()).unwrap());
-    admission.estimate().unwrap()
+    let (cost, charge) = admission.charge().unwrap();
+    Estimate::local(cost, charge)
 }
 
 fn acquire(limiter: &LocalLimiter, amounts: [u64; 4]) -> Result<(), Rejected> {
