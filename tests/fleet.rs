@@ -27,6 +27,8 @@ mod support {
 const PROCESSES: u64 = 4;
 /// How often a quota is tried until the processes use it up.
 const ROUNDS: u64 = 3;
+/// Which part of what was used may be given back, at most, without counting as unused. On an idle machine it is 0.3 %.
+const GIVEN_BACK: f64 = 0.01;
 
 /// A quota that the processes share, and the number of tasks in each process that make calls.
 #[derive(Clone, Copy)]
@@ -237,7 +239,7 @@ fn check(quota: Quota, logs: &[WorkerLog], seconds: f64) -> f64 {
         assert!(on_wall <= rate.0 as f64 * 0.005, "{on_wall} {name} over");
         assert!(uneven <= 0.15, "{shares:?}");
     }
-    used * (1.0 + expired.min(0.03))
+    used * (1.0 + expired.min(GIVEN_BACK))
 }
 
 #[test]
@@ -281,7 +283,7 @@ fn a_killed_process_wastes_only_what_it_had_reserved() {
         .count();
     println!("{late} of 8,000 in four seconds, {expired} given back in eight");
     assert!(
-        late <= 8_010 && late as i64 + expired >= 7_920 && late >= 7_600,
+        late <= 8_010 && late as i64 + expired >= 7_920 && late >= 7_840,
         "{late} {expired}"
     );
 }

@@ -154,7 +154,7 @@ fn check(distances: &[Distance]) {
             expired * 100.0,
             uneven * 100.0,
         );
-        used >= 0.8 && used + expired >= 0.97 && uneven <= 0.15
+        used >= 0.95 && used + expired >= 0.97 && uneven <= 0.15
     };
     assert!((0..3).any(is_used_equally));
 }
