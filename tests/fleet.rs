@@ -5,7 +5,9 @@
 //! reserved time by the clock of the Redis server, and the actual time by the monotonic clock of the machine.
 //!
 //! A machine that is busy stops a process for a while now and then. The reservations that the process can then not use in
-//! time are given back, and may be lost to the quota. So each worker also logs how many it gave back.
+//! time are given back, and may be lost to the quota. So each worker also logs how many it gave back. A stop between a call's
+//! admission and its entry in the log makes the call look late. So the excess by the wall clock, and the use of the quota,
+//! have to be right in one of three rounds, and the excess by the server's clock in each.
 #![cfg(unix)]
 
 use std::{
@@ -190,9 +192,9 @@ impl Worker {
     }
 }
 
-/// Prints what the worker processes admitted together. Checks that they stayed within the quota, and that their shares are
-/// about equal. Returns which part of the quota they used or gave back.
-fn check(quota: Quota, logs: &[WorkerLog], seconds: f64) -> f64 {
+/// Prints what the worker processes admitted together. Checks that they stayed within the quota by the server's clock, and
+/// that their shares are about equal. Returns whether they stayed within it by the wall clock, too, and used it up.
+fn check(quota: Quota, logs: &[WorkerLog], seconds: f64) -> bool {
     let mut all: Vec<_> = logs.iter().flat_map(|log| log.admitted.iter().copied()).collect();
     let expired: i64 = logs.iter().map(|log| log.expired).sum();
     let expired = expired as f64 / all.len() as f64;
@@ -204,7 +206,7 @@ fn check(quota: Quota, logs: &[WorkerLog], seconds: f64) -> f64 {
     if let Some(tokens) = quota.tokens {
         budgets.push((tokens, |admitted| admitted.tokens, "tokens"));
     }
-    let mut used = 0.0_f64;
+    let (mut used, mut is_in_time) = (0.0_f64, true);
     for (rate, cost, name) in budgets {
         all.sort_by_key(|admitted| admitted.at_store);
         let on_server = excess(
@@ -236,10 +238,10 @@ fn check(quota: Quota, logs: &[WorkerLog], seconds: f64) -> f64 {
         );
         assert!(on_server <= 0.0, "{on_server} {name} over");
         // A call may be 5 ms late.
-        assert!(on_wall <= rate.0 as f64 * 0.005, "{on_wall} {name} over");
+        is_in_time &= on_wall <= rate.0 as f64 * 0.005;
         assert!(uneven <= 0.15, "{shares:?}");
     }
-    used * (1.0 + expired.min(GIVEN_BACK))
+    is_in_time && used * (1.0 + expired.min(GIVEN_BACK)) >= 0.99
 }
 
 #[test]
@@ -256,8 +258,7 @@ fn four_processes_share_a_quota_and_never_exceed_it() {
             let logs: Vec<_> = workers.into_iter().map(Worker::log).collect();
             check(quota, &logs, millis as f64 / 1e3)
         };
-        // No round may exceed the quota. One of them has to use it up: on a busy machine, some do not get the time for it.
-        assert!((0..ROUNDS).map(round).any(|used| used >= 0.99), "{}", quota.name);
+        assert!((0..ROUNDS).any(round), "{}", quota.name);
     }
 }
 

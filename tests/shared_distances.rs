@@ -132,13 +132,14 @@ fn member(url: &str, begin: &Barrier) -> Member {
 /// limits by either clock; the whole rate, in about equal shares.
 ///
 /// A busy machine stops threads now and then. The reservations that they can then not use in time are given back, and may
-/// be lost to the quota, so they are counted with those that were used. The use and the shares have to be right in one of
-/// three rounds, and the limits in each.
+/// be lost to the quota, so they are counted with those that were used. A call whose thread was stopped between its
+/// admission and its entry in the log is logged late, close to the calls after it. So only the excess by the server's clock,
+/// which no stop changes, has to be right in each round; everything else in one of three.
 fn check(distances: &[Distance]) {
     let is_used_equally = |_| {
         let server = Server::start();
         let (members, measured_from) = admissions(&server, distances);
-        check_limits(members.iter().flat_map(|member| member.log.clone()).collect());
+        let late = lateness(members.iter().flat_map(|member| member.log.clone()).collect());
         let measured = |member: &Member| {
             let admitted = member.log.iter();
             admitted.filter(|admitted| admitted.at >= measured_from).count()
@@ -154,13 +155,16 @@ fn check(distances: &[Distance]) {
             expired * 100.0,
             uneven * 100.0,
         );
-        used >= 0.95 && used + expired >= 0.97 && uneven <= 0.15
+        // A call may be 5 ms late. The proxies count in milliseconds, so a member may read the server's clock wrongly by
+        // half of one.
+        late <= 6.0 && used >= 0.95 && used + expired >= 0.97 && uneven <= 0.15
     };
     assert!((0..3).any(is_used_equally));
 }
 
-/// Checks that the calls that all members admitted together stay within the limits.
-fn check_limits(mut all: Vec<Admitted>) {
+/// Checks that the calls that all members admitted together stay within the limits by the server's clock. Returns how many
+/// milliseconds of the rate they were above the limits by the wall clock, at most.
+fn lateness(mut all: Vec<Admitted>) -> f64 {
     all.sort_by_key(|admitted| admitted.at_store);
     let at_store = all.iter().map(|admitted| (admitted.at_store, admitted.requests));
     let by_server = excess(at_store, RATE, 1_000_000);
@@ -174,9 +178,7 @@ fn check_limits(mut all: Vec<Admitted>) {
         all.len(),
     );
     assert!(by_server <= 0.0, "{by_server} over by the server's clock");
-    // A call may be 5 ms late. The proxies count in milliseconds, so a member may read the server's clock wrongly by half
-    // of one.
-    assert!(in_ms <= 6.0, "{by_wall} over by the wall clock");
+    in_ms
 }
 
 #[test]
