@@ -101,6 +101,8 @@ mod redact;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod retry;
+#[allow(dead_code)]
+mod schedule;
 mod semaphore;
 mod sync;
 mod tokens;

@@ -85,6 +85,8 @@ mod follow_start;
 mod followed;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
+#[allow(dead_code)]
+mod key_limits;
 mod kind;
 mod layer;
 #[cfg(feature = "http")]
@@ -110,6 +112,7 @@ pub(crate) use demand::Demand;
 pub use estimate::Estimate;
 #[cfg(feature = "http")]
 pub(crate) use followed::Report;
+pub(crate) use key_limits::KeyLimits;
 pub use kind::CallKind;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
 pub use limiter::RateLimiter;
