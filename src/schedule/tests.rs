@@ -155,3 +155,89 @@ fn flows_that_are_ready_get_their_shares_within_the_largest_costs_and_the_errors
     println!("controls: {without_settlement:?} {fifo:?}");
     assert!(without_settlement.worst > 1.0 && fifo.worst > 1.0);
 }
+
+/// Runs one flow with three classes, or with strict ones, and counts how many calls were overtaken by one that had come
+/// too late for that.
+fn overtaken_too_late(is_strict: bool) -> (u64, u64) {
+    const SLACKS: [u64; 3] = [0, 5_000, 60_000];
+    let (mut decisions, mut wrong) = (0, 0);
+    for seed in 0..SEEDS {
+        let mut rng = Rng::with_seed(seed);
+        let start = Instant::now();
+        let mut tree = Tree::new([false; 3]);
+        let mut arrivals: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
+        let mut time = 0;
+        for _ in 0..STEPS {
+            time += rng.u64(1..=400);
+            let mut now = at(start, time);
+            while rng.bool() {
+                let class = rng.usize(..3);
+                let slack = SLACKS[class];
+                let due = if is_strict { class as u64 } else { time + slack };
+                let new = NewCall {
+                    class: class as u8,
+                    due,
+                    ..call(1, 0)
+                };
+                arrivals.insert(tree.push(&[0_u64], new, |_| (weight(1), None), &mut now), (time, slack));
+            }
+            let Some(started) = tree.start(&mut now) else { continue };
+            let (arrived, slack) = arrivals.remove(&started.id).unwrap();
+            let others = arrivals.values();
+            wrong += others.filter(|(other, its)| other + its < arrived + slack).count() as u64;
+            decisions += 1;
+            tree.settle(started, Cost::request(), 1, &mut now);
+        }
+    }
+    (decisions, wrong)
+}
+
+#[test]
+fn a_call_is_overtaken_only_by_those_that_come_less_than_the_difference_of_the_slacks_later() {
+    let (decisions, wrong) = overtaken_too_late(false);
+    assert!(decisions > 50_000 && wrong == 0, "{wrong} of {decisions}");
+    assert!(overtaken_too_late(true).1 > 0);
+}
+
+#[test]
+fn a_flow_with_large_calls_is_not_starved_by_flows_that_come_and_go() {
+    // Ninety flows that are always new, with one call each, and one flow whose calls cost ten times as much.
+    const PLACES: u64 = 90;
+    let start = Instant::now();
+    for error in [1, 10] {
+        let mut tree = Tree::new([false; 3]);
+        let (mut time, mut fresh, mut heavy, mut gap, mut longest) = (0, 1, 0_u64, 0_u64, 0_u64);
+        let mut now = at(start, time);
+        for _ in 0..PLACES {
+            tree.push(&[fresh], call(error, 0), |_| (weight(1), None), &mut now);
+            fresh += 1;
+        }
+        let calls = 20_000;
+        for _ in 0..2 {
+            tree.push(&[0], call(10 * error, 0), |_| (weight(1), None), &mut now);
+        }
+        let heavy_ids = |tree: &Tree<u64>, id: usize| tree.is_of(id, &[0]);
+        for _ in 0..calls {
+            time += 1;
+            let mut now = at(start, time);
+            let (id, _) = tree.head(&mut now).unwrap();
+            let is_heavy = heavy_ids(&tree, id);
+            let started = tree.start(&mut now).unwrap();
+            if is_heavy {
+                (heavy, longest, gap) = (heavy + 1, longest.max(gap), 0);
+                tree.push(&[0], call(10 * error, 0), |_| (weight(1), None), &mut now);
+                tree.settle(started, Cost::tokens(10), 10 << 20, &mut now);
+            } else {
+                gap += 1;
+                fresh += 1;
+                tree.push(&[fresh], call(error, 0), |_| (weight(1), None), &mut now);
+                tree.settle(started, Cost::tokens(1), 1 << 20, &mut now);
+            }
+        }
+        // An equal part of what is used: 91 flows are there at a time, of which each may use as much.
+        println!("estimates wrong by x{error}: {heavy} of {calls} heavy calls, longest gap {longest}");
+        assert!(heavy * (PLACES + 1) * 10 >= calls * 9 / 10, "{heavy}");
+        assert!(longest <= 2 * 10 * (PLACES + 1), "{longest}");
+        assert!(tree.nodes() < 400, "{}", tree.nodes());
+    }
+}

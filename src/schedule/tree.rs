@@ -127,6 +127,24 @@ impl<K: Clone + Eq + Hash> Tree<K> {
         self.calls.len()
     }
 
+    #[cfg(test)]
+    pub(super) fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether a call that waits belongs to the flow that `path` names.
+    #[cfg(test)]
+    pub(super) fn is_of(&self, id: usize, path: &Path<K>) -> bool {
+        let mut at = ROOT;
+        for key in path {
+            match self.children.get(&(at, key.clone())) {
+                Some(child) => at = *child,
+                None => return false,
+            }
+        }
+        self.calls.get(id).is_some_and(|call| call.leaf == at)
+    }
+
     /// Returns the call that goes next, if one could be charged to all limits below the root at `now`.
     pub(super) fn head(&mut self, now: &mut LazyNow) -> Option<(usize, &QueuedCall)> {
         while let Some((_, id)) = self.timers.first().copied().filter(|(at, _)| *at <= now.get()) {
