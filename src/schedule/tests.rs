@@ -212,7 +212,7 @@ fn a_flow_with_large_calls_is_not_starved_by_flows_that_come_and_go() {
             tree.push(&[fresh], call(error, 0), |_| (weight(1), None), &mut now);
             fresh += 1;
         }
-        let calls = 20_000;
+        let calls = 60_000;
         for _ in 0..2 {
             tree.push(&[0], call(10 * error, 0), |_| (weight(1), None), &mut now);
         }
@@ -236,8 +236,10 @@ fn a_flow_with_large_calls_is_not_starved_by_flows_that_come_and_go() {
         }
         // An equal part of what is used: 91 flows are there at a time, of which each may use as much.
         println!("estimates wrong by x{error}: {heavy} of {calls} heavy calls, longest gap {longest}");
-        assert!(heavy * (PLACES + 1) * 10 >= calls * 9 / 10, "{heavy}");
-        assert!(longest <= 2 * 10 * (PLACES + 1), "{longest}");
+        // Its first call stands where it would end by its estimate, and so waits for as long as that says.
+        let first = (10 * error + 10) * (PLACES + 1);
+        assert!(heavy * (PLACES + 1) * 10 >= (calls - first) * 9 / 10, "{heavy}");
+        assert!(longest <= first, "{longest}");
         assert!(tree.nodes() < 400, "{}", tree.nodes());
     }
 }
