@@ -1,7 +1,8 @@
 //! [`KeyLimits`]: the limits of one node while it lives.
 
 use super::{
-    buckets::{Buckets, ChargeRequest},
+    buckets::Buckets,
+    charge_request::ChargeRequest,
     cost::Cost,
     limits::Limits,
 };
@@ -35,12 +36,14 @@ impl KeyLimits {
         Ok(self.buckets.availability(&request, now))
     }
 
-    /// Charges a call whose cost is available. `has_waited` is set if it was not when the call became the first.
-    pub(crate) fn charge(&mut self, cost: &Cost, has_waited: bool, now: &mut LazyNow) {
-        let request = ChargeRequest::new(*cost, true);
+    /// Charges a call whose cost is available. `has_waited` is set if it was not when the call became the first. Returns
+    /// the number of the charge, for its settlement.
+    pub(crate) fn charge(&mut self, cost: &Cost, has_waited: bool, now: &mut LazyNow) -> u64 {
+        let mut request = ChargeRequest::new(*cost, true);
         if self.buckets.availability(&request, now) == Availability::Now {
             self.buckets.try_take(&request, has_waited, now);
         }
+        request.take_number().unwrap_or_default()
     }
 
     /// Tells the buckets whether calls wait for them: while they do, a call may be admitted as of an earlier time.
@@ -57,8 +60,9 @@ impl KeyLimits {
         }
     }
 
-    pub(crate) fn settle(&mut self, charged: &Cost, used: &Cost, now: &mut LazyNow) {
-        self.buckets.settle(charged, 0, used, now);
+    /// Corrects the charge with this number: the call has cost `used`.
+    pub(crate) fn settle(&mut self, charged: &Cost, number: u64, used: &Cost, now: &mut LazyNow) {
+        self.buckets.settle(charged, number, used, now);
     }
 
     pub(crate) fn set_limits(&mut self, limits: Limits, now: &mut LazyNow) -> Result<(), InvalidConfig> {

@@ -104,8 +104,8 @@ pub(super) struct Started {
     pub(super) seq: u64,
     leaf: usize,
     charged: Cost,
-    /// From the leaf upwards.
-    charges: [Charge; MAX_LEVELS],
+    /// What each node was charged, from the leaf upwards: its share, and the number of the charge of its limits.
+    charges: [(Charge, u64); MAX_LEVELS],
 }
 
 impl<K: Clone + Eq + Hash> Tree<K> {
@@ -218,16 +218,16 @@ impl<K: Clone + Eq + Hash> Tree<K> {
     pub(super) fn start(&mut self, now: &mut LazyNow) -> Option<Started> {
         let id = self.head(now)?.0;
         let call = self.unqueue(id, now);
-        let mut charges = [Charge::default(); MAX_LEVELS];
+        let mut charges = [(Charge::default(), 0); MAX_LEVELS];
         let mut at = call.leaf;
-        for charge in &mut charges {
+        for (charge, number) in &mut charges {
             if at == ROOT {
                 break;
             }
             let node = &mut self.nodes[at];
             node.open += 1;
             if let Some(limits) = &mut node.limits {
-                limits.charge(&call.cost, std::mem::take(&mut node.has_waited), now);
+                *number = limits.charge(&call.cost, std::mem::take(&mut node.has_waited), now);
             }
             let (parent, weight, mut pass) = (node.parent, node.weight, node.pass);
             if let Some(fair) = self.fair_of(parent) {
@@ -251,14 +251,14 @@ impl<K: Clone + Eq + Hash> Tree<K> {
     pub(super) fn settle(&mut self, started: Started, used: Cost, units: Units, now: &mut LazyNow) {
         let units = units.clamp(0, MAX_COST);
         let mut at = started.leaf;
-        for charge in started.charges {
+        for (charge, number) in started.charges {
             if at == ROOT {
                 break;
             }
             let node = &mut self.nodes[at];
             node.open -= 1;
             if let Some(limits) = &mut node.limits {
-                limits.settle(&started.charged, &used, now);
+                limits.settle(&started.charged, number, &used, now);
             }
             let (parent, mut pass) = (node.parent, node.pass);
             let was_owing = std::mem::take(&mut node.is_owing).then_some(pass);
