@@ -6,7 +6,7 @@ use slab::Slab;
 
 /// A call that waits.
 #[derive(Debug)]
-pub(super) struct QueuedCall {
+pub(super) struct QueuedCall<T> {
     pub(super) leaf: usize,
     pub(super) class: u8,
     /// When the call arrived plus the slack of its class, in nanoseconds: of two classes, the call with less goes first.
@@ -15,6 +15,8 @@ pub(super) struct QueuedCall {
     pub(super) cost: Cost,
     /// What the cost counts in the fair order.
     pub(super) units: Units,
+    /// What the caller keeps with the call.
+    pub(super) payload: T,
     before: Option<usize>,
     after: Option<usize>,
 }
@@ -27,13 +29,17 @@ pub(super) struct List {
 }
 
 /// All calls that wait. Each is in the list of its flow and class, so that it can be cancelled wherever it stands.
-#[derive(Debug, Default)]
-pub(super) struct Calls {
-    calls: Slab<QueuedCall>,
+#[derive(Debug)]
+pub(super) struct Calls<T> {
+    calls: Slab<QueuedCall<T>>,
 }
 
-impl Calls {
-    pub(super) fn get(&self, id: usize) -> Option<&QueuedCall> {
+impl<T> Calls<T> {
+    pub(super) const fn new() -> Self {
+        Self { calls: Slab::new() }
+    }
+
+    pub(super) fn get(&self, id: usize) -> Option<&QueuedCall<T>> {
         self.calls.get(id)
     }
 
@@ -43,7 +49,7 @@ impl Calls {
 
     /// Adds a call to `list`, at its place by its sequence number. Almost every call has the highest one; only an attempt
     /// that is made again comes back with the number that it had.
-    pub(super) fn insert(&mut self, list: &mut List, call: QueuedCall) -> usize {
+    pub(super) fn insert(&mut self, list: &mut List, call: QueuedCall<T>) -> usize {
         let seq_of = |id: Option<usize>| id.and_then(|id| self.calls.get(id)).map(|call| call.seq);
         let (mut before, mut after) = (list.last, None);
         if seq_of(before).is_some_and(|last| call.seq < last) {
@@ -60,7 +66,7 @@ impl Calls {
     }
 
     /// Removes a call from `list`, in which it is.
-    pub(super) fn remove(&mut self, list: &mut List, id: usize) -> QueuedCall {
+    pub(super) fn remove(&mut self, list: &mut List, id: usize) -> QueuedCall<T> {
         let call = self.calls.remove(id);
         self.link(list, call.before, call.after);
         self.link_back(list, call.after, call.before);
@@ -82,8 +88,8 @@ impl Calls {
     }
 }
 
-impl QueuedCall {
-    pub(super) const fn new(leaf: usize, class: u8, due: u64, seq: u64, cost: Cost, units: Units) -> Self {
+impl<T> QueuedCall<T> {
+    pub(super) const fn new(leaf: usize, class: u8, due: u64, seq: u64, cost: Cost, units: Units, payload: T) -> Self {
         Self {
             leaf,
             class,
@@ -91,6 +97,7 @@ impl QueuedCall {
             seq,
             cost,
             units,
+            payload,
             before: None,
             after: None,
         }

@@ -67,11 +67,11 @@ fn pairs_apart(error: f64, settles: bool, is_fifo: bool) -> Apart {
         let mut low = BTreeMap::new();
         for step in 0..STEPS {
             let mut now = at(start, step);
-            let push = |flow: usize, tree: &mut Tree<u64>, fifo: &mut VecDeque<usize>, rng: &mut Rng, now: &mut LazyNow| {
+            let push = |flow: usize, tree: &mut Tree<u64, ()>, fifo: &mut VecDeque<usize>, rng: &mut Rng, now: &mut LazyNow| {
                 let cost = rng.u64(1..=largest[flow]);
                 let spread = error.powf(rng.f64().mul_add(0.2, -0.1));
                 let estimate = ((cost as f64 * bias[flow] * spread) as u64).max(1);
-                let id = tree.push(&[flow as u64], call(estimate, step), |_| (weight(weights[flow]), None), now);
+                let id = tree.push(&[flow as u64], call(estimate, step), (), |_| (weight(weights[flow]), None), now);
                 fifo.push_back(id);
                 (id, (flow, cost, estimate))
             };
@@ -90,7 +90,7 @@ fn pairs_apart(error: f64, settles: bool, is_fifo: bool) -> Apart {
                     tree.cancel(id, &mut now);
                     (id, None)
                 } else {
-                    let Some(started) = tree.start(&mut now) else { break };
+                    let Some((started, ())) = tree.start(&mut now) else { break };
                     (started.id, Some(started))
                 };
                 let (flow, cost, estimate) = costs.remove(&id).unwrap();
@@ -179,9 +179,9 @@ fn overtaken_too_late(is_strict: bool) -> (u64, u64) {
                     due,
                     ..call(1, 0)
                 };
-                arrivals.insert(tree.push(&[0_u64], new, |_| (weight(1), None), &mut now), (time, slack));
+                arrivals.insert(tree.push(&[0_u64], new, (), |_| (weight(1), None), &mut now), (time, slack));
             }
-            let Some(started) = tree.start(&mut now) else { continue };
+            let Some((started, ())) = tree.start(&mut now) else { continue };
             let (arrived, slack) = arrivals.remove(&started.id).unwrap();
             let others = arrivals.values();
             wrong += others.filter(|(other, its)| other + its < arrived + slack).count() as u64;
@@ -209,28 +209,28 @@ fn a_flow_with_large_calls_is_not_starved_by_flows_that_come_and_go() {
         let (mut time, mut fresh, mut heavy, mut gap, mut longest) = (0, 1, 0_u64, 0_u64, 0_u64);
         let mut now = at(start, time);
         for _ in 0..PLACES {
-            tree.push(&[fresh], call(error, 0), |_| (weight(1), None), &mut now);
+            tree.push(&[fresh], call(error, 0), (), |_| (weight(1), None), &mut now);
             fresh += 1;
         }
         let calls = 60_000;
         for _ in 0..2 {
-            tree.push(&[0], call(10 * error, 0), |_| (weight(1), None), &mut now);
+            tree.push(&[0], call(10 * error, 0), (), |_| (weight(1), None), &mut now);
         }
-        let heavy_ids = |tree: &Tree<u64>, id: usize| tree.is_of(id, &[0]);
+        let heavy_ids = |tree: &Tree<u64, ()>, id: usize| tree.is_of(id, &[0]);
         for _ in 0..calls {
             time += 1;
             let mut now = at(start, time);
             let (id, _) = tree.head(&mut now).unwrap();
             let is_heavy = heavy_ids(&tree, id);
-            let started = tree.start(&mut now).unwrap();
+            let (started, ()) = tree.start(&mut now).unwrap();
             if is_heavy {
                 (heavy, longest, gap) = (heavy + 1, longest.max(gap), 0);
-                tree.push(&[0], call(10 * error, 0), |_| (weight(1), None), &mut now);
+                tree.push(&[0], call(10 * error, 0), (), |_| (weight(1), None), &mut now);
                 tree.settle(started, Cost::tokens(10), 10 << 20, &mut now);
             } else {
                 gap += 1;
                 fresh += 1;
-                tree.push(&[fresh], call(error, 0), |_| (weight(1), None), &mut now);
+                tree.push(&[fresh], call(error, 0), (), |_| (weight(1), None), &mut now);
                 tree.settle(started, Cost::tokens(1), 1 << 20, &mut now);
             }
         }

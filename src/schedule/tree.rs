@@ -37,17 +37,17 @@ const ROOT: usize = 0;
 /// The path of a flow: the keys of its nodes, from the one below the root to the leaf.
 pub(super) type Path<K> = [K];
 
-pub(super) struct Tree<K> {
+pub(super) struct Tree<K, T> {
     nodes: Slab<Node<K>>,
     children: HashMap<(usize, K), usize>,
-    calls: Calls,
+    calls: Calls<T>,
     /// The nodes that are blocked, by when they stop to be.
     timers: BTreeSet<(Instant, usize)>,
     /// For each level, whether its nodes go strictly in the order of their bands.
     strict: [bool; MAX_LEVELS],
     next_seq: u64,
     /// Calls that the limits refuse, which were the first of a node when that was found.
-    refused: Vec<(usize, Rejected)>,
+    refused: Vec<(T, Rejected)>,
 }
 
 struct Node<K> {
@@ -108,14 +108,14 @@ pub(super) struct Started {
     charges: [(Charge, u64); MAX_LEVELS],
 }
 
-impl<K: Clone + Eq + Hash> Tree<K> {
+impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     pub(super) fn new(strict: [bool; MAX_LEVELS]) -> Self {
         let mut nodes = Slab::new();
         nodes.insert(Node::new(ROOT, None, 0, 1, Below::Children(Fair::default())));
         Self {
             nodes,
             children: HashMap::new(),
-            calls: Calls::default(),
+            calls: Calls::new(),
             timers: BTreeSet::new(),
             strict,
             next_seq: 0,
@@ -146,7 +146,7 @@ impl<K: Clone + Eq + Hash> Tree<K> {
     }
 
     /// Returns the call that goes next, if one could be charged to all limits below the root at `now`.
-    pub(super) fn head(&mut self, now: &mut LazyNow) -> Option<(usize, &QueuedCall)> {
+    pub(super) fn head(&mut self, now: &mut LazyNow) -> Option<(usize, &QueuedCall<T>)> {
         while let Some((_, id)) = self.timers.first().copied().filter(|(at, _)| *at <= now.get()) {
             self.look(id, true, now);
         }
@@ -160,7 +160,7 @@ impl<K: Clone + Eq + Hash> Tree<K> {
     }
 
     /// Takes the calls that the limits refuse, which wait no more.
-    pub(super) fn take_refused(&mut self) -> Vec<(usize, Rejected)> {
+    pub(super) fn take_refused(&mut self) -> Vec<(T, Rejected)> {
         std::mem::take(&mut self.refused)
     }
 
@@ -170,6 +170,7 @@ impl<K: Clone + Eq + Hash> Tree<K> {
         &mut self,
         path: &Path<K>,
         call: NewCall,
+        payload: T,
         mut create: impl FnMut(usize) -> (NonZeroU32, Option<Box<KeyLimits>>),
         now: &mut LazyNow,
     ) -> usize {
@@ -182,7 +183,7 @@ impl<K: Clone + Eq + Hash> Tree<K> {
             self.next_seq
         });
         let units = call.units.clamp(1, MAX_COST);
-        let queued = QueuedCall::new(leaf, call.class, call.due, seq, call.cost, units);
+        let queued = QueuedCall::new(leaf, call.class, call.due, seq, call.cost, units, payload);
         let class = usize::from(call.class);
         let Below::Calls(lists) = &mut self.nodes[leaf].below else {
             unreachable!("a path ends in a leaf");
@@ -205,7 +206,7 @@ impl<K: Clone + Eq + Hash> Tree<K> {
     }
 
     /// Removes a call that waits.
-    pub(super) fn cancel(&mut self, id: usize, now: &mut LazyNow) -> Option<QueuedCall> {
+    pub(super) fn cancel(&mut self, id: usize, now: &mut LazyNow) -> Option<QueuedCall<T>> {
         let call = self.calls.get(id)?;
         let leaf = call.leaf;
         let call = self.unqueue(id, now);
@@ -215,7 +216,7 @@ impl<K: Clone + Eq + Hash> Tree<K> {
     }
 
     /// Begins the [head](Self::head), and charges it to all nodes on its path.
-    pub(super) fn start(&mut self, now: &mut LazyNow) -> Option<Started> {
+    pub(super) fn start(&mut self, now: &mut LazyNow) -> Option<(Started, T)> {
         let id = self.head(now)?.0;
         let call = self.unqueue(id, now);
         let mut charges = [(Charge::default(), 0); MAX_LEVELS];
@@ -238,13 +239,14 @@ impl<K: Clone + Eq + Hash> Tree<K> {
         }
         self.nodes[ROOT].open += 1;
         self.look_at_path(call.leaf, now);
-        Some(Started {
+        let started = Started {
             id,
             seq: call.seq,
             leaf: call.leaf,
             charged: call.cost,
             charges,
-        })
+        };
+        Some((started, call.payload))
     }
 
     /// Settles a call that has begun: it has cost `used`, which are `units` in the fair order.
@@ -279,7 +281,7 @@ impl<K: Clone + Eq + Hash> Tree<K> {
 
 // Below: the parts of these.
 
-impl<K: Clone + Eq + Hash> Tree<K> {
+impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     /// Returns the child of `parent` with this key, or makes one.
     fn child(
         &mut self,
@@ -326,7 +328,7 @@ impl<K: Clone + Eq + Hash> Tree<K> {
         }
     }
 
-    fn unqueue(&mut self, id: usize, now: &mut LazyNow) -> QueuedCall {
+    fn unqueue(&mut self, id: usize, now: &mut LazyNow) -> QueuedCall<T> {
         let (leaf, class) = {
             let call = self.calls.get(id).expect("the call waits");
             (call.leaf, usize::from(call.class))
@@ -409,8 +411,8 @@ impl<K: Clone + Eq + Hash> Tree<K> {
             Ok(Availability::At(until) | Availability::BlockedUntil(until)) => Some(until),
             Ok(Availability::Blocked) => None,
             Err(rejection) => {
-                self.refused.push((head, rejection));
-                self.unqueue(head, now);
+                let refused = self.unqueue(head, now);
+                self.refused.push((refused.payload, rejection));
                 self.look_at(id, now);
                 return true;
             }
