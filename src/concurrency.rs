@@ -49,7 +49,10 @@ use crate::{
     coop,
     error::InvalidConfig,
     on_turn::OnTurn,
-    semaphore::{Acquire, Claim, Permit, Semaphore},
+    semaphore::{
+        Acquire, Claim, Permit, Semaphore,
+        granted::{self, Found, PollPermit},
+    },
 };
 use pin_project_lite::pin_project;
 use std::{
@@ -133,6 +136,10 @@ enum Turn {
     Claimed(Claim),
     /// The call waits for a permit, and holds none.
     Waiting(Acquire),
+    /// A schedule has given the call this permit, which is there until the future is polled.
+    Granted(Option<Permit>),
+    /// The call is a further attempt of one that a schedule has chosen, and waits for its turn there again.
+    Scheduled(Box<dyn PollPermit>),
 }
 
 // === impl ConcurrencyLimitLayer ===
@@ -188,6 +195,10 @@ impl Concurrency {
         })
     }
 
+    pub(crate) const fn permits(&self) -> &Semaphore {
+        &self.permits
+    }
+
     /// Returns the limit, that is, how many calls may be in flight.
     #[must_use]
     pub fn get(&self) -> usize {
@@ -236,6 +247,10 @@ where
 
     /// Waits until a permit is available. Takes no permit, and does not ask the inner service whether it is ready.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // A call that a schedule chooses brings its permit.
+        if granted::is_granted(self.acquire.semaphore()) {
+            return Poll::Ready(Ok(()));
+        }
         // No permit is taken in `poll_ready`: if no call followed, the permit would be kept from the other clones.
         // Waiting for a permit never fails, because this semaphore is never closed.
         let _ = ready!(coop::poll_counted(cx, |cx| self.acquire.poll_ready(cx)));
@@ -244,10 +259,14 @@ where
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
-        let turn = match self.acquire.claim() {
-            Ok(claim) => Turn::Claimed(claim),
-            // The future gets the acquirer with its position among the waiters.
-            Err(acquire) => Turn::Waiting(acquire),
+        let turn = match granted::take(self.acquire.semaphore()) {
+            Some(Found::Permit(permit)) => Turn::Granted(Some(permit)),
+            Some(Found::Again(attempt)) => Turn::Scheduled(attempt),
+            None => match self.acquire.claim() {
+                Ok(claim) => Turn::Claimed(claim),
+                // The future gets the acquirer with its position among the waiters.
+                Err(acquire) => Turn::Waiting(acquire),
+            },
         };
         ResponseFuture {
             state: State::Waiting {
@@ -290,6 +309,17 @@ impl Turn {
                     },
                     Err(acquire) => *self = Self::Waiting(acquire),
                 },
+                // The inner service of an executor is always ready. While another one is not, the call keeps what it was
+                // given: it was chosen because it can go now.
+                Self::Granted(permit) => {
+                    ready!(inner.poll_ready(cx))?;
+                    let permit = permit.take().expect("a granted permit is taken once");
+                    return Poll::Ready(Ok(permit));
+                }
+                Self::Scheduled(attempt) => {
+                    let permit = ready!(attempt.poll_permit(cx));
+                    *self = Self::Granted(Some(permit));
+                }
                 Self::Waiting(acquire) => {
                     if acquire.poll_ready(cx).is_pending() {
                         inner.give_back();

@@ -32,7 +32,7 @@
 
 use crate::{
     error::{BoxError, DeadlineExceeded},
-    rate::{ByExtension, Cost, Demand, RateLimiter, RequestCost},
+    rate::{self, ByExtension, Cost, Demand, RateLimiter, RequestCost},
 };
 use http::Request;
 use pin_project_lite::pin_project;
@@ -303,10 +303,10 @@ where
             req.extensions_mut().insert(TimeoutDeadline(deadline));
             Some(deadline)
         });
+        // A call that a schedule has chosen is charged already, and does not wait.
+        let limits = limits.as_ref().filter(|(limiter, _)| !rate::is_charged(limiter));
         let wait = |(limiter, cost): &(RateLimiter, K)| limiter.wait(&cost.cost(&req), &Demand::default());
-        let allowed = deadline.map_or(Ok(()), |deadline| {
-            deadline.allows(limits.as_ref().map_or(Duration::ZERO, wait))
-        });
+        let allowed = deadline.map_or(Ok(()), |deadline| deadline.allows(limits.map_or(Duration::ZERO, wait)));
         ResponseFuture {
             state: match allowed {
                 Ok(()) => State::Calling {

@@ -101,8 +101,7 @@ mod redact;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod retry;
-#[allow(dead_code)]
-mod schedule;
+pub mod schedule;
 mod semaphore;
 mod sync;
 mod tokens;
@@ -117,6 +116,7 @@ pub use event::{EventHandle, EventLayer, EventService, Events, NetworkRequestEve
 pub use executor::{Call, CallHandle, Executor, ExecutorBuilder, Monitor, Shutdown, StopReport, TrySubmitError};
 pub use queue::{Queue, QueueLayer};
 pub use rate::{ApiTokens, ApiTokensUsed, Cost, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter, TokenUsage};
+pub use schedule::Schedule;
 
 /// Compiles and runs the README's examples as tests.
 #[cfg(all(doctest, feature = "full"))]

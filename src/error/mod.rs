@@ -23,7 +23,7 @@ pub use bad_response::{BadResponse, BadResponseReason};
 pub use call::{Cancelled, Closed, DeadlineExceeded, Deadlock, Refused};
 pub use config::InvalidConfig;
 pub(crate) use rate::Rejected;
-pub use rate::{AcquireError, CostExceedsBurst, Exhausted, StoreUnavailable};
+pub use rate::{AcquireError, CostExceedsBurst, Exhausted, StoreUnavailable, TooManyKeys};
 #[cfg(feature = "http")]
 pub(crate) use response::DelayBound;
 #[cfg(feature = "http")]

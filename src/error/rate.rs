@@ -62,6 +62,39 @@ pub(crate) enum Rejected {
     Exhausted(Exhausted),
 }
 
+/// A call with a new key was refused, because as many keys are known as may be. The keys that are known are not forgotten
+/// for it: they have calls that wait or run, or their limits are not full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyKeys {
+    max: usize,
+}
+
+// === impl TooManyKeys ===
+
+impl TooManyKeys {
+    pub(crate) const fn new(max: usize) -> Self {
+        Self { max }
+    }
+
+    /// Returns how many keys may be known at a time.
+    #[must_use]
+    pub const fn max(&self) -> usize {
+        self.max
+    }
+}
+
+impl fmt::Display for TooManyKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the call has a new key, and {} keys are known, the most that may be",
+            self.max
+        )
+    }
+}
+
+impl StdError for TooManyKeys {}
+
 // === impl CostExceedsBurst ===
 
 impl CostExceedsBurst {

@@ -233,6 +233,16 @@ impl Scope {
         }
     }
 
+    /// Returns a function that does what [`queued`](Self::queued) does, to be called when no lock is held.
+    pub(crate) fn mark_queued(&self) -> impl FnOnce() + use<> {
+        let event = self.event().map(|event| event.at(event.position().1));
+        move || {
+            if let Some(event) = event {
+                event.mark(RequestStatus::Queued);
+            }
+        }
+    }
+
     /// Lets the call start no further attempt. Returns whether the call may still finish: an attempt is on the wire, or
     /// the last one has succeeded. A call without an event always may.
     pub(crate) fn finish_attempts(&self) -> bool {

@@ -17,6 +17,7 @@ use crate::{
     event::Http,
     queue::QueueLayer,
     rate::{AsCharged, Budget, ByExtension, Limits, Rate, RateLimiter},
+    schedule::{Flow, Schedule},
 };
 use http::{Request, Response};
 use std::{
@@ -69,6 +70,7 @@ struct Settings {
     workers: usize,
     concurrency: ConcurrencySetting,
     rates: RateSettings,
+    schedule: Option<Schedule>,
     timeout: Option<Duration>,
     #[cfg(feature = "http")]
     body_layer: BodyLayer,
@@ -91,6 +93,7 @@ impl ExecutorBuilder {
                 workers: 1,
                 concurrency: ConcurrencySetting::Own(10),
                 rates: RateSettings::default(),
+                schedule: None,
                 timeout: None,
                 #[cfg(feature = "http")]
                 body_layer: BodyLayer::new(),
@@ -222,6 +225,17 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self
     }
 
+    /// Lets `schedule` decide which call goes next, instead of the order of arrival: fairly between tenants, urgent calls
+    /// first, with limits of each key. Calls name their [flow](super::Call::flow) and their [class](super::Call::class).
+    /// Default: first in, first out.
+    ///
+    /// The schedule takes permits and budgets from this executor's concurrency limit and limiter. It serves one executor: one
+    /// that is started while another one uses it fails to start.
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.settings.schedule = Some(schedule);
+        self
+    }
+
     /// Adds a Tower layer around the concurrency limit and the rate limit: see [`stack`](super::stack). The layer added
     /// last is the outermost.
     pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Stack<L, N>, D, K, U> {
@@ -348,7 +362,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         B: Send + 'static,
         R: Send + 'static,
     {
-        let queue = QueueLayer::new(self.settings.queue_capacity)?.workers(self.settings.workers)?;
+        let mut queue = QueueLayer::new(self.settings.queue_capacity)?.workers(self.settings.workers)?;
         let layers = StackLayers {
             layer: self.layer,
             concurrency: self.settings.concurrency.into_concurrency()?,
@@ -356,6 +370,14 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
             cost: self.cost,
             used: self.used,
             describe: self.describe,
+        };
+        let schedule = match &self.settings.schedule {
+            Some(schedule) => {
+                let schedule = schedule.with_root(&layers.concurrency, &layers.limiter);
+                queue = queue.schedule(schedule.clone(), Flow::of, ByExtension)?;
+                Some(schedule)
+            }
+            None => None,
         };
         let (describe, cost) = (layers.boxed_describe(), layers.boxed_cost());
         let monitor = Monitor::new(layers.limiter.clone(), layers.concurrency.clone());
@@ -371,6 +393,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
             open_early_response,
             describe,
             cost,
+            schedule,
             timeout: self.settings.timeout,
             monitor,
         }))

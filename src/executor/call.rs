@@ -9,6 +9,7 @@ use crate::{
     error::{BoxError, Error, Refused},
     event::{EventHandle, Metadata, NoMethod, Payload, RequestId, Value},
     rate::Cost,
+    schedule::Flow,
     tokens::ApiTokens,
 };
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
@@ -16,6 +17,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -132,6 +134,24 @@ impl<B> Call<B> {
     /// ```
     pub fn cost(self, cost: Cost) -> Self {
         self.extension(cost)
+    }
+
+    /// Sets whose call it is, for an executor with a [schedule](super::ExecutorBuilder::schedule): one key for each of its
+    /// levels, the outermost first. Default: the call belongs to the flow of all calls that name none.
+    pub fn flow(self, flow: impl Into<Flow>) -> Self {
+        self.change(|request| {
+            let before = request.extensions_mut().remove::<Flow>().unwrap_or_default();
+            request.extensions_mut().insert(before.with_keys(flow.into()));
+        })
+    }
+
+    /// Sets the class of the call, for an executor with a [schedule](super::ExecutorBuilder::schedule). Default: the first
+    /// class of the schedule.
+    pub fn class(self, class: impl Into<Arc<str>>) -> Self {
+        self.change(|request| {
+            let flow = request.extensions_mut().remove::<Flow>().unwrap_or_default();
+            request.extensions_mut().insert(flow.class(class));
+        })
     }
 
     /// Sets how long the call may take, from when `timeout` is called until the call has ended. Default: the [timeout

@@ -10,10 +10,11 @@ use super::{
 use crate::{
     clock,
     deadline::{Deadline, PendingDemand},
-    error::{Error, Refused},
+    error::{Error, InvalidConfig, Refused},
     event::{self, EventHandle, Events, RequestDetails, Scope, Stage},
     queue::{self, CallContext, Queue},
     rate::{ApiTokens, Budget, Bursts, Cost, Demand},
+    schedule::{Flow, Schedule},
 };
 use http::{Request, Response};
 use std::{
@@ -53,6 +54,7 @@ pub(super) struct ExecutorParts<B, R> {
     pub(super) open_early_response: Option<OpenEarlyResponse<B, R>>,
     pub(super) describe: BoxDescribe<B, R>,
     pub(super) cost: BoxCost<B>,
+    pub(super) schedule: Option<Schedule>,
     pub(super) timeout: Option<Duration>,
     pub(super) monitor: Monitor,
 }
@@ -118,6 +120,10 @@ impl<B, R> ExecutorInner<B, R> {
                 return Err(Error::already_running());
             }
             RunState::Running(_) | RunState::Stopping(_) | RunState::Stopped => {}
+        }
+        if self.parts.schedule.as_ref().is_some_and(Schedule::is_used) {
+            let problem = InvalidConfig::new("schedule", "must not be used by another queue that has not ended");
+            return Err(Error::new(problem));
         }
         let queue = (self.parts.start)();
         self.parts.monitor.watch(queue.places());
@@ -223,18 +229,26 @@ impl<B, R> ExecutorInner<B, R> {
         let in_request = Deadline::of(request);
         let deadline = in_request.or_else(|| self.parts.timeout.map(Deadline::after));
         if let Some(deadline) = deadline {
-            let wait = self.parts.monitor.limiter().wait(&cost, &self.pending_demand.sum());
+            // With a schedule, only the calls of the same flow are certain to go first.
+            let ahead = match &self.parts.schedule {
+                Some(schedule) => schedule.demand_ahead(&Flow::of(request)),
+                None => self.pending_demand.sum(),
+            };
+            let wait = self.parts.monitor.limiter().wait(&cost, &ahead);
             deadline.allows(wait).map_err(Error::from)?;
             if in_request.is_none() {
                 request.extensions_mut().insert(deadline);
             }
         }
+        let scheduled = self.parts.schedule.as_ref();
+        let scheduled = scheduled.map(|schedule| schedule.call(&Flow::of(request), cost));
         let (event, scope) = self.open_event(request, has_place);
         let early_response = self.parts.open_early_response.map(|open| Box::new(open(request)));
         let context = CallContext {
             scope,
             deadline: deadline.map(Deadline::instant),
             demand: Some(self.pending_demand.add(&cost)),
+            scheduled,
         };
         Ok(Admission {
             context,

@@ -13,6 +13,7 @@ use super::{
     CallContext,
     message::{EarlyEnd, Ended, Message},
     runtime::Runtime,
+    scheduled::{ChannelSchedule, ScheduledCalls},
     timer::Timer,
     wakers::{ReadyWaker, TimerWaker},
     workers::Workers,
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     clock,
     panic::{self, catch_unwind},
+    schedule::Schedule,
     semaphore::{Permit, Semaphore},
     sync::{
         Mutex, MutexGuard,
@@ -58,6 +60,8 @@ pub(super) struct Channel<Req, Res> {
     /// Whether the workers are to end the calls that are not on the wire.
     pub(super) only_sent: AtomicBool,
     in_flight: AtomicUsize,
+    /// `None` if calls begin in the order in which they were accepted.
+    schedule: Option<Box<ChannelSchedule>>,
     state: Mutex<ChannelState<Req, Res>>,
     /// Notified after `is_ended` was set.
     ended: Notify,
@@ -65,6 +69,8 @@ pub(super) struct Channel<Req, Res> {
 
 pub(super) struct ChannelState<Req, Res> {
     calls: VecDeque<Arc<Message<Req, Res>>>,
+    /// The calls of a channel with a schedule, of which none is in `calls`.
+    pub(super) scheduled: Option<Box<ScheduledCalls<Req, Res>>>,
     /// How many messages in `calls` have ended early. May be too high: a message that ends after it was taken out is
     /// counted, too. Such a message has no request any more and stays in `calls` until it is taken out or a sweep
     /// removes it.
@@ -108,6 +114,8 @@ pub(super) struct StartEpoch(pub(super) u64);
 pub(super) enum Next<Req, Res> {
     /// It has the turn and begins this call.
     Call(Arc<Message<Req, Res>>, StartEpoch),
+    /// It has the turn and begins the call that the schedule chooses.
+    Choose(StartEpoch),
     /// It waits until it is woken.
     Wait,
     /// It ends.
@@ -143,10 +151,14 @@ where
     pub(super) fn new(
         places: Semaphore,
         max_starting: usize,
+        schedule: Option<Schedule>,
         spawn: impl Fn(&Arc<Self>, usize) + Send + Sync + 'static,
     ) -> Arc<Self> {
         let state = ChannelState {
             calls: VecDeque::new(),
+            scheduled: schedule
+                .as_ref()
+                .map(|schedule| Box::new(ScheduledCalls::new(schedule))),
             dead: 0,
             pending: None,
             turn: Turn::Free,
@@ -171,9 +183,11 @@ where
             aborted: AtomicBool::new(false),
             only_sent: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            schedule: schedule.map(|schedule| Box::new(ChannelSchedule::new(schedule))),
             state: Mutex::new(state),
             ended: Notify::new(),
         });
+        channel.use_schedule();
         let first = {
             let mut state = channel.lock();
             let first = state.workers.add();
@@ -192,6 +206,10 @@ impl<Req, Res> Channel<Req, Res> {
 
     pub(super) const fn runtime(&self) -> &Runtime {
         &self.runtime
+    }
+
+    pub(super) fn schedule(&self) -> Option<&ChannelSchedule> {
+        self.schedule.as_deref()
     }
 
     pub(super) const fn ready_waker(&self) -> &Waker {
@@ -262,13 +280,14 @@ impl<Req, Res> Channel<Req, Res> {
             return;
         }
         let mut state = self.lock();
-        let (mut woken, mut removed) = (None, None);
+        let (mut woken, mut removed, mut cancelled) = (None, None, None);
         match ended {
             Ended::Before => {}
             Ended::ByWorker(worker) => woken = state.workers.waker(worker),
             Ended::InQueue => {
                 removed = state.remove_deadline(message);
-                state.dead += 1;
+                cancelled = state.cancel_scheduled(message);
+                state.dead += usize::from(state.scheduled.is_none());
                 if state.dead > SWEEP_THRESHOLD && state.dead > state.calls.len() / 2 {
                     state.calls.retain(|message| !message.ends_early());
                     state.dead = 0;
@@ -284,10 +303,11 @@ impl<Req, Res> Channel<Req, Res> {
         drop(state);
         drop(removed);
         woken.into_iter().for_each(panic::wake);
+        self.end_cancelled(cancelled);
     }
 
     /// Stops accepting calls. The accepted calls are finished, and the workers end.
-    pub(super) fn close(&self) {
+    pub(super) fn close(self: &Arc<Self>) {
         let wakers = {
             let mut state = self.lock();
             self.closed.store(true, Ordering::Release);
@@ -295,6 +315,7 @@ impl<Req, Res> Channel<Req, Res> {
         };
         self.places.close();
         wakers.into_iter().for_each(panic::wake);
+        self.close_unplaced();
     }
 
     pub(super) fn is_ended(&self) -> bool {
@@ -323,12 +344,16 @@ impl<Req, Res> Channel<Req, Res> {
     }
 
     /// Cancels the calls that have not been taken from the queue by a worker.
-    pub(super) fn cancel_queued(&self) {
-        let (pending, calls) = {
+    pub(super) fn cancel_queued(self: &Arc<Self>) {
+        let (pending, calls, scheduled) = {
             let mut state = self.lock();
             state.dead = 0;
-            (state.pending.clone(), mem::take(&mut state.calls))
+            let scheduled = Self::scheduled_messages(&state);
+            (state.pending.clone(), mem::take(&mut state.calls), scheduled)
         };
+        for message in scheduled {
+            let _ = catch_unwind(|| self.end_early(&message, EarlyEnd::Cancelled));
+        }
         for message in pending.into_iter().chain(calls) {
             // Ending a call drops its request, which runs user code. A panic of that code is caught, because the other
             // calls still have to be cancelled.
@@ -388,18 +413,18 @@ impl<Req, Res> Channel<Req, Res> {
         }
         let next = if may_take && state.starting < self.max_starting {
             state.free_turn(id);
-            state.pending.take().or_else(|| state.calls.pop_front())
+            state.take_next()
         } else {
             None
         };
         // The idle workers that are to end.
         let mut idle = Vec::new();
         let next = match next {
-            Some(message) => {
+            Some(next) => {
                 state.starting += 1;
                 state.turn = Turn::Taken;
                 state.is_ready = false;
-                Next::Call(message, state.epoch)
+                next
             }
             None if self.is_closed() && !state.has_call() => {
                 idle = state.workers.take_idle();
@@ -431,14 +456,21 @@ impl<Req, Res> Channel<Req, Res> {
 
     /// Keeps the call until the service is ready. Returns `false` if the service is to be polled again, because its
     /// waker was woken meanwhile, or if the call has ended or is to be ended.
-    pub(super) fn wait_until_ready(&self, id: usize, message: &Arc<Message<Req, Res>>, epoch: StartEpoch) -> bool {
+    /// Without a call, waits until the schedule can choose one.
+    pub(super) fn wait_until_ready(
+        &self,
+        id: usize,
+        message: Option<&Arc<Message<Req, Res>>>,
+        epoch: StartEpoch,
+    ) -> bool {
         let mut state = self.lock();
-        if mem::take(&mut state.is_ready) || message.ends_early() || self.is_stopped() {
+        let is_ended = message.is_some_and(|message| message.ends_early() || self.is_stopped());
+        if mem::take(&mut state.is_ready) || is_ended {
             return false;
         }
         state.end_start(epoch);
         state.turn = Turn::Waits(id);
-        state.pending = Some(message.clone());
+        state.pending = message.cloned();
         true
     }
 
@@ -464,6 +496,12 @@ impl<Req, Res> Channel<Req, Res> {
         self.started(epoch);
     }
 
+    /// Gives the turn back, because no call waits that could be chosen.
+    pub(super) fn not_chosen(self: &Arc<Self>, epoch: StartEpoch) {
+        self.turn_given_back.store(true, Ordering::Release);
+        self.started(epoch);
+    }
+
     /// Notes that a call has started, because its future was polled once, or that it has ended without.
     pub(super) fn started(self: &Arc<Self>, epoch: StartEpoch) {
         let mut state = self.lock();
@@ -475,7 +513,7 @@ impl<Req, Res> Channel<Req, Res> {
 
     /// Removes a worker that has ended or was dropped. Returns whether it was the last one: then no call is left, and
     /// the service is to be dropped before [`set_ended`](Self::set_ended) is called.
-    pub(super) fn remove_worker(&self, id: usize, epoch: Option<StartEpoch>) -> bool {
+    pub(super) fn remove_worker(self: &Arc<Self>, id: usize, epoch: Option<StartEpoch>) -> bool {
         let (removed, is_last, next) = {
             let mut state = self.lock();
             if let Some(epoch) = epoch {
@@ -508,6 +546,9 @@ impl<Req, Res> Channel<Req, Res> {
     /// Tells everybody who waits for it that the last worker has ended.
     pub(super) fn set_ended(&self) {
         self.lock().is_ended = true;
+        if let Some(scheduled) = self.schedule() {
+            scheduled.schedule.shared().release_queue();
+        }
         self.ended.notify_waiters();
     }
 }
@@ -516,7 +557,22 @@ impl<Req, Res> Channel<Req, Res> {
 impl<Req, Res> ChannelState<Req, Res> {
     /// Whether a call is queued.
     pub(super) fn has_call(&self) -> bool {
-        self.pending.is_some() || !self.calls.is_empty()
+        self.pending.is_some() || !self.calls.is_empty() || self.is_any_scheduled()
+    }
+
+    /// Whether a call waits in the schedule.
+    fn is_any_scheduled(&self) -> bool {
+        self.scheduled
+            .as_ref()
+            .is_some_and(|scheduled| scheduled.shared.waiting() > 0)
+    }
+
+    /// Takes the call that goes next, or says that the schedule is to choose it. The caller counts it as starting.
+    fn take_next(&mut self) -> Option<Next<Req, Res>> {
+        if let Some(message) = self.pending.take().or_else(|| self.calls.pop_front()) {
+            return Some(Next::Call(message, self.epoch));
+        }
+        self.is_any_scheduled().then_some(Next::Choose(self.epoch))
     }
 
     /// Frees the turn. If another worker than `id` waits for the service with it, that one becomes idle.

@@ -8,10 +8,11 @@ use crate::{
     panic::{self, catch_unwind},
     sync::atomic::{AtomicBool, Ordering},
 };
+use std::sync::Arc;
 
 impl<Req, Res> Channel<Req, Res> {
     /// Stops accepting calls, and cancels the accepted ones.
-    pub(super) fn abort(&self) {
+    pub(super) fn abort(self: &Arc<Self>) {
         self.stop(&self.aborted);
     }
 
@@ -19,12 +20,12 @@ impl<Req, Res> Channel<Req, Res> {
     ///
     /// The worker of a running call decides whether the call is on the wire, when it is not polling the call: so it
     /// cannot cancel a call that is just being sent.
-    pub(super) fn finish_sent(&self) {
+    pub(super) fn finish_sent(self: &Arc<Self>) {
         self.stop(&self.only_sent);
     }
 
     /// A call that a worker has taken, and so is not queued any more, is ended by its worker, which sees the flag.
-    fn stop(&self, flag: &AtomicBool) {
+    fn stop(self: &Arc<Self>, flag: &AtomicBool) {
         flag.store(true, Ordering::Release);
         self.close();
         self.cancel_queued();

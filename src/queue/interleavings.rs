@@ -35,7 +35,7 @@ where
     S::Future: Send + 'static,
 {
     let service = SharedService::new(Mutex::new(Some(service)));
-    Channel::new(Semaphore::new(4), 1, move |channel, id| {
+    Channel::new(Semaphore::new(4), 1, None, move |channel, id| {
         let worker = Worker::new(service.clone(), id, channel.clone());
         channel.runtime().spawn(worker);
     })
@@ -53,6 +53,7 @@ fn push_in(channel: &Arc<Channel<u32, u32>>, req: u32, scope: Scope) -> Option<C
         scope,
         deadline: None,
         demand: None,
+        scheduled: None,
     };
     channel.push(&mut Some(req), context, place).ok()
 }

@@ -3,13 +3,13 @@
 use super::CallContext;
 use crate::{
     deadline::PendingCost,
-    error::{BoxError, Cancelled, DeadlineExceeded},
+    error::{BoxError, Cancelled, Closed, DeadlineExceeded},
     event::Scope,
     panic::{self, catch_unwind},
     semaphore::Permit,
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 use std::{
@@ -31,6 +31,10 @@ pub(super) struct Message<Req, Res> {
     /// Whether the call was ended, or is to be ended, before it has a response. An atomic, so that it can be read
     /// without the lock.
     ends_early: AtomicBool,
+    /// Whether the call has had a place in the queue, or has begun. Set only for the calls of a scheduled queue.
+    is_accepted: AtomicBool,
+    /// The key of the call in a scheduled queue.
+    key: AtomicU32,
     state: Mutex<MessageState<Req, Res>>,
 }
 
@@ -73,6 +77,8 @@ pub(super) enum EarlyEnd {
     Cancelled,
     /// The call's deadline has passed.
     DeadlinePassed,
+    /// The queue was closed before the call had a place.
+    Closed,
 }
 
 /// What [`Message::end_early`] has done.
@@ -100,13 +106,14 @@ impl EarlyEnd {
         match self {
             Self::Cancelled => Cancelled::new().into(),
             Self::DeadlinePassed => DeadlineExceeded::new(Duration::ZERO, Duration::ZERO).into(),
+            Self::Closed => Closed::new().into(),
         }
     }
 
     /// Writes the end to the call's event.
     pub(super) fn record(self, scope: &Scope) {
         match self {
-            Self::Cancelled => scope.cancel(),
+            Self::Cancelled | Self::Closed => scope.cancel(),
             Self::DeadlinePassed => scope.fail(&self.into_error()),
         }
     }
@@ -122,10 +129,13 @@ impl<Req, Res> Message<Req, Res> {
             scope,
             deadline,
             demand,
+            scheduled: _,
         } = context;
         let mut message = Arc::new(Self {
             deadline,
             ends_early: AtomicBool::new(false),
+            is_accepted: AtomicBool::new(false),
+            key: AtomicU32::new(0),
             state: Mutex::new(MessageState {
                 stage: MessageStage::Queued,
                 content: Content::Request(None),
@@ -177,9 +187,23 @@ impl<Req, Res> Message<Req, Res> {
             }
             MessageStage::Ending(_) | MessageStage::EndingInQueue | MessageStage::Done => return Ended::Before,
         }
+        self.end_queued(state, why.into_error(), &|scope| why.record(scope));
+        Ended::InQueue
+    }
+
+    /// Ends a queued call with an error that is not its caller's doing. Does nothing if it is not queued any more.
+    pub(super) fn fail_in_queue(&self, error: &dyn Fn() -> BoxError) {
+        let state = self.lock();
+        if state.stage == MessageStage::Queued {
+            self.end_queued(state, error(), &|scope| scope.fail(&error()));
+        }
+    }
+
+    /// Ends a queued call with `error`, and its event with `record`.
+    fn end_queued(&self, mut state: MutexGuard<'_, MessageState<Req, Res>>, error: BoxError, record: &dyn Fn(&Scope)) {
         state.stage = MessageStage::EndingInQueue;
         self.ends_early.store(true, Ordering::Release);
-        let content = mem::replace(&mut state.content, Content::Response(Some(Err(why.into_error()))));
+        let content = mem::replace(&mut state.content, Content::Response(Some(Err(error))));
         let queued = state.queued.take();
         drop(state);
         if let Some(QueuedParts { scope, place, demand }) = queued {
@@ -187,7 +211,7 @@ impl<Req, Res> Message<Req, Res> {
             // The event ends before the caller is told, so that a caller that has the result finds the record final. Ending
             // it and dropping the span run user code (a subscriber), which may panic.
             let _ = catch_unwind(move || {
-                why.record(&scope);
+                record(&scope);
                 drop(scope);
             });
         }
@@ -199,7 +223,64 @@ impl<Req, Res> Message<Req, Res> {
         caller.into_iter().for_each(panic::wake);
         // The request is dropped last: dropping it runs user code, which may panic.
         drop(content);
-        Ended::InQueue
+    }
+
+    /// Returns the key of the call in a scheduled queue.
+    pub(super) fn key(&self) -> u32 {
+        self.key.load(Ordering::Relaxed)
+    }
+
+    /// Sets the key of a call in a scheduled queue, before it is known to others.
+    pub(super) fn set_key(&self, key: u32, has_place: bool) {
+        self.key.store(key, Ordering::Relaxed);
+        self.is_accepted.store(has_place, Ordering::Release);
+    }
+
+    /// Whether a call of a scheduled queue has had a place, or has begun.
+    pub(super) fn is_accepted(&self) -> bool {
+        self.is_accepted.load(Ordering::Acquire)
+    }
+
+    /// Gives a call that waits for it a place in the queue.
+    pub(super) fn give_place(&self, place: Permit) {
+        let mut state = self.lock();
+        let Some(queued) = &mut state.queued else {
+            // The call has begun or ended meanwhile.
+            drop(state);
+            drop(place);
+            return;
+        };
+        queued.place = place;
+        let mark_queued = queued.scope.mark_queued();
+        self.is_accepted.store(true, Ordering::Release);
+        let caller = state.caller.take();
+        drop(state);
+        mark_queued();
+        caller.into_iter().for_each(panic::wake);
+    }
+
+    /// Waits until a call of a scheduled queue is accepted, or has ended without.
+    pub(super) fn poll_accepted(&self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        if self.is_accepted() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut state = self.lock();
+        if self.is_accepted() {
+            return Poll::Ready(Ok(()));
+        }
+        if state.stage == MessageStage::Done {
+            let Content::Response(Some(Err(_))) = &state.content else {
+                return Poll::Ready(Ok(()));
+            };
+            let Content::Response(Some(Err(error))) = mem::replace(&mut state.content, Content::Response(None)) else {
+                return Poll::Ready(Ok(()));
+            };
+            return Poll::Ready(Err(error));
+        }
+        let replaced = register(&mut state.caller, cx.waker());
+        drop(state);
+        drop(replaced);
+        Poll::Pending
     }
 
     /// Returns why the worker of a running call has to end the call early, if it has to.
@@ -227,8 +308,16 @@ impl<Req, Res> Message<Req, Res> {
             return None;
         };
         let req = req.take()?;
+        // A schedule may choose a call that still waits for its place.
+        let had_no_place = place.is_of_none();
+        let caller = if had_no_place { state.caller.take() } else { None };
         drop(state);
         drop(place);
+        if had_no_place {
+            self.is_accepted.store(true, Ordering::Release);
+            scope.queued();
+            caller.into_iter().for_each(panic::wake);
+        }
         Some((req, scope, demand))
     }
 
@@ -246,6 +335,7 @@ impl<Req, Res> Message<Req, Res> {
             scope,
             deadline: self.deadline,
             demand,
+            scheduled: None,
         }
     }
 

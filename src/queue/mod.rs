@@ -60,12 +60,14 @@
 //! ```
 
 mod channel;
+mod door;
 mod ending;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
 mod message;
 mod response_future;
 mod runtime;
+mod scheduled;
 mod timer;
 mod wakers;
 mod worker;
@@ -77,10 +79,13 @@ use crate::{
     deadline::{Deadline, PendingCost},
     error::{BoxError, Closed, InvalidConfig, Refused},
     event::Scope,
+    rate::{Cost, RequestCost},
+    schedule::{Flow, Schedule, ScheduledCall},
     semaphore::{Acquire, Permit, Semaphore},
     sync::Mutex,
 };
 use channel::Channel;
+use message::Message;
 use std::{
     fmt,
     marker::PhantomData,
@@ -97,7 +102,14 @@ pub struct QueueLayer<Req> {
     capacity: usize,
     workers: usize,
     deadline: Option<fn(&Req) -> Option<Deadline>>,
+    schedule: Option<Arc<QueueSchedule<Req>>>,
     request: PhantomData<fn(Req)>,
+}
+
+/// A schedule, and what it has to know about a call.
+struct QueueSchedule<Req> {
+    schedule: Schedule,
+    describe: Box<dyn Fn(&Req) -> (Flow, Cost) + Send + Sync>,
 }
 
 /// A handle to a queue. Clones are handles to the same queue. See the [module docs](self).
@@ -108,6 +120,7 @@ pub struct Queue<Req, Res> {
     /// Acquires the place in the queue for this handle's next call.
     acquire: Acquire,
     deadline: Option<fn(&Req) -> Option<Deadline>>,
+    schedule: Option<Arc<QueueSchedule<Req>>>,
 }
 
 /// What a call has besides its request while it waits to begin.
@@ -118,6 +131,8 @@ pub(crate) struct CallContext {
     pub(crate) deadline: Option<Instant>,
     /// Counts the call's cost among that of the calls that have not reached the limits.
     pub(crate) demand: Option<PendingCost>,
+    /// What the schedule of the queue has to know about the call, if it has one.
+    pub(crate) scheduled: Option<ScheduledCall>,
 }
 
 /// Closes the queue when dropped. The handles share one `CloseOnDrop`, which is dropped with the last handle.
@@ -142,6 +157,7 @@ impl<Req> QueueLayer<Req> {
             capacity,
             workers: 1,
             deadline: None,
+            schedule: None,
             request: PhantomData,
         })
     }
@@ -189,11 +205,50 @@ impl<Req> QueueLayer<Req> {
     }
 }
 
+impl<Req: 'static> QueueLayer<Req> {
+    /// Lets `schedule` decide which call goes next. `flow` says whose call it is, and `cost` what the limiter of the schedule
+    /// charges it. Default: calls begin in the order in which the queue accepted them.
+    ///
+    /// With a schedule, `poll_ready` is always ready, because it does not know yet whose call will follow. A call without a
+    /// place in the queue waits for it in the schedule already, and begins even if its future is not polled.
+    ///
+    /// ```
+    /// # use tower_outbound::{Concurrency, Limits, QueueLayer, Rate, RateLimiter, Schedule};
+    /// # use tower_outbound::{rate::ByExtension, schedule::{Flow, Level}};
+    /// let (concurrency, limiter) = (Concurrency::new(10)?, RateLimiter::new(Limits::new().requests(Rate::per_second(5)))?);
+    /// let schedule = Schedule::new()
+    ///     .level(Level::by("tenant"))
+    ///     .concurrency(concurrency.clone())
+    ///     .limiter(limiter.clone());
+    /// let layer = QueueLayer::<http::Request<String>>::new(100)?.schedule(schedule, Flow::of, ByExtension)?;
+    /// // Below it come `ConcurrencyLimitLayer::with_limit(concurrency)` and `RateLimitLayer::new(limiter)`.
+    /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns [`InvalidConfig`] if the schedule has more than 3 levels or more than 256 classes.
+    pub fn schedule(
+        mut self,
+        schedule: Schedule,
+        flow: impl Fn(&Req) -> Flow + Send + Sync + 'static,
+        cost: impl RequestCost<Req> + Send + Sync + 'static,
+    ) -> Result<Self, InvalidConfig> {
+        schedule.check()?;
+        self.schedule = Some(Arc::new(QueueSchedule {
+            schedule,
+            describe: Box::new(move |req| (flow(req), cost.cost(req))),
+        }));
+        Ok(self)
+    }
+}
+
 /// Each service that the layer makes is a separate queue.
 ///
 /// # Panics
 ///
-/// Panics if `layer` is called outside a Tokio runtime, where the calls cannot be spawned.
+/// Panics if `layer` is called outside a Tokio runtime, where the calls cannot be spawned, and if the layer has a
+/// [schedule](QueueLayer::schedule) whose queue has not ended: a schedule serves one queue at a time.
 impl<S, Req> Layer<S> for QueueLayer<Req>
 where
     S: Service<Req> + Send + 'static,
@@ -207,7 +262,8 @@ where
     fn layer(&self, inner: S) -> Self::Service {
         let places = Semaphore::new(self.capacity);
         let service = SharedService::new(Mutex::new(Some(inner)));
-        let channel = Channel::new(places.clone(), self.workers, move |channel, id| {
+        let schedule = self.schedule.as_ref().map(|queue| queue.schedule.clone());
+        let channel = Channel::new(places.clone(), self.workers, schedule, move |channel, id| {
             let worker = Worker::new(service.clone(), id, channel.clone());
             channel.runtime().spawn(worker);
         });
@@ -215,13 +271,17 @@ where
             close_on_drop: Arc::new(CloseOnDrop { channel }),
             acquire: places.acquire(),
             deadline: self.deadline,
+            schedule: self.schedule.clone(),
         }
     }
 }
 
 impl<Req> Clone for QueueLayer<Req> {
     fn clone(&self) -> Self {
-        Self { ..*self }
+        Self {
+            schedule: self.schedule.clone(),
+            ..*self
+        }
     }
 }
 
@@ -259,6 +319,9 @@ impl<Req, Res> Queue<Req, Res> {
     /// to [`call_at`](Self::call_at) or [`call_in`](Self::call_in).
     #[inline]
     pub(crate) fn try_place(&mut self) -> Result<Option<Permit>, Closed> {
+        if self.schedule.is_some() && self.channel().has_unplaced() {
+            return Ok(None);
+        }
         self.acquire.try_acquire()
     }
 
@@ -270,7 +333,7 @@ impl<Req, Res> Queue<Req, Res> {
         context: CallContext,
     ) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
         let channel = self.channel();
-        match channel.push(req, context, place) {
+        match Self::push(channel, req, context, place) {
             Ok(message) => Ok(ResponseFuture::accepted_as(message, channel)),
             // The call's scope (its event and its span) is dropped without cancelling the event: the caller may make
             // the call again in another queue, as part of the same event.
@@ -290,7 +353,11 @@ impl<Req, Res> Queue<Req, Res> {
     ) -> ResponseFuture<Req, Res> {
         let channel = &self.close_on_drop.channel;
         let context = match place {
-            Some(place) => match channel.push(req, context, place) {
+            None if context.scheduled.is_some() => match Self::push_scheduled(channel, req, context, None) {
+                Ok(message) => return ResponseFuture::accepted_as(message, channel),
+                Err(context) => context,
+            },
+            Some(place) => match Self::push(channel, req, context, place) {
                 Ok(message) => return ResponseFuture::accepted_as(message, channel),
                 // The queue was closed just now. The returned future fails with `Closed` when it is polled.
                 Err(context) => context,
@@ -300,12 +367,42 @@ impl<Req, Res> Queue<Req, Res> {
         ResponseFuture::waiting(channel, self.acquire.replace(), req.take(), context)
     }
 
+    #[inline]
+    fn push(
+        channel: &Arc<Channel<Req, Res>>,
+        req: &mut Option<Req>,
+        context: CallContext,
+        place: Permit,
+    ) -> Result<Arc<Message<Req, Res>>, CallContext> {
+        if context.scheduled.is_some() {
+            return Self::push_scheduled(channel, req, context, Some(place));
+        }
+        channel.push(req, context, place)
+    }
+
+    #[inline(never)]
+    fn push_scheduled(
+        channel: &Arc<Channel<Req, Res>>,
+        req: &mut Option<Req>,
+        mut context: CallContext,
+        place: Option<Permit>,
+    ) -> Result<Arc<Message<Req, Res>>, CallContext> {
+        match context.scheduled.take() {
+            Some(call) => channel.push_scheduled(req, context, place, call),
+            None => Err(context),
+        }
+    }
+
     /// Returns the context of a call with this request.
     pub(crate) fn context(&self, req: &Req, scope: Scope, demand: Option<PendingCost>) -> CallContext {
         CallContext {
             scope,
             deadline: self.deadline.and_then(|deadline| deadline(req)).map(Deadline::instant),
             demand,
+            scheduled: self.schedule.as_ref().map(|queue| {
+                let (flow, cost) = (queue.describe)(req);
+                queue.schedule.call(&flow, cost)
+            }),
         }
     }
 
@@ -388,6 +485,9 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
     type Future = ResponseFuture<Req, Res>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if self.schedule.is_some() && !self.is_closed() {
+            return Poll::Ready(Ok(()));
+        }
         self.acquire.poll_ready(cx).map_err(Into::into)
     }
 
@@ -409,6 +509,7 @@ impl<Req, Res> Clone for Queue<Req, Res> {
             close_on_drop: self.close_on_drop.clone(),
             acquire: self.acquire.clone(),
             deadline: self.deadline,
+            schedule: self.schedule.clone(),
         }
     }
 }

@@ -101,8 +101,11 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     /// Returns whether the call has been accepted into the queue, even if it has left the queue since. After this
     /// future has completed, that is no longer known, and the method returns `false`.
     #[must_use]
-    pub const fn is_accepted(&self) -> bool {
-        matches!(self.state, State::Accepted { .. })
+    pub fn is_accepted(&self) -> bool {
+        match &self.state {
+            State::Accepted { message, channel } => channel.schedule().is_none() || message.is_accepted(),
+            State::WaitingForPlace(_) | State::EndedEarly(_) | State::Finished => false,
+        }
     }
 
     /// Drops this future without cancelling the call. The call's response is dropped. A call that has no place in the
@@ -171,6 +174,15 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     }
 
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        if let State::Accepted { message, channel } = &self.state {
+            if channel.schedule().is_some() {
+                let accepted = ready!(message.poll_accepted(cx));
+                if accepted.is_err() {
+                    self.state = State::Finished;
+                }
+                return Poll::Ready(accepted);
+            }
+        }
         if let State::WaitingForPlace(waiting) = &mut self.state {
             let WaitingForPlace { acquire, call, channel } = &mut **waiting;
             let Poll::Ready(place) = Acquire::poll_acquire(acquire, cx) else {

@@ -37,7 +37,7 @@ impl<Req, Res> Channel<Req, Res> {
     fn timer_fired(self: &Arc<Self>) -> Option<Instant> {
         let now = Instant::now();
         let mut due = Vec::new();
-        let (assigned, next) = {
+        let (assigned, change, next) = {
             let mut state = self.lock();
             while let Some(first) = state.deadlines.first_entry() {
                 if first.key().0 > now {
@@ -51,13 +51,17 @@ impl<Req, Res> Channel<Req, Res> {
                     state.starting = 0;
                 }
             }
+            let (blocked_until, due) = state.schedule_due(now);
+            let change = state.schedule_changed(self.max_starting, due);
             let assigned = state.assign(self.max_starting);
             state.watch_starts(self.max_starting);
             let deadline = state.deadlines.first_key_value().map(|((deadline, _), _)| *deadline);
             let check = state.check.map(|(at, _)| at);
-            (assigned, deadline.into_iter().chain(check).min())
+            let next = deadline.into_iter().chain(check).chain(blocked_until).min();
+            (assigned, change, next)
         };
         self.carry_out(assigned);
+        self.carry_out_change(change);
         for message in due {
             let _ = catch_unwind(|| self.end_early(&message, EarlyEnd::DeadlinePassed));
         }

@@ -10,12 +10,15 @@
 use super::{
     channel::{Channel, Next, StartEpoch},
     message::{EarlyEnd, Message},
+    scheduled::ChannelSchedule,
 };
 use crate::{
     deadline::PendingCost,
     error::BoxError,
     event::Scope,
     panic::catch_unwind,
+    schedule::Grant,
+    semaphore::granted,
     sync::{Mutex, MutexGuard},
 };
 use pin_project_lite::pin_project;
@@ -83,6 +86,8 @@ struct RunningCall<Req, Res> {
     message: Arc<Message<Req, Res>>,
     /// The call's event and span.
     scope: Scope,
+    /// What a schedule has given the call.
+    grant: Option<Box<Grant>>,
 }
 
 /// How many calls a worker begins in one poll before it yields to other tasks. They share the cooperative budget that
@@ -120,6 +125,7 @@ where
         }
         let polled = catch_unwind(|| {
             let _entered = call.scope.enter();
+            let _granted = call.grant.as_mut().map(|grant| grant.enter());
             future.poll(cx).map_err(Into::into)
         });
         match polled {
@@ -149,44 +155,79 @@ where
         }
     }
 
-    /// Waits until the service is ready for the call, and calls it.
-    fn poll_begin(mut self: Pin<&mut Self>, message: Arc<Message<Req, S::Response>>, epoch: StartEpoch) -> Poll<()> {
+    /// Waits until the service is ready for the call, or for the one that the schedule chooses, and calls it.
+    fn poll_begin(
+        mut self: Pin<&mut Self>,
+        message: Option<Arc<Message<Req, S::Response>>>,
+        epoch: StartEpoch,
+    ) -> Poll<()> {
         let mut this = self.as_mut().project();
         let channel = &*this.channel;
         let mut service = lock(this.service);
         let Some(service_ref) = service.as_mut() else {
             drop(service);
-            channel.not_begun(&message, epoch);
+            match message {
+                Some(message) => channel.not_begun(&message, epoch),
+                None => channel.not_chosen(epoch),
+            }
             return Poll::Ready(());
         };
-        let ready = loop {
-            channel.end_if_stopped(&message);
-            // The service's readiness is not polled for a call that has ended.
-            if message.ends_early() {
-                break Ok(());
+        let (message, grant, ready) = loop {
+            if let Some(message) = &message {
+                channel.end_if_stopped(message);
             }
             let mut cx = Context::from_waker(channel.ready_waker());
-            match catch_unwind(|| service_ref.poll_ready(&mut cx).map_err(Into::into)) {
-                Ok(Poll::Ready(ready)) => break ready,
-                Ok(Poll::Pending) if channel.wait_until_ready(*this.id, &message, epoch) => return Poll::Pending,
-                // The service's waker was woken, or the call has ended, since the service was polled.
-                Ok(Poll::Pending) => {}
-                Err(panic) => break Err(panic),
+            // The service's readiness is not polled for a call that has ended.
+            let ready = if message.as_ref().is_some_and(|message| message.ends_early()) {
+                Poll::Ready(Ok(()))
+            } else {
+                poll_ready(service_ref, channel, &mut cx)
+            };
+            let chosen = match (ready, &message) {
+                (Poll::Pending, _) => Poll::Pending,
+                (Poll::Ready(ready), Some(message)) => Poll::Ready(Some((message.clone(), None, ready))),
+                (Poll::Ready(ready), None) => channel
+                    .poll_choose(&mut cx)
+                    .map(|chosen| chosen.map(|(message, grant)| (message, Some(grant), ready))),
+            };
+            match chosen {
+                Poll::Ready(Some(chosen)) => break chosen,
+                Poll::Ready(None) => {
+                    drop(service);
+                    channel.not_chosen(epoch);
+                    return Poll::Ready(());
+                }
+                Poll::Pending if channel.wait_until_ready(*this.id, message.as_ref(), epoch) => return Poll::Pending,
+                // The waker was woken, or the call has ended, since the service was polled.
+                Poll::Pending => {}
             }
         };
-        let Some((req, scope, demand)) = message.begin(*this.id) else {
+        let is_scheduled = grant.is_some();
+        if is_scheduled {
+            channel.end_if_stopped(&message);
+        }
+        let begun = message.begin(*this.id);
+        if is_scheduled {
+            channel.give_places();
+        }
+        let Some((req, scope, demand)) = begun else {
             drop(service);
+            drop(grant);
             channel.not_begun(&message, epoch);
             return Poll::Ready(());
         };
         channel.enter();
         *this.starting = Some(Starting { epoch, demand });
-        let call = this.call.insert(RunningCall { message, scope });
+        let call = this.call.insert(RunningCall { message, scope, grant });
         // The request, which may be large, is moved once, out of the option into the service.
         let mut req = Some(req);
         let made = match ready {
             Ok(()) => catch_unwind(|| {
                 let _entered = call.scope.enter();
+                let _granted = call.grant.as_mut().map(|grant| {
+                    grant.begin();
+                    grant.enter()
+                });
                 if let Some(req) = req.take() {
                     this.future.set(Some(service_ref.call(req)));
                 }
@@ -226,7 +267,12 @@ where
             }
             match this.channel.next(*this.id, epoch, cx) {
                 Next::Call(message, epoch) => {
-                    if self.as_mut().poll_begin(message, epoch).is_pending() {
+                    if self.as_mut().poll_begin(Some(message), epoch).is_pending() {
+                        return Poll::Pending;
+                    }
+                }
+                Next::Choose(epoch) => {
+                    if self.as_mut().poll_begin(None, epoch).is_pending() {
                         return Poll::Pending;
                     }
                 }
@@ -237,6 +283,31 @@ where
         // A call has begun, which is polled in the worker's next poll.
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+/// Asks the service whether it is ready. A panic counts as an error.
+fn poll_ready<S, Req>(
+    service: &mut S,
+    channel: &Channel<Req, S::Response>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), BoxError>>
+where
+    S: Service<Req>,
+    S::Error: Into<BoxError>,
+{
+    let mut to_come = channel.schedule().and_then(ChannelSchedule::permit_to_come);
+    let is_to_come = to_come.is_some();
+    if is_to_come {
+        granted::swap(&mut to_come);
+    }
+    let polled = catch_unwind(|| service.poll_ready(cx).map_err(Into::into));
+    if is_to_come {
+        granted::swap(&mut to_come);
+    }
+    match polled {
+        Ok(polled) => polled,
+        Err(panic) => Poll::Ready(Err(panic)),
     }
 }
 
@@ -277,7 +348,9 @@ impl<Req, Res> RunningCall<Req, Res> {
     /// Ends the call with its result, or early. Everything about the call is final before the caller is told: its
     /// future was dropped, it is no longer counted as in flight, and its event has ended.
     fn end(self, channel: &Channel<Req, Res>, end: Result<Result<Res, BoxError>, EarlyEnd>) {
-        let Self { message, scope } = self;
+        let Self { message, scope, grant } = self;
+        // What no layer has taken is given back.
+        let _ = catch_unwind(move || drop(grant));
         channel.leave();
         // Each step is wrapped in `catch_unwind` because it may drop user values: a response that the caller does not
         // fetch, or a tracing span.

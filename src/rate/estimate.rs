@@ -14,6 +14,13 @@ use std::{
 pub struct Estimate {
     cost: Cost,
     charge: Charge,
+    /// Is told what the call has used.
+    receipt: Option<Box<dyn OnSettled>>,
+}
+
+/// Is told what a call has used when its estimate is settled, or that it counts as charged.
+pub(crate) trait OnSettled: Send + Sync {
+    fn settled(&mut self, used: &Cost);
 }
 
 /// The charge of an estimate. That of a limiter in this process is stored in the estimate, so that estimates allocate
@@ -49,6 +56,7 @@ impl Estimate {
         Self {
             cost,
             charge: Charge::Local(charge),
+            receipt: None,
         }
     }
 
@@ -57,7 +65,14 @@ impl Estimate {
         Self {
             cost,
             charge: Charge::Shared(Box::new(charge)),
+            receipt: None,
         }
+    }
+
+    /// Tells `receipt` what the call has used, when that is known.
+    pub(crate) fn with_receipt(mut self, receipt: Box<dyn OnSettled>) -> Self {
+        self.receipt = Some(receipt);
+        self
     }
 
     /// Returns the estimated cost, which was charged.
@@ -73,6 +88,9 @@ impl Estimate {
     /// that is not refunded.
     pub fn settle(mut self, used: Cost) {
         self.charge.settle(self.cost, used);
+        if let Some(mut receipt) = self.receipt.take() {
+            receipt.settled(&used);
+        }
         // `drop` settles an estimate as used in full unless its cost is zero. Setting the cost to zero keeps `drop`
         // from settling this estimate a second time.
         self.cost = Cost::default();
@@ -97,6 +115,9 @@ impl Drop for Estimate {
     fn drop(&mut self) {
         if self.cost != Cost::default() {
             self.charge.settle(self.cost, self.cost);
+        }
+        if let Some(mut receipt) = self.receipt.take() {
+            receipt.settled(&self.cost);
         }
     }
 }

@@ -5,6 +5,7 @@ use super::{
     admission::Admission,
     cost::Cost,
     estimate::Estimate,
+    granted,
     kind::CallKind,
     limiter::RateLimiter,
     pause::{Pause, PauseWatch},
@@ -286,9 +287,13 @@ where
         self.cost.prepare(&mut req);
         let cost = self.cost.cost(&req);
         let kind = if U::SETTLES { self.cost.kind(&req) } else { None };
+        let admission = match granted::take(&self.limiter) {
+            Some(charge) => Admission::Granted(Some(charge)),
+            None => self.limiter.admission(cost, U::SETTLES),
+        };
         ResponseFuture {
             state: State::Waiting {
-                admission: self.limiter.admission(cost, U::SETTLES),
+                admission,
                 inner: OnTurn::new(self.inner.clone()),
                 req: Some(req),
                 is_counted: false,
@@ -466,7 +471,8 @@ where
                         this.state.set(State::Failed);
                         return Poll::Ready(Err(error));
                     }
-                    let estimate = if U::SETTLES { admission.estimate() } else { None };
+                    // Without settlement, the charge of a granted call is final from now on.
+                    let estimate = admission.estimate().filter(|_| U::SETTLES);
                     let req = req.take().expect("the request is there until it is called");
                     let future = inner.call(req);
                     this.state.set(State::Calling { future, estimate });

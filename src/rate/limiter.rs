@@ -570,9 +570,20 @@ impl RateLimiter {
         either!(self, limiter => limiter.bursts())
     }
 
+    /// Returns whether `self` and `other` are handles to the same limiter.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (&self.kind, &other.kind) {
+            (Kind::Local(local), Kind::Local(other)) => local.is_same(other),
+            #[cfg(feature = "redis")]
+            (Kind::Shared(shared), Kind::Shared(other)) => shared.is_same(other),
+            #[cfg(feature = "redis")]
+            _ => false,
+        }
+    }
+
     /// Returns the admission of a call that costs `cost`, which is corrected later if it `is_estimate`.
     #[inline]
-    pub(super) fn admission(&self, cost: Cost, is_estimate: bool) -> Admission {
+    pub(crate) fn admission(&self, cost: Cost, is_estimate: bool) -> Admission {
         match &self.kind {
             Kind::Local(local) => Admission::Local(local.admission(cost, is_estimate)),
             #[cfg(feature = "redis")]

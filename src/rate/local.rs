@@ -47,7 +47,7 @@ pub(super) struct LocalCharge {
 
 /// One call that waits for its admission by a [`LocalLimiter`]. Not a `Future`, because its methods also take the time.
 #[derive(Debug)]
-pub(super) struct LocalAdmission {
+pub(crate) struct LocalAdmission {
     waiter: Waiter<Buckets>,
     request: ChargeRequest,
 }
@@ -242,6 +242,10 @@ impl LocalLimiter {
         self.queue.update(Buckets::forgive_debts);
     }
 
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.queue.is_same(&other.queue)
+    }
+
     #[inline]
     pub(super) fn admission(&self, cost: Cost, is_estimate: bool) -> LocalAdmission {
         LocalAdmission {
@@ -288,6 +292,14 @@ impl LocalAdmission {
     #[inline]
     pub(super) fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejected>> {
         self.waiter.poll_acquire(&self.request, cx, None)
+    }
+
+    /// Replaces the cost of the waiter, which keeps its place in the queue.
+    pub(super) fn set_cost(&mut self, cost: Cost) {
+        if self.request.cost != cost {
+            self.request = ChargeRequest::new(cost, self.request.is_estimate());
+            self.waiter.replace_request(&self.request);
+        }
     }
 
     pub(super) fn pause_since(&self, since: Instant) -> Option<Pause> {

@@ -83,6 +83,7 @@ mod estimate;
 mod follow_start;
 #[cfg(feature = "http")]
 mod followed;
+mod granted;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
 #[allow(dead_code)]
@@ -103,6 +104,7 @@ mod saved;
 mod used_share;
 
 pub use crate::tokens::{ApiTokens, ApiTokensUsed, TokenUsage};
+pub(crate) use admission::Admission;
 pub use amount::Amount;
 pub use available::Available;
 pub use budget::{Budget, BudgetName};
@@ -110,8 +112,10 @@ pub(crate) use bursts::Bursts;
 pub use cost::Cost;
 pub(crate) use demand::Demand;
 pub use estimate::Estimate;
+pub(crate) use estimate::OnSettled;
 #[cfg(feature = "http")]
 pub(crate) use followed::Report;
+pub(crate) use granted::{GrantedCharge, Unused, grant as grant_charge, is_charged, swap as swap_granted_charge};
 pub(crate) use key_limits::KeyLimits;
 pub use kind::CallKind;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};

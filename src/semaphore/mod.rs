@@ -14,6 +14,7 @@
 //! service that was made ready and is never called would keep a permit from the others.
 
 mod claims;
+pub(crate) mod granted;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
 
@@ -119,6 +120,10 @@ impl Semaphore {
             semaphore: self.clone(),
             waiter: None,
         }
+    }
+
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     /// Returns how many permits the semaphore has, held or not.
@@ -253,6 +258,10 @@ impl Acquire {
         Err(self.replace())
     }
 
+    pub(crate) const fn semaphore(&self) -> &Semaphore {
+        &self.semaphore
+    }
+
     /// Lets calls claim permits again after claims were revoked. Called when a call that has claimed no permit is polled
     /// and takes one, which shows that calls are polled.
     #[inline]
@@ -303,6 +312,21 @@ impl fmt::Debug for Acquire {
 // === impl Permit ===
 
 impl Permit {
+    /// Returns the semaphore of the permit.
+    pub(crate) fn of(&self) -> Option<Semaphore> {
+        self.semaphore.clone()
+    }
+
+    #[inline]
+    pub(crate) const fn is_of_none(&self) -> bool {
+        self.semaphore.is_none()
+    }
+
+    /// Returns a permit of no semaphore, which counts nowhere.
+    pub(crate) const fn of_none() -> Self {
+        Self { semaphore: None }
+    }
+
     /// Releases the permit, and returns a new acquirer of the same semaphore.
     pub(crate) fn release(mut self) -> Acquire {
         let semaphore = self

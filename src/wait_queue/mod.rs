@@ -120,6 +120,12 @@ impl<R: Resource> WaitQueue<R> {
     }
 }
 
+impl<R: Resource> WaitQueue<R> {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.locked, &other.locked)
+    }
+}
+
 impl<R: Resource> Clone for WaitQueue<R> {
     fn clone(&self) -> Self {
         Self {
@@ -172,6 +178,16 @@ impl<R: Resource> Waiter<R> {
         now: Option<Instant>,
     ) -> Poll<Result<(), R::Rejection>> {
         self.poll(request, cx, true, now)
+    }
+
+    /// Replaces what the waiter wants, if it is in the queue. It keeps its place.
+    pub(crate) fn replace_request(&mut self, request: &R::Request) {
+        let Some(seq) = self.seq else { return };
+        let deferred = self
+            .locked
+            .lock()
+            .replace_request(seq, request, &mut LazyNow::default());
+        self.locked.finish(deferred);
     }
 
     /// Takes what `request` wants if that is available now and no other waiter is before this one. Returns whether it

@@ -190,6 +190,18 @@ impl<R: Resource> Order<R> {
         self.dequeue(seq, now)
     }
 
+    /// Replaces what the waiter with the sequence number `seq` wants.
+    pub(super) fn replace_request(&mut self, seq: u64, request: &R::Request, now: &mut LazyNow) -> Deferred {
+        let entry = self.waiters.as_mut().and_then(|waiters| waiters.entry(seq));
+        if let Some(entry) = entry {
+            // Counted before the old one is not any more, so that the resource does not count as idle in between.
+            self.resource.on_enqueue(request);
+            let before = mem::replace(&mut entry.request, request.clone());
+            self.resource.on_dequeue(&before);
+        }
+        self.advance(now)
+    }
+
     /// Removes the waiter with the sequence number `seq` from the queue, if it is there.
     pub(super) fn dequeue(&mut self, seq: Option<u64>, now: &mut LazyNow) -> Deferred {
         let (Some(waiters), Some(seq)) = (&mut self.waiters, seq) else {

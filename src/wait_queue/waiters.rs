@@ -72,6 +72,11 @@ impl<Request> Waiters<Request> {
         self.notified.as_ref().is_some_and(|notified| seq <= notified.last)
     }
 
+    pub(super) fn entry(&mut self, seq: u64) -> Option<&mut Entry<Request>> {
+        let waiting = self.waiting.get_mut(&seq);
+        waiting.or_else(|| self.skipped.get_mut(&seq))
+    }
+
     /// Removes the waiter with the sequence number `seq`.
     pub(super) fn remove(&mut self, seq: u64) -> Option<Entry<Request>> {
         self.waiting.remove(&seq).or_else(|| self.skipped.remove(&seq))

@@ -77,7 +77,7 @@ pub struct StoreStatus {
 }
 
 /// Waits for a reservation in the shared limits, and then for the time that was reserved.
-pub(in crate::rate) struct SharedAdmission {
+pub(crate) struct SharedAdmission {
     limiter: SharedLimiter,
     /// The sequence number of the waiter in the coordinator; `None` before the first poll, and after the call was
     /// admitted or rejected.
@@ -97,6 +97,10 @@ struct ReservedCharge {
 // === impl SharedLimiter ===
 
 impl SharedLimiter {
+    pub(in crate::rate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.handle, &other.handle)
+    }
+
     pub(super) fn new(shared: SharedCoordinator) -> Self {
         let shared = Arc::new(shared);
         Self {

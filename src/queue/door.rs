@@ -1,0 +1,162 @@
+//! [`Door`]: which of the calls that wait for a place in a scheduled queue gets the next one.
+//!
+//! A place goes to the flow that has the fewest places for its weight. If places were had in order of arrival, a flow that
+//! submits a thousand calls would have them all, and the calls of others would wait in front of the queue.
+
+use crate::schedule::FlowKey;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// The path of a flow.
+type Path = Arc<[FlowKey]>;
+
+/// The flows that have places, or whose calls wait for one.
+#[derive(Default)]
+pub(super) struct Door {
+    flows: HashMap<Path, DoorFlow>,
+    /// The flows whose calls wait for a place, by [their turn](DoorFlow::turn).
+    waiting: BTreeMap<Turn, Path>,
+}
+
+struct DoorFlow {
+    weight: u32,
+    places: u64,
+    /// The calls that wait for a place, by the order in which they came.
+    waiting: BTreeMap<u64, u32>,
+}
+
+/// The number of places of a flow for its weight, and the order of its first call, which decides between flows that have
+/// equally many.
+type Turn = (u64, u64);
+
+/// What the number of places is multiplied with before it is divided by a weight, so that little is cut off.
+const SCALE: u64 = 1 << 16;
+
+impl Door {
+    /// Counts a call that has a place, or adds one that waits for it. `order` is higher for each call.
+    pub(super) fn enter(&mut self, path: &Path, weight: u32, order: u64, call: u32, has_place: bool) {
+        self.change(path, |flow| {
+            flow.weight = weight.max(1);
+            if has_place {
+                flow.places += 1;
+            } else {
+                flow.waiting.insert(order, call);
+            }
+        });
+    }
+
+    /// Removes a call that has a place, or waits for it.
+    pub(super) fn leave(&mut self, path: &Path, order: u64, had_place: bool) {
+        self.change(path, |flow| {
+            if had_place {
+                flow.places = flow.places.saturating_sub(1);
+            } else {
+                flow.waiting.remove(&order);
+            }
+        });
+    }
+
+    /// Returns the call that gets the next place, which counts as having it from now on. `None` if none waits.
+    pub(super) fn next(&mut self) -> Option<u32> {
+        let (_, path) = self.waiting.first_key_value()?;
+        let path = path.clone();
+        let mut next = None;
+        self.change(&path, |flow| {
+            next = flow.waiting.pop_first().map(|(_, call)| call);
+            flow.places += 1;
+        });
+        next
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Returns the calls that wait for a place.
+    pub(super) fn waiting(&self) -> Vec<u32> {
+        let flows = self.flows.values();
+        flows.flat_map(|flow| flow.waiting.values().copied()).collect()
+    }
+
+    fn change(&mut self, path: &Path, change: impl FnOnce(&mut DoorFlow)) {
+        let flow = self.flows.entry(path.clone()).or_insert_with(|| DoorFlow {
+            weight: 1,
+            places: 0,
+            waiting: BTreeMap::new(),
+        });
+        let before = flow.turn();
+        change(flow);
+        let after = flow.turn();
+        if flow.places == 0 && after.is_none() {
+            self.flows.remove(path);
+        }
+        if before != after {
+            if let Some(before) = before {
+                self.waiting.remove(&before);
+            }
+            if let Some(after) = after {
+                self.waiting.insert(after, path.clone());
+            }
+        }
+    }
+}
+
+impl DoorFlow {
+    /// Returns the turn of the flow. `None` if none of its calls waits for a place.
+    fn turn(&self) -> Option<Turn> {
+        let (first, _) = self.waiting.first_key_value()?;
+        Some((self.places.saturating_mul(SCALE) / u64::from(self.weight), *first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(key: u64) -> Path {
+        [FlowKey::from(key)].into()
+    }
+
+    #[test]
+    fn a_place_goes_to_the_flow_that_has_the_fewest_for_its_weight() {
+        let mut door = Door::default();
+        let mut order = 0;
+        let mut enter = |door: &mut Door, flow: u64, weight, has_place| {
+            order += 1;
+            door.enter(&path(flow), weight, order, flow as u32, has_place);
+            order
+        };
+        for _ in 0..10 {
+            enter(&mut door, 1, 1, true);
+        }
+        for _ in 0..20 {
+            enter(&mut door, 1, 1, false);
+        }
+        for _ in 0..6 {
+            enter(&mut door, 2, 1, false);
+        }
+        let last = enter(&mut door, 3, 3, false);
+        for _ in 0..6 {
+            enter(&mut door, 3, 3, false);
+        }
+        door.leave(&path(3), last, false);
+        // The second flow and the third, whose weight is three, catch up with the first one.
+        let given: Vec<_> = (0..8).filter_map(|_| door.next()).collect();
+        assert_eq!(given, [2, 3, 3, 3, 2, 3, 3, 3]);
+        let given: Vec<_> = (0..5).filter_map(|_| door.next()).collect();
+        assert_eq!(given, [2, 2, 2, 2, 1]);
+    }
+
+    #[test]
+    fn a_flow_that_has_left_is_forgotten() {
+        let mut door = Door::default();
+        door.enter(&path(1), 1, 1, 7, true);
+        door.enter(&path(1), 1, 2, 8, false);
+        door.leave(&path(1), 1, true);
+        assert_eq!(door.next(), Some(8));
+        door.leave(&path(1), 2, true);
+        assert!(door.flows.is_empty() && !door.is_waiting());
+    }
+}

@@ -1,0 +1,393 @@
+//! How a [`Channel`] with a schedule accepts calls, and which of them begins next.
+//!
+//! All calls of such a channel are in the schedule's tree, also those that still wait for a place in the queue. So the order
+//! of the calls does not depend on who has a place. The worker that has the turn [chooses](Channel::poll_choose) the next
+//! call when what it needs is there.
+
+use super::{
+    CallContext,
+    channel::{Assigned, Channel, ChannelState, Turn},
+    door::Door,
+    message::{EarlyEnd, Message},
+};
+use crate::{
+    error::{AcquireError, BoxError, TooManyKeys},
+    panic::{self, catch_unwind},
+    schedule::{
+        Chosen, Dispatcher, Effects, Grant, PushError, Pushed, Schedule, Scheduled, ScheduledCall, Shared, Ticket,
+    },
+    semaphore::{Acquire, Permit, granted::GrantedPermit},
+    sync::Mutex,
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, Weak},
+    task::{Context, Poll, Waker},
+};
+use tokio::time::Instant;
+
+/// The part of a scheduled channel that is not under its lock.
+pub(super) struct ChannelSchedule {
+    pub(super) schedule: Schedule,
+    /// Locked only by the worker that has the turn.
+    dispatcher: Mutex<Dispatcher>,
+}
+
+/// The calls of a scheduled channel.
+pub(super) struct ScheduledCalls<Req, Res> {
+    pub(super) shared: Arc<Shared>,
+    calls: HashMap<u32, Entry<Req, Res>>,
+    next_key: u32,
+    next_order: u64,
+    door: Door,
+}
+
+/// A call that waits.
+struct Entry<Req, Res> {
+    message: Arc<Message<Req, Res>>,
+    call: ScheduledCall,
+    /// Its place in the tree.
+    id: usize,
+    /// The order in which it came to the door.
+    order: u64,
+    has_place: bool,
+}
+
+impl ChannelSchedule {
+    pub(super) fn new(schedule: Schedule) -> Self {
+        let dispatcher = Mutex::new(Dispatcher::new(schedule.shared().clone()));
+        Self { schedule, dispatcher }
+    }
+
+    /// Returns what is current while the service is asked to be ready: a call that the schedule chooses brings its permit.
+    pub(super) fn permit_to_come(&self) -> Option<Box<GrantedPermit>> {
+        self.schedule
+            .permits()
+            .map(|permits| Box::new(GrantedPermit::to_come(permits)))
+    }
+}
+
+impl<Req, Res> ScheduledCalls<Req, Res> {
+    pub(super) fn new(schedule: &Schedule) -> Self {
+        Self {
+            shared: schedule.shared().clone(),
+            calls: HashMap::new(),
+            next_key: 0,
+            next_order: 0,
+            door: Door::default(),
+        }
+    }
+
+    /// Returns a key that no call has.
+    fn new_key(&mut self) -> u32 {
+        loop {
+            self.next_key = self.next_key.wrapping_add(1);
+            if !self.calls.contains_key(&self.next_key) {
+                return self.next_key;
+            }
+        }
+    }
+
+    fn remove(&mut self, key: u32) -> Option<Entry<Req, Res>> {
+        let entry = self.calls.remove(&key)?;
+        self.door.leave(entry.call.path(), entry.order, entry.has_place);
+        Some(entry)
+    }
+}
+
+// === impl Channel ===
+
+impl<Req, Res> Channel<Req, Res>
+where
+    Req: Send + 'static,
+    Res: Send + 'static,
+{
+    /// Makes this the channel whose calls its schedule orders.
+    ///
+    /// # Panics
+    ///
+    /// If the schedule has another one.
+    pub(super) fn use_schedule(self: &Arc<Self>) {
+        if let Some(scheduled) = self.schedule() {
+            let channel: Weak<dyn Scheduled> = Arc::<Self>::downgrade(self);
+            let is_free = scheduled.schedule.shared().set_queue(channel);
+            assert!(is_free, "a schedule serves one queue at a time");
+        }
+    }
+}
+
+impl<Req, Res> Channel<Req, Res> {
+    /// Accepts a call, which waits in the schedule from now on. Without a `place`, it waits for one in the queue as well; with
+    /// one, its event has the status QUEUED already. If the channel is closed, the request stays in `req` and the call's
+    /// context is returned.
+    pub(super) fn push_scheduled(
+        self: &Arc<Self>,
+        req: &mut Option<Req>,
+        context: CallContext,
+        place: Option<Permit>,
+        call: ScheduledCall,
+    ) -> Result<Arc<Message<Req, Res>>, CallContext> {
+        if self.is_closed() {
+            return Err(context);
+        }
+        if let Some(deadline) = context.deadline {
+            // This panics in a runtime without timers, before the call is accepted.
+            self.timer.prepare(deadline, self.runtime());
+        }
+        let has_place = place.is_some();
+        let message = Message::new(req, context, place.unwrap_or_else(Permit::of_none));
+        loop {
+            // The functions of the levels are user code, so they are not called under the lock.
+            let specs = match self.schedule() {
+                Some(scheduled) => scheduled.schedule.shared().specs(call.path()),
+                None => Vec::new(),
+            };
+            let mut state = self.lock();
+            if self.is_closed() {
+                drop(state);
+                return Err(message.take_back(req));
+            }
+            let Some(scheduled) = &mut state.scheduled else {
+                drop(state);
+                return Err(message.take_back(req));
+            };
+            let key = scheduled.new_key();
+            let Some(pushed) = scheduled.shared.try_push(&call, None, Ticket::Call(key), &specs) else {
+                // A key of the call was forgotten just now.
+                continue;
+            };
+            let Pushed { id, weight, effects } = match pushed {
+                Ok(pushed) => pushed,
+                Err(error) => {
+                    drop(state);
+                    message.fail_in_queue(&|| error_of(&error));
+                    return Ok(message);
+                }
+            };
+            message.set_key(key, has_place);
+            scheduled.next_order += 1;
+            let order = scheduled.next_order;
+            scheduled.door.enter(call.path(), weight, order, key, has_place);
+            let entry = Entry {
+                message: message.clone(),
+                call,
+                id,
+                order,
+                has_place,
+            };
+            scheduled.calls.insert(key, entry);
+            if let Some(deadline) = message.deadline() {
+                let key = (deadline, Arc::as_ptr(&message).addr());
+                state.deadlines.insert(key, message.clone());
+            }
+            let next = state.schedule_changed(self.max_starting, effects.has_changed);
+            let check = state.watch_starts(self.max_starting);
+            drop(state);
+            self.carry_out_change(next);
+            self.carry_out_refusals(effects);
+            if let Some(at) = message.deadline().into_iter().chain(check).min() {
+                self.arm(at);
+            }
+            if !has_place {
+                self.give_places();
+            }
+            return Ok(message);
+        }
+    }
+
+    /// Ends what remains of a call that was cancelled: its place in the tree, and its place in the queue.
+    pub(super) fn end_cancelled(&self, cancelled: Option<(Arc<Shared>, usize, impl Sized)>) {
+        if let Some((shared, id, entry)) = cancelled {
+            drop(entry);
+            shared.cancel(id);
+            self.give_places();
+        }
+    }
+
+    /// Waits until a call can go, and takes it. Ready with `None` if no call waits.
+    pub(super) fn poll_choose(
+        self: &Arc<Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<(Arc<Message<Req, Res>>, Box<Grant>)>> {
+        let Some(scheduled) = self.schedule() else {
+            return Poll::Ready(None);
+        };
+        let shared = scheduled.schedule.shared();
+        let mut dispatcher = scheduled.dispatcher.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let chosen = match dispatcher.poll_choose(cx) {
+                Poll::Ready(chosen) => chosen,
+                Poll::Pending => {
+                    if let Some(at) = shared.next_at() {
+                        self.arm(at);
+                    }
+                    return Poll::Pending;
+                }
+            };
+            match chosen {
+                Chosen::Nothing => return Poll::Ready(None),
+                Chosen::Call(key, chosen) => {
+                    let entry = self.take_scheduled(key);
+                    // A call that was cancelled just now gives back what it was granted.
+                    let Some(Entry { message, call, .. }) = entry else {
+                        chosen.give_back(shared);
+                        continue;
+                    };
+                    let grant = chosen.into_grant(&call, shared);
+                    return Poll::Ready(Some((message, Box::new(grant))));
+                }
+                Chosen::Refused(key, error) => {
+                    if let Some(entry) = self.take_scheduled(key) {
+                        self.fail(&entry.message, &error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_scheduled(&self, key: u32) -> Option<Entry<Req, Res>> {
+        self.lock().scheduled.as_mut()?.remove(key)
+    }
+
+    fn fail(self: &Arc<Self>, message: &Message<Req, Res>, error: &AcquireError) {
+        let _ = catch_unwind(|| message.fail_in_queue(&|| error.clone().into_reason()));
+        self.remove_deadline(message);
+        self.give_places();
+    }
+
+    /// Gives free places to the calls that wait for one.
+    pub(super) fn give_places(&self) {
+        loop {
+            let mut state = self.lock();
+            let Some(scheduled) = state.scheduled.as_mut().filter(|scheduled| scheduled.door.is_waiting()) else {
+                return;
+            };
+            let Ok(Some(place)) = Acquire::try_acquire(&mut self.places().acquire()) else {
+                return;
+            };
+            let Some(key) = scheduled.door.next() else { return };
+            let Some(entry) = scheduled.calls.get_mut(&key) else {
+                continue;
+            };
+            entry.has_place = true;
+            let message = entry.message.clone();
+            drop(state);
+            let _ = catch_unwind(|| message.give_place(place));
+        }
+    }
+
+    /// Whether a call waits for a place, before which no newcomer gets one.
+    pub(super) fn has_unplaced(&self) -> bool {
+        let state = self.lock();
+        state
+            .scheduled
+            .as_ref()
+            .is_some_and(|scheduled| scheduled.door.is_waiting())
+    }
+
+    /// Ends the calls that wait for a place in a queue that was closed.
+    pub(super) fn close_unplaced(self: &Arc<Self>) {
+        let messages: Vec<_> = {
+            let state = self.lock();
+            let Some(scheduled) = &state.scheduled else { return };
+            let unplaced = scheduled.door.waiting();
+            let entries = unplaced.iter().filter_map(|key| scheduled.calls.get(key));
+            entries.map(|entry| entry.message.clone()).collect()
+        };
+        for message in messages {
+            let _ = catch_unwind(|| self.end_early(&message, EarlyEnd::Closed));
+        }
+    }
+
+    /// Returns the calls that wait.
+    pub(super) fn scheduled_messages(state: &ChannelState<Req, Res>) -> Vec<Arc<Message<Req, Res>>> {
+        let calls = state.scheduled.iter().flat_map(|scheduled| scheduled.calls.values());
+        calls.map(|entry| entry.message.clone()).collect()
+    }
+
+    pub(super) fn carry_out_refusals(&self, effects: Effects) {
+        if let Some(scheduled) = self.schedule() {
+            scheduled.schedule.shared().carry_out(Effects {
+                has_changed: false,
+                ..effects
+            });
+        }
+    }
+
+    pub(super) fn carry_out_change(self: &Arc<Self>, next: ScheduleChange) {
+        next.waker.into_iter().for_each(panic::wake);
+        self.carry_out(next.assigned);
+    }
+}
+
+/// Who has to look at the schedule, because it has changed.
+#[must_use]
+#[derive(Default)]
+pub(super) struct ScheduleChange {
+    waker: Option<Waker>,
+    assigned: Option<Assigned>,
+}
+
+impl<Req, Res> ChannelState<Req, Res> {
+    /// Called when another call may go next.
+    pub(super) fn schedule_changed(&mut self, max_starting: usize, has_changed: bool) -> ScheduleChange {
+        if !has_changed {
+            return ScheduleChange::default();
+        }
+        let waker = match self.turn {
+            Turn::Waits(worker) => self.workers.waker(worker),
+            Turn::Free | Turn::Taken => None,
+        };
+        // A worker that is just choosing looks again before it waits.
+        let was_ready = std::mem::replace(&mut self.is_ready, true);
+        let assigned = match self.turn {
+            Turn::Free => self.assign(max_starting),
+            Turn::Waits(_) if was_ready => self.assign(max_starting),
+            Turn::Waits(_) | Turn::Taken => None,
+        };
+        ScheduleChange { waker, assigned }
+    }
+
+    /// Returns when the schedule has to be looked at because a limit of a key holds enough again, if that is to come, and
+    /// whether it has come.
+    pub(super) fn schedule_due(&self, now: Instant) -> (Option<Instant>, bool) {
+        let next = self.scheduled.as_ref().and_then(|scheduled| scheduled.shared.next_at());
+        let is_due = next.is_some_and(|at| at <= now);
+        (next.filter(|_| !is_due), is_due)
+    }
+
+    /// Removes a call that was not chosen from the schedule.
+    pub(super) fn cancel_scheduled(
+        &mut self,
+        message: &Message<Req, Res>,
+    ) -> Option<(Arc<Shared>, usize, impl Sized + use<Req, Res>)> {
+        let scheduled = self.scheduled.as_mut()?;
+        let entry = scheduled.remove(message.key())?;
+        let id = entry.id;
+        Some((scheduled.shared.clone(), id, entry))
+    }
+}
+
+impl<Req, Res> Scheduled for Channel<Req, Res>
+where
+    Req: Send + 'static,
+    Res: Send + 'static,
+{
+    fn changed(self: Arc<Self>) {
+        let next = self.lock().schedule_changed(self.max_starting, true);
+        self.carry_out_change(next);
+    }
+
+    fn refuse(self: Arc<Self>, call: u32, error: AcquireError) {
+        if let Some(entry) = self.take_scheduled(call) {
+            self.fail(&entry.message, &error);
+        }
+    }
+}
+
+fn error_of(error: &PushError) -> BoxError {
+    match error {
+        PushError::Limits(error) => error.clone().into(),
+        PushError::TooManyKeys(max) => TooManyKeys::new(*max).into(),
+    }
+}

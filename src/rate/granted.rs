@@ -1,0 +1,83 @@
+//! A charge that was made for a call before it reached the rate limit: see [`GrantedCharge`].
+//!
+//! A schedule charges a call when it chooses it, outside all layers. The [`RateLimit`](super::RateLimit) that the call
+//! reaches finds the charge here, and does not charge the call again.
+
+use super::{cost::Cost, estimate::Estimate, limiter::RateLimiter};
+use crate::error::AcquireError;
+use std::cell::Cell;
+
+/// The charge that was made for the call which is made or polled on this thread. A charge that nobody takes is settled as
+/// not used.
+pub(crate) struct GrantedCharge {
+    limiter: RateLimiter,
+    /// The charge, or why the call is never charged. `None` once the rate limit has taken it.
+    charge: Option<Result<Unused, AcquireError>>,
+}
+
+/// The charge of a call that has not been made yet: settled as not used when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Unused(Option<Estimate>);
+
+thread_local! {
+    static CURRENT: Cell<Option<Box<GrantedCharge>>> = const { Cell::new(None) };
+}
+
+/// Exchanges the granted charge of this thread with `slot`. It is called before and after a call is made or polled.
+pub(crate) fn swap(slot: &mut Option<Box<GrantedCharge>>) {
+    *slot = CURRENT.replace(slot.take());
+}
+
+/// Grants a charge to the current call, for its next attempt.
+pub(crate) fn grant(charge: GrantedCharge) {
+    let before = CURRENT.replace(Some(Box::new(charge)));
+    // Settling it runs no user code.
+    drop(before);
+}
+
+/// Whether the current call has been charged by `limiter` already.
+pub(crate) fn is_charged(limiter: &RateLimiter) -> bool {
+    with_current(limiter, |granted| granted.charge.is_some()).unwrap_or(false)
+}
+
+/// Returns the charge that was made for the current call, if it was made by `limiter`.
+#[inline]
+pub(super) fn take(limiter: &RateLimiter) -> Option<Result<Unused, AcquireError>> {
+    with_current(limiter, |granted| granted.charge.take())?
+}
+
+#[inline]
+fn with_current<T>(limiter: &RateLimiter, f: impl FnOnce(&mut GrantedCharge) -> T) -> Option<T> {
+    let mut granted = CURRENT.take()?;
+    let output = granted.limiter.is_same(limiter).then(|| f(&mut granted));
+    CURRENT.set(Some(granted));
+    output
+}
+
+impl GrantedCharge {
+    pub(crate) const fn new(limiter: RateLimiter, charge: Result<Unused, AcquireError>) -> Self {
+        Self {
+            limiter,
+            charge: Some(charge),
+        }
+    }
+}
+
+impl Unused {
+    pub(crate) const fn new(estimate: Estimate) -> Self {
+        Self(Some(estimate))
+    }
+
+    /// Returns the charge of a call that is made now.
+    pub(super) fn used(&mut self) -> Option<Estimate> {
+        self.0.take()
+    }
+}
+
+impl Drop for Unused {
+    fn drop(&mut self) {
+        if let Some(estimate) = self.0.take() {
+            estimate.settle(Cost::none());
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! [`Flow`]: whose call it is, and of which class.
+
+use http::Request;
+use std::{fmt, sync::Arc};
+
+/// A part of the name of a flow: a text or a number, for example a tenant's name or id.
+///
+/// Keys appear in [`Schedule::flows`](super::Schedule::flows) and in errors, so use no secrets, such as API keys.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct FlowKey(Key);
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Key {
+    Number(u64),
+    Text(Arc<str>),
+}
+
+/// Whose call it is, and of which class: what a [`Schedule`](super::Schedule) has to know about a call.
+///
+/// A flow is named by one key for each level of the schedule, the outermost first. Calls with equal keys are calls of the
+/// same flow. Missing keys count as the empty text, and keys beyond the last level are ignored, so a call that names no
+/// flow belongs to the flow of all such calls.
+///
+/// An executor, and a queue that uses [`Flow::of`], find it in the extensions of the http request, where
+/// [`Call::flow`](crate::Call::flow) and [`Call::class`](crate::Call::class) put it.
+///
+/// ```
+/// use tower_outbound::schedule::Flow;
+///
+/// let mut request = http::Request::new("");
+/// request.extensions_mut().insert(Flow::from(["gpt-5", "acme"]).class("batch"));
+/// assert_eq!(Flow::of(&request).keys().len(), 2);
+/// ```
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct Flow {
+    keys: Box<[FlowKey]>,
+    class: Option<Arc<str>>,
+}
+
+// === impl FlowKey ===
+
+impl From<u64> for FlowKey {
+    fn from(key: u64) -> Self {
+        Self(Key::Number(key))
+    }
+}
+
+impl From<&str> for FlowKey {
+    fn from(key: &str) -> Self {
+        Self(Key::Text(key.into()))
+    }
+}
+
+impl From<String> for FlowKey {
+    fn from(key: String) -> Self {
+        Self(Key::Text(key.into()))
+    }
+}
+
+impl From<Arc<str>> for FlowKey {
+    fn from(key: Arc<str>) -> Self {
+        Self(Key::Text(key))
+    }
+}
+
+impl fmt::Display for FlowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Key::Number(key) => key.fmt(f),
+            Key::Text(key) => key.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for FlowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Key::Number(key) => key.fmt(f),
+            Key::Text(key) => key.fmt(f),
+        }
+    }
+}
+
+// === impl Flow ===
+
+impl Flow {
+    /// Creates a flow from its keys, the outermost first.
+    pub fn new<K: Into<FlowKey>>(keys: impl IntoIterator<Item = K>) -> Self {
+        Self {
+            keys: keys.into_iter().map(Into::into).collect(),
+            class: None,
+        }
+    }
+
+    /// Sets the class of the call. Default: the first class of the schedule. A class that the schedule does not know counts
+    /// as its last one.
+    #[must_use]
+    pub fn class(mut self, class: impl Into<Arc<str>>) -> Self {
+        self.class = Some(class.into());
+        self
+    }
+
+    /// Returns the flow in the extensions of an http request, or the flow of all calls that name none.
+    #[must_use]
+    pub fn of<B>(request: &Request<B>) -> Self {
+        request.extensions().get().cloned().unwrap_or_default()
+    }
+
+    /// Returns the keys, the outermost first.
+    #[must_use]
+    pub const fn keys(&self) -> &[FlowKey] {
+        &self.keys
+    }
+
+    /// Returns the class of the call, if it was set.
+    #[must_use]
+    pub fn class_name(&self) -> Option<&str> {
+        self.class.as_deref()
+    }
+
+    /// Replaces the keys, and keeps the class.
+    pub(crate) fn with_keys(self, keys: Self) -> Self {
+        Self {
+            class: keys.class.or(self.class),
+            keys: keys.keys,
+        }
+    }
+}
+
+impl From<&str> for Flow {
+    fn from(key: &str) -> Self {
+        Self::new([key])
+    }
+}
+
+impl From<String> for Flow {
+    fn from(key: String) -> Self {
+        Self::new([key])
+    }
+}
+
+impl From<u64> for Flow {
+    fn from(key: u64) -> Self {
+        Self::new([key])
+    }
+}
+
+impl<K: Into<FlowKey>, const N: usize> From<[K; N]> for Flow {
+    fn from(keys: [K; N]) -> Self {
+        Self::new(keys)
+    }
+}
+
+impl<K: Into<FlowKey>> From<Vec<K>> for Flow {
+    fn from(keys: Vec<K>) -> Self {
+        Self::new(keys)
+    }
+}
+
+impl fmt::Debug for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flow")
+            .field("keys", &self.keys)
+            .field("class", &self.class)
+            .finish()
+    }
+}

@@ -1,0 +1,256 @@
+//! [`Shared`]: the state of a schedule, which its handles, its queue and the calls that run share.
+
+use super::{
+    core::{Core, Head, NodeSpec, PushError, ScheduledCall, Ticket},
+    flow::FlowKey,
+    level::Level,
+    tree::Started,
+};
+use crate::{
+    clock::LazyNow,
+    error::{AcquireError, Rejected},
+    rate::{Cost, RateLimiter},
+    semaphore::{Permit, Semaphore},
+};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, Weak,
+    atomic::{AtomicUsize, Ordering},
+};
+use tokio::time::Instant;
+
+pub(crate) struct Shared {
+    levels: Vec<Level>,
+    core: Mutex<Core>,
+    /// How many calls wait. It is changed under the lock, and can be read without.
+    waiting: AtomicUsize,
+    root: Mutex<Root>,
+    queue: Mutex<Weak<dyn Scheduled>>,
+}
+
+/// The limits of the root, which are not kept in the tree: other stacks may use them, too.
+#[derive(Clone, Default)]
+pub(super) struct Root {
+    pub(super) permits: Option<Semaphore>,
+    pub(super) limiter: Option<RateLimiter>,
+}
+
+/// The queue whose calls are scheduled.
+pub(crate) trait Scheduled: Send + Sync {
+    /// Another call may go next, or at another time.
+    fn changed(self: Arc<Self>);
+
+    /// The limits of a key refuse the call.
+    fn refuse(self: Arc<Self>, call: u32, error: AcquireError);
+}
+
+/// What follows from a change of the core. It is [carried out](Shared::carry_out) without any lock.
+#[must_use]
+pub(crate) struct Effects {
+    pub(crate) has_changed: bool,
+    pub(crate) refused: Vec<(Ticket, Rejected)>,
+}
+
+/// A call that has a place in the tree.
+pub(crate) struct Pushed {
+    pub(crate) id: usize,
+    /// The weight of its flow.
+    pub(crate) weight: u32,
+    pub(crate) effects: Effects,
+}
+
+/// A queue that no calls come from: that of a schedule that no queue uses yet.
+struct NoQueue;
+
+impl Scheduled for NoQueue {
+    fn changed(self: Arc<Self>) {}
+
+    fn refuse(self: Arc<Self>, _: u32, _: AcquireError) {}
+}
+
+impl Shared {
+    pub(super) fn new(levels: Vec<Level>, core: Core) -> Self {
+        Self {
+            levels,
+            core: Mutex::new(core),
+            waiting: AtomicUsize::new(0),
+            root: Mutex::default(),
+            queue: Mutex::new(Weak::<NoQueue>::new()),
+        }
+    }
+
+    pub(super) fn set_root(&self, set: impl FnOnce(&mut Root)) {
+        set(&mut self.root.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(super) fn root(&self) -> Root {
+        self.root.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes `queue` the one whose calls are scheduled. Returns whether there is no other one.
+    pub(crate) fn set_queue(&self, queue: Weak<dyn Scheduled>) -> bool {
+        let mut current = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_free = current.strong_count() == 0;
+        if is_free {
+            *current = queue;
+        }
+        is_free
+    }
+
+    pub(super) fn is_used(&self) -> bool {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).strong_count() > 0
+    }
+
+    /// Ends the use of the schedule by its queue, which has ended.
+    pub(crate) fn release_queue(&self) {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = Weak::<NoQueue>::new();
+    }
+
+    fn queue(&self) -> Option<Arc<dyn Scheduled>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    }
+
+    /// Returns how many calls wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn next_at(&self) -> Option<Instant> {
+        self.lock().next_at()
+    }
+
+    /// Returns the nanoseconds from when the schedule was made to `now`.
+    pub(super) fn nanos(&self, now: Instant) -> u64 {
+        self.lock().nanos(&mut LazyNow::at(now))
+    }
+
+    pub(super) fn inspect<T>(&self, read: impl FnOnce(&mut Core, &mut LazyNow) -> T) -> T {
+        read(&mut self.lock(), &mut LazyNow::default())
+    }
+
+    /// Changes the core, and returns what follows.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Core, &mut LazyNow) -> T) -> (T, Effects) {
+        let mut now = LazyNow::default();
+        let mut core = self.lock();
+        let before = (core.peek(), core.next_at());
+        let output = change(&mut core, &mut now);
+        let waiting = core.waiting();
+        let effects = Effects {
+            has_changed: before != (core.peek(), core.next_at()) || waiting == 0,
+            refused: core.take_refused(),
+        };
+        self.waiting.store(waiting, Ordering::Release);
+        (output, effects)
+    }
+
+    pub(crate) fn carry_out(&self, effects: Effects) {
+        if !effects.has_changed && effects.refused.is_empty() {
+            return;
+        }
+        let queue = self.queue();
+        for (ticket, rejected) in effects.refused {
+            self.refuse(queue.as_ref(), ticket, rejected.into());
+        }
+        if let Some(queue) = queue.filter(|_| effects.has_changed) {
+            queue.changed();
+        }
+    }
+
+    fn refuse(&self, queue: Option<&Arc<dyn Scheduled>>, ticket: Ticket, error: AcquireError) {
+        match ticket {
+            Ticket::Call(call) => {
+                if let Some(queue) = queue {
+                    queue.clone().refuse(call, error);
+                }
+            }
+            Ticket::Attempt(attempt) => attempt.grant(super::attempt::GrantedAttempt {
+                permit: Permit::of_none(),
+                // Its rate limit fails with the error.
+                charge: self.root().limiter.map(|limiter| (limiter, Err(error))),
+                receipt: None,
+            }),
+        }
+    }
+
+    /// Returns what the levels say about the nodes on the path that are not known. It runs user code.
+    pub(crate) fn specs(&self, path: &[FlowKey]) -> Vec<NodeSpec> {
+        let known = self.lock().known(path);
+        let missing = path.iter().zip(&self.levels).skip(known);
+        missing
+            .map(|(key, level)| NodeSpec {
+                weight: level.weight_of(key),
+                limits: level.limits_of(key),
+            })
+            .collect()
+    }
+
+    /// Gives a call a place in the tree. Returns `None` if a node on its path is no longer known, and so is not in `specs`.
+    pub(crate) fn try_push(
+        &self,
+        call: &ScheduledCall,
+        seq: Option<u64>,
+        ticket: Ticket,
+        specs: &[NodeSpec],
+    ) -> Option<Result<Pushed, PushError>> {
+        let (pushed, effects) = self.change(|core, now| {
+            let is_complete = core.known(&call.path) + specs.len() >= call.path.len();
+            is_complete.then(|| core.push(call, seq, ticket, specs, now))
+        });
+        match pushed? {
+            Ok((id, weight)) => Some(Ok(Pushed { id, weight, effects })),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Gives a call a place in the tree, and carries out what follows.
+    pub(super) fn push(
+        &self,
+        call: &ScheduledCall,
+        seq: Option<u64>,
+        mut ticket: impl FnMut() -> Ticket,
+    ) -> Result<usize, PushError> {
+        loop {
+            let specs = self.specs(&call.path);
+            if let Some(pushed) = self.try_push(call, seq, ticket(), &specs) {
+                let Pushed { id, effects, .. } = pushed?;
+                self.carry_out(effects);
+                return Ok(id);
+            }
+        }
+    }
+
+    /// Removes a call that waits, if it still does.
+    pub(crate) fn cancel(&self, id: usize) {
+        let ((), effects) = self.change(|core, now| {
+            core.cancel(id, now);
+        });
+        self.carry_out(effects);
+    }
+
+    pub(super) fn head(&self) -> Option<Head> {
+        let (head, effects) = self.change(Core::head);
+        // Whoever asks is about to act on it.
+        self.carry_out(Effects {
+            has_changed: false,
+            ..effects
+        });
+        head
+    }
+
+    pub(super) fn start(&self, head: &Head) -> Option<(Started, Ticket)> {
+        let (started, effects) = self.change(|core, now| core.start(head, now));
+        self.carry_out(Effects {
+            has_changed: false,
+            ..effects
+        });
+        started
+    }
+
+    pub(super) fn settle(&self, started: Started, used: Cost) {
+        let ((), effects) = self.change(|core, now| core.settle(started, used, now));
+        self.carry_out(effects);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

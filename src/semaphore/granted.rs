@@ -1,0 +1,93 @@
+//! A permit that a call was granted before it reached the concurrency limit: see [`GrantedPermit`].
+//!
+//! A schedule chooses a call when a permit and the budgets are there for it, outside all layers. So it takes the permit for
+//! the call, and the concurrency limit that the call reaches finds it here. As with the current event, no request has to
+//! carry it, so layers between the two need not know of it.
+
+use super::{Permit, Semaphore};
+use std::{
+    cell::Cell,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+/// The permit that was granted to the call which is made or polled on this thread.
+pub(crate) struct GrantedPermit {
+    semaphore: Semaphore,
+    /// `None` once the first attempt has taken it.
+    permit: Option<Permit>,
+    /// `None` while the service is asked to be ready for a call that is granted its permit later.
+    again: Option<Arc<dyn AskAgain>>,
+}
+
+/// Lets a call that makes a further attempt wait for its turn again.
+pub(crate) trait AskAgain: Send + Sync {
+    /// Returns `None` if the attempt has to wait for a permit like any call.
+    fn ask_again(&self) -> Option<Box<dyn PollPermit>>;
+}
+
+/// A further attempt that waits for its turn. Dropping it gives up the turn.
+pub(crate) trait PollPermit: Send + Sync {
+    /// Ready when the attempt has its turn, and what comes with it.
+    fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Permit>;
+}
+
+/// What a concurrency limit finds for a call.
+pub(crate) enum Found {
+    /// The call was granted this permit.
+    Permit(Permit),
+    /// The call is a further attempt, and waits for its turn again.
+    Again(Box<dyn PollPermit>),
+}
+
+thread_local! {
+    static CURRENT: Cell<Option<Box<GrantedPermit>>> = const { Cell::new(None) };
+}
+
+impl GrantedPermit {
+    pub(crate) const fn new(semaphore: Semaphore, permit: Permit, again: Arc<dyn AskAgain>) -> Self {
+        Self {
+            semaphore,
+            permit: Some(permit),
+            again: Some(again),
+        }
+    }
+
+    /// Returns what is current while a service is asked to be ready for a call that is granted its permit later, so that
+    /// the service does not wait for another one.
+    pub(crate) const fn to_come(semaphore: Semaphore) -> Self {
+        Self {
+            semaphore,
+            permit: None,
+            again: None,
+        }
+    }
+}
+
+/// Exchanges the granted permit of this thread with `slot`. It is called before and after a call is made or polled.
+pub(crate) fn swap(slot: &mut Option<Box<GrantedPermit>>) {
+    *slot = CURRENT.replace(slot.take());
+}
+
+/// Returns what was granted to the current call, if it was a permit of this semaphore.
+#[inline]
+pub(crate) fn take(semaphore: &Semaphore) -> Option<Found> {
+    with_current(semaphore, |granted| match granted.permit.take() {
+        Some(permit) => Some(Found::Permit(permit)),
+        None => granted.again.as_ref()?.ask_again().map(Found::Again),
+    })?
+}
+
+/// Whether the current call is granted its permits of this semaphore, and so must not wait for one.
+#[inline]
+pub(crate) fn is_granted(semaphore: &Semaphore) -> bool {
+    with_current(semaphore, |_| ()).is_some()
+}
+
+#[inline]
+fn with_current<T>(semaphore: &Semaphore, f: impl FnOnce(&mut GrantedPermit) -> T) -> Option<T> {
+    let mut granted = CURRENT.take()?;
+    let output = granted.semaphore.is_same(semaphore).then(|| f(&mut granted));
+    CURRENT.set(Some(granted));
+    output
+}
