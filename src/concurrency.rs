@@ -136,10 +136,10 @@ enum Turn {
     Claimed(Claim),
     /// The call waits for a permit, and holds none.
     Waiting(Acquire),
-    /// A schedule has given the call this permit, which is there until the future is polled.
+    /// A schedule has given the call this permit, and it cannot be claimed.
     Granted(Option<Permit>),
     /// The call is a further attempt of one that a schedule has chosen, and waits for its turn there again.
-    Scheduled(Box<dyn PollPermit>),
+    Scheduled(Box<dyn PollPermit>, Option<Acquire>),
 }
 
 // === impl ConcurrencyLimitLayer ===
@@ -260,8 +260,11 @@ where
 
     fn call(&mut self, req: Req) -> Self::Future {
         let turn = match granted::take(self.acquire.semaphore()) {
-            Some(Found::Permit(permit)) => Turn::Granted(Some(permit)),
-            Some(Found::Again(attempt)) => Turn::Scheduled(attempt),
+            Some(Found::Permit(permit)) => match permit.into_claim() {
+                Ok(claim) => Turn::Claimed(claim),
+                Err(permit) => Turn::Granted(Some(permit)),
+            },
+            Some(Found::Again(attempt)) => Turn::Scheduled(attempt, Some(self.acquire.clone())),
             None => match self.acquire.claim() {
                 Ok(claim) => Turn::Claimed(claim),
                 // The future gets the acquirer with its position among the waiters.
@@ -309,16 +312,24 @@ impl Turn {
                     },
                     Err(acquire) => *self = Self::Waiting(acquire),
                 },
-                // The inner service of an executor is always ready. While another one is not, the call keeps what it was
-                // given: it was chosen because it can go now.
                 Self::Granted(permit) => {
-                    ready!(inner.poll_ready(cx))?;
+                    let is_ready = inner.poll_ready(cx)?.is_ready();
                     let permit = permit.take().expect("a granted permit is taken once");
-                    return Poll::Ready(Ok(permit));
+                    if is_ready {
+                        return Poll::Ready(Ok(permit));
+                    }
+                    *self = if permit.is_of_none() {
+                        // The call is about to be refused by its rate limit.
+                        Self::Granted(Some(permit))
+                    } else {
+                        Self::Waiting(permit.release())
+                    };
+                    return Poll::Pending;
                 }
-                Self::Scheduled(attempt) => {
+                Self::Scheduled(attempt, acquire) => {
                     let permit = ready!(attempt.poll_permit(cx));
-                    *self = Self::Granted(Some(permit));
+                    let acquire = acquire.take().expect("a scheduled attempt ends once");
+                    *self = permit.map_or(Self::Waiting(acquire), |permit| Self::Granted(Some(permit)));
                 }
                 Self::Waiting(acquire) => {
                     if acquire.poll_ready(cx).is_pending() {

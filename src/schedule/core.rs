@@ -24,6 +24,16 @@ pub(crate) enum Ticket {
     Attempt(Arc<Attempt>),
 }
 
+impl Ticket {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Call(key), Self::Call(other)) => key == other,
+            (Self::Attempt(attempt), Self::Attempt(other)) => Arc::ptr_eq(attempt, other),
+            (Self::Call(_), Self::Attempt(_)) | (Self::Attempt(_), Self::Call(_)) => false,
+        }
+    }
+}
+
 /// What a schedule has to know about a call.
 #[derive(Clone, Debug)]
 pub(crate) struct ScheduledCall {
@@ -189,8 +199,11 @@ impl Core {
         self.tree.settle(started, used, units, now);
     }
 
-    pub(super) fn cancel(&mut self, id: usize, now: &mut LazyNow) -> bool {
-        self.tree.cancel(id, now).is_some()
+    /// Removes the call at `id`, if it is that of the ticket. It may have begun, and another one have its place.
+    pub(super) fn cancel(&mut self, id: usize, ticket: &Ticket, now: &mut LazyNow) {
+        if self.tree.payload(id).is_some_and(|found| found.is_same(ticket)) {
+            self.tree.cancel(id, now);
+        }
     }
 
     /// Returns the call that was found to be the first.

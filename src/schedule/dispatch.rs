@@ -167,11 +167,8 @@ impl Dispatcher {
         match ticket {
             Ticket::Call(call) => Some(Chosen::Refused(call, error)),
             Ticket::Attempt(attempt) => {
-                attempt.grant(GrantedAttempt {
-                    permit: Permit::of_none(),
-                    charge: self.limiter.clone().map(|limiter| (limiter, Err(error))),
-                    receipt: None,
-                });
+                let charge = self.limiter.clone().map(|limiter| (limiter, Err(error)));
+                attempt.grant(GrantedAttempt::new(Permit::of_none(), charge, None));
                 None
             }
         }
@@ -200,11 +197,13 @@ impl ChosenCall {
 
 impl Granted {
     fn for_attempt(self, started: Started, shared: &Arc<Shared>) -> GrantedAttempt {
-        GrantedAttempt {
-            permit: self.permit.unwrap_or_else(Permit::of_none),
-            charge: self.charge.map(|(limiter, estimate)| (limiter, Ok(estimate))),
-            receipt: Some(Box::new(Receipt::new(shared.clone(), started, self.cost))),
-        }
+        let permit = self.permit.unwrap_or_else(Permit::of_none);
+        let charge = self.charge.map(|(limiter, estimate)| (limiter, Ok(estimate)));
+        GrantedAttempt::new(
+            permit,
+            charge,
+            Some(Box::new(Receipt::new(shared.clone(), started, self.cost))),
+        )
     }
 
     /// Gives back what no call needs.

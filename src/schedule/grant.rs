@@ -63,6 +63,17 @@ impl Grant {
         }
     }
 
+    /// Gives back what no layer has taken when the call's future was polled once. A layer that has not reached the limits by
+    /// then waits for something else, and must hold up no other call: its call asks for its turn again when it gets there.
+    pub(crate) fn end_start(&mut self) {
+        if let Some(permit) = &mut self.permit {
+            permit.give_back();
+        }
+        if let Some(charge) = &mut self.charge {
+            charge.give_back();
+        }
+    }
+
     /// Lets the layers that are called or polled on this thread find the grant, until the returned guard is dropped.
     pub(crate) fn enter(&mut self) -> EnteredGrant<'_> {
         self.swap();

@@ -145,6 +145,11 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.find(path).map_or(1, |id| self.nodes[id].weight)
     }
 
+    /// Returns what the caller keeps with a call that waits.
+    pub(super) fn payload(&self, id: usize) -> Option<&T> {
+        self.calls.get(id).map(|call| &call.payload)
+    }
+
     /// Returns the call that was the first when the tree was last looked at.
     pub(super) fn peek(&self) -> Option<usize> {
         self.head_of(ROOT)

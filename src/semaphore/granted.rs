@@ -22,14 +22,14 @@ pub(crate) struct GrantedPermit {
 
 /// Lets a call that makes a further attempt wait for its turn again.
 pub(crate) trait AskAgain: Send + Sync {
-    /// Returns `None` if the attempt has to wait for a permit like any call.
-    fn ask_again(&self) -> Option<Box<dyn PollPermit>>;
+    fn ask_again(&self) -> Box<dyn PollPermit>;
 }
 
 /// A further attempt that waits for its turn. Dropping it gives up the turn.
 pub(crate) trait PollPermit: Send + Sync {
-    /// Ready when the attempt has its turn, and what comes with it.
-    fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Permit>;
+    /// Ready when the attempt has its turn, and what comes with it. Without a permit, the attempt has to wait for one like
+    /// any call.
+    fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Option<Permit>>;
 }
 
 /// What a concurrency limit finds for a call.
@@ -53,6 +53,11 @@ impl GrantedPermit {
         }
     }
 
+    /// Releases the permit if no layer has taken it.
+    pub(crate) fn give_back(&mut self) {
+        self.permit = None;
+    }
+
     /// Returns what is current while a service is asked to be ready for a call that is granted its permit later, so that
     /// the service does not wait for another one.
     pub(crate) const fn to_come(semaphore: Semaphore) -> Self {
@@ -74,7 +79,7 @@ pub(crate) fn swap(slot: &mut Option<Box<GrantedPermit>>) {
 pub(crate) fn take(semaphore: &Semaphore) -> Option<Found> {
     with_current(semaphore, |granted| match granted.permit.take() {
         Some(permit) => Some(Found::Permit(permit)),
-        None => granted.again.as_ref()?.ask_again().map(Found::Again),
+        None => granted.again.as_ref().map(|again| Found::Again(again.ask_again())),
     })?
 }
 
