@@ -4,6 +4,7 @@
 mod correcting;
 mod pausing;
 mod prediction;
+mod resting;
 mod saving;
 
 use super::{
@@ -107,6 +108,11 @@ struct Admitted {
 impl Buckets {
     /// `wall_clock` is the current time, which rates by the calendar depend on.
     pub(super) fn new(limits: Limits, wall_clock: SystemTime) -> Result<Self, InvalidConfig> {
+        Self::beginning_at(Instant::now(), limits, wall_clock)
+    }
+
+    /// Does what [`new`](Self::new) does for buckets that are full at `epoch`, when the wall clock shows `wall_clock`.
+    pub(super) fn beginning_at(epoch: Instant, limits: Limits, wall_clock: SystemTime) -> Result<Self, InvalidConfig> {
         let wall_epoch = calendar::nanos(wall_clock);
         let buckets = limits.buckets(wall_epoch)?;
         Ok(Self {
@@ -117,7 +123,7 @@ impl Buckets {
             limits,
             buckets: buckets.into(),
             estimates: 0,
-            epoch: Instant::now(),
+            epoch,
             filled_to: 0,
             pauses: Pauses::default(),
             last_admission: Admitted::default(),

@@ -112,9 +112,25 @@ impl Fair {
     pub(super) fn settle(&mut self, pass: &mut Units, charge: Charge, used: Units) {
         let own = share(used, charge.weight);
         *pass = pass.saturating_add(own - charge.pass);
-        let last = self.others.last().copied().or(self.first).map_or(*pass, |last| last.end);
+        let last = self
+            .others
+            .last()
+            .copied()
+            .or(self.first)
+            .map_or(*pass, |last| last.end);
         let reached = self.now.saturating_add(used / Units::from(charge.weights));
         self.now = self.now.max(reached.min(last.saturating_add(own)));
+    }
+
+    /// Corrects the sum of the weights: a ready child whose weight was `old` has `new`. The child must be put back at its
+    /// new place.
+    pub(super) fn change_weight(&mut self, old: u32, new: u32) {
+        self.weights = self.weights + u64::from(new) - u64::from(old);
+    }
+
+    /// Returns how far a child has got ahead of the virtual now; negative if it is behind.
+    pub(super) fn lag(&self, pass: Units) -> Units {
+        pass.saturating_sub(self.now)
     }
 
     /// Remembers an idle child that has got further than the virtual now. Returns whether it has: otherwise it can be

@@ -2,7 +2,7 @@
 
 use super::{
     fair::Units,
-    tree::{NewCall, Started, Tree},
+    tree::{NewCall, NewNode, Started, Tree},
 };
 use crate::{clock::LazyNow, rate::Cost};
 use fastrand::Rng;
@@ -48,14 +48,12 @@ fn pairs_apart(error: f64, settles: bool, is_fifo: bool) -> Apart {
     for seed in 0..SEEDS {
         let mut rng = Rng::with_seed(seed);
         let start = Instant::now();
-        let mut tree = Tree::new([false; 3]);
+        let mut tree = Tree::new([false; 3], usize::MAX);
         let mut fifo = VecDeque::new();
         let flows = rng.usize(2..=6);
         let weights: Vec<u32> = (0..flows).map(|_| rng.u32(1..=8)).collect();
         let largest: Vec<u64> = (0..flows).map(|_| rng.u64(1..=1_000)).collect();
-        let bias: Vec<f64> = (0..flows)
-            .map(|_| error.powf(rng.f64().mul_add(2.0, -1.0)))
-            .collect();
+        let bias: Vec<f64> = (0..flows).map(|_| error.powf(rng.f64().mul_add(2.0, -1.0))).collect();
         let permits = rng.usize(1..=16);
         let mut waiting = vec![0_u64; flows];
         let mut costs: HashMap<usize, (usize, u64, u64)> = HashMap::new();
@@ -67,11 +65,23 @@ fn pairs_apart(error: f64, settles: bool, is_fifo: bool) -> Apart {
         let mut low = BTreeMap::new();
         for step in 0..STEPS {
             let mut now = at(start, step);
-            let push = |flow: usize, tree: &mut Tree<u64, ()>, fifo: &mut VecDeque<usize>, rng: &mut Rng, now: &mut LazyNow| {
+            let push = |flow: usize,
+                        tree: &mut Tree<u64, ()>,
+                        fifo: &mut VecDeque<usize>,
+                        rng: &mut Rng,
+                        now: &mut LazyNow| {
                 let cost = rng.u64(1..=largest[flow]);
                 let spread = error.powf(rng.f64().mul_add(0.2, -0.1));
                 let estimate = ((cost as f64 * bias[flow] * spread) as u64).max(1);
-                let id = tree.push(&[flow as u64], call(estimate, step), (), |_| (weight(weights[flow]), None), now);
+                let id = tree
+                    .push(
+                        &[flow as u64],
+                        call(estimate, step),
+                        (),
+                        |_| NewNode::of_weight(weight(weights[flow])),
+                        now,
+                    )
+                    .unwrap();
                 fifo.push_back(id);
                 (id, (flow, cost, estimate))
             };
@@ -90,7 +100,9 @@ fn pairs_apart(error: f64, settles: bool, is_fifo: bool) -> Apart {
                     tree.cancel(id, &mut now);
                     (id, None)
                 } else {
-                    let Some((started, ())) = tree.start(&mut now) else { break };
+                    let Some((started, ())) = tree.start(&mut now) else {
+                        break;
+                    };
                     (started.id, Some(started))
                 };
                 let (flow, cost, estimate) = costs.remove(&id).unwrap();
@@ -123,7 +135,9 @@ fn pairs_apart(error: f64, settles: bool, is_fifo: bool) -> Apart {
                     };
                     let ratio = (most - least) / (bound(*i) + bound(*j));
                     if ratio > 1.0 && apart.worst <= 1.0 {
-                        println!("seed {seed} step {step} flow {flow} cost {cost} pair {i} {j} {least} {most} waiting {waiting:?} weights {weights:?} largest {largest:?} permits {permits} used {used:?}");
+                        println!(
+                            "seed {seed} step {step} flow {flow} cost {cost} pair {i} {j} {least} {most} waiting {waiting:?} weights {weights:?} largest {largest:?} permits {permits} used {used:?}"
+                        );
                     }
                     apart.worst = apart.worst.max(ratio);
                 }
@@ -164,7 +178,7 @@ fn overtaken_too_late(is_strict: bool) -> (u64, u64) {
     for seed in 0..SEEDS {
         let mut rng = Rng::with_seed(seed);
         let start = Instant::now();
-        let mut tree = Tree::new([false; 3]);
+        let mut tree = Tree::new([false; 3], usize::MAX);
         let mut arrivals: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
         let mut time = 0;
         for _ in 0..STEPS {
@@ -179,9 +193,15 @@ fn overtaken_too_late(is_strict: bool) -> (u64, u64) {
                     due,
                     ..call(1, 0)
                 };
-                arrivals.insert(tree.push(&[0_u64], new, (), |_| (weight(1), None), &mut now), (time, slack));
+                arrivals.insert(
+                    tree.push(&[0_u64], new, (), |_| NewNode::of_weight(weight(1)), &mut now)
+                        .unwrap(),
+                    (time, slack),
+                );
             }
-            let Some((started, ())) = tree.start(&mut now) else { continue };
+            let Some((started, ())) = tree.start(&mut now) else {
+                continue;
+            };
             let (arrived, slack) = arrivals.remove(&started.id).unwrap();
             let others = arrivals.values();
             wrong += others.filter(|(other, its)| other + its < arrived + slack).count() as u64;
@@ -205,16 +225,30 @@ fn a_flow_with_large_calls_is_not_starved_by_flows_that_come_and_go() {
     const PLACES: u64 = 90;
     let start = Instant::now();
     for error in [1, 10] {
-        let mut tree = Tree::new([false; 3]);
+        let mut tree = Tree::new([false; 3], usize::MAX);
         let (mut time, mut fresh, mut heavy, mut gap, mut longest) = (0, 1, 0_u64, 0_u64, 0_u64);
         let mut now = at(start, time);
         for _ in 0..PLACES {
-            tree.push(&[fresh], call(error, 0), (), |_| (weight(1), None), &mut now);
+            tree.push(
+                &[fresh],
+                call(error, 0),
+                (),
+                |_| NewNode::of_weight(weight(1)),
+                &mut now,
+            )
+            .unwrap();
             fresh += 1;
         }
         let calls = 60_000;
         for _ in 0..2 {
-            tree.push(&[0], call(10 * error, 0), (), |_| (weight(1), None), &mut now);
+            tree.push(
+                &[0],
+                call(10 * error, 0),
+                (),
+                |_| NewNode::of_weight(weight(1)),
+                &mut now,
+            )
+            .unwrap();
         }
         let heavy_ids = |tree: &Tree<u64, ()>, id: usize| tree.is_of(id, &[0]);
         for _ in 0..calls {
@@ -225,12 +259,26 @@ fn a_flow_with_large_calls_is_not_starved_by_flows_that_come_and_go() {
             let (started, ()) = tree.start(&mut now).unwrap();
             if is_heavy {
                 (heavy, longest, gap) = (heavy + 1, longest.max(gap), 0);
-                tree.push(&[0], call(10 * error, 0), (), |_| (weight(1), None), &mut now);
+                tree.push(
+                    &[0],
+                    call(10 * error, 0),
+                    (),
+                    |_| NewNode::of_weight(weight(1)),
+                    &mut now,
+                )
+                .unwrap();
                 tree.settle(started, Cost::tokens(10), 10 << 20, &mut now);
             } else {
                 gap += 1;
                 fresh += 1;
-                tree.push(&[fresh], call(error, 0), (), |_| (weight(1), None), &mut now);
+                tree.push(
+                    &[fresh],
+                    call(error, 0),
+                    (),
+                    |_| NewNode::of_weight(weight(1)),
+                    &mut now,
+                )
+                .unwrap();
                 tree.settle(started, Cost::tokens(1), 1 << 20, &mut now);
             }
         }

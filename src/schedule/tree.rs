@@ -4,33 +4,45 @@
 //! whole account, a leaf for one flow, and the levels between them for whatever shares a limit: a tenant, a model. The
 //! limits of the root, and the permit that a call needs, are not kept here: the caller looks at the [head](Tree::head),
 //! waits until both are there for it, and then [starts](Tree::start) the first call, which is charged to all nodes on its
-//! path at once. So a call is chosen when it can run, and nobody who was chosen waits.
+//! path at once. So a call is chosen when it can run, and no call waits after it was chosen.
 //!
 //! A node is *ready* if the call that would be the first below it could be charged to all limits below and at the node;
 //! *blocked until* a time if only the node's own limits lack something; otherwise it has nothing ready below it. Ready
 //! children stand in the fair order of their parent, blocked ones among the timers. After any change, the node that has
 //! changed and those above it are looked at again, up to the first where nothing changes.
+//!
+//! A node is made when its first call comes, and forgotten when forgetting it changes nothing: when no call waits or is
+//! open, its share is not ahead of its siblings', its limits are full and no pause is in force.
+
+mod forgetting;
+mod looking;
+mod node;
+mod settings;
+mod view;
+
+pub(super) use node::NewNode;
+#[allow(unused_imports, reason = "the handle shows them")]
+pub(super) use view::FlowView;
 
 use super::{
     calls::{Calls, List, QueuedCall},
-    fair::{self, Charge, Fair, MAX_COST, Ready, Units},
+    fair::{Charge, Fair, MAX_COST, Units},
 };
 use crate::{
     clock::LazyNow,
     error::Rejected,
-    rate::{Cost, KeyLimits},
-    wait_queue::Availability,
+    rate::{Cost, Demand},
 };
+use node::{Below, Node};
 use slab::Slab;
-use std::{
-    collections::{BTreeSet, HashMap},
-    hash::Hash,
-    num::NonZeroU32,
-};
+use std::{collections::BTreeSet, hash::Hash};
 use tokio::time::Instant;
 
 /// The largest number of levels below the root.
 pub(super) const MAX_LEVELS: usize = 3;
+
+/// What [`Tree::push`] returns in place of the number of a call that the limits have refused at once.
+pub(super) const REFUSED: usize = usize::MAX;
 
 const ROOT: usize = 0;
 
@@ -39,53 +51,23 @@ pub(super) type Path<K> = [K];
 
 pub(super) struct Tree<K, T> {
     nodes: Slab<Node<K>>,
-    children: HashMap<(usize, K), usize>,
+    /// The largest number of nodes below the root.
+    max_nodes: usize,
     calls: Calls<T>,
     /// The nodes that are blocked, by when they stop to be.
     timers: BTreeSet<(Instant, usize)>,
+    /// The nodes that are kept only until their limits are full and their pause is over, by when that is.
+    filling: BTreeSet<(Instant, usize)>,
     /// For each level, whether its nodes go strictly in the order of their bands.
     strict: [bool; MAX_LEVELS],
     next_seq: u64,
-    /// Calls that the limits refuse, which were the first of a node when that was found.
+    /// Calls that the limits refuse.
     refused: Vec<(T, Rejected)>,
+    /// The leaves of calls that were refused while nodes were looked at, until it is known whether they are kept.
+    left: Vec<usize>,
 }
 
-struct Node<K> {
-    parent: usize,
-    key: Option<K>,
-    depth: usize,
-    weight: u32,
-    /// How far the node has got with its share of its parent.
-    pass: Units,
-    /// How many calls wait below this node, and how many that have begun are not settled.
-    waiting: usize,
-    open: usize,
-    state: State,
-    limits: Option<Box<KeyLimits>>,
-    /// Whether the call that is the first of this node was blocked by its limits.
-    has_waited: bool,
-    is_owing: bool,
-    below: Below,
-}
-
-/// What is below a node.
-enum Below {
-    /// The calls of a flow, a list for each class.
-    Calls(Vec<List>),
-    Children(Fair),
-}
-
-/// Where a node stands at its parent.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum State {
-    /// No call below it could run.
-    Idle,
-    /// Its limits lack what its first call costs.
-    Blocked { until: Option<Instant>, head: usize },
-    Ready { at: Ready, head: usize },
-}
-
-/// What is known about a call that waits or that has begun.
+/// What is known about a call that comes to wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewCall {
     pub(super) class: u8,
@@ -104,22 +86,35 @@ pub(super) struct Started {
     pub(super) seq: u64,
     leaf: usize,
     charged: Cost,
-    /// What each node was charged, from the leaf upwards: its share, and the number of the charge of its limits.
-    charges: [(Charge, u64); MAX_LEVELS],
+    /// What each node was charged, from the leaf upwards.
+    charges: [Charged; MAX_LEVELS],
+}
+
+/// What a call was charged at one node.
+#[derive(Clone, Copy, Debug, Default)]
+struct Charged {
+    /// Its share of the parent. `None` at a strict level.
+    share: Option<Charge>,
+    /// The number of the charge of the node's limits. `None` if it had no limits then.
+    number: Option<u64>,
 }
 
 impl<K: Clone + Eq + Hash, T> Tree<K, T> {
-    pub(super) fn new(strict: [bool; MAX_LEVELS]) -> Self {
+    /// Creates a tree with at most `max_nodes` nodes below its root. `strict` tells for each level whether its nodes go
+    /// strictly in the order of their weights, which are the numbers of their bands.
+    pub(super) fn new(strict: [bool; MAX_LEVELS], max_nodes: usize) -> Self {
         let mut nodes = Slab::new();
-        nodes.insert(Node::new(ROOT, None, 0, 1, Below::Children(Fair::default())));
+        nodes.insert(Node::root());
         Self {
             nodes,
-            children: HashMap::new(),
+            max_nodes,
             calls: Calls::new(),
             timers: BTreeSet::new(),
+            filling: BTreeSet::new(),
             strict,
             next_seq: 0,
             refused: Vec::new(),
+            left: Vec::new(),
         }
     }
 
@@ -127,29 +122,33 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.calls.len()
     }
 
-    #[cfg(test)]
-    pub(super) fn nodes(&self) -> usize {
-        self.nodes.len()
+    /// Returns how many calls wait below the node that `path` names.
+    pub(super) fn waiting_of(&self, path: &Path<K>) -> usize {
+        self.find(path).map_or(0, |id| self.nodes[id].waiting)
     }
 
-    /// Whether a call that waits belongs to the flow that `path` names.
-    #[cfg(test)]
-    pub(super) fn is_of(&self, id: usize, path: &Path<K>) -> bool {
-        let mut at = ROOT;
-        for key in path {
-            match self.children.get(&(at, key.clone())) {
-                Some(child) => at = *child,
-                None => return false,
+    /// Returns the sum of the costs of all calls that wait in the flow that `path` names.
+    pub(super) fn demand_of(&self, path: &Path<K>) -> Demand {
+        let queue = self.find(path).and_then(|id| self.nodes[id].queue());
+        queue.map(|queue| queue.demand.clone()).unwrap_or_default()
+    }
+
+    /// Returns how many nodes there are below the root.
+    pub(super) fn nodes(&self) -> usize {
+        self.nodes.len() - 1
+    }
+
+    /// Returns the call that goes next, if one could be charged to all limits below the root at `now`. Charges nothing.
+    pub(super) fn head(&mut self, now: &mut LazyNow) -> Option<(usize, &QueuedCall<T>)> {
+        self.forget_full(now);
+        // Each node that is due is looked at once: one that is still blocked stays until its new time.
+        for _ in 0..self.timers.len() {
+            match self.timers.first() {
+                Some((at, id)) if *at <= now.get() => self.look(*id, now),
+                _ => break,
             }
         }
-        self.calls.get(id).is_some_and(|call| call.leaf == at)
-    }
-
-    /// Returns the call that goes next, if one could be charged to all limits below the root at `now`.
-    pub(super) fn head(&mut self, now: &mut LazyNow) -> Option<(usize, &QueuedCall<T>)> {
-        while let Some((_, id)) = self.timers.first().copied().filter(|(at, _)| *at <= now.get()) {
-            self.look(id, true, now);
-        }
+        self.forget_left(now);
         let head = self.head_of(ROOT)?;
         self.calls.get(head).map(|call| (head, call))
     }
@@ -164,19 +163,30 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         std::mem::take(&mut self.refused)
     }
 
-    /// Adds a call of the flow that `path` names. `create` returns the weight of a node that is not known yet, and its
-    /// limits.
+    /// Adds a call of the flow that `path` names, and returns its number. `create` is given the path of each node that is
+    /// not known yet. A call that the limits refuse is among those of [`take_refused`](Self::take_refused) instead, and
+    /// its number is [`REFUSED`].
+    ///
+    /// # Errors
+    ///
+    /// Gives the payload back if the tree would have more nodes than it may: it forgets no node for another one. Also if
+    /// `path` is empty, has more than [`MAX_LEVELS`] keys, or ends where the path of another flow goes on.
     pub(super) fn push(
         &mut self,
         path: &Path<K>,
         call: NewCall,
         payload: T,
-        mut create: impl FnMut(usize) -> (NonZeroU32, Option<Box<KeyLimits>>),
+        create: impl FnMut(&Path<K>) -> NewNode,
         now: &mut LazyNow,
-    ) -> usize {
-        let mut leaf = ROOT;
-        for (depth, key) in path.iter().enumerate() {
-            leaf = self.child(leaf, key, depth + 1 == path.len(), || create(depth));
+    ) -> Result<usize, T> {
+        self.forget_full(now);
+        let Some(leaf) = self.find_or_create(path, create, now) else {
+            return Err(payload);
+        };
+        if let Some(rejection) = self.rejection(leaf, &call.cost, now) {
+            self.refused.push((payload, rejection));
+            self.forget_path(leaf, now);
+            return Ok(REFUSED);
         }
         let seq = call.seq.unwrap_or_else(|| {
             self.next_seq += 1;
@@ -185,60 +195,68 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         let units = call.units.clamp(1, MAX_COST);
         let queued = QueuedCall::new(leaf, call.class, call.due, seq, call.cost, units, payload);
         let class = usize::from(call.class);
-        let Below::Calls(lists) = &mut self.nodes[leaf].below else {
-            unreachable!("a path ends in a leaf");
+        let Some(queue) = self.nodes[leaf].queue_mut() else {
+            return Err(queued.payload);
         };
-        if lists.len() <= class {
-            lists.resize(class + 1, List::default());
+        if queue.lists.len() <= class {
+            queue.lists.resize(class + 1, List::default());
         }
-        let id = self.calls.insert(&mut lists[class], queued);
-        let is_first = lists[class].first == Some(id);
-        self.for_path(leaf, |node| {
+        queue.demand += &call.cost;
+        let list = &mut queue.lists[class];
+        let id = self.calls.insert(list, queued);
+        let is_first = list.first == Some(id);
+        let mut at = Some(leaf);
+        while let Some(id) = at {
+            self.wake(id);
+            let node = &mut self.nodes[id];
             node.waiting += 1;
             if let Some(limits) = &mut node.limits {
                 limits.set_waited_for(true, now);
             }
-        });
-        if is_first {
-            self.look(leaf, false, now);
+            at = (id != ROOT).then_some(node.parent);
         }
-        id
+        if is_first {
+            self.look(leaf, now);
+            self.forget_left(now);
+        }
+        Ok(id)
     }
 
     /// Removes a call that waits.
     pub(super) fn cancel(&mut self, id: usize, now: &mut LazyNow) -> Option<QueuedCall<T>> {
-        let call = self.calls.get(id)?;
-        let leaf = call.leaf;
-        let call = self.unqueue(id, now);
-        self.look(leaf, false, now);
-        self.forget_path(leaf, now);
+        let call = self.unqueue(id, now)?;
+        self.look(call.leaf, now);
+        self.forget_path(call.leaf, now);
+        self.forget_left(now);
         Some(call)
     }
 
     /// Begins the [head](Self::head), and charges it to all nodes on its path.
     pub(super) fn start(&mut self, now: &mut LazyNow) -> Option<(Started, T)> {
         let id = self.head(now)?.0;
-        let call = self.unqueue(id, now);
-        let mut charges = [(Charge::default(), 0); MAX_LEVELS];
+        let call = self.unqueue(id, now)?;
+        let mut charges = [Charged::default(); MAX_LEVELS];
         let mut at = call.leaf;
-        for (charge, number) in &mut charges {
+        for charged in &mut charges {
             if at == ROOT {
                 break;
             }
+            let is_strict = self.is_strict(at);
             let node = &mut self.nodes[at];
             node.open += 1;
             if let Some(limits) = &mut node.limits {
-                *number = limits.charge(&call.cost, std::mem::take(&mut node.has_waited), now);
+                charged.number = Some(limits.charge(&call.cost, std::mem::take(&mut node.has_waited), now));
             }
             let (parent, weight, mut pass) = (node.parent, node.weight, node.pass);
-            if let Some(fair) = self.fair_of(parent) {
-                *charge = fair.charge(&mut pass, weight, call.units);
+            if let Some(order) = self.order_of(parent).filter(|_| !is_strict) {
+                charged.share = Some(order.charge(&mut pass, weight, call.units));
             }
             self.nodes[at].pass = pass;
             at = parent;
         }
         self.nodes[ROOT].open += 1;
         self.look_at_path(call.leaf, now);
+        self.forget_left(now);
         let started = Started {
             id,
             seq: call.seq,
@@ -253,22 +271,18 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     pub(super) fn settle(&mut self, started: Started, used: Cost, units: Units, now: &mut LazyNow) {
         let units = units.clamp(0, MAX_COST);
         let mut at = started.leaf;
-        for (charge, number) in started.charges {
+        for charged in started.charges {
             if at == ROOT {
                 break;
             }
             let node = &mut self.nodes[at];
             node.open -= 1;
-            if let Some(limits) = &mut node.limits {
+            if let Some((limits, number)) = node.limits.as_mut().zip(charged.number) {
                 limits.settle(&started.charged, number, &used, now);
             }
             let (parent, mut pass) = (node.parent, node.pass);
-            let was_owing = std::mem::take(&mut node.is_owing).then_some(pass);
-            if let Some(fair) = self.fair_of(parent) {
-                if let Some(before) = was_owing {
-                    fair.return_from_owing(at, before);
-                }
-                fair.settle(&mut pass, charge, units);
+            if let Some((order, share)) = self.order_of(parent).zip(charged.share) {
+                order.settle(&mut pass, share, units);
             }
             self.nodes[at].pass = pass;
             at = parent;
@@ -276,244 +290,112 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.nodes[ROOT].open -= 1;
         self.look_at_path(started.leaf, now);
         self.forget_path(started.leaf, now);
+        self.forget_left(now);
     }
 }
 
 // Below: the parts of these.
 
 impl<K: Clone + Eq + Hash, T> Tree<K, T> {
-    /// Returns the child of `parent` with this key, or makes one.
-    fn child(
-        &mut self,
-        parent: usize,
-        key: &K,
-        is_leaf: bool,
-        create: impl FnOnce() -> (NonZeroU32, Option<Box<KeyLimits>>),
-    ) -> usize {
-        if let Some(known) = self.children.get(&(parent, key.clone())) {
-            return *known;
-        }
-        let (weight, limits) = create();
-        let below = if is_leaf {
-            Below::Calls(Vec::new())
-        } else {
-            Below::Children(Fair::default())
-        };
-        let depth = self.nodes[parent].depth + 1;
-        let node = Node {
-            limits,
-            ..Node::new(parent, Some(key.clone()), depth, weight.get(), below)
-        };
-        let id = self.nodes.insert(node);
-        self.children.insert((parent, key.clone()), id);
-        id
+    /// Returns the node that `path` names, if it lives.
+    fn find(&self, path: &Path<K>) -> Option<usize> {
+        path.iter().try_fold(ROOT, |at, key| self.child(at, key))
     }
 
-    fn for_path(&mut self, from: usize, mut visit: impl FnMut(&mut Node<K>)) {
-        let mut at = from;
-        loop {
+    fn child(&self, parent: usize, key: &K) -> Option<usize> {
+        self.nodes[parent].children()?.by_key.get(key).copied()
+    }
+
+    /// Returns the leaf that `path` names. Makes the nodes that do not live, all or none.
+    fn find_or_create(
+        &mut self,
+        path: &Path<K>,
+        mut create: impl FnMut(&Path<K>) -> NewNode,
+        now: &mut LazyNow,
+    ) -> Option<usize> {
+        if path.is_empty() || path.len() > MAX_LEVELS {
+            return None;
+        }
+        let (mut at, mut known) = self.find_longest(path);
+        if known < path.len() && self.nodes[at].is_leaf() {
+            return None;
+        }
+        if self.nodes() + path.len() - known > self.max_nodes {
+            self.make_room(path.len() - known, now);
+            // A node of this path may have been among those that were forgotten.
+            (at, known) = self.find_longest(path);
+            if self.nodes() + path.len() - known > self.max_nodes {
+                return None;
+            }
+        }
+        for depth in known..path.len() {
+            let below = if depth + 1 == path.len() {
+                Below::calls()
+            } else {
+                Below::children()
+            };
+            let key = path[depth].clone();
+            let node = Node::new(at, Some(key.clone()), depth + 1, create(&path[..=depth]), below);
+            let id = self.nodes.insert(node);
+            if let Some(children) = self.nodes[at].children_mut() {
+                children.by_key.insert(key, id);
+            }
+            at = id;
+        }
+        self.nodes[at].is_leaf().then_some(at)
+    }
+
+    /// Returns the last node on `path` that lives, and how many keys of the path lead to it.
+    fn find_longest(&self, path: &Path<K>) -> (usize, usize) {
+        let mut at = ROOT;
+        for (known, key) in path.iter().enumerate() {
+            match self.child(at, key) {
+                Some(child) => at = child,
+                None => return (at, known),
+            }
+        }
+        (at, path.len())
+    }
+
+    fn order_of(&mut self, node: usize) -> Option<&mut Fair> {
+        Some(&mut self.nodes.get_mut(node)?.children_mut()?.order)
+    }
+
+    fn is_strict(&self, node: usize) -> bool {
+        let level = self.nodes[node].depth.checked_sub(1);
+        level.and_then(|level| self.strict.get(level)).copied().unwrap_or(false)
+    }
+
+    /// Returns why the limits on the path to `leaf` do not let a call of this cost wait.
+    fn rejection(&mut self, leaf: usize, cost: &Cost, now: &mut LazyNow) -> Option<Rejected> {
+        let mut at = leaf;
+        while at != ROOT {
             let node = &mut self.nodes[at];
-            visit(node);
-            if at == ROOT {
-                break;
+            let rejection = node.limits.as_mut().and_then(|limits| limits.rejection(cost, now));
+            if rejection.is_some() {
+                return rejection;
             }
             at = node.parent;
         }
+        None
     }
 
-    fn fair_of(&mut self, node: usize) -> Option<&mut Fair> {
-        match &mut self.nodes[node].below {
-            Below::Children(fair) => Some(fair),
-            Below::Calls(_) => None,
-        }
-    }
-
-    fn unqueue(&mut self, id: usize, now: &mut LazyNow) -> QueuedCall<T> {
-        let (leaf, class) = {
-            let call = self.calls.get(id).expect("the call waits");
-            (call.leaf, usize::from(call.class))
-        };
-        let Below::Calls(lists) = &mut self.nodes[leaf].below else {
-            unreachable!("calls are in leaves");
-        };
-        let call = self.calls.remove(&mut lists[class], id);
-        self.for_path(leaf, |node| {
+    /// Takes a call out of its flow. The nodes on its path must then be looked at.
+    fn unqueue(&mut self, id: usize, now: &mut LazyNow) -> Option<QueuedCall<T>> {
+        let call = self.calls.get(id)?;
+        let (leaf, class) = (call.leaf, usize::from(call.class));
+        let queue = self.nodes[leaf].queue_mut()?;
+        let call = self.calls.remove(queue.lists.get_mut(class)?, id);
+        queue.demand -= &call.cost;
+        let mut at = Some(leaf);
+        while let Some(id) = at {
+            let node = &mut self.nodes[id];
             node.waiting -= 1;
             if let Some(limits) = node.limits.as_mut().filter(|_| node.waiting == 0) {
                 limits.set_waited_for(false, now);
             }
-        });
-        call
-    }
-
-    /// Returns the call that would be the first of a node.
-    fn head_of(&self, node: usize) -> Option<usize> {
-        match &self.nodes[node].below {
-            Below::Calls(lists) => {
-                let firsts = lists.iter().filter_map(|list| list.first);
-                firsts.min_by_key(|id| self.calls.get(*id).map(|call| (call.due, call.seq)))
-            }
-            Below::Children(fair) => match self.nodes[fair.first()?.child].state {
-                State::Ready { head, .. } => Some(head),
-                _ => None,
-            },
+            at = (id != ROOT).then_some(node.parent);
         }
-    }
-
-    /// Looks at a node again, and at those above it up to the first where nothing has changed.
-    fn look(&mut self, from: usize, is_due: bool, now: &mut LazyNow) {
-        let (mut at, mut is_due) = (from, is_due);
-        while at != ROOT && (self.look_at(at, now) || std::mem::take(&mut is_due)) {
-            at = self.nodes[at].parent;
-        }
-    }
-
-    /// Looks at all nodes from `leaf` to the root, because their charges have changed.
-    fn look_at_path(&mut self, leaf: usize, now: &mut LazyNow) {
-        let mut at = leaf;
-        while at != ROOT {
-            self.look_at(at, now);
-            at = self.nodes[at].parent;
-        }
-    }
-
-    /// Computes the state of a node. Returns whether it has changed.
-    fn look_at(&mut self, id: usize, now: &mut LazyNow) -> bool {
-        let head = self.head_of(id);
-        let call = head.and_then(|head| self.calls.get(head));
-        let Some((head, call)) = head.zip(call) else {
-            return self.set_state(id, State::Idle);
-        };
-        let (cost, units, seq) = (call.cost, call.units, call.seq);
-        let node = &mut self.nodes[id];
-        let availability = match &mut node.limits {
-            Some(limits) => limits.availability(&cost, now),
-            None => Ok(Availability::Now),
-        };
-        let until = match availability {
-            Ok(Availability::Now) => {
-                let (parent, weight, pass, was_ready) = (node.parent, node.weight, node.pass, node.is_ready());
-                let band = self.strict.get(node.depth - 1).copied().unwrap_or(false);
-                let end = if band {
-                    Units::from(weight)
-                } else {
-                    let entered = match self.fair_of(parent) {
-                        Some(fair) if !was_ready => fair.enter(pass),
-                        _ => pass,
-                    };
-                    self.return_from_owing(id);
-                    self.nodes[id].pass = entered;
-                    fair::end(entered, weight, units)
-                };
-                let at = Ready { end, seq, child: id };
-                return self.set_state(id, State::Ready { at, head });
-            }
-            Ok(Availability::At(until) | Availability::BlockedUntil(until)) => Some(until),
-            Ok(Availability::Blocked) => None,
-            Err(rejection) => {
-                let refused = self.unqueue(head, now);
-                self.refused.push((refused.payload, rejection));
-                self.look_at(id, now);
-                return true;
-            }
-        };
-        node.has_waited = true;
-        self.set_state(id, State::Blocked { until, head })
-    }
-
-    fn set_state(&mut self, id: usize, state: State) -> bool {
-        let node = &mut self.nodes[id];
-        let (before, parent, weight) = (std::mem::replace(&mut node.state, state), node.parent, node.weight);
-        if before == state {
-            return false;
-        }
-        if let State::Blocked { until: Some(until), .. } = before {
-            self.timers.remove(&(until, id));
-        }
-        if let State::Blocked { until: Some(until), .. } = state {
-            self.timers.insert((until, id));
-        }
-        if let Some(fair) = self.fair_of(parent) {
-            if let State::Ready { at, .. } = before {
-                fair.remove(at, weight);
-            }
-            if let State::Ready { at, .. } = state {
-                fair.insert(at, weight);
-            }
-        }
-        true
-    }
-
-    fn return_from_owing(&mut self, id: usize) {
-        let node = &mut self.nodes[id];
-        if std::mem::take(&mut node.is_owing) {
-            let (parent, pass) = (node.parent, node.pass);
-            if let Some(fair) = self.fair_of(parent) {
-                fair.return_from_owing(id, pass);
-            }
-        }
-    }
-
-    /// Forgets the nodes from `leaf` upwards that have nothing to do any more, and their siblings that have repaid what
-    /// they owed.
-    fn forget_path(&mut self, leaf: usize, now: &mut LazyNow) {
-        let mut at = leaf;
-        while at != ROOT {
-            let (parent, pass) = (self.nodes[at].parent, self.nodes[at].pass);
-            if self.nodes[at].is_done() {
-                let is_remembered = self.fair_of(parent).is_some_and(|fair| fair.owe(at, pass));
-                if is_remembered {
-                    self.nodes[at].is_owing = true;
-                } else {
-                    self.forget(at, now);
-                }
-            }
-            let is_open = self.nodes[parent].open > 0;
-            if let Some(fair) = self.fair_of(parent) {
-                if !is_open && !fair.is_any_ready() {
-                    fair.end_busy_period();
-                }
-            }
-            while let Some(repaid) = self.fair_of(parent).and_then(Fair::pop_repaid) {
-                self.nodes[repaid].is_owing = false;
-                self.forget(repaid, now);
-            }
-            at = parent;
-        }
-    }
-
-    fn forget(&mut self, id: usize, _now: &mut LazyNow) {
-        let node = self.nodes.remove(id);
-        if let Some(key) = node.key {
-            self.children.remove(&(node.parent, key));
-        }
-    }
-}
-
-impl<K> Node<K> {
-    fn new(parent: usize, key: Option<K>, depth: usize, weight: u32, below: Below) -> Self {
-        Self {
-            parent,
-            key,
-            depth,
-            weight,
-            pass: 0,
-            waiting: 0,
-            open: 0,
-            state: State::Idle,
-            limits: None,
-            has_waited: false,
-            is_owing: false,
-            below,
-        }
-    }
-
-    const fn is_ready(&self) -> bool {
-        matches!(self.state, State::Ready { .. })
-    }
-
-    /// Whether no call waits below this node, and all that have begun are settled.
-    const fn is_done(&self) -> bool {
-        self.waiting == 0 && self.open == 0
+        Some(call)
     }
 }

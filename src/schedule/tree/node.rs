@@ -1,0 +1,196 @@
+//! [`Node`]: one node of the tree, as it stands.
+
+use super::{
+    super::{
+        calls::List,
+        fair::{Fair, Ready, Units},
+    },
+    ROOT,
+};
+use crate::rate::{Demand, KeyLimits};
+use std::{collections::HashMap, num::NonZeroU32};
+use tokio::time::Instant;
+
+/// What the tree needs to know about a node when it is made.
+pub(in crate::schedule) struct NewNode {
+    /// The weight of the node beside its siblings. At a strict level, the number of its band: the lowest goes first.
+    pub(in crate::schedule) weight: NonZeroU32,
+    pub(in crate::schedule) limits: Option<Box<KeyLimits>>,
+    /// Until when no call below the node begins.
+    pub(in crate::schedule) paused_until: Option<Instant>,
+}
+
+pub(super) struct Node<K> {
+    pub(super) parent: usize,
+    pub(super) key: Option<K>,
+    pub(super) depth: usize,
+    pub(super) weight: u32,
+    /// How far the node has got with its share of its parent.
+    pub(super) pass: Units,
+    /// How many calls wait below this node.
+    pub(super) waiting: usize,
+    /// How many calls below this node have begun and are not settled.
+    pub(super) open: usize,
+    pub(super) state: State,
+    pub(super) limits: Option<Box<KeyLimits>>,
+    pub(super) paused_until: Option<Instant>,
+    /// Whether the call that is the first of this node was blocked by its limits.
+    pub(super) has_waited: bool,
+    pub(super) rest: Rest,
+    pub(super) below: Below<K>,
+}
+
+/// What is below a node.
+pub(super) enum Below<K> {
+    Calls(Queue),
+    Children(Box<Children<K>>),
+}
+
+/// The calls of a flow.
+#[derive(Default)]
+pub(super) struct Queue {
+    /// A list for each class.
+    pub(super) lists: Vec<List>,
+    /// The sum of the costs of all calls.
+    pub(super) demand: Demand,
+}
+
+/// The children of a node.
+pub(super) struct Children<K> {
+    pub(super) order: Fair,
+    pub(super) by_key: HashMap<K, usize>,
+}
+
+/// Where a node stands at its parent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum State {
+    /// No call below it could run.
+    Idle,
+    /// Its limits lack what its first call costs, or it is paused.
+    Blocked {
+        until: Option<Instant>,
+        head: usize,
+    },
+    Ready {
+        at: Ready,
+        head: usize,
+    },
+}
+
+/// Why a node is kept that no call belongs to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Rest {
+    /// Calls wait below it, or have begun and are not settled.
+    Busy,
+    /// It has got further than its siblings, and is ordered by its pass in its parent.
+    Owing,
+    /// It has nothing to remember, but one of its children has.
+    Parent,
+    /// Its limits are not full, or it is paused, until this time.
+    Until(Instant),
+}
+
+// === impl NewNode ===
+
+impl NewNode {
+    /// Returns a node of this weight without limits.
+    #[cfg(test)]
+    pub(in crate::schedule) const fn of_weight(weight: NonZeroU32) -> Self {
+        Self {
+            weight,
+            limits: None,
+            paused_until: None,
+        }
+    }
+}
+
+// === impl Node ===
+
+impl<K> Node<K> {
+    pub(super) fn root() -> Self {
+        let new = NewNode {
+            weight: NonZeroU32::MIN,
+            limits: None,
+            paused_until: None,
+        };
+        Self::new(ROOT, None, 0, new, Below::children())
+    }
+
+    pub(super) fn new(parent: usize, key: Option<K>, depth: usize, new: NewNode, below: Below<K>) -> Self {
+        Self {
+            parent,
+            key,
+            depth,
+            weight: new.weight.get(),
+            pass: 0,
+            waiting: 0,
+            open: 0,
+            state: State::Idle,
+            limits: new.limits,
+            paused_until: new.paused_until,
+            has_waited: false,
+            rest: Rest::Busy,
+            below,
+        }
+    }
+
+    pub(super) const fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready { .. })
+    }
+
+    pub(super) const fn is_leaf(&self) -> bool {
+        matches!(self.below, Below::Calls(_))
+    }
+
+    /// Whether no call waits below this node, and all that have begun are settled.
+    pub(super) const fn is_idle(&self) -> bool {
+        self.waiting == 0 && self.open == 0
+    }
+
+    pub(super) fn has_children(&self) -> bool {
+        self.children().is_some_and(|children| !children.by_key.is_empty())
+    }
+
+    pub(super) fn children(&self) -> Option<&Children<K>> {
+        match &self.below {
+            Below::Children(children) => Some(children),
+            Below::Calls(_) => None,
+        }
+    }
+
+    pub(super) fn children_mut(&mut self) -> Option<&mut Children<K>> {
+        match &mut self.below {
+            Below::Children(children) => Some(children),
+            Below::Calls(_) => None,
+        }
+    }
+
+    pub(super) fn queue(&self) -> Option<&Queue> {
+        match &self.below {
+            Below::Calls(queue) => Some(queue),
+            Below::Children(_) => None,
+        }
+    }
+
+    pub(super) fn queue_mut(&mut self) -> Option<&mut Queue> {
+        match &mut self.below {
+            Below::Calls(queue) => Some(queue),
+            Below::Children(_) => None,
+        }
+    }
+}
+
+// === impl Below ===
+
+impl<K> Below<K> {
+    pub(super) fn calls() -> Self {
+        Self::Calls(Queue::default())
+    }
+
+    pub(super) fn children() -> Self {
+        Self::Children(Box::new(Children {
+            order: Fair::default(),
+            by_key: HashMap::new(),
+        }))
+    }
+}
