@@ -14,7 +14,7 @@ use tokio::time::Instant;
 impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     /// Changes the weight of the node that `path` names, for all that it is charged from now on. Does nothing if the node
     /// does not live.
-    pub(super) fn set_weight(&mut self, path: &Path<K>, weight: NonZeroU32, now: &mut LazyNow) {
+    pub(in crate::schedule) fn set_weight(&mut self, path: &Path<K>, weight: NonZeroU32, now: &mut LazyNow) {
         let Some(id) = self.find(path).filter(|_| !path.is_empty()) else {
             return;
         };
@@ -33,7 +33,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     /// # Errors
     ///
     /// If a rate is invalid, or begins with less than its burst. Nothing changes then.
-    pub(super) fn set_limits(
+    pub(in crate::schedule) fn set_limits(
         &mut self,
         path: &Path<K>,
         limits: Limits,
@@ -60,7 +60,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
 
     /// Blocks all calls below the node that `path` names until then, or no longer with `None`. Does nothing if the node
     /// does not live.
-    pub(super) fn pause(&mut self, path: &Path<K>, until: Option<Instant>, now: &mut LazyNow) {
+    pub(in crate::schedule) fn pause(&mut self, path: &Path<K>, until: Option<Instant>, now: &mut LazyNow) {
         let Some(id) = self.find(path).filter(|_| !path.is_empty()) else {
             return;
         };
@@ -82,5 +82,18 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     pub(in crate::schedule) fn is_blocked(&self, path: &Path<K>) -> bool {
         let node = self.find(path).map(|id| &self.nodes[id]);
         node.is_some_and(|node| matches!(node.state, State::Blocked { .. }))
+    }
+
+    /// See [`Fair::is_last_served`](super::super::fair::Fair).
+    #[cfg(test)]
+    pub(in crate::schedule) fn set_last_served(&mut self, is_last_served: bool) {
+        if let Some(order) = self.order_of(super::ROOT) {
+            order.is_last_served = is_last_served;
+        }
+    }
+
+    #[cfg(test)]
+    pub(in crate::schedule) fn is_waiting(&self, id: usize) -> bool {
+        self.calls.get(id).is_some()
     }
 }
