@@ -15,11 +15,15 @@
 //! open, its share is not ahead of its siblings', its limits are full and no pause is in force.
 
 mod forgetting;
+#[cfg(test)]
+mod invariants;
 mod looking;
 mod node;
 mod settings;
 mod view;
 
+#[cfg(test)]
+pub(super) use forgetting::Forgetting;
 pub(super) use node::NewNode;
 #[allow(unused_imports, reason = "the handle shows them")]
 pub(super) use view::FlowView;
@@ -65,6 +69,8 @@ pub(super) struct Tree<K, T> {
     refused: Vec<(T, Rejected)>,
     /// The leaves of calls that were refused while nodes were looked at, until it is known whether they are kept.
     left: Vec<usize>,
+    #[cfg(test)]
+    pub(super) forgetting: Forgetting,
 }
 
 /// What is known about a call that comes to wait.
@@ -99,6 +105,13 @@ struct Charged {
     number: Option<u64>,
 }
 
+#[cfg(test)]
+impl Started {
+    pub(super) const fn charged_cost(&self) -> Cost {
+        self.charged
+    }
+}
+
 impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     /// Creates a tree with at most `max_nodes` nodes below its root. `strict` tells for each level whether its nodes go
     /// strictly in the order of their weights, which are the numbers of their bands.
@@ -115,6 +128,8 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             next_seq: 0,
             refused: Vec::new(),
             left: Vec::new(),
+            #[cfg(test)]
+            forgetting: Forgetting::default(),
         }
     }
 
