@@ -51,7 +51,7 @@ use crate::{
     on_turn::OnTurn,
     semaphore::{
         Acquire, Claim, Permit, Semaphore,
-        granted::{self, Found, PollPermit},
+        granted::{self, Found, InFlight, PollPermit},
     },
 };
 use pin_project_lite::pin_project;
@@ -120,11 +120,11 @@ pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
         /// The call waits for a permit and for the inner service to be ready.
-        Waiting { turn: Turn, inner: OnTurn<S>, req: Option<Req>, is_counted: bool },
+        Waiting { turn: Turn, in_flight: Option<InFlight>, inner: OnTurn<S>, req: Option<Req>, is_counted: bool },
         /// The call is in flight and holds a permit.
         // `permit` is declared after `future`, and the fields of a variant are dropped in this order. So the inner call
         // ends before its permit is released.
-        Calling { #[pin] future: F, permit: Permit },
+        Calling { #[pin] future: F, permit: Permit, in_flight: Option<InFlight> },
         /// The future has returned the result of the call.
         Done,
     }
@@ -259,11 +259,15 @@ where
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
+        let mut in_flight = None;
         let turn = match granted::take(self.acquire.semaphore()) {
-            Some(Found::Permit(permit)) => match permit.into_claim() {
-                Ok(claim) => Turn::Claimed(claim),
-                Err(permit) => Turn::Granted(Some(permit)),
-            },
+            Some(Found::Permit(permit, granted)) => {
+                in_flight = granted;
+                match permit.into_claim() {
+                    Ok(claim) => Turn::Claimed(claim),
+                    Err(permit) => Turn::Granted(Some(permit)),
+                }
+            }
             Some(Found::Again(attempt)) => Turn::Scheduled(attempt, Some(self.acquire.clone())),
             None => match self.acquire.claim() {
                 Ok(claim) => Turn::Claimed(claim),
@@ -274,6 +278,7 @@ where
         ResponseFuture {
             state: State::Waiting {
                 turn,
+                in_flight,
                 inner: OnTurn::new(self.inner.clone()),
                 req: Some(req),
                 is_counted: mem::take(&mut self.is_counted),
@@ -296,7 +301,12 @@ impl<S: Clone> Clone for ConcurrencyLimit<S> {
 
 impl Turn {
     /// Waits until a permit is available and `inner` is ready, takes the permit, and returns it.
-    fn poll_permit<S, Req>(&mut self, inner: &mut OnTurn<S>, cx: &mut Context<'_>) -> Poll<Result<Permit, S::Error>>
+    fn poll_permit<S, Req>(
+        &mut self,
+        in_flight: &mut Option<InFlight>,
+        inner: &mut OnTurn<S>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Permit, S::Error>>
     where
         S: Service<Req> + Clone,
     {
@@ -329,7 +339,13 @@ impl Turn {
                 Self::Scheduled(attempt, acquire) => {
                     let permit = ready!(attempt.poll_permit(cx));
                     let acquire = acquire.take().expect("a scheduled attempt ends once");
-                    *self = permit.map_or(Self::Waiting(acquire), |permit| Self::Granted(Some(permit)));
+                    *self = match permit {
+                        Some((permit, granted)) => {
+                            *in_flight = granted;
+                            Self::Granted(Some(permit))
+                        }
+                        None => Self::Waiting(acquire),
+                    };
                 }
                 Self::Waiting(acquire) => {
                     if acquire.poll_ready(cx).is_pending() {
@@ -363,6 +379,7 @@ where
             match this.state.as_mut().project() {
                 StateProj::Waiting {
                     turn,
+                    in_flight,
                     inner,
                     req,
                     is_counted,
@@ -371,7 +388,7 @@ where
                         ready!(coop::poll_unit(cx));
                         *is_counted = true;
                     }
-                    let permit = match ready!(turn.poll_permit::<S, Req>(inner, cx)) {
+                    let permit = match ready!(turn.poll_permit::<S, Req>(in_flight, inner, cx)) {
                         Ok(permit) => permit,
                         Err(error) => {
                             this.state.set(State::Done);
@@ -380,7 +397,12 @@ where
                     };
                     let req = req.take().expect("the request is there until it is called");
                     let future = inner.call(req);
-                    this.state.set(State::Calling { future, permit });
+                    let in_flight = in_flight.take();
+                    this.state.set(State::Calling {
+                        future,
+                        permit,
+                        in_flight,
+                    });
                 }
                 StateProj::Calling { future, .. } => {
                     let result = ready!(future.poll(cx));

@@ -14,7 +14,7 @@ use crate::{
     rate::{self, Estimate, GrantedCharge, RateLimiter, Unused},
     semaphore::{
         Claim, Permit,
-        granted::{AskAgain, PollPermit},
+        granted::{AskAgain, InFlight, PollPermit},
     },
 };
 use std::{
@@ -48,6 +48,7 @@ struct AttemptState {
 /// What an attempt was given.
 pub(super) struct GrantedAttempt {
     permit: Result<Claim, Permit>,
+    in_flight: Option<InFlight>,
     charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>,
     receipt: Option<Box<Receipt>>,
 }
@@ -100,20 +101,23 @@ impl GrantedAttempt {
     /// Puts together what an attempt is given. It loses the permit if it is not polled in time while others wait for one.
     pub(super) fn new(
         permit: Permit,
+        in_flight: Option<InFlight>,
         charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>,
         receipt: Option<Box<Receipt>>,
     ) -> Self {
         Self {
             permit: permit.into_claim(),
+            in_flight,
             charge,
             receipt,
         }
     }
 
     /// Returns the permit and the charge. If the permit is lost, gives the charge back.
-    fn into_parts(self) -> Option<(Permit, Option<GrantedCharge>)> {
+    fn into_parts(self) -> Option<(Permit, Option<InFlight>, Option<GrantedCharge>)> {
         let Self {
             permit,
+            in_flight,
             charge,
             receipt,
         } = self;
@@ -137,7 +141,7 @@ impl GrantedAttempt {
             }
             (None, None) => None,
         };
-        Some((permit, charge))
+        Some((permit, in_flight, charge))
     }
 
     fn give_back(self) {
@@ -172,7 +176,7 @@ impl Waiting {
 }
 
 impl PollPermit for Waiting {
-    fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Option<Permit>> {
+    fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Permit, Option<InFlight>)>> {
         loop {
             if self.id.is_none() {
                 let ticket = || Ticket::Attempt(self.attempt.clone());
@@ -186,11 +190,11 @@ impl PollPermit for Waiting {
             let granted = ready!(self.poll_granted(cx));
             self.id = None;
             // An attempt that was not polled in time has lost its permit, and waits again.
-            if let Some((permit, charge)) = granted.into_parts() {
+            if let Some((permit, in_flight, charge)) = granted.into_parts() {
                 if let Some(charge) = charge {
                     rate::grant_charge(charge);
                 }
-                return Poll::Ready(Some(permit));
+                return Poll::Ready(Some((permit, in_flight)));
             }
         }
     }

@@ -5,13 +5,13 @@ use super::{
     core::{Core, Head, NodeSpec, PushError, ScheduledCall, Ticket},
     flow::FlowKey,
     level::Level,
-    tree::Started,
+    tree::{Running, Started},
 };
 use crate::{
     clock::LazyNow,
     error::{AcquireError, Rejected},
     rate::{Cost, RateLimiter},
-    semaphore::{Permit, Semaphore},
+    semaphore::{Permit, Semaphore, granted::InFlight},
 };
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -56,6 +56,21 @@ pub(crate) struct Pushed {
     pub(crate) id: usize,
     /// The weight of its flow.
     pub(crate) weight: u32,
+}
+
+/// Counts a call in flight at its keys until it is dropped.
+struct CountedCall {
+    shared: Arc<Shared>,
+    running: Option<Running>,
+}
+
+impl Drop for CountedCall {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            let ((), effects) = self.shared.change(|core, now| core.finish(running, now));
+            self.shared.carry_out(effects);
+        }
+    }
 }
 
 /// A queue that no calls come from: that of a schedule that no queue uses yet.
@@ -165,7 +180,7 @@ impl Shared {
             Ticket::Attempt(attempt) => {
                 // Its rate limit fails with the error.
                 let charge = self.root().limiter.map(|limiter| (limiter, Err(error)));
-                attempt.grant(GrantedAttempt::new(Permit::of_none(), charge, None));
+                attempt.grant(GrantedAttempt::new(Permit::of_none(), None, charge, None));
             }
         }
     }
@@ -178,6 +193,7 @@ impl Shared {
             .map(|(key, level)| NodeSpec {
                 weight: level.weight_of(key),
                 limits: level.limits_of(key),
+                concurrency: level.concurrency_of(key),
             })
             .collect()
     }
@@ -230,13 +246,18 @@ impl Shared {
         head
     }
 
-    pub(super) fn start(&self, head: &Head) -> Option<(Started, Ticket)> {
+    pub(super) fn start(self: &Arc<Self>, head: &Head) -> Option<(Started, Option<InFlight>, Ticket)> {
         let (started, effects) = self.change(|core, now| core.start(head, now));
         self.carry_out(Effects {
             has_changed: false,
             ..effects
         });
-        started
+        let (started, running, ticket) = started?;
+        let in_flight = running.map(|running| CountedCall {
+            shared: self.clone(),
+            running: Some(running),
+        });
+        Some((started, in_flight.map(|call| Box::new(call) as InFlight), ticket))
     }
 
     pub(super) fn settle(&self, started: Started, used: Cost) {

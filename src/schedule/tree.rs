@@ -19,6 +19,7 @@ mod forgetting;
 mod invariants;
 mod looking;
 mod node;
+mod running;
 mod settings;
 mod view;
 
@@ -26,6 +27,7 @@ mod view;
 pub(super) use forgetting::Forgetting;
 pub(super) use node::NewNode;
 #[allow(unused_imports, reason = "the handle shows them")]
+pub(super) use running::Running;
 pub(super) use view::FlowView;
 
 use super::{
@@ -65,6 +67,7 @@ pub(super) struct Tree<K, T> {
     /// For each level, whether its nodes go strictly in the order of their bands.
     strict: [bool; MAX_LEVELS],
     next_seq: u64,
+    counts_running: bool,
     /// Calls that the limits refuse.
     refused: Vec<(T, Rejected)>,
     /// The leaves of calls that were refused while nodes were looked at, until it is known whether they are kept.
@@ -126,6 +129,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             filling: BTreeSet::new(),
             strict,
             next_seq: 0,
+            counts_running: false,
             refused: Vec::new(),
             left: Vec::new(),
             #[cfg(test)]
@@ -292,6 +296,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             at = parent;
         }
         self.nodes[ROOT].open += 1;
+        self.run(call.leaf);
         self.look_at_path(call.leaf, now);
         self.forget_left(now);
         let started = Started {
