@@ -109,8 +109,11 @@ pub struct QueueLayer<Req> {
 /// A schedule, and what it has to know about a call.
 struct QueueSchedule<Req> {
     schedule: Schedule,
-    describe: Box<dyn Fn(&Req) -> (Flow, Cost) + Send + Sync>,
+    describe: Box<DescribeCall<Req>>,
 }
+
+/// Returns whose call a request is, and what it costs.
+type DescribeCall<Req> = dyn Fn(&Req) -> (Flow, Cost) + Send + Sync;
 
 /// A handle to a queue. Clones are handles to the same queue. See the [module docs](self).
 pub struct Queue<Req, Res> {
@@ -132,7 +135,7 @@ pub(crate) struct CallContext {
     /// Counts the call's cost among that of the calls that have not reached the limits.
     pub(crate) demand: Option<PendingCost>,
     /// What the schedule of the queue has to know about the call, if it has one.
-    pub(crate) scheduled: Option<ScheduledCall>,
+    pub(crate) scheduled: Option<Box<ScheduledCall>>,
 }
 
 /// Closes the queue when dropped. The handles share one `CloseOnDrop`, which is dropped with the last handle.
@@ -388,7 +391,7 @@ impl<Req, Res> Queue<Req, Res> {
         place: Option<Permit>,
     ) -> Result<Arc<Message<Req, Res>>, CallContext> {
         match context.scheduled.take() {
-            Some(call) => channel.push_scheduled(req, context, place, call),
+            Some(call) => channel.push_scheduled(req, context, place, *call),
             None => Err(context),
         }
     }
@@ -401,7 +404,7 @@ impl<Req, Res> Queue<Req, Res> {
             demand,
             scheduled: self.schedule.as_ref().map(|queue| {
                 let (flow, cost) = (queue.describe)(req);
-                queue.schedule.call(&flow, cost)
+                Box::new(queue.schedule.call(&flow, cost))
             }),
         }
     }

@@ -33,6 +33,9 @@ pub(super) struct ChannelSchedule {
     dispatcher: Mutex<Dispatcher>,
 }
 
+/// A call that was chosen, with what it was given.
+type ChosenMessage<Req, Res> = (Arc<Message<Req, Res>>, Box<Grant>);
+
 /// The calls of a scheduled channel.
 pub(super) struct ScheduledCalls<Req, Res> {
     pub(super) shared: Arc<Shared>,
@@ -214,10 +217,7 @@ impl<Req, Res> Channel<Req, Res> {
     }
 
     /// Waits until a call can go, and takes it. Ready with `None` if no call waits.
-    pub(super) fn poll_choose(
-        self: &Arc<Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<(Arc<Message<Req, Res>>, Box<Grant>)>> {
+    pub(super) fn poll_choose(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Option<ChosenMessage<Req, Res>>> {
         let Some(scheduled) = self.schedule() else {
             return Poll::Ready(None);
         };

@@ -88,13 +88,16 @@ pub(crate) struct NodeSpec {
     pub(super) concurrency: Option<NonZeroUsize>,
 }
 
+/// A function from the cost of a call to what it counts.
+pub(crate) type Price = Arc<dyn Fn(&Cost) -> u64 + Send + Sync>;
+
 /// What a call counts in the fair order: the time in which the limits bring what it costs, so that requests and tokens
 /// can be added up.
 #[derive(Clone)]
 pub(super) enum Prices {
     /// What one unit of each budget counts.
     PerUnit(Vec<(Budget, u128)>),
-    Function(Arc<dyn Fn(&Cost) -> u64 + Send + Sync>),
+    Function(Price),
 }
 
 /// The most nodes that a schedule has by default: those of flows that wait, and of keys whose limits are not full.

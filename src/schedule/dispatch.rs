@@ -31,7 +31,7 @@ pub(crate) struct Dispatcher {
 /// What was chosen.
 pub(crate) enum Chosen {
     /// The call of the queue with this key.
-    Call(u32, ChosenCall),
+    Call(u32, Box<ChosenCall>),
     /// This call can never be admitted.
     Refused(u32, AcquireError),
     /// No call waits.
@@ -90,7 +90,7 @@ impl Dispatcher {
                                 in_flight,
                                 granted,
                             };
-                            return Poll::Ready(Chosen::Call(call, chosen));
+                            return Poll::Ready(Chosen::Call(call, Box::new(chosen)));
                         }
                         Ticket::Attempt(attempt) => {
                             attempt.grant(granted.for_attempt(started, in_flight, &self.shared))

@@ -22,11 +22,14 @@ use std::{
 #[derive(Clone)]
 pub struct Level {
     name: Arc<str>,
-    weight: Option<Arc<dyn Fn(&str) -> u32 + Send + Sync>>,
-    limits: Option<Arc<dyn Fn(&str) -> Option<Limits> + Send + Sync>>,
-    concurrency: Option<Arc<dyn Fn(&str) -> Option<usize> + Send + Sync>>,
+    weight: Option<ByKey<u32>>,
+    limits: Option<ByKey<Option<Limits>>>,
+    concurrency: Option<ByKey<Option<usize>>>,
     is_strict: bool,
 }
+
+/// Something that each key has, by the key as text.
+type ByKey<T> = Arc<dyn Fn(&str) -> T + Send + Sync>;
 
 impl Level {
     /// Creates a level at which all keys have the weight 1 and no limits. `name` says what the keys stand for, such as

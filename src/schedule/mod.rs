@@ -111,7 +111,7 @@ pub(crate) use self::{
 pub use flow::{Flow, FlowKey};
 pub use level::Level;
 
-use self::core::{Core, DEFAULT_MAX_NODES, Prices};
+use self::core::{Core, DEFAULT_MAX_NODES, Price, Prices};
 use crate::{
     clock,
     concurrency::Concurrency,
@@ -136,7 +136,7 @@ pub struct Schedule {
 struct Settings {
     levels: Vec<Level>,
     classes: Vec<Class>,
-    price: Option<Arc<dyn Fn(&Cost) -> u64 + Send + Sync>>,
+    price: Option<Price>,
     max_keys: Option<usize>,
     concurrency: Option<Concurrency>,
     limiter: Option<RateLimiter>,

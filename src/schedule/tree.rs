@@ -310,6 +310,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     }
 
     /// Settles a call that has begun: it has cost `used`, which are `units` in the fair order.
+    #[allow(clippy::needless_pass_by_value, reason = "a call is settled once")]
     pub(super) fn settle(&mut self, started: Started, used: Cost, units: Units, now: &mut LazyNow) {
         let units = units.clamp(0, MAX_COST);
         let mut at = started.leaf;

@@ -32,6 +32,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     }
 
     /// Stops counting a call that has ended.
+    #[allow(clippy::needless_pass_by_value, reason = "a call is finished once")]
     pub(in crate::schedule) fn finish(&mut self, running: Running, now: &mut LazyNow) {
         let Running { leaf } = running;
         self.for_running(leaf, |running| *running -= 1);
