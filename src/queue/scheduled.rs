@@ -53,6 +53,12 @@ struct Entry<Req, Res> {
     has_place: bool,
 }
 
+/// A call that was cancelled and is still in the tree of the schedule.
+pub(super) struct CancelledCall<Req, Res> {
+    key: u32,
+    entry: Entry<Req, Res>,
+}
+
 impl ChannelSchedule {
     pub(super) fn new(schedule: Schedule) -> Self {
         let dispatcher = Mutex::new(Dispatcher::new(schedule.shared().clone()));
@@ -196,12 +202,13 @@ impl<Req, Res> Channel<Req, Res> {
     }
 
     /// Ends what remains of a call that was cancelled: its place in the tree, and its place in the queue.
-    pub(super) fn end_cancelled(&self, cancelled: Option<(Arc<Shared>, usize, impl Sized)>) {
-        if let Some((shared, id, entry)) = cancelled {
-            drop(entry);
-            shared.cancel(id);
-            self.give_places();
+    pub(super) fn end_cancelled(&self, cancelled: Option<CancelledCall<Req, Res>>) {
+        let Some(CancelledCall { key, entry }) = cancelled else { return };
+        if let Some(scheduled) = self.schedule() {
+            scheduled.schedule.shared().cancel(entry.id, &Ticket::Call(key));
         }
+        drop(entry);
+        self.give_places();
     }
 
     /// Waits until a call can go, and takes it. Ready with `None` if no call waits.
@@ -357,14 +364,10 @@ impl<Req, Res> ChannelState<Req, Res> {
     }
 
     /// Removes a call that was not chosen from the schedule.
-    pub(super) fn cancel_scheduled(
-        &mut self,
-        message: &Message<Req, Res>,
-    ) -> Option<(Arc<Shared>, usize, impl Sized + use<Req, Res>)> {
-        let scheduled = self.scheduled.as_mut()?;
-        let entry = scheduled.remove(message.key())?;
-        let id = entry.id;
-        Some((scheduled.shared.clone(), id, entry))
+    pub(super) fn cancel_scheduled(&mut self, message: &Message<Req, Res>) -> Option<CancelledCall<Req, Res>> {
+        let key = message.key();
+        let entry = self.scheduled.as_mut()?.remove(key)?;
+        Some(CancelledCall { key, entry })
     }
 }
 

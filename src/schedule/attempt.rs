@@ -173,7 +173,7 @@ impl Drop for Waiting {
         };
         match granted {
             Some(granted) => granted.give_back(),
-            None => self.shared.cancel(self.id),
+            None => self.shared.cancel(self.id, &Ticket::Attempt(self.attempt.clone())),
         }
     }
 }

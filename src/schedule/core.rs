@@ -58,6 +58,16 @@ pub(super) struct Core {
     max_nodes: usize,
 }
 
+impl Ticket {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Call(call), Self::Call(other)) => call == other,
+            (Self::Attempt(attempt), Self::Attempt(other)) => Arc::ptr_eq(attempt, other),
+            _ => false,
+        }
+    }
+}
+
 /// What was set at run time for one key. It is kept while the key has no calls.
 #[derive(Clone, Default)]
 struct KeySettings {
@@ -178,7 +188,7 @@ impl Core {
     pub(super) fn start(&mut self, head: &Head, now: &mut LazyNow) -> Option<(Started, Ticket)> {
         let current = self.head(now)?;
         // Another call of the same cost may have come in between, which may go as well.
-        if current.id != head.id && current.cost != head.cost {
+        if current.cost != head.cost {
             return None;
         }
         self.tree.start(now)
@@ -189,8 +199,11 @@ impl Core {
         self.tree.settle(started, used, units, now);
     }
 
-    pub(super) fn cancel(&mut self, id: usize, now: &mut LazyNow) -> bool {
-        self.tree.cancel(id, now).is_some()
+    /// Removes a call that waits, if it still does: its number in the tree is given to another one as soon as it has gone.
+    pub(super) fn cancel(&mut self, id: usize, ticket: &Ticket, now: &mut LazyNow) {
+        if self.tree.payload(id).is_some_and(|waiting| waiting.is_same(ticket)) {
+            self.tree.cancel(id, now);
+        }
     }
 
     /// Returns the call that was found to be the first.

@@ -219,10 +219,8 @@ impl Shared {
     }
 
     /// Removes a call that waits, if it still does.
-    pub(crate) fn cancel(&self, id: usize) {
-        let ((), effects) = self.change(|core, now| {
-            core.cancel(id, now);
-        });
+    pub(crate) fn cancel(&self, id: usize, ticket: &Ticket) {
+        let ((), effects) = self.change(|core, now| core.cancel(id, ticket, now));
         self.carry_out(effects);
     }
 

@@ -150,6 +150,11 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.head_of(ROOT)
     }
 
+    /// Returns the payload of a call that waits.
+    pub(super) fn payload(&self, id: usize) -> Option<&T> {
+        self.calls.get(id).map(|call| &call.payload)
+    }
+
     /// Returns how many nodes there are below the root.
     pub(super) fn nodes(&self) -> usize {
         self.nodes.len() - 1
