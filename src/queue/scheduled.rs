@@ -61,7 +61,7 @@ pub(super) struct CancelledCall<Req, Res> {
 
 impl ChannelSchedule {
     pub(super) fn new(schedule: Schedule) -> Self {
-        let dispatcher = Mutex::new(Dispatcher::new(schedule.shared().clone()));
+        let dispatcher = Mutex::new(schedule.dispatcher());
         Self { schedule, dispatcher }
     }
 
@@ -116,7 +116,7 @@ where
     pub(super) fn use_schedule(self: &Arc<Self>) {
         if let Some(scheduled) = self.schedule() {
             let channel: Weak<dyn Scheduled> = Arc::<Self>::downgrade(self);
-            let is_free = scheduled.schedule.shared().set_queue(channel);
+            let is_free = scheduled.schedule.set_queue(channel);
             assert!(is_free, "a schedule serves one queue at a time");
         }
     }
@@ -167,6 +167,8 @@ impl<Req, Res> Channel<Req, Res> {
                 Err(error) => {
                     drop(state);
                     message.fail_in_queue(&|| error_of(&error));
+                    // The place that it had is free again.
+                    self.give_places();
                     return Ok(message);
                 }
             };

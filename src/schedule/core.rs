@@ -31,6 +31,8 @@ pub(crate) struct ScheduledCall {
     pub(super) path: Arc<[FlowKey]>,
     pub(super) class: u8,
     pub(super) cost: Cost,
+    /// What the cost counts in the fair order.
+    pub(super) units: Units,
     /// When the call has arrived, plus the slack of its class.
     pub(super) due: u64,
 }
@@ -43,16 +45,14 @@ impl ScheduledCall {
 
 /// The call that goes next.
 pub(super) struct Head {
-    pub(super) id: usize,
     pub(super) cost: Cost,
+    pub(super) units: Units,
 }
 
 pub(super) struct Core {
     tree: Tree<FlowKey, Ticket>,
     /// What was set at run time for a node, by its path.
     settings: HashMap<Box<[FlowKey]>, KeySettings>,
-    /// What one unit of each budget counts in the fair order.
-    prices: Prices,
     epoch: Instant,
     wall_clock: SystemTime,
     max_nodes: usize,
@@ -97,19 +97,14 @@ pub(super) const DEFAULT_MAX_NODES: usize = 1_000_000;
 // === impl Core ===
 
 impl Core {
-    pub(super) fn new(strict: [bool; super::tree::MAX_LEVELS], max_nodes: usize, prices: Prices) -> Self {
+    pub(super) fn new(strict: [bool; super::tree::MAX_LEVELS], max_nodes: usize) -> Self {
         Self {
             tree: Tree::new(strict, max_nodes),
             settings: HashMap::new(),
-            prices,
             epoch: clock::now(),
             wall_clock: SystemTime::now(),
             max_nodes,
         }
-    }
-
-    pub(super) fn set_prices(&mut self, prices: Prices) {
-        self.prices = prices;
     }
 
     /// Returns the nanoseconds since the schedule was made.
@@ -135,7 +130,6 @@ impl Core {
         let Self {
             tree,
             settings,
-            prices,
             wall_clock,
             max_nodes,
             ..
@@ -159,7 +153,7 @@ impl Core {
             class: call.class,
             due: call.due,
             cost: call.cost,
-            units: prices.units(&call.cost),
+            units: call.units,
             seq,
         };
         let create = |path: &[FlowKey]| {
@@ -180,8 +174,11 @@ impl Core {
 
     /// Returns the call that goes next, if one could be charged to all limits below the root now.
     pub(super) fn head(&mut self, now: &mut LazyNow) -> Option<Head> {
-        let (id, call) = self.tree.head(now)?;
-        Some(Head { id, cost: call.cost })
+        let (_, call) = self.tree.head(now)?;
+        Some(Head {
+            cost: call.cost,
+            units: call.units,
+        })
     }
 
     /// Begins the call that goes next, if it is `head`.
@@ -194,8 +191,7 @@ impl Core {
         self.tree.start(now)
     }
 
-    pub(super) fn settle(&mut self, started: Started, used: Cost, now: &mut LazyNow) {
-        let units = self.prices.units(&used);
+    pub(super) fn settle(&mut self, started: Started, used: Cost, units: Units, now: &mut LazyNow) {
         self.tree.settle(started, used, units, now);
     }
 
@@ -297,7 +293,8 @@ impl Prices {
         Self::PerUnit(prices)
     }
 
-    fn units(&self, cost: &Cost) -> Units {
+    /// Returns what a cost counts. It may run user code.
+    pub(super) fn units(&self, cost: &Cost) -> Units {
         let units = match self {
             Self::PerUnit(prices) => prices.iter().fold(0_u128, |units, (budget, price)| {
                 units.saturating_add(price.saturating_mul(cost.of(*budget).into()))

@@ -3,6 +3,7 @@
 use super::{
     attempt::{Again, GrantedAttempt},
     core::{Head, ScheduledCall, Ticket},
+    fair::Units,
     grant::{Grant, Receipt},
     shared::{Root, Shared},
     tree::Started,
@@ -49,11 +50,12 @@ struct Granted {
     permit: Option<Permit>,
     charge: Option<(RateLimiter, Estimate)>,
     cost: Cost,
+    units: Units,
 }
 
 impl Dispatcher {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let Root { permits, limiter } = shared.root();
+    pub(super) fn new(shared: Arc<Shared>, root: Root) -> Self {
+        let Root { permits, limiter, .. } = root;
         Self {
             shared,
             acquire: permits.map(|permits| permits.acquire()),
@@ -149,6 +151,7 @@ impl Dispatcher {
             permit,
             charge,
             cost: head.cost,
+            units: head.units,
         })))
     }
 
@@ -163,7 +166,7 @@ impl Dispatcher {
     fn refuse(&self, head: &Head, error: AcquireError) -> Option<Chosen> {
         let (started, ticket) = self.shared.start(head)?;
         // It has not begun: nothing stays charged to the limits of its keys.
-        self.shared.settle(started, Cost::none());
+        self.shared.give_back(started);
         match ticket {
             Ticket::Call(call) => Some(Chosen::Refused(call, error)),
             Ticket::Attempt(attempt) => {
@@ -187,13 +190,13 @@ impl ChosenCall {
             call: call.clone(),
             seq: started.seq,
         };
-        let receipt = Box::new(Receipt::new(shared.clone(), started, granted.cost));
+        let receipt = Box::new(Receipt::new(shared.clone(), started, granted.cost, granted.units));
         Grant::new(granted.permit, granted.charge, receipt, again)
     }
 
     /// Gives back what the call does not need, because it was cancelled just now.
     pub(crate) fn give_back(self, shared: &Shared) {
-        shared.settle(self.started, Cost::none());
+        shared.give_back(self.started);
         self.granted.give_back();
     }
 }
@@ -203,7 +206,7 @@ impl Granted {
         GrantedAttempt {
             permit: self.permit.unwrap_or_else(Permit::of_none),
             charge: self.charge.map(|(limiter, estimate)| (limiter, Ok(estimate))),
-            receipt: Some(Box::new(Receipt::new(shared.clone(), started, self.cost))),
+            receipt: Some(Box::new(Receipt::new(shared.clone(), started, self.cost, self.units))),
         }
     }
 
