@@ -545,10 +545,11 @@ impl<Req, Res> Channel<Req, Res> {
 
     /// Tells everybody who waits for it that the last worker has ended.
     pub(super) fn set_ended(&self) {
-        self.lock().is_ended = true;
+        // The schedule is free before anybody can see that the queue has ended.
         if let Some(scheduled) = self.schedule() {
             scheduled.schedule.shared().release_queue();
         }
+        self.lock().is_ended = true;
         self.ended.notify_waiters();
     }
 }

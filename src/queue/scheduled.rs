@@ -58,16 +58,15 @@ struct Entry<Req, Res> {
     has_place: bool,
 }
 
-/// A call that was cancelled, whose place in the tree is still to be given up.
-pub(super) struct Cancelled {
-    shared: Arc<Shared>,
-    id: usize,
+/// A call that was cancelled and is still in the tree of the schedule.
+pub(super) struct CancelledCall<Req, Res> {
     key: u32,
+    entry: Entry<Req, Res>,
 }
 
 impl ChannelSchedule {
     pub(super) fn new(schedule: Schedule) -> Self {
-        let dispatcher = Mutex::new(Dispatcher::new(schedule.shared().clone()));
+        let dispatcher = Mutex::new(schedule.dispatcher());
         Self { schedule, dispatcher }
     }
 
@@ -123,7 +122,7 @@ where
     pub(super) fn use_schedule(self: &Arc<Self>) {
         if let Some(scheduled) = self.schedule() {
             let channel: Weak<dyn Scheduled> = Arc::<Self>::downgrade(self);
-            let is_free = scheduled.schedule.shared().set_queue(channel);
+            let is_free = scheduled.schedule.set_queue(channel);
             assert!(is_free, "a schedule serves one queue at a time");
         }
     }
@@ -174,6 +173,8 @@ impl<Req, Res> Channel<Req, Res> {
                     drop(state);
                     self.carry_out_refusals(effects);
                     message.fail_in_queue(&|| error_of(&error));
+                    // The place that it had is free again.
+                    self.give_places();
                     return Ok(message);
                 }
             };
@@ -209,11 +210,15 @@ impl<Req, Res> Channel<Req, Res> {
     }
 
     /// Ends what remains of a call that was cancelled: its place in the tree, and its place in the queue.
-    pub(super) fn end_cancelled(&self, cancelled: Option<Cancelled>) {
-        if let Some(Cancelled { shared, id, key }) = cancelled {
-            shared.cancel(id, &Ticket::Call(key));
-            self.give_places();
+    pub(super) fn end_cancelled(&self, cancelled: Option<CancelledCall<Req, Res>>) {
+        let Some(CancelledCall { key, entry }) = cancelled else {
+            return;
+        };
+        if let Some(scheduled) = self.schedule() {
+            scheduled.schedule.shared().cancel(entry.id, &Ticket::Call(key));
         }
+        drop(entry);
+        self.give_places();
     }
 
     /// Waits until a call can go, and takes it. Ready with `None` if no call waits.
@@ -375,16 +380,11 @@ impl<Req, Res> ChannelState<Req, Res> {
         (next.filter(|_| !is_due), is_due)
     }
 
-    /// Removes a call that was not chosen from the calls that wait. The caller holds the message, which is not dropped here.
-    pub(super) fn cancel_scheduled(&mut self, message: &Message<Req, Res>) -> Option<Cancelled> {
-        let scheduled = self.scheduled.as_mut()?;
+    /// Removes a call that was not chosen from the schedule.
+    pub(super) fn cancel_scheduled(&mut self, message: &Message<Req, Res>) -> Option<CancelledCall<Req, Res>> {
         let key = message.key();
-        let Entry { id, .. } = scheduled.remove(key)?;
-        Some(Cancelled {
-            shared: scheduled.shared.clone(),
-            id,
-            key,
-        })
+        let entry = self.scheduled.as_mut()?.remove(key)?;
+        Some(CancelledCall { key, entry })
     }
 }
 

@@ -29,16 +29,6 @@ pub(crate) enum Ticket {
     Attempt(Arc<Attempt>),
 }
 
-impl Ticket {
-    fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Call(key), Self::Call(other)) => key == other,
-            (Self::Attempt(attempt), Self::Attempt(other)) => Arc::ptr_eq(attempt, other),
-            (Self::Call(_), Self::Attempt(_)) | (Self::Attempt(_), Self::Call(_)) => false,
-        }
-    }
-}
-
 /// What a schedule has to know about a call.
 #[derive(Clone, Debug)]
 pub(crate) struct ScheduledCall {
@@ -46,6 +36,8 @@ pub(crate) struct ScheduledCall {
     pub(super) path: Arc<[FlowKey]>,
     pub(super) class: u8,
     pub(super) cost: Cost,
+    /// What the cost counts in the fair order.
+    pub(super) units: Units,
     /// When the call has arrived, plus the slack of its class.
     pub(super) due: u64,
 }
@@ -58,19 +50,27 @@ impl ScheduledCall {
 
 /// The call that goes next.
 pub(super) struct Head {
-    pub(super) id: usize,
     pub(super) cost: Cost,
+    pub(super) units: Units,
 }
 
 pub(super) struct Core {
     tree: Tree<FlowKey, Ticket>,
     /// What was set at run time for a node, by its path.
     settings: HashMap<Box<[FlowKey]>, KeySettings>,
-    /// What one unit of each budget counts in the fair order.
-    prices: Prices,
     epoch: Instant,
     wall_clock: SystemTime,
     max_nodes: usize,
+}
+
+impl Ticket {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Call(call), Self::Call(other)) => call == other,
+            (Self::Attempt(attempt), Self::Attempt(other)) => Arc::ptr_eq(attempt, other),
+            _ => false,
+        }
+    }
 }
 
 /// What was set at run time for one key. It is kept while the key has no calls.
@@ -106,19 +106,14 @@ pub(super) const DEFAULT_MAX_NODES: usize = 1_000_000;
 // === impl Core ===
 
 impl Core {
-    pub(super) fn new(strict: [bool; super::tree::MAX_LEVELS], max_nodes: usize, prices: Prices) -> Self {
+    pub(super) fn new(strict: [bool; super::tree::MAX_LEVELS], max_nodes: usize) -> Self {
         Self {
             tree: Tree::new(strict, max_nodes),
             settings: HashMap::new(),
-            prices,
             epoch: clock::now(),
             wall_clock: SystemTime::now(),
             max_nodes,
         }
-    }
-
-    pub(super) fn set_prices(&mut self, prices: Prices) {
-        self.prices = prices;
     }
 
     /// Returns the nanoseconds since the schedule was made.
@@ -144,7 +139,6 @@ impl Core {
         let Self {
             tree,
             settings,
-            prices,
             wall_clock,
             max_nodes,
             ..
@@ -168,7 +162,7 @@ impl Core {
             class: call.class,
             due: call.due,
             cost: call.cost,
-            units: prices.units(&call.cost),
+            units: call.units,
             seq,
         };
         let create = |path: &[FlowKey]| {
@@ -190,15 +184,18 @@ impl Core {
 
     /// Returns the call that goes next, if one could be charged to all limits below the root now.
     pub(super) fn head(&mut self, now: &mut LazyNow) -> Option<Head> {
-        let (id, call) = self.tree.head(now)?;
-        Some(Head { id, cost: call.cost })
+        let (_, call) = self.tree.head(now)?;
+        Some(Head {
+            cost: call.cost,
+            units: call.units,
+        })
     }
 
     /// Begins the call that goes next, if it is `head`.
     pub(super) fn start(&mut self, head: &Head, now: &mut LazyNow) -> Option<(Started, Option<Running>, Ticket)> {
         let current = self.head(now)?;
         // Another call of the same cost may have come in between, which may go as well.
-        if current.id != head.id && current.cost != head.cost {
+        if current.cost != head.cost {
             return None;
         }
         let (started, ticket) = self.tree.start(now)?;
@@ -214,14 +211,13 @@ impl Core {
         self.tree.finish(running, now);
     }
 
-    pub(super) fn settle(&mut self, started: Started, used: Cost, now: &mut LazyNow) {
-        let units = self.prices.units(&used);
+    pub(super) fn settle(&mut self, started: Started, used: Cost, units: Units, now: &mut LazyNow) {
         self.tree.settle(started, used, units, now);
     }
 
-    /// Removes the call at `id`, if it is that of the ticket. It may have begun, and another one have its place.
+    /// Removes a call that waits, if it still does: its number in the tree is given to another one as soon as it has gone.
     pub(super) fn cancel(&mut self, id: usize, ticket: &Ticket, now: &mut LazyNow) {
-        if self.tree.payload(id).is_some_and(|found| found.is_same(ticket)) {
+        if self.tree.payload(id).is_some_and(|waiting| waiting.is_same(ticket)) {
             self.tree.cancel(id, now);
         }
     }
@@ -317,7 +313,8 @@ impl Prices {
         Self::PerUnit(prices)
     }
 
-    fn units(&self, cost: &Cost) -> Units {
+    /// Returns what a cost counts. It may run user code.
+    pub(super) fn units(&self, cost: &Cost) -> Units {
         let units = match self {
             Self::PerUnit(prices) => prices.iter().fold(0_u128, |units, (budget, price)| {
                 units.saturating_add(price.saturating_mul(cost.of(*budget).into()))

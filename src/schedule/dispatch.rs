@@ -3,6 +3,7 @@
 use super::{
     attempt::{Again, GrantedAttempt},
     core::{Head, ScheduledCall, Ticket},
+    fair::Units,
     grant::{Grant, Receipt},
     shared::{Root, Shared},
     tree::Started,
@@ -50,11 +51,12 @@ struct Granted {
     permit: Option<Permit>,
     charge: Option<(RateLimiter, Estimate)>,
     cost: Cost,
+    units: Units,
 }
 
 impl Dispatcher {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let Root { permits, limiter } = shared.root();
+    pub(super) fn new(shared: Arc<Shared>, root: Root) -> Self {
+        let Root { permits, limiter, .. } = root;
         Self {
             shared,
             acquire: permits.map(|permits| permits.acquire()),
@@ -159,6 +161,7 @@ impl Dispatcher {
             permit,
             charge,
             cost: head.cost,
+            units: head.units,
         })))
     }
 
@@ -174,7 +177,7 @@ impl Dispatcher {
         let (started, in_flight, ticket) = self.shared.start(head)?;
         drop(in_flight);
         // It has not begun: nothing stays charged to the limits of its keys.
-        self.shared.settle(started, Cost::none());
+        self.shared.give_back(started);
         match ticket {
             Ticket::Call(call) => Some(Chosen::Refused(call, error)),
             Ticket::Attempt(attempt) => {
@@ -199,13 +202,13 @@ impl ChosenCall {
             call: call.clone(),
             seq: started.seq,
         };
-        let receipt = Box::new(Receipt::new(shared.clone(), started, granted.cost));
+        let receipt = Box::new(Receipt::new(shared.clone(), started, granted.cost, granted.units));
         Grant::new(granted.permit, in_flight, granted.charge, receipt, again)
     }
 
     /// Gives back what the call does not need, because it was cancelled just now.
     pub(crate) fn give_back(self, shared: &Shared) {
-        shared.settle(self.started, Cost::none());
+        shared.give_back(self.started);
         self.granted.give_back();
     }
 }
@@ -214,12 +217,8 @@ impl Granted {
     fn for_attempt(self, started: Started, in_flight: Option<InFlight>, shared: &Arc<Shared>) -> GrantedAttempt {
         let permit = self.permit.unwrap_or_else(Permit::of_none);
         let charge = self.charge.map(|(limiter, estimate)| (limiter, Ok(estimate)));
-        GrantedAttempt::new(
-            permit,
-            in_flight,
-            charge,
-            Some(Box::new(Receipt::new(shared.clone(), started, self.cost))),
-        )
+        let receipt = Receipt::new(shared.clone(), started, self.cost, self.units);
+        GrantedAttempt::new(permit, in_flight, charge, Some(Box::new(receipt)))
     }
 
     /// Gives back what no call needs.

@@ -1,7 +1,8 @@
 //! [`Grant`]: what a call was given when it was chosen, until its layers take it.
 
-use super::{attempt::Again, shared::Shared, tree::Started};
+use super::{attempt::Again, fair::Units, shared::Shared, tree::Started};
 use crate::{
+    panic::catch_unwind,
     rate::{self, Cost, Estimate, GrantedCharge, OnSettled, RateLimiter, Unused},
     semaphore::{
         Permit,
@@ -31,6 +32,8 @@ pub(super) struct Receipt {
     /// `None` once it is settled.
     started: Option<Started>,
     cost: Cost,
+    /// What the cost counts in the fair order.
+    units: Units,
 }
 
 impl Grant {
@@ -102,31 +105,40 @@ impl Drop for EnteredGrant<'_> {
 }
 
 impl Receipt {
-    pub(super) const fn new(shared: Arc<Shared>, started: Started, cost: Cost) -> Self {
+    pub(super) const fn new(shared: Arc<Shared>, started: Started, cost: Cost, units: Units) -> Self {
         Self {
             shared,
             started: Some(started),
             cost,
+            units,
         }
     }
 
     pub(super) fn settle_as_charged(&mut self) {
-        let cost = self.cost;
-        self.settled(&cost);
+        if let Some(started) = self.started.take() {
+            self.shared.settle(started, self.cost, self.units);
+        }
     }
 }
 
 impl OnSettled for Receipt {
     fn settled(&mut self, used: &Cost) {
-        if let Some(started) = self.started.take() {
-            self.shared.settle(started, *used);
-        }
+        let Some(started) = self.started.take() else { return };
+        // The price may be a function of the user. If it panics, the call counts what it was charged.
+        let units = if *used == self.cost {
+            self.units
+        } else {
+            catch_unwind(|| self.shared.units(used)).unwrap_or(self.units)
+        };
+        self.shared.settle(started, *used, units);
     }
 }
 
-/// A receipt that nobody has settled is that of a call that was not made.
+/// A receipt that was not settled is that of a call that was not made.
 impl Drop for Receipt {
     fn drop(&mut self) {
-        self.settled(&Cost::none());
+        if let Some(started) = self.started.take() {
+            self.shared.give_back(started);
+        }
     }
 }

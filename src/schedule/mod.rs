@@ -111,7 +111,10 @@ pub(crate) use self::{
 pub use flow::{Flow, FlowKey};
 pub use level::Level;
 
-use self::core::{Core, DEFAULT_MAX_NODES, Price, Prices};
+use self::{
+    core::{Core, DEFAULT_MAX_NODES, Price, Prices},
+    shared::Root,
+};
 use crate::{
     clock,
     concurrency::Concurrency,
@@ -119,7 +122,12 @@ use crate::{
     rate::{Cost, Demand, Limits, RateLimiter},
     semaphore::Semaphore,
 };
-use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    fmt, iter,
+    num::NonZeroU32,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// Decides which of the waiting calls goes next. See the [module docs](self).
@@ -186,12 +194,7 @@ impl Schedule {
         for (strict, level) in strict.iter_mut().zip(&settings.levels) {
             *strict = level.is_strict();
         }
-        let prices = match (&settings.price, &settings.limiter) {
-            (Some(price), _) => Prices::Function(price.clone()),
-            (None, Some(limiter)) => Prices::of_limits(&limiter.limits()),
-            (None, None) => Prices::of_limits(&Limits::new()),
-        };
-        let mut core = Core::new(strict, settings.max_keys.unwrap_or(DEFAULT_MAX_NODES), prices);
+        let mut core = Core::new(strict, settings.max_keys.unwrap_or(DEFAULT_MAX_NODES));
         if settings.levels.iter().any(Level::limits_concurrency) {
             core.count_running();
         }
@@ -199,11 +202,7 @@ impl Schedule {
         if levels.is_empty() {
             levels.push(Level::by("flow"));
         }
-        let shared = Shared::new(levels, core);
-        shared.set_root(|root| {
-            root.permits = settings.concurrency.as_ref().map(|limit| limit.permits().clone());
-            root.limiter = settings.limiter.clone();
-        });
+        let shared = Shared::new(levels, core, settings.root());
         Self {
             settings,
             shared: Arc::new(shared),
@@ -259,23 +258,24 @@ impl Schedule {
         self.set(|settings| settings.limiter = Some(limiter))
     }
 
-    /// Returns the same schedule with the limits of an executor.
+    /// Returns the same schedule with the limits of an executor, which count while a queue [uses](Self::set_queue) it.
     pub(crate) fn with_root(&self, concurrency: &Concurrency, limiter: &RateLimiter) -> Self {
         let mut settings = self.settings.clone();
         settings.concurrency = Some(concurrency.clone());
         settings.limiter = Some(limiter.clone());
-        self.shared.set_root(|root| {
-            root.permits = Some(concurrency.permits().clone());
-            root.limiter = Some(limiter.clone());
-        });
-        if settings.price.is_none() {
-            let prices = Prices::of_limits(&limiter.limits());
-            self.shared.inspect(|core, _| core.set_prices(prices));
-        }
         Self {
             settings,
             shared: self.shared.clone(),
         }
+    }
+
+    /// Makes `queue` the one whose calls are scheduled. Returns whether there is no other one.
+    pub(crate) fn set_queue(&self, queue: Weak<dyn Scheduled>) -> bool {
+        self.shared.set_queue(queue, self.settings.root())
+    }
+
+    pub(crate) fn dispatcher(&self) -> Dispatcher {
+        Dispatcher::new(self.shared.clone(), self.settings.root())
     }
 
     /// # Errors
@@ -388,8 +388,6 @@ impl Schedule {
 
     /// Returns what the schedule has to know about a call.
     pub(crate) fn call(&self, flow: &Flow, cost: Cost) -> ScheduledCall {
-        let levels = self.settings.levels.len().max(1);
-        let keys = flow.keys().iter().cloned().chain(std::iter::repeat(FlowKey::from("")));
         let class = self.class_of(flow.class_name());
         let slack = self
             .settings
@@ -399,11 +397,18 @@ impl Schedule {
         let slack = u64::try_from(slack.as_nanos()).unwrap_or(u64::MAX);
         let arrival = self.shared.nanos(clock::now());
         ScheduledCall {
-            path: keys.take(levels).collect(),
+            path: self.path_of(flow),
             class: u8::try_from(class).unwrap_or(u8::MAX),
             cost,
+            units: self.shared.units(&cost),
             due: arrival.saturating_add(slack),
         }
+    }
+
+    fn path_of(&self, flow: &Flow) -> Arc<[FlowKey]> {
+        let levels = self.settings.levels.len().max(1);
+        let keys = flow.keys().iter().cloned().chain(iter::repeat(FlowKey::from("")));
+        keys.take(levels).collect()
     }
 
     fn class_of(&self, name: Option<&str>) -> usize {
@@ -415,8 +420,25 @@ impl Schedule {
 
     /// Returns the summed costs of the calls of the same flow that wait.
     pub(crate) fn demand_ahead(&self, flow: &Flow) -> Demand {
-        let call = self.call(flow, Cost::none());
-        self.shared.inspect(|core, _| core.demand_of(&call.path))
+        let path = self.path_of(flow);
+        self.shared.inspect(|core, _| core.demand_of(&path))
+    }
+}
+
+// === impl Settings ===
+
+impl Settings {
+    fn root(&self) -> Root {
+        let prices = match (&self.price, &self.limiter) {
+            (Some(price), _) => Prices::Function(price.clone()),
+            (None, Some(limiter)) => Prices::of_limits(&limiter.limits()),
+            (None, None) => Prices::of_limits(&Limits::new()),
+        };
+        Root {
+            permits: self.concurrency.as_ref().map(|limit| limit.permits().clone()),
+            limiter: self.limiter.clone(),
+            prices: Arc::new(prices),
+        }
     }
 }
 

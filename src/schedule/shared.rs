@@ -2,7 +2,8 @@
 
 use super::{
     attempt::GrantedAttempt,
-    core::{Core, Head, NodeSpec, PushError, ScheduledCall, Ticket},
+    core::{Core, Head, NodeSpec, Prices, PushError, ScheduledCall, Ticket},
+    fair::Units,
     flow::FlowKey,
     level::Level,
     tree::{Running, Started},
@@ -29,10 +30,12 @@ pub(crate) struct Shared {
 }
 
 /// The limits of the root, which are not kept in the tree: other stacks may use them, too.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Root {
     pub(super) permits: Option<Semaphore>,
     pub(super) limiter: Option<RateLimiter>,
+    /// What one unit of each budget counts in the fair order.
+    pub(super) prices: Arc<Prices>,
 }
 
 /// The queue whose calls are scheduled.
@@ -83,32 +86,36 @@ impl Scheduled for NoQueue {
 }
 
 impl Shared {
-    pub(super) fn new(levels: Vec<Level>, core: Core) -> Self {
+    pub(super) fn new(levels: Vec<Level>, core: Core, root: Root) -> Self {
         Self {
             levels,
             core: Mutex::new(core),
             waiting: AtomicUsize::new(0),
-            root: Mutex::default(),
+            root: Mutex::new(root),
             queue: Mutex::new(Weak::<NoQueue>::new()),
         }
-    }
-
-    pub(super) fn set_root(&self, set: impl FnOnce(&mut Root)) {
-        set(&mut self.root.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(super) fn root(&self) -> Root {
         self.root.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Makes `queue` the one whose calls are scheduled. Returns whether there is no other one.
-    pub(crate) fn set_queue(&self, queue: Weak<dyn Scheduled>) -> bool {
+    /// Makes `queue` the one whose calls are scheduled, and `root` the limits that they need. Does nothing and returns `false`
+    /// if there is another one.
+    pub(super) fn set_queue(&self, queue: Weak<dyn Scheduled>, root: Root) -> bool {
         let mut current = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let is_free = current.strong_count() == 0;
         if is_free {
             *current = queue;
+            *self.root.lock().unwrap_or_else(PoisonError::into_inner) = root;
         }
         is_free
+    }
+
+    /// Returns what a cost counts in the fair order. It may run user code.
+    pub(super) fn units(&self, cost: &Cost) -> Units {
+        let prices = self.root().prices;
+        prices.units(cost)
     }
 
     pub(super) fn is_used(&self) -> bool {
@@ -260,9 +267,14 @@ impl Shared {
         Some((started, in_flight.map(|call| Box::new(call) as InFlight), ticket))
     }
 
-    pub(super) fn settle(&self, started: Started, used: Cost) {
-        let ((), effects) = self.change(|core, now| core.settle(started, used, now));
+    pub(super) fn settle(&self, started: Started, used: Cost, units: Units) {
+        let ((), effects) = self.change(|core, now| core.settle(started, used, units, now));
         self.carry_out(effects);
+    }
+
+    /// Settles a call that was not made.
+    pub(super) fn give_back(&self, started: Started) {
+        self.settle(started, Cost::none(), 0);
     }
 
     fn lock(&self) -> MutexGuard<'_, Core> {
