@@ -1,12 +1,18 @@
 //! The order of an executor's calls by a [`Schedule`].
 
+use futures_util::future::poll_fn;
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 use support::ms;
 use tokio::time::{Instant, sleep};
-use tower_outbound::{Call, Executor, Limits, Rate, Schedule, Shutdown, schedule::Level};
+use tokio_test::{assert_pending, assert_ready_ok, task};
+use tower::{Service, ServiceBuilder, ServiceExt};
+use tower_outbound::{
+    Call, Concurrency, ConcurrencyLimitLayer, Cost, Executor, Limits, QueueLayer, Rate, Schedule, Shutdown,
+    schedule::{Flow, Level},
+};
 
 mod support;
 
@@ -127,4 +133,56 @@ async fn a_key_has_at_most_its_number_of_calls_in_flight_and_delays_no_other() {
         assert_eq!(at - start, ms(100 * round), "{number}");
     }
     executor.stop(Shutdown::Graceful).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_bound_to_a_flow_is_ready_when_its_flow_gets_a_place() {
+    let schedule = Schedule::new().level(Level::by("tenant"));
+    let service = tower::service_fn(|_: u64| async {
+        sleep(ms(100)).await;
+        Ok::<_, std::io::Error>(())
+    });
+    let concurrency = Concurrency::new(1).unwrap();
+    let layer = QueueLayer::new(4)
+        .unwrap()
+        .schedule(
+            schedule.concurrency(concurrency.clone()),
+            |_: &u64| Flow::default(),
+            |_: &u64| Cost::request(),
+        )
+        .unwrap();
+    let queue = ServiceBuilder::new()
+        .layer(layer)
+        .layer(ConcurrencyLimitLayer::with_limit(concurrency))
+        .service(service);
+    let mut flood = queue.of("flood");
+    let mut calls = Vec::new();
+    for number in 0..5 {
+        calls.push(flood.ready().await.unwrap().call(number));
+        tokio::task::yield_now().await;
+    }
+    // Four calls wait, and one runs. Of those who want the next place, the flow with the fewest gets it.
+    let mut waiting_flood = task::spawn(poll_fn(|cx| Service::<u64>::poll_ready(&mut flood, cx)));
+    assert_pending!(waiting_flood.poll());
+    let mut trickle = queue.of("trickle");
+    let mut waiting_trickle = task::spawn(poll_fn(|cx| Service::<u64>::poll_ready(&mut trickle, cx)));
+    assert_pending!(waiting_trickle.poll());
+    sleep(ms(101)).await;
+    assert!(waiting_trickle.is_woken());
+    assert_ready_ok!(waiting_trickle.poll());
+    assert_pending!(waiting_flood.poll());
+    drop(waiting_trickle);
+    // It is not called, so the place is offered to the next one.
+    sleep(ms(5)).await;
+    assert!(waiting_flood.is_woken());
+    assert_ready_ok!(waiting_flood.poll());
+    drop(waiting_flood);
+    // A place that was offered can still be had by the first one.
+    let late = trickle.call(7);
+    assert!(late.is_accepted());
+    for call in calls.into_iter().chain([late]) {
+        call.await.unwrap();
+    }
+    queue.close();
+    queue.ended().await;
 }

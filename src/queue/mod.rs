@@ -59,6 +59,7 @@
 //! # }
 //! ```
 
+mod bound;
 mod channel;
 mod door;
 mod ending;
@@ -84,13 +85,14 @@ use crate::{
     semaphore::{Acquire, Permit, Semaphore},
     sync::Mutex,
 };
+use bound::Binding;
 use channel::Channel;
 use message::Message;
 use std::{
     fmt,
     marker::PhantomData,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 use tokio::time::Instant;
 use tower_layer::Layer;
@@ -124,6 +126,8 @@ pub struct Queue<Req, Res> {
     acquire: Acquire,
     deadline: Option<fn(&Req) -> Option<Deadline>>,
     schedule: Option<Arc<QueueSchedule<Req>>>,
+    /// The flow to which this handle is bound.
+    binding: Option<Box<Binding<Req, Res>>>,
 }
 
 /// What a call has besides its request while it waits to begin.
@@ -275,6 +279,7 @@ where
             acquire: places.acquire(),
             deadline: self.deadline,
             schedule: self.schedule.clone(),
+            binding: None,
         }
     }
 }
@@ -322,7 +327,8 @@ impl<Req, Res> Queue<Req, Res> {
     /// to [`call_at`](Self::call_at) or [`call_in`](Self::call_in).
     #[inline]
     pub(crate) fn try_place(&mut self) -> Result<Option<Permit>, Closed> {
-        if self.schedule.is_some() && self.channel().has_unplaced() {
+        let is_offered = self.binding.as_mut().is_some_and(|binding| binding.leave());
+        if self.schedule.is_some() && !is_offered && self.channel().has_unplaced() {
             return Ok(None);
         }
         self.acquire.try_acquire()
@@ -404,9 +410,29 @@ impl<Req, Res> Queue<Req, Res> {
             demand,
             scheduled: self.schedule.as_ref().map(|queue| {
                 let (flow, cost) = (queue.describe)(req);
+                let flow = match &self.binding {
+                    Some(binding) => flow.with_keys(binding.flow.clone()),
+                    None => flow,
+                };
                 Box::new(queue.schedule.call(&flow, cost))
             }),
         }
+    }
+
+    /// Returns a handle whose calls belong to `flow`, whatever their requests say: one key for each level of the schedule.
+    ///
+    /// Its `poll_ready` waits until a call of the flow would get a place in the queue, as that of a queue without a schedule
+    /// does. Like that, it reserves nothing: if the handle is not called within 5 ms, the next one that waits is woken. The
+    /// handle of a queue without a schedule is returned as it is.
+    #[must_use]
+    pub fn of(&self, flow: impl Into<Flow>) -> Self {
+        let mut handle = self.clone();
+        handle.binding = self.schedule.as_ref().map(|queue| {
+            let flow = flow.into();
+            let path = queue.schedule.call(&flow, Cost::none()).path().clone();
+            Box::new(Binding::new(self.channel().clone(), flow, path))
+        });
+        handle
     }
 
     /// Returns how many calls are queued, that is, have a place in the queue and have not begun.
@@ -489,7 +515,12 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         if self.schedule.is_some() && !self.is_closed() {
-            return Poll::Ready(Ok(()));
+            if let Some(binding) = &mut self.binding {
+                ready!(binding.poll_ready(cx));
+            }
+            if !self.is_closed() {
+                return Poll::Ready(Ok(()));
+            }
         }
         self.acquire.poll_ready(cx).map_err(Into::into)
     }
@@ -513,6 +544,7 @@ impl<Req, Res> Clone for Queue<Req, Res> {
             acquire: self.acquire.clone(),
             deadline: self.deadline,
             schedule: self.schedule.clone(),
+            binding: self.binding.clone(),
         }
     }
 }

@@ -6,21 +6,25 @@
 
 use super::{
     CallContext,
+    bound::ReadyWaiter,
     channel::{Assigned, Channel, ChannelState, Turn},
     door::Door,
     message::{EarlyEnd, Message},
 };
 use crate::{
+    clock,
     error::{AcquireError, BoxError, TooManyKeys},
     panic::{self, catch_unwind},
     schedule::{
-        Chosen, Dispatcher, Effects, Grant, PushError, Pushed, Schedule, Scheduled, ScheduledCall, Shared, Ticket,
+        Chosen, Dispatcher, Effects, FlowKey, Grant, PushError, Pushed, Schedule, Scheduled, ScheduledCall, Shared,
+        Ticket,
     },
-    semaphore::{Acquire, Permit, granted::GrantedPermit},
+    semaphore::{Acquire, Permit, Semaphore, granted::GrantedPermit},
     sync::Mutex,
+    wait_queue::HANDOFF_TIMEOUT,
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, PoisonError, Weak},
     task::{Context, Poll, Waker},
 };
@@ -43,8 +47,18 @@ pub(super) struct ScheduledCalls<Req, Res> {
     next_key: u32,
     next_order: u64,
     door: Door,
+    /// The handles that wait at the door.
+    handles: HashMap<u32, Arc<ReadyWaiter>>,
+    /// The handles that were offered a place and were not called yet, and until when.
+    offers: VecDeque<(Instant, u32)>,
     /// Whether the dispatcher may stand in the line of the permits or of the limiter, which it leaves when no call waits.
     pub(super) is_in_line: bool,
+}
+
+/// What happens to a free place.
+enum Given<Req, Res> {
+    Place(Arc<Message<Req, Res>>, Permit),
+    Offer(Arc<ReadyWaiter>),
 }
 
 /// A call that waits.
@@ -86,6 +100,8 @@ impl<Req, Res> ScheduledCalls<Req, Res> {
             next_key: 0,
             next_order: 0,
             door: Door::default(),
+            handles: HashMap::new(),
+            offers: VecDeque::new(),
             is_in_line: false,
         }
     }
@@ -94,10 +110,57 @@ impl<Req, Res> ScheduledCalls<Req, Res> {
     fn new_key(&mut self) -> u32 {
         loop {
             self.next_key = self.next_key.wrapping_add(1);
-            if !self.calls.contains_key(&self.next_key) {
+            if !self.calls.contains_key(&self.next_key) && !self.handles.contains_key(&self.next_key) {
                 return self.next_key;
             }
         }
+    }
+
+    /// Adds a handle to those that wait at the door.
+    fn add_handle(&mut self, path: &Arc<[FlowKey]>) -> Arc<ReadyWaiter> {
+        self.next_order += 1;
+        let waiter = ReadyWaiter::new(self.new_key(), self.next_order, path.clone());
+        let weight = self.shared.weight_of(path);
+        self.door.enter(path, weight, waiter.order, waiter.key, false);
+        self.handles.insert(waiter.key, waiter.clone());
+        waiter
+    }
+
+    /// Removes a handle, wherever it stands.
+    fn remove_handle(&mut self, waiter: &ReadyWaiter) {
+        if self.handles.remove(&waiter.key).is_some() {
+            self.door.leave(&waiter.path, waiter.order, false);
+        }
+        self.offers.retain(|(_, key)| *key != waiter.key);
+    }
+
+    /// Gives a free place to whose turn it is at the door. `None` if nobody waits, or the free places are all offered.
+    fn give(&mut self, places: &Semaphore) -> Option<Given<Req, Res>> {
+        let now = clock::now();
+        while self.offers.front().is_some_and(|(until, _)| *until <= now) {
+            self.offers.pop_front();
+        }
+        let free = places.total().saturating_sub(places.held());
+        if free <= self.offers.len() || !self.door.is_waiting() {
+            return None;
+        }
+        // `None` if a newcomer has taken the last free place just now.
+        let place = Acquire::try_acquire(&mut places.acquire()).ok()??;
+        let key = self.door.next()?;
+        if let Some(entry) = self.calls.get_mut(&key) {
+            entry.has_place = true;
+            return Some(Given::Place(entry.message.clone(), place));
+        }
+        let waiter = self.handles.remove(&key)?;
+        // The handle does not have the place.
+        self.door.leave(&waiter.path, waiter.order, true);
+        self.offers.push_back((now + HANDOFF_TIMEOUT, key));
+        Some(Given::Offer(waiter))
+    }
+
+    /// When the first offer ends.
+    fn offers_end(&self) -> Option<Instant> {
+        self.offers.front().map(|(until, _)| *until)
     }
 
     fn remove(&mut self, key: u32) -> Option<Entry<Req, Res>> {
@@ -210,7 +273,7 @@ impl<Req, Res> Channel<Req, Res> {
     }
 
     /// Ends what remains of a call that was cancelled: its place in the tree, and its place in the queue.
-    pub(super) fn end_cancelled(&self, cancelled: Option<CancelledCall<Req, Res>>) {
+    pub(super) fn end_cancelled(self: &Arc<Self>, cancelled: Option<CancelledCall<Req, Res>>) {
         let Some(CancelledCall { key, entry }) = cancelled else {
             return;
         };
@@ -279,24 +342,51 @@ impl<Req, Res> Channel<Req, Res> {
         self.give_places();
     }
 
-    /// Gives free places to the calls that wait for one.
-    pub(super) fn give_places(&self) {
+    /// Gives free places to the calls that wait for one, and offers them to handles.
+    pub(super) fn give_places(self: &Arc<Self>) {
+        if let Some(at) = self.give_places_now() {
+            self.arm(at);
+        }
+    }
+
+    /// Does what [`give_places`](Self::give_places) does. Returns when it has to be done again.
+    pub(super) fn give_places_now(&self) -> Option<Instant> {
         loop {
+            let given = {
+                let mut state = self.lock();
+                let scheduled = state.scheduled.as_mut()?;
+                match scheduled.give(self.places()) {
+                    Some(given) => given,
+                    None => return scheduled.offers_end().filter(|_| scheduled.door.is_waiting()),
+                }
+            };
+            match given {
+                Given::Place(message, place) => {
+                    let _ = catch_unwind(|| message.give_place(place));
+                }
+                Given::Offer(waiter) => waiter.offer(),
+            }
+        }
+    }
+
+    /// Lets a handle wait at the door until a call of its flow would get a place. `None` if it would get one now.
+    pub(super) fn wait_at_door(self: &Arc<Self>, path: &Arc<[FlowKey]>) -> Option<Arc<ReadyWaiter>> {
+        let waiter = {
             let mut state = self.lock();
-            let Some(scheduled) = state.scheduled.as_mut().filter(|scheduled| scheduled.door.is_waiting()) else {
-                return;
-            };
-            let Ok(Some(place)) = Acquire::try_acquire(&mut self.places().acquire()) else {
-                return;
-            };
-            let Some(key) = scheduled.door.next() else { return };
-            let Some(entry) = scheduled.calls.get_mut(&key) else {
-                continue;
-            };
-            entry.has_place = true;
-            let message = entry.message.clone();
-            drop(state);
-            let _ = catch_unwind(|| message.give_place(place));
+            let scheduled = state.scheduled.as_mut().filter(|_| !self.is_closed())?;
+            let free = self.places().total().saturating_sub(self.places().held());
+            if free > scheduled.offers.len() && !scheduled.door.is_waiting() {
+                return None;
+            }
+            scheduled.add_handle(path)
+        };
+        self.give_places();
+        Some(waiter)
+    }
+
+    pub(super) fn leave_door(&self, waiter: &ReadyWaiter) {
+        if let Some(scheduled) = &mut self.lock().scheduled {
+            scheduled.remove_handle(waiter);
         }
     }
 
@@ -311,13 +401,16 @@ impl<Req, Res> Channel<Req, Res> {
 
     /// Ends the calls that wait for a place in a queue that was closed.
     pub(super) fn close_unplaced(self: &Arc<Self>) {
-        let messages: Vec<_> = {
+        let (messages, handles): (Vec<_>, Vec<_>) = {
             let state = self.lock();
             let Some(scheduled) = &state.scheduled else { return };
             let unplaced = scheduled.door.waiting();
             let entries = unplaced.iter().filter_map(|key| scheduled.calls.get(key));
-            entries.map(|entry| entry.message.clone()).collect()
+            let messages = entries.map(|entry| entry.message.clone()).collect();
+            (messages, scheduled.handles.values().cloned().collect())
         };
+        // They find that the queue is closed.
+        handles.iter().for_each(|handle| handle.offer());
         for message in messages {
             let _ = catch_unwind(|| self.end_early(&message, EarlyEnd::Closed));
         }

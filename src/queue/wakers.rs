@@ -60,6 +60,8 @@ impl<Req, Res> Channel<Req, Res> {
             let next = deadline.into_iter().chain(check).chain(blocked_until).min();
             (assigned, change, next)
         };
+        let offers_end = self.give_places_now();
+        let next = next.into_iter().chain(offers_end).min();
         self.carry_out(assigned);
         self.carry_out_change(change);
         for message in due {

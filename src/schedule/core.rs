@@ -222,6 +222,10 @@ impl Core {
         }
     }
 
+    pub(super) fn weight_of(&self, path: &[FlowKey]) -> u32 {
+        self.tree.weight_of(path)
+    }
+
     /// Returns the call that was found to be the first.
     pub(super) fn peek(&self) -> Option<usize> {
         self.tree.peek()

@@ -145,6 +145,11 @@ impl Shared {
         self.lock().nanos(&mut LazyNow::at(now))
     }
 
+    /// Returns the weight of a flow.
+    pub(crate) fn weight_of(&self, path: &[FlowKey]) -> u32 {
+        self.lock().weight_of(path)
+    }
+
     pub(super) fn inspect<T>(&self, read: impl FnOnce(&mut Core, &mut LazyNow) -> T) -> T {
         read(&mut self.lock(), &mut LazyNow::default())
     }
