@@ -198,7 +198,11 @@ impl<B, R> ExecutorInner<B, R> {
         let place = match queue.try_place() {
             Ok(Some(place)) => place,
             Ok(None) => {
-                let refused = Refused::full(request).free_after(self.time_until_place());
+                // With a schedule, the next place may be for the call of another flow.
+                let ahead = self.parts.schedule.as_ref().map_or(0, |schedule| {
+                    queue.places_ahead_of(&schedule.call(&Flow::of(&request), cost))
+                });
+                let refused = Refused::full(request).free_after(self.time_until_place(ahead));
                 return Err(TrySubmitError::Refused(refused));
             }
             Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
@@ -257,9 +261,9 @@ impl<B, R> ExecutorInner<B, R> {
         })
     }
 
-    /// Returns the time after which the full queue probably has a free place. What it is computed from is documented at
+    /// Returns the time after which the full queue probably has a free place, and `ahead` others were given away. What it is computed from is documented at
     /// [`Refused::retry_after`].
-    fn time_until_place(&self) -> Duration {
+    fn time_until_place(&self, ahead: u64) -> Duration {
         let monitor = &self.parts.monitor;
         let pending = self.pending_demand.sum();
         // The calls that wait for a place are pending, too, and count by their requests.
@@ -276,7 +280,8 @@ impl<B, R> ExecutorInner<B, R> {
         let of_first = behind_limiter.saturating_sub(of_others);
         // Calls in flight that do not wait for this limiter can make the difference too small.
         let known = [of_first, each].into_iter().find(|wait| !wait.is_zero());
-        known.unwrap_or(UNKNOWN_WAIT)
+        let of_ahead = each.saturating_mul(u32::try_from(ahead).unwrap_or(u32::MAX));
+        known.unwrap_or(UNKNOWN_WAIT).saturating_add(of_ahead)
     }
 
     #[inline]

@@ -70,6 +70,21 @@ impl Door {
         next
     }
 
+    /// Returns how many places others get before a new call of this flow gets one.
+    pub(super) fn ahead_of(&self, path: &Path, weight: u32) -> u64 {
+        let own = self.flows.get(path);
+        let places = own.map_or(0, |flow| flow.places.saturating_add(flow.waiting.len() as u64));
+        let ahead = |flow: &DoorFlow| {
+            // Until it has as many places for its weight as the flow has, or none of its calls waits.
+            let until = u128::from(places) * u128::from(flow.weight) / u128::from(weight.max(1)) + 1;
+            let lacking = u64::try_from(until).unwrap_or(u64::MAX).saturating_sub(flow.places);
+            lacking.min(flow.waiting.len() as u64)
+        };
+        let others = self.waiting.values().filter(|other| *other != path);
+        let others = others.filter_map(|other| self.flows.get(other)).map(ahead).sum::<u64>();
+        others + own.map_or(0, |flow| flow.waiting.len() as u64)
+    }
+
     pub(super) fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
@@ -145,6 +160,10 @@ mod tests {
         // The second flow and the third, whose weight is three, catch up with the first one.
         let given: Vec<_> = (0..8).filter_map(|_| door.next()).collect();
         assert_eq!(given, [2, 3, 3, 3, 2, 3, 3, 3]);
+        // The first flow has ten places, the second two: a new flow is before both, and a call of the second flow behind the
+        // four of its own that wait.
+        assert_eq!(door.ahead_of(&path(4), 1), 0);
+        assert_eq!(door.ahead_of(&path(2), 1), 4);
         let given: Vec<_> = (0..5).filter_map(|_| door.next()).collect();
         assert_eq!(given, [2, 2, 2, 2, 1]);
     }

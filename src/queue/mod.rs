@@ -429,7 +429,7 @@ impl<Req, Res> Queue<Req, Res> {
         let mut handle = self.clone();
         handle.binding = self.schedule.as_ref().map(|queue| {
             let flow = flow.into();
-            let path = queue.schedule.call(&flow, Cost::none()).path().clone();
+            let path = queue.schedule.path_of(&flow);
             Box::new(Binding::new(self.channel().clone(), flow, path))
         });
         handle
@@ -490,6 +490,11 @@ impl<Req, Res> Queue<Req, Res> {
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.channel().is_ended()
+    }
+
+    /// Returns how many places others get before a new call of a flow gets one.
+    pub(crate) fn places_ahead_of(&self, call: &ScheduledCall) -> u64 {
+        self.channel().places_ahead_of(call)
     }
 
     /// Returns the semaphore of the queue's places, which shows the queue's depth. Unlike a handle, it does not keep

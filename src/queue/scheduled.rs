@@ -384,6 +384,15 @@ impl<Req, Res> Channel<Req, Res> {
         Some(waiter)
     }
 
+    /// Returns how many places others get before a new call of this flow gets one.
+    pub(super) fn places_ahead_of(&self, call: &ScheduledCall) -> u64 {
+        let state = self.lock();
+        state.scheduled.as_ref().map_or(0, |scheduled| {
+            let weight = scheduled.shared.weight_of(call.path());
+            scheduled.door.ahead_of(call.path(), weight)
+        })
+    }
+
     pub(super) fn leave_door(&self, waiter: &ReadyWaiter) {
         if let Some(scheduled) = &mut self.lock().scheduled {
             scheduled.remove_handle(waiter);

@@ -70,7 +70,7 @@
 //! A call with a place in the queue and one that waits for a place are scheduled alike. When a place gets free, it goes to
 //! the flow that has the fewest places for its weight. With a schedule, `poll_ready` of a queue or an executor is always
 //! ready, because it does not know yet whose call will follow: the call waits for its place in its future, or in
-//! [`submit`](crate::Executor::submit).
+//! [`submit`](crate::Executor::submit). A handle that is [bound to a flow](crate::Queue::of) waits in `poll_ready`.
 //!
 //! # Retries
 //!
@@ -125,7 +125,10 @@ use crate::{
 use std::{
     fmt, iter,
     num::NonZeroU32,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::time::Instant;
@@ -153,7 +156,8 @@ struct Settings {
 #[derive(Clone)]
 struct Class {
     name: Arc<str>,
-    slack: Duration,
+    /// In nanoseconds. It can be changed while the schedule is used.
+    slack: Arc<AtomicU64>,
 }
 
 /// A flow that waits, or has calls that are not settled: see [`Schedule::flows`].
@@ -175,6 +179,11 @@ pub struct FlowStatus {
     pub blocked_until: Option<Instant>,
     /// The name of the level whose key blocks the flow.
     pub blocked_by: Option<Arc<str>>,
+}
+
+/// Returns a duration in nanoseconds, at most 584 years.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The most classes that a schedule can have.
@@ -227,6 +236,7 @@ impl Schedule {
     #[must_use]
     pub fn class(self, name: impl Into<Arc<str>>, slack: Duration) -> Self {
         let name = name.into();
+        let slack = Arc::new(AtomicU64::new(nanos(slack)));
         self.set(|settings| settings.classes.push(Class { name, slack }))
     }
 
@@ -317,6 +327,18 @@ impl Schedule {
         set
     }
 
+    /// Changes the slack of a class, for calls that come from now on. Inside its class, no call goes before an earlier one.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] if the schedule has no such class.
+    pub fn set_slack(&self, class: &str, slack: Duration) -> Result<(), InvalidConfig> {
+        let known = self.settings.classes.iter().find(|known| &*known.name == class);
+        let known = known.ok_or_else(|| InvalidConfig::new("class", "must be one of the schedule"))?;
+        known.slack.store(nanos(slack), Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Lets no call of a key begin until `until`. Calls that run are not changed. An instant that has passed ends the pause.
     ///
     /// # Errors
@@ -389,12 +411,8 @@ impl Schedule {
     /// Returns what the schedule has to know about a call.
     pub(crate) fn call(&self, flow: &Flow, cost: Cost) -> ScheduledCall {
         let class = self.class_of(flow.class_name());
-        let slack = self
-            .settings
-            .classes
-            .get(class)
-            .map_or(Duration::ZERO, |class| class.slack);
-        let slack = u64::try_from(slack.as_nanos()).unwrap_or(u64::MAX);
+        let slack = self.settings.classes.get(class);
+        let slack = slack.map_or(0, |class| class.slack.load(Ordering::Relaxed));
         let arrival = self.shared.nanos(clock::now());
         ScheduledCall {
             path: self.path_of(flow),
@@ -405,7 +423,7 @@ impl Schedule {
         }
     }
 
-    fn path_of(&self, flow: &Flow) -> Arc<[FlowKey]> {
+    pub(crate) fn path_of(&self, flow: &Flow) -> Arc<[FlowKey]> {
         let levels = self.settings.levels.len().max(1);
         let keys = flow.keys().iter().cloned().chain(iter::repeat(FlowKey::from("")));
         keys.take(levels).collect()
