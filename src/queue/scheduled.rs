@@ -14,7 +14,8 @@ use crate::{
     error::{AcquireError, BoxError, TooManyKeys},
     panic::{self, catch_unwind},
     schedule::{
-        Chosen, Dispatcher, Effects, Grant, PushError, Pushed, Schedule, Scheduled, ScheduledCall, Shared, Ticket,
+        Chosen, Dispatcher, Effects, Eligible, Grant, PushError, Pushed, Schedule, Scheduled, ScheduledCall, Shared,
+        Ticket,
     },
     semaphore::{Acquire, Permit, granted::GrantedPermit},
     sync::Mutex,
@@ -205,7 +206,9 @@ impl<Req, Res> Channel<Req, Res> {
 
     /// Ends what remains of a call that was cancelled: its place in the tree, and its place in the queue.
     pub(super) fn end_cancelled(&self, cancelled: Option<CancelledCall<Req, Res>>) {
-        let Some(CancelledCall { key, entry }) = cancelled else { return };
+        let Some(CancelledCall { key, entry }) = cancelled else {
+            return;
+        };
         if let Some(scheduled) = self.schedule() {
             scheduled.schedule.shared().cancel(entry.id, &Ticket::Call(key));
         }
@@ -213,9 +216,10 @@ impl<Req, Res> Channel<Req, Res> {
         self.give_places();
     }
 
-    /// Waits until a call can go, and takes it. Ready with `None` if no call waits.
+    /// Waits until an eligible call can go, and takes it. Ready with `None` if no call waits.
     pub(super) fn poll_choose(
         self: &Arc<Self>,
+        eligible: Eligible,
         cx: &mut Context<'_>,
     ) -> Poll<Option<(Arc<Message<Req, Res>>, Box<Grant>)>> {
         let Some(scheduled) = self.schedule() else {
@@ -224,7 +228,7 @@ impl<Req, Res> Channel<Req, Res> {
         let shared = scheduled.schedule.shared();
         let mut dispatcher = scheduled.dispatcher.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let chosen = match dispatcher.poll_choose(cx) {
+            let chosen = match dispatcher.poll_choose(eligible, cx) {
                 Poll::Ready(chosen) => chosen,
                 Poll::Pending => {
                     if let Some(at) = shared.next_at() {

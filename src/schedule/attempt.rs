@@ -63,10 +63,7 @@ struct Waiting {
 impl AskAgain for Again {
     fn ask_again(&self) -> Option<Box<dyn PollPermit>> {
         let attempt = Arc::new(Attempt::default());
-        let id = self
-            .shared
-            .push(&self.call, Some(self.seq), || Ticket::Attempt(attempt.clone()))
-            .ok()?;
+        let id = self.shared.push_attempt(&self.call, self.seq, &attempt).ok()?;
         Some(Box::new(Waiting {
             shared: self.shared.clone(),
             attempt,

@@ -1,7 +1,8 @@
 //! [`Shared`]: the state of a schedule, which its handles, its queue and the calls that run share.
 
 use super::{
-    core::{Core, Head, NodeSpec, Prices, PushError, ScheduledCall, Ticket},
+    attempt::{Attempt, GrantedAttempt},
+    core::{Core, Eligible, Head, NodeSpec, Prices, PushError, ScheduledCall, Ticket},
     fair::Units,
     flow::FlowKey,
     level::Level,
@@ -169,7 +170,7 @@ impl Shared {
                     queue.clone().refuse(call, error);
                 }
             }
-            Ticket::Attempt(attempt) => attempt.grant(super::attempt::GrantedAttempt {
+            Ticket::Attempt(attempt) => attempt.grant(GrantedAttempt {
                 permit: Permit::of_none(),
                 // Its rate limit fails with the error.
                 charge: self.root().limiter.map(|limiter| (limiter, Err(error))),
@@ -198,28 +199,30 @@ impl Shared {
         ticket: Ticket,
         specs: &[NodeSpec],
     ) -> Option<Result<Pushed, PushError>> {
-        let (pushed, effects) = self.change(|core, now| {
-            let is_complete = core.known(&call.path) + specs.len() >= call.path.len();
-            is_complete.then(|| core.push(call, seq, ticket, specs, now))
-        });
+        let (pushed, effects) = self.change(|core, now| core.push(call, seq, ticket, specs, now));
         match pushed? {
             Ok((id, weight)) => Some(Ok(Pushed { id, weight, effects })),
             Err(error) => Some(Err(error)),
         }
     }
 
-    /// Gives a call a place in the tree, and carries out what follows.
-    pub(super) fn push(
+    /// Gives a further attempt of a call a place in the tree, and carries out what follows.
+    pub(super) fn push_attempt(
         &self,
         call: &ScheduledCall,
-        seq: Option<u64>,
-        mut ticket: impl FnMut() -> Ticket,
+        seq: u64,
+        attempt: &Arc<Attempt>,
     ) -> Result<usize, PushError> {
         loop {
             let specs = self.specs(&call.path);
-            if let Some(pushed) = self.try_push(call, seq, ticket(), &specs) {
+            let ticket = Ticket::Attempt(attempt.clone());
+            if let Some(pushed) = self.try_push(call, Some(seq), ticket, &specs) {
                 let Pushed { id, effects, .. } = pushed?;
-                self.carry_out(effects);
+                // An attempt may be eligible though it is not the first.
+                self.carry_out(Effects {
+                    has_changed: true,
+                    ..effects
+                });
                 return Ok(id);
             }
         }
@@ -231,8 +234,8 @@ impl Shared {
         self.carry_out(effects);
     }
 
-    pub(super) fn head(&self) -> Option<Head> {
-        let (head, effects) = self.change(Core::head);
+    pub(super) fn head(&self, eligible: Eligible) -> Option<Head> {
+        let (head, effects) = self.change(|core, now| core.head(eligible, now));
         // Whoever asks is about to act on it.
         self.carry_out(Effects {
             has_changed: false,
@@ -241,8 +244,13 @@ impl Shared {
         head
     }
 
-    pub(super) fn start(&self, head: &Head) -> Option<(Started, Ticket)> {
-        let (started, effects) = self.change(|core, now| core.start(head, now));
+    /// Returns when the first of the attempts that wait could go.
+    pub(super) fn next_attempt_at(&self) -> Option<Instant> {
+        self.inspect(Core::next_attempt_at)
+    }
+
+    pub(super) fn start(&self, head: &Head, eligible: Eligible) -> Option<(Started, Ticket)> {
+        let (started, effects) = self.change(|core, now| core.start(head, eligible, now));
         self.carry_out(Effects {
             has_changed: false,
             ..effects
