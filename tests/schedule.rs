@@ -1,48 +1,116 @@
-//! The order of an executor's calls by a [`Schedule`].
+//! Executors and Tower stacks whose calls a [`Schedule`] orders: who goes next, and that nothing is lost or left.
 
-use futures_util::future::poll_fn;
+#[path = "schedule/attempts.rs"]
+mod attempts;
+#[path = "schedule/chosen.rs"]
+mod chosen;
+#[path = "schedule/estimates.rs"]
+mod estimates;
+#[path = "schedule/faults.rs"]
+mod faults;
+#[path = "schedule/places.rs"]
+mod places;
+#[path = "schedule/settings.rs"]
+mod settings;
+#[path = "schedule/shutdown.rs"]
+mod shutdown;
+#[path = "schedule/storm.rs"]
+mod storm;
+mod support;
+#[path = "schedule/tower_stack.rs"]
+mod tower_stack;
+#[path = "schedule/wire.rs"]
+mod wire;
+
 use std::{
+    io,
     sync::{Arc, Mutex},
     time::Duration,
 };
 use support::ms;
 use tokio::time::{Instant, sleep};
-use tokio_test::{assert_pending, assert_ready_ok, task};
-use tower::{Service, ServiceBuilder, ServiceExt};
+use tower::{Layer, Service, util::BoxCloneSyncService};
 use tower_outbound::{
-    Call, Concurrency, ConcurrencyLimitLayer, Cost, Executor, Limits, QueueLayer, Rate, Schedule, Shutdown,
-    schedule::{Flow, Level},
+    Call, CallHandle, Executor, ExecutorBuilder, Limits, Rate, Schedule, Shutdown, error::Error, schedule::Level,
 };
-
-mod support;
 
 type Request = http::Request<u64>;
 type Response = http::Response<()>;
+type Client = BoxCloneSyncService<Request, Response, io::Error>;
+type TestExecutor = Executor<u64, ()>;
 
-/// When each call reached the client, with the number in its body.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<(u64, Instant)>>>);
+/// When each attempt reached the client, counted from the creation of this log, with the number in its body.
+#[derive(Clone)]
+struct Log {
+    start: Instant,
+    arrivals: Arc<Mutex<Vec<(u64, Duration)>>>,
+}
 
 impl Log {
-    fn at(&self) -> Vec<(u64, Instant)> {
-        self.0.lock().unwrap().clone()
+    fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            arrivals: Arc::default(),
+        }
+    }
+
+    fn add(&self, number: u64) {
+        let at = self.start.elapsed();
+        self.arrivals.lock().unwrap().push((number, at));
+    }
+
+    fn arrivals(&self) -> Vec<(u64, Duration)> {
+        self.arrivals.lock().unwrap().clone()
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        self.arrivals().into_iter().map(|(number, _)| number).collect()
+    }
+
+    /// Returns the numbers and the times in milliseconds.
+    fn millis(&self) -> Vec<(u64, u128)> {
+        let arrivals = self.arrivals().into_iter();
+        arrivals.map(|(number, at)| (number, at.as_millis())).collect()
+    }
+
+    /// Returns how often a number has arrived.
+    fn count(&self, number: u64) -> usize {
+        self.numbers().into_iter().filter(|of| *of == number).count()
     }
 }
 
-/// Returns an executor whose calls take `takes`.
-fn executor(schedule: Schedule, limits: Limits, permits: usize, takes: Duration) -> (Executor<u64, ()>, Log) {
-    let log = Log::default();
-    let client = {
-        let log = log.clone();
-        tower::service_fn(move |request: Request| {
-            let log = log.clone();
-            async move {
-                log.0.lock().unwrap().push((*request.body(), Instant::now()));
+/// Returns a client whose calls take `takes`.
+fn client(takes: Duration) -> (Client, Log) {
+    failing_client(takes, |_| 0)
+}
+
+/// Returns a client that responds with the status 503 to as many of the first attempts of each number as `fails` says.
+fn failing_client(takes: Duration, fails: fn(u64) -> usize) -> (Client, Log) {
+    let log = Log::new();
+    let logged = log.clone();
+    let service = tower::service_fn(move |request: Request| {
+        let log = logged.clone();
+        async move {
+            let number = *request.body();
+            log.add(number);
+            let fails = log.count(number) <= fails(number);
+            if !takes.is_zero() {
                 sleep(takes).await;
-                Ok::<_, std::io::Error>(Response::new(()))
             }
-        })
-    };
+            let status = if fails { 503 } else { 200 };
+            Ok::<_, io::Error>(http::Response::builder().status(status).body(()).unwrap())
+        }
+    });
+    (BoxCloneSyncService::new(service), log)
+}
+
+fn unlimited() -> ExecutorBuilder {
+    Executor::builder().limits(Limits::new())
+}
+
+/// Returns a started executor whose calls take `takes`.
+fn executor(schedule: Schedule, limits: Limits, permits: usize, takes: Duration) -> (TestExecutor, Log) {
+    let (client, log) = client(takes);
     let executor = Executor::builder()
         .concurrency_limit(permits)
         .limits(limits)
@@ -53,136 +121,148 @@ fn executor(schedule: Schedule, limits: Limits, permits: usize, takes: Duration)
     (executor, log)
 }
 
+fn per_second(amount: u64) -> Limits {
+    Limits::new().requests(Rate::per_second(amount).burst(1))
+}
+
+fn tenants() -> Schedule {
+    Schedule::new().level(Level::by("tenant"))
+}
+
+fn request(number: u64) -> Request {
+    http::Request::post("http://localhost/").body(number).unwrap()
+}
+
 fn call(number: u64) -> Call<u64> {
-    Call::from(http::Request::post("http://localhost/").body(number).unwrap())
+    Call::from(request(number))
+}
+
+fn flow_call(flow: &'static str, number: u64) -> Call<u64> {
+    call(number).flow(flow)
+}
+
+async fn submit_all(executor: &TestExecutor, calls: impl IntoIterator<Item = Call<u64>>) -> Vec<CallHandle<u64, ()>> {
+    let mut handles = Vec::new();
+    for call in calls {
+        handles.push(executor.submit(call).await.unwrap());
+    }
+    handles
+}
+
+async fn all_end_well(handles: Vec<CallHandle<u64, ()>>) {
+    for handle in handles {
+        handle.await.unwrap();
+    }
+}
+
+/// Submits a call in a task, and returns its result there, also if it gets no place.
+fn spawn_call(executor: &TestExecutor, call: Call<u64>) -> tokio::task::JoinHandle<Result<Response, Error>> {
+    let executor = executor.clone();
+    tokio::spawn(async move { executor.submit(call).await?.await })
+}
+
+/// Asserts that no permit, no place and no call is left.
+#[track_caller]
+fn assert_nothing_is_left(executor: &TestExecutor, schedule: &Schedule) {
+    assert_eq!(executor.monitor().in_flight(), 0, "permits");
+    assert_eq!(executor.monitor().queue_depth(), 0, "places");
+    assert_none_waits(schedule);
+}
+
+/// Asserts that no call waits, and that all that have begun are settled.
+#[track_caller]
+fn assert_none_waits(schedule: &Schedule) {
+    assert_eq!(schedule.waiting(), 0, "calls that wait");
+    for flow in schedule.flows(1_000) {
+        assert_eq!((flow.waiting, flow.open), (0, 0), "{flow:?}");
+    }
+}
+
+/// A layer that does `before` each call, and then makes it `times` times at once.
+#[derive(Clone)]
+struct Around {
+    before: Duration,
+    times: usize,
+}
+
+#[derive(Clone)]
+struct AroundService<S> {
+    inner: S,
+    layer: Around,
+}
+
+impl<S> Layer<S> for Around {
+    type Service = AroundService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        let layer = self.clone();
+        AroundService { inner, layer }
+    }
+}
+
+impl<S> Service<Request> for AroundService<S>
+where
+    S: Service<Request, Response = Response, Error: Into<tower::BoxError>, Future: Send> + Clone + Send + 'static,
+{
+    type Response = Response;
+    type Error = tower::BoxError;
+    type Future = futures_util::future::BoxFuture<'static, Result<Response, tower::BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let Around { before, times } = self.layer;
+        let inner = self.inner.clone();
+        Box::pin(async move {
+            if !before.is_zero() {
+                sleep(before).await;
+            }
+            let calls = (0..times).map(|_| {
+                let (mut inner, request) = (inner.clone(), request.clone());
+                Box::pin(async move {
+                    std::future::poll_fn(|cx| inner.poll_ready(cx))
+                        .await
+                        .map_err(Into::into)?;
+                    inner.call(request).await.map_err(Into::into)
+                })
+            });
+            let calls: Vec<_> = calls.collect();
+            if calls.is_empty() {
+                return Ok(http::Response::new(()));
+            }
+            futures_util::future::select_all(calls).await.0
+        })
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_flow_is_first_in_first_out() {
-    let (executor, log) = executor(
-        Schedule::new(),
-        Limits::new().requests(Rate::per_second(10).burst(1)),
-        3,
-        ms(500),
-    );
-    let start = Instant::now();
-    let mut handles = Vec::new();
-    for number in 0..20 {
-        handles.push(executor.submit(call(number)).await.unwrap());
-    }
-    for handle in handles {
-        handle.await.unwrap();
-    }
-    let log = log.at();
-    assert!(log.iter().map(|(number, _)| *number).eq(0..20), "{log:?}");
+    let (executor, log) = executor(Schedule::new(), per_second(10), 3, ms(500));
+    all_end_well(submit_all(&executor, (0..20).map(call)).await).await;
+    let arrivals = log.millis();
+    assert!(arrivals.iter().map(|(number, _)| *number).eq(0..20), "{arrivals:?}");
     // Three calls at once, half a second each: three of each half second.
-    let at: Vec<_> = log.iter().map(|(_, at)| (*at - start).as_millis()).collect();
+    let at: Vec<_> = arrivals.iter().map(|(_, at)| *at).collect();
     assert_eq!(&at[..6], [0, 100, 200, 500, 600, 700]);
     executor.stop(Shutdown::Graceful).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn ten_calls_beside_the_ten_thousand_of_another_tenant_end_in_seconds() {
-    let schedule = Schedule::new().level(Level::by("tenant"));
-    let limits = Limits::new().requests(Rate::per_second(10).burst(1));
-    let (executor, log) = executor(schedule.clone(), limits, 10, ms(500));
-    let flood = {
-        let executor = executor.clone();
-        tokio::spawn(async move {
-            let submit = |number| {
-                let executor = executor.clone();
-                async move { executor.submit(call(number).flow("flood")).await.unwrap().await }
-            };
-            futures_util::future::join_all((0..10_000).map(submit)).await
-        })
-    };
+    let schedule = tenants();
+    let (executor, log) = executor(schedule.clone(), per_second(10), 10, ms(500));
+    for number in 0..10_000 {
+        drop(spawn_call(&executor, flow_call("flood", number)));
+    }
     sleep(ms(1_000)).await;
     let start = Instant::now();
-    let mut handles = Vec::new();
-    for number in 0..10 {
-        handles.push(executor.submit(call(100_000 + number).flow("trickle")).await.unwrap());
-    }
-    for handle in handles {
-        handle.await.unwrap();
-    }
+    let trickle = (0..10).map(|number| flow_call("trickle", 100_000 + number));
+    all_end_well(submit_all(&executor, trickle).await).await;
     let took = start.elapsed();
     assert!(took <= ms(5_000), "{took:?}");
-    assert!(log.at().len() > 20);
-    flood.abort();
+    assert!(log.arrivals().len() > 20);
     executor.stop(Shutdown::Immediate).await;
-    assert_eq!(schedule.waiting(), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_key_has_at_most_its_number_of_calls_in_flight_and_delays_no_other() {
-    let schedule = Schedule::new().level(Level::by("host").concurrency(|host| (host != "free").then_some(2)));
-    let (executor, log) = executor(schedule, Limits::new(), 100, ms(100));
-    let start = Instant::now();
-    let mut handles = Vec::new();
-    for number in 0..30 {
-        let host = ["a", "b", "free"][number as usize % 3];
-        handles.push(executor.submit(call(number).flow(host)).await.unwrap());
-    }
-    for handle in handles {
-        handle.await.unwrap();
-    }
-    // Ten calls of each host, two at a time, in five rounds.
-    assert_eq!(start.elapsed(), ms(500));
-    for (number, at) in log.at() {
-        let round = if number % 3 == 2 { 0 } else { number / 6 };
-        assert_eq!(at - start, ms(100 * round), "{number}");
-    }
-    executor.stop(Shutdown::Graceful).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_handle_bound_to_a_flow_is_ready_when_its_flow_gets_a_place() {
-    let schedule = Schedule::new().level(Level::by("tenant"));
-    let service = tower::service_fn(|_: u64| async {
-        sleep(ms(100)).await;
-        Ok::<_, std::io::Error>(())
-    });
-    let concurrency = Concurrency::new(1).unwrap();
-    let layer = QueueLayer::new(4)
-        .unwrap()
-        .schedule(
-            schedule.concurrency(concurrency.clone()),
-            |_: &u64| Flow::default(),
-            |_: &u64| Cost::request(),
-        )
-        .unwrap();
-    let queue = ServiceBuilder::new()
-        .layer(layer)
-        .layer(ConcurrencyLimitLayer::with_limit(concurrency))
-        .service(service);
-    let mut flood = queue.of("flood");
-    let mut calls = Vec::new();
-    for number in 0..5 {
-        calls.push(flood.ready().await.unwrap().call(number));
-        tokio::task::yield_now().await;
-    }
-    // Four calls wait, and one runs. Of those who want the next place, the flow with the fewest gets it.
-    let mut waiting_flood = task::spawn(poll_fn(|cx| Service::<u64>::poll_ready(&mut flood, cx)));
-    assert_pending!(waiting_flood.poll());
-    let mut trickle = queue.of("trickle");
-    let mut waiting_trickle = task::spawn(poll_fn(|cx| Service::<u64>::poll_ready(&mut trickle, cx)));
-    assert_pending!(waiting_trickle.poll());
-    sleep(ms(101)).await;
-    assert!(waiting_trickle.is_woken());
-    assert_ready_ok!(waiting_trickle.poll());
-    assert_pending!(waiting_flood.poll());
-    drop(waiting_trickle);
-    // It is not called, so the place is offered to the next one.
-    sleep(ms(5)).await;
-    assert!(waiting_flood.is_woken());
-    assert_ready_ok!(waiting_flood.poll());
-    drop(waiting_flood);
-    // A place that was offered can still be had by the first one.
-    let late = trickle.call(7);
-    assert!(late.is_accepted());
-    for call in calls.into_iter().chain([late]) {
-        call.await.unwrap();
-    }
-    queue.close();
-    queue.ended().await;
+    assert_nothing_is_left(&executor, &schedule);
 }

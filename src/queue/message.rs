@@ -269,9 +269,10 @@ impl<Req, Res> Message<Req, Res> {
             return Poll::Ready(Ok(()));
         }
         if state.stage == MessageStage::Done {
-            let Content::Response(Some(Err(_))) = &state.content else {
-                return Poll::Ready(Ok(()));
-            };
+            match &state.content {
+                Content::Response(Some(Err(error))) if !error.is::<Cancelled>() => {}
+                _ => return Poll::Ready(Ok(())),
+            }
             let Content::Response(Some(Err(error))) = mem::replace(&mut state.content, Content::Response(None)) else {
                 return Poll::Ready(Ok(()));
             };

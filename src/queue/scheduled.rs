@@ -16,8 +16,8 @@ use crate::{
     error::{AcquireError, BoxError, TooManyKeys},
     panic::{self, catch_unwind},
     schedule::{
-        Chosen, Dispatcher, Effects, FlowKey, Grant, PushError, Pushed, Schedule, Scheduled, ScheduledCall, Shared,
-        Ticket,
+        Chosen, Dispatcher, Effects, Eligible, FlowKey, Grant, PushError, Pushed, Schedule, Scheduled, ScheduledCall,
+        Shared, Ticket,
     },
     semaphore::{Acquire, Permit, Semaphore, granted::GrantedPermit},
     sync::Mutex,
@@ -284,15 +284,19 @@ impl<Req, Res> Channel<Req, Res> {
         self.give_places();
     }
 
-    /// Waits until a call can go, and takes it. Ready with `None` if no call waits.
-    pub(super) fn poll_choose(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Option<ChosenMessage<Req, Res>>> {
+    /// Waits until an eligible call can go, and takes it. Ready with `None` if no call waits.
+    pub(super) fn poll_choose(
+        self: &Arc<Self>,
+        eligible: Eligible,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<ChosenMessage<Req, Res>>> {
         let Some(scheduled) = self.schedule() else {
             return Poll::Ready(None);
         };
         let shared = scheduled.schedule.shared();
         let mut dispatcher = scheduled.dispatcher.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let chosen = match dispatcher.poll_choose(cx) {
+            let chosen = match dispatcher.poll_choose(eligible, cx) {
                 Poll::Ready(chosen) => chosen,
                 Poll::Pending => {
                     self.set_in_line(true);

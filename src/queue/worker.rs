@@ -17,7 +17,7 @@ use crate::{
     error::BoxError,
     event::Scope,
     panic::catch_unwind,
-    schedule::Grant,
+    schedule::{Eligible, Grant},
     semaphore::granted,
     sync::{Mutex, MutexGuard},
 };
@@ -184,10 +184,12 @@ where
                 poll_ready(service_ref, channel, &mut cx)
             };
             let chosen = match (ready, &message) {
-                (Poll::Pending, _) => Poll::Pending,
+                (Poll::Pending, Some(_)) => Poll::Pending,
                 (Poll::Ready(ready), Some(message)) => Poll::Ready(Some((message.clone(), None, ready))),
+                // The calls that run may have to make their attempts before the service is ready for another call.
+                (Poll::Pending, None) => channel.poll_choose(Eligible::Attempts, &mut cx).map(|_| None),
                 (Poll::Ready(ready), None) => channel
-                    .poll_choose(&mut cx)
+                    .poll_choose(Eligible::All, &mut cx)
                     .map(|chosen| chosen.map(|(message, grant)| (message, Some(grant), ready))),
             };
             match chosen {

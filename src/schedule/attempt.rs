@@ -179,9 +179,8 @@ impl PollPermit for Waiting {
     fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Permit, Option<InFlight>)>> {
         loop {
             if self.id.is_none() {
-                let ticket = || Ticket::Attempt(self.attempt.clone());
-                let pushed = self.again.shared.push(&self.again.call, Some(self.again.seq), ticket);
-                let Ok(id) = pushed else {
+                let Again { shared, call, seq } = &self.again;
+                let Ok(id) = shared.push_attempt(call, *seq, &self.attempt) else {
                     // The keys of the call were forgotten, and there is no room for them.
                     return Poll::Ready(None);
                 };

@@ -12,9 +12,10 @@ use crate::{
     clock::{self, LazyNow},
     error::{InvalidConfig, Rejected},
     rate::{Budget, Cost, Demand, KeyLimits, Limits},
+    wait_queue::Availability,
 };
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     num::{NonZeroU32, NonZeroUsize},
     sync::Arc,
     time::SystemTime,
@@ -58,9 +59,19 @@ pub(super) struct Core {
     tree: Tree<FlowKey, Ticket>,
     /// What was set at run time for a node, by its path.
     settings: HashMap<Box<[FlowKey]>, KeySettings>,
+    /// The attempts that wait, by the numbers of their calls and their places in the tree.
+    attempts: BTreeSet<(u64, usize)>,
     epoch: Instant,
     wall_clock: SystemTime,
     max_nodes: usize,
+}
+
+/// Which calls may go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Eligible {
+    All,
+    /// Only further attempts of calls that run, because the service is not ready for another call.
+    Attempts,
 }
 
 impl Ticket {
@@ -110,6 +121,7 @@ impl Core {
         Self {
             tree: Tree::new(strict, max_nodes),
             settings: HashMap::new(),
+            attempts: BTreeSet::new(),
             epoch: clock::now(),
             wall_clock: SystemTime::now(),
             max_nodes,
@@ -126,8 +138,8 @@ impl Core {
         self.tree.known(path)
     }
 
-    /// Adds a call. `specs` has an entry for each node of the path that is not known. An attempt that is made again has the
-    /// number `seq` that it had.
+    /// Adds a call. `specs` has an entry for each node of the path that is not known; `None` is returned if more of them are
+    /// not. An attempt that is made again has the number `seq` that it had.
     pub(super) fn push(
         &mut self,
         call: &ScheduledCall,
@@ -135,10 +147,11 @@ impl Core {
         ticket: Ticket,
         specs: &[NodeSpec],
         now: &mut LazyNow,
-    ) -> Result<(usize, u32), PushError> {
+    ) -> Option<Result<(usize, u32), PushError>> {
         let Self {
             tree,
             settings,
+            attempts,
             wall_clock,
             max_nodes,
             ..
@@ -153,7 +166,7 @@ impl Core {
             limits.push(
                 match of_key.map(|limits| KeyLimits::new(limits.clone(), *wall_clock, now.get())) {
                     Some(Ok(limits)) => Some(Box::new(limits)),
-                    Some(Err(error)) => return Err(PushError::Limits(error)),
+                    Some(Err(error)) => return Some(Err(PushError::Limits(error))),
                     None => None,
                 },
             );
@@ -165,40 +178,57 @@ impl Core {
             units: call.units,
             seq,
         };
+        let mut is_complete = true;
         let create = |path: &[FlowKey]| {
-            let at = path.len() - 1 - missing_from;
-            let set = settings.get(path);
-            NewNode {
+            let at = (path.len() - 1).checked_sub(missing_from);
+            is_complete &= at.is_some();
+            let (at, set) = (at?, settings.get(path));
+            Some(NewNode {
                 weight: set.and_then(|set| set.weight).unwrap_or(specs[at].weight),
                 limits: limits.get_mut(at).and_then(Option::take),
                 max_running: specs[at].concurrency,
                 paused_until: set.and_then(|set| set.paused_until),
-            }
+            })
         };
-        let pushed = tree.push(&call.path, new, ticket, create, now);
-        match pushed {
-            Ok(id) => Ok((id, tree.weight_of(&call.path))),
-            Err(_) => Err(PushError::TooManyKeys(*max_nodes)),
+        let is_attempt = matches!(ticket, Ticket::Attempt(_));
+        let pushed = tree.try_push(&call.path, new, ticket, create, now);
+        if !is_complete {
+            return None;
         }
+        Some(match pushed {
+            Ok(id) => {
+                if is_attempt {
+                    attempts.insert((seq.unwrap_or_default(), id));
+                }
+                Ok((id, tree.weight_of(&call.path)))
+            }
+            Err(_) => Err(PushError::TooManyKeys(*max_nodes)),
+        })
     }
 
-    /// Returns the call that goes next, if one could be charged to all limits below the root now.
-    pub(super) fn head(&mut self, now: &mut LazyNow) -> Option<Head> {
-        let (_, call) = self.tree.head(now)?;
-        Some(Head {
+    /// Returns the eligible call that goes next, if one could be charged to all limits below the root now.
+    pub(super) fn head(&mut self, eligible: Eligible, now: &mut LazyNow) -> Option<Head> {
+        let id = self.next(eligible, now)?;
+        self.tree.call(id).map(|call| Head {
             cost: call.cost,
             units: call.units,
         })
     }
 
-    /// Begins the call that goes next, if it is `head`.
-    pub(super) fn start(&mut self, head: &Head, now: &mut LazyNow) -> Option<(Started, Option<Running>, Ticket)> {
-        let current = self.head(now)?;
+    /// Begins the eligible call that goes next, if it is `head`.
+    pub(super) fn start(
+        &mut self,
+        head: &Head,
+        eligible: Eligible,
+        now: &mut LazyNow,
+    ) -> Option<(Started, Option<Running>, Ticket)> {
+        let id = self.next(eligible, now)?;
         // Another call of the same cost may have come in between, which may go as well.
-        if current.cost != head.cost {
-            return None;
+        self.tree.call(id).filter(|call| call.cost == head.cost)?;
+        let (started, ticket) = self.tree.start_call(id, now)?;
+        if matches!(ticket, Ticket::Attempt(_)) {
+            self.attempts.remove(&(started.seq, id));
         }
-        let (started, ticket) = self.tree.start(now)?;
         let running = self.tree.running(&started);
         Some((started, running, ticket))
     }
@@ -211,14 +241,39 @@ impl Core {
         self.tree.finish(running, now);
     }
 
+    fn next(&mut self, eligible: Eligible, now: &mut LazyNow) -> Option<usize> {
+        let head = self.tree.head(now).map(|(id, _)| id);
+        if eligible == Eligible::All {
+            return head;
+        }
+        let Self { tree, attempts, .. } = self;
+        let mut ids = attempts.iter().map(|(_, id)| *id);
+        ids.find(|id| tree.availability_of(*id, now) == Availability::Now)
+    }
+
+    /// Returns when the first of the attempts that wait could be charged to all limits below the root, as far as that is
+    /// known.
+    pub(super) fn next_attempt_at(&mut self, now: &mut LazyNow) -> Option<Instant> {
+        let Self { tree, attempts, .. } = self;
+        let at = attempts
+            .iter()
+            .filter_map(|(_, id)| match tree.availability_of(*id, now) {
+                Availability::At(at) => Some(at),
+                _ => None,
+            });
+        at.min()
+    }
+
     pub(super) fn settle(&mut self, started: Started, used: Cost, units: Units, now: &mut LazyNow) {
         self.tree.settle(started, used, units, now);
     }
 
     /// Removes a call that waits, if it still does: its number in the tree is given to another one as soon as it has gone.
     pub(super) fn cancel(&mut self, id: usize, ticket: &Ticket, now: &mut LazyNow) {
-        if self.tree.payload(id).is_some_and(|waiting| waiting.is_same(ticket)) {
-            self.tree.cancel(id, now);
+        if self.tree.call(id).is_some_and(|call| call.payload.is_same(ticket)) {
+            if let Some(call) = self.tree.cancel(id, now) {
+                self.attempts.remove(&(call.seq, id));
+            }
         }
     }
 
@@ -240,7 +295,12 @@ impl Core {
     }
 
     pub(super) fn take_refused(&mut self) -> Vec<(Ticket, Rejected)> {
-        self.tree.take_refused()
+        let refused = self.tree.take_refused();
+        if refused.iter().any(|(ticket, _)| matches!(ticket, Ticket::Attempt(_))) {
+            let Self { tree, attempts, .. } = self;
+            attempts.retain(|(seq, id)| tree.call(*id).is_some_and(|call| call.seq == *seq));
+        }
+        refused
     }
 
     pub(super) fn demand_of(&self, path: &[FlowKey]) -> Demand {

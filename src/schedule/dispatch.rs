@@ -2,7 +2,7 @@
 
 use super::{
     attempt::{Again, GrantedAttempt},
-    core::{Head, ScheduledCall, Ticket},
+    core::{Eligible, Head, ScheduledCall, Ticket},
     fair::Units,
     grant::{Grant, Receipt},
     shared::{Root, Shared},
@@ -15,9 +15,12 @@ use crate::{
     semaphore::{Acquire, Permit, granted::InFlight},
 };
 use std::{
+    future::Future,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
+use tokio::time::{Sleep, sleep_until};
 
 /// Waits for what the first call of the tree needs, and takes it. It takes all or nothing, and another call may become the
 /// first at any time until then.
@@ -27,6 +30,8 @@ pub(crate) struct Dispatcher {
     limiter: Option<RateLimiter>,
     /// The place in the line of the limiter, in which other stacks may wait, too. `None` while no budget is waited for.
     admission: Option<Admission>,
+    /// Wakes the dispatcher when an attempt could go while no call can, which has no timer of its own then.
+    attempts: Option<Pin<Box<Sleep>>>,
 }
 
 /// What was chosen.
@@ -62,15 +67,19 @@ impl Dispatcher {
             acquire: permits.map(|permits| permits.acquire()),
             limiter,
             admission: None,
+            attempts: None,
         }
     }
 
-    /// Chooses the next call. Pending until a call can go, or none waits: then the waker is woken, unless the call waits
-    /// for [a limit of its key](Shared::next_at).
-    pub(crate) fn poll_choose(&mut self, cx: &mut Context<'_>) -> Poll<Chosen> {
+    /// Chooses the next of the eligible calls. Pending until one can go, or none waits: then the waker is woken, unless the
+    /// call waits for [a limit of its key](Shared::next_at).
+    pub(crate) fn poll_choose(&mut self, eligible: Eligible, cx: &mut Context<'_>) -> Poll<Chosen> {
         loop {
-            let Some(head) = self.shared.head() else {
+            let Some(head) = self.shared.head(eligible) else {
                 self.leave();
+                if eligible == Eligible::Attempts && self.poll_next_attempt(cx).is_ready() {
+                    continue;
+                }
                 return if self.shared.waiting() == 0 {
                     Poll::Ready(Chosen::Nothing)
                 } else {
@@ -81,7 +90,7 @@ impl Dispatcher {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {}
                 Poll::Ready(Some(Ok(granted))) => {
-                    let Some((started, in_flight, ticket)) = self.shared.start(&head) else {
+                    let Some((started, in_flight, ticket)) = self.shared.start(&head, eligible) else {
                         granted.give_back();
                         continue;
                     };
@@ -100,12 +109,22 @@ impl Dispatcher {
                     }
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    if let Some(refused) = self.refuse(&head, error) {
+                    if let Some(refused) = self.refuse(&head, eligible, error) {
                         return Poll::Ready(refused);
                     }
                 }
             }
         }
+    }
+
+    /// Waits until the limits of the keys let the first attempt go, if that is known.
+    fn poll_next_attempt(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(at) = self.shared.next_attempt_at() else {
+            return Poll::Pending;
+        };
+        let timer = self.attempts.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        timer.as_mut().reset(at);
+        timer.as_mut().poll(cx)
     }
 
     /// Takes what the call needs, all of it or nothing. Ready without it if it was taken by others meanwhile.
@@ -173,8 +192,8 @@ impl Dispatcher {
 
     /// Ends the wait of a call that the limiter never admits. Returns `None` if the call is an attempt, which has been told,
     /// or is not the first any more.
-    fn refuse(&self, head: &Head, error: AcquireError) -> Option<Chosen> {
-        let (started, in_flight, ticket) = self.shared.start(head)?;
+    fn refuse(&self, head: &Head, eligible: Eligible, error: AcquireError) -> Option<Chosen> {
+        let (started, in_flight, ticket) = self.shared.start(head, eligible)?;
         drop(in_flight);
         // It has not begun: nothing stays charged to the limits of its keys.
         self.shared.give_back(started);

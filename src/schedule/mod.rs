@@ -103,7 +103,7 @@ mod tests;
 mod tree;
 
 pub(crate) use self::{
-    core::{PushError, ScheduledCall, Ticket},
+    core::{Eligible, PushError, ScheduledCall, Ticket},
     dispatch::{Chosen, Dispatcher},
     grant::Grant,
     shared::{Effects, Pushed, Scheduled, Shared},
@@ -369,6 +369,8 @@ impl Schedule {
     #[must_use]
     pub fn flows(&self, most: usize) -> Vec<FlowStatus> {
         let flows = self.shared.inspect(|core, now| core.view(most, now));
+        // Flows are also kept for the limits of their keys, and for what they owe. They come last.
+        let flows = flows.into_iter().filter(|flow| flow.waiting + flow.open > 0);
         let level = |depth: usize| self.settings.levels.get(depth).map(|level| level.name().clone());
         let status = |flow: tree::FlowView<FlowKey>| FlowStatus {
             keys: flow.path,
@@ -379,7 +381,7 @@ impl Schedule {
             blocked_until: flow.blocked_until,
             blocked_by: flow.blocked_at.and_then(level),
         };
-        flows.into_iter().map(status).collect()
+        flows.map(status).collect()
     }
 
     /// Returns how many calls wait.

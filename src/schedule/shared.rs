@@ -1,8 +1,8 @@
 //! [`Shared`]: the state of a schedule, which its handles, its queue and the calls that run share.
 
 use super::{
-    attempt::GrantedAttempt,
-    core::{Core, Head, NodeSpec, Prices, PushError, ScheduledCall, Ticket},
+    attempt::{Attempt, GrantedAttempt},
+    core::{Core, Eligible, Head, NodeSpec, Prices, PushError, ScheduledCall, Ticket},
     fair::Units,
     flow::FlowKey,
     level::Level,
@@ -219,23 +219,26 @@ impl Shared {
         specs: &[NodeSpec],
     ) -> (Option<Result<Pushed, PushError>>, Effects) {
         self.change(|core, now| {
-            let is_complete = core.known(&call.path) + specs.len() >= call.path.len();
-            let pushed = is_complete.then(|| core.push(call, seq, ticket, specs, now))?;
+            let pushed = core.push(call, seq, ticket, specs, now)?;
             Some(pushed.map(|(id, weight)| Pushed { id, weight }))
         })
     }
 
-    /// Gives a call a place in the tree, and carries out what follows.
-    pub(super) fn push(
+    /// Gives a further attempt of a call a place in the tree, and carries out what follows.
+    pub(super) fn push_attempt(
         &self,
         call: &ScheduledCall,
-        seq: Option<u64>,
-        mut ticket: impl FnMut() -> Ticket,
+        seq: u64,
+        attempt: &Arc<Attempt>,
     ) -> Result<usize, PushError> {
         loop {
             let specs = self.specs(&call.path);
-            let (pushed, effects) = self.try_push(call, seq, ticket(), &specs);
-            self.carry_out(effects);
+            let (pushed, effects) = self.try_push(call, Some(seq), Ticket::Attempt(attempt.clone()), &specs);
+            // An attempt may be eligible though it is not the first.
+            self.carry_out(Effects {
+                has_changed: true,
+                ..effects
+            });
             if let Some(pushed) = pushed {
                 return Ok(pushed?.id);
             }
@@ -248,8 +251,8 @@ impl Shared {
         self.carry_out(effects);
     }
 
-    pub(super) fn head(&self) -> Option<Head> {
-        let (head, effects) = self.change(Core::head);
+    pub(super) fn head(&self, eligible: Eligible) -> Option<Head> {
+        let (head, effects) = self.change(|core, now| core.head(eligible, now));
         // Whoever asks is about to act on it.
         self.carry_out(Effects {
             has_changed: false,
@@ -258,8 +261,17 @@ impl Shared {
         head
     }
 
-    pub(super) fn start(self: &Arc<Self>, head: &Head) -> Option<(Started, Option<InFlight>, Ticket)> {
-        let (started, effects) = self.change(|core, now| core.start(head, now));
+    /// Returns when the first of the attempts that wait could go.
+    pub(super) fn next_attempt_at(&self) -> Option<Instant> {
+        self.inspect(Core::next_attempt_at)
+    }
+
+    pub(super) fn start(
+        self: &Arc<Self>,
+        head: &Head,
+        eligible: Eligible,
+    ) -> Option<(Started, Option<InFlight>, Ticket)> {
+        let (started, effects) = self.change(|core, now| core.start(head, eligible, now));
         self.carry_out(Effects {
             has_changed: false,
             ..effects

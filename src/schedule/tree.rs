@@ -164,14 +164,14 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.find(path).map_or(1, |id| self.nodes[id].weight)
     }
 
-    /// Returns what the caller keeps with a call that waits.
-    pub(super) fn payload(&self, id: usize) -> Option<&T> {
-        self.calls.get(id).map(|call| &call.payload)
-    }
-
     /// Returns the call that was the first when the tree was last looked at.
     pub(super) fn peek(&self) -> Option<usize> {
         self.head_of(ROOT)
+    }
+
+    /// Returns a call that waits.
+    pub(super) fn call(&self, id: usize) -> Option<&QueuedCall<T>> {
+        self.calls.get(id)
     }
 
     /// Returns how many nodes there are below the root.
@@ -212,12 +212,26 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     ///
     /// Gives the payload back if the tree would have more nodes than it may: it forgets no node for another one. Also if
     /// `path` is empty, has more than [`MAX_LEVELS`] keys, or ends where the path of another flow goes on.
+    #[cfg(test)]
     pub(super) fn push(
         &mut self,
         path: &Path<K>,
         call: NewCall,
         payload: T,
-        create: impl FnMut(&Path<K>) -> NewNode,
+        mut create: impl FnMut(&Path<K>) -> NewNode,
+        now: &mut LazyNow,
+    ) -> Result<usize, T> {
+        self.try_push(path, call, payload, |path| Some(create(path)), now)
+    }
+
+    /// Does what [`push`](Self::push) does, and also gives the payload back, without changing anything, if `create` returns
+    /// `None`: a node was forgotten that the caller took to be known.
+    pub(super) fn try_push(
+        &mut self,
+        path: &Path<K>,
+        call: NewCall,
+        payload: T,
+        create: impl FnMut(&Path<K>) -> Option<NewNode>,
         now: &mut LazyNow,
     ) -> Result<usize, T> {
         self.forget_full(now);
@@ -273,8 +287,14 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     }
 
     /// Begins the [head](Self::head), and charges it to all nodes on its path.
+    #[cfg(test)]
     pub(super) fn start(&mut self, now: &mut LazyNow) -> Option<(Started, T)> {
         let id = self.head(now)?.0;
+        self.start_call(id, now)
+    }
+
+    /// Begins a call that waits and [could be charged](Self::availability_of) now, and charges it to all nodes on its path.
+    pub(super) fn start_call(&mut self, id: usize, now: &mut LazyNow) -> Option<(Started, T)> {
         let call = self.unqueue(id, now)?;
         let mut charges = [Charged::default(); MAX_LEVELS];
         let mut at = call.leaf;
@@ -353,7 +373,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     fn find_or_create(
         &mut self,
         path: &Path<K>,
-        mut create: impl FnMut(&Path<K>) -> NewNode,
+        create: impl FnMut(&Path<K>) -> Option<NewNode>,
         now: &mut LazyNow,
     ) -> Option<usize> {
         if path.is_empty() || path.len() > MAX_LEVELS {
@@ -371,14 +391,15 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
                 return None;
             }
         }
-        for depth in known..path.len() {
+        let new: Option<Vec<_>> = (known..path.len()).map(|depth| &path[..=depth]).map(create).collect();
+        for (depth, new) in (known..).zip(new?) {
             let below = if depth + 1 == path.len() {
                 Below::calls()
             } else {
                 Below::children()
             };
             let key = path[depth].clone();
-            let node = Node::new(at, Some(key.clone()), depth + 1, create(&path[..=depth]), below);
+            let node = Node::new(at, Some(key.clone()), depth + 1, new, below);
             let id = self.nodes.insert(node);
             if let Some(children) = self.nodes[at].children_mut() {
                 children.by_key.insert(key, id);

@@ -57,6 +57,28 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         }
     }
 
+    /// Returns whether a call that waits could be charged to all limits below the root now, wherever it stands, or when it
+    /// could, as far as that is known.
+    pub(in crate::schedule) fn availability_of(&mut self, id: usize, now: &mut LazyNow) -> Availability {
+        let Some((mut at, cost)) = self.calls.get(id).map(|call| (call.leaf, call.cost)) else {
+            return Availability::Blocked;
+        };
+        let mut until = None;
+        while at != ROOT {
+            let node = &mut self.nodes[at];
+            until = until.max(node.paused_until.filter(|until| *until > now.get()));
+            let limits = node.limits.as_mut();
+            match limits.map_or(Ok(Availability::Now), |limits| limits.availability(&cost, now)) {
+                Ok(Availability::Now) => {}
+                Ok(Availability::At(at) | Availability::BlockedUntil(at)) => until = until.max(Some(at)),
+                // A call that its limits refuse is refused when it is the first of its node.
+                Ok(Availability::Blocked) | Err(_) => return Availability::Blocked,
+            }
+            at = node.parent;
+        }
+        until.map_or(Availability::Now, Availability::At)
+    }
+
     /// Computes the state of a node.
     fn look_at(&mut self, id: usize, now: &mut LazyNow) -> Looked {
         let head = self.head_of(id);

@@ -1,0 +1,251 @@
+//! Retries and hedged attempts of calls that a schedule has chosen.
+
+use super::*;
+use crate::support::{pass, settle};
+use std::{
+    future::{Ready, ready},
+    task::{Context, Poll, Waker},
+};
+use tower::retry::{Policy, RetryLayer};
+use tower_outbound::RateLimiter;
+
+/// Tries a call with the status 503 again at once.
+#[derive(Clone)]
+struct AtOnce;
+
+impl<E> Policy<Request, Response, E> for AtOnce {
+    type Future = Ready<()>;
+
+    fn retry(&mut self, _: &mut Request, result: &mut Result<Response, E>) -> Option<Ready<()>> {
+        let is_unavailable = matches!(result, Ok(response) if response.status() == 503);
+        is_unavailable.then(|| ready(()))
+    }
+
+    fn clone_request(&mut self, request: &Request) -> Option<Request> {
+        Some(request.clone())
+    }
+}
+
+/// Returns a started executor that retries, with a client that fails the first attempts of some numbers.
+fn retrying(schedule: &Schedule, limits: Limits, permits: usize, fails: fn(u64) -> usize) -> (TestExecutor, Log) {
+    let (client, log) = failing_client(Duration::ZERO, fails);
+    let executor = Executor::builder()
+        .concurrency_limit(permits)
+        .limits(limits)
+        .schedule(schedule.clone())
+        .layer(RetryLayer::new(AtOnce))
+        .build(client)
+        .unwrap();
+    executor.start().unwrap();
+    (executor, log)
+}
+
+/// A schedule whose tenants have one request a second each.
+fn one_a_second_each() -> Schedule {
+    Schedule::new().level(Level::by("tenant").limits(|_| Some(per_second(1))))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_keeps_the_place_that_its_call_had() {
+    let schedule = tenants();
+    let (executor, log) = retrying(&schedule, per_second(1), 5, |number| if number == 0 { 2 } else { 0 });
+    all_end_well(submit_all(&executor, (0..4).map(call)).await).await;
+    let expected = [(0, 0), (0, 1_000), (0, 2_000), (1, 3_000), (2, 4_000), (3, 5_000)];
+    assert_eq!(log.millis(), expected);
+    settle().await;
+    assert_nothing_is_left(&executor, &schedule);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_is_charged_to_all_limits_again() {
+    let schedule = one_a_second_each();
+    let limits = Limits::new().requests(Rate::per_hour(100));
+    let (executor, log) = retrying(&schedule, limits, 5, |_| 2);
+    all_end_well(submit_all(&executor, [flow_call("a", 0)]).await).await;
+    assert_eq!(log.millis(), [(0, 0), (0, 1_000), (0, 2_000)]);
+    assert_eq!(executor.monitor().available().of("requests"), Some(97));
+    settle().await;
+    assert_nothing_is_left(&executor, &schedule);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_holds_nothing_while_it_waits() {
+    let schedule = one_a_second_each();
+    let (executor, log) = retrying(&schedule, per_second(10), 1, |number| usize::from(number == 0));
+    let first = submit_all(&executor, [flow_call("a", 0)]).await;
+    pass(ms(100)).await;
+    assert_eq!(
+        (executor.monitor().in_flight(), executor.monitor().queue_depth()),
+        (0, 0)
+    );
+    assert_eq!(schedule.waiting(), 1);
+    all_end_well(submit_all(&executor, [flow_call("b", 1)]).await).await;
+    all_end_well(first).await;
+    assert_eq!(log.millis(), [(0, 0), (1, 100), (0, 1_000)]);
+    settle().await;
+    assert_nothing_is_left(&executor, &schedule);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_is_cancelled_while_it_waits_leaves_and_is_charged_nothing() {
+    let schedule = one_a_second_each();
+    let limits = Limits::new().requests(Rate::per_hour(100));
+    let (executor, log) = retrying(&schedule, limits, 1, |number| usize::from(number == 0));
+    let handle = executor.submit(flow_call("a", 0)).await.unwrap();
+    pass(ms(500)).await;
+    assert_eq!(schedule.waiting(), 1);
+    handle.cancel();
+    assert!(handle.await.unwrap_err().is_cancelled());
+    settle().await;
+    assert_nothing_is_left(&executor, &schedule);
+    assert_eq!(executor.monitor().available().of("requests"), Some(99));
+    all_end_well(submit_all(&executor, [flow_call("a", 1)]).await).await;
+    assert_eq!(log.millis(), [(0, 0), (1, 1_000)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hedged_attempts_each_take_a_permit_and_pay_and_the_loser_leaves_nothing() {
+    let schedule = tenants();
+    let (client, log) = client(ms(500));
+    let executor = Executor::builder()
+        .concurrency_limit(2)
+        .limits(per_second(10))
+        .schedule(schedule.clone())
+        .layer(Around {
+            before: Duration::ZERO,
+            times: 3,
+        })
+        .build(client)
+        .unwrap();
+    executor.start().unwrap();
+    let handle = executor.submit(call(0)).await.unwrap();
+    pass(ms(150)).await;
+    assert_eq!(executor.monitor().in_flight(), 2);
+    assert_eq!(schedule.waiting(), 1);
+    handle.await.unwrap();
+    // There was no permit for the third one.
+    assert_eq!(log.millis(), [(0, 0), (0, 100)]);
+    settle().await;
+    assert_nothing_is_left(&executor, &schedule);
+}
+
+/// A service that is ready while no call of it runs, as Tower's limit of one call at a time is.
+#[derive(Clone)]
+struct OneAtATime<S> {
+    inner: S,
+    state: Arc<Mutex<(bool, Vec<Waker>)>>,
+}
+
+struct Busy(Arc<Mutex<(bool, Vec<Waker>)>>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let wakers = {
+            let mut state = self.0.lock().unwrap();
+            state.0 = false;
+            std::mem::take(&mut state.1)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<S: Service<Request, Future: Send + 'static>> Service<Request> for OneAtATime<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = futures_util::future::BoxFuture<'static, Result<S::Response, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        let mut state = self.state.lock().unwrap();
+        if state.0 {
+            state.1.push(cx.waker().clone());
+            return Poll::Pending;
+        }
+        drop(state);
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        self.state.lock().unwrap().0 = true;
+        let busy = Busy(self.state.clone());
+        let future = self.inner.call(request);
+        Box::pin(async move {
+            let result = future.await;
+            drop(busy);
+            result
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_does_not_wait_until_the_service_is_ready_for_the_next_call() {
+    let schedule = tenants();
+    let (client, log) = failing_client(Duration::ZERO, |number| usize::from(number == 0));
+    let one_at_a_time = tower::layer::layer_fn(|inner| OneAtATime {
+        inner,
+        state: Arc::default(),
+    });
+    let executor = Executor::builder()
+        .concurrency_limit(5)
+        .limits(per_second(1))
+        .schedule(schedule.clone())
+        .layer(one_at_a_time)
+        .layer(RetryLayer::new(AtOnce))
+        .build(client)
+        .unwrap();
+    executor.start().unwrap();
+    let calls = [flow_call("a", 0), flow_call("b", 1), flow_call("b", 2)];
+    let handles = submit_all(&executor, calls).await;
+    tokio::time::timeout(ms(100_000), all_end_well(handles)).await.unwrap();
+    assert_eq!(log.millis(), [(0, 0), (0, 1_000), (1, 2_000), (2, 3_000)]);
+    settle().await;
+    assert_nothing_is_left(&executor, &schedule);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_graceful_stop_waits_for_the_retry_of_a_call() {
+    let schedule = one_a_second_each();
+    let (executor, log) = retrying(&schedule, per_second(10), 1, |_| 3);
+    let handles = submit_all(&executor, [flow_call("a", 0)]).await;
+    pass(ms(500)).await;
+    let report = executor.stop(Shutdown::Graceful).await;
+    assert_eq!((report.completed, report.left), (1, 0));
+    all_end_well(handles).await;
+    assert_eq!(log.millis(), [(0, 0), (0, 1_000), (0, 2_000), (0, 3_000)]);
+    assert_nothing_is_left(&executor, &schedule);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_concurrency_limit_an_attempt_is_charged_to_the_limiter_again() {
+    let limiter = RateLimiter::new(per_second(10)).unwrap();
+    let schedule = tenants().limiter(limiter.clone());
+    let (client, log) = failing_client(Duration::ZERO, |number| usize::from(number == 0));
+    let mut queue = tower::ServiceBuilder::new()
+        .layer(tower_stack::layer(10, &schedule))
+        .layer(RetryLayer::new(AtOnce))
+        .layer(tower_outbound::RateLimitLayer::new(limiter))
+        .service(client);
+    let responses = [queue.call(request(0)), queue.call(request(1))];
+    futures_util::future::try_join_all(responses).await.unwrap();
+    let mut numbers = log.numbers();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [0, 0, 1]);
+    assert_eq!(log.millis().last().unwrap().1, 200);
+    settle().await;
+    assert_none_waits(&schedule);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_the_limits_of_its_key_refuse_by_now_fails_with_the_reason() {
+    let schedule = one_a_second_each();
+    let (executor, log) = retrying(&schedule, per_second(10), 1, |_| 5);
+    let handle = executor.submit(flow_call("a", 0).tokens(7)).await.unwrap();
+    pass(ms(500)).await;
+    assert_eq!(schedule.waiting(), 1);
+    let smaller = Limits::new().tokens(Rate::per_second(1).burst(5));
+    schedule.set_limits("a", &smaller).unwrap();
+    let error = handle.await.unwrap_err();
+    assert!(error.is_cost_exceeds_burst(), "{error}");
+    assert_eq!(log.count(0), 1);
+    settle().await;
+    assert_nothing_is_left(&executor, &schedule);
+}
