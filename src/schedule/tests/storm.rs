@@ -30,6 +30,7 @@ fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
     for step in 0..steps {
         time += [0, rng.u64(..1_000), rng.u64(..3_000_000)][rng.usize(..3)];
         let now = &mut at(start, time);
+        refused(&mut tree, &mut waiting);
         let path = vec![rng.u64(..3), rng.u64(..4), rng.u64(..4)];
         let some = path[..rng.usize(1..=3)].to_vec();
         let retried = match rng.u32(..100) {
@@ -61,7 +62,6 @@ fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
             }
             62..=63 => {
                 tree.set_limits(&some, limits(&mut rng), now).unwrap();
-                refused(&mut tree, &mut waiting);
                 continue;
             }
             _ => {
@@ -71,7 +71,6 @@ fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
                     open.push(Open { started, path, call });
                     went += 1;
                 }
-                refused(&mut tree, &mut waiting);
                 if step % check_each == 0 {
                     tree.check();
                 }
@@ -101,7 +100,6 @@ fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
                 Ok(id) => waiting.push(id),
                 Err(_) => lost += 1,
             }
-            refused(&mut tree, &mut waiting);
         }
     }
     assert!(lost < steps / 10, "{lost}");
@@ -110,8 +108,10 @@ fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
         settle(&mut tree, started, 1, now);
     }
     tree.check();
-    for id in waiting {
+    refused(&mut tree, &mut waiting);
+    while let Some(id) = waiting.pop() {
         tree.cancel(id, now).unwrap();
+        refused(&mut tree, &mut waiting);
     }
     tree.check();
     for _ in 0..20 {

@@ -98,7 +98,8 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
 
     /// Looks again until when a node must be kept whose limits or pause have changed.
     pub(super) fn refresh_rest(&mut self, id: usize, now: &mut LazyNow) {
-        if let Rest::Until(until) = self.nodes[id].rest {
+        // The node may be forgotten, because the last of its calls was refused.
+        if let Some(Rest::Until(until)) = self.nodes.get(id).map(|node| node.rest) {
             self.filling.remove(&(until, id));
             self.retire(id, now);
         }
