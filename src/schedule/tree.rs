@@ -173,7 +173,8 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.timers.first().map(|(at, _)| *at)
     }
 
-    /// Takes the calls that the limits refuse, which wait no more.
+    /// Takes the calls that the limits refuse, which wait no more. To be looked at after each change of the tree: the number
+    /// of a call that has gone is given to another one.
     pub(super) fn take_refused(&mut self) -> Vec<(T, Rejected)> {
         std::mem::take(&mut self.refused)
     }
