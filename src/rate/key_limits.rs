@@ -47,12 +47,9 @@ impl KeyLimits {
     /// the number of the charge, for its settlement.
     pub(crate) fn charge(&mut self, cost: &Cost, has_waited: bool, now: &mut LazyNow) -> u64 {
         let (mut request, now) = (ChargeRequest::new(*cost, true), &mut own(now));
-        let availability = self.buckets.availability(&request, now);
-        debug_assert_eq!(
-            availability,
-            Availability::Now,
-            "only a call whose cost is available is charged"
-        );
+        // The cost may seem to be available only later: to a caller that has read the clock before the one that found it
+        // available, and got the lock after it. The buckets then charge it as of that time.
+        self.buckets.availability(&request, now);
         self.buckets.try_take(&request, has_waited, now);
         request.take_number().unwrap_or_default()
     }
@@ -93,8 +90,55 @@ impl KeyLimits {
     }
 }
 
+impl Limits {
+    /// Checks the values of all rates, for limits that each key has of its own. Their buckets must begin full, because
+    /// those of a key that is not used are forgotten once they are full, and begin anew when the key is met again.
+    pub(crate) fn check_for_keys(&self) -> Result<(), InvalidConfig> {
+        for (budget, spec) in self.bucket_specs()? {
+            if spec.initial < spec.capacity {
+                return Err(InvalidConfig::new(
+                    format!("{}.initial", budget.name()),
+                    "must not be below the burst for limits of keys",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Returns the same time for the buckets of one key. A [`LazyNow`] keeps how long the time is after the epoch of the
 /// buckets that have asked first, which is another one for each key.
 fn own(now: &mut LazyNow) -> LazyNow {
     LazyNow::at(now.get())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rate::Rate;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn limits_that_are_used_are_full_again_when_the_slowest_is_and_those_of_a_day_when_it_ends() {
+        let start = Instant::now().checked_sub(Duration::from_secs(90_000)).unwrap();
+        let after = |seconds: u64| LazyNow::at(start + Duration::from_secs(seconds));
+        let limits = Limits::new()
+            .requests(Rate::per_second(2_u64))
+            .tokens(Rate::per_minute(60_u64))
+            .budget("quota", Rate::utc_day(10_u64));
+        // It is 400 seconds before midnight.
+        let mut key = KeyLimits::new(limits, UNIX_EPOCH + Duration::from_secs(86_000), start).unwrap();
+        assert_eq!(key.full_at(&mut after(0)), None);
+        let mut used = |cost: Cost, seconds: u64| {
+            let number = key.charge(&cost, false, &mut after(seconds));
+            key.settle(&cost, number, &cost, &mut after(seconds));
+            key.full_at(&mut after(seconds))
+                .map(|full_at| full_at.duration_since(start))
+        };
+        assert_eq!(used(Cost::request(), 1), Some(Duration::from_millis(1_500)));
+        assert_eq!(used(Cost::tokens(30), 2), Some(Duration::from_secs(32)));
+        assert_eq!(used(Cost::none().with("quota", 1), 3), Some(Duration::from_secs(400)));
+        assert!(key.full_at(&mut after(399)).is_some());
+        assert_eq!(key.full_at(&mut after(400)), None);
+    }
 }

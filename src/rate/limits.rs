@@ -562,20 +562,6 @@ impl Limits {
         self.bucket_specs().map(drop)
     }
 
-    /// Checks the values of all rates, for limits that each key has of its own. Their buckets must begin full, because
-    /// those of a key that is not used are forgotten once they are full, and begin anew when the key is met again.
-    pub(crate) fn check_for_keys(&self) -> Result<(), InvalidConfig> {
-        for (budget, spec) in self.bucket_specs()? {
-            if spec.initial < spec.capacity {
-                return Err(InvalidConfig::new(
-                    format!("{}.initial", budget.name()),
-                    "must not be below the burst for limits of keys",
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// Creates a bucket for each rate of these limits, in the order in which the rates were added.
     /// `now` is the time in nanoseconds since 1970.
     pub(super) fn buckets(&self, now: u64) -> Result<Vec<(Budget, Bucket)>, InvalidConfig> {

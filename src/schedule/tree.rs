@@ -199,7 +199,8 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.timers.first().map(|(at, _)| *at)
     }
 
-    /// Takes the calls that the limits refuse, which wait no more.
+    /// Takes the calls that the limits refuse, which wait no more. To be looked at after each change of the tree: the number
+    /// of a call that has gone is given to another one.
     pub(super) fn take_refused(&mut self) -> Vec<(T, Rejected)> {
         std::mem::take(&mut self.refused)
     }
@@ -330,18 +331,24 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     }
 
     /// Settles a call that has begun: it has cost `used`, which are `units` in the fair order.
-    #[allow(clippy::needless_pass_by_value, reason = "a call is settled once")]
+    #[expect(clippy::needless_pass_by_value, reason = "a call is settled once")]
     pub(super) fn settle(&mut self, started: Started, used: Cost, units: Units, now: &mut LazyNow) {
+        let Started {
+            leaf,
+            charged: cost,
+            charges,
+            ..
+        } = started;
         let units = units.clamp(0, MAX_COST);
-        let mut at = started.leaf;
-        for charged in started.charges {
+        let mut at = leaf;
+        for charged in charges {
             if at == ROOT {
                 break;
             }
             let node = &mut self.nodes[at];
             node.open -= 1;
             if let Some((limits, number)) = node.limits.as_mut().zip(charged.number) {
-                limits.settle(&started.charged, number, &used, now);
+                limits.settle(&cost, number, &used, now);
             }
             let (parent, mut pass) = (node.parent, node.pass);
             if let Some((order, share)) = self.order_of(parent).zip(charged.share) {
@@ -351,8 +358,8 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             at = parent;
         }
         self.nodes[ROOT].open -= 1;
-        self.look_at_path(started.leaf, now);
-        self.forget_path(started.leaf, now);
+        self.look_at_path(leaf, now);
+        self.forget_path(leaf, now);
         self.forget_left(now);
     }
 }

@@ -127,8 +127,7 @@ fn run_pairs(error: f64, order: Order, seed: u64, steps: u64, apart: &mut Apart)
                 } else {
                     (pair.low, pair.high) = (difference, difference);
                 }
-                let bound = |flow: &Flow| (flow.most + flow.worst_error) / f64::from(flow.weight);
-                worst[i][j] = worst[i][j].max((pair.high - pair.low) / (bound(a) + bound(b)));
+                worst[i][j] = worst[i][j].max(pair.high - pair.low);
             }
         }
         while open.len() > permits / 2 || (!open.is_empty() && rng.bool()) {
@@ -145,10 +144,12 @@ fn run_pairs(error: f64, order: Order, seed: u64, steps: u64, apart: &mut Apart)
         }
     }
     for (i, row) in worst.iter().enumerate().take(count) {
-        for ratio in &row[..i] {
+        for (j, most_apart) in row[..i].iter().enumerate() {
+            let bound = |flow: &Flow| (flow.most + flow.worst_error) / f64::from(flow.weight);
+            let ratio = most_apart / (bound(&flows[i]) + bound(&flows[j]));
             apart.pairs += 1;
-            apart.over += u64::from(*ratio > 1.0);
-            apart.worst = apart.worst.max(*ratio);
+            apart.over += u64::from(ratio > 1.0);
+            apart.worst = apart.worst.max(ratio);
         }
     }
 }
@@ -207,7 +208,7 @@ fn heavy_beside_new_flows(calls: u64, error: u64, is_last_served: bool) -> (u64,
         }
         settle(&mut tree, started, if is_heavy { 10 } else { 1 }, now);
     }
-    assert!(tree.nodes() < 400, "{}", tree.nodes());
+    assert!(is_last_served || tree.nodes() < 400, "{}", tree.nodes());
     (heavy, longest.max(gap))
 }
 

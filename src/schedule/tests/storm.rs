@@ -12,9 +12,9 @@ struct Open {
 }
 
 fn limits(rng: &mut Rng) -> Limits {
-    let tokens = Rate::per_second(rng.u64(100..100_000)).burst(rng.u64(500..2_000));
+    let tokens = Rate::per_second(rng.u64(10_000..1_000_000)).burst(rng.u64(500..2_000));
     Limits::new()
-        .requests(Rate::per_second(rng.u64(1..2_000)).burst(rng.u64(1..50)))
+        .requests(Rate::per_second(rng.u64(100..20_000)).burst(rng.u64(1..50)))
         .tokens(if rng.u32(..20) == 0 { tokens.refuse() } else { tokens })
 }
 
@@ -29,7 +29,12 @@ fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
     let (mut time, mut went, mut lost) = (0, 0, 0_u64);
     for step in 0..steps {
         time += [0, rng.u64(..1_000), rng.u64(..3_000_000)][rng.usize(..3)];
+        if rng.u32(..300) == 0 {
+            // The largest debts are repaid.
+            time += 1_000 * SECOND;
+        }
         let now = &mut at(start, time);
+        refused(&mut tree, &mut waiting);
         let path = vec![rng.u64(..3), rng.u64(..4), rng.u64(..4)];
         let some = path[..rng.usize(1..=3)].to_vec();
         let retried = match rng.u32(..100) {
@@ -42,8 +47,10 @@ fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
             35..=54 if !open.is_empty() => {
                 let Open { started, path, call } = open.swap_remove(rng.usize(..open.len()));
                 let seq = Some(started.seq);
-                let used = [0, rng.u64(..500), rng.u64(..10_000), u64::MAX][[0, 1, 1, 1, 2, 3][rng.usize(..6)]];
+                let used = [rng.u64(..500), 0, rng.u64(..10_000), u64::MAX]
+                    [[0, 0, 0, 1, 2, rng.usize(..40) / 13][rng.usize(..6)]];
                 settle(&mut tree, started, used, now);
+                refused(&mut tree, &mut waiting);
                 if rng.u32(..3) > 0 {
                     continue;
                 }
@@ -61,7 +68,6 @@ fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
             }
             62..=63 => {
                 tree.set_limits(&some, limits(&mut rng), now).unwrap();
-                refused(&mut tree, &mut waiting);
                 continue;
             }
             _ => {
@@ -71,7 +77,6 @@ fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
                     open.push(Open { started, path, call });
                     went += 1;
                 }
-                refused(&mut tree, &mut waiting);
                 if step % check_each == 0 {
                     tree.check();
                 }
@@ -101,7 +106,6 @@ fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
                 Ok(id) => waiting.push(id),
                 Err(_) => lost += 1,
             }
-            refused(&mut tree, &mut waiting);
         }
     }
     assert!(lost < steps / 10, "{lost}");
@@ -110,8 +114,10 @@ fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
         settle(&mut tree, started, 1, now);
     }
     tree.check();
-    for id in waiting {
+    refused(&mut tree, &mut waiting);
+    while let Some(id) = waiting.pop() {
         tree.cancel(id, now).unwrap();
+        refused(&mut tree, &mut waiting);
     }
     tree.check();
     for _ in 0..20 {
@@ -131,7 +137,7 @@ fn refused<T: Clone + Eq + std::hash::Hash, P>(tree: &mut Tree<T, P>, waiting: &
 
 #[test]
 fn in_a_storm_of_everything_all_is_consistent_and_all_is_forgotten_in_the_end() {
-    let went: u64 = (0..40).map(|seed| storm(seed, 18_000, 20)).sum();
+    let went: u64 = (0..40).map(|seed| storm(seed, 12_000, 20)).sum();
     println!("{went} calls");
     assert!(went >= 100_000, "{went}");
 }
