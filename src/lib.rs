@@ -116,7 +116,9 @@ pub use error::{BoxError, Error, InvalidConfig};
 pub use event::{EventHandle, EventLayer, EventService, Events, NetworkRequestEvent, RequestId, RequestStatus};
 pub use executor::{Call, CallHandle, Executor, ExecutorBuilder, Monitor, Shutdown, StopReport, TrySubmitError};
 pub use queue::{Queue, QueueLayer};
-pub use rate::{ApiTokens, ApiTokensUsed, Cost, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter, TokenUsage};
+pub use rate::{
+    ApiTokens, ApiTokensUsed, Cost, KeyedRateLimiter, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter, TokenUsage,
+};
 
 /// Compiles and runs the README's examples as tests.
 #[cfg(all(doctest, feature = "full"))]

@@ -23,7 +23,7 @@ pub use bad_response::{BadResponse, BadResponseReason};
 pub use call::{Cancelled, Closed, DeadlineExceeded, Deadlock, Refused};
 pub use config::InvalidConfig;
 pub(crate) use rate::Rejected;
-pub use rate::{AcquireError, CostExceedsBurst, Exhausted, StoreUnavailable};
+pub use rate::{AcquireError, CostExceedsBurst, Exhausted, StoreUnavailable, TooManyKeys};
 #[cfg(feature = "http")]
 pub(crate) use response::DelayBound;
 #[cfg(feature = "http")]
@@ -130,6 +130,12 @@ impl Error {
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.find::<Exhausted>().is_some()
+    }
+
+    /// Whether the call was refused because its key is new to a limiter by key that holds as many keys as it may.
+    #[must_use]
+    pub fn is_too_many_keys(&self) -> bool {
+        self.find::<TooManyKeys>().is_some()
     }
 
     /// Whether the call failed because the Redis store of the shared rate limits was unavailable for as long as a call

@@ -13,6 +13,7 @@
 //!
 //! A charge may be an estimate, which is corrected when the true cost is known: see [`settlement`].
 
+mod resting;
 mod settlement;
 
 #[cfg(feature = "redis")]

@@ -4,6 +4,7 @@
 mod correcting;
 mod pausing;
 mod prediction;
+mod resting;
 mod saving;
 
 use super::{

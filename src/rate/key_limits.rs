@@ -1,11 +1,6 @@
 //! [`KeyLimits`]: the limits of one node while it lives.
 
-use super::{
-    buckets::Buckets,
-    charge_request::ChargeRequest,
-    cost::Cost,
-    limits::Limits,
-};
+use super::{buckets::Buckets, charge_request::ChargeRequest, cost::Cost, limits::Limits};
 use crate::{
     clock::LazyNow,
     error::{InvalidConfig, Rejected},

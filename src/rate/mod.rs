@@ -87,6 +87,7 @@ mod followed;
 mod interleavings;
 #[allow(dead_code)]
 mod key_limits;
+mod keyed;
 mod kind;
 mod layer;
 #[cfg(feature = "http")]
@@ -113,6 +114,7 @@ pub use estimate::Estimate;
 #[cfg(feature = "http")]
 pub(crate) use followed::Report;
 pub(crate) use key_limits::KeyLimits;
+pub use keyed::KeyedRateLimiter;
 pub use kind::CallKind;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
 pub use limiter::RateLimiter;

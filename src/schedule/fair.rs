@@ -112,7 +112,12 @@ impl Fair {
     pub(super) fn settle(&mut self, pass: &mut Units, charge: Charge, used: Units) {
         let own = share(used, charge.weight);
         *pass = pass.saturating_add(own - charge.pass);
-        let last = self.others.last().copied().or(self.first).map_or(*pass, |last| last.end);
+        let last = self
+            .others
+            .last()
+            .copied()
+            .or(self.first)
+            .map_or(*pass, |last| last.end);
         let reached = self.now.saturating_add(used / Units::from(charge.weights));
         self.now = self.now.max(reached.min(last.saturating_add(own)));
     }

@@ -53,9 +53,7 @@ fn pairs_apart(error: f64, settles: bool, is_fifo: bool) -> Apart {
         let flows = rng.usize(2..=6);
         let weights: Vec<u32> = (0..flows).map(|_| rng.u32(1..=8)).collect();
         let largest: Vec<u64> = (0..flows).map(|_| rng.u64(1..=1_000)).collect();
-        let bias: Vec<f64> = (0..flows)
-            .map(|_| error.powf(rng.f64().mul_add(2.0, -1.0)))
-            .collect();
+        let bias: Vec<f64> = (0..flows).map(|_| error.powf(rng.f64().mul_add(2.0, -1.0))).collect();
         let permits = rng.usize(1..=16);
         let mut waiting = vec![0_u64; flows];
         let mut costs: HashMap<usize, (usize, u64, u64)> = HashMap::new();
@@ -67,11 +65,21 @@ fn pairs_apart(error: f64, settles: bool, is_fifo: bool) -> Apart {
         let mut low = BTreeMap::new();
         for step in 0..STEPS {
             let mut now = at(start, step);
-            let push = |flow: usize, tree: &mut Tree<u64, ()>, fifo: &mut VecDeque<usize>, rng: &mut Rng, now: &mut LazyNow| {
+            let push = |flow: usize,
+                        tree: &mut Tree<u64, ()>,
+                        fifo: &mut VecDeque<usize>,
+                        rng: &mut Rng,
+                        now: &mut LazyNow| {
                 let cost = rng.u64(1..=largest[flow]);
                 let spread = error.powf(rng.f64().mul_add(0.2, -0.1));
                 let estimate = ((cost as f64 * bias[flow] * spread) as u64).max(1);
-                let id = tree.push(&[flow as u64], call(estimate, step), (), |_| (weight(weights[flow]), None), now);
+                let id = tree.push(
+                    &[flow as u64],
+                    call(estimate, step),
+                    (),
+                    |_| (weight(weights[flow]), None),
+                    now,
+                );
                 fifo.push_back(id);
                 (id, (flow, cost, estimate))
             };
@@ -90,7 +98,9 @@ fn pairs_apart(error: f64, settles: bool, is_fifo: bool) -> Apart {
                     tree.cancel(id, &mut now);
                     (id, None)
                 } else {
-                    let Some((started, ())) = tree.start(&mut now) else { break };
+                    let Some((started, ())) = tree.start(&mut now) else {
+                        break;
+                    };
                     (started.id, Some(started))
                 };
                 let (flow, cost, estimate) = costs.remove(&id).unwrap();
@@ -123,7 +133,9 @@ fn pairs_apart(error: f64, settles: bool, is_fifo: bool) -> Apart {
                     };
                     let ratio = (most - least) / (bound(*i) + bound(*j));
                     if ratio > 1.0 && apart.worst <= 1.0 {
-                        println!("seed {seed} step {step} flow {flow} cost {cost} pair {i} {j} {least} {most} waiting {waiting:?} weights {weights:?} largest {largest:?} permits {permits} used {used:?}");
+                        println!(
+                            "seed {seed} step {step} flow {flow} cost {cost} pair {i} {j} {least} {most} waiting {waiting:?} weights {weights:?} largest {largest:?} permits {permits} used {used:?}"
+                        );
                     }
                     apart.worst = apart.worst.max(ratio);
                 }
@@ -179,9 +191,14 @@ fn overtaken_too_late(is_strict: bool) -> (u64, u64) {
                     due,
                     ..call(1, 0)
                 };
-                arrivals.insert(tree.push(&[0_u64], new, (), |_| (weight(1), None), &mut now), (time, slack));
+                arrivals.insert(
+                    tree.push(&[0_u64], new, (), |_| (weight(1), None), &mut now),
+                    (time, slack),
+                );
             }
-            let Some((started, ())) = tree.start(&mut now) else { continue };
+            let Some((started, ())) = tree.start(&mut now) else {
+                continue;
+            };
             let (arrived, slack) = arrivals.remove(&started.id).unwrap();
             let others = arrivals.values();
             wrong += others.filter(|(other, its)| other + its < arrived + slack).count() as u64;

@@ -81,8 +81,14 @@ enum State {
     /// No call below it could run.
     Idle,
     /// Its limits lack what its first call costs.
-    Blocked { until: Option<Instant>, head: usize },
-    Ready { at: Ready, head: usize },
+    Blocked {
+        until: Option<Instant>,
+        head: usize,
+    },
+    Ready {
+        at: Ready,
+        head: usize,
+    },
 }
 
 /// What is known about a call that waits or that has begun.
