@@ -1,6 +1,6 @@
 //! Buckets that are made for a key when they are needed, and are forgotten when they are at rest.
 
-use super::{Buckets, MAX_CATCH_UP_NANOS};
+use super::{Admitted, Buckets, MAX_CATCH_UP_NANOS};
 use crate::{clock::LazyNow, error::InvalidConfig, rate::limits::Limits};
 use std::time::SystemTime;
 use tokio::time::Instant;
@@ -31,6 +31,13 @@ impl Buckets {
             _ => self.last_admission.at.saturating_add(MAX_CATCH_UP_NANOS + 1),
         };
         self.pauses.until().max(until_credited).saturating_sub(time)
+    }
+
+    /// Fills the buckets up to the present, after which no call is admitted as of an earlier time. No call must wait.
+    pub(in crate::rate) fn end_credit(&mut self, now: &mut LazyNow) {
+        let time = self.time(now);
+        self.fill_to(time);
+        self.last_admission = Admitted::default();
     }
 
     /// Returns how many nanoseconds it takes until all buckets are full if nothing is taken before. No call must wait.

@@ -368,7 +368,9 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static> KeyedRateLimiter<K> {
     }
 
     /// Replaces the limits of all keys of a limiter that has no tiers. The new limits apply at once, also to the calls that
-    /// wait already. What each key owes stays: see [`RateLimiter::set_limits`](crate::RateLimiter::set_limits).
+    /// wait already. A key keeps its debt and what it holds, up to the new burst, as
+    /// [`RateLimiter::set_limits`](crate::RateLimiter::set_limits) says. One whose buckets are full has full buckets under
+    /// the new limits, too.
     ///
     /// Takes a time that grows with the number of keys that are held, about a second for 10 million. Other calls wait for
     /// a part of the keys at most.

@@ -335,7 +335,8 @@ impl<K: Hash + Eq + Clone> Shard<K> {
         of_limiter(&Pin::new(context, &self.tiers, tier, (now, time), &[], lookup.hash).limiter)
     }
 
-    /// Replaces the limits. Returns the waiting calls, to be woken when the lock is released.
+    /// Replaces the limits. A key that is full is forgotten before, so that its buckets are full under the new limits,
+    /// too: as if it had been forgotten earlier. Returns the waiting calls, to be woken when the lock is released.
     pub(super) fn set_tiers(&mut self, context: &Context<K>, tiers: &Arc<Tiers>) -> Vec<WakeAll<Buckets>> {
         let mut wakes = Vec::new();
         if self.tiers.version() >= tiers.version() {
@@ -343,6 +344,12 @@ impl<K: Hash + Eq + Clone> Shard<K> {
         }
         let now = Instant::now();
         let time = self.time(context, now);
+        for (_, index) in mem::take(&mut self.unused) {
+            self.pins[index].look_at = None;
+            self.pins[index].limiter.inspect_at(now, Buckets::end_credit);
+            self.put_to_rest(context, index, now);
+        }
+        self.forget_full(context, time);
         // The tiers of all keys come first: that is user code, and if it panics, nothing has been changed.
         let mut tier_of = Vec::with_capacity(self.rows.len());
         self.rows.for_each(|key, _| tier_of.push(context.tier_of(key)));
