@@ -48,6 +48,7 @@
 //! | a layer of your own | [`retry`] (feature `http`), a timeout, or any other Tower layer |
 //! | [`ConcurrencyLimitLayer`] | a [cap](concurrency) on calls in flight that can be watched and changed |
 //! | [`RateLimitLayer`] | [rates](rate) of requests and tokens, any number at once, kept by a [`RateLimiter`] |
+//! | [`KeyedRateLimiter`] | the same rates for each of many keys, without the layers |
 //! | [`body`], [`provider`] | streamed bodies, tokens used by a call, providers' rate limit headers (feature `http`) |
 //! | your client | [`client::Reqwest`] (feature `reqwest`), hyper's, any service, or a closure |
 //!

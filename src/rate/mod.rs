@@ -5,7 +5,8 @@
 //! [names](Limits::budget), such as images. Each budget may have several [rates](Rate), such as one per minute and one
 //! per day. A [`RateLimiter`] keeps one bucket for each rate, which fills continuously, and makes a call wait until *all* buckets
 //! hold what the call costs. [`RateLimitLayer`] puts a limiter in front of a service. The buckets are in this process,
-//! or several processes share them: see `rate::redis` (feature `redis`).
+//! or several processes share them: see `rate::redis` (feature `redis`). A [`KeyedRateLimiter`] gives each of any number of
+//! keys, such as tenants or hosts, the same limits.
 //!
 //! # Guarantees
 //!

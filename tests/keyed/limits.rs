@@ -46,6 +46,24 @@ async fn tiers_may_limit_different_budgets() {
     );
 }
 
+#[test]
+fn a_tier_function_that_panics_fails_its_own_call_only() {
+    let tiers = [Limits::new().requests(Rate::per_hour(2))];
+    let tier_of = |key: &u64| if *key == 13 { panic!("no tier") } else { 0 };
+    let limiter = KeyedRateLimiter::with_tiers(tiers, tier_of)
+        .unwrap()
+        .max_keys(1_000)
+        .unwrap();
+    for key in 0..500 {
+        let call = std::panic::AssertUnwindSafe(|| limiter.try_acquire(&key, ONE));
+        assert_eq!(std::panic::catch_unwind(call).is_err(), key == 13);
+    }
+    limiter
+        .set_tier_limits(0, Limits::new().requests(Rate::per_hour(1)))
+        .unwrap();
+    assert_eq!((limiter.len(), limiter.available(&7).requests), (499, Some(1)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn changed_limits_apply_at_once_to_keys_at_rest_and_to_waiting_calls() {
     let limiter = requests(Rate::per_minute(60).burst(10));

@@ -65,6 +65,7 @@ fn threads_that_wait_cancel_settle_and_change_limits_leave_nothing_and_are_never
     };
     let limiter = KeyedRateLimiter::<u64>::new(limits(5)).unwrap();
     let admitted: Arc<Vec<AtomicU64>> = Arc::new((0..KEYS).map(|_| AtomicU64::new(0)).collect());
+    let changes = Arc::new(AtomicU64::new(0));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(3)
         .enable_time()
@@ -74,7 +75,7 @@ fn threads_that_wait_cancel_settle_and_change_limits_leave_nothing_and_are_never
     runtime.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
         for task in 0..40 {
-            let (limiter, admitted) = (limiter.clone(), admitted.clone());
+            let (limiter, admitted, changes) = (limiter.clone(), admitted.clone(), changes.clone());
             tasks.spawn(async move {
                 let mut rng = fastrand::Rng::with_seed(task);
                 while start.elapsed() < RUN {
@@ -96,7 +97,10 @@ fn threads_that_wait_cancel_settle_and_change_limits_leave_nothing_and_are_never
                             tokio::task::yield_now().await;
                             estimate.settle(Cost::tokens(rng.u64(..100)));
                         }
-                        20 => limiter.set_limits(limits(rng.u64(4..=5))).unwrap(),
+                        20 => {
+                            changes.fetch_add(1, Relaxed);
+                            limiter.set_limits(limits(rng.u64(4..=5))).unwrap();
+                        }
                         21 => limiter
                             .pause(&key, tokio::time::Instant::now() + Duration::from_micros(300))
                             .unwrap(),
@@ -111,12 +115,12 @@ fn threads_that_wait_cancel_settle_and_change_limits_leave_nothing_and_are_never
         }
         tasks.join_all().await;
     });
-    // A change of the limits may let a key that is full keep a full bucket of the larger burst: one more each time.
+    // A key that is full when the burst is raised is full afterwards: one more each time.
     let elapsed = start.elapsed() + Duration::from_millis(5);
-    let most = 5 + (elapsed.as_secs_f64() * 2_000.0) as u64;
+    let most = 5 + (elapsed.as_secs_f64() * 2_000.0) as u64 + changes.load(Relaxed);
     let admitted: Vec<_> = admitted.iter().map(|admitted| admitted.load(Relaxed)).collect();
     assert!(
-        admitted.iter().all(|admitted| *admitted <= most + most / 10),
+        admitted.iter().all(|admitted| *admitted <= most),
         "{admitted:?} of {most}"
     );
     assert!(
