@@ -59,7 +59,7 @@ fn a_tier_function_that_panics_fails_its_own_call_only() {
         assert_eq!(std::panic::catch_unwind(call).is_err(), key == 13);
     }
     limiter
-        .set_tier_limits(0, Limits::new().requests(Rate::per_hour(1)))
+        .set_tier_limits(0, Limits::new().requests(Rate::per_hour(3)))
         .unwrap();
     assert_eq!((limiter.len(), limiter.available(&7).requests), (499, Some(1)));
 }
