@@ -33,36 +33,36 @@ const CALLS: u32 = 200_000;
 const CAP: usize = 1_000;
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// A limiter by key: of so much per period, with a burst of as much, and a cap if it has one.
+/// Makes a limiter by key: of one per period, with this burst, and a cap if it has one.
 type Make = fn(u32, Duration, Option<usize>) -> Box<dyn Fn(u64) -> bool>;
 
 const LIMITERS: [(&str, Make); 4] = [
-    ("ours", |amount, period, cap| {
-        ours(Limits::new().requests(rate(amount, period)), cap)
+    ("ours", |burst, period, cap| {
+        ours(Limits::new().requests(rate(burst, period)), cap)
     }),
-    ("ours, 2 budgets", |amount, period, cap| {
-        ours(
-            Limits::new()
-                .requests(rate(amount, period))
-                .tokens(rate(amount, period)),
-            cap,
-        )
+    ("ours, 2 budgets", |burst, period, cap| {
+        let rate = rate(burst, period);
+        ours(Limits::new().requests(rate).tokens(rate), cap)
     }),
-    ("governor", |amount, period, _| {
-        let amount = NonZeroU32::new(amount).expect("the amount is not 0");
-        let quota = Quota::with_period(period / amount.get()).expect("the period is not 0");
-        let limiter: DefaultKeyedRateLimiter<u64> = DefaultKeyedRateLimiter::keyed(quota.allow_burst(amount));
+    ("governor", |burst, period, _| {
+        let burst = NonZeroU32::new(burst).expect("the burst is not 0");
+        let quota = Quota::with_period(period).expect("the period is not 0");
+        let limiter: DefaultKeyedRateLimiter<u64> = DefaultKeyedRateLimiter::keyed(quota.allow_burst(burst));
         Box::new(move |key| limiter.check_key(&key).is_ok())
     }),
-    ("throttle-net", |amount, period, cap| {
+    ("throttle-net", |burst, period, cap| {
         let eviction = cap.map_or_else(Eviction::unbounded, Eviction::capacity);
-        let limiter = PerKey::<u64>::per_duration(amount, period).with_eviction(eviction);
+        let limiter = PerKey::<u64>::builder()
+            .rate(1, period)
+            .burst(burst)
+            .eviction(eviction)
+            .build();
         Box::new(move |key| limiter.try_acquire(&key))
     }),
 ];
 
-fn rate(amount: u32, period: Duration) -> Rate {
-    Rate::new(u64::from(amount), period)
+fn rate(burst: u32, period: Duration) -> Rate {
+    Rate::new(1_u64, period).burst(u64::from(burst))
 }
 
 fn ours(limits: Limits, cap: Option<usize>) -> Box<dyn Fn(u64) -> bool> {
@@ -130,9 +130,9 @@ fn main() {
     for keys in [10_000, 1_000_000] {
         row(&format!("bytes {keys}"), LIMITERS.map(|(_, make)| bytes(make, keys)));
     }
-    for (name, amount, is_admitted) in [("warm", 1_000_000_000, true), ("refused", 1, false)] {
+    for (name, burst, is_admitted) in [("warm", 1_000_000, true), ("refused", 1, false)] {
         for keys in [10_000, 1_000_000] {
-            let limiters = LIMITERS.map(|(_, make)| make(amount, HOUR, None));
+            let limiters = LIMITERS.map(|(_, make)| make(burst, HOUR, None));
             for limiter in &limiters {
                 (0..keys).for_each(|key| assert!(limiter(key)));
             }
