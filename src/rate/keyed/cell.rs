@@ -140,13 +140,21 @@ impl Cell {
             || (amount <= spec.burst && self.missing(spec, now) + u128::from(amount) * spec.unit <= spec.capacity)
     }
 
-    /// Takes `amount`, which the bucket must hold: see [`has`](Self::has).
+    /// Takes `amount` if the bucket [holds](Self::has) it, and returns whether it was taken.
     #[inline]
-    pub(super) fn take(&mut self, amount: u64, spec: &CellSpec, now: u64) {
-        if amount > 0 {
-            let missing = self.missing(spec, now) + u128::from(amount) * spec.unit;
+    pub(super) fn try_take(&mut self, amount: u64, spec: &CellSpec, now: u64) -> bool {
+        if amount == 0 {
+            return true;
+        }
+        if amount > spec.burst {
+            return false;
+        }
+        let missing = self.missing(spec, now) + u128::from(amount) * spec.unit;
+        let holds = missing <= spec.capacity;
+        if holds {
             *self = Self::with_missing(missing, spec, now);
         }
+        holds
     }
 }
 
@@ -198,9 +206,7 @@ mod tests {
                 let cost = rng.u64(0..=burst);
                 assert_eq!(bucket.time_until(cost), cell.time_until(cost, &of_cell, now));
                 assert_eq!(bucket.has(cost), cell.has(cost, &of_cell, now));
-                if bucket.try_take(cost, false) {
-                    cell.take(cost, &of_cell, now);
-                }
+                assert_eq!(bucket.try_take(cost, false), cell.try_take(cost, &of_cell, now));
                 assert_eq!(bucket.missing(), cell.missing(&of_cell, now));
                 assert_eq!(bucket.available(), cell.available(&of_cell, now));
             }

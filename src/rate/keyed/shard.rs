@@ -164,11 +164,13 @@ impl<K: Hash + Eq + Clone> Shard<K> {
             return Ok(Taken::AskLimiter);
         }
         let tier = self.tiers.of(context.tier_of(key));
-        if !tier.holds(cells, cost, time) {
+        let holds = if takes {
+            tier.try_take(cells, cost, time)
+        } else {
+            tier.holds(cells, cost, time)
+        };
+        if !holds {
             return Ok(refusal(context, tier, cells, cost, time));
-        }
-        if takes {
-            tier.take(cells, cost, time);
         }
         Ok(Taken::Yes)
     }
@@ -197,7 +199,7 @@ impl<K: Hash + Eq + Clone> Shard<K> {
             return Ok(refusal(context, tier, cells, cost, time));
         }
         if takes {
-            tier.take(cells, cost, time);
+            tier.try_take(cells, cost, time);
             let full_at = full_at(cells);
             if full_at > time {
                 self.insert(context, lookup.hash, key, cells, time)?;

@@ -31,6 +31,9 @@ pub(super) struct Tiers {
     version: u64,
 }
 
+/// The largest number of cells that are charged in one pass.
+const MAX_UNDONE: usize = 4;
+
 // === impl Tier ===
 
 impl Tier {
@@ -77,12 +80,34 @@ impl Tier {
         rates.all(|((budget, spec), cell)| cell.has(cost.amount(*budget), spec, now))
     }
 
-    /// Takes `cost` from all cells, which must hold it.
+    /// Takes `cost` from all cells if they all hold it, and returns whether it was taken.
     #[inline]
-    pub(super) fn take(&self, cells: &mut [Cell], cost: &Cost, now: u64) {
-        for ((budget, spec), cell) in self.rates.iter().zip(cells) {
-            cell.take(cost.amount(*budget), spec, now);
+    pub(super) fn try_take(&self, cells: &mut [Cell], cost: &Cost, now: u64) -> bool {
+        let mut before = [Cell::default(); MAX_UNDONE];
+        if self.rates.len() > before.len() {
+            return self.try_take_many(cells, cost, now);
         }
+        // One pass over the cells is faster than two. If a cell does not hold the cost, those before it are put back.
+        for (at, (budget, spec)) in self.rates.iter().enumerate() {
+            before[at] = cells[at];
+            if !cells[at].try_take(cost.amount(*budget), spec, now) {
+                cells[..at].copy_from_slice(&before[..at]);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Does what [`try_take`](Self::try_take) does, for any number of rates.
+    #[cold]
+    fn try_take_many(&self, cells: &mut [Cell], cost: &Cost, now: u64) -> bool {
+        let holds = self.holds(cells, cost, now);
+        if holds {
+            for ((budget, spec), cell) in self.rates.iter().zip(cells) {
+                cell.try_take(cost.amount(*budget), spec, now);
+            }
+        }
+        holds
     }
 
     /// Returns why a call whose cost the cells do not hold must not wait. `wall_clock` is the time at `now`, in nanoseconds
