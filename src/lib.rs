@@ -48,6 +48,7 @@
 //! | a layer of your own | [`retry`] (feature `http`), a timeout, or any other Tower layer |
 //! | [`ConcurrencyLimitLayer`] | a [cap](concurrency) on calls in flight that can be watched and changed |
 //! | [`RateLimitLayer`] | [rates](rate) of requests and tokens, any number at once, kept by a [`RateLimiter`] |
+//! | [`KeyedRateLimiter`] | the same rates for each of many keys, without the layers |
 //! | [`body`], [`provider`] | streamed bodies, tokens used by a call, providers' rate limit headers (feature `http`) |
 //! | your client | [`client::Reqwest`] (feature `reqwest`), hyper's, any service, or a closure |
 //!
@@ -115,7 +116,9 @@ pub use error::{BoxError, Error, InvalidConfig};
 pub use event::{EventHandle, EventLayer, EventService, Events, NetworkRequestEvent, RequestId, RequestStatus};
 pub use executor::{Call, CallHandle, Executor, ExecutorBuilder, Monitor, Shutdown, StopReport, TrySubmitError};
 pub use queue::{Queue, QueueLayer};
-pub use rate::{ApiTokens, ApiTokensUsed, Cost, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter, TokenUsage};
+pub use rate::{
+    ApiTokens, ApiTokensUsed, Cost, KeyedRateLimiter, Limits, Rate, RateLimit, RateLimitLayer, RateLimiter, TokenUsage,
+};
 pub use schedule::Schedule;
 
 /// Compiles and runs the README's examples as tests.

@@ -4,9 +4,9 @@ use http::{Request, Response};
 use tower::{Service, service_fn};
 use tower_outbound::{
     Call, CallHandle, Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer, Cost, EventHandle, EventLayer,
-    EventService, Events, Executor, InvalidConfig, Limits, NetworkRequestEvent, Queue, QueueLayer, Rate, RateLimit,
-    RateLimitLayer, RateLimiter,
-    error::{AcquireError, Cancelled, Closed, CostExceedsBurst, Error, Panicked, Refused},
+    EventService, Events, Executor, InvalidConfig, KeyedRateLimiter, Limits, NetworkRequestEvent, Queue, QueueLayer,
+    Rate, RateLimit, RateLimitLayer, RateLimiter,
+    error::{AcquireError, Cancelled, Closed, CostExceedsBurst, Error, Panicked, Refused, TooManyKeys},
     event::{Lagged, ParseStatusError, Subscription},
     executor::{Closure, Monitor, TrySubmitError},
     rate::{Available, Budget, BudgetName, Estimate, Pause, Plan},
@@ -33,6 +33,7 @@ fn services_layers_and_handles_are_clone_send_and_sync() {
     all::<RateLimit<()>>();
     all::<EventService<()>>();
     all::<RateLimiter>();
+    all::<KeyedRateLimiter<String>>();
     all::<Concurrency>();
     all::<EventHandle>();
     all::<Events>();
@@ -121,6 +122,7 @@ fn errors_are_errors_that_can_be_sent_and_shared() {
     error::<InvalidConfig>();
     error::<Closed>();
     error::<CostExceedsBurst>();
+    error::<TooManyKeys>();
     error::<Panicked>();
     error::<Cancelled>();
     error::<Lagged>();

@@ -132,6 +132,12 @@ impl Error {
         self.find::<Exhausted>().is_some()
     }
 
+    /// Whether the call was refused because its key is new to a limiter by key that holds as many keys as it may.
+    #[must_use]
+    pub fn is_too_many_keys(&self) -> bool {
+        self.find::<TooManyKeys>().is_some()
+    }
+
     /// Whether the call failed because the Redis store of the shared rate limits was unavailable for as long as a call
     /// may wait for it.
     #[must_use]

@@ -27,6 +27,14 @@ pub struct Exhausted {
     resets_at: SystemTime,
 }
 
+/// A [`KeyedRateLimiter`](crate::KeyedRateLimiter) or a [`Schedule`](crate::Schedule) holds as many keys as it may, and none
+/// of them can be forgotten for a new one: each owes something, or is waited for or paused. Nothing was charged to any rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyKeys {
+    max: usize,
+    retry_after: Option<Duration>,
+}
+
 /// The Redis store of the shared rate limits was unavailable for as long as a call may wait for it. Nothing was charged
 /// to any rate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +51,8 @@ pub enum AcquireError {
     CostExceedsBurst(CostExceedsBurst),
     /// A rate that refuses calls does not hold the cost of the call.
     Exhausted(Exhausted),
+    /// The call's key is new, and the limiter by key holds as many keys as it may.
+    TooManyKeys(TooManyKeys),
     /// The rate limits are shared, and their Redis store was unavailable.
     StoreUnavailable(StoreUnavailable),
     /// The cost is not available now. It is available after this time, if no call that comes later takes it before. The
@@ -61,39 +71,6 @@ pub(crate) enum Rejected {
     CostExceedsBurst(CostExceedsBurst),
     Exhausted(Exhausted),
 }
-
-/// A call with a new key was refused, because as many keys are known as may be. The keys that are known are not forgotten
-/// for it: they have calls that wait or run, or their limits are not full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooManyKeys {
-    max: usize,
-}
-
-// === impl TooManyKeys ===
-
-impl TooManyKeys {
-    pub(crate) const fn new(max: usize) -> Self {
-        Self { max }
-    }
-
-    /// Returns how many keys may be known at a time.
-    #[must_use]
-    pub const fn max(&self) -> usize {
-        self.max
-    }
-}
-
-impl fmt::Display for TooManyKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the call has a new key, and {} keys are known, the most that may be",
-            self.max
-        )
-    }
-}
-
-impl StdError for TooManyKeys {}
 
 // === impl CostExceedsBurst ===
 
@@ -203,6 +180,40 @@ impl fmt::Display for Exhausted {
 
 impl StdError for Exhausted {}
 
+// === impl TooManyKeys ===
+
+impl TooManyKeys {
+    pub(crate) const fn new(max: usize, retry_after: Option<Duration>) -> Self {
+        Self { max, retry_after }
+    }
+
+    /// Returns the largest number of keys that may be held.
+    #[must_use]
+    pub const fn max(&self) -> usize {
+        self.max
+    }
+
+    /// Returns the time after which a key may be forgotten, so that there is room for a new one: no key is before. Never
+    /// zero. `None` if all keys are waited for or have open estimates, so that the time is not known.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+}
+
+impl fmt::Display for TooManyKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { max, retry_after } = self;
+        write!(f, "{max} keys are held, which is the maximum, and all are in use: ")?;
+        match retry_after {
+            Some(wait) => write!(f, "retry in {wait:?}, or raise the maximum"),
+            None => f.write_str("retry later, or raise the maximum"),
+        }
+    }
+}
+
+impl StdError for TooManyKeys {}
+
 // === impl Rejected ===
 
 impl From<Rejected> for AcquireError {
@@ -255,6 +266,12 @@ impl From<Exhausted> for AcquireError {
     }
 }
 
+impl From<TooManyKeys> for AcquireError {
+    fn from(error: TooManyKeys) -> Self {
+        Self::TooManyKeys(error)
+    }
+}
+
 impl From<CostExceedsBurst> for AcquireError {
     fn from(error: CostExceedsBurst) -> Self {
         Self::CostExceedsBurst(error)
@@ -267,6 +284,7 @@ impl AcquireError {
         match self {
             Self::CostExceedsBurst(error) => error.into(),
             Self::Exhausted(error) => error.into(),
+            Self::TooManyKeys(error) => error.into(),
             Self::StoreUnavailable(error) => error.into(),
             // A call that waits fails for none of the other reasons.
             error => error.into(),
@@ -280,6 +298,7 @@ impl AcquireError {
         match self {
             Self::NotYet(wait) => Some(*wait),
             Self::Exhausted(error) => Some(error.retry_after()),
+            Self::TooManyKeys(error) => error.retry_after(),
             Self::CostExceedsBurst(_) | Self::StoreUnavailable(_) | Self::NeedsStore => None,
         }
     }
@@ -290,6 +309,7 @@ impl fmt::Display for AcquireError {
         match self {
             Self::CostExceedsBurst(error) => error.fmt(f),
             Self::Exhausted(error) => error.fmt(f),
+            Self::TooManyKeys(error) => error.fmt(f),
             Self::StoreUnavailable(error) => error.fmt(f),
             Self::NotYet(wait) => write!(f, "the rate limit is reached: retry in {wait:?}"),
             Self::NeedsStore => f.write_str(

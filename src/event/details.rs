@@ -12,7 +12,8 @@ use crate::error::BadResponse;
 use crate::error::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
 use crate::{
     error::{
-        BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Exhausted, Panicked, StoreUnavailable, causes,
+        BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Exhausted, Panicked, StoreUnavailable,
+        TooManyKeys, causes,
     },
     redact::{self, UnredactedHeaders},
     tokens::TokenUsage,
@@ -310,6 +311,7 @@ fn kind_of_own(error: &BoxError) -> Option<&'static str> {
         (error.is::<Panicked>(), "Panicked"),
         (error.is::<CostExceedsBurst>(), "CostExceedsBurst"),
         (error.is::<Exhausted>(), "Exhausted"),
+        (error.is::<TooManyKeys>(), "TooManyKeys"),
         (error.is::<DeadlineExceeded>(), "DeadlineExceeded"),
         (error.is::<StoreUnavailable>(), "StoreUnavailable"),
         #[cfg(feature = "http")]

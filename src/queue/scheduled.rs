@@ -514,6 +514,6 @@ where
 fn error_of(error: &PushError) -> BoxError {
     match error {
         PushError::Limits(error) => error.clone().into(),
-        PushError::TooManyKeys(max) => TooManyKeys::new(*max).into(),
+        PushError::TooManyKeys(max) => TooManyKeys::new(*max, None).into(),
     }
 }

@@ -13,6 +13,7 @@
 //!
 //! A charge may be an estimate, which is corrected when the true cost is known: see [`settlement`].
 
+mod resting;
 mod settlement;
 
 #[cfg(feature = "redis")]
@@ -323,16 +324,6 @@ impl Bucket {
         let estimated = self.estimated();
         let used = share.of(estimated.unsigned_abs()) as i128;
         self.time_until_sum_with(amount, (estimated - used - self.withheld()).max(0))
-    }
-
-    /// Returns the number of ticks until the bucket is full if nothing is taken before: of one that counts by the
-    /// calendar, until its window ends.
-    pub(super) fn time_until_full(&self) -> u64 {
-        match self.until_window_ends() {
-            Some(left) if self.balance < self.capacity => left,
-            Some(_) => 0,
-            None => self.time_until_units(self.capacity, self.balance),
-        }
     }
 
     /// Takes `amount` if the bucket [holds](Self::has) it, and returns whether it was taken.

@@ -27,12 +27,10 @@ pub(crate) trait OnSettled: Send + Sync {
 /// nothing.
 enum Charge {
     Local(LocalCharge),
-    #[cfg(feature = "redis")]
-    Shared(Box<dyn Settle>),
+    Boxed(Box<dyn Settle>),
 }
 
-/// Corrects a charge. Implemented by the handle of the shared limiter that made the charge.
-#[cfg(feature = "redis")]
+/// Corrects a charge. Implemented by the handle of the shared limiter, or of the key, that made the charge.
 pub(super) trait Settle: Send + Sync {
     /// Replaces the cost `charged` by the cost that the call really `used`.
     fn settle(&self, charged: Cost, used: Cost);
@@ -60,11 +58,10 @@ impl Estimate {
         }
     }
 
-    #[cfg(feature = "redis")]
     pub(super) fn new(cost: Cost, charge: impl Settle + 'static) -> Self {
         Self {
             cost,
-            charge: Charge::Shared(Box::new(charge)),
+            charge: Charge::Boxed(Box::new(charge)),
             receipt: None,
         }
     }
@@ -100,13 +97,8 @@ impl Estimate {
 impl Charge {
     fn settle(&self, charged: Cost, used: Cost) {
         match self {
-            Self::Local(local) => {
-                if let Some(budget) = local.settle(&charged, &used) {
-                    warn_of_cut_off(budget, used);
-                }
-            }
-            #[cfg(feature = "redis")]
-            Self::Shared(shared) => shared.settle(charged, used),
+            Self::Local(local) => local.settle_and_warn(charged, used),
+            Self::Boxed(boxed) => boxed.settle(charged, used),
         }
     }
 }

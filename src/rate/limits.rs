@@ -522,6 +522,14 @@ impl Limits {
         matches
     }
 
+    /// Returns the budget of a rate with an [initial fill](Rate::initial) of its own.
+    pub(super) fn with_initial(&self) -> Option<Budget> {
+        let mut rates = self.rates.iter();
+        rates
+            .find(|(_, rate)| rate.initial.is_some())
+            .map(|(budget, _)| *budget)
+    }
+
     /// Returns these limits with another amount for the rate at `index`. `None` if there is no such rate, or if the
     /// rate has this amount already.
     pub(super) fn with_amount(&self, index: usize, amount: u64) -> Option<Self> {

@@ -11,6 +11,7 @@ use super::{
     charge_request::ChargeRequest,
     cost::Cost,
     demand::Demand,
+    estimate::warn_of_cut_off,
     limits::Limits,
     pause::{Pause, PauseChange, PauseSource},
     saved::SavedLimits,
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     clock::LazyNow,
     error::{AcquireError, InvalidConfig, Rejected},
-    wait_queue::{WaitQueue, Waiter},
+    wait_queue::{WaitQueue, Waiter, WakeAll},
 };
 use std::{
     fmt,
@@ -30,7 +31,7 @@ use tokio::time::Instant;
 
 /// The time to retry after that `try_acquire` returns if the buckets hold the cost of the call, but earlier calls still
 /// wait that are about to be admitted.
-const RETRY_SOON: Duration = Duration::from_millis(1);
+pub(super) const RETRY_SOON: Duration = Duration::from_millis(1);
 
 /// A rate limiter for the tasks of one process. Clones share the buckets and the limits.
 #[derive(Clone)]
@@ -59,6 +60,23 @@ impl LocalLimiter {
         Ok(Self {
             queue: WaitQueue::new(Buckets::new(limits, wall_clock)?),
         })
+    }
+
+    /// Creates a limiter whose buckets lack so many units each at the time `now`: see [`Buckets::with_missing`].
+    pub(super) fn with_missing(
+        limits: Limits,
+        missing: &[u128],
+        now: Instant,
+        wall_clock: SystemTime,
+    ) -> Result<Self, InvalidConfig> {
+        Ok(Self {
+            queue: WaitQueue::new(Buckets::with_missing(limits, missing, now, wall_clock)?),
+        })
+    }
+
+    /// Reads the buckets of a limiter that no call waits for, as of the time `now`.
+    pub(super) fn inspect_at<T>(&self, now: Instant, read: impl FnOnce(&mut Buckets, &mut LazyNow) -> T) -> T {
+        self.queue.inspect(|buckets, _| read(buckets, &mut LazyNow::at(now)))
     }
 
     #[inline]
@@ -117,6 +135,16 @@ impl LocalLimiter {
         limits.check()?;
         self.queue
             .update_and_wake_all(|buckets, now| buckets.set_limits(limits, now))
+    }
+
+    /// Does what [`set_limits`](Self::set_limits) does, for limits that were checked, except that it leaves it to the
+    /// caller to wake the waiters.
+    pub(super) fn set_limits_then_wake(&self, limits: Limits) -> WakeAll<Buckets> {
+        let (set, wake) = self
+            .queue
+            .update_then_wake_all(|buckets, now| buckets.set_limits(limits, now));
+        debug_assert_eq!(set, Ok(()), "the limits were checked");
+        wake
     }
 
     pub(super) fn save(&self) -> SavedLimits {
@@ -269,6 +297,13 @@ impl LocalCharge {
     pub(super) fn settle(&self, charged: &Cost, used: &Cost) -> Option<Budget> {
         let queue = &self.limiter.queue;
         queue.update(|buckets, now| buckets.settle(charged, self.number, used, now))
+    }
+
+    /// Does what [`settle`](Self::settle) does, and logs a debt that was cut off.
+    pub(super) fn settle_and_warn(&self, charged: Cost, used: Cost) {
+        if let Some(budget) = self.settle(&charged, &used) {
+            warn_of_cut_off(budget, used);
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 //! [names](Limits::budget), such as images. Each budget may have several [rates](Rate), such as one per minute and one
 //! per day. A [`RateLimiter`] keeps one bucket for each rate, which fills continuously, and makes a call wait until *all* buckets
 //! hold what the call costs. [`RateLimitLayer`] puts a limiter in front of a service. The buckets are in this process,
-//! or several processes share them: see `rate::redis` (feature `redis`).
+//! or several processes share them: see `rate::redis` (feature `redis`). A [`KeyedRateLimiter`] gives each of any number of
+//! keys, such as tenants or hosts, the same limits.
 //!
 //! # Guarantees
 //!
@@ -88,6 +89,7 @@ mod granted;
 mod interleavings;
 #[allow(dead_code)]
 mod key_limits;
+mod keyed;
 mod kind;
 mod layer;
 #[cfg(feature = "http")]
@@ -117,6 +119,7 @@ pub(crate) use estimate::OnSettled;
 pub(crate) use followed::Report;
 pub(crate) use granted::{GrantedCharge, Unused, grant as grant_charge, is_charged, swap as swap_granted_charge};
 pub(crate) use key_limits::KeyLimits;
+pub use keyed::KeyedRateLimiter;
 pub use kind::CallKind;
 pub use layer::{AsCharged, ByExtension, ByUsage, RateLimit, RateLimitLayer, RequestCost, ResponseFuture, UsedCost};
 pub use limiter::RateLimiter;

@@ -35,10 +35,11 @@ pub(crate) use resource::{Availability, HANDOFF_TIMEOUT, Resource};
 
 use crate::{clock::LazyNow, panic};
 use locked::LockedOrder;
+use order::Deferred;
 use std::{
     fmt,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 use tokio::time::Instant;
 
@@ -52,6 +53,14 @@ pub(crate) struct Waiter<R: Resource> {
     locked: Arc<LockedOrder<R>>,
     /// The waiter's sequence number, which is its position in the queue. `None` while the waiter is not in the queue.
     seq: Option<u64>,
+}
+
+/// All waiters of a queue, to be [woken](Self::wake) after a change of the resource.
+#[must_use = "the waiters have to be woken"]
+pub(crate) struct WakeAll<R: Resource> {
+    locked: Arc<LockedOrder<R>>,
+    deferred: Option<Deferred>,
+    wakers: Vec<Waker>,
 }
 
 // === impl WaitQueue ===
@@ -110,6 +119,23 @@ impl<R: Resource> WaitQueue<R> {
         output
     }
 
+    /// Does what [`update_and_wake_all`](Self::update_and_wake_all) does, except that it leaves it to the caller to wake the
+    /// waiters. For a caller that holds a lock of its own, under which no waker may run.
+    pub(crate) fn update_then_wake_all<T>(&self, change: impl FnOnce(&mut R, &mut LazyNow) -> T) -> (T, WakeAll<R>) {
+        let mut now = LazyNow::default();
+        let mut order = self.locked.lock();
+        let output = change(&mut order.resource, &mut now);
+        let deferred = (order.waiting() > 0).then(|| order.advance(&mut now));
+        let wakers = order.wakers();
+        drop(order);
+        let wake_all = WakeAll {
+            locked: self.locked.clone(),
+            deferred,
+            wakers,
+        };
+        (output, wake_all)
+    }
+
     /// Changes the resource, and wakes all waiters. For changes that matter to every waiter, such as closing the
     /// resource. Woken waiters that still have to wait keep their positions.
     pub(crate) fn update_and_wake_all<T>(&self, change: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {
@@ -139,6 +165,18 @@ impl<R: Resource> fmt::Debug for WaitQueue<R> {
         f.debug_struct("WaitQueue")
             .field("waiting", &self.locked.lock().waiting())
             .finish()
+    }
+}
+
+// === impl WakeAll ===
+
+impl<R: Resource> WakeAll<R> {
+    /// Wakes the waiters. The caller must hold no lock.
+    pub(crate) fn wake(self) {
+        if let Some(deferred) = self.deferred {
+            self.locked.finish(deferred);
+        }
+        self.wakers.into_iter().for_each(panic::wake);
     }
 }
 

@@ -20,8 +20,8 @@ use std::{
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_outbound::{
-    ApiTokens, Call, ConcurrencyLimitLayer, Cost, EventLayer, Executor, Limits, QueueLayer, Rate, RateLimitLayer,
-    RateLimiter, RequestStatus, Shutdown, TokenUsage,
+    ApiTokens, Call, ConcurrencyLimitLayer, Cost, EventLayer, Executor, KeyedRateLimiter, Limits, QueueLayer, Rate,
+    RateLimitLayer, RateLimiter, RequestStatus, Shutdown, TokenUsage,
     error::AcquireError,
     event::{Describe, Events, Http, Metadata, Nothing, Payload, RequestDetails, ResponseDetails},
     executor::{BudgetRate, Closure, Config},
@@ -205,6 +205,16 @@ async fn no_public_type_shows_a_secret() {
     shown.debug(&pause.source());
     shown.display(&pause.source());
     limiter.resume();
+    let by_key = KeyedRateLimiter::<String>::new(Limits::new().requests(Rate::per_day(1))).unwrap();
+    let by_key = by_key.max_keys(1).unwrap();
+    by_key
+        .try_acquire(&secrets.of("key of a limit"), Cost::request())
+        .unwrap();
+    shown.debug(&by_key);
+    match by_key.try_acquire(&secrets.of("another key of a limit"), Cost::request()) {
+        Err(AcquireError::TooManyKeys(full)) => shown.display(&full),
+        other => panic!("{other:?}"),
+    }
     shown.debug(&RateLimitLayer::new(limiter.clone()));
     shown.debug(&EventLayer::calling().report_to(&events));
     shown.debug(&events);
