@@ -51,7 +51,7 @@ use crate::{
     on_turn::OnTurn,
     semaphore::{
         Acquire, Claim, Permit, Semaphore,
-        granted::{self, Found, PollPermit},
+        granted::{self, Found, InFlight, PollPermit},
     },
 };
 use pin_project_lite::pin_project;
@@ -120,11 +120,11 @@ pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
         /// The call waits for a permit and for the inner service to be ready.
-        Waiting { turn: Turn, inner: OnTurn<S>, req: Option<Req>, is_counted: bool },
+        Waiting { turn: Turn, in_flight: Option<InFlight>, inner: OnTurn<S>, req: Option<Req>, is_counted: bool },
         /// The call is in flight and holds a permit.
         // `permit` is declared after `future`, and the fields of a variant are dropped in this order. So the inner call
         // ends before its permit is released.
-        Calling { #[pin] future: F, permit: Permit },
+        Calling { #[pin] future: F, permit: Permit, in_flight: Option<InFlight> },
         /// The future has returned the result of the call.
         Done,
     }
@@ -136,10 +136,10 @@ enum Turn {
     Claimed(Claim),
     /// The call waits for a permit, and holds none.
     Waiting(Acquire),
-    /// A schedule has given the call this permit, which is there until the future is polled.
+    /// A schedule has given the call this permit, and it cannot be claimed.
     Granted(Option<Permit>),
     /// The call is a further attempt of one that a schedule has chosen, and waits for its turn there again.
-    Scheduled(Box<dyn PollPermit>),
+    Scheduled(Box<dyn PollPermit>, Option<Acquire>),
 }
 
 // === impl ConcurrencyLimitLayer ===
@@ -259,9 +259,16 @@ where
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
+        let mut in_flight = None;
         let turn = match granted::take(self.acquire.semaphore()) {
-            Some(Found::Permit(permit)) => Turn::Granted(Some(permit)),
-            Some(Found::Again(attempt)) => Turn::Scheduled(attempt),
+            Some(Found::Permit(permit, granted)) => {
+                in_flight = granted;
+                match permit.into_claim() {
+                    Ok(claim) => Turn::Claimed(claim),
+                    Err(permit) => Turn::Granted(Some(permit)),
+                }
+            }
+            Some(Found::Again(attempt)) => Turn::Scheduled(attempt, Some(self.acquire.clone())),
             None => match self.acquire.claim() {
                 Ok(claim) => Turn::Claimed(claim),
                 // The future gets the acquirer with its position among the waiters.
@@ -271,6 +278,7 @@ where
         ResponseFuture {
             state: State::Waiting {
                 turn,
+                in_flight,
                 inner: OnTurn::new(self.inner.clone()),
                 req: Some(req),
                 is_counted: mem::take(&mut self.is_counted),
@@ -293,7 +301,12 @@ impl<S: Clone> Clone for ConcurrencyLimit<S> {
 
 impl Turn {
     /// Waits until a permit is available and `inner` is ready, takes the permit, and returns it.
-    fn poll_permit<S, Req>(&mut self, inner: &mut OnTurn<S>, cx: &mut Context<'_>) -> Poll<Result<Permit, S::Error>>
+    fn poll_permit<S, Req>(
+        &mut self,
+        in_flight: &mut Option<InFlight>,
+        inner: &mut OnTurn<S>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Permit, S::Error>>
     where
         S: Service<Req> + Clone,
     {
@@ -309,16 +322,30 @@ impl Turn {
                     },
                     Err(acquire) => *self = Self::Waiting(acquire),
                 },
-                // The inner service of an executor is always ready. While another one is not, the call keeps what it was
-                // given: it was chosen because it can go now.
                 Self::Granted(permit) => {
-                    ready!(inner.poll_ready(cx))?;
+                    let is_ready = inner.poll_ready(cx)?.is_ready();
                     let permit = permit.take().expect("a granted permit is taken once");
-                    return Poll::Ready(Ok(permit));
+                    if is_ready {
+                        return Poll::Ready(Ok(permit));
+                    }
+                    *self = if permit.is_of_none() {
+                        // The call is about to be refused by its rate limit.
+                        Self::Granted(Some(permit))
+                    } else {
+                        Self::Waiting(permit.release())
+                    };
+                    return Poll::Pending;
                 }
-                Self::Scheduled(attempt) => {
+                Self::Scheduled(attempt, acquire) => {
                     let permit = ready!(attempt.poll_permit(cx));
-                    *self = Self::Granted(Some(permit));
+                    let acquire = acquire.take().expect("a scheduled attempt ends once");
+                    *self = match permit {
+                        Some((permit, granted)) => {
+                            *in_flight = granted;
+                            Self::Granted(Some(permit))
+                        }
+                        None => Self::Waiting(acquire),
+                    };
                 }
                 Self::Waiting(acquire) => {
                     if acquire.poll_ready(cx).is_pending() {
@@ -352,6 +379,7 @@ where
             match this.state.as_mut().project() {
                 StateProj::Waiting {
                     turn,
+                    in_flight,
                     inner,
                     req,
                     is_counted,
@@ -360,7 +388,7 @@ where
                         ready!(coop::poll_unit(cx));
                         *is_counted = true;
                     }
-                    let permit = match ready!(turn.poll_permit::<S, Req>(inner, cx)) {
+                    let permit = match ready!(turn.poll_permit::<S, Req>(in_flight, inner, cx)) {
                         Ok(permit) => permit,
                         Err(error) => {
                             this.state.set(State::Done);
@@ -369,7 +397,12 @@ where
                     };
                     let req = req.take().expect("the request is there until it is called");
                     let future = inner.call(req);
-                    this.state.set(State::Calling { future, permit });
+                    let in_flight = in_flight.take();
+                    this.state.set(State::Calling {
+                        future,
+                        permit,
+                        in_flight,
+                    });
                 }
                 StateProj::Calling { future, .. } => {
                     let result = ready!(future.poll(cx));

@@ -106,3 +106,25 @@ async fn ten_calls_beside_the_ten_thousand_of_another_tenant_end_in_seconds() {
     executor.stop(Shutdown::Immediate).await;
     assert_eq!(schedule.waiting(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_key_has_at_most_its_number_of_calls_in_flight_and_delays_no_other() {
+    let schedule = Schedule::new().level(Level::by("host").concurrency(|host| (host != "free").then_some(2)));
+    let (executor, log) = executor(schedule, Limits::new(), 100, ms(100));
+    let start = Instant::now();
+    let mut handles = Vec::new();
+    for number in 0..30 {
+        let host = ["a", "b", "free"][number as usize % 3];
+        handles.push(executor.submit(call(number).flow(host)).await.unwrap());
+    }
+    for handle in handles {
+        handle.await.unwrap();
+    }
+    // Ten calls of each host, two at a time, in five rounds.
+    assert_eq!(start.elapsed(), ms(500));
+    for (number, at) in log.at() {
+        let round = if number % 3 == 2 { 0 } else { number / 6 };
+        assert_eq!(at - start, ms(100 * round), "{number}");
+    }
+    executor.stop(Shutdown::Graceful).await;
+}

@@ -572,7 +572,8 @@ impl<Req, Res> ChannelState<Req, Res> {
         if let Some(message) = self.pending.take().or_else(|| self.calls.pop_front()) {
             return Some(Next::Call(message, self.epoch));
         }
-        self.is_any_scheduled().then_some(Next::Choose(self.epoch))
+        let is_in_line = self.scheduled.as_ref().is_some_and(|scheduled| scheduled.is_in_line);
+        (is_in_line || self.is_any_scheduled()).then_some(Next::Choose(self.epoch))
     }
 
     /// Frees the turn. If another worker than `id` waits for the service with it, that one becomes idle.

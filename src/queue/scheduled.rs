@@ -40,6 +40,8 @@ pub(super) struct ScheduledCalls<Req, Res> {
     next_key: u32,
     next_order: u64,
     door: Door,
+    /// Whether the dispatcher may stand in the line of the permits or of the limiter, which it leaves when no call waits.
+    pub(super) is_in_line: bool,
 }
 
 /// A call that waits.
@@ -51,6 +53,13 @@ struct Entry<Req, Res> {
     /// The order in which it came to the door.
     order: u64,
     has_place: bool,
+}
+
+/// A call that was cancelled, whose place in the tree is still to be given up.
+pub(super) struct Cancelled {
+    shared: Arc<Shared>,
+    id: usize,
+    key: u32,
 }
 
 impl ChannelSchedule {
@@ -75,6 +84,7 @@ impl<Req, Res> ScheduledCalls<Req, Res> {
             next_key: 0,
             next_order: 0,
             door: Door::default(),
+            is_in_line: false,
         }
     }
 
@@ -152,14 +162,14 @@ impl<Req, Res> Channel<Req, Res> {
                 return Err(message.take_back(req));
             };
             let key = scheduled.new_key();
-            let Some(pushed) = scheduled.shared.try_push(&call, None, Ticket::Call(key), &specs) else {
-                // A key of the call was forgotten just now.
-                continue;
-            };
-            let Pushed { id, weight, effects } = match pushed {
+            let (pushed, effects) = scheduled.shared.try_push(&call, None, Ticket::Call(key), &specs);
+            // Without a result, a key of the call was forgotten just now.
+            let Some(pushed) = pushed else { continue };
+            let Pushed { id, weight } = match pushed {
                 Ok(pushed) => pushed,
                 Err(error) => {
                     drop(state);
+                    self.carry_out_refusals(effects);
                     message.fail_in_queue(&|| error_of(&error));
                     return Ok(message);
                 }
@@ -196,10 +206,9 @@ impl<Req, Res> Channel<Req, Res> {
     }
 
     /// Ends what remains of a call that was cancelled: its place in the tree, and its place in the queue.
-    pub(super) fn end_cancelled(&self, cancelled: Option<(Arc<Shared>, usize, impl Sized)>) {
-        if let Some((shared, id, entry)) = cancelled {
-            drop(entry);
-            shared.cancel(id);
+    pub(super) fn end_cancelled(&self, cancelled: Option<Cancelled>) {
+        if let Some(Cancelled { shared, id, key }) = cancelled {
+            shared.cancel(id, &Ticket::Call(key));
             self.give_places();
         }
     }
@@ -218,6 +227,7 @@ impl<Req, Res> Channel<Req, Res> {
             let chosen = match dispatcher.poll_choose(cx) {
                 Poll::Ready(chosen) => chosen,
                 Poll::Pending => {
+                    self.set_in_line(true);
                     if let Some(at) = shared.next_at() {
                         self.arm(at);
                     }
@@ -225,7 +235,10 @@ impl<Req, Res> Channel<Req, Res> {
                 }
             };
             match chosen {
-                Chosen::Nothing => return Poll::Ready(None),
+                Chosen::Nothing => {
+                    self.set_in_line(false);
+                    return Poll::Ready(None);
+                }
                 Chosen::Call(key, chosen) => {
                     let entry = self.take_scheduled(key);
                     // A call that was cancelled just now gives back what it was granted.
@@ -242,6 +255,12 @@ impl<Req, Res> Channel<Req, Res> {
                     }
                 }
             }
+        }
+    }
+
+    fn set_in_line(&self, is_in_line: bool) {
+        if let Some(scheduled) = &mut self.lock().scheduled {
+            scheduled.is_in_line = is_in_line;
         }
     }
 
@@ -356,15 +375,16 @@ impl<Req, Res> ChannelState<Req, Res> {
         (next.filter(|_| !is_due), is_due)
     }
 
-    /// Removes a call that was not chosen from the schedule.
-    pub(super) fn cancel_scheduled(
-        &mut self,
-        message: &Message<Req, Res>,
-    ) -> Option<(Arc<Shared>, usize, impl Sized + use<Req, Res>)> {
+    /// Removes a call that was not chosen from the calls that wait. The caller holds the message, which is not dropped here.
+    pub(super) fn cancel_scheduled(&mut self, message: &Message<Req, Res>) -> Option<Cancelled> {
         let scheduled = self.scheduled.as_mut()?;
-        let entry = scheduled.remove(message.key())?;
-        let id = entry.id;
-        Some((scheduled.shared.clone(), id, entry))
+        let key = message.key();
+        let Entry { id, .. } = scheduled.remove(key)?;
+        Some(Cancelled {
+            shared: scheduled.shared.clone(),
+            id,
+            key,
+        })
     }
 }
 

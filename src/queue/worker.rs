@@ -261,6 +261,9 @@ where
             let epoch = this.starting.take().map(|starting| starting.epoch);
             if polled.is_pending() {
                 if let Some(epoch) = epoch {
+                    if let Some(grant) = this.call.as_mut().and_then(|call| call.grant.as_mut()) {
+                        grant.end_start();
+                    }
                     this.channel.started(epoch);
                 }
                 return Poll::Pending;

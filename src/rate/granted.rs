@@ -61,6 +61,11 @@ impl GrantedCharge {
             charge: Some(charge),
         }
     }
+
+    /// Settles the charge as not used if no layer has taken it.
+    pub(crate) fn give_back(&mut self) {
+        self.charge = None;
+    }
 }
 
 impl Unused {

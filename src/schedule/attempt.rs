@@ -13,17 +13,18 @@ use crate::{
     panic,
     rate::{self, Estimate, GrantedCharge, RateLimiter, Unused},
     semaphore::{
-        Permit,
-        granted::{AskAgain, PollPermit},
+        Claim, Permit,
+        granted::{AskAgain, InFlight, PollPermit},
     },
 };
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 /// What a further attempt of a call needs to wait for its turn.
+#[derive(Clone)]
 pub(super) struct Again {
     pub(super) shared: Arc<Shared>,
     pub(super) call: ScheduledCall,
@@ -46,33 +47,27 @@ struct AttemptState {
 
 /// What an attempt was given.
 pub(super) struct GrantedAttempt {
-    pub(super) permit: Permit,
-    pub(super) charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>,
-    pub(super) receipt: Option<Box<Receipt>>,
+    permit: Result<Claim, Permit>,
+    in_flight: Option<InFlight>,
+    charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>,
+    receipt: Option<Box<Receipt>>,
 }
 
 /// The end of an attempt that the layer holds.
 struct Waiting {
-    shared: Arc<Shared>,
+    again: Again,
     attempt: Arc<Attempt>,
-    /// Its place in the tree.
-    id: usize,
-    is_done: bool,
+    /// Its place in the tree. `None` until the attempt is polled, and after it was granted what it waits for.
+    id: Option<usize>,
 }
 
 impl AskAgain for Again {
-    fn ask_again(&self) -> Option<Box<dyn PollPermit>> {
-        let attempt = Arc::new(Attempt::default());
-        let id = self
-            .shared
-            .push(&self.call, Some(self.seq), || Ticket::Attempt(attempt.clone()))
-            .ok()?;
-        Some(Box::new(Waiting {
-            shared: self.shared.clone(),
-            attempt,
-            id,
-            is_done: false,
-        }))
+    fn ask_again(&self) -> Box<dyn PollPermit> {
+        Box::new(Waiting {
+            again: self.clone(),
+            attempt: Arc::default(),
+            id: None,
+        })
     }
 }
 
@@ -103,13 +98,37 @@ impl fmt::Debug for Attempt {
 }
 
 impl GrantedAttempt {
-    /// Returns the charge, with what was charged in the tree.
-    fn into_parts(self) -> (Permit, Option<GrantedCharge>) {
+    /// Puts together what an attempt is given. It loses the permit if it is not polled in time while others wait for one.
+    pub(super) fn new(
+        permit: Permit,
+        in_flight: Option<InFlight>,
+        charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>,
+        receipt: Option<Box<Receipt>>,
+    ) -> Self {
+        Self {
+            permit: permit.into_claim(),
+            in_flight,
+            charge,
+            receipt,
+        }
+    }
+
+    /// Returns the permit and the charge. If the permit is lost, gives the charge back.
+    fn into_parts(self) -> Option<(Permit, Option<InFlight>, Option<GrantedCharge>)> {
         let Self {
             permit,
+            in_flight,
             charge,
             receipt,
         } = self;
+        let permit = match permit {
+            Ok(mut claim) => claim.confirm().ok(),
+            Err(permit) => Some(permit),
+        };
+        let Some(permit) = permit else {
+            give_back(charge, receipt);
+            return None;
+        };
         let charge = match (charge, receipt) {
             (Some((limiter, Ok(estimate))), Some(receipt)) => {
                 let unused = Unused::new(estimate.with_receipt(receipt));
@@ -122,58 +141,76 @@ impl GrantedAttempt {
             }
             (None, None) => None,
         };
-        (permit, charge)
+        Some((permit, in_flight, charge))
     }
 
     fn give_back(self) {
-        let Self {
-            permit,
-            charge,
-            receipt,
-        } = self;
-        if let Some((_, Ok(estimate))) = charge {
-            drop(Unused::new(estimate));
+        give_back(self.charge, self.receipt);
+    }
+}
+
+/// Gives back a charge that no attempt needs.
+fn give_back(charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>, receipt: Option<Box<Receipt>>) {
+    if let Some((_, Ok(estimate))) = charge {
+        drop(Unused::new(estimate));
+    }
+    // Dropped without being settled, the receipt counts as not used.
+    drop(receipt);
+}
+
+impl Waiting {
+    /// Waits for what the attempt is given.
+    fn poll_granted(&self, cx: &mut Context<'_>) -> Poll<GrantedAttempt> {
+        let mut state = self.attempt.lock();
+        if let Some(granted) = state.granted.take() {
+            return Poll::Ready(granted);
         }
-        // Dropped without being settled, the receipt counts as not used.
-        drop((receipt, permit));
+        let replaced = match &state.waker {
+            Some(waker) if waker.will_wake(cx.waker()) => None,
+            _ => state.waker.replace(cx.waker().clone()),
+        };
+        drop(state);
+        drop(replaced);
+        Poll::Pending
     }
 }
 
 impl PollPermit for Waiting {
-    fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Permit> {
-        let mut state = self.attempt.lock();
-        let Some(granted) = state.granted.take() else {
-            let replaced = match &state.waker {
-                Some(waker) if waker.will_wake(cx.waker()) => None,
-                _ => state.waker.replace(cx.waker().clone()),
-            };
-            drop(state);
-            drop(replaced);
-            return Poll::Pending;
-        };
-        drop(state);
-        self.is_done = true;
-        let (permit, charge) = granted.into_parts();
-        if let Some(charge) = charge {
-            rate::grant_charge(charge);
+    fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Permit, Option<InFlight>)>> {
+        loop {
+            if self.id.is_none() {
+                let ticket = || Ticket::Attempt(self.attempt.clone());
+                let pushed = self.again.shared.push(&self.again.call, Some(self.again.seq), ticket);
+                let Ok(id) = pushed else {
+                    // The keys of the call were forgotten, and there is no room for them.
+                    return Poll::Ready(None);
+                };
+                self.id = Some(id);
+            }
+            let granted = ready!(self.poll_granted(cx));
+            self.id = None;
+            // An attempt that was not polled in time has lost its permit, and waits again.
+            if let Some((permit, in_flight, charge)) = granted.into_parts() {
+                if let Some(charge) = charge {
+                    rate::grant_charge(charge);
+                }
+                return Poll::Ready(Some((permit, in_flight)));
+            }
         }
-        Poll::Ready(permit)
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if self.is_done {
-            return;
-        }
         let granted = {
             let mut state = self.attempt.lock();
             state.is_given_up = true;
             state.granted.take()
         };
-        match granted {
-            Some(granted) => granted.give_back(),
-            None => self.shared.cancel(self.id),
+        match (granted, self.id) {
+            (Some(granted), _) => granted.give_back(),
+            (None, Some(id)) => self.again.shared.cancel(id, &Ticket::Attempt(self.attempt.clone())),
+            (None, None) => {}
         }
     }
 }

@@ -88,6 +88,15 @@ impl<T> Calls<T> {
     }
 }
 
+#[cfg(test)]
+impl<T> Calls<T> {
+    /// Returns the calls of a list in their order.
+    pub(super) fn of(&self, list: List) -> impl Iterator<Item = &QueuedCall<T>> {
+        let first = list.first.and_then(|id| self.calls.get(id));
+        std::iter::successors(first, |call| self.calls.get(call.after?))
+    }
+}
+
 impl<T> QueuedCall<T> {
     pub(super) const fn new(leaf: usize, class: u8, due: u64, seq: u64, cost: Cost, units: Units, payload: T) -> Self {
         Self {

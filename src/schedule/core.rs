@@ -6,14 +6,19 @@ use super::{
     attempt::Attempt,
     fair::Units,
     flow::FlowKey,
-    tree::{FlowView, NewCall, NewNode, Started, Tree},
+    tree::{FlowView, NewCall, NewNode, Running, Started, Tree},
 };
 use crate::{
     clock::{self, LazyNow},
     error::{InvalidConfig, Rejected},
     rate::{Budget, Cost, Demand, KeyLimits, Limits},
 };
-use std::{collections::HashMap, num::NonZeroU32, sync::Arc, time::SystemTime};
+use std::{
+    collections::HashMap,
+    num::{NonZeroU32, NonZeroUsize},
+    sync::Arc,
+    time::SystemTime,
+};
 use tokio::time::Instant;
 
 /// Who waits in a schedule.
@@ -22,6 +27,16 @@ pub(crate) enum Ticket {
     Call(u32),
     /// A further attempt of a call that runs.
     Attempt(Arc<Attempt>),
+}
+
+impl Ticket {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Call(key), Self::Call(other)) => key == other,
+            (Self::Attempt(attempt), Self::Attempt(other)) => Arc::ptr_eq(attempt, other),
+            (Self::Call(_), Self::Attempt(_)) | (Self::Attempt(_), Self::Call(_)) => false,
+        }
+    }
 }
 
 /// What a schedule has to know about a call.
@@ -70,6 +85,7 @@ struct KeySettings {
 pub(crate) struct NodeSpec {
     pub(super) weight: NonZeroU32,
     pub(super) limits: Option<Limits>,
+    pub(super) concurrency: Option<NonZeroUsize>,
 }
 
 /// What a call counts in the fair order: the time in which the limits bring what it costs, so that requests and tokens
@@ -158,6 +174,7 @@ impl Core {
             NewNode {
                 weight: set.and_then(|set| set.weight).unwrap_or(specs[at].weight),
                 limits: limits.get_mut(at).and_then(Option::take),
+                max_running: specs[at].concurrency,
                 paused_until: set.and_then(|set| set.paused_until),
             }
         };
@@ -175,13 +192,23 @@ impl Core {
     }
 
     /// Begins the call that goes next, if it is `head`.
-    pub(super) fn start(&mut self, head: &Head, now: &mut LazyNow) -> Option<(Started, Ticket)> {
+    pub(super) fn start(&mut self, head: &Head, now: &mut LazyNow) -> Option<(Started, Option<Running>, Ticket)> {
         let current = self.head(now)?;
         // Another call of the same cost may have come in between, which may go as well.
         if current.id != head.id && current.cost != head.cost {
             return None;
         }
-        self.tree.start(now)
+        let (started, ticket) = self.tree.start(now)?;
+        let running = self.tree.running(&started);
+        Some((started, running, ticket))
+    }
+
+    pub(super) fn count_running(&mut self) {
+        self.tree.count_running();
+    }
+
+    pub(super) fn finish(&mut self, running: Running, now: &mut LazyNow) {
+        self.tree.finish(running, now);
     }
 
     pub(super) fn settle(&mut self, started: Started, used: Cost, now: &mut LazyNow) {
@@ -189,8 +216,11 @@ impl Core {
         self.tree.settle(started, used, units, now);
     }
 
-    pub(super) fn cancel(&mut self, id: usize, now: &mut LazyNow) -> bool {
-        self.tree.cancel(id, now).is_some()
+    /// Removes the call at `id`, if it is that of the ticket. It may have begun, and another one have its place.
+    pub(super) fn cancel(&mut self, id: usize, ticket: &Ticket, now: &mut LazyNow) {
+        if self.tree.payload(id).is_some_and(|found| found.is_same(ticket)) {
+            self.tree.cancel(id, now);
+        }
     }
 
     /// Returns the call that was found to be the first.

@@ -11,7 +11,7 @@ use crate::{
     clock,
     error::AcquireError,
     rate::{Admission, Cost, Estimate, RateLimiter},
-    semaphore::{Acquire, Permit},
+    semaphore::{Acquire, Permit, granted::InFlight},
 };
 use std::{
     sync::Arc,
@@ -41,6 +41,7 @@ pub(crate) enum Chosen {
 /// A call that was chosen, and charged to the limits of its keys, and what it was given.
 pub(crate) struct ChosenCall {
     started: Started,
+    in_flight: Option<InFlight>,
     granted: Granted,
 }
 
@@ -78,13 +79,22 @@ impl Dispatcher {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {}
                 Poll::Ready(Some(Ok(granted))) => {
-                    let Some((started, ticket)) = self.shared.start(&head) else {
+                    let Some((started, in_flight, ticket)) = self.shared.start(&head) else {
                         granted.give_back();
                         continue;
                     };
                     match ticket {
-                        Ticket::Call(call) => return Poll::Ready(Chosen::Call(call, ChosenCall { started, granted })),
-                        Ticket::Attempt(attempt) => attempt.grant(granted.for_attempt(started, &self.shared)),
+                        Ticket::Call(call) => {
+                            let chosen = ChosenCall {
+                                started,
+                                in_flight,
+                                granted,
+                            };
+                            return Poll::Ready(Chosen::Call(call, chosen));
+                        }
+                        Ticket::Attempt(attempt) => {
+                            attempt.grant(granted.for_attempt(started, in_flight, &self.shared))
+                        }
                     }
                 }
                 Poll::Ready(Some(Err(error))) => {
@@ -161,17 +171,15 @@ impl Dispatcher {
     /// Ends the wait of a call that the limiter never admits. Returns `None` if the call is an attempt, which has been told,
     /// or is not the first any more.
     fn refuse(&self, head: &Head, error: AcquireError) -> Option<Chosen> {
-        let (started, ticket) = self.shared.start(head)?;
+        let (started, in_flight, ticket) = self.shared.start(head)?;
+        drop(in_flight);
         // It has not begun: nothing stays charged to the limits of its keys.
         self.shared.settle(started, Cost::none());
         match ticket {
             Ticket::Call(call) => Some(Chosen::Refused(call, error)),
             Ticket::Attempt(attempt) => {
-                attempt.grant(GrantedAttempt {
-                    permit: Permit::of_none(),
-                    charge: self.limiter.clone().map(|limiter| (limiter, Err(error))),
-                    receipt: None,
-                });
+                let charge = self.limiter.clone().map(|limiter| (limiter, Err(error)));
+                attempt.grant(GrantedAttempt::new(Permit::of_none(), None, charge, None));
                 None
             }
         }
@@ -181,14 +189,18 @@ impl Dispatcher {
 impl ChosenCall {
     /// Returns what the layers of the call find.
     pub(crate) fn into_grant(self, call: &ScheduledCall, shared: &Arc<Shared>) -> Grant {
-        let Self { started, granted } = self;
+        let Self {
+            started,
+            in_flight,
+            granted,
+        } = self;
         let again = Again {
             shared: shared.clone(),
             call: call.clone(),
             seq: started.seq,
         };
         let receipt = Box::new(Receipt::new(shared.clone(), started, granted.cost));
-        Grant::new(granted.permit, granted.charge, receipt, again)
+        Grant::new(granted.permit, in_flight, granted.charge, receipt, again)
     }
 
     /// Gives back what the call does not need, because it was cancelled just now.
@@ -199,12 +211,15 @@ impl ChosenCall {
 }
 
 impl Granted {
-    fn for_attempt(self, started: Started, shared: &Arc<Shared>) -> GrantedAttempt {
-        GrantedAttempt {
-            permit: self.permit.unwrap_or_else(Permit::of_none),
-            charge: self.charge.map(|(limiter, estimate)| (limiter, Ok(estimate))),
-            receipt: Some(Box::new(Receipt::new(shared.clone(), started, self.cost))),
-        }
+    fn for_attempt(self, started: Started, in_flight: Option<InFlight>, shared: &Arc<Shared>) -> GrantedAttempt {
+        let permit = self.permit.unwrap_or_else(Permit::of_none);
+        let charge = self.charge.map(|(limiter, estimate)| (limiter, Ok(estimate)));
+        GrantedAttempt::new(
+            permit,
+            in_flight,
+            charge,
+            Some(Box::new(Receipt::new(shared.clone(), started, self.cost))),
+        )
     }
 
     /// Gives back what no call needs.

@@ -5,7 +5,7 @@ use crate::{
     rate::{self, Cost, Estimate, GrantedCharge, OnSettled, RateLimiter, Unused},
     semaphore::{
         Permit,
-        granted::{self, GrantedPermit},
+        granted::{self, GrantedPermit, InFlight},
     },
 };
 use std::sync::Arc;
@@ -16,6 +16,9 @@ pub(crate) struct Grant {
     charge: Option<Box<GrantedCharge>>,
     /// The place in the fair order of a call whose schedule has no limiter: it counts as charged when the call begins.
     receipt: Option<Box<Receipt>>,
+    /// Counts the call at its keys until its end, if there is no permit that does.
+    #[allow(dead_code, reason = "its drop is what matters")]
+    in_flight: Option<InFlight>,
 }
 
 /// The guard of an entered [`Grant`].
@@ -34,14 +37,19 @@ impl Grant {
     /// Puts together what a chosen call was given.
     pub(super) fn new(
         permit: Option<Permit>,
+        in_flight: Option<InFlight>,
         charge: Option<(RateLimiter, Estimate)>,
         receipt: Box<Receipt>,
         again: Again,
     ) -> Self {
         let semaphore = permit.as_ref().and_then(Permit::of);
-        let permit = permit
-            .zip(semaphore)
-            .map(|(permit, semaphore)| Box::new(GrantedPermit::new(semaphore, permit, Arc::new(again))));
+        let (permit, in_flight) = match permit.zip(semaphore) {
+            Some((permit, semaphore)) => {
+                let granted = GrantedPermit::new(semaphore, permit, in_flight, Arc::new(again));
+                (Some(Box::new(granted)), None)
+            }
+            None => (None, in_flight),
+        };
         let (charge, receipt) = match charge {
             Some((limiter, estimate)) => {
                 let unused = Unused::new(estimate.with_receipt(receipt));
@@ -53,6 +61,7 @@ impl Grant {
             permit,
             charge,
             receipt,
+            in_flight,
         }
     }
 
@@ -60,6 +69,17 @@ impl Grant {
     pub(crate) fn begin(&mut self) {
         if let Some(mut receipt) = self.receipt.take() {
             receipt.settle_as_charged();
+        }
+    }
+
+    /// Gives back what no layer has taken when the call's future was polled once. A layer that has not reached the limits by
+    /// then waits for something else, and must hold up no other call: its call asks for its turn again when it gets there.
+    pub(crate) fn end_start(&mut self) {
+        if let Some(permit) = &mut self.permit {
+            permit.give_back();
+        }
+        if let Some(charge) = &mut self.charge {
+            charge.give_back();
         }
     }
 

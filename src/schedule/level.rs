@@ -2,7 +2,11 @@
 
 use super::flow::FlowKey;
 use crate::rate::Limits;
-use std::{fmt, num::NonZeroU32, sync::Arc};
+use std::{
+    fmt,
+    num::{NonZeroU32, NonZeroUsize},
+    sync::Arc,
+};
 
 /// One level of a [`Schedule`](super::Schedule): the calls are told apart by one key of their [`Flow`](super::Flow), and
 /// the capacity is shared fairly between the keys.
@@ -20,6 +24,7 @@ pub struct Level {
     name: Arc<str>,
     weight: Option<Arc<dyn Fn(&str) -> u32 + Send + Sync>>,
     limits: Option<Arc<dyn Fn(&str) -> Option<Limits> + Send + Sync>>,
+    concurrency: Option<Arc<dyn Fn(&str) -> Option<usize> + Send + Sync>>,
     is_strict: bool,
 }
 
@@ -32,6 +37,7 @@ impl Level {
             name: name.into(),
             weight: None,
             limits: None,
+            concurrency: None,
             is_strict: false,
         }
     }
@@ -59,6 +65,17 @@ impl Level {
         self
     }
 
+    /// Sets how many calls of each key may be in flight at once, by the key as text; `None` for any number. A limit of 0 counts
+    /// as 1. Default: any number.
+    ///
+    /// A call is in flight while it holds its permit of the [concurrency limit](crate::concurrency); in a stack without one,
+    /// from its begin to its end. The function is called as that of [`weight`](Self::weight) is.
+    #[must_use]
+    pub fn concurrency(mut self, limit: impl Fn(&str) -> Option<usize> + Send + Sync + 'static) -> Self {
+        self.concurrency = Some(Arc::new(limit));
+        self
+    }
+
     /// Makes the keys of this level strict bands: the calls of a key with a lower [weight](Self::weight), here its band,
     /// always go first. Default: keys share fairly.
     ///
@@ -81,6 +98,15 @@ impl Level {
     pub(super) fn weight_of(&self, key: &FlowKey) -> NonZeroU32 {
         let weight = self.weight.as_ref().map_or(1, |weight| weight(&key.to_string()));
         NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN)
+    }
+
+    pub(super) const fn limits_concurrency(&self) -> bool {
+        self.concurrency.is_some()
+    }
+
+    pub(super) fn concurrency_of(&self, key: &FlowKey) -> Option<NonZeroUsize> {
+        let limit = self.concurrency.as_ref().and_then(|limit| limit(&key.to_string()))?;
+        Some(NonZeroUsize::new(limit).unwrap_or(NonZeroUsize::MIN))
     }
 
     pub(super) fn limits_of(&self, key: &FlowKey) -> Option<Limits> {

@@ -191,7 +191,10 @@ impl Schedule {
             (None, Some(limiter)) => Prices::of_limits(&limiter.limits()),
             (None, None) => Prices::of_limits(&Limits::new()),
         };
-        let core = Core::new(strict, settings.max_keys.unwrap_or(DEFAULT_MAX_NODES), prices);
+        let mut core = Core::new(strict, settings.max_keys.unwrap_or(DEFAULT_MAX_NODES), prices);
+        if settings.levels.iter().any(Level::limits_concurrency) {
+            core.count_running();
+        }
         let mut levels = settings.levels.clone();
         if levels.is_empty() {
             levels.push(Level::by("flow"));

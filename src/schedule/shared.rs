@@ -1,16 +1,17 @@
 //! [`Shared`]: the state of a schedule, which its handles, its queue and the calls that run share.
 
 use super::{
+    attempt::GrantedAttempt,
     core::{Core, Head, NodeSpec, PushError, ScheduledCall, Ticket},
     flow::FlowKey,
     level::Level,
-    tree::Started,
+    tree::{Running, Started},
 };
 use crate::{
     clock::LazyNow,
     error::{AcquireError, Rejected},
     rate::{Cost, RateLimiter},
-    semaphore::{Permit, Semaphore},
+    semaphore::{Permit, Semaphore, granted::InFlight},
 };
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -55,7 +56,21 @@ pub(crate) struct Pushed {
     pub(crate) id: usize,
     /// The weight of its flow.
     pub(crate) weight: u32,
-    pub(crate) effects: Effects,
+}
+
+/// Counts a call in flight at its keys until it is dropped.
+struct CountedCall {
+    shared: Arc<Shared>,
+    running: Option<Running>,
+}
+
+impl Drop for CountedCall {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            let ((), effects) = self.shared.change(|core, now| core.finish(running, now));
+            self.shared.carry_out(effects);
+        }
+    }
 }
 
 /// A queue that no calls come from: that of a schedule that no queue uses yet.
@@ -131,11 +146,11 @@ impl Shared {
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Core, &mut LazyNow) -> T) -> (T, Effects) {
         let mut now = LazyNow::default();
         let mut core = self.lock();
-        let before = (core.peek(), core.next_at());
+        let before = (core.peek(), core.next_at(), core.waiting() > 0);
         let output = change(&mut core, &mut now);
         let waiting = core.waiting();
         let effects = Effects {
-            has_changed: before != (core.peek(), core.next_at()) || waiting == 0,
+            has_changed: before != (core.peek(), core.next_at(), waiting > 0),
             refused: core.take_refused(),
         };
         self.waiting.store(waiting, Ordering::Release);
@@ -162,12 +177,11 @@ impl Shared {
                     queue.clone().refuse(call, error);
                 }
             }
-            Ticket::Attempt(attempt) => attempt.grant(super::attempt::GrantedAttempt {
-                permit: Permit::of_none(),
+            Ticket::Attempt(attempt) => {
                 // Its rate limit fails with the error.
-                charge: self.root().limiter.map(|limiter| (limiter, Err(error))),
-                receipt: None,
-            }),
+                let charge = self.root().limiter.map(|limiter| (limiter, Err(error)));
+                attempt.grant(GrantedAttempt::new(Permit::of_none(), None, charge, None));
+            }
         }
     }
 
@@ -179,6 +193,7 @@ impl Shared {
             .map(|(key, level)| NodeSpec {
                 weight: level.weight_of(key),
                 limits: level.limits_of(key),
+                concurrency: level.concurrency_of(key),
             })
             .collect()
     }
@@ -190,15 +205,12 @@ impl Shared {
         seq: Option<u64>,
         ticket: Ticket,
         specs: &[NodeSpec],
-    ) -> Option<Result<Pushed, PushError>> {
-        let (pushed, effects) = self.change(|core, now| {
+    ) -> (Option<Result<Pushed, PushError>>, Effects) {
+        self.change(|core, now| {
             let is_complete = core.known(&call.path) + specs.len() >= call.path.len();
-            is_complete.then(|| core.push(call, seq, ticket, specs, now))
-        });
-        match pushed? {
-            Ok((id, weight)) => Some(Ok(Pushed { id, weight, effects })),
-            Err(error) => Some(Err(error)),
-        }
+            let pushed = is_complete.then(|| core.push(call, seq, ticket, specs, now))?;
+            Some(pushed.map(|(id, weight)| Pushed { id, weight }))
+        })
     }
 
     /// Gives a call a place in the tree, and carries out what follows.
@@ -210,19 +222,17 @@ impl Shared {
     ) -> Result<usize, PushError> {
         loop {
             let specs = self.specs(&call.path);
-            if let Some(pushed) = self.try_push(call, seq, ticket(), &specs) {
-                let Pushed { id, effects, .. } = pushed?;
-                self.carry_out(effects);
-                return Ok(id);
+            let (pushed, effects) = self.try_push(call, seq, ticket(), &specs);
+            self.carry_out(effects);
+            if let Some(pushed) = pushed {
+                return Ok(pushed?.id);
             }
         }
     }
 
     /// Removes a call that waits, if it still does.
-    pub(crate) fn cancel(&self, id: usize) {
-        let ((), effects) = self.change(|core, now| {
-            core.cancel(id, now);
-        });
+    pub(crate) fn cancel(&self, id: usize, ticket: &Ticket) {
+        let ((), effects) = self.change(|core, now| core.cancel(id, ticket, now));
         self.carry_out(effects);
     }
 
@@ -236,13 +246,18 @@ impl Shared {
         head
     }
 
-    pub(super) fn start(&self, head: &Head) -> Option<(Started, Ticket)> {
+    pub(super) fn start(self: &Arc<Self>, head: &Head) -> Option<(Started, Option<InFlight>, Ticket)> {
         let (started, effects) = self.change(|core, now| core.start(head, now));
         self.carry_out(Effects {
             has_changed: false,
             ..effects
         });
-        started
+        let (started, running, ticket) = started?;
+        let in_flight = running.map(|running| CountedCall {
+            shared: self.clone(),
+            running: Some(running),
+        });
+        Some((started, in_flight.map(|call| Box::new(call) as InFlight), ticket))
     }
 
     pub(super) fn settle(&self, started: Started, used: Cost) {

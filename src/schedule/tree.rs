@@ -15,13 +15,19 @@
 //! open, its share is not ahead of its siblings', its limits are full and no pause is in force.
 
 mod forgetting;
+#[cfg(test)]
+mod invariants;
 mod looking;
 mod node;
+mod running;
 mod settings;
 mod view;
 
+#[cfg(test)]
+pub(super) use forgetting::Forgetting;
 pub(super) use node::NewNode;
 #[allow(unused_imports, reason = "the handle shows them")]
+pub(super) use running::Running;
 pub(super) use view::FlowView;
 
 use super::{
@@ -61,10 +67,13 @@ pub(super) struct Tree<K, T> {
     /// For each level, whether its nodes go strictly in the order of their bands.
     strict: [bool; MAX_LEVELS],
     next_seq: u64,
+    counts_running: bool,
     /// Calls that the limits refuse.
     refused: Vec<(T, Rejected)>,
     /// The leaves of calls that were refused while nodes were looked at, until it is known whether they are kept.
     left: Vec<usize>,
+    #[cfg(test)]
+    pub(super) forgetting: Forgetting,
 }
 
 /// What is known about a call that comes to wait.
@@ -99,6 +108,13 @@ struct Charged {
     number: Option<u64>,
 }
 
+#[cfg(test)]
+impl Started {
+    pub(super) const fn charged_cost(&self) -> Cost {
+        self.charged
+    }
+}
+
 impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     /// Creates a tree with at most `max_nodes` nodes below its root. `strict` tells for each level whether its nodes go
     /// strictly in the order of their weights, which are the numbers of their bands.
@@ -113,8 +129,11 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             filling: BTreeSet::new(),
             strict,
             next_seq: 0,
+            counts_running: false,
             refused: Vec::new(),
             left: Vec::new(),
+            #[cfg(test)]
+            forgetting: Forgetting::default(),
         }
     }
 
@@ -143,6 +162,11 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     /// Returns the weight of the node that `path` names, which is 1 if it is not known.
     pub(super) fn weight_of(&self, path: &Path<K>) -> u32 {
         self.find(path).map_or(1, |id| self.nodes[id].weight)
+    }
+
+    /// Returns what the caller keeps with a call that waits.
+    pub(super) fn payload(&self, id: usize) -> Option<&T> {
+        self.calls.get(id).map(|call| &call.payload)
     }
 
     /// Returns the call that was the first when the tree was last looked at.
@@ -272,6 +296,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             at = parent;
         }
         self.nodes[ROOT].open += 1;
+        self.run(call.leaf);
         self.look_at_path(call.leaf, now);
         self.forget_left(now);
         let started = Started {

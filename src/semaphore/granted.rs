@@ -15,27 +15,30 @@ use std::{
 pub(crate) struct GrantedPermit {
     semaphore: Semaphore,
     /// `None` once the first attempt has taken it.
-    permit: Option<Permit>,
+    permit: Option<(Permit, Option<InFlight>)>,
     /// `None` while the service is asked to be ready for a call that is granted its permit later.
     again: Option<Arc<dyn AskAgain>>,
 }
 
+/// Counts a call as in flight until it is dropped, for whoever has granted the permit. It lives as long as the permit.
+pub(crate) type InFlight = Box<dyn Send + Sync>;
+
 /// Lets a call that makes a further attempt wait for its turn again.
 pub(crate) trait AskAgain: Send + Sync {
-    /// Returns `None` if the attempt has to wait for a permit like any call.
-    fn ask_again(&self) -> Option<Box<dyn PollPermit>>;
+    fn ask_again(&self) -> Box<dyn PollPermit>;
 }
 
 /// A further attempt that waits for its turn. Dropping it gives up the turn.
 pub(crate) trait PollPermit: Send + Sync {
-    /// Ready when the attempt has its turn, and what comes with it.
-    fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Permit>;
+    /// Ready when the attempt has its turn, and what comes with it. Without a permit, the attempt has to wait for one like
+    /// any call.
+    fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Permit, Option<InFlight>)>>;
 }
 
 /// What a concurrency limit finds for a call.
 pub(crate) enum Found {
     /// The call was granted this permit.
-    Permit(Permit),
+    Permit(Permit, Option<InFlight>),
     /// The call is a further attempt, and waits for its turn again.
     Again(Box<dyn PollPermit>),
 }
@@ -45,12 +48,22 @@ thread_local! {
 }
 
 impl GrantedPermit {
-    pub(crate) const fn new(semaphore: Semaphore, permit: Permit, again: Arc<dyn AskAgain>) -> Self {
+    pub(crate) fn new(
+        semaphore: Semaphore,
+        permit: Permit,
+        in_flight: Option<InFlight>,
+        again: Arc<dyn AskAgain>,
+    ) -> Self {
         Self {
             semaphore,
-            permit: Some(permit),
+            permit: Some((permit, in_flight)),
             again: Some(again),
         }
+    }
+
+    /// Releases the permit if no layer has taken it.
+    pub(crate) fn give_back(&mut self) {
+        self.permit = None;
     }
 
     /// Returns what is current while a service is asked to be ready for a call that is granted its permit later, so that
@@ -73,8 +86,8 @@ pub(crate) fn swap(slot: &mut Option<Box<GrantedPermit>>) {
 #[inline]
 pub(crate) fn take(semaphore: &Semaphore) -> Option<Found> {
     with_current(semaphore, |granted| match granted.permit.take() {
-        Some(permit) => Some(Found::Permit(permit)),
-        None => granted.again.as_ref()?.ask_again().map(Found::Again),
+        Some((permit, in_flight)) => Some(Found::Permit(permit, in_flight)),
+        None => granted.again.as_ref().map(|again| Found::Again(again.ask_again())),
     })?
 }
 

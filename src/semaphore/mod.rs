@@ -327,6 +327,25 @@ impl Permit {
         Self { semaphore: None }
     }
 
+    /// Makes the permit one that is [confirmed](Claim::confirm) by the call that it is for. Gives the permit back if it is
+    /// of no semaphore, or if calls cannot claim permits now.
+    pub(crate) fn into_claim(self) -> Result<Claim, Self> {
+        let Some(semaphore) = &self.semaphore else {
+            return Err(self);
+        };
+        let Some(epoch) = semaphore.state().claims.add() else {
+            return Err(self);
+        };
+        if semaphore.state().is_contended() {
+            // As in `Acquire::claim`.
+            semaphore.notify();
+        }
+        Ok(Claim {
+            permit: Some(self),
+            epoch,
+        })
+    }
+
     /// Releases the permit, and returns a new acquirer of the same semaphore.
     pub(crate) fn release(mut self) -> Acquire {
         let semaphore = self

@@ -3,12 +3,21 @@
 use super::{super::fair::Fair, ROOT, Tree, node::Rest};
 use crate::clock::LazyNow;
 use std::hash::Hash;
-#[cfg(test)]
-use tokio::time::Instant;
 
 /// The most nodes that one look at those which may be full by now forgets. More than one path has, so that they get fewer
 /// even if each call makes a path of its own.
 const MAX_FORGOTTEN: usize = 8;
+
+/// Which nodes a tree forgets, in tests: the other two show what would be wrong.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::schedule) enum Forgetting {
+    #[default]
+    WhenNothingChanges,
+    Never,
+    /// At once when nothing waits or is open.
+    TooEarly,
+}
 
 impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     /// Takes a node out of those that are kept only to be remembered, because a call comes.
@@ -35,7 +44,9 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         while let Some(node) = self.nodes.get(at).filter(|_| at != ROOT) {
             let (parent, pass) = (node.parent, node.pass);
             if node.is_idle() && node.rest == Rest::Busy {
-                if self.order_of(parent).is_some_and(|order| order.owe(at, pass)) {
+                if self.forgets_too_early() {
+                    self.retire(at, now);
+                } else if self.order_of(parent).is_some_and(|order| order.owe(at, pass)) {
                     self.nodes[at].rest = Rest::Owing;
                 } else {
                     self.retire(at, now);
@@ -96,6 +107,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     /// Forgets a node that has nothing to do and owes nothing, and those above it that were kept for it, unless there is
     /// something else to remember.
     fn retire(&mut self, id: usize, now: &mut LazyNow) {
+        let is_too_early = self.forgets_too_early();
         let mut at = id;
         loop {
             let node = &mut self.nodes[at];
@@ -105,7 +117,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             }
             let paused_until = node.paused_until.filter(|until| *until > now.get());
             let full_at = node.limits.as_mut().and_then(|limits| limits.full_at(now));
-            if let Some(until) = paused_until.max(full_at) {
+            if let Some(until) = paused_until.max(full_at).filter(|_| !is_too_early) {
                 node.rest = Rest::Until(until);
                 self.filling.insert((until, at));
                 return;
@@ -120,18 +132,24 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     }
 
     fn forget(&mut self, id: usize) {
+        #[cfg(test)]
+        if self.forgetting == Forgetting::Never {
+            self.nodes[id].rest = Rest::Parent;
+            return;
+        }
         let node = self.nodes.remove(id);
         if let Some((children, key)) = self.nodes[node.parent].children_mut().zip(node.key) {
             children.by_key.remove(&key);
         }
     }
 
-    /// Returns until when a node is kept though it has nothing to do.
     #[cfg(test)]
-    pub(super) fn kept_until(&self, id: usize) -> Option<Instant> {
-        match self.nodes[id].rest {
-            Rest::Until(until) => Some(until),
-            _ => None,
-        }
+    fn forgets_too_early(&self) -> bool {
+        self.forgetting == Forgetting::TooEarly
+    }
+
+    #[cfg(not(test))]
+    const fn forgets_too_early(&self) -> bool {
+        false
     }
 }

@@ -83,6 +83,8 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         let node = &mut self.nodes[id];
         let paused_until = node.paused_until.filter(|until| *until > now.get());
         let until = match (availability, paused_until) {
+            // It is looked at again when one of its calls ends.
+            (Availability::Now, None) if node.is_full() => None,
             (Availability::Now, None) => {
                 let at = self.place_of(id, units, seq);
                 return self.set_state(id, State::Ready { at, head });

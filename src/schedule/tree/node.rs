@@ -8,7 +8,10 @@ use super::{
     ROOT,
 };
 use crate::rate::{Demand, KeyLimits};
-use std::{collections::HashMap, num::NonZeroU32};
+use std::{
+    collections::HashMap,
+    num::{NonZeroU32, NonZeroUsize},
+};
 use tokio::time::Instant;
 
 /// What the tree needs to know about a node when it is made.
@@ -16,6 +19,8 @@ pub(in crate::schedule) struct NewNode {
     /// The weight of the node beside its siblings. At a strict level, the number of its band: the lowest goes first.
     pub(in crate::schedule) weight: NonZeroU32,
     pub(in crate::schedule) limits: Option<Box<KeyLimits>>,
+    /// How many calls below the node may be in flight at once.
+    pub(in crate::schedule) max_running: Option<NonZeroUsize>,
     /// Until when no call below the node begins.
     pub(in crate::schedule) paused_until: Option<Instant>,
 }
@@ -31,6 +36,10 @@ pub(super) struct Node<K> {
     pub(super) waiting: usize,
     /// How many calls below this node have begun and are not settled.
     pub(super) open: usize,
+    /// How many calls below this node are in flight, if the tree counts them.
+    pub(super) running: usize,
+    /// How many may be.
+    pub(super) max_running: Option<NonZeroUsize>,
     pub(super) state: State,
     pub(super) limits: Option<Box<KeyLimits>>,
     pub(super) paused_until: Option<Instant>,
@@ -99,6 +108,7 @@ impl NewNode {
         Self {
             weight,
             limits: None,
+            max_running: None,
             paused_until: None,
         }
     }
@@ -111,6 +121,7 @@ impl<K> Node<K> {
         let new = NewNode {
             weight: NonZeroU32::MIN,
             limits: None,
+            max_running: None,
             paused_until: None,
         };
         Self::new(ROOT, None, 0, new, Below::children())
@@ -125,6 +136,8 @@ impl<K> Node<K> {
             pass: 0,
             waiting: 0,
             open: 0,
+            running: 0,
+            max_running: new.max_running,
             state: State::Idle,
             limits: new.limits,
             paused_until: new.paused_until,
@@ -144,7 +157,12 @@ impl<K> Node<K> {
 
     /// Whether no call waits below this node, and all that have begun are settled.
     pub(super) const fn is_idle(&self) -> bool {
-        self.waiting == 0 && self.open == 0
+        self.waiting == 0 && self.open == 0 && self.running == 0
+    }
+
+    /// Whether as many calls below this node are in flight as may be.
+    pub(super) fn is_full(&self) -> bool {
+        self.max_running.is_some_and(|max| self.running >= max.get())
     }
 
     pub(super) fn has_children(&self) -> bool {

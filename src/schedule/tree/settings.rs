@@ -83,4 +83,17 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         let node = self.find(path).map(|id| &self.nodes[id]);
         node.is_some_and(|node| matches!(node.state, State::Blocked { .. }))
     }
+
+    /// See [`Fair::is_last_served`](super::super::fair::Fair).
+    #[cfg(test)]
+    pub(in crate::schedule) fn set_last_served(&mut self, is_last_served: bool) {
+        if let Some(order) = self.order_of(super::ROOT) {
+            order.is_last_served = is_last_served;
+        }
+    }
+
+    #[cfg(test)]
+    pub(in crate::schedule) fn is_waiting(&self, id: usize) -> bool {
+        self.calls.get(id).is_some()
+    }
 }
