@@ -128,3 +128,17 @@ async fn a_key_has_at_most_its_number_of_calls_in_flight_and_delays_no_other() {
     }
     executor.stop(Shutdown::Graceful).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_without_calls_is_not_shown_while_its_limits_are_not_full() {
+    let hourly = |_: &str| Some(Limits::new().requests(Rate::per_hour(1)));
+    let schedule = Schedule::new().level(Level::by("host").limits(hourly));
+    let (executor, _) = executor(schedule.clone(), Limits::new(), 10, ms(100));
+    executor.submit(call(0).flow("a")).await.unwrap().await.unwrap();
+    let waits = executor.submit(call(1).flow("a")).await.unwrap();
+    executor.submit(call(2).flow("b")).await.unwrap().await.unwrap();
+    let shown: Vec<_> = schedule.flows(10).iter().map(|flow| flow.keys[0].to_string()).collect();
+    assert_eq!(shown, ["a"]);
+    drop(waits);
+    executor.stop(Shutdown::Immediate).await;
+}
