@@ -3,7 +3,7 @@
 //!
 //! Providers of metered APIs, of language models above all, limit an account to a number of requests and a number of
 //! tokens per minute. A client that sends too fast gets 429s; one that sends too slowly wastes quota. This crate sends
-//! as fast as the limits allow, in order, and loses no call.
+//! as fast as the limits allow, in order or in fair shares, and loses no call.
 //!
 //! # A first call
 //!
@@ -43,6 +43,7 @@
 //! |---|---|
 //! | [`Executor`] | [start, submit, stop](executor) |
 //! | [`QueueLayer`] | a bounded [queue]; each call that has left it is a task |
+//! | [`Schedule`] | [who goes next](schedule): fair shares of tenants, urgent calls first, limits by key; by default, calls begin in order |
 //! | [`EventLayer`] | the [record](event) of each call; used twice: around all layers below, and around the client |
 //! | [`DeadlineLayer`] | the [instant by which a call has to end](deadline) |
 //! | a layer of your own | [`retry`] (feature `http`), a timeout, or any other Tower layer |
@@ -125,3 +126,8 @@ pub use schedule::Schedule;
 #[cfg(all(doctest, feature = "full"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Compiles and runs the page's examples as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/schedule.md")]
+struct SchedulePage;

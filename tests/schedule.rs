@@ -266,3 +266,17 @@ async fn ten_calls_beside_the_ten_thousand_of_another_tenant_end_in_seconds() {
     executor.stop(Shutdown::Immediate).await;
     assert_nothing_is_left(&executor, &schedule);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_without_calls_is_not_shown_while_its_limits_are_not_full() {
+    let hourly = |_: &str| Some(Limits::new().requests(Rate::per_hour(1)));
+    let schedule = Schedule::new().level(Level::by("host").limits(hourly));
+    let (executor, _) = executor(schedule.clone(), Limits::new(), 10, ms(100));
+    executor.submit(call(0).flow("a")).await.unwrap().await.unwrap();
+    let waits = executor.submit(call(1).flow("a")).await.unwrap();
+    executor.submit(call(2).flow("b")).await.unwrap().await.unwrap();
+    let shown: Vec<_> = schedule.flows(10).iter().map(|flow| flow.keys[0].to_string()).collect();
+    assert_eq!(shown, ["a"]);
+    drop(waits);
+    executor.stop(Shutdown::Immediate).await;
+}

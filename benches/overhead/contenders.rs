@@ -20,11 +20,12 @@ use tower::{
 };
 use tower_http::trace::TraceLayer;
 use tower_outbound::{
-    ConcurrencyLimitLayer, Cost, EventLayer, Executor, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter,
+    ConcurrencyLimitLayer, Cost, EventLayer, Executor, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter, Schedule,
     body::CollectLayer,
     provider::{FeedbackLayer, Provider, UsageLayer},
     rate::ByUsage,
     retry::RetryPolicy,
+    schedule::{Flow, Level},
 };
 use tower_resilience::{bulkhead::BulkheadLayer, ratelimiter::RateLimiterLayer};
 
@@ -39,6 +40,8 @@ pub(crate) struct Contender {
 pub(crate) const CAPACITY: usize = 1_024;
 /// A rate per second that is never reached.
 pub(crate) const UNREACHED: u64 = 1_000_000_000;
+/// The number of flows where there is a schedule.
+const FLOWS: u64 = 10;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -66,6 +69,35 @@ pub(crate) const fn executor<T: Traffic>(name: &'static str) -> Contender {
                     .expect("the settings are valid");
                 executor.start().expect("the executor is not running yet");
                 calls(clones(executor, callers), T::request).await
+            })
+        },
+    }
+}
+
+/// The [executor] with a schedule. Its callers are those of [`FLOWS`] flows, in turns.
+pub(crate) const fn executor_with_schedule<T: Traffic>(name: &'static str) -> Contender {
+    Contender {
+        name,
+        run: |callers| {
+            Box::pin(async move {
+                let executor = Executor::builder()
+                    .queue_capacity(CAPACITY)
+                    .concurrency_limit(CAPACITY)
+                    .requests(Rate::per_second(UNREACHED))
+                    .tokens(Rate::per_second(UNREACHED))
+                    .schedule(Schedule::new().level(Level::by("tenant")))
+                    .build(client::<T>())
+                    .expect("the settings are valid");
+                executor.start().expect("the executor is not running yet");
+                let services = (0..callers as u64).map(|caller| {
+                    let executor = executor.clone();
+                    let flow = Flow::from(caller % FLOWS);
+                    service_fn(move |mut request: Request<T::Body>| {
+                        request.extensions_mut().insert(flow.clone());
+                        executor.clone().call(request)
+                    })
+                });
+                calls(services.collect(), T::request).await
             })
         },
     }

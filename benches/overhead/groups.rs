@@ -21,6 +21,7 @@ pub(crate) const GROUPS: [Group; 6] = [
         callers: &[1, 64, 512],
         contenders: &[
             contenders::executor::<Nothing>("executor"),
+            contenders::executor_with_schedule::<Nothing>("executor-with-schedule"),
             contenders::stack_with_events::<Nothing>("stack-with-events"),
             contenders::stack_without_events::<Nothing>("stack-without-events"),
             contenders::tower_stack::<Nothing>("tower-stack"),
@@ -28,6 +29,7 @@ pub(crate) const GROUPS: [Group; 6] = [
         ],
         pairs: &[
             ("executor", "tower-stack"),
+            ("executor-with-schedule", "executor"),
             ("stack-with-events", "tower-stack"),
             ("stack-without-events", "tower-stack"),
             ("executor", "tower-resilience-stack"),

@@ -124,7 +124,7 @@ impl<B, R> Executor<B, R> {
     }
 
     /// Submits a call, and waits until there is a place for it in the queue. If the queue is full, callers get places
-    /// in the order in which they began to wait.
+    /// in the order in which they began to wait, or as the [schedule](crate::schedule) says.
     ///
     /// # Errors
     ///

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! Executor::submit                  opens the event: PENDING while it waits for a place, QUEUED once it has one
-//!   QueueLayer                      bounded, first in, first out; a task for each call; ends calls at their deadline
+//!   QueueLayer                      bounded; in order, or as a Schedule chooses; a task for each call; deadlines end calls
 //!     EventLayer::processing()      PROCESSING on the way in; COMPLETED, FAILED or CANCELLED on the way out
 //!       DeadlineLayer               refuses a call that cannot meet its deadline
 //!         your layers               around the limits: each retry takes its own permit and pays its own rate
@@ -110,7 +110,8 @@ where
         }
         ServiceBuilder::new()
             // The queue is bounded, so that callers wait when the limits are reached. Each call is a task of its own, so
-            // that it proceeds, and ends at its deadline, even if its handle is not polled.
+            // that it proceeds, and ends at its deadline, even if its handle is not polled. With a schedule, a call leaves
+            // the queue with its permit and its charge, which the two limits below take instead of waiting.
             .layer(queue)
             // The outer event layer is below the queue, so that a call's outcome is recorded even if the caller drops
             // the call's handle.

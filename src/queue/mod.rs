@@ -14,7 +14,7 @@
 //! - **Bounded.** A call has a *place* in the queue until the call begins. While all places are taken, `poll_ready`
 //!   waits, and [`try_call`](Queue::try_call) refuses the call and returns its request. No call is lost.
 //! - **In order.** Calls begin in the order in which the queue accepted them, and by default reach the layers below in
-//!   that order, too: see [`workers`](QueueLayer::workers).
+//!   that order, too: see [`workers`](QueueLayer::workers). With a [schedule](QueueLayer::schedule), it chooses.
 //! - **Independent.** Each call is scheduled by the runtime as a task of its own. A call that computes, blocks, or
 //!   always has more to do delays no other call that has begun, and the next ones by at most 10 ms.
 //! - **Cancellation.** Dropping the [`ResponseFuture`] cancels the call. The place of a queued call is free at once; a

@@ -303,6 +303,10 @@ impl Core {
         refused
     }
 
+    pub(super) fn waiting_of(&self, path: &[FlowKey]) -> usize {
+        self.tree.waiting_of(path)
+    }
+
     pub(super) fn demand_of(&self, path: &[FlowKey]) -> Demand {
         self.tree.demand_of(path)
     }

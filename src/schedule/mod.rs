@@ -56,26 +56,24 @@
 //! it, with [`concurrency`](Schedule::concurrency) and [`limiter`](Schedule::limiter): it takes from them when it chooses a
 //! call, and their layers find what it has taken.
 //!
-//! # What a call counts
+//! # More
 //!
-//! A call counts as the time in which the limits bring what it costs, so that requests and tokens can be added up; see
-//! [`price`](Schedule::price). Where charges are estimates that are [settled](crate::RateLimitLayer::settle), the share of a
-//! flow is corrected by what its calls have really used.
+//! - **What a call counts.** The time in which the limits bring what it costs, so that requests and tokens can be added up:
+//!   see [`price`](Schedule::price). Where charges are estimates that are [settled](crate::RateLimitLayer::settle), the
+//!   share of a flow is corrected by what its calls have really used.
+//! - **How even shares are.** For two flows that have calls waiting all the time, what they have used, each divided by its
+//!   weight, differs by at most the largest call of each, and by what the estimates of their open calls were wrong.
+//! - **Places in the queue.** When a place gets free, it goes to the flow that has the fewest places for its weight. Calls
+//!   that wait for a place are scheduled as those that have one. With a schedule, `poll_ready` of a queue or an executor is
+//!   always ready, because it does not know yet whose call will follow: the call waits for its place in its future, or in
+//!   [`submit`](crate::Executor::submit). A handle that is [bound to a flow](crate::Queue::of) waits in `poll_ready`.
+//! - **Retries.** A further attempt of a call waits in its flow again, with the place that the call had, holds nothing
+//!   meanwhile, and is charged to all limits again.
+//! - **At run time.** Weights, limits and pauses of keys [change](Schedule::set_weight) while calls wait, and
+//!   [`flows`](Schedule::flows) shows how the flows stand.
 //!
-//! For two flows that have calls waiting all the time, what they have used, each divided by its weight, differs by at most
-//! the largest call of each, and by what the estimates of their open calls were wrong.
-//!
-//! # Places in the queue
-//!
-//! A call with a place in the queue and one that waits for a place are scheduled alike. When a place gets free, it goes to
-//! the flow that has the fewest places for its weight. With a schedule, `poll_ready` of a queue or an executor is always
-//! ready, because it does not know yet whose call will follow: the call waits for its place in its future, or in
-//! [`submit`](crate::Executor::submit). A handle that is [bound to a flow](crate::Queue::of) waits in `poll_ready`.
-//!
-//! # Retries
-//!
-//! A further attempt of a call waits in its flow again, with the place that the call had, holds nothing meanwhile, and is
-//! charged to all limits again.
+//! The page `docs/schedule.md` of the repository explains all of this at length: which level goes where, when to use
+//! weights, bands or classes, and what a schedule costs.
 //!
 //! # What cannot be promised
 //!
@@ -86,6 +84,7 @@
 //!   only if its flow alone would make it late.
 //! - Whoever makes more keys gets more: put a level of tenants above keys that tenants choose.
 //! - In [strict](Level::strict) bands, a band that always has calls waiting starves all behind it.
+//! - Shares are of what calls cost. Where permits are scarce and not rates, a flow whose calls take longer has more permits.
 //! - Fairness between processes. With limits that several processes [share](crate::rate), each process orders its own calls,
 //!   and charges one call in each round trip to the store.
 
@@ -388,6 +387,13 @@ impl Schedule {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.shared.waiting()
+    }
+
+    /// Returns how many calls of a key wait. `keys` are those from the outermost level to that of the key.
+    #[must_use]
+    pub fn waiting_of(&self, keys: impl Into<Flow>) -> usize {
+        let flow = keys.into();
+        self.shared.inspect(|core, _| core.waiting_of(flow.keys()))
     }
 
     /// Returns the keys of a node, of which the schedule has the levels.

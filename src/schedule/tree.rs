@@ -91,6 +91,7 @@ pub(super) struct NewCall {
 /// A call that has begun, until it is settled.
 #[derive(Debug)]
 pub(super) struct Started {
+    #[cfg_attr(not(test), expect(dead_code, reason = "the tests tell calls by it"))]
     pub(super) id: usize,
     pub(super) seq: u64,
     leaf: usize,
