@@ -66,6 +66,9 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         let mut until = None;
         while at != ROOT {
             let node = &mut self.nodes[at];
+            if node.is_full() {
+                return Availability::Blocked;
+            }
             until = until.max(node.paused_until.filter(|until| *until > now.get()));
             let limits = node.limits.as_mut();
             match limits.map_or(Ok(Availability::Now), |limits| limits.availability(&cost, now)) {
