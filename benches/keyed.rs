@@ -18,14 +18,9 @@ mod common;
 use allocation_counter::measure;
 use common::{median, thread_cpu_time};
 use governor::{DefaultKeyedRateLimiter, Quota};
-use std::{
-    collections::HashMap,
-    hint::black_box,
-    num::NonZeroU32,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, hint::black_box, num::NonZeroU32, thread, time::Duration};
 use throttle_net::{Eviction, PerKey};
+use tokio::time::Instant;
 use tower_outbound::{Cost, KeyedRateLimiter, Limits, Rate};
 
 const ROUNDS: usize = 7;

@@ -2,8 +2,8 @@
 
 use crate::{ONE, requests, secs};
 use allocation_counter::measure;
-use std::{hint::black_box, time::Instant};
-use tokio::time::advance;
+use std::hint::black_box;
+use tokio::time::{Instant, advance};
 use tower_outbound::{Cost, KeyedRateLimiter, Limits, Rate};
 
 fn two_budgets() -> Limits {

@@ -7,8 +7,9 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 use tower_outbound::{Cost, KeyedRateLimiter, Limits, Rate};
 
 /// How long the threads call.
@@ -102,7 +103,7 @@ fn threads_that_wait_cancel_settle_and_change_limits_leave_nothing_and_are_never
                             limiter.set_limits(limits(rng.u64(4..=5))).unwrap();
                         }
                         21 => limiter
-                            .pause(&key, tokio::time::Instant::now() + Duration::from_micros(300))
+                            .pause(&key, Instant::now() + Duration::from_micros(300))
                             .unwrap(),
                         22 => limiter.resume(&key),
                         _ => {
