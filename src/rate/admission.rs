@@ -102,6 +102,14 @@ impl Admission {
         }
     }
 
+    /// Leaves the line of the limiter. If a shared limiter has charged the call already, gives that back.
+    pub(crate) fn give_back(self) {
+        #[cfg(feature = "redis")]
+        if let Self::Charged(Some(estimate)) = self {
+            estimate.settle(Cost::none());
+        }
+    }
+
     /// Returns the charge of a charged call, to be settled when the true cost is available. `None` if the cost was not
     /// charged as an estimate.
     pub(crate) fn estimate(&mut self) -> Option<Estimate> {

@@ -133,7 +133,7 @@ impl Dispatcher {
             let new = || limiter.admission(head.cost, true);
             let admission = self.admission.get_or_insert_with(new);
             if !admission.set_cost(head.cost) {
-                give_back(std::mem::replace(admission, new()));
+                std::mem::replace(admission, new()).give_back();
             }
             match admission.poll_turn(now, cx) {
                 Poll::Pending => {
@@ -184,7 +184,7 @@ impl Dispatcher {
     }
 
     fn leave_limiter(&mut self) {
-        self.admission.take().into_iter().for_each(give_back);
+        self.admission.take().into_iter().for_each(Admission::give_back);
     }
 
     /// Ends the wait of a call that the limiter never admits. Returns `None` if the call is an attempt, which has been told,
@@ -204,13 +204,6 @@ impl Dispatcher {
                 None
             }
         }
-    }
-}
-
-/// Leaves the line of a limiter. A shared limiter may have charged the call already, which is not made now.
-fn give_back(mut admission: Admission) {
-    if let Some(estimate) = admission.estimate() {
-        estimate.settle(Cost::none());
     }
 }
 
