@@ -12,6 +12,9 @@ mod faults;
 mod places;
 #[path = "schedule/settings.rs"]
 mod settings;
+#[cfg(feature = "redis")]
+#[path = "schedule/shared.rs"]
+mod shared;
 #[path = "schedule/shutdown.rs"]
 mod shutdown;
 #[path = "schedule/storm.rs"]

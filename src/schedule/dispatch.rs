@@ -135,13 +135,16 @@ impl Dispatcher {
             .is_none_or(|acquire| acquire.poll_ready(cx).is_ready());
         if !is_permitted {
             // A place in the line of the limiter would hold up others who have a permit.
-            self.admission = None;
+            self.leave_limiter();
             return Poll::Pending;
         }
         let now = clock::now();
         if let Some(limiter) = &self.limiter {
-            let admission = self.admission.get_or_insert_with(|| limiter.admission(head.cost, true));
-            admission.set_cost(head.cost);
+            let new = || limiter.admission(head.cost, true);
+            let admission = self.admission.get_or_insert_with(new);
+            if !admission.set_cost(head.cost) {
+                std::mem::replace(admission, new()).give_back();
+            }
             match admission.poll_turn(now, cx) {
                 Poll::Pending => {
                     // So would a place in the line of the permits.
@@ -186,8 +189,12 @@ impl Dispatcher {
 
     /// Leaves the lines of the permits and the limiter.
     fn leave(&mut self) {
-        self.admission = None;
+        self.leave_limiter();
         self.acquire.iter_mut().for_each(|acquire| drop(acquire.replace()));
+    }
+
+    fn leave_limiter(&mut self) {
+        self.admission.take().into_iter().for_each(Admission::give_back);
     }
 
     /// Ends the wait of a call that the limiter never admits. Returns `None` if the call is an attempt, which has been told,

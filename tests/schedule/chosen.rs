@@ -50,6 +50,40 @@ async fn executors_that_share_a_concurrency_limit_do_not_wait_for_the_rate_of_an
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_waited_and_was_not_chosen_is_given_nothing_back() {
+    let permits = Concurrency::new(1).unwrap();
+    let build = |limits| {
+        let (client, _) = client(ms(1));
+        let executor = Executor::builder()
+            .concurrency(permits.clone())
+            .limits(limits)
+            .schedule(tenants())
+            .build(client)
+            .unwrap();
+        executor.start().unwrap();
+        executor
+    };
+    let slow = build(per_second(1).tokens(Rate::per_day(1_000)));
+    let quick = build(Limits::new());
+    let costly = |flow: &'static str| flow_call(flow, 0).cost(Cost::tokens(100));
+    let handles = submit_all(&slow, (0..3).map(|_| costly("a"))).await;
+    for _ in 0..50 {
+        // While the other executor has the permit, another call becomes the first one, and leaves.
+        pass(ms(10)).await;
+        let quick = submit_all(&quick, [call(0)]).await;
+        settle().await;
+        assert_eq!(permits.in_flight(), 1);
+        let urgent = slow.submit(costly("b")).await.unwrap();
+        settle().await;
+        urgent.cancel();
+        settle().await;
+        all_end_well(quick).await;
+    }
+    all_end_well(handles).await;
+    assert_eq!(slow.monitor().available().of("tokens"), Some(700));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_urgent_call_that_comes_while_the_rate_is_used_up_goes_first() {
     let schedule = Schedule::new()
         .class("interactive", Duration::ZERO)

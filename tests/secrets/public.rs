@@ -21,11 +21,12 @@ use std::{
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_outbound::{
     ApiTokens, Call, ConcurrencyLimitLayer, Cost, EventLayer, Executor, KeyedRateLimiter, Limits, QueueLayer, Rate,
-    RateLimitLayer, RateLimiter, RequestStatus, Shutdown, TokenUsage,
-    error::AcquireError,
+    RateLimitLayer, RateLimiter, RequestStatus, Schedule, Shutdown, TokenUsage,
+    error::{AcquireError, TooManyKeys},
     event::{Describe, Events, Http, Metadata, Nothing, Payload, RequestDetails, ResponseDetails},
     executor::{BudgetRate, Closure, Config},
     rate::{Budget, ByExtension},
+    schedule::{Flow, FlowKey, Level},
 };
 
 /// The `Debug` and `Display` output of the public types, by the name of the type.
@@ -243,6 +244,28 @@ async fn no_public_type_shows_a_secret() {
     queue.abort();
     let closed = queue.ready().await.unwrap_err();
     shown.display(closed.downcast_ref::<tower_outbound::error::Closed>().unwrap());
+
+    // A schedule, whose keys are shown.
+    let tenants = Schedule::new().level(Level::by("tenant"));
+    let scheduled = |schedule: &Schedule| {
+        QueueLayer::new(9)
+            .unwrap()
+            .schedule(schedule.clone(), Flow::of, ByExtension)
+    };
+    shown.debug(&Level::by("tenant"));
+    shown.debug(&Flow::from("acme"));
+    shown.display(&FlowKey::from("acme"));
+    tenants.pause("", tokio::time::Instant::now() + ms(10)).unwrap();
+    let mut queue = scheduled(&tenants).unwrap().layer(slow);
+    let paused = queue.call(request(&secrets));
+    shown.debug(&paused);
+    shown.debug(&queue);
+    shown.debug(&tenants);
+    shown.debug(&tenants.flows(1)[0]);
+    paused.await.unwrap();
+    let mut full = scheduled(&tenants.max_keys(0)).unwrap().layer(slow);
+    let error = full.call(request(&secrets)).await.unwrap_err();
+    shown.display(error.downcast_ref::<TooManyKeys>().unwrap());
 
     // Types whose output has only numbers and fixed texts.
     shown.debug(&limiter.acquire_estimate(Cost::tokens(1)).await.unwrap());
