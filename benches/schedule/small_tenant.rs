@@ -12,10 +12,11 @@ use tower_outbound::{Call, Executor, Rate, Schedule, schedule::Level};
 const SMALL: usize = 10;
 const TENANTS: [&str; 2] = ["large", "small"];
 
-/// A rate without a burst, and the number of calls that the large tenant makes.
+/// A rate with its burst, and the number of calls that the large tenant makes.
 #[derive(Clone, Copy)]
 struct Load {
     per_second: u32,
+    burst: u32,
     large: usize,
 }
 
@@ -36,18 +37,24 @@ const CONTENDERS: [Contender; 3] = [Contender::Scheduled, Contender::FirstInFirs
 
 /// Measures and prints the table. Returns the lines for programs.
 pub(crate) fn print(rounds: usize, quick: bool) -> Vec<String> {
-    let seconds = if quick { 1 } else { 2 };
-    let loads = [100, 1_000, 20_000].map(|per_second: u32| Load {
+    let per_second = if quick {
+        [100, 1_000, 4_000]
+    } else {
+        [100, 1_000, 20_000]
+    };
+    let loads = per_second.map(|per_second: u32| Load {
         per_second,
-        large: if per_second == 100 {
-            200 * seconds
+        // What flows in during 10 ms.
+        burst: per_second / 100,
+        large: if per_second > 1_000 || quick {
+            per_second as usize
         } else {
-            per_second as usize * seconds
+            2 * per_second as usize
         },
     });
     let mut lines = Vec::new();
     println!(
-        "{:<10} {:>12} {:<28} {:>9} {:>12}",
+        "{:<20} {:>12} {:<28} {:>9} {:>12}",
         "rate", "before", "", "achieved", "the ten, ms"
     );
     for load in loads {
@@ -60,10 +67,14 @@ pub(crate) fn print(rounds: usize, quick: bool) -> Vec<String> {
         for (contender, runs) in CONTENDERS.iter().zip(&runs) {
             let achieved = median(runs.iter().map(|run| 100.0 * run.achieved));
             let small = median(runs.iter().map(|run| run.small.as_secs_f64() * 1e3));
-            let Load { per_second, large } = load;
-            let rate = format!("{per_second}/s");
+            let Load {
+                per_second,
+                burst,
+                large,
+            } = load;
+            let rate = format!("{per_second}/s burst {burst}");
             println!(
-                "{rate:<10} {large:>12} {:<28} {achieved:>8.2} % {small:>11.1}",
+                "{rate:<20} {large:>12} {:<28} {achieved:>8.2} % {small:>11.1}",
                 contender.name()
             );
             let name = contender.name().replace(' ', "-");
@@ -101,7 +112,7 @@ async fn executor(load: Load, schedule: Option<Schedule>) -> Figures {
     let client = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Instant::now())));
     let mut executor = Executor::builder()
         .queue_capacity(load.large + SMALL)
-        .requests(Rate::per_second(load.per_second).burst(1));
+        .requests(Rate::per_second(load.per_second).burst(load.burst));
     if let Some(schedule) = schedule {
         executor = executor.schedule(schedule);
     }
@@ -130,7 +141,10 @@ async fn executor(load: Load, schedule: Option<Schedule>) -> Figures {
 
 /// Makes the calls as tasks that wait in the fair queue of throttle-net.
 async fn throttle_net(load: Load) -> Figures {
-    let throttle = Throttle::builder().per_second(load.per_second).burst(1).build();
+    let throttle = Throttle::builder()
+        .per_second(load.per_second)
+        .burst(load.burst)
+        .build();
     let queue: Queue<Throttle, &str> = Queue::builder().capacity(load.large + SMALL).build(throttle);
     let queue = Arc::new(queue);
     let start = Instant::now();
@@ -157,8 +171,7 @@ impl Load {
     /// `last` is the time of the last call of each tenant.
     fn figures(self, start: Instant, last: &[Instant]) -> Figures {
         let end = last.iter().copied().fold(start, Instant::max);
-        // The first call is that of the burst.
-        let calls = (self.large + SMALL - 1) as f64;
+        let calls = (self.large + SMALL) as f64 - f64::from(self.burst);
         Figures {
             achieved: calls / f64::from(self.per_second) / (end - start).as_secs_f64(),
             small: last[1] - start,
