@@ -1,6 +1,5 @@
 //! Limits of a schedule on calls in flight, and handles that are bound to a flow.
 
-use futures_util::future::poll_fn;
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -10,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use tokio_test::{assert_pending, assert_ready_ok, task};
 use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_outbound::{
-    Call, Concurrency, ConcurrencyLimitLayer, Cost, Executor, Limits, QueueLayer, Rate, Schedule, Shutdown,
+    Call, Concurrency, ConcurrencyLimitLayer, Cost, Executor, Limits, QueueLayer, Schedule, Shutdown,
     schedule::{Flow, Level},
 };
 
@@ -106,10 +105,10 @@ async fn a_handle_bound_to_a_flow_is_ready_when_its_flow_gets_a_place() {
         tokio::task::yield_now().await;
     }
     // Four calls wait, and one runs. Of those who want the next place, the flow with the fewest gets it.
-    let mut waiting_flood = task::spawn(poll_fn(|cx| Service::<u64>::poll_ready(&mut flood, cx)));
+    let mut waiting_flood = task::spawn(std::future::poll_fn(|cx| Service::<u64>::poll_ready(&mut flood, cx)));
     assert_pending!(waiting_flood.poll());
     let mut trickle = queue.of("trickle");
-    let mut waiting_trickle = task::spawn(poll_fn(|cx| Service::<u64>::poll_ready(&mut trickle, cx)));
+    let mut waiting_trickle = task::spawn(std::future::poll_fn(|cx| Service::<u64>::poll_ready(&mut trickle, cx)));
     assert_pending!(waiting_trickle.poll());
     sleep(ms(101)).await;
     assert!(waiting_trickle.is_woken());
