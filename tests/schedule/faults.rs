@@ -303,6 +303,30 @@ async fn a_call_with_a_key_too_many_fails_with_the_number_and_gives_its_place_ba
     assert_nothing_is_left(&executor, &schedule);
 }
 
+#[test]
+fn in_a_runtime_without_timers_each_call_that_has_to_wait_for_its_rate_fails() {
+    crate::support::within_a_minute(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let schedule = tenants();
+        let client = tower::service_fn(async |_: Request| Ok::<_, io::Error>(http::Response::new(())));
+        let executor = Executor::builder()
+            .limits(Limits::new().requests(Rate::per_hour(60).burst(1)))
+            .schedule(schedule.clone())
+            .build(client)
+            .unwrap();
+        runtime.block_on(async {
+            executor.start().unwrap();
+            let mut handles = submit_all(&executor, (0..3).map(call)).await;
+            handles.remove(0).await.unwrap();
+            for handle in handles {
+                assert!(handle.await.unwrap_err().is_panicked());
+            }
+            executor.stop(Shutdown::Graceful).await;
+        });
+        assert_nothing_is_left(&executor, &schedule);
+    });
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_that_waits_for_itself_is_found() {
     let schedule = tenants();
