@@ -187,37 +187,44 @@ impl<Req, Res> Message<Req, Res> {
             }
             MessageStage::Ending(_) | MessageStage::EndingInQueue | MessageStage::Done => return Ended::Before,
         }
-        self.end_queued(state, why.into_error(), &|scope| why.record(scope));
+        self.end_queued(state, why.into_error(), &|scope, _| why.record(scope));
         Ended::InQueue
     }
 
     /// Ends a queued call with an error that is not its caller's doing. Does nothing if it is not queued any more.
-    pub(super) fn fail_in_queue(&self, error: &dyn Fn() -> BoxError) {
+    pub(super) fn fail_in_queue(&self, error: BoxError) {
         let state = self.lock();
         if state.stage == MessageStage::Queued {
-            self.end_queued(state, error(), &|scope| scope.fail(&error()));
+            self.end_queued(state, error, &|scope, error| scope.fail(error));
         }
     }
 
     /// Ends a queued call with `error`, and its event with `record`.
-    fn end_queued(&self, mut state: MutexGuard<'_, MessageState<Req, Res>>, error: BoxError, record: &dyn Fn(&Scope)) {
+    fn end_queued(
+        &self,
+        mut state: MutexGuard<'_, MessageState<Req, Res>>,
+        error: BoxError,
+        record: &dyn Fn(&Scope, &BoxError),
+    ) {
         state.stage = MessageStage::EndingInQueue;
         self.ends_early.store(true, Ordering::Release);
-        let content = mem::replace(&mut state.content, Content::Response(Some(Err(error))));
+        let content = mem::replace(&mut state.content, Content::Response(None));
         let queued = state.queued.take();
         drop(state);
         if let Some(QueuedParts { scope, place, demand }) = queued {
             drop((place, demand));
             // The event ends before the caller is told, so that a caller that has the result finds the record final. Ending
             // it and dropping the span run user code (a subscriber), which may panic.
+            let error = &error;
             let _ = catch_unwind(move || {
-                record(&scope);
+                record(&scope, error);
                 drop(scope);
             });
         }
         let caller = {
             let mut state = self.lock();
             state.stage = MessageStage::Done;
+            state.content = Content::Response(Some(Err(error)));
             state.caller.take()
         };
         caller.into_iter().for_each(panic::wake);

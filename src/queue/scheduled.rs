@@ -235,7 +235,7 @@ impl<Req, Res> Channel<Req, Res> {
                 Err(error) => {
                     drop(state);
                     self.carry_out_refusals(effects);
-                    message.fail_in_queue(&|| error_of(&error));
+                    message.fail_in_queue(error_of(&error));
                     // The place that it had is free again.
                     self.give_places();
                     return Ok(message);
@@ -296,9 +296,17 @@ impl<Req, Res> Channel<Req, Res> {
         let shared = scheduled.schedule.shared();
         let mut dispatcher = scheduled.dispatcher.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let chosen = match dispatcher.poll_choose(eligible, cx) {
-                Poll::Ready(chosen) => chosen,
-                Poll::Pending => {
+            // A limiter panics that has to wait where the runtime has no timers. That fails the call which waits for it.
+            let chosen = match catch_unwind(|| dispatcher.poll_choose(eligible, cx)) {
+                Err(panic) => {
+                    let key = dispatcher.take_after_panic(eligible);
+                    if let Some(entry) = key.and_then(|key| self.take_scheduled(key)) {
+                        self.fail(&entry.message, panic);
+                    }
+                    continue;
+                }
+                Ok(Poll::Ready(chosen)) => chosen,
+                Ok(Poll::Pending) => {
                     self.set_in_line(true);
                     if let Some(at) = shared.next_at() {
                         self.arm(at);
@@ -323,7 +331,7 @@ impl<Req, Res> Channel<Req, Res> {
                 }
                 Chosen::Refused(key, error) => {
                     if let Some(entry) = self.take_scheduled(key) {
-                        self.fail(&entry.message, &error);
+                        self.fail(&entry.message, error.into_reason());
                     }
                 }
             }
@@ -340,8 +348,8 @@ impl<Req, Res> Channel<Req, Res> {
         self.lock().scheduled.as_mut()?.remove(key)
     }
 
-    fn fail(self: &Arc<Self>, message: &Message<Req, Res>, error: &AcquireError) {
-        let _ = catch_unwind(|| message.fail_in_queue(&|| error.clone().into_reason()));
+    fn fail(self: &Arc<Self>, message: &Message<Req, Res>, error: BoxError) {
+        let _ = catch_unwind(|| message.fail_in_queue(error));
         self.remove_deadline(message);
         self.give_places();
     }
@@ -506,7 +514,7 @@ where
 
     fn refuse(self: Arc<Self>, call: u32, error: AcquireError) {
         if let Some(entry) = self.take_scheduled(call) {
-            self.fail(&entry.message, &error);
+            self.fail(&entry.message, error.into_reason());
         }
     }
 }

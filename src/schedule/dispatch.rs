@@ -11,6 +11,7 @@ use super::{
 use crate::{
     clock,
     error::AcquireError,
+    panic::catch_unwind,
     rate::{Admission, Cost, Estimate, RateLimiter},
     semaphore::{Acquire, Permit, granted::InFlight},
 };
@@ -117,14 +118,37 @@ impl Dispatcher {
         }
     }
 
+    /// Takes the call out that was the first when [`poll_choose`](Self::poll_choose) panicked, because its limits can only be
+    /// waited for in another runtime. Returns its key, and `None` if it is an attempt: that one is let go with nothing, and
+    /// panics where it waits itself.
+    pub(crate) fn take_after_panic(&mut self, eligible: Eligible) -> Option<u32> {
+        self.admission = None;
+        self.acquire.iter_mut().for_each(|acquire| drop(acquire.replace()));
+        let head = self.shared.head(eligible)?;
+        let (started, in_flight, ticket) = self.shared.start(&head, eligible)?;
+        drop(in_flight);
+        self.shared.give_back(started);
+        match ticket {
+            Ticket::Call(call) => Some(call),
+            Ticket::Attempt(attempt) => {
+                attempt.grant(GrantedAttempt::new(Permit::of_none(), None, None, None));
+                None
+            }
+        }
+    }
+
     /// Waits until the limits of the keys let the first attempt go, if that is known.
     fn poll_next_attempt(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(at) = self.shared.next_attempt_at() else {
             return Poll::Pending;
         };
-        let timer = self.attempts.get_or_insert_with(|| Box::pin(sleep_until(at)));
-        timer.as_mut().reset(at);
-        timer.as_mut().poll(cx)
+        // Without timers in the runtime, the attempt goes when something else changes.
+        let polled = catch_unwind(|| {
+            let timer = self.attempts.get_or_insert_with(|| Box::pin(sleep_until(at)));
+            timer.as_mut().reset(at);
+            timer.as_mut().poll(cx)
+        });
+        polled.unwrap_or(Poll::Pending)
     }
 
     /// Takes what the call needs, all of it or nothing. Ready without it if it was taken by others meanwhile.
