@@ -85,23 +85,21 @@ impl Subject {
             }
             let executor = executor.build(client).expect("the settings are valid");
             executor.start().expect("there is a runtime");
-            let submit = async |flow: u64| {
-                let call = Call::from(Request::new(())).flow(flow);
-                executor.submit(call).await.expect("there is a place")
-            };
+            let submit = |flow: u64| executor.submit(Call::from(Request::new(())).flow(flow));
             let flows = self.flows.unwrap_or(1);
             // The idle flows have each made a call.
             blocker.add_permits(1);
             for flow in 0..self.idle {
-                black_box(submit(flows + flow).await.await.expect("the call succeeds"));
+                let call = submit(flows + flow).await.expect("there is a place");
+                black_box(call.await.expect("the call succeeds"));
             }
             blocker.acquire().await.expect("the semaphore is open").forget();
 
             // The first call blocks the others until all are there.
             let start = thread_cpu_time();
-            let mut last = submit(0).await;
+            let mut last = submit(0).await.expect("there is a place");
             for call in 0..calls {
-                last = submit(call % flows).await;
+                last = submit(call % flows).await.expect("there is a place");
             }
             blocker.add_permits(1);
             black_box(last.await.expect("the call succeeds"));
