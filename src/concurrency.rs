@@ -139,7 +139,7 @@ enum Turn {
     /// A schedule has given the call this permit, and it cannot be claimed.
     Granted(Option<Permit>),
     /// The call is a further attempt of one that a schedule has chosen, and waits for its turn there again.
-    Scheduled(Box<dyn PollPermit>, Option<Acquire>),
+    Scheduled(Box<(Box<dyn PollPermit>, Option<Acquire>)>),
 }
 
 // === impl ConcurrencyLimitLayer ===
@@ -268,7 +268,7 @@ where
                     Err(permit) => Turn::Granted(Some(permit)),
                 }
             }
-            Some(Found::Again(attempt)) => Turn::Scheduled(attempt, Some(self.acquire.clone())),
+            Some(Found::Again(attempt)) => Turn::Scheduled(Box::new((attempt, Some(self.acquire.clone())))),
             None => match self.acquire.claim() {
                 Ok(claim) => Turn::Claimed(claim),
                 // The future gets the acquirer with its position among the waiters.
@@ -336,7 +336,8 @@ impl Turn {
                     };
                     return Poll::Pending;
                 }
-                Self::Scheduled(attempt, acquire) => {
+                Self::Scheduled(scheduled) => {
+                    let (attempt, acquire) = &mut **scheduled;
                     let permit = ready!(attempt.poll_permit(cx));
                     let acquire = acquire.take().expect("a scheduled attempt ends once");
                     *self = match permit {

@@ -304,9 +304,15 @@ where
             Some(deadline)
         });
         // A call that a schedule has chosen is charged already, and does not wait.
-        let limits = limits.as_ref().filter(|(limiter, _)| !rate::is_charged(limiter));
-        let wait = |(limiter, cost): &(RateLimiter, K)| limiter.wait(&cost.cost(&req), &Demand::default());
-        let allowed = deadline.map_or(Ok(()), |deadline| deadline.allows(limits.map_or(Duration::ZERO, wait)));
+        let wait = |(limiter, cost): &(RateLimiter, K)| {
+            if rate::is_charged(limiter) {
+                return Duration::ZERO;
+            }
+            limiter.wait(&cost.cost(&req), &Demand::default())
+        };
+        let allowed = deadline.map_or(Ok(()), |deadline| {
+            deadline.allows(limits.as_ref().map_or(Duration::ZERO, wait))
+        });
         ResponseFuture {
             state: match allowed {
                 Ok(()) => State::Calling {

@@ -158,7 +158,7 @@ where
     /// Waits until the service is ready for the call, or for the one that the schedule chooses, and calls it.
     fn poll_begin(
         mut self: Pin<&mut Self>,
-        message: Option<Arc<Message<Req, S::Response>>>,
+        mut message: Option<Arc<Message<Req, S::Response>>>,
         epoch: StartEpoch,
     ) -> Poll<()> {
         let mut this = self.as_mut().project();
@@ -183,12 +183,15 @@ where
             } else {
                 poll_ready(service_ref, channel, &mut cx)
             };
-            let chosen = match (ready, &message) {
-                (Poll::Pending, Some(_)) => Poll::Pending,
-                (Poll::Ready(ready), Some(message)) => Poll::Ready(Some((message.clone(), None, ready))),
+            let chosen = match (ready, message.is_some()) {
+                (Poll::Pending, true) => Poll::Pending,
+                (Poll::Ready(ready), true) => match message.take() {
+                    Some(message) => Poll::Ready(Some((message, None, ready))),
+                    None => Poll::Ready(None),
+                },
                 // The calls that run may have to make their attempts before the service is ready for another call.
-                (Poll::Pending, None) => channel.poll_choose(Eligible::Attempts, &mut cx).map(|_| None),
-                (Poll::Ready(ready), None) => channel
+                (Poll::Pending, false) => channel.poll_choose(Eligible::Attempts, &mut cx).map(|_| None),
+                (Poll::Ready(ready), false) => channel
                     .poll_choose(Eligible::All, &mut cx)
                     .map(|chosen| chosen.map(|(message, grant)| (message, Some(grant), ready))),
             };
@@ -355,7 +358,9 @@ impl<Req, Res> RunningCall<Req, Res> {
     fn end(self, channel: &Channel<Req, Res>, end: Result<Result<Res, BoxError>, EarlyEnd>) {
         let Self { message, scope, grant } = self;
         // What no layer has taken is given back.
-        let _ = catch_unwind(move || drop(grant));
+        if grant.is_some() {
+            let _ = catch_unwind(move || drop(grant));
+        }
         channel.leave();
         // Each step is wrapped in `catch_unwind` because it may drop user values: a response that the caller does not
         // fetch, or a tracing span.

@@ -3,7 +3,7 @@
 
 #[cfg(feature = "redis")]
 use super::redis::SharedAdmission;
-use super::{cost::Cost, estimate::Estimate, granted::Unused, local::LocalAdmission, pause::Pause};
+use super::{cost::Cost, estimate::Estimate, granted::Granted, local::LocalAdmission, pause::Pause};
 use crate::error::AcquireError;
 #[cfg(feature = "redis")]
 use std::task::ready;
@@ -20,7 +20,7 @@ pub(crate) enum Admission {
         cost: Cost,
     },
     /// The call was charged before it came here.
-    Granted(Option<Result<Unused, AcquireError>>),
+    Granted(Option<Granted>),
     /// A shared limiter has charged the call. If the cost is an estimate, it is kept until the call is made.
     #[cfg(feature = "redis")]
     Charged(Option<Estimate>),
@@ -44,7 +44,7 @@ impl Admission {
             }
             #[cfg(feature = "redis")]
             Self::Charged(_) => Poll::Ready(Ok(())),
-            Self::Granted(charge) => match charge {
+            Self::Granted(charge) => match charge.as_deref() {
                 Some(Err(error)) => Poll::Ready(Err(error.clone())),
                 Some(Ok(_)) | None => Poll::Ready(Ok(())),
             },
@@ -86,6 +86,14 @@ impl Admission {
         }
     }
 
+    /// Ends the admission of a call that is made now and is not settled: what it was granted is final.
+    #[inline]
+    pub(super) fn end_unsettled(&mut self) {
+        if matches!(self, Self::Granted(_)) {
+            drop(self.estimate());
+        }
+    }
+
     /// Replaces the cost of a call that waits, which keeps its place: another call goes first now. Returns `false` if the
     /// cost cannot be replaced, because a shared limiter may have reserved it already.
     pub(crate) fn set_cost(&mut self, new: Cost) -> bool {
@@ -119,7 +127,7 @@ impl Admission {
             Self::Shared { .. } => None,
             #[cfg(feature = "redis")]
             Self::Charged(estimate) => estimate.take(),
-            Self::Granted(charge) => charge.take()?.ok()?.used(),
+            Self::Granted(charge) => (*charge.take()?).ok()?.used(),
         }
     }
 }

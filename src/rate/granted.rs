@@ -12,8 +12,11 @@ use std::cell::Cell;
 pub(crate) struct GrantedCharge {
     limiter: RateLimiter,
     /// The charge, or why the call is never charged. `None` once the rate limit has taken it.
-    charge: Option<Result<Unused, AcquireError>>,
+    charge: Option<Granted>,
 }
+
+/// The charge, or why the call is never charged. Boxed, so that calls without a schedule are not larger for it.
+pub(super) type Granted = Box<Result<Unused, AcquireError>>;
 
 /// The charge of a call that has not been made yet: settled as not used when it is dropped.
 #[derive(Debug)]
@@ -21,15 +24,20 @@ pub(crate) struct Unused(Option<Estimate>);
 
 thread_local! {
     static CURRENT: Cell<Option<Box<GrantedCharge>>> = const { Cell::new(None) };
+    /// Whether there is a current one. Without a schedule there never is, and this is much quicker to read: it has no
+    /// destructor.
+    static IS_ANY: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Exchanges the granted charge of this thread with `slot`. It is called before and after a call is made or polled.
 pub(crate) fn swap(slot: &mut Option<Box<GrantedCharge>>) {
+    IS_ANY.set(slot.is_some());
     *slot = CURRENT.replace(slot.take());
 }
 
 /// Grants a charge to the current call, for its next attempt.
 pub(crate) fn grant(charge: GrantedCharge) {
+    IS_ANY.set(true);
     let before = CURRENT.replace(Some(Box::new(charge)));
     // Settling it runs no user code.
     drop(before);
@@ -37,16 +45,23 @@ pub(crate) fn grant(charge: GrantedCharge) {
 
 /// Whether the current call has been charged by `limiter` already.
 pub(crate) fn is_charged(limiter: &RateLimiter) -> bool {
-    with_current(limiter, |granted| granted.charge.is_some()).unwrap_or(false)
+    IS_ANY.get() && with_current(limiter, |granted| granted.charge.is_some()).unwrap_or(false)
 }
 
 /// Returns the charge that was made for the current call, if it was made by `limiter`.
 #[inline]
-pub(super) fn take(limiter: &RateLimiter) -> Option<Result<Unused, AcquireError>> {
+pub(super) fn take(limiter: &RateLimiter) -> Option<Granted> {
+    if !IS_ANY.get() {
+        return None;
+    }
+    take_current(limiter)
+}
+
+#[cold]
+fn take_current(limiter: &RateLimiter) -> Option<Granted> {
     with_current(limiter, |granted| granted.charge.take())?
 }
 
-#[inline]
 fn with_current<T>(limiter: &RateLimiter, f: impl FnOnce(&mut GrantedCharge) -> T) -> Option<T> {
     let mut granted = CURRENT.take()?;
     let output = granted.limiter.is_same(limiter).then(|| f(&mut granted));
@@ -55,10 +70,10 @@ fn with_current<T>(limiter: &RateLimiter, f: impl FnOnce(&mut GrantedCharge) -> 
 }
 
 impl GrantedCharge {
-    pub(crate) const fn new(limiter: RateLimiter, charge: Result<Unused, AcquireError>) -> Self {
+    pub(crate) fn new(limiter: RateLimiter, charge: Result<Unused, AcquireError>) -> Self {
         Self {
             limiter,
-            charge: Some(charge),
+            charge: Some(Box::new(charge)),
         }
     }
 

@@ -471,8 +471,12 @@ where
                         this.state.set(State::Failed);
                         return Poll::Ready(Err(error));
                     }
-                    // Without settlement, the charge of a granted call is final from now on.
-                    let estimate = admission.estimate().filter(|_| U::SETTLES);
+                    let estimate = if U::SETTLES {
+                        admission.estimate()
+                    } else {
+                        admission.end_unsettled();
+                        None
+                    };
                     let req = req.take().expect("the request is there until it is called");
                     let future = inner.call(req);
                     this.state.set(State::Calling { future, estimate });
