@@ -545,9 +545,11 @@ impl<Req, Res> Channel<Req, Res> {
 
     /// Tells everybody who waits for it that the last worker has ended.
     pub(super) fn set_ended(&self) {
-        // The schedule is free before anybody can see that the queue has ended.
-        if let Some(scheduled) = self.schedule() {
-            scheduled.schedule.shared().release_queue();
+        // The schedule is free before anybody can see that the queue has ended. From then on, the calls that wait in it are
+        // those of another queue, so this one knows the schedule no more, and it releases it once.
+        let scheduled = self.lock().scheduled.take();
+        if let Some(scheduled) = scheduled {
+            scheduled.shared.release_queue();
         }
         self.lock().is_ended = true;
         self.ended.notify_waiters();
