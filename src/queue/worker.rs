@@ -155,11 +155,10 @@ where
         }
     }
 
-    /// Waits until the service is ready for the call, and calls it. If the queue `IS_SCHEDULED`, the call is the one that the
-    /// schedule chooses, and not `message`.
-    fn poll_begin<const IS_SCHEDULED: bool>(
+    /// Waits until the service is ready for the call, or for the one that the schedule chooses, and calls it.
+    fn poll_begin(
         mut self: Pin<&mut Self>,
-        message: Option<Arc<Message<Req, S::Response>>>,
+        mut message: Option<Arc<Message<Req, S::Response>>>,
         epoch: StartEpoch,
     ) -> Poll<()> {
         let mut this = self.as_mut().project();
@@ -173,54 +172,47 @@ where
             }
             return Poll::Ready(());
         };
-        let chosen = match message {
-            Some(message) if !IS_SCHEDULED => {
-                let ready = loop {
-                    channel.end_if_stopped(&message);
-                    // The service's readiness is not polled for a call that has ended.
-                    if message.ends_early() {
-                        break Ok(());
-                    }
-                    let mut cx = Context::from_waker(channel.ready_waker());
-                    match catch_unwind(|| service_ref.poll_ready(&mut cx).map_err(Into::into)) {
-                        Ok(Poll::Ready(ready)) => break ready,
-                        Ok(Poll::Pending) if channel.wait_until_ready(*this.id, Some(&message), epoch) => {
-                            return Poll::Pending;
-                        }
-                        // The service's waker was woken, or the call has ended, since the service was polled.
-                        Ok(Poll::Pending) => {}
-                        Err(panic) => break Err(panic),
-                    }
-                };
-                Some((message, None, ready))
+        let (message, grant, ready) = loop {
+            if let Some(message) = &message {
+                channel.end_if_stopped(message);
             }
-            _ => loop {
-                let mut cx = Context::from_waker(channel.ready_waker());
-                let chosen = match poll_ready(service_ref, channel, &mut cx) {
-                    Poll::Ready(ready) => channel
-                        .poll_choose(Eligible::All, &mut cx)
-                        .map(|chosen| chosen.map(|(message, grant)| (message, Some(grant), ready))),
-                    // The calls that run may have to make their attempts before the service is ready for another call.
-                    Poll::Pending => channel.poll_choose(Eligible::Attempts, &mut cx).map(|_| None),
-                };
-                match chosen {
-                    Poll::Ready(chosen) => break chosen,
-                    Poll::Pending if channel.wait_until_ready(*this.id, None, epoch) => return Poll::Pending,
-                    // The waker was woken since the service was polled.
-                    Poll::Pending => {}
+            let mut cx = Context::from_waker(channel.ready_waker());
+            // The service's readiness is not polled for a call that has ended.
+            let ready = if message.as_ref().is_some_and(|message| message.ends_early()) {
+                Poll::Ready(Ok(()))
+            } else {
+                poll_ready(service_ref, channel, &mut cx)
+            };
+            let chosen = match (ready, message.is_some()) {
+                (Poll::Pending, true) => Poll::Pending,
+                (Poll::Ready(ready), true) => match message.take() {
+                    Some(message) => Poll::Ready(Some((message, None, ready))),
+                    None => Poll::Ready(None),
+                },
+                // The calls that run may have to make their attempts before the service is ready for another call.
+                (Poll::Pending, false) => channel.poll_choose(Eligible::Attempts, &mut cx).map(|_| None),
+                (Poll::Ready(ready), false) => channel
+                    .poll_choose(Eligible::All, &mut cx)
+                    .map(|chosen| chosen.map(|(message, grant)| (message, Some(grant), ready))),
+            };
+            match chosen {
+                Poll::Ready(Some(chosen)) => break chosen,
+                Poll::Ready(None) => {
+                    drop(service);
+                    channel.not_chosen(epoch);
+                    return Poll::Ready(());
                 }
-            },
+                Poll::Pending if channel.wait_until_ready(*this.id, message.as_ref(), epoch) => return Poll::Pending,
+                // The waker was woken, or the call has ended, since the service was polled.
+                Poll::Pending => {}
+            }
         };
-        let Some((message, grant, ready)) = chosen else {
-            drop(service);
-            channel.not_chosen(epoch);
-            return Poll::Ready(());
-        };
-        if IS_SCHEDULED {
+        let is_scheduled = grant.is_some();
+        if is_scheduled {
             channel.end_if_stopped(&message);
         }
         let begun = message.begin(*this.id);
-        if IS_SCHEDULED {
+        if is_scheduled {
             channel.give_places();
         }
         let Some((req, scope, demand)) = begun else {
@@ -283,12 +275,12 @@ where
             }
             match this.channel.next(*this.id, epoch, cx) {
                 Next::Call(message, epoch) => {
-                    if self.as_mut().poll_begin::<false>(Some(message), epoch).is_pending() {
+                    if self.as_mut().poll_begin(Some(message), epoch).is_pending() {
                         return Poll::Pending;
                     }
                 }
                 Next::Choose(epoch) => {
-                    if self.as_mut().poll_begin::<true>(None, epoch).is_pending() {
+                    if self.as_mut().poll_begin(None, epoch).is_pending() {
                         return Poll::Pending;
                     }
                 }
