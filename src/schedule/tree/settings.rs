@@ -70,13 +70,6 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.refresh_rest(id, now);
     }
 
-    /// Whether a call that waits belongs to the flow that `path` names.
-    #[cfg(test)]
-    pub(in crate::schedule) fn is_of(&self, id: usize, path: &Path<K>) -> bool {
-        let leaf = self.find(path);
-        self.calls.get(id).is_some_and(|call| Some(call.leaf) == leaf)
-    }
-
     /// Whether the first call of the node that `path` names is blocked by that node.
     #[cfg(test)]
     pub(in crate::schedule) fn is_blocked(&self, path: &Path<K>) -> bool {
