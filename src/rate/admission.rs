@@ -56,7 +56,9 @@ impl Admission {
     pub(crate) fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AcquireError>> {
         match self {
             Self::Local(local) => local.poll_acquire(cx).map_err(AcquireError::from),
-            _ => self.poll_turn(Instant::now(), cx),
+            Self::Granted(_) => self.poll_turn(Instant::now(), cx),
+            #[cfg(feature = "redis")]
+            Self::Shared { .. } | Self::Charged(_) => self.poll_turn(Instant::now(), cx),
         }
     }
 
