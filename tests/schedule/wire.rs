@@ -4,8 +4,8 @@
 use super::*;
 use crate::support::pass;
 use axum::{Router, routing::post};
-use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use std::task::{Context, Poll};
