@@ -277,7 +277,8 @@ impl<Req, Res> Message<Req, Res> {
         }
         if state.stage == MessageStage::Done {
             match &state.content {
-                Content::Response(Some(Err(error))) if !error.is::<Cancelled>() => {}
+                // Any other failure is the result of the call, which its future returns.
+                Content::Response(Some(Err(error))) if error.is::<Closed>() || error.is::<DeadlineExceeded>() => {}
                 _ => return Poll::Ready(Ok(())),
             }
             let Content::Response(Some(Err(error))) = mem::replace(&mut state.content, Content::Response(None)) else {
