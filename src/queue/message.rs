@@ -179,6 +179,8 @@ impl<Req, Res> Message<Req, Res> {
     pub(super) fn end_early(&self, why: EarlyEnd) -> Ended {
         let mut state = self.lock();
         match state.stage {
+            // It was given a place just now, and accepted calls are finished.
+            MessageStage::Queued if why == EarlyEnd::Closed && self.is_accepted() => return Ended::Before,
             MessageStage::Queued => {}
             MessageStage::Running(worker) => {
                 state.stage = MessageStage::Ending(why);
