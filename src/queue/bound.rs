@@ -84,7 +84,7 @@ impl<Req, Res> Clone for Binding<Req, Res> {
 impl<Req, Res> Drop for Binding<Req, Res> {
     fn drop(&mut self) {
         if self.leave() {
-            // Somebody else gets the place that was offered to the handle.
+            // The place that was offered to this handle goes to the next call or handle at the door.
             self.channel.give_places();
         }
     }

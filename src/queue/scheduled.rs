@@ -134,7 +134,8 @@ impl<Req, Res> ScheduledCalls<Req, Res> {
         self.offers.retain(|(_, key)| *key != waiter.key);
     }
 
-    /// Gives a free place to whose turn it is at the door. `None` if nobody waits, or the free places are all offered.
+    /// Gives a free place to the next call at the door, or offers it to the next handle. `None` if no call and no handle waits,
+    /// or all free places are offered.
     fn give(&mut self, places: &Semaphore) -> Option<Given<Req, Res>> {
         let now = clock::now();
         while self.offers.front().is_some_and(|(until, _)| *until <= now) {

@@ -7,8 +7,8 @@ use super::{cost::Cost, estimate::Estimate, limiter::RateLimiter};
 use crate::error::AcquireError;
 use std::cell::Cell;
 
-/// The charge that was made for the call which is made or polled on this thread. A charge that nobody takes is settled as
-/// not used.
+/// The charge that a schedule has made for the call which is made or polled on this thread. A charge that no rate limit
+/// takes is settled as not used.
 pub(crate) struct GrantedCharge {
     limiter: RateLimiter,
     /// The charge, or why the call is never charged. `None` once the rate limit has taken it.

@@ -41,7 +41,7 @@ pub(crate) struct Attempt {
 struct AttemptState {
     granted: Option<GrantedAttempt>,
     waker: Option<Waker>,
-    /// Whether nobody waits any more.
+    /// Whether the layer that has waited for the attempt was dropped.
     is_given_up: bool,
 }
 
@@ -72,7 +72,7 @@ impl AskAgain for Again {
 }
 
 impl Attempt {
-    /// Gives the attempt what it waits for. If nobody waits any more, it is given back.
+    /// Gives the attempt its permit and its charge. If its layer was dropped meanwhile, both are given back.
     pub(super) fn grant(&self, granted: GrantedAttempt) {
         let mut state = self.lock();
         if state.is_given_up {
