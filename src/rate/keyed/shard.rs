@@ -382,10 +382,11 @@ impl<K: Hash + Eq + Clone> Shard<K> {
         }
         let old = mem::replace(&mut self.tiers, tiers.clone());
         let mut old_rows = mem::replace(&mut self.rows, Rows::new(tiers.width(), 0));
+        let mut cells = vec![Cell::default(); tiers.width()];
         for (index, pin) in &self.pins {
-            let pinned = Cell::pinned(index as u32);
-            if let Some(key) = old_rows.remove(pin.hash, |_, cells| cells[0] == pinned) {
-                self.rows.insert(pin.hash, key, &[pinned], |key| context.hash(key));
+            cells[0] = Cell::pinned(index as u32);
+            if let Some(key) = old_rows.remove(pin.hash, |_, of_key| of_key[0] == cells[0]) {
+                self.rows.insert(pin.hash, key, &cells, |key| context.hash(key));
             }
         }
         self.replaced.push(old_rows, old.clone(), tiers, time);
