@@ -2,13 +2,13 @@
 //!
 //! From the outside in: [`limiter`] is what users see; [`pinned`] has the guards of keys that are not at rest;
 //! [`shards`] locks; [`shard`] decides; [`rows`] is the table of keys;
-//! [`replaced`] has those whose limits were replaced; [`tier`] has the limits, and [`cell`] the arithmetic.
+//! [`migration`] has those that are not in it yet; [`tier`] has the limits, and [`cell`] the arithmetic.
 
 mod cell;
 mod context;
 mod limiter;
+mod migration;
 mod pinned;
-mod replaced;
 mod room;
 mod rows;
 mod shard;

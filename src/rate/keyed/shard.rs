@@ -8,8 +8,8 @@
 //!   pinned by each call that waits, by each open estimate, and while it is paused. When its last user is gone and what
 //!   its buckets hold is all that there is to know about them, it returns to cells, which hold the same to the unit.
 //!
-//! While limits are being replaced, a key at rest may be [put aside](Replaced). Each call brings the key that it is for
-//! back under the present limits first, and a few others.
+//! When the table of keys grows, and when limits are replaced, the keys at rest [migrate](Migration) to a new table: each
+//! call moves the key that it is for, and some others.
 //!
 //! Keys that are full are dropped whenever as many calls have come as there is room for keys, and before a table grows.
 //! So forgetting needs no task, and takes a constant time per call.
@@ -17,7 +17,7 @@
 use super::{
     cell::{Cell, full_at},
     context::{Context, Lookup},
-    replaced::{Place, Replaced},
+    migration::{Migration, Place, ReplacedLimits},
     rows::Rows,
     tier::{Tier, Tiers},
 };
@@ -39,8 +39,8 @@ use tokio::time::Instant;
 
 pub(super) struct Shard<K> {
     rows: Rows<K>,
-    /// The keys that have not been met since their limits were replaced.
-    replaced: Replaced<K>,
+    /// The keys that are not in `rows` yet. Pinned keys always are.
+    migration: Migration<K>,
     pins: Slab<Pin>,
     /// The pins without users that cannot return to cells yet, by the time at which they may.
     unused: BTreeSet<(u64, usize)>,
@@ -88,8 +88,12 @@ const MIN_STEP_BACK_NANOS: u64 = 1_000_000_000;
 /// Fewer keys than this are not worth a search for full ones or a smaller table.
 const MIN_KEYS: usize = 8;
 
-/// How many places of the tables that were put aside a call looks at. It takes a few microseconds.
-const PLACES_PER_CALL: usize = 16;
+/// A table with fewer keys grows at once, which takes less than a tenth of a millisecond.
+const MIN_MIGRATION: usize = 1_024;
+
+/// How many places of a table that was put aside are moved by each call: enough that the memory of two tables is taken
+/// during a hundredth of the calls that fill the new one. Takes 10 to 30 microseconds.
+const PLACES_PER_CALL: usize = 128;
 
 /// The largest number of tables that are put aside at once: a key is looked for in each of them.
 const MAX_GENERATIONS: usize = 8;
@@ -98,7 +102,7 @@ impl<K: Hash + Eq + Clone> Shard<K> {
     pub(super) fn new(tiers: Arc<Tiers>) -> Self {
         Self {
             rows: Rows::new(tiers.width(), 0),
-            replaced: Replaced::new(),
+            migration: Migration::new(),
             pins: Slab::new(),
             unused: BTreeSet::new(),
             tiers,
@@ -168,10 +172,10 @@ impl<K: Hash + Eq + Clone> Shard<K> {
         Q: ?Sized + Eq + ToOwned<Owned = K>,
     {
         let time = self.time(context, now);
-        if self.replaced.is_empty() {
+        if self.migration.is_empty() {
             self.tidy(context, time);
         } else {
-            self.renew(context, lookup);
+            self.migrate(context, lookup);
         }
         let found = self.rows.get_mut(lookup.hash, |key, _| key.borrow() == lookup.key);
         let Some((key, cells)) = found else {
@@ -231,9 +235,14 @@ impl<K: Hash + Eq + Clone> Shard<K> {
         if !context.room.try_take() {
             return Err(NoRoom);
         }
-        let is_worth_it = self.rows.len() >= self.rows.capacity().max(MIN_KEYS) && self.replaced.is_empty();
-        if is_worth_it && self.full_from <= time {
-            self.forget_full(context, time);
+        if self.rows.len() >= self.rows.capacity().max(MIN_KEYS) && self.migration.is_empty() {
+            if self.full_from <= time {
+                self.forget_full(context, time);
+            }
+            if self.rows.len() >= self.rows.capacity().max(MIN_MIGRATION) {
+                let rows = Rows::new(self.tiers.width(), 2 * self.rows.len());
+                self.put_aside(context, rows, None);
+            }
         }
         self.rows.insert(hash, key, cells, |key| context.hash(key));
         Ok(())
@@ -248,8 +257,8 @@ impl<K: Hash + Eq + Clone> Shard<K> {
         // Read under the lock: the buckets must not begin before a time at which the cells were charged.
         let now = Instant::now();
         let time = self.time(context, now);
-        if !self.replaced.is_empty() {
-            self.renew(context, lookup);
+        if !self.migration.is_empty() {
+            self.migrate(context, lookup);
         }
         let found = self.rows.get_mut(lookup.hash, |key, _| key.borrow() == lookup.key);
         let Some((key, cells)) = found else {
@@ -342,8 +351,8 @@ impl<K: Hash + Eq + Clone> Shard<K> {
     {
         let now = Instant::now();
         let time = self.time(context, now);
-        if !self.replaced.is_empty() {
-            self.renew(context, lookup);
+        if !self.migration.is_empty() {
+            self.migrate(context, lookup);
         }
         let found = self.rows.get_mut(lookup.hash, |key, _| key.borrow() == lookup.key);
         if let Some((key, cells)) = found {
@@ -377,19 +386,12 @@ impl<K: Hash + Eq + Clone> Shard<K> {
         }
         if !tiers.have_cells() {
             self.pin_without_cells(context, tiers, (now, time));
-        } else if self.replaced.generations() >= MAX_GENERATIONS {
-            self.renew_all(context);
+        } else if self.migration.generations() >= MAX_GENERATIONS {
+            self.migrate_all(context);
         }
         let old = mem::replace(&mut self.tiers, tiers.clone());
-        let mut old_rows = mem::replace(&mut self.rows, Rows::new(tiers.width(), 0));
-        let mut cells = vec![Cell::default(); tiers.width()];
-        for (index, pin) in &self.pins {
-            cells[0] = Cell::pinned(index as u32);
-            if let Some(key) = old_rows.remove(pin.hash, |_, of_key| of_key[0] == cells[0]) {
-                self.rows.insert(pin.hash, key, &cells, |key| context.hash(key));
-            }
-        }
-        self.replaced.push(old_rows, old.clone(), tiers, time);
+        let replaced = ReplacedLimits::new(old.clone(), tiers.clone(), time);
+        self.put_aside(context, Rows::new(tiers.width(), 0), Some(replaced));
         // It is not known when the first key is full under the new limits.
         self.lower_full_from(context, 0);
 
@@ -435,37 +437,49 @@ impl<K: Hash + Eq + Clone> Shard<K> {
         });
     }
 
-    /// Brings a key that was put aside back under the present limits, and a few others.
+    /// Puts the table aside. Only the pinned keys are in the new one at once.
+    fn put_aside(&mut self, context: &Context<K>, rows: Rows<K>, replaced: Option<ReplacedLimits>) {
+        let mut old = mem::replace(&mut self.rows, rows);
+        let mut cells = vec![Cell::default(); self.tiers.width()];
+        for (index, pin) in &self.pins {
+            cells[0] = Cell::pinned(index as u32);
+            if let Some(key) = old.remove(pin.hash, |_, of_key| of_key[0] == cells[0]) {
+                self.rows.insert(pin.hash, key, &cells, |key| context.hash(key));
+            }
+        }
+        self.migration.push(old, replaced);
+    }
+
+    /// Moves a key to the present table, if it is not there, and some others.
     #[inline(never)]
-    fn renew<Q>(&mut self, context: &Context<K>, lookup: Lookup<'_, Q>)
+    fn migrate<Q>(&mut self, context: &Context<K>, lookup: Lookup<'_, Q>)
     where
         K: Borrow<Q>,
         Q: ?Sized + Eq,
     {
-        if let Some(place) = self.replaced.find(lookup) {
-            self.renew_at(context, place);
+        if let Some(place) = self.migration.find(lookup) {
+            self.migrate_at(context, place);
         }
         for _ in 0..PLACES_PER_CALL {
-            let Some(place) = self.replaced.next() else { return };
-            self.renew_at(context, place);
+            let Some(place) = self.migration.next() else { return };
+            self.migrate_at(context, place);
         }
     }
 
-    /// Brings all keys that were put aside back under the present limits.
-    fn renew_all(&mut self, context: &Context<K>) {
-        while let Some(place) = self.replaced.next() {
-            self.renew_at(context, place);
+    /// Moves all keys to the present table.
+    fn migrate_all(&mut self, context: &Context<K>) {
+        while let Some(place) = self.migration.next() {
+            self.migrate_at(context, place);
         }
     }
 
-    /// Brings the key at a place, if there is one, back under the present limits, or forgets it if it is full.
-    fn renew_at(&mut self, context: &Context<K>, place: Place) {
-        let Some(renewed) = self.replaced.take(context, place, &self.tiers) else {
+    /// Moves the key at a place, if there is one, or forgets it if it is full.
+    fn migrate_at(&mut self, context: &Context<K>, place: Place) {
+        let Some(key) = self.migration.take(context, place) else {
             return;
         };
-        if full_at(&renewed.cells) > self.seen {
-            self.rows
-                .insert(renewed.hash, renewed.key, &renewed.cells, |key| context.hash(key));
+        if full_at(&key.cells) > self.seen {
+            self.rows.insert(key.hash, key.key, &key.cells, |key| context.hash(key));
         } else {
             context.room.give_back(1);
         }
@@ -500,7 +514,7 @@ impl<K: Hash + Eq + Clone> Shard<K> {
 
     #[inline(never)]
     fn forget_full(&mut self, context: &Context<K>, time: u64) {
-        self.renew_all(context);
+        self.migrate_all(context);
         self.put_due_to_rest(context, time);
         self.calls = 0;
         let (before, mut full_from) = (self.rows.len(), u64::MAX);
