@@ -378,7 +378,7 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static> KeyedRateLimiter<K> {
     /// besides. Other keys change to the new limits, as of the time of this call, when a call meets them: until all keys of
     /// a part of the table have changed, each call of the part takes some 10 microseconds more, and the part up to twice
     /// its memory. All keys change at once, at about 0.3 microseconds each, if a new rate is one of those whose keys
-    /// [take a kilobyte](Self#memory-and-time), and once in eight replacements if no calls come between them.
+    /// [take a kilobyte](crate::KeyedRateLimiter#memory-and-time), and once in eight replacements if no calls come between them.
     ///
     /// # Errors
     ///
