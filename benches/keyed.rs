@@ -16,12 +16,24 @@
 mod common;
 
 use allocation_counter::measure;
+use clap::Parser;
 use common::{median, thread_cpu_time};
 use governor::{DefaultKeyedRateLimiter, Quota};
 use std::{collections::HashMap, hint::black_box, num::NonZeroU32, thread, time::Duration};
 use throttle_net::{Eviction, PerKey};
 use tokio::time::Instant;
 use tower_outbound::{Cost, KeyedRateLimiter, Limits, Rate};
+
+/// Limits by key beside governor's and throttle-net's.
+#[derive(Parser)]
+struct Options {
+    /// Measure only this row, such as `warm-10000`; not one of the keys at a cap
+    #[arg(long, value_name = "ROW")]
+    only: Option<String>,
+    /// Passed by `cargo bench`
+    #[arg(long, hide = true)]
+    bench: bool,
+}
 
 const ROUNDS: usize = 7;
 const CALLS: u32 = 200_000;
@@ -119,14 +131,23 @@ fn row(name: &str, figures: [f64; 4]) {
 }
 
 fn main() {
+    let options = Options::parse();
+    let is_asked_for = |name: &str| options.only.as_deref().is_none_or(|only| name == only);
     print!("{:<16}", "");
     LIMITERS.iter().for_each(|(name, _)| print!("{name:>17}"));
     println!();
     for keys in [10_000, 1_000_000] {
-        row(&format!("bytes {keys}"), LIMITERS.map(|(_, make)| bytes(make, keys)));
+        let name = format!("bytes-{keys}");
+        if is_asked_for(&name) {
+            row(&name, LIMITERS.map(|(_, make)| bytes(make, keys)));
+        }
     }
     for (name, burst, is_admitted) in [("warm", 1_000_000, true), ("refused", 1, false)] {
         for keys in [10_000, 1_000_000] {
+            let name = format!("{name}-{keys}");
+            if !is_asked_for(&name) {
+                continue;
+            }
             let limiters = LIMITERS.map(|(_, make)| make(burst, HOUR, None));
             for limiter in &limiters {
                 (0..keys).for_each(|key| assert!(limiter(key)));
@@ -135,8 +156,11 @@ fn main() {
                 .map(|_| [0, 1, 2, 3].map(|at| nanos(&*limiters[at], keys, is_admitted)))
                 .collect();
             let medians = [0, 1, 2, 3].map(|at| median(rounds.iter().map(|round| round[at])));
-            row(&format!("{name} {keys}"), medians);
+            row(&name, medians);
         }
+    }
+    if options.only.is_some() {
+        return;
     }
     let capped = LIMITERS.map(|(_, make)| capped(make));
     row("over", capped.map(|[over, _]| over));

@@ -77,12 +77,12 @@ impl Model {
     }
 
     /// Whether all buckets of a key are full.
-    fn is_full(limiter: &RateLimiter, old: usize) -> bool {
-        let all = limits(old).rates().fold(Cost::none(), |cost, (budget, rate)| {
+    fn is_full(limiter: &RateLimiter, limits: &Limits) -> bool {
+        let all = limits.rates().fold(Cost::none(), |cost, (budget, rate)| {
             let least = cost.of(budget).max(rate.burst_amount() as u64);
             cost.with(budget, least)
         });
-        limits(old).rates().all(|(budget, rate)| {
+        limits.rates().all(|(budget, rate)| {
             let _ = rate;
             limiter.wait_for(Cost::none().with(budget, all.of(budget))).is_zero()
         })
@@ -247,7 +247,7 @@ async fn storm(seed: u64, steps: usize) {
                 };
                 model
                     .keys
-                    .retain(|key, limiter| is_used(key) || !Model::is_full(limiter, old));
+                    .retain(|key, limiter| is_used(key) || !Model::is_full(limiter, &limits(old)));
                 for limiter in model.keys.values() {
                     limiter.set_limits(limits(new)).unwrap();
                 }
@@ -280,4 +280,66 @@ async fn storm(seed: u64, steps: usize) {
     drop((waiting, open));
     advance(Duration::from_secs(3_600 * 24)).await;
     assert_eq!(limiter.len(), 0);
+}
+
+/// Limits that replace each other in a test: with as many cells, more or fewer, and of keys that cannot be at rest. One
+/// rate of each budget, so that [`Model::is_full`] is exact.
+fn replacement(at: usize) -> Limits {
+    let odd = Duration::from_nanos(701_000_003);
+    match at {
+        0 => Limits::new().requests(Rate::per_second(5).burst(3)),
+        1 => Limits::new()
+            .requests(Rate::per_second(7).burst(6))
+            .tokens(Rate::new(1_009, odd).burst(97)),
+        2 => Limits::new()
+            .tokens(Rate::new(83, odd).burst(150))
+            .requests(Rate::per_second(2).burst(2)),
+        3 => Limits::new()
+            .requests(Rate::per_second(1).burst(9))
+            .tokens(Rate::new(307, odd).burst(70))
+            .input_tokens(Rate::per_second(13).burst(60))
+            .output_tokens(Rate::per_second(13))
+            .budget("images", Rate::per_second(3).burst(4)),
+        _ => limits(5),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_are_met_long_after_several_changes_hold_what_a_limiter_of_the_key_holds() {
+    const KEYS: u64 = 5_000;
+    for seed in 0..4 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut present = replacement(1);
+        let limiter = KeyedRateLimiter::<u64>::new(present.clone()).unwrap();
+        let mut model: HashMap<u64, RateLimiter> = HashMap::new();
+        // More changes in a row than the limiter keeps apart, now and then.
+        for change in 0..30 {
+            for _ in 0..[0, 0, 0, 100, 3_000, KEYS][rng.usize(..6)] {
+                let (key, cost) = (rng.u64(..KEYS), cost(&mut rng));
+                let new = || RateLimiter::new(present.clone()).unwrap();
+                let reference = model.entry(key).or_insert_with(new);
+                assert_eq!(limiter.available(&key), reference.available(), "{seed} {change}");
+                assert_eq!(
+                    said(&limiter.try_acquire(&key, cost)),
+                    said(&reference.try_acquire(cost)),
+                    "{seed} {change}"
+                );
+                advance(Duration::from_nanos(rng.u64(0..=50_000))).await;
+            }
+            let next = replacement([0, 1, 1, 2, 2, 3, 3, 4][rng.usize(..8)]);
+            limiter.set_limits(next.clone()).unwrap();
+            model.retain(|_, limiter| !Model::is_full(limiter, &present));
+            for limiter in model.values() {
+                limiter.set_limits(next.clone()).unwrap();
+            }
+            present = next;
+            advance(Duration::from_nanos(rng.u64(0..=100_000_000))).await;
+        }
+        let mut owing = 0;
+        for (key, reference) in &model {
+            assert_eq!(limiter.available(key), reference.available(), "{seed} {key}");
+            owing += usize::from(!Model::is_full(reference, &present));
+        }
+        assert_eq!(limiter.len(), owing);
+    }
 }

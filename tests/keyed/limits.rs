@@ -1,7 +1,14 @@
 //! Tiers, limits that are changed, and rates whose keys cannot be at rest in cells.
 
 use crate::{ONE, requests, secs, support::ms};
-use std::time::Duration;
+use allocation_counter::measure;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::time::{Instant, advance};
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
 use tower_outbound::{Cost, KeyedRateLimiter, Limits, Rate, error::AcquireError};
@@ -179,4 +186,51 @@ fn a_limiter_that_is_kept_over_several_runtimes_admits_calls_in_each() {
         limiter.acquire(&1, ONE).await.unwrap();
         assert_eq!(start.elapsed(), ms(200));
     });
+}
+
+#[test]
+fn changed_limits_reach_a_key_when_it_is_met_so_the_change_itself_looks_at_none() {
+    const HELD: u64 = 50_000;
+    let looks = Arc::new(AtomicUsize::new(0));
+    let counted = looks.clone();
+    let tier_of = move |_: &u64| {
+        counted.fetch_add(1, Relaxed);
+        0
+    };
+    let limits = |burst: u64| Limits::new().requests(Rate::per_hour(10).burst(burst));
+    let limiter = KeyedRateLimiter::with_tiers([limits(5)], tier_of).unwrap();
+    (0..HELD).for_each(|key| limiter.try_acquire(&key, ONE.with("requests", 4)).unwrap());
+    let change = measure(|| {
+        looks.store(0, Relaxed);
+        limiter.set_limits(limits(3)).unwrap();
+        assert_eq!(looks.load(Relaxed), 0);
+    });
+    assert!(change.bytes_max < 1_000_000, "{change:?}");
+    let mut most = 0;
+    for key in 0..HELD {
+        looks.store(0, Relaxed);
+        assert_eq!(limiter.available(&key).requests, Some(1));
+        most = most.max(looks.load(Relaxed));
+    }
+    // Its own key, with one look to move it and one to read it, and some others.
+    assert!((3..=130).contains(&most), "{most}");
+    assert_eq!(limiter.len(), HELD as usize);
+    // All keys have been met: a call looks at its own again, and the tables that were put aside are gone.
+    looks.store(0, Relaxed);
+    (0..HELD).for_each(|key| limiter.try_acquire(&key, ONE).unwrap());
+    assert_eq!(looks.load(Relaxed), HELD as usize);
+    assert_eq!(limiter.len(), HELD as usize);
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_that_are_changed_again_and_again_without_a_call_leave_nothing() {
+    let limits = |burst: u64| Limits::new().requests(Rate::per_hour(10).burst(burst));
+    let limiter = KeyedRateLimiter::<u64>::new(limits(5)).unwrap();
+    (0..1_000).for_each(|key| limiter.try_acquire(&key, ONE).unwrap());
+    let change = || (0..100).for_each(|change| limiter.set_limits(limits(5 + change % 2)).unwrap());
+    change();
+    let later = measure(change);
+    assert!(later.bytes_current.abs() < 500_000, "{later:?}");
+    advance(secs(3_600)).await;
+    assert_eq!(limiter.len(), 0);
 }

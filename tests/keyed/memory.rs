@@ -2,7 +2,13 @@
 
 use crate::{ONE, requests, secs};
 use allocation_counter::measure;
-use std::hint::black_box;
+use std::{
+    hint::black_box,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 use tokio::time::{Instant, advance};
 use tower_outbound::{Cost, KeyedRateLimiter, Limits, Rate};
 
@@ -45,6 +51,29 @@ fn the_slowest_insert_of_four_million_keys_takes_at_most_5_ms() {
         start.elapsed()
     });
     println!("slowest insert: {:?}", slowest.max());
+}
+
+#[test]
+fn a_table_that_grows_moves_some_keys_with_each_call_and_loses_none() {
+    const HELD: u64 = 700_000;
+    let moved = Arc::new(AtomicUsize::new(0));
+    let counted = moved.clone();
+    let tier_of = move |_: &u64| {
+        counted.fetch_add(1, Relaxed);
+        0
+    };
+    let limits = Limits::new().requests(Rate::per_day(10).burst(10));
+    let limiter = KeyedRateLimiter::with_tiers([limits], tier_of).unwrap();
+    let mut most = 0;
+    for key in 0..HELD {
+        let before = moved.load(Relaxed);
+        limiter.try_acquire(&key, ONE).unwrap();
+        most = most.max(moved.load(Relaxed) - before);
+    }
+    // A key is asked for its tier when it comes and when it moves. A part of the table has 2,700 keys.
+    assert!((50..=130).contains(&most), "{most}");
+    assert!((0..HELD).all(|key| limiter.available(&key).requests == Some(9)));
+    assert_eq!(limiter.len(), HELD as usize);
 }
 
 #[tokio::test(start_paused = true)]

@@ -158,6 +158,11 @@ impl Cell {
     }
 }
 
+/// Returns when the last of the cells is full, in nanoseconds since the epoch.
+pub(super) fn full_at(cells: &[Cell]) -> u64 {
+    cells.iter().map(|cell| cell.full_at()).fold(0, u64::max)
+}
+
 /// Returns `a / b`, rounded up. Division is much faster with 64 bits, which most numbers have. At most rates, a
 /// nanosecond adds one unit, so that it is not needed at all.
 #[inline]

@@ -40,16 +40,18 @@ use tokio::time::Instant;
 ///
 /// A key that no call waits for takes 12 bytes for each rate, and its own size, in a table with some free places: about
 /// 55 to 75 bytes for a key of 8 bytes with two rates. A call that need not wait locks one of 256 parts of the table, and
-/// allocates nothing if its key is held. While a call of a key waits, an estimate of it is open or it is paused, the
-/// key takes about a kilobyte. Keys with a rate [by the calendar](crate::Rate::utc_day), or with one that adds more than 4
-/// billion units in a nanosecond, take a kilobyte until they are full.
+/// allocates nothing if its key is held. While a part grows, each call of the part moves some of its keys, which takes some
+/// 10 microseconds, and a key takes up to half as much again. While a call of a key waits, an estimate of it is open or it
+/// is paused, the key takes about a kilobyte. Keys with a rate [by the calendar](crate::Rate::utc_day), or with one that
+/// adds more than 4 billion units in a nanosecond, take a kilobyte until they are full.
 ///
 /// Full keys are dropped by the calls that come later, as often as the table has been used for as many calls as it has
 /// room for keys. There is no task and no timer for it. A limit for the number of keys can be set:
 /// [`max_keys`](Self::max_keys).
 ///
-/// The hashes of the keys depend on a random number, as those of [`HashMap`](std::collections::HashMap) do, so strangers
-/// who choose keys cannot choose such that collide. Hashing, comparing and cloning a key, and the function that returns
+/// The hashes of the keys depend on a random number, so keys that collide cannot be prepared. They are not cryptographic:
+/// an attacker who chooses keys and measures the time of very many calls might find such, which makes calls slower, never
+/// wrong. Hashing, comparing and cloning a key, and the function that returns
 /// its tier, run under the lock of a part of the table: they must not use the limiter.
 ///
 /// # Examples
@@ -372,8 +374,11 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static> KeyedRateLimiter<K> {
     /// [`RateLimiter::set_limits`](crate::RateLimiter::set_limits) says. One whose buckets are full has full buckets under
     /// the new limits, too.
     ///
-    /// Takes about 0.3 microseconds for each key that is held. A call of another thread waits for a 256th of the keys at
-    /// most.
+    /// Takes time for each key that is waited for, paused, or has an open estimate, and about a tenth of a millisecond
+    /// besides. Other keys change to the new limits, as of the time of this call, when a call meets them: until all keys of
+    /// a part of the table have changed, each call of the part takes some 10 microseconds more, and the part up to twice
+    /// its memory. All keys change at once, at about 0.3 microseconds each, if a new rate is one of those whose keys
+    /// [take a kilobyte](crate::KeyedRateLimiter#memory-and-time), and once in eight replacements if no calls come between them.
     ///
     /// # Errors
     ///

@@ -63,13 +63,12 @@ impl<K> Rows<K> {
         }
     }
 
-    /// Removes the key with this hash for which `is` is true.
-    pub(super) fn remove(&mut self, hash: u64, is: impl Fn(&K, &[Cell]) -> bool) {
+    /// Removes the key with this hash for which `is` is true, and returns it.
+    pub(super) fn remove(&mut self, hash: u64, is: impl Fn(&K, &[Cell]) -> bool) -> Option<K> {
         each!(self, table => {
-            if let Ok(entry) = table.find_entry(hash, |(key, cells)| is(key, &cells[..])) {
-                entry.remove();
-            }
-        });
+            let entry = table.find_entry(hash, |(key, cells)| is(key, &cells[..])).ok()?;
+            Some(entry.remove().0.0)
+        })
     }
 
     pub(super) fn for_each(&self, mut visit: impl FnMut(&K, &[Cell])) {
@@ -89,9 +88,27 @@ impl<K> Rows<K> {
         });
     }
 
-    /// Removes all keys, and passes them to `visit` in the order of [`for_each`](Self::for_each).
-    pub(super) fn drain(self, mut visit: impl FnMut(K, &mut [Cell])) {
-        each!(self, table => table.into_iter().for_each(|(key, mut cells)| visit(key, &mut cells[..])));
+    /// Returns the number of places, free ones included.
+    pub(super) fn buckets(&self) -> usize {
+        each!(self, table => table.num_buckets())
+    }
+
+    /// Returns the place of the key with this hash for which `is` is true.
+    pub(super) fn find(&self, hash: u64, is: impl Fn(&K) -> bool) -> Option<usize> {
+        each!(self, table => table.find_bucket_index(hash, |(key, _)| is(key)))
+    }
+
+    /// Returns the key at a place. `None` if the place is free.
+    pub(super) fn key(&self, bucket: usize) -> Option<&K> {
+        each!(self, table => table.get_bucket(bucket).map(|(key, _)| key))
+    }
+
+    /// Removes the key at a place, and returns it with its cells. `None` if the place is free.
+    pub(super) fn take(&mut self, bucket: usize) -> Option<(K, Vec<Cell>)> {
+        each!(self, table => {
+            let ((key, cells), _) = table.get_bucket_entry(bucket).ok()?.remove();
+            Some((key, cells.into()))
+        })
     }
 }
 

@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The number of shards. A shard with 4 million / 256 keys grows within a millisecond.
+/// The number of shards. Few enough that those of a limiter with few keys stay in the processor's cache.
 const SHARDS: usize = 256;
 
 pub(super) struct Shards<K> {

@@ -217,6 +217,11 @@ impl Tiers {
         &self.tiers[index.min(self.tiers.len() - 1)]
     }
 
+    /// Whether the buckets of all tiers can be at rest in cells.
+    pub(super) fn have_cells(&self) -> bool {
+        self.tiers.iter().all(Tier::has_cells)
+    }
+
     /// Returns how many cells a key needs room for, of whatever tier it is.
     pub(super) fn width(&self) -> usize {
         self.tiers.iter().map(|tier| tier.rates.len()).max().unwrap_or(0).max(1)
