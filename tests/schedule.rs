@@ -4,6 +4,8 @@
 mod attempts;
 #[path = "schedule/chosen.rs"]
 mod chosen;
+#[path = "schedule/deadlines.rs"]
+mod deadlines;
 #[path = "schedule/estimates.rs"]
 mod estimates;
 #[path = "schedule/faults.rs"]

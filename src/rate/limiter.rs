@@ -581,6 +581,18 @@ impl RateLimiter {
         }
     }
 
+    /// Returns the admission of the call that a schedule chooses next, whose cost is corrected later.
+    pub(crate) fn schedule_admission(&self, cost: Cost) -> Admission {
+        match &self.kind {
+            Kind::Local(local) => Admission::Local(local.schedule_admission(cost)),
+            #[cfg(feature = "redis")]
+            Kind::Shared(shared) => Admission::Shared {
+                admission: Box::new(shared.schedule_admission()),
+                cost,
+            },
+        }
+    }
+
     /// Returns the admission of a call that costs `cost`, which is corrected later if it `is_estimate`.
     #[inline]
     pub(crate) fn admission(&self, cost: Cost, is_estimate: bool) -> Admission {

@@ -307,8 +307,8 @@ impl Core {
         self.tree.waiting_of(path)
     }
 
-    pub(super) fn demand_of(&self, path: &[FlowKey]) -> Demand {
-        self.tree.demand_of(path)
+    pub(super) fn demand_ahead(&self, call: &ScheduledCall) -> Demand {
+        self.tree.demand_ahead(&call.path, call.class, call.due)
     }
 
     pub(super) fn view(&mut self, most: usize, now: &mut LazyNow) -> Vec<FlowView<FlowKey>> {

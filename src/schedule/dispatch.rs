@@ -164,7 +164,7 @@ impl Dispatcher {
         }
         let now = clock::now();
         if let Some(limiter) = &self.limiter {
-            let new = || limiter.admission(head.cost, true);
+            let new = || limiter.schedule_admission(head.cost);
             let admission = self.admission.get_or_insert_with(new);
             if !admission.set_cost(head.cost) {
                 std::mem::replace(admission, new()).give_back();

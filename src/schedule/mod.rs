@@ -81,7 +81,7 @@
 //!   level, with weights.
 //! - Fairness holds for what calls are known to have used. While estimates are open, it holds for the estimates.
 //! - How long a new call will wait, because others that come later may go first. A call is refused because of its deadline
-//!   only if its flow alone would make it late.
+//!   only if the calls of its flow that it cannot go before would make it late.
 //! - Whoever makes more keys gets more: put a level of tenants above keys that tenants choose.
 //! - In [strict](Level::strict) bands, a band that always has calls waiting starves all behind it.
 //! - Shares are of what calls cost. Where permits are scarce and not rates, a flow whose calls take longer has more permits.
@@ -107,7 +107,7 @@ pub(crate) use self::{
     grant::Grant,
     shared::{Effects, Pushed, Scheduled, Shared},
 };
-pub use flow::{Flow, FlowKey};
+pub use flow::{Flow, FlowKey, RequestFlow};
 pub use level::Level;
 
 use self::{
@@ -444,10 +444,10 @@ impl Schedule {
         known.unwrap_or_else(|| classes.len().saturating_sub(1))
     }
 
-    /// Returns the summed costs of the calls of the same flow that wait.
-    pub(crate) fn demand_ahead(&self, flow: &Flow) -> Demand {
-        let path = self.path_of(flow);
-        self.shared.inspect(|core, _| core.demand_of(&path))
+    /// Returns the summed costs of the calls that wait and that a new call cannot go before: those of its own flow that are
+    /// due before it.
+    pub(crate) fn demand_ahead(&self, call: &ScheduledCall) -> Demand {
+        self.shared.inspect(|core, _| core.demand_ahead(call))
     }
 }
 
