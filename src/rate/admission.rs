@@ -96,27 +96,11 @@ impl Admission {
         }
     }
 
-    /// Replaces the cost of a call that waits, which keeps its place: another call goes first now. Returns `false` if the
-    /// cost cannot be replaced, because a shared limiter may have reserved it already.
-    pub(crate) fn set_cost(&mut self, new: Cost) -> bool {
-        match self {
-            Self::Local(local) => {
-                local.set_cost(new);
-                true
-            }
-            #[cfg(feature = "redis")]
-            Self::Shared { cost, .. } => *cost == new,
-            #[cfg(feature = "redis")]
-            Self::Charged(estimate) => estimate.as_ref().is_some_and(|estimate| estimate.cost() == new),
-            Self::Granted(_) => false,
-        }
-    }
-
-    /// Leaves the line of the limiter. If a shared limiter has charged the call already, gives that back.
-    pub(crate) fn give_back(self) {
-        #[cfg(feature = "redis")]
-        if let Self::Charged(Some(estimate)) = self {
-            estimate.settle(Cost::none());
+    /// Replaces the cost of a call that waits at a limiter of this process, which keeps its place: another call goes first
+    /// now. Does nothing to others.
+    pub(crate) fn set_cost(&mut self, new: Cost) {
+        if let Self::Local(local) = self {
+            local.set_cost(new);
         }
     }
 

@@ -47,6 +47,11 @@ impl<T> Calls<T> {
         self.calls.len()
     }
 
+    /// Returns the call behind another one in the same list.
+    pub(super) fn after(&self, id: usize) -> Option<usize> {
+        self.calls.get(id)?.after
+    }
+
     /// Returns the calls of a list in their order.
     pub(super) fn of(&self, list: List) -> impl Iterator<Item = &QueuedCall<T>> {
         let first = list.first.and_then(|id| self.calls.get(id));

@@ -105,12 +105,12 @@ impl Drop for EnteredGrant<'_> {
 }
 
 impl Receipt {
-    pub(super) const fn new(shared: Arc<Shared>, started: Started, cost: Cost, units: Units) -> Self {
+    pub(super) const fn new(shared: Arc<Shared>, started: Started, cost: Cost) -> Self {
         Self {
             shared,
+            units: started.units,
             started: Some(started),
             cost,
-            units,
         }
     }
 

@@ -85,10 +85,12 @@
 //! - Whoever makes more keys gets more: put a level of tenants above keys that tenants choose.
 //! - In [strict](Level::strict) bands, a band that always has calls waiting starves all behind it.
 //! - Shares are of what calls cost. Where permits are scarce and not rates, a flow whose calls take longer has more permits.
-//! - Fairness between processes. With limits that several processes [share](crate::rate), each process orders its own calls,
-//!   and charges one call in each round trip to the store.
+//! - Fairness between processes. With limits that several processes [share](crate::rate), each process orders its own calls.
+//!   It asks the store for the budgets of the calls that go next, at most 64 at a time, and a call that comes meanwhile may
+//!   wait behind them.
 
 mod attempt;
+mod batch;
 mod calls;
 mod core;
 mod dispatch;

@@ -21,6 +21,7 @@ mod looking;
 mod node;
 mod running;
 mod settings;
+mod upcoming;
 mod view;
 
 #[cfg(test)]
@@ -98,6 +99,8 @@ pub(super) struct Started {
     #[cfg_attr(not(test), expect(dead_code, reason = "the tests tell calls by it"))]
     pub(super) id: usize,
     pub(super) seq: u64,
+    /// What the call counts in the fair order.
+    pub(super) units: Units,
     leaf: usize,
     charged: Cost,
     /// What each node was charged, from the leaf upwards.
@@ -113,9 +116,9 @@ struct Charged {
     number: Option<u64>,
 }
 
-#[cfg(test)]
 impl Started {
-    pub(super) const fn charged_cost(&self) -> Cost {
+    /// Returns what the call was charged.
+    pub(super) const fn cost(&self) -> Cost {
         self.charged
     }
 }
@@ -345,6 +348,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         let started = Started {
             id,
             seq: call.seq,
+            units: call.units,
             leaf: call.leaf,
             charged: call.cost,
             charges,

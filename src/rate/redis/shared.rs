@@ -439,7 +439,10 @@ impl Settle for ReservedCharge {
     fn settle(&self, reserved: Cost, used: Cost) {
         let shared = &self.limiter.handle.shared;
         let cut_off = shared.with_coordinator(|coordinator| {
-            coordinator.record_used(reserved, used);
+            // What is given back tells nothing about what calls use.
+            if used != Cost::none() {
+                coordinator.record_used(reserved, used);
+            }
             coordinator.settle(self.reservation, reserved, used);
             coordinator.cut_off(reserved, used)
         });
