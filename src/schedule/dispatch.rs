@@ -282,8 +282,7 @@ impl Dispatcher {
         match ticket {
             Ticket::Call(call) => Some(Chosen::Refused(call, error)),
             Ticket::Attempt(attempt) => {
-                let charge = self.limiter.as_ref().map(|line| (line.limiter().clone(), Err(error)));
-                attempt.grant(GrantedAttempt::new(Permit::of_none(), None, charge, None));
+                attempt.refuse(error);
                 None
             }
         }
@@ -291,12 +290,6 @@ impl Dispatcher {
 }
 
 impl Line {
-    const fn limiter(&self) -> &RateLimiter {
-        match self {
-            Self::Local(limiter, _) | Self::Shared(limiter, _) => limiter,
-        }
-    }
-
     fn new(limiter: RateLimiter) -> Self {
         if limiter.is_shared() {
             let batch = Batch::new(limiter.clone());
@@ -315,11 +308,7 @@ impl ChosenCall {
             in_flight,
             granted,
         } = self;
-        let again = Again {
-            shared: shared.clone(),
-            call: call.clone(),
-            seq: started.seq,
-        };
+        let again = Again::new(shared.clone(), call.clone(), started.seq);
         let receipt = Box::new(Receipt::new(shared.clone(), started, granted.cost));
         Grant::new(granted.permit, in_flight, granted.charge, receipt, again)
     }
@@ -334,9 +323,8 @@ impl ChosenCall {
 impl Granted {
     fn for_attempt(self, started: Started, in_flight: Option<InFlight>, shared: &Arc<Shared>) -> GrantedAttempt {
         let permit = self.permit.unwrap_or_else(Permit::of_none);
-        let charge = self.charge.map(|(limiter, estimate)| (limiter, Ok(estimate)));
         let receipt = Receipt::new(shared.clone(), started, self.cost);
-        GrantedAttempt::new(permit, in_flight, charge, Some(Box::new(receipt)))
+        GrantedAttempt::new(permit, in_flight, self.charge, Some(Box::new(receipt)))
     }
 
     /// Gives back what no call needs.

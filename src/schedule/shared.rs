@@ -1,7 +1,7 @@
 //! [`Shared`]: the state of a schedule, which its handles, its queue and the calls that run share.
 
 use super::{
-    attempt::{Attempt, GrantedAttempt},
+    attempt::Attempt,
     core::{Core, Eligible, NodeSpec, Prices, PushError, ScheduledCall, Ticket},
     fair::Units,
     flow::FlowKey,
@@ -12,7 +12,7 @@ use crate::{
     clock::LazyNow,
     error::{AcquireError, Rejected},
     rate::{Cost, RateLimiter},
-    semaphore::{Permit, Semaphore, granted::InFlight},
+    semaphore::{Semaphore, granted::InFlight},
 };
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -180,25 +180,21 @@ impl Shared {
         }
         let queue = self.queue();
         for (ticket, rejected) in effects.refused {
-            self.refuse(queue.as_ref(), ticket, rejected.into());
+            Self::refuse(queue.as_ref(), ticket, rejected.into());
         }
         if let Some(queue) = queue.filter(|_| effects.has_changed) {
             queue.changed();
         }
     }
 
-    fn refuse(&self, queue: Option<&Arc<dyn Scheduled>>, ticket: Ticket, error: AcquireError) {
+    fn refuse(queue: Option<&Arc<dyn Scheduled>>, ticket: Ticket, error: AcquireError) {
         match ticket {
             Ticket::Call(call) => {
                 if let Some(queue) = queue {
                     queue.clone().refuse(call, error);
                 }
             }
-            Ticket::Attempt(attempt) => {
-                // Its rate limit fails with the error.
-                let charge = self.root().limiter.map(|limiter| (limiter, Err(error)));
-                attempt.grant(GrantedAttempt::new(Permit::of_none(), None, charge, None));
-            }
+            Ticket::Attempt(attempt) => attempt.refuse(error),
         }
     }
 

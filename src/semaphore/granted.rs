@@ -5,6 +5,7 @@
 //! carry it, so layers between the two need not know of it.
 
 use super::{Permit, Semaphore};
+use crate::error::AcquireError;
 use std::{
     cell::Cell,
     sync::Arc,
@@ -26,7 +27,11 @@ pub(crate) type InFlight = Box<Box<dyn Send + Sync>>;
 
 /// Lets a call that makes a further attempt wait for its turn again.
 pub(crate) trait AskAgain: Send + Sync {
-    fn ask_again(&self) -> Box<dyn PollPermit>;
+    fn ask_again(self: Arc<Self>) -> Box<dyn PollPermit>;
+
+    /// Ready with the reason if a further attempt was refused that has no layer which could fail with it: a concurrency limit
+    /// has no errors of its own. The waker is woken when one is.
+    fn poll_refused(&self, cx: &mut Context<'_>) -> Poll<AcquireError>;
 }
 
 /// A further attempt that waits for its turn. Dropping it gives up the turn.
@@ -65,6 +70,13 @@ impl GrantedPermit {
         }
     }
 
+    /// See [`AskAgain::poll_refused`].
+    pub(crate) fn poll_refused(&self, cx: &mut Context<'_>) -> Poll<AcquireError> {
+        self.again
+            .as_ref()
+            .map_or(Poll::Pending, |again| again.poll_refused(cx))
+    }
+
     /// Releases the permit if no layer has taken it.
     pub(crate) fn give_back(&mut self) {
         self.permit = None;
@@ -100,7 +112,7 @@ pub(crate) fn take(semaphore: &Semaphore) -> Option<Found> {
 fn take_current(semaphore: &Semaphore) -> Option<Found> {
     with_current(semaphore, |granted| match granted.permit.take() {
         Some((permit, in_flight)) => Some(Found::Permit(permit, in_flight)),
-        None => granted.again.as_ref().map(|again| Found::Again(again.ask_again())),
+        None => granted.again.clone().map(|again| Found::Again(again.ask_again())),
     })?
 }
 
