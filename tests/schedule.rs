@@ -19,6 +19,8 @@ mod settings;
 mod shared;
 #[path = "schedule/shutdown.rs"]
 mod shutdown;
+#[path = "schedule/spawned.rs"]
+mod spawned;
 #[path = "schedule/storm.rs"]
 mod storm;
 mod support;

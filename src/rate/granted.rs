@@ -99,6 +99,14 @@ fn take_current(limiter: &RateLimiter) -> Option<Found> {
     })?
 }
 
+/// Returns how further attempts of the current call wait for their turn, and by which limiter they are charged.
+pub(crate) fn current_again() -> Option<(RateLimiter, Arc<dyn ChargeAgain>)> {
+    let granted = CURRENT.take()?;
+    let again = granted.again.clone().map(|again| (granted.limiter.clone(), again));
+    CURRENT.set(Some(granted));
+    again
+}
+
 fn with_current<T>(limiter: &RateLimiter, f: impl FnOnce(&mut GrantedCharge) -> T) -> Option<T> {
     let mut granted = CURRENT.take()?;
     let output = granted.limiter.is_same(limiter).then(|| f(&mut granted));
@@ -112,6 +120,15 @@ impl GrantedCharge {
             limiter,
             charge: Some(Box::new(charged)),
             again,
+        }
+    }
+
+    /// Returns what is current while a call makes attempts outside the task that runs it, which all ask for their turn.
+    pub(crate) const fn of_attempts(limiter: RateLimiter, again: Arc<dyn ChargeAgain>) -> Self {
+        Self {
+            limiter,
+            charge: None,
+            again: Some(again),
         }
     }
 

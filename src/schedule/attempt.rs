@@ -32,8 +32,8 @@ pub(super) struct Again {
     call: ScheduledCall,
     seq: u64,
     refusal: Mutex<Refusal>,
-    /// Whether a further attempt was made. Before, none can be refused.
-    is_asked: AtomicBool,
+    /// Whether a further attempt was made or may be made. Before, none can be refused.
+    has_attempts: AtomicBool,
 }
 
 /// A refusal that no layer of the call can fail with.
@@ -88,12 +88,12 @@ impl Again {
             call,
             seq,
             refusal: Mutex::default(),
-            is_asked: AtomicBool::new(false),
+            has_attempts: AtomicBool::new(false),
         }
     }
 
     fn wait(self: Arc<Self>) -> Waiting {
-        self.is_asked.store(true, Ordering::Release);
+        self.expect_attempts();
         Waiting {
             again: self,
             attempt: Arc::default(),
@@ -118,8 +118,12 @@ impl AskAgain for Again {
         Box::new(self.wait())
     }
 
+    fn expect_attempts(&self) {
+        self.has_attempts.store(true, Ordering::Release);
+    }
+
     fn poll_refused(&self, cx: &mut Context<'_>) -> Poll<AcquireError> {
-        if !self.is_asked.load(Ordering::Acquire) {
+        if !self.has_attempts.load(Ordering::Acquire) {
             return Poll::Pending;
         }
         let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);

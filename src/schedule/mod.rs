@@ -68,7 +68,7 @@
 //!   always ready, because it does not know yet whose call will follow: the call waits for its place in its future, or in
 //!   [`submit`](crate::Executor::submit). A handle that is [bound to a flow](crate::Queue::of) waits in `poll_ready`.
 //! - **Retries.** A further attempt of a call waits in its flow again, with the place that the call had, holds nothing
-//!   meanwhile, and is charged to all limits again.
+//!   meanwhile, and is charged to all limits again. For an attempt in a task of its own, see [`CurrentCall`].
 //! - **At run time.** Weights, limits and pauses of keys [change](Schedule::set_weight) while calls wait, and
 //!   [`flows`](Schedule::flows) shows how the flows stand.
 //!
@@ -93,6 +93,7 @@ mod attempt;
 mod batch;
 mod calls;
 mod core;
+mod current;
 mod dispatch;
 mod fair;
 mod flow;
@@ -109,6 +110,7 @@ pub(crate) use self::{
     grant::Grant,
     shared::{Effects, Pushed, Scheduled, Shared},
 };
+pub use current::{CurrentCall, current};
 pub use flow::{Flow, FlowKey, RequestFlow};
 pub use level::Level;
 

@@ -29,6 +29,9 @@ pub(crate) type InFlight = Box<Box<dyn Send + Sync>>;
 pub(crate) trait AskAgain: Send + Sync {
     fn ask_again(self: Arc<Self>) -> Box<dyn PollPermit>;
 
+    /// Called before another task may [ask](Self::ask_again), so that a refusal there wakes the call.
+    fn expect_attempts(&self);
+
     /// Ready with the reason if a further attempt was refused that has no layer which could fail with it: a concurrency limit
     /// has no errors of its own. The waker is woken when one is.
     fn poll_refused(&self, cx: &mut Context<'_>) -> Poll<AcquireError>;
@@ -66,6 +69,15 @@ impl GrantedPermit {
         Self {
             semaphore,
             permit: Some((permit, in_flight)),
+            again: Some(again),
+        }
+    }
+
+    /// Returns what is current while a call makes attempts outside the task that runs it, which all ask for their turn.
+    pub(crate) const fn of_attempts(semaphore: Semaphore, again: Arc<dyn AskAgain>) -> Self {
+        Self {
+            semaphore,
+            permit: None,
             again: Some(again),
         }
     }
@@ -120,6 +132,17 @@ fn take_current(semaphore: &Semaphore) -> Option<Found> {
 #[inline]
 pub(crate) fn is_granted(semaphore: &Semaphore) -> bool {
     IS_ANY.get() && with_current(semaphore, |_| ()).is_some()
+}
+
+/// Returns how further attempts of the current call wait for their turn, and for permits of which semaphore.
+pub(crate) fn current_again() -> Option<(Semaphore, Arc<dyn AskAgain>)> {
+    let granted = CURRENT.take()?;
+    let again = granted.again.clone().map(|again| (granted.semaphore.clone(), again));
+    if let Some((_, again)) = &again {
+        again.expect_attempts();
+    }
+    CURRENT.set(Some(granted));
+    again
 }
 
 fn with_current<T>(semaphore: &Semaphore, f: impl FnOnce(&mut GrantedPermit) -> T) -> Option<T> {
