@@ -4,6 +4,8 @@
 mod attempts;
 #[path = "schedule/chosen.rs"]
 mod chosen;
+#[path = "schedule/deadlines.rs"]
+mod deadlines;
 #[path = "schedule/estimates.rs"]
 mod estimates;
 #[path = "schedule/faults.rs"]
@@ -17,6 +19,8 @@ mod settings;
 mod shared;
 #[path = "schedule/shutdown.rs"]
 mod shutdown;
+#[path = "schedule/spawned.rs"]
+mod spawned;
 #[path = "schedule/storm.rs"]
 mod storm;
 mod support;

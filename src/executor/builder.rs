@@ -17,7 +17,7 @@ use crate::{
     event::Http,
     queue::QueueLayer,
     rate::{AsCharged, Budget, ByExtension, Limits, Rate, RateLimiter},
-    schedule::{Flow, Schedule},
+    schedule::{Flow, RequestFlow, Schedule},
 };
 use http::{Request, Response};
 use std::{
@@ -55,12 +55,13 @@ use tower_service::Service;
 /// An executor whose requests are not limited has [`limits`](Self::limits) without a rate of requests.
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it builds"]
-pub struct ExecutorBuilder<L = Identity, D = Http, K = ByExtension, U = AsCharged> {
+pub struct ExecutorBuilder<L = Identity, D = Http, K = ByExtension, U = AsCharged, F = ByExtension> {
     settings: Settings,
     layer: L,
     describe: D,
     cost: K,
     used: U,
+    flow: F,
 }
 
 /// The settings that do not depend on the builder's type parameters.
@@ -102,6 +103,7 @@ impl ExecutorBuilder {
             describe: Http::default(),
             cost: ByExtension,
             used: AsCharged,
+            flow: ByExtension,
         }
     }
 }
@@ -112,7 +114,7 @@ impl Default for ExecutorBuilder {
     }
 }
 
-impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
+impl<L, D, K, U, F> ExecutorBuilder<L, D, K, U, F> {
     /// Sets how many calls the queue holds. Default: 1000.
     pub fn queue_capacity(mut self, capacity: usize) -> Self {
         self.settings.queue_capacity = capacity;
@@ -210,7 +212,8 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// [`Call::timeout`](super::Call::timeout) sets the timeout of one call.
     ///
     /// A call is refused when it is submitted, with [`DeadlineExceeded`](crate::error::DeadlineExceeded), if its wait
-    /// for the rate limits, behind all calls submitted before it, would not end within this timeout.
+    /// for the rate limits, behind all calls submitted before it, would not end within this timeout. With a
+    /// [schedule](Self::schedule), only the calls of its flow that it cannot go before are counted.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);
         self
@@ -226,8 +229,8 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     }
 
     /// Lets `schedule` decide which call goes next, instead of the order of arrival: fairly between tenants, urgent calls
-    /// first, with limits of each key. Calls name their [flow](super::Call::flow) and their [class](super::Call::class).
-    /// Default: first in, first out.
+    /// first, with limits of each key. Calls name their [flow](super::Call::flow) and their [class](super::Call::class); a
+    /// function can do so by the request: see [`schedule_by`](Self::schedule_by). Default: first in, first out.
     ///
     /// The schedule takes permits and budgets from this executor's concurrency limit and limiter. It serves one executor: one
     /// that is started while another one uses it fails to start.
@@ -236,59 +239,98 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         self
     }
 
+    /// Does what [`schedule`](Self::schedule) does, and lets `flow` say whose call a request is: a function from
+    /// `&Request<B>` to [`Flow`]. What a call itself names, by [`Call::flow`](super::Call::flow),
+    /// [`Call::class`](super::Call::class) or an extension of its request, goes before what the function returns. The
+    /// function is called when a call is submitted, and should not block.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use std::time::Duration;
+    /// use tower_outbound::{Executor, Schedule, schedule::{Flow, Level}};
+    ///
+    /// let schedule = Schedule::new()
+    ///     .class("interactive", Duration::ZERO)
+    ///     .class("batch", Duration::from_secs(600))
+    ///     .level(Level::by("host"));
+    /// let by_host = |request: &Request<String>| {
+    ///     let class = if request.uri().path().starts_with("/batch") { "batch" } else { "interactive" };
+    ///     Flow::from(request.uri().host().unwrap_or_default()).class(class)
+    /// };
+    ///
+    /// # let client = tower::service_fn(async |_: Request<String>| Ok::<_, std::io::Error>(http::Response::new(())));
+    /// let executor = Executor::builder().schedule_by(schedule, by_host).build(client)?;
+    /// # Ok::<_, tower_outbound::error::InvalidConfig>(())
+    /// ```
+    pub fn schedule_by<N>(self, schedule: Schedule, flow: N) -> ExecutorBuilder<L, D, K, U, N> {
+        let builder = self.schedule(schedule);
+        ExecutorBuilder {
+            settings: builder.settings,
+            layer: builder.layer,
+            describe: builder.describe,
+            cost: builder.cost,
+            used: builder.used,
+            flow,
+        }
+    }
+
     /// Adds a Tower layer around the concurrency limit and the rate limit: see [`stack`](super::stack). The layer added
     /// last is the outermost.
-    pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Stack<L, N>, D, K, U> {
+    pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Stack<L, N>, D, K, U, F> {
         ExecutorBuilder {
             settings: self.settings,
             layer: Stack::new(self.layer, layer),
             describe: self.describe,
             cost: self.cost,
             used: self.used,
+            flow: self.flow,
         }
     }
 
     /// Sets what the event of a call records of the request and the response: a [`Describe`](crate::event::Describe).
     /// Default: [`Http`].
-    pub fn describe<N>(self, describe: N) -> ExecutorBuilder<L, N, K, U> {
+    pub fn describe<N>(self, describe: N) -> ExecutorBuilder<L, N, K, U, F> {
         ExecutorBuilder {
             settings: self.settings,
             layer: self.layer,
             describe,
             cost: self.cost,
             used: self.used,
+            flow: self.flow,
         }
     }
 
     /// Sets how the cost of a request is computed: a [`RequestCost`](crate::rate::RequestCost), for example a function
     /// from `&Request<B>` to [`Cost`](crate::Cost). Default: [`ByExtension`], the cost that the request declares.
-    pub fn cost<N>(self, cost: N) -> ExecutorBuilder<L, D, N, U> {
+    pub fn cost<N>(self, cost: N) -> ExecutorBuilder<L, D, N, U, F> {
         ExecutorBuilder {
             settings: self.settings,
             layer: self.layer,
             describe: self.describe,
             cost,
             used: self.used,
+            flow: self.flow,
         }
     }
 
     /// Sets the [`UsedCost`](crate::rate::UsedCost) that determines, when a call has ended, what the call has really
     /// cost. The rate limiter then corrects the call's charge to that cost. Default:
     /// charges are not corrected. See [`RateLimitLayer::settle`](crate::RateLimitLayer::settle).
-    pub fn settle<N>(self, used: N) -> ExecutorBuilder<L, D, K, N> {
+    pub fn settle<N>(self, used: N) -> ExecutorBuilder<L, D, K, N, F> {
         ExecutorBuilder {
             settings: self.settings,
             layer: self.layer,
             describe: self.describe,
             cost: self.cost,
             used,
+            flow: self.flow,
         }
     }
 
     /// Sets an estimate that is both the [cost](Self::cost) of a request and what [settles](Self::settle) it, because it
     /// learns from what calls have used: [`QuantileEstimate`](crate::provider::QuantileEstimate), or
     /// [`AverageEstimate`](crate::provider::AverageEstimate). Default: none.
-    pub fn estimate<E: Clone>(self, estimate: E) -> ExecutorBuilder<L, D, E, E> {
+    pub fn estimate<E: Clone>(self, estimate: E) -> ExecutorBuilder<L, D, E, E, F> {
         self.cost(estimate.clone()).settle(estimate)
     }
 
@@ -308,6 +350,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         C::Error: Into<BoxError> + 'static,
         StackLayers<L, D, K, U>: BuildStack<C, B, R>,
         B: Send + 'static,
+        F: RequestFlow<B> + Send + Sync + 'static,
         R: Send + 'static,
     {
         self.build_with(client, None)
@@ -330,6 +373,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         C: Service<Request<B>, Response = Response<R>, Future: Send> + Clone + Send + 'static,
         C::Error: Into<BoxError>,
         StackLayers<L, D, K, U>: BuildStack<BodyService<C>, B, StreamBody<R>>,
+        F: RequestFlow<B> + Send + Sync + 'static,
         B: Send + 'static,
         R: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
     {
@@ -346,6 +390,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     pub fn build_for_closures<R>(self) -> Result<Executor<Closure<R>, R>, InvalidConfig>
     where
         StackLayers<L, D, K, U>: BuildStack<ClosureClient<R>, Closure<R>, R>,
+        F: RequestFlow<Closure<R>> + Send + Sync + 'static,
         R: Send + 'static,
     {
         self.build(ClosureClient::new())
@@ -359,6 +404,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     where
         C: Clone + Send + 'static,
         StackLayers<L, D, K, U>: BuildStack<C, B, R>,
+        F: RequestFlow<B> + Send + Sync + 'static,
         B: Send + 'static,
         R: Send + 'static,
     {
@@ -394,6 +440,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
             describe,
             cost,
             schedule,
+            flow: Box::new(self.flow),
             timeout: self.settings.timeout,
             monitor,
         }))

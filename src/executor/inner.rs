@@ -14,7 +14,7 @@ use crate::{
     event::{self, EventHandle, Events, RequestDetails, Scope, Stage},
     queue::{self, CallContext, Queue},
     rate::{ApiTokens, Budget, Bursts, Cost, Demand},
-    schedule::{Flow, Schedule},
+    schedule::{RequestFlow, Schedule},
 };
 use http::{Request, Response};
 use std::{
@@ -40,6 +40,9 @@ type EarlyResponse<R> = Option<Box<oneshot::Receiver<Response<R>>>>;
 /// When a full queue probably has a free place, if no rate holds up its calls: how long they take is not known.
 const UNKNOWN_WAIT: Duration = Duration::from_millis(100);
 
+/// Says whose call a request is.
+type BoxFlow<B> = Box<dyn RequestFlow<B> + Send + Sync>;
+
 /// What an admitted call has besides its request.
 struct Admission<R> {
     context: CallContext,
@@ -55,6 +58,8 @@ pub(super) struct ExecutorParts<B, R> {
     pub(super) describe: BoxDescribe<B, R>,
     pub(super) cost: BoxCost<B>,
     pub(super) schedule: Option<Schedule>,
+    /// Says whose call a request is, if there is a schedule.
+    pub(super) flow: BoxFlow<B>,
     pub(super) timeout: Option<Duration>,
     pub(super) monitor: Monitor,
 }
@@ -200,7 +205,7 @@ impl<B, R> ExecutorInner<B, R> {
             Ok(None) => {
                 // With a schedule, the next place may be for the call of another flow.
                 let ahead = self.parts.schedule.as_ref().map_or(0, |schedule| {
-                    queue.places_ahead_of(&schedule.call(&Flow::of(&request), cost))
+                    queue.places_ahead_of(&schedule.call(&self.parts.flow.flow(&request), cost))
                 });
                 let refused = Refused::full(request).free_after(self.time_until_place(ahead));
                 return Err(TrySubmitError::Refused(refused));
@@ -232,10 +237,12 @@ impl<B, R> ExecutorInner<B, R> {
         }
         let in_request = Deadline::of(request);
         let deadline = in_request.or_else(|| self.parts.timeout.map(Deadline::after));
+        let scheduled = self.parts.schedule.as_ref();
+        let scheduled = scheduled.map(|schedule| (schedule, schedule.call(&self.parts.flow.flow(request), cost)));
         if let Some(deadline) = deadline {
             // With a schedule, only the calls of the same flow are certain to go first.
-            let ahead = match &self.parts.schedule {
-                Some(schedule) => schedule.demand_ahead(&Flow::of(request)),
+            let ahead = match &scheduled {
+                Some((schedule, call)) => schedule.demand_ahead(call),
                 None => self.pending_demand.sum(),
             };
             let wait = self.parts.monitor.limiter().wait(&cost, &ahead);
@@ -244,15 +251,13 @@ impl<B, R> ExecutorInner<B, R> {
                 request.extensions_mut().insert(deadline);
             }
         }
-        let scheduled = self.parts.schedule.as_ref();
-        let scheduled = scheduled.map(|schedule| Box::new(schedule.call(&Flow::of(request), cost)));
         let (event, scope) = self.open_event(request, has_place);
         let early_response = self.parts.open_early_response.map(|open| Box::new(open(request)));
         let context = CallContext {
             scope,
             deadline: deadline.map(Deadline::instant),
             demand: Some(self.pending_demand.add(&cost)),
-            scheduled,
+            scheduled: scheduled.map(|(_, call)| Box::new(call)),
         };
         Ok(Admission {
             context,

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     deadline::PendingCost,
-    error::BoxError,
+    error::{AcquireError, BoxError},
     event::Scope,
     panic::catch_unwind,
     schedule::{Eligible, Grant},
@@ -130,19 +130,25 @@ where
         });
         match polled {
             Ok(Poll::Ready(result)) => self.conclude(Ok(result)),
-            Ok(Poll::Pending) => match call.early_end(this.channel) {
-                Some(why) => self.conclude(Err(why)),
-                None => return Poll::Pending,
+            Ok(Poll::Pending) => match (call.early_end(this.channel), call.poll_refused(cx)) {
+                (Some(why), _) => self.conclude(Err(why)),
+                (None, Poll::Ready(refused)) => self.fail(refused.into_reason()),
+                (None, Poll::Pending) => return Poll::Pending,
             },
-            Err(panic) => {
-                // The future is dropped before the failure is written, so that the call's permit is free when its event
-                // ends.
-                let _ = catch_unwind(|| this.future.set(None));
-                let error = call.fail(panic);
-                self.conclude(Ok(Err(error)));
-            }
+            Err(panic) => self.fail(panic),
         }
         Poll::Ready(())
+    }
+
+    /// Ends the call with an error that is not the result of its future. The future is dropped before the failure is written,
+    /// so that the call's permit is free when its event ends.
+    fn fail(mut self: Pin<&mut Self>, error: BoxError) {
+        let mut this = self.as_mut().project();
+        let _ = catch_unwind(|| this.future.set(None));
+        if let Some(call) = this.call.as_ref() {
+            let error = call.fail(error);
+            self.conclude(Ok(Err(error)));
+        }
     }
 
     /// Ends the call. The call's future, and with it the call's permit, is dropped first, so that a caller that makes
@@ -339,6 +345,12 @@ impl<Req, Res> RunningCall<Req, Res> {
             return Some(EarlyEnd::Cancelled);
         }
         why
+    }
+
+    /// Ready with the reason if the call has to fail because its schedule has refused a further attempt of it.
+    fn poll_refused(&self, cx: &mut Context<'_>) -> Poll<AcquireError> {
+        let grant = self.grant.as_ref();
+        grant.map_or(Poll::Pending, |grant| grant.poll_refused(cx))
     }
 
     /// Writes a failure to the call's event and returns the failure. The layers below cannot write it, because it is a

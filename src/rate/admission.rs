@@ -3,11 +3,19 @@
 
 #[cfg(feature = "redis")]
 use super::redis::SharedAdmission;
-use super::{cost::Cost, estimate::Estimate, granted::Granted, local::LocalAdmission, pause::Pause};
-use crate::error::AcquireError;
-#[cfg(feature = "redis")]
-use std::task::ready;
-use std::task::{Context, Poll};
+use super::{
+    cost::Cost,
+    estimate::Estimate,
+    granted::{Found, Granted, PollCharge},
+    limiter::RateLimiter,
+    local::LocalAdmission,
+    pause::Pause,
+};
+use crate::{error::AcquireError, semaphore::granted::InFlight};
+use std::{
+    fmt,
+    task::{Context, Poll, ready},
+};
 use tokio::time::Instant;
 
 /// One call that waits for its admission by a limiter. Not a `Future`, because its methods also take the time.
@@ -21,14 +29,38 @@ pub(crate) enum Admission {
     },
     /// The call was charged before it came here.
     Granted(Option<Granted>),
+    /// The call is a further attempt, and waits for its turn in a schedule again.
+    Scheduled(Box<ScheduledAdmission>),
     /// A shared limiter has charged the call. If the cost is an estimate, it is kept until the call is made.
     #[cfg(feature = "redis")]
     Charged(Option<Estimate>),
 }
 
+/// A further attempt of a call that a schedule has chosen.
+pub(crate) struct ScheduledAdmission {
+    attempt: Box<dyn PollCharge>,
+    limiter: RateLimiter,
+    cost: Cost,
+    is_estimate: bool,
+}
+
 // === impl Admission ===
 
 impl Admission {
+    /// Returns the admission of a call for which a schedule has left something.
+    #[cold]
+    pub(super) fn found(found: Found, limiter: &RateLimiter, cost: Cost, is_estimate: bool) -> Self {
+        match found {
+            Found::Charge(charge) => Self::Granted(Some(charge)),
+            Found::Again(attempt) => Self::Scheduled(Box::new(ScheduledAdmission {
+                attempt,
+                limiter: limiter.clone(),
+                cost,
+                is_estimate,
+            })),
+        }
+    }
+
     /// Ready when it is the turn of the call and its cost is available. `now` is the current time.
     ///
     /// A local limiter has taken nothing then. A shared one has charged the cost: to ask and then to charge would take
@@ -44,10 +76,18 @@ impl Admission {
             }
             #[cfg(feature = "redis")]
             Self::Charged(_) => Poll::Ready(Ok(())),
-            Self::Granted(charge) => match charge.as_deref() {
+            Self::Granted(charged) => match charged.as_deref().map(|charged| &charged.charge) {
                 Some(Err(error)) => Poll::Ready(Err(error.clone())),
                 Some(Ok(_)) | None => Poll::Ready(Ok(())),
             },
+            Self::Scheduled(scheduled) => {
+                let charged = ready!(scheduled.attempt.poll_charge(cx)).transpose()?;
+                *self = match charged {
+                    Some(charged) => Self::Granted(Some(Box::new(charged))),
+                    None => scheduled.limiter.admission(scheduled.cost, scheduled.is_estimate),
+                };
+                self.poll_turn(now, cx)
+            }
         }
     }
 
@@ -56,7 +96,7 @@ impl Admission {
     pub(crate) fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AcquireError>> {
         match self {
             Self::Local(local) => local.poll_acquire(cx).map_err(AcquireError::from),
-            Self::Granted(_) => self.poll_turn(Instant::now(), cx),
+            Self::Granted(_) | Self::Scheduled(_) => self.poll_turn(Instant::now(), cx),
             #[cfg(feature = "redis")]
             Self::Shared { .. } | Self::Charged(_) => self.poll_turn(Instant::now(), cx),
         }
@@ -71,7 +111,7 @@ impl Admission {
             Self::Shared { admission, .. } => admission.pause_since(since),
             #[cfg(feature = "redis")]
             Self::Charged(_) => None,
-            Self::Granted(_) => None,
+            Self::Granted(_) | Self::Scheduled(_) => None,
         }
     }
 
@@ -85,6 +125,16 @@ impl Admission {
             #[cfg(feature = "redis")]
             Self::Charged(_) => Ok(true),
             Self::Granted(_) => Ok(true),
+            Self::Scheduled(_) => Ok(false),
+        }
+    }
+
+    /// Returns what counts a call that is made now as in flight, for the schedule that has chosen it.
+    #[inline]
+    pub(super) fn take_in_flight(&mut self) -> Option<InFlight> {
+        match self {
+            Self::Granted(Some(charged)) => charged.take_in_flight(),
+            _ => None,
         }
     }
 
@@ -96,27 +146,11 @@ impl Admission {
         }
     }
 
-    /// Replaces the cost of a call that waits, which keeps its place: another call goes first now. Returns `false` if the
-    /// cost cannot be replaced, because a shared limiter may have reserved it already.
-    pub(crate) fn set_cost(&mut self, new: Cost) -> bool {
-        match self {
-            Self::Local(local) => {
-                local.set_cost(new);
-                true
-            }
-            #[cfg(feature = "redis")]
-            Self::Shared { cost, .. } => *cost == new,
-            #[cfg(feature = "redis")]
-            Self::Charged(estimate) => estimate.as_ref().is_some_and(|estimate| estimate.cost() == new),
-            Self::Granted(_) => false,
-        }
-    }
-
-    /// Leaves the line of the limiter. If a shared limiter has charged the call already, gives that back.
-    pub(crate) fn give_back(self) {
-        #[cfg(feature = "redis")]
-        if let Self::Charged(Some(estimate)) = self {
-            estimate.settle(Cost::none());
+    /// Replaces the cost of a call that waits at a limiter of this process, which keeps its place: another call goes first
+    /// now. Does nothing to others.
+    pub(crate) fn set_cost(&mut self, new: Cost) {
+        if let Self::Local(local) = self {
+            local.set_cost(new);
         }
     }
 
@@ -129,7 +163,14 @@ impl Admission {
             Self::Shared { .. } => None,
             #[cfg(feature = "redis")]
             Self::Charged(estimate) => estimate.take(),
-            Self::Granted(charge) => (*charge.take()?).ok()?.used(),
+            Self::Granted(charged) => charged.take()?.charge.ok()?.used(),
+            Self::Scheduled(_) => None,
         }
+    }
+}
+
+impl fmt::Debug for ScheduledAdmission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScheduledAdmission").finish_non_exhaustive()
     }
 }

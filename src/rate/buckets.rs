@@ -524,6 +524,9 @@ impl Resource for Buckets {
     fn on_enqueue(&mut self, request: &ChargeRequest) {
         let queued = self.queued.get_or_insert_default();
         queued.waiters += 1;
+        if request.is_of_schedule {
+            return;
+        }
         queued.demand += &request.cost;
         if request.is_estimate() {
             queued.estimates += &request.cost;
@@ -534,6 +537,9 @@ impl Resource for Buckets {
     fn on_dequeue(&mut self, request: &ChargeRequest) {
         let Some(queued) = &mut self.queued else { return };
         queued.waiters -= 1;
+        if request.is_of_schedule {
+            return;
+        }
         queued.demand -= &request.cost;
         if request.is_estimate() {
             queued.estimates -= &request.cost;

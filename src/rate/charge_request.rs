@@ -10,6 +10,9 @@ use std::{
 #[derive(Debug)]
 pub(super) struct ChargeRequest {
     pub(super) cost: Cost,
+    /// Whether this is the place of a schedule, whose calls take turns at it. It is not counted among what waits: which
+    /// call will take it is not known, and that call is counted where it waits in the schedule.
+    pub(super) is_of_schedule: bool,
     /// [`FINAL`] if the cost is no estimate. When an estimate is charged, the number of estimates that the limiter had
     /// charged before is stored here, for the settlement. Atomic only because a request is charged through a shared
     /// reference.
@@ -26,7 +29,24 @@ impl ChargeRequest {
     pub(super) fn new(cost: Cost, is_estimate: bool) -> Self {
         Self {
             cost,
+            is_of_schedule: false,
             number: AtomicU64::new(if is_estimate { 0 } else { FINAL }),
+        }
+    }
+
+    /// Returns the request of a schedule, for the call that goes next.
+    pub(super) fn of_schedule(cost: Cost) -> Self {
+        Self {
+            is_of_schedule: true,
+            ..Self::new(cost, true)
+        }
+    }
+
+    /// Returns the same request with another cost.
+    pub(super) fn with_cost(&self, cost: Cost) -> Self {
+        Self {
+            is_of_schedule: self.is_of_schedule,
+            ..Self::new(cost, self.is_estimate())
         }
     }
 
@@ -51,6 +71,6 @@ impl ChargeRequest {
 /// The clone is a request of the same cost that has not been charged.
 impl Clone for ChargeRequest {
     fn clone(&self) -> Self {
-        Self::new(self.cost, self.is_estimate())
+        self.with_cost(self.cost)
     }
 }

@@ -170,6 +170,34 @@ impl Cost {
     pub(crate) const fn has_named(&self) -> bool {
         self.named.names[0].is_some()
     }
+
+    /// Whether this cost has no more of any budget than `other`.
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
+        self.requests <= other.requests
+            && self.tokens <= other.tokens
+            && self.input_tokens <= other.input_tokens
+            && self.output_tokens <= other.output_tokens
+            && self
+                .named
+                .into_values()
+                .all(|(name, amount)| amount <= other.of(Budget::Named(name)))
+    }
+
+    /// Returns what this cost has of each budget above `other`.
+    pub(crate) fn above(&self, other: &Self) -> Self {
+        let mut above = Self {
+            requests: self.requests.saturating_sub(other.requests),
+            tokens: self.tokens.saturating_sub(other.tokens),
+            input_tokens: self.input_tokens.saturating_sub(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_sub(other.output_tokens),
+            ..*self
+        };
+        for (name, amount) in self.named.into_values() {
+            let budget = Budget::Named(name);
+            above = above.with(budget, amount.saturating_sub(other.of(budget)));
+        }
+        above
+    }
 }
 
 /// One request with so many tokens, of which it is not known how many are of the prompt and how many of the answer. Either

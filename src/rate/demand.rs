@@ -55,6 +55,20 @@ impl Demand {
         })
     }
 
+    /// Adds the sums of `other`.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.requests = self.requests.saturating_add(other.requests);
+        self.tokens = self.tokens.saturating_add(other.tokens);
+        self.input_tokens = self.input_tokens.saturating_add(other.input_tokens);
+        self.output_tokens = self.output_tokens.saturating_add(other.output_tokens);
+        for (name, sum) in &other.named {
+            match self.named.iter_mut().find(|(of, _)| of == name) {
+                Some((_, known)) => *known = known.saturating_add(*sum),
+                None => self.named.push((*name, *sum)),
+            }
+        }
+    }
+
     /// Changes the sum of each budget by the amount in `cost`.
     #[inline]
     fn change(&mut self, cost: &Cost, change: impl Fn(&mut u128, u128)) {

@@ -78,6 +78,12 @@ impl Estimate {
         self.cost
     }
 
+    /// Gives back what was charged above `cost`, because another call goes than the one that was expected.
+    pub(crate) fn lower_to(&mut self, cost: Cost) {
+        self.charge.settle(self.cost.above(&cost), Cost::none());
+        self.cost = cost;
+    }
+
     /// Replaces the charge by what the call really `used`: refunds what was not used, or debits what was used in
     /// addition.
     ///

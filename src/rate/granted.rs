@@ -1,26 +1,60 @@
 //! A charge that was made for a call before it reached the rate limit: see [`GrantedCharge`].
 //!
 //! A schedule charges a call when it chooses it, outside all layers. The [`RateLimit`](super::RateLimit) that the call
-//! reaches finds the charge here, and does not charge the call again.
+//! reaches finds the charge here, and does not charge the call again. If no concurrency limit does so, it also lets further
+//! attempts of the call wait for their turn in the schedule.
 
 use super::{cost::Cost, estimate::Estimate, limiter::RateLimiter};
-use crate::error::AcquireError;
-use std::cell::Cell;
+use crate::{error::AcquireError, semaphore::granted::InFlight};
+use std::{
+    cell::Cell,
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 /// The charge that a schedule has made for the call which is made or polled on this thread. A charge that no rate limit
 /// takes is settled as not used.
 pub(crate) struct GrantedCharge {
     limiter: RateLimiter,
-    /// The charge, or why the call is never charged. `None` once the rate limit has taken it.
+    /// `None` once the rate limit has taken it.
     charge: Option<Granted>,
+    /// `None` if further attempts wait for their turn at the concurrency limit, which they reach before.
+    again: Option<Arc<dyn ChargeAgain>>,
 }
 
-/// The charge, or why the call is never charged. Boxed, so that calls without a schedule are not larger for it.
-pub(super) type Granted = Box<Result<Unused, AcquireError>>;
+/// Boxed, so that calls without a schedule are not larger for it.
+pub(super) type Granted = Box<Charged>;
+
+/// What a schedule has given an attempt.
+pub(crate) struct Charged {
+    /// The charge, or why the call is never charged.
+    pub(super) charge: Result<Unused, AcquireError>,
+    /// Counts the attempt as in flight, if there is no permit that does.
+    in_flight: Option<InFlight>,
+}
 
 /// The charge of a call that has not been made yet: settled as not used when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Unused(Option<Estimate>);
+
+/// Lets a call that makes a further attempt wait for its turn again.
+pub(crate) trait ChargeAgain: Send + Sync {
+    fn charge_again(self: Arc<Self>) -> Box<dyn PollCharge>;
+}
+
+/// A further attempt that waits for its turn. Dropping it gives up the turn.
+pub(crate) trait PollCharge: Send + Sync {
+    /// Ready when the attempt is charged. Without a charge, the attempt has to be charged as any call is.
+    fn poll_charge(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Charged, AcquireError>>>;
+}
+
+/// What a rate limit finds for a call.
+pub(super) enum Found {
+    Charge(Granted),
+    /// The call is a further attempt, and waits for its turn again.
+    Again(Box<dyn PollCharge>),
+}
 
 thread_local! {
     static CURRENT: Cell<Option<Box<GrantedCharge>>> = const { Cell::new(None) };
@@ -48,9 +82,9 @@ pub(crate) fn is_charged(limiter: &RateLimiter) -> bool {
     IS_ANY.get() && with_current(limiter, |granted| granted.charge.is_some()).unwrap_or(false)
 }
 
-/// Returns the charge that was made for the current call, if it was made by `limiter`.
+/// Returns what was granted to the current call, if it was a charge of `limiter`.
 #[inline]
-pub(super) fn take(limiter: &RateLimiter) -> Option<Granted> {
+pub(super) fn take(limiter: &RateLimiter) -> Option<Found> {
     if !IS_ANY.get() {
         return None;
     }
@@ -58,8 +92,19 @@ pub(super) fn take(limiter: &RateLimiter) -> Option<Granted> {
 }
 
 #[cold]
-fn take_current(limiter: &RateLimiter) -> Option<Granted> {
-    with_current(limiter, |granted| granted.charge.take())?
+fn take_current(limiter: &RateLimiter) -> Option<Found> {
+    with_current(limiter, |granted| match granted.charge.take() {
+        Some(charge) => Some(Found::Charge(charge)),
+        None => granted.again.clone().map(|again| Found::Again(again.charge_again())),
+    })?
+}
+
+/// Returns how further attempts of the current call wait for their turn, and by which limiter they are charged.
+pub(crate) fn current_again() -> Option<(RateLimiter, Arc<dyn ChargeAgain>)> {
+    let granted = CURRENT.take()?;
+    let again = granted.again.clone().map(|again| (granted.limiter.clone(), again));
+    CURRENT.set(Some(granted));
+    again
 }
 
 fn with_current<T>(limiter: &RateLimiter, f: impl FnOnce(&mut GrantedCharge) -> T) -> Option<T> {
@@ -70,16 +115,37 @@ fn with_current<T>(limiter: &RateLimiter, f: impl FnOnce(&mut GrantedCharge) -> 
 }
 
 impl GrantedCharge {
-    pub(crate) fn new(limiter: RateLimiter, charge: Result<Unused, AcquireError>) -> Self {
+    pub(crate) fn new(limiter: RateLimiter, charged: Charged, again: Option<Arc<dyn ChargeAgain>>) -> Self {
         Self {
             limiter,
-            charge: Some(Box::new(charge)),
+            charge: Some(Box::new(charged)),
+            again,
+        }
+    }
+
+    /// Returns what is current while a call makes attempts outside the task that runs it, which all ask for their turn.
+    pub(crate) const fn of_attempts(limiter: RateLimiter, again: Arc<dyn ChargeAgain>) -> Self {
+        Self {
+            limiter,
+            charge: None,
+            again: Some(again),
         }
     }
 
     /// Settles the charge as not used if no layer has taken it.
     pub(crate) fn give_back(&mut self) {
         self.charge = None;
+    }
+}
+
+impl Charged {
+    pub(crate) const fn new(charge: Result<Unused, AcquireError>, in_flight: Option<InFlight>) -> Self {
+        Self { charge, in_flight }
+    }
+
+    /// Returns what counts the attempt as in flight, to be kept until it has ended.
+    pub(super) fn take_in_flight(&mut self) -> Option<InFlight> {
+        self.in_flight.take()
     }
 }
 
@@ -91,6 +157,14 @@ impl Unused {
     /// Returns the charge of a call that is made now.
     pub(super) fn used(&mut self) -> Option<Estimate> {
         self.0.take()
+    }
+}
+
+impl fmt::Debug for Charged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Charged")
+            .field("charge", &self.charge)
+            .finish_non_exhaustive()
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     clock, coop,
     error::{AcquireError, BoxError},
     on_turn::OnTurn,
+    semaphore::granted::InFlight,
     tokens::{ApiTokens, ApiTokensUsed, TokenUsage},
 };
 use pin_project_lite::pin_project;
@@ -183,7 +184,9 @@ pin_project! {
         },
         /// The call is admitted and charged, and the inner call runs. `estimate` is present if the charge is to be
         /// corrected when the call has ended.
-        Calling { #[pin] future: F, estimate: Option<Estimate> },
+        // `in_flight` is declared last, and the fields of a variant are dropped in this order: the inner call ends before it
+        // does not count as in flight any more.
+        Calling { #[pin] future: F, estimate: Option<Estimate>, in_flight: Option<InFlight> },
         /// The call has failed before it was made.
         Failed,
     }
@@ -288,7 +291,7 @@ where
         let cost = self.cost.cost(&req);
         let kind = if U::SETTLES { self.cost.kind(&req) } else { None };
         let admission = match granted::take(&self.limiter) {
-            Some(charge) => Admission::Granted(Some(charge)),
+            Some(found) => Admission::found(found, &self.limiter, cost, U::SETTLES),
             None => self.limiter.admission(cost, U::SETTLES),
         };
         ResponseFuture {
@@ -471,6 +474,7 @@ where
                         this.state.set(State::Failed);
                         return Poll::Ready(Err(error));
                     }
+                    let in_flight = admission.take_in_flight();
                     let estimate = if U::SETTLES {
                         admission.estimate()
                     } else {
@@ -479,10 +483,14 @@ where
                     };
                     let req = req.take().expect("the request is there until it is called");
                     let future = inner.call(req);
-                    this.state.set(State::Calling { future, estimate });
+                    this.state.set(State::Calling {
+                        future,
+                        estimate,
+                        in_flight,
+                    });
                 }
                 StateProj::Failed => panic!("`ResponseFuture` polled after completion"),
-                StateProj::Calling { future, estimate } => {
+                StateProj::Calling { future, estimate, .. } => {
                     if !U::SETTLES {
                         return future.poll(cx).map_err(Into::into);
                     }

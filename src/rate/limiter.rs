@@ -581,6 +581,48 @@ impl RateLimiter {
         }
     }
 
+    /// Whether the limits are shared with other processes.
+    pub(crate) const fn is_shared(&self) -> bool {
+        match &self.kind {
+            Kind::Local(_) => false,
+            #[cfg(feature = "redis")]
+            Kind::Shared(_) => true,
+        }
+    }
+
+    /// Returns how long a charge takes at least because of the distance of the store; zero before it is known.
+    pub(crate) fn round_trip(&self) -> Duration {
+        match &self.kind {
+            Kind::Local(_) => Duration::ZERO,
+            #[cfg(feature = "redis")]
+            Kind::Shared(shared) => shared.store_status().latency,
+        }
+    }
+
+    /// Returns how much of each budget can be charged within `time` from now, as far as is known.
+    pub(crate) fn available_in(&self, time: Duration) -> Vec<(Budget, u64)> {
+        let available = self.available();
+        let limits = self.limits();
+        let in_time = limits.rates().map(|(budget, rate)| {
+            let added = rate.amount() * time.as_secs_f64() / rate.period().as_secs_f64();
+            // The cast cuts off at the bounds.
+            (budget, available.of(budget).unwrap_or(0).saturating_add(added as u64))
+        });
+        in_time.collect()
+    }
+
+    /// Returns the admission of the call that a schedule chooses next, whose cost is corrected later.
+    pub(crate) fn schedule_admission(&self, cost: Cost) -> Admission {
+        match &self.kind {
+            Kind::Local(local) => Admission::Local(local.schedule_admission(cost)),
+            #[cfg(feature = "redis")]
+            Kind::Shared(shared) => Admission::Shared {
+                admission: Box::new(shared.schedule_admission()),
+                cost,
+            },
+        }
+    }
+
     /// Returns the admission of a call that costs `cost`, which is corrected later if it `is_estimate`.
     #[inline]
     pub(crate) fn admission(&self, cost: Cost, is_estimate: bool) -> Admission {

@@ -281,6 +281,14 @@ impl LocalLimiter {
             request: ChargeRequest::new(cost, is_estimate),
         }
     }
+
+    /// Returns the admission of the call that a schedule chooses next.
+    pub(super) fn schedule_admission(&self, cost: Cost) -> LocalAdmission {
+        LocalAdmission {
+            waiter: self.queue.waiter(),
+            request: ChargeRequest::of_schedule(cost),
+        }
+    }
 }
 
 impl fmt::Debug for LocalLimiter {
@@ -332,7 +340,7 @@ impl LocalAdmission {
     /// Replaces the cost of the waiter, which keeps its place in the queue.
     pub(super) fn set_cost(&mut self, cost: Cost) {
         if self.request.cost != cost {
-            self.request = ChargeRequest::new(cost, self.request.is_estimate());
+            self.request = self.request.with_cost(cost);
             self.waiter.replace_request(&self.request);
         }
     }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     error::AcquireError,
     panic,
-    rate::{self, Estimate, GrantedCharge, RateLimiter, Unused},
+    rate::{self, ChargeAgain, Charged, Estimate, GrantedCharge, PollCharge, RateLimiter, Unused},
     semaphore::{
         Claim, Permit,
         granted::{AskAgain, InFlight, PollPermit},
@@ -19,16 +19,28 @@ use crate::{
 };
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker, ready},
 };
 
-/// What a further attempt of a call needs to wait for its turn.
-#[derive(Clone)]
+/// What further attempts of a call need to wait for their turn.
 pub(super) struct Again {
-    pub(super) shared: Arc<Shared>,
-    pub(super) call: ScheduledCall,
-    pub(super) seq: u64,
+    shared: Arc<Shared>,
+    call: ScheduledCall,
+    seq: u64,
+    refusal: Mutex<Refusal>,
+    /// Whether a further attempt was made or may be made. Before, none can be refused.
+    has_attempts: AtomicBool,
+}
+
+/// A refusal that no layer of the call can fail with.
+#[derive(Default)]
+struct Refusal {
+    error: Option<AcquireError>,
+    waker: Option<Waker>,
 }
 
 /// An attempt that waits, shared by the layer that waits for it and the tree.
@@ -39,7 +51,8 @@ pub(crate) struct Attempt {
 
 #[derive(Default)]
 struct AttemptState {
-    granted: Option<GrantedAttempt>,
+    /// What the attempt was given, or why it never goes.
+    end: Option<Result<GrantedAttempt, AcquireError>>,
     waker: Option<Waker>,
     /// Whether the layer that has waited for the attempt was dropped.
     is_given_up: bool,
@@ -49,38 +62,108 @@ struct AttemptState {
 pub(super) struct GrantedAttempt {
     permit: Result<Claim, Permit>,
     in_flight: Option<InFlight>,
-    charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>,
+    charge: Option<(RateLimiter, Estimate)>,
     receipt: Option<Box<Receipt>>,
 }
 
+/// What an attempt that goes has: a permit, what counts it as in flight, and a charge.
+type Parts = (Permit, Option<InFlight>, Option<(RateLimiter, Unused)>);
+
 /// The end of an attempt that the layer holds.
 struct Waiting {
-    again: Again,
+    again: Arc<Again>,
     attempt: Arc<Attempt>,
     /// Its place in the tree. `None` until the attempt is polled, and after it was granted what it waits for.
     id: Option<usize>,
+    /// Whether the attempt was refused. It stays pending then, until its call has failed.
+    is_refused: bool,
+}
+
+// === impl Again ===
+
+impl Again {
+    pub(super) fn new(shared: Arc<Shared>, call: ScheduledCall, seq: u64) -> Self {
+        Self {
+            shared,
+            call,
+            seq,
+            refusal: Mutex::default(),
+            has_attempts: AtomicBool::new(false),
+        }
+    }
+
+    fn wait(self: Arc<Self>) -> Waiting {
+        self.expect_attempts();
+        Waiting {
+            again: self,
+            attempt: Arc::default(),
+            id: None,
+            is_refused: false,
+        }
+    }
+
+    /// Lets the call fail with `error`.
+    fn refuse(&self, error: AcquireError) {
+        let waker = {
+            let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+            refusal.error.get_or_insert(error);
+            refusal.waker.take()
+        };
+        waker.into_iter().for_each(panic::wake);
+    }
 }
 
 impl AskAgain for Again {
-    fn ask_again(&self) -> Box<dyn PollPermit> {
-        Box::new(Waiting {
-            again: self.clone(),
-            attempt: Arc::default(),
-            id: None,
-        })
+    fn ask_again(self: Arc<Self>) -> Box<dyn PollPermit> {
+        Box::new(self.wait())
+    }
+
+    fn expect_attempts(&self) {
+        self.has_attempts.store(true, Ordering::Release);
+    }
+
+    fn poll_refused(&self, cx: &mut Context<'_>) -> Poll<AcquireError> {
+        if !self.has_attempts.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = refusal.error.take() {
+            return Poll::Ready(error);
+        }
+        let replaced = refusal.waker.replace(cx.waker().clone());
+        drop(refusal);
+        drop(replaced);
+        Poll::Pending
     }
 }
+
+impl ChargeAgain for Again {
+    fn charge_again(self: Arc<Self>) -> Box<dyn PollCharge> {
+        Box::new(self.wait())
+    }
+}
+
+// === impl Attempt ===
 
 impl Attempt {
     /// Gives the attempt its permit and its charge. If its layer was dropped meanwhile, both are given back.
     pub(super) fn grant(&self, granted: GrantedAttempt) {
+        self.end(Ok(granted));
+    }
+
+    /// Tells the attempt that its limits never let it go.
+    pub(super) fn refuse(&self, error: AcquireError) {
+        self.end(Err(error));
+    }
+
+    fn end(&self, end: Result<GrantedAttempt, AcquireError>) {
         let mut state = self.lock();
         if state.is_given_up {
             drop(state);
-            granted.give_back();
+            end.into_iter().for_each(GrantedAttempt::give_back);
             return;
         }
-        state.granted = Some(granted);
+        state.end = Some(end);
         let waker = state.waker.take();
         drop(state);
         waker.into_iter().for_each(panic::wake);
@@ -102,7 +185,7 @@ impl GrantedAttempt {
     pub(super) fn new(
         permit: Permit,
         in_flight: Option<InFlight>,
-        charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>,
+        charge: Option<(RateLimiter, Estimate)>,
         receipt: Option<Box<Receipt>>,
     ) -> Self {
         Self {
@@ -114,7 +197,7 @@ impl GrantedAttempt {
     }
 
     /// Returns the permit and the charge. If the permit is lost, gives the charge back.
-    fn into_parts(self) -> Option<(Permit, Option<InFlight>, Option<GrantedCharge>)> {
+    fn into_parts(self) -> Option<Parts> {
         let Self {
             permit,
             in_flight,
@@ -130,11 +213,8 @@ impl GrantedAttempt {
             return None;
         };
         let charge = match (charge, receipt) {
-            (Some((limiter, Ok(estimate))), Some(receipt)) => {
-                let unused = Unused::new(estimate.with_receipt(receipt));
-                Some(GrantedCharge::new(limiter, Ok(unused)))
-            }
-            (Some((limiter, charge)), _) => Some(GrantedCharge::new(limiter, charge.map(Unused::new))),
+            (Some((limiter, estimate)), Some(receipt)) => Some((limiter, Unused::new(estimate.with_receipt(receipt)))),
+            (Some((limiter, estimate)), None) => Some((limiter, Unused::new(estimate))),
             (None, Some(mut receipt)) => {
                 receipt.settle_as_charged();
                 None
@@ -150,8 +230,8 @@ impl GrantedAttempt {
 }
 
 /// Gives back a charge that no attempt needs.
-fn give_back(charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>, receipt: Option<Box<Receipt>>) {
-    if let Some((_, Ok(estimate))) = charge {
+fn give_back(charge: Option<(RateLimiter, Estimate)>, receipt: Option<Box<Receipt>>) {
+    if let Some((_, estimate)) = charge {
         drop(Unused::new(estimate));
     }
     // Dropped without being settled, the receipt counts as not used.
@@ -159,11 +239,32 @@ fn give_back(charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>, rece
 }
 
 impl Waiting {
-    /// Waits for what the attempt is given.
-    fn poll_granted(&self, cx: &mut Context<'_>) -> Poll<GrantedAttempt> {
+    /// Waits for the turn of the attempt. Ready with `None` if it cannot wait, because the keys of the call were forgotten and
+    /// there is no room for them.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Parts, AcquireError>>> {
+        loop {
+            if self.id.is_none() {
+                let Again { shared, call, seq, .. } = &*self.again;
+                let Ok(id) = shared.push_attempt(call, *seq, &self.attempt) else {
+                    return Poll::Ready(None);
+                };
+                self.id = Some(id);
+            }
+            let end = ready!(self.poll_end(cx));
+            self.id = None;
+            match end.map(GrantedAttempt::into_parts) {
+                Ok(Some(parts)) => return Poll::Ready(Some(Ok(parts))),
+                // An attempt that was not polled in time has lost its permit, and waits again.
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+    }
+
+    fn poll_end(&self, cx: &mut Context<'_>) -> Poll<Result<GrantedAttempt, AcquireError>> {
         let mut state = self.attempt.lock();
-        if let Some(granted) = state.granted.take() {
-            return Poll::Ready(granted);
+        if let Some(end) = state.end.take() {
+            return Poll::Ready(end);
         }
         let replaced = match &state.waker {
             Some(waker) if waker.will_wake(cx.waker()) => None,
@@ -177,37 +278,47 @@ impl Waiting {
 
 impl PollPermit for Waiting {
     fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Permit, Option<InFlight>)>> {
-        loop {
-            if self.id.is_none() {
-                let Again { shared, call, seq } = &self.again;
-                let Ok(id) = shared.push_attempt(call, *seq, &self.attempt) else {
-                    // The keys of the call were forgotten, and there is no room for them.
-                    return Poll::Ready(None);
-                };
-                self.id = Some(id);
-            }
-            let granted = ready!(self.poll_granted(cx));
-            self.id = None;
-            // An attempt that was not polled in time has lost its permit, and waits again.
-            if let Some((permit, in_flight, charge)) = granted.into_parts() {
-                if let Some(charge) = charge {
-                    rate::grant_charge(charge);
-                }
-                return Poll::Ready(Some((permit, in_flight)));
-            }
+        if self.is_refused {
+            return Poll::Pending;
         }
+        let (permit, in_flight, limiter, charge) = match ready!(self.poll_turn(cx)) {
+            None => return Poll::Ready(None),
+            Some(Ok((permit, in_flight, None))) => return Poll::Ready(Some((permit, in_flight))),
+            Some(Ok((permit, in_flight, Some((limiter, charge))))) => (permit, in_flight, limiter, Ok(charge)),
+            Some(Err(error)) => match self.again.shared.root().limiter {
+                // The rate limit below fails with the error.
+                Some(limiter) => (Permit::of_none(), None, limiter, Err(error)),
+                None => {
+                    self.is_refused = true;
+                    self.again.refuse(error);
+                    return Poll::Pending;
+                }
+            },
+        };
+        rate::grant_charge(GrantedCharge::new(limiter, Charged::new(charge, None), None));
+        Poll::Ready(Some((permit, in_flight)))
+    }
+}
+
+impl PollCharge for Waiting {
+    fn poll_charge(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Charged, AcquireError>>> {
+        Poll::Ready(match ready!(self.poll_turn(cx)) {
+            Some(Ok((_, in_flight, Some((_, charge))))) => Some(Ok(Charged::new(Ok(charge), in_flight))),
+            Some(Ok((_, _, None))) | None => None,
+            Some(Err(error)) => Some(Err(error)),
+        })
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let granted = {
+        let end = {
             let mut state = self.attempt.lock();
             state.is_given_up = true;
-            state.granted.take()
+            state.end.take()
         };
-        match (granted, self.id) {
-            (Some(granted), _) => granted.give_back(),
+        match (end, self.id) {
+            (Some(end), _) => end.into_iter().for_each(GrantedAttempt::give_back),
             (None, Some(id)) => self.again.shared.cancel(id, &Ticket::Attempt(self.attempt.clone())),
             (None, None) => {}
         }

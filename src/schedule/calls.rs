@@ -47,6 +47,17 @@ impl<T> Calls<T> {
         self.calls.len()
     }
 
+    /// Returns the call behind another one in the same list.
+    pub(super) fn after(&self, id: usize) -> Option<usize> {
+        self.calls.get(id)?.after
+    }
+
+    /// Returns the calls of a list in their order.
+    pub(super) fn of(&self, list: List) -> impl Iterator<Item = &QueuedCall<T>> {
+        let first = list.first.and_then(|id| self.calls.get(id));
+        std::iter::successors(first, |call| self.calls.get(call.after?))
+    }
+
     /// Adds a call to `list`, at its place by its sequence number. Almost every call has the highest one; only an attempt
     /// that is made again comes back with the number that it had.
     pub(super) fn insert(&mut self, list: &mut List, call: QueuedCall<T>) -> usize {
@@ -85,15 +96,6 @@ impl<T> Calls<T> {
             Some(call) => call.before = before,
             None => list.last = before,
         }
-    }
-}
-
-#[cfg(test)]
-impl<T> Calls<T> {
-    /// Returns the calls of a list in their order.
-    pub(super) fn of(&self, list: List) -> impl Iterator<Item = &QueuedCall<T>> {
-        let first = list.first.and_then(|id| self.calls.get(id));
-        std::iter::successors(first, |call| self.calls.get(call.after?))
     }
 }
 

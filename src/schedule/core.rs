@@ -4,6 +4,7 @@
 
 use super::{
     attempt::Attempt,
+    calls::QueuedCall,
     fair::Units,
     flow::FlowKey,
     tree::{FlowView, NewCall, NewNode, Running, Started, Tree},
@@ -47,12 +48,6 @@ impl ScheduledCall {
     pub(crate) const fn path(&self) -> &Arc<[FlowKey]> {
         &self.path
     }
-}
-
-/// The call that goes next.
-pub(super) struct Head {
-    pub(super) cost: Cost,
-    pub(super) units: Units,
 }
 
 pub(super) struct Core {
@@ -206,25 +201,48 @@ impl Core {
         })
     }
 
-    /// Returns the eligible call that goes next, if one could be charged to all limits below the root now.
-    pub(super) fn head(&mut self, eligible: Eligible, now: &mut LazyNow) -> Option<Head> {
+    /// Returns what the eligible call costs that goes next, if one could be charged to all limits below the root now.
+    pub(super) fn head(&mut self, eligible: Eligible, now: &mut LazyNow) -> Option<Cost> {
         let id = self.next(eligible, now)?;
-        self.tree.call(id).map(|call| Head {
-            cost: call.cost,
-            units: call.units,
-        })
+        self.tree.call(id).map(|call| call.cost)
     }
 
-    /// Begins the eligible call that goes next, if it is `head`.
+    /// Returns what the eligible calls cost that go next, at most `most`, as far as it is known.
+    pub(super) fn upcoming(&mut self, most: usize, eligible: Eligible, now: &mut LazyNow) -> Vec<Cost> {
+        if eligible == Eligible::Attempts {
+            return self.head(eligible, now).into_iter().collect();
+        }
+        let ids = self.tree.upcoming(most, now);
+        let costs = ids.iter().filter_map(|id| self.tree.call(*id));
+        costs.map(|call| call.cost).collect()
+    }
+
+    /// Begins the eligible call that goes next, if it costs `cost`. If `among` is more than one, begins the first of so many
+    /// that go next which costs no more than that, and is the first of its flow.
     pub(super) fn start(
         &mut self,
-        head: &Head,
+        cost: &Cost,
+        among: usize,
         eligible: Eligible,
         now: &mut LazyNow,
     ) -> Option<(Started, Option<Running>, Ticket)> {
-        let id = self.next(eligible, now)?;
-        // Another call of the same cost may have come in between, which may go as well.
-        self.tree.call(id).filter(|call| call.cost == head.cost)?;
+        let mut id = self.next(eligible, now)?;
+        if among > 1 {
+            let fits = |tree: &Tree<_, _>, id| {
+                tree.call(id)
+                    .is_some_and(|call: &QueuedCall<_>| call.cost.is_within(cost))
+            };
+            if !fits(&self.tree, id) {
+                if eligible == Eligible::Attempts {
+                    return None;
+                }
+                let mut upcoming = self.tree.upcoming(among, now).into_iter();
+                id = upcoming.find(|id| fits(&self.tree, *id) && self.tree.is_first_of_flow(*id))?;
+            }
+        } else {
+            // Another call of the same cost may have come in between, which may go as well.
+            self.tree.call(id).filter(|call| call.cost == *cost)?;
+        }
         let (started, ticket) = self.tree.start_call(id, now)?;
         if matches!(ticket, Ticket::Attempt(_)) {
             self.attempts.remove(&(started.seq, id));
@@ -307,8 +325,8 @@ impl Core {
         self.tree.waiting_of(path)
     }
 
-    pub(super) fn demand_of(&self, path: &[FlowKey]) -> Demand {
-        self.tree.demand_of(path)
+    pub(super) fn demand_ahead(&self, call: &ScheduledCall) -> Demand {
+        self.tree.demand_ahead(&call.path, call.class, call.due)
     }
 
     pub(super) fn view(&mut self, most: usize, now: &mut LazyNow) -> Vec<FlowView<FlowKey>> {

@@ -2,8 +2,8 @@
 
 use super::{
     attempt::{Again, GrantedAttempt},
-    core::{Eligible, Head, ScheduledCall, Ticket},
-    fair::Units,
+    batch::{Batch, MAX_BATCH},
+    core::{Eligible, ScheduledCall, Ticket},
     grant::{Grant, Receipt},
     shared::{Root, Shared},
     tree::Started,
@@ -28,11 +28,17 @@ use tokio::time::{Sleep, sleep_until};
 pub(crate) struct Dispatcher {
     shared: Arc<Shared>,
     acquire: Option<Acquire>,
-    limiter: Option<RateLimiter>,
-    /// The place in the line of the limiter, in which other stacks may wait, too. `None` while no budget is waited for.
-    admission: Option<Admission>,
+    limiter: Option<Line>,
     /// Wakes the dispatcher when an attempt could go while no call can, which has no timer of its own then.
     attempts: Option<Pin<Box<Sleep>>>,
+}
+
+/// How the dispatcher waits for the limiter.
+enum Line {
+    /// With one place in the line of the limiter, in which other stacks may wait, too. `None` while no budget is waited for.
+    Local(RateLimiter, Option<Admission>),
+    /// For several charges at a time, because each takes a round trip to the store of the limiter.
+    Shared(RateLimiter, Batch),
 }
 
 /// What was chosen.
@@ -57,7 +63,6 @@ struct Granted {
     permit: Option<Permit>,
     charge: Option<(RateLimiter, Estimate)>,
     cost: Cost,
-    units: Units,
 }
 
 impl Dispatcher {
@@ -66,9 +71,16 @@ impl Dispatcher {
         Self {
             shared,
             acquire: permits.map(|permits| permits.acquire()),
-            limiter,
-            admission: None,
+            limiter: limiter.map(Line::new),
             attempts: None,
+        }
+    }
+
+    /// Among how many calls that go next the one is looked for that costs what was charged.
+    const fn among(&self) -> usize {
+        match self.limiter {
+            Some(Line::Shared(..)) => MAX_BATCH,
+            Some(Line::Local(..)) | None => 1,
         }
     }
 
@@ -87,14 +99,16 @@ impl Dispatcher {
                     Poll::Pending
                 };
             };
-            match self.poll_grant(&head, cx) {
+            match self.poll_grant(&head, eligible, cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {}
-                Poll::Ready(Some(Ok(granted))) => {
-                    let Some((started, in_flight, ticket)) = self.shared.start(&head, eligible) else {
+                Poll::Ready(Some(Ok(mut granted))) => {
+                    let Some((started, in_flight, ticket)) = self.shared.start(&granted.cost, self.among(), eligible)
+                    else {
                         granted.give_back();
                         continue;
                     };
+                    granted.lower_to(started.cost());
                     match ticket {
                         Ticket::Call(call) => {
                             let chosen = ChosenCall {
@@ -109,8 +123,8 @@ impl Dispatcher {
                         }
                     }
                 }
-                Poll::Ready(Some(Err(error))) => {
-                    if let Some(refused) = self.refuse(&head, eligible, error) {
+                Poll::Ready(Some(Err((cost, error)))) => {
+                    if let Some(refused) = self.refuse(&cost, eligible, error) {
                         return Poll::Ready(refused);
                     }
                 }
@@ -122,10 +136,9 @@ impl Dispatcher {
     /// waited for in another runtime. Returns its key, and `None` if it is an attempt: that one is let go with nothing, and
     /// panics where it waits itself.
     pub(crate) fn take_after_panic(&mut self, eligible: Eligible) -> Option<u32> {
-        self.admission = None;
-        self.acquire.iter_mut().for_each(|acquire| drop(acquire.replace()));
+        self.leave();
         let head = self.shared.head(eligible)?;
-        let (started, in_flight, ticket) = self.shared.start(&head, eligible)?;
+        let (started, in_flight, ticket) = self.shared.start(&head, 1, eligible)?;
         drop(in_flight);
         self.shared.give_back(started);
         match ticket {
@@ -151,8 +164,14 @@ impl Dispatcher {
         polled.unwrap_or(Poll::Pending)
     }
 
-    /// Takes what the call needs, all of it or nothing. Ready without it if it was taken by others meanwhile.
-    fn poll_grant(&mut self, head: &Head, cx: &mut Context<'_>) -> Poll<Option<Result<Granted, AcquireError>>> {
+    /// Takes what the call needs, all of it or nothing. Ready without it if it was taken by others meanwhile, and with the
+    /// cost of the call that the limiter refuses if it does.
+    fn poll_grant(
+        &mut self,
+        head: &Cost,
+        eligible: Eligible,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Granted, (Cost, AcquireError)>>> {
         let is_permitted = self
             .acquire
             .as_mut()
@@ -163,52 +182,73 @@ impl Dispatcher {
             return Poll::Pending;
         }
         let now = clock::now();
-        if let Some(limiter) = &self.limiter {
-            let new = || limiter.admission(head.cost, true);
-            let admission = self.admission.get_or_insert_with(new);
-            if !admission.set_cost(head.cost) {
-                std::mem::replace(admission, new()).give_back();
+        let mut cost = *head;
+        let mut charged = None;
+        let polled = match &mut self.limiter {
+            None => Poll::Ready(Ok(())),
+            Some(Line::Local(limiter, admission)) => {
+                let admission = admission.get_or_insert_with(|| limiter.schedule_admission(cost));
+                admission.set_cost(cost);
+                admission.poll_turn(now, cx)
             }
-            match admission.poll_turn(now, cx) {
-                Poll::Pending => {
-                    // So would a place in the line of the permits.
-                    self.acquire.iter_mut().for_each(|acquire| drop(acquire.replace()));
-                    return Poll::Pending;
+            Some(Line::Shared(limiter, batch)) => {
+                // Set before the calls are looked at, so that none is missed that comes meanwhile.
+                self.shared.watch_arrivals(true);
+                let permits = self.acquire.as_ref().map(Acquire::semaphore);
+                let free = permits.map_or(MAX_BATCH, |permits| permits.total().saturating_sub(permits.held()));
+                let most = self.shared.waiting().min(free).clamp(1, MAX_BATCH);
+                batch.ask_for(most, head, |most| self.shared.upcoming(most, eligible));
+                if batch.is_full() {
+                    self.shared.watch_arrivals(false);
                 }
-                Poll::Ready(Err(error)) => {
-                    self.admission = None;
-                    return Poll::Ready(Some(Err(error)));
-                }
-                Poll::Ready(Ok(())) => {}
+                batch.poll(now, cx).map(|(of, result)| {
+                    cost = of;
+                    charged = result?.map(|estimate| (limiter.clone(), estimate));
+                    Ok(())
+                })
             }
-        }
-        let permit = match &mut self.acquire {
-            // Never fails, because this semaphore is never closed.
-            Some(acquire) => match acquire.try_acquire() {
-                Ok(Some(permit)) => Some(permit),
-                Ok(None) | Err(_) => return Poll::Ready(None),
-            },
-            None => None,
         };
-        let mut charge = None;
-        if let (Some(admission), Some(limiter)) = (&mut self.admission, &self.limiter) {
+        match polled {
+            Poll::Pending => {
+                // So would a place in the line of the permits.
+                self.acquire.iter_mut().for_each(|acquire| drop(acquire.replace()));
+                return Poll::Pending;
+            }
+            Poll::Ready(Err(error)) => {
+                self.leave_turn();
+                return Poll::Ready(Some(Err((cost, error))));
+            }
+            Poll::Ready(Ok(())) => {}
+        }
+        let mut granted = Granted {
+            permit: None,
+            charge: charged,
+            cost,
+        };
+        if let Some(acquire) = &mut self.acquire {
+            // Never fails, because this semaphore is never closed.
+            let Ok(Some(permit)) = acquire.try_acquire() else {
+                granted.give_back();
+                return Poll::Ready(None);
+            };
+            granted.permit = Some(permit);
+        }
+        if let Some(Line::Local(limiter, turn)) = &mut self.limiter {
+            let Some(admission) = turn else {
+                return Poll::Ready(None);
+            };
             match admission.try_charge(now) {
                 Ok(true) => {}
                 Ok(false) => return Poll::Ready(None),
                 Err(error) => {
-                    self.admission = None;
-                    return Poll::Ready(Some(Err(error)));
+                    *turn = None;
+                    return Poll::Ready(Some(Err((cost, error))));
                 }
             }
-            charge = admission.estimate().map(|estimate| (limiter.clone(), estimate));
-            self.admission = None;
+            granted.charge = admission.estimate().map(|estimate| (limiter.clone(), estimate));
+            *turn = None;
         }
-        Poll::Ready(Some(Ok(Granted {
-            permit,
-            charge,
-            cost: head.cost,
-            units: head.units,
-        })))
+        Poll::Ready(Some(Ok(granted)))
     }
 
     /// Leaves the lines of the permits and the limiter.
@@ -218,23 +258,44 @@ impl Dispatcher {
     }
 
     fn leave_limiter(&mut self) {
-        self.admission.take().into_iter().for_each(Admission::give_back);
+        if let Some(Line::Shared(_, batch)) = &mut self.limiter {
+            batch.leave();
+            self.shared.watch_arrivals(false);
+        }
+        self.leave_turn();
+    }
+
+    /// Leaves the line of a limiter of this process.
+    fn leave_turn(&mut self) {
+        if let Some(Line::Local(_, admission)) = &mut self.limiter {
+            *admission = None;
+        }
     }
 
     /// Ends the wait of a call that the limiter never admits. Returns `None` if the call is an attempt, which has been told,
     /// or is not the first any more.
-    fn refuse(&self, head: &Head, eligible: Eligible, error: AcquireError) -> Option<Chosen> {
-        let (started, in_flight, ticket) = self.shared.start(head, eligible)?;
+    fn refuse(&self, cost: &Cost, eligible: Eligible, error: AcquireError) -> Option<Chosen> {
+        let (started, in_flight, ticket) = self.shared.start(cost, self.among(), eligible)?;
         drop(in_flight);
         // It has not begun: nothing stays charged to the limits of its keys.
         self.shared.give_back(started);
         match ticket {
             Ticket::Call(call) => Some(Chosen::Refused(call, error)),
             Ticket::Attempt(attempt) => {
-                let charge = self.limiter.clone().map(|limiter| (limiter, Err(error)));
-                attempt.grant(GrantedAttempt::new(Permit::of_none(), None, charge, None));
+                attempt.refuse(error);
                 None
             }
+        }
+    }
+}
+
+impl Line {
+    fn new(limiter: RateLimiter) -> Self {
+        if limiter.is_shared() {
+            let batch = Batch::new(limiter.clone());
+            Self::Shared(limiter, batch)
+        } else {
+            Self::Local(limiter, None)
         }
     }
 }
@@ -247,12 +308,8 @@ impl ChosenCall {
             in_flight,
             granted,
         } = self;
-        let again = Again {
-            shared: shared.clone(),
-            call: call.clone(),
-            seq: started.seq,
-        };
-        let receipt = Box::new(Receipt::new(shared.clone(), started, granted.cost, granted.units));
+        let again = Again::new(shared.clone(), call.clone(), started.seq);
+        let receipt = Box::new(Receipt::new(shared.clone(), started, granted.cost));
         Grant::new(granted.permit, in_flight, granted.charge, receipt, again)
     }
 
@@ -266,9 +323,8 @@ impl ChosenCall {
 impl Granted {
     fn for_attempt(self, started: Started, in_flight: Option<InFlight>, shared: &Arc<Shared>) -> GrantedAttempt {
         let permit = self.permit.unwrap_or_else(Permit::of_none);
-        let charge = self.charge.map(|(limiter, estimate)| (limiter, Ok(estimate)));
-        let receipt = Receipt::new(shared.clone(), started, self.cost, self.units);
-        GrantedAttempt::new(permit, in_flight, charge, Some(Box::new(receipt)))
+        let receipt = Receipt::new(shared.clone(), started, self.cost);
+        GrantedAttempt::new(permit, in_flight, self.charge, Some(Box::new(receipt)))
     }
 
     /// Gives back what no call needs.
@@ -276,5 +332,16 @@ impl Granted {
         if let Some((_, estimate)) = self.charge {
             estimate.settle(Cost::none());
         }
+    }
+
+    /// Gives back what was charged above the cost of the call that goes.
+    fn lower_to(&mut self, cost: Cost) {
+        if self.cost == cost {
+            return;
+        }
+        if let Some((_, estimate)) = &mut self.charge {
+            estimate.lower_to(cost);
+        }
+        self.cost = cost;
     }
 }

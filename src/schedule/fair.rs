@@ -67,6 +67,11 @@ impl Fair {
         self.first
     }
 
+    /// Returns the children that are ready, in their order.
+    pub(super) fn ready(&self) -> impl Iterator<Item = Ready> + '_ {
+        self.first.into_iter().chain(self.others.iter().copied())
+    }
+
     pub(super) const fn is_any_ready(&self) -> bool {
         self.first.is_some()
     }
@@ -177,8 +182,11 @@ impl Fair {
 impl Fair {
     /// Returns the ready children in their order, the sum of their weights as it is kept, and the children that owe.
     pub(super) fn members(&self) -> (Vec<Ready>, u64, Vec<(Units, usize)>) {
-        let ready = self.first.into_iter().chain(self.others.iter().copied());
-        (ready.collect(), self.weights, self.owing.iter().copied().collect())
+        (
+            self.ready().collect(),
+            self.weights,
+            self.owing.iter().copied().collect(),
+        )
     }
 }
 

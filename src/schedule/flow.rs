@@ -1,5 +1,6 @@
 //! [`Flow`]: whose call it is, and of which class.
 
+use crate::rate::ByExtension;
 use http::Request;
 use std::{fmt, sync::Arc};
 
@@ -35,6 +36,18 @@ enum Key {
 pub struct Flow {
     keys: Box<[FlowKey]>,
     class: Option<Arc<str>>,
+}
+
+/// Says whose call an http request is, for an executor with a schedule: see
+/// [`ExecutorBuilder::schedule_by`](crate::ExecutorBuilder::schedule_by).
+///
+/// Every `Fn(&Request<B>) -> Flow` implements this trait. What the request itself names, as by
+/// [`Call::flow`](crate::Call::flow) and [`Call::class`](crate::Call::class), goes before what the function returns: its
+/// keys before the function's keys, and its class before the function's class. If it names both, the function is not
+/// called. By default an executor uses [`ByExtension`], that is, [`Flow::of`].
+pub trait RequestFlow<B> {
+    /// Returns the flow and the class of the call with this request.
+    fn flow(&self, req: &Request<B>) -> Flow;
 }
 
 // === impl FlowKey ===
@@ -123,6 +136,28 @@ impl Flow {
         Self {
             class: keys.class.or(self.class),
             keys: keys.keys,
+        }
+    }
+}
+
+// === impl RequestFlow ===
+
+impl<B> RequestFlow<B> for ByExtension {
+    fn flow(&self, req: &Request<B>) -> Flow {
+        Flow::of(req)
+    }
+}
+
+impl<B, F: Fn(&Request<B>) -> Flow> RequestFlow<B> for F {
+    fn flow(&self, req: &Request<B>) -> Flow {
+        let named = Flow::of(req);
+        if !named.keys.is_empty() && named.class.is_some() {
+            return named;
+        }
+        let found = self(req);
+        Flow {
+            keys: if named.keys.is_empty() { found.keys } else { named.keys },
+            class: named.class.or(found.class),
         }
     }
 }

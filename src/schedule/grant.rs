@@ -2,14 +2,18 @@
 
 use super::{attempt::Again, fair::Units, shared::Shared, tree::Started};
 use crate::{
+    error::AcquireError,
     panic::catch_unwind,
-    rate::{self, Cost, Estimate, GrantedCharge, OnSettled, RateLimiter, Unused},
+    rate::{self, ChargeAgain, Charged, Cost, Estimate, GrantedCharge, OnSettled, RateLimiter, Unused},
     semaphore::{
         Permit,
         granted::{self, GrantedPermit, InFlight},
     },
 };
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 /// The permit and the charge of a chosen call. What its layers have not taken when it is dropped is given back.
 pub(crate) struct Grant {
@@ -17,7 +21,7 @@ pub(crate) struct Grant {
     charge: Option<Box<GrantedCharge>>,
     /// The place in the fair order of a call whose schedule has no limiter: it counts as charged when the call begins.
     receipt: Option<Box<Receipt>>,
-    /// Counts the call at its keys until its end, if there is no permit that does.
+    /// Counts the call at its keys until its end, if neither its permit nor its charge does.
     #[allow(dead_code, reason = "its drop is what matters")]
     in_flight: Option<InFlight>,
 }
@@ -46,17 +50,24 @@ impl Grant {
         again: Again,
     ) -> Self {
         let semaphore = permit.as_ref().and_then(Permit::of);
-        let (permit, in_flight) = match permit.zip(semaphore) {
+        let again = Arc::new(again);
+        let mut of_charge = None;
+        let (permit, mut in_flight) = match permit.zip(semaphore) {
             Some((permit, semaphore)) => {
-                let granted = GrantedPermit::new(semaphore, permit, in_flight, Arc::new(again));
+                let granted = GrantedPermit::new(semaphore, permit, in_flight, again);
                 (Some(Box::new(granted)), None)
             }
-            None => (None, in_flight),
+            None => {
+                let again: Arc<dyn ChargeAgain> = again;
+                of_charge = Some(again);
+                (None, in_flight)
+            }
         };
         let (charge, receipt) = match charge {
             Some((limiter, estimate)) => {
                 let unused = Unused::new(estimate.with_receipt(receipt));
-                (Some(Box::new(GrantedCharge::new(limiter, Ok(unused)))), None)
+                let charged = Charged::new(Ok(unused), in_flight.take());
+                (Some(Box::new(GrantedCharge::new(limiter, charged, of_charge))), None)
             }
             None => (None, Some(receipt)),
         };
@@ -66,6 +77,12 @@ impl Grant {
             receipt,
             in_flight,
         }
+    }
+
+    /// Ready with the reason if the call has to fail, because a further attempt was refused and no layer can fail with that.
+    pub(crate) fn poll_refused(&self, cx: &mut Context<'_>) -> Poll<AcquireError> {
+        let permit = self.permit.as_ref();
+        permit.map_or(Poll::Pending, |permit| permit.poll_refused(cx))
     }
 
     /// Called when the call is made. Until then, dropping the grant counts as if the call had used nothing.
@@ -105,12 +122,12 @@ impl Drop for EnteredGrant<'_> {
 }
 
 impl Receipt {
-    pub(super) const fn new(shared: Arc<Shared>, started: Started, cost: Cost, units: Units) -> Self {
+    pub(super) const fn new(shared: Arc<Shared>, started: Started, cost: Cost) -> Self {
         Self {
             shared,
+            units: started.units,
             started: Some(started),
             cost,
-            units,
         }
     }
 

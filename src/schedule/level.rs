@@ -71,8 +71,9 @@ impl Level {
     /// Sets how many calls of each key may be in flight at once, by the key as text; `None` for any number. A limit of 0 counts
     /// as 1. Default: any number.
     ///
-    /// A call is in flight while it holds its permit of the [concurrency limit](crate::concurrency); in a stack without one,
-    /// from its begin to its end. The function is called as that of [`weight`](Self::weight) is.
+    /// A call is in flight while it holds its permit of the [concurrency limit](crate::concurrency) that the schedule
+    /// [names](super::Schedule::concurrency). Without one, while it is below the rate limit of the
+    /// [limiter](super::Schedule::limiter) that the schedule names, and without either, from its begin to its end. The function is called as that of [`weight`](Self::weight) is.
     #[must_use]
     pub fn concurrency(mut self, limit: impl Fn(&str) -> Option<usize> + Send + Sync + 'static) -> Self {
         self.concurrency = Some(Arc::new(limit));

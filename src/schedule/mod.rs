@@ -68,7 +68,7 @@
 //!   always ready, because it does not know yet whose call will follow: the call waits for its place in its future, or in
 //!   [`submit`](crate::Executor::submit). A handle that is [bound to a flow](crate::Queue::of) waits in `poll_ready`.
 //! - **Retries.** A further attempt of a call waits in its flow again, with the place that the call had, holds nothing
-//!   meanwhile, and is charged to all limits again.
+//!   meanwhile, and is charged to all limits again. For an attempt in a task of its own, see [`CurrentCall`].
 //! - **At run time.** Weights, limits and pauses of keys [change](Schedule::set_weight) while calls wait, and
 //!   [`flows`](Schedule::flows) shows how the flows stand.
 //!
@@ -81,16 +81,19 @@
 //!   level, with weights.
 //! - Fairness holds for what calls are known to have used. While estimates are open, it holds for the estimates.
 //! - How long a new call will wait, because others that come later may go first. A call is refused because of its deadline
-//!   only if its flow alone would make it late.
+//!   only if the calls of its flow that it cannot go before would make it late.
 //! - Whoever makes more keys gets more: put a level of tenants above keys that tenants choose.
 //! - In [strict](Level::strict) bands, a band that always has calls waiting starves all behind it.
 //! - Shares are of what calls cost. Where permits are scarce and not rates, a flow whose calls take longer has more permits.
-//! - Fairness between processes. With limits that several processes [share](crate::rate), each process orders its own calls,
-//!   and charges one call in each round trip to the store.
+//! - Fairness between processes. With limits that several processes [share](crate::rate), each process orders its own calls.
+//!   It asks the store for the budgets of the calls that go next, at most 64 at a time, and a call that comes meanwhile may
+//!   wait behind them.
 
 mod attempt;
+mod batch;
 mod calls;
 mod core;
+mod current;
 mod dispatch;
 mod fair;
 mod flow;
@@ -107,7 +110,8 @@ pub(crate) use self::{
     grant::Grant,
     shared::{Effects, Pushed, Scheduled, Shared},
 };
-pub use flow::{Flow, FlowKey};
+pub use current::{CurrentCall, current};
+pub use flow::{Flow, FlowKey, RequestFlow};
 pub use level::Level;
 
 use self::{
@@ -444,10 +448,10 @@ impl Schedule {
         known.unwrap_or_else(|| classes.len().saturating_sub(1))
     }
 
-    /// Returns the summed costs of the calls of the same flow that wait.
-    pub(crate) fn demand_ahead(&self, flow: &Flow) -> Demand {
-        let path = self.path_of(flow);
-        self.shared.inspect(|core, _| core.demand_of(&path))
+    /// Returns the summed costs of the calls that wait and that a new call cannot go before: those of its own flow that are
+    /// due before it.
+    pub(crate) fn demand_ahead(&self, call: &ScheduledCall) -> Demand {
+        self.shared.inspect(|core, _| core.demand_ahead(call))
     }
 }
 

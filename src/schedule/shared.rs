@@ -1,8 +1,8 @@
 //! [`Shared`]: the state of a schedule, which its handles, its queue and the calls that run share.
 
 use super::{
-    attempt::{Attempt, GrantedAttempt},
-    core::{Core, Eligible, Head, NodeSpec, Prices, PushError, ScheduledCall, Ticket},
+    attempt::Attempt,
+    core::{Core, Eligible, NodeSpec, Prices, PushError, ScheduledCall, Ticket},
     fair::Units,
     flow::FlowKey,
     level::Level,
@@ -12,11 +12,11 @@ use crate::{
     clock::LazyNow,
     error::{AcquireError, Rejected},
     rate::{Cost, RateLimiter},
-    semaphore::{Permit, Semaphore, granted::InFlight},
+    semaphore::{Semaphore, granted::InFlight},
 };
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, Weak,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 use tokio::time::Instant;
 
@@ -25,6 +25,8 @@ pub(crate) struct Shared {
     core: Mutex<Core>,
     /// How many calls wait. It is changed under the lock, and can be read without.
     waiting: AtomicUsize,
+    /// Whether the queue wants to know of each call that comes.
+    watches_arrivals: AtomicBool,
     root: Mutex<Root>,
     queue: Mutex<Weak<dyn Scheduled>>,
 }
@@ -91,6 +93,7 @@ impl Shared {
             levels,
             core: Mutex::new(core),
             waiting: AtomicUsize::new(0),
+            watches_arrivals: AtomicBool::new(false),
             root: Mutex::new(root),
             queue: Mutex::new(Weak::<NoQueue>::new()),
         }
@@ -158,11 +161,13 @@ impl Shared {
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Core, &mut LazyNow) -> T) -> (T, Effects) {
         let mut now = LazyNow::default();
         let mut core = self.lock();
-        let before = (core.peek(), core.next_at(), core.waiting() > 0);
+        let waited = core.waiting();
+        let before = (core.peek(), core.next_at(), waited > 0);
         let output = change(&mut core, &mut now);
         let waiting = core.waiting();
+        let has_come = waiting > waited && self.watches_arrivals.load(Ordering::Relaxed);
         let effects = Effects {
-            has_changed: before != (core.peek(), core.next_at(), waiting > 0),
+            has_changed: has_come || before != (core.peek(), core.next_at(), waiting > 0),
             refused: core.take_refused(),
         };
         self.waiting.store(waiting, Ordering::Release);
@@ -175,25 +180,21 @@ impl Shared {
         }
         let queue = self.queue();
         for (ticket, rejected) in effects.refused {
-            self.refuse(queue.as_ref(), ticket, rejected.into());
+            Self::refuse(queue.as_ref(), ticket, rejected.into());
         }
         if let Some(queue) = queue.filter(|_| effects.has_changed) {
             queue.changed();
         }
     }
 
-    fn refuse(&self, queue: Option<&Arc<dyn Scheduled>>, ticket: Ticket, error: AcquireError) {
+    fn refuse(queue: Option<&Arc<dyn Scheduled>>, ticket: Ticket, error: AcquireError) {
         match ticket {
             Ticket::Call(call) => {
                 if let Some(queue) = queue {
                     queue.clone().refuse(call, error);
                 }
             }
-            Ticket::Attempt(attempt) => {
-                // Its rate limit fails with the error.
-                let charge = self.root().limiter.map(|limiter| (limiter, Err(error)));
-                attempt.grant(GrantedAttempt::new(Permit::of_none(), None, charge, None));
-            }
+            Ticket::Attempt(attempt) => attempt.refuse(error),
         }
     }
 
@@ -251,7 +252,23 @@ impl Shared {
         self.carry_out(effects);
     }
 
-    pub(super) fn head(&self, eligible: Eligible) -> Option<Head> {
+    /// Returns what the eligible calls cost that go next, at most `most`, as far as it is known.
+    pub(super) fn upcoming(&self, most: usize, eligible: Eligible) -> Vec<Cost> {
+        let (costs, effects) = self.change(|core, now| core.upcoming(most, eligible, now));
+        self.carry_out(Effects {
+            has_changed: false,
+            ..effects
+        });
+        costs
+    }
+
+    /// Sets whether the queue is to be told of each call that comes, and not only of one that goes first.
+    pub(super) fn watch_arrivals(&self, watches: bool) {
+        self.watches_arrivals.store(watches, Ordering::Relaxed);
+    }
+
+    /// Returns what the eligible call costs that goes next.
+    pub(super) fn head(&self, eligible: Eligible) -> Option<Cost> {
         let (head, effects) = self.change(|core, now| core.head(eligible, now));
         // Whoever asks is about to act on it.
         self.carry_out(Effects {
@@ -268,10 +285,11 @@ impl Shared {
 
     pub(super) fn start(
         self: &Arc<Self>,
-        head: &Head,
+        cost: &Cost,
+        among: usize,
         eligible: Eligible,
     ) -> Option<(Started, Option<InFlight>, Ticket)> {
-        let (started, effects) = self.change(|core, now| core.start(head, eligible, now));
+        let (started, effects) = self.change(|core, now| core.start(cost, among, eligible, now));
         self.carry_out(Effects {
             has_changed: false,
             ..effects

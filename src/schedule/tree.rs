@@ -21,6 +21,7 @@ mod looking;
 mod node;
 mod running;
 mod settings;
+mod upcoming;
 mod view;
 
 #[cfg(test)]
@@ -31,7 +32,7 @@ pub(super) use running::Running;
 pub(super) use view::FlowView;
 
 use super::{
-    calls::{Calls, List, QueuedCall},
+    calls::{Calls, QueuedCall},
     fair::{Charge, Fair, MAX_COST, Units},
 };
 use crate::{
@@ -39,7 +40,7 @@ use crate::{
     error::Rejected,
     rate::{Cost, Demand},
 };
-use node::{Below, Node};
+use node::{Below, ClassQueue, Node};
 use slab::Slab;
 use std::{collections::BTreeSet, hash::Hash};
 use tokio::time::Instant;
@@ -49,6 +50,10 @@ pub(super) const MAX_LEVELS: usize = 3;
 
 /// What [`Tree::push`] returns in place of the number of a call that the limits have refused at once.
 pub(super) const REFUSED: usize = usize::MAX;
+
+/// How many calls of a class are looked at for what goes before a new call of another class, so that submitting a call takes
+/// about the same time with any number of calls.
+const MAX_LOOKED_AT: usize = 1_000;
 
 const ROOT: usize = 0;
 
@@ -94,6 +99,8 @@ pub(super) struct Started {
     #[cfg_attr(not(test), expect(dead_code, reason = "the tests tell calls by it"))]
     pub(super) id: usize,
     pub(super) seq: u64,
+    /// What the call counts in the fair order.
+    pub(super) units: Units,
     leaf: usize,
     charged: Cost,
     /// What each node was charged, from the leaf upwards.
@@ -109,9 +116,9 @@ struct Charged {
     number: Option<u64>,
 }
 
-#[cfg(test)]
 impl Started {
-    pub(super) const fn charged_cost(&self) -> Cost {
+    /// Returns what the call was charged.
+    pub(super) const fn cost(&self) -> Cost {
         self.charged
     }
 }
@@ -147,10 +154,21 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.find(path).map_or(0, |id| self.nodes[id].waiting)
     }
 
-    /// Returns the sum of the costs of all calls that wait in the flow that `path` names.
-    pub(super) fn demand_of(&self, path: &Path<K>) -> Demand {
+    /// Returns the sum of the costs of the calls that wait in the flow that `path` names and that a new call of this class
+    /// goes behind, which is `due` then: all of its class, and those of other classes that are due before it. Of each other
+    /// class that is due partly later, at most [`MAX_LOOKED_AT`] calls are counted.
+    pub(super) fn demand_ahead(&self, path: &Path<K>, class: u8, due: u64) -> Demand {
+        let mut ahead = Demand::default();
         let queue = self.find(path).and_then(|id| self.nodes[id].queue());
-        queue.map(|queue| queue.demand.clone()).unwrap_or_default()
+        for (of, queue) in queue.iter().flat_map(|queue| queue.classes.iter().enumerate()) {
+            if of == usize::from(class) || queue.latest_due <= due {
+                ahead.add(&queue.demand);
+                continue;
+            }
+            let earlier = self.calls.of(queue.list).take_while(|call| call.due <= due);
+            earlier.take(MAX_LOOKED_AT).for_each(|call| ahead += &call.cost);
+        }
+        ahead
     }
 
     /// Returns how many of the nodes on `path` are known, from the outermost on.
@@ -255,13 +273,19 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         let Some(queue) = self.nodes[leaf].queue_mut() else {
             return Err(queued.payload);
         };
-        if queue.lists.len() <= class {
-            queue.lists.resize(class + 1, List::default());
+        if queue.classes.len() <= class {
+            queue.classes.resize_with(class + 1, ClassQueue::default);
         }
+        let queue = &mut queue.classes[class];
         queue.demand += &call.cost;
-        let list = &mut queue.lists[class];
-        let id = self.calls.insert(list, queued);
-        let is_first = list.first == Some(id);
+        let is_empty = queue.list.first.is_none();
+        queue.latest_due = if is_empty {
+            call.due
+        } else {
+            call.due.max(queue.latest_due)
+        };
+        let id = self.calls.insert(&mut queue.list, queued);
+        let is_first = queue.list.first == Some(id);
         let mut at = Some(leaf);
         while let Some(id) = at {
             self.wake(id);
@@ -324,6 +348,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         let started = Started {
             id,
             seq: call.seq,
+            units: call.units,
             leaf: call.leaf,
             charged: call.cost,
             charges,
@@ -456,8 +481,8 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     fn unqueue(&mut self, id: usize, now: &mut LazyNow) -> Option<QueuedCall<T>> {
         let call = self.calls.get(id)?;
         let (leaf, class) = (call.leaf, usize::from(call.class));
-        let queue = self.nodes[leaf].queue_mut()?;
-        let call = self.calls.remove(queue.lists.get_mut(class)?, id);
+        let queue = self.nodes[leaf].queue_mut()?.classes.get_mut(class)?;
+        let call = self.calls.remove(&mut queue.list, id);
         queue.demand -= &call.cost;
         let mut at = Some(leaf);
         while let Some(id) = at {

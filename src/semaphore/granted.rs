@@ -5,6 +5,7 @@
 //! carry it, so layers between the two need not know of it.
 
 use super::{Permit, Semaphore};
+use crate::error::AcquireError;
 use std::{
     cell::Cell,
     sync::Arc,
@@ -26,7 +27,14 @@ pub(crate) type InFlight = Box<Box<dyn Send + Sync>>;
 
 /// Lets a call that makes a further attempt wait for its turn again.
 pub(crate) trait AskAgain: Send + Sync {
-    fn ask_again(&self) -> Box<dyn PollPermit>;
+    fn ask_again(self: Arc<Self>) -> Box<dyn PollPermit>;
+
+    /// Called before another task may [ask](Self::ask_again), so that a refusal there wakes the call.
+    fn expect_attempts(&self);
+
+    /// Ready with the reason if a further attempt was refused that has no layer which could fail with it: a concurrency limit
+    /// has no errors of its own. The waker is woken when one is.
+    fn poll_refused(&self, cx: &mut Context<'_>) -> Poll<AcquireError>;
 }
 
 /// A further attempt that waits for its turn. Dropping it gives up the turn.
@@ -65,6 +73,22 @@ impl GrantedPermit {
         }
     }
 
+    /// Returns what is current while a call makes attempts outside the task that runs it, which all ask for their turn.
+    pub(crate) const fn of_attempts(semaphore: Semaphore, again: Arc<dyn AskAgain>) -> Self {
+        Self {
+            semaphore,
+            permit: None,
+            again: Some(again),
+        }
+    }
+
+    /// See [`AskAgain::poll_refused`].
+    pub(crate) fn poll_refused(&self, cx: &mut Context<'_>) -> Poll<AcquireError> {
+        self.again
+            .as_ref()
+            .map_or(Poll::Pending, |again| again.poll_refused(cx))
+    }
+
     /// Releases the permit if no layer has taken it.
     pub(crate) fn give_back(&mut self) {
         self.permit = None;
@@ -100,7 +124,7 @@ pub(crate) fn take(semaphore: &Semaphore) -> Option<Found> {
 fn take_current(semaphore: &Semaphore) -> Option<Found> {
     with_current(semaphore, |granted| match granted.permit.take() {
         Some((permit, in_flight)) => Some(Found::Permit(permit, in_flight)),
-        None => granted.again.as_ref().map(|again| Found::Again(again.ask_again())),
+        None => granted.again.clone().map(|again| Found::Again(again.ask_again())),
     })?
 }
 
@@ -108,6 +132,17 @@ fn take_current(semaphore: &Semaphore) -> Option<Found> {
 #[inline]
 pub(crate) fn is_granted(semaphore: &Semaphore) -> bool {
     IS_ANY.get() && with_current(semaphore, |_| ()).is_some()
+}
+
+/// Returns how further attempts of the current call wait for their turn, and for permits of which semaphore.
+pub(crate) fn current_again() -> Option<(Semaphore, Arc<dyn AskAgain>)> {
+    let granted = CURRENT.take()?;
+    let again = granted.again.clone().map(|again| (granted.semaphore.clone(), again));
+    if let Some((_, again)) = &again {
+        again.expect_attempts();
+    }
+    CURRENT.set(Some(granted));
+    again
 }
 
 fn with_current<T>(semaphore: &Semaphore, f: impl FnOnce(&mut GrantedPermit) -> T) -> Option<T> {

@@ -7,7 +7,9 @@ use std::{
     task::{Context, Poll, Waker},
 };
 use tower::retry::{Policy, RetryLayer};
-use tower_outbound::RateLimiter;
+use tower_outbound::{
+    Concurrency, ConcurrencyLimitLayer, RateLimitLayer, RateLimiter, error::Exhausted, schedule::Flow,
+};
 
 /// Tries a call with the status 503 again at once.
 #[derive(Clone)]
@@ -248,4 +250,110 @@ async fn an_attempt_that_the_limits_of_its_key_refuse_by_now_fails_with_the_reas
     assert_eq!(log.count(0), 1);
     settle().await;
     assert_nothing_is_left(&executor, &schedule);
+}
+
+fn of_flow(flow: &'static str, number: u64) -> Request {
+    let mut request = request(number);
+    request.extensions_mut().insert(Flow::from(flow));
+    request
+}
+
+/// Returns a queue with a rate limit, but no concurrency limit, that retries.
+fn without_permits(
+    schedule: &Schedule,
+    limiter: &RateLimiter,
+    client: Client,
+) -> tower_outbound::Queue<Request, Response> {
+    tower::ServiceBuilder::new()
+        .layer(tower_stack::layer(10, schedule))
+        .layer(RetryLayer::new(AtOnce))
+        .layer(RateLimitLayer::new(limiter.clone()))
+        .service(client)
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_concurrency_limit_a_retry_waits_in_its_flow_and_is_charged_to_the_limits_of_its_keys() {
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_hour(100))).unwrap();
+    let schedule = one_a_second_each().limiter(limiter.clone());
+    let (client, log) = failing_client(Duration::ZERO, |number| if number == 0 { 2 } else { 0 });
+    let mut queue = without_permits(&schedule, &limiter, client);
+    let first = queue.call(of_flow("a", 0));
+    let second = queue.call(of_flow("a", 1));
+    let other = queue.call(of_flow("b", 10));
+    pass(ms(500)).await;
+    // The retry waits before the next call of its flow, and has not been charged.
+    assert_eq!((schedule.waiting(), limiter.available().of("requests")), (2, Some(98)));
+    futures_util::future::try_join_all([first, second, other])
+        .await
+        .unwrap();
+    assert_eq!(log.millis(), [(0, 0), (10, 0), (0, 1_000), (0, 2_000), (1, 3_000)]);
+    assert_eq!(limiter.available().of("requests"), Some(95));
+    settle().await;
+    assert_none_waits(&schedule);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_concurrency_limit_a_retry_does_not_wait_for_the_end_of_its_own_first_attempt() {
+    let limiter = RateLimiter::new(per_second(10)).unwrap();
+    let level = Level::by("tenant").concurrency(|_| Some(1));
+    let schedule = Schedule::new().level(level).limiter(limiter.clone());
+    let (client, log) = failing_client(ms(1_000), |number| usize::from(number == 0));
+    let mut queue = without_permits(&schedule, &limiter, client);
+    let calls = [of_flow("a", 0), of_flow("a", 1), of_flow("b", 2)].map(|request| queue.call(request));
+    tokio::time::timeout(ms(10_000), futures_util::future::try_join_all(calls))
+        .await
+        .unwrap()
+        .unwrap();
+    // One at once of each tenant, and the retry before the next call.
+    assert_eq!(log.millis(), [(0, 0), (2, 100), (0, 1_000), (1, 2_000)]);
+    settle().await;
+    assert_none_waits(&schedule);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_concurrency_limit_a_retry_that_is_cancelled_or_refused_is_charged_nothing() {
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_hour(100))).unwrap();
+    let schedule = one_a_second_each().limiter(limiter.clone());
+    let (client, log) = failing_client(Duration::ZERO, |_| 9);
+    let mut queue = without_permits(&schedule, &limiter, client);
+    let cancelled = queue.call(of_flow("a", 0));
+    let refused = queue.call(of_flow("b", 1));
+    pass(ms(500)).await;
+    assert_eq!(schedule.waiting(), 2);
+    drop(cancelled);
+    let none = Limits::new().requests(Rate::per_second(1).refuse());
+    schedule.set_limits("b", &none).unwrap();
+    let error = refused.await.unwrap_err();
+    assert!(error.is::<Exhausted>(), "{error:?}");
+    settle().await;
+    assert_none_waits(&schedule);
+    assert_eq!(log.numbers(), [0, 1]);
+    assert_eq!(limiter.available().of("requests"), Some(98));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_rate_limit_a_retry_that_the_limits_of_its_key_refuse_is_not_made_and_the_call_fails_with_the_reason()
+{
+    let permits = Concurrency::new(1).unwrap();
+    let level = Level::by("tenant").limits(|tenant| match tenant {
+        "once" => Some(Limits::new().requests(Rate::per_hour(1).refuse())),
+        _ => Some(per_second(1)),
+    });
+    let schedule = Schedule::new().level(level).concurrency(permits.clone());
+    let (client, log) = failing_client(ms(10), |number| if number == 0 { 9 } else { 1 });
+    let mut queue = tower::ServiceBuilder::new()
+        .layer(tower_stack::layer(10, &schedule))
+        .layer(RetryLayer::new(AtOnce))
+        .layer(ConcurrencyLimitLayer::with_limit(permits.clone()))
+        .service(client);
+    let refused = queue.call(of_flow("once", 0));
+    let error = tokio::time::timeout(ms(100), refused).await.unwrap().unwrap_err();
+    assert!(error.is::<Exhausted>(), "{error:?}");
+    assert_eq!((log.millis(), permits.in_flight()), (vec![(0, 0)], 0));
+    // Others are not concerned.
+    queue.call(of_flow("other", 1)).await.unwrap();
+    assert_eq!(log.count(1), 2);
+    settle().await;
+    assert_eq!(permits.in_flight(), 0);
+    assert_none_waits(&schedule);
 }

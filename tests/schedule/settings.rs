@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::support::{pass, settle};
-use tower_outbound::error::InvalidConfig;
+use tower_outbound::{error::InvalidConfig, schedule::Flow};
 
 #[tokio::test(start_paused = true)]
 async fn a_paused_key_begins_no_call_until_it_is_resumed_and_delays_no_others() {
@@ -118,4 +118,53 @@ async fn a_schedule_serves_one_executor_at_a_time_with_the_limits_of_that_one() 
     let times: Vec<_> = first_log.millis()[3..].iter().map(|(_, at)| *at).collect();
     assert_eq!((times[1] - times[0], times[2] - times[1]), (1_000, 1_000));
     assert_nothing_is_left(&first, &schedule);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_function_of_the_executor_names_flow_and_class_where_the_call_does_not() {
+    let schedule = Schedule::new()
+        .class("interactive", Duration::ZERO)
+        .class("batch", ms(60_000))
+        .level(Level::by("tenant"));
+    let by_number = |request: &Request| {
+        let number = *request.body();
+        let class = if number % 2 == 0 { "interactive" } else { "batch" };
+        Flow::from(number / 100).class(class)
+    };
+    let (client, log) = client(Duration::ZERO);
+    let executor = Executor::builder()
+        .limits(per_second(1))
+        .schedule_by(schedule.clone(), by_number)
+        .build(client)
+        .unwrap();
+    executor.start().unwrap();
+    let named = [
+        call(0),
+        call(101),
+        call(103).class("interactive"),
+        call(104),
+        call(105).flow("other"),
+        call(107).flow(["other"]).class("batch"),
+    ];
+    let mut extension = request(102);
+    extension.extensions_mut().insert(Flow::from("third").class("batch"));
+    let calls = named.into_iter().chain([extension.into()]);
+    let handles = submit_all(&executor, calls).await;
+    settle().await;
+    let mut waiting: Vec<_> = schedule
+        .flows(10)
+        .iter()
+        .map(|flow| (flow.keys[0].to_string(), flow.waiting))
+        .collect();
+    waiting.sort_unstable();
+    let expected = [("1", 3), ("other", 2), ("third", 1)];
+    assert_eq!(waiting, expected.map(|(flow, waiting)| (flow.to_owned(), waiting)));
+    all_end_well(handles).await;
+    let of_one: Vec<_> = log
+        .numbers()
+        .into_iter()
+        .filter(|number| [101, 103, 104].contains(number))
+        .collect();
+    assert_eq!(of_one, [103, 104, 101]);
+    executor.stop(Shutdown::Graceful).await;
 }

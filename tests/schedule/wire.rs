@@ -158,12 +158,11 @@ async fn interactive_calls_beside_bursts_of_batch_calls_wait_less_than_a_second(
     assert_nothing_is_left(&executor, &schedule);
 }
 
-#[tokio::test(start_paused = true)]
-async fn ten_thousand_calls_to_fifty_hosts_keep_the_rate_of_each_and_lose_no_time() {
-    const HOSTS: u64 = 50;
-    const CALLS: u64 = 10_000;
-    let schedule = Schedule::new().level(Level::by("host").limits(|_| Some(per_second(5))));
-    let (executor, log) = wire_executor(&schedule, Limits::new(), 100, ms(100));
+/// Sends 10,000 calls to 50 hosts with `level`, 100 at once in all, each of which takes `takes`. Returns when the calls of
+/// each host arrived, and when the last call had ended.
+async fn ten_thousand_calls_to_fifty_hosts(level: Level, takes: Duration) -> (Vec<Vec<Duration>>, Duration) {
+    let schedule = Schedule::new().level(level);
+    let (executor, log) = wire_executor(&schedule, Limits::new(), 100, takes);
     let calls: Vec<_> = (0..CALLS)
         .map(|number| spawn_call(&executor, call(number).flow(number % HOSTS)))
         .collect();
@@ -171,16 +170,52 @@ async fn ten_thousand_calls_to_fifty_hosts_keep_the_rate_of_each_and_lose_no_tim
         call.await.unwrap().unwrap();
     }
     let took = log.start.elapsed();
-    let bound = ms(200) * (CALLS / HOSTS - 1) as u32 + ms(100);
-    assert!(took >= bound && took <= bound + bound / 50, "{took:?} of {bound:?}");
     let mut by_host = vec![Vec::new(); HOSTS as usize];
     for (number, at) in log.arrivals() {
         by_host[(number % HOSTS) as usize].push(at);
     }
-    for at in by_host {
-        assert_eq!(at.len() as u64, CALLS / HOSTS);
-        assert!(at.windows(2).all(|pair| pair[1] - pair[0] >= ms(199)), "{at:?}");
-    }
+    assert!(by_host.iter().all(|at| at.len() as u64 == CALLS / HOSTS));
     pass(ms(1)).await;
     assert_nothing_is_left(&executor, &schedule);
+    (by_host, took)
+}
+
+const HOSTS: u64 = 50;
+const CALLS: u64 = 10_000;
+
+/// Whether no two calls of a host are closer to each other than its rate allows.
+fn keeps_five_a_second(at: &[Duration]) -> bool {
+    at.windows(2).all(|pair| pair[1] - pair[0] >= ms(199))
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_calls_to_fifty_hosts_keep_the_rate_of_each_and_lose_no_time() {
+    let level = Level::by("host").limits(|_| Some(per_second(5)));
+    let (by_host, took) = ten_thousand_calls_to_fifty_hosts(level, ms(100)).await;
+    let bound = ms(200) * (CALLS / HOSTS - 1) as u32 + ms(100);
+    assert!(took >= bound && took <= bound + bound / 50, "{took:?} of {bound:?}");
+    for at in by_host {
+        assert!(keeps_five_a_second(&at), "{at:?}");
+    }
+}
+
+/// Of calls that take 450 ms, a rate of 5 a second would have three in flight. Of calls that take 100 ms, the rate allows
+/// one.
+#[tokio::test(start_paused = true)]
+async fn fifty_hosts_with_two_calls_at_once_each_keep_that_and_their_rate_and_lose_no_time() {
+    for (takes, bound) in [
+        (ms(450), ms(450) * (CALLS / HOSTS / 2) as u32 + ms(200)),
+        (ms(100), ms(200) * (CALLS / HOSTS - 1) as u32 + ms(100)),
+    ] {
+        let level = Level::by("host")
+            .limits(|_| Some(per_second(5)))
+            .concurrency(|_| Some(2));
+        let (by_host, took) = ten_thousand_calls_to_fifty_hosts(level, takes).await;
+        assert!(took >= bound && took <= bound + bound / 50, "{took:?} of {bound:?}");
+        for at in by_host {
+            assert!(keeps_five_a_second(&at), "{at:?}");
+            // The server has at most two calls of the host at once.
+            assert!(at.windows(3).all(|three| three[2] - three[0] >= takes), "{at:?}");
+        }
+    }
 }

@@ -82,6 +82,8 @@ pub(crate) struct SharedAdmission {
     /// The sequence number of the waiter in the coordinator; `None` before the first poll, and after the call was
     /// admitted or rejected.
     seq: Option<u64>,
+    /// Whether a schedule gives what is reserved to the call that goes next then.
+    is_of_schedule: bool,
     sleep: Option<Pin<Box<Sleep>>>,
     /// `None` if the cost is final, and not an estimate. For an estimate, `Some(None)` before the call is admitted, and
     /// afterwards `Some` of the reservation that was charged, which is needed to settle the estimate.
@@ -313,9 +315,17 @@ impl SharedLimiter {
         SharedAdmission {
             limiter: self.clone(),
             seq: None,
+            is_of_schedule: false,
             sleep: None,
             estimate: is_estimate.then_some(None),
         }
+    }
+
+    /// Returns the admission of the call that a schedule chooses next.
+    pub(in crate::rate) fn schedule_admission(&self) -> SharedAdmission {
+        let mut admission = self.admission(true);
+        admission.is_of_schedule = true;
+        admission
     }
 
     fn with_coordinator<T>(&self, f: impl FnOnce(&mut Coordinator) -> T) -> T {
@@ -345,8 +355,14 @@ impl SharedAdmission {
         let shared = &self.limiter.handle.shared;
         loop {
             let (now, waker) = (Instant::now(), cx.waker().clone());
-            let seq = &mut self.seq;
-            let step = shared.with_coordinator(|coordinator| coordinator.poll_waiter(seq, cost, waker, now))?;
+            let (seq, is_of_schedule) = (&mut self.seq, self.is_of_schedule);
+            let step = shared.with_coordinator(|coordinator| {
+                let step = coordinator.poll_waiter(seq, cost, waker, now);
+                if let (Ok(WaiterStep::Queued), Some(seq), true) = (&step, *seq, is_of_schedule) {
+                    coordinator.set_of_schedule(seq);
+                }
+                step
+            })?;
             match step {
                 WaiterStep::Admitted(reservation) => {
                     match &mut self.estimate {
@@ -423,7 +439,10 @@ impl Settle for ReservedCharge {
     fn settle(&self, reserved: Cost, used: Cost) {
         let shared = &self.limiter.handle.shared;
         let cut_off = shared.with_coordinator(|coordinator| {
-            coordinator.record_used(reserved, used);
+            // What is given back tells nothing about what calls use.
+            if used != Cost::none() {
+                coordinator.record_used(reserved, used);
+            }
             coordinator.settle(self.reservation, reserved, used);
             coordinator.cut_off(reserved, used)
         });

@@ -40,6 +40,8 @@ pub(super) struct WaiterEntry {
     pub(super) cost: Cost,
     /// When the waiter arrived.
     pub(super) since: Instant,
+    /// Whether a schedule gives the reservation to the call that goes next then.
+    is_of_schedule: bool,
     waker: Waker,
     stage: WaiterStage,
 }
@@ -79,6 +81,7 @@ impl Waiters {
         let entry = WaiterEntry {
             cost,
             since: now,
+            is_of_schedule: false,
             waker,
             stage: WaiterStage::Waiting,
         };
@@ -128,6 +131,18 @@ impl Waiters {
     /// Returns the sequence numbers and costs of the waiters in the queue, in the order of their arrival.
     pub(super) fn queued(&self) -> impl Iterator<Item = (u64, Cost)> + '_ {
         self.queued.iter().map(|seq| (*seq, self.entries[seq].cost))
+    }
+
+    /// Returns the costs of the waiters in the queue that are calls, and not places of a schedule.
+    pub(super) fn queued_calls(&self) -> impl Iterator<Item = Cost> + '_ {
+        let entries = self.queued.iter().map(|seq| &self.entries[seq]);
+        entries.filter(|entry| !entry.is_of_schedule).map(|entry| entry.cost)
+    }
+
+    pub(super) fn set_of_schedule(&mut self, seq: u64) {
+        if let Some(entry) = self.entries.get_mut(&seq) {
+            entry.is_of_schedule = true;
+        }
     }
 
     pub(super) fn is_queue_empty(&self) -> bool {

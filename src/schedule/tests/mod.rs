@@ -8,6 +8,7 @@ mod order;
 mod settings;
 mod speed;
 mod storm;
+mod upcoming;
 
 use super::{
     fair::Units,

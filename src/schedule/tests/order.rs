@@ -111,7 +111,7 @@ fn steps_unlike_a_queue(flows: u64, seeds: u64) -> (u64, u64) {
                 6 | 7 if open.len() > flows as usize => {
                     let (started, number) = open.swap_remove(rng.usize(flows as usize..open.len()));
                     let used = Cost::tokens(rng.u64(..400));
-                    buckets.settle(&started.charged_cost(), number, &used, now);
+                    buckets.settle(&started.cost(), number, &used, now);
                     tree.settle(started, used, units(used.tokens), now);
                 }
                 _ => {}

@@ -241,22 +241,34 @@ fn a_weight_counts_for_what_is_charged_from_when_it_was_set() {
 }
 
 #[test]
-fn what_waits_in_a_flow_is_summed() {
+fn what_waits_in_a_flow_before_a_new_call_is_summed() {
     let mut tree = tree();
     let now = &mut at(start(), 0);
     let create = |_: &[u64]| plain(1);
-    tree.push(&[1, 1], call(30, 0), (), create, now).unwrap();
-    let id = tree.push(&[1, 1], call(12, 0), (), create, now).unwrap();
-    tree.push(&[1, 2], call(5, 0), (), create, now).unwrap();
-    assert_eq!(
-        (tree.waiting_of(&[1]), tree.waiting_of(&[1, 1]), tree.waiting_of(&[3])),
-        (3, 2, 0)
-    );
-    assert_eq!(tree.demand_of(&[1, 1]).of(Budget::Tokens), 42);
+    let of_class = |class, cost, due| NewCall {
+        class,
+        ..call(cost, due)
+    };
+    tree.push(&[1, 1], of_class(0, 30, 0), (), create, now).unwrap();
+    let id = tree.push(&[1, 1], of_class(0, 12, 5), (), create, now).unwrap();
+    tree.push(&[1, 2], of_class(0, 5, 0), (), create, now).unwrap();
+    for due in [10, 20, 30] {
+        tree.push(&[1, 1], of_class(1, 100, due), (), create, now).unwrap();
+    }
+    let waiting = [&[1][..], &[1, 1], &[3]].map(|path| tree.waiting_of(path));
+    assert_eq!(waiting, [6, 5, 0]);
+    let ahead = |tree: &Tree<u64, ()>, class, due| tree.demand_ahead(&[1, 1], class, due).of(Budget::Tokens);
+    // A call goes behind all of its class, and behind those of others that are due before it.
+    assert_eq!([9, 10, 25, 99].map(|due| ahead(&tree, 0, due)), [42, 142, 242, 342]);
+    assert_eq!([4, 5].map(|due| ahead(&tree, 1, due)), [330, 342]);
+    assert_eq!([0, 7].map(|due| ahead(&tree, 2, due)), [30, 42]);
+    // With a shorter slack, one of its class is due earlier than those before it, and still goes behind them.
+    tree.push(&[1, 1], of_class(1, 1_000, 1), (), create, now).unwrap();
+    assert_eq!([1, 29].map(|due| ahead(&tree, 0, due)), [42, 242]);
     tree.cancel(id, now).unwrap();
-    let demand = tree.demand_of(&[1, 1]);
+    let demand = tree.demand_ahead(&[1, 1], 0, 0);
     assert_eq!((demand.of(Budget::Requests), demand.of(Budget::Tokens)), (1, 30));
-    assert_eq!(tree.demand_of(&[3, 1]).of(Budget::Tokens), 0);
+    assert_eq!(tree.demand_ahead(&[3, 1], 0, 0).of(Budget::Tokens), 0);
 }
 
 #[test]

@@ -15,23 +15,24 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         for (id, node) in &self.nodes {
             let (waiting, open) = match &node.below {
                 Below::Calls(queue) => {
-                    let mut demand = Demand::default();
                     let mut waiting = 0;
-                    for list in &queue.lists {
+                    for class in &queue.classes {
+                        let mut demand = Demand::default();
                         let mut last = 0;
-                        for call in self.calls.of(*list) {
+                        for call in self.calls.of(class.list) {
                             assert!(
                                 call.seq > last,
                                 "the calls of a class are in the order of their numbers"
                             );
                             assert_eq!(call.leaf, id);
                             last = call.seq;
+                            assert!(call.due <= class.latest_due);
                             demand += &call.cost;
                             waiting += 1;
                         }
-                    }
-                    for budget in [Budget::Requests, Budget::Tokens] {
-                        assert_eq!(demand.of(budget), queue.demand.of(budget));
+                        for budget in [Budget::Requests, Budget::Tokens] {
+                            assert_eq!(demand.of(budget), class.demand.of(budget));
+                        }
                     }
                     (waiting, node.open)
                 }

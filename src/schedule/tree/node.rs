@@ -58,10 +58,17 @@ pub(super) enum Below<K> {
 /// The calls of a flow.
 #[derive(Default)]
 pub(super) struct Queue {
-    /// A list for each class.
-    pub(super) lists: Vec<List>,
+    pub(super) classes: Vec<ClassQueue>,
+}
+
+/// The calls of one class of a flow.
+#[derive(Default)]
+pub(super) struct ClassQueue {
+    pub(super) list: List,
     /// The sum of the costs of all calls.
     pub(super) demand: Demand,
+    /// No call is due later. Most calls are due later than those before them, but not after the slack was made shorter.
+    pub(super) latest_due: u64,
 }
 
 /// The children of a node.

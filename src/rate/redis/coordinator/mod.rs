@@ -195,6 +195,12 @@ impl Coordinator {
         Ok(WaiterStep::Admitted(reservation))
     }
 
+    /// Lets a waiter not count among [what waits](Self::wait): a schedule gives its reservation to the call that goes next
+    /// then, which is counted where it waits in the schedule.
+    pub(super) fn set_of_schedule(&mut self, seq: u64) {
+        self.waiters.set_of_schedule(seq);
+    }
+
     /// Removes a waiter whose call was dropped, and gives back its reservation. Returns whether the driver has to be
     /// notified, because other calls of all members wait behind the claim of this one.
     pub(super) fn remove_waiter(&mut self, seq: u64) -> bool {
@@ -375,7 +381,7 @@ impl Coordinator {
             .max(scheduled_until.unwrap_or(now))
             .max(self.pauses.until(now).unwrap_or(now));
         let mut queued = ahead;
-        for (_, cost) in self.waiters.queued() {
+        for cost in self.waiters.queued_calls() {
             queued += &cost;
         }
         let mut left = self.store.left.iter().copied();
