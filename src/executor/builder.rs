@@ -14,7 +14,7 @@ use crate::body::{BodyLayer, BodyService, StreamBody, open_early_response};
 use crate::{
     concurrency::Concurrency,
     error::{BoxError, InvalidConfig},
-    event::Http,
+    event::{Http, Observer, Observers},
     queue::QueueLayer,
     rate::{AsCharged, Budget, ByExtension, Limits, Rate, RateLimiter},
     schedule::{Flow, Schedule},
@@ -72,6 +72,7 @@ struct Settings {
     rates: RateSettings,
     schedule: Option<Schedule>,
     timeout: Option<Duration>,
+    observers: Observers,
     #[cfg(feature = "http")]
     body_layer: BodyLayer,
 }
@@ -95,6 +96,7 @@ impl ExecutorBuilder {
                 rates: RateSettings::default(),
                 schedule: None,
                 timeout: None,
+                observers: Observers::default(),
                 #[cfg(feature = "http")]
                 body_layer: BodyLayer::new(),
             },
@@ -233,6 +235,14 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
     /// that is started while another one uses it fails to start.
     pub fn schedule(mut self, schedule: Schedule) -> Self {
         self.settings.schedule = Some(schedule);
+        self
+    }
+
+    /// Adds an observer, which is called at every step of every call: see [`Observer`]. Of several observers, the one added
+    /// first is called first. [`Monitor::events`](super::Monitor::events) also adds observers, while the executor runs.
+    /// Default: none.
+    pub fn observe(mut self, observer: impl Observer + 'static) -> Self {
+        self.settings.observers.add(observer);
         self
     }
 
@@ -381,6 +391,7 @@ impl<L, D, K, U> ExecutorBuilder<L, D, K, U> {
         };
         let (describe, cost) = (layers.boxed_describe(), layers.boxed_cost());
         let monitor = Monitor::new(layers.limiter.clone(), layers.concurrency.clone());
+        self.settings.observers.register(monitor.events());
         // The client is in a mutex so that it need not be `Sync`. The mutex is locked once per start of the executor,
         // to clone the client.
         let client = Mutex::new(client);

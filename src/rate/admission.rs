@@ -3,7 +3,7 @@
 
 #[cfg(feature = "redis")]
 use super::redis::SharedAdmission;
-use super::{cost::Cost, estimate::Estimate, granted::Granted, local::LocalAdmission, pause::Pause};
+use super::{budget::Budget, cost::Cost, estimate::Estimate, granted::Granted, local::LocalAdmission, pause::Pause};
 use crate::error::AcquireError;
 #[cfg(feature = "redis")]
 use std::task::ready;
@@ -23,7 +23,10 @@ pub(crate) enum Admission {
     Granted(Option<Granted>),
     /// A shared limiter has charged the call. If the cost is an estimate, it is kept until the call is made.
     #[cfg(feature = "redis")]
-    Charged(Option<Estimate>),
+    Charged {
+        cost: Cost,
+        estimate: Option<Estimate>,
+    },
 }
 
 // === impl Admission ===
@@ -39,11 +42,12 @@ impl Admission {
             #[cfg(feature = "redis")]
             Self::Shared { admission, cost } => {
                 ready!(admission.poll(*cost, cx))?;
-                *self = Self::Charged(admission.estimate(*cost));
+                let (cost, estimate) = (*cost, admission.estimate(*cost));
+                *self = Self::Charged { cost, estimate };
                 Poll::Ready(Ok(()))
             }
             #[cfg(feature = "redis")]
-            Self::Charged(_) => Poll::Ready(Ok(())),
+            Self::Charged { .. } => Poll::Ready(Ok(())),
             Self::Granted(charge) => match charge.as_deref() {
                 Some(Err(error)) => Poll::Ready(Err(error.clone())),
                 Some(Ok(_)) | None => Poll::Ready(Ok(())),
@@ -58,7 +62,7 @@ impl Admission {
             Self::Local(local) => local.poll_acquire(cx).map_err(AcquireError::from),
             Self::Granted(_) => self.poll_turn(Instant::now(), cx),
             #[cfg(feature = "redis")]
-            Self::Shared { .. } | Self::Charged(_) => self.poll_turn(Instant::now(), cx),
+            Self::Shared { .. } | Self::Charged { .. } => self.poll_turn(Instant::now(), cx),
         }
     }
 
@@ -70,7 +74,31 @@ impl Admission {
             #[cfg(feature = "redis")]
             Self::Shared { admission, .. } => admission.pause_since(since),
             #[cfg(feature = "redis")]
-            Self::Charged(_) => None,
+            Self::Charged { .. } => None,
+            Self::Granted(_) => None,
+        }
+    }
+
+    /// Returns the budget that a call which has to wait waits for: the one that has its cost last. A shared limiter does not
+    /// know it, and returns the one whose rate takes the longest to bring the cost.
+    pub(super) fn waits_for(&self) -> Budget {
+        match self {
+            Self::Local(local) => local.waits_for(),
+            #[cfg(feature = "redis")]
+            Self::Shared { admission, cost } => admission.waits_for(cost),
+            #[cfg(feature = "redis")]
+            Self::Charged { .. } => Budget::Requests,
+            Self::Granted(_) => Budget::Requests,
+        }
+    }
+
+    /// Returns the budget that a call has waited for which was admitted just now. `None` if that is not known better than
+    /// [before](Self::waits_for).
+    pub(super) fn waited_for(&self) -> Option<Budget> {
+        match self {
+            Self::Local(local) => Some(local.waited_for()),
+            #[cfg(feature = "redis")]
+            Self::Shared { .. } | Self::Charged { .. } => None,
             Self::Granted(_) => None,
         }
     }
@@ -83,7 +111,7 @@ impl Admission {
             #[cfg(feature = "redis")]
             Self::Shared { .. } => Ok(false),
             #[cfg(feature = "redis")]
-            Self::Charged(_) => Ok(true),
+            Self::Charged { .. } => Ok(true),
             Self::Granted(_) => Ok(true),
         }
     }
@@ -107,7 +135,7 @@ impl Admission {
             #[cfg(feature = "redis")]
             Self::Shared { cost, .. } => *cost == new,
             #[cfg(feature = "redis")]
-            Self::Charged(estimate) => estimate.as_ref().is_some_and(|estimate| estimate.cost() == new),
+            Self::Charged { cost, estimate } => estimate.is_some() && *cost == new,
             Self::Granted(_) => false,
         }
     }
@@ -115,8 +143,24 @@ impl Admission {
     /// Leaves the line of the limiter. If a shared limiter has charged the call already, gives that back.
     pub(crate) fn give_back(self) {
         #[cfg(feature = "redis")]
-        if let Self::Charged(Some(estimate)) = self {
+        if let Self::Charged {
+            estimate: Some(estimate),
+            ..
+        } = self
+        {
             estimate.settle(Cost::none());
+        }
+    }
+
+    /// Returns what the call was charged, which was admitted just now.
+    pub(super) fn charged(&self) -> Option<Cost> {
+        match self {
+            Self::Local(local) => Some(local.cost()),
+            #[cfg(feature = "redis")]
+            Self::Shared { .. } => None,
+            #[cfg(feature = "redis")]
+            Self::Charged { cost, .. } => Some(*cost),
+            Self::Granted(charge) => charge.as_deref()?.as_ref().ok()?.cost(),
         }
     }
 
@@ -128,7 +172,7 @@ impl Admission {
             #[cfg(feature = "redis")]
             Self::Shared { .. } => None,
             #[cfg(feature = "redis")]
-            Self::Charged(estimate) => estimate.take(),
+            Self::Charged { estimate, .. } => estimate.take(),
             Self::Granted(charge) => (*charge.take()?).ok()?.used(),
         }
     }

@@ -92,6 +92,7 @@ mod kind;
 mod layer;
 #[cfg(feature = "http")]
 mod level_history;
+mod limit_wait;
 mod limiter;
 mod limits;
 mod local;
