@@ -48,6 +48,7 @@
 use crate::{
     coop,
     error::InvalidConfig,
+    event::{WaitCause, WaitTimer},
     on_turn::OnTurn,
     semaphore::{
         Acquire, Claim, Permit, Semaphore,
@@ -120,7 +121,14 @@ pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
         /// The call waits for a permit and for the inner service to be ready.
-        Waiting { turn: Turn, in_flight: Option<InFlight>, inner: OnTurn<S>, req: Option<Req>, is_counted: bool },
+        Waiting {
+            turn: Turn,
+            in_flight: Option<InFlight>,
+            inner: OnTurn<S>,
+            wait: WaitTimer,
+            req: Option<Req>,
+            is_counted: bool,
+        },
         /// The call is in flight and holds a permit.
         // `permit` is declared after `future`, and the fields of a variant are dropped in this order. So the inner call
         // ends before its permit is released.
@@ -280,6 +288,7 @@ where
                 turn,
                 in_flight,
                 inner: OnTurn::new(self.inner.clone()),
+                wait: WaitTimer::default(),
                 req: Some(req),
                 is_counted: mem::take(&mut self.is_counted),
             },
@@ -305,6 +314,7 @@ impl Turn {
         &mut self,
         in_flight: &mut Option<InFlight>,
         inner: &mut OnTurn<S>,
+        wait: &mut WaitTimer,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Permit, S::Error>>
     where
@@ -316,6 +326,7 @@ impl Turn {
                     Ok(permit) => match inner.poll_ready(cx)? {
                         Poll::Ready(()) => return Poll::Ready(Ok(permit)),
                         Poll::Pending => {
+                            wait.wait_for(WaitCause::Service);
                             *self = Self::Waiting(permit.release());
                             return Poll::Pending;
                         }
@@ -328,6 +339,7 @@ impl Turn {
                     if is_ready {
                         return Poll::Ready(Ok(permit));
                     }
+                    wait.wait_for(WaitCause::Service);
                     *self = if permit.is_of_none() {
                         // The call is about to be refused by its rate limit.
                         Self::Granted(Some(permit))
@@ -338,7 +350,11 @@ impl Turn {
                 }
                 Self::Scheduled(scheduled) => {
                     let (attempt, acquire) = &mut **scheduled;
-                    let permit = ready!(attempt.poll_permit(cx));
+                    let Poll::Ready(permit) = attempt.poll_permit(cx) else {
+                        // The schedule chooses the attempt again when its permit and its budgets are there.
+                        wait.wait_for(WaitCause::Turn);
+                        return Poll::Pending;
+                    };
                     let acquire = acquire.take().expect("a scheduled attempt ends once");
                     *self = match permit {
                         Some((permit, granted)) => {
@@ -350,10 +366,14 @@ impl Turn {
                 }
                 Self::Waiting(acquire) => {
                     if acquire.poll_ready(cx).is_pending() {
+                        wait.wait_for(WaitCause::Permit);
                         inner.give_back();
                         return Poll::Pending;
                     }
-                    ready!(inner.poll_ready(cx))?;
+                    if inner.poll_ready(cx)?.is_pending() {
+                        wait.wait_for(WaitCause::Service);
+                        return Poll::Pending;
+                    }
                     // Never fails, because this semaphore is never closed. Without a permit, which another call has
                     // taken in the meantime, the loop waits again.
                     if let Ok(Some(permit)) = acquire.try_acquire() {
@@ -382,6 +402,7 @@ where
                     turn,
                     in_flight,
                     inner,
+                    wait,
                     req,
                     is_counted,
                 } => {
@@ -389,7 +410,9 @@ where
                         ready!(coop::poll_unit(cx));
                         *is_counted = true;
                     }
-                    let permit = match ready!(turn.poll_permit::<S, Req>(in_flight, inner, cx)) {
+                    let permit = ready!(turn.poll_permit::<S, Req>(in_flight, inner, wait, cx));
+                    wait.end();
+                    let permit = match permit {
                         Ok(permit) => permit,
                         Err(error) => {
                             this.state.set(State::Done);

@@ -82,12 +82,14 @@
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod body;
+mod budget;
 #[cfg(feature = "reqwest")]
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 pub mod client;
 mod clock;
 pub mod concurrency;
 mod coop;
+mod cost;
 pub mod deadline;
 pub mod error;
 pub mod event;

@@ -1,6 +1,7 @@
 //! [`Events`]: counts the events of an executor or a stack of layers, and sends their new statuses to subscribers.
 
 use super::{
+    change::Change,
     details::RequestDetails,
     handle::{EventHandle, Stage, Writer},
     reporter::{Receiver, Reporter, Totals},
@@ -9,8 +10,8 @@ use super::{
 use std::{fmt, sync::Arc};
 use tracing::Span;
 
-/// Counts the events of the layers that [report to](super::EventLayer::report_to) it, and sends every new status of an
-/// event to its subscribers. Clones share the counts and the subscribers.
+/// Counts the events of the layers that [report to](super::EventLayer::report_to) it, sends every new status of an event
+/// to its [subscribers](Self::subscribe), and calls its [observers](Self::observe). Clones share all of them.
 #[derive(Clone)]
 pub struct Events {
     reporter: Arc<Reporter<EventHandle>>,
@@ -69,12 +70,17 @@ impl Events {
     /// Subscribes to every new status that an event gets from now on.
     ///
     /// A subscriber that falls more than 4,096 updates behind misses the oldest, and [`Subscription::recv`] returns how
-    /// many it has missed.
+    /// many it has missed. Under load that is usual: to count or to account for calls, [`observe`](Self::observe) them.
     #[must_use]
     pub fn subscribe(&self) -> Subscription {
         Subscription {
             receiver: self.reporter.subscribe(),
         }
+    }
+
+    /// Registers a function that is told of every step of every call.
+    pub(super) fn listen(&self, listener: impl Fn(&EventHandle, Change<'_>) + Send + Sync + 'static) {
+        self.reporter.listeners.add(listener);
     }
 
     /// Opens an event that reports to this `Events`: see [`Writer::open`].

@@ -1,4 +1,5 @@
-//! How serde writes and reads the record of a call: times as RFC 3339 texts, headers as a map of texts.
+//! How serde writes and reads the record of a call: times as RFC 3339 texts, durations as seconds, headers as a map of
+//! texts.
 
 /// Writes and reads fields of type `SystemTime` as RFC 3339 texts.
 pub(super) mod time {
@@ -95,5 +96,37 @@ pub(super) mod headers {
             }
         }
         Ok(headers)
+    }
+}
+
+/// Writes and reads fields of type `Duration` as a number of seconds.
+pub(super) mod seconds {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
+    use std::time::Duration;
+
+    pub(in crate::event) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(duration.as_secs_f64())
+    }
+
+    pub(in crate::event) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// Writes and reads fields as what `Display` writes and `FromStr` reads.
+pub(super) mod text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
+    use std::{fmt::Display, str::FromStr};
+
+    pub(in crate::event) fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(in crate::event) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }

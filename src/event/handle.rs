@@ -2,13 +2,15 @@
 //! it.
 
 use super::{
+    change::Change,
     details::{ErrorDetails, RequestDetails, ResponseDetails},
     record::NetworkRequestEvent,
     reporter::Reporter,
     request_id::RequestId,
-    state::{AttemptStart, EventState, Outcome},
+    state::{AttemptStart, EventState, Outcome, attempt_number},
     status::RequestStatus,
     value::Value,
+    wait::WaitCause,
 };
 use crate::{
     clock,
@@ -26,6 +28,7 @@ use std::{
     sync::{Arc, PoisonError},
     task::{Context, Poll},
     thread,
+    time::Duration,
 };
 use tokio::time::Instant;
 use tracing::Span;
@@ -336,6 +339,10 @@ impl Writer {
         if has_changed {
             self.publish(RequestStatus::Calling);
         }
+        if let AttemptStart::Started(index) = start {
+            let number = attempt_number(index);
+            self.tell(|| Change::AttemptStarted { number });
+        }
         start
     }
 
@@ -356,11 +363,16 @@ impl Writer {
     #[inline]
     pub(super) fn attempt_ended(&self, index: usize, result: Option<&Result<ResponseDetails, Box<ErrorDetails>>>) {
         let now = clock::now();
-        self.shared.write(|state| {
-            if state.attempt_ended(index, result, now) {
-                self.count(|reporter| reporter.attempts_ended(1));
+        let end = self.shared.write(|state| {
+            if !state.attempt_ended(index, result, now) {
+                return None;
             }
+            self.count(|reporter| reporter.attempts_ended(1));
+            self.is_observed().then(|| state.attempt_end(index))?
         });
+        if let Some(end) = &end {
+            self.tell(|| Change::AttemptEnded(end));
+        }
     }
 
     /// Ends the event with `outcome`, if it has not ended.
@@ -370,19 +382,41 @@ impl Writer {
             let ended = state.finish(outcome, now)?;
             self.shared.has_ended.store(true, Ordering::Release);
             self.count(|reporter| {
-                reporter.attempts_ended(ended.closed_attempts);
+                reporter.attempts_ended(ended.closed_attempts.len());
                 reporter.ended(ended.status);
             });
             Some(ended)
         });
         let Some(ended) = ended else { return };
         self.publish(ended.status);
+        if self.is_observed() {
+            self.tell_end(&ended.closed_attempts);
+        }
         // The outcome is recorded in the span last, and without the lock of the event: a tracing subscriber is user
         // code, which may panic, or read the event and so take the lock.
         if let Some(span) = &ended.span {
             let (code, error_type) = self.shared.lock().outcome();
             record_end(span, ended.status, code, error_type);
         }
+    }
+
+    /// Adds how long the call has waited for `cause`.
+    pub(super) fn add_wait(&self, cause: WaitCause, duration: Duration) {
+        self.shared.lock().add_wait(cause, duration);
+    }
+
+    /// Tells the observers how the event has ended, and before that, the attempts that were closed with it.
+    #[cold]
+    fn tell_end(&self, closed_attempts: &[usize]) {
+        let (attempts, call) = {
+            let state = self.shared.lock();
+            let ends = closed_attempts.iter().filter_map(|index| state.attempt_end(*index));
+            (ends.collect::<Vec<_>>(), state.call_end())
+        };
+        for attempt in &attempts {
+            self.tell(|| Change::AttemptEnded(attempt));
+        }
+        self.tell(|| Change::Ended(&call));
     }
 
     /// Changes the counts of the event's reporter. This is done while the event is locked, so that a reader who sees
@@ -398,6 +432,30 @@ impl Writer {
     fn publish(&self, status: RequestStatus) {
         if let Some(reporter) = &self.shared.reporter {
             reporter.publish(status, || self.handle());
+        }
+        match status {
+            RequestStatus::Pending => self.tell(|| Change::Opened),
+            RequestStatus::Queued => self.tell(|| Change::Queued),
+            RequestStatus::Processing => self.tell(|| Change::Started),
+            // Attempts and ends have more to tell.
+            _ => {}
+        }
+    }
+
+    /// Whether the event has observers.
+    #[inline]
+    pub(super) fn is_observed(&self) -> bool {
+        let reporter = self.shared.reporter.as_ref();
+        reporter.is_some_and(|reporter| !reporter.listeners.is_empty())
+    }
+
+    /// Tells the observers of the event what has happened. Not to be called under the event's lock: they may take it.
+    #[inline]
+    pub(super) fn tell<'a>(&self, change: impl FnOnce() -> Change<'a>) {
+        if let Some(reporter) = self.shared.reporter.as_ref() {
+            if !reporter.listeners.is_empty() {
+                reporter.listeners.tell(&self.handle(), change());
+            }
         }
     }
 }

@@ -70,6 +70,18 @@ pin_project! {
         describe: D,
         request: PhantomData<fn(Req)>,
     }
+
+    impl<F, D, Req> PinnedDrop for ResponseFuture<F, D, Req> {
+        // A call that is dropped before it has ended records what it has waited for, so it is dropped with its event as the
+        // current one.
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            if this.future.is_some() {
+                let _entered = this.recorder.scope.enter();
+                this.future.set(None);
+            }
+        }
+    }
 }
 
 /// Writes what one event layer records to the event of one call.
@@ -269,8 +281,8 @@ impl<F, D, Req> ResponseFuture<F, D, Req> {
     ///
     /// Panics if this future has completed, or if the attempt was refused because the executor finishes only the calls
     /// that have been sent ([`Shutdown::SentWithin`](crate::Shutdown::SentWithin)).
-    pub fn into_inner(self) -> F {
-        self.future.expect("the future has not completed")
+    pub fn into_inner(mut self) -> F {
+        self.future.take().expect("the future has not completed")
     }
 }
 

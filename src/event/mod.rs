@@ -25,7 +25,14 @@
 //! A call's event is *current* while the call is made and polled, as a tracing span is. A closure that makes the call,
 //! or a layer of your own, finds the current event with [`current`] and can add notes with [`EventHandle::log`].
 //!
-//! [`Events`] counts the events of a stack of layers, and sends every new status of an event to its subscribers.
+//! [`Events`] counts the events of a stack of layers, and sends every new status of an event to its subscribers. An
+//! [`Observer`] is called at every step of every call, and misses none.
+//!
+//! # Waits
+//!
+//! What a call has waited for is in its [`waits`](NetworkRequestEvent::waits), by [cause](WaitCause): a place in the queue,
+//! its turn, a permit, each budget of its rates, a pause, a backoff. The layers of this crate record it, also in a stack
+//! without an executor.
 //!
 //! # Bounds
 //!
@@ -75,7 +82,9 @@
 //! ```
 
 // The modules from the lowest to the highest, each of which imports only from those before it: value, time, status,
-// request_id, formats, record, details, describe, state, reporter, handle, events, scope, layer.
+// request_id, wait, formats, record, details, describe, change, state, listeners, reporter, handle, events, observer,
+// scope, wait_timer, layer.
+mod change;
 mod describe;
 mod details;
 mod events;
@@ -85,6 +94,8 @@ mod handle;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
 mod layer;
+mod listeners;
+mod observer;
 mod record;
 mod reporter;
 mod request_id;
@@ -93,18 +104,23 @@ mod state;
 mod status;
 mod time;
 mod value;
+mod wait;
+mod wait_timer;
 
+pub use change::{AttemptEnd, CallEnd};
 pub use describe::{Describe, Http, HttpWithBody, Metadata, Nothing, Payload};
 pub use details::{RequestDetails, ResponseDetails};
 pub use events::{EventUpdate, Events, Lagged, Subscription};
 pub use handle::EventHandle;
 pub use layer::{EventLayer, EventService, ResponseFuture};
+pub use observer::Observer;
 pub use record::{Attempt, LogEntry, NetworkRequestEvent};
 pub use reporter::Totals;
 pub use request_id::RequestId;
 pub use scope::current;
 pub use status::{ParseStatusError, RequestStatus};
 pub use value::Value;
+pub use wait::{ParseWaitCauseError, Wait, WaitCause};
 
 /// Returns the text without secrets, as events show texts: user info and secret parameters of URLs, credentials after
 /// `Bearer` or `Basic`, and quoted values of fields whose name suggests a secret are replaced by `[redacted]`.
@@ -124,6 +140,8 @@ pub fn redact_text(text: &str) -> std::borrow::Cow<'_, str> {
 
 pub(crate) use describe::NoMethod;
 pub(crate) use handle::Stage;
-pub(crate) use scope::Scope;
+pub(crate) use observer::Observers;
+pub(crate) use scope::{Scope, charged, settled, waited};
 #[cfg(feature = "http")]
 pub(crate) use state::BodyProgress;
+pub(crate) use wait_timer::WaitTimer;

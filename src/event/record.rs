@@ -1,6 +1,11 @@
 //! [`NetworkRequestEvent`] and its parts: the data that is recorded of one call.
 
-use super::{request_id::RequestId, status::RequestStatus, value::Value};
+use super::{
+    request_id::RequestId,
+    status::RequestStatus,
+    value::Value,
+    wait::{Wait, WaitCause},
+};
 use http::HeaderMap;
 use std::{
     collections::BTreeMap,
@@ -99,6 +104,10 @@ pub struct NetworkRequestEvent {
 
     /// The attempts of the call: more than one if the call was retried.
     pub attempts: Vec<Attempt>,
+    /// What the call has waited for so far, at most one entry for each cause. A cause is entered when a wait for it ends;
+    /// one for which the call has not waited is left out.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub waits: Vec<Wait>,
     /// The notes, of which at most 1,000 are kept: see [`EventHandle::log`](super::EventHandle::log).
     pub logs: Vec<LogEntry>,
     /// The caller's metadata keys and values, of which at most 1,000 are kept. Further keys are only counted, under the
@@ -162,12 +171,28 @@ impl NetworkRequestEvent {
         between(self.queued_at, self.processing_started_at.or(self.completed_at))
     }
 
-    /// The time that the call waited for its concurrency and rate limits: from when it was taken from the queue until
+    /// The time that the call waited for its concurrency and rate limits together: from when it was taken from the queue until
     /// its first attempt started, or until it ended without an attempt. `None` while the call still waits, and for a
-    /// call that was not taken from the queue.
+    /// call that was not taken from the queue. [`waits`](Self::waits) has the causes apart, and the waits of retries.
     #[must_use]
     pub fn time_waiting(&self) -> Option<Duration> {
         between(self.processing_started_at, self.call_started_at.or(self.completed_at))
+    }
+
+    /// How long the call has waited for this cause: zero if it has not, or if it still waits.
+    ///
+    /// ```
+    /// # fn show(event: &tower_outbound::NetworkRequestEvent) {
+    /// use tower_outbound::{event::WaitCause, rate::Budget};
+    ///
+    /// let for_tokens = event.time_waited_for(WaitCause::Budget(Budget::Tokens));
+    /// # let _ = for_tokens;
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn time_waited_for(&self, cause: WaitCause) -> Duration {
+        let wait = self.waits.iter().find(|wait| wait.cause == cause);
+        wait.map_or(Duration::ZERO, |wait| wait.duration)
     }
 
     /// The time from the start of the first attempt to the end of the call, including the waits between attempts.

@@ -1,6 +1,6 @@
 //! [`Reporter`]: counts the events of an executor or a stack of layers, and sends their new statuses to subscribers.
 
-use super::status::RequestStatus;
+use super::{listeners::Listeners, status::RequestStatus};
 use crossbeam_utils::CachePadded;
 use std::sync::{
     Arc, OnceLock,
@@ -20,6 +20,8 @@ pub(super) struct Reporter<H> {
     running: CachePadded<Running>,
     /// The channel to the subscribers. It is created for the first of them, because its buffer takes 200 kB.
     updates: OnceLock<Updates<H>>,
+    /// The observers, which miss nothing.
+    pub(super) listeners: Listeners<H>,
 }
 
 struct Updates<H> {
@@ -68,6 +70,7 @@ impl<H: Clone> Reporter<H> {
             opened: CachePadded::default(),
             running: CachePadded::default(),
             updates: OnceLock::new(),
+            listeners: Listeners::new(),
         }
     }
 

@@ -22,17 +22,20 @@
 //! ```
 
 use super::{
+    change::Change,
     details::ErrorDetails,
     handle::{EventHandle, Stage, Writer},
     state::Outcome,
     status::RequestStatus,
+    wait::WaitCause,
 };
-use crate::error::BoxError;
+use crate::{cost::Cost, error::BoxError};
 use std::{
     cell::{Cell, RefCell},
     future::Future,
     mem,
     pin::pin,
+    time::Duration,
 };
 use tracing::{Span, level_filters::LevelFilter};
 
@@ -86,6 +89,42 @@ thread_local! {
 #[must_use]
 pub fn current() -> Option<EventHandle> {
     with_current(|writer| writer.at(CONTEXT.get().stage).handle())
+}
+
+/// Adds to the current event how long its call has waited for `cause`. Without a current event, does nothing.
+pub(crate) fn waited(cause: WaitCause, duration: Duration) {
+    with_current(|writer| writer.add_wait(cause, duration));
+}
+
+/// Tells the observers of the current event what a limiter has charged its call. Without a current event, does nothing.
+#[inline]
+pub(crate) fn charged(cost: impl FnOnce() -> Option<Cost>) {
+    if is_observed() {
+        if let Some(cost) = cost() {
+            tell_current(Change::Charged(&cost));
+        }
+    }
+}
+
+/// Tells the observers of the current event what its call has really cost. Without a current event, does nothing.
+#[inline]
+pub(crate) fn settled(charged: &Cost, used: &Cost) {
+    if is_observed() {
+        tell_current(Change::Settled { charged, used });
+    }
+}
+
+#[inline]
+fn is_observed() -> bool {
+    with_current(Writer::is_observed).unwrap_or(false)
+}
+
+/// Tells the observers, who may use the current event, and so must not find it borrowed.
+#[cold]
+fn tell_current(change: Change<'_>) {
+    if let Some(writer) = with_current(|writer| writer.at(CONTEXT.get().stage)) {
+        writer.tell(|| change);
+    }
 }
 
 /// Returns a writer of the current event (the right to end the event), for an event layer at `stage` (how far in the

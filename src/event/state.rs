@@ -5,19 +5,25 @@
 //! from the state only when a snapshot of the event is taken through a handle.
 
 use super::{
+    change::{AttemptEnd, CallEnd},
     details::{ErrorDetails, RequestDetails, ResponseDetails},
     record::{Attempt, LogEntry, NetworkRequestEvent},
     request_id::RequestId,
     status::RequestStatus,
     time::Anchor,
     value::{Value, redacted_fields},
+    wait::{WaitCause, Waits},
 };
 use crate::{
     redact::{self, UnredactedHeaders},
     tokens::TokenUsage,
 };
 use http::{HeaderMap, Method, Uri};
-use std::{mem, task::Waker, time::SystemTime};
+use std::{
+    mem,
+    task::Waker,
+    time::{Duration, SystemTime},
+};
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -34,6 +40,7 @@ pub(super) struct EventState {
     response_status_code: Option<u16>,
     response_headers: UnredactedHeaders,
     first_attempt: Option<AttemptState>,
+    waits: Waits,
     extra: Option<Box<EventExtra>>,
     /// The number of changes so far. A handle compares it with the number that it has seen, to find out whether the
     /// event has changed.
@@ -80,8 +87,8 @@ pub(crate) struct BodyProgress {
 /// What has to be done after an event has ended, besides what is written to its state.
 pub(super) struct Ended {
     pub(super) status: RequestStatus,
-    /// The number of attempts that were still on the wire, and are closed now.
-    pub(super) closed_attempts: usize,
+    /// The indices of the attempts that were still on the wire, and are closed now.
+    pub(super) closed_attempts: Vec<usize>,
     /// The call's span, in which the outcome is to be recorded too.
     pub(super) span: Option<Box<Span>>,
 }
@@ -145,6 +152,7 @@ impl EventState {
             response_status_code: None,
             response_headers: UnredactedHeaders::default(),
             first_attempt: None,
+            waits: Waits::default(),
             extra: None,
             version: 0,
             is_cancelled: false,
@@ -174,12 +182,32 @@ impl EventState {
         }
         self.status = status;
         match status {
-            RequestStatus::Queued => self.queued = Some(now),
-            RequestStatus::Processing => self.processing = Some(now),
+            RequestStatus::Queued => {
+                self.waits.add(WaitCause::Place, now.duration_since(self.opened));
+                self.queued = Some(now);
+            }
+            RequestStatus::Processing => {
+                self.add_turn(now);
+                self.processing = Some(now);
+            }
             RequestStatus::Calling => self.calling = Some(now),
             _ => {}
         }
         true
+    }
+
+    /// Adds the time for which the call has waited in the queue.
+    fn add_turn(&mut self, now: Instant) {
+        if let Some(queued) = self.queued {
+            self.waits.add(WaitCause::Turn, now.duration_since(queued));
+        }
+    }
+
+    /// Adds a wait of the call, unless it has ended.
+    pub(super) fn add_wait(&mut self, cause: WaitCause, duration: Duration) {
+        if !self.status.is_terminal() {
+            self.waits.add(cause, duration);
+        }
     }
 
     /// Adds an attempt, and moves the status forward to CALLING. Returns whether the status has changed.
@@ -277,6 +305,11 @@ impl EventState {
         if self.is_cancelled {
             outcome = Outcome::Cancelled;
         }
+        match self.status {
+            RequestStatus::Pending => self.waits.add(WaitCause::Place, now.duration_since(self.opened)),
+            RequestStatus::Queued => self.add_turn(now),
+            _ => {}
+        }
         let closed_attempts = self.close_attempts(now);
         self.status = outcome.status();
         self.completed = Some(now);
@@ -322,21 +355,48 @@ impl EventState {
         })
     }
 
-    /// Closes the attempts that are still on the wire as cancelled. Returns how many there were.
-    fn close_attempts(&mut self, now: Instant) -> usize {
-        let mut closed = 0;
-        let mut close = |attempt: &mut AttemptState| {
+    /// Closes the attempts that are still on the wire as cancelled. Returns their indices.
+    fn close_attempts(&mut self, now: Instant) -> Vec<usize> {
+        let mut closed = Vec::new();
+        let later = self.extra.iter_mut().flat_map(|extra| &mut extra.later_attempts);
+        for (index, attempt) in self.first_attempt.iter_mut().chain(later).enumerate() {
             if attempt.ended.is_none() {
                 attempt.ended = Some(now);
                 attempt.set_cancelled();
-                closed += 1;
+                closed.push(index);
             }
-        };
-        self.first_attempt.iter_mut().for_each(&mut close);
-        if let Some(extra) = &mut self.extra {
-            extra.later_attempts.iter_mut().for_each(close);
         }
         closed
+    }
+
+    /// Returns how an attempt has ended. `None` if it has not.
+    pub(super) fn attempt_end(&self, index: usize) -> Option<AttemptEnd> {
+        let attempt = self.attempts().nth(index)?;
+        Some(AttemptEnd {
+            number: attempt_number(index),
+            duration: attempt.ended?.duration_since(attempt.started),
+            status_code: attempt.status_code,
+            error_type: attempt.error.as_ref().map(|error| error.0.clone()),
+        })
+    }
+
+    /// Returns how the call has ended, once it has.
+    pub(super) fn call_end(&self) -> CallEnd {
+        let (status_code, error_type) = self.outcome();
+        let extra = self.extra.as_ref();
+        let first_byte = extra.and_then(|extra| extra.body_progress?.first);
+        CallEnd {
+            status: self.status,
+            duration: self.completed.unwrap_or(self.opened).duration_since(self.opened),
+            status_code,
+            error_type,
+            attempts: self.attempts().count().try_into().unwrap_or(u32::MAX),
+            waits: self.waits.as_slice().to_vec(),
+            tokens: extra.and_then(|extra| extra.token_usage),
+            time_to_first_byte: first_byte
+                .zip(self.calling)
+                .map(|(byte, call)| byte.duration_since(call)),
+        }
     }
 
     /// Returns the status code of the response and the type of the error with which the call ended.
@@ -455,6 +515,7 @@ impl EventState {
             error_message: error.map(|error| error.message.clone()),
             error_details: error.and_then(|error| error.sources.clone()),
             attempts: self.attempts().map(|attempt| attempt.snapshot(utc)).collect(),
+            waits: self.waits.as_slice().to_vec(),
             logs: logs
                 .map(|(at, message)| LogEntry {
                     at: utc(*at),
@@ -523,6 +584,11 @@ impl Copied {
             ..self.event
         }
     }
+}
+
+/// Returns the number of the attempt with this index.
+pub(super) fn attempt_number(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1)
 }
 
 // === impl Outcome and AttemptState ===

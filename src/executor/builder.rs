@@ -14,7 +14,7 @@ use crate::body::{BodyLayer, BodyService, StreamBody, open_early_response};
 use crate::{
     concurrency::Concurrency,
     error::{BoxError, InvalidConfig},
-    event::Http,
+    event::{Http, Observer, Observers},
     queue::QueueLayer,
     rate::{AsCharged, Budget, ByExtension, Limits, Rate, RateLimiter},
     schedule::{Flow, RequestFlow, Schedule},
@@ -73,6 +73,7 @@ struct Settings {
     rates: RateSettings,
     schedule: Option<Schedule>,
     timeout: Option<Duration>,
+    observers: Observers,
     #[cfg(feature = "http")]
     body_layer: BodyLayer,
 }
@@ -96,6 +97,7 @@ impl ExecutorBuilder {
                 rates: RateSettings::default(),
                 schedule: None,
                 timeout: None,
+                observers: Observers::default(),
                 #[cfg(feature = "http")]
                 body_layer: BodyLayer::new(),
             },
@@ -274,6 +276,14 @@ impl<L, D, K, U, F> ExecutorBuilder<L, D, K, U, F> {
         }
     }
 
+    /// Adds an observer, which is called at every step of every call: see [`Observer`]. Of several observers, the one added
+    /// first is called first. [`Monitor::events`](super::Monitor::events) also adds observers, while the executor runs.
+    /// Default: none.
+    pub fn observe(mut self, observer: impl Observer + 'static) -> Self {
+        self.settings.observers.add(observer);
+        self
+    }
+
     /// Adds a Tower layer around the concurrency limit and the rate limit: see [`stack`](super::stack). The layer added
     /// last is the outermost.
     pub fn layer<N>(self, layer: N) -> ExecutorBuilder<Stack<L, N>, D, K, U, F> {
@@ -427,6 +437,7 @@ impl<L, D, K, U, F> ExecutorBuilder<L, D, K, U, F> {
         };
         let (describe, cost) = (layers.boxed_describe(), layers.boxed_cost());
         let monitor = Monitor::new(layers.limiter.clone(), layers.concurrency.clone());
+        self.settings.observers.register(monitor.events());
         // The client is in a mutex so that it need not be `Sync`. The mutex is locked once per start of the executor,
         // to clone the client.
         let client = Mutex::new(client);

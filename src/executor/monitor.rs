@@ -47,7 +47,9 @@ impl Monitor {
         *self.places.lock().unwrap_or_else(PoisonError::into_inner) = Some(places);
     }
 
-    pub(super) const fn events(&self) -> &Events {
+    /// Returns the events of the executor's calls, which can be counted, subscribed to and [observed](Events::observe).
+    #[must_use]
+    pub const fn events(&self) -> &Events {
         &self.events
     }
 

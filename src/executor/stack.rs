@@ -31,13 +31,12 @@ use crate::{
     concurrency::{Concurrency, ConcurrencyLimit, ConcurrencyLimitLayer},
     deadline::DeadlineLayer,
     error::BoxError,
-    event::{self, Describe, EventLayer, EventService},
+    event::{Describe, EventLayer, EventService},
     queue::{Queue, QueueLayer},
-    rate::{Pause, RateLimit, RateLimitLayer, RateLimiter, RequestCost, UsedCost},
+    rate::{RateLimit, RateLimitLayer, RateLimiter, RequestCost, UsedCost},
 };
 use http::{Request, Response};
 use std::any::TypeId;
-use tokio::time::Instant;
 use tower::{ServiceBuilder, layer::util::Identity};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -135,11 +134,7 @@ where
             // limit and be sent as a burst.
             .layer(ConcurrencyLimitLayer::with_limit(self.concurrency.clone()))
             // The rate limit takes a call's requests and tokens at once, or neither.
-            .layer(
-                RateLimitLayer::with_cost(self.limiter.clone(), self.cost.clone())
-                    .settle(self.used.clone())
-                    .on_pause(note_pause),
-            )
+            .layer(RateLimitLayer::with_cost(self.limiter.clone(), self.cost.clone()).settle(self.used.clone()))
             // The inner event layer is directly around the client, so that a call gets the status CALLING only when it
             // reaches the client.
             .layer(EventLayer::calling().describe(self.describe.clone()))
@@ -152,19 +147,6 @@ where
 
     fn boxed_cost(&self) -> BoxCost<B> {
         Box::new(self.cost.clone())
-    }
-}
-
-/// Notes in the event of the current call that it waits for `pause`, or has waited for it if it is over.
-fn note_pause(pause: Pause) {
-    if let Some(event) = event::current() {
-        let source = pause.source();
-        let remaining = pause.until().saturating_duration_since(Instant::now());
-        event.log(if remaining.is_zero() {
-            format!("Waited for a pause of the rate limiter that the {source} had begun")
-        } else {
-            format!("Waits for a pause of the rate limiter that the {source} has begun and that ends in {remaining:?}")
-        });
     }
 }
 

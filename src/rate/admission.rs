@@ -4,6 +4,7 @@
 #[cfg(feature = "redis")]
 use super::redis::SharedAdmission;
 use super::{
+    budget::Budget,
     cost::Cost,
     estimate::Estimate,
     granted::{Found, Granted, PollCharge},
@@ -11,7 +12,7 @@ use super::{
     local::LocalAdmission,
     pause::Pause,
 };
-use crate::{error::AcquireError, semaphore::granted::InFlight};
+use crate::{error::AcquireError, event::WaitCause, semaphore::granted::InFlight};
 use std::{
     fmt,
     task::{Context, Poll, ready},
@@ -33,7 +34,10 @@ pub(crate) enum Admission {
     Scheduled(Box<ScheduledAdmission>),
     /// A shared limiter has charged the call. If the cost is an estimate, it is kept until the call is made.
     #[cfg(feature = "redis")]
-    Charged(Option<Estimate>),
+    Charged {
+        cost: Cost,
+        estimate: Option<Estimate>,
+    },
 }
 
 /// A further attempt of a call that a schedule has chosen.
@@ -71,11 +75,12 @@ impl Admission {
             #[cfg(feature = "redis")]
             Self::Shared { admission, cost } => {
                 ready!(admission.poll(*cost, cx))?;
-                *self = Self::Charged(admission.estimate(*cost));
+                let (cost, estimate) = (*cost, admission.estimate(*cost));
+                *self = Self::Charged { cost, estimate };
                 Poll::Ready(Ok(()))
             }
             #[cfg(feature = "redis")]
-            Self::Charged(_) => Poll::Ready(Ok(())),
+            Self::Charged { .. } => Poll::Ready(Ok(())),
             Self::Granted(charged) => match charged.as_deref().map(|charged| &charged.charge) {
                 Some(Err(error)) => Poll::Ready(Err(error.clone())),
                 Some(Ok(_)) | None => Poll::Ready(Ok(())),
@@ -98,7 +103,7 @@ impl Admission {
             Self::Local(local) => local.poll_acquire(cx).map_err(AcquireError::from),
             Self::Granted(_) | Self::Scheduled(_) => self.poll_turn(Instant::now(), cx),
             #[cfg(feature = "redis")]
-            Self::Shared { .. } | Self::Charged(_) => self.poll_turn(Instant::now(), cx),
+            Self::Shared { .. } | Self::Charged { .. } => self.poll_turn(Instant::now(), cx),
         }
     }
 
@@ -110,7 +115,33 @@ impl Admission {
             #[cfg(feature = "redis")]
             Self::Shared { admission, .. } => admission.pause_since(since),
             #[cfg(feature = "redis")]
-            Self::Charged(_) => None,
+            Self::Charged { .. } => None,
+            Self::Granted(_) | Self::Scheduled(_) => None,
+        }
+    }
+
+    /// Returns what a call that has to wait waits for: the budget that has its cost last, or its turn in a schedule. A shared limiter does not
+    /// know it, and returns the one whose rate takes the longest to bring the cost.
+    pub(super) fn waits_for(&self) -> WaitCause {
+        WaitCause::Budget(match self {
+            Self::Local(local) => local.waits_for(),
+            #[cfg(feature = "redis")]
+            Self::Shared { admission, cost } => admission.waits_for(cost),
+            #[cfg(feature = "redis")]
+            Self::Charged { .. } => Budget::Requests,
+            Self::Granted(_) => Budget::Requests,
+            // The schedule chooses the attempt again when its permit and its budgets are there.
+            Self::Scheduled(_) => return WaitCause::Turn,
+        })
+    }
+
+    /// Returns the budget that a call has waited for which was admitted just now. `None` if that is not known better than
+    /// [before](Self::waits_for).
+    pub(super) fn waited_for(&self) -> Option<Budget> {
+        match self {
+            Self::Local(local) => Some(local.waited_for()),
+            #[cfg(feature = "redis")]
+            Self::Shared { .. } | Self::Charged { .. } => None,
             Self::Granted(_) | Self::Scheduled(_) => None,
         }
     }
@@ -123,7 +154,7 @@ impl Admission {
             #[cfg(feature = "redis")]
             Self::Shared { .. } => Ok(false),
             #[cfg(feature = "redis")]
-            Self::Charged(_) => Ok(true),
+            Self::Charged { .. } => Ok(true),
             Self::Granted(_) => Ok(true),
             Self::Scheduled(_) => Ok(false),
         }
@@ -154,6 +185,19 @@ impl Admission {
         }
     }
 
+    /// Returns what the call was charged, which was admitted just now.
+    pub(super) fn charged(&self) -> Option<Cost> {
+        match self {
+            Self::Local(local) => Some(local.cost()),
+            #[cfg(feature = "redis")]
+            Self::Shared { .. } => None,
+            #[cfg(feature = "redis")]
+            Self::Charged { cost, .. } => Some(*cost),
+            Self::Granted(charged) => charged.as_deref()?.charge.as_ref().ok()?.cost(),
+            Self::Scheduled(_) => None,
+        }
+    }
+
     /// Returns the charge of a charged call, to be settled when the true cost is available. `None` if the cost was not
     /// charged as an estimate.
     pub(crate) fn estimate(&mut self) -> Option<Estimate> {
@@ -162,7 +206,7 @@ impl Admission {
             #[cfg(feature = "redis")]
             Self::Shared { .. } => None,
             #[cfg(feature = "redis")]
-            Self::Charged(estimate) => estimate.take(),
+            Self::Charged { estimate, .. } => estimate.take(),
             Self::Granted(charged) => charged.take()?.charge.ok()?.used(),
             Self::Scheduled(_) => None,
         }

@@ -64,7 +64,11 @@ pub(super) struct Buckets {
     /// admitted as of a time in the past.
     pub(super) filled_to: u64,
     pauses: Pauses<u64>,
+    /// When the last pause began, of either source.
+    paused_at: u64,
     last_admission: Admitted,
+    /// The budget that the last admitted call that had to wait has waited for.
+    pub(super) last_waited_for: Budget,
     /// The waiters in the queue. `None` until a call has waited, so that an idle limiter takes little memory.
     queued: Option<Box<Queued>>,
     /// Whether costs are charged as estimates, as far as is known.
@@ -126,7 +130,9 @@ impl Buckets {
             epoch,
             filled_to: 0,
             pauses: Pauses::default(),
+            paused_at: 0,
             last_admission: Admitted::default(),
+            last_waited_for: Budget::Requests,
             queued: None,
             has_estimates: false,
             used_shares: None,
@@ -242,6 +248,12 @@ impl Buckets {
             }
         }
         binding
+    }
+
+    /// Returns the budget that a call of this cost waits for: the one that has it last.
+    pub(super) fn waits_for(&self, cost: &Cost) -> Budget {
+        let lacking = self.binding(cost).and_then(|at| self.buckets.get(at as usize));
+        lacking.map_or_else(|| self.limits.slowest(cost), |(budget, _)| *budget)
     }
 
     /// Returns why a rate that refuses calls does not admit one of this cost.
@@ -454,6 +466,9 @@ impl Resource for Buckets {
         // `admission_time` belongs to this request: the queue has just called `availability` with the request, and
         // `availability` has set `admission_time`.
         let now = self.time(now);
+        if waited {
+            self.last_waited_for = self.waits_for(&request.cost);
+        }
         if self.admission_time < now {
             let binding = self.binding(&request.cost);
             self.fill_to(self.admission_time);

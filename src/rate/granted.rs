@@ -154,6 +154,11 @@ impl Unused {
         Self(Some(estimate))
     }
 
+    /// Returns what the call was charged.
+    pub(super) fn cost(&self) -> Option<Cost> {
+        self.0.as_ref().map(Estimate::cost)
+    }
+
     /// Returns the charge of a call that is made now.
     pub(super) fn used(&mut self) -> Option<Estimate> {
         self.0.take()

@@ -2,17 +2,13 @@
 //! corrects the charge when the true cost is available.
 
 use super::{
-    admission::Admission,
-    cost::Cost,
-    estimate::Estimate,
-    granted,
-    kind::CallKind,
+    admission::Admission, cost::Cost, estimate::Estimate, granted, kind::CallKind, limit_wait::LimitWait,
     limiter::RateLimiter,
-    pause::{Pause, PauseWatch},
 };
 use crate::{
     clock, coop,
     error::{AcquireError, BoxError},
+    event,
     on_turn::OnTurn,
     semaphore::granted::InFlight,
     tokens::{ApiTokens, ApiTokensUsed, TokenUsage},
@@ -36,7 +32,6 @@ pub struct RateLimitLayer<C = ByExtension, U = AsCharged> {
     limiter: RateLimiter,
     cost: C,
     used: U,
-    on_pause: Option<fn(Pause)>,
 }
 
 /// A service whose calls wait until a rate [`RateLimiter`] admits them. See the [module docs](crate::rate).
@@ -56,7 +51,6 @@ pub struct RateLimit<S, C = ByExtension, U = AsCharged> {
     limiter: RateLimiter,
     cost: C,
     used: U,
-    on_pause: Option<fn(Pause)>,
 }
 
 /// Computes what a request is charged by a rate limiter: an amount of each budget.
@@ -180,7 +174,7 @@ pin_project! {
             req: Option<Req>,
             // Whether the call has consumed its unit of cooperative budget.
             is_counted: bool,
-            pauses: PauseWatch,
+            wait: LimitWait,
         },
         /// The call is admitted and charged, and the inner call runs. `estimate` is present if the charge is to be
         /// corrected when the call has ended.
@@ -221,7 +215,6 @@ impl<C> RateLimitLayer<C> {
             limiter,
             cost,
             used: AsCharged,
-            on_pause: None,
         }
     }
 }
@@ -243,15 +236,7 @@ impl<C, U> RateLimitLayer<C, U> {
             limiter: self.limiter,
             cost: self.cost,
             used,
-            on_pause: self.on_pause,
         }
-    }
-
-    /// Calls `on_pause` once for each call that waits for a pause of the limiter: when the call finds that it waits for
-    /// one, or when it is admitted after one. Default: nothing is called.
-    pub(crate) fn on_pause(mut self, on_pause: fn(Pause)) -> Self {
-        self.on_pause = Some(on_pause);
-        self
     }
 }
 
@@ -264,7 +249,6 @@ impl<S, C: Clone, U: Clone> Layer<S> for RateLimitLayer<C, U> {
             limiter: self.limiter.clone(),
             cost: self.cost.clone(),
             used: self.used.clone(),
-            on_pause: self.on_pause,
         }
     }
 }
@@ -300,7 +284,7 @@ where
                 inner: OnTurn::new(self.inner.clone()),
                 req: Some(req),
                 is_counted: false,
-                pauses: PauseWatch::new(self.on_pause),
+                wait: LimitWait::default(),
             },
             used: self.used.clone(),
             kind,
@@ -422,6 +406,7 @@ impl<R> UsedCost<http::Response<R>> for ByUsage {
 fn poll_charged<S, Req>(
     admission: &mut Admission,
     inner: &mut OnTurn<S>,
+    wait: &mut LimitWait,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), BoxError>>
 where
@@ -433,11 +418,18 @@ where
         match admission.poll_turn(now, cx) {
             Poll::Ready(turn) => turn.map_err(AcquireError::into_reason)?,
             Poll::Pending => {
+                wait.wait_for_limit(admission);
                 inner.give_back();
                 return Poll::Pending;
             }
         }
-        ready!(inner.poll_ready(cx)).map_err(Into::into)?;
+        match inner.poll_ready(cx) {
+            Poll::Ready(ready) => ready.map_err(Into::into)?,
+            Poll::Pending => {
+                wait.wait_for_service(admission);
+                return Poll::Pending;
+            }
+        }
         // If another call was charged in the meantime, the loop waits again.
         if admission.try_charge(now).map_err(AcquireError::into_reason)? {
             return Poll::Ready(Ok(()));
@@ -462,18 +454,19 @@ where
                     inner,
                     req,
                     is_counted,
-                    pauses,
+                    wait,
                 } => {
                     if !*is_counted {
                         ready!(coop::poll_unit(cx));
                         *is_counted = true;
                     }
-                    let charged = poll_charged(admission, inner, cx);
-                    pauses.observe(charged.is_pending(), |since| admission.pause_since(since));
-                    if let Err(error) = ready!(charged) {
+                    let charged = ready!(poll_charged(admission, inner, wait, cx));
+                    wait.end(admission);
+                    if let Err(error) = charged {
                         this.state.set(State::Failed);
                         return Poll::Ready(Err(error));
                     }
+                    event::charged(|| admission.charged());
                     let in_flight = admission.take_in_flight();
                     let estimate = if U::SETTLES {
                         admission.estimate()
@@ -497,6 +490,7 @@ where
                     let result = ready!(future.poll(cx)).map_err(Into::into);
                     if let Some(estimate) = estimate.take() {
                         if let Some(used) = this.used.used_by_kind(*this.kind, estimate.cost(), result.as_ref()) {
+                            event::settled(&estimate.cost(), &used);
                             estimate.settle(used);
                         }
                     }

@@ -225,7 +225,11 @@ impl RateLimiter {
         let mut admission = self.admission(cost, true);
         poll_fn(|cx| coop::poll_counted(cx, |cx| admission.poll_turn(Instant::now(), cx))).await?;
         #[cfg(feature = "redis")]
-        if let Admission::Charged(Some(estimate)) = admission {
+        if let Admission::Charged {
+            estimate: Some(estimate),
+            ..
+        } = admission
+        {
             estimate.settle(Cost::none());
         }
         Ok(())

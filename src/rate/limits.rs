@@ -5,7 +5,7 @@ use super::{
     bucket::{Bucket, BucketKind, BucketSpec, MAX_UNITS},
     budget::Budget,
     calendar::Calendar,
-    cost::MAX_NAMED,
+    cost::{Cost, MAX_NAMED},
 };
 use crate::error::InvalidConfig;
 use std::time::Duration;
@@ -487,6 +487,14 @@ impl Limits {
     /// Returns the rates of these limits with their budgets, in the order in which they were added.
     pub fn rates(&self) -> impl Iterator<Item = (Budget, Rate)> + '_ {
         self.rates.iter().copied()
+    }
+
+    /// Returns the budget whose rates take the longest to bring what a call costs; requests, if none is limited.
+    pub(super) fn slowest(&self, cost: &Cost) -> Budget {
+        let time = |budget: Budget, rate: &Rate| cost.of(budget) as f64 * rate.period().as_secs_f64() / rate.amount();
+        let times = self.rates.iter().map(|(budget, rate)| (*budget, time(*budget, rate)));
+        let slowest = times.max_by(|(_, one), (_, other)| one.total_cmp(other));
+        slowest.map_or(Budget::Requests, |(budget, _)| budget)
     }
 
     /// Returns the index of the first rate with this budget and period. Without a period, returns the index of the

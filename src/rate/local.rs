@@ -349,6 +349,21 @@ impl LocalAdmission {
         self.waiter.queue().inspect(|buckets, _| buckets.pause_since(since))
     }
 
+    pub(super) const fn cost(&self) -> Cost {
+        self.request.cost
+    }
+
+    /// Returns the budget that the call waits for: the one that has its cost last.
+    pub(super) fn waits_for(&self) -> Budget {
+        let queue = self.waiter.queue();
+        queue.inspect(|buckets, _| buckets.waits_for(&self.request.cost))
+    }
+
+    /// Returns the budget that the call has waited for, which was admitted just now.
+    pub(super) fn waited_for(&self) -> Budget {
+        self.waiter.queue().inspect(|buckets, _| buckets.last_waited_for)
+    }
+
     /// Returns the cost of an admitted call and its charge, to be settled when the true cost is available. `None` if the
     /// cost was not charged as an estimate.
     pub(super) fn charge(&mut self) -> Option<(Cost, LocalCharge)> {

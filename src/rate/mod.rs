@@ -73,11 +73,9 @@ mod amount;
 mod available;
 mod bucket;
 mod buckets;
-mod budget;
 mod bursts;
 mod calendar;
 mod charge_request;
-mod cost;
 mod demand;
 mod estimate;
 #[cfg(feature = "http")]
@@ -94,6 +92,7 @@ mod kind;
 mod layer;
 #[cfg(feature = "http")]
 mod level_history;
+mod limit_wait;
 mod limiter;
 mod limits;
 mod local;
@@ -105,13 +104,17 @@ pub mod redis;
 mod saved;
 mod used_share;
 
-pub use crate::tokens::{ApiTokens, ApiTokensUsed, TokenUsage};
+pub use crate::{
+    budget::{Budget, BudgetName},
+    cost::Cost,
+    tokens::{ApiTokens, ApiTokensUsed, TokenUsage},
+};
+// The modules below name them as if they were here.
+use crate::{budget, cost};
 pub(crate) use admission::Admission;
 pub use amount::Amount;
 pub use available::Available;
-pub use budget::{Budget, BudgetName};
 pub(crate) use bursts::Bursts;
-pub use cost::Cost;
 pub(crate) use demand::Demand;
 pub use estimate::Estimate;
 pub(crate) use estimate::OnSettled;

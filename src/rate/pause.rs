@@ -7,6 +7,8 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pause {
     source: PauseSource,
+    /// When the limiter was first paused. `None` if that is not known, because another process has paused it.
+    began: Option<Instant>,
     until: Instant,
 }
 
@@ -28,14 +30,6 @@ pub(super) struct Pauses<T> {
     provider: T,
 }
 
-/// Reports once, by calling a function, that a call waits for a pause.
-pub(super) struct PauseWatch {
-    /// `None` if there is no function, or if it has been called.
-    on_pause: Option<fn(Pause)>,
-    /// Since when the call waits. `None` if it has not had to wait.
-    waiting_since: Option<Instant>,
-}
-
 /// How the end of a source's pause has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PauseChange {
@@ -49,8 +43,8 @@ pub(super) enum PauseChange {
 // === impl Pause ===
 
 impl Pause {
-    pub(super) const fn new(source: PauseSource, until: Instant) -> Self {
-        Self { source, until }
+    pub(super) const fn new(source: PauseSource, began: Option<Instant>, until: Instant) -> Self {
+        Self { source, began, until }
     }
 
     /// Returns who has begun the pause.
@@ -63,6 +57,12 @@ impl Pause {
     #[must_use]
     pub const fn until(&self) -> Instant {
         self.until
+    }
+
+    /// Returns how much of the time from `since` to `now` the pause has lasted.
+    pub(super) fn overlap(&self, since: Instant, now: Instant) -> Duration {
+        let began = self.began.map_or(since, |began| began.max(since));
+        self.until.min(now).saturating_duration_since(began)
     }
 }
 
@@ -146,31 +146,6 @@ impl<T: Copy + Ord> Pauses<T> {
         match source {
             PauseSource::User => &mut self.user,
             PauseSource::Provider => &mut self.provider,
-        }
-    }
-}
-
-// === impl PauseWatch ===
-
-impl PauseWatch {
-    pub(super) const fn new(on_pause: Option<fn(Pause)>) -> Self {
-        Self {
-            on_pause,
-            waiting_since: None,
-        }
-    }
-
-    /// Called after each poll of the call. `pause_since` returns the last pause if it ends after an instant.
-    #[inline]
-    pub(super) fn observe(&mut self, is_pending: bool, pause_since: impl FnOnce(Instant) -> Option<Pause>) {
-        if !is_pending && self.waiting_since.is_none() {
-            return;
-        }
-        let Some(on_pause) = self.on_pause else { return };
-        let since = *self.waiting_since.get_or_insert_with(Instant::now);
-        if let Some(pause) = pause_since(since) {
-            self.on_pause = None;
-            on_pause(pause);
         }
     }
 }

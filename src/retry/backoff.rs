@@ -1,5 +1,6 @@
 //! [`Backoff`]: how long a call waits before its next attempt. [`Delay`]: the future of that wait.
 
+use crate::event::{WaitCause, WaitTimer};
 use fastrand::Rng;
 use std::{
     fmt,
@@ -9,7 +10,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::time::{Sleep, sleep};
@@ -38,6 +39,7 @@ pub struct Delay {
     duration: Duration,
     /// The timer, which is created at the first poll.
     sleep: Option<Pin<Box<Sleep>>>,
+    wait: WaitTimer,
     /// Counts this call among those that wait for a delay that the server has requested. `None` for a backoff.
     waiting: Option<WaitingGuard>,
 }
@@ -103,6 +105,7 @@ impl Delay {
         Self {
             duration,
             sleep: None,
+            wait: WaitTimer::default(),
             waiting,
         }
     }
@@ -130,8 +133,11 @@ impl Future for Delay {
         if duration.is_zero() {
             return Poll::Ready(());
         }
+        self.wait.wait_for(WaitCause::Backoff);
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(duration)));
-        sleep.as_mut().poll(cx)
+        ready!(sleep.as_mut().poll(cx));
+        self.wait.end();
+        Poll::Ready(())
     }
 }
 

@@ -14,6 +14,7 @@ impl Buckets {
     pub(in crate::rate) fn pause(&mut self, until: Option<Instant>, now: &mut LazyNow) -> PauseChange {
         let now = self.time(now);
         let until = self.end_of_pause(until);
+        self.begin_pause(now);
         self.pauses.set(PauseSource::User, until, now)
     }
 
@@ -22,7 +23,15 @@ impl Buckets {
     pub(in crate::rate) fn extend_pause(&mut self, until: Option<Instant>, now: &mut LazyNow) -> PauseChange {
         let now = self.time(now);
         let until = self.end_of_pause(until);
+        self.begin_pause(now);
         self.pauses.extend(PauseSource::Provider, until, now)
+    }
+
+    /// Keeps when a pause begins, unless the limiter is paused already.
+    fn begin_pause(&mut self, now: u64) {
+        if self.pauses.until() <= now {
+            self.paused_at = now;
+        }
     }
 
     fn end_of_pause(&self, until: Option<Instant>) -> u64 {
@@ -39,6 +48,7 @@ impl Buckets {
     pub(in crate::rate) fn pause_since(&self, instant: Instant) -> Option<Pause> {
         let until = self.epoch.checked_add(Duration::from_nanos(self.pauses.until()));
         let until = until.filter(|until| *until > instant)?;
-        Some(Pause::new(self.pauses.source(), until))
+        let began = self.epoch.checked_add(Duration::from_nanos(self.paused_at));
+        Some(Pause::new(self.pauses.source(), began, until))
     }
 }

@@ -406,6 +406,12 @@ impl SharedAdmission {
         self.limiter.pause_since(since)
     }
 
+    /// Returns the budget that a call of this cost probably waits for: the store does not say which.
+    pub(in crate::rate) fn waits_for(&self, cost: &Cost) -> Budget {
+        let limiter = &self.limiter;
+        limiter.with_coordinator(|coordinator| coordinator.config().limits().slowest(cost))
+    }
+
     /// Takes the estimate to settle later. Returns `None` if the cost is final, or if the call was not admitted.
     pub(in crate::rate) fn estimate(&mut self, cost: Cost) -> Option<Estimate> {
         let reservation = self.estimate.take()??;

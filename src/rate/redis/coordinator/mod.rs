@@ -335,7 +335,7 @@ impl Coordinator {
     /// Returns the last pause if it ends after `instant`, which may be in the past.
     pub(super) fn pause_since(&self, instant: Instant) -> Option<Pause> {
         let until = self.pauses.until(instant)?;
-        Some(Pause::new(self.pauses.source(), until))
+        Some(Pause::new(self.pauses.source(), None, until))
     }
 
     // --- the store's status

@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// What a provider counts and a [`Rate`](super::Rate) limits: requests, tokens, or something that the user names.
+/// What a provider counts and a [`Rate`](crate::Rate) limits: requests, tokens, or something that the user names.
 ///
 /// Wherever a budget is asked for, its name can be given as a string: the names of the built-in budgets, or any other.
 ///
@@ -65,7 +65,7 @@ impl Budget {
     }
 
     /// Returns an error if the name of the budget is not valid.
-    pub(super) fn check(self) -> Result<(), InvalidConfig> {
+    pub(crate) fn check(self) -> Result<(), InvalidConfig> {
         let Self::Named(name) = self else { return Ok(()) };
         if name.0.get() > MAX_NAMES {
             return Err(InvalidConfig::new(

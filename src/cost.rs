@@ -1,6 +1,6 @@
 //! [`Cost`]: what a call takes of each budget; and [`PerBudget`], a value for each budget.
 
-use super::budget::{Budget, BudgetName};
+use crate::budget::{Budget, BudgetName};
 use crate::tokens::ApiTokens;
 use std::fmt;
 
@@ -49,7 +49,7 @@ pub(crate) struct Named<T> {
 
 /// The largest number of budgets, besides the built-in ones, that one cost or the limits of one limiter can name. They
 /// are stored in the cost itself, so that it is copied without an allocation.
-pub(super) const MAX_NAMED: usize = 4;
+pub(crate) const MAX_NAMED: usize = 4;
 
 // === impl Cost ===
 
@@ -132,7 +132,7 @@ impl Cost {
     /// Does what [`of`](Self::of) does. A limiter asks for each of its rates, several times a call, so the budgets that
     /// most limits have come first.
     #[inline]
-    pub(super) fn amount(&self, budget: Budget) -> u64 {
+    pub(crate) fn amount(&self, budget: Budget) -> u64 {
         if budget == Budget::Requests {
             self.requests
         } else if budget == Budget::Tokens {
@@ -244,13 +244,13 @@ impl fmt::Debug for Cost {
 impl<T: Copy + Default> Named<T> {
     // Not inlined: most costs and limits have built-in budgets only, and a caller that handles only these is smaller.
     #[inline(never)]
-    pub(super) fn of(&self, name: BudgetName) -> Option<T> {
+    pub(crate) fn of(&self, name: BudgetName) -> Option<T> {
         let at = self.names.iter().position(|known| *known == Some(name))?;
         self.values.get(at).copied()
     }
 
     /// Returns each name that has a value, with the value.
-    pub(super) fn into_values(self) -> impl Iterator<Item = (BudgetName, T)> {
+    pub(crate) fn into_values(self) -> impl Iterator<Item = (BudgetName, T)> {
         let places = self.names.into_iter().zip(self.values);
         places.filter_map(|(name, value)| Some((name?, value)))
     }
