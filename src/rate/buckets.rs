@@ -64,11 +64,7 @@ pub(super) struct Buckets {
     /// admitted as of a time in the past.
     pub(super) filled_to: u64,
     pauses: Pauses<u64>,
-    /// When the last pause began, of either source.
-    paused_at: u64,
     last_admission: Admitted,
-    /// The budget that the last admitted call that had to wait has waited for.
-    pub(super) last_waited_for: Budget,
     /// The waiters in the queue. `None` until a call has waited, so that an idle limiter takes little memory.
     queued: Option<Box<Queued>>,
     /// Whether costs are charged as estimates, as far as is known.
@@ -87,13 +83,29 @@ pub(super) struct Buckets {
 }
 
 /// The waiters in the queue of a limiter.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queued {
     waiters: usize,
     /// The sum of the costs of all waiters.
     demand: Demand,
     /// The part of `demand` that consists of estimates.
     estimates: Demand,
+    /// The budget that the last of them that was admitted has waited for.
+    waited_for: Budget,
+    /// When the limiter was last paused. It matters only to calls that have waited before.
+    paused_at: u64,
+}
+
+impl Default for Queued {
+    fn default() -> Self {
+        Self {
+            waiters: 0,
+            demand: Demand::default(),
+            estimates: Demand::default(),
+            waited_for: Budget::Requests,
+            paused_at: 0,
+        }
+    }
 }
 
 /// The last admission of a call that had to wait.
@@ -130,9 +142,7 @@ impl Buckets {
             epoch,
             filled_to: 0,
             pauses: Pauses::default(),
-            paused_at: 0,
             last_admission: Admitted::default(),
-            last_waited_for: Budget::Requests,
             queued: None,
             has_estimates: false,
             used_shares: None,
@@ -254,6 +264,13 @@ impl Buckets {
     pub(super) fn waits_for(&self, cost: &Cost) -> Budget {
         let lacking = self.binding(cost).and_then(|at| self.buckets.get(at as usize));
         lacking.map_or_else(|| self.limits.slowest(cost), |(budget, _)| *budget)
+    }
+
+    /// Returns the budget that the last admitted call that had to wait has waited for.
+    pub(super) fn waited_for(&self) -> Budget {
+        self.queued
+            .as_ref()
+            .map_or(Budget::Requests, |queued| queued.waited_for)
     }
 
     /// Returns why a rate that refuses calls does not admit one of this cost.
@@ -467,7 +484,8 @@ impl Resource for Buckets {
         // `availability` has set `admission_time`.
         let now = self.time(now);
         if waited {
-            self.last_waited_for = self.waits_for(&request.cost);
+            let budget = self.waits_for(&request.cost);
+            self.queued.get_or_insert_default().waited_for = budget;
         }
         if self.admission_time < now {
             let binding = self.binding(&request.cost);

@@ -361,7 +361,7 @@ impl LocalAdmission {
 
     /// Returns the budget that the call has waited for, which was admitted just now.
     pub(super) fn waited_for(&self) -> Budget {
-        self.waiter.queue().inspect(|buckets, _| buckets.last_waited_for)
+        self.waiter.queue().inspect(|buckets, _| buckets.waited_for())
     }
 
     /// Returns the cost of an admitted call and its charge, to be settled when the true cost is available. `None` if the

@@ -29,8 +29,9 @@ impl Buckets {
 
     /// Keeps when a pause begins, unless the limiter is paused already.
     fn begin_pause(&mut self, now: u64) {
-        if self.pauses.until() <= now {
-            self.paused_at = now;
+        let is_paused = self.pauses.until() > now;
+        if let Some(queued) = self.queued.as_mut().filter(|_| !is_paused) {
+            queued.paused_at = now;
         }
     }
 
@@ -48,7 +49,8 @@ impl Buckets {
     pub(in crate::rate) fn pause_since(&self, instant: Instant) -> Option<Pause> {
         let until = self.epoch.checked_add(Duration::from_nanos(self.pauses.until()));
         let until = until.filter(|until| *until > instant)?;
-        let began = self.epoch.checked_add(Duration::from_nanos(self.paused_at));
+        let paused_at = self.queued.as_ref().map_or(0, |queued| queued.paused_at);
+        let began = self.epoch.checked_add(Duration::from_nanos(paused_at));
         Some(Pause::new(self.pauses.source(), began, until))
     }
 }
