@@ -70,6 +70,7 @@ mod response_future;
 mod runtime;
 mod scheduled;
 mod timer;
+mod turn;
 mod wakers;
 mod worker;
 mod workers;
