@@ -51,7 +51,7 @@ use crate::{
     on_turn::OnTurn,
     semaphore::{
         Acquire, Claim, Permit, Semaphore,
-        granted::{self, Found, InFlight, PollPermit},
+        granted::{self, Found, PollPermit},
     },
 };
 use pin_project_lite::pin_project;
@@ -120,11 +120,11 @@ pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
         /// The call waits for a permit and for the inner service to be ready.
-        Waiting { turn: Turn, in_flight: Option<InFlight>, inner: OnTurn<S>, req: Option<Req>, is_counted: bool },
+        Waiting { turn: Turn, inner: OnTurn<S>, req: Option<Req>, is_counted: bool },
         /// The call is in flight and holds a permit.
         // `permit` is declared after `future`, and the fields of a variant are dropped in this order. So the inner call
         // ends before its permit is released.
-        Calling { #[pin] future: F, permit: Permit, in_flight: Option<InFlight> },
+        Calling { #[pin] future: F, permit: Permit },
         /// The future has returned the result of the call.
         Done,
     }
@@ -246,28 +246,22 @@ where
     type Future = ResponseFuture<S, Req>;
 
     /// Waits until a permit is available. Takes no permit, and does not ask the inner service whether it is ready.
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // A call that a schedule chooses brings its permit.
-        if granted::is_granted(self.acquire.semaphore()) {
-            return Poll::Ready(Ok(()));
-        }
         // No permit is taken in `poll_ready`: if no call followed, the permit would be kept from the other clones.
         // Waiting for a permit never fails, because this semaphore is never closed.
-        let _ = ready!(coop::poll_counted(cx, |cx| self.acquire.poll_ready(cx)));
+        let _ = ready!(coop::poll_counted(cx, |cx| self.acquire.poll_ready_for_call(cx)));
         self.is_counted = true;
         Poll::Ready(Ok(()))
     }
 
+    #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
-        let mut in_flight = None;
         let turn = match granted::take(self.acquire.semaphore()) {
-            Some(Found::Permit(permit, granted)) => {
-                in_flight = granted;
-                match permit.into_claim() {
-                    Ok(claim) => Turn::Claimed(claim),
-                    Err(permit) => Turn::Granted(Some(permit)),
-                }
-            }
+            Some(Found::Permit(permit)) => match permit.into_claim() {
+                Ok(claim) => Turn::Claimed(claim),
+                Err(permit) => Turn::Granted(Some(permit)),
+            },
             Some(Found::Again(attempt)) => Turn::Scheduled(Box::new((attempt, Some(self.acquire.clone())))),
             None => match self.acquire.claim() {
                 Ok(claim) => Turn::Claimed(claim),
@@ -278,7 +272,6 @@ where
         ResponseFuture {
             state: State::Waiting {
                 turn,
-                in_flight,
                 inner: OnTurn::new(self.inner.clone()),
                 req: Some(req),
                 is_counted: mem::take(&mut self.is_counted),
@@ -301,12 +294,7 @@ impl<S: Clone> Clone for ConcurrencyLimit<S> {
 
 impl Turn {
     /// Waits until a permit is available and `inner` is ready, takes the permit, and returns it.
-    fn poll_permit<S, Req>(
-        &mut self,
-        in_flight: &mut Option<InFlight>,
-        inner: &mut OnTurn<S>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Permit, S::Error>>
+    fn poll_permit<S, Req>(&mut self, inner: &mut OnTurn<S>, cx: &mut Context<'_>) -> Poll<Result<Permit, S::Error>>
     where
         S: Service<Req> + Clone,
     {
@@ -341,10 +329,7 @@ impl Turn {
                     let permit = ready!(attempt.poll_permit(cx));
                     let acquire = acquire.take().expect("a scheduled attempt ends once");
                     *self = match permit {
-                        Some((permit, granted)) => {
-                            *in_flight = granted;
-                            Self::Granted(Some(permit))
-                        }
+                        Some((permit, in_flight)) => Self::Granted(Some(permit.counted_by(in_flight))),
                         None => Self::Waiting(acquire),
                     };
                 }
@@ -380,7 +365,6 @@ where
             match this.state.as_mut().project() {
                 StateProj::Waiting {
                     turn,
-                    in_flight,
                     inner,
                     req,
                     is_counted,
@@ -389,7 +373,7 @@ where
                         ready!(coop::poll_unit(cx));
                         *is_counted = true;
                     }
-                    let permit = match ready!(turn.poll_permit::<S, Req>(in_flight, inner, cx)) {
+                    let permit = match ready!(turn.poll_permit::<S, Req>(inner, cx)) {
                         Ok(permit) => permit,
                         Err(error) => {
                             this.state.set(State::Done);
@@ -398,12 +382,7 @@ where
                     };
                     let req = req.take().expect("the request is there until it is called");
                     let future = inner.call(req);
-                    let in_flight = in_flight.take();
-                    this.state.set(State::Calling {
-                        future,
-                        permit,
-                        in_flight,
-                    });
+                    this.state.set(State::Calling { future, permit });
                 }
                 StateProj::Calling { future, .. } => {
                     let result = ready!(future.poll(cx));

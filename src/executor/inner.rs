@@ -14,7 +14,7 @@ use crate::{
     event::{self, EventHandle, Events, RequestDetails, Scope, Stage},
     queue::{self, CallContext, Queue},
     rate::{ApiTokens, Budget, Bursts, Cost, Demand},
-    schedule::{Flow, Schedule},
+    schedule::{Flow, Schedule, ScheduledCall},
 };
 use http::{Request, Response};
 use std::{
@@ -244,8 +244,8 @@ impl<B, R> ExecutorInner<B, R> {
                 request.extensions_mut().insert(deadline);
             }
         }
-        let scheduled = self.parts.schedule.as_ref();
-        let scheduled = scheduled.map(|schedule| Box::new(schedule.call(&Flow::of(request), cost)));
+        let schedule = self.parts.schedule.as_ref();
+        let scheduled = schedule.map(|schedule| scheduled_call(schedule, request, cost));
         let (event, scope) = self.open_event(request, has_place);
         let early_response = self.parts.open_early_response.map(|open| Box::new(open(request)));
         let context = CallContext {
@@ -310,6 +310,12 @@ impl<B, R> ExecutorInner<B, R> {
         // may run user code that uses the executor and locks `state` again.
         queue.abort();
     }
+}
+
+/// Returns what the schedule has to know about a call.
+#[cold]
+fn scheduled_call<B>(schedule: &Schedule, request: &Request<B>, cost: Cost) -> Box<ScheduledCall> {
+    Box::new(schedule.call(&Flow::of(request), cost))
 }
 
 impl<B, R> Drop for ExecutorInner<B, R> {

@@ -112,10 +112,8 @@ pub(super) struct StartEpoch(pub(super) u64);
 
 /// What a worker without a call does next.
 pub(super) enum Next<Req, Res> {
-    /// It has the turn and begins this call.
-    Call(Arc<Message<Req, Res>>, StartEpoch),
-    /// It has the turn and begins the call that the schedule chooses.
-    Choose(StartEpoch),
+    /// It has the turn and begins this call, or without one the call that the schedule chooses.
+    Begin(Option<Arc<Message<Req, Res>>>, StartEpoch),
     /// It waits until it is woken.
     Wait,
     /// It ends.
@@ -441,13 +439,14 @@ impl<Req, Res> ChannelState<Req, Res> {
     }
 
     /// Whether a call waits in the schedule.
-    pub(super) fn is_any_scheduled(&self) -> bool {
+    fn is_any_scheduled(&self) -> bool {
         self.scheduled
             .as_ref()
             .is_some_and(|scheduled| scheduled.shared.waiting() > 0)
     }
 
     /// Assigns a worker to the next call, if one is queued, the turn is free and another call may start.
+    #[inline]
     pub(super) fn assign(&mut self, max_starting: usize) -> Option<Assigned> {
         let is_free = match self.turn {
             Turn::Free => true,
@@ -466,6 +465,7 @@ impl<Req, Res> ChannelState<Req, Res> {
     }
 
     /// If queued calls wait for the starting ones, and no check of these is due yet, returns when it is due.
+    #[inline]
     pub(super) fn watch_starts(&mut self, max_starting: usize) -> Option<Instant> {
         if self.check.is_some() || self.starting < max_starting || !self.has_call() {
             return None;

@@ -139,11 +139,13 @@ impl<Req, Res> Channel<Req, Res> {
 impl<Req, Res> ChannelState<Req, Res> {
     /// Takes the call that goes next, or says that the schedule is to choose it. The caller counts it as starting.
     fn take_next(&mut self) -> Option<Next<Req, Res>> {
-        if let Some(message) = self.pending.take().or_else(|| self.calls.pop_front()) {
-            return Some(Next::Call(message, self.epoch));
-        }
-        let is_in_line = self.scheduled.as_ref().is_some_and(|scheduled| scheduled.is_in_line);
-        (is_in_line || self.is_any_scheduled()).then_some(Next::Choose(self.epoch))
+        let message = self.pending.take().or_else(|| self.calls.pop_front());
+        let is_any = message.is_some()
+            || self
+                .scheduled
+                .as_ref()
+                .is_some_and(|scheduled| scheduled.is_in_line || scheduled.shared.waiting() > 0);
+        is_any.then_some(Next::Begin(message, self.epoch))
     }
 
     /// Frees the turn. If another worker than `id` waits for the service with it, that one becomes idle.
