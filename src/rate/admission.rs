@@ -3,7 +3,7 @@
 
 #[cfg(feature = "redis")]
 use super::redis::SharedAdmission;
-use super::{cost::Cost, estimate::Estimate, local::LocalAdmission, pause::Pause};
+use super::{cost::Cost, estimate::Estimate, granted::Granted, local::LocalAdmission, pause::Pause};
 use crate::error::AcquireError;
 #[cfg(feature = "redis")]
 use std::task::ready;
@@ -19,6 +19,8 @@ pub(crate) enum Admission {
         admission: Box<SharedAdmission>,
         cost: Cost,
     },
+    /// The call was charged before it came here.
+    Granted(Option<Granted>),
     /// A shared limiter has charged the call. If the cost is an estimate, it is kept until the call is made.
     #[cfg(feature = "redis")]
     Charged(Option<Estimate>),
@@ -42,6 +44,10 @@ impl Admission {
             }
             #[cfg(feature = "redis")]
             Self::Charged(_) => Poll::Ready(Ok(())),
+            Self::Granted(charge) => match charge.as_deref() {
+                Some(Err(error)) => Poll::Ready(Err(error.clone())),
+                Some(Ok(_)) | None => Poll::Ready(Ok(())),
+            },
         }
     }
 
@@ -50,6 +56,7 @@ impl Admission {
     pub(crate) fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AcquireError>> {
         match self {
             Self::Local(local) => local.poll_acquire(cx).map_err(AcquireError::from),
+            Self::Granted(_) => self.poll_turn(Instant::now(), cx),
             #[cfg(feature = "redis")]
             Self::Shared { .. } | Self::Charged(_) => self.poll_turn(Instant::now(), cx),
         }
@@ -64,6 +71,7 @@ impl Admission {
             Self::Shared { admission, .. } => admission.pause_since(since),
             #[cfg(feature = "redis")]
             Self::Charged(_) => None,
+            Self::Granted(_) => None,
         }
     }
 
@@ -76,6 +84,15 @@ impl Admission {
             Self::Shared { .. } => Ok(false),
             #[cfg(feature = "redis")]
             Self::Charged(_) => Ok(true),
+            Self::Granted(_) => Ok(true),
+        }
+    }
+
+    /// Ends the admission of a call that is made now and is not settled: what it was granted is final.
+    #[inline]
+    pub(super) fn end_unsettled(&mut self) {
+        if matches!(self, Self::Granted(_)) {
+            drop(self.estimate());
         }
     }
 
@@ -91,6 +108,7 @@ impl Admission {
             Self::Shared { cost, .. } => *cost == new,
             #[cfg(feature = "redis")]
             Self::Charged(estimate) => estimate.as_ref().is_some_and(|estimate| estimate.cost() == new),
+            Self::Granted(_) => false,
         }
     }
 
@@ -111,6 +129,7 @@ impl Admission {
             Self::Shared { .. } => None,
             #[cfg(feature = "redis")]
             Self::Charged(estimate) => estimate.take(),
+            Self::Granted(charge) => (*charge.take()?).ok()?.used(),
         }
     }
 }

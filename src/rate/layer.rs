@@ -5,7 +5,7 @@ use super::{
     admission::Admission,
     cost::Cost,
     estimate::Estimate,
-    granted::{self, Granted},
+    granted,
     kind::CallKind,
     limiter::RateLimiter,
     pause::{Pause, PauseWatch},
@@ -25,7 +25,6 @@ use std::{
     sync::Arc,
     task::{Context, Poll, ready},
 };
-use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -175,7 +174,7 @@ pin_project! {
     enum State<S, Req, F> {
         /// The call waits for the limiter and for the inner service to be ready.
         Waiting {
-            charging: Charging,
+            admission: Admission,
             inner: OnTurn<S>,
             req: Option<Req>,
             // Whether the call has consumed its unit of cooperative budget.
@@ -188,14 +187,6 @@ pin_project! {
         /// The call has failed before it was made.
         Failed,
     }
-}
-
-/// How a call is charged.
-enum Charging {
-    /// It waits for the limiter.
-    Limiter(Admission),
-    /// A schedule has charged it already, or has found that it is never charged. `None` once the charge was taken.
-    Granted(Option<Granted>),
 }
 
 // === impl RateLimitLayer ===
@@ -296,22 +287,13 @@ where
         self.cost.prepare(&mut req);
         let cost = self.cost.cost(&req);
         let kind = if U::SETTLES { self.cost.kind(&req) } else { None };
-        match granted::take(&self.limiter) {
-            Some(charge) => self.future(Charging::Granted(Some(charge)), req, kind),
-            None => self.future(Charging::Limiter(self.limiter.admission(cost, U::SETTLES)), req, kind),
-        }
-    }
-}
-
-impl<S: Clone, C, U: Clone> RateLimit<S, C, U> {
-    #[inline]
-    fn future<Req>(&self, charging: Charging, req: Req, kind: Option<CallKind>) -> ResponseFuture<S, Req, U>
-    where
-        S: Service<Req>,
-    {
+        let admission = match granted::take(&self.limiter) {
+            Some(charge) => Admission::Granted(Some(charge)),
+            None => self.limiter.admission(cost, U::SETTLES),
+        };
         ResponseFuture {
             state: State::Waiting {
-                charging,
+                admission,
                 inner: OnTurn::new(self.inner.clone()),
                 req: Some(req),
                 is_counted: false,
@@ -431,7 +413,7 @@ impl<R> UsedCost<http::Response<R>> for ByUsage {
     }
 }
 
-// === impl Charging ===
+// === impl ResponseFuture ===
 
 /// Waits until it is the turn of the call and `inner` is ready, and charges the call.
 fn poll_charged<S, Req>(
@@ -460,46 +442,6 @@ where
     }
 }
 
-impl Charging {
-    /// Waits until the call is charged and `inner` is ready.
-    #[inline]
-    fn poll_charged<S, Req>(&mut self, inner: &mut OnTurn<S>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>
-    where
-        S: Service<Req> + Clone,
-        S::Error: Into<BoxError>,
-    {
-        match self {
-            Self::Limiter(admission) => poll_charged(admission, inner, cx),
-            Self::Granted(charge) => {
-                if let Some(Err(error)) = charge.as_deref() {
-                    return Poll::Ready(Err(error.clone().into_reason()));
-                }
-                inner.poll_ready(cx).map_err(Into::into)
-            }
-        }
-    }
-
-    /// Returns the pause that the call waits for, or has waited for since `since`.
-    fn pause_since(&self, since: Instant) -> Option<Pause> {
-        match self {
-            Self::Limiter(admission) => admission.pause_since(since),
-            Self::Granted(_) => None,
-        }
-    }
-
-    /// Returns the charge of a charged call, if it is to be settled when the true cost is known. Otherwise it is final.
-    #[inline]
-    fn estimate(&mut self, settles: bool) -> Option<Estimate> {
-        match self {
-            Self::Limiter(admission) if settles => admission.estimate(),
-            Self::Limiter(_) => None,
-            Self::Granted(charge) => (*charge.take()?).ok()?.used().filter(|_| settles),
-        }
-    }
-}
-
-// === impl ResponseFuture ===
-
 impl<S, Req, U> Future for ResponseFuture<S, Req, U>
 where
     S: Service<Req> + Clone,
@@ -513,7 +455,7 @@ where
         loop {
             match this.state.as_mut().project() {
                 StateProj::Waiting {
-                    charging,
+                    admission,
                     inner,
                     req,
                     is_counted,
@@ -523,13 +465,18 @@ where
                         ready!(coop::poll_unit(cx));
                         *is_counted = true;
                     }
-                    let charged = charging.poll_charged(inner, cx);
-                    pauses.observe(charged.is_pending(), |since| charging.pause_since(since));
+                    let charged = poll_charged(admission, inner, cx);
+                    pauses.observe(charged.is_pending(), |since| admission.pause_since(since));
                     if let Err(error) = ready!(charged) {
                         this.state.set(State::Failed);
                         return Poll::Ready(Err(error));
                     }
-                    let estimate = charging.estimate(U::SETTLES);
+                    let estimate = if U::SETTLES {
+                        admission.estimate()
+                    } else {
+                        admission.end_unsettled();
+                        None
+                    };
                     let req = req.take().expect("the request is there until it is called");
                     let future = inner.call(req);
                     this.state.set(State::Calling { future, estimate });
