@@ -52,7 +52,7 @@ use crate::{
     on_turn::OnTurn,
     semaphore::{
         Acquire, Claim, Permit, Semaphore,
-        granted::{self, Found, InFlight, PollPermit},
+        granted::{self, Found, PollPermit},
     },
 };
 use pin_project_lite::pin_project;
@@ -123,7 +123,6 @@ pin_project! {
         /// The call waits for a permit and for the inner service to be ready.
         Waiting {
             turn: Turn,
-            in_flight: Option<InFlight>,
             inner: OnTurn<S>,
             wait: WaitTimer,
             req: Option<Req>,
@@ -132,7 +131,7 @@ pin_project! {
         /// The call is in flight and holds a permit.
         // `permit` is declared after `future`, and the fields of a variant are dropped in this order. So the inner call
         // ends before its permit is released.
-        Calling { #[pin] future: F, permit: Permit, in_flight: Option<InFlight> },
+        Calling { #[pin] future: F, permit: Permit },
         /// The future has returned the result of the call.
         Done,
     }
@@ -254,28 +253,22 @@ where
     type Future = ResponseFuture<S, Req>;
 
     /// Waits until a permit is available. Takes no permit, and does not ask the inner service whether it is ready.
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // A call that a schedule chooses brings its permit.
-        if granted::is_granted(self.acquire.semaphore()) {
-            return Poll::Ready(Ok(()));
-        }
         // No permit is taken in `poll_ready`: if no call followed, the permit would be kept from the other clones.
         // Waiting for a permit never fails, because this semaphore is never closed.
-        let _ = ready!(coop::poll_counted(cx, |cx| self.acquire.poll_ready(cx)));
+        let _ = ready!(coop::poll_counted(cx, |cx| self.acquire.poll_ready_for_call(cx)));
         self.is_counted = true;
         Poll::Ready(Ok(()))
     }
 
+    #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
-        let mut in_flight = None;
         let turn = match granted::take(self.acquire.semaphore()) {
-            Some(Found::Permit(permit, granted)) => {
-                in_flight = granted;
-                match permit.into_claim() {
-                    Ok(claim) => Turn::Claimed(claim),
-                    Err(permit) => Turn::Granted(Some(permit)),
-                }
-            }
+            Some(Found::Permit(permit)) => match permit.into_claim() {
+                Ok(claim) => Turn::Claimed(claim),
+                Err(permit) => Turn::Granted(Some(permit)),
+            },
             Some(Found::Again(attempt)) => Turn::Scheduled(Box::new((attempt, Some(self.acquire.clone())))),
             None => match self.acquire.claim() {
                 Ok(claim) => Turn::Claimed(claim),
@@ -286,7 +279,6 @@ where
         ResponseFuture {
             state: State::Waiting {
                 turn,
-                in_flight,
                 inner: OnTurn::new(self.inner.clone()),
                 wait: WaitTimer::default(),
                 req: Some(req),
@@ -312,7 +304,6 @@ impl Turn {
     /// Waits until a permit is available and `inner` is ready, takes the permit, and returns it.
     fn poll_permit<S, Req>(
         &mut self,
-        in_flight: &mut Option<InFlight>,
         inner: &mut OnTurn<S>,
         wait: &mut WaitTimer,
         cx: &mut Context<'_>,
@@ -357,10 +348,7 @@ impl Turn {
                     };
                     let acquire = acquire.take().expect("a scheduled attempt ends once");
                     *self = match permit {
-                        Some((permit, granted)) => {
-                            *in_flight = granted;
-                            Self::Granted(Some(permit))
-                        }
+                        Some((permit, in_flight)) => Self::Granted(Some(permit.counted_by(in_flight))),
                         None => Self::Waiting(acquire),
                     };
                 }
@@ -400,7 +388,6 @@ where
             match this.state.as_mut().project() {
                 StateProj::Waiting {
                     turn,
-                    in_flight,
                     inner,
                     wait,
                     req,
@@ -410,7 +397,7 @@ where
                         ready!(coop::poll_unit(cx));
                         *is_counted = true;
                     }
-                    let permit = ready!(turn.poll_permit::<S, Req>(in_flight, inner, wait, cx));
+                    let permit = ready!(turn.poll_permit::<S, Req>(inner, wait, cx));
                     wait.end();
                     let permit = match permit {
                         Ok(permit) => permit,
@@ -421,12 +408,7 @@ where
                     };
                     let req = req.take().expect("the request is there until it is called");
                     let future = inner.call(req);
-                    let in_flight = in_flight.take();
-                    this.state.set(State::Calling {
-                        future,
-                        permit,
-                        in_flight,
-                    });
+                    this.state.set(State::Calling { future, permit });
                 }
                 StateProj::Calling { future, .. } => {
                     let result = ready!(future.poll(cx));

@@ -14,7 +14,7 @@ use crate::{
     event::{self, EventHandle, Events, RequestDetails, Scope, Stage},
     queue::{self, CallContext, Queue},
     rate::{ApiTokens, Budget, Bursts, Cost, Demand},
-    schedule::{RequestFlow, Schedule},
+    schedule::{RequestFlow, Schedule, ScheduledCall},
 };
 use http::{Request, Response};
 use std::{
@@ -238,7 +238,7 @@ impl<B, R> ExecutorInner<B, R> {
         let in_request = Deadline::of(request);
         let deadline = in_request.or_else(|| self.parts.timeout.map(Deadline::after));
         let scheduled = self.parts.schedule.as_ref();
-        let scheduled = scheduled.map(|schedule| (schedule, schedule.call(&self.parts.flow.flow(request), cost)));
+        let scheduled = scheduled.map(|schedule| (schedule, self.scheduled_call(schedule, request, cost)));
         if let Some(deadline) = deadline {
             // With a schedule, only the calls of the same flow are certain to go first.
             let ahead = match &scheduled {
@@ -257,7 +257,7 @@ impl<B, R> ExecutorInner<B, R> {
             scope,
             deadline: deadline.map(Deadline::instant),
             demand: Some(self.pending_demand.add(&cost)),
-            scheduled: scheduled.map(|(_, call)| Box::new(call)),
+            scheduled: scheduled.map(|(_, call)| call),
         };
         Ok(Admission {
             context,
@@ -287,6 +287,12 @@ impl<B, R> ExecutorInner<B, R> {
         let known = [of_first, each].into_iter().find(|wait| !wait.is_zero());
         let of_ahead = each.saturating_mul(u32::try_from(ahead).unwrap_or(u32::MAX));
         known.unwrap_or(UNKNOWN_WAIT).saturating_add(of_ahead)
+    }
+
+    /// Returns what the schedule has to know about a call.
+    #[cold]
+    fn scheduled_call(&self, schedule: &Schedule, request: &Request<B>, cost: Cost) -> Box<ScheduledCall> {
+        Box::new(schedule.call(&self.parts.flow.flow(request), cost))
     }
 
     #[inline]

@@ -32,7 +32,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     mem,
     sync::{Arc, PoisonError, Weak},
-    task::{Context, Waker},
+    task::Waker,
     time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
@@ -47,7 +47,7 @@ pub(super) struct Channel<Req, Res> {
     /// How many calls may start at once.
     pub(super) max_starting: usize,
     /// Whether the worker that has the turn gives it back. It is taken back when the state is locked next.
-    turn_given_back: AtomicBool,
+    pub(super) turn_given_back: AtomicBool,
     /// Spawns a worker with this id.
     spawn: Box<SpawnWorker<Req, Res>>,
     runtime: Runtime,
@@ -68,13 +68,13 @@ pub(super) struct Channel<Req, Res> {
 }
 
 pub(super) struct ChannelState<Req, Res> {
-    calls: VecDeque<Arc<Message<Req, Res>>>,
+    pub(super) calls: VecDeque<Arc<Message<Req, Res>>>,
     /// The calls of a channel with a schedule, of which none is in `calls`.
     pub(super) scheduled: Option<Box<ScheduledCalls<Req, Res>>>,
     /// How many messages in `calls` have ended early. May be too high: a message that ends after it was taken out is
     /// counted, too. Such a message has no request any more and stays in `calls` until it is taken out or a sweep
     /// removes it.
-    dead: usize,
+    pub(super) dead: usize,
     /// The call that has been taken out of `calls` and waits until the service is ready.
     pub(super) pending: Option<Arc<Message<Req, Res>>>,
     pub(super) turn: Turn,
@@ -112,10 +112,8 @@ pub(super) struct StartEpoch(pub(super) u64);
 
 /// What a worker without a call does next.
 pub(super) enum Next<Req, Res> {
-    /// It has the turn and begins this call.
-    Call(Arc<Message<Req, Res>>, StartEpoch),
-    /// It has the turn and begins the call that the schedule chooses.
-    Choose(StartEpoch),
+    /// It has the turn and begins this call, or without one the call that the schedule chooses.
+    Begin(Option<Arc<Message<Req, Res>>>, StartEpoch),
     /// It waits until it is woken.
     Wait,
     /// It ends.
@@ -335,6 +333,50 @@ impl<Req, Res> Channel<Req, Res> {
         }
     }
 
+    /// Removes a worker that has ended or was dropped. Returns whether it was the last one: then no call is left, and
+    /// the service is to be dropped before [`set_ended`](Self::set_ended) is called.
+    pub(super) fn remove_worker(self: &Arc<Self>, id: usize, epoch: Option<StartEpoch>) -> bool {
+        let (removed, is_last, next) = {
+            let mut state = self.lock();
+            if let Some(epoch) = epoch {
+                state.end_start(epoch);
+            }
+            if state.turn == Turn::Waits(id) {
+                state.turn = Turn::Free;
+            }
+            let assignment = state.workers.take_assignment(id);
+            if let Some(epoch) = assignment {
+                state.end_start(epoch);
+            }
+            let removed = state.workers.remove(id);
+            // A worker that was woken for a call and is dropped instead hands the call on.
+            let next = assignment.and_then(|_| state.workers.any_idle());
+            (removed, state.workers.is_empty(), next)
+        };
+        drop(removed);
+        next.into_iter().for_each(panic::wake);
+        if is_last {
+            // The last worker of a queue that is not closed was dropped because its runtime is shut down.
+            self.close();
+            self.cancel_queued();
+            let pending = self.lock().pending.take();
+            drop(pending);
+        }
+        is_last
+    }
+
+    /// Tells everybody who waits for it that the last worker has ended.
+    pub(super) fn set_ended(&self) {
+        // The schedule is free before anybody can see that the queue has ended. From then on, the calls that wait in it are
+        // those of another queue, so this one knows the schedule no more, and it releases it once.
+        let scheduled = self.lock().scheduled.take();
+        if let Some(scheduled) = scheduled {
+            scheduled.shared.release_queue();
+        }
+        self.lock().is_ended = true;
+        self.ended.notify_waiters();
+    }
+
     /// Removes the deadline of a call that has ended.
     pub(super) fn remove_deadline(&self, message: &Message<Req, Res>) {
         if message.deadline().is_some() {
@@ -388,173 +430,6 @@ impl<Req, Res> Channel<Req, Res> {
     }
 }
 
-// === What workers ask ===
-
-impl<Req, Res> Channel<Req, Res> {
-    /// Returns what the worker does next, which has no call, or whose call, if `epoch` is given, has ended in its first
-    /// poll.
-    pub(super) fn next(self: &Arc<Self>, id: usize, epoch: Option<StartEpoch>, cx: &Context<'_>) -> Next<Req, Res> {
-        let mut dropped = Vec::new();
-        let mut state = self.lock();
-        state.workers.set_waker(id, cx.waker());
-        // The worker is counted anew below if it begins a call.
-        let was_woken_for = state.workers.take_assignment(id);
-        for epoch in was_woken_for.into_iter().chain(epoch) {
-            state.end_start(epoch);
-        }
-        let may_take = match state.turn {
-            Turn::Free => true,
-            Turn::Taken => false,
-            Turn::Waits(waiting) => waiting == id || state.is_ready,
-        };
-        if may_take && state.drop_dead_calls(&mut dropped) {
-            // The service's readiness is not waited for any more.
-            state.free_turn(id);
-        }
-        let next = if may_take && state.starting < self.max_starting {
-            state.free_turn(id);
-            state.take_next()
-        } else {
-            None
-        };
-        // The idle workers that are to end.
-        let mut idle = Vec::new();
-        let next = match next {
-            Some(next) => {
-                state.starting += 1;
-                state.turn = Turn::Taken;
-                state.is_ready = false;
-                next
-            }
-            None if self.is_closed() && !state.has_call() => {
-                idle = state.workers.take_idle();
-                Next::End
-            }
-            None if state.turn == Turn::Waits(id) => Next::Wait,
-            None if state.workers.has_spare(self.in_flight()) => {
-                // Another one that is no longer needed ends, too, and so on.
-                idle.extend(state.workers.take_surplus(self.in_flight()));
-                Next::End
-            }
-            None => {
-                state.workers.set_idle(id);
-                Next::Wait
-            }
-        };
-        let check = state.watch_starts(self.max_starting);
-        drop(state);
-        // The last reference to a message may be dropped, which runs user code.
-        for message in dropped {
-            let _ = catch_unwind(move || drop(message));
-        }
-        idle.into_iter().for_each(panic::wake);
-        if let Some(at) = check {
-            self.arm(at);
-        }
-        next
-    }
-
-    /// Keeps the call until the service is ready. Returns `false` if the service is to be polled again, because its
-    /// waker was woken meanwhile, or if the call has ended or is to be ended.
-    /// Without a call, waits until the schedule can choose one.
-    pub(super) fn wait_until_ready(
-        &self,
-        id: usize,
-        message: Option<&Arc<Message<Req, Res>>>,
-        epoch: StartEpoch,
-    ) -> bool {
-        let mut state = self.lock();
-        let is_ended = message.is_some_and(|message| message.ends_early() || self.is_stopped());
-        if mem::take(&mut state.is_ready) || is_ended {
-            return false;
-        }
-        state.end_start(epoch);
-        state.turn = Turn::Waits(id);
-        state.pending = message.cloned();
-        true
-    }
-
-    /// Gives the turn back, after the service was called.
-    pub(super) fn give_back_turn(self: &Arc<Self>) {
-        self.turn_given_back.store(true, Ordering::Release);
-        if self.max_starting == 1 {
-            // No other call may begin before this one has started, so no worker has to be woken now: the lock is saved.
-            return;
-        }
-        let mut state = self.lock();
-        let assigned = state.assign(self.max_starting);
-        drop(state);
-        self.carry_out(assigned);
-    }
-
-    /// Gives the turn back, because the call has ended before it began.
-    pub(super) fn not_begun(self: &Arc<Self>, message: &Message<Req, Res>, epoch: StartEpoch) {
-        // The call has ended already, unless the service was dropped.
-        let _ = catch_unwind(|| message.end_early(EarlyEnd::Cancelled));
-        self.remove_deadline(message);
-        self.turn_given_back.store(true, Ordering::Release);
-        self.started(epoch);
-    }
-
-    /// Gives the turn back, because no call waits that could be chosen.
-    pub(super) fn not_chosen(self: &Arc<Self>, epoch: StartEpoch) {
-        self.turn_given_back.store(true, Ordering::Release);
-        self.started(epoch);
-    }
-
-    /// Notes that a call has started, because its future was polled once, or that it has ended without.
-    pub(super) fn started(self: &Arc<Self>, epoch: StartEpoch) {
-        let mut state = self.lock();
-        state.end_start(epoch);
-        let assigned = state.assign(self.max_starting);
-        drop(state);
-        self.carry_out(assigned);
-    }
-
-    /// Removes a worker that has ended or was dropped. Returns whether it was the last one: then no call is left, and
-    /// the service is to be dropped before [`set_ended`](Self::set_ended) is called.
-    pub(super) fn remove_worker(self: &Arc<Self>, id: usize, epoch: Option<StartEpoch>) -> bool {
-        let (removed, is_last, next) = {
-            let mut state = self.lock();
-            if let Some(epoch) = epoch {
-                state.end_start(epoch);
-            }
-            if state.turn == Turn::Waits(id) {
-                state.turn = Turn::Free;
-            }
-            let assignment = state.workers.take_assignment(id);
-            if let Some(epoch) = assignment {
-                state.end_start(epoch);
-            }
-            let removed = state.workers.remove(id);
-            // A worker that was woken for a call and is dropped instead hands the call on.
-            let next = assignment.and_then(|_| state.workers.any_idle());
-            (removed, state.workers.is_empty(), next)
-        };
-        drop(removed);
-        next.into_iter().for_each(panic::wake);
-        if is_last {
-            // The last worker of a queue that is not closed was dropped because its runtime is shut down.
-            self.close();
-            self.cancel_queued();
-            let pending = self.lock().pending.take();
-            drop(pending);
-        }
-        is_last
-    }
-
-    /// Tells everybody who waits for it that the last worker has ended.
-    pub(super) fn set_ended(&self) {
-        // The schedule is free before anybody can see that the queue has ended. From then on, the calls that wait in it are
-        // those of another queue, so this one knows the schedule no more, and it releases it once.
-        let scheduled = self.lock().scheduled.take();
-        if let Some(scheduled) = scheduled {
-            scheduled.shared.release_queue();
-        }
-        self.lock().is_ended = true;
-        self.ended.notify_waiters();
-    }
-}
 // === impl ChannelState ===
 
 impl<Req, Res> ChannelState<Req, Res> {
@@ -570,40 +445,8 @@ impl<Req, Res> ChannelState<Req, Res> {
             .is_some_and(|scheduled| scheduled.shared.waiting() > 0)
     }
 
-    /// Takes the call that goes next, or says that the schedule is to choose it. The caller counts it as starting.
-    fn take_next(&mut self) -> Option<Next<Req, Res>> {
-        if let Some(message) = self.pending.take().or_else(|| self.calls.pop_front()) {
-            return Some(Next::Call(message, self.epoch));
-        }
-        let is_in_line = self.scheduled.as_ref().is_some_and(|scheduled| scheduled.is_in_line);
-        (is_in_line || self.is_any_scheduled()).then_some(Next::Choose(self.epoch))
-    }
-
-    /// Frees the turn. If another worker than `id` waits for the service with it, that one becomes idle.
-    fn free_turn(&mut self, id: usize) {
-        if let Turn::Waits(waiting) = self.turn {
-            if waiting != id {
-                self.workers.set_idle(waiting);
-            }
-        }
-        self.turn = Turn::Free;
-    }
-
-    /// Takes out the first calls as long as they have ended. Returns whether the pending call was one of them, or there
-    /// was none.
-    fn drop_dead_calls(&mut self, dropped: &mut Vec<Arc<Message<Req, Res>>>) -> bool {
-        dropped.extend(self.pending.take_if(|message| message.ends_early()));
-        if self.pending.is_some() {
-            return false;
-        }
-        while self.calls.front().is_some_and(|message| message.ends_early()) {
-            self.dead = self.dead.saturating_sub(1);
-            dropped.extend(self.calls.pop_front());
-        }
-        true
-    }
-
     /// Assigns a worker to the next call, if one is queued, the turn is free and another call may start.
+    #[inline]
     pub(super) fn assign(&mut self, max_starting: usize) -> Option<Assigned> {
         let is_free = match self.turn {
             Turn::Free => true,
@@ -622,6 +465,7 @@ impl<Req, Res> ChannelState<Req, Res> {
     }
 
     /// If queued calls wait for the starting ones, and no check of these is due yet, returns when it is due.
+    #[inline]
     pub(super) fn watch_starts(&mut self, max_starting: usize) -> Option<Instant> {
         if self.check.is_some() || self.starting < max_starting || !self.has_call() {
             return None;
@@ -632,7 +476,7 @@ impl<Req, Res> ChannelState<Req, Res> {
     }
 
     /// Stops counting a call as starting, unless its epoch is over.
-    fn end_start(&mut self, epoch: StartEpoch) {
+    pub(super) fn end_start(&mut self, epoch: StartEpoch) {
         if epoch == self.epoch {
             self.starting -= 1;
         }

@@ -37,7 +37,7 @@ impl<Req, Res> Channel<Req, Res> {
     #[inline]
     pub(super) fn end_if_aborted(&self, message: &Message<Req, Res>) {
         if self.aborted.load(Ordering::Acquire) {
-            let _ = catch_unwind(|| message.end_early(EarlyEnd::Cancelled));
+            cancel(message);
         }
     }
 
@@ -45,7 +45,7 @@ impl<Req, Res> Channel<Req, Res> {
     #[inline]
     pub(super) fn end_if_stopped(&self, message: &Message<Req, Res>) {
         if self.is_stopped() {
-            let _ = catch_unwind(|| message.end_early(EarlyEnd::Cancelled));
+            cancel(message);
         }
     }
 
@@ -58,4 +58,9 @@ impl<Req, Res> Channel<Req, Res> {
     pub(super) fn finishes_only_sent(&self) -> bool {
         self.only_sent.load(Ordering::Acquire)
     }
+}
+
+#[cold]
+fn cancel<Req, Res>(message: &Message<Req, Res>) {
+    let _ = catch_unwind(|| message.end_early(EarlyEnd::Cancelled));
 }

@@ -123,7 +123,8 @@ impl EarlyEnd {
 
 impl<Req, Res> Message<Req, Res> {
     /// Creates a message. Moves the request, which may be large, out of `req` directly into the message's allocation.
-    #[inline]
+    // Always inlined, so that the context and the place are not copied once more.
+    #[inline(always)]
     pub(super) fn new(req: &mut Option<Req>, context: CallContext, place: Permit) -> Arc<Self> {
         let CallContext {
             scope,
@@ -319,17 +320,23 @@ impl<Req, Res> Message<Req, Res> {
             return None;
         };
         let req = req.take()?;
-        // A schedule may choose a call that still waits for its place.
-        let had_no_place = place.is_of_none();
-        let caller = if had_no_place { state.caller.take() } else { None };
-        drop(state);
-        drop(place);
-        if had_no_place {
-            self.is_accepted.store(true, Ordering::Release);
-            scope.queued();
-            caller.into_iter().for_each(panic::wake);
+        if place.is_of_none() {
+            // A schedule may choose a call that still waits for its place.
+            self.accept_without_place(state, &scope);
+        } else {
+            drop(state);
+            drop(place);
         }
         Some((req, scope, demand))
+    }
+
+    #[cold]
+    fn accept_without_place(&self, mut state: MutexGuard<'_, MessageState<Req, Res>>, scope: &Scope) {
+        let caller = state.caller.take();
+        drop(state);
+        self.is_accepted.store(true, Ordering::Release);
+        scope.queued();
+        caller.into_iter().for_each(panic::wake);
     }
 
     /// Takes the request, the context and the place back out of a message that was never shared.

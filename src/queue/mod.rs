@@ -70,6 +70,7 @@ mod response_future;
 mod runtime;
 mod scheduled;
 mod timer;
+mod turn;
 mod wakers;
 mod worker;
 mod workers;
@@ -87,7 +88,6 @@ use crate::{
 };
 use bound::Binding;
 use channel::Channel;
-use message::Message;
 use std::{
     fmt,
     marker::PhantomData,
@@ -327,11 +327,17 @@ impl<Req, Res> Queue<Req, Res> {
     /// to [`call_at`](Self::call_at) or [`call_in`](Self::call_in).
     #[inline]
     pub(crate) fn try_place(&mut self) -> Result<Option<Permit>, Closed> {
-        let is_offered = self.binding.as_mut().is_some_and(|binding| binding.leave());
-        if self.schedule.is_some() && !is_offered && self.channel().has_unplaced() {
+        if self.schedule.is_some() && !self.may_take_place() {
             return Ok(None);
         }
         self.acquire.try_acquire()
+    }
+
+    /// Whether a free place of a queue with a schedule may go to this handle: it was offered one, or no call waits for one.
+    #[cold]
+    fn may_take_place(&mut self) -> bool {
+        let is_offered = self.binding.as_mut().is_some_and(|binding| binding.leave());
+        is_offered || !self.channel().has_unplaced()
     }
 
     /// Queues a call that has taken `place` already, and whose event has the status QUEUED.
@@ -343,7 +349,7 @@ impl<Req, Res> Queue<Req, Res> {
     ) -> Result<ResponseFuture<Req, Res>, Refused<Req>> {
         let channel = self.channel();
         match Self::push(channel, req, context, place) {
-            Ok(message) => Ok(ResponseFuture::accepted_as(message, channel)),
+            Ok(future) => Ok(future),
             // The call's scope (its event and its span) is dropped without cancelling the event: the caller may make
             // the call again in another queue, as part of the same event.
             Err(_) => Err(Refused::closed(req.take().expect("a refused call leaves its request"))),
@@ -363,11 +369,11 @@ impl<Req, Res> Queue<Req, Res> {
         let channel = &self.close_on_drop.channel;
         let context = match place {
             None if context.scheduled.is_some() => match Self::push_scheduled(channel, req, context, None) {
-                Ok(message) => return ResponseFuture::accepted_as(message, channel),
+                Ok(future) => return future,
                 Err(context) => context,
             },
             Some(place) => match Self::push(channel, req, context, place) {
-                Ok(message) => return ResponseFuture::accepted_as(message, channel),
+                Ok(future) => return future,
                 // The queue was closed just now. The returned future fails with `Closed` when it is polled.
                 Err(context) => context,
             },
@@ -382,24 +388,26 @@ impl<Req, Res> Queue<Req, Res> {
         req: &mut Option<Req>,
         context: CallContext,
         place: Permit,
-    ) -> Result<Arc<Message<Req, Res>>, CallContext> {
+    ) -> Result<ResponseFuture<Req, Res>, CallContext> {
         if context.scheduled.is_some() {
             return Self::push_scheduled(channel, req, context, Some(place));
         }
-        channel.push(req, context, place)
+        let message = channel.push(req, context, place)?;
+        Ok(ResponseFuture::accepted_as(message, channel))
     }
 
-    #[inline(never)]
+    #[cold]
     fn push_scheduled(
         channel: &Arc<Channel<Req, Res>>,
         req: &mut Option<Req>,
         mut context: CallContext,
         place: Option<Permit>,
-    ) -> Result<Arc<Message<Req, Res>>, CallContext> {
-        match context.scheduled.take() {
-            Some(call) => channel.push_scheduled(req, context, place, *call),
-            None => Err(context),
-        }
+    ) -> Result<ResponseFuture<Req, Res>, CallContext> {
+        let Some(call) = context.scheduled.take() else {
+            return Err(context);
+        };
+        let message = channel.push_scheduled(req, context, place, *call)?;
+        Ok(ResponseFuture::scheduled_as(message, channel))
     }
 
     /// Returns the context of a call with this request.
@@ -408,15 +416,32 @@ impl<Req, Res> Queue<Req, Res> {
             scope,
             deadline: self.deadline.and_then(|deadline| deadline(req)).map(Deadline::instant),
             demand,
-            scheduled: self.schedule.as_ref().map(|queue| {
-                let (flow, cost) = (queue.describe)(req);
-                let flow = match &self.binding {
-                    Some(binding) => flow.with_keys(binding.flow.clone()),
-                    None => flow,
-                };
-                Box::new(queue.schedule.call(&flow, cost))
-            }),
+            scheduled: self.schedule.as_ref().map(|queue| self.scheduled_call(queue, req)),
         }
+    }
+
+    /// Returns what the schedule has to know about a call with this request.
+    #[cold]
+    fn scheduled_call(&self, queue: &QueueSchedule<Req>, req: &Req) -> Box<ScheduledCall> {
+        let (flow, cost) = (queue.describe)(req);
+        let flow = match &self.binding {
+            Some(binding) => flow.with_keys(binding.flow.clone()),
+            None => flow,
+        };
+        Box::new(queue.schedule.call(&flow, cost))
+    }
+
+    /// Waits until a call of the flow to which the handle is bound would get a place, if it is bound to one. Ready with
+    /// `false` if the queue is closed.
+    #[cold]
+    fn poll_ready_scheduled(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.is_closed() {
+            return Poll::Ready(false);
+        }
+        if let Some(binding) = &mut self.binding {
+            ready!(binding.poll_ready(cx));
+        }
+        Poll::Ready(!self.is_closed())
     }
 
     /// Returns a handle whose calls belong to `flow`, whatever their requests say: one key for each level of the schedule.
@@ -519,13 +544,8 @@ impl<Req, Res> Service<Req> for Queue<Req, Res> {
     type Future = ResponseFuture<Req, Res>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if self.schedule.is_some() && !self.is_closed() {
-            if let Some(binding) = &mut self.binding {
-                ready!(binding.poll_ready(cx));
-            }
-            if !self.is_closed() {
-                return Poll::Ready(Ok(()));
-            }
+        if self.schedule.is_some() && ready!(self.poll_ready_scheduled(cx)) {
+            return Poll::Ready(Ok(()));
         }
         self.acquire.poll_ready(cx).map_err(Into::into)
     }

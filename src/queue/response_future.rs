@@ -55,6 +55,11 @@ enum State<Req, Res> {
         message: Arc<Message<Req, Res>>,
         channel: Arc<Channel<Req, Res>>,
     },
+    /// The call waits in the queue's schedule, with or without a place in the queue, or it was chosen since.
+    Scheduled {
+        message: Arc<Message<Req, Res>>,
+        channel: Arc<Channel<Req, Res>>,
+    },
     /// The call was ended before it had a place.
     EndedEarly(EarlyEnd),
     /// The future has returned the call's result, or the call was detached.
@@ -103,7 +108,8 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     #[must_use]
     pub fn is_accepted(&self) -> bool {
         match &self.state {
-            State::Accepted { message, channel } => channel.schedule().is_none() || message.is_accepted(),
+            State::Accepted { .. } => true,
+            State::Scheduled { message, .. } => message.is_accepted(),
             State::WaitingForPlace(_) | State::EndedEarly(_) | State::Finished => false,
         }
     }
@@ -127,7 +133,7 @@ impl<Req, Res> ResponseFuture<Req, Res> {
 
     /// Cancels the call if it was accepted. A call that waits for a place is not changed.
     pub(crate) fn cancel_accepted(&self) {
-        if let State::Accepted { message, channel } = &self.state {
+        if let State::Accepted { message, channel } | State::Scheduled { message, channel } = &self.state {
             channel.end_early(message, EarlyEnd::Cancelled);
         }
     }
@@ -136,6 +142,16 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     pub(super) fn accepted_as(message: Arc<Message<Req, Res>>, channel: &Arc<Channel<Req, Res>>) -> Self {
         Self {
             state: State::Accepted {
+                message,
+                channel: channel.clone(),
+            },
+        }
+    }
+
+    /// Creates the future of a call that waits in the schedule.
+    pub(super) fn scheduled_as(message: Arc<Message<Req, Res>>, channel: &Arc<Channel<Req, Res>>) -> Self {
+        Self {
+            state: State::Scheduled {
                 message,
                 channel: channel.clone(),
             },
@@ -174,14 +190,12 @@ impl<Req, Res> ResponseFuture<Req, Res> {
     }
 
     fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        if let State::Accepted { message, channel } = &self.state {
-            if channel.schedule().is_some() {
-                let accepted = ready!(message.poll_accepted(cx));
-                if accepted.is_err() {
-                    self.state = State::Finished;
-                }
-                return Poll::Ready(accepted);
+        if let State::Scheduled { message, .. } = &self.state {
+            let accepted = ready!(message.poll_accepted(cx));
+            if accepted.is_err() {
+                self.state = State::Finished;
             }
+            return Poll::Ready(accepted);
         }
         if let State::WaitingForPlace(waiting) = &mut self.state {
             let WaitingForPlace { acquire, call, channel } = &mut **waiting;
@@ -228,7 +242,7 @@ impl<Req, Res> Future for ResponseFuture<Req, Res> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         ready!(self.poll_accepted(cx))?;
         match &self.state {
-            State::Accepted { message, .. } => {
+            State::Accepted { message, .. } | State::Scheduled { message, .. } => {
                 let result = ready!(message.poll_response(cx));
                 self.state = State::Finished;
                 Poll::Ready(result)
@@ -259,7 +273,7 @@ impl<Req, Res> fmt::Debug for ResponseFuture<Req, Res> {
         let mut debug = f.debug_tuple("queue::ResponseFuture");
         match &self.state {
             State::WaitingForPlace(_) => debug.field(&"WaitingForPlace"),
-            State::Accepted { message, .. } => debug.field(message),
+            State::Accepted { message, .. } | State::Scheduled { message, .. } => debug.field(message),
             State::EndedEarly(why) => debug.field(why),
             State::Finished => debug.field(&"Finished"),
         };

@@ -26,7 +26,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 use tower_service::Service;
 
@@ -89,6 +89,9 @@ struct RunningCall<Req, Res> {
     /// What a schedule has given the call.
     grant: Option<Box<Grant>>,
 }
+
+/// A call that a schedule has chosen, what it was given, and whether the service is ready for it.
+type ChosenCall<Req, Res> = (Arc<Message<Req, Res>>, Box<Grant>, Result<(), BoxError>);
 
 /// How many calls a worker begins in one poll before it yields to other tasks. They share the cooperative budget that
 /// Tokio gives a task per poll, 128 operations, and a call that runs out of it has to be continued in another poll.
@@ -161,10 +164,11 @@ where
         }
     }
 
-    /// Waits until the service is ready for the call, or for the one that the schedule chooses, and calls it.
+    /// Begins a call that has the turn: `message`, or the one that the schedule chooses. Waits until the service is ready
+    /// for it, and calls the service.
     fn poll_begin(
         mut self: Pin<&mut Self>,
-        mut message: Option<Arc<Message<Req, S::Response>>>,
+        message: Option<Arc<Message<Req, S::Response>>>,
         epoch: StartEpoch,
     ) -> Poll<()> {
         let mut this = self.as_mut().project();
@@ -178,40 +182,35 @@ where
             }
             return Poll::Ready(());
         };
-        let (message, grant, ready) = loop {
-            if let Some(message) = &message {
-                channel.end_if_stopped(message);
+        let (message, grant, ready) = match message {
+            Some(message) => {
+                let ready = loop {
+                    channel.end_if_stopped(&message);
+                    // The service's readiness is not polled for a call that has ended.
+                    if message.ends_early() {
+                        break Ok(());
+                    }
+                    let mut cx = Context::from_waker(channel.ready_waker());
+                    match catch_unwind(|| service_ref.poll_ready(&mut cx).map_err(Into::into)) {
+                        Ok(Poll::Ready(ready)) => break ready,
+                        Ok(Poll::Pending) if channel.wait_until_ready(*this.id, Some(&message), epoch) => {
+                            return Poll::Pending;
+                        }
+                        // The service's waker was woken, or the call has ended, since the service was polled.
+                        Ok(Poll::Pending) => {}
+                        Err(panic) => break Err(panic),
+                    }
+                };
+                (message, None, ready)
             }
-            let mut cx = Context::from_waker(channel.ready_waker());
-            // The service's readiness is not polled for a call that has ended.
-            let ready = if message.as_ref().is_some_and(|message| message.ends_early()) {
-                Poll::Ready(Ok(()))
-            } else {
-                poll_ready(service_ref, channel, &mut cx)
-            };
-            let chosen = match (ready, message.is_some()) {
-                (Poll::Pending, true) => Poll::Pending,
-                (Poll::Ready(ready), true) => match message.take() {
-                    Some(message) => Poll::Ready(Some((message, None, ready))),
-                    None => Poll::Ready(None),
-                },
-                // The calls that run may have to make their attempts before the service is ready for another call.
-                (Poll::Pending, false) => channel.poll_choose(Eligible::Attempts, &mut cx).map(|_| None),
-                (Poll::Ready(ready), false) => channel
-                    .poll_choose(Eligible::All, &mut cx)
-                    .map(|chosen| chosen.map(|(message, grant)| (message, Some(grant), ready))),
-            };
-            match chosen {
-                Poll::Ready(Some(chosen)) => break chosen,
-                Poll::Ready(None) => {
+            None => match ready!(poll_choose(service_ref, channel, *this.id, epoch)) {
+                Some((message, grant, ready)) => (message, Some(grant), ready),
+                None => {
                     drop(service);
                     channel.not_chosen(epoch);
                     return Poll::Ready(());
                 }
-                Poll::Pending if channel.wait_until_ready(*this.id, message.as_ref(), epoch) => return Poll::Pending,
-                // The waker was woken, or the call has ended, since the service was polled.
-                Poll::Pending => {}
-            }
+            },
         };
         let is_scheduled = grant.is_some();
         if is_scheduled {
@@ -280,13 +279,8 @@ where
                 return Poll::Pending;
             }
             match this.channel.next(*this.id, epoch, cx) {
-                Next::Call(message, epoch) => {
-                    if self.as_mut().poll_begin(Some(message), epoch).is_pending() {
-                        return Poll::Pending;
-                    }
-                }
-                Next::Choose(epoch) => {
-                    if self.as_mut().poll_begin(None, epoch).is_pending() {
+                Next::Begin(message, epoch) => {
+                    if self.as_mut().poll_begin(message, epoch).is_pending() {
                         return Poll::Pending;
                     }
                 }
@@ -300,28 +294,38 @@ where
     }
 }
 
-/// Asks the service whether it is ready. A panic counts as an error.
-fn poll_ready<S, Req>(
+/// Waits until the service is ready and the schedule has chosen a call. Ready with `None` if no call waits.
+// Kept out of the worker's poll, so that calls without a schedule are not slower for it.
+#[inline(never)]
+fn poll_choose<S, Req>(
     service: &mut S,
-    channel: &Channel<Req, S::Response>,
-    cx: &mut Context<'_>,
-) -> Poll<Result<(), BoxError>>
+    channel: &Arc<Channel<Req, S::Response>>,
+    id: usize,
+    epoch: StartEpoch,
+) -> Poll<Option<ChosenCall<Req, S::Response>>>
 where
     S: Service<Req>,
     S::Error: Into<BoxError>,
 {
-    let mut to_come = channel.schedule().and_then(ChannelSchedule::permit_to_come);
-    let is_to_come = to_come.is_some();
-    if is_to_come {
+    loop {
+        let mut cx = Context::from_waker(channel.ready_waker());
+        let mut to_come = channel.schedule().and_then(ChannelSchedule::permit_to_come);
         granted::swap(&mut to_come);
-    }
-    let polled = catch_unwind(|| service.poll_ready(cx).map_err(Into::into));
-    if is_to_come {
+        let polled = catch_unwind(|| service.poll_ready(&mut cx).map_err(Into::into));
         granted::swap(&mut to_come);
-    }
-    match polled {
-        Ok(polled) => polled,
-        Err(panic) => Poll::Ready(Err(panic)),
+        let chosen = match polled.unwrap_or_else(|panic| Poll::Ready(Err(panic))) {
+            Poll::Ready(ready) => channel
+                .poll_choose(Eligible::All, &mut cx)
+                .map(|chosen| chosen.map(|(message, grant)| (message, grant, ready))),
+            // The calls that run may have to make their attempts before the service is ready for another call.
+            Poll::Pending => channel.poll_choose(Eligible::Attempts, &mut cx).map(|_| None),
+        };
+        match chosen {
+            Poll::Pending if channel.wait_until_ready(id, None, epoch) => return Poll::Pending,
+            // The waker was woken since the service was polled.
+            Poll::Pending => {}
+            Poll::Ready(chosen) => return Poll::Ready(chosen),
+        }
     }
 }
 
@@ -333,6 +337,12 @@ fn lock<S>(service: &SharedService<S>) -> MutexGuard<'_, Option<S>> {
 fn drop_service<S>(service: &SharedService<S>) {
     let service = lock(service).take();
     let _ = catch_unwind(move || drop(service));
+}
+
+/// Gives back what no layer has taken of what a schedule has given a call.
+#[cold]
+fn give_back(grant: Box<Grant>) {
+    let _ = catch_unwind(move || drop(grant));
 }
 
 // === impl RunningCall ===
@@ -369,9 +379,8 @@ impl<Req, Res> RunningCall<Req, Res> {
     /// future was dropped, it is no longer counted as in flight, and its event has ended.
     fn end(self, channel: &Channel<Req, Res>, end: Result<Result<Res, BoxError>, EarlyEnd>) {
         let Self { message, scope, grant } = self;
-        // What no layer has taken is given back.
-        if grant.is_some() {
-            let _ = catch_unwind(move || drop(grant));
+        if let Some(grant) = grant {
+            give_back(grant);
         }
         channel.leave();
         // Each step is wrapped in `catch_unwind` because it may drop user values: a response that the caller does not

@@ -64,6 +64,7 @@ thread_local! {
 }
 
 /// Exchanges the granted charge of this thread with `slot`. It is called before and after a call is made or polled.
+#[cold]
 pub(crate) fn swap(slot: &mut Option<Box<GrantedCharge>>) {
     IS_ANY.set(slot.is_some());
     *slot = CURRENT.replace(slot.take());

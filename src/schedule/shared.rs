@@ -299,7 +299,7 @@ impl Shared {
             shared: self.clone(),
             running: Some(running),
         });
-        Some((started, in_flight.map(|call| InFlight::new(Box::new(call))), ticket))
+        Some((started, in_flight.map(|call| Box::new(call) as InFlight), ticket))
     }
 
     pub(super) fn settle(&self, started: Started, used: Cost, units: Units) {

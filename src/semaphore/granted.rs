@@ -21,9 +21,9 @@ pub(crate) struct GrantedPermit {
     again: Option<Arc<dyn AskAgain>>,
 }
 
-/// Counts a call as in flight until it is dropped, for whoever has granted the permit. It lives as long as the permit.
-/// A thin pointer, so that calls without a schedule are hardly larger for it.
-pub(crate) type InFlight = Box<Box<dyn Send + Sync>>;
+/// Counts a call as in flight until it is dropped, for the schedule that has granted the permit. It lives as long as the
+/// permit.
+pub(crate) type InFlight = Box<dyn Send + Sync>;
 
 /// Lets a call that makes a further attempt wait for its turn again.
 pub(crate) trait AskAgain: Send + Sync {
@@ -47,7 +47,7 @@ pub(crate) trait PollPermit: Send + Sync {
 /// What a concurrency limit finds for a call.
 pub(crate) enum Found {
     /// The call was granted this permit.
-    Permit(Permit, Option<InFlight>),
+    Permit(Permit),
     /// The call is a further attempt, and waits for its turn again.
     Again(Box<dyn PollPermit>),
 }
@@ -106,6 +106,7 @@ impl GrantedPermit {
 }
 
 /// Exchanges the granted permit of this thread with `slot`. It is called before and after a call is made or polled.
+#[cold]
 pub(crate) fn swap(slot: &mut Option<Box<GrantedPermit>>) {
     IS_ANY.set(slot.is_some());
     *slot = CURRENT.replace(slot.take());
@@ -123,7 +124,7 @@ pub(crate) fn take(semaphore: &Semaphore) -> Option<Found> {
 #[cold]
 fn take_current(semaphore: &Semaphore) -> Option<Found> {
     with_current(semaphore, |granted| match granted.permit.take() {
-        Some((permit, in_flight)) => Some(Found::Permit(permit, in_flight)),
+        Some((permit, in_flight)) => Some(Found::Permit(permit.counted_by(in_flight))),
         None => granted.again.clone().map(|again| Found::Again(again.ask_again())),
     })?
 }

@@ -25,6 +25,7 @@ use crate::{
     wait_queue::{Availability, HANDOFF_TIMEOUT, Resource, WaitQueue, Waiter},
 };
 use claims::Claims;
+use granted::InFlight;
 use std::{
     fmt, mem,
     sync::Arc,
@@ -65,6 +66,10 @@ pub(crate) struct Claim {
 struct SemaphoreInner {
     state: Arc<PermitState>,
     queue: WaitQueue<Permits>,
+    /// Counts a call in flight for the one who has granted its permit, if this is the handle of one permit. Kept here, so
+    /// that other permits are not larger for it.
+    #[allow(dead_code, reason = "its drop is what matters")]
+    in_flight: Option<InFlight>,
 }
 
 /// The counters of a semaphore that the fast path reads and writes without the wait queue's lock.
@@ -109,6 +114,7 @@ impl Semaphore {
             inner: Arc::new(SemaphoreInner {
                 state,
                 queue: WaitQueue::new(permits),
+                in_flight: None,
             }),
         }
     }
@@ -123,7 +129,7 @@ impl Semaphore {
     }
 
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.inner, &other.inner)
+        Arc::ptr_eq(&self.inner.state, &other.inner.state)
     }
 
     /// Returns how many permits the semaphore has, held or not.
@@ -193,7 +199,17 @@ impl Acquire {
     /// wait queue), or the next acquirer is notified.
     #[inline]
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        if self.waiter.is_none() && self.semaphore.state().has_uncontended() {
+        if self.has_uncontended() {
+            return Poll::Ready(Ok(()));
+        }
+        self.waiter().poll_ready(&(), cx, None)
+    }
+
+    /// Does what [`poll_ready`](Self::poll_ready) does before a call is made. A call that was [granted](granted) its permits
+    /// does not wait.
+    #[inline]
+    pub(crate) fn poll_ready_for_call(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        if self.has_uncontended() || granted::is_granted(&self.semaphore) {
             return Poll::Ready(Ok(()));
         }
         self.waiter().poll_ready(&(), cx, None)
@@ -276,6 +292,11 @@ impl Acquire {
     }
 
     #[inline]
+    fn has_uncontended(&self) -> bool {
+        self.waiter.is_none() && self.semaphore.state().has_uncontended()
+    }
+
+    #[inline]
     fn take_uncontended(&self) -> bool {
         self.waiter.is_none() && self.semaphore.state().take_uncontended()
     }
@@ -325,6 +346,18 @@ impl Permit {
     /// Returns a permit of no semaphore, which counts nowhere.
     pub(crate) const fn of_none() -> Self {
         Self { semaphore: None }
+    }
+
+    /// Lets `in_flight` live as long as the permit, and as what becomes of it: a claim, or an acquirer.
+    pub(crate) fn counted_by(mut self, in_flight: Option<InFlight>) -> Self {
+        if let (Some(semaphore), Some(in_flight)) = (&mut self.semaphore, in_flight) {
+            semaphore.inner = Arc::new(SemaphoreInner {
+                state: semaphore.inner.state.clone(),
+                queue: semaphore.inner.queue.clone(),
+                in_flight: Some(in_flight),
+            });
+        }
+        self
     }
 
     /// Makes the permit one that is [confirmed](Claim::confirm) by the call that it is for. Gives the permit back if it is
