@@ -11,7 +11,7 @@
 //! | `SOAK_SEED` | 1 | determines the fault of each call, and how executors are stopped |
 //!
 //! The fault of a call is drawn from the seed and the number of the call. Meanwhile limits change, threads are blocked,
-//! and executors are stopped in every way, dropped and replaced. Bodies are streamed, failures are retried, and what was
+//! and executors are stopped in every way, dropped and replaced; about half of them have a schedule. Bodies are streamed, failures are retried, and what was
 //! used is settled. Requests and responses have the headers of a chat API. A call costs an amount of each of six budgets:
 //! requests, tokens in total and apart, images, whose rate refuses calls, and money, of which a month has a cap. The
 //! limiter follows the server, which has limits of its own and changes them.
@@ -60,13 +60,14 @@ use tokio::{
 };
 use tower::{Layer, retry::RetryLayer};
 use tower_outbound::{
-    Call, CallHandle, Concurrency, Executor, RateLimiter, RequestStatus, Shutdown,
+    Call, CallHandle, Concurrency, Executor, Limits, Rate, RateLimiter, RequestStatus, Schedule, Shutdown,
     body::StreamBody,
     error::Cancelled,
     event::Totals,
     provider::{FeedbackLayer, MeteredBody, Provider as Api, UsageLayer},
     rate::ByUsage,
     retry::RetryPolicy,
+    schedule::Level,
 };
 
 type Stream = StreamBody<MeteredBody<ResponseBody>>;
@@ -105,6 +106,8 @@ struct Soak {
     refused: AtomicU64,
     /// The totals of the executors that were dropped.
     totals: Mutex<Vec<Totals>>,
+    /// The schedules of the executors that have one.
+    schedules: Mutex<Vec<Schedule>>,
     /// The number of calls for each fault and each outcome.
     outcomes: Mutex<BTreeMap<String, BTreeMap<String, u64>>>,
     stops: Mutex<BTreeMap<&'static str, u64>>,
@@ -154,13 +157,14 @@ impl Soak {
         let feedback = FeedbackLayer::new(limiter.clone(), Api::Anthropic).follow();
         let concurrency = Concurrency::new(32).unwrap();
         let client = Client::new(server.address, Arc::new(Admissions::default()));
+        let first = schedule();
         Self {
             seed: variable("SOAK_SEED", 1),
             calls: variable("SOAK_CALLS", 1_000_000),
             until: Instant::now() + Duration::from_secs(variable("SOAK_SECONDS", 3_600)),
             next: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
-            executor: RwLock::new(executor(&limiter, &feedback, &concurrency, &client, 1)),
+            executor: RwLock::new(executor(&limiter, &feedback, &concurrency, &client, 1, Some(&first))),
             limiter,
             feedback,
             paced: Mutex::new(paced),
@@ -170,6 +174,7 @@ impl Soak {
             charged: Mutex::default(),
             refused: AtomicU64::new(0),
             totals: Mutex::default(),
+            schedules: Mutex::new(vec![first]),
             outcomes: Mutex::default(),
             stops: Mutex::default(),
             stalls: AtomicU64::new(0),
@@ -212,6 +217,11 @@ impl Soak {
         let monitor = last.monitor();
         drop(last);
         let elapsed = begun.elapsed();
+
+        for schedule in self.schedules.lock().unwrap().iter() {
+            assert_eq!(schedule.waiting(), 0);
+            assert!(schedule.flows(10).is_empty(), "{:?}", schedule.flows(10));
+        }
 
         // No call is lost: every event that was opened has ended, with one outcome.
         let totals = self.totals.lock().unwrap().clone();
@@ -304,7 +314,8 @@ impl Soak {
             let executor = self.executor();
             let mut request = chat_request(fault);
             request.extensions_mut().insert(estimate);
-            let call = Call::from(request).tokens(estimate.tokens);
+            let tenant = rng.u64(..5);
+            let call = Call::from(request).tokens(estimate.tokens).flow([tenant % 2, tenant]);
             let begun = Instant::now();
             let call = match fault.timeout() {
                 Some(timeout) => call.timeout(timeout),
@@ -463,7 +474,16 @@ impl Soak {
             *self.stops.lock().unwrap().entry(name).or_default() += 1;
             let Some(how) = how else {
                 let workers = rng.usize(1..4);
-                let next = crate::executor(&self.limiter, &self.feedback, &self.concurrency, &self.client, workers);
+                let schedule = rng.bool().then(schedule);
+                let next = crate::executor(
+                    &self.limiter,
+                    &self.feedback,
+                    &self.concurrency,
+                    &self.client,
+                    workers,
+                    schedule.as_ref(),
+                );
+                self.schedules.lock().unwrap().extend(schedule);
                 next.start().unwrap();
                 *self.executor.write().unwrap() = next;
                 let monitor = executor.monitor();
@@ -579,8 +599,14 @@ fn executor(
     concurrency: &Concurrency,
     client: &Client,
     workers: usize,
+    schedule: Option<&Schedule>,
 ) -> Executor<Fault, Stream> {
-    Executor::builder()
+    let builder = Executor::builder();
+    let builder = match schedule {
+        Some(schedule) => builder.schedule(schedule.clone()),
+        None => builder,
+    };
+    builder
         .queue_capacity(CALLERS / 2)
         .workers(workers)
         .limiter(limiter.clone())
@@ -591,6 +617,14 @@ fn executor(
         ))
         .build_streaming(feedback.layer(UsageLayer::new().layer(client.clone())))
         .unwrap()
+}
+
+/// Returns a schedule with two regions, which have limits, and the tenants of each.
+fn schedule() -> Schedule {
+    let limits = |_: &str| Some(Limits::new().requests(Rate::per_second(5_000)));
+    Schedule::new()
+        .level(Level::by("region").limits(limits))
+        .level(Level::by("tenant").weight(|tenant| if tenant == "1" { 3 } else { 1 }))
 }
 
 /// Returns the memory that this process uses, in MiB.
