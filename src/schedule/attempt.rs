@@ -16,10 +16,11 @@ use crate::{
         Claim, Permit,
         granted::{AskAgain, InFlight, PollPermit},
     },
+    sync::{Mutex, MutexGuard},
 };
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     task::{Context, Poll, Waker, ready},
 };
 

@@ -13,11 +13,12 @@ use crate::{
     error::{AcquireError, Rejected},
     rate::{Cost, RateLimiter},
     semaphore::{Permit, Semaphore, granted::InFlight},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, Weak,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::{Arc, PoisonError, Weak};
 use tokio::time::Instant;
 
 pub(crate) struct Shared {
