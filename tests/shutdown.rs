@@ -23,7 +23,7 @@ use tokio::{
 };
 use tower::{BoxError, Service, ServiceExt, layer::layer_fn, service_fn};
 use tower_outbound::{
-    Call, CallHandle, EventHandle, Executor, ExecutorBuilder, Limits, Rate, RequestStatus, Shutdown,
+    Call, CallHandle, EventHandle, Executor, ExecutorBuilder, Limits, Rate, RequestStatus, Schedule, Shutdown,
     error::Error,
     executor::{Closure, ResponseFuture, StopReport, TrySubmitError},
 };
@@ -43,9 +43,9 @@ enum At {
     NoPlace,
     /// The call has a place in the queue and has not begun.
     Queue,
-    /// The call has begun and waits for a permit of the concurrency limit.
+    /// The call has begun, unless a schedule lets it begin later, and waits for a permit of the concurrency limit.
     Permit,
-    /// The call has its permit and waits for the rate limit.
+    /// The call waits for the rate limit, with its permit unless a schedule lets it begin later.
     Rate,
     /// The client is handling the call.
     Client,
@@ -53,6 +53,13 @@ enum At {
     Done,
     /// The client is handling the call, whose handle was dropped.
     Detached,
+}
+
+/// In which order the calls begin.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Order {
+    FirstComeFirstServed,
+    Scheduled,
 }
 
 /// How the executor is ended.
@@ -148,10 +155,12 @@ impl At {
         u64::from(self != Self::Done)
     }
 
-    fn status(self) -> RequestStatus {
+    fn status(self, order: Order) -> RequestStatus {
         match self {
             Self::NoPlace => RequestStatus::Pending,
             Self::Queue => RequestStatus::Queued,
+            // A schedule chooses a call when what it needs is there. Until then it has not begun.
+            Self::Permit | Self::Rate if order == Order::Scheduled => RequestStatus::Queued,
             Self::Permit | Self::Rate => RequestStatus::Processing,
             Self::Client | Self::Detached => RequestStatus::Calling,
             Self::Done => RequestStatus::Completed,
@@ -240,14 +249,18 @@ impl Subject {
     }
 }
 
-/// Starts an executor, and brings a call into the state `at`.
-async fn bring(at: At) -> (TestExecutor, Subject, EventHandle) {
+/// Starts an executor with this order, and brings a call into the state `at`.
+async fn bring(at: At, order: Order) -> (TestExecutor, Subject, EventHandle) {
     let (client, _) = client(TAKES);
     let builder = match at {
         At::NoPlace => unlimited().queue_capacity(1).concurrency_limit(1),
         At::Queue | At::Permit => unlimited().concurrency_limit(1),
         At::Rate => Executor::builder().requests(Rate::per_minute(1)),
         At::Client | At::Done | At::Detached => unlimited(),
+    };
+    let builder = match order {
+        Order::FirstComeFirstServed => builder,
+        Order::Scheduled => builder.schedule(Schedule::new()),
     };
     let mut executor = match at {
         At::Permit => builder.layer(layer_fn(AlwaysReady)).build(client).unwrap(),
@@ -274,7 +287,7 @@ async fn bring(at: At) -> (TestExecutor, Subject, EventHandle) {
         }
     };
     pass(at.reached()).await;
-    assert_eq!(event.status(), at.status(), "{at:?}");
+    assert_eq!(event.status(), at.status(order), "{at:?} {order:?}");
     // Returns a clone, which holds no queue handle, and drops the executor that made the calls, which may hold one:
     // dropping the returned executor has to end the queue.
     (executor.clone(), subject, event)
@@ -331,11 +344,12 @@ async fn ends(executor: TestExecutor, end: End) -> Option<StopReport> {
 #[test]
 fn a_call_in_each_state_ends_as_guaranteed_for_each_way_to_end() {
     let mut cases = 0;
-    for at in EVERY_STATE {
+    let orders = [Order::FirstComeFirstServed, Order::Scheduled];
+    for (at, order) in EVERY_STATE.iter().flat_map(|at| orders.map(|order| (*at, order))) {
         for end in EVERY_END {
-            let case = format!("{at:?}, {end:?}");
+            let case = format!("{at:?}, {end:?}, {order:?}");
             let (runtime, afterwards) = (paused_runtime(), paused_runtime());
-            let (executor, mut subject, event) = runtime.block_on(bring(at));
+            let (executor, mut subject, event) = runtime.block_on(bring(at, order));
             let monitor = executor.monitor();
             let (status, expected) = guaranteed(at, end);
             let received = if end == End::RuntimeEnds {
@@ -401,7 +415,7 @@ fn a_call_in_each_state_ends_as_guaranteed_for_each_way_to_end() {
             cases += 1;
         }
     }
-    assert_eq!(cases, 77);
+    assert_eq!(cases, 154);
 }
 
 // --- Concurrent and repeated stops ---

@@ -1,5 +1,5 @@
 //! Loom tests of the queue: every order in which threads can push, end and run calls and close the queue, with up to
-//! two preemptions. Each worker is a thread.
+//! two preemptions (one where there are too many orders). Each worker is a thread.
 
 use super::{
     CallContext,
@@ -8,8 +8,10 @@ use super::{
     worker::{SharedService, Worker},
 };
 use crate::{
-    error::{BoxError, Cancelled},
+    error::{BoxError, Cancelled, Closed},
     event::{Events, Scope, Stage},
+    rate::Cost,
+    schedule::{Flow, Schedule},
     semaphore::Semaphore,
     sync::{Mutex, model},
 };
@@ -34,8 +36,26 @@ where
     S: Service<u32, Response = u32, Error = BoxError> + Send + 'static,
     S::Future: Send + 'static,
 {
+    channel_of(4, None, service)
+}
+
+/// Makes a channel with one place and a schedule in front of the service.
+fn scheduled<S>(service: S) -> (Arc<Channel<u32, u32>>, Schedule)
+where
+    S: Service<u32, Response = u32, Error = BoxError> + Send + 'static,
+    S::Future: Send + 'static,
+{
+    let schedule = Schedule::new();
+    (channel_of(1, Some(schedule.clone()), service), schedule)
+}
+
+fn channel_of<S>(places: usize, schedule: Option<Schedule>, service: S) -> Arc<Channel<u32, u32>>
+where
+    S: Service<u32, Response = u32, Error = BoxError> + Send + 'static,
+    S::Future: Send + 'static,
+{
     let service = SharedService::new(Mutex::new(Some(service)));
-    Channel::new(Semaphore::new(4), 1, None, move |channel, id| {
+    Channel::new(Semaphore::new(places), 1, schedule, move |channel, id| {
         let worker = Worker::new(service.clone(), id, channel.clone());
         channel.runtime().spawn(worker);
     })
@@ -56,6 +76,25 @@ fn push_in(channel: &Arc<Channel<u32, u32>>, req: u32, scope: Scope) -> Option<C
         scheduled: None,
     };
     channel.push(&mut Some(req), context, place).ok()
+}
+
+/// Pushes a call with the request `req`, which waits in the schedule, and for a place if there is none. `None` if the queue
+/// was closed.
+fn push_scheduled(channel: &Arc<Channel<u32, u32>>, schedule: &Schedule, req: u32) -> Option<Call> {
+    let place = channel.places().acquire().try_acquire().ok()?;
+    let context = CallContext {
+        scope: Scope::capture(),
+        deadline: None,
+        demand: None,
+        scheduled: None,
+    };
+    let call = schedule.call(&Flow::default(), Cost::request());
+    channel.push_scheduled(&mut Some(req), context, place, call).ok()
+}
+
+/// Checks that no call waits in the schedule, and that all have been settled.
+fn assert_empty(schedule: &Schedule) {
+    assert_eq!((schedule.waiting(), schedule.flows(9).len()), (0, 0));
 }
 
 fn response(call: &Call) -> Result<u32, BoxError> {
@@ -301,5 +340,86 @@ fn a_call_whose_service_becomes_ready_during_a_stop_has_one_outcome() {
         }
         opens.join().unwrap();
         join(&channel);
+    });
+}
+
+#[test]
+fn every_scheduled_call_is_made_once_whether_or_not_it_has_had_to_wait_for_a_place() {
+    model(2, || {
+        let made = Arc::new(AtomicUsize::new(0));
+        let (channel, schedule) = scheduled(Echo(made.clone()));
+        let calls = [1, 2].map(|req| push_scheduled(&channel, &schedule, req).unwrap());
+        assert_eq!(calls.map(|call| response(&call).unwrap()), [1, 2]);
+        channel.close();
+        join(&channel);
+        assert_eq!(made.load(Ordering::Relaxed), 2);
+        assert_empty(&schedule);
+    });
+}
+
+#[test]
+fn a_scheduled_call_pushed_while_the_queue_closes_is_refused_ended_or_made() {
+    model(2, || {
+        let made = Arc::new(AtomicUsize::new(0));
+        let (channel, schedule) = scheduled(Echo(made.clone()));
+        let closes = thread::spawn({
+            let channel = channel.clone();
+            move || channel.close()
+        });
+        let calls = [1, 2].map(|req| push_scheduled(&channel, &schedule, req));
+        let mut responses = 0;
+        for (req, call) in (1..).zip(calls) {
+            match call.map(|call| response(&call)) {
+                Some(Ok(response)) => {
+                    assert_eq!(response, req);
+                    responses += 1;
+                }
+                // It had no place when the queue was closed.
+                Some(Err(error)) => assert!(error.is::<Closed>(), "{error}"),
+                None => {}
+            }
+        }
+        closes.join().unwrap();
+        join(&channel);
+        assert_eq!(made.load(Ordering::Relaxed), responses);
+        assert_empty(&schedule);
+    });
+}
+
+#[test]
+fn a_scheduled_call_that_is_cancelled_while_it_is_chosen_has_one_outcome_and_leaves_its_place_to_the_next() {
+    model(1, || {
+        let made = Arc::new(AtomicUsize::new(0));
+        let (channel, schedule) = scheduled(Echo(made.clone()));
+        let call = push_scheduled(&channel, &schedule, 7).unwrap();
+        let cancels = thread::spawn({
+            let (channel, call) = (channel.clone(), call.clone());
+            move || channel.end_early(&call, EarlyEnd::Cancelled)
+        });
+        let next = push_scheduled(&channel, &schedule, 8).unwrap();
+        match response(&call) {
+            Ok(response) => assert_eq!(response, 7),
+            Err(error) => assert!(error.is::<Cancelled>()),
+        }
+        assert_eq!(response(&next).unwrap(), 8);
+        cancels.join().unwrap();
+        channel.close();
+        join(&channel);
+        assert_empty(&schedule);
+    });
+}
+
+#[test]
+fn scheduled_calls_go_on_when_the_service_becomes_ready() {
+    model(2, || {
+        let gate = Gate::default();
+        let (channel, schedule) = scheduled(ReadyAtGate(gate.clone()));
+        let opens = thread::spawn(move || gate.open());
+        let calls = [1, 2].map(|req| push_scheduled(&channel, &schedule, req).unwrap());
+        assert_eq!(calls.map(|call| response(&call).unwrap()), [1, 2]);
+        opens.join().unwrap();
+        channel.close();
+        join(&channel);
+        assert_empty(&schedule);
     });
 }

@@ -180,8 +180,9 @@ impl<Req, Res> Message<Req, Res> {
     pub(super) fn end_early(&self, why: EarlyEnd) -> Ended {
         let mut state = self.lock();
         match state.stage {
-            // It was given a place just now, and accepted calls are finished.
+            // It was given a place, or has begun without one, since the queue was closed: accepted calls are finished.
             MessageStage::Queued if why == EarlyEnd::Closed && self.is_accepted() => return Ended::Before,
+            MessageStage::Running(_) if why == EarlyEnd::Closed => return Ended::Before,
             MessageStage::Queued => {}
             MessageStage::Running(worker) => {
                 state.stage = MessageStage::Ending(why);

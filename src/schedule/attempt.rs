@@ -16,13 +16,14 @@ use crate::{
         Claim, Permit,
         granted::{AskAgain, InFlight, PollPermit},
     },
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError},
     task::{Context, Poll, Waker, ready},
 };
 

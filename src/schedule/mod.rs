@@ -98,6 +98,8 @@ mod dispatch;
 mod fair;
 mod flow;
 mod grant;
+#[cfg(all(test, tower_outbound_loom))]
+mod interleavings;
 mod level;
 mod shared;
 #[cfg(test)]

@@ -13,11 +13,12 @@ use crate::{
     error::{AcquireError, Rejected},
     rate::{Cost, RateLimiter},
     semaphore::{Semaphore, granted::InFlight},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, Weak,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
-};
+use std::sync::{Arc, PoisonError, Weak};
 use tokio::time::Instant;
 
 pub(crate) struct Shared {

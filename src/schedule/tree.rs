@@ -79,6 +79,9 @@ pub(super) struct Tree<K, T> {
     left: Vec<usize>,
     #[cfg(test)]
     pub(super) forgetting: Forgetting,
+    /// In tests, whether the timer of a node stays when the node is no longer blocked, to show what would be wrong.
+    #[cfg(test)]
+    pub(super) keeps_timers: bool,
 }
 
 /// What is known about a call that comes to wait.
@@ -142,6 +145,8 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             left: Vec::new(),
             #[cfg(test)]
             forgetting: Forgetting::default(),
+            #[cfg(test)]
+            keeps_timers: false,
         }
     }
 

@@ -14,12 +14,14 @@ use std::{
     task::{Context, Waker},
 };
 
-/// Does what the wait queue does 5 ms after it has found claims that block an acquirer. Time does not pass under loom.
-fn revoke_claims(semaphore: &Semaphore) {
-    semaphore.inner.queue.update(|permits, _| {
-        permits.state.claims.age();
-        permits.revoke_old_claims();
-    });
+impl Semaphore {
+    /// Does what the wait queue does 5 ms after it has found claims that block an acquirer. Time does not pass under loom.
+    pub(crate) fn revoke_claims(&self) {
+        self.inner.queue.update(|permits, _| {
+            permits.state.claims.age();
+            permits.revoke_old_claims();
+        });
+    }
 }
 
 /// Claims a permit as a call does, and takes it as the call's future does when it is polled.
@@ -46,7 +48,7 @@ fn no_more_permits_are_held_than_there_are_while_claims_are_confirmed_and_revoke
             let (semaphore, in_use) = (semaphore.clone(), in_use.clone());
             thread::spawn(move || call(&semaphore, &in_use))
         });
-        revoke_claims(&semaphore);
+        semaphore.revoke_claims();
         for call in calls {
             call.join().unwrap();
         }
@@ -67,7 +69,7 @@ fn a_dropped_claim_gives_its_permit_back_once_whether_or_not_it_was_revoked() {
             let (semaphore, in_use) = (semaphore.clone(), in_use.clone());
             move || call(&semaphore, &in_use)
         });
-        revoke_claims(&semaphore);
+        semaphore.revoke_claims();
         dropped.join().unwrap();
         calls.join().unwrap();
         assert_eq!(semaphore.held(), 0);
@@ -96,6 +98,37 @@ fn an_acquirer_that_waits_behind_a_claim_finds_it() {
         assert!(claim.is_ok());
         assert_eq!(semaphore.state().claims.has_old(), !is_ready);
         drop((claim, acquire));
+        assert_eq!(semaphore.held(), 0);
+    });
+}
+
+#[test]
+fn a_permit_that_is_made_a_claim_is_confirmed_or_revoked_and_given_back_once() {
+    model(3, || {
+        let semaphore = Semaphore::new(1);
+        let in_use = Arc::new(AtomicUsize::new(0));
+        let permit = Acquire::try_acquire(&mut semaphore.acquire()).unwrap().unwrap();
+        let claims = thread::spawn({
+            let in_use = in_use.clone();
+            move || {
+                let permit = match permit.into_claim() {
+                    Ok(mut claim) => claim.confirm().ok(),
+                    Err(permit) => Some(permit),
+                };
+                if let Some(permit) = permit {
+                    assert_eq!(in_use.fetch_add(1, Ordering::Relaxed), 0);
+                    in_use.fetch_sub(1, Ordering::Relaxed);
+                    drop(permit);
+                }
+            }
+        });
+        let calls = thread::spawn({
+            let (semaphore, in_use) = (semaphore.clone(), in_use.clone());
+            move || call(&semaphore, &in_use)
+        });
+        semaphore.revoke_claims();
+        claims.join().unwrap();
+        calls.join().unwrap();
         assert_eq!(semaphore.held(), 0);
     });
 }

@@ -3,8 +3,9 @@
 use super::*;
 use crate::support::{pass, settle};
 use std::{
-    future::{Ready, ready},
-    task::{Context, Poll, Waker},
+    future::{Future, Ready, poll_fn, ready},
+    sync::atomic::{AtomicBool, Ordering},
+    task::{Context, Poll, Waker, ready},
 };
 use tower::retry::{Policy, RetryLayer};
 use tower_outbound::{
@@ -356,4 +357,76 @@ async fn without_a_rate_limit_a_retry_that_the_limits_of_its_key_refuse_is_not_m
     settle().await;
     assert_eq!(permits.in_flight(), 0);
     assert_none_waits(&schedule);
+}
+
+/// Keeps a call from being polled while it is closed.
+#[derive(Clone, Default)]
+struct Gate(Arc<Mutex<(bool, Vec<Waker>)>>);
+
+impl Gate {
+    fn set(&self, is_closed: bool) {
+        let wakers = {
+            let mut state = self.0.lock().unwrap();
+            state.0 = is_closed;
+            std::mem::take(&mut state.1)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Polls the future of a call only while this is open, if the call `is_kept`.
+    fn keep<F: Future>(self, is_kept: bool, future: F) -> impl Future<Output = F::Output> {
+        let mut future = Box::pin(future);
+        poll_fn(move |cx| {
+            if is_kept {
+                ready!(self.poll_open(cx));
+            }
+            future.as_mut().poll(cx)
+        })
+    }
+
+    fn poll_open(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.0.lock().unwrap();
+        if !state.0 {
+            return Poll::Ready(());
+        }
+        state.1.push(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_is_not_polled_in_time_loses_its_permit_and_is_charged_only_when_it_goes() {
+    let schedule = one_a_second_each();
+    let (client, log) = failing_client(Duration::ZERO, |number| usize::from(number == 0));
+    let gate = Gate::default();
+    let (of_first, is_later) = (gate.clone(), Arc::new(AtomicBool::new(false)));
+    let at_gate = tower::util::MapFutureLayer::new(move |future| {
+        let is_first = !is_later.swap(true, Ordering::Relaxed);
+        of_first.clone().keep(is_first, future)
+    });
+    let executor = Executor::builder()
+        .concurrency_limit(1)
+        .limits(Limits::new().requests(Rate::per_hour(100)))
+        .schedule(schedule.clone())
+        .layer(RetryLayer::new(AtOnce))
+        .layer(at_gate)
+        .build(client)
+        .unwrap();
+    executor.start().unwrap();
+    let first = submit_all(&executor, [flow_call("a", 0)]).await;
+    pass(ms(500)).await;
+    gate.set(true);
+    // The retry is granted its permit after a second. Another call, which waits for it, has it some milliseconds later.
+    pass(ms(510)).await;
+    assert_eq!(executor.monitor().concurrency().in_flight(), 1);
+    let second = submit_all(&executor, [flow_call("b", 1)]).await;
+    pass(ms(100)).await;
+    all_end_well(second).await;
+    assert_eq!(log.count(1), 1);
+    gate.set(false);
+    all_end_well(first).await;
+    assert_eq!(log.millis().last(), Some(&(0, 1_110)));
+    assert_eq!(executor.monitor().available().of("requests"), Some(97));
+    settle().await;
+    assert_nothing_is_left(&executor, &schedule);
 }

@@ -2,7 +2,9 @@
 //! nothing is left, and the schedule can be used again.
 
 use super::*;
-use crate::support::{pass, paused_runtime, settle};
+use crate::support::{pass, paused_runtime, settle, within_a_minute};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::Notify;
 use tower::retry::RetryLayer;
 use tower_outbound::EventHandle;
 
@@ -216,4 +218,107 @@ fn every_stop_ends_each_call_and_leaves_nothing_and_the_schedule_serves_again() 
         assert_none_waits(&schedule);
         paused_runtime().block_on(serves_again(&schedule));
     }
+}
+
+/// A request body that runs this when it is dropped.
+struct Dropped {
+    number: u64,
+    then: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.then.take().into_iter().for_each(|then| then());
+    }
+}
+
+#[test]
+fn a_call_that_begins_without_a_place_while_the_queue_closes_is_finished() {
+    within_a_minute(|| {
+        let (go, begun) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+        let client = tower::service_fn({
+            let (go, begun) = (go.clone(), begun.clone());
+            move |request: http::Request<Dropped>| {
+                let (go, begun) = (go.clone(), begun.clone());
+                async move {
+                    match request.body().number {
+                        0 => go.notified().await,
+                        3 => {
+                            begun.store(true, Ordering::Release);
+                            sleep(ms(100)).await;
+                        }
+                        _ => {}
+                    }
+                    Ok::<_, io::Error>(http::Response::new(()))
+                }
+            }
+        });
+        let schedule = tenants();
+        let executor = unlimited()
+            .queue_capacity(1)
+            .concurrency_limit(1)
+            .schedule(schedule.clone())
+            .build(client)
+            .unwrap();
+        let submit = |flow: &'static str, number, then| {
+            let request = http::Request::post("http://localhost/").body(Dropped { number, then });
+            let (executor, call) = (executor.clone(), Call::from(request.unwrap()).flow(flow));
+            tokio::spawn(async move { executor.submit(call).await?.await })
+        };
+        let waiting = async |calls| {
+            while schedule.waiting() < calls {
+                sleep(ms(1)).await;
+            }
+        };
+        // A thread for the stop, and one for the calls meanwhile.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(3)
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            executor.start().unwrap();
+            schedule
+                .pause("paused", Instant::now() + Duration::from_secs(3_600))
+                .unwrap();
+            let runs = submit("a", 0, None);
+            while executor.monitor().calling() == 0 {
+                sleep(ms(1)).await;
+            }
+            let has_the_place = submit("paused", 1, None);
+            waiting(1).await;
+            // When the stop ends this call, which has no place, the permit gets free, and the call behind it begins before
+            // the stop gets to it.
+            let is_ended = submit(
+                "a",
+                2,
+                Some(Box::new({
+                    let begun = begun.clone();
+                    move || {
+                        // From a thread of its own: a task that is woken on this one would wait until it is free.
+                        std::thread::spawn(move || go.notify_one()).join().unwrap();
+                        for _ in 0..10_000 {
+                            if begun.load(Ordering::Acquire) {
+                                return;
+                            }
+                            std::thread::sleep(ms(1));
+                        }
+                    }
+                })),
+            );
+            waiting(2).await;
+            let begins = submit("a", 3, None);
+            waiting(3).await;
+            let stopped = executor.clone();
+            let stop = tokio::spawn(async move { stopped.stop(Shutdown::Graceful).await });
+            assert!(is_ended.await.unwrap().unwrap_err().is_closed());
+            begins.await.unwrap().unwrap();
+            assert!(begun.load(Ordering::Acquire));
+            schedule.resume("paused").unwrap();
+            stop.await.unwrap();
+            runs.await.unwrap().unwrap();
+            has_the_place.await.unwrap().unwrap();
+        });
+        assert_none_waits(&schedule);
+    });
 }

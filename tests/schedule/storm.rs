@@ -7,16 +7,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::runtime::Builder;
 use tower::retry::{Policy, RetryLayer};
 
-#[tokio::test(start_paused = true)]
-async fn a_hundred_thousand_cancelled_calls_leave_nothing() {
-    const CALLS: u64 = 100_000;
+/// Submits so many calls, half of which get a place, and cancels all but `kept` of those. Returns the executor, its schedule
+/// and what reached the client, and the handles that were kept.
+async fn cancel_all(calls: u64, kept: usize) -> (TestExecutor, Schedule, Log, Vec<CallHandle<u64, ()>>) {
+    let places = calls / 2;
     let schedule = Schedule::new()
         .level(Level::by("tenant").limits(|_| Some(per_second(1))))
         .class("interactive", ms(0))
         .class("batch", ms(60_000));
     let (client, log) = client(ms(0));
     let executor = Executor::builder()
-        .queue_capacity(50_000)
+        .queue_capacity(places as usize)
         .limits(per_second(10))
         .schedule(schedule.clone())
         .build(client)
@@ -24,14 +25,14 @@ async fn a_hundred_thousand_cancelled_calls_leave_nothing() {
     executor.start().unwrap();
     let mut submits = Vec::new();
     let mut handles = Vec::new();
-    for number in 0..CALLS {
+    for number in 0..calls {
         // Nothing else is to do, but a task that never yields runs out of its budget.
         if number % 64 == 0 {
             tokio::task::yield_now().await;
         }
         let class = if number % 3 == 0 { "interactive" } else { "batch" };
         let call = call(number).flow(number % 1_000).class(class);
-        if number < 50_000 {
+        if number < places {
             handles.push(executor.submit(call).await.unwrap());
         } else {
             let executor = executor.clone();
@@ -45,20 +46,34 @@ async fn a_hundred_thousand_cancelled_calls_leave_nothing() {
     }
     settle().await;
     let begun = log.numbers().len();
-    assert_eq!(schedule.waiting() + begun, CALLS as usize);
+    assert_eq!(schedule.waiting() + begun, calls as usize);
     fastrand::Rng::with_seed(1).shuffle(&mut handles);
     let mut submits = submits.into_iter();
-    for handle in handles {
+    for handle in handles.drain(kept..) {
         handle.cancel();
         drop(submits.next());
     }
     drop(submits);
     settle().await;
-    assert_nothing_is_left(&executor, &schedule);
     assert_eq!(log.numbers().len(), begun);
+    (executor, schedule, log, handles)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_thousand_cancelled_calls_leave_nothing() {
+    const CALLS: u64 = 100_000;
+    let (executor, schedule, _, _) = cancel_all(CALLS, 0).await;
+    assert_nothing_is_left(&executor, &schedule);
     sleep(ms(2_000)).await;
     all_end_well(submit_all(&executor, [call(CALLS).flow(0)]).await).await;
     assert!(schedule.flows(2_000).is_empty(), "{:?}", schedule.flows(3));
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "places")]
+async fn one_call_that_is_not_cancelled_is_found() {
+    let (executor, schedule, _, _kept) = cancel_all(1_000, 1).await;
+    assert_nothing_is_left(&executor, &schedule);
 }
 
 /// Tries each third response again once.

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// A header that each request has. Every event shows it.
 pub(crate) const HEADER: &str = "soak-client/1.0";
+/// The header of a request that an executor with a schedule sends.
+pub(crate) const SCHEDULED: &str = "x-scheduled";
 /// A part of each secret that a request or a response has. No event shows it.
 pub(crate) const SECRET: &str = "sk-soak-3141592653589793";
 

@@ -9,10 +9,12 @@
 //! | `SOAK_CALLS` | 1000000 | the largest number of calls |
 //! | `SOAK_SECONDS` | 3600 | the longest time, in seconds |
 //! | `SOAK_SEED` | 1 | determines the fault of each call, and how executors are stopped |
+//! | `SOAK_SCHEDULES` | 50 | how many of a hundred executors have a schedule |
+//! | `SOAK_FOLLOWS` | 1 | with 0, the limiter does not follow the server, and the check of what it rejects fails: a control |
 //!
 //! The fault of a call is drawn from the seed and the number of the call. Meanwhile limits change, threads are blocked,
-//! and executors are stopped in every way, dropped and replaced. Bodies are streamed, failures are retried, and what was
-//! used is settled. Requests and responses have the headers of a chat API. A call costs an amount of each of six budgets:
+//! and executors are stopped in every way, dropped and replaced; about half of them have a schedule. Bodies are streamed,
+//! failures are retried, and what was used is settled. Requests and responses have the headers of a chat API. A call costs an amount of each of six budgets:
 //! requests, tokens in total and apart, images, whose rate refuses calls, and money, of which a month has a cap. The
 //! limiter follows the server, which has limits of its own and changes them.
 //!
@@ -20,7 +22,7 @@
 //! shows a secret, and that the limits in force are not above those that were set. Afterwards it checks that every call
 //! has ended exactly once; that all places in the queue and all permits are free and all tasks have ended; that what was
 //! charged of each budget is what the admitted calls cost, corrected by what they used; that no window of time had more
-//! of any budget than its limit; that the server has rejected at most 1 % of the calls; and that memory has not grown.
+//! of any budget than its limit; that the server has rejected at most 3 % of the calls; and that memory has not grown.
 
 #![cfg(target_os = "linux")]
 
@@ -33,8 +35,8 @@ mod server;
 use budgets::{Charged, Paced, estimate, priced};
 use client::{Admissions, Client, INTENDED, ResponseBody};
 use fastrand::Rng;
-use fault::{Fault, HEADER, SECRET, chat_request};
-use http::Response;
+use fault::{Fault, HEADER, SCHEDULED, SECRET, chat_request};
+use http::{HeaderValue, Response};
 use http_body_util::BodyExt;
 use provider::Provider;
 use server::Server;
@@ -60,13 +62,14 @@ use tokio::{
 };
 use tower::{Layer, retry::RetryLayer};
 use tower_outbound::{
-    Call, CallHandle, Concurrency, Executor, RateLimiter, RequestStatus, Shutdown,
+    Call, CallHandle, Concurrency, Executor, Limits, Rate, RateLimiter, RequestStatus, Schedule, Shutdown,
     body::StreamBody,
     error::Cancelled,
     event::Totals,
     provider::{FeedbackLayer, MeteredBody, Provider as Api, UsageLayer},
     rate::ByUsage,
     retry::RetryPolicy,
+    schedule::Level,
 };
 
 type Stream = StreamBody<MeteredBody<ResponseBody>>;
@@ -79,8 +82,18 @@ const SLACK: Duration = Duration::from_secs(1);
 const STANDSTILL: Duration = Duration::from_secs(3);
 /// One of so many calls has its event searched for secrets.
 const SHOWN: u64 = 16;
-/// The largest share of the attempts that the server may reject because its own limits are used up.
-const MOST_REJECTED: f64 = 0.01;
+/// The largest share of the attempts that the server may reject because its own limits are used up: of the executors with a
+/// schedule, and of those without.
+///
+/// The share depends on the limits that the seed draws, and not on the order of the calls: in a minute, seed 4 has 1.4 to
+/// 2.1 % where no executor has a schedule, and 1.1 % where all have one; four other seeds have 0.1 to 1.5 %. What is rejected comes from
+/// the bursts: a limiter keeps a reserve of what the server's bucket holds, at most a quarter of its own burst, and the bursts
+/// that are drawn here are as small as one call, while the server admits hundreds a second and a thread may be blocked for
+/// 200 ms. With bursts a hundred times as large, nothing is rejected. If the limiter does not follow the server
+/// (`SOAK_FOLLOWS=0`), 40 % and more are.
+const MOST_REJECTED: f64 = 0.03;
+/// How many attempts there must be for the share to be checked.
+const LEAST_JUDGED: u64 = 5_000;
 
 /// The state of the test that all callers share.
 struct Soak {
@@ -89,8 +102,8 @@ struct Soak {
     until: Instant,
     next: AtomicU64,
     is_over: AtomicBool,
-    /// The executor that accepts calls now.
-    executor: RwLock<Executor<Fault, Stream>>,
+    /// The executor that accepts calls now, and whether it has a schedule.
+    executor: RwLock<(Executor<Fault, Stream>, bool)>,
     limiter: RateLimiter,
     /// Makes the limiter follow the server's limits.
     feedback: FeedbackLayer,
@@ -105,6 +118,8 @@ struct Soak {
     refused: AtomicU64,
     /// The totals of the executors that were dropped.
     totals: Mutex<Vec<Totals>>,
+    /// The schedules of the executors that have one.
+    schedules: Mutex<Vec<Schedule>>,
     /// The number of calls for each fault and each outcome.
     outcomes: Mutex<BTreeMap<String, BTreeMap<String, u64>>>,
     stops: Mutex<BTreeMap<&'static str, u64>>,
@@ -151,16 +166,24 @@ impl Soak {
     fn new(server: &Server) -> Self {
         let paced = Paced::INITIAL;
         let limiter = paced.limiter();
-        let feedback = FeedbackLayer::new(limiter.clone(), Api::Anthropic).follow();
+        let feedback = FeedbackLayer::new(limiter.clone(), Api::Anthropic);
+        let feedback = match variable("SOAK_FOLLOWS", 1) {
+            0 => feedback,
+            _ => feedback.follow(),
+        };
         let concurrency = Concurrency::new(32).unwrap();
         let client = Client::new(server.address, Arc::new(Admissions::default()));
+        let first = (variable("SOAK_SCHEDULES", 50) > 0).then(schedule);
         Self {
             seed: variable("SOAK_SEED", 1),
             calls: variable("SOAK_CALLS", 1_000_000),
             until: Instant::now() + Duration::from_secs(variable("SOAK_SECONDS", 3_600)),
             next: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
-            executor: RwLock::new(executor(&limiter, &feedback, &concurrency, &client, 1)),
+            executor: RwLock::new((
+                executor(&limiter, &feedback, &concurrency, &client, 1, first.as_ref()),
+                first.is_some(),
+            )),
             limiter,
             feedback,
             paced: Mutex::new(paced),
@@ -170,6 +193,7 @@ impl Soak {
             charged: Mutex::default(),
             refused: AtomicU64::new(0),
             totals: Mutex::default(),
+            schedules: Mutex::new(first.into_iter().collect()),
             outcomes: Mutex::default(),
             stops: Mutex::default(),
             stalls: AtomicU64::new(0),
@@ -213,6 +237,11 @@ impl Soak {
         drop(last);
         let elapsed = begun.elapsed();
 
+        for schedule in self.schedules.lock().unwrap().iter() {
+            assert_eq!(schedule.waiting(), 0);
+            assert!(schedule.flows(10).is_empty(), "{:?}", schedule.flows(10));
+        }
+
         // No call is lost: every event that was opened has ended, with one outcome.
         let totals = self.totals.lock().unwrap().clone();
         let opened: u64 = totals.iter().map(|totals| totals.opened).sum();
@@ -246,11 +275,13 @@ impl Soak {
         assert_eq!(attempts, self.client.admissions.calls.load(Ordering::Relaxed));
         self.check_windows();
         charged.check(&self.limiter);
-        let rejected = self.server.rejected.load(Ordering::Relaxed);
-        assert!(
-            rejected as f64 <= attempts as f64 * MOST_REJECTED,
-            "the server has rejected {rejected} of {attempts}"
-        );
+        println!("\n{}", self.server.report());
+        for [arrived, rejected] in self.server.counts() {
+            assert!(
+                arrived < LEAST_JUDGED || rejected as f64 <= arrived as f64 * MOST_REJECTED,
+                "the server has rejected {rejected} of {arrived}"
+            );
+        }
 
         // Memory does not grow: its maximum in the second half of the run is at most 32 MiB above that in the first
         // half.
@@ -281,7 +312,7 @@ impl Soak {
     }
 
     fn executor(&self) -> Executor<Fault, Stream> {
-        self.executor.read().unwrap().clone()
+        self.executor.read().unwrap().0.clone()
     }
 
     // === Callers ===
@@ -301,10 +332,14 @@ impl Soak {
         let fault = Fault::draw(&mut rng);
         let estimate = estimate(&mut rng);
         let (begun, handle) = loop {
-            let executor = self.executor();
+            let (executor, is_scheduled) = self.executor.read().unwrap().clone();
             let mut request = chat_request(fault);
             request.extensions_mut().insert(estimate);
-            let call = Call::from(request).tokens(estimate.tokens);
+            if is_scheduled {
+                request.headers_mut().insert(SCHEDULED, HeaderValue::from_static("yes"));
+            }
+            let tenant = rng.u64(..5);
+            let call = Call::from(request).tokens(estimate.tokens).flow([tenant % 2, tenant]);
             let begun = Instant::now();
             let call = match fault.timeout() {
                 Some(timeout) => call.timeout(timeout),
@@ -463,9 +498,19 @@ impl Soak {
             *self.stops.lock().unwrap().entry(name).or_default() += 1;
             let Some(how) = how else {
                 let workers = rng.usize(1..4);
-                let next = crate::executor(&self.limiter, &self.feedback, &self.concurrency, &self.client, workers);
+                let schedule = (rng.u64(..100) < variable("SOAK_SCHEDULES", 50)).then(schedule);
+                let next = crate::executor(
+                    &self.limiter,
+                    &self.feedback,
+                    &self.concurrency,
+                    &self.client,
+                    workers,
+                    schedule.as_ref(),
+                );
+                let is_scheduled = schedule.is_some();
+                self.schedules.lock().unwrap().extend(schedule);
                 next.start().unwrap();
-                *self.executor.write().unwrap() = next;
+                *self.executor.write().unwrap() = (next, is_scheduled);
                 let monitor = executor.monitor();
                 drop(executor);
                 // A caller that is just submitting still has a clone of the dropped executor, so the task waits until
@@ -561,7 +606,7 @@ impl Soak {
         println!(
             "{} calls were refused by the rate of images, {} rejected by the server",
             self.refused.load(Ordering::Relaxed),
-            self.server.rejected.load(Ordering::Relaxed)
+            self.server.rejected()
         );
         println!("executors were stopped: {:?}", self.stops.lock().unwrap());
         println!(
@@ -579,8 +624,14 @@ fn executor(
     concurrency: &Concurrency,
     client: &Client,
     workers: usize,
+    schedule: Option<&Schedule>,
 ) -> Executor<Fault, Stream> {
-    Executor::builder()
+    let builder = Executor::builder();
+    let builder = match schedule {
+        Some(schedule) => builder.schedule(schedule.clone()),
+        None => builder,
+    };
+    builder
         .queue_capacity(CALLERS / 2)
         .workers(workers)
         .limiter(limiter.clone())
@@ -591,6 +642,14 @@ fn executor(
         ))
         .build_streaming(feedback.layer(UsageLayer::new().layer(client.clone())))
         .unwrap()
+}
+
+/// Returns a schedule with two regions, which have limits, and the tenants of each.
+fn schedule() -> Schedule {
+    let limits = |_: &str| Some(Limits::new().requests(Rate::per_second(5_000)));
+    Schedule::new()
+        .level(Level::by("region").limits(limits))
+        .level(Level::by("tenant").weight(|tenant| if tenant == "1" { 3 } else { 1 }))
 }
 
 /// Returns the memory that this process uses, in MiB.

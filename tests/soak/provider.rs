@@ -19,8 +19,15 @@ const MEAN: [u64; 3] = [1, 41, 31];
 #[derive(Debug)]
 pub(crate) struct Provider {
     buckets: Mutex<[Bucket; 3]>,
-    /// The number of calls that were rejected.
-    pub(crate) rejected: AtomicU64,
+    /// What the server has done with the calls of executors without a schedule, and with those that have one.
+    counts: [Counts; 2],
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    arrived: AtomicU64,
+    /// The calls that each bucket has rejected.
+    rejected: [AtomicU64; 3],
 }
 
 #[derive(Debug)]
@@ -42,7 +49,7 @@ impl Provider {
                 level: 0.0,
                 filled: Instant::now(),
             })),
-            rejected: AtomicU64::new(0),
+            counts: Default::default(),
         };
         provider.change(&mut Rng::with_seed(0));
         provider
@@ -60,11 +67,12 @@ impl Provider {
 
     /// Takes what a call costs from all buckets or from none. Returns whether they held it, and the headers that report
     /// what they hold.
-    pub(crate) fn take(&self, (input, output): (u64, u64)) -> (bool, String) {
+    pub(crate) fn take(&self, (input, output): (u64, u64), is_scheduled: bool) -> (bool, String) {
         let mut buckets = self.buckets.lock().unwrap();
         buckets.iter_mut().for_each(Bucket::fill);
         let costs = [1, input, output].map(|cost| cost as f64);
-        let is_held = buckets.iter().zip(costs).all(|(bucket, cost)| bucket.level >= cost);
+        let lacking = buckets.iter().zip(costs).position(|(bucket, cost)| bucket.level < cost);
+        let is_held = lacking.is_none();
         let mut headers = String::new();
         for ((bucket, cost), name) in buckets.iter_mut().zip(costs).zip(NAMES) {
             if is_held {
@@ -76,10 +84,47 @@ impl Provider {
                 "anthropic-ratelimit-{name}-limit: {limit}\r\nanthropic-ratelimit-{name}-remaining: {level}\r\n"
             );
         }
-        if !is_held {
-            self.rejected.fetch_add(1, Ordering::Relaxed);
+        let counts = &self.counts[usize::from(is_scheduled)];
+        counts.arrived.fetch_add(1, Ordering::Relaxed);
+        if let Some(lacking) = lacking {
+            counts.rejected[lacking].fetch_add(1, Ordering::Relaxed);
         }
         (is_held, headers)
+    }
+
+    /// Returns how many calls have arrived and how many were rejected, of executors without a schedule and of those with one.
+    pub(crate) fn counts(&self) -> [[u64; 2]; 2] {
+        self.counts
+            .each_ref()
+            .map(|counts| [counts.arrived.load(Ordering::Relaxed), counts.rejected()])
+    }
+
+    /// Returns the number of calls that were rejected.
+    pub(crate) fn rejected(&self) -> u64 {
+        self.counts.iter().map(Counts::rejected).sum()
+    }
+
+    /// Returns a line for each kind of executor: how many calls have arrived, and how many each bucket has rejected.
+    pub(crate) fn report(&self) -> String {
+        let kinds = ["without", "with"].iter().zip(&self.counts);
+        let line = |(kind, counts): (&&str, &Counts)| {
+            let (arrived, rejected) = (counts.arrived.load(Ordering::Relaxed), counts.rejected());
+            let share = 100.0 * rejected as f64 / arrived.max(1) as f64;
+            let by = counts
+                .rejected
+                .iter()
+                .zip(NAMES)
+                .map(|(count, name)| format!("{name} {}", count.load(Ordering::Relaxed)));
+            let by = by.collect::<Vec<_>>().join(", ");
+            format!("{kind} a schedule: {arrived} calls have arrived, {rejected} were rejected ({share:.2} %): {by}")
+        };
+        kinds.map(line).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Counts {
+    fn rejected(&self) -> u64 {
+        self.rejected.iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 }
 

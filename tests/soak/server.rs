@@ -79,7 +79,7 @@ async fn serve(mut stream: TcpStream, provider: Arc<Provider>) -> io::Result<()>
         } else {
             fault::USAGE
         };
-        let (is_held, limits) = provider.take(usage);
+        let (is_held, limits) = provider.take(usage, head.contains(fault::SCHEDULED));
         if !is_held {
             let rejected = response(
                 "429 Too Many Requests",

@@ -1,7 +1,7 @@
 //! Everything at once, with what must hold of the tree checked as it goes, and nothing left at the end.
 
 use super::*;
-use crate::rate::Rate;
+use crate::{rate::Rate, schedule::tree::Forgetting};
 use fastrand::Rng;
 
 /// A call that has begun, with what a retry of it needs.
@@ -18,12 +18,23 @@ fn limits(rng: &mut Rng) -> Limits {
         .tokens(if rng.u32(..20) == 0 { tokens.refuse() } else { tokens })
 }
 
-/// Runs random operations of all kinds on a tree of three levels, and checks it after every `check_each` of them. Returns
-/// how many calls went.
-fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
+/// What is left of a storm: the calls that wait, the nodes, and when a node is next looked at.
+type Left = (usize, usize, Option<Instant>);
+
+const NOTHING: Left = (0, 0, None);
+
+/// Runs random operations of all kinds on a tree of three levels, which has the `fault`, and checks it after every
+/// `check_each` of them. Returns how many calls went, and what is left in the end.
+fn storm(
+    seed: u64,
+    steps: u64,
+    check_each: u64,
+    fault: impl FnOnce(&mut Tree<u64, (Vec<u64>, NewCall)>),
+) -> (u64, Left) {
     let mut rng = Rng::with_seed(seed);
     let start = start();
     let mut tree = Tree::new([rng.bool(), false, false], 60);
+    fault(&mut tree);
     let mut waiting: Vec<usize> = Vec::new();
     let mut open: Vec<Open> = Vec::new();
     let (mut time, mut went, mut lost) = (0, 0, 0_u64);
@@ -124,8 +135,21 @@ fn storm(seed: u64, steps: u64, check_each: u64) -> u64 {
         tree.head(&mut at(start, time + 30 * 86_400 * SECOND));
     }
     tree.check();
-    assert_eq!((tree.waiting(), tree.nodes(), tree.next_at()), (0, 0, None));
-    went
+    (went, left_of(&tree))
+}
+
+fn left_of<T>(tree: &Tree<u64, T>) -> Left {
+    (tree.waiting(), tree.nodes(), tree.next_at())
+}
+
+/// Runs storms over which nothing may be left. Returns how many calls went.
+fn storms(seeds: std::ops::Range<u64>, steps: u64, check_each: u64) -> u64 {
+    let storms = seeds.map(|seed| {
+        let (went, left) = storm(seed, steps, check_each, |_| ());
+        assert_eq!(left, NOTHING, "{seed}");
+        went
+    });
+    storms.sum()
 }
 
 /// Takes the calls that were refused out of those that wait.
@@ -137,24 +161,34 @@ fn refused<T: Clone + Eq + std::hash::Hash, P>(tree: &mut Tree<T, P>, waiting: &
 
 #[test]
 fn in_a_storm_of_everything_all_is_consistent_and_all_is_forgotten_in_the_end() {
-    let went: u64 = (0..40).map(|seed| storm(seed, 12_000, 20)).sum();
+    let went = storms(0..40, 12_000, 20);
     println!("{went} calls");
     assert!(went >= 100_000, "{went}");
+    // A tree that forgets nothing is consistent, and has all its nodes in the end.
+    let (_, (waiting, nodes, _)) = storm(0, 2_000, 20, |tree| tree.forgetting = Forgetting::Never);
+    assert!(waiting == 0 && nodes > 40, "{waiting} {nodes}");
+}
+
+#[test]
+#[should_panic(expected = "timers of blocked nodes, and nodes that fill")]
+fn a_tree_that_keeps_the_timer_of_a_node_which_is_not_blocked_any_more_is_found_inconsistent() {
+    storm(0, 2_000, 20, |tree| tree.keeps_timers = true);
 }
 
 #[test]
 #[ignore = "a million decisions: run by hand"]
 fn in_a_storm_of_millions_of_decisions_all_is_consistent() {
-    let went: u64 = (1_000..1_100).map(|seed| storm(seed, 100_000, 1)).sum();
+    let went = storms(1_000..1_100, 100_000, 1);
     println!("{went} calls");
     assert!(went >= 1_000_000, "{went}");
 }
 
-#[test]
-fn nothing_is_left_of_a_hundred_thousand_calls_that_are_cancelled() {
+/// Cancels `calls` calls of a thousand flows, in any order, in a tree that forgets as `forgetting` says. Returns what is left.
+fn cancel_all(calls: u64, forgetting: Forgetting) -> Left {
     let mut rng = Rng::with_seed(1);
     let start = start();
     let mut tree = tree();
+    tree.forgetting = forgetting;
     let now = &mut at(start, 0);
     let create = |path: &[u64]| {
         let limits = Limits::new().requests(Rate::per_second(10_u64));
@@ -164,7 +198,7 @@ fn nothing_is_left_of_a_hundred_thousand_calls_that_are_cancelled() {
             plain(1)
         }
     };
-    let mut ids: Vec<_> = (0..100_000)
+    let mut ids: Vec<_> = (0..calls)
         .map(|_| {
             tree.push(&[rng.u64(..50), rng.u64(..20)], call(1, 0), (), create, now)
                 .unwrap()
@@ -178,5 +212,12 @@ fn nothing_is_left_of_a_hundred_thousand_calls_that_are_cancelled() {
         }
     }
     tree.check();
-    assert_eq!((tree.waiting(), tree.nodes(), tree.next_at()), (0, 0, None));
+    left_of(&tree)
+}
+
+#[test]
+fn nothing_is_left_of_a_hundred_thousand_calls_that_are_cancelled() {
+    assert_eq!(cancel_all(100_000, Forgetting::WhenNothingChanges), NOTHING);
+    let (_, nodes, _) = cancel_all(2_000, Forgetting::Never);
+    assert!(nodes > 50, "{nodes}");
 }

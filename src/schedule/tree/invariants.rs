@@ -1,7 +1,7 @@
 //! What holds of a tree after each call of its methods.
 
 use super::{
-    ROOT, Tree,
+    Forgetting, ROOT, Tree,
     node::{Below, Rest, State},
 };
 use crate::rate::{Budget, Demand};
@@ -75,14 +75,21 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
                 // A node is remembered only while nothing is to do.
                 Rest::Busy => assert!(!node.is_idle()),
                 Rest::Owing => assert!(node.is_idle()),
-                Rest::Parent => assert!(node.is_idle() && node.has_children()),
+                Rest::Parent => {
+                    let is_kept = node.has_children() || self.forgetting == Forgetting::Never;
+                    assert!(node.is_idle() && is_kept);
+                }
                 Rest::Until(until) => {
                     filling += 1;
                     assert!(node.is_idle() && !node.has_children() && self.filling.contains(&(until, id)));
                 }
             }
         }
-        assert_eq!((blocked, filling), (self.timers.len(), self.filling.len()));
+        assert_eq!(
+            (blocked, filling),
+            (self.timers.len(), self.filling.len()),
+            "timers of blocked nodes, and nodes that fill"
+        );
         assert_eq!(self.calls.len(), self.nodes[ROOT].waiting);
     }
 }

@@ -149,7 +149,9 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             return Looked::Unchanged;
         }
         if let State::Blocked { until: Some(until), .. } = before {
-            self.timers.remove(&(until, id));
+            if !self.keeps_timers() {
+                self.timers.remove(&(until, id));
+            }
         }
         if let State::Blocked { until: Some(until), .. } = state {
             self.timers.insert((until, id));
@@ -163,5 +165,15 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             }
         }
         Looked::Changed
+    }
+
+    #[cfg(test)]
+    const fn keeps_timers(&self) -> bool {
+        self.keeps_timers
+    }
+
+    #[cfg(not(test))]
+    const fn keeps_timers(&self) -> bool {
+        false
     }
 }
