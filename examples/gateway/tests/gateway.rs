@@ -16,9 +16,13 @@ use std::{
     io::{BufRead, BufReader, Read},
     process::{Child, ChildStdout, Command, Stdio},
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    time::{Instant, sleep_until, timeout},
+};
 
 /// The most that anything here may take. It is only reached if the gateway is broken.
 const BOUND: Duration = Duration::from_secs(30);
@@ -246,7 +250,7 @@ async fn a_call_that_cannot_begin_in_time_gets_a_429_and_is_accepted_after_its_r
     let seconds = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=4).contains(&seconds), "{seconds}");
 
-    tokio::time::sleep_until((refused_at + Duration::from_secs(seconds)).into()).await;
+    sleep_until(refused_at + Duration::from_secs(seconds)).await;
     let again = gateway.request("large", "{}").send().await.unwrap();
     assert_ne!(again.status(), StatusCode::TOO_MANY_REQUESTS);
     // The last one begins shortly before its deadline, which a busy machine can miss.
