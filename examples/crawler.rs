@@ -1,8 +1,8 @@
 //! Fetches pages of 50 hosts: 5 per second and 2 at once of each host, and 100 at once in all.
 //!
 //! What to watch: one executor serves all hosts. A host is known from its first page on, delays no other host, and is
-//! forgotten when its limits are full again after its last page. At the end the program checks that no host was above
-//! its limits, and that all hosts were fetched at the same time.
+//! forgotten when its limits are full again after its last page. The server notes what each host sees, and at the end the
+//! program checks that no host was above its limits, and that all hosts were fetched at the same time.
 //!
 //! `cargo run --example crawler`
 
@@ -10,14 +10,12 @@ mod support;
 
 use anyhow::ensure;
 use http::Request;
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 use tokio::{task::JoinSet, time::Instant};
-use tower::{Service, service_fn};
-use tower_outbound::{Call, Executor, Limits, Rate, Schedule, schedule::Level};
+use tower_outbound::{
+    Executor, Limits, Rate, Schedule,
+    schedule::{Flow, Level},
+};
 
 const HOSTS: u32 = 50;
 const PAGES: u32 = 15;
@@ -29,52 +27,28 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// By how much the time of a fetch may be noted too late, because the thread was delayed.
 const TOLERANCE: Duration = Duration::from_millis(300);
 
-/// What a host has seen.
-#[derive(Default)]
-struct Host {
-    fetched: Vec<Instant>,
-    at_once: usize,
-    most_at_once: usize,
-}
-
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let url = support::server(None).await?;
+    let (url, hosts) = support::hosts().await?;
     let limits = |_: &str| Some(Limits::new().requests(Rate::new(1, INTERVAL).burst(BURST)));
     let schedule = Schedule::new().level(Level::by("host").limits(limits).concurrency(|_| Some(2)));
-
-    // All hosts are the same server here: the path of a URL names the host. The client notes what each of them sees.
-    let hosts: Arc<Mutex<HashMap<String, Host>>> = Arc::default();
-    let (seen, http_client) = (hosts.clone(), support::http_client());
-    let client = service_fn(move |request: Request<String>| {
-        let (name, seen) = (request.uri().path().to_owned(), seen.clone());
-        let response = http_client.clone().call(request);
-        async move {
-            {
-                let mut hosts = seen.lock().unwrap();
-                let host = hosts.entry(name.clone()).or_default();
-                host.fetched.push(Instant::now());
-                host.at_once += 1;
-                host.most_at_once = host.most_at_once.max(host.at_once);
-            }
-            let response = response.await;
-            seen.lock().unwrap().entry(name).or_default().at_once -= 1;
-            response
-        }
-    });
-    // There is no rate of all hosts together.
-    let executor = Executor::builder().limits(Limits::new()).concurrency_limit(100);
-    let executor = executor.schedule(schedule.clone()).build(client)?;
-
+    // All hosts are the same server here: the path names the host. A real crawler asks for `uri().host()`.
+    let host = |request: &Request<String>| Flow::from(request.uri().path());
+    let executor = Executor::builder()
+        // There is no rate of all hosts together.
+        .limits(Limits::new())
+        .concurrency_limit(100)
+        .schedule_by(schedule.clone(), host)
+        .build(support::http_client())?;
     executor.start()?;
+
     let start = Instant::now();
     let mut pages = JoinSet::new();
     for number in 0..HOSTS {
         tokio::time::sleep(NEW_HOST).await;
         for page in 0..PAGES {
             let request = Request::get(format!("{url}/host-{number}?page={page}")).body(String::new())?;
-            let flow = request.uri().path().to_owned();
-            pages.spawn(executor.submit(Call::from(request).flow(flow)).await?);
+            pages.spawn(executor.submit(request).await?);
         }
     }
     while let Some(page) = pages.join_next().await {
@@ -82,7 +56,7 @@ async fn main() -> anyhow::Result<()> {
     }
 
     let total = start.elapsed();
-    for (name, host) in hosts.lock().unwrap().iter() {
+    for (name, host) in &*hosts.lock().unwrap() {
         for (first, from) in host.fetched.iter().enumerate() {
             for (count, to) in (1..).zip(&host.fetched[first..]) {
                 let least = INTERVAL * u32::saturating_sub(count, BURST);

@@ -64,6 +64,23 @@
 //! is then charged to the rates last, just before it is sent. In the reverse order, calls that have been charged would
 //! pile up behind a full concurrency limit and be sent as a burst, faster than the rate.
 //!
+//! # Questions of the first minutes
+//!
+//! | | |
+//! |---|---|
+//! | How do I use it with reqwest, or hyper? | [`client::Reqwest`] (feature `reqwest`) is a client; hyper's is one itself |
+//! | What happens to a call if I drop its handle? | It runs on. [`CallHandle::cancel`] ends it, and [`CallHandle::cancel_on_drop`] makes the drop do so. In a Tower stack, dropping the response future cancels the call |
+//! | And if I drop the executor? | When the last clone is dropped, all calls are cancelled. [`Executor::stop`] finishes them first |
+//! | Why does a call wait? | [`waits`](NetworkRequestEvent::waits) of its event, by cause; for all calls, an [observer](event::Observer) |
+//! | What if the queue is full? | [`submit`](Executor::submit) waits for a place, [`try_submit`](Executor::try_submit) hands the request back |
+//! | How do I stop waiting? | [`timeout`](ExecutorBuilder::timeout); a call that cannot make it is refused at once, and [`retry_after`](Error::retry_after) says until when |
+//! | How do I limit nothing, or only tokens? | [`limits`](ExecutorBuilder::limits) with those that you want; without any setting, it is 10 requests per second |
+//! | Does a retry pay again? | Yes: a [`layer`](ExecutorBuilder::layer) stands outside the limits |
+//! | How do I test my code? | On Tokio's paused clock, which all waits use |
+//!
+//! The page `docs/cookbook.md` of the repository starts from the program that you want to write: a gateway, a crawler, an SDK's
+//! client, a stack of your own. `docs/testing.md` is about tests.
+//!
 //! # Features
 //!
 //! | feature | what it adds |
@@ -133,3 +150,8 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/schedule.md")]
 struct SchedulePage;
+
+/// Compiles and runs the page's examples as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/cookbook.md")]
+struct CookbookPage;

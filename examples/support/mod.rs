@@ -1,10 +1,10 @@
-//! Helpers that the examples share: a small HTTP server on 127.0.0.1, an HTTP client, and a retry policy.
+//! Helpers that the examples share: small HTTP servers on 127.0.0.1, an HTTP client, and a retry policy.
 
 #![allow(dead_code, unreachable_pub)]
 
 use axum::{
     Json, Router,
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, StatusCode, Uri},
     routing::any,
 };
 use hyper_util::{
@@ -12,13 +12,15 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use std::{
+    collections::HashMap,
     future,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
+use tokio::time::Instant;
 use tower::{BoxError, retry::Policy};
 
 /// Starts a server and returns its URL. The server responds to each request after 50 ms with the number of the request
@@ -45,6 +47,37 @@ pub async fn server(every: Option<usize>) -> anyhow::Result<String> {
     let address = listener.local_addr()?;
     tokio::spawn(async move { axum::serve(listener, Router::new().fallback(any(answer))).await });
     Ok(format!("http://{address}"))
+}
+
+/// What a host has seen.
+#[derive(Default)]
+pub struct Host {
+    pub fetched: Vec<Instant>,
+    pub at_once: usize,
+    pub most_at_once: usize,
+}
+
+/// What each host has seen, by the path of its pages.
+pub type Hosts = Arc<Mutex<HashMap<String, Host>>>;
+
+/// Starts a server that stands for many hosts, one for each path, and returns its URL. It responds after 50 ms.
+pub async fn hosts() -> anyhow::Result<(String, Hosts)> {
+    let hosts = Hosts::default();
+    let seen = hosts.clone();
+    let answer = move |uri: Uri| async move {
+        let change = |change: fn(&mut Host)| change(seen.lock().unwrap().entry(uri.path().into()).or_default());
+        change(|host| {
+            host.fetched.push(Instant::now());
+            host.at_once += 1;
+            host.most_at_once = host.most_at_once.max(host.at_once);
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        change(|host| host.at_once -= 1);
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(any(answer))).await });
+    Ok((format!("http://{address}"), hosts))
 }
 
 /// hyper's client: a Tower service from http requests to http responses.

@@ -56,7 +56,8 @@ pub struct Call<B> {
 ///
 /// # Cancel safety
 ///
-/// Dropping the handle lets the call run on. [`cancel`](Self::cancel) ends the call.
+/// Dropping the handle lets the call run on, unless [`cancel_on_drop`](Self::cancel_on_drop) was called. [`cancel`](Self::cancel)
+/// ends the call.
 #[must_use = "a future: await it for the response, or drop it explicitly to let the call run on"]
 pub struct CallHandle<B, R> {
     future: CallFuture<B, R>,
@@ -292,6 +293,30 @@ impl<B, R> CallHandle<B, R> {
     /// The event ends with the status CANCELLED, unless the call had ended before.
     pub fn cancel(&self) {
         self.future.cancel();
+    }
+
+    /// Makes dropping this handle [cancel](Self::cancel) the call, instead of letting it run on: for a caller that waits in the
+    /// name of another, such as the handler of a server's request, which is dropped when the client goes away. Once the handle
+    /// has returned a streamed response, dropping the response's body cancels the call, as it always does.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_outbound::{Call, Executor};
+    /// # let executor = Executor::builder().build_for_closures::<String>()?;
+    /// # executor.start()?;
+    /// let call = Call::new(std::future::pending::<Result<(u16, String), std::io::Error>>);
+    /// let call = executor.submit(call).await?.cancel_on_drop();
+    /// let event = call.event().clone();
+    /// drop(call);
+    /// assert_eq!(event.finished().await.status.to_string(), "CANCELLED");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn cancel_on_drop(self) -> Self {
+        Self {
+            future: self.future.attached(),
+        }
     }
 }
 

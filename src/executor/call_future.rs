@@ -25,8 +25,8 @@ pub(super) struct CallFuture<B, R> {
     nested_waits: Arc<NestedWaits>,
     /// Counts the call that awaits this one, if it is a call of the same executor that holds a permit.
     nested_wait: Option<Box<NestedWait>>,
-    /// Whether the call runs on when this future is dropped. `true` in a [`CallHandle`](super::CallHandle), and after an
-    /// early response: then the response's body decides when the call ends.
+    /// Whether the call runs on when this future is dropped. `true` in a [`CallHandle`](super::CallHandle) that does not cancel
+    /// its call, and after an early response: then the response's body decides when the call ends.
     is_detached: bool,
 }
 
@@ -110,6 +110,12 @@ impl<B, R> CallFuture<B, R> {
         if let Some(queued) = &self.queued {
             queued.cancel_accepted();
         }
+    }
+
+    /// Cancels the call when this future is dropped before it has resolved.
+    pub(super) fn attached(mut self) -> Self {
+        self.is_detached = false;
+        self
     }
 
     /// Lets the call run on when this future is dropped.
