@@ -164,7 +164,8 @@ pub const RETRIES: Instrument = Instrument {
     attributes: &[],
 };
 
-/// What the rate limiter has charged attempts, by budget. Estimates, where costs are settled.
+/// What attempts were charged, by budget: estimates, where costs are settled. Also in budgets without a rate: tokens whose
+/// kind is not known count as `tokens`, `input_tokens` and `output_tokens`.
 pub const CHARGED: Instrument = Instrument {
     name: "outbound.charged",
     kind: Counter,
