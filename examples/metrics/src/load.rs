@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{task::JoinSet, time::sleep};
 use tower::{ServiceBuilder, retry::RetryLayer};
 use tower_outbound::{
-    Call, Executor, Limits, Monitor, Rate,
+    Call, Cost, Executor, Limits, Monitor, Rate,
     body::CollectLayer,
     metrics::{INSTRUMENTS, Metrics},
     provider::UsageLayer,
@@ -67,7 +67,8 @@ impl Load {
             .service(Client::builder(TokioExecutor::new()).build_http::<Body>());
         let limits = Limits::new()
             .requests(Rate::per_second(60).burst(20))
-            .tokens(Rate::per_second(20_000));
+            .tokens(Rate::per_second(20_000))
+            .budget("cents", Rate::per_second(100).refuse());
         let executor = Executor::builder()
             .limits(limits)
             .settle(ByUsage::default())
@@ -93,18 +94,21 @@ impl Load {
         }
     }
 
-    /// Makes all calls, and two more: one ends in the queue at its deadline, and one is cancelled.
+    /// Makes all calls, and three more: one that is paid for, one for which there is no money left, and one
+    /// that is cancelled.
     pub(crate) async fn run(&self) -> anyhow::Result<()> {
         let mut calls = JoinSet::new();
         for number in 0..CALLS {
-            if number == BURST {
-                let late = self.call()?.timeout(Duration::from_millis(1));
-                ensure!(self.executor.submit(late).await?.await.is_err(), "a call had no time");
-            }
             if number > BURST {
                 sleep(EVERY).await;
             }
             calls.spawn(self.executor.submit(self.call()?).await?);
+        }
+        // Of two calls for 60 cents, the second is refused.
+        for is_first in [true, false] {
+            let cost = Cost::tokens(ESTIMATE).with("cents", 60);
+            let call = self.executor.submit(self.call()?.cost(cost)).await?;
+            ensure!(call.await.is_ok() || !is_first, "a call was not answered");
         }
         let cancelled = self.executor.submit(self.call()?).await?;
         cancelled.cancel();
