@@ -576,3 +576,20 @@ fn every_histogram_has_ascending_buckets_and_those_of_waits_reach_two_minutes() 
     }
     assert_eq!(tower_outbound::metrics::WAIT.buckets.last(), Some(&120.0));
 }
+
+#[test]
+fn the_page_about_metrics_lists_each_with_its_unit_and_attributes() {
+    let page = include_str!("../docs/metrics.md");
+    for instrument in INSTRUMENTS {
+        let attributes: Vec<_> = instrument.attributes.iter().map(|name| format!("`{name}`")).collect();
+        let row = format!(
+            "| `{}` | {} | `{}` | {} | {} |",
+            instrument.name,
+            format!("{:?}", instrument.kind).to_lowercase(),
+            instrument.unit,
+            attributes.join(", "),
+            instrument.description
+        );
+        assert!(page.contains(&row), "{row}");
+    }
+}
