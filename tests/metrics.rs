@@ -3,10 +3,7 @@
 mod support;
 
 use http::{Request, Response, StatusCode};
-use metrics_util::{
-    MetricKind,
-    debugging::{DebugValue, DebuggingRecorder, Snapshotter},
-};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
