@@ -91,6 +91,7 @@
 //! | `reqwest` | a reqwest client as a service: [`client`]; includes `http` |
 //! | `redis` | limits that many processes share, in Redis or Valkey: [`rate::redis`] |
 //! | `redis-tls` | TLS connections to Redis or Valkey, with ring as the default provider of cryptography; includes `redis` |
+//! | `metrics` | [metrics] of every call, for any exporter of the crate `metrics`, such as Prometheus |
 //! | `full` | all features above |
 //!
 //! No feature is on by default. The oldest supported version of Rust is `rust-version` in `Cargo.toml`.
@@ -111,6 +112,9 @@ pub mod deadline;
 pub mod error;
 pub mod event;
 pub mod executor;
+#[cfg(feature = "metrics")]
+#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+pub mod metrics;
 mod on_turn;
 mod panic;
 #[cfg(feature = "http")]

@@ -9,10 +9,16 @@ use crate::{
 };
 use http::{Request, Response};
 use http_body_util::BodyExt;
+use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use std::{
     convert::Infallible,
     future::{Future, Ready, ready},
     iter::repeat_n,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tower::{
@@ -22,6 +28,7 @@ use tower_http::trace::TraceLayer;
 use tower_outbound::{
     ConcurrencyLimitLayer, Cost, EventLayer, Executor, Limits, QueueLayer, Rate, RateLimitLayer, RateLimiter, Schedule,
     body::CollectLayer,
+    metrics::Metrics,
     provider::{FeedbackLayer, Provider, UsageLayer},
     rate::ByUsage,
     retry::RetryPolicy,
@@ -71,6 +78,77 @@ pub(crate) const fn executor<T: Traffic>(name: &'static str) -> Contender {
                 calls(clones(executor, callers), T::request).await
             })
         },
+    }
+}
+
+/// The body of a request to the [executor with metrics](executor_with_metrics). A type of its own, as [`OfFlow`] is.
+struct Observed<B>(B);
+
+/// The [executor] with metrics, which a recorder gets that adds them up and keeps nothing.
+pub(crate) const fn executor_with_metrics<T: Traffic>(name: &'static str) -> Contender {
+    Contender {
+        name,
+        run: |callers| Box::pin(with_metrics::<T>(callers, Metrics::new().recorder(Sums))),
+    }
+}
+
+/// The [executor] with metrics for Prometheus. What is recorded is never read, as if the page were never scraped.
+pub(crate) const fn executor_with_prometheus<T: Traffic>(name: &'static str) -> Contender {
+    Contender {
+        name,
+        run: |callers| {
+            let recorder = PrometheusBuilder::new().build_recorder();
+            Box::pin(with_metrics::<T>(callers, Metrics::new().recorder(recorder)))
+        },
+    }
+}
+
+async fn with_metrics<T: Traffic>(callers: usize, metrics: Metrics) -> f64 {
+    let client = ServiceBuilder::new()
+        .map_request(|request: Request<Observed<T::Body>>| request.map(|Observed(body)| body))
+        .service(client::<T>());
+    let executor = Executor::builder()
+        .queue_capacity(CAPACITY)
+        .concurrency_limit(CAPACITY)
+        .requests(Rate::per_second(UNREACHED))
+        .tokens(Rate::per_second(UNREACHED))
+        .observe(metrics)
+        .build(client)
+        .expect("the settings are valid");
+    executor.start().expect("the executor is not running yet");
+    let services = (0..callers).map(|_| {
+        let executor = executor.clone();
+        service_fn(move |request: Request<T::Body>| executor.clone().call(request.map(Observed)))
+    });
+    calls(services.collect(), T::request).await
+}
+
+/// A recorder whose metrics are a number each.
+struct Sums;
+
+struct Sum(AtomicU64);
+
+impl Recorder for Sums {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(Arc::new(AtomicU64::new(0)))
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(Arc::new(Sum(AtomicU64::new(0))))
+    }
+}
+
+impl HistogramFn for Sum {
+    fn record(&self, value: f64) {
+        self.0.fetch_add(value as u64, Ordering::Relaxed);
     }
 }
 

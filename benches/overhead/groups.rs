@@ -22,6 +22,8 @@ pub(crate) const GROUPS: [Group; 6] = [
         contenders: &[
             contenders::executor::<Nothing>("executor"),
             contenders::executor_with_schedule::<Nothing>("executor-with-schedule"),
+            contenders::executor_with_metrics::<Nothing>("executor-with-metrics"),
+            contenders::executor_with_prometheus::<Nothing>("executor-with-prometheus"),
             contenders::stack_with_events::<Nothing>("stack-with-events"),
             contenders::stack_without_events::<Nothing>("stack-without-events"),
             contenders::tower_stack::<Nothing>("tower-stack"),
@@ -30,6 +32,8 @@ pub(crate) const GROUPS: [Group; 6] = [
         pairs: &[
             ("executor", "tower-stack"),
             ("executor-with-schedule", "executor"),
+            ("executor-with-metrics", "executor"),
+            ("executor-with-prometheus", "executor"),
             ("stack-with-events", "tower-stack"),
             ("stack-without-events", "tower-stack"),
             ("executor", "tower-resilience-stack"),

@@ -21,6 +21,8 @@ use crate::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
+#[cfg(feature = "metrics")]
+use std::collections::BTreeMap;
 use std::{
     any::type_name,
     fmt,
@@ -201,6 +203,21 @@ impl EventHandle {
     #[cfg(feature = "http")]
     pub(crate) fn cancel(&self) {
         self.lock().cancel();
+    }
+
+    /// Calls `read` with the method and the URL of the request, which is not redacted, under the event's lock: `read`
+    /// must not call user code.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn with_request<T>(&self, read: impl FnOnce(Option<&http::Method>, Option<&http::Uri>) -> T) -> T {
+        let state = self.lock();
+        read(state.request.method.as_ref(), state.request.url.as_ref())
+    }
+
+    /// Calls `read` with the metadata, which is not redacted, under the event's lock: `read` must not call user code.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn with_metadata<T>(&self, read: impl FnOnce(Option<&BTreeMap<String, Value>>) -> T) -> T {
+        let state = self.lock();
+        read(state.request.extra.as_ref().map(|extra| &extra.metadata.0))
     }
 
     /// Returns the stage (how far in the stack) from which the handle was taken.

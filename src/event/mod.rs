@@ -83,7 +83,7 @@
 
 // The modules from the lowest to the highest, each of which imports only from those before it: value, time, status,
 // request_id, wait, formats, record, details, describe, change, state, listeners, reporter, handle, events, observer,
-// scope, wait_timer, layer.
+// scope, wait_timer, layer. `instrument`, the list of the metrics, imports nothing.
 mod change;
 mod describe;
 mod details;
@@ -91,6 +91,8 @@ mod events;
 #[cfg(feature = "serde")]
 mod formats;
 mod handle;
+#[cfg(feature = "metrics")]
+pub(crate) mod instrument;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
 mod layer;
