@@ -24,10 +24,19 @@ use tokio::time::Instant;
 
 /// Who waits in a schedule.
 pub(crate) enum Ticket {
-    /// A call of the queue, by its key there.
-    Call(u32),
+    /// A call of the queue.
+    Call(CallKey),
     /// A further attempt of a call that runs.
     Attempt(Arc<Attempt>),
+}
+
+/// Names a call of the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CallKey {
+    /// Where the queue finds the call. Another call may have the same index later.
+    pub(crate) index: u32,
+    /// Tells the call from all others.
+    pub(crate) order: u64,
 }
 
 /// What a schedule has to know about a call.
@@ -200,7 +209,7 @@ impl Core {
                 if is_attempt {
                     attempts.insert((seq.unwrap_or_default(), id));
                 }
-                Ok((id, tree.weight_of(&call.path)))
+                Ok((id, tree.weight_of_call(id)))
             }
             Err(_) => Err(PushError::TooManyKeys(*max_nodes)),
         })

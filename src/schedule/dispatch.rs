@@ -2,7 +2,7 @@
 
 use super::{
     attempt::{Again, GrantedAttempt},
-    core::{Eligible, Head, ScheduledCall, Ticket},
+    core::{CallKey, Eligible, Head, ScheduledCall, Ticket},
     fair::Units,
     grant::{Grant, Receipt},
     shared::{Root, Shared},
@@ -38,9 +38,9 @@ pub(crate) struct Dispatcher {
 /// What was chosen.
 pub(crate) enum Chosen {
     /// The call of the queue with this key.
-    Call(u32, Box<ChosenCall>),
+    Call(CallKey, Box<ChosenCall>),
     /// This call can never be admitted.
-    Refused(u32, AcquireError),
+    Refused(CallKey, AcquireError),
     /// No call waits.
     Nothing,
 }
@@ -121,7 +121,7 @@ impl Dispatcher {
     /// Takes the call out that was the first when [`poll_choose`](Self::poll_choose) panicked, because its limits can only be
     /// waited for in another runtime. Returns its key, and `None` if it is an attempt: that one is let go with nothing, and
     /// panics where it waits itself.
-    pub(crate) fn take_after_panic(&mut self, eligible: Eligible) -> Option<u32> {
+    pub(crate) fn take_after_panic(&mut self, eligible: Eligible) -> Option<CallKey> {
         self.admission = None;
         self.acquire.iter_mut().for_each(|acquire| drop(acquire.replace()));
         let head = self.shared.head(eligible)?;

@@ -95,6 +95,7 @@ mod dispatch;
 mod fair;
 mod flow;
 mod grant;
+mod key_hash;
 mod level;
 mod shared;
 #[cfg(test)]
@@ -102,9 +103,10 @@ mod tests;
 mod tree;
 
 pub(crate) use self::{
-    core::{Eligible, PushError, ScheduledCall, Ticket},
+    core::{CallKey, Eligible, PushError, ScheduledCall, Ticket},
     dispatch::{Chosen, Dispatcher},
     grant::Grant,
+    key_hash::KeyMap,
     shared::{Effects, Pushed, Scheduled, Shared},
 };
 pub use flow::{Flow, FlowKey};
@@ -433,6 +435,9 @@ impl Schedule {
 
     pub(crate) fn path_of(&self, flow: &Flow) -> Arc<[FlowKey]> {
         let levels = self.settings.levels.len().max(1);
+        if flow.keys().len() == levels {
+            return flow.shared_keys().clone();
+        }
         let keys = flow.keys().iter().cloned().chain(iter::repeat(FlowKey::from("")));
         keys.take(levels).collect()
     }

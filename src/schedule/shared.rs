@@ -2,7 +2,7 @@
 
 use super::{
     attempt::{Attempt, GrantedAttempt},
-    core::{Core, Eligible, Head, NodeSpec, Prices, PushError, ScheduledCall, Ticket},
+    core::{CallKey, Core, Eligible, Head, NodeSpec, Prices, PushError, ScheduledCall, Ticket},
     fair::Units,
     flow::FlowKey,
     level::Level,
@@ -44,7 +44,7 @@ pub(crate) trait Scheduled: Send + Sync {
     fn changed(self: Arc<Self>);
 
     /// The limits of a key refuse the call.
-    fn refuse(self: Arc<Self>, call: u32, error: AcquireError);
+    fn refuse(self: Arc<Self>, call: CallKey, error: AcquireError);
 }
 
 /// What follows from a change of the core. It is [carried out](Shared::carry_out) without any lock.
@@ -82,7 +82,7 @@ struct NoQueue;
 impl Scheduled for NoQueue {
     fn changed(self: Arc<Self>) {}
 
-    fn refuse(self: Arc<Self>, _: u32, _: AcquireError) {}
+    fn refuse(self: Arc<Self>, _: CallKey, _: AcquireError) {}
 }
 
 impl Shared {
@@ -231,16 +231,17 @@ impl Shared {
         seq: u64,
         attempt: &Arc<Attempt>,
     ) -> Result<usize, PushError> {
+        let mut specs = Vec::new();
         loop {
-            let specs = self.specs(&call.path);
             let (pushed, effects) = self.try_push(call, Some(seq), Ticket::Attempt(attempt.clone()), &specs);
             // An attempt may be eligible though it is not the first.
             self.carry_out(Effects {
                 has_changed: true,
                 ..effects
             });
-            if let Some(pushed) = pushed {
-                return Ok(pushed?.id);
+            match pushed {
+                Some(pushed) => return Ok(pushed?.id),
+                None => specs = self.specs(&call.path),
             }
         }
     }

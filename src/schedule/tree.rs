@@ -165,6 +165,11 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.find(path).map_or(1, |id| self.nodes[id].weight)
     }
 
+    /// Returns the weight of the flow of a call that waits, which is 1 if it does not.
+    pub(super) fn weight_of_call(&self, id: usize) -> u32 {
+        self.calls.get(id).map_or(1, |call| self.nodes[call.leaf].weight)
+    }
+
     /// Returns the call that was the first when the tree was last looked at.
     pub(super) fn peek(&self) -> Option<usize> {
         self.head_of(ROOT)

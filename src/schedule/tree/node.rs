@@ -4,14 +4,12 @@ use super::{
     super::{
         calls::List,
         fair::{Fair, Ready, Units},
+        key_hash::KeyMap,
     },
     ROOT,
 };
 use crate::rate::{Demand, KeyLimits};
-use std::{
-    collections::HashMap,
-    num::{NonZeroU32, NonZeroUsize},
-};
+use std::num::{NonZeroU32, NonZeroUsize};
 use tokio::time::Instant;
 
 /// What the tree needs to know about a node when it is made.
@@ -67,7 +65,7 @@ pub(super) struct Queue {
 /// The children of a node.
 pub(super) struct Children<K> {
     pub(super) order: Fair,
-    pub(super) by_key: HashMap<K, usize>,
+    pub(super) by_key: KeyMap<K, usize>,
 }
 
 /// Where a node stands at its parent.
@@ -208,7 +206,7 @@ impl<K> Below<K> {
     pub(super) fn children() -> Self {
         Self::Children(Box::new(Children {
             order: Fair::default(),
-            by_key: HashMap::new(),
+            by_key: KeyMap::default(),
         }))
     }
 }
