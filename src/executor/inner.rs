@@ -245,7 +245,7 @@ impl<B, R> ExecutorInner<B, R> {
             }
         }
         let scheduled = self.parts.schedule.as_ref();
-        let scheduled = scheduled.map(|schedule| Box::new(schedule.call(&Flow::of(request), cost)));
+        let scheduled = scheduled.map(|schedule| schedule.call(&Flow::of(request), cost));
         let (event, scope) = self.open_event(request, has_place);
         let early_response = self.parts.open_early_response.map(|open| Box::new(open(request)));
         let context = CallContext {

@@ -139,7 +139,7 @@ pub(crate) struct CallContext {
     /// Counts the call's cost among that of the calls that have not reached the limits.
     pub(crate) demand: Option<PendingCost>,
     /// What the schedule of the queue has to know about the call, if it has one.
-    pub(crate) scheduled: Option<Box<ScheduledCall>>,
+    pub(crate) scheduled: Option<Arc<ScheduledCall>>,
 }
 
 /// Closes the queue when dropped. The handles share one `CloseOnDrop`, which is dropped with the last handle.
@@ -397,7 +397,7 @@ impl<Req, Res> Queue<Req, Res> {
         place: Option<Permit>,
     ) -> Result<Arc<Message<Req, Res>>, CallContext> {
         match context.scheduled.take() {
-            Some(call) => channel.push_scheduled(req, context, place, *call),
+            Some(call) => channel.push_scheduled(req, context, place, call),
             None => Err(context),
         }
     }
@@ -414,7 +414,7 @@ impl<Req, Res> Queue<Req, Res> {
                     Some(binding) => flow.with_keys(binding.flow.clone()),
                     None => flow,
                 };
-                Box::new(queue.schedule.call(&flow, cost))
+                queue.schedule.call(&flow, cost)
             }),
         }
     }

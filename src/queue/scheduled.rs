@@ -70,7 +70,7 @@ enum Given<Req, Res> {
 /// A call that waits.
 struct Entry<Req, Res> {
     message: Arc<Message<Req, Res>>,
-    call: ScheduledCall,
+    call: Arc<ScheduledCall>,
     /// Its place in the tree.
     id: usize,
     /// The number of its flow at the door.
@@ -93,10 +93,8 @@ impl ChannelSchedule {
     }
 
     /// Returns what is current while the service is asked to be ready: a call that the schedule chooses brings its permit.
-    pub(super) fn permit_to_come(&self) -> Option<Box<GrantedPermit>> {
-        self.schedule
-            .permits()
-            .map(|permits| Box::new(GrantedPermit::to_come(permits)))
+    pub(super) fn permit_to_come(&self) -> Option<GrantedPermit> {
+        self.schedule.permits().map(GrantedPermit::to_come)
     }
 }
 
@@ -232,7 +230,7 @@ impl<Req, Res> Channel<Req, Res> {
         req: &mut Option<Req>,
         context: CallContext,
         place: Option<Permit>,
-        call: ScheduledCall,
+        call: Arc<ScheduledCall>,
     ) -> Result<Arc<Message<Req, Res>>, CallContext> {
         if self.is_closed() {
             return Err(context);
@@ -359,7 +357,7 @@ impl<Req, Res> Channel<Req, Res> {
                         chosen.give_back(shared);
                         continue;
                     };
-                    let grant = chosen.into_grant(&call, shared);
+                    let grant = chosen.into_grant(call);
                     return Poll::Ready(Some((message, Box::new(grant))));
                 }
                 Chosen::Refused(key, error) => {

@@ -3,9 +3,13 @@
 //! A schedule charges a call when it chooses it, outside all layers. The [`RateLimit`](super::RateLimit) that the call
 //! reaches finds the charge here, and does not charge the call again.
 
-use super::{cost::Cost, estimate::Estimate, limiter::RateLimiter};
+use super::{
+    cost::Cost,
+    estimate::{Estimate, OnSettled},
+    limiter::RateLimiter,
+};
 use crate::error::AcquireError;
-use std::cell::Cell;
+use std::{cell::Cell, sync::Arc};
 
 /// The charge that a schedule has made for the call which is made or polled on this thread. A charge that no rate limit
 /// takes is settled as not used.
@@ -23,14 +27,14 @@ pub(super) type Granted = Box<Result<Unused, AcquireError>>;
 pub(crate) struct Unused(Option<Estimate>);
 
 thread_local! {
-    static CURRENT: Cell<Option<Box<GrantedCharge>>> = const { Cell::new(None) };
+    static CURRENT: Cell<Option<GrantedCharge>> = const { Cell::new(None) };
     /// Whether there is a current one. Without a schedule there never is, and this is much quicker to read: it has no
     /// destructor.
     static IS_ANY: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Exchanges the granted charge of this thread with `slot`. It is called before and after a call is made or polled.
-pub(crate) fn swap(slot: &mut Option<Box<GrantedCharge>>) {
+pub(crate) fn swap(slot: &mut Option<GrantedCharge>) {
     IS_ANY.set(slot.is_some());
     *slot = CURRENT.replace(slot.take());
 }
@@ -38,7 +42,7 @@ pub(crate) fn swap(slot: &mut Option<Box<GrantedCharge>>) {
 /// Grants a charge to the current call, for its next attempt.
 pub(crate) fn grant(charge: GrantedCharge) {
     IS_ANY.set(true);
-    let before = CURRENT.replace(Some(Box::new(charge)));
+    let before = CURRENT.replace(Some(charge));
     // Settling it runs no user code.
     drop(before);
 }
@@ -70,10 +74,19 @@ fn with_current<T>(limiter: &RateLimiter, f: impl FnOnce(&mut GrantedCharge) -> 
 }
 
 impl GrantedCharge {
-    pub(crate) fn new(limiter: RateLimiter, charge: Result<Unused, AcquireError>) -> Self {
+    /// Grants what was charged, or why nothing ever is.
+    pub(crate) fn new(limiter: RateLimiter, charge: Result<Estimate, AcquireError>) -> Self {
+        let unused = charge.map(|estimate| Unused(Some(estimate)));
         Self {
             limiter,
-            charge: Some(Box::new(charge)),
+            charge: Some(Box::new(unused)),
+        }
+    }
+
+    /// Tells `receipt` what the call has used of the charge, when that is known.
+    pub(crate) fn tell(&mut self, receipt: Arc<dyn OnSettled>) {
+        if let Some(Ok(Unused(Some(estimate)))) = self.charge.as_deref_mut() {
+            estimate.tell(receipt);
         }
     }
 
@@ -84,10 +97,6 @@ impl GrantedCharge {
 }
 
 impl Unused {
-    pub(crate) const fn new(estimate: Estimate) -> Self {
-        Self(Some(estimate))
-    }
-
     /// Returns the charge of a call that is made now.
     pub(super) fn used(&mut self) -> Option<Estimate> {
         self.0.take()

@@ -117,7 +117,7 @@ pub use estimate::Estimate;
 pub(crate) use estimate::OnSettled;
 #[cfg(feature = "http")]
 pub(crate) use followed::Report;
-pub(crate) use granted::{GrantedCharge, Unused, grant as grant_charge, is_charged, swap as swap_granted_charge};
+pub(crate) use granted::{GrantedCharge, grant as grant_charge, is_charged, swap as swap_granted_charge};
 pub(crate) use key_limits::KeyLimits;
 pub use keyed::KeyedRateLimiter;
 pub use kind::CallKind;

@@ -3,15 +3,10 @@
 //! A retry keeps the place that its call had: it waits in its flow with the number and the arrival of its call, so it is the
 //! first of its class there. It holds nothing meanwhile, and is charged again.
 
-use super::{
-    core::{ScheduledCall, Ticket},
-    grant::Receipt,
-    shared::Shared,
-};
+use super::{call::ScheduledCall, core::Ticket, tree::Started};
 use crate::{
-    error::AcquireError,
     panic,
-    rate::{self, Estimate, GrantedCharge, RateLimiter, Unused},
+    rate::{self, GrantedCharge},
     semaphore::{
         Claim, Permit,
         granted::{AskAgain, InFlight, PollPermit},
@@ -23,17 +18,9 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-/// What a further attempt of a call needs to wait for its turn.
-#[derive(Clone)]
-pub(super) struct Again {
-    pub(super) shared: Arc<Shared>,
-    pub(super) call: ScheduledCall,
-    pub(super) seq: u64,
-}
-
 /// An attempt that waits, shared by the layer that waits for it and the tree.
-#[derive(Default)]
 pub(crate) struct Attempt {
+    call: Arc<ScheduledCall>,
     state: Mutex<AttemptState>,
 }
 
@@ -45,45 +32,101 @@ struct AttemptState {
     is_given_up: bool,
 }
 
-/// What an attempt was given.
-pub(super) struct GrantedAttempt {
+/// What an attempt was given. It loses the permit if it is not polled in time while others wait for one.
+struct GrantedAttempt {
     permit: Result<Claim, Permit>,
     in_flight: Option<InFlight>,
-    charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>,
-    receipt: Option<Box<Receipt>>,
+    charge: Option<GrantedCharge>,
 }
 
 /// The end of an attempt that the layer holds.
 struct Waiting {
-    again: Again,
     attempt: Arc<Attempt>,
     /// Its place in the tree. `None` until the attempt is polled, and after it was granted what it waits for.
     id: Option<usize>,
 }
 
-impl AskAgain for Again {
-    fn ask_again(&self) -> Box<dyn PollPermit> {
+impl AskAgain for ScheduledCall {
+    fn ask_again(self: Arc<Self>) -> Box<dyn PollPermit> {
+        let attempt = Attempt {
+            call: self.again(),
+            state: Mutex::default(),
+        };
         Box::new(Waiting {
-            again: self.clone(),
-            attempt: Arc::default(),
+            attempt: Arc::new(attempt),
             id: None,
         })
     }
 }
 
 impl Attempt {
-    /// Gives the attempt its permit and its charge. If its layer was dropped meanwhile, both are given back.
-    pub(super) fn grant(&self, granted: GrantedAttempt) {
+    pub(super) const fn call(&self) -> &Arc<ScheduledCall> {
+        &self.call
+    }
+
+    /// Gives the attempt, which was chosen, its permit and its charge. If its layer was dropped meanwhile, both are given back.
+    pub(super) fn grant(
+        &self,
+        started: Started,
+        permit: Option<Permit>,
+        in_flight: Option<InFlight>,
+        mut charge: Option<GrantedCharge>,
+    ) {
+        self.call.begin(started);
+        if let Some(charge) = &mut charge {
+            charge.tell(self.call.clone());
+        }
+        self.give(permit.unwrap_or_else(Permit::of_none), in_flight, charge);
+    }
+
+    /// Ends the wait of an attempt that gets nothing, but maybe the reason.
+    pub(super) fn refuse(&self, reason: Option<GrantedCharge>) {
+        self.give(Permit::of_none(), None, reason);
+    }
+
+    fn give(&self, permit: Permit, in_flight: Option<InFlight>, charge: Option<GrantedCharge>) {
+        let granted = GrantedAttempt {
+            permit: permit.into_claim(),
+            in_flight,
+            charge,
+        };
         let mut state = self.lock();
         if state.is_given_up {
             drop(state);
-            granted.give_back();
+            self.give_back(granted);
             return;
         }
         state.granted = Some(granted);
         let waker = state.waker.take();
         drop(state);
         waker.into_iter().for_each(panic::wake);
+    }
+
+    /// Returns the permit and the charge. If the permit is lost, gives the charge back.
+    fn take(&self, granted: GrantedAttempt) -> Option<(Permit, Option<InFlight>, Option<GrantedCharge>)> {
+        let GrantedAttempt {
+            permit,
+            in_flight,
+            charge,
+        } = granted;
+        let permit = match permit {
+            Ok(mut claim) => claim.confirm().ok(),
+            Err(permit) => Some(permit),
+        };
+        let Some(permit) = permit else {
+            drop(charge);
+            self.call.give_back();
+            return None;
+        };
+        if charge.is_none() {
+            self.call.settle_as_charged();
+        }
+        Some((permit, in_flight, charge))
+    }
+
+    fn give_back(&self, granted: GrantedAttempt) {
+        drop(granted);
+        self.call.give_back();
     }
 
     fn lock(&self) -> MutexGuard<'_, AttemptState> {
@@ -95,67 +138,6 @@ impl fmt::Debug for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Attempt").finish_non_exhaustive()
     }
-}
-
-impl GrantedAttempt {
-    /// Puts together what an attempt is given. It loses the permit if it is not polled in time while others wait for one.
-    pub(super) fn new(
-        permit: Permit,
-        in_flight: Option<InFlight>,
-        charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>,
-        receipt: Option<Box<Receipt>>,
-    ) -> Self {
-        Self {
-            permit: permit.into_claim(),
-            in_flight,
-            charge,
-            receipt,
-        }
-    }
-
-    /// Returns the permit and the charge. If the permit is lost, gives the charge back.
-    fn into_parts(self) -> Option<(Permit, Option<InFlight>, Option<GrantedCharge>)> {
-        let Self {
-            permit,
-            in_flight,
-            charge,
-            receipt,
-        } = self;
-        let permit = match permit {
-            Ok(mut claim) => claim.confirm().ok(),
-            Err(permit) => Some(permit),
-        };
-        let Some(permit) = permit else {
-            give_back(charge, receipt);
-            return None;
-        };
-        let charge = match (charge, receipt) {
-            (Some((limiter, Ok(estimate))), Some(receipt)) => {
-                let unused = Unused::new(estimate.with_receipt(receipt));
-                Some(GrantedCharge::new(limiter, Ok(unused)))
-            }
-            (Some((limiter, charge)), _) => Some(GrantedCharge::new(limiter, charge.map(Unused::new))),
-            (None, Some(mut receipt)) => {
-                receipt.settle_as_charged();
-                None
-            }
-            (None, None) => None,
-        };
-        Some((permit, in_flight, charge))
-    }
-
-    fn give_back(self) {
-        give_back(self.charge, self.receipt);
-    }
-}
-
-/// Gives back a charge that no attempt needs.
-fn give_back(charge: Option<(RateLimiter, Result<Estimate, AcquireError>)>, receipt: Option<Box<Receipt>>) {
-    if let Some((_, Ok(estimate))) = charge {
-        drop(Unused::new(estimate));
-    }
-    // Dropped without being settled, the receipt counts as not used.
-    drop(receipt);
 }
 
 impl Waiting {
@@ -179,8 +161,7 @@ impl PollPermit for Waiting {
     fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Permit, Option<InFlight>)>> {
         loop {
             if self.id.is_none() {
-                let Again { shared, call, seq } = &self.again;
-                let Ok(id) = shared.push_attempt(call, *seq, &self.attempt) else {
+                let Ok(id) = self.attempt.call.shared().push_attempt(&self.attempt) else {
                     // The keys of the call were forgotten, and there is no room for them.
                     return Poll::Ready(None);
                 };
@@ -189,7 +170,7 @@ impl PollPermit for Waiting {
             let granted = ready!(self.poll_granted(cx));
             self.id = None;
             // An attempt that was not polled in time has lost its permit, and waits again.
-            if let Some((permit, in_flight, charge)) = granted.into_parts() {
+            if let Some((permit, in_flight, charge)) = self.attempt.take(granted) {
                 if let Some(charge) = charge {
                     rate::grant_charge(charge);
                 }
@@ -207,8 +188,11 @@ impl Drop for Waiting {
             state.granted.take()
         };
         match (granted, self.id) {
-            (Some(granted), _) => granted.give_back(),
-            (None, Some(id)) => self.again.shared.cancel(id, &Ticket::Attempt(self.attempt.clone())),
+            (Some(granted), _) => self.attempt.give_back(granted),
+            (None, Some(id)) => {
+                let ticket = Ticket::Attempt(self.attempt.clone());
+                self.attempt.call.shared().cancel(id, &ticket);
+            }
             (None, None) => {}
         }
     }

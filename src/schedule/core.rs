@@ -4,12 +4,13 @@
 
 use super::{
     attempt::Attempt,
+    call::ScheduledCall,
     fair::Units,
     flow::FlowKey,
     tree::{FlowView, NewCall, NewNode, Running, Started, Tree},
 };
 use crate::{
-    clock::{self, LazyNow},
+    clock::LazyNow,
     error::{InvalidConfig, Rejected},
     rate::{Budget, Cost, Demand, KeyLimits, Limits},
     wait_queue::Availability,
@@ -39,29 +40,9 @@ pub(crate) struct CallKey {
     pub(crate) order: u64,
 }
 
-/// What a schedule has to know about a call.
-#[derive(Clone, Debug)]
-pub(crate) struct ScheduledCall {
-    /// One key for each level.
-    pub(super) path: Arc<[FlowKey]>,
-    pub(super) class: u8,
-    pub(super) cost: Cost,
-    /// What the cost counts in the fair order.
-    pub(super) units: Units,
-    /// When the call has arrived, plus the slack of its class.
-    pub(super) due: u64,
-}
-
-impl ScheduledCall {
-    pub(crate) const fn path(&self) -> &Arc<[FlowKey]> {
-        &self.path
-    }
-}
-
 /// The call that goes next.
 pub(super) struct Head {
     pub(super) cost: Cost,
-    pub(super) units: Units,
 }
 
 pub(super) struct Core {
@@ -70,7 +51,6 @@ pub(super) struct Core {
     settings: HashMap<Box<[FlowKey]>, KeySettings>,
     /// The attempts that wait, by the numbers of their calls and their places in the tree.
     attempts: BTreeSet<(u64, usize)>,
-    epoch: Instant,
     wall_clock: SystemTime,
     max_nodes: usize,
 }
@@ -131,15 +111,9 @@ impl Core {
             tree: Tree::new(strict, max_nodes),
             settings: HashMap::new(),
             attempts: BTreeSet::new(),
-            epoch: clock::now(),
             wall_clock: SystemTime::now(),
             max_nodes,
         }
-    }
-
-    /// Returns the nanoseconds since the schedule was made.
-    pub(super) fn nanos(&self, now: &mut LazyNow) -> u64 {
-        clock::nanos_between(self.epoch, now.get())
     }
 
     /// Returns how many of the nodes on the path are known, from the outermost on.
@@ -218,10 +192,7 @@ impl Core {
     /// Returns the eligible call that goes next, if one could be charged to all limits below the root now.
     pub(super) fn head(&mut self, eligible: Eligible, now: &mut LazyNow) -> Option<Head> {
         let id = self.next(eligible, now)?;
-        self.tree.call(id).map(|call| Head {
-            cost: call.cost,
-            units: call.units,
-        })
+        self.tree.call(id).map(|call| Head { cost: call.cost })
     }
 
     /// Begins the eligible call that goes next, if it is `head`.

@@ -1,10 +1,9 @@
 //! [`Dispatcher`]: chooses the next call, when a permit and all budgets are there for it.
 
 use super::{
-    attempt::{Again, GrantedAttempt},
-    core::{CallKey, Eligible, Head, ScheduledCall, Ticket},
-    fair::Units,
-    grant::{Grant, Receipt},
+    call::ScheduledCall,
+    core::{CallKey, Eligible, Head, Ticket},
+    grant::Grant,
     shared::{Root, Shared},
     tree::Started,
 };
@@ -12,7 +11,7 @@ use crate::{
     clock,
     error::AcquireError,
     panic::catch_unwind,
-    rate::{Admission, Cost, Estimate, RateLimiter},
+    rate::{Admission, GrantedCharge, RateLimiter},
     semaphore::{Acquire, Permit, granted::InFlight},
 };
 use std::{
@@ -38,7 +37,7 @@ pub(crate) struct Dispatcher {
 /// What was chosen.
 pub(crate) enum Chosen {
     /// The call of the queue with this key.
-    Call(CallKey, Box<ChosenCall>),
+    Call(CallKey, ChosenCall),
     /// This call can never be admitted.
     Refused(CallKey, AcquireError),
     /// No call waits.
@@ -52,12 +51,10 @@ pub(crate) struct ChosenCall {
     granted: Granted,
 }
 
-/// What a chosen call was given.
+/// What a chosen call was given. Dropped, it is given back.
 struct Granted {
     permit: Option<Permit>,
-    charge: Option<(RateLimiter, Estimate)>,
-    cost: Cost,
-    units: Units,
+    charge: Option<GrantedCharge>,
 }
 
 impl Dispatcher {
@@ -92,7 +89,6 @@ impl Dispatcher {
                 Poll::Ready(None) => {}
                 Poll::Ready(Some(Ok(granted))) => {
                     let Some((started, in_flight, ticket)) = self.shared.start(&head, eligible) else {
-                        granted.give_back();
                         continue;
                     };
                     match ticket {
@@ -102,10 +98,11 @@ impl Dispatcher {
                                 in_flight,
                                 granted,
                             };
-                            return Poll::Ready(Chosen::Call(call, Box::new(chosen)));
+                            return Poll::Ready(Chosen::Call(call, chosen));
                         }
                         Ticket::Attempt(attempt) => {
-                            attempt.grant(granted.for_attempt(started, in_flight, &self.shared))
+                            let Granted { permit, charge } = granted;
+                            attempt.grant(started, permit, in_flight, charge);
                         }
                     }
                 }
@@ -131,7 +128,7 @@ impl Dispatcher {
         match ticket {
             Ticket::Call(call) => Some(call),
             Ticket::Attempt(attempt) => {
-                attempt.grant(GrantedAttempt::new(Permit::of_none(), None, None, None));
+                attempt.refuse(None);
                 None
             }
         }
@@ -200,15 +197,12 @@ impl Dispatcher {
                     return Poll::Ready(Some(Err(error)));
                 }
             }
-            charge = admission.estimate().map(|estimate| (limiter.clone(), estimate));
+            charge = admission
+                .estimate()
+                .map(|estimate| GrantedCharge::new(limiter.clone(), Ok(estimate)));
             self.admission = None;
         }
-        Poll::Ready(Some(Ok(Granted {
-            permit,
-            charge,
-            cost: head.cost,
-            units: head.units,
-        })))
+        Poll::Ready(Some(Ok(Granted { permit, charge })))
     }
 
     /// Leaves the lines of the permits and the limiter.
@@ -231,8 +225,8 @@ impl Dispatcher {
         match ticket {
             Ticket::Call(call) => Some(Chosen::Refused(call, error)),
             Ticket::Attempt(attempt) => {
-                let charge = self.limiter.clone().map(|limiter| (limiter, Err(error)));
-                attempt.grant(GrantedAttempt::new(Permit::of_none(), None, charge, None));
+                let limiter = self.limiter.clone();
+                attempt.refuse(limiter.map(|limiter| GrantedCharge::new(limiter, Err(error))));
                 None
             }
         }
@@ -241,40 +235,18 @@ impl Dispatcher {
 
 impl ChosenCall {
     /// Returns what the layers of the call find.
-    pub(crate) fn into_grant(self, call: &ScheduledCall, shared: &Arc<Shared>) -> Grant {
+    pub(crate) fn into_grant(self, call: Arc<ScheduledCall>) -> Grant {
         let Self {
             started,
             in_flight,
-            granted,
+            granted: Granted { permit, charge },
         } = self;
-        let again = Again {
-            shared: shared.clone(),
-            call: call.clone(),
-            seq: started.seq,
-        };
-        let receipt = Box::new(Receipt::new(shared.clone(), started, granted.cost, granted.units));
-        Grant::new(granted.permit, in_flight, granted.charge, receipt, again)
+        call.begin(started);
+        Grant::new(call, permit, in_flight, charge)
     }
 
     /// Gives back what the call does not need, because it was cancelled just now.
     pub(crate) fn give_back(self, shared: &Shared) {
         shared.give_back(self.started);
-        self.granted.give_back();
-    }
-}
-
-impl Granted {
-    fn for_attempt(self, started: Started, in_flight: Option<InFlight>, shared: &Arc<Shared>) -> GrantedAttempt {
-        let permit = self.permit.unwrap_or_else(Permit::of_none);
-        let charge = self.charge.map(|(limiter, estimate)| (limiter, Ok(estimate)));
-        let receipt = Receipt::new(shared.clone(), started, self.cost, self.units);
-        GrantedAttempt::new(permit, in_flight, charge, Some(Box::new(receipt)))
-    }
-
-    /// Gives back what no call needs.
-    fn give_back(self) {
-        if let Some((_, estimate)) = self.charge {
-            estimate.settle(Cost::none());
-        }
     }
 }

@@ -1,9 +1,8 @@
 //! [`Grant`]: what a call was given when it was chosen, until its layers take it.
 
-use super::{attempt::Again, fair::Units, shared::Shared, tree::Started};
+use super::call::ScheduledCall;
 use crate::{
-    panic::catch_unwind,
-    rate::{self, Cost, Estimate, GrantedCharge, OnSettled, RateLimiter, Unused},
+    rate::{self, GrantedCharge},
     semaphore::{
         Permit,
         granted::{self, GrantedPermit, InFlight},
@@ -13,10 +12,10 @@ use std::sync::Arc;
 
 /// The permit and the charge of a chosen call. What its layers have not taken when it is dropped is given back.
 pub(crate) struct Grant {
-    permit: Option<Box<GrantedPermit>>,
-    charge: Option<Box<GrantedCharge>>,
-    /// The place in the fair order of a call whose schedule has no limiter: it counts as charged when the call begins.
-    receipt: Option<Box<Receipt>>,
+    permit: Option<GrantedPermit>,
+    charge: Option<GrantedCharge>,
+    /// The call, if its schedule has no limiter: it counts as charged when it begins.
+    uncharged: Option<Arc<ScheduledCall>>,
     /// Counts the call at its keys until its end, if there is no permit that does.
     #[allow(dead_code, reason = "its drop is what matters")]
     in_flight: Option<InFlight>,
@@ -26,52 +25,41 @@ pub(crate) struct Grant {
 #[must_use = "the grant is left when this is dropped"]
 pub(crate) struct EnteredGrant<'a>(&'a mut Grant);
 
-/// What a call was charged in the tree, settled when it is known what the call has used.
-pub(super) struct Receipt {
-    shared: Arc<Shared>,
-    /// `None` once it is settled.
-    started: Option<Started>,
-    cost: Cost,
-    /// What the cost counts in the fair order.
-    units: Units,
-}
-
 impl Grant {
     /// Puts together what a chosen call was given.
     pub(super) fn new(
+        call: Arc<ScheduledCall>,
         permit: Option<Permit>,
         in_flight: Option<InFlight>,
-        charge: Option<(RateLimiter, Estimate)>,
-        receipt: Box<Receipt>,
-        again: Again,
+        mut charge: Option<GrantedCharge>,
     ) -> Self {
+        let uncharged = match &mut charge {
+            Some(charge) => {
+                charge.tell(call.clone());
+                None
+            }
+            None => Some(call.clone()),
+        };
         let semaphore = permit.as_ref().and_then(Permit::of);
         let (permit, in_flight) = match permit.zip(semaphore) {
             Some((permit, semaphore)) => {
-                let granted = GrantedPermit::new(semaphore, permit, in_flight, Arc::new(again));
-                (Some(Box::new(granted)), None)
+                let granted = GrantedPermit::new(semaphore, permit, in_flight, call);
+                (Some(granted), None)
             }
             None => (None, in_flight),
-        };
-        let (charge, receipt) = match charge {
-            Some((limiter, estimate)) => {
-                let unused = Unused::new(estimate.with_receipt(receipt));
-                (Some(Box::new(GrantedCharge::new(limiter, Ok(unused)))), None)
-            }
-            None => (None, Some(receipt)),
         };
         Self {
             permit,
             charge,
-            receipt,
+            uncharged,
             in_flight,
         }
     }
 
     /// Called when the call is made. Until then, dropping the grant counts as if the call had used nothing.
     pub(crate) fn begin(&mut self) {
-        if let Some(mut receipt) = self.receipt.take() {
-            receipt.settle_as_charged();
+        if let Some(call) = self.uncharged.take() {
+            call.settle_as_charged();
         }
     }
 
@@ -101,44 +89,5 @@ impl Grant {
 impl Drop for EnteredGrant<'_> {
     fn drop(&mut self) {
         self.0.swap();
-    }
-}
-
-impl Receipt {
-    pub(super) const fn new(shared: Arc<Shared>, started: Started, cost: Cost, units: Units) -> Self {
-        Self {
-            shared,
-            started: Some(started),
-            cost,
-            units,
-        }
-    }
-
-    pub(super) fn settle_as_charged(&mut self) {
-        if let Some(started) = self.started.take() {
-            self.shared.settle(started, self.cost, self.units);
-        }
-    }
-}
-
-impl OnSettled for Receipt {
-    fn settled(&mut self, used: &Cost) {
-        let Some(started) = self.started.take() else { return };
-        // The price may be a function of the user. If it panics, the call counts what it was charged.
-        let units = if *used == self.cost {
-            self.units
-        } else {
-            catch_unwind(|| self.shared.units(used)).unwrap_or(self.units)
-        };
-        self.shared.settle(started, *used, units);
-    }
-}
-
-/// A receipt that was not settled is that of a call that was not made.
-impl Drop for Receipt {
-    fn drop(&mut self) {
-        if let Some(started) = self.started.take() {
-            self.shared.give_back(started);
-        }
     }
 }

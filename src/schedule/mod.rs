@@ -89,6 +89,7 @@
 //!   and charges one call in each round trip to the store.
 
 mod attempt;
+mod call;
 mod calls;
 mod core;
 mod dispatch;
@@ -103,7 +104,8 @@ mod tests;
 mod tree;
 
 pub(crate) use self::{
-    core::{CallKey, Eligible, PushError, ScheduledCall, Ticket},
+    call::ScheduledCall,
+    core::{CallKey, Eligible, PushError, Ticket},
     dispatch::{Chosen, Dispatcher},
     grant::Grant,
     key_hash::KeyMap,
@@ -113,6 +115,7 @@ pub use flow::{Flow, FlowKey};
 pub use level::Level;
 
 use self::{
+    call::NewScheduledCall,
     core::{Core, DEFAULT_MAX_NODES, Price, Prices},
     shared::Root,
 };
@@ -140,6 +143,7 @@ use tokio::time::Instant;
 #[derive(Clone)]
 pub struct Schedule {
     settings: Settings,
+    prices: Arc<Prices>,
     shared: Arc<Shared>,
 }
 
@@ -212,9 +216,12 @@ impl Schedule {
         if levels.is_empty() {
             levels.push(Level::by("flow"));
         }
-        let shared = Shared::new(levels, core, settings.root());
+        let root = settings.root();
+        let prices = root.prices.clone();
+        let shared = Shared::new(levels, core, root);
         Self {
             settings,
+            prices,
             shared: Arc::new(shared),
         }
     }
@@ -275,6 +282,7 @@ impl Schedule {
         settings.concurrency = Some(concurrency.clone());
         settings.limiter = Some(limiter.clone());
         Self {
+            prices: settings.root().prices,
             settings,
             shared: self.shared.clone(),
         }
@@ -419,18 +427,19 @@ impl Schedule {
     }
 
     /// Returns what the schedule has to know about a call.
-    pub(crate) fn call(&self, flow: &Flow, cost: Cost) -> ScheduledCall {
+    pub(crate) fn call(&self, flow: &Flow, cost: Cost) -> Arc<ScheduledCall> {
         let class = self.class_of(flow.class_name());
         let slack = self.settings.classes.get(class);
         let slack = slack.map_or(0, |class| class.slack.load(Ordering::Relaxed));
         let arrival = self.shared.nanos(clock::now());
-        ScheduledCall {
+        let new = NewScheduledCall {
             path: self.path_of(flow),
             class: u8::try_from(class).unwrap_or(u8::MAX),
             cost,
-            units: self.shared.units(&cost),
+            units: self.prices.units(&cost),
             due: arrival.saturating_add(slack),
-        }
+        };
+        ScheduledCall::new(self.shared.clone(), new)
     }
 
     pub(crate) fn path_of(&self, flow: &Flow) -> Arc<[FlowKey]> {

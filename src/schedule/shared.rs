@@ -1,18 +1,19 @@
 //! [`Shared`]: the state of a schedule, which its handles, its queue and the calls that run share.
 
 use super::{
-    attempt::{Attempt, GrantedAttempt},
-    core::{CallKey, Core, Eligible, Head, NodeSpec, Prices, PushError, ScheduledCall, Ticket},
+    attempt::Attempt,
+    call::ScheduledCall,
+    core::{CallKey, Core, Eligible, Head, NodeSpec, Prices, PushError, Ticket},
     fair::Units,
     flow::FlowKey,
     level::Level,
     tree::{Running, Started},
 };
 use crate::{
-    clock::LazyNow,
+    clock::{self, LazyNow},
     error::{AcquireError, Rejected},
-    rate::{Cost, RateLimiter},
-    semaphore::{Permit, Semaphore, granted::InFlight},
+    rate::{Cost, GrantedCharge, RateLimiter},
+    semaphore::{Semaphore, granted::InFlight},
 };
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -23,6 +24,8 @@ use tokio::time::Instant;
 pub(crate) struct Shared {
     levels: Vec<Level>,
     core: Mutex<Core>,
+    /// When the schedule was made.
+    epoch: Instant,
     /// How many calls wait. It is changed under the lock, and can be read without.
     waiting: AtomicUsize,
     root: Mutex<Root>,
@@ -90,6 +93,7 @@ impl Shared {
         Self {
             levels,
             core: Mutex::new(core),
+            epoch: clock::now(),
             waiting: AtomicUsize::new(0),
             root: Mutex::new(root),
             queue: Mutex::new(Weak::<NoQueue>::new()),
@@ -142,7 +146,7 @@ impl Shared {
 
     /// Returns the nanoseconds from when the schedule was made to `now`.
     pub(super) fn nanos(&self, now: Instant) -> u64 {
-        self.lock().nanos(&mut LazyNow::at(now))
+        clock::nanos_between(self.epoch, now)
     }
 
     /// Returns the weight of a flow.
@@ -191,8 +195,8 @@ impl Shared {
             }
             Ticket::Attempt(attempt) => {
                 // Its rate limit fails with the error.
-                let charge = self.root().limiter.map(|limiter| (limiter, Err(error)));
-                attempt.grant(GrantedAttempt::new(Permit::of_none(), None, charge, None));
+                let charge = self.root().limiter.map(|limiter| GrantedCharge::new(limiter, Err(error)));
+                attempt.refuse(charge);
             }
         }
     }
@@ -225,15 +229,11 @@ impl Shared {
     }
 
     /// Gives a further attempt of a call a place in the tree, and carries out what follows.
-    pub(super) fn push_attempt(
-        &self,
-        call: &ScheduledCall,
-        seq: u64,
-        attempt: &Arc<Attempt>,
-    ) -> Result<usize, PushError> {
+    pub(super) fn push_attempt(&self, attempt: &Arc<Attempt>) -> Result<usize, PushError> {
+        let call = attempt.call();
         let mut specs = Vec::new();
         loop {
-            let (pushed, effects) = self.try_push(call, Some(seq), Ticket::Attempt(attempt.clone()), &specs);
+            let (pushed, effects) = self.try_push(call, Some(call.seq()), Ticket::Attempt(attempt.clone()), &specs);
             // An attempt may be eligible though it is not the first.
             self.carry_out(Effects {
                 has_changed: true,

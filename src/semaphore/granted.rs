@@ -26,7 +26,7 @@ pub(crate) type InFlight = Box<Box<dyn Send + Sync>>;
 
 /// Lets a call that makes a further attempt wait for its turn again.
 pub(crate) trait AskAgain: Send + Sync {
-    fn ask_again(&self) -> Box<dyn PollPermit>;
+    fn ask_again(self: Arc<Self>) -> Box<dyn PollPermit>;
 }
 
 /// A further attempt that waits for its turn. Dropping it gives up the turn.
@@ -45,7 +45,7 @@ pub(crate) enum Found {
 }
 
 thread_local! {
-    static CURRENT: Cell<Option<Box<GrantedPermit>>> = const { Cell::new(None) };
+    static CURRENT: Cell<Option<GrantedPermit>> = const { Cell::new(None) };
     /// Whether there is a current one. Without a schedule there never is, and this is much quicker to read: it has no
     /// destructor.
     static IS_ANY: Cell<bool> = const { Cell::new(false) };
@@ -82,7 +82,7 @@ impl GrantedPermit {
 }
 
 /// Exchanges the granted permit of this thread with `slot`. It is called before and after a call is made or polled.
-pub(crate) fn swap(slot: &mut Option<Box<GrantedPermit>>) {
+pub(crate) fn swap(slot: &mut Option<GrantedPermit>) {
     IS_ANY.set(slot.is_some());
     *slot = CURRENT.replace(slot.take());
 }
@@ -100,7 +100,7 @@ pub(crate) fn take(semaphore: &Semaphore) -> Option<Found> {
 fn take_current(semaphore: &Semaphore) -> Option<Found> {
     with_current(semaphore, |granted| match granted.permit.take() {
         Some((permit, in_flight)) => Some(Found::Permit(permit, in_flight)),
-        None => granted.again.as_ref().map(|again| Found::Again(again.ask_again())),
+        None => granted.again.clone().map(|again| Found::Again(again.ask_again())),
     })?
 }
 
