@@ -19,7 +19,7 @@ use crate::{
         CallKey, Chosen, Dispatcher, Effects, Eligible, FlowKey, Grant, PushError, Pushed, Schedule, Scheduled,
         ScheduledCall, Shared, Ticket,
     },
-    semaphore::{Acquire, Permit, Semaphore, granted::GrantedPermit},
+    semaphore::{Acquire, Permit, Semaphore},
     sync::Mutex,
     wait_queue::HANDOFF_TIMEOUT,
 };
@@ -91,11 +91,6 @@ impl ChannelSchedule {
         let dispatcher = Mutex::new(schedule.dispatcher());
         Self { schedule, dispatcher }
     }
-
-    /// Returns what is current while the service is asked to be ready: a call that the schedule chooses brings its permit.
-    pub(super) fn permit_to_come(&self) -> Option<GrantedPermit> {
-        self.schedule.permits().map(GrantedPermit::to_come)
-    }
 }
 
 impl<Req, Res> ScheduledCalls<Req, Res> {
@@ -144,12 +139,15 @@ impl<Req, Res> ScheduledCalls<Req, Res> {
     /// Gives a free place to the next call at the door, or offers it to the next handle. `None` if no call and no handle waits,
     /// or all free places are offered.
     fn give(&mut self, places: &Semaphore) -> Option<Given<Req, Res>> {
+        if !self.door.is_waiting() {
+            return None;
+        }
         let now = clock::now();
         while self.offers.front().is_some_and(|(until, _)| *until <= now) {
             self.offers.pop_front();
         }
         let free = places.total().saturating_sub(places.held());
-        if free <= self.offers.len() || !self.door.is_waiting() {
+        if free <= self.offers.len() {
             return None;
         }
         // `None` if a newcomer has taken the last free place just now.

@@ -10,7 +10,6 @@
 use super::{
     channel::{Channel, Next, StartEpoch},
     message::{EarlyEnd, Message},
-    scheduled::ChannelSchedule,
 };
 use crate::{
     deadline::PendingCost,
@@ -304,15 +303,11 @@ where
     S: Service<Req>,
     S::Error: Into<BoxError>,
 {
-    let mut to_come = channel.schedule().and_then(ChannelSchedule::permit_to_come);
-    let is_to_come = to_come.is_some();
-    if is_to_come {
-        granted::swap(&mut to_come);
-    }
+    // A call that the schedule chooses brings its permit.
+    let permits = channel.schedule().and_then(|scheduled| scheduled.schedule.permits());
+    let expected = granted::expect(permits);
     let polled = catch_unwind(|| service.poll_ready(cx).map_err(Into::into));
-    if is_to_come {
-        granted::swap(&mut to_come);
-    }
+    drop(expected);
     match polled {
         Ok(polled) => polled,
         Err(panic) => Poll::Ready(Err(panic)),

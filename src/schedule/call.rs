@@ -36,29 +36,21 @@ struct Progress {
     started: Option<Started>,
 }
 
-/// What a [`ScheduledCall`] is made of.
-pub(super) struct NewScheduledCall {
-    pub(super) path: Arc<[FlowKey]>,
-    pub(super) class: u8,
-    pub(super) cost: Cost,
-    pub(super) units: Units,
-    pub(super) due: u64,
-}
-
 impl ScheduledCall {
-    pub(super) fn new(shared: Arc<Shared>, new: NewScheduledCall) -> Arc<Self> {
-        let NewScheduledCall {
-            path,
-            class,
-            cost,
-            units,
-            due,
-        } = new;
+    #[inline]
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        path: Arc<[FlowKey]>,
+        class: u8,
+        cost: &Cost,
+        units: Units,
+        due: u64,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            shared,
+            shared: shared.clone(),
             path,
             class,
-            cost,
+            cost: *cost,
             units,
             due,
             progress: Mutex::default(),

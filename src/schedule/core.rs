@@ -40,11 +40,6 @@ pub(crate) struct CallKey {
     pub(crate) order: u64,
 }
 
-/// The call that goes next.
-pub(super) struct Head {
-    pub(super) cost: Cost,
-}
-
 pub(super) struct Core {
     tree: Tree<FlowKey, Ticket>,
     /// What was set at run time for a node, by its path.
@@ -53,7 +48,12 @@ pub(super) struct Core {
     attempts: BTreeSet<(u64, usize)>,
     wall_clock: SystemTime,
     max_nodes: usize,
+    /// What the queue has to act on, as it was after the last change.
+    seen: Seen,
 }
+
+/// What the queue has to act on: the first call, when the next key is no longer blocked, and whether any call waits.
+type Seen = (Option<usize>, Option<Instant>, bool);
 
 /// Which calls may go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -113,7 +113,14 @@ impl Core {
             attempts: BTreeSet::new(),
             wall_clock: SystemTime::now(),
             max_nodes,
+            seen: (None, None, false),
         }
+    }
+
+    /// Called after each change. Returns whether the queue has to act on it.
+    pub(super) fn has_changed(&mut self) -> bool {
+        let seen = (self.tree.peek(), self.tree.next_at(), self.tree.waiting() > 0);
+        std::mem::replace(&mut self.seen, seen) != seen
     }
 
     /// Returns how many of the nodes on the path are known, from the outermost on.
@@ -140,20 +147,6 @@ impl Core {
             ..
         } = self;
         let missing_from = call.path.len() - specs.len();
-        let mut limits = Vec::new();
-        for (at, spec) in specs.iter().enumerate() {
-            let set = settings
-                .get(&call.path[..=missing_from + at])
-                .and_then(|set| set.limits.as_ref());
-            let of_key = set.or(spec.limits.as_ref());
-            limits.push(
-                match of_key.map(|limits| KeyLimits::new(limits.clone(), *wall_clock, now.get())) {
-                    Some(Ok(limits)) => Some(Box::new(limits)),
-                    Some(Err(error)) => return Some(Err(PushError::Limits(error))),
-                    None => None,
-                },
-            );
-        }
         let new = NewCall {
             class: call.class,
             due: call.due,
@@ -161,15 +154,18 @@ impl Core {
             units: call.units,
             seq,
         };
-        let mut is_complete = true;
+        let (mut is_complete, mut invalid) = (true, None);
+        let created_at = (!specs.is_empty()).then(|| now.get());
         let create = |path: &[FlowKey]| {
             let at = (path.len() - 1).checked_sub(missing_from);
             is_complete &= at.is_some();
-            let (at, set) = (at?, settings.get(path));
+            let (spec, set, created_at) = (&specs[at?], settings.get(path), created_at?);
+            let limits = set.and_then(|set| set.limits.as_ref()).or(spec.limits.as_ref());
+            let limits = limits.map(|limits| KeyLimits::new(limits.clone(), *wall_clock, created_at));
             Some(NewNode {
-                weight: set.and_then(|set| set.weight).unwrap_or(specs[at].weight),
-                limits: limits.get_mut(at).and_then(Option::take),
-                max_running: specs[at].concurrency,
+                weight: set.and_then(|set| set.weight).unwrap_or(spec.weight),
+                limits: limits.transpose().map_err(|error| invalid = Some(error)).ok()?.map(Box::new),
+                max_running: spec.concurrency,
                 paused_until: set.and_then(|set| set.paused_until),
             })
         };
@@ -177,6 +173,9 @@ impl Core {
         let pushed = tree.try_push(&call.path, new, ticket, create, now);
         if !is_complete {
             return None;
+        }
+        if let Some(error) = invalid {
+            return Some(Err(PushError::Limits(error)));
         }
         Some(match pushed {
             Ok(id) => {
@@ -189,28 +188,27 @@ impl Core {
         })
     }
 
-    /// Returns the eligible call that goes next, if one could be charged to all limits below the root now.
-    pub(super) fn head(&mut self, eligible: Eligible, now: &mut LazyNow) -> Option<Head> {
+    /// Returns the cost of the eligible call that goes next, if one could be charged to all limits below the root now.
+    pub(super) fn head(&mut self, eligible: Eligible, now: &mut LazyNow) -> Option<Cost> {
         let id = self.next(eligible, now)?;
-        self.tree.call(id).map(|call| Head { cost: call.cost })
+        self.tree.call(id).map(|call| call.cost)
     }
 
-    /// Begins the eligible call that goes next, if it is `head`.
-    pub(super) fn start(
+    /// Begins the eligible call that goes next, if `take` takes what its cost needs.
+    pub(super) fn start<G>(
         &mut self,
-        head: &Head,
         eligible: Eligible,
+        take: impl FnOnce(&Cost, &mut LazyNow) -> Option<G>,
         now: &mut LazyNow,
-    ) -> Option<(Started, Option<Running>, Ticket)> {
+    ) -> Option<(Started, Option<Running>, Ticket, G)> {
         let id = self.next(eligible, now)?;
-        // Another call of the same cost may have come in between, which may go as well.
-        self.tree.call(id).filter(|call| call.cost == head.cost)?;
+        let granted = take(&self.tree.call(id)?.cost, now)?;
         let (started, ticket) = self.tree.start_call(id, now)?;
         if matches!(ticket, Ticket::Attempt(_)) {
             self.attempts.remove(&(started.seq, id));
         }
         let running = self.tree.running(&started);
-        Some((started, running, ticket))
+        Some((started, running, ticket, granted))
     }
 
     pub(super) fn count_running(&mut self) {
@@ -261,11 +259,6 @@ impl Core {
         self.tree.weight_of(path)
     }
 
-    /// Returns the call that was found to be the first.
-    pub(super) fn peek(&self) -> Option<usize> {
-        self.tree.peek()
-    }
-
     pub(super) fn next_at(&self) -> Option<Instant> {
         self.tree.next_at()
     }
@@ -276,6 +269,9 @@ impl Core {
 
     pub(super) fn take_refused(&mut self) -> Vec<(Ticket, Rejected)> {
         let refused = self.tree.take_refused();
+        if refused.is_empty() {
+            return refused;
+        }
         if refused.iter().any(|(ticket, _)| matches!(ticket, Ticket::Attempt(_))) {
             let Self { tree, attempts, .. } = self;
             attempts.retain(|(seq, id)| tree.call(*id).is_some_and(|call| call.seq == *seq));

@@ -2,16 +2,16 @@
 
 use super::{
     call::ScheduledCall,
-    core::{CallKey, Eligible, Head, Ticket},
+    core::{CallKey, Eligible, Ticket},
     grant::Grant,
-    shared::{Root, Shared},
+    shared::{Root, Shared, StartedCall},
     tree::Started,
 };
 use crate::{
-    clock,
+    clock::{self, LazyNow},
     error::AcquireError,
     panic::catch_unwind,
-    rate::{Admission, GrantedCharge, RateLimiter},
+    rate::{Admission, Cost, GrantedCharge, RateLimiter},
     semaphore::{Acquire, Permit, granted::InFlight},
 };
 use std::{
@@ -73,7 +73,13 @@ impl Dispatcher {
     /// call waits for [a limit of its key](Shared::next_at).
     pub(crate) fn poll_choose(&mut self, eligible: Eligible, cx: &mut Context<'_>) -> Poll<Chosen> {
         loop {
-            let Some(head) = self.shared.head(eligible) else {
+            if let Some(started) = self.start_at_once(eligible) {
+                match Self::give(started) {
+                    Some(chosen) => return Poll::Ready(chosen),
+                    None => continue,
+                }
+            }
+            let Some(cost) = self.shared.head(eligible) else {
                 self.leave();
                 if eligible == Eligible::Attempts && self.poll_next_attempt(cx).is_ready() {
                     continue;
@@ -84,33 +90,82 @@ impl Dispatcher {
                     Poll::Pending
                 };
             };
-            match self.poll_grant(&head, cx) {
+            match self.poll_grant(&cost, cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {}
                 Poll::Ready(Some(Ok(granted))) => {
-                    let Some((started, in_flight, ticket)) = self.shared.start(&head, eligible) else {
-                        continue;
-                    };
-                    match ticket {
-                        Ticket::Call(call) => {
-                            let chosen = ChosenCall {
-                                started,
-                                in_flight,
-                                granted,
-                            };
-                            return Poll::Ready(Chosen::Call(call, chosen));
-                        }
-                        Ticket::Attempt(attempt) => {
-                            let Granted { permit, charge } = granted;
-                            attempt.grant(started, permit, in_flight, charge);
-                        }
+                    // Another call of the same cost may have come in between, which may go as well. What is not taken is
+                    // dropped without the lock, since that may wake others.
+                    let mut granted = Some(granted);
+                    let take = |of: &Cost, _: &mut LazyNow| granted.take_if(|_| *of == cost);
+                    let started = self.shared.start(eligible, take);
+                    if let Some(chosen) = started.and_then(Self::give) {
+                        return Poll::Ready(chosen);
                     }
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    if let Some(refused) = self.refuse(&head, eligible, error) {
+                    if let Some(refused) = self.refuse(&cost, eligible, error) {
                         return Poll::Ready(refused);
                     }
                 }
+            }
+        }
+    }
+
+    /// Begins the first call if all that it needs is there, which is the case of most calls while the limits are not
+    /// reached: then nothing is waited for, and the tree is locked once.
+    fn start_at_once(&mut self, eligible: Eligible) -> Option<StartedCall<Granted>> {
+        let Self {
+            shared,
+            acquire,
+            limiter,
+            admission,
+            ..
+        } = self;
+        // A dispatcher that has a place in the line of the limiter keeps it.
+        if admission.is_some() || shared.waiting() == 0 {
+            return None;
+        }
+        let mut permit = None;
+        let mut take_permit = || match acquire {
+            Some(acquire) => {
+                permit = acquire.try_acquire_uncontended();
+                permit.is_some()
+            }
+            None => true,
+        };
+        let started = shared.start(eligible, |cost, now| match limiter {
+            Some(limiter) => {
+                let estimate = limiter.try_charge(cost, now.get(), take_permit)?;
+                Some(Some(GrantedCharge::new(limiter.clone(), Ok(estimate))))
+            }
+            None => take_permit().then_some(None),
+        });
+        // A permit for which the limiter was not charged after all is given back here, without the lock.
+        started.map(|started| started.map(|charge| Granted { permit, charge }))
+    }
+
+    /// Gives a call that has begun what was taken for it. Returns a call of the queue.
+    fn give(started: StartedCall<Granted>) -> Option<Chosen> {
+        let StartedCall {
+            started,
+            in_flight,
+            ticket,
+            granted,
+        } = started;
+        match ticket {
+            Ticket::Call(call) => Some(Chosen::Call(
+                call,
+                ChosenCall {
+                    started,
+                    in_flight,
+                    granted,
+                },
+            )),
+            Ticket::Attempt(attempt) => {
+                let Granted { permit, charge } = granted;
+                attempt.grant(started, permit, in_flight, charge);
+                None
             }
         }
     }
@@ -121,9 +176,7 @@ impl Dispatcher {
     pub(crate) fn take_after_panic(&mut self, eligible: Eligible) -> Option<CallKey> {
         self.admission = None;
         self.acquire.iter_mut().for_each(|acquire| drop(acquire.replace()));
-        let head = self.shared.head(eligible)?;
-        let (started, in_flight, ticket) = self.shared.start(&head, eligible)?;
-        drop(in_flight);
+        let StartedCall { started, ticket, .. } = self.shared.start(eligible, |_, _| Some(()))?;
         self.shared.give_back(started);
         match ticket {
             Ticket::Call(call) => Some(call),
@@ -149,7 +202,7 @@ impl Dispatcher {
     }
 
     /// Takes what the call needs, all of it or nothing. Ready without it if it was taken by others meanwhile.
-    fn poll_grant(&mut self, head: &Head, cx: &mut Context<'_>) -> Poll<Option<Result<Granted, AcquireError>>> {
+    fn poll_grant(&mut self, cost: &Cost, cx: &mut Context<'_>) -> Poll<Option<Result<Granted, AcquireError>>> {
         let is_permitted = self
             .acquire
             .as_mut()
@@ -161,9 +214,9 @@ impl Dispatcher {
         }
         let now = clock::now();
         if let Some(limiter) = &self.limiter {
-            let new = || limiter.admission(head.cost, true);
+            let new = || limiter.admission(*cost, true);
             let admission = self.admission.get_or_insert_with(new);
-            if !admission.set_cost(head.cost) {
+            if !admission.set_cost(*cost) {
                 std::mem::replace(admission, new()).give_back();
             }
             match admission.poll_turn(now, cx) {
@@ -217,9 +270,9 @@ impl Dispatcher {
 
     /// Ends the wait of a call that the limiter never admits. Returns `None` if the call is an attempt, which has been told,
     /// or is not the first any more.
-    fn refuse(&self, head: &Head, eligible: Eligible, error: AcquireError) -> Option<Chosen> {
-        let (started, in_flight, ticket) = self.shared.start(head, eligible)?;
-        drop(in_flight);
+    fn refuse(&self, cost: &Cost, eligible: Eligible, error: AcquireError) -> Option<Chosen> {
+        let first = self.shared.start(eligible, |of, _| (of == cost).then_some(()))?;
+        let StartedCall { started, ticket, .. } = first;
         // It has not begun: nothing stays charged to the limits of its keys.
         self.shared.give_back(started);
         match ticket {

@@ -115,7 +115,6 @@ pub use flow::{Flow, FlowKey};
 pub use level::Level;
 
 use self::{
-    call::NewScheduledCall,
     core::{Core, DEFAULT_MAX_NODES, Price, Prices},
     shared::Root,
 };
@@ -418,8 +417,8 @@ impl Schedule {
     }
 
     /// Returns the permits that a chosen call takes one of.
-    pub(crate) fn permits(&self) -> Option<Semaphore> {
-        self.settings.concurrency.as_ref().map(|limit| limit.permits().clone())
+    pub(crate) fn permits(&self) -> Option<&Semaphore> {
+        self.settings.concurrency.as_ref().map(Concurrency::permits)
     }
 
     pub(crate) const fn shared(&self) -> &Arc<Shared> {
@@ -432,14 +431,9 @@ impl Schedule {
         let slack = self.settings.classes.get(class);
         let slack = slack.map_or(0, |class| class.slack.load(Ordering::Relaxed));
         let arrival = self.shared.nanos(clock::now());
-        let new = NewScheduledCall {
-            path: self.path_of(flow),
-            class: u8::try_from(class).unwrap_or(u8::MAX),
-            cost,
-            units: self.prices.units(&cost),
-            due: arrival.saturating_add(slack),
-        };
-        ScheduledCall::new(self.shared.clone(), new)
+        let class = u8::try_from(class).unwrap_or(u8::MAX);
+        let (units, due) = (self.prices.units(&cost), arrival.saturating_add(slack));
+        ScheduledCall::new(&self.shared, self.path_of(flow), class, &cost, units, due)
     }
 
     pub(crate) fn path_of(&self, flow: &Flow) -> Arc<[FlowKey]> {

@@ -3,7 +3,7 @@
 use super::{
     attempt::Attempt,
     call::ScheduledCall,
-    core::{CallKey, Core, Eligible, Head, NodeSpec, Prices, PushError, Ticket},
+    core::{CallKey, Core, Eligible, NodeSpec, Prices, PushError, Ticket},
     fair::Units,
     flow::FlowKey,
     level::Level,
@@ -62,6 +62,25 @@ pub(crate) struct Pushed {
     pub(crate) id: usize,
     /// The weight of its flow.
     pub(crate) weight: u32,
+}
+
+/// A call that has begun, and what was taken for it.
+pub(super) struct StartedCall<G> {
+    pub(super) started: Started,
+    pub(super) in_flight: Option<InFlight>,
+    pub(super) ticket: Ticket,
+    pub(super) granted: G,
+}
+
+impl<G> StartedCall<G> {
+    pub(super) fn map<T>(self, map: impl FnOnce(G) -> T) -> StartedCall<T> {
+        StartedCall {
+            started: self.started,
+            in_flight: self.in_flight,
+            ticket: self.ticket,
+            granted: map(self.granted),
+        }
+    }
 }
 
 /// Counts a call in flight at its keys until it is dropped.
@@ -162,21 +181,23 @@ impl Shared {
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Core, &mut LazyNow) -> T) -> (T, Effects) {
         let mut now = LazyNow::default();
         let mut core = self.lock();
-        let before = (core.peek(), core.next_at(), core.waiting() > 0);
         let output = change(&mut core, &mut now);
-        let waiting = core.waiting();
         let effects = Effects {
-            has_changed: before != (core.peek(), core.next_at(), waiting > 0),
+            has_changed: core.has_changed(),
             refused: core.take_refused(),
         };
-        self.waiting.store(waiting, Ordering::Release);
+        self.waiting.store(core.waiting(), Ordering::Release);
         (output, effects)
     }
 
+    #[inline]
     pub(crate) fn carry_out(&self, effects: Effects) {
-        if !effects.has_changed && effects.refused.is_empty() {
-            return;
+        if effects.has_changed || !effects.refused.is_empty() {
+            self.carry_out_now(effects);
         }
+    }
+
+    fn carry_out_now(&self, effects: Effects) {
         let queue = self.queue();
         for (ticket, rejected) in effects.refused {
             self.refuse(queue.as_ref(), ticket, rejected.into());
@@ -252,7 +273,8 @@ impl Shared {
         self.carry_out(effects);
     }
 
-    pub(super) fn head(&self, eligible: Eligible) -> Option<Head> {
+    /// Returns the cost of the eligible call that goes next.
+    pub(super) fn head(&self, eligible: Eligible) -> Option<Cost> {
         let (head, effects) = self.change(|core, now| core.head(eligible, now));
         // Whoever asks is about to act on it.
         self.carry_out(Effects {
@@ -267,22 +289,28 @@ impl Shared {
         self.inspect(Core::next_attempt_at)
     }
 
-    pub(super) fn start(
+    /// Begins the eligible call that goes next, if `take` takes what its cost needs. `take` is called under the lock.
+    pub(super) fn start<G>(
         self: &Arc<Self>,
-        head: &Head,
         eligible: Eligible,
-    ) -> Option<(Started, Option<InFlight>, Ticket)> {
-        let (started, effects) = self.change(|core, now| core.start(head, eligible, now));
+        take: impl FnOnce(&Cost, &mut LazyNow) -> Option<G>,
+    ) -> Option<StartedCall<G>> {
+        let (started, effects) = self.change(|core, now| core.start(eligible, take, now));
         self.carry_out(Effects {
             has_changed: false,
             ..effects
         });
-        let (started, running, ticket) = started?;
+        let (started, running, ticket, granted) = started?;
         let in_flight = running.map(|running| CountedCall {
             shared: self.clone(),
             running: Some(running),
         });
-        Some((started, in_flight.map(|call| InFlight::new(Box::new(call))), ticket))
+        Some(StartedCall {
+            started,
+            in_flight: in_flight.map(|call| InFlight::new(Box::new(call))),
+            ticket,
+            granted,
+        })
     }
 
     pub(super) fn settle(&self, started: Started, used: Cost, units: Units) {

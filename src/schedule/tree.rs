@@ -31,7 +31,7 @@ pub(super) use running::Running;
 pub(super) use view::FlowView;
 
 use super::{
-    calls::{Calls, List, QueuedCall},
+    calls::{Calls, QueuedCall},
     fair::{Charge, Fair, MAX_COST, Units},
 };
 use crate::{
@@ -60,6 +60,8 @@ pub(super) struct Tree<K, T> {
     /// The largest number of nodes below the root.
     max_nodes: usize,
     calls: Calls<T>,
+    /// The calls that have begun and are not settled.
+    open: Slab<OpenCall>,
     /// The nodes that are blocked, by when they stop to be.
     timers: BTreeSet<(Instant, usize)>,
     /// The nodes that are kept only until their limits are full and their pause is over, by when that is.
@@ -88,12 +90,20 @@ pub(super) struct NewCall {
     pub(super) seq: Option<u64>,
 }
 
-/// A call that has begun, until it is settled.
+/// A call that has begun, until it is [settled](Tree::settle).
 #[derive(Debug)]
 pub(super) struct Started {
-    #[cfg_attr(not(test), expect(dead_code, reason = "the tests tell calls by it"))]
-    pub(super) id: usize,
     pub(super) seq: u64,
+    /// Where the tree finds what it was charged.
+    open: usize,
+    #[cfg(test)]
+    pub(super) id: usize,
+    #[cfg(test)]
+    charged: Cost,
+}
+
+/// What a call was charged that has begun.
+struct OpenCall {
     leaf: usize,
     charged: Cost,
     /// What each node was charged, from the leaf upwards.
@@ -126,6 +136,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             nodes,
             max_nodes,
             calls: Calls::new(),
+            open: Slab::new(),
             timers: BTreeSet::new(),
             filling: BTreeSet::new(),
             strict,
@@ -260,11 +271,8 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         let Some(queue) = self.nodes[leaf].queue_mut() else {
             return Err(queued.payload);
         };
-        if queue.lists.len() <= class {
-            queue.lists.resize(class + 1, List::default());
-        }
         queue.demand += &call.cost;
-        let list = &mut queue.lists[class];
+        let list = queue.list_mut(class);
         let id = self.calls.insert(list, queued);
         let is_first = list.first == Some(id);
         let mut at = Some(leaf);
@@ -326,12 +334,18 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.run(call.leaf);
         self.look_at_path(call.leaf, now);
         self.forget_left(now);
-        let started = Started {
-            id,
-            seq: call.seq,
+        let open = self.open.insert(OpenCall {
             leaf: call.leaf,
             charged: call.cost,
             charges,
+        });
+        let started = Started {
+            seq: call.seq,
+            open,
+            #[cfg(test)]
+            id,
+            #[cfg(test)]
+            charged: call.cost,
         };
         Some((started, call.payload))
     }
@@ -339,13 +353,14 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     /// Settles a call that has begun: it has cost `used`, which are `units` in the fair order.
     #[expect(clippy::needless_pass_by_value, reason = "a call is settled once")]
     pub(super) fn settle(&mut self, started: Started, used: Cost, units: Units, now: &mut LazyNow) {
-        let Started {
+        let OpenCall {
             leaf,
             charged: cost,
             charges,
-            ..
-        } = started;
+        } = self.open.remove(started.open);
         let units = units.clamp(0, MAX_COST);
+        // A call that has cost what it was charged, to nodes without limits, changes no node's state.
+        let mut has_changed = false;
         let mut at = leaf;
         for charged in charges {
             if at == ROOT {
@@ -355,16 +370,19 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             node.open -= 1;
             if let Some((limits, number)) = node.limits.as_mut().zip(charged.number) {
                 limits.settle(&cost, number, &used, now);
+                has_changed = true;
             }
             let (parent, mut pass) = (node.parent, node.pass);
             if let Some((order, share)) = self.order_of(parent).zip(charged.share) {
-                order.settle(&mut pass, share, units);
+                has_changed |= order.settle(&mut pass, share, units);
             }
             self.nodes[at].pass = pass;
             at = parent;
         }
         self.nodes[ROOT].open -= 1;
-        self.look_at_path(leaf, now);
+        if has_changed {
+            self.look_at_path(leaf, now);
+        }
         self.forget_path(leaf, now);
         self.forget_left(now);
     }
@@ -386,7 +404,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     fn find_or_create(
         &mut self,
         path: &Path<K>,
-        create: impl FnMut(&Path<K>) -> Option<NewNode>,
+        mut create: impl FnMut(&Path<K>) -> Option<NewNode>,
         now: &mut LazyNow,
     ) -> Option<usize> {
         if path.is_empty() || path.len() > MAX_LEVELS {
@@ -404,8 +422,11 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
                 return None;
             }
         }
-        let new: Option<Vec<_>> = (known..path.len()).map(|depth| &path[..=depth]).map(create).collect();
-        for (depth, new) in (known..).zip(new?) {
+        let mut new: [Option<NewNode>; MAX_LEVELS] = Default::default();
+        for (depth, new) in (known..path.len()).zip(&mut new) {
+            *new = Some(create(&path[..=depth])?);
+        }
+        for (depth, new) in (known..).zip(new.into_iter().flatten()) {
             let below = if depth + 1 == path.len() {
                 Below::calls()
             } else {
@@ -462,7 +483,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         let call = self.calls.get(id)?;
         let (leaf, class) = (call.leaf, usize::from(call.class));
         let queue = self.nodes[leaf].queue_mut()?;
-        let call = self.calls.remove(queue.lists.get_mut(class)?, id);
+        let call = self.calls.remove(queue.list_mut(class), id);
         queue.demand -= &call.cost;
         let mut at = Some(leaf);
         while let Some(id) = at {

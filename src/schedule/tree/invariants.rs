@@ -17,7 +17,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
                 Below::Calls(queue) => {
                     let mut demand = Demand::default();
                     let mut waiting = 0;
-                    for list in &queue.lists {
+                    for list in queue.lists() {
                         let mut last = 0;
                         for call in self.calls.of(*list) {
                             assert!(
@@ -83,5 +83,6 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         }
         assert_eq!((blocked, filling), (self.timers.len(), self.filling.len()));
         assert_eq!(self.calls.len(), self.nodes[ROOT].waiting);
+        assert_eq!(self.open.len(), self.nodes[ROOT].open);
     }
 }

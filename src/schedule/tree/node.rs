@@ -56,8 +56,10 @@ pub(super) enum Below<K> {
 /// The calls of a flow.
 #[derive(Default)]
 pub(super) struct Queue {
-    /// A list for each class.
-    pub(super) lists: Vec<List>,
+    /// The calls of the first class. Most flows have no others, and need no memory for more lists.
+    first_class: List,
+    /// A list for each further class.
+    other_classes: Vec<List>,
     /// The sum of the costs of all calls.
     pub(super) demand: Demand,
 }
@@ -193,6 +195,26 @@ impl<K> Node<K> {
             Below::Calls(queue) => Some(queue),
             Below::Children(_) => None,
         }
+    }
+}
+
+// === impl Queue ===
+
+impl Queue {
+    /// Returns the lists of the classes.
+    pub(super) fn lists(&self) -> impl Iterator<Item = &List> {
+        std::iter::once(&self.first_class).chain(&self.other_classes)
+    }
+
+    /// Returns the list of a class.
+    pub(super) fn list_mut(&mut self, class: usize) -> &mut List {
+        let Some(other) = class.checked_sub(1) else {
+            return &mut self.first_class;
+        };
+        if self.other_classes.len() <= other {
+            self.other_classes.resize(other + 1, List::default());
+        }
+        &mut self.other_classes[other]
     }
 }
 
