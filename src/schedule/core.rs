@@ -88,6 +88,15 @@ pub(crate) struct NodeSpec {
     pub(super) concurrency: Option<NonZeroUsize>,
 }
 
+impl NodeSpec {
+    /// What a level says about each key if it says the same about all.
+    pub(super) const PLAIN: Self = Self {
+        weight: NonZeroU32::MIN,
+        limits: None,
+        concurrency: None,
+    };
+}
+
 /// A function from the cost of a call to what it counts.
 pub(crate) type Price = Arc<dyn Fn(&Cost) -> u64 + Send + Sync>;
 

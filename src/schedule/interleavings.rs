@@ -2,9 +2,7 @@
 //! be cancelled and end, with up to two or three preemptions. Time does not pass, and no bucket refills: what is missing at
 //! the end was not given back.
 
-use super::{
-    CallKey, Chosen, Dispatcher, Eligible, Flow, Schedule, Scheduled, ScheduledCall, Shared, Ticket,
-};
+use super::{CallKey, Chosen, Dispatcher, Eligible, Flow, Schedule, Scheduled, ScheduledCall, Shared, Ticket};
 use crate::{
     concurrency::Concurrency,
     error::AcquireError,

@@ -24,6 +24,8 @@ use tokio::time::Instant;
 
 pub(crate) struct Shared {
     levels: Vec<Level>,
+    /// What the levels say about every key. Empty if that depends on the key.
+    plain_specs: Vec<NodeSpec>,
     core: Mutex<Core>,
     /// When the schedule was made.
     epoch: Instant,
@@ -112,7 +114,10 @@ impl Scheduled for NoQueue {
 
 impl Shared {
     pub(super) fn new(levels: Vec<Level>, core: Core, root: Root) -> Self {
+        let is_plain = levels.iter().all(Level::is_plain);
+        let plain_specs = levels.iter().filter(|_| is_plain).map(|_| NodeSpec::PLAIN);
         Self {
+            plain_specs: plain_specs.collect(),
             levels,
             core: Mutex::new(core),
             epoch: clock::now(),
@@ -238,7 +243,8 @@ impl Shared {
             .collect()
     }
 
-    /// Gives a call a place in the tree. Returns `None` if a node on its path is no longer known, and so is not in `specs`.
+    /// Gives a call a place in the tree. Returns `None` if a node on its path is not known, and not in `specs`: then
+    /// [`specs`](Self::specs) are needed. At first there need be none.
     pub(crate) fn try_push(
         &self,
         call: &ScheduledCall,
@@ -246,6 +252,7 @@ impl Shared {
         ticket: Ticket,
         specs: &[NodeSpec],
     ) -> (Option<Result<Pushed, PushError>>, Effects) {
+        let specs = if specs.is_empty() { &self.plain_specs } else { specs };
         self.change(|core, now| {
             let pushed = core.push(call, seq, ticket, specs, now)?;
             Some(pushed.map(|(id, weight)| Pushed { id, weight }))
