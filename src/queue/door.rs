@@ -92,7 +92,10 @@ impl Door {
             lacking.min(flow.waiting.len() as u64)
         };
         let others = self.waiting.values().filter(|other| id != Some(other));
-        let others = others.filter_map(|other| self.flows.get(*other)).map(ahead).sum::<u64>();
+        let others = others
+            .filter_map(|other| self.flows.get(*other))
+            .map(ahead)
+            .sum::<u64>();
         others + own.map_or(0, |flow| flow.waiting.len() as u64)
     }
 

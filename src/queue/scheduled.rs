@@ -128,7 +128,8 @@ impl<Req, Res> ScheduledCalls<Req, Res> {
     /// Removes a handle, wherever it stands.
     fn remove_handle(&mut self, waiter: &ReadyWaiter) {
         let key = waiter.key as usize;
-        let is_there = |waiting: &Waiting<_, _>| matches!(waiting, Waiting::Handle(other) if other.order == waiter.order);
+        let is_there =
+            |waiting: &Waiting<_, _>| matches!(waiting, Waiting::Handle(other) if other.order == waiter.order);
         if self.waiting.get(key).is_some_and(is_there) {
             self.waiting.remove(key);
             self.door.leave(waiter.flow, waiter.order, false);
@@ -532,7 +533,9 @@ impl<Req, Res> ChannelState<Req, Res> {
         let scheduled = self.scheduled.as_mut()?;
         let index = message.key();
         // Another call has the key if this one was taken out and has not begun yet.
-        let entry = scheduled.entry(index).filter(|entry| ptr::eq(&*entry.message, message))?;
+        let entry = scheduled
+            .entry(index)
+            .filter(|entry| ptr::eq(&*entry.message, message))?;
         let order = entry.order;
         let key = CallKey { index, order };
         let entry = scheduled.remove(key)?;

@@ -173,7 +173,11 @@ impl Core {
             let limits = limits.map(|limits| KeyLimits::new(limits.clone(), *wall_clock, created_at));
             Some(NewNode {
                 weight: set.and_then(|set| set.weight).unwrap_or(spec.weight),
-                limits: limits.transpose().map_err(|error| invalid = Some(error)).ok()?.map(Box::new),
+                limits: limits
+                    .transpose()
+                    .map_err(|error| invalid = Some(error))
+                    .ok()?
+                    .map(Box::new),
                 max_running: spec.concurrency,
                 paused_until: set.and_then(|set| set.paused_until),
             })
@@ -276,11 +280,17 @@ impl Core {
         self.tree.waiting()
     }
 
+    #[inline]
     pub(super) fn take_refused(&mut self) -> Vec<(Ticket, Rejected)> {
-        let refused = self.tree.take_refused();
-        if refused.is_empty() {
-            return refused;
+        if self.tree.has_refused() {
+            self.take_all_refused()
+        } else {
+            Vec::new()
         }
+    }
+
+    fn take_all_refused(&mut self) -> Vec<(Ticket, Rejected)> {
+        let refused = self.tree.take_refused();
         if refused.iter().any(|(ticket, _)| matches!(ticket, Ticket::Attempt(_))) {
             let Self { tree, attempts, .. } = self;
             attempts.retain(|(seq, id)| tree.call(*id).is_some_and(|call| call.seq == *seq));

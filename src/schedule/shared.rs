@@ -221,7 +221,10 @@ impl Shared {
             }
             Ticket::Attempt(attempt) => {
                 // Its rate limit fails with the error.
-                let charge = self.root().limiter.map(|limiter| GrantedCharge::new(limiter, Err(error)));
+                let charge = self
+                    .root()
+                    .limiter
+                    .map(|limiter| GrantedCharge::new(limiter, Err(error)));
                 attempt.refuse(charge);
             }
         }
