@@ -303,11 +303,17 @@ impl Core {
         self.tree.waiting()
     }
 
+    #[inline]
     pub(super) fn take_refused(&mut self) -> Vec<(Ticket, Rejected)> {
-        let refused = self.tree.take_refused();
-        if refused.is_empty() {
-            return refused;
+        if self.tree.has_refused() {
+            self.take_all_refused()
+        } else {
+            Vec::new()
         }
+    }
+
+    fn take_all_refused(&mut self) -> Vec<(Ticket, Rejected)> {
+        let refused = self.tree.take_refused();
         if refused.iter().any(|(ticket, _)| matches!(ticket, Ticket::Attempt(_))) {
             let Self { tree, attempts, .. } = self;
             attempts.retain(|(seq, id)| tree.call(*id).is_some_and(|call| call.seq == *seq));

@@ -238,6 +238,11 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.timers.first().map(|(at, _)| *at)
     }
 
+    /// Whether there are calls that the limits refuse, and that were not [taken](Self::take_refused).
+    pub(super) fn has_refused(&self) -> bool {
+        !self.refused.is_empty()
+    }
+
     /// Takes the calls that the limits refuse, which wait no more. To be looked at after each change of the tree: the number
     /// of a call that has gone is given to another one.
     pub(super) fn take_refused(&mut self) -> Vec<(T, Rejected)> {
