@@ -132,7 +132,7 @@ use crate::{
     semaphore::Semaphore,
 };
 use std::{
-    fmt, iter,
+    fmt,
     num::NonZeroU32,
     sync::{
         Arc, Weak,
@@ -443,12 +443,16 @@ impl Schedule {
     }
 
     pub(crate) fn path_of(&self, flow: &Flow) -> Arc<[FlowKey]> {
-        let levels = self.settings.levels.len().max(1);
-        if flow.keys().len() == levels {
-            return flow.shared_keys().clone();
+        // Most calls name all keys of their flow or none, and share them.
+        let unnamed = self.shared.unnamed();
+        match flow.keys() {
+            [] => unnamed.clone(),
+            keys if keys.len() == unnamed.len() => flow.shared_keys().clone(),
+            keys => {
+                let missing = unnamed.iter().skip(keys.len());
+                keys.iter().take(unnamed.len()).chain(missing).cloned().collect()
+            }
         }
-        let keys = flow.keys().iter().cloned().chain(iter::repeat(FlowKey::from("")));
-        keys.take(levels).collect()
     }
 
     fn class_of(&self, name: Option<&str>) -> usize {

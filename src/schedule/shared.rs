@@ -24,6 +24,8 @@ use tokio::time::Instant;
 
 pub(crate) struct Shared {
     levels: Vec<Level>,
+    /// The path of all calls that name no flow.
+    unnamed: Arc<[FlowKey]>,
     /// What the levels say about every key. Empty if that depends on the key.
     plain_specs: Vec<NodeSpec>,
     core: Mutex<Core>,
@@ -117,6 +119,7 @@ impl Shared {
         let is_plain = levels.iter().all(Level::is_plain);
         let plain_specs = levels.iter().filter(|_| is_plain).map(|_| NodeSpec::PLAIN);
         Self {
+            unnamed: levels.iter().map(|_| FlowKey::from("")).collect(),
             plain_specs: plain_specs.collect(),
             levels,
             core: Mutex::new(core),
@@ -126,6 +129,10 @@ impl Shared {
             root: Mutex::new(root),
             queue: Mutex::new(Weak::<NoQueue>::new()),
         }
+    }
+
+    pub(super) const fn unnamed(&self) -> &Arc<[FlowKey]> {
+        &self.unnamed
     }
 
     pub(super) fn root(&self) -> Root {
