@@ -301,17 +301,17 @@ async fn waits_for_a_place_and_for_a_turn_are_told_apart() {
     let mut calls = Vec::new();
     for _ in 0..3 {
         let executor = executor.clone();
-        calls.push(tokio::spawn(
-            async move { executor.submit(request("call")).await.unwrap() },
-        ));
+        calls.push(tokio::spawn(async move {
+            let call = executor.submit(request("call")).await.unwrap();
+            let event = call.event().clone();
+            call.await.unwrap();
+            event
+        }));
         settle().await;
     }
     let mut waits = Vec::new();
     for call in calls {
-        let handle = call.await.unwrap();
-        let event = handle.event().clone();
-        handle.await.unwrap();
-        let event = event.finished().await;
+        let event = call.await.unwrap().finished().await;
         assert_eq!(event.time_in_queue(), Some(event.time_waited_for(WaitCause::Turn)));
         waits.push((
             event.time_waited_for(WaitCause::Place),

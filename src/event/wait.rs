@@ -55,6 +55,7 @@ const MAX_TEXT: usize = 64;
 /// The waits of one call, at most one for each cause. `None` for the many calls that have not waited, so that they are not
 /// larger for it.
 #[derive(Clone, Debug, Default)]
+#[allow(clippy::box_collection, reason = "8 bytes in each event instead of 24")]
 pub(super) struct Waits(Option<Box<Vec<Wait>>>);
 
 // === impl WaitCause ===
