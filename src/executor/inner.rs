@@ -291,8 +291,8 @@ impl<B, R> ExecutorInner<B, R> {
 
     /// Returns what the schedule has to know about a call.
     #[cold]
-    fn scheduled_call(&self, schedule: &Schedule, request: &Request<B>, cost: Cost) -> Box<ScheduledCall> {
-        Box::new(schedule.call(&self.parts.flow.flow(request), cost))
+    fn scheduled_call(&self, schedule: &Schedule, request: &Request<B>, cost: Cost) -> Arc<ScheduledCall> {
+        schedule.call(&self.parts.flow.flow(request), cost)
     }
 
     #[inline]

@@ -26,10 +26,12 @@ pub(super) struct Binding<Req, Res> {
 
 /// A handle at the door.
 pub(super) struct ReadyWaiter {
-    /// Its key among the calls and handles at the door.
+    /// Its key among the calls and handles of the channel.
     pub(super) key: u32,
+    /// The number of its flow at the door.
+    pub(super) flow: usize,
+    /// The order in which it came to the door.
     pub(super) order: u64,
-    pub(super) path: Arc<[FlowKey]>,
     state: Mutex<ReadyState>,
 }
 
@@ -91,11 +93,11 @@ impl<Req, Res> Drop for Binding<Req, Res> {
 }
 
 impl ReadyWaiter {
-    pub(super) fn new(key: u32, order: u64, path: Arc<[FlowKey]>) -> Arc<Self> {
+    pub(super) fn new(key: u32, flow: usize, order: u64) -> Arc<Self> {
         Arc::new(Self {
             key,
+            flow,
             order,
-            path,
             state: Mutex::new(ReadyState::default()),
         })
     }

@@ -3,11 +3,9 @@
 //! A place goes to the flow that has the fewest places for its weight. If places were had in order of arrival, a flow that
 //! submits a thousand calls would have them all, and the calls of others would wait in front of the queue.
 
-use crate::schedule::FlowKey;
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use crate::schedule::{FlowKey, KeyMap};
+use slab::Slab;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// The path of a flow.
 type Path = Arc<[FlowKey]>;
@@ -15,12 +13,14 @@ type Path = Arc<[FlowKey]>;
 /// The flows that have places, or whose calls wait for one.
 #[derive(Default)]
 pub(super) struct Door {
-    flows: HashMap<Path, DoorFlow>,
+    flows: Slab<DoorFlow>,
+    by_path: KeyMap<Path, usize>,
     /// The flows whose calls wait for a place, by [their turn](DoorFlow::turn).
-    waiting: BTreeMap<Turn, Path>,
+    waiting: BTreeMap<Turn, usize>,
 }
 
 struct DoorFlow {
+    path: Path,
     weight: u32,
     places: u64,
     /// The calls that wait for a place, by the order in which they came.
@@ -35,9 +35,19 @@ type Turn = (u64, u64);
 const SCALE: u64 = 1 << 16;
 
 impl Door {
-    /// Counts a call that has a place, or adds one that waits for it. `order` is higher for each call.
-    pub(super) fn enter(&mut self, path: &Path, weight: u32, order: u64, call: u32, has_place: bool) {
-        self.change(path, |flow| {
+    /// Counts a call that has a place, or adds one that waits for it. `order` is higher for each call. Returns the number of
+    /// the flow, which it has until its last call has [left](Self::leave).
+    pub(super) fn enter(&mut self, path: &Path, weight: u32, order: u64, call: u32, has_place: bool) -> usize {
+        let Self { flows, by_path, .. } = self;
+        let flow = *by_path.entry(path.clone()).or_insert_with_key(|path| {
+            flows.insert(DoorFlow {
+                path: path.clone(),
+                weight,
+                places: 0,
+                waiting: BTreeMap::new(),
+            })
+        });
+        self.change(flow, |flow| {
             flow.weight = weight.max(1);
             if has_place {
                 flow.places += 1;
@@ -45,11 +55,12 @@ impl Door {
                 flow.waiting.insert(order, call);
             }
         });
+        flow
     }
 
-    /// Removes a call that has a place, or waits for it.
-    pub(super) fn leave(&mut self, path: &Path, order: u64, had_place: bool) {
-        self.change(path, |flow| {
+    /// Removes a call of this flow that has a place, or waits for it.
+    pub(super) fn leave(&mut self, flow: usize, order: u64, had_place: bool) {
+        self.change(flow, |flow| {
             if had_place {
                 flow.places = flow.places.saturating_sub(1);
             } else {
@@ -60,10 +71,9 @@ impl Door {
 
     /// Returns the call that gets the next place, which counts as having it from now on. `None` if none waits.
     pub(super) fn next(&mut self) -> Option<u32> {
-        let (_, path) = self.waiting.first_key_value()?;
-        let path = path.clone();
+        let (_, flow) = self.waiting.first_key_value()?;
         let mut next = None;
-        self.change(&path, |flow| {
+        self.change(*flow, |flow| {
             next = flow.waiting.pop_first().map(|(_, call)| call);
             flow.places += 1;
         });
@@ -72,7 +82,8 @@ impl Door {
 
     /// Returns how many places others get before a new call of this flow gets one.
     pub(super) fn ahead_of(&self, path: &Path, weight: u32) -> u64 {
-        let own = self.flows.get(path);
+        let id = self.by_path.get(path);
+        let own = id.and_then(|id| self.flows.get(*id));
         let places = own.map_or(0, |flow| flow.places.saturating_add(flow.waiting.len() as u64));
         let ahead = |flow: &DoorFlow| {
             // Until it has as many places for its weight as the flow has, or none of its calls waits.
@@ -80,8 +91,11 @@ impl Door {
             let lacking = u64::try_from(until).unwrap_or(u64::MAX).saturating_sub(flow.places);
             lacking.min(flow.waiting.len() as u64)
         };
-        let others = self.waiting.values().filter(|other| *other != path);
-        let others = others.filter_map(|other| self.flows.get(other)).map(ahead).sum::<u64>();
+        let others = self.waiting.values().filter(|other| id != Some(other));
+        let others = others
+            .filter_map(|other| self.flows.get(*other))
+            .map(ahead)
+            .sum::<u64>();
         others + own.map_or(0, |flow| flow.waiting.len() as u64)
     }
 
@@ -91,28 +105,25 @@ impl Door {
 
     /// Returns the calls that wait for a place.
     pub(super) fn waiting(&self) -> Vec<u32> {
-        let flows = self.flows.values();
-        flows.flat_map(|flow| flow.waiting.values().copied()).collect()
+        let flows = self.flows.iter();
+        flows.flat_map(|(_, flow)| flow.waiting.values().copied()).collect()
     }
 
-    fn change(&mut self, path: &Path, change: impl FnOnce(&mut DoorFlow)) {
-        let flow = self.flows.entry(path.clone()).or_insert_with(|| DoorFlow {
-            weight: 1,
-            places: 0,
-            waiting: BTreeMap::new(),
-        });
+    fn change(&mut self, id: usize, change: impl FnOnce(&mut DoorFlow)) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
         let before = flow.turn();
         change(flow);
         let after = flow.turn();
         if flow.places == 0 && after.is_none() {
-            self.flows.remove(path);
+            let DoorFlow { path, .. } = self.flows.remove(id);
+            self.by_path.remove(&path);
         }
         if before != after {
             if let Some(before) = before {
                 self.waiting.remove(&before);
             }
             if let Some(after) = after {
-                self.waiting.insert(after, path.clone());
+                self.waiting.insert(after, id);
             }
         }
     }
@@ -140,8 +151,8 @@ mod tests {
         let mut order = 0;
         let mut enter = |door: &mut Door, flow: u64, weight, has_place| {
             order += 1;
-            door.enter(&path(flow), weight, order, flow as u32, has_place);
-            order
+            let id = door.enter(&path(flow), weight, order, flow as u32, has_place);
+            (id, order)
         };
         for _ in 0..10 {
             enter(&mut door, 1, 1, true);
@@ -152,11 +163,11 @@ mod tests {
         for _ in 0..6 {
             enter(&mut door, 2, 1, false);
         }
-        let last = enter(&mut door, 3, 3, false);
+        let (third, last) = enter(&mut door, 3, 3, false);
         for _ in 0..6 {
             enter(&mut door, 3, 3, false);
         }
-        door.leave(&path(3), last, false);
+        door.leave(third, last, false);
         // The second flow and the third, whose weight is three, catch up with the first one.
         let given: Vec<_> = (0..8).filter_map(|_| door.next()).collect();
         assert_eq!(given, [2, 3, 3, 3, 2, 3, 3, 3]);
@@ -171,11 +182,11 @@ mod tests {
     #[test]
     fn a_flow_that_has_left_is_forgotten() {
         let mut door = Door::default();
-        door.enter(&path(1), 1, 1, 7, true);
-        door.enter(&path(1), 1, 2, 8, false);
-        door.leave(&path(1), 1, true);
+        let flow = door.enter(&path(1), 1, 1, 7, true);
+        assert_eq!(door.enter(&path(1), 1, 2, 8, false), flow);
+        door.leave(flow, 1, true);
         assert_eq!(door.next(), Some(8));
-        door.leave(&path(1), 2, true);
-        assert!(door.flows.is_empty() && !door.is_waiting());
+        door.leave(flow, 2, true);
+        assert!(door.flows.is_empty() && door.by_path.is_empty() && !door.is_waiting());
     }
 }

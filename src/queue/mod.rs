@@ -139,7 +139,7 @@ pub(crate) struct CallContext {
     /// Counts the call's cost among that of the calls that have not reached the limits.
     pub(crate) demand: Option<PendingCost>,
     /// What the schedule of the queue has to know about the call, if it has one.
-    pub(crate) scheduled: Option<Box<ScheduledCall>>,
+    pub(crate) scheduled: Option<Arc<ScheduledCall>>,
 }
 
 /// Closes the queue when dropped. The handles share one `CloseOnDrop`, which is dropped with the last handle.
@@ -406,7 +406,7 @@ impl<Req, Res> Queue<Req, Res> {
         let Some(call) = context.scheduled.take() else {
             return Err(context);
         };
-        let message = channel.push_scheduled(req, context, place, *call)?;
+        let message = channel.push_scheduled(req, context, place, call)?;
         Ok(ResponseFuture::scheduled_as(message, channel))
     }
 
@@ -422,13 +422,13 @@ impl<Req, Res> Queue<Req, Res> {
 
     /// Returns what the schedule has to know about a call with this request.
     #[cold]
-    fn scheduled_call(&self, queue: &QueueSchedule<Req>, req: &Req) -> Box<ScheduledCall> {
+    fn scheduled_call(&self, queue: &QueueSchedule<Req>, req: &Req) -> Arc<ScheduledCall> {
         let (flow, cost) = (queue.describe)(req);
         let flow = match &self.binding {
             Some(binding) => flow.with_keys(binding.flow.clone()),
             None => flow,
         };
-        Box::new(queue.schedule.call(&flow, cost))
+        queue.schedule.call(&flow, cost)
     }
 
     /// Waits until a call of the flow to which the handle is bound would get a place, if it is bound to one. Ready with

@@ -16,15 +16,17 @@ use crate::{
     error::{AcquireError, BoxError, TooManyKeys},
     panic::{self, catch_unwind},
     schedule::{
-        Chosen, Dispatcher, Effects, Eligible, FlowKey, Grant, PushError, Pushed, Schedule, Scheduled, ScheduledCall,
-        Shared, Ticket,
+        CallKey, Chosen, Dispatcher, Effects, Eligible, FlowKey, Grant, PushError, Pushed, Schedule, Scheduled,
+        ScheduledCall, Shared, Ticket,
     },
-    semaphore::{Acquire, Permit, Semaphore, granted::GrantedPermit},
+    semaphore::{Acquire, Permit, Semaphore},
     sync::Mutex,
     wait_queue::HANDOFF_TIMEOUT,
 };
+use slab::Slab;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
+    ptr,
     sync::{Arc, PoisonError, Weak},
     task::{Context, Poll, Waker},
 };
@@ -43,16 +45,20 @@ type ChosenMessage<Req, Res> = (Arc<Message<Req, Res>>, Box<Grant>);
 /// The calls of a scheduled channel.
 pub(super) struct ScheduledCalls<Req, Res> {
     pub(super) shared: Arc<Shared>,
-    calls: HashMap<u32, Entry<Req, Res>>,
-    next_key: u32,
+    /// The calls that wait, and the handles that wait at the door. The index of each is its key there.
+    waiting: Slab<Waiting<Req, Res>>,
     next_order: u64,
     door: Door,
-    /// The handles that wait at the door.
-    handles: HashMap<u32, Arc<ReadyWaiter>>,
-    /// The handles that were offered a place and were not called yet, and until when.
-    offers: VecDeque<(Instant, u32)>,
+    /// The handles that were offered a place and were not called yet, by their order, and until when.
+    offers: VecDeque<(Instant, u64)>,
     /// Whether the dispatcher may stand in the line of the permits or of the limiter, which it leaves when no call waits.
     pub(super) is_in_line: bool,
+}
+
+/// What waits in a scheduled channel.
+enum Waiting<Req, Res> {
+    Call(Entry<Req, Res>),
+    Handle(Arc<ReadyWaiter>),
 }
 
 /// What happens to a free place.
@@ -64,9 +70,11 @@ enum Given<Req, Res> {
 /// A call that waits.
 struct Entry<Req, Res> {
     message: Arc<Message<Req, Res>>,
-    call: ScheduledCall,
+    call: Arc<ScheduledCall>,
     /// Its place in the tree.
     id: usize,
+    /// The number of its flow at the door.
+    flow: usize,
     /// The order in which it came to the door.
     order: u64,
     has_place: bool,
@@ -74,7 +82,7 @@ struct Entry<Req, Res> {
 
 /// A call that was cancelled and is still in the tree of the schedule.
 pub(super) struct CancelledCall<Req, Res> {
-    key: u32,
+    key: CallKey,
     entry: Entry<Req, Res>,
 }
 
@@ -83,79 +91,79 @@ impl ChannelSchedule {
         let dispatcher = Mutex::new(schedule.dispatcher());
         Self { schedule, dispatcher }
     }
-
-    /// Returns what is current while the service is asked to be ready: a call that the schedule chooses brings its permit.
-    pub(super) fn permit_to_come(&self) -> Option<Box<GrantedPermit>> {
-        self.schedule
-            .permits()
-            .map(|permits| Box::new(GrantedPermit::to_come(permits)))
-    }
 }
 
 impl<Req, Res> ScheduledCalls<Req, Res> {
     pub(super) fn new(schedule: &Schedule) -> Self {
         Self {
             shared: schedule.shared().clone(),
-            calls: HashMap::new(),
-            next_key: 0,
+            waiting: Slab::new(),
             next_order: 0,
             door: Door::default(),
-            handles: HashMap::new(),
             offers: VecDeque::new(),
             is_in_line: false,
         }
     }
 
-    /// Returns a key that no call has.
-    fn new_key(&mut self) -> u32 {
-        loop {
-            self.next_key = self.next_key.wrapping_add(1);
-            if !self.calls.contains_key(&self.next_key) && !self.handles.contains_key(&self.next_key) {
-                return self.next_key;
-            }
+    /// Returns the key and the order of the next call or handle that is added.
+    fn next_key(&mut self) -> CallKey {
+        self.next_order += 1;
+        CallKey {
+            // The places of the queue, and the handles, are far fewer than 2^32.
+            index: u32::try_from(self.waiting.vacant_key()).unwrap_or(u32::MAX),
+            order: self.next_order,
         }
     }
 
     /// Adds a handle to those that wait at the door.
     fn add_handle(&mut self, path: &Arc<[FlowKey]>) -> Arc<ReadyWaiter> {
-        self.next_order += 1;
-        let waiter = ReadyWaiter::new(self.new_key(), self.next_order, path.clone());
+        let CallKey { index, order } = self.next_key();
         let weight = self.shared.weight_of(path);
-        self.door.enter(path, weight, waiter.order, waiter.key, false);
-        self.handles.insert(waiter.key, waiter.clone());
+        let flow = self.door.enter(path, weight, order, index, false);
+        let waiter = ReadyWaiter::new(index, flow, order);
+        self.waiting.insert(Waiting::Handle(waiter.clone()));
         waiter
     }
 
     /// Removes a handle, wherever it stands.
     fn remove_handle(&mut self, waiter: &ReadyWaiter) {
-        if self.handles.remove(&waiter.key).is_some() {
-            self.door.leave(&waiter.path, waiter.order, false);
+        let key = waiter.key as usize;
+        let is_there =
+            |waiting: &Waiting<_, _>| matches!(waiting, Waiting::Handle(other) if other.order == waiter.order);
+        if self.waiting.get(key).is_some_and(is_there) {
+            self.waiting.remove(key);
+            self.door.leave(waiter.flow, waiter.order, false);
         }
-        self.offers.retain(|(_, key)| *key != waiter.key);
+        self.offers.retain(|(_, order)| *order != waiter.order);
     }
 
     /// Gives a free place to the next call at the door, or offers it to the next handle. `None` if no call and no handle waits,
     /// or all free places are offered.
     fn give(&mut self, places: &Semaphore) -> Option<Given<Req, Res>> {
+        if !self.door.is_waiting() {
+            return None;
+        }
         let now = clock::now();
         while self.offers.front().is_some_and(|(until, _)| *until <= now) {
             self.offers.pop_front();
         }
         let free = places.total().saturating_sub(places.held());
-        if free <= self.offers.len() || !self.door.is_waiting() {
+        if free <= self.offers.len() {
             return None;
         }
         // `None` if a newcomer has taken the last free place just now.
         let place = Acquire::try_acquire(&mut places.acquire()).ok()??;
-        let key = self.door.next()?;
-        if let Some(entry) = self.calls.get_mut(&key) {
+        let key = self.door.next()? as usize;
+        if let Waiting::Call(entry) = self.waiting.get_mut(key)? {
             entry.has_place = true;
             return Some(Given::Place(entry.message.clone(), place));
         }
-        let waiter = self.handles.remove(&key)?;
+        let Some(Waiting::Handle(waiter)) = self.waiting.try_remove(key) else {
+            return None;
+        };
         // The handle does not have the place.
-        self.door.leave(&waiter.path, waiter.order, true);
-        self.offers.push_back((now + HANDOFF_TIMEOUT, key));
+        self.door.leave(waiter.flow, waiter.order, true);
+        self.offers.push_back((now + HANDOFF_TIMEOUT, waiter.order));
         Some(Given::Offer(waiter))
     }
 
@@ -164,10 +172,30 @@ impl<Req, Res> ScheduledCalls<Req, Res> {
         self.offers.front().map(|(until, _)| *until)
     }
 
-    fn remove(&mut self, key: u32) -> Option<Entry<Req, Res>> {
-        let entry = self.calls.remove(&key)?;
-        self.door.leave(entry.call.path(), entry.order, entry.has_place);
-        Some(entry)
+    fn entry(&self, index: u32) -> Option<&Entry<Req, Res>> {
+        match self.waiting.get(index as usize)? {
+            Waiting::Call(entry) => Some(entry),
+            Waiting::Handle(_) => None,
+        }
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry<Req, Res>> {
+        self.waiting.iter().filter_map(|(_, waiting)| match waiting {
+            Waiting::Call(entry) => Some(entry),
+            Waiting::Handle(_) => None,
+        })
+    }
+
+    /// Removes the call with this key, if it still waits.
+    fn remove(&mut self, key: CallKey) -> Option<Entry<Req, Res>> {
+        self.entry(key.index).filter(|entry| entry.order == key.order)?;
+        match self.waiting.remove(key.index as usize) {
+            Waiting::Call(entry) => {
+                self.door.leave(entry.flow, entry.order, entry.has_place);
+                Some(entry)
+            }
+            Waiting::Handle(_) => None,
+        }
     }
 }
 
@@ -201,7 +229,7 @@ impl<Req, Res> Channel<Req, Res> {
         req: &mut Option<Req>,
         context: CallContext,
         place: Option<Permit>,
-        call: ScheduledCall,
+        call: Arc<ScheduledCall>,
     ) -> Result<Arc<Message<Req, Res>>, CallContext> {
         if self.is_closed() {
             return Err(context);
@@ -212,12 +240,9 @@ impl<Req, Res> Channel<Req, Res> {
         }
         let has_place = place.is_some();
         let message = Message::new(req, context, place.unwrap_or_else(Permit::of_none));
+        // What the levels say about the keys of the call that the schedule does not know.
+        let mut specs = Vec::new();
         loop {
-            // The functions of the levels are user code, so they are not called under the lock.
-            let specs = match self.schedule() {
-                Some(scheduled) => scheduled.schedule.shared().specs(call.path()),
-                None => Vec::new(),
-            };
             let mut state = self.lock();
             if self.is_closed() {
                 drop(state);
@@ -227,10 +252,15 @@ impl<Req, Res> Channel<Req, Res> {
                 drop(state);
                 return Err(message.take_back(req));
             };
-            let key = scheduled.new_key();
+            let key = scheduled.next_key();
             let (pushed, effects) = scheduled.shared.try_push(&call, None, Ticket::Call(key), &specs);
-            // Without a result, a key of the call was forgotten just now.
-            let Some(pushed) = pushed else { continue };
+            let Some(pushed) = pushed else {
+                let shared = scheduled.shared.clone();
+                // The functions of the levels are user code, so they are not called under the lock.
+                drop(state);
+                specs = shared.specs(call.path());
+                continue;
+            };
             let Pushed { id, weight } = match pushed {
                 Ok(pushed) => pushed,
                 Err(error) => {
@@ -242,18 +272,17 @@ impl<Req, Res> Channel<Req, Res> {
                     return Ok(message);
                 }
             };
-            message.set_key(key, has_place);
-            scheduled.next_order += 1;
-            let order = scheduled.next_order;
-            scheduled.door.enter(call.path(), weight, order, key, has_place);
-            let entry = Entry {
+            let CallKey { index, order } = key;
+            message.set_key(index, has_place);
+            let flow = scheduled.door.enter(call.path(), weight, order, index, has_place);
+            scheduled.waiting.insert(Waiting::Call(Entry {
                 message: message.clone(),
                 call,
                 id,
+                flow,
                 order,
                 has_place,
-            };
-            scheduled.calls.insert(key, entry);
+            }));
             if let Some(deadline) = message.deadline() {
                 let key = (deadline, Arc::as_ptr(&message).addr());
                 state.deadlines.insert(key, message.clone());
@@ -327,7 +356,7 @@ impl<Req, Res> Channel<Req, Res> {
                         chosen.give_back(shared);
                         continue;
                     };
-                    let grant = chosen.into_grant(&call, shared);
+                    let grant = chosen.into_grant(call);
                     return Poll::Ready(Some((message, Box::new(grant))));
                 }
                 Chosen::Refused(key, error) => {
@@ -345,7 +374,7 @@ impl<Req, Res> Channel<Req, Res> {
         }
     }
 
-    fn take_scheduled(&self, key: u32) -> Option<Entry<Req, Res>> {
+    fn take_scheduled(&self, key: CallKey) -> Option<Entry<Req, Res>> {
         self.lock().scheduled.as_mut()?.remove(key)
     }
 
@@ -427,9 +456,13 @@ impl<Req, Res> Channel<Req, Res> {
             let state = self.lock();
             let Some(scheduled) = &state.scheduled else { return };
             let unplaced = scheduled.door.waiting();
-            let entries = unplaced.iter().filter_map(|key| scheduled.calls.get(key));
+            let entries = unplaced.iter().filter_map(|key| scheduled.entry(*key));
             let messages = entries.map(|entry| entry.message.clone()).collect();
-            (messages, scheduled.handles.values().cloned().collect())
+            let handles = scheduled.waiting.iter().filter_map(|(_, waiting)| match waiting {
+                Waiting::Handle(waiter) => Some(waiter.clone()),
+                Waiting::Call(_) => None,
+            });
+            (messages, handles.collect())
         };
         // They find that the queue is closed.
         handles.iter().for_each(|handle| handle.offer());
@@ -440,7 +473,7 @@ impl<Req, Res> Channel<Req, Res> {
 
     /// Returns the calls that wait.
     pub(super) fn scheduled_messages(state: &ChannelState<Req, Res>) -> Vec<Arc<Message<Req, Res>>> {
-        let calls = state.scheduled.iter().flat_map(|scheduled| scheduled.calls.values());
+        let calls = state.scheduled.iter().flat_map(|scheduled| scheduled.entries());
         calls.map(|entry| entry.message.clone()).collect()
     }
 
@@ -497,8 +530,15 @@ impl<Req, Res> ChannelState<Req, Res> {
 
     /// Removes a call that was not chosen from the schedule.
     pub(super) fn cancel_scheduled(&mut self, message: &Message<Req, Res>) -> Option<CancelledCall<Req, Res>> {
-        let key = message.key();
-        let entry = self.scheduled.as_mut()?.remove(key)?;
+        let scheduled = self.scheduled.as_mut()?;
+        let index = message.key();
+        // Another call has the key if this one was taken out and has not begun yet.
+        let entry = scheduled
+            .entry(index)
+            .filter(|entry| ptr::eq(&*entry.message, message))?;
+        let order = entry.order;
+        let key = CallKey { index, order };
+        let entry = scheduled.remove(key)?;
         Some(CancelledCall { key, entry })
     }
 }
@@ -513,7 +553,7 @@ where
         self.carry_out_change(next);
     }
 
-    fn refuse(self: Arc<Self>, call: u32, error: AcquireError) {
+    fn refuse(self: Arc<Self>, call: CallKey, error: AcquireError) {
         if let Some(entry) = self.take_scheduled(call) {
             self.fail(&entry.message, error.into_reason());
         }

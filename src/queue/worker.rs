@@ -10,7 +10,6 @@
 use super::{
     channel::{Channel, Next, StartEpoch},
     message::{EarlyEnd, Message},
-    scheduled::ChannelSchedule,
 };
 use crate::{
     deadline::PendingCost,
@@ -309,10 +308,11 @@ where
 {
     loop {
         let mut cx = Context::from_waker(channel.ready_waker());
-        let mut to_come = channel.schedule().and_then(ChannelSchedule::permit_to_come);
-        granted::swap(&mut to_come);
+        // A call that the schedule chooses brings its permit.
+        let permits = channel.schedule().and_then(|scheduled| scheduled.schedule.permits());
+        let expected = granted::expect(permits);
         let polled = catch_unwind(|| service.poll_ready(&mut cx).map_err(Into::into));
-        granted::swap(&mut to_come);
+        drop(expected);
         let chosen = match polled.unwrap_or_else(|panic| Poll::Ready(Err(panic))) {
             Poll::Ready(ready) => channel
                 .poll_choose(Eligible::All, &mut cx)

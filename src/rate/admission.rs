@@ -88,7 +88,7 @@ impl Admission {
             Self::Scheduled(scheduled) => {
                 let charged = ready!(scheduled.attempt.poll_charge(cx)).transpose()?;
                 *self = match charged {
-                    Some(charged) => Self::Granted(Some(Box::new(charged))),
+                    Some(charged) => Self::Granted(Some(charged)),
                     None => scheduled.limiter.admission(scheduled.cost, scheduled.is_estimate),
                 };
                 self.poll_turn(now, cx)

@@ -4,6 +4,7 @@ use super::{budget::Budget, cost::Cost, local::LocalCharge};
 use std::{
     fmt,
     panic::{RefUnwindSafe, UnwindSafe},
+    sync::Arc,
 };
 
 /// A cost that a rate limiter has charged as an estimate, to be [settled](Self::settle) when the true cost of the call
@@ -15,12 +16,12 @@ pub struct Estimate {
     cost: Cost,
     charge: Charge,
     /// Is told what the call has used.
-    receipt: Option<Box<dyn OnSettled>>,
+    receipt: Option<Arc<dyn OnSettled>>,
 }
 
 /// Is told what a call has used when its estimate is settled, or that it counts as charged.
 pub(crate) trait OnSettled: Send + Sync {
-    fn settled(&mut self, used: &Cost);
+    fn settled(&self, used: &Cost);
 }
 
 /// The charge of an estimate. That of a limiter in this process is stored in the estimate, so that estimates allocate
@@ -67,9 +68,8 @@ impl Estimate {
     }
 
     /// Tells `receipt` what the call has used, when that is known.
-    pub(crate) fn with_receipt(mut self, receipt: Box<dyn OnSettled>) -> Self {
+    pub(super) fn tell(&mut self, receipt: Arc<dyn OnSettled>) {
         self.receipt = Some(receipt);
-        self
     }
 
     /// Returns the estimated cost, which was charged.
@@ -91,7 +91,7 @@ impl Estimate {
     /// that is not refunded.
     pub fn settle(mut self, used: Cost) {
         self.charge.settle(self.cost, used);
-        if let Some(mut receipt) = self.receipt.take() {
+        if let Some(receipt) = self.receipt.take() {
             receipt.settled(&used);
         }
         // `drop` settles an estimate as used in full unless its cost is zero. Setting the cost to zero keeps `drop`
@@ -114,7 +114,7 @@ impl Drop for Estimate {
         if self.cost != Cost::default() {
             self.charge.settle(self.cost, self.cost);
         }
-        if let Some(mut receipt) = self.receipt.take() {
+        if let Some(receipt) = self.receipt.take() {
             receipt.settled(&self.cost);
         }
     }

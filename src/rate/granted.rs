@@ -4,7 +4,11 @@
 //! reaches finds the charge here, and does not charge the call again. If no concurrency limit does so, it also lets further
 //! attempts of the call wait for their turn in the schedule.
 
-use super::{cost::Cost, estimate::Estimate, limiter::RateLimiter};
+use super::{
+    cost::Cost,
+    estimate::{Estimate, OnSettled},
+    limiter::RateLimiter,
+};
 use crate::{error::AcquireError, semaphore::granted::InFlight};
 use std::{
     cell::Cell,
@@ -46,7 +50,7 @@ pub(crate) trait ChargeAgain: Send + Sync {
 /// A further attempt that waits for its turn. Dropping it gives up the turn.
 pub(crate) trait PollCharge: Send + Sync {
     /// Ready when the attempt is charged. Without a charge, the attempt has to be charged as any call is.
-    fn poll_charge(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Charged, AcquireError>>>;
+    fn poll_charge(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Box<Charged>, AcquireError>>>;
 }
 
 /// What a rate limit finds for a call.
@@ -57,7 +61,7 @@ pub(super) enum Found {
 }
 
 thread_local! {
-    static CURRENT: Cell<Option<Box<GrantedCharge>>> = const { Cell::new(None) };
+    static CURRENT: Cell<Option<GrantedCharge>> = const { Cell::new(None) };
     /// Whether there is a current one. Without a schedule there never is, and this is much quicker to read: it has no
     /// destructor.
     static IS_ANY: Cell<bool> = const { Cell::new(false) };
@@ -65,7 +69,7 @@ thread_local! {
 
 /// Exchanges the granted charge of this thread with `slot`. It is called before and after a call is made or polled.
 #[cold]
-pub(crate) fn swap(slot: &mut Option<Box<GrantedCharge>>) {
+pub(crate) fn swap(slot: &mut Option<GrantedCharge>) {
     IS_ANY.set(slot.is_some());
     *slot = CURRENT.replace(slot.take());
 }
@@ -73,7 +77,7 @@ pub(crate) fn swap(slot: &mut Option<Box<GrantedCharge>>) {
 /// Grants a charge to the current call, for its next attempt.
 pub(crate) fn grant(charge: GrantedCharge) {
     IS_ANY.set(true);
-    let before = CURRENT.replace(Some(Box::new(charge)));
+    let before = CURRENT.replace(Some(charge));
     // Settling it runs no user code.
     drop(before);
 }
@@ -116,11 +120,16 @@ fn with_current<T>(limiter: &RateLimiter, f: impl FnOnce(&mut GrantedCharge) -> 
 }
 
 impl GrantedCharge {
-    pub(crate) fn new(limiter: RateLimiter, charged: Charged, again: Option<Arc<dyn ChargeAgain>>) -> Self {
+    /// Grants what was charged, or why nothing ever is.
+    pub(crate) fn new(limiter: RateLimiter, charge: Result<Estimate, AcquireError>) -> Self {
+        let charge = charge.map(|estimate| Unused(Some(estimate)));
         Self {
             limiter,
-            charge: Some(Box::new(charged)),
-            again,
+            charge: Some(Box::new(Charged {
+                charge,
+                in_flight: None,
+            })),
+            again: None,
         }
     }
 
@@ -133,6 +142,40 @@ impl GrantedCharge {
         }
     }
 
+    /// Lets the rate limit do what a concurrency limit does for other calls: count the call as in flight, and let its
+    /// further attempts wait for their turn.
+    pub(crate) fn without_permit(&mut self, in_flight: Option<InFlight>, again: Arc<dyn ChargeAgain>) {
+        if let Some(charge) = &mut self.charge {
+            charge.in_flight = in_flight;
+        }
+        self.again = Some(again);
+    }
+
+    /// Tells `receipt` what the call has used of the charge, when that is known.
+    pub(crate) fn tell(&mut self, receipt: Arc<dyn OnSettled>) {
+        if let Some(estimate) = self.estimate_mut() {
+            estimate.tell(receipt);
+        }
+    }
+
+    /// Gives back what was charged above `cost`, because another call goes than the one that was expected.
+    pub(crate) fn lower_to(&mut self, cost: Cost) {
+        if let Some(estimate) = self.estimate_mut() {
+            estimate.lower_to(cost);
+        }
+    }
+
+    /// Returns what is granted to an attempt that its rate limit asks the schedule for.
+    pub(crate) fn into_charged(self, in_flight: Option<InFlight>) -> Option<Box<Charged>> {
+        let mut charged = self.charge?;
+        charged.in_flight = in_flight;
+        Some(charged)
+    }
+
+    fn estimate_mut(&mut self) -> Option<&mut Estimate> {
+        self.charge.as_deref_mut()?.charge.as_mut().ok()?.0.as_mut()
+    }
+
     /// Settles the charge as not used if no layer has taken it.
     pub(crate) fn give_back(&mut self) {
         self.charge = None;
@@ -140,10 +183,6 @@ impl GrantedCharge {
 }
 
 impl Charged {
-    pub(crate) const fn new(charge: Result<Unused, AcquireError>, in_flight: Option<InFlight>) -> Self {
-        Self { charge, in_flight }
-    }
-
     /// Returns what counts the attempt as in flight, to be kept until it has ended.
     pub(super) fn take_in_flight(&mut self) -> Option<InFlight> {
         self.in_flight.take()
@@ -151,10 +190,6 @@ impl Charged {
 }
 
 impl Unused {
-    pub(crate) const fn new(estimate: Estimate) -> Self {
-        Self(Some(estimate))
-    }
-
     /// Returns what the call was charged.
     pub(super) fn cost(&self) -> Option<Cost> {
         self.0.as_ref().map(Estimate::cost)

@@ -268,6 +268,17 @@ impl RateLimiter {
         }
     }
 
+    /// Charges an estimate if that is possible at once, and `also` returns that it has taken what is wanted together with it.
+    /// `None` if the call has to wait, is never admitted, or the limiter is shared. `also` is called under the lock, and only
+    /// when the cost is available. Nothing else runs user code or wakes anybody.
+    pub(crate) fn try_charge(&self, cost: &Cost, now: Instant, also: impl FnOnce() -> bool) -> Option<Estimate> {
+        match &self.kind {
+            Kind::Local(local) => Some(Estimate::local(*cost, local.try_charge(*cost, now, also)?)),
+            #[cfg(feature = "redis")]
+            Kind::Shared(_) => None,
+        }
+    }
+
     /// Returns how long a call of this cost that comes now would probably wait, behind all calls that wait already.
     /// Zero if it would be admitted at once. For a cost that no bucket can hold, the time until the buckets would have
     /// added as much.

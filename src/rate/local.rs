@@ -94,6 +94,17 @@ impl LocalLimiter {
         })
     }
 
+    /// Charges an estimate if that is possible at once, and `also` takes what is wanted together with it.
+    pub(super) fn try_charge(&self, cost: Cost, now: Instant, also: impl FnOnce() -> bool) -> Option<LocalCharge> {
+        let mut request = ChargeRequest::new(cost, true);
+        let charged = self.queue.try_acquire_with(&request, LazyNow::at(now), also);
+        let number = charged.ok()?.then(|| request.take_number())??;
+        Some(LocalCharge {
+            limiter: self.clone(),
+            number,
+        })
+    }
+
     #[inline]
     fn try_take(&self, request: &ChargeRequest) -> Result<(), AcquireError> {
         let now = LazyNow::at(Instant::now());

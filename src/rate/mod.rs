@@ -121,8 +121,8 @@ pub(crate) use estimate::OnSettled;
 #[cfg(feature = "http")]
 pub(crate) use followed::Report;
 pub(crate) use granted::{
-    ChargeAgain, Charged, GrantedCharge, PollCharge, Unused, current_again as current_charge_again,
-    grant as grant_charge, is_charged, swap as swap_granted_charge,
+    ChargeAgain, Charged, GrantedCharge, PollCharge, current_again as current_charge_again, grant as grant_charge,
+    is_charged, swap as swap_granted_charge,
 };
 pub(crate) use key_limits::KeyLimits;
 pub use keyed::KeyedRateLimiter;

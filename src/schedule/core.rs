@@ -4,13 +4,13 @@
 
 use super::{
     attempt::Attempt,
-    calls::QueuedCall,
+    call::ScheduledCall,
     fair::Units,
     flow::FlowKey,
     tree::{FlowView, NewCall, NewNode, Running, Started, Tree},
 };
 use crate::{
-    clock::{self, LazyNow},
+    clock::LazyNow,
     error::{InvalidConfig, Rejected},
     rate::{Budget, Cost, Demand, KeyLimits, Limits},
     wait_queue::Availability,
@@ -25,29 +25,19 @@ use tokio::time::Instant;
 
 /// Who waits in a schedule.
 pub(crate) enum Ticket {
-    /// A call of the queue, by its key there.
-    Call(u32),
+    /// A call of the queue.
+    Call(CallKey),
     /// A further attempt of a call that runs.
     Attempt(Arc<Attempt>),
 }
 
-/// What a schedule has to know about a call.
-#[derive(Clone, Debug)]
-pub(crate) struct ScheduledCall {
-    /// One key for each level.
-    pub(super) path: Arc<[FlowKey]>,
-    pub(super) class: u8,
-    pub(super) cost: Cost,
-    /// What the cost counts in the fair order.
-    pub(super) units: Units,
-    /// When the call has arrived, plus the slack of its class.
-    pub(super) due: u64,
-}
-
-impl ScheduledCall {
-    pub(crate) const fn path(&self) -> &Arc<[FlowKey]> {
-        &self.path
-    }
+/// Names a call of the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CallKey {
+    /// Where the queue finds the call. Another call may have the same index later.
+    pub(crate) index: u32,
+    /// Tells the call from all others.
+    pub(crate) order: u64,
 }
 
 pub(super) struct Core {
@@ -56,10 +46,14 @@ pub(super) struct Core {
     settings: HashMap<Box<[FlowKey]>, KeySettings>,
     /// The attempts that wait, by the numbers of their calls and their places in the tree.
     attempts: BTreeSet<(u64, usize)>,
-    epoch: Instant,
     wall_clock: SystemTime,
     max_nodes: usize,
+    /// What the queue has to act on, as it was after the last change.
+    seen: Seen,
 }
+
+/// What the queue has to act on: the first call, when the next key is no longer blocked, and whether any call waits.
+type Seen = (Option<usize>, Option<Instant>, bool);
 
 /// Which calls may go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,6 +88,15 @@ pub(crate) struct NodeSpec {
     pub(super) concurrency: Option<NonZeroUsize>,
 }
 
+impl NodeSpec {
+    /// What a level says about each key if it says the same about all.
+    pub(super) const PLAIN: Self = Self {
+        weight: NonZeroU32::MIN,
+        limits: None,
+        concurrency: None,
+    };
+}
+
 /// A function from the cost of a call to what it counts.
 pub(crate) type Price = Arc<dyn Fn(&Cost) -> u64 + Send + Sync>;
 
@@ -117,15 +120,16 @@ impl Core {
             tree: Tree::new(strict, max_nodes),
             settings: HashMap::new(),
             attempts: BTreeSet::new(),
-            epoch: clock::now(),
             wall_clock: SystemTime::now(),
             max_nodes,
+            seen: (None, None, false),
         }
     }
 
-    /// Returns the nanoseconds since the schedule was made.
-    pub(super) fn nanos(&self, now: &mut LazyNow) -> u64 {
-        clock::nanos_between(self.epoch, now.get())
+    /// Called after each change. Returns whether the queue has to act on it.
+    pub(super) fn has_changed(&mut self) -> bool {
+        let seen = (self.tree.peek(), self.tree.next_at(), self.tree.waiting() > 0);
+        std::mem::replace(&mut self.seen, seen) != seen
     }
 
     /// Returns how many of the nodes on the path are known, from the outermost on.
@@ -152,20 +156,6 @@ impl Core {
             ..
         } = self;
         let missing_from = call.path.len() - specs.len();
-        let mut limits = Vec::new();
-        for (at, spec) in specs.iter().enumerate() {
-            let set = settings
-                .get(&call.path[..=missing_from + at])
-                .and_then(|set| set.limits.as_ref());
-            let of_key = set.or(spec.limits.as_ref());
-            limits.push(
-                match of_key.map(|limits| KeyLimits::new(limits.clone(), *wall_clock, now.get())) {
-                    Some(Ok(limits)) => Some(Box::new(limits)),
-                    Some(Err(error)) => return Some(Err(PushError::Limits(error))),
-                    None => None,
-                },
-            );
-        }
         let new = NewCall {
             class: call.class,
             due: call.due,
@@ -173,15 +163,22 @@ impl Core {
             units: call.units,
             seq,
         };
-        let mut is_complete = true;
+        let (mut is_complete, mut invalid) = (true, None);
+        let created_at = (!specs.is_empty()).then(|| now.get());
         let create = |path: &[FlowKey]| {
             let at = (path.len() - 1).checked_sub(missing_from);
             is_complete &= at.is_some();
-            let (at, set) = (at?, settings.get(path));
+            let (spec, set, created_at) = (&specs[at?], settings.get(path), created_at?);
+            let limits = set.and_then(|set| set.limits.as_ref()).or(spec.limits.as_ref());
+            let limits = limits.map(|limits| KeyLimits::new(limits.clone(), *wall_clock, created_at));
             Some(NewNode {
-                weight: set.and_then(|set| set.weight).unwrap_or(specs[at].weight),
-                limits: limits.get_mut(at).and_then(Option::take),
-                max_running: specs[at].concurrency,
+                weight: set.and_then(|set| set.weight).unwrap_or(spec.weight),
+                limits: limits
+                    .transpose()
+                    .map_err(|error| invalid = Some(error))
+                    .ok()?
+                    .map(Box::new),
+                max_running: spec.concurrency,
                 paused_until: set.and_then(|set| set.paused_until),
             })
         };
@@ -190,18 +187,21 @@ impl Core {
         if !is_complete {
             return None;
         }
+        if let Some(error) = invalid {
+            return Some(Err(PushError::Limits(error)));
+        }
         Some(match pushed {
             Ok(id) => {
                 if is_attempt {
                     attempts.insert((seq.unwrap_or_default(), id));
                 }
-                Ok((id, tree.weight_of(&call.path)))
+                Ok((id, tree.weight_of_call(id)))
             }
             Err(_) => Err(PushError::TooManyKeys(*max_nodes)),
         })
     }
 
-    /// Returns what the eligible call costs that goes next, if one could be charged to all limits below the root now.
+    /// Returns the cost of the eligible call that goes next, if one could be charged to all limits below the root now.
     pub(super) fn head(&mut self, eligible: Eligible, now: &mut LazyNow) -> Option<Cost> {
         let id = self.next(eligible, now)?;
         self.tree.call(id).map(|call| call.cost)
@@ -217,38 +217,34 @@ impl Core {
         costs.map(|call| call.cost).collect()
     }
 
-    /// Begins the eligible call that goes next, if it costs `cost`. If `among` is more than one, begins the first of so many
-    /// that go next which costs no more than that, and is the first of its flow.
-    pub(super) fn start(
+    /// Begins the eligible call that goes next, if `take` takes what its cost needs. If it does not, begins the first call
+    /// for which `take` does, among so many that go next and are the first of their flows.
+    pub(super) fn start<G>(
         &mut self,
-        cost: &Cost,
         among: usize,
         eligible: Eligible,
+        mut take: impl FnMut(&Cost, &mut LazyNow) -> Option<G>,
         now: &mut LazyNow,
-    ) -> Option<(Started, Option<Running>, Ticket)> {
+    ) -> Option<(Started, Option<Running>, Ticket, G)> {
         let mut id = self.next(eligible, now)?;
-        if among > 1 {
-            let fits = |tree: &Tree<_, _>, id| {
-                tree.call(id)
-                    .is_some_and(|call: &QueuedCall<_>| call.cost.is_within(cost))
-            };
-            if !fits(&self.tree, id) {
-                if eligible == Eligible::Attempts {
-                    return None;
+        let mut granted = take(&self.tree.call(id)?.cost, now);
+        if granted.is_none() && among > 1 && eligible == Eligible::All {
+            for next in self.tree.upcoming(among, now) {
+                let call = self.tree.call(next).filter(|_| self.tree.is_first_of_flow(next));
+                granted = call.and_then(|call| take(&call.cost, now));
+                if granted.is_some() {
+                    id = next;
+                    break;
                 }
-                let mut upcoming = self.tree.upcoming(among, now).into_iter();
-                id = upcoming.find(|id| fits(&self.tree, *id) && self.tree.is_first_of_flow(*id))?;
             }
-        } else {
-            // Another call of the same cost may have come in between, which may go as well.
-            self.tree.call(id).filter(|call| call.cost == *cost)?;
         }
+        let granted = granted?;
         let (started, ticket) = self.tree.start_call(id, now)?;
         if matches!(ticket, Ticket::Attempt(_)) {
             self.attempts.remove(&(started.seq, id));
         }
         let running = self.tree.running(&started);
-        Some((started, running, ticket))
+        Some((started, running, ticket, granted))
     }
 
     pub(super) fn count_running(&mut self) {
@@ -299,11 +295,6 @@ impl Core {
         self.tree.weight_of(path)
     }
 
-    /// Returns the call that was found to be the first.
-    pub(super) fn peek(&self) -> Option<usize> {
-        self.tree.peek()
-    }
-
     pub(super) fn next_at(&self) -> Option<Instant> {
         self.tree.next_at()
     }
@@ -312,7 +303,16 @@ impl Core {
         self.tree.waiting()
     }
 
+    #[inline]
     pub(super) fn take_refused(&mut self) -> Vec<(Ticket, Rejected)> {
+        if self.tree.has_refused() {
+            self.take_all_refused()
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn take_all_refused(&mut self) -> Vec<(Ticket, Rejected)> {
         let refused = self.tree.take_refused();
         if refused.iter().any(|(ticket, _)| matches!(ticket, Ticket::Attempt(_))) {
             let Self { tree, attempts, .. } = self;

@@ -49,8 +49,8 @@ pub struct CurrentCall {
 
 /// What the layers find in a scope, and outside it while the scope is not entered.
 struct Slots {
-    permit: Option<Box<GrantedPermit>>,
-    charge: Option<Box<GrantedCharge>>,
+    permit: Option<GrantedPermit>,
+    charge: Option<GrantedCharge>,
 }
 
 /// The guard of entered [`Slots`].
@@ -90,9 +90,9 @@ impl CurrentCall {
 
     fn slots(&self) -> Slots {
         let permit = self.permits.clone();
-        let permit = permit.map(|(permits, again)| Box::new(GrantedPermit::of_attempts(permits, again)));
+        let permit = permit.map(|(permits, again)| GrantedPermit::of_attempts(permits, again));
         let charge = self.limiter.clone();
-        let charge = charge.map(|(limiter, again)| Box::new(GrantedCharge::of_attempts(limiter, again)));
+        let charge = charge.map(|(limiter, again)| GrantedCharge::of_attempts(limiter, again));
         Slots { permit, charge }
     }
 }

@@ -1,18 +1,18 @@
 //! [`Dispatcher`]: chooses the next call, when a permit and all budgets are there for it.
 
 use super::{
-    attempt::{Again, GrantedAttempt},
     batch::{Batch, MAX_BATCH},
-    core::{Eligible, ScheduledCall, Ticket},
-    grant::{Grant, Receipt},
-    shared::{Root, Shared},
+    call::ScheduledCall,
+    core::{CallKey, Eligible, Ticket},
+    grant::Grant,
+    shared::{Root, Shared, StartedCall},
     tree::Started,
 };
 use crate::{
     clock,
     error::AcquireError,
     panic::catch_unwind,
-    rate::{Admission, Cost, Estimate, RateLimiter},
+    rate::{Admission, Cost, GrantedCharge, RateLimiter},
     semaphore::{Acquire, Permit, granted::InFlight},
 };
 use std::{
@@ -44,9 +44,9 @@ enum Line {
 /// What was chosen.
 pub(crate) enum Chosen {
     /// The call of the queue with this key.
-    Call(u32, Box<ChosenCall>),
+    Call(CallKey, ChosenCall),
     /// This call can never be admitted.
-    Refused(u32, AcquireError),
+    Refused(CallKey, AcquireError),
     /// No call waits.
     Nothing,
 }
@@ -58,11 +58,10 @@ pub(crate) struct ChosenCall {
     granted: Granted,
 }
 
-/// What a chosen call was given.
+/// What a chosen call was given. Dropped, it is given back.
 struct Granted {
     permit: Option<Permit>,
-    charge: Option<(RateLimiter, Estimate)>,
-    cost: Cost,
+    charge: Option<GrantedCharge>,
 }
 
 impl Dispatcher {
@@ -76,18 +75,16 @@ impl Dispatcher {
         }
     }
 
-    /// Among how many calls that go next the one is looked for that costs what was charged.
-    const fn among(&self) -> usize {
-        match self.limiter {
-            Some(Line::Shared(..)) => MAX_BATCH,
-            Some(Line::Local(..)) | None => 1,
-        }
-    }
-
     /// Chooses the next of the eligible calls. Pending until one can go, or none waits: then the waker is woken, unless the
     /// call waits for [a limit of its key](Shared::next_at).
     pub(crate) fn poll_choose(&mut self, eligible: Eligible, cx: &mut Context<'_>) -> Poll<Chosen> {
         loop {
+            if let Some(started) = self.start_at_once(eligible) {
+                match Self::give(started) {
+                    Some(chosen) => return Poll::Ready(chosen),
+                    None => continue,
+                }
+            }
             let Some(head) = self.shared.head(eligible) else {
                 self.leave();
                 if eligible == Eligible::Attempts && self.poll_next_attempt(cx).is_ready() {
@@ -102,28 +99,13 @@ impl Dispatcher {
             match self.poll_grant(&head, eligible, cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {}
-                Poll::Ready(Some(Ok(mut granted))) => {
-                    let Some((started, in_flight, ticket)) = self.shared.start(&granted.cost, self.among(), eligible)
-                    else {
-                        granted.give_back();
-                        continue;
-                    };
-                    granted.lower_to(started.cost());
-                    match ticket {
-                        Ticket::Call(call) => {
-                            let chosen = ChosenCall {
-                                started,
-                                in_flight,
-                                granted,
-                            };
-                            return Poll::Ready(Chosen::Call(call, Box::new(chosen)));
-                        }
-                        Ticket::Attempt(attempt) => {
-                            attempt.grant(granted.for_attempt(started, in_flight, &self.shared))
-                        }
+                Poll::Ready(Some((cost, Ok(granted)))) => {
+                    let started = self.start_charged(&cost, granted, eligible);
+                    if let Some(chosen) = started.and_then(Self::give) {
+                        return Poll::Ready(chosen);
                     }
                 }
-                Poll::Ready(Some(Err((cost, error)))) => {
+                Poll::Ready(Some((cost, Err(error)))) => {
                     if let Some(refused) = self.refuse(&cost, eligible, error) {
                         return Poll::Ready(refused);
                     }
@@ -132,19 +114,110 @@ impl Dispatcher {
         }
     }
 
+    /// Begins the first call if all that it needs is there, which is the case of most calls while the limits are not
+    /// reached: then nothing is waited for, and the tree is locked once.
+    fn start_at_once(&mut self, eligible: Eligible) -> Option<StartedCall<Granted>> {
+        let Self {
+            shared,
+            acquire,
+            limiter,
+            ..
+        } = self;
+        let limiter = match limiter {
+            None => None,
+            Some(Line::Local(limiter, None)) => Some(&*limiter),
+            // A dispatcher that has a place in the line of the limiter keeps it, and a store has to be asked first.
+            Some(Line::Local(_, Some(_)) | Line::Shared(..)) => return None,
+        };
+        if shared.waiting() == 0 {
+            return None;
+        }
+        let mut permit = None;
+        let mut take_permit = || match acquire {
+            Some(acquire) => {
+                permit = acquire.try_acquire_uncontended();
+                permit.is_some()
+            }
+            None => true,
+        };
+        let started = shared.start(1, eligible, |cost, now| match limiter {
+            Some(limiter) => {
+                let estimate = limiter.try_charge(cost, now.get(), &mut take_permit)?;
+                Some(Some(GrantedCharge::new(limiter.clone(), Ok(estimate))))
+            }
+            None => take_permit().then_some(None),
+        });
+        // A permit for which the limiter was not charged after all is given back here, without the lock.
+        started.map(|started| started.map(|charge| Granted { permit, charge }))
+    }
+
+    /// Begins a call for which `cost` was charged. Returns `None` if there is none any more.
+    fn start_charged(&self, cost: &Cost, granted: Granted, eligible: Eligible) -> Option<StartedCall<Granted>> {
+        // What is not taken is dropped without the lock, since that may wake others.
+        let mut granted = Some(granted);
+        let started = self.start_for(cost, eligible, |of| granted.take().map(|granted| (granted, *of)))?;
+        // So does what is given back of a charge.
+        Some(started.map(|(mut granted, of)| {
+            if let Some(charge) = granted.charge.as_mut().filter(|_| of != *cost) {
+                charge.lower_to(of);
+            }
+            granted
+        }))
+    }
+
+    /// Begins a call for which `cost` was charged or refused: the first one if it costs as much. A shared limiter was asked
+    /// for several, so the first one goes there that costs no more.
+    fn start_for<G>(
+        &self,
+        cost: &Cost,
+        eligible: Eligible,
+        mut take: impl FnMut(&Cost) -> Option<G>,
+    ) -> Option<StartedCall<G>> {
+        let is_shared = matches!(self.limiter, Some(Line::Shared(..)));
+        let among = if is_shared { MAX_BATCH } else { 1 };
+        self.shared.start(among, eligible, |of, _| {
+            // Another call of the same cost may have come in between, which may go as well.
+            let fits = if is_shared { of.is_within(cost) } else { of == cost };
+            if fits { take(of) } else { None }
+        })
+    }
+
+    /// Gives a call that has begun what was taken for it. Returns a call of the queue.
+    fn give(started: StartedCall<Granted>) -> Option<Chosen> {
+        let StartedCall {
+            started,
+            in_flight,
+            ticket,
+            granted,
+        } = started;
+        match ticket {
+            Ticket::Call(call) => Some(Chosen::Call(
+                call,
+                ChosenCall {
+                    started,
+                    in_flight,
+                    granted,
+                },
+            )),
+            Ticket::Attempt(attempt) => {
+                let Granted { permit, charge } = granted;
+                attempt.grant(started, permit, in_flight, charge);
+                None
+            }
+        }
+    }
+
     /// Takes the call out that was the first when [`poll_choose`](Self::poll_choose) panicked, because its limits can only be
     /// waited for in another runtime. Returns its key, and `None` if it is an attempt: that one is let go with nothing, and
     /// panics where it waits itself.
-    pub(crate) fn take_after_panic(&mut self, eligible: Eligible) -> Option<u32> {
+    pub(crate) fn take_after_panic(&mut self, eligible: Eligible) -> Option<CallKey> {
         self.leave();
-        let head = self.shared.head(eligible)?;
-        let (started, in_flight, ticket) = self.shared.start(&head, 1, eligible)?;
-        drop(in_flight);
+        let StartedCall { started, ticket, .. } = self.shared.start(1, eligible, |_, _| Some(()))?;
         self.shared.give_back(started);
         match ticket {
             Ticket::Call(call) => Some(call),
             Ticket::Attempt(attempt) => {
-                attempt.grant(GrantedAttempt::new(Permit::of_none(), None, None, None));
+                attempt.let_go();
                 None
             }
         }
@@ -164,14 +237,14 @@ impl Dispatcher {
         polled.unwrap_or(Poll::Pending)
     }
 
-    /// Takes what the call needs, all of it or nothing. Ready without it if it was taken by others meanwhile, and with the
-    /// cost of the call that the limiter refuses if it does.
+    /// Takes what the call needs, all of it or nothing. Ready without it if it was taken by others meanwhile, and
+    /// otherwise with the cost that was charged, or that the limiter refuses.
     fn poll_grant(
         &mut self,
         head: &Cost,
         eligible: Eligible,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Granted, (Cost, AcquireError)>>> {
+    ) -> Poll<Option<(Cost, Result<Granted, AcquireError>)>> {
         let is_permitted = self
             .acquire
             .as_mut()
@@ -203,7 +276,7 @@ impl Dispatcher {
                 }
                 batch.poll(now, cx).map(|(of, result)| {
                     cost = of;
-                    charged = result?.map(|estimate| (limiter.clone(), estimate));
+                    charged = result?.map(|estimate| GrantedCharge::new(limiter.clone(), Ok(estimate)));
                     Ok(())
                 })
             }
@@ -216,19 +289,17 @@ impl Dispatcher {
             }
             Poll::Ready(Err(error)) => {
                 self.leave_turn();
-                return Poll::Ready(Some(Err((cost, error))));
+                return Poll::Ready(Some((cost, Err(error))));
             }
             Poll::Ready(Ok(())) => {}
         }
         let mut granted = Granted {
             permit: None,
             charge: charged,
-            cost,
         };
         if let Some(acquire) = &mut self.acquire {
             // Never fails, because this semaphore is never closed.
             let Ok(Some(permit)) = acquire.try_acquire() else {
-                granted.give_back();
                 return Poll::Ready(None);
             };
             granted.permit = Some(permit);
@@ -242,13 +313,15 @@ impl Dispatcher {
                 Ok(false) => return Poll::Ready(None),
                 Err(error) => {
                     *turn = None;
-                    return Poll::Ready(Some(Err((cost, error))));
+                    return Poll::Ready(Some((cost, Err(error))));
                 }
             }
-            granted.charge = admission.estimate().map(|estimate| (limiter.clone(), estimate));
+            granted.charge = admission
+                .estimate()
+                .map(|estimate| GrantedCharge::new(limiter.clone(), Ok(estimate)));
             *turn = None;
         }
-        Poll::Ready(Some(Ok(granted)))
+        Poll::Ready(Some((cost, Ok(granted))))
     }
 
     /// Leaves the lines of the permits and the limiter.
@@ -275,8 +348,7 @@ impl Dispatcher {
     /// Ends the wait of a call that the limiter never admits. Returns `None` if the call is an attempt, which has been told,
     /// or is not the first any more.
     fn refuse(&self, cost: &Cost, eligible: Eligible, error: AcquireError) -> Option<Chosen> {
-        let (started, in_flight, ticket) = self.shared.start(cost, self.among(), eligible)?;
-        drop(in_flight);
+        let StartedCall { started, ticket, .. } = self.start_for(cost, eligible, |_| Some(()))?;
         // It has not begun: nothing stays charged to the limits of its keys.
         self.shared.give_back(started);
         match ticket {
@@ -302,46 +374,18 @@ impl Line {
 
 impl ChosenCall {
     /// Returns what the layers of the call find.
-    pub(crate) fn into_grant(self, call: &ScheduledCall, shared: &Arc<Shared>) -> Grant {
+    pub(crate) fn into_grant(self, call: Arc<ScheduledCall>) -> Grant {
         let Self {
             started,
             in_flight,
-            granted,
+            granted: Granted { permit, charge },
         } = self;
-        let again = Again::new(shared.clone(), call.clone(), started.seq);
-        let receipt = Box::new(Receipt::new(shared.clone(), started, granted.cost));
-        Grant::new(granted.permit, in_flight, granted.charge, receipt, again)
+        call.begin(started);
+        Grant::new(call, permit, in_flight, charge)
     }
 
     /// Gives back what the call does not need, because it was cancelled just now.
     pub(crate) fn give_back(self, shared: &Shared) {
         shared.give_back(self.started);
-        self.granted.give_back();
-    }
-}
-
-impl Granted {
-    fn for_attempt(self, started: Started, in_flight: Option<InFlight>, shared: &Arc<Shared>) -> GrantedAttempt {
-        let permit = self.permit.unwrap_or_else(Permit::of_none);
-        let receipt = Receipt::new(shared.clone(), started, self.cost);
-        GrantedAttempt::new(permit, in_flight, self.charge, Some(Box::new(receipt)))
-    }
-
-    /// Gives back what no call needs.
-    fn give_back(self) {
-        if let Some((_, estimate)) = self.charge {
-            estimate.settle(Cost::none());
-        }
-    }
-
-    /// Gives back what was charged above the cost of the call that goes.
-    fn lower_to(&mut self, cost: Cost) {
-        if self.cost == cost {
-            return;
-        }
-        if let Some((_, estimate)) = &mut self.charge {
-            estimate.lower_to(cost);
-        }
-        self.cost = cost;
     }
 }

@@ -19,7 +19,7 @@
 //! while the virtual now gets on by the true cost only then. But it does not get beyond the last of the ready children by
 //! more than this call, so that calls that take long do not push it ahead of everybody who waits.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, num::NonZeroU32};
 
 /// What a child's pass, and the cost of a call, are counted in: 2^-20 ns of the whole time of the limits.
 pub(super) type Units = i128;
@@ -38,11 +38,11 @@ pub(super) struct Ready {
 }
 
 /// What one call was charged at one level of the tree.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Charge {
     /// By how much the pass of the child has got on.
     pass: Units,
-    weight: u32,
+    weight: NonZeroU32,
     /// The sum of the weights of the children that were ready.
     weights: u64,
 }
@@ -109,20 +109,21 @@ impl Fair {
         self.now = self.now.max(*pass);
         let charge = Charge {
             pass: share(cost, weight),
-            weight,
+            weight: NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN),
             weights: self.weights.max(u64::from(weight)),
         };
         *pass = pass.saturating_add(charge.pass);
         charge
     }
 
-    /// Corrects a charge: the call has cost `used`.
-    pub(super) fn settle(&mut self, pass: &mut Units, charge: Charge, used: Units) {
-        let own = share(used, charge.weight);
+    /// Corrects a charge: the call has cost `used`. Returns whether that changes the pass.
+    pub(super) fn settle(&mut self, pass: &mut Units, charge: Charge, used: Units) -> bool {
+        let own = share(used, charge.weight.get());
         *pass = pass.saturating_add(own - charge.pass);
+        let has_changed = own != charge.pass;
         #[cfg(test)]
         if self.is_last_served {
-            return;
+            return has_changed;
         }
         let last = self
             .others
@@ -132,6 +133,7 @@ impl Fair {
             .map_or(*pass, |last| last.end);
         let reached = self.now.saturating_add(used / Units::from(charge.weights));
         self.now = self.now.max(reached.min(last.saturating_add(own)));
+        has_changed
     }
 
     /// Corrects the sum of the weights: a ready child whose weight was `old` has `new`. The child must be put back at its

@@ -1,14 +1,23 @@
 //! [`Flow`]: whose call it is, and of which class.
 
+use super::key_hash;
 use crate::rate::ByExtension;
 use http::Request;
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 /// A part of the name of a flow: a text or a number, for example a tenant's name or id.
 ///
 /// Keys appear in [`Schedule::flows`](super::Schedule::flows) and in errors, so use no secrets, such as API keys.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct FlowKey(Key);
+#[derive(Clone, PartialEq, Eq)]
+pub struct FlowKey {
+    /// The hash of the key, made once: a schedule looks for the key in several maps for each call.
+    hash: u64,
+    key: Key,
+}
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Key {
@@ -34,7 +43,8 @@ enum Key {
 /// ```
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Flow {
-    keys: Box<[FlowKey]>,
+    /// Shared, so that a flow is cloned for each of its calls without an allocation.
+    keys: Arc<[FlowKey]>,
     class: Option<Arc<str>>,
 }
 
@@ -52,33 +62,46 @@ pub trait RequestFlow<B> {
 
 // === impl FlowKey ===
 
+impl From<Key> for FlowKey {
+    fn from(key: Key) -> Self {
+        let hash = key_hash::hash_of(&key);
+        Self { hash, key }
+    }
+}
+
 impl From<u64> for FlowKey {
     fn from(key: u64) -> Self {
-        Self(Key::Number(key))
+        Key::Number(key).into()
     }
 }
 
 impl From<&str> for FlowKey {
     fn from(key: &str) -> Self {
-        Self(Key::Text(key.into()))
+        Key::Text(key.into()).into()
     }
 }
 
 impl From<String> for FlowKey {
     fn from(key: String) -> Self {
-        Self(Key::Text(key.into()))
+        Key::Text(key.into()).into()
     }
 }
 
 impl From<Arc<str>> for FlowKey {
     fn from(key: Arc<str>) -> Self {
-        Self(Key::Text(key))
+        Key::Text(key).into()
+    }
+}
+
+impl Hash for FlowKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
     }
 }
 
 impl fmt::Display for FlowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
+        match &self.key {
             Key::Number(key) => key.fmt(f),
             Key::Text(key) => key.fmt(f),
         }
@@ -87,7 +110,7 @@ impl fmt::Display for FlowKey {
 
 impl fmt::Debug for FlowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
+        match &self.key {
             Key::Number(key) => key.fmt(f),
             Key::Text(key) => key.fmt(f),
         }
@@ -121,7 +144,12 @@ impl Flow {
 
     /// Returns the keys, the outermost first.
     #[must_use]
-    pub const fn keys(&self) -> &[FlowKey] {
+    pub fn keys(&self) -> &[FlowKey] {
+        &self.keys
+    }
+
+    /// Returns the keys as they are shared by the clones of the flow.
+    pub(super) const fn shared_keys(&self) -> &Arc<[FlowKey]> {
         &self.keys
     }
 

@@ -2,9 +2,7 @@
 //! be cancelled and end, with up to two or three preemptions. Time does not pass, and no bucket refills: what is missing at
 //! the end was not given back.
 
-use super::{
-    Chosen, Dispatcher, Eligible, Flow, Schedule, Scheduled, Shared, Ticket, attempt::Again, core::ScheduledCall,
-};
+use super::{CallKey, Chosen, Dispatcher, Eligible, Flow, Schedule, Scheduled, ScheduledCall, Shared, Ticket};
 use crate::{
     concurrency::Concurrency,
     error::AcquireError,
@@ -59,7 +57,7 @@ impl Scheduled for Queue {
         self.wake();
     }
 
-    fn refuse(self: Arc<Self>, _: u32, error: AcquireError) {
+    fn refuse(self: Arc<Self>, _: CallKey, error: AcquireError) {
         panic!("{error}");
     }
 }
@@ -67,7 +65,7 @@ impl Scheduled for Queue {
 /// A schedule with a permit and a limiter.
 struct Setting {
     shared: Arc<Shared>,
-    call: ScheduledCall,
+    call: Arc<ScheduledCall>,
     permits: Semaphore,
     limiter: RateLimiter,
     queue: Arc<Queue>,
@@ -152,12 +150,7 @@ fn an_attempt_that_is_given_up_while_it_is_granted_gives_everything_back_once() 
             let (queue, shared) = (queue.clone(), shared.clone());
             move || Setting::dispatch(dispatcher, &queue, &shared)
         });
-        let again = Again {
-            shared: shared.clone(),
-            call,
-            seq: 1,
-        };
-        let mut attempt = again.ask_again();
+        let mut attempt = call.ask_again();
         let mut cx = Context::from_waker(Waker::noop());
         // It has entered the schedule, and may have been granted what it waits for.
         let polled = attempt.poll_permit(&mut cx);
@@ -188,15 +181,10 @@ fn an_attempt_that_loses_its_permit_before_it_is_polled_waits_again_and_is_charg
             let (queue, shared) = (queue.clone(), shared.clone());
             move || Setting::dispatch(dispatcher, &queue, &shared)
         });
-        let again = Again {
-            shared: shared.clone(),
-            call,
-            seq: 1,
-        };
         let attempts = thread::spawn({
             let (in_use, queue) = (in_use.clone(), queue.clone());
             move || {
-                let mut attempt = again.ask_again();
+                let mut attempt = call.ask_again();
                 let granted = block_on(poll_fn(|cx| attempt.poll_permit(cx)));
                 let mut charge = None;
                 swap_granted_charge(&mut charge);
@@ -237,9 +225,13 @@ fn a_call_that_is_cancelled_while_it_is_chosen_is_either_and_the_count_of_those_
             let (queue, shared) = (queue.clone(), shared.clone());
             move || Setting::dispatch(dispatcher, &queue, &shared)
         });
-        let push = |number| loop {
+        let key = |index| CallKey {
+            index,
+            order: index.into(),
+        };
+        let push = |index| loop {
             let specs = shared.specs(call.path());
-            let (pushed, effects) = shared.try_push(&call, None, Ticket::Call(number), &specs);
+            let (pushed, effects) = shared.try_push(&call, None, Ticket::Call(key(index)), &specs);
             shared.carry_out(effects);
             // Without a result, the key of the call was forgotten just now.
             if let Some(pushed) = pushed {
@@ -249,7 +241,7 @@ fn a_call_that_is_cancelled_while_it_is_chosen_is_either_and_the_count_of_those_
         let cancelled = push(1);
         let cancels = thread::spawn({
             let shared = shared.clone();
-            move || shared.cancel(cancelled, &Ticket::Call(1))
+            move || shared.cancel(cancelled, &Ticket::Call(key(1)))
         });
         push(2);
         cancels.join().unwrap();

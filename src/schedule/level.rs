@@ -104,6 +104,11 @@ impl Level {
         NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN)
     }
 
+    /// Whether the level says the same about each key.
+    pub(super) const fn is_plain(&self) -> bool {
+        self.weight.is_none() && self.limits.is_none() && self.concurrency.is_none()
+    }
+
     pub(super) const fn limits_concurrency(&self) -> bool {
         self.concurrency.is_some()
     }

@@ -91,6 +91,7 @@
 
 mod attempt;
 mod batch;
+mod call;
 mod calls;
 mod core;
 mod current;
@@ -100,6 +101,7 @@ mod flow;
 mod grant;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
+mod key_hash;
 mod level;
 mod shared;
 #[cfg(test)]
@@ -107,9 +109,11 @@ mod tests;
 mod tree;
 
 pub(crate) use self::{
-    core::{Eligible, PushError, ScheduledCall, Ticket},
+    call::ScheduledCall,
+    core::{CallKey, Eligible, PushError, Ticket},
     dispatch::{Chosen, Dispatcher},
     grant::Grant,
+    key_hash::KeyMap,
     shared::{Effects, Pushed, Scheduled, Shared},
 };
 pub use current::{CurrentCall, current};
@@ -128,7 +132,7 @@ use crate::{
     semaphore::Semaphore,
 };
 use std::{
-    fmt, iter,
+    fmt,
     num::NonZeroU32,
     sync::{
         Arc, Weak,
@@ -144,6 +148,7 @@ use tokio::time::Instant;
 #[derive(Clone)]
 pub struct Schedule {
     settings: Settings,
+    prices: Arc<Prices>,
     shared: Arc<Shared>,
 }
 
@@ -216,9 +221,12 @@ impl Schedule {
         if levels.is_empty() {
             levels.push(Level::by("flow"));
         }
-        let shared = Shared::new(levels, core, settings.root());
+        let root = settings.root();
+        let prices = root.prices.clone();
+        let shared = Shared::new(levels, core, root);
         Self {
             settings,
+            prices,
             shared: Arc::new(shared),
         }
     }
@@ -279,6 +287,7 @@ impl Schedule {
         settings.concurrency = Some(concurrency.clone());
         settings.limiter = Some(limiter.clone());
         Self {
+            prices: settings.root().prices,
             settings,
             shared: self.shared.clone(),
         }
@@ -414,8 +423,8 @@ impl Schedule {
     }
 
     /// Returns the permits that a chosen call takes one of.
-    pub(crate) fn permits(&self) -> Option<Semaphore> {
-        self.settings.concurrency.as_ref().map(|limit| limit.permits().clone())
+    pub(crate) fn permits(&self) -> Option<&Semaphore> {
+        self.settings.concurrency.as_ref().map(Concurrency::permits)
     }
 
     pub(crate) const fn shared(&self) -> &Arc<Shared> {
@@ -423,24 +432,27 @@ impl Schedule {
     }
 
     /// Returns what the schedule has to know about a call.
-    pub(crate) fn call(&self, flow: &Flow, cost: Cost) -> ScheduledCall {
+    pub(crate) fn call(&self, flow: &Flow, cost: Cost) -> Arc<ScheduledCall> {
         let class = self.class_of(flow.class_name());
         let slack = self.settings.classes.get(class);
         let slack = slack.map_or(0, |class| class.slack.load(Ordering::Relaxed));
         let arrival = self.shared.nanos(clock::now());
-        ScheduledCall {
-            path: self.path_of(flow),
-            class: u8::try_from(class).unwrap_or(u8::MAX),
-            cost,
-            units: self.shared.units(&cost),
-            due: arrival.saturating_add(slack),
-        }
+        let class = u8::try_from(class).unwrap_or(u8::MAX);
+        let (units, due) = (self.prices.units(&cost), arrival.saturating_add(slack));
+        ScheduledCall::new(&self.shared, self.path_of(flow), class, &cost, units, due)
     }
 
     pub(crate) fn path_of(&self, flow: &Flow) -> Arc<[FlowKey]> {
-        let levels = self.settings.levels.len().max(1);
-        let keys = flow.keys().iter().cloned().chain(iter::repeat(FlowKey::from("")));
-        keys.take(levels).collect()
+        // Most calls name all keys of their flow or none, and share them.
+        let unnamed = self.shared.unnamed();
+        match flow.keys() {
+            [] => unnamed.clone(),
+            keys if keys.len() == unnamed.len() => flow.shared_keys().clone(),
+            keys => {
+                let missing = unnamed.iter().skip(keys.len());
+                keys.iter().take(unnamed.len()).chain(missing).cloned().collect()
+            }
+        }
     }
 
     fn class_of(&self, name: Option<&str>) -> usize {

@@ -2,14 +2,15 @@
 
 use super::{
     attempt::Attempt,
-    core::{Core, Eligible, NodeSpec, Prices, PushError, ScheduledCall, Ticket},
+    call::ScheduledCall,
+    core::{CallKey, Core, Eligible, NodeSpec, Prices, PushError, Ticket},
     fair::Units,
     flow::FlowKey,
     level::Level,
     tree::{Running, Started},
 };
 use crate::{
-    clock::LazyNow,
+    clock::{self, LazyNow},
     error::{AcquireError, Rejected},
     rate::{Cost, RateLimiter},
     semaphore::{Semaphore, granted::InFlight},
@@ -23,7 +24,13 @@ use tokio::time::Instant;
 
 pub(crate) struct Shared {
     levels: Vec<Level>,
+    /// The path of all calls that name no flow.
+    unnamed: Arc<[FlowKey]>,
+    /// What the levels say about every key. Empty if that depends on the key.
+    plain_specs: Vec<NodeSpec>,
     core: Mutex<Core>,
+    /// When the schedule was made.
+    epoch: Instant,
     /// How many calls wait. It is changed under the lock, and can be read without.
     waiting: AtomicUsize,
     /// Whether the queue wants to know of each call that comes.
@@ -47,7 +54,7 @@ pub(crate) trait Scheduled: Send + Sync {
     fn changed(self: Arc<Self>);
 
     /// The limits of a key refuse the call.
-    fn refuse(self: Arc<Self>, call: u32, error: AcquireError);
+    fn refuse(self: Arc<Self>, call: CallKey, error: AcquireError);
 }
 
 /// What follows from a change of the core. It is [carried out](Shared::carry_out) without any lock.
@@ -62,6 +69,25 @@ pub(crate) struct Pushed {
     pub(crate) id: usize,
     /// The weight of its flow.
     pub(crate) weight: u32,
+}
+
+/// A call that has begun, and what was taken for it.
+pub(super) struct StartedCall<G> {
+    pub(super) started: Started,
+    pub(super) in_flight: Option<InFlight>,
+    pub(super) ticket: Ticket,
+    pub(super) granted: G,
+}
+
+impl<G> StartedCall<G> {
+    pub(super) fn map<T>(self, map: impl FnOnce(G) -> T) -> StartedCall<T> {
+        StartedCall {
+            started: self.started,
+            in_flight: self.in_flight,
+            ticket: self.ticket,
+            granted: map(self.granted),
+        }
+    }
 }
 
 /// Counts a call in flight at its keys until it is dropped.
@@ -85,19 +111,28 @@ struct NoQueue;
 impl Scheduled for NoQueue {
     fn changed(self: Arc<Self>) {}
 
-    fn refuse(self: Arc<Self>, _: u32, _: AcquireError) {}
+    fn refuse(self: Arc<Self>, _: CallKey, _: AcquireError) {}
 }
 
 impl Shared {
     pub(super) fn new(levels: Vec<Level>, core: Core, root: Root) -> Self {
+        let is_plain = levels.iter().all(Level::is_plain);
+        let plain_specs = levels.iter().filter(|_| is_plain).map(|_| NodeSpec::PLAIN);
         Self {
+            unnamed: levels.iter().map(|_| FlowKey::from("")).collect(),
+            plain_specs: plain_specs.collect(),
             levels,
             core: Mutex::new(core),
+            epoch: clock::now(),
             waiting: AtomicUsize::new(0),
             watches_arrivals: AtomicBool::new(false),
             root: Mutex::new(root),
             queue: Mutex::new(Weak::<NoQueue>::new()),
         }
+    }
+
+    pub(super) const fn unnamed(&self) -> &Arc<[FlowKey]> {
+        &self.unnamed
     }
 
     pub(super) fn root(&self) -> Root {
@@ -146,7 +181,7 @@ impl Shared {
 
     /// Returns the nanoseconds from when the schedule was made to `now`.
     pub(super) fn nanos(&self, now: Instant) -> u64 {
-        self.lock().nanos(&mut LazyNow::at(now))
+        clock::nanos_between(self.epoch, now)
     }
 
     /// Returns the weight of a flow.
@@ -163,22 +198,25 @@ impl Shared {
         let mut now = LazyNow::default();
         let mut core = self.lock();
         let waited = core.waiting();
-        let before = (core.peek(), core.next_at(), waited > 0);
         let output = change(&mut core, &mut now);
         let waiting = core.waiting();
         let has_come = waiting > waited && self.watches_arrivals.load(Ordering::Relaxed);
         let effects = Effects {
-            has_changed: has_come || before != (core.peek(), core.next_at(), waiting > 0),
+            has_changed: core.has_changed() || has_come,
             refused: core.take_refused(),
         };
         self.waiting.store(waiting, Ordering::Release);
         (output, effects)
     }
 
+    #[inline]
     pub(crate) fn carry_out(&self, effects: Effects) {
-        if !effects.has_changed && effects.refused.is_empty() {
-            return;
+        if effects.has_changed || !effects.refused.is_empty() {
+            self.carry_out_now(effects);
         }
+    }
+
+    fn carry_out_now(&self, effects: Effects) {
         let queue = self.queue();
         for (ticket, rejected) in effects.refused {
             Self::refuse(queue.as_ref(), ticket, rejected.into());
@@ -212,7 +250,8 @@ impl Shared {
             .collect()
     }
 
-    /// Gives a call a place in the tree. Returns `None` if a node on its path is no longer known, and so is not in `specs`.
+    /// Gives a call a place in the tree. Returns `None` if a node on its path is not known, and not in `specs`: then
+    /// [`specs`](Self::specs) are needed. At first there need be none.
     pub(crate) fn try_push(
         &self,
         call: &ScheduledCall,
@@ -220,6 +259,7 @@ impl Shared {
         ticket: Ticket,
         specs: &[NodeSpec],
     ) -> (Option<Result<Pushed, PushError>>, Effects) {
+        let specs = if specs.is_empty() { &self.plain_specs } else { specs };
         self.change(|core, now| {
             let pushed = core.push(call, seq, ticket, specs, now)?;
             Some(pushed.map(|(id, weight)| Pushed { id, weight }))
@@ -227,22 +267,19 @@ impl Shared {
     }
 
     /// Gives a further attempt of a call a place in the tree, and carries out what follows.
-    pub(super) fn push_attempt(
-        &self,
-        call: &ScheduledCall,
-        seq: u64,
-        attempt: &Arc<Attempt>,
-    ) -> Result<usize, PushError> {
+    pub(super) fn push_attempt(&self, attempt: &Arc<Attempt>) -> Result<usize, PushError> {
+        let call = attempt.call();
+        let mut specs = Vec::new();
         loop {
-            let specs = self.specs(&call.path);
-            let (pushed, effects) = self.try_push(call, Some(seq), Ticket::Attempt(attempt.clone()), &specs);
+            let (pushed, effects) = self.try_push(call, Some(call.seq()), Ticket::Attempt(attempt.clone()), &specs);
             // An attempt may be eligible though it is not the first.
             self.carry_out(Effects {
                 has_changed: true,
                 ..effects
             });
-            if let Some(pushed) = pushed {
-                return Ok(pushed?.id);
+            match pushed {
+                Some(pushed) => return Ok(pushed?.id),
+                None => specs = self.specs(&call.path),
             }
         }
     }
@@ -268,7 +305,7 @@ impl Shared {
         self.watches_arrivals.store(watches, Ordering::Relaxed);
     }
 
-    /// Returns what the eligible call costs that goes next.
+    /// Returns the cost of the eligible call that goes next.
     pub(super) fn head(&self, eligible: Eligible) -> Option<Cost> {
         let (head, effects) = self.change(|core, now| core.head(eligible, now));
         // Whoever asks is about to act on it.
@@ -284,23 +321,30 @@ impl Shared {
         self.inspect(Core::next_attempt_at)
     }
 
-    pub(super) fn start(
+    /// Begins the eligible call that goes next, if `take` takes what its cost needs, and otherwise one of
+    /// [the calls behind it](Core::start). `take` is called under the lock.
+    pub(super) fn start<G>(
         self: &Arc<Self>,
-        cost: &Cost,
         among: usize,
         eligible: Eligible,
-    ) -> Option<(Started, Option<InFlight>, Ticket)> {
-        let (started, effects) = self.change(|core, now| core.start(cost, among, eligible, now));
+        take: impl FnMut(&Cost, &mut LazyNow) -> Option<G>,
+    ) -> Option<StartedCall<G>> {
+        let (started, effects) = self.change(|core, now| core.start(among, eligible, take, now));
         self.carry_out(Effects {
             has_changed: false,
             ..effects
         });
-        let (started, running, ticket) = started?;
+        let (started, running, ticket, granted) = started?;
         let in_flight = running.map(|running| CountedCall {
             shared: self.clone(),
             running: Some(running),
         });
-        Some((started, in_flight.map(|call| Box::new(call) as InFlight), ticket))
+        Some(StartedCall {
+            started,
+            in_flight: in_flight.map(|call| Box::new(call) as InFlight),
+            ticket,
+            granted,
+        })
     }
 
     pub(super) fn settle(&self, started: Started, used: Cost, units: Units) {

@@ -40,7 +40,7 @@ use crate::{
     error::Rejected,
     rate::{Cost, Demand},
 };
-use node::{Below, ClassQueue, Node};
+use node::{Below, Node};
 use slab::Slab;
 use std::{collections::BTreeSet, hash::Hash};
 use tokio::time::Instant;
@@ -65,6 +65,8 @@ pub(super) struct Tree<K, T> {
     /// The largest number of nodes below the root.
     max_nodes: usize,
     calls: Calls<T>,
+    /// The calls that have begun and are not settled.
+    open: Slab<OpenCall>,
     /// The nodes that are blocked, by when they stop to be.
     timers: BTreeSet<(Instant, usize)>,
     /// The nodes that are kept only until their limits are full and their pause is over, by when that is.
@@ -96,14 +98,20 @@ pub(super) struct NewCall {
     pub(super) seq: Option<u64>,
 }
 
-/// A call that has begun, until it is settled.
+/// A call that has begun, until it is [settled](Tree::settle).
 #[derive(Debug)]
 pub(super) struct Started {
-    #[cfg_attr(not(test), expect(dead_code, reason = "the tests tell calls by it"))]
-    pub(super) id: usize,
     pub(super) seq: u64,
-    /// What the call counts in the fair order.
-    pub(super) units: Units,
+    /// Where the tree finds what it was charged.
+    open: usize,
+    #[cfg(test)]
+    pub(super) id: usize,
+    #[cfg(test)]
+    charged: Cost,
+}
+
+/// What a call was charged that has begun.
+struct OpenCall {
     leaf: usize,
     charged: Cost,
     /// What each node was charged, from the leaf upwards.
@@ -119,6 +127,7 @@ struct Charged {
     number: Option<u64>,
 }
 
+#[cfg(test)]
 impl Started {
     /// Returns what the call was charged.
     pub(super) const fn cost(&self) -> Cost {
@@ -136,6 +145,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             nodes,
             max_nodes,
             calls: Calls::new(),
+            open: Slab::new(),
             timers: BTreeSet::new(),
             filling: BTreeSet::new(),
             strict,
@@ -165,7 +175,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     pub(super) fn demand_ahead(&self, path: &Path<K>, class: u8, due: u64) -> Demand {
         let mut ahead = Demand::default();
         let queue = self.find(path).and_then(|id| self.nodes[id].queue());
-        for (of, queue) in queue.iter().flat_map(|queue| queue.classes.iter().enumerate()) {
+        for (of, queue) in queue.iter().flat_map(|queue| queue.classes().enumerate()) {
             if of == usize::from(class) || queue.latest_due <= due {
                 ahead.add(&queue.demand);
                 continue;
@@ -186,6 +196,11 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     /// Returns the weight of the node that `path` names, which is 1 if it is not known.
     pub(super) fn weight_of(&self, path: &Path<K>) -> u32 {
         self.find(path).map_or(1, |id| self.nodes[id].weight)
+    }
+
+    /// Returns the weight of the flow of a call that waits, which is 1 if it does not.
+    pub(super) fn weight_of_call(&self, id: usize) -> u32 {
+        self.calls.get(id).map_or(1, |call| self.nodes[call.leaf].weight)
     }
 
     /// Returns the call that was the first when the tree was last looked at.
@@ -221,6 +236,11 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     /// Returns when the next node stops to be blocked.
     pub(super) fn next_at(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Whether there are calls that the limits refuse, and that were not [taken](Self::take_refused).
+    pub(super) fn has_refused(&self) -> bool {
+        !self.refused.is_empty()
     }
 
     /// Takes the calls that the limits refuse, which wait no more. To be looked at after each change of the tree: the number
@@ -278,10 +298,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         let Some(queue) = self.nodes[leaf].queue_mut() else {
             return Err(queued.payload);
         };
-        if queue.classes.len() <= class {
-            queue.classes.resize_with(class + 1, ClassQueue::default);
-        }
-        let queue = &mut queue.classes[class];
+        let queue = queue.class_mut(class);
         queue.demand += &call.cost;
         let is_empty = queue.list.first.is_none();
         queue.latest_due = if is_empty {
@@ -350,13 +367,18 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
         self.run(call.leaf);
         self.look_at_path(call.leaf, now);
         self.forget_left(now);
-        let started = Started {
-            id,
-            seq: call.seq,
-            units: call.units,
+        let open = self.open.insert(OpenCall {
             leaf: call.leaf,
             charged: call.cost,
             charges,
+        });
+        let started = Started {
+            seq: call.seq,
+            open,
+            #[cfg(test)]
+            id,
+            #[cfg(test)]
+            charged: call.cost,
         };
         Some((started, call.payload))
     }
@@ -364,13 +386,14 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     /// Settles a call that has begun: it has cost `used`, which are `units` in the fair order.
     #[expect(clippy::needless_pass_by_value, reason = "a call is settled once")]
     pub(super) fn settle(&mut self, started: Started, used: Cost, units: Units, now: &mut LazyNow) {
-        let Started {
+        let OpenCall {
             leaf,
             charged: cost,
             charges,
-            ..
-        } = started;
+        } = self.open.remove(started.open);
         let units = units.clamp(0, MAX_COST);
+        // A call that has cost what it was charged, to nodes without limits, changes no node's state.
+        let mut has_changed = false;
         let mut at = leaf;
         for charged in charges {
             if at == ROOT {
@@ -380,16 +403,19 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             node.open -= 1;
             if let Some((limits, number)) = node.limits.as_mut().zip(charged.number) {
                 limits.settle(&cost, number, &used, now);
+                has_changed = true;
             }
             let (parent, mut pass) = (node.parent, node.pass);
             if let Some((order, share)) = self.order_of(parent).zip(charged.share) {
-                order.settle(&mut pass, share, units);
+                has_changed |= order.settle(&mut pass, share, units);
             }
             self.nodes[at].pass = pass;
             at = parent;
         }
         self.nodes[ROOT].open -= 1;
-        self.look_at_path(leaf, now);
+        if has_changed {
+            self.look_at_path(leaf, now);
+        }
         self.forget_path(leaf, now);
         self.forget_left(now);
     }
@@ -411,7 +437,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     fn find_or_create(
         &mut self,
         path: &Path<K>,
-        create: impl FnMut(&Path<K>) -> Option<NewNode>,
+        mut create: impl FnMut(&Path<K>) -> Option<NewNode>,
         now: &mut LazyNow,
     ) -> Option<usize> {
         if path.is_empty() || path.len() > MAX_LEVELS {
@@ -429,8 +455,11 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
                 return None;
             }
         }
-        let new: Option<Vec<_>> = (known..path.len()).map(|depth| &path[..=depth]).map(create).collect();
-        for (depth, new) in (known..).zip(new?) {
+        let mut new: [Option<NewNode>; MAX_LEVELS] = Default::default();
+        for (depth, new) in (known..path.len()).zip(&mut new) {
+            *new = Some(create(&path[..=depth])?);
+        }
+        for (depth, new) in (known..).zip(new.into_iter().flatten()) {
             let below = if depth + 1 == path.len() {
                 Below::calls()
             } else {
@@ -486,7 +515,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     fn unqueue(&mut self, id: usize, now: &mut LazyNow) -> Option<QueuedCall<T>> {
         let call = self.calls.get(id)?;
         let (leaf, class) = (call.leaf, usize::from(call.class));
-        let queue = self.nodes[leaf].queue_mut()?.classes.get_mut(class)?;
+        let queue = self.nodes[leaf].queue_mut()?.class_mut(class);
         let call = self.calls.remove(&mut queue.list, id);
         queue.demand -= &call.cost;
         let mut at = Some(leaf);

@@ -17,8 +17,7 @@ pub(crate) struct GrantedPermit {
     semaphore: Semaphore,
     /// `None` once the first attempt has taken it.
     permit: Option<(Permit, Option<InFlight>)>,
-    /// `None` while the service is asked to be ready for a call that is granted its permit later.
-    again: Option<Arc<dyn AskAgain>>,
+    again: Arc<dyn AskAgain>,
 }
 
 /// Counts a call as in flight until it is dropped, for the schedule that has granted the permit. It lives as long as the
@@ -53,10 +52,26 @@ pub(crate) enum Found {
 }
 
 thread_local! {
-    static CURRENT: Cell<Option<Box<GrantedPermit>>> = const { Cell::new(None) };
+    static CURRENT: Cell<Option<GrantedPermit>> = const { Cell::new(None) };
     /// Whether there is a current one. Without a schedule there never is, and this is much quicker to read: it has no
     /// destructor.
     static IS_ANY: Cell<bool> = const { Cell::new(false) };
+    /// The address of the semaphore of which a call is granted a permit later, while the service is asked to be ready for
+    /// that call; otherwise 0. An address, because it is only compared.
+    static TO_COME: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The guard of a permit that is [to come](expect).
+#[must_use = "no permit is to come when this is dropped"]
+pub(crate) struct Expected {
+    before: usize,
+}
+
+impl Drop for Expected {
+    #[inline]
+    fn drop(&mut self) {
+        TO_COME.set(self.before);
+    }
 }
 
 impl GrantedPermit {
@@ -69,7 +84,7 @@ impl GrantedPermit {
         Self {
             semaphore,
             permit: Some((permit, in_flight)),
-            again: Some(again),
+            again,
         }
     }
 
@@ -78,36 +93,24 @@ impl GrantedPermit {
         Self {
             semaphore,
             permit: None,
-            again: Some(again),
+            again,
         }
     }
 
     /// See [`AskAgain::poll_refused`].
     pub(crate) fn poll_refused(&self, cx: &mut Context<'_>) -> Poll<AcquireError> {
-        self.again
-            .as_ref()
-            .map_or(Poll::Pending, |again| again.poll_refused(cx))
+        self.again.poll_refused(cx)
     }
 
     /// Releases the permit if no layer has taken it.
     pub(crate) fn give_back(&mut self) {
         self.permit = None;
     }
-
-    /// Returns what is current while a service is asked to be ready for a call that is granted its permit later, so that
-    /// the service does not wait for another one.
-    pub(crate) const fn to_come(semaphore: Semaphore) -> Self {
-        Self {
-            semaphore,
-            permit: None,
-            again: None,
-        }
-    }
 }
 
 /// Exchanges the granted permit of this thread with `slot`. It is called before and after a call is made or polled.
 #[cold]
-pub(crate) fn swap(slot: &mut Option<Box<GrantedPermit>>) {
+pub(crate) fn swap(slot: &mut Option<GrantedPermit>) {
     IS_ANY.set(slot.is_some());
     *slot = CURRENT.replace(slot.take());
 }
@@ -124,26 +127,35 @@ pub(crate) fn take(semaphore: &Semaphore) -> Option<Found> {
 #[cold]
 fn take_current(semaphore: &Semaphore) -> Option<Found> {
     with_current(semaphore, |granted| match granted.permit.take() {
-        Some((permit, in_flight)) => Some(Found::Permit(permit.counted_by(in_flight))),
-        None => granted.again.clone().map(|again| Found::Again(again.ask_again())),
-    })?
+        Some((permit, in_flight)) => Found::Permit(permit.counted_by(in_flight)),
+        None => Found::Again(granted.again.clone().ask_again()),
+    })
+}
+
+/// Makes a service that is asked to be ready on this thread not wait for a permit of the semaphore, because the call that
+/// follows brings one. Ends when the returned guard is dropped.
+#[inline]
+pub(crate) fn expect(semaphore: Option<&Semaphore>) -> Expected {
+    Expected {
+        before: TO_COME.replace(semaphore.map_or(0, Semaphore::address)),
+    }
 }
 
 /// Whether the current call is granted its permits of this semaphore, and so must not wait for one.
 #[inline]
 pub(crate) fn is_granted(semaphore: &Semaphore) -> bool {
-    IS_ANY.get() && with_current(semaphore, |_| ()).is_some()
+    let is_to_come = TO_COME.get() == semaphore.address();
+    is_to_come || (IS_ANY.get() && with_current(semaphore, |_| ()).is_some())
 }
 
 /// Returns how further attempts of the current call wait for their turn, and for permits of which semaphore.
 pub(crate) fn current_again() -> Option<(Semaphore, Arc<dyn AskAgain>)> {
     let granted = CURRENT.take()?;
-    let again = granted.again.clone().map(|again| (granted.semaphore.clone(), again));
-    if let Some((_, again)) = &again {
-        again.expect_attempts();
-    }
+    let again = granted.again.clone();
+    again.expect_attempts();
+    let semaphore = granted.semaphore.clone();
     CURRENT.set(Some(granted));
-    again
+    Some((semaphore, again))
 }
 
 fn with_current<T>(semaphore: &Semaphore, f: impl FnOnce(&mut GrantedPermit) -> T) -> Option<T> {

@@ -132,6 +132,12 @@ impl Semaphore {
         Arc::ptr_eq(&self.inner.state, &other.inner.state)
     }
 
+    /// Returns a number that no other semaphore has while this one lives.
+    #[inline]
+    fn address(&self) -> usize {
+        Arc::as_ptr(&self.inner.state).addr()
+    }
+
     /// Returns how many permits the semaphore has, held or not.
     pub(crate) fn total(&self) -> usize {
         self.state().total.load(Ordering::Acquire)
@@ -219,6 +225,12 @@ impl Acquire {
     #[inline]
     pub(crate) fn try_acquire(&mut self) -> Result<Option<Permit>, Closed> {
         Ok(self.try_take()?.then(|| self.permit()))
+    }
+
+    /// Takes a permit if one is available now and no acquirer waits. It never wakes another acquirer.
+    #[inline]
+    pub(crate) fn try_acquire_uncontended(&mut self) -> Option<Permit> {
+        self.take_uncontended().then(|| self.permit())
     }
 
     /// Takes a permit as [`try_acquire`](Self::try_acquire) does, and returns whether it was taken. The caller must then

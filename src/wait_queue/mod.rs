@@ -99,6 +99,24 @@ impl<R: Resource> WaitQueue<R> {
         Ok(Some(refused(&mut order.resource, &mut now)))
     }
 
+    /// Takes what `request` wants if that is available now, no waiter is in the queue, and `also` returns that it has taken
+    /// what is wanted together with it. Returns whether both were taken. `also` is called under the lock, and only when the
+    /// resource is available, so that it need not give anything back: to give something back would notify others, who could
+    /// do the same in turn for ever.
+    pub(crate) fn try_acquire_with(
+        &self,
+        request: &R::Request,
+        mut now: LazyNow,
+        also: impl FnOnce() -> bool,
+    ) -> Result<bool, R::Rejection> {
+        let mut order = self.locked.lock();
+        let is_available = order.waiting() == 0 && order.resource.is_available_uncontended(request, &mut now)?;
+        if is_available && also() {
+            return order.try_take_as_newcomer(request, &mut now);
+        }
+        Ok(false)
+    }
+
     /// Reads the resource. A change of the resource that could let a waiter continue needs [`update`](Self::update)
     /// instead.
     pub(crate) fn inspect<T>(&self, read: impl FnOnce(&mut R, &mut LazyNow) -> T) -> T {

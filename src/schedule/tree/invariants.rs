@@ -16,7 +16,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             let (waiting, open) = match &node.below {
                 Below::Calls(queue) => {
                     let mut waiting = 0;
-                    for class in &queue.classes {
+                    for class in queue.classes() {
                         let mut demand = Demand::default();
                         let mut last = 0;
                         for call in self.calls.of(class.list) {
@@ -91,5 +91,6 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             "timers of blocked nodes, and nodes that fill"
         );
         assert_eq!(self.calls.len(), self.nodes[ROOT].waiting);
+        assert_eq!(self.open.len(), self.nodes[ROOT].open);
     }
 }

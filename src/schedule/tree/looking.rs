@@ -21,7 +21,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
     pub(super) fn head_of(&self, node: usize) -> Option<usize> {
         match &self.nodes[node].below {
             Below::Calls(queue) => {
-                let firsts = queue.classes.iter().filter_map(|class| class.list.first);
+                let firsts = queue.classes().filter_map(|class| class.list.first);
                 firsts.min_by_key(|id| self.calls.get(*id).map(|call| (call.due, call.seq)))
             }
             Below::Children(children) => match self.nodes[children.order.first()?.child].state {

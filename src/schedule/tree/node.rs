@@ -4,14 +4,12 @@ use super::{
     super::{
         calls::List,
         fair::{Fair, Ready, Units},
+        key_hash::KeyMap,
     },
     ROOT,
 };
 use crate::rate::{Demand, KeyLimits};
-use std::{
-    collections::HashMap,
-    num::{NonZeroU32, NonZeroUsize},
-};
+use std::num::{NonZeroU32, NonZeroUsize};
 use tokio::time::Instant;
 
 /// What the tree needs to know about a node when it is made.
@@ -58,7 +56,10 @@ pub(super) enum Below<K> {
 /// The calls of a flow.
 #[derive(Default)]
 pub(super) struct Queue {
-    pub(super) classes: Vec<ClassQueue>,
+    /// The calls of the first class. Most flows have no others, and need no memory for more classes.
+    first_class: ClassQueue,
+    /// Those of each further class.
+    other_classes: Vec<ClassQueue>,
 }
 
 /// The calls of one class of a flow.
@@ -74,7 +75,7 @@ pub(super) struct ClassQueue {
 /// The children of a node.
 pub(super) struct Children<K> {
     pub(super) order: Fair,
-    pub(super) by_key: HashMap<K, usize>,
+    pub(super) by_key: KeyMap<K, usize>,
 }
 
 /// Where a node stands at its parent.
@@ -205,6 +206,26 @@ impl<K> Node<K> {
     }
 }
 
+// === impl Queue ===
+
+impl Queue {
+    /// Returns the calls of each class.
+    pub(super) fn classes(&self) -> impl Iterator<Item = &ClassQueue> {
+        std::iter::once(&self.first_class).chain(&self.other_classes)
+    }
+
+    /// Returns the calls of a class.
+    pub(super) fn class_mut(&mut self, class: usize) -> &mut ClassQueue {
+        let Some(other) = class.checked_sub(1) else {
+            return &mut self.first_class;
+        };
+        if self.other_classes.len() <= other {
+            self.other_classes.resize_with(other + 1, ClassQueue::default);
+        }
+        &mut self.other_classes[other]
+    }
+}
+
 // === impl Below ===
 
 impl<K> Below<K> {
@@ -215,7 +236,7 @@ impl<K> Below<K> {
     pub(super) fn children() -> Self {
         Self::Children(Box::new(Children {
             order: Fair::default(),
-            by_key: HashMap::new(),
+            by_key: KeyMap::default(),
         }))
     }
 }

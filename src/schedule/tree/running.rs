@@ -28,7 +28,8 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
 
     /// Returns what is to be finished when a call that has just begun has ended.
     pub(in crate::schedule) fn running(&self, started: &Started) -> Option<Running> {
-        self.counts_running.then_some(Running { leaf: started.leaf })
+        let open = self.open.get(started.open).filter(|_| self.counts_running)?;
+        Some(Running { leaf: open.leaf })
     }
 
     /// Stops counting a call that has ended.

@@ -85,7 +85,7 @@ impl<K: Clone + Eq + Hash, T> Tree<K, T> {
             let of_node = ahead.entry(at).or_insert_with(|| Ahead {
                 pass: node.pass,
                 firsts: node.queue().map_or_else(Vec::new, |queue| {
-                    queue.classes.iter().map(|class| class.list.first).collect()
+                    queue.classes().map(|class| class.list.first).collect()
                 }),
                 ..Ahead::default()
             });
