@@ -77,6 +77,8 @@ pub struct ConcurrencyLimitLayer {
 pub struct ConcurrencyLimit<S> {
     inner: S,
     acquire: Acquire,
+    /// Measures a wait in `poll_ready` that is part of a call, as when a retry waits until the service is ready.
+    wait: WaitTimer,
     /// Whether `poll_ready` has consumed the unit of cooperative budget that the next call counts for.
     is_counted: bool,
 }
@@ -183,6 +185,7 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
         ConcurrencyLimit {
             inner,
             acquire: self.limit.permits.acquire(),
+            wait: WaitTimer::default(),
             is_counted: false,
         }
     }
@@ -257,7 +260,11 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         // No permit is taken in `poll_ready`: if no call followed, the permit would be kept from the other clones.
         // Waiting for a permit never fails, because this semaphore is never closed.
-        let _ = ready!(coop::poll_counted(cx, |cx| self.acquire.poll_ready_for_call(cx)));
+        if coop::poll_counted(cx, |cx| self.acquire.poll_ready_for_call(cx)).is_pending() {
+            self.wait.wait_for_in_call(WaitCause::Permit);
+            return Poll::Pending;
+        }
+        self.wait.end();
         self.is_counted = true;
         Poll::Ready(Ok(()))
     }
@@ -293,6 +300,7 @@ impl<S: Clone> Clone for ConcurrencyLimit<S> {
         Self {
             inner: self.inner.clone(),
             acquire: self.acquire.clone(),
+            wait: WaitTimer::default(),
             is_counted: false,
         }
     }

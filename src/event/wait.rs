@@ -155,6 +155,10 @@ impl Waits {
     pub(super) fn as_slice(&self) -> &[Wait] {
         self.0.as_deref().map_or(&[], Vec::as_slice)
     }
+
+    pub(super) fn into_vec(self) -> Vec<Wait> {
+        self.0.map_or_else(Vec::new, |waits| *waits)
+    }
 }
 
 #[cfg(test)]

@@ -57,6 +57,10 @@ impl LimitWait {
     /// budget that was available last, if that is known.
     #[cold]
     fn record(&mut self, binding: Option<Budget>) {
+        if self.timer.cause() == Some(WaitCause::Service) {
+            self.timer.end();
+            return;
+        }
         let Some((cause, since)) = self.timer.take() else {
             return;
         };
