@@ -22,6 +22,9 @@
 //!   clone of the inner service. So the inner service's error from `poll_ready` is the result of the call, and the limit
 //!   does not bound how many calls wait for an inner service that is not ready. (In an executor it does: there the inner
 //!   service is a [`RateLimit`](crate::rate::RateLimit), which is always ready and waits itself for the service below.)
+//! - **Outside the rate limit.** Place this layer above a [`RateLimitLayer`](crate::RateLimitLayer), as an executor does. Below
+//!   it, a call whose rates are available waits for a permit, and holds up the calls that wait for the rates behind it. That
+//!   is logged once with `tracing` as a warning, where calls have [events](crate::event).
 //! - **Cooperative.** A call counts as one unit of the cooperative budget of its [Tokio task](tokio::task::coop).
 //!
 //! # Examples

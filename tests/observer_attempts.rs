@@ -12,7 +12,7 @@ use support::{client, ms, request, steps::Steps};
 use tokio::time::sleep;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, retry::RetryLayer, service_fn};
 use tower_outbound::{
-    Call, EventLayer, Executor, Limits, Rate, RateLimitLayer, RateLimiter,
+    Call, ConcurrencyLimitLayer, EventLayer, Executor, Limits, Rate, RateLimitLayer, RateLimiter,
     event::{Events, WaitCause},
     retry::RetryPolicy,
 };
@@ -170,4 +170,57 @@ async fn both_attempts_of_a_hedged_call_are_told_and_charged() {
             "COMPLETED after 5s, waited [budget:requests 700ms]",
         ]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_below_the_rate_limit_is_a_wait_for_a_permit_and_is_warned_of_once() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || Log(writer.clone()))
+        .finish();
+    let _default = tracing::subscriber::set_default(subscriber);
+    let events = Events::new();
+    let steps = Arc::new(Steps::default());
+    events.observe(steps.clone());
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(100))).unwrap();
+    let service = ServiceBuilder::new()
+        .layer(EventLayer::processing().report_to(&events))
+        .layer(RateLimitLayer::new(limiter))
+        .layer(ConcurrencyLimitLayer::new(1).unwrap())
+        .service(client(ms(400)).0);
+    let call = |name| service.clone().oneshot(request(name));
+    let (one, two, three) = tokio::join!(call("one"), call("two"), call("three"));
+    for result in [one, two, three] {
+        result.unwrap();
+    }
+    let ends: Vec<_> = steps
+        .take()
+        .into_iter()
+        .filter(|step| step.starts_with("COMPLETED"))
+        .collect();
+    assert_eq!(
+        ends,
+        [
+            "COMPLETED after 400ms, waited []",
+            "COMPLETED after 800ms, waited [permit 400ms]",
+            "COMPLETED after 1.2s, waited [permit 800ms]",
+        ]
+    );
+    let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+    assert_eq!(log.matches("place the concurrency limit outside").count(), 1, "{log}");
+}
+
+/// Collects the log.
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

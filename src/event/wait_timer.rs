@@ -51,15 +51,20 @@ impl WaitTimer {
         }
     }
 
+    /// The call waits no longer. Returns how much of a wait for the service the service has recorded itself, as a wait for a
+    /// permit of its own: that is not counted twice.
     #[cold]
-    fn record(&mut self) {
-        let Some(waiting) = self.0.take() else { return };
-        let mut duration = clock::now().duration_since(waiting.since);
-        // What the service below has recorded meanwhile, such as a wait for a permit, is not counted twice.
-        if waiting.cause == WaitCause::Service {
-            duration = duration.saturating_sub(time_waited().saturating_sub(waiting.waited));
-        }
-        waited(waiting.cause, duration);
+    pub(crate) fn record(&mut self) -> Duration {
+        let Some(waiting) = self.0.take() else {
+            return Duration::ZERO;
+        };
+        let of_service = match waiting.cause {
+            WaitCause::Service => time_waited().saturating_sub(waiting.waited),
+            _ => Duration::ZERO,
+        };
+        let duration = clock::now().duration_since(waiting.since);
+        waited(waiting.cause, duration.saturating_sub(of_service));
+        of_service
     }
 
     #[inline]
