@@ -37,8 +37,6 @@ pub(super) struct EventState {
     response_status_code: Option<u16>,
     response_headers: UnredactedHeaders,
     first_attempt: Option<AttemptState>,
-    /// The waits of the layers: not those for a place and for a turn, which are the times between the statuses.
-    waits: Waits,
     extra: Option<Box<EventExtra>>,
     /// The number of changes so far. A handle compares it with the number that it has seen, to find out whether the
     /// event has changed.
@@ -55,6 +53,8 @@ pub(super) struct EventState {
 /// The fields of an event that most calls do not use.
 #[derive(Default)]
 struct EventExtra {
+    /// The waits of the layers: not those for a place and for a turn, which are the times between the statuses.
+    waits: Waits,
     /// The second and all further attempts of a call that is retried.
     later_attempts: Vec<AttemptState>,
     /// When a note, a metadata key or the response's body was last added to the event.
@@ -130,7 +130,6 @@ impl EventState {
             response_status_code: None,
             response_headers: UnredactedHeaders::default(),
             first_attempt: None,
-            waits: Waits::default(),
             extra: None,
             version: 0,
             is_cancelled: false,
@@ -186,7 +185,7 @@ impl EventState {
             WaitCause::Turn,
             turn.map_or(Duration::ZERO, |(since, end)| end.duration_since(since)),
         );
-        for wait in self.waits.as_slice() {
+        for wait in self.layer_waits() {
             waits.add(wait.cause, wait.duration);
         }
         waits.into_vec()
@@ -194,14 +193,18 @@ impl EventState {
 
     /// Adds a wait of the call, unless it has ended.
     pub(super) fn add_wait(&mut self, cause: WaitCause, duration: Duration) {
-        if !self.status.is_terminal() {
-            self.waits.add(cause, duration);
+        if !self.status.is_terminal() && !duration.is_zero() {
+            self.extra().waits.add(cause, duration);
         }
+    }
+
+    fn layer_waits(&self) -> &[Wait] {
+        self.extra.as_ref().map_or(&[], |extra| extra.waits.as_slice())
     }
 
     /// Returns how long the call has waited at its layers in all.
     pub(super) fn time_waited(&self) -> Duration {
-        self.waits.as_slice().iter().map(|wait| wait.duration).sum()
+        self.layer_waits().iter().map(|wait| wait.duration).sum()
     }
 
     /// Adds an attempt, and moves the status forward to CALLING. Returns whether the status has changed.
