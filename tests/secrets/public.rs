@@ -202,6 +202,7 @@ async fn no_public_type_shows_a_secret() {
     let error = third.await.unwrap().unwrap().await.unwrap_err();
     shown.display(&error);
     shown.display(error.find::<tower_outbound::error::Panicked>().unwrap());
+    shown.debug(&tower_outbound::event::Refusal::Full);
     let (attempts, calls) = std::mem::take(&mut *ends.0.lock().unwrap());
     attempts.iter().for_each(|end| shown.debug(end));
     calls.iter().for_each(|end| shown.debug(end));
