@@ -22,6 +22,9 @@
 //!   clone of the inner service. So the inner service's error from `poll_ready` is the result of the call, and the limit
 //!   does not bound how many calls wait for an inner service that is not ready. (In an executor it does: there the inner
 //!   service is a [`RateLimit`](crate::rate::RateLimit), which is always ready and waits itself for the service below.)
+//! - **Outside the rate limit.** Place this layer above a [`RateLimitLayer`](crate::RateLimitLayer), as an executor does. Below
+//!   it, a call whose rates are available waits for a permit, and holds up the calls that wait for the rates behind it. That
+//!   is logged once with `tracing` as a warning, where calls have [events](crate::event).
 //! - **Cooperative.** A call counts as one unit of the cooperative budget of its [Tokio task](tokio::task::coop).
 //!
 //! # Examples
@@ -77,6 +80,8 @@ pub struct ConcurrencyLimitLayer {
 pub struct ConcurrencyLimit<S> {
     inner: S,
     acquire: Acquire,
+    /// Measures a wait in `poll_ready` that is part of a call, as when a retry waits until the service is ready.
+    wait: WaitTimer,
     /// Whether `poll_ready` has consumed the unit of cooperative budget that the next call counts for.
     is_counted: bool,
 }
@@ -183,6 +188,7 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
         ConcurrencyLimit {
             inner,
             acquire: self.limit.permits.acquire(),
+            wait: WaitTimer::default(),
             is_counted: false,
         }
     }
@@ -257,7 +263,11 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         // No permit is taken in `poll_ready`: if no call followed, the permit would be kept from the other clones.
         // Waiting for a permit never fails, because this semaphore is never closed.
-        let _ = ready!(coop::poll_counted(cx, |cx| self.acquire.poll_ready_for_call(cx)));
+        if coop::poll_counted(cx, |cx| self.acquire.poll_ready_for_call(cx)).is_pending() {
+            self.wait.wait_for_in_call(WaitCause::Permit);
+            return Poll::Pending;
+        }
+        self.wait.end();
         self.is_counted = true;
         Poll::Ready(Ok(()))
     }
@@ -293,6 +303,7 @@ impl<S: Clone> Clone for ConcurrencyLimit<S> {
         Self {
             inner: self.inner.clone(),
             acquire: self.acquire.clone(),
+            wait: WaitTimer::default(),
             is_counted: false,
         }
     }

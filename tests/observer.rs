@@ -9,81 +9,18 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
-use support::{client, ms, request, settle};
+use support::{client, ms, request, settle, steps::Steps};
 use tokio::time::sleep;
-use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_outbound::{
     Call, ConcurrencyLimitLayer, Cost, EventHandle, EventLayer, Executor, Limits, Rate, RateLimitLayer, RateLimiter,
     RequestStatus, Shutdown,
-    event::{AttemptEnd, CallEnd, Events, Observer, WaitCause},
+    event::{AttemptEnd, CallEnd, Events, LimitReport, Observer, Refusal, WaitCause},
+    provider::{FeedbackLayer, Provider},
     rate::Budget,
 };
-
-/// Writes down each step, in words.
-#[derive(Default)]
-struct Steps(Mutex<Vec<String>>);
-
-impl Steps {
-    fn add(&self, step: impl Into<String>) {
-        self.0.lock().unwrap().push(step.into());
-    }
-
-    fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap())
-    }
-}
-
-impl Observer for Steps {
-    fn call_opened(&self, call: &EventHandle) {
-        self.add(format!("opened {}", call.snapshot().endpoint_url.unwrap_or_default()));
-    }
-
-    fn call_queued(&self, call: &EventHandle) {
-        assert!(call.status() >= RequestStatus::Queued);
-        self.add("queued");
-    }
-
-    fn call_started(&self, _: &EventHandle) {
-        self.add("started");
-    }
-
-    fn call_charged(&self, _: &EventHandle, cost: &Cost) {
-        self.add(format!("charged {} requests, {} tokens", cost.requests, cost.tokens));
-    }
-
-    fn call_settled(&self, _: &EventHandle, charged: &Cost, used: &Cost) {
-        self.add(format!("settled {} of {} tokens", used.tokens, charged.tokens));
-    }
-
-    fn attempt_started(&self, _: &EventHandle, number: u32) {
-        self.add(format!("attempt {number}"));
-    }
-
-    fn attempt_ended(&self, _: &EventHandle, end: &AttemptEnd) {
-        let result = end
-            .status_code
-            .map_or_else(|| format!("{:?}", end.error_type), |code| code.to_string());
-        self.add(format!(
-            "attempt {} ended after {:?}: {result}",
-            end.number, end.duration
-        ));
-    }
-
-    fn call_ended(&self, _: &EventHandle, end: &CallEnd) {
-        let waits: Vec<_> = end
-            .waits
-            .iter()
-            .map(|wait| format!("{} {:?}", wait.cause, wait.duration))
-            .collect();
-        self.add(format!(
-            "{} after {:?}, waited [{}]",
-            end.status,
-            end.duration,
-            waits.join(", ")
-        ));
-    }
-}
 
 /// Counts each step.
 #[derive(Default)]
@@ -503,4 +440,115 @@ async fn what_a_call_has_used_is_told_when_it_is_settled() -> Result<(), BoxErro
     );
     assert!(steps.contains(&"settled 40 of 100 tokens".to_owned()), "{steps:?}");
     Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_refused_without_an_event_is_told_with_its_reason() {
+    #[derive(Default)]
+    struct Refusals(Mutex<Vec<&'static str>>);
+    impl Observer for Refusals {
+        fn call_refused(&self, refusal: Refusal) {
+            self.0.lock().unwrap().push(refusal.name());
+        }
+    }
+    let refusals = Arc::new(Refusals::default());
+    let counts = Arc::new(Counts::default());
+    let executor = Executor::builder()
+        .queue_capacity(1)
+        .concurrency_limit(1)
+        .limits(Limits::new().tokens(Rate::per_minute(60).burst(10)))
+        .observe(refusals.clone())
+        .observe(counts.clone())
+        .build(client(ms(1_000)).0)
+        .unwrap();
+    let call = || Call::from(request("call")).tokens(10);
+    executor.try_submit(call()).unwrap_err();
+    executor.start().unwrap();
+    let _first = executor.submit(call()).await.unwrap();
+    settle().await;
+    executor.submit(call().timeout(ms(100))).await.unwrap_err();
+    executor.submit(call().tokens(11)).await.unwrap_err();
+    let _second = executor.submit(call()).await.unwrap();
+    executor.try_submit(call()).unwrap_err();
+    executor.submit(call().url("no url")).await.unwrap_err();
+    assert_eq!(
+        *refusals.0.lock().unwrap(),
+        ["closed", "deadline", "cost_exceeds_burst", "full", "other"]
+    );
+    assert_eq!(counts.opened.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_misses_its_deadline_is_told_apart_from_other_failures() {
+    #[derive(Default)]
+    struct Deadlines(Mutex<Vec<(bool, u32)>>);
+    impl Observer for Deadlines {
+        fn call_ended(&self, _: &EventHandle, end: &CallEnd) {
+            self.0.lock().unwrap().push((end.is_deadline_exceeded, end.attempts));
+        }
+    }
+    let deadlines = Arc::new(Deadlines::default());
+    let executor = Executor::builder()
+        .concurrency_limit(1)
+        .observe(deadlines.clone())
+        .build(client(ms(1_000)).0)
+        .unwrap();
+    executor.start().unwrap();
+    let call = |timeout| Call::from(request("call")).timeout(ms(timeout));
+    let sent = executor.submit(call(600)).await.unwrap();
+    let waiting = executor.submit(call(500)).await.unwrap();
+    let (sent, waiting) = tokio::join!(sent, waiting);
+    sent.unwrap_err();
+    waiting.unwrap_err();
+    executor.submit(call(2_000)).await.unwrap().await.unwrap();
+    assert_eq!(*deadlines.0.lock().unwrap(), [(true, 0), (true, 1), (false, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limits_that_a_provider_reports_and_its_pauses_are_told_with_the_call() {
+    #[derive(Default)]
+    struct Learned(Mutex<Vec<String>>);
+    impl Observer for Learned {
+        fn limit_reported(&self, _: &EventHandle, report: &LimitReport) {
+            let LimitReport {
+                budget,
+                limit,
+                remaining,
+                reset,
+                ..
+            } = report;
+            self.0
+                .lock()
+                .unwrap()
+                .push(format!("{budget}: {remaining:?} of {limit:?}, full in {reset:?}"));
+        }
+        fn limiter_paused(&self, _: &EventHandle, pause: Duration) {
+            self.0.lock().unwrap().push(format!("paused for {pause:?}"));
+        }
+    }
+    let learned = Arc::new(Learned::default());
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_minute(600))).unwrap();
+    let throttled = service_fn(async |_: Request<&'static str>| {
+        sleep(ms(10)).await;
+        Response::builder()
+            .status(429)
+            .header("retry-after", "2")
+            .header("x-ratelimit-limit-requests", "500")
+            .header("x-ratelimit-remaining-requests", "490")
+            .header("x-ratelimit-reset-requests", "1s")
+            .body("")
+    });
+    let executor = Executor::builder()
+        .limiter(limiter.clone())
+        .observe(learned.clone())
+        .build(FeedbackLayer::new(limiter, Provider::OpenAi).layer(throttled))
+        .unwrap();
+    executor.start().unwrap();
+    let one = executor.submit(request("one")).await.unwrap();
+    let two = executor.submit(request("two")).await.unwrap();
+    let (one, two) = tokio::join!(one, two);
+    one.unwrap();
+    two.unwrap();
+    let report = "requests: Some(490) of Some(500), full in Some(1s)";
+    assert_eq!(*learned.0.lock().unwrap(), ["paused for 2s", report, report]);
 }

@@ -5,7 +5,9 @@ mod support;
 use http::{Request, Response};
 use support::ms;
 use tower::{BoxError, service_fn};
-use tower_outbound::{Call, Executor, NetworkRequestEvent, RequestId, RequestStatus, event::Value, executor::Config};
+use tower_outbound::{
+    Call, Executor, NetworkRequestEvent, Rate, RequestId, RequestStatus, event::Value, executor::Config,
+};
 
 #[tokio::test(start_paused = true)]
 async fn an_event_is_written_as_json_and_read_back_unchanged() {
@@ -50,6 +52,36 @@ async fn an_event_is_written_as_json_and_read_back_unchanged() {
     let back: NetworkRequestEvent = serde_json::from_value(json).unwrap();
     assert_eq!(back, event);
     assert_eq!(back.time_calling(), Some(ms(5)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_are_written_with_the_name_of_their_cause_and_in_seconds() {
+    let client = service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new(())));
+    let executor = Executor::builder()
+        .requests(Rate::per_second(4).burst(1))
+        .build(client)
+        .unwrap();
+    executor.start().unwrap();
+    executor.submit(Request::new(())).await.unwrap().await.unwrap();
+    let event = executor
+        .submit(Request::new(()))
+        .await
+        .unwrap()
+        .event()
+        .finished()
+        .await;
+    let json = serde_json::to_value(&event).unwrap();
+    assert_eq!(
+        json["waits"],
+        serde_json::json!([{ "cause": "budget:requests", "seconds": 0.25 }])
+    );
+    let back: NetworkRequestEvent = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(back, event);
+    // A record of an earlier version has none.
+    let mut older = json;
+    older.as_object_mut().unwrap().remove("waits");
+    let back: NetworkRequestEvent = serde_json::from_value(older).unwrap();
+    assert_eq!(back.waits, []);
 }
 
 #[test]

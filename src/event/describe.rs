@@ -60,7 +60,7 @@ pub trait Describe<Req, Res> {
 /// [`RetryAfterTooLong`](crate::error::RetryAfterTooLong)), the headers and the status code are recorded as of any
 /// response (feature `http`).
 ///
-/// Extensions are recorded too: [`ApiTokens`], [`RequestId`], [`Metadata`] and [`Payload`] of the request, and
+/// Extensions are recorded too: [`ApiTokens`], [`RequestId`], [`Metadata`], [`Payload`] and [`Model`] of the request, and
 /// [`ApiTokensUsed`] of the response.
 #[derive(Clone, Debug, Default)]
 pub struct Http {
@@ -89,6 +89,17 @@ pub struct Metadata(pub BTreeMap<String, Value>);
 /// What the event records as the request's body: an extension of an http request.
 #[derive(Clone, PartialEq)]
 pub struct Payload(pub Value);
+
+/// The name of the model that a call is for, such as `gpt-4o`: an extension of an http request, which the call's event keeps
+/// for [observers](super::Observer). It is not secret, and is not redacted.
+///
+/// ```
+/// use tower_outbound::{Call, event::Model};
+///
+/// let call = Call::from(http::Request::new("{}")).extension(Model::from("gpt-4o"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Model(pub(super) Arc<str>);
 
 /// Marks a request that has a method only because an [`http::Request`] must have one, so that the method is not
 /// recorded. An extension of the request.
@@ -179,6 +190,9 @@ impl<B, R> Describe<http::Request<B>, http::Response<R>> for Http {
         if let Some(Payload(payload)) = extensions.get() {
             details.payload(payload.clone());
         }
+        if let Some(model) = extensions.get::<Model>() {
+            details.model(model.0.clone());
+        }
     }
 
     fn response(&self, res: &http::Response<R>, details: &mut ResponseDetails) {
@@ -222,6 +236,22 @@ impl<Req, Res> Describe<Req, Res> for Nothing {
     fn request(&self, _: &Req, _: &mut RequestDetails) {}
 
     fn response(&self, _: &Res, _: &mut ResponseDetails) {}
+}
+
+// === impl Model ===
+
+impl Model {
+    /// Returns the name of the model.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<T: Into<Arc<str>>> From<T> for Model {
+    fn from(name: T) -> Self {
+        Self(name.into())
+    }
 }
 
 // === impl Metadata and Payload ===

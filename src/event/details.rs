@@ -13,7 +13,7 @@ use crate::error::{BodyFailed, BodyTooLarge, RetryAfterTooLong};
 use crate::{
     error::{
         BoxError, Cancelled, Closed, CostExceedsBurst, DeadlineExceeded, Exhausted, Panicked, StoreUnavailable,
-        TooManyKeys, causes,
+        TooManyKeys, causes, sources,
     },
     redact::{self, UnredactedHeaders},
     tokens::TokenUsage,
@@ -23,6 +23,7 @@ use std::{
     any::type_name,
     collections::BTreeMap,
     fmt::{self, Write as _},
+    sync::Arc,
 };
 use tracing::Span;
 
@@ -55,6 +56,8 @@ pub(crate) struct ErrorDetails {
     pub(super) kind: String,
     /// Whether the name of the error's type is a guess, because the type was lost when the error was boxed.
     pub(super) kind_is_guess: bool,
+    /// Whether the error is a [`DeadlineExceeded`], or has one among its sources.
+    pub(super) is_deadline_exceeded: bool,
     pub(super) message: String,
     /// The messages of the error's sources, one on each line.
     pub(super) sources: Option<String>,
@@ -68,6 +71,8 @@ pub(super) struct RequestExtra {
     /// The body, not redacted.
     pub(super) payload: Option<Value>,
     pub(super) metadata: MetadataMap,
+    /// The name of the model that the call is for.
+    pub(super) model: Option<Arc<str>>,
 }
 
 /// The details that most responses do not have, in a box like those of [`RequestExtra`].
@@ -128,6 +133,12 @@ impl RequestDetails {
     /// Sets the body of the request. The values of secret fields are redacted.
     pub fn payload(&mut self, payload: impl Into<Value>) -> &mut Self {
         self.extra.get_or_insert_default().payload = Some(payload.into());
+        self
+    }
+
+    /// Sets the name of the model that the call is for: see [`EventHandle::model`](super::EventHandle::model).
+    pub fn model(&mut self, name: impl Into<Arc<str>>) -> &mut Self {
+        self.extra.get_or_insert_default().model = Some(name.into());
         self
     }
 
@@ -224,6 +235,7 @@ impl ResponseDetails {
         self.extra.get_or_insert_default().failure = Some(Box::new(ErrorDetails {
             kind: redact::text(&error_type.into()).into_owned(),
             kind_is_guess: false,
+            is_deadline_exceeded: false,
             message: redact::text(message.as_ref()).into_owned(),
             sources: None,
             response: Self::default(),
@@ -282,6 +294,7 @@ impl ErrorDetails {
         Box::new(Self {
             kind: "Panicked".into(),
             kind_is_guess: false,
+            is_deadline_exceeded: false,
             message: message.into(),
             sources: None,
             response: ResponseDetails::default(),
@@ -292,12 +305,14 @@ impl ErrorDetails {
     fn with_kind(error: &BoxError, kind: Option<&'static str>) -> Box<Self> {
         let kind = kind_of_own(error).or(kind);
         let guess = || type_name_from_debug(error).unwrap_or_else(|| "dyn Error".to_owned());
-        let sources = causes(&**error);
+        let texts = causes(&**error);
         Box::new(Self {
             kind: kind.map_or_else(guess, str::to_owned),
             kind_is_guess: kind.is_none(),
+            is_deadline_exceeded: error.is::<DeadlineExceeded>()
+                || sources(&**error).any(|source| source.is::<DeadlineExceeded>()),
             message: redact::text(&error.to_string()).into_owned(),
-            sources: (!sources.is_empty()).then(|| sources.join("\n")),
+            sources: (!texts.is_empty()).then(|| texts.join("\n")),
             response: ResponseDetails::default(),
         })
     }

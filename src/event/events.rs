@@ -1,7 +1,7 @@
 //! [`Events`]: counts the events of an executor or a stack of layers, and sends their new statuses to subscribers.
 
 use super::{
-    change::Change,
+    change::{Change, Refusal},
     details::RequestDetails,
     handle::{EventHandle, Stage, Writer},
     reporter::{Receiver, Reporter, Totals},
@@ -79,8 +79,14 @@ impl Events {
     }
 
     /// Registers a function that is told of every step of every call.
-    pub(super) fn listen(&self, listener: impl Fn(&EventHandle, Change<'_>) + Send + Sync + 'static) {
+    pub(super) fn listen(&self, listener: impl Fn(Option<&EventHandle>, Change<'_>) + Send + Sync + 'static) {
         self.reporter.listeners.add(listener);
+    }
+
+    /// Tells the observers that a call was refused before it had an event.
+    #[cold]
+    pub(crate) fn refused(&self, refusal: Refusal) {
+        self.reporter.listeners.tell(None, Change::Refused(refusal));
     }
 
     /// Opens an event that reports to this `Events`: see [`Writer::open`].

@@ -2,12 +2,14 @@
 //! it.
 
 use super::{
+    attempt::{AttemptStart, attempt_number},
     change::Change,
     details::{ErrorDetails, RequestDetails, ResponseDetails},
     record::NetworkRequestEvent,
     reporter::Reporter,
     request_id::RequestId,
-    state::{AttemptStart, EventState, Outcome, attempt_number},
+    server::Server,
+    state::{EventState, Outcome},
     status::RequestStatus,
     value::Value,
     wait::WaitCause,
@@ -21,6 +23,7 @@ use crate::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
+use http::Method;
 #[cfg(feature = "metrics")]
 use std::collections::BTreeMap;
 use std::{
@@ -126,6 +129,28 @@ impl EventHandle {
     #[must_use]
     pub fn request_id(&self) -> RequestId {
         self.lock().request_id().clone()
+    }
+
+    /// Returns the method of the call's request, if it has one.
+    #[must_use]
+    pub fn method(&self) -> Option<Method> {
+        self.lock().request.method.clone()
+    }
+
+    /// Returns the host and the port of the URL of the call's request: never its user info. The port is the default port of
+    /// the scheme, `http` or `https`, if the URL has none. `None` if the URL has no host.
+    ///
+    /// The authority is shared with the event, and not copied.
+    #[must_use]
+    pub fn server(&self) -> Option<Server> {
+        Server::of(self.lock().request.url.as_ref()?)
+    }
+
+    /// Returns the name of the model that the call is for, as it was set with the extension [`Model`](super::Model) or
+    /// with [`RequestDetails::model`].
+    #[must_use]
+    pub fn model(&self) -> Option<Arc<str>> {
+        self.lock().request.extra.as_ref()?.model.clone()
     }
 
     /// Waits until the event has changed since this method last returned on this handle, and returns the status. On a
@@ -422,6 +447,11 @@ impl Writer {
         self.shared.lock().add_wait(cause, duration);
     }
 
+    /// Returns how long the call has waited in all, as far as layers have recorded it.
+    pub(super) fn time_waited(&self) -> Duration {
+        self.shared.lock().time_waited()
+    }
+
     /// Tells the observers how the event has ended, and before that, the attempts that were closed with it.
     #[cold]
     fn tell_end(&self, closed_attempts: &[usize]) {
@@ -471,7 +501,7 @@ impl Writer {
     pub(super) fn tell<'a>(&self, change: impl FnOnce() -> Change<'a>) {
         if let Some(reporter) = self.shared.reporter.as_ref() {
             if !reporter.listeners.is_empty() {
-                reporter.listeners.tell(&self.handle(), change());
+                reporter.listeners.tell(Some(&self.handle()), change());
             }
         }
     }

@@ -71,3 +71,35 @@ fn every_watcher_sees_the_end() {
         }
     });
 }
+
+#[test]
+fn an_observer_sees_an_event_opened_before_it_has_ended_and_ended_once() {
+    use super::{change::CallEnd, handle::EventHandle, observer::Observer};
+    use loom::sync::{Arc, Mutex};
+
+    struct Seen(Arc<Mutex<Vec<&'static str>>>);
+    impl Observer for Seen {
+        fn call_opened(&self, _: &EventHandle) {
+            self.0.lock().unwrap().push("opened");
+        }
+        fn call_ended(&self, call: &EventHandle, end: &CallEnd) {
+            assert_eq!(call.status(), end.status);
+            self.0.lock().unwrap().push("ended");
+        }
+    }
+    model(3, || {
+        let events = Events::new();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        events.observe(Seen(seen.clone()));
+        let writer = open(&events);
+        let ends = [Outcome::Response(ResponseDetails::default()), Outcome::Cancelled].map(|outcome| {
+            let other = writer.at(Stage::Processing);
+            thread::spawn(move || other.finish(outcome))
+        });
+        drop(writer);
+        for end in ends {
+            end.join().unwrap();
+        }
+        assert_eq!(*seen.lock().unwrap(), ["opened", "ended"]);
+    });
+}

@@ -1,12 +1,13 @@
 //! [`EventLayer`]: records in a call's event a status on the way in, and the response or the error on the way out.
 
 use super::{
+    attempt::AttemptStart,
     describe::{Describe, Http},
     details::{ErrorDetails, ResponseDetails},
     events::Events,
     handle::{EventHandle, Stage, Writer},
     scope::{Scope, attach},
-    state::{AttemptStart, Outcome},
+    state::Outcome,
     status::RequestStatus,
 };
 use crate::{

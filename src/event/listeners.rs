@@ -14,8 +14,8 @@ struct Node<H> {
     next: Listeners<H>,
 }
 
-/// Gets a handle to the event, and the step.
-type Listener<H> = dyn Fn(&H, Change<'_>) + Send + Sync;
+/// Gets a handle to the event, if there is one, and the step.
+type Listener<H> = dyn Fn(Option<&H>, Change<'_>) + Send + Sync;
 
 impl<H> Listeners<H> {
     pub(super) const fn new() -> Self {
@@ -27,7 +27,7 @@ impl<H> Listeners<H> {
         self.0.get().is_none()
     }
 
-    pub(super) fn add(&self, listener: impl Fn(&H, Change<'_>) + Send + Sync + 'static) {
+    pub(super) fn add(&self, listener: impl Fn(Option<&H>, Change<'_>) + Send + Sync + 'static) {
         let mut node = Box::new(Node {
             listener: Box::new(listener),
             next: Self::new(),
@@ -44,7 +44,7 @@ impl<H> Listeners<H> {
 
     /// Tells all functions. A panic of one of them is logged, and has no further effect.
     #[cold]
-    pub(super) fn tell(&self, handle: &H, change: Change<'_>) {
+    pub(super) fn tell(&self, handle: Option<&H>, change: Change<'_>) {
         let mut rest = self;
         while let Some(node) = rest.0.get() {
             if let Err(panic) = catch_unwind(|| (node.listener)(handle, change)) {

@@ -82,8 +82,9 @@
 //! ```
 
 // The modules from the lowest to the highest, each of which imports only from those before it: value, time, status,
-// request_id, wait, formats, record, details, describe, change, state, listeners, reporter, handle, events, observer,
-// scope, wait_timer, layer. `instrument`, the list of the metrics, imports nothing.
+// request_id, wait, formats, record, details, describe, change, attempt, state, listeners, reporter, server, handle,
+// events, observer, scope, wait_timer, layer. `instrument`, the list of the metrics, imports nothing.
+mod attempt;
 mod change;
 mod describe;
 mod details;
@@ -102,6 +103,7 @@ mod record;
 mod reporter;
 mod request_id;
 mod scope;
+mod server;
 mod state;
 mod status;
 mod time;
@@ -109,8 +111,10 @@ mod value;
 mod wait;
 mod wait_timer;
 
-pub use change::{AttemptEnd, CallEnd};
-pub use describe::{Describe, Http, HttpWithBody, Metadata, Nothing, Payload};
+#[cfg(feature = "http")]
+pub use change::LimitReport;
+pub use change::{AttemptEnd, CallEnd, Refusal};
+pub use describe::{Describe, Http, HttpWithBody, Metadata, Model, Nothing, Payload};
 pub use details::{RequestDetails, ResponseDetails};
 pub use events::{EventUpdate, Events, Lagged, Subscription};
 pub use handle::EventHandle;
@@ -120,6 +124,7 @@ pub use record::{Attempt, LogEntry, NetworkRequestEvent};
 pub use reporter::Totals;
 pub use request_id::RequestId;
 pub use scope::current;
+pub use server::Server;
 pub use status::{ParseStatusError, RequestStatus};
 pub use value::Value;
 pub use wait::{ParseWaitCauseError, Wait, WaitCause};
@@ -144,6 +149,8 @@ pub(crate) use describe::NoMethod;
 pub(crate) use handle::Stage;
 pub(crate) use observer::Observers;
 pub(crate) use scope::{Scope, charged, settled, waited};
+#[cfg(feature = "http")]
+pub(crate) use scope::{is_observed, limit_reported, limiter_paused};
 #[cfg(feature = "http")]
 pub(crate) use state::BodyProgress;
 pub(crate) use wait_timer::WaitTimer;

@@ -1,11 +1,15 @@
 //! [`Observer`]: code of the user's that is told of every step of every call.
 
+#[cfg(feature = "http")]
+use super::change::LimitReport;
 use super::{
-    change::{AttemptEnd, CallEnd, Change},
+    change::{AttemptEnd, CallEnd, Change, Refusal},
     events::Events,
     handle::EventHandle,
 };
 use crate::cost::Cost;
+#[cfg(feature = "http")]
+use std::time::Duration;
 use std::{fmt, sync::Arc};
 
 /// Is called at every step of every call, and misses none: for metrics, accounting and audit logs.
@@ -98,6 +102,26 @@ pub trait Observer: Send + Sync {
     fn call_ended(&self, call: &EventHandle, end: &CallEnd) {
         let _ = (call, end);
     }
+
+    /// The provider has reported, with the response to an attempt of the call, what one of its limits is and what is left of
+    /// it: once for each limit that the response reports. A [`FeedbackLayer`](crate::provider::FeedbackLayer) reads it.
+    #[cfg(feature = "http")]
+    fn limit_reported(&self, call: &EventHandle, report: &LimitReport) {
+        let _ = (call, report);
+    }
+
+    /// The response to an attempt of the call has paused the limiter for `pause`: once for each pause, and not when
+    /// further responses make it longer. A [`FeedbackLayer`](crate::provider::FeedbackLayer) pauses it.
+    #[cfg(feature = "http")]
+    fn limiter_paused(&self, call: &EventHandle, pause: Duration) {
+        let _ = (call, pause);
+    }
+
+    /// A call was refused when it was submitted to an executor, for example because the queue was full. Such a call has no
+    /// event: it was not opened and does not end.
+    fn call_refused(&self, refusal: Refusal) {
+        let _ = refusal;
+    }
 }
 
 /// The observers that an executor is built with.
@@ -136,6 +160,20 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
     fn call_ended(&self, call: &EventHandle, end: &CallEnd) {
         (**self).call_ended(call, end);
     }
+
+    #[cfg(feature = "http")]
+    fn limit_reported(&self, call: &EventHandle, report: &LimitReport) {
+        (**self).limit_reported(call, report);
+    }
+
+    #[cfg(feature = "http")]
+    fn limiter_paused(&self, call: &EventHandle, pause: Duration) {
+        (**self).limiter_paused(call, pause);
+    }
+
+    fn call_refused(&self, refusal: Refusal) {
+        (**self).call_refused(refusal);
+    }
 }
 
 impl Events {
@@ -169,7 +207,11 @@ impl fmt::Debug for Observers {
 }
 
 /// Calls the method of the observer that stands for the step.
-fn tell(observer: &impl Observer, call: &EventHandle, change: Change<'_>) {
+fn tell(observer: &impl Observer, call: Option<&EventHandle>, change: Change<'_>) {
+    if let Change::Refused(refusal) = change {
+        observer.call_refused(refusal);
+    }
+    let Some(call) = call else { return };
     match change {
         Change::Opened => observer.call_opened(call),
         Change::Queued => observer.call_queued(call),
@@ -178,6 +220,11 @@ fn tell(observer: &impl Observer, call: &EventHandle, change: Change<'_>) {
         Change::AttemptEnded(end) => observer.attempt_ended(call, end),
         Change::Charged(cost) => observer.call_charged(call, cost),
         Change::Settled { charged, used } => observer.call_settled(call, charged, used),
+        #[cfg(feature = "http")]
+        Change::LimitReported(report) => observer.limit_reported(call, report),
+        #[cfg(feature = "http")]
+        Change::Paused(pause) => observer.limiter_paused(call, pause),
         Change::Ended(end) => observer.call_ended(call, end),
+        Change::Refused(_) => {}
     }
 }

@@ -21,6 +21,8 @@
 //! # }
 //! ```
 
+#[cfg(feature = "http")]
+use super::change::LimitReport;
 use super::{
     change::Change,
     details::ErrorDetails,
@@ -96,6 +98,16 @@ pub(crate) fn waited(cause: WaitCause, duration: Duration) {
     with_current(|writer| writer.add_wait(cause, duration));
 }
 
+/// Returns how long the call of the current event has waited in all, as far as its layers have recorded it.
+pub(super) fn time_waited() -> Duration {
+    with_current(Writer::time_waited).unwrap_or_default()
+}
+
+/// Whether there is a current event.
+pub(super) fn is_current() -> bool {
+    CONTEXT.get().event != 0
+}
+
 /// Tells the observers of the current event what a limiter has charged its call. Without a current event, does nothing.
 #[inline]
 pub(crate) fn charged(cost: impl FnOnce() -> Option<Cost>) {
@@ -114,8 +126,23 @@ pub(crate) fn settled(charged: &Cost, used: &Cost) {
     }
 }
 
+/// Tells the observers of the current event what its response reports of a limit.
+#[cfg(feature = "http")]
+pub(crate) fn limit_reported(report: &LimitReport) {
+    tell_current(Change::LimitReported(report));
+}
+
+/// Tells the observers of the current event that its response has paused the limiter.
+#[cfg(feature = "http")]
+pub(crate) fn limiter_paused(pause: Duration) {
+    if is_observed() {
+        tell_current(Change::Paused(pause));
+    }
+}
+
+/// Whether the current event has observers.
 #[inline]
-fn is_observed() -> bool {
+pub(crate) fn is_observed() -> bool {
     with_current(Writer::is_observed).unwrap_or(false)
 }
 

@@ -5,25 +5,22 @@
 //! from the state only when a snapshot of the event is taken through a handle.
 
 use super::{
+    attempt::{AttemptStart, AttemptState, attempt_number},
     change::{AttemptEnd, CallEnd},
     details::{ErrorDetails, RequestDetails, ResponseDetails},
-    record::{Attempt, LogEntry, NetworkRequestEvent},
+    record::{LogEntry, NetworkRequestEvent},
     request_id::RequestId,
     status::RequestStatus,
     time::Anchor,
     value::{Value, redacted_fields},
-    wait::{WaitCause, Waits},
+    wait::{Wait, WaitCause, Waits},
 };
 use crate::{
     redact::{self, UnredactedHeaders},
     tokens::TokenUsage,
 };
 use http::{HeaderMap, Method, Uri};
-use std::{
-    mem,
-    task::Waker,
-    time::{Duration, SystemTime},
-};
+use std::{mem, task::Waker, time::Duration};
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -40,7 +37,6 @@ pub(super) struct EventState {
     response_status_code: Option<u16>,
     response_headers: UnredactedHeaders,
     first_attempt: Option<AttemptState>,
-    waits: Waits,
     extra: Option<Box<EventExtra>>,
     /// The number of changes so far. A handle compares it with the number that it has seen, to find out whether the
     /// event has changed.
@@ -57,6 +53,8 @@ pub(super) struct EventState {
 /// The fields of an event that most calls do not use.
 #[derive(Default)]
 struct EventExtra {
+    /// The waits of the layers: not those for a place and for a turn, which are the times between the statuses.
+    waits: Waits,
     /// The second and all further attempts of a call that is retried.
     later_attempts: Vec<AttemptState>,
     /// When a note, a metadata key or the response's body was last added to the event.
@@ -103,26 +101,6 @@ pub(super) struct Copied {
     response_headers: UnredactedHeaders,
 }
 
-struct AttemptState {
-    started: Instant,
-    ended: Option<Instant>,
-    status_code: Option<u16>,
-    /// The type and the message of the error that the attempt ended with. A dropped attempt has the type `Cancelled`
-    /// and no message.
-    error: Option<Box<(String, Option<String>)>>,
-}
-
-/// Whether an attempt may start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AttemptStart {
-    /// The attempt was added to the event, with this index.
-    Started(usize),
-    /// The event has ended, and its record is final. The attempt starts and is not recorded.
-    Ended,
-    /// The attempt must not start: see [`EventState::finish_attempts`].
-    Refused,
-}
-
 /// How a call ended.
 pub(crate) enum Outcome {
     Response(ResponseDetails),
@@ -152,7 +130,6 @@ impl EventState {
             response_status_code: None,
             response_headers: UnredactedHeaders::default(),
             first_attempt: None,
-            waits: Waits::default(),
             extra: None,
             version: 0,
             is_cancelled: false,
@@ -182,32 +159,52 @@ impl EventState {
         }
         self.status = status;
         match status {
-            RequestStatus::Queued => {
-                self.waits.add(WaitCause::Place, now.duration_since(self.opened));
-                self.queued = Some(now);
-            }
-            RequestStatus::Processing => {
-                self.add_turn(now);
-                self.processing = Some(now);
-            }
+            RequestStatus::Queued => self.queued = Some(now),
+            RequestStatus::Processing => self.processing = Some(now),
             RequestStatus::Calling => self.calling = Some(now),
             _ => {}
         }
         true
     }
 
-    /// Adds the time for which the call has waited in the queue.
-    fn add_turn(&mut self, now: Instant) {
-        if let Some(queued) = self.queued {
-            self.waits.add(WaitCause::Turn, now.duration_since(queued));
+    /// Returns what the call has waited for. The waits for a place and for a turn are the times between its statuses, which
+    /// every call has, so that they are not written twice. They are known once they are over.
+    fn waits(&self) -> Vec<Wait> {
+        let began = self.processing.or(self.calling);
+        let place = match began {
+            None => self.queued.or(self.completed),
+            Some(_) => self.queued,
+        };
+        let turn = self.queued.zip(began.or(self.completed));
+        let mut waits = Waits::default();
+        waits.add(
+            WaitCause::Place,
+            place.map_or(Duration::ZERO, |end| end.duration_since(self.opened)),
+        );
+        waits.add(
+            WaitCause::Turn,
+            turn.map_or(Duration::ZERO, |(since, end)| end.duration_since(since)),
+        );
+        for wait in self.layer_waits() {
+            waits.add(wait.cause, wait.duration);
         }
+        waits.into_vec()
     }
 
     /// Adds a wait of the call, unless it has ended.
     pub(super) fn add_wait(&mut self, cause: WaitCause, duration: Duration) {
-        if !self.status.is_terminal() {
-            self.waits.add(cause, duration);
+        if !self.status.is_terminal() && !duration.is_zero() {
+            self.extra().waits.add(cause, duration);
         }
+    }
+
+    fn layer_waits(&self) -> &[Wait] {
+        self.extra.as_ref().map_or(&[], |extra| extra.waits.as_slice())
+    }
+
+    /// Returns how long the call has waited at its layers in all.
+    pub(super) fn time_waited(&self) -> Duration {
+        self.layer_waits().iter().map(|wait| wait.duration).sum()
     }
 
     /// Adds an attempt, and moves the status forward to CALLING. Returns whether the status has changed.
@@ -219,12 +216,7 @@ impl EventState {
             return (false, AttemptStart::Refused);
         }
         let has_changed = self.mark(RequestStatus::Calling, now);
-        let attempt = AttemptState {
-            started: now,
-            ended: None,
-            status_code: None,
-            error: None,
-        };
+        let attempt = AttemptState::new(now);
         if self.first_attempt.is_none() {
             self.first_attempt = Some(attempt);
             return (has_changed, AttemptStart::Started(0));
@@ -305,11 +297,6 @@ impl EventState {
         if self.is_cancelled {
             outcome = Outcome::Cancelled;
         }
-        match self.status {
-            RequestStatus::Pending => self.waits.add(WaitCause::Place, now.duration_since(self.opened)),
-            RequestStatus::Queued => self.add_turn(now),
-            _ => {}
-        }
         let closed_attempts = self.close_attempts(now);
         self.status = outcome.status();
         self.completed = Some(now);
@@ -371,13 +358,7 @@ impl EventState {
 
     /// Returns how an attempt has ended. `None` if it has not.
     pub(super) fn attempt_end(&self, index: usize) -> Option<AttemptEnd> {
-        let attempt = self.attempts().nth(index)?;
-        Some(AttemptEnd {
-            number: attempt_number(index),
-            duration: attempt.ended?.duration_since(attempt.started),
-            status_code: attempt.status_code,
-            error_type: attempt.error.as_ref().map(|error| error.0.clone()),
-        })
+        self.attempts().nth(index)?.end(attempt_number(index))
     }
 
     /// Returns how the call has ended, once it has.
@@ -390,8 +371,11 @@ impl EventState {
             duration: self.completed.unwrap_or(self.opened).duration_since(self.opened),
             status_code,
             error_type,
+            is_deadline_exceeded: extra
+                .and_then(|extra| extra.error.as_ref())
+                .is_some_and(|error| error.is_deadline_exceeded),
             attempts: self.attempts().count().try_into().unwrap_or(u32::MAX),
-            waits: self.waits.as_slice().to_vec(),
+            waits: self.waits(),
             tokens: extra.and_then(|extra| extra.token_usage),
             time_to_first_byte: first_byte
                 .zip(self.calling)
@@ -515,7 +499,7 @@ impl EventState {
             error_message: error.map(|error| error.message.clone()),
             error_details: error.and_then(|error| error.sources.clone()),
             attempts: self.attempts().map(|attempt| attempt.snapshot(utc)).collect(),
-            waits: self.waits.as_slice().to_vec(),
+            waits: self.waits(),
             logs: logs
                 .map(|(at, message)| LogEntry {
                     at: utc(*at),
@@ -586,12 +570,7 @@ impl Copied {
     }
 }
 
-/// Returns the number of the attempt with this index.
-pub(super) fn attempt_number(index: usize) -> u32 {
-    u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1)
-}
-
-// === impl Outcome and AttemptState ===
+// === impl Outcome ===
 
 impl Outcome {
     pub(super) fn status(&self) -> RequestStatus {
@@ -599,32 +578,6 @@ impl Outcome {
             Self::Response(response) if !response.is_failure() => RequestStatus::Completed,
             Self::Response(_) | Self::Error(_) => RequestStatus::Failed,
             Self::Cancelled => RequestStatus::Cancelled,
-        }
-    }
-}
-
-impl AttemptState {
-    /// Whether the attempt has ended with a response that is not tried again: one without a status, or with one below
-    /// 400.
-    fn has_succeeded(&self) -> bool {
-        self.ended.is_some() && self.error.is_none() && self.status_code.is_none_or(|code| code < 400)
-    }
-
-    fn set_cancelled(&mut self) {
-        self.error = Some(Box::new(("Cancelled".to_owned(), None)));
-    }
-
-    fn snapshot(&self, utc: impl Fn(Instant) -> SystemTime) -> Attempt {
-        let (error_type, error_message) = match self.error.as_deref() {
-            Some((kind, message)) => (Some(kind.clone()), message.clone()),
-            None => (None, None),
-        };
-        Attempt {
-            started_at: utc(self.started),
-            ended_at: self.ended.map(utc),
-            status_code: self.status_code,
-            error_type,
-            error_message,
         }
     }
 }

@@ -52,11 +52,9 @@ pub struct ParseWaitCauseError {
 
 const MAX_TEXT: usize = 64;
 
-/// The waits of one call, at most one for each cause. `None` for the many calls that have not waited, so that they are not
-/// larger for it.
+/// The waits of one call, at most one for each cause.
 #[derive(Clone, Debug, Default)]
-#[allow(clippy::box_collection, reason = "8 bytes in each event instead of 24")]
-pub(super) struct Waits(Option<Box<Vec<Wait>>>);
+pub(super) struct Waits(Vec<Wait>);
 
 // === impl WaitCause ===
 
@@ -146,15 +144,18 @@ impl Waits {
         if duration.is_zero() {
             return;
         }
-        let waits = self.0.get_or_insert_default();
-        match waits.iter_mut().find(|wait| wait.cause == cause) {
+        match self.0.iter_mut().find(|wait| wait.cause == cause) {
             Some(wait) => wait.duration = wait.duration.saturating_add(duration),
-            None => waits.push(Wait { cause, duration }),
+            None => self.0.push(Wait { cause, duration }),
         }
     }
 
     pub(super) fn as_slice(&self) -> &[Wait] {
-        self.0.as_deref().map_or(&[], Vec::as_slice)
+        &self.0
+    }
+
+    pub(super) fn into_vec(self) -> Vec<Wait> {
+        self.0
     }
 }
 

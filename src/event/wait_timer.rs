@@ -1,7 +1,11 @@
 //! [`WaitTimer`]: measures how long a call waits at one layer, and records it in the current event.
 
-use super::{scope::waited, wait::WaitCause};
+use super::{
+    scope::{is_current, time_waited, waited},
+    wait::WaitCause,
+};
 use crate::clock;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Measures how long a call waits at one layer, and records it in the current event: when the wait ends, also if the
@@ -15,6 +19,8 @@ pub(crate) struct WaitTimer(Option<Box<Waiting>>);
 struct Waiting {
     cause: WaitCause,
     since: Instant,
+    /// What the call had waited for in all when this wait began.
+    waited: Duration,
 }
 
 impl WaitTimer {
@@ -23,7 +29,17 @@ impl WaitTimer {
         if self.0.as_ref().is_none_or(|waiting| waiting.cause != cause) {
             self.end();
             let since = clock::now();
-            self.0 = Some(Box::new(Waiting { cause, since }));
+            let waited = time_waited();
+            self.0 = Some(Box::new(Waiting { cause, since, waited }));
+        }
+    }
+
+    /// The call waits for `cause` now, if a call is being made or polled: a service can also wait until it is ready for the
+    /// next call, which is then no call's wait.
+    #[cold]
+    pub(crate) fn wait_for_in_call(&mut self, cause: WaitCause) {
+        if is_current() {
+            self.wait_for(cause);
         }
     }
 
@@ -35,11 +51,20 @@ impl WaitTimer {
         }
     }
 
+    /// The call waits no longer. Returns how much of a wait for the service the service has recorded itself, as a wait for a
+    /// permit of its own: that is not counted twice.
     #[cold]
-    fn record(&mut self) {
-        if let Some((cause, since)) = self.take() {
-            waited(cause, clock::now().duration_since(since));
-        }
+    pub(crate) fn record(&mut self) -> Duration {
+        let Some(waiting) = self.0.take() else {
+            return Duration::ZERO;
+        };
+        let of_service = match waiting.cause {
+            WaitCause::Service => time_waited().saturating_sub(waiting.waited),
+            _ => Duration::ZERO,
+        };
+        let duration = clock::now().duration_since(waiting.since);
+        waited(waiting.cause, duration.saturating_sub(of_service));
+        of_service
     }
 
     #[inline]

@@ -11,7 +11,7 @@ use crate::{
     clock,
     deadline::{Deadline, PendingDemand},
     error::{Error, InvalidConfig, Refused},
-    event::{self, EventHandle, Events, RequestDetails, Scope, Stage},
+    event::{self, EventHandle, Events, Refusal, RequestDetails, Scope, Stage},
     queue::{self, CallContext, Queue},
     rate::{ApiTokens, Budget, Bursts, Cost, Demand},
     schedule::{RequestFlow, Schedule, ScheduledCall},
@@ -149,6 +149,13 @@ impl<B, R> ExecutorInner<B, R> {
         }
     }
 
+    /// Tells the observers of a call that is refused with this error and has no event.
+    #[cold]
+    pub(super) fn refused(&self, error: Error) -> Error {
+        self.events.refused(Refusal::of(&error));
+        error
+    }
+
     /// Returns the cost of the request. Fails if the cost is above the burst of a rate, since the call could never be
     /// admitted.
     fn check(&self, request: &mut Request<B>) -> Result<Cost, Error> {
@@ -183,11 +190,13 @@ impl<B, R> ExecutorInner<B, R> {
         // The request is large, and is not moved until it is in the queue.
         let mut slot = Some(request);
         let request = slot.as_mut().expect("the request is there until it is queued");
-        let cost = self.check(request)?;
+        let cost = self.check(request).map_err(|error| self.refused(error))?;
         let _cached_now = clock::cache();
         // If the queue was closed just now, the returned future fails with `Closed`, like that of a call that waits.
         let place = queue.try_place().unwrap_or_default();
-        let admission = self.admit(request, cost, place.is_some())?;
+        let admission = self
+            .admit(request, cost, place.is_some())
+            .map_err(|error| self.refused(error))?;
         let queued = queue.call_in(place, admission.context, &mut slot);
         Ok(self.future(queued, admission.event, admission.early_response))
     }
@@ -199,7 +208,7 @@ impl<B, R> ExecutorInner<B, R> {
         queue: &mut Queue<Request<B>, Response<R>>,
         mut request: Request<B>,
     ) -> Result<CallFuture<B, R>, TrySubmitError<B>> {
-        let cost = self.check(&mut request)?;
+        let cost = self.check(&mut request).map_err(|error| self.refused(error))?;
         let place = match queue.try_place() {
             Ok(Some(place)) => place,
             Ok(None) => {
@@ -208,12 +217,18 @@ impl<B, R> ExecutorInner<B, R> {
                     queue.places_ahead_of(&schedule.call(&self.parts.flow.flow(&request), cost))
                 });
                 let refused = Refused::full(request).free_after(self.time_until_place(ahead));
+                self.events.refused(Refusal::Full);
                 return Err(TrySubmitError::Refused(refused));
             }
-            Err(_) => return Err(TrySubmitError::Refused(Refused::closed(request))),
+            Err(_) => {
+                self.events.refused(Refusal::Closed);
+                return Err(TrySubmitError::Refused(Refused::closed(request)));
+            }
         };
         let _cached_now = clock::cache();
-        let admission = self.admit(&mut request, cost, true)?;
+        let admission = self
+            .admit(&mut request, cost, true)
+            .map_err(|error| self.refused(error))?;
         let queued = queue.call_at(place, &mut Some(request), admission.context);
         let queued = queued.map_err(TrySubmitError::Refused)?;
         Ok(self.future(queued, admission.event, admission.early_response))

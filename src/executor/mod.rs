@@ -143,8 +143,9 @@ impl<B, R> Executor<B, R> {
     pub async fn submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, Error> {
         // A loop of submits that need not wait yields now and then, as one of Tokio's own operations would.
         consume_budget().await;
-        let mut queue = self.inner.queue()?;
-        let request = call.into().into_request().map_err(Error::new)?;
+        let mut queue = self.inner.queue().map_err(|error| self.inner.refused(error))?;
+        let request = call.into().into_request();
+        let request = request.map_err(|error| self.inner.refused(Error::new(error)))?;
         let mut future = self.inner.submit(&mut queue, request)?;
         future.accepted().await?;
         Ok(CallHandle::new(future))
@@ -159,8 +160,9 @@ impl<B, R> Executor<B, R> {
     /// executor is stopped while `try_submit` runs: then the call's event ends with the status CANCELLED.
     #[allow(clippy::result_large_err, reason = "it hands the request back")]
     pub fn try_submit(&self, call: impl Into<Call<B>>) -> Result<CallHandle<B, R>, TrySubmitError<B>> {
-        let mut queue = self.inner.queue()?;
-        let request = call.into().into_request().map_err(Error::new)?;
+        let mut queue = self.inner.queue().map_err(|error| self.inner.refused(error))?;
+        let request = call.into().into_request();
+        let request = request.map_err(|error| self.inner.refused(Error::new(error)))?;
         let future = self.inner.try_submit(&mut queue, request)?;
         Ok(CallHandle::new(future))
     }

@@ -47,7 +47,7 @@ impl<B, R> Service<Request<B>> for Executor<B, R> {
     fn call(&mut self, req: Request<B>) -> Self::Future {
         let call = match self.inner.open_queue(&mut self.queue) {
             Ok(queue) => self.inner.submit(queue, req).map_err(Some),
-            Err(error) => Err(Some(error)),
+            Err(error) => Err(Some(self.inner.refused(error))),
         };
         ResponseFuture { call }
     }

@@ -4,9 +4,12 @@ use super::{
     adapt::{Adaptation, Rejection},
     dialect::Provider,
     follow::{Following, InFlight, Learned},
-    info::RateLimitInfo,
+    info::{RateLimitInfo, Reset, Window},
 };
-use crate::rate::RateLimiter;
+use crate::{
+    event::{self, LimitReport},
+    rate::RateLimiter,
+};
 use http::{HeaderMap, Request, Response, StatusCode};
 use pin_project_lite::pin_project;
 use std::{
@@ -228,8 +231,14 @@ impl FeedbackLayer {
                         "The provider asks for a longer pause than is allowed: the pause is cut"
                     );
                 }
-                self.limiter.pause_for_provider(delay.min(self.max_pause));
+                let pause = delay.min(self.max_pause);
+                if self.limiter.pause_for_provider(pause) {
+                    event::limiter_paused(pause);
+                }
             }
+        }
+        if !info.windows.is_empty() && event::is_observed() {
+            info.windows.iter().for_each(report);
         }
         if let (Some(following), Some(in_flight)) = (&self.follows, in_flight) {
             following.observe(&self.limiter, &info.windows, in_flight, sent);
@@ -254,6 +263,16 @@ impl FeedbackLayer {
             }
         }
     }
+}
+
+/// Tells the observers of the current call what the response reports of a limit.
+fn report(window: &Window) {
+    let reset = window.reset.map(|(Reset::Full(reset) | Reset::More(reset))| reset);
+    event::limit_reported(&LimitReport::new(
+        (window.unit.budget(), window.period),
+        (window.limit, window.remaining),
+        reset,
+    ));
 }
 
 /// Returns whether a response reports that a limit was exceeded, or that the provider is overloaded (503, or

@@ -43,6 +43,9 @@ pub struct RateLimitLayer<C = ByExtension, U = AsCharged> {
 /// and no other call waits for this one longer than 5 ms. If the turn is lost by then, the call gives the readiness
 /// back, that is, it continues with a clone of the inner service, and waits again.
 ///
+/// Place a [`ConcurrencyLimitLayer`](crate::ConcurrencyLimitLayer) above this layer: below it, calls whose rates are
+/// available wait for a permit, and hold up those behind them.
+///
 /// A limiter that several processes share charges a call first and asks the inner service afterwards: asking the store
 /// twice would take twice as long.
 #[derive(Clone, Debug)]

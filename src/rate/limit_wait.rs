@@ -2,6 +2,7 @@
 
 use super::{admission::Admission, budget::Budget, pause::Pause};
 use crate::event::{self, WaitCause, WaitTimer};
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::Instant;
 
 /// What a call waits for at the rate limit: the pause of the limiter, one of the call's budgets, or the service below.
@@ -57,6 +58,12 @@ impl LimitWait {
     /// budget that was available last, if that is known.
     #[cold]
     fn record(&mut self, binding: Option<Budget>) {
+        if self.timer.cause() == Some(WaitCause::Service) {
+            if !self.timer.record().is_zero() {
+                warn_of_order();
+            }
+            return;
+        }
         let Some((cause, since)) = self.timer.take() else {
             return;
         };
@@ -78,6 +85,18 @@ impl Drop for LimitWait {
         if self.timer.is_running() {
             self.record(None);
         }
+    }
+}
+
+/// Warns, once in a process, of a concurrency limit below a rate limit.
+fn warn_of_order() {
+    static HAS_WARNED: AtomicBool = AtomicBool::new(false);
+    if !HAS_WARNED.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            target: "tower_outbound",
+            "A call whose rates were available has waited for a permit of a concurrency limit below its rate limit, and others \
+             behind it with it: place the concurrency limit outside the rate limit"
+        );
     }
 }
 

@@ -497,10 +497,10 @@ impl RateLimiter {
     }
 
     /// Admits no call for the duration `pause`, at the request of the provider. Only extends the provider's earlier
-    /// pause: its responses may arrive in another order than they were sent.
+    /// pause: its responses may arrive in another order than they were sent. Returns whether this has begun a pause.
     #[cfg(feature = "http")]
-    pub(crate) fn pause_for_provider(&self, pause: Duration) {
-        either!(self, limiter => limiter.pause_for_provider(pause));
+    pub(crate) fn pause_for_provider(&self, pause: Duration) -> bool {
+        either!(self, limiter => limiter.pause_for_provider(pause))
     }
 
     /// Ends all pauses now, also a pause of the provider. Waiting calls go on at once, as far as the limits allow.

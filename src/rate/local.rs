@@ -249,11 +249,12 @@ impl LocalLimiter {
     /// Admits no call for the duration `pause`, at the request of the provider. Only extends an earlier pause of the
     /// provider: its responses may arrive in another order than they were sent.
     #[cfg(feature = "http")]
-    pub(super) fn pause_for_provider(&self, pause: Duration) {
-        self.change_pause(|buckets, now| {
+    pub(super) fn pause_for_provider(&self, pause: Duration) -> bool {
+        let [(_, change)] = self.change_pause(|buckets, now| {
             let until = now.get().checked_add(pause);
             [(PauseSource::Provider, buckets.extend_pause(until, now))]
         });
+        change == PauseChange::Begun
     }
 
     pub(super) fn resume(&self) {
@@ -267,7 +268,7 @@ impl LocalLimiter {
     fn change_pause<const N: usize>(
         &self,
         change: impl FnOnce(&mut Buckets, &mut LazyNow) -> [(PauseSource, PauseChange); N],
-    ) {
+    ) -> [(PauseSource, PauseChange); N] {
         let (changes, remaining) = self.queue.update(|buckets, now| {
             let changes = change(buckets, now);
             (changes, buckets.wait(&Cost::none(), now))
@@ -275,6 +276,7 @@ impl LocalLimiter {
         for (source, change) in changes {
             change.log(source, remaining);
         }
+        changes
     }
 
     pub(super) fn forgive_debts(&self) {

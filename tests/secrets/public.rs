@@ -17,17 +17,35 @@ use std::{
     fmt::{Debug, Display},
     fs,
     path::Path,
+    sync::{Arc, Mutex},
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_outbound::{
-    ApiTokens, Call, ConcurrencyLimitLayer, Cost, EventLayer, Executor, KeyedRateLimiter, Limits, QueueLayer, Rate,
-    RateLimitLayer, RateLimiter, RequestStatus, Schedule, Shutdown, TokenUsage,
+    ApiTokens, Call, ConcurrencyLimitLayer, Cost, EventHandle, EventLayer, Executor, KeyedRateLimiter, Limits,
+    QueueLayer, Rate, RateLimitLayer, RateLimiter, RequestStatus, Schedule, Shutdown, TokenUsage,
     error::{AcquireError, TooManyKeys},
-    event::{Describe, Events, Http, Metadata, Nothing, Payload, RequestDetails, ResponseDetails},
+    event::{
+        AttemptEnd, CallEnd, Describe, Events, Http, Metadata, Model, Nothing, Observer, Payload, RequestDetails,
+        ResponseDetails, WaitCause,
+    },
     executor::{BudgetRate, Closure, Config},
     rate::{Budget, ByExtension},
-    schedule::{Flow, FlowKey, Level},
+    schedule::{self, CurrentCall, Flow, FlowKey, Level},
 };
+
+/// Keeps what an observer is told of the attempts and calls that have ended.
+#[derive(Default)]
+struct Ends(Mutex<(Vec<AttemptEnd>, Vec<CallEnd>)>);
+
+impl Observer for Ends {
+    fn attempt_ended(&self, _: &EventHandle, end: &AttemptEnd) {
+        self.0.lock().unwrap().0.push(end.clone());
+    }
+
+    fn call_ended(&self, _: &EventHandle, end: &CallEnd) {
+        self.0.lock().unwrap().1.push(end.clone());
+    }
+}
 
 /// The `Debug` and `Display` output of the public types, by the name of the type.
 #[derive(Default)]
@@ -137,9 +155,14 @@ async fn no_public_type_shows_a_secret() {
     shown.debug(&Http::default().redact("x-own".parse().unwrap()));
     shown.debug(&Http::default().response_body(json as fn(&Bytes) -> _));
     shown.debug(&Nothing);
+    shown.debug(&Model::from("model"));
 
     // The executor with a queued, a running and a panicking call.
-    let executor = Executor::builder().queue_capacity(1).concurrency_limit(1);
+    let ends = Arc::new(Ends::default());
+    let executor = Executor::builder()
+        .queue_capacity(1)
+        .concurrency_limit(1)
+        .observe(ends.clone());
     shown.debug(&executor);
     let executor = executor.build(client).unwrap();
     shown.debug(&executor.submit(request(&secrets)).await.unwrap_err());
@@ -173,11 +196,19 @@ async fn no_public_type_shows_a_secret() {
     first.event().log(format!("calling {}", request(&secrets).uri()));
     shown.debug(first.event().snapshot().logs.first().unwrap());
     shown.debug(&first.event().snapshot());
+    shown.debug(&first.event().server().unwrap());
     first.await.unwrap();
     second.await.unwrap();
     let error = third.await.unwrap().unwrap().await.unwrap_err();
     shown.display(&error);
     shown.display(error.find::<tower_outbound::error::Panicked>().unwrap());
+    shown.debug(&tower_outbound::event::Refusal::Full);
+    let (attempts, calls) = std::mem::take(&mut *ends.0.lock().unwrap());
+    attempts.iter().for_each(|end| shown.debug(end));
+    calls.iter().for_each(|end| shown.debug(end));
+    shown.debug(calls.iter().find_map(|end| end.waits.first()).unwrap());
+    shown.display(&WaitCause::Budget(Budget::Tokens));
+    shown.display(&"budget:No".parse::<WaitCause>().unwrap_err());
     shown.debug(&executor.stop(Shutdown::Graceful).await);
     shown.debug(&Shutdown::Graceful);
     shown.debug(&Config::default());
@@ -267,6 +298,8 @@ async fn no_public_type_shows_a_secret() {
     let error = full.call(request(&secrets)).await.unwrap_err();
     shown.display(error.downcast_ref::<TooManyKeys>().unwrap());
 
+    shown.debug(&current_call().await);
+
     // Types whose output has only numbers and fixed texts.
     shown.debug(&limiter.acquire_estimate(Cost::tokens(1)).await.unwrap());
     shown.debug(&limiter.try_acquire(Cost::tokens(5)).unwrap_err());
@@ -346,6 +379,20 @@ async fn no_public_type_shows_a_secret() {
 
 fn json(body: &Bytes) -> tower_outbound::event::Value {
     String::from_utf8_lossy(body).into_owned().into()
+}
+
+/// Returns the call that a schedule has chosen, as a layer finds it.
+async fn current_call() -> CurrentCall {
+    let limit = ConcurrencyLimitLayer::new(1).unwrap();
+    let schedule = Schedule::new().concurrency(limit.limit().clone());
+    let mut queue = QueueLayer::new(1)
+        .unwrap()
+        .schedule(schedule, Flow::of, ByExtension)
+        .unwrap()
+        .layer(service_fn(async |_: Request<()>| {
+            Ok::<_, BoxError>(schedule::current().unwrap())
+        }));
+    queue.call(Request::new(())).await.unwrap()
 }
 
 /// Returns the error that a subscriber of events receives if it is too slow.

@@ -11,6 +11,7 @@ pub mod proxy;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod refilling_provider;
+pub mod steps;
 
 use http::{Request, Response};
 use std::{

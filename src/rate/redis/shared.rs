@@ -17,7 +17,7 @@ use crate::{
         cost::Cost,
         estimate::{Estimate, Settle, warn_of_cut_off},
         limits::Limits,
-        pause::{Pause, PauseSource},
+        pause::{Pause, PauseChange, PauseSource},
     },
 };
 use std::{
@@ -221,10 +221,8 @@ impl SharedLimiter {
 
     /// Pauses all members at the request of the provider. Only extends an earlier pause of the provider.
     #[cfg(any(test, feature = "http"))]
-    pub(in crate::rate) fn pause_for_provider(&self, pause: Duration) {
-        if !pause.is_zero() {
-            self.set_pause(PauseSource::Provider, pause);
-        }
+    pub(in crate::rate) fn pause_for_provider(&self, pause: Duration) -> bool {
+        !pause.is_zero() && self.set_pause(PauseSource::Provider, pause) == PauseChange::Begun
     }
 
     /// Ends all pauses of all members now, also a pause of the provider.
@@ -246,7 +244,7 @@ impl SharedLimiter {
         self.with_coordinator(|coordinator| coordinator.pause_since(instant))
     }
 
-    fn set_pause(&self, source: PauseSource, pause: Duration) {
+    fn set_pause(&self, source: PauseSource, pause: Duration) -> PauseChange {
         let now = Instant::now();
         // If the end of the pause cannot be represented as an `Instant`, the pause lasts a year.
         let far = || now + Duration::from_secs(60 * 60 * 24 * 365);
@@ -254,6 +252,7 @@ impl SharedLimiter {
         let change = self.with_coordinator(|coordinator| coordinator.set_pause(source, until, now));
         change.log(source, pause);
         self.handle.shared.notify_driver();
+        change
     }
 
     /// Raises each bucket of the quota that is in debt to 0, for all members: see

@@ -6,13 +6,18 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody as Frames};
 use hyper::body::Bytes;
-use std::{io, time::Duration, time::SystemTime};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
 use tower::{BoxError, Layer, Service, ServiceExt, retry::Policy, service_fn};
 use tower_outbound::{
-    ApiTokensUsed, Deadline, DeadlineLayer, Executor, Limits, Rate, RateLimiter,
+    ApiTokensUsed, Deadline, DeadlineLayer, EventHandle, EventLayer, Executor, Limits, Rate, RateLimiter,
     body::{BodyLayer, CheckLayer, CollectLayer, StreamLayer},
     client::Reqwest,
     error::{BadResponse, BodyFailed, BodyTooLarge, DeadlineExceeded, RetryAfterTooLong},
+    event::{Events, LimitReport, Observer},
     provider::{
         AverageEstimate, CharacterEstimate, FeedbackLayer, Provider, QuantileEstimate, Reset, Source, Unit, UsageLayer,
     },
@@ -40,7 +45,34 @@ fn client() -> impl Service<Request<Bytes>, Response = Response<Body>, Error = B
     })
 }
 
+/// Keeps a limit that a response has reported.
+#[derive(Default)]
+struct Reported(Mutex<Option<LimitReport>>);
+
+impl Observer for Reported {
+    fn limit_reported(&self, _: &EventHandle, report: &LimitReport) {
+        *self.0.lock().unwrap() = Some(*report);
+    }
+}
+
+async fn limit_report() -> LimitReport {
+    let events = Events::new();
+    let reported = Arc::new(Reported::default());
+    events.observe(reported.clone());
+    let limiter = RateLimiter::new(Limits::new().requests(Rate::per_minute(5))).unwrap();
+    let client = service_fn(async |_: Request<()>| {
+        Response::builder()
+            .header("x-ratelimit-remaining-requests", "1")
+            .body(())
+    });
+    let client = FeedbackLayer::new(limiter, Provider::OpenAi).layer(client);
+    let service = EventLayer::processing().report_to(&events).layer(client);
+    service.oneshot(Request::new(())).await.unwrap();
+    reported.0.lock().unwrap().take().unwrap()
+}
+
 pub(super) async fn show(secrets: &Secrets, shown: &mut Shown) {
+    shown.debug(&limit_report().await);
     let limiter = RateLimiter::new(Limits::new().requests(Rate::per_second(5))).unwrap();
 
     // Clients, bodies, and their layers.
