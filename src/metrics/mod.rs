@@ -218,8 +218,10 @@ impl Observer for Metrics {
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The values of labels may be names of tenants.
+        let labels: Vec<_> = self.registry.labels.iter().map(metrics::Label::key).collect();
         f.debug_struct("Metrics")
-            .field("labels", &self.registry.labels)
+            .field("labels", &labels)
             .field("metadata_labels", &self.metadata_labels)
             .finish_non_exhaustive()
     }

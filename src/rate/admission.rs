@@ -7,7 +7,7 @@ use super::{
     budget::Budget,
     cost::Cost,
     estimate::Estimate,
-    granted::{Found, Granted, PollCharge},
+    granted::{self, Found, Granted, PollCharge},
     limiter::RateLimiter,
     local::LocalAdmission,
     pause::Pause,
@@ -51,17 +51,19 @@ pub(crate) struct ScheduledAdmission {
 // === impl Admission ===
 
 impl Admission {
-    /// Returns the admission of a call for which a schedule has left something.
+    /// Returns the admission of a call for which a schedule may have left something.
     #[cold]
-    pub(super) fn found(found: Found, limiter: &RateLimiter, cost: Cost, is_estimate: bool) -> Self {
-        match found {
-            Found::Charge(charge) => Self::Granted(Some(charge)),
-            Found::Again(attempt) => Self::Scheduled(Box::new(ScheduledAdmission {
+    #[inline(never)]
+    pub(super) fn of_granted(limiter: &RateLimiter, cost: Cost, is_estimate: bool) -> Self {
+        match granted::take(limiter) {
+            Some(Found::Charge(charge)) => Self::Granted(Some(charge)),
+            Some(Found::Again(attempt)) => Self::Scheduled(Box::new(ScheduledAdmission {
                 attempt,
                 limiter: limiter.clone(),
                 cost,
                 is_estimate,
             })),
+            None => limiter.admission(cost, is_estimate),
         }
     }
 

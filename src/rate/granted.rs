@@ -87,17 +87,14 @@ pub(crate) fn is_charged(limiter: &RateLimiter) -> bool {
     IS_ANY.get() && with_current(limiter, |granted| granted.charge.is_some()).unwrap_or(false)
 }
 
-/// Returns what was granted to the current call, if it was a charge of `limiter`.
+/// Whether something was granted to the current call, by any limiter.
 #[inline]
-pub(super) fn take(limiter: &RateLimiter) -> Option<Found> {
-    if !IS_ANY.get() {
-        return None;
-    }
-    take_current(limiter)
+pub(super) fn is_any() -> bool {
+    IS_ANY.get()
 }
 
-#[cold]
-fn take_current(limiter: &RateLimiter) -> Option<Found> {
+/// Returns what was granted to the current call, if it was a charge of `limiter`.
+pub(super) fn take(limiter: &RateLimiter) -> Option<Found> {
     with_current(limiter, |granted| match granted.charge.take() {
         Some(charge) => Some(Found::Charge(charge)),
         None => granted.again.clone().map(|again| Found::Again(again.charge_again())),

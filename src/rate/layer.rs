@@ -273,13 +273,15 @@ where
         Poll::Ready(Ok(()))
     }
 
+    #[inline]
     fn call(&mut self, mut req: Req) -> Self::Future {
         self.cost.prepare(&mut req);
         let cost = self.cost.cost(&req);
         let kind = if U::SETTLES { self.cost.kind(&req) } else { None };
-        let admission = match granted::take(&self.limiter) {
-            Some(found) => Admission::found(found, &self.limiter, cost, U::SETTLES),
-            None => self.limiter.admission(cost, U::SETTLES),
+        let admission = if granted::is_any() {
+            Admission::of_granted(&self.limiter, cost, U::SETTLES)
+        } else {
+            self.limiter.admission(cost, U::SETTLES)
         };
         ResponseFuture {
             state: State::Waiting {

@@ -68,8 +68,9 @@ struct SemaphoreInner {
     queue: WaitQueue<Permits>,
     /// Counts a call in flight for the one who has granted its permit, if this is the handle of one permit. Kept here, so
     /// that other permits are not larger for it.
+    /// A thin pointer, so that a semaphore is hardly larger for it, either.
     #[allow(dead_code, reason = "its drop is what matters")]
-    in_flight: Option<InFlight>,
+    in_flight: Option<Box<InFlight>>,
 }
 
 /// The counters of a semaphore that the fast path reads and writes without the wait queue's lock.
@@ -366,7 +367,7 @@ impl Permit {
             semaphore.inner = Arc::new(SemaphoreInner {
                 state: semaphore.inner.state.clone(),
                 queue: semaphore.inner.queue.clone(),
-                in_flight: Some(in_flight),
+                in_flight: Some(Box::new(in_flight)),
             });
         }
         self

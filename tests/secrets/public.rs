@@ -344,6 +344,10 @@ async fn no_public_type_shows_a_secret() {
 
     #[cfg(feature = "full")]
     {
+        let label = secrets.of("what a metric is labelled with");
+        shown.debug(&tower_outbound::metrics::Metrics::new().label("tenant", label));
+        shown.debug(&tower_outbound::metrics::WAIT);
+        shown.debug(&tower_outbound::metrics::WAIT.kind);
         web::show(&secrets, &mut shown).await;
         shared::show(&secrets, &mut shown).await;
     }

@@ -57,16 +57,19 @@ fn names(query: &str) -> Names {
             Token::Word(word) if ends_labels.is_some() => {
                 names.labels.insert(word.clone());
             }
-            Token::Word(word) if next != Some(&Token::Sign('(')) && word != "by" => {
-                // A function whose labels come before its `(`, as in `sum by (le) (…)`.
-                if next != Some(&Token::Word("by".to_owned())) {
-                    names.metrics.insert(word.clone());
-                }
+            // Before `(` or `by` is a function, as in `rate(…)` and `sum by (le) (…)`.
+            Token::Word(word) if word != "by" && next.is_none_or(|next| !is_after_function(next)) => {
+                names.metrics.insert(word.clone());
             }
             _ => {}
         }
     }
     names
+}
+
+/// Whether a name before this is that of a function.
+fn is_after_function(next: &Token) -> bool {
+    matches!(next, Token::Sign('(')) || matches!(next, Token::Word(word) if word == "by")
 }
 
 /// Returns all queries of the dashboard.

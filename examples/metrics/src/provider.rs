@@ -30,7 +30,7 @@ pub(crate) async fn start() -> anyhow::Result<String> {
 }
 
 async fn answer(number: u64) -> Response {
-    if number % 30 == 0 {
+    if number.is_multiple_of(30) {
         return (StatusCode::TOO_MANY_REQUESTS, [("retry-after-ms", "100")]).into_response();
     }
     sleep(Duration::from_millis(20 + number * 37 % 180)).await;
