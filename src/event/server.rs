@@ -3,7 +3,7 @@
 use http::{Uri, uri::Authority};
 use std::fmt;
 
-/// The server that a call is for: see [`EventHandle::server`].
+/// The server that a call is for: see [`EventHandle::server`](super::EventHandle::server).
 #[derive(Clone)]
 pub struct Server {
     /// With user info, which must not be shown.

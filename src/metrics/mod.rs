@@ -1,4 +1,4 @@
-//! Metrics of every call, for any exporter of the crate [`metrics`](::metrics), such as Prometheus.
+//! Metrics of every call, for any exporter of the crate [`metrics`], such as Prometheus.
 //!
 //! [`Metrics`] is an [`Observer`]: every call is counted exactly once in each metric. Where OpenTelemetry's semantic
 //! conventions have a metric, its name, unit, buckets and attributes are used: `http.client.request.duration`,
