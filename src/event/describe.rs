@@ -96,7 +96,9 @@ pub struct Payload(pub Value);
 /// ```
 /// use tower_outbound::{Call, event::Model};
 ///
-/// let call = Call::from(http::Request::new("{}")).extension(Model::from("gpt-4o"));
+/// let mut request = http::Request::new("{}");
+/// request.extensions_mut().insert(Model::from("gpt-4o"));
+/// let call = Call::from(request);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Model(pub(super) Arc<str>);
