@@ -124,6 +124,20 @@ async fn all_or_nothing(make: Make<'_>) {
 }
 
 async fn in_order(make: Make<'_>) {
+    // With shared limits, a call that is not polled within 6 ms after its turn has come waits for another one. That happens to
+    // a process that the machine stops for so long, so one of three rounds has to be in order.
+    let mut rounds = Vec::new();
+    for _ in 0..3 {
+        let admitted = order_of_admissions(make).await;
+        if admitted.is_sorted() {
+            return;
+        }
+        rounds.push(admitted);
+    }
+    panic!("{rounds:?}");
+}
+
+async fn order_of_admissions(make: Make<'_>) -> Vec<usize> {
     let limiter = make(Limits::new().requests(Rate::per_second(50).burst(1)));
     let mut calls = JoinSet::new();
     for number in 0..20 {
@@ -138,7 +152,7 @@ async fn in_order(make: Make<'_>) {
     while let Some(number) = calls.join_next().await {
         admitted.push(number.unwrap());
     }
-    assert!(admitted.is_sorted(), "{admitted:?}");
+    admitted
 }
 
 async fn heavy(make: Make<'_>) {
