@@ -1,7 +1,7 @@
 //! [`KeyMap`]: a map by keys whose hash was made before.
 //!
-//! A call's keys are looked for in a map of each level, and in that of the queue's places. A hash that nobody can foresee
-//! takes longer than the rest of a lookup. So a [`FlowKey`](super::FlowKey) is hashed when it is made, and the maps only
+//! A call's keys are looked for in a map of each level, and in that of the queue's places. A seeded hash of a
+//! text takes longer than the rest of a lookup. So a [`FlowKey`](super::FlowKey) is hashed when it is made, and the maps only
 //! put the hashes of the keys together.
 
 use std::{
@@ -17,7 +17,7 @@ pub(crate) type KeyMap<K, V> = HashMap<K, V, BuildHasherDefault<CombineHashes>>;
 #[derive(Default)]
 pub(crate) struct CombineHashes(u64);
 
-/// Seeded for each process, so that nobody can choose keys whose hashes are equal.
+/// Seeded for each process, so that a tenant cannot choose keys whose hashes are equal.
 static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// Returns the hash of a key, the same for equal keys in this process.

@@ -66,7 +66,7 @@ pub(crate) struct Claim {
 struct SemaphoreInner {
     state: Arc<PermitState>,
     queue: WaitQueue<Permits>,
-    /// Counts a call in flight for the one who has granted its permit, if this is the handle of one permit. Kept here, so
+    /// Counts a call in flight for the schedule that has granted its permit, if this is the handle of one permit. Kept here, so
     /// that other permits are not larger for it.
     /// A thin pointer, so that a semaphore is hardly larger for it, either.
     #[allow(dead_code, reason = "its drop is what matters")]

@@ -301,6 +301,7 @@ fn a_call_that_begins_without_a_place_while_the_queue_closes_is_finished() {
                             if begun.load(Ordering::Acquire) {
                                 return;
                             }
+                            // Real time: this thread is blocked on purpose, and the other one has no paused clock.
                             std::thread::sleep(ms(1));
                         }
                     }
