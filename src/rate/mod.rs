@@ -85,7 +85,6 @@ mod followed;
 mod granted;
 #[cfg(all(test, tower_outbound_loom))]
 mod interleavings;
-#[allow(dead_code)]
 mod key_limits;
 mod keyed;
 mod kind;
